@@ -1,0 +1,3 @@
+"""o2o: read, rewrite and write Circle and TFLite graphs, as Unix filters over one IR (`onnx_ir`)."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,104 @@
+"""What the model says of itself: the role of each tensor of each signature, as JSON in the file.
+
+In memory a role hangs on its value (`value.meta["role"]`); everything else in the contract (names, shapes,
+dtypes, capacity) is read off the graph when it is written, so no filter can leave it stale. Only a filter
+that changes a *layout* has to say so, by replacing the role.
+
+    {"version": 1, "signatures": {"decode": {
+        "inputs":  [{"name": "input_ids", "role": "tokens", "dtype": "int64", "shape": [1, 1]},
+                    {"name": "past_key_0", "role": "key_cache", "layer": 0, "layout": "BNTH", ...}],
+        "outputs": [{"name": "logits", "role": "logits", ...}]}}}
+
+Layouts name axes: B batch, N heads (key/value heads for a cache), T tokens, H head dimension.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import onnx_ir as ir
+
+from o2o.errors import ModelError
+from o2o.model import Model
+
+METADATA_NAME = "o2o.contract"
+VERSION = 1
+
+Kind = Literal["tokens", "position", "mask", "key_cache", "value_cache", "key", "value", "logits"]
+Layout = Literal["BNTH", "BTNH"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a tensor is to the model that runs it.
+
+    kind: `tokens` ids [B, T]; `position` of the first token [1]; `mask` additive; `key_cache`/`value_cache`
+    what a graph is given; `key`/`value` what it gives back (rotated keys); `logits` [B, T, V].
+    layer and layout are for keys, values and their caches.
+    """
+
+    kind: Kind
+    layer: int | None = None
+    layout: Layout | None = None
+
+
+def role_of(value: ir.Value) -> Role | None:
+    return value.meta.get("role")
+
+
+def _describe(name: str, value: ir.Value) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": name}
+    role = role_of(value)
+    if role is not None:
+        entry["role"] = role.kind
+        if role.layer is not None:
+            entry["layer"] = role.layer
+        if role.layout is not None:
+            entry["layout"] = role.layout
+    entry["dtype"] = str(value.dtype.numpy()) if value.dtype is not None else None
+    entry["shape"] = list(value.shape.numpy()) if value.shape is not None else None
+    return entry
+
+
+def contract_of(model: Model) -> dict[str, Any]:
+    """The contract of `model` as it stands, ready for JSON. Signatures without any role are left out."""
+    signatures = {}
+    for signature in model.signatures:
+        ends = [*signature.inputs.values(), *signature.outputs.values()]
+        if any(role_of(value) is not None for value in ends):
+            signatures[signature.name] = {
+                "inputs": [_describe(name, value) for name, value in signature.inputs.items()],
+                "outputs": [_describe(name, value) for name, value in signature.outputs.items()],
+            }
+    return {"version": VERSION, "signatures": signatures}
+
+
+def dumps(model: Model) -> bytes | None:
+    """The contract as it goes into the file, or None for a model in which nothing has a role."""
+    contract = contract_of(model)
+    return json.dumps(contract, separators=(",", ":")).encode() if contract["signatures"] else None
+
+
+def attach(model: Model, data: bytes) -> None:
+    """Hang the roles that the JSON `data` tells onto the values of `model`. Raises ModelError."""
+    try:
+        contract = json.loads(data)
+        version = contract["version"]
+        if version > VERSION:
+            raise ModelError(f"its {METADATA_NAME} has version {version}; this o2o knows {VERSION}: update o2o")
+        for signature in model.signatures:
+            told = contract["signatures"].get(signature.name, {})
+            for ends, entries in ((signature.inputs, "inputs"), (signature.outputs, "outputs")):
+                for entry in told.get(entries, ()):
+                    if entry["name"] in ends and (role := _role(entry)) is not None:
+                        ends[entry["name"]].meta["role"] = role
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"its metadata {METADATA_NAME} is damaged: {error!r}") from error
+
+
+def _role(entry: Mapping[str, Any]) -> Role | None:
+    kind = entry.get("role")
+    return Role(kind, entry.get("layer"), entry.get("layout")) if kind in get_args(Kind) else None

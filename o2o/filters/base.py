@@ -1,0 +1,127 @@
+"""What every filter is: a model in, a model out, one line on stderr, and the same flags and manners."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import ClassVar, NoReturn
+
+import onnx_ir as ir
+
+from o2o import __version__, errors, formats, streams
+from o2o.errors import ModelError, UsageError
+from o2o.model import Format, Model
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help explains)")
+
+
+class Filter:
+    """One command. A subclass gives `name`, a docstring with a drawing, and `apply`.
+
+    The docstring is the `--help` text and the page under `docs/filters/`: its first line says what the
+    filter does, then come a before/after drawing and what it refuses.
+    """
+
+    name: ClassVar[str]
+    usage_example: ClassVar[str]
+    formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # what it takes
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the filter's own arguments. The input file is declared by `add_input`."""
+
+    def add_input(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("file", nargs="?", help="the model; stdin when absent or `-`")
+
+    def apply(self, model: Model, args: argparse.Namespace) -> Model | None:
+        """Change `model` in place, or return another. Raises ModelError, UsageError."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------
+
+    def say(self, message: str) -> None:
+        """One line to the user. Never on stdout, which carries the model."""
+        print(f"{self.name}: {message}", file=sys.stderr)
+
+    def parser(self) -> argparse.ArgumentParser:
+        text = inspect.cleandoc(self.__doc__ or "")
+        parser = _Parser(
+            prog=self.name,
+            description=text,
+            epilog=f"example:\n  {self.usage_example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_arguments(parser)
+        self.add_input(parser)
+        parser.add_argument("-o", "--output", metavar="FILE", help="write here, at once when complete; else stdout")
+        parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+        parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+        return parser
+
+    def read(self, args: argparse.Namespace) -> Model:
+        if args.file in (None, "-"):
+            return self.checked(formats.read(streams.read_stdin(), "<stdin>"), "<stdin>")
+        return self.checked(formats.load(args.file), args.file)
+
+    def checked(self, model: Model, source: str) -> Model:
+        if model.format not in self.formats:
+            needed = " or ".join(self.formats)
+            raise ModelError(f"{source}: a {model.format} model, but this filter needs {needed}")
+        return model
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
+        model = self.read(args)
+        entry = {
+            "filter": self.name,
+            "arguments": _told(argv, args),
+            "version": __version__,
+            "input": model.fingerprint,
+        }
+        model = self.apply(model, args) or model
+        for graph in model.graphs:
+            _sort(graph)
+        model.history.append(entry)
+        with streams.open_output(args.output) as sink:
+            formats.write(model, sink)
+        return 0
+
+    @classmethod
+    def main(cls, argv: Sequence[str] | None = None) -> int:
+        """The command: parse `argv`, filter, report. Returns the exit code."""
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        filter_ = cls()
+
+        def body() -> int:
+            return filter_.run(filter_.parser().parse_args(arguments), arguments)
+
+        return errors.run(cls.name, body, debug="--debug" in arguments)
+
+
+def _told(argv: Sequence[str], args: argparse.Namespace) -> list[str]:
+    """The arguments that changed the model: not where it came from or went to, so that history repeats."""
+    told, skip = [], False
+    for argument in argv:
+        if skip or argument in ("--debug", "--explain") or argument == getattr(args, "file", None):
+            skip = False
+        elif argument in ("-o", "--output"):
+            skip = True
+        elif not argument.startswith(("--output=", "-o")):
+            told.append(argument)
+    return told
+
+
+def _sort(graph: ir.Graph) -> None:
+    """Put the nodes in an order in which they can run, and leave them alone if they are in one."""
+    seen: set[int] = set()
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and (producer := value.producer()) is not None and id(producer) not in seen:
+                graph.sort()
+                return
+        seen.add(id(node))

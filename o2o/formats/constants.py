@@ -1,0 +1,42 @@
+"""Constants as views of bytes, and when two of them are the same bytes.
+
+A constant whose bytes do not spell its tensor's shape and dtype (strings, sparse or compressed data, types
+that the IR lacks) is kept as what it is: uint8 [nbytes], under a value with the tensor's own shape.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+LARGE = 4096  # bytes from which a constant is data to pass on rather than part of the graph
+
+
+def constant(raw: np.ndarray, dtype: ir.DataType | None, shape: tuple[int, ...], name: str) -> ir.TensorProtocol:
+    """The tensor that the bytes `raw` (uint8 [nbytes]) spell, without copying them."""
+    count = int(np.prod(shape, dtype=np.int64))
+    encoded = dtype is None or dtype == ir.DataType.STRING or raw.nbytes != -(-count * dtype.bitwidth // 8)
+    if dtype is None or encoded:
+        return ir.Tensor(raw, ir.DataType.UINT8, name=name)
+    if dtype.bitwidth < 8:
+        return ir.PackedTensor(raw, dtype, shape=ir.Shape(shape), name=name)
+    return ir.Tensor(raw.view(dtype.numpy()).reshape(shape), dtype, shape=ir.Shape(shape), name=name)
+
+
+def numbers(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a constant, in its shape; None when `value` is not one, or only encoded bytes."""
+    if value is None or value.const_value is None or value.const_value.dtype != value.dtype:
+        return None
+    return value.const_value.numpy()
+
+
+def storage_key(tensor: ir.TensorProtocol) -> tuple[int, int]:
+    """Equal for two constants that are views of the same bytes in memory (or in the mapped file).
+
+    Within one model this is what keeps a buffer that several tensors share a single buffer, without
+    looking at its contents.
+    """
+    raw = getattr(tensor, "raw", None)
+    if isinstance(raw, np.ndarray):
+        return raw.__array_interface__["data"][0], raw.nbytes
+    return id(tensor), tensor.nbytes

@@ -1,0 +1,267 @@
+"""Bytes of a Circle or TFLite file -> `Model`. Constants stay views into the bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o import contract, history
+from o2o.errors import ModelError
+from o2o.formats.constants import LARGE, constant
+from o2o.formats.schema import SUBGRAPH_FIELDS, Dialect, detect
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
+
+# Fields that the IR has a place of its own for; every other field that is set goes to meta["fields"].
+_TENSOR_FIELDS = {"shape", "type", "buffer", "name"}
+_OPERATOR_FIELDS = {
+    "opcodeIndex", "inputs", "outputs", "builtinOptions", "builtinOptionsType",
+    "builtinOptions2", "builtinOptions2Type", "intermediates",
+    "largeCustomOptionsOffset", "largeCustomOptionsSize",
+}  # fmt: skip
+_SUBGRAPH_FIELDS = {"tensors", "inputs", "outputs", "operators", "name"}
+_MODEL_FIELDS = {"operatorCodes", "subgraphs", "buffers", "metadata", "metadataBuffer", "signatureDefs"}
+
+
+def read(data: memoryview, name: str = "<bytes>") -> Model:
+    """The model in `data`, which must outlive it. Raises ModelError, in which `name` tells the file.
+
+    Lossless: writing the result gives a file that means the same, field by field.
+    """
+    dialect = detect(data, name)
+    try:
+        return _Reader(dialect, data).model()
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    except (struct.error, IndexError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        what = f"truncated or damaged {dialect.name} file of {len(data)} bytes"
+        raise ModelError(f"{name}: {what} ({type(error).__name__}: {error})") from error
+
+
+def _text(value: Any) -> str | None:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _other_fields(table: Any, known: set[str]) -> dict[str, Any]:
+    """The fields of `table` outside `known` that differ from the schema's default."""
+    default = vars(type(table)())
+    return {
+        key: value
+        for key, value in vars(table).items()
+        if key not in known and not _same(value, default[key])
+    }  # fmt: skip
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (not isinstance(value, (np.ndarray, list)) and value == default)
+
+
+class _Reader:
+    def __init__(self, dialect: Dialect, data: memoryview) -> None:
+        self.dialect = dialect
+        self.data = data
+        self.table = dialect.unpack(data)
+        self.buffers = [self._buffer(buffer) for buffer in self.table.buffers or ()]
+        # Operators refer to subgraphs by number, also to later ones: make all graphs first.
+        self.graphs = [
+            ir.Graph([], [], nodes=[], name=_text(subgraph.name), opset_imports={DOMAIN: 1})
+            for subgraph in self.table.subgraphs or ()
+        ]
+        self.values = [
+            self._read_subgraph(graph, subgraph)
+            for graph, subgraph in zip(self.graphs, self.table.subgraphs or (), strict=True)
+        ]
+
+    def model(self) -> Model:
+        if not self.graphs:
+            raise ModelError("it holds no subgraph")
+        metadata = [
+            (_text(entry.name) or "", self._bytes(entry.buffer)) for entry in self.table.metadata or ()
+        ]
+        fields = _other_fields(self.table, _MODEL_FIELDS)
+        if self.table.metadataBuffer is not None:
+            fields["metadataBuffer"] = [self._bytes(index) for index in self.table.metadataBuffer]
+        model = Model(
+            self.dialect.name,
+            self.graphs,
+            [self._signature(signature) for signature in self.table.signatureDefs or ()],
+            [entry for entry in metadata if entry[0] not in (contract.METADATA_NAME, history.METADATA_NAME)],
+            fields=fields,
+            fingerprint=self._fingerprint(),
+        )
+        for key, data in metadata:
+            if key == contract.METADATA_NAME:
+                contract.attach(model, data)
+            elif key == history.METADATA_NAME:
+                model.history = history.loads(data)
+        return model
+
+    def _fingerprint(self) -> str:
+        """SHA-256 of the file without its large constants: of the graph, not the weights."""
+        base = np.frombuffer(self.data, np.uint8).__array_interface__["data"][0]
+        raws = [raw for raw in self.buffers if raw is not None and raw.nbytes >= LARGE]
+        digest = hashlib.sha256()
+        position = 0
+        for start, size in sorted((raw.__array_interface__["data"][0] - base, raw.nbytes) for raw in raws):
+            digest.update(self.data[position : max(position, start)])
+            position = max(position, start + size)
+        digest.update(self.data[position:])
+        return f"sha256:{digest.hexdigest()}"
+
+    def _buffer(self, buffer: Any) -> np.ndarray | None:
+        """The bytes of a Buffer table, uint8 [nbytes], wherever they lie; None for no data."""
+        if buffer.offset > 1:  # 0 and 1 both mean: not outside (the schema reserves 1 as a placeholder)
+            if buffer.offset + buffer.size > len(self.data):
+                end = buffer.offset + buffer.size
+                raise ModelError(f"truncated: a constant ends at byte {end} of {len(self.data)}")
+            return np.frombuffer(self.data, np.uint8, buffer.size, buffer.offset)
+        if buffer.data is None or len(buffer.data) == 0:
+            return None
+        return np.asarray(buffer.data)
+
+    def _bytes(self, index: int) -> bytes:
+        raw = self.buffers[index]
+        return b"" if raw is None else raw.tobytes()
+
+    def _read_subgraph(self, graph: ir.Graph, table: Any) -> list[ir.Value]:
+        names: set[str] = set()
+        values = [self._value(tensor, names, index) for index, tensor in enumerate(table.tensors or ())]
+        inputs = [values[i] for i in _indices(table.inputs)]
+        nodes = [self._node(operator, values) for operator in table.operators or ()]
+        graph.inputs.extend(inputs)
+        graph.extend(nodes)
+        graph.outputs.extend(values[i] for i in _indices(table.outputs))
+        for value in values:
+            if value.const_value is not None and value.producer() is None and not value.is_graph_input():
+                graph.register_initializer(value)
+        used = {id(value) for node in nodes for value in (*node.inputs, *node.outputs)}
+        used |= {id(value) for node in nodes for value in node.meta.get("intermediates", ())}
+        loose = [
+            value
+            for value in values
+            if id(value) not in used and not (value.is_graph_input() or value.is_graph_output())
+        ]
+        if loose:
+            graph.meta["loose"] = loose
+        if fields := _other_fields(table, _SUBGRAPH_FIELDS):
+            graph.meta["fields"] = fields
+        return values
+
+    def _value(self, tensor: Any, names: set[str], index: int) -> ir.Value:
+        """A tensor as a value. The IR wants names that are unique: `meta["name"]` keeps one that is not."""
+        raw_name = _text(tensor.name)
+        name = raw_name or f"tensor_{index}"
+        while name in names:
+            name += f"#{index}"
+        names.add(name)
+        shape = tuple(int(dim) for dim in tensor.shape) if tensor.shape is not None else ()
+        dtype = self.dialect.dtypes.get(tensor.type)
+        value = ir.Value(
+            name=name, shape=ir.Shape(shape), type=None if dtype is None else ir.TensorType(dtype)
+        )
+        fields = _other_fields(tensor, _TENSOR_FIELDS)
+        if tensor.shape is None:
+            fields["shape"] = None  # a scalar, or unknown: not the same as an empty vector in the file
+        if dtype is None:
+            fields["type"] = tensor.type  # RESOURCE, VARIANT, GGML blocks: no such type in the IR
+        if fields:
+            value.meta["fields"] = fields
+        if name != raw_name:
+            value.meta["name"] = (name, raw_name)
+        raw = self.buffers[tensor.buffer]
+        if raw is not None:
+            value.const_value = constant(raw, dtype, shape, name)
+        return value
+
+    def _node(self, operator: Any, values: list[ir.Value]) -> ir.Node:
+        code = self.table.operatorCodes[operator.opcodeIndex]
+        # Files older than builtinCode have only the byte-sized field; newer ones keep it at most 127.
+        number = code.builtinCode or code.deprecatedBuiltinCode
+        name = self.dialect.operators.get(number)
+        if name is None:
+            raise ModelError(f"operator code {number} is unknown to this version of the {self.dialect.name} schema")
+        domain, op_type = DOMAIN, name
+        if name == "CUSTOM":
+            domain, op_type = CUSTOM_DOMAIN, _text(code.customCode) or ""
+        attributes, options, fields = self._options(operator)
+        node = ir.Node(
+            domain,
+            op_type,
+            [None if index < 0 else values[index] for index in _indices(operator.inputs)],
+            attributes,
+            outputs=[
+                _absent() if index < 0 else values[index] for index in _indices(operator.outputs)
+            ],
+            version=code.version,
+        )  # fmt: skip
+        node.meta["options"] = options
+        fields |= _other_fields(operator, _OPERATOR_FIELDS)
+        if operator.largeCustomOptionsSize:
+            start, size = operator.largeCustomOptionsOffset, operator.largeCustomOptionsSize
+            fields["customOptions"] = np.frombuffer(self.data, np.uint8, size, start)
+        if fields:
+            node.meta["fields"] = fields
+        if operator.intermediates is not None:
+            node.meta["intermediates"] = [values[index] for index in _indices(operator.intermediates)]
+        return node
+
+    def _options(self, operator: Any) -> tuple[list[ir.Attr], str | None, dict[str, Any]]:
+        """(attributes, name of the options table, fields no attribute can hold)."""
+        options = operator.builtinOptions if operator.builtinOptions is not None else operator.builtinOptions2
+        if options is None:
+            return [], None, {}
+        table = type(options).__name__[:-1]
+        attributes, fields = [], {}
+        for key, item in vars(options).items():
+            name = self.dialect.ir_field(table, key)
+            if (table, key) in SUBGRAPH_FIELDS:
+                attributes.append(self._subgraph_attribute(name, item))
+            elif item is not None:
+                attribute = _attribute(name, item)
+                if attribute is None:
+                    fields[f"options.{key}"] = item
+                else:
+                    attributes.append(attribute)
+        return attributes, table, fields
+
+    def _subgraph_attribute(self, name: str, item: Any) -> ir.Attr:
+        if item is None or isinstance(item, (list, np.ndarray)):
+            return ir.AttrGraphs(name, [self.graphs[index] for index in _indices(item)])
+        return ir.AttrGraph(name, self.graphs[item]) if item >= 0 else ir.AttrInt64(name, item)
+
+    def _signature(self, table: Any) -> Signature:
+        values = self.values[table.subgraphIndex]
+        inputs, outputs = (
+            {_text(entry.name) or "": values[entry.tensorIndex] for entry in entries or ()}
+            for entries in (table.inputs, table.outputs)
+        )
+        return Signature(_text(table.signatureKey) or "", self.graphs[table.subgraphIndex], inputs, outputs)
+
+
+def _indices(vector: Iterable[int] | None) -> list[int]:
+    return [] if vector is None else [int(index) for index in vector]
+
+
+def _absent() -> ir.Value:
+    """An output that the operator does not give (-1 in the file)."""
+    return ir.Value(name="")
+
+
+def _attribute(name: str, item: Any) -> ir.Attr | None:
+    if isinstance(item, (bool, int, np.integer)):
+        return ir.AttrInt64(name, int(item))
+    if isinstance(item, (float, np.floating)):
+        return ir.AttrFloat32(name, float(item))
+    if isinstance(item, (bytes, str)):
+        return ir.AttrString(name, _text(item) or "")
+    if isinstance(item, (np.ndarray, list)):
+        array = np.asarray(item)
+        if array.dtype.kind in "iub" or array.size == 0:
+            return ir.AttrInt64s(name, [int(x) for x in array])
+        if array.dtype.kind == "f":
+            return ir.AttrFloat32s(name, [float(x) for x in array])
+    return None

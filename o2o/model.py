@@ -1,0 +1,80 @@
+"""A model in memory: several `onnx_ir` graphs, the signatures that name their ends, and what travels along.
+
+A Circle or TFLite subgraph is an `ir.Graph`. Its nodes live in the domain `circle` under their builtin
+name (`FULLY_CONNECTED`), or in `circle.custom` under their custom code. Constants are initializers. What
+the IR has no slot for stays with its owner under `meta`, so that nothing is lost between reading and
+writing:
+
+    value.meta["fields"]   fields of the Tensor table beyond name, shape, type and data (quantization, ...)
+    value.meta["role"]     what the value is to a language model (`o2o.contract.Role`)
+    node.meta["fields"]    fields of the Operator table (customOptions, intermediates, ...)
+    node.meta["options"]   the name of the operator's options table, or None when it has none
+    graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: values no operator touches
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+DOMAIN = "circle"
+CUSTOM_DOMAIN = "circle.custom"
+
+Format = Literal["circle", "tflite"]
+
+
+@dataclass
+class Signature:
+    """A named entry point: its graph, and the public name of each input and output in calling order."""
+
+    name: str
+    graph: ir.Graph
+    inputs: dict[str, ir.Value]
+    outputs: dict[str, ir.Value]
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let every name that stands for `old` stand for `new`."""
+        for ends in (self.inputs, self.outputs):
+            for name, value in ends.items():
+                if value is old:
+                    ends[name] = new
+
+
+@dataclass
+class Model:
+    """Graphs (the first is the main one), signatures and metadata of one file.
+
+    `fields` are those of the Model table that nothing else here holds; `fingerprint` identifies the graph
+    that was read ("sha256:..." of the file without its large constants; empty for a model made in memory).
+    """
+
+    format: Format
+    graphs: list[ir.Graph]
+    signatures: list[Signature] = field(default_factory=list)
+    metadata: list[tuple[str, bytes]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def signatures_of(self, graph: ir.Graph) -> Iterator[Signature]:
+        """The signatures that enter `graph`; several may."""
+        return (signature for signature in self.signatures if signature.graph is graph)
+
+    def label(self, graph: ir.Graph) -> str:
+        """How to call `graph` in a message: its signature's name, else its own, else its number."""
+        for signature in self.signatures_of(graph):
+            return signature.name
+        return graph.name or f"subgraph {self.graphs.index(graph)}"
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let `new` stand where `old` does among the inputs and outputs of graphs and signatures."""
+        for graph in self.graphs:
+            for ends in (graph.inputs, graph.outputs):
+                for index, value in enumerate(ends):
+                    if value is old:
+                        ends[index] = new
+        for signature in self.signatures:
+            signature.replace(old, new)

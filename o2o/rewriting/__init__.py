@@ -1,0 +1,1 @@
+"""What rewrites are made of: building nodes, reading attributes and constants, clearing what is dead."""

@@ -1,0 +1,114 @@
+"""Building nodes: `op = Builder(graph, before=node)` and then `op.MUL(x, y)`.
+
+Shapes and dtypes of results are not inferred by magic: each call says the shape that comes out, and the
+dtype is that of the first input unless told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.model import DOMAIN
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The static shape of `value`."""
+    return tuple(value.shape.numpy()) if value.shape is not None else ()
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def fresh_name(graph: ir.Graph, stem: str) -> str:
+    """`stem`, or `stem_1`, `stem_2`, ... : the first that no value of `graph` has.
+
+    The names in use are gathered once a graph, and kept in its meta while it is being rewritten.
+    """
+    taken = graph.meta.get("names")
+    if taken is None:
+        taken = {value.name for value in graph.inputs} | set(graph.initializers)
+        taken |= {value.name for node in graph for value in node.outputs}
+        graph.meta["names"] = taken
+    name, count = stem, 0
+    while name in taken:
+        count += 1
+        name = f"{stem}_{count}"
+    taken.add(name)
+    return name
+
+
+def add_constant(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
+    """A new constant of `graph` with the numbers of `array`, under `name` or one like it."""
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    tensor = ir.Tensor(array, name=fresh_name(graph, name))
+    value = ir.Value(
+        name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+class Builder:
+    """Puts new nodes in front of `before` in `graph`, or at its end.
+
+    `prefix` starts the names of all that is built, so that a reader of the graph sees where it comes from.
+    """
+
+    def __init__(self, graph: ir.Graph, before: ir.Node | None = None, prefix: str = "") -> None:
+        self.graph = graph
+        self.before = before
+        self.prefix = prefix
+
+    def constant(self, array: np.ndarray | Sequence[int] | float, name: str, dtype: Any = None) -> ir.Value:
+        return add_constant(self.graph, np.asarray(array, dtype), f"{self.prefix}{name}")
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        shape: Sequence[int],
+        dtype: ir.DataType | None = None,
+        name: str | None = None,
+        **attributes: Any,
+    ) -> ir.Value:
+        """A node with one output of `shape`, which is returned."""
+        if dtype is None:
+            dtype = next(value.dtype for value in inputs if value is not None)
+        output = ir.Value(
+            name=fresh_name(self.graph, f"{self.prefix}{name or op_type.lower()}"),
+            shape=ir.Shape(shape),
+            type=ir.TensorType(dtype) if dtype is not None else None,
+        )
+        node = ir.Node(
+            DOMAIN,
+            op_type,
+            inputs,
+            [ir.convenience.convert_attribute(key, item) for key, item in attributes.items()],
+            outputs=[output],
+        )
+        if self.before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(self.before, node)
+        return output
+
+    def reshape(self, x: ir.Value, shape: Sequence[int], name: str | None = None) -> ir.Value:
+        """RESHAPE to `shape`; `x` itself when it has that shape."""
+        if shape_of(x) == tuple(shape):
+            return x
+        to = self.constant(np.asarray(shape, np.int32), f"{name or 'reshape'}_shape")
+        return self.node("RESHAPE", [x, to], shape, name=name, newShape=list(shape))
+
+    def transpose(self, x: ir.Value, axes: Sequence[int], name: str | None = None) -> ir.Value:
+        """TRANSPOSE: axis i of the result is axis `axes[i]` of `x`; `x` itself when nothing moves."""
+        if list(axes) == list(range(len(axes))):
+            return x
+        permutation = self.constant(np.asarray(axes, np.int32), f"{name or 'transpose'}_axes")
+        shape = shape_of(x)
+        return self.node("TRANSPOSE", [x, permutation], [shape[axis] for axis in axes], name=name)

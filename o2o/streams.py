@@ -1,0 +1,91 @@
+"""Where models come from and go to: stdin, stdout and files.
+
+Input is mapped, not read: constants are views into the file's pages until someone needs their numbers.
+A pipe cannot be mapped, so what comes through one is spooled, in memory while small and else into an
+unnamed temporary file. Output appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from o2o.errors import UsageError
+
+SPOOL_IN_MEMORY = 64 << 20  # bytes of a piped model that are kept in memory before a file takes over
+
+
+def _map(file: BinaryIO) -> memoryview:
+    if os.fstat(file.fileno()).st_size == 0:
+        return memoryview(b"")
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def read_file(path: str | os.PathLike[str]) -> memoryview:
+    """The bytes of the file at `path`, mapped. Pipes and devices are spooled. Raises OSError."""
+    with open(path, "rb") as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return _map(file)
+        return _spool(file)
+
+
+def read_stdin() -> memoryview:
+    """The bytes on stdin: mapped when it is a file (`< model.circle`), spooled when it is a pipe."""
+    stream = sys.stdin.buffer
+    if stream.isatty():
+        raise UsageError("no input: give a file name, or pipe a model in (`< model.circle`)")
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and os.lseek(stream.fileno(), 0, os.SEEK_CUR) == 0:
+        return _map(stream)
+    return _spool(stream)
+
+
+def _spool(stream: BinaryIO) -> memoryview:
+    with tempfile.SpooledTemporaryFile(max_size=SPOOL_IN_MEMORY) as spool:
+        while chunk := stream.read(1 << 20):
+            spool.write(chunk)
+        if spool._rolled:  # type: ignore[attr-defined]
+            spool.flush()
+            return _map(spool)  # type: ignore[arg-type]
+        spool.seek(0)
+        return memoryview(spool.read())
+
+
+@contextlib.contextmanager
+def open_output(path: str | os.PathLike[str] | None) -> Iterator[BinaryIO]:
+    """A binary sink: stdout for None, else a file that replaces `path` only when the block succeeds.
+
+    Raises UsageError when stdout is a terminal, OSError for what the file system refuses. On any error the
+    old file, if there was one, is as it was, and nothing is left beside it.
+    """
+    if path is None:
+        if sys.stdout.isatty():
+            raise UsageError("stdout is a terminal: redirect it (`> model.circle`) or name a file with -o")
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    target = Path(path)
+    if target.exists() and not target.is_file():  # a device or a named pipe: there is nothing to replace
+        with open(target, "wb") as sink:
+            yield sink
+        return
+    target = target.resolve()  # write through a symbolic link, not over it
+    umask = os.umask(0)
+    os.umask(umask)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as sink:
+            yield sink
+            sink.flush()
+            os.fchmod(sink.fileno(), 0o666 & ~umask)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
