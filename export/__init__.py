@@ -1,0 +1,16 @@
+"""From a Hugging Face checkpoint to the graphs of a device: prefill and decode, as `o2o` models.
+
+    checkpoint   where a checkpoint is, and what it holds
+    safetensors  where each tensor's bytes lie in a file
+    model        the model of a config.json: structure without weights
+    cache        what stands in for transformers' KV cache while a graph is traced
+    operators    the operators that torch lacks and Circle has
+    graphs       what prefill and decode take and give
+    circle       torch.export -> TICO -> Circle
+    naming       readable tensor names
+    weights      parameters become constants that refer to the checkpoint's bytes
+    build        all of it, in order: `prefill()` and `decode()`
+
+Shapes are told in these letters: B batch, T tokens, S (or C) cache capacity, N query heads, K key/value
+heads, H head dimension, D model dimension, V vocabulary.
+"""

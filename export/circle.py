@@ -1,0 +1,89 @@
+"""torch.export -> TICO -> Circle: a traced graph as an `o2o` model, its ends named and their roles told."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+
+import tico
+import torch
+
+from export.graphs import Graph
+from export.model import first_line
+from export.naming import rename
+from o2o.errors import ModelError
+from o2o.formats import loads
+from o2o.model import Model, Signature
+
+
+def compile_graph(graph: Graph) -> bytes:
+    """The Circle file of `graph`: its inputs, then one input for each parameter of the model.
+
+    Raises ModelError when torch.export cannot trace the architecture or TICO lacks an operator of it.
+    """
+    kind = graph.model.kind
+    try:
+        with torch.no_grad():
+            program = torch.export.export(graph.eval(), graph.example(), strict=False)
+    except Exception as error:
+        raise ModelError(f"torch.export cannot trace {graph.signature} of this {kind}: {first_line(error)}") from error
+    config = tico.get_default_config()
+    config.set("circle_optimize", False)  # its clean-up after serialising is quadratic; filters do that here
+    with _complaints("tico.utils.convert") as complaints:
+        try:
+            return tico.convert_from_exported_program(program, config=config).circle_binary
+        except Exception as error:
+            lacking = sorted({name for text in complaints for name in re.findall(r"\(op\) (\S+)", text)})
+            reason = f"it lacks {', '.join(lacking)}" if lacking else first_line(error)
+            raise ModelError(f"TICO cannot convert {graph.signature} of this {kind}: {reason}") from error
+
+
+def convert(graph: Graph) -> Model:
+    """`graph` as a Circle model of one signature, whose last inputs are the parameters under their own names.
+
+    Raises ModelError like `compile_graph`.
+    """
+    model = loads(compile_graph(graph))
+    (circle,) = model.graphs
+    inputs = [*graph.inputs, *graph.model.parameters]
+    if len(circle.inputs) != len(inputs) or len(circle.outputs) != len(graph.outputs):
+        raise ModelError(
+            f"TICO made {len(circle.inputs)} inputs and {len(circle.outputs)} outputs of {len(inputs)} and "
+            f"{len(graph.outputs)} of {graph.signature}: this version of TICO is not the one export was made for"
+        )
+    rename(circle, inputs, list(graph.outputs))
+    circle.name = graph.signature
+    for value in (*circle.inputs, *circle.outputs):
+        role = {**graph.inputs, **graph.outputs}.get(value.name or "")
+        if role is not None:
+            value.meta["role"] = role
+    model.signatures = [
+        Signature(
+            graph.signature,
+            circle,
+            dict(zip(graph.inputs, circle.inputs, strict=False)),
+            dict(zip(graph.outputs, circle.outputs, strict=True)),
+        )
+    ]
+    return model
+
+
+@contextlib.contextmanager
+def _complaints(logger_name: str) -> Iterator[list[str]]:
+    """What is logged under that name in the meantime, instead of being printed."""
+    texts: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+
+    logger, handler = logging.getLogger(logger_name), Collect()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate

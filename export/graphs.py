@@ -1,0 +1,141 @@
+"""What prefill and decode take and give: modules for torch.export, with a name and a role for each end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from export.cache import Concatenated, Kept, Written
+from export.model import LanguageModel
+from o2o.contract import Role
+
+HIDDEN = torch.finfo(torch.float32).min  # added to the score of a key that must not be seen
+LAYOUT: Literal["BNTH"] = "BNTH"  # of all keys and values here: [B, K, T, H]
+
+
+class Graph(torch.nn.Module):
+    """A graph to export. `forward` takes what `inputs` names, in that order, then the model's parameters.
+
+    signature: its name. inputs, outputs: {name: role}, in calling order. `model` is no submodule, so that
+    torch.export sees its parameters as inputs only.
+    """
+
+    signature: str
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs: dict[str, Role] = {"input_ids": Role("tokens")}
+        self.outputs: dict[str, Role] = {"logits": Role("logits")}
+
+    def example(self) -> tuple[Any, ...]:
+        """Arguments for `forward` with the right shapes and dtypes."""
+        raise NotImplementedError
+
+
+class Prefill(Graph):
+    """A prompt of exactly T tokens, at positions 0 to T-1.
+
+    input_ids int64 [1, T] -> logits float32 [1, T, V], present_key_0, present_value_0, present_key_1, ...
+    float32 [1, K, T, H], keys rotated. A shorter prompt is padded at its end: what follows a token is
+    never seen by it.
+    """
+
+    signature = "prefill"
+
+    def __init__(self, model: LanguageModel, tokens: int) -> None:
+        """Raises UsageError for more tokens than the model can see."""
+        super().__init__(model)
+        model.check_length(tokens)
+        self.outputs |= _ends(model, "present", "key", "value")
+        self.register_buffer("positions", torch.arange(tokens)[None])
+        self.register_buffer("mask", torch.full((tokens, tokens), HIDDEN).triu(1)[None, None])
+
+    def example(self) -> tuple[Any, ...]:
+        return torch.zeros_like(self.positions), self.model.dummies()
+
+    def forward(self, input_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        cache = Kept()
+        logits = self.model(weights, input_ids, self.positions, self.mask, cache)
+        return logits, *cache.flat()
+
+
+class Decode(Graph):
+    """One token at position p. Base of the two forms.
+
+    input_ids int64 [1, 1], cache_position int64 [1] = p, past_key_0, past_value_0, past_key_1, ... float32
+    [1, K, C, H] of which the first p tokens count -> logits float32 [1, 1, V].
+    """
+
+    signature = "decode"
+
+    def __init__(self, model: LanguageModel, capacity: int, slots: torch.Tensor) -> None:
+        super().__init__(model)
+        self.capacity = capacity
+        self.inputs |= {"cache_position": Role("position")} | _ends(model, "past", "key_cache", "value_cache")
+        self.register_buffer("slots", slots)
+
+    def example(self) -> tuple[Any, ...]:
+        past = torch.zeros(1, self.model.key_value_heads, self.capacity, self.model.head_dim)
+        caches = tuple(past.clone() for _ in range(2 * self.model.layers))
+        return torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), caches, self.model.dummies()
+
+    def mask(self, position: torch.Tensor) -> torch.Tensor:
+        """Additive [1, 1, 1, number of keys]: 0 for keys whose slot is before `position`."""
+        return torch.where(self.slots < position, 0.0, HIDDEN)[None, None, None]
+
+
+class DecodeConcatenated(Decode):
+    """The new key and value stand behind the past, in all C + 1; `logits` is the only output. p in 0..C."""
+
+    def __init__(self, model: LanguageModel, capacity: int) -> None:
+        """Raises UsageError for more tokens than the model can see."""
+        model.check_length(capacity)
+        model.check_length(capacity + 1)
+        # The new key comes last and is always visible: its slot counts as -1.
+        super().__init__(model, capacity, torch.tensor([*range(capacity), -1]))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cache_position: torch.Tensor,
+        past: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        return self.model(
+            weights, input_ids, cache_position[None], self.mask(cache_position), Concatenated(past)
+        )
+
+
+class DecodeStatic(Decode):
+    """The new key and value are written into the cache at p; after `logits` come the updated caches,
+    present_key_0, present_value_0, ... float32 [1, K, S, H]. p in 0..S-1."""
+
+    def __init__(self, model: LanguageModel, capacity: int) -> None:
+        """Raises UsageError for more tokens than the model can see."""
+        model.check_length(capacity)
+        # Counted from -1, so that the key at p itself is visible.
+        super().__init__(model, capacity, torch.arange(capacity) - 1)
+        self.outputs |= _ends(model, "present", "key", "value")
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cache_position: torch.Tensor,
+        past: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        cache = Written(past, cache_position)
+        logits = self.model(weights, input_ids, cache_position[None], self.mask(cache_position), cache)
+        return logits, *cache.flat()
+
+
+def _ends(model: LanguageModel, prefix: str, key: Any, value: Any) -> dict[str, Role]:
+    """{prefix_key_0: ..., prefix_value_0: ..., prefix_key_1: ...} with the roles `key` and `value`."""
+    return {
+        f"{prefix}_{what}_{layer}": Role(kind, layer, LAYOUT)
+        for layer in range(model.layers)
+        for what, kind in (("key", key), ("value", value))
+    }

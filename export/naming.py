@@ -1,0 +1,68 @@
+"""Readable tensor names: TICO knows no modules, but a weight's name tells where in the model its operator is.
+
+The output of the operator that reads `model.layers.0.self_attn.q_proj.weight` becomes
+`model.layers.0.self_attn.q_proj`. What lies between two such operators is in the module that both are in:
+between `...0.self_attn.v_proj` and `...0.self_attn.o_proj`, TICO's `mul_9` becomes
+`model.layers.0.self_attn/mul_9`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+
+def rename(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Name the first inputs of `graph`, its outputs, and what lies between. Every name is unique."""
+    for value in _values(graph):
+        value.name = (value.name or "").rpartition("::")[2]
+    weights = dict(zip(graph.inputs, inputs, strict=True))
+    modules = {node: _module(node, weights) for node in graph}
+
+    names: dict[ir.Value, str] = {}
+    for node, scope in zip(graph, _scopes(list(modules.values())), strict=True):
+        for value in node.outputs:
+            names[value] = modules[node] or "/".join(filter(None, (scope, value.name)))
+    names |= weights | dict(zip(graph.outputs, outputs, strict=True))
+
+    taken = set(inputs) | set(outputs)
+    for value in _values(graph):
+        name = names.get(value, value.name or "value")
+        if value not in weights and not value.is_graph_output():
+            name = next(n for n in _candidates(name) if n not in taken)
+            taken.add(name)
+        value.name = name
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    made = [value for node in graph for value in node.outputs]
+    return [*graph.inputs, *graph.initializers.values(), *made]
+
+
+def _module(node: ir.Node, weights: dict[ir.Value, str]) -> str | None:
+    """The module whose `weight` this node reads."""
+    for value in node.inputs:
+        if value is not None and weights.get(value, "").endswith(".weight"):
+            return weights[value].removesuffix(".weight")
+    return None
+
+
+def _scopes(modules: Sequence[str | None]) -> list[str]:
+    """For each place, the module that the nearest named ones before and after it are both in."""
+    before = list(itertools.accumulate(modules, lambda last, here: here or last))
+    after = list(itertools.accumulate(reversed(modules), lambda last, here: here or last))[::-1]
+    return [_shared(a, b) for a, b in zip(before, after, strict=True)]
+
+
+def _shared(a: str | None, b: str | None) -> str:
+    """`model.layers.0` for `model.layers.0.self_attn.o_proj` and `model.layers.0.input_layernorm`."""
+    if a is None or b is None:
+        return ""
+    parts = zip(a.split("."), b.split("."), strict=False)
+    return ".".join(left for left, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], parts))
+
+
+def _candidates(name: str) -> itertools.chain[str]:
+    return itertools.chain([name], (f"{name}_{n}" for n in itertools.count(1)))

@@ -1,0 +1,89 @@
+"""Parameters become constants that refer to the checkpoint's bytes: read when written, one at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import onnx_ir as ir
+
+from export.checkpoint import Checkpoint
+from export.model import LanguageModel
+from export.safetensors import StoredTensor
+from o2o.errors import ModelError
+
+IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store it; the model computes it
+
+
+def match(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """The stored tensor of each parameter of `model`. Of a tied one, any of its names will do.
+
+    Raises ModelError that names what is missing, left over, of another shape, or tied but stored twice with
+    different values.
+    """
+    left = {name: tensor for name, tensor in checkpoint.tensors.items() if not IGNORED.search(name)}
+    found: dict[str, StoredTensor] = {}
+    for name in model.parameters:
+        stored = [left.pop(alias) for alias in (name, *model.aliases.get(name, ())) if alias in left]
+        if stored:
+            found[name] = stored[0]
+        for other in stored[1:]:
+            if not _same_bytes(stored[0], other):
+                raise ModelError(
+                    f"config.json ties {name} to {other.name}, but {checkpoint.directory} stores them with different "
+                    "values: set tie_word_embeddings to false there"
+                )
+    missing = [name for name in model.parameters if name not in found]
+    complaints = [f"lacks {_some(missing)}"] if missing else []
+    complaints += [f"holds {_some(left)}, which the model has no place for"] if left else []
+    complaints += [
+        f"has {name} as {list(found[name].shape)}, not {list(shape)}"
+        for name, shape in model.parameters.items()
+        if name in found and found[name].shape != shape
+    ][:3]
+    if complaints:
+        raise ModelError(f"{checkpoint.directory} does not fit its config.json ({model.kind}): {'; '.join(complaints)}")
+    return found
+
+
+def constant(name: str, stored: StoredTensor) -> ir.TensorProtocol:
+    """A float32 constant called `name` over the bytes of `stored`, which are read when it is written.
+
+    Raises ModelError for a dtype that is no float.
+    """
+    shape = ir.Shape(stored.shape)
+    if stored.dtype == "F32":
+        return ir.ExternalTensor(
+            stored.path, stored.offset, stored.length, ir.DataType.FLOAT, shape=shape, name=name
+        )
+    if stored.dtype not in ("BF16", "F16", "F64"):
+        raise ModelError(f"{stored.name} is stored as {stored.dtype}: export takes F32, F16 and BF16")
+    return ir.LazyTensor(lambda: ir.Tensor(stored.read_float32()), ir.DataType.FLOAT, shape, name=name)
+
+
+def bind(graph: ir.Graph, found: Mapping[str, StoredTensor]) -> None:
+    """Turn the inputs of `graph` that are named in `found` into constants."""
+    for value in [value for value in graph.inputs if value.name in found]:
+        assert value.name is not None
+        graph.inputs.remove(value)
+        value.const_value = constant(value.name, found[value.name])
+        graph.register_initializer(value)
+
+
+def _some(names: Iterable[str], limit: int = 4) -> str:
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def _same_bytes(a: StoredTensor, b: StoredTensor, chunk: int = 16 << 20) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with open(a.path, "rb") as left, open(b.path, "rb") as right:
+        left.seek(a.offset)
+        right.seek(b.offset)
+        for start in range(0, a.length, chunk):
+            size = min(chunk, a.length - start)
+            if left.read(size) != right.read(size):
+                return False
+    return True
