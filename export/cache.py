@@ -54,7 +54,7 @@ class Written(Kept):
     """Attention sees the whole cache [B, K, S, H], the new rows written over it from `position` on."""
 
     def __init__(self, past: Sequence[torch.Tensor], position: torch.Tensor) -> None:
-        """past: key 0, value 0, ..., each [B, K, S, H]. position: int64 [1], the slot of the first new row."""
+        """past: key 0, value 0, ..., each [B, K, S, H]. position: int64 [1], slot of the first new row."""
         super().__init__()
         self.past = past
         zero = torch.zeros(1, dtype=torch.int32)
@@ -62,4 +62,7 @@ class Written(Kept):
 
     def see(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         past_key, past_value = self.past[2 * layer], self.past[2 * layer + 1]
-        return dynamic_update_slice(past_key, key, self.start), dynamic_update_slice(past_value, value, self.start)
+        return (
+            dynamic_update_slice(past_key, key, self.start),
+            dynamic_update_slice(past_value, value, self.start),
+        )

@@ -15,8 +15,10 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 # What is fetched from the hub: never other formats of the same weights.
-WANTED = ["config.json", "generation_config.json", "*.safetensors", INDEX, "tokenizer*", "special_tokens_map.json",
-          "vocab.json", "merges.txt", "*.tiktoken", "chat_template*"]  # fmt: skip
+WANTED = [
+    *("config.json", "generation_config.json", "*.safetensors", INDEX),
+    *("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.tiktoken", "chat_template*"),
+]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -50,18 +52,18 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    nowhere = f"{hub_id} is neither a directory here nor"
+    nowhere = f"{hub_id} is no directory here, and"
     try:
         return Path(snapshot_download(hub_id, allow_patterns=WANTED))
     except LocalEntryNotFoundError as error:
-        raise ModelError(f"{nowhere} in the local cache, and the Hugging Face hub cannot be reached") from error
+        raise ModelError(f"{nowhere} the Hugging Face hub cannot be reached to fetch it") from error
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on its page, then `hf auth login`") from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"{nowhere} a model of the Hugging Face hub (or it is private: `hf auth login`)") from error
+        raise ModelError(f"{nowhere} the Hugging Face hub shows no such model to you") from error
     except Exception as error:  # the client's own, its transport's, the proxy's: many classes, one meaning
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{nowhere} to be had from the Hugging Face hub: {reason}") from error
+        raise ModelError(f"{nowhere} the Hugging Face hub does not give it: {reason}") from error
 
 
 def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:

@@ -28,7 +28,8 @@ def compile_graph(graph: Graph) -> bytes:
         with torch.no_grad():
             program = torch.export.export(graph.eval(), graph.example(), strict=False)
     except Exception as error:
-        raise ModelError(f"torch.export cannot trace {graph.signature} of this {kind}: {first_line(error)}") from error
+        reason = first_line(error)
+        raise ModelError(f"torch.export cannot trace {graph.signature} of this {kind}: {reason}") from error
     config = tico.get_default_config()
     config.set("circle_optimize", False)  # its clean-up after serialising is quadratic; filters do that here
     with _complaints("tico.utils.convert") as complaints:
@@ -50,8 +51,8 @@ def convert(graph: Graph) -> Model:
     inputs = [*graph.inputs, *graph.model.parameters]
     if len(circle.inputs) != len(inputs) or len(circle.outputs) != len(graph.outputs):
         raise ModelError(
-            f"TICO made {len(circle.inputs)} inputs and {len(circle.outputs)} outputs of {len(inputs)} and "
-            f"{len(graph.outputs)} of {graph.signature}: this version of TICO is not the one export was made for"
+            f"TICO kept {len(circle.inputs)} of {len(inputs)} inputs and {len(circle.outputs)} of "
+            f"{len(graph.outputs)} outputs of {graph.signature}: not a version of TICO that export knows"
         )
     rename(circle, inputs, list(graph.outputs))
     circle.name = graph.signature

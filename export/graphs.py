@@ -44,6 +44,8 @@ class Prefill(Graph):
     """
 
     signature = "prefill"
+    positions: torch.Tensor  # int64 [1, T]
+    mask: torch.Tensor  # additive, [1, 1, T, T]
 
     def __init__(self, model: LanguageModel, tokens: int) -> None:
         """Raises UsageError for more tokens than the model can see."""
@@ -70,6 +72,7 @@ class Decode(Graph):
     """
 
     signature = "decode"
+    slots: torch.Tensor  # int64 [number of keys]
 
     def __init__(self, model: LanguageModel, capacity: int, slots: torch.Tensor) -> None:
         super().__init__(model)
@@ -80,7 +83,8 @@ class Decode(Graph):
     def example(self) -> tuple[Any, ...]:
         past = torch.zeros(1, self.model.key_value_heads, self.capacity, self.model.head_dim)
         caches = tuple(past.clone() for _ in range(2 * self.model.layers))
-        return torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), caches, self.model.dummies()
+        token, position = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        return token, position, caches, self.model.dummies()
 
     def mask(self, position: torch.Tensor) -> torch.Tensor:
         """Additive [1, 1, 1, number of keys]: 0 for keys whose slot is before `position`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,15 @@ class LanguageModel:
         self.config = config
         self.kind: str = config.model_type
         if getattr(config, "quantization_config", None):
-            raise ModelError(f"a quantised checkpoint ({self.kind}): export takes float32, float16 or bfloat16")
+            raise ModelError("a quantised checkpoint: export takes weights in float32, float16 or bfloat16")
         try:
             with torch.device("meta"):
                 self.module = AutoModelForCausalLM.from_config(
                     config, dtype=torch.float32, attn_implementation=attn_implementation
                 ).eval()
         except Exception as error:
-            raise ModelError(f"transformers cannot build this {self.kind} model: {first_line(error)}") from error
+            reason = first_line(error)
+            raise ModelError(f"transformers cannot build this {self.kind} model: {reason}") from error
         _compute_buffers(self.module)
 
         text = config.get_text_config(decoder=True)
@@ -86,7 +86,12 @@ class LanguageModel:
             self.module,
             dict(zip(self.parameters, weights, strict=True)),
             (input_ids,),
-            {"position_ids": position_ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True},
+            {
+                "position_ids": position_ids,
+                "attention_mask": mask,
+                "past_key_values": cache,
+                "use_cache": True,
+            },
         )
         return result.logits
 
@@ -99,11 +104,11 @@ class LanguageModel:
         if tokens < 1:
             raise UsageError(f"a context of {tokens} tokens: give at least 1")
         if self.max_positions and tokens > self.max_positions:
-            raise UsageError(f"a context of {tokens} tokens: this {self.kind} model has {self.max_positions} positions")
+            raise UsageError(f"a context of {tokens} tokens: this model has {self.max_positions} positions")
         if self.sliding_window and tokens > self.sliding_window:
             raise UsageError(
-                f"a context of {tokens} tokens: this {self.kind} model's attention slides over "
-                f"{self.sliding_window}, and the graphs here let every token see all before it"
+                f"a context of {tokens} tokens: this model's attention slides over {self.sliding_window}, "
+                "and the graphs here let every token see all before it"
             )
 
 

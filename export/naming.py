@@ -51,9 +51,18 @@ def _module(node: ir.Node, weights: dict[ir.Value, str]) -> str | None:
 
 def _scopes(modules: Sequence[str | None]) -> list[str]:
     """For each place, the module that the nearest named ones before and after it are both in."""
-    before = list(itertools.accumulate(modules, lambda last, here: here or last))
-    after = list(itertools.accumulate(reversed(modules), lambda last, here: here or last))[::-1]
+    before = _latest(modules)
+    after = _latest(modules[::-1])[::-1]
     return [_shared(a, b) for a, b in zip(before, after, strict=True)]
+
+
+def _latest(modules: Sequence[str | None]) -> list[str | None]:
+    """For each place, the last module named up to there."""
+    latest, result = None, []
+    for module in modules:
+        latest = module or latest
+        result.append(latest)
+    return result
 
 
 def _shared(a: str | None, b: str | None) -> str:

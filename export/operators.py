@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from circle_schema import circle
@@ -35,7 +35,7 @@ def _(operand: torch.Tensor, update: torch.Tensor, start: torch.Tensor) -> torch
 class DynamicUpdateSliceVisitor(NodeVisitor):
     """o2o::dynamic_update_slice as Circle's DYNAMIC_UPDATE_SLICE."""
 
-    target = [torch.ops.o2o.dynamic_update_slice.default]
+    target: ClassVar = [torch.ops.o2o.dynamic_update_slice.default]
 
     def define_node(self, node: torch.fx.Node) -> Any:
         code = get_op_index(circle.BuiltinOperator.BuiltinOperator.DYNAMIC_UPDATE_SLICE, self._op_codes)

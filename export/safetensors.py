@@ -26,6 +26,8 @@ ITEM_SIZE = {
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
 
+FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}  # as numpy reads them
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -40,11 +42,10 @@ class StoredTensor:
 
     def read_float32(self) -> np.ndarray:
         """The numbers as float32, read from the file now. Raises ModelError for other than floats."""
-        if self.dtype not in ("F32", "F16", "BF16", "F64"):
-            raise ModelError(f"{self.path}: {self.name} is {self.dtype}, not a float: export takes F32, F16, BF16")
-        stored = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}[self.dtype]
+        if self.dtype not in FLOATS:
+            raise ModelError(f"{self.path}: {self.name} is stored as {self.dtype}, not as a float")
         count = math.prod(self.shape)
-        data = np.fromfile(self.path, stored, count, offset=self.offset).reshape(self.shape)
+        data = np.fromfile(self.path, FLOATS[self.dtype], count, offset=self.offset).reshape(self.shape)
         if self.dtype == "BF16":  # the upper half of a float32
             return (data.astype(np.uint32) << 16).view(np.float32)
         return data.astype(np.float32, copy=False)
@@ -61,10 +62,12 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     with open(path, "rb") as file:
         head = file.read(8)
         if head == b"version ":
-            raise ModelError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
+            raise ModelError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there")
         length = int.from_bytes(head, "little")
         if len(head) < 8 or 8 + length > size:
-            raise ModelError(f"{path} is cut short (or not a safetensors file): {size} bytes, fewer than its header")
+            raise ModelError(
+                f"{path} is cut short, or no safetensors file: {size} bytes, less than its header"
+            )
         if length > MAX_HEADER:
             raise ModelError(f"{path} is no safetensors file: a header of {length} bytes")
         text = file.read(length)
@@ -92,6 +95,7 @@ def _entry(path: Path, name: str, told: Any, start: int, size: int) -> StoredTen
         raise ModelError(f"{path}: {name} says shape {list(shape)} of {dtype} but bytes {begin} to {end}")
     if start + end > size:
         raise ModelError(
-            f"{path} is cut short: it ends at byte {size}, {name} reaches to byte {start + end}; download it again"
+            f"{path} is cut short: it ends at byte {size}, {name} reaches to byte {start + end}: "
+            "download it again"
         )
     return StoredTensor(name, path, dtype, shape, start + begin, end - begin)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from export.checkpoint import Checkpoint
 from export.model import LanguageModel
-from export.safetensors import StoredTensor
+from export.safetensors import FLOATS, StoredTensor
 from o2o.errors import ModelError
 
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store it; the model computes it
@@ -30,8 +30,8 @@ def match(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, StoredTenso
         for other in stored[1:]:
             if not _same_bytes(stored[0], other):
                 raise ModelError(
-                    f"config.json ties {name} to {other.name}, but {checkpoint.directory} stores them with different "
-                    "values: set tie_word_embeddings to false there"
+                    f"{checkpoint.directory}: config.json ties {name} to {other.name}, but stores them with "
+                    "different values: set tie_word_embeddings to false there"
                 )
     missing = [name for name in model.parameters if name not in found]
     complaints = [f"lacks {_some(missing)}"] if missing else []
@@ -42,7 +42,7 @@ def match(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, StoredTenso
         if name in found and found[name].shape != shape
     ][:3]
     if complaints:
-        raise ModelError(f"{checkpoint.directory} does not fit its config.json ({model.kind}): {'; '.join(complaints)}")
+        raise ModelError(f"{checkpoint.directory} does not fit its config.json: {'; '.join(complaints)}")
     return found
 
 
@@ -56,8 +56,8 @@ def constant(name: str, stored: StoredTensor) -> ir.TensorProtocol:
         return ir.ExternalTensor(
             stored.path, stored.offset, stored.length, ir.DataType.FLOAT, shape=shape, name=name
         )
-    if stored.dtype not in ("BF16", "F16", "F64"):
-        raise ModelError(f"{stored.name} is stored as {stored.dtype}: export takes F32, F16 and BF16")
+    if stored.dtype not in FLOATS:
+        raise ModelError(f"{stored.path}: {stored.name} is stored as {stored.dtype}, not as a float")
     return ir.LazyTensor(lambda: ir.Tensor(stored.read_float32()), ir.DataType.FLOAT, shape, name=name)
 
 

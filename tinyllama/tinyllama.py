@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Export a Llama-style checkpoint of Hugging Face as the two graphs of a device: prefill and decode.
+
+    python tinyllama/tinyllama.py --mode prefill      # prefill.circle
+    python tinyllama/tinyllama.py --mode decode       # decode_.circle
+
+Without --model it exports the demo model that lies beside this script. Weights are streamed from the
+checkpoint into the file; they are never in memory at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+if __name__ == "__main__":
+    # Run by path, Python looks for modules in this folder first, where `tinyllama` is this very file.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from o2o import errors
+
+DEMO = Path(__file__).resolve().parent / "demo" / "checkpoint"
+DEFAULT_OUTPUT = {"prefill": "prefill.circle", "decode": "decode_.circle"}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise errors.UsageError(f"{message} (--help explains)")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="tinyllama.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mode", choices=DEFAULT_OUTPUT, required=True, help="which graph")
+    parser.add_argument("--model", metavar="DIR_OR_HUB_ID", default=DEMO, help="default: the demo model")
+    parser.add_argument(
+        "--max-length",
+        metavar="T",
+        type=int,
+        default=32,
+        help="tokens of the context: what prefill reads, and what decode holds once its caches are "
+        "reshaped (2 more than --cache concat is exported with) (%(default)s)",
+    )
+    parser.add_argument(
+        "--cache",
+        choices=("concat", "static"),
+        default="concat",
+        help="decode appends the new key and value to the past, for fuse.attention.py; or writes them into "
+        "the caches at cache_position and gives these back (%(default)s)",
+    )
+    parser.add_argument("--attn-implementation", metavar="NAME", default="eager", help="(%(default)s)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: prefill.circle or decode_.circle")
+    parser.add_argument("--debug", action="store_true", help="show warnings, and where an error comes from")
+    return parser
+
+
+def export(args: argparse.Namespace) -> None:
+    from export.checkpoint import resolve
+    from o2o import formats
+
+    started = time.monotonic()
+    directory = resolve(args.model)
+    if not args.debug:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+    from export import build  # torch, transformers and TICO: seconds
+
+    if args.mode == "prefill":
+        model = build.prefill(directory, args.max_length, args.attn_implementation)
+    else:
+        if args.cache == "concat" and args.max_length < 3:
+            raise errors.UsageError("--max-length: --cache concat needs at least 3")
+        capacity = args.max_length - 2 if args.cache == "concat" else args.max_length
+        model = build.decode(directory, capacity, args.cache, args.attn_implementation)
+    output = args.output or DEFAULT_OUTPUT[args.mode]
+    formats.save(model, output)
+    size, seconds = os.path.getsize(output), time.monotonic() - started
+    print(f"tinyllama.py: wrote {output}, {size / 1e6:.1f} MB in {seconds:.1f} s", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> None:
+        export(parser().parse_args(arguments))
+
+    return errors.run("tinyllama.py", body, debug="--debug" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
