@@ -88,7 +88,9 @@ def attach(model: Model, data: bytes) -> None:
         contract = json.loads(data)
         version = contract["version"]
         if version > VERSION:
-            raise ModelError(f"its {METADATA_NAME} has version {version}; this o2o knows {VERSION}: update o2o")
+            raise ModelError(
+                f"its {METADATA_NAME} has version {version}; this o2o knows {VERSION}: update o2o"
+            )
         for signature in model.signatures:
             told = contract["signatures"].get(signature.name, {})
             for ends, entries in ((signature.inputs, "inputs"), (signature.outputs, "outputs")):

@@ -59,7 +59,9 @@ class Filter:
         )
         self.add_arguments(parser)
         self.add_input(parser)
-        parser.add_argument("-o", "--output", metavar="FILE", help="write here, at once when complete; else stdout")
+        parser.add_argument(
+            "-o", "--output", metavar="FILE", help="write here, at once when complete; else stdout"
+        )
         parser.add_argument("--debug", action="store_true", help="show where an error comes from")
         parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
         return parser

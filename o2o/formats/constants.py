@@ -12,7 +12,9 @@ import onnx_ir as ir
 LARGE = 4096  # bytes from which a constant is data to pass on rather than part of the graph
 
 
-def constant(raw: np.ndarray, dtype: ir.DataType | None, shape: tuple[int, ...], name: str) -> ir.TensorProtocol:
+def constant(
+    raw: np.ndarray, dtype: ir.DataType | None, shape: tuple[int, ...], name: str
+) -> ir.TensorProtocol:
     """The tensor that the bytes `raw` (uint8 [nbytes]) spell, without copying them."""
     count = int(np.prod(shape, dtype=np.int64))
     encoded = dtype is None or dtype == ir.DataType.STRING or raw.nbytes != -(-count * dtype.bitwidth // 8)

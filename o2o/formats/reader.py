@@ -37,7 +37,15 @@ def read(data: memoryview, name: str = "<bytes>") -> Model:
         return _Reader(dialect, data).model()
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
-    except (struct.error, IndexError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (
+        struct.error,
+        IndexError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         what = f"truncated or damaged {dialect.name} file of {len(data)} bytes"
         raise ModelError(f"{name}: {what} ({type(error).__name__}: {error})") from error
 
@@ -183,7 +191,9 @@ class _Reader:
         number = code.builtinCode or code.deprecatedBuiltinCode
         name = self.dialect.operators.get(number)
         if name is None:
-            raise ModelError(f"operator code {number} is unknown to this version of the {self.dialect.name} schema")
+            raise ModelError(
+                f"operator code {number} is unknown to this version of the {self.dialect.name} schema"
+            )
         domain, op_type = DOMAIN, name
         if name == "CUSTOM":
             domain, op_type = CUSTOM_DOMAIN, _text(code.customCode) or ""

@@ -169,4 +169,6 @@ def detect(data: memoryview, name: str) -> Dialect:
     looks = {b"\x89PNG": "a PNG image", b"PK\x03\x04": "a zip archive", b"\x08": "perhaps an ONNX model"}
     start = bytes(data[:4])
     kind = next((what for magic, what in looks.items() if start.startswith(magic)), "something else")
-    raise ModelError(f"{name}: neither a Circle nor a TFLite model ({kind}: it starts with {bytes(data[:8])!r})")
+    raise ModelError(
+        f"{name}: neither a Circle nor a TFLite model ({kind}: it starts with {bytes(data[:8])!r})"
+    )

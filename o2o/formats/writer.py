@@ -210,7 +210,9 @@ class _Builder:
                 return
             producer = value.producer()
             if producer is not None and id(producer) not in own:
-                raise ModelError(f"{value.name} is used but {producer.op_type}, which makes it, is not in the graph")
+                raise ModelError(
+                    f"{value.name} is used but {producer.op_type}, which makes it, is not in the graph"
+                )
             index[id(value)] = len(self.tensors)
             self.tensors.append(self._tensor(value))
 
@@ -274,7 +276,9 @@ class _Builder:
         names = {self.dialect.ir_field(name, field): field for field in known}
         for attribute in node.attributes.values():
             if attribute.name not in names:
-                raise ModelError(f"{node.op_type}: {self.dialect.name} has no option {attribute.name} in {name}")
+                raise ModelError(
+                    f"{node.op_type}: {self.dialect.name} has no option {attribute.name} in {name}"
+                )
             field = names[attribute.name]
             setattr(options, field, self._option(name, field, attribute, known[field]))
         for key, item in node.meta.get("fields", {}).items():

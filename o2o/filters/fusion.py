@@ -1,0 +1,82 @@
+"""What all fusions share: try every candidate, rewrite those that are proven, explain the others."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from o2o.filters.base import Filter
+from o2o.model import Model
+from o2o.rewriting.clean import remove_dead_nodes
+from o2o.rewriting.match import Miss
+
+
+class Fusion(Filter):
+    """A filter that replaces groups of operators by one that means the same.
+
+    A subclass says where to look (`anchor`: operator types), what matches (`match`, which raises Miss) and
+    what takes its place (`rewrite`). Matching never changes the graph.
+    """
+
+    anchor: ClassVar[tuple[str, ...]]
+    noun: ClassVar[str]  # what is fused, in the singular
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--explain", action="store_true", help="for each candidate left alone, the condition that failed"
+        )
+
+    def candidates(self, graph: ir.Graph) -> Iterable[ir.Node]:
+        """The nodes to try, in graph order."""
+        return (node for node in graph if node.op_type in self.anchor)
+
+    def match(self, node: ir.Node) -> Any:
+        """What `rewrite` needs to know. Raises Miss with the first condition that fails, and where."""
+        raise NotImplementedError
+
+    def rewrite(self, model: Model, graph: ir.Graph, match: Any) -> None:
+        """Put the fused operator in place. What it leaves unused is removed afterwards."""
+        raise NotImplementedError
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        self.args = args
+        for graph in model.graphs:
+            fused = 0
+            misses: list[tuple[ir.Node, Miss]] = []
+            for node in list(self.candidates(graph)):
+                if node.graph is not graph:
+                    continue  # an earlier rewrite took it
+                try:
+                    match = self.match(node)
+                except Miss as found:
+                    misses.append((node, found))
+                    continue
+                self.rewrite(model, graph, match)
+                fused += 1
+            remove_dead_nodes(graph)
+            self._report(model.label(graph), fused, misses, args.explain)
+
+    def _report(self, label: str, fused: int, misses: list[tuple[ir.Node, Miss]], explain: bool) -> None:
+        plural = "" if fused == 1 else "s"
+        left = ""
+        if misses:
+            left = f", left {len(misses)} candidate{'' if len(misses) == 1 else 's'} alone"
+            left += "" if explain else " (--explain tells why)"
+        self.say(f"{label}: fused {fused} {self.noun}{plural}{left}")
+        if explain:
+            for node, miss in misses:
+                self.say(f"{label}: {node.op_type} {node.outputs[0].name}: {miss}")
+
+
+def replace_output(model: Model, old: ir.Value, new: ir.Value) -> None:
+    """Let `new` take the place and the name of `old`, whose node is to die."""
+    name, role = old.name, old.meta.get("role")
+    old.replace_all_uses_with(new)
+    if old.is_graph_output():
+        model.replace(old, new)
+    old.name, new.name = f"{name}/replaced", name
+    if role is not None:
+        new.meta["role"] = role

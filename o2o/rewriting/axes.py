@@ -1,0 +1,114 @@
+"""What the axes of a tensor mean, followed through reshapes, transposes and broadcasts.
+
+Each axis is a tuple of named factors, outermost first, as in einops: a projection's output [1, T, N*H] of
+grouped-query attention is `((), ("T",), ("K", "G", "H"))`. Factors of size 1 do not appear: they can be
+anywhere and move nothing. Two tensors hold the same numbers in the same places when their axes are equal,
+which proves layouts without looking at a single number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from o2o.rewriting.build import attribute, shape_of
+from o2o.rewriting.match import constant_ints, made_by, miss
+
+Axes = tuple[tuple[str, ...], ...]
+
+LAYOUT_OPERATORS = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE", "BROADCAST_TO")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The sizes of the named factors of one attention block, or of whatever is being matched."""
+
+    sizes: Mapping[str, int]
+
+    def axes(self, *names: Sequence[str]) -> Axes:
+        """The axes with these factors, without those of size 1."""
+        return tuple(tuple(name for name in axis if self.sizes[name] != 1) for axis in names)
+
+    def shape(self, axes: Axes) -> tuple[int, ...]:
+        return tuple(math.prod(self.sizes[name] for name in axis) for axis in axes)
+
+    def through(self, nodes: Sequence[ir.Node], axes: Axes, broadcast: str | None = None) -> Axes:
+        """The axes of the last of `nodes` (layout operators, in order), given those of its source.
+
+        broadcast: the factor that a BROADCAST_TO may add, once. Raises Miss when axes get mixed up.
+        """
+        for node in nodes:
+            if node.op_type == "TRANSPOSE":
+                permutation = constant_ints(node.inputs[1])
+                if permutation is None:
+                    miss("a TRANSPOSE whose permutation is not constant", node.outputs[0])
+                axes = tuple(axes[axis] for axis in permutation)
+            elif node.op_type == "BROADCAST_TO":
+                axes = self._broadcast(node, axes, broadcast)
+            else:
+                axes = self.regroup(axes, node.outputs[0])
+        return axes
+
+    def regroup(self, axes: Axes, value: ir.Value) -> Axes:
+        """Row-major reshape: the same factors in the same order, grouped to the shape of `value`."""
+        factors = [name for axis in axes for name in axis]
+        grouped: list[tuple[str, ...]] = []
+        for dim in shape_of(value):
+            group: list[str] = []
+            size = 1
+            while size < dim and factors:
+                name = factors.pop(0)
+                group.append(name)
+                size *= self.sizes[name]
+            if size != dim:
+                miss(f"a reshape cuts through the axes {axes}", value)
+            grouped.append(tuple(group))
+        if factors:
+            miss(f"a reshape cuts through the axes {axes}", value)
+        return tuple(grouped)
+
+    def _broadcast(self, node: ir.Node, axes: Axes, factor: str | None) -> Axes:
+        output = node.outputs[0]
+        before, after = shape_of(node.inputs[0]), shape_of(output)  # type: ignore[arg-type]
+        axes = ((),) * (len(after) - len(before)) + axes
+        before = (1,) * (len(after) - len(before)) + before
+        result = []
+        for old, new, axis in zip(before, after, axes, strict=True):
+            if old == new:
+                result.append(axis)
+            elif factor is not None and new == self.sizes[factor] and (factor,) not in result:
+                result.append((factor,))
+            else:
+                miss(
+                    f"a BROADCAST_TO from {list(before)} to {list(after)} that repeats no head group", output
+                )
+        return tuple(result)
+
+
+def climb(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
+    """Follow `value` up through layout operators: its source, and those nodes from the source down."""
+    chain: list[ir.Node] = []
+    while (node := made_by(value, *LAYOUT_OPERATORS)) is not None:
+        chain.append(node)
+        value = node.inputs[0]  # type: ignore[assignment]
+    return value, chain[::-1]
+
+
+def matmul_axes(node: ir.Node, lhs: Axes, rhs: Axes) -> Axes:
+    """The axes of BATCH_MATMUL's result from its operands'. Miss unless batch and contraction agree."""
+    if attribute(node, "adjointLhs"):
+        lhs = (*lhs[:-2], lhs[-1], lhs[-2])
+    if attribute(node, "adjointRhs"):
+        rhs = (*rhs[:-2], rhs[-1], rhs[-2])
+    output = node.outputs[0]
+    if lhs[-1] != rhs[-2]:
+        miss(f"BATCH_MATMUL sums over {lhs[-1]} on the left and {rhs[-2]} on the right", output)
+    batch = [axis for axis in lhs[:-2] if axis], [axis for axis in rhs[:-2] if axis]
+    if batch[0] != batch[1]:
+        miss(f"BATCH_MATMUL pairs the heads {batch[0]} with {batch[1]}", output)
+    if len(lhs) != len(rhs):
+        miss("BATCH_MATMUL has operands of different rank", output)
+    return (*lhs[:-1], rhs[-1])

@@ -1,0 +1,99 @@
+"""Proving that a mask is the causal one, by computing it at every position there is.
+
+An additive mask that exporters scatter over a dozen operators is a function of one integer, the position of
+the first token, or of nothing. There are at most as many positions as the cache has rows, so the proof is
+exhaustive: at each of them every visible entry must be 0 and every hidden one so negative that its softmax
+weight is exactly 0 in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.reference import NotEvaluable, evaluate, leaves
+from o2o.rewriting.build import shape_of
+from o2o.rewriting.match import miss
+
+# exp(-1e4) is 0 in float32, and no score of a working model comes near.
+HIDDEN = -1e4
+# Above this many mask entries over all positions a proof would take seconds: say so instead.
+BUDGET = 1 << 27
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which keys stand in the columns of the scores, S of them for T queries.
+
+    `past` rows of a cache come first. `appended`: the T new keys follow them (a concatenation); else they
+    are written into the cache at the position. Without a cache (past 0, appended) they are all there is.
+    """
+
+    T: int
+    past: int
+    appended: bool
+
+    @property
+    def S(self) -> int:
+        return self.past + self.T if self.appended else self.past
+
+    @property
+    def positions(self) -> range:
+        """The positions of the first token at which the attention is defined."""
+        if self.past == 0:
+            return range(1)
+        return range(self.past - self.T + 1)
+
+    def visible(self, position: int) -> np.ndarray:
+        """bool [T, S]: which keys each query of a causal model sees."""
+        query = np.arange(self.T)[:, None]
+        key = np.arange(self.S)[None, :]
+        if not self.appended:
+            return key <= position + query
+        return np.where(key < self.past, key < position, key - self.past <= query)
+
+
+def position_leaf(value: ir.Value, what: str) -> ir.Value | None:
+    """The one unknown integer that `value` is computed from, or None if it is constant. Raises Miss."""
+    unknown = leaves(value)
+    if not unknown:
+        return None
+    if len(unknown) > 1:
+        miss(f"{what} depends on {', '.join(v.name or '?' for v in unknown)}: not on a position alone", value)
+    leaf = unknown[0]
+    if leaf.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
+        miss(f"{what} depends on {leaf.name}, which is no position: it is {leaf.dtype}", value)
+    return leaf
+
+
+def at_position(value: ir.Value, leaf: ir.Value | None, position: int, what: str) -> np.ndarray:
+    """The numbers of `value` when the tokens start at `position`. Raises Miss."""
+    known = {}
+    if leaf is not None:
+        count = int(np.prod(shape_of(leaf), dtype=np.int64))
+        steps = position + np.arange(count).reshape(shape_of(leaf))
+        known[leaf] = steps.astype(leaf.dtype.numpy())  # type: ignore[union-attr]
+    try:
+        return evaluate(value, known)
+    except NotEvaluable as reason:
+        miss(f"{what} cannot be computed: {reason}", value)
+
+
+def prove_causal(mask: ir.Value, keys: Keys) -> ir.Value | None:
+    """The position that `mask` ([.., T or 1, S]) follows, None if none. Raises Miss unless it is causal."""
+    leaf = position_leaf(mask, "the mask")
+    if leaf is not None and int(np.prod(shape_of(leaf), dtype=np.int64)) not in (1, keys.T):
+        miss(f"the mask depends on {leaf.name}, which is no position of {keys.T} tokens", mask)
+    positions = keys.positions
+    if leaf is None and len(positions) > 1:
+        miss("the mask is the same at every position, so it does not hide the unused rows of the cache", mask)
+    if len(positions) * keys.T * keys.S > BUDGET:
+        miss(f"the mask is too large to be proven at each of {len(positions)} positions", mask)
+    for position in positions:
+        numbers = np.broadcast_to(at_position(mask, leaf, position, "the mask"), (1, 1, keys.T, keys.S))[0, 0]
+        visible = keys.visible(position)
+        if not (np.all(numbers[visible] == 0) and np.all(numbers[~visible] <= HIDDEN)):
+            miss(f"the mask is not causal at position {position}", mask)
+    return leaf

@@ -1,0 +1,111 @@
+"""Rotary position embedding as exporters scatter it, recognised by its dataflow.
+
+x * cos + concat(-x[..., H/2:], x[..., :H/2]) * sin          (Su et al. 2021, in the "half" pairing)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from o2o.reference import NotEvaluable, slice_bounds
+from o2o.rewriting.build import attribute, shape_of
+from o2o.rewriting.match import constant_ints, made_by, miss, no_activation, operand_and_scalar, require
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """x rotated by the tables cos and sin, which broadcast to x's shape."""
+
+    x: ir.Value
+    cos: ir.Value
+    sin: ir.Value
+
+
+def match_rotation(value: ir.Value) -> Rotation:
+    """The rotation whose result is `value`. Raises Miss."""
+    fused = made_by(value, "ROPE")
+    if fused is not None:
+        x, sin, cos = fused.inputs
+        if attribute(fused, "mode", 0) != 0:
+            miss("ROPE pairs neighbours (GPT_J), not halves", value)
+        assert x is not None
+        assert sin is not None
+        assert cos is not None
+        return Rotation(x, cos, sin)
+    add = require(value, "a rotated tensor", "ADD")
+    no_activation(add)
+    first, second = (require(v, "each half of a rotation", "MUL") for v in add.inputs if v is not None)
+    for straight, turned in ((first, second), (second, first)):
+        for half in turned.inputs:
+            concat = made_by(half, "CONCATENATION")
+            if concat is None or half is None:
+                continue
+            x = _unrotated(concat)
+            if x is None or x not in straight.inputs:
+                continue
+            no_activation(straight)
+            no_activation(turned)
+            return Rotation(x, _other(straight, x), _other(turned, half))
+    miss("no half of the sum is a rotated half times a table", value)
+
+
+def _other(node: ir.Node, value: ir.Value) -> ir.Value:
+    """The operand of a two-operand node beside `value`; `value` itself when it is both."""
+    first, second = node.inputs
+    other = second if first is value else first
+    assert other is not None
+    return other
+
+
+def _unrotated(concat: ir.Node) -> ir.Value | None:
+    """x, when `concat` is concat(-x[..., H/2:], x[..., :H/2]) over the last axis."""
+    rank = len(shape_of(concat.outputs[0]))
+    if len(concat.inputs) != 2 or attribute(concat, "axis", 0) not in (-1, rank - 1):
+        return None
+    upper, lower = concat.inputs
+    assert upper is not None
+    negated = _negated(upper)
+    if negated is None:
+        return None
+    x_upper, x_lower = _half(negated, upper=True), _half(lower, upper=False)
+    return x_lower if x_lower is not None and x_lower is x_upper else None
+
+
+def _negated(value: ir.Value) -> ir.Value | None:
+    if (node := made_by(value, "NEG")) is not None:
+        return node.inputs[0]
+    if (node := made_by(value, "MUL")) is not None:
+        found = operand_and_scalar(node)
+        return found[0] if found is not None and found[1] == -1 else None
+    return None
+
+
+def _half(value: ir.Value | None, upper: bool) -> ir.Value | None:
+    """x, when `value` is the upper or lower half of x along the last axis."""
+    node = made_by(value, "STRIDED_SLICE", "SLICE", "SPLIT")
+    if node is None:
+        return None
+    if node.op_type == "SPLIT":
+        return _half_of_split(node, value, upper)
+    x = node.inputs[0]
+    assert x is not None
+    shape = shape_of(x)
+    last = shape[-1]
+    wanted = (last // 2, last, 1) if upper else (0, last // 2, 1)
+    try:
+        bounds = slice_bounds(node)
+    except NotEvaluable:
+        return None
+    whole = [(0, dim, 1) for dim in shape[:-1]]
+    return x if last % 2 == 0 and bounds == [*whole, wanted] else None
+
+
+def _half_of_split(node: ir.Node, value: ir.Value | None, upper: bool) -> ir.Value | None:
+    axis, x = node.inputs
+    assert x is not None
+    rank = len(shape_of(x))
+    if len(node.outputs) != 2 or constant_ints(axis) not in ([-1], [rank - 1]):
+        return None
+    return x if node.outputs[1 if upper else 0] is value else None
