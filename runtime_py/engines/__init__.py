@@ -1,0 +1,40 @@
+"""Engines: what computes logits. Each owns its caches and hides its runtime behind the same three calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class Engine(Protocol):
+    """One model, one conversation: the caches belong to the engine and never leave it."""
+
+    @property
+    def capacity(self) -> int:
+        """S, the number of positions the caches hold."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of logits; every id fed in is below it."""
+        ...
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        """Start anew with these ids [P], 1 <= P <= S, at positions 0 to P - 1.
+
+        Returns the logits [V] float32 of what follows the last of them.
+        """
+        ...
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        """Feed one id at `position` < S; all positions below must have been fed since prefill.
+
+        Returns the logits [V] float32 of what follows it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the runtime holds. Nothing may be called afterwards."""
+        ...

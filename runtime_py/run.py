@@ -1,0 +1,82 @@
+"""Run a package: `python -m runtime_py.run PACKAGE [--prompt TEXT]`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+
+from o2o.errors import run
+
+DEFAULT_PROMPT = "Lily picked up a flower."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0; 1 for a package that does not run; 2 for wrong usage, or a prompt that does not fit."""
+    args = _parser().parse_args(argv)
+    return run("run", lambda: _run(args), debug=args.debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime_py.run", description="Let the model of a package continue a prompt, greedily."
+    )
+    add = parser.add_argument
+    add("package", metavar="PACKAGE", help="folder with model.circle and its tokenizer")
+    add("--prompt", metavar="TEXT", default=DEFAULT_PROMPT, help="default: %(default)s")
+    add("--max-new-tokens", metavar="N", type=_positive, help="default: to the end of the context")
+    add("--stream", action="store_true", help="print the text as it comes, and the ids after it")
+    add("--stats", action="store_true", help="say on stderr how fast it went and what it took")
+    add("--threads", metavar="N", type=_positive, help="default: one for each core")
+    add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def _run(args: argparse.Namespace) -> None:
+    # Imported late, so that --help is quick and Ctrl-C during the imports is quiet.
+    from runtime_py.detokenizer import Detokenizer
+    from runtime_py.generation import generate
+    from runtime_py.package import Package
+    from runtime_py.stats import Stats
+
+    stats = Stats()
+    package = Package.load(args.package)
+    tokenizer = package.tokenizer
+    prompt = tokenizer.encode(args.prompt)
+    with contextlib.closing(package.engine(args.threads, args.debug)) as engine:
+        ids: list[int] = []
+        text = ""
+        stats.loaded(len(prompt))
+        for token in generate(
+            engine, prompt, Detokenizer(tokenizer), eos=package.eos, max_new_tokens=args.max_new_tokens
+        ):
+            stats.token()
+            if args.stream:
+                if not ids:
+                    _print(f"prompt: {args.prompt}\ndetokenized: ")
+                _print(token.text)
+            ids.append(token.id)
+            text += token.text
+        generated = f"generated: {{ {', '.join(map(str, ids))} }}\n"
+        if args.stream:
+            _print(f"\n{generated}")
+        else:
+            _print(f"prompt: {args.prompt}\n{generated}detokenized: {text}\n")
+    if args.stats:
+        print(stats.report(), file=sys.stderr)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

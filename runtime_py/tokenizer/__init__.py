@@ -1,0 +1,77 @@
+"""Tokenizers: a package's `tokenizer.json` or `tokenizer.model`, giving the ids that Hugging Face gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from o2o.errors import ModelError
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, added tokens left out."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a prompt, with the begin and end ids that this tokenizer adds."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special ones left out."""
+        ...
+
+    def is_special(self, token: int) -> bool:
+        """Whether `decode` leaves `token` out."""
+        ...
+
+    def is_byte(self, token: int) -> bool:
+        """Whether `token` is a byte whose meaning depends on what comes after it."""
+        ...
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of the package in `directory`: `tokenizer.json` if it is there, else `tokenizer.model`.
+
+    Raises ModelError when neither is there, or when the file is not what its name says.
+    """
+    config = read_json(directory / "tokenizer_config.json")
+    if (path := directory / "tokenizer.json").exists():
+        from runtime_py.tokenizer.hugging_face import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(path, config, read_json(directory / "config.json").get("model_type"))
+    if (path := directory / "tokenizer.model").exists():
+        from runtime_py.tokenizer.sentence_piece import SentencePieceTokenizer
+
+        return SentencePieceTokenizer(path, config)
+    raise ModelError(
+        f"{directory} has no tokenizer.json and no tokenizer.model: copy them there from the checkpoint"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the JSON file at `path`, empty when there is no such file. Raises ModelError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return content
+
+
+def special_names(config: dict[str, Any]) -> list[str]:
+    """The special tokens that a `tokenizer_config.json` names, as text."""
+    named = [config.get(f"{role}_token") for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = config.get(key) or []
+        named += more.values() if isinstance(more, dict) else more
+    texts = (token.get("content") if isinstance(token, dict) else token for token in named)
+    return [text for text in texts if text]

@@ -1,0 +1,87 @@
+"""`tokenizer.model`, a SentencePiece model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as schema
+
+from o2o.errors import ModelError
+from runtime_py.tokenizer import special_names
+
+
+class SentencePieceTokenizer:
+    """A `runtime_py.tokenizer.Tokenizer` over `tokenizer.model`.
+
+    It gives the ids that transformers 5 gives for the same file and `"tokenizer_class": "LlamaTokenizer"`:
+    special tokens written in the text become their ids; the text, not each stretch between two of them,
+    gets a space in front, unless it has one; `add_bos_token` and `add_eos_token` hold, and default to false.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        """Raises ModelError when `path` holds no SentencePiece model, or too few of the tokens used."""
+        proto = schema.ModelProto()
+        try:
+            proto.ParseFromString(path.read_bytes())
+            normalizer = proto.normalizer_spec
+            self._prefix = normalizer.add_dummy_prefix and config.get("add_prefix_space") is not False
+            self._collapse = normalizer.remove_extra_whitespaces
+            # SentencePiece would put a space before every stretch; `encode` does it where it belongs.
+            normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        except Exception as error:  # protobuf's and SentencePiece's own kinds
+            raise ModelError(f"{path} is not a SentencePiece model: {error}") from error
+        added = [int(token) for token in config.get("added_tokens_decoder") or {}]
+        if added and max(added) >= self._model.vocab_size():
+            raise ModelError(
+                f"{path} lacks the added token {max(added)} of tokenizer_config.json: "
+                "put the checkpoint's tokenizer.json beside it"
+            )
+        self._always = bool(config.get("legacy"))
+        self._before = [self._model.bos_id()] if config.get("add_bos_token") else []
+        self._after = [self._model.eos_id()] if config.get("add_eos_token") else []
+        ids = range(self._model.vocab_size())
+        hidden = [token for token in ids if self._model.is_control(token) or self._model.is_unknown(token)]
+        special = {self._model.id_to_piece(token): token for token in hidden}
+        for name in special_names(config):
+            if (token := self._model.piece_to_id(name)) != self._model.unk_id():
+                special[name] = token
+        self._special = special
+        self._special_ids = frozenset(special.values())
+        longest_first = sorted(special, key=len, reverse=True)
+        self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if special else "(?!)")
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        ids = list(self._before)
+        for number, part in enumerate(self._split.split(text)):
+            if number % 2:
+                ids.append(self._special[part])
+            elif part:
+                ids += self._encode_part(part, first=number == 0)
+        return ids + self._after
+
+    def _encode_part(self, part: str, first: bool) -> list[int]:
+        if self._collapse:
+            part = re.sub(" +", " ", part).strip(" ")
+        if self._prefix and (first or self._always) and not part.startswith((" ", "▁")):
+            part = " " + part
+        return self._model.encode(part)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text = self._model.decode([token for token in ids if token not in self._special_ids])
+        return text.removeprefix(" ") if self._prefix else text
+
+    def is_special(self, token: int) -> bool:
+        return token in self._special_ids
+
+    def is_byte(self, token: int) -> bool:
+        """SentencePiece decodes every character for itself, so no run has to be waited for."""
+        return False

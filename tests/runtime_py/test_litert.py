@@ -1,0 +1,105 @@
+"""The LiteRT engine against a model whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from o2o.errors import ModelError
+from runtime_py.contract import Contract
+from runtime_py.engines.litert import LiteRtEngine
+from tests.runtime_py.toy import Toy
+
+
+def engine_of(toy: Toy, **options) -> LiteRtEngine:
+    return LiteRtEngine(toy.file, Contract.parse(toy.contract), **options)
+
+
+def assert_close(actual: np.ndarray, desired: np.ndarray) -> None:
+    np.testing.assert_allclose(actual, desired, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ids_dtype", ["int32", "int64"])
+@pytest.mark.parametrize("cache_layout", ["BNTH", "BTNH"])
+@pytest.mark.parametrize("prefill_layout", ["BNTH", "BTNH"])
+@pytest.mark.parametrize("prefill_length", [5, 8, 10])
+def test_every_prompt_length_and_every_step(prefill_length, prefill_layout, cache_layout, ids_dtype):
+    """T below, at and above S; layouts equal and not; prompts of 1 to S tokens, then decode to the end."""
+    toy = Toy(
+        prefill_length=prefill_length,
+        capacity=8,
+        prefill_layout=prefill_layout,
+        cache_layout=cache_layout,
+        ids_dtype=ids_dtype,
+    )
+    engine = engine_of(toy)
+    assert (engine.capacity, engine.vocab_size) == (8, toy.vocab)
+    text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
+    for length in [*range(1, 9), 3]:  # one engine for all: what a prompt left behind must not be seen
+        assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
+        for position in range(length, 8):
+            logits = engine.decode(text[position], position)
+            assert logits.shape == (toy.vocab,)
+            assert_close(logits, toy.logits(text[: position + 1]))
+    engine.close()
+
+
+def test_caches_are_updated_where_they_lie():
+    toy = Toy()
+    engine = engine_of(toy)
+    engine.prefill([1, 2])
+    ins, outs = engine._decode._ins, engine._decode._outs
+    assert {id(buffer) for buffer in engine._caches.values()} <= {id(buffer) for buffer in ins}
+    assert {id(buffer) for buffer in engine._caches.values()} <= {id(buffer) for buffer in outs}
+    engine.decode(3, 2)
+    rows = engine._caches["value", 0].read(3 * 6, np.float32).reshape(3, 6)
+    np.testing.assert_array_equal(rows, toy.values[[1, 2, 3]])
+    engine.close()
+
+
+def test_prefill_writes_into_the_caches_when_it_can():
+    same = engine_of(Toy(prefill_length=8, capacity=8, prefill_layout="BNTH", cache_layout="BNTH"))
+    assert same._prefill.rows == {}
+    same.close()
+
+
+def test_logits_are_the_callers_own():
+    engine = engine_of(Toy())
+    first = engine.prefill([1, 2])
+    kept = first.copy()
+    engine.decode(3, 2)
+    np.testing.assert_array_equal(first, kept)
+    engine.close()
+
+
+def test_two_engines_do_not_share_anything():
+    toy = Toy()
+    one, two = engine_of(toy), engine_of(toy)
+    one.prefill([1, 2, 3])
+    two.prefill([4, 5, 6])
+    assert_close(one.decode(7, 3), toy.logits([1, 2, 3, 7]))
+    assert_close(two.decode(7, 3), toy.logits([4, 5, 6, 7]))
+    one.close()
+    two.close()
+
+
+def test_quiet_unless_debugging(capfd):
+    toy = Toy()
+    for debug in (False, True):
+        engine = engine_of(toy, debug=debug)
+        engine.prefill([1])
+        engine.close()
+        assert bool(capfd.readouterr().err) is debug
+
+
+def test_refuses_what_litert_refuses():
+    toy = Toy()
+    with pytest.raises(ModelError, match="LiteRT cannot take the model"):
+        LiteRtEngine(toy.file[:200], Contract.parse(toy.contract))
+
+
+def test_refuses_a_model_whose_caches_do_not_come_back():
+    contract = Toy().contract
+    contract["signatures"]["decode"]["outputs"].pop()
+    with pytest.raises(ModelError, match="past_value_0"):
+        LiteRtEngine(b"", Contract.parse(contract))
