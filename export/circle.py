@@ -11,9 +11,9 @@ import tico
 import torch
 
 from export.graphs import Graph
-from export.model import first_line
+from export.model import reason_of
 from export.naming import rename
-from o2o.errors import ModelError
+from o2o.errors import ModelError, O2oError
 from o2o.formats import loads
 from o2o.model import Model, Signature
 
@@ -27,9 +27,13 @@ def compile_graph(graph: Graph) -> bytes:
     try:
         with torch.no_grad():
             program = torch.export.export(graph.eval(), graph.example(), strict=False)
+    except O2oError:
+        raise
     except Exception as error:
-        reason = first_line(error)
-        raise ModelError(f"torch.export cannot trace {graph.signature} of this {kind}: {reason}") from error
+        what = reason_of(error)
+        raise ModelError(
+            f"torch.export cannot trace {graph.signature} of this {kind} model: {what}"
+        ) from error
     config = tico.get_default_config()
     config.set("circle_optimize", False)  # its clean-up after serialising is quadratic; filters do that here
     with _complaints("tico.utils.convert") as complaints:
@@ -37,8 +41,8 @@ def compile_graph(graph: Graph) -> bytes:
             return tico.convert_from_exported_program(program, config=config).circle_binary
         except Exception as error:
             lacking = sorted({name for text in complaints for name in re.findall(r"\(op\) (\S+)", text)})
-            reason = f"it lacks {', '.join(lacking)}" if lacking else first_line(error)
-            raise ModelError(f"TICO cannot convert {graph.signature} of this {kind}: {reason}") from error
+            what = f"it lacks {', '.join(lacking)}" if lacking else reason_of(error)
+            raise ModelError(f"TICO cannot convert {graph.signature} of this {kind} model: {what}") from error
 
 
 def convert(graph: Graph) -> Model:

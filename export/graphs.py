@@ -10,6 +10,7 @@ import torch
 from export.cache import Concatenated, Kept, Written
 from export.model import LanguageModel
 from o2o.contract import Role
+from o2o.errors import ModelError
 
 HIDDEN = torch.finfo(torch.float32).min  # added to the score of a key that must not be seen
 LAYOUT: Literal["BNTH"] = "BNTH"  # of all keys and values here: [B, K, T, H]
@@ -33,6 +34,23 @@ class Graph(torch.nn.Module):
     def example(self) -> tuple[Any, ...]:
         """Arguments for `forward` with the right shapes and dtypes."""
         raise NotImplementedError
+
+    def logits(
+        self,
+        weights: Sequence[torch.Tensor],
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        mask: torch.Tensor,
+        cache: Kept,
+    ) -> torch.Tensor:
+        """Call the model (see `LanguageModel`). Raises ModelError if a layer passes the cache by."""
+        logits = self.model(weights, input_ids, position_ids, mask, cache)
+        if len(cache) != self.model.layers:
+            raise ModelError(
+                f"{len(cache)} of the {self.model.layers} layers of this {self.model.kind} model use a cache "
+                "of keys and values: an architecture that export does not know"
+            )
+        return logits
 
 
 class Prefill(Graph):
@@ -60,7 +78,7 @@ class Prefill(Graph):
 
     def forward(self, input_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         cache = Kept()
-        logits = self.model(weights, input_ids, self.positions, self.mask, cache)
+        logits = self.logits(weights, input_ids, self.positions, self.mask, cache)
         return logits, *cache.flat()
 
 
@@ -108,9 +126,8 @@ class DecodeConcatenated(Decode):
         past: Sequence[torch.Tensor],
         weights: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        return self.model(
-            weights, input_ids, cache_position[None], self.mask(cache_position), Concatenated(past)
-        )
+        cache = Concatenated(past)
+        return self.logits(weights, input_ids, cache_position[None], self.mask(cache_position), cache)
 
 
 class DecodeStatic(Decode):
@@ -132,7 +149,7 @@ class DecodeStatic(Decode):
         weights: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         cache = Written(past, cache_position)
-        logits = self.model(weights, input_ids, cache_position[None], self.mask(cache_position), cache)
+        logits = self.logits(weights, input_ids, cache_position[None], self.mask(cache_position), cache)
         return logits, *cache.flat()
 
 

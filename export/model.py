@@ -37,8 +37,8 @@ class LanguageModel:
                     config, dtype=torch.float32, attn_implementation=attn_implementation
                 ).eval()
         except Exception as error:
-            reason = first_line(error)
-            raise ModelError(f"transformers cannot build this {self.kind} model: {reason}") from error
+            what = reason_of(error)
+            raise ModelError(f"transformers cannot build this {self.kind} model: {what}") from error
         _compute_buffers(self.module)
 
         text = config.get_text_config(decoder=True)
@@ -65,7 +65,7 @@ class LanguageModel:
         try:
             config = AutoConfig.from_pretrained(Path(directory), local_files_only=True)
         except Exception as error:
-            raise ModelError(f"{Path(directory) / 'config.json'}: {first_line(error)}") from error
+            raise ModelError(f"{Path(directory) / 'config.json'}: {reason_of(error)}") from error
         return cls(config, attn_implementation)
 
     def __call__(
@@ -134,7 +134,7 @@ def _compute_buffers(model: Any) -> None:
                 raise ModelError(f"{model.config.model_type}: nothing computes the buffer {prefix}{name}")
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what `error` says, for a message of one line."""
+def reason_of(error: BaseException) -> str:
+    """What `error` is and the first line of what it says, for a message of one line."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
