@@ -7,6 +7,7 @@ writing:
 
     value.meta["fields"]   fields of the Tensor table beyond name, shape, type and data (quantization, ...)
     value.meta["role"]     what the value is to a language model (`o2o.contract.Role`)
+    value.meta["references"]  constants that its quantization names: {"scales": ..., "zeroPoints": ...}
     node.meta["fields"]    fields of the Operator table (customOptions, intermediates, ...)
     node.meta["options"]   the name of the operator's options table, or None when it has none
     graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: values no operator touches

@@ -100,7 +100,7 @@ class Filter:
         filter_ = cls()
 
         def body() -> int:
-            return filter_.run(filter_.parser().parse_args(arguments), arguments)
+            return filter_.run(filter_.parser().parse_intermixed_args(arguments), arguments)
 
         return errors.run(cls.name, body, debug="--debug" in arguments)
 

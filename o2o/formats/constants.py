@@ -39,6 +39,6 @@ def storage_key(tensor: ir.TensorProtocol) -> tuple[int, int]:
     looking at its contents.
     """
     raw = getattr(tensor, "raw", None)
-    if isinstance(raw, np.ndarray):
+    if isinstance(raw, np.ndarray) and raw.flags.c_contiguous:  # a transposed view has other bytes to write
         return raw.__array_interface__["data"][0], raw.nbytes
     return id(tensor), tensor.nbytes

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from o2o import contract, history
 from o2o.errors import ModelError
 from o2o.formats.constants import LARGE, constant
-from o2o.formats.schema import SUBGRAPH_FIELDS, Dialect, detect
+from o2o.formats.schema import DETAIL_REFERENCES, SUBGRAPH_FIELDS, Dialect, detect
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
 
 # Fields that the IR has a place of its own for; every other field that is set goes to meta["fields"].
@@ -138,16 +138,19 @@ class _Reader:
     def _read_subgraph(self, graph: ir.Graph, table: Any) -> list[ir.Value]:
         names: set[str] = set()
         values = [self._value(tensor, names, index) for index, tensor in enumerate(table.tensors or ())]
-        inputs = [values[i] for i in _indices(table.inputs)]
+        for value in values:
+            _refer(value, values)
+        inputs = _ends(table.inputs, values)
         nodes = [self._node(operator, values) for operator in table.operators or ()]
         graph.inputs.extend(inputs)
         graph.extend(nodes)
-        graph.outputs.extend(values[i] for i in _indices(table.outputs))
+        graph.outputs.extend(_ends(table.outputs, values))
         for value in values:
             if value.const_value is not None and value.producer() is None and not value.is_graph_input():
                 graph.register_initializer(value)
         used = {id(value) for node in nodes for value in (*node.inputs, *node.outputs)}
         used |= {id(value) for node in nodes for value in node.meta.get("intermediates", ())}
+        used |= {id(other) for value in values for other in value.meta.get("references", {}).values()}
         loose = [
             value
             for value in values
@@ -253,7 +256,31 @@ class _Reader:
 
 
 def _indices(vector: Iterable[int] | None) -> list[int]:
-    return [] if vector is None else [int(index) for index in vector]
+    """The numbers in `vector`; -1 stands for an optional operand that is absent."""
+    found = [] if vector is None else [int(index) for index in vector]
+    if any(index < -1 for index in found):
+        raise IndexError(f"a tensor or subgraph number of {min(found)}")
+    return found
+
+
+def _ends(vector: Iterable[int] | None, values: list[ir.Value]) -> list[ir.Value]:
+    if -1 in (indices := _indices(vector)):
+        raise IndexError("an input or output of the graph has the number -1")
+    return [values[index] for index in indices]
+
+
+def _refer(value: ir.Value, values: list[ir.Value]) -> None:
+    """Turn the tensor numbers in the quantization of `value` into the values that they stand for."""
+    quantization = value.meta.get("fields", {}).get("quantization")
+    details = getattr(quantization, "details", None)
+    found = {}
+    for field in DETAIL_REFERENCES:
+        index = getattr(details, field, -1)
+        # 0 is also what the field holds when there is none
+        if index > 0 or (index == 0 and values[0].const_value is not None):
+            found[field] = values[index]
+    if found:
+        value.meta["references"] = found
 
 
 def _absent() -> ir.Value:

@@ -200,7 +200,7 @@ class _Builder:
 
     def _number_values(self, graph: ir.Graph) -> dict[int, int]:
         """Tensor numbers by id(value): inputs, initializers, then operators' values as they come."""
-        self.tensors: list[Any] = []
+        values: list[ir.Value] = []
         index: dict[int, int] = {}
         nodes = list(graph)
         own = {id(node) for node in nodes}
@@ -213,20 +213,23 @@ class _Builder:
                 raise ModelError(
                     f"{value.name} is used but {producer.op_type}, which makes it, is not in the graph"
                 )
-            index[id(value)] = len(self.tensors)
-            self.tensors.append(self._tensor(value))
+            index[id(value)] = len(values)
+            values.append(value)
 
-        for values in (graph.inputs, graph.initializers.values()):
-            for value in values:
-                number(value)
+        for value in (*graph.inputs, *graph.initializers.values()):
+            number(value)
         for node in nodes:
             for value in (*node.inputs, *node.outputs, *node.meta.get("intermediates", ())):
                 number(value)
         for value in (*graph.outputs, *graph.meta.get("loose", ())):
             number(value)
+        for value in values:  # which grows on the way
+            for other in value.meta.get("references", {}).values():
+                number(other)
+        self.tensors = [self._tensor(value, index) for value in values]
         return index
 
-    def _tensor(self, value: ir.Value) -> Any:
+    def _tensor(self, value: ir.Value, index: dict[int, int]) -> Any:
         table = self.dialect.table("Tensor")()
         name, raw_name = value.meta.get("name", (None, None))
         table.name = raw_name if value.name == name else value.name
@@ -241,13 +244,20 @@ class _Builder:
             if key not in self.buffer_of:
                 self.buffer_of[key] = self._payload(value.const_value)
             table.buffer = self.buffer_of[key]
-        self._set_fields(table, value.meta.get("fields", {}))
+        fields = value.meta.get("fields", {})
+        if value.shape:  # a scalar's shape may be absent; this one is none (any more)
+            fields = {key: item for key, item in fields.items() if (key, item) != ("shape", None)}
+        self._set_fields(table, fields)
+        if "type" in fields and fields["type"] not in self.dialect.enum("TensorType").values():
+            raise ModelError(f"{value.name}: {self.dialect.name} has no tensor type {fields['type']}")
+        for field, other in value.meta.get("references", {}).items():
+            setattr(table.quantization.details, field, index[id(other)])
         return table
 
     def _operator(self, node: ir.Node, index: dict[int, int]) -> Any:
         table = self.dialect.table("Operator")()
         custom = node.domain == CUSTOM_DOMAIN
-        key = ("CUSTOM" if custom else node.op_type, node.op_type if custom else "", node.version or 1)
+        key = ("CUSTOM" if custom else node.op_type, node.op_type if custom else "", _version(node))
         table.opcodeIndex = self.opcode_of.setdefault(key, len(self.opcode_of))
         table.inputs = _ints([-1 if value is None else index[id(value)] for value in node.inputs])
         table.outputs = _ints([-1 if _is_absent(value) else index[id(value)] for value in node.outputs])
@@ -283,7 +293,7 @@ class _Builder:
             setattr(options, field, self._option(name, field, attribute, known[field]))
         for key, item in node.meta.get("fields", {}).items():
             if key.startswith("options."):
-                setattr(options, key.removeprefix("options."), self._adopt(item))
+                self._set_fields(options, {key.removeprefix("options."): item})
         union = "builtinOptions" if name in self.dialect.unions["BuiltinOptions"] else "builtinOptions2"
         setattr(table, union, options)
         setattr(table, f"{union}Type", self.dialect.unions[union[0].upper() + union[1:]][name])
@@ -339,7 +349,11 @@ class _Builder:
         if isinstance(value, (np.ndarray, bytes, str)) or not hasattr(value, "__dict__"):
             return value
         own = self.dialect.table(type(value).__name__[:-1])()
-        self._set_fields(own, {key: item for key, item in vars(value).items() if key in vars(own) or item})
+        default = vars(type(value)())
+        self._set_fields(
+            own,
+            {key: item for key, item in vars(value).items() if key in vars(own) or item is not default[key]},
+        )
         if getattr(own, "details", None) is not None:
             own.detailsType = self.dialect.unions["QuantizationDetails"][type(own.details).__name__[:-1]]
         return own
@@ -347,6 +361,10 @@ class _Builder:
 
 def _ints(values: list[int]) -> np.ndarray:
     return np.asarray(values, np.int32)
+
+
+def _version(node: ir.Node) -> int:
+    return 1 if node.version is None else node.version
 
 
 def _is_absent(value: ir.Value) -> bool:

@@ -1,0 +1,152 @@
+"""`reshape.io.py`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from o2o.attention import Attention
+from o2o.contract import role_of
+from o2o.errors import ModelError, UsageError
+from o2o.filters.base import Filter
+from o2o.model import Model
+from o2o.rewriting.build import shape_of
+from o2o.rewriting.io import detach_input, detach_output
+
+
+class ReshapeIo(Filter):
+    """Give inputs or outputs of one shape another one, and keep the graph true.
+
+        past_key_0 [1,16,30,4] -- ATTENTION   =>   past_key_0 [1,16,32,4] -- ATTENTION   (more rows)
+        x [1,64] -- FULLY_CONNECTED           =>   x [64] -- RESHAPE [1,64] -- FULLY_CONNECTED
+        ADD -- y [1,1,64]                     =>   ADD -- RESHAPE -- y [64]
+
+    Every input (or output) of the old shape, in every graph, gets the new one. With as many elements as
+    before a RESHAPE keeps the meaning. With more or fewer, only the rows of a cache that nothing but
+    ATTENTION uses can change, as it looks at no row behind its position.
+    Refused: any other change of size (a cache that is concatenated and masked for its size: run
+    fuse.attention.py first); a shape that nothing has.
+    """
+
+    name = "reshape.io.py"
+    usage_example = "reshape.io.py input --by_shape [1,16,30,4] [1,16,32,4] < in.circle > out.circle"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("io", choices=("input", "output"), help="which ends")
+        parser.add_argument(
+            "--by_shape",
+            nargs=2,
+            action="append",
+            required=True,
+            metavar=("OLD", "NEW"),
+            type=_shape,
+            help="as [1,16,30,4]; may be given several times",
+        )
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        for old, new in args.by_shape:
+            if old == new:
+                raise UsageError(f"the old and the new shape are both {_text(old)}")
+            changed = 0
+            for graph in model.graphs:
+                ends = graph.inputs if args.io == "input" else graph.outputs
+                for value in [value for value in ends if shape_of(value) == old]:
+                    if args.io == "input":
+                        _reshape_input(graph, value, new)
+                    else:
+                        _reshape_output(model, graph, value, new)
+                    changed += 1
+            if not changed:
+                ends_ = [v for g in model.graphs for v in (g.inputs if args.io == "input" else g.outputs)]
+                shapes = sorted({shape_of(value) for value in ends_})
+                there = ", ".join(_text(shape) for shape in shapes)
+                raise UsageError(f"no {args.io} has the shape {_text(old)}; there are {there}")
+            self.say(f"reshaped {changed} {args.io}{'s' if changed > 1 else ''} {_text(old)} to {_text(new)}")
+        for graph in model.graphs:
+            _check_caches(graph)
+
+
+def _reshape_input(graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> None:
+    old = shape_of(value)
+    if math.prod(old) == math.prod(new):
+        if all(use.node.op_type == "RESHAPE" for use in value.uses()) and not value.is_graph_output():
+            _set_shape(value, new)  # they give it the shape they want anyway
+            _forget_layout(value)
+            return
+        op, inner = detach_input(graph, value)
+        _set_shape(value, new)
+        _forget_layout(value)
+        inner.replace_all_uses_with(op.reshape(value, old, name=f"{value.name}_reshaped"))
+        return
+    if value.is_graph_output():
+        raise ModelError(f"cannot resize {value.name}: it is also an output")
+    for use in value.uses():
+        _check_resizable(value, use, new)
+    _set_shape(value, new)
+
+
+def _check_resizable(value: ir.Value, use: ir.Usage, new: tuple[int, ...]) -> None:
+    """Raises ModelError unless `use` takes `value` as a cache whose rows can become as many as in `new`."""
+    old, node = shape_of(value), use.node
+    wanted = f"cannot resize {value.name} from {_text(old)} to {_text(new)}"
+    if node.op_type != "ATTENTION" or use.idx not in (8, 9):
+        hint = "; run fuse.attention.py first" if node.op_type == "CONCATENATION" else ""
+        raise ModelError(f"{wanted}: {node.op_type} {node.outputs[0].name} is made for the old shape{hint}")
+    attention = Attention.of(node)
+    token_axis = 2 if attention.layout == "BNTH" else 1
+    changed = [axis for axis in range(len(old)) if len(new) != len(old) or new[axis] != old[axis]]
+    if changed != [token_axis]:
+        raise ModelError(
+            f"{wanted}: of a {attention.layout} cache only axis {token_axis}, its rows, can change"
+        )
+    if attention.mask is not None:
+        raise ModelError(f"{wanted}: ATTENTION has a mask {attention.mask.name} for {old[token_axis]} rows")
+    if new[token_axis] < attention.T:
+        raise ModelError(f"{wanted}: ATTENTION writes {attention.T} rows at a time")
+
+
+def _reshape_output(model: Model, graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> None:
+    if math.prod(shape_of(value)) != math.prod(new):
+        raise ModelError(f"cannot reshape the output {value.name} {list(shape_of(value))} to {_text(new)}")
+    _forget_layout(detach_output(model, graph, value, lambda op, x: op.reshape(x, new, name="reshaped")))
+
+
+def _check_caches(graph: ir.Graph) -> None:
+    for node in graph:
+        if node.op_type == "ATTENTION":
+            attention = Attention.of(node)
+            k, v = attention.k_cache, attention.v_cache
+            if k is not None and v is not None and shape_of(k) != shape_of(v):
+                raise ModelError(
+                    f"{k.name} would be {_text(shape_of(k))} and {v.name} {_text(shape_of(v))}: reshape both"
+                )
+
+
+def _forget_layout(value: ir.Value) -> None:
+    """The axes of a reshaped cache are no longer those that its layout names."""
+    role = role_of(value)
+    if role is not None and role.layout is not None:
+        value.meta["role"] = replace(role, layout=None)
+
+
+def _set_shape(value: ir.Value, shape: Sequence[int]) -> None:
+    value.shape = ir.Shape(shape)
+    value.meta.get("fields", {}).pop("shapeSignature", None)  # what it said of the old shape
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\[\s*(\d+\s*(,\s*\d+\s*)*)?\]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape like [1,16,30,4]")
+    return tuple(int(dim) for dim in re.findall(r"\d+", text))
+
+
+def _text(shape: Sequence[int]) -> str:
+    return f"[{','.join(map(str, shape))}]"
+
+
+main = ReshapeIo.main
