@@ -26,7 +26,7 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The text that `token` completes, "" if it completes none."""
-        if self._tokenizer.is_special(token):
+        if self._tokenizer.is_hidden(token):
             return ""
         self._window.append(token)
         if self._tokenizer.is_byte(token):

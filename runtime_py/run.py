@@ -6,20 +6,28 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from o2o.errors import run
+from o2o.errors import UsageError, run
 
 DEFAULT_PROMPT = "Lily picked up a flower."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0; 1 for a package that does not run; 2 for wrong usage, or a prompt that does not fit."""
-    args = _parser().parse_args(argv)
-    return run("run", lambda: _run(args), debug=args.debug)
+    argv = sys.argv[1:] if argv is None else argv
+    return run("run", lambda: _run(_parser().parse_args(argv)), debug="--debug" in argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help explains)")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m runtime_py.run", description="Let the model of a package continue a prompt, greedily."
     )
     add = parser.add_argument

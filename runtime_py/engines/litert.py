@@ -9,8 +9,8 @@ the new row where it lies and nothing is copied from step to step. Measured on 2
 from __future__ import annotations
 
 import atexit
+import functools
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from runtime_py.engines.quiet import quiet, silence
 
 with quiet():
     from ai_edge_litert.compiled_model import CompiledModel
+    from ai_edge_litert.environment import Environment
     from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
     from ai_edge_litert.tensor_buffer import TensorBuffer
 
@@ -36,16 +37,15 @@ class LiteRtEngine:
         self.capacity = contract.capacity
         self.vocab_size = contract.vocab_size
         self._contract = contract
-        self._quiet = partial(quiet, not debug)
+        self._quiet = functools.partial(quiet, not debug)
         _check_in_place(contract.decode)
         self._file = model  # LiteRT reads weights where they are
         options = Options(HardwareAccelerator.CPU, CpuOptions(num_threads=threads))
-        refused = ""
         if not debug:
-            atexit.register(silence)  # LiteRT keeps an environment to itself, and says so when it goes
+            atexit.register(silence)  # LiteRT logs the end of its environments
         with self._quiet():
             try:
-                self._model = CompiledModel.from_buffer(model, options=options)
+                self._model = CompiledModel.from_buffer(model, environment=_environment(), options=options)
                 self._caches = {
                     slot: self._model.create_input_buffer_by_name("decode", tensor.name)
                     for slot, tensor in contract.decode.caches.items()
@@ -56,10 +56,8 @@ class LiteRtEngine:
                     # What is masked is still multiplied, by 0; so it must be a number.
                     _write(self._caches[slot], np.zeros(tensor.shape, tensor.dtype))
                 self.decode(0, 0)  # what is done once is done, and said, now
-            except RuntimeError as error:  # let go of here, for it holds what LiteRT logs the end of
-                refused = str(error).strip().splitlines()[-1].lstrip("└ ")
-        if refused:
-            raise ModelError(f"LiteRT cannot take the model: {refused}")
+            except RuntimeError as error:
+                raise ModelError(f"LiteRT cannot take the model: {_reason(error)}") from error
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         """See `Engine`. One run takes the first T ids; those beyond go through decode one by one."""
@@ -85,7 +83,7 @@ class LiteRtEngine:
         return self._decode.logits(1)[0]
 
     def close(self) -> None:
-        """See `Engine`. LiteRT has its say here too, so it is better called than left to the interpreter."""
+        """See `Engine`."""
         with self._quiet():
             del self._prefill, self._decode, self._caches
             self._model.close()
@@ -104,6 +102,17 @@ class LiteRtEngine:
         whole = np.zeros(cache.shape, cache.dtype)
         whole[tuple(slice(n) for n in made.shape)] = made
         _write(self._caches[slot], whole)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """One for the process: LiteRT logs when one comes and when it goes."""
+    return Environment.create()
+
+
+def _reason(error: RuntimeError) -> str:
+    """LiteRT's errors are a tree of lines, the cause last."""
+    return (str(error).strip().splitlines() or [repr(error)])[-1].lstrip("└ ")
 
 
 class _Call:

@@ -23,11 +23,11 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special ones left out."""
+        """The text of `ids`, hidden ones left out."""
         ...
 
-    def is_special(self, token: int) -> bool:
-        """Whether `decode` leaves `token` out."""
+    def is_hidden(self, token: int) -> bool:
+        """Whether `decode` leaves `token` out: it is special, or no token at all."""
         ...
 
     def is_byte(self, token: int) -> bool:

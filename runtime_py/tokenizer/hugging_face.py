@@ -53,8 +53,8 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
-    def is_special(self, token: int) -> bool:
-        return token in self._special
+    def is_hidden(self, token: int) -> bool:
+        return token in self._special or self._tokenizer.id_to_token(token) is None
 
     def is_byte(self, token: int) -> bool:
         """Bytes of a run are decoded together: one bad byte makes replacement characters of them all."""

@@ -17,9 +17,11 @@ from runtime_py.tokenizer import special_names
 class SentencePieceTokenizer:
     """A `runtime_py.tokenizer.Tokenizer` over `tokenizer.model`.
 
-    It gives the ids that transformers 5 gives for the same file and `"tokenizer_class": "LlamaTokenizer"`:
-    special tokens written in the text become their ids; the text, not each stretch between two of them,
-    gets a space in front, unless it has one; `add_bos_token` and `add_eos_token` hold, and default to false.
+    Special tokens that the text spells out become their ids, and each stretch between them gets a space in
+    front, if the model was trained so. `add_bos_token` and `add_eos_token` default to false.
+
+    With `"tokenizer_class": "LlamaTokenizer"` the ids are those of transformers 5, which puts no space before
+    a stretch that has one, nor, unless `legacy`, before any but the first.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
@@ -41,7 +43,9 @@ class SentencePieceTokenizer:
                 f"{path} lacks the added token {max(added)} of tokenizer_config.json: "
                 "put the checkpoint's tokenizer.json beside it"
             )
-        self._always = bool(config.get("legacy"))
+        llama = str(config.get("tokenizer_class", "")).removesuffix("Fast") == "LlamaTokenizer"
+        self._prefix_spaced = not llama
+        self._prefix_later = not llama or bool(config.get("legacy"))
         self._before = [self._model.bos_id()] if config.get("add_bos_token") else []
         self._after = [self._model.eos_id()] if config.get("add_eos_token") else []
         ids = range(self._model.vocab_size())
@@ -71,16 +75,15 @@ class SentencePieceTokenizer:
     def _encode_part(self, part: str, first: bool) -> list[int]:
         if self._collapse:
             part = re.sub(" +", " ", part).strip(" ")
-        if self._prefix and (first or self._always) and not part.startswith((" ", "▁")):
-            part = " " + part
-        return self._model.encode(part)
+        wanted = (first or self._prefix_later) and (self._prefix_spaced or not part.startswith((" ", "▁")))
+        return self._model.encode(" " + part if self._prefix and wanted else part)
 
     def decode(self, ids: Sequence[int]) -> str:
-        text = self._model.decode([token for token in ids if token not in self._special_ids])
+        text = self._model.decode([token for token in ids if not self.is_hidden(token)])
         return text.removeprefix(" ") if self._prefix else text
 
-    def is_special(self, token: int) -> bool:
-        return token in self._special_ids
+    def is_hidden(self, token: int) -> bool:
+        return token in self._special_ids or token >= self.vocab_size
 
     def is_byte(self, token: int) -> bool:
         """SentencePiece decodes every character for itself, so no run has to be waited for."""

@@ -1,0 +1,126 @@
+"""The loop, on an engine that knows what it must be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from o2o.errors import ModelError, UsageError
+from runtime_py.detokenizer import Detokenizer
+from runtime_py.generation import generate
+from runtime_py.sampling import greedy
+
+
+class CountingEngine:
+    """Says that t is followed by t + 1, and refuses to be driven wrongly."""
+
+    vocab_size = 100
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.fed: list[int] = []
+
+    def _next(self) -> np.ndarray:
+        return np.eye(self.vocab_size, dtype=np.float32)[(self.fed[-1] + 1) % self.vocab_size]
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        assert 1 <= len(tokens) <= self.capacity
+        self.fed = list(tokens)
+        return self._next()
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        assert position == len(self.fed) < self.capacity
+        self.fed.append(token)
+        return self._next()
+
+    def close(self) -> None:
+        pass
+
+
+class Digits:
+    """Ids as text; 99 is special."""
+
+    vocab_size = 100
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(str(token) for token in ids if not self.is_hidden(token))
+
+    def is_hidden(self, token: int) -> bool:
+        return token == 99
+
+    def is_byte(self, token: int) -> bool:
+        return token == 50
+
+
+def run(capacity: int, prompt: list[int], **options):
+    engine = CountingEngine(capacity)
+    return list(generate(engine, prompt, Detokenizer(Digits()), **options)), engine
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_to_the_end_of_the_cache(length):
+    tokens, engine = run(8, list(range(length)))
+    assert [token.id for token in tokens] == list(range(length, 9))  # S + 1 - P of them
+    assert [token.finish for token in tokens] == [None] * (len(tokens) - 1) + ["capacity"]
+    assert engine.fed == list(range(8))  # the last one is never fed back
+
+
+def test_ends_after_the_end_of_sequence_which_is_given_but_not_shown():
+    tokens, _ = run(50, [96, 97], eos=[99, 3])
+    assert [token.id for token in tokens] == [98, 99]
+    assert tokens[-1].finish == "eos"
+    assert "".join(token.text for token in tokens) == "98"
+
+
+def test_any_of_several_ends_it():
+    tokens, _ = run(50, [10], eos={40, 13})
+    assert [token.id for token in tokens] == [11, 12, 13]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_ends_after_enough(count):
+    tokens, engine = run(50, [10], max_new_tokens=count)
+    assert [token.id for token in tokens] == list(range(11, 11 + count))
+    assert tokens[-1].finish == "length"
+    assert len(engine.fed) == count  # nothing is computed that is not used
+
+
+def test_enough_and_end_of_sequence_at_once():
+    tokens, _ = run(50, [10], max_new_tokens=2, eos=[12])
+    assert tokens[-1].finish == "eos"
+
+
+def test_text_held_back_comes_with_the_last_token():
+    tokens, _ = run(60, [48], max_new_tokens=2)
+    assert [token.text for token in tokens] == ["49", " 50"]
+
+
+def test_nothing_is_computed_before_it_is_wanted():
+    engine = CountingEngine(8)
+    tokens = generate(engine, [1], Detokenizer(Digits()))
+    assert engine.fed == []
+    next(tokens)
+    assert engine.fed == [1]
+
+
+def test_sampler_chooses():
+    tokens, _ = run(50, [10], max_new_tokens=3, sampler=lambda logits: greedy(logits) + 1)
+    assert [token.id for token in tokens] == [12, 14, 16]
+
+
+def test_greedy_takes_the_first_of_equals():
+    assert greedy(np.array([0, 3, 3], np.float32)) == 1
+
+
+def test_prompts_that_do_not_fit():
+    with pytest.raises(UsageError, match=r"has 9 tokens, the model holds 8: shorten it, or .*--max-length"):
+        run(8, list(range(9)))
+    with pytest.raises(UsageError, match="empty"):
+        run(8, [])
+    with pytest.raises(ModelError, match="id 100, the model knows ids below 100"):
+        run(8, [100])

@@ -1,0 +1,100 @@
+"""What a folder must hold, and what is said when it does not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from o2o.errors import ModelError
+from runtime_py.contract import Contract
+from runtime_py.package import Package
+from tests.runtime_py.toy import Toy
+
+
+def package(folder, **files) -> Package:
+    (folder / "model.tflite").write_bytes(b"")
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return Package.load(folder)
+
+
+def test_the_circle_file_comes_first(tmp_path):
+    for name in ("model.tflite", "model.circle"):
+        (tmp_path / name).write_bytes(b"")
+    assert Package.load(tmp_path).model.name == "model.circle"
+
+
+@pytest.mark.parametrize(
+    ("files", "eos"),
+    [
+        ({}, []),
+        ({"config": {"eos_token_id": 2}}, [2]),
+        ({"config": {"eos_token_id": [2, 3]}}, [2, 3]),
+        ({"config": {"eos_token_id": 0}}, [0]),
+        ({"config": {"eos_token_id": 2}, "generation_config": {"eos_token_id": [5, 7]}}, [5, 7]),
+        ({"config": {"eos_token_id": 2}, "generation_config": {"eos_token_id": 5}}, [5]),
+        ({"config": {"eos_token_id": 2}, "generation_config": {}}, [2]),
+        ({"config": {"eos_token_id": None}}, []),
+    ],
+)
+def test_end_of_sequence(tmp_path, files, eos):
+    assert package(tmp_path, **files).eos == frozenset(eos)
+
+
+def test_end_of_sequence_that_is_no_id(tmp_path):
+    with pytest.raises(ModelError, match="eos_token_id '</s>'"):
+        _ = package(tmp_path, config={"eos_token_id": "</s>"}).eos
+
+
+def test_files_are_read_when_asked_for(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    opened = package(tmp_path)
+    with pytest.raises(ModelError, match="is not JSON"):
+        _ = opened.eos
+
+
+def test_contract_tells_sizes_and_roles():
+    contract = Contract.parse(Toy(prefill_length=5, capacity=8).contract)
+    assert (contract.prefill_length, contract.capacity, contract.vocab_size) == (5, 8, 11)
+    cache = contract.decode.caches["key", 0]
+    assert (cache.name, cache.rows, cache.heads) == ("past_key_0", 8, (2, 3))
+    assert contract.prefill.rows["value", 0].shape == (1, 2, 5, 3)
+
+
+def wrong(signature: str, end: str, index: int, **fields):
+    def change(contract):
+        contract["signatures"][signature][end][index].update(fields)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.clear(), "no o2o.contract"),
+        (lambda c: c["signatures"].clear(), "no o2o.contract"),
+        (lambda c: c["signatures"].pop("prefill"), "no signature 'prefill', only 'decode': merge"),
+        (lambda c: c["signatures"].pop("decode"), "no signature 'decode'"),
+        (lambda c: c["signatures"]["decode"].pop("inputs"), "damaged"),
+        (lambda c: c["signatures"]["decode"]["outputs"].pop(0), "decode has no logits"),
+        (lambda c: c["signatures"]["prefill"]["outputs"].pop(0), "prefill has no logits"),
+        (lambda c: c["signatures"]["prefill"]["outputs"].pop(1), "layer 0: prefill's key"),
+        (lambda c: c["signatures"]["decode"]["inputs"].pop(1), "decode has no position"),
+        (lambda c: c["signatures"]["decode"]["inputs"].__delitem__(slice(2, None)), "decode has no key"),
+        (wrong("decode", "inputs", 0, role="mask"), "'input_ids' has the role 'mask'"),
+        (wrong("decode", "inputs", 0, role=""), "'input_ids' has no role"),
+        (wrong("decode", "inputs", 0, dtype=None), "damaged"),
+        (wrong("decode", "inputs", 0, shape=None), "damaged"),
+        (wrong("decode", "inputs", 0, shape=[1, 4]), r"tokens \[1, 4\], not one at a time"),
+        (wrong("decode", "inputs", 2, layout="BTHW"), "in layout 'BTHW'"),
+        (wrong("decode", "inputs", 2, shape=[1, 9, 2, 3]), r"differ in capacity: \[8, 9\]"),
+        (wrong("decode", "inputs", 2, shape=[1, 8, 3, 3]), "does not fit"),
+        (wrong("prefill", "outputs", 0, shape=[1, 1, 11]), r"logits \[1, 1, 11\]"),
+    ],
+)
+def test_contracts_that_cannot_be_run(change, message):
+    contract = Toy().contract
+    change(contract)
+    with pytest.raises(ModelError, match=message):
+        Contract.parse(contract)

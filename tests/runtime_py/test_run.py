@@ -1,0 +1,213 @@
+"""`python -m runtime_py.run`, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime_py.run import main
+from tests.conftest import ROOT
+from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_sentencepiece
+from tests.runtime_py.toy import Toy
+
+VOCAB = 380  # of the trained tokenizer
+
+
+@pytest.fixture(scope="module")
+def toy() -> Toy:
+    return Toy(vocab=VOCAB, prefill_length=12, capacity=24)
+
+
+@pytest.fixture
+def package(tmp_path, toy, tokenizer_files) -> Path:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    for path in tokenizer_files.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "model.tflite").write_bytes(toy.file)
+    (folder / "config.json").write_text('{"model_type": "llama", "eos_token_id": 2}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer_files(tmp_path_factory) -> Path:
+    return write_config(write_sentencepiece(tmp_path_factory.mktemp("tokenizer")), **LLAMA)
+
+
+def expected(toy: Toy, package: Path, prompt: str, count: int | None = None) -> tuple[list[int], str]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(package)
+    ids = tokenizer.encode(prompt)
+    new = toy.greedy(ids, count or toy.capacity + 1 - len(ids))
+    new = new[: new.index(2) + 1] if 2 in new else new
+    return new, tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_prints_prompt_ids_and_text(run_module, toy, package):
+    ids, text = expected(toy, package, "Lily picked up a flower.")
+    done = run_module("runtime_py.run", package)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    generated = f"generated: {{ {', '.join(map(str, ids))} }}"
+    assert done.stdout == f"prompt: Lily picked up a flower.\n{generated}\ndetokenized: {text}\n"
+
+
+def test_streams_the_same_text(toy, package, capsys):
+    ids, text = expected(toy, package, "a dog", 9)
+    assert main([str(package), "--prompt", "a dog", "--max-new-tokens", "9", "--stream"]) == 0
+    listed = ", ".join(map(str, ids))
+    assert capsys.readouterr().out == f"prompt: a dog\ndetokenized: {text}\ngenerated: {{ {listed} }}\n"
+
+
+def test_stats_are_said_on_stderr(package, capfd):
+    assert main([str(package), "--stats", "--max-new-tokens", "4", "--threads", "1"]) == 0
+    out, err = capfd.readouterr()
+    assert out.count("\n") == 3
+    number = r"[\d.]+"
+    assert re.fullmatch(
+        rf"load:    {number} s\n"
+        rf"prefill: {number} tokens/s \(\d+ tokens\), first token after {number} ms\n"
+        rf"decode:  {number} tokens/s \(3 steps\)\n"
+        rf"memory:  \d+ MB at most\n",
+        err,
+    )
+
+
+def test_one_token(toy, package, capsys):
+    ids, _ = expected(toy, package, "a dog", 1)
+    assert main([str(package), "--prompt", "a dog", "--max-new-tokens", "1", "--stats"]) == 0
+    assert f"generated: {{ {ids[0]} }}\n" in capsys.readouterr().out
+
+
+def test_empty_prompt_is_begin_of_sequence(toy, package, capsys):
+    assert main([str(package), "--prompt", ""]) == 0
+    assert f"generated: {{ {toy.greedy([1], 1)[0]}" in capsys.readouterr().out
+
+
+def test_empty_prompt_without_begin_of_sequence(package, capsys):
+    write_config(package, **LLAMA | {"add_bos_token": False})
+    assert main([str(package), "--prompt", ""]) == 2
+    assert "the prompt is empty" in one_line(capsys)
+
+
+def test_prompt_too_long(package, capsys):
+    assert main([str(package), "--prompt", "a dog " * 20]) == 2
+    told = one_line(capsys)
+    assert re.search(r"has \d+ tokens, the model holds 24: shorten it, or export .* --max-length", told)
+
+
+def one_line(capsys) -> str:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("run: ")
+    assert err.count("\n") == 1
+    return err
+
+
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.circle", PNG, "model.circle"),
+        ("model.circle", b"", "model.circle"),
+        ("model.tflite", PNG, "model.tflite"),
+        ("model.tflite", None, "has no model.circle"),
+        ("tokenizer.model", None, "no tokenizer.json and no tokenizer.model"),
+        ("tokenizer.json", b"{", "tokenizer.json is not a tokenizer"),
+        ("config.json", b"]", "config.json is not JSON"),
+    ],
+)
+def test_wrong_files(package, capsys, name, content, message):
+    if content is None:
+        (package / name).unlink()
+    else:
+        (package / name).write_bytes(content)
+    assert main([str(package)]) == 1
+    assert message in one_line(capsys)
+
+
+def test_truncated_model(package, toy, capsys):
+    for length in (10, 1000, len(toy.file) // 2, len(toy.file) - 40):
+        (package / "model.tflite").write_bytes(toy.file[:length])
+        assert main([str(package)]) == 1
+        assert "model.tflite" in one_line(capsys)
+
+
+def test_model_without_contract(package, toy, capsys):
+    (package / "model.tflite").write_bytes(toy.file_without_contract)
+    assert main([str(package)]) == 1
+    assert "no o2o.contract" in one_line(capsys)
+
+
+def test_tokenizer_of_another_model(package, capsys):
+    (package / "model.tflite").write_bytes(Toy(vocab=100).file)
+    assert main([str(package)]) == 1
+    assert "the tokenizer has 380 ids, the model 100" in one_line(capsys)
+
+
+def test_no_such_folder_and_no_folder(package, capsys):
+    assert main([str(package / "nowhere")]) == 1
+    assert "no such folder" in one_line(capsys)
+    assert main([str(package / "model.tflite")]) == 1
+    assert "is a file" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["x", "--max-new-tokens", "0"], ["x", "--threads", "-1"], ["x", "--max-new-tokens", "two"]]
+)
+def test_wrong_usage(args, capsys):
+    assert main(args) == 2
+    assert "--help explains" in one_line(capsys)
+
+
+def test_closed_pipe_is_quiet(package):
+    command = f"{sys.executable} -m runtime_py.run {package} --stream | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "prompt: Lily picked up a flower.\n"
+    assert done.stderr == ""
+
+
+def test_interrupt_is_quiet(package):
+    """Ctrl-C in the middle of a stream that would go on for long."""
+    long = Toy(vocab=VOCAB, prefill_length=12, capacity=200_000)
+    (package / "model.tflite").write_bytes(long.file)
+    (package / "config.json").write_text("{}")
+    command = [sys.executable, "-m", "runtime_py.run", str(package), "--stream"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert os.read(process.stdout.fileno(), 100)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        assert process.stderr.read() == b""
+
+
+def test_torch_is_never_imported(run_module, package):
+    code = (
+        "import sys; from runtime_py.run import main; main(sys.argv[1:]);"
+        "print(sorted({'torch', 'transformers', 'tico'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(package)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_generation_config_wins(toy, package, capsys):
+    ids, _ = expected(toy, package, "a dog", 6)
+    (package / "generation_config.json").write_text(json.dumps({"eos_token_id": [379, ids[3]]}))
+    assert main([str(package), "--prompt", "a dog"]) == 0
+    cut = ids[: ids.index(ids[3]) + 1]
+    assert f"generated: {{ {', '.join(map(str, cut))} }}\n" in capsys.readouterr().out
