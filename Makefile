@@ -1,0 +1,55 @@
+# Each target does what it needs first: on a fresh machine `make run` sets up, exports, builds and runs.
+#
+#   make run       a story from the demo model          MODEL=, PACKAGE=, MAX_LENGTH=, PROMPT=
+#   make package   checkpoint -> package folder
+#   make test      the tests        make lint   style and types        make docs   the filters' pages
+#   make demo      train the demo model again (see tinyllama/demo/README.md)
+
+VENV       ?= .venv
+PYTHON     ?= python3
+MODEL      ?= tinyllama/demo/checkpoint
+PACKAGE    ?= tinyllama
+MAX_LENGTH ?= 32
+PROMPT     ?= Lily picked up a flower.
+# Where the plain index serves PyTorch with CUDA, name the index of its CPU builds here.
+TORCH      ?= torch==2.13.0
+
+BIN     := $(VENV)/bin
+SOURCES := $(shell find export o2o tinyllama -name '*.py') $(wildcard $(MODEL)/*)
+
+.PHONY: setup package run test lint docs demo clean
+.DELETE_ON_ERROR:
+
+setup: $(BIN)/.ready
+
+# torch first and pinned: whatever comes later finds it there and does not fetch a larger one.
+$(BIN)/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
+	touch $@
+
+package: $(PACKAGE)/model.circle
+
+$(PACKAGE)/model.circle: $(BIN)/.ready $(SOURCES)
+	$(BIN)/python tinyllama/pipeline.py --model '$(MODEL)' --package '$(PACKAGE)' --max-length $(MAX_LENGTH)
+
+run: package
+	@$(BIN)/python -m runtime_py.run '$(PACKAGE)' --prompt '$(PROMPT)'
+
+test: setup
+	$(BIN)/python -m pytest -n auto
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python -m o2o.docs
+
+demo: setup
+	$(BIN)/python -m tinyllama.demo.train --out tinyllama/demo/checkpoint
+
+clean:
+	rm -rf $(VENV) build *.egg-info *.circle tinyllama/*.circle tinyllama/tokenizer* tinyllama/*config.json

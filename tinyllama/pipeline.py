@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Make a package of a checkpoint: the guide's own commands, with the shapes of the model at hand.
+
+    python tinyllama/pipeline.py --package tinyllama                   # the demo model
+    python tinyllama/pipeline.py --model DIR_OR_HUB_ID --package my-model --max-length 256
+
+Every command is shown before it runs. The package appears when all of them succeeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from export.checkpoint import resolve
+from o2o import errors
+
+HERE = Path(__file__).resolve().parent
+
+GUIDE = """
+{python} {script} --mode prefill --model {model} --max-length {length}
+{python} {script} --mode decode --model {model} --max-length {length}
+fuse.attention.py < decode_.circle \\
+  | reshape.io.py input --by_shape {exported} {resized} \\
+  | transpose.io.kvcache.py > decode.circle
+merge.circles.py prefill.circle decode.circle \\
+  | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py > model.circle
+"""
+
+PACKAGE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+)
+
+
+def commands(checkpoint: Path, length: int) -> str:
+    """The guide for the checkpoint in this folder, as shell. Raises ModelError for a folder without one.
+
+    length: tokens of the context. Decode is exported with two rows of cache less and reshaped, as in the
+    guide, whose [1,16,30,4] and [1,16,32,4] are those of the demo model.
+    """
+    try:
+        config = json.loads((checkpoint / "config.json").read_text())
+        heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    except (OSError, ValueError, KeyError) as error:
+        raise errors.ModelError(f"{checkpoint}: no usable config.json ({error})") from error
+    return GUIDE.format(
+        python=shlex.quote(sys.executable),
+        script=shlex.quote(str(HERE / "tinyllama.py")),
+        model=shlex.quote(str(checkpoint)),
+        length=length,
+        exported=f"[1,{heads},{length - 2},{size}]",
+        resized=f"[1,{heads},{length},{size}]",
+    )
+
+
+def build(checkpoint: Path, package: Path, length: int) -> None:
+    """Run the commands in a folder of their own, then fill `package`, its model last."""
+    package.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=package) as build_:
+        bin_ = Path(sys.executable).parent
+        environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+        shell = ["bash", "-v", "-euo", "pipefail", "-c", commands(checkpoint, length)]
+        if code := subprocess.run(shell, cwd=build_, env=environment, check=False).returncode:
+            raise errors.ModelError(f"a command failed (exit code {code}): {package} is as it was")
+        for name in PACKAGE_FILES:
+            if (checkpoint / name).exists():
+                shutil.copyfile(checkpoint / name, Path(build_, name))
+                os.replace(Path(build_, name), package / name)
+        os.replace(Path(build_, "model.circle"), package / "model.circle")
+    print(f"pipeline.py: {package} is ready: python -m runtime_py.run {package}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="pipeline.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        metavar="DIR_OR_HUB_ID",
+        default=HERE / "demo" / "checkpoint",
+        help="default: the demo model",
+    )
+    parser.add_argument(
+        "--package", metavar="DIR", type=Path, default=HERE, help="folder to fill (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-length", metavar="T", type=int, default=32, help="context in tokens (%(default)s)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+
+    def body() -> None:
+        args = parser.parse_args(arguments)
+        if args.max_length < 3:
+            raise errors.UsageError("--max-length: at least 3")
+        build(resolve(args.model), args.package, args.max_length)
+
+    return errors.run("pipeline.py", body, debug="--debug" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
