@@ -102,5 +102,5 @@ def attach(model: Model, data: bytes) -> None:
 
 
 def _role(entry: Mapping[str, Any]) -> Role | None:
-    kind = entry.get("role")
+    kind: Any = entry.get("role")
     return Role(kind, entry.get("layer"), entry.get("layout")) if kind in get_args(Kind) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +24,15 @@ class UsageError(O2oError):
     exit_code = 2
 
 
+def _let_go_of_stdout() -> None:
+    """Forget what could not be written: Python would try again at exit, and complain."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(program: str, body: Callable[[], int | None], debug: bool = False) -> int:
     """Run `body` and turn whatever it raises into one line on stderr and an exit code.
 
@@ -32,11 +42,11 @@ def run(program: str, body: Callable[[], int | None], debug: bool = False) -> in
     """
     try:
         code = body() or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader went away. Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         return 141
     except KeyboardInterrupt:
         return 130
@@ -45,6 +55,7 @@ def run(program: str, body: Callable[[], int | None], debug: bool = False) -> in
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         message, code = f"{where}{error.strerror or error}", 1
+        _let_go_of_stdout()
     except MemoryError:
         message, code = "out of memory", 1
     except RecursionError:

@@ -38,8 +38,8 @@ def read_file(path: str | os.PathLike[str]) -> memoryview:
 
 def read_stdin() -> memoryview:
     """The bytes on stdin: mapped when it is a file (`< model.circle`), spooled when it is a pipe."""
-    stream = sys.stdin.buffer
-    if stream.isatty():
+    stream = None if sys.stdin is None else sys.stdin.buffer  # None when it was closed (`<&-`)
+    if stream is None or stream.isatty():
         raise UsageError("no input: give a file name, or pipe a model in (`< model.circle`)")
     if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and os.lseek(stream.fileno(), 0, os.SEEK_CUR) == 0:
         return _map(stream)
@@ -65,6 +65,8 @@ def open_output(path: str | os.PathLike[str] | None) -> Iterator[BinaryIO]:
     old file, if there was one, is as it was, and nothing is left beside it.
     """
     if path is None:
+        if sys.stdout is None:
+            raise UsageError("stdout is closed: redirect it (`> model.circle`) or name a file with -o")
         if sys.stdout.isatty():
             raise UsageError("stdout is a terminal: redirect it (`> model.circle`) or name a file with -o")
         yield sys.stdout.buffer
@@ -78,7 +80,11 @@ def open_output(path: str | os.PathLike[str] | None) -> Iterator[BinaryIO]:
     target = target.resolve()  # write through a symbolic link, not over it
     umask = os.umask(0)
     os.umask(umask)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        error.filename = os.fspath(path)  # not the temporary name
+        raise
     try:
         with os.fdopen(descriptor, "wb") as sink:
             yield sink

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
-import onnx_ir as ir
-
 from o2o import __version__, errors, formats, streams
 from o2o.errors import ModelError, UsageError
 from o2o.model import Format, Model
+from o2o.rewriting.order import put_in_order
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,6 +32,9 @@ class Filter:
     usage_example: ClassVar[str]
     formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # what it takes
 
+    def __init__(self) -> None:
+        self._said: list[str] = []
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the filter's own arguments. The input file is declared by `add_input`."""
 
@@ -46,8 +48,11 @@ class Filter:
     # ------------------------------------------------------------------------------------------------
 
     def say(self, message: str) -> None:
-        """One line to the user. Never on stdout, which carries the model."""
-        print(f"{self.name}: {message}", file=sys.stderr)
+        """Tell the user one line, on stderr, once the filter has succeeded.
+
+        A filter that fails says why, and nothing of what it had done by then.
+        """
+        self._said.append(message)
 
     def parser(self) -> argparse.ArgumentParser:
         text = inspect.cleandoc(self.__doc__ or "")
@@ -56,6 +61,7 @@ class Filter:
             description=text,
             epilog=f"example:\n  {self.usage_example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # what works today must mean the same when there are more flags
         )
         self.add_arguments(parser)
         self.add_input(parser)
@@ -87,7 +93,7 @@ class Filter:
         }
         model = self.apply(model, args) or model
         for graph in model.graphs:
-            _sort(graph)
+            put_in_order(graph)
         model.history.append(entry)
         with streams.open_output(args.output) as sink:
             formats.write(model, sink)
@@ -100,7 +106,14 @@ class Filter:
         filter_ = cls()
 
         def body() -> int:
-            return filter_.run(filter_.parser().parse_intermixed_args(arguments), arguments)
+            try:
+                args = filter_.parser().parse_intermixed_args(arguments)
+            except SystemExit as done:  # --help and --version
+                return int(done.code or 0)
+            code = filter_.run(args, arguments)
+            for message in filter_._said:
+                print(f"{cls.name}: {message}", file=sys.stderr)
+            return code
 
         return errors.run(cls.name, body, debug="--debug" in arguments)
 
@@ -108,8 +121,9 @@ class Filter:
 def _told(argv: Sequence[str], args: argparse.Namespace) -> list[str]:
     """The arguments that changed the model: not where it came from or went to, so that history repeats."""
     told, skip = [], False
-    for argument in argv:
-        if skip or argument in ("--debug", "--explain") or argument == getattr(args, "file", None):
+    file = max((i for i, argument in enumerate(argv) if argument == getattr(args, "file", None)), default=-1)
+    for index, argument in enumerate(argv):
+        if skip or index == file or argument in ("--debug", "--explain"):
             skip = False
         elif argument in ("-o", "--output"):
             skip = True
@@ -117,13 +131,3 @@ def _told(argv: Sequence[str], args: argparse.Namespace) -> list[str]:
             told.append(argument)
     return told
 
-
-def _sort(graph: ir.Graph) -> None:
-    """Put the nodes in an order in which they can run, and leave them alone if they are in one."""
-    seen: set[int] = set()
-    for node in graph:
-        for value in node.inputs:
-            if value is not None and (producer := value.producer()) is not None and id(producer) not in seen:
-                graph.sort()
-                return
-        seen.add(id(node))

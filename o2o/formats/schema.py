@@ -91,10 +91,10 @@ class Dialect:
     def table(self, name: str) -> type[Any]:
         """The generated object-API class of table `name` (`AddOptions` -> `AddOptionsT`)."""
         namespace = self._module(name)
-        found = getattr(namespace, f"{name}T", None)
+        found: type[Any] | None = getattr(namespace, f"{name}T", None)
         if found is None:
             raise ModelError(f"{self.name} has no table {name}")
-        return found  # type: ignore[no-any-return]
+        return found
 
     def has_table(self, name: str) -> bool:
         return getattr(self._module(name), f"{name}T", None) is not None
@@ -115,7 +115,7 @@ class Dialect:
 
     def unpack(self, data: Any) -> Any:
         """`data` as the object-API `ModelT`; vectors of numbers stay views into `data`."""
-        root = getattr(self._module("Model"), "Model").GetRootAs(data, 0)
+        root = self._module("Model").Model.GetRootAs(data, 0)
         return self.table("Model").InitFromObj(root)
 
     @functools.cached_property

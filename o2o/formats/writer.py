@@ -105,7 +105,7 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> tuple[bytes, list[Segme
 def _stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
     raw = getattr(tensor, "raw", None)
     if isinstance(raw, np.ndarray) and raw.flags.c_contiguous:
-        sink.write(memoryview(raw.reshape(-1).view(np.uint8)))  # no copy: pages of the mapped input
+        sink.write(raw.reshape(-1).view(np.uint8).data)  # no copy: pages of the mapped input
     elif hasattr(tensor, "tofile"):
         tensor.tofile(sink)
     else:
@@ -343,7 +343,7 @@ class _Builder:
             setattr(table, key, self._adopt(value))
 
     def _adopt(self, value: Any) -> Any:
-        """`value` with every generated table in it rebuilt as this dialect's own; types of unions renumbered."""
+        """`value` with every generated table in it rebuilt as this dialect's own, unions renumbered."""
         if isinstance(value, list):
             return [self._adopt(item) for item in value]
         if isinstance(value, (np.ndarray, bytes, str)) or not hasattr(value, "__dict__"):
