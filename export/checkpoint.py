@@ -38,9 +38,9 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     """
     name = os.fspath(model)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path
-    if path.exists():
+    if name and path.exists():
         raise UsageError(f"{name} is a file: give the folder that holds config.json and the weights")
     looks_like_a_path = name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or "\\" in name
     if looks_like_a_path or not HUB_ID.fullmatch(name):

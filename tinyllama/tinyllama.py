@@ -68,6 +68,8 @@ def export(args: argparse.Namespace) -> None:
     from export.checkpoint import resolve
     from o2o import formats
 
+    if args.mode == "decode" and args.cache == "concat" and args.max_length < 3:
+        raise errors.UsageError("--max-length: --cache concat needs at least 3")
     started = time.monotonic()
     directory = resolve(args.model)
     if not args.debug:
@@ -78,8 +80,6 @@ def export(args: argparse.Namespace) -> None:
     if args.mode == "prefill":
         model = build.prefill(directory, args.max_length, args.attn_implementation)
     else:
-        if args.cache == "concat" and args.max_length < 3:
-            raise errors.UsageError("--max-length: --cache concat needs at least 3")
         capacity = args.max_length - 2 if args.cache == "concat" else args.max_length
         model = build.decode(directory, capacity, args.cache, args.attn_implementation)
     output = args.output or DEFAULT_OUTPUT[args.mode]

@@ -1,0 +1,186 @@
+"""What is exported computes what Hugging Face computes, on LiteRT, from the file that was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export import build
+from export.circle import convert
+from export.graphs import Prefill
+from export.model import LanguageModel
+from o2o import formats
+from o2o.contract import Role
+from o2o.errors import ModelError, UsageError
+from o2o.model import Model
+from tests.checkpoints import DEMO, GROUPED, write_checkpoint
+from tests.export.conftest import exported, on_litert, reference
+
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 5e-5}  # logits here have a standard deviation of 1.5 to 2.5
+
+
+def ends(values: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
+    return {name: (list(value.shape.numpy()), str(value.dtype)) for name, value in values.items()}
+
+
+def roles(values: dict[str, Any]) -> dict[str, Role]:
+    return {name: value.meta["role"] for name, value in values.items()}
+
+
+def caches(prefix: str, shape: list[int], layers: int) -> dict[str, tuple[list[int], str]]:
+    """{prefix_key_0: ..., prefix_value_0: ..., prefix_key_1: ...}: order matters."""
+    return {f"{prefix}_{what}_{n}": (shape, "FLOAT") for n in range(layers) for what in ("key", "value")}
+
+
+def in_order(found: dict[str, Any], expected: dict[str, Any]) -> bool:
+    return list(found.items()) == list(expected.items())
+
+
+@pytest.fixture(scope="module", params=["demo", "grouped"])
+def directory(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def test_prefill(directory: Path) -> None:
+    run, expected = on_litert(exported(directory, "prefill")), reference(directory)
+    result = run({"input_ids": expected.input_ids})
+
+    np.testing.assert_allclose(result["logits"], expected.logits, **CLOSE)
+    for layer, (key, value) in enumerate(zip(expected.keys, expected.values, strict=True)):
+        np.testing.assert_allclose(result[f"present_key_{layer}"], key, **CLOSE)
+        np.testing.assert_allclose(result[f"present_value_{layer}"], value, **CLOSE)
+
+
+def test_decode_concat_at_every_position(directory: Path) -> None:
+    run, expected = on_litert(exported(directory, "concat")), reference(directory)
+    for position in range(31):  # with no past, with some, with all that fits
+        token = expected.input_ids[:, position : position + 1]
+        feeds = expected.past(position, 30) | {"input_ids": token, "cache_position": np.array([position])}
+        result = run(feeds)
+        assert list(result) == ["logits"]
+        np.testing.assert_allclose(result["logits"][0, 0], expected.logits[0, position], **CLOSE)
+
+
+def test_decode_static_from_an_empty_cache(directory: Path) -> None:
+    run, expected = on_litert(exported(directory, "static")), reference(directory)
+    feeds = expected.past(0, 32)
+    for position in range(32):
+        token = expected.input_ids[:, position : position + 1]
+        result = run(feeds | {"input_ids": token, "cache_position": np.array([position])})
+        np.testing.assert_allclose(result.pop("logits")[0, 0], expected.logits[0, position], **CLOSE)
+        feeds = {name.replace("present", "past"): cache for name, cache in result.items()}
+    np.testing.assert_allclose(feeds["past_key_1"], expected.keys[1], **CLOSE)
+    np.testing.assert_allclose(feeds["past_value_1"], expected.values[1], **CLOSE)
+
+
+def test_the_ends_of_the_demo_are_those_of_the_guide(demo: Path) -> None:
+    (prefill,) = exported(demo, "prefill").signatures
+    assert prefill.name == "prefill"
+    assert in_order(ends(prefill.inputs), {"input_ids": ([1, 32], "INT64")})
+    present = caches("present", [1, 16, 32, 4], 2)
+    assert in_order(ends(prefill.outputs), {"logits": ([1, 32, 512], "FLOAT")} | present)
+    assert roles(prefill.inputs) == {"input_ids": Role("tokens")}
+    assert roles(prefill.outputs)["logits"] == Role("logits")
+    assert roles(prefill.outputs)["present_value_1"] == Role("value", 1, "BNTH")
+
+    (decode,) = exported(demo, "concat").signatures
+    assert decode.name == "decode"
+    scalars = {"input_ids": ([1, 1], "INT64"), "cache_position": ([1], "INT64")}
+    assert in_order(ends(decode.inputs), scalars | caches("past", [1, 16, 30, 4], 2))
+    assert in_order(ends(decode.outputs), {"logits": ([1, 1, 512], "FLOAT")})
+    assert roles(decode.inputs)["cache_position"] == Role("position")
+    assert roles(decode.inputs)["past_key_0"] == Role("key_cache", 0, "BNTH")
+
+
+def test_the_ends_of_the_static_form(grouped: Path) -> None:
+    (decode,) = exported(grouped, "static").signatures
+    scalars = {"input_ids": ([1, 1], "INT64"), "cache_position": ([1], "INT64")}
+    assert in_order(ends(decode.inputs), scalars | caches("past", [1, 2, 32, 10], 3))
+    present = caches("present", [1, 2, 32, 10], 3)
+    assert in_order(ends(decode.outputs), {"logits": ([1, 1, 131], "FLOAT")} | present)
+    assert roles(decode.outputs)["present_key_2"] == Role("key", 2, "BNTH")
+    operators = [node.op_type for node in decode.graph]
+    assert operators.count("DYNAMIC_UPDATE_SLICE") == 6
+
+
+def named_like(model: Model, name: str) -> list[str]:
+    return [value for value in model.graphs[0].initializers if name in value]
+
+
+def test_names_and_constants_in_the_file(grouped: Path, demo: Path, tmp_path: Path) -> None:
+    formats.save(exported(grouped, "prefill"), tmp_path / "tied.circle")
+    tied = formats.load(tmp_path / "tied.circle")
+    (graph,) = tied.graphs
+    assert graph.name == "prefill"
+    assert [value.name for value in graph.inputs] == ["input_ids"]
+    assert named_like(tied, "embed_tokens") == ["model.embed_tokens.weight"]  # one constant, two readers
+    assert named_like(tied, "lm_head") == []
+    assert len(graph.initializers["model.embed_tokens.weight"].uses()) == 2
+    names = [value.name for node in graph for value in node.outputs]
+    assert len(names) == len(set(names))
+    assert not [name for name in names if "::" in name]
+    assert {"model.layers.2.self_attn.q_proj", "model.layers.0.input_layernorm", "logits"} <= set(names)
+    assert tied.signatures[0].outputs["logits"].meta["role"] == Role("logits")  # from the file's contract
+
+    untied = exported(demo, "prefill")
+    assert named_like(untied, "lm_head") == ["lm_head.weight"]
+
+
+def test_bfloat16_shards_make_the_same_file_twice(tmp_path: Path) -> None:
+    config = GROUPED | {"num_hidden_layers": 1, "dtype": "bfloat16"}
+    one = write_checkpoint(tmp_path / "one", **config)
+    three = write_checkpoint(tmp_path / "three", **config, shards=3)
+    from_one, from_three = build.decode(one, 4), build.decode(three, 4)
+    assert formats.dumps(from_one) == formats.dumps(from_three)
+
+    expected = reference(one, 5)
+    feeds = expected.past(4, 4) | {"input_ids": expected.input_ids[:, 4:], "cache_position": np.array([4])}
+    np.testing.assert_allclose(on_litert(from_one)(feeds)["logits"][0, 0], expected.logits[0, 4], **CLOSE)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
+def test_other_families(tmp_path: Path, model_type: str) -> None:
+    config = {**GROUPED, "num_hidden_layers": 1}
+    if model_type == "qwen2":  # biases, and no head dimension of its own
+        config.pop("head_dim")
+    directory = write_checkpoint(tmp_path, model_type=model_type, **config)
+    expected = reference(directory, 8)
+    result = on_litert(build.prefill(directory, 8))({"input_ids": expected.input_ids})
+    np.testing.assert_allclose(result["logits"], expected.logits, **CLOSE)
+
+
+def test_lengths_and_forms_that_cannot_be(demo: Path) -> None:
+    with pytest.raises(UsageError, match="65 tokens"):
+        build.prefill(demo, 65)
+    with pytest.raises(UsageError, match="65 tokens"):
+        build.decode(demo, 64)
+    with pytest.raises(UsageError, match="0 tokens"):
+        build.decode(demo, 0)
+    with pytest.raises(UsageError, match="choose concat or static"):
+        build.decode(demo, 8, "paged")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "complaint"),
+    [
+        ("mamba", "cannot trace decode of this mamba model"),
+        ("gpt_bigcode", "layer 0 makes keys of 1 heads of 4, where config.json promises 16 of 4"),
+    ],
+)
+def test_an_architecture_without_such_a_cache(tmp_path: Path, model_type: str, complaint: str) -> None:
+    settings = DEMO | {"num_hidden_layers": 1}
+    settings.pop("head_dim")
+    directory = write_checkpoint(tmp_path, model_type=model_type, **settings)
+    with pytest.raises(ModelError, match=complaint) as error:
+        build.decode(directory, 8)
+    assert "\n" not in str(error.value)
+
+
+def test_layers_that_pass_the_cache_by(demo: Path) -> None:
+    model = LanguageModel.read(demo)
+    model.layers = 5
+    with pytest.raises(ModelError, match="^2 of the 5 layers of this llama model use a cache"):
+        convert(Prefill(model, 8))
