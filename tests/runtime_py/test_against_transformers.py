@@ -1,0 +1,105 @@
+"""The whole road on random checkpoints, export, filters, lowering, LiteRT: against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
+from o2o.formats import save
+from runtime_py.package import Package
+from tests.checkpoints import DEMO, GROUPED, write_checkpoint
+from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama_json, write_sentencepiece
+
+T, S = 12, 20
+
+
+def concat(folder: Path, config: dict) -> None:
+    """As the guide's pipeline: a concatenated cache, fused into one that is updated where it lies."""
+    from export import build
+
+    heads, size = config["num_key_value_heads"], config["head_dim"]
+    save(build.decode(folder, S - 2, "concat"), folder / "decode_.circle")
+    steps = [
+        (fuse_attention, []),
+        (reshape_io, ["input", "--by_shape", f"[1,{heads},{S - 2},{size}]", f"[1,{heads},{S},{size}]"]),
+        (transpose_io_kvcache, []),
+    ]
+    path = folder / "decode_.circle"
+    for number, (step, args) in enumerate(steps):
+        out = folder / f"step{number}.circle"
+        assert step.main([*args, str(path), "-o", str(out)]) == 0
+        path = out
+    path.rename(folder / "decode.circle")
+
+
+def static(folder: Path, config: dict) -> None:
+    """A cache of the final size, written into by the exported graph itself."""
+    from export import build
+
+    save(build.decode(folder, S, "static"), folder / "decode.circle")
+
+
+@pytest.fixture(scope="module", params=[(concat, GROUPED), (static, DEMO)], ids=["concat", "static"])
+def package(request, tmp_path_factory) -> Path:
+    make: Callable[[Path, dict], None]
+    make, config = request.param
+    from export import build
+
+    folder = write_checkpoint(tmp_path_factory.mktemp("package"), **config)
+    make(folder, config)
+    save(build.prefill(folder, T), folder / "prefill.circle")
+    graphs = [str(folder / name) for name in ("prefill.circle", "decode.circle")]
+    assert merge_circles.main([*graphs, "-o", str(folder / "model.circle")]) == 0
+    size = {"vocab_size": config["vocab_size"]}
+    if size["vocab_size"] < 300:  # too few for bytes
+        size |= {"byte_fallback": False, "hard_vocab_limit": False}
+    pieces = write_config(write_sentencepiece(folder / "pieces", **size), **LLAMA)
+    return write_llama_json(folder, pieces)
+
+
+@pytest.fixture(scope="module")
+def theirs(package):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(package)
+
+
+def test_logits_after_every_prompt_and_every_step(package, theirs):
+    import torch
+
+    ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, S).tolist()
+    with torch.no_grad():
+        wanted = theirs(torch.tensor([ids])).logits[0].numpy()
+    engine = Package.load(package).engine(threads=1)
+    assert engine.capacity == S
+    for length in range(1, S + 1):
+        assert_close(engine.prefill(ids[:length]), wanted[length - 1])
+        for position in range(length, min(length + 3, S)):
+            assert_close(engine.decode(ids[position], position), wanted[position])
+    engine.prefill(ids[:1])
+    for position in range(1, S):
+        assert_close(engine.decode(ids[position], position), wanted[position])
+    engine.close()
+
+
+def assert_close(actual: np.ndarray, desired: np.ndarray) -> None:
+    np.testing.assert_allclose(actual, desired, rtol=0, atol=2e-5 * np.abs(desired).max())
+
+
+def test_run_prints_what_transformers_generates(package, theirs, run_module):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(package)
+    prompt = "Lily picked"
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    made = theirs.generate(ids, do_sample=False, max_length=S + 1)[0, ids.shape[1] :].tolist()
+    done = run_module("runtime_py.run", package, "--prompt", prompt)
+    assert done.stderr == ""
+    text = tokenizer.decode(made, skip_special_tokens=True)
+    assert done.stdout == (
+        f"prompt: {prompt}\ngenerated: {{ {', '.join(map(str, made))} }}\ndetokenized: {text}\n"
+    )
