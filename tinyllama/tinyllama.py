@@ -11,12 +11,13 @@ checkpoint into the file; they are never in memory at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -64,24 +65,36 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings, from Python or from loggers, in the meantime."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def export(args: argparse.Namespace) -> None:
-    from export.checkpoint import resolve
+    from export.checkpoint import open_checkpoint, resolve
     from o2o import formats
 
     if args.mode == "decode" and args.cache == "concat" and args.max_length < 3:
         raise errors.UsageError("--max-length: --cache concat needs at least 3")
     started = time.monotonic()
     directory = resolve(args.model)
-    if not args.debug:
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-    from export import build  # torch, transformers and TICO: seconds
+    open_checkpoint(directory)  # tells its defects before torch, transformers and TICO take seconds to load
+    with contextlib.nullcontext() if args.debug else quiet():
+        from export import build
 
-    if args.mode == "prefill":
-        model = build.prefill(directory, args.max_length, args.attn_implementation)
-    else:
-        capacity = args.max_length - 2 if args.cache == "concat" else args.max_length
-        model = build.decode(directory, capacity, args.cache, args.attn_implementation)
+        if args.mode == "prefill":
+            model = build.prefill(directory, args.max_length, args.attn_implementation)
+        else:
+            capacity = args.max_length - 2 if args.cache == "concat" else args.max_length
+            model = build.decode(directory, capacity, args.cache, args.attn_implementation)
     output = args.output or DEFAULT_OUTPUT[args.mode]
     formats.save(model, output)
     size, seconds = os.path.getsize(output), time.monotonic() - started

@@ -107,7 +107,7 @@ def test_the_ends_of_the_static_form(grouped: Path) -> None:
 
 
 def named_like(model: Model, name: str) -> list[str]:
-    return [value for value in model.graphs[0].initializers if name in value]
+    return [each for each in map(str, model.graphs[0].initializers) if name in each]
 
 
 def test_names_and_constants_in_the_file(grouped: Path, demo: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_names_and_constants_in_the_file(grouped: Path, demo: Path, tmp_path: Pa
     assert len(graph.initializers["model.embed_tokens.weight"].uses()) == 2
     names = [value.name for node in graph for value in node.outputs]
     assert len(names) == len(set(names))
-    assert not [name for name in names if "::" in name]
+    assert not [name for name in names if "::" in str(name)]
     assert {"model.layers.2.self_attn.q_proj", "model.layers.0.input_layernorm", "logits"} <= set(names)
     assert tied.signatures[0].outputs["logits"].meta["role"] == Role("logits")  # from the file's contract
 
@@ -141,7 +141,7 @@ def test_bfloat16_shards_make_the_same_file_twice(tmp_path: Path) -> None:
     np.testing.assert_allclose(on_litert(from_one)(feeds)["logits"][0, 0], expected.logits[0, 4], **CLOSE)
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 def test_other_families(tmp_path: Path, model_type: str) -> None:
     config = {**GROUPED, "num_hidden_layers": 1}
     if model_type == "qwen2":  # biases, and no head dimension of its own
@@ -182,5 +182,5 @@ def test_an_architecture_without_such_a_cache(tmp_path: Path, model_type: str, c
 def test_layers_that_pass_the_cache_by(demo: Path) -> None:
     model = LanguageModel.read(demo)
     model.layers = 5
-    with pytest.raises(ModelError, match="^2 of the 5 layers of this llama model use a cache"):
+    with pytest.raises(ModelError, match=r"^2 of the 5 layers of this llama model use a cache"):
         convert(Prefill(model, 8))

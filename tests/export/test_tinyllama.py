@@ -11,6 +11,7 @@ import pytest
 from o2o import formats
 from tests.checkpoints import DEMO, write_checkpoint
 from tests.conftest import ROOT
+from tinyllama.tinyllama import main
 
 SCRIPT = ROOT / "tinyllama" / "tinyllama.py"
 
@@ -25,18 +26,29 @@ def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
-def test_writes_the_two_files_of_the_guide(tmp_path: Path, checkpoint: Path) -> None:
-    for mode, file, shape in (("prefill", "prefill.circle", [1, 32]), ("decode", "decode_.circle", [1, 1])):
-        result = run(tmp_path, "--mode", mode, "--model", checkpoint)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout == ""
-        (line,) = result.stderr.splitlines()
-        assert line.startswith(f"tinyllama.py: wrote {file}, 0.5 MB in ")
-        (signature,) = formats.load(tmp_path / file).signatures
-        assert signature.name == mode
-        assert signature.inputs["input_ids"].shape == shape
-    assert signature.inputs["past_key_0"].shape == [1, 16, 30, 4]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["decode_.circle", "prefill.circle"]
+def test_prefill_from_any_folder(tmp_path: Path, checkpoint: Path) -> None:
+    result = run(tmp_path, "--mode", "prefill", "--model", checkpoint)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("tinyllama.py: wrote prefill.circle, 0.5 MB in ")
+    assert [path.name for path in tmp_path.iterdir()] == ["prefill.circle"]
+    (signature,) = formats.load(tmp_path / "prefill.circle").signatures
+    assert signature.name == "prefill"
+    assert signature.inputs["input_ids"].shape == [1, 32]
+
+
+@pytest.mark.parametrize(("form", "capacity"), [("concat", 10), ("static", 12)])
+def test_decode(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, form: str, capacity: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--mode", "decode", "--model", str(checkpoint), "--max-length", "12", "--cache", form]
+    assert main(arguments) == 0
+    (signature,) = formats.load("decode_.circle").signatures
+    assert signature.name == "decode"
+    assert signature.inputs["past_key_0"].shape == [1, 16, capacity, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["decode_.circle"]
 
 
 @pytest.mark.parametrize(
@@ -58,9 +70,13 @@ def test_errors_are_one_line(tmp_path: Path, arguments: list[str], code: int, co
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_leaves_the_old_file(tmp_path: Path, checkpoint: Path) -> None:
-    (tmp_path / "prefill.circle").write_bytes(b"old")
-    result = run(tmp_path, "--mode", "prefill", "--max-length", "65", "--model", checkpoint)
-    assert result.returncode == 2
-    assert "this model has 64 positions" in result.stderr
-    assert (tmp_path / "prefill.circle").read_bytes() == b"old"
+def test_a_failure_leaves_the_old_file(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "old.circle"
+    output.write_bytes(b"old")
+    arguments = ["--mode", "prefill", "--max-length", "65", "--model", str(checkpoint), "-o", str(output)]
+    assert main(arguments) == 2
+    assert "this model has 64 positions" in capsys.readouterr().err
+    assert output.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [output]
