@@ -37,33 +37,39 @@ def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
     return False
 
 
-def remove_dead_nodes(graph: ir.Graph) -> int:
-    """Remove the nodes whose results nobody uses; how many. Constants stay until `remove_dead_constants`."""
-    removed = 0
-    waiting = list(graph)  # the last first, so that most need no second look
+def live_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that an output of `graph` needs, or that have side effects, or that these need."""
+    waiting = [node for node in graph if has_side_effects(node)]
+    waiting += [node for value in graph.outputs if (node := value.producer()) is not None]
+    live: set[ir.Node] = set()
     while waiting:
         node = waiting.pop()
-        if node.graph is not graph or has_side_effects(node):
-            continue
-        if any(value.uses() or value.is_graph_output() for value in node.outputs):
-            continue
-        producers = {value.producer() for value in node.inputs if value is not None}
-        graph.remove(node, safe=True)
-        waiting.extend(producer for producer in producers if producer is not None)
-        removed += 1
-    return removed
+        if node not in live:
+            live.add(node)
+            waiting += [p for v in node.inputs if v is not None and (p := v.producer()) is not None]
+    return live
+
+
+def remove_dead_nodes(graph: ir.Graph) -> int:
+    """Remove the nodes whose results nobody needs; how many. Constants stay until `remove_dead_constants`."""
+    live = live_nodes(graph)
+    dead = [node for node in graph if node not in live]
+    graph.remove(dead, safe=True)
+    return len(dead)
 
 
 def remove_dead_constants(graph: ir.Graph) -> list[ir.Value]:
-    """Remove and return the constants that no node, no output and no other constant of `graph` uses."""
-    values = [*graph.inputs, *graph.initializers.values()]
-    values += [value for node in graph for value in node.outputs]
-    named = {id(other) for value in values for other in value.meta.get("references", {}).values()}
-    dead = [
-        value
-        for value in graph.initializers.values()
-        if not (value.uses() or value.is_graph_output() or value.is_graph_input() or id(value) in named)
-    ]
+    """Remove and return the constants that no node, no output and no needed constant of `graph` uses."""
+    waiting = [*graph.inputs, *graph.outputs]
+    for node in graph:
+        waiting += [value for value in (*node.inputs, *node.outputs) if value is not None]
+    needed: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in needed:
+            needed.add(id(value))
+            waiting += value.meta.get("references", {}).values()
+    dead = [value for value in graph.initializers.values() if id(value) not in needed]
     for value in dead:
         assert value.name is not None
         del graph.initializers[value.name]

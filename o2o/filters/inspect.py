@@ -1,0 +1,58 @@
+"""`inspect.model.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from o2o import formats, streams
+from o2o.filters.base import Filter
+from o2o.model import Model
+from o2o.summary import render, summarise
+
+
+class Inspect(Filter):
+    """Say what is in a model: its ends, operators, constants, contract and history.
+
+        model.circle -- inspect.model.py   =>   decode.circle: Circle, 3,201,376 bytes, 1 subgraph
+                                                subgraph 0 'decode', signature decode
+                                                  inputs   0  input_ids  int64  [1,1]  tokens
+                                                  ...
+
+    Text on stdout, or JSON with --json: the only command here that writes no model. It reads the graph,
+    not the weights, so a big model is as quick as a small one.
+    Refused: what is neither Circle nor TFLite.
+    """
+
+    name = "inspect.model.py"
+    usage_example = "inspect.model.py model.circle"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--json", action="store_true", help="for programs: everything, as one JSON object"
+        )
+
+    def read(self, args: argparse.Namespace) -> Model:
+        piped = args.file in (None, "-")
+        self.source = "<stdin>" if piped else args.file
+        data = streams.read_stdin() if piped else streams.read_file(args.file)
+        self.size = len(data)
+        return self.checked(formats.read(data, self.source), self.source)
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
+        summary = summarise(self.read(args))
+        if args.json:
+            text = json.dumps({"bytes": self.size, **summary}, indent=2) + "\n"
+        else:
+            text = render(summary, self.source, self.size)
+        if args.output is None:
+            sys.stdout.write(text)
+        else:
+            with streams.open_output(args.output) as sink:
+                sink.write(text.encode())
+        return 0
+
+
+main = Inspect.main

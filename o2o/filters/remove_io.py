@@ -1,0 +1,81 @@
+"""`remove.io.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+from o2o.errors import ModelError
+from o2o.filters.base import Filter
+from o2o.model import Model
+from o2o.rewriting.clean import live_nodes
+from o2o.rewriting.selectors import (
+    End,
+    add_end,
+    add_signature,
+    ends,
+    entry_graphs,
+    ids,
+    keep_signatures_in_step,
+    names,
+    positions,
+    set_ends,
+)
+
+
+class RemoveIo(Filter):
+    """Keep only some inputs or outputs, in the order they have.
+
+        x -- f -+- logits                    x -- f --- logits
+                +- g -- hidden        =>           +- g            (gc.py removes g)
+                     remove.io.py output --keep_by_name logits
+
+    Signatures lose the same names. What computed an output stays until gc.py.
+    Refused: removing an input that an operator or an output uses; a name or number that is not there.
+    With several graphs, all are meant that have what is to be kept; --signature chooses one.
+    """
+
+    name = "remove.io.py"
+    usage_example = "remove.io.py output --keep_by_name logits < in.circle | gc.py > out.circle"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_end(parser)
+        choice = parser.add_mutually_exclusive_group(required=True)
+        choice.add_argument("--keep_by_name", type=names, metavar="A,B", help="names to keep")
+        choice.add_argument("--keep_by_id", type=ids, metavar="0,2-4", help="positions to keep, from 0")
+        add_signature(parser)
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        graphs = entry_graphs(model, args.signature)
+        chosen = positions(model, graphs, args.io, args.keep_by_id, args.keep_by_name)
+        for graph, keep in chosen.items():
+            removed = _remove(graph, args.io, set(keep))
+            keep_signatures_in_step(model, graph)
+            self.say(f"{model.label(graph)}: kept {len(set(keep))} {args.io}s, removed {removed}")
+
+
+def _remove(graph: ir.Graph, io: End, keep: Collection[int]) -> int:
+    values = ends(graph, io)
+    gone = [value for index, value in enumerate(values) if index not in keep]
+    if io == "input":
+        for value in gone:
+            _check_unused(graph, value)
+    set_ends(graph, io, [value for index, value in enumerate(values) if index in keep])
+    return len(gone)
+
+
+def _check_unused(graph: ir.Graph, value: ir.Value) -> None:
+    cannot = f"cannot remove the input {value.name}"
+    if value.is_graph_output():
+        raise ModelError(f"{cannot}: it is also an output")
+    users = value.consumers()
+    live = live_nodes(graph)
+    for node in sorted(users, key=lambda node: node not in live):
+        user = f"{node.op_type} {node.outputs[0].name if node.outputs else ''}".strip()
+        hint = "" if node in live else ", which no output needs: run gc.py first"
+        raise ModelError(f"{cannot}: {user} uses it{hint}")
+
+
+main = RemoveIo.main

@@ -1,0 +1,85 @@
+"""`rename.io.py`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from o2o.errors import UsageError
+from o2o.filters.base import Filter
+from o2o.model import Model
+from o2o.rewriting.renaming import rename_ends
+from o2o.rewriting.selectors import add_end, add_signature, ends, entry_graphs, listed
+
+
+class RenameIo(Filter):
+    """Give inputs or outputs other names, in the graph and in its signatures.
+
+        tokens -- f -- StatefulPartitionedCall:0   =>   tokens -- f -- logits
+                     rename.io.py output StatefulPartitionedCall:0=logits
+
+    OLD is the tensor's name or the one that a signature gives it; afterwards both are NEW. With --regex,
+    OLD is a pattern that must match the whole name, and NEW may hold \\1, \\2, ... for its groups.
+    In every graph that has OLD; --signature chooses one.
+    Refused: a name that another tensor of the graph has; an OLD that nothing is called.
+    The model comes from stdin, or from a last argument without `=`.
+    """
+
+    name = "rename.io.py"
+    usage_example = "rename.io.py input args_0=input_ids args_1=position < in.circle > out.circle"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_end(parser)
+        parser.add_argument("names", nargs="+", metavar="OLD=NEW", help="the old name and the new one")
+        parser.add_argument("--regex", action="store_true", help="OLD is a regular expression")
+        add_signature(parser)
+
+    def add_input(self, parser: argparse.ArgumentParser) -> None:
+        parser.set_defaults(file=None)  # argparse cannot tell names from a file after them: `read` does
+
+    def read(self, args: argparse.Namespace) -> Model:
+        if len(args.names) > 1 and "=" not in args.names[-1]:
+            args.file = args.names.pop()
+        self.pairs = [_pair(text, args.regex) for text in args.names]
+        return super().read(args)
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        used: set[str] = set()
+
+        def rename(name: str) -> str | None:
+            for old, pattern, new in self.pairs:
+                if match := pattern.fullmatch(name):
+                    used.add(old)
+                    return _expand(match, new) if args.regex else new
+            return None
+
+        graphs = entry_graphs(model, args.signature)
+        there = listed([value.name or "" for graph in graphs for value in ends(graph, args.io)])
+        for graph in graphs:
+            for old, new in rename_ends(model, graph, args.io, rename).items():
+                self.say(f"{model.label(graph)}: {old} is now {new}")
+        for old, _, _ in self.pairs:
+            if old not in used:
+                what = "matches" if args.regex else "is called"
+                raise UsageError(f"no {args.io} {what} {old!r}; there are: {there}")
+
+
+def _pair(text: str, regex: bool) -> tuple[str, re.Pattern[str], str]:
+    """(OLD, what matches it, NEW). Raises UsageError."""
+    old, separator, new = text.partition("=")
+    if not (separator and old and new):
+        raise UsageError(f"{text!r} is not OLD=NEW")
+    try:
+        return old, re.compile(old if regex else re.escape(old)), new
+    except re.error as error:
+        raise UsageError(f"{text!r}: {error}") from error
+
+
+def _expand(match: re.Match[str], new: str) -> str:
+    try:
+        return match.expand(new)
+    except (re.error, IndexError) as error:
+        raise UsageError(f"{new!r}: {error}") from error
+
+
+main = RenameIo.main

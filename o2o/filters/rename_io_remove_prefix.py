@@ -1,0 +1,48 @@
+"""`rename.io.remove_prefix.py`."""
+
+from __future__ import annotations
+
+import argparse
+
+from o2o.errors import UsageError
+from o2o.filters.base import Filter
+from o2o.model import Model
+from o2o.rewriting.renaming import rename_ends
+from o2o.rewriting.selectors import End, add_signature, entry_graphs
+
+
+class RenameIoRemovePrefix(Filter):
+    """Take a prefix off the names of inputs and outputs, in the graph and in its signatures.
+
+        tinyllama/tokens -- f -- tinyllama/logits   =>   tokens -- f -- logits
+                 rename.io.remove_prefix.py tinyllama/
+
+    Names without the prefix stay. In every graph with a signature, and the first; --signature chooses one.
+    Refused: a prefix that no name has, that is a whole name, or without which two names are the same.
+    """
+
+    name = "rename.io.remove_prefix.py"
+    usage_example = "rename.io.remove_prefix.py serving_default_ < in.circle > out.circle"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("prefix", metavar="PREFIX", help="what to take off")
+        add_signature(parser)
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        if not args.prefix:
+            raise UsageError("the prefix is empty")
+
+        def rename(name: str) -> str | None:
+            return name.removeprefix(args.prefix) if name.startswith(args.prefix) else None
+
+        changed = 0
+        sides: tuple[End, End] = ("input", "output")
+        for graph in entry_graphs(model, args.signature):
+            for io in sides:
+                changed += len(rename_ends(model, graph, io, rename))
+        if not changed:
+            raise UsageError(f"no input or output has a name that starts with {args.prefix!r}")
+        self.say(f"renamed {changed} inputs and outputs")
+
+
+main = RenameIoRemovePrefix.main

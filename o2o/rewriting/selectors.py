@@ -1,0 +1,180 @@
+"""Choosing parts of a model from the command line: by position, by name, by signature.
+
+A selector that matches nothing is a `UsageError` that says what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import onnx_ir as ir
+
+from o2o.errors import ModelError, UsageError
+from o2o.model import Model
+from o2o.rewriting.clean import inner_graphs
+
+End = Literal["input", "output"]
+SHOWN = 12  # names in a message; a language model has a hundred
+
+
+def ids(text: str) -> list[int]:
+    """`0,2-4` -> [0, 2, 3, 4]: an argparse type."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{part!r} is neither a number nor a range; write 0,2-4")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise argparse.ArgumentTypeError(f"the range {part.strip()} runs backwards")
+        if last - first > 1_000_000:
+            raise argparse.ArgumentTypeError(f"the range {part.strip()} is longer than any graph")
+        found += range(first, last + 1)
+    return found
+
+
+def names(text: str) -> list[str]:
+    """`a,b` -> ["a", "b"]: an argparse type."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"an empty name in {text!r}; write a,b")
+    return found
+
+
+def add_end(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("io", choices=("input", "output"), help="which ends of the graph")
+
+
+def add_signature(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--signature", metavar="NAME", help="only in the graph of this signature")
+
+
+def entry_graphs(model: Model, signature: str | None) -> list[ir.Graph]:
+    """The graphs that a user of `model` runs: the one of `signature`, else the first and all with one.
+
+    A graph that another one runs (a branch, a loop's body) is not among them: its ends are not free.
+    """
+    inner = {id(graph) for outer in model.graphs for node in outer for graph in inner_graphs(node)}
+    if signature is None:
+        signed = {id(told.graph) for told in model.signatures}
+        return [
+            graph
+            for index, graph in enumerate(model.graphs)
+            if (index == 0 or id(graph) in signed) and id(graph) not in inner
+        ]
+    for told in model.signatures:
+        if told.name == signature:
+            if id(told.graph) in inner:
+                raise ModelError(f"the graph of {signature} is also run by an operator of another graph")
+            return [told.graph]
+    there = listed([told.name for told in model.signatures]) if model.signatures else "none at all"
+    raise UsageError(f"there is no signature {signature!r}; there are: {there}")
+
+
+def ends(graph: ir.Graph, io: End) -> list[ir.Value]:
+    return list(graph.inputs if io == "input" else graph.outputs)
+
+
+def set_ends(graph: ir.Graph, io: End, values: Sequence[ir.Value]) -> None:
+    side = graph.inputs if io == "input" else graph.outputs
+    side.clear()
+    side.extend(values)
+
+
+def names_of(model: Model, graph: ir.Graph, value: ir.Value, io: End) -> list[str]:
+    """What `value` may be called: its own name, then those that signatures give it."""
+    found = [value.name or ""]
+    for signature in model.signatures_of(graph):
+        public = signature.inputs if io == "input" else signature.outputs
+        found += [name for name, other in public.items() if other is value and name not in found]
+    return found
+
+
+def positions(
+    model: Model,
+    graphs: Sequence[ir.Graph],
+    io: End,
+    by_id: Sequence[int] | None,
+    by_name: Sequence[str] | None,
+) -> dict[ir.Graph, list[int]]:
+    """Where the chosen ends (by number, or else by name) are, in the order given, in each graph with them.
+
+    A graph that has none of them is not meant. One that has some of them is in doubt, and a UsageError.
+    """
+    found: dict[ir.Graph, list[int]] = {}
+    complaints: list[str] = []
+    doubt = len(graphs) == 1
+    wanted: Sequence[int] | Sequence[str] = by_id if by_id is not None else by_name or ()
+    for graph in graphs:
+        places = _places(model, graph, io)
+        lacking = [key for key in wanted if key not in places]
+        if lacking:
+            complaints.append(_lack(model, graph, io, lacking[0]))
+            doubt |= len(lacking) < len(wanted)
+        else:
+            found[graph] = [places[key] for key in wanted]
+    if complaints and (doubt or not found):
+        raise UsageError(complaints[0] + ("" if len(graphs) == 1 else " (--signature chooses one graph)"))
+    return found
+
+
+def _places(model: Model, graph: ir.Graph, io: End) -> dict[int | str, int]:
+    """Positions by number and by name; a tensor's own name goes before those in signatures."""
+    values = ends(graph, io)
+    found: dict[int | str, int] = {index: index for index in range(len(values))}
+    public = [names_of(model, graph, value, io) for value in values]
+    for index, names_ in enumerate(public):
+        found.setdefault(names_[0], index)
+    for index, names_ in enumerate(public):
+        for name in names_[1:]:
+            found.setdefault(name, index)
+    return found
+
+
+def _lack(model: Model, graph: ir.Graph, io: End, wanted: int | str) -> str:
+    values = ends(graph, io)
+    where = model.label(graph)
+    if isinstance(wanted, int):
+        last = f"the last one is {len(values) - 1} ({values[-1].name})" if values else "there are none"
+        return f"{where} has no {io} {wanted}; {last}"
+    return f"{where} has no {io} {wanted!r}; there are: {listed([value.name or '' for value in values])}"
+
+
+def listed(found: Sequence[str]) -> str:
+    """`a, b, c`, shortened for a line."""
+    more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(found[:SHOWN]) + more
+
+
+def keep_signatures_in_step(model: Model, graph: ir.Graph) -> None:
+    """Let the signatures of `graph` name its inputs and outputs as they are now, and in their order.
+
+    Names stay with their values; a value that has none gets its own, or one like it.
+    """
+    for signature in model.signatures_of(graph):
+        signature.inputs = _in_step(signature.inputs, graph.inputs)
+        signature.outputs = _in_step(signature.outputs, graph.outputs)
+
+
+def _in_step(public: dict[str, ir.Value], values: Sequence[ir.Value]) -> dict[str, ir.Value]:
+    result: dict[str, ir.Value] = {}
+    told: dict[int, list[str]] = {}
+    for name, value in public.items():
+        told.setdefault(id(value), []).append(name)
+    taken = {name for value in values for name in told.get(id(value), ())}
+    for value in values:
+        for name in told.get(id(value)) or [_unused(value.name or "", taken)]:
+            result[name] = value
+            taken.add(name)
+    return result
+
+
+def _unused(stem: str, taken: set[str]) -> str:
+    name, count = stem, 0
+    while name in taken:
+        count += 1
+        name = f"{stem}_{count}"
+    return name
