@@ -11,7 +11,7 @@ from o2o import filters
 def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {name.replace("_", "."): name for name in filters.names()}
-    commands["inspect.model"] = commands.pop("inspect")  # why its command has another name: pyproject.toml
+    commands["inspect.model"] = commands["inspect"]  # why they differ: pyproject.toml
     wanted = arguments[0].removesuffix(".py") if arguments else ""
     # File names cannot tell `rename.io.remove_prefix` from `rename.io.remove.prefix`: neither need the user.
     module = commands.get(wanted.replace("_", "."))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.exported import exported
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,3 +25,16 @@ def run_module() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return run
+
+
+@pytest.fixture(scope="session")
+def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of this test run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def exported_model(shared_directory: Path) -> Callable[[str, str], Path]:
+    """(shape, form) -> a Circle file, see `tests.exported`."""
+    return lambda shape, form: exported(shared_directory, shape, form)

@@ -165,8 +165,10 @@ class FuseAttention(Fusion):
             miss("the softmax does not go over the keys", node.outputs[0])
         weights_axes = factors.through(self._nodes(weights_path), scores_axes)
         y_axes = factors.through(self._nodes(output_path), matmul_axes(product, weights_axes, v_axes))
-        if y_axes != self._projected(factors, out, "T", "KGH", of_input=True):
-            miss("the heads are not put side by side, in order, before the output projection", out.x)
+        joined = out.node.inputs[0]
+        assert joined is not None
+        if y_axes != self._flat_axes(factors, joined, "T", "KGH"):
+            miss("the heads are not put side by side, in order, before the output projection", joined)
 
         cos, sin = self._tables(q_rotation, k_rotation, T, factors.sizes["H"])
         attention = Attention(q.x, q.w, k.w, v.w, out.w, cos, sin)
@@ -184,7 +186,9 @@ class FuseAttention(Fusion):
             value = getattr(attention, table)
             if value is not None:
                 setattr(attention, table, op.reshape(value, [1, T, H], name=table))
-        replace_output(model, old, op.node("ATTENTION", attention.operands(), shape_of(old)))
+        attention.x = op.reshape(attention.x, [1, T, shape_of(attention.x)[-1]], name="x")
+        result = op.node("ATTENTION", attention.operands(), [1, T, shape_of(old)[-1]])
+        replace_output(model, old, op.reshape(result, shape_of(old)))
 
     # --- walking ------------------------------------------------------------------------------------
 
@@ -317,6 +321,7 @@ class FuseAttention(Fusion):
             miss(f"the projection of {what} has a bias", bias[0])
         assert x is not None
         assert w is not None
+        x = _unflattened(x)
         if len(shape_of(w)) != 2:
             miss(f"the weights of {what} are not a matrix (reshape.fc_weight.py makes them one)", w)
         return Projection(node, x, w)
@@ -345,11 +350,12 @@ class FuseAttention(Fusion):
         K = rows[1] // H
         return Factors({"T": T, "S": S, "K": K, "G": rows[0] // rows[1], "H": H})
 
-    def _projected(
-        self, factors: Factors, projection: Projection, tokens: str, heads: str, of_input: bool = False
-    ) -> Axes:
-        """The axes of a projection's result (or of the output projection's input)."""
-        value = projection.x if of_input else projection.node.outputs[0]
+    def _projected(self, factors: Factors, projection: Projection, tokens: str, heads: str) -> Axes:
+        """The axes of a projection's result."""
+        return self._flat_axes(factors, projection.node.outputs[0], tokens, heads)
+
+    def _flat_axes(self, factors: Factors, value: ir.Value, tokens: str, heads: str) -> Axes:
+        """The axes of a value with a row a token, in which its heads stand side by side."""
         shape = shape_of(value)
         axes = factors.axes(*[()] * (len(shape) - 2), tokens, heads)
         if len(shape) < 2 or factors.shape(axes) != shape:
@@ -521,13 +527,11 @@ class FuseAttention(Fusion):
         if mask is None:
             return None
         tokens, keys = factors.axes("T", "S")
-        if axes[-2:] != (tokens, keys):
-            miss("the mask is added to scores that are not [.., queries, keys]", mask)
-        shape = (1,) * (4 - len(shape_of(mask))) + shape_of(mask)
-        if any(dim != 1 for dim in shape[:-2]):
+        shape = (1,) * (len(axes) - len(shape_of(mask))) + shape_of(mask)
+        if axes[-1] != keys or shape[-1] not in (1, S):
+            miss(f"the mask is not [.., {T}, {S}], or is added to scores that are not", mask)
+        if any(dim != 1 for dim in shape[:-2]) or (shape[-2] != 1 and axes[-2] != tokens):
             miss("the mask differs from head to head", mask)
-        if shape[-2] not in (1, T) or shape[-1] not in (1, S):
-            miss(f"the mask should be [.., {T}, {S}]", mask)
         return mask
 
     def _written_position(self, joined: Joined, keys: Keys) -> ir.Value:
@@ -545,6 +549,13 @@ class FuseAttention(Fusion):
             if [int(n) for n in numbers] != [position if i == axis else 0 for i in range(4)]:
                 miss(f"at position {position} the cache is written at {numbers.tolist()}", start)
         return leaf
+
+
+def _unflattened(x: ir.Value) -> ir.Value:
+    """x before its rows were only counted differently ([1, T, D] as [T, D])."""
+    source, chain = climb(x)
+    plain = all(node.op_type in ("RESHAPE", "EXPAND_DIMS", "SQUEEZE") for node in chain)
+    return source if plain and shape_of(source)[-1:] == shape_of(x)[-1:] else x
 
 
 main = FuseAttention.main

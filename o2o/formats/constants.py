@@ -25,6 +25,14 @@ def constant(
     return ir.Tensor(raw.view(dtype.numpy()).reshape(shape), dtype, shape=ir.Shape(shape), name=name)
 
 
+def reshaped(tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str) -> ir.TensorProtocol:
+    """The same numbers in another shape, over the same bytes when those are in memory."""
+    raw = getattr(tensor, "raw", None)
+    if isinstance(raw, np.ndarray) and raw.flags.c_contiguous:
+        return constant(raw.reshape(-1).view(np.uint8), tensor.dtype, shape, name)
+    return ir.Tensor(tensor.numpy().reshape(shape), tensor.dtype, shape=ir.Shape(shape), name=name)
+
+
 def numbers(value: ir.Value | None) -> np.ndarray | None:
     """The numbers of a constant, in its shape; None when `value` is not one, or only encoded bytes."""
     if value is None or value.const_value is None or value.const_value.dtype != value.dtype:

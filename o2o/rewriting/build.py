@@ -6,12 +6,14 @@ dtype is that of the first input unless told.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from o2o.formats.schema import CIRCLE
 from o2o.model import DOMAIN
 
 
@@ -54,6 +56,14 @@ def add_constant(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
     return value
 
 
+@functools.cache
+def _default_options(op_type: str) -> dict[str, Any]:
+    """All options of an operator at their defaults, so that a node built here looks like one read."""
+    table = CIRCLE.options_table(op_type)
+    fields = vars(CIRCLE.table(table)()) if table is not None else {}
+    return {name: value for name, value in fields.items() if isinstance(value, (bool, int, float))}
+
+
 class Builder:
     """Puts new nodes in front of `before` in `graph`, or at its end.
 
@@ -85,11 +95,15 @@ class Builder:
             shape=ir.Shape(shape),
             type=ir.TensorType(dtype) if dtype is not None else None,
         )
+        options = {**_default_options(op_type), **attributes}
+        if op_type == "CAST" and dtype is not None and inputs[0] is not None:
+            options["inDataType"] = CIRCLE.dtype_codes[inputs[0].dtype]
+            options["outDataType"] = CIRCLE.dtype_codes[dtype]
         node = ir.Node(
             DOMAIN,
             op_type,
             inputs,
-            [ir.convenience.convert_attribute(key, item) for key, item in attributes.items()],
+            [ir.convenience.convert_attribute(key, item) for key, item in options.items()],
             outputs=[output],
         )
         if self.before is None:

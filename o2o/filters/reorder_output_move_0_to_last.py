@@ -1,0 +1,40 @@
+"""`reorder.output.move_0_to_last.py`."""
+
+from __future__ import annotations
+
+import argparse
+
+from o2o.errors import UsageError
+from o2o.filters.base import Filter
+from o2o.filters.reorder_output import reorder
+from o2o.model import Model
+from o2o.rewriting.selectors import add_signature, entry_graphs, listed
+
+
+class ReorderOutputMove0ToLast(Filter):
+    """Make the first output the last one, in the graph and in its signatures.
+
+        f -+- 0 logits                 f -+- 0 key
+           +- 1 key             =>        +- 1 value
+           +- 2 value                     +- 2 logits
+
+    In every graph with a signature, and the first; --signature chooses one.
+    Refused: a model in which no graph has two outputs.
+    """
+
+    name = "reorder.output.move_0_to_last.py"
+    usage_example = "reorder.output.move_0_to_last.py < in.circle > out.circle"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_signature(parser)
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        graphs = [graph for graph in entry_graphs(model, args.signature) if len(graph.outputs) > 1]
+        if not graphs:
+            raise UsageError("there is nothing to move: no graph has more than one output")
+        for graph in graphs:
+            reorder(model, graph, [*range(1, len(graph.outputs)), 0])
+            self.say(f"{model.label(graph)}: {listed([value.name or '' for value in graph.outputs])}")
+
+
+main = ReorderOutputMove0ToLast.main

@@ -1,0 +1,310 @@
+"""Attention blocks as exporters scatter them, in every form that `fuse.attention` should know, and broken.
+
+`Form` names the choices; `build(form)` makes a model with one block on random weights; `feeds_at` its
+inputs at a position, with numbers in the rows of the cache that a causal mask hides which would show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import numpy as np
+import onnx_ir as ir
+
+from o2o.contract import Role
+from o2o.model import Model
+from tests.o2o.graphs import INT64, Graph, weights
+
+HIDDEN = np.float32(-1e9)
+D = 12  # model dim
+
+
+@dataclass(frozen=True)
+class Form:
+    """T tokens, K key heads, G query heads for each, H head dim; the rest are ways of spelling."""
+
+    T: int = 1
+    K: int = 2
+    G: int = 2
+    H: int = 4
+    join: str = "none"  # concat, slice (DYNAMIC_UPDATE_SLICE)
+    past: int = 5  # rows of the cache, with a join
+    mask: str = "causal"  # none, ones (an arbitrary one), input
+    rotate: bool = True
+    scale: str = "scores"  # q, k, divide
+    rank: int = 4  # of the operands of BATCH_MATMUL; 3 folds the batch away
+    adjoint: bool = False  # k transposed by an option instead of TRANSPOSE
+    repeat: str = "broadcast"  # fold: the group's queries are rows
+    flat: bool = False  # projections without the batch axis
+    broken: str = ""  # see BROKEN
+
+
+BROKEN = {
+    "scale": "the scale is",
+    "bias": "the projection of k has a bias",
+    "activation": "FULLY_CONNECTED has a fused activation",
+    "interleave": "BATCH_MATMUL pairs the heads",
+    "other input": "not projections of one tensor",
+    "other table": "rotated by different tables",
+    "unrotated k": "one of q and k is rotated",
+    "weights given out": "the attention weights is used elsewhere",
+    "mask by head": "the mask differs from head to head",
+    "two masks": "two masks",
+    "heads out of order": "cuts through the axes",
+    "softmax axis": "the softmax does not go over the keys",
+    "scaled values": "the values are scaled",
+    "scaled mask": "the scale is applied to the mask too",
+    "swapped halves": "no half of the sum is a rotated half",
+    "value cache elsewhere": "written at different positions",
+    "concatenated in front": "the past of the cache is not a graph input",
+}
+
+
+def build(form: Form) -> Model:
+    """A model of one block: x [1, T, D], caches and position as the form has them -> y [1, T, D]."""
+    return _Block(form).model()
+
+
+def feeds_at(form: Form, position: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Inputs when the first token is at `position`; rows that a mask hides hold 1000."""
+    generator = np.random.default_rng(seed)
+    feeds = {"x": generator.standard_normal((1, form.T, D)).astype(np.float32)}
+    if form.broken == "other input":
+        feeds["x2"] = generator.standard_normal((1, form.T, D)).astype(np.float32)
+    if form.join != "none" or form.rotate:
+        feeds["position"] = np.array([position])
+    if form.broken == "value cache elsewhere":
+        feeds["position_2"] = np.array([position])
+    if form.join != "none":
+        for name in ("past_key_0", "past_value_0"):
+            feeds[name] = generator.standard_normal((1, form.K, form.past, form.H)).astype(np.float32)
+            if form.mask == "causal":
+                feeds[name][:, :, position:] = 1000
+    if form.mask == "input":
+        columns = form.past if form.join == "slice" else form.T
+        feeds["mask"] = np.where(generator.random((1, 1, form.T, columns)) < 0.3, HIDDEN, np.float32(0))
+    return feeds
+
+
+def forms() -> st.SearchStrategy[Form]:
+    """Forms that mean attention; each must fuse."""
+
+    @st.composite
+    def draw(draw: st.DrawFn) -> Form:
+        join = draw(st.sampled_from(["none", "concat", "slice"]))
+        masks = {"none": ["causal", "none", "ones", "input"], "concat": ["causal"]}
+        return Form(
+            T=draw(st.integers(1, 4)),
+            K=draw(st.integers(1, 3)),
+            G=draw(st.integers(1, 3)),
+            H=draw(st.sampled_from([2, 4, 6])),
+            join=join,
+            past=draw(st.integers(5, 7)),
+            mask=draw(st.sampled_from(masks.get(join, ["causal", "none", "input"]))),
+            rotate=True if join == "none" else draw(st.booleans()),
+            scale=draw(st.sampled_from(["scores", "q", "divide"] + (["k"] if join == "none" else []))),
+            rank=draw(st.sampled_from([3, 4])),
+            adjoint=draw(st.booleans()),
+            repeat=draw(st.sampled_from(["broadcast", "fold"])),
+            flat=draw(st.booleans()),
+        )
+
+    return draw()
+
+
+class _Block:
+    def __init__(self, form: Form) -> None:
+        self.form = form
+        self.graph = Graph("main")
+        self.position: ir.Value | None = None
+
+    def model(self) -> Model:
+        form, graph = self.form, self.graph
+        T, K, G, H = form.T, form.K, form.G, form.H
+        N = K * G
+        x = graph.input("x", [1, T, D])
+        x_k = graph.input("x2", [1, T, D]) if form.broken == "other input" else x
+        if form.join != "none" or form.rotate:
+            self.position = graph.input("position", [1], INT64)
+        if form.broken == "value cache elsewhere":
+            self.position_2 = graph.input("position_2", [1], INT64)
+        q, k, v = self.project(x, N, "q"), self.project(x_k, K, "k"), self.project(x, K, "v")
+        if form.rotate:
+            tables = self.tables("")
+            other = self.tables("other ") if form.broken == "other table" else tables
+            q = self.rotated(q, tables)
+            k = k if form.broken == "unrotated k" else self.rotated(k, other)
+        if form.scale == "q":
+            q = self.scaled(q)
+        if form.scale == "k":
+            k = self.scaled(k)
+        if form.broken == "scaled values":
+            v = graph.op("MUL", [v, graph.constant("two", np.float32(2))], _shape(v))
+        k, v = self.joined(k, "past_key_0"), self.joined(v, "past_value_0")
+        S = _shape(k)[2]
+        if form.repeat == "fold":
+            q = self.reshape(q, [1, K, G * T, H])
+            heads, rows = K, G * T
+        else:
+            k, v = self.repeated(k), self.repeated(v)
+            heads, rows = N, T
+        scores = self.product(q, k, [heads, rows, S])
+        if form.scale in ("scores", "divide") and form.broken != "scaled mask":
+            scores = self.scaled(scores)
+        # a mask for one query a row can be added to folded scores, one for several cannot
+        if form.repeat == "fold" and T > 1:
+            scores = self.reshape(scores, [1, N, T, S])
+        if (mask := self.mask(S, N)) is not None:
+            scores = graph.op("ADD", [scores, mask], _shape(scores), name="masked")
+        if form.broken == "two masks":
+            zeros = graph.constant("zeros", np.zeros((1, 1, T, S), np.float32))
+            scores = graph.op("ADD", [scores, zeros], _shape(scores), name="masked twice")
+        if form.broken == "scaled mask":
+            scores = self.scaled(scores)
+        if form.broken == "softmax axis":
+            scores = self.transpose(scores, [0, 1, 3, 2])
+        p = graph.op("SOFTMAX", [scores], _shape(scores), name="weights", beta=1.0)
+        given_out = [p] if form.broken == "weights given out" else []
+        if form.broken == "softmax axis":
+            p = self.transpose(p, [0, 1, 3, 2])
+        p = self.reshape(p, [1, heads, rows, S])
+        y = self.mixed(p, v, [heads, rows, H])
+        y = self.reshape(y, [1, N, T, H])
+        if form.broken != "heads out of order":
+            y = self.transpose(y, [0, 2, 1, 3])
+        y = self.reshape(y, [T, N * H] if form.flat else [1, T, N * H])
+        y = graph.fc(y, graph.constant("wo", weights(D, N * H, seed=9) / 3), "out")
+        y = self.reshape(y, [1, T, D])
+        graph.output(graph.op("ADD", [y, graph.constant("one", np.float32(1))], [1, T, D], name="y"), *given_out)
+        return graph.model()
+
+    def project(self, x: ir.Value, heads: int, name: str) -> ir.Value:
+        """[1, heads, T, H]"""
+        form, graph = self.form, self.graph
+        w = graph.constant(f"w{name}", weights(heads * form.H, D, seed=len(name) + ord(name[0])) / 3)
+        bias = graph.constant("bias", weights(heads * form.H)) if form.broken == "bias" and name == "k" else None
+        flat = self.reshape(x, [form.T, D]) if form.flat else x
+        y = graph.fc(flat, w, name, bias)
+        if form.broken == "activation":
+            y.producer().attributes["fusedActivationFunction"] = ir.AttrInt64("fusedActivationFunction", 1)
+        return self.transpose(self.reshape(y, [1, form.T, heads, form.H]), [0, 2, 1, 3])
+
+    def reshape(self, x: ir.Value, shape: list[int]) -> ir.Value:
+        if list(_shape(x)) == shape:
+            return x
+        to = self.graph.constant("shape", np.array(shape, np.int32))
+        return self.graph.op("RESHAPE", [x, to], shape)
+
+    def transpose(self, x: ir.Value, axes: list[int]) -> ir.Value:
+        order = self.graph.constant("axes", np.array(axes, np.int32))
+        return self.graph.op("TRANSPOSE", [x, order], [_shape(x)[axis] for axis in axes])
+
+    def scaled(self, x: ir.Value) -> ir.Value:
+        size = self.form.H + 1 if self.form.broken == "scale" else self.form.H
+        if self.form.scale == "divide":
+            return self.graph.op("DIV", [x, self.graph.constant("root", np.float32(size**0.5))], _shape(x))
+        return self.graph.op("MUL", [x, self.graph.constant("scale", np.float32(size**-0.5))], _shape(x))
+
+    def tables(self, name: str) -> tuple[ir.Value, ir.Value]:
+        """cos, sin [1, 1, T, H] of the position plus 0 .. T-1."""
+        form, graph = self.form, self.graph
+        assert self.position is not None
+        start = graph.op("CAST", [self.position], [1], ir.DataType.FLOAT, name=f"{name}float")
+        steps = graph.constant("steps", np.arange(form.T, dtype=np.float32)[:, None])
+        position = graph.op("ADD", [steps, start], [form.T, 1])
+        base = 50.0 if name else 100.0
+        frequency = graph.constant("frequency", np.tile(base ** -np.arange(0, 1, 2 / form.H), 2).astype(np.float32))
+        angle = graph.op("MUL", [position, frequency], [form.T, form.H])
+        cos, sin = (graph.op(which, [angle], [form.T, form.H]) for which in ("COS", "SIN"))
+        return self.reshape(cos, [1, 1, form.T, form.H]), self.reshape(sin, [1, 1, form.T, form.H])
+
+    def rotated(self, x: ir.Value, tables: tuple[ir.Value, ir.Value]) -> ir.Value:
+        graph, shape, half = self.graph, list(_shape(x)), self.form.H // 2
+        size = [*shape[:-1], half]
+
+        def part(begin: int) -> ir.Value:
+            bounds = [graph.constant("b", np.array(v, np.int32)) for v in ([0, 0, 0, begin], size)]
+            return graph.op("SLICE", [x, *bounds], size)
+
+        lower, upper = part(0), part(half)
+        if self.form.broken == "swapped halves":
+            lower, upper = upper, lower
+        turned = graph.op("CONCATENATION", [graph.op("NEG", [upper], size), lower], shape, axis=3)
+        products = [graph.op("MUL", [y, table], shape) for y, table in zip((x, turned), tables, strict=True)]
+        return graph.op("ADD", products, shape, name="rotated")
+
+    def joined(self, new: ir.Value, name: str) -> ir.Value:
+        form, graph = self.form, self.graph
+        if form.join == "none":
+            return new
+        past = graph.input(name, [1, form.K, form.past, form.H])
+        past.meta["role"] = Role("key_cache" if "key" in name else "value_cache", 0, "BNTH")
+        if form.join == "concat":
+            parts = [new, past] if form.broken == "concatenated in front" else [past, new]
+            return graph.op("CONCATENATION", parts, [1, form.K, form.past + form.T, form.H], axis=2)
+        position = self.position
+        if form.broken == "value cache elsewhere" and "value" in name:
+            position = self.position_2
+        start = graph.op("CAST", [position], [1], ir.DataType.INT32)
+        zeros = graph.constant("zeros", np.zeros(2, np.int32)), graph.constant("zero", np.zeros(1, np.int32))
+        start = graph.op("CONCATENATION", [zeros[0], start, zeros[1]], [4], axis=0)
+        return graph.op("DYNAMIC_UPDATE_SLICE", [past, new, start], _shape(past))
+
+    def repeated(self, x: ir.Value) -> ir.Value:
+        """[1, K, S, H] -> [1, K * G, S, H], each head G times in a row."""
+        form = self.form
+        _, K, S, H = _shape(x)
+        if form.G == 1:
+            return x
+        if form.broken == "interleave":  # all heads, then all again
+            middle, wide = [1, 1, K, S, H], [1, form.G, K, S, H]
+        else:
+            middle, wide = [1, K, 1, S, H], [1, K, form.G, S, H]
+        to = self.graph.constant("wide", np.array(wide, np.int32))
+        y = self.graph.op("BROADCAST_TO", [self.reshape(x, middle), to], wide)
+        return self.reshape(y, [1, K * form.G, S, H])
+
+    def product(self, q: ir.Value, k: ir.Value, shape: list[int]) -> ir.Value:
+        if not self.form.adjoint:
+            k = self.transpose(k, [0, 1, 3, 2])
+        return self.matmul(q, k, shape, self.form.adjoint)
+
+    def mixed(self, p: ir.Value, v: ir.Value, shape: list[int]) -> ir.Value:
+        return self.matmul(p, v, shape, False)
+
+    def matmul(self, x: ir.Value, y: ir.Value, shape: list[int], adjoint: bool) -> ir.Value:
+        if self.form.rank == 3:
+            x, y = (self.reshape(z, list(_shape(z)[1:])) for z in (x, y))
+            return self.reshape(self.graph.op("BATCH_MATMUL", [x, y], shape, adjointRhs=adjoint), [1, *shape])
+        return self.graph.op("BATCH_MATMUL", [x, y], [1, *shape], adjointRhs=adjoint)
+
+    def mask(self, S: int, N: int) -> ir.Value | None:
+        form, graph = self.form, self.graph
+        T = form.T
+        if form.broken == "mask by head":
+            return graph.constant("mask", np.zeros((1, N, T, S), np.float32))
+        if form.mask == "none":
+            return None
+        if form.mask == "input":
+            return graph.input("mask", [1, 1, T, S])
+        if form.mask == "ones":
+            return graph.constant("mask", np.full((1, 1, T, S), 1, np.float32) * weights(1, 1, T, S, seed=4))
+        query, key = np.arange(T)[:, None], np.arange(S)[None, :]
+        if form.join == "none":
+            return graph.constant("mask", np.where(key <= query, np.float32(0), HIDDEN)[None, None])
+        assert self.position is not None
+        slots = key - query
+        if form.join == "concat":  # old rows before the position count, new ones up to the query's own
+            slots = np.where(key < form.past, key, np.where(key - form.past <= query, -1, 10**6)) + 0 * query
+            limit = self.position
+        else:
+            limit = graph.op("ADD", [self.position, graph.constant("one", np.array([1]))], [1])
+        visible = graph.op("LESS", [graph.constant("slots", slots[None, None]), limit], [1, 1, T, S], ir.DataType.BOOL)
+        choice = [graph.constant("shown", np.float32(0)), graph.constant("hidden", HIDDEN)]
+        return graph.op("SELECT_V2", [visible, *choice], [1, 1, T, S], ir.DataType.FLOAT)
+
+
+def _shape(value: ir.Value) -> list[int]:
+    assert value.shape is not None
+    return list(value.shape.numpy())

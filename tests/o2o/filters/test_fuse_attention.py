@@ -1,0 +1,186 @@
+"""fuse.attention: every form of attention becomes ATTENTION and means the same; nothing else does."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from o2o import formats, reference
+from o2o.contract import contract_of
+from o2o.filters.fuse_attention import FuseAttention
+from o2o.lower.litert import lower
+from o2o.model import Model
+from tests.o2o import graphs
+from tests.o2o.attention_graphs import BROKEN, Form, build, feeds_at, forms
+
+
+def fuse(model: Model, full_cache: str | None = None) -> list[str]:
+    """Run the filter; what it said."""
+    filter_ = FuseAttention()
+    filter_.apply(model, argparse.Namespace(explain=True, assume_full_cache=full_cache))
+    return filter_._said
+
+
+def operators(model: Model) -> Counter[str]:
+    return Counter(node.op_type for graph in model.graphs for node in graph)
+
+
+def reread(model: Model) -> Model:
+    return formats.loads(formats.dumps(model))
+
+
+def positions(form: Form) -> list[int]:
+    if form.join == "none":
+        return [0, 3] if form.rotate else [0]
+    return sorted({0, 1, form.past - form.T})
+
+
+@settings(max_examples=60, deadline=None)
+@given(form=forms())
+def test_every_form_is_fused_and_means_the_same(form: Form) -> None:
+    before, after = build(form), build(form)
+    said = fuse(after)
+    assert said[0] == "main: fused 1 attention block", said
+    assert operators(after)["ATTENTION"] == 1
+    assert operators(after)["SOFTMAX"] == 0
+    after = reread(after)
+    for position in positions(form):
+        expected = reference.run(before.graphs[0], feeds_at(form, position))
+        found = reference.run(after.graphs[0], feeds_at(form, position))
+        np.testing.assert_allclose(found["y"], expected["y"], atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(form=forms())
+def test_what_is_fused_lowers_to_the_same(form: Form) -> None:
+    """On LiteRT: the scattered block as it is, against ATTENTION lowered to builtins."""
+    before, after = build(form), build(form)
+    fuse(after)
+    after = lower(reread(after))
+    for position in positions(form):
+        feeds = feeds_at(form, position)
+        expected = graphs.run(before, feeds)["y"]
+        np.testing.assert_allclose(graphs.run(after, feeds)["y"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_the_cache_is_written_in_place_at_the_position(T: int) -> None:
+    form = Form(T=T, join="concat", past=7)
+    model = build(form)
+    joined = [node for node in model.graphs[0] if node.op_type == "CONCATENATION" and len(node.outputs[0].shape) == 4]
+    caches = [node.outputs[0] for node in joined if node.outputs[0].shape[2] == form.past + T]
+    feeds = feeds_at(form, 2)
+    known = {value: feeds[value.name] for value in model.graphs[0].inputs}
+    new = [reference.evaluate(value, known)[:, :, form.past :] for value in caches]
+    fuse(model)
+    reference.run(model.graphs[0], feeds)
+    for name, rows in zip(("past_key_0", "past_value_0"), new, strict=True):
+        np.testing.assert_allclose(feeds[name][:, :, 2 : 2 + T], rows, atol=1e-6)
+        assert (feeds[name][:, :, 2 + T :] == 1000).all()
+
+
+NEAR_MISSES = {
+    "value cache elsewhere": Form(join="slice"),
+    "concatenated in front": Form(join="concat"),
+    "scaled mask": Form(T=3),
+    "softmax axis": Form(T=3, mask="none", repeat="broadcast"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_near_miss_is_left_alone_and_explained(broken: str) -> None:
+    form = NEAR_MISSES.get(broken, Form(T=3))
+    form = Form(**{**vars(form), "broken": broken})
+    model = build(form)
+    before = operators(model)
+    said = fuse(model)
+    assert operators(model) == before
+    assert said[0] == "main: fused 0 attention blocks, left 1 candidate alone"
+    assert BROKEN[broken] in said[1]
+
+
+def test_one_wrong_entry_of_a_mask_is_seen() -> None:
+    """A mask that is causal but for one entry stays an operand; without a cache that is always right."""
+    form = Form(T=4)
+    model = build(form)
+    mask = next(value for value in model.graphs[0].initializers.values() if value.name == "mask")
+    numbers = mask.const_value.numpy().copy()
+    numbers[0, 0, 1, 2] = 0
+    mask.const_value = type(mask.const_value)(numbers, name="mask")
+    expected = reference.run(model.graphs[0], feeds_at(form, 0))
+    fuse(model)
+    node = next(node for node in model.graphs[0] if node.op_type == "ATTENTION")
+    assert node.inputs[7] is mask
+    np.testing.assert_allclose(reference.run(model.graphs[0], feeds_at(form, 0))["y"], expected["y"], atol=1e-5)
+
+
+def test_a_mask_wrong_at_one_position_keeps_a_concatenated_cache_alone() -> None:
+    model = build(Form(join="concat", past=6))
+    slots = next(value for value in model.graphs[0].initializers.values() if value.name == "slots")
+    numbers = slots.const_value.numpy().copy()
+    numbers[..., 4] = 3  # row 4 is seen from position 4 on, instead of 5
+    slots.const_value = type(slots.const_value)(numbers, name="slots")
+    said = fuse(model)
+    assert "the mask is not causal at position 4" in said[1]
+    assert operators(model)["ATTENTION"] == 0
+
+
+def test_a_concatenated_cache_without_mask_needs_a_promise() -> None:
+    form = Form(join="concat", mask="none", past=5)
+    assert "--assume-full-cache" in fuse(build(form))[1]
+    assert "there is no input nowhere" in fuse(build(form), "nowhere")[1]
+    model = build(form)
+    assert fuse(model, "position") == ["main: fused 1 attention block"]
+    node = next(node for node in model.graphs[0] if node.op_type == "ATTENTION")
+    assert node.inputs[10] is not None
+    assert node.inputs[10].name == "position"
+
+
+@pytest.mark.parametrize("form", ["prefill", "concat", "static"])
+@pytest.mark.parametrize("shape", ["demo", "grouped"])
+def test_exported_graphs_fuse_in_every_layer(exported_model, shape: str, form: str) -> None:
+    before, after = (formats.load(exported_model(shape, form)) for _ in range(2))
+    layers = operators(before)["SOFTMAX"]
+    (label,) = [signature.name for signature in before.signatures]
+    assert fuse(after) == [f"{label}: fused {layers} attention blocks"]
+    assert operators(after)["ATTENTION"] == layers
+    assert contract_of(after) == contract_of(before)
+    after = reread(after)
+    capacity = 30 if form == "concat" else 32
+    for position in (0, 1, 17, capacity - 1) if form != "prefill" else (0,):
+        feeds = exported_feeds(before, position)
+        expected = reference.run(before.graphs[0], {k: v.copy() for k, v in feeds.items()})
+        found = reference.run(after.graphs[0], feeds)
+        assert list(found) == list(expected)
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-4, err_msg=name)
+
+
+def exported_feeds(model: Model, position: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(position)
+    feeds = {}
+    for value in model.graphs[0].inputs:
+        shape = value.shape.numpy()
+        if value.name == "cache_position":
+            feeds[value.name] = np.array([position])
+        elif value.name == "input_ids":
+            feeds[value.name] = generator.integers(0, 100, shape)
+        else:
+            feeds[value.name] = generator.standard_normal(shape).astype(np.float32)
+            feeds[value.name][:, :, position:] = 1000
+    return feeds
+
+
+def test_rotations_that_are_fused_already_are_known(exported_model, tmp_path: Path) -> None:
+    from o2o.filters.fuse_rope import FuseRope
+
+    model = formats.load(exported_model("grouped", "concat"))
+    FuseRope().apply(model, argparse.Namespace(explain=False))
+    assert operators(model)["ROPE"] == 2 * operators(model)["SOFTMAX"]
+    assert fuse(model) == ["decode: fused 3 attention blocks"]
+    assert operators(model)["ROPE"] == 0
