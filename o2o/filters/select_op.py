@@ -95,7 +95,7 @@ def _crossing_in(graph: ir.Graph, kept: Collection[ir.Node]) -> list[ir.Value]:
 
 def _as_input(value: ir.Value) -> ir.Value:
     new = ir.Value(name=value.name, shape=value.shape, type=value.type)
-    new.meta.update(value.meta)
+    new.meta.update({key: item for key, item in value.meta.items() if key != "role"})
     return new
 
 
