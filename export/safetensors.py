@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,25 @@ class StoredTensor:
     offset: int
     length: int
 
-    def read_float32(self) -> np.ndarray:
-        """The numbers as float32, read from the file now. Raises ModelError for other than floats."""
+    def pieces(self, size: int = 4 << 20) -> Iterator[np.ndarray]:
+        """The numbers as float32, flat, at most `size` at a time, read from the file as they are asked for.
+
+        Raises ModelError for other than floats.
+        """
         if self.dtype not in FLOATS:
             raise ModelError(f"{self.path}: {self.name} is stored as {self.dtype}, not as a float")
-        count = math.prod(self.shape)
-        data = np.fromfile(self.path, FLOATS[self.dtype], count, offset=self.offset).reshape(self.shape)
-        if self.dtype == "BF16":  # the upper half of a float32
-            return (data.astype(np.uint32) << 16).view(np.float32)
-        return data.astype(np.float32, copy=False)
+        count, width = math.prod(self.shape), ITEM_SIZE[self.dtype]
+        for start in range(0, count, size):
+            offset = self.offset + start * width
+            data = np.fromfile(self.path, FLOATS[self.dtype], min(size, count - start), offset=offset)
+            if self.dtype == "BF16":  # the upper half of a float32
+                yield np.left_shift(data, np.uint32(16), dtype=np.uint32).view(np.float32)
+            else:
+                yield data.astype(np.float32, copy=False)
+
+    def read_float32(self) -> np.ndarray:
+        """The numbers as float32, in their shape. Raises ModelError for other than floats."""
+        return np.concatenate([np.zeros(0, np.float32), *self.pieces()]).reshape(self.shape)
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:

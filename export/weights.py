@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import BinaryIO
 
 import onnx_ir as ir
 
@@ -46,19 +47,34 @@ def match(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, StoredTenso
     return found
 
 
+class Converted(ir.LazyTensor):
+    """The float32 numbers of a tensor that is stored as another float, converted piece by piece."""
+
+    def __init__(self, name: str, stored: StoredTensor) -> None:
+        super().__init__(self._read, ir.DataType.FLOAT, ir.Shape(stored.shape), name=name)
+        self.stored = stored
+
+    def _read(self) -> ir.TensorProtocol:
+        return ir.Tensor(self.stored.read_float32(), name=self.name)
+
+    def tofile(self, file: BinaryIO) -> None:
+        for piece in self.stored.pieces():
+            file.write(piece.data)
+
+
 def constant(name: str, stored: StoredTensor) -> ir.TensorProtocol:
     """A float32 constant called `name` over the bytes of `stored`, which are read when it is written.
 
     Raises ModelError for a dtype that is no float.
     """
-    shape = ir.Shape(stored.shape)
-    if stored.dtype == "F32":
-        return ir.ExternalTensor(
-            stored.path, stored.offset, stored.length, ir.DataType.FLOAT, shape=shape, name=name
-        )
     if stored.dtype not in FLOATS:
         raise ModelError(f"{stored.path}: {stored.name} is stored as {stored.dtype}, not as a float")
-    return ir.LazyTensor(lambda: ir.Tensor(stored.read_float32()), ir.DataType.FLOAT, shape, name=name)
+    if stored.dtype != "F32":
+        return Converted(name, stored)
+    shape = ir.Shape(stored.shape)
+    return ir.ExternalTensor(
+        stored.path, stored.offset, stored.length, ir.DataType.FLOAT, shape=shape, name=name
+    )
 
 
 def bind(graph: ir.Graph, found: Mapping[str, StoredTensor]) -> None:

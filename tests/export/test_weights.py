@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from export.checkpoint import open_checkpoint
 from export.model import LanguageModel
-from export.weights import bind, constant, match
+from export.weights import Converted, bind, constant, match
 from o2o.errors import ModelError
 from tests.checkpoints import GROUPED, write_checkpoint
 
@@ -78,8 +79,11 @@ def test_float32_is_a_reference_and_other_floats_are_converted_late(tmp_path: Pa
 
     assert isinstance(constant("w", exact), ir.ExternalTensor)
     late = constant("w", rounded)
-    assert isinstance(late, ir.LazyTensor)
+    assert isinstance(late, Converted)
     assert late.dtype == ir.DataType.FLOAT
+    with io.BytesIO() as file:
+        late.tofile(file)
+        assert file.getvalue() == late.tobytes() == late.numpy().tobytes()
     expected = torch.from_numpy(constant("w", exact).numpy().copy()).bfloat16().float().numpy()
     np.testing.assert_array_equal(late.numpy(), expected)
 
