@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -32,13 +33,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("package", metavar="PACKAGE", help="folder with model.circle and its tokenizer")
-    add("--prompt", metavar="TEXT", default=DEFAULT_PROMPT, help="default: %(default)s")
+    add("--prompt", metavar="TEXT", type=_text, default=DEFAULT_PROMPT, help="default: %(default)s")
     add("--max-new-tokens", metavar="N", type=_positive, help="default: to the end of the context")
     add("--stream", action="store_true", help="print the text as it comes, and the ids after it")
     add("--stats", action="store_true", help="say on stderr how fast it went and what it took")
-    add("--threads", metavar="N", type=_positive, help="default: one for each core")
+    add("--threads", metavar="N", type=_positive, help="default: one for each core, one for a small model")
     add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
     return parser
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("the text is not UTF-8") from None
+    return text
 
 
 def _positive(text: str) -> int:
@@ -54,6 +63,8 @@ def _run(args: argparse.Namespace) -> None:
     from runtime_py.package import Package
     from runtime_py.stats import Stats
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal need not know every character
     stats = Stats()
     package = Package.load(args.package)
     tokenizer = package.tokenizer

@@ -11,6 +11,8 @@ from __future__ import annotations
 import atexit
 import functools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +30,13 @@ with quiet():
 class LiteRtEngine:
     """A `runtime_py.engines.Engine` on LiteRT."""
 
-    def __init__(self, model: bytes, contract: Contract, *, threads: int = 1, debug: bool = False) -> None:
-        """Load the TFLite file in `model`, described by `contract`.
+    def __init__(
+        self, model: bytes | Path, contract: Contract, *, threads: int = 1, debug: bool = False
+    ) -> None:
+        """Load the TFLite file that `model` is, or that lies there, described by `contract`.
 
-        threads: how many LiteRT may use. debug: let it write its log to stderr.
+        A file on disk is mapped, which takes less memory than bytes. threads: how many LiteRT may use.
+        debug: let it write its log to stderr.
         Raises ModelError when LiteRT refuses the file, or when decode does not hand its caches back.
         """
         self.capacity = contract.capacity
@@ -45,7 +50,7 @@ class LiteRtEngine:
             atexit.register(silence)  # LiteRT logs the end of its environments
         with self._quiet():
             try:
-                self._model = CompiledModel.from_buffer(model, environment=_environment(), options=options)
+                self._model = _load(model, environment=_environment(), options=options)
                 self._caches = {
                     slot: self._model.create_input_buffer_by_name("decode", tensor.name)
                     for slot, tensor in contract.decode.caches.items()
@@ -68,8 +73,8 @@ class LiteRtEngine:
         self._prefill.feed("tokens", padded)
         self._prefill.feed("position", np.zeros(1, np.int64))
         self._prefill.run()
-        for slot, rows in self._prefill.rows.items():
-            self._fill(slot, rows, min(at_once, self.capacity))
+        for slot, (rows, buffer) in self._prefill.rows.items():
+            self._fill(slot, rows, buffer, min(at_once, self.capacity))
         logits = self._prefill.logits(at_once)[-1]
         for position in range(at_once, len(tokens)):
             logits = self.decode(tokens[position], position)
@@ -89,10 +94,10 @@ class LiteRtEngine:
             self._model.close()
             del self._model
 
-    def _fill(self, slot: Slot, rows: Tensor, count: int) -> None:
-        """Put the first `count` rows that prefill made into the cache, in the cache's layout."""
+    def _fill(self, slot: Slot, rows: Tensor, buffer: TensorBuffer, count: int) -> None:
+        """Put the first `count` rows that prefill left in `buffer` into the cache, in the cache's layout."""
         cache = self._contract.decode.caches[slot]
-        made = _read(self._prefill.buffer(rows), rows)
+        made = buffer.read(int(np.prod(rows.shape)), rows.dtype).reshape(rows.shape)
         made = made.transpose([rows.layout.index(axis) for axis in cache.layout])
         time = cache.layout.index("T")
         made = made.take(range(count), time)
@@ -102,6 +107,12 @@ class LiteRtEngine:
         whole = np.zeros(cache.shape, cache.dtype)
         whole[tuple(slice(n) for n in made.shape)] = made
         _write(self._caches[slot], whole)
+
+
+def _load(model: bytes | Path, **how: Any) -> CompiledModel:
+    if isinstance(model, Path):
+        return CompiledModel.from_file(str(model), **how)
+    return CompiledModel.from_buffer(model, **how)
 
 
 @functools.cache
@@ -116,7 +127,7 @@ def _reason(error: RuntimeError) -> str:
 
 
 class _Call:
-    """A signature with the buffers that it runs on."""
+    """A signature with the buffers that it runs on. What has the shape of a cache is that cache's buffer."""
 
     def __init__(
         self,
@@ -127,58 +138,48 @@ class _Call:
     ) -> None:
         self._model = model
         self._index = model.get_signature_index(signature.name)
-        self._buffers: dict[str, TensorBuffer] = {}
-        self._inputs = {tensor.role: tensor for tensor in signature.inputs}
-        self._logits = next(tensor for tensor in signature.outputs if tensor.role == "logits")
-        self.rows: dict[Slot, Tensor] = {}
-        """The keys and values that come out apart from the caches."""
+        self._ends: dict[str, tuple[Tensor, TensorBuffer]] = {}  # by role: tokens, position, logits
+        self._ins: list[TensorBuffer] = []
+        self._outs: list[TensorBuffer] = []
+        self.rows: dict[Slot, tuple[Tensor, TensorBuffer]] = {}
+        """The keys and values that come out elsewhere than in the caches."""
         names = model.get_signature_list()[signature.name]
-        known = {tensor.name: tensor for tensor in (*signature.inputs, *signature.outputs)}
-        for name in names["inputs"]:
-            tensor = known.get(name)
-            if tensor and tensor.role.endswith("_cache"):
-                self._buffers[name] = caches[tensor.slot]
-            else:
-                self._buffers[name] = model.create_input_buffer_by_name(signature.name, name)
-        for name in names["outputs"]:
-            tensor = known.get(name)
-            if tensor and tensor.role in ("key", "value"):
-                cache = shapes[tensor.slot]
-                if (tensor.layout, tensor.shape) == (cache.layout, cache.shape):
-                    self._buffers[name] = caches[tensor.slot]
+        for end, tensors, buffers, create in (
+            ("inputs", signature.inputs, self._ins, model.create_input_buffer_by_name),
+            ("outputs", signature.outputs, self._outs, model.create_output_buffer_by_name),
+        ):
+            known = {tensor.name: tensor for tensor in tensors}
+            for name in names[end]:
+                tensor = known.get(name)
+                cache = shapes.get(tensor.slot) if tensor else None
+                if tensor and cache and (tensor.layout, tensor.shape) == (cache.layout, cache.shape):
+                    buffers.append(caches[tensor.slot])
                     continue
-                self.rows[tensor.slot] = tensor
-            self._buffers[name] = model.create_output_buffer_by_name(signature.name, name)
-        self._ins = [self._buffers[name] for name in names["inputs"]]
-        self._outs = [self._buffers[name] for name in names["outputs"]]
-
-    def buffer(self, tensor: Tensor) -> TensorBuffer:
-        return self._buffers[tensor.name]
+                buffers.append(create(signature.name, name))
+                if tensor and cache:
+                    self.rows[tensor.slot] = tensor, buffers[-1]
+                elif tensor:
+                    self._ends[tensor.role] = tensor, buffers[-1]
 
     def feed(self, role: str, values: np.ndarray) -> None:
         """Write the input of that role, if there is one."""
-        if tensor := self._inputs.get(role):
-            _write(self._buffers[tensor.name], values.astype(tensor.dtype))
+        if role in self._ends:
+            tensor, buffer = self._ends[role]
+            _write(buffer, values.astype(tensor.dtype))
 
     def run(self) -> None:
         self._model.run_by_index(self._index, self._ins, self._outs)
 
     def logits(self, count: int) -> np.ndarray:
         """The first `count` rows of the logits, [count, V] float32, a copy."""
-        flat = _read(self._buffers[self._logits.name], self._logits, count * self._logits.shape[-1])
+        tensor, buffer = self._ends["logits"]
+        flat = buffer.read(count * tensor.shape[-1], tensor.dtype)
         return flat.reshape(count, -1).astype(np.float32, copy=False)
 
 
 def _write(buffer: TensorBuffer, values: np.ndarray) -> None:
     """Write `values` at the beginning of `buffer`. LiteRT copies bytes, but does not know int64 by name."""
     buffer.write(values.view(np.int32) if values.dtype == np.int64 else values)
-
-
-def _read(buffer: TensorBuffer, tensor: Tensor, count: int | None = None) -> np.ndarray:
-    """The tensor in `buffer`, or the first `count` numbers of it, flat."""
-    if count is not None:
-        return buffer.read(count, tensor.dtype)
-    return buffer.read(int(np.prod(tensor.shape)), tensor.dtype).reshape(tensor.shape)
 
 
 def _check_in_place(decode: Signature) -> None:

@@ -92,6 +92,15 @@ def test_quiet_unless_debugging(capfd):
         assert bool(capfd.readouterr().err) is debug
 
 
+def test_inputs_and_outputs_of_one_name():
+    """As litert-torch names its caches."""
+    toy = Toy(cache_layout="BNTH", same_names=True)
+    engine = engine_of(toy)
+    assert_close(engine.prefill([1, 2]), toy.logits([1, 2]))
+    assert_close(engine.decode(3, 2), toy.logits([1, 2, 3]))
+    engine.close()
+
+
 def test_refuses_what_litert_refuses():
     toy = Toy()
     with pytest.raises(ModelError, match="LiteRT cannot take the model"):

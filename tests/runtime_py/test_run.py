@@ -164,7 +164,15 @@ def test_no_such_folder_and_no_folder(package, capsys):
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["x", "--max-new-tokens", "0"], ["x", "--threads", "-1"], ["x", "--max-new-tokens", "two"]]
+    "args",
+    [
+        [],
+        ["x", "y"],
+        ["x", "--max-new-tokens", "0"],
+        ["x", "--max-new-tokens", "two"],
+        ["x", "--threads", "-1"],
+        ["x", "--prompt", "\udcff"],
+    ],
 )
 def test_wrong_usage(args, capsys):
     assert main(args) == 2
@@ -192,6 +200,15 @@ def test_interrupt_is_quiet(package):
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 130
         assert process.stderr.read() == b""
+
+
+def test_a_terminal_that_lacks_the_characters(run_module, package):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = run_module(
+        "runtime_py.run", package, "--prompt", "caf\u00e9", "--max-new-tokens", 2, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("prompt: caf?\n")
 
 
 def test_torch_is_never_imported(run_module, package):

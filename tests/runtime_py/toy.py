@@ -141,7 +141,7 @@ class Toy:
     """The model, its file, and what it must answer.
 
     prefill_length T, capacity S; `prefill_layout` and `cache_layout` are BNTH or BTNH; `ids_dtype` is of
-    tokens and positions.
+    tokens and positions; `same_names` calls the caches that come out as those that go in.
     """
 
     def __init__(
@@ -153,12 +153,14 @@ class Toy:
         cache_layout: str = "BTNH",
         ids_dtype: str = "int32",
         vocab: int = VOCAB,
+        same_names: bool = False,
         seed: int = 0,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.length, self.capacity, self.vocab = prefill_length, capacity, vocab
         self.layouts = {"prefill": prefill_layout, "cache": cache_layout}
         self.ids_dtype = ids_dtype
+        self.given = "past" if same_names else "present"
         self.keys = rng.standard_normal((vocab, WIDTH), np.float32)
         self.values = rng.standard_normal((vocab, WIDTH), np.float32)
         self.weights = rng.uniform(0.5, 1.5, max(capacity, prefill_length)).astype(np.float32)
@@ -287,6 +289,6 @@ class Toy:
             },
             {
                 "logits": (logits, {"role": "logits"}),
-                **{f"present_{kind}_0": (updated[kind], {"role": kind, **spread}) for kind in past},
+                **{f"{self.given}_{kind}_0": (updated[kind], {"role": kind, **spread}) for kind in past},
             },
         )
