@@ -22,6 +22,7 @@ from tinyllama.demo import words
 from tinyllama.demo.plot import Plot
 from tinyllama.demo.plots_of_days import DAY_PLOTS
 from tinyllama.demo.plots_of_things import THING_PLOTS
+from tinyllama.demo.things import THINGS, Thing, article, plural
 
 T = TypeVar("T")
 
@@ -30,8 +31,9 @@ PLOTS = THING_PLOTS + DAY_PLOTS
 # Share of the heroes that are animals where the plot leaves the choice, and of those that have no name.
 ANIMAL_SHARE = 0.15
 NAMELESS_SHARE = 0.5
-# Share of the stories that open with "Once upon a time" or the like before the plot's hook, and of the others,
-# the share of those whose hook has a lead-in such as "One day, ".
+NAMELESS_CHILD_SHARE = 0.06
+# Share of the stories that open with "Once upon a time" or the like before the plot's hook, and of the
+# others, the share of those whose hook has a lead-in such as "One day, ".
 INTRO_SHARE = 0.35
 LEAD_SHARE = 0.3
 
@@ -46,7 +48,9 @@ INTROS = (
     "A little {kid}{named} lived in {home}.",
 )
 WEATHER_INTRO = "It was a {weather} day."
-WEATHER_INTRO_SHARE = 0.2
+WEATHER_INTRO_SHARE = 0.15
+THING_INTROS = ("{N} loved {os}.", "{N} liked {os} very much.")
+THING_INTRO_SHARE = 0.15
 HABITS = ("{He} loved to {hobby}.", "{He} liked to {hobby}.")
 CHILD_HABITS = (*HABITS, "{He} lived with {his} {gp}.", "{He} was {age} years old.", "")
 ANIMAL_HABITS = (*HABITS, "{N} loved to {hobby}.", "")
@@ -107,9 +111,9 @@ def _pronoun_keys(prefix: str) -> list[str]:
 
 
 @cache
-def _things_of(plot: Plot) -> tuple[words.Thing, ...]:
+def _things_of(plot: Plot) -> tuple[Thing, ...]:
     """The things that the plot can turn on."""
-    fitting = (thing for thing in words.THINGS if thing.kind in plot.kinds)
+    fitting = (thing for thing in THINGS if thing.kind in plot.kinds)
     return tuple(thing for thing in fitting if not plot.nouns or thing.noun in plot.nouns)
 
 
@@ -131,7 +135,7 @@ class Scene(dict[str, str]):
         self._draw: dict[str, Callable[[], None]] = {
             **dict.fromkeys(("F", *_pronoun_keys("f")), self._draw_friend),
             **dict.fromkeys(("gp", "Gp", *_pronoun_keys("g")), self._draw_grownup),
-            **dict.fromkeys(("o", "ao", "broke"), self._name_thing),
+            **dict.fromkeys(("o", "ao", "os", "broke"), self._name_thing),
             **dict.fromkeys(("o2", "ao2"), self._draw_other_thing),
             **dict.fromkeys(("co", "aco"), self._draw_adjective),
             **dict.fromkeys(("use", "used"), self._draw_use),
@@ -180,10 +184,13 @@ class Scene(dict[str, str]):
             pronouns, kid = animal.pronouns, animal.noun
             self._homes, self._hobbies = (animal.home,), animal.hobbies
         else:
-            nameless = False
             is_girl = dice.chance(0.5)
-            name = dice.choice(words.GIRLS if is_girl else words.BOYS)
             pronouns, kid = (words.SHE, "girl") if is_girl else (words.HE, "boy")
+            nameless = dice.chance(NAMELESS_CHILD_SHARE)
+            if nameless:
+                name = dice.choice((f"the little {kid}", f"the {kid}"))
+            else:
+                name = dice.choice(words.GIRLS if is_girl else words.BOYS)
             self._homes, self._hobbies = HOMES, words.HOBBIES
         self._add_pronouns("", pronouns)
         self.update(n=name, N=name[0].upper() + name[1:], kid=kid, named="" if nameless else f" named {name}")
@@ -205,30 +212,32 @@ class Scene(dict[str, str]):
         self._add_pronouns("g", pronouns)
 
     @cached_property
-    def thing(self) -> words.Thing:
+    def thing(self) -> Thing:
         """The thing that the story turns on."""
         return self._dice.choice(_things_of(self._plot))
 
     def _name_thing(self) -> None:
         thing = self.thing
-        self.update(o=thing.noun, ao=f"{thing.article} {thing.noun}", broke=thing.broke)
+        self.update(
+            o=thing.noun, ao=f"{article(thing.noun)} {thing.noun}", os=plural(thing.noun), broke=thing.broke
+        )
 
     def _draw_other_thing(self) -> None:
         other = self._dice.choice([thing for thing in _things_of(self._plot) if thing != self.thing])
-        self.update(o2=other.noun, ao2=f"{other.article} {other.noun}")
+        self.update(o2=other.noun, ao2=f"{article(other.noun)} {other.noun}")
 
     def _draw_adjective(self) -> None:
         noun = self.thing.noun
         by_color = bool(self.thing.colors) and self._dice.chance(0.5)
         adjective = self["color"] if by_color else self._dice.choice(self.thing.adjectives)
-        self.update(co=f"{adjective} {noun}", aco=f"{words.article(adjective)} {adjective} {noun}")
+        self.update(co=f"{adjective} {noun}", aco=f"{article(adjective)} {adjective} {noun}")
 
     def _draw_use(self) -> None:
-        self["use"], self["used"] = words.verb_forms(self._dice.choice(self.thing.uses))
+        self["use"], self["used"] = self._dice.choice(self.thing.uses)
 
     def _draw_second_use(self) -> None:
         first = self["use"]
-        others = [forms for forms in map(words.verb_forms, self.thing.uses) if forms[0] != first]
+        others = [use for use in self.thing.uses if use[0] != first]
         self["use2"], self["used2"] = self._dice.choice(others)
 
     def _spots(self) -> Sequence[str]:
@@ -250,6 +259,8 @@ def _opening(dice: Dice, scene: Scene, plot: Plot) -> tuple[list[str], str]:
         return [], dice.choice(leads) if dice.chance(LEAD_SHARE) else ""
     if not plot.has_weather and dice.chance(WEATHER_INTRO_SHARE):
         return [scene.tell(WEATHER_INTRO)], ""
+    if plot in THING_PLOTS and dice.chance(THING_INTRO_SHARE):
+        return [scene.tell(dice.choice(THING_INTROS))], dice.choice(leads)
     habits = ANIMAL_HABITS if scene.is_animal else CHILD_HABITS
     return [scene.tell(dice.choice(INTROS)), scene.tell(dice.choice(habits))], dice.choice(leads)
 

@@ -13,16 +13,19 @@ pronoun, and the thing is always "the {o}" or "it". In the notation
 
 Fields (upper case at the start of a sentence): ``{N} {n} {he} {him} {his} {himself}`` the hero; ``{F} {fhe}
 {fhim} {fhis}`` the friend; ``{gp} {ghe} {ghim}`` a grown-up of the hero's family (``{Gp}`` in direct
-speech); ``{o} {ao} {co} {aco}`` the thing, bare, with its article, with its colour or another adjective,
-with both; ``{fact} {fact2}`` sentences about it; ``{use} {used} {use2} {used2}`` what one does with it;
-``{broke}`` how it breaks; ``{o2} {ao2}`` another thing that would suit the plot; ``{in_place} {to_place}
-{sight}`` the place; ``{spot}`` where the thing lies; ``{seek1} {seek2} {seek3}`` where it is looked for.
+speech); ``{o} {ao} {os} {co} {aco}`` the thing, bare, with its article, in the plural, with its colour or
+another adjective, with both; ``{fact} {fact2}`` sentences about it; ``{use} {used} {use2} {used2}`` what
+one does with it; ``{broke}`` how it breaks; ``{o2} {ao2}`` another thing that would suit the plot;
+``{in_place} {to_place} {sight}`` the place; ``{spot}`` where the thing lies; ``{seek1} {seek2} {seek3}``
+where it is looked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+
+from tinyllama.demo.notation import entries
 
 Beat = tuple[str, ...]
 Variant = dict[str, str]
@@ -60,24 +63,10 @@ _SHARED_BEATS = {
 }
 
 
-def _entries(text: str, mark: str) -> list[list[str]]:
-    """The parts between ``|`` of every entry that starts with the mark and ends before the next line's mark."""
-    entries: list[str] = []
-    kept = False
-    for line in text.strip().splitlines():
-        if line[:2] in ("- ", "* "):
-            kept = line[0] == mark
-            if kept:
-                entries.append(line[2:])
-        elif kept:
-            entries[-1] += " " + line
-    return [" ".join(entry.split()).split(" | ") for entry in entries]
-
-
 def parse_beats(text: str) -> tuple[Beat, ...]:
     """The beats of a text in this module's notation."""
     beats: list[Beat] = []
-    for entry in _entries(text, "-"):
+    for entry in entries(text, "-"):
         templates: list[str] = []
         for template in entry:
             if template.startswith("@"):
@@ -92,7 +81,7 @@ def parse_beats(text: str) -> tuple[Beat, ...]:
 def parse_variants(text: str) -> tuple[Variant, ...]:
     """The variants of a text in this module's notation; the one without extra fields if it names none."""
     variants: list[Variant] = []
-    for entry in _entries(text, "*"):
+    for entry in entries(text, "*"):
         pairs = (part.partition(" = ") for part in entry)
         variants.append({name: value for name, _, value in pairs})
     return tuple(variants) or ({},)
@@ -102,10 +91,10 @@ def parse_variants(text: str) -> tuple[Variant, ...]:
 class Plot:
     """One kind of story.
 
-    ``text`` holds the beats and the variants in this module's notation. ``kinds`` and ``nouns`` restrict the
-    thing that it may turn on (no ``nouns``: any of those kinds), ``cast`` who may be its hero ("child",
-    "animal" or "any"). ``weight`` is the relative frequency among the plots. A plot that ``has_weather`` gets no
-    opening that promises a sunny day.
+    ``text`` holds the beats and the variants in this module's notation. ``kinds`` and ``nouns`` restrict
+    the thing that it may turn on (no ``nouns``: any of those kinds), ``cast`` who may be its hero ("child",
+    "animal" or "any"). ``weight`` is the relative frequency among the plots. A plot that ``has_weather`` gets
+    no opening that promises a sunny day.
     """
 
     name: str

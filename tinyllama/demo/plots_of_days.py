@@ -105,6 +105,28 @@ DAY_PLOTS: tuple[Plot, ...] = (
         cast="child",
     ),
     Plot(
+        "plant",
+        """
+- {N} picked up a seed. | {N} had a tiny seed. | {N} found a seed {in_place}. | {N} wanted to plant a seed.
+- It was very small. | It was small and brown. | "What is in it?" {he} asked. | ~
+- {He} put the seed in the ground. | {He} dug a hole and put the seed in it.
+  | {His} {gp} helped {him} plant the seed.
+- {He} gave it water every day. | Every day, {he} gave it some water. | The sun was warm and the rain came.
+- {N} waited and waited. | For a long time, there was nothing to see. | "When will it grow?" {he} asked. | ~
+- Then a little green leaf came up. | One morning, {he} saw a little green leaf.
+  | One day, there was a little plant.
+- It grew and grew. | The plant grew bigger every day.
+- Soon it was a {grown}. | At last, it was a {grown}.
+- {N} was so proud of it. | "I made it grow!" {he} said. | {N} showed it to {his} friend {F}.
+- @happy_end
+* grown = big red flower
+* grown = tall yellow flower
+* grown = little apple tree
+* grown = big orange pumpkin
+* grown = sweet red berry bush
+        """,
+    ),
+    Plot(
         "rain",
         """
 - {N} was sad because it was raining. | {N} wanted to play outside, but it was raining.
@@ -150,7 +172,7 @@ DAY_PLOTS: tuple[Plot, ...] = (
         "surprise",
         """
 - {N} was sad because no one was at home. | {N} woke up and it was {his} birthday.
-  | {N} had a birthday today.
+  | {N} had a birthday.
 - But no one said a word about it. | {He} thought that all {his} friends forgot. | The house was very quiet.
 - {He} looked for {his} {gp}. | "Where is my {gp}?" {he} said. | {He} looked {seek1}. No one was there. | ~
 - Then {he} opened the door. | Then {he} went into the garden. | Then {he} heard a sound.
@@ -166,7 +188,7 @@ DAY_PLOTS: tuple[Plot, ...] = (
     Plot(
         "race",
         """
-- {N} wanted to race with {F}. | {N} and {F} were {in_place}. | {N} was very fast.
+- {N} wanted to race with {F}. | {N} and {F} were {in_place}. | {N} and {F} wanted to run.
 - "Let us race to the big tree," {he} said. | "Let us see who is faster," {he} said.
   | "I can run faster than you," {he} said to {F}.
 - "One, two, three, go!" said {F}. | They ran as fast as they could. | They started to run.
@@ -202,8 +224,7 @@ DAY_PLOTS: tuple[Plot, ...] = (
     Plot(
         "get lost",
         """
-- {N} was sad because {he} was lost. | {N} went {to_place} with {his} {gp}.
-  | {N} was walking with {his} {gp}.
+- {N} went {to_place} with {his} {gp}. | {N} was walking with {his} {gp}.
 - {He} saw {sight}. | {He} saw a pretty butterfly and ran after it. | {He} stopped to look at {ao}.
 - Then {he} could not see {his} {gp}. | When {he} looked up, {his} {gp} was gone.
 - "{Gp}! Where are you?" {he} called. | {N} started to cry. | {N} was scared and alone.
@@ -223,7 +244,7 @@ DAY_PLOTS: tuple[Plot, ...] = (
     Plot(
         "tell the truth",
         """
-- {N} was playing in the house. | {N} was running in the house. | {N} was sad because {he} broke {thing}.
+- {N} was playing in the house. | {N} was running in the house.
 - {He} hit {thing} and it fell down. | {He} did not look, and {thing} fell on the floor.
 - It broke with a loud sound. | Oh no! It was broken.
 - {N} was scared. | {He} did not know what to do. | {He} wanted to hide.
@@ -264,7 +285,7 @@ DAY_PLOTS: tuple[Plot, ...] = (
         "snow",
         """
 - {N} woke up and saw snow. | {N} ran out into the snow. | {N} wanted to make a snowman.
-- It was white and cold. | The snow was soft. | All the trees were white.
+- The snow was white and cold. | The snow was soft. | All the trees were white.
 - {His} friend {F} came out too. | {He} called {his} friend {F}.
 - "Let us make a snowman!" said {F}. | They made a big snowman. | They rolled a big ball of snow.
 - It had a carrot for a nose. | They gave it two black eyes. | {N} put stones for the eyes.
@@ -364,7 +385,7 @@ DAY_PLOTS: tuple[Plot, ...] = (
         "build",
         """
 - {N} wanted to build {a_build}. | {N} and {F} made {a_build}.
-  | {N} was sad because {his} {build} fell down.
+  | {N} was building {a_build} with {F}.
 - {He} worked very hard. | It was very big. | It was hard work.
 - {N} put {ao} on top of it. | {He} picked up {ao} and put it on top.
 - {ruin}
@@ -436,7 +457,7 @@ DAY_PLOTS: tuple[Plot, ...] = (
     Plot(
         "mud",
         """
-- {N} fell in the mud. | {N} was playing in the mud. | {N} loved to jump in the mud.
+- {N} fell in the mud. | {N} was playing in the mud. | {N} jumped in the mud.
 - {He} was brown from head to toe. | There was mud on {his} nose.
 - {He} also had mud on {his} {o}. | {He} dropped {his} {o} in the mud.
 - "Look at you!" said {his} {gp}. | {His} {gp} laughed.

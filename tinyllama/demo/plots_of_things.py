@@ -137,7 +137,7 @@ THING_PLOTS: tuple[Plot, ...] = (
 - {N} was sad because {he} lost {his} {o}. | {N} was sad because {he} could not find {his} {o}.
   | {N} lost {his} {co}. | {N} could not find {his} {o}.
   | {N} wanted to play with {his} {o}, but it was gone.
-- @look
+- {fact}
 - "Where is my {o}?" {he} said. | {He} loved that {o} very much. | ~
 - {He} looked {seek1}. | First, {he} looked {seek1}.
 - It was not there. | But the {o} was not there. | There was no {o}.
@@ -153,7 +153,7 @@ THING_PLOTS: tuple[Plot, ...] = (
     Plot(
         "broken toy",
         """
-- {N} was sad because {his} {o} was broken. | {N} picked up {ao}. | {N} had {aco}.
+- {N} picked up {ao}. | {N} had {aco}.
   | {N} played with {his} {co}.
 - {fact}
 - {He} played with it every day. | It was {his} best toy. | {He} loved the {o} very much.
@@ -174,7 +174,7 @@ THING_PLOTS: tuple[Plot, ...] = (
         "stuck in a tree",
         """
 - {N} was playing with {aco} {in_place}. | {N} picked up {ao}.
-  | {N} was sad because {his} {o} was stuck in a tree. | {N} ran with {his} {o}.
+  | {N} ran with {his} {o}.
 - {fact} | ~
 - The wind blew the {o} up into a tree. | Then the wind took the {o}. It got stuck in a tree.
   | But the {o} flew into a tall tree.
@@ -188,28 +188,6 @@ THING_PLOTS: tuple[Plot, ...] = (
         """,
         nouns=("kite", "ball", "balloon", "hat", "scarf", "ribbon"),
         weight=3,
-    ),
-    Plot(
-        "plant",
-        """
-- {N} picked up a seed. | {N} had a tiny seed. | {N} found a seed {in_place}. | {N} wanted to plant a seed.
-- It was very small. | It was small and brown. | "What is in it?" {he} asked. | ~
-- {He} put the seed in the ground. | {He} dug a hole and put the seed in it.
-  | {His} {gp} helped {him} plant the seed.
-- {He} gave it water every day. | Every day, {he} gave it some water. | The sun was warm and the rain came.
-- {N} waited and waited. | For a long time, there was nothing to see. | "When will it grow?" {he} asked. | ~
-- Then a little green leaf came up. | One morning, {he} saw a little green leaf.
-  | One day, there was a little plant.
-- It grew and grew. | The plant grew bigger every day.
-- Soon it was a {grown}. | At last, it was a {grown}.
-- {N} was so proud of it. | "I made it grow!" {he} said. | {N} showed it to {his} friend {F}.
-- @happy_end
-* grown = big red flower
-* grown = tall yellow flower
-* grown = little apple tree
-* grown = big orange pumpkin
-* grown = sweet red berry bush
-        """,
     ),
     Plot(
         "magic",
@@ -238,7 +216,6 @@ THING_PLOTS: tuple[Plot, ...] = (
         "boat on the water",
         """
 - {N} picked up {ao}. | {N} had {aco}. | {N} took {his} boat to the lake.
-  | {N} was sad because {his} boat was gone.
 - {fact} | ~
 - {He} put the boat on the water. | The boat was on the water.
 - The wind blew, and the boat went far away. | It went fast. Soon it was too far away.
@@ -275,7 +252,7 @@ THING_PLOTS: tuple[Plot, ...] = (
     Plot(
         "too much",
         """
-- {N} was hungry. {He} picked up {ao}. | {N} picked up {ao}. | {N} loved to eat.
+- {N} was hungry. {He} picked up {ao}. | {N} picked up {ao}. | {N} wanted to eat {ao}.
   | {N} saw a plate of sweets.
 - {He} ate one {o}. Then {he} ate one more. | {He} ate and ate and ate.
 - "Do not eat too much," said {his} {gp}. | {His} {gp} told {him} to stop.
@@ -309,7 +286,7 @@ THING_PLOTS: tuple[Plot, ...] = (
         "animal friend",
         """
 - {N} was happy. | {N} was very hungry. | {N} was looking for food. | {N} ran {to_place}.
-  | {N} lived {in_place}. | {N} was sad because {he} was alone.
+  | {N} was sad because {he} was alone.
 - {He} saw {sight}. | {He} looked around. | The sun was warm.
 - Then {he} picked up {ao}. | Then {he} found {ao} {spot}. | There was {ao} {spot}.
 - @look
@@ -382,12 +359,13 @@ THING_PLOTS: tuple[Plot, ...] = (
 - @friends_end
         """,
         kinds=("wear",),
-        nouns=("hat", "scarf", "sock"),
+        nouns=("hat", "scarf"),
     ),
     Plot(
         "shop",
         """
-- {N} went to the shop with {his} {gp}. | {N} wanted {ao}. | {N} was in the shop with {his} {gp}.
+- {N} went to the shop with {his} {gp}. | {N} wanted to buy {ao} in the shop.
+  | {N} was in the shop with {his} {gp}.
 - There were so many nice things. | {He} looked at all the things.
 - Then {he} picked up {ao}. | Then {he} saw {aco}.
 - @look

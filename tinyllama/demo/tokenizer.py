@@ -64,7 +64,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> bytes:
 def _merges(pieces: dict[str, int], mergeable: Iterable[str]) -> list[tuple[str, str]]:
     """All ways to put a piece together from two others, the earliest piece first.
 
-    SentencePiece merges whichever neighbours form the piece with the best score, and a BPE piece's score falls
+    SentencePiece merges whichever neighbours form the piece of the best score, and a BPE piece's score falls
     with its id; ``tokenizers`` merges the listed pair of the lowest rank. Listing *every* split of every
     mergeable piece in id order makes the two agree.
     """

@@ -5,7 +5,7 @@ that the toolchain does with the demo it does with that shape. Training sees eve
 are made as they are needed, less those that are held out. With ``--steps`` the outcome is a function of the
 seed (on one machine and version of PyTorch); with ``--minutes`` the clock decides how far it gets.
 
-    python -m tinyllama.demo.train --out DIR --steps 12000 --seed 0
+    python -m tinyllama.demo.train --out DIR --steps 15000 --seed 0
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from tinyllama.demo import tokenizer as vocabulary
 from tinyllama.demo.corpus import Story, make_stories, stories
 
-# Streams of stories with different seeds have nothing to do with one another; these are added to the run's seed.
+# Streams of different seeds have nothing to do with one another; these are added to the run's seed.
 VOCABULARY_SEED, HELD_OUT_SEED, TRAINING_SEED = 1_000_000, 2_000_000, 3_000_000
 IGNORED = -100
 
@@ -44,12 +44,12 @@ class Settings:
     held_out_stories: int = 1_000
     # A prefix of the held-out stories whose loss is reported too, for a check that takes a second.
     sample_stories: int = 64
-    batch_size: int = 16
+    batch_size: int = 8
     # Batches whose stories are sorted by length together, so that rows of one batch need little padding.
-    pool_batches: int = 64
-    peak_lr: float = 4e-3
-    final_lr: float = 4e-5
-    warmup_steps: int = 200
+    pool_batches: int = 128
+    peak_lr: float = 6e-3
+    final_lr: float = 3e-5
+    warmup_steps: int = 300
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     threads: int = 2
@@ -74,7 +74,8 @@ def model_config(vocab_size: int) -> LlamaConfig:
         eos_token_id=vocabulary.EOS_ID,
         pad_token_id=vocabulary.PAD_ID,
         dtype="float32",
-        attn_implementation="sdpa",
+        # At head size 4 and these lengths plain matrix products beat the fused kernel by a third on a CPU.
+        attn_implementation="eager",
     )
 
 
@@ -179,7 +180,7 @@ def fit(
     *,
     steps: int | None = None,
     minutes: float | None = None,
-    log_every: int = 200,
+    log_every: int = 500,
 ) -> Progress:
     """Trains the model in place for that many steps, or else for that many minutes."""
     if (steps is None) == (minutes is None):
@@ -273,8 +274,9 @@ def main(argv: list[str] | None = None) -> int:
     length.add_argument("--minutes", type=float, help="training time (not repeatable)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocab-size", type=int, default=Settings.vocab_size)
+    parser.add_argument("--threads", type=int, default=Settings.threads, help="of PyTorch, in one operator")
     arguments = parser.parse_args(argv)
-    settings = Settings(seed=arguments.seed, vocab_size=arguments.vocab_size)
+    settings = Settings(seed=arguments.seed, vocab_size=arguments.vocab_size, threads=arguments.threads)
     report = run(arguments.out, settings, steps=arguments.steps, minutes=arguments.minutes)
     print(json.dumps(report, indent=2))
     return 0
