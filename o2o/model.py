@@ -10,7 +10,7 @@ writing:
     value.meta["references"]  constants that its quantization names: {"scales": ..., "zeroPoints": ...}
     node.meta["fields"]    fields of the Operator table (customOptions, intermediates, ...)
     node.meta["options"]   the name of the operator's options table, or None when it has none
-    graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: values no operator touches
+    graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: other values no operator touches
 """
 
 from __future__ import annotations

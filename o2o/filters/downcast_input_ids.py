@@ -13,6 +13,7 @@ from o2o.formats.schema import DIALECTS
 from o2o.model import Model
 from o2o.rewriting.build import Builder, shape_of
 from o2o.rewriting.selectors import entry_graphs, listed, names, names_of
+from o2o.summary import dtype_name
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 TOKEN_NAMES = {"input_ids", "tokens"}  # of an input whose role nobody told
@@ -65,7 +66,7 @@ class DowncastInputIds(Filter):
             self.say(f"{told} is int32 already")
             return
         if value.dtype != INT64:
-            raise ModelError(f"{told} is {str(value.dtype).lower()}, not int64")
+            raise ModelError(f"{told} is {dtype_name(value)}, not int64")
         if value.is_graph_output():
             raise ModelError(f"{told} cannot become int32: it is also an output")
         casts = _downcast(model, graph, value)

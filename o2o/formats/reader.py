@@ -154,7 +154,8 @@ class _Reader:
         loose = [
             value
             for value in values
-            if id(value) not in used and not (value.is_graph_input() or value.is_graph_output())
+            if id(value) not in used
+            and not (value.is_graph_input() or value.is_graph_output() or value.is_initializer())
         ]
         if loose:
             graph.meta["loose"] = loose

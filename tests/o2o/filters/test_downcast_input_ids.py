@@ -1,0 +1,118 @@
+"""downcast.input_ids.py makes token ids int32, and every user agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.contract import Role, contract_of
+from o2o.model import Model
+from tests.o2o.filters.conftest import Command
+from tests.o2o.graphs import (
+    FLOAT,
+    INT32,
+    INT64,
+    Graph,
+    assert_same_results,
+    decoder,
+    feeds,
+    linear,
+    run,
+    weights,
+)
+
+
+def narrowed(given: dict[str, np.ndarray], *names: str) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.int32) if name in names else array for name, array in given.items()}
+
+
+def test_every_graph_runs_as_before_on_int32(command: Command) -> None:
+    model = decoder()
+    after = command(model)
+    for graph, other in zip(model.graphs, after.graphs, strict=True):
+        assert [value.dtype for value in other.inputs] == [INT32, INT64, FLOAT]
+        assert [node.op_type for node in other] == [node.op_type for node in graph], "GATHER takes them as is"
+        given = feeds(model, graph)
+        assert_same_results(run(model, given, graph), run(after, narrowed(given, "input_ids"), other))
+    told = contract_of(after)["signatures"]["prefill"]["inputs"][0]
+    assert told == {"name": "input_ids", "role": "tokens", "dtype": "int32", "shape": [1, 4]}
+
+
+def test_also(command: Command) -> None:
+    model = decoder()
+    after = command(model, "--also", "cache_position")
+    for graph, other in zip(model.graphs, after.graphs, strict=True):
+        cast = next(node for node in other if node.op_type == "CAST")
+        assert cast.attributes["inDataType"].value == 2, "INT32"
+        given = feeds(model, graph)
+        both = narrowed(given, "input_ids", "cache_position")
+        assert_same_results(run(model, given, graph), run(after, both, other))
+
+
+def mixed() -> Model:
+    """Ids that a GATHER, two additions, a CAST to int32 and a CAST to float use; no contract."""
+    graph = Graph("main")
+    ids = graph.input("tokens", [3], INT64)
+    taken = graph.op(
+        "GATHER", [graph.constant("table", weights(9, 2)), ids], [3, 2], FLOAT, axis=0, batchDims=0
+    )
+    one = graph.constant("one", np.int64([1]))
+    plus = graph.op("ADD", [ids, one], [3], name="plus")
+    twice = graph.op("ADD", [ids, ids], [3], name="twice")
+    narrow = graph.op("CAST", [ids], [3], INT32, inDataType=4, outDataType=2)
+    again = graph.op(
+        "GATHER", [graph.constant("table2", weights(9)), narrow], [3], FLOAT, axis=0, batchDims=0
+    )
+    floating = graph.op("CAST", [ids], [3], FLOAT, inDataType=4, outDataType=0)
+    graph.output(taken, plus, twice, again, floating)
+    return graph.model()
+
+
+def test_other_users_share_one_cast_and_a_cast_to_int32_goes(command: Command) -> None:
+    model = mixed()
+    after = command(model)
+    assert [node.op_type for node in after.graphs[0]] == ["GATHER", "CAST", "ADD", "ADD", "GATHER", "CAST"]
+    given = feeds(model)
+    assert_same_results(run(model, given), run(after, narrowed(given, "tokens")))
+    assert "main: tokens is int32 now, and cast for other users" in command.said
+
+
+def test_a_cast_to_int32_that_is_an_output_stays(command: Command) -> None:
+    graph = Graph("main")
+    ids = graph.input("input_ids", [3], INT64)
+    graph.output(graph.op("CAST", [ids], [3], INT32, "narrow", inDataType=4, outDataType=2))
+    model = graph.model()
+    after = command(model)
+    given = feeds(model)
+    assert_same_results(run(model, given), run(after, narrowed(given, "input_ids")))
+
+
+def test_int32_already_is_fine(command: Command) -> None:
+    once = command(decoder())
+    twice = command(once)
+    assert "prefill: input_ids is int32 already" in command.said
+    assert [len(graph) for graph in twice.graphs] == [len(graph) for graph in once.graphs]
+
+
+def test_a_role_goes_before_a_name(command: Command) -> None:
+    graph = Graph("main")
+    tokens, other = graph.input("ids", [2], INT64), graph.input("tokens", [2], INT64)
+    tokens.meta["role"] = Role("tokens")
+    graph.output(graph.op("ADD", [tokens, other], [2], name="y"))
+    after = command(graph.model())
+    assert [value.dtype for value in after.graphs[0].inputs] == [INT32, INT64]
+
+
+def test_refusals(command: Command) -> None:
+    code, message = command.refusal(linear())
+    assert code == 2
+    assert message == "no input has the role tokens or is called input_ids or tokens; there are: x"
+    code, message = command.refusal(decoder(), "--also", "nope")
+    assert code == 2
+    assert message == "there is no input 'nope'; there are: input_ids, cache_position, past_key_0"
+    code, message = command.refusal(decoder(), "--also", "past_key_0")
+    assert (code, message) == (1, "prefill: past_key_0 is float32, not int64")
+    graph = Graph("main")
+    graph.output(graph.input("input_ids", [2], ir.DataType.INT64))
+    code, message = command.refusal(graph.model())
+    assert (code, message) == (1, "main: input_ids cannot become int32: it is also an output")
