@@ -42,7 +42,9 @@ class LanguageModel:
         _compute_buffers(self.module)
 
         text = config.get_text_config(decoder=True)
-        heads = text.num_attention_heads
+        heads = getattr(text, "num_attention_heads", None)
+        if not heads:
+            raise ModelError(f"a {self.kind} model has no attention heads, so no keys and values to cache")
         self.layers: int = text.num_hidden_layers
         self.key_value_heads: int = getattr(text, "num_key_value_heads", None) or heads
         self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // heads

@@ -65,6 +65,7 @@ def test_frequencies_that_are_scaled_are_computed_too() -> None:
     [
         ({"model_type": "nonesuch"}, "nonesuch"),
         ({}, "config.json"),
+        ({"model_type": "mamba"}, "no attention heads"),
         ({"model_type": "t5"}, "cannot build this t5 model"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
     ],
