@@ -23,7 +23,6 @@ def run_module() -> Callable[..., subprocess.CompletedProcess[str]]:
         command = [sys.executable, "-m", module, *map(str, args)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return run
 
 
