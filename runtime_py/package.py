@@ -20,7 +20,8 @@ _WANTED = "a package is a folder with model.circle and a tokenizer"
 
 class Package:
     """A folder with `model.circle` (or `model.tflite`), `tokenizer.json` or `tokenizer.model`, and, where
-    the checkpoint has them, `tokenizer_config.json`, `config.json` and `generation_config.json`.
+    the checkpoint has them, `tokenizer_config.json`, `config.json` and `generation_config.json`. The model
+    may lie beside the folder too.
 
     Files are read when they are first asked for. Whatever is wrong with one raises ModelError, whatever
     the system refuses raises OSError.
@@ -38,9 +39,11 @@ class Package:
             raise ModelError(f"{folder}: no such folder; {_WANTED}")
         if not folder.is_dir():
             raise ModelError(f"{folder} is a file; {_WANTED}")
-        for name in MODELS:
-            if (model := folder / name).exists():
-                return cls(folder, model)
+        # The guide leaves its model beside the package's folder, where the last filter wrote it.
+        for place in (folder, folder.resolve().parent):
+            for name in MODELS:
+                if (model := place / name).is_file():
+                    return cls(folder, model)
         raise ModelError(f"{folder} has no {MODELS[0]}: build the package, or copy the model there")
 
     @cached_property

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from export.checkpoint import resolve
+from export.package import fill
 from o2o import errors
 
 HERE = Path(__file__).resolve().parent
@@ -38,14 +38,6 @@ fuse.attention.py < decode_.circle \\
 merge.circles.py prefill.circle decode.circle \\
   | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py > model.circle
 """
-
-PACKAGE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-)
 
 
 def commands(checkpoint: Path, length: int) -> str:
@@ -72,17 +64,14 @@ def commands(checkpoint: Path, length: int) -> str:
 
 def build(checkpoint: Path, package: Path, length: int) -> None:
     """Run the commands in a folder of their own, then fill `package`, its model last."""
-    package.mkdir(parents=True, exist_ok=True)
+    package.mkdir(parents=True, exist_ok=True)  # to build in the same file system
     with tempfile.TemporaryDirectory(prefix=".build-", dir=package) as build_:
         bin_ = Path(sys.executable).parent
         environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
         shell = ["bash", "-v", "-euo", "pipefail", "-c", commands(checkpoint, length)]
         if code := subprocess.run(shell, cwd=build_, env=environment, check=False).returncode:
             raise errors.ModelError(f"a command failed (exit code {code}): {package} is as it was")
-        for name in PACKAGE_FILES:
-            if (checkpoint / name).exists():
-                shutil.copyfile(checkpoint / name, Path(build_, name))
-                os.replace(Path(build_, name), package / name)
+        fill(package, checkpoint)
         os.replace(Path(build_, "model.circle"), package / "model.circle")
     print(f"pipeline.py: {package} is ready: python -m runtime_py.run {package}", file=sys.stderr)
 
@@ -110,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(arguments)
         if args.max_length < 3:
             raise errors.UsageError("--max-length: at least 3")
-        build(resolve(args.model), args.package, args.max_length)
+        build(resolve(args.model).resolve(), args.package, args.max_length)
 
     return errors.run("pipeline.py", body, debug="--debug" in arguments)
 

@@ -4,6 +4,7 @@
     python tinyllama/tinyllama.py --mode prefill      # prefill.circle
     python tinyllama/tinyllama.py --mode decode       # decode_.circle
 
+Both also put the tokenizer's files into the folder tinyllama, the package that model.circle will join.
 Without --model it exports the demo model that lies beside this script. Weights are streamed from the
 checkpoint into the file; they are never in memory at once.
 """
@@ -61,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--attn-implementation", metavar="NAME", default="eager", help="(%(default)s)")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: prefill.circle or decode_.circle")
+    parser.add_argument(
+        "--package",
+        metavar="DIR",
+        help="folder that gets the checkpoint's tokenizer and configuration, which model.circle then joins "
+        "(default: tinyllama, or none with -o)",
+    )
     parser.add_argument("--debug", action="store_true", help="show warnings, and where an error comes from")
     return parser
 
@@ -80,6 +87,7 @@ def quiet() -> Iterator[None]:
 
 def export(args: argparse.Namespace) -> None:
     from export.checkpoint import open_checkpoint, resolve
+    from export.package import fill
     from o2o import formats
 
     if args.mode == "decode" and args.cache == "concat" and args.max_length < 3:
@@ -97,6 +105,8 @@ def export(args: argparse.Namespace) -> None:
             model = build.decode(directory, capacity, args.cache, args.attn_implementation)
     output = args.output or DEFAULT_OUTPUT[args.mode]
     formats.save(model, output)
+    if package := args.package or (None if args.output else "tinyllama"):
+        fill(package, directory)
     size, seconds = os.path.getsize(output), time.monotonic() - started
     print(f"tinyllama.py: wrote {output}, {size / 1e6:.1f} MB in {seconds:.1f} s", file=sys.stderr)
 

@@ -1,0 +1,171 @@
+"""The guide as it stands, typed in an empty folder: what it makes says what Hugging Face's `generate` says.
+
+On the demo model, on a random grouped-query model of odd sizes, and, where it lies beside the repository,
+on a trained checkpoint that nobody here made (stories260K).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from runtime_py.generation import generate
+from runtime_py.package import Package
+from tests.checkpoints import GROUPED, write_checkpoint
+from tests.conftest import ROOT
+from tests.llama2c import convert
+
+SCRIPT = ROOT / "tinyllama" / "tinyllama.py"
+DEMO = ROOT / "tinyllama" / "demo" / "checkpoint"
+STORIES = ROOT.parent / "shared" / "data" / "stories260K" / "stories260K.bin"
+
+GUIDE = f"""
+python {SCRIPT} --mode prefill
+python {SCRIPT} --mode decode
+fuse.attention.py < decode_.circle | reshape.io.py input --by_shape [1,16,30,4] [1,16,32,4] | transpose.io.kvcache.py > decode.circle
+merge.circles.py prefill.circle decode.circle | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py > model.circle
+"""  # noqa: E501 - verbatim
+RUN = "python -m runtime_py.run tinyllama"
+
+WITHOUT_TOKENIZER = SimpleNamespace(vocab_size=1)  # these checkpoints have none: ids are compared
+
+PROMPTS = [
+    "Lily picked up a flower.",
+    "Once upon a time",
+    "Tom was sad because",
+    "The little dog",
+    "One day, Mia went to the park with her mom.",
+    "A",
+    "She",
+    "The ball was red.",
+    "Ben had a big blue kite and he liked to fly it",
+    "\n",
+    "Once upon a time, there was a little girl named Lily. She liked to play",
+    "🙂 Max saw a cat.",
+    "He said,",
+    "It was a sunny day",
+    "The rain began to fall and the",
+    "Sam and Anna wanted to bake a cake for their grandma, so they",
+    "  two  spaces",
+    "A bird could not fly.",
+    "Mom smiled. \"Thank you",
+    "Zoe found a key in the",
+    "1 2 3",
+    "They were happy and they went home. The end.",
+]  # fmt: skip
+
+
+def shell(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Type `commands` in `folder` with the virtual environment active."""
+    bin_ = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-euo", "pipefail", "-c", commands]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def guided(shared_directory: Path) -> Path:
+    """The folder in which the guide was typed."""
+    folder = shared_directory / "guide"
+    with FileLock(shared_directory / "guide.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            done = shell(GUIDE, folder)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout == ""
+    return folder
+
+
+def package_of(checkpoint: Path, package: Path, length: int) -> Path:
+    """The same pipeline for any checkpoint, as `make package` runs it."""
+    script = ROOT / "tinyllama" / "pipeline.py"
+    with FileLock(f"{package}.lock"):
+        if not (package / "model.circle").exists():
+            done = shell(
+                f"python {script} --model {checkpoint} --package {package} --max-length {length}", ROOT
+            )
+            assert done.returncode == 0, done.stderr
+    return package
+
+
+def theirs(checkpoint: Path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+def assert_generates_the_same(package: Package, checkpoint: Path, prompts: list[list[int]]) -> None:
+    """Greedy tokens to the end of the context, and the logits after each prompt within 1e-4."""
+    import torch
+
+    model = theirs(checkpoint)
+    untold = SimpleNamespace(push=lambda token: "", flush=lambda: "")
+    engine = package.engine()
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_length=engine.capacity + 1
+        )
+        found = [token.id for token in generate(engine, prompt, untold, eos=package.eos)]
+        assert found == made[0, len(prompt) :].tolist()
+        with torch.no_grad():
+            logits = model(ids).logits[0, -1].numpy()
+        np.testing.assert_allclose(engine.prefill(prompt), logits, rtol=0, atol=1e-4)
+    engine.close()
+
+
+def test_the_guide_verbatim(guided: Path) -> None:
+    done = shell(RUN, guided)
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()
+    assert first == "prompt: Lily picked up a flower."
+    assert second.startswith("generated: { ")
+    assert third.startswith("detokenized: ")
+
+
+def test_the_demo_model_says_what_transformers_says(guided: Path) -> None:
+    from transformers import AutoTokenizer
+
+    package = Package.load(guided / "tinyllama")
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    prompts = [tokenizer(text).input_ids for text in PROMPTS]
+    assert [package.tokenizer.encode(text) for text in PROMPTS] == prompts
+    story = tokenizer(" ".join(PROMPTS[4:12])).input_ids
+    prompts += [story[:length] for length in (1, 29, 30, 31, 32)]
+    prompts = [prompt for prompt in prompts if len(prompt) <= 32]
+    assert len({len(prompt) for prompt in prompts}) > 10
+    assert_generates_the_same(package, DEMO, prompts)
+
+
+def test_a_random_grouped_model_says_what_transformers_says(shared_directory: Path) -> None:
+    checkpoint = shared_directory / "grouped-checkpoint"
+    with FileLock(shared_directory / "grouped-checkpoint.lock"):
+        if not checkpoint.exists():
+            write_checkpoint(checkpoint, **GROUPED)
+    package = Package.load(package_of(checkpoint, shared_directory / "grouped-package", 24))
+    package.tokenizer = WITHOUT_TOKENIZER
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(3, GROUPED["vocab_size"], length).tolist() for length in range(1, 25)]
+    assert_generates_the_same(package, checkpoint, prompts)
+
+
+@pytest.mark.skipif(not STORIES.exists(), reason="stories260K does not lie beside this repository")
+def test_stories260k_says_what_transformers_says(shared_directory: Path) -> None:
+    checkpoint = convert(STORIES, shared_directory / "stories260K")
+    package = Package.load(package_of(checkpoint, shared_directory / "stories-package", 128))
+    package.tokenizer = WITHOUT_TOKENIZER
+    story = [1, *theirs(checkpoint).generate(max_length=128, do_sample=False, bos_token_id=1)[0, 1:].tolist()]
+    generator = np.random.default_rng(0)
+    prompts = [story[:length] for length in (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 127, 128)]
+    prompts += [
+        [1, *generator.integers(3, 512, length).tolist()] for length in (1, 4, 9, 16, 31, 60, 100, 126)
+    ]
+    assert_generates_the_same(package, checkpoint, prompts)
