@@ -1,0 +1,68 @@
+"""How long the guide's seven-stage pipe takes, against seven Pythons that only start.
+
+    python bench/pipe.py [--rounds 5]
+
+Exports the demo model once, then runs the pipe and, in turn with it, the same two pipelines made of
+processes that import numpy and copy stdin to stdout: what any seven-stage pipe of Python programs costs.
+Prints the median of each and of their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+EXPORT = f"python {ROOT}/tinyllama/tinyllama.py --mode prefill && python {ROOT}/tinyllama/tinyllama.py --mode decode"
+PIPE = """
+fuse.attention.py < decode_.circle | reshape.io.py input --by_shape [1,16,30,4] [1,16,32,4] \\
+  | transpose.io.kvcache.py > decode.circle
+merge.circles.py prefill.circle decode.circle | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py > model.circle
+"""
+COPY = "python -c " + shlex.quote(
+    "import sys, shutil, numpy; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
+)
+BASELINE = f"{COPY} < decode_.circle | {COPY} | {COPY} > copy.circle\n{COPY} < decode_.circle | {COPY} | {COPY} | {COPY} > copy.circle"  # noqa: E501
+
+
+def timed(commands: str, folder: str) -> float:
+    """Wall seconds of a shell script."""
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    started = time.perf_counter()
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=folder,
+        env=environment,
+        check=True,
+        stderr=subprocess.PIPE,
+    )
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as folder:
+        timed(EXPORT, folder)
+        pairs = [(timed(PIPE, folder), timed(BASELINE, folder)) for _ in range(rounds)]
+    pipe, baseline = (statistics.median(times) for times in zip(*pairs, strict=True))
+    ratios = sorted(a / b for a, b in pairs)
+    print(f"seven filters      {pipe:.2f} s (median of {rounds})")
+    print(f"seven bare Pythons {baseline:.2f} s")
+    print(f"ratio              {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()
