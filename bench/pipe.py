@@ -22,16 +22,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
-EXPORT = f"python {ROOT}/tinyllama/tinyllama.py --mode prefill && python {ROOT}/tinyllama/tinyllama.py --mode decode"
-PIPE = """
-fuse.attention.py < decode_.circle | reshape.io.py input --by_shape [1,16,30,4] [1,16,32,4] \\
+SCRIPT = ROOT / "tinyllama" / "tinyllama.py"
+EXPORT = f"python {SCRIPT} --mode prefill; python {SCRIPT} --mode decode"
+PIPE = r"""
+fuse.attention.py < decode_.circle | reshape.io.py input --by_shape [1,16,30,4] [1,16,32,4] \
   | transpose.io.kvcache.py > decode.circle
-merge.circles.py prefill.circle decode.circle | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py > model.circle
+merge.circles.py prefill.circle decode.circle \
+  | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py > model.circle
 """
-COPY = "python -c " + shlex.quote(
-    "import sys, shutil, numpy; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
+PROGRAM = "import sys, shutil, numpy; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
+COPY = f"python -c {shlex.quote(PROGRAM)}"
+BASELINE = "".join(
+    f"{' | '.join(f'{COPY} < decode_.circle' if i == 0 else COPY for i in range(stages))} > copy.circle\n"
+    for stages in (3, 4)
 )
-BASELINE = f"{COPY} < decode_.circle | {COPY} | {COPY} > copy.circle\n{COPY} < decode_.circle | {COPY} | {COPY} | {COPY} > copy.circle"  # noqa: E501
 
 
 def timed(commands: str, folder: str) -> float:

@@ -72,7 +72,7 @@ class Attention:
 
     @property
     def layout(self) -> Layout:
-        """The cache's: as its role says, else as its shape must mean. Raises ModelError if neither can tell."""
+        """The cache's: as its role says, else as its shape must mean. Raises ModelError if neither tells."""
         assert self.k_cache is not None
         role = role_of(self.k_cache)
         if role is not None and role.layout is not None:

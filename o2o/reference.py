@@ -138,7 +138,7 @@ def slice_bounds(node: ir.Node) -> list[tuple[int, int, int]]:
     if any(attribute(node, name, 0) for name in ("ellipsisMask", "newAxisMask", "shrinkAxisMask", "offset")):
         raise NotEvaluable("STRIDED_SLICE with ellipsis, new or shrunk axes")
     bounds = []
-    for axis, (begin_, end_, step) in enumerate(zip(*vectors, strict=True)):  # type: ignore[arg-type]
+    for axis, (begin_, end_, step) in enumerate(zip(*vectors, strict=True)):
         first = None if attribute(node, "beginMask", 0) >> axis & 1 else int(begin_)
         last = None if attribute(node, "endMask", 0) >> axis & 1 else int(end_)
         start, stop, stride = slice(first, last, int(step)).indices(shape[axis])

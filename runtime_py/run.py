@@ -7,9 +7,8 @@ import contextlib
 import io
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from o2o.errors import UsageError, run
+from o2o.command import Parser, run
 
 DEFAULT_PROMPT = "Lily picked up a flower."
 
@@ -20,15 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run("run", lambda: _run(_parser().parse_args(argv)), debug="--debug" in argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help explains)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m runtime_py.run", description="Let the model of a package continue a prompt, greedily."
     )
     add = parser.add_argument

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 from export.checkpoint import resolve
 from export.package import fill
-from o2o import errors
+from o2o import command, errors
 
 HERE = Path(__file__).resolve().parent
 
@@ -78,7 +78,7 @@ def build(checkpoint: Path, package: Path, length: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="pipeline.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise errors.UsageError("--max-length: at least 3")
         build(resolve(args.model).resolve(), args.package, args.max_length)
 
-    return errors.run("pipeline.py", body, debug="--debug" in arguments)
+    return command.run("pipeline.py", body, debug="--debug" in arguments)
 
 
 if __name__ == "__main__":

@@ -20,27 +20,19 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is this very file.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o import errors
+from o2o import command, errors
 
 DEMO = Path(__file__).resolve().parent / "demo" / "checkpoint"
 DEFAULT_OUTPUT = {"prefill": "prefill.circle", "decode": "decode_.circle"}
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise errors.UsageError(f"{message} (--help explains)")
-
-
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = command.Parser(
         prog="tinyllama.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mode", choices=DEFAULT_OUTPUT, required=True, help="which graph")
@@ -117,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> None:
         export(parser().parse_args(arguments))
 
-    return errors.run("tinyllama.py", body, debug="--debug" in arguments)
+    return command.run("tinyllama.py", body, debug="--debug" in arguments)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class FuseRmsNorm(Fusion):
             miss(f"the mean goes over axes {axes}, not the last one", mean)
         if not attribute(average, "keepDims", 0):
             miss("the mean does not keep its axis", mean)
-        x = self._square_root_of(squared)
+        x = self._squared(squared)
         normalised = self._normalised(node, x)
         last = only_user(normalised, "the normalised tensor")
         if last.op_type != "MUL":
@@ -75,7 +75,7 @@ class FuseRmsNorm(Fusion):
             miss(f"the weight should be [{shape_of(x)[-1]}]", weight)
         return Norm(last, x, weight, epsilon)
 
-    def _square_root_of(self, squared: ir.Value) -> ir.Value:
+    def _squared(self, squared: ir.Value) -> ir.Value:
         node = require(squared, "the mean's operand", "MUL", "SQUARE", "POW")
         no_activation(node)
         x = _input(node)
@@ -97,7 +97,7 @@ class FuseRmsNorm(Fusion):
                 miss("the root does not divide the tensor that was squared", value)
             no_activation(user)
             return user.outputs[0]
-        if user.op_type != "MUL" or not {user.inputs[0], user.inputs[1]} == {x, value}:
+        if user.op_type != "MUL" or {user.inputs[0], user.inputs[1]} != {x, value}:
             miss("the inverse root does not multiply the tensor that was squared", value)
         no_activation(user)
         return user.outputs[0]

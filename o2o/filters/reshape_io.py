@@ -86,15 +86,15 @@ def _reshape_input(graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> No
     if value.is_graph_output():
         raise ModelError(f"cannot resize {value.name}: it is also an output")
     for use in value.uses():
-        _check_resizable(value, use, new)
+        _check_resizable(value, use.node, use.idx, new)
     _set_shape(value, new)
 
 
-def _check_resizable(value: ir.Value, use: ir.Usage, new: tuple[int, ...]) -> None:
-    """Raises ModelError unless `use` takes `value` as a cache whose rows can become as many as in `new`."""
-    old, node = shape_of(value), use.node
+def _check_resizable(value: ir.Value, node: ir.Node, operand: int, new: tuple[int, ...]) -> None:
+    """Raises ModelError unless `node` takes `value` as a cache whose rows can become as many as in `new`."""
+    old = shape_of(value)
     wanted = f"cannot resize {value.name} from {_text(old)} to {_text(new)}"
-    if node.op_type != "ATTENTION" or use.idx not in (8, 9):
+    if node.op_type != "ATTENTION" or operand not in (8, 9):
         hint = "; run fuse.attention.py first" if node.op_type == "CONCATENATION" else ""
         raise ModelError(f"{wanted}: {node.op_type} {node.outputs[0].name} is made for the old shape{hint}")
     attention = Attention.of(node)

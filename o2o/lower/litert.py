@@ -25,7 +25,7 @@ from o2o.rewriting.clean import remove_dead_constants, remove_dead_nodes
 
 # The versions from which LiteRT registers an operator, where that is not 1.
 MINIMUM_VERSIONS = {"BROADCAST_TO": 2}
-HIDDEN = np.float32(-1e9)  # its softmax weight is exactly 0
+HIDDEN = -1e9  # its softmax weight is exactly 0
 
 
 def lower(model: Model) -> Model:
@@ -234,7 +234,7 @@ def _mask(op: Builder, of: Attention, G: int) -> ir.Value:
     query = np.tile(np.arange(T, dtype=np.int32), G if T > 1 else 1)[:, None]  # [G*T, 1], or [1, 1]
     key = np.arange(S, dtype=np.int32)[None, :]
     if of.pos is None:
-        return op.constant(np.where(key <= query, np.float32(0), HIDDEN), "causal")
+        return op.constant(np.where(key <= query, 0, HIDDEN).astype(np.float32), "causal")
     position = op.reshape(_position(op, of), [1, 1], name="position")
     rows = op.node("ADD", [position, op.constant(query, "queries")], query.shape, name="rows")
     shape = [query.shape[0], S]

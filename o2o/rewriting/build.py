@@ -96,9 +96,10 @@ class Builder:
             type=ir.TensorType(dtype) if dtype is not None else None,
         )
         options = {**_default_options(op_type), **attributes}
-        if op_type == "CAST" and dtype is not None and inputs[0] is not None:
-            options["inDataType"] = CIRCLE.dtype_codes[inputs[0].dtype]
-            options["outDataType"] = CIRCLE.dtype_codes[dtype]
+        if op_type == "CAST" and inputs[0] is not None:
+            for option, kind in (("inDataType", inputs[0].dtype), ("outDataType", dtype)):
+                if kind is not None:
+                    options[option] = CIRCLE.dtype_codes[kind]
         node = ir.Node(
             DOMAIN,
             op_type,

@@ -1,0 +1,70 @@
+"""What every command line here has in common: errors in one line, and exit codes that mean something."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from o2o.errors import O2oError, UsageError
+
+CLOSED_PIPE, INTERRUPTED = 141, 130  # as a shell reports SIGPIPE and SIGINT
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help explains)")
+
+
+def run(program: str, body: Callable[[], int | None], debug: bool = False) -> int:
+    """Run `body` and turn whatever it raises into one line on stderr and an exit code.
+
+    Exit codes: what `body` returns (None is 0); an `O2oError`'s own (1 model, 2 usage); 1 for the system's
+    errors (full disk, missing file); 130 for Ctrl-C; 141 for a closed pipe, which is silent as in any
+    Unix tool. With `debug` the traceback comes first.
+    """
+    try:
+        code = body() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _let_go_of_stdout()
+        return CLOSED_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if isinstance(error, OSError):
+            _let_go_of_stdout()
+        if debug:
+            traceback.print_exception(error)
+        print(f"{program}: {' '.join(_told(error).split())}", file=sys.stderr)
+        return error.exit_code if isinstance(error, O2oError) else 1
+
+
+def _told(error: Exception) -> str:
+    match error:
+        case O2oError():
+            return str(error)
+        case OSError():
+            return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        case MemoryError():
+            return "out of memory"
+        case RecursionError():
+            return "the graph is nested too deeply"
+    return f"internal error: {type(error).__name__}: {error} (--debug shows where)"
+
+
+def _let_go_of_stdout() -> None:
+    """Forget what could not be written: Python would try again at exit, and complain."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
