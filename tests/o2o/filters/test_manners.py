@@ -1,0 +1,23 @@
+"""Every filter that there is has good manners (`tests.o2o.filters.manners`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from o2o import filters
+from tests.o2o.filters.manners import Manners
+
+# What a run that succeeds on the little decoder needs, where that is anything at all.
+GIVEN: dict[str, dict[str, Any]] = {
+    "inspect": {"writes_model": False},
+    "remove_io": {"arguments": ["output", "--keep_by_id", "0"]},
+    "rename_io": {"arguments": ["input", "input_ids=tokens"]},
+    "rename_io_remove_prefix": {"arguments": ["input_"]},
+    "reorder_output": {"arguments": ["--by_id", "1,0"]},
+    "reshape_io": {"arguments": ["input", "--by_shape", "[1,4]", "[4,1]"]},
+    "select_op": {"arguments": ["--by_id", "0-1", "--signature", "decode"]},
+}
+
+for _name in filters.names():
+    _class = f"Test{_name.title().replace('_', '')}"
+    globals()[_class] = type(_class, (Manners,), {"module": _name, **GIVEN.get(_name, {})})
