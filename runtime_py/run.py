@@ -59,6 +59,8 @@ def _run(args: argparse.Namespace) -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal need not know every character
     stats = Stats()
     package = Package.load(args.package)
+    if package.model.parent.resolve() != package.directory.resolve():
+        print(f"run: {package.directory} holds no model: taking {package.model} beside it", file=sys.stderr)
     tokenizer = package.tokenizer
     prompt = tokenizer.encode(args.prompt)
     with contextlib.closing(package.engine(args.threads, args.debug)) as engine:
