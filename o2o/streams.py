@@ -1,15 +1,17 @@
 """Where models come from and go to: stdin, stdout and files.
 
 Input is mapped, not read: constants are views into the file's pages until someone needs their numbers.
-A pipe cannot be mapped, so what comes through one is spooled, in memory while small and else into an
-unnamed temporary file. Output appears under its name only when it is complete.
+A pipe cannot be mapped, so what comes through one is moved, by the kernel, into an unnamed temporary file
+that can. Output appears under its name only when it is complete.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -18,9 +20,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from o2o.errors import UsageError
-
-SPOOL_IN_MEMORY = 64 << 20  # bytes of a piped model that are kept in memory before a file takes over
-
 
 def _map(file: BinaryIO) -> memoryview:
     if os.fstat(file.fileno()).st_size == 0:
@@ -47,14 +46,23 @@ def read_stdin() -> memoryview:
 
 
 def _spool(stream: BinaryIO) -> memoryview:
-    with tempfile.SpooledTemporaryFile(max_size=SPOOL_IN_MEMORY) as spool:
-        while chunk := stream.read(1 << 20):
-            spool.write(chunk)
-        if spool._rolled:  # type: ignore[attr-defined]
-            spool.flush()
-            return _map(spool)  # type: ignore[arg-type]
-        spool.seek(0)
-        return memoryview(spool.read())
+    with tempfile.TemporaryFile() as spool:
+        _pour(stream, spool)
+        return _map(spool)
+
+
+def _pour(source: BinaryIO, sink: BinaryIO) -> None:
+    """Everything that `source` has, into the empty file `sink`: pages move in the kernel where they can."""
+    if hasattr(os, "splice") and stat.S_ISFIFO(os.fstat(source.fileno()).st_mode):
+        try:
+            while os.splice(source.fileno(), sink.fileno(), 1 << 30):
+                pass
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that cannot: before the first byte
+                raise
+    shutil.copyfileobj(source, sink, 1 << 20)
+    sink.flush()
 
 
 @contextlib.contextmanager
