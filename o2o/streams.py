@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from o2o.errors import UsageError
 
+
 def _map(file: BinaryIO) -> memoryview:
     if os.fstat(file.fileno()).st_size == 0:
         return memoryview(b"")
