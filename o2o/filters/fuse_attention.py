@@ -10,11 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.attention import Attention
+from o2o.contract import Layout, role_of
+from o2o.errors import ModelError
 from o2o.filters.fusion import Fusion, replace_output
 from o2o.model import Model
 from o2o.rewriting.axes import LAYOUT_OPERATORS, Axes, Factors, climb, matmul_axes
 from o2o.rewriting.build import Builder, add_constant, attribute, shape_of
 from o2o.rewriting.causality import Keys, at_position, position_leaf, prove_causal
+from o2o.rewriting.clean import inner_graphs
 from o2o.rewriting.match import (
     Miss,
     made_by,
@@ -63,6 +66,7 @@ class Joined:
 
     node: ir.Node | None = None  # CONCATENATION or DYNAMIC_UPDATE_SLICE
     past: ir.Value | None = None
+    layout: Layout | None = None
 
 
 @dataclass
@@ -110,6 +114,7 @@ class FuseAttention(Fusion):
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         self.full_cache: str | None = args.assume_full_cache
+        self.inner = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
         self.proven: dict[tuple[ir.Value, Keys], ir.Value | Miss | None] = {}  # layers share their masks
         super().apply(model, args)
 
@@ -143,7 +148,7 @@ class FuseAttention(Fusion):
             miss("one of q and k is rotated, the other is not", q.node.outputs[0])
         if k_joined.node is not None and k_inner.scale != 1:
             miss("the keys are scaled before they are cached", k_new)
-        if v_path.scale * v_inner.scale != 1:
+        if v_path.scale != 1 or v_inner.scale != 1:
             miss("the values are scaled", v_value)
 
         factors = self._factors(q, k, v, scores, k_joined)
@@ -156,7 +161,8 @@ class FuseAttention(Fusion):
         new = Factors({**factors.sizes, "S": T})
         k_axes = self._propagate(new, k, k_rotation, k_inner.layout, "S", "KH")
         v_axes = new.through(v_inner.layout, self._projected(new, v, "S", "KH"))
-        k_axes, v_axes = self._join(k_joined, k_axes), self._join(v_joined, v_axes)
+        k_axes = self._join(factors, k_joined, k_axes, scores.matmul)
+        v_axes = self._join(factors, v_joined, v_axes, product)
         k_axes = factors.through(k_path.layout, k_axes, broadcast="G")
         v_axes = factors.through(v_path.layout, v_axes, broadcast="G")
         scores_axes = matmul_axes(scores.matmul, q_axes, k_axes)
@@ -173,6 +179,9 @@ class FuseAttention(Fusion):
         cos, sin = self._tables(q_rotation, k_rotation, T, factors.sizes["H"])
         attention = Attention(q.x, q.w, k.w, v.w, out.w, cos, sin)
         attention.k_cache, attention.v_cache = k_joined.past, v_joined.past
+        if attention.k_cache is None and cos is None:
+            miss("without cache and rotation nothing would tell the head dimension", q.node.outputs[0])
+        self._check_layouts(attention, k_joined, v_joined)
         return self._with_mask(attention, last, scores, mask_axes, k_joined, v_joined, T, S, factors)
 
     def rewrite(self, model: Model, graph: ir.Graph, match: Block) -> None:
@@ -198,7 +207,8 @@ class FuseAttention(Fusion):
         assert value is not None
         beta = float(attribute(softmax, "beta", 1.0))
         steps: list[ir.Node] = []
-        scale, masks = 1.0, []
+        scale = 1.0
+        masks: list[tuple[ir.Value, ir.Node]] = []
         while True:
             node = require(
                 value,
@@ -230,19 +240,24 @@ class FuseAttention(Fusion):
                     "the scores are multiplied by something that is not one constant number", node.outputs[0]
                 )
             value = node.inputs[0]
+            assert value is not None
         if len(masks) > 1:
             miss("the scores have two masks", masks[0][0])
         if beta != 1 and masks:
             miss("the softmax scales the mask too", softmax.outputs[0])
-        mask, masked_by = masks[0] if masks else (None, None)
-        return Scores(node, steps[::-1], scale * beta, mask, masked_by)
+        found = Scores(node, steps[::-1], scale * beta)
+        if masks:
+            found.mask, found.masked_by = masks[0]
+        return found
 
     def _factor(self, node: ir.Node) -> tuple[ir.Value, float] | None:
-        """(x, c) when `node` is x times or divided by a constant number."""
+        """(x, c) when `node` is x, in its shape, times or divided by a constant number."""
         if node.op_type == "MUL":
-            return operand_and_scalar(node)
-        number = scalar(node.inputs[1])
-        return (node.inputs[0], 1 / number) if number and node.inputs[0] is not None else None
+            found = operand_and_scalar(node)
+        else:
+            x, number = node.inputs[0], scalar(node.inputs[1])
+            found = (x, 1 / number) if number and x is not None else None
+        return found if found is not None and shape_of(found[0]) == shape_of(node.outputs[0]) else None
 
     def _masked(self, node: ir.Node) -> tuple[ir.Value, ir.Value]:
         """(scores, mask) of the node that masks: the scores are the operand that leads to q k'."""
@@ -253,6 +268,8 @@ class FuseAttention(Fusion):
         assert second is not None
         for scores, mask in ((first, second), (second, first)):
             if self._leads_to_product(scores):
+                if shape_of(scores) != shape_of(node.outputs[0]):
+                    miss("the mask is larger than the scores", mask)
                 return scores, mask
         miss("no operand of the sum comes from a product of q and k", node.outputs[0])
 
@@ -302,8 +319,11 @@ class FuseAttention(Fusion):
         past, new = node.inputs[:2]
         if len(node.inputs) != (2 if node.op_type == "CONCATENATION" else 3) or past is None or new is None:
             miss("a cache joins more than the past and the new", value)
-        if past.producer() is not None or past.const_value is not None:
+        if not past.is_graph_input() or past.const_value is not None:
             miss("the past of the cache is not a graph input", past)
+        if past.graph in self.inner:
+            miss("the cache belongs to a graph that an operator runs: nobody sees it written in place", past)
+        only_user(past, "the cache, which ATTENTION writes in place,")
         return Joined(node, past), new
 
     def _rotated(self, value: ir.Value, what: str) -> tuple[Rotation | None, Projection]:
@@ -324,6 +344,8 @@ class FuseAttention(Fusion):
         x = _unflattened(x)
         if len(shape_of(w)) != 2:
             miss(f"the weights of {what} are not a matrix (reshape.fc_weight.py makes them one)", w)
+        if w.dtype != x.dtype or attribute(node, "weightsFormat", 0):
+            miss(f"the weights of {what} are quantised or shuffled: do that after fusing", w)
         return Projection(node, x, w)
 
     # --- axes ---------------------------------------------------------------------------------------
@@ -393,26 +415,47 @@ class FuseAttention(Fusion):
                 )
         return factors.through(layout, axes)
 
-    def _join(self, joined: Joined, axes: Axes) -> Axes:
-        """The axes after the cache: the token axis of the new becomes that of the whole."""
+    def _join(self, factors: Factors, joined: Joined, axes: Axes, until: ir.Node) -> Axes:
+        """The axes after the cache: the token axis of the new becomes that of the whole.
+
+        until: the BATCH_MATMUL that takes what is joined.
+        """
         if joined.node is None:
             return axes
-        assert joined.past is not None
         output = joined.node.outputs[0]
         after, new = shape_of(output), shape_of(joined.node.inputs[1])  # type: ignore[arg-type]
         grown = [axis for axis in range(len(after)) if after[axis] != new[axis]]
-        if (
-            len(after) != 4
-            or len(grown) != 1
-            or axes[grown[0]] not in ((), ("S",))
-            or "S" in sum((axes[axis] for axis in range(4) if axis != grown[0]), ())
-        ):
+        if len(grown) != 1 or axes[grown[0]] not in ((), ("S",)):
             miss("the cache does not grow along its tokens alone", output)
         if joined.node.op_type == "CONCATENATION":
-            axis = attribute(joined.node, "axis", 0) % 4
-            if axis != grown[0]:
+            if attribute(joined.node, "axis", 0) % len(after) != grown[0]:
                 miss("the cache is not joined along its tokens", output)
-        return tuple(("S",) if axis == grown[0] else axes[axis] for axis in range(4))
+            # it goes on reading the cache that ATTENTION writes, if anyone else needs it
+            while (user := only_user(output, "the joined cache")) is not until:
+                output = user.outputs[0]
+        axes = tuple(("S",) if axis == grown[0] else axes[axis] for axis in range(len(after)))
+        for layout, names in (("BNTH", ((), "K", "S", "H")), ("BTNH", ((), "S", "K", "H"))):
+            wanted = factors.axes(*names)
+            if axes == wanted and after == factors.shape(wanted):
+                joined.layout = layout  # type: ignore[assignment]
+                return axes
+        miss("the cache is neither [1, K, S, H] nor [1, S, K, H]", joined.node.outputs[0])
+
+    def _check_layouts(self, attention: Attention, k: Joined, v: Joined) -> None:
+        """Miss unless both caches have the layout that readers of ATTENTION will take them to have."""
+        if k.past is None or v.past is None:
+            return
+        if k.past is v.past:
+            miss("keys and values are in one cache", k.past)
+        if k.layout != v.layout:
+            miss(f"keys are cached as {k.layout}, values as {v.layout}", v.past)
+        try:
+            told = attention.layout
+        except ModelError as error:
+            miss(str(error), k.past)
+        role = role_of(v.past)
+        if told != k.layout or (role is not None and role.layout not in (None, k.layout)):
+            miss(f"the caches are joined as {k.layout}, but the contract says otherwise", k.past)
 
     def _through_scores(self, factors: Factors, scores: Scores, axes: Axes) -> tuple[Axes, Axes]:
         """The axes that the softmax sees, and those at the point where the mask is added."""
@@ -487,7 +530,7 @@ class FuseAttention(Fusion):
         position = None
         if mask is not None and (leaf := self._causal_or_zero(mask, keys)) is not None:
             return leaf
-        if self.full_cache is not None:
+        if self.full_cache is not None and keys.T == 1:
             graph = last.graph
             assert graph is not None
             position = next((value for value in graph.inputs if value.name == self.full_cache), None)
@@ -495,7 +538,7 @@ class FuseAttention(Fusion):
                 miss(f"--assume-full-cache: there is no input {self.full_cache}", last.outputs[0])
             return position
         miss(
-            "the cache is concatenated without a mask: all of it counts, which is the same as a cache written "
+            "the cache is concatenated without a mask: all of it counts, which is the same as one written "
             "in place only when it is full (--assume-full-cache POSITION takes that as given)",
             last.outputs[0],
         )
@@ -514,8 +557,8 @@ class FuseAttention(Fusion):
         if key not in self.proven:
             try:
                 self.proven[key] = prove_causal(mask, keys)
-            except Miss as found:
-                self.proven[key] = found
+            except Miss as reason:
+                self.proven[key] = reason
         found = self.proven[key]
         if isinstance(found, Miss):
             raise found
@@ -544,6 +587,8 @@ class FuseAttention(Fusion):
         leaf = position_leaf(start, "the row that is written")
         if leaf is None:
             miss("the cache is always written at the same row", start)
+        if math.prod(shape_of(leaf)) not in (1, keys.T):
+            miss(f"the written row depends on {leaf.name}, which is no position of {keys.T} tokens", start)
         for position in keys.positions:
             numbers = at_position(start, leaf, position, "the row that is written")
             if [int(n) for n in numbers] != [position if i == axis else 0 for i in range(4)]:

@@ -106,9 +106,6 @@ def matmul_axes(node: ir.Node, lhs: Axes, rhs: Axes) -> Axes:
     output = node.outputs[0]
     if lhs[-1] != rhs[-2]:
         miss(f"BATCH_MATMUL sums over {lhs[-1]} on the left and {rhs[-2]} on the right", output)
-    batch = [axis for axis in lhs[:-2] if axis], [axis for axis in rhs[:-2] if axis]
-    if batch[0] != batch[1]:
-        miss(f"BATCH_MATMUL pairs the heads {batch[0]} with {batch[1]}", output)
-    if len(lhs) != len(rhs):
-        miss("BATCH_MATMUL has operands of different rank", output)
+    if lhs[:-2] != rhs[:-2]:
+        miss(f"BATCH_MATMUL pairs the heads {lhs[:-2]} with {rhs[:-2]}", output)
     return (*lhs[:-1], rhs[-1])

@@ -37,6 +37,8 @@ class Form:
     adjoint: bool = False  # k transposed by an option instead of TRANSPOSE
     repeat: str = "broadcast"  # fold: the group's queries are rows
     flat: bool = False  # projections without the batch axis
+    layout: str = "BNTH"  # of the caches, or BTNH
+    told: str = "BNTH"  # what the contract says of them; nothing when empty
     broken: str = ""  # see BROKEN
 
 
@@ -58,6 +60,22 @@ BROKEN = {
     "swapped halves": "no half of the sum is a rotated half",
     "value cache elsewhere": "written at different positions",
     "concatenated in front": "the past of the cache is not a graph input",
+    "cache of its own": "the past of the cache is not a graph input",
+    "cache by column": "the cache is neither [1, K, S, H] nor [1, S, K, H]",
+    "layouts differ": "keys are cached as BNTH, values as BTNH",
+    "contract differs": "the contract says otherwise",
+    "one cache for both": "which ATTENTION writes in place, is used elsewhere too",
+    "one join for both": "keys and values are in one cache",
+    "cache read elsewhere": "which ATTENTION writes in place, is used elsewhere too",
+    "cache passed through": "which ATTENTION writes in place, is used elsewhere too",
+    "joined cache given out": "the joined cache is used elsewhere too",
+    "cached values scaled": "the values are scaled",
+    "neither cache nor rotation": "nothing would tell the head dimension",
+    "mask too large": "the mask is larger than the scores",
+    "quantised weights": "the weights of k are quantised or shuffled",
+    "shuffled weights": "the weights of q are quantised or shuffled",
+    "position among others": "which is no position of 1 tokens",
+    "ambiguous cache": "cannot tell heads from tokens",
 }
 
 
@@ -81,6 +99,8 @@ def feeds_at(form: Form, position: int, seed: int = 0) -> dict[str, np.ndarray]:
             feeds[name] = generator.standard_normal((1, form.K, form.past, form.H)).astype(np.float32)
             if form.mask == "causal":
                 feeds[name][:, :, position:] = 1000
+            if form.layout == "BTNH":
+                feeds[name] = feeds[name].transpose(0, 2, 1, 3).copy()
     if form.mask == "input":
         columns = form.past if form.join == "slice" else form.T
         feeds["mask"] = np.where(generator.random((1, 1, form.T, columns)) < 0.3, HIDDEN, np.float32(0))
@@ -108,6 +128,8 @@ def forms() -> st.SearchStrategy[Form]:
             adjoint=draw(st.booleans()),
             repeat=draw(st.sampled_from(["broadcast", "fold"])),
             flat=draw(st.booleans()),
+            layout=(layout := draw(st.sampled_from(["BNTH", "BTNH"]))),
+            told=draw(st.sampled_from([layout, ""])),
         )
 
     return draw()
@@ -118,6 +140,7 @@ class _Block:
         self.form = form
         self.graph = Graph("main")
         self.position: ir.Value | None = None
+        self.more_outputs: list[ir.Value] = []
 
     def model(self) -> Model:
         form, graph = self.form, self.graph
@@ -127,9 +150,14 @@ class _Block:
         x_k = graph.input("x2", [1, T, D]) if form.broken == "other input" else x
         if form.join != "none" or form.rotate:
             self.position = graph.input("position", [1], INT64)
+        if form.broken == "position among others":
+            others = graph.input("others", [7], INT64)
+            begin, one = graph.constant("begin", np.int32([0])), graph.constant("one", np.int32([1]))
+            self.position = graph.op("SLICE", [others, begin, one], [1])
         if form.broken == "value cache elsewhere":
             self.position_2 = graph.input("position_2", [1], INT64)
-        q, k, v = self.project(x, N, "q"), self.project(x_k, K, "k"), self.project(x, K, "v")
+        q, k = self.project(x, N, "q"), self.project(x_k, K, "k")
+        v = k if form.broken == "one join for both" else self.project(x, K, "v")
         if form.rotate:
             tables = self.tables("")
             other = self.tables("other ") if form.broken == "other table" else tables
@@ -141,7 +169,12 @@ class _Block:
             k = self.scaled(k)
         if form.broken == "scaled values":
             v = graph.op("MUL", [v, graph.constant("two", np.float32(2))], _shape(v))
-        k, v = self.joined(k, "past_key_0"), self.joined(v, "past_value_0")
+        if form.broken == "cached values scaled":
+            v = graph.op("MUL", [v, graph.constant("two", np.float32(2))], _shape(v))
+        k = self.joined(k, "past_key_0")
+        v = k if form.broken == "one join for both" else self.joined(v, "past_value_0")
+        if form.broken == "cached values scaled":
+            v = graph.op("MUL", [v, graph.constant("half", np.float32(0.5))], _shape(v))
         S = _shape(k)[2]
         if form.repeat == "fold":
             q = self.reshape(q, [1, K, G * T, H])
@@ -155,7 +188,10 @@ class _Block:
         # a mask for one query a row can be added to folded scores, one for several cannot
         if form.repeat == "fold" and T > 1:
             scores = self.reshape(scores, [1, N, T, S])
-        if (mask := self.mask(S, N)) is not None:
+        if (mask := self.mask(S, N)) is not None and form.broken == "mask too large":
+            mask = self.reshape(mask, [1, 1, 1, T, S])
+            scores = graph.op("ADD", [scores, mask], [1, *_shape(scores)], name="masked")
+        elif mask is not None:
             scores = graph.op("ADD", [scores, mask], _shape(scores), name="masked")
         if form.broken == "two masks":
             zeros = graph.constant("zeros", np.zeros((1, 1, T, S), np.float32))
@@ -165,7 +201,8 @@ class _Block:
         if form.broken == "softmax axis":
             scores = self.transpose(scores, [0, 1, 3, 2])
         p = graph.op("SOFTMAX", [scores], _shape(scores), name="weights", beta=1.0)
-        given_out = [p] if form.broken == "weights given out" else []
+        if form.broken == "weights given out":
+            self.more_outputs.append(p)
         if form.broken == "softmax axis":
             p = self.transpose(p, [0, 1, 3, 2])
         p = self.reshape(p, [1, heads, rows, S])
@@ -176,16 +213,25 @@ class _Block:
         y = self.reshape(y, [T, N * H] if form.flat else [1, T, N * H])
         y = graph.fc(y, graph.constant("wo", weights(D, N * H, seed=9) / 3), "out")
         y = self.reshape(y, [1, T, D])
-        graph.output(graph.op("ADD", [y, graph.constant("one", np.float32(1))], [1, T, D], name="y"), *given_out)
+        graph.output(
+            graph.op("ADD", [y, graph.constant("one", np.float32(1))], [1, T, D], name="y"),
+            *self.more_outputs,
+        )
         return graph.model()
 
     def project(self, x: ir.Value, heads: int, name: str) -> ir.Value:
         """[1, heads, T, H]"""
         form, graph = self.form, self.graph
         w = graph.constant(f"w{name}", weights(heads * form.H, D, seed=len(name) + ord(name[0])) / 3)
-        bias = graph.constant("bias", weights(heads * form.H)) if form.broken == "bias" and name == "k" else None
+        bias = (
+            graph.constant("bias", weights(heads * form.H)) if form.broken == "bias" and name == "k" else None
+        )
         flat = self.reshape(x, [form.T, D]) if form.flat else x
         y = graph.fc(flat, w, name, bias)
+        if form.broken == "quantised weights" and name == "k":
+            y.producer().replace_input_with(1, graph.constant("int8", np.ones(_shape(w), np.int8)))
+        if form.broken == "shuffled weights":
+            y.producer().attributes["weightsFormat"] = ir.AttrInt64("weightsFormat", 1)
         if form.broken == "activation":
             y.producer().attributes["fusedActivationFunction"] = ir.AttrInt64("fusedActivationFunction", 1)
         return self.transpose(self.reshape(y, [1, form.T, heads, form.H]), [0, 2, 1, 3])
@@ -214,7 +260,9 @@ class _Block:
         steps = graph.constant("steps", np.arange(form.T, dtype=np.float32)[:, None])
         position = graph.op("ADD", [steps, start], [form.T, 1])
         base = 50.0 if name else 100.0
-        frequency = graph.constant("frequency", np.tile(base ** -np.arange(0, 1, 2 / form.H), 2).astype(np.float32))
+        frequency = graph.constant(
+            "frequency", np.tile(base ** -np.arange(0, 1, 2 / form.H), 2).astype(np.float32)
+        )
         angle = graph.op("MUL", [position, frequency], [form.T, form.H])
         cos, sin = (graph.op(which, [angle], [form.T, form.H]) for which in ("COS", "SIN"))
         return self.reshape(cos, [1, 1, form.T, form.H]), self.reshape(sin, [1, 1, form.T, form.H])
@@ -235,21 +283,52 @@ class _Block:
         return graph.op("ADD", products, shape, name="rotated")
 
     def joined(self, new: ir.Value, name: str) -> ir.Value:
-        form, graph = self.form, self.graph
+        form = self.form
         if form.join == "none":
             return new
-        past = graph.input(name, [1, form.K, form.past, form.H])
-        past.meta["role"] = Role("key_cache" if "key" in name else "value_cache", 0, "BNTH")
+        axes = [0, 1, 2, 3] if form.layout == "BNTH" else [0, 2, 1, 3]
+        if form.broken == "cache by column":
+            axes = [0, 1, 3, 2]
+        if form.broken == "layouts differ" and "value" in name:
+            axes = [0, 2, 1, 3]
+        turned = self.transpose(new, axes) if axes != [0, 1, 2, 3] else new
+        past = self.past(name, [[1, form.K, form.past, form.H][axis] for axis in axes])
+        whole = self.join(past, turned, name, axes.index(2))
+        if form.broken == "joined cache given out":
+            self.more_outputs.append(whole)
+        return self.transpose(whole, axes) if axes != [0, 1, 2, 3] else whole
+
+    def past(self, name: str, shape: list[int]) -> ir.Value:
+        form, graph = self.form, self.graph
+        if form.broken == "one cache for both" and "value" in name:
+            return graph.ir.inputs[-1]
+        if form.broken == "cache of its own":
+            past = graph.value(name, shape)
+            past.meta["fields"] = {"isVariable": True}
+        else:
+            past = graph.input(name, shape)
+        if form.told:
+            past.meta["role"] = Role("key_cache" if "key" in name else "value_cache", 0, form.told)  # type: ignore[arg-type]
+        if form.broken == "cache read elsewhere":
+            self.more_outputs.append(graph.op("NEG", [past], shape))
+        if form.broken == "cache passed through":
+            self.more_outputs.append(past)
+        return past
+
+    def join(self, past: ir.Value, new: ir.Value, name: str, axis: int) -> ir.Value:
+        form, graph = self.form, self.graph
         if form.join == "concat":
             parts = [new, past] if form.broken == "concatenated in front" else [past, new]
-            return graph.op("CONCATENATION", parts, [1, form.K, form.past + form.T, form.H], axis=2)
+            shape = _shape(past)
+            shape[axis] += form.T
+            return graph.op("CONCATENATION", parts, shape, axis=axis)
         position = self.position
         if form.broken == "value cache elsewhere" and "value" in name:
             position = self.position_2
-        start = graph.op("CAST", [position], [1], ir.DataType.INT32)
-        zeros = graph.constant("zeros", np.zeros(2, np.int32)), graph.constant("zero", np.zeros(1, np.int32))
-        start = graph.op("CONCATENATION", [zeros[0], start, zeros[1]], [4], axis=0)
-        return graph.op("DYNAMIC_UPDATE_SLICE", [past, new, start], _shape(past))
+        start = [graph.constant("zero", np.zeros(1, np.int32))] * 4
+        start[axis] = graph.op("CAST", [position], [1], ir.DataType.INT32)
+        start_ = graph.op("CONCATENATION", start, [4], axis=0)
+        return graph.op("DYNAMIC_UPDATE_SLICE", [past, new, start_], _shape(past))
 
     def repeated(self, x: ir.Value) -> ir.Value:
         """[1, K, S, H] -> [1, K * G, S, H], each head G times in a row."""
@@ -300,7 +379,9 @@ class _Block:
             limit = self.position
         else:
             limit = graph.op("ADD", [self.position, graph.constant("one", np.array([1]))], [1])
-        visible = graph.op("LESS", [graph.constant("slots", slots[None, None]), limit], [1, 1, T, S], ir.DataType.BOOL)
+        visible = graph.op(
+            "LESS", [graph.constant("slots", slots[None, None]), limit], [1, 1, T, S], ir.DataType.BOOL
+        )
         choice = [graph.constant("shown", np.float32(0)), graph.constant("hidden", HIDDEN)]
         return graph.op("SELECT_V2", [visible, *choice], [1, 1, T, S], ir.DataType.FLOAT)
 

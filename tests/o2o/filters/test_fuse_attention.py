@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 
@@ -16,7 +17,7 @@ from o2o.filters.fuse_attention import FuseAttention
 from o2o.lower.litert import lower
 from o2o.model import Model
 from tests.o2o import graphs
-from tests.o2o.attention_graphs import BROKEN, Form, build, feeds_at, forms
+from tests.o2o.attention_graphs import BROKEN, D, Form, build, feeds_at, forms
 
 
 def fuse(model: Model, full_cache: str | None = None) -> list[str]:
@@ -72,7 +73,11 @@ def test_what_is_fused_lowers_to_the_same(form: Form) -> None:
 def test_the_cache_is_written_in_place_at_the_position(T: int) -> None:
     form = Form(T=T, join="concat", past=7)
     model = build(form)
-    joined = [node for node in model.graphs[0] if node.op_type == "CONCATENATION" and len(node.outputs[0].shape) == 4]
+    joined = [
+        node
+        for node in model.graphs[0]
+        if node.op_type == "CONCATENATION" and len(node.outputs[0].shape) == 4
+    ]
     caches = [node.outputs[0] for node in joined if node.outputs[0].shape[2] == form.past + T]
     feeds = feeds_at(form, 2)
     known = {value: feeds[value.name] for value in model.graphs[0].inputs}
@@ -89,6 +94,19 @@ NEAR_MISSES = {
     "concatenated in front": Form(join="concat"),
     "scaled mask": Form(T=3),
     "softmax axis": Form(T=3, mask="none", repeat="broadcast"),
+    "cache of its own": Form(join="concat"),
+    "cache by column": Form(join="concat"),
+    "layouts differ": Form(join="concat"),
+    "one cache for both": Form(join="concat"),
+    "cache read elsewhere": Form(join="concat"),
+    "cache passed through": Form(join="concat"),
+    "joined cache given out": Form(join="concat"),
+    "cached values scaled": Form(join="concat"),
+    "position among others": Form(join="slice"),
+    "one join for both": Form(join="slice", rotate=False),
+    "contract differs": Form(join="slice", told="BTNH"),
+    "ambiguous cache": Form(join="slice", K=5, past=5, told=""),
+    "neither cache nor rotation": Form(T=3, rotate=False),
 }
 
 
@@ -116,7 +134,9 @@ def test_one_wrong_entry_of_a_mask_is_seen() -> None:
     fuse(model)
     node = next(node for node in model.graphs[0] if node.op_type == "ATTENTION")
     assert node.inputs[7] is mask
-    np.testing.assert_allclose(reference.run(model.graphs[0], feeds_at(form, 0))["y"], expected["y"], atol=1e-5)
+    np.testing.assert_allclose(
+        reference.run(model.graphs[0], feeds_at(form, 0))["y"], expected["y"], atol=1e-5
+    )
 
 
 def test_a_mask_wrong_at_one_position_keeps_a_concatenated_cache_alone() -> None:
@@ -139,6 +159,42 @@ def test_a_concatenated_cache_without_mask_needs_a_promise() -> None:
     node = next(node for node in model.graphs[0] if node.op_type == "ATTENTION")
     assert node.inputs[10] is not None
     assert node.inputs[10].name == "position"
+
+
+def test_several_tokens_that_all_see_each_other_are_not_promised_away() -> None:
+    """--assume-full-cache says where the cache ends, not that the new tokens are causal among themselves."""
+    model = build(Form(T=3, join="concat", mask="none"))
+    assert "left 1 candidate alone" in fuse(model, "position")[0]
+
+
+def test_a_written_cache_may_be_given_out() -> None:
+    """DYNAMIC_UPDATE_SLICE of a cache that ATTENTION has written already gives the same cache."""
+    form = Form(T=2, join="slice", broken="joined cache given out")
+    before, after = build(form), build(form)
+    assert fuse(after) == ["main: fused 1 attention block"]
+    for position in positions(form):
+        expected = reference.run(before.graphs[0], feeds_at(form, position))
+        found = reference.run(reread(after).graphs[0], feeds_at(form, position))
+        assert len(found) == 3
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+def test_caches_of_a_graph_that_an_operator_runs_are_left_alone() -> None:
+    """A branch gets copies: what ATTENTION writes into them would be lost, or not, as the runtime likes."""
+    model = build(Form(join="slice"))
+    (inner,) = model.graphs
+    main = graphs.Graph("main")
+    condition = main.input("condition", [1], graphs.BOOL)
+    ends = [main.input(v.name, v.shape.numpy(), v.dtype) for v in inner.inputs]
+    result = main.value("result", [1, 1, D])
+    branches = [ir.AttrGraph(f"{name}SubgraphIndex", inner) for name in ("then", "else")]
+    main.node("IF", [condition, *ends], [result], branches)
+    main.output(result)
+    model = main.model()
+    model.graphs.append(inner)
+    assert "belongs to a graph that an operator runs" in fuse(model)[2]
+    assert operators(model)["ATTENTION"] == 0
 
 
 @pytest.mark.parametrize("form", ["prefill", "concat", "static"])
