@@ -1,0 +1,102 @@
+"""The contract says what the file's tensors are, and is never stale."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from o2o import formats
+from o2o.contract import METADATA_NAME, Role, attach, contract_of, dumps, role_of
+from o2o.errors import ModelError
+from tests.o2o.graphs import INT32, Graph, decoder, linear
+
+
+def test_what_it_says() -> None:
+    told = contract_of(decoder())
+    assert told["version"] == 1
+    assert list(told["signatures"]) == ["prefill", "decode"]
+    assert told["signatures"]["decode"] == {
+        "inputs": [
+            {"name": "input_ids", "role": "tokens", "dtype": "int64", "shape": [1, 1]},
+            {"name": "cache_position", "role": "position", "dtype": "int64", "shape": [1]},
+            {
+                "name": "past_key_0",
+                "role": "key_cache",
+                "layer": 0,
+                "layout": "BNTH",
+                "dtype": "float32",
+                "shape": [1, 2, 8, 4],
+            },
+        ],
+        "outputs": [
+            {"name": "logits", "role": "logits", "dtype": "float32", "shape": [1, 1, 2000]},
+            {
+                "name": "key_0",
+                "role": "key",
+                "layer": 0,
+                "layout": "BNTH",
+                "dtype": "float32",
+                "shape": [1, 2, 8, 4],
+            },
+        ],
+    }
+
+
+def test_roles_travel_in_the_file() -> None:
+    model = formats.loads(formats.dumps(decoder()))
+    assert METADATA_NAME not in dict(model.metadata), "it is not kept twice"
+    for graph in model.graphs:
+        assert role_of(graph.inputs[2]) == Role("key_cache", 0, "BNTH")
+    assert contract_of(model) == contract_of(decoder())
+
+
+def test_it_follows_the_graph() -> None:
+    model = formats.loads(formats.dumps(decoder()))
+    model.graphs[1].inputs[0].dtype = INT32
+    model.signatures[1].name = "step"
+    told = contract_of(formats.loads(formats.dumps(model)))["signatures"]
+    assert told["step"]["inputs"][0]["dtype"] == "int32"
+
+
+def test_a_model_without_roles_has_none() -> None:
+    assert dumps(linear()) is None
+    assert METADATA_NAME.encode() not in formats.dumps(linear())
+
+
+def test_a_signature_without_roles_is_left_out() -> None:
+    model = decoder()
+    other = Graph("other")
+    other.output(other.op("ABS", [other.input("x", [1])], [1], name="y"))
+    model.graphs.append(other.ir)
+    model.signatures += other.model().signatures
+    assert list(contract_of(model)["signatures"]) == ["prefill", "decode"]
+
+
+def test_what_it_does_not_know_is_passed_over() -> None:
+    """A later version may know more kinds; a name may be gone."""
+    told = contract_of(decoder())
+    entries = told["signatures"]["decode"]["inputs"]
+    entries[0]["role"] = "audio"
+    entries[1]["name"] = "elsewhere"
+    del entries[2]["layout"]
+    model = decoder()
+    for graph in model.graphs:
+        for value in graph.inputs:
+            value.meta.pop("role")
+    attach(model, json.dumps(told).encode())
+    decode = model.graphs[1]
+    assert [role_of(value) for value in decode.inputs] == [None, None, Role("key_cache", 0)]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b'{"version": "x"}', b'{"version": 1, "signatures": [1]}', b"\xff"]
+)
+def test_damage(data: bytes) -> None:
+    with pytest.raises(ModelError, match=r"its metadata o2o\.contract is damaged"):
+        attach(decoder(), data)
+
+
+def test_a_later_version() -> None:
+    with pytest.raises(ModelError, match="has version 2; this o2o knows 1"):
+        attach(decoder(), b'{"version": 2}')
