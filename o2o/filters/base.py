@@ -122,13 +122,13 @@ class Filter:
 
 def _told(argv: Sequence[str], args: argparse.Namespace) -> list[str]:
     """The arguments that changed the model: not where it came from or went to, so that history repeats."""
-    told, skip = [], False
-    file = max((i for i, argument in enumerate(argv) if argument == getattr(args, "file", None)), default=-1)
-    for index, argument in enumerate(argv):
-        if skip or index == file or argument in ("--debug", "--explain"):
-            skip = False
-        elif argument in ("-o", "--output"):
-            skip = True
-        elif not argument.startswith(("--output=", "-o")):
+    told: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        if argument in ("-o", "--output"):
+            next(rest, None)
+        elif argument not in ("--debug", "--explain") and not argument.startswith(("--output=", "-o")):
             told.append(argument)
+    if (file := getattr(args, "file", None)) in told:
+        del told[len(told) - 1 - told[::-1].index(file)]  # the last: another may be a name that is the same
     return told
