@@ -16,7 +16,7 @@ from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.formats.constants import constant, storage_key
 from o2o.model import Model, Signature
-from o2o.rewriting.build import shape_of
+from o2o.rewriting.build import attribute, shape_of
 
 
 class MergeCircles(Filter):
@@ -29,6 +29,7 @@ class MergeCircles(Filter):
     Signatures keep their names; the main graph of a file without any gets the file's name, or --sig-names.
     Constants are compared byte for byte (SHA-256), within and across files. Says what was shared and how
     many bytes that saved.
+    State that two files keep in a variable of one name becomes one state, which is said too.
     Refused: two signatures of one name; Circle and TFLite mixed.
     """
 
@@ -64,6 +65,7 @@ class MergeCircles(Filter):
         first = models[0]
         result = Model(first.format, [], fields=first.fields)
         owner: dict[str, str] = {}
+        variable_of: dict[str, str] = {}
         for model, file in zip(models, files, strict=True):
             if model.format != first.format:
                 raise ModelError(
@@ -77,6 +79,10 @@ class MergeCircles(Filter):
                 result.signatures.append(signature)
             result.graphs += model.graphs
             self._add_metadata(result, model, file)
+            for name in sorted(_variables(model)):
+                if name in variable_of:
+                    self.say(f"{variable_of[name]} and {file} share the variable {name!r} from now on")
+                variable_of[name] = file
             result.history.append({"merged": Path(file).name, "history": model.history})
         _name_apart(result)
         fingerprints = "".join(model.fingerprint for model in models)
@@ -112,6 +118,12 @@ def _rename(signatures: Sequence[Signature], names: Sequence[str]) -> None:
         raise UsageError(f"--sig-names gives {len(names)} names for {len(signatures)} signatures ({there})")
     for signature, name in zip(signatures, names, strict=True):
         signature.name = name.strip()
+
+
+def _variables(model: Model) -> set[str]:
+    """The names of the resource variables that `model` keeps state in."""
+    handles = (node for graph in model.graphs for node in graph if node.op_type == "VAR_HANDLE")
+    return {f"{attribute(node, 'container', '')}/{attribute(node, 'sharedName', '')}" for node in handles}
 
 
 def _name_apart(model: Model) -> None:
