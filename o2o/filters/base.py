@@ -129,6 +129,7 @@ def _told(argv: Sequence[str], args: argparse.Namespace) -> list[str]:
             next(rest, None)
         elif argument not in ("--debug", "--explain") and not argument.startswith(("--output=", "-o")):
             told.append(argument)
-    if (file := getattr(args, "file", None)) in told:
-        del told[len(told) - 1 - told[::-1].index(file)]  # the last: another may be a name that is the same
+    for file in getattr(args, "files", [getattr(args, "file", None)]):
+        if file in told:
+            del told[len(told) - 1 - told[::-1].index(file)]  # the last: another may be a name like it
     return told

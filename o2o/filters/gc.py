@@ -44,8 +44,9 @@ class Gc(Filter):
             _count(loose, "loose tensor"),
             _count(graphs - len(model.graphs), "subgraph"),
         ]
-        told = ", ".join(text for text in removed if text) or "nothing"
-        self.say(f"removed {told}; {before - stored_bytes(model):,} bytes of constants")
+        told = ", ".join(text for text in removed if text)
+        freed = before - stored_bytes(model)
+        self.say(f"removed {told}; {freed:,} bytes of constants" if told else "everything is needed")
 
 
 def reachable(model: Model) -> list[ir.Graph]:

@@ -3,9 +3,9 @@
     class TestGc(Manners):
         module = "gc"
 
-`arguments` and `model` are what a run that succeeds is given; `files` is how it takes its input when that is
-not a last argument. Most tests run the command in this process, on real files and pipes behind `sys.stdin`
-and `sys.stdout`; `test_processes.py` holds the few that need a process of their own.
+`arguments` and `model` are what a run that succeeds is given. Most tests run the command in this process, on
+real files and pipes behind `sys.stdin` and `sys.stdout`; `test_processes.py` holds the few that need a
+process of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 from o2o import filters, formats
 from o2o.filters.base import Filter
 from o2o.model import Model
-from tests.o2o.graphs import decoder
+from tests.o2o.graphs import SAMPLES, decoder
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(40)
 
@@ -137,6 +137,14 @@ class Manners:
         assert (filed.code, filed.out) == (0, b"")
         assert target.read_bytes() == piped.out
         assert sorted(path.name for path in self.directory.glob("*out.circle*")) == ["out.circle"]
+
+    @pytest.mark.parametrize("sample", sorted(SAMPLES))
+    def test_takes_or_refuses_anything_that_a_file_can_hold(self, sample: str) -> None:
+        outcome = self.filtered(formats.dumps(SAMPLES[sample]()))
+        if outcome.code:
+            outcome.failed(outcome.code)
+        elif self.writes_model:
+            assert formats.dumps(formats.loads(outcome.out)) == outcome.out
 
     # ---- failure -----------------------------------------------------------------------------------
 

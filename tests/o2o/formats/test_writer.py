@@ -116,6 +116,26 @@ def test_litert_takes_constants_by_offset() -> None:
     np.testing.assert_allclose(result, given["x"] @ weights(64, 64).T, rtol=1e-4, atol=1e-4)
 
 
+def test_a_file_of_more_than_2_gib() -> None:
+    """Its plan, that is: nobody makes the numbers."""
+    graph = Graph("main")
+    for name, rows in (("huge", 3 << 20), ("next", 1 << 19)):
+        shape = ir.Shape([rows, 1024])
+        tensor = ir.LazyTensor(lambda: pytest.fail("made"), ir.DataType.FLOAT, shape, name=name)
+        value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
+        graph.ir.register_initializer(value)
+        graph.output(value)
+    small = graph.constant("small", np.float32([1, 2]))
+    graph.output(small)
+    header, segments = plan(graph.model())
+    ends = [segment.start for segment in segments][-2:]
+    assert ends[1] == ends[0] + (12 << 30)
+    tables = unpack(header.ljust(ends[0], b"\0")).buffers
+    sizes = [(table.offset, table.size) for table in tables if table.offset > 1]
+    assert sizes == [(ends[0], 12 << 30), (ends[1], 2 << 30)]
+    assert len(header) < 4096
+
+
 def test_the_same_bytes_every_time() -> None:
     for make in SAMPLES.values():
         assert formats.dumps(make()) == formats.dumps(make())
