@@ -13,6 +13,7 @@ from o2o.contract import contract_of, role_of
 from o2o.formats.constants import storage_key
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.rewriting.clean import inner_graphs
+from o2o.wording import counted
 
 LARGEST = 5  # constants that the text shows
 
@@ -129,7 +130,7 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
     """`summary` as lines for a person."""
     graphs = summary["graphs"]
     title = {"circle": "Circle", "tflite": "TFLite"}[summary["format"]]
-    lines = [f"{source}: {title}, {size:,} bytes, {_plural(len(graphs), 'subgraph')}"]
+    lines = [f"{source}: {title}, {size:,} bytes, {counted(len(graphs), 'subgraph')}"]
     for index, graph in enumerate(graphs):
         lines += ["", _heading(index, graph)]
         sides = ("inputs", "outputs")
@@ -160,7 +161,7 @@ def _row(index: int, entry: dict[str, Any]) -> list[str]:
     told = [entry["role"]] if "role" in entry else []
     told += [f"layer {entry['layer']}"] if "layer" in entry else []
     told += [entry["layout"]] if "layout" in entry else []
-    told += [_plural(entry["scales"], "scale")] if "scales" in entry else []
+    told += [counted(entry["scales"], "scale")] if "scales" in entry else []
     told += [f"called {', '.join(entry['public'])}"] if "public" in entry else []
     return [str(index), entry["name"] or "(no name)", entry["dtype"], shape, ", ".join(told)]
 
@@ -184,10 +185,10 @@ def _constant_lines(told: dict[str, Any]) -> list[str]:
     if not told["count"]:
         return ["constants: none"]
     by_dtype = ", ".join(f"{name} {size:,}" for name, size in told["by_dtype"].items())
-    buffers = _plural(told["buffers"], "buffer")
+    buffers = counted(told["buffers"], "buffer")
     lines = [f"constants: {told['count']} in {buffers}, {told['bytes']:,} bytes ({by_dtype})"]
     if told["shared"]:
-        lines.append(f"  {_plural(told['shared'], 'buffer')} shared, which saves {told['saved']:,} bytes")
+        lines.append(f"  {counted(told['shared'], 'buffer')} shared, which saves {told['saved']:,} bytes")
     rows = [
         [
             f"{entry['bytes']:,}",
@@ -220,7 +221,3 @@ def _history(entry: dict[str, Any]) -> str:
     arguments = shlex.join(map(str, entry.get("arguments", ())))
     version = f"  ({entry['version']})" if "version" in entry else ""
     return f"{entry.get('filter', entry)} {arguments}".rstrip() + version
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

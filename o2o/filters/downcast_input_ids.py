@@ -12,8 +12,9 @@ from o2o.filters.base import Filter
 from o2o.formats.schema import DIALECTS
 from o2o.model import Model
 from o2o.rewriting.build import Builder, shape_of
-from o2o.rewriting.selectors import entry_graphs, listed, names, names_of
+from o2o.rewriting.selectors import entry_graphs, names, names_of
 from o2o.summary import dtype_name
+from o2o.wording import listed
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 TOKEN_NAMES = {"input_ids", "tokens"}  # of an input whose role nobody told

@@ -10,6 +10,7 @@ from o2o.filters.base import Filter
 from o2o.formats.constants import storage_key
 from o2o.model import Model
 from o2o.rewriting.clean import inner_graphs, remove_dead_constants, remove_dead_nodes
+from o2o.wording import counted
 
 
 class Gc(Filter):
@@ -39,12 +40,12 @@ class Gc(Filter):
             graph.meta["loose"] = [value for value in graph.meta.get("loose", ()) if id(value) in named]
             loose -= len(graph.meta["loose"])
         removed = [
-            _count(nodes, "operator"),
-            _count(constants, "constant"),
-            _count(loose, "loose tensor"),
-            _count(graphs - len(model.graphs), "subgraph"),
+            (nodes, "operator"),
+            (constants, "constant"),
+            (loose, "loose tensor"),
+            (graphs - len(model.graphs), "subgraph"),
         ]
-        told = ", ".join(text for text in removed if text)
+        told = ", ".join(counted(number, noun) for number, noun in removed if number)
         freed = before - stored_bytes(model)
         self.say(f"removed {told}; {freed:,} bytes of constants" if told else "everything is needed")
 
@@ -69,10 +70,6 @@ def stored_bytes(model: Model) -> int:
             if value.const_value is not None:
                 sizes[storage_key(value.const_value)] = value.const_value.nbytes
     return sum(sizes.values())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}" if number else ""
 
 
 main = Gc.main

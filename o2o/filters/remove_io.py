@@ -23,6 +23,7 @@ from o2o.rewriting.selectors import (
     positions,
     set_ends,
 )
+from o2o.wording import counted
 
 
 class RemoveIo(Filter):
@@ -53,7 +54,7 @@ class RemoveIo(Filter):
         for graph, keep in chosen.items():
             removed = _remove(graph, args.io, set(keep))
             keep_signatures_in_step(model, graph)
-            self.say(f"{model.label(graph)}: kept {len(set(keep))} {args.io}s, removed {removed}")
+            self.say(f"{model.label(graph)}: kept {counted(len(set(keep)), args.io)}, removed {removed}")
 
 
 def _remove(graph: ir.Graph, io: End, keep: Collection[int]) -> int:

@@ -9,7 +9,8 @@ from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.renaming import rename_ends
-from o2o.rewriting.selectors import add_end, add_signature, ends, entry_graphs, listed
+from o2o.rewriting.selectors import add_end, add_signature, ends, entry_graphs
+from o2o.wording import listed
 
 
 class RenameIo(Filter):

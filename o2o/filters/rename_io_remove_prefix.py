@@ -9,6 +9,7 @@ from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.renaming import rename_ends
 from o2o.rewriting.selectors import End, add_signature, entry_graphs
+from o2o.wording import counted
 
 
 class RenameIoRemovePrefix(Filter):
@@ -42,7 +43,7 @@ class RenameIoRemovePrefix(Filter):
                 changed += len(rename_ends(model, graph, io, rename))
         if not changed:
             raise UsageError(f"no input or output has a name that starts with {args.prefix!r}")
-        self.say(f"renamed {changed} inputs and outputs")
+        self.say(f"took it off {counted(changed, 'name')}")
 
 
 main = RenameIoRemovePrefix.main

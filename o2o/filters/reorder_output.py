@@ -14,11 +14,11 @@ from o2o.rewriting.selectors import (
     entry_graphs,
     ids,
     keep_signatures_in_step,
-    listed,
     names,
     positions,
     set_ends,
 )
+from o2o.wording import listed
 
 
 class ReorderOutput(Filter):

@@ -8,7 +8,8 @@ from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.filters.reorder_output import reorder
 from o2o.model import Model
-from o2o.rewriting.selectors import add_signature, entry_graphs, listed
+from o2o.rewriting.selectors import add_signature, entry_graphs
+from o2o.wording import listed
 
 
 class ReorderOutputMove0ToLast(Filter):

@@ -11,6 +11,7 @@ from o2o.filters.base import Filter
 from o2o.formats.constants import reshaped
 from o2o.model import Model
 from o2o.rewriting.build import fresh_name, shape_of
+from o2o.wording import counted
 
 WEIGHT = 1  # the operand of FULLY_CONNECTED
 
@@ -37,7 +38,7 @@ class ReshapeFcWeight(Filter):
                     reshaped_ += 1
                 else:
                     left += 1
-        told = f"reshaped {reshaped_} weight{'' if reshaped_ == 1 else 's'}"
+        told = f"reshaped {counted(reshaped_, 'weight')}"
         self.say(told + (f", left {left} alone" if left else ""))
 
 

@@ -15,9 +15,9 @@ from o2o.rewriting.selectors import (
     entry_graphs,
     ids,
     keep_signatures_in_step,
-    listed,
     set_ends,
 )
+from o2o.wording import counted, listed
 
 
 class SelectOp(Filter):
@@ -52,7 +52,7 @@ class SelectOp(Filter):
         chosen = set(args.by_id)
         kept = {node for index, node in enumerate(nodes) if index in chosen}
         select(model, graph, kept)
-        ends = f"{len(graph.inputs)} inputs, {len(graph.outputs)} outputs"
+        ends = f"{counted(len(graph.inputs), 'input')}, {counted(len(graph.outputs), 'output')}"
         self.say(f"{model.label(graph)}: kept {len(kept)} of {len(nodes)} operators; {ends}")
 
 

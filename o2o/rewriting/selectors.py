@@ -15,9 +15,9 @@ import onnx_ir as ir
 from o2o.errors import ModelError, UsageError
 from o2o.model import Model
 from o2o.rewriting.clean import inner_graphs
+from o2o.wording import listed
 
 End = Literal["input", "output"]
-SHOWN = 12  # names in a message; a language model has a hundred
 
 
 def ids(text: str) -> list[int]:
@@ -141,12 +141,6 @@ def _lack(model: Model, graph: ir.Graph, io: End, wanted: int | str) -> str:
         last = f"the last one is {len(values) - 1} ({values[-1].name})" if values else "there are none"
         return f"{where} has no {io} {wanted}; {last}"
     return f"{where} has no {io} {wanted!r}; there are: {listed([value.name or '' for value in values])}"
-
-
-def listed(found: Sequence[str]) -> str:
-    """`a, b, c`, shortened for a line."""
-    more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(found[:SHOWN]) + more
 
 
 def keep_signatures_in_step(model: Model, graph: ir.Graph) -> None:

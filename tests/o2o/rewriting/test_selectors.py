@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from o2o.rewriting.selectors import ids, keep_signatures_in_step, listed, names, set_ends
+from o2o.rewriting.selectors import ids, keep_signatures_in_step, names, set_ends
 from tests.o2o.graphs import linear
 
 
@@ -35,11 +35,6 @@ def test_names() -> None:
     assert names("a, b/c:0") == ["a", "b/c:0"]
     with pytest.raises(argparse.ArgumentTypeError):
         names("a,")
-
-
-def test_long_lists_are_shortened() -> None:
-    assert listed(["a", "b"]) == "a, b"
-    assert listed([f"x{k}" for k in range(15)]).endswith("x11, and 3 more")
 
 
 def test_new_ends_get_names_of_their_own_in_signatures() -> None:

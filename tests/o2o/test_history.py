@@ -1,0 +1,28 @@
+"""What was done to a model travels in it."""
+
+from __future__ import annotations
+
+import pytest
+
+from o2o import formats, history
+from o2o.errors import ModelError
+from tests.o2o.graphs import linear
+
+
+def test_it_travels_in_the_file() -> None:
+    model = linear()
+    model.history = [{"filter": "a.py", "arguments": ["ü"]}, {"filter": "b.py"}]
+    back = formats.loads(formats.dumps(model))
+    assert back.history == model.history
+    assert history.METADATA_NAME not in dict(back.metadata), "it is not kept twice"
+
+
+def test_a_model_without_one() -> None:
+    assert history.dumps([]) is None
+    assert history.METADATA_NAME.encode() not in formats.dumps(linear())
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"nope", b"\xff"])
+def test_damage(data: bytes) -> None:
+    with pytest.raises(ModelError, match=r"its metadata o2o\.history is damaged"):
+        history.loads(data)
