@@ -29,7 +29,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.attention import Attention
-from o2o.formats.constants import numbers
+from o2o.formats.constants import is_constant, is_quantized, numbers
 from o2o.model import DOMAIN
 from o2o.rewriting.build import attribute, shape_of
 
@@ -62,7 +62,7 @@ def leaves(value: ir.Value) -> list[ir.Value]:
     pending = [value]
     while pending:
         current = pending.pop()
-        if current in seen or current.const_value is not None:
+        if current in seen or is_constant(current):
             continue
         seen.add(current)
         producer = current.producer()
@@ -103,8 +103,13 @@ class _Evaluation:
         kernel = _KERNELS.get(node.op_type) if node.domain == DOMAIN else None
         if kernel is None:
             raise NotEvaluable(f"{node.op_type} has no reference meaning")
+        if any(value is not None and is_quantized(value) for value in (*node.inputs, *node.outputs)):
+            raise NotEvaluable(f"{node.op_type} on quantised numbers has no reference meaning")
         inputs = [None if value is None else self.value(value) for value in node.inputs]
-        results = kernel(node, *inputs)
+        try:
+            results = kernel(node, *inputs)
+        except (ValueError, IndexError, TypeError, ArithmeticError) as error:
+            raise NotEvaluable(f"{node.op_type} {node.outputs[0].name} makes no sense: {error}") from error
         for value, result in zip(
             node.outputs, [results] if isinstance(results, np.ndarray) else results, strict=True
         ):
@@ -117,6 +122,8 @@ def _activate(node: ir.Node, x: Array) -> Array:
     kind = attribute(node, "fusedActivationFunction", 0)
     if kind == 0:
         return x
+    if node.op_type == "CONCATENATION":
+        raise NotEvaluable("CONCATENATION with a fused activation: runtimes disagree")
     bounds = {1: (0, np.inf), 2: (-1, 1), 3: (0, 6)}
     if kind in bounds:
         return np.clip(x, *bounds[kind])
@@ -176,12 +183,12 @@ def _attention(
     wk: Array,
     wv: Array,
     wo: Array,
-    cos: Array | None,
-    sin: Array | None,
-    mask: Array | None,
-    k_cache: Array | None,
-    v_cache: Array | None,
-    pos: Array | None,
+    cos: Array | None = None,
+    sin: Array | None = None,
+    mask: Array | None = None,
+    k_cache: Array | None = None,
+    v_cache: Array | None = None,
+    pos: Array | None = None,
 ) -> Array:
     of = Attention.of(node)
     T, H, N, K = of.T, of.H, of.N, of.K
@@ -207,10 +214,24 @@ def _attention(
 
 
 def _fully_connected(node: ir.Node, x: Array, w: Array, bias: Array | None = None) -> Array:
+    if attribute(node, "weightsFormat", 0):
+        raise NotEvaluable("FULLY_CONNECTED with shuffled weights")
     y = x.reshape(-1, w.shape[-1]) @ w.reshape(-1, w.shape[-1]).T
     if bias is not None:
         y = y + bias
     return y.reshape(shape_of(node.outputs[0]))
+
+
+def _select(node: ir.Node, condition: Array, x: Array, y: Array) -> Array:
+    """Unlike SELECT_V2, which broadcasts, a vector of conditions chooses along the first axis."""
+    rows = condition.ndim == 1 and x.ndim > 1
+    return np.where(condition.reshape(-1, *[1] * (x.ndim - 1)) if rows else condition, x, y)
+
+
+def _gather(node: ir.Node, x: Array, indices: Array) -> Array:
+    if attribute(node, "batchDims", 0):
+        raise NotEvaluable("GATHER by batch")
+    return np.take(x, indices, attribute(node, "axis", 0))
 
 
 def _batch_matmul(node: ir.Node, x: Array, y: Array) -> Array:
@@ -283,7 +304,7 @@ _KERNELS: dict[str, Kernel] = {
     "LOGICAL_AND": _each(np.logical_and),
     "LOGICAL_OR": _each(np.logical_or),
     "LOGICAL_NOT": _each(np.logical_not),
-    "SELECT": _each(np.where),
+    "SELECT": _select,
     "SELECT_V2": _each(np.where),
     "RESHAPE": lambda node, x, *shape: x.reshape(shape_of(node.outputs[0])),
     "EXPAND_DIMS": lambda node, x, axis: x.reshape(shape_of(node.outputs[0])),
@@ -299,7 +320,7 @@ _KERNELS: dict[str, Kernel] = {
     "FILL": _each(lambda dims, x: np.full([int(dim) for dim in dims], x)),
     "RANGE": _each(lambda start, limit, delta: np.arange(start.item(), limit.item(), delta.item())),
     "SHAPE": _each(lambda x: np.asarray(x.shape)),
-    "GATHER": lambda node, x, i: np.take(x, i, attribute(node, "axis", 0)),
+    "GATHER": _gather,
     "EMBEDDING_LOOKUP": _each(lambda i, x: x[i]),
     "MEAN": _reduce(np.mean),
     "SUM": _reduce(np.sum),

@@ -319,7 +319,7 @@ class FuseAttention(Fusion):
         past, new = node.inputs[:2]
         if len(node.inputs) != (2 if node.op_type == "CONCATENATION" else 3) or past is None or new is None:
             miss("a cache joins more than the past and the new", value)
-        if not past.is_graph_input() or past.const_value is not None:
+        if not past.is_graph_input():
             miss("the past of the cache is not a graph input", past)
         if past.graph in self.inner:
             miss("the cache belongs to a graph that an operator runs: nobody sees it written in place", past)

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.filters.fusion import Fusion, replace_output
-from o2o.formats.constants import numbers
-from o2o.model import Model
+from o2o.formats.constants import is_constant, numbers
+from o2o.model import DOMAIN, Model
 from o2o.rewriting.build import Builder, add_constant, attribute, shape_of
 from o2o.rewriting.match import constant_ints, miss
 
@@ -44,7 +44,7 @@ class FuseBmmLhsConst(Fusion):
     noun = "product"
 
     def candidates(self, graph: ir.Graph) -> list[ir.Node]:
-        return [n for n in graph if n.op_type in self.anchor and n.inputs[0] in graph.initializers.values()]
+        return [n for n in super().candidates(graph) if n.inputs[0] is not None and is_constant(n.inputs[0])]
 
     def match(self, node: ir.Node) -> Product:
         left, right = node.inputs
@@ -70,7 +70,7 @@ class FuseBmmLhsConst(Fusion):
         if value.is_graph_output() or len(users) != 1:
             return None
         user = users.pop()
-        if user.op_type != "TRANSPOSE":
+        if user.domain != DOMAIN or user.op_type != "TRANSPOSE":
             return None
         rank = len(shape_of(value))
         swapped = [*range(rank - 2), rank - 1, rank - 2]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from o2o.filters.fusion import Fusion, replace_output
+from o2o.formats.constants import is_constant
 from o2o.model import Model
 from o2o.rewriting.build import Builder, attribute, shape_of
 from o2o.rewriting.match import (
@@ -69,10 +70,12 @@ class FuseRmsNorm(Fusion):
             miss("the normalised tensor is not multiplied by a weight", normalised)
         no_activation(last)
         weight = next((v for v in last.inputs if v is not normalised), None)
-        if weight is None or weight.producer() is not None or weight.is_graph_input():
+        if weight is None or not is_constant(weight):
             miss("the weight is not a constant", weight)
         if shape_of(weight) != shape_of(x)[-1:]:
             miss(f"the weight should be [{shape_of(x)[-1]}]", weight)
+        if shape_of(last.outputs[0]) != shape_of(x):
+            miss(f"the result is not of the shape {list(shape_of(x))}", last.outputs[0])
         return Norm(last, x, weight, epsilon)
 
     def _squared(self, squared: ir.Value) -> ir.Value:
@@ -118,6 +121,7 @@ def _input(node: ir.Node) -> ir.Value:
 def _one_over(node: ir.Node, value: ir.Value) -> ir.Value | None:
     """The result of 1 / value, when that is what `node` computes."""
     if node.op_type == "DIV" and scalar(node.inputs[0]) == 1 and node.inputs[1] is value:
+        no_activation(node)
         return node.outputs[0]
     return None
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from o2o.filters.fusion import Fusion, replace_output
 from o2o.model import Model
 from o2o.rewriting.build import Builder, shape_of
-from o2o.rewriting.match import miss
+from o2o.rewriting.match import made_by, miss
 from o2o.rewriting.rope import Rotation, match_rotation
 
 
@@ -33,7 +33,7 @@ class FuseRope(Fusion):
 
     def candidates(self, graph: ir.Graph) -> list[ir.Node]:
         """Sums in which a concatenation is multiplied: other ADDs are not even near misses."""
-        return [node for node in graph if node.op_type == "ADD" and _multiplies_concatenation(node)]
+        return [node for node in super().candidates(graph) if _multiplies_concatenation(node)]
 
     def match(self, node: ir.Node) -> tuple[ir.Node, Rotation]:
         rotation = match_rotation(node.outputs[0])
@@ -55,12 +55,9 @@ class FuseRope(Fusion):
 
 def _multiplies_concatenation(add: ir.Node) -> bool:
     for term in add.inputs:
-        product = term.producer() if term is not None else None
-        if product is not None and product.op_type == "MUL":
-            for factor in product.inputs:
-                producer = factor.producer() if factor is not None else None
-                if producer is not None and producer.op_type == "CONCATENATION":
-                    return True
+        product = made_by(term, "MUL")
+        if product is not None and any(made_by(factor, "CONCATENATION") for factor in product.inputs):
+            return True
     return False
 
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from o2o.filters.base import Filter
-from o2o.model import Model
+from o2o.model import DOMAIN, Model
+from o2o.rewriting.build import is_dynamic
 from o2o.rewriting.clean import remove_dead_nodes
-from o2o.rewriting.match import Miss
+from o2o.rewriting.match import Miss, miss
 
 
 class Fusion(Filter):
@@ -31,7 +32,7 @@ class Fusion(Filter):
 
     def candidates(self, graph: ir.Graph) -> Iterable[ir.Node]:
         """The nodes to try, in graph order."""
-        return (node for node in graph if node.op_type in self.anchor)
+        return (node for node in graph if node.domain == DOMAIN and node.op_type in self.anchor)
 
     def match(self, node: ir.Node) -> Any:
         """What `rewrite` needs to know. Raises Miss with the first condition that fails, and where."""
@@ -44,12 +45,16 @@ class Fusion(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         self.args = args
         for graph in model.graphs:
+            if (dynamic := _dynamic_value(graph)) is not None:
+                self.say(f"{model.label(graph)}: left alone, as {dynamic.name} has no fixed shape")
+                continue
             fused = 0
             misses: list[tuple[ir.Node, Miss]] = []
             for node in list(self.candidates(graph)):
                 if node.graph is not graph:
                     continue  # an earlier rewrite took it
                 try:
+                    _check_floats(node)
                     match = self.match(node)
                 except Miss as found:
                     misses.append((node, found))
@@ -69,6 +74,19 @@ class Fusion(Filter):
         if explain:
             for node, miss in misses:
                 self.say(f"{label}: {node.op_type} {node.outputs[0].name}: {miss}")
+
+
+def _dynamic_value(graph: ir.Graph) -> ir.Value | None:
+    """A value of which the shape is not known: proofs here are about shapes."""
+    values = (*graph.inputs, *(value for node in graph for value in node.outputs))
+    return next((value for value in values if is_dynamic(value)), None)
+
+
+def _check_floats(node: ir.Node) -> None:
+    """Miss for integers and what is quantised to them, which no fused operator here computes alike."""
+    dtype = node.outputs[0].dtype
+    if dtype is None or not dtype.is_floating_point():
+        miss(f"it computes {dtype}, not floats", node.outputs[0])
 
 
 def replace_output(model: Model, old: ir.Value, new: ir.Value) -> None:

@@ -34,10 +34,26 @@ def reshaped(tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str) -> ir
 
 
 def numbers(value: ir.Value | None) -> np.ndarray | None:
-    """The numbers of a constant, in its shape; None when `value` is not one, or only encoded bytes."""
-    if value is None or value.const_value is None or value.const_value.dtype != value.dtype:
+    """The numbers of a constant, in its shape; None when `value` is not one, or only encoded bytes.
+
+    A quantised constant has none either: what is stored is not what it means.
+    """
+    if value is None or not is_constant(value) or is_quantized(value):
         return None
-    return value.const_value.numpy()
+    tensor = value.const_value
+    return tensor.numpy() if tensor is not None and tensor.dtype == value.dtype else None
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Whether `value` is always what is stored: an input may have numbers too, until someone sets it."""
+    return value.const_value is not None and value.producer() is None and not value.is_graph_input()
+
+
+def is_quantized(value: ir.Value) -> bool:
+    """Whether the stored numbers of `value` stand for others: by scale and zero point, or by block."""
+    quantization = value.meta.get("fields", {}).get("quantization")
+    scale = getattr(quantization, "scale", None)
+    return (scale is not None and len(scale) > 0) or getattr(quantization, "details", None) is not None
 
 
 def storage_key(tensor: ir.TensorProtocol) -> tuple[int, int]:

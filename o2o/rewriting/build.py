@@ -22,6 +22,12 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
     return tuple(value.shape.numpy()) if value.shape is not None else ()
 
 
+def is_dynamic(value: ir.Value) -> bool:
+    """Whether the shape of `value` is only an example, which a runtime may resize."""
+    signature = value.meta.get("fields", {}).get("shapeSignature")
+    return signature is not None and any(dim < 0 for dim in signature)
+
+
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     found = node.attributes.get(name)
     return default if found is None else found.value

@@ -84,7 +84,10 @@ def only_user(value: ir.Value, what: str) -> ir.Node:
     users = {use.node for use in value.uses()}
     if value.is_graph_output() or len(users) != 1:
         miss(f"{what} is used elsewhere too", value)
-    return users.pop()
+    user = users.pop()
+    if user.domain != DOMAIN:
+        miss(f"{what} goes into the custom operator {user.op_type}", value)
+    return user
 
 
 def constant_ints(value: ir.Value | None) -> list[int] | None:

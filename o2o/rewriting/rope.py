@@ -69,6 +69,7 @@ def _unrotated(concat: ir.Node) -> ir.Value | None:
     negated = _negated(upper)
     if negated is None:
         return None
+    no_activation(concat)
     x_upper, x_lower = _half(negated, upper=True), _half(lower, upper=False)
     return x_lower if x_lower is not None and x_lower is x_upper else None
 
@@ -78,7 +79,10 @@ def _negated(value: ir.Value) -> ir.Value | None:
         return node.inputs[0]
     if (node := made_by(value, "MUL")) is not None:
         found = operand_and_scalar(node)
-        return found[0] if found is not None and found[1] == -1 else None
+        if found is None or found[1] != -1:
+            return None
+        no_activation(node)
+        return found[0]
     return None
 
 
