@@ -78,7 +78,7 @@ def select(model: Model, graph: ir.Graph, kept: Collection[ir.Node]) -> None:
     inputs = [v for v in graph.inputs if v.uses() or v.is_graph_output() or v in unused_before]
     set_ends(graph, "input", [*inputs, *replaced.values()])
     graph.meta.pop("names", None)
-    keep_signatures_in_step(model, graph)
+    keep_signatures_in_step(model, graph, name_all=True)
 
 
 def _crossing_in(graph: ir.Graph, kept: Collection[ir.Node]) -> list[ir.Value]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
 # Operators that do something besides computing their outputs.
 SIDE_EFFECTS = {"ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE_IMPORT"}
+CACHES = slice(8, 10)  # the operands of ATTENTION that it writes to, when they are there
 
 
 def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -37,9 +38,17 @@ def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
     return False
 
 
-def live_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes that an output of `graph` needs, or that have side effects, or that these need."""
-    waiting = [node for node in graph if has_side_effects(node)]
+def writes_cache(node: ir.Node) -> bool:
+    """Whether `node` is an ATTENTION that updates caches in place.
+
+    Not among the side effects: a rewrite that has put something in its place leaves it behind as dead.
+    """
+    return node.op_type == "ATTENTION" and any(value is not None for value in node.inputs[CACHES])
+
+
+def live_nodes(graph: ir.Graph, keep: Callable[[ir.Node], bool] = has_side_effects) -> set[ir.Node]:
+    """The nodes that an output of `graph` needs, or that are to `keep`, or that these need."""
+    waiting = [node for node in graph if keep(node)]
     waiting += [node for value in graph.outputs if (node := value.producer()) is not None]
     live: set[ir.Node] = set()
     while waiting:
@@ -50,9 +59,9 @@ def live_nodes(graph: ir.Graph) -> set[ir.Node]:
     return live
 
 
-def remove_dead_nodes(graph: ir.Graph) -> int:
+def remove_dead_nodes(graph: ir.Graph, keep: Callable[[ir.Node], bool] = has_side_effects) -> int:
     """Remove the nodes whose results nobody needs; how many. Constants stay until `remove_dead_constants`."""
-    live = live_nodes(graph)
+    live = live_nodes(graph, keep)
     dead = [node for node in graph if node not in live]
     graph.remove(dead, safe=True)
     return len(dead)

@@ -143,24 +143,24 @@ def _lack(model: Model, graph: ir.Graph, io: End, wanted: int | str) -> str:
     return f"{where} has no {io} {wanted!r}; there are: {listed([value.name or '' for value in values])}"
 
 
-def keep_signatures_in_step(model: Model, graph: ir.Graph) -> None:
+def keep_signatures_in_step(model: Model, graph: ir.Graph, name_all: bool = False) -> None:
     """Let the signatures of `graph` name its inputs and outputs as they are now, and in their order.
 
-    Names stay with their values; a value that has none gets its own, or one like it.
+    Names stay with their values. With `name_all`, a value that has none gets its own, or one like it.
     """
     for signature in model.signatures_of(graph):
-        signature.inputs = _in_step(signature.inputs, graph.inputs)
-        signature.outputs = _in_step(signature.outputs, graph.outputs)
+        signature.inputs = _in_step(signature.inputs, graph.inputs, name_all)
+        signature.outputs = _in_step(signature.outputs, graph.outputs, name_all)
 
 
-def _in_step(public: dict[str, ir.Value], values: Sequence[ir.Value]) -> dict[str, ir.Value]:
+def _in_step(public: dict[str, ir.Value], values: Sequence[ir.Value], name_all: bool) -> dict[str, ir.Value]:
     result: dict[str, ir.Value] = {}
     told: dict[int, list[str]] = {}
     for name, value in public.items():
         told.setdefault(id(value), []).append(name)
     taken = {name for value in values for name in told.get(id(value), ())}
     for value in values:
-        for name in told.get(id(value)) or [_unused(value.name or "", taken)]:
+        for name in told.get(id(value)) or [_unused(value.name or "", taken)] * name_all:
             result[name] = value
             taken.add(name)
     return result

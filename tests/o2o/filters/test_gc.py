@@ -110,6 +110,17 @@ def test_side_effects_keep_an_operator_and_all_that_leads_to_it(command: Command
     assert len(after.graphs) == 3
 
 
+def test_attention_that_fills_a_cache_stays(command: Command) -> None:
+    graph = Graph("main")
+    x, cache = graph.input("x", [1, 1, 4]), graph.input("cache", [1, 1, 8, 4])
+    position = graph.input("position", [1], ir.DataType.INT32)
+    weight = graph.constant("weight", weights(4, 4))
+    operands = [x, *[weight] * 4, None, None, None, cache, cache, position]
+    graph.node("ATTENTION", operands, [graph.value("unused", [1, 1, 4])])
+    graph.output(graph.op("ABS", [x], [1, 1, 4], name="y"))
+    assert [node.op_type for node in command(graph.model()).graphs[0]] == ["ATTENTION", "ABS"]
+
+
 def test_quantisation_scales_stay_with_their_weights_and_go_with_them(command: Command) -> None:
     model = SAMPLES["blockwise"]()
     assert set(command(model).graphs[0].initializers) == {"before", "weight", "scales"}

@@ -11,6 +11,7 @@ from o2o.rewriting.clean import (
     live_nodes,
     remove_dead_constants,
     remove_dead_nodes,
+    writes_cache,
 )
 from tests.o2o.graphs import Graph, call_once, conditional, loop, weights
 
@@ -51,6 +52,17 @@ def test_side_effects() -> None:
         outputs=[ir.Value(name="y")],
     )
     assert has_side_effects(call)
+
+
+def attention(*caches: ir.Value | None) -> ir.Node:
+    operands = [ir.Value(name="x"), *[None] * 7, *caches, ir.Value(name="position")]
+    return ir.Node("circle", "ATTENTION", operands, outputs=[ir.Value(name="y")])
+
+
+def test_attention_writes_to_its_caches() -> None:
+    cache = ir.Value(name="cache")
+    assert writes_cache(attention(cache, cache))
+    assert not writes_cache(attention(None, None))
 
 
 def test_inner_graphs() -> None:

@@ -46,5 +46,7 @@ def test_new_ends_get_names_of_their_own_in_signatures() -> None:
     weight.name = "z"
     set_ends(graph, "output", [weight, z, y])
     keep_signatures_in_step(model, graph)
+    assert signature.outputs == {"first": z, "z": y}, "what it did not name it need not name now"
+    keep_signatures_in_step(model, graph, name_all=True)
     assert signature.outputs == {"z_1": weight, "first": z, "z": y}
     assert list(signature.outputs) == ["z_1", "first", "z"]
