@@ -32,6 +32,7 @@ from o2o.attention import Attention
 from o2o.formats.constants import is_constant, is_quantized, numbers
 from o2o.model import DOMAIN
 from o2o.rewriting.build import attribute, shape_of
+from o2o.rewriting.clean import writes_cache
 
 Array = np.ndarray
 Kernel = Callable[..., Array | Sequence[Array]]
@@ -53,6 +54,11 @@ def run(graph: ir.Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
     for node in graph:
         evaluation.node(node)
     return {value.name or "": evaluation.value(value) for value in graph.outputs}
+
+
+def is_function(node: ir.Node) -> bool:
+    """Whether `node` is known to compute its results from its operands and to do nothing else."""
+    return node.domain == DOMAIN and node.op_type in _KERNELS and not writes_cache(node)
 
 
 def leaves(value: ir.Value) -> list[ir.Value]:
@@ -197,6 +203,8 @@ def _attention(
         q, k = (y * cos.reshape(T, H) + rotate_half(y) * sin.reshape(T, H) for y in (q, k))
     start = int(pos.reshape(-1)[0]) if pos is not None else 0
     if k_cache is not None and v_cache is not None:
+        if not all(cache is None or cache.producer() is None for cache in (of.k_cache, of.v_cache)):
+            raise NotEvaluable("ATTENTION on a cache that is computed: nobody sees it written in place")
         by_head = (0, 1, 2) if of.layout == "BNTH" else (1, 0, 2)
         rows = [cache[0].transpose(by_head) for cache in (k_cache, v_cache)]  # views [K, S, H]
         start = min(max(start, 0), rows[0].shape[1] - T)  # as DYNAMIC_UPDATE_SLICE does

@@ -92,9 +92,8 @@ def _check_floats(node: ir.Node) -> None:
 def replace_output(model: Model, old: ir.Value, new: ir.Value) -> None:
     """Let `new` take the place and the name of `old`, whose node is to die."""
     name, role = old.name, old.meta.get("role")
+    model.replace(old, new)  # first: the uses of a graph's output cannot be replaced
     old.replace_all_uses_with(new)
-    if old.is_graph_output():
-        model.replace(old, new)
     old.name, new.name = f"{name}/replaced", name
     if role is not None:
         new.meta["role"] = role

@@ -9,13 +9,7 @@ import onnx_ir as ir
 from o2o.filters.base import Filter
 from o2o.formats.constants import storage_key
 from o2o.model import Model
-from o2o.rewriting.clean import (
-    has_side_effects,
-    inner_graphs,
-    remove_dead_constants,
-    remove_dead_nodes,
-    writes_cache,
-)
+from o2o.rewriting.clean import inner_graphs, remove_dead_constants, remove_dead_nodes
 from o2o.wording import counted
 
 
@@ -39,7 +33,7 @@ class Gc(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         before, graphs = stored_bytes(model), len(model.graphs)
         loose = sum(len(graph.meta.get("loose", ())) for graph in model.graphs)
-        nodes = sum(remove_dead_nodes(graph, keep=_does_something) for graph in model.graphs)
+        nodes = sum(remove_dead_nodes(graph) for graph in model.graphs)
         model.graphs = reachable(model)
         constants = sum(len(remove_dead_constants(graph)) for graph in model.graphs)
         named = {id(v) for s in model.signatures for v in (*s.inputs.values(), *s.outputs.values())}
@@ -55,10 +49,6 @@ class Gc(Filter):
         told = ", ".join(counted(number, noun) for number, noun in removed if number)
         freed = before - stored_bytes(model)
         self.say(f"removed {told}; {freed:,} bytes of constants" if told else "everything is needed")
-
-
-def _does_something(node: ir.Node) -> bool:
-    return has_side_effects(node) or writes_cache(node)
 
 
 def reachable(model: Model) -> list[ir.Graph]:

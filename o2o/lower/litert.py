@@ -9,19 +9,22 @@ that no key is ever repeated. A cache that ATTENTION updates in place becomes an
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from o2o.attention import Attention
-from o2o.contract import Role, role_of
+from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.filters.fusion import replace_output
+from o2o.formats.constants import is_quantized
 from o2o.formats.schema import TFLITE
+from o2o.lower.equal import merge_equal
 from o2o.model import CUSTOM_DOMAIN, Model
-from o2o.rewriting.build import Builder, attribute, fresh_name, shape_of
-from o2o.rewriting.clean import remove_dead_constants, remove_dead_nodes
+from o2o.rewriting.build import Builder, attribute, fresh_name, is_dynamic, shape_of
+from o2o.rewriting.clean import inner_graphs, remove_dead_constants, remove_dead_nodes, writes_cache
+from o2o.rewriting.match import made_by
 
 # The versions from which LiteRT registers an operator, where that is not 1.
 MINIMUM_VERSIONS = {"BROADCAST_TO": 2}
@@ -30,30 +33,48 @@ HIDDEN = -1e9  # its softmax weight is exactly 0
 
 def lower(model: Model) -> Model:
     """`model` as TFLite, changed in place and returned. Raises ModelError for what TFLite cannot say."""
+    inner = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
     for graph in model.graphs:
         for node in list(graph):
             lowering = _LOWERINGS.get(node.op_type)
             if lowering is not None and node.domain != CUSTOM_DOMAIN:
+                _check(model, graph, node)
+                if writes_cache(node) and graph in inner:
+                    raise ModelError(
+                        f"{_called(model, graph, node)} writes caches in a graph that is run by another"
+                    )
                 lowering(model, graph, node)
+                graph.remove(node, safe=True)
         remove_dead_nodes(graph)
-        _merge_equal(graph)
+        merge_equal(model, graph)
+        remove_dead_nodes(graph)
         remove_dead_constants(graph)
         for node in graph:
             if node.domain == CUSTOM_DOMAIN:
                 continue
             if node.op_type not in TFLITE.operator_codes:
-                name = node.outputs[0].name if node.outputs else "?"
-                raise ModelError(f"LiteRT has no operator {node.op_type} ({name} in {model.label(graph)})")
+                raise ModelError(f"LiteRT has no operator {_called(model, graph, node)}")
             node.version = max(node.version or 1, MINIMUM_VERSIONS.get(node.op_type, 1))
     model.format = "tflite"
     model.fields.pop("version", None)
     return model
 
 
-def _merge_equal(graph: ir.Graph) -> None:
-    """Compute once what is computed twice: masks, rotations, and the keys that a prefill also gives out."""
-    CommonSubexpressionEliminationPass()(ir.Model(graph, ir_version=10))
-    remove_dead_nodes(graph)
+def _called(model: Model, graph: ir.Graph, node: ir.Node) -> str:
+    name = node.outputs[0].name if node.outputs else "?"
+    return f"{node.op_type} ({name} in {model.label(graph)})"
+
+
+def _check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
+    """Raises ModelError for operands that what is built here would not compute with."""
+    for value in node.inputs:
+        if value is None:
+            continue
+        integer = value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+        if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or integer):
+            raise ModelError(f"{_called(model, graph, node)}: {value.name} is {value.dtype}, not float32")
+        if is_dynamic(value):
+            raise ModelError(f"{_called(model, graph, node)}: {value.name} has no fixed shape")
 
 
 def _rms_norm(model: Model, graph: ir.Graph, node: ir.Node) -> None:
@@ -174,7 +195,8 @@ def _heads_first(op: Builder, x: ir.Value) -> ir.Value:
 def _position(op: Builder, of: Attention) -> ir.Value:
     """The position of the first token, int32 [1]."""
     pos = of.pos
-    assert pos is not None
+    if pos is None:
+        return op.constant([0], "pos", np.int32)
     if pos.dtype != ir.DataType.INT32:
         pos = op.node("CAST", [pos], shape_of(pos), ir.DataType.INT32, name="pos")
     if shape_of(pos) not in ((), (1,)):
@@ -210,17 +232,24 @@ def _update(
 
 
 def _give_out(model: Model, graph: ir.Graph, cache: ir.Value, updated: ir.Value, kind: str) -> None:
-    """Make the updated cache an output, unless the graph gives this layer's out already."""
+    """Make the updated cache an output, in the place of one that is the same by its role."""
+    if not cache.is_graph_input():
+        raise ModelError(f"ATTENTION writes {cache.name} in place, which is no input of {model.label(graph)}")
     told = role_of(cache)
-    layer = told.layer if told is not None else None
-    if layer is not None and any(
-        role.kind == kind and role.layer == layer for role in map(role_of, graph.outputs) if role is not None
-    ):
-        return
+    if told is not None:
+        role = replace(told, kind=told.kind.removesuffix("_cache"))  # type: ignore[arg-type]
+        updated.meta["role"] = role
+        for value in graph.outputs:
+            node = made_by(value, "DYNAMIC_UPDATE_SLICE")
+            if role_of(value) == role and node is not None and node.inputs[0] is cache and not value.uses():
+                replace_output(model, value, updated)
+                return
     stem = cache.name or kind
     name = stem.replace("past_", "present_", 1) if stem.startswith("past_") else f"{stem}_out"
+    public = {name for signature in model.signatures_of(graph) for name in signature.outputs}
     updated.name = fresh_name(graph, name)
-    updated.meta["role"] = Role(kind, layer, told.layout if told is not None else None)  # type: ignore[arg-type]
+    while updated.name in public:
+        updated.name = fresh_name(graph, name)
     graph.outputs.append(updated)
     for signature in model.signatures_of(graph):
         signature.outputs[updated.name] = updated

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
@@ -26,7 +26,11 @@ def has_side_effects(node: ir.Node) -> bool:
 
 
 def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
-    if node.op_type in SIDE_EFFECTS or not any(value.name != "" for value in node.outputs):
+    if (
+        node.op_type in SIDE_EFFECTS
+        or writes_cache(node)
+        or not any(value.name != "" for value in node.outputs)
+    ):
         return True
     if (told := node.attributes.get("hasSideEffect")) is not None and told.value:
         return True
@@ -39,16 +43,13 @@ def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
 
 
 def writes_cache(node: ir.Node) -> bool:
-    """Whether `node` is an ATTENTION that updates caches in place.
-
-    Not among the side effects: a rewrite that has put something in its place leaves it behind as dead.
-    """
+    """Whether `node` is an ATTENTION that updates caches in place."""
     return node.op_type == "ATTENTION" and any(value is not None for value in node.inputs[CACHES])
 
 
-def live_nodes(graph: ir.Graph, keep: Callable[[ir.Node], bool] = has_side_effects) -> set[ir.Node]:
-    """The nodes that an output of `graph` needs, or that are to `keep`, or that these need."""
-    waiting = [node for node in graph if keep(node)]
+def live_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that an output of `graph` needs, or that have side effects, or that these need."""
+    waiting = [node for node in graph if has_side_effects(node)]
     waiting += [node for value in graph.outputs if (node := value.producer()) is not None]
     live: set[ir.Node] = set()
     while waiting:
@@ -59,9 +60,9 @@ def live_nodes(graph: ir.Graph, keep: Callable[[ir.Node], bool] = has_side_effec
     return live
 
 
-def remove_dead_nodes(graph: ir.Graph, keep: Callable[[ir.Node], bool] = has_side_effects) -> int:
+def remove_dead_nodes(graph: ir.Graph) -> int:
     """Remove the nodes whose results nobody needs; how many. Constants stay until `remove_dead_constants`."""
-    live = live_nodes(graph, keep)
+    live = live_nodes(graph)
     dead = [node for node in graph if node not in live]
     graph.remove(dead, safe=True)
     return len(dead)

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -137,6 +138,27 @@ def feeds(model: Model, graph: ir.Graph | None = None, seed: int = 0) -> dict[st
         integer = np.issubdtype(value.dtype.numpy(), np.integer)
         found[value.name or ""] = (np.abs(numbers) * 2 if integer else numbers).astype(value.dtype.numpy())
     return found
+
+
+def exported_feeds(model: Model, position: int) -> dict[str, np.ndarray]:
+    """Random inputs for an exported graph at `position`; rows of caches that it must not see hold 1000."""
+    generator = np.random.default_rng(position)
+    found = {}
+    for value in model.graphs[0].inputs:
+        name, shape = value.name or "", value.shape.numpy()  # type: ignore[union-attr]
+        if name == "cache_position":
+            found[name] = np.array([position])
+        elif name == "input_ids":
+            found[name] = generator.integers(0, 100, shape)
+        else:
+            found[name] = generator.standard_normal(shape).astype(np.float32)
+            found[name][:, :, position:] = 1000
+    return found
+
+
+def operators(model: Model) -> Counter[str]:
+    """How many nodes of each operator there are."""
+    return Counter(node.op_type for graph in model.graphs for node in graph)
 
 
 def interpreter(data: bytes) -> Interpreter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from o2o.lower.litert import lower
 from o2o.model import Model
 from tests.o2o import graphs
 from tests.o2o.attention_graphs import BROKEN, D, Form, build, feeds_at, forms
+from tests.o2o.graphs import exported_feeds, operators
 
 
 def fuse(model: Model, full_cache: str | None = None) -> list[str]:
@@ -25,10 +25,6 @@ def fuse(model: Model, full_cache: str | None = None) -> list[str]:
     filter_ = FuseAttention()
     filter_.apply(model, argparse.Namespace(explain=True, assume_full_cache=full_cache))
     return filter_._said
-
-
-def operators(model: Model) -> Counter[str]:
-    return Counter(node.op_type for graph in model.graphs for node in graph)
 
 
 def reread(model: Model) -> Model:
@@ -215,21 +211,6 @@ def test_exported_graphs_fuse_in_every_layer(exported_model, shape: str, form: s
         assert list(found) == list(expected)
         for name in expected:
             np.testing.assert_allclose(found[name], expected[name], atol=1e-4, err_msg=name)
-
-
-def exported_feeds(model: Model, position: int) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(position)
-    feeds = {}
-    for value in model.graphs[0].inputs:
-        shape = value.shape.numpy()
-        if value.name == "cache_position":
-            feeds[value.name] = np.array([position])
-        elif value.name == "input_ids":
-            feeds[value.name] = generator.integers(0, 100, shape)
-        else:
-            feeds[value.name] = generator.standard_normal(shape).astype(np.float32)
-            feeds[value.name][:, :, position:] = 1000
-    return feeds
 
 
 def test_rotations_that_are_fused_already_are_known(exported_model, tmp_path: Path) -> None:

@@ -1,0 +1,259 @@
+"""fuse.rms_norm: every spelling becomes RMS_NORM and means the same; nothing else does."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from o2o import formats, reference
+from o2o.contract import contract_of
+from o2o.lower.litert import lower
+from o2o.model import CUSTOM_DOMAIN, Model
+from tests.o2o import graphs
+from tests.o2o.filters.conftest import Command
+from tests.o2o.graphs import Graph, exported_feeds, feeds, operators, weights
+
+D = 6
+EPSILON = 0.25  # large enough for a lost one to show
+
+
+@dataclass(frozen=True)
+class Form:
+    """One spelling of the norm of x [*batch, D]."""
+
+    square: str = "MUL"  # SQUARE, POW
+    root: str = "RSQRT"  # SQRT and then: divide, multiply by 1 / root
+    swapped: bool = False  # the other order of operands wherever a sum or a product has one
+    batch: tuple[int, ...] = (2, 3)
+    negative_axis: bool = False
+    broken: str = ""
+
+
+FORMS = [
+    Form(square, root, swapped)
+    for square, root, swapped in itertools.product(
+        ("MUL", "SQUARE", "POW"), ("RSQRT", "divide", "inverse"), (False, True)
+    )
+]
+
+BROKEN = {
+    "another axis": "the mean goes over axes [1], not the last one",
+    "two axes": "the mean goes over axes [1, 2], not the last one",
+    "no axis kept": "the mean does not keep its axis",
+    "weight an input": "the weight is not a constant",
+    "weight of one number": "the weight should be [6]",
+    "weight of every row": "the weight should be [6]",
+    "no weight": "the normalised tensor is not multiplied by a weight",
+    "larger result": "the result is not of the shape",
+    "mean subtracted": "the inverse root does not multiply the tensor that was squared",
+    "two tensors": "the mean's operand is a product of two tensors, not a square",
+    "cube": "the mean's operand is a power other than the square",
+    "root used elsewhere": "the root is used elsewhere too",
+    "normalised given out": "the normalised tensor is used elsewhere too",
+    "no epsilon": "the root should come from ADD",
+    "epsilon an input": "no constant epsilon is added to the mean",
+    "epsilon negative": "epsilon is -0.25",
+    "activation of the sum": "ADD has a fused activation",
+    "activation of the inverse": "DIV has a fused activation",
+    "activation of the result": "MUL has a fused activation",
+    "activation of the square": "MUL has a fused activation",
+    "custom product": "the normalised tensor goes into the custom operator MUL",
+}
+
+
+def build(form: Form) -> Model:
+    broken, graph = form.broken, Graph("main")
+    shape = [*form.batch, D]
+    x = graph.input("x", shape)
+
+    def op(kind: str, operands: list[ir.Value], shape: list[int], name: str, where: str = "") -> ir.Value:
+        if form.swapped and kind in ("ADD", "MUL"):
+            operands = operands[::-1]
+        active = {"fusedActivationFunction": 1} if where and broken == f"activation of the {where}" else {}
+        return graph.op(kind, operands, shape, name=name, **active)
+
+    source = x
+    if broken == "mean subtracted":
+        middle = graph.op("MEAN", [x, graph.constant("last", np.int32([-1]))], [*form.batch, 1], keepDims=1)
+        source = op("SUB", [x, middle], shape, "centred")
+    if form.square == "POW":
+        power = graph.constant("power", np.float32(3 if broken == "cube" else 2))
+        squared = graph.op("POW", [source, power], shape)
+    elif form.square == "SQUARE":
+        squared = graph.op("SQUARE", [source], shape)
+    else:
+        other = graph.input("x2", shape) if broken == "two tensors" else source
+        squared = op("MUL", [source, other], shape, "squared", "square")
+    axes = {"another axis": [1], "two axes": [1, 2]}.get(
+        broken, [-1 if form.negative_axis else len(shape) - 1]
+    )
+    kept = [1 if axis in axes or axis - len(shape) in axes else dim for axis, dim in enumerate(shape)]
+    if broken == "no axis kept":
+        kept = shape[:-1]
+    over = graph.constant("axes", np.int32(axes))
+    mean = graph.op("MEAN", [squared, over], kept, name="mean", keepDims=broken != "no axis kept")
+    if broken != "no epsilon":
+        number = np.float32(-EPSILON if broken == "epsilon negative" else EPSILON)
+        if broken == "larger result":
+            number, kept, shape = number.reshape([1] * (len(shape) + 1)), [1, *kept], [1, *shape]
+        epsilon = (
+            graph.input("epsilon", []) if broken == "epsilon an input" else graph.constant("epsilon", number)
+        )
+        mean = op("ADD", [mean, epsilon], kept, "shifted", "sum")
+    if form.root == "RSQRT":
+        root = graph.op("RSQRT", [mean], kept, name="root")
+        normalised = op("MUL", [x, root], shape, "normalised")
+    else:
+        root = graph.op("SQRT", [mean], kept, name="root")
+        if form.root == "divide":
+            normalised = graph.op("DIV", [x, root], shape, name="normalised")
+        else:
+            one = graph.constant("one", np.float32(1))
+            inverse = op("DIV", [one, root], kept, "inverse", "inverse")
+            normalised = op("MUL", [x, inverse], shape, "normalised")
+    result = normalised
+    if broken != "no weight":
+        size = {"weight of one number": (1,), "weight of every row": tuple(shape)}.get(broken, (D,))
+        weight = (
+            graph.input("w", size) if broken == "weight an input" else graph.constant("w", weights(*size))
+        )
+        if broken == "custom product":
+            result = graph.value("y", shape)
+            graph.node("MUL", [normalised, weight], [result], domain=CUSTOM_DOMAIN)
+        else:
+            result = op("MUL", [normalised, weight], shape, "scaled", "result")
+    graph.output(graph.op("NEG", [result], shape, name="negated"))
+    if broken != "no weight":
+        graph.output(result)
+    if broken == "root used elsewhere":
+        graph.output(graph.op("NEG", [root], kept))
+    if broken == "normalised given out":
+        graph.output(normalised)
+    return graph.model()
+
+
+def assert_same(before: Model, after: Model) -> None:
+    """The same numbers by the reference, and by LiteRT once lowered."""
+    given = feeds(before)
+    expected = reference.run(before.graphs[0], given)
+    found = reference.run(after.graphs[0], given)
+    lowered = graphs.run(lower(after), given)
+    assert list(found) == list(lowered) == list(expected)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(lowered[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.square} {form.root} {form.swapped}")
+def test_every_spelling_is_fused_and_means_the_same(command: Command, form: Form) -> None:
+    before = build(form)
+    after = command(before)
+    assert command.said == "fuse.rms_norm.py: main: fused 1 normalisation\n"
+    assert operators(after) == {"RMS_NORM": 1, "NEG": 1}
+    (node,) = (node for node in after.graphs[0] if node.op_type == "RMS_NORM")
+    assert node.attributes["epsilon"].value == EPSILON
+    assert after.history[-1]["filter"] == "fuse.rms_norm.py"
+    assert_same(before, after)
+
+
+@settings(max_examples=25, deadline=None)
+@given(batch=st.lists(st.integers(1, 3), max_size=3), form=st.sampled_from(FORMS), negative=st.booleans())
+def test_any_rank(batch: list[int], form: Form, negative: bool) -> None:
+    from o2o.filters.fuse_rms_norm import FuseRmsNorm
+
+    form = Form(form.square, form.root, form.swapped, tuple(batch), negative)
+    before, after = build(form), build(form)
+    filter_ = FuseRmsNorm()
+    filter_.apply(after, filter_.parser().parse_args([]))
+    assert operators(after) == {"RMS_NORM": 1, "NEG": 1}
+    assert_same(before, after)
+
+
+SPELLING = {
+    "cube": Form(square="POW"),
+    "no axis kept": Form(batch=(D,)),  # its numbers go along the last axis
+    "activation of the inverse": Form(root="inverse"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_near_miss_is_left_alone_and_explained(command: Command, broken: str, swapped: bool) -> None:
+    form = SPELLING.get(broken, Form())
+    before = build(Form(form.square, form.root, swapped, form.batch, broken=broken))
+    after = command(before, "--explain")
+    assert operators(after) == operators(before)
+    assert "left 1 candidate alone" in command.said
+    assert BROKEN[broken] in command.said
+
+
+def test_a_root_that_divides_another_tensor_is_none(command: Command) -> None:
+    graph = Graph("main")
+    x, other = graph.input("x", [2, D]), graph.input("other", [2, D])
+    mean = graph.op(
+        "MEAN", [graph.op("SQUARE", [x], [2, D]), graph.constant("axes", np.int32([1]))], [2, 1], keepDims=1
+    )
+    root = graph.op("SQRT", [graph.op("ADD", [mean, graph.constant("e", np.float32(1))], [2, 1])], [2, 1])
+    y = graph.op("DIV", [other, root], [2, D])
+    graph.output(graph.op("MUL", [y, graph.constant("w", weights(D))], [2, D]))
+    command(graph.model(), "--explain")
+    assert "the root does not divide the tensor that was squared" in command.said
+
+
+def test_what_the_mean_is_used_for_besides_goes_on(command: Command) -> None:
+    before = build(Form())
+    (mean,) = (node.outputs[0] for node in before.graphs[0] if node.op_type == "MEAN")
+    before.graphs[0].outputs.append(mean)
+    after = command(before)
+    assert operators(after) == {"MUL": 1, "MEAN": 1, "RMS_NORM": 1, "NEG": 1}
+    assert_same(before, after)
+
+
+def test_integers_and_what_is_quantised_are_no_candidates(command: Command) -> None:
+    model = build(Form())
+    for value in [*model.graphs[0].inputs, *(v for node in model.graphs[0] for v in node.outputs)]:
+        value.type = ir.TensorType(ir.DataType.INT8)
+        value.meta["fields"] = {"quantization": graphs.per_channel([0.5])}
+    after = command(model, "--explain")
+    assert "it computes INT8, not floats" in command.said
+    assert "RMS_NORM" not in operators(after)
+
+
+def test_a_graph_without_fixed_shapes_is_left_alone(command: Command) -> None:
+    model = build(Form())
+    model.graphs[0].inputs[0].meta["fields"] = {"shapeSignature": np.int32([-1, 3, D])}
+    after = command(model)
+    assert command.said == "fuse.rms_norm.py: main: left alone, as x has no fixed shape\n"
+    assert operators(after) == operators(model)
+
+
+def test_a_tflite_model_is_refused(command: Command) -> None:
+    model = build(Form())
+    model.format = "tflite"
+    code, said = command.refusal(model)
+    assert code == 1
+    assert "needs circle" in said
+
+
+@pytest.mark.parametrize("form", ["prefill", "concat", "static"])
+@pytest.mark.parametrize("shape", ["demo", "grouped"])
+def test_exported_graphs_have_two_norms_a_layer_and_a_last_one(
+    command: Command, exported_model, shape: str, form: str
+) -> None:
+    """As transformers spells them: TICO knows only what torch calls rms_norm."""
+    before, again = (formats.load(exported_model(shape, form)) for _ in range(2))
+    layers = operators(before)["SOFTMAX"]
+    after = command(before)
+    assert operators(after)["RMS_NORM"] == 2 * layers + 1
+    assert operators(after)["RSQRT"] == 0
+    assert contract_of(after) == contract_of(again)
+    given = exported_feeds(again, position=3)
+    expected = reference.run(again.graphs[0], given)
+    found = reference.run(after.graphs[0], given)
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-4)
