@@ -1,0 +1,8 @@
+"""Recognising attention by its dataflow.
+
+parts        finding: from a softmax up to q k', down to the result, and the parts between
+proof        what each axis means on the way
+causality    what a mask hides, at every position
+visibility   masks and positions become operands, or a reason
+block        all of it, for one softmax
+"""

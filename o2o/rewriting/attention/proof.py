@@ -1,0 +1,158 @@
+"""Proving what the axes of an attention block mean, from its projections to its result."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from o2o.attention import Attention
+from o2o.contract import role_of
+from o2o.errors import ModelError
+from o2o.rewriting.attention.parts import Joined, Projection, Scores
+from o2o.rewriting.axes import LAYOUT_OPERATORS, Axes, Factors, climb
+from o2o.rewriting.build import attribute, shape_of
+from o2o.rewriting.match import miss, only_user
+from o2o.rewriting.rope import Rotation
+
+
+def factors_of(q: Projection, k: Projection, v: Projection, scores: Scores, joined: Joined) -> Factors:
+    """The sizes of the block: T tokens, S keys, K key heads, G query heads a key head, H head dim."""
+    shape = shape_of(q.x)
+    if any(dim != 1 for dim in shape[:-2]):
+        miss("ATTENTION takes one batch", q.x)
+    T = shape[-2] if len(shape) > 1 else 1
+    lhs = shape_of(scores.matmul.inputs[0])  # type: ignore[arg-type]
+    H = lhs[-2] if attribute(scores.matmul, "adjointLhs") else lhs[-1]
+    rows = [shape_of(p.w)[0] for p in (q, k, v)]
+    if rows[1] != rows[2]:
+        miss("keys and values differ in size", v.w)
+    if any(n % H for n in rows) or rows[0] % rows[1]:
+        miss(f"projections of {rows} rows do not divide into heads of {H}", scores.matmul.outputs[0])
+    S = T
+    if joined.node is not None:
+        output = shape_of(joined.node.outputs[0])
+        S = math.prod(output) // rows[1]
+    K = rows[1] // H
+    return Factors({"T": T, "S": S, "K": K, "G": rows[0] // rows[1], "H": H})
+
+
+def projected(factors: Factors, projection: Projection, tokens: str, heads: str) -> Axes:
+    """The axes of a projection's result."""
+    return flat_axes(factors, projection.node.outputs[0], tokens, heads)
+
+
+def flat_axes(factors: Factors, value: ir.Value, tokens: str, heads: str) -> Axes:
+    """The axes of a value with a row a token, in which its heads stand side by side."""
+    shape = shape_of(value)
+    axes = factors.axes(*[()] * (len(shape) - 2), tokens, heads)
+    if len(shape) < 2 or factors.shape(axes) != shape:
+        miss(f"a projection of {factors.sizes} should be {list(factors.shape(axes))}", value)
+    return axes
+
+
+def rotated(
+    factors: Factors,
+    projection: Projection,
+    rotation: Rotation | None,
+    layout: list[ir.Node],
+    tokens: str,
+    heads: str,
+) -> Axes:
+    """The axes of q or of new k, from its projection through its rotation."""
+    axes = projected(factors, projection, tokens, heads)
+    if rotation is None:
+        return factors.through(layout, axes)
+    _, before = climb(rotation.x)
+    axes = factors.through(before, axes)
+    token_axis, head_axis = factors.axes(tokens, "H")
+    if axes[-1] != head_axis:
+        miss("the rotation does not go over the head dimension", rotation.x)
+    for table in (rotation.cos, rotation.sin):
+        shape = shape_of(table)
+        wanted = tuple(
+            dim if axis and axis in (token_axis, head_axis) else 1
+            for axis, dim in zip(axes, shape_of(rotation.x), strict=True)
+        )
+        if (1,) * (len(wanted) - len(shape)) + shape != wanted:
+            miss(
+                f"a rotation table should be {list(wanted)}: one row a token, the same for all heads",
+                table,
+            )
+    return factors.through(layout, axes)
+
+
+def join(factors: Factors, joined: Joined, axes: Axes, until: ir.Node) -> Axes:
+    """The axes after the cache: the token axis of the new becomes that of the whole.
+
+    until: the BATCH_MATMUL that takes what is joined.
+    """
+    if joined.node is None:
+        return axes
+    output = joined.node.outputs[0]
+    after, new = shape_of(output), shape_of(joined.node.inputs[1])  # type: ignore[arg-type]
+    grown = [axis for axis in range(len(after)) if after[axis] != new[axis]]
+    if len(grown) != 1 or axes[grown[0]] not in ((), ("S",)):
+        miss("the cache does not grow along its tokens alone", output)
+    if joined.node.op_type == "CONCATENATION":
+        if attribute(joined.node, "axis", 0) % len(after) != grown[0]:
+            miss("the cache is not joined along its tokens", output)
+        # it goes on reading the cache that ATTENTION writes, if anyone else needs it
+        while (user := only_user(output, "the joined cache")) is not until:
+            output = user.outputs[0]
+    axes = tuple(("S",) if axis == grown[0] else axes[axis] for axis in range(len(after)))
+    for layout, names in (("BNTH", ((), "K", "S", "H")), ("BTNH", ((), "S", "K", "H"))):
+        wanted = factors.axes(*names)
+        if axes == wanted and after == factors.shape(wanted):
+            joined.layout = layout  # type: ignore[assignment]
+            return axes
+    miss("the cache is neither [1, K, S, H] nor [1, S, K, H]", joined.node.outputs[0])
+
+
+def check_layouts(attention: Attention, k: Joined, v: Joined) -> None:
+    """Miss unless both caches have the layout that readers of ATTENTION will take them to have."""
+    if k.past is None or v.past is None:
+        return
+    if k.past is v.past:
+        miss("keys and values are in one cache", k.past)
+    if k.layout != v.layout:
+        miss(f"keys are cached as {k.layout}, values as {v.layout}", v.past)
+    try:
+        told = attention.layout
+    except ModelError as error:
+        miss(str(error), k.past)
+    role = role_of(v.past)
+    if told != k.layout or (role is not None and role.layout not in (None, k.layout)):
+        miss(f"the caches are joined as {k.layout}, but the contract says otherwise", k.past)
+
+
+def through_scores(factors: Factors, scores: Scores, axes: Axes) -> tuple[Axes, Axes]:
+    """The axes that the softmax sees, and those at the point where the mask is added."""
+    at_mask = axes
+    for node in scores.steps:
+        if node.op_type in LAYOUT_OPERATORS:
+            axes = factors.through([node], axes)
+        if node is scores.masked_by:
+            at_mask = axes
+    return axes, at_mask
+
+
+def shared_tables(
+    q: Rotation | None, k: Rotation | None, T: int, H: int
+) -> tuple[ir.Value | None, ir.Value | None]:
+    """cos and sin as they were before anything was reshaped for broadcasting."""
+    if q is None or k is None:
+        return None, None
+    tables = []
+    for mine, other in ((q.cos, k.cos), (q.sin, k.sin)):
+        table = _table(mine, T, H)
+        if table is not _table(other, T, H):
+            miss("q and k are rotated by different tables", other)
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+def _table(value: ir.Value, T: int, H: int) -> ir.Value:
+    source, chain = climb(value)
+    plain = all(node.op_type in ("RESHAPE", "EXPAND_DIMS", "SQUEEZE") for node in chain)
+    return source if plain and math.prod(shape_of(source)) == T * H else value
