@@ -5,7 +5,7 @@ that the toolchain does with the demo it does with that shape. Training sees eve
 are made as they are needed, less those that are held out. With ``--steps`` the outcome is a function of the
 seed (on one machine and version of PyTorch); with ``--minutes`` the clock decides how far it gets.
 
-    python -m tinyllama.demo.train --out DIR --steps 15000 --seed 0
+    python -m tinyllama.demo.train --out DIR --steps 15000 --seed 0 --threads 1
 """
 
 from __future__ import annotations
