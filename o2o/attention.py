@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from o2o.contract import Layout, role_of
 from o2o.errors import ModelError
-from o2o.rewriting.build import shape_of
+from o2o.model import shape_of
 
 
 @dataclass

@@ -70,6 +70,13 @@ class Model:
             return signature.name
         return graph.name or f"subgraph {self.graphs.index(graph)}"
 
+    def sign(self, name: str) -> None:
+        """Give a model without signatures one, for its main graph."""
+        if not self.signatures:
+            graph = self.graphs[0]
+            inputs, outputs = ({v.name or "": v for v in ends} for ends in (graph.inputs, graph.outputs))
+            self.signatures.append(Signature(name, graph, inputs, outputs))
+
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let `new` stand where `old` does among the inputs and outputs of graphs and signatures."""
         for graph in self.graphs:
@@ -79,3 +86,19 @@ class Model:
                         ends[index] = new
         for signature in self.signatures:
             signature.replace(old, new)
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The static shape of `value`."""
+    return tuple(value.shape.numpy()) if value.shape is not None else ()
+
+
+def is_dynamic(value: ir.Value) -> bool:
+    """Whether the shape of `value` is only an example, which a runtime may resize."""
+    signature = value.meta.get("fields", {}).get("shapeSignature")
+    return signature is not None and any(dim < 0 for dim in signature)
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value

@@ -30,8 +30,7 @@ import onnx_ir as ir
 
 from o2o.attention import Attention
 from o2o.formats.constants import is_constant, is_quantized, numbers
-from o2o.model import DOMAIN
-from o2o.rewriting.build import attribute, shape_of
+from o2o.model import DOMAIN, attribute, shape_of
 from o2o.rewriting.clean import writes_cache
 
 Array = np.ndarray

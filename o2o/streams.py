@@ -16,6 +16,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +27,19 @@ def _map(file: BinaryIO) -> memoryview:
     if os.fstat(file.fileno()).st_size == 0:
         return memoryview(b"")
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The bytes of a model and what to call it in a message."""
+
+    name: str
+    data: memoryview
+
+
+def open_source(file: str) -> Source:
+    """The model in `file`, `-` for stdin. Raises OSError, UsageError."""
+    return Source("<stdin>", read_stdin()) if file == "-" else Source(file, read_file(file))
 
 
 def read_file(path: str | os.PathLike[str]) -> memoryview:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from o2o import __version__, command, formats, streams
-from o2o.errors import ModelError
+from o2o.errors import ModelError, UsageError
 from o2o.model import Format, Model
 from o2o.rewriting.order import put_in_order
 
@@ -25,9 +25,11 @@ class Filter:
     name: ClassVar[str]
     usage_example: ClassVar[str]
     formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # what it takes
+    writes_model: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._said: list[str] = []
+        self._sources: list[streams.Source] | None = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the filter's own arguments. The input file is declared by `add_input`."""
@@ -62,14 +64,37 @@ class Filter:
         parser.add_argument(
             "-o", "--output", metavar="FILE", help="write here, at once when complete; else stdout"
         )
+        if self.writes_model:
+            parser.add_argument(
+                "--check", action="store_true", help="run the model before and after on LiteRT and compare"
+            )
         parser.add_argument("--debug", action="store_true", help="show where an error comes from")
         parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
         return parser
 
-    def read(self, args: argparse.Namespace) -> Model:
-        if args.file in (None, "-"):
-            return self.checked(formats.read(streams.read_stdin(), "<stdin>"), "<stdin>")
-        return self.checked(formats.load(args.file), args.file)
+    def files(self, args: argparse.Namespace) -> list[str]:
+        """What to read, `-` for stdin."""
+        return [args.file or "-"]
+
+    def combine(self, models: Sequence[Model], args: argparse.Namespace) -> Model:
+        """The one model that is filtered, of those that were read."""
+        (model,) = models
+        return model
+
+    def read(self, args: argparse.Namespace) -> list[Model]:
+        """The models in `sources`; each call reads them anew."""
+        found = [formats.read(source.data, source.name) for source in self.sources(args)]
+        for model, source in zip(found, self.sources(args), strict=True):
+            self.checked(model, source.name)
+        return found
+
+    def sources(self, args: argparse.Namespace) -> list[streams.Source]:
+        if self._sources is None:
+            files = self.files(args)
+            if files.count("-") > 1:
+                raise UsageError("stdin (`-`) can be read only once")
+            self._sources = [streams.open_source(file) for file in files]
+        return self._sources
 
     def checked(self, model: Model, source: str) -> Model:
         if model.format not in self.formats:
@@ -78,7 +103,7 @@ class Filter:
         return model
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
-        model = self.read(args)
+        model = self.combine(self.read(args), args)
         entry = {
             "filter": self.name,
             "arguments": _told(argv, args),
@@ -89,6 +114,10 @@ class Filter:
         for graph in model.graphs:
             put_in_order(graph)
         model.history.append(entry)
+        if args.check:
+            from o2o.check import check
+
+            self.say(check(self.read(args), model))
         with streams.open_output(args.output) as sink:
             formats.write(model, sink)
         return 0
@@ -120,6 +149,9 @@ class Filter:
                 gc.enable()
 
 
+_UNTOLD = ("--check", "--debug", "--explain")  # they change what is said, not the model
+
+
 def _told(argv: Sequence[str], args: argparse.Namespace) -> list[str]:
     """The arguments that changed the model: not where it came from or went to, so that history repeats."""
     told: list[str] = []
@@ -127,7 +159,9 @@ def _told(argv: Sequence[str], args: argparse.Namespace) -> list[str]:
     for argument in rest:
         if argument in ("-o", "--output"):
             next(rest, None)
-        elif argument not in ("--debug", "--explain") and not argument.startswith(("--output=", "-o")):
+        elif argument not in ("--check", "--debug", "--explain") and not argument.startswith(
+            ("--output=", "-o")
+        ):
             told.append(argument)
     for file in getattr(args, "files", [getattr(args, "file", None)]):
         if file in told:

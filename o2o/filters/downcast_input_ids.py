@@ -10,8 +10,8 @@ from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.formats.schema import DIALECTS
-from o2o.model import Model
-from o2o.rewriting.build import Builder, shape_of
+from o2o.model import Model, shape_of
+from o2o.rewriting.build import Builder
 from o2o.rewriting.selectors import entry_graphs, names, names_of
 from o2o.summary import dtype_name
 from o2o.wording import listed

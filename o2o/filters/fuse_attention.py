@@ -7,12 +7,13 @@ import argparse
 import numpy as np
 import onnx_ir as ir
 
-from o2o.filters.fusion import Fusion, replace_output
-from o2o.model import Model
+from o2o.filters.fusion import Fusion
+from o2o.model import Model, shape_of
 from o2o.rewriting.attention.block import Block, match_block
 from o2o.rewriting.attention.visibility import Visibility
-from o2o.rewriting.build import Builder, add_constant, shape_of
+from o2o.rewriting.build import Builder, add_constant
 from o2o.rewriting.clean import inner_graphs
+from o2o.rewriting.io import replace_output
 
 
 class FuseAttention(Fusion):

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from o2o.filters.fusion import Fusion, replace_output
+from o2o.filters.fusion import Fusion
 from o2o.formats.constants import is_constant, numbers
-from o2o.model import DOMAIN, Model
-from o2o.rewriting.build import Builder, add_constant, attribute, shape_of
+from o2o.model import DOMAIN, Model, attribute, shape_of
+from o2o.rewriting.build import Builder, add_constant
+from o2o.rewriting.io import replace_output
 from o2o.rewriting.match import constant_ints, miss
 
 

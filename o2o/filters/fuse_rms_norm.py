@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from o2o.filters.fusion import Fusion, replace_output
+from o2o.filters.fusion import Fusion
 from o2o.formats.constants import is_constant
-from o2o.model import Model
-from o2o.rewriting.build import Builder, attribute, shape_of
+from o2o.model import Model, attribute, shape_of
+from o2o.rewriting.build import Builder
+from o2o.rewriting.io import replace_output
 from o2o.rewriting.match import (
     constant_ints,
     miss,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from o2o.filters.fusion import Fusion, replace_output
-from o2o.model import Model
-from o2o.rewriting.build import Builder, shape_of
+from o2o.filters.fusion import Fusion
+from o2o.model import Model, shape_of
+from o2o.rewriting.build import Builder
+from o2o.rewriting.io import replace_output
 from o2o.rewriting.match import made_by, miss
 from o2o.rewriting.rope import Rotation, match_rotation
 

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from o2o.filters.base import Filter
-from o2o.model import DOMAIN, Model
-from o2o.rewriting.build import is_dynamic
+from o2o.model import DOMAIN, Model, is_dynamic
 from o2o.rewriting.clean import remove_dead_nodes
 from o2o.rewriting.match import Miss, miss
 
@@ -87,13 +86,3 @@ def _check_floats(node: ir.Node) -> None:
     dtype = node.outputs[0].dtype
     if dtype is None or not dtype.is_floating_point():
         miss(f"it computes {dtype}, not floats", node.outputs[0])
-
-
-def replace_output(model: Model, old: ir.Value, new: ir.Value) -> None:
-    """Let `new` take the place and the name of `old`, whose node is to die."""
-    name, role = old.name, old.meta.get("role")
-    model.replace(old, new)  # first: the uses of a graph's output cannot be replaced
-    old.replace_all_uses_with(new)
-    old.name, new.name = f"{name}/replaced", name
-    if role is not None:
-        new.meta["role"] = role

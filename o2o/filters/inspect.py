@@ -7,9 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from o2o import formats, streams
+from o2o import streams
 from o2o.filters.base import Filter
-from o2o.model import Model
 from o2o.summary import render, summarise
 
 
@@ -28,25 +27,21 @@ class Inspect(Filter):
 
     name = "inspect.model.py"
     usage_example = "inspect.model.py model.circle"
+    writes_model = False
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--json", action="store_true", help="for programs: everything, as one JSON object"
         )
 
-    def read(self, args: argparse.Namespace) -> Model:
-        piped = args.file in (None, "-")
-        self.source = "<stdin>" if piped else args.file
-        data = streams.read_stdin() if piped else streams.read_file(args.file)
-        self.size = len(data)
-        return self.checked(formats.read(data, self.source), self.source)
-
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
-        summary = summarise(self.read(args))
+        (model,) = self.read(args)
+        (source,) = self.sources(args)
+        summary = summarise(model)
         if args.json:
-            text = json.dumps({"bytes": self.size, **summary}, indent=2) + "\n"
+            text = json.dumps({"bytes": len(source.data), **summary}, indent=2) + "\n"
         else:
-            text = render(summary, self.source, self.size)
+            text = render(summary, source.name, len(source.data))
         if args.output is None:
             sys.stdout.write(text)
         else:

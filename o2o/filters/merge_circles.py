@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from o2o import formats, streams
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.formats.constants import constant, storage_key
-from o2o.model import Model, Signature
-from o2o.rewriting.build import attribute, shape_of
+from o2o.model import Model, Signature, attribute, shape_of
 
 
 class MergeCircles(Filter):
@@ -46,16 +44,12 @@ class MergeCircles(Filter):
     def add_input(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("files", nargs="+", metavar="MODEL", help="Circle or TFLite files; `-` is stdin")
 
-    def read(self, args: argparse.Namespace) -> Model:
-        if args.files.count("-") > 1:
-            raise UsageError("stdin (`-`) can be read only once")
-        models = [
-            formats.read(streams.read_stdin(), "<stdin>") if file == "-" else formats.load(file)
-            for file in args.files
-        ]
+    def files(self, args: argparse.Namespace) -> list[str]:
+        return list(args.files)
+
+    def combine(self, models: Sequence[Model], args: argparse.Namespace) -> Model:
         for model, file in zip(models, args.files, strict=True):
-            self.checked(model, file)
-            _sign(model, "model" if file == "-" else Path(file).stem)
+            model.sign("model" if file == "-" else Path(file).stem)
         if args.sig_names is not None:
             _rename([s for model in models for s in model.signatures], args.sig_names.split(";"))
         return self.merged(models, args.files)
@@ -102,14 +96,6 @@ class MergeCircles(Filter):
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         """Merging is reading: there is nothing left to do."""
-
-
-def _sign(model: Model, name: str) -> None:
-    """Give a model without signatures one for its main graph."""
-    if not model.signatures:
-        graph = model.graphs[0]
-        inputs, outputs = ({v.name or "": v for v in ends} for ends in (graph.inputs, graph.outputs))
-        model.signatures.append(Signature(name, graph, inputs, outputs))
 
 
 def _rename(signatures: Sequence[Signature], names: Sequence[str]) -> None:

@@ -36,13 +36,13 @@ class RenameIo(Filter):
         add_signature(parser)
 
     def add_input(self, parser: argparse.ArgumentParser) -> None:
-        parser.set_defaults(file=None)  # argparse cannot tell names from a file after them: `read` does
+        parser.set_defaults(file=None)  # argparse cannot tell names from a file after them: `files` does
 
-    def read(self, args: argparse.Namespace) -> Model:
+    def files(self, args: argparse.Namespace) -> list[str]:
         if len(args.names) > 1 and "=" not in args.names[-1]:
             args.file = args.names.pop()
         self.pairs = [_pair(text, args.regex) for text in args.names]
-        return super().read(args)
+        return super().files(args)
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         used: set[str] = set()

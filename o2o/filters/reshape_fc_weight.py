@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from o2o.filters.base import Filter
 from o2o.formats.constants import reshaped
-from o2o.model import Model
-from o2o.rewriting.build import fresh_name, shape_of
+from o2o.model import Model, shape_of
+from o2o.rewriting.build import fresh_name
 from o2o.wording import counted
 
 WEIGHT = 1  # the operand of FULLY_CONNECTED

@@ -12,8 +12,7 @@ from o2o.attention import Attention
 from o2o.contract import Layout, Role, role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
-from o2o.model import Model
-from o2o.rewriting.build import shape_of
+from o2o.model import Model, shape_of
 from o2o.rewriting.io import detach_input, detach_output
 
 SWAP = (0, 2, 1, 3)  # BNTH to BTNH, and back

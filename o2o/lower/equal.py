@@ -6,11 +6,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from o2o.filters.fusion import replace_output
 from o2o.formats.constants import is_constant
-from o2o.model import Model
+from o2o.model import Model, shape_of
 from o2o.reference import is_function
-from o2o.rewriting.build import shape_of
+from o2o.rewriting.io import replace_output
 
 SMALL = 1 << 16  # bytes up to which constants are compared: no weights
 

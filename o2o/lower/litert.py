@@ -17,13 +17,13 @@ import onnx_ir as ir
 from o2o.attention import Attention
 from o2o.contract import role_of
 from o2o.errors import ModelError
-from o2o.filters.fusion import replace_output
 from o2o.formats.constants import is_quantized
 from o2o.formats.schema import TFLITE
 from o2o.lower.equal import merge_equal
-from o2o.model import CUSTOM_DOMAIN, Model
-from o2o.rewriting.build import Builder, attribute, fresh_name, is_dynamic, shape_of
+from o2o.model import CUSTOM_DOMAIN, Model, attribute, is_dynamic, shape_of
+from o2o.rewriting.build import Builder, fresh_name
 from o2o.rewriting.clean import inner_graphs, remove_dead_constants, remove_dead_nodes, writes_cache
+from o2o.rewriting.io import replace_output
 from o2o.rewriting.match import made_by
 
 # The versions from which LiteRT registers an operator, where that is not 1.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from o2o.rewriting.build import attribute, shape_of
+from o2o.model import attribute, shape_of
 from o2o.rewriting.match import constant_ints, made_by, miss
 
 Axes = tuple[tuple[str, ...], ...]

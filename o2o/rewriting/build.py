@@ -14,23 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.schema import CIRCLE
-from o2o.model import DOMAIN
-
-
-def shape_of(value: ir.Value) -> tuple[int, ...]:
-    """The static shape of `value`."""
-    return tuple(value.shape.numpy()) if value.shape is not None else ()
-
-
-def is_dynamic(value: ir.Value) -> bool:
-    """Whether the shape of `value` is only an example, which a runtime may resize."""
-    signature = value.meta.get("fields", {}).get("shapeSignature")
-    return signature is not None and any(dim < 0 for dim in signature)
-
-
-def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+from o2o.model import DOMAIN, shape_of
 
 
 def fresh_name(graph: ir.Graph, stem: str) -> str:

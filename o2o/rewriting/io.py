@@ -1,4 +1,4 @@
-"""Putting operators between a graph and its ends, so that an end can change while the inside does not."""
+"""Putting operators between a graph and its ends, and new values in the place of old ones."""
 
 from __future__ import annotations
 
@@ -37,3 +37,13 @@ def detach_output(
     if role is not None:
         new.meta["role"] = role
     return new
+
+
+def replace_output(model: Model, old: ir.Value, new: ir.Value) -> None:
+    """Let `new` take the place and the name of `old`, whose node is to die."""
+    name, role = old.name, old.meta.get("role")
+    model.replace(old, new)  # first: the uses of a graph's output cannot be replaced
+    old.replace_all_uses_with(new)
+    old.name, new.name = f"{name}/replaced", name
+    if role is not None:
+        new.meta["role"] = role

@@ -12,8 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.constants import numbers
-from o2o.model import DOMAIN
-from o2o.rewriting.build import attribute, shape_of
+from o2o.model import DOMAIN, attribute, shape_of
 
 
 class Miss(Exception):

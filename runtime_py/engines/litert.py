@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from o2o.errors import ModelError
+from o2o.quiet import quiet, silence
 from runtime_py.contract import Contract, Signature, Slot, Tensor
-from runtime_py.engines.quiet import quiet, silence
 
 with quiet():
     from ai_edge_litert.compiled_model import CompiledModel

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from o2o.contract import Layout
+from o2o.model import attribute, shape_of
 from o2o.rewriting.axes import LAYOUT_OPERATORS, climb
-from o2o.rewriting.build import attribute, shape_of
 from o2o.rewriting.match import (
     made_by,
     miss,

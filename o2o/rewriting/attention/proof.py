@@ -9,9 +9,9 @@ import onnx_ir as ir
 from o2o.attention import Attention
 from o2o.contract import role_of
 from o2o.errors import ModelError
+from o2o.model import attribute, shape_of
 from o2o.rewriting.attention.parts import Joined, Projection, Scores
 from o2o.rewriting.axes import LAYOUT_OPERATORS, Axes, Factors, climb
-from o2o.rewriting.build import attribute, shape_of
 from o2o.rewriting.match import miss, only_user
 from o2o.rewriting.rope import Rotation
 

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.attention import Attention
+from o2o.model import shape_of
 from o2o.rewriting.attention.causality import Keys, at_position, position_leaf, prove_causal
 from o2o.rewriting.attention.parts import Joined, Scores
 from o2o.rewriting.axes import Axes, Factors
-from o2o.rewriting.build import shape_of
 from o2o.rewriting.match import Miss, miss
 
 

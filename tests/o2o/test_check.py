@@ -1,0 +1,150 @@
+"""--check: what a filter changed is seen and named, what it may change is not held against it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from o2o import formats
+from o2o.check import check
+from o2o.errors import ModelError
+from o2o.filters import (
+    fuse_attention,
+    gc,
+    merge_circles,
+    rename_io,
+    reorder_output_move_0_to_last,
+    reshape_io,
+    transpose_io_kvcache,
+)
+from o2o.filters.base import Filter
+from o2o.model import Model
+from tests.o2o import graphs
+
+
+def copies(model: Model) -> tuple[Model, Model]:
+    data = formats.dumps(model)
+    return formats.loads(data), formats.loads(data)
+
+
+@pytest.mark.parametrize(
+    "make", [graphs.linear, graphs.decoder, graphs.conditional, graphs.loop, graphs.stateful]
+)
+def test_a_copy_agrees(make: Callable[[], Model]) -> None:
+    before, after = copies(make())
+    assert "the same, within 0.0e+00" in check([before], after)
+
+
+def test_a_changed_weight_is_named() -> None:
+    before, after = copies(graphs.linear())
+    weight = after.graphs[0].initializers["weight"]
+    numbers = weight.const_value.numpy().copy()
+    numbers[0, 0] += 1
+    weight.const_value = ir.Tensor(numbers, name="weight")
+    with pytest.raises(ModelError, match=r"gives another y at position 0.*first tensor that differs is y"):
+        check([before], after)
+
+
+def test_a_small_change_within_float_noise_is_none() -> None:
+    before, after = copies(graphs.linear())
+    weight = after.graphs[0].initializers["weight"]
+    weight.const_value = ir.Tensor(weight.const_value.numpy() * np.float32(1 + 1e-6), name="weight")
+    assert "2 outputs the same" in check([before], after)
+
+
+def test_what_cannot_be_fed_or_compared_is_said() -> None:
+    before, after = copies(graphs.linear())
+    after.signatures[0].outputs.clear()
+    with pytest.raises(ModelError, match="no output left"):
+        check([before], after)
+    before, after = copies(graphs.linear())
+    (x,) = after.graphs[0].inputs
+    x.shape = ir.Shape([3, 4])
+    with pytest.raises(ModelError, match=r"x became \[3, 4\]"):
+        check([before], after)
+
+
+class Breaks(Filter):
+    """Negates the first weight it finds.
+
+    weight   =>   -weight
+    """
+
+    name = "breaks.py"
+    usage_example = "breaks.py < model.circle"
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        value = next(v for v in model.graphs[0].initializers.values() if v.dtype == ir.DataType.FLOAT)
+        value.const_value = ir.Tensor(-value.const_value.numpy(), name=value.name)
+
+
+def test_a_filter_that_breaks_the_model_writes_nothing(tmp_path, capsys) -> None:
+    source, target = tmp_path / "in.circle", tmp_path / "out.circle"
+    formats.save(graphs.linear(), source)
+    target.write_bytes(b"as it was")
+    assert Breaks.main([str(source), "-o", str(target), "--check"]) == 1
+    assert target.read_bytes() == b"as it was"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("breaks.py: --check: main gives another y")
+    assert Breaks.main([str(source), "-o", str(target)]) == 0
+
+
+def test_check_leaves_no_trace_in_the_file(tmp_path) -> None:
+    source = tmp_path / "in.circle"
+    formats.save(graphs.linear(), source)
+    results = []
+    for flags in ([], ["--check"]):
+        target = tmp_path / f"out{len(flags)}.circle"
+        assert gc.main([str(source), "-o", str(target), *flags]) == 0
+        results.append(target.read_bytes())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("filter_", "arguments"),
+    [
+        (rename_io, ["output", "y=result"]),
+        (rename_io, ["input", "x=data"]),
+        (reorder_output_move_0_to_last, []),
+        (reshape_io, ["input", "--by_shape", "[2,4]", "[8]"]),
+        (reshape_io, ["output", "--by_shape", "[2,3]", "[3,2]"]),
+    ],
+)
+def test_names_orders_and_shapes_may_change(filter_, arguments: list[str], tmp_path, capsys) -> None:
+    source, target = tmp_path / "in.circle", tmp_path / "out.circle"
+    formats.save(graphs.linear(), source)
+    assert filter_.main([*arguments, str(source), "-o", str(target), "--check"]) == 0
+    assert "checked on LiteRT: 2 outputs the same" in capsys.readouterr().err
+
+
+def test_the_guide_proves_itself(exported_model, tmp_path, capsys) -> None:
+    """Fused, more rows, another layout, merged: each against the one before, at both ends of the cache."""
+    steps = [
+        (fuse_attention, []),
+        (reshape_io, ["input", "--by_shape", "[1,2,30,10]", "[1,2,32,10]"]),
+        (transpose_io_kvcache, []),
+    ]
+    path = exported_model("grouped", "concat")
+    for number, (filter_, arguments) in enumerate(steps):
+        target = tmp_path / f"{number}.circle"
+        assert filter_.main([*arguments, str(path), "-o", str(target), "--check"]) == 0
+        assert "checked on LiteRT: 2 outputs the same" in capsys.readouterr().err
+        path = target
+    prefill = exported_model("grouped", "prefill")
+    assert merge_circles.main([str(prefill), str(path), "-o", str(tmp_path / "m.circle"), "--check"]) == 0
+    assert "checked on LiteRT: 9 outputs the same" in capsys.readouterr().err
+
+
+def test_a_pipe_is_read_once(monkeypatch, tmp_path, capsys) -> None:
+    """The model before is read from what was spooled, not from stdin again."""
+    from o2o import streams
+
+    data = formats.dumps(graphs.linear())
+    reads = []
+    monkeypatch.setattr(streams, "read_stdin", lambda: reads.append(1) or memoryview(data))
+    assert gc.main(["-o", str(tmp_path / "out.circle"), "--check"]) == 0
+    assert reads == [1]
