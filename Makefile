@@ -3,7 +3,7 @@
 #   make run       a story from the demo model          MODEL=, PACKAGE=, MAX_LENGTH=, PROMPT=
 #   make package   checkpoint -> package folder
 #   make test      the tests        make lint   style and types        make docs   the filters' pages
-#   make demo      train the demo model again (see tinyllama/demo/README.md)
+#   make demo      train the demo model again: half an hour (see tinyllama/demo/README.md)
 
 VENV       ?= .venv
 PYTHON     ?= python3
@@ -49,7 +49,7 @@ docs: setup
 	$(BIN)/python -m o2o.docs
 
 demo: setup
-	$(BIN)/python -m tinyllama.demo.train --out tinyllama/demo/checkpoint
+	$(BIN)/python -m tinyllama.demo.train --out tinyllama/demo/checkpoint --steps 15000 --seed 0 --threads 1
 
 clean:
 	rm -rf $(VENV) build *.egg-info *.circle tinyllama/*.circle tinyllama/tokenizer* tinyllama/*config.json
