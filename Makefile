@@ -17,7 +17,7 @@ TORCH      ?= torch==2.13.0
 BIN     := $(VENV)/bin
 SOURCES := $(shell find export o2o tinyllama -name '*.py') $(wildcard $(MODEL)/*)
 
-.PHONY: setup package run test lint docs demo clean
+.PHONY: setup package run test lint docs demo clean FORCE
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
@@ -31,8 +31,13 @@ $(BIN)/.ready: pyproject.toml
 
 package: $(PACKAGE)/model.circle
 
-$(PACKAGE)/model.circle: $(BIN)/.ready $(SOURCES)
+# Made again when the sources changed, or when it is asked for from another model or for another length.
+$(PACKAGE)/model.circle: $(BIN)/.ready $(SOURCES) $(PACKAGE)/.made-of
 	$(BIN)/python tinyllama/pipeline.py --model '$(MODEL)' --package '$(PACKAGE)' --max-length $(MAX_LENGTH)
+
+$(PACKAGE)/.made-of: FORCE
+	@mkdir -p '$(PACKAGE)'
+	@echo '$(MODEL) $(MAX_LENGTH)' | cmp -s - '$@' || echo '$(MODEL) $(MAX_LENGTH)' > '$@'
 
 run: package
 	@$(BIN)/python -m runtime_py.run '$(PACKAGE)' --prompt '$(PROMPT)'
@@ -52,4 +57,4 @@ demo: setup
 	$(BIN)/python -m tinyllama.demo.train --out tinyllama/demo/checkpoint --steps 15000 --seed 0 --threads 1
 
 clean:
-	rm -rf $(VENV) build *.egg-info *.circle tinyllama/*.circle tinyllama/tokenizer* tinyllama/*config.json
+	rm -rf $(VENV) build *.egg-info *.circle tinyllama/*.circle tinyllama/tokenizer* tinyllama/*config.json tinyllama/.made-of
