@@ -46,7 +46,7 @@ def read(data: memoryview, name: str = "<bytes>") -> Model:
         AttributeError,
         OverflowError,
     ) as error:
-        what = f"truncated or damaged: {len(data)} bytes of a {dialect.name} file"
+        what = f"truncated or damaged {dialect.name} file of {len(data)} bytes"
         raise ModelError(f"{name}: {what} (--debug shows what is missing)") from error
 
 
