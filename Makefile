@@ -1,6 +1,6 @@
 # Each target does what it needs first: on a fresh machine `make run` sets up, exports, builds and runs.
 #
-#   make run       a story from the demo model          MODEL=, PACKAGE=, MAX_LENGTH=, PROMPT=
+#   make run       a story from the demo model     MODEL=, PACKAGE=, MAX_LENGTH=, CACHE=, PROMPT=
 #   make package   checkpoint -> package folder
 #   make test      the tests        make lint   style and types        make docs   the filters' pages
 #   make demo      train the demo model again: half an hour (see tinyllama/demo/README.md)
@@ -10,6 +10,7 @@ PYTHON     ?= python3
 MODEL      ?= tinyllama/demo/checkpoint
 PACKAGE    ?= tinyllama
 MAX_LENGTH ?= 32
+CACHE      ?= concat
 PROMPT     ?= Lily picked up a flower.
 # Where the plain index serves PyTorch with CUDA, name the index of its CPU builds here.
 TORCH      ?= torch==2.13.0
@@ -33,11 +34,11 @@ package: $(PACKAGE)/model.circle
 
 # Made again when the sources changed, or when it is asked for from another model or for another length.
 $(PACKAGE)/model.circle: $(BIN)/.ready $(SOURCES) $(PACKAGE)/.made-of
-	$(BIN)/python tinyllama/pipeline.py --model '$(MODEL)' --package '$(PACKAGE)' --max-length $(MAX_LENGTH)
+	$(BIN)/python tinyllama/pipeline.py --model '$(MODEL)' --package '$(PACKAGE)' --max-length $(MAX_LENGTH) --cache $(CACHE)
 
 $(PACKAGE)/.made-of: FORCE
 	@mkdir -p '$(PACKAGE)'
-	@echo '$(MODEL) $(MAX_LENGTH)' | cmp -s - '$@' || echo '$(MODEL) $(MAX_LENGTH)' > '$@'
+	@echo '$(MODEL) $(MAX_LENGTH) $(CACHE)' | cmp -s - '$@' || echo '$(MODEL) $(MAX_LENGTH) $(CACHE)' > '$@'
 
 run: package
 	@$(BIN)/python -m runtime_py.run '$(PACKAGE)' --prompt '$(PROMPT)'

@@ -29,22 +29,27 @@ from o2o import command, errors
 
 HERE = Path(__file__).resolve().parent
 
-GUIDE = """
+EXPORT = """
 {python} {script} --mode prefill --model {model} --max-length {length}
-{python} {script} --mode decode --model {model} --max-length {length}
+{python} {script} --mode decode --model {model} --max-length {length} --cache {cache} -o {decode}
+"""
+FUSE = """
 fuse.attention.py < decode_.circle \\
   | reshape.io.py input --by_shape {exported} {resized} \\
   | transpose.io.kvcache.py > decode.circle
+"""
+MERGE = """
 merge.circles.py prefill.circle decode.circle \\
   | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py > model.circle
 """
 
 
-def commands(checkpoint: Path, length: int) -> str:
+def commands(checkpoint: Path, length: int, cache: str) -> str:
     """The guide for the checkpoint in this folder, as shell. Raises ModelError for a folder without one.
 
-    length: tokens of the context. Decode is exported with two rows of cache less and reshaped, as in the
-    guide, whose [1,16,30,4] and [1,16,32,4] are those of the demo model.
+    length: tokens of the context. cache: `concat` is the guide's, whose decode has two rows of cache less at
+    first and is reshaped ([1,16,30,4] and [1,16,32,4] are those of the demo model); `static` leaves attention
+    as it is exported, for models with biases or norms in it that Circle's ATTENTION has no operand for.
     """
     try:
         config = json.loads((checkpoint / "config.json").read_text())
@@ -52,7 +57,10 @@ def commands(checkpoint: Path, length: int) -> str:
         size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     except (OSError, ValueError, KeyError) as error:
         raise errors.ModelError(f"{checkpoint}: no usable config.json ({error})") from error
-    return GUIDE.format(
+    guide = EXPORT + FUSE + MERGE if cache == "concat" else EXPORT + MERGE
+    return guide.format(
+        cache=cache,
+        decode="decode_.circle" if cache == "concat" else "decode.circle",
         python=shlex.quote(sys.executable),
         script=shlex.quote(str(HERE / "tinyllama.py")),
         model=shlex.quote(str(checkpoint)),
@@ -62,15 +70,16 @@ def commands(checkpoint: Path, length: int) -> str:
     )
 
 
-def build(checkpoint: Path, package: Path, length: int) -> None:
+def build(checkpoint: Path, package: Path, length: int, cache: str) -> None:
     """Run the commands in a folder of their own, then fill `package`, its model last."""
     package.mkdir(parents=True, exist_ok=True)  # to build in the same file system
     with tempfile.TemporaryDirectory(prefix=".build-", dir=package) as build_:
         bin_ = Path(sys.executable).parent
         environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-        shell = ["bash", "-v", "-euo", "pipefail", "-c", commands(checkpoint, length)]
+        shell = ["bash", "-v", "-euo", "pipefail", "-c", commands(checkpoint, length, cache)]
         if code := subprocess.run(shell, cwd=build_, env=environment, check=False).returncode:
-            raise errors.ModelError(f"a command failed (exit code {code}): {package} is as it was")
+            hint = "; attention that cannot be fused can stay as it is: --cache static" * (cache == "concat")
+            raise errors.ModelError(f"a command failed (exit code {code}), {package} is as it was{hint}")
         fill(package, checkpoint)
         os.replace(Path(build_, "model.circle"), package / "model.circle")
     print(f"pipeline.py: {package} is ready: python -m runtime_py.run {package}", file=sys.stderr)
@@ -93,13 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-length", metavar="T", type=int, default=32, help="context in tokens (%(default)s)"
     )
+    parser.add_argument(
+        "--cache", choices=("concat", "static"), default="concat", help="static: leave attention unfused"
+    )
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
 
     def body() -> None:
         args = parser.parse_args(arguments)
         if args.max_length < 3:
             raise errors.UsageError("--max-length: at least 3")
-        build(resolve(args.model).resolve(), args.package, args.max_length)
+        build(resolve(args.model).resolve(), args.package, args.max_length, args.cache)
 
     return command.run("pipeline.py", body, debug="--debug" in arguments)
 
