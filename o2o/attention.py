@@ -6,12 +6,18 @@ Their order is that of Samsung ONE's `circle_custom::attention`; their meaning i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import onnx_ir as ir
 
 from o2o.contract import Layout, role_of
 from o2o.errors import ModelError
-from o2o.model import shape_of
+from o2o.model import DOMAIN, shape_of
+
+
+def is_attention(node: ir.Node) -> bool:
+    """Whether `node` is this operator, rather than a custom one of its name."""
+    return node.domain == DOMAIN and node.op_type == "ATTENTION"
 
 
 @dataclass
@@ -32,10 +38,12 @@ class Attention:
 
     @classmethod
     def of(cls, node: ir.Node) -> Attention:
-        """Raises ModelError when `node` lacks an operand that every attention has."""
+        """Raises ModelError when `node` lacks an operand that it must have."""
         inputs = [*node.inputs, *[None] * 11][:11]
         if any(value is None for value in inputs[:5]):
             raise ModelError(f"ATTENTION {node.outputs[0].name} lacks its input or one of its weights")
+        if (inputs[8] is None) != (inputs[9] is None):
+            raise ModelError(f"ATTENTION {node.outputs[0].name} has one cache, where two belong together")
         return cls(*inputs)  # type: ignore[arg-type]
 
     def operands(self) -> list[ir.Value | None]:
@@ -72,17 +80,19 @@ class Attention:
 
     @property
     def layout(self) -> Layout:
-        """The cache's: as its role says, else as its shape must mean. Raises ModelError if neither tells."""
+        """Both caches': as their roles say, else as their shape must mean. Raises ModelError else."""
         assert self.k_cache is not None
-        role = role_of(self.k_cache)
-        if role is not None and role.layout is not None:
-            return role.layout
-        _, first, second, _ = shape_of(self.k_cache)
-        if first == self.K != second:
-            return "BNTH"
-        if second == self.K != first:
-            return "BTNH"
-        raise ModelError(
-            f"cannot tell heads from tokens in the cache {self.k_cache.name} {list(shape_of(self.k_cache))}: "
-            "the file has no o2o.contract that says its layout"
-        )
+        shape = shape_of(self.k_cache)
+        roles = [role_of(cache) for cache in (self.k_cache, self.v_cache) if cache is not None]
+        told = {role.layout for role in roles if role is not None and role.layout is not None}
+        fitting = [
+            layout
+            for layout in get_args(Layout)
+            if len(shape) == 4 and shape[layout.index("N")] == self.K and told <= {layout}
+        ]
+        if len(fitting) == 1:
+            found: Layout = fitting[0]
+            return found
+        contract = f"says {' and '.join(sorted(told))}" if told else "says nothing"
+        cache = f"{self.k_cache.name} {list(shape)} of {self.K} heads"
+        raise ModelError(f"cannot tell heads from tokens in the cache {cache}: its o2o.contract {contract}")

@@ -29,6 +29,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.attention import Attention
+from o2o.errors import ModelError
 from o2o.formats.constants import is_constant, is_quantized, numbers
 from o2o.model import DOMAIN, attribute, shape_of
 from o2o.rewriting.clean import writes_cache
@@ -113,7 +114,7 @@ class _Evaluation:
         inputs = [None if value is None else self.value(value) for value in node.inputs]
         try:
             results = kernel(node, *inputs)
-        except (ValueError, IndexError, TypeError, ArithmeticError) as error:
+        except (ValueError, IndexError, TypeError, ArithmeticError, ModelError) as error:
             raise NotEvaluable(f"{node.op_type} {node.outputs[0].name} makes no sense: {error}") from error
         for value, result in zip(
             node.outputs, [results] if isinstance(results, np.ndarray) else results, strict=True

@@ -10,12 +10,16 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from o2o.attention import Attention
+from o2o.attention import Attention, is_attention
 from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
+from o2o.formats.constants import is_quantized
 from o2o.model import Model, shape_of
+from o2o.rewriting.clean import writes_cache
 from o2o.rewriting.io import detach_input, detach_output
+from o2o.rewriting.match import made_by
+from o2o.rewriting.selectors import add_end, ends, entry_graphs
 
 
 class ReshapeIo(Filter):
@@ -25,9 +29,9 @@ class ReshapeIo(Filter):
         x [1,64] -- FULLY_CONNECTED           =>   x [64] -- RESHAPE [1,64] -- FULLY_CONNECTED
         ADD -- y [1,1,64]                     =>   ADD -- RESHAPE -- y [64]
 
-    Every input (or output) of the old shape, in every graph, gets the new one. With as many elements as
-    before a RESHAPE keeps the meaning. With more or fewer, only the rows of a cache that nothing but
-    ATTENTION uses can change, as it looks at no row behind its position.
+    Every input (or output) of the old shape, of every graph that can be called, gets the new one. With as
+    many elements as before a RESHAPE keeps the meaning. With more or fewer, only the rows of a cache that
+    nothing but ATTENTION uses can change, as it looks at no row behind its position.
     Refused: any other change of size (a cache that is concatenated and masked for its size: run
     fuse.attention.py first); a shape that nothing has.
     """
@@ -36,7 +40,7 @@ class ReshapeIo(Filter):
     usage_example = "reshape.io.py input --by_shape [1,16,30,4] [1,16,32,4] < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("io", choices=("input", "output"), help="which ends")
+        add_end(parser)
         parser.add_argument(
             "--by_shape",
             nargs=2,
@@ -48,33 +52,34 @@ class ReshapeIo(Filter):
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
+        graphs = entry_graphs(model, None)
         for old, new in args.by_shape:
             if old == new:
                 raise UsageError(f"the old and the new shape are both {_text(old)}")
             changed = 0
-            for graph in model.graphs:
-                ends = graph.inputs if args.io == "input" else graph.outputs
-                for value in [value for value in ends if shape_of(value) == old]:
+            for graph in graphs:
+                for value in dict.fromkeys(v for v in ends(graph, args.io) if shape_of(v) == old):
                     if args.io == "input":
                         _reshape_input(graph, value, new)
                     else:
                         _reshape_output(model, graph, value, new)
                     changed += 1
             if not changed:
-                ends_ = [v for g in model.graphs for v in (g.inputs if args.io == "input" else g.outputs)]
-                shapes = sorted({shape_of(value) for value in ends_})
+                shapes = sorted({shape_of(value) for graph in graphs for value in ends(graph, args.io)})
                 there = ", ".join(_text(shape) for shape in shapes)
                 raise UsageError(f"no {args.io} has the shape {_text(old)}; there are {there}")
             self.say(f"reshaped {changed} {args.io}{'s' if changed > 1 else ''} {_text(old)} to {_text(new)}")
-        for graph in model.graphs:
+        for graph in graphs:
             _check_caches(graph)
 
 
 def _reshape_input(graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> None:
     old = shape_of(value)
-    if math.prod(old) == math.prod(new):
-        if all(use.node.op_type == "RESHAPE" for use in value.uses()) and not value.is_graph_output():
-            _set_shape(value, new)  # they give it the shape they want anyway
+    if value.is_graph_output():
+        raise ModelError(f"cannot reshape the input {value.name}: it is also an output")
+    if math.prod(old) == math.prod(new) and not _written(value):
+        if not is_quantized(value) and _is_reshaped_anyway(value):
+            _set_shape(value, new)
             _forget_layout(value)
             return
         op, inner = detach_input(graph, value)
@@ -82,18 +87,26 @@ def _reshape_input(graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> No
         _forget_layout(value)
         inner.replace_all_uses_with(op.reshape(value, old, name=f"{value.name}_reshaped"))
         return
-    if value.is_graph_output():
-        raise ModelError(f"cannot resize {value.name}: it is also an output")
     for use in value.uses():
         _check_resizable(value, use.node, use.idx, new)
     _set_shape(value, new)
+
+
+def _is_reshaped_anyway(value: ir.Value) -> bool:
+    """Whether all that happens to `value` is that it gets a shape of its own."""
+    return all(use.idx == 0 and made_by(use.node.outputs[0], "RESHAPE") for use in value.uses())
+
+
+def _written(value: ir.Value) -> bool:
+    """Whether ATTENTION updates `value` in place, which it could not through a RESHAPE."""
+    return any(use.idx in (8, 9) and writes_cache(use.node) for use in value.uses())
 
 
 def _check_resizable(value: ir.Value, node: ir.Node, operand: int, new: tuple[int, ...]) -> None:
     """Raises ModelError unless `node` takes `value` as a cache whose rows can become as many as in `new`."""
     old = shape_of(value)
     wanted = f"cannot resize {value.name} from {_text(old)} to {_text(new)}"
-    if node.op_type != "ATTENTION" or operand not in (8, 9):
+    if not is_attention(node) or operand not in (8, 9):
         hint = "; run fuse.attention.py first" if node.op_type == "CONCATENATION" else ""
         raise ModelError(f"{wanted}: {node.op_type} {node.outputs[0].name} is made for the old shape{hint}")
     attention = Attention.of(node)
@@ -117,13 +130,15 @@ def _reshape_output(model: Model, graph: ir.Graph, value: ir.Value, new: tuple[i
 
 def _check_caches(graph: ir.Graph) -> None:
     for node in graph:
-        if node.op_type == "ATTENTION":
+        if is_attention(node):
             attention = Attention.of(node)
             k, v = attention.k_cache, attention.v_cache
             if k is not None and v is not None and shape_of(k) != shape_of(v):
                 raise ModelError(
                     f"{k.name} would be {_text(shape_of(k))} and {v.name} {_text(shape_of(v))}: reshape both"
                 )
+            if k is not None:
+                _ = attention.layout  # it can still be told, by the contract or the shape
 
 
 def _forget_layout(value: ir.Value) -> None:

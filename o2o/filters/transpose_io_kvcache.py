@@ -8,12 +8,13 @@ from typing import get_args
 
 import onnx_ir as ir
 
-from o2o.attention import Attention
+from o2o.attention import Attention, is_attention
 from o2o.contract import Layout, Role, role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model, shape_of
 from o2o.rewriting.io import detach_input, detach_output
+from o2o.rewriting.selectors import entry_graphs
 
 SWAP = (0, 2, 1, 3)  # BNTH to BTNH, and back
 
@@ -38,12 +39,8 @@ class TransposeIoKvcache(Filter):
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         turned = seen = 0
-        for graph in model.graphs:
+        for graph in entry_graphs(model, None):
             caches = _caches(graph)
-            if caches and not any(model.signatures_of(graph)) and graph is not model.graphs[0]:
-                raise ModelError(
-                    f"{model.label(graph)} takes caches but has no signature to tell their layout"
-                )
             for value, role in caches.items():
                 seen += 1
                 if role.layout == args.to:
@@ -68,11 +65,13 @@ def _caches(graph: ir.Graph) -> dict[ir.Value, Role]:
     """The cache inputs and key/value outputs of `graph`, with roles that say their layout."""
     found: dict[ir.Value, Role] = {}
     for node in graph:
-        if node.op_type == "ATTENTION":
+        if is_attention(node):
             attention = Attention.of(node)
             layer = len(found) // 2
             for value, kind in ((attention.k_cache, "key_cache"), (attention.v_cache, "value_cache")):
-                if value is not None and value.is_graph_input():
+                if value is not None:
+                    if not value.is_graph_input():
+                        raise ModelError(f"the cache {value.name} of {node.op_type} is no input")
                     role = role_of(value) or Role(kind, layer)  # type: ignore[arg-type]
                     found[value] = replace(role, layout=attention.layout)
     for value in (*graph.inputs, *graph.outputs):
@@ -93,7 +92,7 @@ def _check(value: ir.Value) -> None:
 
 def _turn_input(graph: ir.Graph, value: ir.Value) -> None:
     """Swap the axes of the input `value`; its users but ATTENTION see it as before."""
-    others = [use for use in value.uses() if not (use.node.op_type == "ATTENTION" and use.idx in (8, 9))]
+    others = [use for use in value.uses() if not (is_attention(use.node) and use.idx in (8, 9))]
     attentions = [use for use in value.uses() if use not in others]
     old = shape_of(value)
     given_out = value.is_graph_output()
@@ -102,7 +101,8 @@ def _turn_input(graph: ir.Graph, value: ir.Value) -> None:
             raise ModelError(f"the cache {value.name} is also an output")
         op, inner = detach_input(graph, value)
     value.shape = ir.Shape([old[axis] for axis in SWAP])
-    value.meta.get("fields", {}).pop("shapeSignature", None)
+    if (signature := value.meta.get("fields", {}).get("shapeSignature")) is not None:
+        value.meta["fields"]["shapeSignature"] = signature[list(SWAP)]
     if others:
         inner.replace_all_uses_with(op.transpose(value, SWAP, name=f"{value.name}_turned"))
         for use in attentions:

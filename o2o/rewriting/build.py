@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from o2o.errors import ModelError
 from o2o.formats.schema import CIRCLE
 from o2o.model import DOMAIN, shape_of
 
@@ -108,7 +109,7 @@ class Builder:
         if shape_of(x) == tuple(shape):
             return x
         to = self.constant(np.asarray(shape, np.int32), f"{name or 'reshape'}_shape")
-        return self.node("RESHAPE", [x, to], shape, name=name, newShape=list(shape))
+        return _moved(x, self.node("RESHAPE", [x, to], shape, name=name, newShape=list(shape)))
 
     def transpose(self, x: ir.Value, axes: Sequence[int], name: str | None = None) -> ir.Value:
         """TRANSPOSE: axis i of the result is axis `axes[i]` of `x`; `x` itself when nothing moves."""
@@ -116,4 +117,14 @@ class Builder:
             return x
         permutation = self.constant(np.asarray(axes, np.int32), f"{name or 'transpose'}_axes")
         shape = shape_of(x)
-        return self.node("TRANSPOSE", [x, permutation], [shape[axis] for axis in axes], name=name)
+        return _moved(x, self.node("TRANSPOSE", [x, permutation], [shape[axis] for axis in axes], name=name))
+
+
+def _moved(x: ir.Value, y: ir.Value) -> ir.Value:
+    """`y`, which holds the numbers of `x` in other places, made to stand for the same. Raises ModelError."""
+    quantization = x.meta.get("fields", {}).get("quantization")
+    if quantization is not None:
+        if x.meta.get("references") or (quantization.scale is not None and len(quantization.scale) > 1):
+            raise ModelError(f"{x.name} is quantised by channel or by block: its axes cannot be moved")
+        y.meta["fields"] = {"quantization": quantization}
+    return y

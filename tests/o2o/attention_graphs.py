@@ -63,7 +63,7 @@ BROKEN = {
     "cache of its own": "the past of the cache is not a graph input",
     "cache by column": "the cache is neither [1, K, S, H] nor [1, S, K, H]",
     "layouts differ": "keys are cached as BNTH, values as BTNH",
-    "contract differs": "the contract says otherwise",
+    "contract differs": "cannot tell heads from tokens",
     "one cache for both": "which ATTENTION writes in place, is used elsewhere too",
     "one join for both": "keys and values are in one cache",
     "cache read elsewhere": "which ATTENTION writes in place, is used elsewhere too",

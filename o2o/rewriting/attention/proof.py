@@ -7,7 +7,6 @@ import math
 import onnx_ir as ir
 
 from o2o.attention import Attention
-from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.model import attribute, shape_of
 from o2o.rewriting.attention.parts import Joined, Projection, Scores
@@ -121,8 +120,7 @@ def check_layouts(attention: Attention, k: Joined, v: Joined) -> None:
         told = attention.layout
     except ModelError as error:
         miss(str(error), k.past)
-    role = role_of(v.past)
-    if told != k.layout or (role is not None and role.layout not in (None, k.layout)):
+    if told != k.layout:
         miss(f"the caches are joined as {k.layout}, but the contract says otherwise", k.past)
 
 
