@@ -71,9 +71,9 @@ class Model:
         return graph.name or f"subgraph {self.graphs.index(graph)}"
 
     def sign(self, name: str) -> None:
-        """Give a model without signatures one, for its main graph."""
-        if not self.signatures:
-            graph = self.graphs[0]
+        """Give the main graph a signature if it has none."""
+        graph = self.graphs[0]
+        if not any(self.signatures_of(graph)):
             inputs, outputs = ({v.name or "": v for v in ends} for ends in (graph.inputs, graph.outputs))
             self.signatures.append(Signature(name, graph, inputs, outputs))
 

@@ -24,7 +24,8 @@ class MergeCircles(Filter):
                                                =>   model.circle         +- weights
         decode.circle:  decode --- weights                      decode --+
 
-    Signatures keep their names; the main graph of a file without any gets the file's name, or --sig-names.
+    Signatures keep their names; a main graph without one gets one that is called after its file. --sig-names
+    calls them all anew.
     Constants are compared byte for byte (SHA-256), within and across files. Says what was shared and how
     many bytes that saved.
     State that two files keep in a variable of one name becomes one state, which is said too.
@@ -88,11 +89,18 @@ class MergeCircles(Filter):
 
     def _add_metadata(self, result: Model, model: Model, file: str) -> None:
         known = dict(result.metadata)
-        for name, data in model.metadata:
+        place: dict[int, int] = {}  # where an entry of `model` is now
+        for index, (name, data) in enumerate(model.metadata):
+            if name in known and known[name] != data:
+                self.say(f"{file}: its metadata {name!r} differs from that of an earlier file, which is kept")
+                continue
             if name not in known:
                 result.metadata.append((name, data))
-            elif known[name] != data:
-                self.say(f"{file}: its metadata {name!r} differs from that of an earlier file, which is kept")
+            place[index] = result.metadata.index((name, data))
+        for graph in model.graphs:
+            fields = graph.meta.get("fields", {})
+            if (index := fields.pop("debugMetadataIndex", -1)) in place:
+                fields["debugMetadataIndex"] = place[index]
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         """Merging is reading: there is nothing left to do."""
@@ -102,6 +110,8 @@ def _rename(signatures: Sequence[Signature], names: Sequence[str]) -> None:
     if len(names) != len(signatures):
         there = ", ".join(signature.name for signature in signatures)
         raise UsageError(f"--sig-names gives {len(names)} names for {len(signatures)} signatures ({there})")
+    if not all(name.strip() for name in names):
+        raise UsageError(f"--sig-names {';'.join(names)!r} has an empty name in it")
     for signature, name in zip(signatures, names, strict=True):
         signature.name = name.strip()
 
@@ -116,7 +126,7 @@ def _name_apart(model: Model) -> None:
     """No two graphs of one name: the later is called after its signature, or numbered."""
     names: set[str | None] = set()
     for graph in model.graphs:
-        if graph.name in names:
+        if graph.name and graph.name in names:
             signature = next(model.signatures_of(graph), None)
             graph.name = signature.name if signature is not None else graph.name
             stem, count = graph.name, 1
