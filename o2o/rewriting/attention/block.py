@@ -73,7 +73,7 @@ def match_block(softmax: ir.Node, visibility: Visibility, inner: Collection[ir.G
     new = Factors({**factors.sizes, "S": T})
     k_axes = proof.rotated(new, k, k_rotation, k_inner.layout, "S", "KH")
     v_axes = new.through(v_inner.layout, proof.projected(new, v, "S", "KH"))
-    k_axes = proof.join(factors, k_joined, k_axes, scores.matmul)
+    k_axes = proof.join(factors, k_joined, k_axes, softmax)
     v_axes = proof.join(factors, v_joined, v_axes, product)
     k_axes = factors.through(k_path.layout, k_axes, broadcast="G")
     v_axes = factors.through(v_path.layout, v_axes, broadcast="G")

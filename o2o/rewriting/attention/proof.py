@@ -84,7 +84,7 @@ def rotated(
 def join(factors: Factors, joined: Joined, axes: Axes, until: ir.Node) -> Axes:
     """The axes after the cache: the token axis of the new becomes that of the whole.
 
-    until: the BATCH_MATMUL that takes what is joined.
+    until: the node before which nothing else may use what comes of the cache.
     """
     if joined.node is None:
         return axes
