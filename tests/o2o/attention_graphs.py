@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from o2o.contract import Role
 from o2o.model import Model
-from tests.o2o.graphs import INT64, Graph, weights
+from tests.o2o.graphs import INT32, INT64, Graph, weights
 
 HIDDEN = np.float32(-1e9)
 D = 12  # model dim
@@ -39,6 +39,8 @@ class Form:
     flat: bool = False  # projections without the batch axis
     layout: str = "BNTH"  # of the caches, or BTNH
     told: str = "BNTH"  # what the contract says of them; nothing when empty
+    int32: bool = False  # positions, else int64
+    every: bool = False  # a position for every token, instead of one for the first
     broken: str = ""  # see BROKEN
 
 
@@ -68,6 +70,7 @@ BROKEN = {
     "one join for both": "keys and values are in one cache",
     "cache read elsewhere": "which ATTENTION writes in place, is used elsewhere too",
     "cache passed through": "which ATTENTION writes in place, is used elsewhere too",
+    "scores given out": "the joined cache is used elsewhere too",
     "joined cache given out": "the joined cache is used elsewhere too",
     "cached values scaled": "the values are scaled",
     "neither cache nor rotation": "nothing would tell the head dimension",
@@ -91,7 +94,8 @@ def feeds_at(form: Form, position: int, seed: int = 0) -> dict[str, np.ndarray]:
     if form.broken == "other input":
         feeds["x2"] = generator.standard_normal((1, form.T, D)).astype(np.float32)
     if form.join != "none" or form.rotate:
-        feeds["position"] = np.array([position])
+        first = np.arange(form.T if form.every else 1)
+        feeds["position"] = (position + first).astype(np.int32 if form.int32 else np.int64)
     if form.broken == "value cache elsewhere":
         feeds["position_2"] = np.array([position])
     if form.join != "none":
@@ -130,6 +134,8 @@ def forms() -> st.SearchStrategy[Form]:
             flat=draw(st.booleans()),
             layout=(layout := draw(st.sampled_from(["BNTH", "BTNH"]))),
             told=draw(st.sampled_from([layout, ""])),
+            int32=draw(st.booleans()),
+            every=draw(st.booleans()),
         )
 
     return draw()
@@ -149,7 +155,8 @@ class _Block:
         x = graph.input("x", [1, T, D])
         x_k = graph.input("x2", [1, T, D]) if form.broken == "other input" else x
         if form.join != "none" or form.rotate:
-            self.position = graph.input("position", [1], INT64)
+            self.integer = INT32 if form.int32 else INT64
+            self.position = graph.input("position", [form.T if form.every else 1], self.integer)
         if form.broken == "position among others":
             others = graph.input("others", [7], INT64)
             begin, one = graph.constant("begin", np.int32([0])), graph.constant("one", np.int32([1]))
@@ -193,6 +200,8 @@ class _Block:
             scores = graph.op("ADD", [scores, mask], [1, *_shape(scores)], name="masked")
         elif mask is not None:
             scores = graph.op("ADD", [scores, mask], _shape(scores), name="masked")
+        if form.broken == "scores given out":
+            self.more_outputs.append(scores)
         if form.broken == "two masks":
             zeros = graph.constant("zeros", np.zeros((1, 1, T, S), np.float32))
             scores = graph.op("ADD", [scores, zeros], _shape(scores), name="masked twice")
@@ -256,9 +265,13 @@ class _Block:
         """cos, sin [1, 1, T, H] of the position plus 0 .. T-1."""
         form, graph = self.form, self.graph
         assert self.position is not None
-        start = graph.op("CAST", [self.position], [1], ir.DataType.FLOAT, name=f"{name}float")
-        steps = graph.constant("steps", np.arange(form.T, dtype=np.float32)[:, None])
-        position = graph.op("ADD", [steps, start], [form.T, 1])
+        if form.every:
+            rows = graph.op("CAST", [self.position], [form.T], ir.DataType.FLOAT, name=f"{name}float")
+            position = self.reshape(rows, [form.T, 1])
+        else:
+            start = graph.op("CAST", [self.position], [1], ir.DataType.FLOAT, name=f"{name}float")
+            steps = graph.constant("steps", np.arange(form.T, dtype=np.float32)[:, None])
+            position = graph.op("ADD", [steps, start], [form.T, 1])
         base = 50.0 if name else 100.0
         frequency = graph.constant(
             "frequency", np.tile(base ** -np.arange(0, 1, 2 / form.H), 2).astype(np.float32)
@@ -266,6 +279,14 @@ class _Block:
         angle = graph.op("MUL", [position, frequency], [form.T, form.H])
         cos, sin = (graph.op(which, [angle], [form.T, form.H]) for which in ("COS", "SIN"))
         return self.reshape(cos, [1, 1, form.T, form.H]), self.reshape(sin, [1, 1, form.T, form.H])
+
+    def first(self) -> ir.Value:
+        """The position of the first token, [1]."""
+        assert self.position is not None
+        if not self.form.every:
+            return self.position
+        bounds = [self.graph.constant("first", np.array([n], np.int32)) for n in (0, 1)]
+        return self.graph.op("SLICE", [self.position, *bounds], [1])
 
     def rotated(self, x: ir.Value, tables: tuple[ir.Value, ir.Value]) -> ir.Value:
         graph, shape, half = self.graph, list(_shape(x)), self.form.H // 2
@@ -322,7 +343,7 @@ class _Block:
             shape = _shape(past)
             shape[axis] += form.T
             return graph.op("CONCATENATION", parts, shape, axis=axis)
-        position = self.position
+        position = self.first()
         if form.broken == "value cache elsewhere" and "value" in name:
             position = self.position_2
         start = [graph.constant("zero", np.zeros(1, np.int32))] * 4
@@ -372,15 +393,18 @@ class _Block:
         query, key = np.arange(T)[:, None], np.arange(S)[None, :]
         if form.join == "none":
             return graph.constant("mask", np.where(key <= query, np.float32(0), HIDDEN)[None, None])
-        assert self.position is not None
+        number = np.int32 if form.int32 else np.int64
         slots = key - query
         if form.join == "concat":  # old rows before the position count, new ones up to the query's own
             slots = np.where(key < form.past, key, np.where(key - form.past <= query, -1, 10**6)) + 0 * query
-            limit = self.position
+            limit = self.first()
         else:
-            limit = graph.op("ADD", [self.position, graph.constant("one", np.array([1]))], [1])
+            limit = graph.op("ADD", [self.first(), graph.constant("one", number(1))], [1])
         visible = graph.op(
-            "LESS", [graph.constant("slots", slots[None, None]), limit], [1, 1, T, S], ir.DataType.BOOL
+            "LESS",
+            [graph.constant("slots", number(slots[None, None])), limit],
+            [1, 1, T, S],
+            ir.DataType.BOOL,
         )
         choice = [graph.constant("shown", np.float32(0)), graph.constant("hidden", HIDDEN)]
         return graph.op("SELECT_V2", [visible, *choice], [1, 1, T, S], ir.DataType.FLOAT)

@@ -98,6 +98,7 @@ NEAR_MISSES = {
     "cache passed through": Form(join="concat"),
     "joined cache given out": Form(join="concat"),
     "cached values scaled": Form(join="concat"),
+    "scores given out": Form(join="concat"),
     "position among others": Form(join="slice"),
     "one join for both": Form(join="slice", rotate=False),
     "contract differs": Form(join="slice", told="BTNH"),
