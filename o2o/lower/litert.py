@@ -67,11 +67,11 @@ def _called(model: Model, graph: ir.Graph, node: ir.Node) -> str:
 
 def _check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     """Raises ModelError for operands that what is built here would not compute with."""
-    for value in node.inputs:
+    for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        integer = value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
-        if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or integer):
+        position = index == 10 and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+        if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or position):
             raise ModelError(f"{_called(model, graph, node)}: {value.name} is {value.dtype}, not float32")
         if is_dynamic(value):
             raise ModelError(f"{_called(model, graph, node)}: {value.name} has no fixed shape")
@@ -228,6 +228,11 @@ def _update(
         new = _heads_first(op, new)
     updated = op.node("DYNAMIC_UPDATE_SLICE", [cache, new, start], shape_of(cache), name=f"{kind}s")
     _give_out(model, graph, cache, updated, kind)
+    nodes = list(graph)
+    behind = set(nodes[nodes.index(op.before) + 1 :])  # type: ignore[arg-type]
+    for use in list(cache.uses()):
+        if use.node in behind:  # it sees what was written
+            use.node.replace_input_with(use.idx, updated)
     return updated if layout == "BNTH" else op.transpose(updated, (0, 2, 1, 3), name=f"{kind}s_by_head")
 
 
@@ -235,6 +240,8 @@ def _give_out(model: Model, graph: ir.Graph, cache: ir.Value, updated: ir.Value,
     """Make the updated cache an output, in the place of one that is the same by its role."""
     if not cache.is_graph_input():
         raise ModelError(f"ATTENTION writes {cache.name} in place, which is no input of {model.label(graph)}")
+    if cache.is_graph_output():
+        raise ModelError(f"ATTENTION writes {cache.name} in place, which {model.label(graph)} also gives out")
     told = role_of(cache)
     if told is not None:
         role = replace(told, kind=told.kind.removesuffix("_cache"))  # type: ignore[arg-type]

@@ -258,6 +258,41 @@ def test_a_cache_that_is_no_input_is_refused() -> None:
         reference.run(graph.ir, feeds_at(model, 0))
 
 
+@pytest.mark.parametrize("when", ["before", "behind"])
+def test_who_reads_a_cache_sees_what_is_in_it_then(when: str) -> None:
+    model = attention(Form(layout="BNTH"))
+    graph = Graph("decode")
+    graph.ir = model.graphs[0]
+    (node,) = (node for node in graph.ir if node.op_type == "ATTENTION")
+    looks = [graph.op("NEG", [node.inputs[k]], [1, 2, 7, 4], name=f"look{k}") for k in (8, 9)]
+    if when == "before":
+        graph.ir.insert_before(node, [look.producer() for look in looks])  # type: ignore[misc]
+    graph.output(*looks)
+    given_ = feeds_at(model, 3)
+    expected = reference.run(graph.ir, {name: array.copy() for name, array in given_.items()})
+    found = graphs.run(lower(model), given_)
+    for name in ("y", "look8", "look9"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+def test_a_cache_that_two_write_is_refused() -> None:
+    """The second would have to write what the first gave out."""
+    model = attention(Form(layout="BNTH"))
+    graph = Graph("decode")
+    graph.ir = model.graphs[0]
+    (node,) = (node for node in graph.ir if node.op_type == "ATTENTION")
+    graph.output(graph.op("ATTENTION", node.inputs, [1, 1, D], name="again"))
+    with pytest.raises(ModelError, match="in place, which is no input"):
+        lower(model)
+
+
+def test_a_cache_that_is_given_out_as_it_came_is_refused() -> None:
+    model = attention(Form(layout="BNTH"))
+    model.graphs[0].outputs.append(model.graphs[0].inputs[3])
+    with pytest.raises(ModelError, match="which decode also gives out"):
+        lower(model)
+
+
 def test_a_branch_that_writes_caches_is_refused() -> None:
     """Its output would have to come out of the operator that runs it."""
     model = attention(Form(layout="BNTH"))
