@@ -10,7 +10,7 @@ from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.formats.schema import DIALECTS
-from o2o.model import Model, shape_of
+from o2o.model import DOMAIN, Model, shape_of
 from o2o.rewriting.build import Builder
 from o2o.rewriting.selectors import entry_graphs, names, names_of
 from o2o.summary import dtype_name
@@ -88,7 +88,9 @@ def _downcast(model: Model, graph: ir.Graph, value: ir.Value) -> bool:
     value.type = ir.TensorType(INT32)
     others = []
     for use in value.uses():
-        if use.node.op_type == "CAST":
+        if use.node.domain != DOMAIN:
+            others.append(use)
+        elif use.node.op_type == "CAST":
             result = use.node.outputs[0]
             if result.dtype == INT32 and not result.is_graph_output():
                 result.replace_all_uses_with(value)

@@ -29,11 +29,13 @@ class FuseAttention(Fusion):
     layers and heads, grouped-query or not, prefill and decode, rotated or not, caches joined by
     CONCATENATION or DYNAMIC_UPDATE_SLICE. Axes are followed through every reshape and transpose, and a mask
     is computed at every position: a causal one needs no operand, any other stays as the mask operand. A
-    fused decode step writes its keys and values into its caches, in place, at `pos`.
+    fused decode step writes its keys and values into its caches, in place, at `pos`. Where a concatenated
+    cache is full, there is room for them only after reshape.io.py. A position for each of several tokens is
+    taken to be one more than that of the token before it.
 
-    Left alone, with the reason (--explain): biases, several tokens' positions out of order, scales other
-    than 1/sqrt(H), masks that a concatenated cache cannot keep. A concatenation without a mask is right at
-    one position only, that of a full cache; with --assume-full-cache that is taken as given.
+    Left alone, with the reason (--explain): biases, scales other than 1/sqrt(H), caches that anyone else
+    reads, masks that a concatenated cache cannot keep. A concatenation without a mask is right at one
+    position only, that of a full cache; with --assume-full-cache that is taken as given.
     """
 
     name = "fuse.attention.py"

@@ -72,6 +72,9 @@ class Visibility:
             position = next((value for value in graph.inputs if value.name == self.full_cache), None)
             if position is None:
                 miss(f"--assume-full-cache: there is no input {self.full_cache}", last.outputs[0])
+            position_leaf(position, "--assume-full-cache")
+            if math.prod(shape_of(position)) != 1:
+                miss("--assume-full-cache names an input that is no position of one token", position)
             return position
         miss(
             "the cache is concatenated without a mask: all of it counts, which is the same as one written "

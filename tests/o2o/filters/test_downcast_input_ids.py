@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.contract import Role, contract_of
-from o2o.model import Model
+from o2o.model import CUSTOM_DOMAIN, Model
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import (
     FLOAT,
@@ -116,3 +116,16 @@ def test_refusals(command: Command) -> None:
     graph.output(graph.input("input_ids", [2], ir.DataType.INT64))
     code, message = command.refusal(graph.model())
     assert (code, message) == (1, "main: input_ids cannot become int32: it is also an output")
+
+
+def test_a_custom_operator_called_cast_gets_what_it_got(command: Command) -> None:
+    graph = Graph("main")
+    ids, y = graph.input("input_ids", [1, 2], INT64), graph.value("y", [1, 2])
+    graph.node("CAST", [ids], [y], domain=CUSTOM_DOMAIN)
+    graph.output(y)
+    after = command(graph.model())
+    assert [(node.domain, node.op_type) for node in after.graphs[0]] == [
+        ("circle", "CAST"),
+        (CUSTOM_DOMAIN, "CAST"),
+    ]
+    assert after.graphs[0][1].inputs[0].dtype == INT64

@@ -151,11 +151,60 @@ def test_a_concatenated_cache_without_mask_needs_a_promise() -> None:
     form = Form(join="concat", mask="none", past=5)
     assert "--assume-full-cache" in fuse(build(form))[1]
     assert "there is no input nowhere" in fuse(build(form), "nowhere")[1]
+    assert "depends on x, which is no position" in fuse(build(form), "x")[1]
+    several = build(form)
+    others = several.graphs[0].inputs[1]
+    others.shape = ir.Shape([4])
+    assert "no position of one token" in fuse(several, "position")[1]
     model = build(form)
     assert fuse(model, "position") == ["main: fused 1 attention block"]
     node = next(node for node in model.graphs[0] if node.op_type == "ATTENTION")
     assert node.inputs[10] is not None
     assert node.inputs[10].name == "position"
+
+
+def two_layers(form: Form, shared: bool) -> Model:
+    """The block twice, the second on the first one's result; on caches of its own or on the first one's."""
+    model = build(form)
+    graph = model.graphs[0]
+    (y,) = graph.outputs
+    now: dict[ir.Value | None, ir.Value | None] = {graph.inputs[0]: y}
+    for value in list(graph.inputs):
+        if (value.name or "").startswith("past_") and not shared:
+            now[value] = ir.Value(name=f"{value.name}_1", shape=value.shape, type=value.type)
+            graph.inputs.append(now[value])
+    for node in list(graph):
+        outputs = [ir.Value(name=f"{v.name}_1", shape=v.shape, type=v.type) for v in node.outputs]
+        inputs = [now.get(value, value) for value in node.inputs]
+        graph.append(ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=outputs))
+        now.update(zip(node.outputs, outputs, strict=True))
+    graph.outputs.append(now[y])
+    model.signatures.clear()
+    return model
+
+
+@pytest.mark.parametrize("join", ["concat", "slice"])
+def test_two_layers(join: str) -> None:
+    form = Form(T=2, join=join)
+    before, after = two_layers(form, shared=False), two_layers(form, shared=False)
+    assert fuse(after) == ["main: fused 2 attention blocks"]
+    for position in positions(form):
+        feeds = feeds_at(form, position)
+        others = feeds_at(form, position, seed=1)
+        feeds |= {f"{name}_1": array for name, array in others.items() if "past" in name}
+        expected = reference.run(before.graphs[0], feeds)
+        found = reference.run(reread(after).graphs[0], feeds)
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-4)
+
+
+@pytest.mark.parametrize("join", ["concat", "slice"])
+def test_two_layers_on_one_cache_are_left_alone(join: str) -> None:
+    """Written in place, each would find what the other left."""
+    model = two_layers(Form(T=2, join=join), shared=True)
+    said = fuse(model)
+    assert said[0] == "main: fused 0 attention blocks, left 2 candidates alone"
+    assert all("which ATTENTION writes in place, is used elsewhere too" in line for line in said[1:])
 
 
 def test_several_tokens_that_all_see_each_other_are_not_promised_away() -> None:
