@@ -348,7 +348,7 @@ def test_the_guides_line_on_an_exported_graph(exported_model) -> None:
         if entry["role"].endswith("_cache"):
             assert (entry["shape"], entry["layout"]) == ([1, 16, 32, 4], "BNTH")
     static = formats.load(exported_model("demo", "static"))
-    for position in (0, 1, 17, 29, 30, 31):
+    for position in range(32):
         given_ = exported_feeds(static, position)
         expected = reference.run(static.graphs[0], {name: array.copy() for name, array in given_.items()})
         if position < 30:
