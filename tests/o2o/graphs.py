@@ -196,6 +196,21 @@ def run(
     return {value.name or "": results[name] for name, value in signature.outputs.items()}
 
 
+def assert_means_the_same(before: Model, after: Model, atol: float = 1e-6) -> None:
+    """The same numbers by the reference, and on LiteRT once lowered, which uses `after` up."""
+    from o2o import reference
+    from o2o.lower.litert import lower
+
+    given = feeds(before)
+    expected = reference.run(before.graphs[0], given)
+    found = reference.run(after.graphs[0], given)
+    lowered = run(lower(after), given)
+    assert list(found) == list(lowered) == list(expected)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=atol)
+        np.testing.assert_allclose(lowered[name], expected[name], rtol=1e-5, atol=atol)
+
+
 def assert_same_results(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
     assert list(before) == list(after)
     for name in before:

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from o2o import formats, reference
 from o2o.contract import contract_of
-from o2o.lower.litert import lower
 from o2o.model import CUSTOM_DOMAIN, Model
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
-from tests.o2o.graphs import Graph, exported_feeds, feeds, operators, weights
+from tests.o2o.graphs import Graph, assert_means_the_same, exported_feeds, operators, weights
 
 D = 6
 EPSILON = 0.25  # large enough for a lost one to show
@@ -138,18 +137,6 @@ def build(form: Form) -> Model:
     return graph.model()
 
 
-def assert_same(before: Model, after: Model) -> None:
-    """The same numbers by the reference, and by LiteRT once lowered."""
-    given = feeds(before)
-    expected = reference.run(before.graphs[0], given)
-    found = reference.run(after.graphs[0], given)
-    lowered = graphs.run(lower(after), given)
-    assert list(found) == list(lowered) == list(expected)
-    for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(lowered[name], expected[name], rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.square} {form.root} {form.swapped}")
 def test_every_spelling_is_fused_and_means_the_same(command: Command, form: Form) -> None:
     before = build(form)
@@ -159,7 +146,7 @@ def test_every_spelling_is_fused_and_means_the_same(command: Command, form: Form
     (node,) = (node for node in after.graphs[0] if node.op_type == "RMS_NORM")
     assert node.attributes["epsilon"].value == EPSILON
     assert after.history[-1]["filter"] == "fuse.rms_norm.py"
-    assert_same(before, after)
+    assert_means_the_same(before, after)
 
 
 @settings(max_examples=25, deadline=None)
@@ -172,7 +159,7 @@ def test_any_rank(batch: list[int], form: Form, negative: bool) -> None:
     filter_ = FuseRmsNorm()
     filter_.apply(after, filter_.parser().parse_args([]))
     assert operators(after) == {"RMS_NORM": 1, "NEG": 1}
-    assert_same(before, after)
+    assert_means_the_same(before, after)
 
 
 SPELLING = {
@@ -212,7 +199,7 @@ def test_what_the_mean_is_used_for_besides_goes_on(command: Command) -> None:
     before.graphs[0].outputs.append(mean)
     after = command(before)
     assert operators(after) == {"MUL": 1, "MEAN": 1, "RMS_NORM": 1, "NEG": 1}
-    assert_same(before, after)
+    assert_means_the_same(before, after)
 
 
 def test_integers_and_what_is_quantised_are_no_candidates(command: Command) -> None:

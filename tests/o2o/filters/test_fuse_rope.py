@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 
 from o2o import formats, reference
 from o2o.contract import contract_of
-from o2o.lower.litert import lower
 from o2o.model import CUSTOM_DOMAIN, Model
-from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
-from tests.o2o.graphs import Graph, exported_feeds, feeds, operators
+from tests.o2o.graphs import Graph, assert_means_the_same, exported_feeds, operators
 
 
 @dataclass(frozen=True)
@@ -167,17 +165,6 @@ def build(form: Form) -> Model:
     return graph.model()
 
 
-def assert_same(before: Model, after: Model) -> None:
-    given = feeds(before)
-    expected = reference.run(before.graphs[0], given)
-    found = reference.run(after.graphs[0], given)
-    lowered = graphs.run(lower(after), given)
-    assert list(found) == list(lowered) == list(expected)
-    for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(lowered[name], expected[name], rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.slicing} {form.negation} {form.swapped}")
 def test_every_spelling_is_fused_and_means_the_same(command: Command, form: Form) -> None:
     before = build(form)
@@ -186,7 +173,7 @@ def test_every_spelling_is_fused_and_means_the_same(command: Command, form: Form
     assert operators(after) == {"ROPE": 1}
     assert [value.name for value in after.graphs[0][0].inputs if value] == ["x", "sin", "cos"]
     assert after.history[-1]["filter"] == "fuse.rope.py"
-    assert_same(before, after)
+    assert_means_the_same(before, after)
 
 
 @settings(max_examples=25, deadline=None)
@@ -203,7 +190,7 @@ def test_any_size(form: Form, shape: tuple[int, int, int, int], one_row: bool) -
     filter_ = FuseRope()
     filter_.apply(after, filter_.parser().parse_args([]))
     assert operators(after) == {"ROPE": 1}
-    assert_same(before, after)
+    assert_means_the_same(before, after)
 
 
 SPELLING = {
@@ -239,7 +226,7 @@ def test_a_table_may_be_computed_from_what_is_rotated(command: Command) -> None:
     nodes["cos"].replace_input_with(1, before.graphs[0].inputs[0])
     after = command(before)
     assert operators(after) == {"ROPE": 1}
-    assert_same(before, after)
+    assert_means_the_same(before, after)
 
 
 @pytest.mark.parametrize("form", ["prefill", "concat", "static"])
