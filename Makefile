@@ -15,6 +15,9 @@ PROMPT     ?= Lily picked up a flower.
 # Where the plain index serves PyTorch with CUDA, name the index of its CPU builds here.
 TORCH      ?= torch==2.13.0
 
+# By way of the environment, so that a prompt may have quotes in it.
+export PROMPT
+
 BIN     := $(VENV)/bin
 SOURCES := $(shell find export o2o tinyllama -name '*.py') $(wildcard $(MODEL)/*)
 
@@ -41,7 +44,7 @@ $(PACKAGE)/.made-of: FORCE
 	@echo '$(MODEL) $(MAX_LENGTH) $(CACHE)' | cmp -s - '$@' || echo '$(MODEL) $(MAX_LENGTH) $(CACHE)' > '$@'
 
 run: package
-	@$(BIN)/python -m runtime_py.run '$(PACKAGE)' --prompt '$(PROMPT)'
+	@$(BIN)/python -m runtime_py.run '$(PACKAGE)' --prompt "$$PROMPT"
 
 test: setup
 	$(BIN)/python -m pytest -n auto

@@ -10,6 +10,7 @@
     naming       readable tensor names
     weights      parameters become constants that refer to the checkpoint's bytes
     build        all of it, in order: `prefill()` and `decode()`
+    package      the tokenizer's and other files that go along with the model
 
 Shapes are told in these letters: B batch, T tokens, S (or C) cache capacity, N query heads, K key/value
 heads, H head dimension, D model dimension, V vocabulary.

@@ -14,10 +14,25 @@ from o2o.contract import Layout, role_of
 from o2o.errors import ModelError
 from o2o.model import DOMAIN, shape_of
 
+CACHES = (8, 9)  # the numbers of the operands k_cache and v_cache
+POSITION = 10  # and of pos
+
 
 def is_attention(node: ir.Node) -> bool:
     """Whether `node` is this operator, rather than a custom one of its name."""
     return node.domain == DOMAIN and node.op_type == "ATTENTION"
+
+
+def takes_as_cache(node: ir.Node, operand: int) -> bool:
+    """Whether the operand of that number is a cache, which ATTENTION takes in either layout."""
+    return is_attention(node) and operand in CACHES
+
+
+def writes_cache(node: ir.Node) -> bool:
+    """Whether `node` is an ATTENTION that updates caches in place."""
+    return is_attention(node) and any(
+        operand in CACHES and value is not None for operand, value in enumerate(node.inputs)
+    )
 
 
 @dataclass

@@ -28,11 +28,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.attention import Attention
+from o2o.attention import Attention, writes_cache
 from o2o.errors import ModelError
 from o2o.formats.constants import is_constant, is_quantized, numbers
 from o2o.model import DOMAIN, attribute, shape_of
-from o2o.rewriting.clean import writes_cache
 
 Array = np.ndarray
 Kernel = Callable[..., Array | Sequence[Array]]

@@ -13,8 +13,8 @@ from runtime_py.tokenizer import Tokenizer, load_tokenizer, read_json
 
 MODELS = ("model.circle", "model.tflite")
 WORTH_SHARING = 16_000_000
-"""Bytes of a model from which threads pay: one step of less takes under a millisecond. On two cores, one
-thread and two took 0.12 and 0.16 ms for 3 MB, 0.95 and 0.85 for 25 MB, 1.87 and 1.40 for 61 MB."""
+"""Bytes of a model from which threads pay: a step of less is over before they have met. `bench/threads.py`
+compares, package by package."""
 _WANTED = "a package is a folder with model.circle and a tokenizer"
 
 

@@ -138,8 +138,8 @@ class Filter:
                 print(f"{cls.name}: {message}", file=sys.stderr)
             return code
 
-        # A filter lives for one model, most of which it keeps to the end: looking for garbage among tens of
-        # thousands of objects that are none would be a sixth of its time.
+        # A filter lives for one model, most of which it keeps to the end: it would only lose time looking
+        # for garbage among tens of thousands of objects that are none.
         collecting = gc.isenabled()
         gc.disable()
         try:

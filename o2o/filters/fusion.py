@@ -12,6 +12,7 @@ from o2o.filters.base import Filter
 from o2o.model import DOMAIN, Model, is_dynamic
 from o2o.rewriting.clean import remove_dead_nodes
 from o2o.rewriting.match import Miss, miss
+from o2o.wording import counted
 
 
 class Fusion(Filter):
@@ -42,7 +43,6 @@ class Fusion(Filter):
         raise NotImplementedError
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
-        self.args = args
         for graph in model.graphs:
             if (dynamic := _dynamic_value(graph)) is not None:
                 self.say(f"{model.label(graph)}: left alone, as {dynamic.name} has no fixed shape")
@@ -64,12 +64,11 @@ class Fusion(Filter):
             self._report(model.label(graph), fused, misses, args.explain)
 
     def _report(self, label: str, fused: int, misses: list[tuple[ir.Node, Miss]], explain: bool) -> None:
-        plural = "" if fused == 1 else "s"
         left = ""
         if misses:
-            left = f", left {len(misses)} candidate{'' if len(misses) == 1 else 's'} alone"
+            left = f", left {counted(len(misses), 'candidate')} alone"
             left += "" if explain else " (--explain tells why)"
-        self.say(f"{label}: fused {fused} {self.noun}{plural}{left}")
+        self.say(f"{label}: fused {counted(fused, self.noun)}{left}")
         if explain:
             for node, miss in misses:
                 self.say(f"{label}: {node.op_type} {node.outputs[0].name}: {miss}")

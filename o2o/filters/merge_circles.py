@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
-from o2o.formats.constants import constant, storage_key
+from o2o.formats.constants import bytes_in_memory, constant, storage_key
 from o2o.model import Model, Signature, attribute, shape_of
 
 
@@ -154,10 +154,12 @@ def share_constants(model: Model) -> tuple[int, int, int]:
         first: dict[bytes, np.ndarray] = {}
         for value in values if len(values) > 1 and size else ():
             tensor = value.const_value
-            raw = _raw(tensor)  # type: ignore[arg-type]
-            digest = hashlib.sha256(raw).digest()  # type: ignore[arg-type]
+            assert tensor is not None
+            raw = bytes_in_memory(tensor)
+            raw = np.frombuffer(tensor.tobytes(), np.uint8) if raw is None else raw
+            digest = hashlib.sha256(raw.data).digest()
             if digest in first:
-                original[storage_key(tensor)] = first[digest]  # type: ignore[arg-type]
+                original[storage_key(tensor)] = first[digest]
                 shared, saved = shared + 1, saved + size
             else:
                 first[digest] = raw
@@ -177,14 +179,6 @@ def _constants(model: Model) -> Iterator[ir.Value]:
         for value in (*graph.initializers.values(), *graph.meta.get("loose", ())):
             if value.const_value is not None:
                 yield value
-
-
-def _raw(tensor: ir.TensorProtocol) -> np.ndarray:
-    """The bytes of a constant, uint8 [nbytes], not copied when they are in memory."""
-    raw = getattr(tensor, "raw", None)
-    if isinstance(raw, np.ndarray) and raw.flags.c_contiguous:
-        return raw.reshape(-1).view(np.uint8)
-    return np.frombuffer(tensor.tobytes(), np.uint8)
 
 
 main = MergeCircles.main

@@ -10,16 +10,16 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from o2o.attention import Attention, is_attention
+from o2o.attention import Attention, is_attention, takes_as_cache
 from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.formats.constants import is_quantized
 from o2o.model import Model, shape_of
-from o2o.rewriting.clean import writes_cache
 from o2o.rewriting.io import detach_input, detach_output
 from o2o.rewriting.match import made_by
 from o2o.rewriting.selectors import add_end, ends, entry_graphs
+from o2o.wording import counted
 
 
 class ReshapeIo(Filter):
@@ -68,7 +68,7 @@ class ReshapeIo(Filter):
                 shapes = sorted({shape_of(value) for graph in graphs for value in ends(graph, args.io)})
                 there = ", ".join(_text(shape) for shape in shapes)
                 raise UsageError(f"no {args.io} has the shape {_text(old)}; there are {there}")
-            self.say(f"reshaped {changed} {args.io}{'s' if changed > 1 else ''} {_text(old)} to {_text(new)}")
+            self.say(f"reshaped {counted(changed, args.io)} {_text(old)} to {_text(new)}")
         for graph in graphs:
             _check_caches(graph)
 
@@ -99,14 +99,14 @@ def _is_reshaped_anyway(value: ir.Value) -> bool:
 
 def _written(value: ir.Value) -> bool:
     """Whether ATTENTION updates `value` in place, which it could not through a RESHAPE."""
-    return any(use.idx in (8, 9) and writes_cache(use.node) for use in value.uses())
+    return any(takes_as_cache(use.node, use.idx) for use in value.uses())
 
 
 def _check_resizable(value: ir.Value, node: ir.Node, operand: int, new: tuple[int, ...]) -> None:
     """Raises ModelError unless `node` takes `value` as a cache whose rows can become as many as in `new`."""
     old = shape_of(value)
     wanted = f"cannot resize {value.name} from {_text(old)} to {_text(new)}"
-    if not is_attention(node) or operand not in (8, 9):
+    if not takes_as_cache(node, operand):
         hint = "; run fuse.attention.py first" if node.op_type == "CONCATENATION" else ""
         raise ModelError(f"{wanted}: {node.op_type} {node.outputs[0].name} is made for the old shape{hint}")
     attention = Attention.of(node)

@@ -8,7 +8,7 @@ from typing import get_args
 
 import onnx_ir as ir
 
-from o2o.attention import Attention, is_attention
+from o2o.attention import Attention, is_attention, takes_as_cache
 from o2o.contract import Layout, Role, role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
@@ -92,7 +92,7 @@ def _check(value: ir.Value) -> None:
 
 def _turn_input(graph: ir.Graph, value: ir.Value) -> None:
     """Swap the axes of the input `value`; its users but ATTENTION see it as before."""
-    others = [use for use in value.uses() if not (is_attention(use.node) and use.idx in (8, 9))]
+    others = [use for use in value.uses() if not takes_as_cache(use.node, use.idx)]
     attentions = [use for use in value.uses() if use not in others]
     old = shape_of(value)
     given_out = value.is_graph_output()

@@ -27,9 +27,8 @@ def constant(
 
 def reshaped(tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str) -> ir.TensorProtocol:
     """The same numbers in another shape, over the same bytes when those are in memory."""
-    raw = getattr(tensor, "raw", None)
-    if isinstance(raw, np.ndarray) and raw.flags.c_contiguous:
-        return constant(raw.reshape(-1).view(np.uint8), tensor.dtype, shape, name)
+    if (raw := bytes_in_memory(tensor)) is not None:
+        return constant(raw, tensor.dtype, shape, name)
     return ir.Tensor(tensor.numpy().reshape(shape), tensor.dtype, shape=ir.Shape(shape), name=name)
 
 
@@ -56,13 +55,21 @@ def is_quantized(value: ir.Value) -> bool:
     return (scale is not None and len(scale) > 0) or getattr(quantization, "details", None) is not None
 
 
+def bytes_in_memory(tensor: ir.TensorProtocol) -> np.ndarray | None:
+    """The bytes of a constant, uint8 [nbytes], not copied; None when they are not in memory as they are
+    written (a file's, converted on the way, or a transposed view's)."""
+    raw = getattr(tensor, "raw", None)
+    if isinstance(raw, np.ndarray) and raw.flags.c_contiguous:
+        return raw.reshape(-1).view(np.uint8)
+    return None
+
+
 def storage_key(tensor: ir.TensorProtocol) -> tuple[int, int]:
     """Equal for two constants that are views of the same bytes in memory (or in the mapped file).
 
     Within one model this is what keeps a buffer that several tensors share a single buffer, without
     looking at its contents.
     """
-    raw = getattr(tensor, "raw", None)
-    if isinstance(raw, np.ndarray) and raw.flags.c_contiguous:  # a transposed view has other bytes to write
+    if (raw := bytes_in_memory(tensor)) is not None:
         return raw.__array_interface__["data"][0], raw.nbytes
     return id(tensor), tensor.nbytes

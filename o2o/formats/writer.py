@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats.constants import LARGE, storage_key
+from o2o.formats.constants import LARGE, bytes_in_memory, storage_key
 from o2o.formats.schema import DIALECTS, SUBGRAPH_FIELDS, Dialect
 from o2o.model import CUSTOM_DOMAIN, Model, Signature
 
@@ -79,7 +79,7 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> tuple[bytes, list[Segme
                 buffer.data, buffer.offset, buffer.size = None, 1, 1
         tables = _pack(root, builder.dialect)
     segments: list[Segment] = []
-    position = len(tables)
+    position = inside = len(tables)  # the end so far, and that of what FlatBuffers' own offsets reach
     fields = _BufferFields(tables)
     for pass_large in (False, True):
         for index, payload in enumerate(payloads):
@@ -97,15 +97,17 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> tuple[bytes, list[Segme
                 segments.append(Segment(start - 4, struct.pack("<I", sizes[index])))
                 segments.append(Segment(start, payload))
             position = start + sizes[index]
-    if any(large) and not any(by_offset) and position > FLATBUFFER_LIMIT:
-        raise ModelError("the tables and small constants alone exceed what FlatBuffers can address (2 GiB)")
+            inside = inside if by_offset[index] else position
+    if inside > FLATBUFFER_LIMIT:
+        raise ModelError(
+            "the graph and its small constants alone exceed what FlatBuffers can address (2 GiB)"
+        )
     return bytes(tables), segments
 
 
 def _stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
-    raw = getattr(tensor, "raw", None)
-    if isinstance(raw, np.ndarray) and raw.flags.c_contiguous:
-        sink.write(raw.reshape(-1).view(np.uint8).data)  # no copy: pages of the mapped input
+    if (raw := bytes_in_memory(tensor)) is not None:
+        sink.write(raw.data)  # no copy: pages of the mapped input
     elif hasattr(tensor, "tofile"):
         tensor.tofile(sink)
     else:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from o2o.attention import Attention
+from o2o.attention import POSITION, Attention, writes_cache
 from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.formats.constants import is_quantized
@@ -22,7 +22,7 @@ from o2o.formats.schema import TFLITE
 from o2o.lower.equal import merge_equal
 from o2o.model import CUSTOM_DOMAIN, Model, attribute, is_dynamic, shape_of
 from o2o.rewriting.build import Builder, fresh_name
-from o2o.rewriting.clean import inner_graphs, remove_dead_constants, remove_dead_nodes, writes_cache
+from o2o.rewriting.clean import inner_graphs, remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.io import replace_output
 from o2o.rewriting.match import made_by
 
@@ -70,7 +70,7 @@ def _check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        position = index == 10 and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+        position = index == POSITION and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
         if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or position):
             raise ModelError(f"{_called(model, graph, node)}: {value.name} is {value.dtype}, not float32")
         if is_dynamic(value):

@@ -1,4 +1,4 @@
-"""Building nodes: `op = Builder(graph, before=node)` and then `op.MUL(x, y)`.
+"""Building nodes: `op = Builder(graph, before=node)`, then `op.node("MUL", [x, y], shape)`.
 
 Shapes and dtypes of results are not inferred by magic: each call says the shape that comes out, and the
 dtype is that of the first input unless told.

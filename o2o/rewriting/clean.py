@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from o2o.attention import writes_cache
+
 # Operators that do something besides computing their outputs.
 SIDE_EFFECTS = {"ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE_IMPORT"}
-CACHES = slice(8, 10)  # the operands of ATTENTION that it writes to, when they are there
 
 
 def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -40,11 +41,6 @@ def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
             if any(_has_side_effects(inner, seen) for inner in graph):
                 return True
     return False
-
-
-def writes_cache(node: ir.Node) -> bool:
-    """Whether `node` is an ATTENTION that updates caches in place."""
-    return node.op_type == "ATTENTION" and any(value is not None for value in node.inputs[CACHES])
 
 
 def live_nodes(graph: ir.Graph) -> set[ir.Node]:

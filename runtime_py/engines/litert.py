@@ -1,9 +1,8 @@
 """LiteRT: TFLite models through its CompiledModel, on the CPU (XNNPACK).
 
 Every cache is one buffer that decode takes as input and gives as output, so DYNAMIC_UPDATE_SLICE writes
-the new row where it lies and nothing is copied from step to step. Measured on 2 cores, caches of 23 MB in
-44 tensors, one step: 26 us this way, half of it the call itself; 0.9 us to write an input, 2 us to read
-32,000 logits. A zero-copy view of a buffer, which needs ctypes and a private capsule, would save these.
+the new row where it lies and nothing is copied from step to step. Ids go in and logits come out through the
+public `write` and `read`, which copy; zero-copy views would need ctypes and a private capsule.
 """
 
 from __future__ import annotations

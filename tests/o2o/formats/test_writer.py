@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from o2o import formats
 from o2o.errors import ModelError
+from o2o.formats import writer
 from o2o.formats.constants import LARGE
 from o2o.formats.writer import plan, write
 from o2o.model import Model
@@ -134,6 +136,16 @@ def test_a_file_of_more_than_2_gib() -> None:
     sizes = [(table.offset, table.size) for table in tables if table.offset > 1]
     assert sizes == [(ends[0], 12 << 30), (ends[1], 2 << 30)]
     assert len(header) < 4096
+
+
+@pytest.mark.parametrize("make", [decoder, linear])
+def test_what_offsets_cannot_reach_is_refused(make: Callable[[], Model], monkeypatch) -> None:
+    """Tables and small constants have no other form, with large constants beside them or without."""
+    monkeypatch.setattr(writer, "FLATBUFFER_LIMIT", 200)
+    sink = io.BytesIO()
+    with pytest.raises(ModelError, match="the graph and its small constants alone exceed"):
+        write(make(), sink, limit=200)
+    assert sink.getvalue() == b""
 
 
 def test_the_same_bytes_every_time() -> None:
