@@ -1,7 +1,6 @@
 """From a Hugging Face checkpoint to the graphs of a device: prefill and decode, as `o2o` models.
 
-    checkpoint   where a checkpoint is, and what it holds
-    safetensors  where each tensor's bytes lie in a file
+    hub          where a checkpoint is: a folder, or a model of the hub
     model        the model of a config.json: structure without weights
     cache        what stands in for transformers' KV cache while a graph is traced
     operators    the operators that torch lacks and Circle has

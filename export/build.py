@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable
 from typing import Literal
 
-from export.checkpoint import open_checkpoint
 from export.circle import convert
 from export.graphs import DecodeConcatenated, DecodeStatic, Graph, Prefill
 from export.model import LanguageModel
 from export.weights import bind, match
 from o2o.errors import UsageError
 from o2o.model import Model
+from o2o.weights.checkpoint import open_checkpoint
 
 CacheForm = Literal["concat", "static"]
 

@@ -8,10 +8,10 @@ from typing import BinaryIO
 
 import onnx_ir as ir
 
-from export.checkpoint import Checkpoint
 from export.model import LanguageModel
-from export.safetensors import FLOATS, StoredTensor
 from o2o.errors import ModelError
+from o2o.weights.checkpoint import Checkpoint
+from o2o.weights.stored import FLOATS, StoredTensor
 
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store it; the model computes it
 

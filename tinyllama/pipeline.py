@@ -23,7 +23,7 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from export.checkpoint import resolve
+from export.hub import resolve
 from export.package import fill
 from o2o import command, errors
 

@@ -78,9 +78,10 @@ def quiet() -> Iterator[None]:
 
 
 def export(args: argparse.Namespace) -> None:
-    from export.checkpoint import open_checkpoint, resolve
+    from export.hub import resolve
     from export.package import fill
     from o2o import formats
+    from o2o.weights.checkpoint import open_checkpoint
 
     if args.mode == "decode" and args.cache == "concat" and args.max_length < 3:
         raise errors.UsageError("--max-length: --cache concat needs at least 3")

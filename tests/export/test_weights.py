@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.checkpoint import open_checkpoint
 from export.model import LanguageModel
 from export.weights import Converted, bind, constant, match
 from o2o.errors import ModelError
+from o2o.weights.checkpoint import open_checkpoint
 from tests.checkpoints import GROUPED, write_checkpoint
 
 

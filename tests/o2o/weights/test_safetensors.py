@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.safetensors import read_header
 from o2o.errors import ModelError
+from o2o.weights.safetensors import read_header
 
 
 def write(path: Path, header: Any, data: bytes = b"") -> Path:

@@ -1,0 +1,52 @@
+"""Where a checkpoint is: a folder here, or a model of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from o2o.errors import ModelError, UsageError
+
+# What is fetched from the hub: never other formats of the same weights.
+WANTED = [
+    *("config.json", "generation_config.json", "*.safetensors", "*.index.json"),
+    *("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.tiktoken", "chat_template*"),
+]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve(model: str | os.PathLike[str]) -> Path:
+    """The folder of `model`: itself when there is such a folder, else a hub id, fetched (or found in the
+    hub's local cache). An existing folder wins over a hub id of the same name.
+
+    Raises UsageError for a path that is no folder, ModelError when the hub does not give the model.
+    """
+    name = os.fspath(model)
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path
+    if name and path.exists():
+        raise UsageError(f"{name} is a file: give the folder that holds config.json and the weights")
+    looks_like_a_path = name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or "\\" in name
+    if looks_like_a_path or not HUB_ID.fullmatch(name):
+        raise UsageError(f"no such directory: {name}")
+    return _download(name)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    nowhere = f"{hub_id} is no directory here, and"
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=WANTED))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(f"{nowhere} the Hugging Face hub cannot be reached to fetch it") from error
+    except GatedRepoError as error:
+        raise ModelError(f"{hub_id} is gated: accept its terms on its page, then `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"{nowhere} the Hugging Face hub shows no such model to you") from error
+    except Exception as error:  # the client's own, its transport's, the proxy's: many classes, one meaning
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{nowhere} the Hugging Face hub does not give it: {reason}") from error

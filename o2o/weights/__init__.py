@@ -1,0 +1,1 @@
+"""Weights apart from the graph: where a checkpoint keeps them, and references to them."""
