@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from export.circle import convert
-from export.graphs import DecodeConcatenated, DecodeStatic, Graph, Prefill
+from export.graphs import DecodeConcatenated, Graph, Prefill, Static
 from export.model import LanguageModel
 from export.weights import bind, match
 from o2o.errors import UsageError
@@ -17,13 +17,29 @@ from o2o.weights.checkpoint import open_checkpoint
 CacheForm = Literal["concat", "static"]
 
 
-def prefill(directory: str | os.PathLike[str], tokens: int = 32, attn_implementation: str = "eager") -> Model:
-    """The graph that reads a prompt of T = `tokens`: see `export.graphs.Prefill`.
+def prefill(
+    directory: str | os.PathLike[str],
+    tokens: int = 32,
+    attn_implementation: str = "eager",
+    capacity: int | None = None,
+) -> Model:
+    """A graph that reads T = `tokens` of a prompt.
+
+    capacity: None for the signature `prefill`, which reads a prompt's beginning and gives its keys and values
+    (`export.graphs.Prefill`); S for `prefill_T`, which reads T tokens at any position and writes them into
+    caches of S rows (`export.graphs.Static`), so that long prompts can be read in pieces.
 
     Its weights are references to the checkpoint's files, which must stay until the model is saved. Raises
-    ModelError (what the checkpoint is or lacks), UsageError (more tokens than the model can see).
+    ModelError (what the checkpoint is or lacks), UsageError (more tokens than the model can see or the caches
+    can hold).
     """
-    return _build(directory, lambda model: Prefill(model, tokens), attn_implementation)
+
+    def graph(model: LanguageModel) -> Graph:
+        if capacity is None:
+            return Prefill(model, tokens)
+        return Static(model, f"prefill_{tokens}", tokens, capacity)
+
+    return _build(directory, graph, attn_implementation)
 
 
 def decode(
@@ -34,12 +50,15 @@ def decode(
 ) -> Model:
     """The graph that reads one token after up to `capacity` others.
 
-    cache: `concat` (`export.graphs.DecodeConcatenated`) or `static` (`DecodeStatic`). Otherwise as `prefill`.
+    cache: `concat` (`export.graphs.DecodeConcatenated`) or `static` (`Static`). Otherwise as `prefill`.
     """
-    forms = {"concat": DecodeConcatenated, "static": DecodeStatic}
+    forms: dict[str, Callable[[LanguageModel], Graph]] = {
+        "concat": lambda model: DecodeConcatenated(model, capacity),
+        "static": lambda model: Static(model, "decode", 1, capacity),
+    }
     if cache not in forms:
         raise UsageError(f"no cache form {cache!r}: choose {' or '.join(forms)}")
-    return _build(directory, lambda model: forms[cache](model, capacity), attn_implementation)
+    return _build(directory, forms[cache], attn_implementation)
 
 
 def _build(

@@ -10,7 +10,7 @@ import torch
 from export.cache import Concatenated, Kept, Written
 from export.model import LanguageModel
 from o2o.contract import Role
-from o2o.errors import ModelError
+from o2o.errors import ModelError, UsageError
 
 HIDDEN = torch.finfo(torch.float32).min  # added to the score of a key that must not be seen
 LAYOUT: Literal["BNTH"] = "BNTH"  # of all keys and values here: [B, K, T, H]
@@ -82,42 +82,55 @@ class Prefill(Graph):
         return logits, *cache.flat()
 
 
-class Decode(Graph):
-    """One token at position p. Base of the two forms.
+class Cached(Graph):
+    """T tokens at positions p to p+T-1, behind what earlier tokens left in caches. Base of the two forms.
 
-    input_ids int64 [1, 1], cache_position int64 [1] = p, past_key_0, past_value_0, past_key_1, ... float32
-    [1, K, C, H] of which the first p tokens count -> logits float32 [1, 1, V].
+    input_ids int64 [1, T], cache_position int64 [1] = p, past_key_0, past_value_0, past_key_1, ... float32
+    [1, K, C, H] of which the first p rows count -> logits float32 [1, T, V].
     """
 
-    signature = "decode"
-    slots: torch.Tensor  # int64 [number of keys]
+    steps: torch.Tensor  # int64 [T]: how far behind p each token is
+    slots: torch.Tensor  # int64 [number of keys]: a token sees the keys whose slot is before its position
 
-    def __init__(self, model: LanguageModel, capacity: int, slots: torch.Tensor) -> None:
+    def __init__(
+        self, model: LanguageModel, signature: str, tokens: int, capacity: int, slots: torch.Tensor
+    ) -> None:
         super().__init__(model)
+        self.signature = signature
         self.capacity = capacity
         self.inputs |= {"cache_position": Role("position")} | _ends(model, "past", "key_cache", "value_cache")
+        self.register_buffer("steps", torch.arange(tokens))
         self.register_buffer("slots", slots)
 
     def example(self) -> tuple[Any, ...]:
         past = torch.zeros(1, self.model.key_value_heads, self.capacity, self.model.head_dim)
         caches = tuple(past.clone() for _ in range(2 * self.model.layers))
-        token, position = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        return token, position, caches, self.model.dummies()
+        position = torch.zeros(1, dtype=torch.int64)
+        return torch.zeros_like(self.steps)[None], position, caches, self.model.dummies()
 
-    def mask(self, position: torch.Tensor) -> torch.Tensor:
-        """Additive [1, 1, 1, number of keys]: 0 for keys whose slot is before `position`."""
-        return torch.where(self.slots < position, 0.0, HIDDEN)[None, None, None]
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        cache_position: torch.Tensor,
+        cache: Kept,
+        weights: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Logits, the keys that `cache` shows masked: additive [1, 1, T, number of keys]."""
+        positions = cache_position + self.steps
+        mask = torch.where(self.slots < positions[:, None], 0.0, HIDDEN)[None, None]
+        return self.logits(weights, input_ids, positions[None], mask, cache)
 
 
-class DecodeConcatenated(Decode):
-    """The new key and value stand behind the past, in all C + 1; `logits` is the only output. p in 0..C."""
+class DecodeConcatenated(Cached):
+    """One token: its key and value stand behind the past, in all C + 1; `logits` is the only output. p in
+    0..C."""
 
     def __init__(self, model: LanguageModel, capacity: int) -> None:
         """Raises UsageError for more tokens than the model can see."""
         model.check_length(capacity)
         model.check_length(capacity + 1)
         # The new key comes last and is always visible: its slot counts as -1.
-        super().__init__(model, capacity, torch.tensor([*range(capacity), -1]))
+        super().__init__(model, "decode", 1, capacity, torch.tensor([*range(capacity), -1]))
 
     def forward(
         self,
@@ -126,19 +139,25 @@ class DecodeConcatenated(Decode):
         past: Sequence[torch.Tensor],
         weights: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        cache = Concatenated(past)
-        return self.logits(weights, input_ids, cache_position[None], self.mask(cache_position), cache)
+        return self.read(input_ids, cache_position, Concatenated(past), weights)
 
 
-class DecodeStatic(Decode):
-    """The new key and value are written into the cache at p; after `logits` come the updated caches,
-    present_key_0, present_value_0, ... float32 [1, K, S, H]. p in 0..S-1."""
+class Static(Cached):
+    """T tokens, their keys and values written into caches of C = S rows at p; after `logits` come the updated
+    caches, present_key_0, present_value_0, ... float32 [1, K, S, H]. p in 0..S-T.
 
-    def __init__(self, model: LanguageModel, capacity: int) -> None:
-        """Raises UsageError for more tokens than the model can see."""
+    Decode is this with T = 1; with more, it reads a piece of a prompt, or all of it. A shorter piece is
+    padded at its end: what follows a token is never seen by it, and written over by the next piece.
+    """
+
+    def __init__(self, model: LanguageModel, signature: str, tokens: int, capacity: int) -> None:
+        """Raises UsageError for more tokens than the model can see or the caches can hold."""
+        model.check_length(tokens)
         model.check_length(capacity)
-        # Counted from -1, so that the key at p itself is visible.
-        super().__init__(model, capacity, torch.arange(capacity) - 1)
+        if tokens > capacity:
+            raise UsageError(f"{tokens} tokens do not fit into caches of {capacity}")
+        # Counted from -1, so that each token sees the key at its own position.
+        super().__init__(model, signature, tokens, capacity, torch.arange(capacity) - 1)
         self.outputs |= _ends(model, "present", "key", "value")
 
     def forward(
@@ -149,7 +168,7 @@ class DecodeStatic(Decode):
         weights: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         cache = Written(past, cache_position)
-        logits = self.logits(weights, input_ids, cache_position[None], self.mask(cache_position), cache)
+        logits = self.read(input_ids, cache_position, cache, weights)
         return logits, *cache.flat()
 
 

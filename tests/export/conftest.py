@@ -81,11 +81,14 @@ def on_litert(model: Model) -> Runner:
 
 @functools.cache
 def exported(directory: Path, form: str) -> Model:
-    """The checkpoint as `prefill` of 32, or as decode: `concat` on 30, `static` on 32. Not to be changed."""
+    """The checkpoint as `prefill` of 32, as `pieces` (prefill of 8 onto caches of 24), or as decode: `concat`
+    on 30, `static` on 32. Not to be changed."""
     from export import build
 
     if form == "prefill":
         return build.prefill(directory)
+    if form == "pieces":
+        return build.prefill(directory, 8, capacity=24)
     return build.decode(directory, 32 if form == "static" else 30, form)  # type: ignore[arg-type]
 
 

@@ -76,6 +76,39 @@ def test_decode_static_from_an_empty_cache(directory: Path) -> None:
     np.testing.assert_allclose(feeds["past_value_1"], expected.values[1], **CLOSE)
 
 
+@pytest.mark.parametrize("length", [1, 5, 8, 11, 17, 24])
+def test_prefill_in_pieces_onto_static_caches(directory: Path, length: int) -> None:
+    """Pieces of 8 as long as they fit, the last one padded, from a cache full of what must not be seen."""
+    run, expected = on_litert(exported(directory, "pieces")), reference(directory)
+    feeds, logits = expected.past(0, 24), []
+    for position in range(0, length, 8):
+        count = min(8, length - position)
+        piece = np.zeros((1, 8), np.int64)
+        piece[:, :count] = expected.input_ids[:, position : position + count]
+        result = run(feeds | {"input_ids": piece, "cache_position": np.array([position])})
+        logits.append(result.pop("logits")[0, :count])
+        feeds = {name.replace("present", "past"): cache for name, cache in result.items()}
+    found = np.concatenate(logits)
+    np.testing.assert_allclose(found, expected.logits[0, :length], **CLOSE)
+    assert found.argmax(-1).tolist() == expected.logits[0, :length].argmax(-1).tolist()
+    np.testing.assert_allclose(feeds["past_key_1"][:, :, :length], expected.keys[1][:, :, :length], **CLOSE)
+
+
+def test_prefill_at_every_position(directory: Path) -> None:
+    """Up to the last one, S - T; what else the caches hold stays as it was."""
+    run, expected = on_litert(exported(directory, "pieces")), reference(directory)
+    for position in range(24 - 8 + 1):
+        piece = slice(position, position + 8)
+        past = expected.past(position, 24)
+        result = run(
+            past | {"input_ids": expected.input_ids[:, piece], "cache_position": np.array([position])}
+        )
+        np.testing.assert_allclose(result["logits"][0], expected.logits[0, piece], **CLOSE)
+        after = expected.past(position + 8, 24)
+        np.testing.assert_allclose(result["present_key_1"], after["past_key_1"], **CLOSE)
+        np.testing.assert_allclose(result["present_value_1"], after["past_value_1"], **CLOSE)
+
+
 def test_the_ends_of_the_demo_are_those_of_the_guide(demo: Path) -> None:
     (prefill,) = exported(demo, "prefill").signatures
     assert prefill.name == "prefill"
@@ -104,6 +137,18 @@ def test_the_ends_of_the_static_form(grouped: Path) -> None:
     assert roles(decode.outputs)["present_key_2"] == Role("key", 2, "BNTH")
     operators = [node.op_type for node in decode.graph]
     assert operators.count("DYNAMIC_UPDATE_SLICE") == 6
+
+
+def test_the_ends_of_prefill_onto_static_caches(grouped: Path) -> None:
+    (prefill,) = exported(grouped, "pieces").signatures
+    assert prefill.name == prefill.graph.name == "prefill_8"
+    scalars = {"input_ids": ([1, 8], "INT64"), "cache_position": ([1], "INT64")}
+    assert in_order(ends(prefill.inputs), scalars | caches("past", [1, 2, 24, 10], 3))
+    present = caches("present", [1, 2, 24, 10], 3)
+    assert in_order(ends(prefill.outputs), {"logits": ([1, 8, 131], "FLOAT")} | present)
+    assert roles(prefill.inputs)["cache_position"] == Role("position")
+    assert roles(prefill.inputs)["past_value_2"] == Role("value_cache", 2, "BNTH")
+    assert roles(prefill.outputs)["present_key_2"] == Role("key", 2, "BNTH")
 
 
 def named_like(model: Model, name: str) -> list[str]:
@@ -161,6 +206,12 @@ def test_lengths_and_forms_that_cannot_be(demo: Path) -> None:
         build.decode(demo, 0)
     with pytest.raises(UsageError, match="choose concat or static"):
         build.decode(demo, 8, "paged")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="9 tokens do not fit into caches of 8"):
+        build.prefill(demo, 9, capacity=8)
+    with pytest.raises(UsageError, match="65 tokens"):
+        build.prefill(demo, 8, capacity=65)
+    with pytest.raises(UsageError, match="0 tokens"):
+        build.prefill(demo, 0, capacity=8)
 
 
 @pytest.mark.parametrize(
