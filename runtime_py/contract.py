@@ -1,4 +1,4 @@
-"""What an engine needs to know of a model: its two signatures, with every tensor named by its role.
+"""What an engine needs to know of a model: its signatures, with every tensor named by its role.
 
 The file says it (`o2o.contract`, written by the exporter and kept true by every filter); this module only
 reads it and refuses what cannot be run, so that no engine has to check again.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,25 +69,29 @@ class Signature:
     def output(self, role: str) -> Tensor | None:
         return next((tensor for tensor in self.outputs if tensor.role == role), None)
 
+    @property
+    def length(self) -> int:
+        """T: how many tokens one run takes."""
+        return _need(self, "tokens").shape[1]
+
     @cached_property
     def caches(self) -> dict[Slot, Tensor]:
-        """The caches that go in."""
+        """The caches that go in; none into a prefill that only reads a prompt's beginning."""
         return {tensor.slot: tensor for tensor in self.inputs if tensor.role in _CACHES}
 
     @cached_property
     def rows(self) -> dict[Slot, Tensor]:
-        """The keys and values that come out: prefill's are of its own tokens, decode's the whole caches."""
+        """The keys and values that come out: the whole caches where caches go in, else the T new rows."""
         return {tensor.slot: tensor for tensor in self.outputs if tensor.role in _ROWS}
 
 
 @dataclass(frozen=True)
 class Contract:
-    """A prefill and a decode signature that fit together."""
+    """Prefills and a decode signature that fit together."""
 
-    prefill: Signature
+    prefills: tuple[Signature, ...]
+    """One at least, no two of one length, the shortest first."""
     decode: Signature
-    prefill_length: int
-    """T: how many tokens one prefill takes."""
     capacity: int
     """S: how many positions the caches hold."""
     vocab_size: int
@@ -96,36 +101,31 @@ class Contract:
     def parse(cls, contract: Mapping[str, Any]) -> Contract:
         """Read a contract as `o2o.contract.contract_of` gives it.
 
-        Raises ModelError for one that is missing, or that no engine could run.
+        The prefills are the signatures called `prefill` or `prefill_...`. Raises ModelError for a contract
+        that is missing, or that no engine could run.
         """
-        if not contract.get("signatures"):
+        names = contract.get("signatures")
+        if not names:
             raise ModelError(
                 "the model says nothing of its inputs and outputs (no o2o.contract inside): "
                 "build it with this toolchain's export and filters"
             )
+        prefills = [name for name in names if name == "prefill" or name.startswith("prefill_")]
         try:
-            prefill = _signature(contract, "prefill")
             decode = _signature(contract, "decode")
+            read = [_signature(contract, name) for name in prefills or ["prefill"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the model's o2o.contract is damaged: {error!r}") from error
-        tokens, one = _need(prefill, "tokens"), _need(decode, "tokens")
-        _need(decode, "position")
-        logits, prompt_logits = _need(decode, "logits"), _need(prefill, "logits")
-        if one.shape != (1, 1):
-            raise ModelError(f"decode takes tokens {list(one.shape)}, not one at a time, [1, 1]")
-        expected = (*tokens.shape, logits.shape[-1])
-        if len(tokens.shape) != 2 or tokens.shape[0] != 1 or prompt_logits.shape != expected:
-            raise ModelError(
-                f"prefill makes logits {list(prompt_logits.shape)} of tokens {list(tokens.shape)}, "
-                "not [1, T, V] of [1, T]: export it so"
-            )
-        if not decode.caches:
-            raise ModelError("decode has no key and value caches as inputs: export it with --mode decode")
-        capacities = {cache.rows for cache in decode.caches.values()}
-        if len(capacities) > 1:
-            raise ModelError(f"the caches differ in capacity: {sorted(capacities)} positions: reshape them")
-        _check_rows(prefill, decode)
-        return cls(prefill, decode, tokens.shape[1], capacities.pop(), logits.shape[-1])
+        capacity, vocab_size = _check_decode(decode)
+        for prefill in read:
+            _check_prefill(prefill, decode, capacity, vocab_size)
+        read.sort(key=lambda prefill: prefill.length)
+        for one, other in pairwise(read):
+            if one.length == other.length:
+                raise ModelError(
+                    f"{one.name} and {other.name} both take {one.length} tokens: leave one of them out"
+                )
+        return cls(tuple(read), decode, capacity, vocab_size)
 
 
 def _signature(contract: Mapping[str, Any], name: str) -> Signature:
@@ -164,13 +164,64 @@ def _need(signature: Signature, role: str) -> Tensor:
     return tensor
 
 
-def _check_rows(prefill: Signature, decode: Signature) -> None:
-    """Every cache must be filled by prefill, and nothing else be produced."""
+def _check_decode(decode: Signature) -> tuple[int, int]:
+    """(S, V) of a decode signature that can be run."""
+    _need(decode, "position")
+    logits = _need(decode, "logits")
+    if (shape := _need(decode, "tokens").shape) != (1, 1):
+        raise ModelError(f"decode takes tokens {list(shape)}, not one at a time, [1, 1]")
+    if not decode.caches:
+        raise ModelError("decode has no key and value caches as inputs: export it with --mode decode")
+    capacities = {cache.rows for cache in decode.caches.values()}
+    if len(capacities) > 1:
+        raise ModelError(f"the caches differ in capacity: {sorted(capacities)} positions: reshape them")
+    return capacities.pop(), logits.shape[-1]
+
+
+def _check_prefill(prefill: Signature, decode: Signature, capacity: int, vocab_size: int) -> None:
+    """It must make logits of its tokens, fill every cache of decode, and make nothing else."""
+    tokens, logits = _need(prefill, "tokens"), _need(prefill, "logits")
+    if len(tokens.shape) != 2 or tokens.shape[0] != 1 or logits.shape != (*tokens.shape, vocab_size):
+        raise ModelError(
+            f"{prefill.name} makes logits {list(logits.shape)} of tokens {list(tokens.shape)}, "
+            f"not [1, T, {vocab_size}] of [1, T]: export it so"
+        )
     if lost := prefill.rows.keys() ^ decode.caches.keys():
         kind, layer = min(lost)
-        raise ModelError(f"layer {layer}: prefill's {kind} and decode's {kind} cache do not both exist")
+        raise ModelError(
+            f"layer {layer}: {prefill.name}'s {kind} and decode's {kind} cache do not both exist"
+        )
+    if prefill.caches:
+        _check_caches(prefill, decode, capacity)
     for slot, cache in decode.caches.items():
         rows = prefill.rows[slot]
         if rows.heads != cache.heads or rows.dtype != cache.dtype:
-            made, kept = (f"{t.name!r} {list(t.shape)} {t.layout} {t.dtype}" for t in (rows, cache))
-            raise ModelError(f"prefill's {made} does not fit into the cache {kept}")
+            raise ModelError(f"{prefill.name}'s {_told(rows)} does not fit into the cache {_told(cache)}")
+
+
+def _check_caches(prefill: Signature, decode: Signature, capacity: int) -> None:
+    """A prefill that writes into caches must take those of decode, at any position."""
+    _need(prefill, "position")
+    if lost := prefill.caches.keys() ^ decode.caches.keys():
+        kind, layer = min(lost)
+        raise ModelError(f"layer {layer}: only one of {prefill.name} and decode takes a {kind} cache")
+    for slot, cache in decode.caches.items():
+        own = prefill.caches[slot]
+        if own.rows != capacity:
+            raise ModelError(
+                f"{prefill.name} has caches of {own.rows} positions, decode of {capacity}: "
+                "export them with one --max-length"
+            )
+        if (own.shape, own.layout, own.dtype) != (cache.shape, cache.layout, cache.dtype):
+            raise ModelError(
+                f"{prefill.name}'s {_told(own)} is not decode's {_told(cache)}: "
+                "take them through the same filters"
+            )
+    if prefill.length > capacity:
+        raise ModelError(
+            f"{prefill.name} writes {prefill.length} rows into caches of {capacity}: export a shorter one"
+        )
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{tensor.name!r} {list(tensor.shape)} {tensor.layout} {tensor.dtype}"

@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> None:
     with contextlib.closing(package.engine(args.threads, args.debug)) as engine:
         ids: list[int] = []
         text = ""
-        stats.loaded(len(prompt))
+        stats.loaded()
         for token in generate(
             engine, prompt, Detokenizer(tokenizer), eos=package.eos, max_new_tokens=args.max_new_tokens
         ):
@@ -82,8 +82,8 @@ def _run(args: argparse.Namespace) -> None:
             _print(f"\n{generated}")
         else:
             _print(f"prompt: {args.prompt}\n{generated}detokenized: {text}\n")
-    if args.stats:
-        print(stats.report(), file=sys.stderr)
+        if args.stats:
+            print(stats.report(engine.plan(len(prompt))), file=sys.stderr)
 
 
 def _print(text: str) -> None:

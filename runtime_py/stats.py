@@ -5,7 +5,11 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+
+from runtime_py.chunks import Chunk
 
 
 def peak_memory() -> float:
@@ -18,7 +22,6 @@ def peak_memory() -> float:
 class Stats:
     """Times of one run, in seconds, each counted from the one before it."""
 
-    prompt_tokens: int = 0
     new_tokens: int = 0
     load: float = 0.0
     first: float = 0.0
@@ -32,10 +35,9 @@ class Stats:
         self._since, lap = now, now - self._since
         return lap
 
-    def loaded(self, prompt_tokens: int) -> None:
-        """The model is ready and the prompt's ids are known: generation begins."""
+    def loaded(self) -> None:
+        """The model is ready: generation begins."""
         self.load = self._lap()
-        self.prompt_tokens = prompt_tokens
 
     def token(self) -> None:
         """A new token is here."""
@@ -45,11 +47,14 @@ class Stats:
             self.first = self._lap()
         self.new_tokens += 1
 
-    def report(self) -> str:
-        """Four lines for a reader."""
+    def report(self, prefills: Sequence[Chunk]) -> str:
+        """Four lines for a reader. prefills: the runs that read the prompt."""
+        tokens = prefills[-1].stop
+        counts = [(length, len(list(runs))) for length, runs in groupby(run.length for run in prefills)]
+        lengths = " + ".join(f"{count} x {length}" if count > 1 else f"{length}" for length, count in counts)
         lines = [
             f"load:    {self.load:.3f} s",
-            f"prefill: {self.prompt_tokens / self.first:.1f} tokens/s ({self.prompt_tokens} tokens), "
+            f"prefill: {tokens / self.first:.1f} tokens/s ({tokens} tokens in {lengths}), "
             f"first token after {self.first * 1e3:.1f} ms",
         ]
         if self.new_tokens > 1:

@@ -1,4 +1,4 @@
-"""Engines: what computes logits. Each owns its caches and hides its runtime behind the same three calls."""
+"""Engines: what computes logits. Each owns its caches and hides its runtime behind the same few calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+
+from runtime_py.chunks import Chunk
 
 
 class Engine(Protocol):
@@ -19,6 +21,10 @@ class Engine(Protocol):
     @property
     def vocab_size(self) -> int:
         """V, the number of logits; every id fed in is below it."""
+        ...
+
+    def plan(self, prompt: int) -> Sequence[Chunk]:
+        """The runs in which `prefill` reads `prompt` ids."""
         ...
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """LiteRT: TFLite models through its CompiledModel, on the CPU (XNNPACK).
 
-Every cache is one buffer that decode takes as input and gives as output, so DYNAMIC_UPDATE_SLICE writes
-the new row where it lies and nothing is copied from step to step. Ids go in and logits come out through the
-public `write` and `read`, which copy; zero-copy views would need ctypes and a private capsule.
+Every cache is one buffer. Decode and the prefills that start anywhere take it as input and give it as
+output, so DYNAMIC_UPDATE_SLICE writes the new rows where they lie and nothing is copied from run to run. Ids
+go in and logits come out through the public `write` and `read`, which copy; zero-copy views would need ctypes
+and a private capsule.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from o2o.errors import ModelError
 from o2o.quiet import quiet, silence
+from runtime_py.chunks import Chunk, chunks
 from runtime_py.contract import Contract, Signature, Slot, Tensor
 
 with quiet():
@@ -36,13 +38,14 @@ class LiteRtEngine:
 
         A file on disk is mapped, which takes less memory than bytes. threads: how many LiteRT may use.
         debug: let it write its log to stderr.
-        Raises ModelError when LiteRT refuses the file, or when decode does not hand its caches back.
+        Raises ModelError when LiteRT refuses the file, or when a signature does not hand its caches back.
         """
         self.capacity = contract.capacity
         self.vocab_size = contract.vocab_size
         self._contract = contract
         self._quiet = functools.partial(quiet, not debug)
-        _check_in_place(contract.decode)
+        for signature in (*contract.prefills, contract.decode):
+            _check_in_place(signature)
         self._file = model  # LiteRT reads weights where they are
         options = Options(HardwareAccelerator.CPU, CpuOptions(num_threads=threads))
         if not debug:
@@ -54,8 +57,10 @@ class LiteRtEngine:
                     slot: self._model.create_input_buffer_by_name("decode", tensor.name)
                     for slot, tensor in contract.decode.caches.items()
                 }
-                self._prefill = _Call(self._model, contract.prefill, self._caches, contract.decode.caches)
-                self._decode = _Call(self._model, contract.decode, self._caches, contract.decode.caches)
+                self._calls = {
+                    signature.length: _Call(self._model, signature, self._caches, contract.decode.caches)
+                    for signature in (*contract.prefills, contract.decode)
+                }
                 for slot, tensor in contract.decode.caches.items():
                     # What is masked is still multiplied, by 0; so it must be a number.
                     _write(self._caches[slot], np.zeros(tensor.shape, tensor.dtype))
@@ -63,35 +68,40 @@ class LiteRtEngine:
             except RuntimeError as error:
                 raise ModelError(f"LiteRT cannot take the model: {_reason(error)}") from error
 
+    def plan(self, prompt: int) -> list[Chunk]:
+        """See `Engine`. Decode counts as a prefill of one token."""
+        prefills = self._contract.prefills
+        anywhere = {1, *(prefill.length for prefill in prefills if prefill.caches)}
+        return chunks(prompt, self.capacity, anywhere, {prefill.length for prefill in prefills} - anywhere)
+
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
-        """See `Engine`. One run takes the first T ids; those beyond go through decode one by one."""
-        length = self._contract.prefill_length
-        at_once = min(len(tokens), length)
-        padded = np.zeros(length, np.int64)
-        padded[:at_once] = tokens[:at_once]
-        self._prefill.feed("tokens", padded)
-        self._prefill.feed("position", np.zeros(1, np.int64))
-        self._prefill.run()
-        for slot, (rows, buffer) in self._prefill.rows.items():
-            self._fill(slot, rows, buffer, min(at_once, self.capacity))
-        logits = self._prefill.logits(at_once)[-1]
-        for position in range(at_once, len(tokens)):
-            logits = self.decode(tokens[position], position)
-        return logits
+        """See `Engine`."""
+        for chunk in self.plan(len(tokens)):
+            self._run(chunk.length, tokens[chunk.start : chunk.stop], chunk.start)
+        return self._calls[chunk.length].logits(chunk.stop - chunk.start)[-1]
 
     def decode(self, token: int, position: int) -> np.ndarray:
         """See `Engine`."""
-        self._decode.feed("tokens", np.array([token]))
-        self._decode.feed("position", np.array([position]))
-        self._decode.run()
-        return self._decode.logits(1)[0]
+        self._run(1, [token], position)
+        return self._calls[1].logits(1)[0]
 
     def close(self) -> None:
         """See `Engine`."""
         with self._quiet():
-            del self._prefill, self._decode, self._caches
+            del self._calls, self._caches
             self._model.close()
             del self._model
+
+    def _run(self, length: int, tokens: Sequence[int], position: int) -> None:
+        """Feed these ids, at most `length`, from `position` on to the signature of that length."""
+        call = self._calls[length]
+        padded = np.zeros(length, np.int64)
+        padded[: len(tokens)] = tokens
+        call.feed("tokens", padded)
+        call.feed("position", np.array([position]))
+        call.run()
+        for slot, (rows, buffer) in call.rows.items():
+            self._fill(slot, rows, buffer, len(tokens))
 
     def _fill(self, slot: Slot, rows: Tensor, buffer: TensorBuffer, count: int) -> None:
         """Put the first `count` rows that prefill left in `buffer` into the cache, in the cache's layout."""
@@ -181,8 +191,10 @@ def _write(buffer: TensorBuffer, values: np.ndarray) -> None:
     buffer.write(values.view(np.int32) if values.dtype == np.int64 else values)
 
 
-def _check_in_place(decode: Signature) -> None:
-    for slot, cache in decode.caches.items():
-        updated = decode.rows.get(slot)
+def _check_in_place(signature: Signature) -> None:
+    for slot, cache in signature.caches.items():
+        updated = signature.rows.get(slot)
         if updated is None or (updated.shape, updated.layout) != (cache.shape, cache.layout):
-            raise ModelError(f"decode does not give {cache.name!r} back as it came: lower it for LiteRT")
+            raise ModelError(
+                f"{signature.name} does not give {cache.name!r} back as it came: lower it for LiteRT"
+            )

@@ -10,6 +10,8 @@ import pytest
 
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
 from o2o.formats import save
+from runtime_py.detokenizer import Detokenizer
+from runtime_py.generation import generate
 from runtime_py.package import Package
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama_json, write_sentencepiece
@@ -17,10 +19,11 @@ from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama
 T, S = 12, 20
 
 
-def concat(folder: Path, config: dict) -> None:
+def concat(folder: Path, config: dict) -> list[str]:
     """As the guide's pipeline: a concatenated cache, fused into one that is updated where it lies."""
     from export import build
 
+    save(build.prefill(folder, T), folder / "prefill.circle")
     heads, size = config["num_key_value_heads"], config["head_dim"]
     save(build.decode(folder, S - 2, "concat"), folder / "decode_.circle")
     steps = [
@@ -34,25 +37,38 @@ def concat(folder: Path, config: dict) -> None:
         assert step.main([*args, str(path), "-o", str(out)]) == 0
         path = out
     path.rename(folder / "decode.circle")
+    return ["prefill", "decode"]
 
 
-def static(folder: Path, config: dict) -> None:
+def static(folder: Path, config: dict) -> list[str]:
     """A cache of the final size, written into by the exported graph itself."""
     from export import build
 
+    save(build.prefill(folder, T), folder / "prefill.circle")
     save(build.decode(folder, S, "static"), folder / "decode.circle")
+    return ["prefill", "decode"]
 
 
-@pytest.fixture(scope="module", params=[(concat, GROUPED), (static, DEMO)], ids=["concat", "static"])
-def package(request, tmp_path_factory) -> Path:
-    make: Callable[[Path, dict], None]
-    make, config = request.param
+def several(folder: Path, config: dict) -> list[str]:
+    """Prefills that start anywhere; S is a multiple of none of their lengths."""
     from export import build
 
+    graphs = {f"prefill_{length}": build.prefill(folder, length, capacity=S) for length in (3, 6, 8)}
+    graphs["decode"] = build.decode(folder, S, "static")
+    for name, graph in graphs.items():
+        save(graph, folder / f"{name}.circle")
+    return list(graphs)
+
+
+FORMS = {"concat": (concat, GROUPED), "static": (static, DEMO), "several": (several, GROUPED)}
+
+
+@pytest.fixture(scope="module", params=FORMS.values(), ids=FORMS)
+def package(request, tmp_path_factory) -> Path:
+    make: Callable[[Path, dict], list[str]]
+    make, config = request.param
     folder = write_checkpoint(tmp_path_factory.mktemp("package"), **config)
-    make(folder, config)
-    save(build.prefill(folder, T), folder / "prefill.circle")
-    graphs = [str(folder / name) for name in ("prefill.circle", "decode.circle")]
+    graphs = [str(folder / f"{name}.circle") for name in make(folder, config)]
     assert merge_circles.main([*graphs, "-o", str(folder / "model.circle")]) == 0
     size = {"vocab_size": config["vocab_size"]}
     if size["vocab_size"] < 300:  # too few for bytes
@@ -83,6 +99,20 @@ def test_logits_after_every_prompt_and_every_step(package, theirs):
     engine.prefill(ids[:1])
     for position in range(1, S):
         assert_close(engine.decode(ids[position], position), wanted[position])
+    engine.close()
+
+
+def test_greedy_tokens_after_every_prompt(package, theirs):
+    import torch
+
+    ids = np.random.default_rng(1).integers(0, theirs.config.vocab_size, S).tolist()
+    loaded = Package.load(package)
+    engine = loaded.engine(threads=1)
+    for length in range(1, S + 1):
+        prompt = torch.tensor([ids[:length]])
+        made = theirs.generate(prompt, do_sample=False, max_length=S + 1, eos_token_id=-1)[0, length:]
+        tokens = generate(engine, ids[:length], Detokenizer(loaded.tokenizer))
+        assert [token.id for token in tokens] == made.tolist()
     engine.close()
 
 

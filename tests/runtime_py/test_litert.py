@@ -44,11 +44,58 @@ def test_every_prompt_length_and_every_step(prefill_length, prefill_layout, cach
     engine.close()
 
 
+def poison(engine: LiteRtEngine) -> None:
+    """What a conversation might leave: large numbers everywhere."""
+    for slot, tensor in engine._contract.decode.caches.items():
+        engine._caches[slot].write(np.full(tensor.shape, 1e6, np.float32))
+
+
+@pytest.mark.parametrize("cached_lengths", [[8], [4], [3], [5, 3], [2, 7, 4]])
+@pytest.mark.parametrize("prefill_length", [0, 6])
+@pytest.mark.parametrize(
+    ("cache_layout", "ids_dtype"), [("BNTH", "int32"), ("BTNH", "int64"), ("BTNH", "int32")]
+)
+def test_several_prefills(prefill_length, cached_lengths, cache_layout, ids_dtype):
+    """Every prompt, in one piece and in several, among them such as would reach beyond the capacity."""
+    toy = Toy(
+        prefill_length=prefill_length,
+        cached_lengths=cached_lengths,
+        capacity=8,
+        cache_layout=cache_layout,
+        ids_dtype=ids_dtype,
+    )
+    engine = engine_of(toy)
+    text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
+    for length in range(1, 9):
+        poison(engine)
+        assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
+        for position in range(length, 8):
+            assert_close(engine.decode(text[position], position), toy.logits(text[: position + 1]))
+    engine.close()
+
+
+def test_long_prompts_take_few_runs():
+    engine = engine_of(Toy(prefill_length=0, cached_lengths=[2, 4], capacity=11))
+    assert [run.length for run in engine.plan(11)] == [4, 4, 4]
+    runs: list[str] = []
+    run_by_index = engine._model.run_by_index
+    signatures = list(engine._model.get_signature_list())
+
+    def counted(index, *buffers):
+        runs.append(signatures[index])
+        run_by_index(index, *buffers)
+
+    engine._model.run_by_index = counted
+    engine.prefill([1] * 11)
+    engine.decode(1, 10)
+    assert runs == ["prefill_4"] * 3 + ["decode"]
+
+
 def test_caches_are_updated_where_they_lie():
     toy = Toy()
     engine = engine_of(toy)
     engine.prefill([1, 2])
-    ins, outs = engine._decode._ins, engine._decode._outs
+    ins, outs = engine._calls[1]._ins, engine._calls[1]._outs
     assert {id(buffer) for buffer in engine._caches.values()} <= {id(buffer) for buffer in ins}
     assert {id(buffer) for buffer in engine._caches.values()} <= {id(buffer) for buffer in outs}
     engine.decode(3, 2)
@@ -59,7 +106,7 @@ def test_caches_are_updated_where_they_lie():
 
 def test_prefill_writes_into_the_caches_when_it_can():
     same = engine_of(Toy(prefill_length=8, capacity=8, prefill_layout="BNTH", cache_layout="BNTH"))
-    assert same._prefill.rows == {}
+    assert same._calls[8].rows == {}
     same.close()
 
 
@@ -111,4 +158,8 @@ def test_refuses_a_model_whose_caches_do_not_come_back():
     contract = Toy().contract
     contract["signatures"]["decode"]["outputs"].pop()
     with pytest.raises(ModelError, match="past_value_0"):
+        LiteRtEngine(b"", Contract.parse(contract))
+    contract = Toy(cached_lengths=[4]).contract
+    contract["signatures"]["prefill_4"]["outputs"][1]["shape"] = [1, 4, 2, 3]
+    with pytest.raises(ModelError, match="prefill_4 does not give 'past_key_0' back"):
         LiteRtEngine(b"", Contract.parse(contract))

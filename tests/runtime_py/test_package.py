@@ -56,10 +56,29 @@ def test_files_are_read_when_asked_for(tmp_path):
 
 def test_contract_tells_sizes_and_roles():
     contract = Contract.parse(Toy(prefill_length=5, capacity=8).contract)
-    assert (contract.prefill_length, contract.capacity, contract.vocab_size) == (5, 8, 11)
+    (prefill,) = contract.prefills
+    assert (prefill.length, contract.capacity, contract.vocab_size) == (5, 8, 11)
     cache = contract.decode.caches["key", 0]
     assert (cache.name, cache.rows, cache.heads) == ("past_key_0", 8, (2, 3))
-    assert contract.prefill.rows["value", 0].shape == (1, 2, 5, 3)
+    assert prefill.rows["value", 0].shape == (1, 2, 5, 3)
+
+
+def test_prefills_are_known_by_their_tokens_and_sorted():
+    told = Toy(cached_lengths=[4, 3], capacity=8).contract
+    signatures = told["signatures"]
+    signatures["prefill_long"] = signatures.pop("prefill_4")
+    contract = Contract.parse(told)
+    assert [(one.name, one.length) for one in contract.prefills] == [
+        ("prefill_3", 3),
+        ("prefill_long", 4),
+        ("prefill", 5),
+    ]
+    assert [bool(one.caches) for one in contract.prefills] == [True, True, False]
+
+
+def test_prefill_alone_may_be_longer_than_the_caches():
+    (prefill,) = Contract.parse(Toy(prefill_length=9, capacity=8).contract).prefills
+    assert prefill.length == 9
 
 
 def wrong(signature: str, end: str, index: int, **fields):
@@ -98,3 +117,50 @@ def test_contracts_that_cannot_be_run(change, message):
     change(contract)
     with pytest.raises(ModelError, match=message):
         Contract.parse(contract)
+
+
+def both(index: int, **fields):
+    """Change a cache as it goes into and as it comes out of prefill_4."""
+
+    def change(contract):
+        for end, place in (("inputs", index), ("outputs", index - 1)):
+            contract["signatures"]["prefill_4"][end][place].update(fields)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c["signatures"].update(prefill_x=c["signatures"]["prefill_4"]),
+            "prefill_4 and prefill_x both take 4 tokens: leave one of them out",
+        ),
+        (
+            both(2, shape=[1, 16, 2, 3]),
+            "prefill_4 has caches of 16 positions, decode of 8: export them with one --max-length",
+        ),
+        (both(2, shape=[1, 2, 8, 3], layout="BNTH"), r"prefill_4's 'past_key_0' .* BNTH .* is not decode's"),
+        (both(2, dtype="float16"), r"prefill_4's 'past_key_0' .* float16 is not decode's"),
+        (both(3, shape=[1, 8, 1, 6]), r"prefill_4's 'past_value_0' \[1, 8, 1, 6\] .* is not decode's"),
+        (lambda c: c["signatures"]["prefill_4"]["inputs"].pop(1), "prefill_4 has no position"),
+        (
+            lambda c: c["signatures"]["prefill_4"]["inputs"].pop(),
+            "layer 0: only one of prefill_4 and decode takes a value cache",
+        ),
+        (
+            lambda c: [
+                c["signatures"]["prefill_4"][end][0].update(shape=[1, 9, *more])
+                for end, more in (("inputs", []), ("outputs", [11]))
+            ],
+            "prefill_4 writes 9 rows into caches of 8: export a shorter one",
+        ),
+        (wrong("prefill_4", "outputs", 0, shape=[1, 4, 12]), r"prefill_4 makes logits \[1, 4, 12\]"),
+    ],
+)
+def test_prefills_that_do_not_fit_together(change, message):
+    contract = Toy(cached_lengths=[4]).contract
+    change(contract)
+    with pytest.raises(ModelError, match=message) as told:
+        Contract.parse(contract)
+    assert "\n" not in str(told.value)

@@ -75,7 +75,7 @@ def test_stats_are_said_on_stderr(package, capfd):
     number = r"[\d.]+"
     assert re.fullmatch(
         rf"load:    {number} s\n"
-        rf"prefill: {number} tokens/s \(\d+ tokens\), first token after {number} ms\n"
+        rf"prefill: {number} tokens/s \(10 tokens in 12\), first token after {number} ms\n"
         rf"decode:  {number} tokens/s \(3 steps\)\n"
         rf"memory:  \d+ MB at most\n",
         err,

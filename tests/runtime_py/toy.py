@@ -140,14 +140,16 @@ def _cast(old: str, new: str) -> dict[str, Any]:
 class Toy:
     """The model, its file, and what it must answer.
 
-    prefill_length T, capacity S; `prefill_layout` and `cache_layout` are BNTH or BTNH; `ids_dtype` is of
-    tokens and positions; `same_names` calls the caches that come out as those that go in.
+    prefill_length T of `prefill`, which gives its rows (0 for none); cached_lengths T of `prefill_T`, which
+    write into the caches at any position; capacity S; `prefill_layout` and `cache_layout` are BNTH or BTNH;
+    `ids_dtype` is of tokens and positions; `same_names` calls the caches that come out as those that go in.
     """
 
     def __init__(
         self,
         *,
         prefill_length: int = 5,
+        cached_lengths: Sequence[int] = (),
         capacity: int = 8,
         prefill_layout: str = "BNTH",
         cache_layout: str = "BTNH",
@@ -166,8 +168,11 @@ class Toy:
         self.weights = rng.uniform(0.5, 1.5, max(capacity, prefill_length)).astype(np.float32)
         self.head = rng.standard_normal((vocab, WIDTH), np.float32)
         file = _File()
-        self._prefill(file)
-        self._decode(file)
+        for length in cached_lengths:  # in any order
+            self._cached(file, f"prefill_{length}", length)
+        if prefill_length:
+            self._prefill(file)
+        self._cached(file, "decode", 1)
         self.contract = file.contract
         self.file = file.pack()
         file.table.metadata = []
@@ -198,6 +203,15 @@ class Toy:
             return out
         order = graph.const([0, 2, 1, 3], "int32")
         return graph.op("TRANSPOSE", [out, order], self._shape(layout, tokens), options="TransposeOptions")
+
+    def _flat(self, graph: _Graph, x: int, layout: str, tokens: int) -> int:
+        """The other way: [1, T, K*H] of what is laid out so."""
+        if layout != "BTNH":
+            order = graph.const([0, 2, 1, 3], "int32")
+            split = self._shape("BTNH", tokens)
+            x = graph.op("TRANSPOSE", [x, order], split, options="TransposeOptions")
+        flat = [1, tokens, WIDTH]
+        return graph.op("RESHAPE", [x, graph.const(flat, "int32")], flat, options="ReshapeOptions")
 
     def _prefill(self, file: _File) -> None:
         graph, n, layout = _Graph(file), self.length, self.layouts["prefill"]
@@ -230,57 +244,53 @@ class Toy:
             {"logits": (logits, {"role": "logits"}), **rows},
         )
 
-    def _decode(self, file: _File) -> None:
+    def _cached(self, file: _File, name: str, n: int) -> None:
+        """n tokens at any position, on the caches."""
         graph, s, layout = _Graph(file), self.capacity, self.layouts["cache"]
-        tokens = graph.tensor([1, 1], self.ids_dtype)
+        tokens = graph.tensor([1, n], self.ids_dtype)
         position = graph.tensor([1], self.ids_dtype)
-        cache_shape, row_shape = self._shape(layout, s), self._shape(layout, 1)
+        cache_shape, flat = self._shape(layout, s), [1, n, WIDTH]
         past = {kind: graph.tensor(cache_shape) for kind in ("key", "value")}
         where = position
         if self.ids_dtype == "int64":
             where = graph.op("CAST", [position], [1], "int32", **_cast("int64", "int32"))
+        positions = graph.op(
+            "ADD", [where, graph.const(np.arange(n), "int32")], [n], "int32", options="AddOptions"
+        )
         zero = graph.const([0], "int32")
         start = [where if axis == "T" else zero for axis in layout]
         start_at = graph.op("CONCATENATION", start, [4], "int32", options="ConcatenationOptions", axis=0)
-        updated = {}
+        updated, seen_by_all = {}, []
         for kind, table in (("key", self.keys), ("value", self.values)):
-            rows = graph.op("GATHER", [graph.const(table), tokens], [1, 1, WIDTH], **_GATHER)
+            rows = graph.op("GATHER", [graph.const(table), tokens], flat, **_GATHER)
             if kind == "key":
-                weight = graph.op("GATHER", [graph.const(self.weights), where], [1], **_GATHER)
-                rows = graph.op("MUL", [rows, weight], [1, 1, WIDTH], options="MulOptions")
-            rows = self._laid_out(graph, rows, layout, 1)
-            assert graph.table.tensors[rows].shape == row_shape
+                column = graph.const(self.weights[:, None])
+                weight = graph.op("GATHER", [column, positions], [n, 1], **_GATHER)
+                rows = graph.op("MUL", [rows, weight], flat, options="MulOptions")
+            rows = self._laid_out(graph, rows, layout, n)
             updated[kind] = graph.op("DYNAMIC_UPDATE_SLICE", [past[kind], rows, start_at], cache_shape)
-        seen = graph.op(
-            "LESS_EQUAL",
-            [graph.const(np.arange(s).reshape([s if axis == "T" else 1 for axis in layout]), "int32"), where],
-            [s if axis == "T" else 1 for axis in layout],
-            "bool",
-            options="LessEqualOptions",
+            seen_by_all.append(self._flat(graph, updated[kind], layout, s))
+        both = graph.op("MUL", seen_by_all, [1, s, WIDTH], options="MulOptions")
+        column = graph.op(
+            "RESHAPE", [positions, graph.const([n, 1], "int32")], [n, 1], "int32", options="ReshapeOptions"
         )
+        slots = graph.const(np.arange(s)[None], "int32")
+        seen = graph.op("LESS_EQUAL", [slots, column], [n, s], "bool", options="LessEqualOptions")
+        mask = graph.op("CAST", [seen], [n, s], **_cast("bool", "float32"))
         mask = graph.op(
-            "CAST",
-            [seen],
-            [s if axis == "T" else 1 for axis in layout],
-            **_cast("bool", "float32"),
+            "RESHAPE", [mask, graph.const([1, n, s], "int32")], [1, n, s], options="ReshapeOptions"
         )
-        both = graph.op("MUL", [updated["key"], updated["value"]], cache_shape, options="MulOptions")
-        both = graph.op("MUL", [both, mask], cache_shape, options="MulOptions")
-        axis = graph.const([layout.index("T")], "int32")
-        summed = graph.op("SUM", [both, axis], row_shape, options="ReducerOptions", keepDims=True)
-        flat = graph.op(
-            "RESHAPE", [summed, graph.const([1, 1, WIDTH], "int32")], [1, 1, WIDTH], options="ReshapeOptions"
-        )
+        summed = graph.op("BATCH_MATMUL", [mask, both], flat, options="BatchMatMulOptions")
         logits = graph.op(
             "FULLY_CONNECTED",
-            [flat, graph.const(self.head), -1],
-            [1, 1, self.vocab],
+            [summed, graph.const(self.head), -1],
+            [1, n, self.vocab],
             options="FullyConnectedOptions",
             keepNumDims=True,
         )
         spread = {"layer": 0, "layout": layout}
         file.signature(
-            "decode",
+            name,
             graph,
             {
                 "input_ids": (tokens, {"role": "tokens"}),
