@@ -49,7 +49,8 @@ class Model:
     """Graphs (the first is the main one), signatures and metadata of one file.
 
     `fields` are those of the Model table that nothing else here holds; `fingerprint` identifies the graph
-    that was read ("sha256:..." of the file without its large constants; empty for a model made in memory).
+    that was read (`o2o.formats.fingerprint`; empty for a model made in memory). `unused` are the tensors of
+    a checkpoint, by file, that a model with references into it is known not to need.
     """
 
     format: Format
@@ -59,6 +60,7 @@ class Model:
     history: list[dict[str, Any]] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    unused: dict[str, list[str]] = field(default_factory=dict)
 
     def signatures_of(self, graph: ir.Graph) -> Iterator[Signature]:
         """The signatures that enter `graph`; several may."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -85,7 +85,7 @@ def _shape(value: ir.Value) -> list[int]:
 
 
 def _constants(model: Model) -> dict[str, Any]:
-    users: dict[tuple[int, int], list[tuple[str, ir.Value]]] = defaultdict(list)
+    users: dict[Hashable, list[tuple[str, ir.Value]]] = defaultdict(list)
     for label, value in _constant_values(model):
         assert value.const_value is not None
         users[storage_key(value.const_value)].append((label, value))

@@ -83,7 +83,7 @@ class Filter:
 
     def read(self, args: argparse.Namespace) -> list[Model]:
         """The models in `sources`; each call reads them anew."""
-        found = [formats.read(source.data, source.name) for source in self.sources(args)]
+        found = [formats.read(source) for source in self.sources(args)]
         for model, source in zip(found, self.sources(args), strict=True):
             self.checked(model, source.name)
         return found
@@ -118,8 +118,11 @@ class Filter:
             from o2o.check import check
 
             self.say(check(self.read(args), model))
-        with streams.open_output(args.output) as sink:
-            formats.write(model, sink)
+        planned = formats.plan(model)
+        with streams.open_output(args.output, planned.size) as sink:
+            planned.write(sink, passing=True)
+            for source in self.sources(args):
+                source.finish()
         return 0
 
     @classmethod

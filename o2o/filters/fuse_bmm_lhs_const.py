@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.filters.fusion import Fusion
-from o2o.formats.constants import is_constant, numbers
+from o2o.formats.constants import are_numbers, is_constant, with_shape
 from o2o.model import DOMAIN, Model, attribute, shape_of
-from o2o.rewriting.build import Builder, add_constant
+from o2o.rewriting.build import Builder, add_tensor
 from o2o.rewriting.io import replace_output
 from o2o.rewriting.match import constant_ints, miss
 
@@ -20,8 +20,7 @@ class Product:
     """BATCH_MATMUL(const A [..., M, K], x [..., K, N]); `transposed` is the TRANSPOSE behind it, if any."""
 
     matmul: ir.Node
-    weights: np.ndarray  # [M, K]
-    name: str
+    left: ir.Value
     transposed: ir.Node | None
 
 
@@ -51,19 +50,15 @@ class FuseBmmLhsConst(Fusion):
         left, right = node.inputs
         assert left is not None
         assert right is not None
-        weights = numbers(left)
-        if weights is None or weights.dtype.kind != "f":
+        if not are_numbers(left) or left.dtype is None or not left.dtype.is_floating_point():
             miss("the constant is not of floats", left)
         if left.dtype != right.dtype:
             miss("the operands differ in dtype", right)
-        if any(dim != 1 for dim in weights.shape[:-2]):
+        if any(dim != 1 for dim in shape_of(left)[:-2]):
             miss("the constant differs from batch to batch", left)
         if len(shape_of(node.outputs[0])) != len(shape_of(right)):
             miss("the constant adds batch axes", node.outputs[0])
-        matrix = weights.reshape(weights.shape[-2:])
-        if attribute(node, "adjointLhs", 0):
-            matrix = matrix.T
-        return Product(node, matrix, left.name or "weights", self._transpose_of(node.outputs[0]))
+        return Product(node, left, self._transpose_of(node.outputs[0]))
 
     def _transpose_of(self, value: ir.Value) -> ir.Node | None:
         """The one user of `value`, if it swaps its last two axes and does nothing else."""
@@ -86,11 +81,11 @@ class FuseBmmLhsConst(Fusion):
         if not attribute(node, "adjointRhs", 0):
             x = _swap(op, x, "rhs")
             shape = shape_of(x)
-        weights = add_constant(graph, match.weights, match.name)
+        weights = add_tensor(graph, _matrix(match), match.left.name or "weights")
         product = op.node(
             "FULLY_CONNECTED",
             [x, weights, None],
-            [*shape[:-1], match.weights.shape[0]],
+            [*shape[:-1], shape_of(weights)[0]],
             keepNumDims=True,
             weightsFormat=0,
             fusedActivationFunction=0,
@@ -99,6 +94,16 @@ class FuseBmmLhsConst(Fusion):
             replace_output(model, match.transposed.outputs[0], product)
         else:
             replace_output(model, node.outputs[0], _swap(op, product, "product"))
+
+
+def _matrix(match: Product) -> ir.TensorProtocol:
+    """The constant as [M, K]: the same bytes, where it is not to be transposed."""
+    tensor = match.left.const_value
+    assert tensor is not None
+    matrix = with_shape(tensor, shape_of(match.left)[-2:], match.left.name or "")
+    if attribute(match.matmul, "adjointLhs", 0):
+        return ir.Tensor(np.ascontiguousarray(matrix.numpy().T), matrix.dtype)
+    return matrix
 
 
 def _swap(op: Builder, x: ir.Value, name: str) -> ir.Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Hashable
 
 import onnx_ir as ir
 
@@ -65,7 +66,7 @@ def reachable(model: Model) -> list[ir.Graph]:
 
 def stored_bytes(model: Model) -> int:
     """How many bytes the constants of `model` take in a file, where each storage counts once."""
-    sizes: dict[tuple[int, int], int] = {}
+    sizes: dict[Hashable, int] = {}
     for graph in model.graphs:
         for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
             if value.const_value is not None:

@@ -39,9 +39,9 @@ class Inspect(Filter):
         (source,) = self.sources(args)
         summary = summarise(model)
         if args.json:
-            text = json.dumps({"bytes": len(source.data), **summary}, indent=2) + "\n"
+            text = json.dumps({"bytes": source.size, **summary}, indent=2) + "\n"
         else:
-            text = render(summary, source.name, len(source.data))
+            text = render(summary, source.name, source.size or 0)
         if args.output is None:
             sys.stdout.write(text)
         else:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import onnx_ir as ir
 
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
-from o2o.formats.constants import bytes_in_memory, constant, storage_key
-from o2o.model import Model, Signature, attribute, shape_of
+from o2o.model import Model, Signature, attribute
+from o2o.rewriting.sharing import share_constants
 
 
 class MergeCircles(Filter):
@@ -73,6 +69,7 @@ class MergeCircles(Filter):
                 owner[signature.name] = file
                 result.signatures.append(signature)
             result.graphs += model.graphs
+            result.unused |= model.unused
             self._add_metadata(result, model, file)
             for name in sorted(_variables(model)):
                 if name in variable_of:
@@ -133,52 +130,6 @@ def _name_apart(model: Model) -> None:
             while graph.name in names:
                 graph.name, count = f"{stem}_{count}", count + 1
         names.add(graph.name)
-
-
-def share_constants(model: Model) -> tuple[int, int, int]:
-    """Let equal constants of `model` share their bytes: how many there are, were shared, and bytes saved.
-
-    Bytes count, not dtype and shape: a buffer may well be a vector here and a matrix there. Only constants
-    of a size that occurs twice are read at all.
-    """
-    by_size: dict[int, list[ir.Value]] = defaultdict(list)
-    stored: dict[tuple[int, int], ir.Value] = {}
-    for value in _constants(model):
-        assert value.const_value is not None
-        if storage_key(value.const_value) not in stored:
-            stored[storage_key(value.const_value)] = value
-            by_size[value.const_value.nbytes].append(value)
-    original: dict[tuple[int, int], np.ndarray] = {}
-    shared = saved = 0
-    for size, values in by_size.items():
-        first: dict[bytes, np.ndarray] = {}
-        for value in values if len(values) > 1 and size else ():
-            tensor = value.const_value
-            assert tensor is not None
-            raw = bytes_in_memory(tensor)
-            raw = np.frombuffer(tensor.tobytes(), np.uint8) if raw is None else raw
-            digest = hashlib.sha256(raw.data).digest()
-            if digest in first:
-                original[storage_key(tensor)] = first[digest]
-                shared, saved = shared + 1, saved + size
-            else:
-                first[digest] = raw
-    for value in _constants(model):
-        tensor = value.const_value
-        assert tensor is not None
-        raw_ = original.get(storage_key(tensor))
-        if raw_ is not None:
-            encoded = tensor.dtype != value.dtype
-            shape = tuple(tensor.shape.numpy()) if encoded else shape_of(value)
-            value.const_value = constant(raw_, tensor.dtype, shape, value.name or "")
-    return len(stored), shared, saved
-
-
-def _constants(model: Model) -> Iterator[ir.Value]:
-    for graph in model.graphs:
-        for value in (*graph.initializers.values(), *graph.meta.get("loose", ())):
-            if value.const_value is not None:
-                yield value
 
 
 main = MergeCircles.main

@@ -8,7 +8,7 @@ import copy
 import onnx_ir as ir
 
 from o2o.filters.base import Filter
-from o2o.formats.constants import reshaped
+from o2o.formats.constants import with_shape
 from o2o.model import Model, shape_of
 from o2o.rewriting.build import fresh_name
 from o2o.wording import counted
@@ -68,7 +68,7 @@ def _flatten(graph: ir.Graph, value: ir.Value) -> None:
     else:
         flat = ir.Value(name=fresh_name(graph, f"{value.name}_2d"), type=value.type)
         flat.meta.update(value.meta)
-    flat.const_value = tensor if encoded else reshaped(tensor, shape[-2:], flat.name or "")
+    flat.const_value = tensor if encoded else with_shape(tensor, shape[-2:], flat.name or "")
     flat.shape = ir.Shape(shape[-2:])
     flat.meta["fields"] = _flat_fields(value.meta.get("fields", {}), len(shape) - 2)
     if not alone:

@@ -6,8 +6,15 @@ that the IR lacks) is kept as what it is: uint8 [nbytes], under a value with the
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
+from typing import BinaryIO
+
 import numpy as np
 import onnx_ir as ir
+
+from o2o.formats.schema import Span
+from o2o.streams import Source
+from o2o.weights.reference import Reference, Weight
 
 LARGE = 4096  # bytes from which a constant is data to pass on rather than part of the graph
 
@@ -16,31 +23,82 @@ def constant(
     raw: np.ndarray, dtype: ir.DataType | None, shape: tuple[int, ...], name: str
 ) -> ir.TensorProtocol:
     """The tensor that the bytes `raw` (uint8 [nbytes]) spell, without copying them."""
-    count = int(np.prod(shape, dtype=np.int64))
-    encoded = dtype is None or dtype == ir.DataType.STRING or raw.nbytes != -(-count * dtype.bitwidth // 8)
-    if dtype is None or encoded:
+    dtype = _spelled(raw.nbytes, dtype, shape)
+    if dtype is None:
         return ir.Tensor(raw, ir.DataType.UINT8, name=name)
     if dtype.bitwidth < 8:
         return ir.PackedTensor(raw, dtype, shape=ir.Shape(shape), name=name)
     return ir.Tensor(raw.view(dtype.numpy()).reshape(shape), dtype, shape=ir.Shape(shape), name=name)
 
 
-def reshaped(tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str) -> ir.TensorProtocol:
-    """The same numbers in another shape, over the same bytes when those are in memory."""
+def _spelled(nbytes: int, dtype: ir.DataType | None, shape: tuple[int, ...]) -> ir.DataType | None:
+    """`dtype` when that many bytes spell numbers of it in `shape`, else None."""
+    count = int(np.prod(shape, dtype=np.int64))
+    if dtype is None or dtype == ir.DataType.STRING or nbytes != -(-count * dtype.bitwidth // 8):
+        return None
+    return dtype
+
+
+class Stored(ir.LazyTensor):
+    """A constant that lies in the data of a model's source, and is left there until its numbers are needed.
+
+    It is written by copying from source to sink, without becoming part of this process.
+    """
+
+    def __init__(
+        self, source: Source, span: Span, dtype: ir.DataType | None, shape: tuple[int, ...], name: str
+    ) -> None:
+        known = _spelled(span.size, dtype, shape)
+        super().__init__(
+            self._read, known or ir.DataType.UINT8, ir.Shape(shape if known else [span.size]), name=name
+        )
+        self.source, self.span = source, span
+
+    def _read(self) -> ir.TensorProtocol:
+        view = self.source.view(self.span.start, self.span.size)
+        return constant(view, self.dtype, tuple(self.shape.numpy()), self.name or "")
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """The bytes, `size` at a time."""
+        return self.source.pieces(self.span.start, self.span.size, size)
+
+    def tofile(self, file: BinaryIO) -> None:
+        self.source.copy(self.span.start, self.span.size, file)
+
+
+def with_shape(
+    tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str, dtype: ir.DataType | None = None
+) -> ir.TensorProtocol:
+    """The same bytes, wherever they are, in another shape.
+
+    dtype: read as these instead; not for what is still to be converted.
+    """
+    dtype = dtype or tensor.dtype
+    match tensor:
+        case Stored():
+            return Stored(tensor.source, tensor.span, dtype, shape, name)
+        case Reference() | Weight():
+            return tensor.with_shape(shape, name)
     if (raw := bytes_in_memory(tensor)) is not None:
-        return constant(raw, tensor.dtype, shape, name)
+        return constant(raw, dtype, shape, name)
     return ir.Tensor(tensor.numpy().reshape(shape), tensor.dtype, shape=ir.Shape(shape), name=name)
 
 
-def numbers(value: ir.Value | None) -> np.ndarray | None:
-    """The numbers of a constant, in its shape; None when `value` is not one, or only encoded bytes.
+def are_numbers(value: ir.Value) -> bool:
+    """Whether `value` is a constant of which the bytes spell its numbers.
 
-    A quantised constant has none either: what is stored is not what it means.
+    Those of a quantised constant do not: what is stored is not what it means.
     """
-    if value is None or not is_constant(value) or is_quantized(value):
+    tensor = value.const_value if is_constant(value) and not is_quantized(value) else None
+    return tensor is not None and tensor.dtype == value.dtype
+
+
+def numbers(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a constant, in its shape; None when `value` is not one, or only encoded bytes."""
+    if value is None or not are_numbers(value):
         return None
-    tensor = value.const_value
-    return tensor.numpy() if tensor is not None and tensor.dtype == value.dtype else None
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 def is_constant(value: ir.Value) -> bool:
@@ -64,12 +122,32 @@ def bytes_in_memory(tensor: ir.TensorProtocol) -> np.ndarray | None:
     return None
 
 
-def storage_key(tensor: ir.TensorProtocol) -> tuple[int, int]:
-    """Equal for two constants that are views of the same bytes in memory (or in the mapped file).
+def is_in_place(tensor: ir.TensorProtocol) -> bool:
+    """Whether others can be views of its bytes (`with_shape`)."""
+    return isinstance(tensor, Stored | Reference | Weight) or bytes_in_memory(tensor) is not None
+
+
+def pieces(tensor: ir.TensorProtocol, size: int) -> Iterator[bytes | memoryview]:
+    """The bytes of a constant, `size` at a time where they are not in memory."""
+    if isinstance(tensor, Stored | Reference | Weight):
+        yield from tensor.pieces(size)
+    elif (raw := bytes_in_memory(tensor)) is not None:
+        yield raw.data
+    else:
+        yield tensor.tobytes()
+
+
+def storage_key(tensor: ir.TensorProtocol) -> Hashable:
+    """Equal for two constants that are the same bytes in memory, in a file, or of a checkpoint.
 
     Within one model this is what keeps a buffer that several tensors share a single buffer, without
     looking at its contents.
     """
+    match tensor:
+        case Stored():
+            return id(tensor.source), tensor.span
+        case Reference() | Weight():
+            return tensor.key
     if (raw := bytes_in_memory(tensor)) is not None:
         return raw.__array_interface__["data"][0], raw.nbytes
     return id(tensor), tensor.nbytes

@@ -1,8 +1,7 @@
-"""Bytes of a Circle or TFLite file -> `Model`. Constants stay views into the bytes."""
+"""Bytes of a Circle or TFLite file -> `Model`. Constants stay where they are."""
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterable
 from typing import Any
@@ -12,9 +11,12 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats.constants import LARGE, constant
-from o2o.formats.schema import DETAIL_REFERENCES, SUBGRAPH_FIELDS, Dialect, detect
+from o2o.formats.constants import LARGE, Stored, constant
+from o2o.formats.fingerprint import fingerprint
+from o2o.formats.schema import DETAIL_REFERENCES, SUBGRAPH_FIELDS, Dialect, Span, detect
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
+from o2o.streams import Source
+from o2o.weights import reference
 
 # Fields that the IR has a place of its own for; every other field that is set goes to meta["fields"].
 _TENSOR_FIELDS = {"shape", "type", "buffer", "name"}
@@ -24,17 +26,19 @@ _OPERATOR_FIELDS = {
     "largeCustomOptionsOffset", "largeCustomOptionsSize",
 }  # fmt: skip
 _SUBGRAPH_FIELDS = {"tensors", "inputs", "outputs", "operators", "name"}
+_OWN_METADATA = (contract.METADATA_NAME, history.METADATA_NAME, reference.METADATA_NAME)
 _MODEL_FIELDS = {"operatorCodes", "subgraphs", "buffers", "metadata", "metadataBuffer", "signatureDefs"}
 
 
-def read(data: memoryview, name: str = "<bytes>") -> Model:
-    """The model in `data`, which must outlive it. Raises ModelError, in which `name` tells the file.
+def read(source: Source) -> Model:
+    """The model in `source`, which must outlive it. Raises ModelError.
 
     Lossless: writing the result gives a file that means the same, field by field.
     """
+    name, data = source.name, source.head
     dialect = detect(data, name)
     try:
-        return _Reader(dialect, data).model()
+        return _Reader(dialect, source).model()
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     except (
@@ -69,11 +73,12 @@ def _same(value: Any, default: Any) -> bool:
 
 
 class _Reader:
-    def __init__(self, dialect: Dialect, data: memoryview) -> None:
+    def __init__(self, dialect: Dialect, source: Source) -> None:
         self.dialect = dialect
-        self.data = data
-        self.table = dialect.unpack(data)
-        self.buffers = [self._buffer(buffer) for buffer in self.table.buffers or ()]
+        self.source = source
+        self.table, self.spans = dialect.unpack_head(source.head)
+        self._check_ends()
+        self.references, self.unused = self._read_references()
         # Operators refer to subgraphs by number, also to later ones: make all graphs first.
         self.graphs = [
             ir.Graph([], [], nodes=[], name=_text(subgraph.name), opset_imports={DOMAIN: 1})
@@ -97,43 +102,51 @@ class _Reader:
             self.dialect.name,
             self.graphs,
             [self._signature(signature) for signature in self.table.signatureDefs or ()],
-            [entry for entry in metadata if entry[0] not in (contract.METADATA_NAME, history.METADATA_NAME)],
+            [entry for entry in metadata if entry[0] not in _OWN_METADATA],
             fields=fields,
-            fingerprint=self._fingerprint(),
+            unused=self.unused,
         )
         for key, data in metadata:
             if key == contract.METADATA_NAME:
                 contract.attach(model, data)
             elif key == history.METADATA_NAME:
                 model.history = history.loads(data)
+        model.fingerprint = fingerprint(model)
         return model
 
-    def _fingerprint(self) -> str:
-        """SHA-256 of the file without its large constants: of the graph, not the weights."""
-        base = np.frombuffer(self.data, np.uint8).__array_interface__["data"][0]
-        raws = [raw for raw in self.buffers if raw is not None and raw.nbytes >= LARGE]
-        digest = hashlib.sha256()
-        position = 0
-        for start, size in sorted((raw.__array_interface__["data"][0] - base, raw.nbytes) for raw in raws):
-            digest.update(self.data[position : max(position, start)])
-            position = max(position, start + size)
-        digest.update(self.data[position:])
-        return f"sha256:{digest.hexdigest()}"
+    def _check_ends(self) -> None:
+        size = self.source.size
+        end = max((span.start + span.size for span in self.spans), default=0)
+        if size is not None and end > size:
+            raise ModelError(f"truncated: a constant ends at byte {end} of {size}")
 
-    def _buffer(self, buffer: Any) -> np.ndarray | None:
-        """The bytes of a Buffer table, uint8 [nbytes], wherever they lie; None for no data."""
-        if buffer.offset > 1:  # 0 and 1 both mean: not outside (the schema reserves 1 as a placeholder)
-            if buffer.offset + buffer.size > len(self.data):
-                end = buffer.offset + buffer.size
-                raise ModelError(f"truncated: a constant ends at byte {end} of {len(self.data)}")
-            return np.frombuffer(self.data, np.uint8, buffer.size, buffer.offset)
-        if buffer.data is None or len(buffer.data) == 0:
-            return None
-        return np.asarray(buffer.data)
+    def _read_references(self) -> tuple[dict[int, dict[str, Any]], dict[str, list[str]]]:
+        for entry in self.table.metadata or ():
+            if _text(entry.name) == reference.METADATA_NAME:
+                return reference.loads(self._bytes(entry.buffer))
+        return {}, {}
 
     def _bytes(self, index: int) -> bytes:
-        raw = self.buffers[index]
-        return b"" if raw is None else raw.tobytes()
+        span = self.spans[index]
+        in_head = span.start + span.size <= len(self.source.head)
+        return (self._small(span) if in_head else self.source.view(span.start, span.size)).tobytes()
+
+    def _small(self, span: Span) -> np.ndarray:
+        """Bytes of the head, uint8 [size]."""
+        return np.frombuffer(self.source.head, np.uint8, span.size, span.start)
+
+    def _constant(
+        self, index: int, dtype: ir.DataType | None, shape: tuple[int, ...], name: str
+    ) -> ir.TensorProtocol | None:
+        """What is in buffer `index`, or None when it is empty."""
+        span = self.spans[index]
+        if index in self.references and dtype is not None:
+            return reference.Reference(name, dtype=dtype, shape=shape, **self.references[index])
+        if span.size == 0:
+            return None
+        if span.size >= LARGE or span.start + span.size > len(self.source.head):
+            return Stored(self.source, span, dtype, shape, name)
+        return constant(self._small(span), dtype, shape, name)
 
     def _read_subgraph(self, graph: ir.Graph, table: Any) -> list[ir.Value]:
         names: set[str] = set()
@@ -184,9 +197,7 @@ class _Reader:
             value.meta["fields"] = fields
         if name != raw_name:
             value.meta["name"] = (name, raw_name)
-        raw = self.buffers[tensor.buffer]
-        if raw is not None:
-            value.const_value = constant(raw, dtype, shape, name)
+        value.const_value = self._constant(tensor.buffer, dtype, shape, name)
         return value
 
     def _node(self, operator: Any, values: list[ir.Value]) -> ir.Node:
@@ -216,7 +227,7 @@ class _Reader:
         fields |= _other_fields(operator, _OPERATOR_FIELDS)
         if operator.largeCustomOptionsSize:
             start, size = operator.largeCustomOptionsOffset, operator.largeCustomOptionsSize
-            fields["customOptions"] = np.frombuffer(self.data, np.uint8, size, start)
+            fields["customOptions"] = self.source.view(start, size)
         if fields:
             node.meta["fields"] = fields
         if operator.intermediates is not None:

@@ -9,6 +9,7 @@ is all this module knows. Schemas: `circle_schema` (Samsung ONE's res/CircleSche
 from __future__ import annotations
 
 import functools
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,18 @@ _DTYPES = {
 }  # fmt: skip
 
 
+DATA_SLOT, OFFSET_SLOT, SIZE_SLOT = 4, 6, 8  # of the Buffer table, in both dialects
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of bytes in the file; `outside`: found by Buffer.offset, beyond what FlatBuffers can address."""
+
+    start: int
+    size: int
+    outside: bool = False
+
+
 @dataclass(frozen=True)
 class Dialect:
     """One of the two file formats: its identifier, and lookups into its generated schema."""
@@ -116,10 +129,29 @@ class Dialect:
 
         return schema_py_generated
 
-    def unpack(self, data: Any) -> Any:
-        """`data` as the object-API `ModelT`; vectors of numbers stay views into `data`."""
-        root = self._module("Model").Model.GetRootAs(data, 0)
-        return self.table("Model").InitFromObj(root)
+    def unpack_head(self, data: Any) -> tuple[Any, list[Span]]:
+        """`data`, at least the head of a file, as the object-API `ModelT` without its buffers, and the places
+        of these. Vectors of numbers stay views into `data`."""
+        root = self._without_buffers.GetRootAs(data, 0)
+        table = self.table("Model").InitFromObj(root)
+        return table, [_span(root.Buffers(index), len(data)) for index in range(root.BuffersLength())]
+
+    @functools.cached_property
+    def _without_buffers(self) -> Any:
+        """The generated accessor of the Model table, keeping its buffers to itself when it is unpacked."""
+        model = self._module("Model").Model
+
+        class WithoutBuffers(model):  # type: ignore[misc, valid-type]
+            @classmethod
+            def GetRootAs(cls, data: Any, offset: int = 0) -> Any:
+                found = cls()
+                found.Init(data, struct.unpack_from("<I", data, offset)[0] + offset)
+                return found
+
+            def BuffersIsNone(self) -> bool:
+                return True
+
+        return WithoutBuffers
 
     @functools.cached_property
     def operators(self) -> dict[int, str]:
@@ -157,6 +189,18 @@ class Dialect:
     def _options_by_folded_name(self) -> dict[str, str]:
         members = [*self.unions["BuiltinOptions"], *self.unions["BuiltinOptions2"]]
         return {name.lower(): name for name in members}
+
+
+def _span(buffer: Any, there: int) -> Span:
+    """Where the bytes of a Buffer table lie, of a file of which the first `there` bytes are at hand."""
+    if buffer.Offset() > 1:  # 0 and 1 both mean: not outside (the schema reserves 1 as a placeholder)
+        return Span(buffer.Offset(), buffer.Size(), outside=True)
+    field = buffer._tab.Offset(DATA_SLOT)
+    if not field:
+        return Span(0, 0)
+    start = buffer._tab.Vector(field)
+    # Of a vector that is not at hand, neither is its length: our writer tells it in the other field, too.
+    return Span(start, buffer._tab.VectorLen(field) if start <= there else buffer.Size())
 
 
 CIRCLE = Dialect("circle", b"CIR0", version=0)

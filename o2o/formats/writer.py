@@ -13,6 +13,7 @@ offsets, large constants are referred to by `Buffer.offset` and `Buffer.size` in
 from __future__ import annotations
 
 import struct
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -22,16 +23,16 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats.constants import LARGE, bytes_in_memory, storage_key
-from o2o.formats.schema import DIALECTS, SUBGRAPH_FIELDS, Dialect
+from o2o.formats.constants import LARGE, Stored, bytes_in_memory, storage_key
+from o2o.formats.schema import DATA_SLOT, DIALECTS, OFFSET_SLOT, SIZE_SLOT, SUBGRAPH_FIELDS, Dialect
 from o2o.model import CUSTOM_DOMAIN, Model, Signature
+from o2o.streams import Source, framing
+from o2o.weights import reference
+from o2o.weights.reference import Reference
 
 ALIGNMENT = 16  # of small constants: the schemas' force_align
 LARGE_ALIGNMENT = 64  # of large ones: a cache line, and what XNNPACK likes best
 FLATBUFFER_LIMIT = (1 << 31) - 1
-
-# vtable slots of the Buffer table's fields, the same in both dialects
-_DATA_SLOT, _OFFSET_SLOT, _SIZE_SLOT = 4, 6, 8
 
 
 @dataclass(frozen=True)
@@ -42,32 +43,66 @@ class Segment:
     payload: bytes | ir.TensorProtocol
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A file to be: its first bytes, what follows them in order, and how many bytes that makes."""
+
+    tables: bytes
+    segments: list[Segment]
+    size: int
+
+    def write(self, sink: BinaryIO, *, passing: bool = False) -> None:
+        """Write the file to `sink`, front to back.
+
+        passing: nothing will be asked of the model's sources any more, so that what comes through a pipe
+        may be passed on instead of being kept. Raises ModelError when a source ends early, OSError.
+        """
+        for source, ranges in self._sources().items():
+            if passing:
+                source.pass_on(ranges)
+            else:
+                source.keep()
+        sink.write(self.tables)
+        position = len(self.tables)
+        for segment in self.segments:
+            sink.write(bytes(segment.start - position))
+            if isinstance(segment.payload, bytes):
+                sink.write(segment.payload)
+                position = segment.start + len(segment.payload)
+            else:
+                _stream(segment.payload, sink)
+                position = segment.start + segment.payload.nbytes
+
+    def _sources(self) -> dict[Source, list[tuple[int, int]]]:
+        """What is wanted of each source, (start, size) in the order of writing."""
+        wanted: dict[Source, list[tuple[int, int]]] = {}
+        for segment in self.segments:
+            if isinstance(segment.payload, Stored):
+                span = segment.payload.span
+                wanted.setdefault(segment.payload.source, []).append((span.start, span.size))
+        return wanted
+
+
 def write(model: Model, sink: BinaryIO, limit: int = FLATBUFFER_LIMIT) -> int:
-    """Write `model` to `sink`, front to back, and return the number of bytes.
+    """Write `model` to `sink`, front to back, and return the number of bytes: see `plan` and `Plan.write`."""
+    planned = plan(model, limit)
+    planned.write(sink)
+    return planned.size
 
-    limit: the size in bytes from which large constants are stored by offset and size. Raises ModelError,
-    before the first byte is written, when the model cannot be written.
+
+def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
+    """The file that `model` will be. Constants are neither read nor copied.
+
+    limit: the size in bytes from which large constants are stored by offset and size. Raises ModelError
+    when the model cannot be written.
     """
-    header, segments = plan(model, limit)
-    sink.write(header)
-    position = len(header)
-    for segment in segments:
-        sink.write(bytes(segment.start - position))
-        if isinstance(segment.payload, bytes):
-            sink.write(segment.payload)
-            position = segment.start + len(segment.payload)
-        else:
-            _stream(segment.payload, sink)
-            position = segment.start + segment.payload.nbytes
-    return position
-
-
-def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> tuple[bytes, list[Segment]]:
-    """The tables, and the segments that follow them in file order."""
     builder = _Builder(model)
     root, payloads = builder.build()
-    sizes = [len(p) if isinstance(p, bytes) else p.nbytes for p in payloads]
+    sizes = [_size(payload) for payload in payloads]
     large = [size >= LARGE and not isinstance(p, bytes) for p, size in zip(payloads, sizes, strict=True)]
+    for buffer, size, is_large in zip(root.buffers[1:], sizes, large, strict=True):
+        if is_large:
+            buffer.size = size  # for who has only the head: the vector's own length lies with the data
     # A generous bound decides the form before the exact layout is known.
     slack = LARGE_ALIGNMENT * (len(sizes) + 1)
     by_offset = [False] * len(sizes)
@@ -80,6 +115,7 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> tuple[bytes, list[Segme
         tables = _pack(root, builder.dialect)
     segments: list[Segment] = []
     position = inside = len(tables)  # the end so far, and that of what FlatBuffers' own offsets reach
+    head = len(tables)
     fields = _BufferFields(tables)
     for pass_large in (False, True):
         for index, payload in enumerate(payloads):
@@ -98,16 +134,25 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> tuple[bytes, list[Segme
                 segments.append(Segment(start, payload))
             position = start + sizes[index]
             inside = inside if by_offset[index] else position
+            head = head if pass_large else position
     if inside > FLATBUFFER_LIMIT:
         raise ModelError(
             "the graph and its small constants alone exceed what FlatBuffers can address (2 GiB)"
         )
-    return bytes(tables), segments
+    tables[framing.AT : framing.AT + framing.LENGTH] = framing.Frame(head, position).packed()
+    return Plan(bytes(tables), segments, position)
+
+
+def _size(payload: bytes | ir.TensorProtocol) -> int:
+    """How many bytes of `payload` are in the file: none of what is only referred to."""
+    if isinstance(payload, bytes):
+        return len(payload)
+    return 0 if isinstance(payload, Reference) else payload.nbytes
 
 
 def _stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
     if (raw := bytes_in_memory(tensor)) is not None:
-        sink.write(raw.data)  # no copy: pages of the mapped input
+        sink.write(raw.data)
     elif hasattr(tensor, "tofile"):
         tensor.tofile(sink)
     else:
@@ -117,7 +162,11 @@ def _stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
 def _pack(root: Any, dialect: Dialect) -> bytearray:
     builder = flatbuffers.Builder(1 << 16)
     builder.Finish(root.Pack(builder), dialect.identifier)
-    return bytearray(builder.Output())
+    tables = bytearray(builder.Output())
+    # Room for the frame behind the identifier. All offsets are relative; only that of the root crosses it.
+    tables[framing.AT : framing.AT] = bytes(framing.LENGTH)
+    struct.pack_into("<I", tables, 0, struct.unpack_from("<I", tables)[0] + framing.LENGTH)
+    return tables
 
 
 class _BufferFields:
@@ -141,12 +190,12 @@ class _BufferFields:
         return table + int(struct.unpack_from("<H", self.tables, vtable + slot)[0])
 
     def put_offset(self, index: int, target: int) -> None:
-        position = self._field(self.positions[index], _DATA_SLOT)
+        position = self._field(self.positions[index], DATA_SLOT)
         struct.pack_into("<I", self.tables, position, target - position)
 
     def put_range(self, index: int, start: int, size: int) -> None:
-        struct.pack_into("<Q", self.tables, self._field(self.positions[index], _OFFSET_SLOT), start)
-        struct.pack_into("<Q", self.tables, self._field(self.positions[index], _SIZE_SLOT), size)
+        struct.pack_into("<Q", self.tables, self._field(self.positions[index], OFFSET_SLOT), start)
+        struct.pack_into("<Q", self.tables, self._field(self.positions[index], SIZE_SLOT), size)
 
 
 class _Builder:
@@ -156,7 +205,8 @@ class _Builder:
         self.model = model
         self.dialect = DIALECTS[model.format]
         self.payloads: list[bytes | ir.TensorProtocol] = []
-        self.buffer_of: dict[tuple[int, int], int] = {}
+        self.buffer_of: dict[Hashable, int] = {}
+        self.references: dict[int, Reference] = {}
         self.opcode_of: dict[tuple[str, str, int], int] = {}
         self.graph_index = {id(graph): index for index, graph in enumerate(model.graphs)}
         self.tensor_index: list[dict[int, int]] = []
@@ -181,6 +231,7 @@ class _Builder:
         own = [
             (contract.METADATA_NAME, contract.dumps(self.model)),
             (history.METADATA_NAME, history.dumps(self.model.history)),
+            (reference.METADATA_NAME, reference.dumps(self.references, self.model.unused)),
         ]
         return [*self.model.metadata, *((name, data) for name, data in own if data is not None)]
 
@@ -245,6 +296,8 @@ class _Builder:
             key = storage_key(value.const_value)
             if key not in self.buffer_of:
                 self.buffer_of[key] = self._payload(value.const_value)
+                if isinstance(value.const_value, Reference):
+                    self.references[self.buffer_of[key]] = value.const_value
             table.buffer = self.buffer_of[key]
         fields = value.meta.get("fields", {})
         if value.shape:  # a scalar's shape may be absent; this one is none (any more)

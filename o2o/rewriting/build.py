@@ -38,11 +38,14 @@ def fresh_name(graph: ir.Graph, stem: str) -> str:
 
 def add_constant(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
     """A new constant of `graph` with the numbers of `array`, under `name` or one like it."""
-    array = np.ascontiguousarray(array).reshape(array.shape)
-    tensor = ir.Tensor(array, name=fresh_name(graph, name))
-    value = ir.Value(
-        name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
+    return add_tensor(graph, ir.Tensor(np.ascontiguousarray(array).reshape(array.shape)), name)
+
+
+def add_tensor(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+    """A new constant of `graph` that is `tensor`, under `name` or one like it."""
+    tensor.name = fresh_name(graph, name)
+    shape, type_ = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=tensor.name, shape=shape, type=type_, const_value=tensor)
     graph.register_initializer(value)
     return value
 

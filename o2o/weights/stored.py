@@ -31,13 +31,17 @@ class StoredTensor:
     offset: int
     length: int
 
+    def check_float(self) -> None:
+        """Raises ModelError for a tensor that is not of floats."""
+        if self.dtype not in FLOATS:
+            raise ModelError(f"{self.path}: {self.name} is stored as {self.dtype}, not as a float")
+
     def pieces(self, size: int = 4 << 20) -> Iterator[np.ndarray]:
         """The numbers as float32, flat, at most `size` at a time, read from the file as they are asked for.
 
         Raises ModelError for other than floats.
         """
-        if self.dtype not in FLOATS:
-            raise ModelError(f"{self.path}: {self.name} is stored as {self.dtype}, not as a float")
+        self.check_float()
         count, width = math.prod(self.shape), ITEM_SIZE[self.dtype]
         for start in range(0, count, size):
             offset = self.offset + start * width

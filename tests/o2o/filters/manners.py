@@ -213,12 +213,12 @@ class Manners:
         assert not left, "nothing is left beside it"
 
     def _fail_while_writing(self, target: Path) -> None:
-        def write(model: Model, sink: BinaryIO) -> None:
+        def write(plan: object, sink: BinaryIO, **_: object) -> None:
             sink.write(b"half a model")
             raise OSError(28, "No space left on device")
 
         data = self.data
-        self.patch.setattr("o2o.formats.write", write)
+        self.patch.setattr("o2o.formats.writer.Plan.write", write)
         assert "No space left" in self.filtered(data, "-o", str(target)).failed(1)
 
     def test_debug_shows_where(self) -> None:

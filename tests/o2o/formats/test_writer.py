@@ -55,7 +55,8 @@ def test_control_flow_runs() -> None:
 
 def test_the_header_comes_first_and_constants_by_size() -> None:
     data = formats.dumps(decoder())
-    header, segments = plan(formats.loads(data))
+    planned = plan(formats.loads(data))
+    header, segments = planned.tables, planned.segments
     assert data.startswith(header)
     starts = [segment.start for segment in segments]
     assert starts == sorted(starts)
@@ -129,7 +130,8 @@ def test_a_file_of_more_than_2_gib() -> None:
         graph.output(value)
     small = graph.constant("small", np.float32([1, 2]))
     graph.output(small)
-    header, segments = plan(graph.model())
+    planned = plan(graph.model())
+    header, segments = planned.tables, planned.segments
     ends = [segment.start for segment in segments][-2:]
     assert ends[1] == ends[0] + (12 << 30)
     tables = unpack(header.ljust(ends[0], b"\0")).buffers

@@ -30,7 +30,7 @@ REFERENCES = ("scales", "zeroPoints")  # of the quantization details: tensor num
 
 
 def unpack(data: bytes) -> Any:
-    return detect(memoryview(data), "test").unpack(data)
+    return detect(memoryview(data), "test").table("Model").InitFromPackedBuf(data, 0)
 
 
 def pack(table: Any, dialect: Dialect) -> bytes:

@@ -1,0 +1,80 @@
+"""What identifies a graph, whatever its weights are and wherever they lie."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.formats.constants import LARGE
+from o2o.model import Model
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 over what `model` says: graphs, signatures, small constants, metadata, history.
+
+    Of a large constant only dtype and shape count, so that a model with its weights inside and the same one
+    with references to them have one fingerprint.
+    """
+    digest = hashlib.sha256()
+    for item in _told(model):
+        digest.update(item if isinstance(item, bytes) else item.encode())
+        digest.update(b"\0")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _told(model: Model) -> Iterator[str | bytes]:
+    yield f"{model.format} {_plain(model.fields)}"
+    graphs = {id(graph): str(index) for index, graph in enumerate(model.graphs)}
+    for graph in model.graphs:
+        yield f"graph {graph.name} {_plain(graph.meta.get('fields'))}"
+        for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
+            yield from _value(value)
+        for node in graph:
+            yield _node(node, graphs)
+            for value in node.outputs:
+                yield from _value(value)
+        yield "outputs " + " ".join(value.name or "" for value in graph.outputs)
+    for signature in model.signatures:
+        yield f"signature {signature.name} {graphs[id(signature.graph)]}"
+        for name, value in (*signature.inputs.items(), *signature.outputs.items()):
+            yield f"{name}={value.name} {value.meta.get('role')}"
+    for name, data in model.metadata:
+        yield name
+        yield data
+    yield repr(model.history)
+
+
+def _value(value: ir.Value) -> Iterator[str | bytes]:
+    shape = () if value.shape is None else value.shape.dims
+    yield f"{value.name} {value.dtype} {shape} {_plain(value.meta.get('fields'))}"
+    for field, other in value.meta.get("references", {}).items():
+        yield f"{field} {other.name}"
+    tensor = value.const_value
+    if tensor is not None:
+        yield tensor.tobytes() if tensor.nbytes < LARGE else f"{tensor.dtype} {tensor.nbytes}"
+
+
+def _node(node: ir.Node, graphs: dict[int, str]) -> str:
+    inputs = " ".join("-" if value is None else value.name or "" for value in node.inputs)
+    options = [f"{name}={_plain(found.value, graphs)}" for name, found in node.attributes.items()]
+    more = f" {_plain(node.meta['fields'])}" if node.meta.get("fields") else ""
+    return f"{node.domain} {node.op_type} {node.version} {inputs} ; {' '.join(options)}{more}"
+
+
+def _plain(item: Any, graphs: dict[int, str] | None = None) -> str:
+    """`item` as text that is the same for equal items: the generated tables have no such `repr`."""
+    if isinstance(item, np.ndarray):
+        return f"{item.dtype} {item.shape} {hashlib.sha256(item.tobytes()).hexdigest()}"
+    if isinstance(item, dict):
+        return "{" + ",".join(f"{key}:{_plain(value)}" for key, value in item.items()) + "}"
+    if isinstance(item, ir.Graph):
+        return (graphs or {}).get(id(item), "graph")
+    if isinstance(item, list | tuple):
+        return "[" + ",".join(_plain(value, graphs) for value in item) + "]"
+    if hasattr(item, "__dict__"):
+        return f"{type(item).__name__}{_plain(vars(item))}"
+    return repr(item)
