@@ -8,11 +8,12 @@ from pathlib import Path
 
 from o2o.errors import ModelError, UsageError
 
-# What is fetched from the hub: never other formats of the same weights.
+# What is fetched from the hub: beside the weights, and the weights in the first of the forms that it has.
 WANTED = [
-    *("config.json", "generation_config.json", "*.safetensors", "*.index.json"),
+    *("config.json", "generation_config.json", "*.index.json"),
     *("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.tiktoken", "chat_template*"),
 ]
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -35,12 +36,11 @@ def resolve(model: str | os.PathLike[str]) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     nowhere = f"{hub_id} is no directory here, and"
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=WANTED))
+        return _snapshot(hub_id)
     except LocalEntryNotFoundError as error:
         raise ModelError(f"{nowhere} the Hugging Face hub cannot be reached to fetch it") from error
     except GatedRepoError as error:
@@ -50,3 +50,14 @@ def _download(hub_id: str) -> Path:
     except Exception as error:  # the client's own, its transport's, the proxy's: many classes, one meaning
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{nowhere} the Hugging Face hub does not give it: {reason}") from error
+
+
+def _snapshot(hub_id: str) -> Path:
+    """The folder of the model's newest state, with its weights in one form only: they may be gigabytes."""
+    from huggingface_hub import snapshot_download
+
+    for pattern in WEIGHTS:
+        folder = Path(snapshot_download(hub_id, allow_patterns=[*WANTED, pattern]))
+        if any(folder.glob(pattern)):
+            break
+    return folder

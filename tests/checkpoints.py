@@ -3,6 +3,7 @@
     write_checkpoint(directory, **GROUPED)                      # one model.safetensors
     write_checkpoint(directory, **DEMO, shards=3)               # three shards and their index
     write_checkpoint(directory, **DEMO, dtype="bfloat16")       # stored as bf16
+    write_checkpoint(directory, **GROUPED, format="bin")        # pytorch_model.bin, tied weights twice
 
 The weights are drawn so that the logits differ well from token to token and from position to position:
 a graph that drops the mask, a position or a head does not pass by luck. No tokenizer is written.
@@ -47,14 +48,17 @@ def write_checkpoint(
     model_type: str = "llama",
     dtype: str = "float32",
     shards: int = 1,
+    format: str = "safetensors",
     seed: int = 0,
     **config: Any,
 ) -> Path:
-    """Write `config.json` and safetensors for a random model into `directory`, and return it.
+    """Write `config.json` and the weights of a random model into `directory`, and return it.
 
     model_type: any causal language model that transformers knows (llama, mistral, qwen2, ...).
     dtype: how the tensors are stored (float32, bfloat16, float16).
     shards: 1 writes `model.safetensors`; more write that many shards and `model.safetensors.index.json`.
+    format: safetensors, or bin for `pytorch_model.bin`, as transformers wrote it: what is tied comes under
+    each of its names, as one storage.
     config: fields of config.json; DEMO where none is given.
     """
     import torch
@@ -80,16 +84,27 @@ def write_checkpoint(
             value = noise * 0.2 + (0.0 if name.endswith("bias") else 1.0)
         tensors[name] = value.to(getattr(torch, dtype))
 
+    def save(part: dict[str, torch.Tensor], file: str) -> None:
+        if format == "bin":
+            torch.save(part, directory / file)
+        else:
+            save_file(part, directory / file, metadata={"format": "pt"})
+
+    stem, suffix = ("pytorch_model", "bin") if format == "bin" else ("model", "safetensors")
+    if format == "bin":
+        first = {id(parameter): name for name, parameter in model.named_parameters()}
+        state = model.state_dict(keep_vars=True)
+        tensors = {name: tensors[first[id(parameter)]] for name, parameter in state.items()}
     if shards == 1:
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        save(tensors, f"{stem}.{suffix}")
         return directory
     weight_map: dict[str, str] = {}
     for shard in range(shards):
-        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        file = f"{stem}-{shard + 1:05}-of-{shards:05}.{suffix}"
         part = {name: tensor for k, (name, tensor) in enumerate(tensors.items()) if k % shards == shard}
-        save_file(part, directory / file, metadata={"format": "pt"})
+        save(part, file)
         weight_map.update(dict.fromkeys(part, file))
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    (directory / f"{stem}.{suffix}.index.json").write_text(json.dumps(index, indent=2))
     return directory

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from o2o.errors import ModelError
-from o2o.weights.safetensors import read_header
+from o2o.weights import pickled, safetensors
 from o2o.weights.stored import StoredTensor
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+Reader = Callable[[Path], dict[str, StoredTensor]]
+
+# Where the weights may be, the first that is there: an index of shards, or all in one file.
+PLACES: tuple[tuple[str, str, Reader], ...] = (
+    ("model.safetensors.index.json", "model.safetensors", safetensors.read_header),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", pickled.read_header),
+)
 
 
 @dataclass(frozen=True)
@@ -24,27 +30,33 @@ class Checkpoint:
 
 
 def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
-    """Find the tensors of the checkpoint in `directory`: one safetensors file, or shards and their index.
+    """Find the tensors of the checkpoint in `directory`: in safetensors, else in what PyTorch saves
+    (`pytorch_model.bin`, else the only file called `*.pt` or `*.pth`).
 
     Raises ModelError, naming the file, when something is missing, cut short or in another format.
     """
     directory = Path(directory)
     if not (directory / "config.json").is_file():
         raise ModelError(f"{directory} has no config.json: not a Hugging Face checkpoint")
-    if (directory / INDEX).is_file():
-        return Checkpoint(directory, _sharded(directory))
-    if (directory / SINGLE).is_file():
-        return Checkpoint(directory, read_header(directory / SINGLE))
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
+    for index, single, read_header in PLACES:
+        if (directory / index).is_file():
+            return Checkpoint(directory, _sharded(directory / index, read_header))
+        if (directory / single).is_file():
+            return Checkpoint(directory, read_header(directory / single))
+    found = sorted(file for file in directory.iterdir() if file.suffix in (".pt", ".pth") and file.is_file())
+    if not found:
         raise ModelError(
-            f"{directory} has its weights as pickles (.bin) only: convert them with transformers, "
-            "`AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)`"
+            f"{directory} has no weights: neither model.safetensors nor pytorch_model.bin, nor an index of "
+            "either's shards, nor a .pt or .pth file"
         )
-    raise ModelError(f"{directory} has no weights: neither {SINGLE} nor {INDEX}")
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:4])
+        raise ModelError(f"{directory} has several files that may be its weights ({names}): leave one there")
+    return Checkpoint(directory, pickled.read_header(found[0]))
 
 
-def _sharded(directory: Path) -> dict[str, StoredTensor]:
-    index = directory / INDEX
+def _sharded(index: Path, read_header: Reader) -> dict[str, StoredTensor]:
+    directory = index.parent
     try:
         weight_map = dict(json.loads(index.read_bytes())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,43 @@ def test_a_hub_id_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     assert resolve("org/model") == snapshot
     assert "model.norm.weight" in open_checkpoint(snapshot).tensors
+
+
+@pytest.mark.parametrize(
+    ("there", "fetched"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "old.pth"], ["model.safetensors"]),
+        (
+            [
+                "pytorch_model-00001-of-00001.bin",
+                "pytorch_model.bin.index.json",
+                "training_args.bin",
+                "old.pth",
+            ],
+            ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"],
+        ),
+        (["weights.pth", "model.gguf"], ["weights.pth"]),
+        (["model.gguf", "onnx/model.onnx"], []),
+    ],
+)
+def test_weights_are_fetched_in_one_form(
+    there: list[str], fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    hub, here = tmp_path / "hub", tmp_path / "here"
+    for name in ["config.json", "tokenizer.json", "README.md", *there]:
+        (hub / name).parent.mkdir(parents=True, exist_ok=True)
+        (hub / name).touch()
+
+    def snapshot_download(hub_id: str, allow_patterns: list[str]) -> str:
+        for name in (str(file.relative_to(hub)) for file in hub.rglob("*") if file.is_file()):
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (here / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(hub / name, here / name)
+        return str(here)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve("org/model") == here
+    got = sorted(str(file.relative_to(here)) for file in here.rglob("*") if file.is_file())
+    assert got == sorted(["config.json", "tokenizer.json", *fetched])

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from export.model import LanguageModel
+from export.weights import match
 from o2o.errors import ModelError
-from o2o.weights.checkpoint import INDEX, open_checkpoint
+from o2o.weights.checkpoint import open_checkpoint
 from tests.checkpoints import GROUPED, write_checkpoint
 
+FORMATS = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 
-def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
-    one = open_checkpoint(write_checkpoint(tmp_path / "one", **GROUPED)).tensors
-    three = open_checkpoint(write_checkpoint(tmp_path / "three", **GROUPED, shards=3)).tensors
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_shards_are_one_checkpoint(tmp_path: Path, format: str) -> None:
+    one = open_checkpoint(write_checkpoint(tmp_path / "one", **GROUPED, format=format)).tensors
+    three = open_checkpoint(write_checkpoint(tmp_path / "three", **GROUPED, format=format, shards=3)).tensors
 
     assert set(three) == set(one)
     assert len({tensor.path for tensor in three.values()}) == 3
@@ -20,19 +26,47 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
         assert (tensor.read_float32() == one[name].read_float32()).all()
 
 
-@pytest.mark.parametrize(
-    ("file", "complaint"),
-    [
-        (None, "has no weights"),
-        ("pytorch_model.bin", r"pickles \(\.bin\) only: convert them"),
-        ("pytorch_model-00001-of-00002.bin", "convert them"),
-    ],
-)
-def test_no_weights(tmp_path: Path, file: str | None, complaint: str) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_pickle_says_what_safetensors_say(tmp_path: Path, dtype: str, shards: int) -> None:
+    plain = write_checkpoint(tmp_path / "plain", **GROUPED, dtype=dtype)
+    pickle = write_checkpoint(tmp_path / "pickle", **GROUPED, dtype=dtype, shards=shards, format="bin")
+
+    expected, got = open_checkpoint(plain).tensors, open_checkpoint(pickle).tensors
+
+    assert set(got) == set(expected) | {"lm_head.weight"}  # tied: under both of its names
+    for name, tensor in expected.items():
+        assert (got[name].dtype, got[name].shape) == (tensor.dtype, tensor.shape)
+        assert (got[name].read_float32() == tensor.read_float32()).all()
+    model = LanguageModel.read(pickle)
+    assert set(match(model, open_checkpoint(pickle))) == set(model.parameters)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "consolidated.pth"])
+def test_a_state_dict_under_any_name(tmp_path: Path, name: str) -> None:
+    directory = write_checkpoint(tmp_path, **GROUPED, format="bin")
+    (directory / "pytorch_model.bin").rename(directory / name)
+
+    assert "model.norm.weight" in open_checkpoint(directory).tensors
+
+    (directory / "optimizer.pt").touch()
+    with pytest.raises(ModelError, match=rf"several files .*{name}.*: leave one"):
+        open_checkpoint(directory)
+
+
+def test_safetensors_come_first(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, **GROUPED)
+    (directory / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    (directory / "pytorch_model.bin.index.json").write_bytes(b"nor an index")
+    (directory / "weights.pt").touch()
+    tensors = open_checkpoint(directory).tensors
+    assert {tensor.path.name for tensor in tensors.values()} == {"model.safetensors"}
+
+
+def test_no_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    if file:
-        (tmp_path / file).touch()
-    with pytest.raises(ModelError, match=complaint):
+    (tmp_path / "training_args.bin").touch()
+    with pytest.raises(ModelError, match=r"no weights: neither model\.safetensors nor pytorch_model\.bin"):
         open_checkpoint(tmp_path)
 
 
@@ -41,18 +75,19 @@ def test_no_config(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_damaged_shards(tmp_path: Path) -> None:
-    directory = write_checkpoint(tmp_path, **GROUPED, shards=2)
-    index = directory / INDEX
+@pytest.mark.parametrize("format", FORMATS)
+def test_damaged_shards(tmp_path: Path, format: str) -> None:
+    directory = write_checkpoint(tmp_path, **GROUPED, shards=2, format=format)
+    index = directory / f"{FORMATS[format]}.index.json"
+    stem, suffix = FORMATS[format].split(".")
     told = json.loads(index.read_text())
 
-    index.write_text(json.dumps({"weight_map": told["weight_map"] | {"x": "../../elsewhere.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": told["weight_map"] | {"x": f"../../elsewhere.{suffix}"}}))
     with pytest.raises(ModelError, match="a shard outside its folder"):
         open_checkpoint(directory)
 
-    index.write_text(
-        json.dumps({"weight_map": told["weight_map"] | {"x": "model-00001-of-00002.safetensors"}})
-    )
+    shard = f"{stem}-00001-of-00002.{suffix}"
+    index.write_text(json.dumps({"weight_map": told["weight_map"] | {"x": shard}}))
     with pytest.raises(ModelError, match="lacks x, which the index says"):
         open_checkpoint(directory)
 
@@ -61,6 +96,6 @@ def test_damaged_shards(tmp_path: Path) -> None:
         open_checkpoint(directory)
 
     index.write_text(json.dumps(told))
-    (directory / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"lacks the shard model-00002-of-00002\.safetensors"):
+    shutil.move(directory / f"{stem}-00002-of-00002.{suffix}", tmp_path / "away")
+    with pytest.raises(ModelError, match=rf"lacks the shard {stem}-00002-of-00002\.{suffix}"):
         open_checkpoint(directory)
