@@ -9,7 +9,7 @@ from typing import Literal
 from export.circle import convert
 from export.graphs import DecodeConcatenated, Graph, Prefill, Static
 from export.model import LanguageModel
-from export.weights import bind, match
+from export.weights import WeightsForm, bind, match, unused
 from o2o.errors import UsageError
 from o2o.model import Model
 from o2o.weights.checkpoint import open_checkpoint
@@ -22,6 +22,7 @@ def prefill(
     tokens: int = 32,
     attn_implementation: str = "eager",
     capacity: int | None = None,
+    weights: WeightsForm = "embed",
 ) -> Model:
     """A graph that reads T = `tokens` of a prompt.
 
@@ -29,9 +30,11 @@ def prefill(
     (`export.graphs.Prefill`); S for `prefill_T`, which reads T tokens at any position and writes them into
     caches of S rows (`export.graphs.Static`), so that long prompts can be read in pieces.
 
-    Its weights are references to the checkpoint's files, which must stay until the model is saved. Raises
-    ModelError (what the checkpoint is or lacks), UsageError (more tokens than the model can see or the caches
-    can hold).
+    weights: `embed` for a model that is saved with the checkpoint's numbers, whose files must stay until
+    then; `external` for one with references to them, which `bind.weights.py` resolves.
+
+    Raises ModelError (what the checkpoint is or lacks), UsageError (more tokens than the model can see or the
+    caches can hold).
     """
 
     def graph(model: LanguageModel) -> Graph:
@@ -39,7 +42,7 @@ def prefill(
             return Prefill(model, tokens)
         return Static(model, f"prefill_{tokens}", tokens, capacity)
 
-    return _build(directory, graph, attn_implementation)
+    return _build(directory, graph, attn_implementation, weights)
 
 
 def decode(
@@ -47,6 +50,7 @@ def decode(
     capacity: int = 30,
     cache: CacheForm = "concat",
     attn_implementation: str = "eager",
+    weights: WeightsForm = "embed",
 ) -> Model:
     """The graph that reads one token after up to `capacity` others.
 
@@ -58,15 +62,20 @@ def decode(
     }
     if cache not in forms:
         raise UsageError(f"no cache form {cache!r}: choose {' or '.join(forms)}")
-    return _build(directory, forms[cache], attn_implementation)
+    return _build(directory, forms[cache], attn_implementation, weights)
 
 
 def _build(
-    directory: str | os.PathLike[str], graph_of: Callable[[LanguageModel], Graph], attn_implementation: str
+    directory: str | os.PathLike[str],
+    graph_of: Callable[[LanguageModel], Graph],
+    attn_implementation: str,
+    weights: WeightsForm,
 ) -> Model:
     checkpoint = open_checkpoint(directory)
     language_model = LanguageModel.read(directory, attn_implementation)
     found = match(language_model, checkpoint)  # before the minutes that a large graph takes
     model = convert(graph_of(language_model))
-    bind(model.graphs[0], found)
+    bind(model.graphs[0], found, weights)
+    if weights == "external":
+        model.unused = unused(checkpoint, found)
     return model

@@ -1,18 +1,23 @@
-"""Parameters become constants that refer to the checkpoint's bytes: read when written, one at a time."""
+"""Parameters become constants: the checkpoint's numbers, read when they are written, or references."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import BinaryIO
+from collections.abc import Mapping
+from typing import Literal, get_args
 
 import onnx_ir as ir
 
 from export.model import LanguageModel
 from o2o.errors import ModelError
+from o2o.formats.constants import LARGE
 from o2o.weights.checkpoint import Checkpoint
-from o2o.weights.stored import FLOATS, StoredTensor
+from o2o.weights.reference import Reference, Weight
+from o2o.weights.stored import StoredTensor
+from o2o.wording import listed
 
+WeightsForm = Literal["embed", "external"]
+FORMS = get_args(WeightsForm)
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store it; the model computes it
 
 
@@ -35,8 +40,8 @@ def match(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, StoredTenso
                     "different values: set tie_word_embeddings to false there"
                 )
     missing = [name for name in model.parameters if name not in found]
-    complaints = [f"lacks {_some(missing)}"] if missing else []
-    complaints += [f"holds {_some(left)}, which the model has no place for"] if left else []
+    complaints = [f"lacks {listed(missing, 4)}"] if missing else []
+    complaints += [f"holds {listed(left, 4)}, which the model has no place for"] if left else []
     complaints += [
         f"has {name} as {list(found[name].shape)}, not {list(shape)}"
         for name, shape in model.parameters.items()
@@ -47,49 +52,34 @@ def match(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, StoredTenso
     return found
 
 
-class Converted(ir.LazyTensor):
-    """The float32 numbers of a tensor that is stored as another float, converted piece by piece."""
+def bind(graph: ir.Graph, found: Mapping[str, StoredTensor], form: WeightsForm = "embed") -> None:
+    """Turn the inputs of `graph` that are named in `found` into constants: numbers (`embed`) or references
+    to the checkpoint (`external`), which small ones never are. Nothing is read until it is written.
 
-    def __init__(self, name: str, stored: StoredTensor) -> None:
-        super().__init__(self._read, ir.DataType.FLOAT, ir.Shape(stored.shape), name=name)
-        self.stored = stored
-
-    def _read(self) -> ir.TensorProtocol:
-        return ir.Tensor(self.stored.read_float32(), name=self.name)
-
-    def tofile(self, file: BinaryIO) -> None:
-        for piece in self.stored.pieces():
-            file.write(piece.data)
-
-
-def constant(name: str, stored: StoredTensor) -> ir.TensorProtocol:
-    """A float32 constant called `name` over the bytes of `stored`, which are read when it is written.
-
-    Raises ModelError for a dtype that is no float.
+    Raises ModelError for a tensor that is not stored as a float.
     """
-    if stored.dtype not in FLOATS:
-        raise ModelError(f"{stored.path}: {stored.name} is stored as {stored.dtype}, not as a float")
-    if stored.dtype != "F32":
-        return Converted(name, stored)
-    shape = ir.Shape(stored.shape)
-    return ir.ExternalTensor(
-        stored.path, stored.offset, stored.length, ir.DataType.FLOAT, shape=shape, name=name
-    )
-
-
-def bind(graph: ir.Graph, found: Mapping[str, StoredTensor]) -> None:
-    """Turn the inputs of `graph` that are named in `found` into constants."""
     for value in [value for value in graph.inputs if value.name in found]:
         assert value.name is not None
+        assert value.dtype is not None
+        stored = found[value.name]
+        weight = Weight(value.name, stored, value.dtype)
         graph.inputs.remove(value)
-        value.const_value = constant(value.name, found[value.name])
+        if form == "embed" or weight.nbytes < LARGE:
+            value.const_value = weight
+        else:
+            value.const_value = Reference(value.name, stored.path, stored.name, value.dtype, stored.shape)
         graph.register_initializer(value)
 
 
-def _some(names: Iterable[str], limit: int = 4) -> str:
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+def unused(checkpoint: Checkpoint, found: Mapping[str, StoredTensor]) -> dict[str, list[str]]:
+    """The tensors of `checkpoint` that nothing in `found` is, by file: second names of tied ones, and what
+    old checkpoints store although the model computes it."""
+    used = {(stored.path, stored.name) for stored in found.values()}
+    result: dict[str, list[str]] = {}
+    for tensor in checkpoint.tensors.values():
+        if (tensor.path, tensor.name) not in used:
+            result.setdefault(str(tensor.path), []).append(tensor.name)
+    return result
 
 
 def _same_bytes(a: StoredTensor, b: StoredTensor, chunk: int = 16 << 20) -> bool:

@@ -26,6 +26,7 @@ class Filter:
     usage_example: ClassVar[str]
     formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # what it takes
     writes_model: ClassVar[bool] = True
+    changes_graph: ClassVar[bool] = True  # else it leaves no entry in the history
 
     def __init__(self) -> None:
         self._said: list[str] = []
@@ -113,7 +114,8 @@ class Filter:
         model = self.apply(model, args) or model
         for graph in model.graphs:
             put_in_order(graph)
-        model.history.append(entry)
+        if self.changes_graph:
+            model.history.append(entry)
         if args.check:
             from o2o.check import check
 

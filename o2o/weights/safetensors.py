@@ -25,7 +25,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     Raises ModelError for a file that is cut short, is no safetensors file, or whose header contradicts
     itself; OSError for one that cannot be read.
     """
-    path = Path(path).resolve()
+    path = Path(path).absolute()  # not resolved: in the hub's cache, links have telling names
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(8)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -13,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.model import LanguageModel
-from export.weights import Converted, bind, constant, match
+from export.weights import bind, match, unused
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import open_checkpoint
+from o2o.weights.reference import Reference, Weight
 from tests.checkpoints import GROUPED, write_checkpoint
 
 
@@ -73,28 +73,6 @@ def test_a_tied_parameter_stored_twice(tmp_path: Path) -> None:
     assert "lm_head.weight" in matched(directory)
 
 
-def test_float32_is_a_reference_and_other_floats_are_converted_late(tmp_path: Path) -> None:
-    exact = matched(write_checkpoint(tmp_path / "f32", **GROUPED))["model.norm.weight"]
-    rounded = matched(write_checkpoint(tmp_path / "bf16", **GROUPED, dtype="bfloat16"))["model.norm.weight"]
-
-    assert isinstance(constant("w", exact), ir.ExternalTensor)
-    late = constant("w", rounded)
-    assert isinstance(late, Converted)
-    assert late.dtype == ir.DataType.FLOAT
-    with io.BytesIO() as file:
-        late.tofile(file)
-        assert file.getvalue() == late.tobytes() == late.numpy().tobytes()
-    expected = torch.from_numpy(constant("w", exact).numpy().copy()).bfloat16().float().numpy()
-    np.testing.assert_array_equal(late.numpy(), expected)
-
-
-def test_integers_are_refused(tmp_path: Path) -> None:
-    change = {"model.norm.weight": torch.zeros(48, dtype=torch.int64)}
-    found = matched(edited(tmp_path, lambda tensors: tensors.update(change)))
-    with pytest.raises(ModelError, match=r"model\.norm\.weight is stored as I64"):
-        constant("w", found["model.norm.weight"])
-
-
 def test_bind_takes_parameters_from_the_inputs(tmp_path: Path) -> None:
     found = matched(write_checkpoint(tmp_path, **GROUPED))
     x = ir.Value(name="x", shape=ir.Shape([48]), type=ir.TensorType(ir.DataType.FLOAT))
@@ -108,3 +86,42 @@ def test_bind_takes_parameters_from_the_inputs(tmp_path: Path) -> None:
     assert graph.initializers == {"model.norm.weight": w}
     assert w.const_value is not None
     np.testing.assert_array_equal(w.const_value.numpy(), found["model.norm.weight"].read_float32())
+
+
+def graph_of(parameter: str, shape: tuple[int, ...]) -> ir.Graph:
+    """x * parameter, both inputs."""
+    x, w = (
+        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+        for name in ("x", parameter)
+    )
+    node = ir.Node("circle", "MUL", [x, w])
+    return ir.Graph([x, w], node.outputs, nodes=[node], opset_imports={"circle": 1})
+
+
+def test_external_weights_are_references_unless_they_are_small(tmp_path: Path) -> None:
+    found = matched(write_checkpoint(tmp_path, **GROUPED, dtype="bfloat16"))
+    large, small = "model.embed_tokens.weight", "model.norm.weight"
+    for name, kind in ((large, Reference), (small, Weight)):
+        graph = graph_of(name, found[name].shape)
+        bind(graph, found, "external")
+        constant = graph.initializers[name].const_value
+        assert type(constant) is kind
+        np.testing.assert_array_equal(constant.numpy(), found[name].read_float32())
+
+
+def test_integers_are_refused(tmp_path: Path) -> None:
+    change = {"model.norm.weight": torch.zeros(48, dtype=torch.int64)}
+    found = matched(edited(tmp_path, lambda tensors: tensors.update(change)))
+    with pytest.raises(ModelError, match=r"model\.norm\.weight is stored as I64"):
+        bind(graph_of("model.norm.weight", (48,)), found)
+
+
+def test_what_is_not_needed_is_known(tmp_path: Path) -> None:
+    def twice(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(5)
+
+    directory = edited(tmp_path, twice)
+    checkpoint = open_checkpoint(directory)
+    (names,) = unused(checkpoint, match(LanguageModel.read(directory), checkpoint)).values()
+    assert sorted(names) == ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"]
