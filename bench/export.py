@@ -1,0 +1,112 @@
+"""How long a graph's export takes and how much memory, by number of layers.
+
+    python bench/export.py [--layers 2 8 22 44] [--forms prefill chunk concat static] [--shape tinyllama-1.1b]
+
+Each graph is made in a process of its own, from a config.json alone: a model without weights is built,
+traced, converted by TICO and read into the IR. Seconds leave out the start of Python and its imports
+(`start`), peak MB do not. Below each form: the line that fits best through its peaks, and what a further
+layer costs between the first two numbers of layers and between the last two; a ratio of 1 is linear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+FORMS = {
+    "prefill": "prefill of T tokens",
+    "chunk": "prefill of T tokens at any position, onto caches of S",
+    "concat": "decode on S - 1 rows and the new one",
+    "static": "decode, the new row written into caches of S",
+}
+
+
+def measure(config: dict[str, Any], form: str, tokens: int, capacity: int) -> dict[str, float]:
+    """Export one graph. Seconds, and the peak of this process in MB."""
+    started = time.perf_counter()
+    from transformers import AutoConfig
+
+    from export.circle import convert
+    from export.graphs import DecodeConcatenated, Graph, Prefill, Static
+    from export.model import LanguageModel
+
+    imported = time.perf_counter()
+    model = LanguageModel(AutoConfig.for_model(**config))
+    graph: Graph
+    if form == "prefill":
+        graph = Prefill(model, tokens)
+    elif form == "chunk":
+        graph = Static(model, f"prefill_{tokens}", tokens, capacity)
+    elif form == "concat":
+        graph = DecodeConcatenated(model, capacity - 1)
+    else:
+        graph = Static(model, "decode", 1, capacity)
+    nodes = len(convert(graph).graphs[0])
+    done = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_mb = peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return {"nodes": nodes, "start": imported - started, "seconds": done - imported, "peak": peak_mb}
+
+
+def in_a_process(*arguments: object) -> dict[str, float]:
+    """`measure(*arguments)` in a fresh Python, where this folder hides no package (-P)."""
+    command = [sys.executable, "-P", __file__, "--measure", json.dumps(arguments)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
+    """a, b of the least squares' y = a + b x."""
+    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
+    b = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
+    b /= sum((x - x_mean) ** 2 for x in xs)
+    return y_mean - b * x_mean, b
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 8, 22, 44], metavar="N")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--shape", default="tinyllama-1.1b", help="of make_checkpoint.py (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, metavar="T")
+    parser.add_argument("--capacity", type=int, default=256, metavar="S")
+    parser.add_argument("--rounds", type=int, default=1, help="the fastest counts (%(default)s)")
+    args = parser.parse_args(argv)
+    if args.measure:
+        print(json.dumps(measure(*args.measure)))
+        return
+
+    from make_checkpoint import SHAPES, SIZES, TIED, configuration
+
+    size = dict(zip(SIZES, SHAPES[args.shape], strict=True))
+    print(f"{args.shape}, T = {args.tokens}, S = {args.capacity}")
+    print(f"{'layers':>6} {'nodes':>6} {'start':>8} {'seconds':>8} {'peak MB':>8}")
+    for form in args.forms:
+        print(f"{form}: {FORMS[form]}")
+        rows = []
+        for layers in sorted(set(args.layers)):
+            config = configuration(size | {"layers": layers}, args.shape in TIED, "float32")
+            runs = [in_a_process(config, form, args.tokens, args.capacity) for _ in range(args.rounds)]
+            row = {"layers": layers, **min(runs, key=lambda run: run["seconds"])}
+            print("{layers:6} {nodes:6} {start:8.1f} {seconds:8.1f} {peak:8.0f}".format(**row), flush=True)
+            rows.append(row)
+        layers, seconds, peaks = ([row[name] for row in rows] for name in ("layers", "seconds", "peak"))
+        if len(rows) > 1:
+            a, b = line(layers, peaks)
+            print(f"       peak = {a:.0f} + {b:.2f} MB a layer", end="")
+            first, last = (
+                (seconds[k + 1] - seconds[k]) / (layers[k + 1] - layers[k]) for k in (0, len(rows) - 2)
+            )
+            print(f"; {first * 1e3:.0f} and {last * 1e3:.0f} ms a layer, ratio {last / first:.2f}")
+
+
+if __name__ == "__main__":
+    main()
