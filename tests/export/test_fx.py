@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch.fx import Graph, GraphModule, Node, symbolic_trace
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils._pytree import tree_structure
 
 from export import fx
 from export.fx import quick_passes
@@ -117,6 +119,16 @@ def test_signatures_are_told() -> None:
     """torch.export reads the names of inputs there."""
     with quick_passes():
         assert list(inspect.signature(half().forward).parameters) == ["x"]
+
+
+def test_trees_of_inputs_and_outputs_are_told() -> None:
+    x = tree_structure([0])
+    with quick_passes():
+        module = half()
+        module.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(["x"], x, x)))
+        module.recompile()
+        assert module._in_spec is x
+        assert module._out_spec is x
 
 
 def test_dead_code_is_eliminated() -> None:
