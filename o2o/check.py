@@ -68,11 +68,11 @@ class Subject:
         self.label = label
         copy = formats.loads(formats.dumps(model))
         copy.sign("main")
+        inputs = {s.name: {n: Tensor.of(v) for n, v in s.inputs.items()} for s in copy.signatures}
+        self.lowered = lower(copy)  # which gives out the caches that ATTENTION writes
         self.ends = {
-            s.name: tuple({n: Tensor.of(v) for n, v in ends.items()} for ends in (s.inputs, s.outputs))
-            for s in copy.signatures
+            s.name: (inputs[s.name], {n: Tensor.of(v) for n, v in s.outputs.items()}) for s in copy.signatures
         }
-        self.lowered = lower(copy)
         self._interpreter = self._load()
 
     def _load(self, **how: object) -> object:

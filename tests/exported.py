@@ -21,7 +21,8 @@ def checkpoint(root: Path, shape: str) -> Path:
 
 
 def exported(root: Path, shape: str, form: str) -> Path:
-    """`prefill` of 32 tokens, or decode as `concat` on 30 rows or `static` on 32, as a Circle file."""
+    """A Circle file: `prefill` of 32 tokens, `prefill_4` (or another number) of as many onto caches of 32,
+    or decode as `concat` on 30 rows or `static` on 32."""
     path = root / f"{shape}.{form}.circle"
     directory = checkpoint(root, shape)
     with FileLock(root / f"{shape}.{form}.lock"):
@@ -31,6 +32,8 @@ def exported(root: Path, shape: str, form: str) -> Path:
 
             if form == "prefill":
                 model = build.prefill(directory)
+            elif form.startswith("prefill_"):
+                model = build.prefill(directory, int(form.removeprefix("prefill_")), capacity=32)
             else:
                 model = build.decode(directory, 32 if form == "static" else 30, form)  # type: ignore[arg-type]
             formats.save(model, path)

@@ -14,6 +14,7 @@ from o2o.rewriting.attention.visibility import Visibility
 from o2o.rewriting.build import Builder, add_constant
 from o2o.rewriting.clean import inner_graphs
 from o2o.rewriting.io import replace_output
+from o2o.rewriting.selectors import keep_signatures_in_step, set_ends
 
 
 class FuseAttention(Fusion):
@@ -28,10 +29,11 @@ class FuseAttention(Fusion):
     Found by dataflow from each SOFTMAX, whatever the operators are called or numbered: any number of
     layers and heads, grouped-query or not, prefill and decode, rotated or not, caches joined by
     CONCATENATION or DYNAMIC_UPDATE_SLICE. Axes are followed through every reshape and transpose, and a mask
-    is computed at every position: a causal one needs no operand, any other stays as the mask operand. A
-    fused decode step writes its keys and values into its caches, in place, at `pos`. Where a concatenated
-    cache is full, there is room for them only after reshape.io.py. A position for each of several tokens is
-    taken to be one more than that of the token before it.
+    is computed at every position: a causal one needs no operand, any other stays as the mask operand. What is
+    fused writes its keys and values into its caches, in place, at `pos`; outputs that the contract says are
+    these caches afterwards go, as the inputs are that now. Where a concatenated cache is full, there is room
+    for new rows only after reshape.io.py. A position for each of several tokens is taken to be one more than
+    that of the token before it.
 
     Left alone, with the reason (--explain): biases, scales other than 1/sqrt(H), caches that anyone else
     reads, masks that a concatenated cache cannot keep. A concatenation without a mask is right at one
@@ -74,6 +76,9 @@ class FuseAttention(Fusion):
         attention.x = op.reshape(attention.x, [1, T, shape_of(attention.x)[-1]], name="x")
         result = op.node("ATTENTION", attention.operands(), [1, T, shape_of(old)[-1]])
         replace_output(model, old, op.reshape(result, shape_of(old)))
+        if match.given_out:
+            set_ends(graph, "output", [value for value in graph.outputs if value not in match.given_out])
+            keep_signatures_in_step(model, graph)
 
 
 main = FuseAttention.main

@@ -61,6 +61,8 @@ def remove_dead_nodes(graph: ir.Graph) -> int:
     live = live_nodes(graph)
     dead = [node for node in graph if node not in live]
     graph.remove(dead, safe=True)
+    if (names := graph.meta.get("names")) is not None:  # see `build.fresh_name`
+        names -= {value.name for node in dead for value in node.outputs}
     return len(dead)
 
 

@@ -38,6 +38,13 @@ class Form:
     repeat: str = "broadcast"  # fold: the group's queries are rows
     flat: bool = False  # projections without the batch axis
     layout: str = "BNTH"  # of the caches, or BTNH
+    turned: bool = False  # the caches are transposed between the graph's ends and where they are joined
+    given_out: bool = (
+        False  # the caches as they are afterwards are outputs, present_key_0 and present_value_0
+    )
+    spelled: str = (
+        "slots"  # the mask: slots against the position; rows, keys against queries; table, of GATHER
+    )
     told: str = "BNTH"  # what the contract says of them; nothing when empty
     int32: bool = False  # positions, else int64
     every: bool = False  # a position for every token, instead of one for the first
@@ -61,6 +68,9 @@ BROKEN = {
     "scaled mask": "the scale is applied to the mask too",
     "swapped halves": "no half of the sum is a rotated half",
     "value cache elsewhere": "written at different positions",
+    "written one row on": "at position 0 the cache is written at [0, 0, 1, 0]",
+    "written at row 0": "the cache is always written at the same row",
+    "written at the last query": "at position 0 the cache is written at",
     "concatenated in front": "the past of the cache is not a graph input",
     "cache of its own": "the past of the cache is not a graph input",
     "cache by column": "the cache is neither [1, K, S, H] nor [1, S, K, H]",
@@ -118,13 +128,15 @@ def forms() -> st.SearchStrategy[Form]:
     def draw(draw: st.DrawFn) -> Form:
         join = draw(st.sampled_from(["none", "concat", "slice"]))
         masks = {"none": ["causal", "none", "ones", "input"], "concat": ["causal"]}
+        T = draw(st.integers(1, 4))
+        past = draw(st.integers(5, 7) if join != "slice" else st.sampled_from([5, 6, 7, max(T, 2)]))
         return Form(
-            T=draw(st.integers(1, 4)),
+            T=T,
             K=draw(st.integers(1, 3)),
             G=draw(st.integers(1, 3)),
             H=draw(st.sampled_from([2, 4, 6])),
             join=join,
-            past=draw(st.integers(5, 7)),
+            past=past,
             mask=draw(st.sampled_from(masks.get(join, ["causal", "none", "input"]))),
             rotate=True if join == "none" else draw(st.booleans()),
             scale=draw(st.sampled_from(["scores", "q", "divide"] + (["k"] if join == "none" else []))),
@@ -133,7 +145,10 @@ def forms() -> st.SearchStrategy[Form]:
             repeat=draw(st.sampled_from(["broadcast", "fold"])),
             flat=draw(st.booleans()),
             layout=(layout := draw(st.sampled_from(["BNTH", "BTNH"]))),
-            told=draw(st.sampled_from([layout, ""])),
+            told=draw(st.sampled_from([layout, ""])) if past > 4 else layout,
+            turned=draw(st.booleans()),
+            given_out=join == "slice" and draw(st.booleans()),
+            spelled=draw(st.sampled_from(["slots", "rows", "table"])) if join == "slice" else "slots",
             int32=draw(st.booleans()),
             every=draw(st.booleans()),
         )
@@ -307,17 +322,25 @@ class _Block:
         form = self.form
         if form.join == "none":
             return new
-        axes = [0, 1, 2, 3] if form.layout == "BNTH" else [0, 2, 1, 3]
+        straight, swap = [0, 1, 2, 3], [0, 2, 1, 3]
+        axes = straight if form.layout == "BNTH" else swap
         if form.broken == "cache by column":
             axes = [0, 1, 3, 2]
         if form.broken == "layouts differ" and "value" in name:
-            axes = [0, 2, 1, 3]
-        turned = self.transpose(new, axes) if axes != [0, 1, 2, 3] else new
+            axes = swap
         past = self.past(name, [[1, form.K, form.past, form.H][axis] for axis in axes])
-        whole = self.join(past, turned, name, axes.index(2))
+        if form.turned:
+            past, axes = self.transpose(past, swap), swap if axes == straight else straight
+        whole = self.join(past, self.transpose(new, axes) if axes != straight else new, name, axes.index(2))
         if form.broken == "joined cache given out":
             self.more_outputs.append(whole)
-        return self.transpose(whole, axes) if axes != [0, 1, 2, 3] else whole
+        if form.given_out:
+            present = self.transpose(whole, swap) if form.turned else whole
+            present.name = name.replace("past", "present")
+            if form.told:
+                present.meta["role"] = Role("key" if "key" in name else "value", 0, form.told)  # type: ignore[arg-type]
+            self.more_outputs.append(present)
+        return self.transpose(whole, axes) if axes != straight else whole
 
     def past(self, name: str, shape: list[int]) -> ir.Value:
         form, graph = self.form, self.graph
@@ -346,6 +369,12 @@ class _Block:
         position = self.first()
         if form.broken == "value cache elsewhere" and "value" in name:
             position = self.position_2
+        if form.broken in ("written one row on", "written at the last query"):
+            steps = 1 if form.broken == "written one row on" else form.T - 1
+            on = graph.constant("on", np.array([steps], np.int32 if form.int32 else np.int64))
+            position = graph.op("ADD", [position, on], [1])
+        if form.broken == "written at row 0":
+            position = graph.constant("row 0", np.zeros(1, np.int64))
         start = [graph.constant("zero", np.zeros(1, np.int32))] * 4
         start[axis] = graph.op("CAST", [position], [1], ir.DataType.INT32)
         start_ = graph.op("CONCATENATION", start, [4], axis=0)
@@ -394,6 +423,8 @@ class _Block:
         if form.join == "none":
             return graph.constant("mask", np.where(key <= query, np.float32(0), HIDDEN)[None, None])
         number = np.int32 if form.int32 else np.int64
+        if form.spelled != "slots":
+            return self.mask_by_token(number)
         slots = key - query
         if form.join == "concat":  # old rows before the position count, new ones up to the query's own
             slots = np.where(key < form.past, key, np.where(key - form.past <= query, -1, 10**6)) + 0 * query
@@ -408,6 +439,31 @@ class _Block:
         )
         choice = [graph.constant("shown", np.float32(0)), graph.constant("hidden", HIDDEN)]
         return graph.op("SELECT_V2", [visible, *choice], [1, 1, T, S], ir.DataType.FLOAT)
+
+    def mask_by_token(self, number: type[np.integer]) -> ir.Value:
+        """The mask of a cache that is written, [1, 1, T, S], each row from the position of its query."""
+        form, graph = self.form, self.graph
+        T, S = form.T, form.past
+        assert self.position is not None
+        rows = self.position
+        steps = np.arange(T, dtype=number) + {"mask one on": 1, "mask one off": -1}.get(form.broken, 0)
+        if form.broken == "mask relative":  # to the first token, wherever that is
+            rows = graph.constant("rows", steps)
+        elif not form.every:
+            rows = graph.op("ADD", [rows, graph.constant("steps", steps)], [T])
+        if form.spelled == "table":
+            table = np.triu(np.full((S, S), HIDDEN), 1)
+            chosen = graph.op("GATHER", [graph.constant("table", table), rows], [T, S], axis=0)
+            return self.reshape(chosen, [1, 1, T, S])
+        visible = graph.op(
+            "LESS_EQUAL",
+            [graph.constant("keys", np.arange(S, dtype=number)), self.reshape(rows, [T, 1])],
+            [T, S],
+            ir.DataType.BOOL,
+        )
+        choice = [graph.constant("shown", np.float32(0)), graph.constant("hidden", HIDDEN)]
+        mask = graph.op("SELECT_V2", [visible, *choice], [T, S], ir.DataType.FLOAT)
+        return self.reshape(mask, [1, 1, T, S])
 
 
 def _shape(value: ir.Value) -> list[int]:

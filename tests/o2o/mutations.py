@@ -138,15 +138,21 @@ def _name(node: ir.Node) -> str:
     return f"{node.op_type} {node.outputs[0].name}"
 
 
-def values_of(graph: ir.Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
-    """The outputs of `graph`; None when a value has another shape than it says, or none at all."""
-    evaluation = reference._Evaluation({value: feeds[value.name or ""].copy() for value in graph.inputs})
+def values_of(graph: ir.Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """The outputs of `graph`, in order; None when a value has another shape than it says, or none at all.
+
+    Behind them come caches as they are afterwards, under the names that outputs have for them.
+    """
+    known = {value: feeds[value.name or ""].copy() for value in graph.inputs}
+    evaluation = reference._Evaluation(known)
     try:
         with np.errstate(all="ignore"):
             for node in graph:
                 evaluation.node(node)
                 if any(evaluation.known[value].shape != shape_of(value) for value in node.outputs):
                     return None
-            return [evaluation.value(value).copy() for value in graph.outputs]
+            found = {value.name or "": evaluation.value(value).copy() for value in graph.outputs}
     except reference.NotEvaluable:
         return None
+    caches = {(value.name or "").replace("past_", "present_"): array for value, array in known.items()}
+    return found | {name: array for name, array in caches.items() if name not in found}

@@ -125,21 +125,24 @@ def test_names_orders_and_shapes_may_change(filter_, arguments: list[str], tmp_p
 
 
 def test_the_guide_proves_itself(exported_model, tmp_path, capsys) -> None:
-    """Fused, more rows, another layout, merged: each against the one before, at both ends of the cache."""
+    """Fused, more rows, another layout, merged: each against the one before, at both ends of the cache.
+
+    Decode's logits at each, and, once ATTENTION writes them, six caches; prefill's seven outputs once.
+    """
     steps = [
-        (fuse_attention, []),
-        (reshape_io, ["input", "--by_shape", "[1,2,30,10]", "[1,2,32,10]"]),
-        (transpose_io_kvcache, []),
+        (fuse_attention, [], 2),
+        (reshape_io, ["input", "--by_shape", "[1,2,30,10]", "[1,2,32,10]"], 14),
+        (transpose_io_kvcache, [], 14),
     ]
     path = exported_model("grouped", "concat")
-    for number, (filter_, arguments) in enumerate(steps):
+    for number, (filter_, arguments, outputs) in enumerate(steps):
         target = tmp_path / f"{number}.circle"
         assert filter_.main([*arguments, str(path), "-o", str(target), "--check"]) == 0
-        assert "checked on LiteRT: 2 outputs the same" in capsys.readouterr().err
+        assert f"checked on LiteRT: {outputs} outputs the same" in capsys.readouterr().err
         path = target
     prefill = exported_model("grouped", "prefill")
     assert merge_circles.main([str(prefill), str(path), "-o", str(tmp_path / "m.circle"), "--check"]) == 0
-    assert "checked on LiteRT: 9 outputs the same" in capsys.readouterr().err
+    assert "checked on LiteRT: 21 outputs the same" in capsys.readouterr().err
 
 
 def test_a_pipe_is_read_once(monkeypatch, tmp_path, capsys) -> None:

@@ -19,12 +19,14 @@ from o2o.rewriting.match import miss
 class Block:
     """A proven attention block: its operands, and the FULLY_CONNECTED that gives its result.
 
-    zero_mask: the shape of the mask of zeros that it needs for an operand, if it does.
+    zero_mask: the shape of the mask of zeros that it needs for an operand, if it does. given_out: outputs of
+    the graph that are its caches as they are afterwards, in their layout.
     """
 
     attention: Attention
     last: ir.Node
     zero_mask: tuple[int, ...] | None = None
+    given_out: tuple[ir.Value, ...] = ()
 
 
 def match_block(softmax: ir.Node, visibility: Visibility, inner: Collection[ir.Graph] = ()) -> Block:
@@ -95,4 +97,4 @@ def match_block(softmax: ir.Node, visibility: Visibility, inner: Collection[ir.G
         miss("without cache and rotation nothing would tell the head dimension", q.node.outputs[0])
     proof.check_layouts(attention, k_joined, v_joined)
     zero_mask = visibility.settle(attention, scores, mask_axes, k_joined, v_joined, factors, last)
-    return Block(attention, last, zero_mask)
+    return Block(attention, last, zero_mask, (*k_joined.given_out, *v_joined.given_out))

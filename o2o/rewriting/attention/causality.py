@@ -3,11 +3,14 @@
 An additive mask that exporters scatter over a dozen operators is a function of one integer, the position of
 the first token, or of nothing. There are at most as many positions as the cache has rows, so the proof is
 exhaustive: at each of them every visible entry must be 0 and every hidden one so negative that its softmax
-weight is exactly 0 in float32.
+weight is exactly 0 in float32. Of several tokens each may have had its position before, as another one of
+them: `tokens` tells whether it sees the same then.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +18,7 @@ import onnx_ir as ir
 
 from o2o.model import shape_of
 from o2o.reference import NotEvaluable, evaluate, leaves
+from o2o.rewriting.attention.tokens import token_axis
 from o2o.rewriting.match import miss
 
 # exp(-1e4) is 0 in float32, and no score of a working model comes near.
@@ -72,8 +76,7 @@ def at_position(value: ir.Value, leaf: ir.Value | None, position: int, what: str
     """The numbers of `value` when the tokens start at `position`. Raises Miss."""
     known = {}
     if leaf is not None:
-        count = int(np.prod(shape_of(leaf), dtype=np.int64))
-        steps = position + np.arange(count).reshape(shape_of(leaf))
+        steps = position + np.arange(math.prod(shape_of(leaf))).reshape(shape_of(leaf))
         known[leaf] = steps.astype(leaf.dtype.numpy())  # type: ignore[union-attr]
     try:
         return evaluate(value, known)
@@ -84,11 +87,13 @@ def at_position(value: ir.Value, leaf: ir.Value | None, position: int, what: str
 def prove_causal(mask: ir.Value, keys: Keys) -> ir.Value | None:
     """The position that `mask` ([.., T or 1, S]) follows, None if none. Raises Miss unless it is causal."""
     leaf = position_leaf(mask, "the mask")
-    if leaf is not None and int(np.prod(shape_of(leaf), dtype=np.int64)) not in (1, keys.T):
+    if leaf is not None and math.prod(shape_of(leaf)) not in (1, keys.T):
         miss(f"the mask depends on {leaf.name}, which is no position of {keys.T} tokens", mask)
-    positions = keys.positions
+    positions: Sequence[int] = keys.positions
     if leaf is None and len(positions) > 1:
         miss("the mask is the same at every position, so it does not hide the unused rows of the cache", mask)
+    if leaf is not None and _goes_by_token(mask, leaf, keys):
+        positions = sorted({*positions[:: keys.T], positions[-1]})  # where each token's position comes once
     if len(positions) * keys.T * keys.S > BUDGET:
         miss(f"the mask is too large to be proven at each of {len(positions)} positions", mask)
     for position in positions:
@@ -97,3 +102,32 @@ def prove_causal(mask: ir.Value, keys: Keys) -> ir.Value | None:
         if not (np.all(numbers[visible] == 0) and np.all(numbers[~visible] <= HIDDEN)):
             miss(f"the mask is not causal at position {position}", mask)
     return leaf
+
+
+def prove_start(start: ir.Value, keys: Keys, axis: int) -> ir.Value:
+    """The position that `start`, where DYNAMIC_UPDATE_SLICE writes, follows. Raises Miss unless it is that
+    position on `axis`, that of the tokens, and 0 on every other."""
+    leaf = position_leaf(start, "the row that is written")
+    if leaf is None:
+        miss("the cache is always written at the same row", start)
+    if math.prod(shape_of(leaf)) not in (1, keys.T):
+        miss(f"the written row depends on {leaf.name}, which is no position of {keys.T} tokens", start)
+    for position in keys.positions:
+        numbers = at_position(start, leaf, position, "the row that is written")
+        if [int(n) for n in numbers] != [position if i == axis else 0 for i in range(len(numbers))]:
+            miss(f"at position {position} the cache is written at {numbers.tolist()}", start)
+    return leaf
+
+
+def _goes_by_token(mask: ir.Value, leaf: ir.Value, keys: Keys) -> bool:
+    """Whether the causal mask would be, and `mask` is, the same for a token at whichever place it comes."""
+
+    def counts(vector: ir.Value) -> bool:
+        at_start = at_position(vector, leaf, 0, "the mask").reshape(-1)
+        steps = at_start[:1] + np.arange(keys.T)
+        return all(
+            np.array_equal(at_position(vector, leaf, position, "the mask").reshape(-1), steps + position)
+            for position in keys.positions
+        )
+
+    return keys.T > 1 and not keys.appended and token_axis(mask, leaf, keys.T, counts) == -2

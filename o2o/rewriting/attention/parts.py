@@ -56,11 +56,18 @@ class Projection:
 
 @dataclass
 class Joined:
-    """Keys or values as the scores see them: the new ones, and the cache they join, if any."""
+    """Keys or values as the scores see them: the new ones, and the cache they join, if any.
+
+    way: layout operators from the cache to where it is joined. axis: that of the tokens there. layout: of the
+    cache itself. given_out: outputs of the graph that are the cache as it is written here.
+    """
 
     node: ir.Node | None = None  # CONCATENATION or DYNAMIC_UPDATE_SLICE
     past: ir.Value | None = None
+    way: list[ir.Node] = field(default_factory=list)
+    axis: int = 2
     layout: Layout | None = None
+    given_out: list[ir.Value] = field(default_factory=list)
 
 
 def find_scores(softmax: ir.Node) -> Scores:
@@ -186,12 +193,14 @@ def find_join(value: ir.Value, inner: Collection[ir.Graph]) -> tuple[Joined, ir.
     past, new = node.inputs[:2]
     if len(node.inputs) != (2 if node.op_type == "CONCATENATION" else 3) or past is None or new is None:
         miss("a cache joins more than the past and the new", value)
+    past, way = climb(past)
     if not past.is_graph_input():
         miss("the past of the cache is not a graph input", past)
     if past.graph in inner:
         miss("the cache belongs to a graph that an operator runs: nobody sees it written in place", past)
-    only_user(past, "the cache, which ATTENTION writes in place,")
-    return Joined(node, past), new
+    for step in (past, *(node.outputs[0] for node in way)):
+        only_user(step, "the cache, which ATTENTION writes in place,")
+    return Joined(node, past, way), new
 
 
 def find_rotated(value: ir.Value, what: str) -> tuple[Rotation | None, Projection]:

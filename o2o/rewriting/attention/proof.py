@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from dataclasses import replace
+from typing import get_args
 
 import onnx_ir as ir
 
 from o2o.attention import Attention
+from o2o.contract import Layout, role_of
 from o2o.errors import ModelError
 from o2o.model import attribute, shape_of
 from o2o.rewriting.attention.parts import Joined, Projection, Scores
 from o2o.rewriting.axes import LAYOUT_OPERATORS, Axes, Factors, climb
-from o2o.rewriting.match import miss, only_user
+from o2o.rewriting.match import Miss, miss, only_user
 from o2o.rewriting.rope import Rotation
 
 
@@ -91,21 +95,53 @@ def join(factors: Factors, joined: Joined, axes: Axes, until: ir.Node) -> Axes:
     output = joined.node.outputs[0]
     after, new = shape_of(output), shape_of(joined.node.inputs[1])  # type: ignore[arg-type]
     grown = [axis for axis in range(len(after)) if after[axis] != new[axis]]
+    if not grown and ("S",) in axes:  # as many tokens as the cache has rows
+        grown = [axes.index(("S",))]
     if len(grown) != 1 or axes[grown[0]] not in ((), ("S",)):
         miss("the cache does not grow along its tokens alone", output)
+    (joined.axis,) = grown
     if joined.node.op_type == "CONCATENATION":
-        if attribute(joined.node, "axis", 0) % len(after) != grown[0]:
+        if attribute(joined.node, "axis", 0) % len(after) != joined.axis:
             miss("the cache is not joined along its tokens", output)
         # it goes on reading the cache that ATTENTION writes, if anyone else needs it
         while (user := only_user(output, "the joined cache")) is not until:
             output = user.outputs[0]
-    axes = tuple(("S",) if axis == grown[0] else axes[axis] for axis in range(len(after)))
-    for layout, names in (("BNTH", ((), "K", "S", "H")), ("BTNH", ((), "S", "K", "H"))):
-        wanted = factors.axes(*names)
-        if axes == wanted and after == factors.shape(wanted):
-            joined.layout = layout  # type: ignore[assignment]
+    axes = (*axes[: joined.axis], ("S",), *axes[joined.axis + 1 :])
+    past = shape_of(joined.node.inputs[0])  # type: ignore[arg-type]
+    cache = Factors({**factors.sizes, "S": past[joined.axis]})
+    for layout in get_args(Layout):
+        cache_axes = _cache_axes(cache, layout)
+        if cache.shape(cache_axes) != shape_of(joined.past):  # type: ignore[arg-type]
+            continue
+        if cache.through(joined.way, cache_axes) == cache.axes(*axes):
+            joined.layout = layout
+            joined.given_out = _given_out(factors, joined, axes)
             return axes
-    miss("the cache is neither [1, K, S, H] nor [1, S, K, H]", joined.node.outputs[0])
+    miss("the cache is neither [1, K, S, H] nor [1, S, K, H]", output)
+
+
+def _cache_axes(factors: Factors, layout: Layout) -> Axes:
+    return factors.axes(*({"B": (), "N": "K", "T": "S", "H": "H"}[axis] for axis in layout))
+
+
+def _given_out(factors: Factors, joined: Joined, axes: Axes) -> list[ir.Value]:
+    """The outputs that are the cache written here, in its own layout, and are said to be that."""
+    assert joined.node is not None
+    assert joined.past is not None
+    assert joined.layout is not None
+    cache = role_of(joined.past)
+    graph = joined.node.graph
+    if joined.node.op_type != "DYNAMIC_UPDATE_SLICE" or cache is None or graph is None:
+        return []
+    role = replace(cache, kind=cache.kind.removesuffix("_cache"))  # type: ignore[arg-type]
+    found = []
+    for value in graph.outputs:
+        source, way = climb(value)
+        if source is joined.node.outputs[0] and role_of(value) == role:
+            with contextlib.suppress(Miss):
+                if factors.through(way, axes) == _cache_axes(factors, joined.layout):
+                    found.append(value)
+    return found
 
 
 def check_layouts(attention: Attention, k: Joined, v: Joined) -> None:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o.attention import Attention
 from o2o.model import shape_of
-from o2o.rewriting.attention.causality import Keys, at_position, position_leaf, prove_causal
+from o2o.rewriting.attention.causality import Keys, at_position, position_leaf, prove_causal, prove_start
 from o2o.rewriting.attention.parts import Joined, Scores
 from o2o.rewriting.axes import Axes, Factors
 from o2o.rewriting.match import Miss, miss
 
 
 class Visibility:
-    """Masks and positions of a model's attention blocks. Layers share their masks: each is proven once.
+    """Masks and positions of a model's attention blocks. Layers share them: each is proven once.
 
     full_cache: the name of an input that is promised to be the length of caches concatenated without a mask.
     """
 
     def __init__(self, full_cache: str | None = None) -> None:
         self.full_cache = full_cache
-        self._proven: dict[tuple[ir.Value, Keys], ir.Value | Miss | None] = {}
+        self._proven: dict[tuple[Any, ...], ir.Value | Miss | None] = {}
 
     def settle(
         self,
@@ -49,8 +51,8 @@ class Visibility:
             return None
         keys = Keys(T, 0 if kind is None else S, appended=kind is None)
         if kind == "DYNAMIC_UPDATE_SLICE":
-            attention.pos = _written_position(k, keys)
-            if _written_position(v, keys) is not attention.pos:
+            attention.pos = self._written_position(k, keys)
+            if self._written_position(v, keys) is not attention.pos:
                 miss("keys and values are written at different positions", last.outputs[0])
         if mask is None:
             return None if kind is None and T == 1 else (1, 1, T, S)
@@ -92,10 +94,21 @@ class Visibility:
         return leaf
 
     def _prove(self, mask: ir.Value, keys: Keys) -> ir.Value | None:
-        key = (mask, keys)
+        return self._once(prove_causal, mask, keys)
+
+    def _written_position(self, joined: Joined, keys: Keys) -> ir.Value | None:
+        """The position that DYNAMIC_UPDATE_SLICE writes at. Raises Miss unless its start is (.., pos, ..)."""
+        assert joined.node is not None
+        start = joined.node.inputs[2]
+        assert start is not None
+        return self._once(prove_start, start, keys, joined.axis)
+
+    def _once(self, prove: Callable[..., ir.Value | None], *of: Any) -> ir.Value | None:
+        """What `prove` says of these, remembered."""
+        key = (prove, *of)
         if key not in self._proven:
             try:
-                self._proven[key] = prove_causal(mask, keys)
+                self._proven[key] = prove(*of)
             except Miss as reason:
                 self._proven[key] = reason
         found = self._proven[key]
@@ -119,22 +132,3 @@ def _aligned(mask: ir.Value | None, axes: Axes, factors: Factors) -> ir.Value | 
     if any(dim != 1 for dim in shape[:-2]) or (shape[-2] != 1 and axes[-2] != tokens):
         miss("the mask differs from head to head", mask)
     return mask
-
-
-def _written_position(joined: Joined, keys: Keys) -> ir.Value:
-    """The position that DYNAMIC_UPDATE_SLICE writes at. Raises Miss unless its start is (.., pos, ..)."""
-    assert joined.node is not None
-    start = joined.node.inputs[2]
-    assert start is not None
-    after, new = shape_of(joined.node.outputs[0]), shape_of(joined.node.inputs[1])  # type: ignore[arg-type]
-    axis = next(i for i in range(4) if after[i] != new[i])
-    leaf = position_leaf(start, "the row that is written")
-    if leaf is None:
-        miss("the cache is always written at the same row", start)
-    if math.prod(shape_of(leaf)) not in (1, keys.T):
-        miss(f"the written row depends on {leaf.name}, which is no position of {keys.T} tokens", start)
-    for position in keys.positions:
-        numbers = at_position(start, leaf, position, "the row that is written")
-        if [int(n) for n in numbers] != [position if i == axis else 0 for i in range(4)]:
-            miss(f"at position {position} the cache is written at {numbers.tolist()}", start)
-    return leaf
