@@ -77,5 +77,5 @@ def _build(
     model = convert(graph_of(language_model))
     bind(model.graphs[0], found, weights)
     if weights == "external":
-        model.unused = unused(checkpoint, found)
+        model.unused = unused(checkpoint, model.graphs[0])
     return model

@@ -71,10 +71,11 @@ def bind(graph: ir.Graph, found: Mapping[str, StoredTensor], form: WeightsForm =
         graph.register_initializer(value)
 
 
-def unused(checkpoint: Checkpoint, found: Mapping[str, StoredTensor]) -> dict[str, list[str]]:
-    """The tensors of `checkpoint` that nothing in `found` is, by file: second names of tied ones, and what
-    old checkpoints store although the model computes it."""
-    used = {(stored.path, stored.name) for stored in found.values()}
+def unused(checkpoint: Checkpoint, graph: ir.Graph) -> dict[str, list[str]]:
+    """The tensors of `checkpoint` that nothing in `graph` refers to, by file: small ones, whose numbers are
+    in the graph, second names of tied ones, and what old checkpoints store although the model computes it."""
+    constants = [value.const_value for value in graph.initializers.values()]
+    used = {(constant.path, constant.tensor) for constant in constants if isinstance(constant, Reference)}
     result: dict[str, list[str]] = {}
     for tensor in checkpoint.tensors.values():
         if (tensor.path, tensor.name) not in used:
