@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Literal
 
 from export.circle import convert
 from export.graphs import DecodeConcatenated, Graph, Prefill, Static
+from export.jobs import CacheForm
 from export.model import LanguageModel
 from export.weights import WeightsForm, bind, match, unused
 from o2o.errors import UsageError
 from o2o.model import Model
 from o2o.weights.checkpoint import open_checkpoint
-
-CacheForm = Literal["concat", "static"]
 
 
 def prefill(

@@ -24,32 +24,37 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from export.hub import resolve
+from export.jobs import CacheForm, Job, jobs, lengths_of
 from export.package import fill
+from export.resources import check_disk, needs
 from o2o import command, errors
+from o2o.weights.checkpoint import open_checkpoint
 
 HERE = Path(__file__).resolve().parent
 
 EXPORT = """
-{python} {script} --mode prefill --model {model} --max-length {length}
-{python} {script} --mode decode --model {model} --max-length {length} --cache {cache} -o {decode}
+{python} -m export {model} -o . --max-length {length} --prefill-lengths {lengths} --cache {cache}
 """
-FUSE = """
+FUSE_PREFILL = """
+fuse.attention.py < {raw} | transpose.io.kvcache.py > {fused}
+"""
+FUSE_DECODE = """
 fuse.attention.py < decode_.circle \\
   | reshape.io.py input --by_shape {exported} {resized} \\
   | transpose.io.kvcache.py > decode.circle
 """
 MERGE = """
-merge.circles.py prefill.circle decode.circle \\
-  | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py > model.circle
+merge.circles.py {graphs} \\
+  | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py | bind.weights.py -o model.circle
 """
 
 
-def commands(checkpoint: Path, length: int, cache: str) -> str:
+def commands(checkpoint: Path, length: int, lengths: Sequence[int] | None, cache: CacheForm) -> str:
     """The guide for the checkpoint in this folder, as shell. Raises ModelError for a folder without one.
 
-    length: tokens of the context. cache: `concat` is the guide's, whose decode has two rows of cache less at
-    first and is reshaped ([1,16,30,4] and [1,16,32,4] are those of the demo model); `static` leaves attention
-    as it is exported, for models with biases or norms in it that Circle's ATTENTION has no operand for.
+    length, lengths, cache: see `export.jobs`. With `concat` decode has two rows of cache less at first and is
+    reshaped ([1,16,30,4] and [1,16,32,4] are those of the demo model); `static` leaves attention as it is
+    exported, for models with biases or norms in it that Circle's ATTENTION has no operand for.
     """
     try:
         config = json.loads((checkpoint / "config.json").read_text())
@@ -57,26 +62,44 @@ def commands(checkpoint: Path, length: int, cache: str) -> str:
         size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     except (OSError, ValueError, KeyError) as error:
         raise errors.ModelError(f"{checkpoint}: no usable config.json ({error})") from error
-    guide = EXPORT + FUSE + MERGE if cache == "concat" else EXPORT + MERGE
-    return guide.format(
-        cache=cache,
-        decode="decode_.circle" if cache == "concat" else "decode.circle",
-        python=shlex.quote(sys.executable),
-        script=shlex.quote(str(HERE / "tinyllama.py")),
-        model=shlex.quote(str(checkpoint)),
-        length=length,
-        exported=f"[1,{heads},{length - 2},{size}]",
-        resized=f"[1,{heads},{length},{size}]",
-    )
+    *prefills, _decode = todo = jobs(length, lengths, cache)
+    onto_caches = [job for job in prefills if job.capacity is not None]
+    steps = [
+        EXPORT.format(
+            python=shlex.quote(sys.executable),
+            model=shlex.quote(str(checkpoint)),
+            length=length,
+            lengths=",".join(str(job.tokens) for job in onto_caches) or "''",
+            cache=cache,
+        )
+    ]
+    if cache == "concat":
+        steps += [FUSE_PREFILL.format(raw=job.file, fused=_fused(job)) for job in onto_caches]
+        exported, resized = (f"[1,{heads},{rows},{size}]" for rows in (length - 2, length))
+        steps.append(FUSE_DECODE.format(exported=exported, resized=resized))
+    return "".join([*steps, MERGE.format(graphs=" ".join(map(_fused, todo)))])
 
 
-def build(checkpoint: Path, package: Path, length: int, cache: str) -> None:
-    """Run the commands in a folder of their own, then fill `package`, its model last."""
+def _fused(job: Job) -> str:
+    """The file of what the filters make of `job`."""
+    return job.file.replace("_.circle", ".circle")
+
+
+def build(
+    checkpoint: Path, package: Path, length: int, lengths: Sequence[int] | None, cache: CacheForm
+) -> None:
+    """Run the commands in a folder of their own, then fill `package`, its model last.
+
+    Raises O2oError when one fails, or the disk has no room for the model.
+    """
+    steps = commands(checkpoint, length, lengths, cache)
+    tensors = open_checkpoint(checkpoint).tensors
+    check_disk(package, needs(tensors, 0, 1, embed=True).bound, "the model")
     package.mkdir(parents=True, exist_ok=True)  # to build in the same file system
     with tempfile.TemporaryDirectory(prefix=".build-", dir=package) as build_:
         bin_ = Path(sys.executable).parent
         environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-        shell = ["bash", "-v", "-euo", "pipefail", "-c", commands(checkpoint, length, cache)]
+        shell = ["bash", "-v", "-euo", "pipefail", "-c", steps]
         if code := subprocess.run(shell, cwd=build_, env=environment, check=False).returncode:
             hint = "; attention that cannot be fused can stay as it is: --cache static" * (cache == "concat")
             raise errors.ModelError(f"a command failed (exit code {code}), {package} is as it was{hint}")
@@ -103,15 +126,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--max-length", metavar="T", type=int, default=32, help="context in tokens (%(default)s)"
     )
     parser.add_argument(
+        "--prefill-lengths",
+        metavar="A,B",
+        type=lengths_of,
+        help="tokens that one prefill reads, a graph each (those of 64,128,256 that fit, else T)",
+    )
+    parser.add_argument(
         "--cache", choices=("concat", "static"), default="concat", help="static: leave attention unfused"
     )
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
 
     def body() -> None:
         args = parser.parse_args(arguments)
-        if args.max_length < 3:
-            raise errors.UsageError("--max-length: at least 3")
-        build(resolve(args.model).resolve(), args.package, args.max_length, args.cache)
+        checkpoint = resolve(args.model).absolute()
+        build(checkpoint, args.package, args.max_length, args.prefill_lengths, args.cache)
 
     return command.run("pipeline.py", body, debug="--debug" in arguments)
 

@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is this very file.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o import command, errors
+from o2o import command
 
 DEMO = Path(__file__).resolve().parent / "demo" / "checkpoint"
 DEFAULT_OUTPUT = {"prefill": "prefill.circle", "decode": "decode_.circle"}
@@ -52,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
         help="decode appends the new key and value to the past, for fuse.attention.py; or writes them into "
         "the caches at cache_position and gives these back (%(default)s)",
     )
+    parser.add_argument(
+        "--weights",
+        choices=("embed", "external"),
+        default="embed",
+        help="external: the graph refers to the checkpoint, until bind.weights.py (%(default)s)",
+    )
     parser.add_argument("--attn-implementation", metavar="NAME", default="eager", help="(%(default)s)")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: prefill.circle or decode_.circle")
     parser.add_argument(
@@ -64,38 +68,21 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings, from Python or from loggers, in the meantime."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def export(args: argparse.Namespace) -> None:
     from export.hub import resolve
+    from export.jobs import jobs
     from export.package import fill
     from o2o import formats
+    from o2o.quiet import no_warnings
     from o2o.weights.checkpoint import open_checkpoint
 
-    if args.mode == "decode" and args.cache == "concat" and args.max_length < 3:
-        raise errors.UsageError("--max-length: --cache concat needs at least 3")
     started = time.monotonic()
+    prefill, decode = jobs(args.max_length, (), args.cache)
     directory = resolve(args.model)
     open_checkpoint(directory)  # tells its defects before torch, transformers and TICO take seconds to load
-    with contextlib.nullcontext() if args.debug else quiet():
-        from export import build
-
-        if args.mode == "prefill":
-            model = build.prefill(directory, args.max_length, args.attn_implementation)
-        else:
-            capacity = args.max_length - 2 if args.cache == "concat" else args.max_length
-            model = build.decode(directory, capacity, args.cache, args.attn_implementation)
+    with contextlib.nullcontext() if args.debug else no_warnings():
+        job = prefill if args.mode == "prefill" else decode
+        model = job.build(directory, args.attn_implementation, args.weights)
     output = args.output or DEFAULT_OUTPUT[args.mode]
     formats.save(model, output)
     if package := args.package or (None if args.output else "tinyllama"):

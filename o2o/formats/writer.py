@@ -12,6 +12,8 @@ offsets, large constants are referred to by `Buffer.offset` and `Buffer.size` in
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from o2o.errors import ModelError
 from o2o.formats.constants import LARGE, Stored, bytes_in_memory, storage_key
 from o2o.formats.schema import DATA_SLOT, DIALECTS, OFFSET_SLOT, SIZE_SLOT, SUBGRAPH_FIELDS, Dialect
 from o2o.model import CUSTOM_DOMAIN, Model, Signature
+from o2o.progress import progress
 from o2o.streams import Source, framing
 from o2o.weights import reference
 from o2o.weights.reference import Reference
@@ -33,6 +36,7 @@ from o2o.weights.reference import Reference
 ALIGNMENT = 16  # of small constants: the schemas' force_align
 LARGE_ALIGNMENT = 64  # of large ones: a cache line, and what XNNPACK likes best
 FLATBUFFER_LIMIT = (1 << 31) - 1
+LONG = 256_000_000  # bytes from which writing is worth a progress bar
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,18 @@ class Plan:
                 source.pass_on(ranges)
             else:
                 source.keep()
-        sink.write(self.tables)
-        position = len(self.tables)
-        for segment in self.segments:
-            sink.write(bytes(segment.start - position))
-            if isinstance(segment.payload, bytes):
-                sink.write(segment.payload)
-                position = segment.start + len(segment.payload)
-            else:
-                _stream(segment.payload, sink)
-                position = segment.start + segment.payload.nbytes
+        with progress("write", self.size, shown=self.size >= LONG and _is_file(sink)) as done:
+            sink.write(self.tables)
+            position = len(self.tables)
+            for segment in self.segments:
+                sink.write(bytes(segment.start - position))
+                if isinstance(segment.payload, bytes):
+                    sink.write(segment.payload)
+                else:
+                    _stream(segment.payload, sink)
+                end = segment.start + _size(segment.payload)
+                done(end - position)
+                position = end
 
     def _sources(self) -> dict[Source, list[tuple[int, int]]]:
         """What is wanted of each source, (start, size) in the order of writing."""
@@ -157,6 +163,14 @@ def _stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
         tensor.tofile(sink)
     else:
         sink.write(tensor.tobytes())
+
+
+def _is_file(sink: BinaryIO) -> bool:
+    """Whether this is the end of a pipe: only then does its bar have the terminal for itself."""
+    try:
+        return stat.S_ISREG(os.fstat(sink.fileno()).st_mode)
+    except OSError:
+        return False
 
 
 def _pack(root: Any, dialect: Dialect) -> bytearray:
