@@ -58,7 +58,7 @@ def test_decode(
         (["--mode", "train"], 2, "invalid choice: 'train'"),
         (["--mode", "prefill", "--model", "./nope"], 2, "no such directory: ./nope"),
         (["--mode", "prefill", "--model", "."], 1, "has no config.json"),
-        (["--mode", "decode", "--max-length", "2", "--model", "."], 2, "needs at least 3"),
+        (["--mode", "decode", "--max-length", "2", "--model", "."], 2, "at least 3 with --cache concat"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, arguments: list[str], code: int, complaint: str) -> None:

@@ -1,0 +1,140 @@
+"""Whether a package says what Hugging Face says, and what loading it takes.
+
+    python bench/agreement.py CHECKPOINT PACKAGE [--tokens 24]
+
+After each of three prompts, both choose the likeliest token 24 times: transformers in float32 on the
+checkpoint, LiteRT on the package, each in a process of its own. Prints whether the tokens are the same, the
+largest difference between logits, and, of a process that only loads the package: seconds, and how much memory
+is its own rather than pages of a file. The first load may fill the cache of packed weights; the second finds
+it there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+PROMPTS = [[1, 259, 727, 263, 931], [1, 15043, 590, 1024, 338, 274, 29889, 29871, 22172], list(range(1, 150))]
+
+
+def continued(prompt: list[int], tokens: int, start: Callable, step: Callable) -> tuple[list[int], list]:
+    """The likeliest tokens after `prompt`, and the logits [V] that each was chosen by."""
+    logits = [start(prompt)]
+    chosen = [int(logits[0].argmax())]
+    for position in range(len(prompt), len(prompt) + tokens - 1):
+        logits.append(step(chosen[-1], position))
+        chosen.append(int(logits[-1].argmax()))
+    return chosen, logits
+
+
+def by_hugging_face(checkpoint: str, tokens: int, threads: int) -> list[tuple[list[int], list]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.float32, local_files_only=True
+    ).eval()
+    results = []
+    with torch.no_grad():
+        for prompt in PROMPTS:
+            cache = None
+
+            def feed(ids: list[int]) -> np.ndarray:
+                nonlocal cache
+                out = model(torch.tensor([ids]), past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                return out.logits[0, -1].numpy()
+
+            results.append(continued(prompt, tokens, feed, lambda token, _: feed([token])))
+    return results
+
+
+def by_package(package: str, tokens: int) -> list[tuple[list[int], list]]:
+    from runtime_py.package import Package
+
+    engine = Package.load(package).engine()
+    results = [continued(prompt, tokens, engine.prefill, engine.decode) for prompt in PROMPTS]
+    engine.close()
+    return results
+
+
+def memory() -> dict[str, float]:
+    """Of this process now, in MB: `own` pages, and those of files that it has mapped."""
+    told = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    kilobytes = {key: int(value.split()[0]) for key, value in told.items()}
+    return {"own": kilobytes["Anonymous"] * 1024 / 1e6, "resident": kilobytes["Rss"] * 1024 / 1e6}
+
+
+def load(package: str) -> dict[str, float]:
+    started = time.perf_counter()
+    from runtime_py.package import Package
+
+    engine = Package.load(package).engine()
+    seconds = time.perf_counter() - started
+    told = {"seconds": seconds, **memory()}
+    engine.close()
+    return told
+
+
+def _elsewhere(*arguments: object) -> None:
+    subprocess.run([sys.executable, __file__, *map(str, arguments)], check=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint")
+    parser.add_argument("package")
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--part", choices=("hugging face", "package", "load"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.part == "load":
+        Path(args.out).write_text(json.dumps(load(args.package)))
+        return 0
+    if args.part:
+        cores = len(os.sched_getaffinity(0))
+        found = (
+            by_package(args.package, args.tokens)
+            if args.part == "package"
+            else by_hugging_face(args.checkpoint, args.tokens, cores)
+        )
+        tokens, logits = (np.stack([np.stack(item[k]) for item in found]) for k in (0, 1))
+        np.savez(args.out, tokens=tokens, logits=logits)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        results = {}
+        for what in ("first load", "second load"):
+            out = Path(folder, "load.json")
+            _elsewhere(args.checkpoint, args.package, "--part", "load", "--out", out)
+            told = json.loads(out.read_text())
+            print(
+                f"{what:<12} {told['seconds']:.2f} s, {told['own']:.0f} MB of its own, "
+                f"{told['resident']:.0f} MB resident"
+            )
+        for part in ("hugging face", "package"):
+            out = Path(folder, f"{part}.npz")
+            options = ["--part", part, "--out", out, "--tokens", args.tokens]
+            _elsewhere(args.checkpoint, args.package, *options)
+            results[part] = np.load(out)
+    expected, found = results["hugging face"], results["package"]
+    same = (expected["tokens"] == found["tokens"]).all(axis=1)
+    off = np.abs(expected["logits"] - found["logits"]).max()
+    print(f"greedy       the same {args.tokens} tokens after {same.sum()} of {len(PROMPTS)} prompts")
+    print(f"logits       within {off:.1e}")
+    return 0 if same.all() and off <= 1e-3 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""From a checkpoint of TinyLlama-1.1B's shape to a package, and filters on 4.4 GB: what do they take?
+
+    python bench/scale.py [--shape tinyllama-1.1b] [--folder DIR] [--rounds 3] [--only build filter ...]
+
+Makes a random bfloat16 checkpoint (bench/make_checkpoint.py) unless the folder has one, then prints a table:
+
+    build    export of prefill 64, 128, 256 and decode, all filters, bind: a package with float32 weights
+    filter   gc.py on its model, from file to file and in the middle of a pipe, in turn with `cat` there
+    pipe     the guide's seven filters on files whose weights are outside
+    agree    the package on LiteRT against Hugging Face in float32: greedy tokens, logits, load, memory
+
+Seconds are medians of the rounds. Memory is the most that any one process had resident. Needs 20 GB of disk
+and, for `agree`, 8 GB of memory. 24 tokens of context are generated after each of three prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+LENGTH = 1024  # tokens of context
+
+# Runs a command; prints the seconds that it took and the kilobytes of the largest process in it.
+MEASURE = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL).returncode
+seconds = time.perf_counter() - started
+print(json.dumps([code, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    seconds: float
+    megabytes: float
+
+
+def measured(script: str, folder: Path) -> Measured:
+    """Run a shell script in `folder`, with what is on the disk's way gone first."""
+    os.sync()
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-c", MEASURE, "bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    code, seconds, kilobytes = json.loads(done.stdout.splitlines()[-1])
+    if code:
+        raise SystemExit(f"{script.strip()} failed ({code}):\n{done.stderr}")
+    return Measured(seconds, kilobytes * 1024 / 1e6)
+
+
+def build(checkpoint: Path, folder: Path) -> Iterator[str]:
+    pipeline = shlex.join([sys.executable, str(ROOT / "tinyllama" / "pipeline.py")])
+    lengths = "64,128,256"
+    options = f"--model {checkpoint} --max-length {LENGTH} --prefill-lengths {lengths}"
+    told = measured(f"{pipeline} --package package {options}", folder)
+    size = (folder / "package" / "model.circle").stat().st_size / 1e9
+    yield row(f"package of prefill {lengths} and decode, {size:.2f} GB", told, "120 s, 1000 MB")
+
+
+def filter_(folder: Path, rounds: int) -> Iterator[str]:
+    model = folder / "package" / "model.circle"
+    ways = {
+        "file to file": (f"gc.py {model} -o out", f"cat {model} > out"),
+        "in a pipe": (f"cat {model} | gc.py | cat > out", f"cat {model} | cat | cat > out"),
+    }
+    for way, (script, plain) in ways.items():
+        pairs = []
+        for _ in range(rounds):
+            pairs.append((measured(script, folder), measured(plain, folder)))
+            (folder / "out").unlink()
+        ratios = sorted(a.seconds / b.seconds for a, b in pairs)
+        told = Measured(statistics.median(a.seconds for a, _ in pairs), max(a.megabytes for a, _ in pairs))
+        spread = f"{statistics.median(ratios):.2f}x cat ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        yield row(f"gc.py {way}: {spread}", told, "1.5x, 200 MB")
+
+
+def pipe(checkpoint: Path, folder: Path, rounds: int) -> Iterator[str]:
+    config = json.loads((checkpoint / "config.json").read_text())
+    heads, size = config["num_key_value_heads"], config["head_dim"]
+    measured(f"python -m export {checkpoint} -o . --max-length {LENGTH} --prefill-lengths ''", folder)
+    script = f"""
+    fuse.attention.py < decode_.circle | \\
+      reshape.io.py input --by_shape [1,{heads},{LENGTH - 2},{size}] [1,{heads},{LENGTH},{size}] | \\
+      transpose.io.kvcache.py > decode.circle
+    merge.circles.py prefill.circle decode.circle | fuse.bmm_lhs_const.py | downcast.input_ids.py | \\
+      gc.py > graph.circle
+    """
+    runs = [measured(script, folder) for _ in range(rounds)]
+    told = Measured(statistics.median(r.seconds for r in runs), max(r.megabytes for r in runs))
+    yield row("seven filters on files without weights", told, "6 s")
+
+
+def agree(checkpoint: Path, folder: Path) -> Iterator[str]:
+    command = [sys.executable, ROOT / "bench" / "agreement.py", checkpoint, folder / "package"]
+    yield from subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+
+
+def row(what: str, told: Measured, target: str) -> str:
+    return f"{what:<60} {told.seconds:>7.1f} s {told.megabytes:>7.0f} MB   (at most {target})"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="tinyllama-1.1b")
+    parser.add_argument("--folder", type=Path, default=Path("scale"), help="for all files (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parts = ["build", "filter", "pipe", "agree"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    args = parser.parse_args(argv)
+    folder = args.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / args.shape
+    if not (checkpoint / "config.json").exists():
+        make = [sys.executable, ROOT / "bench" / "make_checkpoint.py", checkpoint, "--shape", args.shape]
+        subprocess.run(make, check=True)
+    started = time.perf_counter()
+    rows = {
+        "build": lambda: build(checkpoint, folder),
+        "filter": lambda: filter_(folder, args.rounds),
+        "pipe": lambda: pipe(checkpoint, folder, args.rounds),
+        "agree": lambda: agree(checkpoint, folder),
+    }
+    for part in args.only:
+        for line in rows[part]():
+            print(line, flush=True)
+    print(f"in all {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
