@@ -4,8 +4,8 @@
 
 Each graph is made in a process of its own, from a config.json alone: a model without weights is built,
 traced, converted by TICO and read into the IR. Seconds leave out the start of Python and its imports
-(`start`), peak MB do not. Below each form: the line that fits best through its peaks, and what a further
-layer costs between the first two numbers of layers and between the last two; a ratio of 1 is linear.
+(`start`), peak MB do not. Below each form: the line that fits best through its peaks, and the CPU time of a
+further layer in the lower and the upper half of the table, with their ratio: 1 is linear.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FORMS = {
 
 
 def measure(config: dict[str, Any], form: str, tokens: int, capacity: int) -> dict[str, float]:
-    """Export one graph. Seconds, and the peak of this process in MB."""
+    """Export one graph. Seconds (on the clock and of this process) and this process's peak in MB."""
     started = time.perf_counter()
     from transformers import AutoConfig
 
@@ -36,7 +36,7 @@ def measure(config: dict[str, Any], form: str, tokens: int, capacity: int) -> di
     from export.graphs import DecodeConcatenated, Graph, Prefill, Static
     from export.model import LanguageModel
 
-    imported = time.perf_counter()
+    imported, cpu = time.perf_counter(), time.process_time()
     model = LanguageModel(AutoConfig.for_model(**config))
     graph: Graph
     if form == "prefill":
@@ -48,10 +48,11 @@ def measure(config: dict[str, Any], form: str, tokens: int, capacity: int) -> di
     else:
         graph = Static(model, "decode", 1, capacity)
     nodes = len(convert(graph).graphs[0])
-    done = time.perf_counter()
+    done, cpu = time.perf_counter(), time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_mb = peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-    return {"nodes": nodes, "start": imported - started, "seconds": done - imported, "peak": peak_mb}
+    start, seconds = imported - started, done - imported
+    return {"nodes": nodes, "start": start, "seconds": seconds, "cpu": cpu, "peak": peak_mb}
 
 
 def in_a_process(*arguments: object) -> dict[str, float]:
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     size = dict(zip(SIZES, SHAPES[args.shape], strict=True))
     print(f"{args.shape}, T = {args.tokens}, S = {args.capacity}")
-    print(f"{'layers':>6} {'nodes':>6} {'start':>8} {'seconds':>8} {'peak MB':>8}")
+    print(f"{'layers':>6} {'nodes':>6} {'start':>8} {'seconds':>8} {'CPU s':>8} {'peak MB':>8}")
     for form in args.forms:
         print(f"{form}: {FORMS[form]}")
         rows = []
@@ -96,16 +97,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = configuration(size | {"layers": layers}, args.shape in TIED, "float32")
             runs = [in_a_process(config, form, args.tokens, args.capacity) for _ in range(args.rounds)]
             row = {"layers": layers, **min(runs, key=lambda run: run["seconds"])}
-            print("{layers:6} {nodes:6} {start:8.1f} {seconds:8.1f} {peak:8.0f}".format(**row), flush=True)
-            rows.append(row)
-        layers, seconds, peaks = ([row[name] for row in rows] for name in ("layers", "seconds", "peak"))
-        if len(rows) > 1:
-            a, b = line(layers, peaks)
-            print(f"       peak = {a:.0f} + {b:.2f} MB a layer", end="")
-            first, last = (
-                (seconds[k + 1] - seconds[k]) / (layers[k + 1] - layers[k]) for k in (0, len(rows) - 2)
+            print(
+                "{layers:6} {nodes:6} {start:8.1f} {seconds:8.1f} {cpu:8.1f} {peak:8.0f}".format(**row),
+                flush=True,
             )
-            print(f"; {first * 1e3:.0f} and {last * 1e3:.0f} ms a layer, ratio {last / first:.2f}")
+            rows.append(row)
+        print_growth(*([row[name] for row in rows] for name in ("layers", "cpu", "peak")))
+
+
+def print_growth(layers: Sequence[float], cpu: Sequence[float], peaks: Sequence[float]) -> None:
+    if len(layers) < 2:
+        return
+    a, b = line(layers, peaks)
+    growth = f"peak = {a:.0f} + {b:.2f} MB a layer"
+    if len(layers) > 2:
+        middle = len(layers) // 2
+        lower = (cpu[middle] - cpu[0]) / (layers[middle] - layers[0])
+        upper = (cpu[-1] - cpu[middle]) / (layers[-1] - layers[middle])
+        growth += f"; {lower * 1e3:.0f} and {upper * 1e3:.0f} ms a layer, ratio {upper / lower:.2f}"
+    print(f"       {growth}")
 
 
 if __name__ == "__main__":
