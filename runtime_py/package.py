@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 from o2o.errors import ModelError
+from runtime_py.cache import user_cache
 from runtime_py.contract import Contract
 from runtime_py.engines import Engine
+from runtime_py.preparing import prepare
 from runtime_py.tokenizer import Tokenizer, load_tokenizer, read_json
 
 MODELS = ("model.circle", "model.tflite")
@@ -63,24 +66,24 @@ class Package:
                 return frozenset(ids)
         return frozenset()
 
-    def engine(self, threads: int | None = None, debug: bool = False) -> Engine:
-        """The model on LiteRT, ready to run; a Circle file is lowered to TFLite in memory.
+    def engine(
+        self,
+        threads: int | None = None,
+        debug: bool = False,
+        cache: bool = True,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> Engine:
+        """The model on LiteRT, ready to run; a Circle file is lowered to TFLite on the way.
 
         threads: None for one each core, or for one alone where a step is too short to share. debug: let the
-        runtime write its log to stderr.
+        runtime write its log to stderr. cache: whether what a big model takes long for at its first load may
+        be kept for the next, in the user's cache folder. say: is told, in a line, when that is done or fails.
         """
-        from o2o.contract import contract_of
-        from o2o.formats import dumps, load
         from runtime_py.engines.litert import LiteRtEngine
 
-        model = load(self.model)
-        is_tflite = model.format == "tflite"
-        if not is_tflite:
-            from o2o.lower.litert import lower
-
-            model = lower(model)
+        prepared = prepare(self.model, user_cache() if cache else None, say)
         try:
-            contract = Contract.parse(contract_of(model))
+            contract = Contract.parse(prepared.lowered.contract)
         except ModelError as error:
             raise ModelError(f"{self.model}: {error}") from error
         if (ids := self.tokenizer.vocab_size) > contract.vocab_size:
@@ -90,7 +93,7 @@ class Package:
             )
         if threads is None:
             threads = cores() if self.model.stat().st_size >= WORTH_SHARING else 1
-        return LiteRtEngine(self.model if is_tflite else dumps(model), contract, threads=threads, debug=debug)
+        return LiteRtEngine(prepared.open(), contract, packed=prepared.packed, threads=threads, debug=debug)
 
 
 def cores() -> int:

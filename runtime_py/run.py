@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--stream", action="store_true", help="print the text as it comes, and the ids after it")
     add("--stats", action="store_true", help="say on stderr how fast it went and what it took")
     add("--threads", metavar="N", type=_positive, help="default: one for each core, one for a small model")
+    add("--no-cache", action="store_true", help="keep nothing of a big model on disk for the next load")
     add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
     return parser
 
@@ -60,10 +61,10 @@ def _run(args: argparse.Namespace) -> None:
     stats = Stats()
     package = Package.load(args.package)
     if package.model.parent.resolve() != package.directory.resolve():
-        print(f"run: {package.directory} holds no model: taking {package.model} beside it", file=sys.stderr)
+        _say(f"{package.directory} holds no model: taking {package.model} beside it")
     tokenizer = package.tokenizer
     prompt = tokenizer.encode(args.prompt)
-    with contextlib.closing(package.engine(args.threads, args.debug)) as engine:
+    with contextlib.closing(package.engine(args.threads, args.debug, not args.no_cache, _say)) as engine:
         ids: list[int] = []
         text = ""
         stats.loaded()
@@ -84,6 +85,10 @@ def _run(args: argparse.Namespace) -> None:
             _print(f"prompt: {args.prompt}\n{generated}detokenized: {text}\n")
         if args.stats:
             print(stats.report(engine.plan(len(prompt))), file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    print(f"run: {line}", file=sys.stderr)
 
 
 def _print(text: str) -> None:

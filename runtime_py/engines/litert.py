@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from o2o.errors import ModelError
 from o2o.quiet import quiet, silence
 from runtime_py.chunks import Chunk, chunks
 from runtime_py.contract import Contract, Signature, Slot, Tensor
+from runtime_py.mapping import FileBehind
 
 with quiet():
     from ai_edge_litert.compiled_model import CompiledModel
@@ -27,17 +28,26 @@ with quiet():
     from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
     from ai_edge_litert.tensor_buffer import TensorBuffer
 
+IN_MEMORY = ":memory" if hasattr(os, "memfd_create") else ""
+"""Instead of a file for packed weights: packed once for all signatures; with no name, once for each."""
+
 
 class LiteRtEngine:
     """A `runtime_py.engines.Engine` on LiteRT."""
 
     def __init__(
-        self, model: bytes | Path, contract: Contract, *, threads: int = 1, debug: bool = False
+        self,
+        model: bytes | FileBehind | Path,
+        contract: Contract,
+        *,
+        packed: Path | None = None,
+        threads: int = 1,
+        debug: bool = False,
     ) -> None:
         """Load the TFLite file that `model` is, or that lies there, described by `contract`.
 
-        A file on disk is mapped, which takes less memory than bytes. threads: how many LiteRT may use.
-        debug: let it write its log to stderr.
+        packed: the file in which `pack` has put the weights of this very model; None to pack them now, in
+        memory. threads: how many LiteRT may use. debug: let it write its log to stderr.
         Raises ModelError when LiteRT refuses the file, or when a signature does not hand its caches back.
         """
         self.capacity = contract.capacity
@@ -47,12 +57,11 @@ class LiteRtEngine:
         for signature in (*contract.prefills, contract.decode):
             _check_in_place(signature)
         self._file = model  # LiteRT reads weights where they are
-        options = Options(HardwareAccelerator.CPU, CpuOptions(num_threads=threads))
         if not debug:
             atexit.register(silence)  # LiteRT logs the end of its environments
         with self._quiet():
             try:
-                self._model = _load(model, environment=_environment(), options=options)
+                self._model = _load(model, str(packed or IN_MEMORY), threads)
                 self._caches = {
                     slot: self._model.create_input_buffer_by_name("decode", tensor.name)
                     for slot, tensor in contract.decode.caches.items()
@@ -91,6 +100,8 @@ class LiteRtEngine:
             del self._calls, self._caches
             self._model.close()
             del self._model
+        if isinstance(self._file, FileBehind):
+            self._file.close()
 
     def _run(self, length: int, tokens: Sequence[int], position: int) -> None:
         """Feed these ids, at most `length`, from `position` on to the signature of that length."""
@@ -118,10 +129,27 @@ class LiteRtEngine:
         _write(self._caches[slot], whole)
 
 
-def _load(model: bytes | Path, **how: Any) -> CompiledModel:
+def pack(model: bytes | FileBehind | Path, file: Path) -> None:
+    """Put the weights of `model` into the new `file`, ordered as XNNPACK computes with them on this machine.
+
+    LiteRT ends the process when the disk becomes full, and does not check later whether weights and file
+    belong together. Raises ModelError.
+    """
+    atexit.register(silence)
+    with quiet():
+        try:
+            _load(model, str(file), threads=1).close()
+        except RuntimeError as error:
+            raise ModelError(f"LiteRT cannot take the model: {_reason(error)}") from error
+
+
+def _load(model: bytes | FileBehind | Path, packed: str, threads: int) -> CompiledModel:
+    cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=packed)
+    options = Options(HardwareAccelerator.CPU, cpu)
     if isinstance(model, Path):
-        return CompiledModel.from_file(str(model), **how)
-    return CompiledModel.from_buffer(model, **how)
+        return CompiledModel.from_file(str(model), environment=_environment(), options=options)
+    data = model.data if isinstance(model, FileBehind) else model
+    return CompiledModel.from_buffer(data, environment=_environment(), options=options)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import pytest
 
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
 from o2o.formats import save
+from runtime_py import preparing
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.generation import generate
 from runtime_py.package import Package
@@ -114,6 +115,22 @@ def test_greedy_tokens_after_every_prompt(package, theirs):
         tokens = generate(engine, ids[:length], Detokenizer(loaded.tokenizer))
         assert [token.id for token in tokens] == made.tolist()
     engine.close()
+
+
+def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):
+    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path))
+    loaded = Package.load(package)
+    ids = [*range(3, 17)]
+    made = []
+    for cache in (False, True, True):
+        engine = loaded.engine(threads=1, cache=cache)
+        tokens = generate(engine, ids, Detokenizer(loaded.tokenizer))
+        made.append([token.id for token in tokens])
+        engine.close()
+    assert made[0] == made[1] == made[2]
+    (packed,) = tmp_path.glob("*/packed")
+    assert packed.stat().st_size < 1.25 * loaded.model.stat().st_size
 
 
 def assert_close(actual: np.ndarray, desired: np.ndarray) -> None:

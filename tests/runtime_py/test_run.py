@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime_py import preparing
 from runtime_py.run import main
 from tests.conftest import ROOT
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_sentencepiece
@@ -228,3 +229,16 @@ def test_generation_config_wins(toy, package, capsys):
     assert main([str(package), "--prompt", "a dog"]) == 0
     cut = ids[: ids.index(ids[3]) + 1]
     assert f"generated: {{ {', '.join(map(str, cut))} }}\n" in capsys.readouterr().out
+
+
+def test_what_is_kept_of_a_big_model(toy, package, capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    assert main([str(package), "--no-cache"]) == 0
+    out, err = capfd.readouterr()
+    assert (err, (tmp_path / "cache").exists()) == ("", False)
+    assert main([str(package)]) == 0
+    told = f"run: packing the weights, this once: 0.0 GB into {tmp_path / 'cache'}\n"
+    assert capfd.readouterr() == (out, told)
+    assert main([str(package)]) == 0
+    assert capfd.readouterr() == (out, "")
