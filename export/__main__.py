@@ -24,7 +24,7 @@ from export.jobs import PREFILL_LENGTHS, Job, jobs, lengths_of
 from export.package import fill
 from export.resources import check_disk, gigabytes, needs, processes
 from o2o import command
-from o2o.errors import ModelError, O2oError
+from o2o.errors import ModelError, O2oError, UsageError
 from o2o.progress import progress
 from o2o.weights.checkpoint import open_checkpoint
 from o2o.wording import counted, listed
@@ -70,7 +70,9 @@ def export(args: argparse.Namespace) -> None:
     directory = resolve(args.model)
     checkpoint = open_checkpoint(directory)
     todo = jobs(args.max_length, args.prefill_lengths, args.cache)
-    kind, layers = _architecture(directory)
+    kind, layers, positions = _architecture(directory)
+    if positions and args.max_length > positions:
+        raise UsageError(f"--max-length {args.max_length}: this {kind} model has {positions} positions")
     needed = needs(checkpoint.tensors, layers, len(todo), args.weights == "embed")
     dtypes = listed(sorted({tensor.dtype for tensor in checkpoint.tensors.values()}))
     _say(
@@ -94,12 +96,13 @@ def export(args: argparse.Namespace) -> None:
     _say(f"wrote {files} into {folder}, {gigabytes(size)} in {time.monotonic() - started:.1f} s")
 
 
-def _architecture(directory: Path) -> tuple[str, int]:
-    """Model type and number of layers, as far as config.json tells."""
+def _architecture(directory: Path) -> tuple[str, int, int]:
+    """Model type, number of layers, and of positions (0: any), as far as config.json tells."""
     try:
         config = json.loads((directory / "config.json").read_text())
         config = config.get("text_config", config)
-        return str(config["model_type"]), int(config["num_hidden_layers"])
+        positions = config.get("max_position_embeddings") or 0
+        return str(config["model_type"]), int(config["num_hidden_layers"]), int(positions)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{directory}: no usable config.json ({error!r})") from error
 
@@ -114,8 +117,8 @@ def _run(todo: Sequence[Job], at_once: int, directory: Path, folder: Path, args:
                 done(1)
             return
         with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
-            futures = [pool.submit(job.export, *how) for job in todo]
             try:
+                futures = [pool.submit(job.export, *how) for job in todo]
                 for future in as_completed(futures):
                     future.result()
                     done(1)

@@ -1,0 +1,68 @@
+"""Which graphs a package is made of."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.jobs import Job, jobs, lengths_of
+from o2o.errors import UsageError
+
+
+def test_the_guide() -> None:
+    assert jobs(32) == [
+        Job("prefill", "prefill.circle", 32, None),
+        Job("decode", "decode_.circle", 1, 30, "concat"),
+    ]
+    assert jobs(1024, ()) == [
+        Job("prefill", "prefill.circle", 1024, None),
+        Job("decode", "decode_.circle", 1, 1022, "concat"),
+    ]
+
+
+def test_several_prefills_shortest_first() -> None:
+    assert jobs(300, [128, 64]) == [
+        Job("prefill_64", "prefill_64_.circle", 64, 300),
+        Job("prefill_128", "prefill_128_.circle", 128, 300),
+        Job("decode", "decode_.circle", 1, 298, "concat"),
+    ]
+
+
+def test_without_fusing_nothing_is_left_to_do() -> None:
+    *prefills, decode = jobs(300, None, "static")
+    assert [job.file for job in prefills] == ["prefill_64.circle", "prefill_128.circle", "prefill_256.circle"]
+    assert decode == Job("decode", "decode.circle", 1, 300, "static")
+
+
+@given(st.integers(3, 5000))
+def test_lengths_that_nobody_gave_fit(max_length: int) -> None:
+    *prefills, decode = jobs(max_length)
+    assert all(job.tokens <= max_length for job in prefills)
+    assert [job.capacity for job in prefills] == [max_length] * len(prefills) or max_length < 64
+    assert decode.capacity == max_length - 2
+    assert len({job.file for job in (*prefills, decode)}) == len(prefills) + 1
+
+
+@pytest.mark.parametrize(
+    ("max_length", "lengths", "cache", "complaint"),
+    [
+        (2, None, "concat", "--max-length 2: at least 3 with --cache concat"),
+        (0, None, "static", "at least 1 with --cache static"),
+        (100, [64, 128], "concat", "128 tokens do not fit into --max-length 100"),
+        (100, [0], "concat", "0 tokens do not fit"),
+        (100, [64, 8, 64], "static", "8,64,64: a length twice"),
+    ],
+)
+def test_lengths_that_make_no_package(max_length: int, lengths, cache, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        jobs(max_length, lengths, cache)
+
+
+def test_lengths_of_a_command_line() -> None:
+    assert lengths_of("64, 128,256") == [64, 128, 256]
+    assert lengths_of("") == []
+    with pytest.raises(argparse.ArgumentTypeError, match="no list of numbers such as 64,128,256"):
+        lengths_of("64;128")
