@@ -228,11 +228,13 @@ def _update(
         new = _heads_first(op, new)
     updated = op.node("DYNAMIC_UPDATE_SLICE", [cache, new, start], shape_of(cache), name=f"{kind}s")
     _give_out(model, graph, cache, updated, kind)
-    nodes = list(graph)
-    behind = set(nodes[nodes.index(op.before) + 1 :])  # type: ignore[arg-type]
-    for use in list(cache.uses()):
-        if use.node in behind:  # it sees what was written
-            use.node.replace_input_with(use.idx, updated)
+    others = [use for use in cache.uses() if use.node not in (op.before, updated.producer())]
+    if others:
+        nodes = list(graph)
+        behind = set(nodes[nodes.index(op.before) + 1 :])  # type: ignore[arg-type]
+        for use in others:
+            if use.node in behind:  # it sees what was written
+                use.node.replace_input_with(use.idx, updated)
     return updated if layout == "BNTH" else op.transpose(updated, (0, 2, 1, 3), name=f"{kind}s_by_head")
 
 

@@ -382,6 +382,26 @@ def test_decode_step_by_step_gives_the_logits_of_prefill(
         np.testing.assert_allclose(rows, at_once[name.replace("past", "present")], atol=2e-4)
 
 
+@pytest.mark.parametrize(("shape", "layout"), [("demo", "BTNH"), ("grouped", "BNTH"), ("grouped", "BTNH")])
+def test_a_prompt_in_pieces_gives_the_logits_of_one(exported_model, shape: str, layout: str) -> None:
+    """The last piece at the last position that there is; pieces may overlap."""
+    whole = formats.load(exported_model(shape, "prefill"))
+    ids = exported_feeds(whole, 0)["input_ids"]
+    expected = reference.run(whole.graphs[0], {"input_ids": ids})
+    model = lower(formats.loads(formats.dumps(decode_of(exported_model, shape, "prefill_8", layout))))
+    run = graphs.interpreter(formats.dumps(model)).get_signature_runner("prefill_8")
+    caches = {name: v for name, v in model.signatures[0].inputs.items() if name.startswith("past_")}
+    state = {name: np.full(value.shape.numpy(), 7, np.float32) for name, value in caches.items()}  # type: ignore[union-attr]
+    for position in (0, 8, 13, 21, 24):
+        piece = slice(position, position + 8)
+        step = run(input_ids=ids[:, piece], cache_position=np.array([position]), **state)
+        np.testing.assert_allclose(step["logits"], expected["logits"][:, piece], atol=2e-4)
+        state = {name: step[name.replace("past", "present")] for name in state}
+    for name, cache in state.items():
+        rows = cache.transpose(0, 2, 1, 3) if layout == "BTNH" else cache
+        np.testing.assert_allclose(rows, expected[name.replace("past", "present")], atol=2e-4)
+
+
 def test_masks_are_computed_once_for_all_layers(exported_model) -> None:
     found = operators(lower(decode_of(exported_model, "grouped", "concat", "BNTH")))
     assert found["LESS_EQUAL"] == found["SELECT_V2"] == 1
