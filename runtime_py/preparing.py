@@ -7,7 +7,6 @@ graph is kept along with it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -93,9 +92,11 @@ def _identity(file: Path) -> list[int]:
 @functools.cache
 def _processor() -> list[str]:
     """What decides how weights are packed: the processor, and what it can do."""
-    features = platform.processor()
-    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as told:
-        features = next(line for line in told if line.lower().startswith(("flags", "features")))
+    try:
+        with open("/proc/cpuinfo") as told:
+            features = next(line for line in told if line.lower().startswith(("flags", "features")))
+    except (OSError, StopIteration):
+        features = platform.processor()
     return [platform.machine(), features]
 
 

@@ -1,0 +1,122 @@
+"""How long a package takes to load and how much memory that takes, each time in a fresh process.
+
+    python bench/load.py PACKAGE... [--rounds 3] [--cache DIR]
+
+Three ways: `first` into an empty cache (a big model's weights are packed, in a process of their own), `again`
+from that cache, and `--no-cache`. Prints, of each, the median of
+
+    load      seconds until the engine is ready, Python's imports and the tokenizer included
+    resident  MB of memory after loading: what of it are mapped files, the system can take back at any time
+    private   MB of it that are this process's own and would have to be swapped
+    answer    the same two after a prompt and some tokens, when all weights have been touched
+    packing   MB that the process which packs had resident at most, mapped files among them
+
+The cache is a folder in the user's cache folder that goes in the end, or --cache DIR. Files that were read
+lately come from memory: the first line after a while is slower by what the disk takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT = "Lily picked up a flower."
+TOKENS = 5
+
+
+def memory() -> tuple[float, float]:
+    """(resident, private and written to) of this process, in MB."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(rest.split()[0]) * 1024 / 1e6 for name, rest in (line.split(":") for line in lines)}
+    return sizes["Rss"], sizes["Private_Dirty"]
+
+
+def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
+    """Load the package in `folder` and let it answer; `started` is time.time() before this process."""
+    from runtime_py.detokenizer import Detokenizer
+    from runtime_py.generation import generate
+    from runtime_py.package import Package
+
+    package = Package.load(folder)
+    prompt = package.tokenizer.encode(PROMPT)
+    engine = package.engine(cache=cache)
+    load = time.time() - started
+    resident, private = memory()
+    list(generate(engine, prompt, Detokenizer(package.tokenizer), max_new_tokens=TOKENS))
+    answer_resident, answer_private = memory()
+    packing = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    return {
+        "load": load,
+        "resident": resident,
+        "private": private,
+        "answer resident": answer_resident,
+        "answer private": answer_private,
+        "packing": packing,
+    }
+
+
+def in_process(folder: str, place: Path, cache: bool) -> dict[str, float]:
+    """`measure` in a process of its own, with the cache at `place`."""
+    code = (
+        "import sys, json; from bench.load import measure;"
+        "print(json.dumps(measure(sys.argv[1], sys.argv[2] == 'True', float(sys.argv[3]))))"
+    )
+    command = [sys.executable, "-c", code, folder, str(cache), str(time.time())]
+    environment = {**os.environ, "O2O_CACHE": str(place), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def rows(folder: str, place: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+    found: dict[str, list[dict[str, float]]] = {"first": [], "again": [], "--no-cache": []}
+    for _ in range(rounds):
+        if place.exists():
+            shutil.rmtree(place)
+        found["first"].append(in_process(folder, place, True))
+        found["again"].append(in_process(folder, place, True))
+        found["--no-cache"].append(in_process(folder, place, False))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("packages", nargs="+", metavar="PACKAGE")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cache", metavar="DIR", type=Path, help="make the cache in there")
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from runtime_py.cache import user_cache
+    from runtime_py.package import Package
+
+    usual = user_cache()
+    base = args.cache or (usual.folder if usual else None)
+    if base is not None:
+        base.mkdir(parents=True, exist_ok=True)
+    print(f"{'':<34} {'load':>8} {'resident':>9} {'private':>8} {'answer':>7} {'private':>8} {'packing':>8}")
+    for folder in args.packages:
+        size = Package.load(folder).model.stat().st_size / 1e6
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=base) as place:
+            for way, found in rows(folder, Path(place) / "cache", args.rounds).items():
+                median = {name: statistics.median(row[name] for row in found) for name in found[0]}
+                load, *sizes = median.values()
+                shown = " ".join(
+                    f"{size:>{width}.0f}" for size, width in zip(sizes, (9, 8, 7, 8, 8), strict=True)
+                )
+                label = f"{Path(folder).name} ({size:,.0f} MB)"
+                print(f"{label:<22} {way:<11} {load:>6.2f} s {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
