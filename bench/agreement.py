@@ -39,7 +39,9 @@ def continued(prompt: list[int], tokens: int, start: Callable, step: Callable) -
 def by_hugging_face(checkpoint: str, tokens: int, threads: int) -> list[tuple[list[int], list]]:
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype=torch.float32, local_files_only=True

@@ -53,7 +53,7 @@ class Weight(ir.LazyTensor):
         numbers = self.stored.read_float32().reshape(self.shape.numpy()).astype(DTYPES[self.dtype][1])
         return ir.Tensor(numbers, self.dtype, name=self.name)
 
-    def pieces(self, size: int = 16 << 20) -> Iterator[memoryview]:
+    def pieces(self, size: int = 4 << 20) -> Iterator[memoryview]:
         """The bytes, `size` at a time."""
         for piece in self.stored.pieces(size // DTYPES[self.dtype][1].itemsize):
             yield piece.astype(DTYPES[self.dtype][1], copy=False).view(np.uint8).data
@@ -107,7 +107,7 @@ class Reference(ir.LazyTensor):
             raise ModelError(f"{found.path} has {found.name} as {there}, the model as {here}")
         return Weight(self.name or self.tensor, found, self.dtype, tuple(self.shape.numpy()))
 
-    def pieces(self, size: int = 16 << 20) -> Iterator[memoryview]:
+    def pieces(self, size: int = 4 << 20) -> Iterator[memoryview]:
         """The bytes of what this stands for, `size` at a time."""
         return self.weight().pieces(size)
 
@@ -118,13 +118,19 @@ class Reference(ir.LazyTensor):
         return Reference(name, self.path, self.tensor, self.dtype, self.stored_shape, shape)
 
 
-@functools.cache
 def tensors_in(path: Path, wanted: str) -> dict[str, StoredTensor]:
-    """The tensors in a checkpoint's file, for `wanted`. Raises ModelError."""
+    """The tensors in a checkpoint's file, for `wanted`. Raises ModelError, OSError."""
     if not path.is_file():
         raise ModelError(
             f"{wanted} is in {path}, which is not there: bind.weights.py --checkpoint DIR tells where else"
         )
+    told = path.stat()
+    return _tensors_in(path, (told.st_size, told.st_mtime_ns))
+
+
+@functools.cache
+def _tensors_in(path: Path, version: tuple[int, int]) -> dict[str, StoredTensor]:
+    """Read once, for the many that refer to one file; but anew when it is another `version` of it."""
     from o2o.weights import pickled, safetensors
 
     return (safetensors if path.suffix == ".safetensors" else pickled).read_header(path)
