@@ -50,7 +50,7 @@ def compile_graph(graph: Graph) -> bytes:
         raise ModelError(
             f"torch.export cannot trace {graph.signature} of this {kind} model: {what}"
         ) from error
-    # From these, a check of each input would be made in the time of inputs squared, for a run that never comes.
+    # Each input would be checked against these in a run that never comes; to write that takes inputs squared.
     program.example_inputs = None
     config = tico.get_default_config()
     config.set("circle_optimize", False)  # its clean-up after serialising is quadratic; filters do that here
