@@ -7,6 +7,8 @@ and the number of their rows. Both are run at the first position and at the last
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.model import Model, attribute, shape_of
 from o2o.quiet import quiet
+from o2o.weights.binding import bind
 from o2o.wording import counted
 
 TOLERANCE = 1e-4  # of the largest number of a float tensor, or of 1; other tensors must be equal
@@ -66,21 +69,28 @@ class Subject:
         from o2o.lower.litert import lower
 
         self.label = label
-        copy = formats.loads(formats.dumps(model))
+        self._folder = tempfile.TemporaryDirectory()  # models may be larger than memory
+        formats.save(model, self._file("model"))
+        copy = formats.load(self._file("model"))
+        bind(copy, partial=True)
         copy.sign("main")
         inputs = {s.name: {n: Tensor.of(v) for n, v in s.inputs.items()} for s in copy.signatures}
         self.lowered = lower(copy)  # which gives out the caches that ATTENTION writes
         self.ends = {
             s.name: (inputs[s.name], {n: Tensor.of(v) for n, v in s.outputs.items()}) for s in copy.signatures
         }
+        formats.save(self.lowered, self._file("lowered"))
         self._interpreter = self._load()
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self._folder.name, name)
 
     def _load(self, **how: object) -> object:
         try:
             with quiet():  # LiteRT logs what it is made of
                 from ai_edge_litert.interpreter import Interpreter
 
-                interpreter = Interpreter(model_content=formats.dumps(self.lowered), **how)
+                interpreter = Interpreter(model_path=self._file("lowered"), **how)
                 interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1]

@@ -26,6 +26,7 @@ from o2o.filters import (
 )
 from o2o.filters.base import Filter
 from o2o.model import Model
+from o2o.weights.reference import Reference
 from tests.o2o import graphs
 
 
@@ -153,3 +154,20 @@ def test_a_pipe_is_read_once(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
     assert gc.main(["-o", str(tmp_path / "out.circle"), "--check"]) == 0
     assert "checked on LiteRT: 2 outputs the same" in capsys.readouterr().err
+
+
+def test_weights_outside_are_found(tmp_path, capsys) -> None:
+    """What is run are the checkpoint's numbers; what is written still refers to them."""
+    from safetensors.numpy import save_file
+
+    numbers = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
+    save_file({"w": numbers}, tmp_path / "model.safetensors")
+    graph = graphs.Graph("main")
+    x = graph.input("x", [2, 48])
+    w = graph.constant("w", numbers)
+    w.const_value = Reference("w", tmp_path / "model.safetensors", "w", ir.DataType.FLOAT, (64, 48))
+    graph.output(graph.fc(x, w, "y"))
+    formats.save(graph.model(), tmp_path / "in.circle")
+    assert gc.main([str(tmp_path / "in.circle"), "-o", str(tmp_path / "out.circle"), "--check"]) == 0
+    assert "checked on LiteRT: 1 output the same" in capsys.readouterr().err
+    assert (tmp_path / "out.circle").stat().st_size < numbers.nbytes
