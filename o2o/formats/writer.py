@@ -112,7 +112,9 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
     # A generous bound decides the form before the exact layout is known.
     slack = LARGE_ALIGNMENT * (len(sizes) + 1)
     by_offset = [False] * len(sizes)
-    tables = _pack(root, builder.dialect)
+    tables = bytearray()
+    if sum(sizes) + slack <= limit:
+        tables = _pack(root, builder.dialect)
     if len(tables) + sum(sizes) + slack > limit:
         by_offset = large
         for buffer, outside in zip(root.buffers[1:], by_offset, strict=True):
