@@ -1,23 +1,19 @@
-"""Whether a package says what Hugging Face says, and what loading it takes.
+"""Whether a package says what Hugging Face says.
 
     python bench/agreement.py CHECKPOINT PACKAGE [--tokens 24]
 
 After each of three prompts, both choose the likeliest token 24 times: transformers in float32 on the
-checkpoint, LiteRT on the package, each in a process of its own. Prints whether the tokens are the same, the
-largest difference between logits, and, of a process that only loads the package: seconds, and how much memory
-is its own rather than pages of a file. The first load may fill the cache of packed weights; the second finds
-it there.
+checkpoint, LiteRT on the package, each in a process of its own. Prints whether the tokens are the same, and
+the largest difference between logits.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -70,24 +66,6 @@ def by_package(package: str, tokens: int) -> list[tuple[list[int], list]]:
     return results
 
 
-def memory() -> dict[str, float]:
-    """Of this process now, in MB: `own` pages, and those of files that it has mapped."""
-    told = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    kilobytes = {key: int(value.split()[0]) for key, value in told.items()}
-    return {"own": kilobytes["Anonymous"] * 1024 / 1e6, "resident": kilobytes["Rss"] * 1024 / 1e6}
-
-
-def load(package: str) -> dict[str, float]:
-    started = time.perf_counter()
-    from runtime_py.package import Package
-
-    engine = Package.load(package).engine()
-    seconds = time.perf_counter() - started
-    told = {"seconds": seconds, **memory()}
-    engine.close()
-    return told
-
-
 def _elsewhere(*arguments: object) -> None:
     subprocess.run([sys.executable, __file__, *map(str, arguments)], check=True)
 
@@ -99,12 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint")
     parser.add_argument("package")
     parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--part", choices=("hugging face", "package", "load"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("hugging face", "package"), help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.part == "load":
-        Path(args.out).write_text(json.dumps(load(args.package)))
-        return 0
     if args.part:
         cores = len(os.sched_getaffinity(0))
         found = (
@@ -117,14 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         results = {}
-        for what in ("first load", "second load"):
-            out = Path(folder, "load.json")
-            _elsewhere(args.checkpoint, args.package, "--part", "load", "--out", out)
-            told = json.loads(out.read_text())
-            print(
-                f"{what:<12} {told['seconds']:.2f} s, {told['own']:.0f} MB of its own, "
-                f"{told['resident']:.0f} MB resident"
-            )
         for part in ("hugging face", "package"):
             out = Path(folder, f"{part}.npz")
             options = ["--part", part, "--out", out, "--tokens", args.tokens]

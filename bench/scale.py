@@ -7,7 +7,8 @@ Makes a random bfloat16 checkpoint (bench/make_checkpoint.py) unless the folder 
     build    export of prefill 64, 128, 256 and decode, all filters, bind: a package with float32 weights
     filter   gc.py on its model, from file to file and in the middle of a pipe, in turn with `cat` there
     pipe     the guide's seven filters on files whose weights are outside
-    agree    the package on LiteRT against Hugging Face in float32: greedy tokens, logits, load, memory
+    agree    the package on LiteRT against Hugging Face in float32 (bench/agreement.py), and what loading it
+             takes (bench/load.py)
 
 Seconds are medians of the rounds. Memory is the most that any one process had resident. Needs 20 GB of disk
 and, for `agree`, 8 GB of memory. 24 tokens of context are generated after each of three prompts.
@@ -102,8 +103,13 @@ def pipe(checkpoint: Path, folder: Path, rounds: int) -> Iterator[str]:
 
 
 def agree(checkpoint: Path, folder: Path) -> Iterator[str]:
-    command = [sys.executable, ROOT / "bench" / "agreement.py", checkpoint, folder / "package"]
-    yield from subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    package = folder / "package"
+    for script, *arguments in (
+        ("agreement.py", checkpoint, package),
+        ("load.py", package, "--rounds", "1", "--cache", folder / "cache"),
+    ):
+        command = [sys.executable, ROOT / "bench" / script, *arguments]
+        yield from subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
 
 
 def row(what: str, told: Measured, target: str) -> str:
