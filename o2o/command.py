@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -13,6 +14,12 @@ from typing import NoReturn
 from o2o.errors import O2oError, UsageError
 
 CLOSED_PIPE, INTERRUPTED = 141, 130  # as a shell reports SIGPIPE and SIGINT
+
+WHAT_TO_DO = {
+    errno.ENOSPC: "make room, or write elsewhere",
+    errno.EDQUOT: "make room, or write elsewhere",
+    errno.EFBIG: "`ulimit -f` or the file system allows no longer one: write elsewhere",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,7 +60,8 @@ def _told(error: Exception) -> str:
         case O2oError():
             return str(error)
         case OSError():
-            return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+            told = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+            return f"{told}: {WHAT_TO_DO[error.errno]}" if error.errno in WHAT_TO_DO else told
         case MemoryError():
             return "out of memory"
         case RecursionError():

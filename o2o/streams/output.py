@@ -14,6 +14,8 @@ from typing import BinaryIO
 from o2o.errors import O2oError, UsageError
 from o2o.streams.source import widen
 
+DESCRIPTORS = "/proc/self/fd"  # this process's, by number; a file without a name gets one from here
+
 
 @contextlib.contextmanager
 def open_output(path: str | os.PathLike[str] | None, size: int = 0) -> Iterator[BinaryIO]:
@@ -48,20 +50,27 @@ def open_output(path: str | os.PathLike[str] | None, size: int = 0) -> Iterator[
 
 @contextlib.contextmanager
 def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let the system's errors tell the file that was asked for, and not a temporary one or none."""
+    """Let the system's errors tell the file that was asked for, and not a temporary one or none; but another
+    that someone cannot read within the block is told as it is."""
     try:
         yield
     except OSError as error:
-        folder = Path(path).resolve().parent
-        if error.filename is None or folder in (Path(error.filename), Path(error.filename).parent):
+        target = Path(path).resolve()
+        told = Path(str(error.filename or target.parent))
+        temporary = told.parent == target.parent and told.name.startswith(_temporary_prefix(target))
+        if temporary or told == target.parent:
             error.filename, error.filename2 = os.fspath(path), None
         raise
+
+
+def _temporary_prefix(target: Path) -> str:
+    return f".{target.name}."
 
 
 def _check_space(target: Path, size: int) -> None:
     free = os.statvfs(target.parent)
     there = free.f_bavail * free.f_frsize
-    if size > there:
+    if size > there and free.f_blocks:  # a file system that says nothing of its size has none
         raise O2oError(
             f"{target.name} takes {size:,} bytes, {target.parent} has {there:,} free: make room, or write "
             "elsewhere"
@@ -72,11 +81,8 @@ def _check_space(target: Path, size: int) -> None:
 def _unnamed(target: Path) -> Iterator[BinaryIO]:
     """A file without a name, which becomes `target` when the block succeeds; with a temporary name where
     the file system knows no others."""
-    try:
-        descriptor = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
-    except (AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
-            raise
+    descriptor = _open_unnamed(target.parent)
+    if descriptor is None:
         with _temporary(target) as sink:
             yield sink
         return
@@ -84,34 +90,41 @@ def _unnamed(target: Path) -> Iterator[BinaryIO]:
         yield sink
         sink.flush()
         # A link cannot replace a file: it gets a name beside it first.
-        name = Path(tempfile.mktemp(prefix=f".{target.name}.", dir=target.parent))
-        descriptors = os.open("/proc/self/fd", os.O_RDONLY)
+        name = Path(tempfile.mktemp(prefix=_temporary_prefix(target), dir=target.parent))
+        descriptors = os.open(DESCRIPTORS, os.O_RDONLY)
         try:
             os.link(str(sink.fileno()), name, src_dir_fd=descriptors, follow_symlinks=True)
+            os.replace(name, target)
+        except BaseException:
+            name.unlink(missing_ok=True)
+            raise
         finally:
             os.close(descriptors)
-        _replace(name, target)
+
+
+def _open_unnamed(folder: Path) -> int | None:
+    """None where there is no such thing, or no way to give it a name later."""
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir(DESCRIPTORS):
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+            return None
+        raise
 
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[BinaryIO]:
     umask = os.umask(0)
     os.umask(umask)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    descriptor, name = tempfile.mkstemp(prefix=_temporary_prefix(target), dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as sink:
             yield sink
             sink.flush()
             os.fchmod(sink.fileno(), 0o666 & ~umask)
-    except BaseException:
-        os.unlink(name)
-        raise
-    _replace(Path(name), target)
-
-
-def _replace(name: Path, target: Path) -> None:
-    try:
         os.replace(name, target)
     except BaseException:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)
         raise

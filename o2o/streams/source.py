@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from o2o.errors import ModelError, UsageError
+from o2o.errors import ModelError, O2oError, UsageError
 from o2o.streams.copying import CHUNK, EndsEarly, copy
 from o2o.streams.framing import AT, LENGTH, Frame, frame_of
 
@@ -157,17 +157,24 @@ class PipeSource(Source):
         return bytes(data)
 
     def _spooled(self, start: bytes | memoryview) -> FileSource:
-        """All of it in an unnamed file: `start`, and what is still in the pipe."""
-        with tempfile.TemporaryFile() as spool:
-            spool.write(start)
-            copy(self._pipe, None, None, spool)
-            spool.flush()
-            return FileSource(spool.fileno(), self.name)
+        """All of it in an unnamed file: `start`, and what is still in the pipe. Raises O2oError when there is
+        no room for it."""
+        try:
+            with tempfile.TemporaryFile() as spool:
+                spool.write(start)
+                copy(self._pipe, None, None, spool)
+                spool.flush()
+                return FileSource(spool.fileno(), self.name)
+        except OSError as error:
+            raise O2oError(
+                f"{self.name}: its numbers are needed, and {tempfile.gettempdir()} cannot take them "
+                f"({error.strerror}): name a file instead of a pipe, or a folder with room in TMPDIR"
+            ) from error
 
     def _kept(self) -> FileSource:
         if self._spool is None:
             if self._position != len(self.head):
-                raise ModelError(f"{self.name}: its data went by and cannot be had again: name a file")
+                raise self._gone()
             self._spool = self._spooled(self.head)
         return self._spool
 
@@ -189,8 +196,13 @@ class PipeSource(Source):
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:
         if self._spool is not None:
             return self._spool.copy(start, size, sink)
+        if start < self._position:
+            raise self._gone()
         self._skip(start - self._position)
         self._move(size, sink)
+
+    def _gone(self) -> ModelError:
+        return ModelError(f"{self.name}: its data went by and cannot be had again: name a file")
 
     def _skip(self, count: int | None) -> None:
         if count != 0:

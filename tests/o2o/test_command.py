@@ -23,7 +23,12 @@ def run(error: BaseException | None, debug: bool = False) -> int:
         (ModelError("a bad\n model"), 1, "a bad model"),
         (UsageError("wrong"), 2, "wrong"),
         (FileNotFoundError(2, "No such file", "x.circle"), 1, "x.circle: No such file"),
-        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (OSError(28, "No space left"), 1, "No space left: make room, or write elsewhere"),
+        (
+            OSError(27, "File too large", "x"),
+            1,
+            "x: File too large: `ulimit -f` or the file system allows no longer one: write elsewhere",
+        ),
         (OSError("odd"), 1, "odd"),
         (MemoryError(), 1, "out of memory"),
         (RecursionError(), 1, "the graph is nested too deeply"),

@@ -65,4 +65,4 @@ def test_closed_streams(place: Path) -> None:
 def test_full_disk(place: Path) -> None:
     outcome = shell("o2o gc < in.circle > /dev/full; echo $?", place)
     assert outcome.stdout == b"1\n"
-    assert outcome.stderr == b"gc.py: No space left on device\n"
+    assert outcome.stderr == b"gc.py: No space left on device: make room, or write elsewhere\n"

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from o2o.errors import ModelError, UsageError
+from o2o.errors import ModelError, O2oError, UsageError
 from o2o.streams import FileSource, MemorySource, Source, open_file, open_source
 from o2o.streams.framing import AT, LENGTH, Frame, frame_of
 from o2o.streams.source import PipeSource
@@ -240,6 +240,30 @@ def test_what_went_by_is_gone() -> None:
     source.copy(200, 100, io.BytesIO())
     with pytest.raises(ModelError, match="cannot be had again"):
         source.view(200, 100)
+
+
+def test_what_comes_before_is_not_taken_for_what_follows() -> None:
+    source = PipeSource(piped(framed(100, 5000)), "pipe")
+    source.copy(200, 100, io.BytesIO())
+    with pytest.raises(ModelError, match="cannot be had again"):
+        source.copy(250, 100, io.BytesIO())
+
+
+def test_no_room_for_what_is_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the folder for temporary files that is full, and not the output's disk."""
+    source = PipeSource(piped(framed(100, 5000)), "pipe")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("o2o.streams.source.copy", full)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp")
+    with pytest.raises(O2oError) as caught:
+        source.view(200, 10)
+    assert str(caught.value) == (
+        "pipe: its numbers are needed, and /tmp cannot take them (No space left on device): name a file "
+        "instead of a pipe, or a folder with room in TMPDIR"
+    )
 
 
 @pytest.mark.parametrize(
