@@ -115,9 +115,9 @@ def is_quantized(value: ir.Value) -> bool:
 
 def bytes_in_memory(tensor: ir.TensorProtocol) -> np.ndarray | None:
     """The bytes of a constant, uint8 [nbytes], not copied; None when they are not in memory as they are
-    written (a file's, converted on the way, or a transposed view's)."""
+    written (a file's, converted or packed on the way, or a transposed view's)."""
     raw = getattr(tensor, "raw", None)
-    if isinstance(raw, np.ndarray) and raw.flags.c_contiguous:
+    if isinstance(raw, np.ndarray) and raw.flags.c_contiguous and raw.nbytes == tensor.nbytes:
         return raw.reshape(-1).view(np.uint8)
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,10 @@ def _told(model: Model) -> Iterator[str | bytes]:
     graphs = {id(graph): str(index) for index, graph in enumerate(model.graphs)}
     for graph in model.graphs:
         yield f"graph {graph.name} {_plain(graph.meta.get('fields'))}"
-        for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
+        for value in _values(graph):
             yield from _value(value)
         for node in graph:
             yield _node(node, graphs)
-            for value in node.outputs:
-                yield from _value(value)
         yield "outputs " + " ".join(value.name or "" for value in graph.outputs)
     for signature in model.signatures:
         yield f"signature {signature.name} {graphs[id(signature.graph)]}"
@@ -46,6 +44,14 @@ def _told(model: Model) -> Iterator[str | bytes]:
         yield name
         yield data
     yield repr(model.history)
+
+
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    """All values of `graph`, each once."""
+    found = [*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())]
+    for node in graph:
+        found += [*node.inputs, *node.outputs, *node.meta.get("intermediates", ())]
+    return dict.fromkeys(value for value in found if value is not None)
 
 
 def _value(value: ir.Value) -> Iterator[str | bytes]:
@@ -59,10 +65,12 @@ def _value(value: ir.Value) -> Iterator[str | bytes]:
 
 
 def _node(node: ir.Node, graphs: dict[int, str]) -> str:
-    inputs = " ".join("-" if value is None else value.name or "" for value in node.inputs)
+    ends = [node.inputs, node.outputs, node.meta.get("intermediates", ())]
+    names = ["-" if value is None else value.name or "" for values in ends for value in values]
     options = [f"{name}={_plain(found.value, graphs)}" for name, found in node.attributes.items()]
-    more = f" {_plain(node.meta['fields'])}" if node.meta.get("fields") else ""
-    return f"{node.domain} {node.op_type} {node.version} {inputs} ; {' '.join(options)}{more}"
+    fields = _plain(node.meta.get("fields"))
+    counts = [len(values) for values in ends]
+    return f"{node.domain} {node.op_type} {node.version} {counts} {' '.join(names)} ; {options} {fields}"
 
 
 def _plain(item: Any, graphs: dict[int, str] | None = None) -> str:
