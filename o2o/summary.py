@@ -10,20 +10,23 @@ from typing import Any
 import onnx_ir as ir
 
 from o2o.contract import contract_of, role_of
-from o2o.formats.constants import storage_key
+from o2o.formats.constants import Stored, storage_key
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.rewriting.clean import inner_graphs
+from o2o.weights.reference import Reference
 from o2o.wording import counted
 
 LARGEST = 5  # constants that the text shows
 
 
 def summarise(model: Model) -> dict[str, Any]:
-    """The parts of `model`, ready for JSON: graphs, constants, metadata, contract, history."""
+    """The parts of `model`, which was read from a file, ready for JSON: graphs, constants in the file and
+    references to others, metadata, contract, history."""
     return {
         "format": model.format,
         "graphs": [_graph(model, graph) for graph in model.graphs],
         "constants": _constants(model),
+        "references": _references(model),
         "metadata": [{"name": name, "bytes": len(data)} for name, data in model.metadata],
         "contract": contract_of(model),
         "history": model.history,
@@ -85,10 +88,15 @@ def _shape(value: ir.Value) -> list[int]:
 
 
 def _constants(model: Model) -> dict[str, Any]:
+    """What of the constants is in the file, and in which form: `inside` what FlatBuffers address, or `by
+    offset`, beyond the 2 GiB that they do."""
     users: dict[Hashable, list[tuple[str, ir.Value]]] = defaultdict(list)
-    for label, value in _constant_values(model):
-        assert value.const_value is not None
-        users[storage_key(value.const_value)].append((label, value))
+    form = "inside"
+    for label, value, tensor in _constant_values(model):
+        if not isinstance(tensor, Reference):
+            users[storage_key(tensor)].append((label, value))
+        if isinstance(tensor, Stored) and tensor.span.outside:
+            form = "by offset"
     sizes = {key: found[0][1].const_value.nbytes for key, found in users.items()}  # type: ignore[union-attr]
     by_dtype: Counter[str] = Counter()
     for key, found in users.items():
@@ -98,6 +106,7 @@ def _constants(model: Model) -> dict[str, Any]:
         "count": sum(map(len, users.values())),
         "buffers": len(users),
         "bytes": sum(sizes.values()),
+        "form": form,
         "shared": sum(len(found) > 1 for found in users.values()),
         "saved": sum(sizes[key] * (len(found) - 1) for key, found in users.items()),
         "by_dtype": dict(sorted(by_dtype.items(), key=lambda item: -item[1])),
@@ -114,13 +123,23 @@ def _constants(model: Model) -> dict[str, Any]:
     }
 
 
-def _constant_values(model: Model) -> Iterator[tuple[str, ir.Value]]:
+def _references(model: Model) -> dict[str, Any]:
+    """What of the constants is in a checkpoint: how many tensors, in which files, bytes to come."""
+    found = {tensor.key: tensor for _, _, tensor in _constant_values(model) if isinstance(tensor, Reference)}
+    return {
+        "count": len(found),
+        "bytes": sum(tensor.nbytes for tensor in found.values()),
+        "files": sorted({str(tensor.path) for tensor in found.values()}),
+    }
+
+
+def _constant_values(model: Model) -> Iterator[tuple[str, ir.Value, ir.TensorProtocol]]:
     for graph in model.graphs:
         seen: set[int] = set()
         for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
             if value.const_value is not None and id(value) not in seen:
                 seen.add(id(value))
-                yield model.label(graph), value
+                yield model.label(graph), value, value.const_value
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -137,7 +156,7 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
         lines += _table([(side, _row(k, entry)) for side in sides for k, entry in enumerate(graph[side])])
         operators = [f"{name} {count}" for name, count in graph["operators"].items()]
         lines += _wrapped(f"operators {sum(graph['operators'].values())}:", operators)
-    lines += ["", *_constant_lines(summary["constants"])]
+    lines += ["", *_constant_lines(summary["constants"]), *_reference_lines(summary["references"])]
     if summary["metadata"]:
         told = [f"{entry['name']} ({entry['bytes']:,} bytes)" for entry in summary["metadata"]]
         lines += ["", *_wrapped("metadata:", told, indent="")]
@@ -186,7 +205,8 @@ def _constant_lines(told: dict[str, Any]) -> list[str]:
         return ["constants: none"]
     by_dtype = ", ".join(f"{name} {size:,}" for name, size in told["by_dtype"].items())
     buffers = counted(told["buffers"], "buffer")
-    lines = [f"constants: {told['count']} in {buffers}, {told['bytes']:,} bytes ({by_dtype})"]
+    where = {"inside": "inside", "by offset": "by offset, beyond what FlatBuffers address"}[told["form"]]
+    lines = [f"constants: {told['count']} in {buffers}, {told['bytes']:,} bytes {where} ({by_dtype})"]
     if told["shared"]:
         lines.append(f"  {counted(told['shared'], 'buffer')} shared, which saves {told['saved']:,} bytes")
     rows = [
@@ -200,6 +220,13 @@ def _constant_lines(told: dict[str, Any]) -> list[str]:
         for entry in told["largest"]
     ]
     return lines + _table([("largest", row) for row in rows])
+
+
+def _reference_lines(told: dict[str, Any]) -> list[str]:
+    if not told["count"]:
+        return []
+    title = f"references: {counted(told['count'], 'tensor')}, {told['bytes']:,} bytes when they are bound, in"
+    return _wrapped(title, told["files"], indent="")
 
 
 def _wrapped(title: str, items: Sequence[str], indent: str = "  ", width: int = 100) -> list[str]:

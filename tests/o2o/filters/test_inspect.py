@@ -31,7 +31,7 @@ subgraph 1 'decode', signature decode
            1  key_0           float32  [1,2,8,4]   key, layer 0, BNTH
   operators 5: ADD 1, CAST 1, FULLY_CONNECTED 1, GATHER 1, MUL 1
 
-constants: 6 in 4 buffers, 64,520 bytes (float32 64,520)
+constants: 6 in 4 buffers, 64,520 bytes inside (float32 64,520)
   2 buffers shared, which saves 64,512 bytes
   largest  64,000  head   float32  [2000,8]  in prefill, decode
               512  embed  float32  [16,8]    in prefill, decode
