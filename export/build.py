@@ -12,7 +12,9 @@ from export.model import LanguageModel
 from export.weights import WeightsForm, bind, match, unused
 from o2o.errors import UsageError
 from o2o.model import Model
+from o2o.rewriting.sharing import share_constants
 from o2o.weights.checkpoint import open_checkpoint
+from o2o.weights.reference import Weight
 
 
 def prefill(
@@ -74,6 +76,7 @@ def _build(
     found = match(language_model, checkpoint)  # before the minutes that a large graph takes
     model = convert(graph_of(language_model))
     bind(model.graphs[0], found, weights)
+    share_constants(model, only=Weight)  # as bind.weights.py does with those that are bound later
     if weights == "external":
         model.unused = unused(checkpoint, model.graphs[0])
     return model

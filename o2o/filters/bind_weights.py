@@ -8,6 +8,7 @@ from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.sharing import share_constants
 from o2o.weights.binding import bind
+from o2o.weights.reference import Weight
 from o2o.wording import counted
 
 
@@ -43,9 +44,9 @@ class BindWeights(Filter):
         if not count:
             self.say("there is nothing to bind")
             return
-        _, shared, saved = share_constants(model)
+        _, _, saved = share_constants(model, only=Weight)
         told = f"bound {counted(count, 'tensor')}"
-        self.say(told + (f": {shared} are equal to others, which saves {saved:,} bytes" if shared else ""))
+        self.say(told + (f"; equal ones are stored once, which saves {saved:,} bytes" if saved else ""))
 
 
 main = BindWeights.main

@@ -17,14 +17,16 @@ SAMPLE = 4096  # bytes at the beginning that tell most constants of one size apa
 CHUNK = 1 << 20
 
 
-def share_constants(model: Model) -> tuple[int, int, int]:
+def share_constants(model: Model, only: type = object) -> tuple[int, int, int]:
     """Let equal constants of `model` share their bytes: how many there are, were shared, and bytes saved.
 
     Bytes count, not dtype and shape: a buffer may well be a vector here and a matrix there. Only constants
     that are of one size and begin alike are read in full. References are equal when they refer to the same.
+
+    only: the class of tensors that are meant (`Weight`: the checkpoint's, and nothing of the graph's own).
     """
     stored: dict[Hashable, ir.TensorProtocol] = {}
-    for value in _constants(model):
+    for value in _constants(model, only):
         assert value.const_value is not None
         stored.setdefault(storage_key(value.const_value), value.const_value)
     original: dict[Hashable, ir.TensorProtocol] = {}
@@ -40,7 +42,7 @@ def share_constants(model: Model) -> tuple[int, int, int]:
                 original.setdefault(kept, _shareable(stored[kept]))
                 original[key] = original[kept]
                 shared, saved = shared + 1, saved + stored[key].nbytes
-    for value in _constants(model):
+    for value in _constants(model, only):
         tensor = value.const_value
         assert tensor is not None
         found = original.get(storage_key(tensor))
@@ -81,8 +83,8 @@ def _shareable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return constant(raw, tensor.dtype, tuple(tensor.shape.numpy()), tensor.name or "")
 
 
-def _constants(model: Model) -> Iterator[ir.Value]:
+def _constants(model: Model, only: type) -> Iterator[ir.Value]:
     for graph in model.graphs:
         for value in (*graph.initializers.values(), *graph.meta.get("loose", ())):
-            if value.const_value is not None:
+            if value.const_value is not None and isinstance(value.const_value, only):
                 yield value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -85,9 +86,11 @@ class Reference(ir.LazyTensor):
         stored_shape: tuple[int, ...],
         shape: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__(
-            lambda: self.weight(), dtype, ir.Shape(stored_shape if shape is None else shape), name=name
-        )
+        """shape: the constant's, `stored_shape` for None. Raises ModelError when they differ in size."""
+        shape = stored_shape if shape is None else shape
+        if math.prod(shape) != math.prod(stored_shape):
+            raise ModelError(f"{name} is {list(shape)} but refers to {tensor}, {list(stored_shape)}")
+        super().__init__(lambda: self.weight(), dtype, ir.Shape(shape), name=name)
         self.path, self.tensor, self.stored_shape = path, tensor, stored_shape
 
     @property

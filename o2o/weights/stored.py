@@ -39,13 +39,15 @@ class StoredTensor:
     def pieces(self, size: int = 4 << 20) -> Iterator[np.ndarray]:
         """The numbers as float32, flat, at most `size` at a time, read from the file as they are asked for.
 
-        Raises ModelError for other than floats.
+        Raises ModelError for other than floats, and when the file has become shorter, OSError.
         """
         self.check_float()
         count, width = math.prod(self.shape), ITEM_SIZE[self.dtype]
         for start in range(0, count, size):
-            offset = self.offset + start * width
-            data = np.fromfile(self.path, FLOATS[self.dtype], min(size, count - start), offset=offset)
+            offset, wanted = self.offset + start * width, min(size, count - start)
+            data = np.fromfile(self.path, FLOATS[self.dtype], wanted, offset=offset)
+            if len(data) < wanted:
+                raise ModelError(f"{self.path}: it became shorter while it was read")
             if self.dtype == "BF16":  # the upper half of a float32
                 yield np.left_shift(data, np.uint32(16), dtype=np.uint32).view(np.float32)
             else:

@@ -108,6 +108,22 @@ def test_both_ways_give_the_same_fingerprint_and_bytes(tmp_path: Path) -> None:
     assert formats.dumps(outside) == data
 
 
+def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
+    reference = Reference("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
+    np.testing.assert_array_equal(reference.numpy(), NUMBERS.numpy())
+    checkpoint(tmp_path, a=torch.zeros(100))
+    np.testing.assert_array_equal(reference.numpy(), NUMBERS.numpy())
+
+
+def test_a_reference_has_as_many_numbers_as_its_tensor(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"w is \[64, 47\] but refers to v, \[64, 48\]"):
+        Reference("w", tmp_path / "f", "v", FLOAT, (64, 48), (64, 47))
+    model = model_of(checkpoint(tmp_path), "w")
+    model.graphs[0].initializers["w"].shape = ir.Shape([64, 47])
+    with pytest.raises(ModelError, match="<bytes>: w is"):
+        formats.loads(formats.dumps(model))
+
+
 # --- what does not fit -----------------------------------------------------------------------------------
 
 
