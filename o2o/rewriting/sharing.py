@@ -23,26 +23,25 @@ def share_constants(model: Model, only: type = object) -> tuple[int, int, int]:
     Bytes count, not dtype and shape: a buffer may well be a vector here and a matrix there. Only constants
     that are of one size and begin alike are read in full. References are equal when they refer to the same.
 
-    only: the class of tensors that are meant (`Weight`: the checkpoint's, and nothing of the graph's own).
+    only: a class of tensors; what equals none of these stays apart (`Weight`: what equals none of a
+    checkpoint's tensors).
     """
     stored: dict[Hashable, ir.TensorProtocol] = {}
-    for value in _constants(model, only):
+    for value in _constants(model):
         assert value.const_value is not None
         stored.setdefault(storage_key(value.const_value), value.const_value)
     original: dict[Hashable, ir.TensorProtocol] = {}
     shared = saved = 0
-    for group in _alike(stored):
-        first: dict[bytes, Hashable] = {}
-        for key in group:
-            digest = hashlib.sha256()
-            for piece in pieces(stored[key], CHUNK):
-                digest.update(piece)
-            kept = first.setdefault(digest.digest(), key)
+    for group in _equal(stored, only):
+        # Bytes can be looked at as anything, but weights, which are converted, only as what they become.
+        first: dict[ir.DataType | None, Hashable] = {}
+        for key in sorted(group, key=lambda key: isinstance(stored[key], Weight)):
+            kept = first[None] if None in first else first.setdefault(_becomes(stored[key]), key)
             if kept != key:
                 original.setdefault(kept, _shareable(stored[kept]))
                 original[key] = original[kept]
                 shared, saved = shared + 1, saved + stored[key].nbytes
-    for value in _constants(model, only):
+    for value in _constants(model):
         tensor = value.const_value
         assert tensor is not None
         found = original.get(storage_key(tensor))
@@ -53,21 +52,41 @@ def share_constants(model: Model, only: type = object) -> tuple[int, int, int]:
     return len(stored), shared, saved
 
 
-def _alike(stored: dict[Hashable, ir.TensorProtocol]) -> Iterator[list[Hashable]]:
+def _equal(stored: dict[Hashable, ir.TensorProtocol], only: type) -> Iterator[list[Hashable]]:
+    """The keys of constants that are equal."""
+    for alike in _alike(stored, only):
+        by_digest: dict[bytes, list[Hashable]] = defaultdict(list)
+        for key in alike:
+            digest = hashlib.sha256()
+            for piece in pieces(stored[key], CHUNK):
+                digest.update(piece)
+            by_digest[digest.digest()].append(key)
+        yield from (keys for keys in by_digest.values() if any(isinstance(stored[key], only) for key in keys))
+
+
+def _alike(stored: dict[Hashable, ir.TensorProtocol], only: type) -> Iterator[list[Hashable]]:
     """The keys of constants that may be equal."""
-    for same_size in _grouped(stored, lambda tensor: (tensor.nbytes, _becomes(tensor))):
+    for same_size in _grouped(stored, only, lambda tensor: tensor.nbytes):
         tensors = {key: stored[key] for key in same_size}
-        yield from _grouped(tensors, lambda tensor: bytes(next(iter(pieces(tensor, SAMPLE)), b"")[:SAMPLE]))
+        yield from _grouped(tensors, only, _sample)
+
+
+def _sample(tensor: ir.TensorProtocol) -> bytes:
+    return bytes(next(iter(pieces(tensor, SAMPLE)), b"")[:SAMPLE])
 
 
 def _grouped(
-    stored: dict[Hashable, ir.TensorProtocol], kind: Callable[[ir.TensorProtocol], Hashable]
+    stored: dict[Hashable, ir.TensorProtocol], only: type, kind: Callable[[ir.TensorProtocol], Hashable]
 ) -> list[list[Hashable]]:
     groups: dict[Hashable, list[Hashable]] = defaultdict(list)
     for key, tensor in stored.items():
         if tensor.nbytes and not isinstance(tensor, Reference):
             groups[kind(tensor)].append(key)
-    return [group for group in groups.values() if len(group) > 1]
+    return [
+        group
+        for group in groups.values()
+        if len(group) > 1 and any(isinstance(stored[key], only) for key in group)
+    ]
 
 
 def _becomes(tensor: ir.TensorProtocol) -> ir.DataType | None:
@@ -83,8 +102,8 @@ def _shareable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return constant(raw, tensor.dtype, tuple(tensor.shape.numpy()), tensor.name or "")
 
 
-def _constants(model: Model, only: type) -> Iterator[ir.Value]:
+def _constants(model: Model) -> Iterator[ir.Value]:
     for graph in model.graphs:
         for value in (*graph.initializers.values(), *graph.meta.get("loose", ())):
-            if value.const_value is not None and isinstance(value.const_value, only):
+            if value.const_value is not None:
                 yield value
