@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from export.cache import CacheForm
 from export.circle import convert
 from export.graphs import DecodeConcatenated, Graph, Prefill, Static
-from export.jobs import CacheForm
 from export.model import LanguageModel
 from export.weights import WeightsForm, bind, match, unused
 from o2o.errors import UsageError

@@ -7,13 +7,16 @@ what `update` returns. So a cache here is a rule: what does attention see, and w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.cache_utils import Cache
 
 from export.operators import dynamic_update_slice
 from o2o.errors import ModelError
+
+CacheForm = Literal["concat", "static"]
+"""How decode takes its cache: joined to the new row (`Concatenated`), or the row written into it (`Written`)."""
 
 
 class Kept(Cache):

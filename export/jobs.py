@@ -8,17 +8,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from o2o.errors import UsageError
 from o2o.quiet import no_warnings
 
 if TYPE_CHECKING:
+    from export.cache import CacheForm
     from export.weights import WeightsForm
     from o2o.model import Model
 
 PREFILL_LENGTHS = (64, 128, 256)  # those that a capacity has room for, where nothing else is asked for
-CacheForm = Literal["concat", "static"]
 
 
 @dataclass(frozen=True)

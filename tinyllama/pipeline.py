@@ -18,17 +18,21 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from export.hub import resolve
-from export.jobs import CacheForm, Job, jobs, lengths_of
+from export.jobs import Job, jobs, lengths_of
 from export.package import fill
 from export.resources import check_disk, needs
 from o2o import command, errors
 from o2o.weights.checkpoint import open_checkpoint
+
+if TYPE_CHECKING:
+    from export.cache import CacheForm
 
 HERE = Path(__file__).resolve().parent
 

@@ -1,0 +1,249 @@
+"""`Model` -> the object-API tables of its dialect, and the payloads of its buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o import contract, history
+from o2o.errors import ModelError
+from o2o.formats.constants import storage_key
+from o2o.formats.schema import DIALECTS, SUBGRAPH_FIELDS
+from o2o.model import CUSTOM_DOMAIN, Model, Signature
+from o2o.weights import reference
+from o2o.weights.reference import Reference
+
+
+class Tables:
+    """Turns a `Model` into the object-API tables of its dialect, and gathers the payloads of its buffers."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.dialect = DIALECTS[model.format]
+        self.payloads: list[bytes | ir.TensorProtocol] = []
+        self.buffer_of: dict[Hashable, int] = {}
+        self.references: dict[int, Reference] = {}
+        self.opcode_of: dict[tuple[str, str, int], int] = {}
+        self.graph_index = {id(graph): index for index, graph in enumerate(model.graphs)}
+        self.tensor_index: list[dict[int, int]] = []
+
+    def build(self) -> tuple[Any, list[bytes | ir.TensorProtocol]]:
+        root = self.dialect.table("Model")()
+        root.version = self.dialect.version
+        self._set_fields(root, {k: v for k, v in self.model.fields.items() if k != "metadataBuffer"})
+        root.subgraphs = [self._subgraph(graph) for graph in self.model.graphs]
+        root.operatorCodes = [self._operator_code(*key) for key in self.opcode_of]
+        root.signatureDefs = [self._signature(s) for s in self.model.signatures] or None
+        root.metadata = [self._metadata(name, data) for name, data in self._all_metadata()] or None
+        if "metadataBuffer" in self.model.fields:
+            root.metadataBuffer = _ints([self._payload(d) for d in self.model.fields["metadataBuffer"]])
+        buffer = self.dialect.table("Buffer")
+        root.buffers = [buffer() for _ in range(len(self.payloads) + 1)]  # the first stands for "no data"
+        for table in root.buffers[1:]:
+            table.data = np.zeros(0, np.uint8)
+        return root, self.payloads
+
+    def _all_metadata(self) -> list[tuple[str, bytes]]:
+        own = [
+            (contract.METADATA_NAME, contract.dumps(self.model)),
+            (history.METADATA_NAME, history.dumps(self.model.history)),
+            (reference.METADATA_NAME, reference.dumps(self.references, self.model.unused)),
+        ]
+        return [*self.model.metadata, *((name, data) for name, data in own if data is not None)]
+
+    def _payload(self, payload: bytes | ir.TensorProtocol) -> int:
+        self.payloads.append(payload)
+        return len(self.payloads)
+
+    def _subgraph(self, graph: ir.Graph) -> Any:
+        table = self.dialect.table("SubGraph")()
+        table.name = graph.name
+        index = self._number_values(graph)
+        self.tensor_index.append(index)
+        table.tensors = self.tensors
+        table.inputs = _ints([index[id(value)] for value in graph.inputs])
+        table.outputs = _ints([index[id(value)] for value in graph.outputs])
+        table.operators = [self._operator(node, index) for node in graph]
+        self._set_fields(table, graph.meta.get("fields", {}))
+        return table
+
+    def _number_values(self, graph: ir.Graph) -> dict[int, int]:
+        """Tensor numbers by id(value): inputs, initializers, then operators' values as they come."""
+        values: list[ir.Value] = []
+        index: dict[int, int] = {}
+        nodes = list(graph)
+        own = {id(node) for node in nodes}
+
+        def number(value: ir.Value | None) -> None:
+            if value is None or id(value) in index or _is_absent(value):
+                return
+            producer = value.producer()
+            if producer is not None and id(producer) not in own:
+                raise ModelError(
+                    f"{value.name} is used but {producer.op_type}, which makes it, is not in the graph"
+                )
+            index[id(value)] = len(values)
+            values.append(value)
+
+        for value in (*graph.inputs, *graph.initializers.values()):
+            number(value)
+        for node in nodes:
+            for value in (*node.inputs, *node.outputs, *node.meta.get("intermediates", ())):
+                number(value)
+        for value in (*graph.outputs, *graph.meta.get("loose", ())):
+            number(value)
+        for value in values:  # which grows on the way
+            for other in value.meta.get("references", {}).values():
+                number(other)
+        self.tensors = [self._tensor(value, index) for value in values]
+        return index
+
+    def _tensor(self, value: ir.Value, index: dict[int, int]) -> Any:
+        table = self.dialect.table("Tensor")()
+        name, raw_name = value.meta.get("name", (None, None))
+        table.name = raw_name if value.name == name else value.name
+        if value.shape is not None:
+            table.shape = _ints(list(value.shape.numpy()))
+        if value.dtype is not None:
+            if value.dtype not in self.dialect.dtype_codes:
+                raise ModelError(f"{value.name}: {self.dialect.name} has no tensor type {value.dtype}")
+            table.type = self.dialect.dtype_codes[value.dtype]
+        if value.const_value is not None:
+            key = storage_key(value.const_value)
+            if key not in self.buffer_of:
+                self.buffer_of[key] = self._payload(value.const_value)
+                if isinstance(value.const_value, Reference):
+                    self.references[self.buffer_of[key]] = value.const_value
+            table.buffer = self.buffer_of[key]
+        fields = value.meta.get("fields", {})
+        if value.shape:  # a scalar's shape may be absent; this one is none (any more)
+            fields = {key: item for key, item in fields.items() if (key, item) != ("shape", None)}
+        self._set_fields(table, fields)
+        if "type" in fields and fields["type"] not in self.dialect.enum("TensorType").values():
+            raise ModelError(f"{value.name}: {self.dialect.name} has no tensor type {fields['type']}")
+        for field, other in value.meta.get("references", {}).items():
+            setattr(table.quantization.details, field, index[id(other)])
+        return table
+
+    def _operator(self, node: ir.Node, index: dict[int, int]) -> Any:
+        table = self.dialect.table("Operator")()
+        custom = node.domain == CUSTOM_DOMAIN
+        key = ("CUSTOM" if custom else node.op_type, node.op_type if custom else "", _version(node))
+        table.opcodeIndex = self.opcode_of.setdefault(key, len(self.opcode_of))
+        table.inputs = _ints([-1 if value is None else index[id(value)] for value in node.inputs])
+        table.outputs = _ints([-1 if _is_absent(value) else index[id(value)] for value in node.outputs])
+        self._set_options(table, node, key[0])
+        if "intermediates" in node.meta:
+            table.intermediates = _ints([index[id(value)] for value in node.meta["intermediates"]])
+        self._set_fields(table, _without_options(node.meta.get("fields", {})))
+        return table
+
+    def _operator_code(self, operator: str, custom_code: str, version: int) -> Any:
+        if operator not in self.dialect.operator_codes:
+            raise ModelError(f"{self.dialect.name} has no operator {operator}")
+        table = self.dialect.table("OperatorCode")()
+        table.builtinCode = self.dialect.operator_codes[operator]
+        table.deprecatedBuiltinCode = min(table.builtinCode, 127)
+        table.customCode = custom_code or None
+        table.version = version
+        return table
+
+    def _set_options(self, table: Any, node: ir.Node, operator: str) -> None:
+        name = node.meta.get("options", self.dialect.options_table(operator))
+        if name is None:
+            return
+        options = self.dialect.table(name)()
+        known = vars(options)
+        names = {self.dialect.ir_field(name, field): field for field in known}
+        for attribute in node.attributes.values():
+            if attribute.name not in names:
+                raise ModelError(
+                    f"{node.op_type}: {self.dialect.name} has no option {attribute.name} in {name}"
+                )
+            field = names[attribute.name]
+            setattr(options, field, self._option(name, field, attribute, known[field]))
+        for key, item in node.meta.get("fields", {}).items():
+            if key.startswith("options."):
+                self._set_fields(options, {key.removeprefix("options."): item})
+        union = "builtinOptions" if name in self.dialect.unions["BuiltinOptions"] else "builtinOptions2"
+        setattr(table, union, options)
+        setattr(table, f"{union}Type", self.dialect.unions[union[0].upper() + union[1:]][name])
+
+    def _option(self, table: str, field: str, attribute: ir.Attr, default: Any) -> Any:
+        value = attribute.value
+        if (table, field) in SUBGRAPH_FIELDS and attribute.type == ir.AttributeType.GRAPH:
+            return self.graph_index[id(value)]
+        if (table, field) in SUBGRAPH_FIELDS and attribute.type == ir.AttributeType.GRAPHS:
+            return _ints([self.graph_index[id(graph)] for graph in value])
+        if isinstance(default, bool):
+            return bool(value)
+        if attribute.type == ir.AttributeType.INTS:
+            return list(value)
+        if attribute.type == ir.AttributeType.FLOATS:
+            return list(value)
+        return value
+
+    def _signature(self, signature: Signature) -> Any:
+        table = self.dialect.table("SignatureDef")()
+        table.signatureKey = signature.name
+        table.subgraphIndex = self.graph_index[id(signature.graph)]
+        index = self.tensor_index[table.subgraphIndex]
+
+        def mapping(name: str, value: ir.Value) -> Any:
+            entry = self.dialect.table("TensorMap")()
+            entry.name = name
+            entry.tensorIndex = index[id(value)]
+            return entry
+
+        table.inputs = [mapping(name, value) for name, value in signature.inputs.items()]
+        table.outputs = [mapping(name, value) for name, value in signature.outputs.items()]
+        return table
+
+    def _metadata(self, name: str, data: bytes) -> Any:
+        table = self.dialect.table("Metadata")()
+        table.name = name
+        table.buffer = self._payload(data)
+        return table
+
+    def _set_fields(self, table: Any, fields: dict[str, Any]) -> None:
+        known = vars(table)
+        for key, value in fields.items():
+            if key not in known:
+                what = f"{type(table).__name__[:-1]}.{key}"
+                raise ModelError(f"{self.dialect.name} cannot hold {what}, which this model uses")
+            setattr(table, key, self._adopt(value))
+
+    def _adopt(self, value: Any) -> Any:
+        """`value` with every generated table in it rebuilt as this dialect's own, unions renumbered."""
+        if isinstance(value, list):
+            return [self._adopt(item) for item in value]
+        if isinstance(value, (np.ndarray, bytes, str)) or not hasattr(value, "__dict__"):
+            return value
+        own = self.dialect.table(type(value).__name__[:-1])()
+        default = vars(type(value)())
+        self._set_fields(
+            own,
+            {key: item for key, item in vars(value).items() if key in vars(own) or item is not default[key]},
+        )
+        if getattr(own, "details", None) is not None:
+            own.detailsType = self.dialect.unions["QuantizationDetails"][type(own.details).__name__[:-1]]
+        return own
+
+
+def _ints(values: list[int]) -> np.ndarray:
+    return np.asarray(values, np.int32)
+
+
+def _version(node: ir.Node) -> int:
+    return 1 if node.version is None else node.version
+
+
+def _is_absent(value: ir.Value) -> bool:
+    return value.name == ""
+
+
+def _without_options(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if not key.startswith("options.")}
