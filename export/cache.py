@@ -16,7 +16,7 @@ from export.operators import dynamic_update_slice
 from o2o.errors import ModelError
 
 CacheForm = Literal["concat", "static"]
-"""How decode takes its cache: joined to the new row (`Concatenated`), or the row written into it (`Written`)."""
+"""How decode takes its cache: joined to the new row (`Concatenated`), or with the row written into it."""
 
 
 class Kept(Cache):
