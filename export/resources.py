@@ -15,8 +15,8 @@ from o2o.errors import O2oError
 from o2o.weights.stored import StoredTensor
 
 # Of one process that exports one graph after the other: `bench/export.py` measures them.
-MEMORY = 470_000_000  # bytes for Python with torch, transformers and TICO
-MEMORY_A_LAYER = 4_000_000
+MEMORY = 450_000_000  # bytes for Python with torch, transformers and TICO
+MEMORY_A_LAYER = 3_500_000
 DISK_A_LAYER = 20_000  # bytes of a graph without weights
 ITEM_SIZE = 4  # bytes of a number in a graph: float32
 
