@@ -1,0 +1,152 @@
+"""Whichever way a model is read, from memory, a file, a pipe, with a frame or without, it is the same model and
+is written again byte for byte; also where large constants go by offset, and through a filter."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from o2o import formats
+from o2o.filters import gc
+from o2o.formats import constants, fingerprint, reader, tables, writer
+from o2o.formats.constants import Stored
+from o2o.formats.writer import plan
+from o2o.model import Model
+from o2o.streams import MemorySource, Source, open_file
+from o2o.streams.framing import AT, LENGTH
+from o2o.streams.source import PipeSource
+from tests.o2o.graphs import SAMPLES, Graph, float_models, weights
+from tests.o2o.streams.test_source import everything, piped
+
+ROADS = ("memory", "file", "pipe", "file without a frame", "pipe without a frame")
+ENOUGH = settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
+
+
+@pytest.fixture(autouse=True, params=["as it is", "all large"])
+def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether toy constants are data, as those of gigabytes are."""
+    if request.param == "all large":
+        for module in (constants, fingerprint, reader, tables, writer):
+            if hasattr(module, "LARGE"):
+                monkeypatch.setattr(module, "LARGE", 1)
+
+
+def source_of(data: bytes, road: str, folder: Path) -> Source:
+    if "without" in road:  # as a tool would leave it that knows nothing of frames
+        data = data[:AT] + bytes(LENGTH) + data[AT + LENGTH :]
+    if "file" in road:
+        (folder / "model").write_bytes(data)
+        return open_file(folder / "model")
+    return PipeSource(piped(data), "pipe") if "pipe" in road else MemorySource(data)
+
+
+def written(model: Model, passing: bool, limit: int) -> bytes:
+    sink = io.BytesIO()
+    planned = plan(model, limit)
+    planned.write(sink, passing=passing)
+    assert len(sink.getvalue()) == planned.size
+    return sink.getvalue()
+
+
+def through_gc(data: bytes, road: str, folder: Path) -> bytes:
+    """What gc.py makes of it, on stdin and stdout that are pipes, or from file to file."""
+    if "pipe" not in road:
+        (folder / "in").write_bytes(data)
+        assert gc.main([str(folder / "in"), "-o", str(folder / "out")]) == 0
+        return (folder / "out").read_bytes()
+    reader_, writer_ = os.pipe()
+    result = bytearray()
+    thread = threading.Thread(target=lambda: result.extend(everything(reader_)))
+    thread.start()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        os.fdopen(piped(data)) as stdin,
+        os.fdopen(writer_, "w") as stdout,
+    ):
+        patch.setattr(sys, "stdin", stdin)
+        patch.setattr(sys, "stdout", stdout)
+        assert gc.main([]) == 0
+    thread.join()
+    return bytes(result)
+
+
+def assert_the_same_by_every_road(model: Model, limit: int) -> None:
+    data = written(model, False, limit)
+    assert plan(formats.loads(data), limit).size == len(data)
+    collected = set()
+    for road in ROADS:
+        with tempfile.TemporaryDirectory() as folder:
+            for passing in (True, False):
+                found = formats.read(source_of(data, road, Path(folder)))
+                assert written(found, passing, limit) == data, (road, passing)
+            numbers = formats.read(source_of(data, road, Path(folder)))
+            for graph in numbers.graphs:
+                for value in graph.initializers.values():  # read, in no order, before they are written
+                    assert value.const_value is not None
+                    value.const_value.numpy()
+            assert written(numbers, True, limit) == data, road
+            if "without" not in road:
+                collected.add(through_gc(data, road, Path(folder)))
+    assert len(collected) == 1
+    once = collected.pop()
+    assert formats.dumps(formats.loads(once)) == once
+
+
+LIMITS = st.sampled_from([writer.FLATBUFFER_LIMIT, 0])  # constants inside, or by offset where they are large
+
+
+@given(float_models(), LIMITS)
+@ENOUGH
+def test_random_models(model: Model, limit: int) -> None:
+    assert_the_same_by_every_road(model, limit)
+
+
+@pytest.mark.parametrize("limit", [writer.FLATBUFFER_LIMIT, 0])
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_every_kind_of_model(name: str, limit: int) -> None:
+    assert_the_same_by_every_road(SAMPLES[name](), limit)
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=6), st.permutations(range(6)), LIMITS)
+@ENOUGH
+def test_constants_of_any_size_in_any_order(sizes: Sequence[int], order: Sequence[int], limit: int) -> None:
+    """They come in the order of a file, and are asked for in another: what a pipe cannot pass, it keeps."""
+    graph = Graph("main")
+    for index, size in enumerate(sizes):
+        graph.output(graph.constant(f"w{index}", weights(size, seed=index)))
+    data = written(graph.model(), False, limit)
+    large = [size * 4 for size in sizes if size * 4 >= writer.LARGE]
+    there = [value.const_value for value in formats.loads(data).graphs[0].initializers.values()]
+    outside = [t.nbytes for t in there if isinstance(t, Stored) and t.span.outside]
+    assert outside == (large if limit == 0 else [])
+    expected = None
+    for road in ROADS:
+        with tempfile.TemporaryDirectory() as folder:
+            model = formats.read(source_of(data, road, Path(folder)))
+            found = model.graphs[0]
+            turned = [found.initializers[f"w{k}"] for k in order if f"w{k}" in found.initializers]
+            for value in turned:
+                del found.initializers[value.name]  # type: ignore[arg-type]
+            for value in turned[: len(turned) // 2 + 1]:  # and some are dropped
+                found.register_initializer(value)
+            found.outputs[:] = list(found.initializers.values())
+            model.signatures.clear()
+            result = written(model, True, limit)
+            expected = result if expected is None else expected
+            assert result == expected, road
+    again = formats.loads(expected or b"").graphs[0].initializers
+    for name, value in again.items():
+        np.testing.assert_array_equal(
+            value.const_value.numpy(),  # type: ignore[union-attr]
+            weights(sizes[int(name[1:])], seed=int(name[1:])),
+        )
