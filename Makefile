@@ -1,7 +1,7 @@
 # Each target does what it needs first: on a fresh machine `make run` sets up, exports, builds and runs.
 #
-#   make run       a story from the demo model     MODEL=, PACKAGE=, MAX_LENGTH=, PREFILL_LENGTHS=, CACHE=, PROMPT=
-#   make package   checkpoint -> package folder
+#   make run       a story from the demo model     PROMPT=, and those of package
+#   make package   checkpoint -> package folder    MODEL=, PACKAGE=, MAX_LENGTH=, PREFILL_LENGTHS=, DTYPE=, CACHE=
 #   make test      the tests        make lint   style and types        make docs   the filters' pages
 #   make demo      train the demo model again: half an hour (see tinyllama/demo/README.md)
 
@@ -13,6 +13,7 @@ MAX_LENGTH ?= 32
 # Tokens that one prefill reads, such as 64,128,256; those that fit MAX_LENGTH where nothing is said.
 PREFILL_LENGTHS ?=
 CACHE      ?= concat
+DTYPE      ?= float32
 PROMPT     ?= Lily picked up a flower.
 # Where the plain index serves PyTorch with CUDA, name the index of its CPU builds here.
 TORCH      ?= torch==2.13.0
@@ -39,12 +40,12 @@ package: $(PACKAGE)/model.circle
 
 # Made again when the sources changed, or when it is asked for from another model or for another length.
 $(PACKAGE)/model.circle: $(BIN)/.ready $(SOURCES) $(PACKAGE)/.made-of
-	$(BIN)/python tinyllama/pipeline.py --model '$(MODEL)' --package '$(PACKAGE)' --max-length $(MAX_LENGTH) --cache $(CACHE) \
+	$(BIN)/python tinyllama/pipeline.py --model '$(MODEL)' --package '$(PACKAGE)' --max-length $(MAX_LENGTH) --cache $(CACHE) --dtype $(DTYPE) \
 	  $(if $(PREFILL_LENGTHS),--prefill-lengths $(PREFILL_LENGTHS))
 
 $(PACKAGE)/.made-of: FORCE
 	@mkdir -p '$(PACKAGE)'
-	@echo '$(MODEL) $(MAX_LENGTH) $(PREFILL_LENGTHS) $(CACHE)' | cmp -s - '$@' || echo '$(MODEL) $(MAX_LENGTH) $(PREFILL_LENGTHS) $(CACHE)' > '$@'
+	@echo '$(MODEL) $(MAX_LENGTH) $(PREFILL_LENGTHS) $(CACHE) $(DTYPE)' | cmp -s - '$@' || echo '$(MODEL) $(MAX_LENGTH) $(PREFILL_LENGTHS) $(CACHE) $(DTYPE)' > '$@'
 
 run: package
 	@$(BIN)/python -m runtime_py.run '$(PACKAGE)' --prompt "$$PROMPT"

@@ -22,7 +22,7 @@ from pathlib import Path
 from export.hub import resolve
 from export.jobs import PREFILL_LENGTHS, Job, jobs, lengths_of
 from export.package import fill
-from export.resources import check_disk, gigabytes, needs, processes
+from export.resources import ITEM_SIZE, check_disk, gigabytes, needs, processes
 from o2o import command
 from o2o.errors import ModelError, O2oError, UsageError
 from o2o.progress import progress
@@ -58,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
         default="external",
         help="external: the graphs refer to the checkpoint, until bind.weights.py (%(default)s)",
     )
+    add(
+        "--dtype",
+        choices=tuple(ITEM_SIZE),
+        default="float32",
+        help="of matrices in the model; computing is float32 all the same (%(default)s)",
+    )
     add("--attn-implementation", metavar="NAME", default="eager", help="(%(default)s)")
     add("--jobs", metavar="N", type=int, help="graphs to export at a time (as cores and memory allow)")
     add("--debug", action="store_true", help="show warnings, and where an error comes from")
@@ -73,7 +79,7 @@ def export(args: argparse.Namespace) -> None:
     kind, layers, positions = _architecture(directory)
     if positions and args.max_length > positions:
         raise UsageError(f"--max-length {args.max_length}: this {kind} model has {positions} positions")
-    needed = needs(checkpoint.tensors, layers, len(todo), args.weights == "embed")
+    needed = needs(checkpoint.tensors, layers, len(todo), args.dtype, args.weights == "embed")
     dtypes = listed(sorted({tensor.dtype for tensor in checkpoint.tensors.values()}))
     _say(
         f"{directory}: {kind}, {layers} layers, {needed.parameters:,} parameters, "
@@ -109,7 +115,7 @@ def _architecture(directory: Path) -> tuple[str, int, int]:
 
 def _run(todo: Sequence[Job], at_once: int, directory: Path, folder: Path, args: argparse.Namespace) -> None:
     """Export all of `todo`, that many at a time, in processes that give their memory back."""
-    how = (directory, folder, args.attn_implementation, args.weights, args.debug)
+    how = (directory, folder, args.attn_implementation, args.weights, args.dtype, args.debug)
     with progress("export", len(todo), "graph") as done:
         if at_once == 1:
             for job in todo:

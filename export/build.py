@@ -9,7 +9,7 @@ from export.cache import CacheForm
 from export.circle import convert
 from export.graphs import DecodeConcatenated, Graph, Prefill, Static
 from export.model import LanguageModel
-from export.weights import WeightsForm, bind, match, unused
+from export.weights import WeightsForm, WeightsType, bind, match, unused
 from o2o.errors import UsageError
 from o2o.model import Model
 from o2o.rewriting.sharing import share_constants
@@ -23,6 +23,7 @@ def prefill(
     attn_implementation: str = "eager",
     capacity: int | None = None,
     weights: WeightsForm = "embed",
+    dtype: WeightsType = "float32",
 ) -> Model:
     """A graph that reads T = `tokens` of a prompt.
 
@@ -42,7 +43,7 @@ def prefill(
             return Prefill(model, tokens)
         return Static(model, f"prefill_{tokens}", tokens, capacity)
 
-    return _build(directory, graph, attn_implementation, weights)
+    return _build(directory, graph, attn_implementation, weights, dtype)
 
 
 def decode(
@@ -51,6 +52,7 @@ def decode(
     cache: CacheForm = "concat",
     attn_implementation: str = "eager",
     weights: WeightsForm = "embed",
+    dtype: WeightsType = "float32",
 ) -> Model:
     """The graph that reads one token after up to `capacity` others.
 
@@ -62,7 +64,7 @@ def decode(
     }
     if cache not in forms:
         raise UsageError(f"no cache form {cache!r}: choose {' or '.join(forms)}")
-    return _build(directory, forms[cache], attn_implementation, weights)
+    return _build(directory, forms[cache], attn_implementation, weights, dtype)
 
 
 def _build(
@@ -70,12 +72,13 @@ def _build(
     graph_of: Callable[[LanguageModel], Graph],
     attn_implementation: str,
     weights: WeightsForm,
+    dtype: WeightsType,
 ) -> Model:
     checkpoint = open_checkpoint(directory)
     language_model = LanguageModel.read(directory, attn_implementation)
     found = match(language_model, checkpoint)  # before the minutes that a large graph takes
     model = convert(graph_of(language_model))
-    bind(model.graphs[0], found, weights)
+    bind(model.graphs[0], found, weights, dtype)
     share_constants(model, only=Weight)  # as bind.weights.py does with those that are bound later
     if weights == "external":
         model.unused = unused(checkpoint, model.graphs[0])

@@ -103,8 +103,8 @@ class Cached(Graph):
         self.register_buffer("slots", slots)
 
     def example(self) -> tuple[Any, ...]:
-        past = torch.zeros(1, self.model.key_value_heads, self.capacity, self.model.head_dim)
-        caches = tuple(past.clone() for _ in range(2 * self.model.layers))
+        shape = 1, self.model.key_value_heads, self.capacity, self.model.head_dim
+        caches = tuple(torch.zeros(()).expand(shape) for _ in range(2 * self.model.layers))  # no memory
         position = torch.zeros(1, dtype=torch.int64)
         return torch.zeros_like(self.steps)[None], position, caches, self.model.dummies()
 

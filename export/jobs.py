@@ -15,7 +15,7 @@ from o2o.quiet import no_warnings
 
 if TYPE_CHECKING:
     from export.cache import CacheForm
-    from export.weights import WeightsForm
+    from export.weights import WeightsForm, WeightsType
     from o2o.model import Model
 
 PREFILL_LENGTHS = (64, 128, 256)  # those that a capacity has room for, where nothing else is asked for
@@ -32,15 +32,19 @@ class Job:
     cache: CacheForm = "static"
 
     def build(
-        self, directory: str | os.PathLike[str], attn_implementation: str, weights: WeightsForm
+        self,
+        directory: str | os.PathLike[str],
+        attn_implementation: str,
+        weights: WeightsForm,
+        dtype: WeightsType,
     ) -> Model:
         """The graph: see `export.build`, which takes seconds to import."""
         from export import build
 
         if self.signature != "decode":
-            return build.prefill(directory, self.tokens, attn_implementation, self.capacity, weights)
+            return build.prefill(directory, self.tokens, attn_implementation, self.capacity, weights, dtype)
         assert self.capacity is not None
-        return build.decode(directory, self.capacity, self.cache, attn_implementation, weights)
+        return build.decode(directory, self.capacity, self.cache, attn_implementation, weights, dtype)
 
     def export(
         self,
@@ -48,13 +52,14 @@ class Job:
         folder: Path,
         attn_implementation: str,
         weights: WeightsForm,
+        dtype: WeightsType,
         debug: bool = False,
     ) -> None:
         """Build it and write its file into `folder`; with `debug` warnings are shown."""
         from o2o import formats
 
         with contextlib.nullcontext() if debug else no_warnings():
-            model = self.build(directory, attn_implementation, weights)
+            model = self.build(directory, attn_implementation, weights, dtype)
         formats.save(model, folder / self.file)
 
 

@@ -18,7 +18,7 @@ from o2o.weights.stored import StoredTensor
 MEMORY = 450_000_000  # bytes for Python with torch, transformers and TICO
 MEMORY_A_LAYER = 3_500_000
 DISK_A_LAYER = 20_000  # bytes of a graph without weights
-ITEM_SIZE = 4  # bytes of a number in a graph: float32
+ITEM_SIZE = {"float32": 4, "float16": 2}  # bytes of a number in a model
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Needs:
     memory: int
 
 
-def needs(tensors: Mapping[str, StoredTensor], layers: int, graphs: int, embed: bool) -> Needs:
+def needs(tensors: Mapping[str, StoredTensor], layers: int, graphs: int, dtype: str, embed: bool) -> Needs:
     """What it takes to export `graphs` graphs of a model with these tensors. Estimates, but for the numbers
     of parameters and of bytes in the checkpoint."""
     places = {(tensor.path, tensor.offset): tensor for tensor in tensors.values()}.values()
     parameters = sum(math.prod(tensor.shape) for tensor in places)
-    bound = parameters * ITEM_SIZE
+    bound = parameters * ITEM_SIZE[dtype]
     graph = layers * DISK_A_LAYER
     return Needs(
         parameters,

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import onnx_ir as ir
 
 from export.model import LanguageModel
 from o2o.errors import ModelError
 from o2o.formats.constants import LARGE
+from o2o.model import shape_of
+from o2o.rewriting.build import Builder
 from o2o.weights.checkpoint import Checkpoint
 from o2o.weights.reference import Reference, Weight
 from o2o.weights.stored import StoredTensor
 from o2o.wording import listed
 
 WeightsForm = Literal["embed", "external"]
-FORMS = get_args(WeightsForm)
+WeightsType = Literal["float32", "float16"]
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # old checkpoints store it; the model computes it
 
 
@@ -52,23 +54,42 @@ def match(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, StoredTenso
     return found
 
 
-def bind(graph: ir.Graph, found: Mapping[str, StoredTensor], form: WeightsForm = "embed") -> None:
+def bind(
+    graph: ir.Graph,
+    found: Mapping[str, StoredTensor],
+    form: WeightsForm = "embed",
+    dtype: WeightsType = "float32",
+) -> None:
     """Turn the inputs of `graph` that are named in `found` into constants: numbers (`embed`) or references
     to the checkpoint (`external`), which small ones never are. Nothing is read until it is written.
 
+    dtype: of matrices that are not small; float16 ones are followed by a DEQUANTIZE, which LiteRT does once.
     Raises ModelError for a tensor that is not stored as a float.
     """
     for value in [value for value in graph.inputs if value.name in found]:
         assert value.name is not None
         assert value.dtype is not None
         stored = found[value.name]
-        weight = Weight(value.name, stored, value.dtype)
+        small = Weight(value.name, stored, value.dtype).nbytes < LARGE
         graph.inputs.remove(value)
-        if form == "embed" or weight.nbytes < LARGE:
-            value.const_value = weight
+        if dtype == "float16" and len(stored.shape) > 1 and not small:
+            value = _halved(graph, value)
+        assert value.dtype is not None
+        if form == "embed" or small:
+            value.const_value = Weight(value.name or "", stored, value.dtype)
         else:
-            value.const_value = Reference(value.name, stored.path, stored.name, value.dtype, stored.shape)
+            name = value.name or ""
+            value.const_value = Reference(name, stored.path, stored.name, value.dtype, stored.shape)
         graph.register_initializer(value)
+
+
+def _halved(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """A float16 value of which `value` is made."""
+    half = ir.Value(name=f"{value.name}_float16", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT16))
+    full = Builder(graph, before=graph[0]).node("DEQUANTIZE", [half], shape_of(value), value.dtype)
+    value.replace_all_uses_with(full)
+    full.name = value.name
+    return half
 
 
 def unused(checkpoint: Checkpoint, graph: ir.Graph) -> dict[str, list[str]]:

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from export.hub import resolve
 from export.jobs import Job, jobs, lengths_of
 from export.package import fill
-from export.resources import check_disk, needs
+from export.resources import ITEM_SIZE, check_disk, needs
 from o2o import command, errors
 from o2o.weights.checkpoint import open_checkpoint
 
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 
 EXPORT = """
-{python} -m export {model} -o . --max-length {length} --prefill-lengths {lengths} --cache {cache}
+{python} -m export {model} -o . --max-length {length} --prefill-lengths {lengths} --cache {cache} \\
+  --dtype {dtype}
 """
 FUSE_PREFILL = """
 fuse.attention.py < {raw} | transpose.io.kvcache.py > {fused}
@@ -53,12 +54,15 @@ merge.circles.py {graphs} \\
 """
 
 
-def commands(checkpoint: Path, length: int, lengths: Sequence[int] | None, cache: CacheForm) -> str:
+def commands(
+    checkpoint: Path, length: int, lengths: Sequence[int] | None, cache: CacheForm, dtype: str
+) -> str:
     """The guide for the checkpoint in this folder, as shell. Raises ModelError for a folder without one.
 
     length, lengths, cache: see `export.jobs`. With `concat` decode has two rows of cache less at first and is
     reshaped ([1,16,30,4] and [1,16,32,4] are those of the demo model); `static` leaves attention as it is
-    exported, for models with biases or norms in it that Circle's ATTENTION has no operand for.
+    exported, for models with biases or norms in it that Circle's ATTENTION has no operand for. dtype: of the
+    model's matrices.
     """
     try:
         config = json.loads((checkpoint / "config.json").read_text())
@@ -75,6 +79,7 @@ def commands(checkpoint: Path, length: int, lengths: Sequence[int] | None, cache
             length=length,
             lengths=",".join(str(job.tokens) for job in onto_caches) or "''",
             cache=cache,
+            dtype=dtype,
         )
     ]
     if cache == "concat":
@@ -90,15 +95,20 @@ def _fused(job: Job) -> str:
 
 
 def build(
-    checkpoint: Path, package: Path, length: int, lengths: Sequence[int] | None, cache: CacheForm
+    checkpoint: Path,
+    package: Path,
+    length: int,
+    lengths: Sequence[int] | None = None,
+    cache: CacheForm = "concat",
+    dtype: str = "float32",
 ) -> None:
     """Run the commands in a folder of their own, then fill `package`, its model last.
 
     Raises O2oError when one fails, or the disk has no room for the model.
     """
-    steps = commands(checkpoint, length, lengths, cache)
+    steps = commands(checkpoint, length, lengths, cache, dtype)
     tensors = open_checkpoint(checkpoint).tensors
-    check_disk(package, needs(tensors, 0, 1, embed=True).bound, "the model")
+    check_disk(package, needs(tensors, 0, 1, dtype, embed=True).bound, "the model")
     package.mkdir(parents=True, exist_ok=True)  # to build in the same file system
     with tempfile.TemporaryDirectory(prefix=".build-", dir=package) as build_:
         bin_ = Path(sys.executable).parent
@@ -138,12 +148,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cache", choices=("concat", "static"), default="concat", help="static: leave attention unfused"
     )
+    parser.add_argument(
+        "--dtype", choices=tuple(ITEM_SIZE), default="float32", help="of the model's matrices"
+    )
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
 
     def body() -> None:
         args = parser.parse_args(arguments)
         checkpoint = resolve(args.model).absolute()
-        build(checkpoint, args.package, args.max_length, args.prefill_lengths, args.cache)
+        build(checkpoint, args.package, args.max_length, args.prefill_lengths, args.cache, args.dtype)
 
     return command.run("pipeline.py", body, debug="--debug" in arguments)
 

@@ -82,7 +82,7 @@ def export(args: argparse.Namespace) -> None:
     open_checkpoint(directory)  # tells its defects before torch, transformers and TICO take seconds to load
     with contextlib.nullcontext() if args.debug else no_warnings():
         job = prefill if args.mode == "prefill" else decode
-        model = job.build(directory, args.attn_implementation, args.weights)
+        model = job.build(directory, args.attn_implementation, args.weights, "float32")
     output = args.output or DEFAULT_OUTPUT[args.mode]
     formats.save(model, output)
     if package := args.package or (None if args.output else "tinyllama"):

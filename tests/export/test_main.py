@@ -62,7 +62,11 @@ def test_weights_may_come_along(tmp_path: Path, checkpoint: Path) -> None:
         (["CHECKPOINT", "-o", "out", "--prefill-lengths", "a"], 2, "no list of numbers"),
         (["CHECKPOINT", "-o", "out", "--prefill-lengths", "2000"], 2, "do not fit into --max-length 1024"),
         (["CHECKPOINT", "-o", "out", "--max-length", "65"], 2, "this llama model has 64 positions"),
-        (["CHECKPOINT", "-o", "out", "--max-length", "65", "--jobs", "1"], 2, "this llama model has 64 positions"),
+        (
+            ["CHECKPOINT", "-o", "out", "--max-length", "65", "--jobs", "1"],
+            2,
+            "this llama model has 64 positions",
+        ),
     ],
 )
 def test_errors_are_one_line(

@@ -26,10 +26,11 @@ def test_parameters_are_counted_once(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     count = sum(parameter.numel() for parameter in model.parameters())
-    found = needs(tensors, layers=3, graphs=2, embed=False)
+    found = needs(tensors, layers=3, graphs=2, dtype="float32", embed=False)
     assert (found.parameters, found.stored) == (count, 2 * count)
     assert found.bound == 4 * count + found.graphs
-    assert needs(tensors, 3, 2, embed=True).graphs == 2 * 4 * count + found.graphs
+    assert needs(tensors, 3, 2, "float32", embed=True).graphs == 2 * 4 * count + found.graphs
+    assert needs(tensors, 3, 2, "float16", embed=False).bound == 2 * count + found.graphs
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

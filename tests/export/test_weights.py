@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.model import LanguageModel
-from export.weights import bind, match, unused
+from export.weights import WeightsForm, bind, match, unused
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import open_checkpoint
 from o2o.weights.reference import Reference, Weight
@@ -107,6 +107,26 @@ def test_external_weights_are_references_unless_they_are_small(tmp_path: Path) -
         constant = graph.initializers[name].const_value
         assert type(constant) is kind
         np.testing.assert_array_equal(constant.numpy(), found[name].read_float32())
+
+
+@pytest.mark.parametrize("form", ["embed", "external"])
+def test_float16_matrices_are_made_float32_again(tmp_path: Path, form: WeightsForm) -> None:
+    found = matched(write_checkpoint(tmp_path, **GROUPED))
+    large, small = "model.embed_tokens.weight", "model.norm.weight"
+    graph = graph_of(large, found[large].shape)
+    bind(graph, found, form, "float16")
+    half = graph.initializers[f"{large}_float16"]
+    numbers = found[large].read_float32().astype(np.float16)
+    assert half.const_value is not None
+    np.testing.assert_array_equal(half.const_value.numpy(), numbers)
+    dequantize, multiply = graph
+    assert (dequantize.op_type, dequantize.inputs[0]) == ("DEQUANTIZE", half)
+    assert multiply.inputs[1] is dequantize.outputs[0]
+    assert (dequantize.outputs[0].name, dequantize.outputs[0].dtype) == (large, ir.DataType.FLOAT)
+
+    graph = graph_of(small, found[small].shape)
+    bind(graph, found, form, "float16")
+    assert graph.initializers[small].dtype == ir.DataType.FLOAT, "a vector, and small"
 
 
 def test_integers_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Whichever way a model is read, from memory, a file, a pipe, with a frame or without, it is the same model and
-is written again byte for byte; also where large constants go by offset, and through a filter."""
+"""Whichever way a model is read, from memory, a file, a pipe, with a frame or without, it is the same and is
+written again byte for byte; also where large constants go by offset, and through a filter."""
 
 from __future__ import annotations
 
