@@ -14,6 +14,9 @@ CHUNK = 1 << 20  # bytes in memory at a time
 _CANNOT = {errno.EINVAL, errno.EXDEV, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
 
+Mover = Callable[[int | None, int], int]  # (start, count) -> moved; 0 at the end
+
+
 class EndsEarly(Exception):
     """The source had less than was asked for."""
 
@@ -25,21 +28,22 @@ def copy(source: int, start: int | None, count: int | None, sink: BinaryIO) -> i
     bytes; None: to the end. Raises EndsEarly, and OSError (disk full, closed pipe) of the sink.
     """
     moved = 0
-    move = _mover(source, start, sink)
+    through_memory: Mover = partial(_through_memory, source, sink)
+    move = _in_kernel(source, start, sink) or through_memory
     while count is None or moved < count:
         size = AT_ONCE if count is None else min(AT_ONCE, count - moved)
         try:
             step = move(None if start is None else start + moved, size)
         except OSError as error:
             # A file system or a kind of file that cannot do this: it says so before it moves anything.
-            if error.errno not in _CANNOT or getattr(move, "func", None) is _through_memory:
+            if error.errno not in _CANNOT or move is through_memory:
                 raise
-            move = partial(_through_memory, source, sink)
+            move = through_memory
+            continue
+        if step == 0 and move is not through_memory:
+            move = through_memory  # some file systems say so in the middle of a file: ask again
             continue
         if step == 0:
-            if getattr(move, "func", None) is not _through_memory:
-                move = partial(_through_memory, source, sink)  # some file systems say so in mid-file: ask again
-                continue
             if count is None:
                 break
             raise EndsEarly
@@ -47,20 +51,20 @@ def copy(source: int, start: int | None, count: int | None, sink: BinaryIO) -> i
     return moved
 
 
-def _mover(source: int, start: int | None, sink: BinaryIO) -> Callable[[int | None, int], int]:
-    """(start, count) -> moved, the best for this pair."""
+def _in_kernel(source: int, start: int | None, sink: BinaryIO) -> Mover | None:
+    """The best for this pair, if there is anything."""
     try:
         sink.flush()
         target = sink.fileno()
     except (OSError, AttributeError):  # no descriptor: bytes in memory
-        return partial(_through_memory, source, sink)
+        return None
     from_pipe, to_pipe = (stat.S_ISFIFO(os.fstat(end).st_mode) for end in (source, target))
     to_file = stat.S_ISREG(os.fstat(target).st_mode)
     if hasattr(os, "splice") and (from_pipe or (to_pipe and start is not None)):
         return partial(_splice, source, target)
     if hasattr(os, "copy_file_range") and to_file and start is not None:
         return partial(_copy_file_range, source, target)
-    return partial(_through_memory, source, sink)
+    return None
 
 
 def _splice(source: int, target: int, start: int | None, count: int) -> int:

@@ -215,6 +215,23 @@ def test_data_pass_in_order(to: str, tmp_path: Path) -> None:
     assert result == wanted
 
 
+def test_a_file_system_that_stops_in_mid_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """copy_file_range says 0 there, which is no end."""
+    data, real = framed(100, 5000), os.copy_file_range
+    (tmp_path / "in").write_bytes(data)
+    moved: list[int] = []
+
+    def some(source: int, sink: int, count: int, **options: int) -> int:
+        moved.append(0 if moved else real(source, sink, min(count, 1000), **options))
+        return moved[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", some)
+    with open(tmp_path / "out", "wb") as sink:
+        open_file(tmp_path / "in").copy(100, 4900, sink)
+    assert (tmp_path / "out").read_bytes() == data[100:]
+    assert moved == [1000, 0]
+
+
 @pytest.mark.parametrize("ranges", [[(500, 10), (200, 10)], [(200, 100), (250, 10)], [(50, 10)]])
 def test_data_out_of_order_are_kept(ranges: list[tuple[int, int]]) -> None:
     data = framed(100, 5000)
