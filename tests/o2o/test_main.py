@@ -47,7 +47,7 @@ def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(
-        "python -m o2o: there is no filter 'fuse.everything'; there are: downcast.input_ids"
+        "python -m o2o: there is no filter 'fuse.everything'; there are: bind.weights, "
     )
 
 
