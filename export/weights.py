@@ -75,8 +75,9 @@ def bind(
         if dtype == "float16" and len(stored.shape) > 1 and not small:
             value = _halved(graph, value)
         assert value.dtype is not None
-        if form == "embed" or small:
-            value.const_value = Weight(value.name or "", stored, value.dtype)
+        weight = Weight(value.name or "", stored, value.dtype)
+        if form == "embed" or weight.nbytes < LARGE:  # which a half of a large one may be
+            value.const_value = weight
         else:
             name = value.name or ""
             value.const_value = Reference(name, stored.path, stored.name, value.dtype, stored.shape)

@@ -93,13 +93,19 @@ class Road:
         return (self.folder / "model.circle").read_bytes()
 
 
-def guide(road: Road, checkpoint: Path, weights: Any) -> bytes:
+def guide(road: Road, checkpoint: Path, weights: Any, dtype: Any = "float32") -> bytes:
     """The guide: a prefill of 32 tokens, and decode after 30 others, which becomes one after 32."""
-    formats.save(build.prefill(checkpoint, weights=weights), road.folder / "prefill.circle")
-    formats.save(build.decode(checkpoint, weights=weights), road.folder / "decode_.circle")
+    how = {"weights": weights, "dtype": dtype}
+    formats.save(build.prefill(checkpoint, **how), road.folder / "prefill.circle")
+    formats.save(build.decode(checkpoint, **how), road.folder / "decode_.circle")
     road.maybe_bind("exported", "prefill.circle", "decode_.circle")
     _fuse_decode(road, 32)
     return road.merge(["prefill.circle", "decode.circle"])
+
+
+def halved(road: Road, checkpoint: Path, weights: Any) -> bytes:
+    """The guide with matrices of half the size."""
+    return guide(road, checkpoint, weights, "float16")
 
 
 def pieces(road: Road, checkpoint: Path, weights: Any) -> bytes:
@@ -130,7 +136,13 @@ def _fuse_decode(road: Road, capacity: int) -> None:
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
     ("make", "name"),
-    [*((guide, name) for name in CHECKPOINTS), (pieces, "tied"), (pieces, "demo, bf16 in shards")],
+    [
+        *((guide, name) for name in CHECKPOINTS),
+        (pieces, "tied"),
+        (pieces, "demo, bf16 in shards"),
+        (halved, "tied"),
+        (halved, "wide, norms of ones"),
+    ],
     ids=lambda item: item if isinstance(item, str) else item.__name__,
 )
 def test_both_roads_lead_to_the_same_place(make: Any, name: str, tmp_path: Path) -> None:

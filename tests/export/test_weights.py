@@ -16,6 +16,7 @@ from export.weights import WeightsForm, bind, match, unused
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import open_checkpoint
 from o2o.weights.reference import Reference, Weight
+from o2o.weights.stored import StoredTensor
 from tests.checkpoints import GROUPED, write_checkpoint
 
 
@@ -127,6 +128,17 @@ def test_float16_matrices_are_made_float32_again(tmp_path: Path, form: WeightsFo
     graph = graph_of(small, found[small].shape)
     bind(graph, found, form, "float16")
     assert graph.initializers[small].dtype == ir.DataType.FLOAT, "a vector, and small"
+
+
+@pytest.mark.parametrize(("rows", "kind"), [(24, Weight), (48, Reference)])
+def test_what_is_small_when_it_is_halved_is_no_reference(tmp_path: Path, rows: int, kind: type) -> None:
+    """A reference is large, so that nobody needs its numbers to know the graph."""
+    numbers = np.ones((rows, 48), np.float32)
+    (tmp_path / "w").write_bytes(numbers.tobytes())
+    found = {"w": StoredTensor("w", tmp_path / "w", "F32", (rows, 48), 0, numbers.nbytes)}
+    graph = graph_of("w", (rows, 48))
+    bind(graph, found, "external", "float16")
+    assert type(graph.initializers["w_float16"].const_value) is kind
 
 
 def test_integers_are_refused(tmp_path: Path) -> None:
