@@ -27,6 +27,7 @@ from o2o.streams.copying import CHUNK, EndsEarly, copy
 from o2o.streams.framing import AT, LENGTH, Frame, frame_of
 
 PIPE_SIZE = 1 << 20  # bytes; what an unprivileged process may ask for
+SMALL = 16 << 20  # bytes of a model that is not worth being passed on
 
 
 class Source:
@@ -129,22 +130,29 @@ class FileSource(Source):
 class PipeSource(Source):
     """What comes through a pipe (or stands in a file behind what was read of it before)."""
 
-    def __init__(self, descriptor: int, name: str) -> None:
-        """Reads the head. Raises ModelError when the pipe ends within it."""
+    def __init__(self, descriptor: int, name: str, at_once: int = 0) -> None:
+        """Reads the head, and all of a model of at most `at_once` bytes, so that the command before can end.
+
+        Raises ModelError when the pipe ends within that.
+        """
         self.name = name
         self._file = open(os.dup(descriptor), "rb", buffering=0)  # noqa: SIM115 - lives as long as this
         self._pipe = self._file.fileno()
         widen(self._pipe)
-        self._spool: FileSource | None = None
+        self._spool: Source | None = None
         start = self._read(AT + LENGTH)
         self._frame: Frame | None = frame_of(start)
         if self._frame is None:
             self._spool = self._spooled(start)
             self.head = self._spool.head
-        else:
-            self.head = memoryview(start + self._read(self._frame.head - len(start)))
-            _check_end(self, self._frame.head, len(self.head))
             self._position = len(self.head)
+            return
+        wanted = self._frame.file if self._frame.file <= at_once else self._frame.head
+        self.head = memoryview(start + self._read(wanted - len(start)))
+        self._position = len(self.head)
+        _check_end(self, wanted, self._position)
+        if wanted == self._frame.file:
+            self._spool = MemorySource(self.head, name)
 
     @property
     def size(self) -> int | None:
@@ -171,7 +179,7 @@ class PipeSource(Source):
                 f"({error.strerror}): name a file instead of a pipe, or a folder with room in TMPDIR"
             ) from error
 
-    def _kept(self) -> FileSource:
+    def _kept(self) -> Source:
         if self._spool is None:
             if self._position != len(self.head):
                 raise self._gone()
@@ -218,9 +226,8 @@ class PipeSource(Source):
     def finish(self) -> None:
         """Takes what is left, so that whoever writes into the pipe can end in peace. Raises ModelError when
         it ends too early even for what nobody needed."""
-        if self._spool is None:
-            self._skip(None)
-            assert self._frame is not None
+        self._skip(None)
+        if self._frame is not None:
             _check_end(self, self._frame.file, self._position)
 
 
@@ -249,7 +256,7 @@ def open_file(path: str | os.PathLike[str]) -> Source:
     """The model in the file, pipe or device at `path`. Raises OSError, ModelError."""
     with open(path, "rb", buffering=0) as file:
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        return (FileSource if regular else PipeSource)(file.fileno(), os.fspath(path))
+        return _opened(file.fileno(), regular, os.fspath(path))
 
 
 def _open_stdin() -> Source:
@@ -258,4 +265,8 @@ def _open_stdin() -> Source:
         raise UsageError("no input: give a file name, or pipe a model in (`< model.circle`)")
     descriptor = stream.fileno()
     regular = stat.S_ISREG(os.fstat(descriptor).st_mode) and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
-    return (FileSource if regular else PipeSource)(descriptor, "<stdin>")
+    return _opened(descriptor, regular, "<stdin>")
+
+
+def _opened(descriptor: int, regular: bool, name: str) -> Source:
+    return FileSource(descriptor, name) if regular else PipeSource(descriptor, name, SMALL)

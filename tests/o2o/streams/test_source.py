@@ -243,6 +243,23 @@ def test_data_out_of_order_are_kept(ranges: list[tuple[int, int]]) -> None:
     assert sink.getvalue() == b"".join(data[start : start + size] for start, size in ranges)
 
 
+def test_a_small_model_is_read_at_once(stdin: Stdin) -> None:
+    """So that the command before it in the pipe can end while this one works."""
+    data = framed(100, 5000)
+    stdin(piped(data))
+    source = open_source("-")
+    assert bytes(source.head) == data
+    source.pass_on([(500, 10)])
+    sink = io.BytesIO()
+    source.copy(500, 10, sink)
+    source.finish()
+    assert sink.getvalue() == source.view(500, 10).tobytes() == data[500:510]
+
+    stdin(piped(data[:-1]))
+    with pytest.raises(ModelError, match="truncated: 4,999 bytes of 5,000"):
+        open_source("-")
+
+
 def test_numbers_that_are_needed_are_kept() -> None:
     data = framed(100, 5000)
     source = PipeSource(piped(data), "pipe")
