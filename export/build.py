@@ -81,5 +81,5 @@ def _build(
     bind(model.graphs[0], found, weights, dtype)
     share_constants(model, only=Weight)  # as bind.weights.py does with those that are bound later
     if weights == "external":
-        model.unused = unused(checkpoint, model.graphs[0])
+        model.unused = unused(checkpoint, model.graphs[0], found)
     return model

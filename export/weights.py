@@ -93,15 +93,21 @@ def _halved(graph: ir.Graph, value: ir.Value) -> ir.Value:
     return half
 
 
-def unused(checkpoint: Checkpoint, graph: ir.Graph) -> dict[str, list[str]]:
-    """The tensors of `checkpoint` that nothing in `graph` refers to, by file: small ones, whose numbers are
-    in the graph, second names of tied ones, and what old checkpoints store although the model computes it."""
+def unused(
+    checkpoint: Checkpoint, graph: ir.Graph, found: Mapping[str, StoredTensor]
+) -> dict[str, dict[str, str]]:
+    """The tensors of `checkpoint` that nothing in `graph` refers to, by file: with a digest the small ones,
+    whose numbers are in the graph; with "" second names of tied ones, and what old checkpoints store although
+    the model computes it."""
     constants = [value.const_value for value in graph.initializers.values()]
     used = {(constant.path, constant.tensor) for constant in constants if isinstance(constant, Reference)}
-    result: dict[str, list[str]] = {}
+    embedded = {(stored.path, stored.name) for stored in found.values()} - used
+    result: dict[str, dict[str, str]] = {}
     for tensor in checkpoint.tensors.values():
-        if (tensor.path, tensor.name) not in used:
-            result.setdefault(str(tensor.path), []).append(tensor.name)
+        key = tensor.path, tensor.name
+        if key not in used:
+            digest = tensor.digest() if key in embedded else ""
+            result.setdefault(str(tensor.path), {})[tensor.name] = digest
     return result
 
 

@@ -60,7 +60,7 @@ class Model:
     history: list[dict[str, Any]] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
-    unused: dict[str, list[str]] = field(default_factory=dict)
+    unused: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def signatures_of(self, graph: ir.Graph) -> Iterator[Signature]:
         """The signatures that enter `graph`; several may."""

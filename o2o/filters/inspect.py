@@ -37,6 +37,7 @@ class Inspect(Filter):
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
         (model,) = self.read(args)
         (source,) = self.sources(args)
+        source.finish()
         summary = summarise(model)
         if args.json:
             text = json.dumps({"bytes": source.size, **summary}, indent=2) + "\n"

@@ -69,7 +69,8 @@ class MergeCircles(Filter):
                 owner[signature.name] = file
                 result.signatures.append(signature)
             result.graphs += model.graphs
-            result.unused |= model.unused
+            for weights, told in model.unused.items():
+                result.unused.setdefault(weights, {}).update(told)
             self._add_metadata(result, model, file)
             for name in sorted(_variables(model)):
                 if name in variable_of:

@@ -120,7 +120,7 @@ class _Reader:
         if size is not None and end > size:
             raise ModelError(f"truncated: a constant ends at byte {end} of {size}")
 
-    def _read_references(self) -> tuple[dict[int, dict[str, Any]], dict[str, list[str]]]:
+    def _read_references(self) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, str]]]:
         for entry in self.table.metadata or ():
             if _text(entry.name) == reference.METADATA_NAME:
                 return reference.loads(self._bytes(entry.buffer))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -45,6 +45,8 @@ def bind(model: Model, checkpoint: str | os.PathLike[str] | None = None, partial
         if (stored := tensors.get((r.path, r.tensor))) is not None and stored.shape != r.stored_shape
     }
     complaints += list(reshaped.values())[:3]
+    if found:
+        complaints += _changed(model, tensors)
     if not partial and found:
         known = {r.tensor for _, r in found}.union(*model.unused.values())
         if left := sorted({stored.name for stored in tensors.values()} - known):
@@ -58,6 +60,22 @@ def bind(model: Model, checkpoint: str | os.PathLike[str] | None = None, partial
         value.const_value = reference.weight(tensors[reference.path, reference.tensor])
     model.unused = {}
     return len({reference.key for _, reference in found})
+
+
+def _changed(model: Model, tensors: Mapping[tuple[Path, str], StoredTensor]) -> list[str]:
+    """What is wrong with tensors of which the numbers are in `model` already, as the small ones' are."""
+    embedded = [
+        (tensors.get((Path(file), name)), name, digest)
+        for file, names in model.unused.items()
+        for name, digest in names.items()
+        if digest and any(path == Path(file) for path, _ in tensors)
+    ]
+    lost = [name for stored, name, _ in embedded if stored is None]
+    other = [name for stored, name, digest in embedded if stored is not None and stored.digest() != digest]
+    told = [f"lacks {listed(lost, 4)}"] if lost else []
+    if other:
+        told.append(f"has other numbers for {listed(other, 4)} than the export found (export again)")
+    return told
 
 
 def _tensors(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -139,12 +139,13 @@ def _tensors_in(path: Path, version: tuple[int, int]) -> dict[str, StoredTensor]
     return (safetensors if path.suffix == ".safetensors" else pickled).read_header(path)
 
 
-def dumps(references: dict[int, Reference], unused: dict[str, list[str]]) -> bytes | None:
+def dumps(references: dict[int, Reference], unused: Mapping[str, Mapping[str, str]]) -> bytes | None:
     """References by buffer, as they go into a model's file under METADATA_NAME; None when there are none.
 
-    unused: by file, the tensors that the model is known not to need.
+    unused: by file, the tensors that nothing refers to: of those whose numbers are in the model the `digest`,
+    of those that it does not need "".
 
-        {"version": 1, "files": ["/models/a/model.safetensors"], "unused": [["lm_head.weight"]],
+        {"version": 1, "files": ["/models/a/model.safetensors"], "unused": [{"lm_head.weight": ""}],
          "buffers": {"7": {"file": 0, "tensor": "model.norm.weight", "shape": [2048]}, ...}}
     """
     if not references:
@@ -153,7 +154,7 @@ def dumps(references: dict[int, Reference], unused: dict[str, list[str]]) -> byt
     told = {
         "version": VERSION,
         "files": files,
-        "unused": [sorted(unused.get(file, ())) for file in files],
+        "unused": [dict(sorted(unused.get(file, {}).items())) for file in files],
         "buffers": {
             str(index): {
                 "file": files.index(str(reference.path)),
@@ -166,7 +167,7 @@ def dumps(references: dict[int, Reference], unused: dict[str, list[str]]) -> byt
     return json.dumps(told, separators=(",", ":")).encode()
 
 
-def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, list[str]]]:
+def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, str]]]:
     """What `dumps` wrote: by buffer the `path`, `tensor` and `stored_shape` of a Reference; and the unused.
 
     Raises ModelError."""
@@ -184,6 +185,6 @@ def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, list[str]]]
             }
             for index, entry in told["buffers"].items()
         }
-        return buffers, {f: n for f, n in zip(told["files"], told["unused"], strict=True) if n}
+        return buffers, {f: dict(n.items()) for f, n in zip(told["files"], told["unused"], strict=True) if n}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ModelError(f"its metadata {METADATA_NAME} is damaged: {error!r}") from error

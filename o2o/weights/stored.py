@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class StoredTensor:
                 yield np.left_shift(data, np.uint32(16), dtype=np.uint32).view(np.float32)
             else:
                 yield data.astype(np.float32, copy=False)
+
+    def digest(self) -> str:
+        """Equal for equal numbers, however they are stored."""
+        return hashlib.sha256(self.read_float32().tobytes()).hexdigest()
 
     def read_float32(self) -> np.ndarray:
         """The numbers as float32, in their shape. Raises ModelError for other than floats."""

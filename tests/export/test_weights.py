@@ -160,5 +160,7 @@ def test_what_is_not_needed_is_known(tmp_path: Path) -> None:
     for parameter in (large, small):
         graph = graph_of(parameter, found[parameter].shape)
         bind(graph, found, "external")
-        (names,) = unused(checkpoint, graph).values()
+        (names,) = unused(checkpoint, graph, {parameter: found[parameter]}).values()
+        told = {name for name, digest in names.items() if digest}
+        assert told == {parameter} - {large}, "small ones are in the graph, with a digest"
         assert set(names) == checkpoint.tensors.keys() - {large if parameter == large else ""}

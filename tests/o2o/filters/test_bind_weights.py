@@ -234,6 +234,20 @@ def test_a_model_that_has_no_place_for_some(checkpoint: Path, export: Exporter, 
     assert bound(path, "--partial").read_bytes() == expected
 
 
+def test_a_checkpoint_with_other_small_weights(checkpoint: Path, export: Exporter, refused: Refusals) -> None:
+    """Those are in the graph since the export: old ones and new ones must not be mixed."""
+    path = export(checkpoint)
+    edit(checkpoint, lambda tensors: tensors.update({LAYER: tensors[LAYER] + 1}))
+    bound(path)  # what is bound now is what is there now
+    edit(checkpoint, lambda tensors: tensors.update({SMALL: tensors[SMALL] + 1}))
+    message = refused(path)
+    assert message.endswith(
+        f"does not fit the model: it has other numbers for {SMALL} than the export found (export again)"
+    )
+    edit(checkpoint, lambda tensors: tensors.pop(SMALL))
+    assert f"it lacks {SMALL}" in refused(path)
+
+
 # --- what does not fit -----------------------------------------------------------------------------------
 
 

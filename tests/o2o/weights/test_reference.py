@@ -148,7 +148,7 @@ def test_what_is_left_over_is_named(tmp_path: Path) -> None:
         bind(model_of(path, "w"))
     assert bind(model_of(path, "w"), partial=True) == 1
     known = model_of(path, "w")
-    known.unused = {str(path): ["extra", "v"]}
+    known.unused = {str(path): {"extra": "", "v": ""}}
     assert bind(formats.loads(formats.dumps(known))) == 1
 
 
