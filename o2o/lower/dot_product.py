@@ -1,0 +1,68 @@
+"""Scaled dot-product attention in TFLite builtins, causal or masked.
+
+Dimensions: T queries of N heads, S keys and values of K heads, G = N / K query heads for each of them. The
+query heads of a group are rows of one matrix, so that no key is ever repeated.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.model import shape_of
+from o2o.rewriting.build import Builder
+
+HIDDEN = -1e9  # its softmax weight is exactly 0
+
+
+def dot_product_attention(
+    op: Builder,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    scale: float,
+    position: ir.Value | None = None,
+    mask: ir.Value | None = None,
+) -> ir.Value:
+    """softmax(scale q k' + mask) v, [1, N, T, H].
+
+    q: [1, N, T, H]. k, v: [1, K, S, H]. mask: added to the scores of each head, [.., T, S]; None for a causal
+    one: query t sees the keys 0 to position + t. position: int32 [1], None for 0.
+    """
+    (_, N, T, H), (_, K, S, _) = shape_of(q), shape_of(k)
+    G = N // K
+    q = op.node("MUL", [q, op.constant(scale, "scale", np.float32)], [1, N, T, H], name="scaled")
+    q = op.reshape(q, [1, K, G * T, H], name="groups")
+    scores = op.node(
+        "BATCH_MATMUL", [q, k], [1, K, G * T, S], name="scores", adjointLhs=False, adjointRhs=True
+    )
+    hiding = _causal(op, position, G, T, S) if mask is None else _grouped(op, mask, G, T)
+    scores = op.node("ADD", [scores, hiding], [1, K, G * T, S], name="masked")
+    weights = op.node("SOFTMAX", [scores], [1, K, G * T, S], name="weights", beta=1.0)
+    y = op.node(
+        "BATCH_MATMUL", [weights, v], [1, K, G * T, H], name="mixed", adjointLhs=False, adjointRhs=False
+    )
+    return op.reshape(y, [1, N, T, H], name="ungrouped")
+
+
+def _causal(op: Builder, position: ir.Value | None, G: int, T: int, S: int) -> ir.Value:
+    """What is added to scores [1, K, G*T, S], queries of one group below each other."""
+    query = np.tile(np.arange(T, dtype=np.int32), G if T > 1 else 1)[:, None]  # [G*T, 1], or [1, 1]
+    key = np.arange(S, dtype=np.int32)[None, :]
+    if position is None:
+        return op.constant(np.where(key <= query, 0, HIDDEN).astype(np.float32), "causal")
+    position = op.reshape(position, [1, 1], name="position")
+    rows = op.node("ADD", [position, op.constant(query, "queries")], query.shape, name="rows")
+    shape = [query.shape[0], S]
+    visible = op.node("LESS_EQUAL", [op.constant(key, "keys"), rows], shape, ir.DataType.BOOL, name="visible")
+    shown, hidden = op.constant(0.0, "shown", np.float32), op.constant(HIDDEN, "hidden", np.float32)
+    return op.node("SELECT_V2", [visible, shown, hidden], shape, ir.DataType.FLOAT, name="mask")
+
+
+def _grouped(op: Builder, mask: ir.Value, G: int, T: int) -> ir.Value:
+    """The mask [.., T, S] of one head, for G heads whose queries are below each other: [1, 1, G*T, S]."""
+    *_, rows, columns = (1, 1, *shape_of(mask))
+    mask = op.reshape(mask, [1, 1, rows, columns], name="mask")
+    if G == 1 or rows == 1:
+        return mask
+    return op.node("CONCATENATION", [mask] * G, [1, 1, G * T, columns], name="mask_groups", axis=2)
