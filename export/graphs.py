@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from export.attention import queries_at
 from export.cache import Concatenated, Kept, Written
 from export.model import LanguageModel
 from o2o.contract import Role
@@ -42,9 +43,14 @@ class Graph(torch.nn.Module):
         position_ids: torch.Tensor,
         mask: torch.Tensor,
         cache: Kept,
+        position: torch.Tensor,
     ) -> torch.Tensor:
-        """Call the model (see `LanguageModel`). Raises ModelError if a layer passes the cache by."""
-        logits = self.model(weights, input_ids, position_ids, mask, cache)
+        """Call the model (see `LanguageModel`). Raises ModelError if a layer passes the cache by.
+
+        position: int64 [1], of the first token.
+        """
+        with queries_at(position):
+            logits = self.model(weights, input_ids, position_ids, mask, cache)
         if len(cache) != self.model.layers:
             raise ModelError(
                 f"{len(cache)} of the {self.model.layers} layers of this {self.model.kind} model use a cache "
@@ -78,7 +84,7 @@ class Prefill(Graph):
 
     def forward(self, input_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         cache = Kept()
-        logits = self.logits(weights, input_ids, self.positions, self.mask, cache)
+        logits = self.logits(weights, input_ids, self.positions, self.mask, cache, self.positions[0, :1])
         return logits, *cache.flat()
 
 
@@ -118,7 +124,7 @@ class Cached(Graph):
         """Logits, the keys that `cache` shows masked: additive [1, 1, T, number of keys]."""
         positions = cache_position + self.steps
         mask = torch.where(self.slots < positions[:, None], 0.0, HIDDEN)[None, None]
-        return self.logits(weights, input_ids, positions[None], mask, cache)
+        return self.logits(weights, input_ids, positions[None], mask, cache, cache_position)
 
 
 class DecodeConcatenated(Cached):

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
+from export.attention import NAMES
 from o2o.errors import ModelError, UsageError
 
 
@@ -26,7 +27,10 @@ class LanguageModel:
     """
 
     def __init__(self, config: Any, attn_implementation: str = "eager") -> None:
-        """Raises ModelError for an architecture that transformers cannot build from `config`."""
+        """attn_implementation: one of transformers', or `grouped` or `flash` (`export.attention`).
+
+        Raises ModelError for an architecture that transformers cannot build from `config`.
+        """
         self.config = config
         self.kind: str = config.model_type
         if getattr(config, "quantization_config", None):
@@ -34,7 +38,9 @@ class LanguageModel:
         try:
             with torch.device("meta"):
                 self.module = AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, attn_implementation=attn_implementation
+                    config,
+                    dtype=torch.float32,
+                    attn_implementation=NAMES.get(attn_implementation, attn_implementation),
                 ).eval()
         except Exception as error:
             what = reason_of(error)

@@ -9,8 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.attention import Attention
+from o2o.causal import unpack
 from o2o.contract import role_of
 from o2o.errors import ModelError
+from o2o.formats.constants import numbers
 from o2o.lower.dot_product import dot_product_attention
 from o2o.lower.rotation import rotate
 from o2o.model import Model, shape_of
@@ -62,6 +64,22 @@ def lower_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     replace_output(model, old, new)
 
 
+def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
+    """`o2o.causal_attention`: [1, N, T, H], [1, K, S, H], [1, K, S, H], position -> [1, T, N, H]."""
+    q, k, v, position = node.inputs
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    assert position is not None
+    scale, blocks = unpack(node)
+    old = node.outputs[0]
+    op = Builder(graph, before=node, prefix=f"{old.name}/")
+    first = numbers(position)
+    start = None if first is not None and not first.any() else _first(op, position)
+    y = dot_product_attention(op, q, k, v, scale, start, blocks=blocks)
+    replace_output(model, old, _heads_first(op, y))
+
+
 def _heads_first(op: Builder, x: ir.Value) -> ir.Value:
     """[1, a, b, H] -> [1, b, a, H]: a reshape when a or b is 1."""
     one, a, b, H = shape_of(x)
@@ -72,16 +90,18 @@ def _heads_first(op: Builder, x: ir.Value) -> ir.Value:
 
 def _position(op: Builder, of: Attention) -> ir.Value | None:
     """The position of the first token, int32 [1]; None when that is 0."""
-    pos = of.pos
-    if pos is None:
-        return None
-    if pos.dtype != ir.DataType.INT32:
-        pos = op.node("CAST", [pos], shape_of(pos), ir.DataType.INT32, name="pos")
-    if shape_of(pos) not in ((), (1,)):
-        pos = op.reshape(pos, [of.T])
+    return None if of.pos is None else _first(op, of.pos)
+
+
+def _first(op: Builder, positions: ir.Value) -> ir.Value:
+    """The first of `positions`, int32 [1]."""
+    if positions.dtype != ir.DataType.INT32:
+        positions = op.node("CAST", [positions], shape_of(positions), ir.DataType.INT32, name="pos")
+    if shape_of(positions) not in ((), (1,)):
+        positions = op.reshape(positions, [np.prod(shape_of(positions))])
         first = op.constant([0], "first", np.int32), op.constant([1], "one", np.int32)
-        pos = op.node("SLICE", [pos, *first], [1], name="pos")
-    return op.reshape(pos, [1])
+        positions = op.node("SLICE", [positions, *first], [1], name="pos")
+    return op.reshape(positions, [1])
 
 
 def _start(op: Builder, of: Attention) -> ir.Value:

@@ -12,20 +12,22 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from o2o import causal
 from o2o.attention import POSITION, writes_cache
 from o2o.errors import ModelError
 from o2o.formats.constants import is_quantized
 from o2o.formats.schema import TFLITE
-from o2o.lower.attention import lower_attention
+from o2o.lower.attention import lower_attention, lower_causal_attention
 from o2o.lower.equal import merge_equal
 from o2o.lower.rotation import rotate
-from o2o.model import CUSTOM_DOMAIN, Model, attribute, is_dynamic, shape_of
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, attribute, is_dynamic, shape_of
 from o2o.rewriting.build import Builder
 from o2o.rewriting.clean import inner_graphs, remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.io import replace_output
 
 # The versions from which LiteRT registers an operator, where that is not 1.
 MINIMUM_VERSIONS = {"BROADCAST_TO": 2}
+_POSITIONS = {"ATTENTION": POSITION, causal.NAME: causal.POSITION}  # the operand that may be integer
 
 
 def lower(model: Model) -> Model:
@@ -33,8 +35,8 @@ def lower(model: Model) -> Model:
     inner = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
     for graph in model.graphs:
         for node in list(graph):
-            lowering = _LOWERINGS.get(node.op_type)
-            if lowering is not None and node.domain != CUSTOM_DOMAIN:
+            lowering = _LOWERINGS.get((node.domain, node.op_type))
+            if lowering is not None:
                 _check(model, graph, node)
                 if writes_cache(node) and graph in inner:
                     raise ModelError(
@@ -67,7 +69,10 @@ def _check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        position = index == POSITION and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+        position = index == _POSITIONS.get(node.op_type) and value.dtype in (
+            ir.DataType.INT32,
+            ir.DataType.INT64,
+        )
         if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or position):
             raise ModelError(f"{_called(model, graph, node)}: {value.name} is {value.dtype}, not float32")
         if is_dynamic(value):
@@ -101,8 +106,9 @@ def _rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     replace_output(model, old, rotate(Builder(graph, before=node, prefix=f"{old.name}/"), x, cos, sin))
 
 
-_LOWERINGS: dict[str, Callable[[Model, ir.Graph, ir.Node], None]] = {
-    "RMS_NORM": _rms_norm,
-    "ROPE": _rope,
-    "ATTENTION": lower_attention,
+_LOWERINGS: dict[tuple[str, str], Callable[[Model, ir.Graph, ir.Node], None]] = {
+    (DOMAIN, "RMS_NORM"): _rms_norm,
+    (DOMAIN, "ROPE"): _rope,
+    (DOMAIN, "ATTENTION"): lower_attention,
+    (CUSTOM_DOMAIN, causal.NAME): lower_causal_attention,
 }

@@ -1,0 +1,98 @@
+"""Attention implementations for any model that goes through transformers' attention interface.
+
+`grouped` computes all scores at a time, `blocked` in blocks with an online softmax, so that never more than one
+block of them exists (Dao et al., FlashAttention, 2022; transformers takes names with `flash` in them for kernels
+of its own). Both become one operator, `o2o.causal_attention`, in which keys and values
+are not repeated for the query heads that share them.
+
+    AutoModelForCausalLM.from_pretrained(DIR, attn_implementation="blocked")     # also for `generate`
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from export.operators import causal_attention
+from o2o.causal import Blocks, adaptive
+from o2o.errors import ModelError
+
+NAMES = {"flash": "blocked"}  # what transformers is to call it
+
+# What the caller knows and attention does not: where the queries stand, and in which blocks to compute.
+_POSITION: ContextVar[torch.Tensor | None] = ContextVar("position", default=None)
+_BLOCKS: ContextVar[Blocks | None] = ContextVar("blocks", default=None)
+
+
+@contextlib.contextmanager
+def queries_at(position: torch.Tensor | None) -> Iterator[None]:
+    """In here the first query of every attention stands at `position`, int [1]. Else the queries are the last
+    of the keys, as with transformers' own growing cache."""
+    token = _POSITION.set(position)
+    try:
+        yield
+    finally:
+        _POSITION.reset(token)
+
+
+@contextlib.contextmanager
+def blocks_of(blocks: Blocks | None) -> Iterator[None]:
+    """In here `blocked` computes in these blocks; None for those that `o2o.causal.adaptive` gives."""
+    token = _BLOCKS.set(blocks)
+    try:
+        yield
+    finally:
+        _BLOCKS.reset(token)
+
+
+def _grouped(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kw: Any) -> Any:
+    return _attend(module, q, k, v, None, *args, **kw)
+
+
+def _blocked(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kw: Any) -> Any:
+    return _attend(module, q, k, v, _BLOCKS.get() or adaptive(q.shape[2]), *args, **kw)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    blocks: Blocks | None,
+    attention_mask: torch.Tensor | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query [B, N, T, H], key and value [B, K, S, H] -> [B, T, N, H].
+
+    Raises ModelError for what `o2o.causal_attention` does not compute.
+    """
+    T, S, H = query.shape[2], key.shape[2], query.shape[3]
+    kind = type(module).__name__
+    if softcap is not None or others.get("s_aux") is not None or others.get("position_bias") is not None:
+        raise ModelError(f"{kind} caps, sinks or biases its scores: export it with eager attention")
+    if getattr(module, "is_causal", True) is False:
+        raise ModelError(f"{kind} is not causal: export it with eager attention")
+    position = _POSITION.get()
+    if position is None:
+        if attention_mask is not None and attention_mask.dim() == 2 and not attention_mask.all():
+            raise ModelError("padded prompts need eager attention")
+        if sliding_window is not None and sliding_window < S:
+            raise ModelError(
+                f"{kind} sees {sliding_window} keys of {S}: sliding windows need eager attention"
+            )
+        position = torch.tensor([S - T], dtype=torch.int64)
+    scale = H**-0.5 if scaling is None else float(scaling)
+    q_block, kv_block = (blocks.q, blocks.kv) if blocks else (0, 0)
+    return causal_attention(query, key, value, position, scale, q_block, kv_block), None
+
+
+AttentionInterface.register("grouped", _grouped)
+AttentionInterface.register("blocked", _blocked)

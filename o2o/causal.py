@@ -1,0 +1,58 @@
+"""The custom operator `o2o.causal_attention`: attention of queries to keys and values that are there already.
+
+    inputs    q [1, N, T, H], k [1, K, S, H], v [1, K, S, H], position int32 or int64 [1]
+    output    [1, T, N, H]: softmax(scale q k') v, in which query t sees the keys 0 to position + t
+    options   FlexBuffer {"scale": float, "q_block": int, "kv_block": int}; blocks of 0: all at a time
+
+Query head n reads key head n / (N / K). Exports of `--attn-implementation grouped` and `flash` hold it
+wherever a model goes through transformers' attention interface; `o2o.lower.litert` spells it in builtins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from o2o.errors import ModelError
+from o2o.model import CUSTOM_DOMAIN
+
+NAME = "o2o.causal_attention"
+POSITION = 3  # the number of that operand
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Flash attention: how many queries, and how many keys, are computed at a time."""
+
+    q: int
+    kv: int
+
+
+def adaptive(tokens: int, kv: int = 512) -> Blocks:
+    """The blocks that suit T = `tokens` queries: more at a time, the more there are."""
+    return Blocks(32 if tokens < 192 else 64 if tokens < 768 else 256, kv)
+
+
+def is_causal_attention(node: ir.Node) -> bool:
+    return node.domain == CUSTOM_DOMAIN and node.op_type == NAME
+
+
+def pack(scale: float, blocks: Blocks | None) -> bytes:
+    """The operator's options."""
+    from flatbuffers import flexbuffers
+
+    q, kv = (blocks.q, blocks.kv) if blocks else (0, 0)
+    return bytes(flexbuffers.Dumps({"scale": float(scale), "q_block": q, "kv_block": kv}))
+
+
+def unpack(node: ir.Node) -> tuple[float, Blocks | None]:
+    """The scale and the blocks of `node`. Raises ModelError for options that are not there or damaged."""
+    from flatbuffers import flexbuffers
+
+    try:
+        told = flexbuffers.Loads(bytes(node.meta["fields"]["customOptions"]))
+        blocks = Blocks(int(told["q_block"]), int(told["kv_block"]))
+        return float(told["scale"]), blocks if blocks.q and blocks.kv else None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelError(f"{NAME} {node.outputs[0].name} has damaged options: {error!r}") from error
