@@ -7,20 +7,14 @@ import argparse
 import onnx_ir as ir
 
 from o2o.contract import role_of
-from o2o.errors import ModelError, UsageError
+from o2o.errors import UsageError
 from o2o.filters.base import Filter
-from o2o.formats.schema import DIALECTS
-from o2o.model import DOMAIN, Model, shape_of
-from o2o.rewriting.build import Builder
+from o2o.model import Model
+from o2o.rewriting.narrowing import INT32, narrow
 from o2o.rewriting.selectors import entry_graphs, names, names_of
-from o2o.summary import dtype_name
 from o2o.wording import listed
 
-INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 TOKEN_NAMES = {"input_ids", "tokens"}  # of an input whose role nobody told
-
-# (operator, operand) that take indices of either width.
-INDICES = {("GATHER", 1), ("EMBEDDING_LOOKUP", 0)}
 
 
 class DowncastInputIds(Filter):
@@ -66,11 +60,7 @@ class DowncastInputIds(Filter):
         if value.dtype == INT32:
             self.say(f"{told} is int32 already")
             return
-        if value.dtype != INT64:
-            raise ModelError(f"{told} is {dtype_name(value)}, not int64")
-        if value.is_graph_output():
-            raise ModelError(f"{told} cannot become int32: it is also an output")
-        casts = _downcast(model, graph, value)
+        casts = narrow(model, graph, value)
         self.say(f"{told} is int32 now{', and cast for other users' if casts else ''}")
 
 
@@ -80,34 +70,6 @@ def _tokens(called: dict[ir.Value, set[str]]) -> set[ir.Value]:
     if any(role is not None for role in roles.values()):
         return {value for value, role in roles.items() if role is not None and role.kind == "tokens"}
     return {value for value, found in called.items() if found & TOKEN_NAMES}
-
-
-def _downcast(model: Model, graph: ir.Graph, value: ir.Value) -> bool:
-    """Make `value` int32 and let its users agree; whether one needs int64 through a new CAST."""
-    code = DIALECTS[model.format].dtype_codes[INT32]
-    value.type = ir.TensorType(INT32)
-    others = []
-    for use in value.uses():
-        if use.node.domain != DOMAIN:
-            others.append(use)
-        elif use.node.op_type == "CAST":
-            result = use.node.outputs[0]
-            if result.dtype == INT32 and not result.is_graph_output():
-                result.replace_all_uses_with(value)
-                graph.remove(use.node, safe=True)
-            else:
-                use.node.attributes["inDataType"] = ir.AttrInt64("inDataType", code)
-        elif (use.node.op_type, use.idx) not in INDICES:
-            others.append(use)
-    if not others:
-        return False
-    users = {use.node for use in others}
-    op = Builder(graph, before=next(node for node in graph if node in users))
-    codes = {"inDataType": code, "outDataType": DIALECTS[model.format].dtype_codes[INT64]}
-    wide = op.node("CAST", [value], shape_of(value), INT64, f"{value.name}_int64", **codes)
-    for use in others:
-        use.node.replace_input_with(use.idx, wide)
-    return True
 
 
 main = DowncastInputIds.main
