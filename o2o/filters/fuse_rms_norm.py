@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from o2o.filters.fusion import Fusion
 from o2o.formats.constants import is_constant
-from o2o.model import Model, attribute, shape_of
+from o2o.model import Model, shape_of
 from o2o.rewriting.build import Builder
 from o2o.rewriting.io import replace_output
-from o2o.rewriting.match import (
-    constant_ints,
-    miss,
-    no_activation,
-    only_user,
-    operand_and_scalar,
-    require,
-    scalar,
-)
-
-
-@dataclass(frozen=True)
-class Norm:
-    last: ir.Node  # the multiplication whose result is the norm's
-    x: ir.Value
-    weight: ir.Value
-    epsilon: float
+from o2o.rewriting.match import miss
+from o2o.rewriting.rms_norm import ROOTS, Norm, match_norm
 
 
 class FuseRmsNorm(Fusion):
@@ -45,86 +28,20 @@ class FuseRmsNorm(Fusion):
     name = "fuse.rms_norm.py"
     usage_example = "fuse.rms_norm.py < decode.circle > fused.circle"
     formats = ("circle",)
-    anchor = ("RSQRT", "SQRT")
+    anchor = ROOTS
     noun = "normalisation"
 
     def match(self, node: ir.Node) -> Norm:
-        add = require(_input(node), "the root", "ADD")
-        no_activation(add)
-        found = operand_and_scalar(add)
-        if found is None:
-            miss("no constant epsilon is added to the mean", add.outputs[0])
-        mean, epsilon = found
-        if epsilon <= 0:
-            miss(f"epsilon is {epsilon}", mean)
-        average = require(mean, "the mean of squares", "MEAN")
-        squared = _input(average)
-        axes = constant_ints(average.inputs[1])
-        if axes not in ([-1], [len(shape_of(squared)) - 1]):
-            miss(f"the mean goes over axes {axes}, not the last one", mean)
-        if not attribute(average, "keepDims", 0):
-            miss("the mean does not keep its axis", mean)
-        x = self._squared(squared)
-        normalised = self._normalised(node, x)
-        last = only_user(normalised, "the normalised tensor")
-        if last.op_type != "MUL":
-            miss("the normalised tensor is not multiplied by a weight", normalised)
-        no_activation(last)
-        weight = next((v for v in last.inputs if v is not normalised), None)
-        if weight is None or not is_constant(weight):
-            miss("the weight is not a constant", weight)
-        if shape_of(weight) != shape_of(x)[-1:]:
-            miss(f"the weight should be [{shape_of(x)[-1]}]", weight)
-        if shape_of(last.outputs[0]) != shape_of(x):
-            miss(f"the result is not of the shape {list(shape_of(x))}", last.outputs[0])
-        return Norm(last, x, weight, epsilon)
-
-    def _squared(self, squared: ir.Value) -> ir.Value:
-        node = require(squared, "the mean's operand", "MUL", "SQUARE", "POW")
-        no_activation(node)
-        x = _input(node)
-        if node.op_type == "MUL" and node.inputs[1] is not x:
-            miss("the mean's operand is a product of two tensors, not a square", squared)
-        if node.op_type == "POW" and scalar(node.inputs[1]) != 2:
-            miss("the mean's operand is a power other than the square", squared)
-        return x
-
-    def _normalised(self, root: ir.Node, x: ir.Value) -> ir.Value:
-        """x times the inverse root, or x divided by the root."""
-        value = root.outputs[0]
-        user = only_user(value, "the root")
-        if root.op_type == "SQRT" and (div := _one_over(user, value)) is not None:
-            value = div
-            user = only_user(value, "the inverse root")
-        elif root.op_type == "SQRT":
-            if user.op_type != "DIV" or user.inputs[0] is not x or user.inputs[1] is not value:
-                miss("the root does not divide the tensor that was squared", value)
-            no_activation(user)
-            return user.outputs[0]
-        if user.op_type != "MUL" or {user.inputs[0], user.inputs[1]} != {x, value}:
-            miss("the inverse root does not multiply the tensor that was squared", value)
-        no_activation(user)
-        return user.outputs[0]
+        norm = match_norm(node)
+        if not is_constant(norm.weight):
+            miss("the weight is not a constant", norm.weight)
+        return norm
 
     def rewrite(self, model: Model, graph: ir.Graph, match: Norm) -> None:
         op = Builder(graph, before=match.last)
         old = match.last.outputs[0]
         new = op.node("RMS_NORM", [match.x, match.weight], shape_of(old), epsilon=match.epsilon)
         replace_output(model, old, new)
-
-
-def _input(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
-def _one_over(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    """The result of 1 / value, when that is what `node` computes."""
-    if node.op_type == "DIV" and scalar(node.inputs[0]) == 1 and node.inputs[1] is value:
-        no_activation(node)
-        return node.outputs[0]
-    return None
 
 
 main = FuseRmsNorm.main

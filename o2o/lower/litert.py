@@ -19,6 +19,7 @@ from o2o.formats.constants import is_quantized
 from o2o.formats.schema import TFLITE
 from o2o.lower.attention import lower_attention, lower_causal_attention
 from o2o.lower.equal import merge_equal
+from o2o.lower.grouped import group_heads
 from o2o.lower.rotation import rotate
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, attribute, is_dynamic, shape_of
 from o2o.rewriting.build import Builder
@@ -45,6 +46,7 @@ def lower(model: Model) -> Model:
                 lowering(model, graph, node)
                 graph.remove(node, safe=True)
         remove_dead_nodes(graph)
+        group_heads(model, graph)
         merge_equal(model, graph)
         remove_dead_nodes(graph)
         remove_dead_constants(graph)
