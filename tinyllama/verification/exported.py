@@ -1,0 +1,174 @@
+"""The graphs before they are converted: torch.export's programs, run with the checkpoint's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.attention import blocks_of
+from export.graphs import Graph, Static
+from export.model import LanguageModel, reason_of
+from export.weights import match
+from o2o.causal import Blocks
+from o2o.errors import ModelError, O2oError, UsageError
+from o2o.quiet import no_warnings
+from o2o.weights.checkpoint import open_checkpoint
+from runtime_py.chunks import Chunk
+from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
+
+STANDARD = "grouped"
+"""The attention that standard conversion exports."""
+LINEAR = ("linear", "addmm", "mm", "matmul", "bmm")  # how torch's operators are called
+
+
+def read_weights(directory: Path) -> list[torch.Tensor]:
+    """The checkpoint's numbers as float32, in the order of `LanguageModel.parameters`. Raises ModelError."""
+    found = match(LanguageModel.read(directory), open_checkpoint(directory))
+    return [torch.from_numpy(stored.read_float32()) for stored in found.values()]
+
+
+class Exported:
+    """A `PromptPredictor`: `export.graphs.Static` for prompts of up to T tokens and for one token, onto
+    caches of S rows, as torch.export traces them."""
+
+    def __init__(
+        self,
+        directory: Path,
+        weights: Sequence[torch.Tensor],
+        tokens: int,
+        capacity: int,
+        attn_implementation: str = STANDARD,
+        blocks: Blocks | None = None,
+        label: str = "exported program",
+    ) -> None:
+        """weights: see `read_weights`. tokens: T. capacity: S. blocks: of flash attention; None: adaptive.
+
+        Raises ModelError for a model that cannot be traced, UsageError for lengths that it has no room for.
+        """
+        self.label = label
+        self.capacity = capacity
+        self._length = tokens
+        model = LanguageModel.read(directory, attn_implementation)
+        self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
+        self._names = list(model.parameters)
+        self._weights = tuple(weights)
+        self._cache_shape = 1, model.key_value_heads, capacity, model.head_dim
+        self._layers = model.layers
+        with no_warnings(), blocks_of(blocks):
+            self._prefill, self._decode = (
+                _traced(Static(model, name, count, capacity))
+                for name, count in ((f"prefill_{tokens}", tokens), ("decode", 1))
+            )
+        self._caches: tuple[torch.Tensor, ...] = ()
+
+    def plan(self, prompt: int) -> list[Chunk]:
+        """See `Engine`: one run."""
+        if prompt > self._length:
+            raise UsageError(f"{prompt} tokens for a program of {self._length}")
+        return [Chunk(self._length, 0, prompt)]
+
+    def scores(self, tokens: Sequence[int]) -> np.ndarray:
+        """See `PromptPredictor`."""
+        return self._start(tokens)["logits"]
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        """See `Engine`."""
+        return self.scores(tokens)[-1]
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        """See `Engine`."""
+        return self._run(self._decode, [token], position)["logits"][-1]
+
+    def trace(self, prompt: Sequence[int], generated: Sequence[int] = ()) -> Trace:
+        """See `Predictor`."""
+        if not generated:
+            return self._start(prompt, watch=True)
+        self._start(prompt)
+        for position, token in enumerate(generated[:-1], len(prompt)):
+            self.decode(token, position)
+        return self._run(self._decode, [generated[-1]], len(prompt) + len(generated) - 1, watch=True)
+
+    def close(self) -> None:
+        """See `Engine`."""
+
+    def _start(self, tokens: Sequence[int], watch: bool = False) -> Trace:
+        """Read a prompt, padded at its end, onto empty caches."""
+        self.plan(len(tokens))
+        self._caches = tuple(torch.zeros(self._cache_shape) for _ in range(2 * self._layers))
+        padded = [*tokens, *[0] * (self._length - len(tokens))]
+        trace = self._run(self._prefill, padded, 0, watch)
+        return {name: numbers[: len(tokens)] for name, numbers in trace.items()}
+
+    @torch.no_grad()
+    def _run(
+        self, program: torch.fx.GraphModule, tokens: Sequence[int], position: int, watch: bool = False
+    ) -> Trace:
+        """The logits [T, V]; with `watch` all that is on the way. Keeps the caches."""
+        arguments = torch.tensor([list(tokens)]), torch.tensor([position]), self._caches, self._weights
+        trace: Trace = {}
+        if watch:
+            watching = Watching(program, self._names)
+            flat = torch.utils._pytree.tree_leaves(arguments)
+            logits, *caches = watching.run(*flat, enable_io_processing=False)
+            trace = watching.trace
+        else:
+            logits, *caches = program(*arguments)
+        self._caches = tuple(caches)
+        return trace | {"logits": logits[0].numpy()}
+
+
+class Watching(torch.fx.Interpreter):
+    """Runs a program and keeps what is on the way."""
+
+    def __init__(self, program: torch.fx.GraphModule, parameters: Sequence[str]) -> None:
+        """parameters: the names of the last inputs."""
+        super().__init__(program)
+        self.trace: Trace = {}
+        nodes = list(program.graph.nodes)
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        operators = [
+            Operator(node, tuple(node.all_input_nodes), _operator(node) in LINEAR)
+            for node in nodes
+            if node.op == "call_function" and node.all_input_nodes
+        ]
+        weights = dict(zip(inputs[-len(parameters) :], parameters, strict=True))
+        constants = [node for node in nodes if node.op == "get_attr"]
+        self._names: dict[Any, list[str]] = {}
+        for name, node in sites(operators, weights, constants).items():
+            self._names.setdefault(node, []).append(name)
+        self._written = 0  # how many caches have been
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        result = super().run_node(node)
+        if _operator(node) == "dynamic_update_slice":
+            layer, what = divmod(self._written, 2)
+            update = self.env[node.args[1]]  # type: ignore[index]
+            self.trace[f"model.layers.{layer}.{('keys', 'values')[what]}"] = heads_as_rows(update.numpy())
+            self._written += 1
+        for name in self._names.get(node, ()):
+            self.trace[name] = rows(result.numpy())
+        return result
+
+
+def _operator(node: torch.fx.Node) -> str:
+    """`linear` for `aten.linear.default`."""
+    return str(node.target).split(".")[1] if node.op == "call_function" and "." in str(node.target) else ""
+
+
+def _traced(graph: Graph) -> Any:
+    """torch.export's program of `graph`, ready to run. Raises ModelError."""
+    try:
+        with torch.no_grad():
+            program = torch.export.export(graph.eval(), graph.example(), strict=False)
+        return program.module(check_guards=False)
+    except O2oError:
+        raise
+    except Exception as error:
+        kind = graph.model.kind
+        raise ModelError(
+            f"torch.export cannot trace {graph.signature} of this {kind} model: {reason_of(error)}"
+        ) from error

@@ -1,0 +1,73 @@
+"""The flags of the verifying commands, and the prompts that they name."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from o2o.causal import Blocks, adaptive
+from o2o.command import Parser
+from o2o.errors import UsageError
+from runtime_py.tokenizer import Tokenizer, load_tokenizer
+
+DEMO = Path(__file__).resolve().parents[1] / "demo" / "checkpoint"
+TURBOPROP = ("What is a turboprop engine?",)
+
+
+def parser(program: str, doc: str | None, prompts: Sequence[str] = TURBOPROP) -> Parser:
+    """A parser with what all commands take."""
+    parser = Parser(prog=program, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint_path", metavar="DIR_OR_HUB_ID", default=str(DEMO), help="default: the demo model")
+    add(
+        "--prompts",
+        metavar="TEXT",
+        action="append",
+        help=f"may be given several times (default: {' '.join(map(repr, prompts))})",
+    )
+    add("--max_new_tokens", metavar="N", type=positive, default=30, help="(%(default)s)")
+    add("--debug", action="store_true", help="show where an error comes from")
+    parser.set_defaults(default_prompts=list(prompts))
+    return parser
+
+
+def blocks(parser: Parser) -> None:
+    """The flags of flash attention."""
+    help = "at a time (default: as o2o.causal.adaptive has it)"
+    parser.add_argument("--q_block", metavar="N", type=positive, help=f"queries {help}")
+    parser.add_argument("--kv_block", metavar="N", type=positive, help=f"keys {help}")
+
+
+def blocks_for(args: argparse.Namespace, tokens: int) -> Blocks | None:
+    """What `blocks` of the command line says for T = `tokens`; None for nothing."""
+    if args.q_block is None and args.kv_block is None:
+        return None
+    default = adaptive(tokens)
+    return Blocks(args.q_block or default.q, args.kv_block or default.kv)
+
+
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def tolerance(text: str) -> float:
+    if not (number := float(text)) >= 0 or math.isinf(number):
+        raise argparse.ArgumentTypeError(f"{text} is no tolerance: give a number from 0 on")
+    return number
+
+
+def encoded(args: argparse.Namespace, directory: Path) -> tuple[Tokenizer, dict[str, list[int]]]:
+    """The tokenizer of the checkpoint in `directory`, and the prompts with their ids.
+
+    Raises ModelError for a checkpoint without a tokenizer, UsageError for a prompt without tokens.
+    """
+    tokenizer = load_tokenizer(directory)
+    prompts = {text: tokenizer.encode(text) for text in args.prompts or args.default_prompts}
+    for text, ids in prompts.items():
+        if not ids:
+            raise UsageError(f"--prompts {text!r} has no tokens: give some text")
+    return tokenizer, prompts

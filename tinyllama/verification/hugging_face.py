@@ -1,0 +1,142 @@
+"""The model as transformers runs it, in float32."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers.utils import logging
+
+from export.model import reason_of
+from o2o.errors import ModelError
+from o2o.quiet import no_warnings
+from o2o.weights.checkpoint import open_checkpoint
+from runtime_py.chunks import Chunk
+from tinyllama.verification.trace import Trace, heads_as_rows, rows
+
+
+class HuggingFace:
+    """A `PromptPredictor`: the checkpoint in `directory`, computed as transformers does by default, or with
+    the attention implementation of that name."""
+
+    def __init__(self, directory: Path, attn_implementation: str | None = None) -> None:
+        """Raises ModelError for a checkpoint that is damaged, incomplete or in another format."""
+        self.label = f"Hugging Face, {attn_implementation}" if attn_implementation else "Hugging Face"
+        self.model = load(directory, attn_implementation)
+        text = self.model.config.get_text_config(decoder=True)
+        self.vocab_size: int = text.vocab_size
+        self.capacity: int = getattr(text, "max_position_embeddings", None) or 1 << 30
+        self._cache: Any = None
+
+    def plan(self, prompt: int) -> list[Chunk]:
+        """See `Engine`: all at a time."""
+        return [Chunk(prompt, 0, prompt)]
+
+    def scores(self, tokens: Sequence[int]) -> np.ndarray:
+        """See `PromptPredictor`."""
+        self._cache = DynamicCache(config=self.model.config)
+        return self._feed(tokens)
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        """See `Engine`."""
+        return self.scores(tokens)[-1]
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        """See `Engine`."""
+        assert self._cache.get_seq_length() == position
+        return self._feed([token])[-1]
+
+    def trace(self, prompt: Sequence[int], generated: Sequence[int] = ()) -> Trace:
+        """See `Predictor`."""
+        self._cache = cache = Watched(config=self.model.config)
+        fed, last = ([*prompt, *generated[:-1]], [generated[-1]]) if generated else ([], prompt)
+        if fed:
+            self._feed(fed)
+        cache.trace = {}
+        with _watched(self.model, cache.trace):
+            cache.trace["logits"] = self._feed(last)
+        return cache.trace
+
+    def rounding(self, tokens: Sequence[int]) -> np.ndarray:
+        """[P]: by how much the logits of each token depend on which of transformers' own attentions, `sdpa`
+        or `eager`, computes them. It is what float32 leaves open."""
+        implementation = self.model.config._attn_implementation
+        scores = {}
+        for name in ("sdpa", "eager"):
+            self.model.set_attn_implementation(name)
+            scores[name] = self.scores(tokens)
+        self.model.set_attn_implementation(implementation)
+        return np.abs(scores["sdpa"] - scores["eager"]).max(axis=1)
+
+    def close(self) -> None:
+        """See `Engine`."""
+
+    @torch.no_grad()
+    def _feed(self, tokens: Sequence[int]) -> np.ndarray:
+        result = self.model(torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True)
+        return result.logits[0].float().numpy()
+
+
+class Watched(DynamicCache):
+    """A cache that tells its trace, if it has one, what goes into it."""
+
+    trace: Trace | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.trace is not None:
+            for what, tensor in (("keys", key_states), ("values", value_states)):
+                self.trace[f"model.layers.{layer_idx}.{what}"] = heads_as_rows(tensor.numpy())
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _watched(model: torch.nn.Module, trace: Trace) -> Iterator[None]:
+    """In here, what goes into and comes out of the modules with weights is put into `trace`."""
+
+    def before(name: str) -> Any:
+        return lambda module, args: trace.update({f"{name}.input": rows(args[0].numpy())})
+
+    def after(name: str) -> Any:
+        return lambda module, args, output: trace.update({name: rows(output.numpy())})
+
+    handles = []
+    for name, module in model.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            handles.append(module.register_forward_hook(after(name)))
+            if isinstance(module, torch.nn.Linear):
+                handles.append(module.register_forward_pre_hook(before(name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def load(directory: Path, attn_implementation: str | None = None) -> Any:
+    """transformers' model of the checkpoint in `directory`, in float32. Raises ModelError."""
+    checkpoint = open_checkpoint(directory)  # tells what is wrong with it in one line
+    logging.disable_progress_bar()
+    how: dict[str, Any] = {"dtype": torch.float32}
+    if attn_implementation:
+        how["attn_implementation"] = attn_implementation
+    files = {tensor.path for tensor in checkpoint.tensors.values()}
+    try:
+        with no_warnings():
+            if all(file.suffix in (".pt", ".pth") for file in files):  # which transformers does not look for
+                (file,) = files
+                state = torch.load(file, map_location="cpu", weights_only=True)
+                config = AutoConfig.from_pretrained(directory, local_files_only=True)
+                model = AutoModelForCausalLM.from_config(config, **how)
+                model.load_state_dict(state, strict=False)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, **how)
+    except Exception as error:
+        raise ModelError(f"transformers cannot load {directory}: {reason_of(error)}") from error
+    return model.eval()

@@ -1,0 +1,42 @@
+"""What is compared: something that predicts the next token, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from runtime_py.engines import Engine
+from tinyllama.verification.trace import Trace
+
+
+class Predictor(Engine, Protocol):
+    """An engine with a name, whose tensors on the way can be seen."""
+
+    label: str
+
+    def trace(self, prompt: Sequence[int], generated: Sequence[int] = ()) -> Trace:
+        """The tensors on the way when the last of `generated` is fed, all before having been; when nothing
+        is generated yet, those of all tokens of `prompt`. Starts anew, as must what it is asked next."""
+        ...
+
+
+class PromptPredictor(Predictor, Protocol):
+    """One that gives the logits of every token of a prompt."""
+
+    def scores(self, tokens: Sequence[int]) -> np.ndarray:
+        """As `prefill`, but [P, V]."""
+        ...
+
+
+def greedy(
+    predictor: Engine, prompt: Sequence[int], max_new_tokens: int, eos: Collection[int] = ()
+) -> Iterator[int]:
+    """The likeliest tokens after `prompt`, one by one, that of `eos` which ends them included."""
+    logits = predictor.prefill(prompt)
+    for position in range(len(prompt), len(prompt) + max_new_tokens):
+        yield (token := int(logits.argmax()))
+        if token in eos or position + 1 == len(prompt) + max_new_tokens:
+            return
+        logits = predictor.decode(token, position)

@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Verify what is exported, before it is converted: torch.export's program against Hugging Face, in float32.
+
+    python verify.py --checkpoint_path=DIR --prompts="What is a turboprop engine?" --max_new_tokens=50
+
+First the logits for input ids, then the text generated after each prompt. Where they differ, the first tensor
+that does is named. Exit code 0 if all is the same, 1 if not, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from o2o import command
+from tinyllama.verification import flags
+
+TOLERANCE = 1e-4
+
+
+def parser() -> command.Parser:
+    parser = flags.parser("verify.py", __doc__)
+    parser.add_argument(
+        "--tolerance",
+        type=flags.tolerance,
+        help=f"how far logits may be apart ({TOLERANCE}, or, after long prompts, twice as far as "
+        "transformers' own attentions are)",
+    )
+    return parser
+
+
+def verify(args: argparse.Namespace) -> int:
+    from export.hub import resolve
+    from runtime_py.package import Package
+    from tinyllama.verification import reauthored
+    from tinyllama.verification.exported import Exported, read_weights
+    from tinyllama.verification.hugging_face import HuggingFace
+    from tinyllama.verification.report import Report
+
+    directory = resolve(args.checkpoint_path)
+    reference = HuggingFace(directory)
+    tokenizer, prompts = flags.encoded(args, directory)
+    tokens, capacity = reauthored.sizes(prompts, args.max_new_tokens, reference.capacity)
+    exported = Exported(directory, read_weights(directory), tokens, capacity)
+    report = Report()
+    limits = reauthored.Limits.of(args.tolerance, TOLERANCE, TOLERANCE, reference)
+    pairs = [reauthored.Pair(exported, reference, limits)]
+    eos = Package(directory, directory).eos
+    reauthored.verify(report, pairs, prompts, tokenizer, args.max_new_tokens, eos)
+    return report.code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        return verify(parser().parse_args(arguments))
+
+    return command.run("verify.py", body, debug="--debug" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Verify flash attention: the exported program with it against the one with standard attention, and against
+Hugging Face, in float32.
+
+    python verify_flash.py --checkpoint_path=DIR --prompts="What is a turboprop engine?" --max_new_tokens=50
+
+Logits of a prompt must be within 3e-5, those of tokens fed one by one within 1e-4, or all within --tolerance;
+without it, twice what transformers' own attentions are apart is allowed where that is more, as after prompts
+of hundreds of tokens. The text must be the same. Where they differ, the first tensor that does is named. Exit code 0 if all is the
+same, 1 if not, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from o2o import command
+from tinyllama.verification import flags
+
+PREFILL, DECODE = 3e-5, 1e-4
+
+
+def parser() -> command.Parser:
+    parser = flags.parser("verify_flash.py", __doc__)
+    parser.add_argument(
+        "--tolerance",
+        type=flags.tolerance,
+        help=f"how far logits may be apart ({PREFILL:.0e} for a prompt's, {DECODE:.0e} for later ones)",
+    )
+    flags.blocks(parser)
+    return parser
+
+
+def verify(args: argparse.Namespace) -> int:
+    from export.hub import resolve
+    from runtime_py.package import Package
+    from tinyllama.verification import reauthored
+    from tinyllama.verification.exported import Exported, read_weights
+    from tinyllama.verification.hugging_face import HuggingFace
+    from tinyllama.verification.report import Report
+
+    directory = resolve(args.checkpoint_path)
+    reference = HuggingFace(directory)
+    tokenizer, prompts = flags.encoded(args, directory)
+    tokens, capacity = reauthored.sizes(prompts, args.max_new_tokens, reference.capacity)
+    weights = read_weights(directory)
+    standard = Exported(directory, weights, tokens, capacity, label="standard attention")
+    blocks = flags.blocks_for(args, tokens)
+    flash = Exported(directory, weights, tokens, capacity, "flash", blocks, "flash attention")
+    limits = reauthored.Limits.of(args.tolerance, PREFILL, DECODE, reference)
+    report = Report()
+    pairs = [reauthored.Pair(flash, other, limits) for other in (standard, reference)]
+    eos = Package(directory, directory).eos
+    reauthored.verify(report, pairs, prompts, tokenizer, args.max_new_tokens, eos)
+    return report.code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        return verify(parser().parse_args(arguments))
+
+    return command.run("verify_flash.py", body, debug="--debug" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
