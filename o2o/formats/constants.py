@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from o2o.formats.schema import Span
 from o2o.streams import Source
-from o2o.weights.reference import Reference, Weight
+from o2o.weights.reference import Streamed
 
 LARGE = 4096  # bytes from which a constant is data to pass on rather than part of the graph
 
@@ -77,7 +77,7 @@ def with_shape(
     match tensor:
         case Stored():
             return Stored(tensor.source, tensor.span, dtype, shape, name)
-        case Reference() | Weight():
+        case Streamed():
             return tensor.with_shape(shape, name)
     if (raw := bytes_in_memory(tensor)) is not None:
         return constant(raw, dtype, shape, name)
@@ -124,12 +124,12 @@ def bytes_in_memory(tensor: ir.TensorProtocol) -> np.ndarray | None:
 
 def is_in_place(tensor: ir.TensorProtocol) -> bool:
     """Whether others can be views of its bytes (`with_shape`)."""
-    return isinstance(tensor, Stored | Reference | Weight) or bytes_in_memory(tensor) is not None
+    return isinstance(tensor, Stored | Streamed) or bytes_in_memory(tensor) is not None
 
 
 def pieces(tensor: ir.TensorProtocol, size: int) -> Iterator[bytes | memoryview]:
     """The bytes of a constant, `size` at a time where they are not in memory."""
-    if isinstance(tensor, Stored | Reference | Weight):
+    if isinstance(tensor, Stored | Streamed):
         yield from tensor.pieces(size)
     elif (raw := bytes_in_memory(tensor)) is not None:
         yield raw.data
@@ -146,7 +146,7 @@ def storage_key(tensor: ir.TensorProtocol) -> Hashable:
     match tensor:
         case Stored():
             return id(tensor.source), tensor.span
-        case Reference() | Weight():
+        case Streamed():
             return tensor.key
     if (raw := bytes_in_memory(tensor)) is not None:
         return raw.__array_interface__["data"][0], raw.nbytes

@@ -33,7 +33,24 @@ DTYPES = {
 }
 
 
-class Weight(ir.LazyTensor):
+class Streamed(ir.LazyTensor):
+    """A constant whose bytes are made while they are written, a few at a time (`pieces`, `tofile`)."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for two that become the same bytes."""
+        raise NotImplementedError
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The bytes, about `size` at a time."""
+        raise NotImplementedError
+
+    def with_shape(self, shape: tuple[int, ...], name: str) -> Streamed:
+        """The same bytes in another shape. Raises ModelError where there is no such thing."""
+        raise NotImplementedError
+
+
+class Weight(Streamed):
     """The numbers of a checkpoint's tensor as `dtype`, read when they are written, a few at a time."""
 
     def __init__(
@@ -74,7 +91,7 @@ class Weight(ir.LazyTensor):
         return Weight(name, self.stored, self.dtype, shape)
 
 
-class Reference(ir.LazyTensor):
+class Reference(Streamed):
     """The tensor called `tensor`, of shape `stored_shape`, in the checkpoint's file at `path`."""
 
     def __init__(

@@ -1,0 +1,166 @@
+"""Constants that become smaller while they are written, a few rows at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.errors import ModelError
+from o2o.formats.constants import Stored, storage_key
+from o2o.quantization.schemes import Scheme
+from o2o.weights.reference import Reference, Streamed, Weight
+
+AT_ONCE = 1 << 17  # numbers: with what is computed of them, they stay in a processor's cache
+
+
+@dataclass
+class Error:
+    """How far the numbers of a matrix are from what they were: sums over all of them, in float64."""
+
+    squares: float = 0.0  # of w
+    difference: float = 0.0  # squares of s q - w
+    largest: float = 0.0  # |w|
+    furthest: float = 0.0  # |s q - w|
+
+    @property
+    def rms(self) -> float:
+        """The root mean square of what was lost, as a share of that of the numbers."""
+        return math.sqrt(self.difference / self.squares) if self.squares else 0.0
+
+    @property
+    def max(self) -> float:
+        """The most that one number lost, as a share of the largest."""
+        return self.furthest / self.largest if self.largest else 0.0
+
+    def add(self, other: Error) -> None:
+        self.squares, self.difference = self.squares + other.squares, self.difference + other.difference
+        self.largest, self.furthest = max(self.largest, other.largest), max(self.furthest, other.furthest)
+
+
+class Quantized(Streamed):
+    """The matrix `source` by `scheme`. `error` is known when it has been written, or read."""
+
+    def __init__(
+        self, name: str, source: ir.TensorProtocol, scheme: Scheme, shape: tuple[int, int] | None = None
+    ) -> None:
+        """source: [rows, columns] of floats, which stays where it is; shape: where the source's is not so.
+
+        Reads it once, for `scales`, float32 [rows, blocks]. Raises ModelError for numbers that are not
+        finite, or beyond what the scheme can store.
+        """
+        self.source, self.scheme = source, scheme
+        rows, columns = shape or source.shape.numpy()
+        super().__init__(self._read, scheme.dtype, ir.Shape((rows, columns)), name=name)
+        self.error: Error | None = None
+        bounds = _bounds(source, scheme, rows, columns)
+        if not bounds.max(initial=0) <= scheme.largest:  # NaN is not, either
+            raise ModelError(
+                f"{name} has numbers that are not finite, or beyond {scheme.largest:.3g}: {scheme.name} "
+                "cannot store them"
+            )
+        self.scales = scheme.scales(bounds) if scheme.limit else np.zeros((rows, 0), np.float32)
+        self.half_scales = self.scales.astype(np.float16)  # exactly those of blocks
+
+    @property
+    def key(self) -> Hashable:
+        return "quantized", self.scheme, storage_key(self.source)
+
+    def with_shape(self, shape: tuple[int, ...], name: str) -> Quantized:
+        raise ModelError(f"{self.name} is being quantised: its rows are what they are")
+
+    def _read(self) -> ir.TensorProtocol:
+        raw = np.frombuffer(b"".join(self.pieces()), np.uint8)
+        if self.scheme.bits < 8:
+            return ir.PackedTensor(raw, self.dtype, shape=self.shape, name=self.name)
+        return ir.Tensor(raw.view(self.dtype.numpy()).reshape(self.shape.numpy()), self.dtype, name=self.name)
+
+    def tofile(self, file: BinaryIO) -> None:
+        for piece in self.pieces():
+            file.write(piece)
+
+    def pieces(self, size: int = 0) -> Iterator[memoryview]:
+        """The bytes, some rows at a time. What was given out is overwritten by the next."""
+        error = Error()
+        numbers = _Rows(self.scheme, self.shape.numpy()[1])
+        start = 0
+        for w in _rows(self.source, self.shape.numpy()[1]):
+            yield numbers.stored(w, self.scales[start : start + len(w)], error).data
+            start += len(w)
+        self.error = error
+
+
+class _Rows:
+    """Rows as they are stored; the room for what is computed on the way is made once."""
+
+    def __init__(self, scheme: Scheme, columns: int) -> None:
+        self.scheme, self.columns = scheme, columns
+        rows = max(1, AT_ONCE // columns)
+        self.floats = np.empty((rows, columns), np.float32)
+        self.stored_ = np.empty((rows, columns), np.float16 if not scheme.limit else np.int8)
+
+    def stored(self, w: np.ndarray, scales: np.ndarray, error: Error) -> np.ndarray:
+        """The bytes of w, float32 [rows, columns], uint8; what is lost is added to `error`."""
+        floats, stored = self.floats[: len(w)], self.stored_[: len(w)]
+        if self.scheme.limit:
+            shape = (*scales.shape, -1)
+            blocks, scale = floats.reshape(shape), scales[..., None]
+            np.divide(w.reshape(shape), scale, out=blocks)
+            np.rint(blocks, out=blocks)
+            np.clip(blocks, self.scheme.lowest, self.scheme.limit, out=blocks)
+            np.copyto(stored, floats, casting="unsafe")
+            np.multiply(blocks, scale, out=blocks)
+        else:
+            np.copyto(stored, w, casting="same_kind")
+            np.copyto(floats, stored)
+        np.subtract(floats, w, out=floats)
+        lost, flat = floats.reshape(-1), w.reshape(-1)
+        error.squares += float(np.dot(flat, flat))
+        error.difference += float(np.dot(lost, lost))
+        error.largest = max(error.largest, float(flat.max()), -float(flat.min()))
+        error.furthest = max(error.furthest, float(lost.max()), -float(lost.min()))
+        raw = stored.reshape(-1).view(np.uint8)
+        if self.scheme.bits == 4:  # the first in the lower half
+            raw = (raw[0::2] & 15) | (raw[1::2] << 4)
+        return raw
+
+
+def _bounds(source: ir.TensorProtocol, scheme: Scheme, rows: int, columns: int) -> np.ndarray:
+    """The largest |w| of each block, float32 [rows, blocks]; NaN where there is one."""
+    found = np.empty((rows, scheme.blocks(columns) or 1), np.float32)
+    start = 0
+    for w in _rows(source, columns):
+        blocks = np.abs(w).reshape(len(w) * found.shape[1], -1)
+        if scheme.block:  # many short rows: quicker across than along
+            blocks = np.ascontiguousarray(blocks.T)
+        found[start : start + len(w)] = blocks.max(0 if scheme.block else 1).reshape(len(w), -1)
+        start += len(w)
+    return found
+
+
+def _rows(source: ir.TensorProtocol, columns: int) -> Iterator[np.ndarray]:
+    """The numbers of `source`, float32 [some, columns]."""
+    rows = max(1, AT_ONCE // columns)
+    size = rows * columns
+    for flat in _numbers(source, size):
+        for start in range(0, len(flat), size):
+            yield flat[start : start + size].reshape(-1, columns)
+
+
+def _numbers(source: ir.TensorProtocol, size: int) -> Iterator[np.ndarray]:
+    """The numbers of `source`, float32, flat, about `size` at a time; never all, where they are in a file."""
+    if isinstance(source, Reference):
+        source = source.weight()
+    if isinstance(source, Weight):  # as the checkpoint has them, whatever they were to become
+        yield from source.stored.pieces(size)
+        return
+    dtype = source.dtype.numpy()
+    if isinstance(source, Stored):
+        for piece in source.pieces(size * dtype.itemsize):
+            yield np.frombuffer(piece, dtype).astype(np.float32, copy=False)
+        return
+    yield source.numpy().reshape(-1).astype(np.float32, copy=False)
