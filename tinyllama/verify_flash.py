@@ -6,8 +6,8 @@ Hugging Face, in float32.
 
 Logits of a prompt must be within 3e-5, those of tokens fed one by one within 1e-4, or all within --tolerance;
 without it, twice what transformers' own attentions are apart is allowed where that is more, as after prompts
-of hundreds of tokens. The text must be the same. Where they differ, the first tensor that does is named. Exit code 0 if all is the
-same, 1 if not, 2 for wrong usage.
+of hundreds of tokens. The text must be the same. Where they differ, the first tensor that does is named. Exit
+code 0 if all is the same, 1 if not, 2 for wrong usage.
 """
 
 from __future__ import annotations
