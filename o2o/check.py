@@ -1,6 +1,7 @@
 """Proof by running: the same inputs through a model before and after a filter, on LiteRT (`--check`).
 
-Inputs and outputs are paired by their names in the signatures, or by their order when they were renamed.
+Inputs and outputs are paired by their names in the signatures, or when they were renamed by what the contract
+says that they are, else by their order.
 What a filter may change is undone before comparing: shapes with as many elements, dtypes, layouts of caches
 and the number of their rows. Both are run at the first position and at the last that both have.
 """
@@ -124,9 +125,10 @@ class Subject:
                     yield value.name, numbers
 
 
-def check(before: Sequence[Model], after: Model) -> str:
+def check(before: Sequence[Model], after: Model, tolerance: float | None = None) -> str:
     """Run the signatures of `before` and their counterparts in `after`; what was compared, in words.
 
+    tolerance: how far outputs may be off, as a share of the largest number; TOLERANCE for None.
     Raises ModelError that names the first tensor that differs, and by how much, or says why the two cannot
     be compared.
     """
@@ -134,11 +136,12 @@ def check(before: Sequence[Model], after: Model) -> str:
     subjects = [Subject(model, "the input") for model in before]
     olds = [(subject, name) for subject in subjects for name in subject.ends]
     compared, worst = 0, 0.0
-    for (old, name), new_name in zip(olds, _counterparts([n for _, n in olds], list(new.ends)), strict=True):
+    names = [name for _, name in olds]
+    for (old, name), new_name in zip(olds, _in_its_place(names, list(new.ends)), strict=True):
         if new_name is None:
             continue
         for position in _positions(old.ends[name][0], new.ends[new_name][0]):
-            count, difference = _compare(old, name, new, new_name, position)
+            count, difference = _compare(old, name, new, new_name, position, tolerance)
             compared, worst = compared + count, max(worst, difference)
     if not compared:
         raise ModelError("--check: the result has no output left that the input had")
@@ -147,11 +150,18 @@ def check(before: Sequence[Model], after: Model) -> str:
     )
 
 
-def _counterparts(old: Sequence[str], new: Sequence[str]) -> list[str | None]:
+def _in_its_place(old: Sequence[str], new: Sequence[str]) -> list[str | None]:
     """For each old name the same one, or, where names changed but their number did not, that in its place."""
     if len(old) == len(new) and not set(old) <= set(new):
         return list(new)
     return [name if name in new else None for name in old]
+
+
+def _counterparts(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> list[str | None]:
+    """For each old name the same one, else that of the same role, else that in its place."""
+    roles = {_slot(tensor): name for name, tensor in new.items() if tensor.role is not None}
+    found = [name if name in new else roles.get(_slot(tensor)) for name, tensor in old.items()]
+    return list(new) if None in found and len(old) == len(new) else found
 
 
 def _positions(*inputs: Mapping[str, Tensor]) -> list[int]:
@@ -170,13 +180,20 @@ def _kind(tensor: Tensor) -> str | None:
     return tensor.role.kind if tensor.role is not None else None
 
 
-def _compare(old: Subject, name: str, new: Subject, new_name: str, position: int) -> tuple[int, float]:
+def _slot(tensor: Tensor) -> tuple[str, int | None] | None:
+    """What it is, in any layout."""
+    return (tensor.role.kind, tensor.role.layer) if tensor.role is not None else None
+
+
+def _compare(
+    old: Subject, name: str, new: Subject, new_name: str, position: int, tolerance: float
+) -> tuple[int, float]:
     """How many outputs were compared, and the largest relative difference. Raises ModelError."""
     old_inputs, old_outputs = old.ends[name]
     new_inputs, new_outputs = new.ends[new_name]
     feeds = _feeds(old_inputs, position)
     new_feeds = {}
-    pairs = dict(zip(old_inputs, _counterparts(list(old_inputs), list(new_inputs)), strict=True))
+    pairs = dict(zip(old_inputs, _counterparts(old_inputs, new_inputs), strict=True))
     for key, new_key in pairs.items():
         if new_key is not None:
             adapted = _adapted(feeds[key], old_inputs[key], new_inputs[new_key])
@@ -188,7 +205,7 @@ def _compare(old: Subject, name: str, new: Subject, new_name: str, position: int
         raise ModelError(f"--check: nothing is known to feed the new input {unknown[0]} of {new_name} with")
     results, new_results = old.run(name, feeds), new.run(new_name, new_feeds)
     count, worst = 0, 0.0
-    for key, new_key in zip(old_outputs, _counterparts(list(old_outputs), list(new_outputs)), strict=True):
+    for key, new_key in zip(old_outputs, _counterparts(old_outputs, new_outputs), strict=True):
         if new_key is None:
             continue
         found = _adapted(new_results[new_key], new_outputs[new_key], old_outputs[key])
@@ -196,7 +213,7 @@ def _compare(old: Subject, name: str, new: Subject, new_name: str, position: int
             shape = list(new_outputs[new_key].shape)
             raise ModelError(f"--check: {key} became {shape}, which cannot be compared")
         difference = _difference(results[key], found)
-        if difference > TOLERANCE:
+        if difference > tolerance:
             where = _first_difference(old, name, feeds, new, new_name, new_feeds)
             raise ModelError(
                 f"--check: {name} gives another {key} at position {position}, off by {difference:.1e} of its "
@@ -222,7 +239,12 @@ def _feeds(inputs: Mapping[str, Tensor], position: int) -> dict[str, np.ndarray]
 
 
 def _adapted(numbers: np.ndarray, old: Tensor, new: Tensor) -> np.ndarray | None:
-    """`numbers` of `old` as `new` has them: other layout, rows, shape, dtype. None when they do not fit."""
+    """`numbers` of `old` as `new` has them: other layout, rows, shape, dtype. None when they do not fit.
+
+    Positions that are told for every token go on from the first.
+    """
+    if _kind(old) == _kind(new) == "position":
+        return (numbers.flat[0] + np.arange(int(np.prod(new.shape)))).reshape(new.shape).astype(new.dtype)
     if old.role is not None and new.role is not None and old.role.layout and new.role.layout:
         numbers = numbers.transpose([old.role.layout.index(axis) for axis in new.role.layout])
         axis = new.role.layout.index("T")

@@ -26,7 +26,8 @@ class Filter:
     usage_example: ClassVar[str]
     formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # what it takes
     writes_model: ClassVar[bool] = True
-    changes_graph: ClassVar[bool] = True  # else it leaves no entry in the history
+    changes_graph: bool = True  # else it leaves no entry in the history
+    tolerance: float | None = None  # how far results may be off for --check; None: as far as rounding goes
 
     def __init__(self) -> None:
         self._said: list[str] = []
@@ -119,7 +120,7 @@ class Filter:
         if args.check:
             from o2o.check import check
 
-            self.say(check(self.read(args), model))
+            self.say(check(self.read(args), model, self.tolerance))
         planned = formats.plan(model)
         with streams.open_output(args.output, planned.size) as sink:
             planned.write(sink, passing=True)
@@ -154,6 +155,7 @@ class Filter:
                 gc.enable()
 
 
+_FILES = ("-o", "--output", "--report")  # where things went
 _UNTOLD = ("--check", "--debug", "--explain")  # they change what is said, not the model
 
 
@@ -162,11 +164,9 @@ def _told(argv: Sequence[str], args: argparse.Namespace) -> list[str]:
     told: list[str] = []
     rest = iter(argv)
     for argument in rest:
-        if argument in ("-o", "--output"):
+        if argument in _FILES:
             next(rest, None)
-        elif argument not in ("--check", "--debug", "--explain") and not argument.startswith(
-            ("--output=", "-o")
-        ):
+        elif argument not in _UNTOLD and not argument.startswith(("--output=", "--report=", "-o")):
             told.append(argument)
     for file in getattr(args, "files", [getattr(args, "file", None)]):
         if file in told:

@@ -1,0 +1,54 @@
+"""`lower.litert.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+from o2o.filters.base import Filter
+from o2o.lower.litert import lower
+from o2o.model import CUSTOM_DOMAIN, Model
+from o2o.wording import counted, listed
+
+
+class LowerLitert(Filter):
+    """Turn Circle into TFLite that LiteRT runs.
+
+        decode.circle: RMS_NORM -- ATTENTION -- logits
+                                    |  (writes past_key_0)
+                                           =>
+        decode.tflite: MUL -- MEAN -- RSQRT -- ... -- BATCH_MATMUL -- SOFTMAX -- ... -- logits
+                                    DYNAMIC_UPDATE_SLICE -- present_key_0
+
+    RMS_NORM, ROPE, ATTENTION and o2o.causal_attention become builtin operators; keys and values are never
+    repeated for the query heads that share them. A cache that ATTENTION writes in place becomes an output as
+    well. Operators get the versions that LiteRT registers. Weights are not looked at: references stay, for
+    bind.weights.py behind this. A model that is TFLite already passes as it is.
+    Refused: what LiteRT has no operator for, named with its place and the module that it comes from; operands
+    of the operators above that are quantised or have no fixed shape.
+    """
+
+    name = "lower.litert.py"
+    usage_example = "lower.litert.py < model.circle | bind.weights.py -o model.tflite"
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        if model.format == "tflite":
+            self.changes_graph = False
+            self.say("this is TFLite already: it passes as it is")
+            return
+        before = _operators(model)
+        lower(model)
+        after = _operators(model)
+        gone = [f"{count} {name}" for name, count in sorted(before.items()) if name not in after]
+        made = counted(sum(after.values()), "operator")
+        self.say(f"lowered {listed(gone)}: {made} now" if gone else f"nothing to lower in {made}")
+        custom = sorted({n.op_type for graph in model.graphs for n in graph if n.domain == CUSTOM_DOMAIN})
+        if custom:
+            self.say(f"custom operators stay, which the runtime must know: {listed(custom)}")
+
+
+def _operators(model: Model) -> Counter[str]:
+    return Counter(node.op_type for graph in model.graphs for node in graph)
+
+
+main = LowerLitert.main
