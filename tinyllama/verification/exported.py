@@ -18,10 +18,9 @@ from o2o.errors import ModelError, O2oError, UsageError
 from o2o.quiet import no_warnings
 from o2o.weights.checkpoint import open_checkpoint
 from runtime_py.chunks import Chunk
+from tinyllama.tiny_llama import STANDARD
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
 
-STANDARD = "grouped"
-"""The attention that standard conversion exports."""
 LINEAR = ("linear", "addmm", "mm", "matmul", "bmm")  # how torch's operators are called
 
 

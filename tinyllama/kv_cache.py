@@ -1,0 +1,63 @@
+"""The key and value caches of a conversation, as `tinyllama.tiny_llama` and the converted files take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from o2o.errors import UsageError
+
+if TYPE_CHECKING:
+    from tinyllama.tiny_llama import ModelConfig
+
+
+@dataclass(frozen=True)
+class KVCacheEntry:
+    """The caches of one layer: float32 [1, S, K, H] each, keys rotated."""
+
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """The caches of all layers. `filled`: how many rows have been written, from the first on."""
+
+    caches: tuple[KVCacheEntry, ...]
+    filled: int = 0
+
+    @classmethod
+    def from_model_config(cls, config: ModelConfig, dtype: torch.dtype = torch.float32) -> KVCache:
+        """Empty caches: zeros, which are masked but computed with."""
+        shape = 1, config.kv_cache_max_len, config.num_key_value_heads, config.head_dim
+        layers = range(config.num_layers)
+        return cls(
+            tuple(
+                KVCacheEntry(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in layers
+            )
+        )
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """k_0, v_0, k_1, v_1, ..."""
+        for entry in self.caches:
+            yield from (entry.k_cache, entry.v_cache)
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises UsageError for caches that are not those of a model of that `config`."""
+        if len(self.caches) != config.num_layers:
+            raise UsageError(
+                f"KV caches of {len(self.caches)} layers for a model of {config.num_layers}: make them with "
+                "KVCache.from_model_config(model.config)"
+            )
+        wanted = [1, config.kv_cache_max_len, config.num_key_value_heads, config.head_dim]
+        for layer, entry in enumerate(self.caches):
+            for name, tensor in (("k", entry.k_cache), ("v", entry.v_cache)):
+                if list(tensor.shape) != wanted or tensor.dtype != torch.float32:
+                    raise UsageError(
+                        f"kv_cache_{name}_{layer} is {tensor.dtype} {list(tensor.shape)}, not float32 "
+                        f"{wanted} ([1, capacity, key/value heads, head dimension]): make it with "
+                        "KVCache.from_model_config(model.config)"
+                    )

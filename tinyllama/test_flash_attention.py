@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Does flash attention work: a forward pass with a KV cache, prefill and decode, generation, and the same
+numbers as standard attention?
+
+    python test_flash_attention.py [--checkpoint_path=DIR]
+
+Exit code 0 if all is well, 1 if not, 2 for wrong usage. It is a command: the tests are in `tests/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__":
+    # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from o2o import command
+from tinyllama.verification import flags
+from tinyllama.verification.report import Report
+
+if TYPE_CHECKING:
+    import torch
+
+    from tinyllama.kv_cache import KVCache
+    from tinyllama.tiny_llama import TinyLlama
+
+TOLERANCE = 1e-4
+CAPACITY = 256  # S
+MARK = {True: "✅", False: "❌"}
+
+
+def parser() -> command.Parser:
+    parser = flags.parser("test_flash_attention.py", __doc__)
+    parser.add_argument(
+        "--tolerance", type=flags.tolerance, default=TOLERANCE, help="of logits (%(default)s)"
+    )
+    flags.blocks(parser)
+    return parser
+
+
+def test(args: argparse.Namespace) -> int:
+    import torch
+
+    from export.hub import resolve
+    from tinyllama import tiny_llama
+
+    directory = resolve(args.checkpoint_path)
+    tokenizer, prompts = flags.encoded(args, directory)
+    tokens = torch.tensor([next(iter(prompts.values()))])
+    T = tokens.shape[1]
+    capacity = max(CAPACITY, T + args.max_new_tokens)
+    blocks = flags.blocks_for(args, T)
+    flash = tiny_llama.build_model(directory, capacity, use_flash_attention=True, blocks=blocks)
+    standard = tiny_llama.build_model(directory, capacity)
+    standard.transformer.load_state_dict(flash.transformer.state_dict(), assign=True)  # one copy in memory
+    results: dict[str, bool] = {}
+    report = Report()
+
+    def check(passed: bool, line: str, of: str) -> None:
+        report.say(f"  {MARK[passed]} {line}")
+        results[of] = results.get(of, True) and passed
+
+    with torch.no_grad():
+        report.say("Test: Flash Attention with KV Cache")
+        logits, cache = run(flash, tokens, 0)
+        check(bool(logits.isfinite().all()), "Forward pass successful", "Forward pass with KV cache")
+
+        found, of = logits[0, -1], "Prefill and decode stages"
+        if T > 1:  # all but the last token as prefill, that one as decode
+            found = run(flash, tokens[:, -1:], T - 1, run(flash, tokens[:, :-1], 0)[1])[0][0, -1]
+        off = float((found - logits[0, -1]).abs().max())
+        check(off <= args.tolerance, f"Prefill successful: decode continues it, within {off:.3e}", of)
+
+        expected, standard_cache = run(standard, tokens, 0)
+        gaps, generated, same = [(logits - expected).abs().flatten()], [], True
+        for position in range(T, T + args.max_new_tokens):
+            generated.append(int(logits[0, -1].argmax()))
+            same &= generated[-1] == int(expected[0, -1].argmax())
+            token = torch.tensor([generated[-1:]])
+            logits, cache = run(flash, token, position, cache)
+            expected, standard_cache = run(standard, token, position, standard_cache)
+            gaps.append((logits - expected).abs().flatten())
+        check(
+            bool(logits.isfinite().all()),
+            f"Autoregressive decode successful: {tokenizer.decode(generated)!r}",
+            "Autoregressive generation",
+        )
+
+    report.say("\nTest: Flash Attention vs Standard Attention Comparison")
+    gap, of = torch.cat(gaps), "Flash vs Standard attention comparison"
+    report.say(f"  Max absolute difference: {float(gap.max()):.3e}")
+    report.say(f"  Mean absolute difference: {float(gap.mean()):.3e}")
+    within = bool(gap.max() <= args.tolerance)
+    check(
+        within, f"Outputs {'match' if within else 'do not match'} within tolerance {args.tolerance:.0e}", of
+    )
+    check(same, f"{'The same' if same else 'Not the same'} {len(generated)} tokens", of)
+    report.say()
+    for name, passed in results.items():
+        report.say(f"{MARK[passed]} {name}")
+    passed = all(results.values())
+    report.say("✅ All Tests Passed!" if passed else "❌ Not all tests passed: verify_flash.py tells where")
+    return 0 if passed else 1
+
+
+def run(
+    model: TinyLlama, tokens: torch.Tensor, position: int, cache: KVCache | None = None
+) -> tuple[torch.Tensor, KVCache]:
+    """The logits [1, T, V] of tokens [1, T] from `position` on, and the caches after them."""
+    import torch
+
+    output = model(tokens, torch.arange(position, position + tokens.shape[1]), cache)
+    return output["logits"], output["kv_cache"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        return test(parser().parse_args(arguments))
+
+    return command.run("test_flash_attention.py", body, debug="--debug" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

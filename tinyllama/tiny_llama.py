@@ -1,0 +1,152 @@
+"""A checkpoint as a PyTorch module that takes what the converted files take.
+
+    from tinyllama import kv_cache as kv_utils, tiny_llama
+
+    model = tiny_llama.build_model("DIR", kv_cache_max_len=1024, use_flash_attention=True)
+    kv_cache = kv_utils.KVCache.from_model_config(model.config)
+    output = model(tokens, torch.arange(tokens.shape[1]), kv_cache)      # {"logits", "kv_cache"}
+
+It is the graph that is exported (`export.graphs.Static`), with the checkpoint's weights in it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from export.attention import blocks_of
+from export.graphs import Static
+from export.hub import resolve
+from export.model import LanguageModel
+from export.weights import match
+from o2o.causal import Blocks
+from o2o.errors import UsageError
+from o2o.weights.checkpoint import open_checkpoint
+from tinyllama.kv_cache import KVCache, KVCacheEntry
+
+KV_CACHE_MAX_LEN = 1024
+STANDARD = "grouped"
+"""The attention where flash is not asked for: all scores at a time."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of a model: K key/value heads of H, vocabulary V, capacity S of its caches."""
+
+    num_layers: int
+    num_query_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    embedding_dim: int
+    vocab_size: int
+    kv_cache_max_len: int
+    use_flash_attention: bool
+
+
+class TinyLlama(torch.nn.Module):
+    """Call it with tokens int [1, T], input_pos int [T] and a `KVCache` of S rows: it gives
+    {"logits": float32 [1, T, V], "kv_cache": KVCache}, the caches with the T new rows written at input_pos.
+
+    input_pos: positions that go on by one, the first at most as far as the cache is filled. Without it the
+    tokens begin a text, without a cache that is empty.
+    """
+
+    def __init__(self, model: LanguageModel, config: ModelConfig, blocks: Blocks | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer: torch.nn.Module = model.module  # whose parameters are this module's
+        self._model = model
+        self._blocks = blocks
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        input_pos: torch.Tensor | None = None,
+        kv_cache: KVCache | None = None,
+    ) -> dict[str, Any]:
+        """Raises UsageError for arguments that do not fit together."""
+        if kv_cache is None:
+            kv_cache = KVCache.from_model_config(self.config)
+        kv_cache.check(self.config)
+        if tokens.dim() != 2 or tokens.shape[0] != 1 or not tokens.numel():
+            raise UsageError(f"tokens are {list(tokens.shape)}: give one text, [1, T]")
+        count = tokens.shape[1]
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab_size:
+            raise UsageError(f"tokens must be ids from 0 to {self.config.vocab_size - 1}")
+        if input_pos is None:
+            input_pos = torch.arange(count)
+        first = first_position(input_pos, count, kv_cache)
+        graph = Static(self._model, "forward", count, self.config.kv_cache_max_len)
+        parameters = dict(self.transformer.named_parameters())
+        weights = [parameters[name] for name in self._model.parameters]
+        past = [tensor.transpose(1, 2) for tensor in kv_cache]
+        with blocks_of(self._blocks):
+            logits, *caches = graph(tokens.long(), torch.tensor([first]), past, weights)
+        rows = [cache.transpose(1, 2) for cache in caches]
+        entries = tuple(KVCacheEntry(k, v) for k, v in zip(rows[::2], rows[1::2], strict=True))
+        return {"logits": logits, "kv_cache": KVCache(entries, max(kv_cache.filled, first + count))}
+
+
+def first_position(input_pos: torch.Tensor, count: int, kv_cache: KVCache) -> int:
+    """Where the first of `count` tokens stands. Raises UsageError for positions that do not continue."""
+    positions = input_pos.tolist()
+    if input_pos.dim() != 1 or len(positions) != count:
+        raise UsageError(f"input_pos is {list(input_pos.shape)} for {count} tokens: give one position each")
+    for number, (before, after) in enumerate(pairwise(positions), 1):
+        if after != before + 1:
+            padded = ": padding goes on counting, too (torch.arange), zeros would be position 0 again"
+            raise UsageError(
+                f"input_pos must go on by one, but input_pos[{number}] is {after} after {before}"
+                f"{padded if after == 0 else ''}"
+            )
+    first, capacity = positions[0], kv_cache.caches[0].k_cache.shape[1]
+    if not 0 <= first <= kv_cache.filled:
+        raise UsageError(
+            f"input_pos begins at {first}, but the KV cache holds {kv_cache.filled} tokens: feed all before, and "
+            "pass on the kv_cache that comes back"
+        )
+    if first + count > capacity:
+        raise UsageError(
+            f"position {first + count - 1} is beyond the KV cache of {capacity}: shorten the text, or build "
+            "the model with a larger kv_cache_max_len"
+        )
+    return first
+
+
+def build_model(
+    checkpoint_path: str | os.PathLike[str],
+    kv_cache_max_len: int = KV_CACHE_MAX_LEN,
+    use_flash_attention: bool = False,
+    blocks: Blocks | None = None,
+) -> TinyLlama:
+    """The model of a checkpoint: a folder, or a hub id. Its weights are float32.
+
+    blocks: of flash attention; None for those that suit the number of tokens.
+    Raises ModelError (what the checkpoint is or lacks), UsageError (more tokens than the model can see).
+    """
+    directory = resolve(checkpoint_path)
+    checkpoint = open_checkpoint(directory)
+    model = LanguageModel.read(directory, "flash" if use_flash_attention else STANDARD)
+    model.check_length(kv_cache_max_len)
+    weights = {
+        name: torch.from_numpy(stored.read_float32()) for name, stored in match(model, checkpoint).items()
+    }
+    aliases = {alias: weights[name] for name, others in model.aliases.items() for alias in others}
+    model.module.load_state_dict(weights | aliases, assign=True)
+    model.module.tie_weights()
+    text = model.config.get_text_config(decoder=True)
+    config = ModelConfig(
+        num_layers=model.layers,
+        num_query_heads=text.num_attention_heads,
+        num_key_value_heads=model.key_value_heads,
+        head_dim=model.head_dim,
+        embedding_dim=text.hidden_size,
+        vocab_size=text.vocab_size,
+        kv_cache_max_len=kv_cache_max_len,
+        use_flash_attention=use_flash_attention,
+    )
+    return TinyLlama(model, config, blocks)
