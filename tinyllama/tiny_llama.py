@@ -106,8 +106,8 @@ def first_position(input_pos: torch.Tensor, count: int, kv_cache: KVCache) -> in
     first, capacity = positions[0], kv_cache.caches[0].k_cache.shape[1]
     if not 0 <= first <= kv_cache.filled:
         raise UsageError(
-            f"input_pos begins at {first}, but the KV cache holds {kv_cache.filled} tokens: feed all before, and "
-            "pass on the kv_cache that comes back"
+            f"input_pos begins at {first}, but the KV cache holds {kv_cache.filled} tokens: feed all before, "
+            "and pass on the kv_cache that comes back"
         )
     if first + count > capacity:
         raise UsageError(
