@@ -1,0 +1,387 @@
+"""The core of attention, found from its softmax: softmax(scale q k' + mask) v, however it is laid out.
+
+No projections, caches or rotations: only the two products and what stands between them. Dimensions: T queries
+of N = K * G heads, S keys and values of K heads. Either the keys are repeated for the G query heads of their
+group, or these are rows of one matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from o2o.formats.constants import numbers
+from o2o.model import attribute, shape_of
+from o2o.rewriting.attention.parts import follow_down, nodes_of
+from o2o.rewriting.axes import LAYOUT_OPERATORS, Axes, Factors
+from o2o.rewriting.match import (
+    Miss,
+    constant_ints,
+    made_by,
+    miss,
+    no_activation,
+    operand_and_scalar,
+    require,
+    scalar,
+)
+
+# Operators whose result has in row t what their operands have in row t, or in their only row.
+_BY_ROW = ("ADD", "SUB", "MUL", "LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL", "LOGICAL_AND", "LOGICAL_OR",
+           "LOGICAL_NOT", "SELECT", "SELECT_V2", "CAST", "NEG")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A value, and what its axes mean."""
+
+    value: ir.Value
+    axes: Axes
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What is added to the scores: [.., rows, S], the first `rows` of its rows being those of each head."""
+
+    value: ir.Value
+    rows: int  # T, or 1
+    repeated: int  # how often these come below each other
+
+
+@dataclass(frozen=True)
+class Core:
+    """A proven core. last: the node that makes `result`, in front of which all operands are there.
+
+    cap: scores are cap * tanh(score / cap) before the mask is added; None for as they are.
+    """
+
+    factors: Factors
+    q: Placed
+    k: Placed
+    v: Placed
+    mask: Mask | None
+    scale: float
+    cap: float | None
+    result: Placed
+    last: ir.Node
+
+
+def queries(factors: Factors) -> Axes:
+    """The axes of queries, or of the result, as [1, T, N, H]."""
+    return factors.axes("", "T", "KG", "H")
+
+
+def keys(factors: Factors) -> Axes:
+    """The axes of keys, or values, as [1, S, K, H]."""
+    return factors.axes("", "S", "K", "H")
+
+
+def match_core(softmax: ir.Node) -> Core:
+    """The core around `softmax`. Raises Miss with the first condition that fails.
+
+    Where several readings are right (one token of many heads is many tokens of one head), the one that needs
+    least transposing to [1, T, N, H] counts.
+    """
+    scores = _find_scores(softmax)
+    product, way = follow_down(softmax.outputs[0], "the attention weights", "BATCH_MATMUL")
+    if product.inputs[0] is not way[-1]:
+        miss("the attention weights are not the left operand of their product with v", product.outputs[0])
+    found: list[Core] = []
+    first: Miss | None = None
+    for reading in _readings(scores.product):
+        try:
+            found.append(_read(reading, scores, nodes_of(way), product))
+        except Miss as failed:
+            first = first or failed
+    if not found:
+        raise first or Miss("the heads of q and k do not agree", scores.product.outputs[0])
+    return min(found, key=_moves)
+
+
+def _moves(core: Core) -> int:
+    """How many operands or results are not laid out as wanted."""
+    factors = core.factors
+    wanted = {"q": queries(factors), "k": keys(factors), "v": keys(factors), "result": queries(factors)}
+    return sum(getattr(core, name).axes != axes for name, axes in wanted.items())
+
+
+# ---- the scores --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Scores:
+    """From q k' down to the softmax."""
+
+    product: ir.Node
+    steps: list[ir.Node] = field(default_factory=list)
+    scale: float = 1.0
+    cap: float | None = None
+    mask: ir.Value | None = None
+    masked_by: ir.Node | None = None
+
+
+def _find_scores(softmax: ir.Node) -> _Scores:
+    if attribute(softmax, "beta", 1.0) != 1:
+        miss("the softmax scales its operand", softmax.outputs[0])
+    value = softmax.inputs[0]
+    assert value is not None
+    steps: list[ir.Node] = []
+    mask: tuple[ir.Value, ir.Node] | None = None
+    factor, cap = 1.0, None
+    while True:
+        node = require(value, "the scores", "BATCH_MATMUL", "ADD", "MUL", "DIV", "TANH", *LAYOUT_OPERATORS)
+        if node.op_type == "BATCH_MATMUL":
+            break
+        steps.append(node)
+        no_activation(node)
+        source = node.inputs[0]
+        if node.op_type == "ADD":
+            if mask is not None:
+                miss("the scores have two masks", node.outputs[0])
+            if factor != 1 or cap is not None:
+                miss("the mask is scaled or capped, too", node.outputs[0])
+            source, other = _scores_and_mask(node)
+            mask = other, node
+        elif node.op_type == "TANH":
+            if cap is not None:
+                miss("the scores are capped twice", node.outputs[0])
+            factor, cap = 1.0, factor
+        elif node.op_type in ("MUL", "DIV"):
+            found = _scaled(node)
+            if found is None:
+                miss(
+                    "the scores are multiplied by something that is not one constant number", node.outputs[0]
+                )
+            source, number = found
+            factor *= number
+        assert source is not None
+        value = source
+    return _Scores(node, steps[::-1], factor * (cap or 1.0), cap, *(mask or (None, None)))
+
+
+def _scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """(x, c) when `node` is x, in its shape, times or divided by a constant number."""
+    if node.op_type == "MUL":
+        found = operand_and_scalar(node)
+    else:
+        x, number = node.inputs[0], scalar(node.inputs[1])
+        found = (x, 1 / number) if x is not None and number else None
+    return found if found is not None and shape_of(found[0]) == shape_of(node.outputs[0]) else None
+
+
+def _scores_and_mask(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    one, two = node.inputs
+    assert one is not None
+    assert two is not None
+    for scores, mask in ((one, two), (two, one)):
+        if shape_of(scores) == shape_of(node.outputs[0]) and _comes_from_product(scores):
+            return scores, mask
+    miss("no operand of the sum is a product of q and k", node.outputs[0])
+
+
+def _comes_from_product(value: ir.Value) -> bool:
+    while (node := made_by(value, "MUL", "DIV", "TANH", *LAYOUT_OPERATORS)) is not None:
+        found = _scaled(node) if node.op_type in ("MUL", "DIV") else None
+        source = found[0] if found is not None else node.inputs[0]
+        assert source is not None
+        value = source
+    return made_by(value, "BATCH_MATMUL") is not None
+
+
+# ---- readings of the heads ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the axes of q k' may mean: [.., heads, rows, S]."""
+
+    factors: Factors
+    heads: tuple[str, ...]
+    rows: tuple[str, ...]
+
+
+def _readings(product: ir.Node) -> Iterator[_Reading]:
+    left, right = product.inputs[:2]
+    assert left is not None
+    assert right is not None
+    *batch, rows, H = _plain(left, attribute(product, "adjointLhs", 0))
+    *others, H_, S = _plain(right, attribute(product, "adjointRhs", 0))
+    if batch != others or H != H_ or not 1 <= len(batch) <= 2 or any(dim != 1 for dim in batch[:-1]):
+        miss("q k' is not a product of one batch of heads", product.outputs[0])
+    A = batch[-1]
+    value: ir.Value | None = right
+    while (node := made_by(value, "MUL", "DIV", *LAYOUT_OPERATORS)) is not None:
+        if node.op_type == "BROADCAST_TO":
+            before, after = (math.prod(shape_of(v)) for v in (node.inputs[0], node.outputs[0]))  # type: ignore[arg-type]
+            G = after // max(before, 1)
+            if before * G == after and G > 1 and A % G == 0:
+                sizes = {"K": A // G, "G": G, "T": rows, "S": S, "H": H}
+                yield _Reading(Factors(sizes), ("K", "G"), ("T",))
+                return
+        value = node.inputs[0]
+    for G in range(rows, 0, -1):
+        if rows % G == 0:
+            sizes = {"K": A, "G": G, "T": rows // G, "S": S, "H": H}
+            yield _Reading(Factors(sizes), ("K",), ("G", "T"))
+
+
+def _plain(value: ir.Value, adjoint: int) -> list[int]:
+    *batch, a, b = shape_of(value)
+    return [*batch, b, a] if adjoint else [*batch, a, b]
+
+
+def _read(reading: _Reading, scores: _Scores, way: Sequence[ir.Node], product: ir.Node) -> Core:
+    factors, heads, rows = reading.factors, reading.heads, reading.rows
+    q, k = scores.product.inputs[:2]
+    v = product.inputs[1]
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    lead: list[tuple[str, ...]] = [()] * (len(shape_of(q)) - 2)
+    lead[-1] = heads
+    q_axes = _swapped(factors.axes(*lead, rows, "H"), attribute(scores.product, "adjointLhs", 0))
+    k_axes = _swapped(factors.axes(*lead, "H", "S"), attribute(scores.product, "adjointRhs", 0))
+    axes = factors.axes(*lead, rows, "S")
+    mask = None
+    for node in scores.steps:
+        if node.op_type in LAYOUT_OPERATORS:
+            axes = factors.through([node], axes)
+        if node is scores.masked_by:
+            assert scores.mask is not None
+            mask = _mask(factors, scores.mask, axes)
+    if axes[-1] != factors.axes("S")[0]:
+        miss("the softmax does not go over the keys", scores.product.outputs[0])
+    axes = factors.through(way, axes)
+    if attribute(product, "adjointLhs", 0) or axes[-1] != factors.axes("S")[0]:
+        miss("the weights are not multiplied with the values over the keys", product.outputs[0])
+    if shape_of(product.outputs[0])[-1] != factors.sizes["H"]:
+        miss("values are of another head dimension than keys", product.outputs[0])
+    if shape_of(v)[:-2] != factors.shape(axes[:-2]):
+        miss("the values are repeated by BATCH_MATMUL itself", v)
+    v_axes = _swapped((*axes[:-2], *factors.axes("S", "H")), attribute(product, "adjointRhs", 0))
+
+    q_placed, q_scale = _source(factors, q, q_axes, queries(factors), scaled=True)
+    k_placed, k_scale = _source(factors, k, k_axes, keys(factors), scaled=True)
+    v_placed, _ = _source(factors, v, v_axes, keys(factors), scaled=False)
+    for placed in (k_placed, v_placed):
+        if "G" in {name for axis in placed.axes for name in axis}:
+            miss("each query head has keys or values of its own", placed.value)
+    result = _result(factors, product.outputs[0], (*axes[:-1], *factors.axes("H")))
+    scale = scores.scale * q_scale * k_scale
+    return Core(factors, q_placed, k_placed, v_placed, mask, scale, scores.cap, result, product)
+
+
+def _swapped(axes: Axes, adjoint: int) -> Axes:
+    return (*axes[:-2], axes[-1], axes[-2]) if adjoint else axes
+
+
+# ---- outwards ----------------------------------------------------------------------------------------
+
+
+def _source(
+    factors: Factors, value: ir.Value, axes: Axes, wanted: Axes, scaled: bool
+) -> tuple[Placed, float]:
+    """What `value` is made from by moving and repeating alone: the nearest with axes `wanted`, else the
+    farthest; and what it was multiplied by on the way, if that may be (`scaled`)."""
+    scale = 1.0
+    while axes != wanted:
+        node = made_by(value, *(("MUL", "DIV") if scaled else ()), *LAYOUT_OPERATORS)
+        if node is None:
+            break
+        source = node.inputs[0]
+        assert source is not None
+        if node.op_type in ("MUL", "DIV"):
+            found = _scaled(node)
+            if found is None or attribute(node, "fusedActivationFunction", 0):
+                break
+            value, number = found
+            scale *= number
+            continue
+        try:
+            axes = _before(factors, node, source, axes)
+        except Miss:
+            break
+        value = source
+    return Placed(value, axes), scale
+
+
+def _before(factors: Factors, node: ir.Node, source: ir.Value, axes: Axes) -> Axes:
+    """The axes of the operand of a layout operator, from those of its result."""
+    if node.op_type == "TRANSPOSE":
+        permutation = constant_ints(node.inputs[1])
+        if permutation is None:
+            miss("a TRANSPOSE whose permutation is not constant", node.outputs[0])
+        before: list[tuple[str, ...]] = [()] * len(axes)
+        for place, axis in zip(permutation, axes, strict=True):
+            before[place] = axis
+        return tuple(before)
+    if node.op_type == "BROADCAST_TO":
+        shape = shape_of(source)
+        added = len(axes) - len(shape)
+        if any(axis not in ((), ("G",)) for axis in axes[:added]):
+            miss("a BROADCAST_TO repeats more than heads", node.outputs[0])
+        kept = []
+        for dim, axis in zip(shape, axes[added:], strict=True):
+            if dim != factors.shape((axis,))[0] and axis != ("G",):
+                miss("a BROADCAST_TO repeats more than heads", node.outputs[0])
+            kept.append(axis if dim == factors.shape((axis,))[0] else ())
+        return tuple(kept)
+    return factors.regroup(axes, source)
+
+
+def _result(factors: Factors, value: ir.Value, axes: Axes) -> Placed:
+    """`value`, or what layout operators make of it alone, if that is [1, T, N, H]."""
+    first, wanted = Placed(value, axes), queries(factors)
+    while axes != wanted:
+        users = {use.node for use in value.uses()}
+        user = users.pop() if len(users) == 1 and not value.is_graph_output() else None
+        if user is None or user.op_type not in LAYOUT_OPERATORS:
+            return first
+        try:
+            axes = factors.through([user], axes)
+        except Miss:
+            return first
+        value = user.outputs[0]
+    return Placed(value, axes)
+
+
+# ---- the mask ----------------------------------------------------------------------------------------
+
+
+def _mask(factors: Factors, mask: ir.Value, axes: Axes) -> Mask:
+    """`mask`, added to scores with these axes."""
+    shape = shape_of(mask)
+    shape = (1,) * (len(axes) - len(shape)) + shape
+    *outer, rows, columns = shape
+    if len(shape) != len(axes) or any(dim != 1 for dim in outer):
+        miss("the heads are masked differently", mask)
+    if columns != factors.sizes["S"] or axes[-1] != factors.axes("S")[0]:
+        miss("the mask does not hide keys", mask)
+    T, G = factors.sizes["T"], factors.sizes["G"]
+    if rows == 1 or (rows == T and axes[-2] == factors.axes("T")[0]):
+        return Mask(mask, rows, 1)
+    if rows == G * T and axes[-2] == factors.axes("GT")[0] and _is_periodic(mask, T):
+        return Mask(mask, T, G)
+    miss("the heads are masked differently", mask)
+
+
+def _is_periodic(value: ir.Value, period: int) -> bool:
+    """Whether row t + `period` of `value` [.., rows, columns] is always row t."""
+    shape = shape_of(value)
+    if len(shape) < 2 or shape[-2] in (1, period):
+        return True
+    if (array := numbers(value)) is not None:
+        pieces = array.reshape(-1, shape[-2] // period, period, shape[-1])
+        return bool((pieces == pieces[:, :1]).all())
+    node = value.producer()
+    if node is None:
+        return False
+    if node.op_type == "CONCATENATION" and attribute(node, "axis", 0) % len(shape) == len(shape) - 2:
+        same = all(v is node.inputs[0] for v in node.inputs)
+        return same and shape_of(node.inputs[0])[-2] == period  # type: ignore[arg-type]
+    if node.op_type in LAYOUT_OPERATORS[:3]:
+        source = node.inputs[0]
+        return source is not None and shape_of(source)[-2:] == shape[-2:] and _is_periodic(source, period)
+    return node.op_type in _BY_ROW and all(v is not None and _is_periodic(v, period) for v in node.inputs)
