@@ -35,8 +35,9 @@ Layout = Literal["BNTH", "BTNH"]
 class Role:
     """What a tensor is to the model that runs it.
 
-    kind: `tokens` ids [B, T]; `position` of the first token [1]; `mask` additive; `key_cache`/`value_cache`
-    what a graph is given; `key`/`value` what it gives back (rotated keys); `logits` [B, T, V].
+    kind: `tokens` ids [B, T]; `position` of the first token [1], or of each [T], one after the other; `mask`
+    additive; `key_cache`/`value_cache` what a graph is given; `key`/`value` what it gives back (rotated keys);
+    `logits` [B, T, V], which a graph that only fills caches does not give.
     layer and layout are for keys, values and their caches.
     """
 

@@ -1,7 +1,8 @@
 """What an engine needs to know of a model: its signatures, with every tensor named by its role.
 
-The file says it (`o2o.contract`, written by the exporter and kept true by every filter); this module only
-reads it and refuses what cannot be run, so that no engine has to check again.
+The file says it (`o2o.contract`, written by the exporter and kept true by every filter), or for a file made
+elsewhere `runtime_py.guessing`; this module only reads it and refuses what cannot be run, so that no engine
+has to check again.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ _ENDS = {"inputs": ("tokens", "position", *_CACHES), "outputs": ("logits", *_ROW
 class Tensor:
     """An input or an output of a signature.
 
-    shape: tokens [1, T], position [1], logits [1, T, V]; keys, values and their caches as `layout` says,
-    "BNTH" is [1, K, T, H] and "BTNH" is [1, T, K, H], with S for T in a cache.
+    shape: tokens [1, T]; position [1] of the first, or [T], one after the other; logits [1, T, V]; keys,
+    values and their caches as `layout` says, "BNTH" is [1, K, T, H] and "BTNH" is [1, T, K, H], with S for T
+    in a cache.
     """
 
     name: str
@@ -73,6 +75,11 @@ class Signature:
     def length(self) -> int:
         """T: how many tokens one run takes."""
         return _need(self, "tokens").shape[1]
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether logits come out: of a prefill that makes none, decode gives them for the last token."""
+        return self.output("logits") is not None
 
     @cached_property
     def caches(self) -> dict[Slot, Tensor]:
@@ -166,7 +173,7 @@ def _need(signature: Signature, role: str) -> Tensor:
 
 def _check_decode(decode: Signature) -> tuple[int, int]:
     """(S, V) of a decode signature that can be run."""
-    _need(decode, "position")
+    _check_position(decode)
     logits = _need(decode, "logits")
     if (shape := _need(decode, "tokens").shape) != (1, 1):
         raise ModelError(f"decode takes tokens {list(shape)}, not one at a time, [1, 1]")
@@ -178,10 +185,20 @@ def _check_decode(decode: Signature) -> tuple[int, int]:
     return capacities.pop(), logits.shape[-1]
 
 
+def _check_position(signature: Signature) -> None:
+    position = _need(signature, "position")
+    if position.shape not in ((1,), (signature.length,)):
+        raise ModelError(
+            f"{signature.name}: {position.name!r} {list(position.shape)} is neither [1] nor one a token"
+        )
+
+
 def _check_prefill(prefill: Signature, decode: Signature, capacity: int, vocab_size: int) -> None:
-    """It must make logits of its tokens, fill every cache of decode, and make nothing else."""
-    tokens, logits = _need(prefill, "tokens"), _need(prefill, "logits")
-    if len(tokens.shape) != 2 or tokens.shape[0] != 1 or logits.shape != (*tokens.shape, vocab_size):
+    """It must fill every cache of decode; logits of its tokens are welcome."""
+    tokens, logits = _need(prefill, "tokens"), prefill.output("logits")
+    if len(tokens.shape) != 2 or tokens.shape[0] != 1:
+        raise ModelError(f"{prefill.name} takes tokens {list(tokens.shape)}, not [1, T]: export it so")
+    if logits is not None and logits.shape != (*tokens.shape, vocab_size):
         raise ModelError(
             f"{prefill.name} makes logits {list(logits.shape)} of tokens {list(tokens.shape)}, "
             f"not [1, T, {vocab_size}] of [1, T]: export it so"
@@ -201,7 +218,7 @@ def _check_prefill(prefill: Signature, decode: Signature, capacity: int, vocab_s
 
 def _check_caches(prefill: Signature, decode: Signature, capacity: int) -> None:
     """A prefill that writes into caches must take those of decode, at any position."""
-    _need(prefill, "position")
+    _check_position(prefill)
     if lost := prefill.caches.keys() ^ decode.caches.keys():
         kind, layer = min(lost)
         raise ModelError(f"layer {layer}: only one of {prefill.name} and decode takes a {kind} cache")

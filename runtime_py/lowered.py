@@ -79,12 +79,15 @@ def lower_file(file: Path) -> Lowered:
     from o2o.lower.litert import lower
     from o2o.streams import open_file
     from o2o.weights.reference import Reference
+    from runtime_py.guessing import guess_roles
 
     source = open_file(file)
     model = read(source)
     constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
     if any(isinstance(constant, Reference) for constant in constants):
         raise ModelError(f"{file}: its weights are in other files: put them in with bind.weights.py")
+    if not contract_of(model)["signatures"]:
+        guess_roles(model)
     if model.format == "tflite":
         return Lowered(None, (), contract_of(model))
     model = lower(model)

@@ -15,16 +15,17 @@ from runtime_py.preparing import prepare
 from runtime_py.tokenizer import Tokenizer, load_tokenizer, read_json
 
 MODELS = ("model.circle", "model.tflite")
+SUFFIXES = (".circle", ".tflite")
 WORTH_SHARING = 16_000_000
 """Bytes of a model from which threads pay: a step of less is over before they have met. `bench/threads.py`
 compares, package by package."""
-_WANTED = "a package is a folder with model.circle and a tokenizer"
+_WANTED = "a package is a folder with model.circle or model.tflite and a tokenizer"
 
 
 class Package:
     """A folder with `model.circle` (or `model.tflite`), `tokenizer.json` or `tokenizer.model`, and, where
     the checkpoint has them, `tokenizer_config.json`, `config.json` and `generation_config.json`. The model
-    may lie beside the folder too.
+    may lie beside the folder too, or have another name and be told by it.
 
     Files are read when they are first asked for. Whatever is wrong with one raises ModelError, whatever
     the system refuses raises OSError.
@@ -35,19 +36,30 @@ class Package:
         self.model = model
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> Package:
-        """The package in `directory`. Raises ModelError when there is none."""
-        folder = Path(directory)
-        if not folder.exists():
-            raise ModelError(f"{folder}: no such folder; {_WANTED}")
-        if not folder.is_dir():
-            raise ModelError(f"{folder} is a file; {_WANTED}")
+    def load(cls, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> Package:
+        """The package in the folder `path`, or that of the model's file `path`. Raises ModelError.
+
+        tokenizer: the folder of the tokenizer and the configuration, where these are not with the model.
+        """
+        place = Path(path)
+        if not place.exists():
+            raise ModelError(
+                f"{place}: no such {'file' if place.suffix in SUFFIXES else 'folder'}; {_WANTED}"
+            )
+        if tokenizer is not None and not Path(tokenizer).is_dir():
+            raise ModelError(f"{tokenizer}: no such folder, for the tokenizer")
+        if place.is_file():
+            if place.suffix not in SUFFIXES:
+                raise ModelError(f"{place} is a file, and no {' or '.join(SUFFIXES)}; {_WANTED}")
+            return cls(Path(tokenizer or place.parent), place)
         # The guide leaves its model beside the package's folder, where the last filter wrote it.
-        for place in (folder, folder.resolve().parent):
+        for folder in (place, place.resolve().parent):
             for name in MODELS:
-                if (model := place / name).is_file():
-                    return cls(folder, model)
-        raise ModelError(f"{folder} has no {MODELS[0]}: build the package, or copy the model there")
+                if (model := folder / name).is_file():
+                    return cls(Path(tokenizer or place), model)
+        raise ModelError(
+            f"{place} has no {' and no '.join(MODELS)}: build the package, or copy the model there"
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -24,7 +24,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m runtime_py.run", description="Let the model of a package continue a prompt, greedily."
     )
     add = parser.add_argument
-    add("package", metavar="PACKAGE", help="folder with model.circle and its tokenizer")
+    add(
+        "package",
+        metavar="PACKAGE",
+        help="folder with model.circle or model.tflite and its tokenizer, or the file",
+    )
+    add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the model")
     add("--prompt", metavar="TEXT", type=_text, default=DEFAULT_PROMPT, help="default: %(default)s")
     add("--max-new-tokens", metavar="N", type=_positive, help="default: to the end of the context")
     add("--stream", action="store_true", help="print the text as it comes, and the ids after it")
@@ -59,8 +64,8 @@ def _run(args: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal need not know every character
     stats = Stats()
-    package = Package.load(args.package)
-    if package.model.parent.resolve() != package.directory.resolve():
+    package = Package.load(args.package, args.tokenizer)
+    if not args.tokenizer and package.model.parent.resolve() != package.directory.resolve():
         _say(f"{package.directory} holds no model: taking {package.model} beside it")
     tokenizer = package.tokenizer
     prompt = tokenizer.encode(args.prompt)

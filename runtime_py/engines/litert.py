@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,10 +79,15 @@ class LiteRtEngine:
                 raise ModelError(f"LiteRT cannot take the model: {_reason(error)}") from error
 
     def plan(self, prompt: int) -> list[Chunk]:
-        """See `Engine`. Decode counts as a prefill of one token."""
+        """See `Engine`. Decode counts as a prefill of one token: it reads the last one where prefills give no
+        logits."""
         prefills = self._contract.prefills
         anywhere = {1, *(prefill.length for prefill in prefills if prefill.caches)}
-        return chunks(prompt, self.capacity, anywhere, {prefill.length for prefill in prefills} - anywhere)
+        at_start = {prefill.length for prefill in prefills} - anywhere
+        if all(prefill.gives_logits for prefill in prefills):
+            return chunks(prompt, self.capacity, anywhere, at_start)
+        last = Chunk(1, prompt - 1, prompt)
+        return [*chunks(prompt - 1, self.capacity, anywhere, at_start), last]
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         """See `Engine`."""
@@ -109,7 +115,7 @@ class LiteRtEngine:
         padded = np.zeros(length, np.int64)
         padded[: len(tokens)] = tokens
         call.feed("tokens", padded)
-        call.feed("position", np.array([position]))
+        call.feed("position", position + np.arange(length))
         call.run()
         for slot, (rows, buffer) in call.rows.items():
             self._fill(slot, rows, buffer, len(tokens))
@@ -199,10 +205,10 @@ class _Call:
                     self._ends[tensor.role] = tensor, buffers[-1]
 
     def feed(self, role: str, values: np.ndarray) -> None:
-        """Write the input of that role, if there is one."""
+        """Write the input of that role, if there is one: as many of `values` as it takes."""
         if role in self._ends:
             tensor, buffer = self._ends[role]
-            _write(buffer, values.astype(tensor.dtype))
+            _write(buffer, values[: tensor.shape[-1]].astype(tensor.dtype))
 
     def run(self) -> None:
         self._model.run_by_index(self._index, self._ins, self._outs)
