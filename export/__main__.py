@@ -64,7 +64,13 @@ def parser() -> argparse.ArgumentParser:
         default="float32",
         help="of matrices in the model; computing is float32 all the same (%(default)s)",
     )
-    add("--attn-implementation", metavar="NAME", default="eager", help="(%(default)s)")
+    add(
+        "--attn-implementation",
+        metavar="NAME",
+        default="eager",
+        help="transformers' own; or grouped, flash, flash:Q,KV (blocks of queries and keys): attention as "
+        "one operator, for any architecture, with --cache static (%(default)s)",
+    )
     add("--jobs", metavar="N", type=int, help="graphs to export at a time (as cores and memory allow)")
     add("--debug", action="store_true", help="show warnings, and where an error comes from")
     return parser

@@ -1,9 +1,9 @@
 """Attention implementations for any model that goes through transformers' attention interface.
 
-`grouped` computes all scores at a time, `blocked` in blocks with an online softmax, so that never more than one
-block of them exists (Dao et al., FlashAttention, 2022; transformers takes names with `flash` in them for kernels
-of its own). Both become one operator, `o2o.causal_attention`, in which keys and values
-are not repeated for the query heads that share them.
+`grouped` computes all scores at a time, `blocked` in blocks with an online softmax, so that never more than
+one block of them exists (Dao et al., FlashAttention, 2022; transformers keeps names with `flash` in them for
+kernels of its own). Both become one operator, `o2o.causal_attention`, in which keys and values are not
+repeated for the query heads that share them.
 
     AutoModelForCausalLM.from_pretrained(DIR, attn_implementation="blocked")     # also for `generate`
 """
@@ -20,13 +20,30 @@ from transformers import AttentionInterface
 
 from export.operators import causal_attention
 from o2o.causal import Blocks, adaptive
-from o2o.errors import ModelError
+from o2o.errors import ModelError, UsageError
 
-NAMES = {"flash": "blocked"}  # what transformers is to call it
+FLASH = "flash"  # what `blocked` is called where no transformers sees it
 
 # What the caller knows and attention does not: where the queries stand, and in which blocks to compute.
 _POSITION: ContextVar[torch.Tensor | None] = ContextVar("position", default=None)
 _BLOCKS: ContextVar[Blocks | None] = ContextVar("blocks", default=None)
+
+
+def implementation(name: str) -> tuple[str, Blocks | None]:
+    """What transformers is to call the attention implementation `name`, and the blocks in it: `flash` or
+    `flash:Q,KV`, or any that transformers knows. Raises UsageError."""
+    kind, _, sizes = name.partition(":")
+    if kind != FLASH:
+        return name, None
+    if not sizes:
+        return "blocked", None
+    try:
+        q, kv = (int(size) for size in sizes.split(","))
+    except ValueError:
+        raise UsageError(f"{name}: give two block sizes, such as {FLASH}:64,512") from None
+    if min(q, kv) < 1:
+        raise UsageError(f"{name}: a block has at least one query and one key")
+    return "blocked", Blocks(q, kv)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
-from export.attention import NAMES
+from export.attention import blocks_of, implementation
 from o2o.errors import ModelError, UsageError
 
 
@@ -27,10 +27,11 @@ class LanguageModel:
     """
 
     def __init__(self, config: Any, attn_implementation: str = "eager") -> None:
-        """attn_implementation: one of transformers', or `grouped` or `flash` (`export.attention`).
+        """attn_implementation: transformers' own, or `grouped`, `flash`, `flash:Q,KV` (`export.attention`).
 
         Raises ModelError for an architecture that transformers cannot build from `config`.
         """
+        name, self._blocks = implementation(attn_implementation)
         self.config = config
         self.kind: str = config.model_type
         if getattr(config, "quantization_config", None):
@@ -40,7 +41,7 @@ class LanguageModel:
                 self.module = AutoModelForCausalLM.from_config(
                     config,
                     dtype=torch.float32,
-                    attn_implementation=NAMES.get(attn_implementation, attn_implementation),
+                    attn_implementation=name,
                 ).eval()
         except Exception as error:
             what = reason_of(error)
@@ -90,17 +91,18 @@ class LanguageModel:
         mask: additive float [B, 1, T, number of keys], 0 where a key is visible. cache: gets the rotated
         keys and the values [B, K, T, H] of each layer through `update`.
         """
-        result = torch.func.functional_call(
-            self.module,
-            dict(zip(self.parameters, weights, strict=True)),
-            (input_ids,),
-            {
-                "position_ids": position_ids,
-                "attention_mask": mask,
-                "past_key_values": cache,
-                "use_cache": True,
-            },
-        )
+        with blocks_of(self._blocks):
+            result = torch.func.functional_call(
+                self.module,
+                dict(zip(self.parameters, weights, strict=True)),
+                (input_ids,),
+                {
+                    "position_ids": position_ids,
+                    "attention_mask": mask,
+                    "past_key_values": cache,
+                    "use_cache": True,
+                },
+            )
         return result.logits
 
     def dummies(self) -> tuple[torch.Tensor, ...]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.formats.constants import numbers
 from o2o.lower.dot_product import dot_product_attention
+from o2o.lower.flash import flash_attention
 from o2o.lower.rotation import rotate
 from o2o.model import Model, shape_of
 from o2o.rewriting.build import Builder, fresh_name
@@ -76,7 +78,10 @@ def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     first = numbers(position)
     start = None if first is not None and not first.any() else _first(op, position)
-    y = dot_product_attention(op, q, k, v, scale, start, blocks=blocks)
+    if blocks is None:
+        y = dot_product_attention(op, q, k, v, scale, start)
+    else:
+        y = flash_attention(model, op, q, k, v, scale, start, blocks)
     replace_output(model, old, _heads_first(op, y))
 
 
@@ -98,7 +103,7 @@ def _first(op: Builder, positions: ir.Value) -> ir.Value:
     if positions.dtype != ir.DataType.INT32:
         positions = op.node("CAST", [positions], shape_of(positions), ir.DataType.INT32, name="pos")
     if shape_of(positions) not in ((), (1,)):
-        positions = op.reshape(positions, [np.prod(shape_of(positions))])
+        positions = op.reshape(positions, [math.prod(shape_of(positions))])
         first = op.constant([0], "first", np.int32), op.constant([1], "one", np.int32)
         positions = op.node("SLICE", [positions, *first], [1], name="pos")
     return op.reshape(positions, [1])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from o2o.causal import Blocks
 from o2o.model import shape_of
 from o2o.rewriting.build import Builder
 
@@ -24,7 +23,6 @@ def dot_product_attention(
     scale: float,
     position: ir.Value | None = None,
     mask: ir.Value | None = None,
-    blocks: Blocks | None = None,
 ) -> ir.Value:
     """softmax(scale q k' + mask) v, [1, N, T, H].
 

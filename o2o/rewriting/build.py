@@ -85,7 +85,7 @@ class Builder:
         if dtype is None:
             dtype = next(value.dtype for value in inputs if value is not None)
         output = ir.Value(
-            name=fresh_name(self.graph, f"{self.prefix}{name or op_type.lower()}"),
+            name=self.fresh(name or op_type.lower()),
             shape=ir.Shape(shape),
             type=ir.TensorType(dtype) if dtype is not None else None,
         )
@@ -101,11 +101,25 @@ class Builder:
             [ir.convenience.convert_attribute(key, item) for key, item in options.items()],
             outputs=[output],
         )
+        self.add(node)
+        return output
+
+    def add(self, node: ir.Node) -> None:
+        """Put `node`, made elsewhere, in its place."""
         if self.before is None:
             self.graph.append(node)
         else:
             self.graph.insert_before(self.before, node)
-        return output
+
+    def fresh(self, name: str) -> str:
+        """A name for a new value."""
+        return fresh_name(self.graph, f"{self.prefix}{name}")
+
+    def slice(self, x: ir.Value, begin: Sequence[int], size: Sequence[int], name: str) -> ir.Value:
+        """SLICE: `size` of `x` from `begin` on."""
+        ends = (self.constant(numbers, f"{name}_{end}", np.int32) for end, numbers in
+                (("begin", begin), ("size", size)))  # fmt: skip
+        return self.node("SLICE", [x, *ends], size, name=name)
 
     def reshape(self, x: ir.Value, shape: Sequence[int], name: str | None = None) -> ir.Value:
         """RESHAPE to `shape`; `x` itself when it has that shape."""
