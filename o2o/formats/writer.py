@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import flatbuffers
+import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
@@ -33,6 +34,7 @@ from o2o.weights.reference import Reference
 ALIGNMENT = 16  # of small constants: the schemas' force_align
 LARGE_ALIGNMENT = 64  # of large ones: a cache line, and what XNNPACK likes best
 FLATBUFFER_LIMIT = (1 << 31) - 1
+SHARED = 64  # bytes from which equal vectors in the tables are one
 LONG = 256_000_000  # bytes from which writing is worth a progress bar
 
 
@@ -172,8 +174,25 @@ def _is_file(sink: BinaryIO) -> bool:
         return False
 
 
+class _Builder(flatbuffers.Builder):
+    """Writes long vectors of equal numbers once: the scales and zero points of weights that the graph of each
+    signature has. FlatBuffers may refer to one from many places."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._vectors: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:
+        if x.nbytes < SHARED:
+            return int(super().CreateNumpyVector(x))
+        key = x.dtype.str, x.tobytes()
+        if key not in self._vectors:
+            self._vectors[key] = super().CreateNumpyVector(x)
+        return self._vectors[key]
+
+
 def _pack(root: Any, dialect: Dialect) -> bytearray:
-    builder = flatbuffers.Builder(1 << 16)
+    builder = _Builder(1 << 16)
     builder.Finish(root.Pack(builder), dialect.identifier)
     tables = bytearray(builder.Output())
     # Room for the frame behind the identifier. All offsets are relative; only that of the root crosses it.

@@ -25,6 +25,7 @@ from tests.o2o.graphs import (
     feeds,
     linear,
     loop,
+    per_channel,
     run,
     shared_bytes,
     weights,
@@ -280,3 +281,26 @@ def test_a_result_of_nobody() -> None:
     graph = model.graphs[0]
     graph.remove(graph[0])
     assert unwritable(model) == "y is used but FULLY_CONNECTED, which makes it, is not in the graph"
+
+
+def test_equal_vectors_in_the_tables_are_one() -> None:
+    """The graph of each signature has the same weights, and so the same scales and zero points."""
+
+    def model(scales: list[np.ndarray]) -> Model:
+        graph = Graph("main")
+        x = graph.input("x", [1, 4])
+        for index, scale in enumerate(scales):
+            w = graph.constant(f"w{index}", np.full((1000, 4), index, np.int8))
+            w.meta["fields"] = {"quantization": per_channel(scale)}
+            graph.output(graph.fc(x, w, f"y{index}"))
+        return graph.model()
+
+    one = np.linspace(1, 2, 1000, dtype=np.float32)
+    same, other = (formats.dumps(model([one, scale])) for scale in (one, one + 1))
+    single = formats.dumps(model([one]))
+    assert len(same) < len(single) + 4000 + 1000  # the weights, no scale, no zero point
+    assert len(same) + 4000 <= len(other) < len(same) + 5000
+    assert formats.dumps(formats.loads(same)) == same
+    for data, scale in ((same, one), (other, one + 1)):
+        value = formats.loads(data).graphs[0].initializers["w1"]
+        np.testing.assert_array_equal(value.meta["fields"]["quantization"].scale, scale)
