@@ -78,7 +78,7 @@ def test_name_version_and_attributes() -> None:
     model = chain()
     of = values(model)
     nodes = between([of["a"]], [of["b"]])
-    told = {"scale": 0.1, "axis": 2, "fast": True, "kind": "soft"}
+    told: dict[str, float | int | bool | str] = {"scale": 0.1, "axis": 2, "fast": True, "kind": "soft"}
     outline(model, model.graphs[0], nodes, [of["a"]], [of["b"]], "my.op", told, version=3)
     model = formats.loads(formats.dumps(model))
     (node,) = (node for node in model.graphs[0] if node.op_type == COMPOSITE)
@@ -261,7 +261,7 @@ def test_only_nodes_of_the_graph() -> None:
 def test_between_takes_what_needs_no_input_along() -> None:
     graph = Graph("main")
     x = graph.input("x", [2])
-    fixed = graph.op("NEG", [graph.constant("one", np.float32([1, 1]))], [2], name="fixed")
+    fixed = graph.op("NEG", [graph.constant("one", weights(2))], [2], name="fixed")
     y = graph.op("ADD", [x, fixed], [2], FLOAT, name="y")
     graph.op("ABS", [y], [2], name="behind")
     assert {node.op_type for node in between([x], [y])} == {"NEG", "ADD"}
