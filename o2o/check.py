@@ -136,6 +136,7 @@ def check(before: Sequence[Model], after: Model, tolerance: float | None = None)
     subjects = [Subject(model, "the input") for model in before]
     olds = [(subject, name) for subject in subjects for name in subject.ends]
     compared, worst = 0, 0.0
+    tolerance = TOLERANCE if tolerance is None else tolerance
     names = [name for _, name in olds]
     for (old, name), new_name in zip(olds, _in_its_place(names, list(new.ends)), strict=True):
         if new_name is None:

@@ -15,19 +15,20 @@ import onnx_ir as ir
 from o2o import causal
 from o2o.attention import POSITION, writes_cache
 from o2o.errors import ModelError
-from o2o.formats.constants import is_quantized
-from o2o.formats.schema import TFLITE
+from o2o.formats.constants import is_constant, is_quantized
+from o2o.formats.conversion import called, convert
 from o2o.lower.attention import lower_attention, lower_causal_attention
 from o2o.lower.equal import merge_equal
 from o2o.lower.grouped import group_heads
+from o2o.lower.registered import is_registered
 from o2o.lower.rotation import rotate
+from o2o.lower.versions import minimum_version
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, attribute, is_dynamic, shape_of
 from o2o.rewriting.build import Builder
 from o2o.rewriting.clean import inner_graphs, remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.io import replace_output
 
-# The versions from which LiteRT registers an operator, where that is not 1.
-MINIMUM_VERSIONS = {"BROADCAST_TO": 2}
+_HYBRID = {("ATTENTION", index) for index in (1, 2, 3, 4)}  # the operands that may be quantised: weights
 _POSITIONS = {"ATTENTION": POSITION, causal.NAME: causal.POSITION}  # the operand that may be integer
 
 
@@ -41,7 +42,7 @@ def lower(model: Model) -> Model:
                 _check(model, graph, node)
                 if writes_cache(node) and graph in inner:
                     raise ModelError(
-                        f"{_called(model, graph, node)} writes caches in a graph that is run by another"
+                        f"{called(model, graph, node)} writes caches in a graph that is run by another"
                     )
                 lowering(model, graph, node)
                 graph.remove(node, safe=True)
@@ -53,17 +54,11 @@ def lower(model: Model) -> Model:
         for node in graph:
             if node.domain == CUSTOM_DOMAIN:
                 continue
-            if node.op_type not in TFLITE.operator_codes:
-                raise ModelError(f"LiteRT has no operator {_called(model, graph, node)}")
-            node.version = max(node.version or 1, MINIMUM_VERSIONS.get(node.op_type, 1))
-    model.format = "tflite"
-    model.fields.pop("version", None)
+            if not is_registered(node.op_type):
+                raise ModelError(f"LiteRT has no operator {called(model, graph, node)}")
+            node.version = max(node.version or 1, minimum_version(node))
+    convert(model, "tflite")
     return model
-
-
-def _called(model: Model, graph: ir.Graph, node: ir.Node) -> str:
-    name = node.outputs[0].name if node.outputs else "?"
-    return f"{node.op_type} ({name} in {model.label(graph)})"
 
 
 def _check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
@@ -75,10 +70,12 @@ def _check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
             ir.DataType.INT32,
             ir.DataType.INT64,
         )
+        if (node.op_type, index) in _HYBRID and is_constant(value) and is_quantized(value):
+            continue  # FULLY_CONNECTED computes with it as it is
         if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or position):
-            raise ModelError(f"{_called(model, graph, node)}: {value.name} is {value.dtype}, not float32")
+            raise ModelError(f"{called(model, graph, node)}: {value.name} is {value.dtype}, not float32")
         if is_dynamic(value):
-            raise ModelError(f"{_called(model, graph, node)}: {value.name} has no fixed shape")
+            raise ModelError(f"{called(model, graph, node)}: {value.name} has no fixed shape")
 
 
 def _rms_norm(model: Model, graph: ir.Graph, node: ir.Node) -> None:

@@ -25,7 +25,7 @@ _MOVES = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "GATHER
 @dataclass(frozen=True)
 class Use:
     """`node` takes the constant as its operand of that number, as this part; through `widened`, the
-    DEQUANTIZE that makes float32 of float16, if there is one. part: None with the reason for anything else."""
+    DEQUANTIZE that makes float32 of float16, if there is one. part: None, with a reason, for all else."""
 
     graph: ir.Graph
     node: ir.Node
@@ -129,9 +129,8 @@ def _are_tokens(model: Model, graph: ir.Graph, ids: ir.Value) -> bool:
         ids = node.inputs[0]
     if (role := role_of(ids)) is not None:
         return role.kind == "tokens"
-    names = {ids.name or ""} | {
-        n for s in model.signatures_of(graph) for n, v in s.inputs.items() if v is ids
-    }
+    inputs = [end for signature in model.signatures_of(graph) for end in signature.inputs.items()]
+    names = [ids.name or "", *(name for name, value in inputs if value is ids)]
     return ids.is_graph_input() and any(TOKENS.search(name) for name in names)
 
 

@@ -68,9 +68,7 @@ def find(name: str, embedding: str | None = None, head: str | None = None) -> Re
     """The recipe of that name or alias, with another scheme for embedding or head. Raises UsageError."""
     recipe = RECIPES.get(ALIASES.get(name, name))
     if recipe is None:
-        raise UsageError(
-            f"unknown recipe {name!r}: there are {', '.join(RECIPES)} (and {', '.join(ALIASES)})"
-        )
+        raise UsageError(f"unknown recipe {name!r}: there are {', '.join((*RECIPES, *ALIASES))}")
     if embedding is not None:
         recipe = replace(recipe, embedding=_scheme(embedding))
     if head is not None:

@@ -42,12 +42,10 @@ def summary(told: dict[str, Any]) -> str:
     if not counts:
         reasons = Counter(entry["reason"] for entry in told["tensors"])
         why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
-        return f"left {counted(left, 'table')} as it was{why}"
+        return f"left {counted(left, 'table')} alone{why}"
     made = ", ".join(f"{count} of {scheme}" for scheme, count in sorted(counts.items()))
     before, after = told["bytes"]
-    lost = (
-        f"relative error {told['error']['rms']:.2g}, at most {told['error']['max']:.2g} of the largest number"
-    )
+    lost = "relative error {rms:.2g}, at most {max:.2g} of the largest number".format(**told["error"])
     rest = f" ({left} left as they are)" if left else ""
     return f"{told['recipe']}: {made}{rest}, {before:,} bytes to {after:,}; {lost}"
 

@@ -1,9 +1,10 @@
-"""A recipe carried out on a model: its matrices become constants that are quantised while they are written."""
+"""A recipe carried out on a model: its matrices become constants that are quantised as they are written."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +24,20 @@ from o2o.weights.reference import Reference
 
 METADATA_NAME = "o2o.quantization"
 VERSION = 1
+# Bytes of a scale: among a tensor's parameters, with its zero point, which is an int64; and of a block.
+PARAMETERS, HALF = 12, 2
 # Bytes of tables, at most: for each value that is a quantised constant, and for each operator that is added
 # with what it needs.
 VALUE, OPERATOR = 256, 512
-PARAMETERS = 12  # for each scale that stands in the tables: a float, and the zero point, which is an int64
 
 
 @dataclass
 class Done:
-    """What became of a matrix. scheme: None when it was left as it is, for `reason`. before, after: bytes in a
-    file, with scales and what else it needs. tensor: knows its error when it has been written."""
+    """What became of a matrix. scheme: None when it was left as it is, for `reason`. before, after: bytes in
+    a file, with its scales. tensor: knows its error when it has been written."""
 
     name: str
-    parts: list[str]
+    parts: Sequence[str]
     shape: tuple[int, int]
     scheme: Scheme | None
     before: int
@@ -71,8 +73,9 @@ def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> Done:
     rows, columns = shape
     scheme = fitting(scheme, columns)
     explicit = recipe.explicit or not scheme.limit
-    after = _bytes(scheme, rows, columns, matrix, explicit)
-    if after >= tensor.nbytes:
+    scales = rows * scheme.blocks(columns) * (HALF if scheme.block else PARAMETERS)
+    after = rows * columns * scheme.bits // 8 + scales
+    if after + _overhead(matrix, scheme, explicit) >= tensor.nbytes:
         left.reason = "it would not become smaller"
         return left
     found = Quantized(name, tensor, scheme, (rows, columns))
@@ -85,15 +88,11 @@ def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> Done:
     return Done(name, parts, (rows, columns), scheme, tensor.nbytes, after, tensor=found)
 
 
-def _bytes(scheme: Scheme, rows: int, columns: int, matrix: Matrix, explicit: bool) -> int:
-    """Bytes of the matrix by `scheme`, at most, with all that it needs in the file."""
-    scales = rows * scheme.blocks(columns)
-    size = -(-rows * columns * scheme.bits // 8) + (2 * scales if scheme.block else 0)
-    tables = VALUE * (2 if scheme.block else 1) + (0 if scheme.block else PARAMETERS * scales)
-    added = sum(
-        1 + 2 * (use.part == "embedding") for use in matrix.uses if explicit or use.part == "embedding"
-    )
-    return size + tables * len(matrix.values) + OPERATOR * added
+def _overhead(matrix: Matrix, scheme: Scheme, explicit: bool) -> int:
+    """Bytes of what else the matrix needs by `scheme`, at most: tables, operators."""
+    looked_up = sum(use.part == "embedding" for use in matrix.uses)
+    added = 3 * looked_up + (len(matrix.uses) - looked_up if explicit else 0)
+    return VALUE * len(matrix.values) * (2 if scheme.block else 1) + OPERATOR * added
 
 
 def _tell_unused(model: Model, tensor: ir.TensorProtocol) -> None:
@@ -155,7 +154,7 @@ def _dequantized(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 def _look_up(model: Model, use: Use, table: ir.Value) -> None:
-    """EMBEDDING_LOOKUP, which computes rows of integers in float; of float16, which it does not know, GATHER."""
+    """EMBEDDING_LOOKUP, which makes float rows of integers; of float16, which it does not know, GATHER."""
     node, old = use.node, use.node.outputs[0]
     op = Builder(use.graph, before=node, prefix=f"{old.name}/")
     shape = shape_of(old)

@@ -14,11 +14,12 @@ import onnx_ir as ir
 
 SMALLEST = 1e-9  # the least that a row's largest number counts as: no scale is 0
 HALF = np.finfo(np.float16)
+LARGEST_SCALE = 65280  # the largest float16 with 8 bits: the next would be infinite
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """dtype: what is stored. limit: what the largest number becomes; 0 for a float. lowest: the least integer.
+    """dtype: what is stored. limit: what the largest number becomes; 0 for a float. lowest: the least one.
     block: the columns that share a scale, 0 for all of a row. tolerance: how far results may be off, as a
     share of the largest number, for `--check`."""
 
@@ -61,7 +62,7 @@ class Scheme:
         """The largest number that can be stored."""
         if not self.limit:
             return float(HALF.max)
-        return self.limit * float(HALF.max) if self.block else float(np.finfo(np.float32).max)
+        return float(self.limit * LARGEST_SCALE) if self.block else float(np.finfo(np.float32).max)
 
 
 INT8 = Scheme("int8", ir.DataType.INT8, limit=127, lowest=-127, tolerance=0.1)

@@ -123,7 +123,7 @@ class _Rows:
         error.difference += float(np.dot(lost, lost))
         error.largest = max(error.largest, float(flat.max()), -float(flat.min()))
         error.furthest = max(error.furthest, float(lost.max()), -float(lost.min()))
-        raw = stored.reshape(-1).view(np.uint8)
+        raw: np.ndarray = stored.reshape(-1).view(np.uint8)
         if self.scheme.bits == 4:  # the first in the lower half
             raw = (raw[0::2] & 15) | (raw[1::2] << 4)
         return raw

@@ -1,0 +1,73 @@
+"""`quantize.weights.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from o2o import streams
+from o2o.filters.base import Filter
+from o2o.model import Model
+from o2o.quantization.recipes import NONE, PARTS, RECIPES, find
+from o2o.quantization.report import report, summary
+from o2o.quantization.rewriting import Done, quantize
+
+
+class QuantizeWeights(Filter):
+    """Store weights in fewer bits, by a named recipe.
+
+        w const float32 [O,I]                  w const int8 [O,I], scales [O]
+        |                                =>    |
+        FULLY_CONNECTED                        FULLY_CONNECTED
+        table const float32, ids               table const int8, ids - RESHAPE
+        |                                =>    |
+        GATHER                                 EMBEDDING_LOOKUP - RESHAPE
+
+    Recipes: dynamic_int8 (by row; kernels quantise what the weights are multiplied with), weight_only_int8 (a
+    DEQUANTIZE in front, arithmetic in float32), dynamic_int4_block32 and dynamic_int4_block128 (int4 with a
+    scale for so many columns; embedding and head int8), float16, none. `true` is dynamic_int8, `false` none;
+    ai-edge-quantizer's names do, too. --embedding and --head choose otherwise for these two; one table for
+    both gets the better of the two schemes.
+    The weights may still be in the checkpoint (--weights external): those that are quantised are read there,
+    a few rows at a time, and become numbers in the model; the others stay references for bind.weights.py.
+    What is done is recorded in the file (o2o.quantization) and --report says how exact each tensor still is.
+    Left alone: what other operators use, what is quantised already, what would not become smaller. Rows that
+    are no whole number of blocks get shorter blocks, else int8.
+    Refused: weights that are not finite.
+    """
+
+    name = "quantize.weights.py"
+    usage_example = (
+        "quantize.weights.py --recipe dynamic_int8 < graph.circle | bind.weights.py > model.circle"
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--recipe", metavar="NAME", default="dynamic_int8", help=f"{', '.join(RECIPES)} (%(default)s)"
+        )
+        for part, what in (("embedding", "the table of token ids"), ("head", "what makes the logits")):
+            parser.add_argument(
+                f"--{part}", metavar="SCHEME", help=f"for {what}: {', '.join(PARTS)} (as the recipe says)"
+            )
+        parser.add_argument("--report", metavar="FILE", help="write errors and sizes there, as JSON")
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        self._recipe = find(args.recipe, args.embedding, args.head)
+        self.changes_graph = self._recipe != NONE
+        self.tolerance = self._recipe.tolerance or None
+        self._done: list[Done] = quantize(model, self._recipe)
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
+        find(args.recipe, args.embedding, args.head)  # before anything is read
+        with nullcontext() if args.report is None else streams.open_output(args.report) as sink:
+            code = super().run(args, argv)
+            told = report(self._recipe, self._done)
+            self.say(summary(told))
+            if sink is not None:
+                sink.write((json.dumps(told, indent=2) + "\n").encode())
+        return code
+
+
+main = QuantizeWeights.main
