@@ -31,8 +31,8 @@ def guess_roles(model: Model) -> None:
             continue
         if "mask" in signature.inputs:
             raise ModelError(
-                f"{signature.name} wants its attention mask as an input: convert the model so that it makes the "
-                "mask itself (mask_as_input off)"
+                f"{signature.name} wants its attention mask as an input: convert the model so that it makes "
+                "the mask itself (mask_as_input off)"
             )
         shapes = {shape_of(v) for name, v in signature.inputs.items() if _CACHE.fullmatch(name)}
         if len(shapes) > 1:

@@ -50,7 +50,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
         return SentencePieceTokenizer(path, config)
     raise ModelError(
-        f"{directory} has no tokenizer.json and no tokenizer.model: copy them there from the checkpoint"
+        f"{directory} has no tokenizer.json and no tokenizer.model: copy them there from the checkpoint, "
+        "or name its folder with --tokenizer"
     )
 
 
