@@ -29,8 +29,8 @@ class Cache:
 
 @dataclass(frozen=True)
 class Ends:
-    """A signature that reads `length` tokens: (name, tensor) of each end. A prefill that only reads a prompt's
-    beginning has no caches, and rows of that length."""
+    """A signature that reads `length` tokens: (name, tensor) of each end. A prefill that only reads the
+    beginning of a prompt has no caches, and rows of that length."""
 
     name: str
     graph: ir.Graph

@@ -22,9 +22,7 @@ LINEAR = ("FULLY_CONNECTED", "BATCH_MATMUL")
 class Interpreted:
     """Runs signatures one after the other and keeps the caches."""
 
-    def __init__(
-        self, file: Path, model: Model, ends: Sequence[Ends], parameters: Sequence[str]
-    ) -> None:
+    def __init__(self, file: Path, model: Model, ends: Sequence[Ends], parameters: Sequence[str]) -> None:
         """model: what is in `file`. parameters: the names of the checkpoint's. Raises ModelError."""
         with quiet():
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -87,7 +85,7 @@ class Interpreted:
         return feeds | {cache.name: self._caches[slot] for slot, cache in ends.caches.items()}
 
     def _keep(self, slot: Slot, given: Cache, numbers: np.ndarray, count: int) -> None:
-        """Take what came out of a cache, or of a prefill from the beginning, which has `count` rows for it."""
+        """Take what came out of a cache; a prefill from the beginning has `count` rows for it."""
         layout, cache = self._layouts[slot], self._caches[slot]
         turned = np.array(numbers).transpose([given.layout.index(axis) for axis in layout])
         if turned.shape == cache.shape:

@@ -32,6 +32,10 @@ class Report:
             self.failed.append(name)
         self.say(f"{'✅ PASSED' if passed else '❌ FAILED'} - {name}")
 
+    def total(self) -> None:
+        """The last line: whether every verdict was good."""
+        self.say("✓ ALL TESTS PASSED" if self.passed else f"✗ FAILED: {', '.join(self.failed)}")
+
     @property
     def passed(self) -> bool:
         return self.verdicts > 0 and not self.failed

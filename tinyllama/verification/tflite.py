@@ -112,8 +112,8 @@ def _check(file: Path, ends: Sequence[Ends], model: LanguageModel, directory: Pa
     wanted: int = model.config.get_text_config(decoder=True).vocab_size
     if found != wanted:
         raise ModelError(
-            f"{file} has a vocabulary of {found} tokens, {directory} one of {wanted}: they are not of the same "
-            "checkpoint"
+            f"{file} has a vocabulary of {found} tokens, {directory} one of {wanted}: they are not of "
+            "the same checkpoint"
         )
     for one in ends:
         if len(one.rows) != 2 * model.layers:
