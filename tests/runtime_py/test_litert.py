@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from o2o.errors import ModelError
+from runtime_py.chunks import Chunk
 from runtime_py.contract import Contract
 from runtime_py.engines.litert import LiteRtEngine
 from tests.runtime_py.toy import Toy
@@ -68,6 +69,21 @@ def test_several_prefills(prefill_length, cached_lengths, cache_layout, ids_dtyp
     text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
     for length in range(1, 9):
         poison(engine)
+        assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
+        for position in range(length, 8):
+            assert_close(engine.decode(text[position], position), toy.logits(text[: position + 1]))
+    engine.close()
+
+
+@pytest.mark.parametrize("cached_lengths", [[8], [3], [2, 5]])
+def test_prefills_without_logits(cached_lengths):
+    """Decode reads the last token of every prompt; positions are told for each token."""
+    toy = Toy(prefill_length=0, cached_lengths=cached_lengths, capacity=8, ai_edge=True)
+    engine = engine_of(toy)
+    text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
+    for length in range(1, 9):
+        poison(engine)
+        assert engine.plan(length)[-1] == Chunk(1, length - 1, length)
         assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
         for position in range(length, 8):
             assert_close(engine.decode(text[position], position), toy.logits(text[: position + 1]))

@@ -25,6 +25,16 @@ def test_the_circle_file_comes_first(tmp_path):
     assert Package.load(tmp_path).model.name == "model.circle"
 
 
+def test_a_file_may_be_named(tmp_path):
+    (tmp_path / "tinyllama_q8_ekv1024.tflite").write_bytes(b"")
+    opened = Package.load(tmp_path / "tinyllama_q8_ekv1024.tflite")
+    assert (opened.directory, opened.model.name) == (tmp_path, "tinyllama_q8_ekv1024.tflite")
+    (tmp_path / "elsewhere").mkdir()
+    assert Package.load(opened.model, tmp_path / "elsewhere").directory == tmp_path / "elsewhere"
+    with pytest.raises(ModelError, match="no such folder, for the tokenizer"):
+        Package.load(opened.model, tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     ("files", "eos"),
     [
@@ -76,6 +86,14 @@ def test_prefills_are_known_by_their_tokens_and_sorted():
     assert [bool(one.caches) for one in contract.prefills] == [True, True, False]
 
 
+def test_prefills_may_give_no_logits_and_take_a_position_for_each_token():
+    contract = Contract.parse(Toy(prefill_length=0, cached_lengths=[4], ai_edge=True).contract)
+    (prefill,) = contract.prefills
+    assert not prefill.gives_logits
+    assert contract.decode.gives_logits
+    assert prefill.input("position").shape == (4,)
+
+
 def test_prefill_alone_may_be_longer_than_the_caches():
     (prefill,) = Contract.parse(Toy(prefill_length=9, capacity=8).contract).prefills
     assert prefill.length == 9
@@ -97,7 +115,6 @@ def wrong(signature: str, end: str, index: int, **fields):
         (lambda c: c["signatures"].pop("decode"), "no signature 'decode'"),
         (lambda c: c["signatures"]["decode"].pop("inputs"), "damaged"),
         (lambda c: c["signatures"]["decode"]["outputs"].pop(0), "decode has no logits"),
-        (lambda c: c["signatures"]["prefill"]["outputs"].pop(0), "prefill has no logits"),
         (lambda c: c["signatures"]["prefill"]["outputs"].pop(1), "layer 0: prefill's key"),
         (lambda c: c["signatures"]["decode"]["inputs"].pop(1), "decode has no position"),
         (lambda c: c["signatures"]["decode"]["inputs"].__delitem__(slice(2, None)), "decode has no key"),
@@ -110,6 +127,8 @@ def wrong(signature: str, end: str, index: int, **fields):
         (wrong("decode", "inputs", 2, shape=[1, 9, 2, 3]), r"differ in capacity: \[8, 9\]"),
         (wrong("decode", "inputs", 2, shape=[1, 8, 3, 3]), "does not fit"),
         (wrong("prefill", "outputs", 0, shape=[1, 1, 11]), r"logits \[1, 1, 11\]"),
+        (wrong("prefill", "inputs", 0, shape=[5]), r"prefill takes tokens \[5\], not \[1, T\]"),
+        (wrong("decode", "inputs", 1, shape=[3]), r"'cache_position' \[3\] is neither \[1\] nor one a token"),
     ],
 )
 def test_contracts_that_cannot_be_run(change, message):

@@ -62,6 +62,33 @@ def test_prints_prompt_ids_and_text(run_module, toy, package):
     assert done.stdout == f"prompt: Lily picked up a flower.\n{generated}\ndetokenized: {text}\n"
 
 
+def test_a_model_file_beside_its_tokenizer_or_elsewhere(toy, package, tmp_path, capsys):
+    ids, _ = expected(toy, package, "a dog", 4)
+    model = package / "model.tflite"
+    options = ["--prompt", "a dog", "--max-new-tokens", "4"]
+    assert main([str(model), *options]) == 0
+    (tmp_path / "other.tflite").write_bytes(model.read_bytes())
+    assert main([str(tmp_path / "other.tflite"), "--tokenizer", str(package), *options]) == 0
+    told = f"generated: {{ {', '.join(map(str, ids))} }}"
+    out, err = capsys.readouterr()
+    assert out.count(told) == 2
+    assert err == ""
+    assert main([str(tmp_path / "other.tflite"), *options]) == 1
+    assert "or name its folder with --tokenizer" in one_line(capsys)
+
+
+@pytest.mark.parametrize("contract", [True, False])
+def test_ai_edges_interface(package, capsys, contract):
+    """Also of a file made elsewhere, whose names must do."""
+    toy = Toy(vocab=VOCAB, prefill_length=0, cached_lengths=[4, 8], capacity=24, ai_edge=True)
+    (package / "model.tflite").write_bytes(toy.file if contract else toy.file_without_contract)
+    ids, text = expected(toy, package, "Lily picked up a flower.")
+    assert main([str(package), "--stats"]) == 0
+    out, err = capsys.readouterr()
+    assert f"generated: {{ {', '.join(map(str, ids))} }}\ndetokenized: {text}\n" in out
+    assert "(10 tokens in 8 + 2 x 1)" in err or "(10 tokens in 8 + 4 + 1)" in err
+
+
 def test_streams_the_same_text(toy, package, capsys):
     ids, text = expected(toy, package, "a dog", 9)
     assert main([str(package), "--prompt", "a dog", "--max-new-tokens", "9", "--stream"]) == 0
@@ -160,8 +187,10 @@ def test_tokenizer_of_another_model(package, capsys):
 def test_no_such_folder_and_no_folder(package, capsys):
     assert main([str(package / "nowhere")]) == 1
     assert "no such folder" in one_line(capsys)
-    assert main([str(package / "model.tflite")]) == 1
-    assert "is a file" in one_line(capsys)
+    assert main([str(package / "nowhere.tflite")]) == 1
+    assert "no such file" in one_line(capsys)
+    assert main([str(package / "config.json")]) == 1
+    assert "is a file, and no .circle or .tflite" in one_line(capsys)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,8 @@ class Toy:
 
     prefill_length T of `prefill`, which gives its rows (0 for none); cached_lengths T of `prefill_T`, which
     write into the caches at any position; capacity S; `prefill_layout` and `cache_layout` are BNTH or BTNH;
-    `ids_dtype` is of tokens and positions; `same_names` calls the caches that come out as those that go in.
+    `ids_dtype` is of tokens and positions; `same_names` calls the caches that come out as those that go in;
+    `ai_edge` names everything as AI Edge does, with a position for each token and no logits from prefills.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class Toy:
         ids_dtype: str = "int32",
         vocab: int = VOCAB,
         same_names: bool = False,
+        ai_edge: bool = False,
         seed: int = 0,
     ) -> None:
         rng = np.random.default_rng(seed)
@@ -163,6 +165,7 @@ class Toy:
         self.layouts = {"prefill": prefill_layout, "cache": cache_layout}
         self.ids_dtype = ids_dtype
         self.given = "past" if same_names else "present"
+        self.ai_edge = ai_edge
         self.keys = rng.standard_normal((vocab, WIDTH), np.float32)
         self.values = rng.standard_normal((vocab, WIDTH), np.float32)
         self.weights = rng.uniform(0.5, 1.5, max(capacity, prefill_length)).astype(np.float32)
@@ -248,12 +251,15 @@ class Toy:
         """n tokens at any position, on the caches."""
         graph, s, layout = _Graph(file), self.capacity, self.layouts["cache"]
         tokens = graph.tensor([1, n], self.ids_dtype)
-        position = graph.tensor([1], self.ids_dtype)
+        position = graph.tensor([n if self.ai_edge else 1], self.ids_dtype)
         cache_shape, flat = self._shape(layout, s), [1, n, WIDTH]
         past = {kind: graph.tensor(cache_shape) for kind in ("key", "value")}
         where = position
         if self.ids_dtype == "int64":
             where = graph.op("CAST", [position], [1], "int32", **_cast("int64", "int32"))
+        if self.ai_edge:
+            ends = graph.const([0], "int32"), graph.const([1], "int32")
+            where = graph.op("SLICE", [position, *ends], [1], "int32", options="SliceOptions")
         positions = graph.op(
             "ADD", [where, graph.const(np.arange(n), "int32")], [n], "int32", options="AddOptions"
         )
@@ -289,16 +295,22 @@ class Toy:
             keepNumDims=True,
         )
         spread = {"layer": 0, "layout": layout}
+        given = {kind: f"{self.given}_{kind}_0" for kind in past}
+        taken = {kind: f"past_{kind}_0" for kind in past}
+        called = ["input_ids", "cache_position"]
+        if self.ai_edge:
+            given = taken = {kind: f"kv_cache_{kind[0]}_0" for kind in past}
+            called = ["tokens", "input_pos"]
+        outputs: _Ends = {given[kind]: (updated[kind], {"role": kind, **spread}) for kind in past}
+        if n == 1 or not self.ai_edge:
+            outputs = {"logits": (logits, {"role": "logits"}), **outputs}
         file.signature(
             name,
             graph,
             {
-                "input_ids": (tokens, {"role": "tokens"}),
-                "cache_position": (position, {"role": "position"}),
-                **{f"past_{kind}_0": (past[kind], {"role": f"{kind}_cache", **spread}) for kind in past},
+                called[0]: (tokens, {"role": "tokens"}),
+                called[1]: (position, {"role": "position"}),
+                **{taken[kind]: (past[kind], {"role": f"{kind}_cache", **spread}) for kind in past},
             },
-            {
-                "logits": (logits, {"role": "logits"}),
-                **{f"{self.given}_{kind}_0": (updated[kind], {"role": kind, **spread}) for kind in past},
-            },
+            outputs,
         )
