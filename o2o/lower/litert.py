@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx_ir as ir
 
 from o2o import causal
@@ -21,9 +20,10 @@ from o2o.lower.attention import lower_attention, lower_causal_attention
 from o2o.lower.equal import merge_equal
 from o2o.lower.grouped import group_heads
 from o2o.lower.registered import is_registered
+from o2o.lower.rms_norm import lower_rms_norm
 from o2o.lower.rotation import rotate
 from o2o.lower.versions import minimum_version
-from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, attribute, is_dynamic, shape_of
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, attribute, is_dynamic
 from o2o.rewriting.build import Builder
 from o2o.rewriting.clean import inner_graphs, remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.io import replace_output
@@ -78,22 +78,6 @@ def _check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
             raise ModelError(f"{called(model, graph, node)}: {value.name} has no fixed shape")
 
 
-def _rms_norm(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    x, weight = node.inputs
-    assert x is not None
-    assert weight is not None
-    old = node.outputs[0]
-    op = Builder(graph, before=node, prefix=f"{old.name}/")
-    shape = shape_of(x)
-    mean_shape = [*shape[:-1], 1]
-    axis = op.constant([len(shape) - 1], "axis", np.int32)
-    mean = op.node("MEAN", [op.node("MUL", [x, x], shape, name="square"), axis], mean_shape, keepDims=True)
-    epsilon = op.constant(attribute(node, "epsilon", 0.0), "epsilon", np.float32)
-    root = op.node("RSQRT", [op.node("ADD", [mean, epsilon], mean_shape)], mean_shape)
-    normalised = op.node("MUL", [x, root], shape, name="normalised")
-    replace_output(model, old, op.node("MUL", [normalised, weight], shape, name="scaled"))
-
-
 def _rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     x, sin, cos = node.inputs
     old = node.outputs[0]
@@ -106,7 +90,7 @@ def _rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
 
 
 _LOWERINGS: dict[tuple[str, str], Callable[[Model, ir.Graph, ir.Node], None]] = {
-    (DOMAIN, "RMS_NORM"): _rms_norm,
+    (DOMAIN, "RMS_NORM"): lower_rms_norm,
     (DOMAIN, "ROPE"): _rope,
     (DOMAIN, "ATTENTION"): lower_attention,
     (CUSTOM_DOMAIN, causal.NAME): lower_causal_attention,

@@ -84,11 +84,11 @@ def _check(
     graph: ir.Graph, region: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
 ) -> None:
     inside = set(region)
-    for value in inputs:
-        if value.producer() in inside:
-            miss("the region makes it itself", value)
-        if _references(value):
-            miss("its quantization names other tensors, which cannot go in with it", value)
+    for operand in inputs:
+        if operand.producer() in inside:
+            miss("the region makes it itself", operand)
+        if _references(operand):
+            miss("its quantization names other tensors, which cannot go in with it", operand)
     for node in region:
         if has_side_effects(node):
             miss(f"{node.op_type} does more than computing", node.outputs[0] if node.outputs else None)
