@@ -12,6 +12,7 @@ import onnx_ir as ir
 from o2o.contract import contract_of, role_of
 from o2o.formats.constants import Stored, storage_key
 from o2o.model import CUSTOM_DOMAIN, Model
+from o2o.quantization.record import recorded
 from o2o.rewriting.clean import inner_graphs
 from o2o.weights.reference import Reference
 from o2o.wording import counted
@@ -21,7 +22,7 @@ LARGEST = 5  # constants that the text shows
 
 def summarise(model: Model) -> dict[str, Any]:
     """The parts of `model`, which was read from a file, ready for JSON: graphs, constants in the file and
-    references to others, metadata, contract, history."""
+    references to others, metadata, contract, quantisation, history."""
     return {
         "format": model.format,
         "graphs": [_graph(model, graph) for graph in model.graphs],
@@ -29,6 +30,7 @@ def summarise(model: Model) -> dict[str, Any]:
         "references": _references(model),
         "metadata": [{"name": name, "bytes": len(data)} for name, data in model.metadata],
         "contract": contract_of(model),
+        "quantization": recorded(model),
         "history": model.history,
     }
 
@@ -163,6 +165,7 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
     signatures = summary["contract"]["signatures"]
     told_of = ", ".join(signatures) if signatures else "none (no tensor has a role)"
     lines += ["", f"contract: {told_of}"]
+    lines += [f"quantisation: {_quantization(step)}" for step in summary["quantization"]]
     lines += ["", "history:" if summary["history"] else "history: none"]
     lines += [f"  {index}  {_history(entry)}" for index, entry in enumerate(summary["history"], 1)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -239,6 +242,12 @@ def _wrapped(title: str, items: Sequence[str], indent: str = "  ", width: int = 
             line = f"{indent}   "
         line += text
     return [*lines, line]
+
+
+def _quantization(step: dict[str, Any]) -> str:
+    parts = ", ".join(f"{part} {step.get(part)}" for part in ("matrices", "embedding", "head"))
+    counts = ", ".join(f"{count} of {scheme}" for scheme, count in step.get("tensors", {}).items())
+    return f"{step.get('recipe')} ({parts}): {counts}"
 
 
 def _history(entry: dict[str, Any]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +14,13 @@ from o2o.lower.versions import minimum_version
 from o2o.model import Model, shape_of
 from o2o.quantization.places import Matrix, Use, matrices
 from o2o.quantization.recipes import Recipe
+from o2o.quantization.record import record
 from o2o.quantization.schemes import Scheme, fitting, more_exact
 from o2o.quantization.tensors import Quantized
 from o2o.rewriting.build import Builder, add_constant
 from o2o.rewriting.io import replace_output
 from o2o.weights.reference import Reference
 
-METADATA_NAME = "o2o.quantization"
-VERSION = 1
 # Bytes of a scale: among a tensor's parameters, with its zero point, which is an int64; and of a block.
 PARAMETERS, HALF = 12, 2
 # Bytes of tables, at most: for each value that is a quantised constant, and for each operator that is added
@@ -52,7 +49,8 @@ def quantize(model: Model, recipe: Recipe) -> list[Done]:
     Reads the matrices once, for their scales. Raises ModelError for numbers that cannot be stored.
     """
     done = [_quantize(model, matrix, recipe) for matrix in matrices(model)]
-    _record(model, recipe, done)
+    sizes = [sum(one.before for one in done), sum(one.after for one in done)]
+    record(model, recipe, [one.scheme.name for one in done if one.scheme], sizes)
     return done
 
 
@@ -185,24 +183,3 @@ def _versioned(value: ir.Value) -> ir.Value:
     assert node is not None
     node.version = minimum_version(node)
     return value
-
-
-def _record(model: Model, recipe: Recipe, done: list[Done]) -> None:
-    """Say in the model's metadata what was done, behind what was done before."""
-    counts = Counter(one.scheme.name for one in done if one.scheme)
-    if not counts:
-        return
-    before, after = (sum(getattr(one, side) for one in done) for side in ("before", "after"))
-    step = {**recipe.told(), "tensors": dict(sorted(counts.items())), "bytes": [before, after]}
-    steps = [*recorded(model), step]
-    data = json.dumps({"version": VERSION, "steps": steps}, separators=(",", ":")).encode()
-    model.metadata = [entry for entry in model.metadata if entry[0] != METADATA_NAME]
-    model.metadata.append((METADATA_NAME, data))
-
-
-def recorded(model: Model) -> list[dict[str, Any]]:
-    """What `quantize` has recorded in `model`; nothing for what cannot be read."""
-    try:
-        return list(json.loads(dict(model.metadata).get(METADATA_NAME, b"{}"))["steps"])
-    except (ValueError, KeyError, TypeError):
-        return []
