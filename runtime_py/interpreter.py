@@ -76,7 +76,8 @@ class SignatureRunner:
         told = [f"{listed(missing, 4)} missing"] if missing else []
         told += [f"there is no {listed(unknown, 4)}"] if unknown else []
         if told:
-            self._refuse(f"{' and '.join(told)}: its inputs are {listed(self._inputs, 6)}")
+            names = sorted(self._inputs, key=lambda name: name.startswith(CACHE))
+            self._refuse(f"{' and '.join(told)}: its inputs are {listed(names, 6)}")
 
     def _check_tensor(self, name: str, value: np.ndarray, shape: tuple[int, ...], dtype: Any) -> None:
         if not isinstance(value, np.ndarray):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 
 from o2o import formats
@@ -35,5 +36,16 @@ def test_a_mask_from_outside_is_not_made():
     model = made_elsewhere()
     inputs = model.signatures[0].inputs
     inputs["mask"] = inputs["tokens"]
-    with pytest.raises(ModelError, match="prefill_4 takes an attention mask as an input, which"):
+    with pytest.raises(ModelError, match="prefill_4 wants its attention mask as an input: convert"):
+        guess_roles(model)
+
+
+def test_caches_in_another_layout_are_not_taken_for_this_one():
+    """Newer converters turn values: [1, K, H, S]."""
+    model = made_elsewhere()
+    for ends in (model.signatures[0].inputs, model.signatures[0].outputs):
+        ends["kv_cache_v_0"].shape = ir.Shape([1, 2, 3, 8])
+    with pytest.raises(
+        ModelError, match=r"several shapes, \[1, 2, 3, 8\], \[1, 8, 2, 3\], not all \[1, S, K, H"
+    ):
         guess_roles(model)
