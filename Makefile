@@ -2,6 +2,7 @@
 #
 #   make run       a story from the demo model     PROMPT=, and those of package
 #   make package   checkpoint -> package folder    MODEL=, PACKAGE=, MAX_LENGTH=, PREFILL_LENGTHS=, DTYPE=, CACHE=
+#                  of TFLite                       FORMAT=tflite, QUANTIZE=dynamic_int8
 #   make test      the tests        make lint   style and types        make docs   the filters' pages
 #   make demo      train the demo model again: half an hour (see tinyllama/demo/README.md)
 
@@ -14,6 +15,9 @@ MAX_LENGTH ?= 32
 PREFILL_LENGTHS ?=
 CACHE      ?= concat
 DTYPE      ?= float32
+# circle; or tflite, with the signatures of AI Edge, quantised by a recipe (see docs/filters/quantize.weights.py.md).
+FORMAT     ?= circle
+QUANTIZE   ?= none
 PROMPT     ?= Lily picked up a flower.
 # Where the plain index serves PyTorch with CUDA, name the index of its CPU builds here.
 TORCH      ?= torch==2.13.0
@@ -36,16 +40,17 @@ $(BIN)/.ready: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
 	touch $@
 
-package: $(PACKAGE)/model.circle
+package: $(PACKAGE)/model.$(FORMAT)
 
-# Made again when the sources changed, or when it is asked for from another model or for another length.
-$(PACKAGE)/model.circle: $(BIN)/.ready $(SOURCES) $(PACKAGE)/.made-of
+# Made again when the sources changed, or when it is asked for from another model or in another form.
+MADE_OF := $(MODEL) $(MAX_LENGTH) $(PREFILL_LENGTHS) $(CACHE) $(DTYPE) $(FORMAT) $(QUANTIZE)
+$(PACKAGE)/model.$(FORMAT): $(BIN)/.ready $(SOURCES) $(PACKAGE)/.made-of
 	$(BIN)/python tinyllama/pipeline.py --model '$(MODEL)' --package '$(PACKAGE)' --max-length $(MAX_LENGTH) --cache $(CACHE) --dtype $(DTYPE) \
-	  $(if $(PREFILL_LENGTHS),--prefill-lengths $(PREFILL_LENGTHS))
+	  --format $(FORMAT) --quantize $(QUANTIZE) $(if $(PREFILL_LENGTHS),--prefill-lengths $(PREFILL_LENGTHS))
 
 $(PACKAGE)/.made-of: FORCE
 	@mkdir -p '$(PACKAGE)'
-	@echo '$(MODEL) $(MAX_LENGTH) $(PREFILL_LENGTHS) $(CACHE) $(DTYPE)' | cmp -s - '$@' || echo '$(MODEL) $(MAX_LENGTH) $(PREFILL_LENGTHS) $(CACHE) $(DTYPE)' > '$@'
+	@echo '$(MADE_OF)' | cmp -s - '$@' || echo '$(MADE_OF)' > '$@'
 
 run: package
 	@$(BIN)/python -m runtime_py.run '$(PACKAGE)' --prompt "$$PROMPT"
@@ -65,4 +70,4 @@ demo: setup
 	$(BIN)/python -m tinyllama.demo.train --out tinyllama/demo/checkpoint --steps 15000 --seed 0 --threads 1
 
 clean:
-	rm -rf $(VENV) build *.egg-info *.circle tinyllama/*.circle tinyllama/tokenizer* tinyllama/*config.json tinyllama/.made-of
+	rm -rf $(VENV) build *.egg-info *.circle tinyllama/*.circle tinyllama/*.tflite tinyllama/tokenizer* tinyllama/*config.json tinyllama/.made-of

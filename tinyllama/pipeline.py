@@ -3,6 +3,7 @@
 
     python tinyllama/pipeline.py --package tinyllama                   # the demo model
     python tinyllama/pipeline.py --model DIR_OR_HUB_ID --package my-model --max-length 256
+    python tinyllama/pipeline.py --format tflite --quantize dynamic_int8 --package my-model --max-length 256
 
 Every command is shown before it runs. The package appears when all of them succeeded.
 """
@@ -12,10 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,17 +27,16 @@ from export.jobs import Job, jobs, lengths_of
 from export.package import fill
 from export.resources import ITEM_SIZE, check_disk, needs
 from o2o import command, errors
+from o2o.quantization.recipes import RECIPES
 from o2o.weights.checkpoint import open_checkpoint
+from tinyllama import shell
+from tinyllama.tflite import Conversion
 
 if TYPE_CHECKING:
     from export.cache import CacheForm
 
 HERE = Path(__file__).resolve().parent
 
-EXPORT = """
-{python} -m export {model} -o . --max-length {length} --prefill-lengths {lengths} --cache {cache} \\
-  --dtype {dtype}
-"""
 FUSE_PREFILL = """
 fuse.attention.py < {raw} | transpose.io.kvcache.py > {fused}
 """
@@ -72,16 +69,8 @@ def commands(
         raise errors.ModelError(f"{checkpoint}: no usable config.json ({error})") from error
     *prefills, _decode = todo = jobs(length, lengths, cache)
     onto_caches = [job for job in prefills if job.capacity is not None]
-    steps = [
-        EXPORT.format(
-            python=shlex.quote(sys.executable),
-            model=shlex.quote(str(checkpoint)),
-            length=length,
-            lengths=",".join(str(job.tokens) for job in onto_caches) or "''",
-            cache=cache,
-            dtype=dtype,
-        )
-    ]
+    lengths_ = ",".join(str(job.tokens) for job in onto_caches)
+    steps = [shell.export(checkpoint, length, lengths_, cache, "--dtype", dtype)]
     if cache == "concat":
         steps += [FUSE_PREFILL.format(raw=job.file, fused=_fused(job)) for job in onto_caches]
         exported, resized = (f"[1,{heads},{rows},{size}]" for rows in (length - 2, length))
@@ -102,23 +91,39 @@ def build(
     cache: CacheForm = "concat",
     dtype: str = "float32",
 ) -> None:
-    """Run the commands in a folder of their own, then fill `package`, its model last.
-
-    Raises O2oError when one fails, or the disk has no room for the model.
-    """
+    """Make the package of Circle. Raises O2oError when a command fails, or the disk has no room for it."""
+    hint = "; attention that cannot be fused can stay as it is: --cache static" * (cache == "concat")
     steps = commands(checkpoint, length, lengths, cache, dtype)
+    _build(checkpoint, package, steps, "model.circle", dtype, hint)
+
+
+def build_tflite(
+    checkpoint: Path, package: Path, length: int, lengths: Sequence[int] | None, recipe: str
+) -> None:
+    """Make the package of TFLite, with the signatures of AI Edge. Raises as `build`, and for unknown recipes.
+
+    lengths: None for those of 64,128,256 that fit, else one that takes all of `length` tokens.
+    """
+    if lengths is None:
+        lengths = [job.tokens for job in jobs(length, None, "static") if job.signature != "decode"]
+    steps = Conversion(checkpoint, length, lengths, recipe).commands("model.tflite")
+    _build(checkpoint, package, steps, "model.tflite", "float32")
+
+
+def _build(checkpoint: Path, package: Path, steps: str, model: str, dtype: str, hint: str = "") -> None:
+    """Run the commands in a folder of their own, then fill `package`, its `model` last and alone."""
     tensors = open_checkpoint(checkpoint).tensors
     check_disk(package, needs(tensors, 0, 1, dtype, embed=True).bound, "the model")
     package.mkdir(parents=True, exist_ok=True)  # to build in the same file system
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=package) as build_:
-        bin_ = Path(sys.executable).parent
-        environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-        shell = ["bash", "-v", "-euo", "pipefail", "-c", steps]
-        if code := subprocess.run(shell, cwd=build_, env=environment, check=False).returncode:
-            hint = "; attention that cannot be fused can stay as it is: --cache static" * (cache == "concat")
-            raise errors.ModelError(f"a command failed (exit code {code}), {package} is as it was{hint}")
+    with shell.workshop(package) as folder:
+        if code := shell.run(steps, folder):
+            raise shell.failed(code, f"{package} is as it was{hint}")
         fill(package, checkpoint)
-        os.replace(Path(build_, "model.circle"), package / "model.circle")
+        os.replace(folder / model, package / model)
+    for other in {"model.circle", "model.tflite"} - {model}:
+        if (package / other).exists():  # of an earlier build: which of them is to run?
+            (package / other).unlink()
+            print(f"pipeline.py: removed {package / other}, which {model} replaces", file=sys.stderr)
     print(f"pipeline.py: {package} is ready: python -m runtime_py.run {package}", file=sys.stderr)
 
 
@@ -151,12 +156,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=tuple(ITEM_SIZE), default="float32", help="of the model's matrices"
     )
+    parser.add_argument(
+        "--format", choices=("circle", "tflite"), default="circle", help="of the model (%(default)s)"
+    )
+    parser.add_argument(
+        "--quantize",
+        metavar="RECIPE",
+        default="none",
+        help=f"with --format tflite: {', '.join(RECIPES)} (%(default)s)",
+    )
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
 
     def body() -> None:
         args = parser.parse_args(arguments)
+        if args.format == "circle" and args.quantize != "none":
+            raise errors.UsageError("--quantize goes with --format tflite")
+        if args.format == "tflite" and args.dtype != "float32":
+            raise errors.UsageError(f"--format tflite: --quantize {args.dtype} in the place of --dtype")
         checkpoint = resolve(args.model).absolute()
-        build(checkpoint, args.package, args.max_length, args.prefill_lengths, args.cache, args.dtype)
+        sizes = (checkpoint, args.package, args.max_length, args.prefill_lengths)
+        with shell.ended_by_signals():
+            if args.format == "tflite":
+                build_tflite(*sizes, args.quantize)
+            else:
+                build(*sizes, args.cache, args.dtype)
 
     return command.run("pipeline.py", body, debug="--debug" in arguments)
 

@@ -1,0 +1,87 @@
+"""A checkpoint as one TFLite file with the signatures of AI Edge: as shell commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.jobs import jobs
+from o2o.errors import ModelError, UsageError
+from o2o.quantization.recipes import NONE, find
+from tinyllama import shell
+
+PIPE = """
+merge.circles.py {graphs} \\
+  | fuse.rms_norm.py | fuse.rope.py | gc.py {quantize}\\
+  | {lower} | {sign} | bind.weights.py -o {output}
+"""
+
+# What files are called by, as AI Edge's converters have it.
+TAGS = {
+    "none": "f32",
+    "float16": "f16",
+    "dynamic_int8": "q8",
+    "weight_only_int8": "wi8",
+    "dynamic_int4_block32": "q4_block32",
+    "dynamic_int4_block128": "q4_block128",
+}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """checkpoint: its folder. capacity: S, tokens that the caches hold. lengths: tokens of the prefills.
+    recipe: of `o2o.quantization.recipes`, or another name for one. flash: attention in blocks of q_block
+    queries by kv_block keys (None: as `o2o.causal.adaptive` has it). hlfb: wrap attention and norms in
+    composites. prefill_logits: let prefills give logits.
+
+    Raises UsageError for an unknown recipe, and for lengths that make no package.
+    """
+
+    checkpoint: Path
+    capacity: int
+    lengths: Sequence[int]
+    recipe: str = "none"
+    flash: bool = False
+    q_block: int | None = None
+    kv_block: int | None = None
+    hlfb: bool = False
+    prefill_logits: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recipe", find(self.recipe).name)
+        if not self.lengths or min(self.lengths) < 2:
+            raise UsageError("a prefill reads 2 tokens or more: decode is what reads one")
+        jobs(self.capacity, self.lengths, "static")
+
+    @property
+    def tag(self) -> str:
+        """`q8_ekv1024`."""
+        return f"{TAGS.get(self.recipe, self.recipe)}_ekv{self.capacity}"
+
+    def commands(self, output: str = "model.tflite") -> str:
+        """What makes the file `output` in the working folder, as shell."""
+        attention = ["--attn-implementation", "flash" if self.flash else "grouped"]
+        if self.flash:
+            for flag, size in (("--flash-q-block", self.q_block), ("--flash-kv-block", self.kv_block)):
+                attention += [flag, str(size)] if size else []
+        lengths = ",".join(map(str, self.lengths))
+        graphs = " ".join(job.file for job in jobs(self.capacity, self.lengths, "static"))
+        return shell.export(self.checkpoint, self.capacity, lengths, "static", *attention) + PIPE.format(
+            graphs=graphs,
+            quantize="" if self.recipe == NONE.name else f"| quantize.weights.py --recipe {self.recipe} ",
+            lower="lower.litert.py" + " --enable_hlfb" * self.hlfb,
+            sign="sign.ai_edge.py" + " --output_logits_on_prefill" * self.prefill_logits,
+            output=shlex.quote(output),
+        )
+
+
+def positions_of(checkpoint: Path) -> int:
+    """How many positions the model knows; 0 where its config.json says nothing of them. Raises ModelError."""
+    try:
+        config = json.loads((checkpoint / "config.json").read_text())
+        return int(config.get("text_config", config).get("max_position_embeddings") or 0)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{checkpoint}: no usable config.json ({error!r})") from error
