@@ -39,18 +39,20 @@ def flash_attention(
     (_, N, T, H), (_, K, S, _) = shape_of(q), shape_of(k)
     if blocks.q >= T and blocks.kv >= S:
         return dot_product_attention(op, q, k, v, scale, position)
-    q = op.node("MUL", [q, op.constant(scale, "scale", np.float32)], [1, N, T, H], name="scaled")
     if position is None:
         position = op.constant([0], "pos", np.int32)
-    parts = []
     for begin in range(0, T, blocks.q):
         count = min(blocks.q, T - begin)
         rows = op.slice(q, [0, 0, begin, 0], [1, N, count, H], name="queries")
+        rows = op.node("MUL", [rows, op.constant(scale, "scale", np.float32)], shape_of(rows), name="scaled")
         rows = op.reshape(rows, [1, K, N // K * count, H], name="groups")
         first = op.node("ADD", [position, op.constant([begin], "begin", np.int32)], [1], name="first")
         y = _walk(model, op, rows, k, v, first, count, blocks.kv)
-        parts.append(op.reshape(y, [1, N, count, H], name="ungrouped"))
-    return parts[0] if len(parts) == 1 else op.node("CONCATENATION", parts, [1, N, T, H], axis=2)
+        y = op.reshape(y, [1, N, count, H], name="ungrouped")
+        # What they see takes the place of the queries: LiteRT does that where they lie, one block at a time.
+        corner = op.constant([0, 0, begin, 0], "corner", np.int32)
+        q = op.node("DYNAMIC_UPDATE_SLICE", [q, y, corner], [1, N, T, H], name="seen")
+    return q
 
 
 def _walk(

@@ -1,0 +1,155 @@
+"""What attention takes on LiteRT, all scores at a time and in blocks: memory, and time as a ratio.
+
+    python bench/flash.py [--tokens 512,1024,2048] [--shape tinyllama-1.1b] [--rounds 3]
+
+One layer's attention of that shape by itself (queries, keys and values in, as many tokens as the caches hold),
+each way in a process of its own. Prints, for each number of tokens,
+
+    standard, flash   MB that attention takes beyond its inputs and outputs: the most memory of the process
+                      (its own and shared, so LiteRT's arena and XNNPACK's workspace, not mapped files) while
+                      it runs, less that of a graph that only transposes the queries
+    less              the ratio of the two
+    time              flash by standard, CPU seconds of one run, the median of interleaved rounds
+
+Blocks are those that `--use_flash_attention` takes by default (`o2o.causal.adaptive`), or --blocks Q,KV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+ROOT = Path(__file__).resolve().parents[1]
+FORMS = ("nothing", "standard", "flash")
+
+
+def save(form: str, T: int, shape: tuple[int, int, int], blocks: tuple[int, int] | None, file: Path) -> None:
+    """A TFLite file: q [1, N, T, H], k and v [1, K, T, H], position -> y [1, T, N, H]."""
+    from o2o import causal, formats
+    from o2o.lower.litert import lower
+    from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
+    from o2o.rewriting.build import Builder
+
+    N, K, H = shape
+
+    def value(name: str, shape: tuple[int, ...], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+    q, k, v = value("q", (1, N, T, H)), value("k", (1, K, T, H)), value("v", (1, K, T, H))
+    position = value("position", (1,), ir.DataType.INT32)
+    graph = ir.Graph([q, k, v, position], [], nodes=[], opset_imports={DOMAIN: 1})
+    op = Builder(graph)  # queries come from an operator, as in a model: an input could not be overwritten
+    q = op.node("MUL", [q, op.constant(1.0, "one", np.float32)], (1, N, T, H), name="queries")
+    if form == "nothing":
+        y = op.transpose(q, (0, 2, 1, 3), "y")
+    else:
+        y = value("y", (1, T, N, H))
+        node = ir.Node(CUSTOM_DOMAIN, causal.NAME, [q, k, v, position], outputs=[y])
+        sizes = None if form == "standard" else causal.Blocks(*blocks) if blocks else causal.adaptive(T)
+        node.meta["fields"] = {"customOptions": np.frombuffer(causal.pack(H**-0.5, sizes), np.uint8)}
+        node.meta["options"] = None
+        graph.append(node)
+    graph.outputs.append(y)
+    ends = {value.name or "": value for value in graph.inputs}
+    formats.save(lower(Model("circle", [graph], [Signature("main", graph, ends, {"y": y})])), file)
+
+
+def measure(file: str, runs: int) -> dict[str, float]:
+    """Run the only signature of `file`: MB at the most, CPU seconds of a run."""
+    from o2o.quiet import quiet
+
+    with quiet():
+        from ai_edge_litert.compiled_model import CompiledModel
+        from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
+
+        before, most, done = _own_memory(), [0.0], threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.0005):
+                most[0] = max(most[0], _own_memory())
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        model = CompiledModel.from_file(file, options=Options(HardwareAccelerator.CPU, CpuOptions(num_threads=2)))
+        name, ends = next(iter(model.get_signature_list().items()))
+        inputs = [model.create_input_buffer_by_name(name, end) for end in ends["inputs"]]
+        outputs = [model.create_output_buffer_by_name(name, end) for end in ends["outputs"]]
+        details = model.get_input_tensor_details(name)
+        generator = np.random.default_rng(0)
+        for end, buffer in zip(ends["inputs"], inputs, strict=True):
+            shape = details[end]["shape"]
+            buffer.write(
+                np.zeros(1, np.int32) if end == "position" else generator.standard_normal(shape, np.float32)
+            )
+        seconds = []
+        for _ in range(runs):
+            started = time.process_time()
+            model.run_by_index(0, inputs, outputs)
+            seconds.append(time.process_time() - started)
+        done.set()
+        watcher.join()
+    return {"megabytes": most[0] - before, "seconds": min(seconds)}
+
+
+def _own_memory() -> float:
+    """MB of this process that are no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) * 1024 / 1e6
+
+
+def in_process(file: Path, runs: int = 3) -> dict[str, float]:
+    code = (
+        "import sys, json; from bench.flash import measure;"
+        "print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))"
+    )
+    command = [sys.executable, "-c", code, str(file), str(runs)]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", default="512,1024,2048")
+    parser.add_argument("--shape", default="tinyllama-1.1b")
+    parser.add_argument("--blocks", metavar="Q,KV")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from bench.make_checkpoint import SHAPES
+
+    _, _, _, N, K, H, _, _ = SHAPES[args.shape]
+    blocks = tuple(map(int, args.blocks.split(","))) if args.blocks else None
+    print(f"one layer's attention, {N} heads over {K}, each of {H}")
+    print(f"{'tokens':>6} {'standard':>12} {'flash':>10} {'less':>7}   time (spread)")
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for tokens in map(int, args.tokens.split(",")):
+            files = {form: Path(folder) / f"{form}.tflite" for form in FORMS}
+            for form, file in files.items():
+                save(form, tokens, (N, K, H), blocks, file)
+            runs = [{form: in_process(file) for form, file in files.items()} for _ in range(args.rounds)]
+            sizes = {form: statistics.median(run[form]["megabytes"] for run in runs) for form in FORMS}
+            times = sorted(run["flash"]["seconds"] / run["standard"]["seconds"] for run in runs)
+            standard, flash = (sizes[form] - sizes["nothing"] for form in FORMS[1:])
+            print(
+                f"{tokens:>6} {standard:>9.1f} MB {flash:>7.1f} MB {standard / flash:>6.1f}x   "
+                f"{statistics.median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
