@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from o2o.model import shape_of
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.generation import generate
 from runtime_py.tokenizer import Tokenizer
@@ -54,14 +53,10 @@ def verify(
 
 def describe(file: TfliteFile) -> str:
     """The file in a line."""
-    names = ", ".join(
-        f"{one.name} ({one.length} tokens)" if one.length > 1 else one.name for one in file.ends
-    )
-    cache = next(iter(next(one for one in file.ends if one.name == "decode").caches.values()))
-    return (
-        f"{file.file.name}: {file.file.stat().st_size:,} bytes; {names}; KV caches "
-        f"{list(shape_of(cache.value))}"
-    )
+    names = ", ".join(f"{one.name} of {one.length} tokens" for one in file.contract.prefills)
+    size = file.file.stat().st_size
+    cache = next(iter(file.contract.decode.caches.values()))
+    return f"{file.file.name}: {size:,} bytes; {names}, decode; KV caches {list(cache.shape)}"
 
 
 def _logits(report: Report, stage: str, steps: Sequence[Step], precision: Precision) -> bool:
@@ -119,5 +114,7 @@ def _locate(
     parted = comparison.parting(steps)
     at = min([*bad, *([parted] if parted is not None else [])], default=0)
     where = f"prefill of {len(prompt)} tokens" if at == 0 else f"decode at position {len(prompt) - 1 + at}"
-    limit = FLOAT32 if precision.noise is None else precision.noise
+    limit = precision.noise or 0.0
+    if steps[at].noise <= limit or not limit:  # it is not the noise that is wrong
+        limit = min(FLOAT32, precision.tolerance or FLOAT32)
     report.say(f"    {where}: {comparison.locate(reference, file, prompt, steps, at, limit)}")

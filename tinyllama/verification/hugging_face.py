@@ -63,15 +63,14 @@ class HuggingFace:
         return cache.trace
 
     def rounding(self, tokens: Sequence[int]) -> np.ndarray:
-        """[P]: by how much the logits of each token depend on which of transformers' own attentions, `sdpa`
-        or `eager`, computes them. It is what float32 leaves open."""
-        implementation = self.model.config._attn_implementation
-        scores = {}
-        for name in ("sdpa", "eager"):
-            self.model.set_attn_implementation(name)
-            scores[name] = self.scores(tokens)
-        self.model.set_attn_implementation(implementation)
-        return np.abs(scores["sdpa"] - scores["eager"]).max(axis=1)
+        """[P]: how far the logits of each token are from those that matrices in float64 give. Other orders of
+        adding in float32 may be twice as far from these here."""
+        single = self.scores(tokens)
+        self.model.double()
+        try:
+            return np.abs(self.scores(tokens) - single).max(axis=1)
+        finally:
+            self.model.float()  # back to what it was, exactly
 
     def close(self) -> None:
         """See `Engine`."""
@@ -79,7 +78,7 @@ class HuggingFace:
     @torch.no_grad()
     def _feed(self, tokens: Sequence[int]) -> np.ndarray:
         result = self.model(torch.tensor([list(tokens)]), past_key_values=self._cache, use_cache=True)
-        return result.logits[0].float().numpy()
+        return result.logits[0].numpy()
 
 
 class Watched(DynamicCache):
@@ -106,10 +105,15 @@ def _watched(model: torch.nn.Module, trace: Trace) -> Iterator[None]:
     def after(name: str) -> Any:
         return lambda module, args, output: trace.update({name: rows(output.numpy())})
 
+    def looked_up(name: str) -> Any:
+        """What is read from the table, before a module such as Gemma's scales it."""
+        return lambda module, args, output: trace.update({name: rows(module.weight[args[0]].numpy())})
+
     handles = []
     for name, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
-            handles.append(module.register_forward_hook(after(name)))
+            hook = looked_up if isinstance(module, torch.nn.Embedding) else after
+            handles.append(module.register_forward_hook(hook(name)))
             if isinstance(module, torch.nn.Linear):
                 handles.append(module.register_forward_pre_hook(before(name)))
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.model import Model, shape_of
+from o2o.model import Model
 from o2o.quiet import quiet
+from runtime_py.contract import Contract, Signature, Slot, Tensor
 from runtime_py.package import cores
-from tinyllama.verification.ends import Cache, Ends, Slot
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
 
 LINEAR = ("FULLY_CONNECTED", "BATCH_MATMUL")
@@ -22,7 +22,7 @@ LINEAR = ("FULLY_CONNECTED", "BATCH_MATMUL")
 class Interpreted:
     """Runs signatures one after the other and keeps the caches."""
 
-    def __init__(self, file: Path, model: Model, ends: Sequence[Ends], parameters: Sequence[str]) -> None:
+    def __init__(self, file: Path, model: Model, contract: Contract, parameters: Sequence[str]) -> None:
         """model: what is in `file`. parameters: the names of the checkpoint's. Raises ModelError."""
         with quiet():
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -37,71 +37,70 @@ class Interpreted:
                 )
             except (RuntimeError, ValueError) as error:
                 raise ModelError(f"LiteRT's interpreter cannot take {file}: {_reason(error)}") from error
-        self._model = model
+        self._graphs = {signature.name: signature.graph for signature in model.signatures}
+        self._indices = {
+            signature.name: model.graphs.index(signature.graph) for signature in model.signatures
+        }
         self._parameters = parameters
-        self._ends = {one.length: one for one in ends}
+        self._signatures = {one.length: one for one in (*contract.prefills, contract.decode)}
+        self._empty = contract.decode.caches
         self._caches: dict[Slot, np.ndarray] = {}
-        self._layouts: dict[Slot, str] = {}
 
     def start(self) -> None:
         """Empty the caches."""
-        for slot, cache in self._ends[1].caches.items():
-            self._caches[slot] = np.zeros(shape_of(cache.value), _dtype(cache.value))
-            self._layouts[slot] = cache.layout
+        self._caches = {slot: np.zeros(cache.shape, cache.dtype) for slot, cache in self._empty.items()}
 
     def run(self, length: int, tokens: Sequence[int], position: int, watch: bool = False) -> Trace:
         """Feed `tokens`, at most `length`, to the signature of that length, the first at `position`.
 
         Gives the logits, if there are any; with `watch` all that is on the way, too. Raises ModelError.
         """
-        ends, count = self._ends[length], len(tokens)
+        signature, count = self._signatures[length], len(tokens)
+        feeds = {tensor.name: self._feed(tensor, tokens, position) for tensor in signature.inputs}
         try:
             with quiet():
-                outputs = self._interpreter.get_signature_runner(ends.name)(
-                    **self._feeds(ends, tokens, position)
-                )
+                outputs = self._interpreter.get_signature_runner(signature.name)(**feeds)
         except RuntimeError as error:
-            raise ModelError(f"LiteRT's interpreter cannot run {ends.name}: {_reason(error)}") from error
-        trace = self._watched(ends) if watch else {}
-        for slot, given in ends.rows.items():
-            self._keep(slot, given, outputs[given.name], count)
+            raise ModelError(f"LiteRT's interpreter cannot run {signature.name}: {_reason(error)}") from error
+        trace = self._watched(signature) if watch else {}
+        for slot, given in signature.rows.items():
+            kept = self._keep(slot, given, np.array(outputs[given.name]), count)
             if watch:
                 what, layer = slot
-                kept = heads_as_rows(self._caches[slot], self._layouts[slot])
                 trace[f"model.layers.{layer}.{what}s"] = kept[position : position + count]
-        if ends.logits is not None:
-            trace["logits"] = rows(np.array(outputs[ends.logits[0]]))
+        if (logits := signature.output("logits")) is not None:
+            trace["logits"] = rows(np.array(outputs[logits.name]))
         return {name: numbers[:count] for name, numbers in trace.items()}  # without padding
 
-    def _feeds(self, ends: Ends, tokens: Sequence[int], position: int) -> dict[str, np.ndarray]:
-        name, value = ends.tokens
-        padded = np.zeros(ends.length, _dtype(value))
-        padded[: len(tokens)] = tokens
-        feeds = {name: padded.reshape(shape_of(value))}
-        if ends.position is not None:
-            name, value = ends.position
-            shape = shape_of(value)
-            feeds[name] = (position + np.arange(int(np.prod(shape)))).astype(_dtype(value)).reshape(shape)
-        return feeds | {cache.name: self._caches[slot] for slot, cache in ends.caches.items()}
+    def _feed(self, tensor: Tensor, tokens: Sequence[int], position: int) -> np.ndarray:
+        if tensor.layout:
+            return self._caches[tensor.slot]
+        numbers = np.zeros(tensor.shape, tensor.dtype)
+        if tensor.role == "tokens":
+            numbers.flat[: len(tokens)] = tokens
+        else:
+            numbers.flat[:] = position + np.arange(numbers.size)
+        return numbers
 
-    def _keep(self, slot: Slot, given: Cache, numbers: np.ndarray, count: int) -> None:
-        """Take what came out of a cache; a prefill from the beginning has `count` rows for it."""
-        layout, cache = self._layouts[slot], self._caches[slot]
-        turned = np.array(numbers).transpose([given.layout.index(axis) for axis in layout])
+    def _keep(self, slot: Slot, given: Tensor, numbers: np.ndarray, count: int) -> np.ndarray:
+        """Take what came out, a cache or `count` rows for its beginning. Gives all rows, [S, K * H]."""
+        cache = self._empty[slot]
+        turned = numbers.transpose([given.layout.index(axis) for axis in cache.layout])
         if turned.shape == cache.shape:
             self._caches[slot] = turned
-            return
-        rows_ = tuple(slice(count) if axis == "T" else slice(None) for axis in layout)
-        cache[rows_] = turned[rows_]
+        else:
+            part = tuple(slice(count if axis == "T" else None) for axis in cache.layout)
+            self._caches[slot][part] = turned[part]
+        return heads_as_rows(self._caches[slot], cache.layout)
 
-    def _watched(self, ends: Ends) -> Trace:
+    def _watched(self, signature: Signature) -> Trace:
         """What the modules of the signature that has just run were given and gave."""
-        index = self._model.graphs.index(ends.graph)
+        index = self._indices[signature.name]
         details = self._interpreter.get_tensor_details(index)
         places = {detail["name"]: detail["index"] for detail in details}
         trace: Trace = {}
-        for name, value in _sites(ends.graph, self._parameters).items():
-            if isinstance(value, ir.Value) and value.name in places and value.dtype == ir.DataType.FLOAT:
+        for name, value in _sites(self._graphs[signature.name], self._parameters).items():
+            if value.name in places and value.dtype == ir.DataType.FLOAT:
                 trace[name] = rows(np.array(self._interpreter.get_tensor(places[value.name], index)))
         return trace
 
@@ -109,7 +108,9 @@ class Interpreted:
 def _sites(graph: ir.Graph, parameters: Sequence[str]) -> dict[str, Any]:
     """{name in a trace: tensor} of `graph`. Constants that were made of a parameter go by its name."""
     constants = list(graph.initializers.values())
-    named = {value: name for value in constants if (name := _parameter(value.name or "", parameters))}
+    named: dict[Hashable, str] = {
+        value: name for value in constants if (name := _parameter(value.name or "", parameters))
+    }
     operators = [
         Operator(node.outputs[0], tuple(v for v in node.inputs if v is not None), node.op_type in LINEAR)
         for node in graph
@@ -119,13 +120,8 @@ def _sites(graph: ir.Graph, parameters: Sequence[str]) -> dict[str, Any]:
 
 
 def _parameter(name: str, parameters: Sequence[str]) -> str | None:
-    """The parameter of which a constant called `name` was made: itself, or what its name begins with."""
+    """The parameter of which a constant called `name` was made: what its name is or begins with."""
     return max((one for one in parameters if name.startswith(one)), key=len, default=None)
-
-
-def _dtype(value: ir.Value) -> np.dtype:
-    assert value.dtype is not None
-    return value.dtype.numpy()
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from tinyllama.verification.comparison import Step
 
 TOLERANCE = 0.01  # of logits, where weights are float32
 _NOISE = {  # the fewest bits of a weight that counts: (name, limit of a step's noise)
-    16: ("float16", 0.02),
+    16: ("float16", 0.01),
     8: ("int8", 0.2),
     4: ("int4", 0.6),
 }

@@ -10,11 +10,13 @@ import numpy as np
 
 from export.model import LanguageModel
 from o2o import formats
+from o2o.contract import contract_of
 from o2o.errors import ModelError, UsageError
-from o2o.model import Model, shape_of
+from o2o.model import Model
 from runtime_py.chunks import Chunk
+from runtime_py.contract import Contract
+from runtime_py.guessing import guess_roles
 from runtime_py.package import Package
-from tinyllama.verification.ends import Ends, ends_of
 from tinyllama.verification.interpreted import Interpreted
 from tinyllama.verification.trace import Trace
 
@@ -30,11 +32,10 @@ class TfliteFile:
         if not file.is_file():
             raise UsageError(f"no such file: {file}")
         self.file = file
-        self.model = _read(file)
         language_model = LanguageModel.read(directory)
         self._parameters = list(language_model.parameters)
-        self.ends = [ends_of(signature) for signature in self.model.signatures]
-        _check(file, self.ends, language_model, directory)
+        self.model, self.contract = _read(file)
+        _check(file, self.contract, language_model, directory)
         self.package = Package(directory, file)
         self._engine = self.package.engine()
         self.capacity = self._engine.capacity
@@ -68,7 +69,7 @@ class TfliteFile:
 
     @cached_property
     def _interpreted(self) -> Interpreted:
-        return Interpreted(self.file, self.model, self.ends, self._parameters)
+        return Interpreted(self.file, self.model, self.contract, self._parameters)
 
     def trace(self, prompt: Sequence[int], generated: Sequence[int] = ()) -> Trace:
         """See `Predictor`. Computed by LiteRT's own kernels, which leave all tensors to be seen, and not by
@@ -76,55 +77,46 @@ class TfliteFile:
         interpreted = self._interpreted
         interpreted.start()
         trace: Trace = {}
-        *before, last = self.plan(len(prompt))
-        for chunk in before:
-            interpreted.run(chunk.length, prompt[chunk.start : chunk.stop], chunk.start)
-        watch = not generated
-        trace = interpreted.run(last.length, prompt[last.start : last.stop], last.start, watch)
-        if watch and "logits" not in trace:  # of a prefill without: decode reads the last token once more
-            trace = trace | interpreted.run(1, prompt[-1:], len(prompt) - 1, watch=True)
+        for chunk in self.plan(len(prompt)):
+            tokens = prompt[chunk.start : chunk.stop]
+            more = interpreted.run(chunk.length, tokens, chunk.start, watch=not generated)
+            trace |= {name: _joined(trace.get(name), rows, chunk.start) for name, rows in more.items()}
         for position, token in enumerate(generated, len(prompt)):
-            watch = position == len(prompt) + len(generated) - 1
-            trace = interpreted.run(1, [token], position, watch)
+            last = position == len(prompt) + len(generated) - 1
+            trace = interpreted.run(1, [token], position, watch=last)
         return trace
 
 
-def _read(file: Path) -> Model:
-    """The graphs of `file`. Raises ModelError."""
+def _joined(before: np.ndarray | None, rows: np.ndarray, start: int) -> np.ndarray:
+    """The rows of the positions before `start`, as far as there are any, and those from there on."""
+    return rows if before is None else np.concatenate([before[:start], rows])
+
+
+def _read(file: Path) -> tuple[Model, Contract]:
+    """The graphs of `file`, and what they take and give. Raises ModelError."""
     model = formats.load(file)
     if model.format != "tflite":
         raise ModelError(f"{file} is Circle, not TFLite: lower.litert.py makes it so")
-    names = [signature.name for signature in model.signatures]
-    if "decode" not in names or not any(name.startswith("prefill") for name in names):
-        told = ", ".join(names) or "none"
-        raise ModelError(
-            f"{file} has the signatures {told}, not prefill and decode: convert_to_tflite.py makes them"
-        )
-    return model
+    if not contract_of(model)["signatures"]:
+        guess_roles(model)
+    try:
+        return model, Contract.parse(contract_of(model))
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from error
 
 
-def _check(file: Path, ends: Sequence[Ends], model: LanguageModel, directory: Path) -> None:
+def _check(file: Path, contract: Contract, model: LanguageModel, directory: Path) -> None:
     """Raises ModelError for a file whose sizes are not those of the checkpoint."""
-    decode = next(one for one in ends if one.name == "decode")
-    if decode.logits is None:
-        raise ModelError(f"{file}: decode gives no logits")
-    found = shape_of(decode.logits[1])[-1]
-    wanted: int = model.config.get_text_config(decoder=True).vocab_size
-    if found != wanted:
-        raise ModelError(
-            f"{file} has a vocabulary of {found} tokens, {directory} one of {wanted}: they are not of "
-            "the same checkpoint"
-        )
-    for one in ends:
-        if len(one.rows) != 2 * model.layers:
+    vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
+    caches = contract.decode.caches
+    heads = next(iter(caches.values())).heads
+    for what, found, wanted in (
+        ("a vocabulary of {} tokens", contract.vocab_size, vocab_size),
+        ("KV caches of {} layers", len(caches) // 2, model.layers),
+        ("KV caches of {} heads", heads[0], model.key_value_heads),
+        ("KV caches with heads of {} numbers", heads[1], model.head_dim),
+    ):
+        if found != wanted:
             raise ModelError(
-                f"{one.name} of {file} has KV caches of {len(one.rows) / 2:g} layers, {directory} has "
-                f"{model.layers} layers: they are not of the same checkpoint"
+                f"{file} has {what.format(found)}, {directory} {wanted}: they are not of the same checkpoint"
             )
-        for cache in one.rows.values():
-            axes = dict(zip(cache.layout, shape_of(cache.value), strict=True))
-            if (axes["N"], axes["H"]) != (model.key_value_heads, model.head_dim):
-                raise ModelError(
-                    f"{cache.name} of {file} has {axes['N']} heads of {axes['H']}, {directory} "
-                    f"{model.key_value_heads} of {model.head_dim}: they are not of the same checkpoint"
-                )
