@@ -83,13 +83,13 @@ class Quantized(Streamed):
         for piece in self.pieces():
             file.write(piece)
 
-    def pieces(self, size: int = 0) -> Iterator[memoryview]:
-        """The bytes, some rows at a time. What was given out is overwritten by the next."""
+    def pieces(self, size: int = 0) -> Iterator[bytes]:
+        """The bytes, some rows at a time, whatever `size` is."""
         error = Error()
         numbers = _Rows(self.scheme, self.shape.numpy()[1])
         start = 0
         for w in _rows(self.source, self.shape.numpy()[1]):
-            yield numbers.stored(w, self.scales[start : start + len(w)], error).data
+            yield numbers.stored(w, self.scales[start : start + len(w)], error).tobytes()
             start += len(w)
         self.error = error
 

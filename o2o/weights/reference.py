@@ -41,7 +41,7 @@ class Streamed(ir.LazyTensor):
         """Equal for two that become the same bytes."""
         raise NotImplementedError
 
-    def pieces(self, size: int) -> Iterator[memoryview]:
+    def pieces(self, size: int) -> Iterator[bytes | memoryview]:
         """The bytes, about `size` at a time."""
         raise NotImplementedError
 

@@ -1,0 +1,36 @@
+"""Recipes by name."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from o2o.errors import UsageError
+from o2o.quantization.recipes import ALIASES, NONE, RECIPES, find
+from o2o.quantization.schemes import INT4_BLOCK32, INT8
+
+
+def test_every_alias_is_a_recipe() -> None:
+    assert {find(alias).name for alias in ALIASES} <= set(RECIPES)
+    assert find("true").name == "dynamic_int8"
+    assert find("false") is NONE
+
+
+def test_embedding_and_head_may_be_something_else() -> None:
+    recipe = find("dynamic_int4_block32", embedding="float", head="int4_block32")
+    assert (recipe.matrices, recipe.embedding, recipe.head) == (INT4_BLOCK32, None, INT4_BLOCK32)
+    assert find("dynamic_int4_block32").head is INT8
+    told = {"matrices": "int4_block32", "embedding": "float", "head": "int4_block32"}
+    assert recipe.told() == {"recipe": "dynamic_int4_block32", **told}
+
+
+def test_what_is_unknown_is_told_with_what_there_is() -> None:
+    with pytest.raises(
+        UsageError, match=re.escape("unknown recipe 'int3': there are dynamic_int8, weight_only")
+    ):
+        find("int3")
+    with pytest.raises(
+        UsageError, match="unknown scheme 'int7': there are float, float16, int8, int4_block32"
+    ):
+        find("dynamic_int8", head="int7")

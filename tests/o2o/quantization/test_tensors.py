@@ -1,0 +1,164 @@
+"""Constants that are quantised while they are written."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import hypothesis.extra.numpy as arrays
+import hypothesis.strategies as st
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given
+from safetensors.torch import save_file
+
+from o2o import formats
+from o2o.errors import ModelError
+from o2o.formats.constants import storage_key
+from o2o.quantization import tensors
+from o2o.quantization.schemes import FLOAT16, INT4_BLOCK32, INT4_BLOCK128, INT8, SCHEMES, Scheme
+from o2o.quantization.tensors import Quantized
+from o2o.weights.reference import Reference, Weight
+from o2o.weights.safetensors import read_header
+from tests.o2o.graphs import FLOAT, Graph, weights
+
+matrices = arrays.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 4), st.sampled_from([128, 256])),
+    elements=st.floats(-3e5, 3e5, width=32),
+    fill=st.just(np.float32(0)),
+)
+SHORT = {INT8: "int8", INT4_BLOCK32: "int4", INT4_BLOCK128: "int4"}
+
+
+def quantized(w: np.ndarray, scheme: Scheme) -> Quantized:
+    return Quantized("w", ir.Tensor(w), scheme)
+
+
+def meaning(tensor: Quantized) -> np.ndarray:
+    numbers = tensor.numpy().astype(np.float32)
+    if not tensor.scheme.limit:
+        return numbers
+    return (numbers.reshape(*tensor.scales.shape, -1) * tensor.scales[..., None]).reshape(numbers.shape)
+
+
+@given(matrices, st.sampled_from(list(SHORT)))
+def test_no_number_is_off_by_more_than_half_a_scale(w: np.ndarray, scheme: Scheme) -> None:
+    found = quantized(w, scheme)
+    scale = np.repeat(found.scales, w.shape[1] // found.scales.shape[1], 1).astype(np.float64)
+    assert (np.abs(w - scale * found.numpy().astype(np.float64)) <= scale * (0.5 + 1e-5)).all()
+    assert np.abs(found.numpy().astype(int)).max() <= scheme.limit
+
+
+@given(matrices.filter(lambda w: np.abs(w).max() < 6e4))
+def test_halves_are_numpy_s(w: np.ndarray) -> None:
+    np.testing.assert_array_equal(quantized(w, FLOAT16).numpy(), w.astype(np.float16))
+
+
+@given(matrices, st.sampled_from(list(SHORT)))
+def test_the_error_is_what_was_lost(w: np.ndarray, scheme: Scheme) -> None:
+    found = quantized(w, scheme)
+    lost = meaning(found).astype(np.float64) - w
+    assert found.error is not None
+    if w.any():
+        rms = np.sqrt((lost**2).sum() / (w.astype(np.float64) ** 2).sum())
+        assert found.error.rms == pytest.approx(rms, rel=1e-3, abs=1e-7)
+        assert found.error.max == pytest.approx(np.abs(lost).max() / np.abs(w).max(), rel=1e-3, abs=1e-6)
+    else:
+        assert (found.error.rms, found.error.max) == (0, 0)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_bytes_by_hand(scheme: Scheme) -> None:
+    """int4: the first of two numbers in the lower half of a byte."""
+    w = weights(3, 128)
+    raw = np.frombuffer(quantized(w, scheme).tobytes(), np.uint8)
+    if scheme is FLOAT16:
+        np.testing.assert_array_equal(raw.view(np.float16).reshape(w.shape), w.astype(np.float16))
+        return
+    found = quantized(w, scheme)
+    blocks = w.reshape(*found.scales.shape, -1)
+    expected = np.rint(blocks / found.scales[..., None]).astype(np.int8).reshape(-1)
+    if scheme.bits == 4:
+        expected = (expected[1::2] << 4) | (expected[0::2] & 15)
+    np.testing.assert_array_equal(raw.view(np.int8), expected)
+
+
+def checkpoint(folder: Path, w: np.ndarray, dtype: torch.dtype) -> Path:
+    path = folder / "model.safetensors"
+    save_file({"pad": torch.zeros(3), "w": torch.from_numpy(w).to(dtype)}, path)
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_same_from_everywhere(
+    scheme: Scheme, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From memory at once, and some rows at a time: from a checkpoint's tensor, and from a model's file."""
+    w = torch.from_numpy(weights(37, 256)).to(dtype).float().numpy()
+    expected = quantized(w, scheme)
+    path = checkpoint(tmp_path, w, dtype)
+    graph = Graph("main")
+    graph.output(graph.fc(graph.input("x", [1, 256]), graph.constant("w", w), "y"))
+    formats.save(graph.model(), tmp_path / "model.circle")
+    stored = formats.load(tmp_path / "model.circle").graphs[0].initializers["w"].const_value
+    assert stored is not None
+    monkeypatch.setattr(tensors, "AT_ONCE", 5 * 256)
+    sources: list[ir.TensorProtocol] = [
+        ir.Tensor(w),
+        Weight("w", read_header(path)["w"], FLOAT),
+        Reference("w", path, "w", FLOAT, (37, 256)),
+        stored,
+    ]
+    for source in sources:
+        found = Quantized("w", source, scheme)
+        sink = io.BytesIO()
+        found.tofile(sink)
+        assert sink.getvalue() == expected.tobytes() == found.tobytes(), type(source).__name__
+        assert found.nbytes == len(sink.getvalue())
+        np.testing.assert_array_equal(found.scales, expected.scales)
+        assert found.error is not None
+        assert expected.error is not None
+        assert found.error.rms == pytest.approx(expected.error.rms, rel=1e-4)
+
+
+def test_a_large_tensor_is_never_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint(tmp_path, weights(512, 256), torch.bfloat16)
+    monkeypatch.setattr(tensors, "AT_ONCE", 1024)
+    found = Quantized("w", Weight("w", read_header(path)["w"], FLOAT), INT8)
+    assert max(len(piece) for piece in found.pieces()) <= 1024
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("o2o.weights.stored.StoredTensor.read_float32", _never)
+        found.tofile(io.BytesIO())
+
+
+def _never(*_: object) -> None:
+    pytest.fail("read as a whole")
+
+
+def test_two_of_one_source_are_one_storage() -> None:
+    tensor = ir.Tensor(weights(2, 128))
+    first, second = Quantized("a", tensor, INT8), Quantized("b", tensor, INT8)
+    assert storage_key(first) == storage_key(second)
+    assert storage_key(first) != storage_key(Quantized("c", tensor, FLOAT16)) != storage_key(tensor)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_what_is_not_finite_is_refused(number: float, scheme: Scheme) -> None:
+    w = weights(3, 128)
+    w[1, 5] = number
+    with pytest.raises(ModelError, match="w has numbers that are not finite"):
+        quantized(w, scheme)
+
+
+@pytest.mark.parametrize(("scheme", "number"), [(FLOAT16, 7e4), (INT4_BLOCK32, 5e5)])
+def test_what_is_too_large_is_refused(scheme: Scheme, number: float) -> None:
+    w = weights(3, 128)
+    w[1, 5] = number
+    with pytest.raises(ModelError, match="or beyond"):
+        quantized(w, scheme)
+    assert np.isfinite(meaning(quantized(w, INT8))).all()
