@@ -226,6 +226,8 @@ class PipeSource(Source):
     def finish(self) -> None:
         """Takes what is left, so that whoever writes into the pipe can end in peace. Raises ModelError when
         it ends too early even for what nobody needed."""
+        if self._spool is not None:  # all of it was taken, and its end checked, then
+            return
         self._skip(None)
         if self._frame is not None:
             _check_end(self, self._frame.file, self._position)

@@ -265,6 +265,7 @@ def test_numbers_that_are_needed_are_kept() -> None:
     source = PipeSource(piped(data), "pipe")
     assert source.view(4000, 10).tobytes() == data[4000:4010]
     assert source.view(200, 10).tobytes() == data[200:210]
+    source.finish()
     assert all_of(source) == data
 
 
