@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Done:
     before: int
     after: int
     reason: str = ""
-    tensor: Quantized | None = None
+    tensor: Quantized | None = field(default=None, repr=False)
 
 
 def quantize(model: Model, recipe: Recipe) -> list[Done]:

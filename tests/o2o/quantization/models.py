@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from o2o import formats
 from o2o.contract import Role
-from o2o.model import Format, Model
+from o2o.model import Format, Model, shape_of
 from o2o.rewriting.sharing import share_constants
 from tests.o2o.graphs import FLOAT, INT64, Graph, sign, weights
 
@@ -40,11 +40,9 @@ def language_model(format: Format = "circle", tied: bool = False, tokens: tuple[
 
 
 def constants(model: Model, graph: int = 0) -> dict[str, ir.Value]:
-    """The constants of a graph that are matrices, by name."""
-    found = model.graphs[graph].initializers
-    return {
-        name: value for name, value in found.items() if value.shape is not None and value.shape.rank() == 2
-    }
+    """The matrices that operators of a graph use, by name."""
+    found = model.graphs[graph].initializers.items()
+    return {name: value for name, value in found if len(shape_of(value)) == 2 and value.uses()}
 
 
 def integers(value: ir.Value) -> np.ndarray:
