@@ -67,8 +67,9 @@ def match_repeated(node: ir.Node) -> Repeated:
     assert left is not None
     assert right is not None
     output = node.outputs[0]
-    if output.dtype is None or not output.dtype.is_floating_point() or is_dynamic(output):
-        miss("it does not multiply floats in a fixed shape", output)
+    for value in (left, right, output):
+        if value.dtype is None or not value.dtype.is_floating_point() or is_dynamic(value):
+            miss("it does not multiply floats in a fixed shape", value)
     repeat, after, scale = _repeat(right)
     value = repeat.outputs[0]
     while (user := only_user(value, "what is repeated")) is not node:
@@ -139,9 +140,8 @@ def _regroup(model: Model, graph: ir.Graph, found: Repeated) -> None:
     *_, a, b = shape_of(right)
     if found.scale != 1:
         factor = op.constant(found.scale, "scale", np.float32)
-        left = op.node(
-            "MUL", [left, factor], shape_of(left), name="scaled"
-        )  # less to do than with the caches
+        # There are fewer queries (or weights) than rows in the caches.
+        left = op.node("MUL", [left, factor], shape_of(left), name="scaled")
     heads = op.reshape(found.heads, [1, K, *((b, a) if found.turned else (a, b))], name="heads")
     rows = op.reshape(_unshaped(left), [1, K, G * R, C], name="groups")
     adjoint = bool(attribute(node, "adjointRhs", 0)) != found.turned

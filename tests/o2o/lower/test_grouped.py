@@ -174,6 +174,34 @@ def test_two_axes_are_left_alone() -> None:
     assert reasons(graph.model()) == ["not one axis alone is repeated"]
 
 
+def test_quantised_keys_are_left_alone() -> None:
+    """Keys of int8 with queries of float: the scale of a key is none of a query."""
+    model = attention(Form(scaled=True))
+    for value in (v for node in model.graphs[0] for v in (*node.inputs, *node.outputs)):
+        if value is not None and (value.name or "").startswith("k"):
+            value.type = ir.TensorType(ir.DataType.INT8)
+    assert reasons(model) == ["it does not multiply floats in a fixed shape"]
+
+
+def test_several_sequences() -> None:
+    """Each has heads of its own, which are heads like others."""
+
+    def build() -> Model:
+        graph = Graph("main")
+        q, k = graph.input("q", [2, 6, 3, H]), graph.input("k", [2, 2, 1, S, H])
+        many = graph.constant("many", np.int32([2, 2, 3, S, H]))
+        keys = graph.op("BROADCAST_TO", [k, many], [2, 2, 3, S, H], name="keys")
+        heads = graph.op("RESHAPE", [keys, graph.constant("to", np.int32([2, 6, S, H]))], [2, 6, S, H])
+        graph.output(graph.op("BATCH_MATMUL", [q, heads], [2, 6, 3, S], name="y", adjointRhs=True))
+        return graph.model()
+
+    before, after = build(), build()
+    assert group_heads(after, after.graphs[0]) == 1
+    given = feeds(before)
+    expected, found = graphs.run(before, given)["y"], graphs.run(after, given)["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", ["static", "concat", "prefill_4"])
 def test_exported(exported_model: Callable[[str, str], Path], form: str) -> None:
     assert_lowers(formats.load(exported_model("grouped", form)))
@@ -181,7 +209,7 @@ def test_exported(exported_model: Callable[[str, str], Path], form: str) -> None
 
 @pytest.mark.parametrize(
     ("model_type", "attention"),
-    [("qwen2", "eager"), ("qwen3", "eager"), ("qwen3", "sdpa"), ("gemma2", "eager")],
+    [("qwen2", "eager"), ("qwen3", "eager"), ("qwen3", "sdpa"), ("gemma", "eager"), ("gemma2", "eager")],
 )
 def test_architectures(tmp_path: Path, model_type: str, attention: str) -> None:
     """Biases, normalised queries and keys, capped scores: none of them matters here."""
