@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.jobs import jobs
+from o2o.causal import adaptive
 from o2o.errors import ModelError, UsageError
 from o2o.quantization.recipes import NONE, find
 from tinyllama import shell
@@ -16,8 +17,10 @@ from tinyllama import shell
 PIPE = """
 merge.circles.py {graphs} \\
   | fuse.rms_norm.py | fuse.rope.py | gc.py {quantize}\\
-  | {lower} | {sign} | bind.weights.py -o {output}
+  | lower.litert.py | {sign} {wrap}| bind.weights.py -o {output}
 """
+
+FLASH = "flash"  # of export's --attn-implementation
 
 # What files are called by, as AI Edge's converters have it.
 TAGS = {
@@ -34,8 +37,8 @@ TAGS = {
 class Conversion:
     """checkpoint: its folder. capacity: S, tokens that the caches hold. lengths: tokens of the prefills.
     recipe: of `o2o.quantization.recipes`, or another name for one. flash: attention in blocks of q_block
-    queries by kv_block keys (None: as `o2o.causal.adaptive` has it). hlfb: wrap attention and norms in
-    composites. prefill_logits: let prefills give logits.
+    queries by kv_block keys, where one is None as `o2o.causal.adaptive` has it, for the longest prefill.
+    hlfb: wrap attention and norms in composites. prefill_logits: let prefills give logits.
 
     Raises UsageError for an unknown recipe, and for lengths that make no package.
     """
@@ -63,19 +66,26 @@ class Conversion:
 
     def commands(self, output: str = "model.tflite") -> str:
         """What makes the file `output` in the working folder, as shell."""
-        attention = ["--attn-implementation", "flash" if self.flash else "grouped"]
-        if self.flash:
-            for flag, size in (("--flash-q-block", self.q_block), ("--flash-kv-block", self.kv_block)):
-                attention += [flag, str(size)] if size else []
         lengths = ",".join(map(str, self.lengths))
         graphs = " ".join(job.file for job in jobs(self.capacity, self.lengths, "static"))
-        return shell.export(self.checkpoint, self.capacity, lengths, "static", *attention) + PIPE.format(
+        attention = ("--attn-implementation", self._attention())
+        export = shell.export(self.checkpoint, self.capacity, lengths, "static", *attention)
+        return export + PIPE.format(
             graphs=graphs,
             quantize="" if self.recipe == NONE.name else f"| quantize.weights.py --recipe {self.recipe} ",
-            lower="lower.litert.py" + " --enable_hlfb" * self.hlfb,
             sign="sign.ai_edge.py" + " --output_logits_on_prefill" * self.prefill_logits,
+            wrap="| wrap.composites.py " * self.hlfb,
             output=shlex.quote(output),
         )
+
+    def _attention(self) -> str:
+        """What export is to make of attention; heads are never repeated."""
+        if not self.flash:
+            return "grouped"
+        if self.q_block is None and self.kv_block is None:
+            return FLASH  # each prefill in blocks that suit its length
+        default = adaptive(max(self.lengths))
+        return f"{FLASH}:{self.q_block or default.q},{self.kv_block or default.kv}"
 
 
 def positions_of(checkpoint: Path) -> int:
