@@ -30,7 +30,7 @@ def parser() -> command.Parser:
         "--tolerance",
         type=flags.tolerance,
         help=f"how far logits may be apart ({TOLERANCE}, or, after long prompts, twice as far as "
-        "transformers' own attentions are)",
+        "Hugging Face's float32 is from float64)",
     )
     return parser
 

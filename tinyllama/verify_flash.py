@@ -5,9 +5,9 @@ Hugging Face, in float32.
     python verify_flash.py --checkpoint_path=DIR --prompts="What is a turboprop engine?" --max_new_tokens=50
 
 Logits of a prompt must be within 3e-5, those of tokens fed one by one within 1e-4, or all within --tolerance;
-without it, twice what transformers' own attentions are apart is allowed where that is more, as after prompts
-of hundreds of tokens. The text must be the same. Where they differ, the first tensor that does is named. Exit
-code 0 if all is the same, 1 if not, 2 for wrong usage.
+without it, twice what Hugging Face's float32 is off from float64 is allowed where that is more, as after
+prompts of hundreds of tokens. The text must be the same. Where they differ, the first tensor that does is
+named. Exit code 0 if all is the same, 1 if not, 2 for wrong usage.
 """
 
 from __future__ import annotations

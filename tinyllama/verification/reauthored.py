@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -96,7 +97,7 @@ def verify(
     report.verdict(all(good), "verify with input IDs")
     good = []
     for text, prompt in prompts.items():
-        report.say(f"Verifying with prompt: {text!r}, {len(prompt)} tokens")
+        report.say(f"Verifying with prompt: {textwrap.shorten(text, 80)!r}, {len(prompt)} tokens")
         good += [_logits(report, pair, prompt, max_new_tokens, eos, tokenizer) for pair in pairs]
     report.verdict(all(good), "verify with prompts")
     report.verdict(report.passed, "verify_reauthored_model")

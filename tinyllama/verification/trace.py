@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Operator:
 
 
 def sites(
-    operators: Iterable[Operator], parameters: Mapping[Hashable, str], constants: Collection[Hashable] = ()
+    operators: Iterable[Operator], parameters: Mapping[Any, str], constants: Collection[Hashable] = ()
 ) -> dict[str, Hashable]:
     """{name in a trace: tensor} of a graph whose `operators` come in the order of computing.
 

@@ -1,0 +1,42 @@
+"""Tiny random checkpoints with a tokenizer, for the verifying commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.checkpoints import GROUPED, write_checkpoint
+from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama_json, write_sentencepiece
+
+VOCABULARY = 380  # of the tokenizer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Work this small gains nothing from threads, and loses much where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Fields of config.json, of a grouped-query Llama where nothing else is told -> a checkpoint's folder."""
+    pieces = write_config(write_sentencepiece(tmp_path_factory.mktemp("pieces")), **LLAMA)
+
+    def make(**config: Any) -> Path:
+        folder = tmp_path_factory.mktemp("checkpoint")
+        write_checkpoint(folder, **{**GROUPED, "vocab_size": VOCABULARY, **config})
+        return write_llama_json(folder, pieces)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def grouped(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint()
