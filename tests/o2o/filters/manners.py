@@ -53,6 +53,7 @@ class Manners:
     arguments: ClassVar[Sequence[str]] = ()
     model: ClassVar[Callable[[], Model]] = staticmethod(decoder)
     writes_model: ClassVar[bool] = True
+    turns_tflite_into: ClassVar[str] = "tflite"
 
     @pytest.fixture(autouse=True)
     def _place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +170,7 @@ class Manners:
         outcome = self.filtered(formats.dumps(model))
         if "tflite" in self.filter.formats:
             assert outcome.code == 0, outcome.err
-            assert not self.writes_model or formats.loads(outcome.out).format == "tflite"
+            assert not self.writes_model or formats.loads(outcome.out).format == self.turns_tflite_into
         else:
             assert "a tflite model, but this filter needs circle" in outcome.failed(1)
 

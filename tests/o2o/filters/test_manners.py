@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from o2o import filters
+from o2o.lower.litert import lower
 from tests.o2o.filters.manners import Manners
+from tests.o2o.graphs import decoder
+from tests.o2o.speaking_graphs import speaker
 
 # What a run that succeeds on the little decoder needs, where that is anything at all.
 GIVEN: dict[str, dict[str, Any]] = {
     "inspect": {"writes_model": False},
+    "raise_circle": {"model": staticmethod(lambda: lower(decoder())), "turns_tflite_into": "circle"},
     "remove_io": {"arguments": ["output", "--keep_by_id", "0"]},
     "rename_io": {"arguments": ["input", "input_ids=tokens"]},
     "rename_io_remove_prefix": {"arguments": ["input_"]},
     "reorder_output": {"arguments": ["--by_id", "1,0"]},
     "reshape_io": {"arguments": ["input", "--by_shape", "[1,4]", "[4,1]"]},
+    "sign_ai_edge": {"model": staticmethod(speaker)},
     "select_op": {"arguments": ["--by_id", "0-1", "--signature", "decode"]},
 }
 

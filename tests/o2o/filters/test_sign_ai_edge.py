@@ -1,0 +1,206 @@
+"""sign.ai_edge: the interface of AI Edge, by what tensors are."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from o2o import formats
+from o2o.contract import Role, contract_of, role_of
+from o2o.filters.fuse_attention import FuseAttention
+from o2o.filters.merge_circles import MergeCircles
+from o2o.lower.litert import lower
+from o2o.model import Model
+from runtime_py.contract import Contract
+from runtime_py.engines.litert import LiteRtEngine
+from tests.o2o.filters.conftest import Command
+from tests.o2o.fused_graphs import Form, attention
+from tests.o2o.graphs import INT32, Graph, interpreter, linear, operators
+from tests.o2o.speaking_graphs import H, K, S, V, greedy_logits, speaker
+
+
+def ends(model: Model) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """By signature: {name: (dtype, shape)} of inputs and outputs."""
+
+    def told(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: (str(v.dtype.numpy()), list(v.shape.numpy())) for name, v in values.items()}
+
+    return {s.name: (told(s.inputs), told(s.outputs)) for s in model.signatures}
+
+
+CACHES = {f"kv_cache_{kind}_0": ("float32", [1, S, K, H]) for kind in "kv"}
+
+
+def interface(length: int, logits: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    inputs = {"tokens": ("int32", [1, length]), "input_pos": ("int32", [length]), **CACHES}
+    return inputs, CACHES | ({"logits": ("float32", [1, length, V])} if logits else {})
+
+
+def lowered(*arguments: Any) -> Model:
+    return formats.loads(formats.dumps(lower(speaker(*arguments))))
+
+
+@pytest.mark.parametrize("make", [speaker, lowered])
+def test_the_interface(command: Command, make: Callable[[], Model]) -> None:
+    """Of Circle and of TFLite."""
+    after = command(make())
+    assert ends(after) == {"prefill": interface(4, False), "decode": interface(1, True)}
+    assert command.said == f"sign.ai_edge.py: prefill, decode: 2 caches of [1, {S}, {K}, {H}]\n"
+    prefill, decode = (operators(Model("circle", [graph])) for graph in after.graphs)
+    assert decode["FULLY_CONNECTED"] == 1
+    assert not prefill["FULLY_CONNECTED"] + prefill["BATCH_MATMUL"] + prefill["LESS_EQUAL"]
+    assert "head" not in after.graphs[0].initializers
+    for graph in after.graphs:  # the caches are written where they lie, in their new layout
+        for value in graph.outputs[:2]:
+            node = value.producer()
+            assert node is not None
+            assert (node.op_type, node.inputs[0]) == (
+                "DYNAMIC_UPDATE_SLICE",
+                graph.inputs[2:][graph.outputs.index(value)],
+            )
+
+
+@pytest.mark.parametrize("make", [speaker, lowered])
+@pytest.mark.parametrize("position", [0, 2, S - 4])
+def test_the_same_numbers(command: Command, make: Callable[[], Model], position: int) -> None:
+    after = command(make(), "--output_logits_on_prefill")
+    run = {name: interpreter(formats.dumps(after)).get_signature_runner(name) for name in ends(after)}
+    text = np.random.default_rng(0).integers(0, V, S).astype(np.int32)
+    caches = {name: np.zeros([1, S, K, H], np.float32) for name in CACHES}
+    for at in range(position):
+        found = run["decode"](tokens=text[None, at : at + 1], input_pos=np.int32([at]), **caches)
+        np.testing.assert_allclose(found["logits"][0, 0], greedy_logits(text[: at + 1]), rtol=1e-4, atol=1e-4)
+        caches = {name: found[name] for name in caches}
+    piece = slice(position, position + 4)
+    positions = np.arange(position, position + 4, dtype=np.int32)
+    found = run["prefill"](tokens=text[None, piece], input_pos=positions, **caches)
+    for row, at in enumerate(positions):
+        expected = greedy_logits(text[: at + 1])
+        np.testing.assert_allclose(found["logits"][0, row], expected, rtol=1e-4, atol=1e-4)
+    # Only the first position is looked at.
+    again = run["prefill"](tokens=text[None, piece], input_pos=np.int32([position, 0, 0, 0]), **caches)
+    np.testing.assert_array_equal(again["logits"], found["logits"])
+
+
+def test_several_prefills_are_called_by_their_lengths_in_order(command: Command) -> None:
+    after = command(lowered([1, 6, 3], ["step", "long", "short"]))
+    assert list(ends(after)) == ["prefill_3", "prefill_6", "decode"]
+    assert [next(after.signatures_of(graph)).name for graph in after.graphs] == [
+        "decode",
+        "prefill_6",
+        "prefill_3",
+    ]
+
+
+def test_the_contract_stays_true(command: Command) -> None:
+    after = command(lowered())
+    told = contract_of(after)["signatures"]["prefill"]
+    assert [entry["role"] for entry in told["inputs"]] == ["tokens", "position", "key_cache", "value_cache"]
+    assert [(entry["role"], entry["layout"]) for entry in told["outputs"]] == [
+        ("key", "BTNH"),
+        ("value", "BTNH"),
+    ]
+    contract = Contract.parse(contract_of(after))
+    assert (contract.capacity, contract.vocab_size) == (S, V)
+    engine = LiteRtEngine(formats.dumps(after), contract)
+    text = [3, 1, 4, 1, 5, 9, 2]
+    for length in range(1, len(text) + 1):
+        found = engine.prefill(text[:length])
+        np.testing.assert_allclose(found, greedy_logits(text[:length]), rtol=1e-4, atol=1e-4)
+    engine.close()
+
+
+def test_again_is_the_same(command: Command) -> None:
+    once = command(lowered())
+    twice = command(once)
+    once.history, twice.history = [], []
+    assert formats.dumps(twice) == formats.dumps(once)
+
+
+def test_check_pairs_tensors_by_their_roles(command: Command) -> None:
+    command(lowered(), "--check")
+    assert "10 outputs the same, within 0.0e+00" in command.said  # 2 + 3, at 2 positions
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_exported(command: Command, exported_model: Callable[[str, str], Path], fused: bool) -> None:
+    """As it comes, and with ATTENTION, which gives its caches out once it is lowered."""
+    models = [formats.load(exported_model("grouped", form)) for form in ("prefill_8", "static")]
+    for model in models if fused else ():
+        FuseAttention().apply(model, argparse.Namespace(explain=False, assume_full_cache=None))
+    merged = MergeCircles().merged(models, ["prefill_8.circle", "decode.circle"])
+    assert bool(operators(merged)["ATTENTION"]) == fused
+    after = command(lower(merged), "--check")
+    assert list(ends(after)) == ["prefill", "decode"]
+    assert "26 outputs the same, within 0.0e+00" in command.said  # at 2 positions 6 caches each, and logits
+
+
+def spoilt(change: Callable[[Model], None]) -> Model:
+    model = speaker()
+    change(model)
+    return model
+
+
+def stranger(model: Model) -> None:
+    graph = Graph("prefill")
+    graph.ir = model.graphs[0]
+    mask = graph.input("mask", [1, 4])
+    mask.meta["role"] = Role("mask")
+    model.signatures[0].inputs["mask"] = mask
+
+
+def forget(index: int) -> Callable[[Model], None]:
+    def change(model: Model) -> None:
+        del model.graphs[0].inputs[index].meta["role"]
+
+    return change
+
+
+def without_output(model: Model) -> None:
+    value = model.graphs[1].outputs.pop()
+    model.signatures[1].outputs = {k: v for k, v in model.signatures[1].outputs.items() if v is not value}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (linear, "nothing says what the input x is"),
+        (lambda: spoilt(forget(0)), "prefill_4: nothing says what the input input_ids is"),
+        (lambda: spoilt(stranger), "prefill_4: the interface has no place for the input mask, a mask"),
+        (
+            lambda: spoilt(without_output),
+            "decode does not give past_value_0 out again, with its new rows: lower",
+        ),
+        (lambda: attention(Form(layout="BNTH")), "nothing says what"),
+        (lambda: speaker([4, 4, 1], ["a", "b", "c"]), "two prefills read equally many tokens"),
+        (lambda: speaker([1], ["decode"]), "there is no prefill"),
+        (lambda: speaker([4], ["prefill"]), "one signature that reads one token and gives logits: none"),
+        (lambda: speaker([4, 1, 1], ["a", "b", "c"]), "one signature that reads one token .*: b, c"),
+    ],
+)
+def test_refusals(command: Command, make: Callable[[], Model], message: str) -> None:
+    code, said = command.refusal(make())
+    assert code == 1
+    assert re.search(message, said), said
+
+
+def test_prefill_without_caches_is_refused(
+    command: Command, exported_model: Callable[[str, str], Path]
+) -> None:
+    code, said = command.refusal(formats.load(exported_model("grouped", "prefill")))
+    assert (code, said) == (
+        1,
+        "prefill takes no position: export it to go on at any position (--prefill-lengths)",
+    )
+
+
+def test_dtypes(command: Command) -> None:
+    after = command(lowered())
+    assert {value.dtype for graph in after.graphs for value in graph.inputs[:2]} == {INT32}
+    assert role_of(after.graphs[0].inputs[1]) == Role("position")
