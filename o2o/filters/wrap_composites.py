@@ -25,11 +25,12 @@ class WrapComposites(Filter):
         x, w -- STABLEHLO_COMPOSITE odml.rms_norm (epsilon)
 
     Who knows a composite's name computes it as he likes, as LiteRT's XNNPACK does with attention; others run
-    the subgraph. Attention is found from its SOFTMAX, in any layout, grouped-query or not, with keys that are
-    repeated or not; its operands become [1, T, N, H] for q and the result, [1, S, K, H] for k and v, and
-    [1, 1, T, S] or [1, 1, 1, S] for the mask, which is of zeros where there was none. Where they are laid out
-    otherwise, as caches [1, K, S, H] are, they are transposed before the composite: wrap models with caches
-    [1, S, K, H] (transpose.io.kvcache.py) if that costs too much.
+    the subgraph. That is for accelerators: on a CPU it is no faster, and decoding can be slower.
+    Attention is found from its SOFTMAX, in any layout, grouped-query or not, with keys that are repeated or
+    not; its operands become [1, T, N, H] for q and the result, [1, S, K, H] for k and v, and [1, 1, T, S] or
+    [1, 1, 1, S] for the mask, which is of zeros where there was none. Where they are laid out otherwise, as
+    caches [1, K, S, H] are, they are transposed before the composite: wrap models with caches [1, S, K, H]
+    (transpose.io.kvcache.py) if that costs too much.
     Left alone, with the reason (--explain): what is not float32 of a fixed shape, masks that differ from head
     to head, values of another head dimension than keys, norms over other axes, what is used elsewhere too.
     ATTENTION of Circle is lower.litert.py's; RMS_NORM of Circle is wrapped.

@@ -56,9 +56,13 @@ def outline(
     when what comes out goes in again, or when an input is quantised by other tensors (by block).
     """
     region = set(nodes)
-    ordered = [node for node in graph if node in region]
-    assert len(ordered) == len(region), "the region is not of this graph"
-    _check(graph, ordered, inputs, outputs)
+    span = list(graph)
+    places = [place for place, node in enumerate(span) if node in region]
+    assert len(places) == len(region), "the region is not of this graph"
+    ordered = [span[place] for place in places]
+    span = span[places[0] : places[-1] + 1]
+    _check(ordered, inputs, outputs)
+    behind = _behind(span, region)
     inner = ir.Graph([], [], nodes=[], name=_graph_name(model, name), opset_imports={DOMAIN: 1})
     composite = _composite(inner, inputs, outputs, name, attributes or {}, version)
     graph.insert_after(ordered[-1], composite)
@@ -70,7 +74,8 @@ def outline(
     inner.outputs.extend(outputs)
     model.graphs.append(inner)
     _call_apart(graph, inner)
-    put_in_order(graph)  # a user of one result may come before what makes another
+    if behind:  # users of one result that came before what makes another
+        put_in_order(graph)
     return composite
 
 
@@ -80,9 +85,7 @@ def decompositions(model: Model) -> set[ir.Graph]:
     return {node.attributes[_DECOMPOSITION].as_graph() for node in nodes}
 
 
-def _check(
-    graph: ir.Graph, region: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
-) -> None:
+def _check(region: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> None:
     inside = set(region)
     for operand in inputs:
         if operand.producer() in inside:
@@ -103,14 +106,22 @@ def _check(
     for value in outputs:
         if value.producer() not in inside:
             miss("the region does not make it", value)
-    behind: set[ir.Node] = set()  # nodes outside that need something of the region
-    for node in graph:
+
+
+def _behind(span: Sequence[ir.Node], region: Collection[ir.Node]) -> set[ir.Node]:
+    """The nodes of `span` outside of the region that need something of it. Miss when it needs them, too.
+
+    span: the graph's nodes in order, from the region's first to its last.
+    """
+    behind: set[ir.Node] = set()
+    for node in span:
         before = {v.producer() for v in node.inputs if v is not None}
-        if node in inside:
-            if before & behind:
-                miss(f"what comes out of the region goes into {node.op_type} in it", node.outputs[0])
-        elif before & (inside | behind):
-            behind.add(node)
+        if node not in region:
+            if any(producer in region or producer in behind for producer in before):
+                behind.add(node)
+        elif before & behind:
+            miss(f"what comes out of the region goes into {node.op_type} in it", node.outputs[0])
+    return behind
 
 
 def _composite(
