@@ -25,7 +25,7 @@ class LowerLitert(Filter):
     well. Operators get the versions that LiteRT registers. Weights are not looked at: references stay, for
     bind.weights.py behind this. A model that is TFLite already passes as it is.
     Refused: what LiteRT has no operator for, named with its place and the module that it comes from; operands
-    of the operators above that are quantised or have no fixed shape.
+    of the operators above that are quantised, but for the weights of ATTENTION, or have no fixed shape.
     """
 
     name = "lower.litert.py"

@@ -122,7 +122,7 @@ def _become(graph: ir.Graph, value: ir.Value, tensor: Quantized, quantization: A
     if quantization is not None:
         value.meta["fields"] = {**value.meta.get("fields", {}), "quantization": quantization}
     if tensor.scheme.block:
-        scales = add_constant(graph, tensor.half_scales, f"{value.name}_scales")
+        scales = add_constant(graph, tensor.stored_scales, f"{value.name}_scales")
         value.meta["references"] = {"scales": scales}
 
 

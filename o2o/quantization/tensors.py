@@ -50,8 +50,8 @@ class Quantized(Streamed):
     ) -> None:
         """source: [rows, columns] of floats, which stays where it is; shape: where the source's is not so.
 
-        Reads it once, for `scales`, float32 [rows, blocks]. Raises ModelError for numbers that are not
-        finite, or beyond what the scheme can store.
+        Reads it once, for the scales [rows, blocks], which are kept as they are stored. Raises ModelError for
+        numbers that are not finite, or beyond what the scheme can store.
         """
         self.source, self.scheme = source, scheme
         rows, columns = shape or source.shape.numpy()
@@ -63,8 +63,13 @@ class Quantized(Streamed):
                 f"{name} has numbers that are not finite, or beyond {scheme.largest:.3g}: {scheme.name} "
                 "cannot store them"
             )
-        self.scales = scheme.scales(bounds) if scheme.limit else np.zeros((rows, 0), np.float32)
-        self.half_scales = self.scales.astype(np.float16)  # exactly those of blocks
+        scales = scheme.scales(bounds) if scheme.limit else np.zeros((rows, 0), np.float32)
+        self.stored_scales = scales.astype(np.float16) if scheme.block else scales
+
+    @property
+    def scales(self) -> np.ndarray:
+        """As float32."""
+        return self.stored_scales.astype(np.float32, copy=False)
 
     @property
     def key(self) -> Hashable:
@@ -89,7 +94,7 @@ class Quantized(Streamed):
         numbers = _Rows(self.scheme, self.shape.numpy()[1])
         start = 0
         for w in _rows(self.source, self.shape.numpy()[1]):
-            yield numbers.stored(w, self.scales[start : start + len(w)], error).tobytes()
+            yield numbers.stored(w, self.stored_scales[start : start + len(w)], error).tobytes()
             start += len(w)
         self.error = error
 
@@ -107,8 +112,8 @@ class _Rows:
         """The bytes of w, float32 [rows, columns], uint8; what is lost is added to `error`."""
         floats, stored = self.floats[: len(w)], self.stored_[: len(w)]
         if self.scheme.limit:
-            shape = (*scales.shape, -1)
-            blocks, scale = floats.reshape(shape), scales[..., None]
+            shape, scale = (*scales.shape, -1), scales.astype(np.float32, copy=False)[..., None]
+            blocks = floats.reshape(shape)
             np.divide(w.reshape(shape), scale, out=blocks)
             np.rint(blocks, out=blocks)
             np.clip(blocks, self.scheme.lowest, self.scheme.limit, out=blocks)
