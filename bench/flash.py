@@ -48,17 +48,18 @@ def save(form: str, T: int, shape: tuple[int, int, int], blocks: tuple[int, int]
     q, k, v = value("q", (1, N, T, H)), value("k", (1, K, T, H)), value("v", (1, K, T, H))
     position = value("position", (1,), ir.DataType.INT32)
     graph = ir.Graph([q, k, v, position], [], nodes=[], opset_imports={DOMAIN: 1})
-    op = Builder(graph)  # queries come from an operator, as in a model: an input could not be overwritten
+    op = Builder(graph)  # before and behind attention there are operators, as in a model
     q = op.node("MUL", [q, op.constant(1.0, "one", np.float32)], (1, N, T, H), name="queries")
     if form == "nothing":
-        y = op.transpose(q, (0, 2, 1, 3), "y")
+        attended = op.transpose(q, (0, 2, 1, 3), "attended")
     else:
-        y = value("y", (1, T, N, H))
-        node = ir.Node(CUSTOM_DOMAIN, causal.NAME, [q, k, v, position], outputs=[y])
+        attended = value("attended", (1, T, N, H))
+        node = ir.Node(CUSTOM_DOMAIN, causal.NAME, [q, k, v, position], outputs=[attended])
         sizes = None if form == "standard" else causal.Blocks(*blocks) if blocks else causal.adaptive(T)
         node.meta["fields"] = {"customOptions": np.frombuffer(causal.pack(H**-0.5, sizes), np.uint8)}
         node.meta["options"] = None
         graph.append(node)
+    y = op.node("NEG", [attended], (1, T, N, H), name="y")
     graph.outputs.append(y)
     ends = {value.name or "": value for value in graph.inputs}
     formats.save(lower(Model("circle", [graph], [Signature("main", graph, ends, {"y": y})])), file)

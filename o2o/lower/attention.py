@@ -14,7 +14,7 @@ from o2o.causal import unpack
 from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.formats.constants import numbers
-from o2o.lower.dot_product import dot_product_attention
+from o2o.lower.dot_product import dot_product_attention, swap_heads
 from o2o.lower.flash import flash_attention
 from o2o.lower.rotation import rotate
 from o2o.model import Model, shape_of
@@ -44,7 +44,7 @@ def lower_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         return op.reshape(y, [1, T, count, H], name=f"{name}_heads")
 
     q, k, v = heads(of.wq, N, "q"), heads(of.wk, K, "k"), heads(of.wv, K, "v")
-    q, k, v = (_heads_first(op, y) for y in (q, k, v))  # [1, heads, T, H]
+    q, k, v = (swap_heads(op, y) for y in (q, k, v))  # [1, heads, T, H]
     if of.cos is not None and of.sin is not None:
         cos, sin = (op.reshape(table, [1, 1, T, H], name="table") for table in (of.cos, of.sin))
         q, k = rotate(op, q, cos, sin), rotate(op, k, cos, sin)
@@ -53,7 +53,7 @@ def lower_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         k = _update(model, graph, op, of.k_cache, k, start, of.layout, "key")
         v = _update(model, graph, op, of.v_cache, v, start, of.layout, "value")
     y = dot_product_attention(op, q, k, v, H**-0.5, position=_position(op, of), mask=of.mask)
-    y = op.reshape(_heads_first(op, y), [1, T, N * H], name="joined")
+    y = op.reshape(y, [1, T, N * H], name="joined")
     new = op.node(
         "FULLY_CONNECTED",
         [y, of.wo, None],
@@ -82,15 +82,7 @@ def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None
         y = dot_product_attention(op, q, k, v, scale, start)
     else:
         y = flash_attention(model, op, q, k, v, scale, start, blocks)
-    replace_output(model, old, _heads_first(op, y))
-
-
-def _heads_first(op: Builder, x: ir.Value) -> ir.Value:
-    """[1, a, b, H] -> [1, b, a, H]: a reshape when a or b is 1."""
-    one, a, b, H = shape_of(x)
-    if 1 in (a, b):
-        return op.reshape(x, [one, b, a, H], name="swapped")
-    return op.transpose(x, (0, 2, 1, 3), name="swapped")
+    replace_output(model, old, y)
 
 
 def _position(op: Builder, of: Attention) -> ir.Value | None:
@@ -129,7 +121,7 @@ def _update(
 ) -> ir.Value:
     """Write `new` [1, K, T, H] into `cache` and give the cache out; all its rows as [1, K, S, H]."""
     if layout == "BTNH":
-        new = _heads_first(op, new)
+        new = swap_heads(op, new)
     updated = op.node("DYNAMIC_UPDATE_SLICE", [cache, new, start], shape_of(cache), name=f"{kind}s")
     _give_out(model, graph, cache, updated, kind)
     others = [use for use in cache.uses() if use.node not in (op.before, updated.producer())]

@@ -24,7 +24,7 @@ def dot_product_attention(
     position: ir.Value | None = None,
     mask: ir.Value | None = None,
 ) -> ir.Value:
-    """softmax(scale q k' + mask) v, [1, N, T, H].
+    """softmax(scale q k' + mask) v, [1, T, N, H].
 
     q: [1, N, T, H]. k, v: [1, K, S, H]. mask: added to the scores of each head, [.., T, S]; None for a causal
     one: query t sees the keys 0 to position + t. position: int32 [1], None for 0.
@@ -42,7 +42,15 @@ def dot_product_attention(
     y = op.node(
         "BATCH_MATMUL", [weights, v], [1, K, G * T, H], name="mixed", adjointLhs=False, adjointRhs=False
     )
-    return op.reshape(y, [1, N, T, H], name="ungrouped")
+    return swap_heads(op, op.reshape(y, [1, N, T, H], name="ungrouped"))
+
+
+def swap_heads(op: Builder, x: ir.Value) -> ir.Value:
+    """[1, a, b, H] -> [1, b, a, H]: tokens before heads or heads before tokens, a reshape when one is 1."""
+    one, a, b, H = shape_of(x)
+    if 1 in (a, b):
+        return op.reshape(x, [one, b, a, H], name="swapped")
+    return op.transpose(x, (0, 2, 1, 3), name="swapped")
 
 
 def _causal(op: Builder, position: ir.Value | None, G: int, T: int, S: int) -> ir.Value:

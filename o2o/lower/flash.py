@@ -17,11 +17,12 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.causal import Blocks
-from o2o.lower.dot_product import dot_product_attention
+from o2o.lower.dot_product import dot_product_attention, swap_heads
 from o2o.model import DOMAIN, Model, shape_of
 from o2o.rewriting.build import Builder
 
 HIDDEN = 2.0**30  # a power of two: its multiples stay exact, and exp(-HIDDEN) is 0
+HEADS = 8  # query heads at a time, but always all that share keys
 _TAG = "flash"  # under which the subgraphs of a loop remember what they are for
 
 
@@ -35,24 +36,45 @@ def flash_attention(
     position: ir.Value | None,
     blocks: Blocks,
 ) -> ir.Value:
-    """As the causal `dot_product_attention`, [1, N, T, H]; subgraphs are added to `model`."""
+    """As the causal `dot_product_attention`, [1, T, N, H]; subgraphs are added to `model`."""
     (_, N, T, H), (_, K, S, _) = shape_of(q), shape_of(k)
     if blocks.q >= T and blocks.kv >= S:
         return dot_product_attention(op, q, k, v, scale, position)
     if position is None:
         position = op.constant([0], "pos", np.int32)
-    for begin in range(0, T, blocks.q):
-        count = min(blocks.q, T - begin)
-        rows = op.slice(q, [0, 0, begin, 0], [1, N, count, H], name="queries")
-        rows = op.node("MUL", [rows, op.constant(scale, "scale", np.float32)], shape_of(rows), name="scaled")
-        rows = op.reshape(rows, [1, K, N // K * count, H], name="groups")
-        first = op.node("ADD", [position, op.constant([begin], "begin", np.int32)], [1], name="first")
-        y = _walk(model, op, rows, k, v, first, count, blocks.kv)
-        y = op.reshape(y, [1, N, count, H], name="ungrouped")
-        # What they see takes the place of the queries: LiteRT does that where they lie, one block at a time.
-        corner = op.constant([0, 0, begin, 0], "corner", np.int32)
-        q = op.node("DYNAMIC_UPDATE_SLICE", [q, y, corner], [1, N, T, H], name="seen")
-    return q
+    factor = op.constant(scale, "scale", np.float32)
+    G = N // K
+    together = max(1, HEADS // G)
+    # What the queries see is written over this, where it lies: LiteRT does so for what nothing else reads.
+    result = op.transpose(q, (0, 2, 1, 3), name="result")
+    none = op.constant([0], "none", np.int32)
+
+    def part(x: ir.Value, head: int, token: ir.Value, heads: int, tokens: int, name: str) -> ir.Value:
+        """[1, heads, tokens, H] of `x` from this head and token on."""
+        ends = [op.constant(numbers, "corner", np.int32) for numbers in ([0, head], [0])]
+        corner = op.node("CONCATENATION", [ends[0], token, ends[1]], [4], name="corner", axis=0)
+        size = op.constant([1, heads, tokens, H], "size", np.int32)
+        return op.node("SLICE", [x, corner, size], [1, heads, tokens, H], name=name)
+
+    offset = none
+    for head in range(0, K, together):
+        heads = min(together, K - head)
+        if head:  # also none, but not before the heads before are done
+            offset = op.node("SUB", [offset, op.constant([T], "all", np.int32)], [1], name="none")
+        keys, values = part(k, head, offset, heads, S, "keys"), part(v, head, offset, heads, S, "values")
+        first = position
+        for begin in range(0, T, blocks.q):
+            count = min(blocks.q, T - begin)
+            rows = part(q, head * G, offset, heads * G, count, "queries")
+            rows = op.node("MUL", [rows, factor], shape_of(rows), name="scaled")
+            rows = op.reshape(rows, [1, heads, G * count, H], name="groups")
+            # One block begins where the one before ended: so LiteRT cannot prepare them all beforehand.
+            first, y = _walk(model, op, rows, keys, values, first, count, blocks.kv)
+            offset = op.node("SUB", [first, position], [1], name="offset")
+            y = swap_heads(op, op.reshape(y, [1, heads * G, count, H], name="ungrouped"))
+            place = op.constant([0, begin, head * G, 0], "place", np.int32)
+            result = op.node("DYNAMIC_UPDATE_SLICE", [result, y, place], [1, T, N, H], name="seen")
+    return result
 
 
 def _walk(
@@ -64,8 +86,11 @@ def _walk(
     first: ir.Value,
     count: int,
     columns: int,
-) -> ir.Value:
-    """What `rows` [1, K, R, H], `count` queries of each head from `first` [1] on, get to see of `v`."""
+) -> tuple[ir.Value, ir.Value]:
+    """Where the queries end, int32 [1], and what they see of `v`, [1, K, R, H].
+
+    rows: [1, K, R, H], `count` queries of each head from `first` [1] on.
+    """
     _, K, R, H = shape_of(rows)
     columns = min(columns, shape_of(k)[2])
     start = op.constant([0], "start", np.int32)
@@ -88,8 +113,8 @@ def _walk(
             outputs=outputs,
         )
     )
-    *_, weight, total = outputs
-    return op.node("DIV", [total, weight], [1, K, R, H], name="mixed")
+    _, end, *_, weight, total = outputs
+    return end, op.node("DIV", [total, weight], [1, K, R, H], name="mixed")
 
 
 _NAMES = ("start", "end", "first", "queries", "keys", "values", "highest", "weight", "total")
