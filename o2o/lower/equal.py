@@ -10,6 +10,7 @@ from o2o.formats.constants import is_constant
 from o2o.model import Model, shape_of
 from o2o.reference import is_function
 from o2o.rewriting.io import replace_output
+from o2o.weights.reference import Streamed
 
 SMALL = 1 << 16  # bytes up to which constants are compared: no weights
 
@@ -63,6 +64,8 @@ def _share_constants(graph: ir.Graph) -> None:
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is None or tensor.nbytes > SMALL or not is_constant(value) or value.meta.get("fields"):
+            continue
+        if isinstance(tensor, Streamed):  # a weight that is still elsewhere
             continue
         kept = first.setdefault((value.dtype, tensor.dtype, shape_of(value), tensor.tobytes()), value)
         if kept is not value and not value.is_graph_output():

@@ -52,21 +52,21 @@ def test_tflite_passes_as_it_is(command: Command) -> None:
 
 
 def referring(folder: Path) -> Model:
-    """y = rms_norm(x) w', where w is in a checkpoint."""
+    """y = rms_norm(x) w', where w is in a checkpoint, and not small."""
     checkpoint = folder / "model.safetensors"
-    save_file({"w": weights(4, 6)}, checkpoint)
+    save_file({"w": weights(400, 6)}, checkpoint)
     graph = Graph("main")
     x = graph.input("x", [1, 6])
     norm = graph.constant("norm", weights(6))
     y = graph.op("RMS_NORM", [x, norm], [1, 6], name="normalised", epsilon=1e-5)
-    weight = graph.value("weight", [4, 6])
+    weight = graph.value("weight", [400, 6])
     weight.const_value = Reference(
         "weight",
         dtype=FLOAT,
-        shape=(4, 6),
+        shape=(400, 6),
         path=str(checkpoint),
         tensor="w",
-        stored_shape=(4, 6),
+        stored_shape=(400, 6),
     )
     graph.ir.register_initializer(weight)
     graph.output(graph.fc(y, weight, "y"))

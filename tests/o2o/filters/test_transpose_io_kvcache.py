@@ -21,6 +21,7 @@ from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.fused_graphs import feeds_at as fused_feeds_at
 from tests.o2o.graphs import BOOL, FLOAT, SAMPLES, Graph, exported_feeds, linear, operators
+from tests.o2o.speaking_graphs import speaker
 
 
 def turned(array: np.ndarray) -> np.ndarray:
@@ -287,3 +288,40 @@ def test_exported_graphs(exported_model, form: str, fuse: bool) -> None:
     layouts = [entry["layout"] for entry in (*told["inputs"], *told["outputs"]) if "layout" in entry]
     assert layouts == ["BTNH"] * (6 if form == "concat" or fuse else 12)
     assert_turned(before, after, exported_feeds(before, 17), atol=1e-4)
+
+
+def test_a_cache_that_is_written_and_given_out_is_written_turned(command: Command) -> None:
+    """No whole cache is moved between what goes in and what comes out; there was a TRANSPOSE of the rows."""
+    before = speaker()
+    after = command(speaker())
+    for graph in after.graphs:
+        for cache, updated in zip(graph.inputs[2:], graph.outputs[1:], strict=True):
+            node = updated.producer()
+            assert node is not None
+            assert (node.op_type, node.inputs[0]) == ("DYNAMIC_UPDATE_SLICE", cache)
+            assert list(updated.shape) == [1, 8, 2, 3]
+            assert node.inputs[1].producer().op_type == "RESHAPE", "rows come as they were before"
+        assert operators(Model("circle", [graph]))["GATHER"] == 3, "of one start for all caches"
+    given = {"input_ids": np.int64([[3, 1, 4, 1]]), "cache_position": np.int64([2])}
+    given |= {f"past_{kind}_0": graphs.weights(1, 2, 8, 3, seed=9) for kind in ("key", "value")}
+    copy = {name: turned(array) if array.ndim == 4 else array for name, array in given.items()}
+    expected, found = graphs.run(before, given), graphs.run(after, copy)
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-5)
+    for kind in ("key", "value"):
+        np.testing.assert_array_equal(turned(found[f"present_{kind}_0"]), expected[f"present_{kind}_0"])
+
+
+def test_a_cache_that_another_reads_before_it_is_written(command: Command) -> None:
+    model = speaker()
+    graph = Graph("prefill_4")
+    graph.ir = model.graphs[0]
+    look = graph.op("NEG", [graph.ir.inputs[2]], [1, 2, 8, 3], name="look")
+    graph.output(look)
+    given = {"input_ids": np.int64([[3, 1, 4, 1]]), "cache_position": np.int64([2])}
+    given |= {f"past_{kind}_0": graphs.weights(1, 2, 8, 3, seed=9) for kind in ("key", "value")}
+    expected = graphs.run(formats.loads(formats.dumps(model)), given)
+    after = command(model)
+    copy = {name: turned(array) if array.ndim == 4 else array for name, array in given.items()}
+    found = graphs.run(after, copy)
+    np.testing.assert_array_equal(found["look"], expected["look"])
+    np.testing.assert_array_equal(turned(found["present_key_0"]), expected["present_key_0"])
