@@ -22,6 +22,7 @@ from runtime_py.mapping import FileBehind
 
 if TYPE_CHECKING:
     from o2o.formats.writer import Plan
+    from o2o.model import Model
     from o2o.streams import Source
 
 _FILE, _HEAD = "lowered.json", "head"  # as which it is kept
@@ -33,12 +34,14 @@ class Lowered:
 
     head: the TFLite tables and small constants; None when the file is TFLite itself and serves as it is.
     places: for each constant that is still in the file, (where in the head its Buffer.offset stands, where
-    in the file it begins). contract: see `o2o.contract.contract_of`.
+    in the file it begins). contract: see `o2o.contract.contract_of`. widened: how many bytes more weights
+    take once packed, as those do that the graph makes float32 of less.
     """
 
     head: bytes | None
     places: tuple[tuple[int, int], ...]
     contract: Mapping[str, Any]
+    widened: int = 0
 
     def over(self, file: Path) -> FileBehind | Path:
         """What LiteRT loads; `file` is what this was lowered from. Raises OSError."""
@@ -59,7 +62,8 @@ class Lowered:
         """Keep it in `folder`. Raises OSError."""
         if self.head is not None:
             (folder / _HEAD).write_bytes(self.head)
-        told = {"contract": self.contract, "places": self.places if self.head is not None else None}
+        places = self.places if self.head is not None else None
+        told = {"contract": self.contract, "places": places, "widened": self.widened}
         (folder / _FILE).write_text(json.dumps(told))
 
     @classmethod
@@ -67,9 +71,9 @@ class Lowered:
         """What `save` has put there. Raises OSError."""
         told = json.loads((folder / _FILE).read_text())
         if told["places"] is None:
-            return cls(None, (), told["contract"])
+            return cls(None, (), told["contract"], told["widened"])
         places = tuple((field, offset) for field, offset in told["places"])
-        return cls((folder / _HEAD).read_bytes(), places, told["contract"])
+        return cls((folder / _HEAD).read_bytes(), places, told["contract"], told["widened"])
 
 
 def lower_file(file: Path) -> Lowered:
@@ -89,12 +93,22 @@ def lower_file(file: Path) -> Lowered:
     if not contract_of(model)["signatures"]:
         guess_roles(model)
     if model.format == "tflite":
-        return Lowered(None, (), contract_of(model))
+        return Lowered(None, (), contract_of(model), _widened(model))
     model = lower(model)
-    return _head(plan(model, limit=0), source, contract_of(model))
+    return _head(plan(model, limit=0), source, contract_of(model), _widened(model))
 
 
-def _head(planned: Plan, source: Source, contract: Mapping[str, Any]) -> Lowered:
+def _widened(model: Model) -> int:
+    """How many bytes more the constants of `model` are as float32, where a DEQUANTIZE makes that of them."""
+    from o2o.formats.constants import storage_key
+
+    made = (node for graph in model.graphs for node in graph if node.op_type == "DEQUANTIZE")
+    constants = (value.const_value for node in made if (value := node.inputs[0]) is not None)
+    stored = {storage_key(constant): constant for constant in constants if constant is not None}
+    return sum(4 * constant.size - constant.nbytes for constant in stored.values())
+
+
+def _head(planned: Plan, source: Source, contract: Mapping[str, Any], widened: int) -> Lowered:
     """What is not in `source` of a file whose large constants are all found by offset."""
     from ai_edge_litert.schema_py_generated import Model
 
@@ -123,4 +137,4 @@ def _head(planned: Plan, source: Source, contract: Mapping[str, Any]) -> Lowered
         data = payload if isinstance(payload, bytes) else payload.tobytes()
         head += bytes(start - len(head))
         head += data
-    return Lowered(bytes(head), tuple(places), contract)
+    return Lowered(bytes(head), tuple(places), contract, widened)

@@ -59,7 +59,7 @@ def prepare(file: Path, cache: Cache | None, say: Callable[[str], None]) -> Prep
     if (kept := _find(cache, key)) is not None:
         return Prepared(file, identity, *kept)
     lowered = lower_file(file)
-    size = identity[2]
+    size = identity[2] + lowered.widened
     try:
         with cache.add(key, _digest([str(file.resolve()), _processor()]), int(size * _MARGIN)) as entry:
             say(f"packing the weights, this once: {size / 1e9:.1f} GB into {cache.folder}")

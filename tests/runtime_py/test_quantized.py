@@ -1,0 +1,113 @@
+"""Quantised packages on LiteRT, with packed weights in a file, in memory, and packed for each signature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from o2o import formats
+from o2o.model import Model, shape_of
+from o2o.quantization.recipes import RECIPES, find
+from o2o.quantization.rewriting import quantize
+from o2o.rewriting.sharing import share_constants
+from runtime_py import preparing
+from runtime_py.cache import Cache
+from runtime_py.contract import Contract
+from runtime_py.engines import litert
+from runtime_py.engines.litert import LiteRtEngine
+from runtime_py.lowered import lower_file
+from runtime_py.preparing import Prepared, prepare
+from tests.o2o.quantization.models import meaning
+from tests.runtime_py import toy
+from tests.runtime_py.toy import Toy
+
+VOCAB = 300
+TOKENS = [7, 299, 3, 5, 8, 1, 0]
+STORED = {
+    "dynamic_int8": ir.DataType.INT8,
+    "weight_only_int8": ir.DataType.INT8,
+    "dynamic_int4_block32": ir.DataType.INT4,
+    "dynamic_int4_block128": ir.DataType.INT4,
+    "float16": ir.DataType.FLOAT16,
+}
+
+
+@pytest.fixture(params=["circle", "tflite"])
+def made(request, tmp_path, monkeypatch):
+    """Makes the toy's file by a recipe, all of its tables: (the file, the toy whose numbers are those)."""
+
+    def make(recipe: str) -> tuple[Path, Toy]:
+        monkeypatch.setattr(toy, "HEAD", 64)
+        monkeypatch.setattr(toy, "WIDTH", 128)
+        known = Toy(vocab=VOCAB, cached_lengths=[3, 2])
+        model = formats.loads(known.file)
+        model.format = request.param
+        share_constants(model)
+        tables = {id(table): name for name, table in tables_of(model, known).items()}
+        scheme = {"dynamic_int4_block32": "int4_block32", "dynamic_int4_block128": "int4_block128"}.get(
+            recipe
+        )
+        quantize(model, find(recipe, scheme, scheme))
+        for value in model.graphs[0].initializers.values():
+            if id(value) in tables:
+                assert value.dtype == STORED[recipe]
+                setattr(known, tables[id(value)], meaning(value))
+        path = tmp_path / f"model.{request.param}"
+        formats.save(model, path)
+        return path, known
+
+    return make
+
+
+def tables_of(model: Model, known: Toy) -> dict[str, ir.Value]:
+    """The values of the first graph that are the toy's tables, by name."""
+    found = {}
+    for value in model.graphs[0].initializers.values():
+        for name in ("keys", "values", "head"):
+            if shape_of(value) == (VOCAB, 128) and np.array_equal(
+                value.const_value.numpy(), vars(known)[name]
+            ):
+                found[name] = value
+    assert len(found) == 3
+    return found
+
+
+def answers(prepared: Prepared) -> np.ndarray:
+    """Logits after 1, 2, 3, ... tokens, which go through all signatures."""
+    engine = LiteRtEngine(prepared.open(), Contract.parse(prepared.lowered.contract), packed=prepared.packed)
+    found = [engine.prefill(TOKENS[:count]) for count in range(1, len(TOKENS) + 1)]
+    engine.close()
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("recipe", sorted(STORED))
+def test_every_recipe_and_every_way_to_load(made, recipe, tmp_path, monkeypatch):
+    file, known = made(recipe)
+    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    cache, said = Cache(tmp_path / "cache"), []
+    packed = prepare(file, cache, said.append)
+    assert packed.packed is not None, said
+    unpacked = prepare(file, None, said.append)
+    found = answers(packed)
+    np.testing.assert_array_equal(answers(prepare(file, cache, said.append)), found)
+    np.testing.assert_array_equal(answers(unpacked), found)
+    monkeypatch.setattr(litert, "IN_MEMORY", "")
+    np.testing.assert_array_equal(answers(unpacked), found)
+    expected = np.stack([known.logits(TOKENS[: index + 1]) for index in range(len(TOKENS))])
+    lost = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    # what the kernels quantise on their own: to 8 bits, of which the largest number of a row decides
+    assert lost.max() < (0.02 if recipe.startswith("dynamic") else 1e-6)
+
+
+def test_every_recipe_is_tested():
+    assert STORED.keys() == RECIPES.keys() - {"none"}
+
+
+@pytest.mark.parametrize(("recipe", "bits"), [("float16", 16), ("weight_only_int8", 8), ("dynamic_int8", 32)])
+def test_weights_that_the_graph_makes_float32_need_the_room_of_these(made, recipe, bits):
+    """Those of the head: rows that are looked up are not packed."""
+    file, _ = made(recipe)
+    assert lower_file(file).widened == VOCAB * 128 * (32 - bits) // 8
