@@ -41,55 +41,60 @@ def parser() -> command.Parser:
     parser.add_argument(
         "--tolerance",
         type=flags.tolerance,
-        default=1e-4,
-        help="how far a tensor may be off, relative to its largest number, before it is named (%(default)s)",
+        help="how far a tensor may be off, relative to its largest number, before it is named (0.0001; for a "
+        "quantised file what verify_tflite.py lets logits be off)",
     )
     flags.blocks(parser)
     return parser
 
 
 def debug(args: argparse.Namespace) -> int:
-    from export.hub import resolve
     from tinyllama.verification.report import Report
 
-    directory = resolve(args.checkpoint_path)
+    directory = flags.directory_of(args)
     tokenizer, prompts = flags.encoded(args, directory)
     if args.tflite_path and (args.q_block or args.kv_block):
         raise UsageError("--q_block and --kv_block are in the file: leave them out with --tflite_path")
-    subject, reference = (_file if args.tflite_path else _attentions)(args, directory, prompts)
+    subject, reference, limit = (_file if args.tflite_path else _attentions)(args, directory, prompts)
+    limit = limit if args.tolerance is None else args.tolerance
     report = Report()
     for text, prompt in prompts.items():
         report.say(f"Prompt: {text!r}, {len(prompt)} tokens; {subject.label} against {reference.label}")
-        same = _compare(report, subject, reference, prompt, args, tokenizer)
+        same = _compare(report, subject, reference, prompt, args.max_new_tokens, tokenizer, limit)
         report.verdict(same, "the same tokens")
     return report.code
 
 
 def _attentions(
     args: argparse.Namespace, directory: Path, prompts: dict[str, list[int]]
-) -> tuple[Predictor, Predictor]:
+) -> tuple[Predictor, Predictor, float]:
+    """What is compared with what, and by how much a tensor may be off."""
     from export.model import LanguageModel
     from tinyllama.verification import reauthored
     from tinyllama.verification.exported import Exported, read_weights
+    from tinyllama.verification.trace import FLOAT32
 
     positions = LanguageModel.read(directory).max_positions
     tokens, capacity = reauthored.sizes(prompts, args.max_new_tokens, positions)
     weights = read_weights(directory)
     blocks = flags.blocks_for(args, tokens)
     standard = Exported(directory, weights, tokens, capacity, label="standard attention")
-    return Exported(directory, weights, tokens, capacity, "flash", blocks, "flash attention"), standard
+    flash = Exported(directory, weights, tokens, capacity, "flash", blocks, "flash attention")
+    return flash, standard, FLOAT32
 
 
 def _file(
     args: argparse.Namespace, directory: Path, prompts: dict[str, list[int]]
-) -> tuple[Predictor, Predictor]:
+) -> tuple[Predictor, Predictor, float]:
     from tinyllama.verification.hugging_face import HuggingFace
+    from tinyllama.verification.precision import Precision
     from tinyllama.verification.tflite import TfliteFile
+    from tinyllama.verification.trace import FLOAT32
 
     reference = HuggingFace(directory)
     file = TfliteFile(Path(args.tflite_path), directory)
     file.check(prompts, args.max_new_tokens)
-    return file, reference
+    return file, reference, Precision.of(file.model).noise or FLOAT32
 
 
 def _compare(
@@ -97,19 +102,20 @@ def _compare(
     subject: Predictor,
     reference: Predictor,
     prompt: Sequence[int],
-    args: argparse.Namespace,
+    tokens: int,
     tokenizer: Tokenizer,
+    limit: float,
 ) -> bool:
     from tinyllama.verification import comparison
     from tinyllama.verification.trace import culprit, differences
 
-    steps = comparison.drift(reference, subject, prompt, args.max_new_tokens)
-    report.say("  step  position  token                 logits off by")
+    steps = comparison.drift(reference, subject, prompt, tokens)
+    report.say("  step  position  logits off by  token")
     for number, step in enumerate(steps):
         token = f"{step.expected} {tokenizer.decode([step.expected])!r}"
         if step.expected != step.found:
             token += f" or {step.found} {tokenizer.decode([step.found])!r}"
-        report.say(f"  {number:4}  {len(prompt) - 1 + number:8}  {token:20}  {step.off:.1e}")
+        report.say(f"  {number:4}  {len(prompt) - 1 + number:8}  {step.off:13.1e}  {token}")
     parted = comparison.parting(steps)
     at = max(range(len(steps)), key=lambda n: steps[n].off) if parted is None else parted
     how = f"do not part in {len(steps)} tokens; their logits are furthest apart" if parted is None else "part"
@@ -121,7 +127,7 @@ def _compare(
     found = differences(reference.trace(prompt, fed), subject.trace(prompt, fed))
     for line in _by_layer(found):
         report.say(f"  {line}")
-    told = culprit(found, args.tolerance)
+    told = culprit(found, limit)
     report.say(f"{told[0].upper()}{told[1:]}.")
     return parted is None
 

@@ -45,10 +45,9 @@ def parser() -> command.Parser:
 def test(args: argparse.Namespace) -> int:
     import torch
 
-    from export.hub import resolve
     from tinyllama import tiny_llama
 
-    directory = resolve(args.checkpoint_path)
+    directory = flags.directory_of(args)
     tokenizer, prompts = flags.encoded(args, directory)
     tokens = torch.tensor([next(iter(prompts.values()))])
     T = tokens.shape[1]

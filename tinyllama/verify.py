@@ -36,14 +36,13 @@ def parser() -> command.Parser:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from export.hub import resolve
     from runtime_py.package import Package
     from tinyllama.verification import reauthored
     from tinyllama.verification.exported import Exported, read_weights
     from tinyllama.verification.hugging_face import HuggingFace
     from tinyllama.verification.report import Report
 
-    directory = resolve(args.checkpoint_path)
+    directory = flags.directory_of(args)
     reference = HuggingFace(directory)
     tokenizer, prompts = flags.encoded(args, directory)
     tokens, capacity = reauthored.sizes(prompts, args.max_new_tokens, reference.capacity)

@@ -41,14 +41,13 @@ def parser() -> command.Parser:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from export.hub import resolve
     from tinyllama.verification import converted
     from tinyllama.verification.hugging_face import HuggingFace
     from tinyllama.verification.precision import Precision
     from tinyllama.verification.report import Report
     from tinyllama.verification.tflite import TfliteFile
 
-    directory = resolve(args.checkpoint_path)
+    directory = flags.directory_of(args)
     tokenizer, prompts = flags.encoded(args, directory)
     file = TfliteFile(Path(args.tflite_path), directory)
     file.check(prompts, args.max_new_tokens)

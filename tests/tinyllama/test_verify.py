@@ -29,7 +29,7 @@ PROMPT = [1, 17, 5, 200, 44]
     "config",
     [
         {},
-        {"model_type": "qwen2", "use_sliding_window": False},
+        {"model_type": "qwen2"},
         {"dtype": "bfloat16"},
         {"model_type": "mistral"},
     ],
@@ -131,8 +131,13 @@ def test_a_trace_holds_every_module_with_weights_in_both(grouped: Path) -> None:
         (["--tolerance=much"], 2, "--tolerance"),
         (["--max_new_tokens=0"], 2, "0 is not positive"),
         (["--max_new_tokens=60", "--checkpoint_path={grouped}"], 2, "this model has 64 positions"),
-        (["--checkpoint_path={empty}"], 1, "has no config.json: not a Hugging Face checkpoint"),
-        (["--checkpoint_path={keras}"], 1, "has no weights"),
+        (["--checkpoint_path={empty}"], 1, "has no weights: use .safetensors, .bin or .pt"),
+        (["--checkpoint_path={keras}"], 1, "has no weights: use .safetensors, .bin or .pt"),
+        (
+            ["--checkpoint_path={keras}/model.h5"],
+            1,
+            "file format not supported: use .safetensors, .bin or .pt",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(

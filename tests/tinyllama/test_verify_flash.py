@@ -34,12 +34,11 @@ def relative(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "flash_attend", attend)
 
 
-@pytest.mark.parametrize("blocks", [[], BLOCKS, ["--q_block=3"]], ids=["adaptive", "small", "queries"])
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_flash_says_what_standard_attention_says(
-    command: Callable, blocks: list[str], grouped: Path, capsys: pytest.CaptureFixture[str]
+    command: Callable, grouped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command([f"--checkpoint_path={grouped}", *SHORT, *blocks]) == 0
+    assert command([f"--checkpoint_path={grouped}", *SHORT, *BLOCKS]) == 0
     assert "❌" not in capsys.readouterr().out
 
 
@@ -110,15 +109,11 @@ def test_debug_names_the_tensor_that_is_furthest_off(
     assert f"The first tensor that differs is {ATTENTION}, by" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "mistral", "gemma"])
+@pytest.mark.parametrize("model_type", ["qwen2", "gemma"])
 def test_other_architectures(
     model_type: str, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config: dict[str, Any] = {"model_type": model_type}
-    config |= {"mistral": {"sliding_window": None}, "gemma": {}, "qwen2": {"use_sliding_window": False}}[
-        model_type
-    ]
-    folder = make_checkpoint(**config)
+    folder = make_checkpoint(model_type=model_type)
 
     assert verify_flash.main([f"--checkpoint_path={folder}", *SHORT, *BLOCKS]) == 0
 
@@ -137,8 +132,9 @@ def test_wrong_usage_is_one_line(command: Callable, flag: str, capsys: pytest.Ca
 @pytest.mark.parametrize("script", COMMANDS)
 def test_runs_by_path_from_its_folder(script: str) -> None:
     folder = Path(verify_flash.__file__).parent
-    command = [sys.executable, f"{script}.py", "--max_new_tokens=2"]
+    command = [sys.executable, f"{script}.py", "--help"]
 
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
     assert (result.returncode, result.stderr) == (0, "")
+    assert f"usage: {script}.py" in result.stdout

@@ -20,7 +20,12 @@ def parser(program: str, doc: str | None, prompts: Sequence[str] = TURBOPROP) ->
     """A parser with what all commands take."""
     parser = Parser(prog=program, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint_path", metavar="DIR_OR_HUB_ID", default=str(DEMO), help="default: the demo model")
+    add(
+        "--checkpoint_path",
+        metavar="PATH",
+        default=str(DEMO),
+        help="a checkpoint's folder, its weights file, or its id on the Hugging Face hub (the demo model)",
+    )
     add(
         "--prompts",
         metavar="TEXT",
@@ -36,8 +41,10 @@ def parser(program: str, doc: str | None, prompts: Sequence[str] = TURBOPROP) ->
 def blocks(parser: Parser) -> None:
     """The flags of flash attention."""
     help = "at a time (default: as o2o.causal.adaptive has it)"
-    parser.add_argument("--q_block", metavar="N", type=positive, help=f"queries {help}")
-    parser.add_argument("--kv_block", metavar="N", type=positive, help=f"keys {help}")
+    for name, what in (("q_block", "queries"), ("kv_block", "keys")):
+        parser.add_argument(
+            f"--{name}", f"--flash_{name}", dest=name, metavar="N", type=positive, help=f"{what} {help}"
+        )
 
 
 def blocks_for(args: argparse.Namespace, tokens: int) -> Blocks | None:
@@ -58,6 +65,13 @@ def tolerance(text: str) -> float:
     if not (number := float(text)) >= 0 or math.isinf(number):
         raise argparse.ArgumentTypeError(f"{text} is no tolerance: give a number from 0 on")
     return number
+
+
+def directory_of(args: argparse.Namespace) -> Path:
+    """The checkpoint's folder. Raises UsageError where nothing is, ModelError for what is no checkpoint."""
+    from tinyllama.convert_to_tflite import checkpoint_at
+
+    return checkpoint_at(args.checkpoint_path).directory
 
 
 def encoded(args: argparse.Namespace, directory: Path) -> tuple[Tokenizer, dict[str, list[int]]]:
