@@ -143,16 +143,21 @@ def checkpoint_at(path: str) -> Checkpoint:
 
 def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
     """What the flags ask for. Raises UsageError, in the flags' own words."""
-    lengths = sorted(args.prefill_seq_lens or LENGTHS)
+    lengths = sorted(set(args.prefill_seq_lens or LENGTHS))
     positions = positions_of(directory)
-    capacity = args.kv_cache_max_len or min(CAPACITY, positions or CAPACITY)
+    capacity = args.kv_cache_max_len
+    if capacity is None:
+        capacity = min(CAPACITY, positions or CAPACITY)
     told, longest = f"--kv_cache_max_len {capacity}", lengths[-1]
     if capacity < longest:
         raise errors.UsageError(f"{told} is below the prefill length {longest}: make it {longest} or more")
     if positions and capacity > positions:
         raise errors.UsageError(f"{told}: this model has {positions} positions, make it {positions} or less")
-    if (args.flash_q_block or args.flash_kv_block) and not args.use_flash_attention:
+    blocks = [size for size in (args.flash_q_block, args.flash_kv_block) if size is not None]
+    if blocks and not args.use_flash_attention:
         raise errors.UsageError("--flash_q_block and --flash_kv_block go with --use_flash_attention")
+    if blocks and min(blocks) < 1:
+        raise errors.UsageError("--flash_q_block, --flash_kv_block: a block has 1 query and 1 key at least")
     recipe = args.quantize.lower()
     return Conversion(
         directory,
