@@ -20,11 +20,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench.scale import Measured, measured
+from bench.scale import ROOT, Measured, measured
 
 OURS = "quantize.weights.py --recipe {recipe} {file} -o out"
 THEIRS = f"{sys.executable} {Path(__file__)} --theirs {{recipe}} {{file}} out"
@@ -53,14 +52,19 @@ def make(folder: Path) -> Path:
     """A file of 570 MB in `folder`, unless it is there."""
     file, checkpoint = folder / "float32.tflite", folder / "135m"
     if not file.exists():
-        for command in (
-            ["bench/make_checkpoint.py", checkpoint, "--shape", "135m", "--vocab", "32000", "--no-tied"],
-            [
-                *("tinyllama/convert_to_tflite.py", f"--checkpoint_path={checkpoint}", "--quantize=false"),
-                *("--prefill_seq_lens=64", "--kv_cache_max_len=256", f"--output_path={file}"),
-            ],
-        ):
-            subprocess.run([sys.executable, ROOT / command[0], *command[1:]], check=True)
+        make_ = [
+            "bench/make_checkpoint.py",
+            str(checkpoint),
+            "--shape",
+            "135m",
+            "--vocab",
+            "32000",
+            "--no-tied",
+        ]
+        convert = ["tinyllama/convert_to_tflite.py", f"--checkpoint_path={checkpoint}", "--quantize=false"]
+        convert += ["--prefill_seq_lens=64", "--kv_cache_max_len=256", f"--output_path={file}"]
+        for script, *arguments in (make_, convert):
+            subprocess.run([sys.executable, ROOT / script, *arguments], check=True)
     return file
 
 
@@ -102,9 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rename(args.file.absolute() if args.file else make(folder), folder / "renamed.tflite")
     before = (folder / "renamed.tflite").stat().st_size
-    print(
-        f"{before / 1e6:.1f} MB of float32{'':<27} {'time':>8} {'memory':>10} {'of file':>7} {'result':>11}"
-    )
+    title = f"{before / 1e6:.1f} MB of float32"
+    print(f"{title:<43} {'time':>8} {'memory':>10} {'of file':>7} {'result':>11}")
     for recipe in args.recipes:
         for who, command in (("quantize.weights.py", OURS), ("ai-edge-quantizer", THEIRS)):
             script = command.format(recipe=recipe, file="renamed.tflite")
