@@ -1,9 +1,11 @@
 """What attention takes on LiteRT, all scores at a time and in blocks: memory, and time as a ratio.
 
     python bench/flash.py [--tokens 512,1024,2048] [--shape tinyllama-1.1b] [--rounds 3]
+    python bench/flash.py --tokens 64,128,256 --capacity 1024 --position 512
 
-One layer's attention of that shape by itself (queries, keys and values in, as many tokens as the caches hold),
-each way in a process of its own. Prints, for each number of tokens,
+One layer's attention of that shape by itself (queries, keys and values in), each way in a process of its own.
+The caches hold as many tokens as there are queries, or --capacity, and these stand at 0 or at --position.
+Prints, for each number of tokens,
 
     standard, flash   MB that attention takes beyond its inputs and outputs: the most memory of the process
                       (its own and shared, so LiteRT's arena and XNNPACK's workspace, not mapped files) while
@@ -33,8 +35,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FORMS = ("nothing", "standard", "flash")
 
 
-def save(form: str, T: int, shape: tuple[int, int, int], blocks: tuple[int, int] | None, file: Path) -> None:
-    """A TFLite file: q [1, N, T, H], k and v [1, K, T, H], position -> y [1, T, N, H]."""
+def save(
+    form: str, T: int, S: int, shape: tuple[int, int, int], blocks: tuple[int, int] | None, file: Path
+) -> None:
+    """A TFLite file: q [1, N, T, H], k and v [1, K, S, H], position -> y [1, T, N, H]."""
     from o2o import causal, formats
     from o2o.lower.litert import lower
     from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
@@ -45,7 +49,7 @@ def save(form: str, T: int, shape: tuple[int, int, int], blocks: tuple[int, int]
     def value(name: str, shape: tuple[int, ...], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
         return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
-    q, k, v = value("q", (1, N, T, H)), value("k", (1, K, T, H)), value("v", (1, K, T, H))
+    q, k, v = value("q", (1, N, T, H)), value("k", (1, K, S, H)), value("v", (1, K, S, H))
     position = value("position", (1,), ir.DataType.INT32)
     graph = ir.Graph([q, k, v, position], [], nodes=[], opset_imports={DOMAIN: 1})
     op = Builder(graph)  # before and behind attention there are operators, as in a model
@@ -65,7 +69,7 @@ def save(form: str, T: int, shape: tuple[int, int, int], blocks: tuple[int, int]
     formats.save(lower(Model("circle", [graph], [Signature("main", graph, ends, {"y": y})])), file)
 
 
-def measure(file: str, runs: int) -> dict[str, float]:
+def measure(file: str, position: int, runs: int) -> dict[str, float]:
     """Run the only signature of `file`: MB at the most, CPU seconds of a run."""
     from o2o.quiet import quiet
 
@@ -81,16 +85,19 @@ def measure(file: str, runs: int) -> dict[str, float]:
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
-        model = CompiledModel.from_file(file, options=Options(HardwareAccelerator.CPU, CpuOptions(num_threads=2)))
+        model = CompiledModel.from_file(
+            file, options=Options(HardwareAccelerator.CPU, CpuOptions(num_threads=2))
+        )
         name, ends = next(iter(model.get_signature_list().items()))
         inputs = [model.create_input_buffer_by_name(name, end) for end in ends["inputs"]]
         outputs = [model.create_output_buffer_by_name(name, end) for end in ends["outputs"]]
         details = model.get_input_tensor_details(name)
         generator = np.random.default_rng(0)
         for end, buffer in zip(ends["inputs"], inputs, strict=True):
-            shape = details[end]["shape"]
+            floats = end != "position"
+            size = details[end]["shape"]
             buffer.write(
-                np.zeros(1, np.int32) if end == "position" else generator.standard_normal(shape, np.float32)
+                generator.standard_normal(size, np.float32) if floats else np.array([position], np.int32)
             )
         seconds = []
         for _ in range(runs):
@@ -105,15 +112,17 @@ def measure(file: str, runs: int) -> dict[str, float]:
 def _own_memory() -> float:
     """MB of this process that are no file's."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) * 1024 / 1e6
+    return (
+        sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) * 1024 / 1e6
+    )
 
 
-def in_process(file: Path, runs: int = 3) -> dict[str, float]:
+def in_process(file: Path, position: int = 0, runs: int = 5) -> dict[str, float]:
     code = (
         "import sys, json; from bench.flash import measure;"
-        "print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))"
+        "print(json.dumps(measure(sys.argv[1], *map(int, sys.argv[2:]))))"
     )
-    command = [sys.executable, "-c", code, str(file), str(runs)]
+    command = [sys.executable, "-c", code, str(file), str(position), str(runs)]
     done = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
     )
@@ -125,6 +134,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tokens", default="512,1024,2048")
+    parser.add_argument("--capacity", metavar="S", type=int)
+    parser.add_argument("--position", metavar="P", type=int, default=0)
     parser.add_argument("--shape", default="tinyllama-1.1b")
     parser.add_argument("--blocks", metavar="Q,KV")
     parser.add_argument("--rounds", type=int, default=3)
@@ -140,8 +151,11 @@ def main() -> None:
         for tokens in map(int, args.tokens.split(",")):
             files = {form: Path(folder) / f"{form}.tflite" for form in FORMS}
             for form, file in files.items():
-                save(form, tokens, (N, K, H), blocks, file)
-            runs = [{form: in_process(file) for form, file in files.items()} for _ in range(args.rounds)]
+                save(form, tokens, args.capacity or tokens, (N, K, H), blocks, file)
+            runs = [
+                {form: in_process(file, args.position) for form, file in files.items()}
+                for _ in range(args.rounds)
+            ]
             sizes = {form: statistics.median(run[form]["megabytes"] for run in runs) for form in FORMS}
             times = sorted(run["flash"]["seconds"] / run["standard"]["seconds"] for run in runs)
             standard, flash = (sizes[form] - sizes["nothing"] for form in FORMS[1:])

@@ -22,6 +22,7 @@ from export.operators import causal_attention
 from o2o.causal import Blocks, adaptive
 from o2o.errors import ModelError, UsageError
 
+OPERATOR = ("grouped", "blocked")  # as transformers calls them
 FLASH = "flash"  # what `blocked` is called where no transformers sees it
 
 # What the caller knows and attention does not: where the queries stand, and in which blocks to compute.

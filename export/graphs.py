@@ -132,9 +132,11 @@ class DecodeConcatenated(Cached):
     0..C."""
 
     def __init__(self, model: LanguageModel, capacity: int) -> None:
-        """Raises UsageError for more tokens than the model can see."""
+        """Raises UsageError for more tokens than the model can see, or attention that goes by positions."""
         model.check_length(capacity)
         model.check_length(capacity + 1)
+        if model.causal_operator:
+            raise UsageError("a new key behind all others is in no place of its own: take --cache static")
         # The new key comes last and is always visible: its slot counts as -1.
         super().__init__(model, "decode", 1, capacity, torch.tensor([*range(capacity), -1]))
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
-from export.attention import blocks_of, implementation
+from export.attention import OPERATOR, blocks_of, implementation
 from o2o.errors import ModelError, UsageError
 
 
@@ -32,6 +32,8 @@ class LanguageModel:
         Raises ModelError for an architecture that transformers cannot build from `config`.
         """
         name, self._blocks = implementation(attn_implementation)
+        self.causal_operator = name in OPERATOR
+        """Whether attention is one operator that goes by positions, and looks at no mask."""
         self.config = config
         self.kind: str = config.model_type
         if getattr(config, "quantization_config", None):

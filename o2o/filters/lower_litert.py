@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
+from o2o.causal import Blocks
 from o2o.filters.base import Filter
+from o2o.lower.attention import Flash
+from o2o.lower.composites import wrap_composites
 from o2o.lower.litert import lower
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.wording import counted, listed
@@ -24,6 +27,8 @@ class LowerLitert(Filter):
     repeated for the query heads that share them. A cache that ATTENTION writes in place becomes an output as
     well. Operators get the versions that LiteRT registers. Weights are not looked at: references stay, for
     bind.weights.py behind this. A model that is TFLite already passes as it is.
+    Several queries that look into a long cache are computed in blocks, with an online softmax (flash
+    attention): see --flash.
     Refused: what LiteRT has no operator for, named with its place and the module that it comes from; operands
     of the operators above that are quantised, but for the weights of ATTENTION, or have no fixed shape.
     """
@@ -31,13 +36,29 @@ class LowerLitert(Filter):
     name = "lower.litert.py"
     usage_example = "lower.litert.py < model.circle | bind.weights.py -o model.tflite"
 
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--flash",
+            metavar="HOW",
+            type=_flash,
+            help="attention in blocks of queries and keys: always, never, or Q,KV; left out: what the "
+            "operator says, and for ATTENTION of several queries in caches of more than 512 tokens always",
+        )
+        parser.add_argument(
+            "--enable_hlfb", action="store_true", help="wrap attention and norms as wrap.composites.py does"
+        )
+
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         if model.format == "tflite":
             self.changes_graph = False
             self.say("this is TFLite already: it passes as it is")
             return
         before = _operators(model)
-        lower(model)
+        lower(model, args.flash)
+        if args.enable_hlfb:
+            wrapped = wrap_composites(model)
+            told = [f"{count} {name}" for name, count in sorted(wrapped.items())]
+            self.say(f"wrapped {listed(told)}" if told else "nothing to wrap")
         after = _operators(model)
         gone = [f"{count} {name}" for name, count in sorted(before.items()) if name not in after]
         made = counted(sum(after.values()), "operator")
@@ -45,6 +66,18 @@ class LowerLitert(Filter):
         custom = sorted({n.op_type for graph in model.graphs for n in graph if n.domain == CUSTOM_DOMAIN})
         if custom:
             self.say(f"custom operators stay, which the runtime must know: {listed(custom)}")
+
+
+def _flash(text: str) -> Flash:
+    if text in ("always", "never"):
+        return text == "always"
+    try:
+        q, kv = (int(size) for size in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give always, never, or sizes such as 64,512") from None
+    if min(q, kv) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a block has at least one query and one key")
+    return Blocks(q, kv)
 
 
 def _operators(model: Model) -> Counter[str]:

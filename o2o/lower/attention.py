@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.attention import Attention
-from o2o.causal import unpack
+from o2o.causal import Blocks, adaptive, unpack
 from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.formats.constants import numbers
@@ -22,8 +22,12 @@ from o2o.rewriting.build import Builder, fresh_name
 from o2o.rewriting.io import replace_output
 from o2o.rewriting.match import made_by
 
+Flash = Blocks | bool | None
+"""Whether attention is computed in blocks, and in which: True for those that are usual for as many queries,
+None for what the operator says, or what is best."""
 
-def lower_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
+
+def lower_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: Flash = None) -> None:
     """[1, T, D] -> [1, T, D]; see `o2o.reference` for what is spelled here."""
     of = Attention.of(node)
     T, N, K, H = of.T, of.N, of.K, of.H
@@ -52,7 +56,11 @@ def lower_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         start = _start(op, of)
         k = _update(model, graph, op, of.k_cache, k, start, of.layout, "key")
         v = _update(model, graph, op, of.v_cache, v, start, of.layout, "value")
-    y = dot_product_attention(op, q, k, v, H**-0.5, position=_position(op, of), mask=of.mask)
+    blocks = _blocks(flash, T, of.S)
+    if of.mask is not None or blocks is None:
+        y = dot_product_attention(op, q, k, v, H**-0.5, _position(op, of), of.mask)
+    else:
+        y = flash_attention(model, op, q, k, v, H**-0.5, _position(op, of), blocks)
     y = op.reshape(y, [1, T, N * H], name="joined")
     new = op.node(
         "FULLY_CONNECTED",
@@ -66,14 +74,22 @@ def lower_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     replace_output(model, old, new)
 
 
-def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
+def _blocks(flash: Flash, T: int, S: int) -> Blocks | None:
+    """The blocks to compute T queries and S keys in; None for all at a time."""
+    if flash is None:  # where it pays: `bench/flash.py`
+        return adaptive(T) if T > 1 and adaptive(T).kv < S else None
+    return adaptive(T) if flash is True else flash or None
+
+
+def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: Flash = None) -> None:
     """`o2o.causal_attention`: [1, N, T, H], [1, K, S, H], [1, K, S, H], position -> [1, T, N, H]."""
     q, k, v, position = node.inputs
     assert q is not None
     assert k is not None
     assert v is not None
     assert position is not None
-    scale, blocks = unpack(node)
+    scale, told = unpack(node)
+    blocks = told if flash is None else _blocks(flash, shape_of(q)[2], shape_of(k)[2])
     old = node.outputs[0]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     first = numbers(position)

@@ -8,6 +8,7 @@ both to one buffer and it stays in place.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import onnx_ir as ir
 
@@ -16,7 +17,7 @@ from o2o.attention import POSITION, writes_cache
 from o2o.errors import ModelError
 from o2o.formats.constants import is_constant, is_quantized
 from o2o.formats.conversion import called, convert
-from o2o.lower.attention import lower_attention, lower_causal_attention
+from o2o.lower.attention import Flash, lower_attention, lower_causal_attention
 from o2o.lower.equal import merge_equal
 from o2o.lower.grouped import group_heads
 from o2o.lower.registered import is_registered
@@ -32,12 +33,21 @@ _HYBRID = {("ATTENTION", index) for index in (1, 2, 3, 4)}  # the operands that 
 _POSITIONS = {"ATTENTION": POSITION, causal.NAME: causal.POSITION}  # the operand that may be integer
 
 
-def lower(model: Model) -> Model:
-    """`model` as TFLite, changed in place and returned. Raises ModelError for what TFLite cannot say."""
+def lower(model: Model, flash: Flash = None) -> Model:
+    """`model` as TFLite, changed in place and returned. Raises ModelError for what TFLite cannot say.
+
+    flash: whether attention is computed in blocks, where no mask is given.
+    """
+    lowerings: dict[tuple[str, str], Callable[[Model, ir.Graph, ir.Node], None]] = {
+        (DOMAIN, "RMS_NORM"): lower_rms_norm,
+        (DOMAIN, "ROPE"): _rope,
+        (DOMAIN, "ATTENTION"): partial(lower_attention, flash=flash),
+        (CUSTOM_DOMAIN, causal.NAME): partial(lower_causal_attention, flash=flash),
+    }
     inner = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
     for graph in model.graphs:
         for node in list(graph):
-            lowering = _LOWERINGS.get((node.domain, node.op_type))
+            lowering = lowerings.get((node.domain, node.op_type))
             if lowering is not None:
                 _check(model, graph, node)
                 if writes_cache(node) and graph in inner:
@@ -87,11 +97,3 @@ def _rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     assert sin is not None
     assert cos is not None
     replace_output(model, old, rotate(Builder(graph, before=node, prefix=f"{old.name}/"), x, cos, sin))
-
-
-_LOWERINGS: dict[tuple[str, str], Callable[[Model, ir.Graph, ir.Node], None]] = {
-    (DOMAIN, "RMS_NORM"): lower_rms_norm,
-    (DOMAIN, "ROPE"): _rope,
-    (DOMAIN, "ATTENTION"): lower_attention,
-    (CUSTOM_DOMAIN, causal.NAME): lower_causal_attention,
-}

@@ -15,9 +15,11 @@ from export.model import LanguageModel
 from o2o import formats
 from o2o.contract import Role
 from o2o.errors import ModelError, UsageError
+from o2o.lower.litert import lower
 from o2o.model import Model
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.export.conftest import exported, on_litert, reference
+from tests.o2o import graphs
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 5e-5}  # logits here have a standard deviation of 1.5 to 2.5
 
@@ -235,3 +237,32 @@ def test_layers_that_pass_the_cache_by(demo: Path) -> None:
     model.layers = 5
     with pytest.raises(ModelError, match=r"^2 of the 5 layers of this llama model use a cache"):
         convert(Prefill(model, 8))
+
+
+@pytest.mark.parametrize("name", ["grouped", "flash", "flash:2,3"])
+def test_attention_as_one_operator(grouped: Path, name: str) -> None:
+    """It goes by positions: what eager attention computes, where tokens are in their places."""
+    eager = build.prefill(grouped, 4, capacity=9)
+    model = build.prefill(grouped, 4, name, capacity=9)
+    assert [n.op_type for n in model.graphs[0]].count("o2o.causal_attention") == 3
+    assert not {n.op_type for n in model.graphs[0]} & {"SOFTMAX", "BROADCAST_TO", "SELECT_V2"}
+    run, expected = (
+        graphs.interpreter(formats.dumps(lower(m))).get_signature_runner() for m in (model, eager)
+    )
+    for position in (0, 3, 5):
+        feeds = graphs.exported_feeds(eager, position)
+        np.testing.assert_allclose(run(**feeds)["logits"], expected(**feeds)["logits"], atol=2e-5)
+
+
+def test_attention_as_one_operator_is_not_for_a_cache_that_is_joined(grouped: Path) -> None:
+    with pytest.raises(UsageError, match="--cache static"):
+        build.decode(grouped, 8, "concat", "grouped")
+
+
+@pytest.mark.parametrize("name", ["flash:", "flash:3", "flash:a,b", "flash:0,4"])
+def test_blocks_that_cannot_be(grouped: Path, name: str) -> None:
+    if name == "flash:":
+        build.prefill(grouped, 4, name, capacity=9)  # the usual ones
+        return
+    with pytest.raises(UsageError, match="block"):
+        build.prefill(grouped, 4, name, capacity=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from o2o import formats, reference
+from o2o.causal import Blocks
 from o2o.contract import Role, contract_of, role_of
 from o2o.errors import ModelError
 from o2o.filters.fuse_attention import FuseAttention
@@ -18,6 +20,7 @@ from o2o.filters.fuse_rms_norm import FuseRmsNorm
 from o2o.filters.merge_circles import MergeCircles
 from o2o.filters.reshape_io import ReshapeIo
 from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
+from o2o.lower.attention import Flash
 from o2o.lower.litert import lower
 from o2o.model import CUSTOM_DOMAIN, Model
 from tests.o2o import graphs
@@ -25,8 +28,8 @@ from tests.o2o.fused_graphs import D, Form, attention, feeds_at
 from tests.o2o.graphs import BOOL, FLOAT, INT32, INT64, Graph, exported_feeds, feeds, operators, sign, weights
 
 
-def assert_lowers(form: Form) -> None:
-    before, after = attention(form), formats.loads(formats.dumps(lower(attention(form))))
+def assert_lowers(form: Form, flash: Flash = None) -> None:
+    before, after = attention(form), formats.loads(formats.dumps(lower(attention(form), flash)))
     assert after.format == "tflite"
     start = form.pos is None or not form.layout
     for position in {0} if start else {0, 1, form.S - form.T}:
@@ -59,6 +62,24 @@ def forms(draw: st.DrawFn) -> Form:
 @given(form=forms())
 def test_attention(form: Form) -> None:
     assert_lowers(form)
+
+
+@settings(max_examples=30, deadline=None)
+@given(form=forms(), blocks=st.tuples(st.integers(1, 3), st.integers(1, 6)))
+def test_attention_in_blocks(form: Form, blocks: tuple[int, int]) -> None:
+    assert_lowers(form, Blocks(*blocks))
+
+
+def test_attention_in_blocks_where_it_pays() -> None:
+    """Several queries that look into a long cache, and no mask that says how far."""
+
+    def loops(T: int, S: int, **other: Any) -> bool:
+        return "WHILE" in operators(lower(attention(Form(T, 2, 2, 4, S=S, layout="BNTH", **other))))
+
+    assert loops(2, 513)
+    assert not loops(1, 513)
+    assert not loops(2, 512)
+    assert not loops(2, 513, mask=(2, 513))
 
 
 @pytest.mark.parametrize("layout", ["BNTH", "BTNH"])
