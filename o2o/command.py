@@ -29,6 +29,13 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help explains)")
 
 
+def positive(text: str) -> int:
+    """The number that an argument is. Raises ArgumentTypeError for one below 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
 def run(program: str, body: Callable[[], int | None], debug: bool = False) -> int:
     """Run `body` and turn whatever it raises into one line on stderr and an exit code.
 

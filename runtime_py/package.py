@@ -12,7 +12,7 @@ from runtime_py.cache import user_cache
 from runtime_py.contract import Contract
 from runtime_py.engines import Engine
 from runtime_py.preparing import prepare
-from runtime_py.tokenizer import Tokenizer, load_tokenizer, read_json
+from runtime_py.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
 
 MODELS = ("model.circle", "model.tflite")
 SUFFIXES = (".circle", ".tflite")
@@ -98,14 +98,18 @@ class Package:
             contract = Contract.parse(prepared.lowered.contract)
         except ModelError as error:
             raise ModelError(f"{self.model}: {error}") from error
-        if (ids := self.tokenizer.vocab_size) > contract.vocab_size:
-            raise ModelError(
-                f"{self.directory}: the tokenizer has {ids} ids, the model {contract.vocab_size}: "
-                "they are not from the same checkpoint"
-            )
+        self._check_tokenizer(contract.vocab_size)
         if threads is None:
             threads = cores() if self.model.stat().st_size >= WORTH_SHARING else 1
         return LiteRtEngine(prepared.open(), contract, packed=prepared.packed, threads=threads, debug=debug)
+
+    def _check_tokenizer(self, vocab_size: int) -> None:
+        """Where there is one: ids can be fed without."""
+        if has_tokenizer(self.directory) and (ids := self.tokenizer.vocab_size) > vocab_size:
+            raise ModelError(
+                f"{self.directory}: the tokenizer has {ids} ids, the model {vocab_size}: "
+                "they are not from the same checkpoint"
+            )
 
 
 def cores() -> int:

@@ -8,7 +8,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from o2o.command import Parser, run
+from o2o.command import Parser, positive, run
 
 DEFAULT_PROMPT = "Lily picked up a flower."
 
@@ -31,10 +31,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the model")
     add("--prompt", metavar="TEXT", type=_text, default=DEFAULT_PROMPT, help="default: %(default)s")
-    add("--max-new-tokens", metavar="N", type=_positive, help="default: to the end of the context")
+    add("--max-new-tokens", metavar="N", type=positive, help="default: to the end of the context")
     add("--stream", action="store_true", help="print the text as it comes, and the ids after it")
     add("--stats", action="store_true", help="say on stderr how fast it went and what it took")
-    add("--threads", metavar="N", type=_positive, help="default: one for each core, one for a small model")
+    add("--threads", metavar="N", type=positive, help="default: one for each core, one for a small model")
     add("--no-cache", action="store_true", help="keep nothing of a big model on disk for the next load")
     add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
     return parser
@@ -46,12 +46,6 @@ def _text(text: str) -> str:
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError("the text is not UTF-8") from None
     return text
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -35,6 +35,11 @@ class Tokenizer(Protocol):
         ...
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether `load_tokenizer` finds something in `directory`."""
+    return any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+
+
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of the package in `directory`: `tokenizer.json` if it is there, else `tokenizer.model`.
 

@@ -1,0 +1,123 @@
+"""What became of a model's constants in another file of it: exactness and bytes, by what the files say."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.errors import ModelError
+from o2o.formats.constants import is_quantized, storage_key
+from o2o.model import Model, shape_of
+from o2o.quantization.tensors import Error
+
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A constant that is stored otherwise than it was. stored: as what, before and after, `int8`, `int4 in
+    blocks of 32`. bytes: before and after, scales included."""
+
+    name: str
+    shape: tuple[int, ...]
+    stored: tuple[str, str]
+    bytes: tuple[int, int]
+    error: Error
+
+
+def compare(before: Model, after: Model) -> list[Compared]:
+    """The constants of `after` in fewer bits than those of the same name in `before`, in order.
+
+    They are read one at a time. Raises ModelError for one that has no counterpart, or one of another shape.
+    """
+    known = _constants(before)
+    seen: set[Hashable] = set()
+    found = []
+    for name, value in _constants(after).items():
+        assert value.const_value is not None
+        key = storage_key(value.const_value)
+        if key in seen or not (is_quantized(value) or value.dtype in HALVES):
+            continue
+        seen.add(key)
+        if (old := known.get(name)) is None:
+            raise ModelError(
+                f"the first model has no {name}, which is {_stored(value)} in the second: are both made of "
+                "one checkpoint, in one way?"
+            )
+        if shape_of(old) != shape_of(value):
+            raise ModelError(
+                f"{name} is {list(shape_of(old))} in the first model, {list(shape_of(value))} in the second: "
+                "are both made of one checkpoint?"
+            )
+        stored = _stored(old), _stored(value)
+        if stored[0] != stored[1]:
+            error = _error(numbers(old), numbers(value))
+            found.append(Compared(name, tuple(shape_of(value)), stored, (_bytes(old), _bytes(value)), error))
+    return found
+
+
+def _constants(model: Model) -> dict[str, ir.Value]:
+    """Constants of all graphs by name, less the scales of others; of several with one name, the first."""
+    found: dict[str, ir.Value] = {}
+    for graph in model.graphs:
+        values = graph.initializers.values()
+        scales = {id(other) for value in values for other in value.meta.get("references", {}).values()}
+        for value in values:
+            if value.const_value is not None and id(value) not in scales:
+                found.setdefault(value.name or "", value)
+    return found
+
+
+def numbers(value: ir.Value) -> np.ndarray:
+    """What a constant stands for, float32: what is stored, less the zero points, times the scales.
+
+    Raises ModelError for zero points of blocks, which nothing here writes.
+    """
+    assert value.const_value is not None
+    stored: np.ndarray = value.const_value.numpy().astype(np.float32)
+    if not is_quantized(value):
+        return stored
+    quantization, references = value.meta["fields"]["quantization"], value.meta.get("references", {})
+    if "scales" in references:
+        if "zeroPoints" in references:
+            raise ModelError(f"{value.name} has zero points by block: this reads symmetrical ones only")
+        scales = references["scales"].const_value.numpy().astype(np.float32)
+        return (stored.reshape(*scales.shape, -1) * scales[..., None]).reshape(stored.shape)
+    along = [1] * stored.ndim
+    if len(quantization.scale) > 1:
+        along[quantization.quantizedDimension] = -1
+    zeros = np.zeros(1) if quantization.zeroPoint is None else quantization.zeroPoint
+    shifted = stored - np.asarray(zeros, np.float32).reshape(along)
+    return shifted * np.asarray(quantization.scale, np.float32).reshape(along)
+
+
+def _stored(value: ir.Value) -> str:
+    kind = "float32" if value.dtype == ir.DataType.FLOAT else str(value.dtype).lower()
+    quantization = value.meta.get("fields", {}).get("quantization")
+    size = getattr(getattr(quantization, "details", None), "blockSize", 0)
+    return f"{kind} in blocks of {size}" if size else kind
+
+
+def _bytes(value: ir.Value) -> int:
+    """In the file, with scales and zero points."""
+    assert value.const_value is not None
+    size = value.const_value.nbytes
+    for other in value.meta.get("references", {}).values():
+        size += other.const_value.nbytes
+    quantization = value.meta.get("fields", {}).get("quantization")
+    for numbers, width in (("scale", 4), ("zeroPoint", 8)):
+        size += width * len(() if (one := getattr(quantization, numbers, None)) is None else one)
+    return size
+
+
+def _error(before: np.ndarray, after: np.ndarray) -> Error:
+    old, lost = before.reshape(-1), (after - before).reshape(-1)
+    return Error(
+        float(np.dot(old, old)),
+        float(np.dot(lost, lost)),
+        float(np.abs(old).max()),
+        float(np.abs(lost).max()),
+    )
