@@ -104,7 +104,9 @@ def convert(args: argparse.Namespace) -> None:
     checkpoint = checkpoint_at(args.checkpoint_path)
     conversion = conversion_of(args, checkpoint.directory)
     target = target_of(args, conversion)
-    check_disk(target.parent, needs(checkpoint.tensors, 0, 1, "float32", embed=True).bound, "the model")
+    size = conversion.size(needs(checkpoint.tensors, 0, 1, "float32", embed=True).parameters)
+    check_disk(target.parent, size, "the model")
+    say(f"{target} will take about {gigabytes(size)}")
     with shell.workshop(target.parent) as folder:
         if code := shell.run(conversion.commands(), folder):
             raise shell.failed(code, f"{target} is as it was" if target.exists() else "nothing was written")

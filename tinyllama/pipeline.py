@@ -94,7 +94,8 @@ def build(
     """Make the package of Circle. Raises O2oError when a command fails, or the disk has no room for it."""
     hint = "; attention that cannot be fused can stay as it is: --cache static" * (cache == "concat")
     steps = commands(checkpoint, length, lengths, cache, dtype)
-    _build(checkpoint, package, steps, "model.circle", dtype, hint)
+    size = needs(open_checkpoint(checkpoint).tensors, 0, 1, dtype, embed=True).bound
+    _build(checkpoint, package, steps, "model.circle", size, hint)
 
 
 def build_tflite(
@@ -106,14 +107,14 @@ def build_tflite(
     """
     if lengths is None:
         lengths = [job.tokens for job in jobs(length, None, "static") if job.signature != "decode"]
-    steps = Conversion(checkpoint, length, lengths, recipe).commands("model.tflite")
-    _build(checkpoint, package, steps, "model.tflite", "float32")
+    conversion = Conversion(checkpoint, length, lengths, recipe)
+    parameters = needs(open_checkpoint(checkpoint).tensors, 0, 1, "float32", embed=True).parameters
+    _build(checkpoint, package, conversion.commands(), "model.tflite", conversion.size(parameters))
 
 
-def _build(checkpoint: Path, package: Path, steps: str, model: str, dtype: str, hint: str = "") -> None:
-    """Run the commands in a folder of their own, then fill `package`, its `model` last and alone."""
-    tensors = open_checkpoint(checkpoint).tensors
-    check_disk(package, needs(tensors, 0, 1, dtype, embed=True).bound, "the model")
+def _build(checkpoint: Path, package: Path, steps: str, model: str, size: int, hint: str = "") -> None:
+    """Run the commands in a folder of their own, then fill `package`, its `model` of `size` last, alone."""
+    check_disk(package, size, "the model")
     package.mkdir(parents=True, exist_ok=True)  # to build in the same file system
     with shell.workshop(package) as folder:
         if code := shell.run(steps, folder):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tinyllama import shell
 PIPE = """
 merge.circles.py {graphs} \\
   | fuse.rms_norm.py | fuse.rope.py | gc.py {quantize}\\
-  | lower.litert.py | {sign} {wrap}| bind.weights.py -o {output}
+  | lower.litert.py | {sign} {wrap}| bind.weights.py -o model.tflite
 """
 
 FLASH = "flash"  # of export's --attn-implementation
@@ -31,6 +30,7 @@ TAGS = {
     "dynamic_int4_block32": "q4_block32",
     "dynamic_int4_block128": "q4_block128",
 }
+BYTES = {"none": 4.0, "float16": 2.0}  # that a parameter takes; with other recipes little more than 1
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,17 @@ class Conversion:
             raise UsageError("a prefill reads 2 tokens or more: decode is what reads one")
         jobs(self.capacity, self.lengths, "static")
 
+    def size(self, parameters: int) -> int:
+        """About how many bytes the file takes, of a model with that many parameters."""
+        return int(parameters * BYTES.get(self.recipe, 1.1))
+
     @property
     def tag(self) -> str:
         """`q8_ekv1024`."""
         return f"{TAGS.get(self.recipe, self.recipe)}_ekv{self.capacity}"
 
-    def commands(self, output: str = "model.tflite") -> str:
-        """What makes the file `output` in the working folder, as shell."""
+    def commands(self) -> str:
+        """What makes model.tflite in the working folder, as shell."""
         lengths = ",".join(map(str, self.lengths))
         graphs = " ".join(job.file for job in jobs(self.capacity, self.lengths, "static"))
         attention = ("--attn-implementation", self._attention())
@@ -75,7 +79,6 @@ class Conversion:
             quantize="" if self.recipe == NONE.name else f"| quantize.weights.py --recipe {self.recipe} ",
             sign="sign.ai_edge.py" + " --output_logits_on_prefill" * self.prefill_logits,
             wrap="| wrap.composites.py " * self.hlfb,
-            output=shlex.quote(output),
         )
 
     def _attention(self) -> str:
