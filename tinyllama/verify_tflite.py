@@ -6,10 +6,10 @@
 After each prompt both generate greedily; then both are fed the same tokens, and their logits are compared,
 step by step. Of a file with float32 weights, logits must be within --tolerance (0.01) and the first 10
 tokens the same. Of a quantised one, the differences must be small against the spread of the logits (root
-mean squares: up to 0.01 of it for float16, 0.2 for int8, 0.6 for int4), and where the first 10 tokens part,
-the two candidates no further apart than twice the usual drift; with --tolerance, logits must be within it,
-too. Where something differs, the first tensor that does is named. Exit code 0 if all tests passed, 1 if not,
-2 for wrong usage.
+mean squares, in the median of the steps: up to 0.01 of it for float16, 0.2 for int8, 0.6 for int4), and
+where the first 10 tokens part, the two candidates no further apart than twice the usual drift; with
+--tolerance, logits must be within it, too. Where something differs, the first tensor that does is named.
+Exit code 0 if all tests passed, 1 if not, 2 for wrong usage.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def describe(file: TfliteFile) -> str:
 def _logits(report: Report, stage: str, steps: Sequence[Step], precision: Precision) -> bool:
     if not steps:
         return True
-    good = all(precision.holds(step) for step in steps)
+    good = precision.holds(steps)
     count = f" of {len(steps)} tokens" if stage == "decode" else ""
     told = f"{stage}: logits{count} within {max(step.off for step in steps):.1e}"
     report.check(good, f"{told}, noise {max(step.noise for step in steps):.1e}")
@@ -110,7 +110,7 @@ def _locate(
     steps: Sequence[Step],
 ) -> None:
     """Name the first tensor that differs, at the first step that is not as it should be."""
-    bad = [number for number, step in enumerate(steps) if not precision.holds(step)]
+    bad = [number for number, step in enumerate(steps) if not precision.holds([step])]
     parted = comparison.parting(steps)
     at = min([*bad, *([parted] if parted is not None else [])], default=0)
     where = f"prefill of {len(prompt)} tokens" if at == 0 else f"decode at position {len(prompt) - 1 + at}"

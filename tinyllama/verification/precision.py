@@ -8,10 +8,11 @@ from statistics import median
 
 import onnx_ir as ir
 
-from o2o.formats.constants import LARGE
 from o2o.model import Model
 from tinyllama.verification.comparison import Step
 
+MATRIX = 1024  # numbers from which a constant counts
+UNRELATED = 1.0  # the noise of logits that say nothing of each other is this and more
 TOLERANCE = 0.01  # of logits, where weights are float32
 _NOISE = {  # the fewest bits of a weight that counts: (name, limit of a step's noise)
     16: ("float16", 0.01),
@@ -35,9 +36,10 @@ class Precision:
 
     Of float32 that logits are within `tolerance` of the reference's, and choices the same. Of fewer bits
     that the drift is small against what logits differ from each other: its root mean square at most `noise`
-    of their standard deviation (a file that computes something else has 1 or more, see `Step.noise`); and
-    that choices are the same, or the reference prefers its own to the other by no more than drift explains
-    (`explained`). `tolerance` holds for these, too, where it is given.
+    of their standard deviation, in the median of the steps, and nowhere as much as if they had nothing to
+    do with each other (see `Step.noise`); and that choices are the same, or the reference prefers its own to
+    the other by no more than drift explains (`explained`). `tolerance` holds for these, too, where it is
+    given.
     """
 
     name: str
@@ -57,11 +59,12 @@ class Precision:
         name, noise = _NOISE[bits]
         return cls(name, tolerance, noise)
 
-    def holds(self, step: Step) -> bool:
-        """Whether the logits of `step` are as close as they should be."""
-        return (self.tolerance is None or step.off <= self.tolerance) and (
-            self.noise is None or step.noise <= self.noise
-        )
+    def holds(self, steps: Sequence[Step]) -> bool:
+        """Whether the logits of `steps` are as close as they should be."""
+        if self.tolerance is not None and not all(step.off <= self.tolerance for step in steps):
+            return False
+        noise = [step.noise for step in steps]
+        return self.noise is None or (median(noise) <= self.noise and max(noise) < UNRELATED)
 
     def explained(self, steps: Sequence[Step], at: int) -> bool:
         """Whether the drift of all `steps` explains that choices part at step `at`: two candidates may change
@@ -71,9 +74,11 @@ class Precision:
     def told(self) -> str:
         """The criterion in words."""
         asked = [f"logits within {self.tolerance:g}"] if self.tolerance is not None else []
-        asked += [f"noise up to {self.noise:g} of the logits' spread"] if self.noise is not None else []
+        asked += (
+            [f"noise mostly up to {self.noise:g} of the logits' spread"] if self.noise is not None else []
+        )
         return f"{self.name}: {', '.join(asked)}"
 
 
 def _counts(constant: ir.TensorProtocol) -> bool:
-    return constant.dtype in _BITS and len(constant.shape) > 1 and constant.nbytes >= LARGE
+    return constant.dtype in _BITS and len(constant.shape) > 1 and constant.size >= MATRIX
