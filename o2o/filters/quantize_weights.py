@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from o2o import streams
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.quantization.recipes import NONE, PARTS, RECIPES, find
+from o2o.quantization.recipes import PARTS, RECIPES, find
 from o2o.quantization.report import report, summary
 from o2o.quantization.rewriting import Done, quantize
 
@@ -55,9 +55,9 @@ class QuantizeWeights(Filter):
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         self._recipe = find(args.recipe, args.embedding, args.head)
-        self.changes_graph = self._recipe != NONE
         self.tolerance = self._recipe.tolerance or None
         self._done: list[Done] = quantize(model, self._recipe)
+        self.changes_graph = any(one.scheme for one in self._done)  # what is as it was has no new entry
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
         find(args.recipe, args.embedding, args.head)  # before anything is read

@@ -23,7 +23,7 @@ from o2o.weights.reference import Reference
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.compiled import compiled_once
 from tests.o2o.filters.conftest import Command
-from tests.o2o.graphs import FLOAT, Graph, run, weights
+from tests.o2o.graphs import FLOAT, Graph, linear, run, weights
 from tests.o2o.quantization.models import constants, language_model, meaning
 from tests.peak import command as measured
 from tests.peak import peak
@@ -137,6 +137,14 @@ def test_none_leaves_no_trace(command: Command) -> None:
     before = language_model()
     assert formats.dumps(command(before, "--recipe", "false")) == formats.dumps(before)
     assert "left 4 tables alone: the recipe leaves it" in command.said
+
+
+@pytest.mark.parametrize("recipe", QUANTISING)
+def test_where_nothing_becomes_smaller_the_file_is_as_it_was(recipe: str, command: Command) -> None:
+    short = linear()  # rows of four
+    for before in (short, command(language_model(), "--recipe", recipe)):
+        assert formats.dumps(command(before, "--recipe", recipe)) == formats.dumps(before)
+        assert "alone" in command.said or "nothing" in command.said
 
 
 def test_unknown_names(command: Command) -> None:
