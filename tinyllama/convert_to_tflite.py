@@ -77,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"true: {RECIPE}; false: none; or one of {', '.join(RECIPES)} (true)",
     )
     add("--noquantize", dest="quantize", action="store_const", const="none", help=argparse.SUPPRESS)
+    add("--report", metavar="FILE", help="write what quantising cost, tensor by tensor, there, as JSON")
     add_boolean(parser, "use_flash_attention", False, "attention in blocks, which needs less memory")
     add(
         "--flash_q_block",
@@ -161,16 +162,20 @@ def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
     if blocks and min(blocks) < 1:
         raise errors.UsageError("--flash_q_block, --flash_kv_block: a block has 1 query and 1 key at least")
     recipe = args.quantize.lower()
+    recipe = RECIPE if recipe in TRUE else "none" if recipe in FALSE else args.quantize
+    if args.report and recipe == "none":
+        raise errors.UsageError("--report is about quantising: give --quantize, too")
     return Conversion(
         directory,
         capacity,
         lengths,
-        RECIPE if recipe in TRUE else "none" if recipe in FALSE else args.quantize,
+        recipe,
         args.use_flash_attention,
         args.flash_q_block,
         args.flash_kv_block,
         args.enable_hlfb,
         args.output_logits_on_prefill,
+        Path(args.report).expanduser().absolute() if args.report else None,
     )
 
 

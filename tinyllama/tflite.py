@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ class Conversion:
     """checkpoint: its folder. capacity: S, tokens that the caches hold. lengths: tokens of the prefills.
     recipe: of `o2o.quantization.recipes`, or another name for one. flash: attention in blocks of q_block
     queries by kv_block keys, where one is None as `o2o.causal.adaptive` has it, for the longest prefill.
-    hlfb: wrap attention and norms in composites. prefill_logits: let prefills give logits.
+    hlfb: wrap attention and norms in composites. prefill_logits: let prefills give logits. report: where
+    to write what quantising cost.
 
     Raises UsageError for an unknown recipe, and for lengths that make no package.
     """
@@ -52,6 +54,7 @@ class Conversion:
     kv_block: int | None = None
     hlfb: bool = False
     prefill_logits: bool = False
+    report: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", find(self.recipe).name)
@@ -74,9 +77,10 @@ class Conversion:
         graphs = " ".join(job.file for job in jobs(self.capacity, self.lengths, "static"))
         attention = ("--attn-implementation", self._attention())
         export = shell.export(self.checkpoint, self.capacity, lengths, "static", *attention)
+        told = "" if self.report is None else f"--report {shlex.quote(str(self.report))} "
         return export + PIPE.format(
             graphs=graphs,
-            quantize="" if self.recipe == NONE.name else f"| quantize.weights.py --recipe {self.recipe} ",
+            quantize=f"| quantize.weights.py --recipe {self.recipe} {told}" * (self.recipe != NONE.name),
             sign="sign.ai_edge.py" + " --output_logits_on_prefill" * self.prefill_logits,
             wrap="| wrap.composites.py " * self.hlfb,
         )

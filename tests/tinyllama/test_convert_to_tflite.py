@@ -88,6 +88,10 @@ def test_the_commands() -> None:
     assert "merge.circles.py prefill_64.circle prefill_128.circle decode.circle" in told
     assert "| quantize.weights.py --recipe dynamic_int8 " in told
     assert "| lower.litert.py | sign.ai_edge.py | bind.weights.py -o model.tflite" in told
+    reported = asked("--report=a b.json").commands()
+    assert f"| quantize.weights.py --recipe dynamic_int8 --report '{Path.cwd()}/a b.json' | lower" in (
+        " ".join(reported.replace("\\", "").split())
+    )
     more = ["--quantize=false", "--enable_hlfb", "--output_logits_on_prefill", "--use_flash_attention"]
     told = asked(*more).commands()
     assert "quantize" not in told
@@ -122,6 +126,7 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--quantize=false", "--report=x.json"], "--report is about quantising: give --quantize, too"),
         (["--quantize=int3"], "unknown recipe 'int3': there are dynamic_int8, weight_only_int8"),
         (
             ["--prefill_seq_lens=64,128", "--kv_cache_max_len=100"],
