@@ -9,7 +9,8 @@
     perplexity       on the text, and by how much more than float32 (runtime_py.perplexity)
     first 10 tokens  of those that transformers generates in float32, how many come before the first other
                      one: the mean over 10 prompts, the first 8 ids of documents, or random ids
-    conversion       convert_to_tflite.py, once: seconds, and the most memory of one of its processes
+    conversion       convert_to_tflite.py, once: seconds, with those of processors, which other work on the
+                     machine makes no longer; and the most memory of one of its processes
     decode           tokens a second, by those of float32: the median of rounds in turn (their quarters)
 
 Of the demo model, the default, the text is 64 held-out stories. --sampled: N documents that the checkpoint
@@ -204,7 +205,8 @@ def row(
         decode = f"{median:.2f}x ({low:.2f} to {high:.2f})"
     megabytes = f"{size / 1e6:,.2f} MB" if size < 1e8 else f"{size / 1e9:.2f} GB"
     cells = [name, megabytes, share, "" if error is None else f"{error:.2g}", perplexity, more]
-    cells += [f"{same:.1f}/{FIRST}", f"{took.seconds:.0f} s", f"{took.megabytes:.0f} MB", decode]
+    cells += [f"{same:.1f}/{FIRST}", f"{took.seconds:.0f} s ({took.processor:.0f})"]
+    cells += [f"{took.megabytes:.0f} MB", decode]
     return f"| {' | '.join(cells)} |"
 
 

@@ -32,20 +32,24 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LENGTH = 1024  # tokens of context
 
-# Runs a command; prints the seconds that it took and the kilobytes of the largest process in it.
+# Runs a command; prints seconds, those of processors, and the kilobytes of the largest process in it.
 MEASURE = """
 import json, resource, subprocess, sys, time
 started = time.perf_counter()
 code = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL).returncode
 seconds = time.perf_counter() - started
-print(json.dumps([code, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss]))
 """
 
 
 @dataclass(frozen=True)
 class Measured:
+    """megabytes: of the largest process. processor: seconds of all processors together."""
+
     seconds: float
     megabytes: float
+    processor: float = 0.0
 
 
 def measured(script: str, folder: Path) -> Measured:
@@ -54,10 +58,10 @@ def measured(script: str, folder: Path) -> Measured:
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-c", MEASURE, "bash", "-euo", "pipefail", "-c", script]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-    code, seconds, kilobytes = json.loads(done.stdout.splitlines()[-1])
+    code, seconds, processor, kilobytes = json.loads(done.stdout.splitlines()[-1])
     if code:
         raise SystemExit(f"{script.strip()} failed ({code}):\n{done.stderr}")
-    return Measured(seconds, kilobytes * 1024 / 1e6)
+    return Measured(seconds, kilobytes * 1024 / 1e6, processor)
 
 
 def build(checkpoint: Path, folder: Path) -> Iterator[str]:

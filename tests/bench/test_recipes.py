@@ -63,12 +63,12 @@ def test_a_random_checkpoint_has_nothing_to_predict(checkpoint: Path) -> None:
 
 def test_rows() -> None:
     base, said = Said(Score(1.0, 9), []), Said(Score(1.01, 9), [])
-    took = Measured(12.3, 456.7)
+    took = Measured(12.3, 456.7, 8.9)
     assert row("float32", 4_400_000_000, 4_400_000_000, None, base, base, 10.0, took, []) == (
-        "| float32 | 4.40 GB |  |  | 2.7183 |  | 10.0/10 | 12 s | 457 MB |  |"
+        "| float32 | 4.40 GB |  |  | 2.7183 |  | 10.0/10 | 12 s (9) | 457 MB |  |"
     )
-    assert row("int8", 1_100_000, 4_400_000, 0.01, said, base, 9.7, took, [1.0, 2.0, 3.0]) == (
-        "| int8 | 1.10 MB | 25.0% | 0.01 | 2.7456 | +1.01% | 9.7/10 | 12 s | 457 MB | 2.00x (1.00 to 3.00) |"
+    assert row("q8", 1_100_000, 4_400_000, 0.01, said, base, 9.7, took, [1.0, 2.0, 3.0]) == (
+        "| q8 | 1.10 MB | 25.0% | 0.01 | 2.7456 | +1.01% | 9.7/10 | 12 s (9) | 457 MB | 2.00x (1.00 to 3.00) |"
     )
     nothing = Said(None, [])
     assert "| - |  |" in row("int8", 1, 4, 0.0, nothing, nothing, 9.7, took, [1.0, 1.0])
