@@ -13,6 +13,10 @@ Prints, for each number of tokens,
     less              the ratio of the two
     time              flash by standard, CPU seconds of one run, the median of interleaved rounds
 
+Then prefill of a whole model of that shape, --layers deep, as convert_to_tflite.py makes it with and without
+`--use_flash_attention`: MB of the process's own memory at the most, all but the weights, which are mapped.
+Each layer more takes its caches more; the matrices behind attention need memory, too.
+
 Blocks are those that `--use_flash_attention` takes by default (`o2o.causal.adaptive`), or --blocks Q,KV.
 """
 
@@ -26,6 +30,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +74,11 @@ def save(
     formats.save(lower(Model("circle", [graph], [Signature("main", graph, ends, {"y": y})])), file)
 
 
-def measure(file: str, position: int, runs: int) -> dict[str, float]:
-    """Run the only signature of `file`: MB at the most, CPU seconds of a run."""
+def measure(file: str, position: int, runs: int, packed: str = "") -> dict[str, float]:
+    """Run the first signature of `file`: MB at the most, CPU seconds of a run.
+
+    packed: the file for XNNPACK's packed weights; none for a model without weights.
+    """
     from o2o.quiet import quiet
 
     with quiet():
@@ -85,20 +93,14 @@ def measure(file: str, position: int, runs: int) -> dict[str, float]:
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
-        model = CompiledModel.from_file(
-            file, options=Options(HardwareAccelerator.CPU, CpuOptions(num_threads=2))
-        )
+        cpu = CpuOptions(num_threads=2, xnnpack_weight_cache_path=packed)
+        model = CompiledModel.from_file(file, options=Options(HardwareAccelerator.CPU, cpu))
         name, ends = next(iter(model.get_signature_list().items()))
         inputs = [model.create_input_buffer_by_name(name, end) for end in ends["inputs"]]
         outputs = [model.create_output_buffer_by_name(name, end) for end in ends["outputs"]]
         details = model.get_input_tensor_details(name)
-        generator = np.random.default_rng(0)
         for end, buffer in zip(ends["inputs"], inputs, strict=True):
-            floats = end != "position"
-            size = details[end]["shape"]
-            buffer.write(
-                generator.standard_normal(size, np.float32) if floats else np.array([position], np.int32)
-            )
+            buffer.write(_numbers(end, details[end]["shape"], position))
         seconds = []
         for _ in range(runs):
             started = time.process_time()
@@ -109,6 +111,15 @@ def measure(file: str, position: int, runs: int) -> dict[str, float]:
     return {"megabytes": most[0] - before, "seconds": min(seconds)}
 
 
+def _numbers(name: str, shape: tuple[int, ...], position: int) -> np.ndarray:
+    match name:
+        case "position" | "input_pos":
+            return position + np.arange(*shape, dtype=np.int32)
+        case "tokens":
+            return np.ones(shape, np.int32)
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
 def _own_memory() -> float:
     """MB of this process that are no file's."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -117,16 +128,46 @@ def _own_memory() -> float:
     )
 
 
-def in_process(file: Path, position: int = 0, runs: int = 5) -> dict[str, float]:
+def in_process(file: Path, position: int = 0, runs: int = 5, packed: str = "") -> dict[str, float]:
     code = (
         "import sys, json; from bench.flash import measure;"
-        "print(json.dumps(measure(sys.argv[1], *map(int, sys.argv[2:]))))"
+        "print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))"
     )
-    command = [sys.executable, "-c", code, str(file), str(position), str(runs)]
+    command = [sys.executable, "-c", code, str(file), str(position), str(runs), packed]
     done = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def whole_models(shape: str, layers: int, lengths: list[int], folder: Path) -> Iterator[str]:
+    """A line for each number of tokens."""
+    make = ["bench/make_checkpoint.py", str(folder / "model"), "--shape", shape, "--layers", str(layers)]
+    subprocess.run([sys.executable, *make, "--vocab", "2048"], cwd=ROOT, check=True)
+    for tokens in lengths:
+        sizes = {}
+        for form, flash in (("standard", "false"), ("flash", "true")):
+            file, packed = folder / f"{form}.tflite", folder / "packed"
+            flags = {
+                "checkpoint_path": folder / "model",
+                "prefill_seq_lens": tokens,
+                "kv_cache_max_len": tokens,
+                "quantize": "false",
+                "use_flash_attention": flash,
+                "output_path": file,
+            }
+            convert = [
+                "tinyllama/convert_to_tflite.py",
+                *(f"--{name}={value}" for name, value in flags.items()),
+            ]
+            subprocess.run([sys.executable, *convert], cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
+            in_process(file, 0, 1, str(packed))  # packs
+            sizes[form] = in_process(file, 0, 1, str(packed))["megabytes"]
+            packed.unlink()
+        yield (
+            f"{tokens:>6} {sizes['standard']:>9.1f} MB {sizes['flash']:>7.1f} MB "
+            f"{sizes['standard'] / sizes['flash']:>6.1f}x"
+        )
 
 
 def main() -> None:
@@ -139,6 +180,7 @@ def main() -> None:
     parser.add_argument("--shape", default="tinyllama-1.1b")
     parser.add_argument("--blocks", metavar="Q,KV")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=2, help="of a whole model; 0 for none (%(default)s)")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from bench.make_checkpoint import SHAPES
@@ -148,7 +190,8 @@ def main() -> None:
     print(f"one layer's attention, {N} heads over {K}, each of {H}")
     print(f"{'tokens':>6} {'standard':>12} {'flash':>10} {'less':>7}   time (spread)")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        for tokens in map(int, args.tokens.split(",")):
+        lengths = [int(tokens) for tokens in args.tokens.split(",")]
+        for tokens in lengths:
             files = {form: Path(folder) / f"{form}.tflite" for form in FORMS}
             for form, file in files.items():
                 save(form, tokens, args.capacity or tokens, (N, K, H), blocks, file)
@@ -164,6 +207,10 @@ def main() -> None:
                 f"{statistics.median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})",
                 flush=True,
             )
+        if args.layers:
+            print(f"prefill of a model of {args.layers} layers")
+            for line in whole_models(args.shape, args.layers, lengths, Path(folder)):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":
