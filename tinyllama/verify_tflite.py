@@ -3,13 +3,17 @@
 
     python verify_tflite.py --tflite_path=/tmp/tinyllama_q8_ekv1024.tflite --checkpoint_path=DIR
 
-After each prompt both generate greedily; then both are fed the same tokens, and their logits are compared,
-step by step. Of a file with float32 weights, logits must be within --tolerance (0.01) and the first 10
-tokens the same. Of a quantised one, the differences must be small against the spread of the logits (root
-mean squares, in the median of the steps: up to 0.01 of it for float16, 0.2 for int8, 0.6 for int4), and
-where the first 10 tokens part, the two candidates no further apart than twice the usual drift; with
---tolerance, logits must be within it, too. Where something differs, the first tensor that does is named.
-Exit code 0 if all tests passed, 1 if not, 2 for wrong usage.
+First the weights are compared: float32 ones must be the checkpoint's, others as near as their bits allow.
+After each prompt both generate greedily, as a user would have them do; then both are fed the same tokens,
+and the drift of the logits is shown step by step. The first 10 tokens must be the same; those of a quantised
+file may part where the two candidates are no further apart than twice the usual drift. Logits of a file with
+float32 weights must be within --tolerance (0.01). Those of a quantised one are compared with what PyTorch
+computes with the file's own weights: within 0.01, too; where its kernels round what the weights are
+multiplied with to 8 bits, PyTorch does so, and differences may be up to 0.2 of the logits' spread (root mean
+squares, in the median of the steps), and within --tolerance if that is given.
+
+Where something differs, the first tensor that does is named. Exit code 0 if all tests passed, 1 if not, 2
+for wrong usage.
 """
 
 from __future__ import annotations
@@ -35,13 +39,13 @@ def parser() -> command.Parser:
     parser.add_argument(
         "--tolerance",
         type=flags.tolerance,
-        help="how far logits may be apart (0.01 where weights are float32)",
+        help="how far logits may be apart (0.01 where all is computed in float32)",
     )
     return parser
 
 
 def verify(args: argparse.Namespace) -> int:
-    from tinyllama.verification import converted
+    from tinyllama.verification.converted import Verification
     from tinyllama.verification.hugging_face import HuggingFace
     from tinyllama.verification.precision import Precision
     from tinyllama.verification.report import Report
@@ -53,10 +57,8 @@ def verify(args: argparse.Namespace) -> int:
     file.check(prompts, args.max_new_tokens)
     reference = HuggingFace(directory)
     precision = Precision.of(file.model, args.tolerance)
-    report = Report()
-    converted.verify(
-        report, file, reference, precision, prompts, tokenizer, args.max_new_tokens, file.package.eos
-    )
+    report, eos = Report(), file.package.eos
+    Verification(report, file, reference, precision, prompts, tokenizer, args.max_new_tokens, eos).run()
     return report.code
 
 

@@ -20,11 +20,13 @@ from tests.tinyllama.tflite_files import CAPACITY, LENGTH, write_tflite
 from tinyllama import debug_flash_generation, verify_tflite
 from tinyllama.verification.comparison import Step, step
 from tinyllama.verification.hugging_face import HuggingFace
+from tinyllama.verification.imitation import in_8_bits
 from tinyllama.verification.precision import Precision
 from tinyllama.verification.tflite import TfliteFile
 from tinyllama.verification.trace import differences
 
 PROMPTS = ["--prompts=Tim was happy", "--prompts=big small dog", "--max_new_tokens=12"]
+RECIPES = ("float16", "dynamic_int8", "weight_only_int8", "dynamic_int4_block32", "dynamic_int4_block128")
 SIZES = {"hidden_size": 96, "intermediate_size": 128, "head_dim": 32}
 LONG = [1, *range(40, 40 + 2 * LENGTH + 3)]  # of two full prefills and a piece of one
 
@@ -85,20 +87,20 @@ def test_a_float_file_passes(
     assert out.endswith("\n✓ ALL TESTS PASSED\n")
 
 
-@pytest.mark.parametrize(
-    "recipe", ["float16", "dynamic_int8", "weight_only_int8", "dynamic_int4_block32", "dynamic_int4_block128"]
-)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_quantised_file_passes(
     recipe: str, file_of: Callable[..., Path], grouped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = file_of(recipe=recipe)
 
     assert verify(file, grouped, *PROMPTS) == 0
-    assert (
-        f"Asked of {'int4' if 'int4' in recipe else recipe.split('_')[-1]}: noise mostly"
-        in capsys.readouterr().out
-    )
-    assert verify(file, grouped, *PROMPTS, "--tolerance=1e-5") == 1  # which then holds, too
+
+    out = capsys.readouterr().out
+    stored = "int4" if "int4" in recipe else recipe.split("_")[-1]
+    assert f"  ✓ 29 of 29 weights are the checkpoint's, as {stored}\n" in out
+    assert ("rounds what they are multiplied with to 8 bits" in out) == ("dynamic" in recipe)
+    assert out.endswith("\n✓ ALL TESTS PASSED\n")
+    assert verify(file, grouped, *PROMPTS, "--tolerance=1e-9") == 1
 
 
 def test_the_seeds_command_in_its_folder(file_of: Callable[..., Path], grouped: Path) -> None:
@@ -149,25 +151,44 @@ def test_one_weight_that_is_another_is_named(
     assert verify(file_of(), other, *PROMPTS) == 1
 
     out = capsys.readouterr().out
+    assert f"    {tensor}.weight is another, by " in out
     assert f"prefill of 4 tokens: the first tensor that differs is {tensor}, by " in out
 
 
-def test_one_weight_of_a_quantised_file(
-    file_of: Callable[..., Path], grouped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("recipe", ["float16", "dynamic_int8", "dynamic_int4_block32"])
+def test_one_number_of_a_quantised_file(
+    recipe: str,
+    file_of: Callable[..., Path],
+    grouped: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tensor = "model.layers.1.self_attn.v_proj"
-    other = changed(grouped, tmp_path, f"{tensor}.weight", lambda weight: -weight)
+    """Which no text need show."""
+    tensor = "model.layers.1.self_attn.v_proj.weight"
 
-    assert verify(file_of(recipe="dynamic_int8"), other, *PROMPTS) == 1
-    assert f"the first tensor that differs is {tensor}, by " in capsys.readouterr().out
+    def one_more(weight: torch.Tensor) -> torch.Tensor:
+        weight[3, 5] += 0.5
+        return weight
+
+    assert verify(file_of(recipe=recipe), changed(grouped, tmp_path, tensor, one_more), *PROMPTS) == 1
+
+    out = capsys.readouterr().out
+    assert "✗ 28 of 29 weights are the checkpoint's" in out
+    assert f"    {tensor} is another, by " in out
+    assert "❌ FAILED - weights" in out
 
 
+@pytest.mark.parametrize("recipe", ["none", "dynamic_int8"])
 def test_relative_positions_are_found(
-    grouped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: str,
+    grouped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The bug of the seeds: decode's query counts from 0, and sees nothing but the first key."""
     monkeypatch.setattr("export.graphs.queries_at", lambda at: queries_at(at * 0))
-    file = write_tflite(grouped, tmp_path / "model.tflite", "flash")
+    file = write_tflite(grouped, tmp_path / "model.tflite", "flash", recipe)
     monkeypatch.undo()
 
     assert verify(file, grouped, *PROMPTS) == 1
@@ -179,11 +200,26 @@ def test_relative_positions_are_found(
 def test_weights_of_another_checkpoint(
     file_of: Callable[..., Path], make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The noise of other weights is beyond that of any quantisation."""
     other = make_checkpoint(seed=1, **SIZES)
 
     assert verify(file_of(recipe="dynamic_int4_block32"), other, *PROMPTS) == 1
-    assert "the first tensor that differs is model.embed_tokens, by " in capsys.readouterr().out
+    assert "    model.embed_tokens.weight is another, by " in capsys.readouterr().out
+
+
+def test_a_file_with_other_names(
+    file_of: Callable[..., Path], grouped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one made elsewhere: its weights cannot be compared, nor be given to PyTorch."""
+    model = formats.load(file_of(recipe="dynamic_int8"))
+    for graph in model.graphs:
+        for number, value in enumerate(list(graph.initializers.values())):
+            value.name = f"constant_{number}"
+    formats.save(model, tmp_path / "model.tflite")
+
+    assert verify(tmp_path / "model.tflite", grouped, *PROMPTS) == 0
+    out = capsys.readouterr().out
+    assert "not compared, as the file has none of that name: model.embed_tokens.weight and others" in out
+    assert "(asked: noise mostly up to 0.6 of their spread)" in out
 
 
 # What cannot be compared is refused, in one line.
@@ -323,6 +359,28 @@ def test_a_parting_must_be_explained_by_the_usual_drift() -> None:
     assert not Precision("float32", 0.01).explained(steps((1e-6, 1e-3)), 0)
 
 
+def test_what_holds() -> None:
+    def noisy(*noise: float) -> list[Step]:
+        return [Step(0, 0, one, one, 0) for one in noise]
+
+    assert Precision("int8", None, 0.2).holds(noisy(0.1, 0.2, 0.9))
+    assert not Precision("int8", None, 0.2).holds(noisy(0.1, 0.3, 0.3))
+    assert not Precision("int8", None, 0.2).holds(noisy(0.1, 0.1, 1.0))  # as if a step were another's
+    assert not Precision("int8", 0.5, 0.2).holds(noisy(0.1, 0.1, 0.9))
+    assert not Precision("float32", 0.01).holds(noisy(0.001, np.nan))
+
+
+@pytest.mark.parametrize(
+    "rows", [[[0.0, 0.0, 0.0]], [[-1.0, 0.0, 1.0]], [[0.3, 2.0, 5.0], [-7.0, -1.0, -0.2]]]
+)
+def test_rounding_to_8_bits(rows: list[list[float]]) -> None:
+    x = torch.tensor(rows)
+    spread = x.amax(-1, keepdim=True).clamp(min=0) - x.amin(-1, keepdim=True).clamp(max=0)
+
+    assert ((in_8_bits(x) - x).abs() <= spread / 255).all()
+    assert not in_8_bits(x)[x == 0].any()  # nothing stays nothing
+
+
 def test_noise_is_relative_to_the_spread() -> None:
     generator = np.random.default_rng(0)
     logits, other = generator.standard_normal((2, 4000)).astype(np.float32)
@@ -338,6 +396,8 @@ def test_precision_is_what_the_file_holds(file_of: Callable[..., Path]) -> None:
     model = formats.load(file_of())
     assert Precision.of(model) == Precision("float32", 0.01)
     assert Precision.of(model, 0.5) == Precision("float32", 0.5)
-    assert Precision.of(formats.load(file_of(recipe="dynamic_int8"))).name == "int8"
-    four = Precision.of(formats.load(file_of(recipe="dynamic_int4_block32")), 0.5)
-    assert (four.name, four.tolerance) == ("int4", 0.5)
+    of = {recipe: formats.load(file_of(recipe=recipe)) for recipe in RECIPES}
+    assert Precision.of(of["dynamic_int8"]) == Precision("int8", None, 0.2)
+    assert Precision.of(of["dynamic_int4_block32"], 0.5) == Precision("int4", 0.5, 0.2)
+    assert Precision.of(of["weight_only_int8"]) == Precision("int8", 0.01)
+    assert Precision.of(of["float16"]) == Precision("float16", 0.01)

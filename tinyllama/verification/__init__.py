@@ -4,7 +4,9 @@ predictor      what is compared: something that gives logits, step by step
 hugging_face, exported, tflite     its forms: transformers, torch.export's program, a file on LiteRT
 interpreted    that file with every tensor on the way to be seen
 comparison     both fed the same tokens: how far are their logits apart, where do their choices part
-precision      how far those of a quantised file may be
+weights        are those in a file the checkpoint's?
+imitation      transformers with the weights of a quantised file, rounding as its kernels do
+precision      how a file stores and computes, and so what may be asked of its logits
 trace          the tensors on the way to the logits, and the first that differs
 reauthored     the check of verify.py and verify_flash.py
 converted      the check of verify_tflite.py

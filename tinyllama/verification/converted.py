@@ -3,118 +3,167 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
+from export.weights import match
+from o2o.weights.checkpoint import open_checkpoint
+from o2o.wording import counted
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.generation import generate
 from runtime_py.tokenizer import Tokenizer
 from tinyllama.verification import comparison
 from tinyllama.verification.comparison import Step
 from tinyllama.verification.hugging_face import HuggingFace
+from tinyllama.verification.imitation import imitate, rounded_before
 from tinyllama.verification.precision import Precision
 from tinyllama.verification.report import Report
 from tinyllama.verification.tflite import TfliteFile
 from tinyllama.verification.trace import FLOAT32
+from tinyllama.verification.weights import compared, weights_in
 
 FIRST = 10  # tokens that must be the same
 
 
-def verify(
-    report: Report,
-    file: TfliteFile,
-    reference: HuggingFace,
-    precision: Precision,
-    prompts: Mapping[str, Sequence[int]],
-    tokenizer: Tokenizer,
-    max_new_tokens: int,
-    eos: Collection[int],
-) -> None:
-    """For each prompt: what both generate, then how far their logits are apart, fed the same tokens."""
-    report.say(describe(file))
-    report.say(f"Asked of {precision.told()}")
-    for text, prompt in prompts.items():
-        report.say()
-        report.say(f'Prompt: "{text}", {len(prompt)} tokens')
-        steps = comparison.drift(reference, file, prompt, max_new_tokens, eos)
-        own = list(generate(file, prompt, Detokenizer(tokenizer), eos=eos, max_new_tokens=max_new_tokens))
-        report.say(f'  PyTorch:  "{tokenizer.decode([step.expected for step in steps])}"')
-        report.say(f'  TFLite:   "{"".join(token.text for token in own)}"')
-        good = [
-            _logits(report, "prefill", steps[:1], precision),
-            _logits(report, "decode", steps[1:], precision),
-            _tokens(report, steps, [token.id for token in own], precision, tokenizer),
-        ]
-        _drift(report, steps, tokenizer)
-        if not all(good):
-            _locate(report, file, reference, precision, prompt, steps)
-        report.verdict(all(good), f'prompt "{text}"')
-    report.say()
-    report.total()
+@dataclass
+class Verification:
+    """`file` against `reference`, both after each of `prompts` (text: ids)."""
 
+    report: Report
+    file: TfliteFile
+    reference: HuggingFace
+    precision: Precision
+    prompts: Mapping[str, Sequence[int]]
+    tokenizer: Tokenizer
+    max_new_tokens: int
+    eos: Collection[int]
 
-def describe(file: TfliteFile) -> str:
-    """The file in a line."""
-    names = ", ".join(f"{one.name} of {one.length} tokens" for one in file.contract.prefills)
-    size = file.file.stat().st_size
-    cache = next(iter(file.contract.decode.caches.values()))
-    return f"{file.file.name}: {size:,} bytes; {names}, decode; KV caches {list(cache.shape)}"
+    def run(self) -> None:
+        """Compare the weights, what both generate, and their logits, fed the same tokens.
 
+        Logits are compared with those of the checkpoint where weights are float32, else with those that
+        transformers computes with the file's own weights (`imitate`). `reference` has these afterwards.
+        """
+        self.report.say(self._describe())
+        named = self._weights()
+        if self.precision.exact or not named:
+            self._generate(self.precision.unknown())
+        else:
+            self._generate(None)
+            rounded = rounded_before(self.file.model)
+            imitate(self.reference.model, weights_in(self.file.model, self.file.parameters), rounded)
+            how = ", and rounds what they are multiplied with to 8 bits" if rounded else ""
+            self.report.say(f"\nThe computation: PyTorch takes the file's weights{how}")
+            for text, prompt in self.prompts.items():
+                self.report.say(f'Prompt: "{text}"')
+                self.report.verdict(self._logits(prompt, self._drift(prompt), self.precision), f'"{text}"')
+        self.report.say()
+        self.report.total()
 
-def _logits(report: Report, stage: str, steps: Sequence[Step], precision: Precision) -> bool:
-    if not steps:
-        return True
-    good = precision.holds(steps)
-    count = f" of {len(steps)} tokens" if stage == "decode" else ""
-    told = f"{stage}: logits{count} within {max(step.off for step in steps):.1e}"
-    report.check(good, f"{told}, noise {max(step.noise for step in steps):.1e}")
-    return good
+    def _describe(self) -> str:
+        contract, file = self.file.contract, self.file.file
+        names = ", ".join(f"{one.name} of {one.length} tokens" for one in contract.prefills)
+        cache = next(iter(contract.decode.caches.values()))
+        return f"{file.name}: {file.stat().st_size:,} bytes; {names}, decode; KV caches {list(cache.shape)}"
 
+    def _weights(self) -> bool:
+        """Compare the weights with the checkpoint's. Whether all are in the file under their names."""
+        found = weights_in(self.file.model, self.file.parameters)
+        stored = match(self.file.language_model, open_checkpoint(self.file.directory))
+        weights = compared(found, stored)
+        wrong = [weight for weight in weights if not weight.right]
+        what = "the checkpoint's" if self.precision.exact else f"the checkpoint's, as {self.precision.stored}"
+        self.report.check(
+            not wrong, f"{len(weights) - len(wrong)} of {counted(len(stored), 'weight')} are {what}"
+        )
+        for weight in wrong[:3]:
+            self.report.say(
+                f"    {weight.name} is another, by {weight.off:.1e}, where {weight.step:.1e} may be"
+            )
+        missing = [name for name in stored if name not in found]
+        if missing:
+            self.report.say(f"    not compared, as the file has none of that name: {missing[0]} and others")
+        self.report.verdict(not wrong, "weights")
+        return not missing
 
-def _tokens(
-    report: Report, steps: Sequence[Step], own: Sequence[int], precision: Precision, tokenizer: Tokenizer
-) -> bool:
-    """Whether the first tokens are the same, or drift explains why not."""
-    expected = [step.expected for step in steps][:FIRST]
-    parted = comparison.parting(steps)
-    same = len(expected) if parted is None else min(parted, len(expected))
-    if own[:same] != expected[:same]:
-        report.check(False, f"generating gave {own[:same]}, feeding the same tokens {expected[:same]}")
-        return False
-    line = f"First {FIRST} tokens match: {same}/{len(expected)}"
-    if parted is None or parted >= len(expected):
-        report.check(True, line)
-        return True
-    step = steps[parted]
-    good = precision.explained(steps, parted)
-    one, other = (tokenizer.decode([token]) for token in (step.expected, step.found))
-    told = "which the drift explains" if good else "which is more than the drift explains"
-    report.check(good, f"{line}; then {other!r} for {one!r}, {step.gap:.1e} less likely in logits, {told}")
-    return good
+    def _generate(self, asked: Precision | None) -> None:
+        """What both generate, and, if something is asked of them, the logits."""
+        for text, prompt in self.prompts.items():
+            self.report.say()
+            self.report.say(f'Prompt: "{text}", {len(prompt)} tokens')
+            steps = self._drift(prompt)
+            good = [self._tokens(prompt, steps)]
+            if asked is not None:
+                good.append(self._logits(prompt, steps, asked))
+            self._table(steps)
+            self.report.verdict(all(good), f'prompt "{text}"')
 
+    def _drift(self, prompt: Sequence[int]) -> list[Step]:
+        return comparison.drift(self.reference, self.file, prompt, self.max_new_tokens, self.eos)
 
-def _drift(report: Report, steps: Sequence[Step], tokenizer: Tokenizer) -> None:
-    report.say("    drift, both fed PyTorch's tokens:")
-    report.say("    step   logits off by    noise   token")
-    for number, step in enumerate(steps):
-        token = repr(tokenizer.decode([step.expected]))
-        if step.found != step.expected:
-            token += f", not {tokenizer.decode([step.found])!r}"
-        report.say(f"    {number:4}   {step.off:13.1e}  {step.noise:7.1e}   {token}")
+    def _tokens(self, prompt: Sequence[int], steps: Sequence[Step]) -> bool:
+        """Whether the first tokens are the same, or drift explains why not."""
+        generated = list(
+            generate(
+                self.file,
+                prompt,
+                Detokenizer(self.tokenizer),
+                eos=self.eos,
+                max_new_tokens=self.max_new_tokens,
+            )
+        )
+        self.report.say(f'  PyTorch:  "{self.tokenizer.decode([step.expected for step in steps])}"')
+        self.report.say(f'  TFLite:   "{"".join(token.text for token in generated)}"')
+        own, expected = ([one.id for one in generated][:FIRST], [step.expected for step in steps][:FIRST])
+        parted = comparison.parting(steps[:FIRST])
+        same = len(expected) if parted is None else parted
+        line = f"First {FIRST} tokens match: {same}/{len(expected)}"
+        if own[:same] != expected[:same]:
+            self.report.check(
+                False, f"generating gives {own[:same]}, feeding the same tokens {expected[:same]}"
+            )
+            return False
+        if parted is None:
+            self.report.check(True, line)
+            return True
+        step = steps[parted]
+        good = self.precision.explained(steps, parted)
+        one, other = (self.tokenizer.decode([token]) for token in (step.expected, step.found))
+        told = "as the drift explains" if good else "which no drift explains"
+        self.report.check(good, f"{line}; then {other!r}, not {one!r} with {step.gap:.1e} more, {told}")
+        if not good:
+            self._locate(prompt, steps, parted, FLOAT32)
+        return good
 
+    def _logits(self, prompt: Sequence[int], steps: Sequence[Step], asked: Precision) -> bool:
+        """Whether they are as close as is asked."""
+        good = True
+        for stage, part in (("prefill", steps[:1]), ("decode", steps[1:])):
+            if part:
+                good &= (holds := asked.holds(part))
+                off, noise = (max(getattr(step, what) for step in part) for what in ("off", "noise"))
+                count = f" of {counted(len(part), 'token')}" if stage == "decode" else ""
+                told = f"{stage}: logits{count} within {off:.1e}, noise {noise:.1e}"
+                self.report.check(holds, f"{told} (asked: {asked.told()})")
+        if not good:
+            at = next((number for number, step in enumerate(steps) if not asked.holds([step])), 0)
+            limit = asked.noise or FLOAT32
+            if asked.tolerance is not None and steps[at].noise <= limit:
+                limit = min(FLOAT32, asked.tolerance)
+            self._locate(prompt, steps, at, limit)
+        return good
 
-def _locate(
-    report: Report,
-    file: TfliteFile,
-    reference: HuggingFace,
-    precision: Precision,
-    prompt: Sequence[int],
-    steps: Sequence[Step],
-) -> None:
-    """Name the first tensor that differs, at the first step that is not as it should be."""
-    bad = [number for number, step in enumerate(steps) if not precision.holds([step])]
-    parted = comparison.parting(steps)
-    at = min([*bad, *([parted] if parted is not None else [])], default=0)
-    where = f"prefill of {len(prompt)} tokens" if at == 0 else f"decode at position {len(prompt) - 1 + at}"
-    limit = precision.noise or 0.0
-    if steps[at].noise <= limit or not limit:  # it is not the noise that is wrong
-        limit = min(FLOAT32, precision.tolerance or FLOAT32)
-    report.say(f"    {where}: {comparison.locate(reference, file, prompt, steps, at, limit)}")
+    def _table(self, steps: Sequence[Step]) -> None:
+        """The drift, step by step."""
+        self.report.say("    drift, both fed PyTorch's tokens:")
+        self.report.say("    step   logits off by    noise   token")
+        for number, step in enumerate(steps):
+            token = repr(self.tokenizer.decode([step.expected]))
+            if step.found != step.expected:
+                token += f", not {self.tokenizer.decode([step.found])!r}"
+            self.report.say(f"    {number:4}   {step.off:13.1e}  {step.noise:7.1e}   {token}")
+
+    def _locate(self, prompt: Sequence[int], steps: Sequence[Step], at: int, limit: float) -> None:
+        """Name the first tensor that differs at step `at`."""
+        where = f"decode at position {len(prompt) - 1 + at}" if at else f"prefill of {len(prompt)} tokens"
+        told = comparison.locate(self.reference, self.file, prompt, steps, at, limit)
+        self.report.say(f"    {where}: {told}")

@@ -32,10 +32,11 @@ class TfliteFile:
         if not file.is_file():
             raise UsageError(f"no such file: {file}")
         self.file = file
-        language_model = LanguageModel.read(directory)
-        self._parameters = list(language_model.parameters)
+        self.directory = directory
+        self.language_model = LanguageModel.read(directory)
+        self.parameters = list(self.language_model.parameters)
         self.model, self.contract = _read(file)
-        _check(file, self.contract, language_model, directory)
+        _check(file, self.contract, self.language_model, directory)
         self.package = Package(directory, file)
         self._engine = self.package.engine()
         self.capacity = self._engine.capacity
@@ -69,7 +70,7 @@ class TfliteFile:
 
     @cached_property
     def _interpreted(self) -> Interpreted:
-        return Interpreted(self.file, self.model, self.contract, self._parameters)
+        return Interpreted(self.file, self.model, self.contract, self.parameters)
 
     def trace(self, prompt: Sequence[int], generated: Sequence[int] = ()) -> Trace:
         """See `Predictor`. Computed by LiteRT's own kernels, which leave all tensors to be seen, and not by

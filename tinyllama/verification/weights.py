@@ -1,0 +1,71 @@
+"""The weights in a file: are they the checkpoint's, as far as their bits go?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.formats.constants import is_constant, is_quantized
+from o2o.model import Model, shape_of
+from o2o.quantization.comparing import numbers
+from o2o.weights.stored import StoredTensor
+
+HALF = 2.0**-10  # of a number: the step to the next one in float16
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter in the file and in the checkpoint: how far they are apart at most, and how far they may be
+    for the number of bits; of the place where that is exceeded most."""
+
+    name: str
+    off: float
+    step: float
+
+    @property
+    def right(self) -> bool:
+        return self.off <= self.step
+
+
+def weights_in(model: Model, parameters: Sequence[str]) -> dict[str, ir.Value]:
+    """The constant of each of `parameters` that is in `model` under its name, as export names them."""
+    wanted = set(parameters)
+    return {
+        value.name: value
+        for graph in model.graphs
+        for value in graph.initializers.values()
+        if value.name in wanted and is_constant(value)
+    }
+
+
+def compared(found: Mapping[str, ir.Value], stored: Mapping[str, StoredTensor]) -> list[Weight]:
+    """Each constant against the checkpoint's tensor. Float32 must be equal, others within one step of what
+    they can say: between two halves, or the scale of an integer."""
+    return [_compared(name, value, stored[name].read_float32()) for name, value in found.items()]
+
+
+def _compared(name: str, value: ir.Value, expected: np.ndarray) -> Weight:
+    if shape_of(value) != expected.shape:
+        return Weight(name, np.inf, 0.0)
+    off = np.abs(numbers(value) - expected)
+    step = np.broadcast_to(_steps(value, expected), off.shape)
+    worst = np.unravel_index(np.argmax(off - step), off.shape)
+    return Weight(name, float(off[worst]), float(step[worst]))
+
+
+def _steps(value: ir.Value, expected: np.ndarray) -> np.ndarray:
+    """How far each number may be off, in a shape that fits `expected`."""
+    if not is_quantized(value):
+        return np.zeros(1) if value.dtype == ir.DataType.FLOAT else np.abs(expected) * HALF + 2.0**-24
+    references = value.meta.get("references", {})
+    if "scales" in references:
+        scales = references["scales"].const_value.numpy().astype(np.float32)
+        return np.repeat(scales, expected.size // scales.size, axis=-1).reshape(expected.shape)
+    quantization = value.meta["fields"]["quantization"]
+    along = [1] * expected.ndim
+    if len(quantization.scale) > 1:
+        along[quantization.quantizedDimension] = -1
+    return np.asarray(quantization.scale, np.float32).reshape(along)
