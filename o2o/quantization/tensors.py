@@ -124,14 +124,20 @@ class _Rows:
             np.copyto(floats, stored)
         np.subtract(floats, w, out=floats)
         lost, flat = floats.reshape(-1), w.reshape(-1)
-        error.squares += float(np.dot(flat, flat))
-        error.difference += float(np.dot(lost, lost))
+        error.squares += _squares(flat)
+        error.difference += _squares(lost)
         error.largest = max(error.largest, float(flat.max()), -float(flat.min()))
         error.furthest = max(error.furthest, float(lost.max()), -float(lost.min()))
         raw: np.ndarray = stored.reshape(-1).view(np.uint8)
         if self.scheme.bits == 4:  # the first in the lower half
             raw = (raw[0::2] & 15) | (raw[1::2] << 4)
         return raw
+
+
+def _squares(numbers: np.ndarray) -> float:
+    """Their sum; in float64, since squares of small float32 are zero in float32."""
+    exact = numbers.astype(np.float64)
+    return float(np.dot(exact, exact))
 
 
 def _bounds(source: ir.TensorProtocol, scheme: Scheme, rows: int, columns: int) -> np.ndarray:
