@@ -36,8 +36,8 @@ class Role:
     """What a tensor is to the model that runs it.
 
     kind: `tokens` ids [B, T]; `position` of the first token [1], or of each [T], one after the other; `mask`
-    additive; `key_cache`/`value_cache` what a graph is given; `key`/`value` what it gives back (rotated keys);
-    `logits` [B, T, V], which a graph that only fills caches does not give.
+    additive; `key_cache`/`value_cache` what a graph is given; `key`/`value` what it gives back, keys
+    rotated; `logits` [B, T, V], which a graph that only fills caches does not give.
     layer and layout are for keys, values and their caches.
     """
 

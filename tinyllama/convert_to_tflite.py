@@ -24,21 +24,18 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from export.hub import resolve
 from export.jobs import lengths_of
 from export.resources import check_disk, gigabytes, needs
 from o2o import command, errors
 from o2o.quantization.recipes import RECIPES
-from o2o.weights.checkpoint import Checkpoint, open_checkpoint
 from tinyllama import shell
 from tinyllama.booleans import FALSE, TRUE, add_boolean
+from tinyllama.checkpoints import add_checkpoint_path, checkpoint_at
 from tinyllama.tflite import Conversion, positions_of
 
 PROGRAM = "convert_to_tflite.py"
-DEMO = Path(__file__).resolve().parent / "demo" / "checkpoint"
 CAPACITY, LENGTHS = 1280, [64]  # where nothing else is asked for
 RECIPE = "dynamic_int8"
-FORMATS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,12 +46,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add(
-        "--checkpoint_path",
-        metavar="PATH",
-        default=str(DEMO),
-        help="a checkpoint's folder, its weights file, or its id on the Hugging Face hub (the demo model)",
-    )
+    add_checkpoint_path(parser)
     add(
         "--prefill_seq_lens",
         metavar="A,B",
@@ -118,30 +110,6 @@ def convert(args: argparse.Namespace) -> None:
         f"wrote {target}, {gigabytes(target.stat().st_size)} in {seconds:.1f} s, with {gigabytes(peak)} of "
         "memory in the largest process"
     )
-
-
-def checkpoint_at(path: str) -> Checkpoint:
-    """The checkpoint in the folder `path`, or whose weights are the file `path`.
-
-    Raises UsageError for a path where nothing is, ModelError for what is no checkpoint.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        directory = resolve(path).absolute()
-        found = sorted(other.name for other in directory.iterdir() if other.suffix in FORMATS)
-        if not found:
-            raise errors.ModelError(f"{directory} has no weights: use .safetensors, .bin or .pt")
-        return open_checkpoint(directory)
-    if file.suffix not in FORMATS:
-        raise errors.ModelError(f"{file}: file format not supported: use .safetensors, .bin or .pt")
-    checkpoint = open_checkpoint(file.absolute().parent)
-    used = {tensor.path.resolve() for tensor in checkpoint.tensors.values()}
-    if file.resolve() not in used:
-        raise errors.ModelError(
-            f"{file.parent} holds {min(used).name} too, which is what is taken: give its folder, or put "
-            f"{file.name} into one with config.json alone"
-        )
-    return checkpoint
 
 
 def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from o2o.errors import UsageError
-
-if TYPE_CHECKING:
-    from tinyllama.tiny_llama import ModelConfig
+from tinyllama.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

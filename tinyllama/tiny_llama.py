@@ -12,7 +12,6 @@ It is the graph that is exported (`export.graphs.Static`), with the checkpoint's
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -27,24 +26,11 @@ from o2o.causal import Blocks
 from o2o.errors import UsageError
 from o2o.weights.checkpoint import open_checkpoint
 from tinyllama.kv_cache import KVCache, KVCacheEntry
+from tinyllama.model_config import ModelConfig
 
 KV_CACHE_MAX_LEN = 1024
 STANDARD = "grouped"
 """The attention where flash is not asked for: all scores at a time."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The sizes of a model: K key/value heads of H, vocabulary V, capacity S of its caches."""
-
-    num_layers: int
-    num_query_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    embedding_dim: int
-    vocab_size: int
-    kv_cache_max_len: int
-    use_flash_attention: bool
 
 
 class TinyLlama(torch.nn.Module):

@@ -11,8 +11,8 @@ from o2o.causal import Blocks, adaptive
 from o2o.command import Parser
 from o2o.errors import UsageError
 from runtime_py.tokenizer import Tokenizer, load_tokenizer
+from tinyllama.checkpoints import add_checkpoint_path, checkpoint_at
 
-DEMO = Path(__file__).resolve().parents[1] / "demo" / "checkpoint"
 TURBOPROP = ("What is a turboprop engine?",)
 
 
@@ -20,12 +20,7 @@ def parser(program: str, doc: str | None, prompts: Sequence[str] = TURBOPROP) ->
     """A parser with what all commands take."""
     parser = Parser(prog=program, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add(
-        "--checkpoint_path",
-        metavar="PATH",
-        default=str(DEMO),
-        help="a checkpoint's folder, its weights file, or its id on the Hugging Face hub (the demo model)",
-    )
+    add_checkpoint_path(parser)
     add(
         "--prompts",
         metavar="TEXT",
@@ -69,8 +64,6 @@ def tolerance(text: str) -> float:
 
 def directory_of(args: argparse.Namespace) -> Path:
     """The checkpoint's folder. Raises UsageError where nothing is, ModelError for what is no checkpoint."""
-    from tinyllama.convert_to_tflite import checkpoint_at
-
     return checkpoint_at(args.checkpoint_path).directory
 
 
