@@ -225,12 +225,11 @@ def checkpoint_of(args: argparse.Namespace, folder: Path) -> Path:
     return Path(args.checkpoint).resolve()
 
 
-def texts_of(args: argparse.Namespace, checkpoint: Path) -> Ids:
+def texts_of(args: argparse.Namespace, checkpoint: Path, capacity: int) -> Ids:
     if args.text:
         return encoded(checkpoint, args.text.read_text(encoding="utf-8"))
     if args.sampled:
-        length = min(args.kv_cache_max_len, SAMPLED_TOKENS)
-        return fresh(sampled, checkpoint, args.sampled, length)
+        return fresh(sampled, checkpoint, args.sampled, min(capacity, SAMPLED_TOKENS))
     if checkpoint == DEMO:
         from tinyllama.demo.held_out import held_out
 
@@ -240,12 +239,14 @@ def texts_of(args: argparse.Namespace, checkpoint: Path) -> Ids:
 
 def table(args: argparse.Namespace, folder: Path) -> None:
     checkpoint = checkpoint_of(args, folder)
-    documents = texts_of(args, checkpoint)
+    positions = json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"]
+    capacity = min(args.kv_cache_max_len, positions)
+    documents = texts_of(args, checkpoint, capacity)
     prompts = [ids[:PROMPT] for ids in documents[:PROMPTS]] or random_prompts(checkpoint)
     expected = fresh(by_transformers, checkpoint, prompts)
     convert = [sys.executable, str(ROOT / "tinyllama" / "convert_to_tflite.py")]
     convert.append(f"--checkpoint_path={checkpoint}")
-    convert += [f"--kv_cache_max_len={args.kv_cache_max_len}", f"--prefill_seq_lens={args.prefill_seq_lens}"]
+    convert += [f"--kv_cache_max_len={capacity}", f"--prefill_seq_lens={args.prefill_seq_lens}"]
     print(HEAD, RULE, sep="\n", flush=True)
     base, base_file = None, folder / f"{BASE}.tflite"
     for recipe in [BASE, *(recipe for recipe in args.recipes if recipe != BASE)]:
@@ -280,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     text.add_argument("--sampled", type=int, metavar="N")
     add("--recipes", nargs="+", choices=tuple(RECIPES), default=tuple(NAMES), metavar="RECIPE")
-    add("--kv_cache_max_len", type=int, default=1024, metavar="S")
+    add("--kv_cache_max_len", type=int, default=1024, metavar="S", help="or what the model has (1024)")
     add("--prefill_seq_lens", default="64,128,256", metavar="A,B")
     add("--folder", type=Path, help="for files, and the checkpoint of --shape (a temporary one)")
     args = parser.parse_args(argv)

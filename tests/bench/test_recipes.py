@@ -55,7 +55,7 @@ def test_transformers_by_the_likeliest_and_by_chance(checkpoint: Path) -> None:
 
 
 def test_a_random_checkpoint_has_nothing_to_predict(checkpoint: Path) -> None:
-    assert texts_of(Namespace(text=None, sampled=None), checkpoint) == []
+    assert texts_of(Namespace(text=None, sampled=None), checkpoint, 64) == []
     prompts = np.array(recipes.random_prompts(checkpoint))
     assert prompts.shape == (10, 8)
     assert prompts.max() < GROUPED["vocab_size"]
