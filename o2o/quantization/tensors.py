@@ -57,14 +57,19 @@ class Quantized(Streamed):
         rows, columns = shape or source.shape.numpy()
         super().__init__(self._read, scheme.dtype, ir.Shape((rows, columns)), name=name)
         self.error: Error | None = None
-        bounds = _bounds(source, scheme, rows, columns)
-        if not bounds.max(initial=0) <= scheme.largest:  # NaN is not, either
-            raise ModelError(
-                f"{name} has numbers that are not finite, or beyond {scheme.largest:.3g}: {scheme.name} "
-                "cannot store them"
-            )
-        scales = scheme.scales(bounds) if scheme.limit else np.zeros((rows, 0), np.float32)
-        self.stored_scales = scales.astype(np.float16) if scheme.block else scales
+        dtype = np.float16 if scheme.block else np.float32
+        self.stored_scales = np.empty((rows, scheme.blocks(columns)), dtype)
+        start = 0
+        for w in _rows(source, columns):
+            bounds = _bounds(w, scheme)
+            if not bounds.max() <= scheme.largest:  # NaN is not, either
+                raise ModelError(
+                    f"{name} has numbers that are not finite, or beyond {scheme.largest:.3g}: {scheme.name} "
+                    "cannot store them"
+                )
+            if scheme.limit:
+                self.stored_scales[start : start + len(w)] = _scales(w, bounds, scheme)
+            start += len(w)
 
     @property
     def scales(self) -> np.ndarray:
@@ -114,9 +119,7 @@ class _Rows:
         if self.scheme.limit:
             shape, scale = (*scales.shape, -1), scales.astype(np.float32, copy=False)[..., None]
             blocks = floats.reshape(shape)
-            np.divide(w.reshape(shape), scale, out=blocks)
-            np.rint(blocks, out=blocks)
-            np.clip(blocks, self.scheme.lowest, self.scheme.limit, out=blocks)
+            _round(w.reshape(shape), scale, self.scheme, blocks)
             np.copyto(stored, floats, casting="unsafe")
             np.multiply(blocks, scale, out=blocks)
         else:
@@ -140,17 +143,36 @@ def _squares(numbers: np.ndarray) -> float:
     return float(np.dot(exact, exact))
 
 
-def _bounds(source: ir.TensorProtocol, scheme: Scheme, rows: int, columns: int) -> np.ndarray:
+def _bounds(w: np.ndarray, scheme: Scheme) -> np.ndarray:
     """The largest |w| of each block, float32 [rows, blocks]; NaN where there is one."""
-    found = np.empty((rows, scheme.blocks(columns) or 1), np.float32)
-    start = 0
-    for w in _rows(source, columns):
-        blocks = np.abs(w).reshape(len(w) * found.shape[1], -1)
-        if scheme.block:  # many short rows: quicker across than along
-            blocks = np.ascontiguousarray(blocks.T)
-        found[start : start + len(w)] = blocks.max(0 if scheme.block else 1).reshape(len(w), -1)
-        start += len(w)
-    return found
+    blocks = np.abs(w).reshape(len(w) * (scheme.blocks(w.shape[1]) or 1), -1)
+    if scheme.block:  # many short rows: quicker across than along
+        blocks = np.ascontiguousarray(blocks.T)
+    return blocks.max(0 if scheme.block else 1).reshape(len(w), -1)
+
+
+def _scales(w: np.ndarray, bounds: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """Those with which w, float32 [rows, columns], loses least: float32 [rows, blocks]."""
+    candidates = [scheme.scales(bounds, limit) for limit in scheme.limits]
+    if len(candidates) == 1:
+        return candidates[0]
+    blocks = w.reshape(*bounds.shape, -1)
+    room = np.empty_like(blocks)
+    lost = []
+    for scales in candidates:
+        scale = scales[..., None]
+        _round(blocks, scale, scheme, room)
+        np.multiply(room, scale, out=room)
+        np.subtract(room, blocks, out=room)
+        lost.append(np.einsum("rbc,rbc->rb", room, room))
+    return np.choose(np.argmin(lost, axis=0), candidates)
+
+
+def _round(blocks: np.ndarray, scale: np.ndarray, scheme: Scheme, out: np.ndarray) -> None:
+    """out, float32, becomes the numbers that stand for `blocks` [..., columns of a block]."""
+    np.divide(blocks, scale, out=out)
+    np.rint(out, out=out)
+    np.clip(out, scheme.lowest, scheme.limit, out=out)
 
 
 def _rows(source: ir.TensorProtocol, columns: int) -> Iterator[np.ndarray]:

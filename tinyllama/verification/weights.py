@@ -13,6 +13,7 @@ from o2o.model import Model, shape_of
 from o2o.quantization.comparing import numbers
 from o2o.weights.stored import StoredTensor
 
+INT4 = ir.DataType.INT4
 HALF = 2.0**-10  # of a number: the step to the next one in float16
 
 
@@ -43,7 +44,8 @@ def weights_in(model: Model, parameters: Sequence[str]) -> dict[str, ir.Value]:
 
 def compared(found: Mapping[str, ir.Value], stored: Mapping[str, StoredTensor]) -> list[Weight]:
     """Each constant against the checkpoint's tensor. Float32 must be equal, others within one step of what
-    they can say: between two halves, or the scale of an integer."""
+    they can say: between two halves, or the scale of an integer; the least and the largest of 4 bits within
+    two, as those beyond are cut off."""
     return [_compared(name, value, stored[name].read_float32()) for name, value in found.items()]
 
 
@@ -63,7 +65,10 @@ def _steps(value: ir.Value, expected: np.ndarray) -> np.ndarray:
     references = value.meta.get("references", {})
     if "scales" in references:
         scales = references["scales"].const_value.numpy().astype(np.float32)
-        return np.repeat(scales, expected.size // scales.size, axis=-1).reshape(expected.shape)
+        steps = np.repeat(scales, expected.size // scales.size, axis=-1).reshape(expected.shape)
+        assert value.const_value is not None
+        stored = value.const_value.numpy().astype(np.int8)
+        return np.where((stored == -8) | (stored == 7), 2 * steps, steps) if value.dtype == INT4 else steps
     quantization = value.meta["fields"]["quantization"]
     along = [1] * expected.ndim
     if len(quantization.scale) > 1:
