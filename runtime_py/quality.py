@@ -75,10 +75,10 @@ def report(tensors: Sequence[Compared]) -> dict[str, Any]:
                 "shape": list(one.shape),
                 "stored": list(one.stored),
                 "bytes": list(one.bytes),
-                "error": {"rms": one.error.rms, "max": one.error.max},
+                "error": one.error.told(),
             }
         )
-    return {"error": {"rms": overall.rms, "max": overall.max}, "tensors": rows}
+    return {"error": overall.told(), "tensors": rows}
 
 
 def render(told: dict[str, Any]) -> str:

@@ -3,5 +3,5 @@
 recipe = recipes.find("dynamic_int8")
 done = rewriting.quantize(model, recipe)     # graphs changed, scales known; numbers still where they were
 formats.save(model, "model.circle")          # quantised a few rows at a time
-report.report(done)                          # errors, sizes
+report.report(recipe, done)                  # errors, sizes
 """

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 from o2o.formats.constants import is_quantized, storage_key
 from o2o.model import Model, shape_of
-from o2o.quantization.tensors import Error
+from o2o.quantization.tensors import AT_ONCE, Error
 
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -54,7 +54,7 @@ def compare(before: Model, after: Model) -> list[Compared]:
             )
         stored = _stored(old), _stored(value)
         if stored[0] != stored[1]:
-            error = _error(numbers(old), numbers(value))
+            error = _error(dequantized(old), dequantized(value))
             found.append(Compared(name, tuple(shape_of(value)), stored, (_bytes(old), _bytes(value)), error))
     return found
 
@@ -71,7 +71,7 @@ def _constants(model: Model) -> dict[str, ir.Value]:
     return found
 
 
-def numbers(value: ir.Value) -> np.ndarray:
+def dequantized(value: ir.Value) -> np.ndarray:
     """What a constant stands for, float32: what is stored, less the zero points, times the scales.
 
     Raises ModelError for zero points of blocks, which nothing here writes.
@@ -108,16 +108,14 @@ def _bytes(value: ir.Value) -> int:
     for other in value.meta.get("references", {}).values():
         size += other.const_value.nbytes
     quantization = value.meta.get("fields", {}).get("quantization")
-    for numbers, width in (("scale", 4), ("zeroPoint", 8)):
-        size += width * len(() if (one := getattr(quantization, numbers, None)) is None else one)
+    for parameter, width in (("scale", 4), ("zeroPoint", 8)):
+        size += width * len(() if (one := getattr(quantization, parameter, None)) is None else one)
     return size
 
 
 def _error(before: np.ndarray, after: np.ndarray) -> Error:
+    error = Error()
     old, lost = before.reshape(-1), (after - before).reshape(-1)
-    return Error(
-        float(np.dot(old, old)),
-        float(np.dot(lost, lost)),
-        float(np.abs(old).max()),
-        float(np.abs(lost).max()),
-    )
+    for start in range(0, old.size, AT_ONCE):
+        error.count(old[start : start + AT_ONCE], lost[start : start + AT_ONCE])
+    return error

@@ -26,13 +26,13 @@ def report(recipe: Recipe, done: Sequence[Done]) -> dict[str, Any]:
             "bytes": [one.before, one.after],
         }
         if one.tensor is not None and one.tensor.error is not None:
-            entry["error"] = _shares(one.tensor.error)
+            entry["error"] = one.tensor.error.told()
             error.add(one.tensor.error)
         if one.reason:
             entry["reason"] = one.reason
         tensors.append(entry)
     sizes = [sum(one.before for one in done), sum(one.after for one in done)]
-    return {**recipe.told(), "bytes": sizes, "error": _shares(error), "tensors": tensors}
+    return {**recipe.told(), "bytes": sizes, "error": error.told(), "tensors": tensors}
 
 
 def summary(told: dict[str, Any]) -> str:
@@ -48,7 +48,3 @@ def summary(told: dict[str, Any]) -> str:
     lost = "relative error {rms:.2g}, at most {max:.2g} of the largest number".format(**told["error"])
     rest = f" ({left} left as they are)" if left else ""
     return f"{told['recipe']}: {made}{rest}, {before:,} bytes to {after:,}; {lost}"
-
-
-def _shares(error: Error) -> dict[str, float]:
-    return {"rms": error.rms, "max": error.max}

@@ -37,6 +37,17 @@ class Error:
         """The most that one number lost, as a share of the largest."""
         return self.furthest / self.largest if self.largest else 0.0
 
+    def told(self) -> dict[str, float]:
+        """For JSON."""
+        return {"rms": self.rms, "max": self.max}
+
+    def count(self, numbers: np.ndarray, lost: np.ndarray) -> None:
+        """Add these numbers, flat float32, and what each of them has lost."""
+        self.squares += _squares(numbers)
+        self.difference += _squares(lost)
+        self.largest = max(self.largest, float(numbers.max()), -float(numbers.min()))
+        self.furthest = max(self.furthest, float(lost.max()), -float(lost.min()))
+
     def add(self, other: Error) -> None:
         self.squares, self.difference = self.squares + other.squares, self.difference + other.difference
         self.largest, self.furthest = max(self.largest, other.largest), max(self.furthest, other.furthest)
@@ -126,11 +137,7 @@ class _Rows:
             np.copyto(stored, w, casting="same_kind")
             np.copyto(floats, stored)
         np.subtract(floats, w, out=floats)
-        lost, flat = floats.reshape(-1), w.reshape(-1)
-        error.squares += _squares(flat)
-        error.difference += _squares(lost)
-        error.largest = max(error.largest, float(flat.max()), -float(flat.min()))
-        error.furthest = max(error.furthest, float(lost.max()), -float(lost.min()))
+        error.count(w.reshape(-1), floats.reshape(-1))
         raw: np.ndarray = stored.reshape(-1).view(np.uint8)
         if self.scheme.bits == 4:  # the first in the lower half
             raw = (raw[0::2] & 15) | (raw[1::2] << 4)

@@ -10,7 +10,7 @@ import torch
 
 from o2o.formats.constants import is_constant, is_quantized
 from o2o.model import Model
-from o2o.quantization.comparing import numbers
+from o2o.quantization.comparing import dequantized
 
 WEIGHTS = 1  # which operand of FULLY_CONNECTED
 
@@ -31,7 +31,7 @@ def rounded_before(model: Model) -> set[str]:
 def imitate(model: Any, weights: Mapping[str, ir.Value], rounded: set[str]) -> None:
     """Give transformers' `model` these weights, and let it round what goes into those in `rounded`."""
     for name, value in weights.items():
-        model.get_parameter(name).copy_(torch.from_numpy(numbers(value)))
+        model.get_parameter(name).copy_(torch.from_numpy(dequantized(value)))
     names = {id(parameter): name for name, parameter in model.named_parameters()}  # of tied ones, the first
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and names[id(module.weight)] in rounded:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from o2o.formats.constants import is_constant, is_quantized
 from o2o.model import Model, shape_of
-from o2o.quantization.comparing import numbers
+from o2o.quantization.comparing import dequantized
 from o2o.weights.stored import StoredTensor
 
 INT4 = ir.DataType.INT4
@@ -52,7 +52,7 @@ def compared(found: Mapping[str, ir.Value], stored: Mapping[str, StoredTensor]) 
 def _compared(name: str, value: ir.Value, expected: np.ndarray) -> Weight:
     if shape_of(value) != expected.shape:
         return Weight(name, np.inf, 0.0)
-    off = np.abs(numbers(value) - expected)
+    off = np.abs(dequantized(value) - expected)
     step = np.broadcast_to(_steps(value, expected), off.shape)
     worst = np.unravel_index(np.argmax(off - step), off.shape)
     return Weight(name, float(off[worst]), float(step[worst]))
