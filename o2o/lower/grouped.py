@@ -20,13 +20,11 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import Model, attribute, is_dynamic, shape_of
-from o2o.rewriting.axes import LAYOUT_OPERATORS, Factors
+from o2o.rewriting.axes import LAYOUT_OPERATORS, RESHAPES, Factors
 from o2o.rewriting.build import Builder
 from o2o.rewriting.clean import remove_dead_nodes
 from o2o.rewriting.io import replace_output
 from o2o.rewriting.match import Miss, made_by, miss, no_activation, only_user, operand_and_scalar
-
-_RESHAPES = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")  # the same numbers in the same order
 
 
 @dataclass(frozen=True)
@@ -163,6 +161,6 @@ def _regroup(model: Model, graph: ir.Graph, found: Repeated) -> None:
 
 def _unshaped(value: ir.Value) -> ir.Value:
     """`value` before it was only reshaped."""
-    while (node := made_by(value, *_RESHAPES)) is not None and node.inputs[0] is not None:
+    while (node := made_by(value, *RESHAPES)) is not None and node.inputs[0] is not None:
         value = node.inputs[0]
     return value

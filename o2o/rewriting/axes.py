@@ -19,7 +19,8 @@ from o2o.rewriting.match import constant_ints, made_by, miss
 
 Axes = tuple[tuple[str, ...], ...]
 
-LAYOUT_OPERATORS = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE", "BROADCAST_TO")
+RESHAPES = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")  # the same numbers in the same order
+LAYOUT_OPERATORS = (*RESHAPES, "TRANSPOSE", "BROADCAST_TO")
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,16 @@ def operand_and_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:
     return None
 
 
+def operand_and_factor(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """(x, c) when `node`, MUL or DIV, is x times, or over, a constant number, x in its shape."""
+    if node.op_type == "MUL":
+        found = operand_and_scalar(node)
+    else:
+        x, number = node.inputs[0], scalar(node.inputs[1])
+        found = (x, 1 / number) if x is not None and number else None
+    return found if found is not None and shape_of(found[0]) == shape_of(node.outputs[0]) else None
+
+
 def only_user(value: ir.Value, what: str) -> ir.Node:
     """The one node that uses `value`. Miss when there are several, or the graph gives it out."""
     users = {use.node for use in value.uses()}

@@ -6,4 +6,5 @@ causality    what a mask hides, at every position
 tokens       what depends on one token's position alone
 visibility   masks and positions become operands, or a reason
 block        all of it, for one softmax
+core         softmax(scale q k' + mask) v alone, without projections, caches and rotations
 """

@@ -16,16 +16,15 @@ import onnx_ir as ir
 from o2o.formats.constants import numbers
 from o2o.model import attribute, shape_of
 from o2o.rewriting.attention.parts import follow_down, nodes_of
-from o2o.rewriting.axes import LAYOUT_OPERATORS, Axes, Factors
+from o2o.rewriting.axes import LAYOUT_OPERATORS, RESHAPES, Axes, Factors
 from o2o.rewriting.match import (
     Miss,
     constant_ints,
     made_by,
     miss,
     no_activation,
-    operand_and_scalar,
+    operand_and_factor,
     require,
-    scalar,
 )
 
 # Operators whose result has in row t what their operands have in row t, or in their only row.
@@ -149,7 +148,7 @@ def _find_scores(softmax: ir.Node) -> _Scores:
                 miss("the scores are capped twice", node.outputs[0])
             factor, cap = 1.0, factor
         elif node.op_type in ("MUL", "DIV"):
-            found = _scaled(node)
+            found = operand_and_factor(node)
             if found is None:
                 miss(
                     "the scores are multiplied by something that is not one constant number", node.outputs[0]
@@ -159,16 +158,6 @@ def _find_scores(softmax: ir.Node) -> _Scores:
         assert source is not None
         value = source
     return _Scores(node, steps[::-1], factor * (cap or 1.0), cap, *(mask or (None, None)))
-
-
-def _scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """(x, c) when `node` is x, in its shape, times or divided by a constant number."""
-    if node.op_type == "MUL":
-        found = operand_and_scalar(node)
-    else:
-        x, number = node.inputs[0], scalar(node.inputs[1])
-        found = (x, 1 / number) if x is not None and number else None
-    return found if found is not None and shape_of(found[0]) == shape_of(node.outputs[0]) else None
 
 
 def _scores_and_mask(node: ir.Node) -> tuple[ir.Value, ir.Value]:
@@ -183,7 +172,7 @@ def _scores_and_mask(node: ir.Node) -> tuple[ir.Value, ir.Value]:
 
 def _comes_from_product(value: ir.Value) -> bool:
     while (node := made_by(value, "MUL", "DIV", "TANH", *LAYOUT_OPERATORS)) is not None:
-        found = _scaled(node) if node.op_type in ("MUL", "DIV") else None
+        found = operand_and_factor(node) if node.op_type in ("MUL", "DIV") else None
         source = found[0] if found is not None else node.inputs[0]
         assert source is not None
         value = source
@@ -293,7 +282,7 @@ def _source(
         source = node.inputs[0]
         assert source is not None
         if node.op_type in ("MUL", "DIV"):
-            found = _scaled(node)
+            found = operand_and_factor(node)
             if found is None or attribute(node, "fusedActivationFunction", 0):
                 break
             value, number = found
@@ -381,7 +370,7 @@ def _is_periodic(value: ir.Value, period: int) -> bool:
     if node.op_type == "CONCATENATION" and attribute(node, "axis", 0) % len(shape) == len(shape) - 2:
         same = all(v is node.inputs[0] for v in node.inputs)
         return same and shape_of(node.inputs[0])[-2] == period  # type: ignore[arg-type]
-    if node.op_type in LAYOUT_OPERATORS[:3]:
+    if node.op_type in RESHAPES:
         source = node.inputs[0]
         return source is not None and shape_of(source)[-2:] == shape[-2:] and _is_periodic(source, period)
     return node.op_type in _BY_ROW and all(v is not None and _is_periodic(v, period) for v in node.inputs)

@@ -12,15 +12,14 @@ import onnx_ir as ir
 
 from o2o.contract import Layout
 from o2o.model import attribute, shape_of
-from o2o.rewriting.axes import LAYOUT_OPERATORS, climb
+from o2o.rewriting.axes import LAYOUT_OPERATORS, RESHAPES, climb
 from o2o.rewriting.match import (
     made_by,
     miss,
     no_activation,
     only_user,
-    operand_and_scalar,
+    operand_and_factor,
     require,
-    scalar,
 )
 from o2o.rewriting.rope import Rotation, match_rotation
 
@@ -94,7 +93,7 @@ def find_scores(softmax: ir.Node) -> Scores:
             break
         steps.append(node)
         no_activation(node)
-        if node.op_type in ("MUL", "DIV") and (factor := _factor(node)) is not None:
+        if node.op_type in ("MUL", "DIV") and (factor := operand_and_factor(node)) is not None:
             value, number = factor
             scale *= number
             continue
@@ -118,16 +117,6 @@ def find_scores(softmax: ir.Node) -> Scores:
     return found
 
 
-def _factor(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """(x, c) when `node` is x, in its shape, times or divided by a constant number."""
-    if node.op_type == "MUL":
-        found = operand_and_scalar(node)
-    else:
-        x, number = node.inputs[0], scalar(node.inputs[1])
-        found = (x, 1 / number) if number and x is not None else None
-    return found if found is not None and shape_of(found[0]) == shape_of(node.outputs[0]) else None
-
-
 def _masked(node: ir.Node) -> tuple[ir.Value, ir.Value]:
     """(scores, mask) of the node that masks: the scores are the operand that leads to q k'."""
     if node.op_type in ("SELECT", "SELECT_V2"):
@@ -147,7 +136,7 @@ def _leads_to_product(value: ir.Value) -> bool:
     while (node := made_by(value, "MUL", "DIV", "ADD", *LAYOUT_OPERATORS)) is not None:
         if node.op_type == "ADD":
             return any(v is not None and _leads_to_product(v) for v in node.inputs)
-        factor = _factor(node) if node.op_type in ("MUL", "DIV") else None
+        factor = operand_and_factor(node) if node.op_type in ("MUL", "DIV") else None
         value = factor[0] if factor is not None else node.inputs[0]  # type: ignore[assignment]
     return made_by(value, "BATCH_MATMUL") is not None
 
@@ -176,7 +165,7 @@ def follow_up(value: ir.Value) -> Path:
         path.source, chain = climb(path.source)
         path.layout = chain + path.layout
         node = made_by(path.source, "MUL", "DIV")
-        factor = _factor(node) if node is not None else None
+        factor = operand_and_factor(node) if node is not None else None
         if node is None or factor is None:
             return path
         no_activation(node)
@@ -230,5 +219,5 @@ def find_projection(value: ir.Value, what: str) -> Projection:
 def _unflattened(x: ir.Value) -> ir.Value:
     """x before its rows were only counted differently ([1, T, D] as [T, D])."""
     source, chain = climb(x)
-    plain = all(node.op_type in ("RESHAPE", "EXPAND_DIMS", "SQUEEZE") for node in chain)
+    plain = all(node.op_type in RESHAPES for node in chain)
     return source if plain and shape_of(source)[-1:] == shape_of(x)[-1:] else x

@@ -14,7 +14,7 @@ from o2o.contract import Layout, role_of
 from o2o.errors import ModelError
 from o2o.model import attribute, shape_of
 from o2o.rewriting.attention.parts import Joined, Projection, Scores
-from o2o.rewriting.axes import LAYOUT_OPERATORS, Axes, Factors, climb
+from o2o.rewriting.axes import LAYOUT_OPERATORS, RESHAPES, Axes, Factors, climb
 from o2o.rewriting.match import Miss, miss, only_user
 from o2o.rewriting.rope import Rotation
 
@@ -188,5 +188,5 @@ def shared_tables(
 
 def _table(value: ir.Value, T: int, H: int) -> ir.Value:
     source, chain = climb(value)
-    plain = all(node.op_type in ("RESHAPE", "EXPAND_DIMS", "SQUEEZE") for node in chain)
+    plain = all(node.op_type in RESHAPES for node in chain)
     return source if plain and math.prod(shape_of(source)) == T * H else value

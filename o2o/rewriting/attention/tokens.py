@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
 from o2o.reference import is_function
+from o2o.rewriting.axes import RESHAPES
 from o2o.rewriting.match import constant_ints
 
 # What these compute in one place is a function of what their operands hold there, after broadcasting.
@@ -84,7 +85,7 @@ def _result_axis(node: ir.Node, axes: Mapping[ir.Value, int | None], tokens: int
         return axis
     if node.op_type == "TRANSPOSE" and (axes_ := constant_ints(node.inputs[1])) is not None:
         return axes_.index(axis % len(before)) - len(before)
-    if node.op_type in ("RESHAPE", "EXPAND_DIMS", "SQUEEZE"):  # as many elements behind it as before
+    if node.op_type in RESHAPES:  # as many elements behind it as before
         behind = math.prod(before[len(before) + axis + 1 :])
         places = (n for n in range(-len(after), 0) if after[n] == tokens)
         return next((n for n in places if math.prod(after[len(after) + n + 1 :]) == behind), None)
