@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.model import CUSTOM_DOMAIN
 
 NAME = "o2o.causal_attention"
 POSITION = 3  # the number of that operand
@@ -32,10 +31,6 @@ class Blocks:
 def adaptive(tokens: int, kv: int = 512) -> Blocks:
     """The blocks that suit T = `tokens` queries: more at a time, the more there are."""
     return Blocks(32 if tokens < 192 else 64 if tokens < 768 else 256, kv)
-
-
-def is_causal_attention(node: ir.Node) -> bool:
-    return node.domain == CUSTOM_DOMAIN and node.op_type == NAME
 
 
 def pack(scale: float, blocks: Blocks | None) -> bytes:

@@ -26,13 +26,12 @@ INPUT_ROLES = ("tokens", "position", "key_cache", "value_cache")
 
 @dataclass
 class Entry:
-    """A signature's ends by role: caches, and keys and values that come out, by (kind, layer)."""
+    """A signature's ends by role; caches by (kind, layer)."""
 
     signature: Signature
     tokens: ir.Value
     position: ir.Value
     caches: dict[tuple[str, int], ir.Value]
-    rows: dict[tuple[str, int], ir.Value]
     logits: ir.Value | None
 
     @property
@@ -106,9 +105,8 @@ def _entry(model: Model, signature: Signature) -> Entry:
         )
     if shape_of(position) != (shape_of(tokens)[1],) and np.prod(shape_of(position)) != 1:
         raise ModelError(f"{where}: {position.name} {list(shape_of(position))} is no position")
-    rows = {key: value for key, value in outs.items() if key[0] in CACHES}
     for (kind, layer), cache in caches.items():
-        given = rows.get((kind, layer))
+        given = outs.get((kind, layer))
         if given is None or sorted(shape_of(given)) != sorted(shape_of(cache)):
             raise ModelError(
                 f"{where} does not give {cache.name} out again, with its new rows: lower.litert.py makes it"
@@ -116,7 +114,7 @@ def _entry(model: Model, signature: Signature) -> Entry:
     layers = {layer for _, layer in caches}
     if layers != set(range(len(layers))) or len(caches) != 2 * len(layers):
         raise ModelError(f"{where}: its layers of caches are not 0, 1, ... with a key and a value each")
-    return Entry(signature, tokens, position, caches, rows, outs.get(("logits", 0)))
+    return Entry(signature, tokens, position, caches, outs.get(("logits", 0)))
 
 
 def _by_role(where: str, end: str, values: Iterable[ir.Value]) -> dict[tuple[str, int], ir.Value]:
@@ -188,9 +186,7 @@ def _spread(model: Model, entry: Entry) -> ir.Value:
     positions = ir.Value(name="input_pos", shape=ir.Shape([length]), type=ir.TensorType(INT32))
     positions.meta["role"] = Role("position")
     op = Builder(graph, before=first, prefix=f"{position.name}/")
-    begin, size = op.constant([0], "begin", np.int32), op.constant([1], "size", np.int32)
-    one = op.node("SLICE", [positions, begin, size], [1], name="first")
-    one = op.reshape(one, shape_of(position))
+    one = op.reshape(op.slice(positions, [0], [1], name="first"), shape_of(position))
     position.replace_all_uses_with(one)
     model.replace(position, positions)
     return positions

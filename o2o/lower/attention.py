@@ -112,8 +112,7 @@ def _first(op: Builder, positions: ir.Value) -> ir.Value:
         positions = op.node("CAST", [positions], shape_of(positions), ir.DataType.INT32, name="pos")
     if shape_of(positions) not in ((), (1,)):
         positions = op.reshape(positions, [math.prod(shape_of(positions))])
-        first = op.constant([0], "first", np.int32), op.constant([1], "one", np.int32)
-        positions = op.node("SLICE", [positions, *first], [1], name="pos")
+        positions = op.slice(positions, [0], [1], name="pos")
     return op.reshape(positions, [1])
 
 

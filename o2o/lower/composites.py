@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.constants import is_quantized, numbers
+from o2o.lower.dot_product import swap_heads
 from o2o.lower.rms_norm import lower_rms_norm
 from o2o.model import DOMAIN, Model, is_dynamic, shape_of
 from o2o.rewriting.attention.core import Core, Mask, Placed, keys, match_core, queries
@@ -132,8 +133,7 @@ def _one_head(op: Builder, mask: Mask | None, S: int) -> ir.Value:
     if (array := numbers(mask.value)) is not None:
         return op.constant(array.reshape(-1, S)[: mask.rows].reshape(shape), "mask")
     all_rows = op.reshape(mask.value, [1, 1, mask.rows * mask.repeated, S], name="masks")
-    bounds = op.constant([0] * 4, "first", np.int32), op.constant(shape, "one_head", np.int32)
-    return op.node("SLICE", [all_rows, *bounds], shape, name="mask")
+    return op.slice(all_rows, [0] * 4, shape, name="mask")
 
 
 def _spelled(op: Builder, core: Core, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value) -> ir.Value:
@@ -150,22 +150,14 @@ def _spelled(op: Builder, core: Core, q: ir.Value, k: ir.Value, v: ir.Value, mas
     def number(operator: str, x: ir.Value, c: float, name: str) -> ir.Value:
         return op.node(operator, [x, op.constant(c, name, np.float32)], shape_of(x), name=f"{name}_applied")
 
-    q, k, v = (_swap_heads(op, x) for x in (q, k, v))  # [1, heads, T or S, H]
+    q, k, v = (swap_heads(op, x) for x in (q, k, v))  # [1, heads, T or S, H]
     scores = product(number("MUL", q, core.scale, "scale"), k, S, "scores", adjoint=True)
     if core.cap is not None:
         scores = op.node("TANH", [number("DIV", scores, core.cap, "cap")], shape_of(scores), name="bounded")
         scores = number("MUL", scores, core.cap, "uncap")
     scores = op.node("ADD", [scores, mask], [1, N, T, S], name="masked")
     weights = op.node("SOFTMAX", [scores], [1, N, T, S], name="weights", beta=1.0)
-    return _swap_heads(op, product(weights, v, H, "mixed", adjoint=False))
-
-
-def _swap_heads(op: Builder, x: ir.Value) -> ir.Value:
-    """[1, a, b, H] -> [1, b, a, H]: a reshape when a or b is 1."""
-    one, a, b, H = shape_of(x)
-    return (
-        op.reshape(x, [one, b, a, H], "swapped") if 1 in (a, b) else op.transpose(x, (0, 2, 1, 3), "swapped")
-    )
+    return swap_heads(op, product(weights, v, H, "mixed", adjoint=False))
 
 
 def _arranged(op: Builder, factors: Factors, placed: Placed, wanted: Axes, name: str) -> ir.Value:

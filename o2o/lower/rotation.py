@@ -13,10 +13,10 @@ def rotate(op: Builder, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
     shape = shape_of(x)
     half = shape[-1] // 2
     start, size = [0] * (len(shape) - 1), [*shape[:-1], half]
-    lower_ = op.slice(x, [*start, 0], size, name="lower")
+    lower = op.slice(x, [*start, 0], size, name="lower")
     upper = op.slice(x, [*start, half], size, name="upper")
     negative = op.node("NEG", [upper], shape_of(upper))
-    turned = op.node("CONCATENATION", [negative, lower_], shape, name="turned", axis=len(shape) - 1)
+    turned = op.node("CONCATENATION", [negative, lower], shape, name="turned", axis=len(shape) - 1)
     straight = op.node("MUL", [x, cos], shape, name="times_cos")
     return op.node(
         "ADD", [straight, op.node("MUL", [turned, sin], shape, name="times_sin")], shape, name="rotated"
