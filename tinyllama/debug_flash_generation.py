@@ -142,12 +142,7 @@ def _by_layer(found: Sequence[Difference]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> int:
-        return debug(parser().parse_args(arguments))
-
-    return command.run("debug_flash_generation.py", body, debug="--debug" in arguments)
+    return flags.main(parser(), debug, argv)
 
 
 if __name__ == "__main__":

@@ -117,12 +117,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> int:
-        return test(parser().parse_args(arguments))
-
-    return command.run("test_flash_attention.py", body, debug="--debug" in arguments)
+    return flags.main(parser(), test, argv)
 
 
 if __name__ == "__main__":

@@ -62,12 +62,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> int:
-        return verify(parser().parse_args(arguments))
-
-    return command.run("verify_flash.py", body, debug="--debug" in arguments)
+    return flags.main(parser(), verify, argv)
 
 
 if __name__ == "__main__":

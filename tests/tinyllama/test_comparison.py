@@ -9,7 +9,6 @@ import pytest
 
 from runtime_py.chunks import Chunk
 from tinyllama.verification import comparison
-from tinyllama.verification.predictor import greedy
 
 
 class Script:
@@ -57,8 +56,6 @@ def test_a_text_ends_with_its_end() -> None:
     assert [
         step.expected for step in comparison.drift(Script([3, 2, 5]), Script([3, 2, 5]), [1], 3, {2})
     ] == [3, 2]
-    assert list(greedy(Script([3, 2, 5]), [1], 3, {2})) == [3, 2]
-    assert list(greedy(Script([3, 2, 5]), [1], 2)) == [3, 2]
 
 
 def test_noise_knows_no_scale_and_no_shift() -> None:

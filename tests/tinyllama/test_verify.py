@@ -18,7 +18,6 @@ from tinyllama import verify
 from tinyllama.verification import comparison
 from tinyllama.verification.exported import Exported, read_weights
 from tinyllama.verification.hugging_face import HuggingFace
-from tinyllama.verification.predictor import greedy
 
 TINYLLAMA = Path(verify.__file__).parent
 SHORT = ["--prompts=Tim was happy", "--max_new_tokens=4"]
@@ -102,11 +101,13 @@ def test_what_a_cache_forgets_is_found_at_the_step_where_it_shows(grouped: Path)
     assert told.startswith("the first tensor that differs is model.layers.0.self_attn.o_proj.input")
 
 
-def test_greedy_tokens_are_those_of_generate(grouped: Path) -> None:
+def test_the_choices_are_the_tokens_of_generate(grouped: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(grouped, dtype=torch.float32)
     expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=9, do_sample=False, eos_token_id=None)
 
-    assert list(greedy(HuggingFace(grouped), PROMPT, 9)) == expected[0, len(PROMPT) :].tolist()
+    steps = comparison.drift(HuggingFace(grouped), HuggingFace(grouped), PROMPT, 9)
+
+    assert [step.expected for step in steps] == expected[0, len(PROMPT) :].tolist()
 
 
 def test_a_trace_holds_every_module_with_weights_in_both(grouped: Path) -> None:

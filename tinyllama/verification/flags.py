@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from o2o.causal import Blocks, adaptive
-from o2o.command import Parser
+from o2o.command import Parser, positive, run
 from o2o.errors import UsageError
 from runtime_py.tokenizer import Tokenizer, load_tokenizer
 from tinyllama.checkpoints import add_checkpoint_path, checkpoint_at
@@ -33,6 +34,12 @@ def parser(program: str, doc: str | None, prompts: Sequence[str] = TURBOPROP) ->
     return parser
 
 
+def main(parser: Parser, body: Callable[[argparse.Namespace], int], argv: Sequence[str] | None) -> int:
+    """Run a command: `body` with what `parser` finds in `argv`, None for the command line. Its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run(parser.prog, lambda: body(parser.parse_args(arguments)), debug="--debug" in arguments)
+
+
 def blocks(parser: Parser) -> None:
     """The flags of flash attention."""
     help = "at a time (default: as o2o.causal.adaptive has it)"
@@ -48,12 +55,6 @@ def blocks_for(args: argparse.Namespace, tokens: int) -> Blocks | None:
         return None
     default = adaptive(tokens)
     return Blocks(args.q_block or default.q, args.kv_block or default.kv)
-
-
-def positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
 
 
 def tolerance(text: str) -> float:

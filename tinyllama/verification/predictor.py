@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,15 +28,3 @@ class PromptPredictor(Predictor, Protocol):
     def scores(self, tokens: Sequence[int]) -> np.ndarray:
         """As `prefill`, but [P, V]."""
         ...
-
-
-def greedy(
-    predictor: Engine, prompt: Sequence[int], max_new_tokens: int, eos: Collection[int] = ()
-) -> Iterator[int]:
-    """The likeliest tokens after `prompt`, one by one, that of `eos` which ends them included."""
-    logits = predictor.prefill(prompt)
-    for position in range(len(prompt), len(prompt) + max_new_tokens):
-        yield (token := int(logits.argmax()))
-        if token in eos or position + 1 == len(prompt) + max_new_tokens:
-            return
-        logits = predictor.decode(token, position)
