@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from o2o.errors import ModelError
+from o2o.model import shape_of
 
 NAME = "o2o.causal_attention"
 POSITION = 3  # the number of that operand
@@ -31,6 +32,19 @@ class Blocks:
 def adaptive(tokens: int, kv: int = 512) -> Blocks:
     """The blocks that suit T = `tokens` queries: more at a time, the more there are."""
     return Blocks(32 if tokens < 192 else 64 if tokens < 768 else 256, kv)
+
+
+def operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
+    """q, k, v and position of `node`. Raises ModelError where they are not as said above."""
+    shapes = [shape_of(value) if value is not None else None for value in node.inputs]
+    match shapes:
+        case [(1, N, _, H), (1, K, _, width), v, (*_,)] if v == shapes[1] and width == H and N % K == 0:
+            return tuple(node.inputs)  # type: ignore[return-value]
+    told = ", ".join("nothing" if shape is None else str(list(shape)) for shape in shapes)
+    raise ModelError(
+        f"{NAME} {node.outputs[0].name} takes {told}, not q [1, N, T, H], k and v [1, K, S, H], of which K "
+        "divides N, and a position"
+    )
 
 
 def pack(scale: float, blocks: Blocks | None) -> bytes:

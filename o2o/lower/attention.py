@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.attention import Attention
-from o2o.causal import Blocks, adaptive, unpack
+from o2o.causal import Blocks, adaptive, operands, unpack
 from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.formats.constants import numbers
@@ -83,11 +83,7 @@ def _blocks(flash: Flash, T: int, S: int) -> Blocks | None:
 
 def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: Flash = None) -> None:
     """`o2o.causal_attention`: [1, N, T, H], [1, K, S, H], [1, K, S, H], position -> [1, T, N, H]."""
-    q, k, v, position = node.inputs
-    assert q is not None
-    assert k is not None
-    assert v is not None
-    assert position is not None
+    q, k, v, position = operands(node)
     scale, told = unpack(node)
     blocks = told if flash is None else _blocks(flash, shape_of(q)[2], shape_of(k)[2])
     old = node.outputs[0]

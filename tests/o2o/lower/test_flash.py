@@ -139,6 +139,22 @@ def test_options_survive(blocks: Blocks | None) -> None:
     assert unpack(node) == (0.5, blocks)
 
 
+@pytest.mark.parametrize(
+    ("operand", "shape"),
+    [("q", (2, 4, 3, 8)), ("q", (1, 3, 3, 8)), ("k", (1, 2, 6, 4)), ("v", (1, 2, 5, 8)), ("position", None)],
+)
+def test_other_operands_are_refused(operand: str, shape: tuple[int, ...] | None) -> None:
+    model = causal_model(3, 6, 4, 2, 8, None)
+    (node,) = model.graphs[0]
+    index = ("q", "k", "v", "position").index(operand)
+    if shape is None:
+        node.replace_input_with(index, None)
+    else:
+        model.graphs[0].inputs[index].shape = ir.Shape(shape)
+    with pytest.raises(ModelError, match=r"o2o\.causal_attention y0 takes .*, not q \[1, N, T, H\]"):
+        lower(model)
+
+
 @pytest.mark.parametrize("options", [None, b"", b"\x01\x02\x03", b"\x05\x04\x01"])
 def test_damaged_options(options: bytes | None) -> None:
     model = causal_model(1, 2, 1, 1, 4, None)
