@@ -19,6 +19,16 @@ class KVCacheEntry:
     v_cache: torch.Tensor
 
 
+def update(
+    cache: KVCacheEntry, input_pos: torch.Tensor, k_slice: torch.Tensor, v_slice: torch.Tensor
+) -> KVCacheEntry:
+    """`cache` with the keys and values [1, T, K, H] of T tokens in the rows input_pos [T]."""
+    rows = input_pos.long()
+    return KVCacheEntry(
+        cache.k_cache.index_copy(1, rows, k_slice), cache.v_cache.index_copy(1, rows, v_slice)
+    )
+
+
 @dataclass(frozen=True)
 class KVCache:
     """The caches of all layers. `filled`: how many rows have been written, from the first on."""

@@ -103,6 +103,15 @@ def first_position(input_pos: torch.Tensor, count: int, kv_cache: KVCache) -> in
     return first
 
 
+def get_model_config(
+    checkpoint_path: str | os.PathLike[str],
+    kv_cache_max_len: int = KV_CACHE_MAX_LEN,
+    use_flash_attention: bool = False,
+) -> ModelConfig:
+    """The sizes of a checkpoint's model, without its weights. Raises as `build_model` does."""
+    return config_of(LanguageModel.read(resolve(checkpoint_path)), kv_cache_max_len, use_flash_attention)
+
+
 def build_model(
     checkpoint_path: str | os.PathLike[str],
     kv_cache_max_len: int = KV_CACHE_MAX_LEN,
@@ -117,15 +126,21 @@ def build_model(
     directory = resolve(checkpoint_path)
     checkpoint = open_checkpoint(directory)
     model = LanguageModel.read(directory, "flash" if use_flash_attention else STANDARD)
-    model.check_length(kv_cache_max_len)
+    config = config_of(model, kv_cache_max_len, use_flash_attention)
     weights = {
         name: torch.from_numpy(stored.read_float32()) for name, stored in match(model, checkpoint).items()
     }
     aliases = {alias: weights[name] for name, others in model.aliases.items() for alias in others}
     model.module.load_state_dict(weights | aliases, assign=True)
     model.module.tie_weights()
+    return TinyLlama(model, config, blocks)
+
+
+def config_of(model: LanguageModel, kv_cache_max_len: int, use_flash_attention: bool) -> ModelConfig:
+    """The sizes of `model`. Raises UsageError for more tokens than it can see."""
+    model.check_length(kv_cache_max_len)
     text = model.config.get_text_config(decoder=True)
-    config = ModelConfig(
+    return ModelConfig(
         num_layers=model.layers,
         num_query_heads=text.num_attention_heads,
         num_key_value_heads=model.key_value_heads,
@@ -135,4 +150,3 @@ def build_model(
         kv_cache_max_len=kv_cache_max_len,
         use_flash_attention=use_flash_attention,
     )
-    return TinyLlama(model, config, blocks)

@@ -22,6 +22,9 @@ from pathlib import Path
 if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is this very file.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+elif __name__ == "tinyllama":
+    # Imported by a program in this folder, which finds this file before the package: it is that, too.
+    __path__ = [str(Path(__file__).resolve().parent)]
 
 from o2o import command
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,3 +180,32 @@ def test_what_cannot_be_built_is_refused(
         tiny_llama.build_model(grouped, 65)
     with pytest.raises(ModelError, match="not a Hugging Face checkpoint"):
         tiny_llama.build_model(tmp_path)
+
+
+def test_a_config_without_the_weights(model: TinyLlama, grouped: Path) -> None:
+    flash = model.config.use_flash_attention
+
+    assert tiny_llama.get_model_config(grouped, S, use_flash_attention=flash) == model.config
+
+
+def test_updating_an_entry_writes_the_rows_that_the_model_writes(model: TinyLlama) -> None:
+    empty = kv_utils.KVCache.from_model_config(model.config)
+    rows = torch.arange(len(PROMPT))
+    written = model(tokens(*PROMPT), rows, empty)["kv_cache"].caches[0]
+    k, v = (cache[:, : len(PROMPT)] for cache in (written.k_cache, written.v_cache))
+
+    updated = kv_utils.update(empty.caches[0], rows, k, v)
+
+    assert updated.k_cache.equal(written.k_cache)
+    assert updated.v_cache.equal(written.v_cache)
+    assert not empty.caches[0].k_cache.any()
+
+
+def test_a_program_in_the_commands_folder_finds_the_package() -> None:
+    program = "from tinyllama import kv_cache, tiny_llama; print(kv_cache.__name__)"
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=DEMO.parents[1], capture_output=True, text=True, check=False
+    )
+
+    assert (done.stdout, done.stderr) == ("tinyllama.kv_cache\n", "")
