@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -64,9 +65,9 @@ def _constants(model: Model) -> dict[str, ir.Value]:
     found: dict[str, ir.Value] = {}
     for graph in model.graphs:
         values = graph.initializers.values()
-        scales = {id(other) for value in values for other in value.meta.get("references", {}).values()}
+        referred = {id(other) for value in values for other in value.meta.get("references", {}).values()}
         for value in values:
-            if value.const_value is not None and id(value) not in scales:
+            if value.const_value is not None and id(value) not in referred:
                 found.setdefault(value.name or "", value)
     return found
 
@@ -80,18 +81,30 @@ def dequantized(value: ir.Value) -> np.ndarray:
     stored: np.ndarray = value.const_value.numpy().astype(np.float32)
     if not is_quantized(value):
         return stored
-    quantization, references = value.meta["fields"]["quantization"], value.meta.get("references", {})
-    if "scales" in references:
-        if "zeroPoints" in references:
-            raise ModelError(f"{value.name} has zero points by block: this reads symmetrical ones only")
-        scales = references["scales"].const_value.numpy().astype(np.float32)
-        return (stored.reshape(*scales.shape, -1) * scales[..., None]).reshape(stored.shape)
-    along = [1] * stored.ndim
-    if len(quantization.scale) > 1:
-        along[quantization.quantizedDimension] = -1
-    zeros = np.zeros(1) if quantization.zeroPoint is None else quantization.zeroPoint
-    shifted = stored - np.asarray(zeros, np.float32).reshape(along)
-    return shifted * np.asarray(quantization.scale, np.float32).reshape(along)
+    references = value.meta.get("references", {})
+    if "zeroPoints" in references:
+        raise ModelError(f"{value.name} has zero points by block: this reads symmetrical ones only")
+    zeros = value.meta["fields"]["quantization"].zeroPoint
+    if zeros is not None and "scales" not in references:
+        stored -= _along(value, zeros)
+    return stored * scales(value)
+
+
+def scales(value: ir.Value) -> np.ndarray:
+    """Those of the numbers of a quantised constant, float32, in a shape that fits theirs."""
+    if (blocks := value.meta.get("references", {}).get("scales")) is not None:
+        found = blocks.const_value.numpy().astype(np.float32).reshape(-1)
+        shape = shape_of(value)
+        return np.repeat(found, math.prod(shape) // found.size).reshape(shape)
+    return _along(value, value.meta["fields"]["quantization"].scale)
+
+
+def _along(value: ir.Value, parameters: np.ndarray) -> np.ndarray:
+    """One for all numbers, or one for each index of an axis, in a shape that fits theirs."""
+    along = [1] * len(shape_of(value))
+    if len(parameters) > 1:
+        along[value.meta["fields"]["quantization"].quantizedDimension] = -1
+    return np.asarray(parameters, np.float32).reshape(along)
 
 
 def _stored(value: ir.Value) -> str:

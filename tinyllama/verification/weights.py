@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from o2o.formats.constants import is_constant, is_quantized
 from o2o.model import Model, shape_of
-from o2o.quantization.comparing import dequantized
+from o2o.quantization.comparing import dequantized, scales
 from o2o.weights.stored import StoredTensor
 
 INT4 = ir.DataType.INT4
@@ -62,15 +62,9 @@ def _steps(value: ir.Value, expected: np.ndarray) -> np.ndarray:
     """How far each number may be off, in a shape that fits `expected`."""
     if not is_quantized(value):
         return np.zeros(1) if value.dtype == ir.DataType.FLOAT else np.abs(expected) * HALF + 2.0**-24
-    references = value.meta.get("references", {})
-    if "scales" in references:
-        scales = references["scales"].const_value.numpy().astype(np.float32)
-        steps = np.repeat(scales, expected.size // scales.size, axis=-1).reshape(expected.shape)
-        assert value.const_value is not None
-        stored = value.const_value.numpy().astype(np.int8)
-        return np.where((stored == -8) | (stored == 7), 2 * steps, steps) if value.dtype == INT4 else steps
-    quantization = value.meta["fields"]["quantization"]
-    along = [1] * expected.ndim
-    if len(quantization.scale) > 1:
-        along[quantization.quantizedDimension] = -1
-    return np.asarray(quantization.scale, np.float32).reshape(along)
+    steps = scales(value)
+    if value.dtype != INT4 or "scales" not in value.meta.get("references", {}):
+        return steps
+    assert value.const_value is not None
+    stored = value.const_value.numpy().astype(np.int8)
+    return np.where((stored == -8) | (stored == 7), 2 * steps, steps)
