@@ -133,6 +133,9 @@ def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
     recipe = RECIPE if recipe in TRUE else "none" if recipe in FALSE else args.quantize
     if args.report and recipe == "none":
         raise errors.UsageError("--report is about quantising: give --quantize, too")
+    report = Path(args.report).expanduser().absolute() if args.report else None
+    if report is not None and not report.parent.is_dir():
+        raise errors.UsageError(f"--report: no such folder: {report.parent}")
     return Conversion(
         directory,
         capacity,
@@ -143,7 +146,7 @@ def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
         args.flash_kv_block,
         args.enable_hlfb,
         args.output_logits_on_prefill,
-        Path(args.report).expanduser().absolute() if args.report else None,
+        report,
     )
 
 

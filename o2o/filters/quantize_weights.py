@@ -6,8 +6,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from o2o import streams
+from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.quantization.recipes import PARTS, RECIPES, find
@@ -62,6 +64,9 @@ class QuantizeWeights(Filter):
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
         find(args.recipe, args.embedding, args.head)  # before anything is read
+        files = [Path(file).resolve() for file in (args.report, args.output) if file is not None]
+        if len(set(files)) < len(files):
+            raise UsageError(f"--report and -o are both {args.report}: one would replace the other")
         with nullcontext() if args.report is None else streams.open_output(args.report) as sink:
             code = super().run(args, argv)
             told = report(self._recipe, self._done)

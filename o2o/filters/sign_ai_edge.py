@@ -68,6 +68,8 @@ class SignAiEdge(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         entries = [_entry(model, signature) for signature in model.signatures]
         decode, prefills = _named(entries)
+        if args.output_logits_on_prefill and (mute := [e.signature.name for e in prefills if not e.logits]):
+            raise ModelError(f"{listed(mute)}: there are no logits to give: sign the model that has them")
         for entry in entries:
             _sign(model, entry, entry is decode or args.output_logits_on_prefill)
         model.signatures = [entry.signature for entry in (*prefills, decode)]

@@ -217,8 +217,10 @@ def detect(data: memoryview, name: str) -> Dialect:
         if identifier == dialect.identifier:
             return dialect
     looks = {b"\x89PNG": "a PNG image", b"PK\x03\x04": "a zip archive", b"\x08": "perhaps an ONNX model"}
-    start = bytes(data[:4])
+    start = bytes(data[:9])
     kind = next((what for magic, what in looks.items() if start.startswith(magic)), "something else")
+    if start.endswith(b"\0\0{"):  # behind the size of its header
+        kind = "perhaps weights in safetensors"
     raise ModelError(
         f"{name}: neither a Circle nor a TFLite model ({kind}: it starts with {bytes(data[:8])!r})"
     )

@@ -42,7 +42,7 @@ def summary(told: dict[str, Any]) -> str:
     if not counts:
         reasons = Counter(entry["reason"] for entry in told["tensors"])
         why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
-        return f"left {counted(left, 'table')} alone{why}"
+        return f"left {counted(left, 'table')} alone{why}" if left else "there are no weights in floats"
     made = ", ".join(f"{count} of {scheme}" for scheme, count in sorted(counts.items()))
     before, after = told["bytes"]
     lost = "relative error {rms:.2g}, at most {max:.2g} of the largest number".format(**told["error"])

@@ -127,6 +127,7 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
     ("flags", "message"),
     [
         (["--quantize=false", "--report=x.json"], "--report is about quantising: give --quantize, too"),
+        (["--report=/no/such/x.json"], "--report: no such folder: /no/such"),
         (["--quantize=int3"], "unknown recipe 'int3': there are dynamic_int8, weight_only_int8"),
         (
             ["--prefill_seq_lens=64,128", "--kv_cache_max_len=100"],

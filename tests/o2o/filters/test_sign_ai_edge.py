@@ -190,6 +190,12 @@ def test_refusals(command: Command, make: Callable[[], Model], message: str) -> 
     assert re.search(message, said), said
 
 
+def test_logits_that_are_gone_are_not_promised(command: Command) -> None:
+    signed = command(lowered())
+    code, said = command.refusal(signed, "--output_logits_on_prefill")
+    assert (code, said) == (1, "prefill: there are no logits to give: sign the model that has them")
+
+
 def test_prefill_without_caches_is_refused(
     command: Command, exported_model: Callable[[str, str], Path]
 ) -> None:

@@ -32,6 +32,7 @@ def refusal(data: bytes) -> str:
         (b"", "<bytes>: is empty (did the command before it in the pipe fail?)"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "neither a Circle nor a TFLite model (a PNG image"),
         (b"PK\x03\x04" + bytes(40), "neither a Circle nor a TFLite model (a zip archive"),
+        (b"\x08\x08" + bytes(6) + b'{"a": {', "(perhaps weights in safetensors"),
         (b"\x08\x0a\x12\x05", "neither a Circle nor a TFLite model (perhaps an ONNX model"),
         (b"hello world", "neither a Circle nor a TFLite model (something else"),
         (b"\x1c\x00\x00\x00CIR0", "truncated or damaged circle file of 8 bytes"),
