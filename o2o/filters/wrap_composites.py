@@ -24,8 +24,8 @@ class WrapComposites(Filter):
 
         x, w -- STABLEHLO_COMPOSITE odml.rms_norm (epsilon)
 
-    Who knows a composite's name computes it as he likes, as LiteRT's XNNPACK does with attention; others run
-    the subgraph. That is for accelerators: on a CPU it is no faster, and decoding can be slower.
+    A runtime that knows a composite's name computes it as it likes, as XNNPACK does with attention; others
+    run the subgraph. That is for accelerators: on a CPU it is no faster, and decoding can be slower.
     Attention is found from its SOFTMAX, in any layout, grouped-query or not, with keys that are repeated or
     not; its operands become [1, T, N, H] for q and the result, [1, S, K, H] for k and v, and [1, 1, T, S] or
     [1, 1, 1, S] for the mask, which is of zeros where there was none. Where they are laid out otherwise, as
