@@ -16,7 +16,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
 
 from export.operators import causal_attention
 from o2o.causal import Blocks, adaptive
@@ -112,5 +113,6 @@ def _attend(
     return causal_attention(query, key, value, position, scale, q_block, kv_block), None
 
 
-AttentionInterface.register("grouped", _grouped)
-AttentionInterface.register("blocked", _blocked)
+for _name, _attention in (("grouped", _grouped), ("blocked", _blocked)):
+    AttentionInterface.register(_name, _attention)
+    AttentionMaskInterface.register(_name, flash_attention_mask)  # so that padding, if there is any, is seen

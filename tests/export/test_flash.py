@@ -286,7 +286,6 @@ def test_a_wrong_position_is_another_text(model_of: Callable[..., Any]) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.xfail(strict=True, reason="transformers hides masks of attentions that register none for them")
 @pytest.mark.parametrize("name", ["grouped", "blocked"])
 def test_padded_prompts_are_refused(model_of: Callable[..., Any], name: str) -> None:
     mask = torch.ones_like(PROMPT)
