@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import tico
 import torch
 
-from export.fx import quick_passes
+from export.fx import drop_empty, quick_passes
 from export.graphs import Graph
 from export.model import reason_of
 from export.naming import rename
@@ -50,6 +50,7 @@ def compile_graph(graph: Graph) -> bytes:
         raise ModelError(
             f"torch.export cannot trace {graph.signature} of this {kind} model: {what}"
         ) from error
+    drop_empty(program.graph)
     # Each input would be checked against these in a run that never comes; to write that takes inputs squared.
     program.example_inputs = None
     config = tico.get_default_config()

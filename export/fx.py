@@ -1,4 +1,4 @@
-"""torch.fx made quick for a compiler that takes a graph through many passes.
+"""torch.fx for TICO: graphs without what it stumbles over, and quick through its many passes.
 
 TICO makes some 180 passes over a graph, most of which change nothing, and ends each with
 `GraphModule.recompile`, which spells the whole graph as Python and compiles that, and with
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule
+
+CAT = torch.ops.aten.cat.default
 
 _recompile = GraphModule.recompile
 _eliminate_dead_code = Graph.eliminate_dead_code
@@ -95,3 +97,19 @@ def _is_known() -> bool:
     _recompile(module)
     made.update(name for name, value in vars(type(module)).items() if before.get(name) is not value)
     return made == {*_CODE, "__call__"}
+
+
+def drop_empty(graph: Graph) -> None:
+    """Let no `cat` of `graph` take tensors without elements, which Circle has none of.
+
+    Rotary embeddings of a share of each head, as Phi-3's, make one of the rest, also where there is no rest.
+    """
+    changed = False
+    for node in graph.find_nodes(op="call_function", target=CAT):
+        parts, *axis = node.args
+        full = [part for part in parts if part.meta["val"].numel()]
+        if 0 < len(full) < len(parts):
+            node.args = (full, *axis)
+            changed = True
+    if changed:
+        graph.eliminate_dead_code()
