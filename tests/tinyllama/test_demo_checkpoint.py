@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ LOSS_BOUND = 0.38
 # The report's losses were taken on another machine, with other matrix kernels.
 LOSS_TOLERANCE = 2e-3
 SPECIAL = ("<unk>", "<s>", "</s>")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Work this small gains nothing from threads, and loses much where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
