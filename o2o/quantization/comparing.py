@@ -30,7 +30,7 @@ class Compared:
 
 
 def compare(before: Model, after: Model) -> list[Compared]:
-    """The constants of `after` in fewer bits than those of the same name in `before`, in order.
+    """The constants of `after` that are stored otherwise than those of the same name in `before`, in order.
 
     They are read one at a time. Raises ModelError for one that has no counterpart, or one of another shape.
     """
@@ -39,11 +39,11 @@ def compare(before: Model, after: Model) -> list[Compared]:
     found = []
     for name, value in _constants(after).items():
         assert value.const_value is not None
-        key = storage_key(value.const_value)
-        if key in seen or not (is_quantized(value) or value.dtype in HALVES):
+        key, old = storage_key(value.const_value), known.get(name)
+        if key in seen or not (_smaller(value) or (old is not None and _smaller(old))):
             continue
         seen.add(key)
-        if (old := known.get(name)) is None:
+        if old is None:
             raise ModelError(
                 f"the first model has no {name}, which is {_stored(value)} in the second: are both made of "
                 "one checkpoint, in one way?"
@@ -58,6 +58,10 @@ def compare(before: Model, after: Model) -> list[Compared]:
             error = _error(dequantized(old), dequantized(value))
             found.append(Compared(name, tuple(shape_of(value)), stored, (_bytes(old), _bytes(value)), error))
     return found
+
+
+def _smaller(value: ir.Value) -> bool:
+    return is_quantized(value) or value.dtype in HALVES
 
 
 def _constants(model: Model) -> dict[str, ir.Value]:

@@ -80,6 +80,17 @@ def test_nothing_to_compare():
     assert compare(model, model) == []
 
 
+def test_the_other_way_round():
+    """Files given in the wrong order are not called the same."""
+    before, after = language_model(), language_model()
+    quantize(after, find("dynamic_int8"))
+    there, back = compare(before, after), compare(after, before)
+    assert [one.name for one in there] == [one.name for one in back]
+    for one, other in zip(there, back, strict=True):
+        assert (one.stored[::-1], one.bytes[::-1]) == (other.stored, other.bytes)
+        assert one.error.furthest == other.error.furthest > 0
+
+
 def test_a_model_of_something_else():
     before, after = language_model(), language_model()
     quantize(after, find("float16"))
