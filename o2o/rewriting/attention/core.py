@@ -172,11 +172,16 @@ def _scores_and_mask(node: ir.Node) -> tuple[ir.Value, ir.Value]:
 
 def _comes_from_product(value: ir.Value) -> bool:
     while (node := made_by(value, "MUL", "DIV", "TANH", *LAYOUT_OPERATORS)) is not None:
-        found = operand_and_factor(node) if node.op_type in ("MUL", "DIV") else None
-        source = found[0] if found is not None else node.inputs[0]
-        assert source is not None
-        value = source
+        value = _operand(node)
     return made_by(value, "BATCH_MATMUL") is not None
+
+
+def _operand(node: ir.Node) -> ir.Value:
+    """What `node` moves or computes with: its first operand that is not a constant number before another."""
+    found = operand_and_factor(node) if node.op_type in ("MUL", "DIV") else None
+    source = found[0] if found is not None else node.inputs[0]
+    assert source is not None
+    return source
 
 
 # ---- readings of the heads ---------------------------------------------------------------------------
@@ -200,7 +205,7 @@ def _readings(product: ir.Node) -> Iterator[_Reading]:
     if batch != others or H != H_ or not 1 <= len(batch) <= 2 or any(dim != 1 for dim in batch[:-1]):
         miss("q k' is not a product of one batch of heads", product.outputs[0])
     A = batch[-1]
-    value: ir.Value | None = right
+    value = right
     while (node := made_by(value, "MUL", "DIV", *LAYOUT_OPERATORS)) is not None:
         if node.op_type == "BROADCAST_TO":
             before, after = (math.prod(shape_of(v)) for v in (node.inputs[0], node.outputs[0]))  # type: ignore[arg-type]
@@ -209,7 +214,7 @@ def _readings(product: ir.Node) -> Iterator[_Reading]:
                 sizes = {"K": A // G, "G": G, "T": rows, "S": S, "H": H}
                 yield _Reading(Factors(sizes), ("K", "G"), ("T",))
                 return
-        value = node.inputs[0]
+        value = _operand(node)
     for G in range(rows, 0, -1):
         if rows % G == 0:
             sizes = {"K": A, "G": G, "T": rows // G, "S": S, "H": H}

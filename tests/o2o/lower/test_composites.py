@@ -21,6 +21,7 @@ from o2o.filters.fuse_attention import FuseAttention
 from o2o.lower.composites import ATTENTION, RMS_NORM, wrap_composites
 from o2o.lower.litert import lower
 from o2o.model import Model, attribute, shape_of
+from o2o.rewriting.build import Builder
 from o2o.rewriting.outline import COMPOSITE, decompositions
 from tests.o2o.graphs import BOOL, INT32, Graph, exported_feeds, feeds, operators, sign, weights
 
@@ -261,6 +262,26 @@ def test_delegates_take_it_by_its_name(K: int, G: int, T: int) -> None:
     expected = run(core(Form(T=T, K=K, G=G, S=33, H=16, scale=other)), given, delegate=False)["y"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert abs(run(model, given, delegate=False)["y"] - expected).max() > 0.1, "what is inside stays"
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_repeated_keys_may_be_scaled_before_the_product(first: bool) -> None:
+    form = Form(T=3, repeated=True)
+    before, after = core(form), core(form)
+    for model in (before, after):
+        (graph,) = model.graphs
+        product = next(node for node in graph if node.op_type == "BATCH_MATMUL")
+        keys = product.inputs[1]
+        assert keys is not None
+        op = Builder(graph, before=product)
+        operands = [op.constant(0.5, "half", np.float32), keys]
+        halved = op.node("MUL", operands if first else operands[::-1], shape_of(keys))
+        product.replace_input_with(1, halved)
+    assert wrap_composites(after) == {ATTENTION: 1}
+    (node,) = composites(after)
+    assert shape_of(node.inputs[1]) == (1, form.S, form.K, form.H)  # type: ignore[arg-type]
+    assert "BROADCAST_TO" not in operators(after), "nothing is repeated"
+    assert_same_everywhere(before, after, given_for(form, before))
 
 
 def test_layouts_of_the_composite_need_no_transposing() -> None:
