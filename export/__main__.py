@@ -109,12 +109,14 @@ def export(args: argparse.Namespace) -> None:
 
 
 def _architecture(directory: Path) -> tuple[str, int, int]:
-    """Model type, number of layers, and of positions (0: any), as far as config.json tells."""
+    """Model type, number of layers, and of positions (0: any), as far as config.json tells, in GPT-2's words
+    or in those of all others."""
     try:
         config = json.loads((directory / "config.json").read_text())
         config = config.get("text_config", config)
-        positions = config.get("max_position_embeddings") or 0
-        return str(config["model_type"]), int(config["num_hidden_layers"]), int(positions)
+        positions = config.get("max_position_embeddings") or config.get("n_positions") or 0
+        layers = config.get("n_layer") or config["num_hidden_layers"]
+        return str(config["model_type"]), int(layers), int(positions)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{directory}: no usable config.json ({error!r})") from error
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from export.jobs import jobs
 from o2o.causal import adaptive
@@ -87,6 +88,10 @@ class Conversion:
 
     def _attention(self) -> str:
         """What export is to make of attention; heads are never repeated."""
+        if _caps_scores(self.checkpoint):
+            if self.flash:
+                raise UsageError("this model caps its scores, which flash attention cannot: go without it")
+            return "eager"  # lower.litert.py finds the repeated heads
         if not self.flash:
             return "grouped"
         if self.q_block is None and self.kv_block is None:
@@ -97,8 +102,22 @@ class Conversion:
 
 def positions_of(checkpoint: Path) -> int:
     """How many positions the model knows; 0 where its config.json says nothing of them. Raises ModelError."""
+    config = _config(checkpoint)
+    positions = config.get("max_position_embeddings") or config.get("n_positions") or 0
+    if not isinstance(positions, int):
+        raise ModelError(f"{checkpoint}: no usable config.json ({positions!r} positions)")
+    return positions
+
+
+def _caps_scores(checkpoint: Path) -> bool:
+    """Whether the model bounds what goes into the softmax of its attention, as Gemma 2 does."""
+    return bool(_config(checkpoint).get("attn_logit_softcapping"))
+
+
+def _config(checkpoint: Path) -> dict[str, Any]:
+    """What config.json tells of the language model. Raises ModelError."""
     try:
         config = json.loads((checkpoint / "config.json").read_text())
-        return int(config.get("text_config", config).get("max_position_embeddings") or 0)
+        return dict(config.get("text_config", config))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{checkpoint}: no usable config.json ({error!r})") from error

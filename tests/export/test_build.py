@@ -188,11 +188,13 @@ def test_bfloat16_shards_make_the_same_file_twice(tmp_path: Path) -> None:
     np.testing.assert_allclose(on_litert(from_one)(feeds)["logits"][0, 0], expected.logits[0, 4], **CLOSE)
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "phi3", "gpt2"])
 def test_other_families(tmp_path: Path, model_type: str) -> None:
     config = {**GROUPED, "num_hidden_layers": 1}
     if model_type != "qwen3":  # biases, or one matrix for q, k and v; and no head dimension of its own
         config.pop("head_dim")
+    if model_type == "gpt2":  # which has its own words for all these
+        config.pop("num_key_value_heads")
     if model_type == "phi3":
         config["pad_token_id"] = 0
     directory = write_checkpoint(tmp_path, model_type=model_type, **config)

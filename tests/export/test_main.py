@@ -87,6 +87,11 @@ def test_errors_are_one_line(
     assert not list(tmp_path.glob("out/*.circle"))
 
 
+def test_the_words_of_gpt_2(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 2, "n_positions": 96}')
+    assert command._architecture(tmp_path) == ("gpt2", 2, 96)
+
+
 def test_a_config_without_layers(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
     directory = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))

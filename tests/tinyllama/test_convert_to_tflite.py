@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from o2o import formats
-from o2o.errors import UsageError
+from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
@@ -109,6 +111,24 @@ def test_the_commands() -> None:
 )
 def test_blocks_of_flash_attention(flags: list[str], blocks: str) -> None:
     assert f"--attn-implementation {blocks}\n" in asked("--use_flash_attention", *flags).commands()
+
+
+def test_scores_that_are_capped(tmp_path: Path) -> None:
+    """What Gemma 2 does, and no attention of ours: transformers' own is exported."""
+    told = {"max_position_embeddings": 128, "attn_logit_softcapping": 50.0}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    conversion = conversion_of(parser().parse_args([]), tmp_path)
+    assert "--attn-implementation eager\n" in conversion.commands()
+    with pytest.raises(UsageError, match="this model caps its scores, which flash attention cannot"):
+        replace(conversion, flash=True).commands()
+
+
+def test_positions_in_the_words_of_gpt_2(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"n_positions": 96}')
+    assert conversion_of(parser().parse_args([]), tmp_path).capacity == 96
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": "many"}')
+    with pytest.raises(ModelError, match=r"no usable config.json \('many' positions\)"):
+        conversion_of(parser().parse_args([]), tmp_path)
 
 
 # --- what is refused, before anything is done -----------------------------------------------------------
