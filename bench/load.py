@@ -46,13 +46,14 @@ def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
     from runtime_py.detokenizer import Detokenizer
     from runtime_py.generation import generate
     from runtime_py.package import Package
+    from runtime_py.session import Session
 
     package = Package.load(folder)
     prompt = package.tokenizer.encode(PROMPT)
     engine = package.engine(cache=cache)
     load = time.time() - started
     resident, private = memory()
-    list(generate(engine, prompt, Detokenizer(package.tokenizer), max_new_tokens=TOKENS))
+    list(generate(Session(engine), prompt, Detokenizer(package.tokenizer), max_new_tokens=TOKENS))
     answer_resident, answer_private = memory()
     packing = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
     return {

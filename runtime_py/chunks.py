@@ -20,12 +20,17 @@ class Chunk:
 
 
 def chunks(
-    prompt: int, capacity: int, anywhere: Collection[int], at_start: Collection[int] = ()
+    prompt: int,
+    capacity: int,
+    anywhere: Collection[int],
+    at_start: Collection[int] = (),
+    kept: int = 0,
 ) -> list[Chunk]:
-    """The runs that fill rows 0 to `prompt` - 1 of caches of `capacity` rows, in order.
+    """The runs that fill rows `kept` to `prompt` - 1 of caches of `capacity` rows, in order.
 
-    prompt: at most `capacity`. anywhere: lengths T <= `capacity` of the prefills that start at any position,
-    one at least. at_start: lengths, of any size, of those that only read a prompt's beginning.
+    prompt: at most `capacity`. kept: rows below are filled already. anywhere: lengths T <= `capacity` of the
+    prefills that start at any position, one at least. at_start: lengths, of any size, of those that only read
+    a prompt's beginning.
 
     Each run takes the smallest T that holds what is left, else the largest. A run writes all its T rows, so
     where the last would end beyond the capacity it starts earlier instead and feeds a few ids once more: at
@@ -34,7 +39,7 @@ def chunks(
     if prompt > capacity:
         raise ValueError(f"{prompt} positions of {capacity}")
     runs: list[Chunk] = []
-    done = 0
+    done = kept
     while done < prompt:
         lengths = [*anywhere, *at_start] if done == 0 else [*anywhere]
         length = min((T for T in lengths if prompt - done <= T), default=max(lengths))

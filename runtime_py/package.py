@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
 from o2o.errors import ModelError
 from runtime_py.cache import user_cache
 from runtime_py.contract import Contract
+from runtime_py.conversation import Conversation
+from runtime_py.detokenizer import Detokenizer
 from runtime_py.engines import Engine
+from runtime_py.generation import Options, Token, generate
 from runtime_py.preparing import prepare
+from runtime_py.session import Session
 from runtime_py.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
 
 MODELS = ("model.circle", "model.tflite")
@@ -102,6 +107,46 @@ class Package:
         if threads is None:
             threads = cores() if self.model.stat().st_size >= WORTH_SHARING else 1
         return LiteRtEngine(prepared.open(), contract, packed=prepared.packed, threads=threads, debug=debug)
+
+    @cached_property
+    def session(self) -> Session:
+        """The model's one text, on an `engine` with the defaults, unless another was put here before."""
+        return Session(self.engine())
+
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[Token]:
+        """What follows `prompt`, a text or its ids [P], as it comes.
+
+            for token in Package.load("tinyllama").stream("Once upon a time", max_new_tokens=20):
+                print(token.text, end="", flush=True)
+
+        It ends at the checkpoint's end of sequence, as `options` say, or at the end of the context: the last
+        token's `finish` tells. What `prompt` has in common with the text before it is not computed again.
+
+        Raises ModelError and OSError (see the class), and UsageError for a prompt that is empty or does not
+        fit, some of them at the first step.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return generate(self.session, ids, Detokenizer(self.tokenizer), eos=self.eos, **options)
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
+        """The text that follows `prompt`: that of `stream`, which see, when it is complete."""
+        return "".join(token.text for token in self.stream(prompt, **options))
+
+    def chat(self, system: str | None = None, **options: Unpack[Options]) -> Conversation:
+        """A conversation by the checkpoint's chat template; system: what the model is told before all.
+        Raises ModelError where there is no template."""
+        return Conversation(self, system, **options)
+
+    def close(self) -> None:
+        """Give back what `session` holds, if it is there. It is made anew when it is needed."""
+        if (session := self.__dict__.pop("session", None)) is not None:
+            session.engine.close()
+
+    def __enter__(self) -> Package:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _check_tokenizer(self, vocab_size: int) -> None:
         """Where there is one: ids can be fed without."""

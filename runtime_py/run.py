@@ -1,14 +1,22 @@
-"""Run a package: `python -m runtime_py.run PACKAGE [--prompt TEXT]`."""
+"""Run a package: `python -m runtime_py.run PACKAGE [--prompt TEXT | --chat]`."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
+import secrets
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from o2o.command import Parser, positive, run
+from o2o.command import INTERRUPTED, Parser, positive, run
+from o2o.errors import UsageError
+
+if TYPE_CHECKING:
+    from runtime_py.generation import Options
+    from runtime_py.package import Package
+    from runtime_py.stats import Stats
 
 DEFAULT_PROMPT = "Lily picked up a flower."
 
@@ -21,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m runtime_py.run", description="Let the model of a package continue a prompt, greedily."
+        prog="python -m runtime_py.run",
+        description="Let the model of a package continue a prompt, or chat with it.",
     )
     add = parser.add_argument
     add(
@@ -30,13 +39,33 @@ def _parser() -> argparse.ArgumentParser:
         help="folder with model.circle or model.tflite and its tokenizer, or the file",
     )
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the model")
-    add("--prompt", metavar="TEXT", type=_text, default=DEFAULT_PROMPT, help="default: %(default)s")
-    add("--max-new-tokens", metavar="N", type=positive, help="default: to the end of the context")
+    add("--prompt", metavar="TEXT", type=_text, help=f"default: {DEFAULT_PROMPT}")
     add("--stream", action="store_true", help="print the text as it comes, and the ids after it")
     add("--stats", action="store_true", help="say on stderr how fast it went and what it took")
     add("--threads", metavar="N", type=positive, help="default: one for each core, one for a small model")
     add("--no-cache", action="store_true", help="keep nothing of a big model on disk for the next load")
     add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
+
+    chat = parser.add_argument_group("chat").add_argument
+    chat(
+        "--chat",
+        action="store_true",
+        help="take messages from stdin, a line each, by the checkpoint's chat template, or one from --prompt",
+    )
+    chat("--system", metavar="TEXT", type=_text, help="what the model is told before all")
+
+    end = parser.add_argument_group("where a text ends, beside the checkpoint's end of sequence").add_argument
+    end("--max-new-tokens", metavar="N", type=positive, help="default: to the end of the context")
+    end("--stop", metavar="TEXT", type=_text, action="append", default=[], help="any number of times")
+    end("--stop-token", metavar="ID", type=int, action="append", default=[], help="any number of times")
+
+    choice = parser.add_argument_group("how tokens are chosen: the likeliest, or by chance").add_argument
+    choice("--temperature", metavar="X", type=float, help="default: 1 with one of those below, else 0")
+    choice("--top-k", metavar="N", type=int, help="only of the N likeliest")
+    choice("--top-p", metavar="X", type=float, help="only of the likeliest that make up X together")
+    choice("--min-p", metavar="X", type=float, help="only of those X times as likely as the likeliest")
+    choice("--seed", metavar="N", type=int, help="the same choices every time")
+    choice("--repetition-penalty", metavar="X", type=float, default=1.0, help="for tokens that have been")
     return parser
 
 
@@ -48,42 +77,82 @@ def _text(text: str) -> str:
     return text
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     # Imported late, so that --help is quick and Ctrl-C during the imports is quiet.
-    from runtime_py.detokenizer import Detokenizer
-    from runtime_py.generation import generate
     from runtime_py.package import Package
+    from runtime_py.session import Session
     from runtime_py.stats import Stats
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal need not know every character
+    if args.system is not None and not args.chat:
+        raise UsageError("--system goes with --chat")
+    options = _options(args)
     stats = Stats()
     package = Package.load(args.package, args.tokenizer)
     if not args.tokenizer and package.model.parent.resolve() != package.directory.resolve():
         _say(f"{package.directory} holds no model: taking {package.model} beside it")
-    tokenizer = package.tokenizer
-    prompt = tokenizer.encode(args.prompt)
-    with contextlib.closing(package.engine(args.threads, args.debug, not args.no_cache, _say)) as engine:
-        ids: list[int] = []
-        text = ""
+    with package:
+        conversation = package.chat(args.system, **options) if args.chat else None
+        package.tokenizer  # noqa: B018  what is wrong with it is said before a model is loaded
+        package.session = Session(package.engine(args.threads, args.debug, not args.no_cache, _say))
         stats.loaded()
-        for token in generate(
-            engine, prompt, Detokenizer(tokenizer), eos=package.eos, max_new_tokens=args.max_new_tokens
-        ):
+        if conversation is None:
+            return _continue(package, args, options, stats)
+        from runtime_py.chat import messages, talk
+
+        said = messages() if args.prompt is None else [args.prompt]
+        return talk(conversation, said, stats if args.stats else None, _say)
+
+
+def _options(args: argparse.Namespace) -> Options:
+    """Raises UsageError for numbers out of range."""
+    from runtime_py.sampling import Sampling
+
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    sampling = Sampling(**{name: getattr(args, name) for name in names})
+    if sampling.draws and sampling.seed is None:
+        sampling = replace(sampling, seed=secrets.randbits(32))
+        if args.stats:
+            _say(f"--seed {sampling.seed} makes the same choices")
+    return {
+        "max_new_tokens": args.max_new_tokens,
+        "stop": args.stop,
+        "stop_tokens": args.stop_token,
+        "sampling": sampling,
+    }
+
+
+def _continue(package: Package, args: argparse.Namespace, options: Options, stats: Stats) -> int:
+    """Print what follows the prompt. Ctrl-C ends the text, not what has been made of it."""
+    prompt = DEFAULT_PROMPT if args.prompt is None else args.prompt
+    ids: list[int] = []
+    text, finish, code = "", None, 0
+    tokens = package.stream(prompt, **options)
+    try:
+        for token in tokens:
             stats.token()
             if args.stream:
                 if not ids:
-                    _print(f"prompt: {args.prompt}\ndetokenized: ")
+                    _print(f"prompt: {prompt}\ndetokenized: ")
                 _print(token.text)
             ids.append(token.id)
             text += token.text
-        generated = f"generated: {{ {', '.join(map(str, ids))} }}\n"
-        if args.stream:
-            _print(f"\n{generated}")
-        else:
-            _print(f"prompt: {args.prompt}\n{generated}detokenized: {text}\n")
-        if args.stats:
-            print(stats.report(engine.plan(len(prompt))), file=sys.stderr)
+            finish = token.finish
+    except KeyboardInterrupt:
+        if not ids:
+            raise
+        code = INTERRUPTED
+    generated = f"generated: {{ {', '.join(map(str, ids))} }}\n"
+    if args.stream:
+        _print(f"\n{generated}")
+    else:
+        _print(f"prompt: {prompt}\n{generated}detokenized: {text}\n")
+    if finish == "capacity":
+        _say(package.session.full)
+    if args.stats:
+        print(stats.report(package.session.runs), file=sys.stderr)
+    return code
 
 
 def _say(line: str) -> None:

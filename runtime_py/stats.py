@@ -49,14 +49,14 @@ class Stats:
 
     def report(self, prefills: Sequence[Chunk]) -> str:
         """Four lines for a reader. prefills: the runs that read the prompt."""
-        tokens = prefills[-1].stop
+        tokens = prefills[-1].stop - prefills[0].start
         counts = [(length, len(list(runs))) for length, runs in groupby(run.length for run in prefills)]
         lengths = " + ".join(f"{count} x {length}" if count > 1 else f"{length}" for length, count in counts)
-        lines = [
-            f"load:    {self.load:.3f} s",
+        lines = [f"load:    {self.load:.3f} s"] if self.load else []
+        lines.append(
             f"prefill: {tokens / self.first:.1f} tokens/s ({tokens} tokens in {lengths}), "
-            f"first token after {self.first * 1e3:.1f} ms",
-        ]
+            f"first token after {self.first * 1e3:.1f} ms"
+        )
         if self.new_tokens > 1:
             steps = self.new_tokens - 1
             lines.append(f"decode:  {steps / self.rest:.1f} tokens/s ({steps} steps)")

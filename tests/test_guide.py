@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 
 from runtime_py.generation import generate
+from runtime_py.session import Session
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
@@ -114,7 +115,7 @@ def assert_generates_the_same(package: Package, checkpoint: Path, prompts: list[
         made = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_length=engine.capacity + 1
         )
-        found = [token.id for token in generate(engine, prompt, untold, eos=package.eos)]
+        found = [token.id for token in generate(Session(engine), prompt, untold, eos=package.eos)]
         assert found == made[0, len(prompt) :].tolist()
         with torch.no_grad():
             logits = model(ids).logits[0, -1].numpy()

@@ -23,19 +23,20 @@ class Engine(Protocol):
         """V, the number of logits; every id fed in is below it."""
         ...
 
-    def plan(self, prompt: int) -> Sequence[Chunk]:
+    def plan(self, prompt: int, kept: int = 0) -> Sequence[Chunk]:
         """The runs in which `prefill` reads `prompt` ids."""
         ...
 
-    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
         """Start anew with these ids [P], 1 <= P <= S, at positions 0 to P - 1.
 
-        Returns the logits [V] float32 of what follows the last of them.
+        kept: how many of them, less than P, have been fed before at the same positions behind the same ids,
+        and need not be read again. Returns the logits [V] float32 of what follows the last of them.
         """
         ...
 
     def decode(self, token: int, position: int) -> np.ndarray:
-        """Feed one id at `position` < S; all positions below must have been fed since prefill.
+        """Feed one id at `position` < S; all positions below must have been fed.
 
         Returns the logits [V] float32 of what follows it.
         """

@@ -77,20 +77,20 @@ class LiteRtEngine:
             except RuntimeError as error:
                 raise ModelError(f"LiteRT cannot take the model: {_reason(error)}") from error
 
-    def plan(self, prompt: int) -> list[Chunk]:
+    def plan(self, prompt: int, kept: int = 0) -> list[Chunk]:
         """See `Engine`. Decode counts as a prefill of one token: it reads the last one where prefills give no
         logits."""
         prefills = self._contract.prefills
         anywhere = {1, *(prefill.length for prefill in prefills if prefill.caches)}
         at_start = {prefill.length for prefill in prefills} - anywhere
         if all(prefill.gives_logits for prefill in prefills):
-            return chunks(prompt, self.capacity, anywhere, at_start)
+            return chunks(prompt, self.capacity, anywhere, at_start, kept)
         last = Chunk(1, prompt - 1, prompt)
-        return [*chunks(prompt - 1, self.capacity, anywhere, at_start), last]
+        return [*chunks(prompt - 1, self.capacity, anywhere, at_start, kept), last]
 
-    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
         """See `Engine`."""
-        for chunk in self.plan(len(tokens)):
+        for chunk in self.plan(len(tokens), kept):
             self._run(chunk.length, tokens[chunk.start : chunk.stop], chunk.start)
         return self._calls[chunk.length].logits(chunk.stop - chunk.start)[-1]
 

@@ -18,8 +18,8 @@ class Tokenizer(Protocol):
         """How many ids there are, added tokens left out."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a prompt, with the begin and end ids that this tokenizer adds."""
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The ids of a prompt. special: with the begin and end ids that this tokenizer adds."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -73,11 +73,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """The special tokens that have a role in a `tokenizer_config.json`, as text: `bos_token`, ..."""
+    roles = (f"{role}_token" for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
+    texts = {role: _content(config.get(role)) for role in roles}
+    return {role: text for role, text in texts.items() if text}
+
+
 def special_names(config: dict[str, Any]) -> list[str]:
-    """The special tokens that a `tokenizer_config.json` names, as text."""
-    named = [config.get(f"{role}_token") for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
+    """All special tokens that a `tokenizer_config.json` names, as text."""
+    named = list(special_tokens(config).values())
     for key in ("additional_special_tokens", "extra_special_tokens"):
         more = config.get(key) or []
-        named += more.values() if isinstance(more, dict) else more
-    texts = (token.get("content") if isinstance(token, dict) else token for token in named)
-    return [text for text in texts if text]
+        texts = map(_content, more.values() if isinstance(more, dict) else more)
+        named += [text for text in texts if text]
+    return named
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token

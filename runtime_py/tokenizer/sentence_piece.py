@@ -63,14 +63,14 @@ class SentencePieceTokenizer:
     def vocab_size(self) -> int:
         return self._model.vocab_size()
 
-    def encode(self, text: str) -> list[int]:
-        ids = list(self._before)
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        ids = list(self._before) if special else []
         for number, part in enumerate(self._split.split(text)):
             if number % 2:
                 ids.append(self._special[part])
             elif part:
                 ids += self._encode_part(part, first=number == 0)
-        return ids + self._after
+        return ids + self._after if special else ids
 
     def _encode_part(self, part: str, first: bool) -> list[int]:
         if self._collapse:

@@ -14,6 +14,7 @@ from runtime_py import preparing
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.generation import generate
 from runtime_py.package import Package
+from runtime_py.session import Session
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama_json, write_sentencepiece
 
@@ -112,7 +113,7 @@ def test_greedy_tokens_after_every_prompt(package, theirs):
     for length in range(1, S + 1):
         prompt = torch.tensor([ids[:length]])
         made = theirs.generate(prompt, do_sample=False, max_length=S + 1, eos_token_id=-1)[0, length:]
-        tokens = generate(engine, ids[:length], Detokenizer(loaded.tokenizer))
+        tokens = generate(Session(engine), ids[:length], Detokenizer(loaded.tokenizer))
         assert [token.id for token in tokens] == made.tolist()
     engine.close()
 
@@ -125,7 +126,7 @@ def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):
     made = []
     for cache in (False, True, True):
         engine = loaded.engine(threads=1, cache=cache)
-        tokens = generate(engine, ids, Detokenizer(loaded.tokenizer))
+        tokens = generate(Session(engine), ids, Detokenizer(loaded.tokenizer))
         made.append([token.id for token in tokens])
         engine.close()
     assert made[0] == made[1] == made[2]
@@ -145,7 +146,8 @@ def test_run_prints_what_transformers_generates(package, theirs, run_module):
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     made = theirs.generate(ids, do_sample=False, max_length=S + 1)[0, ids.shape[1] :].tolist()
     done = run_module("runtime_py.run", package, "--prompt", prompt)
-    assert done.stderr == ""
+    full = f"run: the context is full: the model holds {S} tokens; export it with a larger --max-length"
+    assert done.stderr == ("" if made[-1] == theirs.config.eos_token_id else f"{full} for longer texts\n")
     text = tokenizer.decode(made, skip_special_tokens=True)
     assert done.stdout == (
         f"prompt: {prompt}\ngenerated: {{ {', '.join(map(str, made))} }}\ndetokenized: {text}\n"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from o2o.errors import ModelError, UsageError
+from runtime_py.chunks import Chunk, chunks
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.generation import generate
-from runtime_py.sampling import greedy
+from runtime_py.sampling import Sampler, Sampling, greedy
+from runtime_py.session import Session
 
 
 class CountingEngine:
@@ -21,12 +23,19 @@ class CountingEngine:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.fed: list[int] = []
+        self.read = 0
 
     def _next(self) -> np.ndarray:
         return np.eye(self.vocab_size, dtype=np.float32)[(self.fed[-1] + 1) % self.vocab_size]
 
-    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+    def plan(self, prompt: int, kept: int = 0) -> list[Chunk]:
+        return chunks(prompt, self.capacity, [1], kept=kept)
+
+    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
         assert 1 <= len(tokens) <= self.capacity
+        assert kept < len(tokens)
+        assert self.fed[:kept] == list(tokens[:kept])
+        self.read = len(tokens) - kept
         self.fed = list(tokens)
         return self._next()
 
@@ -59,7 +68,7 @@ class Digits:
 
 def run(capacity: int, prompt: list[int], **options):
     engine = CountingEngine(capacity)
-    return list(generate(engine, prompt, Detokenizer(Digits()), **options)), engine
+    return list(generate(Session(engine), prompt, Detokenizer(Digits()), **options)), engine
 
 
 @pytest.mark.parametrize("length", range(1, 9))
@@ -102,19 +111,46 @@ def test_text_held_back_comes_with_the_last_token():
 
 def test_nothing_is_computed_before_it_is_wanted():
     engine = CountingEngine(8)
-    tokens = generate(engine, [1], Detokenizer(Digits()))
+    tokens = generate(Session(engine), [1], Detokenizer(Digits()))
     assert engine.fed == []
     next(tokens)
     assert engine.fed == [1]
 
 
-def test_sampler_chooses():
-    tokens, _ = run(50, [10], max_new_tokens=3, sampler=lambda logits: greedy(logits) + 1)
-    assert [token.id for token in tokens] == [12, 14, 16]
+class OneMore(Sampling):
+    def sampler(self) -> Sampler:
+        return lambda logits, ids: greedy(logits) + len(ids)
 
 
-def test_greedy_takes_the_first_of_equals():
-    assert greedy(np.array([0, 3, 3], np.float32)) == 1
+def test_the_sampler_chooses_and_knows_what_was_before():
+    tokens, _ = run(50, [10, 20], max_new_tokens=3, sampling=OneMore())
+    assert [token.id for token in tokens] == [21 + 2, 24 + 3, 28 + 4]
+
+
+def test_a_stop_token_is_given_and_ends_it():
+    tokens, _ = run(50, [10], stop_tokens=[13], eos=[40])
+    assert [token.id for token in tokens] == [11, 12, 13]
+    assert tokens[-1].finish == "stop"
+
+
+def test_a_stop_string_is_not_shown():
+    tokens, _ = run(60, [9], stop=["13 14", "no"])
+    assert [token.id for token in tokens] == [10, 11, 12, 13, 14]
+    assert [token.text for token in tokens] == ["10", " 1", "1 12", " ", ""]
+    assert tokens[-1].finish == "stop"
+
+
+def test_what_only_began_like_a_stop_string_is_shown():
+    tokens, _ = run(60, [9], stop=["13 15"], max_new_tokens=4)
+    assert "".join(token.text for token in tokens) == "10 11 12 13"
+    assert tokens[-1].finish == "length"
+    with pytest.raises(UsageError, match="a stop string is empty"):
+        run(60, [9], stop=["x", ""])
+
+
+def test_a_stop_string_in_what_was_held_back():
+    tokens, _ = run(60, [48], stop=[" 5"], max_new_tokens=2)
+    assert "".join(token.text for token in tokens) == "49"
 
 
 def test_prompts_that_do_not_fit():

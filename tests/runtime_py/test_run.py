@@ -20,6 +20,7 @@ from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_sente
 from tests.runtime_py.toy import Toy
 
 VOCAB = 380  # of the trained tokenizer
+FULL = "run: the context is full: the model holds 24 tokens; export it with a larger --max-length"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_prints_prompt_ids_and_text(run_module, toy, package):
     ids, text = expected(toy, package, "Lily picked up a flower.")
     done = run_module("runtime_py.run", package)
     assert done.returncode == 0
-    assert done.stderr == ""
+    assert done.stderr == ("" if 2 in ids else f"{FULL} for longer texts\n")
     generated = f"generated: {{ {', '.join(map(str, ids))} }}"
     assert done.stdout == f"prompt: Lily picked up a flower.\n{generated}\ndetokenized: {text}\n"
 
@@ -202,11 +203,41 @@ def test_no_such_folder_and_no_folder(package, capsys):
         ["x", "--max-new-tokens", "two"],
         ["x", "--threads", "-1"],
         ["x", "--prompt", "\udcff"],
+        ["x", "--top-k", "some"],
     ],
 )
 def test_wrong_usage(args, capsys):
     assert main(args) == 2
     assert "--help explains" in one_line(capsys)
+
+
+def test_numbers_out_of_range(package, capsys):
+    assert main([str(package), "--top-p", "2"]) == 2
+    assert "top p is 2: it must be above 0, at most 1" in one_line(capsys)
+
+
+def test_by_chance_but_the_same_with_the_seed(package, capsys):
+    def said(*options: str) -> tuple[str, str]:
+        assert main([str(package), "--prompt", "a dog", "--max-new-tokens", "12", *options]) == 0
+        return capsys.readouterr()
+
+    out, err = said("--temperature", "3", "--stats")
+    seed = re.search(r"run: --seed (\d+) makes the same choices\n", err)
+    assert seed
+    assert said("--temperature", "3", "--seed", seed[1]) == (out, "")
+    assert said("--temperature", "3", "--seed", seed[1] + "1")[0] != out != said()[0]
+    assert said("--top-k", "1", "--seed", "1") == said("--temperature", "0")
+
+
+def test_where_a_text_ends(toy, package, capsys):
+    ids, text = expected(toy, package, "a dog", 9)
+    word = text.split()[-1]
+    command = [str(package), "--prompt", "a dog"]
+    assert main([*command, "--stop", "nowhere", "--stop", word]) == 0
+    assert f"detokenized: {text[: text.index(word)]}\n" in capsys.readouterr().out
+    assert main([*command, "--stop-token", "9999", "--stop-token", str(ids[4])]) == 0
+    stopped = ids[: ids.index(ids[4]) + 1]
+    assert f"generated: {{ {', '.join(map(str, stopped))} }}\n" in capsys.readouterr().out
 
 
 def test_closed_pipe_is_quiet(package):
@@ -228,8 +259,11 @@ def test_interrupt_is_quiet(package):
         assert os.read(process.stdout.fileno(), 100)
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
-        assert process.stderr.read() == b""
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, err) == (130, b"")
+        *_, generated = out.decode().splitlines()
+        assert generated.startswith("generated: { ")
+        assert generated.endswith(" }"), "what has been made is told to its end"
 
 
 def test_a_terminal_that_lacks_the_characters(run_module, package):
@@ -263,11 +297,12 @@ def test_generation_config_wins(toy, package, capsys):
 def test_what_is_kept_of_a_big_model(toy, package, capfd, monkeypatch, tmp_path):
     monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
-    assert main([str(package), "--no-cache"]) == 0
+    command = [str(package), "--max-new-tokens", "4"]
+    assert main([*command, "--no-cache"]) == 0
     out, err = capfd.readouterr()
     assert (err, (tmp_path / "cache").exists()) == ("", False)
-    assert main([str(package)]) == 0
+    assert main(command) == 0
     told = f"run: packing the weights, this once: 0.0 GB into {tmp_path / 'cache'}\n"
     assert capfd.readouterr() == (out, told)
-    assert main([str(package)]) == 0
+    assert main(command) == 0
     assert capfd.readouterr() == (out, "")

@@ -10,6 +10,7 @@ from o2o.weights.checkpoint import open_checkpoint
 from o2o.wording import counted
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.generation import generate
+from runtime_py.session import Session
 from runtime_py.tokenizer import Tokenizer
 from tinyllama.verification import comparison
 from tinyllama.verification.comparison import Step
@@ -104,7 +105,7 @@ class Verification:
         """Whether the first tokens are the same, or drift explains why not."""
         generated = list(
             generate(
-                self.file,
+                Session(self.file),
                 prompt,
                 Detokenizer(self.tokenizer),
                 eos=self.eos,

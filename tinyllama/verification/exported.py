@@ -64,7 +64,7 @@ class Exported:
             )
         self._caches: tuple[torch.Tensor, ...] = ()
 
-    def plan(self, prompt: int) -> list[Chunk]:
+    def plan(self, prompt: int, kept: int = 0) -> list[Chunk]:
         """See `Engine`: one run."""
         if prompt > self._length:
             raise UsageError(f"{prompt} tokens for a program of {self._length}")
@@ -74,8 +74,8 @@ class Exported:
         """See `PromptPredictor`."""
         return self._start(tokens)["logits"]
 
-    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
-        """See `Engine`."""
+    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
+        """See `Engine`. All are read."""
         return self.scores(tokens)[-1]
 
     def decode(self, token: int, position: int) -> np.ndarray:

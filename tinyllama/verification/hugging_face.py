@@ -33,7 +33,7 @@ class HuggingFace:
         self.capacity: int = getattr(text, "max_position_embeddings", None) or 1 << 30
         self._cache: Any = None
 
-    def plan(self, prompt: int) -> list[Chunk]:
+    def plan(self, prompt: int, kept: int = 0) -> list[Chunk]:
         """See `Engine`: all at a time."""
         return [Chunk(prompt, 0, prompt)]
 
@@ -42,8 +42,8 @@ class HuggingFace:
         self._cache = DynamicCache(config=self.model.config)
         return self._feed(tokens)
 
-    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
-        """See `Engine`."""
+    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
+        """See `Engine`. All are read."""
         return self.scores(tokens)[-1]
 
     def decode(self, token: int, position: int) -> np.ndarray:

@@ -52,13 +52,13 @@ class TfliteFile:
                     "them, or convert with a larger --kv_cache_max_len"
                 )
 
-    def plan(self, prompt: int) -> Sequence[Chunk]:
+    def plan(self, prompt: int, kept: int = 0) -> Sequence[Chunk]:
         """See `Engine`."""
-        return self._engine.plan(prompt)
+        return self._engine.plan(prompt, kept)
 
-    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
         """See `Engine`."""
-        return self._engine.prefill(tokens)
+        return self._engine.prefill(tokens, kept)
 
     def decode(self, token: int, position: int) -> np.ndarray:
         """See `Engine`."""

@@ -1,0 +1,73 @@
+"""A conversation on the terminal, or through a pipe: messages in, a line each, answers out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+from o2o.errors import UsageError
+from runtime_py.conversation import Conversation
+from runtime_py.stats import Stats
+
+RESET = "/reset"
+HELP = f"a line is a message; Ctrl-C stops an answer, {RESET} begins anew, Ctrl-D ends"
+
+
+def messages() -> Iterator[str]:
+    """The lines of stdin; on a terminal it is asked for them, with what `readline` offers to edit them."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  input() uses it
+    print(HELP, file=sys.stderr)
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("> ")
+    print()
+
+
+def talk(
+    conversation: Conversation, said: Iterable[str], stats: Stats | None, say: Callable[[str], None]
+) -> int:
+    """Print an answer to each message, as it comes; the exit code.
+
+    Ctrl-C ends an answer; what was said until then stays said. A message that does not fit, or that the
+    template refuses, is told by `say` and forgotten; it is the exit code's reason where nothing comes after.
+    stats: reported on stderr after each answer.
+    """
+    code = 0
+    for message in said:
+        if not message.strip():
+            continue
+        if message.strip() == RESET:
+            conversation.reset()
+            continue
+        try:
+            code = 0
+            _answer(conversation, message, stats, say)
+        except UsageError as error:
+            say(f"{error} ({RESET} begins anew)")
+            code = error.exit_code
+        except KeyboardInterrupt:
+            print()
+        stats = stats and Stats()
+    return code
+
+
+def _answer(
+    conversation: Conversation, message: str, stats: Stats | None, say: Callable[[str], None]
+) -> None:
+    finish = None
+    with contextlib.closing(conversation.say(message)) as tokens:
+        for token in tokens:
+            if stats:
+                stats.token()
+            print(token.text, end="", flush=True)
+            finish = token.finish
+    print()
+    if finish == "capacity":
+        say(f"{conversation.session.full} ({RESET} begins anew)")
+    if stats:
+        print(stats.report(conversation.session.runs), file=sys.stderr)
