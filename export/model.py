@@ -120,7 +120,7 @@ class LanguageModel:
         if self.sliding_window and tokens > self.sliding_window:
             raise UsageError(
                 f"a context of {tokens} tokens: this model's attention slides over {self.sliding_window}, "
-                "and the graphs here let every token see all before it"
+                "and the graphs here let every token see all before it: make it no more"
             )
 
 

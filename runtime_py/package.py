@@ -6,18 +6,20 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from o2o.errors import ModelError
 from runtime_py.cache import user_cache
 from runtime_py.contract import Contract
-from runtime_py.conversation import Conversation
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.engines import Engine
 from runtime_py.generation import Options, Token, generate
 from runtime_py.preparing import prepare
 from runtime_py.session import Session
 from runtime_py.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
+
+if TYPE_CHECKING:
+    from runtime_py.conversation import Conversation
 
 MODELS = ("model.circle", "model.tflite")
 SUFFIXES = (".circle", ".tflite")
@@ -135,6 +137,8 @@ class Package:
     def chat(self, system: str | None = None, **options: Unpack[Options]) -> Conversation:
         """A conversation by the checkpoint's chat template; system: what the model is told before all.
         Raises ModelError where there is no template."""
+        from runtime_py.conversation import Conversation  # and Jinja, which only this needs
+
         return Conversation(self, system, **options)
 
     def close(self) -> None:

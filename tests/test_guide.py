@@ -17,8 +17,8 @@ import pytest
 from filelock import FileLock
 
 from runtime_py.generation import generate
-from runtime_py.session import Session
 from runtime_py.package import Package
+from runtime_py.session import Session
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
 from tests.llama2c import convert

@@ -130,7 +130,8 @@ class Verification:
         good = self.precision.explained(steps, parted)
         one, other = (self.tokenizer.decode([token]) for token in (step.expected, step.found))
         told = "as the drift explains" if good else "which no drift explains"
-        self.report.check(good, f"{line}; then {other!r}, not {one!r} with {step.gap:.1e} more, {told}")
+        parting = f"then {other!r}, not {one!r}, whose logit is {step.gap:.1e} higher"
+        self.report.check(good, f"{line}; {parting}, {told}")
         if not good:
             self._locate(prompt, steps, parted, FLOAT32)
         return good
