@@ -1,7 +1,7 @@
 """Files worth keeping from one run to the next, in the user's cache folder.
 
     ~/.cache/o2o/<key>/...             an entry: files that were made together
-    ~/.cache/o2o/<key>/entry.json      what they are of, and the size and times of each
+    ~/.cache/o2o/<key>/entry.json      what they are of, other names for the key, the size and times of each
     ~/.cache/o2o/<key>.<random>/       an entry in the making, locked by the process that makes it
 
 An entry appears under its key when it is complete, with all that is in it. One of which a file has been
@@ -25,6 +25,7 @@ from pathlib import Path
 ENTRY = "entry.json"
 _KEY = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(_KEY.pattern + r"\.[a-z0-9_]{8}")
+ALIASES = 16
 SHARE = 0.5
 """Of the disk's free bytes, those in the cache among them: how many the cache may take."""
 
@@ -51,6 +52,21 @@ class Cache:
     def __init__(self, folder: Path, share: float = SHARE) -> None:
         self.folder = folder
         self.share = share
+
+    def key_of(self, alias: str) -> str | None:
+        """The key of the entry that `also` gave this other name; None when there is none."""
+        if not self.folder.is_dir():
+            return None
+        return next((e.name for e in self._named(_KEY) if alias in _told(e).get("aliases", ())), None)
+
+    def also(self, key: str, alias: str) -> None:
+        """Let `key_of` know the entry `key` by another name, too. The oldest names of an entry are forgotten.
+        Does nothing where that cannot be written."""
+        entry = self.folder / key
+        told = _told(entry)
+        aliases = [other for other in told.get("aliases", ()) if other != alias]
+        with contextlib.suppress(OSError):
+            _tell(entry, told | {"aliases": [*aliases, alias][-ALIASES:]})
 
     def find(self, key: str) -> Path | None:
         """The folder of the entry `key`, which counts as used now; None when there is none that is intact."""
@@ -131,7 +147,19 @@ def _complete(entry: Path, of: str) -> None:
     for file in entry.iterdir():
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
-    (entry / ENTRY).write_text(json.dumps({"of": of, "files": _state(entry)}))
+    _tell(entry, {"of": of, "files": _state(entry)})
+
+
+def _tell(entry: Path, told: dict) -> None:
+    """Replace what is written down, at once: others may be reading."""
+    handle, part = tempfile.mkstemp(prefix=".", dir=entry.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(told, file)
+        os.replace(part, entry / ENTRY)
+    except BaseException:
+        os.unlink(part)
+        raise
 
 
 def _is_intact(entry: Path) -> bool:

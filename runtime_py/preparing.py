@@ -2,7 +2,9 @@
 
 XNNPACK wants weights in an order of its own. Doing that for gigabytes takes seconds, and as much private
 memory again; so for big models it is done once, into a file that every later load maps, and the lowered
-graph is kept along with it.
+graph is kept along with it. LiteRT does not check that weights and file belong together, so they are kept
+under a digest of the model's bytes. A file that was seen before is known by its size and times, and not read
+again.
 """
 
 from __future__ import annotations
@@ -55,8 +57,13 @@ def prepare(file: Path, cache: Cache | None, say: Callable[[str], None]) -> Prep
     identity = _identity(file)
     if cache is None or identity[2] < WORTH_KEEPING:
         return Prepared(file, identity, lower_file(file))
-    key = _digest([identity, _processor(), importlib.metadata.version("ai-edge-litert"), _code()])
+    how = [_processor(), importlib.metadata.version("ai-edge-litert"), _code()]
+    alias = _digest([identity, *how])
+    known = cache.key_of(alias)
+    key = known or _digest([_content(file), *how])
     if (kept := _find(cache, key)) is not None:
+        if not known and _identity(file) == identity:
+            cache.also(key, alias)
         return Prepared(file, identity, *kept)
     lowered = lower_file(file)
     size = identity[2] + lowered.widened
@@ -67,6 +74,7 @@ def prepare(file: Path, cache: Cache | None, say: Callable[[str], None]) -> Prep
             _pack(entry, file)
             if _identity(file) != identity:
                 raise OSError(f"{file} was changed in the meantime")
+        cache.also(key, alias)
     except OSError as error:
         what = error.strerror or str(error)
         reason = f"{error.filename}: {what}" if error.filename else what
@@ -87,6 +95,12 @@ def _identity(file: Path) -> list[int]:
     """What changes when the file does: device, inode, size, and the times of the last write and change."""
     stat = file.stat()
     return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _content(file: Path) -> str:
+    """What changes when its bytes do."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @functools.cache

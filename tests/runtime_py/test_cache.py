@@ -42,6 +42,24 @@ def test_added_and_found(cache):
     assert names(cache) == {ONE}
 
 
+def test_other_names(cache, monkeypatch):
+    assert cache.key_of("a") is None
+    add(cache, ONE)
+    add(cache, TWO)
+    cache.also(ONE, "a")
+    cache.also(TWO, "b")
+    cache.also(TWO, "c")
+    assert [cache.key_of(alias) for alias in "abcd"] == [ONE, TWO, TWO, None]
+    assert cache.find(ONE)
+    assert cache.find(TWO), "it is as intact as before"
+    monkeypatch.setattr("runtime_py.cache.ALIASES", 2)
+    cache.also(TWO, "b")
+    cache.also(TWO, "d")
+    assert [cache.key_of(alias) for alias in "bcd"] == [TWO, None, TWO]
+    cache.also(THREE, "e")  # which is not there
+    assert names(cache) == {ONE, TWO}
+
+
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
 def test_nothing_is_left_of_what_failed(cache, error):
     def fail() -> None:

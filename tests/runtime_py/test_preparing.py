@@ -101,11 +101,38 @@ def test_other_weights_in_the_same_place(model, cache, said):
     assert len(entries(cache)) == 1  # the other is of no use
 
 
-def test_a_model_under_another_name(model, cache, said):
-    prepare(model, cache, said.append)
-    os.link(model, model.parent / "linked")
+def test_the_same_model_elsewhere(model, cache, said, monkeypatch):
+    """A copy is read once to see that it is one, and then known."""
+    first = prepare(model, cache, said.append)
     time.sleep(TICK)
-    assert_answers(toy(), prepare(model.parent / "linked", cache, said.append))
+    copy = model.with_name(f"copy{model.suffix}")
+    copy.write_bytes(model.read_bytes())
+    forbid(monkeypatch, "lower_file", "_pack")
+    second = prepare(copy, cache, said.append)
+    assert second.packed == first.packed
+    assert_answers(toy(), second)
+    forbid(monkeypatch, "_content")
+    assert prepare(copy, cache, said.append) == second
+    assert prepare(model, cache, said.append) == first
+    assert len(said) == 1
+
+
+def test_a_model_that_changes_while_it_is_read(model, cache, said, monkeypatch):
+    """What was read is not what is there; nobody must take one for the other later."""
+    other = prepare(write(toy(1), model.with_name(f"other{model.suffix}")), cache, said.append)
+    content = preparing._content
+
+    def changed(file: Path) -> str:
+        found = content(other.file)
+        time.sleep(TICK)
+        write(toy(2), file)
+        return found
+
+    monkeypatch.setattr(preparing, "_content", changed)
+    with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
+        prepare(model, cache, said.append).open()
+    monkeypatch.setattr(preparing, "_content", content)
+    assert_answers(toy(2), prepare(model, cache, said.append))
 
 
 @pytest.mark.parametrize("changed", ["_processor", "_code"])
