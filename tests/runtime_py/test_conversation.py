@@ -159,7 +159,7 @@ def test_a_template_that_refuses(strict: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(directory: Path, tmp_path: Path) -> None:
-    """An answer that would go on for long is broken off; the next message is answered."""
+    """An answer that would go on for long is broken off; the next message is answered, until it is, too."""
     for file in directory.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     long = Toy(vocab=VOCAB, prefill_length=0, cached_lengths=[8], capacity=100_000)
@@ -167,8 +167,8 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(directory: Path, tmp_pat
     command = [sys.executable, "-m", "runtime_py.run", str(tmp_path), "--chat", "--stop", "no such text"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
-        for _ in range(2):
-            process.stdin.write(b"a dog\n")
+        for lines in (b"a dog\n", b"/reset\na dog\n"):
+            process.stdin.write(lines)
             process.stdin.flush()
             said = b""
             while len(said) < 50:
