@@ -14,6 +14,7 @@ from runtime_py.contract import Contract
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.engines import Engine
 from runtime_py.generation import Options, Token, generate
+from runtime_py.lowered import Lowered, lower_file
 from runtime_py.preparing import prepare
 from runtime_py.session import Session
 from runtime_py.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
@@ -94,21 +95,24 @@ class Package:
     ) -> Engine:
         """The model on LiteRT, ready to run; a Circle file is lowered to TFLite on the way.
 
-        threads: None for one each core, or for one alone where a step is too short to share. debug: let the
-        runtime write its log to stderr. cache: whether what a big model takes long for at its first load may
-        be kept for the next, in the user's cache folder. say: is told, in a line, when that is done or fails.
+        threads: None for as many as `threads` says. debug: let the runtime write its log to stderr. cache:
+        whether what a big model takes long for at its first load may be kept for the next, in the user's
+        cache folder. say: is told, in a line, when that is done or fails.
         """
         from runtime_py.engines.litert import LiteRtEngine
 
         prepared = prepare(self.model, user_cache() if cache else None, say)
-        try:
-            contract = Contract.parse(prepared.lowered.contract)
-        except ModelError as error:
-            raise ModelError(f"{self.model}: {error}") from error
+        contract = self._contract(prepared.lowered)
         self._check_tokenizer(contract.vocab_size)
-        if threads is None:
-            threads = cores() if self.model.stat().st_size >= WORTH_SHARING else 1
-        return LiteRtEngine(prepared.open(), contract, packed=prepared.packed, threads=threads, debug=debug)
+        packed = prepared.packed
+        return LiteRtEngine(
+            prepared.open(), contract, packed=packed, threads=threads or self.threads, debug=debug
+        )
+
+    @property
+    def threads(self) -> int:
+        """How many `engine` takes: one each core, or one alone where a step is too short to share."""
+        return cores() if self.model.stat().st_size >= WORTH_SHARING else 1
 
     @cached_property
     def session(self) -> Session:
@@ -151,6 +155,17 @@ class Package:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @cached_property
+    def contract(self) -> Contract:
+        """What the model takes and gives on LiteRT. Raises ModelError."""
+        return self._contract(lower_file(self.model))
+
+    def _contract(self, lowered: Lowered) -> Contract:
+        try:
+            return Contract.parse(lowered.contract)
+        except ModelError as error:
+            raise ModelError(f"{self.model}: {error}") from error
 
     def _check_tokenizer(self, vocab_size: int) -> None:
         """Where there is one: ids can be fed without."""

@@ -1,0 +1,77 @@
+"""How fast a step could be, if reading memory were all it does.
+
+Decoding one token multiplies every weight with one row of numbers, so that a step takes at least as long as
+memory takes to hand over the weights and the caches (Williams et al. 2009, "Roofline").
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o import formats
+from o2o.formats.constants import is_constant
+from o2o.model import Model
+from runtime_py.contract import Contract
+
+BUFFER = 1 << 28
+"""Bytes that are read: more than processors have caches."""
+TIMES = 5
+TABLES = {"GATHER": 0, "EMBEDDING_LOOKUP": 1}
+"""Of these operators the operand of which a step reads a row or so."""
+
+
+def bandwidth(threads: int) -> float:
+    """Bytes a second that so many threads of another process read from memory: the most of some tries."""
+    command = [sys.executable, "-m", __name__, str(threads)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return float(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def reading(threads: int) -> float:
+    """`bandwidth`, of this process, with `BUFFER` bytes of its memory."""
+    parts = np.array_split(np.ones(BUFFER // 8, np.uint64), threads)
+
+    def once() -> float:
+        readers = [threading.Thread(target=part.max) for part in parts]
+        started = time.perf_counter()
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        return time.perf_counter() - started
+
+    return BUFFER // 8 * 8 / min(once() for _ in range(TIMES))
+
+
+def step_bytes(file: Path, contract: Contract) -> int:
+    """The bytes that a decode step of the model in `file` reads: its weights, but for tables that it looks up
+    a row of, and the whole caches. Raises ModelError."""
+    model = formats.load(file)
+    caches = sum(
+        int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in contract.decode.caches.values()
+    )
+    return _weights(model, contract.decode.name) + caches
+
+
+def _weights(model: Model, signature: str) -> int:
+    graph = next(one.graph for one in model.signatures if one.name == signature)
+    used: dict[int, ir.Value] = {}
+    for node in graph:
+        for number, value in enumerate(node.inputs):
+            if value is not None and is_constant(value) and TABLES.get(node.op_type) != number:
+                used[id(value)] = value
+                for scales in value.meta.get("references", {}).values():
+                    used[id(scales)] = scales
+    return sum(value.const_value.nbytes for value in used.values() if value.const_value is not None)
+
+
+if __name__ == "__main__":
+    print(reading(int(sys.argv[1])))

@@ -1,0 +1,102 @@
+"""`python -m runtime_py.bench`: what it says and what it asks of an engine; not how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from runtime_py import bench
+from runtime_py.bench import Decode, Prefill, Report, main
+from tests.runtime_py.test_generation import CountingEngine
+from tests.runtime_py.toy import Toy
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "model.tflite").write_bytes(Toy(prefill_length=0, cached_lengths=[8], capacity=200).file)
+    return folder
+
+
+def test_every_line_and_every_figure(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = tmp_path / "b.json", tmp_path / "b.png"
+    options = ["--rounds", "1", "--tokens", "3", "--json", str(files[0]), "--plot", str(files[1])]
+    assert main([str(package), *options]) == 0
+    out, err = capsys.readouterr()
+    number = r"[\d.,]+"
+    size = (package / "model.tflite").stat().st_size
+    prefills = "".join(
+        rf"prefill +{n} tokens: first token after {number} ms, {number} tokens/s\n" for n in (16, 128)
+    )
+    decodes = "".join(
+        rf"decode +behind +{n}: {number} tokens/s, \d+% of the memory's speed\n" for n in (16, 128)
+    )
+    assert re.fullmatch(
+        rf"{package}: {size / 1e6:.1f} MB, 200 tokens of context, 1 thread\n"
+        rf"load +{number} s cold, {number} s warm\n{prefills}{decodes}"
+        rf"memory +{number} MB at most, {number} of the file\n"
+        rf"reading +{number} MB a step; this machine can, {number} GB/s\n",
+        out,
+    )
+    assert err == ""
+    told = json.loads(files[0].read_text())
+    assert (
+        [one["tokens"] for one in told["prefill"]] == [one["context"] for one in told["decode"]] == [16, 128]
+    )
+    assert told["model_bytes"] == size
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_ratios() -> None:
+    report = Report("p", 100_000_000, 2, 64, 20e9, 10_000_000, None, 0.5, 150e6)
+    report.prefill.append(Prefill(128, 0.5))
+    report.decode.append(Decode(16, 0.001, 0.5))
+    lines = list(report.table())
+    assert "load      0.50 s warm" in lines
+    assert "prefill      128 tokens: first token after 500.0 ms, 256.0 tokens/s" in lines
+    assert "decode    behind     16: 1,000.0 tokens/s, 50% of the memory's speed" in lines
+    assert "memory    150 MB at most, 1.50 of the file" in lines
+
+
+def test_each_length_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = CountingEngine(64)
+    firsts, steps = bench._round(engine, [5, 60], [1, 40], 4)
+    assert list(firsts) == [5, 60]
+    assert list(steps) == [1, 40]
+    assert len(engine.fed) == 44
+    assert engine.read == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--contexts", "198", "--tokens", "3"], "a context of 198 tokens does not fit: at most 197 do"),
+        (["--prompts", "201"], "a prompt of 201 tokens does not fit: at most 200 do"),
+        (["--json", "/no/such/folder/x.json"], "/no/such/folder/x.json: no such folder"),
+        (["--rounds", "0"], "0 is not positive"),
+    ],
+)
+def test_wrong_usage(
+    package: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    assert main([str(package), *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("bench: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_without_matplotlib(
+    package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([str(package), "--plot", "x.png"]) == 2
+    assert capsys.readouterr().err == "bench: --plot needs matplotlib: pip install matplotlib\n"
