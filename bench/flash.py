@@ -36,13 +36,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from o2o.causal import Blocks
+
 ROOT = Path(__file__).resolve().parents[1]
 FORMS = ("nothing", "standard", "flash")
 
 
-def save(
-    form: str, T: int, S: int, shape: tuple[int, int, int], blocks: tuple[int, int] | None, file: Path
-) -> None:
+def save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks | None, file: Path) -> None:
     """A TFLite file: q [1, N, T, H], k and v [1, K, S, H], position -> y [1, T, N, H]."""
     from o2o import causal, formats
     from o2o.lower.litert import lower
@@ -64,7 +64,7 @@ def save(
     else:
         attended = value("attended", (1, T, N, H))
         node = ir.Node(CUSTOM_DOMAIN, causal.NAME, [q, k, v, position], outputs=[attended])
-        sizes = None if form == "standard" else causal.Blocks(*blocks) if blocks else causal.adaptive(T)
+        sizes = None if form == "standard" else blocks or causal.adaptive(T)
         node.meta["fields"] = {"customOptions": np.frombuffer(causal.pack(H**-0.5, sizes), np.uint8)}
         node.meta["options"] = None
         graph.append(node)
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--capacity", metavar="S", type=int)
     parser.add_argument("--position", metavar="P", type=int, default=0)
     parser.add_argument("--shape", default="tinyllama-1.1b")
-    parser.add_argument("--blocks", metavar="Q,KV")
+    parser.add_argument("--blocks", metavar="Q,KV", type=Blocks.parse)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=2, help="of a whole model; 0 for none (%(default)s)")
     args = parser.parse_args()
@@ -186,7 +186,6 @@ def main() -> None:
     from bench.make_checkpoint import SHAPES
 
     _, _, _, N, K, H, _, _ = SHAPES[args.shape]
-    blocks = tuple(map(int, args.blocks.split(","))) if args.blocks else None
     print(f"one layer's attention, {N} heads over {K}, each of {H}")
     print(f"{'tokens':>6} {'standard':>12} {'flash':>10} {'less':>7}   time (spread)")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -194,7 +193,7 @@ def main() -> None:
         for tokens in lengths:
             files = {form: Path(folder) / f"{form}.tflite" for form in FORMS}
             for form, file in files.items():
-                save(form, tokens, args.capacity or tokens, (N, K, H), blocks, file)
+                save(form, tokens, args.capacity or tokens, (N, K, H), args.blocks, file)
             runs = [
                 {form: in_process(file, args.position) for form, file in files.items()}
                 for _ in range(args.rounds)

@@ -40,12 +40,9 @@ def implementation(name: str) -> tuple[str, Blocks | None]:
     if not sizes:
         return "blocked", None
     try:
-        q, kv = (int(size) for size in sizes.split(","))
-    except ValueError:
-        raise UsageError(f"{name}: give two block sizes, such as {FLASH}:64,512") from None
-    if min(q, kv) < 1:
-        raise UsageError(f"{name}: a block has at least one query and one key")
-    return "blocked", Blocks(q, kv)
+        return "blocked", Blocks.parse(sizes)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
 
 
 @contextlib.contextmanager

@@ -28,6 +28,17 @@ class Blocks:
     q: int
     kv: int
 
+    @classmethod
+    def parse(cls, text: str) -> Blocks:
+        """`64,512`. Raises ValueError, with what is wrong."""
+        try:
+            q, kv = (int(size) for size in text.split(","))
+        except ValueError:
+            raise ValueError("give two block sizes, such as 64,512") from None
+        if min(q, kv) < 1:
+            raise ValueError("a block has at least one query and one key")
+        return cls(q, kv)
+
 
 def adaptive(tokens: int, kv: int = 512) -> Blocks:
     """The blocks that suit T = `tokens` queries: more at a time, the more there are."""
@@ -62,6 +73,8 @@ def unpack(node: ir.Node) -> tuple[float, Blocks | None]:
     try:
         told = flexbuffers.Loads(bytes(node.meta["fields"]["customOptions"]))
         blocks = Blocks(int(told["q_block"]), int(told["kv_block"]))
+        if min(blocks.q, blocks.kv) < 0:
+            raise ValueError(f"blocks of {blocks.q} by {blocks.kv}")
         return float(told["scale"]), blocks if blocks.q and blocks.kv else None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(f"{NAME} {node.outputs[0].name} has damaged options: {error!r}") from error

@@ -236,8 +236,12 @@ def plot(report: Report, file: Path) -> None:
 
 
 def told(report: Report) -> dict[str, Any]:
-    """As JSON."""
-    return {"version": 1, **asdict(report)}
+    """As JSON, with tokens a second."""
+    speeds = {
+        "prefill": [{**asdict(one), "speed": one.speed} for one in report.prefill],
+        "decode": [{**asdict(one), "speed": one.speed} for one in report.decode],
+    }
+    return {"version": 1, **asdict(report), **speeds}
 
 
 def parser() -> Parser:

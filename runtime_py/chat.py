@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from o2o.errors import UsageError
 from runtime_py.conversation import Conversation
+from runtime_py.generation import Finish
 from runtime_py.stats import Stats
 
 RESET = "/reset"
@@ -29,16 +30,16 @@ def messages() -> Iterator[str]:
 
 
 def talk(
-    conversation: Conversation, said: Iterable[str], stats: Stats | None, say: Callable[[str], None]
+    conversation: Conversation, only: str | None, stats: Stats | None, say: Callable[[str], None]
 ) -> int:
-    """Print an answer to each message, as it comes; the exit code.
+    """Print an answer to each of `messages`, or to `only` one, as it comes; the exit code.
 
     Ctrl-C ends an answer; what was said until then stays said. A message that does not fit, or that the
     template refuses, is told by `say` and forgotten; it is the exit code's reason where nothing comes after.
     stats: reported on stderr after each answer.
     """
-    code = 0
-    for message in said:
+    code, hint = 0, f" ({RESET} begins anew)" if only is None else ""
+    for message in messages() if only is None else [only]:
         if not message.strip():
             continue
         if message.strip() == RESET:
@@ -46,9 +47,10 @@ def talk(
             continue
         try:
             code = 0
-            _answer(conversation, message, stats, say)
+            if _answer(conversation, message, stats) == "capacity":
+                say(f"{conversation.session.full}{hint}")
         except UsageError as error:
-            say(f"{error} ({RESET} begins anew)")
+            say(f"{error}{hint}")
             code = error.exit_code
         except KeyboardInterrupt:
             print()
@@ -56,9 +58,8 @@ def talk(
     return code
 
 
-def _answer(
-    conversation: Conversation, message: str, stats: Stats | None, say: Callable[[str], None]
-) -> None:
+def _answer(conversation: Conversation, message: str, stats: Stats | None) -> Finish | None:
+    """Print it; why it ended."""
     finish = None
     with contextlib.closing(conversation.say(message)) as tokens:
         for token in tokens:
@@ -67,7 +68,6 @@ def _answer(
             print(token.text, end="", flush=True)
             finish = token.finish
     print()
-    if finish == "capacity":
-        say(f"{conversation.session.full} ({RESET} begins anew)")
     if stats:
         print(stats.report(conversation.session.runs), file=sys.stderr)
+    return finish

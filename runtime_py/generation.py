@@ -86,6 +86,7 @@ def generate(
             if not stopped:
                 more, stopped = stops.push(detokenizer.flush())
                 text += more if stopped else more + stops.flush()
+                finish = "stop" if stopped and finish != "eos" else finish
             yield Token(token, text, finish)
             return
         yield Token(token, text)

@@ -94,15 +94,14 @@ def _run(args: argparse.Namespace) -> int:
         _say(f"{package.directory} holds no model: taking {package.model} beside it")
     with package:
         conversation = package.chat(args.system, **options) if args.chat else None
-        package.tokenizer  # noqa: B018  what is wrong with it is said before a model is loaded
+        prompt = package.tokenizer.encode(DEFAULT_PROMPT if args.prompt is None else args.prompt)
         package.session = Session(package.engine(args.threads, args.debug, not args.no_cache, _say))
         stats.loaded()
         if conversation is None:
-            return _continue(package, args, options, stats)
-        from runtime_py.chat import messages, talk
+            return _continue(package, prompt, args, options, stats)
+        from runtime_py.chat import talk
 
-        said = messages() if args.prompt is None else [args.prompt]
-        return talk(conversation, said, stats if args.stats else None, _say)
+        return talk(conversation, args.prompt, stats if args.stats else None, _say)
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -123,9 +122,11 @@ def _options(args: argparse.Namespace) -> Options:
     }
 
 
-def _continue(package: Package, args: argparse.Namespace, options: Options, stats: Stats) -> int:
+def _continue(
+    package: Package, prompt: Sequence[int], args: argparse.Namespace, options: Options, stats: Stats
+) -> int:
     """Print what follows the prompt. Ctrl-C ends the text, not what has been made of it."""
-    prompt = DEFAULT_PROMPT if args.prompt is None else args.prompt
+    begun = f"prompt: {DEFAULT_PROMPT if args.prompt is None else args.prompt}\n"
     ids: list[int] = []
     text, finish, code = "", None, 0
     tokens = package.stream(prompt, **options)
@@ -134,7 +135,7 @@ def _continue(package: Package, args: argparse.Namespace, options: Options, stat
             stats.token()
             if args.stream:
                 if not ids:
-                    _print(f"prompt: {prompt}\ndetokenized: ")
+                    _print(f"{begun}detokenized: ")
                 _print(token.text)
             ids.append(token.id)
             text += token.text
@@ -147,7 +148,7 @@ def _continue(package: Package, args: argparse.Namespace, options: Options, stat
     if args.stream:
         _print(f"\n{generated}")
     else:
-        _print(f"prompt: {prompt}\n{generated}detokenized: {text}\n")
+        _print(f"{begun}{generated}detokenized: {text}\n")
     if finish == "capacity":
         _say(package.session.full)
     if args.stats:

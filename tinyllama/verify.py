@@ -36,23 +36,11 @@ def parser() -> command.Parser:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from runtime_py.package import Package
     from tinyllama.verification import reauthored
-    from tinyllama.verification.exported import Exported, read_weights
-    from tinyllama.verification.hugging_face import HuggingFace
-    from tinyllama.verification.report import Report
 
-    directory = flags.directory_of(args)
-    reference = HuggingFace(directory)
-    tokenizer, prompts = flags.encoded(args, directory)
-    tokens, capacity = reauthored.sizes(prompts, args.max_new_tokens, reference.capacity)
-    exported = Exported(directory, read_weights(directory), tokens, capacity)
-    report = Report()
-    limits = reauthored.Limits.of(args.tolerance, TOLERANCE, TOLERANCE, reference)
-    pairs = [reauthored.Pair(exported, reference, limits)]
-    eos = Package(directory, directory).eos
-    reauthored.verify(report, pairs, prompts, tokenizer, args.max_new_tokens, eos)
-    return report.code
+    return reauthored.run(
+        args, TOLERANCE, TOLERANCE, lambda setting: [(setting.exported(), setting.reference)]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

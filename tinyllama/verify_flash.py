@@ -39,26 +39,15 @@ def parser() -> command.Parser:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from runtime_py.package import Package
     from tinyllama.verification import reauthored
-    from tinyllama.verification.exported import Exported, read_weights
-    from tinyllama.verification.hugging_face import HuggingFace
-    from tinyllama.verification.report import Report
+    from tinyllama.verification.predictor import PromptPredictor
 
-    directory = flags.directory_of(args)
-    reference = HuggingFace(directory)
-    tokenizer, prompts = flags.encoded(args, directory)
-    tokens, capacity = reauthored.sizes(prompts, args.max_new_tokens, reference.capacity)
-    weights = read_weights(directory)
-    standard = Exported(directory, weights, tokens, capacity, label="standard attention")
-    blocks = flags.blocks_for(args, tokens)
-    flash = Exported(directory, weights, tokens, capacity, "flash", blocks, "flash attention")
-    limits = reauthored.Limits.of(args.tolerance, PREFILL, DECODE, reference)
-    report = Report()
-    pairs = [reauthored.Pair(flash, other, limits) for other in (standard, reference)]
-    eos = Package(directory, directory).eos
-    reauthored.verify(report, pairs, prompts, tokenizer, args.max_new_tokens, eos)
-    return report.code
+    def compared(setting: reauthored.Setting) -> list[tuple[PromptPredictor, PromptPredictor]]:
+        blocks = flags.blocks_for(args, setting.tokens)
+        flash = setting.exported("flash", blocks, "flash attention")
+        return [(flash, setting.exported(label="standard attention")), (flash, setting.reference)]
+
+    return reauthored.run(args, PREFILL, DECODE, compared)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -72,12 +72,9 @@ def _flash(text: str) -> Flash:
     if text in ("always", "never"):
         return text == "always"
     try:
-        q, kv = (int(size) for size in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: give always, never, or sizes such as 64,512") from None
-    if min(q, kv) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a block has at least one query and one key")
-    return Blocks(q, kv)
+        return Blocks.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: always, never, or Q,KV: {error}") from None
 
 
 def _operators(model: Model) -> Counter[str]:

@@ -74,8 +74,9 @@ def _check(value: ir.Value) -> None:
 def _swap(value: ir.Value) -> None:
     """Give `value` the shape that it has when it is turned."""
     value.shape = ir.Shape([shape_of(value)[axis] for axis in SWAP])
-    if (signature := value.meta.get("fields", {}).get("shapeSignature")) is not None:
-        value.meta["fields"]["shapeSignature"] = signature[list(SWAP)]
+    fields = value.meta.get("fields", {})
+    if (signature := fields.get("shapeSignature")) is not None:  # others may have the same fields
+        value.meta["fields"] = fields | {"shapeSignature": signature[list(SWAP)]}
 
 
 def _turn_input(graph: ir.Graph, value: ir.Value) -> None:

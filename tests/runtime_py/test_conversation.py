@@ -144,11 +144,17 @@ def test_stats_of_every_answer(
     assert (err.count("load:"), err.count("prefill:"), err.count("decode:")) == (1, 2, 2)
 
 
-def test_the_context_is_full(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(directory), "--chat", "--prompt", "a dog"]) == 0
+@pytest.mark.parametrize("hint", [" (/reset begins anew)", ""])
+def test_the_context_is_full(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hint: str
+) -> None:
+    """/reset is for those who can say more."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a dog\n"))
+    options = [] if hint else ["--prompt", "a dog"]
+    assert main([str(directory), "--chat", *options]) == 0
     err = capsys.readouterr().err
     assert err.startswith("run: the context is full: the model holds 48 tokens;")
-    assert err.endswith("(/reset begins anew)\n")
+    assert err.endswith(f"--max-length for longer texts{hint}\n")
 
 
 def test_a_template_that_refuses(strict: Path, capsys: pytest.CaptureFixture[str]) -> None:

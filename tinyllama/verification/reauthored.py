@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import torch
 
+from o2o.causal import Blocks
 from o2o.errors import UsageError
+from runtime_py.package import Package
 from runtime_py.tokenizer import Tokenizer
-from tinyllama.verification import comparison
+from tinyllama.tiny_llama import STANDARD
+from tinyllama.verification import comparison, flags
 from tinyllama.verification.comparison import Step
+from tinyllama.verification.exported import Exported, read_weights
 from tinyllama.verification.hugging_face import HuggingFace
 from tinyllama.verification.predictor import PromptPredictor
 from tinyllama.verification.report import Report
@@ -67,18 +74,62 @@ class Pair:
 def sizes(
     prompts: Mapping[str, Sequence[int]], max_new_tokens: int, positions: int | None
 ) -> tuple[int, int]:
-    """(T, S) that hold every prompt and what is generated after it.
+    """(T, S) that hold every prompt and what is generated after it, of which the last is never fed.
 
     Raises UsageError for prompts that are longer than the model's `positions`.
     """
     longest = max(IDS, *(len(ids) for ids in prompts.values()))
-    needed = max(longest + max_new_tokens, IDS + DECODED)
+    needed = max(longest + max_new_tokens, IDS + DECODED) - 1
     if positions and needed > positions:
         raise UsageError(
             f"the longest prompt has {longest} tokens, and --max_new_tokens is {max_new_tokens}: this model "
             f"has {positions} positions, so shorten one of them"
         )
     return longest, needed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A checkpoint as transformers runs it and, with the same `weights`, as export does: T and S as `sizes`
+    has them."""
+
+    directory: Path
+    reference: HuggingFace
+    weights: Sequence[torch.Tensor]
+    tokens: int
+    capacity: int
+
+    def exported(
+        self,
+        attn_implementation: str = STANDARD,
+        blocks: Blocks | None = None,
+        label: str = "exported program",
+    ) -> Exported:
+        """See `Exported`."""
+        lengths = self.tokens, self.capacity
+        return Exported(self.directory, self.weights, *lengths, attn_implementation, blocks, label)
+
+
+def run(
+    args: argparse.Namespace,
+    prefill: float,
+    decode: float,
+    compared: Callable[[Setting], Sequence[tuple[PromptPredictor, PromptPredictor]]],
+) -> int:
+    """Do what the flags `args` ask for: the exit code.
+
+    prefill, decode: the limits where no --tolerance is given. compared: who is to say what whom says.
+    """
+    directory = flags.directory_of(args)
+    reference = HuggingFace(directory)
+    tokenizer, prompts = flags.encoded(args, directory)
+    lengths = sizes(prompts, args.max_new_tokens, reference.capacity)
+    setting = Setting(directory, reference, read_weights(directory), *lengths)
+    limits = Limits.of(args.tolerance, prefill, decode, reference)
+    pairs = [Pair(subject, other, limits) for subject, other in compared(setting)]
+    report = Report()
+    verify(report, pairs, prompts, tokenizer, args.max_new_tokens, Package(directory, directory).eos)
+    return report.code
 
 
 def verify(

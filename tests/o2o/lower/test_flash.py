@@ -155,7 +155,16 @@ def test_other_operands_are_refused(operand: str, shape: tuple[int, ...] | None)
         lower(model)
 
 
-@pytest.mark.parametrize("options", [None, b"", b"\x01\x02\x03", b"\x05\x04\x01"])
+def test_blocks_as_they_are_written() -> None:
+    assert Blocks.parse("64,512") == Blocks(64, 512)
+    for text in ("", "64", "a,b", "1,2,3"):
+        with pytest.raises(ValueError, match="give two block sizes, such as 64,512"):
+            Blocks.parse(text)
+    with pytest.raises(ValueError, match="a block has at least one query and one key"):
+        Blocks.parse("64,0")
+
+
+@pytest.mark.parametrize("options", [None, b"", b"\x01\x02\x03", b"\x05\x04\x01", pack(1.0, Blocks(-4, 8))])
 def test_damaged_options(options: bytes | None) -> None:
     model = causal_model(1, 2, 1, 1, 4, None)
     (node,) = model.graphs[0]
