@@ -94,22 +94,32 @@ class Signature:
 
 @dataclass(frozen=True)
 class Contract:
-    """Prefills and a decode signature that fit together."""
+    """Prefills and decode signatures that fit together."""
 
     prefills: tuple[Signature, ...]
-    """One at least, no two of one length, the shortest first."""
-    decode: Signature
-    capacity: int
-    """S: how many positions the caches hold."""
+    """One at least, no two of one length, the shortest first; none where decode reads prompts, too."""
+    decodes: Mapping[int, Signature]
+    """Those that read one token, by the positions that their caches hold: the smallest first, at last S."""
     vocab_size: int
     """V: how many logits there are."""
+
+    @property
+    def capacity(self) -> int:
+        """S: how many positions the caches hold, those of the prefills and the largest of decode."""
+        return max(self.decodes)
+
+    @property
+    def decode(self) -> Signature:
+        """The one that goes on to the last position."""
+        return self.decodes[self.capacity]
 
     @classmethod
     def parse(cls, contract: Mapping[str, Any]) -> Contract:
         """Read a contract as `o2o.contract.contract_of` gives it.
 
-        The prefills are the signatures called `prefill` or `prefill_...`. Raises ModelError for a contract
-        that is missing, or that no engine could run.
+        The prefills are the signatures called `prefill` or `prefill_...`; besides `decode` others, called
+        `decode_...`, may do the same in smaller caches. Raises ModelError for a contract that is missing, or
+        that no engine could run.
         """
         names = contract.get("signatures")
         if not names:
@@ -118,12 +128,19 @@ class Contract:
                 "build it with this toolchain's export and filters"
             )
         prefills = [name for name in names if name == "prefill" or name.startswith("prefill_")]
+        smaller = [name for name in names if name.startswith("decode_")]
         try:
             decode = _signature(contract, "decode")
+            others = [_signature(contract, name) for name in smaller]
             read = [_signature(contract, name) for name in prefills or ["prefill"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the model's o2o.contract is damaged: {error!r}") from error
         capacity, vocab_size = _check_decode(decode)
+        decodes = {capacity: decode}
+        for other in others:
+            own = _check_smaller(other, decode, capacity, vocab_size)
+            if (same := decodes.setdefault(own, other)) is not other:
+                raise ModelError(f"{same.name} and {other.name} both hold {own} positions: leave one out")
         for prefill in read:
             _check_prefill(prefill, decode, capacity, vocab_size)
         read.sort(key=lambda prefill: prefill.length)
@@ -132,7 +149,17 @@ class Contract:
                 raise ModelError(
                     f"{one.name} and {other.name} both take {one.length} tokens: leave one of them out"
                 )
-        return cls(tuple(read), decode, capacity, vocab_size)
+        return cls(tuple(read), dict(sorted(decodes.items())), vocab_size)
+
+    @classmethod
+    def parse_decode(cls, contract: Mapping[str, Any]) -> Contract:
+        """Read a contract of `decode` alone, for an engine that reads prompts with it. Raises ModelError."""
+        try:
+            decode = _signature(contract, "decode")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"the model's o2o.contract is damaged: {error!r}") from error
+        capacity, vocab_size = _check_decode(decode)
+        return cls((), {capacity: decode}, vocab_size)
 
 
 def _signature(contract: Mapping[str, Any], name: str) -> Signature:
@@ -176,13 +203,28 @@ def _check_decode(decode: Signature) -> tuple[int, int]:
     _check_position(decode)
     logits = _need(decode, "logits")
     if (shape := _need(decode, "tokens").shape) != (1, 1):
-        raise ModelError(f"decode takes tokens {list(shape)}, not one at a time, [1, 1]")
+        raise ModelError(f"{decode.name} takes tokens {list(shape)}, not one at a time, [1, 1]")
     if not decode.caches:
-        raise ModelError("decode has no key and value caches as inputs: export it with --mode decode")
+        raise ModelError(f"{decode.name} has no key and value caches as inputs: export it with --mode decode")
     capacities = {cache.rows for cache in decode.caches.values()}
     if len(capacities) > 1:
         raise ModelError(f"the caches differ in capacity: {sorted(capacities)} positions: reshape them")
     return capacities.pop(), logits.shape[-1]
+
+
+def _check_smaller(other: Signature, decode: Signature, capacity: int, vocab_size: int) -> int:
+    """The capacity of `other`, which must do in smaller caches what `decode` does."""
+    own, logits = _check_decode(other)
+    kinds = [
+        {slot: (cache.heads, cache.layout, cache.dtype) for slot, cache in signature.caches.items()}
+        for signature in (other, decode)
+    ]
+    if own >= capacity or logits != vocab_size or kinds[0] != kinds[1]:
+        raise ModelError(
+            f"{other.name} is not decode with smaller caches: it gives {logits} logits from caches of {own} "
+            f"positions, decode {vocab_size} from {capacity}; make it with bucket.caches.py"
+        )
+    return own
 
 
 def _check_position(signature: Signature) -> None:

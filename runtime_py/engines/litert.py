@@ -1,9 +1,8 @@
 """LiteRT: TFLite models through its CompiledModel, on the CPU (XNNPACK).
 
 Every cache is one buffer. Decode and the prefills that start anywhere take it as input and give it as
-output, so DYNAMIC_UPDATE_SLICE writes the new rows where they lie and nothing is copied from run to run. Ids
-go in and logits come out through the public `write` and `read`, which copy; zero-copy views would need ctypes
-and a private capsule.
+output, so DYNAMIC_UPDATE_SLICE writes the new rows where they lie and nothing is copied from run to run.
+Where the model has decode in several capacities, the text goes on in the smallest that holds it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,8 @@ from o2o.errors import ModelError
 from o2o.quiet import quiet, silence
 from runtime_py.chunks import Chunk, chunks
 from runtime_py.contract import Contract, Signature, Slot, Tensor
+from runtime_py.engines.caches import Caches, Made
+from runtime_py.engines.host_memory import view
 from runtime_py.mapping import FileBehind
 
 with quiet():
@@ -54,7 +55,7 @@ class LiteRtEngine:
         self.vocab_size = contract.vocab_size
         self._contract = contract
         self._quiet = functools.partial(quiet, not debug)
-        for signature in (*contract.prefills, contract.decode):
+        for signature in (*contract.prefills, *contract.decodes.values()):
             _check_in_place(signature)
         self._file = model  # LiteRT reads weights where they are
         if not debug:
@@ -62,17 +63,15 @@ class LiteRtEngine:
         with self._quiet():
             try:
                 self._model = _load(model, str(packed or IN_MEMORY), threads)
-                self._caches = {
-                    slot: self._model.create_input_buffer_by_name("decode", tensor.name)
-                    for slot, tensor in contract.decode.caches.items()
+                self._caches: Caches[TensorBuffer] = Caches(contract.decodes, self._empty)
+                caches = contract.decode.caches
+                self._prefills = {
+                    prefill.length: _Call(self._model, prefill, caches) for prefill in contract.prefills
                 }
-                self._calls = {
-                    signature.length: _Call(self._model, signature, self._caches, contract.decode.caches)
-                    for signature in (*contract.prefills, contract.decode)
+                self._decodes = {
+                    capacity: _Call(self._model, decode, decode.caches)
+                    for capacity, decode in contract.decodes.items()
                 }
-                for slot, tensor in contract.decode.caches.items():
-                    # What is masked is still multiplied, by 0; so it must be a number.
-                    _write(self._caches[slot], np.zeros(tensor.shape, tensor.dtype))
                 self.decode(0, 0)  # what is done once is done, and said, now
             except RuntimeError as error:
                 raise ModelError(f"LiteRT cannot take the model: {_reason(error)}") from error
@@ -91,47 +90,43 @@ class LiteRtEngine:
     def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
         """See `Engine`."""
         for chunk in self.plan(len(tokens), kept):
-            self._run(chunk.length, tokens[chunk.start : chunk.stop], chunk.start)
-        return self._calls[chunk.length].logits(chunk.stop - chunk.start)[-1]
+            call = self._run(chunk.length, tokens[chunk.start : chunk.stop], chunk.start)
+        return call.logits(chunk.stop - chunk.start - 1)
 
     def decode(self, token: int, position: int) -> np.ndarray:
         """See `Engine`."""
-        self._run(1, [token], position)
-        return self._calls[1].logits(1)[0]
+        return self._run(1, [token], position).logits(0)
 
     def close(self) -> None:
         """See `Engine`."""
         with self._quiet():
-            del self._calls, self._caches
+            del self._prefills, self._decodes, self._caches
             self._model.close()
             del self._model
         if isinstance(self._file, FileBehind):
             self._file.close()
 
-    def _run(self, length: int, tokens: Sequence[int], position: int) -> None:
+    def _run(self, length: int, tokens: Sequence[int], position: int) -> _Call:
         """Feed these ids, at most `length`, from `position` on to the signature of that length."""
-        call = self._calls[length]
-        padded = np.zeros(length, np.int64)
-        padded[: len(tokens)] = tokens
-        call.feed("tokens", padded)
-        call.feed("position", position + np.arange(length))
-        call.run()
-        for slot, (rows, buffer) in call.rows.items():
-            self._fill(slot, rows, buffer, len(tokens))
+        capacity = self._caches.fitting(position) if length == 1 else self.capacity
+        call = self._decodes[capacity] if length == 1 else self._prefills[length]
+        caches = self._caches.at(capacity, position, position + len(tokens))
+        call.run(tokens, position, caches)
+        for slot, (rows, made) in call.rows.items():
+            layout = self._contract.decode.caches[slot].layout
+            made = made.transpose([rows.layout.index(axis) for axis in layout])
+            time = (slice(None),) * layout.index("T") + (slice(len(tokens)),)
+            caches[slot][1][time] = made[time]
+        return call
 
-    def _fill(self, slot: Slot, rows: Tensor, buffer: TensorBuffer, count: int) -> None:
-        """Put the first `count` rows that prefill left in `buffer` into the cache, in the cache's layout."""
-        cache = self._contract.decode.caches[slot]
-        made = buffer.read(int(np.prod(rows.shape)), rows.dtype).reshape(rows.shape)
-        made = made.transpose([rows.layout.index(axis) for axis in cache.layout])
-        time = cache.layout.index("T")
-        made = made.take(range(count), time)
-        if time == 1:  # its rows are one stretch at the beginning of the buffer
-            _write(self._caches[slot], made)
-            return
-        whole = np.zeros(cache.shape, cache.dtype)
-        whole[tuple(slice(n) for n in made.shape)] = made
-        _write(self._caches[slot], whole)
+    def _empty(self, decode: Signature) -> Made[TensorBuffer]:
+        """New caches for `decode`, all zeros."""
+        made: dict[Slot, tuple[TensorBuffer, np.ndarray]] = {}
+        for slot, cache in decode.caches.items():
+            buffer = self._model.create_input_buffer_by_name(decode.name, cache.name)
+            made[slot] = buffer, view(buffer, cache.shape, cache.dtype)
+            made[slot][1].fill(0)
+        return made
 
 
 def pack(model: bytes | FileBehind | Path, file: Path) -> None:
@@ -169,21 +164,20 @@ def _reason(error: RuntimeError) -> str:
 
 
 class _Call:
-    """A signature with the buffers that it runs on. What has the shape of a cache is that cache's buffer."""
+    """A signature with the buffers that it runs on, but for the caches, in whose place stand their slots.
 
-    def __init__(
-        self,
-        model: CompiledModel,
-        signature: Signature,
-        caches: dict[Slot, TensorBuffer],
-        shapes: dict[Slot, Tensor],
-    ) -> None:
+    caches: those that it runs on. A prefill that takes none may give what has the very shape of one.
+    """
+
+    def __init__(self, model: CompiledModel, signature: Signature, caches: Mapping[Slot, Tensor]) -> None:
         self._model = model
         self._index = model.get_signature_index(signature.name)
-        self._ends: dict[str, tuple[Tensor, TensorBuffer]] = {}  # by role: tokens, position, logits
-        self._ins: list[TensorBuffer] = []
-        self._outs: list[TensorBuffer] = []
-        self.rows: dict[Slot, tuple[Tensor, TensorBuffer]] = {}
+        self._ends: dict[str, np.ndarray] = {}  # by role: tokens, position, logits
+        self._ins: list[TensorBuffer | Slot] = []
+        self._outs: list[TensorBuffer | Slot] = []
+        self._bound: Made[TensorBuffer] | None = None  # the caches that were run on last
+        self._buffers: list[list[TensorBuffer]] = []
+        self.rows: dict[Slot, tuple[Tensor, np.ndarray]] = {}
         """The keys and values that come out elsewhere than in the caches."""
         names = model.get_signature_list()[signature.name]
         for end, tensors, buffers, create in (
@@ -193,35 +187,37 @@ class _Call:
             known = {tensor.name: tensor for tensor in tensors}
             for name in names[end]:
                 tensor = known.get(name)
-                cache = shapes.get(tensor.slot) if tensor else None
+                cache = caches.get(tensor.slot) if tensor else None
                 if tensor and cache and (tensor.layout, tensor.shape) == (cache.layout, cache.shape):
-                    buffers.append(caches[tensor.slot])
+                    buffers.append(tensor.slot)
                     continue
-                buffers.append(create(signature.name, name))
-                if tensor and cache:
-                    self.rows[tensor.slot] = tensor, buffers[-1]
-                elif tensor:
-                    self._ends[tensor.role] = tensor, buffers[-1]
+                buffer = create(signature.name, name)
+                buffers.append(buffer)
+                if tensor:
+                    memory = view(buffer, tensor.shape, tensor.dtype)
+                    if cache:
+                        self.rows[tensor.slot] = tensor, memory
+                    else:
+                        self._ends[tensor.role] = memory
 
-    def feed(self, role: str, values: np.ndarray) -> None:
-        """Write the input of that role, if there is one: as many of `values` as it takes."""
-        if role in self._ends:
-            tensor, buffer = self._ends[role]
-            _write(buffer, values[: tensor.shape[-1]].astype(tensor.dtype))
+    def run(self, tokens: Sequence[int], position: int, caches: Made[TensorBuffer]) -> None:
+        """Feed these ids, as many as fit or fewer, from `position` on, with `caches`."""
+        ids = self._ends["tokens"][0]
+        ids[: len(tokens)] = tokens
+        ids[len(tokens) :] = 0
+        if (positions := self._ends.get("position")) is not None:
+            positions[:] = range(position, position + len(positions))
+        if caches is not self._bound:
+            self._bound = caches
+            self._buffers = [
+                [caches[end][0] if isinstance(end, tuple) else end for end in ends]
+                for ends in (self._ins, self._outs)
+            ]
+        self._model.run_by_index(self._index, *self._buffers)
 
-    def run(self) -> None:
-        self._model.run_by_index(self._index, self._ins, self._outs)
-
-    def logits(self, count: int) -> np.ndarray:
-        """The first `count` rows of the logits, [count, V] float32, a copy."""
-        tensor, buffer = self._ends["logits"]
-        flat = buffer.read(count * tensor.shape[-1], tensor.dtype)
-        return flat.reshape(count, -1).astype(np.float32, copy=False)
-
-
-def _write(buffer: TensorBuffer, values: np.ndarray) -> None:
-    """Write `values` at the beginning of `buffer`. LiteRT copies bytes, but does not know int64 by name."""
-    buffer.write(values.view(np.int32) if values.dtype == np.int64 else values)
+    def logits(self, row: int) -> np.ndarray:
+        """That row of the logits, [V] float32, a copy."""
+        return self._ends["logits"][0, row].astype(np.float32)
 
 
 def _check_in_place(signature: Signature) -> None:

@@ -47,8 +47,9 @@ def test_every_prompt_length_and_every_step(prefill_length, prefill_layout, cach
 
 def poison(engine: LiteRtEngine) -> None:
     """What a conversation might leave: large numbers everywhere."""
-    for slot, tensor in engine._contract.decode.caches.items():
-        engine._caches[slot].write(np.full(tensor.shape, 1e6, np.float32))
+    for made in engine._caches._made.values():
+        for _, rows in made.values():
+            rows.fill(1e6)
 
 
 @pytest.mark.parametrize("cached_lengths", [[8], [4], [3], [5, 3], [2, 7, 4]])
@@ -111,18 +112,18 @@ def test_caches_are_updated_where_they_lie():
     toy = Toy()
     engine = engine_of(toy)
     engine.prefill([1, 2])
-    ins, outs = engine._calls[1]._ins, engine._calls[1]._outs
-    assert {id(buffer) for buffer in engine._caches.values()} <= {id(buffer) for buffer in ins}
-    assert {id(buffer) for buffer in engine._caches.values()} <= {id(buffer) for buffer in outs}
     engine.decode(3, 2)
-    rows = engine._caches["value", 0].read(3 * 6, np.float32).reshape(3, 6)
+    (made,) = engine._caches._made.values()
+    for buffers in engine._decodes[engine.capacity]._buffers:
+        assert {id(buffer) for buffer, _ in made.values()} <= {id(buffer) for buffer in buffers}
+    rows = made["value", 0][1].reshape(-1, 6)[:3]
     np.testing.assert_array_equal(rows, toy.values[[1, 2, 3]])
     engine.close()
 
 
 def test_prefill_writes_into_the_caches_when_it_can():
     same = engine_of(Toy(prefill_length=8, capacity=8, prefill_layout="BNTH", cache_layout="BNTH"))
-    assert same._calls[8].rows == {}
+    assert same._prefills[8].rows == {}
     same.close()
 
 
