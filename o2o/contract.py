@@ -9,7 +9,8 @@ that changes a *layout* has to say so, by replacing the role.
                     {"name": "past_key_0", "role": "key_cache", "layer": 0, "layout": "BNTH", ...}],
         "outputs": [{"name": "logits", "role": "logits", ...}]}}}
 
-Layouts name axes: B batch, N heads (key/value heads for a cache), T tokens, H head dimension.
+Layouts name axes: B batch, N heads (key/value heads for a cache), T tokens, H head dimension. Filters know
+two; BNHT, values as `o2o.lower.onert` wants them, comes last and is only run.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ VERSION = 1
 
 Kind = Literal["tokens", "position", "mask", "key_cache", "value_cache", "key", "value", "logits"]
 Layout = Literal["BNTH", "BTNH"]
+Turned = Literal["BNHT"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Role:
 
     kind: Kind
     layer: int | None = None
-    layout: Layout | None = None
+    layout: Layout | Turned | None = None
 
 
 def role_of(value: ir.Value) -> Role | None:
@@ -60,8 +62,15 @@ def _describe(name: str, value: ir.Value) -> dict[str, Any]:
         if role.layout is not None:
             entry["layout"] = role.layout
     entry["dtype"] = str(value.dtype.numpy()) if value.dtype is not None else None
-    entry["shape"] = list(value.shape.numpy()) if value.shape is not None else None
+    entry["shape"] = _shape(value)
     return entry
+
+
+def _shape(value: ir.Value) -> list[int | str] | None:
+    """The shape for JSON: a dimension that is not fixed (ONNX has such) by its name."""
+    if value.shape is None:
+        return None
+    return [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
 
 
 def contract_of(model: Model) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -26,8 +27,12 @@ def turn_caches(model: Model, graph: ir.Graph, layout: Layout) -> tuple[int, int
     """
     caches = _caches(graph)
     todo = {value: role for value, role in caches.items() if role.layout != layout}
-    for value in todo:
+    for value, role in todo.items():
         _check(value)
+        if role.layout not in get_args(Layout):
+            raise ModelError(
+                f"the cache {value.name} is {role.layout}, as legalize.onert.py makes them, last"
+            )
     written = _turn_writes(graph, todo)
     for value, role in todo.items():
         if value in written:
