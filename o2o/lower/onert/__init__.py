@@ -99,7 +99,7 @@ def _decode(model: Model) -> Signature:
 
 def _takes_a_token(signature: Signature) -> bool:
     told = {role.kind: v for v in signature.inputs.values() if (role := role_of(v)) is not None}
-    return "tokens" in told and shape_of(told["tokens"]) == (1, 1) and "key_cache" in told
+    return "key_cache" in told and ("tokens" not in told or shape_of(told["tokens"]) == (1, 1))
 
 
 def _order_ends(decode: Signature) -> None:
