@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,11 +76,15 @@ class Lowered:
         return cls((folder / _HEAD).read_bytes(), places, told["contract"], told["widened"])
 
 
-def lower_file(file: Path) -> Lowered:
-    """Lower the model in `file`. Raises ModelError for one that LiteRT cannot run, OSError."""
+def lower_file(file: Path, capacities: Sequence[int] | None = None) -> Lowered:
+    """Lower the model in `file`. Raises ModelError for one that LiteRT cannot run, OSError.
+
+    capacities: see `o2o.lower.tuning.tune`.
+    """
     from o2o.contract import contract_of
     from o2o.formats import plan, read
     from o2o.lower.litert import lower
+    from o2o.lower.tuning import tune
     from o2o.streams import open_file
     from o2o.weights.reference import Reference
     from runtime_py.guessing import guess_roles
@@ -92,9 +96,13 @@ def lower_file(file: Path) -> Lowered:
         raise ModelError(f"{file}: its weights are in other files: put them in with bind.weights.py")
     if not contract_of(model)["signatures"]:
         guess_roles(model)
-    if model.format == "tflite":
-        return Lowered(None, (), contract_of(model), _widened(model))
-    model = lower(model)
+    if served := model.format == "tflite":
+        contract, names = contract_of(model), len(model.signatures)
+    else:
+        model = lower(model)
+    tune(model, capacities)
+    if served and len(model.signatures) == names:
+        return Lowered(None, (), contract, _widened(model))
     return _head(plan(model, limit=0), source, contract_of(model), _widened(model))
 
 

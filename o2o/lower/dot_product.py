@@ -13,6 +13,7 @@ from o2o.model import shape_of
 from o2o.rewriting.build import Builder
 
 HIDDEN = -1e9  # its softmax weight is exactly 0
+FAR = 2.0**30  # a power of two: its multiples stay exact, and exp(-FAR) is 0
 
 
 def dot_product_attention(
@@ -55,16 +56,25 @@ def swap_heads(op: Builder, x: ir.Value) -> ir.Value:
 
 def _causal(op: Builder, position: ir.Value | None, G: int, T: int, S: int) -> ir.Value:
     """What is added to scores [1, K, G*T, S], queries of one group below each other."""
-    query = np.tile(np.arange(T, dtype=np.int32), G if T > 1 else 1)[:, None]  # [G*T, 1], or [1, 1]
-    key = np.arange(S, dtype=np.int32)[None, :]
+    query = np.tile(np.arange(T), G if T > 1 else 1)[:, None]  # [G*T, 1], or [1, 1]
+    key = np.arange(S)[None, :]
     if position is None:
         return op.constant(np.where(key <= query, 0, HIDDEN).astype(np.float32), "causal")
-    position = op.reshape(position, [1, 1], name="position")
-    rows = op.node("ADD", [position, op.constant(query, "queries")], query.shape, name="rows")
-    shape = [query.shape[0], S]
-    visible = op.node("LESS_EQUAL", [op.constant(key, "keys"), rows], shape, ir.DataType.BOOL, name="visible")
-    shown, hidden = op.constant(0.0, "shown", np.float32), op.constant(HIDDEN, "hidden", np.float32)
-    return op.node("SELECT_V2", [visible, shown, hidden], shape, ir.DataType.FLOAT, name="mask")
+    return hiding(op, op.reshape(position, [1, 1], name="position"), query, key)
+
+
+def hiding(op: Builder, ahead: ir.Value, query: np.ndarray, key: np.ndarray) -> ir.Value:
+    """What is added to scores [R, C]: 0 for keys up to a query's own, else so little that their weight is 0.
+
+    min(0, FAR (query + ahead - key)), with query [R, 1], key [1, C], and ahead int32 [1, 1]. Arithmetic
+    rather than comparisons, because that XNNPACK computes, too, and keeps no mask for later.
+    """
+    ahead = op.node("CAST", [ahead], [1, 1], ir.DataType.FLOAT)
+    ahead = op.node("MUL", [ahead, op.constant(FAR, "far", np.float32)], [1, 1])
+    rows = op.node("ADD", [op.constant(FAR * query, "queries_at", np.float32), ahead], query.shape)
+    shape = [query.shape[0], key.shape[1]]
+    away = op.node("ADD", [rows, op.constant(-FAR * key, "keys_at", np.float32)], shape)
+    return op.node("MINIMUM", [away, op.constant(0.0, "zero", np.float32)], shape, name="hiding")
 
 
 def _grouped(op: Builder, mask: ir.Value, G: int, T: int) -> ir.Value:

@@ -17,11 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.causal import Blocks
-from o2o.lower.dot_product import dot_product_attention, swap_heads
+from o2o.lower.dot_product import FAR, dot_product_attention, hiding, swap_heads
 from o2o.model import DOMAIN, Model, shape_of
 from o2o.rewriting.build import Builder
 
-HIDDEN = 2.0**30  # a power of two: its multiples stay exact, and exp(-HIDDEN) is 0
 HEADS = 8  # query heads at a time, but always all that share keys
 _TAG = "flash"  # under which the subgraphs of a loop remember what they are for
 
@@ -95,7 +94,7 @@ def _walk(
     columns = min(columns, shape_of(k)[2])
     start = op.constant([0], "start", np.int32)
     end = op.node("ADD", [first, op.constant([count], "count", np.int32)], [1], name="end")
-    highest = op.constant(np.full((1, K, R, 1), -HIDDEN), "lowest", np.float32)
+    highest = op.constant(np.full((1, K, R, 1), -FAR), "lowest", np.float32)
     weight = op.constant(np.zeros((1, K, R, 1)), "nothing", np.float32)
     total = op.node("MUL", [rows, op.constant(0.0, "zero", np.float32)], [1, K, R, H], name="empty")
     state = [start, end, first, rows, k, v, highest, weight, total]
@@ -178,27 +177,12 @@ def _body(op: Builder, state: Sequence[ir.Value], count: int, columns: int) -> l
 def _hiding(
     op: Builder, start: ir.Value, begin: ir.Value, first: ir.Value, count: int, R: int, C: int
 ) -> ir.Value:
-    """What is added to scores [1, K, R, C] of the keys from `begin` on: min(0, HIDDEN (query - key)).
-
-    Arithmetic rather than comparisons, because that XNNPACK computes, too, and keeps no mask for later.
-    """
-
-    def scaled(x: ir.Value) -> ir.Value:
-        """HIDDEN x, float32 [1, 1]."""
-        x = op.node("CAST", [x], [1], ir.DataType.FLOAT)
-        x = op.node("MUL", [x, op.constant(HIDDEN, "hidden", np.float32)], [1])
-        return op.reshape(x, [1, 1])
-
-    def least(x: ir.Value) -> ir.Value:
-        return op.node("MINIMUM", [x, op.constant(0.0, "zero", np.float32)], shape_of(x))
-
-    queries = HIDDEN * np.tile(np.arange(count), R // count)[:, None]
-    keys = -HIDDEN * np.arange(C)[None]
-    ahead = scaled(op.node("SUB", [first, begin], [1], name="ahead"))
-    query = op.node("ADD", [op.constant(queries, "queries_at", np.float32), ahead], [R, 1])
-    hiding = least(op.node("ADD", [query, op.constant(keys, "keys_at", np.float32)], [R, C]))
+    """What is added to scores [1, K, R, C] of the keys from `begin` on."""
+    queries, keys = np.tile(np.arange(count), R // count)[:, None], np.arange(C)[None]
+    ahead = op.node("SUB", [first, begin], [1], name="ahead")
+    hidden = hiding(op, op.reshape(ahead, [1, 1]), queries, keys)
     if begin is start:
-        return hiding
-    seen = scaled(op.node("SUB", [begin, start], [1], name="seen"))  # keys that the block before had, too
-    again = least(op.node("ADD", [op.constant(-keys, "keys_from", np.float32), seen], [1, C]))
-    return op.node("ADD", [hiding, again], [R, C], name="hiding")
+        return hidden
+    seen = op.node("SUB", [begin, start], [1], name="seen")  # less the keys that the block before had, too
+    again = hiding(op, op.reshape(seen, [1, 1]), np.zeros((1, 1)), -keys)
+    return op.node("ADD", [hidden, again], [R, C], name="hiding")
