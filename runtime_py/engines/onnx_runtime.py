@@ -7,18 +7,17 @@ run. A decode step writes two numbers and runs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from o2o.contract import METADATA_NAME
 from o2o.errors import ModelError
 from o2o.quiet import quiet
+from runtime_py.any_length import parse
 from runtime_py.chunks import Chunk
-from runtime_py.contract import Contract, Signature, Slot
+from runtime_py.contract import Signature, Slot
 
 INSTALL = "pip install onnxruntime==1.31.1"
 try:
@@ -29,8 +28,6 @@ except ImportError as error:
 
 LONGEST = 512
 """How many tokens one run reads: what it computes on the way takes memory in proportion."""
-LENGTH = "T"
-"""What stands for the number of tokens in shapes that follow it."""
 _SILENT, _TALKATIVE = 4, 1  # severities from which ONNX Runtime logs: fatal, info
 
 
@@ -46,16 +43,9 @@ class OnnxEngine:
         those that ONNX Runtime refuses.
         """
         with quiet(not debug):
-            try:
-                self._session = onnxruntime.InferenceSession(
-                    model if isinstance(model, bytes) else str(model),
-                    _options(threads, debug),
-                    providers=["CPUExecutionProvider"],
-                )
-            except Exception as error:  # its exceptions have no base of their own
-                raise ModelError(f"ONNX Runtime cannot take the model: {_reason(error)}") from error
+            self._session = _session(model, _options(threads, debug))
             told = self._session.get_modelmeta().custom_metadata_map.get(METADATA_NAME, "{}")
-            contract, self._every_logit = _parse(told)
+            contract, self._every_logit = parse(told)
             self._decode = contract.decode
             self.capacity = contract.capacity
             self.vocab_size = contract.vocab_size
@@ -150,6 +140,34 @@ class _Call:
         return self._logits[0].astype(np.float32, copy=False)
 
 
+def pack(model: Path, packed: Path) -> None:
+    """Write `model` to the new file `packed` and its data beside it: optimised, and the weights, too, in the
+    order in which ONNX Runtime computes with them on this machine. So loading them maps the file, where
+    otherwise they are copied.
+
+    Raises ModelError.
+    """
+    options = _options(threads=1, debug=False)
+    options.optimized_model_filepath = str(packed)
+    for key, value in (
+        ("session.save_external_prepacked_constant_initializers", "1"),
+        ("session.optimized_model_external_initializers_file_name", f"{packed.name}.data"),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+    ):
+        options.add_session_config_entry(key, value)
+    with quiet():
+        _session(model, options)
+
+
+def _session(model: bytes | Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Raises ModelError."""
+    told = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(told, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no base of their own
+        raise ModelError(f"ONNX Runtime cannot take the model: {_reason(error)}") from error
+
+
 def _options(threads: int, debug: bool) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -157,28 +175,6 @@ def _options(threads: int, debug: bool) -> onnxruntime.SessionOptions:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _TALKATIVE if debug else _SILENT
     return options
-
-
-def _parse(told: str) -> tuple[Contract, bool]:
-    """The contract of a graph that follows the number of tokens, as it is for one; whether logits do so, too.
-
-    Decode is such a prefill: one signature serves as both, and is checked as both. Raises ModelError.
-    """
-    try:
-        contract: dict[str, Any] = json.loads(told)
-        decode = contract.get("signatures", {}).get("decode")
-        if decode is None:
-            return Contract.parse(contract), False  # which says what is missing
-        logits = [end for end in decode["outputs"] if end.get("role") == "logits"]
-        every_logit = any(LENGTH in end["shape"] for end in logits)
-        tokens = [end for end in decode["inputs"] if end.get("role") == "tokens"]
-        if not any(LENGTH in end["shape"] for end in tokens):
-            raise ModelError("the graph takes a fixed number of tokens: lower it with lower.onnx.py")
-        for end in (*decode["inputs"], *decode["outputs"]):
-            end["shape"] = [1 if size == LENGTH else size for size in end["shape"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"the model's {METADATA_NAME} is damaged: {error!r}") from error
-    return Contract.parse({"signatures": {"decode": decode, "prefill": decode}}), every_logit
 
 
 def _reason(error: Exception) -> str:

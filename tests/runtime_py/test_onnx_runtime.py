@@ -145,7 +145,7 @@ def decode(change):
         (lambda c: c["signatures"].update(other=c["signatures"].pop("decode")), "no signature 'decode'"),
         (decode(lambda d: d.pop("inputs")), "damaged"),
         (decode(lambda d: d["inputs"].pop(1)), "decode has no position"),
-        (decode(lambda d: d["inputs"][0].update(shape=[1, 1])), "a fixed number of tokens: lower it with"),
+        (decode(lambda d: d["inputs"][0].update(shape=[1, 1])), "a fixed number of tokens: make it with"),
         (
             decode(lambda d: d["inputs"][0].update(name="ids")),
             "inputs are past_key_0, .* tokens, not",

@@ -1,0 +1,117 @@
+"""A package's model as ONNX Runtime takes it: Circle is lowered to ONNX, a big one once and for all.
+
+ONNX Runtime wants weights in an order of its own, as XNNPACK does (`runtime_py.preparing`). So a big model is
+lowered and packed once, into files in the user's cache that every later load maps; they are known by a digest
+of the model's bytes, and of the processor they were packed for.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from o2o.errors import ModelError
+from runtime_py import preparing
+from runtime_py.cache import Cache
+from runtime_py.preparing import _code, _content, _digest, _identity, _processor
+
+FORM = "ort"
+_MODEL, _PLAIN = "model.onnx", "plain.onnx"
+_PACKED = 2.5
+"""At most so many times the bytes of a model does it take as it is packed: weights in floats are kept in their
+old order, too."""
+
+
+@contextmanager
+def translated(file: Path, cache: Cache | None, say: Callable[[str], None]) -> Iterator[Path]:
+    """The ONNX model of the Circle model in `file`, or in an ONNX file itself, which may be loaded in this
+    block; out of `cache` when it is big.
+
+    say: is told, in a line, what takes long or cannot be kept. Raises ModelError, OSError of `file` only.
+    """
+    if file.suffix == ".onnx":
+        yield file
+        return
+    if cache is not None and file.stat().st_size >= preparing.WORTH_KEEPING:
+        if (entry := _kept(file, cache, say)) is not None:
+            yield entry / _MODEL
+            return
+    with tempfile.TemporaryDirectory(prefix="o2o-onnx-") as folder:
+        lower(file, Path(folder) / _MODEL)
+        yield Path(folder) / _MODEL
+
+
+def lower(file: Path, onnx: Path) -> None:
+    """Write the Circle model in `file` as ONNX Runtime likes it best to `onnx`, large weights beside it.
+    Raises ModelError, OSError."""
+    from o2o.formats import load
+    from o2o.lower.onnx import lower_to_onnx, write
+
+    try:
+        write(lower_to_onnx(load(file), FORM), onnx)
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from error
+
+
+def _kept(file: Path, cache: Cache, say: Callable[[str], None]) -> Path | None:
+    """The folder in `cache` of the model in `file`, which is filled where it is not there; None where that
+    cannot be."""
+    identity = _identity(file)
+    how = [_processor(), importlib.metadata.version("onnxruntime"), _code(), FORM]
+    alias = _digest([identity, *how])
+    key = cache.key_of(alias) or _digest([_content(file), *how])
+    if (entry := cache.find(key)) is None:
+        size = int(identity[2] * _PACKED)
+        try:
+            with cache.add(key, _digest([str(file.resolve()), _processor(), FORM]), size) as made:
+                say(f"packing the weights, this once: up to {size / 1e9:.1f} GB into {cache.folder}")
+                _pack(file, made)
+                if _identity(file) != identity:
+                    raise OSError(f"{file} was changed in the meantime")
+        except OSError as error:
+            what = error.strerror or str(error)
+            say(f"packing the weights for this load only: {what}")
+            return None
+        entry = cache.find(key)
+    if entry is not None and _identity(file) == identity:
+        cache.also(key, alias)
+    return entry
+
+
+def _pack(file: Path, entry: Path) -> None:
+    """Fill `entry`, in a process of its own, whose memory is given back. Raises OSError, ModelError."""
+    command = [sys.executable, "-m", __spec__.name, str(file), str(entry)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode == ModelError.exit_code and done.stdout:
+        raise ModelError(done.stdout.strip())
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise OSError(f"packing failed: {reason}")
+
+
+def _main(file: Path, entry: Path) -> int:
+    from runtime_py.engines.onnx_runtime import pack
+
+    plain = entry / _PLAIN
+    try:
+        lower(file, plain)
+        pack(plain, entry / _MODEL)
+    except ModelError as error:
+        print(error)
+        return ModelError.exit_code
+    for path in entry.glob(f"{_PLAIN}*"):
+        path.unlink()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*map(Path, sys.argv[1:])))
