@@ -7,7 +7,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from o2o import __version__, command, formats, streams
 from o2o.errors import ModelError, UsageError
@@ -104,14 +104,18 @@ class Filter:
             raise ModelError(f"{source}: a {model.format} model, but this filter needs {needed}")
         return model
 
-    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
-        model = self.combine(self.read(args), args)
-        entry = {
+    def entry(self, model: Model, args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+        """What the history of `model` will say of this run."""
+        return {
             "filter": self.name,
             "arguments": _told(argv, args),
             "version": __version__,
             "input": model.fingerprint,
         }
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
+        model = self.combine(self.read(args), args)
+        entry = self.entry(model, args, argv)
         model = self.apply(model, args) or model
         for graph in model.graphs:
             put_in_order(graph)

@@ -1,0 +1,64 @@
+"""`lower.onnx.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+
+from o2o import streams
+from o2o.filters.base import Filter
+from o2o.lower.onnx import FORMS, lower_to_onnx, stream, write
+from o2o.wording import counted
+
+
+class LowerOnnx(Filter):
+    """Turn Circle into ONNX: one graph for prefill and decode, of any number of tokens.
+
+        decode.circle: tokens [1,1] -- RMS_NORM -- ATTENTION -- logits [1,1,V]
+                                                    |  (writes past_key_0)
+                                           =>
+        model.onnx:    tokens [1,T] -- RMSNormalization -- Gemm -- Attention -- logits [1,1,V]
+                                              TensorScatter -- present_key_0
+
+    The graph that is taken is the one that decodes: what it does for one token is done for T, the first of
+    them at `position`. `past_key_0`, ... go in, [1,K,S,H], and `present_key_0`, ... come out: the same with T
+    rows written; bind both to one buffer and they stay in place. Logits are those of the last token.
+    --form standard has the operators of ONNX's opset 24 alone, for any runtime that conforms to it; --form
+    ort those of ONNX Runtime (GroupQueryAttention, MatMulNBits, ...), for that one. Quantised weights stay as
+    they are. With -o FILE, large weights go into FILE.data beside it; stdout takes all in one, up to 2 GiB.
+    Refused: a model without a decode graph, attention that is scattered (fuse.attention.py), weights that
+    are not in the file yet (bind.weights.py), TFLite, and operators that cannot be done for each token alone.
+    """
+
+    name = "lower.onnx.py"
+    usage_example = "lower.onnx.py --form ort model.circle -o model.onnx"
+    formats = ("circle",)
+    writes_model = False
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--form", choices=tuple(FORMS), default="standard", help="which operators (%(default)s)"
+        )
+        parser.add_argument(
+            "--logits", choices=("last", "all"), default="last", help="of which tokens (%(default)s)"
+        )
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
+        model = self.combine(self.read(args), args)
+        model.history.append(self.entry(model, args, argv))
+        lowered = lower_to_onnx(model, args.form, args.logits)
+        if args.output is None:
+            with streams.open_output(None) as sink:
+                stream(lowered, sink)
+        else:
+            write(lowered, args.output)
+        for source in self.sources(args):
+            source.finish()
+        made = Counter(node.op_type for node in lowered.graph)
+        told = ", ".join(f"{count} {name}" for name, count in made.most_common(4))
+        self.say(f"{args.form}: {counted(sum(made.values()), 'operator')}: {told}, ...")
+        return 0
+
+
+main = LowerOnnx.main

@@ -1,0 +1,259 @@
+"""Circle's decode graph -> ONNX: one graph for prefill and decode, of any number of tokens.
+
+    inputs    tokens [1, T], position int64 [1] of the first of them; past_key_0, past_value_0, ...
+    outputs   logits [1, 1, V] of the last token, or [1, T, V]; present_key_0, present_value_0, ...
+
+Caches are [1, K, S, H]. A present one is the past one with T rows written, and may be bound to the
+same buffer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from o2o import __version__, causal, contract, history
+from o2o.contract import Role, role_of
+from o2o.errors import ModelError
+from o2o.formats.constants import is_constant
+from o2o.lower.onnx.attention import Caches, lower_attention, lower_causal_attention, lower_rope
+from o2o.lower.onnx.contrib import Contrib
+from o2o.lower.onnx.emitting import FLOAT, Emitter, dims
+from o2o.lower.onnx.operators import activated, constant_vector, lower_operator
+from o2o.lower.onnx.recognising import recognise
+from o2o.lower.onnx.standard import Standard
+from o2o.lower.onnx.tokens import Tokens, inner
+from o2o.lower.onnx.weights import matrix_of
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_of
+from o2o.rewriting.clean import live_nodes
+
+FORMS: dict[str, type[Standard]] = {form.name: form for form in (Standard, Contrib)}
+
+
+def lower_to_onnx(model: Model, form: str = "standard", logits: str = "last") -> ir.Model:
+    """The ONNX model of the decode graph of `model`, a Circle model, which is changed.
+
+    form: `standard`, or `ort` with ONNX Runtime's own operators. logits: of the `last` token, or `all`.
+    Weights stay where they are until they are written (`write`). Raises ModelError.
+    """
+    if model.format != "circle":
+        raise ModelError("this is TFLite: ONNX is made of Circle, which lower.litert.py has been given")
+    decode = find_decode(model)
+    return _Lowering(model, decode, FORMS[form], logits == "last").run()
+
+
+def find_decode(model: Model) -> Signature:
+    """The signature that takes one token and caches. Raises ModelError when there is none."""
+    found = [signature for signature in model.signatures if _decodes(signature)]
+    if not found:
+        raise ModelError(
+            "there is no decode graph whose o2o.contract names tokens [1, 1], position, caches and logits"
+        )
+    return next((signature for signature in found if signature.name == "decode"), found[0])
+
+
+def _decodes(signature: Signature) -> bool:
+    kinds = {role.kind: value for value in signature.graph.inputs if (role := role_of(value)) is not None}
+    outputs = {role.kind for value in signature.graph.outputs if (role := role_of(value)) is not None}
+    return (
+        {"tokens", "position", "key_cache", "value_cache"} <= set(kinds)
+        and "logits" in outputs
+        and math.prod(shape_of(kinds["tokens"])) == math.prod(shape_of(kinds["position"])) == 1
+    )
+
+
+class _Lowering:
+    def __init__(self, model: Model, decode: Signature, form: type[Standard], last: bool) -> None:
+        self.model, self.graph, self.last = model, decode.graph, last
+        recognise(model, self.graph)
+        roles = {value: role_of(value) for value in self.graph.inputs}
+        ends: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
+        strange = [v.name for v, role in roles.items() if (role is None or role.kind == "mask") and v.uses()]
+        if strange:
+            label = model.label(self.graph)
+            raise ModelError(f"{label} takes {strange[0]}, of which the contract tells no role that ONNX has")
+        cache = ends["key_cache"]
+        layout = getattr(role_of(cache), "layout", None)
+        if layout is None:
+            raise ModelError(f"the contract of {cache.name} tells no layout")
+        self.op = Emitter()
+        capacity = shape_of(cache)[layout.index("T")]
+        self.tokens = Tokens(model, self.graph, self.op, ends["tokens"], ends["position"], capacity)
+        self.given_out = self.op.value("logits", FLOAT, [1])
+        self.form = form(self.tokens)
+        self.caches = Caches(self.tokens)
+        self.logits = next(
+            v for v in self.graph.outputs if (role := role_of(v)) is not None and role.kind == "logits"
+        )
+        self.head = _head(self.logits)
+
+    def run(self) -> ir.Model:
+        live = live_nodes(self.graph)
+        for node in self.graph:
+            if node in live and not all(self._needs_no_tokens(value) for value in node.outputs):
+                self.node(node)
+        unwritten = self.caches.left()
+        if unwritten:
+            raise ModelError(f"{self.model.label(self.graph)} writes nothing into its cache {unwritten[0]}")
+        return self.finished()
+
+    def _needs_no_tokens(self, value: ir.Value) -> bool:
+        """Whether `value` becomes a constant or a table where it is used."""
+        return self.tokens.depends_on_position(value) or self.tokens.fold(value) is not None
+
+    def node(self, node: ir.Node) -> None:
+        match node.domain, node.op_type:
+            case _, "ATTENTION" if node.domain == DOMAIN:
+                lower_attention(self.tokens, self.form, self.caches, node)
+            case _, causal.NAME if node.domain == CUSTOM_DOMAIN:
+                lower_causal_attention(self.tokens, self.form, self.caches, node)
+            case _, _ if node.domain != DOMAIN:
+                raise self.tokens.refuse(node, "a custom operator, of which ONNX knows nothing")
+            case _, "DYNAMIC_UPDATE_SLICE":
+                self.caches.update(node)
+            case _, "TRANSPOSE" if node.inputs[0] in self.caches.written:
+                pass  # a cache by head, which is what attention looks at
+            case _, "RMS_NORM":
+                self.norm(node)
+            case _, "ROPE":
+                lower_rope(self.tokens, self.form, node)
+            case _, "FULLY_CONNECTED":
+                self.fully_connected(node)
+            case _, "GATHER" | "EMBEDDING_LOOKUP":
+                self.look_up(node)
+            case _, "DEQUANTIZE" if self._is_constant(node):
+                pass  # its user takes the constant as it is
+            case _:
+                lower_operator(self.tokens, node)
+
+    def _is_constant(self, node: ir.Node) -> bool:
+        source = node.inputs[0]
+        return source is not None and source.const_value is not None and source.producer() is None
+
+    def norm(self, node: ir.Node) -> None:
+        x, weight = node.inputs
+        output = node.outputs[0]
+        scale = constant_vector(self.tokens, weight, node)
+        found = self.tokens.operand(x, node, max(1, len(inner(output))))
+        epsilon = float(attribute(node, "epsilon", 0.0))
+        self.tokens.put(output, self.form.norm(found, scale, epsilon, output.name or ""))
+
+    def fully_connected(self, node: ir.Node) -> None:
+        x, w, bias = [*node.inputs, None][:3]
+        output = node.outputs[0]
+        assert x is not None
+        what = self.tokens.called(node)
+        if attribute(node, "weightsFormat", 0):
+            raise self.tokens.refuse(node, "its weights have a format of their own")
+        matrix = matrix_of(w, what)
+        found = self.tokens.get(x, node)
+        rows, *rest = dims(found)
+        if rest != [matrix.columns]:  # several rows a token
+            found = self.op.reshape(found, ["rows", matrix.columns])
+        if node is self.head and self.last:
+            found = self.last_row(found)
+            rows = 1
+        added = None if bias is None else constant_vector(self.tokens, bias, node)
+        y = activated(self.tokens, node, self.form.linear(found, matrix, added, output.name or ""))
+        self.tokens.values[output] = self.op.reshape(y, [rows, *inner(output)])
+
+    def last_row(self, x: ir.Value) -> ir.Value:
+        """That of the last token: [1, D]."""
+        ends = [self.op.constant([end], "end") for end in (-1, np.iinfo(np.int64).max, 0)]
+        return self.op.node("Slice", [x, *ends], [1, *dims(x)[1:]], name="last")
+
+    def look_up(self, node: ir.Node) -> None:
+        table, ids = node.inputs if node.op_type == "GATHER" else reversed(node.inputs)
+        output = node.outputs[0]
+        assert ids is not None
+        if attribute(node, "axis", 0) or attribute(node, "batchDims", 0):
+            raise self.tokens.refuse(node, "it takes other than rows")
+        matrix = matrix_of(table, self.tokens.called(node))
+        self.tokens.put(output, self.form.look_up(self.tokens.get(ids, node), matrix, output.name or ""))
+
+    # the ends ----------------------------------------------------------------------------------------
+
+    def finished(self) -> ir.Model:
+        found = self.tokens.get(self.logits, self.logits.producer() or next(iter(self.graph)))
+        V = shape_of(self.logits)[-1]
+        rows = dims(found)[0]
+        if self.last and rows == "T":  # its head was not found, or others need all its rows
+            found = self.last_row(self.op.reshape(found, ["T", V]))
+            rows = 1
+        logits = self.given_out
+        logits.shape = ir.Shape([1, rows, V])
+        target = self.op.constant([1, -1, V], "logits_shape")
+        self.op.nodes_outputs("Reshape", [found, target], [logits])
+        past, present = self.caches.ends()
+        inputs = [self.tokens.tokens, self.tokens.position, *past]
+        outputs = [logits, *present]
+        for value, kind in ((inputs[0], "tokens"), (inputs[1], "position"), (logits, "logits")):
+            value.meta["role"] = Role(kind)  # type: ignore[arg-type]
+        for cache, ends in self.caches.by_input.items():
+            role = role_of(cache)
+            assert role is not None
+            ends.past.meta["role"] = Role(role.kind, role.layer, "BNTH")
+            kind = role.kind.removesuffix("_cache")
+            ends.present.meta["role"] = Role(kind, role.layer, "BNTH")  # type: ignore[arg-type]
+        graph = ir.Graph(
+            inputs,
+            outputs,
+            nodes=_needed(self.op.nodes, outputs),
+            initializers=[],
+            opset_imports=self.form.opsets,
+            name="decode",
+        )
+        used = {value for node in graph for value in node.inputs}
+        for value in self.op.constants:
+            if value in used:
+                graph.register_initializer(value)
+        version = onnx.helper.find_min_ir_version_for(
+            [onnx.helper.make_opsetid("", self.form.opsets[""])], ignore_unknown=True
+        )
+        lowered = ir.Model(graph, ir_version=version, producer_name="o2o", producer_version=__version__)
+        tell(lowered, self.model)
+        return lowered
+
+
+def tell(lowered: ir.Model, model: Model) -> None:
+    """Write contract and history into the metadata of `lowered`, which was made of `model`."""
+    graph = lowered.graph
+    ends = ({value.name or "": value for value in some} for some in (graph.inputs, graph.outputs))
+    signed = Model("circle", [graph], [Signature("decode", graph, *ends)])
+    told = contract.contract_of(signed)
+    lowered.metadata_props[contract.METADATA_NAME] = json.dumps(told, separators=(",", ":"))
+    if (done := history.dumps(model.history)) is not None:
+        lowered.metadata_props[history.METADATA_NAME] = done.decode()
+
+
+def _head(logits: ir.Value) -> ir.Node | None:
+    """The FULLY_CONNECTED that makes them, if what comes between goes by element, with constants alone."""
+    value = logits
+    while (node := value.producer()) is not None and node.domain == DOMAIN:
+        if len(value.uses()) > (0 if value is logits else 1):
+            return None
+        if node.op_type == "FULLY_CONNECTED":
+            return node
+        operands = [v for v in node.inputs if v is not None and not is_constant(v)]
+        if len(operands) != 1 or node.op_type not in _AFTER_HEAD:
+            return None
+        (value,) = operands
+    return None
+
+
+_AFTER_HEAD = {"ADD", "SUB", "MUL", "DIV", "TANH", "CAST", "RESHAPE"}
+
+
+def _needed(nodes: list[ir.Node], outputs: list[ir.Value]) -> list[ir.Node]:
+    """Those of `nodes` that `outputs` need, in their order."""
+    wanted = set(outputs)
+    kept = []
+    for node in reversed(nodes):
+        if any(value in wanted for value in node.outputs):
+            kept.append(node)
+            wanted |= {value for value in node.inputs if value is not None}
+    return kept[::-1]

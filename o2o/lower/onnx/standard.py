@@ -1,0 +1,208 @@
+"""ONNX as the standard has it: operators of opset 24, for any runtime that conforms to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.formats.constants import with_shape
+from o2o.lower.onnx.emitting import BOOL, FLOAT, dims
+from o2o.lower.onnx.tokens import Tokens
+from o2o.lower.onnx.weights import Matrix
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Of a rotation: cos and sin at each position, float32 [capacity, H / 2]."""
+
+    cos: ir.Value
+    sin: ir.Value
+
+    @classmethod
+    def of(cls, tokens: Tokens, cos: ir.Value, sin: ir.Value, H: int) -> Tables | None:
+        """None for what does not depend on the position alone, or turns the halves of a head differently."""
+        found = []
+        for value in (cos, sin):
+            table = tokens.table(value)
+            if (
+                table is None
+                or table.shape[1:] != (H,)
+                or not np.array_equal(table[:, : H // 2], table[:, H // 2 :])
+            ):
+                return None
+            found.append(tokens.op.constant(table[:, : H // 2], f"{value.name}/table", np.float32))
+        return cls(*found)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Queries, keys or values of T tokens: float32 [T, count * H]; `tables` rotate them, if there are."""
+
+    value: ir.Value
+    count: int
+    H: int
+    tables: Tables | None = None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An input [1, K, S, H], and the output that it is with new rows. layout: what Circle has it in."""
+
+    past: ir.Value
+    present: ir.Value
+    layout: str
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Attention to caches after the new keys and values have been written into them."""
+
+    q: Heads
+    k: Heads
+    v: Heads
+    keys: Cache
+    values: Cache
+    scale: float
+    name: str
+
+
+class Standard:
+    """How the parts of a model are spelled."""
+
+    name: ClassVar[str] = "standard"
+    opsets: ClassVar[dict[str, int]] = {"": 24}
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens, self.op = tokens, tokens.op
+        self._shared: dict[str, ir.Value] = {}
+
+    def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
+        """RMS_NORM over the last axis."""
+        return self.op.node("RMSNormalization", [x, weight], dims(x), name=name, axis=-1, epsilon=epsilon)
+
+    # weights -----------------------------------------------------------------------------------------
+
+    def linear(self, x: ir.Value, matrix: Matrix, bias: ir.Value | None, name: str) -> ir.Value:
+        """x [T, columns] times the matrix, [T, rows]."""
+        shape = [dims(x)[0], matrix.rows]
+        return self.op.node("Gemm", [x, self.numbers(matrix), bias], shape, name=name, transB=1)
+
+    def projections(self, x: ir.Value, matrices: Sequence[Matrix], name: str) -> list[ir.Value]:
+        """x times each of the matrices."""
+        return [self.linear(x, matrix, None, f"{name}/{matrix.name}") for matrix in matrices]
+
+    def numbers(self, matrix: Matrix) -> ir.Value:
+        """The matrix as float32."""
+        stored = self.stored(matrix)
+        shape = [matrix.rows, matrix.columns]
+        if matrix.scales is None:
+            if stored.dtype == FLOAT:
+                return stored
+            return self._once(
+                f"{matrix.name}/float32",
+                lambda name: self.op.node("Cast", [stored], shape, FLOAT, name, to=int(FLOAT)),
+            )
+        by_row = matrix.block == matrix.columns
+        scales = self.scales(matrix, by_row)
+        blocks: dict[str, Any] = {"axis": 0} if by_row else {"axis": 1, "block_size": matrix.block}
+        return self._once(
+            f"{matrix.name}/float32",
+            lambda name: self.op.node("DequantizeLinear", [stored, scales], shape, FLOAT, name, **blocks),
+        )
+
+    def stored(self, matrix: Matrix) -> ir.Value:
+        """The constant [rows, columns] as it is stored."""
+        shape = (matrix.rows, matrix.columns)
+        return self.op.once(matrix.key, lambda: with_shape(matrix.tensor, shape, matrix.name), matrix.name)
+
+    def scales(self, matrix: Matrix, by_row: bool) -> ir.Value:
+        """float32 [rows], or [rows, blocks]."""
+        assert matrix.scales is not None
+        scales = matrix.scales.reshape(-1) if by_row else matrix.scales
+        return self.op.constant(scales, f"{matrix.name}/scales", np.float32)
+
+    def look_up(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
+        """The rows of the matrix with these numbers: [*ids, columns] as float32."""
+        shape = [*dims(ids), matrix.columns]
+        if matrix.scales is None and self.stored(matrix).dtype == FLOAT:
+            return self.op.node("Gather", [self.stored(matrix), ids], shape, name=name, axis=0)
+        if matrix.scales is None:
+            rows = self.op.node("Gather", [self.stored(matrix), ids], shape, name=f"{name}/rows", axis=0)
+            return self.op.node("Cast", [rows], shape, FLOAT, name, to=int(FLOAT))
+        if matrix.block != matrix.columns or matrix.tensor.dtype != ir.DataType.INT8:
+            return self.op.node("Gather", [self.numbers(matrix), ids], shape, name=name, axis=0)
+        return self.scaled_rows(self.stored(matrix), ids, matrix, name)
+
+    def scaled_rows(self, table: ir.Value, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
+        """Rows of int8 and a scale for each."""
+        shape = [*dims(ids), matrix.columns]
+        assert matrix.scales is not None
+        scales = self.op.constant(matrix.scales[:, :1], f"{matrix.name}/scales_by_row", np.float32)
+        scale = self.op.node("Gather", [scales, ids], [*dims(ids), 1], name=f"{name}/scale", axis=0)
+        rows = self.op.node("Gather", [table, ids], shape, name=f"{name}/rows", axis=0)
+        floats = self.op.node("Cast", [rows], shape, FLOAT, f"{name}/numbers", to=int(FLOAT))
+        return self.op.node("Mul", [floats, scale], shape, name=name)
+
+    # attention ---------------------------------------------------------------------------------------
+
+    def rotated(self, x: ir.Value, tables: Tables, name: str) -> ir.Value:
+        """ROPE of x [T, heads, H]."""
+        T, heads, H = dims(x)
+        ids = self._once("position_ids", lambda name: self.op.reshape(self.tokens.positions, [1, "T"], name))
+        four = self.op.reshape(x, [1, T, heads, H])
+        four = self.op.transpose(four, [0, 2, 1, 3])
+        four = self.op.node("RotaryEmbedding", [four, tables.cos, tables.sin, ids], dims(four), name=name)
+        return self.op.reshape(self.op.transpose(four, [0, 2, 1, 3]), [T, heads, H])
+
+    def rotated_by(self, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
+        """ROPE of x [T, heads, H] by tables that broadcast to it, spelled out."""
+        shape = dims(x)
+        half = int(shape[-1]) // 2
+        halves = [self.op.value(name, FLOAT, [*shape[:-1], half]) for name in ("lower", "upper")]
+        self.op.nodes_outputs("Split", [x], halves, axis=-1, num_outputs=2)
+        negative = self.op.node("Neg", [halves[1]], dims(halves[1]))
+        turned = self.op.node("Concat", [negative, halves[0]], shape, axis=-1)
+        straight, across = (self.op.node("Mul", pair, shape) for pair in ([x, cos], [turned, sin]))
+        return self.op.node("Add", [straight, across], shape, name="rotated")
+
+    def by_head(self, heads: Heads, name: str) -> ir.Value:
+        """[1, count, T, H], rotated."""
+        y = self.op.reshape(heads.value, [1, "T", heads.count, heads.H], f"{name}_heads")
+        y = self.op.transpose(y, [0, 2, 1, 3], f"{name}_by_head")
+        if heads.tables is None:
+            return y
+        ids = self._once("position_ids", lambda name: self.op.reshape(self.tokens.positions, [1, "T"], name))
+        operands = [y, heads.tables.cos, heads.tables.sin, ids]
+        return self.op.node("RotaryEmbedding", operands, dims(y), name=f"{name}_rotated")
+
+    def attend(self, of: Attend) -> ir.Value:
+        """[T, N * H]."""
+        q, k, v = (
+            self.by_head(heads, f"{of.name}/{name}")
+            for heads, name in ((of.q, "q"), (of.k, "k"), (of.v, "v"))
+        )
+        position = self.tokens.position
+        for cache, new in ((of.keys, k), (of.values, v)):
+            self.op.nodes_outputs("TensorScatter", [cache.past, new, position], [cache.present], axis=2)
+        S = dims(of.keys.past)[2]
+        mask = self._once("visible", lambda name: self._visible(int(S), name))
+        operands = [q, of.keys.present, of.values.present, mask]
+        y = self.op.node("Attention", operands, dims(q), name=of.name, scale=of.scale)
+        y = self.op.transpose(y, [0, 2, 1, 3], f"{of.name}/by_token")
+        return self.op.reshape(y, ["T", of.q.count * of.q.H], f"{of.name}/joined")
+
+    def _visible(self, S: int, name: str) -> ir.Value:
+        """bool [T, S]: query t sees the keys 0 to position + t."""
+        keys = self.op.constant(np.arange(S), "keys")
+        queries = self.op.reshape(self.tokens.positions, ["T", 1], "queries")
+        return self.op.node("LessOrEqual", [keys, queries], ["T", S], BOOL, name)
+
+    def _once(self, name: str, make: Callable[[str], ir.Value]) -> ir.Value:
+        """What all layers share: `make(name)`, at the first call."""
+        if name not in self._shared:
+            self._shared[name] = make(name)
+        return self._shared[name]
