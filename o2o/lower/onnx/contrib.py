@@ -1,11 +1,24 @@
-"""ONNX as ONNX Runtime likes it best: with its own operators, of the domain com.microsoft."""
+"""ONNX as ONNX Runtime likes it best: with its own operators, of the domain com.microsoft.
+
+GroupQueryAttention rotates, writes and reads the caches in one pass over as many rows as there are;
+MatMulNBits multiplies with int4 and int8 as they are stored, its other operand quantised on the
+way, as LiteRT does.
+"""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from o2o.lower.onnx.emitting import CONTRIB
-from o2o.lower.onnx.standard import Standard
+import numpy as np
+import onnx_ir as ir
+
+from o2o.lower.onnx.emitting import CONTRIB, FLOAT, INT32, dims
+from o2o.lower.onnx.standard import Attend, Heads, Standard
+from o2o.lower.onnx.tensors import Shifted
+from o2o.lower.onnx.weights import Matrix
+
+BLOCKS = (128, 64, 32, 16)  # columns that MatMulNBits may take at a time, the quickest first
+INT8_COMPUTE = 4  # MatMulNBits' accuracy_level
 
 
 class Contrib(Standard):
@@ -13,3 +26,121 @@ class Contrib(Standard):
 
     name = "ort"
     opsets: ClassVar[dict[str, int]] = {"": 24, CONTRIB: 1}
+
+    def add_norm(
+        self, x: ir.Value, y: ir.Value, weight: ir.Value, epsilon: float, names: tuple[str, str]
+    ) -> tuple[ir.Value, ir.Value]:
+        total, normed = (self.op.value(name, FLOAT, dims(x)) for name in names)
+        self.op.nodes_outputs(
+            "SkipSimplifiedLayerNormalization",
+            [x, y, weight],
+            [normed, None, None, total],
+            CONTRIB,
+            epsilon=epsilon,
+        )
+        return total, normed
+
+    def silu(self, x: ir.Value, name: str) -> ir.Value:
+        return self.op.node("QuickGelu", [x], dims(x), name=name, domain=CONTRIB, alpha=1.0)
+
+    # weights -----------------------------------------------------------------------------------------
+
+    def linear(self, x: ir.Value, matrix: Matrix, bias: ir.Value | None, name: str) -> ir.Value:
+        if matrix.scales is None or matrix.in_float:
+            return super().linear(x, matrix, bias, name)
+        stored, scales, block = self.blocks(matrix)
+        return self.op.node(
+            "MatMulNBits",
+            [x, stored, scales, None, None, bias],
+            [dims(x)[0], matrix.rows],
+            name=name,
+            domain=CONTRIB,
+            K=matrix.columns,
+            N=matrix.rows,
+            bits=matrix.tensor.dtype.bitwidth,
+            block_size=block,
+            accuracy_level=INT8_COMPUTE,
+        )
+
+    def blocks(self, matrix: Matrix) -> tuple[ir.Value, ir.Value, int]:
+        """A quantised matrix in blocks of unsigned numbers, uint8 [rows, blocks, bytes of a block]; float32
+        scales [rows, blocks]; the columns of a block."""
+        assert matrix.scales is not None
+        columns = matrix.columns
+        if matrix.block == columns:  # one scale a row: that of each of its blocks
+            block = next((size for size in BLOCKS if columns % size == 0), BLOCKS[-1])
+        else:
+            block = matrix.block
+        count = -(-columns // block)
+        key = "blocks", block, *matrix.key
+        stored = self.op.once(key, lambda: Shifted(matrix.tensor, matrix.rows, columns, block), matrix.name)
+        scales = np.broadcast_to(matrix.scales, (matrix.rows, count))
+        return stored, self.op.constant(scales, f"{matrix.name}/scales", np.float32), block
+
+    def look_up(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
+        if matrix.scales is None or matrix.block != matrix.columns or matrix.in_float:
+            return super().look_up(ids, matrix, name)
+        if matrix.tensor.dtype != ir.DataType.INT8:
+            return super().look_up(ids, matrix, name)
+        # The head may be the same matrix: one constant for both.
+        stored, _, block = self.blocks(matrix)
+        shape = [*dims(ids), *dims(stored)[1:]]
+        rows = self.op.node("Gather", [stored, ids], shape, name=f"{name}/rows", axis=0)
+        floats = self.op.node("Cast", [rows], shape, FLOAT, f"{name}/unsigned", to=int(FLOAT))
+        shift = self.op.constant(128, "shift", np.float32)
+        signed = self.op.node("Sub", [floats, shift], shape, name=f"{name}/signed")
+        width = int(shape[-2]) * block
+        flat = self.op.reshape(signed, [*dims(ids), width], f"{name}/joined")
+        if width != matrix.columns:
+            bounds = [self.op.constant([end], "bound") for end in (0, matrix.columns, -1)]
+            flat = self.op.node(
+                "Slice", [flat, *bounds], [*dims(ids), matrix.columns], name=f"{name}/numbers"
+            )
+        return self.op.node("Mul", [flat, self.row_scales(ids, matrix, name)], dims(flat), name=name)
+
+    # attention ---------------------------------------------------------------------------------------
+
+    def attend(self, of: Attend) -> ir.Value:
+        H = of.q.H
+        if H % 8 or of.q.tables != of.k.tables:  # GroupQueryAttention knows no such heads
+            return super().attend(of)
+        q, k, v = of.q, of.k, of.v
+        if q.tables is not None and H % 16:
+            q, k = (self._rotated_before(heads, f"{of.name}/{name}") for heads, name in ((q, "q"), (k, "k")))
+        operands = [self._joined(heads) for heads in (q, k, v)]
+        tables = [q.tables.cos, q.tables.sin] if q.tables is not None else []
+        last = self._once("last_position", self._last_position)
+        total = self._once("total", self._total)
+        y = self.op.value(of.name, FLOAT, [1, "T", q.count * H])
+        self.op.nodes_outputs(
+            "GroupQueryAttention",
+            [*operands, of.keys.past, of.values.past, last, total, *tables],
+            [y, of.keys.present, of.values.present],
+            CONTRIB,
+            num_heads=q.count,
+            kv_num_heads=k.count,
+            scale=of.scale,
+            do_rotary=int(bool(tables)),
+        )
+        return self.op.reshape(y, ["T", q.count * H], f"{of.name}/joined")
+
+    def _joined(self, heads: Heads) -> ir.Value:
+        return self.op.reshape(heads.value, [1, "T", heads.count * heads.H])
+
+    def _rotated_before(self, heads: Heads, name: str) -> Heads:
+        assert heads.tables is not None
+        by_head = self.op.reshape(heads.value, ["T", heads.count, heads.H])
+        turned = self.rotated(by_head, heads.tables, f"{name}_rotated")
+        return Heads(self.op.reshape(turned, ["T", heads.count * heads.H]), heads.count, heads.H)
+
+    def _last_position(self, name: str) -> ir.Value:
+        """int32 [1]: that of the last token."""
+        end = self.op.node("Add", [self.tokens.position, self.tokens.count], [1], name="end")
+        last = self.op.node("Sub", [end, self.op.constant([1], "one")], [1])
+        return self.op.node("Cast", [last], [1], INT32, name, to=int(INT32))
+
+    def _total(self, name: str) -> ir.Value:
+        """int32: how many tokens there are then."""
+        end = self.op.node("Add", [self.tokens.position, self.tokens.count], [1], name="end")
+        scalar = self.op.node("Squeeze", [end], [])
+        return self.op.node("Cast", [scalar], [], INT32, name, to=int(INT32))

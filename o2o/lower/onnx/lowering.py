@@ -30,6 +30,7 @@ from o2o.lower.onnx.tokens import Tokens, inner
 from o2o.lower.onnx.weights import matrix_of
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_of
 from o2o.rewriting.clean import live_nodes
+from o2o.rewriting.match import made_by
 
 FORMS: dict[str, type[Standard]] = {form.name: form for form in (Standard, Contrib)}
 
@@ -94,6 +95,8 @@ class _Lowering:
     def run(self) -> ir.Model:
         live = live_nodes(self.graph)
         for node in self.graph:
+            if node.outputs[0] in self.tokens.values:
+                continue  # done with another
             if node in live and not all(self._needs_no_tokens(value) for value in node.outputs):
                 self.node(node)
         unwritten = self.caches.left()
@@ -119,6 +122,11 @@ class _Lowering:
                 pass  # a cache by head, which is what attention looks at
             case _, "RMS_NORM":
                 self.norm(node)
+            case _, "ADD" if (norm := _norm_behind(node)) is not None:
+                self.add_norm(node, norm)
+            case _, "MUL" if (x := _silu(node)) is not None:
+                y = self.form.silu(self.tokens.get(x, node), node.outputs[0].name or "")
+                self.tokens.put(node.outputs[0], y)
             case _, "ROPE":
                 lower_rope(self.tokens, self.form, node)
             case _, "FULLY_CONNECTED":
@@ -141,6 +149,17 @@ class _Lowering:
         found = self.tokens.operand(x, node, max(1, len(inner(output))))
         epsilon = float(attribute(node, "epsilon", 0.0))
         self.tokens.put(output, self.form.norm(found, scale, epsilon, output.name or ""))
+
+    def add_norm(self, node: ir.Node, norm: ir.Node) -> None:
+        """ADD, and RMS_NORM of what it gives."""
+        total, output = node.outputs[0], norm.outputs[0]
+        rank = len(inner(total))
+        x, y = (self.tokens.operand(value, node, rank) for value in node.inputs)
+        scale = constant_vector(self.tokens, norm.inputs[1], norm)
+        epsilon = float(attribute(norm, "epsilon", 0.0))
+        found = self.form.add_norm(x, y, scale, epsilon, (total.name or "", output.name or ""))
+        for value, made in zip((total, output), found, strict=True):
+            self.tokens.put(value, made)
 
     def fully_connected(self, node: ir.Node) -> None:
         x, w, bias = [*node.inputs, None][:3]
@@ -242,6 +261,27 @@ def _head(logits: ir.Value) -> ir.Node | None:
         if len(operands) != 1 or node.op_type not in _AFTER_HEAD:
             return None
         (value,) = operands
+    return None
+
+
+def _norm_behind(node: ir.Node) -> ir.Node | None:
+    """The RMS_NORM of what `node`, an ADD of two vectors of a token, gives, if there is one."""
+    output = node.outputs[0]
+    same = all(v is not None and not is_constant(v) and inner(v) == inner(output) for v in node.inputs)
+    if not same or len(inner(output)) != 1 or attribute(node, "fusedActivationFunction", 0):
+        return None
+    users = [use.node for use in output.uses() if use.idx == 0]
+    return next((user for user in users if (user.domain, user.op_type) == (DOMAIN, "RMS_NORM")), None)
+
+
+def _silu(node: ir.Node) -> ir.Value | None:
+    """x, when `node`, a MUL, gives x times its logistic function."""
+    if attribute(node, "fusedActivationFunction", 0):
+        return None
+    for x, gate in (node.inputs, reversed(node.inputs)):
+        logistic = made_by(gate, "LOGISTIC")
+        if logistic is not None and logistic.inputs[0] is x:
+            return x
     return None
 
 

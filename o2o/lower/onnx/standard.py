@@ -84,6 +84,18 @@ class Standard:
         """RMS_NORM over the last axis."""
         return self.op.node("RMSNormalization", [x, weight], dims(x), name=name, axis=-1, epsilon=epsilon)
 
+    def add_norm(
+        self, x: ir.Value, y: ir.Value, weight: ir.Value, epsilon: float, names: tuple[str, str]
+    ) -> tuple[ir.Value, ir.Value]:
+        """x + y, and RMS_NORM of it."""
+        total = self.op.node("Add", [x, y], dims(x), name=names[0])
+        return total, self.norm(total, weight, epsilon, names[1])
+
+    def silu(self, x: ir.Value, name: str) -> ir.Value:
+        """x times its logistic function."""
+        gate = self.op.node("Sigmoid", [x], dims(x), name=f"{name}/gate")
+        return self.op.node("Mul", [x, gate], dims(x), name=name)
+
     # weights -----------------------------------------------------------------------------------------
 
     def linear(self, x: ir.Value, matrix: Matrix, bias: ir.Value | None, name: str) -> ir.Value:
@@ -135,17 +147,15 @@ class Standard:
             return self.op.node("Cast", [rows], shape, FLOAT, name, to=int(FLOAT))
         if matrix.block != matrix.columns or matrix.tensor.dtype != ir.DataType.INT8:
             return self.op.node("Gather", [self.numbers(matrix), ids], shape, name=name, axis=0)
-        return self.scaled_rows(self.stored(matrix), ids, matrix, name)
+        rows = self.op.node("Gather", [self.stored(matrix), ids], shape, name=f"{name}/rows", axis=0)
+        floats = self.op.node("Cast", [rows], shape, FLOAT, f"{name}/numbers", to=int(FLOAT))
+        return self.op.node("Mul", [floats, self.row_scales(ids, matrix, name)], shape, name=name)
 
-    def scaled_rows(self, table: ir.Value, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
-        """Rows of int8 and a scale for each."""
-        shape = [*dims(ids), matrix.columns]
+    def row_scales(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
+        """Those of the rows with these numbers, [*ids, 1]."""
         assert matrix.scales is not None
         scales = self.op.constant(matrix.scales[:, :1], f"{matrix.name}/scales_by_row", np.float32)
-        scale = self.op.node("Gather", [scales, ids], [*dims(ids), 1], name=f"{name}/scale", axis=0)
-        rows = self.op.node("Gather", [table, ids], shape, name=f"{name}/rows", axis=0)
-        floats = self.op.node("Cast", [rows], shape, FLOAT, f"{name}/numbers", to=int(FLOAT))
-        return self.op.node("Mul", [floats, scale], shape, name=name)
+        return self.op.node("Gather", [scales, ids], [*dims(ids), 1], name=f"{name}/scale", axis=0)
 
     # attention ---------------------------------------------------------------------------------------
 
