@@ -96,13 +96,12 @@ def lower_file(file: Path, capacities: Sequence[int] | None = None) -> Lowered:
         raise ModelError(f"{file}: its weights are in other files: put them in with bind.weights.py")
     if not contract_of(model)["signatures"]:
         guess_roles(model)
-    if served := model.format == "tflite":
-        contract, names = contract_of(model), len(model.signatures)
+    if model.format == "tflite":
+        contract = contract_of(model)
+        if not tune(model, capacities):
+            return Lowered(None, (), contract, _widened(model))
     else:
-        model = lower(model)
-    tune(model, capacities)
-    if served and len(model.signatures) == names:
-        return Lowered(None, (), contract, _widened(model))
+        tune(lower(model), capacities)
     return _head(plan(model, limit=0), source, contract_of(model), _widened(model))
 
 

@@ -92,16 +92,18 @@ class Package:
         debug: bool = False,
         cache: bool = True,
         say: Callable[[str], None] = lambda line: None,
+        capacities: Sequence[int] | None = None,
     ) -> Engine:
         """The model on LiteRT, ready to run; a Circle file is lowered to TFLite on the way.
 
         threads: None for as many as `threads` says. debug: let the runtime write its log to stderr. cache:
         whether what a big model takes long for at its first load may be kept for the next, in the user's
-        cache folder. say: is told, in a line, when that is done or fails.
+        cache folder. say: is told, in a line, when that is done or fails. capacities: of the caches in which
+        decode runs besides the model's own, None for 256, 512, ...: see `o2o.lower.tuning`.
         """
         from runtime_py.engines.litert import LiteRtEngine
 
-        prepared = prepare(self.model, user_cache() if cache else None, say)
+        prepared = prepare(self.model, user_cache() if cache else None, say, capacities)
         contract = self._contract(prepared.lowered)
         self._check_tokenizer(contract.vocab_size)
         packed = prepared.packed

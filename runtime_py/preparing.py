@@ -16,7 +16,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +49,18 @@ class Prepared:
         return opened
 
 
-def prepare(file: Path, cache: Cache | None, say: Callable[[str], None]) -> Prepared:
+def prepare(
+    file: Path, cache: Cache | None, say: Callable[[str], None], capacities: Sequence[int] | None = None
+) -> Prepared:
     """The model in `file`, out of `cache` when it is big.
 
-    say: is told, in a line, what takes long or cannot be kept. Raises ModelError, OSError, of `file` only.
+    say: is told, in a line, what takes long or cannot be kept. capacities: see `o2o.lower.tuning.tune`.
+    Raises ModelError, OSError, of `file` only.
     """
     identity = _identity(file)
     if cache is None or identity[2] < WORTH_KEEPING:
-        return Prepared(file, identity, lower_file(file))
-    how = [_processor(), importlib.metadata.version("ai-edge-litert"), _code()]
+        return Prepared(file, identity, lower_file(file, capacities))
+    how = [_processor(), importlib.metadata.version("ai-edge-litert"), _code(), capacities]
     alias = _digest([identity, *how])
     known = cache.key_of(alias)
     key = known or _digest([_content(file), *how])
@@ -65,7 +68,7 @@ def prepare(file: Path, cache: Cache | None, say: Callable[[str], None]) -> Prep
         if not known and _identity(file) == identity:
             cache.also(key, alias)
         return Prepared(file, identity, *kept)
-    lowered = lower_file(file)
+    lowered = lower_file(file, capacities)
     size = identity[2] + lowered.widened
     try:
         with cache.add(key, _digest([str(file.resolve()), _processor()]), int(size * _MARGIN)) as entry:

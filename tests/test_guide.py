@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,13 +104,18 @@ def theirs(checkpoint: Path):
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
 
-def assert_generates_the_same(package: Package, checkpoint: Path, prompts: list[list[int]]) -> None:
-    """Greedy tokens to the end of the context, and the logits after each prompt within 1e-4."""
+def assert_generates_the_same(
+    package: Package, checkpoint: Path, prompts: list[list[int]], capacities: Sequence[int] = ()
+) -> None:
+    """Greedy tokens to the end of the context, and the logits after each prompt within 1e-4.
+
+    capacities: of other caches that decode goes through.
+    """
     import torch
 
     model = theirs(checkpoint)
     untold = SimpleNamespace(push=lambda token: "", flush=lambda: "")
-    engine = package.engine()
+    engine = package.engine(capacities=capacities)
     for prompt in prompts:
         ids = torch.tensor([prompt])
         made = model.generate(
@@ -156,6 +162,7 @@ def test_a_random_grouped_model_says_what_transformers_says(shared_directory: Pa
     generator = np.random.default_rng(0)
     prompts = [generator.integers(3, GROUPED["vocab_size"], length).tolist() for length in range(1, 25)]
     assert_generates_the_same(package, checkpoint, prompts)
+    assert_generates_the_same(package, checkpoint, prompts, capacities=[2, 5, 6, 16, 23])
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="stories260K does not lie beside this repository")
@@ -169,4 +176,4 @@ def test_stories260k_says_what_transformers_says(shared_directory: Path) -> None
     prompts += [
         [1, *generator.integers(3, 512, length).tolist()] for length in (1, 4, 9, 16, 31, 60, 100, 126)
     ]
-    assert_generates_the_same(package, checkpoint, prompts)
+    assert_generates_the_same(package, checkpoint, prompts, capacities=[32, 64])

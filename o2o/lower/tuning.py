@@ -6,6 +6,7 @@ long as the multiplication. And decode computes with all of a cache, however sho
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from o2o.contract import role_of
@@ -29,33 +30,28 @@ def doubling(capacity: int) -> list[int]:
     return found
 
 
-def tune(model: Model, capacities: Sequence[int] | None = None) -> str:
-    """Change the TFLite model in place. capacities: those of decode besides its own, where they are below it;
-    None for those that `doubling` gives.
+def tune(model: Model, capacities: Sequence[int] | None = None) -> bool:
+    """Change the TFLite model in place, where there is a capacity below that of its caches; whether there is.
 
-    Returns why decode has its own capacity alone, "" where it has others. What is there already stays.
+    capacities: those of decode besides its own, where they are below it; None for those that `doubling` gives.
+    Those that the model has already stay, and so does a decode that cannot be proven to do with less.
     """
     decode = next((signature for signature in model.signatures if signature.name == "decode"), None)
-    own = _capacity(decode) if decode is not None else 0
-    if decode is None or not own:
-        return "there is no decode with caches that the contract tells"
-    if any(signature.name.startswith("decode_") for signature in model.signatures):
-        return ""
+    own = capacity_of(decode) if decode is not None else 0
     wanted = [rows for rows in (doubling(own) if capacities is None else capacities) if rows < own]
-    if not wanted:
-        return f"its caches hold {own} positions"
+    if decode is None or not wanted:
+        return False
     for signature in model.signatures:
         turn_caches(model, signature.graph, "BNTH")
         collapse_layouts(model, signature.graph)
-    try:
-        add_capacities(model, decode, wanted)
-    except Miss as reason:
-        return str(reason)
-    return ""
+    if not any(signature.name.startswith("decode_") for signature in model.signatures):
+        with contextlib.suppress(Miss):
+            add_capacities(model, decode, wanted)
+    return True
 
 
-def _capacity(signature: Signature) -> int:
-    """The rows of its caches."""
+def capacity_of(signature: Signature) -> int:
+    """The rows of its caches, 0 for one without any that the contract tells."""
     for value in signature.inputs.values():
         role = role_of(value)
         if role is not None and role.kind.endswith("_cache") and role.layout is not None:

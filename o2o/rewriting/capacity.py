@@ -14,9 +14,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from o2o import causal
+from o2o.attention import Attention, is_attention
 from o2o.contract import role_of
 from o2o.formats.constants import is_constant, is_quantized, numbers
-from o2o.model import DOMAIN, Model, Signature, attribute, is_dynamic, shape_of
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, is_dynamic, shape_of
 from o2o.reference import leaves
 from o2o.rewriting.attention.causality import HIDDEN, at_position, position_leaf
 from o2o.rewriting.axes import RESHAPES
@@ -101,9 +103,16 @@ def _follow(graph: ir.Graph) -> Rows:
 def _ties(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir.Value, int]]:
     """What else of `node` has the rows, given that this axis of `value`, of its operands or results, does."""
     output = node.outputs[0]
+    operands = [operand for operand in node.inputs if operand is not None]
+    if is_attention(node) and value in operands and Attention.of(node).mask is None:
+        return  # which sees what is not beyond its position
+    if node.domain == CUSTOM_DOMAIN and node.op_type == causal.NAME:
+        if value not in (keys_and_values := operands[1:3]) or axis != 2:
+            miss("attention whose queries are the caches' rows", output)
+        yield from ((operand, 2) for operand in keys_and_values)
+        return
     if node.domain != DOMAIN or len(node.outputs) != 1:
         miss(f"{node.op_type} computes with the caches' rows", output)
-    operands = [operand for operand in node.inputs if operand is not None]
     match node.op_type:
         case op_type if op_type in _ELEMENTWISE:
             if op_type == "SOFTMAX" and axis != len(shape_of(value)) - 1:
