@@ -1,1 +1,1 @@
-"""One module a peer, run in its environment: `CHECKPOINT OUTPUT PRECISION CAPACITY`, of which two are folders."""
+"""One module a peer, run in its environment; it takes CHECKPOINT OUTPUT PRECISION CAPACITY."""

@@ -16,11 +16,11 @@ class OrtGenai:
     def __init__(self, model: str, threads: int, capacity: int, **_: Any) -> None:
         config = og.Config(model)
         session = {"session_options": {"intra_op_num_threads": threads}}
-        config.overlay(json.dumps({"model": {"decoder": session}}))
+        # Random weights say the end of the text at any time: here nothing ends it.
+        config.overlay(json.dumps({"model": {"decoder": session, "eos_token_id": []}}))
         self._model = og.Model(config)
         parameters = og.GeneratorParams(self._model)
-        # Random weights would say the end of the text at any time: no text ends before the capacity.
-        parameters.set_search_options(do_sample=False, max_length=capacity, min_length=capacity)
+        parameters.set_search_options(do_sample=False, max_length=capacity)
         self._generator = og.Generator(self._model, parameters)
 
     def prefill(self, ids: Sequence[int]) -> int:
