@@ -67,8 +67,9 @@ def legalize(model: Model) -> Done:
         fuse_norms(model, graph)
         remove_dead_nodes(graph)
     group_heads(model, graph)
-    merge_equal(model, graph)
     set_apart(model, graph)
+    merge_equal(model, graph)
+    set_apart(model, graph)  # what was merged into one that is given out
     remove_dead_nodes(graph)
     remove_dead_constants(graph)
     graph.meta["loose"] = []

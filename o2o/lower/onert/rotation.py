@@ -24,6 +24,8 @@ def legalize_rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         raise ModelError(
             f"{called(model, graph, node)} rotates neighbours (GPT_J): only GPT_NEOX can be legalized"
         )
+    if _is_one(x, cos, sin) and len(shape_of(cos)) == len(shape_of(sin)) == 4:
+        return
     old = node.outputs[0]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     new = rotate_one(op, x, cos, sin) if _is_one(x, cos, sin) else rotate(op, x, cos, sin)
