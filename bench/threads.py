@@ -1,8 +1,8 @@
 """How long a decode step takes on one thread and on all, measured in turn: from what size do threads pay?
 
-    python bench/threads.py PACKAGE... [--rounds 9]
+    python bench/threads.py PACKAGE... [--rounds 9] [--engine onnx]
 
-Prints the median step of each package and the ratio. `runtime_py.package.WORTH_SHARING` is chosen by it.
+Prints the median step of each package and the ratio. `runtime_py.choosing.WORTH_SHARING` is chosen by it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import statistics
 import time
 from collections.abc import Sequence
 
+from runtime_py.choosing import ASKABLE, AUTO, cores
 from runtime_py.engines import Engine
-from runtime_py.package import Package, cores
+from runtime_py.package import Package
 
 
 def step(engine: Engine) -> float:
@@ -30,11 +31,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("packages", nargs="+", metavar="PACKAGE")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--engine", choices=ASKABLE, default=AUTO)
     args = parser.parse_args(argv)
     print(f"{'package':<24} {'MB':>6} {'1 thread':>10} {f'{cores()} threads':>10}  ratio")
     for folder in args.packages:
         package = Package.load(folder)
-        engines = [package.engine(threads) for threads in (1, cores())]
+        engines = [package.engine(threads, engine=args.engine) for threads in (1, cores())]
         rounds = [[step(engine) for engine in engines] for _ in range(args.rounds)]
         one, all_ = (statistics.median(times) for times in zip(*rounds, strict=True))
         ratio = statistics.median(a / b for a, b in rounds)

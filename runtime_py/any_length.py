@@ -6,6 +6,7 @@ In its shapes, "T" stands for the number of tokens.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from o2o.contract import METADATA_NAME
@@ -16,8 +17,8 @@ LENGTH = "T"
 
 
 def parse(told: str) -> tuple[Contract, bool]:
-    """The contract of such a graph, of which `told` is the JSON, as it is for one token; and whether there are
-    logits of every token, not of the last alone.
+    """The contract of such a graph, of which `told` is the JSON, as it is for one token; and whether there
+    are logits of every token, not of the last alone.
 
     It is checked as a decode and as a prefill. Raises ModelError.
     """
@@ -43,3 +44,11 @@ def parse(told: str) -> tuple[Contract, bool]:
     if not follows.get("tokens"):
         raise ModelError("the model takes a fixed number of tokens: make it with lower.onnx.py")
     return Contract.parse({"signatures": {"decode": one, "prefill": one}}), follows.get("logits", False)
+
+
+def contract_of_onnx(file: Path) -> Contract:
+    """That of the ONNX model in `file`, see `parse`. Raises ModelError."""
+    import onnx_ir as ir
+
+    contract, _ = parse(ir.load(file).metadata_props.get(METADATA_NAME, "{}"))
+    return contract

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from o2o.command import Parser, positive, run
 from o2o.errors import UsageError
 from o2o.wording import counted
+from runtime_py.choosing import ASKABLE, AUTO
 
 if TYPE_CHECKING:
     from runtime_py.engines import Engine
@@ -74,6 +75,7 @@ class Report:
     """What was measured. Seconds, bytes, bytes a second. cold: None where it was not asked for."""
 
     package: str
+    engine: str
     model_bytes: int
     threads: int
     capacity: int
@@ -91,6 +93,7 @@ class Report:
             f"{self.package}: {self.model_bytes / 1e6:,.1f} MB, {self.capacity} tokens of context, "
             f"{counted(self.threads, 'thread')}"
         )
+        yield f"engine    {self.engine}"
         cold = "" if self.cold is None else f"{self.cold:.2f} s cold, "
         yield f"load      {cold}{self.warm:.2f} s warm"
         for prompt in self.prefill:
@@ -115,8 +118,10 @@ def measure(args: argparse.Namespace) -> Report:
     from runtime_py.stats import peak_memory
 
     package = Package.load(args.package, args.tokenizer)
-    threads = args.threads or package.threads
-    with closing(package.engine(threads, say=_say)) as engine:  # fills the cache, if it is not
+    # This fills the cache, if it is not.
+    with closing(package.engine(args.threads, say=_say, engine=args.engine)) as engine:
+        assert package.running
+        name, threads = package.running.choice.engine, package.running.threads
         decoded = min(args.tokens, engine.capacity // 2)
         contexts = _lengths(args.contexts, engine.capacity - decoded, "context")
         prompts = _lengths(args.prompts, engine.capacity, "prompt")
@@ -129,13 +134,14 @@ def measure(args: argparse.Namespace) -> Report:
     read, speed = step_bytes(package.model, package.contract), max(speeds)
     report = Report(
         package=str(args.package),
-        model_bytes=package.model.stat().st_size,
+        engine=package.told,
+        model_bytes=package.size,
         threads=threads,
         capacity=capacity,
         bandwidth=speed,
         step_bytes=read,
-        cold=None if args.warm else _load(package, threads, empty=True),
-        warm=statistics.median(_load(package, threads) for _ in range(args.rounds)),
+        cold=None if args.warm else _load(package, name, threads, empty=True),
+        warm=statistics.median(_load(package, name, threads) for _ in range(args.rounds)),
         memory=memory,
     )
     for tokens in prompts:
@@ -187,12 +193,12 @@ def _timed() -> Iterator[list[float]]:
     seconds.append(time.perf_counter() - started)
 
 
-def _load(package: Package, threads: int, empty: bool = False) -> float:
+def _load(package: Package, engine: str, threads: int, empty: bool = False) -> float:
     """Seconds that a new process takes to load it; with an `empty` cache, on the disk of the usual one."""
     from runtime_py.cache import user_cache
 
     command = [sys.executable, "-m", __spec__.name, "--load", str(package.model)]
-    command += ["--tokenizer", str(package.directory), "--threads", str(threads)]
+    command += ["--tokenizer", str(package.directory), "--threads", str(threads), "--engine", engine]
     usual = user_cache()
     folder = usual.folder if usual and usual.folder.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as place:
@@ -209,7 +215,7 @@ def _loaded(args: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     package = Package.load(args.package, args.tokenizer)
-    with closing(package.engine(args.threads)):
+    with closing(package.engine(args.threads, engine=args.engine)):
         print(time.perf_counter() - started)
 
 
@@ -258,6 +264,12 @@ def parser() -> Parser:
     add("--tokens", metavar="N", type=positive, default=TOKENS, help="decoded each time (%(default)s)")
     add("--rounds", metavar="N", type=positive, default=3, help="(%(default)s)")
     add("--threads", metavar="N", type=positive, help="default: one for each core, one for a small model")
+    add(
+        "--engine",
+        choices=ASKABLE,
+        default=AUTO,
+        help="default: the fastest for its size, if there",
+    )
     add("--warm", action="store_true", help="do not load with an empty cache, which packs a big model again")
     add("--json", metavar="FILE", type=Path, help="write the figures there")
     add("--plot", metavar="FILE", type=Path, help="draw tokens/s over the context's length (.png, .svg)")

@@ -61,6 +61,8 @@ def talk(
 def _answer(conversation: Conversation, message: str, stats: Stats | None) -> Finish | None:
     """Print it; why it ended."""
     finish = None
+    if stats:
+        stats.begin()
     with contextlib.closing(conversation.say(message)) as tokens:
         for token in tokens:
             if stats:

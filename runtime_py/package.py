@@ -9,31 +9,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from o2o.errors import ModelError
+from runtime_py.any_length import contract_of_onnx
 from runtime_py.cache import user_cache
+from runtime_py.choosing import AUTO, Running, choices, threads_for, weights_of
 from runtime_py.contract import Contract
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.engines import Engine
 from runtime_py.generation import Options, Token, generate
-from runtime_py.lowered import Lowered, lower_file
-from runtime_py.preparing import prepare
+from runtime_py.lowered import lower_file
 from runtime_py.session import Session
+from runtime_py.starting import Start, start
 from runtime_py.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
 
 if TYPE_CHECKING:
     from runtime_py.conversation import Conversation
 
-MODELS = ("model.circle", "model.tflite")
-SUFFIXES = (".circle", ".tflite")
-WORTH_SHARING = 16_000_000
-"""Bytes of a model from which threads pay: a step of less is over before they have met. `bench/threads.py`
-compares, package by package."""
+MODELS = ("model.circle", "model.tflite", "model.onnx")
+SUFFIXES = (".circle", ".tflite", ".onnx")
 _WANTED = "a package is a folder with model.circle or model.tflite and a tokenizer"
 
 
 class Package:
-    """A folder with `model.circle` (or `model.tflite`), `tokenizer.json` or `tokenizer.model`, and, where
-    the checkpoint has them, `tokenizer_config.json`, `config.json` and `generation_config.json`. The model
-    may lie beside the folder too, or have another name and be told by it.
+    """A folder with `model.circle` (or `model.tflite`, or `model.onnx`), `tokenizer.json` or
+    `tokenizer.model`, and, where the checkpoint has them, `tokenizer_config.json`, `config.json` and
+    `generation_config.json`. The model may lie beside the folder too, or have another name and be told by it.
 
     Files are read when they are first asked for. Whatever is wrong with one raises ModelError, whatever
     the system refuses raises OSError.
@@ -42,6 +41,8 @@ class Package:
     def __init__(self, directory: Path, model: Path) -> None:
         self.directory = directory
         self.model = model
+        self.running: Running | None = None
+        """What `engine` started last."""
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> Package:
@@ -93,28 +94,42 @@ class Package:
         cache: bool = True,
         say: Callable[[str], None] = lambda line: None,
         capacities: Sequence[int] | None = None,
+        engine: str = AUTO,
     ) -> Engine:
-        """The model on LiteRT, ready to run; a Circle file is lowered to TFLite on the way.
+        """The model, ready to run; a Circle file is lowered on the way to what the engine takes.
 
-        threads: None for as many as `threads` says. debug: let the runtime write its log to stderr. cache:
-        whether what a big model takes long for at its first load may be kept for the next, in the user's
-        cache folder. say: is told, in a line, when that is done or fails. capacities: of the caches in which
-        decode runs besides the model's own, None for 256, 512, ...: see `o2o.lower.tuning`.
+        threads: None for as many as pay. debug: let the runtime write its log to stderr. cache: whether what
+        a big model takes long for at its first load may be kept for the next, in the user's cache folder.
+        say: is told, in a line, when that is done or fails. capacities: of the caches in which decode runs on
+        LiteRT besides the model's own, None for 256, 512, ...: see `o2o.lower.tuning`. engine: `litert`,
+        `onnx` or `onert`; `auto` for the one that measured fastest, see `runtime_py.choosing`; `running`
+        and `told` say which one it is.
         """
-        from runtime_py.engines.litert import LiteRtEngine
-
-        prepared = prepare(self.model, user_cache() if cache else None, say, capacities)
-        contract = self._contract(prepared.lowered)
-        self._check_tokenizer(contract.vocab_size)
-        packed = prepared.packed
-        return LiteRtEngine(
-            prepared.open(), contract, packed=packed, threads=threads or self.threads, debug=debug
-        )
+        refused: ModelError | None = None
+        for choice in choices(self.model, engine):
+            wanted = threads or threads_for(choice.engine, self.size)
+            start_ = Start(wanted, debug, user_cache() if cache else None, say, capacities)
+            try:
+                started = start(choice.engine, self.model, start_)
+            except ModelError as error:
+                refused = refused or error
+                continue
+            self._check_tokenizer(started)
+            self.running = Running(choice, wanted)
+            return started
+        assert refused
+        raise refused
 
     @property
-    def threads(self) -> int:
-        """How many `engine` takes: one each core, or one alone where a step is too short to share."""
-        return cores() if self.model.stat().st_size >= WORTH_SHARING else 1
+    def size(self) -> int:
+        """The bytes of the model, with what ONNX keeps of it in a file beside it."""
+        files = [self.model, self.model.with_name(f"{self.model.name}.data")]
+        return sum(file.stat().st_size for file in files if file == self.model or file.is_file())
+
+    @property
+    def told(self) -> str:
+        """What `engine` started last, in a line; empty before. Raises ModelError."""
+        return self.running.told(weights_of(self.model)) if self.running else ""
 
     @cached_property
     def session(self) -> Session:
@@ -160,24 +175,20 @@ class Package:
 
     @cached_property
     def contract(self) -> Contract:
-        """What the model takes and gives on LiteRT. Raises ModelError."""
-        return self._contract(lower_file(self.model))
-
-    def _contract(self, lowered: Lowered) -> Contract:
+        """What the model takes and gives, on LiteRT unless it is ONNX. Raises ModelError."""
         try:
-            return Contract.parse(lowered.contract)
+            if self.model.suffix == ".onnx":
+                return contract_of_onnx(self.model)
+            return Contract.parse(lower_file(self.model).contract)
         except ModelError as error:
             raise ModelError(f"{self.model}: {error}") from error
 
-    def _check_tokenizer(self, vocab_size: int) -> None:
+    def _check_tokenizer(self, engine: Engine) -> None:
         """Where there is one: ids can be fed without."""
+        vocab_size = engine.vocab_size
         if has_tokenizer(self.directory) and (ids := self.tokenizer.vocab_size) > vocab_size:
+            engine.close()
             raise ModelError(
                 f"{self.directory}: the tokenizer has {ids} ids, the model {vocab_size}: "
                 "they are not from the same checkpoint"
             )
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from o2o.command import INTERRUPTED, Parser, positive, run
 from o2o.errors import UsageError
+from runtime_py.choosing import ASKABLE, AUTO
 
 if TYPE_CHECKING:
     from runtime_py.generation import Options
@@ -36,13 +37,19 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "package",
         metavar="PACKAGE",
-        help="folder with model.circle or model.tflite and its tokenizer, or the file",
+        help="folder with model.circle, .tflite or .onnx and its tokenizer, or the file",
     )
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the model")
     add("--prompt", metavar="TEXT", type=_text, help=f"default: {DEFAULT_PROMPT}")
     add("--stream", action="store_true", help="print the text as it comes, and the ids after it")
     add("--stats", action="store_true", help="say on stderr how fast it went and what it took")
     add("--threads", metavar="N", type=positive, help="default: one for each core, one for a small model")
+    add(
+        "--engine",
+        choices=ASKABLE,
+        default=AUTO,
+        help="default: the fastest for its size, if there",
+    )
     add("--no-cache", action="store_true", help="keep nothing of a big model on disk for the next load")
     add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
 
@@ -95,8 +102,11 @@ def _run(args: argparse.Namespace) -> int:
     with package:
         conversation = package.chat(args.system, **options) if args.chat else None
         prompt = package.tokenizer.encode(DEFAULT_PROMPT if args.prompt is None else args.prompt)
-        package.session = Session(package.engine(args.threads, args.debug, not args.no_cache, _say))
+        engine = package.engine(args.threads, args.debug, not args.no_cache, _say, engine=args.engine)
+        package.session = Session(engine)
         stats.loaded()
+        if args.stats:
+            print(f"engine:  {package.told}", file=sys.stderr)
         if conversation is None:
             return _continue(package, prompt, args, options, stats)
         from runtime_py.chat import talk
@@ -130,6 +140,7 @@ def _continue(
     ids: list[int] = []
     text, finish, code = "", None, 0
     tokens = package.stream(prompt, **options)
+    stats.begin()
     try:
         for token in tokens:
             stats.token()

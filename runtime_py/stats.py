@@ -36,8 +36,12 @@ class Stats:
         return lap
 
     def loaded(self) -> None:
-        """The model is ready: generation begins."""
+        """The model is ready."""
         self.load = self._lap()
+
+    def begin(self) -> None:
+        """The prompt is there: generation begins."""
+        self._lap()
 
     def token(self) -> None:
         """A new token is here."""

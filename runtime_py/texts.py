@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from o2o.command import positive
 from o2o.errors import ModelError, UsageError
 from o2o.wording import counted
+from runtime_py.choosing import ASKABLE, AUTO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     add("--max-tokens", metavar="N", type=positive, help="predict N tokens at most (all)")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the models")
     add("--threads", metavar="N", type=positive, help="default: one for each core, one for a small model")
+    add(
+        "--engine",
+        choices=ASKABLE,
+        default=AUTO,
+        help="default: the fastest for its size, if there",
+    )
     add("--no-cache", action="store_true", help="keep nothing of big models on disk for the next load")
     add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
 
@@ -79,7 +86,8 @@ def feed(package: Package, documents: Sequence[Sequence[int]], args: argparse.Na
     def say(line: str) -> None:
         print(f"{package.model}: {line}", file=sys.stderr)
 
-    with contextlib.closing(package.engine(args.threads, args.debug, not args.no_cache, say)) as engine:
+    options = args.threads, args.debug, not args.no_cache, say
+    with contextlib.closing(package.engine(*options, engine=args.engine)) as engine:
         if (highest := max(map(max, documents))) >= engine.vocab_size:
             raise ModelError(f"{package.model} knows ids below {engine.vocab_size}, the text has {highest}")
         try:

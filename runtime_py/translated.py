@@ -24,7 +24,7 @@ from runtime_py.preparing import _code, _content, _digest, _identity, _processor
 FORM = "ort"
 _MODEL, _PLAIN = "model.onnx", "plain.onnx"
 _PACKED = 2.5
-"""At most so many times the bytes of a model does it take as it is packed: weights in floats are kept in their
+"""At most so many times the bytes of a model does it take as it is packed: ONNX Runtime keeps floats in their
 old order, too."""
 
 
@@ -38,10 +38,10 @@ def translated(file: Path, cache: Cache | None, say: Callable[[str], None]) -> I
     if file.suffix == ".onnx":
         yield file
         return
-    if cache is not None and file.stat().st_size >= preparing.WORTH_KEEPING:
-        if (entry := _kept(file, cache, say)) is not None:
-            yield entry / _MODEL
-            return
+    big = file.stat().st_size >= preparing.WORTH_KEEPING
+    if big and cache is not None and (entry := _kept(file, cache, say)) is not None:
+        yield entry / _MODEL
+        return
     with tempfile.TemporaryDirectory(prefix="o2o-onnx-") as folder:
         lower(file, Path(folder) / _MODEL)
         yield Path(folder) / _MODEL

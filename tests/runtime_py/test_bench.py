@@ -40,6 +40,7 @@ def test_every_line_and_every_figure(
     )
     assert re.fullmatch(
         rf"{package}: {size / 1e6:.1f} MB, 200 tokens of context, 1 thread\n"
+        rf"engine    litert \(float32, 1 thread\): what runs \.tflite files\n"
         rf"load +{number} s cold, {number} s warm\n{prefills}{decodes}"
         rf"memory +{number} MB at most, {number} of the file\n"
         rf"reading +{number} MB a step; this machine can, {number} GB/s\n",
@@ -55,7 +56,7 @@ def test_every_line_and_every_figure(
 
 
 def test_ratios() -> None:
-    report = Report("p", 100_000_000, 2, 64, 20e9, 10_000_000, None, 0.5, 150e6)
+    report = Report("p", "litert", 100_000_000, 2, 64, 20e9, 10_000_000, None, 0.5, 150e6)
     report.prefill.append(Prefill(128, 0.5))
     report.decode.append(Decode(16, 0.001, 0.5))
     lines = list(report.table())

@@ -103,6 +103,7 @@ def test_stats_are_said_on_stderr(package, capfd):
     assert out.count("\n") == 3
     number = r"[\d.]+"
     assert re.fullmatch(
+        rf"engine:  litert \(float32, 1 thread\): what runs \.tflite files\n"
         rf"load:    {number} s\n"
         rf"prefill: {number} tokens/s \(10 tokens in 12\), first token after {number} ms\n"
         rf"decode:  {number} tokens/s \(3 steps\)\n"
@@ -191,7 +192,7 @@ def test_no_such_folder_and_no_folder(package, capsys):
     assert main([str(package / "nowhere.tflite")]) == 1
     assert "no such file" in one_line(capsys)
     assert main([str(package / "config.json")]) == 1
-    assert "is a file, and no .circle or .tflite" in one_line(capsys)
+    assert "is a file, and no .circle or .tflite or .onnx" in one_line(capsys)
 
 
 @pytest.mark.parametrize(

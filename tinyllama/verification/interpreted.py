@@ -12,8 +12,8 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 from o2o.model import Model
 from o2o.quiet import quiet
+from runtime_py.choosing import cores
 from runtime_py.contract import Contract, Signature, Slot, Tensor
-from runtime_py.package import cores
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
 
 LINEAR = ("FULLY_CONNECTED", "BATCH_MATMUL")
