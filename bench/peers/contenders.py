@@ -71,7 +71,12 @@ HUGGING_FACE = Peer(
     "hugging_face", "Hugging Face", requirements=("transformers==5.23.0",), torch=True, converts=False
 )
 LITERT_TORCH = Peer(
-    "litert_torch", "litert-torch", "model.tflite", ("litert-torch==0.10.0",), torch=True, fixed=True
+    "litert_torch",
+    "litert-torch",
+    "model.tflite",
+    ("litert-torch==0.10.0", "tensorflow-cpu==2.21.0"),  # which it imports, but does not ask for
+    torch=True,
+    fixed=True,
 )
 PEERS = (THIS_PROJECT, LLAMA_CPP, ORT_GENAI, HUGGING_FACE, LITERT_TORCH)
 

@@ -1,0 +1,26 @@
+"""A checkpoint as a TFLite file of litert-torch, by its command that exports any model of transformers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RECIPES = {"float32": [], "int8": ["--quantization_recipe", "dynamic_wi8_afp32"]}
+FILES = {"float32": "model.tflite", "int8": "model_quantized.tflite"}
+PREFILLS = (64, 128, 256, 512)
+
+
+def convert(checkpoint: Path, output: Path, precision: str, capacity: str) -> None:
+    command = [sys.executable, "-m", "litert_torch.generative.export_hf", "--model", str(checkpoint)]
+    command += ["--prefill_lengths", str([*PREFILLS]), "--cache_length", capacity, *RECIPES[precision]]
+    # The file itself is one of its "temporary files", which it makes a bundle of for another runtime.
+    with tempfile.TemporaryDirectory(dir=output.parent) as made:
+        kept = ["--keep_temporary_files", "True", "--bundle_litert_lm", "False"]
+        subprocess.run([*command, *kept, "--output_dir", made], check=True)
+        (Path(made) / FILES[precision]).rename(output / "model.tflite")
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])
