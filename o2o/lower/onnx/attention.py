@@ -11,8 +11,8 @@ from o2o import causal
 from o2o.attention import Attention
 from o2o.contract import role_of
 from o2o.errors import ModelError
-from o2o.lower.onnx.emitting import FLOAT, dims
-from o2o.lower.onnx.standard import Attend, Cache, Heads, Standard, Tables
+from o2o.lower.onnx.emitting import FLOAT
+from o2o.lower.onnx.standard import Attend, Cache, Heads, Projected, Standard, Tables
 from o2o.lower.onnx.tokens import Tokens
 from o2o.lower.onnx.weights import matrix_of
 from o2o.model import attribute, shape_of
@@ -108,13 +108,9 @@ def lower_attention(tokens: Tokens, form: Standard, caches: Caches, node: ir.Nod
         if tables is None:
             raise tokens.refuse(node, "its rotation does not depend on the position alone")
     matrices = [matrix_of(w, what) for w in (of.wq, of.wk, of.wv)]
-    projected = form.projections(x, matrices, f"{output.name}/qkv")
-    q, k, v = (
-        Heads(y, count, of.H, turned)
-        for y, count, turned in zip(projected, (of.N, of.K, of.K), (tables, tables, None), strict=True)
-    )
     keys, values = caches.take(of.k_cache, node), caches.take(of.v_cache, node)
-    y = form.attend(Attend(q, k, v, keys, values, of.H**-0.5, f"{output.name}/attention"))
+    to = Projected(of.N, of.K, of.H, tables, keys, values, f"{output.name}/attention")
+    y = form.attend_by(x, matrices, to)
     tokens.put(output, form.linear(y, matrix_of(of.wo, what), None, output.name or ""))
 
 
@@ -180,7 +176,5 @@ def lower_rope(tokens: Tokens, form: Standard, node: ir.Node) -> None:
     if tables is not None:
         tokens.put(node.outputs[0], form.rotated(heads, tables, node.outputs[0].name or ""))
         return
-    operands = [tokens.operand(table, node, 2) for table in (cos, sin)]
-    if any(dims(operand)[-2:-1] not in ([], [1]) and operand.const_value is None for operand in operands):
-        operands = [tokens.op.reshape(operand, ["T", 1, H]) for operand in operands]
-    tokens.put(node.outputs[0], form.rotated_by(heads, *operands))
+    broadcast = (tokens.operand(table, node, 2) for table in (cos, sin))
+    tokens.put(node.outputs[0], form.rotated_by(heads, *broadcast))

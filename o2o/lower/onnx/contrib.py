@@ -7,15 +7,16 @@ way, as LiteRT does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from o2o.lower.onnx.emitting import CONTRIB, FLOAT, INT32, dims
-from o2o.lower.onnx.standard import Attend, Heads, Standard
+from o2o.lower.onnx.emitting import CONTRIB, FLOAT, INT32, Dim, dims
+from o2o.lower.onnx.standard import Attend, Heads, Projected, Standard
 from o2o.lower.onnx.tensors import Shifted
-from o2o.lower.onnx.weights import Matrix
+from o2o.lower.onnx.weights import Matrix, join
 
 BLOCKS = (128, 64, 32, 16)  # columns that MatMulNBits may take at a time, the quickest first
 INT8_COMPUTE = 4  # MatMulNBits' accuracy_level
@@ -26,6 +27,10 @@ class Contrib(Standard):
 
     name = "ort"
     opsets: ClassVar[dict[str, int]] = {"": 24, CONTRIB: 1}
+
+    @classmethod
+    def front(cls, quantized: bool) -> list[Dim]:
+        return [1, "T"] if quantized else ["T"]  # what MatMulNBits and GroupQueryAttention both take
 
     def add_norm(
         self, x: ir.Value, y: ir.Value, weight: ir.Value, epsilon: float, names: tuple[str, str]
@@ -52,7 +57,7 @@ class Contrib(Standard):
         return self.op.node(
             "MatMulNBits",
             [x, stored, scales, None, None, bias],
-            [dims(x)[0], matrix.rows],
+            [*dims(x)[:-1], matrix.rows],
             name=name,
             domain=CONTRIB,
             K=matrix.columns,
@@ -107,31 +112,42 @@ class Contrib(Standard):
         q, k, v = of.q, of.k, of.v
         if q.tables is not None and H % 16:
             q, k = (self._rotated_before(heads, f"{of.name}/{name}") for heads, name in ((q, "q"), (k, "k")))
-        operands = [self._joined(heads) for heads in (q, k, v)]
-        tables = [q.tables.cos, q.tables.sin] if q.tables is not None else []
+        operands = [self.op.reshape(heads.value, [1, "T", heads.count * H]) for heads in (q, k, v)]
+        to = Projected(q.count, k.count, H, q.tables, of.keys, of.values, of.name)
+        return self._grouped(operands, to, of.scale)
+
+    def attend_by(self, x: ir.Value, matrices: Sequence[Matrix], to: Projected) -> ir.Value:
+        kinds = {(m.tensor.dtype, m.columns, m.block == m.columns or m.block, m.in_float) for m in matrices}
+        if len(kinds) > 1 or to.H % (8 if to.tables is None else 16):
+            return super().attend_by(x, matrices, to)
+        packed = join(matrices, f"{to.name}/qkv")  # one product in the place of three
+        y = self.linear(x, packed, None, packed.name)
+        return self._grouped([self.op.reshape(y, [1, "T", packed.rows]), None, None], to, to.H**-0.5)
+
+    def _grouped(self, operands: Sequence[ir.Value | None], to: Projected, scale: float) -> ir.Value:
+        """operands: q, k and v, [1, T, heads * H]; or all three in one, and None."""
+        tables = [to.tables.cos, to.tables.sin] if to.tables is not None else []
         last = self._once("last_position", self._last_position)
         total = self._once("total", self._total)
-        y = self.op.value(of.name, FLOAT, [1, "T", q.count * H])
+        y = self.op.value(to.name, FLOAT, [1, "T", to.N * to.H])
         self.op.nodes_outputs(
             "GroupQueryAttention",
-            [*operands, of.keys.past, of.values.past, last, total, *tables],
-            [y, of.keys.present, of.values.present],
+            [*operands, to.keys.past, to.values.past, last, total, *tables],
+            [y, to.keys.present, to.values.present],
             CONTRIB,
-            num_heads=q.count,
-            kv_num_heads=k.count,
-            scale=of.scale,
+            num_heads=to.N,
+            kv_num_heads=to.K,
+            scale=scale,
             do_rotary=int(bool(tables)),
         )
-        return self.op.reshape(y, ["T", q.count * H], f"{of.name}/joined")
-
-    def _joined(self, heads: Heads) -> ir.Value:
-        return self.op.reshape(heads.value, [1, "T", heads.count * heads.H])
+        return self.op.reshape(y, [*self.tokens.front, to.N * to.H], f"{to.name}/joined")
 
     def _rotated_before(self, heads: Heads, name: str) -> Heads:
         assert heads.tables is not None
-        by_head = self.op.reshape(heads.value, ["T", heads.count, heads.H])
+        by_head = self.op.reshape(heads.value, [*self.tokens.front, heads.count, heads.H])
         turned = self.rotated(by_head, heads.tables, f"{name}_rotated")
-        return Heads(self.op.reshape(turned, ["T", heads.count * heads.H]), heads.count, heads.H)
+        joined = self.op.reshape(turned, [*self.tokens.front, heads.count * heads.H])
+        return Heads(joined, heads.count, heads.H)
 
     def _last_position(self, name: str) -> ir.Value:
         """int32 [1]: that of the last token."""

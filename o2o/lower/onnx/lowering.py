@@ -19,7 +19,7 @@ import onnx_ir as ir
 from o2o import __version__, causal, contract, history
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
-from o2o.formats.constants import is_constant
+from o2o.formats.constants import is_constant, is_quantized
 from o2o.lower.onnx.attention import Caches, lower_attention, lower_causal_attention, lower_rope
 from o2o.lower.onnx.contrib import Contrib
 from o2o.lower.onnx.emitting import FLOAT, Emitter, dims
@@ -83,7 +83,8 @@ class _Lowering:
             raise ModelError(f"the contract of {cache.name} tells no layout")
         self.op = Emitter()
         capacity = shape_of(cache)[layout.index("T")]
-        self.tokens = Tokens(model, self.graph, self.op, ends["tokens"], ends["position"], capacity)
+        quantized = any(is_quantized(value) for value in self.graph.initializers.values())
+        self.tokens = Tokens(model, self.graph, self.op, ends, capacity, form.front(quantized))
         self.given_out = self.op.value("logits", FLOAT, [1])
         self.form = form(self.tokens)
         self.caches = Caches(self.tokens)
@@ -169,21 +170,20 @@ class _Lowering:
         if attribute(node, "weightsFormat", 0):
             raise self.tokens.refuse(node, "its weights have a format of their own")
         matrix = matrix_of(w, what)
-        found = self.tokens.get(x, node)
-        rows, *rest = dims(found)
-        if rest != [matrix.columns]:  # several rows a token
-            found = self.op.reshape(found, ["rows", matrix.columns])
+        count = math.prod(shape_of(x)) // matrix.columns  # of rows that a token has
+        found = self.tokens.viewed(x, node, [matrix.columns] if count == 1 else [count, matrix.columns])
         if node is self.head and self.last:
             found = self.last_row(found)
-            rows = 1
         added = None if bias is None else constant_vector(self.tokens, bias, node)
         y = activated(self.tokens, node, self.form.linear(found, matrix, added, output.name or ""))
-        self.tokens.values[output] = self.op.reshape(y, [rows, *inner(output)])
+        self.tokens.put(output, y)
 
     def last_row(self, x: ir.Value) -> ir.Value:
-        """That of the last token: [1, D]."""
-        ends = [self.op.constant([end], "end") for end in (-1, np.iinfo(np.int64).max, 0)]
-        return self.op.node("Slice", [x, *ends], [1, *dims(x)[1:]], name="last")
+        """What the last token has of `x` [*front, ...]."""
+        axis = len(self.tokens.front) - 1
+        ends = [self.op.constant([end], "end") for end in (-1, np.iinfo(np.int64).max, axis)]
+        shape = [1] * (axis + 1) + dims(x)[axis + 1 :]
+        return self.op.node("Slice", [x, *ends], shape, name="last")
 
     def look_up(self, node: ir.Node) -> None:
         table, ids = node.inputs if node.op_type == "GATHER" else reversed(node.inputs)
@@ -199,12 +199,10 @@ class _Lowering:
     def finished(self) -> ir.Model:
         found = self.tokens.get(self.logits, self.logits.producer() or next(iter(self.graph)))
         V = shape_of(self.logits)[-1]
-        rows = dims(found)[0]
-        if self.last and rows == "T":  # its head was not found, or others need all its rows
-            found = self.last_row(self.op.reshape(found, ["T", V]))
-            rows = 1
+        if self.last and "T" in dims(found):  # its head was not found, or others need all its rows
+            found = self.last_row(found)
         logits = self.given_out
-        logits.shape = ir.Shape([1, rows, V])
+        logits.shape = ir.Shape([1, self.tokens.front_of(found)[-1], V])
         target = self.op.constant([1, -1, V], "logits_shape")
         self.op.nodes_outputs("Reshape", [found, target], [logits])
         past, present = self.caches.ends()

@@ -1,6 +1,6 @@
 """Circle's plain operators in ONNX, T tokens at a time (`o2o.lower.onnx.tokens`).
 
-Axes are counted from the end: in front of what one token has stands T.
+Axes are counted from the end: in front of what one token has stand T, or 1 and T.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def _elementwise(op_type: str) -> Rule:
         output = node.outputs[0]
         shape = inner(output)
         operands = [tokens.operand(value, node, len(shape)) for value in node.inputs]
-        rows = tokens.rows(*operands)
-        y = tokens.op.node(op_type, operands, [rows, *shape], output.dtype, name=output.name or "")
+        full = [*tokens.front_of(*operands), *shape]
+        y = tokens.op.node(op_type, operands, full, output.dtype, name=output.name or "")
         tokens.put(output, activated(tokens, node, y))
 
     return rule
@@ -80,7 +80,7 @@ def _squared_difference(tokens: Tokens, node: ir.Node) -> None:
     output = node.outputs[0]
     shape = inner(output)
     x, y = (tokens.operand(value, node, len(shape)) for value in node.inputs)
-    full = [tokens.rows(x, y), *shape]
+    full = [*tokens.front_of(x, y), *shape]
     difference = tokens.op.node("Sub", [x, y], full)
     tokens.put(output, tokens.op.node("Mul", [difference, difference], full, name=output.name or ""))
 
@@ -108,8 +108,10 @@ def _transpose(tokens: Tokens, node: ir.Node) -> None:
     moving = [axis for axis in axes if shape[axis] != 1]
     found = tokens.get(x, node)
     if moving != sorted(moving):
-        found = tokens.op.reshape(found, [dims(found)[0], *shape])
-        found = tokens.op.transpose(found, [0, *(axis + 1 for axis in axes)], name=node.outputs[0].name or "")
+        front = range(len(tokens.front))
+        found = tokens.op.reshape(found, [*tokens.front_of(found), *shape])
+        order = [*front, *(len(front) + axis for axis in axes)]
+        found = tokens.op.transpose(found, order, name=node.outputs[0].name or "")
     tokens.put(node.outputs[0], found)
 
 
@@ -125,14 +127,13 @@ def _concatenation(tokens: Tokens, node: ir.Node) -> None:
         if folded is not None:  # constants have no T to be joined along
             table = np.broadcast_to(folded, shape_of(value)).reshape(shape_of(value)[rank - keep :])
             constant = tokens.op.constant(table, value.name or "constant", table.dtype)
-            target = tokens.op.node(
-                "Concat", [tokens.count, tokens.op.constant(table.shape, "shape")], [1 + keep], axis=0
-            )
-            parts.append(tokens.op.node("Expand", [constant, target], ["T", *table.shape]))
+            front = [tokens.op.constant([1], "one")] * (len(tokens.front) - 1) + [tokens.count]
+            shapes = [*front, tokens.op.constant(table.shape, "shape")]
+            target = tokens.op.node("Concat", shapes, [len(front) + keep], axis=0)
+            parts.append(tokens.op.node("Expand", [constant, target], [*tokens.front, *table.shape]))
         else:
             parts.append(tokens.viewed(value, node, shape_of(value)[rank - keep :]))
-    rows = tokens.rows(*parts)
-    shape = [rows, *shape_of(output)[rank - keep :]]
+    shape = [*tokens.front_of(*parts), *shape_of(output)[rank - keep :]]
     y = tokens.op.node("Concat", parts, shape, name=output.name or "", axis=axis)
     tokens.put(output, activated(tokens, node, y))
 
@@ -156,7 +157,7 @@ def _slice(tokens: Tokens, node: ir.Node) -> None:
         )
         starts, ends, steps = (tokens.op.constant(list(those), name) for name, those in named)
         axes = tokens.op.constant([axis - len(shape) for axis in cut], "axes")
-        after = [dims(found)[0], *shape_of(output)[len(shape) - keep :]]
+        after = [*tokens.front_of(found), *shape_of(output)[len(shape) - keep :]]
         found = tokens.op.node("Slice", [found, starts, ends, axes, steps], after, name=output.name or "")
     tokens.put(output, found)
 
@@ -219,7 +220,7 @@ def _matmul(tokens: Tokens, node: ir.Node) -> None:
             side = tokens.op.transpose(side, [*axes[:-2], axes[-1], axes[-2]])
         sides.append(side)
     full = shape_of(output)
-    shape = [tokens.rows(*sides), *(1,) * (rank - len(full)), *full[max(0, len(full) - rank) :]]
+    shape = [*tokens.front_of(*sides), *(1,) * (rank - len(full)), *full[max(0, len(full) - rank) :]]
     tokens.put(output, tokens.op.node("MatMul", sides, shape, name=output.name or ""))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.constants import with_shape
-from o2o.lower.onnx.emitting import BOOL, FLOAT, dims
+from o2o.lower.onnx.emitting import BOOL, FLOAT, Dim, dims
 from o2o.lower.onnx.tokens import Tokens
 from o2o.lower.onnx.weights import Matrix
 
@@ -40,7 +40,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Heads:
-    """Queries, keys or values of T tokens: float32 [T, count * H]; `tables` rotate them, if there are."""
+    """Queries, keys or values of T tokens: float32 [*front, count * H]; `tables` rotate them."""
 
     value: ir.Value
     count: int
@@ -70,11 +70,29 @@ class Attend:
     name: str
 
 
+@dataclass(frozen=True)
+class Projected:
+    """Attention of N heads to K, of size H, with queries and keys rotated by `tables`."""
+
+    N: int
+    K: int
+    H: int
+    tables: Tables | None
+    keys: Cache
+    values: Cache
+    name: str
+
+
 class Standard:
     """How the parts of a model are spelled."""
 
     name: ClassVar[str] = "standard"
     opsets: ClassVar[dict[str, int]] = {"": 24}
+
+    @classmethod
+    def front(cls, quantized: bool) -> list[Dim]:
+        """The axes in front of what one token has, of a model with or without quantised weights."""
+        return ["T"]  # what Gemm takes
 
     def __init__(self, tokens: Tokens) -> None:
         self.tokens, self.op = tokens, tokens.op
@@ -99,13 +117,12 @@ class Standard:
     # weights -----------------------------------------------------------------------------------------
 
     def linear(self, x: ir.Value, matrix: Matrix, bias: ir.Value | None, name: str) -> ir.Value:
-        """x [T, columns] times the matrix, [T, rows]."""
-        shape = [dims(x)[0], matrix.rows]
-        return self.op.node("Gemm", [x, self.numbers(matrix), bias], shape, name=name, transB=1)
-
-    def projections(self, x: ir.Value, matrices: Sequence[Matrix], name: str) -> list[ir.Value]:
-        """x times each of the matrices."""
-        return [self.linear(x, matrix, None, f"{name}/{matrix.name}") for matrix in matrices]
+        """x [..., columns] times the matrix, [..., rows]."""
+        first, *rest = dims(x)[:-1]
+        flat = self.op.reshape(x, ["rows" if rest else first, matrix.columns])
+        shape = [dims(flat)[0], matrix.rows]
+        y = self.op.node("Gemm", [flat, self.numbers(matrix), bias], shape, name=name, transB=1)
+        return self.op.reshape(y, [*dims(x)[:-1], matrix.rows])
 
     def numbers(self, matrix: Matrix) -> ir.Value:
         """The matrix as float32."""
@@ -160,16 +177,15 @@ class Standard:
     # attention ---------------------------------------------------------------------------------------
 
     def rotated(self, x: ir.Value, tables: Tables, name: str) -> ir.Value:
-        """ROPE of x [T, heads, H]."""
-        T, heads, H = dims(x)
+        """ROPE of x [*front, heads, H]."""
         ids = self._once("position_ids", lambda name: self.op.reshape(self.tokens.positions, [1, "T"], name))
-        four = self.op.reshape(x, [1, T, heads, H])
+        four = self.op.reshape(x, [1, "T", *dims(x)[-2:]])
         four = self.op.transpose(four, [0, 2, 1, 3])
         four = self.op.node("RotaryEmbedding", [four, tables.cos, tables.sin, ids], dims(four), name=name)
-        return self.op.reshape(self.op.transpose(four, [0, 2, 1, 3]), [T, heads, H])
+        return self.op.reshape(self.op.transpose(four, [0, 2, 1, 3]), dims(x))
 
     def rotated_by(self, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
-        """ROPE of x [T, heads, H] by tables that broadcast to it, spelled out."""
+        """ROPE of x [*front, heads, H] by tables that broadcast to it, spelled out."""
         shape = dims(x)
         half = int(shape[-1]) // 2
         halves = [self.op.value(name, FLOAT, [*shape[:-1], half]) for name in ("lower", "upper")]
@@ -189,8 +205,14 @@ class Standard:
         operands = [y, heads.tables.cos, heads.tables.sin, ids]
         return self.op.node("RotaryEmbedding", operands, dims(y), name=f"{name}_rotated")
 
+    def attend_by(self, x: ir.Value, matrices: Sequence[Matrix], to: Projected) -> ir.Value:
+        """Attention of x times the matrices for queries, keys and values."""
+        q, k, v = (self.linear(x, matrix, None, f"{to.name}/{matrix.name}") for matrix in matrices)
+        heads = Heads(q, to.N, to.H, to.tables), Heads(k, to.K, to.H, to.tables), Heads(v, to.K, to.H)
+        return self.attend(Attend(*heads, to.keys, to.values, to.H**-0.5, to.name))
+
     def attend(self, of: Attend) -> ir.Value:
-        """[T, N * H]."""
+        """[*front, N * H]."""
         q, k, v = (
             self.by_head(heads, f"{of.name}/{name}")
             for heads, name in ((of.q, "q"), (of.k, "k"), (of.v, "v"))
@@ -203,7 +225,7 @@ class Standard:
         operands = [q, of.keys.present, of.values.present, mask]
         y = self.op.node("Attention", operands, dims(q), name=of.name, scale=of.scale)
         y = self.op.transpose(y, [0, 2, 1, 3], f"{of.name}/by_token")
-        return self.op.reshape(y, ["T", of.q.count * of.q.H], f"{of.name}/joined")
+        return self.op.reshape(y, [*self.tokens.front, of.q.count * of.q.H], f"{of.name}/joined")
 
     def _visible(self, S: int, name: str) -> ir.Value:
         """bool [T, S]: query t sees the keys 0 to position + t."""

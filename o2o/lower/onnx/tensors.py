@@ -27,6 +27,8 @@ class Respelled(Streamed):
         return type(self), self.dtype, tuple(self.shape.numpy()), *map(storage_key, self.parts)
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> Streamed:
+        if shape == tuple(self.shape.numpy()):
+            return self
         raise ModelError(f"{self.name} is being written otherwise: its shape is what it is")
 
     def _read(self) -> ir.TensorProtocol:
@@ -67,8 +69,8 @@ class Joined(Respelled):
     """Matrices of as many columns, one below the other."""
 
     def __init__(self, parts: Sequence[ir.TensorProtocol]) -> None:
-        rows, *rest = zip(*(part.shape.numpy() for part in parts), strict=True)
-        super().__init__(parts, parts[0].dtype, [sum(rows), *(sizes[0] for sizes in rest)])
+        rows = sum(part.shape.numpy()[-2] for part in parts)
+        super().__init__(parts, parts[0].dtype, [rows, parts[0].shape.numpy()[-1]])
 
     def pieces(self, size: int = AT_ONCE) -> Iterator[bytes | memoryview]:
         for part in self.parts:

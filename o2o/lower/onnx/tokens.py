@@ -2,7 +2,7 @@
 
 A decode graph is a function of one token and its position: each of its operators, but for attention, computes
 what it computes for that token alone. So it is done for T tokens by giving every value that depends on the
-token, or on its position, one axis more, T, in front:
+token, or on its position, an axis T in front (or [1, T], as the form likes it):
 
     Circle [1, 1, 64], of one token  ->  ONNX [T, 64]        (leading axes of size 1 are dropped)
     Circle [1, 16, 1, 4]             ->  ONNX [T, 16, 1, 4]
@@ -16,7 +16,7 @@ table, of which the rows of the T positions are taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -45,24 +45,34 @@ def stripped(shape: Sequence[int]) -> tuple[int, ...]:
 class Tokens:
     """The values of a decode graph and what they have become.
 
-    values: by the Circle value, the ONNX value [T, ...]. position, positions: int64 [1], and [T] of them.
+    front: [T] or [1, T], the axes in front. values: by the Circle value, the ONNX value [*front, ...].
+    position: int64 [1], of the first token; positions: int64 [*front], of each. count: T, int64 [1].
     """
 
     def __init__(
-        self, model: Model, graph: ir.Graph, op: Emitter, tokens: ir.Value, position: ir.Value, capacity: int
+        self,
+        model: Model,
+        graph: ir.Graph,
+        op: Emitter,
+        ends: Mapping[str, ir.Value],
+        capacity: int,
+        front: Sequence[Dim],
     ) -> None:
-        """tokens, position: those inputs of `graph`."""
+        """ends: the inputs of `graph` that are its tokens and its position."""
         self.model, self.graph, self.op, self.capacity = model, graph, op, capacity
+        self.front = list(front)
+        tokens, position = ends["tokens"], ends["position"]
         self.position_input = position
         self.values: dict[ir.Value, ir.Value] = {}
         self.tokens = op.value("tokens", tokens.dtype or INT64, [1, "T"])
         self.position = op.value("position", INT64, [1])
-        self.values[tokens] = op.reshape(self.tokens, ["T"], "ids")
+        self.values[tokens] = op.reshape(self.tokens, self.front, "ids")
         zero, one = op.constant(0, "zero"), op.constant(1, "one")
         self.count = op.node("Shape", [self.tokens], [1], INT64, "T", start=1, end=2)
         scalar = op.node("Squeeze", [self.count], [], name="T/scalar")
         steps = op.node("Range", [zero, scalar, one], ["T"], name="steps")
-        self.positions = op.node("Add", [steps, self.position], ["T"], name="positions")
+        positions = op.node("Add", [steps, self.position], ["T"], name="positions")
+        self.positions = op.reshape(positions, self.front)
         self._by_position = _only_from(graph, position)
         self._tables: dict[ir.Value, np.ndarray] = {}
 
@@ -122,7 +132,7 @@ class Tokens:
         return table is not None and np.array_equal(table.reshape(-1), np.arange(self.capacity))
 
     def get(self, value: ir.Value, node: ir.Node) -> ir.Value:
-        """`value`, which `node` takes, as [T, *inner(value)]. Raises ModelError for what is not by token."""
+        """`value`, which `node` takes, [*front, *inner(value)]. Raises ModelError for what a token lacks."""
         if value in self.values:
             return self.values[value]
         table = self.table(value)
@@ -131,16 +141,15 @@ class Tokens:
                 node, f"it takes {value.name}, which is not of one token alone: run fuse.attention.py first"
             )
         rows = self.op.constant(table, f"{value.name}/table", table.dtype)
-        found = self.op.node(
-            "Gather", [rows, self.positions], ["T", *inner(value)], name=value.name or "", axis=0
-        )
+        shape = [*self.front, *inner(value)]
+        found = self.op.node("Gather", [rows, self.positions], shape, name=value.name or "", axis=0)
         self.values[value] = found
         return found
 
     def viewed(self, value: ir.Value, node: ir.Node, shape: Sequence[int]) -> ir.Value:
-        """What one token has of `value` in `shape`, behind the axis T."""
+        """What one token has of `value` in `shape`, behind the axes in front."""
         found = self.get(value, node)
-        return self.op.reshape(found, [dims(found)[0], *shape])
+        return self.op.reshape(found, [*self.front_of(found), *shape])
 
     def operand(self, value: ir.Value | None, node: ir.Node, rank: int) -> ir.Value:
         """An operand to broadcast with others of which one token has `rank` axes: constants have no T."""
@@ -155,13 +164,14 @@ class Tokens:
         shape = inner(value)
         return self.viewed(value, node, (1,) * (rank - len(shape)) + shape)
 
-    def rows(self, *operands: ir.Value) -> Dim:
-        """T, or the 1 that it is where only the last token is gone on with."""
-        return next((d for v in operands if v.const_value is None and (d := dims(v)[0]) == "T"), 1)
+    def front_of(self, *operands: ir.Value) -> list[Dim]:
+        """The axes in front of what is made of these: 1 for T, where only the last token is gone on with."""
+        fronts = [dims(v)[: len(self.front)] for v in operands if v.const_value is None]
+        return self.front if self.front in fronts else fronts[0]
 
     def put(self, value: ir.Value, made: ir.Value) -> None:
-        """`value` is `made`, which may still be in another shape than [T, *inner(value)]."""
-        self.values[value] = self.op.reshape(made, [dims(made)[0], *inner(value)])
+        """`value` is `made`, which may still be in another shape than [*front, *inner(value)]."""
+        self.values[value] = self.op.reshape(made, [*self.front_of(made), *inner(value)])
 
 
 def _only_from(graph: ir.Graph, leaf: ir.Value) -> set[ir.Value]:

@@ -6,6 +6,7 @@ stored, from wherever they lie, and never turned.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.constants import is_constant, is_quantized, numbers, storage_key
+from o2o.lower.onnx.tensors import Joined
 from o2o.model import shape_of
 from o2o.rewriting.match import made_by
 from o2o.weights.reference import Reference
@@ -22,27 +24,19 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @dataclass(frozen=True)
 class Matrix:
-    """The constant `value` [rows, columns]. scales: of quantised ones, float32 [rows, blocks], else None.
+    """The constant `tensor` [rows, columns]. scales: of quantised ones, float32 [rows, blocks], else None.
 
     block: the columns that share a scale; all of them for one scale a row. in_float: it is turned back to
     float before it is computed with, rather than multiplied with integers.
     """
 
-    value: ir.Value
+    name: str
+    tensor: ir.TensorProtocol
     rows: int
     columns: int
     scales: np.ndarray | None = None
     block: int = 0
     in_float: bool = False
-
-    @property
-    def tensor(self) -> ir.TensorProtocol:
-        assert self.value.const_value is not None
-        return self.value.const_value
-
-    @property
-    def name(self) -> str:
-        return self.value.name or "weight"
 
     @property
     def key(self) -> tuple:
@@ -69,9 +63,24 @@ def matrix_of(value: ir.Value | None, what: str) -> Matrix:
     if not is_quantized(value):
         if value.dtype not in FLOATS or value.const_value.dtype != value.dtype:
             raise ModelError(f"{what}: {value.name} is {value.dtype}, not of floats")
-        return Matrix(value, rows, columns, in_float=in_float)
+        return Matrix(value.name or "weight", value.const_value, rows, columns, in_float=in_float)
     scales, block = _scales(value, rows, columns, what)
-    return Matrix(value, rows, columns, scales, block, in_float)
+    return Matrix(value.name or "weight", value.const_value, rows, columns, scales, block, in_float)
+
+
+def join(matrices: Sequence[Matrix], name: str) -> Matrix:
+    """Matrices of one kind, one below the other."""
+    scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
+    first = matrices[0]
+    return Matrix(
+        name,
+        Joined([matrix.tensor for matrix in matrices]),
+        sum(matrix.rows for matrix in matrices),
+        first.columns,
+        np.concatenate(scales) if scales else None,
+        first.block,
+        first.in_float,
+    )
 
 
 def _scales(value: ir.Value, rows: int, columns: int, what: str) -> tuple[np.ndarray, int]:

@@ -17,6 +17,8 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.constants import Stored, pieces
+from o2o.lower.onnx.tensors import Respelled
+from o2o.quantization.tensors import Quantized
 from o2o.streams import open_output
 from o2o.weights.reference import Streamed
 
@@ -146,11 +148,20 @@ def _external(large: list[ir.Value], location: str, places: list[int]) -> Iterat
 def _keep(large: list[ir.Value]) -> None:
     """Constants that come through a pipe are needed in another order than they come in."""
     for value in large:
-        tensor: object = _tensor(value)
-        while tensor is not None:
-            if isinstance(tensor, Stored):
-                tensor.source.keep()
-            tensor = getattr(tensor, "stored", None)
+        for stored in _stored(_tensor(value)):
+            stored.source.keep()
+
+
+def _stored(tensor: ir.TensorProtocol) -> Iterator[Stored]:
+    """What of a model's source `tensor` is made of."""
+    match tensor:
+        case Stored():
+            yield tensor
+        case Respelled():
+            for part in tensor.parts:
+                yield from _stored(part)
+        case Quantized():
+            yield from _stored(tensor.source)
 
 
 def _copy(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
