@@ -13,6 +13,7 @@ from tests.o2o.speaking_graphs import speaker
 # What a run that succeeds on the little decoder needs, where that is anything at all.
 GIVEN: dict[str, dict[str, Any]] = {
     "inspect": {"writes_model": False},
+    "legalize_onert": {"model": staticmethod(speaker)},
     "raise_circle": {"model": staticmethod(lambda: lower(decoder())), "turns_tflite_into": "circle"},
     "remove_io": {"arguments": ["output", "--keep_by_id", "0"]},
     "rename_io": {"arguments": ["input", "input_ids=tokens"]},

@@ -1,0 +1,48 @@
+"""legalize.onert: what it says and passes on; what it makes is in tests/o2o/lower/onert."""
+
+from __future__ import annotations
+
+from o2o.contract import Role, contract_of
+from tests.o2o.filters.conftest import Command
+from tests.o2o.fused_graphs import Form, attention
+from tests.o2o.graphs import decoder, operators
+from tests.o2o.speaking_graphs import speaker
+
+
+def test_decode_alone(command: Command) -> None:
+    after = command(speaker(), "--check")
+    assert [signature.name for signature in after.signatures] == ["decode"]
+    left_out, counted, checked = command.said.splitlines()
+    assert left_out == "legalize.onert.py: left out prefill_4: onert runs decode alone"
+    assert counted.startswith(f"legalize.onert.py: {len(speaker().graphs[1])} operators became ")
+    assert checked.startswith("legalize.onert.py: checked on LiteRT: ")
+    outputs = contract_of(after)["signatures"]["decode"]["outputs"]
+    assert [(entry["role"], entry["shape"]) for entry in outputs] == [
+        ("logits", [1, 1, 11]),
+        ("key", [1, 2, 1, 3]),
+        ("value", [1, 2, 1, 3]),
+    ]
+    assert after.history[-1]["filter"] == "legalize.onert.py"
+
+
+def test_attention_is_checked_at_both_ends_of_the_cache(command: Command) -> None:
+    model = attention(Form(K=2, G=3, layout="BTNH"))
+    model.graphs[0].inputs[-1].meta["role"] = Role("position")
+    after = command(model, "--check")
+    assert not operators(after)["ATTENTION"]
+    assert "the same, within" in command.said
+
+
+def test_a_refusal_is_one_line(command: Command) -> None:
+    code, message = command.refusal(decoder())
+    assert code == 1
+    assert message == (
+        "decode gives 8 rows of key_0, not the new one alone: fuse its attention with fuse.attention.py, or "
+        "export with --cache static"
+    )
+
+
+def test_tflite_is_refused(command: Command) -> None:
+    code, message = command.refusal(speaker((4,), ("prefill_4",)))
+    assert code == 1
+    assert message.startswith("no signature of 'prefill_4' is decode")
