@@ -98,16 +98,12 @@ class _Lowering:
         for node in self.graph:
             if node.outputs[0] in self.tokens.values:
                 continue  # done with another
-            if node in live and not all(self._needs_no_tokens(value) for value in node.outputs):
+            if node in live and not all(map(self.tokens.is_without_tokens, node.outputs)):
                 self.node(node)
         unwritten = self.caches.left()
         if unwritten:
             raise ModelError(f"{self.model.label(self.graph)} writes nothing into its cache {unwritten[0]}")
         return self.finished()
-
-    def _needs_no_tokens(self, value: ir.Value) -> bool:
-        """Whether `value` becomes a constant or a table where it is used."""
-        return self.tokens.depends_on_position(value) or self.tokens.fold(value) is not None
 
     def node(self, node: ir.Node) -> None:
         match node.domain, node.op_type:
@@ -134,14 +130,8 @@ class _Lowering:
                 self.fully_connected(node)
             case _, "GATHER" | "EMBEDDING_LOOKUP":
                 self.look_up(node)
-            case _, "DEQUANTIZE" if self._is_constant(node):
-                pass  # its user takes the constant as it is
             case _:
                 lower_operator(self.tokens, node)
-
-    def _is_constant(self, node: ir.Node) -> bool:
-        source = node.inputs[0]
-        return source is not None and source.const_value is not None and source.producer() is None
 
     def norm(self, node: ir.Node) -> None:
         x, weight = node.inputs

@@ -73,7 +73,7 @@ class Tokens:
         steps = op.node("Range", [zero, scalar, one], ["T"], name="steps")
         positions = op.node("Add", [steps, self.position], ["T"], name="positions")
         self.positions = op.reshape(positions, self.front)
-        self._by_position = _only_from(graph, position)
+        self._constant, self._by_position = _without_tokens(graph, position)
         self._tables: dict[ir.Value, np.ndarray] = {}
 
     def called(self, node: ir.Node) -> str:
@@ -85,8 +85,8 @@ class Tokens:
 
     def fold(self, value: ir.Value) -> np.ndarray | None:
         """The numbers of what depends on neither token nor position; None for all else, and for quantised."""
-        if (found := numbers(value)) is not None:
-            return found
+        if value not in self._constant:
+            return numbers(value)
         try:
             return evaluate(value, {})
         except NotEvaluable:
@@ -122,9 +122,9 @@ class Tokens:
             raise ModelError(f"{value.name} cannot be computed at every position: {reason}") from reason
         return np.stack(rows)
 
-    def depends_on_position(self, value: ir.Value) -> bool:
-        """Whether `value` depends on the position, and on nothing else."""
-        return value in self._by_position
+    def is_without_tokens(self, value: ir.Value) -> bool:
+        """Whether `value` depends on no token: it becomes a constant or a table where it is used."""
+        return value in self._by_position or value in self._constant
 
     def is_position(self, value: ir.Value) -> bool:
         """Whether `value` is the token's position, whatever its dtype and shape."""
@@ -174,15 +174,15 @@ class Tokens:
         self.values[value] = self.op.reshape(made, [*self.front_of(made), *inner(value)])
 
 
-def _only_from(graph: ir.Graph, leaf: ir.Value) -> set[ir.Value]:
-    """The values of `graph` that depend on `leaf` and on nothing else."""
-    found = {leaf}
+def _without_tokens(graph: ir.Graph, position: ir.Value) -> tuple[set[ir.Value], set[ir.Value]]:
+    """What `graph` computes of constants alone, and what of them and the position."""
     constant: set[ir.Value] = set()
+    by_position = {position}
     for node in graph:
         operands = [value for value in node.inputs if value is not None]
         free = [value for value in operands if not (is_constant(value) or value in constant)]
         if operands and not free:
             constant |= set(node.outputs)
-        elif free and all(value in found for value in free):
-            found |= set(node.outputs)
-    return found
+        elif free and all(value in by_position for value in free):
+            by_position |= set(node.outputs)
+    return constant, by_position
