@@ -62,7 +62,7 @@ class OnertEngine:
             if tensor.slot in decode.caches
         }
         self._rows = [
-            (index, tensor, caches[tensor.slot])
+            (index, tensor.heads, caches[tensor.slot])
             for index, tensor in enumerate(decode.outputs)
             if tensor.slot in decode.rows
         ]
@@ -99,8 +99,8 @@ class OnertEngine:
         self._tokens[...] = token
         self._position[...] = position
         self._session.run()
-        for index, tensor, cache in self._rows:
-            cache[position] = _by_row(tensor, self._session.get_output(index))[0]
+        for index, heads, cache in self._rows:
+            cache[position] = self._session.get_output(index).reshape(heads)
 
     def _read_logits(self) -> np.ndarray:
         """Those of the last step, [V] float32."""
@@ -108,9 +108,9 @@ class OnertEngine:
         return logits.astype(np.float32)
 
 
-def _by_row(tensor: Tensor, array: np.ndarray) -> np.ndarray:
-    """A view of keys or values, `array` as `tensor` tells, by position: [S, K, H]."""
-    return array.reshape(tensor.shape).transpose([tensor.layout.index(axis) for axis in "BTNH"])[0]
+def _by_row(cache: Tensor, array: np.ndarray) -> np.ndarray:
+    """A view of `array`, a cache as told, by position: [S, K, H]."""
+    return array.transpose([cache.layout.index(axis) for axis in "BTNH"])[0]
 
 
 def _check_rows(decode: Signature) -> None:
@@ -118,7 +118,8 @@ def _check_rows(decode: Signature) -> None:
         kind, layer = min(lost)
         raise ModelError(f"layer {layer}: the {kind} cache and new rows for it are not both there")
     for slot, row in decode.rows.items():
-        if row.rows != 1 or row.heads != decode.caches[slot].heads:
+        one_by_head = row.rows == 1 and row.layout.index("N") < row.layout.index("H")
+        if not one_by_head or row.heads != decode.caches[slot].heads:
             raise ModelError(
                 f"{decode.name} gives {list(row.shape)} as {row.name!r}, not one new row: take it through "
                 "legalize.onert.py"

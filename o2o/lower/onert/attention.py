@@ -2,8 +2,8 @@
 
 Rows of the cache below `position` hold keys and values; the new ones are attended to beside them:
 
-    scores  = [q k_cache' | q k'] + mask          [1, K, G, S + 1]
-    weights = softmax(scores) = [w_cache | w]
+    scores  = [q k_cache' | q k'] + mask              [1, K, G, S + 1]
+    weights = softmax(scores / sqrt(H)) = [w_cache | w]
     result  = w_cache v_cache + w v
 
 so that no cache is copied. Value caches are turned to [1, K, H, S] (BNHT): onert's BATCH_MATMUL transposes a
@@ -53,12 +53,11 @@ def legalize_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     keys = _cache(model, graph, of.k_cache, layout, "BNTH", k)
     values = _cache(model, graph, of.v_cache, layout, "BNHT", v)
 
-    q = op.node("MUL", [q, op.constant(H**-0.5, "scale", np.float32)], [1, N, 1, H], name="scaled")
     q = op.reshape(q, [1, K, G, H], name="groups")
     scores = [_times(op, q, rows, "scores") for rows in (keys, k)]
     joined = op.node("CONCATENATION", scores, [1, K, G, S + 1], name="all_scores", axis=3)
     joined = op.node("ADD", [joined, _mask(op, of.pos, S)], [1, K, G, S + 1], name="masked")
-    weights = op.node("SOFTMAX", [joined], [1, K, G, S + 1], name="weights", beta=1.0)
+    weights = op.node("SOFTMAX", [joined], [1, K, G, S + 1], name="weights", beta=H**-0.5)
     old_weights = op.slice(weights, [0, 0, 0, 0], [1, K, G, S], name="cache_weights")
     new_weight = op.slice(weights, [0, 0, 0, S], [1, K, G, 1], name="new_weight")
     mixed = _times(op, old_weights, values, "mixed")
