@@ -16,11 +16,11 @@ from bench.peers.processes import PeerFailed, end, reason, started
 class Child:
     """Between answers it is stopped, so that threads which wait actively take nothing from others."""
 
-    def __init__(self, key: str, python: str, log: Path, cache: Path) -> None:
-        """key: of the runner. cache: where this project may keep its packed weights."""
+    def __init__(self, module: str, python: str, log: Path, cache: Path) -> None:
+        """module: the runner. cache: where this project may keep its packed weights."""
         self._log = log
         self._process = started(
-            [python, "-m", f"bench.peers.runners.{key}"],
+            [python, "-m", module],
             log,
             {"O2O_CACHE": str(cache)},
             pipe=subprocess.PIPE,

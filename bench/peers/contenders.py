@@ -12,7 +12,8 @@ EVERY = (*SMALL, "tinyllama-1.1b")
 
 @dataclass(frozen=True)
 class Peer:
-    """key: of its runner and converter. model: what the runner loads, in the folder of what was converted.
+    """key: of its runner, in the package `runners`, and its converter. model: what the runner loads, in the
+    folder of what was converted.
 
     requirements: of its virtual environment, for pip; none for who runs in this one. building: variables of
     the environment while pip builds it. torch: PyTorch comes first. converts: else it takes the checkpoint
@@ -27,11 +28,14 @@ class Peer:
     torch: bool = False
     converts: bool = True
     fixed: bool = False
+    runners: str = "bench.peers.runners"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of a peer. bits: of the weights, nominally 4, 8, 16 or 32. shapes: it is measured on these."""
+    """One form of a peer. bits: of the weights, nominally 4, 8, 16 or 32. engine: of this project; what that
+    runs is of the form `FORMS` says. shapes: it is measured on these.
+    """
 
     peer: Peer
     precision: str
@@ -44,11 +48,18 @@ class Variant:
         return " ".join(filter(None, (self.peer.name, self.precision, self.engine)))
 
     @property
+    def form(self) -> str:
+        return FORMS.get(self.engine, "")
+
+    @property
     def ours(self) -> bool:
         return self.peer is THIS_PROJECT
 
 
-THIS_PROJECT = Peer("this_project", "this project", "model.tflite", fixed=True)
+FORMS = {"litert": "tflite", "onnx": "circle"}
+"""By engine. Circle files run on both, but who wants LiteRT has a command that makes TFLite at once."""
+
+THIS_PROJECT = Peer("this_project", "this project", "model.{form}", fixed=True)
 LLAMA_CPP = Peer(
     "llama_cpp",
     "llama.cpp",
@@ -84,6 +95,9 @@ VARIANTS = (
     Variant(THIS_PROJECT, "int8", 8, "litert"),
     Variant(THIS_PROJECT, "int4", 4, "litert"),
     Variant(THIS_PROJECT, "float32", 32, "litert", SMALL),
+    Variant(THIS_PROJECT, "float32", 32, "onnx", SMALL),  # before the others, which are made of its file
+    Variant(THIS_PROJECT, "int8", 8, "onnx", SMALL),
+    Variant(THIS_PROJECT, "int4", 4, "onnx", SMALL),
     Variant(LLAMA_CPP, "Q8_0", 8),
     Variant(LLAMA_CPP, "Q4_0", 4),
     Variant(LLAMA_CPP, "F16", 16, shapes=("15m",)),

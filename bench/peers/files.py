@@ -1,8 +1,10 @@
 """The checkpoint of a shape and what each peer makes of it, under the work folder, kept from run to run.
 
-WORK/15m/checkpoint/                a random checkpoint, in bfloat16
-WORK/15m/llama_cpp-Q8_0/            made of it
-WORK/15m/this_project-int8-1024/    for one capacity
+    WORK/15m/checkpoint/                     a random checkpoint, in bfloat16
+    WORK/15m/llama_cpp-Q8_0/                 made of it
+    WORK/15m/this_project-int8-tflite-1024/  in a form, for a capacity
+
+They appear when they are complete.
 """
 
 from __future__ import annotations
@@ -31,14 +33,16 @@ def model_of(variant: Variant, python: str, checkpoint: Path, capacity: int, log
     if not variant.peer.converts:
         return checkpoint
     convert = [python, "-m", f"bench.peers.converters.{variant.peer.key}", str(checkpoint)]
-    rest = [variant.precision, str(capacity)]
-    return _made(folder_of(variant, checkpoint, capacity), convert, rest, log) / variant.peer.model
+    rest = [variant.precision, str(capacity), *([variant.form] if variant.form else [])]
+    folder = _made(folder_of(variant, checkpoint, capacity), convert, rest, log)
+    return folder / variant.peer.model.format(form=variant.form)
 
 
 def folder_of(variant: Variant, checkpoint: Path, capacity: int) -> Path:
     """Engines that take the same file share it."""
-    fixed = [str(capacity)] if variant.peer.fixed else []
-    return checkpoint.with_name("-".join([variant.peer.key, variant.precision, *fixed]))
+    fixed = str(capacity) if variant.peer.fixed else ""
+    parts = filter(None, (variant.peer.key, variant.precision, variant.form, fixed))
+    return checkpoint.with_name("-".join(parts))
 
 
 def size_of(model: Path) -> int:

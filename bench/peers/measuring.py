@@ -152,7 +152,8 @@ def _round(
 def _start(contender: Contender, plan: Plan, stack: ExitStack) -> tuple[Child, float]:
     """A child that has loaded its model, until `stack` ends, and the seconds that took."""
     variant = contender.variant
-    child = Child(variant.peer.key, contender.python, contender.log, plan.cache)
+    runner = f"{variant.peer.runners}.{variant.peer.key}"
+    child = Child(runner, contender.python, contender.log, plan.cache)
     stack.callback(child.close)
     answer = child.ask(
         "load",

@@ -1,17 +1,23 @@
-"""A checkpoint as a TFLite file of this project, by its own command."""
+"""A checkpoint as a file of this project, by its own commands: TFLite, or the Circle file of a package.
+
+Quantised Circle files are made of the float32 one beside them, where that is there: exporting takes longest.
+"""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
-
-from tinyllama.convert_to_tflite import main
 
 RECIPES = {"float32": "none", "int8": "dynamic_int8", "int4": "dynamic_int4_block32"}
 PREFILLS = "64,128,256,512"
 
 
-def convert(checkpoint: Path, output: Path, precision: str, capacity: str) -> int:
+def run(*command: str | Path) -> None:
+    subprocess.run([sys.executable, *map(str, command)], check=True)
+
+
+def tflite(checkpoint: Path, output: Path, precision: str, capacity: str) -> None:
     told = {
         "checkpoint_path": checkpoint,
         "prefill_seq_lens": PREFILLS,
@@ -19,8 +25,23 @@ def convert(checkpoint: Path, output: Path, precision: str, capacity: str) -> in
         "quantize": RECIPES[precision],
         "output_path": output / "model.tflite",
     }
-    return main([f"--{flag}={value}" for flag, value in told.items()])
+    run("tinyllama/convert_to_tflite.py", *(f"--{flag}={value}" for flag, value in told.items()))
+
+
+def circle(checkpoint: Path, output: Path, precision: str, capacity: str) -> None:
+    whole = checkpoint.with_name(f"this_project-float32-circle-{capacity}") / "model.circle"
+    if not whole.is_file():
+        package = output if precision == "float32" else output / "float32"
+        lengths = ["--max-length", capacity, "--prefill-lengths", PREFILLS]
+        run("tinyllama/pipeline.py", "--model", checkpoint, "--package", package, *lengths)
+        whole = package / "model.circle"
+    if precision != "float32":
+        quantize = ["-m", "o2o", "quantize.weights.py", "--recipe", RECIPES[precision]]
+        run(*quantize, whole, "-o", output / "model.circle")
+        if whole.is_relative_to(output):
+            whole.unlink()
 
 
 if __name__ == "__main__":
-    sys.exit(convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]))
+    form = {"tflite": tflite, "circle": circle}[sys.argv[5]]
+    form(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -14,10 +14,7 @@ from runtime_py.package import Package
 
 class ThisProject:
     def __init__(self, model: str, checkpoint: str, engine: str, threads: int, **_: Any) -> None:
-        package = Package.load(model, checkpoint)
-        # LiteRT is what a package runs on where nothing is said.
-        named: dict[str, Any] = {} if engine == "litert" else {"engine": engine}
-        self._engine = package.engine(threads, **named)
+        self._engine = Package.load(model, checkpoint).engine(threads, engine=engine)
 
     def prefill(self, ids: Sequence[int]) -> int:
         self._logits = self._engine.prefill(ids)
