@@ -29,6 +29,7 @@ class Peer:
     converts: bool = True
     fixed: bool = False
     runners: str = "bench.peers.runners"
+    ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ class Variant:
 
     @property
     def ours(self) -> bool:
-        return self.peer is THIS_PROJECT
+        return self.peer.ours
 
 
 FORMS = {"litert": "tflite", "onnx": "circle"}
 """By engine. Circle files run on both, but who wants LiteRT has a command that makes TFLite at once."""
 
-THIS_PROJECT = Peer("this_project", "this project", "model.{form}", fixed=True)
+THIS_PROJECT = Peer("this_project", "this project", "model.{form}", fixed=True, ours=True)
 LLAMA_CPP = Peer(
     "llama_cpp",
     "llama.cpp",
