@@ -27,6 +27,7 @@ if __name__ == "__main__":
 from export.jobs import lengths_of
 from export.resources import check_disk, gigabytes, needs
 from o2o import command, errors
+from o2o.filters.bucket_kvcache import capacities_of
 from o2o.quantization.recipes import RECIPES
 from tinyllama import shell
 from tinyllama.booleans import FALSE, TRUE, add_boolean
@@ -59,6 +60,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         type=int,
         help=f"tokens that the caches hold ({CAPACITY}, or as many as the model has positions)",
+    )
+    add(
+        "--kv_cache_buckets",
+        metavar="A,B",
+        type=capacities_of,
+        default=(),
+        help="capacities of further decode signatures, decode_A, decode_B: for runtimes that go on in the "
+        "smallest that holds the text, as runtime_py does by itself (none)",
     )
     add(
         "--quantize",
@@ -147,6 +156,7 @@ def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
         args.enable_hlfb,
         args.output_logits_on_prefill,
         report,
+        args.kv_cache_buckets,
     )
 
 

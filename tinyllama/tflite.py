@@ -18,7 +18,7 @@ from tinyllama import shell
 PIPE = """
 merge.circles.py {graphs} \\
   | fuse.rms_norm.py | fuse.rope.py | gc.py {quantize}\\
-  | lower.litert.py | {sign} {wrap}| bind.weights.py -o model.tflite
+  | lower.litert.py | {sign} {bucket}{wrap}| bind.weights.py -o model.tflite
 """
 
 FLASH = "flash"  # of export's --attn-implementation
@@ -40,8 +40,8 @@ class Conversion:
     """checkpoint: its folder. capacity: S, tokens that the caches hold. lengths: tokens of the prefills.
     recipe: of `o2o.quantization.recipes`, or another name for one. flash: attention in blocks of q_block
     queries by kv_block keys, where one is None as `o2o.causal.adaptive` has it, for the longest prefill.
-    hlfb: wrap attention and norms in composites. prefill_logits: let prefills give logits. report: where
-    to write what quantising cost.
+    hlfb: wrap attention and norms in composites. prefill_logits: let prefills give logits. buckets: the
+    capacities of further decodes. report: where to write what quantising cost.
 
     Raises UsageError for an unknown recipe, and for lengths that make no package.
     """
@@ -56,11 +56,15 @@ class Conversion:
     hlfb: bool = False
     prefill_logits: bool = False
     report: Path | None = None
+    buckets: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", find(self.recipe).name)
         if not self.lengths or min(self.lengths) < 2:
             raise UsageError("a prefill reads 2 tokens or more: decode is what reads one")
+        if self.buckets and not 0 < min(self.buckets) <= max(self.buckets) < self.capacity:
+            told = ",".join(map(str, self.buckets))
+            raise UsageError(f"{told}: decode's other capacities are below the {self.capacity} of its own")
         jobs(self.capacity, self.lengths, "static")
 
     def size(self, parameters: int) -> int:
@@ -78,11 +82,13 @@ class Conversion:
         graphs = " ".join(job.file for job in jobs(self.capacity, self.lengths, "static"))
         attention = ("--attn-implementation", self._attention())
         export = shell.export(self.checkpoint, self.capacity, lengths, "static", *attention)
+        buckets = ",".join(map(str, self.buckets))
         told = "" if self.report is None else f"--report {shlex.quote(str(self.report))} "
         return export + PIPE.format(
             graphs=graphs,
             quantize=f"| quantize.weights.py --recipe {self.recipe} {told}" * (self.recipe != NONE.name),
             sign="sign.ai_edge.py" + " --output_logits_on_prefill" * self.prefill_logits,
+            bucket=f"| bucket.kvcache.py --capacities {buckets} " * bool(buckets),
             wrap="| wrap.composites.py " * self.hlfb,
         )
 

@@ -1,0 +1,76 @@
+"""`bucket.kvcache.py`."""
+
+from __future__ import annotations
+
+import argparse
+
+from o2o.errors import ModelError, UsageError
+from o2o.filters.base import Filter
+from o2o.lower.tuning import SMALLEST, capacity_of, doubling
+from o2o.model import Model
+from o2o.rewriting.capacity import add_capacities
+from o2o.rewriting.match import Miss
+from o2o.wording import counted, listed
+
+
+class BucketKvcache(Filter):
+    """Give decode caches of several capacities, so that a short text does not pay for a long context.
+
+        decode: past_key_0 [1,2048,4,64]    =>    decode:      past_key_0 [1,2048,4,64]
+                                                  decode_256:  past_key_0 [1,256,4,64]
+                                                  decode_512:  past_key_0 [1,512,4,64]
+                                                  decode_1024: past_key_0 [1,1024,4,64]
+
+    Each new signature is decode over the first rows of the caches; all share one set of weights. The runtime
+    goes on in the smallest that holds the text, and copies the rows to the next when it is full. It does so
+    by itself for a model without them; this filter puts them into the file, for other runtimes.
+    Rows beyond the capacity must not be seen or written at any position below it: that is proven by computing
+    masks and places at each. Refused: a model without decode or without a contract; a decode in which the
+    rows of the caches become something else, or that computes with all of them.
+    """
+
+    name = "bucket.kvcache.py"
+    usage_example = "bucket.kvcache.py --capacities 256,512 < model.tflite > bucketed.tflite"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--capacities",
+            metavar="A,B",
+            type=capacities_of,
+            help=f"positions of the new caches ({SMALLEST}, and twice as many each, below the model's own)",
+        )
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        decode = next((signature for signature in model.signatures if signature.name == "decode"), None)
+        if decode is None or not (own := capacity_of(decode)):
+            raise ModelError("there is no decode whose caches the contract tells: merge one with the prefill")
+        there = [s.name for s in model.signatures if s.name.startswith("decode_")]
+        if there:
+            raise ModelError(f"decode has other capacities already: {listed(there)}")
+        wanted = doubling(own) if args.capacities is None else args.capacities
+        if too_many := [rows for rows in wanted if rows >= own]:
+            raise UsageError(f"--capacities: {too_many[0]} is not below the {own} of decode")
+        if not wanted:
+            self.changes_graph = False
+            self.say(f"decode's caches hold {own} positions: there is nothing smaller to add")
+            return
+        try:
+            add_capacities(model, decode, wanted)
+        except Miss as reason:
+            raise ModelError(f"decode cannot do with fewer rows: {reason}") from None
+        names = [f"decode_{rows}" for rows in wanted]
+        self.say(f"{listed(names)}, besides decode of {counted(own, 'position')}")
+
+
+def capacities_of(text: str) -> list[int]:
+    """`256,512`, in order."""
+    try:
+        found = sorted({int(rows) for rows in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or found[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give positions such as 256,512")
+    return found
+
+
+main = BucketKvcache.main

@@ -1,0 +1,64 @@
+"""bucket.kvcache: decode in several capacities, in the file."""
+
+from __future__ import annotations
+
+import pytest
+
+from o2o.contract import contract_of
+from o2o.lower.litert import lower
+from tests.o2o.filters.conftest import Command
+from tests.o2o.fused_graphs import Form, attention
+from tests.o2o.lower.test_litert import decode_of
+from tests.o2o.speaking_graphs import speaker
+
+
+@pytest.mark.parametrize("lowered", [True, False])
+def test_new_signatures_beside_the_old(command: Command, exported_model, lowered: bool) -> None:
+    model = decode_of(exported_model, "grouped", "concat", "BNTH")
+    after = command(lower(model) if lowered else model, "--capacities", "16,8", "--check")
+    assert command.said.splitlines()[0] == (
+        "bucket.kvcache.py: decode_8, decode_16, besides decode of 32 positions"
+    )
+    found = {
+        name: {entry["shape"][2] for entry in told["inputs"] if "layer" in entry}
+        for name, told in contract_of(after)["signatures"].items()
+    }
+    assert found == {"decode": {32}, "decode_8": {8}, "decode_16": {16}}
+    assert after.history[-1]["arguments"] == ["--capacities", "16,8"]
+    assert command.refusal(after) == (1, "decode has other capacities already: decode_8, decode_16")
+
+
+def test_nothing_smaller_than_what_is_small(command: Command) -> None:
+    model = attention(Form(layout="BNTH"))
+    after = command(model)
+    assert command.said == (
+        "bucket.kvcache.py: decode's caches hold 7 positions: there is nothing smaller to add\n"
+    )
+    assert (len(after.graphs), after.history) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--capacities", "4,7"], "--capacities: 7 is not below the 7 of decode"),
+        (["--capacities", "4,x"], "argument --capacities: '4,x': give positions such as 256,512"),
+        (["--capacities", "0"], "argument --capacities: '0': give positions such as 256,512"),
+    ],
+)
+def test_wrong_capacities(command: Command, arguments: list[str], told: str) -> None:
+    code, said = command.refusal(attention(Form(layout="BNTH")), *arguments)
+    assert (code, told in said) == (2, True), said
+
+
+def test_no_decode(command: Command) -> None:
+    code, said = command.refusal(speaker((4,), ("prefill_4",)))
+    assert (code, said) == (
+        1,
+        "there is no decode whose caches the contract tells: merge one with the prefill",
+    )
+
+
+def test_a_decode_that_computes_with_all_rows(command: Command) -> None:
+    code, said = command.refusal(speaker((1,), ("decode",)), "--capacities", "4")
+    assert code == 1
+    assert said.startswith("decode cannot do with fewer rows: rows are summed that no SOFTMAX has weighted")
