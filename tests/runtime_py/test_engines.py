@@ -1,0 +1,199 @@
+"""Every engine that is there says the same of the same model, and what transformers says."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from o2o.errors import ModelError, UsageError
+from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
+from runtime_py import choosing, package, preparing
+from runtime_py.choosing import MODULES, Choice, choices
+from runtime_py.package import Package
+from runtime_py.session import Session
+from runtime_py.starting import Start, start
+from runtime_py.translated import lower
+from tests.exported import SHAPES, checkpoint
+from tests.runtime_py.test_lowered import write_circle
+from tests.runtime_py.toy import Toy
+from tests.runtime_py.toy_onnx import write_onnx
+
+S = 32
+THERE = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
+needs_onnx = pytest.mark.skipif("onnx" not in THERE, reason="no onnxruntime")
+
+
+@pytest.fixture(scope="module", params=["demo", "grouped"])
+def model(request, exported_model, shared_directory, tmp_path_factory) -> tuple[Package, Path]:
+    """A package as the guide's pipeline makes it, and its checkpoint."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = SHAPES[request.param]
+    heads, size = config["num_key_value_heads"], config["head_dim"]
+    decode = exported_model(request.param, "concat")
+    shapes = [f"[1,{heads},{rows},{size}]" for rows in (S - 2, S)]
+    steps = [(fuse_attention, []), (reshape_io, ["input", "--by_shape", *shapes]), (transpose_io_kvcache, [])]
+    for number, (step, args) in enumerate(steps):
+        done = folder / f"{number}.circle"
+        assert step.main([*args, str(decode), "-o", str(done)]) == 0
+        decode = done
+    graphs = [str(exported_model(request.param, "prefill")), str(decode.rename(folder / "decode.circle"))]
+    assert merge_circles.main([*graphs, "-o", str(folder / "model.circle")]) == 0
+    return Package.load(folder), checkpoint(shared_directory, request.param)
+
+
+@pytest.fixture(scope="module")
+def wanted(model) -> tuple[list[int], dict[int, list[int]]]:
+    """A text, and the tokens that transformers puts behind its first so many, to the end of the capacity."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(model[1])
+    text = np.random.default_rng(1).integers(3, theirs.config.vocab_size, S).tolist()
+    made = {}
+    for length in (1, 5, S - 1, S):
+        prompt = torch.tensor([text[:length]])
+        ids = theirs.generate(prompt, do_sample=False, max_length=S + 1, eos_token_id=-1)
+        made[length] = ids[0, length:].tolist()
+    return text, made
+
+
+@pytest.mark.parametrize("engine", THERE)
+def test_greedy_tokens_are_those_of_transformers(model, wanted, engine):
+    text, made = wanted
+    started = model[0].engine(threads=1, engine=engine)
+    assert (started.capacity, model[0].running.choice) == (S, Choice(engine, "asked for"))
+    for length, tokens in made.items():
+        logits = started.prefill(text[:length])
+        found = [int(logits.argmax())]
+        for position in range(length, S):
+            found.append(int(started.decode(found[-1], position).argmax()))
+        assert found == tokens
+    started.close()
+
+
+@pytest.mark.parametrize("engine", [name for name in THERE if name != "litert"])
+def test_a_session_goes_on_as_on_litert(model, engine):
+    sessions = [Session(model[0].engine(threads=1, engine=name)) for name in ("litert", engine)]
+    rng = np.random.default_rng(2)
+    text = rng.integers(3, sessions[0].vocab_size, S).tolist()
+    for length in rng.integers(1, S, 12).tolist():  # shorter, too: what is kept is a beginning
+        text[length // 2 :] = rng.integers(3, sessions[0].vocab_size, S - length // 2).tolist()
+        ours, theirs = (session.read(text[:length]) for session in sessions)
+        assert_close(theirs, ours)
+        ours, theirs = (session.append(text[length]) for session in sessions)
+        assert_close(theirs, ours)
+    for session in sessions:
+        session.engine.close()
+
+
+def assert_close(actual: np.ndarray, desired: np.ndarray) -> None:
+    np.testing.assert_allclose(actual, desired, rtol=0, atol=2e-5 * np.abs(desired).max())
+
+
+@needs_onnx
+def test_an_onnx_package(model, tmp_path, wanted):
+    lower(model[0].model, tmp_path / "model.onnx")
+    opened = Package.load(tmp_path)
+    assert opened.size == sum(file.stat().st_size for file in tmp_path.glob("model.onnx*"))
+    text, made = wanted
+    engine = opened.engine()
+    assert opened.told == "onnx (float32, 1 thread): what runs .onnx files"
+    assert engine.prefill(text[:5]).argmax() == made[5][0]
+    assert (opened.contract.capacity, opened.contract.vocab_size) == (S, engine.vocab_size)
+    engine.close()
+
+
+@needs_onnx
+def test_what_is_kept_of_a_big_model(model, wanted, monkeypatch, tmp_path):
+    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    text, made = wanted
+    said: list[str] = []
+    for again in range(3):
+        file = model[0].model if again < 2 else tmp_path / "model.circle"  # a copy
+        if again == 2:
+            file.write_bytes(model[0].model.read_bytes())
+        engine = Package.load(file).engine(threads=2, say=said.append, engine="onnx")
+        assert engine.prefill(text[:5]).argmax() == made[5][0]
+        engine.close()
+    told = f"packing the weights, this once: up to 0.0 GB into {tmp_path / 'cache'}"
+    assert said == [told]
+    (entry,) = (tmp_path / "cache").iterdir()
+    assert {file.name for file in entry.iterdir()} >= {"model.onnx", "entry.json"}
+    assert not list(entry.glob("plain*"))
+
+
+@needs_onnx
+def test_a_full_disk_is_no_reason_not_to_run(model, wanted, monkeypatch, tmp_path):
+    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    text, made = wanted
+    said: list[str] = []
+    engine = model[0].engine(say=said.append, engine="onnx")
+    assert engine.prefill(text[:5]).argmax() == made[5][0]
+    engine.close()
+    (line,) = said
+    assert line.startswith("packing the weights for this load only: ")
+
+
+@needs_onnx
+def test_what_onnx_cannot_do_is_said_in_a_line(tmp_path):
+    file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
+    with pytest.raises(ModelError, match=r"model\.circle") as told:
+        start("onnx", file, Start())
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("asked", ["onnx", "onert"])
+def test_tflite_runs_on_litert_alone(tmp_path, asked):
+    (tmp_path / "model.tflite").write_bytes(Toy().file)
+    with pytest.raises(UsageError, match=rf"model\.tflite: a \.tflite file runs on litert, not on {asked}"):
+        Package.load(tmp_path).engine(engine=asked)
+
+
+@needs_onnx
+def test_onnx_runs_on_onnx_alone(tmp_path):
+    write_onnx(Toy(), tmp_path / "model.onnx")
+    opened = Package.load(tmp_path)
+    assert opened.model.name == "model.onnx"
+    with pytest.raises(UsageError, match=r"model\.onnx: a \.onnx file runs on onnx, not on litert"):
+        opened.engine(engine="litert")
+
+
+def test_auto_does_without_what_is_not_there(tmp_path, monkeypatch):
+    file = write_circle(Toy(), tmp_path / "model.circle")
+    monkeypatch.setattr(choosing, "fastest", lambda file: ("onnx", "measured"))
+    monkeypatch.setitem(choosing.MODULES, "onnx", "a_module_that_nobody_has")
+    assert next(choice.engine for choice in choices(file)) == "litert"
+    opened = Package.load(file)
+    opened.engine().close()
+    assert opened.told == "litert (float32, 1 thread): onnx would be faster, and is not to be had here"
+
+
+@needs_onnx
+def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
+    file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
+    monkeypatch.setattr(choosing, "fastest", lambda file: ("onnx", "measured"))
+    assert [choice.engine for choice in choices(file)][:2] == ["onnx", "litert"]
+    opened = Package.load(file)
+    opened.engine().close()
+    assert opened.running.choice.engine == "litert"
+
+
+def test_what_no_engine_takes_is_told_as_the_first_told_it(tmp_path):
+    (tmp_path / "model.circle").write_bytes(b"CIR0")
+    with pytest.raises(ModelError, match=r"model\.circle"):
+        Package.load(tmp_path).engine()
+
+
+def test_a_tokenizer_of_another_model_is_not_tried_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "model.tflite").write_bytes(Toy().file)
+    opened = Package.load(tmp_path)
+    monkeypatch.setattr(package, "has_tokenizer", lambda folder: True)
+    opened.__dict__["tokenizer"] = type("Larger", (), {"vocab_size": 400})()
+    with pytest.raises(ModelError, match="the tokenizer has 400 ids, the model 11"):
+        opened.engine()
