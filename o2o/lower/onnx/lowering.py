@@ -23,7 +23,7 @@ from o2o.formats.constants import is_constant, is_quantized
 from o2o.lower.onnx.attention import Caches, lower_attention, lower_causal_attention, lower_rope
 from o2o.lower.onnx.contrib import Contrib
 from o2o.lower.onnx.emitting import FLOAT, Emitter, dims
-from o2o.lower.onnx.operators import activated, constant_vector, lower_operator
+from o2o.lower.onnx.operators import activated, cast, constant_vector, lower_operator
 from o2o.lower.onnx.recognising import recognise
 from o2o.lower.onnx.standard import Standard
 from o2o.lower.onnx.tokens import Tokens, inner
@@ -182,7 +182,8 @@ class _Lowering:
         if attribute(node, "axis", 0) or attribute(node, "batchDims", 0):
             raise self.tokens.refuse(node, "it takes other than rows")
         matrix = matrix_of(table, self.tokens.called(node))
-        self.tokens.put(output, self.form.look_up(self.tokens.get(ids, node), matrix, output.name or ""))
+        found = self.form.look_up(self.tokens.get(ids, node), matrix, output.name or "")
+        self.tokens.put(output, cast(self.tokens, found, output))
 
     # the ends ----------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.constants import numbers
+from o2o.formats.constants import is_quantized, numbers
 from o2o.lower.onnx.emitting import dims
 from o2o.lower.onnx.tokens import Tokens, inner
 from o2o.model import attribute, shape_of
@@ -85,12 +85,19 @@ def _squared_difference(tokens: Tokens, node: ir.Node) -> None:
     tokens.put(output, tokens.op.node("Mul", [difference, difference], full, name=output.name or ""))
 
 
-def _cast(tokens: Tokens, node: ir.Node) -> None:
-    output = node.outputs[0]
-    x = tokens.operand(node.inputs[0], node, len(inner(output)))
+def cast(tokens: Tokens, x: ir.Value, output: ir.Value) -> ir.Value:
+    """`x` in the dtype that `output` has."""
     assert output.dtype is not None
-    to = int(output.dtype)
-    tokens.put(output, tokens.op.node("Cast", [x], dims(x), output.dtype, name=output.name or "", to=to))
+    if x.dtype == output.dtype:
+        return x
+    return tokens.op.node("Cast", [x], dims(x), output.dtype, name=output.name or "", to=int(output.dtype))
+
+
+def _cast(tokens: Tokens, node: ir.Node) -> None:
+    x, output = node.inputs[0], node.outputs[0]
+    if node.op_type == "DEQUANTIZE" and (x is None or x.dtype != ir.DataType.FLOAT16 or is_quantized(x)):
+        raise tokens.refuse(node, "it turns back what is quantised on the way")
+    tokens.put(output, cast(tokens, tokens.operand(x, node, len(inner(output))), output))
 
 
 def _reshape(tokens: Tokens, node: ir.Node) -> None:
@@ -163,19 +170,25 @@ def _slice(tokens: Tokens, node: ir.Node) -> None:
 
 
 def _split(tokens: Tokens, node: ir.Node) -> None:
-    axes, x = constant_ints(node.inputs[0]), node.inputs[1]
+    if node.op_type == "SPLIT_V":
+        x, sizes, axes = node.inputs[0], constant_ints(node.inputs[1]), constant_ints(node.inputs[2])
+    else:
+        x, sizes, axes = node.inputs[1], [], constant_ints(node.inputs[0])
     assert x is not None
-    if axes is None:
-        raise tokens.refuse(node, "its axis is not constant")
+    if axes is None or sizes is None:
+        raise tokens.refuse(node, "its axis or its sizes are not constant")
     shape = shape_of(x)
     axis = axes[0] % len(shape) - len(shape)
     keep = max(len(inner(x)), -axis)
     found = tokens.viewed(x, node, shape[len(shape) - keep :])
-    after = list(dims(found))
-    after[axis] = shape_of(node.outputs[0])[axis]
-    assert found.dtype is not None
-    parts = [tokens.op.value(output.name or "part", found.dtype, after) for output in node.outputs]
-    tokens.op.nodes_outputs("Split", [found], parts, axis=axis, num_outputs=len(parts))
+    lengths = [shape_of(output)[axis] for output in node.outputs]
+    parts = []
+    for output, length in zip(node.outputs, lengths, strict=True):
+        after = dims(found)
+        after[axis] = length
+        assert found.dtype is not None
+        parts.append(tokens.op.value(output.name or "part", found.dtype, after))
+    tokens.op.nodes_outputs("Split", [found, tokens.op.constant(lengths, "lengths")], parts, axis=axis)
     for output, part in zip(node.outputs, parts, strict=True):
         tokens.put(output, part)
 
@@ -264,6 +277,7 @@ RULES: dict[str, Rule] = {
     "FLOOR": _chain("Floor"),
     "CEIL": _chain("Ceil"),
     "CAST": _cast,
+    "DEQUANTIZE": _cast,
     "LESS": _elementwise("Less"),
     "LESS_EQUAL": _elementwise("LessOrEqual"),
     "GREATER": _elementwise("Greater"),
@@ -281,6 +295,7 @@ RULES: dict[str, Rule] = {
     "SLICE": _slice,
     "STRIDED_SLICE": _slice,
     "SPLIT": _split,
+    "SPLIT_V": _split,
     "MEAN": _reduce("ReduceMean"),
     "SUM": _reduce("ReduceSum"),
     "REDUCE_MAX": _reduce("ReduceMax"),

@@ -155,13 +155,10 @@ class Standard:
         return self.op.constant(scales, f"{matrix.name}/scales", np.float32)
 
     def look_up(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
-        """The rows of the matrix with these numbers: [*ids, columns] as float32."""
+        """The rows of the matrix with these numbers: [*ids, columns], floats as stored or float32."""
         shape = [*dims(ids), matrix.columns]
-        if matrix.scales is None and self.stored(matrix).dtype == FLOAT:
-            return self.op.node("Gather", [self.stored(matrix), ids], shape, name=name, axis=0)
         if matrix.scales is None:
-            rows = self.op.node("Gather", [self.stored(matrix), ids], shape, name=f"{name}/rows", axis=0)
-            return self.op.node("Cast", [rows], shape, FLOAT, name, to=int(FLOAT))
+            return self.op.node("Gather", [self.stored(matrix), ids], shape, name=name, axis=0)
         if matrix.block != matrix.columns or matrix.tensor.dtype != ir.DataType.INT8:
             return self.op.node("Gather", [self.numbers(matrix), ids], shape, name=name, axis=0)
         rows = self.op.node("Gather", [self.stored(matrix), ids], shape, name=f"{name}/rows", axis=0)

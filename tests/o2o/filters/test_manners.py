@@ -8,12 +8,14 @@ from o2o import filters
 from o2o.lower.litert import lower
 from tests.o2o.filters.manners import Manners
 from tests.o2o.graphs import decoder
+from tests.o2o.lower.onnx.decoders import plain as one_token
 from tests.o2o.speaking_graphs import speaker
 
 # What a run that succeeds on the little decoder needs, where that is anything at all.
 GIVEN: dict[str, dict[str, Any]] = {
     "inspect": {"writes_model": False},
     "legalize_onert": {"model": staticmethod(speaker)},
+    "lower_onnx": {"model": staticmethod(one_token), "writes_model": False},
     "raise_circle": {"model": staticmethod(lambda: lower(decoder())), "turns_tflite_into": "circle"},
     "remove_io": {"arguments": ["output", "--keep_by_id", "0"]},
     "rename_io": {"arguments": ["input", "input_ids=tokens"]},

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from o2o import reference
+from o2o import causal, reference
 from o2o.contract import Role, role_of
 from o2o.formats.constants import is_quantized
-from o2o.model import Model, shape_of
+from o2o.lower.litert import lower
+from o2o.model import CUSTOM_DOMAIN, Model, shape_of
 from o2o.quantization.comparing import dequantized
-from tests.o2o.graphs import FLOAT, INT64, Graph
+from tests.o2o.graphs import FLOAT, INT32, INT64, Graph, run, weights
 
 
 @dataclass(frozen=True)
@@ -96,17 +98,58 @@ def decoder(shape: Shape = Shape(), T: int = 1) -> Model:
     return graph.model()
 
 
+def plain() -> Model:
+    """Two words of attention without norms, biases and projections: of operators that TFLite has, too."""
+    K, H, S, V = 1, 8, 6, 9
+    graph = Graph("decode")
+
+    def given(name: str, dims: Sequence[int], role: Role, dtype: ir.DataType = FLOAT) -> ir.Value:
+        value = graph.input(name, dims, dtype)
+        value.meta["role"] = role
+        return value
+
+    ids, position = (
+        given("ids", [1, 1], Role("tokens"), INT64),
+        given("position", [1], Role("position"), INT64),
+    )
+    where = graph.op("CAST", [position], [1], INT32)
+    zero = graph.constant("zero", np.int32([0]))
+    start = graph.op("CONCATENATION", [zero, zero, where, zero], [4], INT32, axis=0)
+    table = graph.constant("table", weights(V, H))
+    x = graph.op("GATHER", [table, ids], [1, 1, H], FLOAT, axis=0, batchDims=0)
+    heads = graph.op("RESHAPE", [x, graph.constant("s", np.int32([1, K, 1, H]))], [1, K, 1, H])
+    written = []
+    for kind in ("key", "value"):
+        past = given(f"past_{kind}_0", [1, K, S, H], Role(f"{kind}_cache", 0, "BNTH"))  # type: ignore[arg-type]
+        new = graph.op("DYNAMIC_UPDATE_SLICE", [past, heads, start], [1, K, S, H], name=f"present_{kind}_0")
+        new.meta["role"] = Role(kind, 0, "BNTH")  # type: ignore[arg-type]
+        written.append(new)
+    y = graph.value("attended", [1, 1, K, H])
+    node = graph.node(causal.NAME, [heads, *written, position], [y], domain=CUSTOM_DOMAIN)
+    node.meta["fields"] = {"customOptions": np.frombuffer(causal.pack(H**-0.5, None), np.uint8)}
+    flat = graph.op("RESHAPE", [y, graph.constant("flat", np.int32([1, 1, K * H]))], [1, 1, K * H])
+    logits = graph.fc(flat, graph.constant("head", weights(V, K * H, seed=1)), "logits")
+    logits.meta["role"] = Role("logits")
+    graph.output(logits, *written)
+    return graph.model()
+
+
 def answers(model: Model, ids: Sequence[int]) -> np.ndarray:
     """The logits behind each of `ids`, fed one by one to the decode graph: [len(ids), V], by o2o.reference.
 
     Quantised constants count as what they stand for.
     """
-    graph = model.graphs[-1]
-    for value in graph.initializers.values():
-        if is_quantized(value):
-            numbers = np.asarray(dequantized(value), np.float32)
-            value.const_value, value.type = ir.Tensor(numbers), ir.TensorType(FLOAT)
-            value.meta.clear()
+    _widen(model.graphs[-1])
+    return _fed(model.graphs[-1], ids, partial(reference.run, model.graphs[-1]))
+
+
+def on_litert(model: Model, ids: Sequence[int]) -> np.ndarray:
+    """The same by LiteRT, which multiplies with quantised constants as integers."""
+    lowered = lower(model)
+    return _fed(lowered.graphs[-1], ids, partial(run, lowered))
+
+
+def _fed(graph: ir.Graph, ids: Sequence[int], compute: Callable[..., dict[str, np.ndarray]]) -> np.ndarray:
     roles = {value: role_of(value) for value in graph.inputs}
     feeds = {v.name or "": np.zeros(shape_of(v), v.dtype.numpy()) for v in graph.inputs}  # type: ignore[union-attr]
     found = []
@@ -114,7 +157,7 @@ def answers(model: Model, ids: Sequence[int]) -> np.ndarray:
         for value, role in roles.items():
             if role is not None and role.kind in ("tokens", "position"):
                 feeds[value.name or ""][...] = token if role.kind == "tokens" else step
-        outputs = reference.run(graph, feeds)
+        outputs = compute(feeds)
         for value in graph.outputs:
             role = role_of(value)
             if role is not None and role.kind in ("key", "value"):
@@ -125,3 +168,19 @@ def answers(model: Model, ids: Sequence[int]) -> np.ndarray:
             elif role == Role("logits"):
                 found.append(outputs[value.name or ""].reshape(-1))
     return np.stack(found)
+
+
+def _widen(graph: ir.Graph) -> None:
+    """Let the numbers of `graph` be what they stand for, float32."""
+    for value in graph.initializers.values():
+        if is_quantized(value) or value.dtype == ir.DataType.FLOAT16:
+            numbers = np.asarray(dequantized(value), np.float32)
+            value.const_value, value.type = ir.Tensor(numbers), ir.TensorType(FLOAT)
+            value.meta.clear()
+    for node in graph:
+        for value in node.outputs:
+            if value.dtype == ir.DataType.FLOAT16:
+                value.type = ir.TensorType(FLOAT)
+        if node.op_type == "DEQUANTIZE" and node.inputs[0] is not None:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            graph.remove(node, safe=True)

@@ -1,0 +1,110 @@
+"""Exported checkpoints in ONNX say what transformers says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from o2o import formats
+from o2o.errors import ModelError
+from o2o.filters import downcast_input_ids, fuse_attention, reshape_io, transpose_io_kvcache
+from o2o.lower.onnx import lower_to_onnx
+from o2o.model import Model
+from tests.checkpoints import GROUPED, write_checkpoint
+from tests.exported import SHAPES
+from tests.exported import checkpoint as random_checkpoint
+from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
+
+pytest.importorskip("onnxruntime")
+S = 32
+
+
+@cache
+def of_transformers(checkpoint: Path, ids: tuple[int, ...]) -> np.ndarray:
+    """The logits behind each of `ids`: [len(ids), V]."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        found: np.ndarray = model(torch.tensor([ids])).logits[0].numpy()
+    return found
+
+
+def compare(model: Callable[[], Model], checkpoint: Path, V: int, form: str) -> None:
+    ids = np.random.default_rng(7).integers(0, V, S).tolist()
+    expected = of_transformers(checkpoint, tuple(ids))
+    running = Running(checked(model(), form))
+    for start, stop in pieces(S, [5, 9]):
+        logits = running.step(ids[start:stop], start).reshape(-1)
+        np.testing.assert_allclose(logits, expected[stop - 1], rtol=1e-3, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_guides_decode(
+    shape: str, form: str, exported_model: Callable[[str, str], Path], shared_directory: Path, tmp_path: Path
+) -> None:
+    """Concatenated caches, fused, grown and turned; ids as int32."""
+    heads, size = SHAPES[shape]["num_key_value_heads"], SHAPES[shape]["head_dim"]
+    steps = [
+        (fuse_attention, []),
+        (reshape_io, ["input", "--by_shape", f"[1,{heads},{S - 2},{size}]", f"[1,{heads},{S},{size}]"]),
+        (transpose_io_kvcache, []),
+        (downcast_input_ids, []),
+    ]
+    path = exported_model(shape, "concat")
+    for number, (step, arguments) in enumerate(steps):
+        out = tmp_path / f"{number}.circle"
+        assert step.main([*arguments, str(path), "-o", str(out)]) == 0  # type: ignore[attr-defined]
+        path = out
+    directory = random_checkpoint(shared_directory, shape)
+    compare(lambda: formats.load(path), directory, SHAPES[shape]["vocab_size"], form)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"model_type": "qwen2"},  # biases
+    "qwen3": {"model_type": "qwen3"},  # norms of queries and keys
+    "wide heads": {"head_dim": 16},
+    "phi3, a part of the head rotated": {
+        "model_type": "phi3",
+        "partial_rotary_factor": 0.4,
+        **{f"{token}_token_id": 0 for token in ("pad", "bos", "eos")},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Checkpoint and decode graph, with `o2o.causal_attention` on caches written in place."""
+
+    @cache
+    def made(name: str) -> tuple[Path, Path]:
+        from export import build
+
+        folder = tmp_path_factory.mktemp("variant")
+        write_checkpoint(folder, **{**GROUPED, "num_hidden_layers": 2, **VARIANTS[name]})
+        formats.save(build.decode(folder, S, "static", "grouped"), folder / "decode.circle")
+        return folder, folder / "decode.circle"
+
+    return made
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_attention_that_is_not_fused(
+    name: str, form: str, variants: Callable[[str], tuple[Path, Path]]
+) -> None:
+    folder, path = variants(name)
+    compare(lambda: formats.load(path), folder, GROUPED["vocab_size"], form)
+
+
+def test_scattered_attention(exported_model: Callable[[str, str], Path]) -> None:
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.self_attn.*: run fuse\.attention\.py first"):
+        lower_to_onnx(formats.load(exported_model("demo", "static")))
