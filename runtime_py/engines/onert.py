@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from o2o.errors import ModelError
-from o2o.quiet import quiet
 from runtime_py.chunks import Chunk, chunks
 from runtime_py.contract import Contract, Signature, Tensor
 from runtime_py.legalized import legalized
@@ -92,8 +91,7 @@ class OnertEngine:
 
     def close(self) -> None:
         """See `Engine`."""
-        with quiet():
-            del self._session
+        del self._session
 
     def _step(self, token: int, position: int) -> None:
         self._tokens[...] = token
@@ -193,8 +191,13 @@ def _session(model: Path, threads: int, debug: bool = False) -> Any:
 @contextlib.contextmanager
 def _into(lines: list[str]) -> Iterator[None]:
     """Put the lines that are written to stderr (the file descriptor) inside the block into `lines`."""
-    sys.stderr.flush()
-    kept = os.dup(2)
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # stderr is closed
+        yield
+        return
     try:
         with tempfile.TemporaryFile() as written:
             os.dup2(written.fileno(), 2)
