@@ -17,7 +17,7 @@ from o2o.rewriting.layout import turn_caches
 from o2o.rewriting.match import Miss
 
 SMALLEST = 256
-"""Rows from which capacities double: `bench/buckets.py` tells what a step costs in each."""
+"""Rows from which capacities double: `bench/decode_attention.py` tells what a step costs in each."""
 
 
 def doubling(capacity: int) -> list[int]:

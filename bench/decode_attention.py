@@ -1,0 +1,193 @@
+"""What attention takes of a decode step on LiteRT, in each of the forms that were tried, over the capacity.
+
+    python bench/decode_attention.py [--capacities 256,512,1024,2048] [--shape tinyllama-1.1b] [--rounds 20]
+
+All layers' attention of that shape by itself: a row is written into each cache, and one query of each head
+looks at all of it. Prints the milliseconds of a step, and for the other forms the ratio to `by head`, median
+(and spread) of rounds in which the forms take turns. `by head` is what the runtime runs; its rows tell what
+decode in smaller capacities saves (`o2o.lower.tuning`).
+
+    by head      caches [1, K, S, H]; q k' and weights v, the query heads of a group as rows; an arithmetic mask
+    by token     caches [1, S, K, H], AI Edge's layout, transposed for each product
+    compared     by head, the mask made by LESS_EQUAL and SELECT_V2, which XNNPACK does not compute
+    keys first   by head, k q' in the place of q k', so that no key is packed; the scores are transposed
+    v turned     by head, values kept as [1, K, H, S]
+    flash        by head, blocks of 256 keys in a loop that ends at the last one visible
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+ROOT = Path(__file__).resolve().parents[1]
+FORMS = ("by head", "by token", "compared", "keys first", "v turned", "flash")
+FLASH_KEYS = 256
+INT32 = ir.DataType.INT32
+
+
+def value(name: str, shape: tuple[int, ...], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+
+def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path) -> None:
+    """A TFLite file: q [1, N, 1, H], row [1, K, 1, H], position, caches -> y [1, N, 1, H], caches."""
+    from o2o import formats
+    from o2o.causal import Blocks
+    from o2o.lower.dot_product import dot_product_attention, hiding
+    from o2o.lower.flash import flash_attention
+    from o2o.lower.litert import lower
+    from o2o.model import DOMAIN, Model, Signature
+    from o2o.rewriting.build import Builder
+
+    N, K, H = heads
+    G = N // K
+    by_token, turned = form == "by token", form == "v turned"
+    key_shape = (1, S, K, H) if by_token else (1, K, S, H)
+    value_shape = (1, K, H, S) if turned else key_shape
+    y, row, position = value("q", (1, N, 1, H)), value("row", (1, K, 1, H)), value("position", (1,), INT32)
+    caches = [
+        (value(f"past_key_{i}", key_shape), value(f"past_value_{i}", value_shape)) for i in range(layers)
+    ]
+    ends = [y, row, position, *(cache for pair in caches for cache in pair)]
+    graph = ir.Graph(ends, [], nodes=[], opset_imports={DOMAIN: 1})
+    model, op = Model("circle", [graph]), Builder(graph)
+
+    def start(axis: int) -> ir.Value:
+        zeros = [op.constant([0] * count, "zeros", np.int32) for count in (axis, 3 - axis)]
+        parts = [zeros[0], position, *([zeros[1]] if axis < 3 else [])]
+        return op.node("CONCATENATION", parts, [4], INT32, axis=0)
+
+    def product(a: ir.Value, b: ir.Value, shape: tuple[int, ...], adjoint: bool) -> ir.Value:
+        return op.node("BATCH_MATMUL", [a, b], shape, adjointLhs=False, adjointRhs=adjoint)
+
+    at = op.reshape(position, [1, 1])
+    steps = np.arange(S)[None]
+    if form == "compared":
+        keys = op.constant(steps, "keys", np.int32)
+        seen = op.node("LESS_EQUAL", [keys, at], [1, S], ir.DataType.BOOL)
+        shown, hidden = (op.constant(number, "mask", np.float32) for number in (0, -1e9))
+        mask = op.node("SELECT_V2", [seen, shown, hidden], [1, S], ir.DataType.FLOAT)
+    else:
+        mask = hiding(op, at, np.zeros((1, 1)), steps)
+    starts = start(1 if by_token else 2), start(3 if turned else 1 if by_token else 2)
+    scale = op.constant(H**-0.5, "scale", np.float32)
+    for layer, (key, value_) in enumerate(caches):
+        rows = [op.reshape(row, [1, 1, K, H] if by_token else [1, K, 1, H])]
+        rows.append(op.reshape(row, [1, K, H, 1]) if turned else rows[0])
+        k, v = (
+            op.node(
+                "DYNAMIC_UPDATE_SLICE", [cache, new, at_], cache.shape.numpy(), name=f"present_{n}_{layer}"
+            )  # type: ignore[union-attr]
+            for n, cache, new, at_ in zip("kv", (key, value_), rows, starts, strict=True)
+        )
+        graph.outputs.extend([k, v])
+        if by_token:
+            k, v = (op.transpose(x, (0, 2, 1, 3)) for x in (k, v))
+        if form == "flash":
+            y = flash_attention(model, op, y, k, v, H**-0.5, position, Blocks(1, FLASH_KEYS))
+        elif form in ("by head", "by token", "compared"):
+            y = dot_product_attention(op, y, k, v, H**-0.5, mask=mask)
+        else:
+            q = op.reshape(op.node("MUL", [y, scale], [1, N, 1, H]), [1, K, G, H])
+            if form == "keys first":
+                scores = op.transpose(product(k, q, (1, K, S, G), True), (0, 1, 3, 2))
+            else:
+                scores = product(q, k, (1, K, G, S), True)
+            weights = op.node("ADD", [scores, mask], [1, K, G, S])
+            weights = op.node("SOFTMAX", [weights], [1, K, G, S], beta=1.0)
+            y = product(weights, v, (1, K, G, H), turned)
+        y = op.reshape(y, [1, N, 1, H])
+    graph.outputs.insert(0, op.node("NEG", [y], (1, N, 1, H), name="y"))
+    ins, outs = ({end.name or "": end for end in ends_} for ends_ in (graph.inputs, graph.outputs))
+    model.signatures.append(Signature("main", graph, ins, outs))
+    formats.save(lower(model), file)
+
+
+def load(file: Path, threads: int) -> Callable[[int], float]:
+    """A function that runs it at a position and tells the seconds; caches stay where they are."""
+    from o2o.quiet import quiet
+
+    with quiet():
+        from ai_edge_litert.compiled_model import CompiledModel
+        from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
+
+        model = CompiledModel.from_file(
+            str(file), options=Options(HardwareAccelerator.CPU, CpuOptions(num_threads=threads))
+        )
+        ends, details = model.get_signature_list()["main"], model.get_input_tensor_details("main")
+        generator = np.random.default_rng(0)
+        buffers = {}
+        for name in ends["inputs"]:
+            buffers[name] = model.create_input_buffer_by_name("main", name)
+            shape = details[name]["shape"]
+            integer = name == "position"
+            buffers[name].write(
+                np.zeros(shape, np.int32) if integer else generator.standard_normal(shape, np.float32)
+            )
+        ins = list(buffers.values())
+        caches = iter(buffer for name, buffer in buffers.items() if name.startswith("past_"))
+        outs = [
+            next(caches) if name.startswith("present_") else model.create_output_buffer_by_name("main", name)
+            for name in ends["outputs"]
+        ]
+
+    def run(position: int) -> float:
+        buffers["position"].write(np.array([position], np.int32))
+        started = time.perf_counter()
+        model.run_by_index(0, ins, outs)
+        return time.perf_counter() - started
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--capacities", default="256,512,1024,2048")
+    parser.add_argument("--shape", default="tinyllama-1.1b")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--forms", default=",".join(FORMS))
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from bench.make_checkpoint import SHAPES
+
+    _, _, layers, N, K, H, _, _ = SHAPES[args.shape]
+    forms = args.forms.split(",")
+    print(f"{layers} layers' attention, {N} heads over {K}, each of {H}, {args.threads} threads")
+    print(f"{'capacity':>8}  {'position':>8} " + "".join(f"{form:>22}" for form in forms))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for S in map(int, args.capacities.split(",")):
+            runs = {}
+            for form in forms:
+                file = Path(folder) / f"{form}.tflite"
+                save(form, S, layers, (N, K, H), file)
+                runs[form] = load(file, args.threads)
+            for position in (S // 2, S - 1):
+                rounds = [
+                    {form: min(run(position) for _ in range(3)) for form, run in runs.items()}
+                    for _ in range(args.rounds)
+                ]
+                cells = [_cell(form, forms[0], rounds) for form in forms]
+                print(f"{S:>8,}  {position:>8,} " + "".join(f"{cell:>22}" for cell in cells), flush=True)
+
+
+def _cell(form: str, first: str, rounds: list[dict[str, float]]) -> str:
+    if form == first:
+        return f"{statistics.median(times[form] for times in rounds) * 1e3:.2f} ms"
+    ratios = sorted(times[form] / times[first] for times in rounds)
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+if __name__ == "__main__":
+    main()
