@@ -7,7 +7,7 @@ looks at all of it. Prints the milliseconds of a step, and for the other forms t
 (and spread) of rounds in which the forms take turns. `by head` is what the runtime runs; its rows tell what
 decode in smaller capacities saves (`o2o.lower.tuning`).
 
-    by head      caches [1, K, S, H]; q k' and weights v, the query heads of a group as rows; an arithmetic mask
+    by head      caches [1, K, S, H]; q k' and weights v, a group's query heads as rows; arithmetic mask
     by token     caches [1, S, K, H], AI Edge's layout, transposed for each product
     compared     by head, the mask made by LESS_EQUAL and SELECT_V2, which XNNPACK does not compute
     keys first   by head, k q' in the place of q k', so that no key is packed; the scores are transposed
