@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from bench.peers.processes import PeerFailed, end, reason, started
+
+PATIENCE = 1200.0
+"""Seconds that an answer may take."""
 
 
 class Child:
@@ -34,6 +38,8 @@ class Child:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
             self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+            raise PeerFailed(f"no answer to {do!r} in {PATIENCE:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise PeerFailed(reason(self._process.wait(), self._log))

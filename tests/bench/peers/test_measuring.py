@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.peers import child as children
 from bench.peers import measuring
 from bench.peers.child import Child
 from bench.peers.contenders import THIS_PROJECT, Peer, Variant
@@ -94,6 +95,16 @@ def test_a_child_that_was_ended_is_told(tmp_path: Path) -> None:
     os.kill(child._process.pid, signal.SIGKILL)
     with pytest.raises(PeerFailed, match="signal 9"):
         child.ask("memory")
+    child.close()
+
+
+def test_a_child_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "PATIENCE", 0.05)
+    child = Child("tests.bench.peers.toy", sys.executable, tmp_path / "log", tmp_path)
+    with pytest.raises(PeerFailed, match=r"no answer to 'load' in 0.05 s"):
+        child.ask("load", precision="good", engine="")  # Python alone takes longer to start
     child.close()
 
 
