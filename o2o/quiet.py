@@ -13,7 +13,7 @@ from collections.abc import Iterator
 def silence() -> None:
     """Drop what anything in this process writes to stderr from now on; for use at its end."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
-        sys.stderr.flush()
+        _flush()
         os.dup2(null.fileno(), 2)
 
 
@@ -23,7 +23,7 @@ def quiet(active: bool = True) -> Iterator[None]:
     if not active:
         yield
         return
-    sys.stderr.flush()
+    _flush()
     try:
         kept = os.dup(2)
     except OSError:  # stderr is closed: it is quiet already
@@ -36,6 +36,11 @@ def quiet(active: bool = True) -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _flush() -> None:
+    if sys.stderr is not None:  # as it is where it was closed from the beginning
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager

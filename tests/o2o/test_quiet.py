@@ -1,0 +1,34 @@
+"""Silence, also where there is nothing to be silenced."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from o2o.quiet import quiet
+
+PROGRAM = """
+import os, sys
+from o2o.quiet import quiet, silence
+assert sys.stderr is None
+with quiet():
+    print("inside")
+silence()
+print("after")
+"""
+
+
+def test_what_is_written_inside_is_dropped(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet():
+        print("inside", file=sys.stderr)
+    with quiet(False):
+        print("not quiet", file=sys.stderr)
+    assert capfd.readouterr().err == "not quiet\n"
+
+
+def test_a_closed_stderr() -> None:
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, PROGRAM]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "inside\nafter\n"
