@@ -18,10 +18,10 @@ from o2o.wording import counted
 
 AUTO = "auto"
 MODULES = {"litert": "ai_edge_litert", "onnx": "onnxruntime", "onert": "onert"}
-"""The engines, by the names that users give them, and what each needs to be installed."""
+"""The engines, by the names that users give them, the ones to be preferred first; what each needs."""
 _INSTEAD = "give the model.circle behind it, or leave --engine out"
 READ = {".circle": ("litert", "onnx", "onert"), ".tflite": ("litert",), ".onnx": ("onnx",)}
-"""The engines that run a file, the ones to be preferred first."""
+"""The engines that run a file."""
 ASKABLE = (AUTO, *MODULES)
 WORTH_SHARING: dict[str, float] = {"litert": 16_000_000, "onnx": 4_000_000, "onert": math.inf}
 """Bytes of a model from which threads pay."""
@@ -74,13 +74,18 @@ def choices(file: Path, asked: str = AUTO) -> Iterator[Choice]:
     if len(able) == 1:
         yield Choice(able[0], f"what runs {file.suffix} files")
         return
-    there = [engine for engine in able if importlib.util.find_spec(MODULES[engine])]
+    there = [engine for engine in installed() if engine in able]
     best, why = fastest(file)
     if best in there:
         yield Choice(best, why)
     for engine in there:
         if engine != best:
             yield Choice(engine, f"{best} would be faster, and is not to be had here")
+
+
+def installed() -> list[str]:
+    """The engines that are there, the ones to be preferred first."""
+    return [engine for engine, module in MODULES.items() if importlib.util.find_spec(module)]
 
 
 def fastest(file: Path) -> tuple[str, str]:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from runtime_py.choosing import installed
 from runtime_py.generation import generate
 from runtime_py.package import Package
 from runtime_py.session import Session
@@ -105,28 +106,32 @@ def theirs(checkpoint: Path):
 
 
 def assert_generates_the_same(
-    package: Package, checkpoint: Path, prompts: list[list[int]], capacities: Sequence[int] = ()
+    package: Package,
+    checkpoint: Path,
+    prompts: list[list[int]],
+    capacities: Sequence[int] = (),
+    engine: str = "litert",
 ) -> None:
     """Greedy tokens to the end of the context, and the logits after each prompt within 1e-4.
 
-    capacities: of other caches that decode goes through.
+    capacities: of other caches that decode goes through, on LiteRT.
     """
     import torch
 
     model = theirs(checkpoint)
     untold = SimpleNamespace(push=lambda token: "", flush=lambda: "")
-    engine = package.engine(capacities=capacities)
+    started = package.engine(capacities=capacities, engine=engine)
     for prompt in prompts:
         ids = torch.tensor([prompt])
         made = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_length=engine.capacity + 1
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_length=started.capacity + 1
         )
-        found = [token.id for token in generate(Session(engine), prompt, untold, eos=package.eos)]
+        found = [token.id for token in generate(Session(started), prompt, untold, eos=package.eos)]
         assert found == made[0, len(prompt) :].tolist()
         with torch.no_grad():
             logits = model(ids).logits[0, -1].numpy()
-        np.testing.assert_allclose(engine.prefill(prompt), logits, rtol=0, atol=1e-4)
-    engine.close()
+        np.testing.assert_allclose(started.prefill(prompt), logits, rtol=0, atol=1e-4)
+    started.close()
 
 
 def test_the_guide_verbatim(guided: Path) -> None:
@@ -149,7 +154,8 @@ def test_the_demo_model_says_what_transformers_says(guided: Path) -> None:
     prompts += [story[:length] for length in (1, 29, 30, 31, 32)]
     prompts = [prompt for prompt in prompts if len(prompt) <= 32]
     assert len({len(prompt) for prompt in prompts}) > 10
-    assert_generates_the_same(package, DEMO, prompts)
+    for engine in installed():
+        assert_generates_the_same(package, DEMO, prompts, engine=engine)
 
 
 def test_a_random_grouped_model_says_what_transformers_says(shared_directory: Path) -> None:
@@ -161,7 +167,8 @@ def test_a_random_grouped_model_says_what_transformers_says(shared_directory: Pa
     package.tokenizer = WITHOUT_TOKENIZER
     generator = np.random.default_rng(0)
     prompts = [generator.integers(3, GROUPED["vocab_size"], length).tolist() for length in range(1, 25)]
-    assert_generates_the_same(package, checkpoint, prompts)
+    for engine in installed():
+        assert_generates_the_same(package, checkpoint, prompts, engine=engine)
     assert_generates_the_same(package, checkpoint, prompts, capacities=[2, 5, 6, 16, 23])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from o2o.errors import ModelError, UsageError
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
 from runtime_py import choosing, package, preparing
-from runtime_py.choosing import MODULES, Choice, choices
+from runtime_py.choosing import Choice, choices, installed
 from runtime_py.package import Package
 from runtime_py.session import Session
 from runtime_py.starting import Start, start
@@ -22,7 +21,7 @@ from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import write_onnx
 
 S = 32
-THERE = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
+THERE = installed()
 needs_onnx = pytest.mark.skipif("onnx" not in THERE, reason="no onnxruntime")
 
 
