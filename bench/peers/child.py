@@ -39,6 +39,7 @@ class Child:
             self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
             self._process.stdin.flush()
         if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+            self.close()
             raise PeerFailed(f"no answer to {do!r} in {PATIENCE:g} s")
         line = self._process.stdout.readline()
         if not line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -50,6 +51,7 @@ def test_from_end_to_end(
     assert "toy unloadable is left out: ValueError: no such model" in printed
     told = json.loads(out.read_text())
     assert told["settings"]["rounds"] == 2
+    assert told["machine"].startswith(f"{os.cpu_count()} x ")
     shape = told["shapes"]["15m"]
     assert len(shape["rounds"]) == 2
     assert set(shape["failed"]) == {"broken", "toy unloadable"}
