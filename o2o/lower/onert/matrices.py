@@ -1,7 +1,8 @@
 """FULLY_CONNECTED for onert, which gives [rows, O] whatever its input's axes are, and computes int8 weights
 with a scale for each row as if all had the first.
 
-So it is asked for rows, and such weights get a scale of 1, theirs are multiplied with afterwards:
+So it is asked for rows, and such weights get a scale of 1, theirs are multiplied with afterwards, and only
+then comes the bias:
 
     x [1,1,D], w int8 [O,D], scales [O]  =>  RESHAPE [1,D] - FULLY_CONNECTED - MUL scales - RESHAPE [1,1,O]
 """
@@ -30,25 +31,21 @@ def legalize_fully_connected(model: Model, graph: ir.Graph, node: ir.Node) -> No
     old = node.outputs[0]
     activation = attribute(node, "fusedActivationFunction", 0)
     scales = _row_scales(model, graph, node, w)
-    if scales is not None and (activation or any(bias)):
-        raise ModelError(
-            f"{called(model, graph, node)}: int8 weights by row with a bias or an activation, which onert "
-            "would add before the scales"
-        )
     if scales is None and len(shape_of(x)) == len(shape_of(old)) == 2:
         return
     wide, D = shape_of(w)
-    rows = math.prod(shape_of(x)) // D
+    shape = [math.prod(shape_of(x)) // D, wide]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
-    y = op.node(
-        "FULLY_CONNECTED",
-        [op.reshape(x, [rows, D], name="rows"), w if scales is None else _unscaled(model, graph, w), *bias],
-        [rows, wide],
-        name="product",
-        fusedActivationFunction=activation,
-    )
-    if scales is not None:
-        y = op.node("MUL", [y, op.constant(scales, "scales")], [rows, wide], name="scaled")
+    rows = op.reshape(x, [shape[0], D], name="rows")
+    if scales is None:
+        how = {"fusedActivationFunction": activation}
+        y = op.node("FULLY_CONNECTED", [rows, w, *bias], shape, name="product", **how)
+    else:
+        y = op.node("FULLY_CONNECTED", [rows, _unscaled(model, graph, w), None], shape, name="product")
+        then = [("MUL", op.constant(scales, "scales")), *(("ADD", b) for b in bias if b is not None)]
+        for number, (op_type, other) in enumerate(then, 1):
+            how = {"fusedActivationFunction": activation if number == len(then) else 0}
+            y = op.node(op_type, [y, other], shape, name="scaled", **how)
     replace_output(model, old, op.reshape(y, shape_of(old), name="row"))
     graph.remove(node, safe=True)
 

@@ -237,7 +237,7 @@ def with_weights(
     parameters = per_channel(scales, axis)
     parameters.zeroPoint = np.full(len(scales), zero)
     w.meta["fields"] = {"quantization": parameters}
-    y = graph.op("FULLY_CONNECTED", [x, w, None], [1, 1, 4], FLOAT, "y", fusedActivationFunction=act)
+    y = graph.op("FULLY_CONNECTED", [x, w, None], [1, 1, 4], FLOAT, "y")
     graph.output(y)
     return graph.model()
 
@@ -359,10 +359,6 @@ REFUSED = {
     "int4": (lambda: with_weights(ir.DataType.INT4, [1.0] * 4), "w is INT4, and onert computes with float32"),
     "zero points": (lambda: with_weights(ir.DataType.INT8, [1.0] * 4, zero=3), "w has zero points"),
     "scales by column": (lambda: with_weights(ir.DataType.INT8, [1.0] * 4, axis=1), "or scales not by row"),
-    "an activation before the scales": (
-        lambda: with_weights(ir.DataType.INT8, [1.0, 2, 3, 4], act=1),
-        "int8 weights by row with a bias or an activation",
-    ),
 }
 
 
