@@ -8,8 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +42,7 @@ class Running:
     threads: int
 
     def told(self, weights: str) -> str:
-        """In a line. weights: see `weights_of`."""
+        """In a line. weights: see `runtime_py.precision`."""
         return f"{self.choice.engine} ({weights}, {counted(self.threads, 'thread')}): {self.choice.why}"
 
 
@@ -91,49 +90,3 @@ def installed() -> list[str]:
 def fastest(file: Path) -> tuple[str, str]:
     """The engine that measured fastest for such a model as is in the Circle file `file`, and why."""
     return "litert", "measured fastest at every size"
-
-
-def weights_of(file: Path) -> str:
-    """How the weights of the model in `file` are stored: `float32`, `dynamic int8`, ...
-
-    That is the recipe they were quantised by, where that was written down, else the type of most of their
-    bytes. Raises ModelError.
-    """
-    from o2o import formats
-    from o2o.formats.constants import storage_key
-    from o2o.quantization.record import recorded
-
-    if file.suffix == ".onnx":
-        return _weights_of_onnx(file)
-    model = formats.load(file)
-    if steps := recorded(model):
-        return str(steps[-1].get("recipe", "quantised")).replace("_", " ")
-    constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
-    stored = {storage_key(constant): constant for constant in constants if constant is not None}
-    return _mostly((str(constant.dtype), constant.nbytes) for constant in stored.values())
-
-
-def _weights_of_onnx(file: Path) -> str:
-    import onnx_ir as ir
-
-    graph = ir.load(file).graph
-    packed = {
-        node.inputs[1]: f"int{node.attributes['bits'].as_int()}"
-        for node in graph
-        if node.op_type == "MatMulNBits"
-    }
-    constants = [(value, value.const_value) for value in graph.initializers.values()]
-    return _mostly(
-        (packed.get(value, str(constant.dtype)), constant.nbytes)
-        for value, constant in constants
-        if constant is not None
-    )
-
-
-def _mostly(stored: Iterable[tuple[str, int]]) -> str:
-    """The type, of those with their bytes, that has most of these."""
-    sizes: Counter[str] = Counter()
-    for dtype, nbytes in stored:
-        sizes[dtype.lower()] += nbytes
-    kind, _ = sizes.most_common(1)[0] if sizes else ("none", 0)
-    return {"float": "float32"}.get(kind, kind)

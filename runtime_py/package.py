@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Unpack
 from o2o.errors import ModelError
 from runtime_py.any_length import contract_of_onnx
 from runtime_py.cache import user_cache
-from runtime_py.choosing import AUTO, Running, choices, threads_for, weights_of
+from runtime_py.choosing import AUTO, Running, choices, threads_for
 from runtime_py.contract import Contract
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.engines import Engine
 from runtime_py.generation import Options, Token, generate
 from runtime_py.lowered import lower_file
+from runtime_py.precision import precision
 from runtime_py.session import Session
 from runtime_py.starting import Start, start
 from runtime_py.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
@@ -129,7 +130,7 @@ class Package:
     @property
     def told(self) -> str:
         """What `engine` started last, in a line; empty before. Raises ModelError."""
-        return self.running.told(weights_of(self.model)) if self.running else ""
+        return self.running.told(precision(self.model)) if self.running else ""
 
     @cached_property
     def session(self) -> Session:

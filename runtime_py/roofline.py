@@ -18,14 +18,13 @@ import onnx_ir as ir
 
 from o2o import formats
 from o2o.formats.constants import is_constant
-from o2o.model import Model
 from runtime_py.contract import Contract
 
 BUFFER = 1 << 28
 """Bytes that are read: more than processors have caches."""
 TIMES = 5
-TABLES = {"GATHER": 0, "EMBEDDING_LOOKUP": 1}
-"""Of these operators the operand of which a step reads a row or so."""
+TABLES = {"GATHER": [0], "EMBEDDING_LOOKUP": [1], "Gather": [0], "GatherBlockQuantized": [0, 2, 3]}
+"""Of these operators, Circle's and ONNX's, the operands of which a step reads a row or so."""
 
 
 def bandwidth(threads: int) -> float:
@@ -54,22 +53,28 @@ def reading(threads: int) -> float:
 def step_bytes(file: Path, contract: Contract) -> int:
     """The bytes that a decode step of the model in `file` reads: its weights, but for tables that it looks up
     a row of, and the whole caches. Raises ModelError."""
-    model = formats.load(file)
     caches = sum(
         int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in contract.decode.caches.values()
     )
-    return _weights(model, contract.decode.name) + caches
+    return _weights(_graph(file, contract.decode.name)) + caches
 
 
-def _weights(model: Model, signature: str) -> int:
-    graph = next(one.graph for one in model.signatures if one.name == signature)
+def _graph(file: Path, signature: str) -> ir.Graph:
+    if file.suffix == ".onnx":
+        return ir.load(file).graph
+    model = formats.load(file)
+    return next(one.graph for one in model.signatures if one.name == signature)
+
+
+def _weights(graph: ir.Graph) -> int:
     used: dict[int, ir.Value] = {}
     for node in graph:
         for number, value in enumerate(node.inputs):
-            if value is not None and is_constant(value) and TABLES.get(node.op_type) != number:
-                used[id(value)] = value
-                for scales in value.meta.get("references", {}).values():
-                    used[id(scales)] = scales
+            if value is None or not is_constant(value) or number in TABLES.get(node.op_type, ()):
+                continue
+            used[id(value)] = value
+            for scales in value.meta.get("references", {}).values():
+                used[id(scales)] = scales
     return sum(value.const_value.nbytes for value in used.values() if value.const_value is not None)
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from runtime_py import bench
 from runtime_py.bench import Decode, Prefill, Report, main
+from runtime_py.choosing import installed
 from tests.runtime_py.test_generation import CountingEngine
 from tests.runtime_py.toy import Toy
+from tests.runtime_py.toy_onnx import write_onnx
 
 
 @pytest.fixture
@@ -53,6 +55,18 @@ def test_every_line_and_every_figure(
     )
     assert told["model_bytes"] == size
     assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif("onnx" not in installed(), reason="no onnxruntime")
+def test_another_engine(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (package / "model.tflite").unlink()
+    file = write_onnx(Toy(capacity=40), package / "model.onnx", external=True)
+    assert main([str(package), "--rounds", "1", "--tokens", "3", "--warm", "--engine", "onnx"]) == 0
+    out, err = capsys.readouterr()
+    size = file.stat().st_size + (package / "model.onnx.data").stat().st_size
+    assert out.startswith(f"{package}: {size / 1e6:.1f} MB, 40 tokens of context, 1 thread\n")
+    assert "engine    onnx (float32, 1 thread): asked for\n" in out
+    assert err == ""
 
 
 def test_ratios() -> None:

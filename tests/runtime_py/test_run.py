@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from runtime_py import preparing
+from runtime_py.choosing import installed
 from runtime_py.run import main
 from tests.conftest import ROOT
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_sentencepiece
 from tests.runtime_py.toy import Toy
+from tests.runtime_py.toy_onnx import write_onnx
 
 VOCAB = 380  # of the trained tokenizer
 FULL = "run: the context is full: the model holds 24 tokens; export it with a larger --max-length"
@@ -205,6 +207,7 @@ def test_no_such_folder_and_no_folder(package, capsys):
         ["x", "--threads", "-1"],
         ["x", "--prompt", "\udcff"],
         ["x", "--top-k", "some"],
+        ["x", "--engine", "steam"],
     ],
 )
 def test_wrong_usage(args, capsys):
@@ -293,6 +296,25 @@ def test_generation_config_wins(toy, package, capsys):
     assert main([str(package), "--prompt", "a dog"]) == 0
     cut = ids[: ids.index(ids[3]) + 1]
     assert f"generated: {{ {', '.join(map(str, cut))} }}\n" in capsys.readouterr().out
+
+
+@pytest.mark.skipif("onnx" not in installed(), reason="no onnxruntime")
+def test_an_onnx_file(toy, package, capfd):
+    (package / "model.tflite").unlink()
+    write_onnx(toy, package / "model.onnx")
+    ids, text = expected(toy, package, "a dog", 9)
+    assert main([str(package), "--prompt", "a dog", "--max-new-tokens", "9", "--stats"]) == 0
+    out, err = capfd.readouterr()
+    assert f"generated: {{ {', '.join(map(str, ids))} }}\ndetokenized: {text}\n" in out
+    assert err.startswith("engine:  onnx (float32, 1 thread): what runs .onnx files\nload: ")
+
+
+@pytest.mark.parametrize("engine", ["onnx", "onert"])
+def test_an_engine_that_cannot(package, capsys, engine):
+    assert main([str(package), "--engine", engine]) == 2
+    assert f"model.tflite: a .tflite file runs on litert, not on {engine}: give the model.circle" in one_line(
+        capsys
+    )
 
 
 def test_what_is_kept_of_a_big_model(toy, package, capfd, monkeypatch, tmp_path):
