@@ -24,6 +24,7 @@ from o2o.lower.onert.operators import check
 from o2o.lower.onert.outputs import set_apart
 from o2o.lower.onert.rotation import legalize_rope
 from o2o.lower.onert.rows import legalize_update
+from o2o.lower.onert.splits import legalize_split
 from o2o.lower.onert.tables import legalize_dequantize, legalize_lookup
 from o2o.model import DOMAIN, Model, Signature, shape_of
 from o2o.rewriting.clean import remove_dead_constants, remove_dead_nodes
@@ -35,6 +36,7 @@ _LEGAL: dict[str, Callable[[Model, ir.Graph, ir.Node], None]] = {
     "ATTENTION": legalize_attention,
     "DYNAMIC_UPDATE_SLICE": legalize_update,
     "ROPE": legalize_rope,
+    "SPLIT_V": legalize_split,
 }
 _THEN: dict[str, Callable[[Model, ir.Graph, ir.Node], None]] = {  # what the former may have made
     "RMS_NORM": legalize_rms_norm,

@@ -115,6 +115,17 @@ def test_a_slice_of_five_axes_is_of_others() -> None:
     assert not np.allclose(found, expected), MENDED
 
 
+def test_parts_of_split_v_are_empty() -> None:
+    graph = Graph("main")
+    x = graph.input("x", [1, 8])
+    parts = [graph.value(name, [1, size]) for name, size in (("first", 5), ("second", 3))]
+    sizes = [graph.constant("sizes", np.int32([5, 3])), graph.constant("axis", np.int32(1))]
+    graph.node("SPLIT_V", [x, *sizes], parts, [ir.AttrInt64("numSplits", 2)])
+    graph.output(*parts)
+    found = run(graph.model(), {"x": np.ones((1, 8), np.float32)})
+    assert not (found["first"] == 1).all(), MENDED
+
+
 @pytest.mark.parametrize("shape", [(3, 8), (1, 1, 1, 3, 8)])
 def test_rms_norm_takes_three_or_four_axes(shape: tuple[int, ...]) -> None:
     def norm(graph: Graph, x: ir.Value) -> ir.Value:

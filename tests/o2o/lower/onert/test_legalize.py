@@ -292,6 +292,22 @@ def test_rotations(shape: tuple[int, ...], tables: tuple[int, ...], stays: bool)
     assert_the_same(run(after, given_), expected)
 
 
+@pytest.mark.parametrize("axis", [2, -1])
+def test_parts_of_several_sizes(axis: int) -> None:
+    graph = Graph("decode")
+    x, cache = graph.input("x", [1, 2, 8]), graph.input("past_key_0", [1, 1, 4, 2])
+    cache.meta["role"] = Role("key_cache", 0, "BNTH")
+    parts = [graph.value(f"part_{size}", [1, 2, size]) for size in (5, 1, 2)]
+    sizes = [graph.constant("sizes", np.int32([5, 1, 2])), graph.constant("axis", np.int32(axis))]
+    graph.node("SPLIT_V", [x, *sizes], parts, [ir.AttrInt64("numSplits", 3)])
+    graph.output(*parts)
+    model = graph.model()
+    given_ = feeds(model)
+    found = run(legalized(model), given_)
+    for part, wanted in zip(found.values(), np.split(given_["x"], [5, 6], axis=2), strict=True):
+        np.testing.assert_array_equal(part, wanted)
+
+
 def giving_rows(rows: int) -> Model:
     """As a decode over a cache that CONCATENATION makes longer gives them."""
     graph = Graph("decode")
