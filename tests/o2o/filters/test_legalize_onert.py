@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import save_file
+
 from o2o.contract import Role, contract_of
+from o2o.weights.binding import references
+from o2o.weights.reference import Reference
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
-from tests.o2o.graphs import decoder, operators
+from tests.o2o.graphs import FLOAT, Graph, decoder, operators, weights
 from tests.o2o.speaking_graphs import speaker
 
 
@@ -31,6 +38,24 @@ def test_attention_is_checked_at_both_ends_of_the_cache(command: Command) -> Non
     after = command(model, "--check")
     assert not operators(after)["ATTENTION"]
     assert "the same, within" in command.said
+
+
+def test_weights_are_not_looked_at(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may still be in the checkpoint: the whole of decode passes before bind.weights.py."""
+    checkpoint = tmp_path / "model.safetensors"
+    save_file({"head": weights(400, 6)}, checkpoint)
+    graph = Graph("decode")
+    x, cache = graph.input("x", [1, 1, 6]), graph.input("past_key_0", [1, 1, 4, 2])
+    cache.meta["role"] = Role("key_cache", 0, "BNTH")
+    head = graph.value("head", [400, 6])
+    how = {"dtype": FLOAT, "shape": (400, 6), "path": str(checkpoint)}
+    head.const_value = Reference("head", tensor="head", stored_shape=(400, 6), **how)
+    graph.ir.register_initializer(head)
+    graph.output(graph.fc(x, head, "logits"))
+    for method in ("pieces", "numpy", "tofile", "tobytes"):
+        monkeypatch.setattr(Reference, method, lambda *_: pytest.fail("was read"))
+    after = command(graph.model())
+    assert [reference.tensor for _, reference in references(after)] == ["head"]
 
 
 def test_a_refusal_is_one_line(command: Command) -> None:
