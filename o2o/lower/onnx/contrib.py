@@ -70,7 +70,6 @@ class Contrib(Standard):
     def blocks(self, matrix: Matrix) -> tuple[ir.Value, ir.Value, int]:
         """A quantised matrix in blocks of unsigned numbers, uint8 [rows, blocks, bytes of a block]; float32
         scales [rows, blocks]; the columns of a block."""
-        assert matrix.scales is not None
         columns = matrix.columns
         if matrix.block == columns:  # one scale a row: that of each of its blocks
             block = next((size for size in BLOCKS if columns % size == 0), BLOCKS[-1])
@@ -79,8 +78,7 @@ class Contrib(Standard):
         count = -(-columns // block)
         key = "blocks", block, *matrix.key
         stored = self.op.once(key, lambda: Shifted(matrix.tensor, matrix.rows, columns, block), matrix.name)
-        scales = np.broadcast_to(matrix.scales, (matrix.rows, count))
-        return stored, self.op.constant(scales, f"{matrix.name}/scales", np.float32), block
+        return stored, self.scales_as(matrix, (matrix.rows, count)), block
 
     def look_up(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
         if matrix.scales is None or matrix.block != matrix.columns or matrix.in_float:

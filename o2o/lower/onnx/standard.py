@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from o2o.formats.constants import with_shape
 from o2o.lower.onnx.emitting import BOOL, FLOAT, Dim, dims
+from o2o.lower.onnx.tensors import computed
 from o2o.lower.onnx.tokens import Tokens
 from o2o.lower.onnx.weights import Matrix
 
@@ -150,9 +151,21 @@ class Standard:
 
     def scales(self, matrix: Matrix, by_row: bool) -> ir.Value:
         """float32 [rows], or [rows, blocks]."""
+        return self.scales_as(
+            matrix, (matrix.rows,) if by_row else (matrix.rows, matrix.columns // matrix.block)
+        )
+
+    def scales_as(self, matrix: Matrix, shape: tuple[int, ...]) -> ir.Value:
+        """The scales in `shape`; one for each of several blocks, where there is but one a row."""
         assert matrix.scales is not None
-        scales = matrix.scales.reshape(-1) if by_row else matrix.scales
-        return self.op.constant(scales, f"{matrix.name}/scales", np.float32)
+        make = matrix.scales
+
+        def spread() -> np.ndarray:
+            found = make()
+            return np.broadcast_to(found, shape) if len(shape) == 2 else found.reshape(shape)
+
+        key = "scales", shape, *matrix.key
+        return self.op.once(key, lambda: computed(spread, shape), f"{matrix.name}/scales")
 
     def look_up(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
         """The rows of the matrix with these numbers: [*ids, columns], floats as stored or float32."""
@@ -167,8 +180,7 @@ class Standard:
 
     def row_scales(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
         """Those of the rows with these numbers, [*ids, 1]."""
-        assert matrix.scales is not None
-        scales = self.op.constant(matrix.scales[:, :1], f"{matrix.name}/scales_by_row", np.float32)
+        scales = self.scales_as(matrix, (matrix.rows, 1))
         return self.op.node("Gather", [scales, ids], [*dims(ids), 1], name=f"{name}/scale", axis=0)
 
     # attention ---------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -13,6 +13,13 @@ from o2o.formats.constants import pieces, storage_key
 from o2o.weights.reference import Streamed
 
 AT_ONCE = 1 << 22  # bytes
+
+
+def computed(make: Callable[[], np.ndarray], shape: Sequence[int]) -> ir.LazyTensor:
+    """The numbers that `make` gives, float32 in `shape`, made when they are written and not kept."""
+    return ir.LazyTensor(
+        lambda: ir.Tensor(np.ascontiguousarray(make(), np.float32)), ir.DataType.FLOAT, ir.Shape(shape)
+    )
 
 
 class Respelled(Streamed):

@@ -6,7 +6,8 @@ stored, from wherever they lie, and never turned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @dataclass(frozen=True)
 class Matrix:
-    """The constant `tensor` [rows, columns]. scales: of quantised ones, float32 [rows, blocks], else None.
+    """The constant `tensor` [rows, columns]. scales: gives those of quantised ones, float32 [rows, blocks].
 
     block: the columns that share a scale; all of them for one scale a row. in_float: it is turned back to
     float before it is computed with, rather than multiplied with integers.
@@ -34,7 +35,7 @@ class Matrix:
     tensor: ir.TensorProtocol
     rows: int
     columns: int
-    scales: np.ndarray | None = None
+    scales: Callable[[], np.ndarray] | None = None
     block: int = 0
     in_float: bool = False
 
@@ -77,13 +78,13 @@ def join(matrices: Sequence[Matrix], name: str) -> Matrix:
         Joined([matrix.tensor for matrix in matrices]),
         sum(matrix.rows for matrix in matrices),
         first.columns,
-        np.concatenate(scales) if scales else None,
+        (lambda: np.concatenate([each() for each in scales])) if scales else None,
         first.block,
         first.in_float,
     )
 
 
-def _scales(value: ir.Value, rows: int, columns: int, what: str) -> tuple[np.ndarray, int]:
+def _scales(value: ir.Value, rows: int, columns: int, what: str) -> tuple[Callable[[], np.ndarray], int]:
     """Those of a symmetrically quantised matrix, [rows, blocks], and the columns of a block."""
     quantization = value.meta["fields"]["quantization"]
     if value.dtype not in (ir.DataType.INT8, ir.DataType.INT4):
@@ -92,11 +93,12 @@ def _scales(value: ir.Value, rows: int, columns: int, what: str) -> tuple[np.nda
         )
     if (details := getattr(quantization, "details", None)) is not None:
         block = int(getattr(details, "blockSize", 0))
-        found = numbers(value.meta.get("references", {}).get("scales"))
+        found = value.meta.get("references", {}).get("scales")
         zero = value.meta.get("references", {}).get("zeroPoints")
-        if not block or found is None or zero is not None or found.size * block != rows * columns:
+        known = found is not None and math.prod(shape_of(found)) * block == rows * columns
+        if not block or not known or zero is not None:
             raise ModelError(f"{what}: the blocks of {value.name} are not those of a symmetric matrix")
-        return found.reshape(rows, -1).astype(np.float32), block
+        return lambda: by_block(found, rows), block
     scale = np.asarray(quantization.scale, np.float32).reshape(-1)
     zero = quantization.zeroPoint
     if zero is not None and np.any(np.asarray(zero) != 0):
@@ -105,4 +107,11 @@ def _scales(value: ir.Value, rows: int, columns: int, what: str) -> tuple[np.nda
         len(scale) > 1 and quantization.quantizedDimension != len(shape_of(value)) - 2
     ):
         raise ModelError(f"{what}: {value.name} is not quantised by row")
-    return np.broadcast_to(scale[:, None], (rows, 1)), columns
+    return lambda: np.broadcast_to(scale[:, None], (rows, 1)), columns
+
+
+def by_block(scales: ir.Value, rows: int) -> np.ndarray:
+    """The constant `scales`, float32 [rows, blocks]."""
+    found = numbers(scales)
+    assert found is not None
+    return found.reshape(rows, -1).astype(np.float32)
