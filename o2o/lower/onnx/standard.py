@@ -146,8 +146,10 @@ class Standard:
 
     def stored(self, matrix: Matrix) -> ir.Value:
         """The constant [rows, columns] as it is stored."""
-        shape = (matrix.rows, matrix.columns)
-        return self.op.once(matrix.key, lambda: with_shape(matrix.tensor, shape, matrix.name), matrix.name)
+        tensor, shape = matrix.tensor, (matrix.rows, matrix.columns)
+        if tuple(tensor.shape.numpy()) != shape:
+            tensor = with_shape(tensor, shape, matrix.name)
+        return self.op.once(matrix.key, lambda: tensor, matrix.name)
 
     def scales(self, matrix: Matrix, by_row: bool) -> ir.Value:
         """float32 [rows], or [rows, blocks]."""
