@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from export.hub import resolve
-from export.jobs import PREFILL_LENGTHS, Job, jobs, lengths_of
+from export.jobs import PREFILL_LENGTHS, Job, jobs
 from export.package import fill
 from export.resources import ITEM_SIZE, check_disk, gigabytes, needs, processes
 from o2o import command
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--prefill-lengths",
         metavar="A,B",
-        type=lengths_of,
+        type=command.numbers,
         help=f"how many tokens one prefill reads (those of {','.join(map(str, PREFILL_LENGTHS))} that fit)",
     )
     add(

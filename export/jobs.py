@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 from collections.abc import Sequence
@@ -91,11 +90,3 @@ def jobs(
     prefills = [Job(f"prefill_{n}", f"prefill_{n}{raw}.circle", n, max_length) for n in lengths]
     decode = Job("decode", f"decode{raw}.circle", 1, max_length - (2 if raw else 0), cache)
     return [*(prefills or [Job("prefill", "prefill.circle", max_length, None)]), decode]
-
-
-def lengths_of(text: str) -> list[int]:
-    """`64,128,256` of a command line, nothing at all for none. Raises ArgumentTypeError."""
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 64,128,256") from None

@@ -36,6 +36,14 @@ def positive(text: str) -> int:
     return number
 
 
+def numbers(text: str) -> list[int]:
+    """`64,128,256` of a command line, nothing at all for none. Raises ArgumentTypeError."""
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 64,128,256") from None
+
+
 def run(program: str, body: Callable[[], int | None], debug: bool = False) -> int:
     """Run `body` and turn whatever it raises into one line on stderr and an exit code.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from o2o.command import INTERRUPTED, Parser, positive, run
+from o2o.command import INTERRUPTED, Parser, numbers, positive, run
 from o2o.errors import UsageError
 from runtime_py.choosing import ASKABLE, AUTO
 
@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=ASKABLE,
         default=AUTO,
         help="default: the fastest for its size, if there",
+    )
+    add(
+        "--buckets",
+        metavar="A,B",
+        type=numbers,
+        help="tokens of context for which LiteRT decodes apart, '' for none (256,512,... below the model's)",
     )
     add("--no-cache", action="store_true", help="keep nothing of a big model on disk for the next load")
     add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
@@ -102,7 +108,7 @@ def _run(args: argparse.Namespace) -> int:
     with package:
         conversation = package.chat(args.system, **options) if args.chat else None
         prompt = package.tokenizer.encode(DEFAULT_PROMPT if args.prompt is None else args.prompt)
-        engine = package.engine(args.threads, args.debug, not args.no_cache, _say, engine=args.engine)
+        engine = package.engine(args.threads, args.debug, not args.no_cache, _say, args.buckets, args.engine)
         package.session = Session(engine)
         stats.loaded()
         if args.stats:

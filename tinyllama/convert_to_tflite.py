@@ -24,10 +24,8 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from export.jobs import lengths_of
 from export.resources import check_disk, gigabytes, needs
 from o2o import command, errors
-from o2o.filters.bucket_kvcache import capacities_of
 from o2o.quantization.recipes import RECIPES
 from tinyllama import shell
 from tinyllama.booleans import FALSE, TRUE, add_boolean
@@ -51,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--prefill_seq_lens",
         metavar="A,B",
-        type=lengths_of,
+        type=command.numbers,
         action="extend",
         help=f"tokens that prefills read; may be given several times ({','.join(map(str, LENGTHS))})",
     )
@@ -64,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--kv_cache_buckets",
         metavar="A,B",
-        type=capacities_of,
+        type=command.numbers,
         default=(),
         help="capacities of further decode signatures, decode_A, decode_B: for runtimes that go on in the "
         "smallest that holds the text, as runtime_py does by itself (none)",

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from export.hub import resolve
-from export.jobs import Job, jobs, lengths_of
+from export.jobs import Job, jobs
 from export.package import fill
 from export.resources import ITEM_SIZE, check_disk, needs
 from o2o import command, errors
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--prefill-lengths",
         metavar="A,B",
-        type=lengths_of,
+        type=command.numbers,
         help="tokens that one prefill reads, a graph each (those of 64,128,256 that fit, else T)",
     )
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from o2o.command import numbers
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.lower.tuning import SMALLEST, capacity_of, doubling
@@ -36,7 +37,7 @@ class BucketKvcache(Filter):
         parser.add_argument(
             "--capacities",
             metavar="A,B",
-            type=capacities_of,
+            type=numbers,
             help=f"positions of the new caches ({SMALLEST}, and twice as many each, below the model's own)",
         )
 
@@ -47,9 +48,9 @@ class BucketKvcache(Filter):
         there = [s.name for s in model.signatures if s.name.startswith("decode_")]
         if there:
             raise ModelError(f"decode has other capacities already: {listed(there)}")
-        wanted = doubling(own) if args.capacities is None else args.capacities
-        if too_many := [rows for rows in wanted if rows >= own]:
-            raise UsageError(f"--capacities: {too_many[0]} is not below the {own} of decode")
+        wanted = doubling(own) if args.capacities is None else sorted(set(args.capacities))
+        if wrong := [rows for rows in wanted if not 0 < rows < own]:
+            raise UsageError(f"--capacities: {wrong[0]} is not between 0 and the {own} of decode")
         if not wanted:
             self.changes_graph = False
             self.say(f"decode's caches hold {own} positions: there is nothing smaller to add")
@@ -60,17 +61,6 @@ class BucketKvcache(Filter):
             raise ModelError(f"decode cannot do with fewer rows: {reason}") from None
         names = [f"decode_{rows}" for rows in wanted]
         self.say(f"{listed(names)}, besides decode of {counted(own, 'position')}")
-
-
-def capacities_of(text: str) -> list[int]:
-    """`256,512`, in order."""
-    try:
-        found = sorted({int(rows) for rows in text.split(",")})
-    except ValueError:
-        found = []
-    if not found or found[0] < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give positions such as 256,512")
-    return found
 
 
 main = BucketKvcache.main

@@ -33,7 +33,7 @@ def doubling(capacity: int) -> list[int]:
 def tune(model: Model, capacities: Sequence[int] | None = None) -> bool:
     """Change the TFLite model in place, where there is a capacity below that of its caches; whether there is.
 
-    capacities: those of decode besides its own, where they are below it; None for those that `doubling` gives.
+    capacities: those of decode besides its own, where they are below it; None for what `doubling` gives.
     Those that the model has already stay, and so does a decode that cannot be proven to do with less.
     """
     decode = next((signature for signature in model.signatures if signature.name == "decode"), None)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.jobs import Job, jobs, lengths_of
+from export.jobs import Job, jobs
 from o2o.errors import UsageError
 
 
@@ -59,10 +57,3 @@ def test_lengths_that_nobody_gave_fit(max_length: int) -> None:
 def test_lengths_that_make_no_package(max_length: int, lengths, cache, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         jobs(max_length, lengths, cache)
-
-
-def test_lengths_of_a_command_line() -> None:
-    assert lengths_of("64, 128,256") == [64, 128, 256]
-    assert lengths_of("") == []
-    with pytest.raises(argparse.ArgumentTypeError, match="no list of numbers such as 64,128,256"):
-        lengths_of("64;128")

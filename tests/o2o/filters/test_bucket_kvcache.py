@@ -40,9 +40,9 @@ def test_nothing_smaller_than_what_is_small(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--capacities", "4,7"], "--capacities: 7 is not below the 7 of decode"),
-        (["--capacities", "4,x"], "argument --capacities: '4,x': give positions such as 256,512"),
-        (["--capacities", "0"], "argument --capacities: '0': give positions such as 256,512"),
+        (["--capacities", "4,7"], "--capacities: 7 is not between 0 and the 7 of decode"),
+        (["--capacities", "4,x"], "argument --capacities: '4,x' is no list of numbers"),
+        (["--capacities", "0"], "--capacities: 0 is not between 0 and the 7 of decode"),
     ],
 )
 def test_wrong_capacities(command: Command, arguments: list[str], told: str) -> None:
