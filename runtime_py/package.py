@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 from o2o.errors import ModelError
 from runtime_py.any_length import contract_of_onnx
 from runtime_py.cache import user_cache
-from runtime_py.choosing import AUTO, Running, choices, threads_for
+from runtime_py.choosing import AUTO, READ, Running, choices, threads_for
 from runtime_py.contract import Contract
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.engines import Engine
@@ -103,9 +103,11 @@ class Package:
         a big model takes long for at its first load may be kept for the next, in the user's cache folder.
         say: is told, in a line, when that is done or fails. capacities: of the caches in which decode runs on
         LiteRT besides the model's own, None for 256, 512, ...: see `o2o.lower.tuning`. engine: `litert`,
-        `onnx` or `onert`; `auto` for the one that measured fastest, see `runtime_py.choosing`; `running`
-        and `told` say which one it is.
+        `onnx` or `onert`; `auto` for the one that measured fastest, see `runtime_py.choosing`, which is
+        LiteRT where there are capacities; `running` and `told` say which one it is.
         """
+        if engine == AUTO and capacities is not None and "litert" in READ[self.model.suffix]:
+            engine = "litert"
         refused: ModelError | None = None
         for choice in choices(self.model, engine):
             wanted = threads or threads_for(choice.engine, self.size)

@@ -92,7 +92,7 @@ def test_logits_after_every_prompt_and_every_step(package, theirs):
     ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, S).tolist()
     with torch.no_grad():
         wanted = theirs(torch.tensor([ids])).logits[0].numpy()
-    engine = Package.load(package).engine(threads=1)
+    engine = Package.load(package).engine(threads=1, engine="litert")
     assert engine.capacity == S
     for length in range(1, S + 1):
         assert_close(engine.prefill(ids[:length]), wanted[length - 1])
@@ -109,7 +109,7 @@ def test_greedy_tokens_after_every_prompt(package, theirs):
 
     ids = np.random.default_rng(1).integers(0, theirs.config.vocab_size, S).tolist()
     loaded = Package.load(package)
-    engine = loaded.engine(threads=1)
+    engine = loaded.engine(threads=1, engine="litert")
     for length in range(1, S + 1):
         prompt = torch.tensor([ids[:length]])
         made = theirs.generate(prompt, do_sample=False, max_length=S + 1, eos_token_id=-1)[0, length:]
@@ -125,7 +125,7 @@ def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):
     ids = [*range(3, 17)]
     made = []
     for cache in (False, True, True):
-        engine = loaded.engine(threads=1, cache=cache)
+        engine = loaded.engine(threads=1, cache=cache, engine="litert")
         tokens = generate(Session(engine), ids, Detokenizer(loaded.tokenizer))
         made.append([token.id for token in tokens])
         engine.close()

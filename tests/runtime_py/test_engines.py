@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -165,22 +166,31 @@ def test_onnx_runs_on_onnx_alone(tmp_path):
 
 def test_auto_does_without_what_is_not_there(tmp_path, monkeypatch):
     file = write_circle(Toy(), tmp_path / "model.circle")
-    monkeypatch.setattr(choosing, "fastest", lambda file: ("onnx", "measured"))
     monkeypatch.setitem(choosing.MODULES, "onnx", "a_module_that_nobody_has")
     assert next(choice.engine for choice in choices(file)) == "litert"
     opened = Package.load(file)
     opened.engine().close()
-    assert opened.told == "litert (float32, 1 thread): onnx would be faster, and is not to be had here"
+    assert opened.told == "litert (float32, 1 thread): onnx is faster at this size, and is not installed"
 
 
 @needs_onnx
 def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
     file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
-    monkeypatch.setattr(choosing, "fastest", lambda file: ("onnx", "measured"))
     assert [choice.engine for choice in choices(file)][:2] == ["onnx", "litert"]
     opened = Package.load(file)
     opened.engine().close()
-    assert opened.running.choice.engine == "litert"
+    assert opened.running.choice == Choice("litert", "onnx is faster at this size, and cannot run it")
+
+
+@needs_onnx
+def test_auto_takes_what_measured_fastest(model, monkeypatch):
+    for below, engine in ((choosing.ONNX_BELOW, "onnx"), (0, "litert")):
+        monkeypatch.setattr(choosing, "ONNX_BELOW", below)
+        model[0].engine().close()
+        assert re.fullmatch(rf"{engine} \(float32, 1 thread\): measured fastest .*64 MB.*", model[0].told)
+    monkeypatch.undo()
+    model[0].engine(capacities=[8]).close()  # which only LiteRT knows of
+    assert model[0].running.choice == Choice("litert", "asked for")
 
 
 def test_what_no_engine_takes_is_told_as_the_first_told_it(tmp_path):
