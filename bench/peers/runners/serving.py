@@ -8,11 +8,12 @@
     {"do": "prefill", "ids": [...], "seconds": 1}
         {"seconds": [...]}: of each prompt begun anew, as many as fit those seconds, at least one
     {"do": "decode", "ids": [...], "tokens": 32, "seconds": 1}
-        {"seconds": [...]}: of each step that feeds the best token behind the prompt, then behind that, ...
+        {"seconds": [...]}: of each step that feeds the best token, at most so many behind a prompt, as many as
+        fit those seconds, at least 8
     {"do": "memory"}
         {"peak": bytes that the process had resident at most, mapped files among them}
 
-Something done for the first time is not measured: each command is carried out once before the clock starts.
+Something done for the first time is not measured, be it a prompt or the first step behind one.
 An error is answered by {"error": "one line"}. The end of stdin ends the runner.
 """
 
@@ -27,6 +28,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+
+LEAST = 8
+"""Steps that a median is of."""
 
 
 class Runner(Protocol):
@@ -89,13 +94,14 @@ def prefill(runner: Runner, ids: Sequence[int], seconds: float) -> dict[str, Any
 
 def decode(runner: Runner, ids: Sequence[int], tokens: int, seconds: float) -> dict[str, Any]:
     times: list[float] = []
-    runner.decode(runner.prefill(ids))
-    while not times or sum(times) < seconds:
-        token = runner.prefill(ids)
+    while len(times) < LEAST or sum(times) < seconds:
+        token = runner.decode(runner.prefill(ids))
         for _ in range(tokens):
             started = time.perf_counter()
             token = runner.decode(token)
             times.append(time.perf_counter() - started)
+            if len(times) >= LEAST and sum(times) >= seconds:
+                break
     return {"seconds": times}
 
 
