@@ -112,10 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(argv)
         args.work = (args.work or environments.user_folder() / "work").absolute()
         args.environments = (args.environments or environments.user_folder() / "environments").absolute()
-        if max(args.lengths) + args.tokens > args.capacity:
-            raise UsageError(
-                f"--capacity {args.capacity}: give {max(args.lengths) + args.tokens} for these --lengths"
-            )
+        if (most := max(args.lengths) + 1 + args.tokens) > args.capacity:
+            raise UsageError(f"--capacity {args.capacity}: give {most} for these --lengths and --tokens")
         if args.capacity > files.POSITIONS:
             raise UsageError(f"--capacity {args.capacity}: the models have {files.POSITIONS} positions")
         if args.json and not args.json.absolute().parent.is_dir():

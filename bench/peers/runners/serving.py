@@ -8,8 +8,8 @@
     {"do": "prefill", "ids": [...], "seconds": 1}
         {"seconds": [...]}: of each prompt begun anew, as many as fit those seconds, at least one
     {"do": "decode", "ids": [...], "tokens": 32, "seconds": 1}
-        {"seconds": [...]}: of each step that feeds the best token, at most so many behind a prompt, as many as
-        fit those seconds, at least 8
+        {"seconds": [...]}: of each step that feeds the best token, at most so many behind a prompt, as many
+        as fit those seconds, at least 8
     {"do": "memory"}
         {"peak": bytes that the process had resident at most, mapped files among them}
 
@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
 
 LEAST = 8
 """Steps that a median is of."""

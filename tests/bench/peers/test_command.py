@@ -62,7 +62,7 @@ def test_from_end_to_end(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--capacity", "100"], "--capacity 100: give 544 for these --lengths"),
+        (["--capacity", "100"], "--capacity 100: give 545 for these --lengths"),
         (["--capacity", "5000"], "--capacity 5000: the models have 2048 positions"),
         (["--json", "/nowhere/x"], "/nowhere/x: no such folder"),
         (["--peers", "me"], "invalid choice: 'me'"),
