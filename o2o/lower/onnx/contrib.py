@@ -36,7 +36,7 @@ class Contrib(Standard):
         self, x: ir.Value, y: ir.Value, weight: ir.Value, epsilon: float, names: tuple[str, str]
     ) -> tuple[ir.Value, ir.Value]:
         total, normed = (self.op.value(name, FLOAT, dims(x)) for name in names)
-        self.op.nodes_outputs(
+        self.op.add(
             "SkipSimplifiedLayerNormalization",
             [x, y, weight],
             [normed, None, None, total],
@@ -128,7 +128,7 @@ class Contrib(Standard):
         last = self._once("last_position", self._last_position)
         total = self._once("total", self._total)
         y = self.op.value(to.name, FLOAT, [1, "T", to.N * to.H])
-        self.op.nodes_outputs(
+        self.op.add(
             "GroupQueryAttention",
             [*operands, to.keys.past, to.values.past, last, total, *tables],
             [y, to.keys.present, to.values.present],

@@ -58,7 +58,7 @@ class Emitter:
             self._known[key] = value
         return self._known[key]
 
-    def nodes_outputs(
+    def add(
         self,
         op_type: str,
         inputs: Sequence[ir.Value | None],
@@ -89,7 +89,7 @@ class Emitter:
             dtype = next(value.dtype for value in inputs if value is not None)
         assert dtype is not None
         output = self.value(name or op_type, dtype, shape)
-        self.nodes_outputs(op_type, inputs, [output], domain, **attributes)
+        self.add(op_type, inputs, [output], domain, **attributes)
         return output
 
     def reshape(self, x: ir.Value, shape: Sequence[Dim], name: str = "") -> ir.Value:

@@ -29,6 +29,7 @@ from o2o.lower.onnx.standard import Standard
 from o2o.lower.onnx.tokens import Tokens, inner
 from o2o.lower.onnx.weights import matrix_of
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_of
+from o2o.quantization import record
 from o2o.rewriting.clean import live_nodes
 from o2o.rewriting.match import made_by
 
@@ -92,6 +93,18 @@ class _Lowering:
             v for v in self.graph.outputs if (role := role_of(v)) is not None and role.kind == "logits"
         )
         self.head = _head(self.logits)
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        """Raises ModelError for what the graph gives out besides logits and caches: nothing may get lost."""
+        for value in self.graph.outputs:
+            role = role_of(value)
+            told = role is not None and role.kind in ("key", "value")
+            if value is not self.logits and not (told and made_by(value, "DYNAMIC_UPDATE_SLICE")):
+                label = self.model.label(self.graph)
+                raise ModelError(
+                    f"{label} gives out {value.name}, neither logits nor a cache: remove.io.py removes it"
+                )
 
     def run(self) -> ir.Model:
         live = live_nodes(self.graph)
@@ -195,7 +208,7 @@ class _Lowering:
         logits = self.given_out
         logits.shape = ir.Shape([1, self.tokens.front_of(found)[-1], V])
         target = self.op.constant([1, -1, V], "logits_shape")
-        self.op.nodes_outputs("Reshape", [found, target], [logits])
+        self.op.add("Reshape", [found, target], [logits])
         past, present = self.caches.ends()
         inputs = [self.tokens.tokens, self.tokens.position, *past]
         outputs = [logits, *present]
@@ -228,12 +241,14 @@ class _Lowering:
 
 
 def tell(lowered: ir.Model, model: Model) -> None:
-    """Write contract and history into the metadata of `lowered`, which was made of `model`."""
+    """Write contract, history and the like into the metadata of `lowered`, which was made of `model`."""
     graph = lowered.graph
     ends = ({value.name or "": value for value in some} for some in (graph.inputs, graph.outputs))
     signed = Model("circle", [graph], [Signature("decode", graph, *ends)])
     told = contract.contract_of(signed)
     lowered.metadata_props[contract.METADATA_NAME] = json.dumps(told, separators=(",", ":"))
+    if quantization := dict(model.metadata).get(record.METADATA_NAME):
+        lowered.metadata_props[record.METADATA_NAME] = quantization.decode()
     if (done := history.dumps(model.history)) is not None:
         lowered.metadata_props[history.METADATA_NAME] = done.decode()
 

@@ -188,7 +188,7 @@ def _split(tokens: Tokens, node: ir.Node) -> None:
         after[axis] = length
         assert found.dtype is not None
         parts.append(tokens.op.value(output.name or "part", found.dtype, after))
-    tokens.op.nodes_outputs("Split", [found, tokens.op.constant(lengths, "lengths")], parts, axis=axis)
+    tokens.op.add("Split", [found, tokens.op.constant(lengths, "lengths")], parts, axis=axis)
     for output, part in zip(node.outputs, parts, strict=True):
         tokens.put(output, part)
 

@@ -189,18 +189,16 @@ class Standard:
 
     def rotated(self, x: ir.Value, tables: Tables, name: str) -> ir.Value:
         """ROPE of x [*front, heads, H]."""
-        ids = self._once("position_ids", lambda name: self.op.reshape(self.tokens.positions, [1, "T"], name))
-        four = self.op.reshape(x, [1, "T", *dims(x)[-2:]])
-        four = self.op.transpose(four, [0, 2, 1, 3])
-        four = self.op.node("RotaryEmbedding", [four, tables.cos, tables.sin, ids], dims(four), name=name)
-        return self.op.reshape(self.op.transpose(four, [0, 2, 1, 3]), dims(x))
+        count, H = (int(dim) for dim in dims(x)[-2:])
+        turned = self.by_head(Heads(x, count, H, tables), name)
+        return self.op.reshape(self.op.transpose(turned, [0, 2, 1, 3]), dims(x))
 
     def rotated_by(self, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
         """ROPE of x [*front, heads, H] by tables that broadcast to it, spelled out."""
         shape = dims(x)
         half = int(shape[-1]) // 2
         halves = [self.op.value(name, FLOAT, [*shape[:-1], half]) for name in ("lower", "upper")]
-        self.op.nodes_outputs("Split", [x], halves, axis=-1, num_outputs=2)
+        self.op.add("Split", [x], halves, axis=-1, num_outputs=2)
         negative = self.op.node("Neg", [halves[1]], dims(halves[1]))
         turned = self.op.node("Concat", [negative, halves[0]], shape, axis=-1)
         straight, across = (self.op.node("Mul", pair, shape) for pair in ([x, cos], [turned, sin]))
@@ -230,7 +228,7 @@ class Standard:
         )
         position = self.tokens.position
         for cache, new in ((of.keys, k), (of.values, v)):
-            self.op.nodes_outputs("TensorScatter", [cache.past, new, position], [cache.present], axis=2)
+            self.op.add("TensorScatter", [cache.past, new, position], [cache.present], axis=2)
         S = dims(of.keys.past)[2]
         mask = self._once("visible", lambda name: self._visible(int(S), name))
         operands = [q, of.keys.present, of.values.present, mask]

@@ -234,6 +234,13 @@ def test_an_input_without_a_role() -> None:
     assert "decode takes switch, of which the contract tells no role" in refusal(model)
 
 
+def test_an_output_that_would_get_lost() -> None:
+    model = decoder()
+    graph = model.graphs[0]
+    graph.outputs.append(next(node for node in graph if node.op_type == "LOGISTIC").outputs[0])
+    assert "decode gives out layers.0.sigmoid, neither logits nor a cache: remove.io.py" in refusal(model)
+
+
 def test_operators_that_are_not_known() -> None:
     model = decoder()
     graph = Graph("unused")

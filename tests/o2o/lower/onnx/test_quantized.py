@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -82,6 +84,11 @@ def test_a_tied_matrix_is_there_once(form: str) -> None:
     lowered = checked(quantized(shape, "dynamic_int8"), form)
     sizes = [int(np.prod(list(v.shape))) for v in lowered.graph.initializers.values()]  # type: ignore[arg-type]
     assert sizes.count(shape.V * shape.D) == 1
+
+
+def test_what_was_done_is_told() -> None:
+    told = json.loads(checked(quantized(WIDE, "dynamic_int8"), "ort").metadata_props["o2o.quantization"])
+    assert told["steps"][0]["recipe"] == "dynamic_int8"
 
 
 def test_no_reshapes_between_quantized_products() -> None:
