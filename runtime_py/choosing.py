@@ -14,6 +14,7 @@ from pathlib import Path
 
 from o2o.errors import UsageError
 from o2o.wording import counted
+from runtime_py.precision import precision
 
 AUTO = "auto"
 MODULES = {"litert": "ai_edge_litert", "onnx": "onnxruntime", "onert": "onert"}
@@ -24,17 +25,18 @@ READ = {".circle": ("litert", "onnx", "onert"), ".tflite": ("litert",), ".onnx":
 ASKABLE = (AUTO, *MODULES)
 WORTH_SHARING: dict[str, float] = {"litert": 16_000_000, "onnx": 4_000_000, "onert": math.inf}
 """Bytes of a model from which threads pay."""
-ONNX_BELOW = 64_000_000
+ONNX_BELOW = {"float32": 64_000_000, "quantised": 32_000_000}
 """Bytes of a model below which ONNX Runtime is faster than LiteRT. How many times as fast it was, on two
 cores (the demo model on one) that had little else to do, behind 128 tokens (16):
 
     parameters              decode                      prefill
                     float32   int8   int4       float32   int8   int4
-       0.9 million      1.7    1.5                  2.2    2.1
+       0.9 million      1.7    1.5    1.5           2.2    1.9    1.8
         15              1.13   1.2    1.2           1.9    0.9    0.9
+        70                     0.92   0.85                 0.7    0.6
        135              0.91   0.85   0.87          1.6    0.6    0.5
 
-Its steps have less around them, and XNNPACK is faster at multiplying.
+Its steps have less around them; XNNPACK is faster at multiplying, as long as that is with few bits.
 """
 
 
@@ -100,6 +102,7 @@ def installed() -> list[str]:
 
 def fastest(file: Path) -> tuple[str, str]:
     """The engine that measured fastest for such a model as is in the Circle file `file`, and why."""
-    if file.stat().st_size < ONNX_BELOW:
-        return "onnx", "measured fastest below 64 MB"
-    return "litert", "measured fastest from 64 MB on"
+    size = file.stat().st_size
+    floats, quantised = ONNX_BELOW["float32"], ONNX_BELOW["quantised"]
+    small = size < quantised or (size < floats and precision(file) == "float32")
+    return ("onnx" if small else "litert"), f"measured fastest for {'small' if small else 'larger'} models"

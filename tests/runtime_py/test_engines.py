@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -183,13 +182,26 @@ def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
 
 
 @needs_onnx
-def test_auto_takes_what_measured_fastest(model, monkeypatch):
-    for below, engine in ((choosing.ONNX_BELOW, "onnx"), (0, "litert")):
-        monkeypatch.setattr(choosing, "ONNX_BELOW", below)
-        model[0].engine().close()
-        assert re.fullmatch(rf"{engine} \(float32, 1 thread\): measured fastest .*64 MB.*", model[0].told)
-    monkeypatch.undo()
-    model[0].engine(capacities=[8]).close()  # which only LiteRT knows of
+@pytest.mark.parametrize(
+    ("floats", "quantised", "engine", "size"),
+    [(1e9, 1e9, "onnx", "small"), (1e9, 0, "onnx", "small"), (0, 0, "litert", "larger")],
+)
+def test_auto_takes_what_measured_fastest(model, monkeypatch, floats, quantised, engine, size):
+    monkeypatch.setattr(choosing, "ONNX_BELOW", {"float32": floats, "quantised": quantised})
+    model[0].engine().close()
+    assert model[0].told == f"{engine} (float32, 1 thread): measured fastest for {size} models"
+
+
+def test_a_quantised_model_of_the_same_bytes_is_a_larger_one(tmp_path, monkeypatch):
+    file = write_circle(Toy(), tmp_path / "model.circle")
+    monkeypatch.setattr(choosing, "ONNX_BELOW", {"float32": 1e9, "quantised": 0})
+    assert choosing.fastest(file)[0] == "onnx"
+    monkeypatch.setattr(choosing, "precision", lambda file: "dynamic int8")
+    assert choosing.fastest(file)[0] == "litert"
+
+
+def test_capacities_are_for_litert(model):
+    model[0].engine(capacities=[8]).close()
     assert model[0].running.choice == Choice("litert", "asked for")
 
 
