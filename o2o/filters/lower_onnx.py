@@ -44,10 +44,18 @@ class LowerOnnx(Filter):
             "--logits", choices=("last", "all"), default="last", help="of which tokens (%(default)s)"
         )
 
+        parser.add_argument(
+            "--check", action="store_true", help="run both, on LiteRT and on ONNX Runtime, and compare"
+        )
+
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
         model = self.combine(self.read(args), args)
         model.history.append(self.entry(model, args, argv))
         lowered = lower_to_onnx(model, args.form, args.logits)
+        if args.check:
+            from o2o.lower.onnx.checking import check
+
+            self.say(check(self.combine(self.read(args), args), lowered))
         if args.output is None:
             with streams.open_output(None) as sink:
                 stream(lowered, sink)

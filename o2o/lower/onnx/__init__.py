@@ -9,6 +9,7 @@ weights      matrices and what their stored numbers stand for
 standard     how the parts are spelled with the standard's operators
 contrib      and with ONNX Runtime's own
 emitting     building nodes and constants
+checking     proof by running
 writing      files: weights streamed, beside the graph where they are large
 """
 
