@@ -35,6 +35,7 @@ cores (the demo model on one) that had little else to do, behind 128 tokens (16)
         15              1.13   1.2    1.2           1.9    0.9    0.9
         70                     0.92   0.85                 0.7    0.6
        135              0.91   0.85   0.87          1.6    0.6    0.5
+     1,100                     0.91                        0.7
 
 Its steps have less around them; XNNPACK is faster at multiplying, as long as that is with few bits.
 """
