@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from o2o.lower.onnx.emitting import CONTRIB, FLOAT, INT32, Dim, dims
@@ -81,25 +80,28 @@ class Contrib(Standard):
         return stored, self.scales_as(matrix, (matrix.rows, count)), block
 
     def look_up(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
-        if matrix.scales is None or matrix.block != matrix.columns or matrix.in_float:
+        if matrix.scales is None or matrix.in_float:
             return super().look_up(ids, matrix, name)
-        if matrix.tensor.dtype != ir.DataType.INT8:
-            return super().look_up(ids, matrix, name)
-        # The head may be the same matrix: one constant for both.
+        # The head may be the same matrix: one constant for both, [rows, blocks, bytes of a block].
         stored, _, block = self.blocks(matrix)
-        shape = [*dims(ids), *dims(stored)[1:]]
-        rows = self.op.node("Gather", [stored, ids], shape, name=f"{name}/rows", axis=0)
-        floats = self.op.node("Cast", [rows], shape, FLOAT, f"{name}/unsigned", to=int(FLOAT))
-        shift = self.op.constant(128, "shift", np.float32)
-        signed = self.op.node("Sub", [floats, shift], shape, name=f"{name}/signed")
-        width = int(shape[-2]) * block
-        flat = self.op.reshape(signed, [*dims(ids), width], f"{name}/joined")
-        if width != matrix.columns:
-            bounds = [self.op.constant([end], "bound") for end in (0, matrix.columns, -1)]
-            flat = self.op.node(
-                "Slice", [flat, *bounds], [*dims(ids), matrix.columns], name=f"{name}/numbers"
-            )
-        return self.op.node("Mul", [flat, self.row_scales(ids, matrix, name)], dims(flat), name=name)
+        count = int(dims(stored)[1])
+        rows = self.op.node(
+            "GatherBlockQuantized",
+            [stored, ids, self.scales_as(matrix, (matrix.rows, count, 1))],
+            [*dims(ids), count, block],
+            FLOAT,
+            name=f"{name}/rows",
+            domain=CONTRIB,
+            gather_axis=0,
+            quantize_axis=2,
+            block_size=block,
+            bits=matrix.tensor.dtype.bitwidth,
+        )
+        flat = self.op.reshape(rows, [*dims(ids), count * block], name)
+        if count * block == matrix.columns:
+            return flat
+        bounds = [self.op.constant([end], "bound") for end in (0, matrix.columns, -1)]
+        return self.op.node("Slice", [flat, *bounds], [*dims(ids), matrix.columns], name=name)
 
     # attention ---------------------------------------------------------------------------------------
 
@@ -149,12 +151,14 @@ class Contrib(Standard):
 
     def _last_position(self, name: str) -> ir.Value:
         """int32 [1]: that of the last token."""
-        end = self.op.node("Add", [self.tokens.position, self.tokens.count], [1], name="end")
-        last = self.op.node("Sub", [end, self.op.constant([1], "one")], [1])
+        last = self.op.node("Sub", [self._once("end", self._end), self.op.constant([1], "one")], [1])
         return self.op.node("Cast", [last], [1], INT32, name, to=int(INT32))
 
+    def _end(self, name: str) -> ir.Value:
+        """int64 [1]: how many tokens there are then."""
+        return self.op.node("Add", [self.tokens.position, self.tokens.count], [1], name=name)
+
     def _total(self, name: str) -> ir.Value:
-        """int32: how many tokens there are then."""
-        end = self.op.node("Add", [self.tokens.position, self.tokens.count], [1], name="end")
-        scalar = self.op.node("Squeeze", [end], [])
+        """The same as int32 []."""
+        scalar = self.op.node("Squeeze", [self._once("end", self._end)], [])
         return self.op.node("Cast", [scalar], [], INT32, name, to=int(INT32))

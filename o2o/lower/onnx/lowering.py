@@ -205,10 +205,13 @@ class _Lowering:
         V = shape_of(self.logits)[-1]
         if self.last and "T" in dims(found):  # its head was not found, or others need all its rows
             found = self.last_row(found)
-        logits = self.given_out
-        logits.shape = ir.Shape([1, self.tokens.front_of(found)[-1], V])
-        target = self.op.constant([1, -1, V], "logits_shape")
-        self.op.add("Reshape", [found, target], [logits])
+        shape = [1, self.tokens.front_of(found)[-1], V]
+        if dims(found) == shape and found.producer() is not None and found.dtype == FLOAT:
+            found.name, logits = "logits", found
+        else:
+            logits = self.given_out
+            logits.shape = ir.Shape(shape)
+            self.op.add("Reshape", [found, self.op.constant([1, -1, V], "logits_shape")], [logits])
         past, present = self.caches.ends()
         inputs = [self.tokens.tokens, self.tokens.position, *past]
         outputs = [logits, *present]

@@ -164,7 +164,9 @@ class Standard:
 
         def spread() -> np.ndarray:
             found = make()
-            return np.broadcast_to(found, shape) if len(shape) == 2 else found.reshape(shape)
+            return (
+                np.broadcast_to(found, shape[:2]).reshape(shape) if len(shape) > 1 else found.reshape(shape)
+            )
 
         key = "scales", shape, *matrix.key
         return self.op.once(key, lambda: computed(spread, shape), f"{matrix.name}/scales")
@@ -178,12 +180,9 @@ class Standard:
             return self.op.node("Gather", [self.numbers(matrix), ids], shape, name=name, axis=0)
         rows = self.op.node("Gather", [self.stored(matrix), ids], shape, name=f"{name}/rows", axis=0)
         floats = self.op.node("Cast", [rows], shape, FLOAT, f"{name}/numbers", to=int(FLOAT))
-        return self.op.node("Mul", [floats, self.row_scales(ids, matrix, name)], shape, name=name)
-
-    def row_scales(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
-        """Those of the rows with these numbers, [*ids, 1]."""
         scales = self.scales_as(matrix, (matrix.rows, 1))
-        return self.op.node("Gather", [scales, ids], [*dims(ids), 1], name=f"{name}/scale", axis=0)
+        scale = self.op.node("Gather", [scales, ids], [*dims(ids), 1], name=f"{name}/scale", axis=0)
+        return self.op.node("Mul", [floats, scale], shape, name=name)
 
     # attention ---------------------------------------------------------------------------------------
 

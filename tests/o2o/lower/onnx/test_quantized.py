@@ -94,4 +94,5 @@ def test_what_was_done_is_told() -> None:
 def test_no_reshapes_between_quantized_products() -> None:
     kinds = [node.op_type for node in checked(quantized(WIDE, "dynamic_int8"), "ort").graph]
     assert kinds.count("MatMulNBits") == 2 * 5 + 1
-    assert kinds.count("Reshape") == 2, "of the row that is looked up, and of the logits"
+    assert kinds.count("Reshape") == 1, "of the row that is looked up"
+    assert kinds.count("GatherBlockQuantized") == 1
