@@ -23,6 +23,7 @@ from runtime_py.preparing import _code, _content, _digest, _identity, _processor
 
 FORM = "ort"
 _MODEL, _PLAIN = "model.onnx", "plain.onnx"
+_UNFIT = 3  # the exit code for a model that cannot be ONNX
 _PACKED = 2.5
 """At most so many times the bytes of a model does it take as it is packed: ONNX Runtime keeps floats in their
 old order, too."""
@@ -65,7 +66,8 @@ def _kept(file: Path, cache: Cache, say: Callable[[str], None]) -> Path | None:
     identity = _identity(file)
     how = [_processor(), importlib.metadata.version("onnxruntime"), _code(), FORM]
     alias = _digest([identity, *how])
-    key = cache.key_of(alias) or _digest([_content(file), *how])
+    known = cache.key_of(alias)
+    key = known or _digest([_content(file), *how])
     if (entry := cache.find(key)) is None:
         size = int(identity[2] * _PACKED)
         try:
@@ -76,10 +78,11 @@ def _kept(file: Path, cache: Cache, say: Callable[[str], None]) -> Path | None:
                     raise OSError(f"{file} was changed in the meantime")
         except OSError as error:
             what = error.strerror or str(error)
-            say(f"packing the weights for this load only: {what}")
+            reason = f"{error.filename}: {what}" if error.filename else what
+            say(f"packing the weights for this load only: {reason}")
             return None
         entry = cache.find(key)
-    if entry is not None and _identity(file) == identity:
+    if entry is not None and not known and _identity(file) == identity:
         cache.also(key, alias)
     return entry
 
@@ -91,11 +94,10 @@ def _pack(file: Path, entry: Path) -> None:
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    if done.returncode == ModelError.exit_code and done.stdout:
-        raise ModelError(done.stdout.strip())
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise OSError(f"packing failed: {reason}")
+        raise ModelError(reason) if done.returncode == _UNFIT else OSError(f"packing failed: {reason}")
+    os.stat(entry / _MODEL)
 
 
 def _main(file: Path, entry: Path) -> int:
@@ -104,10 +106,13 @@ def _main(file: Path, entry: Path) -> int:
     plain = entry / _PLAIN
     try:
         lower(file, plain)
-        pack(plain, entry / _MODEL)
     except ModelError as error:
-        print(error)
-        return ModelError.exit_code
+        print(error, file=sys.stderr)
+        return _UNFIT
+    try:
+        pack(plain, entry / _MODEL)
+    except ModelError as error:  # also for a full disk
+        sys.exit(str(error))
     for path in entry.glob(f"{_PLAIN}*"):
         path.unlink()
     return 0

@@ -27,7 +27,8 @@ except ImportError as error:
     raise ModelError(f"the onnx engine needs ONNX Runtime ({error}): {INSTALL}") from error
 
 LONGEST = 512
-"""How many tokens one run reads: what it computes on the way takes memory in proportion."""
+"""How many tokens one run reads. With 135 million parameters, one run of 512 is 3 to 12% faster than four of
+128, and takes 20 MB more."""
 _SILENT, _TALKATIVE = 4, 1  # severities from which ONNX Runtime logs: fatal, info
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from o2o.errors import ModelError, UsageError
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
-from runtime_py import choosing, package, preparing
+from runtime_py import choosing, package, preparing, translated
 from runtime_py.choosing import Choice, choices, installed
 from runtime_py.package import Package
 from runtime_py.session import Session
@@ -137,6 +138,43 @@ def test_a_full_disk_is_no_reason_not_to_run(model, wanted, monkeypatch, tmp_pat
     engine.close()
     (line,) = said
     assert line.startswith("packing the weights for this load only: ")
+
+
+@needs_onnx
+@pytest.mark.parametrize("room", [1, 100_000])
+def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
+    """As it lowers, or as ONNX Runtime writes what it made."""
+    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    pack = translated._pack
+
+    def pack_in_little_room(*args):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            pack(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(translated, "_pack", pack_in_little_room)
+    text, made = wanted
+    said: list[str] = []
+    engine = model[0].engine(say=said.append, engine="onnx")
+    assert engine.prefill(text[:5]).argmax() == made[5][0]
+    engine.close()
+    assert said[1].startswith("packing the weights for this load only: ")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@needs_onnx
+def test_a_model_that_cannot_be_onnx_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
+    with pytest.raises(ModelError, match=r"model\.circle: ") as told:
+        Package.load(file).engine(engine="onnx")
+    assert "\n" not in str(told.value)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @needs_onnx
