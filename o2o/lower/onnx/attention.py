@@ -5,6 +5,9 @@ ATTENTION with caches; or `o2o.causal_attention` behind a DYNAMIC_UPDATE_SLICE f
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from o2o import causal
@@ -12,11 +15,13 @@ from o2o.attention import Attention
 from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.lower.onnx.emitting import FLOAT
+from o2o.lower.onnx.operators import constant_vector, mixes_token
 from o2o.lower.onnx.standard import Attend, Cache, Heads, Projected, Standard, Tables
 from o2o.lower.onnx.tokens import Tokens
-from o2o.lower.onnx.weights import matrix_of
+from o2o.lower.onnx.weights import Matrix, matrix_of
 from o2o.model import attribute, shape_of
 from o2o.rewriting.attention.causality import Keys, prove_start
+from o2o.rewriting.axes import climb
 from o2o.rewriting.match import Miss, constant_ints, made_by
 
 
@@ -109,8 +114,11 @@ def lower_attention(tokens: Tokens, form: Standard, caches: Caches, node: ir.Nod
             raise tokens.refuse(node, "its rotation does not depend on the position alone")
     matrices = [matrix_of(w, what) for w in (of.wq, of.wk, of.wv)]
     keys, values = caches.take(of.k_cache, node), caches.take(of.v_cache, node)
-    to = Projected(of.N, of.K, of.H, tables, keys, values, f"{output.name}/attention")
-    y = form.attend_by(x, matrices, to)
+    heads = of.N, of.K, of.H
+    name = f"{output.name}/attention"
+    y = form.attend_projected(
+        Projected(x, matrices, [None] * 3, *heads, tables, keys, values, of.H**-0.5, name)
+    )
     tokens.put(output, form.linear(y, matrix_of(of.wo, what), None, output.name or ""))
 
 
@@ -129,13 +137,43 @@ def lower_causal_attention(tokens: Tokens, form: Standard, caches: Caches, node:
     if q_rotation is not None and k_rotation is not None:
         (q, q_tables), (new_key, k_tables) = q_rotation, k_rotation
         tables = q_tables, k_tables
+    output = node.outputs[0]
+    name = output.name or ""
+    projected = _projections(tokens, (q, new_key, new_value), node)
+    if projected is not None and tables[0] == tables[1]:
+        of = Projected(*projected, N, K, H, tables[0], keys, values, scale, name)
+        tokens.put(output, form.attend_projected(of))
+        return
     queries, new_keys, new_values = (
         Heads(tokens.viewed(y, node, [count * H]), count, H, turned)
         for y, count, turned in ((q, N, tables[0]), (new_key, K, tables[1]), (new_value, K, None))
     )
-    output = node.outputs[0]
-    y = form.attend(Attend(queries, new_keys, new_values, keys, values, scale, output.name or ""))
+    y = form.attend(Attend(queries, new_keys, new_values, keys, values, scale, name))
     tokens.put(output, y)
+
+
+def _projections(
+    tokens: Tokens, values: Sequence[ir.Value], user: ir.Node
+) -> tuple[ir.Value, list[Matrix], list[ir.Value | None]] | None:
+    """x, the matrices and the biases, when `values` are FULLY_CONNECTED of one x, by head."""
+    xs, matrices, biases = [], [], []
+    for value in values:
+        source, way = climb(value)
+        node = made_by(source, "FULLY_CONNECTED")
+        moved = any(step.op_type == "BROADCAST_TO" or mixes_token(step) for step in way)
+        if node is None or moved or any(attribute(node, option, 0) for option in _OPTIONS):
+            return None
+        x, w, bias = [*node.inputs, None][:3]
+        xs.append(x)
+        matrices.append(matrix_of(w, tokens.called(node)))
+        biases.append(None if bias is None else constant_vector(tokens, bias, node))
+    x = xs[0]
+    if x is None or any(other is not x for other in xs) or math.prod(shape_of(x)) != matrices[0].columns:
+        return None
+    return tokens.viewed(x, user, [matrices[0].columns]), matrices, biases
+
+
+_OPTIONS = ("fusedActivationFunction", "weightsFormat")
 
 
 def _written(tokens: Tokens, caches: Caches, node: ir.Node, value: ir.Value) -> tuple[ir.Value, ir.Value]:

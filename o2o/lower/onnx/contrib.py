@@ -8,8 +8,10 @@ way, as LiteRT does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from o2o.lower.onnx.emitting import CONTRIB, FLOAT, INT32, Dim, dims
@@ -113,34 +115,42 @@ class Contrib(Standard):
         if q.tables is not None and H % 16:
             q, k = (self._rotated_before(heads, f"{of.name}/{name}") for heads, name in ((q, "q"), (k, "k")))
         operands = [self.op.reshape(heads.value, [1, "T", heads.count * H]) for heads in (q, k, v)]
-        to = Projected(q.count, k.count, H, q.tables, of.keys, of.values, of.name)
-        return self._grouped(operands, to, of.scale)
+        return self._grouped(operands, replace(of, q=q, k=k))
 
-    def attend_by(self, x: ir.Value, matrices: Sequence[Matrix], to: Projected) -> ir.Value:
+    def attend_projected(self, of: Projected) -> ir.Value:
+        matrices, biases = of.matrices, [bias for bias in of.biases if bias is not None]
         kinds = {(m.tensor.dtype, m.columns, m.block == m.columns or m.block, m.in_float) for m in matrices}
-        if len(kinds) > 1 or to.H % (8 if to.tables is None else 16):
-            return super().attend_by(x, matrices, to)
-        packed = join(matrices, f"{to.name}/qkv")  # one product in the place of three
-        y = self.linear(x, packed, None, packed.name)
-        return self._grouped([self.op.reshape(y, [1, "T", packed.rows]), None, None], to, to.H**-0.5)
+        if len(kinds) > 1 or len(biases) not in (0, 3) or of.H % (8 if of.tables is None else 16):
+            return super().attend_projected(of)
+        packed = join(matrices, f"{of.name}/qkv")  # one product in the place of three
+        bias = self._joined(biases, f"{of.name}/bias") if biases else None
+        y = self.op.reshape(self.linear(of.x, packed, bias, packed.name), [1, "T", packed.rows])
+        heads = Heads(y, of.N, of.H, of.tables), Heads(y, of.K, of.H, of.tables), Heads(y, of.K, of.H)
+        attend = Attend(*heads, of.keys, of.values, of.scale, of.name)
+        return self._grouped([y, None, None], attend)
 
-    def _grouped(self, operands: Sequence[ir.Value | None], to: Projected, scale: float) -> ir.Value:
+    def _joined(self, vectors: Sequence[ir.Value], name: str) -> ir.Value:
+        numbers = [value.const_value.numpy() for value in vectors if value.const_value is not None]
+        return self.op.constant(np.concatenate(numbers), name, np.float32)
+
+    def _grouped(self, operands: Sequence[ir.Value | None], of: Attend) -> ir.Value:
         """operands: q, k and v, [1, T, heads * H]; or all three in one, and None."""
-        tables = [to.tables.cos, to.tables.sin] if to.tables is not None else []
+        tables = [of.q.tables.cos, of.q.tables.sin] if of.q.tables is not None else []
         last = self._once("last_position", self._last_position)
         total = self._once("total", self._total)
-        y = self.op.value(to.name, FLOAT, [1, "T", to.N * to.H])
+        width = of.q.count * of.q.H
+        y = self.op.value(of.name, FLOAT, [1, "T", width])
         self.op.add(
             "GroupQueryAttention",
-            [*operands, to.keys.past, to.values.past, last, total, *tables],
-            [y, to.keys.present, to.values.present],
+            [*operands, of.keys.past, of.values.past, last, total, *tables],
+            [y, of.keys.present, of.values.present],
             CONTRIB,
-            num_heads=to.N,
-            kv_num_heads=to.K,
-            scale=scale,
+            num_heads=of.q.count,
+            kv_num_heads=of.k.count,
+            scale=of.scale,
             do_rotary=int(bool(tables)),
         )
-        return self.op.reshape(y, [*self.tokens.front, to.N * to.H], f"{to.name}/joined")
+        return self.op.reshape(y, [*self.tokens.front, width], f"{of.name}/joined")
 
     def _rotated_before(self, heads: Heads, name: str) -> Heads:
         assert heads.tables is not None

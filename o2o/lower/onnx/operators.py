@@ -106,15 +106,24 @@ def _reshape(tokens: Tokens, node: ir.Node) -> None:
     tokens.put(output, tokens.get(x, node))
 
 
+def mixes_token(node: ir.Node) -> bool:
+    """Whether `node`, a layout operator, puts the numbers of a token in another order, as does a TRANSPOSE of
+    more than axes of size 1."""
+    if node.op_type != "TRANSPOSE":
+        return False
+    axes, x = constant_ints(node.inputs[1]), node.inputs[0]
+    moving = [axis for axis in axes or () if x is None or shape_of(x)[axis] != 1]
+    return axes is None or moving != sorted(moving)
+
+
 def _transpose(tokens: Tokens, node: ir.Node) -> None:
     x, axes = node.inputs[0], constant_ints(node.inputs[1])
     assert x is not None
     if axes is None:
         raise tokens.refuse(node, "its permutation is not constant")
     shape = shape_of(x)
-    moving = [axis for axis in axes if shape[axis] != 1]
     found = tokens.get(x, node)
-    if moving != sorted(moving):
+    if mixes_token(node):
         front = range(len(tokens.front))
         found = tokens.op.reshape(found, [*tokens.front_of(found), *shape])
         order = [*front, *(len(front) + axis for axis in axes)]

@@ -73,7 +73,12 @@ class Attend:
 
 @dataclass(frozen=True)
 class Projected:
-    """Attention of N heads to K, of size H, with queries and keys rotated by `tables`."""
+    """Attention of N heads to K, of size H, with queries and keys rotated by `tables`. They and the values
+    are x [*front, D] times the matrices, plus the biases."""
+
+    x: ir.Value
+    matrices: Sequence[Matrix]
+    biases: Sequence[ir.Value | None]
 
     N: int
     K: int
@@ -81,6 +86,7 @@ class Projected:
     tables: Tables | None
     keys: Cache
     values: Cache
+    scale: float
     name: str
 
 
@@ -213,11 +219,14 @@ class Standard:
         operands = [y, heads.tables.cos, heads.tables.sin, ids]
         return self.op.node("RotaryEmbedding", operands, dims(y), name=f"{name}_rotated")
 
-    def attend_by(self, x: ir.Value, matrices: Sequence[Matrix], to: Projected) -> ir.Value:
-        """Attention of x times the matrices for queries, keys and values."""
-        q, k, v = (self.linear(x, matrix, None, f"{to.name}/{matrix.name}") for matrix in matrices)
-        heads = Heads(q, to.N, to.H, to.tables), Heads(k, to.K, to.H, to.tables), Heads(v, to.K, to.H)
-        return self.attend(Attend(*heads, to.keys, to.values, to.H**-0.5, to.name))
+    def attend_projected(self, of: Projected) -> ir.Value:
+        """[*front, N * H]."""
+        q, k, v = (
+            self.linear(of.x, matrix, bias, f"{of.name}/{matrix.name}")
+            for matrix, bias in zip(of.matrices, of.biases, strict=True)
+        )
+        heads = Heads(q, of.N, of.H, of.tables), Heads(k, of.K, of.H, of.tables), Heads(v, of.K, of.H)
+        return self.attend(Attend(*heads, of.keys, of.values, of.scale, of.name))
 
     def attend(self, of: Attend) -> ir.Value:
         """[*front, N * H]."""

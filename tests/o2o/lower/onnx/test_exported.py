@@ -72,6 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2"},  # biases
     "qwen3": {"model_type": "qwen3"},  # norms of queries and keys
     "wide heads": {"head_dim": 16},
+    "qwen2, wide heads": {"model_type": "qwen2", "head_dim": 16, "hidden_size": 96},
     "phi3, a part of the head rotated": {
         "model_type": "phi3",
         "partial_rotary_factor": 0.4,
@@ -103,6 +104,14 @@ def test_attention_that_is_not_fused(
 ) -> None:
     folder, path = variants(name)
     compare(lambda: formats.load(path), folder, GROUPED["vocab_size"], form)
+
+
+def test_one_product_for_queries_keys_and_values(variants: Callable[[str], tuple[Path, Path]]) -> None:
+    """Where the exported graph has three, with biases."""
+    _, path = variants("qwen2, wide heads")
+    kinds = [node.op_type for node in lower_to_onnx(formats.load(path), "ort").graph]
+    assert kinds.count("GroupQueryAttention") == 2
+    assert kinds.count("Gemm") == 2 * 5 + 1
 
 
 def test_scattered_attention(exported_model: Callable[[str, str], Path]) -> None:
