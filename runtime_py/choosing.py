@@ -23,7 +23,7 @@ _INSTEAD = "give the model.circle behind it, or leave --engine out"
 READ = {".circle": ("litert", "onnx", "onert"), ".tflite": ("litert",), ".onnx": ("onnx",)}
 """The engines that run a file."""
 ASKABLE = (AUTO, *MODULES)
-WORTH_SHARING: dict[str, float] = {"litert": 16_000_000, "onnx": 4_000_000, "onert": math.inf}
+WORTH_SHARING: dict[str, float] = {"litert": 8_000_000, "onnx": 4_000_000, "onert": math.inf}
 """Bytes of a model from which threads pay."""
 ONNX_BELOW = {"float32": 64_000_000, "quantised": 32_000_000}
 """Bytes of a model below which ONNX Runtime is faster than LiteRT. How many times as fast it was, on two

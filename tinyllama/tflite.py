@@ -21,6 +21,8 @@ merge.circles.py {graphs} \\
   | lower.litert.py | {sign} {bucket}{wrap}| bind.weights.py -o model.tflite
 """
 
+QUANTIZE = """| quantize.weights.py --recipe {recipe} {report}| fuse.fc.py """
+
 FLASH = "flash"  # of export's --attn-implementation
 
 # What files are called by, as AI Edge's converters have it.
@@ -86,7 +88,7 @@ class Conversion:
         told = "" if self.report is None else f"--report {shlex.quote(str(self.report))} "
         return export + PIPE.format(
             graphs=graphs,
-            quantize=f"| quantize.weights.py --recipe {self.recipe} {told}" * (self.recipe != NONE.name),
+            quantize=QUANTIZE.format(recipe=self.recipe, report=told) * (self.recipe != NONE.name),
             sign="sign.ai_edge.py" + " --output_logits_on_prefill" * self.prefill_logits,
             bucket=f"| bucket.kvcache.py --capacities {buckets} " * bool(buckets),
             wrap="| wrap.composites.py " * self.hlfb,

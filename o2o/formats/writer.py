@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.constants import LARGE, Stored, bytes_in_memory
+from o2o.formats.joined import Joined
 from o2o.formats.schema import DATA_SLOT, OFFSET_SLOT, SIZE_SLOT, Dialect
 from o2o.formats.tables import Tables
 from o2o.model import Model
@@ -73,7 +74,7 @@ class Plan:
                 if isinstance(segment.payload, bytes):
                     sink.write(segment.payload)
                 else:
-                    _stream(segment.payload, sink)
+                    stream(segment.payload, sink)
                 end = segment.start + _size(segment.payload)
                 done(end - position)
                 position = end
@@ -82,9 +83,10 @@ class Plan:
         """What is wanted of each source, (start, size) in the order of writing."""
         wanted: dict[Source, list[tuple[int, int]]] = {}
         for segment in self.segments:
-            if isinstance(segment.payload, Stored):
-                span = segment.payload.span
-                wanted.setdefault(segment.payload.source, []).append((span.start, span.size))
+            payload = segment.payload
+            for part in payload.parts if isinstance(payload, Joined) else (payload,):
+                if isinstance(part, Stored):
+                    wanted.setdefault(part.source, []).append((part.span.start, part.span.size))
         return wanted
 
 
@@ -157,7 +159,8 @@ def _size(payload: bytes | ir.TensorProtocol) -> int:
     return 0 if isinstance(payload, Reference) else payload.nbytes
 
 
-def _stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
+def stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
+    """Write the bytes of `tensor`, from where they are."""
     if (raw := bytes_in_memory(tensor)) is not None:
         sink.write(raw.data)
     elif hasattr(tensor, "tofile"):

@@ -13,6 +13,7 @@ from o2o.errors import ModelError
 from o2o.formats.constants import is_quantized, storage_key
 from o2o.model import Model, shape_of
 from o2o.quantization.tensors import AT_ONCE, Error
+from o2o.rewriting.joining import Shapes, parts
 
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -34,10 +35,12 @@ def compare(before: Model, after: Model) -> list[Compared]:
 
     They are read one at a time. Raises ModelError for one that has no counterpart, or one of another shape.
     """
-    known = _constants(before)
+    known, made = _constants(before), _constants(after)
+    shapes = [{name: shape_of(value) for name, value in one.items()} for one in (known, made)]
+    known, made = _apart(known, shapes[1]), _apart(made, shapes[0])
     seen: set[Hashable] = set()
     found = []
-    for name, value in _constants(after).items():
+    for name, value in made.items():
         assert value.const_value is not None
         key, old = storage_key(value.const_value), known.get(name)
         if key in seen or not (_smaller(value) or (old is not None and _smaller(old))):
@@ -74,6 +77,15 @@ def _constants(model: Model) -> dict[str, ir.Value]:
             if value.const_value is not None and id(value) not in referred:
                 found.setdefault(value.name or "", value)
     return found
+
+
+def _apart(found: dict[str, ir.Value], shapes: Shapes) -> dict[str, ir.Value]:
+    """The constants in `found`, those joined that are apart in the other model, which has such `shapes`."""
+    return {
+        name: part
+        for whole, value in found.items()
+        for name, part in ({whole: value} if whole in shapes else parts(value, shapes)).items()
+    }
 
 
 def dequantized(value: ir.Value) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from o2o.formats.constants import is_constant, is_quantized
 from o2o.model import Model
 from o2o.quantization.comparing import dequantized
+from o2o.rewriting.joining import AND
 
 WEIGHTS = 1  # which operand of FULLY_CONNECTED
 
@@ -23,7 +24,7 @@ def rounded_before(model: Model) -> set[str]:
         for node in graph:
             weight = node.inputs[WEIGHTS] if node.op_type == "FULLY_CONNECTED" else None
             if weight is not None and is_constant(weight) and is_quantized(weight):
-                found.add(weight.name or "")
+                found.update((weight.name or "").split(AND))
     return found
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
+from o2o.formats.constants import is_constant
 from o2o.model import Model
 from o2o.quiet import quiet
+from o2o.rewriting.joining import Shapes, is_joined, part_of
 from runtime_py.choosing import cores
 from runtime_py.contract import Contract, Signature, Slot, Tensor
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
@@ -22,8 +24,8 @@ LINEAR = ("FULLY_CONNECTED", "BATCH_MATMUL")
 class Interpreted:
     """Runs signatures one after the other and keeps the caches."""
 
-    def __init__(self, file: Path, model: Model, contract: Contract, parameters: Sequence[str]) -> None:
-        """model: what is in `file`. parameters: the names of the checkpoint's. Raises ModelError."""
+    def __init__(self, file: Path, model: Model, contract: Contract, parameters: Shapes) -> None:
+        """model: what is in `file`. parameters: the checkpoint's. Raises ModelError."""
         with quiet():
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -105,21 +107,29 @@ class Interpreted:
         return trace
 
 
-def _sites(graph: ir.Graph, parameters: Sequence[str]) -> dict[str, Any]:
-    """{name in a trace: tensor} of `graph`. Constants that were made of a parameter go by its name."""
+def _sites(graph: ir.Graph, parameters: Shapes) -> dict[str, Any]:
+    """{name in a trace: tensor} of `graph`. Constants that were made of a parameter go by its name; a part of
+    what joined ones make is as if it were made of its own."""
     constants = list(graph.initializers.values())
     named: dict[Hashable, str] = {
         value: name for value in constants if (name := _parameter(value.name or "", parameters))
     }
-    operators = [
-        Operator(node.outputs[0], tuple(v for v in node.inputs if v is not None), node.op_type in LINEAR)
-        for node in graph
-        if node.outputs
-    ]
+    named |= {name: name for name in parameters}
+    operators = [operator for node in graph if (operator := _operator(node, parameters)) is not None]
     return sites(operators, named, constants)
 
 
-def _parameter(name: str, parameters: Sequence[str]) -> str | None:
+def _operator(node: ir.Node, parameters: Shapes) -> Operator | None:
+    """`node`; None for one that computes with a joined matrix, in whose place stand those that part it."""
+    if (part := part_of(node, parameters)) is not None:
+        return Operator(node.outputs[0], part, True)
+    inputs = tuple(value for value in node.inputs if value is not None)
+    if not node.outputs or any(is_constant(value) and is_joined(value) for value in inputs):
+        return None
+    return Operator(node.outputs[0], inputs, node.op_type in LINEAR)
+
+
+def _parameter(name: str, parameters: Shapes) -> str | None:
     """The parameter of which a constant called `name` was made: what its name is or begins with."""
     return max((one for one in parameters if name.startswith(one)), key=len, default=None)
 

@@ -34,7 +34,7 @@ class TfliteFile:
         self.file = file
         self.directory = directory
         self.language_model = LanguageModel.read(directory)
-        self.parameters = list(self.language_model.parameters)
+        self.parameters = self.language_model.parameters
         self.model, self.contract = _read(file)
         _check(file, self.contract, self.language_model, directory)
         self.package = Package(directory, file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx_ir as ir
 from o2o.formats.constants import is_constant, is_quantized
 from o2o.model import Model, shape_of
 from o2o.quantization.comparing import dequantized, scales
+from o2o.rewriting.joining import Shapes, parts
 from o2o.weights.stored import StoredTensor
 
 INT4 = ir.DataType.INT4
@@ -31,14 +32,16 @@ class Weight:
         return self.off <= self.step
 
 
-def weights_in(model: Model, parameters: Sequence[str]) -> dict[str, ir.Value]:
-    """The constant of each of `parameters` that is in `model` under its name, as export names them."""
-    wanted = set(parameters)
+def weights_in(model: Model, parameters: Shapes) -> dict[str, ir.Value]:
+    """The constant of each of `parameters`, given their shapes, that is in `model` under its name, as export
+    names them, by itself or joined to others."""
     return {
-        value.name: value
+        name: part
         for graph in model.graphs
         for value in graph.initializers.values()
-        if value.name in wanted and is_constant(value)
+        if is_constant(value)
+        for name, part in parts(value, parameters).items()
+        if name in parameters
     }
 
 

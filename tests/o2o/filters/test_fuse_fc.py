@@ -1,0 +1,144 @@
+"""fuse.fc: several matrices of one input are one, and every result is the same."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from o2o import formats
+from o2o.filters.fuse_fc import FuseFc
+from o2o.formats.joined import Joined
+from o2o.lower.litert import lower
+from o2o.model import Model, shape_of
+from o2o.quantization.comparing import compare, dequantized
+from o2o.quantization.recipes import RECIPES, find
+from o2o.quantization.rewriting import quantize
+from o2o.rewriting.joining import is_joined, part_of, parts
+from o2o.weights.reference import Reference
+from tests.o2o.filters.conftest import Command
+from tests.o2o.fused_graphs import Form, attention
+from tests.o2o.graphs import Graph, operators, run, sign, weights
+from tests.o2o.quantization.models import constants
+
+ROWS = {"q": 96, "k": 32, "v": 64}
+D = 128
+
+
+def projections(*names: Sequence[str], bias: str = "", activation: str = "") -> Model:
+    """For each of `names` a graph that multiplies its x with those matrices, which all graphs have in common.
+
+    bias, activation: the one that has such a thing."""
+    model = Model("tflite", [])
+    tables = {name: weights(rows, D, seed=seed) for seed, (name, rows) in enumerate(ROWS.items())}
+    for number, group in enumerate(names):
+        graph = Graph(f"g{number}")
+        x = graph.input("x", [1, 3, D])
+        for name in group:
+            zeros = graph.constant("b", np.zeros(ROWS[name], np.float32)) if name == bias else None
+            y = graph.fc(x, graph.constant(f"{name}.weight", tables[name]), f"{name}_out", zeros)
+            if name == activation:
+                y.producer().attributes.add(ir.AttrInt64("fusedActivationFunction", 1))
+            graph.output(graph.op("NEG", [y], shape_of(y), name=name))
+        model.graphs.append(graph.ir)
+        sign(model, graph.ir)
+    return model
+
+
+def fed(model: Model, number: int) -> dict[str, np.ndarray]:
+    return run(model, {"x": weights(1, 3, D, seed=9)}, model.graphs[number])
+
+
+def assert_same(before: Model, after: Model) -> None:
+    for number in range(len(before.graphs)):
+        expected, found = fed(before, number), fed(after, number)
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("recipe", ["none", *(r for r in RECIPES if r.startswith("dynamic"))])
+def test_one_product_for_all(command: Command, recipe: str) -> None:
+    before = projections("qkv", "qkv")
+    quantize(before, find(recipe))
+    before = formats.loads(formats.dumps(before))
+    after = command(before)
+    assert command.said == "fuse.fc.py: 6 FULLY_CONNECTED are 2 now\n"
+    assert operators(after) == {"FULLY_CONNECTED": 2, "SLICE": 6, "NEG": 6}
+    assert_same(before, after)
+    assert len(formats.dumps(after)) < len(formats.dumps(before)) + 3000, "no matrix is there twice"
+    shapes = {f"{name}.weight": (rows, D) for name, rows in ROWS.items()}
+    (joined,) = {name: v for name, v in constants(after).items() if is_joined(v)}.values()
+    found = parts(joined, shapes)
+    assert list(found) == list(shapes)
+    for name, value in found.items():
+        np.testing.assert_array_equal(dequantized(value), dequantized(constants(before)[name]))
+    told = {part_of(node, shapes) for node in after.graphs[0] if node.op_type == "SLICE"}
+    assert {name for _, name in told} == shapes.keys()
+    assert parts(joined, {"q.weight": (96, D)}) == {joined.name: joined}
+    assert compare(before, after) == compare(after, before) == []
+
+
+def test_a_graph_that_needs_less_shares_the_matrix(command: Command) -> None:
+    before = projections("kv", "qkv", "v")
+    after = command(before)
+    assert command.said == "fuse.fc.py: 6 FULLY_CONNECTED are 3 now\n"
+    assert_same(before, after)
+    assert [len([v for v in g.initializers.values() if is_joined(v)]) for g in after.graphs] == [1, 1, 1]
+    assert len(formats.dumps(after)) < len(formats.dumps(before)) + 3000
+
+
+def test_quantised_files_are_compared_by_their_parts(command: Command) -> None:
+    plain, quantised = projections("qkv"), projections("qkv")
+    quantize(quantised, find("dynamic_int8"))
+    apart = compare(plain, quantised)
+    together = compare(plain, command(quantised))
+    assert [one.name for one in together] == [one.name for one in apart] == [f"{n}.weight" for n in "qkv"]
+    assert [one.error.rms for one in together] == [one.error.rms for one in apart]
+
+
+@pytest.mark.parametrize("left", [{"bias": "k"}, {"activation": "k"}])
+def test_what_is_left_alone(command: Command, left: dict[str, str]) -> None:
+    before = projections("qkv", **left)
+    after = command(before)
+    assert command.said == "fuse.fc.py: 2 FULLY_CONNECTED are 1 now\n"
+    assert operators(after)["FULLY_CONNECTED"] == 2
+    assert_same(before, after)
+
+
+def test_matrices_of_different_kinds_stay_apart(command: Command) -> None:
+    before = projections("qk")
+    quantize(before, find("dynamic_int8"))
+    float32 = projections("q").graphs[0].initializers["q.weight"]
+    value = before.graphs[0].initializers["q.weight"]
+    value.const_value, value.type = float32.const_value, float32.type
+    value.meta.clear()
+    after = command(before)
+    assert command.said == "fuse.fc.py: nothing to join\n"
+    assert operators(after)["FULLY_CONNECTED"] == 2
+
+
+def test_odd_halves_of_bytes_cannot_be_joined() -> None:
+    odd = ir.PackedTensor(np.zeros(2, np.uint8), ir.DataType.INT4, shape=ir.Shape([1, 3]), name="odd")
+    even = ir.PackedTensor(np.zeros(3, np.uint8), ir.DataType.INT4, shape=ir.Shape([2, 3]), name="even")
+    assert not Joined.fit([odd, even])
+    assert Joined.fit([even, even])
+
+
+def test_weights_that_are_still_in_a_checkpoint_are_left_alone() -> None:
+    model = projections("qk")
+    for name, value in model.graphs[0].initializers.items():
+        value.const_value = Reference(name, Path("model.safetensors"), name, value.dtype, (ROWS[name[0]], D))
+    FuseFc().apply(model, Namespace())
+    assert operators(model)["FULLY_CONNECTED"] == 2
+
+
+def test_a_whole_layer(command: Command) -> None:
+    before = lower(attention(Form(T=3, layout="BNTH")))
+    after = command(before, "--check")
+    assert command.said.splitlines()[0] == "fuse.fc.py: 3 FULLY_CONNECTED are 1 now"
+    assert operators(after)["FULLY_CONNECTED"] == 2
