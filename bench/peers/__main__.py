@@ -56,6 +56,7 @@ def parser() -> Parser:
     )
     add("--environments", type=Path, metavar="DIR", help="of the peers (`environments` in the user's cache)")
     add("--torch", default=environments.TORCH, metavar="SPEC", help="what pip installs (%(default)s)")
+    add("--again", nargs="+", choices=keys, default=[], metavar="PEER", help="convert anew for these")
     add("--prepare", action="store_true", help="install and convert, do not measure")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--debug", action="store_true", help="show where an error comes from")
@@ -65,6 +66,8 @@ def parser() -> Parser:
 def prepare(shape: str, checkpoint: Path, args: argparse.Namespace) -> tuple[list[Contender], dict[str, str]]:
     """The variants of `shape` with their interpreters and models, and why others are missing."""
     contenders, failed = list[Contender](), dict[str, str]()
+    if args.again:
+        files.remove(shape, args.work, args.again)
     for variant in VARIANTS:
         peer, log = variant.peer, args.work / "logs" / f"{shape}-{variant.name.replace(' ', '-')}.log"
         if shape not in variant.shapes or peer.key not in args.peers or peer.name in failed:

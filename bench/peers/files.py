@@ -10,6 +10,7 @@ They appear when they are complete.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -43,6 +44,13 @@ def folder_of(variant: Variant, checkpoint: Path, capacity: int) -> Path:
     fixed = str(capacity) if variant.peer.fixed else ""
     parts = filter(None, (variant.peer.key, variant.precision, variant.form, fixed))
     return checkpoint.with_name("-".join(parts))
+
+
+def remove(shape: str, work: Path, keys: Sequence[str]) -> None:
+    """What was made of the checkpoint of `shape` for the peers of these keys."""
+    for key in keys:
+        for folder in (work / shape).glob(f"{key}-*"):
+            shutil.rmtree(folder)
 
 
 def size_of(model: Path) -> int:

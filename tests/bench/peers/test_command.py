@@ -119,6 +119,10 @@ def test_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert model == tmp_path / "15m" / "this_project-int8-tflite-64" / "model.tflite"
         assert files.size_of(model) == 7
     assert len(made) == 1
+    files.remove("15m", tmp_path, ["llama_cpp"])
+    assert model.is_file()
+    files.remove("15m", tmp_path, ["this_project", "llama_cpp"])
+    assert not model.parent.exists()
     assert files.model_of(Variant(TOY, "good", 8), "", tmp_path / "x", 64, tmp_path / "log") == tmp_path / "x"
 
 
