@@ -91,8 +91,9 @@ def test_the_commands() -> None:
     assert "| quantize.weights.py --recipe dynamic_int8 " in told
     assert "| lower.litert.py | sign.ai_edge.py | bind.weights.py -o model.tflite" in told
     reported = asked("--report=a b.json").commands()
-    assert f"| quantize.weights.py --recipe dynamic_int8 --report '{Path.cwd()}/a b.json' | lower" in (
-        " ".join(reported.replace("\\", "").split())
+    assert (
+        f"| quantize.weights.py --recipe dynamic_int8 --report '{Path.cwd()}/a b.json' | fuse.fc.py | lower"
+        in (" ".join(reported.replace("\\", "").split()))
     )
     more = ["--quantize=false", "--enable_hlfb", "--output_logits_on_prefill", "--use_flash_attention"]
     told = asked(*more).commands()
@@ -227,7 +228,7 @@ def test_a_file_of_weights_does_for_its_folder(
         "decode": True,
     }
     filters = [entry["filter"] for entry in model.history if "filter" in entry]
-    assert filters[-3:] == ["quantize.weights.py", "lower.litert.py", "sign.ai_edge.py"]
+    assert filters[-4:] == ["quantize.weights.py", "fuse.fc.py", "lower.litert.py", "sign.ai_edge.py"]
 
 
 def test_a_command_that_fails_leaves_the_old_file(

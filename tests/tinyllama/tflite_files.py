@@ -35,7 +35,7 @@ def write_tflite(
         f"merge.circles.py {graphs}",
         "downcast.input_ids.py",
         "gc.py",
-        *([f"quantize.weights.py --recipe {recipe}"] if recipe != "none" else []),
+        *([f"quantize.weights.py --recipe {recipe}", "fuse.fc.py"] if recipe != "none" else []),
         "lower.litert.py",
         *([sign] if sign else []),
     ]
