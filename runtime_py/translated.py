@@ -1,15 +1,12 @@
 """A package's model as ONNX Runtime takes it: Circle is lowered to ONNX, a big one once and for all.
 
-ONNX Runtime wants weights in an order of its own, as XNNPACK does (`runtime_py.preparing`). So a big model is
-lowered and packed once, into files in the user's cache that every later load maps; they are known by a digest
-of the model's bytes, and of the processor they were packed for.
+ONNX Runtime wants weights in an order of its own, as XNNPACK does. So a big model is lowered and packed once,
+into files that every later load maps (`runtime_py.keeping`).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,9 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from o2o.errors import ModelError
-from runtime_py import preparing
+from runtime_py import keeping
 from runtime_py.cache import Cache
-from runtime_py.preparing import _code, _content, _digest, _identity, _processor
 
 FORM = "ort"
 _MODEL, _PLAIN = "model.onnx", "plain.onnx"
@@ -39,7 +35,7 @@ def translated(file: Path, cache: Cache | None, say: Callable[[str], None]) -> I
     if file.suffix == ".onnx":
         yield file
         return
-    big = file.stat().st_size >= preparing.WORTH_KEEPING
+    big = file.stat().st_size >= keeping.WORTH_KEEPING
     if big and cache is not None and (entry := _kept(file, cache, say)) is not None:
         yield entry / _MODEL
         return
@@ -61,43 +57,21 @@ def lower(file: Path, onnx: Path) -> None:
 
 
 def _kept(file: Path, cache: Cache, say: Callable[[str], None]) -> Path | None:
-    """The folder in `cache` of the model in `file`, which is filled where it is not there; None where that
-    cannot be."""
-    identity = _identity(file)
-    how = [_processor(), importlib.metadata.version("onnxruntime"), _code(), FORM]
-    alias = _digest([identity, *how])
-    known = cache.key_of(alias)
-    key = known or _digest([_content(file), *how])
-    if (entry := cache.find(key)) is None:
-        size = int(identity[2] * _PACKED)
-        try:
-            with cache.add(key, _digest([str(file.resolve()), _processor(), FORM]), size) as made:
-                say(f"packing the weights, this once: up to {size / 1e9:.1f} GB into {cache.folder}")
-                _pack(file, made)
-                if _identity(file) != identity:
-                    raise OSError(f"{file} was changed in the meantime")
-        except OSError as error:
-            what = error.strerror or str(error)
-            reason = f"{error.filename}: {what}" if error.filename else what
-            say(f"packing the weights for this load only: {reason}")
-            return None
-        entry = cache.find(key)
-    if entry is not None and not known and _identity(file) == identity:
-        cache.also(key, alias)
-    return entry
+    """The folder in `cache` of the model in `file`; None where that cannot be."""
+
+    def size() -> int:
+        return int(file.stat().st_size * _PACKED)
+
+    def make(entry: Path) -> None:
+        _pack(file, entry)
+
+    how = [importlib.metadata.version("onnxruntime"), FORM]
+    return keeping.keep(file, cache, "onnx", how, size, make, say)
 
 
 def _pack(file: Path, entry: Path) -> None:
     """Fill `entry`, in a process of its own, whose memory is given back. Raises OSError, ModelError."""
-    command = [sys.executable, "-m", __spec__.name, str(file), str(entry)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise ModelError(reason) if done.returncode == _UNFIT else OSError(f"packing failed: {reason}")
-    os.stat(entry / _MODEL)
+    keeping.run(__spec__.name, file, entry)
 
 
 def _main(file: Path, entry: Path) -> int:

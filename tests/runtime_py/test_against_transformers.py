@@ -10,7 +10,7 @@ import pytest
 
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
 from o2o.formats import save
-from runtime_py import preparing
+from runtime_py import keeping
 from runtime_py.detokenizer import Detokenizer
 from runtime_py.generation import generate
 from runtime_py.package import Package
@@ -119,7 +119,7 @@ def test_greedy_tokens_after_every_prompt(package, theirs):
 
 
 def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):
-    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path))
     loaded = Package.load(package)
     ids = [*range(3, 17)]

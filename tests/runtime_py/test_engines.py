@@ -10,7 +10,7 @@ import pytest
 
 from o2o.errors import ModelError, UsageError
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
-from runtime_py import choosing, package, preparing, translated
+from runtime_py import choosing, keeping, package, translated
 from runtime_py.choosing import Choice, choices, installed
 from runtime_py.package import Package
 from runtime_py.session import Session
@@ -108,7 +108,7 @@ def test_an_onnx_package(model, tmp_path, wanted):
 
 @needs_onnx
 def test_what_is_kept_of_a_big_model(model, wanted, monkeypatch, tmp_path):
-    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     text, made = wanted
     said: list[str] = []
@@ -128,7 +128,7 @@ def test_what_is_kept_of_a_big_model(model, wanted, monkeypatch, tmp_path):
 
 @needs_onnx
 def test_a_full_disk_is_no_reason_not_to_run(model, wanted, monkeypatch, tmp_path):
-    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
     (tmp_path / "cache").write_text("no folder")
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     text, made = wanted
@@ -144,7 +144,7 @@ def test_a_full_disk_is_no_reason_not_to_run(model, wanted, monkeypatch, tmp_pat
 @pytest.mark.parametrize("room", [1, 100_000])
 def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
     """As it lowers, or as ONNX Runtime writes what it made."""
-    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     pack = translated._pack
 
@@ -168,7 +168,7 @@ def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
 
 @needs_onnx
 def test_a_model_that_cannot_be_onnx_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
     with pytest.raises(ModelError, match=r"model\.circle: ") as told:

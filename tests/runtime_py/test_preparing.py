@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from o2o.errors import ModelError
-from runtime_py import preparing
+from runtime_py import keeping, preparing
 from runtime_py.cache import Cache
 from runtime_py.contract import Contract
 from runtime_py.engines.litert import LiteRtEngine
@@ -27,7 +27,7 @@ TICK = 0.02  # seconds, more than what file times are counted in
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Cache:
-    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
     return Cache(tmp_path / "cache")
 
 
@@ -68,7 +68,7 @@ def forbid(monkeypatch, *names: str) -> None:
         pytest.fail("was done once more")
 
     for name in names:
-        monkeypatch.setattr(preparing, name, fail)
+        monkeypatch.setattr(keeping if hasattr(keeping, name) else preparing, name, fail)
 
 
 def entries(cache: Cache) -> list[str]:
@@ -78,7 +78,7 @@ def entries(cache: Cache) -> list[str]:
 def test_done_once(model, cache, said, monkeypatch):
     first = prepare(model, cache, said.append)
     assert_answers(toy(), first)
-    assert said == [f"packing the weights, this once: 0.0 GB into {cache.folder}"]
+    assert said == [f"packing the weights, this once: up to 0.0 GB into {cache.folder}"]
     forbid(monkeypatch, "lower_file", "_pack")
     second = prepare(model, cache, said.append)
     assert second == first
@@ -111,7 +111,7 @@ def test_the_same_model_elsewhere(model, cache, said, monkeypatch):
     second = prepare(copy, cache, said.append)
     assert second.packed == first.packed
     assert_answers(toy(), second)
-    forbid(monkeypatch, "_content")
+    forbid(monkeypatch, "content")
     assert prepare(copy, cache, said.append) == second
     assert prepare(model, cache, said.append) == first
     assert len(said) == 1
@@ -120,7 +120,7 @@ def test_the_same_model_elsewhere(model, cache, said, monkeypatch):
 def test_a_model_that_changes_while_it_is_read(model, cache, said, monkeypatch):
     """What was read is not what is there; nobody must take one for the other later."""
     other = prepare(write(toy(1), model.with_name(f"other{model.suffix}")), cache, said.append)
-    content = preparing._content
+    content = keeping.content
 
     def changed(file: Path) -> str:
         found = content(other.file)
@@ -128,17 +128,17 @@ def test_a_model_that_changes_while_it_is_read(model, cache, said, monkeypatch):
         write(toy(2), file)
         return found
 
-    monkeypatch.setattr(preparing, "_content", changed)
+    monkeypatch.setattr(keeping, "content", changed)
     with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
         prepare(model, cache, said.append).open()
-    monkeypatch.setattr(preparing, "_content", content)
+    monkeypatch.setattr(keeping, "content", content)
     assert_answers(toy(2), prepare(model, cache, said.append))
 
 
-@pytest.mark.parametrize("changed", ["_processor", "_code"])
+@pytest.mark.parametrize("changed", ["processor", "code"])
 def test_another_machine_or_another_lowering(model, cache, said, monkeypatch, changed):
     first = prepare(model, cache, said.append)
-    monkeypatch.setattr(preparing, changed, lambda: "changed")
+    monkeypatch.setattr(keeping, changed, lambda: "changed")
     second = prepare(model, cache, said.append)
     assert second.packed != first.packed
     assert_answers(toy(), second)
@@ -169,7 +169,7 @@ def test_small_models_leave_no_files(model, tmp_path, said):
 
 
 def test_without_a_cache(model, tmp_path, said, monkeypatch):
-    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
     before = sorted(tmp_path.rglob("*"))
     assert_answers(toy(), prepare(model, None, said.append))
     assert sorted(tmp_path.rglob("*")) == before

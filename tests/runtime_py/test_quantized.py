@@ -13,7 +13,7 @@ from o2o.model import Model, shape_of
 from o2o.quantization.recipes import RECIPES, find
 from o2o.quantization.rewriting import quantize
 from o2o.rewriting.sharing import share_constants
-from runtime_py import preparing
+from runtime_py import keeping
 from runtime_py.cache import Cache
 from runtime_py.contract import Contract
 from runtime_py.engines import litert
@@ -86,7 +86,7 @@ def answers(prepared: Prepared) -> np.ndarray:
 @pytest.mark.parametrize("recipe", sorted(STORED))
 def test_every_recipe_and_every_way_to_load(made, recipe, tmp_path, monkeypatch):
     file, known = made(recipe)
-    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
     cache, said = Cache(tmp_path / "cache"), []
     packed = prepare(file, cache, said.append)
     assert packed.packed is not None, said

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_py import preparing
+from runtime_py import keeping
 from runtime_py.choosing import installed
 from runtime_py.run import main
 from tests.conftest import ROOT
@@ -318,14 +318,14 @@ def test_an_engine_that_cannot(package, capsys, engine):
 
 
 def test_what_is_kept_of_a_big_model(toy, package, capfd, monkeypatch, tmp_path):
-    monkeypatch.setattr(preparing, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     command = [str(package), "--max-new-tokens", "4"]
     assert main([*command, "--no-cache"]) == 0
     out, err = capfd.readouterr()
     assert (err, (tmp_path / "cache").exists()) == ("", False)
     assert main(command) == 0
-    told = f"run: packing the weights, this once: 0.0 GB into {tmp_path / 'cache'}\n"
+    told = f"run: packing the weights, this once: up to 0.0 GB into {tmp_path / 'cache'}\n"
     assert capfd.readouterr() == (out, told)
     assert main(command) == 0
     assert capfd.readouterr() == (out, "")
