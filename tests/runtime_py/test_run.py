@@ -244,7 +244,15 @@ def test_where_a_text_ends(toy, package, capsys):
     assert f"generated: {{ {', '.join(map(str, stopped))} }}\n" in capsys.readouterr().out
 
 
+def endless(package: Path) -> None:
+    """Let the model of `package` have so much to say that it is not done before it is told to be."""
+    long = Toy(vocab=VOCAB, prefill_length=12, capacity=200_000)
+    (package / "model.tflite").write_bytes(long.file)
+    (package / "config.json").write_text("{}")
+
+
 def test_closed_pipe_is_quiet(package):
+    endless(package)
     command = f"{sys.executable} -m runtime_py.run {package} --stream | head -n 1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "prompt: Lily picked up a flower.\n"
@@ -253,9 +261,7 @@ def test_closed_pipe_is_quiet(package):
 
 def test_interrupt_is_quiet(package):
     """Ctrl-C in the middle of a stream that would go on for long."""
-    long = Toy(vocab=VOCAB, prefill_length=12, capacity=200_000)
-    (package / "model.tflite").write_bytes(long.file)
-    (package / "config.json").write_text("{}")
+    endless(package)
     command = [sys.executable, "-m", "runtime_py.run", str(package), "--stream"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
