@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from o2o.contract import role_of
 from o2o.model import Model, Signature, shape_of
-from o2o.rewriting.capacity import add_capacities
+from o2o.rewriting.capacity import add_capacities, provable
 from o2o.rewriting.collapse import collapse_layouts
 from o2o.rewriting.layout import turn_caches
 from o2o.rewriting.match import Miss
@@ -21,10 +21,10 @@ SMALLEST = 256
 
 
 def doubling(capacity: int) -> list[int]:
-    """256, 512, ... below `capacity`."""
+    """256, 512, ... below `capacity`, as far as it can be proven that these do."""
     found = []
     rows = SMALLEST
-    while rows < capacity:
+    while rows < capacity and provable(rows, capacity):
         found.append(rows)
         rows *= 2
     return found

@@ -20,7 +20,7 @@ from o2o.contract import role_of
 from o2o.formats.constants import is_constant, is_quantized, numbers
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, is_dynamic, shape_of
 from o2o.reference import leaves
-from o2o.rewriting.attention.causality import HIDDEN, at_position, position_leaf
+from o2o.rewriting.attention.causality import BUDGET, HIDDEN, at_position, position_leaf
 from o2o.rewriting.axes import RESHAPES
 from o2o.rewriting.build import Builder
 from o2o.rewriting.clean import remove_dead_constants
@@ -68,6 +68,11 @@ def add_capacities(model: Model, signature: Signature, capacities: Sequence[int]
         copy.name = f"{graph.name or signature.name}_{capacity}"
         model.graphs.append(copy)
         model.signatures.append(Signature(f"{signature.name}_{capacity}", copy, ins, outs))
+
+
+def provable(capacity: int, own: int) -> bool:
+    """Whether it can be proven, in a second or so, that `capacity` rows of `own` do."""
+    return capacity * own <= BUDGET
 
 
 def _follow(graph: ir.Graph) -> Rows:
@@ -190,6 +195,10 @@ def _laid_out(value: ir.Value) -> ir.Value:
 def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> None:
     """Raises Miss unless at each position below a capacity what is beyond it is neither seen nor written."""
     proven: set[ir.Value] = set()
+    most = max(capacities, default=0)
+    for value, axis in rows.items():
+        if value.is_graph_input() and not provable(most, shape_of(value)[axis]):
+            miss(f"masks are too large to be proven at each of {most:,} positions", value)
     for node in graph:
         output = node.outputs[0]
         if output not in rows or node.op_type not in ("SOFTMAX", "DYNAMIC_UPDATE_SLICE"):
@@ -202,7 +211,7 @@ def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> Non
         leaf = position_leaf(told, what)
         if leaf is None:
             miss(f"{what} is the same at every position", told)
-        last = np.empty(max(capacities), int)  # that is seen, or written, at each position
+        last = np.empty(most, int)  # that is seen, or written, at each position
         for position in range(len(last)):
             at = at_position(told, leaf, position, what)
             if node.op_type == "SOFTMAX":

@@ -14,6 +14,7 @@ from o2o.formats.constants import storage_key
 from o2o.lower.litert import lower
 from o2o.lower.tuning import doubling, tune
 from o2o.model import Model, Signature
+from o2o.rewriting import capacity
 from o2o.rewriting.capacity import add_capacities
 from o2o.rewriting.collapse import collapse_layouts
 from o2o.rewriting.layout import turn_caches
@@ -108,12 +109,13 @@ def test_tuning_turns_caches_without_moving_them(exported_model, layout: str) ->
 
 
 def test_capacities_double() -> None:
-    assert [doubling(capacity) for capacity in (1, 256, 257, 1024, 2049)] == [
+    assert [doubling(capacity) for capacity in (1, 256, 257, 1024, 2049, 131_072)] == [
         [],
         [],
         [256],
         [256, 512],
         [256, 512, 1024, 2048],
+        [256, 512, 1024],
     ]
 
 
@@ -141,6 +143,13 @@ def test_caches_must_be_told() -> None:
 def test_a_given_mask_is_as_long_as_the_caches() -> None:
     model = attention(Form(layout="BNTH", mask=(1, 1, 1, 7)))
     assert refusal(model, [4]).startswith("ATTENTION computes with the caches' rows")
+
+
+def test_masks_too_large_to_be_proven(monkeypatch) -> None:
+    monkeypatch.setattr(capacity, "BUDGET", 20)
+    assert refusal(scores(), [3]).startswith("masks are too large to be proven at each of 3 positions")
+    model = scores()
+    add_capacities(model, model.signatures[0], [2])
 
 
 def scores(hide: str = "behind", weigh: str = "SOFTMAX", write: str = "at position") -> Model:
