@@ -11,6 +11,7 @@ decode in smaller capacities saves (`o2o.lower.tuning`).
     by token     caches [1, S, K, H], AI Edge's layout, transposed for each product
     compared     by head, the mask made by LESS_EQUAL and SELECT_V2, which XNNPACK does not compute
     keys first   by head, k q' in the place of q k', so that no key is packed; the scores are transposed
+    k turned     by head, keys kept as [1, K, H, S]
     v turned     by head, values kept as [1, K, H, S]
     flash        by head, blocks of 256 keys in a loop that ends at the last one visible
 """
@@ -29,7 +30,7 @@ import numpy as np
 import onnx_ir as ir
 
 ROOT = Path(__file__).resolve().parents[1]
-FORMS = ("by head", "by token", "compared", "keys first", "v turned", "flash")
+FORMS = ("by head", "by token", "compared", "keys first", "k turned", "v turned", "flash")
 FLASH_KEYS = 256
 INT32 = ir.DataType.INT32
 
@@ -50,9 +51,9 @@ def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path
 
     N, K, H = heads
     G = N // K
-    by_token, turned = form == "by token", form == "v turned"
-    key_shape = (1, S, K, H) if by_token else (1, K, S, H)
-    value_shape = (1, K, H, S) if turned else key_shape
+    by_token, turned = form == "by token", form.partition(" turned")[0]
+    shape = (1, S, K, H) if by_token else (1, K, S, H)
+    key_shape, value_shape = ((1, K, H, S) if turned == cache else shape for cache in "kv")
     y, row, position = value("q", (1, N, 1, H)), value("row", (1, K, 1, H)), value("position", (1,), INT32)
     caches = [
         (value(f"past_key_{i}", key_shape), value(f"past_value_{i}", value_shape)) for i in range(layers)
@@ -78,11 +79,11 @@ def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path
         mask = op.node("SELECT_V2", [seen, shown, hidden], [1, S], ir.DataType.FLOAT)
     else:
         mask = hiding(op, at, np.zeros((1, 1)), steps)
-    starts = start(1 if by_token else 2), start(3 if turned else 1 if by_token else 2)
+    starts = [start(3 if turned == cache else 1 if by_token else 2) for cache in "kv"]
     scale = op.constant(H**-0.5, "scale", np.float32)
     for layer, (key, value_) in enumerate(caches):
-        rows = [op.reshape(row, [1, 1, K, H] if by_token else [1, K, 1, H])]
-        rows.append(op.reshape(row, [1, K, H, 1]) if turned else rows[0])
+        by_cache = [1, 1, K, H] if by_token else [1, K, 1, H]
+        rows = [op.reshape(row, [1, K, H, 1] if turned == cache else by_cache) for cache in "kv"]
         k, v = (
             op.node(
                 "DYNAMIC_UPDATE_SLICE", [cache, new, at_], cache.shape.numpy(), name=f"present_{n}_{layer}"
@@ -101,10 +102,10 @@ def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path
             if form == "keys first":
                 scores = op.transpose(product(k, q, (1, K, S, G), True), (0, 1, 3, 2))
             else:
-                scores = product(q, k, (1, K, G, S), True)
+                scores = product(q, k, (1, K, G, S), turned != "k")
             weights = op.node("ADD", [scores, mask], [1, K, G, S])
             weights = op.node("SOFTMAX", [weights], [1, K, G, S], beta=1.0)
-            y = product(weights, v, (1, K, G, H), turned)
+            y = product(weights, v, (1, K, G, H), turned == "v")
         y = op.reshape(y, [1, N, 1, H])
     graph.outputs.insert(0, op.node("NEG", [y], (1, N, 1, H), name="y"))
     ins, outs = ({end.name or "": end for end in ends_} for ends_ in (graph.inputs, graph.outputs))

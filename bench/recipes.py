@@ -59,6 +59,7 @@ NAMES = {
     "weight_only_int8": "int8, weights only",
     "dynamic_int4_block32": "int4 by 32",
     "dynamic_int4_block128": "int4 by 128",
+    "dynamic_int4_block32_head": "int4 by 32, the head too",
 }
 FIRST, PROMPTS, PROMPT = 10, 10, 8
 STORIES, SAMPLED_TOKENS = 64, 256

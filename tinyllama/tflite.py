@@ -33,6 +33,7 @@ TAGS = {
     "weight_only_int8": "wi8",
     "dynamic_int4_block32": "q4_block32",
     "dynamic_int4_block128": "q4_block128",
+    "dynamic_int4_block32_head": "q4_block32_head",
 }
 BYTES = {"none": 4.0, "float16": 2.0}  # that a parameter takes; with other recipes little more than 1
 

@@ -30,9 +30,10 @@ class QuantizeWeights(Filter):
     Recipes: dynamic_int8 (by row; kernels quantise what the weights are multiplied with), weight_only_int8 (a
     DEQUANTIZE in front, arithmetic in float32: LiteRT keeps a float32 copy for each signature, so this is for
     small models), dynamic_int4_block32 and dynamic_int4_block128 (int4 with a scale for so many columns;
-    embedding and head int8), float16, none. `true` is dynamic_int8, `false` none; ai-edge-quantizer's names
-    are taken, too. --embedding and --head choose otherwise for these two; one table for both gets the better
-    of the two schemes.
+    embedding and head int8), dynamic_int4_block32_head (the head int4 as well, apart from the embedding: for
+    small models, of which a step reads little else), float16, none. `true` is dynamic_int8, `false` none;
+    ai-edge-quantizer's names are taken, too. --embedding and --head choose otherwise for these two; one table
+    for both gets the better of the two schemes.
     The weights may still be in the checkpoint (--weights external): those that are quantised are read there,
     a few rows at a time, and become numbers in the model; the others stay references for bind.weights.py.
     What is done is recorded in the file (o2o.quantization) and --report says how exact each tensor still is.

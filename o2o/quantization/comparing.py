@@ -12,6 +12,7 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 from o2o.formats.constants import is_quantized, storage_key
 from o2o.model import Model, shape_of
+from o2o.quantization.places import HEAD
 from o2o.quantization.tensors import AT_ONCE, Error
 from o2o.rewriting.joining import Shapes, parts
 
@@ -42,7 +43,7 @@ def compare(before: Model, after: Model) -> list[Compared]:
     found = []
     for name, value in made.items():
         assert value.const_value is not None
-        key, old = storage_key(value.const_value), known.get(name)
+        key, old = storage_key(value.const_value), known.get(name) or known.get(name.removesuffix(HEAD))
         if key in seen or not (_smaller(value) or (old is not None and _smaller(old))):
             continue
         seen.add(key)

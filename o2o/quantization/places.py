@@ -17,6 +17,7 @@ from o2o.rewriting.match import made_by
 Part = Literal["matrix", "embedding", "head"]
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
+HEAD = "_head"  # ends the name of a head that was made apart from the embedding
 TOKENS = re.compile(r"token|ids", re.IGNORECASE)  # what an input of ids is called
 # Operators that hand the numbers on which they are given, some of them, in other places.
 _MOVES = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "GATHER", "TRANSPOSE", "CAST"}
@@ -37,10 +38,12 @@ class Use:
 
 @dataclass
 class Matrix:
-    """A constant matrix of floats: its values, one or more a graph, and all their uses."""
+    """A constant matrix of floats: its values, one or more a graph, and all their uses. copied: another
+    matrix has the same numbers, and was there before."""
 
     values: list[tuple[ir.Graph, ir.Value]] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
+    copied: bool = False
 
     @property
     def value(self) -> ir.Value:

@@ -15,13 +15,16 @@ class Recipe:
     """matrices: the weights of FULLY_CONNECTED, and wq, wk, wv, wo of ATTENTION. embedding: the table that
     token ids are looked up in. head: the weights of the last FULLY_CONNECTED, which makes the logits. None is
     float, as it was. explicit: weights are turned back by a DEQUANTIZE in front of the operator, so that it
-    computes in float; else its kernel takes them as they are and quantises what they are multiplied with."""
+    computes in float; else its kernel takes them as they are and quantises what they are multiplied with.
+    apart: what is embedding and head becomes one constant for each; else one, as good as the better of both.
+    """
 
     name: str
     matrices: Scheme | None
     embedding: Scheme | None
     head: Scheme | None
     explicit: bool = False
+    apart: bool = False
 
     def told(self) -> dict[str, str]:
         """The recipe for JSON."""
@@ -45,6 +48,8 @@ RECIPES = {
         # Four bits are few for a table of which each row is one word, and for the last word.
         Recipe("dynamic_int4_block32", INT4_BLOCK32, INT8, INT8),
         Recipe("dynamic_int4_block128", INT4_BLOCK128, INT8, INT8),
+        # Of a small model the head is what a step reads most of.
+        Recipe("dynamic_int4_block32_head", INT4_BLOCK32, INT8, INT4_BLOCK32, apart=True),
         Recipe("float16", FLOAT16, FLOAT16, FLOAT16, explicit=True),
         NONE,
     )

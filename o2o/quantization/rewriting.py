@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from o2o.formats.constants import with_shape
 from o2o.formats.schema import DIALECTS
 from o2o.lower.versions import minimum_version
 from o2o.model import Model, shape_of
-from o2o.quantization.places import Matrix, Use, matrices
+from o2o.quantization.places import HEAD, Matrix, Use, matrices
 from o2o.quantization.recipes import Recipe
 from o2o.quantization.record import record
 from o2o.quantization.schemes import Scheme, fitting, more_exact
 from o2o.quantization.tensors import Quantized
-from o2o.rewriting.build import Builder, add_constant
+from o2o.rewriting.build import Builder, add_constant, add_tensor
 from o2o.rewriting.io import replace_output
 from o2o.weights.reference import Reference
 
@@ -48,16 +49,36 @@ def quantize(model: Model, recipe: Recipe) -> list[Done]:
 
     Reads the matrices once, for their scales. Raises ModelError for numbers that cannot be stored.
     """
-    done = [_quantize(model, matrix, recipe) for matrix in matrices(model)]
+    found = [part for matrix in matrices(model) for part in _parted(matrix, recipe)]
+    done = [_quantize(model, matrix, recipe) for matrix in found]
     sizes = [sum(one.before for one in done), sum(one.after for one in done)]
     record(model, recipe, [one.scheme.name for one in done if one.scheme], sizes)
     return done
 
 
+def _parted(matrix: Matrix, recipe: Recipe) -> list[Matrix]:
+    """`matrix`; or two, where it is both embedding and head and the recipe wants these apart."""
+    tied = matrix.parts == {"embedding", "head"} and not matrix.reason
+    if not (recipe.apart and tied) or any(use.widened for use in matrix.uses):
+        return [matrix]
+    table, head = Matrix(list(matrix.values)), Matrix(copied=True)
+    for use in matrix.uses:
+        (head if use.part == "head" else table).uses.append(use)
+    for graph in {id(use.graph): use.graph for use in head.uses}.values():
+        (value,) = (value for owner, value in matrix.values if owner is graph)
+        twin = add_tensor(graph, with_shape(matrix.tensor, shape_of(value), ""), f"{value.name}{HEAD}")
+        head.values.append((graph, twin))
+        for use in head.uses:
+            if use.graph is graph:
+                use.node.replace_input_with(use.operand, twin)
+    return [table, head]
+
+
 def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> Done:
     name, tensor = matrix.value.name or "", matrix.tensor
     parts, shape = sorted(matrix.parts), shape_of(matrix.value)
-    left = Done(name, parts, shape, None, tensor.nbytes, tensor.nbytes)  # type: ignore[arg-type]
+    before = 0 if matrix.copied else tensor.nbytes
+    left = Done(name, parts, shape, None, before, tensor.nbytes)  # type: ignore[arg-type]
     left.reason = matrix.reason
     if left.reason:
         return left
@@ -83,7 +104,7 @@ def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> Done:
         _become(graph, value, found, quantization)
     for use in matrix.uses:
         _apply(model, use, explicit)
-    return Done(name, parts, (rows, columns), scheme, tensor.nbytes, after, tensor=found)
+    return Done(name, parts, (rows, columns), scheme, before, after, tensor=found)
 
 
 def _overhead(matrix: Matrix, scheme: Scheme, explicit: bool) -> int:

@@ -31,6 +31,7 @@ STORED = {
     "weight_only_int8": ir.DataType.INT8,
     "dynamic_int4_block32": ir.DataType.INT4,
     "dynamic_int4_block128": ir.DataType.INT4,
+    "dynamic_int4_block32_head": ir.DataType.INT4,
     "float16": ir.DataType.FLOAT16,
 }
 
@@ -47,9 +48,10 @@ def made(request, tmp_path, monkeypatch):
         model.format = request.param
         share_constants(model)
         tables = {id(table): name for name, table in tables_of(model, known).items()}
-        scheme = {"dynamic_int4_block32": "int4_block32", "dynamic_int4_block128": "int4_block128"}.get(
-            recipe
-        )
+        blocks = {
+            name: f"int4_block{name.split('block')[1].split('_')[0]}" for name in RECIPES if "block" in name
+        }
+        scheme = blocks.get(recipe)
         quantize(model, find(recipe, scheme, scheme))
         for value in model.graphs[0].initializers.values():
             if id(value) in tables:
