@@ -48,10 +48,8 @@ def made(request, tmp_path, monkeypatch):
         model.format = request.param
         share_constants(model)
         tables = {id(table): name for name, table in tables_of(model, known).items()}
-        blocks = {
-            name: f"int4_block{name.split('block')[1].split('_')[0]}" for name in RECIPES if "block" in name
-        }
-        scheme = blocks.get(recipe)
+        matrices = RECIPES[recipe].matrices
+        scheme = matrices.name if matrices is not None and matrices.block else None
         quantize(model, find(recipe, scheme, scheme))
         for value in model.graphs[0].initializers.values():
             if id(value) in tables:

@@ -339,3 +339,19 @@ def test_a_record_that_cannot_be_read_is_none() -> None:
     for data in (b"", b"[]", b"{}", json.dumps({"steps": 3}).encode()):
         model.metadata = [("o2o.quantization", data)]
         assert recorded(model) == []
+
+
+def test_a_head_apart_from_the_embedding() -> None:
+    """Each is stored as its own part of the recipe says; what has no head stays as it was."""
+    model = language_model(tied=True)
+    done = by_name(quantize(model, find("dynamic_int4_block32_head")))
+    assert (done["embed"].scheme.name, done["embed"].parts) == ("int8", ["embedding"])
+    assert (done["embed_head"].scheme.name, done["embed_head"].parts) == ("int4_block32", ["head"])
+    assert done["embed_head"].before == 0, "it was not there"
+    model = written(model)
+    stored = {name: value.dtype for name, value in constants(model).items()}
+    assert stored["embed"] == ir.DataType.INT8
+    assert stored["embed_head"] == ir.DataType.INT4
+    untied = language_model()
+    assert "head" in by_name(quantize(untied, find("dynamic_int4_block32_head")))
+    assert not any(name.endswith("_head") for name in constants(untied))
