@@ -95,10 +95,12 @@ PEERS = (THIS_PROJECT, LLAMA_CPP, ORT_GENAI, HUGGING_FACE, LITERT_TORCH)
 VARIANTS = (
     Variant(THIS_PROJECT, "int8", 8, "litert"),
     Variant(THIS_PROJECT, "int4", 4, "litert"),
+    Variant(THIS_PROJECT, "int4-head", 4, "litert", SMALL),
     Variant(THIS_PROJECT, "float32", 32, "litert", SMALL),
     Variant(THIS_PROJECT, "float32", 32, "onnx", SMALL),  # before the others, which are made of its file
     Variant(THIS_PROJECT, "int8", 8, "onnx", SMALL),
     Variant(THIS_PROJECT, "int4", 4, "onnx", SMALL),
+    Variant(THIS_PROJECT, "int4-head", 4, "onnx", SMALL),
     Variant(LLAMA_CPP, "Q8_0", 8),
     Variant(LLAMA_CPP, "Q4_0", 4),
     Variant(LLAMA_CPP, "F16", 16, shapes=("15m",)),

@@ -9,7 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-RECIPES = {"float32": "none", "int8": "dynamic_int8", "int4": "dynamic_int4_block32"}
+RECIPES = {
+    "float32": "none",
+    "int8": "dynamic_int8",
+    "int4": "dynamic_int4_block32",
+    "int4-head": "dynamic_int4_block32_head",
+}
 PREFILLS = "64,128,256,512"
 
 
