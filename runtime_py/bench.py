@@ -4,7 +4,7 @@
               and warm, both in processes of their own
     prefill   a prompt of so many tokens, begun anew: seconds to the first new token, and tokens a second
     decode    so many tokens behind a context: tokens a second, the median step; and the share of the memory's
-              speed at which a step reads all weights and caches
+              speed at which a step reads all weights and the keys and values of the text so far
     memory    the most that this process had resident, mapped files among it; also as a share of the model's
               file
 
@@ -80,7 +80,8 @@ class Report:
     threads: int
     capacity: int
     bandwidth: float
-    step_bytes: int
+    weight_bytes: int
+    row_bytes: int
     cold: float | None
     warm: float
     memory: float = 0.0
@@ -109,12 +110,15 @@ class Report:
         share = self.memory / self.model_bytes
         yield f"memory    {self.memory / 1e6:,.0f} MB at most, {share:.2f} of the file"
         speed = self.bandwidth / 1e9
-        yield f"reading   {self.step_bytes / 1e6:,.1f} MB a step; this machine can, {speed:.1f} GB/s"
+        yield (
+            f"reading   {self.weight_bytes / 1e6:,.1f} MB a step and {self.row_bytes / 1e3:,.1f} kB a token "
+            f"of context; this machine can, {speed:.1f} GB/s"
+        )
 
 
 def measure(args: argparse.Namespace) -> Report:
     from runtime_py.package import Package
-    from runtime_py.roofline import bandwidth, step_bytes
+    from runtime_py.roofline import bandwidth, step_of
     from runtime_py.stats import peak_memory
 
     package = Package.load(args.package, args.tokenizer)
@@ -131,7 +135,7 @@ def measure(args: argparse.Namespace) -> Report:
             rounds.append(_round(engine, prompts, contexts, decoded))
         capacity = engine.capacity
     memory = peak_memory() * 1e6
-    read, speed = step_bytes(package.model, package.contract), max(speeds)
+    reads, speed = step_of(package.model, package.contract), max(speeds)
     report = Report(
         package=str(args.package),
         engine=package.told,
@@ -139,7 +143,8 @@ def measure(args: argparse.Namespace) -> Report:
         threads=threads,
         capacity=capacity,
         bandwidth=speed,
-        step_bytes=read,
+        weight_bytes=reads.weights,
+        row_bytes=reads.row,
         cold=None if args.warm else _load(package, name, threads, empty=True),
         warm=statistics.median(_load(package, name, threads) for _ in range(args.rounds)),
         memory=memory,
@@ -148,6 +153,7 @@ def measure(args: argparse.Namespace) -> Report:
         report.prefill.append(Prefill(tokens, statistics.median(firsts[tokens] for firsts, _ in rounds)))
     for context in contexts:
         step = statistics.median(steps[context] for _, steps in rounds)
+        read = reads.behind(context + decoded // 2)
         report.decode.append(Decode(context, step, read / step / speed))
     return report
 
@@ -228,7 +234,8 @@ def plot(report: Report, file: Path) -> None:
     decode, prefill = figure.subplots(1, 2)
     contexts, prompts = [one.context for one in report.decode], [one.tokens for one in report.prefill]
     decode.plot(contexts, [one.speed for one in report.decode], marker="o")
-    decode.axhline(report.bandwidth / report.step_bytes, linestyle="--", color="grey", label="memory's speed")
+    limits = [one.speed / one.share for one in report.decode]
+    decode.plot(contexts, limits, linestyle="--", color="grey", label="memory's speed")
     decode.set(title="decode", xlabel="tokens of context", ylabel="tokens/s")
     decode.legend()
     prefill.plot(prompts, [one.speed for one in report.prefill], marker="o")

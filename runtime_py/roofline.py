@@ -6,11 +6,13 @@ memory takes to hand over the weights and the caches (Williams et al. 2009, "Roo
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +52,24 @@ def reading(threads: int) -> float:
     return BUFFER // 8 * 8 / min(once() for _ in range(TIMES))
 
 
-def step_bytes(file: Path, contract: Contract) -> int:
-    """The bytes that a decode step of the model in `file` reads: its weights, but for tables that it looks up
-    a row of, and the whole caches. Raises ModelError."""
-    caches = sum(
-        int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in contract.decode.caches.values()
-    )
-    return _weights(_graph(file, contract.decode.name)) + caches
+@dataclass(frozen=True)
+class Step:
+    """The bytes that a decode step has to read. weights: all, but for tables that it looks up a row of. row:
+    of the caches, for each position of the text so far."""
+
+    weights: int
+    row: int
+
+    def behind(self, context: int) -> int:
+        """Of a step that sees so many positions."""
+        return self.weights + context * self.row
+
+
+def step_of(file: Path, contract: Contract) -> Step:
+    """What a decode step of the model in `file` reads. Raises ModelError."""
+    caches = contract.decode.caches.values()
+    row = sum(math.prod(cache.shape) // cache.rows * cache.dtype.itemsize for cache in caches)
+    return Step(_weights(_graph(file, contract.decode.name)), row)
 
 
 def _graph(file: Path, signature: str) -> ir.Graph:

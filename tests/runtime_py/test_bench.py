@@ -45,7 +45,8 @@ def test_every_line_and_every_figure(
         rf"engine    litert \(float32, 1 thread\): what runs \.tflite files\n"
         rf"load +{number} s cold, {number} s warm\n{prefills}{decodes}"
         rf"memory +{number} MB at most, {number} of the file\n"
-        rf"reading +{number} MB a step; this machine can, {number} GB/s\n",
+        rf"reading +{number} MB a step and {number} kB a token of context; "
+        rf"this machine can, {number} GB/s\n",
         out,
     )
     assert err == ""

@@ -12,7 +12,7 @@ from o2o.model import Signature
 from runtime_py import roofline
 from runtime_py.any_length import contract_of_onnx
 from runtime_py.contract import Contract
-from runtime_py.roofline import bandwidth, reading, step_bytes
+from runtime_py.roofline import Step, bandwidth, reading, step_of
 from runtime_py.stats import peak_memory
 from tests.o2o.graphs import FLOAT, INT32, Graph, weights
 from tests.runtime_py.toy import Toy
@@ -42,15 +42,17 @@ def test_all_weights_but_tables_of_which_a_row_is_read(tied: bool, tmp_path: Pat
     (made,) = model.graphs
     model.signatures = [Signature("decode", made, {"ids": ids}, {"logits": made.outputs[0]})]
     formats.save(model, tmp_path / "model.tflite")
-    assert step_bytes(tmp_path / "model.tflite", contract()) == 4 * (D * D + V * D) + cache_bytes()
+    step = step_of(tmp_path / "model.tflite", contract())
+    assert step == Step(4 * (D * D + V * D), cache_bytes() // 16)
+    assert step.behind(16) == step.weights + cache_bytes()
 
 
 def test_an_onnx_model_s_weights(tmp_path: Path) -> None:
     toy = Toy(capacity=16)
     file = write_onnx(toy, tmp_path / "model.onnx", external=True)
     small = 1 + 1 + 1 + 4 + 3 + 16  # numbers in int64: shapes and positions
-    caches = 2 * 4 * toy.keys.shape[1] * 16
-    assert step_bytes(file, contract_of_onnx(file)) == toy.head.nbytes + 8 * small + caches
+    row = 2 * 4 * toy.keys.shape[1]
+    assert step_of(file, contract_of_onnx(file)) == Step(toy.head.nbytes + 8 * small, row)
 
 
 def test_the_machine_reads(monkeypatch: pytest.MonkeyPatch) -> None:
