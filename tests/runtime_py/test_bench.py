@@ -71,7 +71,7 @@ def test_another_engine(package: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_ratios() -> None:
-    report = Report("p", "litert", 100_000_000, 2, 64, 20e9, 10_000_000, None, 0.5, 150e6)
+    report = Report("p", "litert", 100_000_000, 2, 64, 20e9, 10_000_000, 1_000, None, 0.5, 150e6)
     report.prefill.append(Prefill(128, 0.5))
     report.decode.append(Decode(16, 0.001, 0.5))
     lines = list(report.table())
@@ -79,6 +79,8 @@ def test_ratios() -> None:
     assert "prefill      128 tokens: first token after 500.0 ms, 256.0 tokens/s" in lines
     assert "decode    behind     16: 1,000.0 tokens/s, 50% of the memory's speed" in lines
     assert "memory    150 MB at most, 1.50 of the file" in lines
+    told = "reading   10.0 MB a step and 1.0 kB a token of context; this machine can, 20.0 GB/s"
+    assert told in lines
 
 
 def test_each_length_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:

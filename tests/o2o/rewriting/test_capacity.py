@@ -14,7 +14,7 @@ from o2o.formats.constants import storage_key
 from o2o.lower.litert import lower
 from o2o.lower.tuning import doubling, tune
 from o2o.model import Model, Signature
-from o2o.rewriting import capacity
+from o2o.rewriting import capacity as capacity_module
 from o2o.rewriting.capacity import add_capacities
 from o2o.rewriting.collapse import collapse_layouts
 from o2o.rewriting.layout import turn_caches
@@ -146,7 +146,7 @@ def test_a_given_mask_is_as_long_as_the_caches() -> None:
 
 
 def test_masks_too_large_to_be_proven(monkeypatch) -> None:
-    monkeypatch.setattr(capacity, "BUDGET", 20)
+    monkeypatch.setattr(capacity_module, "BUDGET", 20)
     assert refusal(scores(), [3]).startswith("masks are too large to be proven at each of 3 positions")
     model = scores()
     add_capacities(model, model.signatures[0], [2])
