@@ -137,6 +137,16 @@ def pieces(tensor: ir.TensorProtocol, size: int) -> Iterator[bytes | memoryview]
         yield tensor.tobytes()
 
 
+def stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
+    """Write the bytes of `tensor`, from where they are."""
+    if (raw := bytes_in_memory(tensor)) is not None:
+        sink.write(raw.data)
+    elif hasattr(tensor, "tofile"):
+        tensor.tofile(sink)
+    else:
+        sink.write(tensor.tobytes())
+
+
 def storage_key(tensor: ir.TensorProtocol) -> Hashable:
     """Equal for two constants that are the same bytes in memory, in a file, or of a checkpoint.
 

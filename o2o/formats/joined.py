@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.constants import constant, pieces, storage_key
+from o2o.formats.constants import constant, pieces, storage_key, stream
 from o2o.weights.reference import Streamed
 
 
@@ -46,8 +46,6 @@ class Joined(Streamed):
             yield from pieces(part, size)
 
     def tofile(self, file: BinaryIO) -> None:
-        from o2o.formats.writer import stream
-
         for part in self.parts:
             stream(part, file)
 

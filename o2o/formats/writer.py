@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.constants import LARGE, Stored, bytes_in_memory
+from o2o.formats.constants import LARGE, Stored, stream
 from o2o.formats.joined import Joined
 from o2o.formats.schema import DATA_SLOT, OFFSET_SLOT, SIZE_SLOT, Dialect
 from o2o.formats.tables import Tables
@@ -157,16 +157,6 @@ def _size(payload: bytes | ir.TensorProtocol) -> int:
     if isinstance(payload, bytes):
         return len(payload)
     return 0 if isinstance(payload, Reference) else payload.nbytes
-
-
-def stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
-    """Write the bytes of `tensor`, from where they are."""
-    if (raw := bytes_in_memory(tensor)) is not None:
-        sink.write(raw.data)
-    elif hasattr(tensor, "tofile"):
-        tensor.tofile(sink)
-    else:
-        sink.write(tensor.tobytes())
 
 
 def _is_file(sink: BinaryIO) -> bool:
