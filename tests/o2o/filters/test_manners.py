@@ -7,12 +7,17 @@ from typing import Any
 from o2o import filters
 from o2o.lower.litert import lower
 from tests.o2o.filters.manners import Manners
+from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import decoder
 from tests.o2o.lower.onnx.decoders import plain as one_token
 from tests.o2o.speaking_graphs import speaker
 
 # What a run that succeeds on the little decoder needs, where that is anything at all.
 GIVEN: dict[str, dict[str, Any]] = {
+    "bucket_kvcache": {
+        "arguments": ["--capacities", "4"],
+        "model": staticmethod(lambda: lower(attention(Form(layout="BNTH")))),
+    },
     "inspect": {"writes_model": False},
     "legalize_onert": {"model": staticmethod(speaker)},
     "lower_onnx": {"model": staticmethod(one_token), "writes_model": False},
