@@ -84,7 +84,7 @@ def lower_file(file: Path, capacities: Sequence[int] | None = None) -> Lowered:
     from o2o.contract import contract_of
     from o2o.formats import plan, read
     from o2o.lower.litert import lower
-    from o2o.lower.tuning import tune
+    from o2o.lower.tuning import leave_logits_to_decode, tune
     from o2o.streams import open_file
     from o2o.weights.reference import Reference
     from runtime_py.guessing import guess_roles
@@ -98,10 +98,11 @@ def lower_file(file: Path, capacities: Sequence[int] | None = None) -> Lowered:
         guess_roles(model)
     if model.format == "tflite":
         contract = contract_of(model)
-        if not tune(model, capacities):
+        if not any([tune(model, capacities), leave_logits_to_decode(model)]):
             return Lowered(None, (), contract, _widened(model))
     else:
         tune(lower(model), capacities)
+        leave_logits_to_decode(model)
     return _head(plan(model, limit=0), source, contract_of(model), _widened(model))
 
 
