@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from o2o.command import Parser, positive, run
 from o2o.errors import UsageError
 from o2o.wording import counted
-from runtime_py.choosing import ASKABLE, AUTO
+from runtime_py.choosing import add_engine
 
 if TYPE_CHECKING:
     from runtime_py.engines import Engine
@@ -270,13 +270,7 @@ def parser() -> Parser:
     add("--contexts", metavar="N", type=positive, nargs="+", help="the same")
     add("--tokens", metavar="N", type=positive, default=TOKENS, help="decoded each time (%(default)s)")
     add("--rounds", metavar="N", type=positive, default=3, help="(%(default)s)")
-    add("--threads", metavar="N", type=positive, help="default: one for each core, one for a small model")
-    add(
-        "--engine",
-        choices=ASKABLE,
-        default=AUTO,
-        help="default: the fastest for its size, if there",
-    )
+    add_engine(parser)
     add("--warm", action="store_true", help="do not load with an empty cache, which packs a big model again")
     add("--json", metavar="FILE", type=Path, help="write the figures there")
     add("--plot", metavar="FILE", type=Path, help="draw tokens/s over the context's length (.png, .svg)")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import math
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from o2o.command import positive
 from o2o.errors import UsageError
 from o2o.wording import counted
 from runtime_py.precision import precision
@@ -32,13 +34,25 @@ cores (the demo model on one) that had little else to do, behind 128 tokens (16)
     parameters              decode                      prefill
                     float32   int8   int4       float32   int8   int4
        0.9 million      1.7    1.5    1.5           2.2    1.9    1.8
-        15              1.13   1.2    1.2           1.9    0.9    0.9
+        15              1.0    0.85   0.8           2.4    1.9    1.2
         70                     0.92   0.85                 0.7    0.6
        135              0.91   0.85   0.87          1.6    0.6    0.5
      1,100                     0.91                        0.7
 
-Its steps have less around them; XNNPACK is faster at multiplying, as long as that is with few bits.
+With 15 million and behind 512 tokens decode is 1.3, 1.6 and 1.7 times as fast (`python -m bench.peers`), for
+it reads no more of the caches than there is. Its steps have less around them; XNNPACK is faster at
+multiplying, as long as that is with few bits.
 """
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Let a command line say `--threads` and `--engine`."""
+    parser.add_argument(
+        "--threads", metavar="N", type=positive, help="default: one for each core, one for a small model"
+    )
+    parser.add_argument(
+        "--engine", choices=ASKABLE, default=AUTO, help="default: the fastest for its size, if there"
+    )
 
 
 @dataclass(frozen=True)

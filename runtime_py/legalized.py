@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from o2o.errors import ModelError
 from runtime_py.contract import Contract
 
 
@@ -20,15 +19,10 @@ def legalized(file: Path) -> Iterator[tuple[Path, Contract]]:
     from o2o.formats import load, save
     from o2o.lower.onert import legalize
     from o2o.rewriting.order import put_in_order
-    from o2o.weights.reference import Reference
-    from runtime_py.guessing import guess_roles
+    from runtime_py.lowered import understand
 
     model = load(file)
-    constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
-    if any(isinstance(constant, Reference) for constant in constants):
-        raise ModelError(f"{file}: its weights are in other files: put them in with bind.weights.py")
-    if not contract_of(model)["signatures"]:
-        guess_roles(model)
+    understand(model, file)
     ready = bool(model.history) and model.history[-1].get("filter") == "legalize.onert.py"
     legalize(model)
     contract = Contract.parse_decode(contract_of(model))

@@ -86,16 +86,10 @@ def lower_file(file: Path, capacities: Sequence[int] | None = None) -> Lowered:
     from o2o.lower.litert import lower
     from o2o.lower.tuning import leave_logits_to_decode, tune
     from o2o.streams import open_file
-    from o2o.weights.reference import Reference
-    from runtime_py.guessing import guess_roles
 
     source = open_file(file)
     model = read(source)
-    constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
-    if any(isinstance(constant, Reference) for constant in constants):
-        raise ModelError(f"{file}: its weights are in other files: put them in with bind.weights.py")
-    if not contract_of(model)["signatures"]:
-        guess_roles(model)
+    understand(model, file)
     if model.format == "tflite":
         contract = contract_of(model)
         if not any([tune(model, capacities), leave_logits_to_decode(model)]):
@@ -104,6 +98,19 @@ def lower_file(file: Path, capacities: Sequence[int] | None = None) -> Lowered:
         tune(lower(model), capacities)
         leave_logits_to_decode(model)
     return _head(plan(model, limit=0), source, contract_of(model), _widened(model))
+
+
+def understand(model: Model, file: Path) -> None:
+    """See that `model`, which is in `file`, has its weights, and roles for its ends. Raises ModelError."""
+    from o2o.contract import contract_of
+    from o2o.weights.reference import Reference
+    from runtime_py.guessing import guess_roles
+
+    constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
+    if any(isinstance(constant, Reference) for constant in constants):
+        raise ModelError(f"{file}: its weights are in other files: put them in with bind.weights.py")
+    if not contract_of(model)["signatures"]:
+        guess_roles(model)
 
 
 def _widened(model: Model) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from o2o.command import INTERRUPTED, Parser, numbers, positive, run
 from o2o.errors import UsageError
-from runtime_py.choosing import ASKABLE, AUTO
+from runtime_py.choosing import add_engine
 
 if TYPE_CHECKING:
     from runtime_py.generation import Options
@@ -43,13 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", metavar="TEXT", type=_text, help=f"default: {DEFAULT_PROMPT}")
     add("--stream", action="store_true", help="print the text as it comes, and the ids after it")
     add("--stats", action="store_true", help="say on stderr how fast it went and what it took")
-    add("--threads", metavar="N", type=positive, help="default: one for each core, one for a small model")
-    add(
-        "--engine",
-        choices=ASKABLE,
-        default=AUTO,
-        help="default: the fastest for its size, if there",
-    )
+    add_engine(parser)
     add(
         "--buckets",
         metavar="A,B",

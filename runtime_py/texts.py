@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from o2o.command import positive
 from o2o.errors import ModelError, UsageError
 from o2o.wording import counted
-from runtime_py.choosing import ASKABLE, AUTO
+from runtime_py.choosing import add_engine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,13 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     text.add_argument("--ids", metavar="FILE", help="texts as token ids, a line each, where is no tokenizer")
     add("--max-tokens", metavar="N", type=positive, help="predict N tokens at most (all)")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the models")
-    add("--threads", metavar="N", type=positive, help="default: one for each core, one for a small model")
-    add(
-        "--engine",
-        choices=ASKABLE,
-        default=AUTO,
-        help="default: the fastest for its size, if there",
-    )
+    add_engine(parser)
     add("--no-cache", action="store_true", help="keep nothing of big models on disk for the next load")
     add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
 

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import Model, attribute, is_dynamic, shape_of
-from o2o.rewriting.axes import LAYOUT_OPERATORS, RESHAPES, Factors
+from o2o.rewriting.axes import LAYOUT_OPERATORS, Factors, unshaped
 from o2o.rewriting.build import Builder
 from o2o.rewriting.clean import remove_dead_nodes
 from o2o.rewriting.io import replace_output
@@ -97,7 +97,7 @@ def match_repeated(node: ir.Node) -> Repeated:
     assert source is not None
     return Repeated(
         node,
-        _unshaped(source),
+        unshaped(source),
         K=math.prod(factors.sizes[name] for name in heads[:-1]),
         G=factors.sizes["G"],
         turned=given != [*heads[:-1], *rows, *columns],
@@ -141,7 +141,7 @@ def _regroup(model: Model, graph: ir.Graph, found: Repeated) -> None:
         # There are fewer queries (or weights) than rows in the caches.
         left = op.node("MUL", [left, factor], shape_of(left), name="scaled")
     heads = op.reshape(found.heads, [1, K, *((b, a) if found.turned else (a, b))], name="heads")
-    rows = op.reshape(_unshaped(left), [1, K, G * R, C], name="groups")
+    rows = op.reshape(unshaped(left), [1, K, G * R, C], name="groups")
     adjoint = bool(attribute(node, "adjointRhs", 0)) != found.turned
     width = shape_of(old)[-1]
     product = op.node(
@@ -157,10 +157,3 @@ def _regroup(model: Model, graph: ir.Graph, found: Repeated) -> None:
             use.node.replace_input_with(0, product)
     if old.uses() or old.is_graph_output():
         replace_output(model, old, op.reshape(product, shape_of(old), name="ungrouped"))
-
-
-def _unshaped(value: ir.Value) -> ir.Value:
-    """`value` before it was only reshaped."""
-    while (node := made_by(value, *RESHAPES)) is not None and node.inputs[0] is not None:
-        value = node.inputs[0]
-    return value

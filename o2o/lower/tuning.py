@@ -14,11 +14,12 @@ import onnx_ir as ir
 
 from o2o.contract import role_of
 from o2o.model import Model, Signature, shape_of
+from o2o.rewriting.axes import unshaped
 from o2o.rewriting.capacity import add_capacities, provable
 from o2o.rewriting.clean import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.collapse import collapse_layouts
 from o2o.rewriting.layout import turn_caches
-from o2o.rewriting.match import Miss
+from o2o.rewriting.match import Miss, made_by
 
 MULTIPLICATIONS = 12
 """With one weight, in the time that reading it from memory takes: 11 of float32 on two cores, 13 of int8."""
@@ -71,10 +72,8 @@ def leave_logits_to_decode(model: Model) -> bool:
     multiplied = []
     for value in logits:
         assert value is not None
-        node = value.producer()
-        while node is not None and node.op_type == "RESHAPE" and node.inputs[0] is not None:
-            node = node.inputs[0].producer()
-        if node is None or node.op_type != "FULLY_CONNECTED" or node.inputs[1] is None:
+        node = made_by(unshaped(value), "FULLY_CONNECTED")
+        if node is None or node.inputs[1] is None:
             return False
         multiplied.append(math.prod(shape_of(value)) * shape_of(node.inputs[1])[-1])
     if min(multiplied) <= MULTIPLICATIONS * _weights(decode):

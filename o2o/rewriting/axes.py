@@ -23,6 +23,13 @@ RESHAPES = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")  # the same numbers in the same
 LAYOUT_OPERATORS = (*RESHAPES, "TRANSPOSE", "BROADCAST_TO")
 
 
+def unshaped(value: ir.Value) -> ir.Value:
+    """`value` before it was only reshaped."""
+    while (node := made_by(value, *RESHAPES)) is not None and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
 @dataclass(frozen=True)
 class Factors:
     """The sizes of the named factors of one attention block, or of whatever is being matched."""

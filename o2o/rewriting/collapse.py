@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from o2o.model import Model, is_dynamic, shape_of
+from o2o.rewriting.axes import unshaped
 from o2o.rewriting.build import Builder
 from o2o.rewriting.clean import remove_dead_nodes
 from o2o.rewriting.match import constant_ints, made_by
@@ -39,10 +40,10 @@ def _collapsed(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
         if earlier is not None and (before := _order(earlier)) is not None and earlier.inputs[0] is not None:
             source, order = earlier.inputs[0], [before[axis] for axis in order]
         if not _moves(shape_of(source), order):
-            return op.reshape(_unshaped(source), shape_of(output), name="reshaped")
+            return op.reshape(unshaped(source), shape_of(output), name="reshaped")
         return op.transpose(source, order, name="turned") if source is not node.inputs[0] else None
-    if node.op_type == "RESHAPE" and (unshaped := _unshaped(source)) is not source:
-        return op.reshape(unshaped, shape_of(output), name="reshaped")
+    if node.op_type == "RESHAPE" and (whole := unshaped(source)) is not source:
+        return op.reshape(whole, shape_of(output), name="reshaped")
     return None
 
 
@@ -54,10 +55,3 @@ def _moves(shape: Sequence[int], order: Sequence[int]) -> bool:
     """Whether numbers change places, rather than only axes of size 1."""
     kept = [axis for axis in order if shape[axis] != 1]
     return kept != sorted(kept)
-
-
-def _unshaped(value: ir.Value) -> ir.Value:
-    """`value` before it was only reshaped."""
-    while (node := made_by(value, "RESHAPE")) is not None and node.inputs[0] is not None:
-        value = node.inputs[0]
-    return value
