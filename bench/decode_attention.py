@@ -5,7 +5,7 @@
 All layers' attention of that shape by itself: a row is written into each cache, and one query of each head
 looks at all of it. Prints the milliseconds of a step, and for the other forms the ratio to `by head`, median
 (and spread) of rounds in which the forms take turns. `by head` is what the runtime runs; its rows tell what
-decode in smaller capacities saves (`o2o.lower.tuning`).
+decode in smaller capacities saves (`o2o.lower.litert.tuning`).
 
     by head      caches [1, K, S, H]; q k' and weights v, a group's query heads as rows; arithmetic mask
     by token     caches [1, S, K, H], AI Edge's layout, transposed for each product
@@ -42,12 +42,12 @@ def value(name: str, shape: tuple[int, ...], dtype: ir.DataType = ir.DataType.FL
 def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path) -> None:
     """A TFLite file: q [1, N, 1, H], row [1, K, 1, H], position, caches -> y [1, N, 1, H], caches."""
     from o2o import formats
-    from o2o.causal import Blocks
-    from o2o.lower.dot_product import dot_product_attention, hiding
-    from o2o.lower.flash import flash_attention
-    from o2o.lower.litert import lower
+    from o2o.lower.litert.flash_attention import flash_attention
+    from o2o.lower.litert.lowering import lower
+    from o2o.lower.litert.sdpa import dot_product_attention, hiding
     from o2o.model import DOMAIN, Model, Signature
-    from o2o.rewriting.build import Builder
+    from o2o.operators.causal_attention import Blocks
+    from o2o.rewriting.builder import Builder
 
     N, K, H = heads
     G = N // K
@@ -115,7 +115,7 @@ def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path
 
 def load(file: Path, threads: int) -> Callable[[int], float]:
     """A function that runs it at a position and tells the seconds; caches stay where they are."""
-    from o2o.quiet import quiet
+    from o2o.cli.silence_stderr import quiet
 
     with quiet():
         from ai_edge_litert.compiled_model import CompiledModel

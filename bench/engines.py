@@ -7,7 +7,8 @@
 as Circle, with a prefill of all tokens that are measured. Every round lets each engine read a prompt and
 decode some tokens behind it. Printed are the median tokens a second, and by how much each engine is faster
 than the first: the median of the rounds' ratios, with the quartiles. Where other work shares the machine,
---fastest takes the fastest step of a round, not the median. `runtime_py.choosing.fastest` is chosen by it.
+--fastest takes the fastest step of a round, not the median. `runtime_py.engines.selection.fastest` is chosen
+by it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from o2o.errors import O2oError
-from runtime_py.choosing import MODULES
 from runtime_py.engines import Engine
+from runtime_py.engines.selection import MODULES
 from runtime_py.package import Package
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ def build(folder: Path, shape: str, recipe: str, capacity: int, prompt: int) -> 
         if not (checkpoint / "config.json").exists():
             _run(ROOT / "bench/make_checkpoint.py", checkpoint, "--shape", shape)
         options = ["--max-length", capacity, "--prefill-lengths", prompt]
-        _run(ROOT / "tinyllama/pipeline.py", "--model", checkpoint, "--package", plain, *options)
+        _run(ROOT / "export/pipeline.py", "--model", checkpoint, "--package", plain, *options)
     package = folder / plain.name.replace("none", recipe)
     if not (package / "model.circle").exists():
         package.mkdir(exist_ok=True)

@@ -17,7 +17,8 @@ Then prefill of a whole model of that shape, --layers deep, as convert_to_tflite
 `--use_flash_attention`: MB of the process's own memory at the most, all but the weights, which are mapped.
 Each layer more takes its caches more; the matrices behind attention need memory, too.
 
-Blocks are those that `--use_flash_attention` takes by default (`o2o.causal.adaptive`), or --blocks Q,KV.
+Blocks are those that `--use_flash_attention` takes by default (`o2o.operators.causal_attention.adaptive`),
+or --blocks Q,KV.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from o2o.causal import Blocks
+from o2o.operators.causal_attention import Blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMS = ("nothing", "standard", "flash")
@@ -44,10 +45,11 @@ FORMS = ("nothing", "standard", "flash")
 
 def save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks | None, file: Path) -> None:
     """A TFLite file: q [1, N, T, H], k and v [1, K, S, H], position -> y [1, T, N, H]."""
-    from o2o import causal, formats
-    from o2o.lower.litert import lower
+    from o2o import formats
+    from o2o.lower.litert.lowering import lower
     from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
-    from o2o.rewriting.build import Builder
+    from o2o.operators import causal_attention
+    from o2o.rewriting.builder import Builder
 
     N, K, H = shape
 
@@ -63,9 +65,11 @@ def save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks 
         attended = op.transpose(q, (0, 2, 1, 3), "attended")
     else:
         attended = value("attended", (1, T, N, H))
-        node = ir.Node(CUSTOM_DOMAIN, causal.NAME, [q, k, v, position], outputs=[attended])
-        sizes = None if form == "standard" else blocks or causal.adaptive(T)
-        node.meta["fields"] = {"customOptions": np.frombuffer(causal.pack(H**-0.5, sizes), np.uint8)}
+        node = ir.Node(CUSTOM_DOMAIN, causal_attention.NAME, [q, k, v, position], outputs=[attended])
+        sizes = None if form == "standard" else blocks or causal_attention.adaptive(T)
+        node.meta["fields"] = {
+            "customOptions": np.frombuffer(causal_attention.pack(H**-0.5, sizes), np.uint8)
+        }
         node.meta["options"] = None
         graph.append(node)
     y = op.node("NEG", [attended], (1, T, N, H), name="y")
@@ -79,7 +83,7 @@ def measure(file: str, position: int, runs: int, packed: str = "") -> dict[str, 
 
     packed: the file for XNNPACK's packed weights; none for a model without weights.
     """
-    from o2o.quiet import quiet
+    from o2o.cli.silence_stderr import quiet
 
     with quiet():
         from ai_edge_litert.compiled_model import CompiledModel

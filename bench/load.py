@@ -43,10 +43,10 @@ def memory() -> tuple[float, float]:
 
 def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
     """Load the package in `folder` and let it answer; `started` is time.time() before this process."""
-    from runtime_py.detokenizer import Detokenizer
-    from runtime_py.generation import generate
+    from runtime_py.generation.generate import generate
+    from runtime_py.generation.session import Session
     from runtime_py.package import Package
-    from runtime_py.session import Session
+    from runtime_py.text.detokenizer import Detokenizer
 
     package = Package.load(folder)
     prompt = package.tokenizer.encode(PROMPT)
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--cache", metavar="DIR", type=Path, help="make the cache in there")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from runtime_py.cache import user_cache
+    from runtime_py.engines.disk_cache import user_cache
     from runtime_py.package import Package
 
     usual = user_cache()

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from o2o import command
+from o2o.cli import command
 from o2o.errors import UsageError
 from o2o.streams import open_output
 
@@ -169,7 +169,7 @@ def write_bin(path: Path, shapes: Shapes, dtype: str, draws: Draws) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.serialization import skip_data
 
-    from o2o.weights.pickled import read_header  # imports torch
+    from o2o.weights.pytorch_file import read_header  # imports torch
 
     with FakeTensorMode():
         hollow = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, shape in shapes.items()}

@@ -45,7 +45,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from bench.scale import ROOT, Measured, measured
-from runtime_py.surprise import Score
+from runtime_py.evaluation.log_likelihood import Score
 
 T = TypeVar("T")
 Ids = list[list[int]]
@@ -103,8 +103,8 @@ def by_transformers(checkpoint: Path, prompts: Ids) -> Ids:
 
 
 def encoded(checkpoint: Path, text: str) -> Ids:
-    from runtime_py.surprise import documents
-    from runtime_py.tokenizer import load_tokenizer
+    from runtime_py.evaluation.log_likelihood import documents
+    from runtime_py.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(checkpoint)
     return [tokenizer.encode(document) for document in documents(text)]
@@ -124,8 +124,8 @@ class Said:
 
 
 def ask(file: Path, checkpoint: Path, documents: Ids, prompts: Ids) -> Said:
+    from runtime_py.evaluation.log_likelihood import scores, surprises
     from runtime_py.package import Package
-    from runtime_py.surprise import scores, surprises
 
     with contextlib.closing(Package.load(file, checkpoint).engine()) as engine:
         score = scores([[surprises(engine, ids) for ids in documents]])[0] if documents else None
@@ -141,7 +141,7 @@ def ask(file: Path, checkpoint: Path, documents: Ids, prompts: Ids) -> Said:
 def lost(before: Path, after: Path) -> float:
     """The relative error of the weights, overall."""
     from o2o import formats
-    from o2o.quantization.comparing import compare
+    from o2o.quantization.compare import compare
     from runtime_py.quality import report
 
     return float(report(compare(formats.load(before), formats.load(after)))["error"]["rms"])
@@ -220,7 +220,7 @@ def checkpoint_of(args: argparse.Namespace, folder: Path) -> Path:
             subprocess.run(make, check=True)
         return checkpoint
     if args.checkpoint.suffix == ".bin":
-        from tests.llama2c import convert
+        from bench.llama2c import convert
 
         return convert(args.checkpoint, folder / args.checkpoint.stem)
     return Path(args.checkpoint).resolve()

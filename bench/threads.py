@@ -2,7 +2,8 @@
 
     python bench/threads.py PACKAGE... [--rounds 9] [--engine onnx]
 
-Prints the median step of each package and the ratio. `runtime_py.choosing.WORTH_SHARING` is chosen by it.
+Prints the median step of each package and the ratio. `runtime_py.engines.selection.WORTH_SHARING` is chosen
+by it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from runtime_py.choosing import ASKABLE, AUTO, cores
 from runtime_py.engines import Engine
+from runtime_py.engines.selection import ASKABLE, AUTO, cores
 from runtime_py.package import Package
 
 

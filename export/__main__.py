@@ -21,13 +21,13 @@ from pathlib import Path
 
 from export.hub import resolve
 from export.jobs import PREFILL_LENGTHS, Job, jobs
-from export.package import fill
+from export.package_files import fill
 from export.resources import ITEM_SIZE, check_disk, gigabytes, needs, processes
-from o2o import command
+from o2o.cli import command
+from o2o.cli.progress import progress
+from o2o.cli.text import counted, listed
 from o2o.errors import ModelError, O2oError, UsageError
-from o2o.progress import progress
 from o2o.weights.checkpoint import open_checkpoint
-from o2o.wording import counted, listed
 
 PROGRAM = "python -m export"
 

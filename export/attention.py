@@ -19,9 +19,9 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
-from export.operators import causal_attention
-from o2o.causal import Blocks, adaptive
+from export.custom_ops import causal_attention
 from o2o.errors import ModelError, UsageError
+from o2o.operators.causal_attention import Blocks, adaptive
 
 OPERATOR = ("grouped", "blocked")  # as transformers calls them
 FLASH = "flash"  # what `blocked` is called where no transformers sees it
@@ -58,7 +58,9 @@ def queries_at(position: torch.Tensor | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def blocks_of(blocks: Blocks | None) -> Iterator[None]:
-    """In here `blocked` computes in these blocks; None for those that `o2o.causal.adaptive` gives."""
+    """In here `blocked` computes in these blocks; None for those that
+    `o2o.operators.causal_attention.adaptive` gives.
+    """
     token = _BLOCKS.set(blocks)
     try:
         yield

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from export.cache import CacheForm
 from export.circle import convert
 from export.graphs import DecodeConcatenated, Graph, Prefill, Static
 from export.model import LanguageModel
+from export.traced_cache import CacheForm
 from export.weights import WeightsForm, WeightsType, bind, match, unused
 from o2o.errors import UsageError
 from o2o.model import Model
-from o2o.rewriting.sharing import share_constants
+from o2o.rewriting.deduplicate_constants import share_constants
 from o2o.weights.checkpoint import open_checkpoint
-from o2o.weights.reference import Weight
+from o2o.weights.external import Weight
 
 
 def prefill(

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import tico
 import torch
 
-from export.fx import drop_empty, quick_passes
+from export.fx_passes import drop_empty, quick_passes
 from export.graphs import Graph
 from export.model import reason_of
-from export.naming import rename
+from export.tensor_names import rename
 from o2o.errors import ModelError, O2oError
 from o2o.formats import loads
 from o2o.model import Model, Signature

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 
 from export.attention import queries_at
-from export.cache import Concatenated, Kept, Written
 from export.model import LanguageModel
+from export.traced_cache import Concatenated, Kept, Written
 from o2o.contract import Role
 from o2o.errors import ModelError, UsageError
 

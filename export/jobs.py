@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from o2o.cli.silence_stderr import no_warnings
 from o2o.errors import UsageError
-from o2o.quiet import no_warnings
 
 if TYPE_CHECKING:
-    from export.cache import CacheForm
+    from export.traced_cache import CacheForm
     from export.weights import WeightsForm, WeightsType
     from o2o.model import Model
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from o2o.errors import O2oError
-from o2o.weights.stored import StoredTensor
+from o2o.weights.stored_tensor import StoredTensor
 
 # Of one process that exports one graph after the other: `bench/export.py` measures them.
 MEMORY = 450_000_000  # bytes for Python with torch, transformers and TICO

@@ -9,14 +9,14 @@ from typing import Literal
 import onnx_ir as ir
 
 from export.model import LanguageModel
+from o2o.cli.text import listed
 from o2o.errors import ModelError
-from o2o.formats.constants import LARGE
+from o2o.formats.tensors import LARGE
 from o2o.model import shape_of
-from o2o.rewriting.build import Builder
+from o2o.rewriting.builder import Builder
 from o2o.weights.checkpoint import Checkpoint
-from o2o.weights.reference import Reference, Weight
-from o2o.weights.stored import StoredTensor
-from o2o.wording import listed
+from o2o.weights.external import Reference, Weight
+from o2o.weights.stored_tensor import StoredTensor
 
 WeightsForm = Literal["embed", "external"]
 WeightsType = Literal["float32", "float16"]

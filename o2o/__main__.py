@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 
-from o2o import command, filters
+from o2o import filters
+from o2o.cli import command
 from o2o.errors import UsageError
 
 

@@ -17,12 +17,12 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o import formats
+from o2o.cli.silence_stderr import quiet
+from o2o.cli.text import counted
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.model import Model, attribute, shape_of
-from o2o.quiet import quiet
 from o2o.weights.binding import bind
-from o2o.wording import counted
 
 TOLERANCE = 1e-4  # of the largest number of a float tensor, or of 1; other tensors must be equal
 SEED = 0
@@ -67,7 +67,7 @@ class Subject:
 
     def __init__(self, model: Model, label: str) -> None:
         """Raises ModelError when LiteRT cannot take it."""
-        from o2o.lower.litert import lower
+        from o2o.lower.litert.lowering import lower
 
         self.label = label
         self._folder = tempfile.TemporaryDirectory()  # models may be larger than memory

@@ -7,7 +7,8 @@ import inspect
 import sys
 from pathlib import Path
 
-from o2o import command, filters
+from o2o import filters
+from o2o.cli import command
 from o2o.filters.base import Filter
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "filters"

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one line each, with an exit code (`o2o.command.run` prints them)."""
+"""Errors that a user can act on: one line each, with an exit code (`o2o.cli.command.run` prints them)."""
 
 from __future__ import annotations
 

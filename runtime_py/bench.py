@@ -28,10 +28,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from o2o.command import Parser, positive, run
+from o2o.cli.command import Parser, positive, run
+from o2o.cli.text import counted
 from o2o.errors import UsageError
-from o2o.wording import counted
-from runtime_py.choosing import add_engine
+from runtime_py.engines.selection import add_engine
 
 if TYPE_CHECKING:
     from runtime_py.engines import Engine
@@ -117,9 +117,9 @@ class Report:
 
 
 def measure(args: argparse.Namespace) -> Report:
+    from runtime_py.evaluation.roofline import bandwidth, step_of
+    from runtime_py.evaluation.timing import peak_memory
     from runtime_py.package import Package
-    from runtime_py.roofline import bandwidth, step_of
-    from runtime_py.stats import peak_memory
 
     package = Package.load(args.package, args.tokenizer)
     # This fills the cache, if it is not.
@@ -201,7 +201,7 @@ def _timed() -> Iterator[list[float]]:
 
 def _load(package: Package, engine: str, threads: int, empty: bool = False) -> float:
     """Seconds that a new process takes to load it; with an `empty` cache, on the disk of the usual one."""
-    from runtime_py.cache import user_cache
+    from runtime_py.engines.disk_cache import user_cache
 
     command = [sys.executable, "-m", __spec__.name, "--load", str(package.model)]
     command += ["--tokenizer", str(package.directory), "--threads", str(threads), "--engine", engine]

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Unpack
 
-from runtime_py.chat_template import ChatTemplate, Message
-from runtime_py.generation import Options, Token
-from runtime_py.session import Session
+from runtime_py.generation.generate import Options, Token
+from runtime_py.generation.session import Session
+from runtime_py.text.chat_template import ChatTemplate, Message
 
 if TYPE_CHECKING:
     from runtime_py.package import Package
 
 
 class Conversation:
-    """What was said, in turns. Each turn computes only what is new in it (`runtime_py.session`)."""
+    """What was said, in turns. Each turn computes only what is new in it
+    (`runtime_py.generation.session`).
+    """
 
     def __init__(self, package: Package, system: str | None = None, **options: Unpack[Options]) -> None:
         """system: what the model is told before all. options: those of `Package.stream`, for every turn.

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from o2o.cli.silence_stderr import quiet
+from o2o.cli.text import listed
 from o2o.errors import UsageError
-from o2o.quiet import quiet
-from o2o.wording import listed
 
 with quiet():
     from ai_edge_litert import interpreter as litert

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from o2o.errors import ModelError
-from runtime_py.any_length import contract_of_onnx
-from runtime_py.cache import user_cache
-from runtime_py.choosing import AUTO, READ, Running, choices, threads_for
-from runtime_py.contract import Contract
-from runtime_py.detokenizer import Detokenizer
 from runtime_py.engines import Engine
-from runtime_py.generation import Options, Token, generate
-from runtime_py.lowered import lower_file
-from runtime_py.precision import precision
-from runtime_py.session import Session
-from runtime_py.starting import Start, start
-from runtime_py.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
+from runtime_py.engines.disk_cache import user_cache
+from runtime_py.engines.factory import Start, start
+from runtime_py.engines.litert.lowered_file import lower_file
+from runtime_py.engines.selection import AUTO, READ, Running, choices, threads_for
+from runtime_py.generation.generate import Options, Token, generate
+from runtime_py.generation.session import Session
+from runtime_py.model.contract import Contract
+from runtime_py.model.dynamic_contract import contract_of_onnx
+from runtime_py.model.weight_dtype import precision
+from runtime_py.text.detokenizer import Detokenizer
+from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
 
 if TYPE_CHECKING:
     from runtime_py.conversation import Conversation
@@ -102,8 +102,10 @@ class Package:
         threads: None for as many as pay. debug: let the runtime write its log to stderr. cache: whether what
         a big model takes long for at its first load may be kept for the next, in the user's cache folder.
         say: is told, in a line, when that is done or fails. capacities: of the caches in which decode runs on
-        LiteRT besides the model's own, None for 256, 512, ...: see `o2o.lower.tuning`. engine: `litert`,
-        `onnx` or `onert`; `auto` for the one that measured fastest, see `runtime_py.choosing`, which is
+        LiteRT besides the model's own, None for 256, 512, ...: see `o2o.lower.litert.tuning`. engine:
+        `litert`,
+        `onnx` or `onert`; `auto` for the one that measured fastest, see `runtime_py.engines.selection`,
+        which is
         LiteRT where there are capacities; `running` and `told` say which one it is.
         """
         if engine == AUTO and capacities is not None and "litert" in READ[self.model.suffix]:

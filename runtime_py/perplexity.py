@@ -7,8 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from o2o.command import Parser, run
-from runtime_py import texts
+from o2o.cli.command import Parser, run
+from runtime_py.evaluation import dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,19 +31,19 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="folder with a model and its tokenizer, or a model's file; all are compared with the first",
     )
-    texts.add_arguments(parser, required=True)
+    dataset.add_arguments(parser, required=True)
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
     # Imported late, so that --help is quick.
+    from runtime_py.evaluation.log_likelihood import scores
     from runtime_py.package import Package
-    from runtime_py.surprise import scores
 
     packages = [Package.load(path, args.tokenizer) for path in args.packages]
-    documents = texts.read(args, packages)
-    found = [texts.feed(package, documents, args) for package in packages]
+    documents = dataset.read(args, packages)
+    found = [dataset.feed(package, documents, args) for package in packages]
     measured = scores(found)
     if args.json:
         rows = [
@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> None:
         told = {"text": args.text or args.ids, "documents": len(documents), "tokens": measured[0].tokens}
         print(json.dumps({**told, "packages": rows}, indent=2))
         return
-    print(texts.told(args, documents, found))
+    print(dataset.told(args, documents, found))
     width = max(map(len, args.packages))
     print(f"{'':{width}}  nats a token  perplexity   change")
     for path, score in zip(args.packages, measured, strict=True):

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from o2o.command import Parser, run
-from o2o.wording import counted
-from runtime_py import texts
+from o2o.cli.command import Parser, run
+from o2o.cli.text import counted
+from runtime_py.evaluation import dataset
 
 if TYPE_CHECKING:
-    from o2o.quantization.comparing import Compared
+    from o2o.quantization.compare import Compared
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         "before", metavar="BEFORE", help="package or model's file, with the weights as they were"
     )
     parser.add_argument("after", metavar="AFTER", help="the same, quantised")
-    texts.add_arguments(parser, required=False)
+    dataset.add_arguments(parser, required=False)
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     return parser
 
@@ -41,20 +41,20 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> None:
     # Imported late, so that --help is quick.
     from o2o import formats
-    from o2o.quantization.comparing import compare
+    from o2o.quantization.compare import compare
+    from runtime_py.evaluation.log_likelihood import scores
     from runtime_py.package import Package
-    from runtime_py.surprise import scores
 
     packages = [Package.load(path, args.tokenizer) for path in (args.before, args.after)]
-    documents = texts.read(args, packages) if args.text or args.ids else []
+    documents = dataset.read(args, packages) if args.text or args.ids else []
     tensors = compare(*(formats.load(package.model) for package in packages))
     told: dict[str, Any] = {"files": [str(package.model) for package in packages]}
     told["bytes"] = [package.model.stat().st_size for package in packages]
     told |= report(tensors)
     if documents:
-        found = [texts.feed(package, documents, args) for package in packages]
+        found = [dataset.feed(package, documents, args) for package in packages]
         before, after = scores(found)
-        told["text"] = texts.told(args, documents, found)
+        told["text"] = dataset.told(args, documents, found)
         told["nats"] = [before.nats, after.nats]
         told["perplexity"] = [before.perplexity, after.perplexity]
         told["change"] = after.change(before)

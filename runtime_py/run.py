@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from o2o.command import INTERRUPTED, Parser, numbers, positive, run
+from o2o.cli.command import INTERRUPTED, Parser, numbers, positive, run
 from o2o.errors import UsageError
-from runtime_py.choosing import add_engine
+from runtime_py.engines.selection import add_engine
 
 if TYPE_CHECKING:
-    from runtime_py.generation import Options
+    from runtime_py.evaluation.timing import Stats
+    from runtime_py.generation.generate import Options
     from runtime_py.package import Package
-    from runtime_py.stats import Stats
 
 DEFAULT_PROMPT = "Lily picked up a flower."
 
@@ -86,9 +86,9 @@ def _text(text: str) -> str:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported late, so that --help is quick and Ctrl-C during the imports is quiet.
+    from runtime_py.evaluation.timing import Stats
+    from runtime_py.generation.session import Session
     from runtime_py.package import Package
-    from runtime_py.session import Session
-    from runtime_py.stats import Stats
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal need not know every character
@@ -109,14 +109,14 @@ def _run(args: argparse.Namespace) -> int:
             print(f"engine:  {package.told}", file=sys.stderr)
         if conversation is None:
             return _continue(package, prompt, args, options, stats)
-        from runtime_py.chat import talk
+        from runtime_py.repl import talk
 
         return talk(conversation, args.prompt, stats if args.stats else None, _say)
 
 
 def _options(args: argparse.Namespace) -> Options:
     """Raises UsageError for numbers out of range."""
-    from runtime_py.sampling import Sampling
+    from runtime_py.generation.sampling import Sampling
 
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     sampling = Sampling(**{name: getattr(args, name) for name in names})

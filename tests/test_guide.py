@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from runtime_py.choosing import installed
-from runtime_py.generation import generate
+from bench.llama2c import convert
+from runtime_py.engines.selection import installed
+from runtime_py.generation.generate import generate
+from runtime_py.generation.session import Session
 from runtime_py.package import Package
-from runtime_py.session import Session
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
-from tests.llama2c import convert
 
 SCRIPT = ROOT / "tinyllama" / "tinyllama.py"
 DEMO = ROOT / "tinyllama" / "demo" / "checkpoint"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.package import fill
+from export.package_files import fill
 from o2o import formats
 from o2o.contract import contract_of
 from o2o.filters import (
@@ -21,8 +21,8 @@ from o2o.filters import (
     reshape_io,
     transpose_io_kvcache,
 )
-from o2o.formats.constants import storage_key
-from o2o.lower.litert import lower
+from o2o.formats.tensors import storage_key
+from o2o.lower.litert.lowering import lower
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED
 from tests.exported import checkpoint

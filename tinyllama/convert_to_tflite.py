@@ -24,13 +24,14 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from export import shell
 from export.resources import check_disk, gigabytes, needs
-from o2o import command, errors
+from export.tflite_pipeline import Conversion, positions_of
+from o2o import errors
+from o2o.cli import command
 from o2o.quantization.recipes import RECIPES
-from tinyllama import shell
-from tinyllama.booleans import FALSE, TRUE, add_boolean
-from tinyllama.checkpoints import add_checkpoint_path, checkpoint_at
-from tinyllama.tflite import Conversion, positions_of
+from tinyllama.absl_flags import FALSE, TRUE, add_boolean
+from tinyllama.checkpoint_flag import add_checkpoint_path, checkpoint_at
 
 PROGRAM = "convert_to_tflite.py"
 CAPACITY, LENGTHS = 1280, [64]  # where nothing else is asked for

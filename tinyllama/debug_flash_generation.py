@@ -22,14 +22,14 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o import command
+from o2o.cli import command
 from o2o.errors import UsageError
 from tinyllama.verification import flags
 
 if TYPE_CHECKING:
-    from runtime_py.tokenizer import Tokenizer
-    from tinyllama.verification.predictor import Predictor
-    from tinyllama.verification.report import Report
+    from runtime_py.text.tokenizer import Tokenizer
+    from tinyllama.verification.output import Report
+    from tinyllama.verification.protocol import Predictor
     from tinyllama.verification.trace import Difference
 
 
@@ -49,7 +49,7 @@ def parser() -> command.Parser:
 
 
 def debug(args: argparse.Namespace) -> int:
-    from tinyllama.verification.report import Report
+    from tinyllama.verification.output import Report
 
     directory = flags.directory_of(args)
     tokenizer, prompts = flags.encoded(args, directory)
@@ -70,12 +70,12 @@ def _attentions(
 ) -> tuple[Predictor, Predictor, float]:
     """What is compared with what, and by how much a tensor may be off."""
     from export.model import LanguageModel
-    from tinyllama.verification import reauthored
+    from tinyllama.verification import check_exported
     from tinyllama.verification.exported import Exported, read_weights
     from tinyllama.verification.trace import FLOAT32
 
     positions = LanguageModel.read(directory).max_positions
-    tokens, capacity = reauthored.sizes(prompts, args.max_new_tokens, positions)
+    tokens, capacity = check_exported.sizes(prompts, args.max_new_tokens, positions)
     weights = read_weights(directory)
     blocks = flags.blocks_for(args, tokens)
     standard = Exported(directory, weights, tokens, capacity, label="standard attention")
@@ -87,8 +87,8 @@ def _file(
     args: argparse.Namespace, directory: Path, prompts: dict[str, list[int]]
 ) -> tuple[Predictor, Predictor, float]:
     from tinyllama.verification.hugging_face import HuggingFace
-    from tinyllama.verification.precision import Precision
     from tinyllama.verification.tflite import TfliteFile
+    from tinyllama.verification.tolerances import Precision
     from tinyllama.verification.trace import FLOAT32
 
     reference = HuggingFace(directory)

@@ -19,9 +19,9 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o import command
+from o2o.cli import command
 from tinyllama.verification import flags
-from tinyllama.verification.report import Report
+from tinyllama.verification.output import Report
 
 if TYPE_CHECKING:
     import torch

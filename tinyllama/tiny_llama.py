@@ -22,8 +22,8 @@ from export.graphs import Static
 from export.hub import resolve
 from export.model import LanguageModel
 from export.weights import match
-from o2o.causal import Blocks
 from o2o.errors import UsageError
+from o2o.operators.causal_attention import Blocks
 from o2o.weights.checkpoint import open_checkpoint
 from tinyllama.kv_cache import KVCache, KVCacheEntry
 from tinyllama.model_config import ModelConfig

@@ -26,7 +26,7 @@ elif __name__ == "tinyllama":
     # Imported by a program in this folder, which finds this file before the package: it is that, too.
     __path__ = [str(Path(__file__).resolve().parent)]
 
-from o2o import command
+from o2o.cli import command
 
 DEMO = Path(__file__).resolve().parent / "demo" / "checkpoint"
 DEFAULT_OUTPUT = {"prefill": "prefill.circle", "decode": "decode_.circle"}
@@ -74,9 +74,9 @@ def parser() -> argparse.ArgumentParser:
 def export(args: argparse.Namespace) -> None:
     from export.hub import resolve
     from export.jobs import jobs
-    from export.package import fill
+    from export.package_files import fill
     from o2o import formats
-    from o2o.quiet import no_warnings
+    from o2o.cli.silence_stderr import no_warnings
     from o2o.weights.checkpoint import open_checkpoint
 
     started = time.monotonic()

@@ -18,7 +18,7 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o import command
+from o2o.cli import command
 from tinyllama.verification import flags
 
 TOLERANCE = 1e-4
@@ -36,9 +36,9 @@ def parser() -> command.Parser:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from tinyllama.verification import reauthored
+    from tinyllama.verification import check_exported
 
-    return reauthored.run(
+    return check_exported.run(
         args, TOLERANCE, TOLERANCE, lambda setting: [(setting.exported(), setting.reference)]
     )
 

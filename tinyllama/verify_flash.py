@@ -21,7 +21,7 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o import command
+from o2o.cli import command
 from tinyllama.verification import flags
 
 PREFILL, DECODE = 3e-5, 1e-4
@@ -39,15 +39,15 @@ def parser() -> command.Parser:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from tinyllama.verification import reauthored
-    from tinyllama.verification.predictor import PromptPredictor
+    from tinyllama.verification import check_exported
+    from tinyllama.verification.protocol import PromptPredictor
 
-    def compared(setting: reauthored.Setting) -> list[tuple[PromptPredictor, PromptPredictor]]:
+    def compared(setting: check_exported.Setting) -> list[tuple[PromptPredictor, PromptPredictor]]:
         blocks = flags.blocks_for(args, setting.tokens)
         flash = setting.exported("flash", blocks, "flash attention")
         return [(flash, setting.exported(label="standard attention")), (flash, setting.reference)]
 
-    return reauthored.run(args, PREFILL, DECODE, compared)
+    return check_exported.run(args, PREFILL, DECODE, compared)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o import command
+from o2o.cli import command
 from tinyllama.verification import flags
 
 PROMPTS = ("What is AI?", "Hello, how are you?")
@@ -45,11 +45,11 @@ def parser() -> command.Parser:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from tinyllama.verification.converted import Verification
+    from tinyllama.verification.check_tflite import Verification
     from tinyllama.verification.hugging_face import HuggingFace
-    from tinyllama.verification.precision import Precision
-    from tinyllama.verification.report import Report
+    from tinyllama.verification.output import Report
     from tinyllama.verification.tflite import TfliteFile
+    from tinyllama.verification.tolerances import Precision
 
     directory = flags.directory_of(args)
     tokenizer, prompts = flags.encoded(args, directory)

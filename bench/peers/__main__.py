@@ -24,11 +24,11 @@ if __name__ == "__main__" and not __package__:  # as `python bench/peers`
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from bench.peers import environments, files
-from bench.peers.contenders import EVERY, PEERS, VARIANTS
-from bench.peers.measuring import Contender, Found, Plan, measure
 from bench.peers.processes import PeerFailed
+from bench.peers.rounds import Contender, Found, Plan, measure
 from bench.peers.table import pairs, table
-from o2o.command import Parser, positive, run
+from bench.peers.variants import EVERY, PEERS, VARIANTS
+from o2o.cli.command import Parser, positive, run
 from o2o.errors import UsageError
 
 

@@ -7,8 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from bench.peers.contenders import Peer
 from bench.peers.processes import finish
+from bench.peers.variants import Peer
 
 TORCH = "torch==2.13.0"
 

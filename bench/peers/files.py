@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.peers.contenders import Variant
 from bench.peers.processes import finish
+from bench.peers.variants import Variant
 
 POSITIONS = 2048
 """Of every shape: stories15M's own 256 are too few for what is measured."""

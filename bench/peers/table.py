@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.peers import targets
-from bench.peers.contenders import Variant
 from bench.peers.ratios import SMALLER_IS_BETTER, Round, Spread, best, figures, ratios
+from bench.peers.variants import Variant
 
 UNITS: dict[str, tuple[str, float]] = {"load": ("load s", 1), "memory": ("peak MB", 1e-6)}
 

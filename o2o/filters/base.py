@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from o2o import __version__, command, formats, streams
+from o2o import __version__, formats, streams
+from o2o.cli import command
 from o2o.errors import ModelError, UsageError
 from o2o.model import Format, Model
-from o2o.rewriting.order import put_in_order
+from o2o.rewriting.topological_sort import put_in_order
 
 
 class Filter:

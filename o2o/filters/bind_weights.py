@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from o2o.cli.text import counted
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.sharing import share_constants
+from o2o.rewriting.deduplicate_constants import share_constants
 from o2o.weights.binding import bind
-from o2o.weights.reference import Weight
-from o2o.wording import counted
+from o2o.weights.external import Weight
 
 
 class BindWeights(Filter):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from o2o.command import numbers
+from o2o.cli.command import numbers
+from o2o.cli.text import counted, listed
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
-from o2o.lower.tuning import SMALLEST, capacity_of, doubling
+from o2o.lower.litert.tuning import SMALLEST, capacity_of, doubling
 from o2o.model import Model
-from o2o.rewriting.capacity import add_capacities
-from o2o.rewriting.match import Miss
-from o2o.wording import counted, listed
+from o2o.rewriting.cache_buckets import add_capacities
+from o2o.rewriting.matchers import Miss
 
 
 class BucketKvcache(Filter):

@@ -6,13 +6,13 @@ import argparse
 
 import onnx_ir as ir
 
+from o2o.cli.text import listed
 from o2o.contract import role_of
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.narrowing import INT32, narrow
+from o2o.rewriting.downcast_inputs import INT32, narrow
 from o2o.rewriting.selectors import entry_graphs, names, names_of
-from o2o.wording import listed
 
 TOKEN_NAMES = {"input_ids", "tokens"}  # of an input whose role nobody told
 

@@ -11,9 +11,9 @@ from o2o.filters.fusion import Fusion
 from o2o.model import Model, shape_of
 from o2o.rewriting.attention.block import Block, match_block
 from o2o.rewriting.attention.visibility import Visibility
-from o2o.rewriting.build import Builder, add_constant
-from o2o.rewriting.clean import inner_graphs
-from o2o.rewriting.io import replace_output
+from o2o.rewriting.builder import Builder, add_constant
+from o2o.rewriting.dead_code_elimination import inner_graphs
+from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.selectors import keep_signatures_in_step, set_ends
 
 

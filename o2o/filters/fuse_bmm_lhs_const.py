@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.filters.fusion import Fusion
-from o2o.formats.constants import are_numbers, is_constant, with_shape
+from o2o.formats.tensors import are_numbers, is_constant, with_shape
 from o2o.model import DOMAIN, Model, attribute, shape_of
-from o2o.rewriting.build import Builder, add_tensor
-from o2o.rewriting.io import replace_output
-from o2o.rewriting.match import constant_ints, miss
+from o2o.rewriting.builder import Builder, add_tensor
+from o2o.rewriting.matchers import constant_ints, miss
+from o2o.rewriting.rewire import replace_output
 
 
 @dataclass(frozen=True)

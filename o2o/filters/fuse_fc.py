@@ -9,13 +9,13 @@ from collections.abc import Hashable, Iterator, Sequence
 import onnx_ir as ir
 
 from o2o.filters.base import Filter
-from o2o.formats.constants import is_constant, storage_key
+from o2o.formats.tensors import is_constant, storage_key
 from o2o.model import DOMAIN, Model, attribute, shape_of
-from o2o.rewriting.build import Builder
-from o2o.rewriting.clean import remove_dead_constants, remove_dead_nodes
-from o2o.rewriting.io import replace_output
-from o2o.rewriting.joining import join
-from o2o.weights.reference import Reference
+from o2o.rewriting.builder import Builder
+from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
+from o2o.rewriting.rewire import replace_output
+from o2o.rewriting.stacked_weights import join
+from o2o.weights.external import Reference
 
 Group = tuple[Hashable, ...]
 """Matrices that stand one below the other in a new one, by where their bytes are."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from o2o.filters.fusion import Fusion
-from o2o.formats.constants import is_constant
+from o2o.formats.tensors import is_constant
 from o2o.model import Model, shape_of
-from o2o.rewriting.build import Builder
-from o2o.rewriting.io import replace_output
-from o2o.rewriting.match import miss
+from o2o.rewriting.builder import Builder
+from o2o.rewriting.matchers import miss
+from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rms_norm import ROOTS, Norm, match_norm
 
 

@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from o2o.filters.fusion import Fusion
 from o2o.model import Model, shape_of
-from o2o.rewriting.build import Builder
-from o2o.rewriting.io import replace_output
-from o2o.rewriting.match import made_by, miss
+from o2o.rewriting.builder import Builder
+from o2o.rewriting.matchers import made_by, miss
+from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rope import Rotation, match_rotation
 
 

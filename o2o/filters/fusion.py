@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from o2o.cli.text import counted
 from o2o.filters.base import Filter
 from o2o.model import DOMAIN, Model, is_dynamic
-from o2o.rewriting.clean import remove_dead_nodes
-from o2o.rewriting.match import Miss, miss
-from o2o.wording import counted
+from o2o.rewriting.dead_code_elimination import remove_dead_nodes
+from o2o.rewriting.matchers import Miss, miss
 
 
 class Fusion(Filter):

@@ -7,11 +7,11 @@ from collections.abc import Hashable
 
 import onnx_ir as ir
 
+from o2o.cli.text import counted
 from o2o.filters.base import Filter
-from o2o.formats.constants import storage_key
+from o2o.formats.tensors import storage_key
 from o2o.model import Model
-from o2o.rewriting.clean import inner_graphs, remove_dead_constants, remove_dead_nodes
-from o2o.wording import counted
+from o2o.rewriting.dead_code_elimination import inner_graphs, remove_dead_constants, remove_dead_nodes
 
 
 class Gc(Filter):

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from o2o import streams
+from o2o.describe import render, summarise
 from o2o.filters.base import Filter
-from o2o.summary import render, summarise
 
 
 class Inspect(Filter):

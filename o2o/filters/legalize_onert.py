@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from o2o.cli.text import counted, listed
 from o2o.filters.base import Filter
 from o2o.lower.onert import legalize
 from o2o.model import Model
-from o2o.wording import counted, listed
 
 
 class LegalizeOnert(Filter):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from o2o.causal import Blocks
+from o2o.cli.text import counted, listed
 from o2o.filters.base import Filter
-from o2o.lower.attention import Flash
-from o2o.lower.composites import wrap_composites
-from o2o.lower.litert import lower
+from o2o.lower.litert.attention import Flash
+from o2o.lower.litert.composites import wrap_composites
+from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model
-from o2o.wording import counted, listed
+from o2o.operators.causal_attention import Blocks
 
 
 class LowerLitert(Filter):

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from o2o import streams
+from o2o.cli.text import counted
 from o2o.filters.base import Filter
 from o2o.lower.onnx import FORMS, lower_to_onnx, stream, write
-from o2o.wording import counted
 
 
 class LowerOnnx(Filter):
@@ -53,7 +53,7 @@ class LowerOnnx(Filter):
         model.history.append(self.entry(model, args, argv))
         lowered = lower_to_onnx(model, args.form, args.logits)
         if args.check:
-            from o2o.lower.onnx.checking import check
+            from o2o.lower.onnx.check import check
 
             self.say(check(self.combine(self.read(args), args), lowered))
         if args.output is None:

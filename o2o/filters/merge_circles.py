@@ -10,7 +10,7 @@ from pathlib import Path
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model, Signature, attribute
-from o2o.rewriting.sharing import share_constants
+from o2o.rewriting.deduplicate_constants import share_constants
 
 
 class MergeCircles(Filter):

@@ -12,9 +12,9 @@ from o2o import streams
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
+from o2o.quantization.quantize import Done, quantize
 from o2o.quantization.recipes import PARTS, RECIPES, find
 from o2o.quantization.report import report, summary
-from o2o.quantization.rewriting import Done, quantize
 
 
 class QuantizeWeights(Filter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from o2o.filters.base import Filter
-from o2o.formats.conversion import convert
+from o2o.formats.dialects import convert
 from o2o.model import Model
 
 

@@ -7,10 +7,11 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from o2o.cli.text import counted
 from o2o.errors import ModelError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.clean import live_nodes
+from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.selectors import (
     End,
     add_end,
@@ -23,7 +24,6 @@ from o2o.rewriting.selectors import (
     positions,
     set_ends,
 )
-from o2o.wording import counted
 
 
 class RemoveIo(Filter):

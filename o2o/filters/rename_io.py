@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 
+from o2o.cli.text import listed
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.renaming import rename_ends
+from o2o.rewriting.rename_io import rename_ends
 from o2o.rewriting.selectors import add_end, add_signature, ends, entry_graphs
-from o2o.wording import listed
 
 
 class RenameIo(Filter):

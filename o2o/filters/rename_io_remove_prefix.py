@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from o2o.cli.text import counted
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.renaming import rename_ends
+from o2o.rewriting.rename_io import rename_ends
 from o2o.rewriting.selectors import End, add_signature, entry_graphs
-from o2o.wording import counted
 
 
 class RenameIoRemovePrefix(Filter):

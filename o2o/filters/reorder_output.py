@@ -6,6 +6,7 @@ import argparse
 
 import onnx_ir as ir
 
+from o2o.cli.text import listed
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
@@ -18,7 +19,6 @@ from o2o.rewriting.selectors import (
     positions,
     set_ends,
 )
-from o2o.wording import listed
 
 
 class ReorderOutput(Filter):

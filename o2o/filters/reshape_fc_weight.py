@@ -7,11 +7,11 @@ import copy
 
 import onnx_ir as ir
 
+from o2o.cli.text import counted
 from o2o.filters.base import Filter
-from o2o.formats.constants import with_shape
+from o2o.formats.tensors import with_shape
 from o2o.model import Model, shape_of
-from o2o.rewriting.build import fresh_name
-from o2o.wording import counted
+from o2o.rewriting.builder import fresh_name
 
 WEIGHT = 1  # the operand of FULLY_CONNECTED
 

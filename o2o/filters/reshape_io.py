@@ -10,16 +10,16 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from o2o.attention import Attention, is_attention, takes_as_cache
+from o2o.cli.text import counted
 from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
-from o2o.formats.constants import is_quantized
+from o2o.formats.tensors import is_quantized
 from o2o.model import Model, shape_of
-from o2o.rewriting.io import detach_input, detach_output
-from o2o.rewriting.match import made_by
+from o2o.operators.attention import Attention, is_attention, takes_as_cache
+from o2o.rewriting.matchers import made_by
+from o2o.rewriting.rewire import detach_input, detach_output
 from o2o.rewriting.selectors import add_end, ends, entry_graphs
-from o2o.wording import counted
 
 
 class ReshapeIo(Filter):

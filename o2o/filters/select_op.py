@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from o2o.cli.text import counted, listed
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
@@ -17,7 +18,6 @@ from o2o.rewriting.selectors import (
     keep_signatures_in_step,
     set_ends,
 )
-from o2o.wording import counted, listed
 
 
 class SelectOp(Filter):

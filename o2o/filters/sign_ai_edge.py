@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from o2o.cli.text import counted, listed
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.filters.base import Filter
 from o2o.model import Model, Signature, shape_of
-from o2o.rewriting.build import Builder
-from o2o.rewriting.clean import remove_dead_constants, remove_dead_nodes
-from o2o.rewriting.layout import turn_caches
-from o2o.rewriting.narrowing import INT32, narrow
-from o2o.rewriting.renaming import rename_ends
-from o2o.wording import counted, listed
+from o2o.rewriting.builder import Builder
+from o2o.rewriting.cache_layout import turn_caches
+from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
+from o2o.rewriting.downcast_inputs import INT32, narrow
+from o2o.rewriting.rename_io import rename_ends
 
 CACHES = {"key": "kv_cache_k_{}", "value": "kv_cache_v_{}"}
 INPUT_ROLES = ("tokens", "position", "key_cache", "value_cache")

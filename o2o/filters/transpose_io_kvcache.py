@@ -9,7 +9,7 @@ from o2o.contract import Layout
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.layout import turn_caches
+from o2o.rewriting.cache_layout import turn_caches
 from o2o.rewriting.selectors import entry_graphs
 
 

@@ -6,11 +6,11 @@ import argparse
 
 import onnx_ir as ir
 
+from o2o.cli.text import counted, listed
 from o2o.filters.base import Filter
-from o2o.lower.composites import wrap_composites
+from o2o.lower.litert.composites import wrap_composites
 from o2o.model import Model
-from o2o.rewriting.match import Miss
-from o2o.wording import counted, listed
+from o2o.rewriting.matchers import Miss
 
 
 class WrapComposites(Filter):

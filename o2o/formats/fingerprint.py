@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.constants import LARGE
+from o2o.formats.tensors import LARGE
 from o2o.model import Model
 
 

@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats.constants import LARGE, Stored, constant
 from o2o.formats.fingerprint import fingerprint
 from o2o.formats.schema import DETAIL_REFERENCES, SUBGRAPH_FIELDS, Dialect, Span, detect
+from o2o.formats.tensors import LARGE, Stored, constant
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
 from o2o.streams import Source
-from o2o.weights import reference
+from o2o.weights import external
 
 # Fields that the IR has a place of its own for; every other field that is set goes to meta["fields"].
 _TENSOR_FIELDS = {"shape", "type", "buffer", "name"}
@@ -26,7 +26,7 @@ _OPERATOR_FIELDS = {
     "largeCustomOptionsOffset", "largeCustomOptionsSize",
 }  # fmt: skip
 _SUBGRAPH_FIELDS = {"tensors", "inputs", "outputs", "operators", "name"}
-_OWN_METADATA = (contract.METADATA_NAME, history.METADATA_NAME, reference.METADATA_NAME)
+_OWN_METADATA = (contract.METADATA_NAME, history.METADATA_NAME, external.METADATA_NAME)
 _MODEL_FIELDS = {"operatorCodes", "subgraphs", "buffers", "metadata", "metadataBuffer", "signatureDefs"}
 
 
@@ -122,8 +122,8 @@ class _Reader:
 
     def _read_references(self) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, str]]]:
         for entry in self.table.metadata or ():
-            if _text(entry.name) == reference.METADATA_NAME:
-                return reference.loads(self._bytes(entry.buffer))
+            if _text(entry.name) == external.METADATA_NAME:
+                return external.loads(self._bytes(entry.buffer))
         return {}, {}
 
     def _bytes(self, index: int) -> bytes:
@@ -141,7 +141,7 @@ class _Reader:
         """What is in buffer `index`, or None when it is empty."""
         span = self.spans[index]
         if index in self.references and dtype is not None:
-            return reference.Reference(name, dtype=dtype, shape=shape, **self.references[index])
+            return external.Reference(name, dtype=dtype, shape=shape, **self.references[index])
         if span.size == 0:
             return None
         if span.size >= LARGE or span.start + span.size > len(self.source.head):

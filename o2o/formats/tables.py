@@ -10,11 +10,11 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats.constants import storage_key
 from o2o.formats.schema import DIALECTS, SUBGRAPH_FIELDS
+from o2o.formats.tensors import storage_key
 from o2o.model import CUSTOM_DOMAIN, Model, Signature
-from o2o.weights import reference
-from o2o.weights.reference import Reference
+from o2o.weights import external
+from o2o.weights.external import Reference
 
 
 class Tables:
@@ -50,7 +50,7 @@ class Tables:
         own = [
             (contract.METADATA_NAME, contract.dumps(self.model)),
             (history.METADATA_NAME, history.dumps(self.model.history)),
-            (reference.METADATA_NAME, reference.dumps(self.references, self.model.unused)),
+            (external.METADATA_NAME, external.dumps(self.references, self.model.unused)),
         ]
         return [*self.model.metadata, *((name, data) for name, data in own if data is not None)]
 

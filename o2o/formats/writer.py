@@ -22,15 +22,15 @@ import flatbuffers
 import numpy as np
 import onnx_ir as ir
 
+from o2o.cli.progress import progress
 from o2o.errors import ModelError
-from o2o.formats.constants import LARGE, Stored, stream
-from o2o.formats.joined import Joined
+from o2o.formats.concatenated_tensor import Joined
 from o2o.formats.schema import DATA_SLOT, OFFSET_SLOT, SIZE_SLOT, Dialect
 from o2o.formats.tables import Tables
+from o2o.formats.tensors import LARGE, Stored, stream
 from o2o.model import Model
-from o2o.progress import progress
 from o2o.streams import Source, framing
-from o2o.weights.reference import Reference
+from o2o.weights.external import Reference
 
 ALIGNMENT = 16  # of small constants: the schemas' force_align
 LARGE_ALIGNMENT = 64  # of large ones: a cache line, and what XNNPACK likes best

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from o2o.cli.text import counted
+from o2o.quantization.quantize import Done
 from o2o.quantization.recipes import FLOAT, Recipe
-from o2o.quantization.rewriting import Done
 from o2o.quantization.tensors import Error
-from o2o.wording import counted
 
 
 def report(recipe: Recipe, done: Sequence[Done]) -> dict[str, Any]:

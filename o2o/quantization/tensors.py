@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.constants import Stored, storage_key
+from o2o.formats.tensors import Stored, storage_key
 from o2o.quantization.schemes import Scheme
-from o2o.weights.reference import Reference, Streamed, Weight
+from o2o.weights.external import Reference, Streamed, Weight
 
 AT_ONCE = 1 << 17  # numbers: with what is computed of them, they stay in a processor's cache
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
-from o2o.rewriting.match import constant_ints, made_by, miss
+from o2o.rewriting.matchers import constant_ints, made_by, miss
 
 Axes = tuple[tuple[str, ...], ...]
 

@@ -12,12 +12,12 @@ import flatbuffers.flexbuffers
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.constants import is_constant
+from o2o.formats.tensors import is_constant
 from o2o.model import DOMAIN, Model
-from o2o.rewriting.build import fresh_name
-from o2o.rewriting.clean import has_side_effects
-from o2o.rewriting.match import miss
-from o2o.rewriting.order import put_in_order
+from o2o.rewriting.builder import fresh_name
+from o2o.rewriting.dead_code_elimination import has_side_effects
+from o2o.rewriting.matchers import miss
+from o2o.rewriting.topological_sort import put_in_order
 
 COMPOSITE = "STABLEHLO_COMPOSITE"
 _DECOMPOSITION = "decompositionSubgraphIndex"  # whose value is a graph in the IR

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
-from o2o.rewriting.match import (
+from o2o.rewriting.matchers import (
     constant_ints,
     miss,
     no_activation,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
-from o2o.reference import NotEvaluable, slice_bounds
-from o2o.rewriting.match import constant_ints, made_by, miss, no_activation, operand_and_scalar, require
+from o2o.operators.reference import NotEvaluable, slice_bounds
+from o2o.rewriting.matchers import constant_ints, made_by, miss, no_activation, operand_and_scalar, require
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from o2o.cli.text import listed
 from o2o.errors import ModelError, UsageError
 from o2o.model import Model
-from o2o.rewriting.clean import inner_graphs
-from o2o.wording import listed
+from o2o.rewriting.dead_code_elimination import inner_graphs
 
 End = Literal["input", "output"]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from o2o.cli.text import listed
 from o2o.errors import ModelError
 from o2o.model import Model
 from o2o.weights.checkpoint import open_checkpoint
-from o2o.weights.reference import Reference, tensors_in
-from o2o.weights.stored import StoredTensor
-from o2o.wording import listed
+from o2o.weights.external import Reference, tensors_in
+from o2o.weights.stored_tensor import StoredTensor
 
 
 def references(model: Model) -> Iterator[tuple[ir.Value, Reference]]:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from o2o.errors import ModelError
-from o2o.weights import pickled, safetensors
-from o2o.weights.stored import StoredTensor
+from o2o.weights import pytorch_file, safetensors
+from o2o.weights.stored_tensor import StoredTensor
 
 Reader = Callable[[Path], dict[str, StoredTensor]]
 
 # Where the weights may be, the first that is there: an index of shards, or all in one file.
 PLACES: tuple[tuple[str, str, Reader], ...] = (
     ("model.safetensors.index.json", "model.safetensors", safetensors.read_header),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin", pickled.read_header),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", pytorch_file.read_header),
 )
 
 
@@ -52,7 +52,7 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     if len(found) > 1:
         names = ", ".join(file.name for file in found[:4])
         raise ModelError(f"{directory} has several files that may be its weights ({names}): leave one there")
-    return Checkpoint(directory, pickled.read_header(found[0]))
+    return Checkpoint(directory, pytorch_file.read_header(found[0]))
 
 
 def _sharded(index: Path, read_header: Reader) -> dict[str, StoredTensor]:

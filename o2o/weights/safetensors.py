@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from o2o.errors import ModelError
-from o2o.weights.stored import ITEM_SIZE, StoredTensor
+from o2o.weights.stored_tensor import ITEM_SIZE, StoredTensor
 
 MAX_HEADER = 100 << 20  # bytes; the limit of the format's own library
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime_py.chunks import Chunk
+from runtime_py.engines.prefill_plan import Chunk
 
 
 class Engine(Protocol):

@@ -11,7 +11,7 @@ import pytest
 from bench import recipes
 from bench.recipes import Said, agreement, ask, by_transformers, lost, row, sampled, texts_of
 from bench.scale import Measured
-from runtime_py.surprise import Score
+from runtime_py.evaluation.log_likelihood import Score
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.runtime_py.toy import Toy
 

@@ -15,7 +15,7 @@ from export.model import LanguageModel
 from o2o import formats
 from o2o.contract import Role
 from o2o.errors import ModelError, UsageError
-from o2o.lower.litert import lower
+from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.export.conftest import exported, on_litert, reference

@@ -11,7 +11,7 @@ import tico
 import torch
 from transformers import LlamaConfig
 
-from export import fx
+from export import fx_passes
 from export.circle import compile_graph
 from export.graphs import DecodeConcatenated, Graph, Prefill, Static
 from export.model import LanguageModel
@@ -34,8 +34,8 @@ class Counts:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked = self.made = 0
         for name, count in (("_put_off", "asked"), ("_recompile", "made")):
-            monkeypatch.setattr(fx, name, self._counted(getattr(fx, name), count))
-        monkeypatch.setattr(fx, "_is_known", lambda: True)
+            monkeypatch.setattr(fx_passes, name, self._counted(getattr(fx_passes, name), count))
+        monkeypatch.setattr(fx_passes, "_is_known", lambda: True)
 
     def _counted(self, function: Callable[..., Any], count: str) -> Callable[..., Any]:
         @functools.wraps(function)

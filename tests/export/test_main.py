@@ -131,7 +131,7 @@ def test_no_bar_unless_someone_looks_on(
 ) -> None:
     import sys
 
-    from o2o.progress import progress
+    from o2o.cli.progress import progress
 
     with progress("export", 3, "graph") as done:
         done(1)

@@ -15,8 +15,8 @@ from export.model import LanguageModel
 from export.weights import WeightsForm, bind, match, unused
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import open_checkpoint
-from o2o.weights.reference import Reference, Weight
-from o2o.weights.stored import StoredTensor
+from o2o.weights.external import Reference, Weight
+from o2o.weights.stored_tensor import StoredTensor
 from tests.checkpoints import GROUPED, write_checkpoint
 
 

@@ -32,9 +32,9 @@ from ai_edge_litert.schema_py_generated import (
 
 from o2o import formats
 from o2o.contract import Role
-from o2o.formats.constants import constant
+from o2o.formats.tensors import constant
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Format, Model, Signature
-from o2o.rewriting.build import Builder, add_constant
+from o2o.rewriting.builder import Builder, add_constant
 
 FLOAT, INT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL
 
@@ -198,8 +198,8 @@ def run(
 
 def assert_means_the_same(before: Model, after: Model, atol: float = 1e-6) -> None:
     """The same numbers by the reference, and on LiteRT once lowered, which uses `after` up."""
-    from o2o import reference
-    from o2o.lower.litert import lower
+    from o2o.lower.litert.lowering import lower
+    from o2o.operators import reference
 
     given = feeds(before)
     expected = reference.run(before.graphs[0], given)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from o2o import reference
 from o2o.model import Model, shape_of
+from o2o.operators import reference
 from tests.o2o.graphs import Graph
 
 OPTIONS = {

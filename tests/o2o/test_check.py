@@ -26,7 +26,7 @@ from o2o.filters import (
 )
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.weights.reference import Reference
+from o2o.weights.external import Reference
 from tests.o2o import graphs
 
 

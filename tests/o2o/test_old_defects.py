@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from o2o import formats, reference
+from o2o import formats
 from o2o.filters.base import Filter
 from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.fuse_bmm_lhs_const import FuseBmmLhsConst
@@ -18,8 +18,9 @@ from o2o.filters.gc import Gc
 from o2o.filters.merge_circles import MergeCircles
 from o2o.filters.reshape_io import ReshapeIo, main
 from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
-from o2o.lower.litert import lower
+from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model
+from o2o.operators import reference
 from tests.o2o import attention_graphs, fused_graphs, graphs
 from tests.o2o.graphs import Graph, exported_feeds, linear, operators
 

@@ -10,11 +10,11 @@ import pytest
 
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
 from o2o.formats import save
-from runtime_py import keeping
-from runtime_py.detokenizer import Detokenizer
-from runtime_py.generation import generate
+from runtime_py.engines import artifact_cache
+from runtime_py.generation.generate import generate
+from runtime_py.generation.session import Session
 from runtime_py.package import Package
-from runtime_py.session import Session
+from runtime_py.text.detokenizer import Detokenizer
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama_json, write_sentencepiece
 
@@ -119,7 +119,7 @@ def test_greedy_tokens_after_every_prompt(package, theirs):
 
 
 def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):
-    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path))
     loaded = Package.load(package)
     ids = [*range(3, 17)]

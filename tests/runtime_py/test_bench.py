@@ -10,8 +10,8 @@ import pytest
 
 from runtime_py import bench
 from runtime_py.bench import Decode, Prefill, Report, main
-from runtime_py.choosing import installed
-from tests.runtime_py.test_generation import CountingEngine
+from runtime_py.engines.selection import installed
+from tests.runtime_py.generation.test_generate import CountingEngine
 from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import write_onnx
 

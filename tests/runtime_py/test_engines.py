@@ -10,14 +10,16 @@ import pytest
 
 from o2o.errors import ModelError, UsageError
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
-from runtime_py import choosing, keeping, package, translated
-from runtime_py.choosing import Choice, choices, installed
+from runtime_py import package
+from runtime_py.engines import artifact_cache, selection
+from runtime_py.engines.factory import Start, start
+from runtime_py.engines.onnx import prepare
+from runtime_py.engines.onnx.prepare import lower
+from runtime_py.engines.selection import Choice, choices, installed
+from runtime_py.generation.session import Session
 from runtime_py.package import Package
-from runtime_py.session import Session
-from runtime_py.starting import Start, start
-from runtime_py.translated import lower
 from tests.exported import SHAPES, checkpoint
-from tests.runtime_py.test_lowered import write_circle
+from tests.runtime_py.engines.litert.test_lowered_file import write_circle
 from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import write_onnx
 
@@ -108,7 +110,7 @@ def test_an_onnx_package(model, tmp_path, wanted):
 
 @needs_onnx
 def test_what_is_kept_of_a_big_model(model, wanted, monkeypatch, tmp_path):
-    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     text, made = wanted
     said: list[str] = []
@@ -128,7 +130,7 @@ def test_what_is_kept_of_a_big_model(model, wanted, monkeypatch, tmp_path):
 
 @needs_onnx
 def test_a_full_disk_is_no_reason_not_to_run(model, wanted, monkeypatch, tmp_path):
-    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
     (tmp_path / "cache").write_text("no folder")
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     text, made = wanted
@@ -144,9 +146,9 @@ def test_a_full_disk_is_no_reason_not_to_run(model, wanted, monkeypatch, tmp_pat
 @pytest.mark.parametrize("room", [1, 100_000])
 def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
     """As it lowers, or as ONNX Runtime writes what it made."""
-    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
-    pack = translated._pack
+    pack = prepare._pack
 
     def pack_in_little_room(*args):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -156,7 +158,7 @@ def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(translated, "_pack", pack_in_little_room)
+    monkeypatch.setattr(prepare, "_pack", pack_in_little_room)
     text, made = wanted
     said: list[str] = []
     engine = model[0].engine(say=said.append, engine="onnx")
@@ -168,7 +170,7 @@ def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
 
 @needs_onnx
 def test_a_model_that_cannot_be_onnx_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
     with pytest.raises(ModelError, match=r"model\.circle: ") as told:
@@ -203,7 +205,7 @@ def test_onnx_runs_on_onnx_alone(tmp_path):
 
 def test_auto_does_without_what_is_not_there(tmp_path, monkeypatch):
     file = write_circle(Toy(), tmp_path / "model.circle")
-    monkeypatch.setitem(choosing.MODULES, "onnx", "a_module_that_nobody_has")
+    monkeypatch.setitem(selection.MODULES, "onnx", "a_module_that_nobody_has")
     assert next(choice.engine for choice in choices(file)) == "litert"
     opened = Package.load(file)
     opened.engine().close()
@@ -225,17 +227,17 @@ def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
     [(1e9, 1e9, "onnx", "small"), (1e9, 0, "onnx", "small"), (0, 0, "litert", "larger")],
 )
 def test_auto_takes_what_measured_fastest(model, monkeypatch, floats, quantised, engine, size):
-    monkeypatch.setattr(choosing, "ONNX_BELOW", {"float32": floats, "quantised": quantised})
+    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": floats, "quantised": quantised})
     model[0].engine().close()
     assert model[0].told == f"{engine} (float32, 1 thread): measured fastest for {size} models"
 
 
 def test_a_quantised_model_of_the_same_bytes_is_a_larger_one(tmp_path, monkeypatch):
     file = write_circle(Toy(), tmp_path / "model.circle")
-    monkeypatch.setattr(choosing, "ONNX_BELOW", {"float32": 1e9, "quantised": 0})
-    assert choosing.fastest(file)[0] == "onnx"
-    monkeypatch.setattr(choosing, "precision", lambda file: "dynamic int8")
-    assert choosing.fastest(file)[0] == "litert"
+    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantised": 0})
+    assert selection.fastest(file)[0] == "onnx"
+    monkeypatch.setattr(selection, "precision", lambda file: "dynamic int8")
+    assert selection.fastest(file)[0] == "litert"
 
 
 def test_capacities_are_for_litert(model):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from o2o.errors import ModelError
-from runtime_py.contract import Contract
+from runtime_py.model.contract import Contract
 from runtime_py.package import Package
 from tests.runtime_py.toy import Toy
 

@@ -10,16 +10,16 @@ import pytest
 
 from o2o import formats
 from o2o.model import Model, shape_of
+from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import RECIPES, find
-from o2o.quantization.rewriting import quantize
-from o2o.rewriting.sharing import share_constants
-from runtime_py import keeping
-from runtime_py.cache import Cache
-from runtime_py.contract import Contract
-from runtime_py.engines import litert
-from runtime_py.engines.litert import LiteRtEngine
-from runtime_py.lowered import lower_file
-from runtime_py.preparing import Prepared, prepare
+from o2o.rewriting.deduplicate_constants import share_constants
+from runtime_py.engines import artifact_cache
+from runtime_py.engines.disk_cache import Cache
+from runtime_py.engines.litert import engine as engine_module
+from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.engines.litert.lowered_file import lower_file
+from runtime_py.engines.litert.prepare import Prepared, prepare
+from runtime_py.model.contract import Contract
 from tests.o2o.quantization.models import meaning
 from tests.runtime_py import toy
 from tests.runtime_py.toy import Toy
@@ -86,7 +86,7 @@ def answers(prepared: Prepared) -> np.ndarray:
 @pytest.mark.parametrize("recipe", sorted(STORED))
 def test_every_recipe_and_every_way_to_load(made, recipe, tmp_path, monkeypatch):
     file, known = made(recipe)
-    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
     cache, said = Cache(tmp_path / "cache"), []
     packed = prepare(file, cache, said.append)
     assert packed.packed is not None, said
@@ -94,7 +94,7 @@ def test_every_recipe_and_every_way_to_load(made, recipe, tmp_path, monkeypatch)
     found = answers(packed)
     np.testing.assert_array_equal(answers(prepare(file, cache, said.append)), found)
     np.testing.assert_array_equal(answers(unpacked), found)
-    monkeypatch.setattr(litert, "IN_MEMORY", "")
+    monkeypatch.setattr(engine_module, "IN_MEMORY", "")
     np.testing.assert_array_equal(answers(unpacked), found)
     expected = np.stack([known.logits(TOKENS[: index + 1]) for index in range(len(TOKENS))])
     lost = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime_py import keeping
-from runtime_py.choosing import installed
+from runtime_py.engines import artifact_cache
+from runtime_py.engines.selection import installed
 from runtime_py.run import main
 from tests.conftest import ROOT
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_sentencepiece
@@ -324,7 +324,7 @@ def test_an_engine_that_cannot(package, capsys, engine):
 
 
 def test_what_is_kept_of_a_big_model(toy, package, capfd, monkeypatch, tmp_path):
-    monkeypatch.setattr(keeping, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     command = [str(package), "--max-new-tokens", "4"]
     assert main([*command, "--no-cache"]) == 0

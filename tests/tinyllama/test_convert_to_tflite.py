@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from export import shell
+from export.tflite_pipeline import Conversion
 from o2o import formats
 from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
 from tests.test_guide import DEMO, PROMPTS, assert_generates_the_same
-from tinyllama import shell
 from tinyllama.convert_to_tflite import conversion_of, main, parser, target_of
-from tinyllama.tflite import Conversion
 
 SIZES = ["--prefill_seq_lens=4,8", "--kv_cache_max_len=32"]
 
@@ -313,7 +313,7 @@ def test_a_package_of_tflite(shared_directory: Path) -> None:
 def test_wrong_usage_of_the_pipeline(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str], message: str
 ) -> None:
-    from tinyllama.pipeline import main as pipeline
+    from export.pipeline import main as pipeline
 
     assert pipeline([*flags, "--package", str(tmp_path / "package")]) == 2
     assert message in capsys.readouterr().err

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from o2o.causal import Blocks
 from o2o.errors import ModelError, UsageError
+from o2o.operators.causal_attention import Blocks
 from tests.checkpoints import GROUPED
 from tinyllama import kv_cache as kv_utils
 from tinyllama import tiny_llama

@@ -77,7 +77,7 @@ def test_one_weight_that_changed_is_found_by_its_name(
         weights[list(LanguageModel.read(directory).parameters).index(f"{name}.weight")].view(-1)[3] += 0.5
         return weights
 
-    monkeypatch.setattr("tinyllama.verification.reauthored.read_weights", changed)
+    monkeypatch.setattr("tinyllama.verification.check_exported.read_weights", changed)
 
     assert verify.main([f"--checkpoint_path={grouped}", *SHORT]) == 1
     assert f"the first tensor that differs is {name}, by" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from export import flash, operators
+from export import custom_ops, flash_attention
 from tinyllama import debug_flash_generation, test_flash_attention, verify_flash
 
 SHORT = ["--prompts=Tim was happy and she liked to play", "--max_new_tokens=5"]
@@ -29,9 +29,9 @@ def relative(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug of the seeds: queries numbered from 0, wherever they stand."""
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: int, *how: Any) -> torch.Tensor:
-        return flash.flash_attend(q, k, v, 0, *how)
+        return flash_attention.flash_attend(q, k, v, 0, *how)
 
-    monkeypatch.setattr(operators, "flash_attend", attend)
+    monkeypatch.setattr(custom_ops, "flash_attend", attend)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

@@ -20,9 +20,9 @@ from tests.tinyllama.tflite_files import CAPACITY, LENGTH, write_tflite
 from tinyllama import debug_flash_generation, verify_tflite
 from tinyllama.verification.comparison import Step, step
 from tinyllama.verification.hugging_face import HuggingFace
-from tinyllama.verification.imitation import in_8_bits
-from tinyllama.verification.precision import Precision
+from tinyllama.verification.quantized_reference import in_8_bits
 from tinyllama.verification.tflite import TfliteFile
+from tinyllama.verification.tolerances import Precision
 from tinyllama.verification.trace import differences
 
 PROMPTS = ["--prompts=Tim was happy", "--prompts=big small dog", "--max_new_tokens=12"]

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from o2o.command import Parser, positive, run
+from o2o.cli.command import Parser, positive, run
 from tinyllama.demo.corpus import make_stories
 
 SEED = 2_000_000  # of the stories held out by `train` with its seed 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime_py.engines import Engine
-from tinyllama.verification.predictor import Predictor
+from tinyllama.verification.protocol import Predictor
 from tinyllama.verification.trace import culprit, differences
 
 

@@ -13,11 +13,11 @@ from export.attention import blocks_of
 from export.graphs import Graph, Static
 from export.model import LanguageModel, reason_of
 from export.weights import match
-from o2o.causal import Blocks
+from o2o.cli.silence_stderr import no_warnings
 from o2o.errors import ModelError, O2oError, UsageError
-from o2o.quiet import no_warnings
+from o2o.operators.causal_attention import Blocks
 from o2o.weights.checkpoint import open_checkpoint
-from runtime_py.chunks import Chunk
+from runtime_py.engines.prefill_plan import Chunk
 from tinyllama.tiny_llama import STANDARD
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
 

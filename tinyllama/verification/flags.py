@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from o2o.causal import Blocks, adaptive
-from o2o.command import Parser, positive, run
+from o2o.cli.command import Parser, positive, run
 from o2o.errors import UsageError
-from runtime_py.tokenizer import Tokenizer, load_tokenizer
-from tinyllama.checkpoints import add_checkpoint_path, checkpoint_at
+from o2o.operators.causal_attention import Blocks, adaptive
+from runtime_py.text.tokenizer import Tokenizer, load_tokenizer
+from tinyllama.checkpoint_flag import add_checkpoint_path, checkpoint_at
 
 TURBOPROP = ("What is a turboprop engine?",)
 
@@ -42,7 +42,7 @@ def main(parser: Parser, body: Callable[[argparse.Namespace], int], argv: Sequen
 
 def blocks(parser: Parser) -> None:
     """The flags of flash attention."""
-    help = "at a time (default: as o2o.causal.adaptive has it)"
+    help = "at a time (default: as o2o.operators.causal_attention.adaptive has it)"
     for name, what in (("q_block", "queries"), ("kv_block", "keys")):
         parser.add_argument(
             f"--{name}", f"--flash_{name}", dest=name, metavar="N", type=positive, help=f"{what} {help}"

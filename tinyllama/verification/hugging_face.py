@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
 from export.model import reason_of
+from o2o.cli.silence_stderr import no_warnings
 from o2o.errors import ModelError
-from o2o.quiet import no_warnings
 from o2o.weights.checkpoint import open_checkpoint
-from runtime_py.chunks import Chunk
+from runtime_py.engines.prefill_plan import Chunk
 from tinyllama.verification.trace import Trace, heads_as_rows, rows
 
 

@@ -13,11 +13,11 @@ from o2o import formats
 from o2o.contract import contract_of
 from o2o.errors import ModelError, UsageError
 from o2o.model import Model
-from runtime_py.chunks import Chunk
-from runtime_py.contract import Contract
-from runtime_py.guessing import guess_roles
+from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.model.ai_edge_roles import guess_roles
+from runtime_py.model.contract import Contract
 from runtime_py.package import Package
-from tinyllama.verification.interpreted import Interpreted
+from tinyllama.verification.litert_interpreter import Interpreted
 from tinyllama.verification.trace import Trace
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.constants import is_constant, is_quantized
+from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import Model, shape_of
-from o2o.quantization.comparing import dequantized, scales
-from o2o.rewriting.joining import Shapes, parts
-from o2o.weights.stored import StoredTensor
+from o2o.quantization.compare import dequantized, scales
+from o2o.rewriting.stacked_weights import Shapes, parts
+from o2o.weights.stored_tensor import StoredTensor
 
 INT4 = ir.DataType.INT4
 HALF = 2.0**-10  # of a number: the step to the next one in float16

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-import runtime_py.engines.litert  # noqa: F401  libraries are no part of loading, here as elsewhere
+import runtime_py.engines.litert.engine  # noqa: F401  libraries are no part of loading, here as elsewhere
 from bench.peers.runners.serving import serve
 from runtime_py.package import Package
 

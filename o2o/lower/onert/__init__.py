@@ -14,20 +14,20 @@ import onnx_ir as ir
 
 from o2o.contract import role_of
 from o2o.errors import ModelError
-from o2o.formats.constants import storage_key
-from o2o.lower.equal import merge_equal
-from o2o.lower.grouped import group_heads
+from o2o.formats.tensors import storage_key
 from o2o.lower.onert.attention import legalize_attention
-from o2o.lower.onert.matrices import legalize_fully_connected
-from o2o.lower.onert.norms import fuse_norms, legalize_rms_norm
-from o2o.lower.onert.operators import check
+from o2o.lower.onert.dynamic_update_slice import legalize_update
+from o2o.lower.onert.fully_connected import legalize_fully_connected
+from o2o.lower.onert.lookup import legalize_dequantize, legalize_lookup
 from o2o.lower.onert.outputs import set_apart
-from o2o.lower.onert.rotation import legalize_rope
-from o2o.lower.onert.rows import legalize_update
-from o2o.lower.onert.splits import legalize_split
-from o2o.lower.onert.tables import legalize_dequantize, legalize_lookup
+from o2o.lower.onert.rms_norm import fuse_norms, legalize_rms_norm
+from o2o.lower.onert.rope import legalize_rope
+from o2o.lower.onert.split_v import legalize_split
+from o2o.lower.onert.supported_ops import check
 from o2o.model import DOMAIN, Model, Signature, shape_of
-from o2o.rewriting.clean import remove_dead_constants, remove_dead_nodes
+from o2o.rewriting.common_subexpression_elimination import merge_equal
+from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
+from o2o.rewriting.grouped_query import group_heads
 
 LIMIT = (1 << 31) - (1 << 20)
 """Bytes of constants that fit a FlatBuffer beside the graph: onert crashes on what lies behind one."""

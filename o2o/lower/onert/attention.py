@@ -17,19 +17,19 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from o2o.attention import Attention
 from o2o.contract import Layout, Role, Turned, role_of
 from o2o.errors import ModelError
-from o2o.formats.conversion import called
-from o2o.lower.dot_product import HIDDEN
-from o2o.lower.onert.rotation import rotate_one
+from o2o.formats.dialects import called
+from o2o.lower.litert.sdpa import HIDDEN
+from o2o.lower.onert.rope import rotate_one
 from o2o.model import Model, is_dynamic, shape_of
-from o2o.rewriting.build import Builder, fresh_name
-from o2o.rewriting.io import replace_output
+from o2o.operators.attention import Attention
+from o2o.rewriting.builder import Builder, fresh_name
+from o2o.rewriting.rewire import replace_output
 
 
 def legalize_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """[1, 1, D] -> [1, 1, D]; see `o2o.reference` for what is spelled here."""
+    """[1, 1, D] -> [1, 1, D]; see `o2o.operators.reference` for what is spelled here."""
     of = Attention.of(node)
     _check(model, graph, node, of)
     assert of.k_cache is not None

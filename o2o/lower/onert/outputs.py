@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import Model, shape_of
-from o2o.rewriting.build import Builder
-from o2o.rewriting.io import detach_output
+from o2o.rewriting.builder import Builder
+from o2o.rewriting.rewire import detach_output
 
 
 def set_apart(model: Model, graph: ir.Graph) -> None:

@@ -13,7 +13,7 @@ checking     proof by running
 writing      files: weights streamed, beside the graph where they are large
 """
 
+from o2o.formats.onnx_writer import stream, write
 from o2o.lower.onnx.lowering import FORMS, lower_to_onnx
-from o2o.lower.onnx.writing import stream, write
 
 __all__ = ["FORMS", "lower_to_onnx", "stream", "write"]

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from o2o import causal
-from o2o.attention import Attention
 from o2o.contract import role_of
 from o2o.errors import ModelError
-from o2o.lower.onnx.emitting import FLOAT
+from o2o.lower.onnx.builder import FLOAT
 from o2o.lower.onnx.operators import constant_vector, mixes_token
-from o2o.lower.onnx.standard import Attend, Cache, Heads, Projected, Standard, Tables
-from o2o.lower.onnx.tokens import Tokens
+from o2o.lower.onnx.per_token import Tokens
+from o2o.lower.onnx.standard_form import Attend, Cache, Heads, Projected, Standard, Tables
 from o2o.lower.onnx.weights import Matrix, matrix_of
 from o2o.model import attribute, shape_of
+from o2o.operators import causal_attention
+from o2o.operators.attention import Attention
 from o2o.rewriting.attention.causality import Keys, prove_start
 from o2o.rewriting.axes import climb
-from o2o.rewriting.match import Miss, constant_ints, made_by
+from o2o.rewriting.matchers import Miss, constant_ints, made_by
 
 
 class Caches:
@@ -124,8 +124,8 @@ def lower_attention(tokens: Tokens, form: Standard, caches: Caches, node: ir.Nod
 
 def lower_causal_attention(tokens: Tokens, form: Standard, caches: Caches, node: ir.Node) -> None:
     """`o2o.causal_attention` to caches that were written before it."""
-    q, k, v, position = causal.operands(node)
-    scale, _ = causal.unpack(node)
+    q, k, v, position = causal_attention.operands(node)
+    scale, _ = causal_attention.unpack(node)
     if not tokens.is_position(position):
         raise tokens.refuse(node, f"{position.name} is not the position of its token")
     _, N, _, H = shape_of(q)

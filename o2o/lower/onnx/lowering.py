@@ -16,22 +16,23 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from o2o import __version__, causal, contract, history
+from o2o import __version__, contract, history
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
-from o2o.formats.constants import is_constant, is_quantized
+from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.onnx.attention import Caches, lower_attention, lower_causal_attention, lower_rope
-from o2o.lower.onnx.contrib import Contrib
-from o2o.lower.onnx.emitting import FLOAT, Emitter, dims
+from o2o.lower.onnx.builder import FLOAT, Emitter, dims
+from o2o.lower.onnx.fuse_inputs import recognise
 from o2o.lower.onnx.operators import activated, cast, constant_vector, lower_operator
-from o2o.lower.onnx.recognising import recognise
-from o2o.lower.onnx.standard import Standard
-from o2o.lower.onnx.tokens import Tokens, inner
+from o2o.lower.onnx.ort_form import Contrib
+from o2o.lower.onnx.per_token import Tokens, inner
+from o2o.lower.onnx.standard_form import Standard
 from o2o.lower.onnx.weights import matrix_of
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_of
-from o2o.quantization import record
-from o2o.rewriting.clean import live_nodes
-from o2o.rewriting.match import made_by
+from o2o.operators import causal_attention
+from o2o.quantization import metadata
+from o2o.rewriting.dead_code_elimination import live_nodes
+from o2o.rewriting.matchers import made_by
 
 FORMS: dict[str, type[Standard]] = {form.name: form for form in (Standard, Contrib)}
 
@@ -122,7 +123,7 @@ class _Lowering:
         match node.domain, node.op_type:
             case _, "ATTENTION" if node.domain == DOMAIN:
                 lower_attention(self.tokens, self.form, self.caches, node)
-            case _, causal.NAME if node.domain == CUSTOM_DOMAIN:
+            case _, causal_attention.NAME if node.domain == CUSTOM_DOMAIN:
                 lower_causal_attention(self.tokens, self.form, self.caches, node)
             case _, _ if node.domain != DOMAIN:
                 raise self.tokens.refuse(node, "a custom operator, of which ONNX knows nothing")
@@ -250,8 +251,8 @@ def tell(lowered: ir.Model, model: Model) -> None:
     signed = Model("circle", [graph], [Signature("decode", graph, *ends)])
     told = contract.contract_of(signed)
     lowered.metadata_props[contract.METADATA_NAME] = json.dumps(told, separators=(",", ":"))
-    if quantization := dict(model.metadata).get(record.METADATA_NAME):
-        lowered.metadata_props[record.METADATA_NAME] = quantization.decode()
+    if quantization := dict(model.metadata).get(metadata.METADATA_NAME):
+        lowered.metadata_props[metadata.METADATA_NAME] = quantization.decode()
     if (done := history.dumps(model.history)) is not None:
         lowered.metadata_props[history.METADATA_NAME] = done.decode()
 

@@ -1,4 +1,4 @@
-"""Circle's plain operators in ONNX, T tokens at a time (`o2o.lower.onnx.tokens`).
+"""Circle's plain operators in ONNX, T tokens at a time (`o2o.lower.onnx.per_token`).
 
 Axes are counted from the end: in front of what one token has stand T, or 1 and T.
 """
@@ -11,12 +11,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.constants import is_quantized, numbers
-from o2o.lower.onnx.emitting import dims
-from o2o.lower.onnx.tokens import Tokens, inner
+from o2o.formats.tensors import is_quantized, numbers
+from o2o.lower.onnx.builder import dims
+from o2o.lower.onnx.per_token import Tokens, inner
 from o2o.model import attribute, shape_of
-from o2o.reference import NotEvaluable, slice_bounds
-from o2o.rewriting.match import constant_ints
+from o2o.operators.reference import NotEvaluable, slice_bounds
+from o2o.rewriting.matchers import constant_ints
 
 Rule = Callable[[Tokens, ir.Node], None]
 
@@ -57,7 +57,7 @@ def _chain(*op_types: str) -> Rule:
 
 
 def activated(tokens: Tokens, node: ir.Node, y: ir.Value) -> ir.Value:
-    """`y` with the activation that is fused into `node`: see `o2o.reference`."""
+    """`y` with the activation that is fused into `node`: see `o2o.operators.reference`."""
     kind = attribute(node, "fusedActivationFunction", 0)
     bounds = {2: (-1, 1), 3: (0, 6)}
     if kind == 0:

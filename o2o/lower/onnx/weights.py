@@ -14,11 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.constants import is_constant, is_quantized, numbers, storage_key
-from o2o.lower.onnx.tensors import Joined
+from o2o.formats.tensors import is_constant, is_quantized, numbers, storage_key
+from o2o.lower.onnx.lazy_tensors import Joined
 from o2o.model import shape_of
-from o2o.rewriting.match import made_by
-from o2o.weights.reference import Reference
+from o2o.rewriting.matchers import made_by
+from o2o.weights.external import Reference
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 

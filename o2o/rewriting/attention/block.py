@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from o2o.attention import Attention
+from o2o.operators.attention import Attention
 from o2o.rewriting.attention import parts, proof
 from o2o.rewriting.attention.visibility import Visibility
 from o2o.rewriting.axes import Factors, matmul_axes
-from o2o.rewriting.match import miss
+from o2o.rewriting.matchers import miss
 
 
 @dataclass

@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import shape_of
-from o2o.reference import NotEvaluable, evaluate, leaves
+from o2o.operators.reference import NotEvaluable, evaluate, leaves
 from o2o.rewriting.attention.tokens import token_axis
-from o2o.rewriting.match import miss
+from o2o.rewriting.matchers import miss
 
 # exp(-1e4) is 0 in float32, and no score of a working model comes near.
 HIDDEN = -1e4

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from o2o.formats.constants import numbers
+from o2o.formats.tensors import numbers
 from o2o.model import attribute, shape_of
 from o2o.rewriting.attention.parts import follow_down, nodes_of
 from o2o.rewriting.axes import LAYOUT_OPERATORS, RESHAPES, Axes, Factors
-from o2o.rewriting.match import (
+from o2o.rewriting.matchers import (
     Miss,
     constant_ints,
     made_by,

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from o2o.contract import Layout
 from o2o.model import attribute, shape_of
 from o2o.rewriting.axes import LAYOUT_OPERATORS, RESHAPES, climb
-from o2o.rewriting.match import (
+from o2o.rewriting.matchers import (
     made_by,
     miss,
     no_activation,

@@ -9,13 +9,13 @@ from typing import get_args
 
 import onnx_ir as ir
 
-from o2o.attention import Attention
 from o2o.contract import Layout, role_of
 from o2o.errors import ModelError
 from o2o.model import attribute, shape_of
+from o2o.operators.attention import Attention
 from o2o.rewriting.attention.parts import Joined, Projection, Scores
 from o2o.rewriting.axes import LAYOUT_OPERATORS, RESHAPES, Axes, Factors, climb
-from o2o.rewriting.match import Miss, miss, only_user
+from o2o.rewriting.matchers import Miss, miss, only_user
 from o2o.rewriting.rope import Rotation
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
-from o2o.reference import is_function
+from o2o.operators.reference import is_function
 from o2o.rewriting.axes import RESHAPES
-from o2o.rewriting.match import constant_ints
+from o2o.rewriting.matchers import constant_ints
 
 # What these compute in one place is a function of what their operands hold there, after broadcasting.
 ELEMENTWISE = (

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.attention import Attention
 from o2o.model import shape_of
+from o2o.operators.attention import Attention
 from o2o.rewriting.attention.causality import Keys, at_position, position_leaf, prove_causal, prove_start
 from o2o.rewriting.attention.parts import Joined, Scores
 from o2o.rewriting.axes import Axes, Factors
-from o2o.rewriting.match import Miss, miss
+from o2o.rewriting.matchers import Miss, miss
 
 
 class Visibility:

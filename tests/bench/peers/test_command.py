@@ -14,9 +14,9 @@ import pytest
 
 from bench.peers import __main__ as peers
 from bench.peers import files
-from bench.peers.contenders import LLAMA_CPP, ORT_GENAI, THIS_PROJECT, Peer, Variant
 from bench.peers.environments import python_of, wanted_by
 from bench.peers.processes import PeerFailed, end, finish, started
+from bench.peers.variants import LLAMA_CPP, ORT_GENAI, THIS_PROJECT, Peer, Variant
 from tests.bench.peers.toy import VOCABULARY
 
 TOY = Peer("toy", "toy", converts=False, runners="tests.bench.peers")

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from bench.peers.contenders import LLAMA_CPP, ORT_GENAI, THIS_PROJECT, VARIANTS, Variant
 from bench.peers.ratios import Spread, best, figures, ratios
 from bench.peers.table import pairs, table
 from bench.peers.targets import TARGETS
+from bench.peers.variants import LLAMA_CPP, ORT_GENAI, THIS_PROJECT, VARIANTS, Variant
 
 OURS, QUICK = Variant(THIS_PROJECT, "int8", 8, "litert"), Variant(THIS_PROJECT, "int4", 4, "litert")
 THEIRS, OTHER = Variant(LLAMA_CPP, "Q8_0", 8), Variant(ORT_GENAI, "int4", 4)

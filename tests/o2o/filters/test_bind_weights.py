@@ -20,9 +20,9 @@ from export import build
 from export.model import LanguageModel
 from o2o import formats
 from o2o.filters import bind_weights, inspect
-from o2o.formats.constants import LARGE, storage_key
+from o2o.formats.tensors import LARGE, storage_key
 from o2o.model import Model
-from o2o.weights.reference import Reference
+from o2o.weights.external import Reference
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.compiled import compiled_once
 from tests.o2o.graphs import Graph, linear

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from o2o.contract import contract_of
-from o2o.lower.litert import lower
+from o2o.lower.litert.lowering import lower
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
-from tests.o2o.lower.test_litert import decode_of
+from tests.o2o.lower.litert.test_lowering import decode_of
 from tests.o2o.speaking_graphs import speaker
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from o2o import formats
-from o2o.formats.constants import storage_key
-from o2o.lower.composites import ATTENTION, RMS_NORM, wrap_composites
-from o2o.lower.litert import lower
+from o2o.formats.tensors import storage_key
+from o2o.lower.litert.composites import ATTENTION, RMS_NORM, wrap_composites
+from o2o.lower.litert.lowering import lower
 from o2o.model import Model, attribute
 from o2o.rewriting.outline import COMPOSITE, decompositions
 from tests.o2o import graphs

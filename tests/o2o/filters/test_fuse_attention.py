@@ -10,13 +10,14 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 
-from o2o import formats, reference
+from o2o import formats
 from o2o.contract import Role, contract_of
 from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
-from o2o.lower.litert import lower
+from o2o.lower.litert.lowering import lower
 from o2o.model import Model
-from o2o.rewriting.clean import remove_dead_constants
+from o2o.operators import reference
+from o2o.rewriting.dead_code_elimination import remove_dead_constants
 from tests.o2o import graphs
 from tests.o2o.attention_graphs import BROKEN, D, Form, build, feeds_at, forms
 from tests.o2o.graphs import exported_feeds, operators

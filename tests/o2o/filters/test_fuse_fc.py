@@ -12,14 +12,14 @@ import pytest
 
 from o2o import formats
 from o2o.filters.fuse_fc import FuseFc
-from o2o.formats.joined import Joined
-from o2o.lower.litert import lower
+from o2o.formats.concatenated_tensor import Joined
+from o2o.lower.litert.lowering import lower
 from o2o.model import Model, shape_of
-from o2o.quantization.comparing import compare, dequantized
+from o2o.quantization.compare import compare, dequantized
+from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import RECIPES, find
-from o2o.quantization.rewriting import quantize
-from o2o.rewriting.joining import is_joined, part_of, parts
-from o2o.weights.reference import Reference
+from o2o.rewriting.stacked_weights import is_joined, part_of, parts
+from o2o.weights.external import Reference
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import Graph, operators, run, sign, weights

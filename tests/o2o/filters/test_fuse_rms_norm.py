@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from o2o import formats, reference
+from o2o import formats
 from o2o.contract import contract_of
 from o2o.model import CUSTOM_DOMAIN, Model
+from o2o.operators import reference
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import Graph, assert_means_the_same, exported_feeds, operators, weights

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from o2o import formats
 from o2o.filters.gc import Gc, stored_bytes
-from o2o.formats.constants import storage_key
+from o2o.formats.tensors import storage_key
 from o2o.model import Model
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import (

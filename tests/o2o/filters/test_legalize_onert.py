@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from o2o.contract import Role, contract_of
 from o2o.weights.binding import references
-from o2o.weights.reference import Reference
+from o2o.weights.external import Reference
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import FLOAT, Graph, decoder, operators, weights

@@ -10,7 +10,7 @@ import pytest
 
 from o2o import formats
 from o2o.filters import lower_onnx
-from o2o.lower.litert import lower
+from o2o.lower.litert.lowering import lower
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import decoder as scattered
 from tests.o2o.lower.onnx.decoders import Shape, decoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from o2o import filters
-from o2o.lower.litert import lower
+from o2o.lower.litert.lowering import lower
 from tests.o2o.filters.manners import Manners
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import decoder

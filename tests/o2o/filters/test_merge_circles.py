@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from o2o import formats
 from o2o.contract import contract_of
 from o2o.filters.merge_circles import MergeCircles, main
-from o2o.formats.constants import storage_key
+from o2o.formats.tensors import storage_key
 from o2o.model import CUSTOM_DOMAIN, Model
 from tests.o2o import graphs
 from tests.o2o.graphs import (

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from export import build
 from o2o import formats
 from o2o.filters import bind_weights, inspect, merge_circles, quantize_weights
-from o2o.lower.litert import lower
+from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from o2o.quantization.recipes import RECIPES
-from o2o.rewriting.build import add_constant
-from o2o.weights.reference import Reference
+from o2o.rewriting.builder import add_constant
+from o2o.weights.external import Reference
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.compiled import compiled_once
 from tests.o2o.filters.conftest import Command

@@ -7,7 +7,7 @@ import pytest
 
 from o2o import formats
 from o2o.filters.fuse_rms_norm import FuseRmsNorm
-from o2o.lower.litert import lower
+from o2o.lower.litert.lowering import lower
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import SAMPLES, Graph, decoder, operators, weights

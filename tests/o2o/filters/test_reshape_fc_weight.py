@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.constants import storage_key
+from o2o.formats.tensors import storage_key
 from o2o.model import Model, shape_of
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import Graph, assert_same_results, feeds, linear, per_channel, run, weights

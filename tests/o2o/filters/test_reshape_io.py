@@ -11,11 +11,12 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 
-from o2o import formats, reference
+from o2o import formats
 from o2o.contract import Role, contract_of, role_of
 from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.reshape_io import ReshapeIo
 from o2o.model import CUSTOM_DOMAIN, Model
+from o2o.operators import reference
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention, feeds_at

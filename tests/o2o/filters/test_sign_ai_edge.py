@@ -15,10 +15,10 @@ from o2o import formats
 from o2o.contract import Role, contract_of, role_of
 from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.merge_circles import MergeCircles
-from o2o.lower.litert import lower
+from o2o.lower.litert.lowering import lower
 from o2o.model import Model
-from runtime_py.contract import Contract
-from runtime_py.engines.litert import LiteRtEngine
+from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.model.contract import Contract
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import INT32, Graph, interpreter, linear, operators

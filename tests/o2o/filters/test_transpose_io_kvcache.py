@@ -8,12 +8,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from o2o import formats, reference
+from o2o import formats
 from o2o.contract import Role, contract_of, role_of
 from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
-from o2o.lower.litert import lower
+from o2o.lower.litert.lowering import lower
 from o2o.model import Model
+from o2o.operators import reference
 from tests.o2o import graphs
 from tests.o2o.attention_graphs import Form as Scattered
 from tests.o2o.attention_graphs import build, feeds_at

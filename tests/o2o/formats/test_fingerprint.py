@@ -13,13 +13,13 @@ import pytest
 
 from o2o import formats
 from o2o.contract import Role
-from o2o.formats.constants import LARGE
 from o2o.formats.fingerprint import fingerprint
+from o2o.formats.tensors import LARGE
 from o2o.formats.writer import write
 from o2o.model import Model
 from o2o.streams.source import PipeSource
 from o2o.weights.binding import bind
-from o2o.weights.reference import Reference
+from o2o.weights.external import Reference
 from tests.o2o.formats.trees import repacked
 from tests.o2o.graphs import SAMPLES, Graph, decoder, sign, weights
 from tests.o2o.streams.test_source import piped

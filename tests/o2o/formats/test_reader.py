@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.formats.constants import numbers
 from o2o.formats.schema import DIALECTS
+from o2o.formats.tensors import numbers
 from o2o.model import CUSTOM_DOMAIN
 from tests.o2o.formats.trees import pack, unpack
 from tests.o2o.graphs import SAMPLES, decoder, linear

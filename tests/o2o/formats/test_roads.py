@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from o2o import formats
 from o2o.filters import gc
-from o2o.formats import constants, fingerprint, reader, tables, writer
-from o2o.formats.constants import Stored
+from o2o.formats import fingerprint, reader, tables, tensors, writer
+from o2o.formats.tensors import Stored
 from o2o.formats.writer import plan
 from o2o.model import Model
 from o2o.streams import MemorySource, Source, open_file
@@ -36,7 +36,7 @@ ENOUGH = settings(max_examples=25, deadline=None, suppress_health_check=[*Health
 def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether toy constants are data, as those of gigabytes are."""
     if request.param == "all large":
-        for module in (constants, fingerprint, reader, tables, writer):
+        for module in (tensors, fingerprint, reader, tables, writer):
             if hasattr(module, "LARGE"):
                 monkeypatch.setattr(module, "LARGE", 1)
 

@@ -13,7 +13,7 @@ import pytest
 from o2o import formats
 from o2o.errors import ModelError
 from o2o.formats import writer
-from o2o.formats.constants import LARGE
+from o2o.formats.tensors import LARGE
 from o2o.formats.writer import plan, write
 from o2o.model import Model
 from tests.o2o.formats.trees import canonical, unpack

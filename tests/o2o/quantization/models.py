@@ -8,7 +8,7 @@ import onnx_ir as ir
 from o2o import formats
 from o2o.contract import Role
 from o2o.model import Format, Model, shape_of
-from o2o.rewriting.sharing import share_constants
+from o2o.rewriting.deduplicate_constants import share_constants
 from tests.o2o.graphs import FLOAT, INT64, Graph, sign, weights
 
 V, D, F = 128, 64, 128  # words, hidden size, that in the middle

@@ -13,8 +13,8 @@ from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_mana
 
 from o2o import formats
 from o2o.model import Model
+from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
-from o2o.quantization.rewriting import quantize
 from o2o.quantization.schemes import Scheme
 from tests.o2o.graphs import FLOAT, INT32, Graph, run, weights
 from tests.o2o.quantization.models import constants, integers, meaning

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.formats.constants import storage_key
+from o2o.formats.tensors import storage_key
 from o2o.quantization import tensors
 from o2o.quantization.schemes import FLOAT16, INT4_BLOCK32, INT4_BLOCK128, INT8, SCHEMES, Scheme
 from o2o.quantization.tensors import Quantized
-from o2o.weights.reference import Reference, Weight
+from o2o.weights.external import Reference, Weight
 from o2o.weights.safetensors import read_header
 from tests.o2o.graphs import FLOAT, Graph, weights
 
@@ -178,7 +178,7 @@ def test_a_large_tensor_is_never_whole(tmp_path: Path, monkeypatch: pytest.Monke
     found = Quantized("w", Weight("w", read_header(path)["w"], FLOAT), INT8)
     assert max(len(piece) for piece in found.pieces()) <= 1024
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("o2o.weights.stored.StoredTensor.read_float32", _never)
+        patch.setattr("o2o.weights.stored_tensor.StoredTensor.read_float32", _never)
         found.tofile(io.BytesIO())
 
 

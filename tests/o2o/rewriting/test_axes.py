@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 from hypothesis import assume, given, settings
 
-from o2o import reference
+from o2o.operators import reference
 from o2o.rewriting.axes import Axes, Factors, climb, matmul_axes
-from o2o.rewriting.match import Miss
+from o2o.rewriting.matchers import Miss
 from tests.o2o.graphs import INT32, Graph
 
 NAMES = "ABCDE"

@@ -9,9 +9,9 @@ import pytest
 
 from o2o import formats
 from o2o.contract import Role, role_of
-from o2o.formats.constants import storage_key
+from o2o.formats.tensors import storage_key
 from o2o.model import DOMAIN, Model, attribute, shape_of
-from o2o.rewriting.match import Miss
+from o2o.rewriting.matchers import Miss
 from o2o.rewriting.outline import COMPOSITE, between, decompositions, outline
 from tests.o2o import graphs
 from tests.o2o.graphs import FLOAT, Graph, feeds, sign, weights

@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from o2o import formats, reference
+from o2o import formats
 from o2o.formats.writer import plan
 from o2o.model import Model
+from o2o.operators import reference
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import FLOAT, INT32, Graph, feeds, per_channel, weights
 from tests.o2o.lower.onert.running import CRASHED, run, run_all

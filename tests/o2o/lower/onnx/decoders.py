@@ -9,12 +9,12 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from o2o import causal, reference
 from o2o.contract import Role, role_of
-from o2o.formats.constants import is_quantized
-from o2o.lower.litert import lower
+from o2o.formats.tensors import is_quantized
+from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model, shape_of
-from o2o.quantization.comparing import dequantized
+from o2o.operators import causal_attention, reference
+from o2o.quantization.compare import dequantized
 from tests.o2o.graphs import FLOAT, INT32, INT64, Graph, run, weights
 
 
@@ -125,8 +125,8 @@ def plain() -> Model:
         new.meta["role"] = Role(kind, 0, "BNTH")  # type: ignore[arg-type]
         written.append(new)
     y = graph.value("attended", [1, 1, K, H])
-    node = graph.node(causal.NAME, [heads, *written, position], [y], domain=CUSTOM_DOMAIN)
-    node.meta["fields"] = {"customOptions": np.frombuffer(causal.pack(H**-0.5, None), np.uint8)}
+    node = graph.node(causal_attention.NAME, [heads, *written, position], [y], domain=CUSTOM_DOMAIN)
+    node.meta["fields"] = {"customOptions": np.frombuffer(causal_attention.pack(H**-0.5, None), np.uint8)}
     flat = graph.op("RESHAPE", [y, graph.constant("flat", np.int32([1, 1, K * H]))], [1, 1, K * H])
     logits = graph.fc(flat, graph.constant("head", weights(V, K * H, seed=1)), "logits")
     logits.meta["role"] = Role("logits")
@@ -135,7 +135,8 @@ def plain() -> Model:
 
 
 def answers(model: Model, ids: Sequence[int]) -> np.ndarray:
-    """The logits behind each of `ids`, fed one by one to the decode graph: [len(ids), V], by o2o.reference.
+    """The logits behind each of `ids`, fed one by one to the decode graph: [len(ids), V], by
+    o2o.operators.reference.
 
     Quantised constants count as what they stand for.
     """

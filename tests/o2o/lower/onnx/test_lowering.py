@@ -13,7 +13,7 @@ from o2o.contract import Role
 from o2o.errors import ModelError
 from o2o.lower.onnx import lower_to_onnx
 from o2o.model import Model
-from o2o.rewriting.build import add_constant
+from o2o.rewriting.builder import add_constant
 from tests.o2o.graphs import FLOAT, INT32, Graph
 from tests.o2o.graphs import decoder as little_decoder
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
@@ -253,7 +253,7 @@ def test_operators_that_are_not_known() -> None:
 
 
 def test_weights_that_are_not_there(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from o2o.weights.reference import Reference
+    from o2o.weights.external import Reference
 
     model = decoder()
     value = model.graphs[0].initializers["layers.0.gate.weight"]

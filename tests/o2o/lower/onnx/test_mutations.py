@@ -14,7 +14,7 @@ import pytest
 from o2o import formats
 from o2o.errors import ModelError
 from o2o.lower.onnx import lower_to_onnx
-from o2o.reference import NotEvaluable
+from o2o.operators.reference import NotEvaluable
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
 from tests.o2o.lower.onnx.running import FORMS, Running
 from tests.o2o.lower.onnx.test_operators import OPERATORS, with_operator

@@ -1,4 +1,4 @@
-"""Each plain operator computes for T tokens what o2o.reference computes for each of them."""
+"""Each plain operator computes for T tokens what o2o.operators.reference computes for each of them."""
 
 from __future__ import annotations
 
@@ -203,8 +203,8 @@ def test_by_token(name: str, logits: str) -> None:
 
 def test_in_front_of_the_other_axes() -> None:
     """Quantised models have an axis more in front."""
+    from o2o.quantization.quantize import quantize
     from o2o.quantization.recipes import find
-    from o2o.quantization.rewriting import quantize
 
     shape = Shape(layers=1, D=64, I=64, V=19, S=9)
     ids = [3, 1, 4, 1]

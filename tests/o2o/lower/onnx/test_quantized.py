@@ -10,8 +10,8 @@ import pytest
 
 from o2o import formats
 from o2o.model import Model
+from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
-from o2o.quantization.rewriting import quantize
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder, on_litert
 from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
 

@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from o2o.model import Model, shape_of
-from o2o.reference import NotEvaluable
+from o2o.operators.reference import NotEvaluable
 from o2o.rewriting.attention import causality
 from o2o.rewriting.attention.causality import Keys, at_position, prove_causal, prove_start
 from o2o.rewriting.attention.visibility import Visibility
-from o2o.rewriting.match import Miss
+from o2o.rewriting.matchers import Miss
 from tests.o2o.attention_graphs import Form, build
 from tests.o2o.graphs import INT64, Graph
 from tests.o2o.mutations import mutate

@@ -1,0 +1,259 @@
+"""What a model is made of: as plain data (`summarise`), and as text that is good to read (`render`)."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from o2o.cli.text import counted
+from o2o.contract import contract_of, role_of
+from o2o.formats.tensors import Stored, storage_key
+from o2o.model import CUSTOM_DOMAIN, Model
+from o2o.quantization.metadata import recorded
+from o2o.rewriting.dead_code_elimination import inner_graphs
+from o2o.weights.external import Reference
+
+LARGEST = 5  # constants that the text shows
+
+
+def summarise(model: Model) -> dict[str, Any]:
+    """The parts of `model`, which was read from a file, ready for JSON: graphs, constants in the file and
+    references to others, metadata, contract, quantisation, history."""
+    return {
+        "format": model.format,
+        "graphs": [_graph(model, graph) for graph in model.graphs],
+        "constants": _constants(model),
+        "references": _references(model),
+        "metadata": [{"name": name, "bytes": len(data)} for name, data in model.metadata],
+        "contract": contract_of(model),
+        "quantization": recorded(model),
+        "history": model.history,
+    }
+
+
+def _graph(model: Model, graph: ir.Graph) -> dict[str, Any]:
+    operators = Counter(_operator(node) for node in graph)
+    return {
+        "name": graph.name,
+        "label": model.label(graph),
+        "signatures": [signature.name for signature in model.signatures_of(graph)],
+        "run_by": [
+            f"{node.op_type} of {model.label(outer)}"
+            for outer in model.graphs
+            for node in outer
+            if any(inner is graph for inner in inner_graphs(node))
+        ],
+        "inputs": [_end(model, graph, value) for value in graph.inputs],
+        "outputs": [_end(model, graph, value) for value in graph.outputs],
+        "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+    }
+
+
+def _operator(node: ir.Node) -> str:
+    return f"CUSTOM {node.op_type}" if node.domain == CUSTOM_DOMAIN else node.op_type
+
+
+def _end(model: Model, graph: ir.Graph, value: ir.Value) -> dict[str, Any]:
+    public = {
+        name: None
+        for signature in model.signatures_of(graph)
+        for names in (signature.inputs, signature.outputs)
+        for name, other in names.items()
+        if other is value and name != value.name
+    }
+    entry: dict[str, Any] = {"name": value.name, "dtype": dtype_name(value), "shape": _shape(value)}
+    if public:
+        entry["public"] = list(public)
+    if (role := role_of(value)) is not None:
+        told = {"role": role.kind, "layer": role.layer, "layout": role.layout}
+        entry |= {key: item for key, item in told.items() if item is not None}
+    if (quantization := value.meta.get("fields", {}).get("quantization")) is not None:
+        scale = getattr(quantization, "scale", None)
+        if scale is not None and len(scale):
+            entry["scales"] = len(scale)
+    return entry
+
+
+def dtype_name(value: ir.Value) -> str:
+    """`float32`, `int4`, `string`; `other` for what the IR has no type for."""
+    if value.dtype is None:
+        return "other"
+    return "string" if value.dtype == ir.DataType.STRING else str(value.dtype.numpy())
+
+
+def _shape(value: ir.Value) -> list[int]:
+    return [] if value.shape is None else list(value.shape.numpy())
+
+
+def _constants(model: Model) -> dict[str, Any]:
+    """What of the constants is in the file, and in which form: `inside` what FlatBuffers address, or `by
+    offset`, beyond the 2 GiB that they do."""
+    users: dict[Hashable, list[tuple[str, ir.Value]]] = defaultdict(list)
+    form = "inside"
+    for label, value, tensor in _constant_values(model):
+        if not isinstance(tensor, Reference):
+            users[storage_key(tensor)].append((label, value))
+        if isinstance(tensor, Stored) and tensor.span.outside:
+            form = "by offset"
+    sizes = {key: found[0][1].const_value.nbytes for key, found in users.items()}  # type: ignore[union-attr]
+    by_dtype: Counter[str] = Counter()
+    for key, found in users.items():
+        by_dtype[dtype_name(found[0][1])] += sizes[key]
+    largest = sorted(users, key=lambda key: (-sizes[key], users[key][0][1].name or ""))[:LARGEST]
+    return {
+        "count": sum(map(len, users.values())),
+        "buffers": len(users),
+        "bytes": sum(sizes.values()),
+        "form": form,
+        "shared": sum(len(found) > 1 for found in users.values()),
+        "saved": sum(sizes[key] * (len(found) - 1) for key, found in users.items()),
+        "by_dtype": dict(sorted(by_dtype.items(), key=lambda item: -item[1])),
+        "largest": [
+            {
+                "name": users[key][0][1].name,
+                "bytes": sizes[key],
+                "dtype": dtype_name(users[key][0][1]),
+                "shape": _shape(users[key][0][1]),
+                "graphs": list(dict.fromkeys(label for label, _ in users[key])),
+            }
+            for key in largest
+        ],
+    }
+
+
+def _references(model: Model) -> dict[str, Any]:
+    """What of the constants is in a checkpoint: how many tensors, in which files, bytes to come."""
+    found = {tensor.key: tensor for _, _, tensor in _constant_values(model) if isinstance(tensor, Reference)}
+    return {
+        "count": len(found),
+        "bytes": sum(tensor.nbytes for tensor in found.values()),
+        "files": sorted({str(tensor.path) for tensor in found.values()}),
+    }
+
+
+def _constant_values(model: Model) -> Iterator[tuple[str, ir.Value, ir.TensorProtocol]]:
+    for graph in model.graphs:
+        seen: set[int] = set()
+        for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
+            if value.const_value is not None and id(value) not in seen:
+                seen.add(id(value))
+                yield model.label(graph), value, value.const_value
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+def render(summary: dict[str, Any], source: str, size: int) -> str:
+    """`summary` as lines for a person."""
+    graphs = summary["graphs"]
+    title = {"circle": "Circle", "tflite": "TFLite"}[summary["format"]]
+    lines = [f"{source}: {title}, {size:,} bytes, {counted(len(graphs), 'subgraph')}"]
+    for index, graph in enumerate(graphs):
+        lines += ["", _heading(index, graph)]
+        sides = ("inputs", "outputs")
+        lines += _table([(side, _row(k, entry)) for side in sides for k, entry in enumerate(graph[side])])
+        operators = [f"{name} {count}" for name, count in graph["operators"].items()]
+        lines += _wrapped(f"operators {sum(graph['operators'].values())}:", operators)
+    lines += ["", *_constant_lines(summary["constants"]), *_reference_lines(summary["references"])]
+    if summary["metadata"]:
+        told = [f"{entry['name']} ({entry['bytes']:,} bytes)" for entry in summary["metadata"]]
+        lines += ["", *_wrapped("metadata:", told, indent="")]
+    signatures = summary["contract"]["signatures"]
+    told_of = ", ".join(signatures) if signatures else "none (no tensor has a role)"
+    lines += ["", f"contract: {told_of}"]
+    lines += [f"quantisation: {_quantization(step)}" for step in summary["quantization"]]
+    lines += ["", "history:" if summary["history"] else "history: none"]
+    lines += [f"  {index}  {_history(entry)}" for index, entry in enumerate(summary["history"], 1)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _heading(index: int, graph: dict[str, Any]) -> str:
+    heading = f"subgraph {index}" + (f" {graph['name']!r}" if graph["name"] else "")
+    if graph["signatures"]:
+        heading += f", signature {', '.join(graph['signatures'])}"
+    return heading + (f", run by {'; '.join(graph['run_by'])}" if graph["run_by"] else "")
+
+
+def _row(index: int, entry: dict[str, Any]) -> list[str]:
+    shape = f"[{','.join(map(str, entry['shape']))}]"
+    told = [entry["role"]] if "role" in entry else []
+    told += [f"layer {entry['layer']}"] if "layer" in entry else []
+    told += [entry["layout"]] if "layout" in entry else []
+    told += [counted(entry["scales"], "scale")] if "scales" in entry else []
+    told += [f"called {', '.join(entry['public'])}"] if "public" in entry else []
+    return [str(index), entry["name"] or "(no name)", entry["dtype"], shape, ", ".join(told)]
+
+
+def _table(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Rows in columns, the first column to the right; the title of each in front, where it is new."""
+    if not rows:
+        return []
+    widths = [max(map(len, column)) for column in zip(*(row for _, row in rows), strict=True)]
+    lines = []
+    last = ""
+    for title, row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[0] = row[0].rjust(widths[0])
+        lines.append(f"  {'' if title == last else title:<8} {'  '.join(cells)}")
+        last = title
+    return lines
+
+
+def _constant_lines(told: dict[str, Any]) -> list[str]:
+    if not told["count"]:
+        return ["constants: none"]
+    by_dtype = ", ".join(f"{name} {size:,}" for name, size in told["by_dtype"].items())
+    buffers = counted(told["buffers"], "buffer")
+    where = {"inside": "inside", "by offset": "by offset, beyond what FlatBuffers address"}[told["form"]]
+    lines = [f"constants: {told['count']} in {buffers}, {told['bytes']:,} bytes {where} ({by_dtype})"]
+    if told["shared"]:
+        lines.append(f"  {counted(told['shared'], 'buffer')} shared, which saves {told['saved']:,} bytes")
+    rows = [
+        [
+            f"{entry['bytes']:,}",
+            entry["name"] or "(no name)",
+            entry["dtype"],
+            f"[{','.join(map(str, entry['shape']))}]",
+            "in " + ", ".join(entry["graphs"]),
+        ]
+        for entry in told["largest"]
+    ]
+    return lines + _table([("largest", row) for row in rows])
+
+
+def _reference_lines(told: dict[str, Any]) -> list[str]:
+    if not told["count"]:
+        return []
+    title = f"references: {counted(told['count'], 'tensor')}, {told['bytes']:,} bytes when they are bound, in"
+    return _wrapped(title, told["files"], indent="")
+
+
+def _wrapped(title: str, items: Sequence[str], indent: str = "  ", width: int = 100) -> list[str]:
+    """`title item, item, ...` in lines of at most `width`, where one item fits."""
+    lines, line = [], f"{indent}{title}"
+    for index, item in enumerate(items):
+        text = f" {item}" + ("," if index < len(items) - 1 else "")
+        if len(line) + len(text) > width:
+            lines.append(line)
+            line = f"{indent}   "
+        line += text
+    return [*lines, line]
+
+
+def _quantization(step: dict[str, Any]) -> str:
+    parts = ", ".join(f"{part} {step.get(part)}" for part in ("matrices", "embedding", "head"))
+    counts = ", ".join(f"{count} of {scheme}" for scheme, count in step.get("tensors", {}).items())
+    return f"{step.get('recipe')} ({parts}): {counts}"
+
+
+def _history(entry: dict[str, Any]) -> str:
+    if "merged" in entry:
+        inner = "; ".join(_history(step) for step in entry.get("history", ())) or "nothing"
+        return f"merged {entry['merged']}, after: {inner}"
+    arguments = shlex.join(map(str, entry.get("arguments", ())))
+    version = f"  ({entry['version']})" if "version" in entry else ""
+    return f"{entry.get('filter', entry)} {arguments}".rstrip() + version

@@ -1,0 +1,28 @@
+"""SPLIT_V, whose parts onert leaves empty: as a SLICE for each."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from o2o.errors import ModelError
+from o2o.formats.dialects import called
+from o2o.model import Model, shape_of
+from o2o.rewriting.builder import Builder
+from o2o.rewriting.matchers import constant_ints
+from o2o.rewriting.rewire import replace_output
+
+
+def legalize_split(model: Model, graph: ir.Graph, node: ir.Node) -> None:
+    """Parts of constant sizes, which their shapes tell, along a constant axis."""
+    x, _, axes = node.inputs
+    assert x is not None
+    axis = constant_ints(axes)
+    if axis is None:
+        raise ModelError(f"onert does not compute {called(model, graph, node)}: its axis is not constant")
+    along = axis[0] % len(shape_of(x))
+    op = Builder(graph, before=node, prefix=f"{node.outputs[0].name}/")
+    begin = [0] * len(shape_of(x))
+    for old in list(node.outputs):
+        replace_output(model, old, op.slice(x, begin, shape_of(old), name="part"))
+        begin[along] += shape_of(old)[along]
+    graph.remove(node, safe=True)

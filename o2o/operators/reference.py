@@ -1,0 +1,343 @@
+"""What the operators mean, in numpy: to fold constants, to prove masks, and to test rewrites against.
+
+Slow, exact about shapes, and complete enough for decoder graphs. Meanings follow the TFLite operator
+documentation and LiteRT's reference kernels; Circle's own operators are defined here:
+
+RMS_NORM(x [..., D], weight [D]; epsilon) = x / sqrt(mean(x^2) + epsilon) * weight, the mean over D.
+
+ROPE(x [B, N, T, H], sin, cos; mode GPT_NEOX), with tables broadcast to x:
+    x * cos + concat(-x[..., H/2:], x[..., :H/2]) * sin
+
+ATTENTION(x [1, T, D], wq [N*H, D], wk [K*H, D], wv [K*H, D], wo [D, N*H],
+          cos, sin [1, T, H] or absent, mask or absent, k_cache, v_cache or absent, pos [1] or [T] or absent):
+    q, k, v = x wq', x wk', x wv' in heads; q and k rotated as by ROPE when cos and sin are there;
+    with caches ([1, K, S, H], or [1, S, K, H]) rows pos .. pos+T-1 of them become k and v, in place, and
+    attention goes over all S rows, else over k and v;
+    scores = q k' / sqrt(H), query head n against key head n // (N/K);
+    the mask is added when there is one, else row j is visible to query t when j <= pos + t;
+    result = softmax(scores) v, heads side by side, times wo'.
+  (Operand order: Samsung ONE's `circle_custom::attention`.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.errors import ModelError
+from o2o.formats.tensors import is_constant, is_quantized, numbers
+from o2o.model import DOMAIN, attribute, shape_of
+from o2o.operators.attention import Attention, writes_cache
+
+Array = np.ndarray
+Kernel = Callable[..., Array | Sequence[Array]]
+
+
+class NotEvaluable(Exception):
+    """The value depends on something unknown, or on an operator that has no numpy meaning here."""
+
+
+def evaluate(value: ir.Value, known: Mapping[ir.Value, Array]) -> Array:
+    """The numbers of `value`, given those of `known` values. Raises NotEvaluable."""
+    return _Evaluation(known).value(value)
+
+
+def run(graph: ir.Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs of `graph` by name. Caches among `feeds` that ATTENTION updates are changed in place."""
+    known = {value: np.asarray(feeds[value.name or ""]) for value in graph.inputs}
+    evaluation = _Evaluation(known)
+    for node in graph:
+        evaluation.node(node)
+    return {value.name or "": evaluation.value(value) for value in graph.outputs}
+
+
+def is_function(node: ir.Node) -> bool:
+    """Whether `node` is known to compute its results from its operands and to do nothing else."""
+    return node.domain == DOMAIN and node.op_type in _KERNELS and not writes_cache(node)
+
+
+def leaves(value: ir.Value) -> list[ir.Value]:
+    """The values without a producer that `value` is computed from and that are not constants."""
+    found: dict[ir.Value, None] = {}
+    seen: set[ir.Value] = set()
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        if current in seen or is_constant(current):
+            continue
+        seen.add(current)
+        producer = current.producer()
+        if producer is None:
+            found[current] = None
+        else:
+            pending.extend(v for v in producer.inputs if v is not None)
+    return list(found)
+
+
+class _Evaluation:
+    def __init__(self, known: Mapping[ir.Value, Array]) -> None:
+        self.known = dict(known)
+
+    def value(self, value: ir.Value) -> Array:
+        # Iterative, as graphs are deeper than Python's stack.
+        pending = [value]
+        while pending:
+            current = pending[-1]
+            if current in self.known:
+                pending.pop()
+                continue
+            constant = numbers(current)
+            if constant is not None:
+                self.known[current] = constant
+                continue
+            producer = current.producer()
+            if producer is None:
+                raise NotEvaluable(f"{current.name} is not known")
+            missing = [v for v in producer.inputs if v is not None and v not in self.known]
+            if missing:
+                pending.extend(missing)
+            else:
+                self.node(producer)
+        return self.known[value]
+
+    def node(self, node: ir.Node) -> None:
+        kernel = _KERNELS.get(node.op_type) if node.domain == DOMAIN else None
+        if kernel is None:
+            raise NotEvaluable(f"{node.op_type} has no reference meaning")
+        if any(value is not None and is_quantized(value) for value in (*node.inputs, *node.outputs)):
+            raise NotEvaluable(f"{node.op_type} on quantised numbers has no reference meaning")
+        inputs = [None if value is None else self.value(value) for value in node.inputs]
+        try:
+            results = kernel(node, *inputs)
+        except (ValueError, IndexError, TypeError, ArithmeticError, ModelError) as error:
+            raise NotEvaluable(f"{node.op_type} {node.outputs[0].name} makes no sense: {error}") from error
+        for value, result in zip(
+            node.outputs, [results] if isinstance(results, np.ndarray) else results, strict=True
+        ):
+            dtype = value.dtype.numpy() if value.dtype is not None else result.dtype
+            self.known[value] = np.asarray(_activate(node, result), dtype)
+
+
+def _activate(node: ir.Node, x: Array) -> Array:
+    """The activation fused into an operator: NONE, RELU, RELU_N1_TO_1, RELU6, TANH, SIGN_BIT."""
+    kind = attribute(node, "fusedActivationFunction", 0)
+    if kind == 0:
+        return x
+    if node.op_type == "CONCATENATION":
+        raise NotEvaluable("CONCATENATION with a fused activation: runtimes disagree")
+    bounds = {1: (0, np.inf), 2: (-1, 1), 3: (0, 6)}
+    if kind in bounds:
+        return np.clip(x, *bounds[kind])
+    if kind == 4:
+        return np.tanh(x)
+    raise NotEvaluable(f"{node.op_type} with fused activation {kind}")
+
+
+def slice_bounds(node: ir.Node) -> list[tuple[int, int, int]]:
+    """(begin, end, step) by axis of a SLICE or STRIDED_SLICE with constant bounds. Raises NotEvaluable."""
+    shape = shape_of(node.inputs[0])  # type: ignore[arg-type]
+    vectors = [numbers(value) for value in node.inputs[1:]]
+    if any(vector is None for vector in vectors):
+        raise NotEvaluable(f"{node.op_type} has bounds that are not constant")
+    if node.op_type == "SLICE":
+        begin, size = ([int(x) for x in vector] for vector in vectors)  # type: ignore[union-attr]
+        ends = [dim if n == -1 else b + n for b, n, dim in zip(begin, size, shape, strict=True)]
+        return list(zip(begin, ends, [1] * len(shape), strict=True))
+    if any(attribute(node, name, 0) for name in ("ellipsisMask", "newAxisMask", "shrinkAxisMask", "offset")):
+        raise NotEvaluable("STRIDED_SLICE with ellipsis, new or shrunk axes")
+    bounds = []
+    for axis, (begin_, end_, step) in enumerate(zip(*vectors, strict=True)):
+        first = None if attribute(node, "beginMask", 0) >> axis & 1 else int(begin_)
+        last = None if attribute(node, "endMask", 0) >> axis & 1 else int(end_)
+        start, stop, stride = slice(first, last, int(step)).indices(shape[axis])
+        bounds.append((start, stop, stride))
+    bounds += [(0, dim, 1) for dim in shape[len(bounds) :]]
+    return bounds
+
+
+def rotate_half(x: Array) -> Array:
+    """[..., H] -> concat(-x[..., H/2:], x[..., :H/2])."""
+    half = x.shape[-1] // 2
+    return np.concatenate([-x[..., half:], x[..., :half]], -1)
+
+
+def softmax(x: Array) -> Array:
+    """Over the last axis."""
+    shifted = np.exp(x - x.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def _rms_norm(node: ir.Node, x: Array, weight: Array) -> Array:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + attribute(node, "epsilon", 0.0)) * weight
+
+
+def _rope(node: ir.Node, x: Array, sin: Array, cos: Array) -> Array:
+    if attribute(node, "mode", 0) != 0:
+        raise NotEvaluable("ROPE in a mode other than GPT_NEOX")
+    return x * cos + rotate_half(x) * sin
+
+
+def _attention(
+    node: ir.Node,
+    x: Array,
+    wq: Array,
+    wk: Array,
+    wv: Array,
+    wo: Array,
+    cos: Array | None = None,
+    sin: Array | None = None,
+    mask: Array | None = None,
+    k_cache: Array | None = None,
+    v_cache: Array | None = None,
+    pos: Array | None = None,
+) -> Array:
+    of = Attention.of(node)
+    T, H, N, K = of.T, of.H, of.N, of.K
+    q, k, v = ((x[0] @ w.T).reshape(T, -1, H).transpose(1, 0, 2) for w in (wq, wk, wv))  # [heads, T, H]
+    if cos is not None and sin is not None:
+        q, k = (y * cos.reshape(T, H) + rotate_half(y) * sin.reshape(T, H) for y in (q, k))
+    start = int(pos.reshape(-1)[0]) if pos is not None else 0
+    if k_cache is not None and v_cache is not None:
+        if not all(cache is None or cache.producer() is None for cache in (of.k_cache, of.v_cache)):
+            raise NotEvaluable("ATTENTION on a cache that is computed: nobody sees it written in place")
+        by_head = (0, 1, 2) if of.layout == "BNTH" else (1, 0, 2)
+        rows = [cache[0].transpose(by_head) for cache in (k_cache, v_cache)]  # views [K, S, H]
+        start = min(max(start, 0), rows[0].shape[1] - T)  # as DYNAMIC_UPDATE_SLICE does
+        for cache, new in zip(rows, (k, v), strict=True):
+            cache[:, start : start + T] = new
+        k, v = rows
+    S = k.shape[1]
+    k, v = (np.repeat(y, N // K, 0) for y in (k, v))
+    if mask is None:
+        visible = np.arange(S)[None, :] <= start + np.arange(T)[:, None]
+        mask = np.where(visible, 0, -np.inf)
+    scores = q @ k.transpose(0, 2, 1) / math.sqrt(H) + np.broadcast_to(mask, (1, N, T, S))[0]
+    y = softmax(scores) @ v
+    return (y.transpose(1, 0, 2).reshape(1, T, N * H) @ wo.T).astype(x.dtype)
+
+
+def _fully_connected(node: ir.Node, x: Array, w: Array, bias: Array | None = None) -> Array:
+    if attribute(node, "weightsFormat", 0):
+        raise NotEvaluable("FULLY_CONNECTED with shuffled weights")
+    y = x.reshape(-1, w.shape[-1]) @ w.reshape(-1, w.shape[-1]).T
+    if bias is not None:
+        y = y + bias
+    return y.reshape(shape_of(node.outputs[0]))
+
+
+def _select(node: ir.Node, condition: Array, x: Array, y: Array) -> Array:
+    """Unlike SELECT_V2, which broadcasts, a vector of conditions chooses along the first axis."""
+    rows = condition.ndim == 1 and x.ndim > 1
+    return np.where(condition.reshape(-1, *[1] * (x.ndim - 1)) if rows else condition, x, y)
+
+
+def _gather(node: ir.Node, x: Array, indices: Array) -> Array:
+    if attribute(node, "batchDims", 0):
+        raise NotEvaluable("GATHER by batch")
+    return np.take(x, indices, attribute(node, "axis", 0))
+
+
+def _batch_matmul(node: ir.Node, x: Array, y: Array) -> Array:
+    x = x.swapaxes(-1, -2) if attribute(node, "adjointLhs") else x
+    y = y.swapaxes(-1, -2) if attribute(node, "adjointRhs") else y
+    return x @ y
+
+
+def _dynamic_update_slice(node: ir.Node, operand: Array, update: Array, start: Array) -> Array:
+    result = operand.copy()
+    limits = [limit - size for limit, size in zip(operand.shape, update.shape, strict=True)]
+    begin = [min(max(int(b), 0), limit) for b, limit in zip(start, limits, strict=True)]
+    result[tuple(slice(b, b + n) for b, n in zip(begin, update.shape, strict=True))] = update
+    return result
+
+
+def _sliced(node: ir.Node, x: Array, *bounds: Array) -> Array:
+    return x[tuple(slice(b, e if e >= 0 else None, s) for b, e, s in slice_bounds(node))]
+
+
+def _reduce(function: Callable[..., Array]) -> Kernel:
+    def kernel(node: ir.Node, x: Array, axes: Array) -> Array:
+        over = tuple(int(axis) for axis in np.reshape(axes, -1))
+        return np.asarray(function(x, axis=over, keepdims=bool(attribute(node, "keepDims", 0))))
+
+    return kernel
+
+
+def _split(node: ir.Node, axis: Array, x: Array) -> Sequence[Array]:
+    return np.split(x, len(node.outputs), int(axis))
+
+
+def _each(function: Callable[..., Any]) -> Kernel:
+    """A kernel for an operator without options that matter."""
+    return lambda node, *inputs: np.asarray(function(*inputs))
+
+
+_KERNELS: dict[str, Kernel] = {
+    "ADD": _each(np.add),
+    "SUB": _each(np.subtract),
+    "MUL": _each(np.multiply),
+    "DIV": _each(lambda x, y: x / y if x.dtype.kind == "f" else np.trunc(x / y)),
+    "FLOOR_DIV": _each(np.floor_divide),
+    "FLOOR_MOD": _each(np.mod),
+    "MAXIMUM": _each(np.maximum),
+    "MINIMUM": _each(np.minimum),
+    "POW": _each(np.power),
+    "SQUARED_DIFFERENCE": _each(lambda x, y: (x - y) ** 2),
+    "NEG": _each(np.negative),
+    "ABS": _each(np.abs),
+    "SQRT": _each(np.sqrt),
+    "RSQRT": _each(lambda x: 1 / np.sqrt(x)),
+    "SQUARE": _each(np.square),
+    "EXP": _each(np.exp),
+    "LOG": _each(np.log),
+    "SIN": _each(np.sin),
+    "COS": _each(np.cos),
+    "TANH": _each(np.tanh),
+    "LOGISTIC": _each(lambda x: 1 / (1 + np.exp(-x))),
+    "RELU": _each(lambda x: np.maximum(x, 0)),
+    "FLOOR": _each(np.floor),
+    "CEIL": _each(np.ceil),
+    "CAST": _each(lambda x: x),  # `node` casts every result to its value's dtype
+    "LESS": _each(np.less),
+    "LESS_EQUAL": _each(np.less_equal),
+    "GREATER": _each(np.greater),
+    "GREATER_EQUAL": _each(np.greater_equal),
+    "EQUAL": _each(np.equal),
+    "NOT_EQUAL": _each(np.not_equal),
+    "LOGICAL_AND": _each(np.logical_and),
+    "LOGICAL_OR": _each(np.logical_or),
+    "LOGICAL_NOT": _each(np.logical_not),
+    "SELECT": _select,
+    "SELECT_V2": _each(np.where),
+    "RESHAPE": lambda node, x, *shape: x.reshape(shape_of(node.outputs[0])),
+    "EXPAND_DIMS": lambda node, x, axis: x.reshape(shape_of(node.outputs[0])),
+    "SQUEEZE": lambda node, x: x.reshape(shape_of(node.outputs[0])),
+    "TRANSPOSE": _each(lambda x, axes: x.transpose([int(axis) for axis in axes])),
+    "BROADCAST_TO": _each(lambda x, shape: np.broadcast_to(x, [int(dim) for dim in shape])),
+    "CONCATENATION": lambda node, *xs: np.concatenate(xs, attribute(node, "axis", 0)),
+    "PACK": lambda node, *xs: np.stack(xs, attribute(node, "axis", 0)),
+    "SPLIT": _split,
+    "SLICE": _sliced,
+    "STRIDED_SLICE": _sliced,
+    "TILE": _each(lambda x, times: np.tile(x, [int(n) for n in times])),
+    "FILL": _each(lambda dims, x: np.full([int(dim) for dim in dims], x)),
+    "RANGE": _each(lambda start, limit, delta: np.arange(start.item(), limit.item(), delta.item())),
+    "SHAPE": _each(lambda x: np.asarray(x.shape)),
+    "GATHER": _gather,
+    "EMBEDDING_LOOKUP": _each(lambda i, x: x[i]),
+    "MEAN": _reduce(np.mean),
+    "SUM": _reduce(np.sum),
+    "REDUCE_MAX": _reduce(np.max),
+    "REDUCE_MIN": _reduce(np.min),
+    "SOFTMAX": lambda node, x: softmax(x * attribute(node, "beta", 1.0)),
+    "BATCH_MATMUL": _batch_matmul,
+    "FULLY_CONNECTED": _fully_connected,
+    "DYNAMIC_UPDATE_SLICE": _dynamic_update_slice,
+    "RMS_NORM": _rms_norm,
+    "ROPE": _rope,
+    "ATTENTION": _attention,
+}

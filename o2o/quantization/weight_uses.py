@@ -1,0 +1,159 @@
+"""Where a model uses its matrices: as weights, as the head, as an embedding table; and where else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import onnx_ir as ir
+
+from o2o.contract import role_of
+from o2o.formats.tensors import is_constant, is_quantized, storage_key
+from o2o.model import DOMAIN, Model, attribute, is_dynamic, shape_of
+from o2o.rewriting.matchers import made_by
+
+Part = Literal["matrix", "embedding", "head"]
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
+HEAD = "_head"  # ends the name of a head that was made apart from the embedding
+TOKENS = re.compile(r"token|ids", re.IGNORECASE)  # what an input of ids is called
+# Operators that hand the numbers on which they are given, some of them, in other places.
+_MOVES = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "GATHER", "TRANSPOSE", "CAST"}
+
+
+@dataclass(frozen=True)
+class Use:
+    """`node` takes the constant as its operand of that number, as this part; through `widened`, the
+    DEQUANTIZE that makes float32 of float16, if there is one. part: None, with a reason, for all else."""
+
+    graph: ir.Graph
+    node: ir.Node
+    operand: int
+    part: Part | None
+    reason: str = ""
+    widened: ir.Node | None = None
+
+
+@dataclass
+class Matrix:
+    """A constant matrix of floats: its values, one or more a graph, and all their uses. copied: another
+    matrix has the same numbers, and was there before."""
+
+    values: list[tuple[ir.Graph, ir.Value]] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
+    copied: bool = False
+
+    @property
+    def value(self) -> ir.Value:
+        return self.values[0][1]
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        assert self.value.const_value is not None
+        return self.value.const_value
+
+    @property
+    def parts(self) -> set[Part]:
+        return {use.part for use in self.uses if use.part is not None}
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot be quantised; "" when it can."""
+        values = [value for _, value in self.values]
+        if len({shape_of(value) for value in values}) > 1:
+            return "its bytes are looked at in several shapes"
+        if any(value.is_graph_output() for value in values):
+            return "it is an output"
+        return next((use.reason for use in self.uses if use.part is None), "")
+
+
+def matrices(model: Model) -> list[Matrix]:
+    """The matrices of `model` that are weights or tables anywhere, in order; those of one storage are one."""
+    found: dict[Hashable, Matrix] = {}
+    for graph in model.graphs:
+        heads = set(_heads(model, graph))
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.dtype in FLOATS and value.dtype in FLOATS:
+                matrix = found.setdefault(storage_key(value.const_value), Matrix())
+                matrix.values.append((graph, value))
+                matrix.uses += _uses(model, graph, value, heads)
+    return [matrix for matrix in found.values() if matrix.parts]
+
+
+def _uses(
+    model: Model, graph: ir.Graph, value: ir.Value, heads: set[ir.Node], widened: ir.Node | None = None
+) -> Iterator[Use]:
+    for node, operand in value.uses():
+        widens = (node.domain, node.op_type) == (DOMAIN, "DEQUANTIZE")
+        if widened is None and widens and not node.outputs[0].is_graph_output():
+            yield from _uses(model, graph, node.outputs[0], heads, node)
+            continue
+        reason = _unfit(model, graph, node, operand, value)
+        part: Part | None = None
+        if not reason:
+            part = "embedding" if node.op_type in _LOOKUPS else "head" if node in heads else "matrix"
+        yield Use(graph, node, operand, part, reason, widened)
+
+
+def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir.Value) -> str:
+    """Why `value` cannot be quantised for what `node` does with it; "" when it can."""
+    if node.domain != DOMAIN or (node.op_type, operand) not in _OPERANDS:
+        return f"{node.op_type} needs it as it is"
+    if not is_constant(value) and value.producer() is None:
+        return "it is an input"
+    if len(shape_of(value)) != 2:
+        return "it is no matrix (reshape.fc_weight.py makes it one)"
+    if value.dtype != ir.DataType.FLOAT or node.outputs[0].dtype != ir.DataType.FLOAT:
+        return f"{node.op_type} computes in {value.dtype}"
+    if "sparsity" in value.meta.get("fields", {}):
+        return "it is sparse"
+    if node.op_type == "FULLY_CONNECTED":
+        x = node.inputs[0]
+        if x is None or x.dtype != ir.DataType.FLOAT or is_quantized(x):
+            return "what it is multiplied with is not float32"
+        if attribute(node, "weightsFormat", 0):
+            return "it has a weights format of its own"
+    if node.op_type == "GATHER" and (attribute(node, "axis", 0) or attribute(node, "batchDims", 0)):
+        return "GATHER takes other than its rows"
+    if node.op_type in _LOOKUPS:
+        ids = node.inputs[_LOOKUPS[node.op_type]]
+        if ids is None or ids.dtype not in INTEGERS or is_dynamic(ids):
+            return "its rows are not looked up by integers of a fixed shape"
+        if not _are_tokens(model, graph, ids):
+            return "its rows are not looked up by token ids"
+    return ""
+
+
+def _are_tokens(model: Model, graph: ir.Graph, ids: ir.Value) -> bool:
+    """Whether `ids` come from the input that holds the tokens: by its role, else by its name."""
+    while (node := made_by(ids, *_MOVES)) is not None and node.inputs[0] is not None:
+        ids = node.inputs[0]
+    if (role := role_of(ids)) is not None:
+        return role.kind == "tokens"
+    inputs = [end for signature in model.signatures_of(graph) for end in signature.inputs.items()]
+    names = [ids.name or "", *(name for name, value in inputs if value is ids)]
+    return ids.is_graph_input() and any(TOKENS.search(name) for name in names)
+
+
+_LOOKUPS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}  # the operand that says which rows
+_OPERANDS = {  # where a matrix may be quantised
+    ("FULLY_CONNECTED", 1),
+    ("GATHER", 0),
+    ("EMBEDDING_LOOKUP", 1),
+    *(("ATTENTION", operand) for operand in (1, 2, 3, 4)),
+}
+
+
+def _heads(model: Model, graph: ir.Graph) -> Iterator[ir.Node]:
+    """The FULLY_CONNECTED nodes of `graph` that make logits: by role, else by the output's name."""
+    names = {id(v) for s in model.signatures_of(graph) for n, v in s.outputs.items() if n == "logits"}
+    for value in graph.outputs:
+        role = role_of(value)
+        if role.kind == "logits" if role else (id(value) in names or value.name == "logits"):
+            node = value.producer()
+            while node is not None and (moved := made_by(node.outputs[0], *_MOVES)) is not None:
+                node = moved.inputs[0].producer() if moved.inputs[0] is not None else None
+            if node is not None and node.op_type == "FULLY_CONNECTED":
+                yield node

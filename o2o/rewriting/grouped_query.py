@@ -1,0 +1,159 @@
+"""Grouped-query attention without repeated keys and values.
+
+Exporters repeat each of the K key heads for the G query heads of its group, so that there are N = K * G of
+both, and every step copies whole caches:
+
+    k [1,K,S,H] - [1,K,1,S,H] - BROADCAST_TO [1,K,G,S,H] - [1,N,S,H] - BATCH_MATMUL q [1,N,T,H]
+                                       =>
+    k [1,K,S,H] - BATCH_MATMUL q [1,K,G*T,H] - [1,N,T,S]
+
+The query heads of a group are rows of one matrix instead. The same for weights times values: what stands
+between the two products (scale, mask, softmax) sees the shapes that it saw before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.model import Model, attribute, is_dynamic, shape_of
+from o2o.rewriting.axes import LAYOUT_OPERATORS, Factors, unshaped
+from o2o.rewriting.builder import Builder
+from o2o.rewriting.dead_code_elimination import remove_dead_nodes
+from o2o.rewriting.matchers import Miss, made_by, miss, no_activation, only_user, operand_and_scalar
+from o2o.rewriting.rewire import replace_output
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A product of rows [.., K, G, R, C] with a matrix a head, repeated for the G members of each group.
+
+    heads: the matrices before they were repeated, in order K, row, column, or K, column, row when `turned`.
+    scale: what they are multiplied by afterwards.
+    """
+
+    node: ir.Node
+    heads: ir.Value
+    K: int
+    G: int
+    turned: bool
+    scale: float
+
+
+def group_heads(model: Model, graph: ir.Graph) -> int:
+    """Let no BATCH_MATMUL of `graph` multiply with repeated heads that are its own; how many did."""
+    count = 0
+    for node in list(graph):
+        if node.op_type == "BATCH_MATMUL":
+            try:
+                found = match_repeated(node)
+            except Miss:
+                continue
+            _regroup(model, graph, found)
+            count += 1
+    if count:
+        remove_dead_nodes(graph)
+    return count
+
+
+def match_repeated(node: ir.Node) -> Repeated:
+    """What `node`, a BATCH_MATMUL, multiplies with. Raises Miss unless its right operand repeats heads."""
+    left, right = node.inputs[:2]
+    assert left is not None
+    assert right is not None
+    output = node.outputs[0]
+    for value in (left, right, output):
+        if value.dtype is None or not value.dtype.is_floating_point() or is_dynamic(value):
+            miss("it does not multiply floats in a fixed shape", value)
+    repeat, after, scale = _repeat(right)
+    value = repeat.outputs[0]
+    while (user := only_user(value, "what is repeated")) is not node:
+        value = user.outputs[0]
+    if left is right or attribute(node, "adjointLhs", 0):
+        miss("its left operand is transposed", left)
+
+    before, shape = shape_of(repeat.inputs[0]), shape_of(repeat.outputs[0])  # type: ignore[arg-type]
+    before = (1,) * (len(shape) - len(before)) + before
+    grown = [axis for axis in range(len(shape)) if before[axis] != shape[axis]]
+    if len(grown) != 1:
+        miss("not one axis alone is repeated", repeat.outputs[0])
+    names = [f"axis{axis}" for axis in range(len(shape))]
+    names[grown[0]] = "G"
+    factors = Factors(dict(zip(names, shape, strict=True)))
+    axes = factors.through(after, factors.axes(*((name,) for name in names)))
+    *batch, rows, columns = axes
+    heads = [name for axis in batch for name in axis]
+    if not heads or heads[-1] != "G":
+        miss("what is repeated is not the heads, each for the group behind it", right)
+    if shape_of(left)[:-2] != shape_of(right)[:-2]:
+        miss("its operands differ in their heads", output)
+    given = [name for name in names if name != "G" and factors.sizes[name] != 1]
+    if given not in ([*heads[:-1], *rows, *columns], [*heads[:-1], *columns, *rows]):
+        miss("the matrices are transposed otherwise than within each head", right)
+    source = repeat.inputs[0]
+    assert source is not None
+    return Repeated(
+        node,
+        unshaped(source),
+        K=math.prod(factors.sizes[name] for name in heads[:-1]),
+        G=factors.sizes["G"],
+        turned=given != [*heads[:-1], *rows, *columns],
+        scale=scale,
+    )
+
+
+def _repeat(value: ir.Value) -> tuple[ir.Node, list[ir.Node], float]:
+    """The BROADCAST_TO that `value` comes from, layout operators after it, and what it is multiplied by."""
+    after: list[ir.Node] = []
+    scale = 1.0
+    while (node := made_by(value, "MUL", *LAYOUT_OPERATORS)) is not None:
+        if node.op_type == "BROADCAST_TO":
+            return node, after[::-1], scale
+        source = node.inputs[0]
+        if node.op_type == "MUL":
+            no_activation(node)
+            found = operand_and_scalar(node)
+            if found is None or shape_of(found[0]) != shape_of(value):
+                break
+            source, number = found
+            scale *= number
+        else:
+            after.append(node)
+        assert source is not None
+        value = source
+    miss("the right operand does not come from a BROADCAST_TO", value)
+
+
+def _regroup(model: Model, graph: ir.Graph, found: Repeated) -> None:
+    node, K, G = found.node, found.K, found.G
+    left, right = node.inputs[:2]
+    assert left is not None
+    assert right is not None
+    old = node.outputs[0]
+    op = Builder(graph, before=node, prefix=f"{old.name}/")
+    R, C = shape_of(left)[-2:]
+    *_, a, b = shape_of(right)
+    if found.scale != 1:
+        factor = op.constant(found.scale, "scale", np.float32)
+        # There are fewer queries (or weights) than rows in the caches.
+        left = op.node("MUL", [left, factor], shape_of(left), name="scaled")
+    heads = op.reshape(found.heads, [1, K, *((b, a) if found.turned else (a, b))], name="heads")
+    rows = op.reshape(unshaped(left), [1, K, G * R, C], name="groups")
+    adjoint = bool(attribute(node, "adjointRhs", 0)) != found.turned
+    width = shape_of(old)[-1]
+    product = op.node(
+        "BATCH_MATMUL",
+        [rows, heads],
+        [1, K, G * R, width],
+        name="grouped",
+        adjointLhs=False,
+        adjointRhs=adjoint,
+    )
+    for use in list(old.uses()):  # one reshape is as good as two
+        if use.node.op_type == "RESHAPE" and use.idx == 0:
+            use.node.replace_input_with(0, product)
+    if old.uses() or old.is_graph_output():
+        replace_output(model, old, op.reshape(product, shape_of(old), name="ungrouped"))

@@ -1,0 +1,114 @@
+"""A checkpoint's chat template: messages to the text that the model was trained on.
+
+The language is Jinja, with what transformers gives it (`apply_chat_template`). Templates come with
+checkpoints, that is from strangers, so they run in Jinja's sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn, TypedDict
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from o2o.errors import ModelError, UsageError
+from runtime_py.text.tokenizer import read_json, special_tokens
+
+FILE = "chat_template.jinja"
+CONFIG = "tokenizer_config.json"
+
+
+class Message(TypedDict):
+    """role: `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+class ChatTemplate:
+    """The template of the checkpoint in a folder."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises ModelError when there is none, or none that can be read."""
+        config = read_json(directory / CONFIG)
+        source = _source(directory, config)
+        self._directory = directory
+        self._names = special_tokens(config)
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelError(f"{directory}: the chat template is not Jinja: {error}") from error
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of `messages`, and what begins the assistant's next one.
+
+        Raises UsageError when the template refuses them (no system message allowed, for one), with its words.
+        """
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages], add_generation_prompt=True, **self._names
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            raise UsageError(f"the chat template of {self._directory} refuses this: {error}") from error
+
+
+def _source(directory: Path, config: dict[str, Any]) -> str:
+    try:
+        return (directory / FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise ModelError(f"{directory / FILE} is not UTF-8: {error}") from error
+    told = config.get("chat_template")
+    if isinstance(told, list):  # several, by name
+        told = {one.get("name"): one.get("template") for one in told if isinstance(one, dict)}.get("default")
+    if not isinstance(told, str):
+        raise ModelError(
+            f"{directory} has no chat template ({FILE}, or chat_template in {CONFIG}): its model was not "
+            "trained to chat; let it continue a --prompt"
+        )
+    return told
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's words, for training. Here it means nothing."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own escapes HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.fx import Graph, GraphModule, Node, symbolic_trace
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils._pytree import tree_structure
+
+from export import fx_passes
+from export.fx_passes import quick_passes
+
+ONE = torch.ones(1)
+
+
+class Half(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 0.5
+
+
+def half() -> GraphModule:
+    return symbolic_trace(Half())
+
+
+def product(module: GraphModule) -> Node:
+    (node,) = (node for node in module.graph.nodes if node.op == "call_function")
+    return node
+
+
+def multiply_by(factor: float, module: GraphModule) -> None:
+    x, _ = product(module).args
+    product(module).args = (x, factor)
+    module.recompile()
+
+
+def add_dead_code(module: GraphModule) -> None:
+    """Two nodes, one of which uses the other."""
+    last = product(module)
+    for _ in range(2):
+        with module.graph.inserting_after(last):
+            last = module.graph.call_function(torch.add, (last, 1))
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[GraphModule]:
+    """Which modules were compiled, each time it was done."""
+    modules: list[GraphModule] = []
+    recompile = fx_passes._recompile
+
+    def told(module: GraphModule) -> Any:
+        modules.append(module)
+        return recompile(module)
+
+    monkeypatch.setattr(fx_passes, "_is_known", lambda: True)  # it compiles one, too
+    monkeypatch.setattr(fx_passes, "_recompile", told)
+    return modules
+
+
+def test_this_torch_is_known() -> None:
+    assert fx_passes._is_known()
+    with quick_passes():
+        assert fx_passes._is_known()
+
+
+def test_modules_are_compiled_when_they_run(compiled: list[GraphModule]) -> None:
+    with quick_passes():
+        module = half()
+        multiply_by(3, module)
+        multiply_by(4, module)
+        assert compiled == []
+        assert module(ONE) == 4
+        assert module(ONE) == 4
+        assert compiled == [module]
+        multiply_by(5, module)
+        assert module(ONE) == 5
+        assert compiled == [module, module]
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        lambda module: float(module(ONE)),
+        lambda module: float(module.forward(ONE)),
+        lambda module: float(type(module).forward(module, ONE)),
+        lambda module: float(module.code.split("*")[1].split(";")[0]),
+        lambda module: float(module._code.split("*")[1].split(";")[0]),
+    ],
+    ids=["call", "forward", "forward of the class", "code", "_code"],
+)
+def test_whatever_is_asked_for_is_that_of_the_graph_now(factor: Callable[[GraphModule], float]) -> None:
+    old = half()
+    with quick_passes():
+        for module in (old, half()):
+            for number in (2, 3):
+                multiply_by(number, module)
+                assert factor(module) == number
+    multiply_by(4, old)  # by torch alone
+    assert factor(old) == 4
+
+
+def test_what_was_put_off_is_still_done_afterwards() -> None:
+    with quick_passes():
+        module = half()
+        multiply_by(2, module)
+    assert module(ONE) == 2
+
+
+def test_each_module_has_its_own_code() -> None:
+    with quick_passes():
+        first, second = half(), half()
+        multiply_by(2, second)
+        assert (first(ONE), second(ONE)) == (0.5, 2)
+
+
+def test_signatures_are_told() -> None:
+    """torch.export reads the names of inputs there."""
+    with quick_passes():
+        assert list(inspect.signature(half().forward).parameters) == ["x"]
+
+
+def test_trees_of_inputs_and_outputs_are_told() -> None:
+    x = tree_structure([0])
+    with quick_passes():
+        module = half()
+        module.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(["x"], x, x)))
+        module.recompile()
+        assert module._in_spec is x
+        assert module._out_spec is x
+
+
+def test_dead_code_is_eliminated() -> None:
+    with quick_passes():
+        module = half()
+        assert not module.graph.eliminate_dead_code()
+        add_dead_code(module)
+        assert module.graph.eliminate_dead_code()
+        assert [node.op for node in module.graph.nodes] == ["placeholder", "call_function", "output"]
+
+
+def test_dead_code_in_a_graph_within_is_eliminated() -> None:
+    inner = half()
+    add_dead_code(inner)
+    graph = Graph()
+    graph.output((graph.placeholder("x"), graph.get_attr("inner")))
+    with quick_passes():
+        assert GraphModule({"inner": inner}, graph).graph.eliminate_dead_code()
+    assert len(inner.graph.nodes) == 3
+
+
+def test_what_must_not_go_can_be_told() -> None:
+    with quick_passes():
+        module = half()
+        add_dead_code(module)
+        assert not module.graph.eliminate_dead_code(lambda node: True)
+
+
+def test_torch_is_left_as_it_was() -> None:
+    def now() -> tuple[object, object]:
+        return GraphModule.recompile, Graph.eliminate_dead_code
+
+    before = now()
+    with quick_passes():
+        within = now()
+        with quick_passes():
+            assert now() == within
+        assert now() == within
+    assert now() == before
+    with pytest.raises(RuntimeError), quick_passes():
+        raise RuntimeError
+    assert now() == before
+    assert not set(before) & set(within)
+
+
+@pytest.mark.parametrize("more", [True, False], ids=["makes more", "makes less"])
+def test_another_torch_is_let_alone(more: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    recompile = fx_passes._recompile
+
+    def other(module: GraphModule) -> None:
+        if more:
+            recompile(module)
+            module._of_later_versions = 1
+
+    monkeypatch.setattr(fx_passes, "_recompile", other)
+    before = GraphModule.recompile
+    with quick_passes():
+        assert GraphModule.recompile is before

@@ -1,0 +1,180 @@
+"""Weights that are embedded on export and weights that are bound later give the same package, byte for byte.
+
+The guide's filters, and those of a package with several prefills, on checkpoints in every form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from export import build
+from o2o import filters, formats
+from o2o.formats.tensors import LARGE, storage_key
+from o2o.weights.external import Reference
+from tests.checkpoints import DEMO, GROUPED, write_checkpoint
+from tests.compiled import compiled_once
+
+# Norms of 4 KiB, which are large; and small matrices.
+WIDE = DEMO | {
+    "hidden_size": 1024,
+    "num_hidden_layers": 1,
+    "vocab_size": 64,
+    "intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "demo": DEMO,
+    "demo, bf16 in shards": DEMO | {"dtype": "bfloat16", "shards": 3},
+    "tied": GROUPED,
+    "tied, bf16 .bin": GROUPED | {"dtype": "bfloat16", "format": "bin"},
+    "wide, norms of ones": WIDE,
+    "tied, equal layers": GROUPED,
+}
+
+CAPACITY = 24
+
+
+def made(folder: Path, name: str) -> Path:
+    """The checkpoint of that name."""
+    write_checkpoint(folder, **CHECKPOINTS[name])
+    if "ones" in name or "equal" in name:
+        tensors = load_file(folder / "model.safetensors")
+        for key, tensor in tensors.items():
+            if "norm" in key:
+                tensors[key] = torch.ones_like(tensor)
+            elif "equal" in name and ".layers." in key:
+                tensors[key] = tensors[f"model.layers.0.{key.split('.', 3)[3]}"].clone()
+        save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def compiled(shared_directory: Path) -> Iterator[None]:
+    with compiled_once(shared_directory):
+        yield
+
+
+class Road:
+    """Commands typed in a folder; with `bind` among the steps at which weights are bound."""
+
+    def __init__(self, folder: Path, bind: Sequence[str]) -> None:
+        folder.mkdir()
+        self.folder, self.bind = folder, bind
+
+    def pipe(self, files: Sequence[str], steps: Sequence[Sequence[str]], target: str) -> None:
+        """Run the filters `steps` (module, arguments...) on `files`, one after the other, into `target`."""
+        paths = [str(self.folder / file) for file in files]
+        for name, *arguments in steps:
+            output = str(self.folder / "step")
+            assert filters.load(name).main([*arguments, *paths, "-o", output]) == 0
+            paths = [output]
+        (self.folder / "step").rename(self.folder / target)
+
+    def maybe_bind(self, step: str, *files: str) -> None:
+        if step in self.bind:
+            for file in files:
+                self.pipe([file], [["bind_weights"]], file)
+
+    def merge(self, files: Sequence[str]) -> bytes:
+        self.pipe(files, [["merge_circles"]], "model.circle")
+        self.maybe_bind("merged", "model.circle")
+        steps = [["fuse_bmm_lhs_const"], ["downcast_input_ids"], ["gc"]]
+        self.pipe(["model.circle"], steps, "model.circle")
+        self.maybe_bind("at the end", "model.circle")
+        return (self.folder / "model.circle").read_bytes()
+
+
+def guide(road: Road, checkpoint: Path, weights: Any, dtype: Any = "float32") -> bytes:
+    """The guide: a prefill of 32 tokens, and decode after 30 others, which becomes one after 32."""
+    how = {"weights": weights, "dtype": dtype}
+    formats.save(build.prefill(checkpoint, **how), road.folder / "prefill.circle")
+    formats.save(build.decode(checkpoint, **how), road.folder / "decode_.circle")
+    road.maybe_bind("exported", "prefill.circle", "decode_.circle")
+    _fuse_decode(road, 32)
+    return road.merge(["prefill.circle", "decode.circle"])
+
+
+def halved(road: Road, checkpoint: Path, weights: Any) -> bytes:
+    """The guide with matrices of half the size."""
+    return guide(road, checkpoint, weights, "float16")
+
+
+def pieces(road: Road, checkpoint: Path, weights: Any) -> bytes:
+    """Prefills of 4 and 8 tokens onto caches of 24, and decode."""
+    lengths = (4, 8)
+    for tokens in lengths:
+        model = build.prefill(checkpoint, tokens, capacity=CAPACITY, weights=weights)
+        formats.save(model, road.folder / f"prefill_{tokens}_.circle")
+    formats.save(build.decode(checkpoint, CAPACITY - 2, weights=weights), road.folder / "decode_.circle")
+    files = [f"prefill_{tokens}.circle" for tokens in lengths]
+    raw = [file.replace(".circle", "_.circle") for file in files]
+    road.maybe_bind("exported", *raw, "decode_.circle")
+    for source, target in zip(raw, files, strict=True):
+        road.pipe([source], [["fuse_attention"], ["transpose_io_kvcache"]], target)
+    _fuse_decode(road, CAPACITY)
+    return road.merge([*files, "decode.circle"])
+
+
+def _fuse_decode(road: Road, capacity: int) -> None:
+    inputs = formats.load(road.folder / "decode_.circle").signatures[0].inputs
+    _, heads, _, size = inputs["past_key_0"].shape.numpy()  # type: ignore[union-attr]
+    shapes = [f"[1,{heads},{rows},{size}]" for rows in (capacity - 2, capacity)]
+    steps = [["fuse_attention"], ["reshape_io", "input", "--by_shape", *shapes], ["transpose_io_kvcache"]]
+    road.pipe(["decode_.circle"], steps, "decode.circle")
+    road.maybe_bind("fused", "decode.circle")
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        *((guide, name) for name in CHECKPOINTS),
+        (pieces, "tied"),
+        (pieces, "demo, bf16 in shards"),
+        (halved, "tied"),
+        (halved, "wide, norms of ones"),
+    ],
+    ids=lambda item: item if isinstance(item, str) else item.__name__,
+)
+def test_both_roads_lead_to_the_same_place(make: Any, name: str, tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "checkpoint", name)
+    expected = make(Road(tmp_path / "embedded", []), checkpoint, "embed")
+
+    roads = {
+        "late": ["at the end"],
+        "between": ["merged"],
+        "early": ["exported"],
+        "mixed": ["fused", "merged"],
+    }
+    for road, bind in roads.items():
+        folder = tmp_path / road
+        assert make(Road(folder, bind), checkpoint, "external") == expected, road
+    light = sorted((tmp_path / "late").glob("*_.circle"))
+    assert light
+    for file in light:
+        kinds = {type(v.const_value) for v in formats.load(file).graphs[0].initializers.values()}
+        assert Reference in kinds, "else there is nothing to compare"
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("name", ["wide, norms of ones", "tied, equal layers"])
+def test_equal_weights_are_there_once(name: str, tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "checkpoint", name)
+    model = formats.loads(guide(Road(tmp_path / "late", ["at the end"]), checkpoint, "external"))
+    large = [
+        value.const_value
+        for graph in model.graphs
+        for value in graph.initializers.values()
+        if value.const_value is not None and value.const_value.nbytes >= LARGE
+    ]
+    assert len({storage_key(tensor) for tensor in large}) == len({tensor.tobytes() for tensor in large})
+    assert len({storage_key(tensor) for tensor in large}) < len(large) / 2

@@ -1,0 +1,66 @@
+"""Whatever goes wrong in a command is one line on stderr, and an exit code that means something."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from o2o.cli import command
+from o2o.errors import ModelError, UsageError
+
+
+def run(error: BaseException | None, debug: bool = False) -> int:
+    def body() -> int | None:
+        if error is not None:
+            raise error
+        return None
+
+    return command.run("tool.py", body, debug)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ModelError("a bad\n model"), 1, "a bad model"),
+        (UsageError("wrong"), 2, "wrong"),
+        (FileNotFoundError(2, "No such file", "x.circle"), 1, "x.circle: No such file"),
+        (OSError(28, "No space left"), 1, "No space left: make room, or write elsewhere"),
+        (
+            OSError(27, "File too large", "x"),
+            1,
+            "x: File too large: `ulimit -f` or the file system allows no longer one: write elsewhere",
+        ),
+        (OSError("odd"), 1, "odd"),
+        (MemoryError(), 1, "out of memory"),
+        (RecursionError(), 1, "the graph is nested too deeply"),
+        (KeyError("x"), 1, "internal error: KeyError: 'x' (--debug shows where)"),
+    ],
+)
+def test_an_error_is_one_line(
+    error: Exception, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(error) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"tool.py: {line}\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(None, 0), (KeyboardInterrupt(), 130), (BrokenPipeError(), 141)])
+def test_silent_ends(error: BaseException | None, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(error) == code
+    assert capsys.readouterr() == ("", "")
+
+
+def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(ModelError("no"), debug=True) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "tool.py: no"
+
+
+def test_numbers_of_a_command_line() -> None:
+    assert command.numbers("64, 128,256") == [64, 128, 256]
+    assert command.numbers("") == []
+    with pytest.raises(argparse.ArgumentTypeError, match="no list of numbers such as 64,128,256"):
+        command.numbers("64;128")

@@ -1,0 +1,14 @@
+"""Messages count and list."""
+
+from __future__ import annotations
+
+from o2o.cli.text import counted, listed
+
+
+def test_counted() -> None:
+    assert [counted(number, "input") for number in (0, 1, 1496)] == ["0 inputs", "1 input", "1,496 inputs"]
+
+
+def test_long_lists_are_shortened() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    assert listed([f"x{k}" for k in range(15)]).endswith("x11, and 3 more")

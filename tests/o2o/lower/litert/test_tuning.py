@@ -1,0 +1,77 @@
+"""Logits that nobody asks of a prefill; for capacities see `tests.o2o.rewriting.test_cache_buckets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from o2o import formats
+from o2o.contract import contract_of
+from o2o.filters.merge_circles import MergeCircles
+from o2o.lower.litert import tuning
+from o2o.lower.litert.lowering import lower
+from o2o.lower.litert.tuning import leave_logits_to_decode
+from o2o.model import Model
+from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.engines.litert.lowered_file import lower_file
+from runtime_py.model.contract import Contract
+from tests.o2o.graphs import operators
+from tests.o2o.lower.litert.test_lowering import decode_of
+
+
+def package(exported_model, prefill: str) -> Model:
+    """Prefill and decode, as Circle."""
+    graphs = [
+        formats.load(exported_model("grouped", "prefill"))
+        if prefill == "prefill"
+        else decode_of(exported_model, "grouped", prefill, "BNTH"),
+        decode_of(exported_model, "grouped", "concat", "BNTH"),
+    ]
+    return MergeCircles().merged(graphs, ["prefill.circle", "decode.circle"])
+
+
+@pytest.mark.parametrize("prefill", ["prefill", "prefill_8"])
+def test_decode_gives_the_logits_of_a_prompt(
+    exported_model, prefill: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.circle"
+    formats.save(package(exported_model, prefill), file)
+    engines = []
+    for multiplications in (12, 0):
+        monkeypatch.setattr(tuning, "MULTIPLICATIONS", multiplications)
+        lowered = lower_file(file)
+        engines.append(LiteRtEngine(lowered.over(file), Contract.parse(lowered.contract)))
+    kept, left = engines
+    assert [one.gives_logits for one in kept._contract.prefills] == [True]
+    assert [one.gives_logits for one in left._contract.prefills] == [False]
+    text = np.random.default_rng(0).integers(3, kept.vocab_size, 32).tolist()
+    for length in (1, 2, 8, 9, 31, 32):
+        expected = kept.prefill(text[:length])
+        np.testing.assert_allclose(left.prefill(text[:length]), expected, rtol=0, atol=1e-4)
+    for engine in engines:
+        engine.close()
+
+
+def test_what_made_the_logits_is_gone(exported_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lower(package(exported_model, "prefill_8"))
+    before = operators(model)["FULLY_CONNECTED"]
+    assert not leave_logits_to_decode(model), "the head of a little model is little, too"
+    assert operators(model)["FULLY_CONNECTED"] == before
+    monkeypatch.setattr(tuning, "MULTIPLICATIONS", 0)
+    assert leave_logits_to_decode(model)
+    # The head, and the last layer but for its keys and values: queries, output, and the MLP.
+    assert operators(model)["FULLY_CONNECTED"] == before - 6
+    signatures = contract_of(formats.loads(formats.dumps(model)))["signatures"]
+    assert ["logits" in {one.get("role") for one in s["outputs"]} for s in signatures.values()] == [
+        False,
+        True,
+    ]
+    assert not leave_logits_to_decode(model), "there is nothing left"
+
+
+def test_who_has_no_decode_keeps_them(exported_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "MULTIPLICATIONS", 0)
+    model = lower(formats.load(exported_model("grouped", "prefill")))
+    assert not leave_logits_to_decode(model)

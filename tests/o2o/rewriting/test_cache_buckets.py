@@ -1,0 +1,234 @@
+"""Decode over fewer rows of its caches gives what it gives over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from o2o import formats
+from o2o.contract import Role, contract_of
+from o2o.formats.tensors import storage_key
+from o2o.lower.litert.lowering import lower
+from o2o.lower.litert.tuning import doubling, tune
+from o2o.model import Model, Signature
+from o2o.operators import reference
+from o2o.rewriting import cache_buckets as capacity_module
+from o2o.rewriting.cache_buckets import add_capacities
+from o2o.rewriting.cache_layout import turn_caches
+from o2o.rewriting.matchers import Miss, made_by
+from o2o.rewriting.simplify_layout_ops import collapse_layouts
+from tests.o2o.fused_graphs import Form, attention
+from tests.o2o.graphs import Graph, exported_feeds, operators
+from tests.o2o.lower.litert.test_lowering import decode_of
+from tests.o2o.speaking_graphs import speaker
+
+S = 32
+CAPACITIES = [1, 5, 8, 31]
+
+FORMS: dict[str, Callable[[Model], Model]] = {
+    "fused": lambda model: model,
+    "lowered": lower,
+    "written and read": lambda model: formats.loads(formats.dumps(lower(model))),
+}
+
+
+def decode(model: Model) -> Signature:
+    return next(signature for signature in model.signatures if signature.name == "decode")
+
+
+def outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the signature gives, and what is in its caches then."""
+    given = {value.name or "": feeds[name] for name, value in signature.inputs.items()}
+    found = reference.run(signature.graph, given)
+    made = {name: found[value.name or ""] for name, value in signature.outputs.items()}
+    return made | {name: array for name, array in feeds.items() if array.ndim == 4}
+
+
+def assert_same_at_each_position(model: Model, capacity: int, axis: int) -> None:
+    whole, part = decode(model), next(s for s in model.signatures if s.name == f"decode_{capacity}")
+    assert list(part.inputs) == list(whole.inputs)
+    assert list(part.outputs) == list(whole.outputs)
+    feeds = exported_feeds(Model(model.format, [whole.graph], [whole]), 0)
+    generator = np.random.default_rng(0)
+    for position in {0, capacity // 2, capacity - 1}:
+        feeds["cache_position"] = np.full_like(feeds["cache_position"], position)
+        for name in feeds:
+            if name.startswith("past_"):
+                feeds[name] = generator.standard_normal(feeds[name].shape, np.float32)
+        first = (slice(None),) * axis + (slice(capacity),)
+        expected = outputs(whole, {name: array.copy() for name, array in feeds.items()})
+        cut = {n: np.ascontiguousarray(a[first] if a.ndim == 4 else a) for n, a in feeds.items()}
+        found = outputs(part, cut)
+        for name, array in expected.items():
+            np.testing.assert_allclose(
+                found[name], array[first] if array.ndim == 4 else array, rtol=0, atol=1e-5, err_msg=name
+            )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("shape", "exported", "layout"),
+    [("demo", "concat", "BTNH"), ("grouped", "concat", "BNTH"), ("grouped", "static", "BTNH")],
+)
+def test_the_same_at_every_edge(exported_model, shape: str, exported: str, layout: str, form: str) -> None:
+    model = FORMS[form](decode_of(exported_model, shape, exported, layout))
+    add_capacities(model, decode(model), CAPACITIES)
+    model = formats.loads(formats.dumps(model))
+    for capacity in CAPACITIES:
+        assert_same_at_each_position(model, capacity, axis=1 if layout == "BTNH" else 2)
+
+
+def test_weights_are_there_once(exported_model) -> None:
+    model = lower(decode_of(exported_model, "grouped", "concat", "BNTH"))
+    before = len(formats.dumps(model))
+    add_capacities(model, decode(model), [8])
+    large = [
+        {storage_key(v.const_value) for v in graph.initializers.values() if v.const_value.nbytes > 4 * S}
+        for graph in model.graphs
+    ]
+    assert large[1] <= large[0]
+    assert len(formats.dumps(model)) < 2 * before
+    told = contract_of(model)["signatures"]["decode_8"]
+    assert [entry["shape"][2] for entry in told["inputs"] if "layer" in entry] == [8] * 6
+
+
+@pytest.mark.parametrize("layout", ["BNTH", "BTNH"])
+def test_tuning_turns_caches_without_moving_them(exported_model, layout: str) -> None:
+    model = lower(decode_of(exported_model, "grouped", "concat", layout))
+    assert tune(model, [8])
+    assert [signature.name for signature in model.signatures] == ["decode", "decode_8"]
+    for graph in model.graphs:
+        assert operators(Model("tflite", [graph])).get("TRANSPOSE", 0) == 0
+    for signature in contract_of(model)["signatures"].values():
+        assert {entry["layout"] for entry in signature["inputs"] if "layer" in entry} == {"BNTH"}
+    assert_same_at_each_position(model, 8, axis=2)
+    assert not tune(model, [S])
+    assert not tune(model)
+
+
+def test_capacities_double() -> None:
+    assert [doubling(capacity) for capacity in (1, 256, 257, 1024, 2049, 131_072)] == [
+        [],
+        [],
+        [256],
+        [256, 512],
+        [256, 512, 1024, 2048],
+        [256, 512, 1024],
+    ]
+
+
+# --- near misses ----------------------------------------------------------------------------------------
+
+
+def refusal(model: Model, capacities: list[int]) -> str:
+    signature = model.signatures[-1]
+    graphs, signatures = list(model.graphs), list(model.signatures)
+    with pytest.raises(Miss) as refused:
+        add_capacities(model, signature, capacities)
+    assert (model.graphs, model.signatures) == (graphs, signatures), "nothing is left half done"
+    return str(refused.value)
+
+
+def test_a_sum_over_rows_is_not_shortened() -> None:
+    assert "rows are summed that no SOFTMAX has weighted" in refusal(speaker((1,), ("decode",)), [4])
+
+
+def test_caches_must_be_told() -> None:
+    model = attention(Form(layout="BNTH", told=False))
+    assert refusal(model, [4]) == "decode has no caches that the contract tells"
+
+
+def test_a_given_mask_is_as_long_as_the_caches() -> None:
+    model = attention(Form(layout="BNTH", mask=(1, 1, 1, 7)))
+    assert refusal(model, [4]).startswith("ATTENTION computes with the caches' rows")
+
+
+def test_masks_too_large_to_be_proven(monkeypatch) -> None:
+    monkeypatch.setattr(capacity_module, "BUDGET", 20)
+    assert refusal(scores(), [3]).startswith("masks are too large to be proven at each of 3 positions")
+    model = scores()
+    add_capacities(model, model.signatures[0], [2])
+
+
+def scores(hide: str = "behind", weigh: str = "SOFTMAX", write: str = "at position") -> Model:
+    """One head's attention over past_value_0 [1, 1, 8, 4], a cache that is written at the position."""
+    graph = Graph("decode")
+    position = graph.input("position", [1], ir.DataType.INT32)
+    cache = graph.input("past_value_0", [1, 1, 8, 4])
+    cache.meta["role"] = Role("value_cache", 0, "BNTH")
+    zeros = [graph.constant(f"zeros_{n}", np.zeros(n, np.int32)) for n in (2, 1)]
+    at = position
+    if write != "at position":
+        seven = graph.constant("seven", np.int32([7]))
+        at = graph.op("SUB", [seven, position], [1], ir.DataType.INT32)
+    start = graph.op("CONCATENATION", [zeros[0], at, zeros[1]], [4], ir.DataType.INT32, axis=0)
+    row = graph.input("row", [1, 1, 1, 4])
+    values = graph.op("DYNAMIC_UPDATE_SLICE", [cache, row, start], [1, 1, 8, 4], name="present_value_0")
+    values.meta["role"] = Role("value", 0, "BNTH")
+    rank = {"adjointLhs": False, "adjointRhs": True}
+    dots = graph.op("BATCH_MATMUL", [row, values], [1, 1, 1, 8], name="dots", **rank)
+    keys = graph.constant("keys", np.arange(8, dtype=np.int32)[None])
+    compare = {"behind": "LESS_EQUAL", "before": "GREATER_EQUAL"}.get(hide, "LESS_EQUAL")
+    seen = graph.op(compare, [keys, position], [1, 8], ir.DataType.BOOL)
+    ends = [graph.constant("shown", np.float32(0)), graph.constant("hidden", np.float32(-1e9))]
+    mask = graph.op("SELECT_V2", [seen, *ends], [1, 8], ir.DataType.FLOAT, "mask")
+    if hide == "none":
+        mask = graph.constant("nothing", np.zeros((1, 8), np.float32))
+    masked = graph.op("ADD", [dots, mask], [1, 1, 1, 8], name="masked")
+    weights = graph.op(
+        weigh, [masked], [1, 1, 1, 8], name="weights", **{"beta": 1.0} if weigh == "SOFTMAX" else {}
+    )
+    rank["adjointRhs"] = False
+    graph.output(graph.op("BATCH_MATMUL", [weights, values], [1, 1, 1, 4], name="y", **rank))
+    graph.output(values)
+    return graph.model()
+
+
+def test_what_the_near_misses_miss() -> None:
+    model = scores()
+    add_capacities(model, model.signatures[0], [3])
+    feeds = {
+        "position": np.int32([2]),
+        "past_value_0": np.random.default_rng(0).standard_normal((1, 1, 8, 4), np.float32),
+        "row": np.ones((1, 1, 1, 4), np.float32),
+    }
+    cut = feeds | {"past_value_0": feeds["past_value_0"][:, :, :3]}
+    whole, part = (reference.run(g, f)["y"] for g, f in zip(model.graphs, (feeds, cut), strict=True))
+    np.testing.assert_allclose(part, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"hide": "before"}, "the mask goes beyond 3 rows at a position below"),
+        ({"hide": "none"}, "the mask is the same at every position"),
+        ({"weigh": "EXP"}, "rows are summed that no SOFTMAX has weighted"),
+        ({"write": "backwards"}, "the row that is written goes beyond 3 rows at a position below"),
+    ],
+)
+def test_near_misses(change: dict[str, str], reason: str) -> None:
+    assert reason in refusal(scores(**change), [3])
+
+
+# --- layouts that undo each other -----------------------------------------------------------------------
+
+
+def test_collapsing_keeps_the_numbers(exported_model) -> None:
+    model = lower(decode_of(exported_model, "grouped", "static", "BTNH"))
+    graph = model.graphs[0]
+    feeds = exported_feeds(model, 3)
+    expected = outputs(decode(model), feeds)
+    turn_caches(model, graph, "BNTH")
+    turn_caches(model, graph, "BTNH")
+    collapse_layouts(model, graph)
+    assert all(
+        made_by(node.inputs[0], node.op_type) is None
+        for node in graph
+        if node.op_type in ("TRANSPOSE", "RESHAPE")
+    )
+    found = outputs(decode(model), feeds)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)

@@ -1,0 +1,82 @@
+"""What is dead goes, whatever the order; what has side effects is not dead."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from o2o.model import CUSTOM_DOMAIN
+from o2o.rewriting.dead_code_elimination import (
+    has_side_effects,
+    inner_graphs,
+    live_nodes,
+    remove_dead_constants,
+    remove_dead_nodes,
+    writes_cache,
+)
+from tests.o2o.graphs import Graph, call_once, conditional, loop, weights
+
+
+def test_dead_nodes_go_in_any_order() -> None:
+    graph = Graph("main")
+    x = graph.input("x", [1])
+    y = graph.op("ABS", [x], [1], name="y")
+    graph.op("NEG", [graph.op("NEG", [y], [1])], [1])
+    graph.output(y)
+    graph.ir.extend(list(graph.ir)[::-1])
+    assert live_nodes(graph.ir) == {y.producer()}
+    assert remove_dead_nodes(graph.ir) == 2
+    assert [node.op_type for node in graph.ir] == ["ABS"]
+    assert remove_dead_nodes(graph.ir) == 0
+
+
+def test_a_node_of_which_one_result_is_used_stays() -> None:
+    graph = Graph("main")
+    x = graph.input("x", [2])
+    first, second = graph.value("a", [1]), graph.value("b", [1])
+    graph.node("SPLIT", [graph.constant("axis", weights(1)), x], [first, second])
+    graph.output(second)
+    assert remove_dead_nodes(graph.ir) == 0
+
+
+def test_side_effects() -> None:
+    call, *_ = call_once().graphs[0]
+    assert has_side_effects(call)
+    assert not any(has_side_effects(node) for node in loop().graphs[0])
+    silent = ir.Node(CUSTOM_DOMAIN, "Log", [ir.Value(name="x")], outputs=[ir.Value(name="")])
+    assert has_side_effects(silent), "what gives no result must do something else"
+    call = ir.Node(
+        "circle",
+        "STABLEHLO_CUSTOM_CALL",
+        [],
+        [ir.AttrInt64("hasSideEffect", 1)],
+        outputs=[ir.Value(name="y")],
+    )
+    assert has_side_effects(call)
+
+
+def attention(*caches: ir.Value | None) -> ir.Node:
+    operands = [ir.Value(name="x"), *[None] * 7, *caches, ir.Value(name="position")]
+    return ir.Node("circle", "ATTENTION", operands, outputs=[ir.Value(name="y")])
+
+
+def test_attention_writes_to_its_caches() -> None:
+    cache = ir.Value(name="cache")
+    for node, writes in ((attention(cache, cache), True), (attention(None, None), False)):
+        assert writes_cache(node) is has_side_effects(node) is writes
+
+
+def test_inner_graphs() -> None:
+    node = conditional().graphs[0][0]
+    assert [graph.name for graph in inner_graphs(node)] == ["then", "else"]
+
+
+def test_constants() -> None:
+    graph = Graph("main")
+    x = graph.input("x", [4])
+    used, given_out, scales = (graph.constant(name, weights(4)) for name in ("used", "given_out", "scales"))
+    dead, of_dead = graph.constant("dead", weights(4)), graph.constant("of_dead", weights(4))
+    used.meta["references"] = {"scales": scales}
+    dead.meta["references"] = {"scales": of_dead}
+    graph.output(graph.op("ADD", [x, used], [4]), given_out)
+    assert remove_dead_constants(graph.ir) == [dead, of_dead]
+    assert list(graph.ir.initializers) == ["used", "given_out", "scales"]

@@ -1,0 +1,196 @@
+"""References to a checkpoint: what they are in a file, and the numbers that they become."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from o2o import formats
+from o2o.errors import ModelError
+from o2o.formats.tensors import storage_key, with_shape
+from o2o.model import Model
+from o2o.weights.binding import bind, references
+from o2o.weights.external import Reference, Weight, loads
+from o2o.weights.safetensors import read_header
+from tests.o2o.graphs import Graph
+
+NUMBERS = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
+FLOAT = ir.DataType.FLOAT
+
+
+def checkpoint(directory: Path, dtype: torch.dtype = torch.float32, **more: torch.Tensor) -> Path:
+    """A file with the tensors `w` and `v` (and more)."""
+    path = directory / "model.safetensors"
+    tensors = {"w": NUMBERS.to(dtype), "v": NUMBERS.flip(0).contiguous().to(dtype), **more}
+    save_file(tensors, path)
+    (directory / "config.json").write_text("{}")
+    return path
+
+
+def model_of(path: Path, *names: str, shape: tuple[int, ...] = (64, 48)) -> Model:
+    """x w' + x v' + ..., as Circle; each constant a reference."""
+    graph = Graph("main")
+    x = graph.input("x", [2, shape[-1]])
+    for name in names:
+        w = graph.constant(name, np.zeros(shape, np.float32))
+        w.const_value = Reference(name, path, name, FLOAT, shape)
+        graph.output(graph.fc(x, w, f"y_{name}"))
+    return graph.model()
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_a_weight_is_converted_as_it_is_written(
+    stored: torch.dtype, dtype: ir.DataType, tmp_path: Path
+) -> None:
+    weight = Weight("w", read_header(checkpoint(tmp_path, stored))["w"], dtype)
+    there = {FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}.get(dtype, torch.bfloat16)
+    expected = NUMBERS.to(stored).float().to(there).view(torch.uint8).numpy().tobytes()
+    sink = io.BytesIO()
+    weight.tofile(sink)
+    assert sink.getvalue() == expected == weight.tobytes()
+    assert b"".join(weight.pieces(1000)) == expected
+    with open(tmp_path / "out", "wb") as file:
+        weight.tofile(file)
+    assert (tmp_path / "out").read_bytes() == expected
+    assert weight.nbytes == len(expected)
+
+
+def test_a_weight_must_become_a_float(tmp_path: Path) -> None:
+    stored = read_header(checkpoint(tmp_path, i=torch.zeros(3, dtype=torch.int64)))
+    with pytest.raises(ModelError, match="i is stored as I64"):
+        Weight("i", stored["i"], FLOAT)
+    with pytest.raises(ModelError, match="w is INT8: weights become"):
+        Weight("w", stored["w"], ir.DataType.INT8)
+
+
+def test_a_file_holds_references_and_no_numbers(tmp_path: Path) -> None:
+    model = model_of(checkpoint(tmp_path), "w", "v")
+    data = formats.dumps(model)
+    assert len(data) < 4000 < NUMBERS.nbytes
+    again = formats.loads(data)
+    assert formats.dumps(again) == data
+    told = {value.name: (r.path, r.tensor, r.stored_shape) for value, r in references(again)}
+    path = tmp_path / "model.safetensors"
+    assert told == {"w": (path, "w", (64, 48)), "v": (path, "v", (64, 48))}
+
+
+def test_numbers_are_found_when_someone_asks(tmp_path: Path) -> None:
+    model = formats.loads(formats.dumps(model_of(checkpoint(tmp_path, torch.bfloat16), "w")))
+    constant = model.graphs[0].initializers["w"].const_value
+    assert constant is not None
+    np.testing.assert_array_equal(constant.numpy(), NUMBERS.bfloat16().float().numpy())
+
+
+def test_one_tensor_is_one_buffer_in_any_shape(tmp_path: Path) -> None:
+    reference = Reference("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
+    flat = with_shape(reference, (3072,), "flat")
+    assert storage_key(flat) == storage_key(reference)
+    np.testing.assert_array_equal(flat.numpy(), NUMBERS.numpy().reshape(-1))
+    assert storage_key(Reference("v", reference.path, "v", FLOAT, (64, 48))) != storage_key(reference)
+
+
+def test_both_ways_give_the_same_fingerprint_and_bytes(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    outside = formats.loads(formats.dumps(model_of(path, "w", "v")))
+    inside = formats.loads(formats.dumps(outside))
+    bind(inside)
+    data = formats.dumps(inside)
+    assert formats.loads(data).fingerprint == outside.fingerprint
+    assert bind(outside) == 2
+    assert formats.dumps(outside) == data
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
+    reference = Reference("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
+    np.testing.assert_array_equal(reference.numpy(), NUMBERS.numpy())
+    checkpoint(tmp_path, a=torch.zeros(100))
+    np.testing.assert_array_equal(reference.numpy(), NUMBERS.numpy())
+
+
+def test_a_reference_has_as_many_numbers_as_its_tensor(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"w is \[64, 47\] but refers to v, \[64, 48\]"):
+        Reference("w", tmp_path / "f", "v", FLOAT, (64, 48), (64, 47))
+    model = model_of(checkpoint(tmp_path), "w")
+    model.graphs[0].initializers["w"].shape = ir.Shape([64, 47])
+    with pytest.raises(ModelError, match="<bytes>: w is"):
+        formats.loads(formats.dumps(model))
+
+
+# --- what does not fit -----------------------------------------------------------------------------------
+
+
+def removed(path: Path, *names: str) -> None:
+    from safetensors.torch import load_file
+
+    save_file({name: tensor for name, tensor in load_file(path).items() if name not in names}, path)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    model = model_of(checkpoint(tmp_path), "w", "v")
+    removed(tmp_path / "model.safetensors", "v")
+    with pytest.raises(ModelError, match=r"model\.safetensors does not fit the model: it lacks v$"):
+        bind(model)
+    with pytest.raises(ModelError, match="lacks v, which the model refers to"):
+        model.graphs[0].initializers["v"].const_value.numpy()  # type: ignore[union-attr]
+
+
+def test_what_is_left_over_is_named(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, extra=torch.zeros(2))
+    with pytest.raises(ModelError, match=r"it holds extra, v, which the model has no place for \(--partial"):
+        bind(model_of(path, "w"))
+    assert bind(model_of(path, "w"), partial=True) == 1
+    known = model_of(path, "w")
+    known.unused = {str(path): {"extra": "", "v": ""}}
+    assert bind(formats.loads(formats.dumps(known))) == 1
+
+
+def test_another_shape_is_told(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    model = model_of(path, "w", "v", shape=(48, 64))
+    with pytest.raises(ModelError, match=r"has w as \[64, 48\], not \[48, 64\]; has v as"):
+        bind(model)
+
+
+def test_a_checkpoint_that_is_gone_or_elsewhere(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    model = model_of(path, "w", "v")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path.rename(elsewhere / path.name)
+    (tmp_path / "config.json").rename(elsewhere / "config.json")
+    with pytest.raises(ModelError, match=r"is not there: bind\.weights\.py --checkpoint DIR"):
+        bind(model)
+    assert bind(model, elsewhere) == 2
+    np.testing.assert_array_equal(
+        model.graphs[0].initializers["w"].const_value.numpy(),  # type: ignore[union-attr]
+        NUMBERS.numpy(),
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b'{"version": 1}',
+        b'{"version": 1, "files": [], "unused": [], "buffers": {"1": {"file": 0, "tensor": "w"}}}',
+        b'{"version": 1, "files": ["f"], "unused": [], "buffers": {}}',
+    ],
+)
+def test_damaged_references(data: bytes) -> None:
+    with pytest.raises(ModelError, match=r"its metadata o2o\.weights is damaged"):
+        loads(data)
+
+
+def test_references_of_the_future() -> None:
+    empty: Any = b'{"version": 2, "files": [], "unused": [], "buffers": {}}'
+    with pytest.raises(ModelError, match="version 2; this o2o knows 1: update"):
+        loads(empty)

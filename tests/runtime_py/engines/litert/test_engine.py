@@ -1,0 +1,182 @@
+"""The LiteRT engine against a model whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from o2o.errors import ModelError
+from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.model.contract import Contract
+from tests.runtime_py.toy import Toy
+
+
+def engine_of(toy: Toy, **options) -> LiteRtEngine:
+    return LiteRtEngine(toy.file, Contract.parse(toy.contract), **options)
+
+
+def assert_close(actual: np.ndarray, desired: np.ndarray) -> None:
+    np.testing.assert_allclose(actual, desired, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ids_dtype", ["int32", "int64"])
+@pytest.mark.parametrize("cache_layout", ["BNTH", "BTNH"])
+@pytest.mark.parametrize("prefill_layout", ["BNTH", "BTNH"])
+@pytest.mark.parametrize("prefill_length", [5, 8, 10])
+def test_every_prompt_length_and_every_step(prefill_length, prefill_layout, cache_layout, ids_dtype):
+    """T below, at and above S; layouts equal and not; prompts of 1 to S tokens, then decode to the end."""
+    toy = Toy(
+        prefill_length=prefill_length,
+        capacity=8,
+        prefill_layout=prefill_layout,
+        cache_layout=cache_layout,
+        ids_dtype=ids_dtype,
+    )
+    engine = engine_of(toy)
+    assert (engine.capacity, engine.vocab_size) == (8, toy.vocab)
+    text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
+    for length in [*range(1, 9), 3]:  # one engine for all: what a prompt left behind must not be seen
+        assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
+        for position in range(length, 8):
+            logits = engine.decode(text[position], position)
+            assert logits.shape == (toy.vocab,)
+            assert_close(logits, toy.logits(text[: position + 1]))
+    engine.close()
+
+
+def poison(engine: LiteRtEngine) -> None:
+    """What a conversation might leave: large numbers everywhere."""
+    for made in engine._caches._made.values():
+        for _, rows in made.values():
+            rows.fill(1e6)
+
+
+@pytest.mark.parametrize("cached_lengths", [[8], [4], [3], [5, 3], [2, 7, 4]])
+@pytest.mark.parametrize("prefill_length", [0, 6])
+@pytest.mark.parametrize(
+    ("cache_layout", "ids_dtype"), [("BNTH", "int32"), ("BTNH", "int64"), ("BTNH", "int32")]
+)
+def test_several_prefills(prefill_length, cached_lengths, cache_layout, ids_dtype):
+    """Every prompt, in one piece and in several, among them such as would reach beyond the capacity."""
+    toy = Toy(
+        prefill_length=prefill_length,
+        cached_lengths=cached_lengths,
+        capacity=8,
+        cache_layout=cache_layout,
+        ids_dtype=ids_dtype,
+    )
+    engine = engine_of(toy)
+    text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
+    for length in range(1, 9):
+        poison(engine)
+        assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
+        for position in range(length, 8):
+            assert_close(engine.decode(text[position], position), toy.logits(text[: position + 1]))
+    engine.close()
+
+
+@pytest.mark.parametrize("cached_lengths", [[8], [3], [2, 5]])
+def test_prefills_without_logits(cached_lengths):
+    """Decode reads the last token of every prompt; positions are told for each token."""
+    toy = Toy(prefill_length=0, cached_lengths=cached_lengths, capacity=8, ai_edge=True)
+    engine = engine_of(toy)
+    text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
+    for length in range(1, 9):
+        poison(engine)
+        assert engine.plan(length)[-1] == Chunk(1, length - 1, length)
+        assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
+        for position in range(length, 8):
+            assert_close(engine.decode(text[position], position), toy.logits(text[: position + 1]))
+    engine.close()
+
+
+def test_long_prompts_take_few_runs():
+    engine = engine_of(Toy(prefill_length=0, cached_lengths=[2, 4], capacity=11))
+    assert [run.length for run in engine.plan(11)] == [4, 4, 4]
+    runs: list[str] = []
+    run_by_index = engine._model.run_by_index
+    signatures = list(engine._model.get_signature_list())
+
+    def counted(index, *buffers):
+        runs.append(signatures[index])
+        run_by_index(index, *buffers)
+
+    engine._model.run_by_index = counted
+    engine.prefill([1] * 11)
+    engine.decode(1, 10)
+    assert runs == ["prefill_4"] * 3 + ["decode"]
+
+
+def test_caches_are_updated_where_they_lie():
+    toy = Toy()
+    engine = engine_of(toy)
+    engine.prefill([1, 2])
+    engine.decode(3, 2)
+    (made,) = engine._caches._made.values()
+    for buffers in engine._decodes[engine.capacity]._buffers:
+        assert {id(buffer) for buffer, _ in made.values()} <= {id(buffer) for buffer in buffers}
+    rows = made["value", 0][1].reshape(-1, 6)[:3]
+    np.testing.assert_array_equal(rows, toy.values[[1, 2, 3]])
+    engine.close()
+
+
+def test_prefill_writes_into_the_caches_when_it_can():
+    same = engine_of(Toy(prefill_length=8, capacity=8, prefill_layout="BNTH", cache_layout="BNTH"))
+    assert same._prefills[8].rows == {}
+    same.close()
+
+
+def test_logits_are_the_callers_own():
+    engine = engine_of(Toy())
+    first = engine.prefill([1, 2])
+    kept = first.copy()
+    engine.decode(3, 2)
+    np.testing.assert_array_equal(first, kept)
+    engine.close()
+
+
+def test_two_engines_do_not_share_anything():
+    toy = Toy()
+    one, two = engine_of(toy), engine_of(toy)
+    one.prefill([1, 2, 3])
+    two.prefill([4, 5, 6])
+    assert_close(one.decode(7, 3), toy.logits([1, 2, 3, 7]))
+    assert_close(two.decode(7, 3), toy.logits([4, 5, 6, 7]))
+    one.close()
+    two.close()
+
+
+def test_quiet_unless_debugging(capfd):
+    toy = Toy()
+    for debug in (False, True):
+        engine = engine_of(toy, debug=debug)
+        engine.prefill([1])
+        engine.close()
+        assert bool(capfd.readouterr().err) is debug
+
+
+def test_inputs_and_outputs_of_one_name():
+    """As litert-torch names its caches."""
+    toy = Toy(cache_layout="BNTH", same_names=True)
+    engine = engine_of(toy)
+    assert_close(engine.prefill([1, 2]), toy.logits([1, 2]))
+    assert_close(engine.decode(3, 2), toy.logits([1, 2, 3]))
+    engine.close()
+
+
+def test_refuses_what_litert_refuses():
+    toy = Toy()
+    with pytest.raises(ModelError, match="LiteRT cannot take the model"):
+        LiteRtEngine(toy.file[:200], Contract.parse(toy.contract))
+
+
+def test_refuses_a_model_whose_caches_do_not_come_back():
+    contract = Toy().contract
+    contract["signatures"]["decode"]["outputs"].pop()
+    with pytest.raises(ModelError, match="past_value_0"):
+        LiteRtEngine(b"", Contract.parse(contract))
+    contract = Toy(cached_lengths=[4]).contract
+    contract["signatures"]["prefill_4"]["outputs"][1]["shape"] = [1, 4, 2, 3]
+    with pytest.raises(ModelError, match="prefill_4 does not give 'past_key_0' back"):
+        LiteRtEngine(b"", Contract.parse(contract))

@@ -1,0 +1,253 @@
+"""What is kept of big models, with toys for which everything counts as big."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from o2o.errors import ModelError
+from runtime_py.engines import artifact_cache
+from runtime_py.engines.disk_cache import Cache
+from runtime_py.engines.litert import prepare as prepare_module
+from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.engines.litert.prepare import Prepared, prepare
+from runtime_py.model.contract import Contract
+from tests.runtime_py.engines.litert.test_lowered_file import write_circle
+from tests.runtime_py.toy import Toy
+
+VOCAB = 300
+TICK = 0.02  # seconds, more than what file times are counted in
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Cache:
+    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(params=["circle", "tflite"])
+def model(request, tmp_path) -> Path:
+    return write(toy(), tmp_path / f"model.{request.param}")
+
+
+def toy(seed: int = 0) -> Toy:
+    return Toy(vocab=VOCAB, cached_lengths=[3, 2], seed=seed)
+
+
+def write(toy: Toy, path: Path) -> Path:
+    if path.suffix == ".circle":
+        return write_circle(toy, path)
+    path.write_bytes(toy.file)
+    return path
+
+
+def assert_answers(toy: Toy, prepared: Prepared) -> None:
+    for threads in (1, 2):
+        contract = Contract.parse(prepared.lowered.contract)
+        engine = LiteRtEngine(prepared.open(), contract, packed=prepared.packed, threads=threads)
+        tokens = [7, 299, 3, 5, 8, 1, 0]
+        for count in (1, 2, 7):
+            wanted = toy.logits(tokens[:count])
+            np.testing.assert_allclose(engine.prefill(tokens[:count]), wanted, rtol=1e-4, atol=1e-4)
+        engine.close()
+
+
+def forbid(monkeypatch, *names: str) -> None:
+    def fail(*args):
+        pytest.fail("was done once more")
+
+    for name in names:
+        monkeypatch.setattr(artifact_cache if hasattr(artifact_cache, name) else prepare_module, name, fail)
+
+
+def entries(cache: Cache) -> list[str]:
+    return sorted(path.name for path in cache.folder.iterdir()) if cache.folder.exists() else []
+
+
+def test_done_once(model, cache, said, monkeypatch):
+    first = prepare(model, cache, said.append)
+    assert_answers(toy(), first)
+    assert said == [f"packing the weights, this once: up to 0.0 GB into {cache.folder}"]
+    forbid(monkeypatch, "lower_file", "_pack")
+    second = prepare(model, cache, said.append)
+    assert second == first
+    assert second.packed == cache.folder / entries(cache)[0] / "packed"
+    written = second.packed.stat()
+    assert_answers(toy(), second)
+    assert second.packed.stat().st_mtime_ns == written.st_mtime_ns  # only read
+    assert len(said) == 1
+
+
+def test_other_weights_in_the_same_place(model, cache, said):
+    """Of the same size, and with the old file's time on them."""
+    prepare(model, cache, said.append)
+    before = model.stat()
+    time.sleep(TICK)
+    write(toy(1), model)
+    os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert model.stat().st_size == before.st_size
+    assert_answers(toy(1), prepare(model, cache, said.append))
+    assert len(entries(cache)) == 1  # the other is of no use
+
+
+def test_the_same_model_elsewhere(model, cache, said, monkeypatch):
+    """A copy is read once to see that it is one, and then known."""
+    first = prepare(model, cache, said.append)
+    time.sleep(TICK)
+    copy = model.with_name(f"copy{model.suffix}")
+    copy.write_bytes(model.read_bytes())
+    forbid(monkeypatch, "lower_file", "_pack")
+    second = prepare(copy, cache, said.append)
+    assert second.packed == first.packed
+    assert_answers(toy(), second)
+    forbid(monkeypatch, "content")
+    assert prepare(copy, cache, said.append) == second
+    assert prepare(model, cache, said.append) == first
+    assert len(said) == 1
+
+
+def test_a_model_that_changes_while_it_is_read(model, cache, said, monkeypatch):
+    """What was read is not what is there; nobody must take one for the other later."""
+    other = prepare(write(toy(1), model.with_name(f"other{model.suffix}")), cache, said.append)
+    content = artifact_cache.content
+
+    def changed(file: Path) -> str:
+        found = content(other.file)
+        time.sleep(TICK)
+        write(toy(2), file)
+        return found
+
+    monkeypatch.setattr(artifact_cache, "content", changed)
+    with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
+        prepare(model, cache, said.append).open()
+    monkeypatch.setattr(artifact_cache, "content", content)
+    assert_answers(toy(2), prepare(model, cache, said.append))
+
+
+@pytest.mark.parametrize("changed", ["processor", "code"])
+def test_another_machine_or_another_lowering(model, cache, said, monkeypatch, changed):
+    first = prepare(model, cache, said.append)
+    monkeypatch.setattr(artifact_cache, changed, lambda: "changed")
+    second = prepare(model, cache, said.append)
+    assert second.packed != first.packed
+    assert_answers(toy(), second)
+
+
+@pytest.mark.parametrize("name", ["packed", "lowered.json", "entry.json"])
+@pytest.mark.parametrize("size", [0, 100])
+def test_damaged(model, cache, said, name, size):
+    packed = prepare(model, cache, said.append).packed
+    time.sleep(TICK)
+    os.truncate(packed.with_name(name), size)
+    assert_answers(toy(), prepare(model, cache, said.append))
+
+
+def test_weights_overwritten(model, cache, said):
+    packed = prepare(model, cache, said.append).packed
+    time.sleep(TICK)
+    packed.write_bytes(bytes(packed.stat().st_size))
+    assert_answers(toy(), prepare(model, cache, said.append))
+
+
+def test_small_models_leave_no_files(model, tmp_path, said):
+    cache = Cache(tmp_path / "cache")
+    before = sorted(tmp_path.rglob("*"))
+    assert_answers(toy(), prepare(model, cache, said.append))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert said == []
+
+
+def test_without_a_cache(model, tmp_path, said, monkeypatch):
+    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
+    before = sorted(tmp_path.rglob("*"))
+    assert_answers(toy(), prepare(model, None, said.append))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert said == []
+
+
+def assert_goes_without(model: Path, cache: Cache, said: list[str], reason: str) -> None:
+    prepared = prepare(model, cache, said.append)
+    assert prepared.packed is None
+    assert_answers(toy(), prepared)
+    assert said[-1].startswith("packing the weights for this load only: ")
+    assert reason in said[-1]
+    assert "\n" not in said[-1]
+
+
+def test_no_room(model, cache, said):
+    cache.share = 0
+    assert_goes_without(model, cache, said, "bytes where 0 may be used")
+    assert entries(cache) == []
+
+
+def test_a_disk_that_becomes_full(model, cache, said, monkeypatch):
+    """LiteRT ends its process then, which must not be this one."""
+    pack = prepare_module._pack
+
+    def pack_in_little_room(entry: Path, file: Path) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            pack(entry, file)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(prepare_module, "_pack", pack_in_little_room)
+    assert_goes_without(model, cache, said, "packing failed: exit status -6")
+    assert entries(cache) == []
+
+
+def test_packing_that_fails(model, cache, said, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert_goes_without(model, cache, said, "packing failed: exit status 1")
+    assert entries(cache) == []
+
+
+def test_packing_that_makes_nothing(model, cache, said, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    assert_goes_without(model, cache, said, "packed: No such file")
+    assert entries(cache) == []
+
+
+def test_a_folder_that_cannot_be_made(model, cache, said):
+    cache.folder.touch()
+    assert_goes_without(model, cache, said, f"{cache.folder}: File exists")
+
+
+def test_another_process_is_at_it(model, cache, said):
+    prepare(model, cache, said.append)
+    (key,) = entries(cache)
+    part = (cache.folder / key).rename(cache.folder / f"{key}.abcdefgh")
+    lock = os.open(part, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert_goes_without(model, cache, said, "another process is at it")
+    os.close(lock)
+    assert prepare(model, cache, said.append).packed is not None
+
+
+def test_a_model_that_changes_while_it_is_packed(model, cache, said, monkeypatch):
+    pack = prepare_module._pack
+
+    def slowly(entry: Path, file: Path) -> None:
+        pack(entry, file)
+        time.sleep(TICK)
+        write(toy(1), file)
+
+    monkeypatch.setattr(prepare_module, "_pack", slowly)
+    prepared = prepare(model, cache, said.append)
+    assert entries(cache) == []
+    assert "was changed in the meantime" in said[-1]
+    with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
+        prepared.open()

@@ -1,0 +1,254 @@
+"""The onert engine, against transformers and the LiteRT engine; and what it says where there is nothing to
+run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from o2o import formats
+from o2o.contract import contract_of
+from o2o.errors import ModelError
+from o2o.filters import (
+    fuse_attention,
+    legalize_onert,
+    lower_litert,
+    merge_circles,
+    quantize_weights,
+    reshape_io,
+    transpose_io_kvcache,
+)
+from o2o.formats.writer import plan
+from o2o.rewriting.builder import add_constant
+from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.engines.litert.lowered_file import lower_file
+from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.generation.session import Session
+from runtime_py.model.contract import Contract
+from tests.exported import checkpoint
+from tests.o2o.speaking_graphs import S as ROWS
+from tests.o2o.speaking_graphs import V, greedy_logits, speaker
+
+pytest.importorskip("onert", reason="pip install onert==0.1.0")
+
+from runtime_py.engines.onert.engine import OnertEngine
+
+S = 32
+MADE = {"fused": ("grouped", "concat"), "written": ("demo", "static")}
+Exported = Callable[[str, str], Path]
+
+
+def filtered(main: Callable[[list[str]], int], out: Path, *arguments: object) -> Path:
+    assert main([*map(str, arguments), "-o", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module", params=MADE.values(), ids=MADE)
+def made(request, tmp_path_factory, exported_model: Exported, shared_directory: Path) -> tuple[Path, Path]:
+    """(a model of prefill and decode over caches of S rows, its checkpoint)."""
+    shape, form = request.param
+    folder = tmp_path_factory.mktemp("onert")
+    prefill, decode = exported_model(shape, "prefill"), exported_model(shape, form)
+    if form == "concat":
+        decode = filtered(fuse_attention.main, folder / "1.circle", decode)
+        sizes = f"[1,2,{S - 2},10]", f"[1,2,{S},10]"
+        decode = filtered(reshape_io.main, folder / "2.circle", "input", "--by_shape", *sizes, decode)
+        decode = filtered(transpose_io_kvcache.main, folder / "3.circle", decode)
+    renamed = folder / "decode.circle"
+    renamed.write_bytes(decode.read_bytes())
+    model = filtered(merge_circles.main, folder / "model.circle", prefill, renamed)
+    return model, checkpoint(shared_directory, shape)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    path = tmp_path / "toy.circle"
+    formats.save(speaker(), path)
+    return path
+
+
+def test_logits_after_every_prompt_and_every_step(made: tuple[Path, Path]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, folder = made
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, S).tolist()
+    with torch.no_grad():
+        wanted = theirs(torch.tensor([ids])).logits[0].numpy()
+    engine = OnertEngine.load(model)
+    assert (engine.capacity, engine.vocab_size) == (S, theirs.config.vocab_size)
+    for length in (1, 2, 17, S - 1, S, 3):  # one engine for all: what a prompt left must not be seen
+        np.testing.assert_allclose(engine.prefill(ids[:length]), wanted[length - 1], atol=1e-4)
+        for position in range(length, S):
+            np.testing.assert_allclose(engine.decode(ids[position], position), wanted[position], atol=1e-4)
+    engine.close()
+
+
+def greedy(engine: OnertEngine | LiteRtEngine, prompt: list[int]) -> list[int]:
+    session = Session(engine)
+    tokens = [int(session.read(prompt).argmax())]
+    for _ in range(len(prompt), engine.capacity):
+        tokens.append(int(session.append(tokens[-1]).argmax()))
+    return tokens
+
+
+def test_the_tokens_of_transformers_and_litert_to_the_end(made: tuple[Path, Path]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, folder = made
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    lowered = lower_file(model)
+    litert = LiteRtEngine(lowered.over(model), Contract.parse(lowered.contract))
+    engine = OnertEngine.load(model)
+    ids = np.random.default_rng(1).integers(0, theirs.config.vocab_size, 9).tolist()
+    for length in (1, 5, 9):
+        prompt = torch.tensor([ids[:length]])
+        wanted = theirs.generate(prompt, do_sample=False, max_length=S + 1, eos_token_id=-1)[0, length:]
+        assert greedy(engine, ids[:length]) == wanted.tolist() == greedy(litert, ids[:length])
+    engine.close()
+    litert.close()
+
+
+def test_int8_weights_are_about_the_same(made: tuple[Path, Path], tmp_path: Path) -> None:
+    model, _ = made
+    smaller = filtered(quantize_weights.main, tmp_path / "int8.circle", "--recipe", "dynamic_int8", model)
+    exact, engine = OnertEngine.load(model), OnertEngine.load(smaller)
+    for position, token in enumerate([3, 100, 7, 51]):
+        wanted = exact.decode(token, position)
+        assert np.abs(engine.decode(token, position) - wanted).max() < 0.15 * np.abs(wanted).max()
+    engine.close()
+    exact.close()
+
+
+def test_every_prompt_of_a_model_known_by_heart(toy: Path) -> None:
+    engine = OnertEngine.load(toy)
+    assert (engine.capacity, engine.vocab_size) == (ROWS, V)
+    text = np.random.default_rng(2).integers(0, V, ROWS).tolist()
+    for length in [*range(1, ROWS + 1), 2]:
+        logits = engine.prefill(text[:length])
+        assert (logits.shape, logits.dtype) == ((V,), np.float32)
+        np.testing.assert_allclose(logits, greedy_logits(text[:length]), atol=1e-4)
+    engine.close()
+
+
+def test_what_was_fed_is_not_fed_again(toy: Path) -> None:
+    engine = OnertEngine.load(toy)
+    assert engine.plan(4) == [Chunk(1, position, position + 1) for position in range(4)]
+    assert engine.plan(4, kept=2) == [Chunk(1, 2, 3), Chunk(1, 3, 4)]
+    text = [3, 1, 4, 1, 5]
+    engine.prefill(text[:3])
+    np.testing.assert_allclose(engine.prefill(text, kept=3), greedy_logits(text), atol=1e-4)
+    engine.close()
+
+
+def test_rows_behind_are_not_seen_and_caches_stay_where_they_are(toy: Path) -> None:
+    """What a conversation might leave: large numbers everywhere. onert is told of each array once."""
+    engine = OnertEngine.load(toy)
+    places = [array.__array_interface__["data"] for array in engine._inputs]
+    for _, _, cache in engine._rows:
+        cache[:] = 1e6
+    text = [5, 2, 8]
+    np.testing.assert_allclose(engine.prefill(text), greedy_logits(text), atol=1e-4)
+    assert [array.__array_interface__["data"] for array in engine._inputs] == places
+    assert all((cache[3:] == 1e6).all() and (cache[:3] != 1e6).all() for _, _, cache in engine._rows)
+    engine.close()
+
+
+def test_logits_are_the_callers(toy: Path) -> None:
+    engine = OnertEngine.load(toy)
+    logits = engine.decode(3, 0)
+    before = logits.copy()
+    engine.decode(4, 1)
+    np.testing.assert_array_equal(logits, before)
+    logits[:] = 0  # it can be written to
+    engine.close()
+
+
+def test_nothing_is_written_but_answers(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = OnertEngine.load(toy)
+    engine.decode(1, 0)
+    engine.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_legalized_file_is_loaded_where_it_is(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = filtered(legalize_onert.main, tmp_path / "decode.circle", toy)
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: pytest.fail("it was written again"))
+    engine = OnertEngine.load(file)
+    np.testing.assert_allclose(engine.prefill([5, 2, 8]), greedy_logits([5, 2, 8]), atol=1e-4)
+    engine.close()
+
+
+def test_nothing_is_left_behind(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    before = dict(os.environ)
+    engine = OnertEngine.load(toy, threads=2)
+    assert not list((tmp_path / "temporary").iterdir())
+    engine.decode(1, 0)  # it does not need the file any more
+    engine.close()
+    assert dict(os.environ) == before
+
+
+def test_without_onert(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onert.native", None)
+    with pytest.raises(ModelError, match=r"onert is not there .*: pip install onert==0\.1\.0"):
+        OnertEngine.load(toy)
+
+
+def contract_in(file: Path) -> Contract:
+    return Contract.parse_decode(contract_of(formats.load(file)))
+
+
+def test_whole_caches_are_refused(toy: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"'present_key_0', not one new row: take it through legalize\.onert"
+    ):
+        OnertEngine(toy, contract_in(toy))
+
+
+def test_what_onert_says_is_said(toy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a file that is not what its contract tells, in one line."""
+    contract = contract_in(filtered(legalize_onert.main, tmp_path / "decode.circle", toy))
+    capfd.readouterr()
+    with pytest.raises(ModelError) as refused:
+        OnertEngine(toy, contract)
+    assert str(refused.value) == (
+        "onert cannot take the model: Fail to load model: Unsupported operation: DYNAMIC_UPDATE_SLICE"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_that_ends_the_process_is_told(
+    toy: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Constants behind the FlatBuffer: in a process of its own, so that this one is there to tell."""
+    contract = contract_in(filtered(legalize_onert.main, tmp_path / "decode.circle", toy))
+    model = formats.load(tmp_path / "decode.circle")
+    (table,) = (v for v in model.graphs[0].initializers.values() if v.name == "head")
+    large = add_constant(model.graphs[0], np.zeros((V, 1000 * 6), np.float32), "large")
+    assert table.const_value is not None
+    table.const_value, large.const_value = large.const_value, table.const_value
+    planned = plan(model, limit=0)
+    with open(tmp_path / "far.circle", "wb") as file:
+        planned.write(file)
+    capfd.readouterr()
+    with pytest.raises(ModelError, match=r"onert crashes on the model \(SIG[A-Z]+\)"):
+        OnertEngine(tmp_path / "far.circle", contract)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tflite_is_refused(toy: Path, tmp_path: Path) -> None:
+    file = filtered(lower_litert.main, tmp_path / "model.tflite", toy)
+    with pytest.raises(ModelError, match="onert's own operators are Circle's"):
+        OnertEngine.load(file)

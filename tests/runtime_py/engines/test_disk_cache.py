@@ -1,0 +1,201 @@
+"""Entries that are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime_py.engines.disk_cache import ENTRY, Cache, user_cache
+
+TICK = 0.02  # seconds, more than what file times are counted in
+ONE, TWO, THREE = "1" * 32, "2" * 32, "3" * 32
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def add(cache: Cache, key: str, of: str = "", size: int = 1000) -> Path:
+    with cache.add(key, of or key, size) as entry:
+        (entry / "data").write_bytes(bytes(size))
+    return cache.folder / key
+
+
+def names(cache: Cache) -> set[str]:
+    return {path.name for path in cache.folder.iterdir()}
+
+
+def test_added_and_found(cache):
+    assert cache.find(ONE) is None
+    with cache.add(ONE, "model", 5) as entry:
+        (entry / "data").write_bytes(b"12345")
+        assert cache.find(ONE) is None
+    found = cache.find(ONE)
+    assert (found / "data").read_bytes() == b"12345"
+    assert cache.find(TWO) is None
+    assert names(cache) == {ONE}
+
+
+def test_other_names(cache, monkeypatch):
+    assert cache.key_of("a") is None
+    add(cache, ONE)
+    add(cache, TWO)
+    cache.also(ONE, "a")
+    cache.also(TWO, "b")
+    cache.also(TWO, "c")
+    assert [cache.key_of(alias) for alias in "abcd"] == [ONE, TWO, TWO, None]
+    assert cache.find(ONE)
+    assert cache.find(TWO), "it is as intact as before"
+    monkeypatch.setattr("runtime_py.engines.disk_cache.ALIASES", 2)
+    cache.also(TWO, "b")
+    cache.also(TWO, "d")
+    assert [cache.key_of(alias) for alias in "bcd"] == [TWO, None, TWO]
+    cache.also(THREE, "e")  # which is not there
+    assert names(cache) == {ONE, TWO}
+
+
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_nothing_is_left_of_what_failed(cache, error):
+    def fail() -> None:
+        with cache.add(ONE, "model", 5) as entry:
+            (entry / "data").write_bytes(b"123")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert names(cache) == set()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: os.truncate(entry / "data", 999),
+        lambda entry: (entry / "data").write_bytes(b"\1" * 1000),
+        lambda entry: (entry / "data").unlink(),
+        lambda entry: (entry / "more").touch(),
+        lambda entry: (entry / ENTRY).unlink(),
+        lambda entry: (entry / ENTRY).write_text("{"),
+        lambda entry: (entry / ENTRY).write_text("[]"),
+        lambda entry: (entry / ENTRY).write_text("{}"),
+    ],
+)
+def test_damaged_entries_go(cache, damage):
+    entry = add(cache, ONE)
+    time.sleep(TICK)
+    damage(entry)
+    assert cache.find(ONE) is None
+    assert names(cache) == set()
+    assert cache.find(add(cache, ONE).name) is not None
+
+
+def test_written_over_as_if_nothing_had_been(cache):
+    """With the old size and time."""
+    file = add(cache, ONE) / "data"
+    before = file.stat()
+    time.sleep(TICK)
+    file.write_bytes(b"\1" * 1000)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cache.find(ONE) is None
+
+
+def test_what_is_out_of_date_goes(cache):
+    add(cache, ONE, "model")
+    add(cache, TWO, "another model")
+    add(cache, THREE, "model")
+    assert names(cache) == {TWO, THREE}
+
+
+def limit(cache: Cache, monkeypatch, size: int) -> None:
+    """Let the cache take `size` bytes in all."""
+    there = sum(file.stat().st_size for key in (ONE, TWO, THREE) for file in (cache.folder / key).glob("*"))
+    result = os.statvfs_result([1, 1, 0, 0, 2 * size - there, 0, 0, 0, 0, 255])
+    monkeypatch.setattr(os, "statvfs", lambda path: result)
+
+
+def test_the_least_recently_used_go(cache, monkeypatch):
+    for age, key in enumerate([ONE, TWO, THREE]):
+        os.utime(add(cache, key), (1000 - age, 1000 - age))
+    assert cache.find(TWO) is not None  # is used now
+    limit(cache, monkeypatch, 3600)
+    add(cache, "4" * 32)
+    assert names(cache) == {ONE, TWO, "4" * 32}
+
+
+def test_no_room(cache, monkeypatch):
+    add(cache, ONE)
+    limit(cache, monkeypatch, 1500)
+    with pytest.raises(OSError, match="it takes 1,501 bytes where 1,500 may be used") as told:
+        add(cache, TWO, size=1501)
+    assert told.value.errno == errno.ENOSPC
+    assert names(cache) == {ONE}
+
+
+def test_what_a_killed_process_left(cache):
+    part = cache.folder / f"{ONE}.abcdefgh"
+    part.mkdir(parents=True)
+    (part / "data").touch()
+    add(cache, TWO)
+    assert names(cache) == {TWO}
+
+
+def test_two_processes_at_once(cache):
+    part = cache.folder / f"{ONE}.abcdefgh"
+    part.mkdir(parents=True)
+    lock = os.open(part, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(BlockingIOError, match="another process is at it"):
+        add(cache, ONE)
+    add(cache, TWO)
+    assert names(cache) == {part.name, TWO}
+    os.close(lock)
+    add(cache, ONE)
+    assert names(cache) == {ONE, TWO}
+
+
+def test_an_entry_that_another_process_has_removed(cache):
+    entry = add(cache, ONE)
+    with open(entry / "data", "rb") as file:
+        add(cache, TWO, ONE)
+        assert file.read() == bytes(1000)
+
+
+def test_what_is_not_of_the_cache_is_left_alone(cache, monkeypatch):
+    """Somebody may name a folder with other things in it."""
+    for name in (".ssh", "letters", "2024", f".{ONE}"):
+        (cache.folder / name).mkdir(parents=True)
+        (cache.folder / name / "file").write_bytes(bytes(5000))
+    (cache.folder / ".profile").touch()
+    before = names(cache)
+    add(cache, ONE)
+    limit(cache, monkeypatch, 1500)
+    add(cache, TWO)
+    assert names(cache) == {*before, TWO}
+
+
+def test_where_it_is(monkeypatch, tmp_path):
+    for name in ("O2O_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/lily")
+    assert user_cache().folder == Path("/home/lily/.cache/o2o")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert user_cache().folder == Path("/home/lily/.cache/o2o")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/lily")
+    assert user_cache().folder == Path("/var/cache/lily/o2o")
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path))
+    assert user_cache().folder == tmp_path
+
+
+def test_no_home(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("O2O_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert user_cache() is None

@@ -1,0 +1,100 @@
+"""What a model is surprised by, against the toy's own numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import numpy as np
+import pytest
+
+from o2o.contract import contract_of
+from o2o.errors import ModelError
+from o2o.formats import loads
+from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.evaluation.log_likelihood import Score, documents, first, scores, surprises
+from runtime_py.model.contract import Contract
+from tests.runtime_py.toy import VOCAB, Toy
+
+
+def engine_of(toy: Toy) -> contextlib.closing[LiteRtEngine]:
+    contract = Contract.parse(contract_of(loads(toy.file)))
+    return contextlib.closing(LiteRtEngine(toy.file, contract))
+
+
+def expected(toy: Toy, ids: list[int]) -> list[float]:
+    """-log p of ids[1:], by the toy's formula."""
+    found = []
+    for count in range(1, len(ids)):
+        p = np.exp(toy.logits(ids[:count]).astype(np.float64))
+        found.append(-math.log(p[ids[count]] / p.sum()))
+    return found
+
+
+@pytest.mark.parametrize("ai_edge", [False, True])
+def test_each_token_after_the_first_by_all_before_it(ai_edge):
+    toy = Toy(cached_lengths=[3], prefill_length=0 if ai_edge else 5, ai_edge=ai_edge)
+    ids = np.random.default_rng(1).integers(0, VOCAB, 9).tolist()  # one more than the caches hold
+    with engine_of(toy) as engine:
+        np.testing.assert_allclose(surprises(engine, ids), expected(toy, ids), rtol=1e-5)
+        # a document knows nothing of the one before, and one that is too long is cut
+        longer = [*ids[::-1], 3, 3]
+        np.testing.assert_allclose(surprises(engine, longer), expected(toy, longer[:9]), rtol=1e-5)
+        assert len(surprises(engine, [4])) == 0
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    toy = Toy()
+    broken = toy.file.replace(toy.head.tobytes(), np.full_like(toy.head, np.nan).tobytes())
+    assert broken != toy.file
+    contract = Contract.parse(contract_of(loads(broken)))
+    with (
+        contextlib.closing(LiteRtEngine(broken, contract)) as engine,
+        pytest.raises(ModelError, match="token 1 of a document are not finite"),
+    ):
+        surprises(engine, [1, 2, 3])
+
+
+def test_huge_logits_are_numbers():
+    class Sure:
+        capacity = 4
+
+        def prefill(self, tokens):
+            return np.array([1e30, -1e30, 0], np.float32)
+
+    assert surprises(Sure(), [0, 0])[0] == 0
+    assert surprises(Sure(), [0, 1])[0] == pytest.approx(2e30)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("one", ["one"]),
+        ("one\n\ntwo\nlines\n\n\n\nthree\n", ["one", "two\nlines", "three"]),
+        ("\n\n one \n \t\n\ttwo", [" one ", "\ttwo"]),
+        (" \n\n", []),
+    ],
+)
+def test_blank_lines_part_documents(text, found):
+    assert documents(text) == found
+
+
+def test_the_first_tokens_of_documents():
+    ids = [[1, 2, 3], [4], [], [5, 6, 7, 8]]
+    assert list(first(ids, None)) == [[1, 2, 3], [5, 6, 7, 8]]
+    assert list(first(ids, 4)) == [[1, 2, 3], [5, 6, 7]]
+    assert list(first(ids, 2)) == [[1, 2, 3]]
+    assert list(first(ids, 1)) == [[1, 2]]
+
+
+def test_scores_are_of_what_all_models_read():
+    one = [np.array([1.0, 3.0, 100.0]), np.array([2.0])]
+    other = [np.array([2.0, 2.0]), np.array([5.0])]
+    assert scores([one, other]) == [Score(2.0, 3), Score(3.0, 3)]
+    assert scores([one]) == [Score(26.5, 4)]
+
+
+def test_perplexity_and_its_change():
+    assert Score(math.log(8), 5).perplexity == pytest.approx(8)
+    assert Score(math.log(8), 5).change(Score(math.log(4), 5)) == pytest.approx(1.0)
+    assert math.isfinite(Score(1e4, 1).perplexity)

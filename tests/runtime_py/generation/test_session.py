@@ -1,0 +1,87 @@
+"""A session reads only what is new, and says the same as one that reads all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.generation.session import Session
+from runtime_py.model.contract import Contract
+from tests.runtime_py.engines.litert.test_engine import assert_close
+from tests.runtime_py.generation.test_generate import CountingEngine
+from tests.runtime_py.toy import Toy
+
+texts = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6)
+
+
+@given(texts)
+def test_only_what_is_new_is_read(prompts: list[list[int]]) -> None:
+    engine = CountingEngine(8)
+    session = Session(engine)
+    before: list[int] = []
+    for prompt in prompts:
+        same = 0
+        while same < min(len(before), len(prompt) - 1) and before[same] == prompt[same]:
+            same += 1
+        session.read(prompt)  # the engine asserts that what is kept is there
+        assert engine.read == len(prompt) - same
+        assert session.runs[0].start == same
+        before = list(prompt)
+        if len(before) < 8:
+            session.append(2)
+            before.append(2)
+        assert engine.fed == before
+
+
+class Interrupted(CountingEngine):
+    """Ctrl-C comes when the caches have been changed, and before anyone is told."""
+
+    interrupts = False
+
+    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
+        logits = super().prefill(tokens, kept)
+        if self.interrupts:
+            self.fed[kept:] = [-1] * (len(tokens) - kept)
+            raise KeyboardInterrupt
+        return logits
+
+
+def test_what_was_interrupted_is_read_again() -> None:
+    engine = Interrupted(8)
+    session = Session(engine)
+    session.read([1, 2, 3, 4])
+    engine.interrupts = True
+    with pytest.raises(KeyboardInterrupt):
+        session.read([1, 2, 5, 6, 7])
+    engine.interrupts = False
+    session.read([1, 2, 5, 6, 7])
+    assert (engine.read, engine.fed) == (3, [1, 2, 5, 6, 7])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"prefill_length": 6},
+        {"prefill_length": 0, "cached_lengths": [3]},
+        {"prefill_length": 6, "cached_lengths": [4, 2], "cache_layout": "BNTH"},
+        {"prefill_length": 0, "cached_lengths": [5], "ai_edge": True},
+    ],
+    ids=str,
+)
+def test_on_litert_it_says_what_it_would_say_anew(shape: dict) -> None:
+    toy = Toy(capacity=8, **shape)
+    engine = LiteRtEngine(toy.file, Contract.parse(toy.contract))
+    session = Session(engine)
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        text = rng.integers(0, 2, 8).tolist()  # of two ids, so that beginnings are often the same
+        length = int(rng.integers(1, 9))
+        assert_close(session.read(text[:length]), toy.logits(text[:length]))
+        for end in range(length, int(rng.integers(length, 9))):
+            assert_close(session.append(text[end]), toy.logits(text[: end + 1]))
+    engine.close()

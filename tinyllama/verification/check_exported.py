@@ -1,0 +1,216 @@
+"""The check of verify.py and verify_flash.py: the exported programs against transformers and each other."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from o2o.errors import UsageError
+from o2o.operators.causal_attention import Blocks
+from runtime_py.package import Package
+from runtime_py.text.tokenizer import Tokenizer
+from tinyllama.tiny_llama import STANDARD
+from tinyllama.verification import comparison, flags
+from tinyllama.verification.comparison import Step
+from tinyllama.verification.exported import Exported, read_weights
+from tinyllama.verification.hugging_face import HuggingFace
+from tinyllama.verification.output import Report
+from tinyllama.verification.protocol import PromptPredictor
+from tinyllama.verification.trace import FLOAT32
+
+RAISED = "; limits raised to twice what Hugging Face's own float32 is off from float64 here"
+IDS, DECODED = 16, 8  # random input ids, and how many steps follow them
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far logits may be apart: those of a prompt's tokens, and those of tokens fed one by one.
+
+    yardstick: whose rounding counts. Where its own float32 logits are further from those of float64 than half
+    a limit, as after prompts of hundreds of tokens, twice that is the limit. None: the limits are what they
+    are.
+    """
+
+    prefill: float
+    decode: float
+    yardstick: HuggingFace | None = None
+
+    @classmethod
+    def of(cls, tolerance: float | None, prefill: float, decode: float, yardstick: HuggingFace) -> Limits:
+        """`tolerance` alone, or, if there is none, the limits that follow."""
+        return cls(prefill, decode, yardstick) if tolerance is None else cls(tolerance, tolerance)
+
+    def after(self, prompt: Sequence[int], generated: Sequence[int]) -> Limits:
+        """The limits for this text."""
+        if self.yardstick is None:
+            return self
+        open_ = 2 * self.yardstick.rounding([*prompt, *generated])
+        prefill, decode = open_[: len(prompt)].max(), open_[len(prompt) :].max(initial=0)
+        return Limits(max(self.prefill, float(prefill)), max(self.decode, float(decode)))
+
+    def hold(self, prefill: float, decode: float) -> bool:
+        """Whether what was found is within them; nan is not."""
+        return prefill <= self.prefill and decode <= self.decode
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`subject` is to say what `reference` says."""
+
+    subject: PromptPredictor
+    reference: PromptPredictor
+    limits: Limits
+
+    def __str__(self) -> str:
+        return f"{self.subject.label} against {self.reference.label}"
+
+
+def sizes(
+    prompts: Mapping[str, Sequence[int]], max_new_tokens: int, positions: int | None
+) -> tuple[int, int]:
+    """(T, S) that hold every prompt and what is generated after it, of which the last is never fed.
+
+    Raises UsageError for prompts that are longer than the model's `positions`.
+    """
+    longest = max(IDS, *(len(ids) for ids in prompts.values()))
+    needed = max(longest + max_new_tokens, IDS + DECODED) - 1
+    if positions and needed > positions:
+        raise UsageError(
+            f"the longest prompt has {longest} tokens, and --max_new_tokens is {max_new_tokens}: this model "
+            f"has {positions} positions, so shorten one of them"
+        )
+    return longest, needed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A checkpoint as transformers runs it and, with the same `weights`, as export does: T and S as `sizes`
+    has them."""
+
+    directory: Path
+    reference: HuggingFace
+    weights: Sequence[torch.Tensor]
+    tokens: int
+    capacity: int
+
+    def exported(
+        self,
+        attn_implementation: str = STANDARD,
+        blocks: Blocks | None = None,
+        label: str = "exported program",
+    ) -> Exported:
+        """See `Exported`."""
+        lengths = self.tokens, self.capacity
+        return Exported(self.directory, self.weights, *lengths, attn_implementation, blocks, label)
+
+
+def run(
+    args: argparse.Namespace,
+    prefill: float,
+    decode: float,
+    compared: Callable[[Setting], Sequence[tuple[PromptPredictor, PromptPredictor]]],
+) -> int:
+    """Do what the flags `args` ask for: the exit code.
+
+    prefill, decode: the limits where no --tolerance is given. compared: who is to say what whom says.
+    """
+    directory = flags.directory_of(args)
+    reference = HuggingFace(directory)
+    tokenizer, prompts = flags.encoded(args, directory)
+    lengths = sizes(prompts, args.max_new_tokens, reference.capacity)
+    setting = Setting(directory, reference, read_weights(directory), *lengths)
+    limits = Limits.of(args.tolerance, prefill, decode, reference)
+    pairs = [Pair(subject, other, limits) for subject, other in compared(setting)]
+    report = Report()
+    verify(report, pairs, prompts, tokenizer, args.max_new_tokens, Package(directory, directory).eos)
+    return report.code
+
+
+def verify(
+    report: Report,
+    pairs: Sequence[Pair],
+    prompts: Mapping[str, Sequence[int]],
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+    eos: Collection[int],
+) -> None:
+    """Logits for input ids, then what is generated after each prompt."""
+    vocab_size = pairs[0].subject.vocab_size
+    ids = np.random.default_rng(0).integers(0, vocab_size, IDS).tolist()
+    report.say(f"Verifying with input IDs: {IDS} at random, then {DECODED} one by one")
+    good = [_logits(report, pair, ids, DECODED) for pair in pairs]
+    report.verdict(all(good), "verify with input IDs")
+    good = []
+    for text, prompt in prompts.items():
+        report.say(f"Verifying with prompt: {textwrap.shorten(text, 80)!r}, {len(prompt)} tokens")
+        good += [_logits(report, pair, prompt, max_new_tokens, eos, tokenizer) for pair in pairs]
+    report.verdict(all(good), "verify with prompts")
+    report.verdict(report.passed, "verify_reauthored_model")
+
+
+def _logits(
+    report: Report,
+    pair: Pair,
+    prompt: Sequence[int],
+    tokens: int,
+    eos: Collection[int] = (),
+    tokenizer: Tokenizer | None = None,
+) -> bool:
+    """Whether both give the same logits, and the same text if there is a `tokenizer`."""
+    subject, reference = pair.subject, pair.reference
+    prefill = float(np.abs(reference.scores(prompt) - subject.scores(prompt)).max())
+    steps = comparison.drift(reference, subject, prompt, tokens, eos)
+    decode = max((step.off for step in steps[1:]), default=0.0)
+    limits = pair.limits
+    if not limits.hold(prefill, decode):
+        limits = limits.after(prompt, [step.expected for step in steps[:-1]])
+    close = limits.hold(prefill, decode)
+    report.check(
+        close,
+        f"{pair}: prefill logits within {prefill:.1e} (limit {limits.prefill:.1e}), "
+        f"decode logits within {decode:.1e} (limit {limits.decode:.1e})"
+        f"{'' if limits in (pair.limits, replace(pair.limits, yardstick=None)) else RAISED}",
+    )
+    parted = comparison.parting(steps)
+    if tokenizer:
+        _text(report, pair, steps, tokenizer)
+    if close and (parted is None or not tokenizer):
+        return True
+    at = _first(steps, prefill, limits, parted)
+    where = f"prefill of {len(prompt)} tokens" if at == 0 else f"decode step {at}"
+    limit = min(FLOAT32, limits.prefill if at == 0 else limits.decode)
+    report.say(f"    {where}: {comparison.locate(reference, subject, prompt, steps, at, limit)}")
+    return False
+
+
+def _first(steps: Sequence[Step], prefill: float, limits: Limits, parted: int | None) -> int:
+    """The first step that is not as it should be."""
+    if not prefill <= limits.prefill:
+        return 0
+    far = (number for number, step in enumerate(steps) if number and not step.off <= limits.decode)
+    return min(number for number in (next(far, None), parted) if number is not None)
+
+
+def _text(report: Report, pair: Pair, steps: Sequence[Step], tokenizer: Tokenizer) -> None:
+    """What both generate, which they do alike until their choices part."""
+    parted = comparison.parting(steps)
+    ids = [step.expected for step in steps]
+    if parted is None:
+        report.check(True, f"{pair}: the same {len(ids)} tokens: {tokenizer.decode(ids)!r}")
+        return
+    one, other, common = (
+        tokenizer.decode(ids[parted : parted + 1]),
+        tokenizer.decode([steps[parted].found]),
+        tokenizer.decode(ids[:parted]),
+    )
+    report.check(
+        False,
+        f"{pair}: after {parted} tokens, {common!r}, not {one!r} ({ids[parted]}) but {other!r} "
+        f"({steps[parted].found}), which is {steps[parted].gap:.1e} less likely in the reference's logits",
+    )

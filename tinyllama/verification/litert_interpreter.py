@@ -1,0 +1,138 @@
+"""A TFLite file on LiteRT's interpreter, with every tensor on the way to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.cli.silence_stderr import quiet
+from o2o.errors import ModelError
+from o2o.formats.tensors import is_constant
+from o2o.model import Model
+from o2o.rewriting.stacked_weights import Shapes, is_joined, part_of
+from runtime_py.engines.selection import cores
+from runtime_py.model.contract import Contract, Signature, Slot, Tensor
+from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
+
+LINEAR = ("FULLY_CONNECTED", "BATCH_MATMUL")
+
+
+class Interpreted:
+    """Runs signatures one after the other and keeps the caches."""
+
+    def __init__(self, file: Path, model: Model, contract: Contract, parameters: Shapes) -> None:
+        """model: what is in `file`. parameters: the checkpoint's. Raises ModelError."""
+        with quiet():
+            from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+            try:
+                self._interpreter: Any = Interpreter(
+                    model_path=str(file),
+                    num_threads=cores(),
+                    experimental_preserve_all_tensors=True,
+                    # Delegates, as XNNPACK, keep no tensors.
+                    experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+                )
+            except (RuntimeError, ValueError) as error:
+                raise ModelError(f"LiteRT's interpreter cannot take {file}: {_reason(error)}") from error
+        self._graphs = {signature.name: signature.graph for signature in model.signatures}
+        self._indices = {
+            signature.name: model.graphs.index(signature.graph) for signature in model.signatures
+        }
+        self._parameters = parameters
+        self._signatures = {one.length: one for one in (*contract.prefills, contract.decode)}
+        self._empty = contract.decode.caches
+        self._caches: dict[Slot, np.ndarray] = {}
+
+    def start(self) -> None:
+        """Empty the caches."""
+        self._caches = {slot: np.zeros(cache.shape, cache.dtype) for slot, cache in self._empty.items()}
+
+    def run(self, length: int, tokens: Sequence[int], position: int, watch: bool = False) -> Trace:
+        """Feed `tokens`, at most `length`, to the signature of that length, the first at `position`.
+
+        Gives the logits, if there are any; with `watch` all that is on the way, too. Raises ModelError.
+        """
+        signature, count = self._signatures[length], len(tokens)
+        feeds = {tensor.name: self._feed(tensor, tokens, position) for tensor in signature.inputs}
+        try:
+            with quiet():
+                outputs = self._interpreter.get_signature_runner(signature.name)(**feeds)
+        except RuntimeError as error:
+            raise ModelError(f"LiteRT's interpreter cannot run {signature.name}: {_reason(error)}") from error
+        trace = self._watched(signature) if watch else {}
+        for slot, given in signature.rows.items():
+            kept = self._keep(slot, given, np.array(outputs[given.name]), count)
+            if watch:
+                what, layer = slot
+                trace[f"model.layers.{layer}.{what}s"] = kept[position : position + count]
+        if (logits := signature.output("logits")) is not None:
+            trace["logits"] = rows(np.array(outputs[logits.name]))
+        return {name: numbers[:count] for name, numbers in trace.items()}  # without padding
+
+    def _feed(self, tensor: Tensor, tokens: Sequence[int], position: int) -> np.ndarray:
+        if tensor.layout:
+            return self._caches[tensor.slot]
+        numbers = np.zeros(tensor.shape, tensor.dtype)
+        if tensor.role == "tokens":
+            numbers.flat[: len(tokens)] = tokens
+        else:
+            numbers.flat[:] = position + np.arange(numbers.size)
+        return numbers
+
+    def _keep(self, slot: Slot, given: Tensor, numbers: np.ndarray, count: int) -> np.ndarray:
+        """Take what came out, a cache or `count` rows for its beginning. Gives all rows, [S, K * H]."""
+        cache = self._empty[slot]
+        turned = numbers.transpose([given.layout.index(axis) for axis in cache.layout])
+        if turned.shape == cache.shape:
+            self._caches[slot] = turned
+        else:
+            part = tuple(slice(count if axis == "T" else None) for axis in cache.layout)
+            self._caches[slot][part] = turned[part]
+        return heads_as_rows(self._caches[slot], cache.layout)
+
+    def _watched(self, signature: Signature) -> Trace:
+        """What the modules of the signature that has just run were given and gave."""
+        index = self._indices[signature.name]
+        details = self._interpreter.get_tensor_details(index)
+        places = {detail["name"]: detail["index"] for detail in details}
+        trace: Trace = {}
+        for name, value in _sites(self._graphs[signature.name], self._parameters).items():
+            if value.name in places and value.dtype == ir.DataType.FLOAT:
+                trace[name] = rows(np.array(self._interpreter.get_tensor(places[value.name], index)))
+        return trace
+
+
+def _sites(graph: ir.Graph, parameters: Shapes) -> dict[str, Any]:
+    """{name in a trace: tensor} of `graph`. Constants that were made of a parameter go by its name; a part of
+    what joined ones make is as if it were made of its own."""
+    constants = list(graph.initializers.values())
+    named: dict[Hashable, str] = {
+        value: name for value in constants if (name := _parameter(value.name or "", parameters))
+    }
+    named |= {name: name for name in parameters}
+    operators = [operator for node in graph if (operator := _operator(node, parameters)) is not None]
+    return sites(operators, named, constants)
+
+
+def _operator(node: ir.Node, parameters: Shapes) -> Operator | None:
+    """`node`; None for one that computes with a joined matrix, in whose place stand those that part it."""
+    if (part := part_of(node, parameters)) is not None:
+        return Operator(node.outputs[0], part, True)
+    inputs = tuple(value for value in node.inputs if value is not None)
+    if not node.outputs or any(is_constant(value) and is_joined(value) for value in inputs):
+        return None
+    return Operator(node.outputs[0], inputs, node.op_type in LINEAR)
+
+
+def _parameter(name: str, parameters: Shapes) -> str | None:
+    """The parameter of which a constant called `name` was made: what its name is or begins with."""
+    return max((one for one in parameters if name.startswith(one)), key=len, default=None)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[-1]

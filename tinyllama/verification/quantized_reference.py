@@ -1,0 +1,49 @@
+"""transformers computing what a quantised file computes: with its weights, rounding where its kernels do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from o2o.formats.tensors import is_constant, is_quantized
+from o2o.model import Model
+from o2o.quantization.compare import dequantized
+from o2o.rewriting.stacked_weights import AND
+
+WEIGHTS = 1  # which operand of FULLY_CONNECTED
+
+
+def rounded_before(model: Model) -> set[str]:
+    """The weights that are multiplied as integers, for which what they are multiplied with is rounded to 8
+    bits, row by row."""
+    found = set()
+    for graph in model.graphs:
+        for node in graph:
+            weight = node.inputs[WEIGHTS] if node.op_type == "FULLY_CONNECTED" else None
+            if weight is not None and is_constant(weight) and is_quantized(weight):
+                found.update((weight.name or "").split(AND))
+    return found
+
+
+@torch.no_grad()
+def imitate(model: Any, weights: Mapping[str, ir.Value], rounded: set[str]) -> None:
+    """Give transformers' `model` these weights, and let it round what goes into those in `rounded`."""
+    for name, value in weights.items():
+        model.get_parameter(name).copy_(torch.from_numpy(dequantized(value)))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}  # of tied ones, the first
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and names[id(module.weight)] in rounded:
+            module.register_forward_pre_hook(lambda module, args: (in_8_bits(args[0]),))
+
+
+def in_8_bits(x: torch.Tensor) -> torch.Tensor:
+    """`x` after rounding each of its rows to 256 numbers from its least to its greatest, of which one is 0,
+    as XNNPACK does."""
+    least, greatest = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+    scale = torch.where(greatest == least, 1.0, 255 / (greatest - least))
+    low, high = -128 - least * scale, 127 - greatest * scale
+    zero = torch.where(low + high < 0, low, high).clamp(-128, 127).round()
+    return ((x * scale).round().add(zero).clamp(-128, 127) - zero) / scale
