@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+import argparse
 
 from o2o.filters.fusion import Fusion
-from o2o.formats.tensors import is_constant
-from o2o.model import Model, shape_of
-from o2o.rewriting.builder import Builder
-from o2o.rewriting.matchers import miss
-from o2o.rewriting.rewire import replace_output
-from o2o.rewriting.rms_norm import ROOTS, Norm, match_norm
+from o2o.model import Model
+from o2o.rewriting.rms_norm import RmsNormRule
 
 
 class FuseRmsNorm(Fusion):
@@ -28,20 +24,10 @@ class FuseRmsNorm(Fusion):
     name = "fuse.rms_norm.py"
     usage_example = "fuse.rms_norm.py < decode.circle > fused.circle"
     formats = ("circle",)
-    anchor = ROOTS
     noun = "normalisation"
 
-    def match(self, node: ir.Node) -> Norm:
-        norm = match_norm(node)
-        if not is_constant(norm.weight):
-            miss("the weight is not a constant", norm.weight)
-        return norm
-
-    def rewrite(self, model: Model, graph: ir.Graph, match: Norm) -> None:
-        op = Builder(graph, before=match.last)
-        old = match.last.outputs[0]
-        new = op.node("RMS_NORM", [match.x, match.weight], shape_of(old), epsilon=match.epsilon)
-        replace_output(model, old, new)
+    def rule(self, model: Model, args: argparse.Namespace) -> RmsNormRule:
+        return RmsNormRule()
 
 
 main = FuseRmsNorm.main

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from o2o.model import attribute, shape_of
+from o2o.formats.tensors import is_constant
+from o2o.model import Model, attribute, shape_of
+from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import (
     constant_ints,
     miss,
@@ -16,6 +18,8 @@ from o2o.rewriting.matchers import (
     require,
     scalar,
 )
+from o2o.rewriting.rewire import replace_output
+from o2o.rewriting.rewrite_rule import RewriteRule
 
 ROOTS = ("RSQRT", "SQRT")
 
@@ -28,6 +32,24 @@ class Norm:
     x: ir.Value
     weight: ir.Value
     epsilon: float
+
+
+class RmsNormRule(RewriteRule):
+    """Fuse root-mean-square normalisation with a constant weight [D] into RMS_NORM."""
+
+    anchors = ROOTS
+
+    def match(self, node: ir.Node) -> Norm:
+        norm = match_norm(node)
+        if not is_constant(norm.weight):
+            miss("the weight is not a constant", norm.weight)
+        return norm
+
+    def rewrite(self, model: Model, graph: ir.Graph, match: Norm) -> None:
+        old = match.last.outputs[0]
+        op = Builder(graph, before=match.last)
+        new = op.node("RMS_NORM", [match.x, match.weight], shape_of(old), epsilon=match.epsilon)
+        replace_output(model, old, new)
 
 
 def match_norm(node: ir.Node) -> Norm:

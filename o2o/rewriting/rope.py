@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from o2o.model import attribute, shape_of
+from o2o.model import Model, attribute, shape_of
 from o2o.operators.reference import NotEvaluable, slice_bounds
+from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import constant_ints, made_by, miss, no_activation, operand_and_scalar, require
+from o2o.rewriting.rewire import replace_output
+from o2o.rewriting.rewrite_rule import RewriteRule
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,41 @@ class Rotation:
     x: ir.Value
     cos: ir.Value
     sin: ir.Value
+
+
+class RopeRule(RewriteRule):
+    """Fuse the rotation of x [B, N, T, H] by tables [1, 1, T, H] into ROPE."""
+
+    anchors = ("ADD",)
+
+    def candidates(self, graph: ir.Graph) -> list[ir.Node]:
+        """Sums with a term that multiplies a concatenation: other ADDs are no near misses."""
+        return [node for node in super().candidates(graph) if _multiplies_concatenation(node)]
+
+    def match(self, node: ir.Node) -> tuple[ir.Node, Rotation]:
+        rotation = match_rotation(node.outputs[0])
+        x, tables = shape_of(rotation.x), (shape_of(rotation.cos), shape_of(rotation.sin))
+        if len(x) != 4:
+            miss("ROPE takes a tensor of four axes", rotation.x)
+        for table, value in zip(tables, (rotation.cos, rotation.sin), strict=True):
+            if table not in ((1, 1, x[2], x[3]), (1, 1, 1, x[3])):
+                miss(f"a rotation table should be [1, 1, {x[2]}, {x[3]}]", value)
+        return node, rotation
+
+    def rewrite(self, model: Model, graph: ir.Graph, match: tuple[ir.Node, Rotation]) -> None:
+        node, rotation = match
+        old = node.outputs[0]
+        op = Builder(graph, before=node)
+        new = op.node("ROPE", [rotation.x, rotation.sin, rotation.cos], shape_of(old), mode=0)
+        replace_output(model, old, new)
+
+
+def _multiplies_concatenation(add: ir.Node) -> bool:
+    for term in add.inputs:
+        product = made_by(term, "MUL")
+        if product is not None and any(made_by(factor, "CONCATENATION") for factor in product.inputs):
+            return True
+    return False
 
 
 def match_rotation(value: ir.Value) -> Rotation:

@@ -6,30 +6,30 @@ import math
 
 import onnx_ir as ir
 
-from o2o.formats.tensors import is_constant
-from o2o.model import DOMAIN, Model, attribute, shape_of
+from o2o.model import Model, attribute, shape_of
 from o2o.rewriting.builder import Builder
-from o2o.rewriting.matchers import Miss
+from o2o.rewriting.matchers import miss
 from o2o.rewriting.rewire import replace_output
-from o2o.rewriting.rms_norm import ROOTS, match_norm
+from o2o.rewriting.rewrite_rule import apply_rule
+from o2o.rewriting.rms_norm import Norm, RmsNormRule
 
 RANKS = (3, 4)
 
 
+class OnertRmsNormRule(RmsNormRule):
+    """RMSNorm of float32 in three or four axes: what onert's kernel computes right."""
+
+    def match(self, node: ir.Node) -> Norm:
+        norm = super().match(node)
+        value = norm.last.outputs[0]
+        if value.dtype != ir.DataType.FLOAT or len(shape_of(value)) not in RANKS:
+            miss("onert's RMS_NORM takes float32 in three or four axes", value)
+        return norm
+
+
 def fuse_norms(model: Model, graph: ir.Graph) -> None:
-    """Let each normalisation that is spelled out be one operator, as fuse.rms_norm.py does."""
-    for node in list(graph):
-        if node.domain != DOMAIN or node.op_type not in ROOTS or node.graph is not graph:
-            continue
-        try:
-            norm = match_norm(node)
-        except Miss:
-            continue
-        old = norm.last.outputs[0]
-        if is_constant(norm.weight) and old.dtype == ir.DataType.FLOAT and len(shape_of(old)) in RANKS:
-            op = Builder(graph, before=norm.last)
-            inputs = [norm.x, norm.weight]
-            replace_output(model, old, op.node("RMS_NORM", inputs, shape_of(old), epsilon=norm.epsilon))
+    """Fuse each decomposed normalisation into RMS_NORM, as fuse.rms_norm.py does."""
+    apply_rule(model, graph, OnertRmsNormRule())
 
 
 def legalize_rms_norm(model: Model, graph: ir.Graph, node: ir.Node) -> None:

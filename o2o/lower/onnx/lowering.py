@@ -22,7 +22,7 @@ from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.onnx.attention import Caches, lower_attention, lower_causal_attention, lower_rope
 from o2o.lower.onnx.builder import FLOAT, Emitter, dims
-from o2o.lower.onnx.fuse_inputs import recognise
+from o2o.lower.onnx.fuse_inputs import fuse_inputs
 from o2o.lower.onnx.operators import activated, cast, constant_vector, lower_operator
 from o2o.lower.onnx.ort_form import Contrib
 from o2o.lower.onnx.per_token import Tokens, inner
@@ -72,7 +72,7 @@ def _decodes(signature: Signature) -> bool:
 class _Lowering:
     def __init__(self, model: Model, decode: Signature, form: type[Standard], last: bool) -> None:
         self.model, self.graph, self.last = model, decode.graph, last
-        recognise(model, self.graph)
+        fuse_inputs(model, self.graph)
         roles = {value: role_of(value) for value in self.graph.inputs}
         ends: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
         strange = [v.name for v, role in roles.items() if (role is None or role.kind == "mask") and v.uses()]

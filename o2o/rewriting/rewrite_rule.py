@@ -1,0 +1,81 @@
+"""Rewrite rules: find a group of operators, prove what it computes, put one operator in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from o2o.model import DOMAIN, Model
+from o2o.rewriting.dead_code_elimination import remove_dead_nodes
+from o2o.rewriting.matchers import Miss, miss
+
+
+class RewriteRule:
+    """One rewrite. A subclass gives `anchors`, `match` and `rewrite`; matching never changes the graph.
+
+    onnxscript's `RewriteRule` matches a pattern of nodes. A rule here follows the data flow from an anchor
+    instead: exporters write one computation in many ways, and every failure has a reason.
+    """
+
+    anchors: ClassVar[tuple[str, ...]]  # operator types at which matching starts
+
+    def candidates(self, graph: ir.Graph) -> Iterable[ir.Node]:
+        """Yield the nodes of `graph` at which to try a match, in graph order."""
+        return (node for node in graph if node.domain == DOMAIN and node.op_type in self.anchors)
+
+    def match(self, node: ir.Node) -> Any:
+        """Return what `rewrite` needs.
+
+        Raises:
+            Miss: The first condition that fails, with the tensor.
+        """
+        raise NotImplementedError
+
+    def rewrite(self, model: Model, graph: ir.Graph, match: Any) -> None:
+        """Insert the new operator. Dead-code elimination removes the old ones afterwards."""
+        raise NotImplementedError
+
+
+@dataclass
+class RuleResult:
+    """What a rule did to one graph: the number of rewrites, and each failed candidate with its reason."""
+
+    rewritten: int = 0
+    failures: list[tuple[ir.Node, Miss]] = field(default_factory=list)
+
+
+def apply_rule(model: Model, graph: ir.Graph, rule: RewriteRule) -> RuleResult:
+    """Rewrite every candidate of `graph` that `rule` matches, then eliminate dead nodes.
+
+    Args:
+        model: The model of `graph`; its signatures are kept in step.
+        graph: Changed in place.
+        rule: The rule. Candidates that do not compute floats are never tried.
+
+    Returns:
+        The number of rewrites, and the failed candidates.
+    """
+    result = RuleResult()
+    for node in list(rule.candidates(graph)):
+        if node.graph is not graph:
+            continue  # an earlier rewrite removed it
+        try:
+            _check_float(node)
+            match = rule.match(node)
+        except Miss as failure:
+            result.failures.append((node, failure))
+            continue
+        rule.rewrite(model, graph, match)
+        result.rewritten += 1
+    remove_dead_nodes(graph)
+    return result
+
+
+def _check_float(node: ir.Node) -> None:
+    """Integers and quantised tensors fail: fused operators do not compute them alike."""
+    dtype = node.outputs[0].dtype
+    if dtype is None or not dtype.is_floating_point():
+        miss(f"it computes {dtype}, not floats", node.outputs[0])
