@@ -17,28 +17,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 
+from o2o import metadata
 from o2o.errors import ModelError
 from o2o.model import Model
 
 METADATA_NAME = "o2o.contract"
 VERSION = 1
 
-Kind = Literal["tokens", "position", "mask", "key_cache", "value_cache", "key", "value", "logits"]
+Kind = Literal["tokens", "position", "key_cache", "value_cache", "key", "value", "logits"]
 Layout = Literal["BNTH", "BTNH"]
 Turned = Literal["BNHT"]
+Slot = tuple[str, int]
+"""One of a model's KV caches: ("key" or "value", layer)."""
+
+_ROWS_OF: dict[Kind, Kind] = {"key_cache": "key", "value_cache": "value"}
 
 
 @dataclass(frozen=True)
 class Role:
     """What a tensor is to the model that runs it.
 
-    kind: `tokens` ids [B, T]; `position` of the first token [1], or of each [T], one after the other; `mask`
-    additive; `key_cache`/`value_cache` what a graph is given; `key`/`value` what it gives back, keys
+    kind: `tokens` ids [B, T]; `position` of the first token [1], or of each [T], one after the other;
+    `key_cache`/`value_cache` what a graph is given; `key`/`value` what it gives back, keys
     rotated; `logits` [B, T, V], which a graph that only fills caches does not give.
     layer and layout are for keys, values and their caches.
     """
@@ -46,6 +51,26 @@ class Role:
     kind: Kind
     layer: int | None = None
     layout: Layout | Turned | None = None
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether this is a KV cache, which a graph takes as input."""
+        return self.kind in _ROWS_OF
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether these are keys or values, which a graph returns: new rows of a cache, or all of it."""
+        return self.kind in _ROWS_OF.values()
+
+    @property
+    def rows(self) -> Role:
+        """The role of the rows that a graph returns for this cache: `key` for `key_cache`."""
+        return replace(self, kind=_ROWS_OF.get(self.kind, self.kind))
+
+    @property
+    def slot(self) -> Slot:
+        """The KV cache that this is, or whose rows these are."""
+        return self.rows.kind, self.layer or 0
 
 
 def role_of(value: ir.Value) -> Role | None:
@@ -92,25 +117,31 @@ def dumps(model: Model) -> bytes | None:
     return json.dumps(contract, separators=(",", ":")).encode() if contract["signatures"] else None
 
 
+def loads(text: str | bytes) -> dict[str, Any]:
+    """Parse the contract of a file of any format: an object with `signatures`.
+
+    Raises:
+        ModelError: The text is damaged, or its version is newer than this module knows.
+    """
+    contract = metadata.parse(METADATA_NAME, text, VERSION)
+    if not isinstance(contract.get("signatures"), dict):
+        raise ModelError(f"its metadata {METADATA_NAME} is damaged: it has no object `signatures`")
+    return contract
+
+
 def attach(model: Model, data: bytes) -> None:
-    """Hang the roles that the JSON `data` tells onto the values of `model`. Raises ModelError."""
-    try:
-        contract = json.loads(data)
-        version = contract["version"]
-        if version > VERSION:
-            raise ModelError(
-                f"its {METADATA_NAME} has version {version}; this o2o knows {VERSION}: update o2o"
-            )
+    """Set the roles that the contract `data` (JSON) gives to the values of `model`. Raises ModelError."""
+    signatures = loads(data)["signatures"]
+    with metadata.reports_damage(METADATA_NAME):
         for signature in model.signatures:
-            told = contract["signatures"].get(signature.name, {})
-            for ends, entries in ((signature.inputs, "inputs"), (signature.outputs, "outputs")):
-                for entry in told.get(entries, ()):
-                    if entry["name"] in ends and (role := _role(entry)) is not None:
-                        ends[entry["name"]].meta["role"] = role
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"its metadata {METADATA_NAME} is damaged: {error!r}") from error
+            entries = signatures.get(signature.name, {})
+            for values, direction in ((signature.inputs, "inputs"), (signature.outputs, "outputs")):
+                for entry in entries.get(direction, ()):
+                    if entry["name"] in values and (role := parse_role(entry)) is not None:
+                        values[entry["name"]].meta["role"] = role
 
 
-def _role(entry: Mapping[str, Any]) -> Role | None:
+def parse_role(entry: Mapping[str, Any]) -> Role | None:
+    """The role in a contract's entry of one input or output; None for none, and for an unknown kind."""
     kind: Any = entry.get("role")
     return Role(kind, entry.get("layer"), entry.get("layout")) if kind in get_args(Kind) else None

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from o2o import metadata
 from o2o.errors import ModelError
 
 METADATA_NAME = "o2o.history"
+VERSION = 1
 
 
 def dumps(history: list[dict[str, Any]]) -> bytes | None:
@@ -21,11 +23,15 @@ def dumps(history: list[dict[str, Any]]) -> bytes | None:
 
 
 def loads(data: bytes) -> list[dict[str, Any]]:
-    """Raises ModelError for anything but a list of objects."""
-    try:
+    """Parse the history of a file: a list of objects, which has no version.
+
+    Raises:
+        ModelError: It is something else. An object with a version is a form that this module does not know.
+    """
+    with metadata.reports_damage(METADATA_NAME):
         history = json.loads(data)
-    except ValueError as error:
-        raise ModelError(f"its metadata {METADATA_NAME} is damaged: {error}") from error
+    if isinstance(history, dict) and "version" in history:
+        metadata.parse(METADATA_NAME, data, VERSION)
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
         raise ModelError(f"its metadata {METADATA_NAME} is damaged: not a list of objects")
     return history

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from o2o import metadata
+from o2o.errors import ModelError
 from o2o.model import Model
 from o2o.quantization.recipes import Recipe
 
@@ -35,8 +37,15 @@ def record(model: Model, recipe: Recipe, schemes: Sequence[str], sizes: Sequence
 
 
 def recorded(model: Model) -> list[dict[str, Any]]:
-    """What `record` has put there, the oldest first; nothing where that cannot be read."""
+    """Return the steps that `record` has written, the oldest first; none where they are damaged.
+
+    Raises:
+        ModelError: They have a newer version than this module knows.
+    """
     try:
-        return list(json.loads(dict(model.metadata).get(METADATA_NAME, b"{}"))["steps"])
-    except (ValueError, KeyError, TypeError):
+        data = dict(model.metadata).get(METADATA_NAME, b"{}")
+        return list(metadata.parse(METADATA_NAME, data, VERSION)["steps"])
+    except metadata.NewerVersion:
+        raise
+    except (ModelError, KeyError, TypeError):
         return []

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from o2o import metadata
 from o2o.errors import ModelError
 from o2o.streams.copying import EndsEarly, copy
 from o2o.weights.stored_tensor import StoredTensor
@@ -188,20 +189,17 @@ def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, s
     """What `dumps` wrote: by buffer the `path`, `tensor` and `stored_shape` of a Reference; and the unused.
 
     Raises ModelError."""
-    try:
-        told = json.loads(data)
-        if told["version"] > VERSION:
-            raise ModelError(
-                f"its {METADATA_NAME} has version {told['version']}; this o2o knows {VERSION}: update o2o"
-            )
+    content = metadata.parse(METADATA_NAME, data, VERSION)
+    with metadata.reports_damage(METADATA_NAME):
+        files = content["files"]
         buffers = {
             int(index): {
-                "path": Path(told["files"][entry["file"]]),
+                "path": Path(files[entry["file"]]),
                 "tensor": str(entry["tensor"]),
                 "stored_shape": tuple(int(dim) for dim in entry["shape"]),
             }
-            for index, entry in told["buffers"].items()
+            for index, entry in content["buffers"].items()
         }
-        return buffers, {f: dict(n.items()) for f, n in zip(told["files"], told["unused"], strict=True) if n}
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ModelError(f"its metadata {METADATA_NAME} is damaged: {error!r}") from error
+        return buffers, {
+            f: dict(names.items()) for f, names in zip(files, content["unused"], strict=True) if names
+        }

@@ -100,3 +100,11 @@ def test_damage(data: bytes) -> None:
 def test_a_later_version() -> None:
     with pytest.raises(ModelError, match="has version 2; this o2o knows 1"):
         attach(decoder(), b'{"version": 2}')
+
+
+def test_the_role_of_a_cache() -> None:
+    cache = Role("value_cache", 3, "BNTH")
+    assert (cache.is_cache, cache.is_rows, cache.slot) == (True, False, ("value", 3))
+    assert cache.rows == Role("value", 3, "BNTH")
+    assert (cache.rows.is_cache, cache.rows.is_rows, cache.rows.slot) == (False, True, ("value", 3))
+    assert not Role("tokens").is_cache

@@ -26,3 +26,8 @@ def test_a_model_without_one() -> None:
 def test_damage(data: bytes) -> None:
     with pytest.raises(ModelError, match=r"its metadata o2o\.history is damaged"):
         history.loads(data)
+
+
+def test_a_newer_version_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"o2o\.history has version 2; this o2o knows 1: update o2o"):
+        history.loads(b'{"version": 2}')

@@ -75,7 +75,7 @@ class _Lowering:
         fuse_inputs(model, self.graph)
         roles = {value: role_of(value) for value in self.graph.inputs}
         ends: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
-        strange = [v.name for v, role in roles.items() if (role is None or role.kind == "mask") and v.uses()]
+        strange = [v.name for v, role in roles.items() if role is None and v.uses()]
         if strange:
             label = model.label(self.graph)
             raise ModelError(f"{label} takes {strange[0]}, of which the contract tells no role that ONNX has")

@@ -151,7 +151,7 @@ def stranger(model: Model) -> None:
     graph = Graph("prefill")
     graph.ir = model.graphs[0]
     mask = graph.input("mask", [1, 4])
-    mask.meta["role"] = Role("mask")
+    mask.meta["role"] = Role("logits")
     model.signatures[0].inputs["mask"] = mask
 
 
@@ -172,7 +172,7 @@ def without_output(model: Model) -> None:
     [
         (linear, "nothing says what the input x is"),
         (lambda: spoilt(forget(0)), "prefill_4: nothing says what the input input_ids is"),
-        (lambda: spoilt(stranger), "prefill_4: the interface has no place for the input mask, a mask"),
+        (lambda: spoilt(stranger), "prefill_4: the interface has no place for the input mask, a logits"),
         (
             lambda: spoilt(without_output),
             "decode does not give past_value_0 out again, with its new rows: lower",

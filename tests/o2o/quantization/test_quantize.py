@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from o2o import formats
+from o2o.errors import ModelError
 from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import is_quantized, storage_key
 from o2o.lower.litert.lowering import lower
@@ -339,6 +340,13 @@ def test_a_record_that_cannot_be_read_is_none() -> None:
     for data in (b"", b"[]", b"{}", json.dumps({"steps": 3}).encode()):
         model.metadata = [("o2o.quantization", data)]
         assert recorded(model) == []
+
+
+def test_a_record_of_a_newer_version_is_refused() -> None:
+    model = language_model()
+    model.metadata = [("o2o.quantization", b'{"version": 2, "steps": []}')]
+    with pytest.raises(ModelError, match=r"o2o\.quantization has version 2; this o2o knows 1: update o2o"):
+        recorded(model)
 
 
 def test_a_head_apart_from_the_embedding() -> None:
