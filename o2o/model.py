@@ -48,9 +48,8 @@ class Signature:
 class Model:
     """Graphs (the first is the main one), signatures and metadata of one file.
 
-    `fields` are those of the Model table that nothing else here holds; `fingerprint` identifies the graph
-    that was read (`o2o.formats.fingerprint`; empty for a model made in memory). `unused` are the tensors of
-    a checkpoint, by file, that a model with references into it is known not to need.
+    `fields` are those of the Model table that nothing else here holds. `unused` are the tensors of a
+    checkpoint, by file, that a model with references into it is known not to need.
     """
 
     format: Format
@@ -59,7 +58,6 @@ class Model:
     metadata: list[tuple[str, bytes]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
-    fingerprint: str = ""
     unused: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def signatures_of(self, graph: ir.Graph) -> Iterator[Signature]:

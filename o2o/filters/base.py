@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from o2o import __version__, formats, streams
 from o2o.cli import command
 from o2o.errors import ModelError, UsageError
+from o2o.formats.fingerprint import fingerprint
 from o2o.model import Format, Model
 from o2o.rewriting.topological_sort import put_in_order
 
@@ -79,10 +80,10 @@ class Filter:
         """What to read, `-` for stdin."""
         return [args.file or "-"]
 
-    def combine(self, models: Sequence[Model], args: argparse.Namespace) -> Model:
-        """The one model that is filtered, of those that were read."""
+    def apply_all(self, models: Sequence[Model], args: argparse.Namespace) -> Model:
+        """Return the result for all models read. A filter of one model overrides `apply` instead."""
         (model,) = models
-        return model
+        return self.apply(model, args) or model
 
     def read(self, args: argparse.Namespace) -> list[Model]:
         """The models in `sources`; each call reads them anew."""
@@ -105,19 +106,24 @@ class Filter:
             raise ModelError(f"{source}: a {model.format} model, but this filter needs {needed}")
         return model
 
-    def entry(self, model: Model, args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-        """What the history of `model` will say of this run."""
+    def entry(self, models: Sequence[Model], args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+        """Return the history entry of this run on `models`, which must be as they were read."""
         return {
             "filter": self.name,
             "arguments": _told(argv, args),
             "version": __version__,
-            "input": model.fingerprint,
+            "input": self.input_fingerprint(models),
         }
 
+    def input_fingerprint(self, models: Sequence[Model]) -> str:
+        """Return what the history entry records as its input."""
+        (model,) = models
+        return fingerprint(model)
+
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
-        model = self.combine(self.read(args), args)
-        entry = self.entry(model, args, argv)
-        model = self.apply(model, args) or model
+        models = self.read(args)
+        entry = self.entry(models, args, argv) if self.changes_graph else {}
+        model = self.apply_all(models, args)
         for graph in model.graphs:
             put_in_order(graph)
         if self.changes_graph:

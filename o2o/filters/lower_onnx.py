@@ -49,13 +49,13 @@ class LowerOnnx(Filter):
         )
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
-        model = self.combine(self.read(args), args)
-        model.history.append(self.entry(model, args, argv))
+        (model,) = models = self.read(args)
+        model.history.append(self.entry(models, args, argv))
         lowered = lower_to_onnx(model, args.form, args.logits)
         if args.check:
             from o2o.lower.onnx.check import check
 
-            self.say(check(self.combine(self.read(args), args), lowered))
+            self.say(check(self.read(args)[0], lowered))
         if args.output is None:
             with streams.open_output(None) as sink:
                 stream(lowered, sink)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
+from o2o.formats.fingerprint import fingerprint
 from o2o.model import Model, Signature, attribute
 from o2o.rewriting.deduplicate_constants import share_constants
 
@@ -44,7 +45,11 @@ class MergeCircles(Filter):
     def files(self, args: argparse.Namespace) -> list[str]:
         return list(args.files)
 
-    def combine(self, models: Sequence[Model], args: argparse.Namespace) -> Model:
+    def input_fingerprint(self, models: Sequence[Model]) -> str:
+        fingerprints = "".join(fingerprint(model) for model in models)
+        return f"sha256:{hashlib.sha256(fingerprints.encode()).hexdigest()}"
+
+    def apply_all(self, models: Sequence[Model], args: argparse.Namespace) -> Model:
         for model, file in zip(models, args.files, strict=True):
             model.sign("model" if file == "-" else Path(file).stem)
         if args.sig_names is not None:
@@ -78,8 +83,6 @@ class MergeCircles(Filter):
                 variable_of[name] = file
             result.history.append({"merged": Path(file).name, "history": model.history})
         _name_apart(result)
-        fingerprints = "".join(model.fingerprint for model in models)
-        result.fingerprint = f"sha256:{hashlib.sha256(fingerprints.encode()).hexdigest()}"
         total, shared, saved = share_constants(result)
         names = ", ".join(signature.name for signature in result.signatures)
         self.say(f"merged {names}: shared {shared} of {total} constants, which saves {saved:,} bytes")
@@ -99,9 +102,6 @@ class MergeCircles(Filter):
             fields = graph.meta.get("fields", {})
             if (index := fields.pop("debugMetadataIndex", -1)) in place:
                 fields["debugMetadataIndex"] = place[index]
-
-    def apply(self, model: Model, args: argparse.Namespace) -> None:
-        """Merging is reading: there is nothing left to do."""
 
 
 def _rename(signatures: Sequence[Signature], names: Sequence[str]) -> None:

@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats.fingerprint import fingerprint
 from o2o.formats.schema import DETAIL_REFERENCES, SUBGRAPH_FIELDS, Dialect, Span, detect
 from o2o.formats.tensors import LARGE, Stored, constant
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
@@ -111,7 +110,6 @@ class _Reader:
                 contract.attach(model, data)
             elif key == history.METADATA_NAME:
                 model.history = history.loads(data)
-        model.fingerprint = fingerprint(model)
         return model
 
     def _check_ends(self) -> None:
