@@ -3,7 +3,8 @@
 #   make run       a story from the demo model     PROMPT=, and those of package
 #   make package   checkpoint -> package folder    MODEL=, PACKAGE=, MAX_LENGTH=, PREFILL_LENGTHS=, DTYPE=, CACHE=
 #                  of TFLite                       FORMAT=tflite, QUANTIZE=dynamic_int8
-#   make test      the tests        make lint   style and types        make docs   the filters' pages
+#   make test      all tests        make lint   style, types and imports      make docs   the filters' pages
+#   make test-fast the quick tests of every package: a tenth of the time
 #   make demo      train the demo model again: half an hour (see tinyllama/demo/README.md)
 
 VENV       ?= .venv
@@ -28,7 +29,7 @@ export PROMPT
 BIN     := $(VENV)/bin
 SOURCES := $(shell find export o2o tinyllama -name '*.py') $(wildcard $(MODEL)/*)
 
-.PHONY: setup package run test lint docs demo clean FORCE
+.PHONY: setup package run test test-fast lint docs demo clean FORCE
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
@@ -56,12 +57,16 @@ run: package
 	@$(BIN)/python -m runtime_py.run '$(PACKAGE)' --prompt "$$PROMPT"
 
 test: setup
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-fast: setup
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: setup
 	$(BIN)/python -m o2o.docs

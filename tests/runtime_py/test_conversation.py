@@ -16,6 +16,7 @@ from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package
 from runtime_py.run import main
 from tests.conftest import ROOT
+from tests.processes import spawn
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama_json, write_sentencepiece
 from tests.runtime_py.toy import Toy
 
@@ -172,7 +173,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(directory: Path, tmp_pat
     (tmp_path / "model.tflite").write_bytes(long.file)
     command = [sys.executable, "-m", "runtime_py.run", str(tmp_path), "--chat", "--stop", "no such text"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+    with spawn(command, cwd=ROOT, **pipes) as process:
         for lines in (b"a dog\n", b"/reset\na dog\n"):
             process.stdin.write(lines)
             process.stdin.flush()

@@ -17,6 +17,7 @@ from runtime_py.engines import artifact_cache
 from runtime_py.engines.selection import installed
 from runtime_py.run import main
 from tests.conftest import ROOT
+from tests.processes import spawn
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_sentencepiece
 from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import write_onnx
@@ -263,7 +264,7 @@ def test_interrupt_is_quiet(package):
     """Ctrl-C in the middle of a stream that would go on for long."""
     endless(package)
     command = [sys.executable, "-m", "runtime_py.run", str(package), "--stream"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with spawn(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert os.read(process.stdout.fileno(), 100)

@@ -21,6 +21,7 @@ from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
+from tests.processes import spawn
 from tests.test_guide import DEMO, PROMPTS, assert_generates_the_same
 from tinyllama.convert_to_tflite import conversion_of, main, parser, target_of
 
@@ -250,14 +251,14 @@ def test_a_command_that_fails_leaves_the_old_file(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_commands_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     program = (
-        "import sys; from pathlib import Path; from o2o import command; from tinyllama import shell\n"
+        "import sys; from pathlib import Path; from o2o.cli import command; from export import shell\n"
         "def body():\n"
         "    with shell.ended_by_signals(), shell.workshop(Path('.')) as folder:\n"
         "        shell.run('echo $$ > ../started; sleep 60 | cat > half', folder)\n"
         "sys.exit(command.run('test', body))"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment) as process:
+    with spawn([sys.executable, "-c", program], cwd=tmp_path, env=environment) as process:
         started = tmp_path / "started"
         for _ in range(200):
             if started.exists() and started.read_text():

@@ -17,16 +17,9 @@ from filelock import FileLock
 
 from o2o import formats
 from tests.o2o.graphs import Graph, decoder, weights
+from tests.processes import spawn
 
 PYTHON = sys.executable
-
-# Ctrl-C works, also where the tests run in the background of a shell, which takes it away from its children.
-FILTER = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from o2o.__main__ import main
-sys.exit(main())
-"""
 
 
 @pytest.fixture
@@ -124,13 +117,10 @@ def assert_as_it_was(folder: Path) -> None:
 @contextlib.contextmanager
 def started(*arguments: object, stdin: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
     """A filter in a process of its own; killed when the test is done."""
-    command = [PYTHON, "-c", FILTER, *map(str, arguments)]
+    command = [PYTHON, "-m", "o2o", *map(str, arguments)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with spawn(command, stdin=stdin, stdout=pipe, stderr=pipe) as process:
+        yield process
 
 
 def write_half(process: subprocess.Popen[bytes]) -> None:
