@@ -17,8 +17,8 @@ Then prefill of a whole model of that shape, --layers deep, as convert_to_tflite
 `--use_flash_attention`: MB of the process's own memory at the most, all but the weights, which are mapped.
 Each layer more takes its caches more; the matrices behind attention need memory, too.
 
-Blocks are those that `--use_flash_attention` takes by default (`o2o.operators.causal_attention.adaptive`),
-or --blocks Q,KV.
+Blocks are those that `--use_flash_attention` takes by default (`adaptive_blocks` of
+`o2o.operators.causal_attention`), or --blocks Q,KV.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks 
     else:
         attended = value("attended", (1, T, N, H))
         node = ir.Node(CUSTOM_DOMAIN, causal_attention.NAME, [q, k, v, position], outputs=[attended])
-        sizes = None if form == "standard" else blocks or causal_attention.adaptive(T)
+        sizes = None if form == "standard" else blocks or causal_attention.adaptive_blocks(T)
         node.meta["fields"] = {
             "customOptions": np.frombuffer(causal_attention.pack(H**-0.5, sizes), np.uint8)
         }

@@ -21,7 +21,7 @@ from transformers.masking_utils import flash_attention_mask
 
 from export.custom_ops import causal_attention
 from o2o.errors import ModelError, UsageError
-from o2o.operators.causal_attention import Blocks, adaptive
+from o2o.operators.causal_attention import Blocks, adaptive_blocks
 
 OPERATOR = ("grouped", "blocked")  # as transformers calls them
 FLASH = "flash"  # what `blocked` is called where no transformers sees it
@@ -59,7 +59,7 @@ def queries_at(position: torch.Tensor | None) -> Iterator[None]:
 @contextlib.contextmanager
 def blocks_of(blocks: Blocks | None) -> Iterator[None]:
     """In here `blocked` computes in these blocks; None for those that
-    `o2o.operators.causal_attention.adaptive` gives.
+    `o2o.operators.causal_attention.adaptive_blocks` gives.
     """
     token = _BLOCKS.set(blocks)
     try:
@@ -73,7 +73,7 @@ def _grouped(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *ar
 
 
 def _blocked(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kw: Any) -> Any:
-    return _attend(module, q, k, v, _BLOCKS.get() or adaptive(q.shape[2]), *args, **kw)
+    return _attend(module, q, k, v, _BLOCKS.get() or adaptive_blocks(q.shape[2]), *args, **kw)
 
 
 def _attend(

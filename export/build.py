@@ -12,7 +12,7 @@ from export.traced_cache import CacheForm
 from export.weights import WeightsForm, WeightsType, bind, match, unused
 from o2o.errors import UsageError
 from o2o.model import Model
-from o2o.rewriting.deduplicate_constants import share_constants
+from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.weights.checkpoint import open_checkpoint
 from o2o.weights.external import Weight
 
@@ -79,7 +79,7 @@ def _build(
     found = match(language_model, checkpoint)  # before the minutes that a large graph takes
     model = convert(graph_of(language_model))
     bind(model.graphs[0], found, weights, dtype)
-    share_constants(model, only=Weight)  # as bind.weights.py does with those that are bound later
+    deduplicate_constants(model, only=Weight)  # as bind.weights.py does with those that are bound later
     if weights == "external":
         model.unused = unused(checkpoint, model.graphs[0], found)
     return model

@@ -12,7 +12,7 @@ from typing import Any
 from export import shell
 from export.jobs import jobs
 from o2o.errors import ModelError, UsageError
-from o2o.operators.causal_attention import adaptive
+from o2o.operators.causal_attention import adaptive_blocks
 from o2o.quantization.recipes import NONE, find
 
 PIPE = """
@@ -42,8 +42,7 @@ BYTES = {"none": 4.0, "float16": 2.0}  # that a parameter takes; with other reci
 class Conversion:
     """checkpoint: its folder. capacity: S, tokens that the caches hold. lengths: tokens of the prefills.
     recipe: of `o2o.quantization.recipes`, or another name for one. flash: attention in blocks of q_block
-    queries by kv_block keys, where one is None as `o2o.operators.causal_attention.adaptive` has it, for the
-    longest prefill.
+    queries by kv_block keys, where one is None by `adaptive_blocks`, for the longest prefill.
     hlfb: wrap attention and norms in composites. prefill_logits: let prefills give logits. buckets: the
     capacities of further decodes. report: where to write what quantising cost.
 
@@ -106,7 +105,7 @@ class Conversion:
             return "grouped"
         if self.q_block is None and self.kv_block is None:
             return FLASH  # each prefill in blocks that suit its length
-        default = adaptive(max(self.lengths))
+        default = adaptive_blocks(max(self.lengths))
         return f"{FLASH}:{self.q_block or default.q},{self.kv_block or default.kv}"
 
 

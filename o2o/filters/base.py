@@ -14,7 +14,7 @@ from o2o.cli import command
 from o2o.errors import ModelError, UsageError
 from o2o.formats.fingerprint import fingerprint
 from o2o.model import Format, Model
-from o2o.rewriting.topological_sort import put_in_order
+from o2o.rewriting.topological_sort import topological_sort
 
 
 class Filter:
@@ -125,7 +125,7 @@ class Filter:
         entry = self.entry(models, args, argv) if self.changes_graph else {}
         model = self.apply_all(models, args)
         for graph in model.graphs:
-            put_in_order(graph)
+            topological_sort(graph)
         if self.changes_graph:
             model.history.append(entry)
         if args.check:

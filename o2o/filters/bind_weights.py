@@ -7,7 +7,7 @@ import argparse
 from o2o.cli.text import counted
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.deduplicate_constants import share_constants
+from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.weights.binding import bind
 from o2o.weights.external import Weight
 
@@ -44,7 +44,7 @@ class BindWeights(Filter):
         if not count:
             self.say("there is nothing to bind")
             return
-        _, _, saved = share_constants(model, only=Weight)
+        _, _, saved = deduplicate_constants(model, only=Weight)
         told = f"bound {counted(count, 'tensor')}"
         self.say(told + (f"; equal ones are stored once, which saves {saved:,} bytes" if saved else ""))
 

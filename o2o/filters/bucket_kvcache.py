@@ -10,8 +10,8 @@ from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.lower.litert.tuning import SMALLEST, capacity_of, doubling
 from o2o.model import Model
-from o2o.rewriting.cache_buckets import add_capacities
-from o2o.rewriting.matchers import Miss
+from o2o.rewriting.cache_buckets import add_cache_buckets
+from o2o.rewriting.matchers import MatchFailure
 
 
 class BucketKvcache(Filter):
@@ -56,8 +56,8 @@ class BucketKvcache(Filter):
             self.say(f"decode's caches hold {own} positions: there is nothing smaller to add")
             return
         try:
-            add_capacities(model, decode, wanted)
-        except Miss as reason:
+            add_cache_buckets(model, decode, wanted)
+        except MatchFailure as reason:
             raise ModelError(f"decode cannot do with fewer rows: {reason}") from None
         names = [f"decode_{rows}" for rows in wanted]
         self.say(f"{listed(names)}, besides decode of {counted(own, 'position')}")

@@ -6,13 +6,14 @@ import argparse
 
 import onnx_ir as ir
 
+from o2o.cli.arguments import name_list
 from o2o.cli.text import listed
 from o2o.contract import role_of
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.downcast_inputs import INT32, narrow
-from o2o.rewriting.selectors import entry_graphs, names, names_of
+from o2o.rewriting.downcast_inputs import INT32, downcast_input
+from o2o.rewriting.selectors import entry_graphs, io_names
 
 TOKEN_NAMES = {"input_ids", "tokens"}  # of an input whose role nobody told
 
@@ -35,13 +36,13 @@ class DowncastInputIds(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--also", type=names, action="append", metavar="A,B", help="other inputs to downcast"
+            "--also", type=name_list, action="append", metavar="A,B", help="other inputs to downcast"
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         also = {name for group in args.also or () for name in group}
         inputs = [(graph, value) for graph in entry_graphs(model, None) for value in graph.inputs]
-        called = {value: set(names_of(model, graph, value, "input")) for graph, value in inputs}
+        called = {value: set(io_names(model, graph, value, "input")) for graph, value in inputs}
         there = listed(list(dict.fromkeys(value.name or "" for _, value in inputs))) or "none at all"
         for name in sorted(also):
             if not any(name in found for found in called.values()):
@@ -60,7 +61,7 @@ class DowncastInputIds(Filter):
         if value.dtype == INT32:
             self.say(f"{told} is int32 already")
             return
-        casts = narrow(model, graph, value)
+        casts = downcast_input(model, graph, value)
         self.say(f"{told} is int32 now{', and cast for other users' if casts else ''}")
 
 

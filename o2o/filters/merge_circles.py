@@ -11,7 +11,7 @@ from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.formats.fingerprint import fingerprint
 from o2o.model import Model, Signature, attribute
-from o2o.rewriting.deduplicate_constants import share_constants
+from o2o.rewriting.deduplicate_constants import deduplicate_constants
 
 
 class MergeCircles(Filter):
@@ -83,7 +83,7 @@ class MergeCircles(Filter):
                 variable_of[name] = file
             result.history.append({"merged": Path(file).name, "history": model.history})
         _name_apart(result)
-        total, shared, saved = share_constants(result)
+        total, shared, saved = deduplicate_constants(result)
         names = ", ".join(signature.name for signature in result.signatures)
         self.say(f"merged {names}: shared {shared} of {total} constants, which saves {saved:,} bytes")
         return result

@@ -7,23 +7,14 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from o2o.cli.arguments import add_io, add_signature, id_list, name_list
 from o2o.cli.text import counted
 from o2o.errors import ModelError
 from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.dead_code_elimination import live_nodes
-from o2o.rewriting.selectors import (
-    End,
-    add_end,
-    add_signature,
-    ends,
-    entry_graphs,
-    ids,
-    keep_signatures_in_step,
-    names,
-    positions,
-    set_ends,
-)
+from o2o.rewriting.rewire import IoKind, io_values, set_io_values, sync_signatures
+from o2o.rewriting.selectors import entry_graphs, io_positions
 
 
 class RemoveIo(Filter):
@@ -42,28 +33,28 @@ class RemoveIo(Filter):
     usage_example = "remove.io.py output --keep_by_name logits < in.circle | gc.py > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        add_end(parser)
+        add_io(parser)
         choice = parser.add_mutually_exclusive_group(required=True)
-        choice.add_argument("--keep_by_name", type=names, metavar="A,B", help="names to keep")
-        choice.add_argument("--keep_by_id", type=ids, metavar="0,2-4", help="positions to keep, from 0")
+        choice.add_argument("--keep_by_name", type=name_list, metavar="A,B", help="names to keep")
+        choice.add_argument("--keep_by_id", type=id_list, metavar="0,2-4", help="positions to keep, from 0")
         add_signature(parser)
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         graphs = entry_graphs(model, args.signature)
-        chosen = positions(model, graphs, args.io, args.keep_by_id, args.keep_by_name)
+        chosen = io_positions(model, graphs, args.io, args.keep_by_id, args.keep_by_name)
         for graph, keep in chosen.items():
             removed = _remove(graph, args.io, set(keep))
-            keep_signatures_in_step(model, graph)
+            sync_signatures(model, graph)
             self.say(f"{model.label(graph)}: kept {counted(len(set(keep)), args.io)}, removed {removed}")
 
 
-def _remove(graph: ir.Graph, io: End, keep: Collection[int]) -> int:
-    values = ends(graph, io)
+def _remove(graph: ir.Graph, io: IoKind, keep: Collection[int]) -> int:
+    values = io_values(graph, io)
     gone = [value for index, value in enumerate(values) if index not in keep]
     if io == "input":
         for value in gone:
             _check_unused(graph, value)
-    set_ends(graph, io, [value for index, value in enumerate(values) if index in keep])
+    set_io_values(graph, io, [value for index, value in enumerate(values) if index in keep])
     return len(gone)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 
+from o2o.cli.arguments import add_io, add_signature
 from o2o.cli.text import listed
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.rename_io import rename_ends
-from o2o.rewriting.selectors import add_end, add_signature, ends, entry_graphs
+from o2o.rewriting.rename_io import rename_io
+from o2o.rewriting.rewire import io_values
+from o2o.rewriting.selectors import entry_graphs
 
 
 class RenameIo(Filter):
@@ -30,7 +32,7 @@ class RenameIo(Filter):
     usage_example = "rename.io.py input args_0=input_ids args_1=position < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        add_end(parser)
+        add_io(parser)
         parser.add_argument("names", nargs="+", metavar="OLD=NEW", help="the old name and the new one")
         parser.add_argument("--regex", action="store_true", help="OLD is a regular expression")
         add_signature(parser)
@@ -55,9 +57,9 @@ class RenameIo(Filter):
             return None
 
         graphs = entry_graphs(model, args.signature)
-        there = listed([value.name or "" for graph in graphs for value in ends(graph, args.io)])
+        there = listed([value.name or "" for graph in graphs for value in io_values(graph, args.io)])
         for graph in graphs:
-            for old, new in rename_ends(model, graph, args.io, rename).items():
+            for old, new in rename_io(model, graph, args.io, rename).items():
                 self.say(f"{model.label(graph)}: {old} is now {new}")
         for old, _, _ in self.pairs:
             if old not in used:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from o2o.cli.arguments import add_signature
 from o2o.cli.text import counted
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.rename_io import rename_ends
-from o2o.rewriting.selectors import End, add_signature, entry_graphs
+from o2o.rewriting.rename_io import rename_io
+from o2o.rewriting.rewire import IoKind
+from o2o.rewriting.selectors import entry_graphs
 
 
 class RenameIoRemovePrefix(Filter):
@@ -37,10 +39,10 @@ class RenameIoRemovePrefix(Filter):
             return name.removeprefix(args.prefix) if name.startswith(args.prefix) else None
 
         changed = 0
-        sides: tuple[End, End] = ("input", "output")
+        sides: tuple[IoKind, IoKind] = ("input", "output")
         for graph in entry_graphs(model, args.signature):
             for io in sides:
-                changed += len(rename_ends(model, graph, io, rename))
+                changed += len(rename_io(model, graph, io, rename))
         if not changed:
             raise UsageError(f"no input or output has a name that starts with {args.prefix!r}")
         self.say(f"took it off {counted(changed, 'name')}")

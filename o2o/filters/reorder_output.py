@@ -6,19 +6,13 @@ import argparse
 
 import onnx_ir as ir
 
+from o2o.cli.arguments import add_signature, id_list, name_list
 from o2o.cli.text import listed
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.selectors import (
-    add_signature,
-    entry_graphs,
-    ids,
-    keep_signatures_in_step,
-    names,
-    positions,
-    set_ends,
-)
+from o2o.rewriting.rewire import set_io_values, sync_signatures
+from o2o.rewriting.selectors import entry_graphs, io_positions
 
 
 class ReorderOutput(Filter):
@@ -39,15 +33,15 @@ class ReorderOutput(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         choice = parser.add_mutually_exclusive_group(required=True)
-        choice.add_argument("--by_name", type=names, metavar="A,B", help="the names in their new order")
+        choice.add_argument("--by_name", type=name_list, metavar="A,B", help="the names in their new order")
         choice.add_argument(
-            "--by_id", type=ids, metavar="2,0,1", help="the present positions in their new order"
+            "--by_id", type=id_list, metavar="2,0,1", help="the present positions in their new order"
         )
         add_signature(parser)
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         graphs = entry_graphs(model, args.signature)
-        for graph, order in positions(model, graphs, "output", args.by_id, args.by_name).items():
+        for graph, order in io_positions(model, graphs, "output", args.by_id, args.by_name).items():
             _check_permutation(model.label(graph), graph, order)
             reorder(model, graph, order)
             self.say(f"{model.label(graph)}: {listed([value.name or '' for value in graph.outputs])}")
@@ -56,8 +50,8 @@ class ReorderOutput(Filter):
 def reorder(model: Model, graph: ir.Graph, order: list[int]) -> None:
     """Let output `order[i]` of `graph` become output i, also in its signatures."""
     outputs = list(graph.outputs)
-    set_ends(graph, "output", [outputs[index] for index in order])
-    keep_signatures_in_step(model, graph)
+    set_io_values(graph, "output", [outputs[index] for index in order])
+    sync_signatures(model, graph)
 
 
 def _check_permutation(label: str, graph: ir.Graph, order: list[int]) -> None:

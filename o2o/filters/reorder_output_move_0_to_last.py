@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from o2o.cli.arguments import add_signature
 from o2o.cli.text import listed
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.filters.reorder_output import reorder
 from o2o.model import Model
-from o2o.rewriting.selectors import add_signature, entry_graphs
+from o2o.rewriting.selectors import entry_graphs
 
 
 class ReorderOutputMove0ToLast(Filter):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from o2o.cli.arguments import add_io
 from o2o.cli.text import counted
 from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
@@ -17,9 +18,9 @@ from o2o.filters.base import Filter
 from o2o.formats.tensors import is_quantized
 from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention, is_attention, takes_as_cache
-from o2o.rewriting.matchers import made_by
-from o2o.rewriting.rewire import detach_input, detach_output
-from o2o.rewriting.selectors import add_end, ends, entry_graphs
+from o2o.rewriting.matchers import producer_of
+from o2o.rewriting.rewire import detach_input, detach_output, io_values
+from o2o.rewriting.selectors import entry_graphs
 
 
 class ReshapeIo(Filter):
@@ -40,7 +41,7 @@ class ReshapeIo(Filter):
     usage_example = "reshape.io.py input --by_shape [1,16,30,4] [1,16,32,4] < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        add_end(parser)
+        add_io(parser)
         parser.add_argument(
             "--by_shape",
             nargs=2,
@@ -58,14 +59,14 @@ class ReshapeIo(Filter):
                 raise UsageError(f"the old and the new shape are both {_text(old)}")
             changed = 0
             for graph in graphs:
-                for value in dict.fromkeys(v for v in ends(graph, args.io) if shape_of(v) == old):
+                for value in dict.fromkeys(v for v in io_values(graph, args.io) if shape_of(v) == old):
                     if args.io == "input":
                         _reshape_input(graph, value, new)
                     else:
                         _reshape_output(model, graph, value, new)
                     changed += 1
             if not changed:
-                shapes = sorted({shape_of(value) for graph in graphs for value in ends(graph, args.io)})
+                shapes = sorted({shape_of(value) for graph in graphs for value in io_values(graph, args.io)})
                 there = ", ".join(_text(shape) for shape in shapes)
                 raise UsageError(f"no {args.io} has the shape {_text(old)}; there are {there}")
             self.say(f"reshaped {counted(changed, args.io)} {_text(old)} to {_text(new)}")
@@ -94,7 +95,7 @@ def _reshape_input(graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> No
 
 def _is_reshaped_anyway(value: ir.Value) -> bool:
     """Whether all that happens to `value` is that it gets a shape of its own."""
-    return all(use.idx == 0 and made_by(use.node.outputs[0], "RESHAPE") for use in value.uses())
+    return all(use.idx == 0 and producer_of(use.node.outputs[0], "RESHAPE") for use in value.uses())
 
 
 def _written(value: ir.Value) -> bool:

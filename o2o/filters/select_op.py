@@ -7,17 +7,13 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from o2o.cli.arguments import add_signature, id_list
 from o2o.cli.text import counted, listed
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.selectors import (
-    add_signature,
-    entry_graphs,
-    ids,
-    keep_signatures_in_step,
-    set_ends,
-)
+from o2o.rewriting.rewire import set_io_values, sync_signatures
+from o2o.rewriting.selectors import entry_graphs
 
 
 class SelectOp(Filter):
@@ -36,7 +32,9 @@ class SelectOp(Filter):
     usage_example = "select.op.py --by_id 0-181,200 < in.circle > part.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--by_id", type=ids, required=True, metavar="0-2,7", help="the operators to keep")
+        parser.add_argument(
+            "--by_id", type=id_list, required=True, metavar="0-2,7", help="the operators to keep"
+        )
         add_signature(parser)
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
@@ -73,12 +71,12 @@ def select(model: Model, graph: ir.Graph, kept: Collection[ir.Node]) -> None:
         for use in value.uses():
             if use.node in kept:
                 use.node.replace_input_with(use.idx, new)
-    set_ends(graph, "output", [*outputs, *crossing_out])
+    set_io_values(graph, "output", [*outputs, *crossing_out])
     graph.remove(gone, safe=True)
     inputs = [v for v in graph.inputs if v.uses() or v.is_graph_output() or v in unused_before]
-    set_ends(graph, "input", [*inputs, *replaced.values()])
+    set_io_values(graph, "input", [*inputs, *replaced.values()])
     graph.meta.pop("names", None)
-    keep_signatures_in_step(model, graph, name_all=True)
+    sync_signatures(model, graph, name_all=True)
 
 
 def _crossing_in(graph: ir.Graph, kept: Collection[ir.Node]) -> list[ir.Value]:

@@ -15,10 +15,10 @@ from o2o.errors import ModelError
 from o2o.filters.base import Filter
 from o2o.model import Model, Signature, shape_of
 from o2o.rewriting.builder import Builder
-from o2o.rewriting.cache_layout import turn_caches
+from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
-from o2o.rewriting.downcast_inputs import INT32, narrow
-from o2o.rewriting.rename_io import rename_ends
+from o2o.rewriting.downcast_inputs import INT32, downcast_input
+from o2o.rewriting.rename_io import rename_io
 
 CACHES = {"key": "kv_cache_k_{}", "value": "kv_cache_v_{}"}
 INPUT_ROLES = ("tokens", "position", "key_cache", "value_cache")
@@ -155,11 +155,11 @@ def _sign(model: Model, entry: Entry, with_logits: bool) -> None:
     """Give the graph of `entry` the ends of the interface, and its signature their names."""
     graph, signature = entry.signature.graph, entry.signature
     slots = sorted(entry.caches, key=lambda slot: (slot[1], slot[0]))
-    turn_caches(model, graph, "BTNH")
+    transpose_caches(model, graph, "BTNH")
     ends = _by_role(signature.name, "output", graph.outputs)  # which turning may have replaced
     for value in (entry.tokens, entry.position):
         if value.dtype != INT32:
-            narrow(model, graph, value)
+            downcast_input(model, graph, value)
     names = {entry.tokens: "tokens", _spread(model, entry): "input_pos"}
     names |= {entry.caches[kind, layer]: CACHES[kind].format(layer) for kind, layer in slots}
     given = {ends[kind, layer]: CACHES[kind].format(layer) for kind, layer in slots}
@@ -171,11 +171,11 @@ def _sign(model: Model, entry: Entry, with_logits: bool) -> None:
     signature.outputs = {name: value for value, name in given.items()}
     # Tensors are called after their public names, which an input and an output may share, unlike tensors.
     old = {value.name: name for value, name in names.items()}
-    rename_ends(model, graph, "input", old.get)
+    rename_io(model, graph, "input", old.get)
     old = {value.name: f"{name}_out" for value, name in given.items() if name != "logits"}
     public = signature.outputs
     signature.outputs = {}
-    rename_ends(model, graph, "output", old.get)
+    rename_io(model, graph, "output", old.get)
     signature.outputs = public
 
 

@@ -9,7 +9,7 @@ from o2o.contract import Layout
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model
-from o2o.rewriting.cache_layout import turn_caches
+from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.selectors import entry_graphs
 
 
@@ -35,7 +35,7 @@ class TransposeIoKvcache(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         turned = seen = 0
         for graph in entry_graphs(model, None):
-            counts = turn_caches(model, graph, args.to)
+            counts = transpose_caches(model, graph, args.to)
             turned, seen = turned + counts[0], seen + counts[1]
         if not seen:
             raise UsageError(

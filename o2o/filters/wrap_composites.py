@@ -10,7 +10,7 @@ from o2o.cli.text import counted, listed
 from o2o.filters.base import Filter
 from o2o.lower.litert.composites import wrap_composites
 from o2o.model import Model
-from o2o.rewriting.matchers import Miss
+from o2o.rewriting.matchers import MatchFailure
 
 
 class WrapComposites(Filter):
@@ -47,8 +47,8 @@ class WrapComposites(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         reasons: list[str] = []
 
-        def explain(graph: ir.Graph, node: ir.Node, miss: Miss) -> None:
-            reasons.append(f"{model.label(graph)}: {node.op_type} {node.outputs[0].name}: {miss}")
+        def explain(graph: ir.Graph, node: ir.Node, failure: MatchFailure) -> None:
+            reasons.append(f"{model.label(graph)}: {node.op_type} {node.outputs[0].name}: {failure}")
 
         wrapped = wrap_composites(model, explain)
         told = listed(f"{count} {name}" for name, count in sorted(wrapped.items())) or "nothing"

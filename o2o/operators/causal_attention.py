@@ -41,7 +41,7 @@ class Blocks:
         return cls(q, kv)
 
 
-def adaptive(tokens: int, kv: int = 512) -> Blocks:
+def adaptive_blocks(tokens: int, kv: int = 512) -> Blocks:
     """The blocks that suit T = `tokens` queries: more at a time, the more there are."""
     return Blocks(32 if tokens < 192 else 64 if tokens < 768 else 256, kv)
 

@@ -55,12 +55,12 @@ def run(graph: ir.Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
     return {value.name or "": evaluation.value(value) for value in graph.outputs}
 
 
-def is_function(node: ir.Node) -> bool:
+def is_pure(node: ir.Node) -> bool:
     """Whether `node` is known to compute its results from its operands and to do nothing else."""
     return node.domain == DOMAIN and node.op_type in _KERNELS and not writes_cache(node)
 
 
-def leaves(value: ir.Value) -> list[ir.Value]:
+def unknown_sources(value: ir.Value) -> list[ir.Value]:
     """The values without a producer that `value` is computed from and that are not constants."""
     found: dict[ir.Value, None] = {}
     seen: set[ir.Value] = set()

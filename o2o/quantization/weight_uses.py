@@ -12,7 +12,7 @@ import onnx_ir as ir
 from o2o.contract import role_of
 from o2o.formats.tensors import is_constant, is_quantized, storage_key
 from o2o.model import DOMAIN, Model, attribute, is_dynamic, shape_of
-from o2o.rewriting.matchers import made_by
+from o2o.rewriting.matchers import producer_of
 
 Part = Literal["matrix", "embedding", "head"]
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -128,7 +128,7 @@ def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir
 
 def _are_tokens(model: Model, graph: ir.Graph, ids: ir.Value) -> bool:
     """Whether `ids` come from the input that holds the tokens: by its role, else by its name."""
-    while (node := made_by(ids, *_MOVES)) is not None and node.inputs[0] is not None:
+    while (node := producer_of(ids, *_MOVES)) is not None and node.inputs[0] is not None:
         ids = node.inputs[0]
     if (role := role_of(ids)) is not None:
         return role.kind == "tokens"
@@ -153,7 +153,7 @@ def _heads(model: Model, graph: ir.Graph) -> Iterator[ir.Node]:
         role = role_of(value)
         if role.kind == "logits" if role else (id(value) in names or value.name == "logits"):
             node = value.producer()
-            while node is not None and (moved := made_by(node.outputs[0], *_MOVES)) is not None:
+            while node is not None and (moved := producer_of(node.outputs[0], *_MOVES)) is not None:
                 node = moved.inputs[0].producer() if moved.inputs[0] is not None else None
             if node is not None and node.op_type == "FULLY_CONNECTED":
                 yield node

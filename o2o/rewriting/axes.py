@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
-from o2o.rewriting.matchers import constant_ints, made_by, miss
+from o2o.rewriting.matchers import constant_ints, fail, producer_of
 
 Axes = tuple[tuple[str, ...], ...]
 
-RESHAPES = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")  # the same numbers in the same order
-LAYOUT_OPERATORS = (*RESHAPES, "TRANSPOSE", "BROADCAST_TO")
+RESHAPE_OPS = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")  # the same numbers in the same order
+LAYOUT_OPS = (*RESHAPE_OPS, "TRANSPOSE", "BROADCAST_TO")
 
 
-def unshaped(value: ir.Value) -> ir.Value:
+def skip_reshapes(value: ir.Value) -> ir.Value:
     """`value` before it was only reshaped."""
-    while (node := made_by(value, *RESHAPES)) is not None and node.inputs[0] is not None:
+    while (node := producer_of(value, *RESHAPE_OPS)) is not None and node.inputs[0] is not None:
         value = node.inputs[0]
     return value
 
@@ -46,13 +46,13 @@ class Factors:
     def through(self, nodes: Sequence[ir.Node], axes: Axes, broadcast: str | None = None) -> Axes:
         """The axes of the last of `nodes` (layout operators, in order), given those of its source.
 
-        broadcast: the factor that a BROADCAST_TO may add, once. Raises Miss when axes get mixed up.
+        broadcast: the factor that a BROADCAST_TO may add, once. Raises MatchFailure when axes get mixed up.
         """
         for node in nodes:
             if node.op_type == "TRANSPOSE":
                 permutation = constant_ints(node.inputs[1])
                 if permutation is None:
-                    miss("a TRANSPOSE whose permutation is not constant", node.outputs[0])
+                    fail("a TRANSPOSE whose permutation is not constant", node.outputs[0])
                 axes = tuple(axes[axis] for axis in permutation)
             elif node.op_type == "BROADCAST_TO":
                 axes = self._broadcast(node, axes, broadcast)
@@ -72,10 +72,10 @@ class Factors:
                 group.append(name)
                 size *= self.sizes[name]
             if size != dim:
-                miss(f"a reshape cuts through the axes {axes}", value)
+                fail(f"a reshape cuts through the axes {axes}", value)
             grouped.append(tuple(group))
         if factors:
-            miss(f"a reshape cuts through the axes {axes}", value)
+            fail(f"a reshape cuts through the axes {axes}", value)
         return tuple(grouped)
 
     def _broadcast(self, node: ir.Node, axes: Axes, factor: str | None) -> Axes:
@@ -90,30 +90,30 @@ class Factors:
             elif factor is not None and new == self.sizes[factor] and (factor,) not in result:
                 result.append((factor,))
             else:
-                miss(
+                fail(
                     f"a BROADCAST_TO from {list(before)} to {list(after)} that repeats no head group", output
                 )
         return tuple(result)
 
 
-def climb(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
+def trace_layout(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
     """Follow `value` up through layout operators: its source, and those nodes from the source down."""
     chain: list[ir.Node] = []
-    while (node := made_by(value, *LAYOUT_OPERATORS)) is not None:
+    while (node := producer_of(value, *LAYOUT_OPS)) is not None:
         chain.append(node)
         value = node.inputs[0]  # type: ignore[assignment]
     return value, chain[::-1]
 
 
 def matmul_axes(node: ir.Node, lhs: Axes, rhs: Axes) -> Axes:
-    """The axes of BATCH_MATMUL's result from its operands'. Miss unless batch and contraction agree."""
+    """The axes of BATCH_MATMUL's result from its operands'. Batch and contraction must agree."""
     if attribute(node, "adjointLhs"):
         lhs = (*lhs[:-2], lhs[-1], lhs[-2])
     if attribute(node, "adjointRhs"):
         rhs = (*rhs[:-2], rhs[-1], rhs[-2])
     output = node.outputs[0]
     if lhs[-1] != rhs[-2]:
-        miss(f"BATCH_MATMUL sums over {lhs[-1]} on the left and {rhs[-2]} on the right", output)
+        fail(f"BATCH_MATMUL sums over {lhs[-1]} on the left and {rhs[-2]} on the right", output)
     if lhs[:-2] != rhs[:-2]:
-        miss(f"BATCH_MATMUL pairs the heads {lhs[:-2]} with {rhs[:-2]}", output)
+        fail(f"BATCH_MATMUL pairs the heads {lhs[:-2]} with {rhs[:-2]}", output)
     return (*lhs[:-1], rhs[-1])

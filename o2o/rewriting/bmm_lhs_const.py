@@ -10,7 +10,7 @@ import onnx_ir as ir
 from o2o.formats.tensors import are_numbers, is_constant, with_shape
 from o2o.model import DOMAIN, Model, attribute, shape_of
 from o2o.rewriting.builder import Builder, add_tensor
-from o2o.rewriting.matchers import constant_ints, miss
+from o2o.rewriting.matchers import constant_ints, fail
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rewrite_rule import RewriteRule
 
@@ -37,13 +37,13 @@ class BmmLhsConstRule(RewriteRule):
         assert left is not None
         assert right is not None
         if not are_numbers(left) or left.dtype is None or not left.dtype.is_floating_point():
-            miss("the constant is not of floats", left)
+            fail("the constant is not of floats", left)
         if left.dtype != right.dtype:
-            miss("the operands differ in dtype", right)
+            fail("the operands differ in dtype", right)
         if any(dim != 1 for dim in shape_of(left)[:-2]):
-            miss("the constant differs from batch to batch", left)
+            fail("the constant differs from batch to batch", left)
         if len(shape_of(node.outputs[0])) != len(shape_of(right)):
-            miss("the constant adds batch axes", node.outputs[0])
+            fail("the constant adds batch axes", node.outputs[0])
         return Product(node, left, _transpose_of(node.outputs[0]))
 
     def rewrite(self, model: Model, graph: ir.Graph, match: Product) -> None:

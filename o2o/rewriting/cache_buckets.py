@@ -19,12 +19,12 @@ from o2o.formats.tensors import is_constant, is_quantized, numbers
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, is_dynamic, shape_of
 from o2o.operators import causal_attention
 from o2o.operators.attention import Attention, is_attention
-from o2o.operators.reference import leaves
+from o2o.operators.reference import unknown_sources
 from o2o.rewriting.attention.causality import BUDGET, HIDDEN, at_position, position_leaf
-from o2o.rewriting.axes import RESHAPES
+from o2o.rewriting.axes import RESHAPE_OPS
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants
-from o2o.rewriting.matchers import constant_ints, made_by, miss
+from o2o.rewriting.matchers import constant_ints, fail, producer_of
 
 Rows = dict[ir.Value, int]
 """The axis of each value on which the rows of the caches lie."""
@@ -46,17 +46,17 @@ _ELEMENTWISE = {
 }
 
 
-def add_capacities(model: Model, signature: Signature, capacities: Sequence[int]) -> None:
+def add_cache_buckets(model: Model, signature: Signature, capacities: Sequence[int]) -> None:
     """Give `model` a copy of `signature`, `NAME_CAPACITY`, for each of `capacities`, and all their weights in
     common.
 
     The signature reads one token and has caches of [1, K, S, H] or [1, S, K, H], told by their roles, and
-    each of `capacities` is below S. Raises Miss for one that computes something else with fewer rows.
+    each of `capacities` is below S. Raises MatchFailure for one that computes something else with fewer rows.
     """
     graph = signature.graph
     rows = _follow(graph)
     if not rows:
-        miss(f"{signature.name} has no caches that the contract tells")
+        fail(f"{signature.name} has no caches that the contract tells")
     _prove_hidden(graph, rows, capacities)
     for capacity in capacities:
         copy, twins = _copied(graph)
@@ -70,13 +70,13 @@ def add_capacities(model: Model, signature: Signature, capacities: Sequence[int]
         model.signatures.append(Signature(f"{signature.name}_{capacity}", copy, ins, outs))
 
 
-def provable(capacity: int, own: int) -> bool:
+def is_provable(capacity: int, own: int) -> bool:
     """Whether it can be proven, in a second or so, that `capacity` rows of `own` do."""
     return capacity * own <= BUDGET
 
 
 def _follow(graph: ir.Graph) -> Rows:
-    """Where the rows of the caches are. Raises Miss where they become something else than rows."""
+    """Where the rows of the caches are. Raises MatchFailure where they become something else than rows."""
     rows: Rows = {}
     waiting: list[tuple[ir.Value, int]] = []
     for value in graph.inputs:
@@ -87,12 +87,12 @@ def _follow(graph: ir.Graph) -> Rows:
     while waiting:
         value, axis = waiting.pop()
         if rows.setdefault(value, axis) != axis:
-            miss("the caches' rows lie on two of its axes", value)
+            fail("the caches' rows lie on two of its axes", value)
         node = value.producer()
         if node is None and not is_constant(value) and value not in caches:
-            miss("the caches' rows meet an input that is no cache", value)
+            fail("the caches' rows meet an input that is no cache", value)
         if is_dynamic(value) or is_quantized(value):
-            miss("it is quantised, or of no fixed shape", value)
+            fail("it is quantised, or of no fixed shape", value)
         nodes = (
             [use.node for use in value.uses()] if node is None else [node, *(u.node for u in value.uses())]
         )
@@ -101,7 +101,7 @@ def _follow(graph: ir.Graph) -> Rows:
     for value in graph.outputs:
         role = role_of(value)
         if value in rows and (role is None or role.kind not in ("key", "value")):
-            miss("the caches' rows come out elsewhere than in the caches", value)
+            fail("the caches' rows come out elsewhere than in the caches", value)
     return rows
 
 
@@ -113,15 +113,15 @@ def _ties(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir.Value,
         return  # which sees what is not beyond its position
     if node.domain == CUSTOM_DOMAIN and node.op_type == causal_attention.NAME:
         if value not in (keys_and_values := operands[1:3]) or axis != 2:
-            miss("attention whose queries are the caches' rows", output)
+            fail("attention whose queries are the caches' rows", output)
         yield from ((operand, 2) for operand in keys_and_values)
         return
     if node.domain != DOMAIN or len(node.outputs) != 1:
-        miss(f"{node.op_type} computes with the caches' rows", output)
+        fail(f"{node.op_type} computes with the caches' rows", output)
     match node.op_type:
         case op_type if op_type in _ELEMENTWISE:
             if op_type == "SOFTMAX" and axis != len(shape_of(value)) - 1:
-                miss("a SOFTMAX over another axis", output)
+                fail("a SOFTMAX over another axis", output)
             behind = len(shape_of(value)) - axis
             for other in (*operands, output):
                 if len(shape := shape_of(other)) >= behind and shape[-behind] != 1:
@@ -129,22 +129,22 @@ def _ties(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir.Value,
         case "TRANSPOSE":
             order = constant_ints(node.inputs[1])
             if order is None or value is node.inputs[1]:
-                miss("a TRANSPOSE whose permutation is not constant", output)
+                fail("a TRANSPOSE whose permutation is not constant", output)
             yield (output, list(order).index(axis)) if value is operands[0] else (operands[0], order[axis])
-        case op_type if op_type in RESHAPES:
+        case op_type if op_type in RESHAPE_OPS:
             if value is not output and value is not operands[0]:
-                miss("a shape made of the caches' rows", output)
+                fail("a shape made of the caches' rows", output)
             other = operands[0] if value is output else output
             yield other, _regrouped(shape_of(value), axis, other)
         case "DYNAMIC_UPDATE_SLICE":
             cache, update, start = operands
             if value in (update, start):
-                miss("the caches' rows are written into something", output)
+                fail("the caches' rows are written into something", output)
             yield from ((cache, axis), (output, axis))
         case "BATCH_MATMUL":
             yield from _product(node, value, axis)
         case _:
-            miss(f"{node.op_type} computes with the caches' rows", output)
+            fail(f"{node.op_type} computes with the caches' rows", output)
 
 
 def _regrouped(shape: Sequence[int], axis: int, other: ir.Value) -> int:
@@ -154,7 +154,7 @@ def _regrouped(shape: Sequence[int], axis: int, other: ir.Value) -> int:
     for index, size in enumerate(to):
         if size == shape[axis] and math.prod(to[:index]) == before:
             return index
-    miss("the caches' rows are joined with another axis", other)
+    fail("the caches' rows are joined with another axis", other)
 
 
 def _product(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir.Value, int]]:
@@ -165,7 +165,7 @@ def _product(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir.Val
     assert right is not None
     rank = len(shape_of(output))
     if left is right or len(shape_of(left)) != rank or len(shape_of(right)) != rank or axis < rank - 2:
-        miss("a BATCH_MATMUL of another kind with the caches' rows", output)
+        fail("a BATCH_MATMUL of another kind with the caches' rows", output)
     turned = bool(attribute(node, "adjointLhs", 0)), bool(attribute(node, "adjointRhs", 0))
     m, inner_left = (rank - 1, rank - 2) if turned[0] else (rank - 2, rank - 1)
     inner_right, n = (rank - 1, rank - 2) if turned[1] else (rank - 2, rank - 1)
@@ -178,27 +178,27 @@ def _product(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir.Val
         if (value, axis) in group:
             yield from group
             if group is groups[2] and not any(_weighs(factor) for factor, _ in group):
-                miss("rows are summed that no SOFTMAX has weighted", output)
+                fail("rows are summed that no SOFTMAX has weighted", output)
 
 
 def _weighs(value: ir.Value) -> bool:
-    return made_by(_laid_out(value), "SOFTMAX") is not None
+    return producer_of(_laid_out(value), "SOFTMAX") is not None
 
 
 def _laid_out(value: ir.Value) -> ir.Value:
     """What `value` is, maybe in another layout."""
-    while (node := made_by(value, "TRANSPOSE", *RESHAPES)) is not None and node.inputs[0] is not None:
+    while (node := producer_of(value, "TRANSPOSE", *RESHAPE_OPS)) is not None and node.inputs[0] is not None:
         value = node.inputs[0]
     return value
 
 
 def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> None:
-    """Raises Miss unless at each position below a capacity what is beyond it is neither seen nor written."""
+    """Fail unless at each position below a capacity what is beyond it is neither seen nor written."""
     proven: set[ir.Value] = set()
     most = max(capacities, default=0)
     for value, axis in rows.items():
-        if value.is_graph_input() and not provable(most, shape_of(value)[axis]):
-            miss(f"masks are too large to be proven at each of {most:,} positions", value)
+        if value.is_graph_input() and not is_provable(most, shape_of(value)[axis]):
+            fail(f"masks are too large to be proven at each of {most:,} positions", value)
     for node in graph:
         output = node.outputs[0]
         if output not in rows or node.op_type not in ("SOFTMAX", "DYNAMIC_UPDATE_SLICE"):
@@ -210,7 +210,7 @@ def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> Non
         what = "the mask" if node.op_type == "SOFTMAX" else "the row that is written"
         leaf = position_leaf(told, what)
         if leaf is None:
-            miss(f"{what} is the same at every position", told)
+            fail(f"{what} is the same at every position", told)
         last = np.empty(most, int)  # that is seen, or written, at each position
         for position in range(len(last)):
             at = at_position(told, leaf, position, what)
@@ -221,19 +221,19 @@ def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> Non
                 last[position] = at[rows[output]]
         for capacity in capacities:
             if last[:capacity].max() >= capacity:
-                miss(f"{what} goes beyond {capacity} rows at a position below", told)
+                fail(f"{what} goes beyond {capacity} rows at a position below", told)
         proven.add(told)
 
 
 def _mask(node: ir.Node, rows: Rows) -> ir.Value:
-    """What is added to the scores that `node`, a SOFTMAX, takes. Raises Miss where nothing is."""
+    """What is added to the scores that `node`, a SOFTMAX, takes. Raises MatchFailure where nothing is."""
     scores = node.inputs[0]
     assert scores is not None
-    adding = made_by(_laid_out(scores), "ADD")
+    adding = producer_of(_laid_out(scores), "ADD")
     for mask in adding.inputs if adding is not None else ():
-        if mask is not None and mask in rows and not any(_is_cache(leaf) for leaf in leaves(mask)):
+        if mask is not None and mask in rows and not any(_is_cache(leaf) for leaf in unknown_sources(mask)):
             return mask
-    miss("no mask is added to scores", scores)
+    fail("no mask is added to scores", scores)
 
 
 def _is_cache(value: ir.Value) -> bool:
@@ -268,7 +268,7 @@ def _shorten(graph: ir.Graph, rows: Rows, capacity: int) -> None:
             first = array.take(range(capacity), axis)
             value.const_value = ir.Tensor(np.ascontiguousarray(first), name=value.name)
     for value in rows:
-        if (node := made_by(value, "RESHAPE")) is not None:
+        if (node := producer_of(value, "RESHAPE")) is not None:
             op = Builder(graph, before=node)
             node.replace_input_with(1, op.constant(shape_of(value), f"{value.name}/shape", np.int32))
             node.attributes["newShape"] = ir.AttrInt64s("newShape", list(shape_of(value)))

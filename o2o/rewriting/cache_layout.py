@@ -13,13 +13,13 @@ from o2o.errors import ModelError
 from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention, is_attention, takes_as_cache
 from o2o.rewriting.builder import Builder
-from o2o.rewriting.matchers import constant_ints, made_by
+from o2o.rewriting.matchers import constant_ints, producer_of
 from o2o.rewriting.rewire import detach_input, detach_output
 
 SWAP = (0, 2, 1, 3)  # BNTH to BTNH, and back
 
 
-def turn_caches(model: Model, graph: ir.Graph, layout: Layout) -> tuple[int, int]:
+def transpose_caches(model: Model, graph: ir.Graph, layout: Layout) -> tuple[int, int]:
     """Give the caches, keys and values among the ends of `graph` this layout; how many it was, of how many.
 
     Who uses them sees them as before, through a TRANSPOSE. ATTENTION and DYNAMIC_UPDATE_SLICE need none:
@@ -108,7 +108,7 @@ def _turn_writes(graph: ir.Graph, caches: dict[ir.Value, Role]) -> set[ir.Value]
     found: set[ir.Value] = set()
     starts: dict[ir.Value, ir.Value] = {}
     for updated in caches:
-        node = made_by(updated, "DYNAMIC_UPDATE_SLICE")
+        node = producer_of(updated, "DYNAMIC_UPDATE_SLICE")
         if node is None:
             continue
         cache, rows, start = node.inputs
@@ -137,7 +137,7 @@ def _turn_writes(graph: ir.Graph, caches: dict[ir.Value, Role]) -> set[ir.Value]
 
 def _turned(op: Builder, x: ir.Value) -> ir.Value:
     """`x` with its axes swapped: what it was made of, where that was swapping them."""
-    node = made_by(x, "TRANSPOSE")
+    node = producer_of(x, "TRANSPOSE")
     if node is not None and tuple(constant_ints(node.inputs[1]) or ()) == SWAP:
         assert node.inputs[0] is not None
         return node.inputs[0]

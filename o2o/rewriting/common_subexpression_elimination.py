@@ -8,14 +8,14 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import is_constant
 from o2o.model import Model, shape_of
-from o2o.operators.reference import is_function
+from o2o.operators.reference import is_pure
 from o2o.rewriting.rewire import replace_output
 from o2o.weights.external import Streamed
 
 SMALL = 1 << 16  # bytes up to which constants are compared: no weights
 
 
-def merge_equal(model: Model, graph: ir.Graph) -> int:
+def eliminate_common_subexpressions(model: Model, graph: ir.Graph) -> int:
     """Let nodes of `graph` that compute the same from the same values be one; how many went.
 
     Only functions of their operands are merged: nothing with state, nothing custom, nothing quantised
@@ -25,11 +25,7 @@ def merge_equal(model: Model, graph: ir.Graph) -> int:
     first: dict[tuple[Any, ...], ir.Node] = {}
     count = 0
     for node in list(graph):
-        if (
-            not is_function(node)
-            or any(v.meta.get("fields") for v in node.outputs)
-            or node.meta.get("fields")
-        ):
+        if not is_pure(node) or any(v.meta.get("fields") for v in node.outputs) or node.meta.get("fields"):
             continue
         kept = first.setdefault(_computation(node), node)
         pairs = list(zip(node.outputs, kept.outputs, strict=True))

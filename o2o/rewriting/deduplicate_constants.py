@@ -17,7 +17,7 @@ SAMPLE = 4096  # bytes at the beginning that tell most constants of one size apa
 CHUNK = 1 << 20
 
 
-def share_constants(model: Model, only: type = object) -> tuple[int, int, int]:
+def deduplicate_constants(model: Model, only: type = object) -> tuple[int, int, int]:
     """Let equal constants of `model` share their bytes: how many there are, were shared, and bytes saved.
 
     Bytes count, not dtype and shape: a buffer may well be a vector here and a matrix there. Only constants

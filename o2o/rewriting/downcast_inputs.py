@@ -16,7 +16,7 @@ INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 INDICES = {("GATHER", 1), ("EMBEDDING_LOOKUP", 0)}
 
 
-def narrow(model: Model, graph: ir.Graph, value: ir.Value) -> bool:
+def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> bool:
     """Make the int64 input `value` int32 and let its users agree; whether one needs int64 through a new CAST.
 
     Raises ModelError for an input that is also an output, or is no integer of 64 bits.

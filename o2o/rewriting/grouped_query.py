@@ -20,15 +20,22 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import Model, attribute, is_dynamic, shape_of
-from o2o.rewriting.axes import LAYOUT_OPERATORS, Factors, unshaped
+from o2o.rewriting.axes import LAYOUT_OPS, Factors, skip_reshapes
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_nodes
-from o2o.rewriting.matchers import Miss, made_by, miss, no_activation, only_user, operand_and_scalar
+from o2o.rewriting.matchers import (
+    MatchFailure,
+    check_no_activation,
+    fail,
+    operand_and_scalar,
+    producer_of,
+    single_user,
+)
 from o2o.rewriting.rewire import replace_output
 
 
 @dataclass(frozen=True)
-class Repeated:
+class RepeatedHeads:
     """A product of rows [.., K, G, R, C] with a matrix a head, repeated for the G members of each group.
 
     heads: the matrices before they were repeated, in order K, row, column, or K, column, row when `turned`.
@@ -43,14 +50,14 @@ class Repeated:
     scale: float
 
 
-def group_heads(model: Model, graph: ir.Graph) -> int:
+def fold_grouped_queries(model: Model, graph: ir.Graph) -> int:
     """Let no BATCH_MATMUL of `graph` multiply with repeated heads that are its own; how many did."""
     count = 0
     for node in list(graph):
         if node.op_type == "BATCH_MATMUL":
             try:
-                found = match_repeated(node)
-            except Miss:
+                found = match_repeated_heads(node)
+            except MatchFailure:
                 continue
             _regroup(model, graph, found)
             count += 1
@@ -59,27 +66,27 @@ def group_heads(model: Model, graph: ir.Graph) -> int:
     return count
 
 
-def match_repeated(node: ir.Node) -> Repeated:
-    """What `node`, a BATCH_MATMUL, multiplies with. Raises Miss unless its right operand repeats heads."""
+def match_repeated_heads(node: ir.Node) -> RepeatedHeads:
+    """What `node`, a BATCH_MATMUL, multiplies with. MatchFailure unless its right operand repeats heads."""
     left, right = node.inputs[:2]
     assert left is not None
     assert right is not None
     output = node.outputs[0]
     for value in (left, right, output):
         if value.dtype is None or not value.dtype.is_floating_point() or is_dynamic(value):
-            miss("it does not multiply floats in a fixed shape", value)
+            fail("it does not multiply floats in a fixed shape", value)
     repeat, after, scale = _repeat(right)
     value = repeat.outputs[0]
-    while (user := only_user(value, "what is repeated")) is not node:
+    while (user := single_user(value, "what is repeated")) is not node:
         value = user.outputs[0]
     if left is right or attribute(node, "adjointLhs", 0):
-        miss("its left operand is transposed", left)
+        fail("its left operand is transposed", left)
 
     before, shape = shape_of(repeat.inputs[0]), shape_of(repeat.outputs[0])  # type: ignore[arg-type]
     before = (1,) * (len(shape) - len(before)) + before
     grown = [axis for axis in range(len(shape)) if before[axis] != shape[axis]]
     if len(grown) != 1:
-        miss("not one axis alone is repeated", repeat.outputs[0])
+        fail("not one axis alone is repeated", repeat.outputs[0])
     names = [f"axis{axis}" for axis in range(len(shape))]
     names[grown[0]] = "G"
     factors = Factors(dict(zip(names, shape, strict=True)))
@@ -87,17 +94,17 @@ def match_repeated(node: ir.Node) -> Repeated:
     *batch, rows, columns = axes
     heads = [name for axis in batch for name in axis]
     if not heads or heads[-1] != "G":
-        miss("what is repeated is not the heads, each for the group behind it", right)
+        fail("what is repeated is not the heads, each for the group behind it", right)
     if shape_of(left)[:-2] != shape_of(right)[:-2]:
-        miss("its operands differ in their heads", output)
+        fail("its operands differ in their heads", output)
     given = [name for name in names if name != "G" and factors.sizes[name] != 1]
     if given not in ([*heads[:-1], *rows, *columns], [*heads[:-1], *columns, *rows]):
-        miss("the matrices are transposed otherwise than within each head", right)
+        fail("the matrices are transposed otherwise than within each head", right)
     source = repeat.inputs[0]
     assert source is not None
-    return Repeated(
+    return RepeatedHeads(
         node,
-        unshaped(source),
+        skip_reshapes(source),
         K=math.prod(factors.sizes[name] for name in heads[:-1]),
         G=factors.sizes["G"],
         turned=given != [*heads[:-1], *rows, *columns],
@@ -109,12 +116,12 @@ def _repeat(value: ir.Value) -> tuple[ir.Node, list[ir.Node], float]:
     """The BROADCAST_TO that `value` comes from, layout operators after it, and what it is multiplied by."""
     after: list[ir.Node] = []
     scale = 1.0
-    while (node := made_by(value, "MUL", *LAYOUT_OPERATORS)) is not None:
+    while (node := producer_of(value, "MUL", *LAYOUT_OPS)) is not None:
         if node.op_type == "BROADCAST_TO":
             return node, after[::-1], scale
         source = node.inputs[0]
         if node.op_type == "MUL":
-            no_activation(node)
+            check_no_activation(node)
             found = operand_and_scalar(node)
             if found is None or shape_of(found[0]) != shape_of(value):
                 break
@@ -124,10 +131,10 @@ def _repeat(value: ir.Value) -> tuple[ir.Node, list[ir.Node], float]:
             after.append(node)
         assert source is not None
         value = source
-    miss("the right operand does not come from a BROADCAST_TO", value)
+    fail("the right operand does not come from a BROADCAST_TO", value)
 
 
-def _regroup(model: Model, graph: ir.Graph, found: Repeated) -> None:
+def _regroup(model: Model, graph: ir.Graph, found: RepeatedHeads) -> None:
     node, K, G = found.node, found.K, found.G
     left, right = node.inputs[:2]
     assert left is not None
@@ -141,7 +148,7 @@ def _regroup(model: Model, graph: ir.Graph, found: Repeated) -> None:
         # There are fewer queries (or weights) than rows in the caches.
         left = op.node("MUL", [left, factor], shape_of(left), name="scaled")
     heads = op.reshape(found.heads, [1, K, *((b, a) if found.turned else (a, b))], name="heads")
-    rows = op.reshape(unshaped(left), [1, K, G * R, C], name="groups")
+    rows = op.reshape(skip_reshapes(left), [1, K, G * R, C], name="groups")
     adjoint = bool(attribute(node, "adjointRhs", 0)) != found.turned
     width = shape_of(old)[-1]
     product = op.node(

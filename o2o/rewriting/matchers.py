@@ -1,7 +1,7 @@
 """Matching by dataflow: walk from an anchor to its sources, and say exactly where it went wrong.
 
-A fusion's match is plain code over these helpers. The first condition that fails raises `Miss` with the
-reason and the tensor: that is the nearest miss, and what `--explain` prints.
+A fusion's match is plain code over these helpers. The first condition that fails raises `MatchFailure` with
+the reason and the tensor: that is the nearest miss, and what `--explain` prints.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from o2o.formats.tensors import numbers
 from o2o.model import DOMAIN, attribute, shape_of
 
 
-class Miss(Exception):
+class MatchFailure(Exception):
     """Why a candidate is not what it looked like, and at which tensor."""
 
     def __init__(self, reason: str, value: ir.Value | None = None) -> None:
@@ -32,7 +32,7 @@ def describe(value: ir.Value) -> str:
     return f"{value.name} {list(shape_of(value))}{maker}"
 
 
-def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     """The node that makes `value` if it is one of `op_types`, else None."""
     producer = value.producer() if value is not None else None
     return (
@@ -42,24 +42,24 @@ def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     )
 
 
-def require(value: ir.Value, what: str, *op_types: str) -> ir.Node:
-    """The node that makes `value`; Miss unless it is one of `op_types`."""
-    node = made_by(value, *op_types)
+def require_producer(value: ir.Value, what: str, *op_types: str) -> ir.Node:
+    """The node that makes `value`; MatchFailure unless it is one of `op_types`."""
+    node = producer_of(value, *op_types)
     if node is None:
         producer = value.producer()
         found = producer.op_type if producer is not None else "a graph input or constant"
-        miss(f"{what} should come from {' or '.join(op_types)}, not from {found}", value)
+        fail(f"{what} should come from {' or '.join(op_types)}, not from {found}", value)
     return node
 
 
-def miss(reason: str, value: ir.Value | None = None) -> NoReturn:
-    raise Miss(reason, value)
+def fail(reason: str, value: ir.Value | None = None) -> NoReturn:
+    raise MatchFailure(reason, value)
 
 
-def no_activation(node: ir.Node) -> None:
-    """Miss when `node` has an activation fused into it."""
+def check_no_activation(node: ir.Node) -> None:
+    """MatchFailure when `node` has an activation fused into it."""
     if attribute(node, "fusedActivationFunction", 0):
-        miss(f"{node.op_type} has a fused activation", node.outputs[0])
+        fail(f"{node.op_type} has a fused activation", node.outputs[0])
 
 
 def scalar(value: ir.Value | None) -> float | None:
@@ -88,14 +88,14 @@ def operand_and_factor(node: ir.Node) -> tuple[ir.Value, float] | None:
     return found if found is not None and shape_of(found[0]) == shape_of(node.outputs[0]) else None
 
 
-def only_user(value: ir.Value, what: str) -> ir.Node:
-    """The one node that uses `value`. Miss when there are several, or the graph gives it out."""
+def single_user(value: ir.Value, what: str) -> ir.Node:
+    """The one node that uses `value`. MatchFailure when there are several, or the graph gives it out."""
     users = {use.node for use in value.uses()}
     if value.is_graph_output() or len(users) != 1:
-        miss(f"{what} is used elsewhere too", value)
+        fail(f"{what} is used elsewhere too", value)
     user = users.pop()
     if user.domain != DOMAIN:
-        miss(f"{what} goes into the custom operator {user.op_type}", value)
+        fail(f"{what} goes into the custom operator {user.op_type}", value)
     return user
 
 

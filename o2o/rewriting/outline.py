@@ -16,14 +16,14 @@ from o2o.formats.tensors import is_constant
 from o2o.model import DOMAIN, Model
 from o2o.rewriting.builder import fresh_name
 from o2o.rewriting.dead_code_elimination import has_side_effects
-from o2o.rewriting.matchers import miss
-from o2o.rewriting.topological_sort import put_in_order
+from o2o.rewriting.matchers import fail
+from o2o.rewriting.topological_sort import topological_sort
 
 COMPOSITE = "STABLEHLO_COMPOSITE"
 _DECOMPOSITION = "decompositionSubgraphIndex"  # whose value is a graph in the IR
 
 
-def between(inputs: Collection[ir.Value], outputs: Collection[ir.Value]) -> list[ir.Node]:
+def nodes_between(inputs: Collection[ir.Value], outputs: Collection[ir.Value]) -> list[ir.Node]:
     """The nodes that compute `outputs` from `inputs`, in no order, with what needs no input."""
     found: dict[ir.Node, None] = {}
     waiting = list(outputs)
@@ -52,7 +52,7 @@ def outline(
     keep names, roles and uses. Constants that only the region uses move along; for those that others use,
     too, it gets a tensor of its own over the same bytes. attributes: written as a FlexBuffer; floats as
     float32, which is how readers look at them.
-    Raises Miss, and changes nothing, when a value crosses the border unsaid, when a node has side effects,
+    MatchFailure, and changes nothing, when a value crosses the border unsaid, when a node has side effects,
     when what comes out goes in again, or when an input is quantised by other tensors (by block).
     """
     region = set(nodes)
@@ -75,7 +75,7 @@ def outline(
     model.graphs.append(inner)
     _call_apart(graph, inner)
     if behind:  # users of one result that came before what makes another
-        put_in_order(graph)
+        topological_sort(graph)
     return composite
 
 
@@ -89,27 +89,27 @@ def _check(region: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Seque
     inside = set(region)
     for operand in inputs:
         if operand.producer() in inside:
-            miss("the region makes it itself", operand)
+            fail("the region makes it itself", operand)
         if _references(operand):
-            miss("its quantization names other tensors, which cannot go in with it", operand)
+            fail("its quantization names other tensors, which cannot go in with it", operand)
     for node in region:
         if has_side_effects(node):
-            miss(f"{node.op_type} does more than computing", node.outputs[0] if node.outputs else None)
+            fail(f"{node.op_type} does more than computing", node.outputs[0] if node.outputs else None)
         for value in (*node.inputs, *(v for u in node.inputs if u is not None for v in _references(u))):
             if value is None or value in inputs or value.producer() in inside or is_constant(value):
                 continue
-            miss(f"{node.op_type} in the region needs it, too", value)
+            fail(f"{node.op_type} in the region needs it, too", value)
         for value in node.outputs:
             seen = value.is_graph_output() or any(use.node not in inside for use in value.uses())
             if seen and value not in outputs:
-                miss("it is used outside of the region, too", value)
+                fail("it is used outside of the region, too", value)
     for value in outputs:
         if value.producer() not in inside:
-            miss("the region does not make it", value)
+            fail("the region does not make it", value)
 
 
 def _behind(span: Sequence[ir.Node], region: Collection[ir.Node]) -> set[ir.Node]:
-    """The nodes of `span` outside of the region that need something of it. Miss when it needs them, too.
+    """The nodes of `span` outside of the region that need something of it. Fails when it needs them, too.
 
     span: the graph's nodes in order, from the region's first to its last.
     """
@@ -120,7 +120,7 @@ def _behind(span: Sequence[ir.Node], region: Collection[ir.Node]) -> set[ir.Node
             if any(producer in region or producer in behind for producer in before):
                 behind.add(node)
         elif before & behind:
-            miss(f"what comes out of the region goes into {node.op_type} in it", node.outputs[0])
+            fail(f"what comes out of the region goes into {node.op_type} in it", node.outputs[0])
     return behind
 
 

@@ -8,12 +8,13 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.model import Model
-from o2o.rewriting.selectors import End, ends, names_of
+from o2o.rewriting.rewire import IoKind, io_values
+from o2o.rewriting.selectors import io_names
 
 Rename = Callable[[str], str | None]  # the new name, or None for a name that is not meant
 
 
-def rename_ends(model: Model, graph: ir.Graph, io: End, rename: Rename) -> dict[str, str]:
+def rename_io(model: Model, graph: ir.Graph, io: IoKind, rename: Rename) -> dict[str, str]:
     """Rename the inputs or outputs of `graph` that `rename` means: {old: new}.
 
     An end is meant by its tensor's name or else by the one it has in a signature; it then has the new name
@@ -21,8 +22,8 @@ def rename_ends(model: Model, graph: ir.Graph, io: End, rename: Rename) -> dict[
     """
     new: dict[ir.Value, str] = {}
     told: dict[str, str] = {}
-    for value in ends(graph, io):
-        for name in names_of(model, graph, value, io):
+    for value in io_values(graph, io):
+        for name in io_names(model, graph, value, io):
             found = rename(name)
             if found is not None:
                 new[value], told[name] = found, found

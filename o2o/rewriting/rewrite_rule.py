@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from o2o.model import DOMAIN, Model
 from o2o.rewriting.dead_code_elimination import remove_dead_nodes
-from o2o.rewriting.matchers import Miss, miss
+from o2o.rewriting.matchers import MatchFailure, fail
 
 
 class RewriteRule:
@@ -30,7 +30,7 @@ class RewriteRule:
         """Return what `rewrite` needs.
 
         Raises:
-            Miss: The first condition that fails, with the tensor.
+            MatchFailure: The first condition that fails, with the tensor.
         """
         raise NotImplementedError
 
@@ -44,7 +44,7 @@ class RuleResult:
     """What a rule did to one graph: the number of rewrites, and each failed candidate with its reason."""
 
     rewritten: int = 0
-    failures: list[tuple[ir.Node, Miss]] = field(default_factory=list)
+    failures: list[tuple[ir.Node, MatchFailure]] = field(default_factory=list)
 
 
 def apply_rule(model: Model, graph: ir.Graph, rule: RewriteRule) -> RuleResult:
@@ -65,7 +65,7 @@ def apply_rule(model: Model, graph: ir.Graph, rule: RewriteRule) -> RuleResult:
         try:
             _check_float(node)
             match = rule.match(node)
-        except Miss as failure:
+        except MatchFailure as failure:
             result.failures.append((node, failure))
             continue
         rule.rewrite(model, graph, match)
@@ -78,4 +78,4 @@ def _check_float(node: ir.Node) -> None:
     """Integers and quantised tensors fail: fused operators do not compute them alike."""
     dtype = node.outputs[0].dtype
     if dtype is None or not dtype.is_floating_point():
-        miss(f"it computes {dtype}, not floats", node.outputs[0])
+        fail(f"it computes {dtype}, not floats", node.outputs[0])

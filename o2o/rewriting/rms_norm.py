@@ -10,22 +10,22 @@ from o2o.formats.tensors import is_constant
 from o2o.model import Model, attribute, shape_of
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import (
+    check_no_activation,
     constant_ints,
-    miss,
-    no_activation,
-    only_user,
+    fail,
     operand_and_scalar,
-    require,
+    require_producer,
     scalar,
+    single_user,
 )
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rewrite_rule import RewriteRule
 
-ROOTS = ("RSQRT", "SQRT")
+RMS_NORM_ANCHORS = ("RSQRT", "SQRT")
 
 
 @dataclass(frozen=True)
-class Norm:
+class RmsNorm:
     """x [.., D] / sqrt(mean(x^2) + epsilon) * weight [D]."""
 
     last: ir.Node  # the multiplication whose result is the norm's
@@ -37,80 +37,80 @@ class Norm:
 class RmsNormRule(RewriteRule):
     """Fuse root-mean-square normalisation with a constant weight [D] into RMS_NORM."""
 
-    anchors = ROOTS
+    anchors = RMS_NORM_ANCHORS
 
-    def match(self, node: ir.Node) -> Norm:
-        norm = match_norm(node)
+    def match(self, node: ir.Node) -> RmsNorm:
+        norm = match_rms_norm(node)
         if not is_constant(norm.weight):
-            miss("the weight is not a constant", norm.weight)
+            fail("the weight is not a constant", norm.weight)
         return norm
 
-    def rewrite(self, model: Model, graph: ir.Graph, match: Norm) -> None:
+    def rewrite(self, model: Model, graph: ir.Graph, match: RmsNorm) -> None:
         old = match.last.outputs[0]
         op = Builder(graph, before=match.last)
         new = op.node("RMS_NORM", [match.x, match.weight], shape_of(old), epsilon=match.epsilon)
         replace_output(model, old, new)
 
 
-def match_norm(node: ir.Node) -> Norm:
-    """The normalisation around `node`, RSQRT or SQRT. Raises Miss with the first condition that fails."""
-    add = require(_input(node), "the root", "ADD")
-    no_activation(add)
+def match_rms_norm(node: ir.Node) -> RmsNorm:
+    """The normalisation around `node`, RSQRT or SQRT. MatchFailure with the first that fails."""
+    add = require_producer(_input(node), "the root", "ADD")
+    check_no_activation(add)
     found = operand_and_scalar(add)
     if found is None:
-        miss("no constant epsilon is added to the mean", add.outputs[0])
+        fail("no constant epsilon is added to the mean", add.outputs[0])
     mean, epsilon = found
     if epsilon <= 0:
-        miss(f"epsilon is {epsilon}", mean)
-    average = require(mean, "the mean of squares", "MEAN")
+        fail(f"epsilon is {epsilon}", mean)
+    average = require_producer(mean, "the mean of squares", "MEAN")
     squared = _input(average)
     axes = constant_ints(average.inputs[1])
     if axes not in ([-1], [len(shape_of(squared)) - 1]):
-        miss(f"the mean goes over axes {axes}, not the last one", mean)
+        fail(f"the mean goes over axes {axes}, not the last one", mean)
     if not attribute(average, "keepDims", 0):
-        miss("the mean does not keep its axis", mean)
+        fail("the mean does not keep its axis", mean)
     x = _squared(squared)
     normalised = _normalised(node, x)
-    last = only_user(normalised, "the normalised tensor")
+    last = single_user(normalised, "the normalised tensor")
     if last.op_type != "MUL":
-        miss("the normalised tensor is not multiplied by a weight", normalised)
-    no_activation(last)
+        fail("the normalised tensor is not multiplied by a weight", normalised)
+    check_no_activation(last)
     weight = next((v for v in last.inputs if v is not normalised), None)
     if weight is None:
-        miss("the normalised tensor is multiplied by itself", normalised)
+        fail("the normalised tensor is multiplied by itself", normalised)
     if shape_of(weight) != shape_of(x)[-1:]:
-        miss(f"the weight should be [{shape_of(x)[-1]}]", weight)
+        fail(f"the weight should be [{shape_of(x)[-1]}]", weight)
     if shape_of(last.outputs[0]) != shape_of(x):
-        miss(f"the result is not of the shape {list(shape_of(x))}", last.outputs[0])
-    return Norm(last, x, weight, epsilon)
+        fail(f"the result is not of the shape {list(shape_of(x))}", last.outputs[0])
+    return RmsNorm(last, x, weight, epsilon)
 
 
 def _squared(squared: ir.Value) -> ir.Value:
-    node = require(squared, "the mean's operand", "MUL", "SQUARE", "POW")
-    no_activation(node)
+    node = require_producer(squared, "the mean's operand", "MUL", "SQUARE", "POW")
+    check_no_activation(node)
     x = _input(node)
     if node.op_type == "MUL" and node.inputs[1] is not x:
-        miss("the mean's operand is a product of two tensors, not a square", squared)
+        fail("the mean's operand is a product of two tensors, not a square", squared)
     if node.op_type == "POW" and scalar(node.inputs[1]) != 2:
-        miss("the mean's operand is a power other than the square", squared)
+        fail("the mean's operand is a power other than the square", squared)
     return x
 
 
 def _normalised(root: ir.Node, x: ir.Value) -> ir.Value:
     """x times the inverse root, or x divided by the root."""
     value = root.outputs[0]
-    user = only_user(value, "the root")
+    user = single_user(value, "the root")
     if root.op_type == "SQRT" and (div := _one_over(user, value)) is not None:
         value = div
-        user = only_user(value, "the inverse root")
+        user = single_user(value, "the inverse root")
     elif root.op_type == "SQRT":
         if user.op_type != "DIV" or user.inputs[0] is not x or user.inputs[1] is not value:
-            miss("the root does not divide the tensor that was squared", value)
-        no_activation(user)
+            fail("the root does not divide the tensor that was squared", value)
+        check_no_activation(user)
         return user.outputs[0]
     if user.op_type != "MUL" or {user.inputs[0], user.inputs[1]} != {x, value}:
-        miss("the inverse root does not multiply the tensor that was squared", value)
-    no_activation(user)
+        fail("the inverse root does not multiply the tensor that was squared", value)
+    check_no_activation(user)
     return user.outputs[0]
 
 
@@ -123,6 +123,6 @@ def _input(node: ir.Node) -> ir.Value:
 def _one_over(node: ir.Node, value: ir.Value) -> ir.Value | None:
     """The result of 1 / value, when that is what `node` computes."""
     if node.op_type == "DIV" and scalar(node.inputs[0]) == 1 and node.inputs[1] is value:
-        no_activation(node)
+        check_no_activation(node)
         return node.outputs[0]
     return None

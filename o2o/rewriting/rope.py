@@ -12,7 +12,14 @@ import onnx_ir as ir
 from o2o.model import Model, attribute, shape_of
 from o2o.operators.reference import NotEvaluable, slice_bounds
 from o2o.rewriting.builder import Builder
-from o2o.rewriting.matchers import constant_ints, made_by, miss, no_activation, operand_and_scalar, require
+from o2o.rewriting.matchers import (
+    check_no_activation,
+    constant_ints,
+    fail,
+    operand_and_scalar,
+    producer_of,
+    require_producer,
+)
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rewrite_rule import RewriteRule
 
@@ -36,13 +43,13 @@ class RopeRule(RewriteRule):
         return [node for node in super().candidates(graph) if _multiplies_concatenation(node)]
 
     def match(self, node: ir.Node) -> tuple[ir.Node, Rotation]:
-        rotation = match_rotation(node.outputs[0])
+        rotation = match_rope(node.outputs[0])
         x, tables = shape_of(rotation.x), (shape_of(rotation.cos), shape_of(rotation.sin))
         if len(x) != 4:
-            miss("ROPE takes a tensor of four axes", rotation.x)
+            fail("ROPE takes a tensor of four axes", rotation.x)
         for table, value in zip(tables, (rotation.cos, rotation.sin), strict=True):
             if table not in ((1, 1, x[2], x[3]), (1, 1, 1, x[3])):
-                miss(f"a rotation table should be [1, 1, {x[2]}, {x[3]}]", value)
+                fail(f"a rotation table should be [1, 1, {x[2]}, {x[3]}]", value)
         return node, rotation
 
     def rewrite(self, model: Model, graph: ir.Graph, match: tuple[ir.Node, Rotation]) -> None:
@@ -55,38 +62,40 @@ class RopeRule(RewriteRule):
 
 def _multiplies_concatenation(add: ir.Node) -> bool:
     for term in add.inputs:
-        product = made_by(term, "MUL")
-        if product is not None and any(made_by(factor, "CONCATENATION") for factor in product.inputs):
+        product = producer_of(term, "MUL")
+        if product is not None and any(producer_of(factor, "CONCATENATION") for factor in product.inputs):
             return True
     return False
 
 
-def match_rotation(value: ir.Value) -> Rotation:
-    """The rotation whose result is `value`. Raises Miss."""
-    fused = made_by(value, "ROPE")
+def match_rope(value: ir.Value) -> Rotation:
+    """The rotation whose result is `value`. Raises MatchFailure."""
+    fused = producer_of(value, "ROPE")
     if fused is not None:
         x, sin, cos = fused.inputs
         if attribute(fused, "mode", 0) != 0:
-            miss("ROPE pairs neighbours (GPT_J), not halves", value)
+            fail("ROPE pairs neighbours (GPT_J), not halves", value)
         assert x is not None
         assert sin is not None
         assert cos is not None
         return Rotation(x, cos, sin)
-    add = require(value, "a rotated tensor", "ADD")
-    no_activation(add)
-    first, second = (require(v, "each half of a rotation", "MUL") for v in add.inputs if v is not None)
+    add = require_producer(value, "a rotated tensor", "ADD")
+    check_no_activation(add)
+    first, second = (
+        require_producer(v, "each half of a rotation", "MUL") for v in add.inputs if v is not None
+    )
     for straight, turned in ((first, second), (second, first)):
         for half in turned.inputs:
-            concat = made_by(half, "CONCATENATION")
+            concat = producer_of(half, "CONCATENATION")
             if concat is None or half is None:
                 continue
             x = _unrotated(concat)
             if x is None or x not in straight.inputs:
                 continue
-            no_activation(straight)
-            no_activation(turned)
+            check_no_activation(straight)
+            check_no_activation(turned)
             return Rotation(x, _other(straight, x), _other(turned, half))
-    miss("no half of the sum is a rotated half times a table", value)
+    fail("no half of the sum is a rotated half times a table", value)
 
 
 def _other(node: ir.Node, value: ir.Value) -> ir.Value:
@@ -107,26 +116,26 @@ def _unrotated(concat: ir.Node) -> ir.Value | None:
     negated = _negated(upper)
     if negated is None:
         return None
-    no_activation(concat)
+    check_no_activation(concat)
     x_upper, x_lower = _half(negated, upper=True), _half(lower, upper=False)
     return x_lower if x_lower is not None and x_lower is x_upper else None
 
 
 def _negated(value: ir.Value) -> ir.Value | None:
-    if (node := made_by(value, "NEG")) is not None:
+    if (node := producer_of(value, "NEG")) is not None:
         return node.inputs[0]
-    if (node := made_by(value, "MUL")) is not None:
+    if (node := producer_of(value, "MUL")) is not None:
         found = operand_and_scalar(node)
         if found is None or found[1] != -1:
             return None
-        no_activation(node)
+        check_no_activation(node)
         return found[0]
     return None
 
 
 def _half(value: ir.Value | None, upper: bool) -> ir.Value | None:
     """x, when `value` is the upper or lower half of x along the last axis."""
-    node = made_by(value, "STRIDED_SLICE", "SLICE", "SPLIT")
+    node = producer_of(value, "STRIDED_SLICE", "SLICE", "SPLIT")
     if node is None:
         return None
     if node.op_type == "SPLIT":

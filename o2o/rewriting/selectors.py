@@ -5,10 +5,7 @@ A selector that matches nothing is a `UsageError` that says what there is.
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Sequence
-from typing import Literal
 
 import onnx_ir as ir
 
@@ -16,40 +13,7 @@ from o2o.cli.text import listed
 from o2o.errors import ModelError, UsageError
 from o2o.model import Model
 from o2o.rewriting.dead_code_elimination import inner_graphs
-
-End = Literal["input", "output"]
-
-
-def ids(text: str) -> list[int]:
-    """`0,2-4` -> [0, 2, 3, 4]: an argparse type."""
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        if match is None:
-            raise argparse.ArgumentTypeError(f"{part!r} is neither a number nor a range; write 0,2-4")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise argparse.ArgumentTypeError(f"the range {part.strip()} runs backwards")
-        if last - first > 1_000_000:
-            raise argparse.ArgumentTypeError(f"the range {part.strip()} is longer than any graph")
-        found += range(first, last + 1)
-    return found
-
-
-def names(text: str) -> list[str]:
-    """`a,b` -> ["a", "b"]: an argparse type."""
-    found = [part.strip() for part in text.split(",")]
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"an empty name in {text!r}; write a,b")
-    return found
-
-
-def add_end(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("io", choices=("input", "output"), help="which ends of the graph")
-
-
-def add_signature(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--signature", metavar="NAME", help="only in the graph of this signature")
+from o2o.rewriting.rewire import IoKind, io_values
 
 
 def entry_graphs(model: Model, signature: str | None) -> list[ir.Graph]:
@@ -74,17 +38,7 @@ def entry_graphs(model: Model, signature: str | None) -> list[ir.Graph]:
     raise UsageError(f"there is no signature {signature!r}; there are: {there}")
 
 
-def ends(graph: ir.Graph, io: End) -> list[ir.Value]:
-    return list(graph.inputs if io == "input" else graph.outputs)
-
-
-def set_ends(graph: ir.Graph, io: End, values: Sequence[ir.Value]) -> None:
-    side = graph.inputs if io == "input" else graph.outputs
-    side.clear()
-    side.extend(values)
-
-
-def names_of(model: Model, graph: ir.Graph, value: ir.Value, io: End) -> list[str]:
+def io_names(model: Model, graph: ir.Graph, value: ir.Value, io: IoKind) -> list[str]:
     """What `value` may be called: its own name, then those that signatures give it."""
     found = [value.name or ""]
     for signature in model.signatures_of(graph):
@@ -93,10 +47,10 @@ def names_of(model: Model, graph: ir.Graph, value: ir.Value, io: End) -> list[st
     return found
 
 
-def positions(
+def io_positions(
     model: Model,
     graphs: Sequence[ir.Graph],
-    io: End,
+    io: IoKind,
     by_id: Sequence[int] | None,
     by_name: Sequence[str] | None,
 ) -> dict[ir.Graph, list[int]]:
@@ -121,11 +75,11 @@ def positions(
     return found
 
 
-def _places(model: Model, graph: ir.Graph, io: End) -> dict[int | str, int]:
+def _places(model: Model, graph: ir.Graph, io: IoKind) -> dict[int | str, int]:
     """Positions by number and by name; a tensor's own name goes before those in signatures."""
-    values = ends(graph, io)
+    values = io_values(graph, io)
     found: dict[int | str, int] = {index: index for index in range(len(values))}
-    public = [names_of(model, graph, value, io) for value in values]
+    public = [io_names(model, graph, value, io) for value in values]
     for index, names_ in enumerate(public):
         found.setdefault(names_[0], index)
     for index, names_ in enumerate(public):
@@ -134,41 +88,10 @@ def _places(model: Model, graph: ir.Graph, io: End) -> dict[int | str, int]:
     return found
 
 
-def _lack(model: Model, graph: ir.Graph, io: End, wanted: int | str) -> str:
-    values = ends(graph, io)
+def _lack(model: Model, graph: ir.Graph, io: IoKind, wanted: int | str) -> str:
+    values = io_values(graph, io)
     where = model.label(graph)
     if isinstance(wanted, int):
         last = f"the last one is {len(values) - 1} ({values[-1].name})" if values else "there are none"
         return f"{where} has no {io} {wanted}; {last}"
     return f"{where} has no {io} {wanted!r}; there are: {listed([value.name or '' for value in values])}"
-
-
-def keep_signatures_in_step(model: Model, graph: ir.Graph, name_all: bool = False) -> None:
-    """Let the signatures of `graph` name its inputs and outputs as they are now, and in their order.
-
-    Names stay with their values. With `name_all`, a value that has none gets its own, or one like it.
-    """
-    for signature in model.signatures_of(graph):
-        signature.inputs = _in_step(signature.inputs, graph.inputs, name_all)
-        signature.outputs = _in_step(signature.outputs, graph.outputs, name_all)
-
-
-def _in_step(public: dict[str, ir.Value], values: Sequence[ir.Value], name_all: bool) -> dict[str, ir.Value]:
-    result: dict[str, ir.Value] = {}
-    told: dict[int, list[str]] = {}
-    for name, value in public.items():
-        told.setdefault(id(value), []).append(name)
-    taken = {name for value in values for name in told.get(id(value), ())}
-    for value in values:
-        for name in told.get(id(value)) or [_unused(value.name or "", taken)] * name_all:
-            result[name] = value
-            taken.add(name)
-    return result
-
-
-def _unused(stem: str, taken: set[str]) -> str:
-    name, count = stem, 0
-    while name in taken:
-        count += 1
-        name = f"{stem}_{count}"
-    return name

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from o2o.formats.concatenated_tensor import Joined
 from o2o.formats.tensors import Stored, constant, is_quantized
 from o2o.model import shape_of
-from o2o.rewriting.matchers import constant_ints, made_by
+from o2o.rewriting.matchers import constant_ints, producer_of
 
 AND = "+"
 Shapes = Mapping[str, tuple[int, ...]]
@@ -66,10 +66,10 @@ def parts(value: ir.Value, shapes: Shapes) -> dict[str, ir.Value]:
     return found
 
 
-def part_of(node: ir.Node, shapes: Shapes) -> tuple[ir.Value, str] | None:
+def stacked_part_of(node: ir.Node, shapes: Shapes) -> tuple[ir.Value, str] | None:
     """What `node` is a product of, if it is a SLICE that parts what a joined matrix makes: the input, and the
     name of the matrix that was joined."""
-    made = made_by(node.inputs[0], "FULLY_CONNECTED") if node.op_type == "SLICE" else None
+    made = producer_of(node.inputs[0], "FULLY_CONNECTED") if node.op_type == "SLICE" else None
     begin = constant_ints(node.inputs[1]) if made is not None else None
     if made is None or not begin or made.inputs[0] is None or made.inputs[1] is None:
         return None
@@ -81,7 +81,7 @@ def part_of(node: ir.Node, shapes: Shapes) -> tuple[ir.Value, str] | None:
     return None
 
 
-def is_joined(value: ir.Value) -> bool:
+def is_stacked(value: ir.Value) -> bool:
     """Whether the constant `value` was made by `join`, as its name tells."""
     return AND in (value.name or "")
 

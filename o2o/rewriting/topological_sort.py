@@ -9,7 +9,7 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 
 
-def put_in_order(graph: ir.Graph) -> bool:
+def topological_sort(graph: ir.Graph) -> bool:
     """Move nodes of `graph` behind those that make their operands; whether any had to move.
 
     Nodes that can stay, stay: a producer moves to just before its first user. Graphs inside nodes are not

@@ -18,7 +18,7 @@ from export.attention import blocks_of, queries_at
 from export.custom_ops import causal_attention
 from export.flash_attention import attend, flash_attend
 from o2o.errors import ModelError
-from o2o.operators.causal_attention import Blocks, adaptive
+from o2o.operators.causal_attention import Blocks, adaptive_blocks
 from tests.checkpoints import GROUPED, write_checkpoint
 
 TOLERANCE = 3e-5  # what the issue allows a prefill's logits
@@ -159,7 +159,7 @@ def test_a_position_is_absolute() -> None:
 
 @pytest.mark.parametrize(("tokens", "q_block"), [(1, 32), (191, 32), (192, 64), (767, 64), (768, 256)])
 def test_adaptive_blocks(tokens: int, q_block: int) -> None:
-    assert adaptive(tokens) == Blocks(q_block, 512)
+    assert adaptive_blocks(tokens) == Blocks(q_block, 512)
 
 
 @pytest.mark.parametrize(("q_block", "kv_block"), [(0, 0), (2, 4)])

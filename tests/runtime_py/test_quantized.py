@@ -12,7 +12,7 @@ from o2o import formats
 from o2o.model import Model, shape_of
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import RECIPES, find
-from o2o.rewriting.deduplicate_constants import share_constants
+from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from runtime_py.engines import artifact_cache
 from runtime_py.engines.disk_cache import Cache
 from runtime_py.engines.litert import engine as engine_module
@@ -46,7 +46,7 @@ def made(request, tmp_path, monkeypatch):
         known = Toy(vocab=VOCAB, cached_lengths=[3, 2])
         model = formats.loads(known.file)
         model.format = request.param
-        share_constants(model)
+        deduplicate_constants(model)
         tables = {id(table): name for name, table in tables_of(model, known).items()}
         matrices = RECIPES[recipe].matrices
         scheme = matrices.name if matrices is not None and matrices.block else None

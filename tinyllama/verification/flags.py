@@ -10,7 +10,7 @@ from pathlib import Path
 
 from o2o.cli.command import Parser, positive, run
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import Blocks, adaptive
+from o2o.operators.causal_attention import Blocks, adaptive_blocks
 from runtime_py.text.tokenizer import Tokenizer, load_tokenizer
 from tinyllama.checkpoint_flag import add_checkpoint_path, checkpoint_at
 
@@ -53,7 +53,7 @@ def blocks_for(args: argparse.Namespace, tokens: int) -> Blocks | None:
     """What `blocks` of the command line says for T = `tokens`; None for nothing."""
     if args.q_block is None and args.kv_block is None:
         return None
-    default = adaptive(tokens)
+    default = adaptive_blocks(tokens)
     return Blocks(args.q_block or default.q, args.kv_block or default.kv)
 
 

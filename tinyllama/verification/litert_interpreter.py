@@ -13,7 +13,7 @@ from o2o.cli.silence_stderr import quiet
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant
 from o2o.model import Model
-from o2o.rewriting.stacked_weights import Shapes, is_joined, part_of
+from o2o.rewriting.stacked_weights import Shapes, is_stacked, stacked_part_of
 from runtime_py.engines.selection import cores
 from runtime_py.model.contract import Contract, Signature, Slot, Tensor
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
@@ -121,10 +121,10 @@ def _sites(graph: ir.Graph, parameters: Shapes) -> dict[str, Any]:
 
 def _operator(node: ir.Node, parameters: Shapes) -> Operator | None:
     """`node`; None for one that computes with a joined matrix, in whose place stand those that part it."""
-    if (part := part_of(node, parameters)) is not None:
+    if (part := stacked_part_of(node, parameters)) is not None:
         return Operator(node.outputs[0], part, True)
     inputs = tuple(value for value in node.inputs if value is not None)
-    if not node.outputs or any(is_constant(value) and is_joined(value) for value in inputs):
+    if not node.outputs or any(is_constant(value) and is_stacked(value) for value in inputs):
         return None
     return Operator(node.outputs[0], inputs, node.op_type in LINEAR)
 

@@ -17,9 +17,9 @@ from o2o.lower.litert.rope import rotate
 from o2o.lower.litert.sdpa import dot_product_attention, swap_heads
 from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention
-from o2o.operators.causal_attention import Blocks, adaptive, operands, unpack
+from o2o.operators.causal_attention import Blocks, adaptive_blocks, operands, unpack
 from o2o.rewriting.builder import Builder, fresh_name
-from o2o.rewriting.matchers import made_by
+from o2o.rewriting.matchers import producer_of
 from o2o.rewriting.rewire import replace_output
 
 Flash = Blocks | bool | None
@@ -77,8 +77,8 @@ def lower_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: Flash =
 def _blocks(flash: Flash, T: int, S: int) -> Blocks | None:
     """The blocks to compute T queries and S keys in; None for all at a time."""
     if flash is None:  # where it pays: `bench/flash.py`
-        return adaptive(T) if T > 1 and adaptive(T).kv < S else None
-    return adaptive(T) if flash is True else flash or None
+        return adaptive_blocks(T) if T > 1 and adaptive_blocks(T).kv < S else None
+    return adaptive_blocks(T) if flash is True else flash or None
 
 
 def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: Flash = None) -> None:
@@ -156,7 +156,7 @@ def _give_out(model: Model, graph: ir.Graph, cache: ir.Value, updated: ir.Value,
         role = replace(told, kind=told.kind.removesuffix("_cache"))  # type: ignore[arg-type]
         updated.meta["role"] = role
         for value in graph.outputs:
-            node = made_by(value, "DYNAMIC_UPDATE_SLICE")
+            node = producer_of(value, "DYNAMIC_UPDATE_SLICE")
             if role_of(value) == role and node is not None and node.inputs[0] is cache and not value.uses():
                 replace_output(model, value, updated)
                 return

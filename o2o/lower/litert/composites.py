@@ -25,20 +25,20 @@ from o2o.formats.tensors import is_quantized, numbers
 from o2o.lower.litert.rms_norm import lower_rms_norm
 from o2o.lower.litert.sdpa import swap_heads
 from o2o.model import DOMAIN, Model, is_dynamic, shape_of
-from o2o.rewriting.attention.core import Core, Mask, Placed, keys, match_core, queries
+from o2o.rewriting.attention.core import LabeledValue, Mask, Sdpa, keys, match_sdpa, queries
 from o2o.rewriting.axes import Axes, Factors
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
-from o2o.rewriting.matchers import Miss, miss
-from o2o.rewriting.outline import between, decompositions, outline
+from o2o.rewriting.matchers import MatchFailure, fail
+from o2o.rewriting.outline import decompositions, nodes_between, outline
 from o2o.rewriting.rewire import replace_output
-from o2o.rewriting.rms_norm import ROOTS, match_norm
-from o2o.rewriting.topological_sort import put_in_order
+from o2o.rewriting.rms_norm import RMS_NORM_ANCHORS, match_rms_norm
+from o2o.rewriting.topological_sort import topological_sort
 
 ATTENTION = "odml.scaled_dot_product_attention"
 RMS_NORM = "odml.rms_norm"
 
-Explain = Callable[[ir.Graph, ir.Node, Miss], None]
+Explain = Callable[[ir.Graph, ir.Node, MatchFailure], None]
 
 
 def wrap_composites(model: Model, explain: Explain | None = None) -> Counter[str]:
@@ -57,18 +57,18 @@ def wrap_composites(model: Model, explain: Explain | None = None) -> Counter[str
             if node.domain != DOMAIN or node.graph is not graph:
                 continue
             try:
-                if node.op_type in ROOTS:
+                if node.op_type in RMS_NORM_ANCHORS:
                     _wrap_norm(model, graph, node)
                     wrapped[RMS_NORM] += 1
                 elif node.op_type == "SOFTMAX":
                     attention.wrap(node)
                     wrapped[ATTENTION] += 1
-            except Miss as reason:
+            except MatchFailure as reason:
                 if explain is not None:
                     explain(graph, node, reason)
         remove_dead_nodes(graph)
         remove_dead_constants(graph)
-        put_in_order(graph)
+        topological_sort(graph)
     return wrapped
 
 
@@ -81,11 +81,11 @@ def _spell_norms(model: Model, graph: ir.Graph) -> None:
 
 
 def _wrap_norm(model: Model, graph: ir.Graph, root: ir.Node) -> None:
-    norm = match_norm(root)
+    norm = match_rms_norm(root)
     y = norm.last.outputs[0]
     inputs = [norm.x, norm.weight]
     _require_plain(*inputs, y)
-    outline(model, graph, between(inputs, [y]), inputs, [y], RMS_NORM, {"epsilon": norm.epsilon})
+    outline(model, graph, nodes_between(inputs, [y]), inputs, [y], RMS_NORM, {"epsilon": norm.epsilon})
 
 
 class _Attention:
@@ -97,7 +97,7 @@ class _Attention:
 
     def wrap(self, softmax: ir.Node) -> None:
         """Spell the core around `softmax` anew, in the composite's layout, and outline that."""
-        core = match_core(softmax)
+        core = match_sdpa(softmax)
         factors = core.factors
         operands = [core.q.value, core.k.value, core.v.value]
         _require_plain(*operands, core.result.value, *([core.mask.value] if core.mask else []))
@@ -110,13 +110,13 @@ class _Attention:
         ]
         inputs.append(self._mask(op, core))
         y = _spelled(op, core, *inputs)
-        result = _arranged(op, factors, Placed(y, queries(factors)), core.result.axes, "result")
+        result = _arranged(op, factors, LabeledValue(y, queries(factors)), core.result.axes, "result")
         result = op.reshape(result, shape_of(old), name="result")
         replace_output(self.model, old, result)
         attributes = {"scale": core.scale} | ({"logit_cap": core.cap} if core.cap is not None else {})
-        outline(self.model, self.graph, between(inputs, [y]), inputs, [y], ATTENTION, attributes)
+        outline(self.model, self.graph, nodes_between(inputs, [y]), inputs, [y], ATTENTION, attributes)
 
-    def _mask(self, op: Builder, core: Core) -> ir.Value:
+    def _mask(self, op: Builder, core: Sdpa) -> ir.Value:
         """[1, 1, T or 1, S], made once for all layers that have the same."""
         S = core.factors.sizes["S"]
         key = (0, S) if core.mask is None else (id(core.mask.value), core.mask.rows)
@@ -137,7 +137,7 @@ def _one_head(op: Builder, mask: Mask | None, S: int) -> ir.Value:
     return op.slice(all_rows, [0] * 4, shape, name="mask")
 
 
-def _spelled(op: Builder, core: Core, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value) -> ir.Value:
+def _spelled(op: Builder, core: Sdpa, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value) -> ir.Value:
     """The decomposition: operands and result in the composite's layout, the group's queries as rows."""
     K, G, T, S, H = (core.factors.sizes[name] for name in "KGTSH")
     N = K * G
@@ -161,7 +161,7 @@ def _spelled(op: Builder, core: Core, q: ir.Value, k: ir.Value, v: ir.Value, mas
     return swap_heads(op, product(weights, v, H, "mixed", adjoint=False))
 
 
-def _arranged(op: Builder, factors: Factors, placed: Placed, wanted: Axes, name: str) -> ir.Value:
+def _arranged(op: Builder, factors: Factors, placed: LabeledValue, wanted: Axes, name: str) -> ir.Value:
     """`placed` with the axes `wanted`: reshaped when these are in the same order, else transposed."""
     units = [axis for axis in wanted if axis]
     there = [name for axis in placed.axes for name in axis]
@@ -183,4 +183,4 @@ def _is_plain(value: ir.Value) -> bool:
 def _require_plain(*values: ir.Value) -> None:
     for value in values:
         if not _is_plain(value):
-            miss("it is not float32 of a fixed shape", value)
+            fail("it is not float32 of a fixed shape", value)

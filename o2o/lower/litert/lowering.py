@@ -25,9 +25,9 @@ from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, attribute, is_dynamic
 from o2o.operators import causal_attention
 from o2o.operators.attention import POSITION, writes_cache
 from o2o.rewriting.builder import Builder
-from o2o.rewriting.common_subexpression_elimination import merge_equal
+from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import inner_graphs, remove_dead_constants, remove_dead_nodes
-from o2o.rewriting.grouped_query import group_heads
+from o2o.rewriting.grouped_query import fold_grouped_queries
 from o2o.rewriting.rewire import replace_output
 
 _HYBRID = {("ATTENTION", index) for index in (1, 2, 3, 4)}  # the operands that may be quantised: weights
@@ -61,8 +61,8 @@ def lower(model: Model, flash: Flash = None) -> Model:
                 lowering(model, graph, node)
                 graph.remove(node, safe=True)
         remove_dead_nodes(graph)
-        group_heads(model, graph)
-        merge_equal(model, graph)
+        fold_grouped_queries(model, graph)
+        eliminate_common_subexpressions(model, graph)
         remove_dead_nodes(graph)
         remove_dead_constants(graph)
         for node in graph:

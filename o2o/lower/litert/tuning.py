@@ -14,12 +14,12 @@ import onnx_ir as ir
 
 from o2o.contract import role_of
 from o2o.model import Model, Signature, shape_of
-from o2o.rewriting.axes import unshaped
-from o2o.rewriting.cache_buckets import add_capacities, provable
-from o2o.rewriting.cache_layout import turn_caches
+from o2o.rewriting.axes import skip_reshapes
+from o2o.rewriting.cache_buckets import add_cache_buckets, is_provable
+from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
-from o2o.rewriting.matchers import Miss, made_by
-from o2o.rewriting.simplify_layout_ops import collapse_layouts
+from o2o.rewriting.matchers import MatchFailure, producer_of
+from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
 
 MULTIPLICATIONS = 12
 """With one weight, in the time that reading it from memory takes: 11 of float32 on two cores, 13 of int8."""
@@ -31,7 +31,7 @@ def doubling(capacity: int) -> list[int]:
     """256, 512, ... below `capacity`, as far as it can be proven that these do."""
     found = []
     rows = SMALLEST
-    while rows < capacity and provable(rows, capacity):
+    while rows < capacity and is_provable(rows, capacity):
         found.append(rows)
         rows *= 2
     return found
@@ -49,11 +49,11 @@ def tune(model: Model, capacities: Sequence[int] | None = None) -> bool:
     if decode is None or not wanted:
         return False
     for signature in model.signatures:
-        turn_caches(model, signature.graph, "BNTH")
-        collapse_layouts(model, signature.graph)
+        transpose_caches(model, signature.graph, "BNTH")
+        simplify_layout_ops(model, signature.graph)
     if not any(signature.name.startswith("decode_") for signature in model.signatures):
-        with contextlib.suppress(Miss):
-            add_capacities(model, decode, wanted)
+        with contextlib.suppress(MatchFailure):
+            add_cache_buckets(model, decode, wanted)
     return True
 
 
@@ -72,7 +72,7 @@ def leave_logits_to_decode(model: Model) -> bool:
     multiplied = []
     for value in logits:
         assert value is not None
-        node = made_by(unshaped(value), "FULLY_CONNECTED")
+        node = producer_of(skip_reshapes(value), "FULLY_CONNECTED")
         if node is None or node.inputs[1] is None:
             return False
         multiplied.append(math.prod(shape_of(value)) * shape_of(node.inputs[1])[-1])

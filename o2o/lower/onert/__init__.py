@@ -25,9 +25,9 @@ from o2o.lower.onert.rope import legalize_rope
 from o2o.lower.onert.split_v import legalize_split
 from o2o.lower.onert.supported_ops import check
 from o2o.model import DOMAIN, Model, Signature, shape_of
-from o2o.rewriting.common_subexpression_elimination import merge_equal
+from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
-from o2o.rewriting.grouped_query import group_heads
+from o2o.rewriting.grouped_query import fold_grouped_queries
 
 LIMIT = (1 << 31) - (1 << 20)
 """Bytes of constants that fit a FlatBuffer beside the graph: onert crashes on what lies behind one."""
@@ -68,9 +68,9 @@ def legalize(model: Model) -> Done:
                 passes[node.op_type](model, graph, node)
         fuse_norms(model, graph)
         remove_dead_nodes(graph)
-    group_heads(model, graph)
+    fold_grouped_queries(model, graph)
     set_apart(model, graph)
-    merge_equal(model, graph)
+    eliminate_common_subexpressions(model, graph)
     set_apart(model, graph)  # what was merged into one that is given out
     remove_dead_nodes(graph)
     remove_dead_constants(graph)

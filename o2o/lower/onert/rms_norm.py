@@ -8,10 +8,10 @@ import onnx_ir as ir
 
 from o2o.model import Model, attribute, shape_of
 from o2o.rewriting.builder import Builder
-from o2o.rewriting.matchers import miss
+from o2o.rewriting.matchers import fail
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rewrite_rule import apply_rule
-from o2o.rewriting.rms_norm import Norm, RmsNormRule
+from o2o.rewriting.rms_norm import RmsNorm, RmsNormRule
 
 RANKS = (3, 4)
 
@@ -19,11 +19,11 @@ RANKS = (3, 4)
 class OnertRmsNormRule(RmsNormRule):
     """RMSNorm of float32 in three or four axes: what onert's kernel computes right."""
 
-    def match(self, node: ir.Node) -> Norm:
+    def match(self, node: ir.Node) -> RmsNorm:
         norm = super().match(node)
         value = norm.last.outputs[0]
         if value.dtype != ir.DataType.FLOAT or len(shape_of(value)) not in RANKS:
-            miss("onert's RMS_NORM takes float32 in three or four axes", value)
+            fail("onert's RMS_NORM takes float32 in three or four axes", value)
         return norm
 
 

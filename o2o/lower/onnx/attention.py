@@ -21,8 +21,8 @@ from o2o.model import attribute, shape_of
 from o2o.operators import causal_attention
 from o2o.operators.attention import Attention
 from o2o.rewriting.attention.causality import Keys, prove_start
-from o2o.rewriting.axes import climb
-from o2o.rewriting.matchers import Miss, constant_ints, made_by
+from o2o.rewriting.axes import trace_layout
+from o2o.rewriting.matchers import MatchFailure, constant_ints, producer_of
 
 
 class Caches:
@@ -74,7 +74,7 @@ class Caches:
             raise self.tokens.refuse(node, "it writes other than one token's row")
         try:
             leaf = prove_start(start, Keys(1, self.tokens.capacity, appended=False), axis)
-        except Miss as reason:
+        except MatchFailure as reason:
             raise self.tokens.refuse(node, str(reason)) from reason
         if leaf is not self.tokens.position_input:
             raise self.tokens.refuse(node, f"it writes where {leaf.name} says, which is not the position")
@@ -158,8 +158,8 @@ def _projections(
     """x, the matrices and the biases, when `values` are FULLY_CONNECTED of one x, by head."""
     xs, matrices, biases = [], [], []
     for value in values:
-        source, way = climb(value)
-        node = made_by(source, "FULLY_CONNECTED")
+        source, way = trace_layout(value)
+        node = producer_of(source, "FULLY_CONNECTED")
         moved = any(step.op_type == "BROADCAST_TO" or mixes_token(step) for step in way)
         if node is None or moved or any(attribute(node, option, 0) for option in _OPTIONS):
             return None
@@ -178,7 +178,7 @@ _OPTIONS = ("fusedActivationFunction", "weightsFormat")
 
 def _written(tokens: Tokens, caches: Caches, node: ir.Node, value: ir.Value) -> tuple[ir.Value, ir.Value]:
     """The cache and the new row that `value`, keys or values by head, has come from. Raises ModelError."""
-    turned = made_by(value, "TRANSPOSE")
+    turned = producer_of(value, "TRANSPOSE")
     by_head = turned is not None and constant_ints(turned.inputs[1]) == [0, 2, 1, 3]
     source = turned.inputs[0] if turned is not None and by_head else value
     found = caches.written.get(source) if source is not None else None
@@ -189,7 +189,7 @@ def _written(tokens: Tokens, caches: Caches, node: ir.Node, value: ir.Value) -> 
 
 def _rotation(tokens: Tokens, value: ir.Value) -> tuple[ir.Value, Tables] | None:
     """What `value` was before it was rotated, by tables of the position."""
-    node = made_by(value, "ROPE")
+    node = producer_of(value, "ROPE")
     if node is None or attribute(node, "mode", 0) != 0:
         return None
     x, sin, cos = node.inputs

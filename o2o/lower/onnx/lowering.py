@@ -32,7 +32,7 @@ from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_
 from o2o.operators import causal_attention
 from o2o.quantization import metadata
 from o2o.rewriting.dead_code_elimination import live_nodes
-from o2o.rewriting.matchers import made_by
+from o2o.rewriting.matchers import producer_of
 
 FORMS: dict[str, type[Standard]] = {form.name: form for form in (Standard, Contrib)}
 
@@ -101,7 +101,7 @@ class _Lowering:
         for value in self.graph.outputs:
             role = role_of(value)
             told = role is not None and role.kind in ("key", "value")
-            if value is not self.logits and not (told and made_by(value, "DYNAMIC_UPDATE_SLICE")):
+            if value is not self.logits and not (told and producer_of(value, "DYNAMIC_UPDATE_SLICE")):
                 label = self.model.label(self.graph)
                 raise ModelError(
                     f"{label} gives out {value.name}, neither logits nor a cache: remove.io.py removes it"
@@ -287,7 +287,7 @@ def _silu(node: ir.Node) -> ir.Value | None:
     if attribute(node, "fusedActivationFunction", 0):
         return None
     for x, gate in (node.inputs, reversed(node.inputs)):
-        logistic = made_by(gate, "LOGISTIC")
+        logistic = producer_of(gate, "LOGISTIC")
         if logistic is not None and logistic.inputs[0] is x:
             return x
     return None

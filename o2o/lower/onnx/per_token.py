@@ -28,7 +28,7 @@ from o2o.formats.tensors import is_constant, numbers
 from o2o.lower.onnx.builder import INT64, Dim, Emitter, dims
 from o2o.model import Model, shape_of
 from o2o.operators.reference import NotEvaluable, evaluate
-from o2o.rewriting.axes import RESHAPES
+from o2o.rewriting.axes import RESHAPE_OPS
 
 LIMIT = 1 << 28  # numbers of a table, at most
 
@@ -99,7 +99,7 @@ class Tokens:
             return None
         while (
             node := value.producer()
-        ) is not None and node.op_type in RESHAPES:  # one table for many shapes
+        ) is not None and node.op_type in RESHAPE_OPS:  # one table for many shapes
             source = node.inputs[0]
             if source is None or source not in self._by_position or inner(source) != inner(value):
                 break

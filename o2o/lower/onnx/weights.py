@@ -17,7 +17,7 @@ from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized, numbers, storage_key
 from o2o.lower.onnx.lazy_tensors import Joined
 from o2o.model import shape_of
-from o2o.rewriting.matchers import made_by
+from o2o.rewriting.matchers import producer_of
 from o2o.weights.external import Reference
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -51,7 +51,7 @@ def matrix_of(value: ir.Value | None, what: str) -> Matrix:
     what: who takes it, for a message.
     """
     in_float = False
-    while (node := made_by(value, "DEQUANTIZE", "CAST")) is not None and node.inputs[0] is not None:
+    while (node := producer_of(value, "DEQUANTIZE", "CAST")) is not None and node.inputs[0] is not None:
         value, in_float = node.inputs[0], True
     if value is None or not is_constant(value) or value.const_value is None:
         raise ModelError(f"{what}: its weights are not constant")

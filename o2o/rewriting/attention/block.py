@@ -12,7 +12,7 @@ from o2o.operators.attention import Attention
 from o2o.rewriting.attention import parts, proof
 from o2o.rewriting.attention.visibility import Visibility
 from o2o.rewriting.axes import Factors, matmul_axes
-from o2o.rewriting.matchers import miss
+from o2o.rewriting.matchers import fail
 
 
 @dataclass
@@ -30,14 +30,14 @@ class Block:
 
 
 def match_block(softmax: ir.Node, visibility: Visibility, inner: Collection[ir.Graph] = ()) -> Block:
-    """The block around `softmax`. Raises Miss with the first condition that fails.
+    """The block around `softmax`. Raises MatchFailure with the first condition that fails.
 
     inner: the graphs that operators run, whose inputs nobody sees written in place.
     """
     scores = parts.find_scores(softmax)
     product, weights_way = parts.follow_down(softmax.outputs[0], "the attention weights", "BATCH_MATMUL")
     if product.inputs[0] is not weights_way[-1]:
-        miss("the attention weights are not the left operand of their product with v", product.outputs[0])
+        fail("the attention weights are not the left operand of their product with v", product.outputs[0])
     last, result_way = parts.follow_down(product.outputs[0], "the attention result", "FULLY_CONNECTED")
     out = parts.find_projection(last.outputs[0], "the output")
     q_value, k_value = scores.matmul.inputs
@@ -49,27 +49,27 @@ def match_block(softmax: ir.Node, visibility: Visibility, inner: Collection[ir.G
     q_path = parts.follow_up(q_value)
     q_rotation, q = parts.find_rotated(q_path.source, "q")
     k_path = parts.follow_up(k_value)
-    k_joined, k_new = parts.find_join(k_path.source, inner)
+    k_joined, k_new = parts.find_cache_update(k_path.source, inner)
     k_inner = parts.follow_up(k_new)
     k_rotation, k = parts.find_rotated(k_inner.source, "k")
     v_path = parts.follow_up(v_value)
-    v_joined, v_new = parts.find_join(v_path.source, inner)
+    v_joined, v_new = parts.find_cache_update(v_path.source, inner)
     v_inner = parts.follow_up(v_new)
     v = parts.find_projection(v_inner.source, "v")
     if not (q.x is k.x is v.x):
-        miss("q, k and v are not projections of one tensor", k.x)
+        fail("q, k and v are not projections of one tensor", k.x)
     if (q_rotation is None) != (k_rotation is None):
-        miss("one of q and k is rotated, the other is not", q.node.outputs[0])
+        fail("one of q and k is rotated, the other is not", q.node.outputs[0])
     if k_joined.node is not None and k_inner.scale != 1:
-        miss("the keys are scaled before they are cached", k_new)
+        fail("the keys are scaled before they are cached", k_new)
     if v_path.scale != 1 or v_inner.scale != 1:
-        miss("the values are scaled", v_value)
+        fail("the values are scaled", v_value)
 
     factors = proof.factors_of(q, k, v, scores, k_joined)
     T, H = factors.sizes["T"], factors.sizes["H"]
     scale = scores.scale * q_path.scale * k_path.scale * k_inner.scale
     if not math.isclose(scale, H**-0.5, rel_tol=1e-5):
-        miss(f"the scale is {scale:.6g}, not 1/sqrt({H})", scores.matmul.outputs[0])
+        fail(f"the scale is {scale:.6g}, not 1/sqrt({H})", scores.matmul.outputs[0])
 
     q_axes = proof.rotated(factors, q, q_rotation, q_path.layout, "T", "KGH")
     new = Factors({**factors.sizes, "S": T})
@@ -82,19 +82,19 @@ def match_block(softmax: ir.Node, visibility: Visibility, inner: Collection[ir.G
     scores_axes = matmul_axes(scores.matmul, q_axes, k_axes)
     scores_axes, mask_axes = proof.through_scores(factors, scores, scores_axes)
     if scores_axes[-1] != factors.axes(["S"])[0]:
-        miss("the softmax does not go over the keys", softmax.outputs[0])
+        fail("the softmax does not go over the keys", softmax.outputs[0])
     weights_axes = factors.through(parts.nodes_of(weights_way), scores_axes)
     y_axes = factors.through(parts.nodes_of(result_way), matmul_axes(product, weights_axes, v_axes))
     joined = out.node.inputs[0]
     assert joined is not None
     if y_axes != proof.flat_axes(factors, joined, "T", "KGH"):
-        miss("the heads are not put side by side, in order, before the output projection", joined)
+        fail("the heads are not put side by side, in order, before the output projection", joined)
 
     cos, sin = proof.shared_tables(q_rotation, k_rotation, T, H)
     attention = Attention(q.x, q.w, k.w, v.w, out.w, cos, sin)
     attention.k_cache, attention.v_cache = k_joined.past, v_joined.past
     if attention.k_cache is None and cos is None:
-        miss("without cache and rotation nothing would tell the head dimension", q.node.outputs[0])
+        fail("without cache and rotation nothing would tell the head dimension", q.node.outputs[0])
     proof.check_layouts(attention, k_joined, v_joined)
     zero_mask = visibility.settle(attention, scores, mask_axes, k_joined, v_joined, factors, last)
     return Block(attention, last, zero_mask, (*k_joined.given_out, *v_joined.given_out))

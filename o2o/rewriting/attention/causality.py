@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import shape_of
-from o2o.operators.reference import NotEvaluable, evaluate, leaves
+from o2o.operators.reference import NotEvaluable, evaluate, unknown_sources
 from o2o.rewriting.attention.tokens import token_axis
-from o2o.rewriting.matchers import miss
+from o2o.rewriting.matchers import fail
 
 # exp(-1e4) is 0 in float32, and no score of a working model comes near.
 HIDDEN = -1e4
@@ -60,20 +60,20 @@ class Keys:
 
 
 def position_leaf(value: ir.Value, what: str) -> ir.Value | None:
-    """The one unknown integer that `value` is computed from, or None if it is constant. Raises Miss."""
-    unknown = leaves(value)
+    """The one unknown integer that `value` is computed from, or None if it is constant."""
+    unknown = unknown_sources(value)
     if not unknown:
         return None
     if len(unknown) > 1:
-        miss(f"{what} depends on {', '.join(v.name or '?' for v in unknown)}: not on a position alone", value)
+        fail(f"{what} depends on {', '.join(v.name or '?' for v in unknown)}: not on a position alone", value)
     leaf = unknown[0]
     if leaf.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
-        miss(f"{what} depends on {leaf.name}, which is no position: it is {leaf.dtype}", value)
+        fail(f"{what} depends on {leaf.name}, which is no position: it is {leaf.dtype}", value)
     return leaf
 
 
 def at_position(value: ir.Value, leaf: ir.Value | None, position: int, what: str) -> np.ndarray:
-    """The numbers of `value` when the tokens start at `position`. Raises Miss."""
+    """The numbers of `value` when the tokens start at `position`. Raises MatchFailure."""
     known = {}
     if leaf is not None:
         steps = position + np.arange(math.prod(shape_of(leaf))).reshape(shape_of(leaf))
@@ -81,41 +81,41 @@ def at_position(value: ir.Value, leaf: ir.Value | None, position: int, what: str
     try:
         return evaluate(value, known)
     except NotEvaluable as reason:
-        miss(f"{what} cannot be computed: {reason}", value)
+        fail(f"{what} cannot be computed: {reason}", value)
 
 
 def prove_causal(mask: ir.Value, keys: Keys) -> ir.Value | None:
-    """The position that `mask` ([.., T or 1, S]) follows, None if none. Raises Miss unless it is causal."""
+    """The position that `mask` ([.., T or 1, S]) follows, None if none; MatchFailure unless causal."""
     leaf = position_leaf(mask, "the mask")
     if leaf is not None and math.prod(shape_of(leaf)) not in (1, keys.T):
-        miss(f"the mask depends on {leaf.name}, which is no position of {keys.T} tokens", mask)
+        fail(f"the mask depends on {leaf.name}, which is no position of {keys.T} tokens", mask)
     positions: Sequence[int] = keys.positions
     if leaf is None and len(positions) > 1:
-        miss("the mask is the same at every position, so it does not hide the unused rows of the cache", mask)
+        fail("the mask is the same at every position, so it does not hide the unused rows of the cache", mask)
     if leaf is not None and _goes_by_token(mask, leaf, keys):
         positions = sorted({*positions[:: keys.T], positions[-1]})  # where each token's position comes once
     if len(positions) * keys.T * keys.S > BUDGET:
-        miss(f"the mask is too large to be proven at each of {len(positions)} positions", mask)
+        fail(f"the mask is too large to be proven at each of {len(positions)} positions", mask)
     for position in positions:
         numbers = np.broadcast_to(at_position(mask, leaf, position, "the mask"), (1, 1, keys.T, keys.S))[0, 0]
         visible = keys.visible(position)
         if not (np.all(numbers[visible] == 0) and np.all(numbers[~visible] <= HIDDEN)):
-            miss(f"the mask is not causal at position {position}", mask)
+            fail(f"the mask is not causal at position {position}", mask)
     return leaf
 
 
 def prove_start(start: ir.Value, keys: Keys, axis: int) -> ir.Value:
-    """The position that `start`, where DYNAMIC_UPDATE_SLICE writes, follows. Raises Miss unless it is that
+    """The position that `start`, where DYNAMIC_UPDATE_SLICE writes, follows. MatchFailure unless it is that
     position on `axis`, that of the tokens, and 0 on every other."""
     leaf = position_leaf(start, "the row that is written")
     if leaf is None:
-        miss("the cache is always written at the same row", start)
+        fail("the cache is always written at the same row", start)
     if math.prod(shape_of(leaf)) not in (1, keys.T):
-        miss(f"the written row depends on {leaf.name}, which is no position of {keys.T} tokens", start)
+        fail(f"the written row depends on {leaf.name}, which is no position of {keys.T} tokens", start)
     for position in keys.positions:
         numbers = at_position(start, leaf, position, "the row that is written")
         if [int(n) for n in numbers] != [position if i == axis else 0 for i in range(len(numbers))]:
-            miss(f"at position {position} the cache is written at {numbers.tolist()}", start)
+            fail(f"at position {position} the cache is written at {numbers.tolist()}", start)
     return leaf
 
 

@@ -16,15 +16,15 @@ import onnx_ir as ir
 from o2o.formats.tensors import numbers
 from o2o.model import attribute, shape_of
 from o2o.rewriting.attention.parts import follow_down, nodes_of
-from o2o.rewriting.axes import LAYOUT_OPERATORS, RESHAPES, Axes, Factors
+from o2o.rewriting.axes import LAYOUT_OPS, RESHAPE_OPS, Axes, Factors
 from o2o.rewriting.matchers import (
-    Miss,
+    MatchFailure,
+    check_no_activation,
     constant_ints,
-    made_by,
-    miss,
-    no_activation,
+    fail,
     operand_and_factor,
-    require,
+    producer_of,
+    require_producer,
 )
 
 # Operators whose result has in row t what their operands have in row t, or in their only row.
@@ -33,7 +33,7 @@ _BY_ROW = ("ADD", "SUB", "MUL", "LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL"
 
 
 @dataclass(frozen=True)
-class Placed:
+class LabeledValue:
     """A value, and what its axes mean."""
 
     value: ir.Value
@@ -50,20 +50,20 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Core:
+class Sdpa:
     """A proven core. last: the node that makes `result`, in front of which all operands are there.
 
     cap: scores are cap * tanh(score / cap) before the mask is added; None for as they are.
     """
 
     factors: Factors
-    q: Placed
-    k: Placed
-    v: Placed
+    q: LabeledValue
+    k: LabeledValue
+    v: LabeledValue
     mask: Mask | None
     scale: float
     cap: float | None
-    result: Placed
+    result: LabeledValue
     last: ir.Node
 
 
@@ -77,8 +77,8 @@ def keys(factors: Factors) -> Axes:
     return factors.axes("", "S", "K", "H")
 
 
-def match_core(softmax: ir.Node) -> Core:
-    """The core around `softmax`. Raises Miss with the first condition that fails.
+def match_sdpa(softmax: ir.Node) -> Sdpa:
+    """The core around `softmax`. Raises MatchFailure with the first condition that fails.
 
     Where several readings are right (one token of many heads is many tokens of one head), the one that needs
     least transposing to [1, T, N, H] counts.
@@ -86,20 +86,20 @@ def match_core(softmax: ir.Node) -> Core:
     scores = _find_scores(softmax)
     product, way = follow_down(softmax.outputs[0], "the attention weights", "BATCH_MATMUL")
     if product.inputs[0] is not way[-1]:
-        miss("the attention weights are not the left operand of their product with v", product.outputs[0])
-    found: list[Core] = []
-    first: Miss | None = None
+        fail("the attention weights are not the left operand of their product with v", product.outputs[0])
+    found: list[Sdpa] = []
+    first: MatchFailure | None = None
     for reading in _readings(scores.product):
         try:
             found.append(_read(reading, scores, nodes_of(way), product))
-        except Miss as failed:
+        except MatchFailure as failed:
             first = first or failed
     if not found:
-        raise first or Miss("the heads of q and k do not agree", scores.product.outputs[0])
+        raise first or MatchFailure("the heads of q and k do not agree", scores.product.outputs[0])
     return min(found, key=_moves)
 
 
-def _moves(core: Core) -> int:
+def _moves(core: Sdpa) -> int:
     """How many operands or results are not laid out as wanted."""
     factors = core.factors
     wanted = {"q": queries(factors), "k": keys(factors), "v": keys(factors), "result": queries(factors)}
@@ -123,34 +123,34 @@ class _Scores:
 
 def _find_scores(softmax: ir.Node) -> _Scores:
     if attribute(softmax, "beta", 1.0) != 1:
-        miss("the softmax scales its operand", softmax.outputs[0])
+        fail("the softmax scales its operand", softmax.outputs[0])
     value = softmax.inputs[0]
     assert value is not None
     steps: list[ir.Node] = []
     mask: tuple[ir.Value, ir.Node] | None = None
     factor, cap = 1.0, None
     while True:
-        node = require(value, "the scores", "BATCH_MATMUL", "ADD", "MUL", "DIV", "TANH", *LAYOUT_OPERATORS)
+        node = require_producer(value, "the scores", "BATCH_MATMUL", "ADD", "MUL", "DIV", "TANH", *LAYOUT_OPS)
         if node.op_type == "BATCH_MATMUL":
             break
         steps.append(node)
-        no_activation(node)
+        check_no_activation(node)
         source = node.inputs[0]
         if node.op_type == "ADD":
             if mask is not None:
-                miss("the scores have two masks", node.outputs[0])
+                fail("the scores have two masks", node.outputs[0])
             if factor != 1 or cap is not None:
-                miss("the mask is scaled or capped, too", node.outputs[0])
+                fail("the mask is scaled or capped, too", node.outputs[0])
             source, other = _scores_and_mask(node)
             mask = other, node
         elif node.op_type == "TANH":
             if cap is not None:
-                miss("the scores are capped twice", node.outputs[0])
+                fail("the scores are capped twice", node.outputs[0])
             factor, cap = 1.0, factor
         elif node.op_type in ("MUL", "DIV"):
             found = operand_and_factor(node)
             if found is None:
-                miss(
+                fail(
                     "the scores are multiplied by something that is not one constant number", node.outputs[0]
                 )
             source, number = found
@@ -167,13 +167,13 @@ def _scores_and_mask(node: ir.Node) -> tuple[ir.Value, ir.Value]:
     for scores, mask in ((one, two), (two, one)):
         if shape_of(scores) == shape_of(node.outputs[0]) and _comes_from_product(scores):
             return scores, mask
-    miss("no operand of the sum is a product of q and k", node.outputs[0])
+    fail("no operand of the sum is a product of q and k", node.outputs[0])
 
 
 def _comes_from_product(value: ir.Value) -> bool:
-    while (node := made_by(value, "MUL", "DIV", "TANH", *LAYOUT_OPERATORS)) is not None:
+    while (node := producer_of(value, "MUL", "DIV", "TANH", *LAYOUT_OPS)) is not None:
         value = _operand(node)
-    return made_by(value, "BATCH_MATMUL") is not None
+    return producer_of(value, "BATCH_MATMUL") is not None
 
 
 def _operand(node: ir.Node) -> ir.Value:
@@ -203,10 +203,10 @@ def _readings(product: ir.Node) -> Iterator[_Reading]:
     *batch, rows, H = _plain(left, attribute(product, "adjointLhs", 0))
     *others, H_, S = _plain(right, attribute(product, "adjointRhs", 0))
     if batch != others or H != H_ or not 1 <= len(batch) <= 2 or any(dim != 1 for dim in batch[:-1]):
-        miss("q k' is not a product of one batch of heads", product.outputs[0])
+        fail("q k' is not a product of one batch of heads", product.outputs[0])
     A = batch[-1]
     value = right
-    while (node := made_by(value, "MUL", "DIV", *LAYOUT_OPERATORS)) is not None:
+    while (node := producer_of(value, "MUL", "DIV", *LAYOUT_OPS)) is not None:
         if node.op_type == "BROADCAST_TO":
             before, after = (math.prod(shape_of(v)) for v in (node.inputs[0], node.outputs[0]))  # type: ignore[arg-type]
             G = after // max(before, 1)
@@ -226,7 +226,7 @@ def _plain(value: ir.Value, adjoint: int) -> list[int]:
     return [*batch, b, a] if adjoint else [*batch, a, b]
 
 
-def _read(reading: _Reading, scores: _Scores, way: Sequence[ir.Node], product: ir.Node) -> Core:
+def _read(reading: _Reading, scores: _Scores, way: Sequence[ir.Node], product: ir.Node) -> Sdpa:
     factors, heads, rows = reading.factors, reading.heads, reading.rows
     q, k = scores.product.inputs[:2]
     v = product.inputs[1]
@@ -240,20 +240,20 @@ def _read(reading: _Reading, scores: _Scores, way: Sequence[ir.Node], product: i
     axes = factors.axes(*lead, rows, "S")
     mask = None
     for node in scores.steps:
-        if node.op_type in LAYOUT_OPERATORS:
+        if node.op_type in LAYOUT_OPS:
             axes = factors.through([node], axes)
         if node is scores.masked_by:
             assert scores.mask is not None
             mask = _mask(factors, scores.mask, axes)
     if axes[-1] != factors.axes("S")[0]:
-        miss("the softmax does not go over the keys", scores.product.outputs[0])
+        fail("the softmax does not go over the keys", scores.product.outputs[0])
     axes = factors.through(way, axes)
     if attribute(product, "adjointLhs", 0) or axes[-1] != factors.axes("S")[0]:
-        miss("the weights are not multiplied with the values over the keys", product.outputs[0])
+        fail("the weights are not multiplied with the values over the keys", product.outputs[0])
     if shape_of(product.outputs[0])[-1] != factors.sizes["H"]:
-        miss("values are of another head dimension than keys", product.outputs[0])
+        fail("values are of another head dimension than keys", product.outputs[0])
     if shape_of(v)[:-2] != factors.shape(axes[:-2]):
-        miss("the values are repeated by BATCH_MATMUL itself", v)
+        fail("the values are repeated by BATCH_MATMUL itself", v)
     v_axes = _swapped((*axes[:-2], *factors.axes("S", "H")), attribute(product, "adjointRhs", 0))
 
     q_placed, q_scale = _source(factors, q, q_axes, queries(factors), scaled=True)
@@ -261,10 +261,10 @@ def _read(reading: _Reading, scores: _Scores, way: Sequence[ir.Node], product: i
     v_placed, _ = _source(factors, v, v_axes, keys(factors), scaled=False)
     for placed in (k_placed, v_placed):
         if "G" in {name for axis in placed.axes for name in axis}:
-            miss("each query head has keys or values of its own", placed.value)
+            fail("each query head has keys or values of its own", placed.value)
     result = _result(factors, product.outputs[0], (*axes[:-1], *factors.axes("H")))
     scale = scores.scale * q_scale * k_scale
-    return Core(factors, q_placed, k_placed, v_placed, mask, scale, scores.cap, result, product)
+    return Sdpa(factors, q_placed, k_placed, v_placed, mask, scale, scores.cap, result, product)
 
 
 def _swapped(axes: Axes, adjoint: int) -> Axes:
@@ -276,12 +276,12 @@ def _swapped(axes: Axes, adjoint: int) -> Axes:
 
 def _source(
     factors: Factors, value: ir.Value, axes: Axes, wanted: Axes, scaled: bool
-) -> tuple[Placed, float]:
+) -> tuple[LabeledValue, float]:
     """What `value` is made from by moving and repeating alone: the nearest with axes `wanted`, else the
     farthest; and what it was multiplied by on the way, if that may be (`scaled`)."""
     scale = 1.0
     while axes != wanted:
-        node = made_by(value, *(("MUL", "DIV") if scaled else ()), *LAYOUT_OPERATORS)
+        node = producer_of(value, *(("MUL", "DIV") if scaled else ()), *LAYOUT_OPS)
         if node is None:
             break
         source = node.inputs[0]
@@ -295,10 +295,10 @@ def _source(
             continue
         try:
             axes = _before(factors, node, source, axes)
-        except Miss:
+        except MatchFailure:
             break
         value = source
-    return Placed(value, axes), scale
+    return LabeledValue(value, axes), scale
 
 
 def _before(factors: Factors, node: ir.Node, source: ir.Value, axes: Axes) -> Axes:
@@ -306,7 +306,7 @@ def _before(factors: Factors, node: ir.Node, source: ir.Value, axes: Axes) -> Ax
     if node.op_type == "TRANSPOSE":
         permutation = constant_ints(node.inputs[1])
         if permutation is None:
-            miss("a TRANSPOSE whose permutation is not constant", node.outputs[0])
+            fail("a TRANSPOSE whose permutation is not constant", node.outputs[0])
         before: list[tuple[str, ...]] = [()] * len(axes)
         for place, axis in zip(permutation, axes, strict=True):
             before[place] = axis
@@ -315,30 +315,30 @@ def _before(factors: Factors, node: ir.Node, source: ir.Value, axes: Axes) -> Ax
         shape = shape_of(source)
         added = len(axes) - len(shape)
         if any(axis not in ((), ("G",)) for axis in axes[:added]):
-            miss("a BROADCAST_TO repeats more than heads", node.outputs[0])
+            fail("a BROADCAST_TO repeats more than heads", node.outputs[0])
         kept = []
         for dim, axis in zip(shape, axes[added:], strict=True):
             if dim != factors.shape((axis,))[0] and axis != ("G",):
-                miss("a BROADCAST_TO repeats more than heads", node.outputs[0])
+                fail("a BROADCAST_TO repeats more than heads", node.outputs[0])
             kept.append(axis if dim == factors.shape((axis,))[0] else ())
         return tuple(kept)
     return factors.regroup(axes, source)
 
 
-def _result(factors: Factors, value: ir.Value, axes: Axes) -> Placed:
+def _result(factors: Factors, value: ir.Value, axes: Axes) -> LabeledValue:
     """`value`, or what layout operators make of it alone, if that is [1, T, N, H]."""
-    first, wanted = Placed(value, axes), queries(factors)
+    first, wanted = LabeledValue(value, axes), queries(factors)
     while axes != wanted:
         users = {use.node for use in value.uses()}
         user = users.pop() if len(users) == 1 and not value.is_graph_output() else None
-        if user is None or user.op_type not in LAYOUT_OPERATORS:
+        if user is None or user.op_type not in LAYOUT_OPS:
             return first
         try:
             axes = factors.through([user], axes)
-        except Miss:
+        except MatchFailure:
             return first
         value = user.outputs[0]
-    return Placed(value, axes)
+    return LabeledValue(value, axes)
 
 
 # ---- the mask ----------------------------------------------------------------------------------------
@@ -350,15 +350,15 @@ def _mask(factors: Factors, mask: ir.Value, axes: Axes) -> Mask:
     shape = (1,) * (len(axes) - len(shape)) + shape
     *outer, rows, columns = shape
     if len(shape) != len(axes) or any(dim != 1 for dim in outer):
-        miss("the heads are masked differently", mask)
+        fail("the heads are masked differently", mask)
     if columns != factors.sizes["S"] or axes[-1] != factors.axes("S")[0]:
-        miss("the mask does not hide keys", mask)
+        fail("the mask does not hide keys", mask)
     T, G = factors.sizes["T"], factors.sizes["G"]
     if rows == 1 or (rows == T and axes[-2] == factors.axes("T")[0]):
         return Mask(mask, rows, 1)
     if rows == G * T and axes[-2] == factors.axes("GT")[0] and _is_periodic(mask, T):
         return Mask(mask, T, G)
-    miss("the heads are masked differently", mask)
+    fail("the heads are masked differently", mask)
 
 
 def _is_periodic(value: ir.Value, period: int) -> bool:
@@ -375,7 +375,7 @@ def _is_periodic(value: ir.Value, period: int) -> bool:
     if node.op_type == "CONCATENATION" and attribute(node, "axis", 0) % len(shape) == len(shape) - 2:
         same = all(v is node.inputs[0] for v in node.inputs)
         return same and shape_of(node.inputs[0])[-2] == period  # type: ignore[arg-type]
-    if node.op_type in RESHAPES:
+    if node.op_type in RESHAPE_OPS:
         source = node.inputs[0]
         return source is not None and shape_of(source)[-2:] == shape[-2:] and _is_periodic(source, period)
     return node.op_type in _BY_ROW and all(v is not None and _is_periodic(v, period) for v in node.inputs)

@@ -12,16 +12,16 @@ import onnx_ir as ir
 
 from o2o.contract import Layout
 from o2o.model import attribute, shape_of
-from o2o.rewriting.axes import LAYOUT_OPERATORS, RESHAPES, climb
+from o2o.rewriting.axes import LAYOUT_OPS, RESHAPE_OPS, trace_layout
 from o2o.rewriting.matchers import (
-    made_by,
-    miss,
-    no_activation,
-    only_user,
+    check_no_activation,
+    fail,
     operand_and_factor,
-    require,
+    producer_of,
+    require_producer,
+    single_user,
 )
-from o2o.rewriting.rope import Rotation, match_rotation
+from o2o.rewriting.rope import Rotation, match_rope
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Projection:
 
 
 @dataclass
-class Joined:
+class CacheUpdate:
     """Keys or values as the scores see them: the new ones, and the cache they join, if any.
 
     way: layout operators from the cache to where it is joined. axis: that of the tokens there. layout: of the
@@ -78,7 +78,7 @@ def find_scores(softmax: ir.Node) -> Scores:
     scale = 1.0
     masks: list[tuple[ir.Value, ir.Node]] = []
     while True:
-        node = require(
+        node = require_producer(
             value,
             "the scores",
             "BATCH_MATMUL",
@@ -87,30 +87,30 @@ def find_scores(softmax: ir.Node) -> Scores:
             "DIV",
             "SELECT_V2",
             "SELECT",
-            *LAYOUT_OPERATORS,
+            *LAYOUT_OPS,
         )
         if node.op_type == "BATCH_MATMUL":
             break
         steps.append(node)
-        no_activation(node)
+        check_no_activation(node)
         if node.op_type in ("MUL", "DIV") and (factor := operand_and_factor(node)) is not None:
             value, number = factor
             scale *= number
             continue
         if node.op_type in ("ADD", "SELECT", "SELECT_V2"):
             if scale != 1.0 and not masks:
-                miss("the scale is applied to the mask too", node.outputs[0])
+                fail("the scale is applied to the mask too", node.outputs[0])
             value, mask = _masked(node)
             masks.append((mask, node))
             continue
         if node.op_type in ("MUL", "DIV"):
-            miss("the scores are multiplied by something that is not one constant number", node.outputs[0])
+            fail("the scores are multiplied by something that is not one constant number", node.outputs[0])
         value = node.inputs[0]
         assert value is not None
     if len(masks) > 1:
-        miss("the scores have two masks", masks[0][0])
+        fail("the scores have two masks", masks[0][0])
     if beta != 1 and masks:
-        miss("the softmax scales the mask too", softmax.outputs[0])
+        fail("the softmax scales the mask too", softmax.outputs[0])
     found = Scores(node, steps[::-1], scale * beta)
     if masks:
         found.mask, found.masked_by = masks[0]
@@ -120,36 +120,36 @@ def find_scores(softmax: ir.Node) -> Scores:
 def _masked(node: ir.Node) -> tuple[ir.Value, ir.Value]:
     """(scores, mask) of the node that masks: the scores are the operand that leads to q k'."""
     if node.op_type in ("SELECT", "SELECT_V2"):
-        miss("the mask selects instead of being added", node.outputs[0])
+        fail("the mask selects instead of being added", node.outputs[0])
     first, second = node.inputs
     assert first is not None
     assert second is not None
     for scores, mask in ((first, second), (second, first)):
         if _leads_to_product(scores):
             if shape_of(scores) != shape_of(node.outputs[0]):
-                miss("the mask is larger than the scores", mask)
+                fail("the mask is larger than the scores", mask)
             return scores, mask
-    miss("no operand of the sum comes from a product of q and k", node.outputs[0])
+    fail("no operand of the sum comes from a product of q and k", node.outputs[0])
 
 
 def _leads_to_product(value: ir.Value) -> bool:
-    while (node := made_by(value, "MUL", "DIV", "ADD", *LAYOUT_OPERATORS)) is not None:
+    while (node := producer_of(value, "MUL", "DIV", "ADD", *LAYOUT_OPS)) is not None:
         if node.op_type == "ADD":
             return any(v is not None and _leads_to_product(v) for v in node.inputs)
         factor = operand_and_factor(node) if node.op_type in ("MUL", "DIV") else None
         value = factor[0] if factor is not None else node.inputs[0]  # type: ignore[assignment]
-    return made_by(value, "BATCH_MATMUL") is not None
+    return producer_of(value, "BATCH_MATMUL") is not None
 
 
 def follow_down(value: ir.Value, what: str, until: str) -> tuple[ir.Node, list[ir.Value]]:
     """Down from `value` through layout operators to the one `until`; the values on the way."""
     way = [value]
     while True:
-        node = only_user(way[-1], what)
+        node = single_user(way[-1], what)
         if node.op_type == until:
             return node, way
-        if node.op_type not in LAYOUT_OPERATORS:
-            miss(f"{what} should go into {until}, not {node.op_type}", way[-1])
+        if node.op_type not in LAYOUT_OPS:
+            fail(f"{what} should go into {until}, not {node.op_type}", way[-1])
         way.append(node.outputs[0])
 
 
@@ -162,62 +162,62 @@ def follow_up(value: ir.Value) -> Path:
     """Up through layout operators and scales."""
     path = Path(value, [])
     while True:
-        path.source, chain = climb(path.source)
+        path.source, chain = trace_layout(path.source)
         path.layout = chain + path.layout
-        node = made_by(path.source, "MUL", "DIV")
+        node = producer_of(path.source, "MUL", "DIV")
         factor = operand_and_factor(node) if node is not None else None
         if node is None or factor is None:
             return path
-        no_activation(node)
+        check_no_activation(node)
         path.source, number = factor
         path.scale *= number
 
 
-def find_join(value: ir.Value, inner: Collection[ir.Graph]) -> tuple[Joined, ir.Value]:
+def find_cache_update(value: ir.Value, inner: Collection[ir.Graph]) -> tuple[CacheUpdate, ir.Value]:
     """The cache join that makes `value`, and the new keys or values that go in; none is fine."""
-    node = made_by(value, "CONCATENATION", "DYNAMIC_UPDATE_SLICE")
+    node = producer_of(value, "CONCATENATION", "DYNAMIC_UPDATE_SLICE")
     if node is None:
-        return Joined(), value
-    no_activation(node)
+        return CacheUpdate(), value
+    check_no_activation(node)
     past, new = node.inputs[:2]
     if len(node.inputs) != (2 if node.op_type == "CONCATENATION" else 3) or past is None or new is None:
-        miss("a cache joins more than the past and the new", value)
-    past, way = climb(past)
+        fail("a cache joins more than the past and the new", value)
+    past, way = trace_layout(past)
     if not past.is_graph_input():
-        miss("the past of the cache is not a graph input", past)
+        fail("the past of the cache is not a graph input", past)
     if past.graph in inner:
-        miss("the cache belongs to a graph that an operator runs: nobody sees it written in place", past)
+        fail("the cache belongs to a graph that an operator runs: nobody sees it written in place", past)
     for step in (past, *(node.outputs[0] for node in way)):
-        only_user(step, "the cache, which ATTENTION writes in place,")
-    return Joined(node, past, way), new
+        single_user(step, "the cache, which ATTENTION writes in place,")
+    return CacheUpdate(node, past, way), new
 
 
 def find_rotated(value: ir.Value, what: str) -> tuple[Rotation | None, Projection]:
-    if made_by(value, "FULLY_CONNECTED") is not None:
+    if producer_of(value, "FULLY_CONNECTED") is not None:
         return None, find_projection(value, what)
-    rotation = match_rotation(value)
-    source, _ = climb(rotation.x)
+    rotation = match_rope(value)
+    source, _ = trace_layout(rotation.x)
     return rotation, find_projection(source, what)
 
 
 def find_projection(value: ir.Value, what: str) -> Projection:
-    node = require(value, what, "FULLY_CONNECTED")
-    no_activation(node)
+    node = require_producer(value, what, "FULLY_CONNECTED")
+    check_no_activation(node)
     x, w, *bias = node.inputs
     if bias and bias[0] is not None:
-        miss(f"the projection of {what} has a bias", bias[0])
+        fail(f"the projection of {what} has a bias", bias[0])
     assert x is not None
     assert w is not None
     x = _unflattened(x)
     if len(shape_of(w)) != 2:
-        miss(f"the weights of {what} are not a matrix (reshape.fc_weight.py makes them one)", w)
+        fail(f"the weights of {what} are not a matrix (reshape.fc_weight.py makes them one)", w)
     if w.dtype != x.dtype or attribute(node, "weightsFormat", 0):
-        miss(f"the weights of {what} are quantised or shuffled: do that after fusing", w)
+        fail(f"the weights of {what} are quantised or shuffled: do that after fusing", w)
     return Projection(node, x, w)
 
 
 def _unflattened(x: ir.Value) -> ir.Value:
     """x before its rows were only counted differently ([1, T, D] as [T, D])."""
-    source, chain = climb(x)
-    plain = all(node.op_type in RESHAPES for node in chain)
+    source, chain = trace_layout(x)
+    plain = all(node.op_type in RESHAPE_OPS for node in chain)
     return source if plain and shape_of(source)[-1:] == shape_of(x)[-1:] else x

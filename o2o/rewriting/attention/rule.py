@@ -10,9 +10,8 @@ from o2o.rewriting.attention.block import Block, match_block
 from o2o.rewriting.attention.visibility import Visibility
 from o2o.rewriting.builder import Builder, add_constant
 from o2o.rewriting.dead_code_elimination import inner_graphs
-from o2o.rewriting.rewire import replace_output
+from o2o.rewriting.rewire import replace_output, set_io_values, sync_signatures
 from o2o.rewriting.rewrite_rule import RewriteRule
-from o2o.rewriting.selectors import keep_signatures_in_step, set_ends
 
 
 class AttentionRule(RewriteRule):
@@ -47,5 +46,5 @@ class AttentionRule(RewriteRule):
         result = op.node("ATTENTION", attention.operands(), [1, T, shape_of(old)[-1]])
         replace_output(model, old, op.reshape(result, shape_of(old)))
         if match.given_out:
-            set_ends(graph, "output", [value for value in graph.outputs if value not in match.given_out])
-            keep_signatures_in_step(model, graph)
+            set_io_values(graph, "output", [value for value in graph.outputs if value not in match.given_out])
+            sync_signatures(model, graph)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
-from o2o.operators.reference import is_function
-from o2o.rewriting.axes import RESHAPES
+from o2o.operators.reference import is_pure
+from o2o.rewriting.axes import RESHAPE_OPS
 from o2o.rewriting.matchers import constant_ints
 
 # What these compute in one place is a function of what their operands hold there, after broadcasting.
@@ -39,7 +39,7 @@ def token_axis(
     for node in _way(value):
         if not any(operand in axes for operand in node.inputs):
             continue
-        axis = _result_axis(node, axes, tokens) if is_function(node) else None
+        axis = _result_axis(node, axes, tokens) if is_pure(node) else None
         for result in node.outputs:
             vector = _vector_axis(result, tokens)
             axes[result] = vector if axis is None and vector is not None and counts(result) else axis
@@ -85,7 +85,7 @@ def _result_axis(node: ir.Node, axes: Mapping[ir.Value, int | None], tokens: int
         return axis
     if node.op_type == "TRANSPOSE" and (axes_ := constant_ints(node.inputs[1])) is not None:
         return axes_.index(axis % len(before)) - len(before)
-    if node.op_type in RESHAPES:  # as many elements behind it as before
+    if node.op_type in RESHAPE_OPS:  # as many elements behind it as before
         behind = math.prod(before[len(before) + axis + 1 :])
         places = (n for n in range(-len(after), 0) if after[n] == tokens)
         return next((n for n in places if math.prod(after[len(after) + n + 1 :]) == behind), None)

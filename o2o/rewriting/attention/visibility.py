@@ -12,9 +12,9 @@ import onnx_ir as ir
 from o2o.model import shape_of
 from o2o.operators.attention import Attention
 from o2o.rewriting.attention.causality import Keys, at_position, position_leaf, prove_causal, prove_start
-from o2o.rewriting.attention.parts import Joined, Scores
+from o2o.rewriting.attention.parts import CacheUpdate, Scores
 from o2o.rewriting.axes import Axes, Factors
-from o2o.rewriting.matchers import Miss, miss
+from o2o.rewriting.matchers import MatchFailure, fail
 
 
 class Visibility:
@@ -25,26 +25,26 @@ class Visibility:
 
     def __init__(self, full_cache: str | None = None) -> None:
         self.full_cache = full_cache
-        self._proven: dict[tuple[Any, ...], ir.Value | Miss | None] = {}
+        self._proven: dict[tuple[Any, ...], ir.Value | MatchFailure | None] = {}
 
     def settle(
         self,
         attention: Attention,
         scores: Scores,
         mask_axes: Axes,
-        k: Joined,
-        v: Joined,
+        k: CacheUpdate,
+        v: CacheUpdate,
         factors: Factors,
         last: ir.Node,
     ) -> tuple[int, ...] | None:
-        """Give `attention` its mask and position operands. Raises Miss.
+        """Give `attention` its mask and position operands. Raises MatchFailure.
 
         Returns the shape of the mask of zeros that it needs beside, when every query sees every key.
         """
         T, S = factors.sizes["T"], factors.sizes["S"]
         kind = k.node.op_type if k.node is not None else None
         if kind != (v.node.op_type if v.node is not None else None):
-            miss("keys and values join their caches differently", last.outputs[0])
+            fail("keys and values join their caches differently", last.outputs[0])
         mask = _aligned(scores.mask, mask_axes, factors)
         if kind == "CONCATENATION":
             attention.pos = self._concatenated_position(mask, Keys(T, S - T, appended=True), last)
@@ -53,14 +53,14 @@ class Visibility:
         if kind == "DYNAMIC_UPDATE_SLICE":
             attention.pos = self._written_position(k, keys)
             if self._written_position(v, keys) is not attention.pos:
-                miss("keys and values are written at different positions", last.outputs[0])
+                fail("keys and values are written at different positions", last.outputs[0])
         if mask is None:
             return None if kind is None and T == 1 else (1, 1, T, S)
         try:
             leaf = self._prove(mask, keys)
             if leaf is not None and leaf is not attention.pos:
-                miss("the mask follows another position than the cache", mask)
-        except Miss:
+                fail("the mask follows another position than the cache", mask)
+        except MatchFailure:
             attention.mask = mask  # not the causal one, or not provably: it stays as it is
         return None
 
@@ -73,12 +73,12 @@ class Visibility:
             assert graph is not None
             position = next((value for value in graph.inputs if value.name == self.full_cache), None)
             if position is None:
-                miss(f"--assume-full-cache: there is no input {self.full_cache}", last.outputs[0])
+                fail(f"--assume-full-cache: there is no input {self.full_cache}", last.outputs[0])
             position_leaf(position, "--assume-full-cache")
             if math.prod(shape_of(position)) != 1:
-                miss("--assume-full-cache names an input that is no position of one token", position)
+                fail("--assume-full-cache names an input that is no position of one token", position)
             return position
-        miss(
+        fail(
             "the cache is concatenated without a mask: all of it counts, which is the same as one written "
             "in place only when it is full (--assume-full-cache POSITION takes that as given)",
             last.outputs[0],
@@ -90,14 +90,14 @@ class Visibility:
             return None
         leaf = self._prove(mask, keys)
         if leaf is None:
-            miss("the mask does not follow a position", mask)
+            fail("the mask does not follow a position", mask)
         return leaf
 
     def _prove(self, mask: ir.Value, keys: Keys) -> ir.Value | None:
         return self._once(prove_causal, mask, keys)
 
-    def _written_position(self, joined: Joined, keys: Keys) -> ir.Value | None:
-        """The position that DYNAMIC_UPDATE_SLICE writes at. Raises Miss unless its start is (.., pos, ..)."""
+    def _written_position(self, joined: CacheUpdate, keys: Keys) -> ir.Value | None:
+        """The position that DYNAMIC_UPDATE_SLICE writes at. Its start is (.., pos, ..)."""
         assert joined.node is not None
         start = joined.node.inputs[2]
         assert start is not None
@@ -109,16 +109,16 @@ class Visibility:
         if key not in self._proven:
             try:
                 self._proven[key] = prove(*of)
-            except Miss as reason:
+            except MatchFailure as reason:
                 self._proven[key] = reason
         found = self._proven[key]
-        if isinstance(found, Miss):
+        if isinstance(found, MatchFailure):
             raise found
         return found
 
 
 def _aligned(mask: ir.Value | None, axes: Axes, factors: Factors) -> ir.Value | None:
-    """The mask, if its last two axes are queries and keys and all heads share it. Raises Miss.
+    """The mask, if its last two axes are queries and keys and all heads share it. Raises MatchFailure.
 
     axes: of the scores where it is added.
     """
@@ -128,7 +128,7 @@ def _aligned(mask: ir.Value | None, axes: Axes, factors: Factors) -> ir.Value | 
     tokens, keys = factors.axes("T", "S")
     shape = (1,) * (len(axes) - len(shape_of(mask))) + shape_of(mask)
     if axes[-1] != keys or shape[-1] not in (1, S):
-        miss(f"the mask is not [.., {T}, {S}], or is added to scores that are not", mask)
+        fail(f"the mask is not [.., {T}, {S}], or is added to scores that are not", mask)
     if any(dim != 1 for dim in shape[:-2]) or (shape[-2] != 1 and axes[-2] != tokens):
-        miss("the mask differs from head to head", mask)
+        fail("the mask differs from head to head", mask)
     return mask

@@ -18,7 +18,7 @@ def legalized(file: Path) -> Iterator[tuple[Path, Contract]]:
     from o2o.contract import contract_of
     from o2o.formats import load, save
     from o2o.lower.onert import legalize
-    from o2o.rewriting.topological_sort import put_in_order
+    from o2o.rewriting.topological_sort import topological_sort
     from runtime_py.engines.litert.lowered_file import understand
 
     model = load(file)
@@ -31,7 +31,7 @@ def legalized(file: Path) -> Iterator[tuple[Path, Contract]]:
         return
     folder = Path(tempfile.mkdtemp(prefix="o2o-onert-"))
     try:
-        put_in_order(model.graphs[0])
+        topological_sort(model.graphs[0])
         save(model, folder / "decode.circle")
         yield folder / "decode.circle", contract
     finally:

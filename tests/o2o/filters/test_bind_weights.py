@@ -299,7 +299,7 @@ def harm(file: Path, how: str) -> None:
         file.unlink()
 
 
-@pytest.mark.parametrize("step", ["bind", "share_constants"], ids=["compared", "written"])
+@pytest.mark.parametrize("step", ["bind", "deduplicate_constants"], ids=["compared", "written"])
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("how", ["cut", "gone"])

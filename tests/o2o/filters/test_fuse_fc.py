@@ -18,7 +18,7 @@ from o2o.model import Model, shape_of
 from o2o.quantization.compare import compare, dequantized
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import RECIPES, find
-from o2o.rewriting.stacked_weights import is_joined, part_of, parts
+from o2o.rewriting.stacked_weights import is_stacked, parts, stacked_part_of
 from o2o.weights.external import Reference
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
@@ -72,12 +72,12 @@ def test_one_product_for_all(command: Command, recipe: str) -> None:
     assert_same(before, after)
     assert len(formats.dumps(after)) < len(formats.dumps(before)) + 3000, "no matrix is there twice"
     shapes = {f"{name}.weight": (rows, D) for name, rows in ROWS.items()}
-    (joined,) = {name: v for name, v in constants(after).items() if is_joined(v)}.values()
+    (joined,) = {name: v for name, v in constants(after).items() if is_stacked(v)}.values()
     found = parts(joined, shapes)
     assert list(found) == list(shapes)
     for name, value in found.items():
         np.testing.assert_array_equal(dequantized(value), dequantized(constants(before)[name]))
-    told = {part_of(node, shapes) for node in after.graphs[0] if node.op_type == "SLICE"}
+    told = {stacked_part_of(node, shapes) for node in after.graphs[0] if node.op_type == "SLICE"}
     assert {name for _, name in told} == shapes.keys()
     assert parts(joined, {"q.weight": (96, D)}) == {joined.name: joined}
     assert compare(before, after) == compare(after, before) == []
@@ -88,7 +88,7 @@ def test_a_graph_that_needs_less_shares_the_matrix(command: Command) -> None:
     after = command(before)
     assert command.said == "fuse.fc.py: 6 FULLY_CONNECTED are 3 now\n"
     assert_same(before, after)
-    assert [len([v for v in g.initializers.values() if is_joined(v)]) for g in after.graphs] == [1, 1, 1]
+    assert [len([v for v in g.initializers.values() if is_stacked(v)]) for g in after.graphs] == [1, 1, 1]
     assert len(formats.dumps(after)) < len(formats.dumps(before)) + 3000
 
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from o2o import formats
 from o2o.contract import Role
 from o2o.model import Format, Model, shape_of
-from o2o.rewriting.deduplicate_constants import share_constants
+from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from tests.o2o.graphs import FLOAT, INT64, Graph, sign, weights
 
 V, D, F = 128, 64, 128  # words, hidden size, that in the middle
@@ -35,7 +35,7 @@ def language_model(format: Format = "circle", tied: bool = False, tokens: tuple[
     model = Model(format, [graph.ir for graph in graphs])
     for graph in graphs:
         sign(model, graph.ir)
-    share_constants(model)
+    deduplicate_constants(model)
     return formats.loads(formats.dumps(model))
 
 

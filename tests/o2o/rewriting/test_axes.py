@@ -13,8 +13,8 @@ import pytest
 from hypothesis import assume, given, settings
 
 from o2o.operators import reference
-from o2o.rewriting.axes import Axes, Factors, climb, matmul_axes
-from o2o.rewriting.matchers import Miss
+from o2o.rewriting.axes import Axes, Factors, matmul_axes, trace_layout
+from o2o.rewriting.matchers import MatchFailure
 from tests.o2o.graphs import INT32, Graph
 
 NAMES = "ABCDE"
@@ -94,11 +94,11 @@ def arranged(factors: Factors, source: Axes, axes: Axes, array: np.ndarray) -> n
 @settings(max_examples=300, deadline=None)
 @given(chain=chains())
 def test_axes_are_where_the_numbers_go(chain: Chain) -> None:
-    source, nodes = climb(chain.result)
+    source, nodes = trace_layout(chain.result)
     assert source is chain.source
     try:
         axes = chain.factors.through(nodes, chain.axes, broadcast=REPEATED)
-    except Miss:
+    except MatchFailure:
         if chain.kept:
             raise  # every cut is between factors
         return
@@ -134,7 +134,7 @@ def test_the_axes_of_a_product(product: tuple[Factors, Axes, Axes, bool, bool]) 
     assert node is not None
     try:
         axes = matmul_axes(node, lhs, rhs)
-    except Miss:
+    except MatchFailure:
         return
     generator = np.random.default_rng(0)
     left, right = (generator.integers(-5, 5, factors.shape(a)).astype(np.float32) for a in (lhs, rhs))
@@ -157,7 +157,7 @@ def test_a_product_that_broadcasts_its_batches_is_refused() -> None:
     x, y = graph.input("x", [2, 1, 3, 4]), graph.input("y", [1, 2, 4, 5])
     node = graph.op("BATCH_MATMUL", [x, y], [2, 2, 3, 5]).producer()
     assert node is not None
-    with pytest.raises(Miss, match="pairs the heads"):
+    with pytest.raises(MatchFailure, match="pairs the heads"):
         matmul_axes(node, factors.axes("K", "", "T", "H"), factors.axes("", "K", "H", "S"))
 
 
@@ -169,7 +169,7 @@ def test_a_cut_through_a_factor_is_refused(shape: list[int], reason: str) -> Non
     factors = Factors({"T": 4, "N": 6})
     graph = Graph("main")
     y = graph.op("RESHAPE", [graph.input("x", [4, 6])], shape)
-    with pytest.raises(Miss, match=reason):
+    with pytest.raises(MatchFailure, match=reason):
         factors.regroup(factors.axes("T", "N"), y)
 
 
@@ -177,8 +177,8 @@ def test_a_transpose_by_an_input_is_refused() -> None:
     factors = Factors({"T": 4, "N": 6})
     graph = Graph("main")
     y = graph.op("TRANSPOSE", [graph.input("x", [4, 6]), graph.input("order", [2], INT32)], [6, 4])
-    with pytest.raises(Miss, match="not constant"):
-        factors.through(climb(y)[1], factors.axes("T", "N"))
+    with pytest.raises(MatchFailure, match="not constant"):
+        factors.through(trace_layout(y)[1], factors.axes("T", "N"))
 
 
 @pytest.mark.parametrize("factor", [None, "T"])
@@ -186,5 +186,5 @@ def test_a_broadcast_of_anything_but_the_group_is_refused(factor: str | None) ->
     factors = Factors({"T": 4, "N": 6})
     graph = Graph("main")
     y = graph.op("BROADCAST_TO", [graph.input("x", [1, 6]), graph.constant("to", np.int32([3, 6]))], [3, 6])
-    with pytest.raises(Miss, match="repeats no head group"):
-        factors.through(climb(y)[1], factors.axes("", "N"), broadcast=factor)
+    with pytest.raises(MatchFailure, match="repeats no head group"):
+        factors.through(trace_layout(y)[1], factors.axes("", "N"), broadcast=factor)

@@ -16,10 +16,10 @@ from o2o.lower.litert.tuning import doubling, tune
 from o2o.model import Model, Signature
 from o2o.operators import reference
 from o2o.rewriting import cache_buckets as capacity_module
-from o2o.rewriting.cache_buckets import add_capacities
-from o2o.rewriting.cache_layout import turn_caches
-from o2o.rewriting.matchers import Miss, made_by
-from o2o.rewriting.simplify_layout_ops import collapse_layouts
+from o2o.rewriting.cache_buckets import add_cache_buckets
+from o2o.rewriting.cache_layout import transpose_caches
+from o2o.rewriting.matchers import MatchFailure, producer_of
+from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import Graph, exported_feeds, operators
 from tests.o2o.lower.litert.test_lowering import decode_of
@@ -75,7 +75,7 @@ def assert_same_at_each_position(model: Model, capacity: int, axis: int) -> None
 )
 def test_the_same_at_every_edge(exported_model, shape: str, exported: str, layout: str, form: str) -> None:
     model = FORMS[form](decode_of(exported_model, shape, exported, layout))
-    add_capacities(model, decode(model), CAPACITIES)
+    add_cache_buckets(model, decode(model), CAPACITIES)
     model = formats.loads(formats.dumps(model))
     for capacity in CAPACITIES:
         assert_same_at_each_position(model, capacity, axis=1 if layout == "BTNH" else 2)
@@ -84,7 +84,7 @@ def test_the_same_at_every_edge(exported_model, shape: str, exported: str, layou
 def test_weights_are_there_once(exported_model) -> None:
     model = lower(decode_of(exported_model, "grouped", "concat", "BNTH"))
     before = len(formats.dumps(model))
-    add_capacities(model, decode(model), [8])
+    add_cache_buckets(model, decode(model), [8])
     large = [
         {storage_key(v.const_value) for v in graph.initializers.values() if v.const_value.nbytes > 4 * S}
         for graph in model.graphs
@@ -126,8 +126,8 @@ def test_capacities_double() -> None:
 def refusal(model: Model, capacities: list[int]) -> str:
     signature = model.signatures[-1]
     graphs, signatures = list(model.graphs), list(model.signatures)
-    with pytest.raises(Miss) as refused:
-        add_capacities(model, signature, capacities)
+    with pytest.raises(MatchFailure) as refused:
+        add_cache_buckets(model, signature, capacities)
     assert (model.graphs, model.signatures) == (graphs, signatures), "nothing is left half done"
     return str(refused.value)
 
@@ -150,7 +150,7 @@ def test_masks_too_large_to_be_proven(monkeypatch) -> None:
     monkeypatch.setattr(capacity_module, "BUDGET", 20)
     assert refusal(scores(), [3]).startswith("masks are too large to be proven at each of 3 positions")
     model = scores()
-    add_capacities(model, model.signatures[0], [2])
+    add_cache_buckets(model, model.signatures[0], [2])
 
 
 def scores(hide: str = "behind", weigh: str = "SOFTMAX", write: str = "at position") -> Model:
@@ -189,7 +189,7 @@ def scores(hide: str = "behind", weigh: str = "SOFTMAX", write: str = "at positi
 
 def test_what_the_near_misses_miss() -> None:
     model = scores()
-    add_capacities(model, model.signatures[0], [3])
+    add_cache_buckets(model, model.signatures[0], [3])
     feeds = {
         "position": np.int32([2]),
         "past_value_0": np.random.default_rng(0).standard_normal((1, 1, 8, 4), np.float32),
@@ -221,11 +221,11 @@ def test_collapsing_keeps_the_numbers(exported_model) -> None:
     graph = model.graphs[0]
     feeds = exported_feeds(model, 3)
     expected = outputs(decode(model), feeds)
-    turn_caches(model, graph, "BNTH")
-    turn_caches(model, graph, "BTNH")
-    collapse_layouts(model, graph)
+    transpose_caches(model, graph, "BNTH")
+    transpose_caches(model, graph, "BTNH")
+    simplify_layout_ops(model, graph)
     assert all(
-        made_by(node.inputs[0], node.op_type) is None
+        producer_of(node.inputs[0], node.op_type) is None
         for node in graph
         if node.op_type in ("TRANSPOSE", "RESHAPE")
     )

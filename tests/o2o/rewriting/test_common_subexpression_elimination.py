@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from o2o import formats
 from o2o.contract import Role
 from o2o.model import CUSTOM_DOMAIN, Model
-from o2o.rewriting.common_subexpression_elimination import merge_equal
+from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from tests.o2o import graphs
 from tests.o2o.graphs import Graph, assert_same_results, feeds, float_models, operators, resource
@@ -22,11 +22,11 @@ def test_nothing_changes_but_the_work(model: Model) -> None:
     data = formats.dumps(model)
     before, after = formats.loads(data), formats.loads(data)
     graph = after.graphs[0]
-    count = merge_equal(after, graph)
+    count = eliminate_common_subexpressions(after, graph)
     assert len(before.graphs[0]) - len(graph) == count
     remove_dead_nodes(graph)
     remove_dead_constants(graph)
-    assert merge_equal(after, graph) == 0
+    assert eliminate_common_subexpressions(after, graph) == 0
     given_ = feeds(before)
     assert_same_results(graphs.run(before, given_), graphs.run(formats.loads(formats.dumps(after)), given_))
 
@@ -42,7 +42,7 @@ def test_equal_nodes_and_what_hangs_on_them_become_one() -> None:
     graph, a, b = twice("NEG")
     c, d = (graph.op("ADD", [v, graph.constant("one", np.float32([1]))], [2]) for v in (a, b))
     graph.output(graph.op("MUL", [c, d], [2]))
-    assert merge_equal(graph.model(), graph.ir) == 2
+    assert eliminate_common_subexpressions(graph.model(), graph.ir) == 2
     assert operators(graph.model()) == {"NEG": 1, "ADD": 1, "MUL": 1}
 
 
@@ -53,7 +53,7 @@ def test_a_value_that_is_given_out_keeps_its_name_and_role(given_out: str) -> No
     value.meta["role"] = Role("logits")
     graph.output(value, graph.op("MUL", [a, b], [2], name="y"))
     model = graph.model()
-    assert merge_equal(model, graph.ir) == 1
+    assert eliminate_common_subexpressions(model, graph.ir) == 1
     after = formats.loads(formats.dumps(model))
     assert [v.name for v in after.graphs[0].outputs] == [given_out, "y"]
     assert after.graphs[0].outputs[0].meta["role"] == Role("logits")
@@ -65,7 +65,7 @@ def test_two_that_are_given_out_stay_two() -> None:
     graph, a, b = twice("NEG")
     graph.output(a, b)
     model = graph.model()
-    assert merge_equal(model, graph.ir) == 0
+    assert eliminate_common_subexpressions(model, graph.ir) == 0
     assert list(graphs.run(model, {"x": np.float32([2, 3])})) == ["a", "b"]
 
 
@@ -123,7 +123,7 @@ def look_alikes() -> dict[str, Graph]:
 def test_what_only_looks_equal_stays(which: str) -> None:
     graph = look_alikes()[which]
     count = len(graph.ir)
-    assert merge_equal(graph.model(), graph.ir) == 0
+    assert eliminate_common_subexpressions(graph.model(), graph.ir) == 0
     assert len(graph.ir) == count
 
 
@@ -136,7 +136,7 @@ def test_constants_are_equal_by_number_and_kind() -> None:
     quantised.meta["fields"] = {"quantization": graphs.per_channel([0.5])}
     for value in (*values, quantised):
         graph.output(graph.op("NEG", [value], list(value.shape.numpy())))  # type: ignore[union-attr]
-    assert merge_equal(graph.model(), graph.ir) == 0
+    assert eliminate_common_subexpressions(graph.model(), graph.ir) == 0
     assert [node.inputs[0] for node in graph.ir] == [*values, quantised]
 
 
@@ -145,4 +145,4 @@ def test_large_constants_are_not_compared() -> None:
     x = graph.input("x", [1, 200])
     weights = [graph.constant("w", np.ones((200, 200), np.float32)) for _ in range(2)]
     graph.output(*(graph.fc(x, w, "y") for w in weights))
-    assert merge_equal(graph.model(), graph.ir) == 0
+    assert eliminate_common_subexpressions(graph.model(), graph.ir) == 0

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from o2o import formats
 from o2o.formats.schema import Span
-from o2o.formats.tensors import Stored, constant, storage_key
+from o2o.formats.tensors import Stored, constant, pieces, storage_key
 from o2o.model import Model
-from o2o.rewriting import deduplicate_constants
-from o2o.rewriting.deduplicate_constants import SAMPLE, share_constants
+from o2o.rewriting.deduplicate_constants import SAMPLE, deduplicate_constants
 from o2o.streams import MemorySource, open_file
 from o2o.streams.source import PipeSource
 from o2o.weights.external import Reference, Weight
@@ -57,7 +56,7 @@ def shared(*tensors: ir.TensorProtocol, only: type = object) -> list[list[str]]:
     """What shares what then; checks that each is still what it was, and is written so."""
     model = model_of(*tensors)
     before = {name: (list(t.shape.numpy()), t.dtype, t.tobytes()) for name, t in tensors_of(model).items()}
-    count, number, saved = share_constants(model, only)
+    count, number, saved = deduplicate_constants(model, only)
     assert count == len({storage_key(tensor) for tensor in tensors})
     assert count - number == len(groups(model))
     assert (saved > 0) == (number > 0)
@@ -139,7 +138,7 @@ def test_encoded_bytes_share_too() -> None:
     graph.output(graph.constant("c", words))
     model = graph.model()
     before = formats.dumps(model)
-    assert share_constants(model) == (3, 2, 2 * words.nbytes)
+    assert deduplicate_constants(model) == (3, 2, 2 * words.nbytes)
     assert len(groups(model)) == 1
     found = formats.loads(formats.dumps(model)).graphs[0].initializers
     told = formats.loads(before).graphs[0].initializers
@@ -200,33 +199,32 @@ def test_references_are_not_followed(tmp_path: Path) -> None:
     names = ["a", "b", "a"]
     tensors = [Reference("r", tmp_path / "nowhere", name, FLOAT, (60, 40)) for name in names]
     model = model_of(*tensors)
-    assert share_constants(model) == (2, 0, 0)
+    assert deduplicate_constants(model) == (2, 0, 0)
     assert tensors_of(model) == {f"w{k}": tensor for k, tensor in enumerate(tensors)}
 
 
 def test_of_what_differs_at_once_no_more_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    real = deduplicate_constants.pieces
 
     def noted(tensor: ir.TensorProtocol, size: int):
-        for piece in real(tensor, size):
+        for piece in pieces(tensor, size):
             read.append(len(piece))
             yield piece
 
-    monkeypatch.setattr(deduplicate_constants, "pieces", noted)
+    monkeypatch.setattr("o2o.rewriting.deduplicate_constants.pieces", noted)
     (tmp_path / "data").write_bytes(b"".join(weights(60, 40, seed=seed).tobytes() for seed in range(4)))
     source = open_file(tmp_path / "data")
     tensors = [Stored(source, Span(9600 * k, 9600), FLOAT, (2400,), "w") for k in range(3)]
     longer = Stored(source, Span(28800, 9600 - 4), FLOAT, (2399,), "w")
-    assert share_constants(model_of(*tensors, longer)) == (4, 0, 0)
+    assert deduplicate_constants(model_of(*tensors, longer)) == (4, 0, 0)
     assert read == [SAMPLE] * 3
 
 
 def test_sharing_twice_changes_nothing() -> None:
     model = model_of(in_memory(ARRAY), in_source(ARRAY), in_source(OTHER))
-    assert share_constants(model)[1] == 1
+    assert deduplicate_constants(model)[1] == 1
     once = formats.dumps(model)
-    assert share_constants(model) == (2, 0, 0)
+    assert deduplicate_constants(model) == (2, 0, 0)
     assert formats.dumps(model) == once
 
 
@@ -236,7 +234,7 @@ def test_as_many_buffers_as_there_are_contents(contents: list[bytes]) -> None:
     for index, content in enumerate(contents):
         graph.output(graph.constant(f"w{index}", np.frombuffer(content, np.uint8).copy()))
     model = graph.model()
-    *_, saved = share_constants(model)
+    *_, saved = deduplicate_constants(model)
     distinct = {content for content in contents if content}
     found = tensors_of(formats.loads(formats.dumps(model)))
     assert len({storage_key(tensor) for tensor in found.values()}) == len(distinct)

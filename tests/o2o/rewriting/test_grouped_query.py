@@ -14,8 +14,8 @@ from o2o import formats
 from o2o.lower.litert.lowering import lower
 from o2o.model import Model, shape_of
 from o2o.operators import reference
-from o2o.rewriting.grouped_query import group_heads, match_repeated
-from o2o.rewriting.matchers import Miss
+from o2o.rewriting.grouped_query import fold_grouped_queries, match_repeated_heads
+from o2o.rewriting.matchers import MatchFailure
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.o2o import graphs
 from tests.o2o.graphs import Graph, exported_feeds, feeds, operators
@@ -101,7 +101,7 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS)
 def test_heads_are_not_repeated(form: Form) -> None:
     before, after = attention(form), attention(form)
-    assert group_heads(after, after.graphs[0]) == 2
+    assert fold_grouped_queries(after, after.graphs[0]) == 2
     found = operators(after)
     assert found["BROADCAST_TO"] == 0
     assert found["TRANSPOSE"] == 0
@@ -119,7 +119,7 @@ def test_heads_are_not_repeated(form: Form) -> None:
 
 def test_nothing_between_the_products_changes() -> None:
     model = attention(Form())
-    group_heads(model, model.graphs[0])
+    fold_grouped_queries(model, model.graphs[0])
     shapes = {node.op_type: shape_of(node.outputs[0]) for node in model.graphs[0]}
     assert shapes["MUL"] == shapes["ADD"] == shapes["SOFTMAX"] == (1, 6, 4, S)
     assert [shape_of(n.inputs[1]) for n in model.graphs[0] if n.op_type == "BATCH_MATMUL"] == [
@@ -133,9 +133,9 @@ def reasons(model: Model) -> list[str]:
     for node in model.graphs[0]:
         if node.op_type == "BATCH_MATMUL":
             try:
-                match_repeated(node)
-            except Miss as miss:
-                found.append(miss.reason)
+                match_repeated_heads(node)
+            except MatchFailure as failure:
+                found.append(failure.reason)
     return found
 
 
@@ -143,14 +143,14 @@ def test_heads_of_another_order_are_left_alone() -> None:
     model = attention(Form(heads_inside=True))
     (first, second) = reasons(model)
     assert first == second == "what is repeated is not the heads, each for the group behind it"
-    assert group_heads(model, model.graphs[0]) == 0
+    assert fold_grouped_queries(model, model.graphs[0]) == 0
     assert operators(model)["BROADCAST_TO"] == 2
 
 
 def test_keys_that_are_given_out_repeated_are_left_alone() -> None:
     model = attention(Form(keys_given_out=True))
     assert reasons(model) == ["what is repeated is used elsewhere too"]
-    assert group_heads(model, model.graphs[0]) == 1, "the values"
+    assert fold_grouped_queries(model, model.graphs[0]) == 1, "the values"
     assert operators(model)["BROADCAST_TO"] == 1
 
 
@@ -163,7 +163,7 @@ def test_repeated_tokens_are_left_alone() -> None:
     graph.output(graph.op("BATCH_MATMUL", [q, keys], [1, 2, 3, S], name="y", adjointRhs=True))
     model = graph.model()
     assert reasons(model) == ["what is repeated is not the heads, each for the group behind it"]
-    assert group_heads(model, model.graphs[0]) == 0
+    assert fold_grouped_queries(model, model.graphs[0]) == 0
 
 
 def test_two_axes_are_left_alone() -> None:
@@ -197,7 +197,7 @@ def test_several_sequences() -> None:
         return graph.model()
 
     before, after = build(), build()
-    assert group_heads(after, after.graphs[0]) == 1
+    assert fold_grouped_queries(after, after.graphs[0]) == 1
     given = feeds(before)
     expected, found = graphs.run(before, given)["y"], graphs.run(after, given)["y"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -11,8 +11,8 @@ from o2o import formats
 from o2o.contract import Role, role_of
 from o2o.formats.tensors import storage_key
 from o2o.model import DOMAIN, Model, attribute, shape_of
-from o2o.rewriting.matchers import Miss
-from o2o.rewriting.outline import COMPOSITE, between, decompositions, outline
+from o2o.rewriting.matchers import MatchFailure
+from o2o.rewriting.outline import COMPOSITE, decompositions, nodes_between, outline
 from tests.o2o import graphs
 from tests.o2o.graphs import FLOAT, Graph, feeds, sign, weights
 
@@ -39,7 +39,7 @@ def wrap(
 ) -> ir.Node:
     of = values(model)
     ends = [of[name] for name in inputs], [of[name] for name in outputs]
-    nodes = between(*ends)
+    nodes = nodes_between(*ends)
     return outline(model, model.graphs[0], nodes, *ends, name, told)
 
 
@@ -77,7 +77,7 @@ def test_name_version_and_attributes() -> None:
     """Floats are float32, as who reads them in place expects (XNNPACK does)."""
     model = chain()
     of = values(model)
-    nodes = between([of["a"]], [of["b"]])
+    nodes = nodes_between([of["a"]], [of["b"]])
     told: dict[str, float | int | bool | str] = {"scale": 0.1, "axis": 2, "fast": True, "kind": "soft"}
     outline(model, model.graphs[0], nodes, [of["a"]], [of["b"]], "my.op", told, version=3)
     model = formats.loads(formats.dumps(model))
@@ -196,7 +196,7 @@ def refusal(
     of = of or values(model)
     before = formats.dumps(model)
     nodes = [node for name in names if (node := of[name].producer()) is not None]
-    with pytest.raises(Miss) as found:
+    with pytest.raises(MatchFailure) as found:
         outline(model, model.graphs[0], nodes, [of[n] for n in inputs], [of[n] for n in outputs], "my.op")
     assert formats.dumps(model) == before
     return str(found.value)
@@ -231,7 +231,7 @@ def test_side_effects() -> None:
     model.graphs = [init, main]
     of = {"handle": next(iter(init)).outputs[0]}
     nodes = list(init)
-    with pytest.raises(Miss, match="ASSIGN_VARIABLE does more than computing"):
+    with pytest.raises(MatchFailure, match="ASSIGN_VARIABLE does more than computing"):
         outline(model, init, nodes, [], [of["handle"]], "my.op")
     assert list(init) == nodes
 
@@ -264,5 +264,5 @@ def test_between_takes_what_needs_no_input_along() -> None:
     fixed = graph.op("NEG", [graph.constant("one", weights(2))], [2], name="fixed")
     y = graph.op("ADD", [x, fixed], [2], FLOAT, name="y")
     graph.op("ABS", [y], [2], name="behind")
-    assert {node.op_type for node in between([x], [y])} == {"NEG", "ADD"}
-    assert all(node.domain == DOMAIN for node in between([x], [y]))
+    assert {node.op_type for node in nodes_between([x], [y])} == {"NEG", "ADD"}
+    assert all(node.domain == DOMAIN for node in nodes_between([x], [y]))

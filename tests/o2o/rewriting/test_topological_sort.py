@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from o2o.errors import ModelError
 from o2o.model import Model
-from o2o.rewriting.topological_sort import put_in_order
+from o2o.rewriting.topological_sort import topological_sort
 from tests.o2o.graphs import Graph, assert_same_results, conditional, feeds, float_models, run
 
 
@@ -28,7 +28,7 @@ def names(graph: ir.Graph) -> list[str | None]:
 
 def test_a_graph_in_order_stays() -> None:
     graph = chain(4)
-    assert not put_in_order(graph)
+    assert not topological_sort(graph)
     assert names(graph) == ["v0", "v1", "v2", "v3"]
 
 
@@ -37,14 +37,14 @@ def test_a_producer_moves_to_its_first_user() -> None:
     other = ir.Node("circle", "NEG", [graph.inputs[0]], outputs=[ir.Value(name="late")])
     graph.append(other)
     graph[1].replace_input_with(0, other.outputs[0])
-    assert put_in_order(graph)
+    assert topological_sort(graph)
     assert names(graph) == ["v0", "late", "v1", "v2"]
 
 
 def test_a_long_chain_backwards() -> None:
     graph = chain(3000)
     graph.extend(list(graph)[::-1])
-    assert put_in_order(graph)
+    assert topological_sort(graph)
     assert names(graph) == [f"v{index}" for index in range(3000)]
 
 
@@ -58,7 +58,7 @@ def test_operators_that_run_the_same_graph() -> None:
     main.append(ir.Node("circle", "IF", [main.inputs[0], first.outputs[0]], attributes, outputs=[result]))
     main.outputs[0] = result
     main.extend([main[1], main[0]])
-    assert put_in_order(main)
+    assert topological_sort(main)
     assert names(main) == ["y", "second"]
 
 
@@ -66,7 +66,7 @@ def test_a_cycle() -> None:
     graph = chain(3)
     graph[0].replace_input_with(0, graph[2].outputs[0])
     with pytest.raises(ModelError, match="ABS v1 needs its own result, by way of v0"):
-        put_in_order(graph)
+        topological_sort(graph)
 
 
 @given(float_models(), st.randoms())
@@ -77,6 +77,6 @@ def test_any_order_is_mended(model: Model, random: object) -> None:
     nodes = list(model.graphs[0])
     random.shuffle(nodes)  # type: ignore[attr-defined]
     model.graphs[0].extend(nodes)
-    put_in_order(model.graphs[0])
+    topological_sort(model.graphs[0])
     assert set(model.graphs[0]) == set(nodes)
     assert_same_results(before, run(model, given))

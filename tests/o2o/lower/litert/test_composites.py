@@ -54,7 +54,7 @@ class Form:
         return self.K * self.G
 
 
-class Core(Graph):
+class Sdpa(Graph):
     """The graph of a form."""
 
     def __init__(self, form: Form) -> None:
@@ -135,7 +135,7 @@ class Core(Graph):
 
 
 def core(form: Form) -> Model:
-    return Core(form).model(format="tflite")
+    return Sdpa(form).model(format="tflite")
 
 
 def norm() -> Model:
@@ -305,7 +305,7 @@ def test_decode_from_caches_by_token_transposes_nothing_outside() -> None:
 def test_one_mask_serves_all_layers() -> None:
     """Rows below each other are cut to those of one head once."""
     form = Form(T=3, G=3, mask="computed")
-    graph = Core(form)
+    graph = Sdpa(form)
     first = graph.ir.outputs.pop()
     again = graph.product(first_input(graph, "q"), first_input(graph, "k"), form.S, adjointRhs=True)
     masked = graph.op("ADD", [again, masks_of(graph)], shape_of(again))
@@ -319,13 +319,13 @@ def test_one_mask_serves_all_layers() -> None:
     assert one.inputs[3] is two.inputs[3]
 
 
-def first_input(graph: Core, name: str) -> ir.Value:
+def first_input(graph: Sdpa, name: str) -> ir.Value:
     """q, k or v with its heads first."""
     (value,) = (value for value in graph.ir.inputs if value.name == name)
     return next(use.node.outputs[0] for use in value.uses() if use.node.op_type == "TRANSPOSE")
 
 
-def masks_of(graph: Core) -> ir.Value:
+def masks_of(graph: Sdpa) -> ir.Value:
     return next(node.outputs[0] for node in graph.ir if node.op_type == "SELECT_V2")
 
 
@@ -363,7 +363,7 @@ def test_wrapping_twice_is_wrapping_once() -> None:
 
 def reasons(model: Model) -> list[str]:
     data, found = formats.dumps(model), []
-    assert not wrap_composites(model, lambda graph, node, miss: found.append(miss.reason))
+    assert not wrap_composites(model, lambda graph, node, failure: found.append(failure.reason))
     assert formats.dumps(model) == data, "what is left alone is not changed"
     return found
 
@@ -384,7 +384,7 @@ def test_members_of_a_group_with_masks_of_their_own_are_tokens() -> None:
 
 
 def test_a_mask_that_is_scaled_is_left_alone() -> None:
-    graph = Core(Form())
+    graph = Sdpa(Form())
     (scores,) = (node for node in graph.ir if node.op_type == "ADD")
     softmax = next(node for node in graph.ir if node.op_type == "SOFTMAX")
     half = graph.number("MUL", scores.outputs[0], 0.5)
@@ -409,7 +409,7 @@ def test_a_norm_whose_mean_is_given_out_is_left_alone() -> None:
     mean = next(node.outputs[0] for node in graph if node.op_type == "MEAN")
     graph.outputs.append(mean)
     found: list[str] = []
-    assert wrap_composites(model, lambda graph, node, miss: found.append(miss.reason)) == {RMS_NORM: 1}
+    assert wrap_composites(model, lambda graph, node, failure: found.append(failure.reason)) == {RMS_NORM: 1}
     assert found == ["it is used outside of the region, too"]
 
 
@@ -417,13 +417,13 @@ def test_halves_are_left_alone() -> None:
     model = norm()
     model.graphs[0].inputs[0].dtype = ir.DataType.FLOAT16
     found: list[str] = []
-    wrap_composites(model, lambda graph, node, miss: found.append(miss.reason))
+    wrap_composites(model, lambda graph, node, failure: found.append(failure.reason))
     assert found[0] == "it is not float32 of a fixed shape"
 
 
 def test_every_signature() -> None:
     """Two graphs of one model; the second's decompositions come behind, too."""
-    one, two = Core(Form(T=3)), Core(Form(T=1))
+    one, two = Sdpa(Form(T=3)), Sdpa(Form(T=1))
     two.ir.name = "decode"
     model = one.model(two, format="tflite")
     sign(model, two.ir)

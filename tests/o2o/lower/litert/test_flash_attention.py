@@ -15,7 +15,7 @@ from o2o.cli.silence_stderr import quiet
 from o2o.errors import ModelError
 from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
-from o2o.operators.causal_attention import NAME, Blocks, adaptive, pack, unpack
+from o2o.operators.causal_attention import NAME, Blocks, adaptive_blocks, pack, unpack
 
 
 def causal_model(T: int, S: int, N: int, K: int, H: int, blocks: Blocks | None, layers: int = 1) -> Model:
@@ -130,7 +130,9 @@ def test_the_loop_ends_with_the_last_key_that_is_seen(tmp_path: Path) -> None:
 
 def test_adaptive_blocks() -> None:
     sizes = {1: 32, 191: 32, 192: 64, 767: 64, 768: 256, 4096: 256}
-    assert {tokens: adaptive(tokens) for tokens in sizes} == {t: Blocks(q, 512) for t, q in sizes.items()}
+    assert {tokens: adaptive_blocks(tokens) for tokens in sizes} == {
+        t: Blocks(q, 512) for t, q in sizes.items()
+    }
 
 
 @pytest.mark.parametrize("blocks", [None, Blocks(64, 512)])

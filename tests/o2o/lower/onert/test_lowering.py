@@ -20,8 +20,8 @@ from o2o.model import CUSTOM_DOMAIN, Model, shape_of
 from o2o.operators import reference
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
-from o2o.rewriting.cache_layout import turn_caches
-from o2o.rewriting.topological_sort import put_in_order
+from o2o.rewriting.cache_layout import transpose_caches
+from o2o.rewriting.topological_sort import topological_sort
 from tests.o2o.fused_graphs import Form, attention, feeds_at
 from tests.o2o.graphs import FLOAT, INT32, INT64, Graph, decoder, feeds, operators, per_channel, weights
 from tests.o2o.lower.onert.running import run, run_all
@@ -33,7 +33,7 @@ Arrays = Mapping[str, np.ndarray]
 def legalized(model: Model) -> Model:
     """`model`, legalized, as it comes out of a file."""
     legalize(model)
-    put_in_order(model.graphs[0])
+    topological_sort(model.graphs[0])
     return formats.loads(formats.dumps(model))
 
 
@@ -396,7 +396,7 @@ def test_a_little_model_is_refused_only_beyond_the_limit(monkeypatch: pytest.Mon
 def test_caches_that_onert_wants_are_not_turned_again() -> None:
     model = legalized(attention(Form(layout="BTNH")))
     with pytest.raises(ModelError, match="past_value_0 is BNHT"):
-        turn_caches(model, model.graphs[0], "BTNH")
+        transpose_caches(model, model.graphs[0], "BTNH")
 
 
 def test_whole_caches_of_a_graph_without_writes_are_refused() -> None:

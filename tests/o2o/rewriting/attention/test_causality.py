@@ -14,7 +14,7 @@ from o2o.operators.reference import NotEvaluable
 from o2o.rewriting.attention import causality
 from o2o.rewriting.attention.causality import Keys, at_position, prove_causal, prove_start
 from o2o.rewriting.attention.visibility import Visibility
-from o2o.rewriting.matchers import Miss
+from o2o.rewriting.matchers import MatchFailure
 from tests.o2o.attention_graphs import Form, build
 from tests.o2o.graphs import INT64, Graph
 from tests.o2o.mutations import mutate
@@ -61,7 +61,7 @@ def test_one_wrong_row_is_found_wherever_it_is(row: int) -> None:
     numbers = table.const_value.numpy().copy()  # type: ignore[union-attr]
     numbers[row, 0] = -1e9
     table.const_value = ir.Tensor(numbers, name="table")
-    with pytest.raises(Miss, match="not causal at position"):
+    with pytest.raises(MatchFailure, match="not causal at position"):
         prove_causal(mask_of(model), Keys(8, 36, appended=False))
 
 
@@ -83,7 +83,7 @@ def test_tokens_that_do_not_count_up(change: str) -> None:
         numbers[1, 7] = 8
         keys.const_value = ir.Tensor(numbers, name="keys")
         keys.shape = ir.Shape([4, 12])
-    with pytest.raises(Miss, match="not causal at position"):
+    with pytest.raises(MatchFailure, match="not causal at position"):
         prove_causal(mask_of(model), Keys(4, 12, appended=False))
 
 
@@ -113,7 +113,7 @@ def test_what_is_said_to_go_by_tokens_does() -> None:
                     row = rows.setdefault(position + token, numbers[..., token, :])
                     np.testing.assert_array_equal(numbers[..., token, :], row, err_msg=f"{seed}")
             told += 1
-        except (Miss, NotEvaluable):
+        except (MatchFailure, NotEvaluable):
             continue
     assert told > 50
 
