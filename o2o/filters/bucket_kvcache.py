@@ -8,10 +8,11 @@ from o2o.cli.command import numbers
 from o2o.cli.text import counted, listed
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
-from o2o.lower.litert.tuning import SMALLEST, capacity_of, doubling
+from o2o.lower.litert.tuning import SMALLEST, doubling
 from o2o.model import Model
 from o2o.rewriting.cache_buckets import add_cache_buckets
 from o2o.rewriting.matchers import MatchFailure
+from o2o.signatures import buckets_of, capacity_of, find_decode
 
 
 class BucketKvcache(Filter):
@@ -42,12 +43,11 @@ class BucketKvcache(Filter):
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
-        decode = next((signature for signature in model.signatures if signature.name == "decode"), None)
+        decode = find_decode(model)
         if decode is None or not (own := capacity_of(decode)):
             raise ModelError("there is no decode whose caches the contract tells: merge one with the prefill")
-        there = [s.name for s in model.signatures if s.name.startswith("decode_")]
-        if there:
-            raise ModelError(f"decode has other capacities already: {listed(there)}")
+        if buckets := [signature.name for signature in buckets_of(model)]:
+            raise ModelError(f"decode has buckets already: {listed(buckets)}")
         wanted = doubling(own) if args.capacities is None else sorted(set(args.capacities))
         if wrong := [rows for rows in wanted if not 0 < rows < own]:
             raise UsageError(f"--capacities: {wrong[0]} is not between 0 and the {own} of decode")

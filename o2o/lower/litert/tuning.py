@@ -20,6 +20,7 @@ from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.matchers import MatchFailure, producer_of
 from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
+from o2o.signatures import buckets_of, capacity_of, find_decode, prefills_of
 
 MULTIPLICATIONS = 12
 """With one weight, in the time that reading it from memory takes: 11 of float32 on two cores, 13 of int8."""
@@ -43,7 +44,7 @@ def tune(model: Model, capacities: Sequence[int] | None = None) -> bool:
     capacities: those of decode besides its own, where they are below it; None for what `doubling` gives.
     Those that the model has already stay, and so does a decode that cannot be proven to do with less.
     """
-    decode = next((signature for signature in model.signatures if signature.name == "decode"), None)
+    decode = find_decode(model)
     own = capacity_of(decode) if decode is not None else 0
     wanted = [rows for rows in (doubling(own) if capacities is None else capacities) if rows < own]
     if decode is None or not wanted:
@@ -51,7 +52,7 @@ def tune(model: Model, capacities: Sequence[int] | None = None) -> bool:
     for signature in model.signatures:
         transpose_caches(model, signature.graph, "BNTH")
         simplify_layout_ops(model, signature.graph)
-    if not any(signature.name.startswith("decode_") for signature in model.signatures):
+    if not buckets_of(model):
         with contextlib.suppress(MatchFailure):
             add_cache_buckets(model, decode, wanted)
     return True
@@ -64,8 +65,7 @@ def leave_logits_to_decode(model: Model) -> bool:
     the last token of a prompt. That pays where the shortest prefill multiplies more with the head than a
     decode step takes: it reads every weight once, while `MULTIPLICATIONS` are done.
     """
-    decode = next((signature for signature in model.signatures if signature.name == "decode"), None)
-    prefills = [s for s in model.signatures if s.name == "prefill" or s.name.startswith("prefill_")]
+    decode, prefills = find_decode(model), prefills_of(model)
     logits = [_logits(signature) for signature in prefills]
     if decode is None or not logits or None in logits:
         return False
@@ -96,12 +96,3 @@ def _weights(signature: Signature) -> int:
     """How many numbers are in its matrices."""
     values = signature.graph.initializers.values()
     return sum(math.prod(shape_of(value)) for value in values if len(shape_of(value)) == 2)
-
-
-def capacity_of(signature: Signature) -> int:
-    """The rows of its caches, 0 for one without any that the contract tells."""
-    for value in signature.inputs.values():
-        role = role_of(value)
-        if role is not None and role.kind.endswith("_cache") and role.layout is not None:
-            return shape_of(value)[role.layout.index("T")]
-    return 0

@@ -15,7 +15,7 @@ from o2o.model import Model, shape_of
 from o2o.rewriting.builder import Builder, fresh_name
 
 
-def legalize_update(model: Model, graph: ir.Graph, node: ir.Node) -> None:
+def legalize_dynamic_update_slice(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     """What reads the cache sees each row of it, but the new one in its place; what was given out as a whole
     cache is given out as the row."""
     cache, row, start = node.inputs

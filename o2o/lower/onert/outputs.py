@@ -10,7 +10,7 @@ from o2o.rewriting.builder import Builder
 from o2o.rewriting.rewire import detach_output
 
 
-def set_apart(model: Model, graph: ir.Graph) -> None:
+def copy_shared_outputs(model: Model, graph: ir.Graph) -> None:
     """Give out a copy of each output of `graph` that is read inside, or is an input, too."""
     for value in list(graph.outputs):
         if value.uses() or value.is_graph_input():

@@ -12,7 +12,7 @@ from o2o.rewriting.matchers import constant_ints
 from o2o.rewriting.rewire import replace_output
 
 
-def legalize_split(model: Model, graph: ir.Graph, node: ir.Node) -> None:
+def legalize_split_v(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     """Parts of constant sizes, which their shapes tell, along a constant axis."""
     x, _, axes = node.inputs
     assert x is not None

@@ -14,9 +14,9 @@ from o2o.cli.silence_stderr import quiet
 from o2o.errors import ModelError
 from o2o.formats.onnx_writer import write
 from o2o.formats.tensors import is_quantized
-from o2o.lower.onnx.lowering import find_decode
 from o2o.model import Model
 from o2o.quantization.schemes import INT8
+from o2o.signatures import decode_of
 
 TOKENS = 6  # that are read from the beginning on, all but one of them at once
 Slot = tuple[str, int | None]
@@ -29,7 +29,7 @@ def check(before: Model, lowered: ir.Model) -> str:
     runtime rounds its own way: results may be as far off as `INT8` says. Raises ModelError that says what
     differs.
     """
-    decode = find_decode(before)
+    decode = decode_of(before)
     rounded = any(is_quantized(value) for value in decode.graph.initializers.values())
     tolerance = INT8.tolerance if rounded else TOLERANCE
     with tempfile.TemporaryDirectory() as folder:  # models may be larger than memory

@@ -33,6 +33,7 @@ from o2o.operators import causal_attention
 from o2o.quantization import metadata
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.matchers import producer_of
+from o2o.signatures import decode_of
 
 FORMS: dict[str, type[Standard]] = {form.name: form for form in (Standard, Contrib)}
 
@@ -45,28 +46,22 @@ def lower_to_onnx(model: Model, form: str = "standard", logits: str = "last") ->
     """
     if model.format != "circle":
         raise ModelError("this is TFLite: ONNX is made of Circle, which lower.litert.py has been given")
-    decode = find_decode(model)
+    decode = decode_of(model)
+    _check_roles(decode)
     return _Lowering(model, decode, FORMS[form], logits == "last").run()
 
 
-def find_decode(model: Model) -> Signature:
-    """The signature that takes one token and caches. Raises ModelError when there is none."""
-    found = [signature for signature in model.signatures if _decodes(signature)]
-    if not found:
-        raise ModelError(
-            "there is no decode graph whose o2o.contract names tokens [1, 1], position, caches and logits"
-        )
-    return next((signature for signature in found if signature.name == "decode"), found[0])
-
-
-def _decodes(signature: Signature) -> bool:
-    kinds = {role.kind: value for value in signature.graph.inputs if (role := role_of(value)) is not None}
-    outputs = {role.kind for value in signature.graph.outputs if (role := role_of(value)) is not None}
-    return (
-        {"tokens", "position", "key_cache", "value_cache"} <= set(kinds)
-        and "logits" in outputs
-        and math.prod(shape_of(kinds["tokens"])) == math.prod(shape_of(kinds["position"])) == 1
-    )
+def _check_roles(decode: Signature) -> None:
+    """Raise ModelError unless decode has every role that the ONNX graph needs."""
+    inputs = {role.kind: value for value in decode.graph.inputs if (role := role_of(value)) is not None}
+    outputs = {role.kind for value in decode.graph.outputs if (role := role_of(value)) is not None}
+    needed = ("tokens", "position", "key_cache", "value_cache")
+    missing = [kind for kind in needed if kind not in inputs]
+    missing += ["logits"] if "logits" not in outputs else []
+    if missing:
+        raise ModelError(f"{decode.name}: no tensor has the role {missing[0]} in the o2o.contract")
+    if (shape := shape_of(inputs["position"])) not in ((), (1,), (1, 1)):
+        raise ModelError(f"{decode.name}: its position {list(shape)} is not that of one token")
 
 
 class _Lowering:

@@ -25,7 +25,7 @@ def test_new_signatures_beside_the_old(command: Command, exported_model, lowered
     }
     assert found == {"decode": {32}, "decode_8": {8}, "decode_16": {16}}
     assert after.history[-1]["arguments"] == ["--capacities", "16,8"]
-    assert command.refusal(after) == (1, "decode has other capacities already: decode_8, decode_16")
+    assert command.refusal(after) == (1, "decode has buckets already: decode_8, decode_16")
 
 
 def test_nothing_smaller_than_what_is_small(command: Command) -> None:

@@ -1,0 +1,200 @@
+"""Which signature of a language model is decode, which are prefills, and which are buckets.
+
+The rule looks at roles (`o2o.contract`) and at the number of tokens T that a signature reads, not at names:
+
+- *Decode* takes KV caches and reads one token. Of several such signatures it is one that gives logits;
+  of these, the one with the largest capacity S; of these, the one named `decode`. Without that name a
+  tie is ambiguous, and the model has no decode.
+- A *bucket* does what decode does with a smaller capacity.
+- A *prefill* is any other signature that reads tokens.
+
+T is the number of elements of the input with the role `tokens`. A signature without that input, such as one
+that reads embeddings, counts as reading one token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from o2o.contract import Role, role_of
+from o2o.errors import ModelError
+from o2o.model import Model, Signature, shape_of
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The facts about one signature that the rule uses.
+
+    Attributes:
+        name: The signature's name, which only breaks ties.
+        tokens: T; None without an input of the role `tokens`.
+        takes_caches: Whether KV caches are among the inputs.
+        capacity: The largest capacity S of these caches; 0 where no layout says which axis that is.
+        gives_logits: Whether logits are among the outputs.
+    """
+
+    name: str
+    tokens: int | None
+    takes_caches: bool
+    capacity: int
+    gives_logits: bool
+
+    @classmethod
+    def of(cls, name: str, inputs: Iterable[tuple[Role, Sequence[int]]], outputs: Iterable[Role]) -> Traits:
+        """Return the traits of a signature.
+
+        Args:
+            name: The signature's name.
+            inputs: Role and shape of each input that has a role.
+            outputs: The role of each output that has one.
+
+        Returns:
+            Its traits.
+        """
+        tokens, takes_caches, capacity = None, False, 0
+        for role, shape in inputs:
+            if role.kind == "tokens":
+                tokens = math.prod(shape)
+            elif role.kind in ("key_cache", "value_cache"):
+                takes_caches = True
+                if role.layout is not None:
+                    capacity = max(capacity, shape[role.layout.index("T")])
+        return cls(name, tokens, takes_caches, capacity, any(role.kind == "logits" for role in outputs))
+
+    @property
+    def can_decode(self) -> bool:
+        return self.takes_caches and self.tokens in (None, 1)
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        return self.gives_logits, self.capacity
+
+
+@dataclass(frozen=True)
+class Classified(Generic[S]):
+    """The signatures of a model by what they are for.
+
+    Attributes:
+        decode: The signature that continues a text up to the full capacity.
+        prefills: By T, the smallest first.
+        buckets: By capacity, the smallest first.
+    """
+
+    decode: S | None
+    prefills: list[S]
+    buckets: list[S]
+
+
+def classify(signatures: Sequence[tuple[S, Traits]]) -> Classified[S]:
+    """Apply the rule of this module to signatures in any representation.
+
+    Args:
+        signatures: Each signature with its traits, in the order of the file.
+
+    Returns:
+        The same signatures, sorted into decode, prefills and buckets.
+    """
+    best = max((traits.rank for _, traits in signatures if traits.can_decode), default=(False, 0))
+    decodes = [pair for pair in signatures if pair[1].can_decode and pair[1].rank == best]
+    if len(decodes) > 1:
+        decodes = [pair for pair in decodes if pair[1].name == "decode"]
+    prefills, buckets = [], []
+    for pair in signatures:
+        traits = pair[1]
+        if pair in decodes[:1]:
+            continue
+        if traits.can_decode and traits.gives_logits == best[0] and traits.capacity < best[1]:
+            buckets.append(pair)
+        elif traits.tokens is not None:
+            prefills.append(pair)
+    prefills.sort(key=lambda pair: pair[1].tokens or 0)
+    buckets.sort(key=lambda pair: pair[1].capacity)
+    return Classified(
+        decodes[0][0] if decodes else None,
+        [signature for signature, _ in prefills],
+        [signature for signature, _ in buckets],
+    )
+
+
+def find_decode(model: Model) -> Signature | None:
+    """Return the decode signature, or None.
+
+    Args:
+        model: A model with roles attached to its values.
+
+    Returns:
+        Decode by the rule of this module; None when there is none.
+    """
+    return _classified(model).decode
+
+
+def decode_of(model: Model) -> Signature:
+    """Return the decode signature.
+
+    Args:
+        model: A model with roles attached to its values.
+
+    Returns:
+        Decode by the rule of this module.
+
+    Raises:
+        ModelError: No signature takes caches and reads one token, or several do and none is `decode`.
+    """
+    if (decode := find_decode(model)) is not None:
+        return decode
+    names = ", ".join(repr(signature.name) for signature in model.signatures) or "none"
+    raise ModelError(
+        f"no decode signature: of {names}, not exactly one reads one token and takes caches with a role in "
+        "the o2o.contract"
+    )
+
+
+def prefills_of(model: Model) -> list[Signature]:
+    """Return the prefill signatures.
+
+    Args:
+        model: A model with roles attached to its values.
+
+    Returns:
+        Prefills by the rule of this module, those of the fewest tokens first.
+    """
+    return _classified(model).prefills
+
+
+def buckets_of(model: Model) -> list[Signature]:
+    """Return the buckets: decode signatures of smaller capacities.
+
+    Args:
+        model: A model with roles attached to its values.
+
+    Returns:
+        Buckets by the rule of this module, those of the smallest capacity first.
+    """
+    return _classified(model).buckets
+
+
+def capacity_of(signature: Signature) -> int:
+    """Return the capacity S of a signature's KV caches.
+
+    Args:
+        signature: A signature with roles attached to its values.
+
+    Returns:
+        The largest number of rows of a cache input; 0 without caches whose layout is known.
+    """
+    return _traits(signature).capacity
+
+
+def _classified(model: Model) -> Classified[Signature]:
+    return classify([(signature, _traits(signature)) for signature in model.signatures])
+
+
+def _traits(signature: Signature) -> Traits:
+    inputs = [(role, shape_of(v)) for v in signature.inputs.values() if (role := role_of(v)) is not None]
+    outputs = [role for v in signature.outputs.values() if (role := role_of(v)) is not None]
+    return Traits.of(signature.name, inputs, outputs)
