@@ -15,11 +15,11 @@ that reads embeddings, counts as reading one token.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from o2o.contract import Role, role_of
+from o2o.contract import Role, parse_role, role_of
 from o2o.errors import ModelError
 from o2o.model import Model, Signature, shape_of
 
@@ -60,7 +60,7 @@ class Traits:
         for role, shape in inputs:
             if role.kind == "tokens":
                 tokens = math.prod(shape)
-            elif role.kind in ("key_cache", "value_cache"):
+            elif role.is_cache:
                 takes_caches = True
                 if role.layout is not None:
                     capacity = max(capacity, shape[role.layout.index("T")])
@@ -119,6 +119,29 @@ def classify(signatures: Sequence[tuple[S, Traits]]) -> Classified[S]:
         [signature for signature, _ in prefills],
         [signature for signature, _ in buckets],
     )
+
+
+def classify_contract(signatures: Mapping[str, Any]) -> Classified[str]:
+    """Apply the rule of this module to the signatures of a contract.
+
+    Args:
+        signatures: The `signatures` of a contract as JSON (`o2o.contract.contract_of`).
+
+    Returns:
+        Their names, sorted into decode, prefills and buckets.
+
+    Raises:
+        KeyError: A signature has no inputs or outputs, or one of these no shape.
+        TypeError: A shape is not a list of numbers.
+    """
+    pairs = []
+    for name, entries in signatures.items():
+        inputs = [
+            (role, entry["shape"]) for entry in entries["inputs"] if (role := parse_role(entry)) is not None
+        ]
+        outputs = [role for entry in entries["outputs"] if (role := parse_role(entry)) is not None]
+        pairs.append((name, Traits.of(name, inputs, outputs)))
+    return classify(pairs)
 
 
 def find_decode(model: Model) -> Signature | None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from o2o.errors import ModelError
+from o2o.signatures import classify_contract
 
 Slot = tuple[str, int]
 """One key or value cache: ("key" or "value", layer)."""
@@ -118,9 +119,8 @@ class Contract:
     def parse(cls, contract: Mapping[str, Any]) -> Contract:
         """Read a contract as `o2o.contract.contract_of` gives it.
 
-        The prefills are the signatures called `prefill` or `prefill_...`; besides `decode` others, called
-        `decode_...`, may do the same in smaller caches. Raises ModelError for a contract that is missing, or
-        that no engine could run.
+        `o2o.signatures` says which signature is decode, which are prefills and which are buckets. Raises
+        ModelError for a contract that is missing, or that no engine could run.
         """
         names = contract.get("signatures")
         if not names:
@@ -128,12 +128,11 @@ class Contract:
                 "the model says nothing of its inputs and outputs (no o2o.contract inside): "
                 "build it with this toolchain's export and filters"
             )
-        prefills = [name for name in names if name == "prefill" or name.startswith("prefill_")]
-        smaller = [name for name in names if name.startswith("decode_")]
         try:
-            decode = _signature(contract, "decode")
-            others = [_signature(contract, name) for name in smaller]
-            read = [_signature(contract, name) for name in prefills or ["prefill"]]
+            classified = classify_contract(names)
+            decode = _signature(contract, classified.decode or "decode")  # whose check says what it lacks
+            others = [_signature(contract, name) for name in classified.buckets]
+            read = [_signature(contract, name) for name in classified.prefills or ["prefill"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the model's o2o.contract is damaged: {error!r}") from error
         capacity, vocab_size = _check_decode(decode)
@@ -156,7 +155,7 @@ class Contract:
     def parse_decode(cls, contract: Mapping[str, Any]) -> Contract:
         """Read a contract of `decode` alone, for an engine that reads prompts with it. Raises ModelError."""
         try:
-            decode = _signature(contract, "decode")
+            decode = _signature(contract, classify_contract(contract["signatures"]).decode or "decode")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the model's o2o.contract is damaged: {error!r}") from error
         capacity, vocab_size = _check_decode(decode)

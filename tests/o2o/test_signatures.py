@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import onnx_ir as ir
 import pytest
 
-from o2o.contract import Role
+from o2o.contract import Role, contract_of
 from o2o.errors import ModelError
 from o2o.model import Model, Signature
-from o2o.signatures import buckets_of, capacity_of, decode_of, find_decode, prefills_of
+from o2o.signatures import buckets_of, capacity_of, classify_contract, decode_of, find_decode, prefills_of
 from tests.o2o.graphs import FLOAT, INT32
 
 
@@ -107,3 +107,9 @@ def test_caches_without_a_layout_have_no_known_capacity() -> None:
 def test_a_model_without_roles_has_none() -> None:
     graph = ir.Graph([], [], nodes=[], name="main")
     assert names(Model("circle", [graph], [Signature("main", graph, {}, {})])) == (None, [], [])
+
+
+def test_a_contract_is_classified_by_the_same_rule() -> None:
+    model = model_of(signature("a", 4), signature("b", capacity=16), signature("c"))
+    classified = classify_contract(contract_of(model)["signatures"])
+    assert (classified.decode, classified.prefills, classified.buckets) == ("b", ["a"], ["c"])

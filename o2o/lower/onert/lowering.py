@@ -1,7 +1,7 @@
 """Circle to Circle that onert 0.1.0 runs: one decode step on its `cpu` backend.
 
-onert runs subgraph 0 only, has no ATTENTION, and updates nothing in place. So the model keeps its decode graph
-alone. That graph reads the KV caches and returns the new rows; the runtime writes them into the caches.
+onert runs subgraph 0 only, has no ATTENTION, and updates nothing in place. So the model keeps its decode
+graph alone. That graph reads the KV caches and returns the new rows; the runtime writes them into the caches.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def legalize(model: Model) -> Summary:
         The dropped signatures and the operator counts.
 
     Raises:
-        ModelError: The model is TFLite, has no decode signature, or has an operator that onert cannot compute.
+        ModelError: The model is TFLite, has no decode signature, or has an operator that onert lacks.
     """
     if model.format != "circle":
-        raise ModelError("legalize.onert.py needs a Circle model: pass the model before lower.litert.py")
+        raise ModelError("onert needs a Circle model: pass the one that lower.litert.py was given")
     decode = decode_of(model)
     graph = decode.graph
     dropped = [signature.name for signature in model.signatures if signature is not decode]

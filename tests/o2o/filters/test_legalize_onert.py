@@ -62,8 +62,8 @@ def test_a_refusal_is_one_line(command: Command) -> None:
     code, message = command.refusal(decoder())
     assert code == 1
     assert message == (
-        "decode returns 8 rows of key_0, not the new one alone: fuse its attention with fuse.attention.py, or "
-        "export with --cache static"
+        "decode returns 8 rows of key_0, not the new one alone: fuse its attention with fuse.attention.py, "
+        "or export with --cache static"
     )
 
 

@@ -250,5 +250,5 @@ def test_a_file_that_ends_the_process_is_told(
 
 def test_tflite_is_refused(toy: Path, tmp_path: Path) -> None:
     file = filtered(lower_litert.main, tmp_path / "model.tflite", toy)
-    with pytest.raises(ModelError, match="onert's own operators are Circle's"):
+    with pytest.raises(ModelError, match="onert needs a Circle model"):
         OnertEngine.load(file)
