@@ -1,36 +1,46 @@
-"""`python -m o2o FILTER ...`: the same as the command of that name (`python -m o2o fuse.attention`)."""
+"""`python -m o2o FILTER ...` runs a filter, as its own command does (`fuse.attention.py ...`)."""
 
 from __future__ import annotations
 
-import inspect
+import os
 import sys
 
 from o2o import filters
-from o2o.cli import command
-from o2o.errors import UsageError
+from o2o.cli import interrupt
+
+PROGRAM = "python -m o2o"
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the filter that the first argument names. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return command.run("python -m o2o", lambda: _run(arguments), debug="--debug" in arguments)
+    if arguments and (name := filters.find(arguments[0])) is not None:
+        return filters.load(name).main(arguments[1:])
+    from o2o.cli import command
+
+    return command.run(PROGRAM, lambda: _help(arguments), debug="--debug" in arguments)
 
 
-def _run(arguments: list[str]) -> int:
+def script() -> int:
+    """Run the filter whose console script this process is: all of them start here (pyproject.toml)."""
+    interrupt.exit_on_interrupt(os.path.basename(sys.argv[0]))
+    return main(sys.argv)
+
+
+def _help(arguments: list[str]) -> int:
+    from o2o.errors import UsageError
+
     if arguments[:1] in ([], ["-h"], ["--help"]):
-        sys.stdout.write(f"usage: python -m o2o FILTER ...\n\n{listing()}")
+        sys.stdout.write(f"usage: {PROGRAM} FILTER ...\n\n{listing()}")
         return 0 if arguments else 2
-    # File names cannot tell `rename.io.remove_prefix` from `rename.io.remove.prefix`: neither need the user.
-    commands = {name.replace("_", "."): name for name in filters.names()}
-    commands["inspect.model"] = commands["inspect"]  # why they differ: pyproject.toml
-    module = commands.get(arguments[0].removesuffix(".py").replace("_", "."))
-    if module is None:
-        known = ", ".join(filters.load(name).name.removesuffix(".py") for name in filters.names())
-        raise UsageError(f"there is no filter {arguments[0]!r}; there are: {known}")
-    return filters.load(module).main(arguments[1:])
+    known = ", ".join(filters.load(name).name.removesuffix(".py") for name in filters.names())
+    raise UsageError(f"there is no filter {arguments[0]!r}; there are: {known}")
 
 
 def listing() -> str:
-    """All commands, a line each, with what they do."""
+    """Return a line for each command: its name and what it does."""
+    import inspect
+
     found = [filters.load(name) for name in filters.names()]
     width = max(len(filter_.name) for filter_ in found)
     lines = [
@@ -40,4 +50,5 @@ def listing() -> str:
 
 
 if __name__ == "__main__":
+    interrupt.exit_on_interrupt(PROGRAM)
     sys.exit(main())

@@ -8,14 +8,16 @@ is first used. It is not left in `sys.modules`: whoever imports SymPy gets SymPy
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 
-class _Later(ModuleType):
+class _LazySympy(ModuleType):
     """Stands for a module that has not been imported: its attributes are functions that import it."""
 
     loading = True
@@ -25,22 +27,46 @@ class _Later(ModuleType):
             raise AttributeError(name)
         if self.loading:
             return self._function(name)
-        return getattr(importlib.import_module(self.__name__), name)
+        return getattr(_sympy(), name)
 
     def _function(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            return getattr(importlib.import_module(self.__name__), name)(*args, **kwargs)
+            return getattr(_sympy(), name)(*args, **kwargs)
 
         return call
 
 
-def import_onnx_ir() -> None:
-    """Import `onnx_ir`, and not `sympy` unless somebody did already."""
-    if "sympy" in sys.modules or "onnx_ir" in sys.modules:
-        return
-    later = sys.modules["sympy"] = _Later("sympy")
-    try:
-        importlib.import_module("onnx_ir")
-    finally:
-        later.loading = False
-        del sys.modules["sympy"]
+def _sympy() -> ModuleType:
+    import sympy
+
+    return sympy
+
+
+class _Finder:
+    """Finds `onnx_ir` as usual; a stand-in is `sympy` while the module runs."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
+        if name != "onnx_ir" or "sympy" in sys.modules:
+            return None
+        from importlib.machinery import PathFinder
+
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            stand_in = sys.modules["sympy"] = _LazySympy("sympy")
+            try:
+                execute(module)
+            finally:
+                stand_in.loading = False
+                del sys.modules["sympy"]
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def install() -> None:
+    """Import `onnx_ir`, whenever that will be, without `sympy`, unless somebody imported that already."""
+    sys.meta_path.insert(0, _Finder())

@@ -11,9 +11,11 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from o2o.cli import interrupt
+from o2o.cli.interrupt import INTERRUPTED
 from o2o.errors import O2oError, UsageError
 
-CLOSED_PIPE, INTERRUPTED = 141, 130  # as a shell reports SIGPIPE and SIGINT
+CLOSED_PIPE = 141  # as a shell reports SIGPIPE
 
 WHAT_TO_DO = {
     errno.ENOSPC: "make room, or write elsewhere",
@@ -45,29 +47,44 @@ def numbers(text: str) -> list[int]:
 
 
 def run(program: str, body: Callable[[], int | None], debug: bool = False) -> int:
-    """Run `body` and turn whatever it raises into one line on stderr and an exit code.
+    """Run the body of a command and report every exception as one line on stderr.
 
-    Exit codes: what `body` returns (None is 0); an `O2oError`'s own (1 model, 2 usage); 1 for the system's
-    errors (full disk, missing file); 130 for Ctrl-C; 141 for a closed pipe, which is silent as in any
-    Unix tool. With `debug` the traceback comes first.
+    Args:
+        program: The command's name, which begins the line.
+        body: Returns the exit code; None is 0.
+        debug: Print the traceback before the line.
+
+    Returns:
+        The exit code of `body`, or of an `O2oError` (1 model, 2 usage). Errors of the system (full disk,
+        missing file) are 1, SIGINT is 130. A closed pipe is 141, and silent as in any Unix tool.
     """
     try:
-        code = body() or 0
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
+        with interrupt.interruptible():
+            code = body() or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
         _let_go_of_stdout()
         return CLOSED_PIPE
     except KeyboardInterrupt:
-        return INTERRUPTED
+        code = INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError):
             _let_go_of_stdout()
         if debug:
             traceback.print_exception(error)
-        print(f"{program}: {' '.join(_told(error).split())}", file=sys.stderr)
+        report(program, _told(error))
         return error.exit_code if isinstance(error, O2oError) else 1
+    if code == INTERRUPTED:
+        interrupt.mark_reported()
+        report(program, interrupt.MESSAGE)
+    return code
+
+
+def report(program: str, message: str) -> None:
+    """Print `message` on stderr as one line, which begins with the name of the command."""
+    if sys.stderr is not None:  # closed: `print` would take stdout
+        print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _told(error: Exception) -> str:

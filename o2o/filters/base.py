@@ -152,7 +152,7 @@ class Filter:
                 return int(done.code or 0)
             code = filter_.run(args, arguments)
             for message in filter_._said:
-                print(f"{cls.name}: {message}", file=sys.stderr)
+                command.report(cls.name, message)
             return code
 
         # A filter lives for one model, most of which it keeps to the end: it would only lose time looking

@@ -46,10 +46,28 @@ def test_an_error_is_one_line(
     assert captured.err == f"tool.py: {line}\n"
 
 
-@pytest.mark.parametrize(("error", "code"), [(None, 0), (KeyboardInterrupt(), 130), (BrokenPipeError(), 141)])
+@pytest.mark.parametrize(("error", "code"), [(None, 0), (BrokenPipeError(), 141)])
 def test_silent_ends(error: BaseException | None, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(error) == code
     assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(KeyboardInterrupt()) == 130
+    assert capsys.readouterr() == ("", "tool.py: interrupted\n")
+
+
+def test_a_body_that_ended_by_an_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run("tool.py", lambda: command.INTERRUPTED) == 130
+    assert capsys.readouterr() == ("", "tool.py: interrupted\n")
+
+
+def test_a_closed_stderr_does_not_move_messages_to_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert run(ModelError("no")) == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import io
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ import pytest
 from o2o import filters, formats
 from o2o.filters.base import Filter
 from o2o.model import Model
+from tests.conftest import ROOT
 from tests.o2o.graphs import SAMPLES, decoder
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(40)
@@ -108,10 +110,9 @@ class Manners:
         assert len(first) <= 105
 
     def test_its_command_is_installed_under_its_name(self) -> None:
-        from importlib.metadata import entry_points
-
-        scripts = {entry.name: entry.value for entry in entry_points(group="console_scripts")}
-        assert scripts.get(self.filter.name) == f"o2o.filters.{self.module}:main"
+        scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+        assert scripts[self.filter.name] == "o2o.__main__:script"
+        assert filters.find(self.filter.name) == self.module
 
     # ---- success -----------------------------------------------------------------------------------
 

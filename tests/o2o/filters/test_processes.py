@@ -140,15 +140,22 @@ def end(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 130), (signal.SIGHUP, -1)],
+    ("number", "code", "message"),
+    [
+        (signal.SIGKILL, -9, ""),
+        (signal.SIGTERM, -15, ""),
+        (signal.SIGINT, 130, "gc.py: interrupted\n"),
+        (signal.SIGHUP, -1, ""),
+    ],
 )
-def test_a_filter_that_is_killed_while_it_writes(number: signal.Signals, code: int, folder: Path) -> None:
+def test_a_filter_that_is_killed_while_it_writes(
+    number: signal.Signals, code: int, message: str, folder: Path
+) -> None:
     with started("gc", "-o", folder / "out.circle") as process:
         write_half(process)
         assert_as_it_was(folder)
         process.send_signal(number)
-        assert end(process) == (code, b"", "")
+        assert end(process) == (code, b"", message)
     assert_as_it_was(folder)
 
 

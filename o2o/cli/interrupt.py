@@ -1,0 +1,125 @@
+"""SIGINT (Ctrl-C): a command ends with one line on stderr and exit code 130, whenever the signal comes.
+
+Python raises KeyboardInterrupt, which nobody catches while modules are imported: a traceback appears. A
+command therefore calls `exit_on_interrupt` first. Until its body runs, SIGINT ends the process at once: there
+is nothing to clean up. `o2o.cli.command.run` runs the body in `interruptible`. There SIGINT raises
+KeyboardInterrupt, and a process that is still alive `DEADLINE` later is ended. Afterwards SIGINT is ignored.
+
+This module imports nothing slow. A process that never calls `exit_on_interrupt` keeps its signal handlers.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+INTERRUPTED = 130  # as a shell reports SIGINT
+MESSAGE = "interrupted"
+DEADLINE = 1.5  # seconds that cleaning up may take
+
+
+class _Handler:
+    """The handler of SIGINT: it ends the process, or raises KeyboardInterrupt while `raising`."""
+
+    def __init__(self, program: str | None) -> None:
+        self.program = program
+        self.raising = self.interrupted = self.reported = False
+
+    def __call__(self, *_: object) -> None:
+        first, self.interrupted = not self.interrupted, True
+        if not self.raising:
+            self.exit()
+        if first:  # a second exception would interrupt the cleaning up
+            raise KeyboardInterrupt
+
+    def exit(self) -> None:
+        if self.program is not None and not self.reported and sys.stderr is not None:
+            with contextlib.suppress(OSError):  # not `print`, which the signal may have interrupted
+                os.write(2, f"{self.program}: {MESSAGE}\n".encode())
+        os._exit(INTERRUPTED)
+
+    def watch(self, signals: int) -> None:
+        """In a thread: end the process `DEADLINE` after SIGINT, also while foreign code runs.
+
+        Args:
+            signals: A pipe that receives the number of each signal, written by Python's C handler.
+        """
+        while (number := os.read(signals, 1)) and number[0] != signal.SIGINT:
+            pass
+        if number:
+            time.sleep(DEADLINE)
+            self.exit()
+
+
+_handler: _Handler | None = None
+
+
+def exit_on_interrupt(program: str | None) -> None:
+    """End this process at SIGINT from now on, with one line and exit code 130.
+
+    Call it at the start of a command, before slow imports. SIGINT stays ignored where it is (`nohup`).
+
+    Args:
+        program: The name in the line. None prints no line: for a child process, whose parent prints one.
+    """
+    global _handler
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        _handler = _Handler(program)
+        signal.signal(signal.SIGINT, _handler)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt inside, end the process soon after, and ignore SIGINT afterwards.
+
+    Does nothing in a process that did not call `exit_on_interrupt`.
+
+    Raises:
+        KeyboardInterrupt: SIGINT came, also where the code inside turned it into another exception.
+    """
+    if _handler is None or _handler.raising:
+        yield
+        return
+    _start_watching(_handler)
+    _handler.raising = True
+    try:
+        yield
+    except Exception:
+        if _handler.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def survive_interrupts() -> None:
+    """Let SIGINT be a mere KeyboardInterrupt from now on, for a command that catches it and goes on."""
+    if _handler is not None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def mark_reported() -> None:
+    """Print no line any more: the command has printed its own."""
+    if _handler is not None:
+        _handler.reported = True
+
+
+def _start_watching(handler: _Handler) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _thread.start_new_thread(handler.watch, (reader,))
+    sys.unraisablehook = _report_unraisable
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """Hide a KeyboardInterrupt in a destructor, which Python drops: the deadline still ends the process."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
