@@ -16,8 +16,7 @@ from runtime_py.engines.litert.lowered_file import lower_file
 from runtime_py.engines.selection import AUTO, READ, Running, choices, threads_for
 from runtime_py.generation.generate import Options, Token, generate
 from runtime_py.generation.session import Session
-from runtime_py.model.contract import Contract
-from runtime_py.model.dynamic_contract import contract_of_onnx
+from runtime_py.model.contract import Contract, contract_of_onnx
 from runtime_py.model.weight_dtype import precision
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json

@@ -1,61 +1,73 @@
-"""What an engine needs to know of a model: its signatures, with every tensor named by its role.
+"""A model's signatures, with every tensor named by its role, as engines need them.
 
-The file says it (`o2o.contract`, written by the exporter and kept true by every filter), or for a file made
-elsewhere `runtime_py.model.ai_edge_roles`; this module only reads it and refuses what cannot be run, so that
-no engine
-has to check again.
+The roles come from the file's `o2o.contract`, or for a file without one from
+`runtime_py.model.ai_edge_roles`. This module reads a contract and refuses what cannot be run, so that no
+engine has to check it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from o2o import metadata
+from o2o.contract import METADATA_NAME, Role, Slot, loads, parse_role
 from o2o.errors import ModelError
 from o2o.signatures import classify_contract
 
-Slot = tuple[str, int]
-"""One key or value cache: ("key" or "value", layer)."""
+__all__ = ["Contract", "Signature", "Slot", "Tensor", "contract_of_onnx"]
 
-_CACHES = ("key_cache", "value_cache")
-_ROWS = ("key", "value")
-_ENDS = {"inputs": ("tokens", "position", *_CACHES), "outputs": ("logits", *_ROWS)}
+LENGTH = "T"
+"""Name of the dimension that stands for any number of tokens in the contract of an ONNX model."""
 
 
 @dataclass(frozen=True)
 class Tensor:
     """An input or an output of a signature.
 
-    shape: tokens [1, T]; position [1] of the first, or [T], one after the other; logits [1, T, V]; keys,
-    values and their caches as `layout` says, "BNTH" is [1, K, T, H] and "BTNH" is [1, T, K, H], with S for T
-    in a cache.
+    Attributes:
+        name: Its public name.
+        role: What it is to the model.
+        dtype: Its numpy dtype.
+        shape: Tokens [1, T]; position [1] of the first token, or [T] of each; logits [1, T, V]. Keys, values
+            and caches as `layout` says: "BNTH" is [1, K, T, H], "BTNH" is [1, T, K, H], with S for T in a
+            cache.
     """
 
     name: str
-    role: str
+    role: Role
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    layer: int = 0
-    layout: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The kind of its role, such as `tokens` or `key_cache`."""
+        return self.role.kind
+
+    @property
+    def layout(self) -> str:
+        """The axes of keys, values and caches, such as "BNTH"; "" for other tensors."""
+        return self.role.layout or ""
 
     @property
     def slot(self) -> Slot:
-        """The cache that this is, or whose rows this has."""
-        return self.role.removesuffix("_cache"), self.layer
+        """The KV cache that this is, or whose rows these are."""
+        return self.role.slot
 
     @property
     def rows(self) -> int:
-        """How many positions it holds: S of a cache, T of keys and values."""
+        """The number of positions: S of a cache, T of keys and values."""
         return self.shape[self.layout.index("T")]
 
     @property
     def heads(self) -> tuple[int, int]:
-        """(K, H): how many heads, and how long each is."""
+        """(K, H): the number of key/value heads and their dimension."""
         return self.shape[self.layout.index("N")], self.shape[self.layout.index("H")]
 
 
@@ -67,186 +79,288 @@ class Signature:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
-    def input(self, role: str) -> Tensor | None:
-        return next((tensor for tensor in self.inputs if tensor.role == role), None)
+    def input(self, kind: str) -> Tensor | None:
+        """Return the first input of this kind.
 
-    def output(self, role: str) -> Tensor | None:
-        return next((tensor for tensor in self.outputs if tensor.role == role), None)
+        Args:
+            kind: A kind of role, such as `tokens`.
+
+        Returns:
+            The input, or None.
+        """
+        return next((tensor for tensor in self.inputs if tensor.kind == kind), None)
+
+    def output(self, kind: str) -> Tensor | None:
+        """Return the first output of this kind.
+
+        Args:
+            kind: A kind of role, such as `logits`.
+
+        Returns:
+            The output, or None.
+        """
+        return next((tensor for tensor in self.outputs if tensor.kind == kind), None)
 
     @property
     def length(self) -> int:
-        """T: how many tokens one run takes."""
-        return _need(self, "tokens").shape[1]
+        """T: the number of tokens that one run takes."""
+        return _required(self, "tokens").shape[1]
 
     @property
     def gives_logits(self) -> bool:
-        """Whether logits come out: of a prefill that makes none, decode gives them for the last token."""
+        """Whether it returns logits. After a prefill without, decode computes those of the last token."""
         return self.output("logits") is not None
 
     @cached_property
     def caches(self) -> dict[Slot, Tensor]:
-        """The caches that go in; none into a prefill that only reads a prompt's beginning."""
-        return {tensor.slot: tensor for tensor in self.inputs if tensor.role in _CACHES}
+        """The KV caches that it takes. A prefill that only starts a text takes none."""
+        return {tensor.slot: tensor for tensor in self.inputs if tensor.role.is_cache}
 
     @cached_property
     def rows(self) -> dict[Slot, Tensor]:
-        """The keys and values that come out: the whole caches where caches go in, else the T new rows."""
-        return {tensor.slot: tensor for tensor in self.outputs if tensor.role in _ROWS}
+        """The keys and values that it returns: whole caches if it takes caches, else the T new rows."""
+        return {tensor.slot: tensor for tensor in self.outputs if tensor.role.is_rows}
 
 
 @dataclass(frozen=True)
 class Contract:
-    """Prefills and decode signatures that fit together."""
+    """The prefill and decode signatures of a model, checked to fit together.
+
+    Attributes:
+        prefills: The prefills, the shortest first, of different lengths; none if decode reads prompts.
+        decodes: The signatures that read one token, by cache capacity, ascending. The last holds S positions.
+        vocab_size: V, the number of logits.
+    """
 
     prefills: tuple[Signature, ...]
-    """One at least, no two of one length, the shortest first; none where decode reads prompts, too."""
     decodes: Mapping[int, Signature]
-    """Those that read one token, by the positions that their caches hold: the smallest first, at last S."""
     vocab_size: int
-    """V: how many logits there are."""
 
     @property
     def capacity(self) -> int:
-        """S: how many positions the caches hold, those of the prefills and the largest of decode."""
+        """S: the number of positions in the caches of the prefills and of the largest decode."""
         return max(self.decodes)
 
     @property
     def decode(self) -> Signature:
-        """The one that goes on to the last position."""
+        """The decode signature of the largest capacity."""
         return self.decodes[self.capacity]
 
     @classmethod
     def parse(cls, contract: Mapping[str, Any]) -> Contract:
-        """Read a contract as `o2o.contract.contract_of` gives it.
+        """Parse the contract of a model with fixed shapes.
 
-        `o2o.signatures` says which signature is decode, which are prefills and which are buckets. Raises
-        ModelError for a contract that is missing, or that no engine could run.
+        `o2o.signatures` says which signature is decode, which are prefills and which are buckets.
+
+        Args:
+            contract: A contract as `o2o.contract.contract_of` returns it.
+
+        Returns:
+            The checked contract.
+
+        Raises:
+            ModelError: The contract is missing or damaged, or no engine could run it.
         """
-        names = contract.get("signatures")
-        if not names:
-            raise ModelError(
-                "the model says nothing of its inputs and outputs (no o2o.contract inside): "
-                "build it with this toolchain's export and filters"
-            )
-        try:
-            classified = classify_contract(names)
-            decode = _signature(contract, classified.decode or "decode")  # whose check says what it lacks
-            others = [_signature(contract, name) for name in classified.buckets]
+        _require_signatures(contract)
+        with metadata.reports_damage(METADATA_NAME):
+            classified = classify_contract(contract["signatures"])
+            decode = _signature(contract, classified.decode or "decode")  # raises, naming what is missing
+            smaller = [_signature(contract, name) for name in classified.buckets]
             read = [_signature(contract, name) for name in classified.prefills or ["prefill"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ModelError(f"the model's o2o.contract is damaged: {error!r}") from error
         capacity, vocab_size = _check_decode(decode)
         decodes = {capacity: decode}
-        for other in others:
-            own = _check_smaller(other, decode, capacity, vocab_size)
+        for other in smaller:
+            own = _check_bucket(other, decode, capacity, vocab_size)
             if (same := decodes.setdefault(own, other)) is not other:
-                raise ModelError(f"{same.name} and {other.name} both hold {own} positions: leave one out")
+                raise ModelError(
+                    f"{same.name} and {other.name} both hold {own} positions: remove one of them"
+                )
         for prefill in read:
             _check_prefill(prefill, decode, capacity, vocab_size)
         read.sort(key=lambda prefill: prefill.length)
         for one, other in pairwise(read):
             if one.length == other.length:
                 raise ModelError(
-                    f"{one.name} and {other.name} both take {one.length} tokens: leave one of them out"
+                    f"{one.name} and {other.name} both take {one.length} tokens: remove one of them"
                 )
         return cls(tuple(read), dict(sorted(decodes.items())), vocab_size)
 
     @classmethod
     def parse_decode(cls, contract: Mapping[str, Any]) -> Contract:
-        """Read a contract of `decode` alone, for an engine that reads prompts with it. Raises ModelError."""
-        try:
+        """Parse the signature `decode` alone, for an engine that reads prompts with it.
+
+        Args:
+            contract: A contract as `o2o.contract.contract_of` returns it.
+
+        Returns:
+            The checked contract, without prefills.
+
+        Raises:
+            ModelError: The signature is missing or damaged, or no engine could run it.
+        """
+        with metadata.reports_damage(METADATA_NAME):
             decode = _signature(contract, classify_contract(contract["signatures"]).decode or "decode")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ModelError(f"the model's o2o.contract is damaged: {error!r}") from error
         capacity, vocab_size = _check_decode(decode)
         return cls((), {capacity: decode}, vocab_size)
 
+    @classmethod
+    def parse_dynamic(cls, text: str | None) -> tuple[Contract, bool]:
+        """Parse the contract of a graph for any number of tokens (ONNX).
+
+        Its one signature `decode` serves as prefill, too: it is checked as both, for one token.
+
+        Args:
+            text: The JSON text of the contract, where the dimension "T" is the number of tokens; None for a
+                model without.
+
+        Returns:
+            The contract with T = 1, and whether the graph returns logits of every token, not only of the
+            last.
+
+        Raises:
+            ModelError: The contract is missing, damaged or newer, or no engine could run it.
+        """
+        contract = loads(text) if text is not None else {}
+        _require_signatures(contract)
+        decode = contract["signatures"].get("decode")
+        if decode is None:
+            return cls.parse(contract), False  # raises, naming what is missing
+        with metadata.reports_damage(METADATA_NAME):
+            dynamic = {
+                entry["role"]: LENGTH in entry["shape"]
+                for entry in (*decode["inputs"], *decode["outputs"])
+                if "role" in entry
+            }
+            one_token = {
+                direction: [
+                    {**entry, "shape": [1 if size == LENGTH else size for size in entry["shape"]]}
+                    for entry in decode[direction]
+                ]
+                for direction in ("inputs", "outputs")
+            }
+        if not dynamic.get("tokens"):
+            raise ModelError("the model takes a fixed number of tokens: convert it with lower.onnx.py")
+        parsed = cls.parse({"signatures": {"decode": one_token, "prefill": one_token}})
+        return parsed, dynamic.get("logits", False)
+
+
+def contract_of_onnx(file: Path) -> Contract:
+    """Read the contract of an ONNX file.
+
+    Args:
+        file: The model.
+
+    Returns:
+        Its contract, for one token.
+
+    Raises:
+        ModelError: See `Contract.parse_dynamic`.
+    """
+    import onnx_ir as ir
+
+    contract, _ = Contract.parse_dynamic(ir.load(file).metadata_props.get(METADATA_NAME))
+    return contract
+
+
+def _require_signatures(contract: Mapping[str, Any]) -> None:
+    if not contract.get("signatures"):
+        raise ModelError(
+            f"the model has no {METADATA_NAME}, which describes its inputs and outputs: "
+            "build it with this toolchain's export and filters"
+        )
+
 
 def _signature(contract: Mapping[str, Any], name: str) -> Signature:
-    entries = contract["signatures"].get(name)
-    if entries is None:
+    signatures = contract["signatures"]
+    if (entries := signatures.get(name)) is None:
         raise ModelError(
-            f"the model has no signature {name!r}, only {', '.join(map(repr, contract['signatures']))}: "
+            f"the model has no signature {name!r}, only {', '.join(map(repr, signatures))}: "
             "merge prefill and decode with merge.circles.py"
         )
-    ends = {}
-    for end, roles in _ENDS.items():
-        tensors = [_tensor(entry) for entry in entries[end] if end == "inputs" or "role" in entry]
-        for tensor in tensors:
-            if tensor.role not in roles:
-                what = f"has the role {tensor.role!r}" if tensor.role else "has no role"
-                raise ModelError(f"{name}: {end[:-1]} {tensor.name!r} {what}, which no engine can serve")
-        ends[end] = tuple(tensors)
-    return Signature(name, ends["inputs"], ends["outputs"])
+    inputs = [_tensor(name, "input", entry) for entry in entries["inputs"]]
+    outputs = [_tensor(name, "output", entry) for entry in entries["outputs"] if "role" in entry]
+    return Signature(name, tuple(inputs), tuple(outputs))
 
 
-def _tensor(entry: Mapping[str, Any]) -> Tensor:
-    shape = tuple(int(n) for n in entry["shape"])
-    tensor = Tensor(entry["name"], entry.get("role", ""), np.dtype(str(entry["dtype"])), shape)
-    if tensor.role not in _CACHES + _ROWS:
-        return tensor
-    layout = entry["layout"]
-    if sorted(layout) != sorted("BNTH") or len(tensor.shape) != 4:
-        raise ModelError(f"{tensor.name!r}: {list(tensor.shape)} in layout {layout!r} is no key or value")
-    return replace(tensor, layer=int(entry["layer"]), layout=layout)
+def _tensor(signature: str, direction: str, entry: Mapping[str, Any]) -> Tensor:
+    name, shape = entry["name"], tuple(int(size) for size in entry["shape"])
+    dtype, role = np.dtype(str(entry["dtype"])), parse_role(entry)
+    if role is None or not _serves(role, direction):
+        role_text = f"the role {entry['role']!r}" if entry.get("role") else "no role"
+        raise ModelError(f"{signature}: {direction} {name!r} has {role_text}, which no engine can serve")
+    if role.is_cache or role.is_rows:
+        layer, layout = int(entry["layer"]), entry["layout"]
+        if sorted(layout) != sorted("BNTH") or len(shape) != 4:
+            raise ModelError(f"{name!r}: {list(shape)} in layout {layout!r} is no key or value")
+        role = Role(role.kind, layer, layout)
+    return Tensor(name, role, dtype, shape)
 
 
-def _need(signature: Signature, role: str) -> Tensor:
-    tensor = signature.input(role) or signature.output(role)
+def _serves(role: Role, direction: str) -> bool:
+    if direction == "input":
+        return role.is_cache or role.kind in ("tokens", "position")
+    return role.is_rows or role.kind == "logits"
+
+
+def _required(signature: Signature, kind: str) -> Tensor:
+    tensor = signature.input(kind) or signature.output(kind)
     if tensor is None:
-        raise ModelError(f"{signature.name} has no {role}: export it again")
+        raise ModelError(f"{signature.name} has no {kind}: export it again")
     return tensor
 
 
 def _check_decode(decode: Signature) -> tuple[int, int]:
-    """(S, V) of a decode signature that can be run."""
+    """Return (S, V) of a decode signature that can be run."""
     _check_position(decode)
-    logits = _need(decode, "logits")
-    if (shape := _need(decode, "tokens").shape) != (1, 1):
+    logits = _required(decode, "logits")
+    if (shape := _required(decode, "tokens").shape) != (1, 1):
         raise ModelError(f"{decode.name} takes tokens {list(shape)}, not one at a time, [1, 1]")
     if not decode.caches:
-        raise ModelError(f"{decode.name} has no key and value caches as inputs: export it with --mode decode")
+        raise ModelError(f"{decode.name} takes no key and value caches: export it with --mode decode")
     capacities = {cache.rows for cache in decode.caches.values()}
     if len(capacities) > 1:
-        raise ModelError(f"the caches differ in capacity: {sorted(capacities)} positions: reshape them")
+        raise ModelError(
+            f"the caches differ in capacity, {sorted(capacities)} positions: reshape them with reshape.io.py"
+        )
     return capacities.pop(), logits.shape[-1]
 
 
-def _check_smaller(other: Signature, decode: Signature, capacity: int, vocab_size: int) -> int:
-    """The capacity of `other`, which must do in smaller caches what `decode` does."""
-    own, logits = _check_decode(other)
-    kinds = [
+def _check_bucket(bucket: Signature, decode: Signature, capacity: int, vocab_size: int) -> int:
+    """Return the capacity of `bucket`, which must be decode with smaller caches."""
+    own, logits = _check_decode(bucket)
+    forms = [
         {slot: (cache.heads, cache.layout, cache.dtype) for slot, cache in signature.caches.items()}
-        for signature in (other, decode)
+        for signature in (bucket, decode)
     ]
-    if own >= capacity or logits != vocab_size or kinds[0] != kinds[1]:
+    if own >= capacity or logits != vocab_size or forms[0] != forms[1]:
         raise ModelError(
-            f"{other.name} is not decode with smaller caches: it gives {logits} logits from caches of {own} "
-            f"positions, decode {vocab_size} from {capacity}; make it with bucket.caches.py"
+            f"{bucket.name} is not decode with smaller caches: it returns {logits} logits from caches of "
+            f"{own} positions, decode {vocab_size} from {capacity}; build it with bucket.kvcache.py"
         )
     return own
 
 
 def _check_position(signature: Signature) -> None:
-    position = _need(signature, "position")
+    position = _required(signature, "position")
     if position.shape not in ((1,), (signature.length,)):
         raise ModelError(
-            f"{signature.name}: {position.name!r} {list(position.shape)} is neither [1] nor one a token"
+            f"{signature.name}: {position.name!r} has shape {list(position.shape)}, neither [1] nor one "
+            "position for each token"
         )
 
 
 def _check_prefill(prefill: Signature, decode: Signature, capacity: int, vocab_size: int) -> None:
-    """It must fill every cache of decode; logits of its tokens are welcome."""
-    tokens, logits = _need(prefill, "tokens"), prefill.output("logits")
+    """A prefill must fill every cache of decode. It may return logits."""
+    tokens, logits = _required(prefill, "tokens"), prefill.output("logits")
     if len(tokens.shape) != 2 or tokens.shape[0] != 1:
-        raise ModelError(f"{prefill.name} takes tokens {list(tokens.shape)}, not [1, T]: export it so")
+        raise ModelError(f"{prefill.name} takes tokens {list(tokens.shape)}, not [1, T]: export it again")
     if logits is not None and logits.shape != (*tokens.shape, vocab_size):
         raise ModelError(
-            f"{prefill.name} makes logits {list(logits.shape)} of tokens {list(tokens.shape)}, "
-            f"not [1, T, {vocab_size}] of [1, T]: export it so"
+            f"{prefill.name} returns logits {list(logits.shape)} for tokens {list(tokens.shape)}, "
+            f"not [1, T, {vocab_size}] for [1, T]: export it again"
         )
-    if lost := prefill.rows.keys() ^ decode.caches.keys():
-        kind, layer = min(lost)
+    if unpaired := prefill.rows.keys() ^ decode.caches.keys():
+        kind, layer = min(unpaired)
         raise ModelError(
             f"layer {layer}: {prefill.name}'s {kind} and decode's {kind} cache do not both exist"
         )
@@ -255,32 +369,34 @@ def _check_prefill(prefill: Signature, decode: Signature, capacity: int, vocab_s
     for slot, cache in decode.caches.items():
         rows = prefill.rows[slot]
         if rows.heads != cache.heads or rows.dtype != cache.dtype:
-            raise ModelError(f"{prefill.name}'s {_told(rows)} does not fit into the cache {_told(cache)}")
+            raise ModelError(
+                f"{prefill.name}'s {_describe(rows)} does not fit into decode's {_describe(cache)}"
+            )
 
 
 def _check_caches(prefill: Signature, decode: Signature, capacity: int) -> None:
-    """A prefill that writes into caches must take those of decode, at any position."""
+    """A prefill that writes into caches must take the same caches as decode, at any position."""
     _check_position(prefill)
-    if lost := prefill.caches.keys() ^ decode.caches.keys():
-        kind, layer = min(lost)
+    if unpaired := prefill.caches.keys() ^ decode.caches.keys():
+        kind, layer = min(unpaired)
         raise ModelError(f"layer {layer}: only one of {prefill.name} and decode takes a {kind} cache")
     for slot, cache in decode.caches.items():
         own = prefill.caches[slot]
         if own.rows != capacity:
             raise ModelError(
                 f"{prefill.name} has caches of {own.rows} positions, decode of {capacity}: "
-                "export them with one --max-length"
+                "export them with the same --max-length"
             )
         if (own.shape, own.layout, own.dtype) != (cache.shape, cache.layout, cache.dtype):
             raise ModelError(
-                f"{prefill.name}'s {_told(own)} is not decode's {_told(cache)}: "
-                "take them through the same filters"
+                f"{prefill.name}'s {_describe(own)} is not decode's {_describe(cache)}: "
+                "apply the same filters to both"
             )
     if prefill.length > capacity:
         raise ModelError(
-            f"{prefill.name} writes {prefill.length} rows into caches of {capacity}: export a shorter one"
+            f"{prefill.name} writes {prefill.length} rows into caches of {capacity}: export a shorter prefill"
         )
 
 
-def _told(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{tensor.name!r} {list(tensor.shape)} {tensor.layout} {tensor.dtype}"

@@ -78,7 +78,7 @@ class Interpreted:
         if tensor.layout:
             return self._caches[tensor.slot]
         numbers = np.zeros(tensor.shape, tensor.dtype)
-        if tensor.role == "tokens":
+        if tensor.kind == "tokens":
             numbers.flat[: len(tokens)] = tokens
         else:
             numbers.flat[:] = position + np.arange(numbers.size)

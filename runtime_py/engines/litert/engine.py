@@ -198,7 +198,7 @@ class _Call:
                     if cache:
                         self.rows[tensor.slot] = tensor, memory
                     else:
-                        self._ends[tensor.role] = memory
+                        self._ends[tensor.kind] = memory
 
     def run(self, tokens: Sequence[int], position: int, caches: Made[TensorBuffer]) -> None:
         """Feed these ids, as many as fit or fewer, from `position` on, with `caches`."""

@@ -53,7 +53,7 @@ class OnertEngine:
         self._inputs = [np.zeros(tensor.shape, tensor.dtype) for tensor in decode.inputs]
         for index, array in enumerate(self._inputs):
             self._session.set_input(index, array)
-        by_role = {tensor.role: array for tensor, array in zip(decode.inputs, self._inputs, strict=True)}
+        by_role = {tensor.kind: array for tensor, array in zip(decode.inputs, self._inputs, strict=True)}
         self._tokens, self._position = by_role["tokens"], by_role["position"]
         self._logits = _index(decode, "logits")
         caches = {
@@ -126,7 +126,7 @@ def _check_rows(decode: Signature) -> None:
 
 
 def _index(decode: Signature, role: str) -> int:
-    return next(index for index, tensor in enumerate(decode.outputs) if tensor.role == role)
+    return next(index for index, tensor in enumerate(decode.outputs) if tensor.kind == role)
 
 
 def _onert() -> Any:

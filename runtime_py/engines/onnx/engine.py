@@ -16,8 +16,7 @@ from o2o.cli.silence_stderr import quiet
 from o2o.contract import METADATA_NAME
 from o2o.errors import ModelError
 from runtime_py.engines.prefill_plan import Chunk
-from runtime_py.model.contract import Signature, Slot
-from runtime_py.model.dynamic_contract import parse
+from runtime_py.model.contract import Contract, Signature, Slot
 
 INSTALL = "pip install onnxruntime==1.31.1"
 try:
@@ -45,8 +44,8 @@ class OnnxEngine:
         """
         with quiet(not debug):
             self._session = _session(model, _options(threads, debug))
-            told = self._session.get_modelmeta().custom_metadata_map.get(METADATA_NAME, "{}")
-            contract, self._every_logit = parse(told)
+            told = self._session.get_modelmeta().custom_metadata_map.get(METADATA_NAME)
+            contract, self._every_logit = Contract.parse_dynamic(told)
             self._decode = contract.decode
             self.capacity = contract.capacity
             self.vocab_size = contract.vocab_size
@@ -126,7 +125,7 @@ class _Call:
             (decode.outputs, self._binding.bind_output),
         ):
             for end in ends:
-                array = caches[end.slot] if end.slot in caches else memory[end.role]
+                array = caches[end.slot] if end.slot in caches else memory[end.kind]
                 bind(end.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def run(self, tokens: Sequence[int] | int, position: int) -> None:

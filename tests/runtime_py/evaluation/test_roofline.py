@@ -12,8 +12,7 @@ from o2o.model import Signature
 from runtime_py.evaluation import roofline
 from runtime_py.evaluation.roofline import Step, bandwidth, reading, step_of
 from runtime_py.evaluation.timing import peak_memory
-from runtime_py.model.contract import Contract
-from runtime_py.model.dynamic_contract import contract_of_onnx
+from runtime_py.model.contract import Contract, contract_of_onnx
 from tests.o2o.graphs import FLOAT, INT32, Graph, weights
 from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import write_onnx

@@ -141,11 +141,12 @@ def decode(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.clear(), "no o2o.contract"),
+        (lambda c: c.clear(), "its metadata o2o.contract is damaged"),
+        (lambda c: c.update(version=2), "its o2o.contract has version 2; this o2o knows 1: update o2o"),
         (lambda c: c["signatures"].update(other=c["signatures"].pop("decode")), "no signature 'decode'"),
         (decode(lambda d: d.pop("inputs")), "damaged"),
         (decode(lambda d: d["inputs"].pop(1)), "decode has no position"),
-        (decode(lambda d: d["inputs"][0].update(shape=[1, 1])), "a fixed number of tokens: make it with"),
+        (decode(lambda d: d["inputs"][0].update(shape=[1, 1])), "a fixed number of tokens: convert it with"),
         (
             decode(lambda d: d["inputs"][0].update(name="ids")),
             "inputs are past_key_0, .* tokens, not",
