@@ -22,6 +22,7 @@ from o2o.cli.text import counted
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.model import Model, attribute, shape_of
+from o2o.operators.facts import PASS_THROUGH_OPS, facts_of, lookup_operands
 from o2o.weights.binding import bind
 
 TOLERANCE = 1e-4  # of the largest number of a float tensor, or of 1; other tensors must be equal
@@ -54,11 +55,10 @@ class Tensor:
 def _table_rows(value: ir.Value) -> Iterator[int]:
     """The number of rows of each table in which `value` looks something up."""
     for node, operand in value.uses():
-        if (node.op_type, operand) in (("GATHER", 1), ("EMBEDDING_LOOKUP", 0)):
-            table = node.inputs[1 - operand]
-            assert table is not None
+        if operand == facts_of(node).index and (lookup := lookup_operands(node)) is not None:
+            table, _ = lookup
             yield shape_of(table)[attribute(node, "axis", 0)]
-        elif node.op_type in ("CAST", "RESHAPE") and operand == 0:
+        elif operand == 0 and node.op_type in PASS_THROUGH_OPS:
             yield from _table_rows(node.outputs[0])
 
 

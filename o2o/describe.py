@@ -12,7 +12,7 @@ import onnx_ir as ir
 from o2o.cli.text import counted
 from o2o.contract import contract_of, role_of
 from o2o.formats.tensors import Stored, storage_key
-from o2o.model import CUSTOM_DOMAIN, Model
+from o2o.model import CUSTOM_DOMAIN, Model, dtype_name
 from o2o.quantization.metadata import recorded
 from o2o.rewriting.dead_code_elimination import inner_graphs
 from o2o.weights.external import Reference
@@ -76,13 +76,6 @@ def _end(model: Model, graph: ir.Graph, value: ir.Value) -> dict[str, Any]:
         if scale is not None and len(scale):
             entry["scales"] = len(scale)
     return entry
-
-
-def dtype_name(value: ir.Value) -> str:
-    """`float32`, `int4`, `string`; `other` for what the IR has no type for."""
-    if value.dtype is None:
-        return "other"
-    return "string" if value.dtype == ir.DataType.STRING else str(value.dtype.numpy())
 
 
 def _shape(value: ir.Value) -> list[int]:

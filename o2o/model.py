@@ -93,6 +93,13 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
     return tuple(value.shape.numpy()) if value.shape is not None else ()
 
 
+def dtype_name(value: ir.Value) -> str:
+    """`float32`, `int4`, `string`; `other` for a type that the IR lacks."""
+    if value.dtype is None:
+        return "other"
+    return "string" if value.dtype == ir.DataType.STRING else str(value.dtype.numpy())
+
+
 def is_dynamic(value: ir.Value) -> bool:
     """Whether the shape of `value` is only an example, which a runtime may resize."""
     signature = value.meta.get("fields", {}).get("shapeSignature")

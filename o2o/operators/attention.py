@@ -15,6 +15,7 @@ from o2o.contract import Layout, role_of
 from o2o.errors import ModelError
 from o2o.model import DOMAIN, shape_of
 
+WEIGHTS = (1, 2, 3, 4)  # the numbers of the operands wq, wk, wv and wo
 CACHES = (8, 9)  # the numbers of the operands k_cache and v_cache
 POSITION = 10  # and of pos
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from o2o.contract import role_of
 from o2o.formats.tensors import is_constant, is_quantized, storage_key
 from o2o.model import DOMAIN, Model, attribute, is_dynamic, shape_of
+from o2o.operators.facts import PASS_THROUGH_OPS, facts_of, lookup_operands
 from o2o.rewriting.matchers import producer_of
 
 Part = Literal["matrix", "embedding", "head"]
@@ -19,8 +20,6 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 HEAD = "_head"  # ends the name of a head that was made apart from the embedding
 TOKENS = re.compile(r"token|ids", re.IGNORECASE)  # what an input of ids is called
-# Operators that hand the numbers on which they are given, some of them, in other places.
-_MOVES = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "GATHER", "TRANSPOSE", "CAST"}
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,13 @@ def _uses(
         reason = _unfit(model, graph, node, operand, value)
         part: Part | None = None
         if not reason:
-            part = "embedding" if node.op_type in _LOOKUPS else "head" if node in heads else "matrix"
+            part = "embedding" if facts_of(node).table is not None else "head" if node in heads else "matrix"
         yield Use(graph, node, operand, part, reason, widened)
 
 
 def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir.Value) -> str:
     """Why `value` cannot be quantised for what `node` does with it; "" when it can."""
-    if node.domain != DOMAIN or (node.op_type, operand) not in _OPERANDS:
+    if operand not in facts_of(node).weights:
         return f"{node.op_type} needs it as it is"
     if not is_constant(value) and value.producer() is None:
         return "it is an input"
@@ -117,9 +116,9 @@ def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir
             return "it has a weights format of its own"
     if node.op_type == "GATHER" and (attribute(node, "axis", 0) or attribute(node, "batchDims", 0)):
         return "GATHER takes other than its rows"
-    if node.op_type in _LOOKUPS:
-        ids = node.inputs[_LOOKUPS[node.op_type]]
-        if ids is None or ids.dtype not in INTEGERS or is_dynamic(ids):
+    if (lookup := lookup_operands(node)) is not None:
+        _, ids = lookup
+        if ids.dtype not in INTEGERS or is_dynamic(ids):
             return "its rows are not looked up by integers of a fixed shape"
         if not _are_tokens(model, graph, ids):
             return "its rows are not looked up by token ids"
@@ -128,22 +127,13 @@ def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir
 
 def _are_tokens(model: Model, graph: ir.Graph, ids: ir.Value) -> bool:
     """Whether `ids` come from the input that holds the tokens: by its role, else by its name."""
-    while (node := producer_of(ids, *_MOVES)) is not None and node.inputs[0] is not None:
+    while (node := producer_of(ids, *PASS_THROUGH_OPS)) is not None and node.inputs[0] is not None:
         ids = node.inputs[0]
     if (role := role_of(ids)) is not None:
         return role.kind == "tokens"
     inputs = [end for signature in model.signatures_of(graph) for end in signature.inputs.items()]
     names = [ids.name or "", *(name for name, value in inputs if value is ids)]
     return ids.is_graph_input() and any(TOKENS.search(name) for name in names)
-
-
-_LOOKUPS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}  # the operand that says which rows
-_OPERANDS = {  # where a matrix may be quantised
-    ("FULLY_CONNECTED", 1),
-    ("GATHER", 0),
-    ("EMBEDDING_LOOKUP", 1),
-    *(("ATTENTION", operand) for operand in (1, 2, 3, 4)),
-}
 
 
 def _heads(model: Model, graph: ir.Graph) -> Iterator[ir.Node]:
@@ -153,7 +143,7 @@ def _heads(model: Model, graph: ir.Graph) -> Iterator[ir.Node]:
         role = role_of(value)
         if role.kind == "logits" if role else (id(value) in names or value.name == "logits"):
             node = value.producer()
-            while node is not None and (moved := producer_of(node.outputs[0], *_MOVES)) is not None:
+            while node is not None and (moved := producer_of(node.outputs[0], *PASS_THROUGH_OPS)) is not None:
                 node = moved.inputs[0].producer() if moved.inputs[0] is not None else None
             if node is not None and node.op_type == "FULLY_CONNECTED":
                 yield node

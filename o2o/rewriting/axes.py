@@ -15,12 +15,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
+from o2o.operators.facts import LAYOUT_OPS, RESHAPE_OPS
 from o2o.rewriting.matchers import constant_ints, fail, producer_of
 
 Axes = tuple[tuple[str, ...], ...]
-
-RESHAPE_OPS = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")  # the same numbers in the same order
-LAYOUT_OPS = (*RESHAPE_OPS, "TRANSPOSE", "BROADCAST_TO")
 
 
 def skip_reshapes(value: ir.Value) -> ir.Value:

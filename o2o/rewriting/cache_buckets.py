@@ -19,31 +19,15 @@ from o2o.formats.tensors import is_constant, is_quantized, numbers
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, is_dynamic, shape_of
 from o2o.operators import causal_attention
 from o2o.operators.attention import Attention, is_attention
+from o2o.operators.facts import RESHAPE_OPS, is_elementwise
 from o2o.operators.reference import unknown_sources
 from o2o.rewriting.attention.causality import BUDGET, HIDDEN, at_position, position_leaf
-from o2o.rewriting.axes import RESHAPE_OPS
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants
 from o2o.rewriting.matchers import constant_ints, fail, producer_of
 
 Rows = dict[ir.Value, int]
 """The axis of each value on which the rows of the caches lie."""
-
-_ELEMENTWISE = {
-    *("ADD", "SUB", "MUL", "DIV", "MINIMUM", "MAXIMUM", "POW", "SQUARED_DIFFERENCE", "NEG", "ABS", "EXP"),
-    *(
-        "TANH",
-        "LOGISTIC",
-        "CAST",
-        "SELECT",
-        "SELECT_V2",
-        "LOGICAL_AND",
-        "LOGICAL_OR",
-        "LOGICAL_NOT",
-        "SOFTMAX",
-    ),
-    *("LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL", "EQUAL", "NOT_EQUAL"),
-}
 
 
 def add_cache_buckets(model: Model, signature: Signature, capacities: Sequence[int]) -> None:
@@ -119,7 +103,7 @@ def _ties(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir.Value,
     if node.domain != DOMAIN or len(node.outputs) != 1:
         fail(f"{node.op_type} computes with the caches' rows", output)
     match node.op_type:
-        case op_type if op_type in _ELEMENTWISE:
+        case op_type if op_type == "SOFTMAX" or is_elementwise(node):
             if op_type == "SOFTMAX" and axis != len(shape_of(value)) - 1:
                 fail("a SOFTMAX over another axis", output)
             behind = len(shape_of(value)) - axis

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from o2o.operators.attention import writes_cache
-
-# Operators that do something besides computing their outputs.
-SIDE_EFFECTS = {"ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE_IMPORT"}
+from o2o.operators.facts import facts_of
 
 
 def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -28,7 +26,7 @@ def has_side_effects(node: ir.Node) -> bool:
 
 def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
     if (
-        node.op_type in SIDE_EFFECTS
+        facts_of(node).side_effects
         or writes_cache(node)
         or not any(value.name != "" for value in node.outputs)
     ):

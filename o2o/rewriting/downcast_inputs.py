@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from o2o.describe import dtype_name
 from o2o.errors import ModelError
 from o2o.formats.schema import DIALECTS
-from o2o.model import DOMAIN, Model, shape_of
+from o2o.model import DOMAIN, Model, dtype_name, shape_of
+from o2o.operators.facts import facts_of
 from o2o.rewriting.builder import Builder
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
-
-# (operator, operand) that take indices of either width.
-INDICES = {("GATHER", 1), ("EMBEDDING_LOOKUP", 0)}
 
 
 def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> bool:
@@ -39,7 +36,7 @@ def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> bool:
                 graph.remove(use.node, safe=True)
             else:
                 use.node.attributes["inDataType"] = ir.AttrInt64("inDataType", code)
-        elif (use.node.op_type, use.idx) not in INDICES:
+        elif use.idx != facts_of(use.node).index:  # lookups take either width
             others.append(use)
     if not others:
         return False

@@ -20,12 +20,17 @@ import onnx_ir as ir
 
 from o2o import formats
 from o2o.formats.tensors import is_constant
+from o2o.operators.facts import BUILTIN
 from runtime_py.model.contract import Contract
 
 BUFFER = 1 << 28
 """Bytes that are read: more than processors have caches."""
 TIMES = 5
-TABLES = {"GATHER": [0], "EMBEDDING_LOOKUP": [1], "Gather": [0], "GatherBlockQuantized": [0, 2, 3]}
+TABLES = {
+    **{name: [facts.table] for name, facts in BUILTIN.items() if facts.table is not None},
+    "Gather": [0],
+    "GatherBlockQuantized": [0, 2, 3],
+}
 """Of these operators, Circle's and ONNX's, the operands of which a step reads a row or so."""
 
 

@@ -23,18 +23,13 @@ from o2o.lower.litert.rms_norm import lower_rms_norm
 from o2o.lower.litert.rope import rotate
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, attribute, is_dynamic
 from o2o.operators import causal_attention
-from o2o.operators.attention import POSITION, writes_cache
+from o2o.operators.attention import writes_cache
+from o2o.operators.facts import facts_of
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import inner_graphs, remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.grouped_query import fold_grouped_queries
 from o2o.rewriting.rewire import replace_output
-
-_HYBRID = {("ATTENTION", index) for index in (1, 2, 3, 4)}  # the operands that may be quantised: weights
-_POSITIONS = {
-    "ATTENTION": POSITION,
-    causal_attention.NAME: causal_attention.POSITION,
-}  # the operand that may be integer
 
 
 def lower(model: Model, flash: Flash = None) -> Model:
@@ -77,14 +72,15 @@ def lower(model: Model, flash: Flash = None) -> Model:
 
 def _check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     """Raises ModelError for operands that what is built here would not compute with."""
+    facts = facts_of(node)
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        position = index == _POSITIONS.get(node.op_type) and value.dtype in (
+        position = index == facts.position and value.dtype in (
             ir.DataType.INT32,
             ir.DataType.INT64,
         )
-        if (node.op_type, index) in _HYBRID and is_constant(value) and is_quantized(value):
+        if index in facts.weights and is_constant(value) and is_quantized(value):
             continue  # FULLY_CONNECTED computes with it as it is
         if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or position):
             raise ModelError(f"{called(model, graph, node)}: {value.name} is {value.dtype}, not float32")

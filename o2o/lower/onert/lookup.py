@@ -10,6 +10,7 @@ from o2o.errors import ModelError
 from o2o.formats.dialects import called
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import Model, shape_of
+from o2o.operators.facts import lookup_operands
 from o2o.quantization.compare import dequantized
 from o2o.rewriting.builder import Builder, add_constant
 from o2o.rewriting.rewire import replace_output
@@ -19,9 +20,9 @@ _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 def legalize_lookup(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     """EMBEDDING_LOOKUP becomes GATHER; the table of either float32."""
-    ids, table = node.inputs[:2] if node.op_type == "EMBEDDING_LOOKUP" else node.inputs[1::-1]
-    assert ids is not None
-    assert table is not None
+    lookup = lookup_operands(node)
+    assert lookup is not None
+    table, ids = lookup
     old = node.outputs[0]
     narrow = is_quantized(table) or table.dtype in _HALVES
     if not narrow and node.op_type == "GATHER":

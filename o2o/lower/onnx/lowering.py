@@ -30,6 +30,7 @@ from o2o.lower.onnx.standard_form import Standard
 from o2o.lower.onnx.weights import matrix_of
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_of
 from o2o.operators import causal_attention
+from o2o.operators.facts import lookup_operands
 from o2o.quantization import metadata
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.matchers import producer_of
@@ -185,9 +186,10 @@ class _Lowering:
         return self.op.node("Slice", [x, *ends], shape, name="last")
 
     def look_up(self, node: ir.Node) -> None:
-        table, ids = node.inputs if node.op_type == "GATHER" else reversed(node.inputs)
+        lookup = lookup_operands(node)
+        assert lookup is not None
+        table, ids = lookup
         output = node.outputs[0]
-        assert ids is not None
         if attribute(node, "axis", 0) or attribute(node, "batchDims", 0):
             raise self.tokens.refuse(node, "it takes other than rows")
         matrix = matrix_of(table, self.tokens.called(node))

@@ -27,8 +27,8 @@ from o2o.formats.dialects import called
 from o2o.formats.tensors import is_constant, numbers
 from o2o.lower.onnx.builder import INT64, Dim, Emitter, dims
 from o2o.model import Model, shape_of
+from o2o.operators.facts import RESHAPE_OPS
 from o2o.operators.reference import NotEvaluable, evaluate
-from o2o.rewriting.axes import RESHAPE_OPS
 
 LIMIT = 1 << 28  # numbers of a table, at most
 

@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import numbers
 from o2o.model import attribute, shape_of
+from o2o.operators.facts import LAYOUT_OPS, RESHAPE_OPS, is_elementwise
 from o2o.rewriting.attention.parts import follow_down, nodes_of
-from o2o.rewriting.axes import LAYOUT_OPS, RESHAPE_OPS, Axes, Factors
+from o2o.rewriting.axes import Axes, Factors
 from o2o.rewriting.matchers import (
     MatchFailure,
     check_no_activation,
@@ -26,10 +27,6 @@ from o2o.rewriting.matchers import (
     producer_of,
     require_producer,
 )
-
-# Operators whose result has in row t what their operands have in row t, or in their only row.
-_BY_ROW = ("ADD", "SUB", "MUL", "LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL", "LOGICAL_AND", "LOGICAL_OR",
-           "LOGICAL_NOT", "SELECT", "SELECT_V2", "CAST", "NEG")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -378,4 +375,4 @@ def _is_periodic(value: ir.Value, period: int) -> bool:
     if node.op_type in RESHAPE_OPS:
         source = node.inputs[0]
         return source is not None and shape_of(source)[-2:] == shape[-2:] and _is_periodic(source, period)
-    return node.op_type in _BY_ROW and all(v is not None and _is_periodic(v, period) for v in node.inputs)
+    return is_elementwise(node) and all(v is not None and _is_periodic(v, period) for v in node.inputs)

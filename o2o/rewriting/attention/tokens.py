@@ -12,17 +12,9 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
+from o2o.operators.facts import RESHAPE_OPS, is_elementwise
 from o2o.operators.reference import is_pure
-from o2o.rewriting.axes import RESHAPE_OPS
 from o2o.rewriting.matchers import constant_ints
-
-# What these compute in one place is a function of what their operands hold there, after broadcasting.
-ELEMENTWISE = (
-    *("ADD", "SUB", "MUL", "DIV", "FLOOR_DIV", "FLOOR_MOD", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE"),
-    *("LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL", "EQUAL", "NOT_EQUAL"),
-    *("LOGICAL_AND", "LOGICAL_OR", "LOGICAL_NOT", "SELECT_V2"),
-    *("CAST", "NEG", "ABS", "SQUARE", "FLOOR", "CEIL"),
-)
 
 
 def token_axis(
@@ -72,7 +64,7 @@ def _result_axis(node: ir.Node, axes: Mapping[ir.Value, int | None], tokens: int
     known = {axes[operand] for operand in moving if operand is not None}
     if len(known) != 1 or (axis := known.pop()) is None:
         return None
-    if node.op_type in ELEMENTWISE:
+    if is_elementwise(node):
         still = [shape_of(v) for v in node.inputs if v is not None and v not in moving]
         return axis if all(len(shape) < -axis or shape[axis] == 1 for shape in still) else None
     if node.op_type == "GATHER" and moving == {node.inputs[1]}:

@@ -1,0 +1,94 @@
+"""Facts about Circle and TFLite operators, in one table that every pass reads.
+
+What an operator computes is in `reference`; operands of ATTENTION are in `attention`. What one runtime
+supports (registered operators, versions, dtypes) is a fact of that runtime, and stands in its lowering.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, shape_of
+from o2o.operators import attention, causal_attention
+
+Movement = Literal["reshape", "transpose", "broadcast", "subset"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What passes need to know about one operator. Operands are numbered from 0.
+
+    Args:
+        elementwise: Each element of the result depends on the operands' elements at its place alone, after
+            broadcasting.
+        movement: The result holds numbers of operand 0, unchanged. `reshape`: all, in row-major order.
+            `transpose`: all, with permuted axes. `broadcast`: all, repeated. `subset`: some of them.
+        table, index: A lookup's operands: the table, and the integers that choose its rows.
+        weights: Operands that may be a quantised matrix.
+        position: The operand that is a token position, int32 or int64.
+        side_effects: It does more than compute its results, so it stays when no result is used.
+    """
+
+    elementwise: bool = False
+    movement: Movement | None = None
+    table: int | None = None
+    index: int | None = None
+    weights: tuple[int, ...] = ()
+    position: int | None = None
+    side_effects: bool = False
+
+
+_UNKNOWN = Facts()
+_BINARY = ("ADD", "SUB", "MUL", "DIV", "FLOOR_DIV", "FLOOR_MOD", "MAXIMUM", "MINIMUM", "POW")
+_UNARY = ("NEG", "ABS", "SQRT", "RSQRT", "SQUARE", "EXP", "LOG", "SIN", "COS", "TANH", "LOGISTIC", "RELU")
+_COMPARISONS = ("LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL", "EQUAL", "NOT_EQUAL")
+_LOGIC = ("LOGICAL_AND", "LOGICAL_OR", "LOGICAL_NOT", "SELECT", "SELECT_V2")
+_OTHER = ("SQUARED_DIFFERENCE", "FLOOR", "CEIL", "CAST")
+
+BUILTIN: dict[str, Facts] = {
+    **dict.fromkeys((*_BINARY, *_UNARY, *_COMPARISONS, *_LOGIC, *_OTHER), Facts(elementwise=True)),
+    **dict.fromkeys(("RESHAPE", "EXPAND_DIMS", "SQUEEZE"), Facts(movement="reshape")),
+    "TRANSPOSE": Facts(movement="transpose"),
+    "BROADCAST_TO": Facts(movement="broadcast"),
+    **dict.fromkeys(("SLICE", "STRIDED_SLICE"), Facts(movement="subset")),
+    "GATHER": Facts(movement="subset", table=0, index=1, weights=(0,)),
+    "EMBEDDING_LOOKUP": Facts(table=1, index=0, weights=(1,)),
+    "FULLY_CONNECTED": Facts(weights=(1,)),
+    "ATTENTION": Facts(weights=attention.WEIGHTS, position=attention.POSITION),
+    **dict.fromkeys(("ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE_IMPORT"), Facts(side_effects=True)),
+}
+CUSTOM: dict[str, Facts] = {causal_attention.NAME: Facts(position=causal_attention.POSITION)}
+
+RESHAPE_OPS = tuple(name for name, facts in BUILTIN.items() if facts.movement == "reshape")
+LAYOUT_OPS = tuple(
+    n for n, facts in BUILTIN.items() if facts.movement in ("reshape", "transpose", "broadcast")
+)
+PASS_THROUGH_OPS = (*(name for name, facts in BUILTIN.items() if facts.movement is not None), "CAST")
+
+
+def facts_of(node: ir.Node) -> Facts:
+    """Return the facts about the operator of `node`; all at their defaults for an unknown one."""
+    return {DOMAIN: BUILTIN, CUSTOM_DOMAIN: CUSTOM}.get(node.domain, {}).get(node.op_type, _UNKNOWN)
+
+
+def is_elementwise(node: ir.Node) -> bool:
+    """Whether `node` computes each element from the operands' elements at its place, after broadcasting.
+
+    SELECT does, except with a vector of conditions: that one chooses along the first axis.
+    """
+    if node.op_type == "SELECT" and node.domain == DOMAIN:
+        condition, x = (shape_of(value) if value is not None else () for value in node.inputs[:2])
+        return len(condition) != 1 or len(x) <= 1
+    return facts_of(node).elementwise
+
+
+def lookup_operands(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """Return (table, indices) of a lookup, GATHER or EMBEDDING_LOOKUP, or None for another operator."""
+    facts = facts_of(node)
+    if facts.table is None or facts.index is None:
+        return None
+    table, index = node.inputs[facts.table], node.inputs[facts.index]
+    return (table, index) if table is not None and index is not None else None
