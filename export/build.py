@@ -14,7 +14,7 @@ from o2o.errors import UsageError
 from o2o.model import Model
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.weights.checkpoint import open_checkpoint
-from o2o.weights.external import Weight
+from o2o.weights.weight import Weight
 
 
 def prefill(

@@ -11,12 +11,13 @@ import onnx_ir as ir
 from export.model import LanguageModel
 from o2o.cli.text import listed
 from o2o.errors import ModelError
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE
 from o2o.model import shape_of
 from o2o.rewriting.builder import Builder
 from o2o.weights.checkpoint import Checkpoint
-from o2o.weights.external import Reference, Weight
 from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight import Weight
 
 WeightsForm = Literal["embed", "external"]
 WeightsType = Literal["float32", "float16"]
@@ -80,7 +81,7 @@ def bind(
             value.const_value = weight
         else:
             name = value.name or ""
-            value.const_value = Reference(name, stored.path, stored.name, value.dtype, stored.shape)
+            value.const_value = ExternalTensor(name, stored.path, stored.name, value.dtype, stored.shape)
         graph.register_initializer(value)
 
 
@@ -100,7 +101,11 @@ def unused(
     whose numbers are in the graph; with "" second names of tied ones, and what old checkpoints store although
     the model computes it."""
     constants = [value.const_value for value in graph.initializers.values()]
-    used = {(constant.path, constant.tensor) for constant in constants if isinstance(constant, Reference)}
+    used = {
+        (constant.path, constant.tensor_name)
+        for constant in constants
+        if isinstance(constant, ExternalTensor)
+    }
     embedded = {(stored.path, stored.name) for stored in found.values()} - used
     result: dict[str, dict[str, str]] = {}
     for tensor in checkpoint.tensors.values():

@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from o2o.cli.text import counted
 from o2o.contract import contract_of, role_of
-from o2o.formats.tensors import Stored, storage_key
+from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.tensors import SourceTensor, storage_key
 from o2o.model import CUSTOM_DOMAIN, Model, dtype_name
 from o2o.quantization.metadata import recorded
 from o2o.rewriting.dead_code_elimination import inner_graphs
-from o2o.weights.external import Reference
 
 LARGEST = 5  # constants that the text shows
 
@@ -88,9 +88,9 @@ def _constants(model: Model) -> dict[str, Any]:
     users: dict[Hashable, list[tuple[str, ir.Value]]] = defaultdict(list)
     form = "inside"
     for label, value, tensor in _constant_values(model):
-        if not isinstance(tensor, Reference):
+        if not isinstance(tensor, ExternalTensor):
             users[storage_key(tensor)].append((label, value))
-        if isinstance(tensor, Stored) and tensor.span.outside:
+        if isinstance(tensor, SourceTensor) and tensor.span.outside:
             form = "by offset"
     sizes = {key: found[0][1].const_value.nbytes for key, found in users.items()}  # type: ignore[union-attr]
     by_dtype: Counter[str] = Counter()
@@ -120,7 +120,9 @@ def _constants(model: Model) -> dict[str, Any]:
 
 def _references(model: Model) -> dict[str, Any]:
     """What of the constants is in a checkpoint: how many tensors, in which files, bytes to come."""
-    found = {tensor.key: tensor for _, _, tensor in _constant_values(model) if isinstance(tensor, Reference)}
+    found = {
+        tensor.key: tensor for _, _, tensor in _constant_values(model) if isinstance(tensor, ExternalTensor)
+    }
     return {
         "count": len(found),
         "bytes": sum(tensor.nbytes for tensor in found.values()),

@@ -9,7 +9,7 @@ from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.weights.binding import bind
-from o2o.weights.external import Weight
+from o2o.weights.weight import Weight
 
 
 class BindWeights(Filter):

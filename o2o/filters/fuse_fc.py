@@ -9,13 +9,13 @@ from collections.abc import Hashable, Iterator, Sequence
 import onnx_ir as ir
 
 from o2o.filters.base import Filter
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import is_constant, storage_key
 from o2o.model import DOMAIN, Model, attribute, shape_of
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.stacked_weights import join
-from o2o.weights.external import Reference
 
 Group = tuple[Hashable, ...]
 """Matrices that stand one below the other in a new one, by where their bytes are."""
@@ -63,7 +63,7 @@ def _neighbours(graph: ir.Graph) -> Iterator[list[ir.Node]]:
             continue
         x, w, *bias = node.inputs
         options = tuple(sorted((key, attribute.value) for key, attribute in node.attributes.items()))
-        if x is None or w is None or not is_constant(w) or isinstance(w.const_value, Reference):
+        if x is None or w is None or not is_constant(w) or isinstance(w.const_value, ExternalTensor):
             continue
         if any(bias) or attribute(node, "fusedActivationFunction", 0) or node.meta.get("fields"):
             continue

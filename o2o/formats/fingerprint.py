@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE
 from o2o.model import Model
 
@@ -61,7 +62,8 @@ def _value(value: ir.Value) -> Iterator[str | bytes]:
         yield f"{field} {other.name}"
     tensor = value.const_value
     if tensor is not None:
-        yield tensor.tobytes() if tensor.nbytes < LARGE else f"{tensor.dtype} {tensor.nbytes}"
+        in_file = not isinstance(tensor, ExternalTensor)
+        yield tensor.tobytes() if in_file and tensor.nbytes < LARGE else f"{tensor.dtype} {tensor.nbytes}"
 
 
 def _node(node: ir.Node, graphs: dict[int, str]) -> str:

@@ -16,11 +16,8 @@ import onnx
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.tensors import Stored, pieces
-from o2o.lower.onnx.lazy_tensors import Respelled
-from o2o.quantization.tensors import Quantized
+from o2o.formats.tensors import StreamedTensor, pieces, source_tensors
 from o2o.streams import open_output
-from o2o.weights.external import Streamed
 
 LARGE = 1 << 14  # bytes from which a tensor goes into the file beside
 PAGE = 4096
@@ -148,24 +145,12 @@ def _external(large: list[ir.Value], location: str, places: list[int]) -> Iterat
 def _keep(large: list[ir.Value]) -> None:
     """Constants that come through a pipe are needed in another order than they come in."""
     for value in large:
-        for stored in _stored(_tensor(value)):
-            stored.source.keep()
-
-
-def _stored(tensor: ir.TensorProtocol) -> Iterator[Stored]:
-    """What of a model's source `tensor` is made of."""
-    match tensor:
-        case Stored():
-            yield tensor
-        case Respelled():
-            for part in tensor.parts:
-                yield from _stored(part)
-        case Quantized():
-            yield from _stored(tensor.source)
+        for part in source_tensors(_tensor(value)):
+            part.source.keep()
 
 
 def _copy(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
-    if isinstance(tensor, Stored | Streamed):
+    if isinstance(tensor, StreamedTensor):
         tensor.tofile(sink)
         return
     for piece in pieces(tensor, CHUNK):

@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
+from o2o.formats import external_tensor
 from o2o.formats.schema import DETAIL_REFERENCES, SUBGRAPH_FIELDS, Dialect, Span, detect
-from o2o.formats.tensors import LARGE, Stored, constant
+from o2o.formats.tensors import LARGE, SourceTensor, constant
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
 from o2o.streams import Source
-from o2o.weights import external
 
 # Fields that the IR has a place of its own for; every other field that is set goes to meta["fields"].
 _TENSOR_FIELDS = {"shape", "type", "buffer", "name"}
@@ -25,7 +25,7 @@ _OPERATOR_FIELDS = {
     "largeCustomOptionsOffset", "largeCustomOptionsSize",
 }  # fmt: skip
 _SUBGRAPH_FIELDS = {"tensors", "inputs", "outputs", "operators", "name"}
-_OWN_METADATA = (contract.METADATA_NAME, history.METADATA_NAME, external.METADATA_NAME)
+_OWN_METADATA = (contract.METADATA_NAME, history.METADATA_NAME, external_tensor.METADATA_NAME)
 _MODEL_FIELDS = {"operatorCodes", "subgraphs", "buffers", "metadata", "metadataBuffer", "signatureDefs"}
 
 
@@ -120,8 +120,8 @@ class _Reader:
 
     def _read_references(self) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, str]]]:
         for entry in self.table.metadata or ():
-            if _text(entry.name) == external.METADATA_NAME:
-                return external.loads(self._bytes(entry.buffer))
+            if _text(entry.name) == external_tensor.METADATA_NAME:
+                return external_tensor.loads(self._bytes(entry.buffer))
         return {}, {}
 
     def _bytes(self, index: int) -> bytes:
@@ -139,11 +139,11 @@ class _Reader:
         """What is in buffer `index`, or None when it is empty."""
         span = self.spans[index]
         if index in self.references and dtype is not None:
-            return external.Reference(name, dtype=dtype, shape=shape, **self.references[index])
+            return external_tensor.ExternalTensor(name, dtype=dtype, shape=shape, **self.references[index])
         if span.size == 0:
             return None
         if span.size >= LARGE or span.start + span.size > len(self.source.head):
-            return Stored(self.source, span, dtype, shape, name)
+            return SourceTensor(self.source, span, dtype, shape, name)
         return constant(self._small(span), dtype, shape, name)
 
     def _read_subgraph(self, graph: ir.Graph, table: Any) -> list[ir.Value]:

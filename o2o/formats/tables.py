@@ -10,11 +10,11 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
+from o2o.formats import external_tensor
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.schema import DIALECTS, SUBGRAPH_FIELDS
 from o2o.formats.tensors import storage_key
 from o2o.model import CUSTOM_DOMAIN, Model, Signature
-from o2o.weights import external
-from o2o.weights.external import Reference
 
 
 class Tables:
@@ -25,7 +25,7 @@ class Tables:
         self.dialect = DIALECTS[model.format]
         self.payloads: list[bytes | ir.TensorProtocol] = []
         self.buffer_of: dict[Hashable, int] = {}
-        self.references: dict[int, Reference] = {}
+        self.references: dict[int, ExternalTensor] = {}
         self.opcode_of: dict[tuple[str, str, int], int] = {}
         self.graph_index = {id(graph): index for index, graph in enumerate(model.graphs)}
         self.tensor_index: list[dict[int, int]] = []
@@ -50,7 +50,7 @@ class Tables:
         own = [
             (contract.METADATA_NAME, contract.dumps(self.model)),
             (history.METADATA_NAME, history.dumps(self.model.history)),
-            (external.METADATA_NAME, external.dumps(self.references, self.model.unused)),
+            (external_tensor.METADATA_NAME, external_tensor.dumps(self.references, self.model.unused)),
         ]
         return [*self.model.metadata, *((name, data) for name, data in own if data is not None)]
 
@@ -115,7 +115,7 @@ class Tables:
             key = storage_key(value.const_value)
             if key not in self.buffer_of:
                 self.buffer_of[key] = self._payload(value.const_value)
-                if isinstance(value.const_value, Reference):
+                if isinstance(value.const_value, ExternalTensor):
                     self.references[self.buffer_of[key]] = value.const_value
             table.buffer = self.buffer_of[key]
         fields = value.meta.get("fields", {})

@@ -1,29 +1,169 @@
-"""Constants as views of bytes, and when two of them are the same bytes.
+"""Constant tensors as views of bytes: in memory, in a model's source, or computed while they are written.
 
-A constant whose bytes do not spell its tensor's shape and dtype (strings, sparse or compressed data, types
-that the IR lacks) is kept as what it is: uint8 [nbytes], under a value with the tensor's own shape.
+A constant whose bytes do not match its tensor's shape and dtype is stored as uint8 [nbytes], under a value
+with the tensor's own shape. Examples: strings, sparse or compressed data, types without an equivalent in the
+IR.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
+from o2o.errors import ModelError
 from o2o.formats.schema import Span
 from o2o.streams import Source
-from o2o.weights.external import Streamed
 
-LARGE = 4096  # bytes from which a constant is data to pass on rather than part of the graph
+LARGE = 4096  # bytes from which a constant is written behind the head instead of into it
+CHUNK = 4 << 20  # bytes read at a time while a constant is written
+
+
+class StreamedTensor(ir.LazyTensor):
+    """Base of constants whose bytes are produced in chunks while they are written.
+
+    A subclass implements `key` and `pieces`.
+    """
+
+    def __init__(
+        self,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        name: str | None,
+        parts: Sequence[ir.TensorProtocol] = (),
+    ) -> None:
+        """Create the tensor without reading its bytes.
+
+        Args:
+            dtype: The dtype of its elements.
+            shape: Its shape.
+            name: Its name.
+            parts: The tensors that its bytes are computed from.
+        """
+        super().__init__(self._read, dtype, ir.Shape(shape), name=name)
+        self.parts = tuple(parts)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.dtype}, {self.shape})"
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for two tensors that produce the same bytes."""
+        raise NotImplementedError
+
+    def pieces(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+        """Yield the tensor's bytes in order.
+
+        Args:
+            size: The approximate number of bytes in each piece.
+
+        Yields:
+            The bytes, little endian, in C order.
+
+        Raises:
+            ModelError: The bytes are not available.
+        """
+        raise NotImplementedError
+
+    def tofile(self, file: BinaryIO) -> None:
+        for piece in self.pieces():
+            file.write(piece)
+
+    def with_shape(self, shape: tuple[int, ...], name: str) -> StreamedTensor:
+        """Return a tensor with the same bytes and another shape.
+
+        Args:
+            shape: The new shape, with the same number of elements.
+            name: The name of the new tensor.
+
+        Returns:
+            A tensor with the same `key`.
+
+        Raises:
+            ModelError: The bytes are converted while they are written and depend on the shape.
+        """
+        raise ModelError(f"{self.name} is converted while it is written: its shape cannot be changed")
+
+    def _read(self) -> ir.TensorProtocol:
+        raw = np.frombuffer(b"".join(self.pieces()), np.uint8)
+        return constant(raw, self.dtype, tuple(self.shape.numpy()), self.name or "")
+
+
+class SourceTensor(StreamedTensor):
+    """A constant in the bytes of a model's source.
+
+    Its elements are mapped on demand. Writing copies the bytes from source to sink, in the kernel where
+    possible.
+    """
+
+    def __init__(
+        self, source: Source, span: Span, dtype: ir.DataType | None, shape: tuple[int, ...], name: str
+    ) -> None:
+        """Refer to bytes of `source`.
+
+        Args:
+            source: The source that the model was read from.
+            span: The range of bytes in it.
+            dtype: The dtype of the elements; None for a type without an equivalent in the IR.
+            shape: The shape. If dtype and shape do not match the size of `span`, the tensor is uint8
+                [nbytes].
+            name: The name of the tensor.
+        """
+        fitting = _fitting_dtype(span.size, dtype, shape)
+        super().__init__(fitting or ir.DataType.UINT8, shape if fitting else [span.size], name)
+        self.source, self.span = source, span
+
+    @property
+    def key(self) -> Hashable:
+        return id(self.source), self.span
+
+    def _read(self) -> ir.TensorProtocol:
+        view = self.source.view(self.span.start, self.span.size)
+        return constant(view, self.dtype, tuple(self.shape.numpy()), self.name or "")
+
+    def pieces(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+        return self.source.pieces(self.span.start, self.span.size, size)
+
+    def tofile(self, file: BinaryIO) -> None:
+        self.source.copy(self.span.start, self.span.size, file)
+
+    def with_shape(self, shape: tuple[int, ...], name: str, dtype: ir.DataType | None = None) -> SourceTensor:
+        return SourceTensor(self.source, self.span, dtype or self.dtype, shape, name)
+
+
+def source_tensors(tensor: ir.TensorProtocol) -> Iterator[SourceTensor]:
+    """Yield the parts of a model's source that a tensor is computed from.
+
+    Args:
+        tensor: Any constant.
+
+    Yields:
+        The tensor itself if it is a `SourceTensor`, else those among its parts, recursively.
+    """
+    if isinstance(tensor, SourceTensor):
+        yield tensor
+    elif isinstance(tensor, StreamedTensor):
+        for part in tensor.parts:
+            yield from source_tensors(part)
 
 
 def constant(
     raw: np.ndarray, dtype: ir.DataType | None, shape: tuple[int, ...], name: str
 ) -> ir.TensorProtocol:
-    """The tensor that the bytes `raw` (uint8 [nbytes]) spell, without copying them."""
-    dtype = _spelled(raw.nbytes, dtype, shape)
+    """Return a tensor over bytes in memory, without copying them.
+
+    Args:
+        raw: The bytes, uint8 [nbytes].
+        dtype: The dtype of the elements; None for a type without an equivalent in the IR.
+        shape: The shape of the tensor.
+        name: The name of the tensor.
+
+    Returns:
+        A tensor of that dtype and shape, or uint8 [nbytes] if they do not match the number of bytes.
+    """
+    dtype = _fitting_dtype(raw.nbytes, dtype, shape)
     if dtype is None:
         return ir.Tensor(raw, ir.DataType.UINT8, name=name)
     if dtype.bitwidth < 8:
@@ -31,53 +171,36 @@ def constant(
     return ir.Tensor(raw.view(dtype.numpy()).reshape(shape), dtype, shape=ir.Shape(shape), name=name)
 
 
-def _spelled(nbytes: int, dtype: ir.DataType | None, shape: tuple[int, ...]) -> ir.DataType | None:
-    """`dtype` when that many bytes spell numbers of it in `shape`, else None."""
+def _fitting_dtype(nbytes: int, dtype: ir.DataType | None, shape: Sequence[int]) -> ir.DataType | None:
+    """`dtype` if `nbytes` bytes hold exactly the elements of `shape`, else None."""
     count = int(np.prod(shape, dtype=np.int64))
     if dtype is None or dtype == ir.DataType.STRING or nbytes != -(-count * dtype.bitwidth // 8):
         return None
     return dtype
 
 
-class Stored(ir.LazyTensor):
-    """A constant that lies in the data of a model's source, and is left there until its numbers are needed.
-
-    It is written by copying from source to sink, without becoming part of this process.
-    """
-
-    def __init__(
-        self, source: Source, span: Span, dtype: ir.DataType | None, shape: tuple[int, ...], name: str
-    ) -> None:
-        known = _spelled(span.size, dtype, shape)
-        super().__init__(
-            self._read, known or ir.DataType.UINT8, ir.Shape(shape if known else [span.size]), name=name
-        )
-        self.source, self.span = source, span
-
-    def _read(self) -> ir.TensorProtocol:
-        view = self.source.view(self.span.start, self.span.size)
-        return constant(view, self.dtype, tuple(self.shape.numpy()), self.name or "")
-
-    def pieces(self, size: int) -> Iterator[bytes]:
-        """The bytes, `size` at a time."""
-        return self.source.pieces(self.span.start, self.span.size, size)
-
-    def tofile(self, file: BinaryIO) -> None:
-        self.source.copy(self.span.start, self.span.size, file)
-
-
 def with_shape(
     tensor: ir.TensorProtocol, shape: tuple[int, ...], name: str, dtype: ir.DataType | None = None
 ) -> ir.TensorProtocol:
-    """The same bytes, wherever they are, in another shape.
+    """Return a tensor with the same bytes and another shape.
 
-    dtype: read as these instead; not for what is still to be converted.
+    Args:
+        tensor: Any constant.
+        shape: The new shape.
+        name: The name of the new tensor.
+        dtype: Reinterpret the bytes as this dtype. Not for tensors that are converted while they are written.
+
+    Returns:
+        A tensor that shares the bytes of `tensor` if `is_in_place(tensor)`, else a copy.
+
+    Raises:
+        ModelError: The bytes are converted while they are written and depend on the shape.
     """
     dtype = dtype or tensor.dtype
     match tensor:
-        case Stored():
-            return Stored(tensor.source, tensor.span, dtype, shape, name)
-        case Streamed():
+        case SourceTensor():
+            return tensor.with_shape(shape, name, dtype)
+        case StreamedTensor():
             return tensor.with_shape(shape, name)
     if (raw := bytes_in_memory(tensor)) is not None:
         return constant(raw, dtype, shape, name)
@@ -85,16 +208,28 @@ def with_shape(
 
 
 def are_numbers(value: ir.Value) -> bool:
-    """Whether `value` is a constant of which the bytes spell its numbers.
+    """Return whether the stored bytes of a constant are its elements.
 
-    Those of a quantised constant do not: what is stored is not what it means.
+    Args:
+        value: Any value.
+
+    Returns:
+        False for values that are not constant and for quantized constants, whose stored integers stand for
+        other numbers.
     """
     tensor = value.const_value if is_constant(value) and not is_quantized(value) else None
     return tensor is not None and tensor.dtype == value.dtype
 
 
 def numbers(value: ir.Value | None) -> np.ndarray | None:
-    """The numbers of a constant, in its shape; None when `value` is not one, or only encoded bytes."""
+    """Return the elements of a constant.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The elements, in the constant's shape; None for a value without `are_numbers`.
+    """
     if value is None or not are_numbers(value):
         return None
     assert value.const_value is not None
@@ -102,20 +237,41 @@ def numbers(value: ir.Value | None) -> np.ndarray | None:
 
 
 def is_constant(value: ir.Value) -> bool:
-    """Whether `value` is always what is stored: an input may have numbers too, until someone sets it."""
+    """Return whether a value always equals its stored data.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        False for values without data and for graph inputs, whose data is only a default.
+    """
     return value.const_value is not None and value.producer() is None and not value.is_graph_input()
 
 
 def is_quantized(value: ir.Value) -> bool:
-    """Whether the stored numbers of `value` stand for others: by scale and zero point, or by block."""
+    """Return whether the stored integers of a value stand for other numbers.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        True if the value has scales, for each axis or for each block.
+    """
     quantization = value.meta.get("fields", {}).get("quantization")
     scale = getattr(quantization, "scale", None)
     return (scale is not None and len(scale) > 0) or getattr(quantization, "details", None) is not None
 
 
 def bytes_in_memory(tensor: ir.TensorProtocol) -> np.ndarray | None:
-    """The bytes of a constant, uint8 [nbytes], not copied; None when they are not in memory as they are
-    written (a file's, converted or packed on the way, or a transposed view's)."""
+    """Return the bytes of a constant that is in memory, without copying them.
+
+    Args:
+        tensor: Any constant.
+
+    Returns:
+        The bytes, uint8 [nbytes]. None if they are in a file, or if they differ from what is written:
+        converted, packed or transposed.
+    """
     raw = getattr(tensor, "raw", None)
     if isinstance(raw, np.ndarray) and raw.flags.c_contiguous and raw.nbytes == tensor.nbytes:
         return raw.reshape(-1).view(np.uint8)
@@ -123,13 +279,28 @@ def bytes_in_memory(tensor: ir.TensorProtocol) -> np.ndarray | None:
 
 
 def is_in_place(tensor: ir.TensorProtocol) -> bool:
-    """Whether others can be views of its bytes (`with_shape`)."""
-    return isinstance(tensor, Stored | Streamed) or bytes_in_memory(tensor) is not None
+    """Return whether `with_shape` can share the bytes of a constant.
+
+    Args:
+        tensor: Any constant.
+
+    Returns:
+        True if the bytes are in a file or contiguous in memory.
+    """
+    return isinstance(tensor, StreamedTensor) or bytes_in_memory(tensor) is not None
 
 
-def pieces(tensor: ir.TensorProtocol, size: int) -> Iterator[bytes | memoryview]:
-    """The bytes of a constant, `size` at a time where they are not in memory."""
-    if isinstance(tensor, Stored | Streamed):
+def pieces(tensor: ir.TensorProtocol, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a constant in order.
+
+    Args:
+        tensor: Any constant.
+        size: The approximate number of bytes in each piece. Bytes in memory are one piece.
+
+    Yields:
+        The bytes, little endian, in C order.
+    """
+    if isinstance(tensor, StreamedTensor):
         yield from tensor.pieces(size)
     elif (raw := bytes_in_memory(tensor)) is not None:
         yield raw.data
@@ -138,7 +309,12 @@ def pieces(tensor: ir.TensorProtocol, size: int) -> Iterator[bytes | memoryview]
 
 
 def stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
-    """Write the bytes of `tensor`, from where they are."""
+    """Write the bytes of a constant to a sink, without loading a `StreamedTensor` into memory.
+
+    Args:
+        tensor: Any constant.
+        sink: A binary file.
+    """
     if (raw := bytes_in_memory(tensor)) is not None:
         sink.write(raw.data)
     elif hasattr(tensor, "tofile"):
@@ -148,16 +324,18 @@ def stream(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:
 
 
 def storage_key(tensor: ir.TensorProtocol) -> Hashable:
-    """Equal for two constants that are the same bytes in memory, in a file, or of a checkpoint.
+    """Return what identifies the bytes of a constant within one model, without reading them.
 
-    Within one model this is what keeps a buffer that several tensors share a single buffer, without
-    looking at its contents.
+    Tensors with equal keys share one buffer of the file.
+
+    Args:
+        tensor: Any constant.
+
+    Returns:
+        Equal keys for constants over the same bytes in memory, in a source, or of a checkpoint.
     """
-    match tensor:
-        case Stored():
-            return id(tensor.source), tensor.span
-        case Streamed():
-            return tensor.key
+    if isinstance(tensor, StreamedTensor):
+        return tensor.key
     if (raw := bytes_in_memory(tensor)) is not None:
         return raw.__array_interface__["data"][0], raw.nbytes
     return id(tensor), tensor.nbytes

@@ -24,13 +24,13 @@ import onnx_ir as ir
 
 from o2o.cli.progress import progress
 from o2o.errors import ModelError
-from o2o.formats.concatenated_tensor import Joined
+from o2o.formats.concatenated_tensor import ConcatenatedTensor
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.schema import DATA_SLOT, OFFSET_SLOT, SIZE_SLOT, Dialect
 from o2o.formats.tables import Tables
-from o2o.formats.tensors import LARGE, Stored, stream
+from o2o.formats.tensors import LARGE, SourceTensor, stream
 from o2o.model import Model
 from o2o.streams import Source, framing
-from o2o.weights.external import Reference
 
 ALIGNMENT = 16  # of small constants: the schemas' force_align
 LARGE_ALIGNMENT = 64  # of large ones: a cache line, and what XNNPACK likes best
@@ -84,8 +84,8 @@ class Plan:
         wanted: dict[Source, list[tuple[int, int]]] = {}
         for segment in self.segments:
             payload = segment.payload
-            for part in payload.parts if isinstance(payload, Joined) else (payload,):
-                if isinstance(part, Stored):
+            for part in payload.parts if isinstance(payload, ConcatenatedTensor) else (payload,):
+                if isinstance(part, SourceTensor):
                     wanted.setdefault(part.source, []).append((part.span.start, part.span.size))
         return wanted
 
@@ -156,7 +156,7 @@ def _size(payload: bytes | ir.TensorProtocol) -> int:
     """How many bytes of `payload` are in the file: none of what is only referred to."""
     if isinstance(payload, bytes):
         return len(payload)
-    return 0 if isinstance(payload, Reference) else payload.nbytes
+    return 0 if isinstance(payload, ExternalTensor) else payload.nbytes
 
 
 def _is_file(sink: BinaryIO) -> bool:

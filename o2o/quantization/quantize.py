@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import with_shape
 from o2o.lower.litert.op_versions import minimum_version
@@ -16,11 +17,10 @@ from o2o.model import Model, shape_of
 from o2o.quantization.metadata import record
 from o2o.quantization.recipes import Recipe
 from o2o.quantization.schemes import Scheme, fitting, more_exact
-from o2o.quantization.tensors import Quantized
+from o2o.quantization.tensors import QuantizedTensor
 from o2o.quantization.weight_uses import HEAD, Matrix, Use, matrices
 from o2o.rewriting.builder import Builder, add_constant, add_tensor
 from o2o.rewriting.rewire import replace_output
-from o2o.weights.external import Reference
 
 # Bytes of a scale: among a tensor's parameters, with its zero point, which is an int64; and of a block.
 PARAMETERS, HALF = 12, 2
@@ -41,7 +41,7 @@ class Done:
     before: int
     after: int
     reason: str = ""
-    tensor: Quantized | None = field(default=None, repr=False)
+    tensor: QuantizedTensor | None = field(default=None, repr=False)
 
 
 def quantize(model: Model, recipe: Recipe) -> list[Done]:
@@ -97,7 +97,7 @@ def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> Done:
     if after + _overhead(matrix, scheme, explicit) >= tensor.nbytes:
         left.reason = "it would not become smaller"
         return left
-    found = Quantized(name, tensor, scheme, (rows, columns))
+    found = QuantizedTensor(name, tensor, scheme, (rows, columns))
     _tell_unused(model, tensor)
     quantization = _quantization(model, found)
     for graph, value in matrix.values:
@@ -116,11 +116,11 @@ def _overhead(matrix: Matrix, scheme: Scheme, explicit: bool) -> int:
 
 def _tell_unused(model: Model, tensor: ir.TensorProtocol) -> None:
     """What is quantised becomes numbers of the model: nothing refers to it any more."""
-    if isinstance(tensor, Reference):
-        model.unused.setdefault(str(tensor.path), {})[tensor.tensor] = ""
+    if isinstance(tensor, ExternalTensor):
+        model.unused.setdefault(str(tensor.path), {})[tensor.tensor_name] = ""
 
 
-def _quantization(model: Model, tensor: Quantized) -> Any:
+def _quantization(model: Model, tensor: QuantizedTensor) -> Any:
     """The parameters that say what the stored numbers stand for; None for float16. References to the scales
     of blocks are the value's own."""
     if not tensor.scheme.limit:
@@ -138,7 +138,7 @@ def _quantization(model: Model, tensor: Quantized) -> Any:
     return parameters
 
 
-def _become(graph: ir.Graph, value: ir.Value, tensor: Quantized, quantization: Any) -> None:
+def _become(graph: ir.Graph, value: ir.Value, tensor: QuantizedTensor, quantization: Any) -> None:
     value.const_value, value.type = tensor, ir.TensorType(tensor.dtype)
     if quantization is not None:
         value.meta["fields"] = {**value.meta.get("fields", {}), "quantization": quantization}

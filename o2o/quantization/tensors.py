@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.tensors import Stored, storage_key
+from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.tensors import SourceTensor, StreamedTensor, storage_key
 from o2o.quantization.schemes import Scheme
-from o2o.weights.external import Reference, Streamed, Weight
+from o2o.weights.binding import weight_of
+from o2o.weights.weight import Weight
 
 AT_ONCE = 1 << 17  # numbers: with what is computed of them, they stay in a processor's cache
 
@@ -53,7 +54,7 @@ class Error:
         self.largest, self.furthest = max(self.largest, other.largest), max(self.furthest, other.furthest)
 
 
-class Quantized(Streamed):
+class QuantizedTensor(StreamedTensor):
     """The matrix `source` by `scheme`. `error` is known when it has been written, or read."""
 
     def __init__(
@@ -66,7 +67,7 @@ class Quantized(Streamed):
         """
         self.source, self.scheme = source, scheme
         rows, columns = shape or source.shape.numpy()
-        super().__init__(self._read, scheme.dtype, ir.Shape((rows, columns)), name=name)
+        super().__init__(scheme.dtype, (rows, columns), name, [source])
         self.error: Error | None = None
         dtype = np.float16 if scheme.block else np.float32
         self.stored_scales = np.empty((rows, scheme.blocks(columns)), dtype)
@@ -90,19 +91,6 @@ class Quantized(Streamed):
     @property
     def key(self) -> Hashable:
         return "quantized", self.scheme, storage_key(self.source)
-
-    def with_shape(self, shape: tuple[int, ...], name: str) -> Quantized:
-        raise ModelError(f"{self.name} is being quantised: its rows are what they are")
-
-    def _read(self) -> ir.TensorProtocol:
-        raw = np.frombuffer(b"".join(self.pieces()), np.uint8)
-        if self.scheme.bits < 8:
-            return ir.PackedTensor(raw, self.dtype, shape=self.shape, name=self.name)
-        return ir.Tensor(raw.view(self.dtype.numpy()).reshape(self.shape.numpy()), self.dtype, name=self.name)
-
-    def tofile(self, file: BinaryIO) -> None:
-        for piece in self.pieces():
-            file.write(piece)
 
     def pieces(self, size: int = 0) -> Iterator[bytes]:
         """The bytes, some rows at a time, whatever `size` is."""
@@ -193,13 +181,13 @@ def _rows(source: ir.TensorProtocol, columns: int) -> Iterator[np.ndarray]:
 
 def _numbers(source: ir.TensorProtocol, size: int) -> Iterator[np.ndarray]:
     """The numbers of `source`, float32, flat, about `size` at a time; never all, where they are in a file."""
-    if isinstance(source, Reference):
-        source = source.weight()
+    if isinstance(source, ExternalTensor):
+        source = weight_of(source)
     if isinstance(source, Weight):  # as the checkpoint has them, whatever they were to become
         yield from source.stored.pieces(size)
         return
     dtype = source.dtype.numpy()
-    if isinstance(source, Stored):
+    if isinstance(source, SourceTensor):
         for piece in source.pieces(size * dtype.itemsize):
             yield np.frombuffer(piece, dtype).astype(np.float32, copy=False)
         return

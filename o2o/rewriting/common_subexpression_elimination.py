@@ -6,11 +6,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from o2o.formats.tensors import is_constant
+from o2o.formats.tensors import StreamedTensor, is_constant
 from o2o.model import Model, shape_of
 from o2o.operators.reference import is_pure
 from o2o.rewriting.rewire import replace_output
-from o2o.weights.external import Streamed
 
 SMALL = 1 << 16  # bytes up to which constants are compared: no weights
 
@@ -61,7 +60,7 @@ def _share_constants(graph: ir.Graph) -> None:
         tensor = value.const_value
         if tensor is None or tensor.nbytes > SMALL or not is_constant(value) or value.meta.get("fields"):
             continue
-        if isinstance(tensor, Streamed):  # a weight that is still elsewhere
+        if isinstance(tensor, StreamedTensor):  # a weight that is still elsewhere
             continue
         kept = first.setdefault((value.dtype, tensor.dtype, shape_of(value), tensor.tobytes()), value)
         if kept is not value and not value.is_graph_output():

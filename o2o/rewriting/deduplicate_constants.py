@@ -9,9 +9,10 @@ from collections.abc import Callable, Hashable, Iterator
 import numpy as np
 import onnx_ir as ir
 
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import constant, is_in_place, pieces, storage_key, with_shape
 from o2o.model import Model, shape_of
-from o2o.weights.external import Reference, Weight
+from o2o.weights.weight import Weight
 
 SAMPLE = 4096  # bytes at the beginning that tell most constants of one size apart
 CHUNK = 1 << 20
@@ -80,7 +81,7 @@ def _grouped(
 ) -> list[list[Hashable]]:
     groups: dict[Hashable, list[Hashable]] = defaultdict(list)
     for key, tensor in stored.items():
-        if tensor.nbytes and not isinstance(tensor, Reference):
+        if tensor.nbytes and not isinstance(tensor, ExternalTensor):
             groups[kind(tensor)].append(key)
     return [
         group

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.concatenated_tensor import Joined
-from o2o.formats.tensors import Stored, constant, is_quantized
+from o2o.formats.concatenated_tensor import ConcatenatedTensor
+from o2o.formats.tensors import SourceTensor, constant, is_quantized
 from o2o.model import shape_of
 from o2o.rewriting.matchers import constant_ints, producer_of
 
@@ -29,7 +29,7 @@ def join(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value | None:
     tensors = [value.const_value for value in values if value.const_value is not None]
     fields = [value.meta.get("fields", {}) for value in values]
     scales = [value.meta.get("references", {}) for value in values]
-    if len(tensors) < len(values) or not Joined.fit(tensors):
+    if len(tensors) < len(values) or not ConcatenatedTensor.fit(tensors):
         return None
     if any(tensor.dtype != value.dtype for tensor, value in zip(tensors, values, strict=True)):
         return None
@@ -46,7 +46,7 @@ def join(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value | None:
         if found is None:
             return None
         references[key] = found
-    joined = Joined(AND.join(value.name or "" for value in values), tensors)
+    joined = ConcatenatedTensor(AND.join(value.name or "" for value in values), tensors)
     if (known := graph.initializers.get(joined.name or "")) is not None:
         return known
     value = _value(joined, quantization, references)
@@ -99,9 +99,9 @@ def _cut(value: ir.Value, start: int, rows: int, name: str) -> ir.Value:
     assert tensor is not None
     total, *inner = tensor.shape.numpy()
     shape, width = (rows, *inner), tensor.nbytes // total
-    if isinstance(tensor, Stored):
+    if isinstance(tensor, SourceTensor):
         span = replace(tensor.span, start=tensor.span.start + start * width, size=rows * width)
-        cut: ir.TensorProtocol = Stored(tensor.source, span, tensor.dtype, shape, name)
+        cut: ir.TensorProtocol = SourceTensor(tensor.source, span, tensor.dtype, shape, name)
     else:
         raw = np.frombuffer(tensor.tobytes(), np.uint8)[start * width : (start + rows) * width]
         cut = constant(raw, tensor.dtype, shape, name)

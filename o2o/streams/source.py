@@ -124,7 +124,7 @@ class FileSource(Source):
         try:
             copy(self._file.fileno(), start, size, sink)
         except EndsEarly:
-            raise ModelError(f"{self.name}: it became shorter while it was read") from None
+            raise ModelError(f"{self.name}: the file became shorter while it was read") from None
 
 
 class PipeSource(Source):

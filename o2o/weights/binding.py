@@ -1,92 +1,177 @@
-"""References to a checkpoint become the numbers that they refer to, which are read when they are written."""
+"""Binding: external tensors of a model become the weights of a checkpoint that they refer to."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from o2o.cli.text import listed
 from o2o.errors import ModelError
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.model import Model
+from o2o.weights import pytorch_file, safetensors
 from o2o.weights.checkpoint import open_checkpoint
-from o2o.weights.external import Reference, tensors_in
 from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight import Weight
 
 
-def references(model: Model) -> Iterator[tuple[ir.Value, Reference]]:
-    """The constants of `model` that are references."""
+def external_tensors(model: Model) -> Iterator[tuple[ir.Value, ExternalTensor]]:
+    """Find the external tensors of a model.
+
+    Args:
+        model: Any model.
+
+    Yields:
+        Each value whose constant is an external tensor, and that tensor.
+    """
     for graph in model.graphs:
         for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
-            if isinstance(value.const_value, Reference):
+            if isinstance(value.const_value, ExternalTensor):
                 yield value, value.const_value
 
 
-def bind(model: Model, checkpoint: str | os.PathLike[str] | None = None, partial: bool = False) -> int:
-    """Turn every `Reference` of `model` into a `Weight`; how many tensors of the checkpoint that were.
+def weight_of(external: ExternalTensor, stored: StoredTensor | None = None) -> Weight:
+    """Return the constant that an external tensor refers to.
 
-    checkpoint: a folder to take the tensors from, by their names; None for the files that are referred to.
-    partial: the checkpoint may hold tensors that the model has no place for.
+    Args:
+        external: The external tensor.
+        stored: The tensor to take; None for the one in the file that `external` names.
 
-    Raises ModelError, which names them, for tensors that are missing, left over, of another shape, or not of
-    floats.
+    Returns:
+        A constant of the same name, dtype and shape, over the checkpoint's bytes.
+
+    Raises:
+        ModelError: The file or its tensor is missing, or the tensor has another shape or is not floating
+            point.
+        OSError: The file cannot be read.
     """
-    found = list(references(model))
-    tensors = _tensors([reference for _, reference in found], checkpoint)
-    missing = [r for _, r in found if (r.path, r.tensor) not in tensors]
-    complaints = []
-    if missing:
-        complaints.append(f"lacks {listed(dict.fromkeys(r.tensor for r in missing), 4)}")
-    reshaped = {
-        r.tensor: f"has {r.tensor} as {list(stored.shape)}, not {list(r.stored_shape)}"
-        for _, r in found
-        if (stored := tensors.get((r.path, r.tensor))) is not None and stored.shape != r.stored_shape
-    }
-    complaints += list(reshaped.values())[:3]
-    if found:
-        complaints += _changed(model, tensors)
-    if not partial and found:
-        known = {r.tensor for _, r in found}.union(*model.unused.values())
-        if left := sorted({stored.name for stored in tensors.values()} - known):
-            complaints.append(
-                f"holds {listed(left, 4)}, which the model has no place for (--partial leaves them out)"
-            )
-    if complaints:
-        where = checkpoint or ", ".join(dict.fromkeys(str(r.path) for r in missing or [r for _, r in found]))
-        raise ModelError(f"{where} does not fit the model: it {'; '.join(complaints)}")
-    for value, reference in found:
-        value.const_value = reference.weight(tensors[reference.path, reference.tensor])
+    if stored is None:
+        tensors = tensors_in(external.path, external.name or external.tensor_name)
+        if external.tensor_name not in tensors:
+            raise ModelError(f"{external.path} lacks {external.tensor_name}, which the model refers to")
+        stored = tensors[external.tensor_name]
+    if stored.shape != external.stored_shape:
+        shapes = f"as {list(stored.shape)}, the model as {list(external.stored_shape)}"
+        raise ModelError(f"{stored.path} has {stored.name} {shapes}")
+    shape = tuple(external.shape.numpy())
+    return Weight(external.name or external.tensor_name, stored, external.dtype, shape)
+
+
+def tensors_in(path: Path, required_by: str) -> dict[str, StoredTensor]:
+    """Return the tensors in a checkpoint's file, without their data.
+
+    Args:
+        path: A safetensors file or a file of `torch.save`.
+        required_by: The name of the constant that refers to it, for the error message.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+        OSError: The file cannot be read.
+    """
+    if not path.is_file():
+        raise ModelError(
+            f"{required_by} is in {path}, which does not exist: bind.weights.py --checkpoint DIR takes the "
+            "weights from another folder"
+        )
+    status = path.stat()
+    return _tensors_in(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _tensors_in(path: Path, size: int, mtime: int) -> dict[str, StoredTensor]:
+    """Read the header once for all constants, and again if the file has changed."""
+    return (safetensors if path.suffix == ".safetensors" else pytorch_file).read_header(path)
+
+
+def bind(model: Model, checkpoint: str | os.PathLike[str] | None = None, partial: bool = False) -> int:
+    """Replace every external tensor of a model by the weight that it refers to.
+
+    Args:
+        model: The model, changed in place.
+        checkpoint: A folder to take all tensors from, by name; None for the files that are referred to.
+        partial: Accept tensors of the checkpoint that the model does not use.
+
+    Returns:
+        The number of tensors of the checkpoint that were bound.
+
+    Raises:
+        ModelError: Tensors are missing, unused, of another shape or not floating point; the message names
+            them.
+        OSError: A file of the checkpoint cannot be read.
+    """
+    external = list(external_tensors(model))
+    stored = _stored_tensors([tensor for _, tensor in external], checkpoint)
+    if problems := _problems(model, [tensor for _, tensor in external], stored, partial):
+        missing = [tensor for _, tensor in external if (tensor.path, tensor.tensor_name) not in stored]
+        files = dict.fromkeys(str(tensor.path) for tensor in missing or [tensor for _, tensor in external])
+        raise ModelError(f"{checkpoint or ', '.join(files)} does not fit the model: it {'; '.join(problems)}")
+    for value, tensor in external:
+        value.const_value = weight_of(tensor, stored[tensor.path, tensor.tensor_name])
     model.unused = {}
-    return len({reference.key for _, reference in found})
+    return len({tensor.key for _, tensor in external})
 
 
-def _changed(model: Model, tensors: Mapping[tuple[Path, str], StoredTensor]) -> list[str]:
-    """What is wrong with tensors of which the numbers are in `model` already, as the small ones' are."""
+def _problems(
+    model: Model,
+    external: Sequence[ExternalTensor],
+    stored: Mapping[tuple[Path, str], StoredTensor],
+    partial: bool,
+) -> list[str]:
+    """Why the stored tensors cannot be bound; empty if they can."""
+    if not external:
+        return []
+    problems = []
+    missing = [tensor.tensor_name for tensor in external if (tensor.path, tensor.tensor_name) not in stored]
+    if missing:
+        problems.append(f"lacks {listed(dict.fromkeys(missing), 4)}")
+    reshaped = {
+        name: f"has {name} as {list(there.shape)}, not {list(shape)}"
+        for path, name, shape in ((t.path, t.tensor_name, t.stored_shape) for t in external)
+        if (there := stored.get((path, name))) is not None and there.shape != shape
+    }
+    problems += [*list(reshaped.values())[:3], *_changed(model, stored)]
+    if not partial:
+        used = {tensor.tensor_name for tensor in external}.union(*model.unused.values())
+        if unused := sorted({there.name for there in stored.values()} - used):
+            problems.append(
+                f"holds {listed(unused, 4)}, which the model does not use (--partial accepts such tensors)"
+            )
+    return problems
+
+
+def _changed(model: Model, stored: Mapping[tuple[Path, str], StoredTensor]) -> list[str]:
+    """Problems of tensors whose numbers were copied into the model at export, as small ones are."""
     embedded = [
-        (tensors.get((Path(file), name)), name, digest)
+        (stored.get((Path(file), name)), name, digest)
         for file, names in model.unused.items()
         for name, digest in names.items()
-        if digest and any(path == Path(file) for path, _ in tensors)
+        if digest and any(path == Path(file) for path, _ in stored)
     ]
-    lost = [name for stored, name, _ in embedded if stored is None]
-    other = [name for stored, name, digest in embedded if stored is not None and stored.digest() != digest]
-    told = [f"lacks {listed(lost, 4)}"] if lost else []
-    if other:
-        told.append(f"has other numbers for {listed(other, 4)} than the export found (export again)")
-    return told
+    missing = [name for there, name, _ in embedded if there is None]
+    changed = [name for there, name, digest in embedded if there is not None and there.digest() != digest]
+    problems = [f"lacks {listed(missing, 4)}"] if missing else []
+    if changed:
+        problems.append(f"has other numbers for {listed(changed, 4)} than at export (export again)")
+    return problems
 
 
-def _tensors(
-    wanted: Iterable[Reference], checkpoint: str | os.PathLike[str] | None
+def _stored_tensors(
+    external: Iterable[ExternalTensor], checkpoint: str | os.PathLike[str] | None
 ) -> dict[tuple[Path, str], StoredTensor]:
-    """All tensors of the files that are referred to, by file and name; or, in their place, those of
-    `checkpoint`."""
-    files = {reference.path: reference.name or reference.tensor for reference in wanted}
+    """All tensors of the files that are referred to, by file and name; those of `checkpoint` if given."""
+    files = {tensor.path: tensor.name or tensor.tensor_name for tensor in external}
     if checkpoint is None:
         return {
-            (path, name): stored for path, w in files.items() for name, stored in tensors_in(path, w).items()
+            (path, name): stored
+            for path, required_by in files.items()
+            for name, stored in tensors_in(path, required_by).items()
         }
-    there = open_checkpoint(checkpoint).tensors
-    return {(path, name): stored for path in files for name, stored in there.items()}
+    tensors = open_checkpoint(checkpoint).tensors
+    return {(path, name): stored for path in files for name, stored in tensors.items()}

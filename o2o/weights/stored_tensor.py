@@ -48,7 +48,7 @@ class StoredTensor:
             offset, wanted = self.offset + start * width, min(size, count - start)
             data = np.fromfile(self.path, FLOATS[self.dtype], wanted, offset=offset)
             if len(data) < wanted:
-                raise ModelError(f"{self.path}: it became shorter while it was read")
+                raise ModelError(f"{self.path}: the file became shorter while it was read")
             if self.dtype == "BF16":  # the upper half of a float32
                 yield np.left_shift(data, np.uint32(16), dtype=np.uint32).view(np.float32)
             else:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from export import build
 from o2o import filters, formats
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE, storage_key
-from o2o.weights.external import Reference
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.compiled import compiled_once
 
@@ -162,7 +162,7 @@ def test_both_roads_lead_to_the_same_place(make: Any, name: str, tmp_path: Path)
     assert light
     for file in light:
         kinds = {type(v.const_value) for v in formats.load(file).graphs[0].initializers.values()}
-        assert Reference in kinds, "else there is nothing to compare"
+        assert ExternalTensor in kinds, "else there is nothing to compare"
 
 
 @pytest.mark.usefixtures("compiled")

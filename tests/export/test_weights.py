@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from export.model import LanguageModel
 from export.weights import WeightsForm, bind, match, unused
 from o2o.errors import ModelError
+from o2o.formats.external_tensor import ExternalTensor
+from o2o.weights.binding import weight_of
 from o2o.weights.checkpoint import open_checkpoint
-from o2o.weights.external import Reference, Weight
 from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight import Weight
 from tests.checkpoints import GROUPED, write_checkpoint
 
 
@@ -102,12 +104,13 @@ def graph_of(parameter: str, shape: tuple[int, ...]) -> ir.Graph:
 def test_external_weights_are_references_unless_they_are_small(tmp_path: Path) -> None:
     found = matched(write_checkpoint(tmp_path, **GROUPED, dtype="bfloat16"))
     large, small = "model.embed_tokens.weight", "model.norm.weight"
-    for name, kind in ((large, Reference), (small, Weight)):
+    for name, kind in ((large, ExternalTensor), (small, Weight)):
         graph = graph_of(name, found[name].shape)
         bind(graph, found, "external")
         constant = graph.initializers[name].const_value
         assert type(constant) is kind
-        np.testing.assert_array_equal(constant.numpy(), found[name].read_float32())
+        weight = weight_of(constant) if isinstance(constant, ExternalTensor) else constant
+        np.testing.assert_array_equal(weight.numpy(), found[name].read_float32())
 
 
 @pytest.mark.parametrize("form", ["embed", "external"])
@@ -118,8 +121,10 @@ def test_float16_matrices_are_made_float32_again(tmp_path: Path, form: WeightsFo
     bind(graph, found, form, "float16")
     half = graph.initializers[f"{large}_float16"]
     numbers = found[large].read_float32().astype(np.float16)
-    assert half.const_value is not None
-    np.testing.assert_array_equal(half.const_value.numpy(), numbers)
+    tensor = half.const_value
+    assert tensor is not None
+    weight = weight_of(tensor) if isinstance(tensor, ExternalTensor) else tensor
+    np.testing.assert_array_equal(weight.numpy(), numbers)
     dequantize, multiply = graph
     assert (dequantize.op_type, dequantize.inputs[0]) == ("DEQUANTIZE", half)
     assert multiply.inputs[1] is dequantize.outputs[0]
@@ -130,7 +135,7 @@ def test_float16_matrices_are_made_float32_again(tmp_path: Path, form: WeightsFo
     assert graph.initializers[small].dtype == ir.DataType.FLOAT, "a vector, and small"
 
 
-@pytest.mark.parametrize(("rows", "kind"), [(24, Weight), (48, Reference)])
+@pytest.mark.parametrize(("rows", "kind"), [(24, Weight), (48, ExternalTensor)])
 def test_what_is_small_when_it_is_halved_is_no_reference(tmp_path: Path, rows: int, kind: type) -> None:
     """A reference is large, so that nobody needs its numbers to know the graph."""
     numbers = np.ones((rows, 48), np.float32)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
-from o2o.errors import ModelError
-from o2o.formats.tensors import pieces, storage_key
-from o2o.weights.external import Streamed
+from o2o.formats.tensors import StreamedTensor, pieces, storage_key
 
 AT_ONCE = 1 << 22  # bytes
 
@@ -22,30 +19,15 @@ def computed(make: Callable[[], np.ndarray], shape: Sequence[int]) -> ir.LazyTen
     )
 
 
-class Respelled(Streamed):
+class Respelled(StreamedTensor):
     """Base: bytes made of other constants', `parts`."""
 
     def __init__(self, parts: Sequence[ir.TensorProtocol], dtype: ir.DataType, shape: Sequence[int]) -> None:
-        super().__init__(self._read, dtype, ir.Shape(shape), name=parts[0].name)
-        self.parts = list(parts)
+        super().__init__(dtype, shape, parts[0].name, parts)
 
     @property
     def key(self) -> Hashable:
         return type(self), self.dtype, tuple(self.shape.numpy()), *map(storage_key, self.parts)
-
-    def with_shape(self, shape: tuple[int, ...], name: str) -> Streamed:
-        raise ModelError(f"{self.name} is being written otherwise: its shape is what it is")
-
-    def _read(self) -> ir.TensorProtocol:
-        raw = np.frombuffer(b"".join(self.pieces()), np.uint8)
-        return ir.Tensor(raw.view(self.dtype.numpy()).reshape(self.shape.numpy()), self.dtype, name=self.name)
-
-    def tofile(self, file: BinaryIO) -> None:
-        for piece in self.pieces():
-            file.write(piece)
-
-    def pieces(self, size: int = AT_ONCE) -> Iterator[bytes | memoryview]:
-        raise NotImplementedError
 
 
 class Shifted(Respelled):

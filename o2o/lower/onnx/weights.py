@@ -14,11 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import is_constant, is_quantized, numbers, storage_key
 from o2o.lower.onnx.lazy_tensors import Joined
 from o2o.model import shape_of
 from o2o.rewriting.matchers import producer_of
-from o2o.weights.external import Reference
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -55,7 +55,7 @@ def matrix_of(value: ir.Value | None, what: str) -> Matrix:
         value, in_float = node.inputs[0], True
     if value is None or not is_constant(value) or value.const_value is None:
         raise ModelError(f"{what}: its weights are not constant")
-    if isinstance(value.const_value, Reference):
+    if isinstance(value.const_value, ExternalTensor):
         raise ModelError(f"{what}: {value.name} is not in the file: run bind.weights.py first")
     shape = shape_of(value)
     if any(dim != 1 for dim in shape[:-2]):

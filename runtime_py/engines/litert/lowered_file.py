@@ -104,11 +104,11 @@ def lower_file(file: Path, capacities: Sequence[int] | None = None) -> Lowered:
 def understand(model: Model, file: Path) -> None:
     """See that `model`, which is in `file`, has its weights, and roles for its ends. Raises ModelError."""
     from o2o.contract import contract_of
-    from o2o.weights.external import Reference
+    from o2o.formats.external_tensor import ExternalTensor
     from runtime_py.model.ai_edge_roles import guess_roles
 
     constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
-    if any(isinstance(constant, Reference) for constant in constants):
+    if any(isinstance(constant, ExternalTensor) for constant in constants):
         raise ModelError(f"{file}: its weights are in other files: put them in with bind.weights.py")
     if not contract_of(model)["signatures"]:
         guess_roles(model)
@@ -129,7 +129,7 @@ def _head(planned: Plan, source: Source, contract: Mapping[str, Any], widened: i
     from ai_edge_litert.schema_py_generated import Model
 
     from o2o.formats.schema import OFFSET_SLOT
-    from o2o.formats.tensors import Stored
+    from o2o.formats.tensors import SourceTensor
     from o2o.formats.writer import LARGE_ALIGNMENT
 
     tables = Model.GetRootAs(planned.tables, 0)
@@ -144,7 +144,7 @@ def _head(planned: Plan, source: Source, contract: Mapping[str, Any], widened: i
     for segment in planned.segments:
         payload, start = segment.payload, segment.start
         field = fields.get(start)
-        if field is not None and isinstance(payload, Stored) and payload.source is source:
+        if field is not None and isinstance(payload, SourceTensor) and payload.source is source:
             places.append((field, payload.span.start))
             continue
         if field is not None:  # made by lowering: behind what is there

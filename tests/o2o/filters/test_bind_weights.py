@@ -20,9 +20,9 @@ from export import build
 from export.model import LanguageModel
 from o2o import formats
 from o2o.filters import bind_weights, inspect
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE, storage_key
 from o2o.model import Model
-from o2o.weights.external import Reference
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.compiled import compiled_once
 from tests.o2o.graphs import Graph, linear
@@ -166,7 +166,7 @@ def test_equal_tensors_are_there_once(
 def test_only_large_weights_are_references(checkpoint: Path, export: Exporter) -> None:
     found = constants(formats.load(export(checkpoint)))
     for parameter, tensor in tensors_of(checkpoint).items():
-        assert isinstance(found[parameter].const_value, Reference) == (tensor.nbytes >= LARGE), parameter
+        assert isinstance(found[parameter].const_value, ExternalTensor) == (tensor.nbytes >= LARGE), parameter
 
 
 def test_a_model_without_references_passes_as_it_is(
@@ -212,7 +212,10 @@ def test_a_checkpoint_that_was_moved(checkpoint: Path, export: Exporter, refused
     elsewhere = checkpoint.rename(checkpoint.with_name("elsewhere"))
     message = refused(path)
     assert str(checkpoint / "model.safetensors") in message
-    assert "is not there: bind.weights.py --checkpoint DIR tells where else" in message
+    assert (
+        "which does not exist: bind.weights.py --checkpoint DIR takes the weights from another folder"
+        in message
+    )
     assert bound(path, "--checkpoint", str(elsewhere)).read_bytes() == expected
 
 
@@ -229,7 +232,7 @@ def test_a_model_that_has_no_place_for_some(checkpoint: Path, export: Exporter, 
     message = refused(path)
     assert message == (
         f"{checkpoint / 'model.safetensors'} does not fit the model: it holds extra, more, which the model "
-        "has no place for (--partial leaves them out)"
+        "does not use (--partial accepts such tensors)"
     )
     assert bound(path, "--partial").read_bytes() == expected
 
@@ -242,7 +245,7 @@ def test_a_checkpoint_with_other_small_weights(checkpoint: Path, export: Exporte
     edit(checkpoint, lambda tensors: tensors.update({SMALL: tensors[SMALL] + 1}))
     message = refused(path)
     assert message.endswith(
-        f"does not fit the model: it has other numbers for {SMALL} than the export found (export again)"
+        f"does not fit the model: it has other numbers for {SMALL} than at export (export again)"
     )
     edit(checkpoint, lambda tensors: tensors.pop(SMALL))
     assert f"it lacks {SMALL}" in refused(path)
@@ -320,7 +323,7 @@ def test_a_checkpoint_that_is_harmed_before_it_is(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bind_weights, step, then_harm)
         message = refused(path)
-    told = {"cut": "it became shorter while it was read", "gone": "No such file or directory"}[how]
+    told = {"cut": "the file became shorter while it was read", "gone": "No such file or directory"}[how]
     assert message == f"{file}: {told}"
 
 
@@ -343,7 +346,7 @@ def test_much_data_takes_little_memory(tmp_path: Path) -> None:
     x = graph.input("x", [1, 1024])
     for name, (_, shape) in shapes.items():
         weight = graph.constant(name, np.zeros((1, 1), np.float32))
-        weight.const_value = Reference(name, path, name, ir.DataType.FLOAT, shape)
+        weight.const_value = ExternalTensor(name, path, name, ir.DataType.FLOAT, shape)
         weight.shape = ir.Shape(shape)
         graph.output(graph.fc(x, weight, f"y_{name}"))
     formats.save(graph.model(), tmp_path / "in.circle")

@@ -12,14 +12,14 @@ import pytest
 
 from o2o import formats
 from o2o.filters.fuse_fc import FuseFc
-from o2o.formats.concatenated_tensor import Joined
+from o2o.formats.concatenated_tensor import ConcatenatedTensor
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.lower.litert.lowering import lower
 from o2o.model import Model, shape_of
 from o2o.quantization.compare import compare, dequantized
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import RECIPES, find
 from o2o.rewriting.stacked_weights import is_stacked, parts, stacked_part_of
-from o2o.weights.external import Reference
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import Graph, operators, run, sign, weights
@@ -125,14 +125,16 @@ def test_matrices_of_different_kinds_stay_apart(command: Command) -> None:
 def test_odd_halves_of_bytes_cannot_be_joined() -> None:
     odd = ir.PackedTensor(np.zeros(2, np.uint8), ir.DataType.INT4, shape=ir.Shape([1, 3]), name="odd")
     even = ir.PackedTensor(np.zeros(3, np.uint8), ir.DataType.INT4, shape=ir.Shape([2, 3]), name="even")
-    assert not Joined.fit([odd, even])
-    assert Joined.fit([even, even])
+    assert not ConcatenatedTensor.fit([odd, even])
+    assert ConcatenatedTensor.fit([even, even])
 
 
 def test_weights_that_are_still_in_a_checkpoint_are_left_alone() -> None:
     model = projections("qk")
     for name, value in model.graphs[0].initializers.items():
-        value.const_value = Reference(name, Path("model.safetensors"), name, value.dtype, (ROWS[name[0]], D))
+        value.const_value = ExternalTensor(
+            name, Path("model.safetensors"), name, value.dtype, (ROWS[name[0]], D)
+        )
     FuseFc().apply(model, Namespace())
     assert operators(model)["FULLY_CONNECTED"] == 2
 

@@ -12,9 +12,9 @@ from ai_edge_litert.interpreter import Interpreter
 from safetensors.numpy import save_file
 
 from o2o import formats
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.model import CUSTOM_DOMAIN, Model
-from o2o.weights.binding import references
-from o2o.weights.external import Reference
+from o2o.weights.binding import external_tensors
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import FLOAT, Graph, decoder, linear, operators, weights
@@ -60,12 +60,12 @@ def referring(folder: Path) -> Model:
     norm = graph.constant("norm", weights(6))
     y = graph.op("RMS_NORM", [x, norm], [1, 6], name="normalised", epsilon=1e-5)
     weight = graph.value("weight", [400, 6])
-    weight.const_value = Reference(
+    weight.const_value = ExternalTensor(
         "weight",
         dtype=FLOAT,
         shape=(400, 6),
         path=str(checkpoint),
-        tensor="w",
+        tensor_name="w",
         stored_shape=(400, 6),
     )
     graph.ir.register_initializer(weight)
@@ -75,9 +75,9 @@ def referring(folder: Path) -> Model:
 
 def test_weights_are_not_looked_at(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("pieces", "numpy", "tofile", "tobytes"):
-        monkeypatch.setattr(Reference, method, lambda *_: pytest.fail("was read"))
+        monkeypatch.setattr(ExternalTensor, method, lambda *_: pytest.fail("was read"))
     after = command(referring(tmp_path))
-    assert [reference.tensor for _, reference in references(after)] == ["w"]
+    assert [reference.tensor_name for _, reference in external_tensors(after)] == ["w"]
     assert not operators(after)["RMS_NORM"]
 
 

@@ -283,7 +283,7 @@ def test_an_input_that_is_cut_meanwhile(tmp_path: Path) -> None:
     with half_written(path) as process:
         os.truncate(path, 5_000_000)
         code, _, said = end(process)
-    assert (code, said) == (1, f"gc.py: {path}: it became shorter while it was read\n")
+    assert (code, said) == (1, f"gc.py: {path}: the file became shorter while it was read\n")
 
 
 def test_a_reader_that_has_seen_enough(long: Path, place: Path) -> None:

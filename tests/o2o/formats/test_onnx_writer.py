@@ -13,6 +13,7 @@ import pytest
 from o2o import formats
 from o2o.errors import ModelError
 from o2o.formats import onnx_writer
+from o2o.formats.tensors import SourceTensor
 from o2o.lower.onnx import lower_to_onnx, stream, write
 from o2o.lower.onnx.lazy_tensors import Joined, Shifted
 from o2o.quantization.quantize import quantize
@@ -123,7 +124,7 @@ def test_constants_are_read_when_they_are_written(tmp_path: Path, monkeypatch: p
     formats.save(decoder(BIG), tmp_path / "model.circle")
     model = formats.load(tmp_path / "model.circle")
     with monkeypatch.context() as patch:
-        patch.setattr("o2o.formats.tensors.Stored._read", lambda self: pytest.fail(f"{self.name} was read"))
+        patch.setattr(SourceTensor, "_read", lambda self: pytest.fail(f"{self.name} was read"))
         made = lower_to_onnx(model, "ort")
     write(made, tmp_path / "model.onnx")
     assert Running(tmp_path / "model.onnx").step([1], 0).shape == (1, 1, BIG.V)

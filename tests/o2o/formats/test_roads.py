@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from o2o import formats
 from o2o.filters import gc
 from o2o.formats import fingerprint, reader, tables, tensors, writer
-from o2o.formats.tensors import Stored
+from o2o.formats.tensors import SourceTensor
 from o2o.formats.writer import plan
 from o2o.model import Model
 from o2o.streams import MemorySource, Source, open_file
@@ -127,7 +127,7 @@ def test_constants_of_any_size_in_any_order(sizes: Sequence[int], order: Sequenc
     data = written(graph.model(), False, limit)
     large = [size * 4 for size in sizes if size * 4 >= writer.LARGE]
     there = [value.const_value for value in formats.loads(data).graphs[0].initializers.values()]
-    outside = [t.nbytes for t in there if isinstance(t, Stored) and t.span.outside]
+    outside = [t.nbytes for t in there if isinstance(t, SourceTensor) and t.span.outside]
     assert outside == (large if limit == 0 else [])
     expected = None
     for road in ROADS:

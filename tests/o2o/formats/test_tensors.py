@@ -12,9 +12,10 @@ import onnx_ir as ir
 import pytest
 
 from o2o import formats
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.schema import Span
 from o2o.formats.tensors import (
-    Stored,
+    SourceTensor,
     bytes_in_memory,
     constant,
     is_in_place,
@@ -24,8 +25,8 @@ from o2o.formats.tensors import (
     with_shape,
 )
 from o2o.streams import MemorySource, Source, open_file
-from o2o.weights.external import Reference, Weight
 from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight import Weight
 from tests.o2o.graphs import Graph
 
 DATA = bytes(range(256)) * 40
@@ -48,11 +49,11 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
     return open_file(tmp_path / "data")
 
 
-def stored(source: Source, dtype: ir.DataType | None, *shape: int, size: int | None = None) -> Stored:
+def stored(source: Source, dtype: ir.DataType | None, *shape: int, size: int | None = None) -> SourceTensor:
     if size is None:
         assert dtype is not None
         size = -(-int(np.prod(shape)) * dtype.bitwidth // 8)
-    return Stored(source, Span(PLACE, size), dtype, shape, "w")
+    return SourceTensor(source, Span(PLACE, size), dtype, shape, "w")
 
 
 def all_bytes(tensor: ir.TensorProtocol) -> list[bytes]:
@@ -77,7 +78,7 @@ def test_of_every_dtype(dtype: ir.DataType, shape: tuple[int, ...], source: Sour
 
 def test_numbers_of_four_bits(source: Source) -> None:
     """The first is in the lower half of a byte; a half that is left over belongs to nobody."""
-    tensor = Stored(source, Span(PLACE + 0x21, 2), INT4, (3,), "w")  # bytes 0x21, 0x22
+    tensor = SourceTensor(source, Span(PLACE + 0x21, 2), INT4, (3,), "w")  # bytes 0x21, 0x22
     assert np.asarray(tensor.numpy(), np.int8).tolist() == [1, 2, 2]
 
 
@@ -141,12 +142,12 @@ def test_the_same_bytes_in_another_shape(make: Callable[[Path], ir.TensorProtoco
 
 
 def test_a_reference_keeps_to_its_tensor(tmp_path: Path) -> None:
-    reference = Reference("w", tmp_path / "nowhere", "w", FLOAT, (4, 6))
+    reference = ExternalTensor("w", tmp_path / "nowhere", "w", FLOAT, (4, 6))
     other = with_shape(reference, (24,), "flat")
-    assert isinstance(other, Reference)
+    assert isinstance(other, ExternalTensor)
     assert storage_key(other) == storage_key(reference)
     assert (other.stored_shape, list(other.shape.numpy())) == ((4, 6), [24])
-    half = Reference("w", tmp_path / "nowhere", "w", ir.DataType.FLOAT16, (4, 6))
+    half = ExternalTensor("w", tmp_path / "nowhere", "w", ir.DataType.FLOAT16, (4, 6))
     assert storage_key(half) != storage_key(reference), "other bytes are written for it"
 
 

@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 
 from o2o import formats
 from o2o.errors import ModelError
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import storage_key
 from o2o.quantization import tensors
 from o2o.quantization.schemes import FLOAT16, INT4_BLOCK32, INT4_BLOCK128, INT8, SCHEMES, Scheme
-from o2o.quantization.tensors import Quantized
-from o2o.weights.external import Reference, Weight
+from o2o.quantization.tensors import QuantizedTensor
 from o2o.weights.safetensors import read_header
+from o2o.weights.weight import Weight
 from tests.o2o.graphs import FLOAT, Graph, weights
 
 matrices = arrays.arrays(
@@ -33,18 +34,18 @@ matrices = arrays.arrays(
 SHORT = {INT8: "int8", INT4_BLOCK32: "int4", INT4_BLOCK128: "int4"}
 
 
-def quantized(w: np.ndarray, scheme: Scheme) -> Quantized:
-    return Quantized("w", ir.Tensor(w), scheme)
+def quantized(w: np.ndarray, scheme: Scheme) -> QuantizedTensor:
+    return QuantizedTensor("w", ir.Tensor(w), scheme)
 
 
-def meaning(tensor: Quantized) -> np.ndarray:
+def meaning(tensor: QuantizedTensor) -> np.ndarray:
     numbers = tensor.numpy().astype(np.float32)
     if not tensor.scheme.limit:
         return numbers
     return (numbers.reshape(*tensor.scales.shape, -1) * tensor.scales[..., None]).reshape(numbers.shape)
 
 
-def off(w: np.ndarray, found: Quantized) -> tuple[np.ndarray, np.ndarray]:
+def off(w: np.ndarray, found: QuantizedTensor) -> tuple[np.ndarray, np.ndarray]:
     """How far each number is off, and its scale, float64 [rows, blocks, columns of a block]."""
     scale = found.scales.astype(np.float64)[..., None]
     blocks = (*found.scales.shape, -1)
@@ -157,11 +158,11 @@ def test_the_same_from_everywhere(
     sources: list[ir.TensorProtocol] = [
         ir.Tensor(w),
         Weight("w", read_header(path)["w"], FLOAT),
-        Reference("w", path, "w", FLOAT, (37, 256)),
+        ExternalTensor("w", path, "w", FLOAT, (37, 256)),
         stored,
     ]
     for source in sources:
-        found = Quantized("w", source, scheme)
+        found = QuantizedTensor("w", source, scheme)
         sink = io.BytesIO()
         found.tofile(sink)
         assert sink.getvalue() == expected.tobytes() == found.tobytes(), type(source).__name__
@@ -175,7 +176,7 @@ def test_the_same_from_everywhere(
 def test_a_large_tensor_is_never_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(tmp_path, weights(512, 256), torch.bfloat16)
     monkeypatch.setattr(tensors, "AT_ONCE", 1024)
-    found = Quantized("w", Weight("w", read_header(path)["w"], FLOAT), INT8)
+    found = QuantizedTensor("w", Weight("w", read_header(path)["w"], FLOAT), INT8)
     assert max(len(piece) for piece in found.pieces()) <= 1024
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("o2o.weights.stored_tensor.StoredTensor.read_float32", _never)
@@ -188,9 +189,9 @@ def _never(*_: object) -> None:
 
 def test_two_of_one_source_are_one_storage() -> None:
     tensor = ir.Tensor(weights(2, 128))
-    first, second = Quantized("a", tensor, INT8), Quantized("b", tensor, INT8)
+    first, second = QuantizedTensor("a", tensor, INT8), QuantizedTensor("b", tensor, INT8)
     assert storage_key(first) == storage_key(second)
-    assert storage_key(first) != storage_key(Quantized("c", tensor, FLOAT16)) != storage_key(tensor)
+    assert storage_key(first) != storage_key(QuantizedTensor("c", tensor, FLOAT16)) != storage_key(tensor)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])

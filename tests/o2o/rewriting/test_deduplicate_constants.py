@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o2o import formats
+from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.schema import Span
-from o2o.formats.tensors import Stored, constant, pieces, storage_key
+from o2o.formats.tensors import SourceTensor, constant, pieces, storage_key
 from o2o.model import Model
 from o2o.rewriting.deduplicate_constants import SAMPLE, deduplicate_constants
 from o2o.streams import MemorySource, open_file
 from o2o.streams.source import PipeSource
-from o2o.weights.external import Reference, Weight
 from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight import Weight
 from tests.o2o.graphs import Graph, weights
 from tests.o2o.streams.test_source import piped
 
@@ -73,16 +74,16 @@ def in_memory(array: np.ndarray) -> ir.TensorProtocol:
     return ir.Tensor(array.copy(), name="memory")
 
 
-def in_source(array: np.ndarray, at: int = 0) -> Stored:
+def in_source(array: np.ndarray, at: int = 0) -> SourceTensor:
     source = MemorySource(bytes(at) + array.tobytes())
-    return Stored(source, Span(at, array.nbytes), FLOAT, array.shape, "stored")
+    return SourceTensor(source, Span(at, array.nbytes), FLOAT, array.shape, "stored")
 
 
-def in_pipe(array: np.ndarray) -> Stored:
+def in_pipe(array: np.ndarray) -> SourceTensor:
     """Where it is in a model's file that comes through a pipe."""
     model = formats.read(PipeSource(piped(formats.dumps(model_of(in_memory(array)))), "pipe"))
     found = tensors_of(model)["w0"]
-    assert isinstance(found, Stored)
+    assert isinstance(found, SourceTensor)
     return found
 
 
@@ -197,7 +198,7 @@ def test_only_what_equals_weights(tmp_path: Path) -> None:
 def test_references_are_not_followed(tmp_path: Path) -> None:
     """Equal ones are one storage as they are; the checkpoint need not even be there."""
     names = ["a", "b", "a"]
-    tensors = [Reference("r", tmp_path / "nowhere", name, FLOAT, (60, 40)) for name in names]
+    tensors = [ExternalTensor("r", tmp_path / "nowhere", name, FLOAT, (60, 40)) for name in names]
     model = model_of(*tensors)
     assert deduplicate_constants(model) == (2, 0, 0)
     assert tensors_of(model) == {f"w{k}": tensor for k, tensor in enumerate(tensors)}
@@ -214,8 +215,8 @@ def test_of_what_differs_at_once_no_more_is_read(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("o2o.rewriting.deduplicate_constants.pieces", noted)
     (tmp_path / "data").write_bytes(b"".join(weights(60, 40, seed=seed).tobytes() for seed in range(4)))
     source = open_file(tmp_path / "data")
-    tensors = [Stored(source, Span(9600 * k, 9600), FLOAT, (2400,), "w") for k in range(3)]
-    longer = Stored(source, Span(28800, 9600 - 4), FLOAT, (2399,), "w")
+    tensors = [SourceTensor(source, Span(9600 * k, 9600), FLOAT, (2400,), "w") for k in range(3)]
+    longer = SourceTensor(source, Span(28800, 9600 - 4), FLOAT, (2399,), "w")
     assert deduplicate_constants(model_of(*tensors, longer)) == (4, 0, 0)
     assert read == [SAMPLE] * 3
 

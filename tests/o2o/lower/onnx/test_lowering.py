@@ -253,11 +253,11 @@ def test_operators_that_are_not_known() -> None:
 
 
 def test_weights_that_are_not_there(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from o2o.weights.external import Reference
+    from o2o.formats.external_tensor import ExternalTensor
 
     model = decoder()
     value = model.graphs[0].initializers["layers.0.gate.weight"]
-    value.const_value = Reference("gate", tmp_path / "model.safetensors", "gate", FLOAT, (96, 64))
+    value.const_value = ExternalTensor("gate", tmp_path / "model.safetensors", "gate", FLOAT, (96, 64))
     assert "layers.0.gate.weight is not in the file: run bind.weights.py first" in refusal(model)
 
 

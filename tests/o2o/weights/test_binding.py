@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 
 from o2o import formats
 from o2o.errors import ModelError
+from o2o.formats.external_tensor import ExternalTensor, loads
 from o2o.formats.fingerprint import fingerprint
 from o2o.formats.tensors import storage_key, with_shape
 from o2o.model import Model
-from o2o.weights.binding import bind, references
-from o2o.weights.external import Reference, Weight, loads
+from o2o.weights.binding import bind, external_tensors, weight_of
 from o2o.weights.safetensors import read_header
+from o2o.weights.weight import Weight
 from tests.o2o.graphs import Graph
 
 NUMBERS = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
@@ -41,7 +42,7 @@ def model_of(path: Path, *names: str, shape: tuple[int, ...] = (64, 48)) -> Mode
     x = graph.input("x", [2, shape[-1]])
     for name in names:
         w = graph.constant(name, np.zeros(shape, np.float32))
-        w.const_value = Reference(name, path, name, FLOAT, shape)
+        w.const_value = ExternalTensor(name, path, name, FLOAT, shape)
         graph.output(graph.fc(x, w, f"y_{name}"))
     return graph.model()
 
@@ -78,7 +79,7 @@ def test_a_file_holds_references_and_no_numbers(tmp_path: Path) -> None:
     assert len(data) < 4000 < NUMBERS.nbytes
     again = formats.loads(data)
     assert formats.dumps(again) == data
-    told = {value.name: (r.path, r.tensor, r.stored_shape) for value, r in references(again)}
+    told = {value.name: (r.path, r.tensor_name, r.stored_shape) for value, r in external_tensors(again)}
     path = tmp_path / "model.safetensors"
     assert told == {"w": (path, "w", (64, 48)), "v": (path, "v", (64, 48))}
 
@@ -86,16 +87,17 @@ def test_a_file_holds_references_and_no_numbers(tmp_path: Path) -> None:
 def test_numbers_are_found_when_someone_asks(tmp_path: Path) -> None:
     model = formats.loads(formats.dumps(model_of(checkpoint(tmp_path, torch.bfloat16), "w")))
     constant = model.graphs[0].initializers["w"].const_value
-    assert constant is not None
-    np.testing.assert_array_equal(constant.numpy(), NUMBERS.bfloat16().float().numpy())
+    assert isinstance(constant, ExternalTensor)
+    np.testing.assert_array_equal(weight_of(constant).numpy(), NUMBERS.bfloat16().float().numpy())
 
 
 def test_one_tensor_is_one_buffer_in_any_shape(tmp_path: Path) -> None:
-    reference = Reference("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
+    reference = ExternalTensor("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
     flat = with_shape(reference, (3072,), "flat")
+    assert isinstance(flat, ExternalTensor)
     assert storage_key(flat) == storage_key(reference)
-    np.testing.assert_array_equal(flat.numpy(), NUMBERS.numpy().reshape(-1))
-    assert storage_key(Reference("v", reference.path, "v", FLOAT, (64, 48))) != storage_key(reference)
+    np.testing.assert_array_equal(weight_of(flat).numpy(), NUMBERS.numpy().reshape(-1))
+    assert storage_key(ExternalTensor("v", reference.path, "v", FLOAT, (64, 48))) != storage_key(reference)
 
 
 def test_both_ways_give_the_same_fingerprint_and_bytes(tmp_path: Path) -> None:
@@ -109,16 +111,22 @@ def test_both_ways_give_the_same_fingerprint_and_bytes(tmp_path: Path) -> None:
     assert formats.dumps(outside) == data
 
 
+def test_without_binding_there_are_no_numbers(tmp_path: Path) -> None:
+    model = model_of(checkpoint(tmp_path), "w")
+    with pytest.raises(ModelError, match=r"^w is not in the model but in .*: run bind\.weights\.py before"):
+        model.graphs[0].initializers["w"].const_value.numpy()  # type: ignore[union-attr]
+
+
 def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
-    reference = Reference("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
-    np.testing.assert_array_equal(reference.numpy(), NUMBERS.numpy())
+    reference = ExternalTensor("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
+    np.testing.assert_array_equal(weight_of(reference).numpy(), NUMBERS.numpy())
     checkpoint(tmp_path, a=torch.zeros(100))
-    np.testing.assert_array_equal(reference.numpy(), NUMBERS.numpy())
+    np.testing.assert_array_equal(weight_of(reference).numpy(), NUMBERS.numpy())
 
 
 def test_a_reference_has_as_many_numbers_as_its_tensor(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"w is \[64, 47\] but refers to v, \[64, 48\]"):
-        Reference("w", tmp_path / "f", "v", FLOAT, (64, 48), (64, 47))
+        ExternalTensor("w", tmp_path / "f", "v", FLOAT, (64, 48), (64, 47))
     model = model_of(checkpoint(tmp_path), "w")
     model.graphs[0].initializers["w"].shape = ir.Shape([64, 47])
     with pytest.raises(ModelError, match="<bytes>: w is"):
@@ -140,12 +148,12 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.safetensors does not fit the model: it lacks v$"):
         bind(model)
     with pytest.raises(ModelError, match="lacks v, which the model refers to"):
-        model.graphs[0].initializers["v"].const_value.numpy()  # type: ignore[union-attr]
+        weight_of({value.name: tensor for value, tensor in external_tensors(model)}["v"])
 
 
 def test_what_is_left_over_is_named(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, extra=torch.zeros(2))
-    with pytest.raises(ModelError, match=r"it holds extra, v, which the model has no place for \(--partial"):
+    with pytest.raises(ModelError, match=r"it holds extra, v, which the model does not use \(--partial"):
         bind(model_of(path, "w"))
     assert bind(model_of(path, "w"), partial=True) == 1
     known = model_of(path, "w")
@@ -167,7 +175,7 @@ def test_a_checkpoint_that_is_gone_or_elsewhere(tmp_path: Path) -> None:
     elsewhere.mkdir()
     path.rename(elsewhere / path.name)
     (tmp_path / "config.json").rename(elsewhere / "config.json")
-    with pytest.raises(ModelError, match=r"is not there: bind\.weights\.py --checkpoint DIR"):
+    with pytest.raises(ModelError, match=r"does not exist: bind\.weights\.py --checkpoint DIR"):
         bind(model)
     assert bind(model, elsewhere) == 2
     np.testing.assert_array_equal(

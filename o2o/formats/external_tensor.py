@@ -1,0 +1,134 @@
+"""External tensors: constants of which the model's file only records where their bytes are.
+
+A model with external tensors takes kilobytes for gigabytes of weights. The record is JSON metadata of the
+file, under the name `o2o.weights`, keyed by the number of the (empty) buffer:
+
+    {"version": 1, "files": ["/models/a/model.safetensors"], "unused": [{"lm_head.weight": ""}],
+     "buffers": {"7": {"file": 0, "tensor": "model.norm.weight", "shape": [2048]}, ...}}
+
+`unused` lists, for each file, the tensors without a reference. The value is "" for a tensor that the model
+does not need. Otherwise the tensor's numbers are in the model, and the value is their digest
+(`o2o.weights.stored_tensor.StoredTensor.digest`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from o2o.errors import ModelError
+from o2o.formats.tensors import CHUNK, StreamedTensor
+
+METADATA_NAME = "o2o.weights"
+VERSION = 1
+
+
+class ExternalTensor(StreamedTensor):
+    """A constant whose bytes are a tensor of another file. `o2o.weights.binding` reads them."""
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        tensor_name: str,
+        dtype: ir.DataType,
+        stored_shape: tuple[int, ...],
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        """Refer to a tensor of a checkpoint.
+
+        Args:
+            name: The name of the constant.
+            path: The checkpoint's file.
+            tensor_name: The name of the tensor in that file.
+            dtype: The dtype of the constant; the file may store another one.
+            stored_shape: The shape of the tensor in the file.
+            shape: The shape of the constant; None for `stored_shape`.
+
+        Raises:
+            ModelError: The two shapes differ in their number of elements.
+        """
+        shape = stored_shape if shape is None else shape
+        if math.prod(shape) != math.prod(stored_shape):
+            raise ModelError(f"{name} is {list(shape)} but refers to {tensor_name}, {list(stored_shape)}")
+        super().__init__(dtype, shape, name)
+        self.path, self.tensor_name, self.stored_shape = path, tensor_name, stored_shape
+
+    @property
+    def key(self) -> Hashable:
+        return self.path, self.tensor_name, self.dtype
+
+    def pieces(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+        raise ModelError(
+            f"{self.name} is not in the model but in {self.path}: run bind.weights.py before this command"
+        )
+
+    def with_shape(self, shape: tuple[int, ...], name: str) -> ExternalTensor:
+        return ExternalTensor(name, self.path, self.tensor_name, self.dtype, self.stored_shape, shape)
+
+
+def dumps(tensors: Mapping[int, ExternalTensor], unused: Mapping[str, Mapping[str, str]]) -> bytes | None:
+    """Return the metadata entry that records external tensors.
+
+    Args:
+        tensors: The external tensors, by the number of their buffer.
+        unused: For each file, the tensors without a reference and their digests (see the module).
+
+    Returns:
+        JSON; None for a model without external tensors.
+    """
+    if not tensors:
+        return None
+    files = list(dict.fromkeys([*(str(tensor.path) for tensor in tensors.values()), *unused]))
+    record = {
+        "version": VERSION,
+        "files": files,
+        "unused": [dict(sorted(unused.get(file, {}).items())) for file in files],
+        "buffers": {
+            str(index): {
+                "file": files.index(str(tensor.path)),
+                "tensor": tensor.tensor_name,
+                "shape": list(tensor.stored_shape),
+            }
+            for index, tensor in tensors.items()
+        },
+    }
+    return json.dumps(record, separators=(",", ":")).encode()
+
+
+def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, str]]]:
+    """Parse the metadata entry that `dumps` returns.
+
+    Args:
+        data: The JSON.
+
+    Returns:
+        By buffer number, the arguments `path`, `tensor_name` and `stored_shape` of an `ExternalTensor`; and
+        the unused tensors of each file.
+
+    Raises:
+        ModelError: The JSON is damaged, or its version is newer than this program.
+    """
+    try:
+        record = json.loads(data)
+        if record["version"] > VERSION:
+            raise ModelError(
+                f"its {METADATA_NAME} has version {record['version']}; this o2o knows {VERSION}: update o2o"
+            )
+        buffers = {
+            int(index): {
+                "path": Path(record["files"][entry["file"]]),
+                "tensor_name": str(entry["tensor"]),
+                "stored_shape": tuple(int(dim) for dim in entry["shape"]),
+            }
+            for index, entry in record["buffers"].items()
+        }
+        unused = zip(record["files"], record["unused"], strict=True)
+        return buffers, {file: dict(names.items()) for file, names in unused if names}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ModelError(f"its metadata {METADATA_NAME} is damaged: {error!r}") from error

@@ -1,0 +1,67 @@
+"""A checkpoint's tensor as a constant of a model, converted to the model's dtype while it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from o2o.errors import ModelError
+from o2o.formats.tensors import CHUNK, StreamedTensor
+from o2o.streams.copying import EndsEarly, copy
+from o2o.weights.stored_tensor import StoredTensor
+
+# The dtypes that a weight can have in a model: the name in a checkpoint, and NumPy's dtype.
+DTYPES = {
+    ir.DataType.FLOAT: ("F32", np.dtype(np.float32)),
+    ir.DataType.FLOAT16: ("F16", np.dtype(np.float16)),
+    ir.DataType.BFLOAT16: ("BF16", np.dtype(ml_dtypes.bfloat16)),
+}
+
+
+class Weight(StreamedTensor):
+    """A tensor of a checkpoint, read and converted in chunks while it is written."""
+
+    def __init__(
+        self, name: str, stored: StoredTensor, dtype: ir.DataType, shape: tuple[int, ...] | None = None
+    ) -> None:
+        """Refer to a tensor of a checkpoint.
+
+        Args:
+            name: The name of the constant.
+            stored: The tensor in the checkpoint's file.
+            dtype: The dtype of the constant: float32, float16 or bfloat16.
+            shape: The shape of the constant; None for that of `stored`.
+
+        Raises:
+            ModelError: The stored tensor is not floating point, or `dtype` is none of the three.
+        """
+        stored.check_float()
+        if dtype not in DTYPES:
+            raise ModelError(f"{name} is {dtype}: weights become {' or '.join(map(str, DTYPES))}")
+        super().__init__(dtype, stored.shape if shape is None else shape, name)
+        self.stored = stored
+
+    @property
+    def key(self) -> Hashable:
+        return self.stored.path, self.stored.offset, self.stored.length, self.dtype
+
+    def pieces(self, size: int = CHUNK) -> Iterator[memoryview]:
+        for piece in self.stored.pieces(size // DTYPES[self.dtype][1].itemsize):
+            yield piece.astype(DTYPES[self.dtype][1], copy=False).view(np.uint8).data
+
+    def tofile(self, file: BinaryIO) -> None:
+        if DTYPES[self.dtype][0] != self.stored.dtype:
+            super().tofile(file)
+            return
+        with open(self.stored.path, "rb", buffering=0) as source:
+            try:
+                copy(source.fileno(), self.stored.offset, self.stored.length, file)
+            except EndsEarly:
+                raise ModelError(f"{self.stored.path}: the file became shorter while it was read") from None
+
+    def with_shape(self, shape: tuple[int, ...], name: str) -> Weight:
+        return Weight(name, self.stored, self.dtype, shape)
