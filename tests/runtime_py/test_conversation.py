@@ -162,7 +162,7 @@ def test_a_template_that_refuses(strict: Path, capsys: pytest.CaptureFixture[str
     assert main([str(strict), "--chat", "--system", "Be kind.", "--prompt", "a dog"]) == 2
     assert "refuses this: No system here." in capsys.readouterr().err
     assert main([str(strict), "--system", "Be kind."]) == 2
-    assert capsys.readouterr().err == "run: --system goes with --chat\n"
+    assert capsys.readouterr().err == "run: --system needs --chat\n"
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(directory: Path, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_by_chance_but_the_same_with_the_seed(package, capsys):
         return capsys.readouterr()
 
     out, err = said("--temperature", "3", "--stats")
-    seed = re.search(r"run: --seed (\d+) makes the same choices\n", err)
+    seed = re.search(r"run: --seed (\d+) repeats this text\n", err)
     assert seed
     assert said("--temperature", "3", "--seed", seed[1]) == (out, "")
     assert said("--temperature", "3", "--seed", seed[1] + "1")[0] != out != said()[0]
@@ -271,7 +271,7 @@ def test_interrupt_is_quiet(package):
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
-        assert (process.returncode, err) == (130, b"")
+        assert (process.returncode, err) == (130, b"run: interrupted\n")
         *_, generated = out.decode().splitlines()
         assert generated.startswith("generated: { ")
         assert generated.endswith(" }"), "what has been made is told to its end"

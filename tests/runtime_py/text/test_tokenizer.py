@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from o2o.errors import ModelError
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.tokenizer import Tokenizer, load_tokenizer
+from tests.conftest import ROOT
 from tests.runtime_py.tokenizers_on_disk import (
     LLAMA,
     write_byte_level,
@@ -43,7 +44,7 @@ TEXTS = [
     "<unk> and <0x41>",
 ]
 
-DEMO = Path(__file__).parents[2] / "tinyllama" / "demo" / "checkpoint"
+DEMO = ROOT / "tinyllama" / "demo" / "checkpoint"
 
 KINDS = ["model", "model_eos", "model_legacy", "json", "json_prepend", "json_prepend_as_is", "byte_level"]
 
