@@ -13,13 +13,19 @@ Prompts are random ids. Every figure is the median of --rounds, which go through
 
 from __future__ import annotations
 
+import sys
+
+from o2o.cli import interrupt
+
+if __name__ == "__main__":
+    interrupt.exit_on_interrupt(None if "--load" in sys.argv else "bench")  # before the slow imports
+
 import argparse
 import importlib.util
 import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from o2o.cli import interrupt
+
+if __name__ == "__main__":
+    interrupt.exit_on_interrupt("perplexity")  # before the other imports, which take a while
+
 import argparse
 import json
 import sys

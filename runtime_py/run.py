@@ -89,7 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sample = parser.add_argument_group("sampling (default: greedy decoding)").add_argument
-    sample("--temperature", metavar="X", type=float, help="divide the logits by X (default: 1 with another sampling option, else 0)")
+    sample(
+        "--temperature",
+        metavar="X",
+        type=float,
+        help="divide the logits by X (default: 1 with another sampling option, else 0)",
+    )
     sample("--top-k", metavar="N", type=int, help="sample from the N most likely tokens")
     sample("--top-p", metavar="X", type=float, help="sample from the smallest set with total probability X")
     sample("--min-p", metavar="X", type=float, help="drop tokens below X times the highest probability")
