@@ -31,6 +31,7 @@ import ml_dtypes
 import numpy as np
 
 from o2o.cli import command
+from o2o.cli.arguments import Parser
 from o2o.errors import UsageError
 from o2o.streams import open_output
 
@@ -227,7 +228,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b", help="default: %(default)s")
     for name in SIZES:

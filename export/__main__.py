@@ -8,6 +8,11 @@ a package of them; `make package MODEL=... PACKAGE=...` does all of it.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("export")
+
 import argparse
 import json
 import multiprocessing
@@ -24,6 +29,7 @@ from export.jobs import PREFILL_LENGTHS, Job, jobs
 from export.package_files import fill
 from export.resources import ITEM_SIZE, check_disk, gigabytes, needs, processes
 from o2o.cli import command
+from o2o.cli.arguments import Parser, number_list
 from o2o.cli.progress import progress
 from o2o.cli.text import counted, listed
 from o2o.errors import ModelError, O2oError, UsageError
@@ -33,9 +39,7 @@ PROGRAM = "python -m export"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = command.Parser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a checkpoint, or its id on the Hugging Face hub")
     add("-o", "--output", metavar="DIR", required=True, help="folder for the graphs")
@@ -43,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--prefill-lengths",
         metavar="A,B",
-        type=command.numbers,
+        type=number_list,
         help=f"how many tokens one prefill reads (those of {','.join(map(str, PREFILL_LENGTHS))} that fit)",
     )
     add(

@@ -22,6 +22,10 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("pipeline.py")
+
 from export import shell
 from export.hub import resolve
 from export.jobs import Job, jobs
@@ -30,6 +34,7 @@ from export.resources import ITEM_SIZE, check_disk, needs
 from export.tflite_pipeline import Conversion
 from o2o import errors
 from o2o.cli import command
+from o2o.cli.arguments import Parser, number_list
 from o2o.quantization.recipes import RECIPES
 from o2o.weights.checkpoint import open_checkpoint
 
@@ -131,7 +136,7 @@ def _build(checkpoint: Path, package: Path, steps: str, model: str, size: int, h
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = command.Parser(
+    parser = Parser(
         prog="pipeline.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -149,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--prefill-lengths",
         metavar="A,B",
-        type=command.numbers,
+        type=number_list,
         help="tokens that one prefill reads, a graph each (those of 64,128,256 that fit, else T)",
     )
     parser.add_argument(

@@ -1,6 +1,11 @@
-"""`python -m o2o.docs [DIRECTORY]`: one page a filter, made of its docstring and its arguments."""
+"""`python -m o2o.docs [DIRECTORY]`: a page for each filter, made from its docstring and its arguments."""
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("o2o.docs")
 
 import argparse
 import inspect
@@ -9,6 +14,7 @@ from pathlib import Path
 
 from o2o import filters
 from o2o.cli import command
+from o2o.cli.arguments import Parser
 from o2o.filters.base import Filter
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "filters"
@@ -17,25 +23,30 @@ WIDTH = 96  # of the usage text, whatever the terminal's
 INDEX = """\
 # The filters
 
-Each reads a model on stdin (or from a file), changes it, and writes it to stdout (or to `-o FILE`). What it
-has to say goes to stderr. It exits with 0 when it did what it was asked to, with 1 for a model that it
-cannot take, with 2 for wrong usage or a selector that matches nothing; then one line says what was wrong, and
-nothing is written. Each that writes a model adds an entry to its history.
+Each filter reads a model from stdin or from a file, changes it, and writes it to stdout or to `-o FILE`.
+Messages go to stderr. The exit code is 0 for success, 1 for a model that the filter cannot take, and 2 for
+wrong usage or a selector that matches nothing. A filter that fails prints one line and writes nothing.
+A filter that changes a model adds an entry to the model's history.
 
-These pages are made by `python -m o2o.docs` from the docstrings.
+Every flag has two spellings: `--keep_by_name` is `--keep-by-name`.
+
+`python -m o2o.docs` makes these pages from the docstrings.
 
 """
 
 
 def pages() -> dict[str, str]:
-    """File name -> text, of every page."""
+    """Return the text of every page by file name."""
     found = {filter_.name: filter_ for filter_ in map(filters.load, filters.names())}
-    told = {f"{name}.md": page(filter_) for name, filter_ in found.items()}
     rows = [f"- [`{name}`]({name}.md): {_paragraphs(filter_)[0]}" for name, filter_ in found.items()]
-    return {"README.md": INDEX + "\n".join(rows) + "\n", **told}
+    return {
+        "README.md": INDEX + "\n".join(rows) + "\n",
+        **{f"{name}.md": page(filter_) for name, filter_ in found.items()},
+    }
 
 
 def page(filter_: type[Filter]) -> str:
+    """Return the page of a filter, in Markdown."""
     first, rest = _paragraphs(filter_)
     return (
         f"# {filter_.name}\n\n{first}\n\n{rest}\n\n## Example\n\n```sh\n{filter_.usage_example}\n```\n\n"
@@ -44,7 +55,7 @@ def page(filter_: type[Filter]) -> str:
 
 
 def _paragraphs(filter_: type[Filter]) -> tuple[str, str]:
-    """The docstring's first sentence, and the rest, whose drawings Markdown shows as code as they are."""
+    """The first line of the docstring, and the rest. Markdown shows its indented drawings as code."""
     first, _, rest = (inspect.getdoc(filter_) or "").partition("\n")
     return first.strip(), rest.strip("\n")
 
@@ -57,18 +68,21 @@ def _arguments(filter_: type[Filter]) -> str:
 
 
 def write(directory: Path) -> None:
+    """Write all pages into `directory`, and remove pages of filters that no longer exist."""
     directory.mkdir(parents=True, exist_ok=True)
-    told = pages()
+    texts = pages()
     for old in directory.glob("*.md"):
-        if old.name not in told:
+        if old.name not in texts:
             old.unlink()
-    for name, text in told.items():
+    for name, text in texts.items():
         (directory / name).write_text(text)
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return command.run("o2o.docs", lambda: write(Path(arguments[0]) if arguments else DIRECTORY))
+    """Run the command. Returns the exit code."""
+    parser = Parser(prog="python -m o2o.docs", description="Write a page for each filter.")
+    parser.add_argument("directory", nargs="?", type=Path, default=DIRECTORY, help="(%(default)s)")
+    return command.run("o2o.docs", lambda: write(parser.parse_args(argv).directory))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from o2o.cli.command import Parser, positive, run
+from o2o.cli.arguments import Parser, positive_int
+from o2o.cli.command import run
 from o2o.cli.text import counted
 from o2o.errors import UsageError
 from runtime_py.engines.selection import add_engine
@@ -272,10 +273,12 @@ def parser() -> Parser:
     add = parser.add_argument
     add("package", metavar="PACKAGE", help="folder, or model file")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the model")
-    add("--prompts", metavar="N", type=positive, nargs="+", help=f"default: {LENGTHS}, as far as they fit")
-    add("--contexts", metavar="N", type=positive, nargs="+", help="the same")
-    add("--tokens", metavar="N", type=positive, default=TOKENS, help="decoded each time (%(default)s)")
-    add("--rounds", metavar="N", type=positive, default=3, help="(%(default)s)")
+    add(
+        "--prompts", metavar="N", type=positive_int, nargs="+", help=f"default: {LENGTHS}, as far as they fit"
+    )
+    add("--contexts", metavar="N", type=positive_int, nargs="+", help="the same")
+    add("--tokens", metavar="N", type=positive_int, default=TOKENS, help="decoded each time (%(default)s)")
+    add("--rounds", metavar="N", type=positive_int, default=3, help="(%(default)s)")
     add_engine(parser)
     add("--warm", action="store_true", help="do not load with an empty cache, which packs a big model again")
     add("--json", metavar="FILE", type=Path, help="write the figures there")

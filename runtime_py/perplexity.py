@@ -12,7 +12,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from o2o.cli.command import Parser, run
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 from runtime_py.evaluation import dataset
 
 

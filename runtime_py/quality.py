@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from o2o.cli.command import Parser, run
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 from o2o.cli.text import counted
 from runtime_py.evaluation import dataset
 

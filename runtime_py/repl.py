@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+from o2o.cli.interrupt import survive_interrupts
 from o2o.errors import UsageError
 from runtime_py.conversation import Conversation
 from runtime_py.evaluation.timing import Stats
@@ -38,6 +39,7 @@ def talk(
     template refuses, is told by `say` and forgotten; it is the exit code's reason where nothing comes after.
     stats: reported on stderr after each answer.
     """
+    survive_interrupts()
     code, hint = 0, f" ({RESET} begins anew)" if only is None else ""
     for message in messages() if only is None else [only]:
         if not message.strip():

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from o2o.cli.command import Parser, numbers, positive, report, run
+from o2o.cli.arguments import Parser, number_list, positive_int
+from o2o.cli.command import report, run
 from o2o.cli.interrupt import INTERRUPTED
 from o2o.errors import UsageError
 from runtime_py.engines.selection import add_engine
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--buckets",
         metavar="A,B",
-        type=numbers,
+        type=number_list,
         help="extra KV-cache capacities to build decode graphs for (LiteRT); '' for none "
         "(default: 256,512,... below the model's capacity)",
     )
@@ -77,12 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     chat("--system", metavar="TEXT", type=_text, help="system message")
 
     stop = parser.add_argument_group("when to stop, in addition to the end-of-sequence token").add_argument
-    stop("--max-new-tokens", metavar="N", type=positive, help="default: until the context is full")
+    stop("--max-new-tokens", metavar="N", type=positive_int, help="default: until the context is full")
     stop("--stop", metavar="TEXT", type=_text, action="append", default=[], help="stop string; repeatable")
     stop(
         "--stop-token",
         metavar="ID,ID",
-        type=numbers,
+        type=number_list,
         action="extend",
         default=[],
         help="stop token ids; repeatable",

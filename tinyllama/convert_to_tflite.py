@@ -24,11 +24,16 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("convert_to_tflite.py")
+
 from export import shell
 from export.resources import check_disk, gigabytes, needs
 from export.tflite_pipeline import Conversion, positions_of
 from o2o import errors
 from o2o.cli import command
+from o2o.cli.arguments import Parser, number_list
 from o2o.quantization.recipes import RECIPES
 from tinyllama.absl_flags import FALSE, TRUE, add_boolean
 from tinyllama.checkpoint_flag import add_checkpoint_path, checkpoint_at
@@ -39,7 +44,7 @@ RECIPE = "dynamic_int8"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = command.Parser(
+    parser = Parser(
         prog=PROGRAM,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--prefill_seq_lens",
         metavar="A,B",
-        type=command.numbers,
+        type=number_list,
         action="extend",
         help=f"tokens that prefills read; may be given several times ({','.join(map(str, LENGTHS))})",
     )
@@ -63,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--kv_cache_buckets",
         metavar="A,B",
-        type=command.numbers,
+        type=number_list,
         default=(),
         help="capacities of further decode signatures, decode_A, decode_B: for runtimes that go on in the "
         "smallest that holds the text, as runtime_py does by itself (none)",

@@ -22,7 +22,11 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o.cli import command
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("debug_flash_generation.py")
+
+from o2o.cli.arguments import Parser
 from o2o.errors import UsageError
 from tinyllama.verification import flags
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from tinyllama.verification.trace import Difference
 
 
-def parser() -> command.Parser:
+def parser() -> Parser:
     parser = flags.parser("debug_flash_generation.py", __doc__)
     parser.add_argument(
         "--tflite_path", metavar="FILE", help="compare this file with Hugging Face, instead of attentions"

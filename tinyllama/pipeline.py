@@ -14,6 +14,10 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("pipeline.py")
+
 from export.pipeline import main
 
 if __name__ == "__main__":

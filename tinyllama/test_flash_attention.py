@@ -19,7 +19,11 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o.cli import command
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("test_flash_attention.py")
+
+from o2o.cli.arguments import Parser
 from tinyllama.verification import flags
 from tinyllama.verification.output import Report
 
@@ -33,7 +37,7 @@ TOLERANCE = 1e-4
 MARK = {True: "✅", False: "❌"}
 
 
-def parser() -> command.Parser:
+def parser() -> Parser:
     parser = flags.parser("test_flash_attention.py", __doc__)
     parser.add_argument(
         "--tolerance", type=flags.tolerance, default=TOLERANCE, help="of logits (%(default)s)"

@@ -22,18 +22,23 @@ from pathlib import Path
 if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is this very file.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("tinyllama.py")
 elif __name__ == "tinyllama":
     # Imported by a program in this folder, which finds this file before the package: it is that, too.
     __path__ = [str(Path(__file__).resolve().parent)]
 
 from o2o.cli import command
+from o2o.cli.arguments import Parser
 
 DEMO = Path(__file__).resolve().parent / "demo" / "checkpoint"
 DEFAULT_OUTPUT = {"prefill": "prefill.circle", "decode": "decode_.circle"}
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = command.Parser(
+    parser = Parser(
         prog="tinyllama.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mode", choices=DEFAULT_OUTPUT, required=True, help="which graph")

@@ -18,13 +18,17 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o.cli import command
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("verify.py")
+
+from o2o.cli.arguments import Parser
 from tinyllama.verification import flags
 
 TOLERANCE = 1e-4
 
 
-def parser() -> command.Parser:
+def parser() -> Parser:
     parser = flags.parser("verify.py", __doc__)
     parser.add_argument(
         "--tolerance",

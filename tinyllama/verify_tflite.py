@@ -27,13 +27,17 @@ if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from o2o.cli import command
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("verify_tflite.py")
+
+from o2o.cli.arguments import Parser
 from tinyllama.verification import flags
 
 PROMPTS = ("What is AI?", "Hello, how are you?")
 
 
-def parser() -> command.Parser:
+def parser() -> Parser:
     parser = flags.parser("verify_tflite.py", __doc__, PROMPTS)
     parser.add_argument("--tflite_path", metavar="FILE", required=True, help="what convert_to_tflite.py made")
     parser.add_argument(

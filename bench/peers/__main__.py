@@ -28,7 +28,8 @@ from bench.peers.processes import PeerFailed
 from bench.peers.rounds import Contender, Found, Plan, measure
 from bench.peers.table import pairs, table
 from bench.peers.variants import EVERY, PEERS, VARIANTS
-from o2o.cli.command import Parser, positive, run
+from o2o.cli.arguments import Parser, positive_int
+from o2o.cli.command import run
 from o2o.errors import UsageError
 
 
@@ -42,12 +43,19 @@ def parser() -> Parser:
     keys = [peer.key for peer in PEERS]
     add("--shapes", nargs="+", choices=EVERY, default=list(EVERY), help="(all)")
     add("--peers", nargs="+", choices=keys, default=keys, metavar="PEER", help=f"of {', '.join(keys)} (all)")
-    add("--rounds", type=positive, default=3, metavar="N", help="(%(default)s)")
-    add("--threads", type=positive, default=2, metavar="N", help="of each (%(default)s)")
-    add("--lengths", type=positive, nargs="+", default=[128, 512], metavar="N", help="of prompts (128 512)")
-    add("--tokens", type=positive, default=32, metavar="N", help="decoded behind each (%(default)s)")
+    add("--rounds", type=positive_int, default=3, metavar="N", help="(%(default)s)")
+    add("--threads", type=positive_int, default=2, metavar="N", help="of each (%(default)s)")
+    add(
+        "--lengths",
+        type=positive_int,
+        nargs="+",
+        default=[128, 512],
+        metavar="N",
+        help="of prompts (128 512)",
+    )
+    add("--tokens", type=positive_int, default=32, metavar="N", help="decoded behind each (%(default)s)")
     add("--seconds", type=float, default=1.0, metavar="S", help="each is measured in a round (%(default)s)")
-    add("--capacity", type=positive, default=1024, metavar="S", help="tokens caches hold (%(default)s)")
+    add("--capacity", type=positive_int, default=1024, metavar="S", help="tokens caches hold (%(default)s)")
     add(
         "--work",
         type=Path,

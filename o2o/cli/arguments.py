@@ -1,38 +1,137 @@
-"""Argument types and arguments that several filters share."""
+"""Command-line arguments: the parser of every command, and the argument types that several share."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from o2o.errors import UsageError
+
+_LONGEST_RANGE = 1_000_000
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and whose flags have two spellings and take lists with commas.
+
+    `--keep_by_name` and `--keep-by-name` are the same flag; help shows the spelling that was declared. A flag
+    that takes several values takes them as `a b`, `a,b`, or a mixture.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        """See `argparse`.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f"{message} (--help explains)")
+
+    def canonical(self, argv: Sequence[str]) -> list[str]:
+        """Return `argv` with every flag as it was declared and every list as separate values."""
+        declared = {_key(flag): flag for flag in self._option_string_actions if flag.startswith("--")}
+        arguments: list[str] = []
+        in_list = False
+        for index, argument in enumerate(argv):
+            if argument == "--":
+                return [*arguments, *argv[index:]]
+            flag, separator, value = argument.partition("=")
+            flag = declared.get(_key(flag), flag)
+            action = self._option_string_actions.get(flag)
+            if argument.startswith("-"):
+                in_list = action is not None and action.nargs in ("+", "*")
+            if action is None:
+                arguments += argument.split(",") if in_list else [argument]
+            elif in_list and separator:
+                arguments += [flag, *value.split(",")]
+            else:
+                arguments.append(flag + separator + value)
+        return arguments
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(self.canonical(sys.argv[1:] if args is None else args), namespace)
+
+
+def _key(flag: str) -> str:
+    return flag.replace("-", "_")
+
+
+def positive_int(text: str) -> int:
+    """Return an integer of at least 1: an argparse type.
+
+    Raises:
+        ArgumentTypeError: `text` is anything else.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return number
+
+
+def number_list(text: str) -> list[int]:
+    """Return the integers of `64,128,256`, none for empty text: an argparse type.
+
+    Raises:
+        ArgumentTypeError: A part is no integer.
+    """
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 64,128,256") from None
 
 
 def id_list(text: str) -> list[int]:
-    """`0,2-4` -> [0, 2, 3, 4]: an argparse type."""
-    found: list[int] = []
+    """Return the integers of `0,2-4`, which is [0, 2, 3, 4]: an argparse type.
+
+    Raises:
+        ArgumentTypeError: A part is neither a number nor an ascending range.
+    """
+    ids: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         if match is None:
             raise argparse.ArgumentTypeError(f"{part!r} is neither a number nor a range; write 0,2-4")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise argparse.ArgumentTypeError(f"the range {part.strip()} runs backwards")
-        if last - first > 1_000_000:
+            raise argparse.ArgumentTypeError(f"the range {part.strip()} is descending")
+        if last - first > _LONGEST_RANGE:
             raise argparse.ArgumentTypeError(f"the range {part.strip()} is longer than any graph")
-        found += range(first, last + 1)
-    return found
+        ids += range(first, last + 1)
+    return ids
 
 
 def name_list(text: str) -> list[str]:
-    """`a,b` -> ["a", "b"]: an argparse type."""
-    found = [part.strip() for part in text.split(",")]
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"an empty name in {text!r}; write a,b")
-    return found
+    """Return the names of `a,b`: an argparse type.
+
+    Raises:
+        ArgumentTypeError: A name is empty.
+    """
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name; write a,b")
+    return names
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Return the dimensions of `[1,16,30,4]`: an argparse type.
+
+    Raises:
+        ArgumentTypeError: `text` has another form.
+    """
+    if not re.fullmatch(r"\[\s*(\d+\s*(,\s*\d+\s*)*)?\]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as [1,16,30,4]")
+    return tuple(int(dim) for dim in re.findall(r"\d+", text))
 
 
 def add_io(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("io", choices=("input", "output"), help="which ends of the graph")
+    """Declare `input` or `output`."""
+    parser.add_argument("io", choices=("input", "output"), help="the side of the graph")
 
 
 def add_signature(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--signature", metavar="NAME", help="only in the graph of this signature")
+    """Declare `--signature`."""
+    parser.add_argument("--signature", metavar="NAME", help="change only the graph of this signature")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
 
 from o2o.cli import interrupt
 from o2o.cli.interrupt import INTERRUPTED
-from o2o.errors import O2oError, UsageError
+from o2o.errors import O2oError
 
 CLOSED_PIPE = 141  # as a shell reports SIGPIPE
 
@@ -22,28 +20,6 @@ WHAT_TO_DO = {
     errno.EDQUOT: "make room, or write elsewhere",
     errno.EFBIG: "`ulimit -f` or the file system allows no longer one: write elsewhere",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help explains)")
-
-
-def positive(text: str) -> int:
-    """The number that an argument is. Raises ArgumentTypeError for one below 1."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
-
-
-def numbers(text: str) -> list[int]:
-    """`64,128,256` of a command line, nothing at all for none. Raises ArgumentTypeError."""
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 64,128,256") from None
 
 
 def run(program: str, body: Callable[[], int | None], debug: bool = False) -> int:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from o2o import __version__, formats, streams
 from o2o.cli import command
+from o2o.cli.arguments import Parser
 from o2o.errors import ModelError, UsageError
 from o2o.formats.fingerprint import fingerprint
 from o2o.model import Format, Model
@@ -54,9 +55,9 @@ class Filter:
         """
         self._said.append(message)
 
-    def parser(self) -> argparse.ArgumentParser:
+    def parser(self) -> Parser:
         text = inspect.cleandoc(self.__doc__ or "")
-        parser = command.Parser(
+        parser = Parser(
             prog=self.name,
             description=text,
             epilog=f"example:\n  {self.usage_example}",
@@ -142,12 +143,13 @@ class Filter:
     @classmethod
     def main(cls, argv: Sequence[str] | None = None) -> int:
         """The command: parse `argv`, filter, report. Returns the exit code."""
-        arguments = list(sys.argv[1:] if argv is None else argv)
         filter_ = cls()
+        parser = filter_.parser()
+        arguments = parser.canonical(sys.argv[1:] if argv is None else argv)
 
         def body() -> int:
             try:
-                args = filter_.parser().parse_intermixed_args(arguments)
+                args = parser.parse_intermixed_args(arguments)
             except SystemExit as done:  # --help and --version
                 return int(done.code or 0)
             code = filter_.run(args, arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from o2o.cli.command import numbers
+from o2o.cli.arguments import number_list
 from o2o.cli.text import counted, listed
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
@@ -38,7 +38,7 @@ class BucketKvcache(Filter):
         parser.add_argument(
             "--capacities",
             metavar="A,B",
-            type=numbers,
+            type=number_list,
             help=f"positions of the new caches ({SMALLEST}, and twice as many each, below the model's own)",
         )
 

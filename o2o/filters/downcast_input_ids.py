@@ -36,11 +36,16 @@ class DowncastInputIds(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--also", type=name_list, action="append", metavar="A,B", help="other inputs to downcast"
+            "--also",
+            type=name_list,
+            action="extend",
+            default=[],
+            metavar="A,B",
+            help="other inputs to downcast",
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
-        also = {name for group in args.also or () for name in group}
+        also = set(args.also)
         inputs = [(graph, value) for graph in entry_graphs(model, None) for value in graph.inputs]
         called = {value: set(io_names(model, graph, value, "input")) for graph, value in inputs}
         there = listed(list(dict.fromkeys(value.name or "" for _, value in inputs))) or "none at all"

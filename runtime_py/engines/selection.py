@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from o2o.cli.command import positive
+from o2o.cli.arguments import positive_int
 from o2o.cli.text import counted
 from o2o.errors import UsageError
 from runtime_py.model.weight_dtype import precision
@@ -48,7 +48,7 @@ multiplying, as long as that is with few bits.
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Let a command line say `--threads` and `--engine`."""
     parser.add_argument(
-        "--threads", metavar="N", type=positive, help="default: one for each core, one for a small model"
+        "--threads", metavar="N", type=positive_int, help="default: one for each core, one for a small model"
     )
     parser.add_argument(
         "--engine", choices=ASKABLE, default=AUTO, help="default: the fastest for its size, if there"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from o2o.cli.command import positive
+from o2o.cli.arguments import positive_int
 from o2o.cli.text import counted
 from o2o.errors import ModelError, UsageError
 from runtime_py.engines.selection import add_engine
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     text = parser.add_mutually_exclusive_group(required=required)
     text.add_argument("--text", metavar="FILE", help="texts, with a blank line between two")
     text.add_argument("--ids", metavar="FILE", help="texts as token ids, a line each, where is no tokenizer")
-    add("--max-tokens", metavar="N", type=positive, help="predict N tokens at most (all)")
+    add("--max-tokens", metavar="N", type=positive_int, help="predict N tokens at most (all)")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the models")
     add_engine(parser)
     add("--no-cache", action="store_true", help="keep nothing of big models on disk for the next load")

@@ -6,6 +6,11 @@ memory takes to hand over the weights and the caches (Williams et al. 2009, "Roo
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt(None)
+
 import math
 import os
 import subprocess

@@ -260,7 +260,7 @@ def test_closed_pipe_is_quiet(package):
     assert done.stderr == ""
 
 
-def test_interrupt_is_quiet(package):
+def test_an_interrupt_ends_the_text(package):
     """Ctrl-C in the middle of a stream that would go on for long."""
     endless(package)
     command = [sys.executable, "-m", "runtime_py.run", str(package), "--stream"]

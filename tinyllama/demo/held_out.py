@@ -8,11 +8,17 @@ model learned to predict it, too.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("held_out")
+
 import argparse
 import sys
 from collections.abc import Sequence
 
-from o2o.cli.command import Parser, positive, run
+from o2o.cli.arguments import Parser, positive_int
+from o2o.cli.command import run
 from tinyllama.demo.corpus import make_stories
 
 SEED = 2_000_000  # of the stories held out by `train` with its seed 0
@@ -30,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--stories", metavar="N", type=positive, default=64, help="how many (%(default)s)")
+    parser.add_argument(
+        "--stories", metavar="N", type=positive_int, default=64, help="how many (%(default)s)"
+    )
 
     def body() -> None:
         print(held_out(parser.parse_args(argv).stories), end="")

@@ -10,7 +10,12 @@ seed (on one machine and version of PyTorch); with ``--minutes`` the clock decid
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("train")
+
+
 import itertools
 import json
 import math
@@ -26,6 +31,8 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from o2o.cli import command
+from o2o.cli.arguments import Parser
 from tinyllama.demo import tokenizer as vocabulary
 from tinyllama.demo.corpus import Story, make_stories, stories
 
@@ -267,7 +274,7 @@ def run(
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="tinyllama.demo.train", description=__doc__.split("\n", 1)[0])
+    parser = Parser(prog="tinyllama.demo.train", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--steps", type=int, help="optimizer steps (repeatable)")
@@ -275,11 +282,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocab-size", type=int, default=Settings.vocab_size)
     parser.add_argument("--threads", type=int, default=Settings.threads, help="of PyTorch, in one operator")
-    arguments = parser.parse_args(argv)
-    settings = Settings(seed=arguments.seed, vocab_size=arguments.vocab_size, threads=arguments.threads)
-    report = run(arguments.out, settings, steps=arguments.steps, minutes=arguments.minutes)
-    print(json.dumps(report, indent=2))
-    return 0
+
+    def body() -> None:
+        arguments = parser.parse_args(argv)
+        settings = Settings(seed=arguments.seed, vocab_size=arguments.vocab_size, threads=arguments.threads)
+        report = run(arguments.out, settings, steps=arguments.steps, minutes=arguments.minutes)
+        print(json.dumps(report, indent=2))
+
+    return command.run("train", body)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from o2o.cli.command import Parser, positive, run
+from o2o.cli.arguments import Parser, positive_int
+from o2o.cli.command import run
 from o2o.errors import UsageError
 from o2o.operators.causal_attention import Blocks, adaptive_blocks
 from runtime_py.text.tokenizer import Tokenizer, load_tokenizer
@@ -28,7 +29,7 @@ def parser(program: str, doc: str | None, prompts: Sequence[str] = TURBOPROP) ->
         action="append",
         help=f"may be given several times (default: {' '.join(map(repr, prompts))})",
     )
-    add("--max_new_tokens", metavar="N", type=positive, default=30, help="(%(default)s)")
+    add("--max_new_tokens", metavar="N", type=positive_int, default=30, help="(%(default)s)")
     add("--debug", action="store_true", help="show where an error comes from")
     parser.set_defaults(default_prompts=list(prompts))
     return parser
@@ -45,7 +46,7 @@ def blocks(parser: Parser) -> None:
     help = "at a time (default: as o2o.operators.causal_attention.adaptive has it)"
     for name, what in (("q_block", "queries"), ("kv_block", "keys")):
         parser.add_argument(
-            f"--{name}", f"--flash_{name}", dest=name, metavar="N", type=positive, help=f"{what} {help}"
+            f"--{name}", f"--flash_{name}", dest=name, metavar="N", type=positive_int, help=f"{what} {help}"
         )
 
 

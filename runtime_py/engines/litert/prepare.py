@@ -6,6 +6,11 @@ XNNPACK packs weights into a file that every later load maps; the lowered graph 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt(None)
+
 import contextlib
 import functools
 import importlib.metadata

@@ -12,6 +12,11 @@ some tenths of a second:
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt(None)
+
 import contextlib
 import os
 import signal

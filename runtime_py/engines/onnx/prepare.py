@@ -6,6 +6,11 @@ into files that every later load maps (`runtime_py.engines.artifact_cache`).
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt(None)
+
 import importlib.metadata
 import sys
 import tempfile

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
 from o2o.cli import command
@@ -75,10 +73,3 @@ def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-1] == "tool.py: no"
-
-
-def test_numbers_of_a_command_line() -> None:
-    assert command.numbers("64, 128,256") == [64, 128, 256]
-    assert command.numbers("") == []
-    with pytest.raises(argparse.ArgumentTypeError, match="no list of numbers such as 64,128,256"):
-        command.numbers("64;128")

@@ -71,6 +71,12 @@ def test_an_argument_like_the_file_is_still_told(
     assert history(tmp_path / "out") == ["--flag", "x"]
 
 
+def test_history_has_one_spelling_of_a_flag(source: str, tmp_path: Path) -> None:
+    for flag in ("--keep_by_name", "--keep-by-name"):
+        assert RemoveIo.main(["output", flag, "z", source, "-o", str(tmp_path / "out")]) == 0
+        assert history(tmp_path / "out") == ["output", "--keep_by_name", "z"]
+
+
 def test_flags_are_not_guessed_from_their_beginning(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert Talker.main(["--fl", "x", source]) == 2
     assert capsys.readouterr().err.startswith("talker.py: unrecognized arguments: --fl")

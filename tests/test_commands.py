@@ -1,0 +1,81 @@
+"""What all commands have in common: flags in two spellings, and an end at SIGINT from their first line on."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from o2o import filters
+from o2o.cli.arguments import Parser
+from tests.conftest import ROOT
+
+PACKAGES = ("export", "o2o", "runtime_py", "tinyllama")
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def is_main_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def guards(path: Path) -> list[ast.stmt]:
+    return [node for node in ast.parse(path.read_text()).body if is_main_guard(node)]
+
+
+LIGHT = ("__future__", "argparse", "collections", "pathlib", "typing", "o2o")
+
+MAINS = [path for path in SOURCES if guards(path)]
+
+
+@pytest.mark.parametrize("path", MAINS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_command_ends_at_sigint_before_it_imports_anything_slow(path: Path) -> None:
+    """Its first block for `__main__` calls `exit_on_interrupt`. Only light modules are imported before."""
+    guard = guards(path)[0]
+    assert "exit_on_interrupt(" in ast.unparse(guard)
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.lineno < guard.lineno:
+            assert (node.module or "").split(".")[0] in LIGHT
+
+
+def parsers() -> Iterator[tuple[str, Callable[[], Parser]]]:
+    for name in filters.names():
+        yield name, lambda name=name: filters.load(name)().parser()  # type: ignore[misc]
+    for path in MAINS:
+        text = path.read_text()
+        if "Parser" in text or "parser" in text:
+            yield str(path.relative_to(ROOT)), lambda path=path: parser_of(path)  # type: ignore[misc]
+
+
+def parser_of(path: Path) -> Parser:
+    """The parser that the command makes for its arguments."""
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    made: list[Parser] = []
+
+    def record(self: Parser, *_: object, **__: object) -> None:
+        made.append(self)
+        raise SystemExit(0)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
+        patch.setattr(Parser, "parse_known_args", record)
+        module.main(["--help"])
+    (parser,) = made
+    return parser
+
+
+@pytest.mark.parametrize(("name", "make"), [pytest.param(*pair, id=pair[0]) for pair in parsers()])
+def test_every_flag_has_two_spellings(name: str, make: Callable[[], Parser]) -> None:
+    parser = make()
+    assert isinstance(parser, Parser)
+    for action in parser._actions:
+        for flag in action.option_strings:
+            if not flag.startswith("--"):
+                continue
+            for spelling in (flag, "--" + flag[2:].replace("_", "-"), "--" + flag[2:].replace("-", "_")):
+                assert parser.canonical([spelling]) == [flag]
+                assert parser.canonical([f"{spelling}=a-b_c"]) in ([f"{flag}=a-b_c"], [flag, "a-b_c"])
+            if action.nargs in ("+", "*"):
+                assert parser.canonical([flag, "a,b", "c", "-x"]) == [flag, "a", "b", "c", "-x"]
