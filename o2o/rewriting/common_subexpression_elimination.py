@@ -1,4 +1,9 @@
-"""Computing once what a graph computes twice: masks, rotations, what lowering repeats in every layer."""
+"""Common subexpression elimination: masks, rotation tables, and what a lowering repeats in every layer.
+
+Counterpart: `onnx_ir.passes.common.CommonSubexpressionEliminationPass`. That one takes every ONNX operator
+for a pure function. Circle's ATTENTION writes caches, custom operators are opaque, and quantised results
+depend on scales that are no operands.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +16,30 @@ from o2o.model import Model, shape_of
 from o2o.operators.reference import is_pure
 from o2o.rewriting.rewire import replace_output
 
-SMALL = 1 << 16  # bytes up to which constants are compared: no weights
+SMALL = 1 << 16  # bytes up to which constants are compared: weights are larger
 
 
 def eliminate_common_subexpressions(model: Model, graph: ir.Graph) -> int:
-    """Let nodes of `graph` that compute the same from the same values be one; how many went.
+    """Merge nodes of `graph` that apply one pure operator to the same operands.
 
-    Only functions of their operands are merged: nothing with state, nothing custom, nothing quantised
-    (its scales are no operands). Two values that are both given out stay two.
+    Nodes with state, custom operators and quantised results stay. Two outputs of the graph stay two values.
+
+    Args:
+        model: The model of `graph`; its signatures are kept in step.
+        graph: Changed in place.
+
+    Returns:
+        The number of nodes removed.
     """
-    _share_constants(graph)
+    _merge_small_constants(graph)
     first: dict[tuple[Any, ...], ir.Node] = {}
     count = 0
     for node in list(graph):
         if not is_pure(node) or any(v.meta.get("fields") for v in node.outputs) or node.meta.get("fields"):
             continue
-        kept = first.setdefault(_computation(node), node)
-        pairs = list(zip(node.outputs, kept.outputs, strict=True))
-        if kept is node or any(old.is_graph_output() and new.is_graph_output() for old, new in pairs):
+        original = first.setdefault(_expression(node), node)
+        pairs = list(zip(node.outputs, original.outputs, strict=True))
+        if original is node or any(old.is_graph_output() and new.is_graph_output() for old, new in pairs):
             continue
         for old, new in pairs:
             if old.is_graph_output():
@@ -40,8 +51,8 @@ def eliminate_common_subexpressions(model: Model, graph: ir.Graph) -> int:
     return count
 
 
-def _computation(node: ir.Node) -> tuple[Any, ...]:
-    """Equal for two nodes that compute the same."""
+def _expression(node: ir.Node) -> tuple[Any, ...]:
+    """A key that is equal for two nodes that compute the same."""
     options = tuple(
         sorted((attribute.name, _hashable(attribute.value)) for attribute in node.attributes.values())
     )
@@ -53,15 +64,15 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
-def _share_constants(graph: ir.Graph) -> None:
-    """Let small constants with the same numbers be one where nodes use them."""
+def _merge_small_constants(graph: ir.Graph) -> None:
+    """Let nodes use one of several small constants with the same numbers."""
     first: dict[tuple[Any, ...], ir.Value] = {}
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is None or tensor.nbytes > SMALL or not is_constant(value) or value.meta.get("fields"):
             continue
-        if isinstance(tensor, StreamedTensor):  # a weight that is still elsewhere
+        if isinstance(tensor, StreamedTensor):  # a weight that is not in memory
             continue
-        kept = first.setdefault((value.dtype, tensor.dtype, shape_of(value), tensor.tobytes()), value)
-        if kept is not value and not value.is_graph_output():
-            value.replace_all_uses_with(kept)
+        original = first.setdefault((value.dtype, tensor.dtype, shape_of(value), tensor.tobytes()), value)
+        if original is not value and not value.is_graph_output():
+            value.replace_all_uses_with(original)

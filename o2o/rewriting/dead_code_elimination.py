@@ -1,26 +1,33 @@
-"""Clearing what nothing needs."""
+"""Dead-code elimination: unused nodes, constants, loose tensors and graphs.
+
+Counterparts in `onnx_ir.passes.common`: `RemoveUnusedNodesPass` and `RemoveUnusedFunctionsPass`. Those know
+ONNX operators. Circle has operators with side effects (ATTENTION writes its caches), constants that other
+constants' quantization names, and graphs that operators run by number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import onnx_ir as ir
 
+from o2o.formats.tensors import storage_key
+from o2o.model import Model, attribute
 from o2o.operators.attention import writes_cache
 from o2o.operators.facts import facts_of
 
 
 def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs that `node` runs: branches, loop bodies, decompositions."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
+    """Yield the graphs that `node` runs: branches, loop bodies, decompositions."""
+    for item in node.attributes.values():
+        if item.type == ir.AttributeType.GRAPH:
+            yield item.as_graph()
+        elif item.type == ir.AttributeType.GRAPHS:
+            yield from item.as_graphs()
 
 
 def has_side_effects(node: ir.Node) -> bool:
-    """Whether `node` does anything besides computing its outputs. One without outputs must."""
+    """Whether `node` does more than compute its outputs. A node without outputs does."""
     return _has_side_effects(node, set())
 
 
@@ -31,7 +38,7 @@ def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
         or not any(value.name != "" for value in node.outputs)
     ):
         return True
-    if (told := node.attributes.get("hasSideEffect")) is not None and told.value:
+    if attribute(node, "hasSideEffect", False):
         return True
     for graph in inner_graphs(node):
         if id(graph) not in seen:
@@ -42,41 +49,91 @@ def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
 
 
 def live_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes that an output of `graph` needs, or that have side effects, or that these need."""
-    waiting = [node for node in graph if has_side_effects(node)]
-    waiting += [node for value in graph.outputs if (node := value.producer()) is not None]
+    """Return the nodes with side effects, those that outputs depend on, and all their producers."""
+    pending = [node for node in graph if has_side_effects(node)]
+    pending += [node for value in graph.outputs if (node := value.producer()) is not None]
     live: set[ir.Node] = set()
-    while waiting:
-        node = waiting.pop()
+    while pending:
+        node = pending.pop()
         if node not in live:
             live.add(node)
-            waiting += [p for v in node.inputs if v is not None and (p := v.producer()) is not None]
+            pending += [p for v in node.inputs if v is not None and (p := v.producer()) is not None]
     return live
 
 
 def remove_dead_nodes(graph: ir.Graph) -> int:
-    """Remove the nodes whose results nobody needs; how many. Constants stay until `remove_dead_constants`."""
+    """Remove the nodes of `graph` that are not live. Constants stay: see `remove_dead_constants`.
+
+    Returns:
+        The number of nodes removed.
+    """
     live = live_nodes(graph)
     dead = [node for node in graph if node not in live]
     graph.remove(dead, safe=True)
-    if (names := graph.meta.get("names")) is not None:  # see `build.fresh_name`
+    if (names := graph.meta.get("names")) is not None:  # see `builder.fresh_name`
         names -= {value.name for node in dead for value in node.outputs}
     return len(dead)
 
 
-def remove_dead_constants(graph: ir.Graph) -> list[ir.Value]:
-    """Remove and return the constants that no node, no output and no needed constant of `graph` uses."""
-    waiting = [*graph.inputs, *graph.outputs]
+def remove_dead_constants(graph: ir.Graph) -> int:
+    """Remove the constants of `graph` that no node, no output and no other constant's quantization uses.
+
+    Returns:
+        The number of constants removed.
+    """
+    pending = [*graph.inputs, *graph.outputs]
     for node in graph:
-        waiting += [value for value in (*node.inputs, *node.outputs) if value is not None]
-    needed: set[int] = set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) not in needed:
-            needed.add(id(value))
-            waiting += value.meta.get("references", {}).values()
-    dead = [value for value in graph.initializers.values() if id(value) not in needed]
-    for value in dead:
-        assert value.name is not None
-        del graph.initializers[value.name]
-    return dead
+        pending += [value for value in (*node.inputs, *node.outputs) if value is not None]
+    used: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if id(value) not in used:
+            used.add(id(value))
+            pending += value.meta.get("references", {}).values()
+    dead = [name for name, value in graph.initializers.items() if id(value) not in used]
+    for name in dead:
+        del graph.initializers[name]
+    return len(dead)
+
+
+def remove_dead_graphs(model: Model) -> int:
+    """Remove the graphs that are not the first, have no signature, and are run by no graph that stays.
+
+    Returns:
+        The number of graphs removed.
+    """
+    pending = [*model.graphs[:1], *(signature.graph for signature in model.signatures)]
+    reachable: set[int] = set()
+    while pending:
+        graph = pending.pop()
+        if id(graph) not in reachable:
+            reachable.add(id(graph))
+            pending += [inner for node in graph for inner in inner_graphs(node)]
+    before = len(model.graphs)
+    model.graphs = [graph for graph in model.graphs if id(graph) in reachable]
+    return before - len(model.graphs)
+
+
+def remove_loose_values(model: Model) -> int:
+    """Remove the tensors that no operator touches (`meta["loose"]`) and that no signature names.
+
+    Returns:
+        The number of tensors removed from the graphs of `model`.
+    """
+    named = {id(v) for s in model.signatures for v in (*s.inputs.values(), *s.outputs.values())}
+    removed = 0
+    for graph in model.graphs:
+        loose = graph.meta.get("loose", ())
+        graph.meta["loose"] = [value for value in loose if id(value) in named]
+        removed += len(loose) - len(graph.meta["loose"])
+    return removed
+
+
+def stored_bytes(model: Model) -> int:
+    """Return how many bytes the constants of `model` take in a file. Shared storage counts once."""
+    sizes: dict[Hashable, int] = {}
+    for graph in model.graphs:
+        for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
+            if value.const_value is not None:
+                sizes[storage_key(value.const_value)] = value.const_value.nbytes
+    return sum(sizes.values())

@@ -1,10 +1,16 @@
-"""Equal constants share their bytes."""
+"""Deduplication of constants: those with equal bytes share one storage.
+
+Counterpart: `onnx_ir.passes.common.DeduplicateHashedInitializersPass`. That one merges values of one dtype
+and shape, and loads each whole. Here values stay apart and share bytes, whatever their dtype and shape.
+Bytes are hashed in chunks, and only where sizes and first bytes are equal: models may exceed memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -14,50 +20,61 @@ from o2o.formats.tensors import constant, is_in_place, pieces, storage_key, with
 from o2o.model import Model, shape_of
 from o2o.weights.weight import Weight
 
-SAMPLE = 4096  # bytes at the beginning that tell most constants of one size apart
+SAMPLE = 4096  # leading bytes, which differ in most constants of one size
 CHUNK = 1 << 20
 
 
-def deduplicate_constants(model: Model, only: type = object) -> tuple[int, int, int]:
-    """Let equal constants of `model` share their bytes: how many there are, were shared, and bytes saved.
+class Deduplication(NamedTuple):
+    """The number of stored constants, how many of them were duplicates, and the bytes that this saves."""
 
-    Bytes count, not dtype and shape: a buffer may well be a vector here and a matrix there. Only constants
-    that are of one size and begin alike are read in full. References are equal when they refer to the same.
+    total: int
+    duplicates: int
+    saved_bytes: int
 
-    only: a class of tensors; what equals none of these stays apart (`Weight`: what equals none of a
-    checkpoint's tensors).
+
+def deduplicate_constants(model: Model, only: type = object) -> Deduplication:
+    """Let constants of `model` with equal bytes share them, in place.
+
+    References into a checkpoint share storage when they name one tensor; they are not read.
+
+    Args:
+        model: Its graphs, including loose tensors.
+        only: A tensor class. Groups of equal constants without an instance of it stay as they are.
+
+    Returns:
+        What was counted and saved.
     """
     stored: dict[Hashable, ir.TensorProtocol] = {}
     for value in _constants(model):
         assert value.const_value is not None
         stored.setdefault(storage_key(value.const_value), value.const_value)
-    original: dict[Hashable, ir.TensorProtocol] = {}
-    shared = saved = 0
+    originals: dict[Hashable, ir.TensorProtocol] = {}
+    duplicates = saved = 0
     for group in _equal(stored, only):
-        # Bytes can be looked at as anything, but weights, which are converted, only as what they become.
+        # Raw bytes serve as any dtype. A weight is converted when written, so it serves as its dtype alone.
         first: dict[ir.DataType | None, Hashable] = {}
         for key in sorted(group, key=lambda key: isinstance(stored[key], Weight)):
-            kept = first[None] if None in first else first.setdefault(_becomes(stored[key]), key)
-            if kept != key:
-                original.setdefault(kept, _shareable(stored[kept]))
-                original[key] = original[kept]
-                shared, saved = shared + 1, saved + stored[key].nbytes
+            original = first[None] if None in first else first.setdefault(_written_dtype(stored[key]), key)
+            if original != key:
+                originals.setdefault(original, _shareable(stored[original]))
+                originals[key] = originals[original]
+                duplicates, saved = duplicates + 1, saved + stored[key].nbytes
     for value in _constants(model):
         tensor = value.const_value
         assert tensor is not None
-        found = original.get(storage_key(tensor))
-        if found is not None and found is not tensor:
+        shared = originals.get(storage_key(tensor))
+        if shared is not None and shared is not tensor:
             encoded = tensor.dtype != value.dtype
             shape = tuple(tensor.shape.numpy()) if encoded else shape_of(value)
-            value.const_value = with_shape(found, shape, value.name or "", tensor.dtype)
-    return len(stored), shared, saved
+            value.const_value = with_shape(shared, shape, value.name or "", tensor.dtype)
+    return Deduplication(len(stored), duplicates, saved)
 
 
 def _equal(stored: dict[Hashable, ir.TensorProtocol], only: type) -> Iterator[list[Hashable]]:
-    """The keys of constants that are equal."""
-    for alike in _alike(stored, only):
+    """Groups of keys whose constants have equal bytes."""
+    for candidates in _similar(stored, only):
         by_digest: dict[bytes, list[Hashable]] = defaultdict(list)
-        for key in alike:
+        for key in candidates:
             digest = hashlib.sha256()
             for piece in pieces(stored[key], CHUNK):
                 digest.update(piece)
@@ -65,8 +82,8 @@ def _equal(stored: dict[Hashable, ir.TensorProtocol], only: type) -> Iterator[li
         yield from (keys for keys in by_digest.values() if any(isinstance(stored[key], only) for key in keys))
 
 
-def _alike(stored: dict[Hashable, ir.TensorProtocol], only: type) -> Iterator[list[Hashable]]:
-    """The keys of constants that may be equal."""
+def _similar(stored: dict[Hashable, ir.TensorProtocol], only: type) -> Iterator[list[Hashable]]:
+    """Groups of keys whose constants have one size and equal first bytes."""
     for same_size in _grouped(stored, only, lambda tensor: tensor.nbytes):
         tensors = {key: stored[key] for key in same_size}
         yield from _grouped(tensors, only, _sample)
@@ -77,12 +94,12 @@ def _sample(tensor: ir.TensorProtocol) -> bytes:
 
 
 def _grouped(
-    stored: dict[Hashable, ir.TensorProtocol], only: type, kind: Callable[[ir.TensorProtocol], Hashable]
+    stored: dict[Hashable, ir.TensorProtocol], only: type, group_key: Callable[[ir.TensorProtocol], Hashable]
 ) -> list[list[Hashable]]:
     groups: dict[Hashable, list[Hashable]] = defaultdict(list)
     for key, tensor in stored.items():
         if tensor.nbytes and not isinstance(tensor, ExternalTensor):
-            groups[kind(tensor)].append(key)
+            groups[group_key(tensor)].append(key)
     return [
         group
         for group in groups.values()
@@ -90,13 +107,13 @@ def _grouped(
     ]
 
 
-def _becomes(tensor: ir.TensorProtocol) -> ir.DataType | None:
-    """What a weight is converted to when it is written; bytes stay what they are."""
+def _written_dtype(tensor: ir.TensorProtocol) -> ir.DataType | None:
+    """The dtype to which a weight is converted when it is written; None for bytes that stay as they are."""
     return tensor.dtype if isinstance(tensor, Weight) else None
 
 
 def _shareable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """`tensor`, over bytes that others can be views of."""
+    """`tensor`, over bytes of which other tensors can be views."""
     if is_in_place(tensor):
         return tensor
     raw = np.frombuffer(tensor.tobytes(), np.uint8)

@@ -1,4 +1,4 @@
-"""Making an int64 input int32, which is what runtimes and their callers like."""
+"""Downcast of int64 graph inputs to int32, which runtimes and their callers prefer."""
 
 from __future__ import annotations
 
@@ -13,22 +13,34 @@ from o2o.rewriting.builder import Builder
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 
 
-def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> bool:
-    """Make the int64 input `value` int32 and let its users agree; whether one needs int64 through a new CAST.
+def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> int:
+    """Make an int64 input int32, and adapt its users.
 
-    Raises ModelError for an input that is also an output, or is no integer of 64 bits.
+    Lookups take either width. A CAST to int32 goes; another CAST is adjusted. All other users read one new
+    CAST back to int64.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        value: An int64 input of `graph`.
+
+    Returns:
+        The number of CASTs inserted: 0 or 1.
+
+    Raises:
+        ModelError: `value` is not int64, or it is also an output.
     """
-    told = f"{model.label(graph)}: {value.name}"
+    label = f"{model.label(graph)}: {value.name}"
     if value.dtype != INT64:
-        raise ModelError(f"{told} is {dtype_name(value)}, not int64")
+        raise ModelError(f"{label} is {dtype_name(value)}, not int64")
     if value.is_graph_output():
-        raise ModelError(f"{told} cannot become int32: it is also an output")
+        raise ModelError(f"{label} cannot become int32: it is also an output")
     code = DIALECTS[model.format].dtype_codes[INT32]
     value.type = ir.TensorType(INT32)
-    others = []
+    int64_uses = []
     for use in value.uses():
         if use.node.domain != DOMAIN:
-            others.append(use)
+            int64_uses.append(use)
         elif use.node.op_type == "CAST":
             result = use.node.outputs[0]
             if result.dtype == INT32 and not result.is_graph_output():
@@ -36,14 +48,14 @@ def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> bool:
                 graph.remove(use.node, safe=True)
             else:
                 use.node.attributes["inDataType"] = ir.AttrInt64("inDataType", code)
-        elif use.idx != facts_of(use.node).index:  # lookups take either width
-            others.append(use)
-    if not others:
-        return False
-    users = {use.node for use in others}
+        elif use.idx != facts_of(use.node).index:
+            int64_uses.append(use)
+    if not int64_uses:
+        return 0
+    users = {use.node for use in int64_uses}
     op = Builder(graph, before=next(node for node in graph if node in users))
     codes = {"inDataType": code, "outDataType": DIALECTS[model.format].dtype_codes[INT64]}
     wide = op.node("CAST", [value], shape_of(value), INT64, f"{value.name}_int64", **codes)
-    for use in others:
+    for use in int64_uses:
         use.node.replace_input_with(use.idx, wide)
-    return True
+    return 1

@@ -1,4 +1,4 @@
-"""Layout operators that undo each other, or that move nothing, go."""
+"""Simplification of layout operators: chains of TRANSPOSE or RESHAPE become one operator or none."""
 
 from __future__ import annotations
 
@@ -13,47 +13,59 @@ from o2o.rewriting.dead_code_elimination import remove_dead_nodes
 from o2o.rewriting.matchers import constant_ints, producer_of
 
 
-def simplify_layout_ops(model: Model, graph: ir.Graph) -> None:
-    """Let each chain of TRANSPOSEs or of RESHAPEs be one of them at most, and a TRANSPOSE that only moves
-    axes of size 1 a RESHAPE. Outputs of the graph keep the operator that makes them."""
+def simplify_layout_ops(model: Model, graph: ir.Graph) -> int:
+    """Merge each chain of TRANSPOSEs, and each chain of RESHAPEs, into at most one operator.
+
+    A TRANSPOSE that moves only axes of size 1 becomes a RESHAPE. Operators that compute outputs stay.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+
+    Returns:
+        The number of values that are now computed by fewer operators.
+    """
+    count = 0
     for node in list(graph):
         output = node.outputs[0] if len(node.outputs) == 1 else None
         if output is None or output.is_graph_output() or not output.uses() or is_dynamic(output):
             continue
-        found = _collapsed(graph, node)
-        if found is not None and found is not output:
-            output.replace_all_uses_with(found)
+        simplified = _simplified(graph, node)
+        if simplified is not None and simplified is not output:
+            output.replace_all_uses_with(simplified)
+            count += 1
     remove_dead_nodes(graph)
+    return count
 
 
-def _collapsed(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
-    """What makes the output of `node` with fewer operators, if anything does."""
+def _simplified(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
+    """The output of `node` computed with fewer operators; None if there is no way."""
     output = node.outputs[0]
-    if producer_of(output, "TRANSPOSE", "RESHAPE") is None or output.meta.get("fields", {}).get(
-        "quantization"
-    ):
+    layout = producer_of(output, "TRANSPOSE", "RESHAPE")
+    if layout is None or output.meta.get("fields", {}).get("quantization"):
         return None
     source = node.inputs[0]
     assert source is not None
     op = Builder(graph, before=node, prefix=f"{output.name}/")
-    order = _order(node)
-    if node.op_type == "TRANSPOSE" and order is not None:
+    permutation = _permutation(node)
+    if node.op_type == "TRANSPOSE" and permutation is not None:
         earlier = producer_of(source, "TRANSPOSE")
-        if earlier is not None and (before := _order(earlier)) is not None and earlier.inputs[0] is not None:
-            source, order = earlier.inputs[0], [before[axis] for axis in order]
-        if not _moves(shape_of(source), order):
+        if earlier is not None and (first := _permutation(earlier)) is not None:
+            assert earlier.inputs[0] is not None
+            source, permutation = earlier.inputs[0], [first[axis] for axis in permutation]
+        if not _moves_data(shape_of(source), permutation):
             return op.reshape(skip_reshapes(source), shape_of(output), name="reshaped")
-        return op.transpose(source, order, name="turned") if source is not node.inputs[0] else None
-    if node.op_type == "RESHAPE" and (whole := skip_reshapes(source)) is not source:
-        return op.reshape(whole, shape_of(output), name="reshaped")
+        return op.transpose(source, permutation, name="turned") if source is not node.inputs[0] else None
+    if node.op_type == "RESHAPE" and (original := skip_reshapes(source)) is not source:
+        return op.reshape(original, shape_of(output), name="reshaped")
     return None
 
 
-def _order(node: ir.Node) -> list[int] | None:
+def _permutation(node: ir.Node) -> list[int] | None:
     return constant_ints(node.inputs[1]) if node.op_type == "TRANSPOSE" else None
 
 
-def _moves(shape: Sequence[int], order: Sequence[int]) -> bool:
-    """Whether numbers change places, rather than only axes of size 1."""
-    kept = [axis for axis in order if shape[axis] != 1]
-    return kept != sorted(kept)
+def _moves_data(shape: Sequence[int], permutation: Sequence[int]) -> bool:
+    """Whether a transpose moves numbers, not only axes of size 1."""
+    large = [axis for axis in permutation if shape[axis] != 1]
+    return large != sorted(large)

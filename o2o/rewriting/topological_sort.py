@@ -1,4 +1,8 @@
-"""The order in which nodes can run."""
+"""Topological sort of a graph's nodes.
+
+Counterparts: `onnx_ir.Graph.sort` and `onnx_ir.passes.common.TopologicalSortPass`. This one is stable (a
+node moves only if it must, so that files change little) and names the nodes of a cycle.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,16 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 
 
-def topological_sort(graph: ir.Graph) -> bool:
-    """Move nodes of `graph` behind those that make their operands; whether any had to move.
+def topological_sort(graph: ir.Graph) -> int:
+    """Sort the nodes of `graph` in place, so that each comes after the producers of its operands.
 
-    Nodes that can stay, stay: a producer moves to just before its first user. Graphs inside nodes are not
-    entered. Raises ModelError for a cycle.
+    A producer that comes too late moves to just before its first user. Inner graphs are not sorted.
+
+    Returns:
+        The number of nodes whose place changed: 0 if the graph was sorted.
+
+    Raises:
+        ModelError: The graph has a cycle.
     """
     before = list(graph)
     own = set(before)
@@ -22,25 +31,26 @@ def topological_sort(graph: ir.Graph) -> bool:
     for first in before:
         if first in done:
             continue
-        waiting = [(first, _producers(first, own))]
-        open_ = {first}
-        while waiting:
-            node, producers = waiting[-1]
+        stack = [(first, _producers(first, own))]
+        on_stack = {first}
+        while stack:
+            node, producers = stack[-1]
             producer = next((p for p in producers if p not in done), None)
             if producer is None:
-                waiting.pop()
+                stack.pop()
                 done.add(node)
                 after.append(node)
-            elif producer in open_:
-                way = f"by way of {_name(producer)}"
-                raise ModelError(f"{node.op_type} {_name(node)} needs its own result, {way}")
+            elif producer in on_stack:
+                raise ModelError(
+                    f"{node.op_type} {_name(node)} depends on its own result, through {_name(producer)}"
+                )
             else:
-                open_.add(producer)
-                waiting.append((producer, _producers(producer, own)))
-    if after == before:
-        return False
-    graph.extend(after)  # a graph holds a node once: this moves them
-    return True
+                on_stack.add(producer)
+                stack.append((producer, _producers(producer, own)))
+    moved = sum(old is not new for old, new in zip(before, after, strict=True))
+    if moved:
+        graph.extend(after)  # a graph holds each node once: this moves them
+    return moved
 
 
 def _producers(node: ir.Node, own: set[ir.Node]) -> Iterator[ir.Node]:

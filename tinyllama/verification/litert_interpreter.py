@@ -124,7 +124,7 @@ def _operator(node: ir.Node, parameters: Shapes) -> Operator | None:
     if (part := stacked_part_of(node, parameters)) is not None:
         return Operator(node.outputs[0], part, True)
     inputs = tuple(value for value in node.inputs if value is not None)
-    if not node.outputs or any(is_constant(value) and is_stacked(value) for value in inputs):
+    if not node.outputs or any(is_constant(value) and is_stacked(value, parameters) for value in inputs):
         return None
     return Operator(node.outputs[0], inputs, node.op_type in LINEAR)
 

@@ -11,7 +11,7 @@ import torch
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import Model
 from o2o.quantization.compare import dequantized
-from o2o.rewriting.stacked_weights import AND
+from o2o.rewriting.stacked_weights import part_names
 
 WEIGHTS = 1  # which operand of FULLY_CONNECTED
 
@@ -24,7 +24,7 @@ def rounded_before(model: Model) -> set[str]:
         for node in graph:
             weight = node.inputs[WEIGHTS] if node.op_type == "FULLY_CONNECTED" else None
             if weight is not None and is_constant(weight) and is_quantized(weight):
-                found.update((weight.name or "").split(AND))
+                found.update(part_names(weight.name or ""))
     return found
 
 

@@ -67,12 +67,12 @@ def test_one_product_for_all(command: Command, recipe: str) -> None:
     quantize(before, find(recipe))
     before = formats.loads(formats.dumps(before))
     after = command(before)
-    assert command.said == "fuse.fc.py: 6 FULLY_CONNECTED are 2 now\n"
+    assert command.said == "fuse.fc.py: fused 6 FULLY_CONNECTED into 2\n"
     assert operators(after) == {"FULLY_CONNECTED": 2, "SLICE": 6, "NEG": 6}
     assert_same(before, after)
     assert len(formats.dumps(after)) < len(formats.dumps(before)) + 3000, "no matrix is there twice"
     shapes = {f"{name}.weight": (rows, D) for name, rows in ROWS.items()}
-    (joined,) = {name: v for name, v in constants(after).items() if is_stacked(v)}.values()
+    (joined,) = {name: v for name, v in constants(after).items() if is_stacked(v, shapes)}.values()
     found = parts(joined, shapes)
     assert list(found) == list(shapes)
     for name, value in found.items():
@@ -86,9 +86,11 @@ def test_one_product_for_all(command: Command, recipe: str) -> None:
 def test_a_graph_that_needs_less_shares_the_matrix(command: Command) -> None:
     before = projections("kv", "qkv", "v")
     after = command(before)
-    assert command.said == "fuse.fc.py: 6 FULLY_CONNECTED are 3 now\n"
+    assert command.said == "fuse.fc.py: fused 6 FULLY_CONNECTED into 3\n"
     assert_same(before, after)
-    assert [len([v for v in g.initializers.values() if is_stacked(v)]) for g in after.graphs] == [1, 1, 1]
+    shapes = {f"{name}.weight": (rows, D) for name, rows in ROWS.items()}
+    stacked = [[v for v in g.initializers.values() if is_stacked(v, shapes)] for g in after.graphs]
+    assert [len(values) for values in stacked] == [1, 1, 1]
     assert len(formats.dumps(after)) < len(formats.dumps(before)) + 3000
 
 
@@ -105,7 +107,7 @@ def test_quantised_files_are_compared_by_their_parts(command: Command) -> None:
 def test_what_is_left_alone(command: Command, left: dict[str, str]) -> None:
     before = projections("qkv", **left)
     after = command(before)
-    assert command.said == "fuse.fc.py: 2 FULLY_CONNECTED are 1 now\n"
+    assert command.said == "fuse.fc.py: fused 2 FULLY_CONNECTED into 1\n"
     assert operators(after)["FULLY_CONNECTED"] == 2
     assert_same(before, after)
 
@@ -118,7 +120,7 @@ def test_matrices_of_different_kinds_stay_apart(command: Command) -> None:
     value.const_value, value.type = float32.const_value, float32.type
     value.meta.clear()
     after = command(before)
-    assert command.said == "fuse.fc.py: nothing to join\n"
+    assert command.said == "fuse.fc.py: nothing to fuse\n"
     assert operators(after)["FULLY_CONNECTED"] == 2
 
 
@@ -142,5 +144,5 @@ def test_weights_that_are_still_in_a_checkpoint_are_left_alone() -> None:
 def test_a_whole_layer(command: Command) -> None:
     before = lower(attention(Form(T=3, layout="BNTH")))
     after = command(before, "--check")
-    assert command.said.splitlines()[0] == "fuse.fc.py: 3 FULLY_CONNECTED are 1 now"
+    assert command.said.splitlines()[0] == "fuse.fc.py: fused 3 FULLY_CONNECTED into 1"
     assert operators(after)["FULLY_CONNECTED"] == 2

@@ -65,7 +65,7 @@ def test_operators_that_run_the_same_graph() -> None:
 def test_a_cycle() -> None:
     graph = chain(3)
     graph[0].replace_input_with(0, graph[2].outputs[0])
-    with pytest.raises(ModelError, match="ABS v1 needs its own result, by way of v0"):
+    with pytest.raises(ModelError, match="ABS v1 depends on its own result, through v0"):
         topological_sort(graph)
 
 
