@@ -80,7 +80,7 @@ def _main_of(argv: Sequence[str]) -> Callable[[], int]:
 
 @contextlib.contextmanager
 def in_process(shared: Path) -> Iterator[None]:
-    """Within, `export.shell.run` is `run_pipeline`, and TICO compiles each graph once (see `compiled_once`)."""
+    """Within, `export.shell.run` is `run_pipeline`, and TICO compiles each graph once."""
     from export import shell
 
     with pytest.MonkeyPatch.context() as patch, compiled_once(shared):

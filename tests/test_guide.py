@@ -18,12 +18,14 @@ import pytest
 from filelock import FileLock
 
 from bench.llama2c import convert
+from export import pipeline
 from runtime_py.engines.selection import installed
 from runtime_py.generation.generate import generate
 from runtime_py.generation.session import Session
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
+from tests.pipelines import in_process
 
 SCRIPT = ROOT / "tinyllama" / "tinyllama.py"
 DEMO = ROOT / "tinyllama" / "demo" / "checkpoint"
@@ -87,14 +89,12 @@ def guided(shared_directory: Path) -> Path:
 
 
 def package_of(checkpoint: Path, package: Path, length: int) -> Path:
-    """The same pipeline for any checkpoint, as `make package` runs it."""
-    script = ROOT / "tinyllama" / "pipeline.py"
+    """The same pipeline for any checkpoint, as `make package` runs it, in this process."""
     with FileLock(f"{package}.lock"):
         if not (package / "model.circle").exists():
-            done = shell(
-                f"python {script} --model {checkpoint} --package {package} --max-length {length}", ROOT
-            )
-            assert done.returncode == 0, done.stderr
+            flags = ["--model", str(checkpoint), "--package", str(package), "--max-length", str(length)]
+            with in_process(package.parent):
+                assert pipeline.main(flags) == 0
     return package
 
 

@@ -21,6 +21,7 @@ from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
+from tests.pipelines import in_process
 from tests.processes import spawn
 from tests.test_guide import DEMO, PROMPTS, assert_generates_the_same
 from tinyllama.convert_to_tflite import conversion_of, main, parser, target_of
@@ -207,13 +208,13 @@ def test_a_weights_file_that_is_not_the_one_taken(
 
 
 def test_a_file_of_weights_does_for_its_folder(
-    tmp_path: Path, checkpoint: Path, capfd: pytest.CaptureFixture[str]
+    shared_directory: Path, tmp_path: Path, checkpoint: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Also: what is said, what is left, and what is in the file."""
     weights = checkpoint / "model.safetensors"
-    assert (
-        main([f"--checkpoint_path={weights}", *SIZES, f"--output_path={tmp_path}", "--quantize=float16"]) == 0
-    )
+    with in_process(shared_directory):
+        flags = [f"--checkpoint_path={weights}", *SIZES, f"--output_path={tmp_path}", "--quantize=float16"]
+        assert main(flags) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["tinyllama_f16_ekv32.tflite"]
     out, err = capfd.readouterr()
     assert out == ""

@@ -14,6 +14,7 @@ import pytest
 from o2o.errors import UsageError
 from tests.checkpoints import GROUPED
 from tests.exported import checkpoint
+from tests.pipelines import in_process
 from tests.test_guide import DEMO, theirs
 from tinyllama.convert_to_tflite import main
 
@@ -45,10 +46,11 @@ def adapted(model: Path, prompt: list[int], layers: int, heads: int, size: int, 
     return text
 
 
-def converted(directory: Path, folder: Path, *flags: str) -> Path:
+def converted(shared: Path, directory: Path, folder: Path, *flags: str) -> Path:
     target = folder / "model.tflite"
     sizes = [f"--prefill_seq_lens={LENGTH}", f"--kv_cache_max_len={CAPACITY}"]
-    assert main([f"--checkpoint_path={directory}", *sizes, f"--output_path={target}", *flags]) == 0
+    with in_process(shared):
+        assert main([f"--checkpoint_path={directory}", *sizes, f"--output_path={target}", *flags]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["model.tflite"]
     return target
 
@@ -74,10 +76,14 @@ def grouped(shared_directory: Path) -> Path:
 
 
 @pytest.fixture(scope="module", params=["standard", "flash"])
-def grouped_file(request, grouped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grouped_file(
+    request, shared_directory: Path, grouped: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     flash = ["--use_flash_attention=true", "--flash_q_block=4", "--flash_kv_block=24"]
     flags = flash if request.param == "flash" else []
-    return converted(grouped, tmp_path_factory.mktemp(request.param), "--quantize=false", *flags)
+    return converted(
+        shared_directory, grouped, tmp_path_factory.mktemp(request.param), "--quantize=false", *flags
+    )
 
 
 SIZES = {
@@ -109,11 +115,11 @@ def test_caches_of_another_size_are_explained(grouped_file):
 
 
 @pytest.mark.parametrize("quantize", ["false", "true"])
-def test_the_demo_model(tmp_path, quantize):
+def test_the_demo_model(shared_directory, tmp_path, quantize):
     """In eight bits its first ten words are those of the full model."""
     from transformers import AutoTokenizer
 
-    file = converted(DEMO, tmp_path, f"--quantize={quantize}")
+    file = converted(shared_directory, DEMO, tmp_path, f"--quantize={quantize}")
     prompt = AutoTokenizer.from_pretrained(DEMO)("Lily picked up a flower.").input_ids
     found = run(adapted(file, prompt, layers=8, heads=16, size=4))
     wanted = generated_by_transformers(DEMO, prompt)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from export import build
 from o2o import formats
+from tests.pipelines import run_pipeline
 
 CAPACITY, LENGTH = 32, 8
 
@@ -39,8 +37,5 @@ def write_tflite(
         "lower.litert.py",
         *([sign] if sign else []),
     ]
-    command = f"{' | '.join(steps)} > {file}"
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    shell = ["bash", "-euo", "pipefail", "-c", command]
-    subprocess.run(shell, env=environment, check=True, capture_output=True)
+    assert run_pipeline(f"{' | '.join(steps)} > {file}", file.parent) == 0
     return file
