@@ -17,8 +17,10 @@ from tests.conftest import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"bench", "export", "o2o", "runtime_py", "tests", "tinyllama"}
 
-# These modules run in environments of their own (bench/peers/environments.py).
-PEERS = {
+# Packages that their importers do not require: programs measured in environments of their own
+# (bench/peers/environments.py), and sympy, which onnx_ir requires.
+UNDECLARED = {
+    "o2o/lazy_sympy.py": {"sympy"},
     "bench/peers/converters/llama_cpp.py": {"gguf", "llama_cpp"},
     "bench/peers/runners/llama_cpp.py": {"llama_cpp"},
     "bench/peers/runners/ort_genai.py": {"onnxruntime_genai"},
@@ -63,7 +65,7 @@ def undeclared(folder: str, extras: set[str]) -> list[str]:
     result = []
     for path in sorted((ROOT / folder).rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
-        known = OURS | siblings | sys.stdlib_module_names | PEERS.get(file, set())
+        known = OURS | siblings | sys.stdlib_module_names | UNDECLARED.get(file, set())
         for name in sorted({*imported(path)} - known):
             if not available & {normalized(each) for each in distributions.get(name, [name])}:
                 result.append(f"{file}: {name}")
