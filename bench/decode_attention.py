@@ -44,7 +44,7 @@ def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path
     from o2o import formats
     from o2o.lower.litert.flash_attention import flash_attention
     from o2o.lower.litert.lowering import lower
-    from o2o.lower.litert.sdpa import dot_product_attention, hiding
+    from o2o.lower.litert.sdpa import scaled_dot_product_attention, shifted_causal_mask
     from o2o.model import DOMAIN, Model, Signature
     from o2o.operators.causal_attention import Blocks
     from o2o.rewriting.builder import Builder
@@ -78,7 +78,7 @@ def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path
         shown, hidden = (op.constant(number, "mask", np.float32) for number in (0, -1e9))
         mask = op.node("SELECT_V2", [seen, shown, hidden], [1, S], ir.DataType.FLOAT)
     else:
-        mask = hiding(op, at, np.zeros((1, 1)), steps)
+        mask = shifted_causal_mask(op, at, np.zeros((1, 1)), steps)
     starts = [start(3 if turned == cache else 1 if by_token else 2) for cache in "kv"]
     scale = op.constant(H**-0.5, "scale", np.float32)
     for layer, (key, value_) in enumerate(caches):
@@ -96,7 +96,7 @@ def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path
         if form == "flash":
             y = flash_attention(model, op, y, k, v, H**-0.5, position, Blocks(1, FLASH_KEYS))
         elif form in ("by head", "by token", "compared"):
-            y = dot_product_attention(op, y, k, v, H**-0.5, mask=mask)
+            y = scaled_dot_product_attention(op, y, k, v, H**-0.5, mask=mask)
         else:
             q = op.reshape(op.node("MUL", [y, scale], [1, N, 1, H]), [1, K, G, H])
             if form == "keys first":

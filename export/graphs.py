@@ -12,8 +12,8 @@ from export.model import LanguageModel
 from export.traced_cache import Concatenated, Kept, Written
 from o2o.contract import Role
 from o2o.errors import ModelError, UsageError
+from o2o.operators.masks import LOWEST
 
-HIDDEN = torch.finfo(torch.float32).min  # added to the score of a key that must not be seen
 LAYOUT: Literal["BNTH"] = "BNTH"  # of all keys and values here: [B, K, T, H]
 
 
@@ -77,7 +77,7 @@ class Prefill(Graph):
         model.check_length(tokens)
         self.outputs |= _ends(model, "present", "key", "value")
         self.register_buffer("positions", torch.arange(tokens)[None])
-        self.register_buffer("mask", torch.full((tokens, tokens), HIDDEN).triu(1)[None, None])
+        self.register_buffer("mask", torch.full((tokens, tokens), LOWEST).triu(1)[None, None])
 
     def example(self) -> tuple[Any, ...]:
         return torch.zeros_like(self.positions), self.model.dummies()
@@ -123,7 +123,7 @@ class Cached(Graph):
     ) -> torch.Tensor:
         """Logits, the keys that `cache` shows masked: additive [1, 1, T, number of keys]."""
         positions = cache_position + self.steps
-        mask = torch.where(self.slots < positions[:, None], 0.0, HIDDEN)[None, None]
+        mask = torch.where(self.slots < positions[:, None], 0.0, LOWEST)[None, None]
         return self.logits(weights, input_ids, positions[None], mask, cache, cache_position)
 
 

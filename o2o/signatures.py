@@ -2,11 +2,13 @@
 
 The rule looks at roles (`o2o.contract`) and at the number of tokens T that a signature reads, not at names:
 
-- *Decode* takes KV caches and reads one token. Of several such signatures it is one that gives logits;
-  of these, the one with the largest capacity S; of these, the one named `decode`. Without that name a
-  tie is ambiguous, and the model has no decode.
-- A *bucket* does what decode does with a smaller capacity.
-- A *prefill* is any other signature that reads tokens.
+    decode    takes KV caches and reads one token
+    bucket    does the same as decode with a smaller capacity
+    prefill   any other signature that reads tokens
+
+Several signatures may take KV caches and read one token. Decode is then one that gives logits; of these, the
+one with the largest capacity S; of these, the one named `decode`. Without that name a tie is ambiguous, and
+the model has no decode.
 
 T is the number of elements of the input with the role `tokens`. A signature without that input, such as one
 that reads embeddings, counts as reading one token.
@@ -77,7 +79,7 @@ class Traits:
 
 @dataclass(frozen=True)
 class Classified(Generic[S]):
-    """The signatures of a model by what they are for.
+    """The signatures of a model by their purpose.
 
     Attributes:
         decode: The signature that continues a text up to the full capacity.
@@ -184,7 +186,7 @@ def prefills_of(model: Model) -> list[Signature]:
         model: A model with roles attached to its values.
 
     Returns:
-        Prefills by the rule of this module, those of the fewest tokens first.
+        Prefills by the rule of this module, sorted by T.
     """
     return _classified(model).prefills
 
@@ -196,7 +198,7 @@ def buckets_of(model: Model) -> list[Signature]:
         model: A model with roles attached to its values.
 
     Returns:
-        Buckets by the rule of this module, those of the smallest capacity first.
+        Buckets by the rule of this module, sorted by capacity.
     """
     return _classified(model).buckets
 
@@ -208,7 +210,7 @@ def capacity_of(signature: Signature) -> int:
         signature: A signature with roles attached to its values.
 
     Returns:
-        The largest number of rows of a cache input; 0 without caches whose layout is known.
+        The largest number of rows of a cache input; 0 without caches, or without a known layout.
     """
     return _traits(signature).capacity
 

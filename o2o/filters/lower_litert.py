@@ -7,7 +7,7 @@ from collections import Counter
 
 from o2o.cli.text import counted, listed
 from o2o.filters.base import Filter
-from o2o.lower.litert.attention import Flash
+from o2o.lower.litert.attention import FlashBlocks
 from o2o.lower.litert.composites import wrap_composites
 from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model
@@ -68,7 +68,7 @@ class LowerLitert(Filter):
             self.say(f"custom operators stay, which the runtime must know: {listed(custom)}")
 
 
-def _flash(text: str) -> Flash:
+def _flash(text: str) -> FlashBlocks:
     if text in ("always", "never"):
         return text == "always"
     try:

@@ -1,0 +1,1 @@
+"""Lowering Circle to what a runtime executes: LiteRT (`litert`), onert (`onert`) and ONNX (`onnx`)."""

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.op_versions import minimum_version
 from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import with_shape
-from o2o.lower.litert.op_versions import minimum_version
 from o2o.model import Model, shape_of
 from o2o.quantization.metadata import record
 from o2o.quantization.recipes import Recipe

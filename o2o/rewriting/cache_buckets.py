@@ -20,8 +20,9 @@ from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, is_dyn
 from o2o.operators import causal_attention
 from o2o.operators.attention import Attention, is_attention
 from o2o.operators.facts import RESHAPE_OPS, is_elementwise
+from o2o.operators.masks import HIDDEN_THRESHOLD
 from o2o.operators.reference import unknown_sources
-from o2o.rewriting.attention.causality import BUDGET, HIDDEN, at_position, position_leaf
+from o2o.rewriting.attention.causality import BUDGET, at_position, position_leaf
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants
 from o2o.rewriting.matchers import constant_ints, fail, producer_of
@@ -199,7 +200,7 @@ def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> Non
         for position in range(len(last)):
             at = at_position(told, leaf, position, what)
             if node.op_type == "SOFTMAX":
-                seen = np.flatnonzero(at.reshape(-1, at.shape[-1]).max(0) > HIDDEN)
+                seen = np.flatnonzero(at.reshape(-1, at.shape[-1]).max(0) > HIDDEN_THRESHOLD)
                 last[position] = seen[-1] if len(seen) else 0
             else:
                 last[position] = at[rows[output]]

@@ -1,10 +1,12 @@
-"""ATTENTION in TFLite builtins: projections, a DYNAMIC_UPDATE_SLICE into each cache, and what
-`o2o.lower.litert.sdpa` makes of queries, keys and values."""
+"""ATTENTION and `o2o.causal_attention` in TFLite builtins.
+
+ATTENTION becomes its projections, a DYNAMIC_UPDATE_SLICE into each cache, and the builtins of
+`o2o.lower.litert.sdpa` or `flash_attention`.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -12,94 +14,103 @@ import onnx_ir as ir
 from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.formats.tensors import numbers
+from o2o.lower.cache_outputs import add_rows_output
 from o2o.lower.litert.flash_attention import flash_attention
 from o2o.lower.litert.rope import rotate
-from o2o.lower.litert.sdpa import dot_product_attention, swap_heads
+from o2o.lower.litert.sdpa import scaled_dot_product_attention, swap_heads
 from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention
 from o2o.operators.causal_attention import Blocks, adaptive_blocks, operands, unpack
-from o2o.rewriting.builder import Builder, fresh_name
+from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import producer_of
 from o2o.rewriting.rewire import replace_output
 
-Flash = Blocks | bool | None
-"""Whether attention is computed in blocks, and in which: True for those that are usual for as many queries,
-None for what the operator says, or what is best."""
+FlashBlocks = Blocks | bool | None
+"""Blocks of attention: their sizes, True for the usual sizes, False for none, None for the default.
+
+The default is what `o2o.causal_attention` says, and for ATTENTION the faster of the two.
+"""
 
 
-def lower_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: Flash = None) -> None:
-    """[1, T, D] -> [1, T, D]; see `o2o.operators.reference` for what is spelled here."""
+def lower_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: FlashBlocks = None) -> None:
+    """Insert builtins in the place of ATTENTION, [1, T, D] -> [1, T, D].
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place; `node` stays, without uses.
+        node: ATTENTION, as `o2o.operators.reference` defines it.
+        flash: Blocks to compute in, where the attention is causal.
+
+    Raises:
+        ModelError: It updates a cache that is not an input, or is also an output.
+    """
     of = Attention.of(node)
     T, N, K, H = of.T, of.N, of.K, of.H
     old = node.outputs[0]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
 
-    def heads(w: ir.Value, count: int, name: str) -> ir.Value:
-        """x w' as [1, T, count, H]."""
-        y = op.node(
+    def linear(x: ir.Value, w: ir.Value, shape: tuple[int, ...], name: str) -> ir.Value:
+        return op.node(
             "FULLY_CONNECTED",
-            [of.x, w, None],
-            [1, T, count * H],
+            [x, w, None],
+            shape,
             name=name,
             keepNumDims=True,
             weightsFormat=0,
             fusedActivationFunction=0,
         )
-        return op.reshape(y, [1, T, count, H], name=f"{name}_heads")
+
+    def heads(w: ir.Value, count: int, name: str) -> ir.Value:
+        """x w' as [1, count, T, H]."""
+        y = linear(of.x, w, (1, T, count * H), name)
+        return swap_heads(op, op.reshape(y, [1, T, count, H], name=f"{name}_heads"))
 
     q, k, v = heads(of.wq, N, "q"), heads(of.wk, K, "k"), heads(of.wv, K, "v")
-    q, k, v = (swap_heads(op, y) for y in (q, k, v))  # [1, heads, T, H]
     if of.cos is not None and of.sin is not None:
         cos, sin = (op.reshape(table, [1, 1, T, H], name="table") for table in (of.cos, of.sin))
         q, k = rotate(op, q, cos, sin), rotate(op, k, cos, sin)
     if of.k_cache is not None and of.v_cache is not None:
-        start = _start(op, of)
-        k = _update(model, graph, op, of.k_cache, k, start, of.layout, "key")
-        v = _update(model, graph, op, of.v_cache, v, start, of.layout, "value")
+        start = _update_start(op, of)
+        k = _update_cache(model, graph, op, of.k_cache, k, start, of.layout, "key")
+        v = _update_cache(model, graph, op, of.v_cache, v, start, of.layout, "value")
+    position = None if of.pos is None else _first(op, of.pos)
     blocks = _blocks(flash, T, of.S)
     if of.mask is not None or blocks is None:
-        y = dot_product_attention(op, q, k, v, H**-0.5, _position(op, of), of.mask)
+        y = scaled_dot_product_attention(op, q, k, v, H**-0.5, position, of.mask)
     else:
-        y = flash_attention(model, op, q, k, v, H**-0.5, _position(op, of), blocks)
-    y = op.reshape(y, [1, T, N * H], name="joined")
-    new = op.node(
-        "FULLY_CONNECTED",
-        [y, of.wo, None],
-        shape_of(old),
-        name="output",
-        keepNumDims=True,
-        weightsFormat=0,
-        fusedActivationFunction=0,
-    )
-    replace_output(model, old, new)
+        y = flash_attention(model, op, q, k, v, H**-0.5, position, blocks)
+    y = op.reshape(y, [1, T, N * H], name="concatenated_heads")
+    replace_output(model, old, linear(y, of.wo, shape_of(old), "output"))
 
 
-def _blocks(flash: Flash, T: int, S: int) -> Blocks | None:
-    """The blocks to compute T queries and S keys in; None for all at a time."""
-    if flash is None:  # where it pays: `bench/flash.py`
-        return adaptive_blocks(T) if T > 1 and adaptive_blocks(T).kv < S else None
-    return adaptive_blocks(T) if flash is True else flash or None
+def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: FlashBlocks = None) -> None:
+    """Insert builtins in the place of `o2o.causal_attention`.
 
-
-def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: Flash = None) -> None:
-    """`o2o.causal_attention`: [1, N, T, H], [1, K, S, H], [1, K, S, H], position -> [1, T, N, H]."""
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place; `node` stays, without uses.
+        node: Attention of q [1, N, T, H] to k and v [1, K, S, H] from a position on, giving [1, T, N, H].
+        flash: Blocks to compute in; None for what the operator's options say.
+    """
     q, k, v, position = operands(node)
-    scale, told = unpack(node)
-    blocks = told if flash is None else _blocks(flash, shape_of(q)[2], shape_of(k)[2])
+    scale, own_blocks = unpack(node)
+    blocks = own_blocks if flash is None else _blocks(flash, shape_of(q)[2], shape_of(k)[2])
     old = node.outputs[0]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
-    first = numbers(position)
-    start = None if first is not None and not first.any() else _first(op, position)
+    constant = numbers(position)
+    start = None if constant is not None and not constant.any() else _first(op, position)
     if blocks is None:
-        y = dot_product_attention(op, q, k, v, scale, start)
+        y = scaled_dot_product_attention(op, q, k, v, scale, start)
     else:
         y = flash_attention(model, op, q, k, v, scale, start, blocks)
     replace_output(model, old, y)
 
 
-def _position(op: Builder, of: Attention) -> ir.Value | None:
-    """The position of the first token, int32 [1]; None when that is 0."""
-    return None if of.pos is None else _first(op, of.pos)
+def _blocks(flash: FlashBlocks, T: int, S: int) -> Blocks | None:
+    """The blocks for T queries and S keys; None for all at once."""
+    if flash is None:  # where it is faster: `bench/flash.py`
+        return adaptive_blocks(T) if T > 1 and adaptive_blocks(T).kv < S else None
+    return adaptive_blocks(T) if flash is True else flash or None
 
 
 def _first(op: Builder, positions: ir.Value) -> ir.Value:
@@ -112,15 +123,15 @@ def _first(op: Builder, positions: ir.Value) -> ir.Value:
     return op.reshape(positions, [1])
 
 
-def _start(op: Builder, of: Attention) -> ir.Value:
-    """Where DYNAMIC_UPDATE_SLICE writes, int32 [4]: the position on the token axis, 0 elsewhere."""
+def _update_start(op: Builder, of: Attention) -> ir.Value:
+    """The start of the DYNAMIC_UPDATE_SLICE, int32 [4]: the position on the token axis, 0 elsewhere."""
     zeros = [op.constant([0] * count, "zeros", np.int32) for count in (1, 2)]
     before, after = zeros[::-1] if of.layout == "BNTH" else zeros
-    position = _position(op, of) or op.constant([0], "pos", np.int32)
+    position = op.constant([0], "pos", np.int32) if of.pos is None else _first(op, of.pos)
     return op.node("CONCATENATION", [before, position, after], [4], name="start", axis=0)
 
 
-def _update(
+def _update_cache(
     model: Model,
     graph: ir.Graph,
     op: Builder,
@@ -130,42 +141,35 @@ def _update(
     layout: str,
     kind: str,
 ) -> ir.Value:
-    """Write `new` [1, K, T, H] into `cache` and give the cache out; all its rows as [1, K, S, H]."""
+    """Write `new` [1, K, T, H] into `cache` and make the result an output; all its rows as [1, K, S, H]."""
     if layout == "BTNH":
         new = swap_heads(op, new)
     updated = op.node("DYNAMIC_UPDATE_SLICE", [cache, new, start], shape_of(cache), name=f"{kind}s")
-    _give_out(model, graph, cache, updated, kind)
+    _output_cache(model, graph, cache, updated)
     others = [use for use in cache.uses() if use.node not in (op.before, updated.producer())]
     if others:
         nodes = list(graph)
-        behind = set(nodes[nodes.index(op.before) + 1 :])  # type: ignore[arg-type]
+        later = set(nodes[nodes.index(op.before) + 1 :])  # type: ignore[arg-type]
         for use in others:
-            if use.node in behind:  # it sees what was written
+            if use.node in later:  # it reads the cache after the update
                 use.node.replace_input_with(use.idx, updated)
     return updated if layout == "BNTH" else op.transpose(updated, (0, 2, 1, 3), name=f"{kind}s_by_head")
 
 
-def _give_out(model: Model, graph: ir.Graph, cache: ir.Value, updated: ir.Value, kind: str) -> None:
-    """Make the updated cache an output, in the place of one that is the same by its role."""
+def _output_cache(model: Model, graph: ir.Graph, cache: ir.Value, updated: ir.Value) -> None:
+    """Make the updated cache an output; it replaces an output that is a copy of the same update."""
+    label = model.label(graph)
     if not cache.is_graph_input():
-        raise ModelError(f"ATTENTION writes {cache.name} in place, which is no input of {model.label(graph)}")
+        raise ModelError(f"ATTENTION updates {cache.name} in place, which is not an input of {label}")
     if cache.is_graph_output():
-        raise ModelError(f"ATTENTION writes {cache.name} in place, which {model.label(graph)} also gives out")
-    told = role_of(cache)
-    if told is not None:
-        role = replace(told, kind=told.kind.removesuffix("_cache"))  # type: ignore[arg-type]
-        updated.meta["role"] = role
+        raise ModelError(f"ATTENTION updates {cache.name} in place, which is also an output of {label}")
+    role = role_of(cache)
+    if role is not None:
+        updated.meta["role"] = role.rows
         for value in graph.outputs:
             node = producer_of(value, "DYNAMIC_UPDATE_SLICE")
-            if role_of(value) == role and node is not None and node.inputs[0] is cache and not value.uses():
+            is_same = node is not None and node.inputs[0] is cache and role_of(value) == role.rows
+            if is_same and not value.uses():
                 replace_output(model, value, updated)
                 return
-    stem = cache.name or kind
-    name = stem.replace("past_", "present_", 1) if stem.startswith("past_") else f"{stem}_out"
-    public = {name for signature in model.signatures_of(graph) for name in signature.outputs}
-    updated.name = fresh_name(graph, name)
-    while updated.name in public:
-        updated.name = fresh_name(graph, name)
-    graph.outputs.append(updated)
-    for signature in model.signatures_of(graph):
-        signature.outputs[updated.name] = updated
+    add_rows_output(model, graph, cache, updated, role.rows if role is not None else None)

@@ -1,16 +1,16 @@
-"""Attention and RMSNorm in STABLEHLO_COMPOSITE, by the names that LiteRT's delegates look for.
+"""Attention and RMSNorm as STABLEHLO_COMPOSITE, under the names that LiteRT's delegates know.
 
-    odml.rms_norm                       x [.., D], weight [D]; `epsilon`
+    odml.rms_norm                       x [..., D], weight [D]; `epsilon`
     odml.scaled_dot_product_attention   q [1, T, N, H], k and v [1, S, K, H], mask [1, 1, T or 1, S]; `scale`,
-                                        and `logit_cap` for scores that are capped -> [1, T, N, H]
+                                        and `logit_cap` for capped scores -> [1, T, N, H]
 
-These are the names, operands and attributes that litert-torch's `generative.layers` emit (version 1) and
-that LiteRT's XNNPACK delegate reads (`VisitScaledDotAttentionCompositeNode`). Others run the graph
-inside. The mask is always there, zeros if need be: delegates differ in what a missing one means.
+litert-torch's `generative.layers` emit these names, operands and attributes (version 1). LiteRT's XNNPACK
+delegate reads them (`VisitScaledDotAttentionCompositeNode`). Other runtimes run the decomposition, a
+subgraph. The mask is always there, zeros if need be: delegates disagree about a missing one.
 
-LiteRT 2.3.0's XNNPACK takes every form of attention that is wrapped here (one head of keys, as many as of
-queries, groups; one token or several; masks of one row or of T; capped) and differs by 5e-6 at most from what
-is inside. It does not take norms.
+XNNPACK in LiteRT 2.3.0 computes every form of attention that is wrapped here: any number of key heads and
+tokens, masks of one row or T rows, capped scores. It stays within 5e-6 of the decomposition. It does not
+compute norms.
 """
 
 from __future__ import annotations
@@ -42,17 +42,23 @@ Explain = Callable[[ir.Graph, ir.Node, MatchFailure], None]
 
 
 def wrap_composites(model: Model, explain: Explain | None = None) -> Counter[str]:
-    """Wrap every attention core and RMSNorm of `model`, in place; how many, by the composites' names.
+    """Wrap every scaled dot-product attention and RMSNorm of a model in a composite, in place.
 
-    Circle's own RMS_NORM is spelled in builtins inside; its ATTENTION is left to
-    `o2o.lower.litert.attention`. What
-    is inside of a composite already is left alone. explain: told each candidate left alone, and why.
+    Circle's RMS_NORM is wrapped too. Its ATTENTION is not: `o2o.lower.litert.attention` lowers it first. The
+    decompositions of composites that are already there are left alone.
+
+    Args:
+        model: A Circle or TFLite model.
+        explain: Called for each candidate that is left alone, with the reason.
+
+    Returns:
+        How many composites of each name were added.
     """
     wrapped: Counter[str] = Counter()
     inside = decompositions(model)
     for graph in [graph for graph in model.graphs if graph not in inside]:
-        _spell_norms(model, graph)
-        attention = _Attention(model, graph)
+        _lower_norms(model, graph)
+        attention = _AttentionWrapper(model, graph)
         for node in list(graph):
             if node.domain != DOMAIN or node.graph is not graph:
                 continue
@@ -63,19 +69,20 @@ def wrap_composites(model: Model, explain: Explain | None = None) -> Counter[str
                 elif node.op_type == "SOFTMAX":
                     attention.wrap(node)
                     wrapped[ATTENTION] += 1
-            except MatchFailure as reason:
+            except MatchFailure as failure:
                 if explain is not None:
-                    explain(graph, node, reason)
+                    explain(graph, node, failure)
         remove_dead_nodes(graph)
         remove_dead_constants(graph)
         topological_sort(graph)
     return wrapped
 
 
-def _spell_norms(model: Model, graph: ir.Graph) -> None:
+def _lower_norms(model: Model, graph: ir.Graph) -> None:
+    """Replace RMS_NORM by builtins, which a decomposition may contain."""
     for node in list(graph):
-        ends = [value for value in (*node.inputs, *node.outputs) if value is not None]
-        if node.op_type == "RMS_NORM" and all(_is_plain(value) for value in ends):
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        if node.op_type == "RMS_NORM" and all(_is_static_float32(value) for value in values):
             lower_rms_norm(model, graph, node)
             graph.remove(node, safe=True)
 
@@ -84,48 +91,49 @@ def _wrap_norm(model: Model, graph: ir.Graph, root: ir.Node) -> None:
     norm = match_rms_norm(root)
     y = norm.last.outputs[0]
     inputs = [norm.x, norm.weight]
-    _require_plain(*inputs, y)
-    outline(model, graph, nodes_between(inputs, [y]), inputs, [y], RMS_NORM, {"epsilon": norm.epsilon})
+    _require_static_float32(*inputs, y)
+    nodes = nodes_between(inputs, [y])
+    outline(model, graph, nodes, inputs, [y], RMS_NORM, {"epsilon": norm.epsilon})
 
 
-class _Attention:
-    """Wraps the cores of one graph."""
+class _AttentionWrapper:
+    """Wraps the attentions of one graph. Layers with the same mask share its reshaped form."""
 
     def __init__(self, model: Model, graph: ir.Graph) -> None:
         self.model, self.graph = model, graph
-        self.masks: dict[tuple[int, int], ir.Value] = {}  # which layers share, by where they come from
+        self.masks: dict[tuple[int, int], ir.Value] = {}  # by (id of the mask, rows); (0, S) without a mask
 
     def wrap(self, softmax: ir.Node) -> None:
-        """Spell the core around `softmax` anew, in the composite's layout, and outline that."""
-        core = match_sdpa(softmax)
-        factors = core.factors
-        operands = [core.q.value, core.k.value, core.v.value]
-        _require_plain(*operands, core.result.value, *([core.mask.value] if core.mask else []))
-        old = core.result.value
-        op = Builder(self.graph, before=core.last, prefix=f"{old.name}/")
-        wanted = (queries(factors), keys(factors), keys(factors))
+        """Rebuild the attention around `softmax` in the composite's layout, and outline it."""
+        sdpa = match_sdpa(softmax)
+        factors = sdpa.factors
+        operands = [sdpa.q.value, sdpa.k.value, sdpa.v.value]
+        _require_static_float32(*operands, sdpa.result.value, *([sdpa.mask.value] if sdpa.mask else []))
+        old = sdpa.result.value
+        op = Builder(self.graph, before=sdpa.last, prefix=f"{old.name}/")
+        layouts = (queries(factors), keys(factors), keys(factors))
         inputs = [
-            _arranged(op, factors, placed, axes, name)
-            for placed, axes, name in zip((core.q, core.k, core.v), wanted, ("q", "k", "v"), strict=True)
+            _in_layout(op, factors, labeled, axes, name)
+            for labeled, axes, name in zip((sdpa.q, sdpa.k, sdpa.v), layouts, ("q", "k", "v"), strict=True)
         ]
-        inputs.append(self._mask(op, core))
-        y = _spelled(op, core, *inputs)
-        result = _arranged(op, factors, LabeledValue(y, queries(factors)), core.result.axes, "result")
+        inputs.append(self._mask(op, sdpa))
+        y = _decomposition(op, sdpa, *inputs)
+        result = _in_layout(op, factors, LabeledValue(y, queries(factors)), sdpa.result.axes, "result")
         result = op.reshape(result, shape_of(old), name="result")
         replace_output(self.model, old, result)
-        attributes = {"scale": core.scale} | ({"logit_cap": core.cap} if core.cap is not None else {})
+        attributes = {"scale": sdpa.scale} | ({"logit_cap": sdpa.cap} if sdpa.cap is not None else {})
         outline(self.model, self.graph, nodes_between(inputs, [y]), inputs, [y], ATTENTION, attributes)
 
-    def _mask(self, op: Builder, core: Sdpa) -> ir.Value:
-        """[1, 1, T or 1, S], made once for all layers that have the same."""
-        S = core.factors.sizes["S"]
-        key = (0, S) if core.mask is None else (id(core.mask.value), core.mask.rows)
+    def _mask(self, op: Builder, sdpa: Sdpa) -> ir.Value:
+        """The mask [1, 1, T or 1, S]."""
+        S = sdpa.factors.sizes["S"]
+        key = (0, S) if sdpa.mask is None else (id(sdpa.mask.value), sdpa.mask.rows)
         if key not in self.masks:
-            self.masks[key] = _one_head(op, core.mask, S)
+            self.masks[key] = _mask_of_one_head(op, sdpa.mask, S)
         return self.masks[key]
 
 
-def _one_head(op: Builder, mask: Mask | None, S: int) -> ir.Value:
+def _mask_of_one_head(op: Builder, mask: Mask | None, S: int) -> ir.Value:
     if mask is None:
         return op.constant(np.zeros((1, 1, 1, S), np.float32), "no_mask")
     shape = [1, 1, mask.rows, S]
@@ -137,9 +145,11 @@ def _one_head(op: Builder, mask: Mask | None, S: int) -> ir.Value:
     return op.slice(all_rows, [0] * 4, shape, name="mask")
 
 
-def _spelled(op: Builder, core: Sdpa, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value) -> ir.Value:
-    """The decomposition: operands and result in the composite's layout, the group's queries as rows."""
-    K, G, T, S, H = (core.factors.sizes[name] for name in "KGTSH")
+def _decomposition(
+    op: Builder, sdpa: Sdpa, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value
+) -> ir.Value:
+    """softmax(scale q k' + mask) v in the composite's layouts; the queries of a group are rows."""
+    K, G, T, S, H = (sdpa.factors.sizes[name] for name in "KGTSH")
     N = K * G
 
     def product(x: ir.Value, y: ir.Value, columns: int, name: str, *, adjoint: bool) -> ir.Value:
@@ -148,39 +158,41 @@ def _spelled(op: Builder, core: Sdpa, q: ir.Value, k: ir.Value, v: ir.Value, mas
         z = op.node("BATCH_MATMUL", [x, y], shape, name=name, adjointLhs=False, adjointRhs=adjoint)
         return op.reshape(z, [1, N, T, columns], name=f"{name}_heads")
 
-    def number(operator: str, x: ir.Value, c: float, name: str) -> ir.Value:
-        return op.node(operator, [x, op.constant(c, name, np.float32)], shape_of(x), name=f"{name}_applied")
+    def with_scalar(operator: str, x: ir.Value, scalar: float, name: str) -> ir.Value:
+        constant = op.constant(scalar, name, np.float32)
+        return op.node(operator, [x, constant], shape_of(x), name=f"{name}_applied")
 
     q, k, v = (swap_heads(op, x) for x in (q, k, v))  # [1, heads, T or S, H]
-    scores = product(number("MUL", q, core.scale, "scale"), k, S, "scores", adjoint=True)
-    if core.cap is not None:
-        scores = op.node("TANH", [number("DIV", scores, core.cap, "cap")], shape_of(scores), name="bounded")
-        scores = number("MUL", scores, core.cap, "uncap")
+    scores = product(with_scalar("MUL", q, sdpa.scale, "scale"), k, S, "scores", adjoint=True)
+    if sdpa.cap is not None:
+        scores = with_scalar("DIV", scores, sdpa.cap, "cap")
+        scores = op.node("TANH", [scores], shape_of(scores), name="bounded")
+        scores = with_scalar("MUL", scores, sdpa.cap, "uncap")
     scores = op.node("ADD", [scores, mask], [1, N, T, S], name="masked")
     weights = op.node("SOFTMAX", [scores], [1, N, T, S], name="weights", beta=1.0)
     return swap_heads(op, product(weights, v, H, "mixed", adjoint=False))
 
 
-def _arranged(op: Builder, factors: Factors, placed: LabeledValue, wanted: Axes, name: str) -> ir.Value:
-    """`placed` with the axes `wanted`: reshaped when these are in the same order, else transposed."""
-    units = [axis for axis in wanted if axis]
-    there = [name for axis in placed.axes for name in axis]
-    if [name for axis in units for name in axis] == there:
-        return op.reshape(placed.value, factors.shape(wanted), name=name)
-    order = sorted(range(len(units)), key=lambda i: there.index(units[i][0]))
-    if [name for i in order for name in units[i]] != there:  # a unit is torn apart
+def _in_layout(op: Builder, factors: Factors, labeled: LabeledValue, axes: Axes, name: str) -> ir.Value:
+    """`labeled` with these axes: a RESHAPE when its axes are in the same order, else a TRANSPOSE too."""
+    units = [axis for axis in axes if axis]
+    current = [name for axis in labeled.axes for name in axis]
+    if [name for axis in units for name in axis] == current:
+        return op.reshape(labeled.value, factors.shape(axes), name=name)
+    order = sorted(range(len(units)), key=lambda i: current.index(units[i][0]))
+    if [name for i in order for name in units[i]] != current:  # a unit has to be split
         units = [(name,) for axis in units for name in axis]
-        order = sorted(range(len(units)), key=lambda i: there.index(units[i][0]))
-    x = op.reshape(placed.value, [1, *factors.shape(tuple(units[i] for i in order))], name=name)
+        order = sorted(range(len(units)), key=lambda i: current.index(units[i][0]))
+    x = op.reshape(labeled.value, [1, *factors.shape(tuple(units[i] for i in order))], name=name)
     x = op.transpose(x, [0, *(1 + order.index(i) for i in range(len(units)))], name=name)
-    return op.reshape(x, factors.shape(wanted), name=name)
+    return op.reshape(x, factors.shape(axes), name=name)
 
 
-def _is_plain(value: ir.Value) -> bool:
+def _is_static_float32(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.FLOAT and not is_quantized(value) and not is_dynamic(value)
 
 
-def _require_plain(*values: ir.Value) -> None:
+def _require_static_float32(*values: ir.Value) -> None:
     for value in values:
-        if not _is_plain(value):
+        if not _is_static_float32(value):
             fail("it is not float32 of a fixed shape", value)

@@ -1,9 +1,8 @@
-"""Circle -> TFLite, as LiteRT likes it: Circle's own operators spelled in TFLite builtins.
+"""Circle to TFLite: Circle's own operators become TFLite builtins.
 
-RMS_NORM and ROPE become the arithmetic that they stand for, ATTENTION what `o2o.lower.litert.attention`
-says. A
-cache that ATTENTION updates in place becomes an input and an output (`present_key_0` for `past_key_0`): bind
-both to one buffer and it stays in place.
+RMS_NORM and ROPE become arithmetic, ATTENTION and `o2o.causal_attention` what `o2o.lower.litert.attention`
+builds. A cache that ATTENTION updates in place becomes an input and an output (`present_key_0` for
+`past_key_0`). A runtime that binds both to one buffer still updates it in place.
 """
 
 from __future__ import annotations
@@ -15,44 +14,65 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.dialects import called, convert
+from o2o.formats.op_versions import is_registered, minimum_version
 from o2o.formats.tensors import is_constant, is_quantized
-from o2o.lower.litert.attention import Flash, lower_attention, lower_causal_attention
-from o2o.lower.litert.op_versions import minimum_version
-from o2o.lower.litert.registered_ops import is_registered
+from o2o.lower.litert.attention import FlashBlocks, lower_attention, lower_causal_attention
 from o2o.lower.litert.rms_norm import lower_rms_norm
-from o2o.lower.litert.rope import rotate
-from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, attribute, is_dynamic
+from o2o.lower.litert.rope import lower_rope
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, is_dynamic
 from o2o.operators import causal_attention
 from o2o.operators.attention import writes_cache
 from o2o.operators.facts import facts_of
-from o2o.rewriting.builder import Builder
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import inner_graphs, remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.grouped_query import fold_grouped_queries
-from o2o.rewriting.rewire import replace_output
 
 
-def lower(model: Model, flash: Flash = None) -> Model:
-    """`model` as TFLite, changed in place and returned. Raises ModelError for what TFLite cannot say.
+Lowering = Callable[[Model, ir.Graph, ir.Node], None]
+"""Inserts builtins in front of a node, which stays without uses."""
 
-    flash: whether attention is computed in blocks, where no mask is given.
+
+def lowerings(flash: FlashBlocks = None) -> dict[tuple[str, str], Lowering]:
+    """Return the operators that are lowered. A new one needs an entry here and a module of its own.
+
+    Args:
+        flash: The blocks of attention, see `lower`.
+
+    Returns:
+        The lowering of each operator, by domain and type.
     """
-    lowerings: dict[tuple[str, str], Callable[[Model, ir.Graph, ir.Node], None]] = {
+    return {
         (DOMAIN, "RMS_NORM"): lower_rms_norm,
-        (DOMAIN, "ROPE"): _rope,
+        (DOMAIN, "ROPE"): lower_rope,
         (DOMAIN, "ATTENTION"): partial(lower_attention, flash=flash),
         (CUSTOM_DOMAIN, causal_attention.NAME): partial(lower_causal_attention, flash=flash),
     }
-    inner = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
+
+
+def lower(model: Model, flash: FlashBlocks = None) -> Model:
+    """Change a Circle model, in place, into TFLite that LiteRT runs.
+
+    Args:
+        model: The Circle model.
+        flash: Blocks of attention without a mask: sizes, True for the usual sizes, False for no blocks. None
+            takes the sizes of `o2o.causal_attention`, and for ATTENTION the faster of the two.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: LiteRT has no operator for a node, or a lowered operator has operands that are not float32
+            of a fixed shape.
+    """
+    lowering_of = lowerings(flash)
+    subgraphs = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
     for graph in model.graphs:
         for node in list(graph):
-            lowering = lowerings.get((node.domain, node.op_type))
+            lowering = lowering_of.get((node.domain, node.op_type))
             if lowering is not None:
-                _check(model, graph, node)
-                if writes_cache(node) and graph in inner:
-                    raise ModelError(
-                        f"{called(model, graph, node)} writes caches in a graph that is run by another"
-                    )
+                _check_operands(model, graph, node)
+                if writes_cache(node) and graph in subgraphs:
+                    raise ModelError(f"{called(model, graph, node)} writes caches in a subgraph of a node")
                 lowering(model, graph, node)
                 graph.remove(node, safe=True)
         remove_dead_nodes(graph)
@@ -70,30 +90,16 @@ def lower(model: Model, flash: Flash = None) -> Model:
     return model
 
 
-def _check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """Raises ModelError for operands that what is built here would not compute with."""
+def _check_operands(model: Model, graph: ir.Graph, node: ir.Node) -> None:
+    """Raise ModelError unless the operands are float32 of a fixed shape, quantised weights or a position."""
     facts = facts_of(node)
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        position = index == facts.position and value.dtype in (
-            ir.DataType.INT32,
-            ir.DataType.INT64,
-        )
         if index in facts.weights and is_constant(value) and is_quantized(value):
-            continue  # FULLY_CONNECTED computes with it as it is
-        if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or position):
+            continue  # FULLY_CONNECTED takes quantised weights
+        is_position = index == facts.position and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+        if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or is_position):
             raise ModelError(f"{called(model, graph, node)}: {value.name} is {value.dtype}, not float32")
         if is_dynamic(value):
             raise ModelError(f"{called(model, graph, node)}: {value.name} has no fixed shape")
-
-
-def _rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    x, sin, cos = node.inputs
-    old = node.outputs[0]
-    if attribute(node, "mode", 0) != 0:
-        raise ModelError(f"ROPE {old.name} rotates neighbours (GPT_J): only GPT_NEOX can be lowered")
-    assert x is not None
-    assert sin is not None
-    assert cos is not None
-    replace_output(model, old, rotate(Builder(graph, before=node, prefix=f"{old.name}/"), x, cos, sin))

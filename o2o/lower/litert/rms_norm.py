@@ -11,7 +11,13 @@ from o2o.rewriting.rewire import replace_output
 
 
 def lower_rms_norm(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """[.., D], [D] -> [.., D]; see `o2o.operators.reference` for what is spelled here."""
+    """Insert x / sqrt(mean(x^2) + epsilon) * weight in the place of RMS_NORM.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place; `node` stays, without uses.
+        node: RMS_NORM of x [..., D] and weight [D], as `o2o.operators.reference` defines it.
+    """
     x, weight = node.inputs
     assert x is not None
     assert weight is not None

@@ -1,7 +1,7 @@
-"""A lowered decoder as LiteRT runs it fastest: caches by head, and decode in several capacities.
+"""Tuning a lowered decoder for LiteRT: cache layout, decode buckets, and prefills without logits.
 
-[1, S, K, H], AI Edge's layout, has to be transposed before each head's keys can be multiplied, which takes as
-long as the multiplication. And decode computes with all of a cache, however short the text is.
+AI Edge's cache layout [1, S, K, H] is transposed before each multiplication, which takes as long as the
+multiplication itself. And a decode step computes with all S rows of its caches, however short the text is.
 """
 
 from __future__ import annotations
@@ -23,64 +23,86 @@ from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
 from o2o.signatures import buckets_of, capacity_of, find_decode, prefills_of
 
 MULTIPLICATIONS = 12
-"""With one weight, in the time that reading it from memory takes: 11 of float32 on two cores, 13 of int8."""
+"""Multiplications with a weight in the time of reading it: 11 for float32 on two cores, 13 for int8."""
 SMALLEST = 256
-"""Rows from which capacities double: `bench/decode_attention.py` tells what a step costs in each."""
+"""The smallest default bucket; `bench/decode_attention.py` measures what a step costs in each."""
 
 
 def doubling(capacity: int) -> list[int]:
-    """256, 512, ... below `capacity`, as far as it can be proven that these do."""
-    found = []
+    """Return the default buckets of a capacity.
+
+    Args:
+        capacity: S, the rows of decode's KV caches.
+
+    Returns:
+        256, 512, ... below S, as far as `o2o.rewriting.cache_buckets` can prove them correct.
+    """
+    buckets = []
     rows = SMALLEST
     while rows < capacity and is_provable(rows, capacity):
-        found.append(rows)
+        buckets.append(rows)
         rows *= 2
-    return found
+    return buckets
 
 
-def tune(model: Model, capacities: Sequence[int] | None = None) -> bool:
-    """Change the TFLite model in place, where there is a capacity below that of its caches; whether there is.
+def tune(model: Model, buckets: Sequence[int] | None = None) -> bool:
+    """Give a model the faster cache layout and buckets, in place, if a bucket is below its capacity.
 
-    capacities: those of decode besides its own, where they are below it; None for what `doubling` gives.
-    Those that the model has already stay, and so does a decode that cannot be proven to do with less.
+    Buckets that the model has stay as they are. A decode signature that cannot be proven to work with fewer
+    rows gets no buckets.
+
+    Args:
+        model: A TFLite model with roles attached (`o2o.contract`).
+        buckets: Capacities to add, ignored where not below decode's own; None for `doubling`.
+
+    Returns:
+        Whether the model was changed.
     """
     decode = find_decode(model)
-    own = capacity_of(decode) if decode is not None else 0
-    wanted = [rows for rows in (doubling(own) if capacities is None else capacities) if rows < own]
-    if decode is None or not wanted:
+    capacity = capacity_of(decode) if decode is not None else 0
+    smaller = [rows for rows in (doubling(capacity) if buckets is None else buckets) if rows < capacity]
+    if decode is None or not smaller:
         return False
     for signature in model.signatures:
         transpose_caches(model, signature.graph, "BNTH")
         simplify_layout_ops(model, signature.graph)
     if not buckets_of(model):
         with contextlib.suppress(MatchFailure):
-            add_cache_buckets(model, decode, wanted)
+            add_cache_buckets(model, decode, smaller)
     return True
 
 
-def leave_logits_to_decode(model: Model) -> bool:
-    """Let no prefill of the TFLite model give logits, where that pays; whether it does.
+def remove_prefill_logits(model: Model) -> bool:
+    """Remove the logits of all prefills, in place, where that makes a prompt faster.
 
-    A prefill makes them for every token, of which only the last one's are wanted; without them decode reads
-    the last token of a prompt. That pays where the shortest prefill multiplies more with the head than a
-    decode step takes: it reads every weight once, while `MULTIPLICATIONS` are done.
+    A prefill computes the logits of T tokens, and only the last ones are used. Without them, decode reads
+    the last token of a prompt instead, which reads every weight once. So logits are removed where the head of
+    the shortest prefill takes more multiplications than `MULTIPLICATIONS` per weight of decode.
+
+    Args:
+        model: A TFLite model with roles attached (`o2o.contract`).
+
+    Returns:
+        Whether they were removed.
     """
     decode, prefills = find_decode(model), prefills_of(model)
     logits = [_logits(signature) for signature in prefills]
     if decode is None or not logits or None in logits:
         return False
-    multiplied = []
+    multiplications = []
     for value in logits:
         assert value is not None
         node = producer_of(skip_reshapes(value), "FULLY_CONNECTED")
         if node is None or node.inputs[1] is None:
             return False
-        multiplied.append(math.prod(shape_of(value)) * shape_of(node.inputs[1])[-1])
-    if min(multiplied) <= MULTIPLICATIONS * _weights(decode):
+        multiplications.append(math.prod(shape_of(value)) * shape_of(node.inputs[1])[-1])
+    if min(multiplications) <= MULTIPLICATIONS * _num_weights(decode):
         return False
     for signature, value in zip(prefills, logits, strict=True):
         assert value is not None
-        signature.outputs = {name: end for name, end in signature.outputs.items() if end is not value}
+        signature.outputs = {
+            name: output for name, output in signature.outputs.items() if output is not value
+        }
         signature.graph.outputs.remove(value)
         remove_dead_nodes(signature.graph)
         remove_dead_constants(signature.graph)
@@ -88,11 +110,11 @@ def leave_logits_to_decode(model: Model) -> bool:
 
 
 def _logits(signature: Signature) -> ir.Value | None:
-    told = ((value, role_of(value)) for value in signature.outputs.values())
-    return next((value for value, role in told if role is not None and role.kind == "logits"), None)
+    roles = ((value, role_of(value)) for value in signature.outputs.values())
+    return next((value for value, role in roles if role is not None and role.kind == "logits"), None)
 
 
-def _weights(signature: Signature) -> int:
-    """How many numbers are in its matrices."""
+def _num_weights(signature: Signature) -> int:
+    """The number of elements of all matrices."""
     values = signature.graph.initializers.values()
     return sum(math.prod(shape_of(value)) for value in values if len(shape_of(value)) == 2)

@@ -3,10 +3,10 @@
 onert's defects and missing operators are worked around here or refused. `tests/o2o/lower/onert` measures each
 of them.
 
-lowering              the decode graph, and the order in which operators are legalized
-supported_ops         which operators, dtypes and ranks onert computes correctly
-outputs               outputs in memory of their own
-attention, rope, ...  one module for each operator that has to change, named after it
+    lowering              the decode graph, and the order in which operators are legalized
+    supported_ops         which operators, dtypes and ranks onert computes correctly
+    outputs               outputs in memory of their own
+    attention, rope, ...  one module for each operator that has to change, named after it
 """
 
 from o2o.lower.onert.lowering import Summary, legalize

@@ -20,10 +20,10 @@ import onnx_ir as ir
 from o2o.contract import Layout, Role, Turned, role_of
 from o2o.errors import ModelError
 from o2o.formats.dialects import called
-from o2o.lower.litert.sdpa import HIDDEN
 from o2o.lower.onert.rope import rotate_one
 from o2o.model import Model, is_dynamic, shape_of
 from o2o.operators.attention import Attention
+from o2o.operators.masks import HIDDEN_SCORE
 from o2o.rewriting.builder import Builder, fresh_name
 from o2o.rewriting.rewire import replace_output
 
@@ -128,12 +128,12 @@ def _mask(op: Builder, position: ir.Value | None, S: int) -> ir.Value:
     """What is added to scores [.., S + 1]: row j of the cache is visible below `position`, the new one is
     always."""
     if position is None:
-        hidden = [HIDDEN] * S + [0.0]
+        hidden = [HIDDEN_SCORE] * S + [0.0]
         return op.constant(np.asarray(hidden, np.float32).reshape(1, 1, 1, S + 1), "mask")
     assert position.dtype is not None
     shape = [1, 1, 1, S + 1]
     keys = np.asarray([*range(S), -1], position.dtype.numpy()).reshape(shape)
     now = op.reshape(position, [1, 1, 1, 1], name="position")
     visible = op.node("LESS", [op.constant(keys, "keys"), now], shape, ir.DataType.BOOL, name="visible")
-    shown, hidden_ = op.constant(0.0, "shown", np.float32), op.constant(HIDDEN, "hidden", np.float32)
+    shown, hidden_ = op.constant(0.0, "shown", np.float32), op.constant(HIDDEN_SCORE, "hidden", np.float32)
     return op.node("SELECT_V2", [visible, shown, hidden_], shape, ir.DataType.FLOAT, name="mask")

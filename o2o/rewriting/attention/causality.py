@@ -17,12 +17,11 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import shape_of
+from o2o.operators.masks import HIDDEN_THRESHOLD
 from o2o.operators.reference import NotEvaluable, evaluate, unknown_sources
 from o2o.rewriting.attention.tokens import token_axis
 from o2o.rewriting.matchers import fail
 
-# exp(-1e4) is 0 in float32, and no score of a working model comes near.
-HIDDEN = -1e4
 # Above this many mask entries over all positions a proof would take seconds: say so instead.
 BUDGET = 1 << 27
 
@@ -99,7 +98,7 @@ def prove_causal(mask: ir.Value, keys: Keys) -> ir.Value | None:
     for position in positions:
         numbers = np.broadcast_to(at_position(mask, leaf, position, "the mask"), (1, 1, keys.T, keys.S))[0, 0]
         visible = keys.visible(position)
-        if not (np.all(numbers[visible] == 0) and np.all(numbers[~visible] <= HIDDEN)):
+        if not (np.all(numbers[visible] == 0) and np.all(numbers[~visible] <= HIDDEN_THRESHOLD)):
             fail(f"the mask is not causal at position {position}", mask)
     return leaf
 

@@ -85,7 +85,7 @@ def lower_file(file: Path, capacities: Sequence[int] | None = None) -> Lowered:
     from o2o.contract import contract_of
     from o2o.formats import plan, read
     from o2o.lower.litert.lowering import lower
-    from o2o.lower.litert.tuning import leave_logits_to_decode, tune
+    from o2o.lower.litert.tuning import remove_prefill_logits, tune
     from o2o.streams import open_file
 
     source = open_file(file)
@@ -93,11 +93,11 @@ def lower_file(file: Path, capacities: Sequence[int] | None = None) -> Lowered:
     understand(model, file)
     if model.format == "tflite":
         contract = contract_of(model)
-        if not any([tune(model, capacities), leave_logits_to_decode(model)]):
+        if not any([tune(model, capacities), remove_prefill_logits(model)]):
             return Lowered(None, (), contract, _widened(model))
     else:
         tune(lower(model), capacities)
-        leave_logits_to_decode(model)
+        remove_prefill_logits(model)
     return _head(plan(model, limit=0), source, contract_of(model), _widened(model))
 
 

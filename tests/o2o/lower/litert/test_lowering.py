@@ -19,7 +19,7 @@ from o2o.filters.fuse_rms_norm import FuseRmsNorm
 from o2o.filters.merge_circles import MergeCircles
 from o2o.filters.reshape_io import ReshapeIo
 from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
-from o2o.lower.litert.attention import Flash
+from o2o.lower.litert.attention import FlashBlocks
 from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
@@ -29,7 +29,7 @@ from tests.o2o.fused_graphs import D, Form, attention, feeds_at
 from tests.o2o.graphs import BOOL, FLOAT, INT32, INT64, Graph, exported_feeds, feeds, operators, sign, weights
 
 
-def assert_lowers(form: Form, flash: Flash = None) -> None:
+def assert_lowers(form: Form, flash: FlashBlocks = None) -> None:
     before, after = attention(form), formats.loads(formats.dumps(lower(attention(form), flash)))
     assert after.format == "tflite"
     start = form.pos is None or not form.layout
@@ -274,7 +274,7 @@ def test_a_cache_that_is_no_input_is_refused() -> None:
     copy = graph.op("NEG", [cache], [1, 2, 7, 4])
     node.replace_input_with(8, copy)
     graph.ir.sort()
-    with pytest.raises(ModelError, match="in place, which is no input of decode"):
+    with pytest.raises(ModelError, match="in place, which is not an input of decode"):
         lower(model)
     with pytest.raises(reference.NotEvaluable, match="on a cache that is computed"):
         reference.run(graph.ir, feeds_at(model, 0))
@@ -304,14 +304,14 @@ def test_a_cache_that_two_write_is_refused() -> None:
     graph.ir = model.graphs[0]
     (node,) = (node for node in graph.ir if node.op_type == "ATTENTION")
     graph.output(graph.op("ATTENTION", node.inputs, [1, 1, D], name="again"))
-    with pytest.raises(ModelError, match="in place, which is no input"):
+    with pytest.raises(ModelError, match="in place, which is not an input"):
         lower(model)
 
 
 def test_a_cache_that_is_given_out_as_it_came_is_refused() -> None:
     model = attention(Form(layout="BNTH"))
     model.graphs[0].outputs.append(model.graphs[0].inputs[3])
-    with pytest.raises(ModelError, match="which decode also gives out"):
+    with pytest.raises(ModelError, match="which is also an output of decode"):
         lower(model)
 
 

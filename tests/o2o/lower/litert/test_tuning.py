@@ -12,7 +12,7 @@ from o2o.contract import contract_of
 from o2o.filters.merge_circles import MergeCircles
 from o2o.lower.litert import tuning
 from o2o.lower.litert.lowering import lower
-from o2o.lower.litert.tuning import leave_logits_to_decode
+from o2o.lower.litert.tuning import remove_prefill_logits
 from o2o.model import Model
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.engines.litert.lowered_file import lower_file
@@ -57,10 +57,10 @@ def test_decode_gives_the_logits_of_a_prompt(
 def test_what_made_the_logits_is_gone(exported_model, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lower(package(exported_model, "prefill_8"))
     before = operators(model)["FULLY_CONNECTED"]
-    assert not leave_logits_to_decode(model), "the head of a little model is little, too"
+    assert not remove_prefill_logits(model), "the head of a little model is little, too"
     assert operators(model)["FULLY_CONNECTED"] == before
     monkeypatch.setattr(tuning, "MULTIPLICATIONS", 0)
-    assert leave_logits_to_decode(model)
+    assert remove_prefill_logits(model)
     # The head, and the last layer but for its keys and values: queries, output, and the MLP.
     assert operators(model)["FULLY_CONNECTED"] == before - 6
     signatures = contract_of(formats.loads(formats.dumps(model)))["signatures"]
@@ -68,10 +68,10 @@ def test_what_made_the_logits_is_gone(exported_model, monkeypatch: pytest.Monkey
         False,
         True,
     ]
-    assert not leave_logits_to_decode(model), "there is nothing left"
+    assert not remove_prefill_logits(model), "there is nothing left"
 
 
 def test_who_has_no_decode_keeps_them(exported_model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "MULTIPLICATIONS", 0)
     model = lower(formats.load(exported_model("grouped", "prefill")))
-    assert not leave_logits_to_decode(model)
+    assert not remove_prefill_logits(model)
