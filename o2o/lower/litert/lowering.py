@@ -27,7 +27,6 @@ from o2o.rewriting.common_subexpression_elimination import eliminate_common_sube
 from o2o.rewriting.dead_code_elimination import inner_graphs, remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.grouped_query import fold_grouped_queries
 
-
 Lowering = Callable[[Model, ir.Graph, ir.Node], None]
 """Inserts builtins in front of a node, which stays without uses."""
 
