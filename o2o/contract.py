@@ -31,7 +31,7 @@ VERSION = 1
 
 Kind = Literal["tokens", "position", "key_cache", "value_cache", "key", "value", "logits"]
 Layout = Literal["BNTH", "BTNH"]
-Turned = Literal["BNHT"]
+OnertLayout = Literal["BNHT"]
 Slot = tuple[str, int]
 """One of a model's KV caches: ("key" or "value", layer)."""
 
@@ -50,7 +50,7 @@ class Role:
 
     kind: Kind
     layer: int | None = None
-    layout: Layout | Turned | None = None
+    layout: Layout | OnertLayout | None = None
 
     @property
     def is_cache(self) -> bool:

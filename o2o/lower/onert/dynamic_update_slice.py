@@ -1,8 +1,6 @@
-"""DYNAMIC_UPDATE_SLICE, which onert lacks: as arithmetic, where it writes one row into a cache."""
+"""DYNAMIC_UPDATE_SLICE of one row into a cache, as arithmetic: onert has no such operator."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -16,8 +14,16 @@ from o2o.rewriting.builder import Builder, fresh_name
 
 
 def legalize_dynamic_update_slice(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """What reads the cache sees each row of it, but the new one in its place; what was given out as a whole
-    cache is given out as the row."""
+    """Replace the update of a cache by a SELECT_V2 for its readers, and by the new row as output.
+
+    Args:
+        model: The model of `graph`.
+        graph: The decode graph; changed in place.
+        node: DYNAMIC_UPDATE_SLICE of one row along the token axis of a cache input.
+
+    Raises:
+        ModelError: It writes anything else.
+    """
     cache, row, start = node.inputs
     assert cache is not None
     assert row is not None
@@ -27,41 +33,41 @@ def legalize_dynamic_update_slice(model: Model, graph: ir.Graph, node: ir.Node) 
     axis = _written_axis(cache, row)
     if role is None or role.layout is None or axis != role.layout.index("T") or not cache.is_graph_input():
         raise ModelError(
-            f"onert has no operator {called(model, graph, node)}, which can be spelled only where it writes "
-            "one row into a cache that the o2o.contract tells"
+            f"onert has no operator {called(model, graph, node)}: it can be legalized only where it writes "
+            "one row into a cache that has a role in the o2o.contract"
         )
     op = Builder(graph, before=node, prefix=f"{updated.name}/")
     if updated.is_graph_output():
-        _give_out(model, graph, op, updated, row, role)
+        _output_row(model, graph, op, updated, row, role)
     if updated.uses():
         size = shape_of(cache)[axis]
-        along = [size if index == axis else 1 for index in range(len(shape_of(cache)))]
-        now = op.node("GATHER", [start, op.constant([axis], "axis", np.int32)], [1], name="now", axis=0)
-        now = op.reshape(now, [1] * len(along), name="position")
+        along_axis = [size if index == axis else 1 for index in range(len(shape_of(cache)))]
+        position = op.node("GATHER", [start, op.constant([axis], "axis", np.int32)], [1], name="now", axis=0)
+        position = op.reshape(position, [1] * len(along_axis), name="position")
         assert start.dtype is not None
-        places = op.constant(np.arange(size, dtype=start.dtype.numpy()).reshape(along), "places")
-        here = op.node("EQUAL", [places, now], along, ir.DataType.BOOL, name="here")
-        seen = op.node("SELECT_V2", [here, row, cache], shape_of(cache), cache.dtype, name="seen")
+        rows = op.constant(np.arange(size, dtype=start.dtype.numpy()).reshape(along_axis), "rows")
+        is_new = op.node("EQUAL", [rows, position], along_axis, ir.DataType.BOOL, name="is_new")
+        seen = op.node("SELECT_V2", [is_new, row, cache], shape_of(cache), cache.dtype, name="seen")
         updated.replace_all_uses_with(seen)
     graph.remove(node, safe=True)
 
 
 def _written_axis(cache: ir.Value, row: ir.Value) -> int | None:
-    """The axis along which `row` is one of several; None when there is not one such axis alone."""
+    """The only axis in which the shapes differ, if `row` has size 1 there; else None."""
     pairs = list(zip(shape_of(cache), shape_of(row), strict=True))
     shorter = [axis for axis, (whole, part) in enumerate(pairs) if whole != part]
     return shorter[0] if len(shorter) == 1 and pairs[shorter[0]][1] == 1 else None
 
 
-def _give_out(
+def _output_row(
     model: Model, graph: ir.Graph, op: Builder, updated: ir.Value, row: ir.Value, role: Role
 ) -> None:
-    """Let `row` be the output that `updated` was, under its name."""
-    if row.is_graph_output() or row.producer() is None:  # it is something else as well
+    """Replace the output `updated` by `row`, under its name and role."""
+    if row.is_graph_output() or row.producer() is None:  # it already has a name as an output or input
         row = copied(op, row)
-    told = role_of(updated) or replace(role, kind=role.kind.removesuffix("_cache"))  # type: ignore[arg-type]
+    row_role = role_of(updated) or role.rows
     name = updated.name
     model.replace(updated, row)
     updated.name, row.name = fresh_name(graph, f"{name}_whole"), name
-    row.meta["role"] = told
+    row.meta["role"] = row_role
     updated.meta.pop("role", None)

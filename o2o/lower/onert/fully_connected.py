@@ -1,8 +1,8 @@
-"""FULLY_CONNECTED for onert, which gives [rows, O] whatever its input's axes are, and computes int8 weights
-with a scale for each row as if all had the first.
+"""FULLY_CONNECTED without onert's two defects.
 
-So it is asked for rows, and such weights get a scale of 1, theirs are multiplied with afterwards, and only
-then comes the bias:
+onert's result is [rows, O] whatever the axes of the input are, so the input becomes [rows, D]. Of int8 weights
+with a scale per row, onert applies the first scale to all. Such weights get a scale of 1; a MUL applies theirs
+afterwards, in front of the bias:
 
     x [1,1,D], w int8 [O,D], scales [O]  =>  RESHAPE [1,D] - FULLY_CONNECTED - MUL scales - RESHAPE [1,1,O]
 """
@@ -25,6 +25,16 @@ from o2o.rewriting.rewire import replace_output
 
 
 def legalize_fully_connected(model: Model, graph: ir.Graph, node: ir.Node) -> None:
+    """Replace FULLY_CONNECTED where onert would compute it wrongly.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        node: FULLY_CONNECTED of x [..., D] and w [O, D].
+
+    Raises:
+        ModelError: The weights are not float32 or symmetric int8 with scales per row or per tensor.
+    """
     x, w, *bias = node.inputs
     assert x is not None
     assert w is not None
@@ -33,26 +43,26 @@ def legalize_fully_connected(model: Model, graph: ir.Graph, node: ir.Node) -> No
     scales = _row_scales(model, graph, node, w)
     if scales is None and len(shape_of(x)) == len(shape_of(old)) == 2:
         return
-    wide, D = shape_of(w)
-    shape = [math.prod(shape_of(x)) // D, wide]
+    O, D = shape_of(w)
+    shape = [math.prod(shape_of(x)) // D, O]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     rows = op.reshape(x, [shape[0], D], name="rows")
     if scales is None:
-        how = {"fusedActivationFunction": activation}
-        y = op.node("FULLY_CONNECTED", [rows, w, *bias], shape, name="product", **how)
+        y = op.node(
+            "FULLY_CONNECTED", [rows, w, *bias], shape, name="product", fusedActivationFunction=activation
+        )
     else:
         y = op.node("FULLY_CONNECTED", [rows, _unscaled(model, graph, w), None], shape, name="product")
-        then = [("MUL", op.constant(scales, "scales")), *(("ADD", b) for b in bias if b is not None)]
-        for number, (op_type, other) in enumerate(then, 1):
-            how = {"fusedActivationFunction": activation if number == len(then) else 0}
-            y = op.node(op_type, [y, other], shape, name="scaled", **how)
+        steps = [("MUL", op.constant(scales, "scales")), *(("ADD", b) for b in bias if b is not None)]
+        for number, (op_type, operand) in enumerate(steps, 1):
+            fused = activation if number == len(steps) else 0
+            y = op.node(op_type, [y, operand], shape, name="scaled", fusedActivationFunction=fused)
     replace_output(model, old, op.reshape(y, shape_of(old), name="row"))
     graph.remove(node, safe=True)
 
 
 def _row_scales(model: Model, graph: ir.Graph, node: ir.Node, w: ir.Value) -> np.ndarray | None:
-    """The scales [O] float32 of int8 weights by row; None for others. Raises ModelError for weights that
-    onert cannot take."""
+    """Scales per row, float32 [O]; None for float32 weights and for one scale per tensor."""
     if not is_quantized(w):
         return None
     quantization = w.meta["fields"]["quantization"]
@@ -64,14 +74,14 @@ def _row_scales(model: Model, graph: ir.Graph, node: ir.Node, w: ir.Value) -> np
         )
     if (zeros is not None and np.any(zeros)) or (len(scale) > 1 and quantization.quantizedDimension != 0):
         raise ModelError(
-            f"{called(model, graph, node)}: {w.name} has zero points, or scales not by row, which onert does "
-            "not compute with"
+            f"{called(model, graph, node)}: {w.name} has zero points, or scales that are not per row: "
+            "onert supports neither"
         )
     return np.asarray(scale, np.float32) if len(scale) > 1 else None
 
 
 def _unscaled(model: Model, graph: ir.Graph, w: ir.Value) -> ir.Value:
-    """`w` with a scale of 1 for all; once a graph, as heads may be shared."""
+    """`w` with a scale of 1 per tensor. One constant a graph, as several nodes may share `w`."""
     name = f"{w.name}/unscaled"
     if name in graph.initializers:
         return graph.initializers[name]

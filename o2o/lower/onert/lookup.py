@@ -1,5 +1,7 @@
-"""Constants that are stored in fewer bits and looked up or widened: onert looks up float32 rows only, and its
-DEQUANTIZE takes the first scale for all. They become float32 here."""
+"""EMBEDDING_LOOKUP, GATHER and DEQUANTIZE of constants in fewer bits, which become float32 constants.
+
+onert looks up rows of float32 tables only, and its DEQUANTIZE applies the first scale to all rows.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +17,53 @@ from o2o.quantization.compare import dequantized
 from o2o.rewriting.builder import Builder, add_constant
 from o2o.rewriting.rewire import replace_output
 
-_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_HALF_DTYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def legalize_lookup(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """EMBEDDING_LOOKUP becomes GATHER; the table of either float32."""
+    """Replace EMBEDDING_LOOKUP by GATHER, and the table of either by a float32 one.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        node: EMBEDDING_LOOKUP or GATHER.
+
+    Raises:
+        ModelError: The result is quantised, or the table is not a constant.
+    """
     lookup = lookup_operands(node)
     assert lookup is not None
     table, ids = lookup
     old = node.outputs[0]
-    narrow = is_quantized(table) or table.dtype in _HALVES
+    narrow = is_quantized(table) or table.dtype in _HALF_DTYPES
     if not narrow and node.op_type == "GATHER":
         return
     if is_quantized(old) or old.dtype != ir.DataType.FLOAT:
-        if old.dtype not in _HALVES or not all(use.node.op_type == "DEQUANTIZE" for use in old.uses()):
-            raise ModelError(f"{called(model, graph, node)} gives quantised rows, which onert cannot look up")
-        for use in list(old.uses()):  # of a table in halves, rows are widened: they are float32 already
-            old, widening = use.node.outputs[0], use.node
-            _gather(model, graph, widening, ids, _widened(model, graph, node, table), old)
+        if old.dtype not in _HALF_DTYPES or not all(use.node.op_type == "DEQUANTIZE" for use in old.uses()):
+            raise ModelError(
+                f"{called(model, graph, node)} returns quantised rows, which onert cannot look up"
+            )
+        for use in list(old.uses()):  # the float32 table makes this DEQUANTIZE of float16 rows redundant
+            rows = use.node.outputs[0]
+            _gather(model, graph, use.node, ids, _as_float32(model, graph, node, table), rows)
         return
-    _gather(model, graph, node, ids, _widened(model, graph, node, table) if narrow else table, old)
+    _gather(model, graph, node, ids, _as_float32(model, graph, node, table) if narrow else table, old)
 
 
 def legalize_dequantize(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """DEQUANTIZE of a constant becomes a constant."""
+    """Replace DEQUANTIZE of a constant by a float32 constant.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        node: DEQUANTIZE.
+
+    Raises:
+        ModelError: Its operand is not a constant.
+    """
     (x,) = node.inputs
     assert x is not None
-    replace_output(model, node.outputs[0], _widened(model, graph, node, x))
+    replace_output(model, node.outputs[0], _as_float32(model, graph, node, x))
     graph.remove(node, safe=True)
 
 
@@ -53,10 +75,10 @@ def _gather(
     graph.remove(node, safe=True)
 
 
-def _widened(model: Model, graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
-    """The constant `value` as float32, once a graph."""
+def _as_float32(model: Model, graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
+    """The constant `value` as float32; one constant a graph."""
     if not is_constant(value):
-        raise ModelError(f"{called(model, graph, node)}: {value.name} is {value.dtype} and no constant")
+        raise ModelError(f"{called(model, graph, node)}: {value.name} is {value.dtype} and not a constant")
     name = f"{value.name}/float32"
     if name in graph.initializers:
         return graph.initializers[name]

@@ -1,4 +1,4 @@
-"""RMS_NORM, which onert computes right, of three or four axes."""
+"""RMS_NORM of three or four axes, the only ranks that onert computes correctly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANKS = (3, 4)
 
 
 class OnertRmsNormRule(RmsNormRule):
-    """RMSNorm of float32 in three or four axes: what onert's kernel computes right."""
+    """RMSNorm of float32 with three or four axes, which onert's kernel computes correctly."""
 
     def match(self, node: ir.Node) -> RmsNorm:
         norm = super().match(node)
@@ -28,12 +28,23 @@ class OnertRmsNormRule(RmsNormRule):
 
 
 def fuse_norms(model: Model, graph: ir.Graph) -> None:
-    """Fuse each decomposed normalisation into RMS_NORM, as fuse.rms_norm.py does."""
+    """Fuse each decomposed normalisation into RMS_NORM, as fuse.rms_norm.py does.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+    """
     apply_rule(model, graph, OnertRmsNormRule())
 
 
 def legalize_rms_norm(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """Give it four axes where it has fewer than three, or more than four."""
+    """Reshape RMS_NORM to four axes where it has fewer than three, or more than four.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        node: RMS_NORM of x [..., D].
+    """
     x, weight = node.inputs
     assert x is not None
     shape = shape_of(x)

@@ -1,4 +1,4 @@
-"""ROPE for onert: right for one position; of several it takes the tables of the first for all."""
+"""ROPE for onert, which applies the tables of the first position to all positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from o2o.rewriting.rewire import replace_output
 
 
 def legalize_rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """ROPE of one position with tables [1, 1, 1, H] stays; else it becomes arithmetic."""
+    """Replace ROPE by arithmetic, except for one position with tables [1, 1, 1, H].
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        node: ROPE, as `o2o.operators.reference` defines it.
+
+    Raises:
+        ModelError: Its mode is GPT_J, which rotates neighbouring elements rather than halves.
+    """
     x, sin, cos = node.inputs
     assert x is not None
     assert sin is not None
@@ -24,23 +33,33 @@ def legalize_rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         raise ModelError(
             f"{called(model, graph, node)} rotates neighbours (GPT_J): only GPT_NEOX can be legalized"
         )
-    if _is_one(x, cos, sin) and len(shape_of(cos)) == len(shape_of(sin)) == 4:
+    if _has_one_position(x, cos, sin) and len(shape_of(cos)) == len(shape_of(sin)) == 4:
         return
     old = node.outputs[0]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
-    new = rotate_one(op, x, cos, sin) if _is_one(x, cos, sin) else rotate(op, x, cos, sin)
+    new = rotate_one(op, x, cos, sin) if _has_one_position(x, cos, sin) else rotate(op, x, cos, sin)
     replace_output(model, old, new)
     graph.remove(node, safe=True)
 
 
 def rotate_one(op: Builder, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
-    """x [1, N, 1, H] rotated by tables of H numbers."""
+    """Build ROPE of one position.
+
+    Args:
+        op: Where to insert the nodes.
+        x: [1, N, 1, H].
+        cos: A table of H elements, of any shape.
+        sin: A table of H elements, of any shape.
+
+    Returns:
+        The rotated x, [1, N, 1, H].
+    """
     H = shape_of(x)[-1]
     sin, cos = (op.reshape(table, [1, 1, 1, H], name="table") for table in (sin, cos))
     return op.node("ROPE", [x, sin, cos], shape_of(x), name="rotated", mode=0)
 
 
-def _is_one(x: ir.Value, cos: ir.Value, sin: ir.Value) -> bool:
+def _has_one_position(x: ir.Value, cos: ir.Value, sin: ir.Value) -> bool:
     shape = shape_of(x)
     return (
         len(shape) == 4

@@ -1,4 +1,4 @@
-"""SPLIT_V, whose parts onert leaves empty: as a SLICE for each."""
+"""SPLIT_V as one SLICE for each part: onert leaves the parts empty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from o2o.rewriting.rewire import replace_output
 
 
 def legalize_split_v(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """Parts of constant sizes, which their shapes tell, along a constant axis."""
+    """Replace SPLIT_V along a constant axis.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        node: SPLIT_V. The sizes of its parts are those of the output shapes.
+
+    Raises:
+        ModelError: Its axis is not constant.
+    """
     x, _, axes = node.inputs
     assert x is not None
     axis = constant_ints(axes)

@@ -1,6 +1,7 @@
-"""What onert 0.1.0 computes on its `cpu` backend, and computes right, as `tests/o2o/lower/onert` asks it.
+"""Operators, dtypes and ranks that onert 0.1.0 computes correctly on its `cpu` backend.
 
-Fewer than it has: those of decoders, in the dtypes and ranks that they have there.
+onert has more. Listed are the operators of decoders, in the dtypes and ranks that decoders use.
+`tests/o2o/lower/onert` checks them against onert itself.
 """
 
 from __future__ import annotations
@@ -36,30 +37,39 @@ DTYPES: dict[str, frozenset[ir.DataType]] = {
     **dict.fromkeys(("TRANSPOSE", "MEAN", "SUM", "REDUCE_MAX", "SOFTMAX", "BATCH_MATMUL"), _FLOATS),
     **dict.fromkeys(("RMS_NORM", "ROPE", "FULLY_CONNECTED"), _FLOATS),
 }
-"""Operators, and what the first operand that is none of ids, conditions and axes may be."""
-_DATA = {"SELECT": 1, "SELECT_V2": 1, "SPLIT": 1}  # the number of that operand, where it is not the first
+"""Dtypes of the data operand: the first operand that is not ids, a condition or an axis."""
+_DATA_OPERANDS = {"SELECT": 1, "SELECT_V2": 1, "SPLIT": 1}  # numbers of data operands, where not 0
 RANKS = {"SLICE": 4, "STRIDED_SLICE": 5, "BATCH_MATMUL": 4, "MEAN": 4, "SUM": 4, "REDUCE_MAX": 4}
-"""Axes that an operator may have at most: SLICE of five gives other numbers."""
-_INSTEAD = {
+"""The highest supported rank, where it is below 6. SLICE of rank 5, for example, returns wrong numbers."""
+_ALTERNATIVES = {
     "o2o.causal_attention": "export without --attn-implementation",
     "BATCH_MATMUL": "fuse.bmm_lhs_const.py turns it into FULLY_CONNECTED",
 }
 
 
 def check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """Raises ModelError, in a line that names `node` and its place, unless onert computes it."""
+    """Check that onert computes a node correctly.
+
+    Args:
+        model: The model of `graph`, for messages.
+        graph: The graph of `node`, for messages.
+        node: Any node.
+
+    Raises:
+        ModelError: It does not; the message names the node, its place and the reason.
+    """
     name = node.op_type
     if node.domain == CUSTOM_DOMAIN or name not in DTYPES:
-        hint = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
+        hint = f": {_ALTERNATIVES[name]}" if name in _ALTERNATIVES else ""
         raise ModelError(f"onert has no operator {called(model, graph, node)}{hint}")
-    data = node.inputs[_DATA.get(name, 0)]
+    data = node.inputs[_DATA_OPERANDS.get(name, 0)]
     assert data is not None
-    if wrong := _wrong(node, data):
-        raise ModelError(f"onert does not compute {called(model, graph, node)}: {wrong}")
+    if reason := _unsupported(node, data):
+        raise ModelError(f"onert does not compute {called(model, graph, node)}: {reason}")
 
 
-def _wrong(node: ir.Node, data: ir.Value) -> str:
-    """Why onert would not compute `node`, or not right; "" where it does."""
+def _unsupported(node: ir.Node, data: ir.Value) -> str:
+    """The reason why onert cannot compute `node` correctly; "" if it can."""
     name = node.op_type
     for operand, value in enumerate((*node.inputs, *node.outputs)):
         if value is None:
@@ -78,7 +88,7 @@ def _wrong(node: ir.Node, data: ir.Value) -> str:
     if weights is not None and not is_quantized(weights) and weights.dtype != _FLOAT:
         return f"{weights.name} is {weights.dtype}"
     if name == "BATCH_MATMUL" and is_constant(data):
-        return f"{data.name}, its left operand, is constant: {_INSTEAD[name]}"
+        return f"{data.name}, its left operand, is constant: {_ALTERNATIVES[name]}"
     if name == "ROPE" and math.prod(shape_of(data)[:1] + shape_of(data)[2:3]) != 1:
         return "it rotates several positions"
     if name == "GATHER" and attribute(node, "batchDims", 0):

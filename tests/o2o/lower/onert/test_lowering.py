@@ -356,7 +356,7 @@ REFUSED = {
     "whole caches": (lambda: giving_rows(5), "decode returns 5 rows of present_key_0, not the new one alone"),
     "two rows": (
         lambda: writing(2),
-        r"no operator DYNAMIC_UPDATE_SLICE \(y in decode\), which can be spelled",
+        r"no operator DYNAMIC_UPDATE_SLICE \(y in decode\), it can be legalized only",
     ),
     "another axis": (lambda: writing(1, axis=1), "no operator DYNAMIC_UPDATE_SLICE"),
     "a cache that is none": (lambda: writing(1, told=False), "no operator DYNAMIC_UPDATE_SLICE"),
@@ -377,7 +377,10 @@ REFUSED = {
     "neighbours": (lambda: rotating((1, 3, 1, 4), (1, 1, 1, 4), mode=1), "rotates neighbours"),
     "int4": (lambda: with_weights(ir.DataType.INT4, [1.0] * 4), "w is INT4, and onert computes with float32"),
     "zero points": (lambda: with_weights(ir.DataType.INT8, [1.0] * 4, zero=3), "w has zero points"),
-    "scales by column": (lambda: with_weights(ir.DataType.INT8, [1.0] * 4, axis=1), "or scales not by row"),
+    "scales by column": (
+        lambda: with_weights(ir.DataType.INT8, [1.0] * 4, axis=1),
+        "or scales that are not per row",
+    ),
 }
 
 
