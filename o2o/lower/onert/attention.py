@@ -6,8 +6,8 @@ The cache holds the keys and values of the tokens before; the new ones are atten
     weights = softmax(scores / sqrt(H)) = [w_cache | w]
     result  = w_cache v_cache + w v
 
-So no cache is copied. Value caches become [1, K, H, S] (BNHT): onert's BATCH_MATMUL transposes a right operand
-that is not adjoint at every step, which takes four times as long as the product.
+So no cache is copied. Value caches become [1, K, H, S] (BNHT). Otherwise onert's BATCH_MATMUL would transpose
+its right operand at every step, which takes four times as long as the product.
 """
 
 from __future__ import annotations

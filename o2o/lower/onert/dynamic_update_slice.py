@@ -53,7 +53,7 @@ def legalize_dynamic_update_slice(model: Model, graph: ir.Graph, node: ir.Node) 
 
 
 def _written_axis(cache: ir.Value, row: ir.Value) -> int | None:
-    """The only axis in which the shapes differ, if `row` has size 1 there; else None."""
+    """The only axis along which the shapes differ, if `row` has size 1 there; else None."""
     pairs = list(zip(shape_of(cache), shape_of(row), strict=True))
     shorter = [axis for axis, (whole, part) in enumerate(pairs) if whole != part]
     return shorter[0] if len(shorter) == 1 and pairs[shorter[0]][1] == 1 else None

@@ -1,8 +1,8 @@
 """FULLY_CONNECTED without onert's two defects.
 
-onert's result is [rows, O] whatever the axes of the input are, so the input becomes [rows, D]. Of int8 weights
-with a scale per row, onert applies the first scale to all. Such weights get a scale of 1; a MUL applies theirs
-afterwards, in front of the bias:
+onert's result is [rows, O] whatever the axes of the input are, so the input becomes [rows, D]. And onert
+applies the first scale to all rows of int8 weights. Weights with a scale per row get a scale of 1 instead; a
+MUL applies their scales afterwards, in front of the bias:
 
     x [1,1,D], w int8 [O,D], scales [O]  =>  RESHAPE [1,D] - FULLY_CONNECTED - MUL scales - RESHAPE [1,1,O]
 """
@@ -43,8 +43,8 @@ def legalize_fully_connected(model: Model, graph: ir.Graph, node: ir.Node) -> No
     scales = _row_scales(model, graph, node, w)
     if scales is None and len(shape_of(x)) == len(shape_of(old)) == 2:
         return
-    O, D = shape_of(w)
-    shape = [math.prod(shape_of(x)) // D, O]
+    w_rows, D = shape_of(w)
+    shape = [math.prod(shape_of(x)) // D, w_rows]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     rows = op.reshape(x, [shape[0], D], name="rows")
     if scales is None:

@@ -40,9 +40,7 @@ def legalize_lookup(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         return
     if is_quantized(old) or old.dtype != ir.DataType.FLOAT:
         if old.dtype not in _HALF_DTYPES or not all(use.node.op_type == "DEQUANTIZE" for use in old.uses()):
-            raise ModelError(
-                f"{called(model, graph, node)} returns quantised rows, which onert cannot look up"
-            )
+            raise ModelError(f"{called(model, graph, node)} looks up quantised rows: onert cannot")
         for use in list(old.uses()):  # the float32 table makes this DEQUANTIZE of float16 rows redundant
             rows = use.node.outputs[0]
             _gather(model, graph, use.node, ids, _as_float32(model, graph, node, table), rows)

@@ -18,7 +18,7 @@ def legalize_split_v(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     Args:
         model: The model of `graph`.
         graph: Changed in place.
-        node: SPLIT_V. The sizes of its parts are those of the output shapes.
+        node: SPLIT_V. The output shapes are the sizes of its parts.
 
     Raises:
         ModelError: Its axis is not constant.

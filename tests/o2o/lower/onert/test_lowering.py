@@ -379,7 +379,7 @@ REFUSED = {
     "zero points": (lambda: with_weights(ir.DataType.INT8, [1.0] * 4, zero=3), "w has zero points"),
     "scales by column": (
         lambda: with_weights(ir.DataType.INT8, [1.0] * 4, axis=1),
-        "or scales that are not per row",
+        "scales that are not per row",
     ),
 }
 
