@@ -356,7 +356,7 @@ REFUSED = {
     "whole caches": (lambda: giving_rows(5), "decode returns 5 rows of present_key_0, not the new one alone"),
     "two rows": (
         lambda: writing(2),
-        r"no operator DYNAMIC_UPDATE_SLICE \(y in decode\), it can be legalized only",
+        r"no operator DYNAMIC_UPDATE_SLICE \(y in decode\): it can be legalized only",
     ),
     "another axis": (lambda: writing(1, axis=1), "no operator DYNAMIC_UPDATE_SLICE"),
     "a cache that is none": (lambda: writing(1, told=False), "no operator DYNAMIC_UPDATE_SLICE"),
