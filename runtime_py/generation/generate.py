@@ -1,4 +1,4 @@
-"""The loop that turns a prompt into tokens."""
+"""Generation: the loop that continues a prompt, token by token."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from runtime_py.generation.stop_strings import StopStrings
 from runtime_py.text.detokenizer import Detokenizer
 
 Finish = Literal["eos", "stop", "length", "capacity"]
-"""Why generation ended: an end-of-sequence id, a stop string or token, enough tokens, or full caches."""
+"""Why generation ended: an end-of-sequence token, a stop string or stop token, `max_new_tokens`, or full
+caches."""
 
 
 @dataclass(frozen=True)
 class Token:
     """One generated token.
 
-    text: what can be shown now that could not before: often one token's text, "" while a character, or what
-    may be a stop string, is incomplete. The texts of all tokens together are the decoded ids, up to the stop
-    string.
-    finish: None, but for the last token.
+    Attributes:
+        id: Its id.
+        text: The text that can be shown now: often the text of this token. It is "" while a character, or a
+            possible stop string, is incomplete. The texts of all tokens together are the decoded ids, up to
+            the stop string.
+        finish: Why generation ended, for the last token; None for the others.
     """
 
     id: int
@@ -34,9 +37,11 @@ class Token:
 class Options(TypedDict, total=False):
     """How a text is generated, and when it ends.
 
-    max_new_tokens: no more than so many. stop: strings, of which the first to be complete ends the text, and
-    is not shown. stop_tokens: ids that do, beside the checkpoint's own. sampling: how tokens are chosen; the
-    likeliest if it is left out.
+    Attributes:
+        max_new_tokens: The largest number of new tokens; None for no limit.
+        stop: Stop strings: the first complete one ends the text and is not shown.
+        stop_tokens: Token ids that end the text, in addition to the checkpoint's end of sequence.
+        sampling: How tokens are chosen; greedy by default.
     """
 
     max_new_tokens: int | None
@@ -56,14 +61,26 @@ def generate(
     max_new_tokens: int | None = None,
     sampling: Sampling = GREEDY,
 ) -> Iterator[Token]:
-    """Yield the tokens that follow `prompt` (ids [P]), the end-of-sequence id included.
+    """Continue a prompt.
 
-    It ends at an id in `eos` or `stop_tokens`, when a string of `stop` is complete, after `max_new_tokens`
-    (None: no limit), or when the caches are full. A token needs room only when it is fed back, so P ids are
-    followed by up to S + 1 - P.
+    P prompt ids are followed by up to S + 1 - P new ones. A token needs a cache row only when it is fed back.
 
-    Raises UsageError for a prompt that is empty or longer than S, and for an empty stop string, ModelError
-    for ids beyond V, all at the first step.
+    Args:
+        session: The session to generate in.
+        prompt: Token ids [P].
+        detokenizer: A new detokenizer.
+        eos: The end-of-sequence ids.
+        stop_tokens: See `Options`.
+        stop: See `Options`.
+        max_new_tokens: See `Options`.
+        sampling: See `Options`.
+
+    Yields:
+        The new tokens, including the end-of-sequence token.
+
+    Raises:
+        UsageError: At the first token: the prompt is empty or longer than S, or a stop string is empty.
+        ModelError: At the first token: a prompt id is not below V.
     """
     _check(session, prompt)
     stops, sampler = StopStrings(stop), sampling.sampler()
@@ -84,8 +101,8 @@ def generate(
             finish = "capacity"
         if finish:
             if not stopped:
-                more, stopped = stops.push(detokenizer.flush())
-                text += more if stopped else more + stops.flush()
+                rest, stopped = stops.push(detokenizer.flush())
+                text += rest if stopped else rest + stops.flush()
                 finish = "stop" if stopped and finish != "eos" else finish
             yield Token(token, text, finish)
             return
@@ -95,7 +112,7 @@ def generate(
 
 def _check(session: Session, prompt: Sequence[int]) -> None:
     if len(prompt) == 0:
-        raise UsageError("the prompt is empty, and this tokenizer begins with no token: give some text")
+        raise UsageError("the prompt is empty, and this tokenizer adds no begin token: give some text")
     if len(prompt) > session.capacity:
         raise UsageError(
             f"the prompt has {len(prompt)} tokens, the model holds {session.capacity}: "
@@ -103,6 +120,6 @@ def _check(session: Session, prompt: Sequence[int]) -> None:
         )
     if (highest := max(prompt)) >= session.vocab_size:
         raise ModelError(
-            f"the tokenizer gave id {highest}, the model knows ids below {session.vocab_size}: "
+            f"the prompt has the token id {highest}, the model knows ids below {session.vocab_size}: "
             "they are not from the same checkpoint"
         )

@@ -1,4 +1,4 @@
-"""Strings that end a text."""
+"""Stop strings: strings that end a generated text."""
 
 from __future__ import annotations
 
@@ -8,24 +8,39 @@ from o2o.errors import UsageError
 
 
 class StopStrings:
-    """Ends a text before the first of some strings to be complete, however the text comes in pieces.
+    """Ends a text before the first complete stop string, wherever the pieces of the text are split.
 
-    What may be the beginning of one of them is held back.
+    Text that may be the beginning of a stop string is held back.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
-        """Raises UsageError for an empty one."""
+        """Start a text.
+
+        Args:
+            strings: The stop strings.
+
+        Raises:
+            UsageError: One of them is empty.
+        """
         if "" in strings:
             raise UsageError("a stop string is empty: it would end every text at once")
         self._strings = tuple(strings)
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
-        """What can be shown now, and whether the text ends there."""
+        """Append a piece to the text.
+
+        Args:
+            piece: The next piece.
+
+        Returns:
+            The text that can be shown now, and whether a stop string is complete.
+        """
         self._held += piece
-        ends = [(at + len(one), at) for one in self._strings if (at := self._held.find(one)) >= 0]
-        if ends:
-            shown, self._held = self._held[: min(ends)[1]], ""
+        matches = [(at + len(one), at) for one in self._strings if (at := self._held.find(one)) >= 0]
+        if matches:
+            _, start = min(matches)
+            shown, self._held = self._held[:start], ""
             return shown, True
         held = max((_overlap(self._held, one) for one in self._strings), default=0)
         shown = self._held[: len(self._held) - held]
@@ -33,12 +48,16 @@ class StopStrings:
         return shown, False
 
     def flush(self) -> str:
-        """What was held back. Call it when the text ends otherwise."""
+        """Finish a text that ends for another reason.
+
+        Returns:
+            The text that was held back.
+        """
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, string: str) -> int:
     """How many characters at the end of `text` may begin `string`."""
-    most = min(len(text), len(string) - 1)
-    return next((n for n in range(most, 0, -1) if text.endswith(string[:n])), 0)
+    longest = min(len(text), len(string) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)

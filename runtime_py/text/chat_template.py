@@ -1,7 +1,7 @@
-"""A checkpoint's chat template: messages to the text that the model was trained on.
+"""Chat templates: they turn the messages of a conversation into a prompt.
 
-The language is Jinja, with what transformers gives it (`apply_chat_template`). Templates come with
-checkpoints, that is from strangers, so they run in Jinja's sandbox.
+The language is Jinja, with the extensions of transformers' `apply_chat_template`. Templates come with
+checkpoints, which are untrusted, so they run in Jinja's sandbox.
 """
 
 from __future__ import annotations
@@ -26,17 +26,29 @@ CONFIG = "tokenizer_config.json"
 
 
 class Message(TypedDict):
-    """role: `system`, `user` or `assistant`."""
+    """One message of a conversation.
+
+    Attributes:
+        role: `system`, `user` or `assistant`.
+        content: Its text.
+    """
 
     role: str
     content: str
 
 
 class ChatTemplate:
-    """The template of the checkpoint in a folder."""
+    """The chat template of a checkpoint."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises ModelError when there is none, or none that can be read."""
+        """Load a template.
+
+        Args:
+            directory: The folder of the checkpoint's tokenizer.
+
+        Raises:
+            ModelError: There is no template, or it is not Jinja.
+        """
         config = read_json(directory / CONFIG)
         source = _source(directory, config)
         self._directory = directory
@@ -47,16 +59,25 @@ class ChatTemplate:
             raise ModelError(f"{directory}: the chat template is not Jinja: {error}") from error
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of `messages`, and what begins the assistant's next one.
+        """Render a conversation.
 
-        Raises UsageError when the template refuses them (no system message allowed, for one), with its words.
+        Args:
+            messages: The messages so far.
+
+        Returns:
+            Their text, and the beginning of the assistant's next message.
+
+        Raises:
+            UsageError: The template refuses the messages, for example a system message.
         """
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages], add_generation_prompt=True, **self._names
             )
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise UsageError(f"the chat template of {self._directory} refuses this: {error}") from error
+            raise UsageError(
+                f"the chat template of {self._directory} refuses the messages: {error}"
+            ) from error
 
 
 def _source(directory: Path, config: dict[str, Any]) -> str:
@@ -66,15 +87,16 @@ def _source(directory: Path, config: dict[str, Any]) -> str:
         pass
     except ValueError as error:
         raise ModelError(f"{directory / FILE} is not UTF-8: {error}") from error
-    told = config.get("chat_template")
-    if isinstance(told, list):  # several, by name
-        told = {one.get("name"): one.get("template") for one in told if isinstance(one, dict)}.get("default")
-    if not isinstance(told, str):
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, with names
+        by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = by_name.get("default")
+    if not isinstance(template, str):
         raise ModelError(
-            f"{directory} has no chat template ({FILE}, or chat_template in {CONFIG}): its model was not "
+            f"{directory} has no chat template ({FILE}, or chat_template in {CONFIG}): the model was not "
             "trained to chat; let it continue a --prompt"
         )
-    return told
+    return template
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -83,12 +105,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda format_: datetime.now().strftime(format_)
     return environment
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words, for training. Here it means nothing."""
+    """`{% generation %}` marks the assistant's text for training. Here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -104,7 +126,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own escapes HTML."""
+    """Like json.dumps. Jinja's own filter escapes HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

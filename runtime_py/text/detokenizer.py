@@ -1,4 +1,4 @@
-"""Text from tokens one at a time, as if all of them had been decoded at once."""
+"""Streaming detokenizer: the text of each new token, as if all tokens were decoded at once."""
 
 from __future__ import annotations
 
@@ -8,24 +8,36 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """Turns ids into text pieces whose concatenation is `tokenizer.decode` of all the ids.
+    """Turns token ids into pieces of text. Together they are `tokenizer.decode` of all ids.
 
-    What a token adds depends on its neighbours: the first token loses its leading space, bytes make a
-    character only together. So ids are decoded in a window: a few that are shown already, then those that
-    are not. A piece is held back while it could still change, that is while it ends in an incomplete
-    character or in a run of bytes that the tokenizer decodes only as a whole.
+    The text of a token depends on its neighbours: the first token loses its leading space, and several bytes
+    form one character. The detokenizer therefore decodes a window: some ids already shown, then the new ones.
+    It holds a piece back while the piece may still change: it ends in an incomplete character, or in a run of
+    bytes that the tokenizer decodes only as a whole.
 
-    The cost of a token does not grow with the text.
+    The time for a token does not grow with the text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        """Start a text.
+
+        Args:
+            tokenizer: The tokenizer of the ids.
+        """
         self._tokenizer = tokenizer
         self._window: list[int] = []
-        self._first_new = 0  # where in the window what has not been shown begins
-        self._shown = ""  # the text of the window that has been shown
+        self._first_new = 0  # index in the window of the first id that is not shown
+        self._shown = ""  # the text of the window that is shown
 
     def push(self, token: int) -> str:
-        """The text that `token` completes, "" if it completes none."""
+        """Append a token.
+
+        Args:
+            token: Its id.
+
+        Returns:
+            The text that it completes; "" for none.
+        """
         if self._tokenizer.is_hidden(token):
             return ""
         self._window.append(token)
@@ -37,14 +49,18 @@ class Detokenizer:
         return self._show(text)
 
     def flush(self) -> str:
-        """The text that was held back. Call it after the last token."""
+        """Finish the text.
+
+        Returns:
+            The text that was held back.
+        """
         return self._show(self._tokenizer.decode(self._window))
 
     def _show(self, text: str) -> str:
         piece = text[len(self._shown) :]
         new = self._window[self._first_new :]
         alone = self._tokenizer.decode(new)
-        if alone.strip():  # else nothing would mark the place, and the next leading space would be lost
+        if alone.strip():  # after an empty window, the next token would lose its leading space
             self._window, text = new, alone
         self._first_new, self._shown = len(self._window), text
         return piece

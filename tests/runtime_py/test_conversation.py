@@ -160,7 +160,7 @@ def test_the_context_is_full(
 
 def test_a_template_that_refuses(strict: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(strict), "--chat", "--system", "Be kind.", "--prompt", "a dog"]) == 2
-    assert "refuses this: No system here." in capsys.readouterr().err
+    assert "refuses the messages: No system here." in capsys.readouterr().err
     assert main([str(strict), "--system", "Be kind."]) == 2
     assert capsys.readouterr().err == "run: --system needs --chat\n"
 

@@ -78,7 +78,7 @@ def test_a_model_file_beside_its_tokenizer_or_elsewhere(toy, package, tmp_path, 
     assert out.count(told) == 2
     assert err == ""
     assert main([str(tmp_path / "other.tflite"), *options]) == 1
-    assert "or name its folder with --tokenizer" in one_line(capsys)
+    assert "or give its folder with --tokenizer" in one_line(capsys)
 
 
 @pytest.mark.parametrize("contract", [True, False])

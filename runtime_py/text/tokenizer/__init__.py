@@ -1,4 +1,4 @@
-"""Tokenizers: a package's `tokenizer.json` or `tokenizer.model`, giving the ids that Hugging Face gives."""
+"""Tokenizers: `tokenizer.json` or `tokenizer.model` of a package, with the same ids as transformers."""
 
 from __future__ import annotations
 
@@ -11,39 +11,82 @@ from o2o.errors import ModelError
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back."""
+    """Encodes text as token ids, and decodes ids."""
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, added tokens left out."""
+        """The number of ids, without added tokens."""
         ...
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """The ids of a prompt. special: with the begin and end ids that this tokenizer adds."""
+        """Encode a text.
+
+        Args:
+            text: The text.
+            special: Add the begin and end tokens that this tokenizer adds.
+
+        Returns:
+            The token ids.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, hidden ones left out."""
+        """Decode token ids.
+
+        Args:
+            ids: Token ids.
+
+        Returns:
+            Their text, without hidden tokens.
+        """
         ...
 
     def is_hidden(self, token: int) -> bool:
-        """Whether `decode` leaves `token` out: it is special, or no token at all."""
+        """Check whether `decode` omits a token.
+
+        Args:
+            token: An id.
+
+        Returns:
+            Whether it is a special token, or the id of no token.
+        """
         ...
 
     def is_byte(self, token: int) -> bool:
-        """Whether `token` is a byte whose meaning depends on what comes after it."""
+        """Check for a byte token of a run that is decoded as a whole.
+
+        Args:
+            token: An id.
+
+        Returns:
+            Whether its text depends on the tokens after it.
+        """
         ...
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether `load_tokenizer` finds something in `directory`."""
+    """Check for a tokenizer file.
+
+    Args:
+        directory: A package's folder.
+
+    Returns:
+        Whether `load_tokenizer` finds one.
+    """
     return any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of the package in `directory`: `tokenizer.json` if it is there, else `tokenizer.model`.
+    """Load a package's tokenizer: `tokenizer.json` if it exists, else `tokenizer.model`.
 
-    Raises ModelError when neither is there, or when the file is not what its name says.
+    Args:
+        directory: The package's folder.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ModelError: Neither file exists, or it is damaged.
     """
     config = read_json(directory / "tokenizer_config.json")
     if (path := directory / "tokenizer.json").exists():
@@ -56,12 +99,22 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         return SentencePieceTokenizer(path, config)
     raise ModelError(
         f"{directory} has no tokenizer.json and no tokenizer.model: copy them there from the checkpoint, "
-        "or name its folder with --tokenizer"
+        "or give its folder with --tokenizer"
     )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the JSON file at `path`, empty when there is no such file. Raises ModelError."""
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object in it; an empty one when there is no such file.
+
+    Raises:
+        ModelError: The file is not JSON, or not an object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -69,25 +122,39 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object")
+        raise ModelError(f"{path} is not a JSON object")
     return content
 
 
 def special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """The special tokens that have a role in a `tokenizer_config.json`, as text: `bos_token`, ..."""
+    """Return the special tokens that have a role: `bos_token`, `eos_token`, ...
+
+    Args:
+        config: The content of `tokenizer_config.json`.
+
+    Returns:
+        The text of each, by role.
+    """
     roles = (f"{role}_token" for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
     texts = {role: _content(config.get(role)) for role in roles}
     return {role: text for role, text in texts.items() if text}
 
 
 def special_names(config: dict[str, Any]) -> list[str]:
-    """All special tokens that a `tokenizer_config.json` names, as text."""
-    named = list(special_tokens(config).values())
+    """Return the text of all special tokens.
+
+    Args:
+        config: The content of `tokenizer_config.json`.
+
+    Returns:
+        The special tokens with a role, then the additional ones.
+    """
+    names = list(special_tokens(config).values())
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        more = config.get(key) or []
-        texts = map(_content, more.values() if isinstance(more, dict) else more)
-        named += [text for text in texts if text]
-    return named
+        additional = config.get(key) or []
+        texts = map(_content, additional.values() if isinstance(additional, dict) else additional)
+        names += [text for text in texts if text]
+    return names
 
 
 def _content(token: Any) -> str | None:

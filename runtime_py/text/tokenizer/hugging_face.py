@@ -1,4 +1,4 @@
-"""`tokenizer.json`, read by the library that wrote it."""
+"""`tokenizer.json`, by the library `tokenizers`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class HuggingFaceTokenizer:
-    """A `runtime_py.text.tokenizer.Tokenizer` over `tokenizer.json`.
+    """A `runtime_py.text.tokenizer.Tokenizer` for `tokenizer.json`.
 
-    The file is the authority, as it is for transformers 5: it says which begin and end ids are added, not
-    `tokenizer_config.json`. The one exception is theirs too, see `_is_llama`.
+    As in transformers 5, this file decides which begin and end tokens are added, not `tokenizer_config.json`.
+    The one exception is the same, too: see `_is_llama`.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], model_type: str | None = None) -> None:
-        """Raises ModelError when `path` holds no tokenizer."""
+        """Load a tokenizer.
+
+        Args:
+            path: `tokenizer.json`.
+            config: The content of `tokenizer_config.json`.
+            model_type: `model_type` of `config.json`.
+
+        Raises:
+            ModelError: `path` is not a tokenizer.
+        """
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -34,7 +43,7 @@ class HuggingFaceTokenizer:
         if _is_llama(tokenizer, config, model_type):
             _make_llama(tokenizer, config)
         declared = {tokenizer.token_to_id(name): name for name in special_names(config)}
-        known = {None, *_special_ids(tokenizer)}  # adding one again would reset how it treats spaces
+        known = {None, *_special_ids(tokenizer)}  # adding a token again would reset its treatment of spaces
         tokenizer.add_special_tokens([name for token, name in declared.items() if token not in known])
         self._tokenizer = tokenizer
         self._special = _special_ids(tokenizer)
@@ -57,7 +66,7 @@ class HuggingFaceTokenizer:
         return token in self._special or self._tokenizer.id_to_token(token) is None
 
     def is_byte(self, token: int) -> bool:
-        """Bytes of a run are decoded together: one bad byte makes replacement characters of them all."""
+        """See `Tokenizer`. One invalid byte turns its whole run into replacement characters."""
         return token in self._bytes
 
 
@@ -66,10 +75,10 @@ def _special_ids(tokenizer: tokenizers.Tokenizer) -> set[int]:
 
 
 def _is_llama(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], model_type: str | None) -> bool:
-    """Whether transformers 5 takes only the vocabulary from the file and builds the rest itself.
+    """Whether transformers 5 takes only the vocabulary from the file.
 
-    It does so for a declared `LlamaTokenizer`, unless the file is byte-level (Llama 3). Then a prompt that
-    begins with a space gets no second one, whatever the file says.
+    It does so if `LlamaTokenizer` is declared, unless the file is byte-level (Llama 3). A prompt that begins
+    with a space then gets no second one.
     """
     declared = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     byte_level = "ByteLevel" in repr(tokenizer.pre_tokenizer) or "ByteLevel" in repr(tokenizer.decoder)

@@ -1,4 +1,4 @@
-"""`tokenizer.model`, a SentencePiece model."""
+"""`tokenizer.model`, by the library `sentencepiece`."""
 
 from __future__ import annotations
 
@@ -15,33 +15,41 @@ from runtime_py.text.tokenizer import special_names
 
 
 class SentencePieceTokenizer:
-    """A `runtime_py.text.tokenizer.Tokenizer` over `tokenizer.model`.
+    """A `runtime_py.text.tokenizer.Tokenizer` for `tokenizer.model`.
 
-    Special tokens that the text spells out become their ids, and each stretch between them gets a space in
-    front, if the model was trained so. `add_bos_token` and `add_eos_token` default to false.
+    Special tokens written out in the text are encoded as their ids. Each section between them gets a leading
+    space, if the model was trained with one. `add_bos_token` and `add_eos_token` default to false.
 
-    With `"tokenizer_class": "LlamaTokenizer"` the ids are those of transformers 5, which puts no space before
-    a stretch that has one, nor, unless `legacy`, before any but the first.
+    With `"tokenizer_class": "LlamaTokenizer"` the ids are the same as in transformers 5: no space is added to
+    a section that begins with one, nor, unless `legacy`, to any section but the first.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        """Raises ModelError when `path` holds no SentencePiece model, or too few of the tokens used."""
+        """Load a tokenizer.
+
+        Args:
+            path: `tokenizer.model`.
+            config: The content of `tokenizer_config.json`.
+
+        Raises:
+            ModelError: `path` is not a SentencePiece model, or lacks added tokens.
+        """
         proto = schema.ModelProto()
         try:
             proto.ParseFromString(path.read_bytes())
             normalizer = proto.normalizer_spec
             self._prefix = normalizer.add_dummy_prefix and config.get("add_prefix_space") is not False
             self._collapse = normalizer.remove_extra_whitespaces
-            # SentencePiece would put a space before every stretch; `encode` does it where it belongs.
+            # SentencePiece would add a space to every section: `encode` adds it where it belongs.
             normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
             self._model = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-        except Exception as error:  # protobuf's and SentencePiece's own kinds
+        except Exception as error:  # the libraries raise classes of their own
             raise ModelError(f"{path} is not a SentencePiece model: {error}") from error
         added = [int(token) for token in config.get("added_tokens_decoder") or {}]
         if added and max(added) >= self._model.vocab_size():
             raise ModelError(
                 f"{path} lacks the added token {max(added)} of tokenizer_config.json: "
-                "put the checkpoint's tokenizer.json beside it"
+                "copy the checkpoint's tokenizer.json into the same folder"
             )
         llama = str(config.get("tokenizer_class", "")).removesuffix("Fast") == "LlamaTokenizer"
         self._prefix_spaced = not llama
@@ -75,8 +83,8 @@ class SentencePieceTokenizer:
     def _encode_part(self, part: str, first: bool) -> list[int]:
         if self._collapse:
             part = re.sub(" +", " ", part).strip(" ")
-        wanted = (first or self._prefix_later) and (self._prefix_spaced or not part.startswith((" ", "▁")))
-        return self._model.encode(" " + part if self._prefix and wanted else part)
+        spaced = (first or self._prefix_later) and (self._prefix_spaced or not part.startswith((" ", "▁")))
+        return self._model.encode(" " + part if self._prefix and spaced else part)
 
     def decode(self, ids: Sequence[int]) -> str:
         text = self._model.decode([token for token in ids if not self.is_hidden(token)])
@@ -86,5 +94,5 @@ class SentencePieceTokenizer:
         return token in self._special_ids or token >= self.vocab_size
 
     def is_byte(self, token: int) -> bool:
-        """SentencePiece decodes every character for itself, so no run has to be waited for."""
+        """See `Tokenizer`. SentencePiece decodes every character separately, never a run as a whole."""
         return False

@@ -36,7 +36,7 @@ def test_a_mask_from_outside_is_not_made():
     model = made_elsewhere()
     inputs = model.signatures[0].inputs
     inputs["mask"] = inputs["tokens"]
-    with pytest.raises(ModelError, match="prefill_4 wants its attention mask as an input: convert"):
+    with pytest.raises(ModelError, match="prefill_4 takes the attention mask as an input: convert"):
         guess_roles(model)
 
 

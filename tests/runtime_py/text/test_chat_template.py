@@ -91,9 +91,9 @@ def test_text_and_ids_are_those_of_transformers(checkpoint, tmp_path, source, wh
 
 def test_what_it_refuses_is_told_in_its_words(checkpoint, tmp_path):
     template = ChatTemplate(with_template(checkpoint, tmp_path, STRICT, "file"))
-    with pytest.raises(UsageError, match=r"refuses this: No system message\."):
+    with pytest.raises(UsageError, match=r"refuses the messages: No system message\."):
         template.render([SYSTEM, *TURNS])
-    with pytest.raises(UsageError, match=r"refuses this: Roles must alternate\."):
+    with pytest.raises(UsageError, match=r"refuses the messages: Roles must alternate\."):
         template.render(TURNS[1:])
 
 
@@ -109,7 +109,7 @@ def test_what_it_refuses_is_told_in_its_words(checkpoint, tmp_path):
 )
 def test_the_sandbox(checkpoint, tmp_path, source):
     template = ChatTemplate(with_template(checkpoint, tmp_path, source, "file"))
-    with pytest.raises(UsageError, match="refuses this"):
+    with pytest.raises(UsageError, match="refuses the messages"):
         template.render(TURNS)
 
 

@@ -194,7 +194,7 @@ def test_a_model_that_collapses_spaces(tmp_path):
         ("tokenizer.json", b"", "is not a tokenizer"),
         ("tokenizer.model", b"\x89PNG\r\n", "is not a SentencePiece model"),
         ("tokenizer.model", b"", "is not a SentencePiece model"),
-        ("tokenizer_config.json", b"[1]", "holds no JSON object"),
+        ("tokenizer_config.json", b"[1]", "is not a JSON object"),
         ("tokenizer_config.json", b"{,", "is not JSON"),
         ("README.md", b"", "no tokenizer.json and no tokenizer.model"),
     ],
