@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.model import Format
+from o2o.streams.framing import parse_frame
 
 # Operators whose options table is not called after them. Most that have no entry here have none at all.
 _OPTIONS_BY_OPERATOR = {
@@ -134,7 +136,7 @@ class Dialect:
         of these. Vectors of numbers stay views into `data`."""
         root = self._without_buffers.GetRootAs(data, 0)
         table = self.table("Model").InitFromObj(root)
-        return table, [_span(root.Buffers(index), len(data)) for index in range(root.BuffersLength())]
+        return table, _spans([root.Buffers(index) for index in range(root.BuffersLength())], data)
 
     @functools.cached_property
     def _without_buffers(self) -> Any:
@@ -191,16 +193,26 @@ class Dialect:
         return {name.lower(): name for name in members}
 
 
-def _span(buffer: Any, there: int) -> Span:
-    """Where the bytes of a Buffer table lie, of a file of which the first `there` bytes are at hand."""
-    if buffer.Offset() > 1:  # 0 and 1 both mean: not outside (the schema reserves 1 as a placeholder)
-        return Span(buffer.Offset(), buffer.Size(), outside=True)
-    field = buffer._tab.Offset(DATA_SLOT)
-    if not field:
-        return Span(0, 0)
-    start = buffer._tab.Vector(field)
-    # Of a vector that is not at hand, neither is its length: our writer tells it in the other field, too.
-    return Span(start, buffer._tab.VectorLen(field) if start <= there else buffer.Size())
+def _spans(buffers: Sequence[Any], head: Any) -> list[Span]:
+    """The byte ranges of Buffer tables in the file that starts with `head`."""
+    frame = parse_frame(head)
+    behind = iter(frame.sizes or ()) if frame is not None else iter(())  # sizes of vectors behind the head
+    spans = []
+    for buffer in buffers:
+        field = buffer._tab.Offset(DATA_SLOT)
+        if buffer.Offset() > 1:  # 0 and 1 both mean: inline (the schema reserves 1 as a placeholder)
+            spans.append(Span(buffer.Offset(), buffer.Size(), outside=True))
+        elif not field:
+            spans.append(Span(0, 0))
+        elif (start := buffer._tab.Vector(field)) <= (len(head) if frame is None else frame.head):
+            spans.append(Span(start, buffer._tab.VectorLen(field)))
+        elif frame is not None and frame.sizes is None:
+            spans.append(Span(start, buffer.Size()))
+        elif (size := next(behind, None)) is not None:
+            spans.append(Span(start, size))
+        else:
+            raise ModelError(f"a constant begins at byte {start}, behind the head of {len(head)} bytes")
+    return spans
 
 
 CIRCLE = Dialect("circle", b"CIR0", version=0)

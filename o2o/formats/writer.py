@@ -107,21 +107,18 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
     root, payloads = builder.build()
     sizes = [_size(payload) for payload in payloads]
     large = [size >= LARGE and not isinstance(p, bytes) for p, size in zip(payloads, sizes, strict=True)]
-    for buffer, size, is_large in zip(root.buffers[1:], sizes, large, strict=True):
-        if is_large:
-            buffer.size = size  # for who has only the head: the vector's own length lies with the data
     # A generous bound decides the form before the exact layout is known.
     slack = LARGE_ALIGNMENT * (len(sizes) + 1)
     by_offset = [False] * len(sizes)
     tables = bytearray()
     if sum(sizes) + slack <= limit:
-        tables = _pack(root, builder.dialect)
+        tables = _pack(root, builder.dialect, sum(large))
     if len(tables) + sum(sizes) + slack > limit:
         by_offset = large
         for buffer, outside in zip(root.buffers[1:], by_offset, strict=True):
             if outside:
                 buffer.data, buffer.offset, buffer.size = None, 1, 1
-        tables = _pack(root, builder.dialect)
+        tables = _pack(root, builder.dialect, 0)
     segments: list[Segment] = []
     position = inside = len(tables)  # the end so far, and that of what FlatBuffers' own offsets reach
     head = len(tables)
@@ -148,7 +145,9 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
         raise ModelError(
             "the graph and its small constants alone exceed what FlatBuffers can address (2 GiB)"
         )
-    tables[framing.AT : framing.AT + framing.LENGTH] = framing.Frame(head, position).packed()
+    inline = [s for s, is_large, by in zip(sizes, large, by_offset, strict=True) if is_large and not by]
+    frame = framing.Frame(head, position, tuple(inline)).packed()
+    tables[framing.AT : framing.AT + len(frame)] = frame
     return Plan(bytes(tables), segments, position)
 
 
@@ -184,13 +183,15 @@ class _Builder(flatbuffers.Builder):
         return self._vectors[key]
 
 
-def _pack(root: Any, dialect: Dialect) -> bytearray:
+def _pack(root: Any, dialect: Dialect, count: int) -> bytearray:
+    """The tables as FlatBuffers packs them, with room for a frame of `count` sizes."""
     builder = _Builder(1 << 16)
     builder.Finish(root.Pack(builder), dialect.identifier)
     tables = bytearray(builder.Output())
     # Room for the frame behind the identifier. All offsets are relative; only that of the root crosses it.
-    tables[framing.AT : framing.AT] = bytes(framing.LENGTH)
-    struct.pack_into("<I", tables, 0, struct.unpack_from("<I", tables)[0] + framing.LENGTH)
+    length = framing.packed_length(count)
+    tables[framing.AT : framing.AT] = bytes(length)
+    struct.pack_into("<I", tables, 0, struct.unpack_from("<I", tables)[0] + length)
     return tables
 
 

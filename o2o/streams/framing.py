@@ -1,10 +1,16 @@
-"""How a file says where its head ends, so that a pipe's reader knows when it has seen the graph.
+"""The frame: where a model file's head ends, so that a reader of a pipe knows when it has the whole graph.
 
-    byte 0   4   8           16              24               32
-         root  id  "o2o head"  length of head  length of file   FlatBuffers tables, small constants | data
+    byte 0     4    8            16           24           32       40
+         root  id   "o2o frm2"   head bytes   file bytes   count    sizes | FlatBuffers tables, small
+         constants | data
 
-FlatBuffers finds its root table by the offset in the first four bytes and minds nothing between; so these
-24 bytes are legal, and files without them are read as well: then the whole file is the head.
+All numbers are little endian: three uint64, then `count` uint32 sizes, padded to a multiple of 8 bytes. The
+sizes are those of the inline constants behind the head, in the order of their buffers. FlatBuffers stores the
+length of a vector with its data, so a reader of the head alone finds it nowhere else.
+
+FlatBuffers finds its root table by the offset in the first four bytes and ignores what is between. A file
+without a frame is read as well: its head is the whole file. In files of older versions the frame is `"o2o
+head"` and two uint64, and each inline buffer stores its size in `Buffer.size`.
 """
 
 from __future__ import annotations
@@ -12,26 +18,65 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-MAGIC = b"o2o head"
-AT = 8  # behind the root's offset and the file's identifier
-_FORM = struct.Struct("<8sQQ")
-LENGTH = _FORM.size  # a multiple of 8, as all alignment inside the tables is at most that
+MAGIC, OLD_MAGIC = b"o2o frm2", b"o2o head"
+AT = 8  # the frame's first byte, behind the root offset and the file identifier
+_FIELDS, _OLD_FIELDS = struct.Struct("<8sQQQ"), struct.Struct("<8sQQ")
+LENGTH = _FIELDS.size  # bytes of the frame before the sizes
+ALIGNMENT = 8  # of the frame's length: the largest alignment in the tables behind it
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Lengths in bytes, both from the start of the file."""
+    """The lengths of a model file and of its parts, in bytes.
+
+    Attributes:
+        head: The length of the head, from the start of the file.
+        file: The length of the file.
+        sizes: The sizes of the inline constants behind the head; None in a file of an older version.
+    """
 
     head: int
     file: int
+    sizes: tuple[int, ...] | None = ()
 
     def packed(self) -> bytes:
-        return _FORM.pack(MAGIC, self.head, self.file)
+        """Return the frame as it is stored.
+
+        Returns:
+            `packed_length(len(sizes))` bytes.
+        """
+        sizes = self.sizes or ()
+        fields = _FIELDS.pack(MAGIC, self.head, self.file, len(sizes))
+        return (fields + struct.pack(f"<{len(sizes)}I", *sizes)).ljust(packed_length(len(sizes)), b"\0")
 
 
-def frame_of(start: bytes | memoryview) -> Frame | None:
-    """The frame in the first `AT + LENGTH` bytes of a file, if it has one."""
+def packed_length(count: int) -> int:
+    """Return the length of a frame.
+
+    Args:
+        count: The number of sizes in it.
+
+    Returns:
+        A number of bytes, a multiple of `ALIGNMENT`.
+    """
+    return -(-(LENGTH + 4 * count) // ALIGNMENT) * ALIGNMENT
+
+
+def parse_frame(start: bytes | memoryview) -> Frame | None:
+    """Read the frame at the start of a file.
+
+    Args:
+        start: The first bytes of the file, at least `AT + LENGTH`; all of the head if the sizes are needed.
+
+    Returns:
+        The frame, with the sizes that are in `start`; None for a file without a frame or with a damaged one.
+    """
     if len(start) < AT + LENGTH:
         return None
-    magic, head, file = _FORM.unpack_from(start, AT)
-    return Frame(head, file) if magic == MAGIC and AT + LENGTH <= head <= file else None
+    magic, head, file, count = _FIELDS.unpack_from(start, AT)
+    if magic == OLD_MAGIC:
+        return Frame(head, file, None) if AT + _OLD_FIELDS.size <= head <= file else None
+    if magic != MAGIC or not AT + packed_length(count) <= head <= file:
+        return None
+    count = min(count, (len(start) - AT - LENGTH) // 4)
+    return Frame(head, file, struct.unpack_from(f"<{count}I", start, AT + LENGTH))

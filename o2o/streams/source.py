@@ -24,7 +24,7 @@ import numpy as np
 
 from o2o.errors import ModelError, O2oError, UsageError
 from o2o.streams.copying import CHUNK, EndsEarly, copy
-from o2o.streams.framing import AT, LENGTH, Frame, frame_of
+from o2o.streams.framing import AT, LENGTH, Frame, parse_frame
 
 PIPE_SIZE = 1 << 20  # bytes; what an unprivileged process may ask for
 SMALL = 16 << 20  # bytes of a model that is not worth being passed on
@@ -94,7 +94,7 @@ class FileSource(Source):
         self._file = open(os.dup(descriptor), "rb", buffering=0)  # noqa: SIM115 - lives as long as this
         self._size = os.fstat(descriptor).st_size
         self._map: mmap.mmap | None = None
-        frame = frame_of(os.pread(descriptor, AT + LENGTH, 0))
+        frame = parse_frame(os.pread(descriptor, AT + LENGTH, 0))
         if frame is None:
             self.head = memoryview(self._mapped())
         else:
@@ -141,7 +141,7 @@ class PipeSource(Source):
         widen(self._pipe)
         self._spool: Source | None = None
         start = self._read(AT + LENGTH)
-        self._frame: Frame | None = frame_of(start)
+        self._frame: Frame | None = parse_frame(start)
         if self._frame is None:
             self._spool = self._spooled(start)
             self.head = self._spool.head

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from o2o.errors import ModelError, O2oError, UsageError
 from o2o.streams import FileSource, MemorySource, Source, open_file, open_source
-from o2o.streams.framing import AT, LENGTH, Frame, frame_of
+from o2o.streams.framing import AT, LENGTH, Frame, parse_frame
 from o2o.streams.source import PipeSource
 
 Stdin = Callable[[int], None]
@@ -73,17 +73,17 @@ def is_mapped(source: Source) -> bool:
 @given(st.integers(HEAD, 1 << 40), st.integers(0, 1 << 40))
 def test_a_frame_says_what_was_packed(head: int, data: int) -> None:
     frame = Frame(head, head + data)
-    assert frame_of(bytes(AT) + frame.packed()) == frame
+    assert parse_frame(bytes(AT) + frame.packed()) == frame
 
 
 @given(st.binary(max_size=64))
 def test_what_is_no_frame_is_none(data: bytes) -> None:
-    assert frame_of(data) is None
+    assert parse_frame(data) is None
 
 
 @pytest.mark.parametrize("frame", [Frame(10, 100), Frame(200, 100)])
 def test_a_frame_that_contradicts_itself_is_none(frame: Frame) -> None:
-    assert frame_of(bytes(AT) + frame.packed()) is None
+    assert parse_frame(bytes(AT) + frame.packed()) is None
 
 
 # --- files -----------------------------------------------------------------------------------------------
