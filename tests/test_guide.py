@@ -143,6 +143,11 @@ def test_the_guide_verbatim(guided: Path) -> None:
     assert third.startswith("detokenized: ")
 
 
+def test_samsungs_reader_verifies_the_package(guided: Path) -> None:
+    done = shell("tico-circle verify tinyllama/model.circle", guided)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_demo_model_says_what_transformers_says(guided: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -27,6 +27,7 @@ from o2o import filters, formats
 from o2o.filters.base import Filter
 from o2o.model import Model
 from tests.conftest import ROOT
+from tests.o2o.formats.tico import verifier_errors
 from tests.o2o.graphs import SAMPLES, decoder
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(40)
@@ -149,6 +150,17 @@ class Manners:
             outcome.failed(outcome.code)
         elif self.writes_model:
             assert formats.dumps(formats.loads(outcome.out)) == outcome.out
+
+    def test_tico_accepts_the_result(self) -> None:
+        """Samsung's reader verifies it: constants inline, and by offset as in a file of gigabytes."""
+        outcome = self.filtered(self.data)
+        assert outcome.code == 0, outcome.err
+        if not self.writes_model or (model := formats.loads(outcome.out)).format != "circle":
+            return
+        by_offset = io.BytesIO()
+        formats.write(model, by_offset, limit=0)
+        for data in (outcome.out, by_offset.getvalue()):
+            assert verifier_errors(data) == []
 
     # ---- failure -----------------------------------------------------------------------------------
 

@@ -23,8 +23,9 @@ from o2o.formats.tensors import SourceTensor
 from o2o.formats.writer import plan
 from o2o.model import Model
 from o2o.streams import MemorySource, Source, open_file
-from o2o.streams.framing import AT, LENGTH
+from o2o.streams.framing import AT, MAGIC, Frame, parse_frame
 from o2o.streams.source import PipeSource
+from tests.o2o.formats.tico import verifier_errors
 from tests.o2o.graphs import SAMPLES, Graph, float_models, weights
 from tests.o2o.streams.test_source import everything, piped
 
@@ -43,7 +44,7 @@ def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 def source_of(data: bytes, road: str, folder: Path) -> Source:
     if "without" in road:  # as a tool would leave it that knows nothing of frames
-        data = data[:AT] + bytes(LENGTH) + data[AT + LENGTH :]
+        data = data[:AT] + bytes(len(MAGIC)) + data[AT + len(MAGIC) :]
     if "file" in road:
         (folder / "model").write_bytes(data)
         return open_file(folder / "model")
@@ -150,3 +151,17 @@ def test_constants_of_any_size_in_any_order(sizes: Sequence[int], order: Sequenc
             value.const_value.numpy(),  # type: ignore[union-attr]
             weights(sizes[int(name[1:])], seed=int(name[1:])),
         )
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_file_of_an_older_version(road: str, tmp_path: Path) -> None:
+    """Its frame has no sizes: they are in `Buffer.size` of its inline buffers."""
+    data = (Path(__file__).parent / "old_frame.circle").read_bytes()
+    if "without" not in road:
+        assert parse_frame(data) == Frame(796, len(data), None)
+    model = formats.read(source_of(data, road, tmp_path))
+    found = {name: v.const_value for name, v in model.graphs[0].initializers.items() if v.const_value}
+    assert {name: tensor.nbytes for name, tensor in found.items()} == {"w": 5120, "v": 6000, "small": 12}
+    np.testing.assert_array_equal(found["w"].numpy().reshape(-1), np.arange(1280, dtype=np.float32) / 7)
+    np.testing.assert_array_equal(found["v"].numpy(), np.arange(1500, dtype=np.float32))
+    assert verifier_errors(formats.dumps(model)) == []
