@@ -1,7 +1,7 @@
 # Each target does what it needs first: on a fresh machine `make run` sets up, exports, builds and runs.
 #
-#   make run       a story from the demo model     PROMPT=, and those of package
-#   make package   checkpoint -> package folder    MODEL=, PACKAGE=, MAX_LENGTH=, PREFILL_LENGTHS=, DTYPE=, CACHE=
+#   make run       a story from the demo model     PROMPT=, and the variables of package
+#   make package   checkpoint to package folder    MODEL=, PACKAGE=, MAX_LENGTH=, PREFILL_LENGTHS=, DTYPE=, CACHE=
 #                  of TFLite                       FORMAT=tflite, QUANTIZE=dynamic_int8
 #   make test      all tests        make lint   style, types and imports      make docs   the filters' pages
 #   make test-fast the quick tests of every package: a tenth of the time
@@ -12,49 +12,45 @@ PYTHON     ?= python3
 MODEL      ?= tinyllama/demo/checkpoint
 PACKAGE    ?= tinyllama
 MAX_LENGTH ?= 32
-# Tokens that one prefill reads, such as 64,128,256; those that fit MAX_LENGTH where nothing is said.
+# Tokens that one prefill reads, such as 64,128,256. Empty: those of 64, 128, 256 that fit MAX_LENGTH.
 PREFILL_LENGTHS ?=
-CACHE      ?= concat
+# concat or static. Empty: static for model families whose attention cannot be fused, else concat.
+CACHE      ?=
 DTYPE      ?= float32
-# circle; or tflite, with the signatures of AI Edge, quantised by a recipe (see docs/filters/quantize.weights.py.md).
+# circle; or tflite, with AI Edge's signatures, quantised by a recipe (see docs/filters/quantize.weights.py.md).
 FORMAT     ?= circle
 QUANTIZE   ?= none
 PROMPT     ?= Lily picked up a flower.
-# Where the plain index serves PyTorch with CUDA, name the index of its CPU builds here.
+# Set this to the index of PyTorch's CPU builds where the plain index serves CUDA builds.
 TORCH      ?= torch==2.13.0
 
-# By way of the environment, so that a prompt may have quotes in it.
-export PROMPT
+# Recipes read these from the environment and quote them: they may hold any character, also `$`.
+INPUTS := MODEL PACKAGE MAX_LENGTH PREFILL_LENGTHS CACHE DTYPE FORMAT QUANTIZE PROMPT
+$(foreach name,$(INPUTS),$(eval override $(name) := $$(value $(name))))
+export $(INPUTS)
 
-BIN     := $(VENV)/bin
-SOURCES := $(shell find export o2o tinyllama -name '*.py') $(wildcard $(MODEL)/*)
+BIN := $(VENV)/bin
 
-.PHONY: setup package run test test-fast lint docs demo clean FORCE
+.PHONY: setup package run test test-fast lint docs demo clean
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
 
-# torch first and pinned: whatever comes later finds it there and does not fetch a larger one.
+# torch first and pinned: later installs find it and do not fetch a larger build.
 $(BIN)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
 	touch $@
 
-package: $(PACKAGE)/model.$(FORMAT)
-
-# Made again when the sources changed, or when it is asked for from another model or in another form.
-MADE_OF := $(MODEL) $(MAX_LENGTH) $(PREFILL_LENGTHS) $(CACHE) $(DTYPE) $(FORMAT) $(QUANTIZE)
-$(PACKAGE)/model.$(FORMAT): $(BIN)/.ready $(SOURCES) $(PACKAGE)/.made-of
-	$(BIN)/python tinyllama/pipeline.py --model '$(MODEL)' --package '$(PACKAGE)' --max-length $(MAX_LENGTH) --cache $(CACHE) --dtype $(DTYPE) \
-	  --format $(FORMAT) --quantize $(QUANTIZE) $(if $(PREFILL_LENGTHS),--prefill-lengths $(PREFILL_LENGTHS))
-
-$(PACKAGE)/.made-of: FORCE
-	@mkdir -p '$(PACKAGE)'
-	@echo '$(MADE_OF)' | cmp -s - '$@' || echo '$(MADE_OF)' > '$@'
+# The command itself checks whether the package is up to date: PACKAGE is no target, since it may hold spaces.
+package: setup
+	@$(BIN)/python tinyllama/pipeline.py --if-changed --model="$$MODEL" --package="$$PACKAGE" \
+	  --max-length="$$MAX_LENGTH" --dtype="$$DTYPE" --format="$$FORMAT" --quantize="$$QUANTIZE" \
+	  $${CACHE:+--cache="$$CACHE"} $${PREFILL_LENGTHS:+--prefill-lengths="$$PREFILL_LENGTHS"}
 
 run: package
-	@$(BIN)/python -m runtime_py.run '$(PACKAGE)' --prompt "$$PROMPT"
+	@$(BIN)/python -m runtime_py.run --prompt="$$PROMPT" -- "$$PACKAGE"
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal
@@ -75,4 +71,4 @@ demo: setup
 	$(BIN)/python -m tinyllama.demo.train --out tinyllama/demo/checkpoint --steps 15000 --seed 0 --threads 1
 
 clean:
-	rm -rf $(VENV) build *.egg-info *.circle tinyllama/*.circle tinyllama/*.tflite tinyllama/tokenizer* tinyllama/*config.json tinyllama/.made-of
+	rm -rf $(VENV) build *.egg-info *.circle tinyllama/*.circle tinyllama/*.tflite tinyllama/tokenizer* tinyllama/*config.json tinyllama/.built-from

@@ -44,7 +44,7 @@ def build(folder: Path, shape: str, recipe: str, capacity: int, prompt: int) -> 
         if not (checkpoint / "config.json").exists():
             _run(ROOT / "bench/make_checkpoint.py", checkpoint, "--shape", shape)
         options = ["--max-length", capacity, "--prefill-lengths", prompt]
-        _run(ROOT / "export/pipeline.py", "--model", checkpoint, "--package", plain, *options)
+        _run("-m", "export.pipeline", "--model", checkpoint, "--package", plain, *options)
     package = folder / plain.name.replace("none", recipe)
     if not (package / "model.circle").exists():
         package.mkdir(exist_ok=True)

@@ -20,29 +20,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from export.custom_ops import causal_attention
-from o2o.errors import ModelError, UsageError
+from export.options import FLASH, GROUPED
+from o2o.errors import ModelError
 from o2o.operators.causal_attention import Blocks, adaptive_blocks
 
-OPERATOR = ("grouped", "blocked")  # as transformers calls them
-FLASH = "flash"  # what `blocked` is called where no transformers sees it
+NAMES = {GROUPED: "grouped", FLASH: "blocked"}  # transformers' names; it treats names with `flash` specially
 
 # What the caller knows and attention does not: where the queries stand, and in which blocks to compute.
 _POSITION: ContextVar[torch.Tensor | None] = ContextVar("position", default=None)
 _BLOCKS: ContextVar[Blocks | None] = ContextVar("blocks", default=None)
-
-
-def implementation(name: str) -> tuple[str, Blocks | None]:
-    """What transformers is to call the attention implementation `name`, and the blocks in it: `flash` or
-    `flash:Q,KV`, or any that transformers knows. Raises UsageError."""
-    kind, _, sizes = name.partition(":")
-    if kind != FLASH:
-        return name, None
-    if not sizes:
-        return "blocked", None
-    try:
-        return "blocked", Blocks.parse(sizes)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A checkpoint's folder in, a prefill or decode model out, ready for `o2o.formats.save`."""
+"""A checkpoint's folder to a prefill or decode model, ready for `o2o.formats.save`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 from export.circle import convert
 from export.graphs import DecodeConcatenated, Graph, Prefill, Static
 from export.model import LanguageModel
-from export.traced_cache import CacheForm
-from export.weights import WeightsForm, WeightsType, bind, match, unused
+from export.options import CacheForm, WeightsForm, WeightsType
+from export.parameter_binding import bind_parameters, unused_tensors
+from export.parameter_matching import match_parameters
 from o2o.errors import UsageError
 from o2o.model import Model
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
@@ -25,17 +26,25 @@ def prefill(
     weights: WeightsForm = "embed",
     dtype: WeightsType = "float32",
 ) -> Model:
-    """A graph that reads T = `tokens` of a prompt.
+    """Build a graph that reads T tokens of a prompt.
 
-    capacity: None for the signature `prefill`, which reads a prompt's beginning and gives its keys and values
-    (`export.graphs.Prefill`); S for `prefill_T`, which reads T tokens at any position and writes them into
-    caches of S rows (`export.graphs.Static`), so that long prompts can be read in pieces.
+    Args:
+        directory: The checkpoint's folder.
+        tokens: T.
+        attn_implementation: `grouped`, `flash`, `flash:Q,KV`, or a name that transformers knows.
+        capacity: None for the signature `prefill`, which reads a prompt's beginning and gives its keys and
+            values (`export.graphs.Prefill`). S for `prefill_T`, which reads T tokens at any position and
+            writes into caches of S rows (`export.graphs.Static`), so that it reads long prompts in pieces.
+        weights: `embed` for a model that is saved with the checkpoint's weights; its files must stay until
+            then. `external` for a model with references, which `bind.weights.py` resolves.
+        dtype: The dtype of large matrices.
 
-    weights: `embed` for a model that is saved with the checkpoint's numbers, whose files must stay until
-    then; `external` for one with references to them, which `bind.weights.py` resolves.
+    Returns:
+        A Circle model of one signature.
 
-    Raises ModelError (what the checkpoint is or lacks), UsageError (more tokens than the model can see or the
-    caches can hold).
+    Raises:
+        ModelError: The checkpoint is incomplete, or its architecture cannot be exported.
+        UsageError: The model cannot see T tokens, or the caches cannot hold them.
     """
 
     def graph(model: LanguageModel) -> Graph:
@@ -54,9 +63,22 @@ def decode(
     weights: WeightsForm = "embed",
     dtype: WeightsType = "float32",
 ) -> Model:
-    """The graph that reads one token after up to `capacity` others.
+    """Build the graph that reads one token after up to `capacity` others.
 
-    cache: `concat` (`export.graphs.DecodeConcatenated`) or `static` (`Static`). Otherwise as `prefill`.
+    Args:
+        directory: The checkpoint's folder.
+        capacity: Rows of the KV cache.
+        cache: `concat` (`export.graphs.DecodeConcatenated`) or `static` (`export.graphs.Static`).
+        attn_implementation: See `prefill`.
+        weights: See `prefill`.
+        dtype: See `prefill`.
+
+    Returns:
+        A Circle model of one signature, `decode`.
+
+    Raises:
+        ModelError: The checkpoint is incomplete, or its architecture cannot be exported.
+        UsageError: The model cannot see `capacity` tokens, or `cache` is unknown.
     """
     forms: dict[str, Callable[[LanguageModel], Graph]] = {
         "concat": lambda model: DecodeConcatenated(model, capacity),
@@ -76,10 +98,10 @@ def _build(
 ) -> Model:
     checkpoint = open_checkpoint(directory)
     language_model = LanguageModel.read(directory, attn_implementation)
-    found = match(language_model, checkpoint)  # before the minutes that a large graph takes
+    matched = match_parameters(language_model, checkpoint)  # fail before tracing, which may take minutes
     model = convert(graph_of(language_model))
-    bind(model.graphs[0], found, weights, dtype)
-    deduplicate_constants(model, only=Weight)  # as bind.weights.py does with those that are bound later
+    bind_parameters(model.graphs[0], matched, weights, dtype)
+    deduplicate_constants(model, only=Weight)  # as bind.weights.py does for weights that are bound later
     if weights == "external":
-        model.unused = unused(checkpoint, model.graphs[0], found)
+        model.unused = unused_tensors(checkpoint, model.graphs[0], matched)
     return model

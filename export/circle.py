@@ -13,7 +13,7 @@ import torch
 
 from export.fx_passes import drop_empty, quick_passes
 from export.graphs import Graph
-from export.model import reason_of
+from export.model import summarize_error
 from export.tensor_names import rename
 from o2o.errors import ModelError, O2oError
 from o2o.formats import loads
@@ -46,7 +46,7 @@ def compile_graph(graph: Graph) -> bytes:
     except O2oError:
         raise
     except Exception as error:
-        what = reason_of(error)
+        what = summarize_error(error)
         raise ModelError(
             f"torch.export cannot trace {graph.signature} of this {kind} model: {what}"
         ) from error
@@ -60,7 +60,7 @@ def compile_graph(graph: Graph) -> bytes:
             return tico.convert_from_exported_program(program, config=config).circle_binary
         except Exception as error:
             lacking = sorted({name for text in complaints for name in re.findall(r"\(op\) (\S+)", text)})
-            what = f"it lacks {', '.join(lacking)}" if lacking else reason_of(error)
+            what = f"it lacks {', '.join(lacking)}" if lacking else summarize_error(error)
             raise ModelError(f"TICO cannot convert {graph.signature} of this {kind} model: {what}") from error
 
 

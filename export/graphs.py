@@ -1,4 +1,4 @@
-"""What prefill and decode take and give: modules for torch.export, with a name and a role for each end."""
+"""Prefill and decode as modules for torch.export, with a name and a role for each input and output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from export.attention import queries_at
 from export.model import LanguageModel
-from export.traced_cache import Concatenated, Kept, Written
+from export.traced_cache import ConcatenatedCache, RecordingCache, UpdatedCache
 from o2o.contract import Role
 from o2o.errors import ModelError, UsageError
 from o2o.operators.masks import LOWEST
@@ -18,10 +18,14 @@ LAYOUT: Literal["BNTH"] = "BNTH"  # of all keys and values here: [B, K, T, H]
 
 
 class Graph(torch.nn.Module):
-    """A graph to export. `forward` takes what `inputs` names, in that order, then the model's parameters.
+    """A graph to export. `forward` takes the tensors of `inputs`, in that order, then the model's parameters.
 
-    signature: its name. inputs, outputs: {name: role}, in calling order. `model` is no submodule, so that
-    torch.export sees its parameters as inputs only.
+    `model` is no submodule, so that torch.export sees its parameters as inputs only.
+
+    Attributes:
+        signature: The signature's name.
+        inputs: {name: role} in calling order, without parameters.
+        outputs: {name: role} in calling order.
     """
 
     signature: str
@@ -33,7 +37,11 @@ class Graph(torch.nn.Module):
         self.outputs: dict[str, Role] = {"logits": Role("logits")}
 
     def example(self) -> tuple[Any, ...]:
-        """Arguments for `forward` with the right shapes and dtypes."""
+        """Make example arguments for tracing.
+
+        Returns:
+            Arguments for `forward` with the right shapes and dtypes.
+        """
         raise NotImplementedError
 
     def logits(
@@ -42,19 +50,31 @@ class Graph(torch.nn.Module):
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         mask: torch.Tensor,
-        cache: Kept,
+        cache: RecordingCache,
         position: torch.Tensor,
     ) -> torch.Tensor:
-        """Call the model (see `LanguageModel`). Raises ModelError if a layer passes the cache by.
+        """Call the model and check that all its layers use the cache.
 
-        position: int64 [1], of the first token.
+        Args:
+            weights: See `LanguageModel`.
+            input_ids: int64 [1, T].
+            position_ids: int64 [1, T].
+            mask: Additive float32 [1, 1, T, number of keys].
+            cache: Receives the keys and values of each layer.
+            position: int64 [1], the position of the first token.
+
+        Returns:
+            float32 [1, T, V].
+
+        Raises:
+            ModelError: A layer does not use the cache.
         """
         with queries_at(position):
             logits = self.model(weights, input_ids, position_ids, mask, cache)
         if len(cache) != self.model.layers:
             raise ModelError(
-                f"{len(cache)} of the {self.model.layers} layers of this {self.model.kind} model use a cache "
-                "of keys and values: an architecture that export does not know"
+                f"{len(cache)} of the {self.model.layers} layers of this {self.model.kind} model use a KV "
+                "cache: export does not support this architecture"
             )
         return logits
 
@@ -63,8 +83,7 @@ class Prefill(Graph):
     """A prompt of exactly T tokens, at positions 0 to T-1.
 
     input_ids int64 [1, T] -> logits float32 [1, T, V], present_key_0, present_value_0, present_key_1, ...
-    float32 [1, K, T, H], keys rotated. A shorter prompt is padded at its end: what follows a token is
-    never seen by it.
+    float32 [1, K, T, H], keys rotated. Pad a shorter prompt at its end: no token sees a later one.
     """
 
     signature = "prefill"
@@ -72,10 +91,18 @@ class Prefill(Graph):
     mask: torch.Tensor  # additive, [1, 1, T, T]
 
     def __init__(self, model: LanguageModel, tokens: int) -> None:
-        """Raises UsageError for more tokens than the model can see."""
+        """Set up the graph.
+
+        Args:
+            model: The model to call.
+            tokens: T.
+
+        Raises:
+            UsageError: The model cannot see T tokens.
+        """
         super().__init__(model)
         model.check_length(tokens)
-        self.outputs |= _ends(model, "present", "key", "value")
+        self.outputs |= _cache_roles(model, "present", "key", "value")
         self.register_buffer("positions", torch.arange(tokens)[None])
         self.register_buffer("mask", torch.full((tokens, tokens), LOWEST).triu(1)[None, None])
 
@@ -83,20 +110,20 @@ class Prefill(Graph):
         return torch.zeros_like(self.positions), self.model.dummies()
 
     def forward(self, input_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        cache = Kept()
+        cache = RecordingCache()
         logits = self.logits(weights, input_ids, self.positions, self.mask, cache, self.positions[0, :1])
         return logits, *cache.flat()
 
 
 class Cached(Graph):
-    """T tokens at positions p to p+T-1, behind what earlier tokens left in caches. Base of the two forms.
+    """T tokens at positions p to p+T-1, after the tokens whose rows are in the caches. Base of both forms.
 
     input_ids int64 [1, T], cache_position int64 [1] = p, past_key_0, past_value_0, past_key_1, ... float32
-    [1, K, C, H] of which the first p rows count -> logits float32 [1, T, V].
+    [1, K, S, H], of which the first p rows count -> logits float32 [1, T, V].
     """
 
-    steps: torch.Tensor  # int64 [T]: how far behind p each token is
-    slots: torch.Tensor  # int64 [number of keys]: a token sees the keys whose slot is before its position
+    steps: torch.Tensor  # int64 [T]: each token's distance from p
+    slots: torch.Tensor  # int64 [number of keys]: a token sees the keys whose slot is below its position
 
     def __init__(
         self, model: LanguageModel, signature: str, tokens: int, capacity: int, slots: torch.Tensor
@@ -104,7 +131,8 @@ class Cached(Graph):
         super().__init__(model)
         self.signature = signature
         self.capacity = capacity
-        self.inputs |= {"cache_position": Role("position")} | _ends(model, "past", "key_cache", "value_cache")
+        caches = _cache_roles(model, "past", "key_cache", "value_cache")
+        self.inputs |= {"cache_position": Role("position")} | caches
         self.register_buffer("steps", torch.arange(tokens))
         self.register_buffer("slots", slots)
 
@@ -118,25 +146,46 @@ class Cached(Graph):
         self,
         input_ids: torch.Tensor,
         cache_position: torch.Tensor,
-        cache: Kept,
+        cache: RecordingCache,
         weights: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """Logits, the keys that `cache` shows masked: additive [1, 1, T, number of keys]."""
+        """Mask the keys after each token and compute the logits.
+
+        Args:
+            input_ids: int64 [1, T].
+            cache_position: int64 [1], p.
+            cache: Which keys and values attention sees.
+            weights: See `LanguageModel`.
+
+        Returns:
+            float32 [1, T, V].
+        """
         positions = cache_position + self.steps
         mask = torch.where(self.slots < positions[:, None], 0.0, LOWEST)[None, None]
         return self.logits(weights, input_ids, positions[None], mask, cache, cache_position)
 
 
 class DecodeConcatenated(Cached):
-    """One token: its key and value stand behind the past, in all C + 1; `logits` is the only output. p in
-    0..C."""
+    """One token, whose key and value follow the S rows of the past. p is 0..S.
+
+    `logits` is the only output.
+    """
 
     def __init__(self, model: LanguageModel, capacity: int) -> None:
-        """Raises UsageError for more tokens than the model can see, or attention that goes by positions."""
+        """Set up the graph.
+
+        Args:
+            model: The model to call.
+            capacity: S.
+
+        Raises:
+            UsageError: The model cannot see S + 1 tokens, or its attention goes by positions: the new key
+                is not in the row of its position.
+        """
         model.check_length(capacity)
         model.check_length(capacity + 1)
         if model.causal_operator:
-            raise UsageError("a new key behind all others is in no place of its own: take --cache static")
+            raise UsageError("attention implementations grouped and flash need --cache static")
         # The new key comes last and is always visible: its slot counts as -1.
         super().__init__(model, "decode", 1, capacity, torch.tensor([*range(capacity), -1]))
 
@@ -147,26 +196,36 @@ class DecodeConcatenated(Cached):
         past: Sequence[torch.Tensor],
         weights: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        return self.read(input_ids, cache_position, Concatenated(past), weights)
+        return self.read(input_ids, cache_position, ConcatenatedCache(past), weights)
 
 
 class Static(Cached):
-    """T tokens, their keys and values written into caches of C = S rows at p; after `logits` come the updated
-    caches, present_key_0, present_value_0, ... float32 [1, K, S, H]. p in 0..S-T.
+    """T tokens, whose keys and values are written into caches of S rows from row p on. p is 0..S-T.
 
-    Decode is this with T = 1; with more, it reads a piece of a prompt, or all of it. A shorter piece is
-    padded at its end: what follows a token is never seen by it, and written over by the next piece.
+    After `logits` come the updated caches, present_key_0, present_value_0, ... float32 [1, K, S, H]. Decode
+    is this with T = 1; a larger T reads a piece of a prompt, or all of it. Pad a shorter piece at its end:
+    no token sees a later one, and the next piece overwrites the padding.
     """
 
     def __init__(self, model: LanguageModel, signature: str, tokens: int, capacity: int) -> None:
-        """Raises UsageError for more tokens than the model can see or the caches can hold."""
+        """Set up the graph.
+
+        Args:
+            model: The model to call.
+            signature: The signature's name.
+            tokens: T.
+            capacity: S.
+
+        Raises:
+            UsageError: The model cannot see S tokens, or the caches cannot hold T.
+        """
         model.check_length(tokens)
         model.check_length(capacity)
         if tokens > capacity:
             raise UsageError(f"{tokens} tokens do not fit into caches of {capacity}")
         # Counted from -1, so that each token sees the key at its own position.
         super().__init__(model, signature, tokens, capacity, torch.arange(capacity) - 1)
-        self.outputs |= _ends(model, "present", "key", "value")
+        self.outputs |= _cache_roles(model, "present", "key", "value")
 
     def forward(
         self,
@@ -175,15 +234,15 @@ class Static(Cached):
         past: Sequence[torch.Tensor],
         weights: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        cache = Written(past, cache_position)
+        cache = UpdatedCache(past, cache_position)
         logits = self.read(input_ids, cache_position, cache, weights)
         return logits, *cache.flat()
 
 
-def _ends(model: LanguageModel, prefix: str, key: Any, value: Any) -> dict[str, Role]:
+def _cache_roles(model: LanguageModel, prefix: str, key: Any, value: Any) -> dict[str, Role]:
     """{prefix_key_0: ..., prefix_value_0: ..., prefix_key_1: ...} with the roles `key` and `value`."""
     return {
-        f"{prefix}_{what}_{layer}": Role(kind, layer, LAYOUT)
+        f"{prefix}_{noun}_{layer}": Role(kind, layer, LAYOUT)
         for layer in range(model.layers)
-        for what, kind in (("key", key), ("value", value))
+        for noun, kind in (("key", key), ("value", value))
     }

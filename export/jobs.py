@@ -1,4 +1,4 @@
-"""Which graphs a package is made of, and what their files are called."""
+"""The graphs of a package: their signatures, files and lengths, and how one of them is exported."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.options import CacheForm, WeightsForm, WeightsType
 from o2o.cli.silence_stderr import no_warnings
 from o2o.errors import UsageError
 
 if TYPE_CHECKING:
-    from export.traced_cache import CacheForm
-    from export.weights import WeightsForm, WeightsType
     from o2o.model import Model
 
-PREFILL_LENGTHS = (64, 128, 256)  # those that a capacity has room for, where nothing else is asked for
+PREFILL_LENGTHS = (64, 128, 256)  # the default: those that fit the context
 
 
 @dataclass(frozen=True)
 class Job:
-    """One graph to export: T = `tokens` at a time onto `capacity` rows of cache (None: onto none)."""
+    """One graph to export.
+
+    Attributes:
+        signature: `prefill`, `prefill_T` or `decode`.
+        file: The name of its file.
+        tokens: T, tokens that it reads at a time.
+        capacity: S, rows of its KV caches; None for a prefill without caches.
+        cache: The form of decode's cache.
+    """
 
     signature: str
     file: str
@@ -37,7 +44,17 @@ class Job:
         weights: WeightsForm,
         dtype: WeightsType,
     ) -> Model:
-        """The graph: see `export.build`, which takes seconds to import."""
+        """Build the graph. Imports torch, which takes seconds.
+
+        Args:
+            directory: The checkpoint's folder.
+            attn_implementation: See `export.build.prefill`.
+            weights: See `export.build.prefill`.
+            dtype: See `export.build.prefill`.
+
+        Returns:
+            A Circle model of one signature.
+        """
         from export import build
 
         if self.signature != "decode":
@@ -54,7 +71,16 @@ class Job:
         dtype: WeightsType,
         debug: bool = False,
     ) -> None:
-        """Build it and write its file into `folder`; with `debug` warnings are shown."""
+        """Build the graph and write its file.
+
+        Args:
+            directory: The checkpoint's folder.
+            folder: The folder to write into.
+            attn_implementation: See `export.build.prefill`.
+            weights: See `export.build.prefill`.
+            dtype: See `export.build.prefill`.
+            debug: Show the warnings of torch, transformers and TICO.
+        """
         from o2o import formats
 
         with contextlib.nullcontext() if debug else no_warnings():
@@ -65,15 +91,21 @@ class Job:
 def jobs(
     max_length: int, prefill_lengths: Sequence[int] | None = None, cache: CacheForm = "concat"
 ) -> list[Job]:
-    """The prefills, shortest first, and decode of a package for `max_length` tokens of context (S).
+    """List the graphs of a package.
 
-    prefill_lengths: how many tokens one prefill takes; each is a graph that goes on at any position. None:
-    those of PREFILL_LENGTHS that fit; where none does, and for an empty sequence, one that takes all S
-    tokens of a prompt from its beginning, the guide's.
-    cache: in what form graphs take it. `concat` is for fuse.attention.py: decode joins the new row to S - 2
-    others, and names of files that still want it end in `_`; `static` is to run as it is.
+    Args:
+        max_length: S, tokens of context.
+        prefill_lengths: T of each prefill, which reads on from any position. None for those of
+            `PREFILL_LENGTHS` that fit. If none fits, and for an empty sequence, one prefill reads all S
+            tokens of a prompt from its beginning.
+        cache: The form of the KV cache. `concat` is for fuse.attention.py: decode appends the new row to
+            S - 2 others, and names of files that it must read end in `_`. `static` needs no fusing.
 
-    Raises UsageError for lengths that make no package.
+    Returns:
+        The prefills, shortest first, then decode.
+
+    Raises:
+        UsageError: The lengths exclude each other.
     """
     least = 3 if cache == "concat" else 1
     if max_length < least:
@@ -82,11 +114,11 @@ def jobs(
         prefill_lengths = [length for length in PREFILL_LENGTHS if length <= max_length]
     lengths = sorted(prefill_lengths)
     if len(set(lengths)) != len(lengths):
-        raise UsageError(f"--prefill-lengths {','.join(map(str, lengths))}: a length twice")
+        raise UsageError(f"--prefill-lengths {','.join(map(str, lengths))}: give each length once")
     for length in lengths:
         if not 1 <= length <= max_length:
             raise UsageError(f"--prefill-lengths: {length} tokens do not fit into --max-length {max_length}")
-    raw = "_" if cache == "concat" else ""
-    prefills = [Job(f"prefill_{n}", f"prefill_{n}{raw}.circle", n, max_length) for n in lengths]
-    decode = Job("decode", f"decode{raw}.circle", 1, max_length - (2 if raw else 0), cache)
+    suffix = "_" if cache == "concat" else ""
+    prefills = [Job(f"prefill_{n}", f"prefill_{n}{suffix}.circle", n, max_length) for n in lengths]
+    decode = Job("decode", f"decode{suffix}.circle", 1, max_length - (2 if suffix else 0), cache)
     return [*(prefills or [Job("prefill", "prefill.circle", max_length, None)]), decode]

@@ -1,4 +1,4 @@
-"""The model of a config.json: its structure and computed buffers, without a single weight."""
+"""A model's structure and computed buffers, built by transformers from `config.json`, without weights."""
 
 from __future__ import annotations
 
@@ -11,31 +11,46 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
-from export.attention import OPERATOR, blocks_of, implementation
+from export.attention import NAMES, blocks_of
+from export.config import CheckpointConfig
+from export.families import Family, family_of
+from export.options import parse_attention
 from o2o.errors import ModelError, UsageError
 
 
 class LanguageModel:
-    """A decoder-only transformer on the meta device; its parameters come in from outside at every call.
+    """A decoder-only transformer on the meta device; every call takes its parameters as arguments.
 
-    Buffers that the model computes for itself (rotary frequencies) are real. Parameters that are tied are
-    one parameter, under the first of its names.
+    Buffers that the model computes (rotary frequencies) are real. Tied parameters are one parameter, under
+    the first of their names.
 
-        parameters   {name: shape}, in the model's order
-        aliases      {name: its other names}, for tied parameters
-        layers, key_value_heads (K), head_dim (H)
+    Attributes:
+        parameters: {name: shape}, in the model's order.
+        aliases: {name: its other names}, for tied parameters.
+        layers: Number of transformer layers.
+        key_value_heads: K.
+        head_dim: H.
+        max_positions: The longest context in tokens; None for no limit.
+        sliding_window: How many keys a query sees; None for all.
+        family: The rules of its model family.
+        causal_operator: Whether attention is `o2o.causal_attention`, which goes by positions, not by a mask.
     """
 
     def __init__(self, config: Any, attn_implementation: str = "eager") -> None:
-        """attn_implementation: transformers' own, or `grouped`, `flash`, `flash:Q,KV` (`export.attention`).
+        """Build the model's structure.
 
-        Raises ModelError for an architecture that transformers cannot build from `config`.
+        Args:
+            config: transformers' configuration.
+            attn_implementation: `grouped`, `flash`, `flash:Q,KV`, or a name that transformers knows.
+
+        Raises:
+            ModelError: transformers cannot build this architecture, or it has no attention heads.
         """
-        name, self._blocks = implementation(attn_implementation)
-        self.causal_operator = name in OPERATOR
-        """Whether attention is one operator that goes by positions, and looks at no mask."""
+        kind, self._blocks = parse_attention(attn_implementation)
+        self.causal_operator = kind in NAMES
         self.config = config
         self.kind: str = config.model_type
+        self.family: Family = family_of(CheckpointConfig(config.to_dict(), self.kind))
         if getattr(config, "quantization_config", None):
             raise ModelError("a quantised checkpoint: export takes weights in float32, float16 or bfloat16")
         try:
@@ -43,11 +58,11 @@ class LanguageModel:
                 self.module = AutoModelForCausalLM.from_config(
                     config,
                     dtype=torch.float32,
-                    attn_implementation=name,
+                    attn_implementation=NAMES.get(kind, kind),
                 ).eval()
         except Exception as error:
-            what = reason_of(error)
-            raise ModelError(f"transformers cannot build this {self.kind} model: {what}") from error
+            reason = summarize_error(error)
+            raise ModelError(f"transformers cannot build this {self.kind} model: {reason}") from error
         _compute_buffers(self.module)
 
         text = config.get_text_config(decoder=True)
@@ -72,11 +87,22 @@ class LanguageModel:
 
     @classmethod
     def read(cls, directory: str | os.PathLike[str], attn_implementation: str = "eager") -> LanguageModel:
-        """The model of `directory`/config.json. Raises ModelError."""
+        """Build the model of `directory/config.json`.
+
+        Args:
+            directory: The checkpoint's folder.
+            attn_implementation: See `__init__`.
+
+        Returns:
+            The model without weights.
+
+        Raises:
+            ModelError: transformers does not know the configuration, or cannot build its architecture.
+        """
         try:
             config = AutoConfig.from_pretrained(Path(directory), local_files_only=True)
         except Exception as error:
-            raise ModelError(f"{Path(directory) / 'config.json'}: {reason_of(error)}") from error
+            raise ModelError(f"{Path(directory) / 'config.json'}: {summarize_error(error)}") from error
         return cls(config, attn_implementation)
 
     def __call__(
@@ -87,11 +113,17 @@ class LanguageModel:
         mask: torch.Tensor,
         cache: Cache,
     ) -> torch.Tensor:
-        """Logits [B, T, V], float32.
+        """Compute the logits.
 
-        weights: one tensor for each of `parameters`, in that order. input_ids, position_ids: int64 [B, T].
-        mask: additive float [B, 1, T, number of keys], 0 where a key is visible. cache: gets the rotated
-        keys and the values [B, K, T, H] of each layer through `update`.
+        Args:
+            weights: One tensor for each of `parameters`, in that order.
+            input_ids: int64 [B, T].
+            position_ids: int64 [B, T].
+            mask: Additive float [B, 1, T, number of keys], 0 where a key is visible.
+            cache: Its `update` receives the rotated keys and the values [B, K, T, H] of each layer.
+
+        Returns:
+            float32 [B, T, V].
         """
         with blocks_of(self._blocks):
             result = torch.func.functional_call(
@@ -108,26 +140,39 @@ class LanguageModel:
         return result.logits
 
     def dummies(self) -> tuple[torch.Tensor, ...]:
-        """A tensor for each parameter that has its shape and takes no memory (all strides are 0)."""
+        """Make a tensor for each parameter that takes no memory.
+
+        Returns:
+            One tensor of each parameter's shape; all strides are 0.
+        """
         return tuple(torch.zeros(()).expand(shape) for shape in self.parameters.values())
 
     def check_length(self, tokens: int) -> None:
-        """Raises UsageError for a context of `tokens` that this model cannot see in full."""
+        """Check that the model can see a context in full.
+
+        Args:
+            tokens: The length of the context.
+
+        Raises:
+            UsageError: It is below 1, or beyond the model's positions or sliding window.
+        """
         if tokens < 1:
             raise UsageError(f"a context of {tokens} tokens: give at least 1")
         if self.max_positions and tokens > self.max_positions:
             raise UsageError(f"a context of {tokens} tokens: this model has {self.max_positions} positions")
         if self.sliding_window and tokens > self.sliding_window:
             raise UsageError(
-                f"a context of {tokens} tokens: this model's attention slides over {self.sliding_window}, "
-                "and the graphs here let every token see all before it: make it no more"
+                f"a context of {tokens} tokens: this model's attention window is {self.sliding_window} "
+                "tokens, and exported graphs have no window: make it no more"
             )
 
 
 @torch.no_grad()
 def _compute_buffers(model: Any) -> None:
-    """Replace the buffers that live on the meta device by real ones, filled as transformers itself does
-    after building a model there: by the model's `_init_weights`. Raises ModelError if one stays unfilled."""
+    """Replace the buffers on the meta device by real ones.
+
+    The model's `_init_weights` fills them, as in transformers itself. Raises ModelError if one stays empty.
+    """
     stored = set(model.state_dict())
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
@@ -143,10 +188,19 @@ def _compute_buffers(model: Any) -> None:
         model._init_weights(module)
         for name in empty:
             if getattr(module, name).isnan().any():
-                raise ModelError(f"{model.config.model_type}: nothing computes the buffer {prefix}{name}")
+                raise ModelError(
+                    f"{model.config.model_type}: transformers does not fill the buffer {prefix}{name}"
+                )
 
 
-def reason_of(error: BaseException) -> str:
-    """What `error` is and the first line of what it says, for a message of one line."""
+def summarize_error(error: BaseException) -> str:
+    """Summarize an exception of another library for a one-line message.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        Its class and the first line of its message.
+    """
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""The files of a checkpoint that a package carries beside its model."""
+"""The files of a checkpoint that a package contains besides its model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ FILES = (
 )
 
 
-def fill(package: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> None:
-    """Copy those of `FILES` that `checkpoint` has into the folder `package`, which is made if need be.
+def copy_package_files(package: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> None:
+    """Copy the files of `FILES` that a checkpoint has. Each appears when it is complete.
 
-    Each file appears when it is complete. Raises OSError.
+    Args:
+        package: The package's folder; created if it does not exist.
+        checkpoint: The checkpoint's folder.
+
+    Raises:
+        OSError: A file cannot be read or written.
     """
     folder = Path(package)
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         source = Path(checkpoint) / name
-        if source.exists():
+        if source.exists() and source.resolve() != (folder / name).resolve():
             part = folder / f".{name}.part"
             shutil.copyfile(source, part)
             os.replace(part, folder / name)

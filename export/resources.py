@@ -1,4 +1,4 @@
-"""What an export needs, told before it starts, and whether that is there."""
+"""Estimates of the disk space and memory that an export needs, and checks that they are available."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ from pathlib import Path
 
 import psutil
 
+from export.options import ITEM_SIZE, WeightsType
 from o2o.errors import O2oError
 from o2o.weights.stored_tensor import StoredTensor
 
-# Of one process that exports one graph after the other: `bench/export.py` measures them.
+# Of one process that exports one graph after the other; measured by `bench/export.py`.
 MEMORY = 450_000_000  # bytes for Python with torch, transformers and TICO
-MEMORY_A_LAYER = 3_500_000
-DISK_A_LAYER = 20_000  # bytes of a graph without weights
-ITEM_SIZE = {"float32": 4, "float16": 2}  # bytes of a number in a model
+MEMORY_PER_LAYER = 3_500_000
+DISK_PER_LAYER = 20_000  # bytes of a graph without weights
 
 
 @dataclass(frozen=True)
 class Needs:
-    """parameters: how many; stored: their bytes in the checkpoint; bound: in a model; graphs: bytes of all
-    graphs as they are exported; memory: bytes of one process."""
+    """What an export needs.
+
+    Attributes:
+        parameters: Number of parameters.
+        stored: Bytes of the parameters in the checkpoint.
+        bound: Bytes of one model with all graphs and the weights.
+        graphs: Bytes of all graphs as export writes them.
+        memory: Bytes of memory of one process.
+    """
 
     parameters: int
     stored: int
@@ -33,24 +40,45 @@ class Needs:
     memory: int
 
 
-def needs(tensors: Mapping[str, StoredTensor], layers: int, graphs: int, dtype: str, embed: bool) -> Needs:
-    """What it takes to export `graphs` graphs of a model with these tensors. Estimates, but for the numbers
-    of parameters and of bytes in the checkpoint."""
+def estimate_needs(
+    tensors: Mapping[str, StoredTensor], layers: int, graphs: int, dtype: WeightsType, embed: bool
+) -> Needs:
+    """Estimate what an export needs. `parameters` and `stored` are exact.
+
+    Args:
+        tensors: The checkpoint's tensors.
+        layers: Number of transformer layers.
+        graphs: Number of graphs.
+        dtype: The dtype of stored matrices.
+        embed: Whether each graph holds the weights.
+
+    Returns:
+        The estimate.
+    """
     places = {(tensor.path, tensor.offset): tensor for tensor in tensors.values()}.values()
     parameters = sum(math.prod(tensor.shape) for tensor in places)
     bound = parameters * ITEM_SIZE[dtype]
-    graph = layers * DISK_A_LAYER
+    graph = layers * DISK_PER_LAYER
     return Needs(
         parameters,
         sum(tensor.length for tensor in places),
         bound + graph * graphs,
         graphs * (graph + (bound if embed else 0)),
-        MEMORY + layers * MEMORY_A_LAYER,
+        MEMORY + layers * MEMORY_PER_LAYER,
     )
 
 
 def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
-    """Raises O2oError, with the numbers, when the disk of `folder` has no room for `needed` bytes."""
+    """Check that a disk has room.
+
+    Args:
+        folder: A folder on that disk; it need not exist yet.
+        needed: Bytes.
+        what: What needs them, for the message.
+
+    Raises:
+        O2oError: There is less room.
+    """
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
@@ -62,8 +90,19 @@ def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
         )
 
 
-def processes(memory: int, wanted: int) -> int:
-    """How many of `wanted` processes of `memory` bytes fit at a time. Raises O2oError when not one does."""
+def processes_that_fit(memory: int, wanted: int) -> int:
+    """Return how many processes fit into memory at a time.
+
+    Args:
+        memory: Bytes of one process.
+        wanted: The most to start.
+
+    Returns:
+        A number from 1 to `wanted`.
+
+    Raises:
+        O2oError: Not even one fits.
+    """
     free = available_memory()
     if memory > free:
         raise O2oError(
@@ -74,8 +113,11 @@ def processes(memory: int, wanted: int) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: of the machine's, and of its control group's if it has a
-    limit (cgroup v2, as in containers)."""
+    """Return how much memory this process may still allocate.
+
+    Returns:
+        Free bytes of the machine, or of this process's control group (cgroup v2) if it has a lower limit.
+    """
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
@@ -86,5 +128,12 @@ def available_memory() -> int:
 
 
 def gigabytes(size: int) -> str:
-    """`4.40 GB`, `1.5 MB`."""
+    """Format a size.
+
+    Args:
+        size: Bytes.
+
+    Returns:
+        Text such as `4.40 GB` or `1.5 MB`.
+    """
     return f"{size / 1e9:.2f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""Pipelines of commands, shown as they run, in a folder that goes with what they leave behind."""
+"""Shell pipelines: each is shown before it runs, and ends when this process is interrupted."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from o2o import errors
+from export.processes import signals_blocked
+
+GRACE = 0.5  # seconds between SIGTERM and SIGKILL
 
 EXPORT = """
 {python} -m export {model} -o . --max-length {length} --prefill-lengths {lengths} --cache {cache} \\
@@ -20,8 +21,33 @@ EXPORT = """
 """
 
 
-def export(model: Path, length: int, lengths: str, cache: str, *more: str) -> str:
-    """The command that exports `model` into the working folder. lengths: `64,128`."""
+class StepFailed(Exception):
+    """A shell command failed; it has printed the reason itself.
+
+    Attributes:
+        step: The command.
+        code: Its exit code.
+    """
+
+    def __init__(self, step: str, code: int) -> None:
+        super().__init__(f"a command failed (exit code {code})")
+        self.step = step
+        self.code = code
+
+
+def export_command(model: Path, length: int, lengths: str, cache: str, *more: str) -> str:
+    """Write the command that exports a model into the working folder.
+
+    Args:
+        model: The checkpoint's folder.
+        length: S, tokens of context.
+        lengths: T of each prefill, such as `64,128`.
+        cache: The form of decode's KV cache.
+        *more: Further arguments.
+
+    Returns:
+        The command, quoted for the shell.
+    """
     return EXPORT.format(
         python=shlex.quote(sys.executable),
         model=shlex.quote(str(model)),
@@ -32,45 +58,46 @@ def export(model: Path, length: int, lengths: str, cache: str, *more: str) -> st
     )
 
 
-@contextlib.contextmanager
-def workshop(beside: Path) -> Iterator[Path]:
-    """A folder to build in, in the file system of the folder `beside`; it goes with all that is in it."""
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=beside) as folder:
-        yield Path(folder)
+def run(steps: Iterable[str], folder: Path) -> None:
+    """Run shell commands in a folder, up to the first that fails. Each is shown on stderr before it runs.
 
+    Args:
+        steps: The commands.
+        folder: The working folder.
 
-def run(steps: str, folder: Path) -> int:
-    """Run the shell commands `steps` in `folder`, which stop at the first that fails: the exit code.
-
-    Each is shown on stderr before it runs. Whatever ends this process's wait ends the commands, too.
+    Raises:
+        StepFailed: A command failed.
     """
+    for step in steps:
+        if code := _run(step, folder):
+            raise StepFailed(step, code)
+
+
+def _run(step: str, folder: Path) -> int:
     bin_ = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-    shell = ["bash", "-v", "-euo", "pipefail", "-c", steps]
-    with subprocess.Popen(shell, cwd=folder, env=environment, process_group=0) as process:
-        try:
-            return process.wait()
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            raise
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """In here SIGTERM and SIGHUP unwind as Ctrl-C does, so that nothing is left behind."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    command = ["bash", "-v", "-euo", "pipefail", "-c", step]
+    process: subprocess.Popen[bytes] | None = None
     try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        with signals_blocked() as mask:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                process_group=0,
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),
+            )
+        return process.wait()
+    except BaseException:
+        if process is not None:
+            _end_group(process)
+        raise
 
 
-def failed(code: int, what_is_left: str) -> errors.ModelError:
-    """The error of commands that ended with `code`, having said themselves what was wrong."""
-    return errors.ModelError(f"a command failed (exit code {code}), {what_is_left}")
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End `process` and all others of its process group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)

@@ -1,13 +1,13 @@
-"""What stands in for transformers' KV cache while a graph is traced.
+"""Stand-ins for transformers' KV cache while a graph is traced.
 
-transformers hands each layer's new keys (rotated) and values, [B, K, T, H], to `update`, and attends to
-what `update` returns. So a cache here is a rule: what does attention see, and what is kept.
+transformers passes each layer's new rotated keys and values [B, K, T, H] to `update` and attends to what
+`update` returns. So each class here decides what attention sees, and records what the graph returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -15,77 +15,114 @@ from transformers.cache_utils import Cache
 from export.custom_ops import dynamic_update_slice
 from o2o.errors import ModelError
 
-CacheForm = Literal["concat", "static"]
-"""How decode takes its cache: joined to the new row (`Concatenated`), or with the row written into it."""
 
-
-class Kept(Cache):
-    """Attention sees the new keys and values alone; they are kept, layer by layer. For prefill."""
+class RecordingCache(Cache):
+    """Attention sees the new keys and values alone, and they are recorded by layer. For prefill."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._recorded: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def see(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What attention sees of `layer`, given its new `key` and `value`."""
+    def visible(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values that attention sees.
+
+        Args:
+            layer: The layer's number.
+            key: Its new keys [B, K, T, H].
+            value: Its new values [B, K, T, H].
+
+        Returns:
+            Keys and values, [B, K, number of keys, H] each.
+        """
         return key, value
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._kept[layer_idx] = self.see(layer_idx, key_states, value_states)
-        return self._kept[layer_idx]
+        self._recorded[layer_idx] = self.visible(layer_idx, key_states, value_states)
+        return self._recorded[layer_idx]
 
     def __len__(self) -> int:
-        """How many layers have come by."""
-        return len(self._kept)
+        """Number of layers that have used this cache."""
+        return len(self._recorded)
 
     def flat(self) -> list[torch.Tensor]:
-        """What was kept: key 0, value 0, key 1, value 1, ..."""
-        return [tensor for layer in sorted(self._kept) for tensor in self._kept[layer]]
+        """List the recorded tensors.
+
+        Returns:
+            key 0, value 0, key 1, value 1, ...
+        """
+        return [tensor for layer in sorted(self._recorded) for tensor in self._recorded[layer]]
 
 
-class OntoPast(Kept):
-    """A cache that is given what earlier tokens left. Base of the two forms of decode."""
+class PastCache(RecordingCache):
+    """A cache that holds the rows of earlier tokens. Base of both forms of decode."""
 
     def __init__(self, past: Sequence[torch.Tensor]) -> None:
-        """past: key 0, value 0, key 1, value 1, ..., each [B, K, C, H]."""
+        """Take the rows of earlier tokens.
+
+        Args:
+            past: key 0, value 0, key 1, value 1, ..., each [B, K, S, H].
+        """
         super().__init__()
         self.past = past
 
     def past_of(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The past key and value of `layer`. Raises ModelError if the new ones are of another shape."""
+        """Return the past of a layer.
+
+        Args:
+            layer: The layer's number.
+            key: Its new keys.
+            value: Its new values.
+
+        Returns:
+            Past keys and values [B, K, S, H].
+
+        Raises:
+            ModelError: The new rows have another number or size of heads.
+        """
         past = self.past[2 * layer], self.past[2 * layer + 1]
-        for what, old, new in zip(("keys", "values"), past, (key, value), strict=True):
+        for noun, old, new in zip(("keys", "values"), past, (key, value), strict=True):
             if (old.shape[1], old.shape[3]) != (new.shape[1], new.shape[3]):
-                heads, size = new.shape[1], new.shape[3]
                 raise ModelError(
-                    f"layer {layer} makes {what} of {heads} heads of {size}, where config.json promises "
-                    f"{old.shape[1]} of {old.shape[3]}: an architecture that export does not know"
+                    f"layer {layer} computes {noun} of {new.shape[1]} heads of {new.shape[3]}, but "
+                    f"config.json says {old.shape[1]} of {old.shape[3]}: export does not support this "
+                    "architecture"
                 )
         return past
 
 
-class Concatenated(OntoPast):
-    """Attention sees the past and, last, the new: [B, K, C, H] and [B, K, T, H] give [B, K, C + T, H]."""
+class ConcatenatedCache(PastCache):
+    """Attention sees the past and then the new rows: [B, K, S, H] and [B, K, T, H] give [B, K, S + T, H]."""
 
-    def see(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def visible(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         past_key, past_value = self.past_of(layer, key, value)
         return torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
 
 
-class Written(OntoPast):
-    """Attention sees the whole cache [B, K, S, H], the new rows written over it from `position` on."""
+class UpdatedCache(PastCache):
+    """Attention sees the whole cache [B, K, S, H], with the new rows written from `position` on."""
 
     def __init__(self, past: Sequence[torch.Tensor], position: torch.Tensor) -> None:
-        """past: key 0, value 0, ..., each [B, K, S, H]. position: int64 [1], slot of the first new row."""
+        """Take the rows of earlier tokens and the place of the new ones.
+
+        Args:
+            past: key 0, value 0, ..., each [B, K, S, H].
+            position: int64 [1], the row of the first new token.
+        """
         super().__init__(past)
         zero = torch.zeros(1, dtype=torch.int32)
         self.start = torch.cat([zero, zero, position.to(torch.int32), zero])
 
-    def see(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def visible(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         past_key, past_value = self.past_of(layer, key, value)
         return (
             dynamic_update_slice(past_key, key, self.start),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.package_files import fill
+from export.package_files import copy_package_files
 from o2o import formats
 from o2o.contract import contract_of
 from o2o.filters import (
@@ -94,7 +94,7 @@ def test_lowered_signatures_write_the_same_caches(merged: Path) -> None:
 def test_says_what_transformers_says(merged: Path, shared_directory: Path) -> None:
     """Prompts of one piece, of several, and of some that no piece fits behind."""
     folder = checkpoint(shared_directory, "grouped")
-    fill(merged.parent, folder)
+    copy_package_files(merged.parent, folder)
     package = Package.load(merged.parent)
     package.tokenizer = WITHOUT_TOKENIZER
     generator = np.random.default_rng(0)

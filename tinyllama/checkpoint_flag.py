@@ -1,19 +1,26 @@
-"""Where the commands find their checkpoint: the flag, and what it may name."""
+"""The flag `--checkpoint_path` of the commands here, and the checkpoint that it names."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from export.hub import resolve
 from o2o.errors import ModelError
-from o2o.weights.checkpoint import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from o2o.weights.checkpoint import Checkpoint
 
 DEMO = Path(__file__).resolve().parent / "demo" / "checkpoint"
 FORMATS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def add_checkpoint_path(parser: argparse.ArgumentParser) -> None:
+    """Add the flag `--checkpoint_path`.
+
+    Args:
+        parser: The command's parser.
+    """
     parser.add_argument(
         "--checkpoint_path",
         metavar="PATH",
@@ -23,15 +30,25 @@ def add_checkpoint_path(parser: argparse.ArgumentParser) -> None:
 
 
 def checkpoint_at(path: str) -> Checkpoint:
-    """The checkpoint in the folder `path`, or whose weights are the file `path`.
+    """Open the checkpoint that a flag names.
 
-    Raises UsageError for a path where nothing is, ModelError for what is no checkpoint.
+    Args:
+        path: A folder, a file of weights, or an id on the hub.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UsageError: There is no such folder.
+        ModelError: It is no checkpoint.
     """
+    from export.hub import resolve
+    from o2o.weights.checkpoint import open_checkpoint
+
     file = Path(path).expanduser()
     if not file.is_file():
         directory = resolve(path).absolute()
-        found = sorted(other.name for other in directory.iterdir() if other.suffix in FORMATS)
-        if not found:
+        if not any(other.suffix in FORMATS for other in directory.iterdir()):
             raise ModelError(f"{directory} has no weights: use .safetensors, .bin or .pt")
         return open_checkpoint(directory)
     if file.suffix not in FORMATS:
@@ -40,7 +57,7 @@ def checkpoint_at(path: str) -> Checkpoint:
     used = {tensor.path.resolve() for tensor in checkpoint.tensors.values()}
     if file.resolve() not in used:
         raise ModelError(
-            f"{file.parent} holds {min(used).name} too, which is what is taken: give its folder, or put "
-            f"{file.name} into one with config.json alone"
+            f"{file.parent} also holds {min(used).name}, which takes precedence: give the folder, or put "
+            f"{file.name} into a folder with config.json alone"
         )
     return checkpoint

@@ -5,9 +5,11 @@
         --quantize=true                                          # /tmp/tinyllama_q8_ekv1024.tflite
     python convert_to_tflite.py --checkpoint_path=DIR --use_flash_attention=true --quantize=false
 
-prefill (several: prefill_64, prefill_128, ...): tokens [1, T], input_pos [T], kv_cache_k_i, kv_cache_v_i
-[1, S, K, H] -> the caches; decode: the same with T = 1 -> the caches, logits [1, 1, V]. The commands that do
-it are shown as they run. The file appears when all of them succeeded.
+The signature prefill takes tokens [1, T], input_pos [T] and the caches kv_cache_k_i, kv_cache_v_i, which are
+[1, S, K, H]. It returns the caches. Several prefills are called prefill_64, prefill_128, ... The signature
+decode takes the same with T = 1. It returns the caches and logits [1, 1, V].
+
+Every command is shown before it runs. The file appears when all of them have succeeded.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # Run by path, Python looks for modules in this folder first, where `tinyllama` is a script.
@@ -28,22 +31,27 @@ if __name__ == "__main__":
 
     exit_on_interrupt("convert_to_tflite.py")
 
-from export import shell
-from export.resources import check_disk, gigabytes, needs
-from export.tflite_pipeline import Conversion, positions_of
-from o2o import errors
 from o2o.cli import command
 from o2o.cli.arguments import Parser, number_list
-from o2o.quantization.recipes import RECIPES
 from tinyllama.absl_flags import FALSE, TRUE, add_boolean
 from tinyllama.checkpoint_flag import add_checkpoint_path, checkpoint_at
 
+if TYPE_CHECKING:
+    from export.tflite_pipeline import Conversion
+
 PROGRAM = "convert_to_tflite.py"
-CAPACITY, LENGTHS = 1280, [64]  # where nothing else is asked for
+CAPACITY, LENGTHS = 1280, [64]  # the defaults
 RECIPE = "dynamic_int8"
 
 
 def parser() -> argparse.ArgumentParser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
+    from o2o.quantization.recipes import RECIPES
+
     parser = Parser(
         prog=PROGRAM,
         description=__doc__,
@@ -57,21 +65,22 @@ def parser() -> argparse.ArgumentParser:
         metavar="A,B",
         type=number_list,
         action="extend",
-        help=f"tokens that prefills read; may be given several times ({','.join(map(str, LENGTHS))})",
+        help="tokens that one prefill reads, one signature for each length; may be given several times "
+        f"({','.join(map(str, LENGTHS))})",
     )
     add(
         "--kv_cache_max_len",
         metavar="S",
         type=int,
-        help=f"tokens that the caches hold ({CAPACITY}, or as many as the model has positions)",
+        help=f"rows of the KV caches ({CAPACITY}, or the model's number of positions if that is less)",
     )
     add(
         "--kv_cache_buckets",
         metavar="A,B",
         type=number_list,
         default=(),
-        help="capacities of further decode signatures, decode_A, decode_B: for runtimes that go on in the "
-        "smallest that holds the text, as runtime_py does by itself (none)",
+        help="capacities of further decode signatures, decode_A, decode_B, for runtimes that choose the "
+        "smallest one that holds the text (none)",
     )
     add(
         "--quantize",
@@ -82,73 +91,102 @@ def parser() -> argparse.ArgumentParser:
         help=f"true: {RECIPE}; false: none; or one of {', '.join(RECIPES)} (true)",
     )
     add("--noquantize", dest="quantize", action="store_const", const="none", help=argparse.SUPPRESS)
-    add("--report", metavar="FILE", help="write what quantising cost, tensor by tensor, there, as JSON")
-    add_boolean(parser, "use_flash_attention", False, "attention in blocks, which needs less memory")
-    add(
-        "--flash_q_block",
-        metavar="N",
-        type=int,
-        help="queries at a time (32 to 256, by prefill)",
-    )
-    add("--flash_kv_block", metavar="N", type=int, help="keys at a time (512)")
+    add("--report", metavar="FILE", help="write the quantisation error of each tensor to this file, as JSON")
+    add_boolean(parser, "use_flash_attention", False, "compute attention in blocks, to save memory")
+    add("--flash_q_block", metavar="N", type=int, help="queries of a block (32 to 256, by prefill length)")
+    add("--flash_kv_block", metavar="N", type=int, help="keys of a block (512)")
     add_boolean(parser, "enable_hlfb", False, "wrap attention and norms in composites, for accelerators")
-    add_boolean(parser, "output_logits_on_prefill", False, "let prefills give logits [1,T,V]")
+    add_boolean(parser, "output_logits_on_prefill", False, "let prefills return logits [1, T, V]")
     add("--output_path", metavar="PATH", default="/tmp/", help="folder, or FILE.tflite (%(default)s)")
     add(
         "--output_name_prefix",
         metavar="NAME",
         default="tinyllama",
-        help="of NAME_q8_ekv1280.tflite (%(default)s)",
+        help="NAME of NAME_q8_ekv1280.tflite (%(default)s)",
     )
-    add("--debug", action="store_true", help="show where an error comes from")
+    add("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Say what it takes, do it, and say what came of it."""
+    """Convert what the command line asks for. The file appears when all commands have succeeded.
+
+    Args:
+        args: The parsed command line.
+
+    Raises:
+        ModelError: A command failed; it has printed the reason itself.
+    """
+    from export import shell
+    from export.processes import signals_interrupt
+    from export.resources import check_disk, estimate_needs, gigabytes
+    from export.staging import staging_folder
+    from o2o.errors import ModelError
+
     started = time.monotonic()
     checkpoint = checkpoint_at(args.checkpoint_path)
     conversion = conversion_of(args, checkpoint.directory)
     target = target_of(args, conversion)
-    size = conversion.size(needs(checkpoint.tensors, 0, 1, "float32", embed=True).parameters)
+    parameters = estimate_needs(checkpoint.tensors, 0, 1, "float32", embed=True).parameters
+    size = conversion.size(parameters)
     check_disk(target.parent, size, "the model")
-    say(f"{target} will take about {gigabytes(size)}")
-    with shell.workshop(target.parent) as folder:
-        if code := shell.run(conversion.commands(), folder):
-            raise shell.failed(code, f"{target} is as it was" if target.exists() else "nothing was written")
+    log(f"{target} will take about {gigabytes(size)}")
+    with signals_interrupt(), staging_folder(target.parent) as folder:
+        try:
+            shell.run(conversion.commands(), folder)
+        except shell.StepFailed as error:
+            left = f"{target} is unchanged" if target.exists() else "nothing was written"
+            raise ModelError(f"{error}, {left}") from None
         os.replace(folder / "model.tflite", target)
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    say(
-        f"wrote {target}, {gigabytes(target.stat().st_size)} in {seconds:.1f} s, with {gigabytes(peak)} of "
-        "memory in the largest process"
+    log(
+        f"wrote {target}, {gigabytes(target.stat().st_size)} in {seconds:.1f} s; the largest process took "
+        f"{gigabytes(peak)} of memory"
     )
 
 
 def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
-    """What the flags ask for. Raises UsageError, in the flags' own words."""
+    """Turn the command line into a conversion.
+
+    Args:
+        args: The parsed command line.
+        directory: The checkpoint's folder.
+
+    Returns:
+        The conversion.
+
+    Raises:
+        UsageError: Flags exclude each other, or the model excludes one.
+    """
+    from export.config import CheckpointConfig
+    from export.options import check_length
+    from export.tflite_pipeline import Conversion
+    from o2o.errors import UsageError
+
     lengths = sorted(set(args.prefill_seq_lens or LENGTHS))
-    positions = positions_of(directory)
+    config = CheckpointConfig.read(directory)
     capacity = args.kv_cache_max_len
     if capacity is None:
-        capacity = min(CAPACITY, positions or CAPACITY)
-    told, longest = f"--kv_cache_max_len {capacity}", lengths[-1]
-    if capacity < longest:
-        raise errors.UsageError(f"{told} is below the prefill length {longest}: make it {longest} or more")
-    if positions and capacity > positions:
-        raise errors.UsageError(f"{told}: this model has {positions} positions, make it {positions} or less")
+        capacity = min(CAPACITY, config.positions or CAPACITY, config.sliding_window or CAPACITY)
+    if capacity < lengths[-1]:
+        raise UsageError(
+            f"--kv_cache_max_len {capacity} is below the prefill length {lengths[-1]}: make it {lengths[-1]} "
+            "or more"
+        )
+    check_length(config, capacity, "--kv_cache_max_len")
     blocks = [size for size in (args.flash_q_block, args.flash_kv_block) if size is not None]
     if blocks and not args.use_flash_attention:
-        raise errors.UsageError("--flash_q_block and --flash_kv_block go with --use_flash_attention")
+        raise UsageError("--flash_q_block and --flash_kv_block need --use_flash_attention")
     if blocks and min(blocks) < 1:
-        raise errors.UsageError("--flash_q_block, --flash_kv_block: a block has 1 query and 1 key at least")
+        raise UsageError("--flash_q_block, --flash_kv_block: a block has at least one query and one key")
     recipe = args.quantize.lower()
     recipe = RECIPE if recipe in TRUE else "none" if recipe in FALSE else args.quantize
     if args.report and recipe == "none":
-        raise errors.UsageError("--report is about quantising: give --quantize, too")
+        raise UsageError("--report describes quantisation: it needs --quantize")
     report = Path(args.report).expanduser().absolute() if args.report else None
     if report is not None and not report.parent.is_dir():
-        raise errors.UsageError(f"--report: no such folder: {report.parent}")
+        raise UsageError(f"--report: no such folder: {report.parent}")
     return Conversion(
         directory,
         capacity,
@@ -161,32 +199,53 @@ def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
         args.output_logits_on_prefill,
         report,
         args.kv_cache_buckets,
+        "--kv_cache_max_len",
     )
 
 
 def target_of(args: argparse.Namespace, conversion: Conversion) -> Path:
-    """The file to write. Raises UsageError when its folder is missing."""
+    """Return the file to write.
+
+    Args:
+        args: The parsed command line.
+        conversion: What it asks for.
+
+    Returns:
+        `--output_path` itself, or a file in that folder.
+
+    Raises:
+        UsageError: The file's folder does not exist.
+    """
+    from o2o.errors import UsageError
+
     target = Path(args.output_path).expanduser().absolute()
     if target.suffix != ".tflite":
         target /= f"{args.output_name_prefix}_{conversion.tag}.tflite"
     if not target.parent.is_dir():
-        raise errors.UsageError(f"--output_path: no such folder: {target.parent}")
+        raise UsageError(f"--output_path: no such folder: {target.parent}")
     return target
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
+    """Print a line on stderr.
+
+    Args:
+        line: The text.
+    """
     print(f"{PROGRAM}: {line}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> None:
-        args = parser().parse_args(arguments)
-        with shell.ended_by_signals():
-            convert(args)
-
-    return command.run(PROGRAM, body, debug="--debug" in arguments)
+    return command.run(PROGRAM, lambda: convert(parser().parse_args(arguments)), debug="--debug" in arguments)
 
 
 if __name__ == "__main__":

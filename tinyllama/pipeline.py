@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
-"""Build a package from a checkpoint: the command of `export.pipeline`, with the demo model as default.
+"""Build a package from a checkpoint, with the filters. The defaults are the demo model and this folder.
 
-python tinyllama/pipeline.py --package tinyllama                   # the demo model
-python tinyllama/pipeline.py --model DIR_OR_HUB_ID --package my-model --max-length 256
+    python tinyllama/pipeline.py --package tinyllama                   # the demo model
+    python tinyllama/pipeline.py --model DIR_OR_HUB_ID --package my-model --max-length 256
+    python tinyllama/pipeline.py --format tflite --quantize dynamic_int8 --package my-model --max-length 256
+
+Every command is shown before it runs. The package changes when all of them have succeeded.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -18,7 +22,22 @@ if __name__ == "__main__":
 
     exit_on_interrupt("pipeline.py")
 
-from export.pipeline import main
+from export import pipeline
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    return pipeline.main(argv, "pipeline.py", __doc__, model=HERE / "demo" / "checkpoint", package=HERE)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,7 +21,7 @@ from export.attention import blocks_of
 from export.graphs import Static
 from export.hub import resolve
 from export.model import LanguageModel
-from export.weights import match
+from export.parameter_matching import match_parameters
 from o2o.errors import UsageError
 from o2o.operators.causal_attention import Blocks
 from o2o.weights.checkpoint import open_checkpoint
@@ -128,7 +128,8 @@ def build_model(
     model = LanguageModel.read(directory, "flash" if use_flash_attention else STANDARD)
     config = config_of(model, kv_cache_max_len, use_flash_attention)
     weights = {
-        name: torch.from_numpy(stored.read_float32()) for name, stored in match(model, checkpoint).items()
+        name: torch.from_numpy(stored.read_float32())
+        for name, stored in match_parameters(model, checkpoint).items()
     }
     aliases = {alias: weights[name] for name, others in model.aliases.items() for alias in others}
     model.module.load_state_dict(weights | aliases, assign=True)

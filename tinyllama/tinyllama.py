@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Export a Llama-style checkpoint of Hugging Face as the two graphs of a device: prefill and decode.
+"""Export a Llama-style checkpoint of Hugging Face as a prefill graph or a decode graph.
 
     python tinyllama/tinyllama.py --mode prefill      # prefill.circle
     python tinyllama/tinyllama.py --mode decode       # decode_.circle
 
-Both also put the tokenizer's files into the folder tinyllama, the package that model.circle will join.
-Without --model it exports the demo model that lies beside this script. Weights are streamed from the
-checkpoint into the file; they are never in memory at once.
+Both also copy the tokenizer's files into the folder tinyllama, the package that will hold model.circle.
+The default model is the demo model, in the folder of this script. Weights are streamed from the checkpoint
+into the file; they are never in memory all at once.
 """
 
 from __future__ import annotations
@@ -38,48 +38,59 @@ DEFAULT_OUTPUT = {"prefill": "prefill.circle", "decode": "decode_.circle"}
 
 
 def parser() -> argparse.ArgumentParser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
     parser = Parser(
         prog="tinyllama.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--mode", choices=DEFAULT_OUTPUT, required=True, help="which graph")
+    parser.add_argument("--mode", choices=DEFAULT_OUTPUT, required=True, help="the graph to export")
     parser.add_argument("--model", metavar="DIR_OR_HUB_ID", default=DEMO, help="default: the demo model")
     parser.add_argument(
         "--max-length",
         metavar="T",
         type=int,
         default=32,
-        help="tokens of the context: what prefill reads, and what decode holds once its caches are "
-        "reshaped (2 more than --cache concat is exported with) (%(default)s)",
+        help="tokens of context: what prefill reads, and what decode's caches hold after reshape.io.py; "
+        "--cache concat exports 2 rows less (%(default)s)",
     )
     parser.add_argument(
         "--cache",
         choices=("concat", "static"),
         default="concat",
-        help="decode appends the new key and value to the past, for fuse.attention.py; or writes them into "
-        "the caches at cache_position and gives these back (%(default)s)",
+        help="concat: decode appends the new key and value to the past, for fuse.attention.py; static: it "
+        "writes them into the caches at cache_position and returns the caches (%(default)s)",
     )
     parser.add_argument(
         "--weights",
         choices=("embed", "external"),
         default="embed",
-        help="external: the graph refers to the checkpoint, until bind.weights.py (%(default)s)",
+        help="external: the graph refers to the checkpoint until bind.weights.py (%(default)s)",
     )
     parser.add_argument("--attn-implementation", metavar="NAME", default="eager", help="(%(default)s)")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: prefill.circle or decode_.circle")
     parser.add_argument(
         "--package",
         metavar="DIR",
-        help="folder that gets the checkpoint's tokenizer and configuration, which model.circle then joins "
-        "(default: tinyllama, or none with -o)",
+        help="folder for the checkpoint's tokenizer and configuration (default: tinyllama, or none with -o)",
     )
-    parser.add_argument("--debug", action="store_true", help="show warnings, and where an error comes from")
+    parser.add_argument("--debug", action="store_true", help="show warnings and tracebacks")
     return parser
 
 
 def export(args: argparse.Namespace) -> None:
+    """Export the graph that the command line asks for.
+
+    Args:
+        args: The parsed command line.
+    """
+    from export.config import CheckpointConfig
     from export.hub import resolve
     from export.jobs import jobs
-    from export.package_files import fill
+    from export.options import check_attention, check_length
+    from export.package_files import copy_package_files
     from o2o import formats
     from o2o.cli.silence_stderr import no_warnings
     from o2o.weights.checkpoint import open_checkpoint
@@ -87,25 +98,34 @@ def export(args: argparse.Namespace) -> None:
     started = time.monotonic()
     prefill, decode = jobs(args.max_length, (), args.cache)
     directory = resolve(args.model)
-    open_checkpoint(directory)  # tells its defects before torch, transformers and TICO take seconds to load
+    open_checkpoint(directory)  # report its defects before torch, transformers and TICO take seconds to load
+    config = CheckpointConfig.read(directory)
+    check_attention(config, args.attn_implementation, args.cache if args.mode == "decode" else None)
+    check_length(config, args.max_length)
     with contextlib.nullcontext() if args.debug else no_warnings():
         job = prefill if args.mode == "prefill" else decode
         model = job.build(directory, args.attn_implementation, args.weights, "float32")
     output = args.output or DEFAULT_OUTPUT[args.mode]
     formats.save(model, output)
     if package := args.package or (None if args.output else "tinyllama"):
-        fill(package, directory)
+        copy_package_files(package, directory)
     size, seconds = os.path.getsize(output), time.monotonic() - started
     print(f"tinyllama.py: wrote {output}, {size / 1e6:.1f} MB in {seconds:.1f} s", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> None:
-        export(parser().parse_args(arguments))
-
-    return command.run("tinyllama.py", body, debug="--debug" in arguments)
+    return command.run(
+        "tinyllama.py", lambda: export(parser().parse_args(arguments)), debug="--debug" in arguments
+    )
 
 
 if __name__ == "__main__":

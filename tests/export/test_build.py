@@ -224,7 +224,7 @@ def test_lengths_and_forms_that_cannot_be(demo: Path) -> None:
     ("model_type", "complaint"),
     [
         ("mamba", "cannot trace decode of this mamba model"),
-        ("gpt_bigcode", "layer 0 makes keys of 1 heads of 4, where config.json promises 16 of 4"),
+        ("gpt_bigcode", "layer 0 computes keys of 1 heads of 4, but config.json says 16 of 4"),
     ],
 )
 def test_an_architecture_without_such_a_cache(tmp_path: Path, model_type: str, complaint: str) -> None:
@@ -239,7 +239,7 @@ def test_an_architecture_without_such_a_cache(tmp_path: Path, model_type: str, c
 def test_layers_that_pass_the_cache_by(demo: Path) -> None:
     model = LanguageModel.read(demo)
     model.layers = 5
-    with pytest.raises(ModelError, match=r"^2 of the 5 layers of this llama model use a cache"):
+    with pytest.raises(ModelError, match=r"^2 of the 5 layers of this llama model use a KV cache"):
         convert(Prefill(model, 8))
 
 

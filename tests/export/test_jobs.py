@@ -51,7 +51,7 @@ def test_lengths_that_nobody_gave_fit(max_length: int) -> None:
         (0, None, "static", "at least 1 with --cache static"),
         (100, [64, 128], "concat", "128 tokens do not fit into --max-length 100"),
         (100, [0], "concat", "0 tokens do not fit"),
-        (100, [64, 8, 64], "static", "8,64,64: a length twice"),
+        (100, [64, 8, 64], "static", "8,64,64: give each length once"),
     ],
 )
 def test_lengths_that_make_no_package(max_length: int, lengths, cache, complaint: str) -> None:

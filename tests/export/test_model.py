@@ -88,7 +88,7 @@ def test_a_context_that_the_model_cannot_see(tmp_path: Path) -> None:
         write_checkpoint(tmp_path, model_type="mistral", **GROUPED | {"sliding_window": 16})
     )
     model.check_length(16)
-    with pytest.raises(UsageError, match=r"slides over 16, .*: make it no more$"):
+    with pytest.raises(UsageError, match=r"attention window is 16 tokens, .*: make it no more$"):
         model.check_length(17)
     with pytest.raises(UsageError, match="this model has 64 positions"):
         model.check_length(65)

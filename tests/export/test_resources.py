@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from export import resources
-from export.resources import available_memory, check_disk, gigabytes, needs, processes
+from export.resources import available_memory, check_disk, estimate_needs, gigabytes, processes_that_fit
 from o2o.errors import O2oError
 from o2o.weights.checkpoint import open_checkpoint
 from tests.checkpoints import GROUPED, write_checkpoint
@@ -26,11 +26,11 @@ def test_parameters_are_counted_once(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     count = sum(parameter.numel() for parameter in model.parameters())
-    found = needs(tensors, layers=3, graphs=2, dtype="float32", embed=False)
+    found = estimate_needs(tensors, layers=3, graphs=2, dtype="float32", embed=False)
     assert (found.parameters, found.stored) == (count, 2 * count)
     assert found.bound == 4 * count + found.graphs
-    assert needs(tensors, 3, 2, "float32", embed=True).graphs == 2 * 4 * count + found.graphs
-    assert needs(tensors, 3, 2, "float16", embed=False).bound == 2 * count + found.graphs
+    assert estimate_needs(tensors, 3, 2, "float32", embed=True).graphs == 2 * 4 * count + found.graphs
+    assert estimate_needs(tensors, 3, 2, "float16", embed=False).bound == 2 * count + found.graphs
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +42,9 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_memory_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "available_memory", lambda: 1_300_000_000)
-    assert [processes(500_000_000, wanted) for wanted in (1, 2, 8)] == [1, 2, 2]
+    assert [processes_that_fit(500_000_000, wanted) for wanted in (1, 2, 8)] == [1, 2, 2]
     with pytest.raises(O2oError, match=r"takes about 2\.00 GB of memory, and 1\.30 GB are free"):
-        processes(2_000_000_000, 1)
+        processes_that_fit(2_000_000_000, 1)
 
 
 def test_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,6 @@ def test_a_failure_leaves_the_old_file(
     output.write_bytes(b"old")
     arguments = ["--mode", "prefill", "--max-length", "65", "--model", str(checkpoint), "-o", str(output)]
     assert main(arguments) == 2
-    assert "this model has 64 positions" in capsys.readouterr().err
+    assert "this llama model has 64 positions" in capsys.readouterr().err
     assert output.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [output]

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.model import LanguageModel
-from export.weights import WeightsForm, bind, match, unused
+from export.options import WeightsForm
+from export.parameter_binding import bind_parameters, unused_tensors
+from export.parameter_matching import match_parameters
 from o2o.errors import ModelError
 from o2o.formats.external_tensor import ExternalTensor
 from o2o.weights.binding import weight_of
@@ -32,7 +34,7 @@ def edited(directory: Path, edit: Any) -> Path:
 
 
 def matched(directory: Path) -> dict[str, Any]:
-    return match(LanguageModel.read(directory), open_checkpoint(directory))
+    return match_parameters(LanguageModel.read(directory), open_checkpoint(directory))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_bind_takes_parameters_from_the_inputs(tmp_path: Path) -> None:
     node = ir.Node("circle", "MUL", [x, w])
     graph = ir.Graph([x, w], node.outputs, nodes=[node], opset_imports={"circle": 1})
 
-    bind(graph, {"model.norm.weight": found["model.norm.weight"]})
+    bind_parameters(graph, {"model.norm.weight": found["model.norm.weight"]})
 
     assert list(graph.inputs) == [x]
     assert graph.initializers == {"model.norm.weight": w}
@@ -106,7 +108,7 @@ def test_external_weights_are_references_unless_they_are_small(tmp_path: Path) -
     large, small = "model.embed_tokens.weight", "model.norm.weight"
     for name, kind in ((large, ExternalTensor), (small, Weight)):
         graph = graph_of(name, found[name].shape)
-        bind(graph, found, "external")
+        bind_parameters(graph, found, "external")
         constant = graph.initializers[name].const_value
         assert type(constant) is kind
         weight = weight_of(constant) if isinstance(constant, ExternalTensor) else constant
@@ -118,7 +120,7 @@ def test_float16_matrices_are_made_float32_again(tmp_path: Path, form: WeightsFo
     found = matched(write_checkpoint(tmp_path, **GROUPED))
     large, small = "model.embed_tokens.weight", "model.norm.weight"
     graph = graph_of(large, found[large].shape)
-    bind(graph, found, form, "float16")
+    bind_parameters(graph, found, form, "float16")
     half = graph.initializers[f"{large}_float16"]
     numbers = found[large].read_float32().astype(np.float16)
     tensor = half.const_value
@@ -131,7 +133,7 @@ def test_float16_matrices_are_made_float32_again(tmp_path: Path, form: WeightsFo
     assert (dequantize.outputs[0].name, dequantize.outputs[0].dtype) == (large, ir.DataType.FLOAT)
 
     graph = graph_of(small, found[small].shape)
-    bind(graph, found, form, "float16")
+    bind_parameters(graph, found, form, "float16")
     assert graph.initializers[small].dtype == ir.DataType.FLOAT, "a vector, and small"
 
 
@@ -142,7 +144,7 @@ def test_what_is_small_when_it_is_halved_is_no_reference(tmp_path: Path, rows: i
     (tmp_path / "w").write_bytes(numbers.tobytes())
     found = {"w": StoredTensor("w", tmp_path / "w", "F32", (rows, 48), 0, numbers.nbytes)}
     graph = graph_of("w", (rows, 48))
-    bind(graph, found, "external", "float16")
+    bind_parameters(graph, found, "external", "float16")
     assert type(graph.initializers["w_float16"].const_value) is kind
 
 
@@ -150,7 +152,7 @@ def test_integers_are_refused(tmp_path: Path) -> None:
     change = {"model.norm.weight": torch.zeros(48, dtype=torch.int64)}
     found = matched(edited(tmp_path, lambda tensors: tensors.update(change)))
     with pytest.raises(ModelError, match=r"model\.norm\.weight is stored as I64"):
-        bind(graph_of("model.norm.weight", (48,)), found)
+        bind_parameters(graph_of("model.norm.weight", (48,)), found)
 
 
 def test_what_is_not_needed_is_known(tmp_path: Path) -> None:
@@ -160,12 +162,12 @@ def test_what_is_not_needed_is_known(tmp_path: Path) -> None:
 
     directory = edited(tmp_path, twice)
     checkpoint = open_checkpoint(directory)
-    found = match(LanguageModel.read(directory), checkpoint)
+    found = match_parameters(LanguageModel.read(directory), checkpoint)
     large, small = "model.embed_tokens.weight", "model.norm.weight"
     for parameter in (large, small):
         graph = graph_of(parameter, found[parameter].shape)
-        bind(graph, found, "external")
-        (names,) = unused(checkpoint, graph, {parameter: found[parameter]}).values()
+        bind_parameters(graph, found, "external")
+        (names,) = unused_tensors(checkpoint, graph, {parameter: found[parameter]}).values()
         told = {name for name, digest in names.items() if digest}
         assert told == {parameter} - {large}, "small ones are in the graph, with a digest"
         assert set(names) == checkpoint.tensors.keys() - {large if parameter == large else ""}

@@ -85,20 +85,20 @@ def test_no_more_positions_than_the_model_has(checkpoint: Path) -> None:
 
 
 def test_the_commands() -> None:
-    told = asked("--prefill_seq_lens=64,128", "--quantize=true", "--kv_cache_max_len=512").commands()
+    told = "".join(asked("--prefill_seq_lens=64,128", "--quantize=true", "--kv_cache_max_len=512").commands())
     assert "-m export " in told
     assert "--max-length 512 --prefill-lengths 64,128 --cache static" in told
     assert "--attn-implementation grouped" in told
     assert "merge.circles.py prefill_64.circle prefill_128.circle decode.circle" in told
     assert "| quantize.weights.py --recipe dynamic_int8 " in told
     assert "| lower.litert.py | sign.ai_edge.py | bind.weights.py -o model.tflite" in told
-    reported = asked("--report=a b.json").commands()
+    reported = "".join(asked("--report=a b.json").commands())
     assert (
         f"| quantize.weights.py --recipe dynamic_int8 --report '{Path.cwd()}/a b.json' | fuse.fc.py | lower"
         in (" ".join(reported.replace("\\", "").split()))
     )
     more = ["--quantize=false", "--enable_hlfb", "--output_logits_on_prefill", "--use_flash_attention"]
-    told = asked(*more).commands()
+    told = "".join(asked(*more).commands())
     assert "quantize" not in told
     assert "--attn-implementation flash\n" in told
     assert "| sign.ai_edge.py --output_logits_on_prefill | wrap.composites.py | bind.weights.py" in told
@@ -113,24 +113,26 @@ def test_the_commands() -> None:
     ],
 )
 def test_blocks_of_flash_attention(flags: list[str], blocks: str) -> None:
-    assert f"--attn-implementation {blocks}\n" in asked("--use_flash_attention", *flags).commands()
+    assert f"--attn-implementation {blocks}\n" in asked("--use_flash_attention", *flags).commands()[0]
 
 
 def test_scores_that_are_capped(tmp_path: Path) -> None:
     """What Gemma 2 does, and no attention of ours: transformers' own is exported."""
-    told = {"max_position_embeddings": 128, "attn_logit_softcapping": 50.0}
+    told = {"model_type": "gemma2", "max_position_embeddings": 128, "attn_logit_softcapping": 50.0}
     (tmp_path / "config.json").write_text(json.dumps(told))
     conversion = conversion_of(parser().parse_args([]), tmp_path)
-    assert "--attn-implementation eager\n" in conversion.commands()
-    with pytest.raises(UsageError, match="this model caps its scores, which flash attention cannot"):
-        replace(conversion, flash=True).commands()
+    assert "--attn-implementation eager\n" in conversion.commands()[0]
+    with pytest.raises(
+        UsageError, match="gemma2 model caps its attention scores: convert it without flash attention"
+    ):
+        replace(conversion, flash=True)
 
 
 def test_positions_in_the_words_of_gpt_2(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"n_positions": 96}')
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_positions": 96}')
     assert conversion_of(parser().parse_args([]), tmp_path).capacity == 96
     (tmp_path / "config.json").write_text('{"max_position_embeddings": "many"}')
-    with pytest.raises(ModelError, match=r"no usable config.json \('many' positions\)"):
+    with pytest.raises(ModelError, match=r"no usable config.json \(max_position_embeddings is 'many'\)"):
         conversion_of(parser().parse_args([]), tmp_path)
 
 
@@ -149,7 +151,7 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--quantize=false", "--report=x.json"], "--report is about quantising: give --quantize, too"),
+        (["--quantize=false", "--report=x.json"], "--report describes quantisation: it needs --quantize"),
         (["--report=/no/such/x.json"], "--report: no such folder: /no/such"),
         (["--quantize=int3"], "unknown recipe 'int3': there are dynamic_int8, weight_only_int8"),
         (
@@ -158,13 +160,13 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
         ),
         (
             ["--kv_cache_max_len=4096"],
-            "--kv_cache_max_len 4096: this model has 2048 positions, make it 2048 or less",
+            "--kv_cache_max_len 4096: this llama model has 2048 positions: make it 2048 or less",
         ),
-        (["--use_flash_attention", "--flash_kv_block=0"], "a block has 1 query and 1 key at least"),
+        (["--use_flash_attention", "--flash_kv_block=0"], "a block has at least one query and one key"),
         (["--prefill_seq_lens=1"], "a prefill reads 2 tokens or more"),
         (["--prefill_seq_lens=all"], "'all' is no list of numbers such as 64,128,256"),
         (["--use_flash_attention=maybe"], "'maybe' is neither true nor false"),
-        (["--flash_q_block=64"], "go with --use_flash_attention"),
+        (["--flash_q_block=64"], "need --use_flash_attention"),
         (["--output_path=/no/such/folder"], "--output_path: no such folder: /no/such/folder"),
         (["--output_path=/no/such/model.tflite"], "--output_path: no such folder: /no/such"),
         (["--checkpoint_path=/no/such/checkpoint"], "no such directory: /no/such/checkpoint"),
@@ -201,7 +203,7 @@ def test_a_weights_file_that_is_not_the_one_taken(
     shutil.copy(folder / "model.safetensors", folder / "pytorch_model.bin")
     code, said = refused(capsys, f"--checkpoint_path={folder / 'pytorch_model.bin'}")
     assert code == 1
-    assert "holds model.safetensors too, which is what is taken" in said
+    assert "also holds model.safetensors, which takes precedence" in said
 
 
 # --- the whole road -------------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ def test_a_file_of_weights_does_for_its_folder(
 def test_a_command_that_fails_leaves_the_old_file(
     tmp_path: Path, checkpoint: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Conversion, "commands", lambda self: "echo half > model.tflite; exit 3")
+    monkeypatch.setattr(Conversion, "commands", lambda self: ["echo half > model.tflite; exit 3"])
     target = tmp_path / "model.tflite"
     flags = [f"--checkpoint_path={checkpoint}", *SIZES, f"--output_path={target}"]
     assert main(flags) == 1
@@ -246,16 +248,17 @@ def test_a_command_that_fails_leaves_the_old_file(
     assert main(flags) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
     assert target.read_bytes() == b"old"
-    assert f"(exit code 3), {target} is as it was" in capfd.readouterr().err
+    assert f"(exit code 3), {target} is unchanged" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_commands_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     program = (
-        "import sys; from pathlib import Path; from o2o.cli import command; from export import shell\n"
+        "import sys; from pathlib import Path; from o2o.cli import command\n"
+        "from export import processes, shell, staging\n"
         "def body():\n"
-        "    with shell.ended_by_signals(), shell.workshop(Path('.')) as folder:\n"
-        "        shell.run('echo $$ > ../started; sleep 60 | cat > half', folder)\n"
+        "    with processes.signals_interrupt(), staging.staging_folder(Path('.')) as folder:\n"
+        "        shell.run(['echo $$ > ../started; sleep 60 | cat > half'], folder)\n"
         "sys.exit(command.run('test', body))"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
@@ -277,7 +280,9 @@ def test_a_signal_ends_the_commands_and_leaves_nothing(tmp_path: Path, number: s
 
 
 def test_commands_that_fail_tell_their_exit_code(tmp_path: Path) -> None:
-    assert shell.run("true | (exit 7) | true; echo not here > file", tmp_path) == 7
+    with pytest.raises(shell.StepFailed) as failed:
+        shell.run(["true | (exit 7) | true; echo not here > file", "echo not here > file"], tmp_path)
+    assert failed.value.code == 7
     assert not list(tmp_path.iterdir())
 
 
@@ -307,15 +312,15 @@ def test_a_package_of_tflite(shared_directory: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--quantize", "dynamic_int8"], "--quantize goes with --format tflite"),
-        (["--format", "tflite", "--dtype", "float16"], "--quantize float16 in the place of --dtype"),
+        (["--quantize", "dynamic_int8"], "--quantize needs --format tflite"),
+        (["--format", "tflite", "--dtype", "float16"], "--quantize float16 instead of --dtype"),
         (["--format", "tflite", "--quantize", "int3"], "unknown recipe 'int3'"),
     ],
 )
 def test_wrong_usage_of_the_pipeline(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str], message: str
 ) -> None:
-    from export.pipeline import main as pipeline
+    from tinyllama.pipeline import main as pipeline
 
     assert pipeline([*flags, "--package", str(tmp_path / "package")]) == 2
     assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from export.weights import match
+from export.parameter_matching import match_parameters
 from o2o.cli.text import counted
 from o2o.weights.checkpoint import open_checkpoint
 from runtime_py.generation.generate import generate
@@ -69,7 +69,7 @@ class Verification:
     def _weights(self) -> bool:
         """Compare the weights with the checkpoint's. Whether all are in the file under their names."""
         found = weights_in(self.file.model, self.file.parameters)
-        stored = match(self.file.language_model, open_checkpoint(self.file.directory))
+        stored = match_parameters(self.file.language_model, open_checkpoint(self.file.directory))
         weights = compared(found, stored)
         wrong = [weight for weight in weights if not weight.right]
         what = "the checkpoint's" if self.precision.exact else f"the checkpoint's, as {self.precision.stored}"

@@ -11,8 +11,8 @@ import torch
 
 from export.attention import blocks_of
 from export.graphs import Graph, Static
-from export.model import LanguageModel, reason_of
-from export.weights import match
+from export.model import LanguageModel, summarize_error
+from export.parameter_matching import match_parameters
 from o2o.cli.silence_stderr import no_warnings
 from o2o.errors import ModelError, O2oError, UsageError
 from o2o.operators.causal_attention import Blocks
@@ -26,7 +26,7 @@ LINEAR = ("linear", "addmm", "mm", "matmul", "bmm")  # how torch's operators are
 
 def read_weights(directory: Path) -> list[torch.Tensor]:
     """The checkpoint's numbers as float32, in the order of `LanguageModel.parameters`. Raises ModelError."""
-    found = match(LanguageModel.read(directory), open_checkpoint(directory))
+    found = match_parameters(LanguageModel.read(directory), open_checkpoint(directory))
     return [torch.from_numpy(stored.read_float32()) for stored in found.values()]
 
 
@@ -169,5 +169,5 @@ def _traced(graph: Graph) -> Any:
     except Exception as error:
         kind = graph.model.kind
         raise ModelError(
-            f"torch.export cannot trace {graph.signature} of this {kind} model: {reason_of(error)}"
+            f"torch.export cannot trace {graph.signature} of this {kind} model: {summarize_error(error)}"
         ) from error

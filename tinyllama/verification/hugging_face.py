@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
-from export.model import reason_of
+from export.model import summarize_error
 from o2o.cli.silence_stderr import no_warnings
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import open_checkpoint
@@ -142,5 +142,5 @@ def load(directory: Path, attn_implementation: str | None = None) -> Any:
             else:
                 model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, **how)
     except Exception as error:
-        raise ModelError(f"transformers cannot load {directory}: {reason_of(error)}") from error
+        raise ModelError(f"transformers cannot load {directory}: {summarize_error(error)}") from error
     return model.eval()

@@ -38,7 +38,7 @@ def circle(checkpoint: Path, output: Path, precision: str, capacity: str) -> Non
     if not whole.is_file():
         package = output if precision == "float32" else output / "float32"
         lengths = ["--max-length", capacity, "--prefill-lengths", PREFILLS]
-        run("export/pipeline.py", "--model", checkpoint, "--package", package, *lengths)
+        run("-m", "export.pipeline", "--model", checkpoint, "--package", package, *lengths)
         whole = package / "model.circle"
     if precision != "float32":
         quantize = ["-m", "o2o", "quantize.weights.py", "--recipe", RECIPES[precision]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export.model import LanguageModel
-from export.weights import match
+from export.parameter_matching import match_parameters
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import open_checkpoint
 from tests.checkpoints import GROUPED, write_checkpoint
@@ -39,7 +39,7 @@ def test_a_pickle_says_what_safetensors_say(tmp_path: Path, dtype: str, shards: 
         assert (got[name].dtype, got[name].shape) == (tensor.dtype, tensor.shape)
         assert (got[name].read_float32() == tensor.read_float32()).all()
     model = LanguageModel.read(pickle)
-    assert set(match(model, open_checkpoint(pickle))) == set(model.parameters)
+    assert set(match_parameters(model, open_checkpoint(pickle))) == set(model.parameters)
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "consolidated.pth"])

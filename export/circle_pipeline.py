@@ -1,0 +1,79 @@
+"""The shell commands that make a Circle model of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.config import CheckpointConfig
+from export.jobs import Job, jobs
+from export.options import CacheForm, WeightsType, check_length
+from export.shell import export_command
+
+FUSE = "fuse.attention.py"
+FUSE_PREFILL = """
+fuse.attention.py < {raw} | transpose.io.kvcache.py > {fused}
+"""
+FUSE_DECODE = """
+fuse.attention.py < decode_.circle \\
+  | reshape.io.py input --by_shape {exported} {resized} \\
+  | transpose.io.kvcache.py > decode.circle
+"""
+MERGE = """
+merge.circles.py {graphs} \\
+  | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py | bind.weights.py -o model.circle
+"""
+
+
+def circle_commands(
+    checkpoint: Path, length: int, lengths: Sequence[int] | None, cache: CacheForm, dtype: WeightsType
+) -> list[str]:
+    """List the commands that write model.circle into the working folder.
+
+    With `concat`, decode is exported with S - 2 rows and then reshaped to S: its shapes [1, 16, 30, 4] and
+    [1, 16, 32, 4] are those of the demo model. With `static`, attention is not fused.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        length: S, tokens of context.
+        lengths: T of each prefill; see `export.jobs.jobs`.
+        cache: The form of decode's KV cache.
+        dtype: The dtype of stored matrices.
+
+    Returns:
+        The commands, in order.
+
+    Raises:
+        ModelError: The folder has no usable config.json.
+        UsageError: The lengths exclude each other, or the model cannot see S tokens.
+    """
+    config = CheckpointConfig.read(checkpoint)
+    check_length(config, length)
+    *prefills, _ = graphs = jobs(length, lengths, cache)
+    with_caches = [job for job in prefills if job.capacity is not None]
+    lengths_ = ",".join(str(job.tokens) for job in with_caches)
+    steps = [export_command(checkpoint, length, lengths_, cache, "--dtype", dtype)]
+    if cache == "concat":
+        steps += [FUSE_PREFILL.format(raw=job.file, fused=_fused_file(job)) for job in with_caches]
+        exported, resized = (
+            f"[1,{config.kv_heads},{rows},{config.head_dim}]" for rows in (length - 2, length)
+        )
+        steps.append(FUSE_DECODE.format(exported=exported, resized=resized))
+    return [*steps, MERGE.format(graphs=" ".join(map(_fused_file, graphs)))]
+
+
+def is_fusing(step: str) -> bool:
+    """Tell whether a command fuses attention.
+
+    Args:
+        step: One of `circle_commands`.
+
+    Returns:
+        Whether it begins with fuse.attention.py.
+    """
+    return step.lstrip().startswith(FUSE)
+
+
+def _fused_file(job: Job) -> str:
+    """The file of the graph after fusing."""
+    return job.file.replace("_.circle", ".circle")

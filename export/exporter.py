@@ -1,0 +1,106 @@
+"""All graphs of a package, exported in parallel: checks, estimates, child processes, files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from export.config import CheckpointConfig
+from export.hub import resolve
+from export.jobs import Job, jobs
+from export.options import ExportOptions
+from export.package_files import copy_package_files
+from export.processes import run_parallel, signals_interrupt
+from export.resources import Needs, check_disk, estimate_needs, gigabytes, processes_that_fit
+from export.staging import publish, staging_folder
+from o2o.cli.progress import progress
+from o2o.cli.text import counted, listed
+from o2o.weights.checkpoint import Checkpoint, open_checkpoint
+
+
+def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
+    """Export a checkpoint's graphs and copy its tokenizer's files. All files appear, or none.
+
+    Args:
+        model: The checkpoint's folder, or its id on the Hugging Face hub.
+        folder: Where to write; created if it does not exist.
+        options: What to export, and how.
+
+    Raises:
+        UsageError: Options exclude each other, or the model excludes one.
+        ModelError: The checkpoint is incomplete, or its architecture cannot be exported.
+        O2oError: Disk or memory does not suffice.
+    """
+    started = time.monotonic()
+    directory = resolve(model)
+    checkpoint = open_checkpoint(directory)
+    graphs = jobs(options.max_length, options.prefill_lengths, options.cache)
+    config = CheckpointConfig.read(directory)
+    options.check(config)
+    needs = estimate_needs(
+        checkpoint.tensors, config.layers, len(graphs), options.dtype, options.weights == "embed"
+    )
+    _log_estimate(checkpoint, config, graphs, options, needs)
+    check_disk(folder, needs.graphs, counted(len(graphs), "graph"))
+    processes = processes_that_fit(needs.memory, min(options.processes or _cores(), len(graphs)))
+    with signals_interrupt(), staging_folder(folder) as staged:
+        _export(graphs, processes, directory, staged, options)
+        publish(staged, folder, [job.file for job in graphs])
+    copy_package_files(folder, directory)
+    size = sum((folder / job.file).stat().st_size for job in graphs)
+    files = listed([job.file for job in graphs])
+    _log(f"wrote {files} into {folder}, {gigabytes(size)} in {time.monotonic() - started:.1f} s")
+
+
+def _export(
+    graphs: Sequence[Job], processes: int, directory: Path, folder: Path, options: ExportOptions
+) -> None:
+    """Export each graph, in this process or in children, which give their memory back."""
+    arguments = (
+        directory,
+        folder,
+        options.attn_implementation,
+        options.weights,
+        options.dtype,
+        options.debug,
+    )
+    with progress("export", len(graphs), "graph") as advance:
+        if processes > 1:
+            run_parallel([partial(job.export, *arguments) for job in graphs], processes, advance)
+            return
+        for job in graphs:
+            job.export(*arguments)
+            advance(1)
+
+
+def _log_estimate(
+    checkpoint: Checkpoint,
+    config: CheckpointConfig,
+    graphs: Sequence[Job],
+    options: ExportOptions,
+    needs: Needs,
+) -> None:
+    dtypes = listed(sorted({tensor.dtype for tensor in checkpoint.tensors.values()}))
+    _log(
+        f"{checkpoint.directory}: {config.model_type}, {config.layers} layers, "
+        f"{needs.parameters:,} parameters, {gigabytes(needs.stored)} of {dtypes}"
+    )
+    _log(
+        f"{listed([job.signature for job in graphs])} of {options.max_length} tokens: about "
+        f"{gigabytes(needs.graphs)} on disk ({gigabytes(needs.bound)} as one model with its weights), "
+        f"{gigabytes(needs.memory)} of memory for each process"
+    )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _log(line: str) -> None:
+    print(f"export: {line}", file=sys.stderr)

@@ -1,0 +1,91 @@
+"""What export must know about a model family: one table, keyed by the `model_type` of `config.json`.
+
+transformers builds and computes the model. A family needs a row here only where a general rule does not fit:
+
+- fuse.attention.py cannot fuse its attention, because Circle's ATTENTION has no operand for a part of it;
+- `o2o.causal_attention` does not compute its attention, so that only eager attention exports;
+- its old checkpoints store tensors that the model computes.
+
+A family without a row follows the general rules. So does a model whose `config.json` alone decides.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from export.config import CheckpointConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """The rules of one model family.
+
+    Attributes:
+        unfusable: Why fuse.attention.py leaves its attention as it is, as a predicate; empty if it fuses it.
+        eager_only: Why only eager attention computes it, as a predicate; empty if `grouped` and `flash` do.
+        computed: Matches the names of stored tensors that the model computes by itself.
+    """
+
+    unfusable: str = ""
+    eager_only: str = ""
+    computed: re.Pattern[str] = re.compile(r"rotary_emb\.inv_freq$")
+
+    @property
+    def fuses(self) -> bool:
+        return not self.unfusable
+
+
+BIASES = "has biases in its attention"
+QK_NORMS = "normalises queries and keys"
+PARTIAL_ROTATION = "rotates a part of each head"
+INTERLEAVED_ROTATION = "rotates neighbouring elements of each head"
+SOFTCAP = "caps its attention scores"
+
+FAMILIES: dict[str, Family] = {
+    "cohere": Family(INTERLEAVED_ROTATION),
+    "cohere2": Family(INTERLEAVED_ROTATION),
+    "ernie4_5": Family(INTERLEAVED_ROTATION),
+    "exaone4": Family(QK_NORMS),
+    "gemma3": Family(QK_NORMS),
+    "gemma3_text": Family(QK_NORMS),
+    "glm": Family(PARTIAL_ROTATION),
+    "glm4": Family(PARTIAL_ROTATION),
+    # Causal masks, stored as buffers by old versions of transformers.
+    "gpt2": Family(BIASES, computed=re.compile(r"\.attn\.(masked_)?bias$")),
+    "gpt_neox": Family(BIASES, computed=re.compile(r"attention\.(masked_)?bias$|rotary_emb\.inv_freq$")),
+    "gpt_oss": Family("has attention sinks", eager_only="has attention sinks"),
+    "gptj": Family(INTERLEAVED_ROTATION),
+    "hunyuan_v1_dense": Family(QK_NORMS),
+    "olmo2": Family(QK_NORMS),
+    "olmo3": Family(QK_NORMS),
+    "opt": Family(BIASES),
+    "phi": Family(BIASES),
+    "phi3": Family(PARTIAL_ROTATION),
+    "qwen2": Family(BIASES),
+    "qwen2_moe": Family(BIASES),
+    "qwen3": Family(QK_NORMS),
+    "qwen3_moe": Family(QK_NORMS),
+    "stablelm": Family(PARTIAL_ROTATION),
+    "starcoder2": Family(BIASES),
+}
+
+
+def family_of(config: CheckpointConfig) -> Family:
+    """Return the rules for a model.
+
+    Args:
+        config: The model's `config.json`, whose fields may add to its family's row.
+
+    Returns:
+        The row of its `model_type`, or the general rules.
+    """
+    family = FAMILIES.get(config.model_type, Family())
+    if config.attention_softcap:
+        return replace(family, unfusable=SOFTCAP, eager_only=SOFTCAP)
+    if family.fuses and config.fields.get("attention_bias"):
+        return replace(family, unfusable=BIASES)
+    scale = config.fields.get("attention_multiplier")  # Granite
+    if family.fuses and scale and abs(scale - config.head_dim**-0.5) > 1e-6 * scale:
+        return replace(family, unfusable="scales its attention scores by another factor than 1/sqrt(H)")
+    return family

@@ -1,0 +1,138 @@
+"""The options of an export, and which of them exclude each other.
+
+The checks here need neither torch nor transformers, so that they come before anything slow and before
+anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from export.config import CheckpointConfig
+from export.families import family_of
+from o2o.errors import UsageError
+from o2o.operators.causal_attention import Blocks
+
+CacheForm = Literal["concat", "static"]
+"""How decode gets its cache: `concat` appends the new row to it, `static` writes the row into it."""
+WeightsForm = Literal["embed", "external"]
+"""`embed`: the file holds the weights. `external`: the file refers to the checkpoint's tensors."""
+WeightsType = Literal["float32", "float16"]
+"""The dtype in which matrices are stored."""
+
+ITEM_SIZE: dict[WeightsType, int] = {"float32": 4, "float16": 2}
+"""Bytes of one number."""
+
+GROUPED = "grouped"
+"""Attention as one operator, `o2o.causal_attention`; all scores at once."""
+FLASH = "flash"
+"""The same operator, computed in blocks; `flash:Q,KV` names the block sizes."""
+
+
+def parse_attention(name: str) -> tuple[str, Blocks | None]:
+    """Split the name of an attention implementation into its kind and its blocks.
+
+    Args:
+        name: `grouped`, `flash`, `flash:Q,KV`, or a name that transformers knows.
+
+    Returns:
+        The kind, and the block sizes; None for sizes that suit the number of tokens.
+
+    Raises:
+        UsageError: The block sizes are malformed.
+    """
+    kind, _, sizes = name.partition(":")
+    if name == "blocked":  # what transformers calls it (`export.attention`)
+        return FLASH, None
+    if kind != FLASH:
+        return name, None
+    try:
+        return FLASH, Blocks.parse(sizes) if sizes else None
+    except ValueError as error:
+        raise UsageError(f"--attn-implementation {name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `python -m export` exports, and how.
+
+    Attributes:
+        max_length: S, tokens of context.
+        prefill_lengths: T of each prefill; see `export.jobs.jobs`.
+        cache: The form of decode's KV cache.
+        attn_implementation: See `parse_attention`.
+        weights: Whether files hold the weights.
+        dtype: The dtype of large matrices.
+        processes: Graphs to export at a time; None for as many as cores and memory allow.
+        debug: Show the warnings of torch, transformers and TICO.
+    """
+
+    max_length: int = 1024
+    prefill_lengths: Sequence[int] | None = None
+    cache: CacheForm = "concat"
+    attn_implementation: str = "eager"
+    weights: WeightsForm = "external"
+    dtype: WeightsType = "float32"
+    processes: int | None = None
+    debug: bool = False
+
+    def check(self, config: CheckpointConfig) -> None:
+        """Refuse what cannot be exported.
+
+        Args:
+            config: The checkpoint's configuration.
+
+        Raises:
+            UsageError: Two options exclude each other, or the model excludes one.
+        """
+        check_attention(config, self.attn_implementation, self.cache)
+        check_length(config, self.max_length)
+
+
+def check_attention(config: CheckpointConfig, attn_implementation: str, cache: CacheForm | None) -> None:
+    """Refuse an attention implementation that the cache form or the model's family excludes.
+
+    Args:
+        config: The checkpoint's configuration.
+        attn_implementation: See `parse_attention`.
+        cache: The form of decode's KV cache; None if no decode graph is exported.
+
+    Raises:
+        UsageError: The combination cannot be exported.
+    """
+    kind, _ = parse_attention(attn_implementation)
+    if kind not in (GROUPED, FLASH):
+        return
+    if cache == "concat":
+        raise UsageError(f"--attn-implementation {attn_implementation} needs --cache static")
+    if reason := family_of(config).eager_only:
+        raise UsageError(
+            f"--attn-implementation {attn_implementation}: this {config.model_type} model {reason}, which "
+            "only eager attention computes"
+        )
+
+
+def check_length(config: CheckpointConfig, tokens: int, flag: str = "--max-length") -> None:
+    """Refuse a context that the model cannot see in full.
+
+    Args:
+        config: The checkpoint's configuration.
+        tokens: S, tokens of context.
+        flag: The flag that set it, for the message.
+
+    Raises:
+        UsageError: It is beyond the model's positions or sliding window.
+    """
+    if config.positions and tokens > config.positions:
+        raise UsageError(
+            f"{flag} {tokens}: this {config.model_type} model has {config.positions} positions: make it "
+            f"{config.positions} or less"
+        )
+    if config.sliding_window and tokens > config.sliding_window:
+        raise UsageError(
+            f"{flag} {tokens}: the attention window of this {config.model_type} model is "
+            f"{config.sliding_window} tokens, and exported graphs have no window: make it "
+            f"{config.sliding_window} or less"
+        )

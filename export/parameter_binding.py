@@ -1,0 +1,91 @@
+"""Parameters of an exported graph become constants: weights in the file, or references to the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from export.options import WeightsForm, WeightsType
+from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.tensors import LARGE
+from o2o.model import shape_of
+from o2o.rewriting.builder import Builder
+from o2o.weights.checkpoint import Checkpoint
+from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight import Weight
+
+
+def bind_parameters(
+    graph: ir.Graph,
+    matched: Mapping[str, StoredTensor],
+    form: WeightsForm = "embed",
+    dtype: WeightsType = "float32",
+) -> None:
+    """Replace the graph inputs that are parameters by constants. Weights are read when the file is written.
+
+    Args:
+        graph: An exported graph; changed in place.
+        matched: {input name: stored tensor}.
+        form: `embed` puts weights into the file. `external` refers to the checkpoint, except for constants
+            below `o2o.formats.tensors.LARGE` bytes.
+        dtype: The dtype of large matrices. A DEQUANTIZE follows each float16 matrix; LiteRT runs it once.
+
+    Raises:
+        ModelError: A tensor is not stored as a float.
+    """
+    for value in [value for value in graph.inputs if value.name in matched]:
+        assert value.name is not None
+        assert value.dtype is not None
+        stored = matched[value.name]
+        small = Weight(value.name, stored, value.dtype).nbytes < LARGE
+        graph.inputs.remove(value)
+        if dtype == "float16" and len(stored.shape) > 1 and not small:
+            value = _insert_float16(graph, value)
+        assert value.dtype is not None
+        weight = Weight(value.name or "", stored, value.dtype)
+        if form == "embed" or weight.nbytes < LARGE:  # a large float32 matrix may be small in float16
+            value.const_value = weight
+        else:
+            name = value.name or ""
+            value.const_value = ExternalTensor(name, stored.path, stored.name, value.dtype, stored.shape)
+        graph.register_initializer(value)
+
+
+def _insert_float16(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """Put a DEQUANTIZE before the readers of `value`; return its float16 input."""
+    half = ir.Value(name=f"{value.name}_float16", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT16))
+    full = Builder(graph, before=graph[0]).node("DEQUANTIZE", [half], shape_of(value), value.dtype)
+    value.replace_all_uses_with(full)
+    full.name = value.name
+    return half
+
+
+def unused_tensors(
+    checkpoint: Checkpoint, graph: ir.Graph, matched: Mapping[str, StoredTensor]
+) -> dict[str, dict[str, str]]:
+    """List the tensors of `checkpoint` that no constant of `graph` refers to.
+
+    Args:
+        checkpoint: The model's weights.
+        graph: The exported graph after `bind_parameters`.
+        matched: The stored tensor of each parameter.
+
+    Returns:
+        {file: {tensor name: digest}}. The digest is that of a small tensor whose values are in the graph. It
+        is empty for second names of tied tensors and for tensors that the model computes.
+    """
+    constants = [value.const_value for value in graph.initializers.values()]
+    used = {
+        (constant.path, constant.tensor_name)
+        for constant in constants
+        if isinstance(constant, ExternalTensor)
+    }
+    embedded = {(stored.path, stored.name) for stored in matched.values()} - used
+    unused: dict[str, dict[str, str]] = {}
+    for tensor in checkpoint.tensors.values():
+        key = tensor.path, tensor.name
+        if key not in used:
+            digest = tensor.digest() if key in embedded else ""
+            unused.setdefault(str(tensor.path), {})[tensor.name] = digest
+    return unused

@@ -1,0 +1,81 @@
+"""Child processes that never outlive their parent's work, and signals that unwind it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from o2o.errors import O2oError
+
+INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_parallel(
+    tasks: Sequence[Callable[[], object]], processes: int, on_done: Callable[[int], object]
+) -> None:
+    """Run tasks in child processes. On an error or an interrupt, all children are killed at once.
+
+    Args:
+        tasks: What to call; each must be picklable.
+        processes: How many children run at a time.
+        on_done: Called with 1 after each task.
+
+    Raises:
+        O2oError: A child was killed.
+    """
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    try:
+        with signals_blocked():
+            futures = [pool.submit(task) for task in tasks]
+        for future in as_completed(futures):
+            future.result()
+            on_done(1)
+    except BrokenProcessPool:
+        raise O2oError(
+            "a process was killed during the export, most likely because memory ran out: try --jobs 1"
+        ) from None
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[set[int]]:
+    """Block the signals that interrupt, so that no child is started and then forgotten.
+
+    Children inherit the blocked signals. Whoever starts them ends them, or restores the mask in them.
+
+    Yields:
+        The signals that were blocked before.
+    """
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTING)
+    try:
+        yield old
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that cleanup runs.
+
+    Yields:
+        Nothing.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,45 @@
+"""Output folders that receive all files of a command, or none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def staging_folder(target: Path) -> Iterator[Path]:
+    """Make a temporary folder inside `target`, in the same file system.
+
+    It is removed with all its files. If the block fails, folders that were created for it are removed too.
+
+    Args:
+        target: The output folder; created if it does not exist.
+
+    Yields:
+        The temporary folder.
+    """
+    created = [folder for folder in (target, *target.parents) if not folder.exists()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=target) as folder:
+            yield Path(folder)
+    except BaseException:
+        for parent in created:
+            with contextlib.suppress(OSError):
+                parent.rmdir()  # fails, as it should, if another process has put files there
+        raise
+
+
+def publish(staged: Path, target: Path, names: Iterable[str]) -> None:
+    """Move files to their place, replacing those that are there.
+
+    Args:
+        staged: The folder they are in.
+        target: The folder they belong to.
+        names: The files' names, in the order of moving.
+    """
+    for name in names:
+        os.replace(staged / name, target / name)
