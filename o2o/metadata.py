@@ -46,5 +46,5 @@ def reports_damage(name: str) -> Iterator[None]:
     """Turn the errors of reading malformed JSON content within the block into a ModelError."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ModelError(f"its metadata {name} is damaged: {error!r}") from error

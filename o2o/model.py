@@ -7,7 +7,7 @@ writing:
 
     value.meta["fields"]   fields of the Tensor table beyond name, shape, type and data (quantization, ...)
     value.meta["role"]     what the value is to a language model (`o2o.contract.Role`)
-    value.meta["references"]  constants that its quantization names: {"scales": ..., "zeroPoints": ...}
+    value.meta["quantization_constants"]  see `quantization_constants`
     node.meta["fields"]    fields of the Operator table (customOptions, intermediates, ...)
     node.meta["options"]   the name of the operator's options table, or None when it has none
     graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: other values no operator touches
@@ -15,7 +15,7 @@ writing:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -98,6 +98,20 @@ def dtype_name(value: ir.Value) -> str:
     if value.dtype is None:
         return "other"
     return "string" if value.dtype == ir.DataType.STRING else str(value.dtype.numpy())
+
+
+def quantization_constants(value: ir.Value) -> Mapping[str, ir.Value]:
+    """Return the constants that hold the parameters of a block-wise quantized value.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The constants by their field of the schema's `BlockwiseQuantization`: `scales`, `zeroPoints`; empty
+        for other values.
+    """
+    constants: Mapping[str, ir.Value] = value.meta.get("quantization_constants", {})
+    return constants
 
 
 def is_dynamic(value: ir.Value) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from o2o import metadata
 from o2o.errors import ModelError
 from o2o.formats.tensors import CHUNK, StreamedTensor
 
@@ -114,12 +115,8 @@ def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, s
     Raises:
         ModelError: The JSON is damaged, or its version is newer than this program.
     """
-    try:
-        record = json.loads(data)
-        if record["version"] > VERSION:
-            raise ModelError(
-                f"its {METADATA_NAME} has version {record['version']}; this o2o knows {VERSION}: update o2o"
-            )
+    record = metadata.parse(METADATA_NAME, data, VERSION)
+    with metadata.reports_damage(METADATA_NAME):
         buffers = {
             int(index): {
                 "path": Path(record["files"][entry["file"]]),
@@ -130,5 +127,3 @@ def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, s
         }
         unused = zip(record["files"], record["unused"], strict=True)
         return buffers, {file: dict(names.items()) for file, names in unused if names}
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ModelError(f"its metadata {METADATA_NAME} is damaged: {error!r}") from error

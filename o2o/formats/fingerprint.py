@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE
-from o2o.model import Model
+from o2o.model import Model, quantization_constants
 
 
 def fingerprint(model: Model) -> str:
@@ -58,7 +58,7 @@ def _values(graph: ir.Graph) -> Iterable[ir.Value]:
 def _value(value: ir.Value) -> Iterator[str | bytes]:
     shape = () if value.shape is None else value.shape.dims
     yield f"{value.name} {value.dtype} {shape} {_plain(value.meta.get('fields'))}"
-    for field, other in value.meta.get("references", {}).items():
+    for field, other in quantization_constants(value).items():
         yield f"{field} {other.name}"
     tensor = value.const_value
     if tensor is not None:

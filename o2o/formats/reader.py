@@ -12,9 +12,9 @@ import onnx_ir as ir
 from o2o import contract, history
 from o2o.errors import ModelError
 from o2o.formats import external_tensor
-from o2o.formats.schema import DETAIL_REFERENCES, SUBGRAPH_FIELDS, Dialect, Span, detect
+from o2o.formats.schema import QUANTIZATION_CONSTANTS, SUBGRAPH_FIELDS, Dialect, Span, detect
 from o2o.formats.tensors import LARGE, SourceTensor, constant
-from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, quantization_constants
 from o2o.streams import Source
 
 # Fields that the IR has a place of its own for; every other field that is set goes to meta["fields"].
@@ -161,7 +161,7 @@ class _Reader:
                 graph.register_initializer(value)
         used = {id(value) for node in nodes for value in (*node.inputs, *node.outputs)}
         used |= {id(value) for node in nodes for value in node.meta.get("intermediates", ())}
-        used |= {id(other) for value in values for other in value.meta.get("references", {}).values()}
+        used |= {id(other) for value in values for other in quantization_constants(value).values()}
         loose = [
             value
             for value in values
@@ -284,13 +284,13 @@ def _refer(value: ir.Value, values: list[ir.Value]) -> None:
     quantization = value.meta.get("fields", {}).get("quantization")
     details = getattr(quantization, "details", None)
     found = {}
-    for field in DETAIL_REFERENCES:
+    for field in QUANTIZATION_CONSTANTS:
         index = getattr(details, field, -1)
         # 0 is also what the field holds when there is none
         if index > 0 or (index == 0 and values[0].const_value is not None):
             found[field] = values[index]
     if found:
-        value.meta["references"] = found
+        value.meta["quantization_constants"] = found
 
 
 def _absent() -> ir.Value:

@@ -57,7 +57,7 @@ SUBGRAPH_FIELDS = {
 }
 
 # Fields of the quantization details that are tensor numbers in the file and values in the IR.
-DETAIL_REFERENCES = ("scales", "zeroPoints")
+QUANTIZATION_CONSTANTS = ("scales", "zeroPoints")
 
 # One IR name for a field that the dialects spell differently: (table, TFLite's name) -> Circle's name.
 _TFLITE_FIELD_NAMES = {

@@ -14,7 +14,7 @@ from o2o.formats import external_tensor
 from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.schema import DIALECTS, SUBGRAPH_FIELDS
 from o2o.formats.tensors import storage_key
-from o2o.model import CUSTOM_DOMAIN, Model, Signature
+from o2o.model import CUSTOM_DOMAIN, Model, Signature, quantization_constants
 
 
 class Tables:
@@ -96,7 +96,7 @@ class Tables:
         for value in (*graph.outputs, *graph.meta.get("loose", ())):
             number(value)
         for value in values:  # which grows on the way
-            for other in value.meta.get("references", {}).values():
+            for other in quantization_constants(value).values():
                 number(other)
         self.tensors = [self._tensor(value, index) for value in values]
         return index
@@ -124,7 +124,7 @@ class Tables:
         self._set_fields(table, fields)
         if "type" in fields and fields["type"] not in self.dialect.enum("TensorType").values():
             raise ModelError(f"{value.name}: {self.dialect.name} has no tensor type {fields['type']}")
-        for field, other in value.meta.get("references", {}).items():
+        for field, other in quantization_constants(value).items():
             setattr(table.quantization.details, field, index[id(other)])
         return table
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_quantized, storage_key
-from o2o.model import Model, shape_of
+from o2o.model import Model, quantization_constants, shape_of
 from o2o.quantization.tensors import AT_ONCE, Error
 from o2o.quantization.weight_uses import HEAD
 from o2o.rewriting.stacked_weights import Shapes, parts
@@ -73,7 +73,7 @@ def _constants(model: Model) -> dict[str, ir.Value]:
     found: dict[str, ir.Value] = {}
     for graph in model.graphs:
         values = graph.initializers.values()
-        referred = {id(other) for value in values for other in value.meta.get("references", {}).values()}
+        referred = {id(other) for value in values for other in quantization_constants(value).values()}
         for value in values:
             if value.const_value is not None and id(value) not in referred:
                 found.setdefault(value.name or "", value)
@@ -98,7 +98,7 @@ def dequantized(value: ir.Value) -> np.ndarray:
     stored: np.ndarray = value.const_value.numpy().astype(np.float32)
     if not is_quantized(value):
         return stored
-    references = value.meta.get("references", {})
+    references = quantization_constants(value)
     if "zeroPoints" in references:
         raise ModelError(f"{value.name} has zero points by block: this reads symmetrical ones only")
     zeros = value.meta["fields"]["quantization"].zeroPoint
@@ -109,7 +109,8 @@ def dequantized(value: ir.Value) -> np.ndarray:
 
 def scales(value: ir.Value) -> np.ndarray:
     """Those of the numbers of a quantised constant, float32, in a shape that fits theirs."""
-    if (blocks := value.meta.get("references", {}).get("scales")) is not None:
+    if (blocks := quantization_constants(value).get("scales")) is not None:
+        assert blocks.const_value is not None
         found = blocks.const_value.numpy().astype(np.float32).reshape(-1)
         shape = shape_of(value)
         return np.repeat(found, math.prod(shape) // found.size).reshape(shape)
@@ -135,7 +136,8 @@ def _bytes(value: ir.Value) -> int:
     """In the file, with scales and zero points."""
     assert value.const_value is not None
     size = value.const_value.nbytes
-    for other in value.meta.get("references", {}).values():
+    for other in quantization_constants(value).values():
+        assert other.const_value is not None
         size += other.const_value.nbytes
     quantization = value.meta.get("fields", {}).get("quantization")
     for parameter, width in (("scale", 4), ("zeroPoint", 8)):

@@ -144,7 +144,7 @@ def _become(graph: ir.Graph, value: ir.Value, tensor: QuantizedTensor, quantizat
         value.meta["fields"] = {**value.meta.get("fields", {}), "quantization": quantization}
     if tensor.scheme.block:
         scales = add_constant(graph, tensor.stored_scales, f"{value.name}_scales")
-        value.meta["references"] = {"scales": scales}
+        value.meta["quantization_constants"] = {"scales": scales}
 
 
 def _apply(model: Model, use: Use, explicit: bool) -> None:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.schema import CIRCLE
-from o2o.model import DOMAIN, shape_of
+from o2o.model import DOMAIN, quantization_constants, shape_of
 
 
 def fresh_name(graph: ir.Graph, stem: str) -> str:
@@ -141,7 +141,7 @@ def _moved(x: ir.Value, y: ir.Value) -> ir.Value:
     """`y`, which holds the numbers of `x` in other places, made to stand for the same. Raises ModelError."""
     quantization = x.meta.get("fields", {}).get("quantization")
     if quantization is not None:
-        if x.meta.get("references") or (quantization.scale is not None and len(quantization.scale) > 1):
+        if quantization_constants(x) or (quantization.scale is not None and len(quantization.scale) > 1):
             raise ModelError(f"{x.name} is quantised by channel or by block: its axes cannot be moved")
         y.meta["fields"] = {"quantization": quantization}
     return y

@@ -16,7 +16,16 @@ import onnx_ir as ir
 
 from o2o.contract import role_of
 from o2o.formats.tensors import is_constant, is_quantized, numbers
-from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, is_dynamic, shape_of
+from o2o.model import (
+    CUSTOM_DOMAIN,
+    DOMAIN,
+    Model,
+    Signature,
+    attribute,
+    is_dynamic,
+    quantization_constants,
+    shape_of,
+)
 from o2o.operators import causal_attention
 from o2o.operators.attention import Attention, is_attention
 from o2o.operators.facts import RESHAPE_OPS, is_elementwise
@@ -235,8 +244,8 @@ def _copied(graph: ir.Graph) -> tuple[ir.Graph, dict[ir.Value, ir.Value]]:
         twins |= dict(zip(node.outputs, twin.outputs, strict=True))
         twin.attributes.update(node.attributes)  # graphs that a node runs are no part of this one
     for new in twins.values():
-        if (told := new.meta.get("references")) is not None:
-            new.meta["references"] = {key: twins[value] for key, value in told.items()}
+        if constants := quantization_constants(new):
+            new.meta["quantization_constants"] = {key: twins[value] for key, value in constants.items()}
     copy.meta.clear()
     if (fields := graph.meta.get("fields")) is not None:
         copy.meta["fields"] = fields

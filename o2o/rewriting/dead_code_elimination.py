@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator
 import onnx_ir as ir
 
 from o2o.formats.tensors import storage_key
-from o2o.model import Model, attribute
+from o2o.model import Model, attribute, quantization_constants
 from o2o.operators.attention import writes_cache
 from o2o.operators.facts import facts_of
 
@@ -89,7 +89,7 @@ def remove_dead_constants(graph: ir.Graph) -> int:
         value = pending.pop()
         if id(value) not in used:
             used.add(id(value))
-            pending += value.meta.get("references", {}).values()
+            pending += quantization_constants(value).values()
     dead = [name for name, value in graph.initializers.items() if id(value) not in used]
     for name in dead:
         del graph.initializers[name]

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import is_constant
-from o2o.model import DOMAIN, Model
+from o2o.model import DOMAIN, Model, quantization_constants
 from o2o.rewriting.builder import fresh_name
 from o2o.rewriting.dead_code_elimination import has_side_effects
 from o2o.rewriting.matchers import fail
@@ -184,9 +184,9 @@ def _take_constants(graph: ir.Graph, inner: ir.Graph, region: Collection[ir.Node
         else:
             del graph.initializers[value.name]
         taken[id(value)] = taken[id(own)] = own
-        references = value.meta.get("references")
+        references = quantization_constants(value)
         if references:
-            own.meta["references"] = {field: take(other) for field, other in references.items()}
+            own.meta["quantization_constants"] = {field: take(other) for field, other in references.items()}
         own.name = own.name if own is value else fresh_name(inner, f"{inner.name}/{value.name}")
         inner.register_initializer(own)
         return own
@@ -206,7 +206,7 @@ def _like(value: ir.Value) -> ir.Value:
 
 
 def _references(value: ir.Value) -> Collection[ir.Value]:
-    found: Mapping[str, ir.Value] = value.meta.get("references", {})
+    found: Mapping[str, ir.Value] = quantization_constants(value)
     return found.values()
 
 

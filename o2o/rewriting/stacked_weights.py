@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from o2o.formats.concatenated_tensor import ConcatenatedTensor
 from o2o.formats.tensors import SourceTensor, constant, is_quantized
-from o2o.model import shape_of
+from o2o.model import quantization_constants, shape_of
 from o2o.rewriting.matchers import constant_ints, producer_of
 
 _SEPARATOR = "+"
@@ -46,7 +46,7 @@ def stack_weights(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value | Non
     """
     tensors = [value.const_value for value in values if value.const_value is not None]
     fields = [value.meta.get("fields", {}) for value in values]
-    references = [value.meta.get("references", {}) for value in values]
+    references = [quantization_constants(value) for value in values]
     if len(tensors) < len(values) or not ConcatenatedTensor.fit(tensors):
         return None
     if any(tensor.dtype != value.dtype for tensor, value in zip(tensors, values, strict=True)):
@@ -143,7 +143,7 @@ def _take_rows(value: ir.Value, start: int, rows: int, name: str) -> ir.Value:
         for field in ("scale", "zeroPoint"):
             setattr(quantization, field, getattr(quantization, field)[start : start + rows])
     references = {}
-    for key, other in value.meta.get("references", {}).items():
+    for key, other in quantization_constants(value).items():
         references[key] = _take_rows(other, start, rows, f"{name}_{key}")
     return _constant_value(part, quantization, references)
 
@@ -156,7 +156,7 @@ def _constant_value(
     if quantization is not None:
         value.meta["fields"] = {"quantization": quantization}
     if references:
-        value.meta["references"] = dict(references)
+        value.meta["quantization_constants"] = dict(references)
     return value
 
 

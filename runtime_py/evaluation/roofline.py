@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from o2o import formats
 from o2o.formats.tensors import is_constant
+from o2o.model import quantization_constants
 from o2o.operators.facts import BUILTIN
 from runtime_py.model.contract import Contract
 
@@ -96,7 +97,7 @@ def _weights(graph: ir.Graph) -> int:
             if value is None or not is_constant(value) or number in TABLES.get(node.op_type, ()):
                 continue
             used[id(value)] = value
-            for scales in value.meta.get("references", {}).values():
+            for scales in quantization_constants(value).values():
                 used[id(scales)] = scales
     return sum(value.const_value.nbytes for value in used.values() if value.const_value is not None)
 

@@ -371,7 +371,7 @@ def blockwise() -> Model:
     parameters.details, parameters.detailsType = details, 2
     parameters.zeroPoint = np.zeros(1, np.int64)
     weight.meta["fields"] = {"quantization": parameters}
-    weight.meta["references"] = {"scales": scales}
+    weight.meta["quantization_constants"] = {"scales": scales}
     graph.output(graph.op("ADD", [graph.fc(x, weight, "y"), unused], [1, 2], name="z"))
     return graph.model(format="tflite")
 

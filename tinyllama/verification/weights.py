@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import is_constant, is_quantized
-from o2o.model import Model, shape_of
+from o2o.model import Model, quantization_constants, shape_of
 from o2o.quantization.compare import dequantized, scales
 from o2o.rewriting.stacked_weights import Shapes, parts
 from o2o.weights.stored_tensor import StoredTensor
@@ -66,7 +66,7 @@ def _steps(value: ir.Value, expected: np.ndarray) -> np.ndarray:
     if not is_quantized(value):
         return np.zeros(1) if value.dtype == ir.DataType.FLOAT else np.abs(expected) * HALF + 2.0**-24
     steps = scales(value)
-    if value.dtype != INT4 or "scales" not in value.meta.get("references", {}):
+    if value.dtype != INT4 or "scales" not in quantization_constants(value):
         return steps
     assert value.const_value is not None
     stored = value.const_value.numpy().astype(np.int8)

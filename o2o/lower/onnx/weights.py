@@ -17,7 +17,7 @@ from o2o.errors import ModelError
 from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import is_constant, is_quantized, numbers, storage_key
 from o2o.lower.onnx.lazy_tensors import Joined
-from o2o.model import shape_of
+from o2o.model import quantization_constants, shape_of
 from o2o.rewriting.matchers import producer_of
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -93,12 +93,16 @@ def _scales(value: ir.Value, rows: int, columns: int, what: str) -> tuple[Callab
         )
     if (details := getattr(quantization, "details", None)) is not None:
         block = int(getattr(details, "blockSize", 0))
-        found = value.meta.get("references", {}).get("scales")
-        zero = value.meta.get("references", {}).get("zeroPoints")
-        known = found is not None and math.prod(shape_of(found)) * block == rows * columns
-        if not block or not known or zero is not None:
+        scales = quantization_constants(value).get("scales")
+        zero = quantization_constants(value).get("zeroPoints")
+        if (
+            scales is None
+            or not block
+            or math.prod(shape_of(scales)) * block != rows * columns
+            or zero is not None
+        ):
             raise ModelError(f"{what}: the blocks of {value.name} are not those of a symmetric matrix")
-        return lambda: by_block(found, rows), block
+        return lambda: by_block(scales, rows), block
     scale = np.asarray(quantization.scale, np.float32).reshape(-1)
     zero = quantization.zeroPoint
     if zero is not None and np.any(np.asarray(zero) != 0):

@@ -131,7 +131,9 @@ def test_quantisation_scales_stay_with_their_weights_and_go_with_them(command: C
     graph.output(graph.ir.inputs[0])
     for value in ("weight", "scales"):
         graph.constant(value, weights(4))
-    graph.ir.initializers["weight"].meta["references"] = {"scales": graph.ir.initializers["scales"]}
+    graph.ir.initializers["weight"].meta["quantization_constants"] = {
+        "scales": graph.ir.initializers["scales"]
+    }
     model = graph.model()
     Gc().apply(model, None)  # type: ignore[arg-type]
     assert not graph.ir.initializers

@@ -98,7 +98,7 @@ CHANGES: dict[str, tuple[str, Callable[[Model], Any]]] = {
     ),
     "scales that another constant is": (
         "blockwise",
-        lambda m: value_of(m, "weight").meta.update(references={"scales": value_of(m, "before")}),
+        lambda m: value_of(m, "weight").meta.update(quantization_constants={"scales": value_of(m, "before")}),
     ),
     "sparsity": (
         "sparse",

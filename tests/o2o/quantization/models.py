@@ -57,7 +57,7 @@ def meaning(value: ir.Value) -> np.ndarray:
     numbers = value.const_value.numpy().astype(np.float32)
     if value.dtype in (FLOAT, ir.DataType.FLOAT16):
         return numbers
-    if "references" in value.meta:
-        scales = value.meta["references"]["scales"].const_value.numpy().astype(np.float32)
+    if "quantization_constants" in value.meta:
+        scales = value.meta["quantization_constants"]["scales"].const_value.numpy().astype(np.float32)
         return (numbers.reshape(*scales.shape, -1) * scales[..., None]).reshape(numbers.shape)
     return numbers * value.meta["fields"]["quantization"].scale[:, None]

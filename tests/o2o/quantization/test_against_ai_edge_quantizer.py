@@ -92,7 +92,9 @@ def test_bytes_scales_and_results_are_the_same(
         else:
             for field in ("blockSize", "zeroPoints"):
                 assert getattr(told.details, field) == getattr(expects.details, field)
-            scales, other_scales = (v.meta["references"]["scales"].const_value for v in (value, other))
+            scales, other_scales = (
+                v.meta["quantization_constants"]["scales"].const_value for v in (value, other)
+            )
             assert (scales.dtype, scales.shape) == (other_scales.dtype, other_scales.shape)
             assert scales.tobytes() == other_scales.tobytes()
     feeds = {"input_ids": np.arange(8, dtype=np.int32) * 7}
@@ -119,7 +121,7 @@ def test_blocks_of_nothing() -> None:
     model = graph.model(format="tflite")
     quantize(model, find("dynamic_int4_block32"))
     value = constants(model)["w"]
-    scales = value.meta["references"]["scales"].const_value.numpy()
+    scales = value.meta["quantization_constants"]["scales"].const_value.numpy()
     assert (scales[3, 1:] == np.float16(2**-24)).all()
     assert not integers(value)[3, 32:].any()
     x = weights(2, D, seed=5)

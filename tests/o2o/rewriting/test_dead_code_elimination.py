@@ -75,8 +75,8 @@ def test_constants() -> None:
     x = graph.input("x", [4])
     used, given_out, scales = (graph.constant(name, weights(4)) for name in ("used", "given_out", "scales"))
     dead, of_dead = graph.constant("dead", weights(4)), graph.constant("of_dead", weights(4))
-    used.meta["references"] = {"scales": scales}
-    dead.meta["references"] = {"scales": of_dead}
+    used.meta["quantization_constants"] = {"scales": scales}
+    dead.meta["quantization_constants"] = {"scales": of_dead}
     graph.output(graph.op("ADD", [x, used], [4]), given_out)
     assert remove_dead_constants(graph.ir) == 2
     assert list(graph.ir.initializers) == ["used", "given_out", "scales"]
