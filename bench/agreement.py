@@ -61,7 +61,9 @@ def by_package(package: str, tokens: int) -> list[tuple[list[int], list]]:
     from runtime_py.package import Package
 
     engine = Package.load(package).engine()
-    results = [continued(prompt, tokens, engine.prefill, engine.decode) for prompt in PROMPTS]
+    session = engine.open_session()
+    results = [continued(prompt, tokens, session.prefill, session.decode) for prompt in PROMPTS]
+    session.close()
     engine.close()
     return results
 

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from o2o.errors import O2oError
-from runtime_py.engines import Engine
-from runtime_py.engines.selection import MODULES
+from runtime_py.engines.engine import Engine, EngineSession
+from runtime_py.engines.registry import ENGINES
 from runtime_py.package import Package
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,20 +58,20 @@ def _run(*command: object) -> None:
 
 
 def speeds(
-    engine: Engine, ids: Sequence[int], prompt: int, typical: Callable[[Sequence[float]], float]
+    session: EngineSession, ids: Sequence[int], prompt: int, typical: Callable[[Sequence[float]], float]
 ) -> tuple[float, float]:
     """Tokens a second: of reading the first `prompt` of `ids`, and of the `typical` step behind them."""
     time.sleep(PAUSE)
-    engine.decode(ids[0], 0)
+    session.decode(ids[0], 0)
     reads = []
     for _ in range(READS):
         started = time.perf_counter()
-        engine.prefill(ids[:prompt])
+        session.prefill(ids[:prompt])
         reads.append(time.perf_counter() - started)
     steps = []
     for position in range(prompt, len(ids)):
         started = time.perf_counter()
-        engine.decode(ids[position], position)
+        session.decode(ids[position], position)
         steps.append(time.perf_counter() - started)
     return prompt / typical(reads), 1 / typical(steps)
 
@@ -79,13 +79,15 @@ def speeds(
 def compare(package: Package, args: argparse.Namespace) -> None:
     with ExitStack() as opened:
         engines: dict[str, Engine] = {}
+        sessions: dict[str, EngineSession] = {}
         for name in args.engines:
             try:
-                engine = package.engine(args.threads, engine=name)
+                engine = package.engine(threads=args.threads, engine=name)
             except O2oError as error:
                 print(f"  {name:8} {error}")
                 continue
             engines[name] = opened.enter_context(closing(engine))
+            sessions[name] = opened.enter_context(closing(engine.open_session()))
         if not engines:
             return
         capacity = min(engine.capacity for engine in engines.values())
@@ -95,7 +97,7 @@ def compare(package: Package, args: argparse.Namespace) -> None:
         ids = np.random.default_rng(0).integers(0, vocab_size, prompt + tokens).tolist()
         typical = min if args.fastest else statistics.median
         rounds = [
-            {name: speeds(engine, ids, prompt, typical) for name, engine in engines.items()}
+            {name: speeds(session, ids, prompt, typical) for name, session in sessions.items()}
             for _ in range(args.rounds + 1)
         ][1:]  # the first is there to warm up
     first = next(iter(engines))
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--shapes", nargs="+", default=["15m", "135m"], metavar="SHAPE")
     add("--recipes", nargs="+", default=["none", "dynamic_int8", "dynamic_int4_block32"], metavar="RECIPE")
     add("--capacity", type=int, default=256, help="of what is made (%(default)s)")
-    add("--engines", nargs="+", choices=MODULES, default=["litert", "onnx"])
+    add("--engines", nargs="+", choices=ENGINES, default=["litert", "onnx"])
     add("--prompt", type=int, default=128, metavar="N", help="tokens (%(default)s)")
     add("--tokens", type=int, default=32, metavar="N", help="decoded behind the prompt (%(default)s)")
     add("--rounds", type=int, default=9, help="(%(default)s)")

@@ -50,10 +50,14 @@ def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
 
     package = Package.load(folder)
     prompt = package.tokenizer.encode(PROMPT)
-    engine = package.engine(cache=cache)
+    engine = package.engine() if cache else package.engine(disk_cache=None)
     load = time.time() - started
     resident, private = memory()
-    list(generate(Session(engine), prompt, Detokenizer(package.tokenizer), max_new_tokens=TOKENS))
+    list(
+        generate(
+            Session(engine.open_session()), prompt, Detokenizer(package.tokenizer), max_new_tokens=TOKENS
+        )
+    )
     answer_resident, answer_private = memory()
     packing = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
     return {

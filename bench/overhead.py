@@ -1,9 +1,9 @@
-"""What a decode step takes beyond the engine's own run: Python, and bytes that are moved.
+"""What a decode step takes beyond the runtime's own run: Python, and bytes that are moved.
 
     python bench/overhead.py PACKAGE... [--engine litert] [--context 100] [--steps 200]
 
 Feeds random ids one at a time and prints the median step, the median of the runtime's own call within it, and
-what is left, in microseconds.
+the rest, in microseconds.
 """
 
 from __future__ import annotations
@@ -11,48 +11,59 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
 
 from runtime_py.package import Package
 
-CALLS = {"litert": ("_model", "run_by_index"), "onnx": ("_session", "run_with_iobinding")}
-"""Of each engine: where it keeps what runs the model, and the call."""
+ENGINES = ("litert", "onnx")
 
 
-class Timed:
-    """What `runner` is, with the seconds of each call of `name` kept."""
+def runtime_call(engine: str) -> tuple[Any, str]:
+    """The class of the runtime that runs the model, and the name of its method that does."""
+    if engine == "litert":
+        from ai_edge_litert.compiled_model import CompiledModel
 
-    def __init__(self, runner: Any, name: str) -> None:
-        self._runner, self._call = runner, getattr(runner, name)
-        self.seconds: list[float] = []
-        setattr(self, name, self._timed)
+        return CompiledModel, "run_by_index"
+    from onnxruntime import InferenceSession
 
-    def _timed(self, *args: Any) -> None:
+    return InferenceSession, "run_with_iobinding"
+
+
+@contextmanager
+def timed(owner: Any, name: str) -> Iterator[list[float]]:
+    """The list gets the seconds of each call of a method within the block."""
+    method, seconds = getattr(owner, name), []
+
+    def call(self: Any, *args: Any) -> Any:
         started = time.perf_counter()
-        self._call(*args)
-        self.seconds.append(time.perf_counter() - started)
+        result = method(self, *args)
+        seconds.append(time.perf_counter() - started)
+        return result
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runner, name)
+    setattr(owner, name, call)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, name, method)
 
 
 def measure(package: Package, engine: str, context: int, steps: int) -> tuple[list[float], list[float]]:
     """Seconds of each step, and of the runtime's own call in it."""
-    started = package.engine(engine=engine)
-    owner, call = CALLS[engine]
-    timed = Timed(getattr(started, owner), call)
-    calls = (*getattr(started, "_decodes", {}).values(), getattr(started, "_step", None))
-    for holder in filter(None, calls):
-        setattr(holder, owner, timed)
-    ids = np.random.default_rng(0).integers(0, started.vocab_size, context + steps).tolist()
-    started.prefill(ids[:context])
-    timed.seconds.clear()
-    whole = [_seconds(lambda at=at: started.decode(ids[at], at)) for at in range(context, context + steps)]
-    started.close()
-    return whole, timed.seconds
+    with (
+        closing(package.engine(engine=engine)) as loaded,
+        closing(loaded.open_session()) as session,
+        timed(*runtime_call(engine)) as seconds,
+    ):
+        ids = np.random.default_rng(0).integers(0, session.vocab_size, context + steps).tolist()
+        session.prefill(ids[:context])
+        seconds.clear()
+        positions = range(context, context + steps)
+        whole = [_seconds(lambda at=at: session.decode(ids[at], at)) for at in positions]
+        return whole, list(seconds)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -66,16 +77,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("packages", nargs="+", metavar="PACKAGE")
-    parser.add_argument("--engine", choices=sorted(CALLS), default="litert")
+    parser.add_argument("--engine", choices=ENGINES, default="litert")
     parser.add_argument("--context", type=int, default=100)
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args(argv)
-    print(f"{'package':<48} {'step':>10} {'run':>10} {'left':>8}   us")
+    print(f"{'package':<48} {'step':>10} {'run':>10} {'rest':>8}   us")
     for folder in args.packages:
         whole, runs = measure(Package.load(folder), args.engine, args.context, args.steps)
-        left = statistics.median(a - b for a, b in zip(whole, runs, strict=True))
+        rest = statistics.median(a - b for a, b in zip(whole, runs, strict=True))
         step, run = (statistics.median(times) * 1e6 for times in (whole, runs))
-        print(f"{folder[-48:]:<48} {step:>10,.0f} {run:>10,.0f} {left * 1e6:>8,.0f}")
+        print(f"{folder[-48:]:<48} {step:>10,.0f} {run:>10,.0f} {rest * 1e6:>8,.0f}")
 
 
 if __name__ == "__main__":

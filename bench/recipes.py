@@ -127,13 +127,16 @@ def ask(file: Path, checkpoint: Path, documents: Ids, prompts: Ids) -> Said:
     from runtime_py.evaluation.log_likelihood import scores, surprises
     from runtime_py.package import Package
 
-    with contextlib.closing(Package.load(file, checkpoint).engine()) as engine:
-        score = scores([[surprises(engine, ids) for ids in documents]])[0] if documents else None
+    with (
+        contextlib.closing(Package.load(file, checkpoint).engine()) as engine,
+        contextlib.closing(engine.open_session()) as session,
+    ):
+        score = scores([[surprises(session, ids) for ids in documents]])[0] if documents else None
         tokens = []
         for prompt in prompts:
-            chosen = [int(engine.prefill(prompt).argmax())]
+            chosen = [int(session.prefill(prompt).argmax())]
             for position in range(len(prompt), len(prompt) + FIRST - 1):
-                chosen.append(int(engine.decode(chosen[-1], position).argmax()))
+                chosen.append(int(session.decode(chosen[-1], position).argmax()))
             tokens.append(chosen)
         return Said(score, tokens)
 
@@ -151,11 +154,11 @@ def speeds(before: Path, after: Path, checkpoint: Path) -> list[float]:
     """Tokens a second of `after` by those of `before`, in each of some rounds, ascending."""
     from runtime_py.package import Package
 
-    def seconds(engine: Any) -> float:
-        engine.prefill([1])
+    def seconds(session: Any) -> float:
+        session.prefill([1])
         started = time.perf_counter()
         for position in range(1, STEPS + 1):
-            engine.decode(1, position)
+            session.decode(1, position)
         return time.perf_counter() - started
 
     with contextlib.ExitStack() as stack:
@@ -163,8 +166,9 @@ def speeds(before: Path, after: Path, checkpoint: Path) -> list[float]:
             stack.enter_context(contextlib.closing(Package.load(file, checkpoint).engine()))
             for file in (before, after)
         ]
-        [seconds(engine) for engine in engines]
-        rounds = [[seconds(engine) for engine in engines] for _ in range(ROUNDS)]
+        sessions = [stack.enter_context(contextlib.closing(engine.open_session())) for engine in engines]
+        [seconds(session) for session in sessions]
+        rounds = [[seconds(session) for session in sessions] for _ in range(ROUNDS)]
     return sorted(one / other for one, other in rounds)
 
 

@@ -2,8 +2,8 @@
 
     python bench/threads.py PACKAGE... [--rounds 9] [--engine onnx]
 
-Prints the median step of each package and the ratio. `runtime_py.engines.selection.WORTH_SHARING` is chosen
-by it.
+Prints the median step of each package and the ratio. `multithread_bytes` of an engine in
+`runtime_py.engines.registry` follows it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from runtime_py.engines import Engine
-from runtime_py.engines.selection import ASKABLE, AUTO, cores
+from runtime_py.engines.engine import EngineSession
+from runtime_py.engines.flags import ENGINE_NAMES
+from runtime_py.engines.options import AUTO
+from runtime_py.engines.threads import cores
 from runtime_py.package import Package
 
 
-def step(engine: Engine) -> float:
+def step(session: EngineSession) -> float:
     """Seconds of one decode step, the mean over a whole cache."""
     started = time.perf_counter()
-    for position in range(engine.capacity):
-        engine.decode(1, position)
-    return (time.perf_counter() - started) / engine.capacity
+    for position in range(session.capacity):
+        session.decode(1, position)
+    return (time.perf_counter() - started) / session.capacity
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,18 +34,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("packages", nargs="+", metavar="PACKAGE")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--engine", choices=ASKABLE, default=AUTO)
+    parser.add_argument("--engine", choices=ENGINE_NAMES, default=AUTO)
     args = parser.parse_args(argv)
     print(f"{'package':<24} {'MB':>6} {'1 thread':>10} {f'{cores()} threads':>10}  ratio")
     for folder in args.packages:
         package = Package.load(folder)
-        engines = [package.engine(threads, engine=args.engine) for threads in (1, cores())]
-        rounds = [[step(engine) for engine in engines] for _ in range(args.rounds)]
+        engines = [package.engine(threads=threads, engine=args.engine) for threads in (1, cores())]
+        sessions = [engine.open_session() for engine in engines]
+        rounds = [[step(session) for session in sessions] for _ in range(args.rounds)]
         one, all_ = (statistics.median(times) for times in zip(*rounds, strict=True))
         ratio = statistics.median(a / b for a, b in rounds)
         size = package.model.stat().st_size / 1e6
         print(f"{folder:<24} {size:>6.1f} {one * 1e3:>7.2f} ms {all_ * 1e3:>7.2f} ms  {ratio:.2f}")
-        for engine in engines:
+        for session, engine in zip(sessions, engines, strict=True):
+            session.close()
             engine.close()
 
 

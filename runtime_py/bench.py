@@ -1,14 +1,13 @@
 """Measure a package: `python -m runtime_py.bench PACKAGE`.
 
-    load      seconds until the model is ready: cold, with an empty cache (a big model's weights are packed),
-              and warm, both in processes of their own
-    prefill   a prompt of so many tokens, begun anew: seconds to the first new token, and tokens a second
-    decode    so many tokens behind a context: tokens a second, the median step; and the share of the memory's
-              speed at which a step reads all weights and the keys and values of the text so far
-    memory    the most that this process had resident, mapped files among it; also as a share of the model's
-              file
+    load      seconds until the model is loaded: cold, with an empty disk cache (the weights of a large model
+              are packed), and warm, each in a child process
+    prefill   a prompt without a cached prefix: seconds to the first new token, and tokens per second
+    decode    tokens after a context: tokens per second of the median step, and the share of the memory
+              bandwidth that reading all weights and the KV caches of the context takes
+    memory    peak resident memory of this process, including mapped files; also relative to the model's file
 
-Prompts are random ids. Every figure is the median of --rounds, which go through all lengths in turn.
+Prompts are random ids. Each figure is the median of --rounds, which take turns over all lengths.
 """
 
 from __future__ import annotations
@@ -23,175 +22,121 @@ if __name__ == "__main__":
 import argparse
 import importlib.util
 import json
-import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from o2o.cli.arguments import Parser, positive_int
 from o2o.cli.command import run
-from o2o.cli.text import counted
 from o2o.errors import UsageError
-from runtime_py.engines.selection import add_engine
+from runtime_py.engines.flags import add_engine_flags, options_from
 
 if TYPE_CHECKING:
-    from runtime_py.engines import Engine
+    from runtime_py.engines.engine import EngineSession
+    from runtime_py.evaluation.bench_report import Report
     from runtime_py.package import Package
 
 LENGTHS = (16, 128, 512, 1024, 2048, 4096, 8192)
-"""Of prompts and contexts, as far as they fit."""
+"""Lengths of prompts and contexts, as far as they fit."""
 TOKENS = 32
-"""That are decoded behind each context."""
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """first: seconds from a prompt of `tokens` to the first new token."""
-
-    tokens: int
-    first: float
-
-    @property
-    def speed(self) -> float:
-        """Tokens a second."""
-        return self.tokens / self.first
-
-
-@dataclass(frozen=True)
-class Decode:
-    """step: seconds of a decode step behind `context` tokens. share: of the memory's speed."""
-
-    context: int
-    step: float
-    share: float
-
-    @property
-    def speed(self) -> float:
-        """Tokens a second."""
-        return 1 / self.step
-
-
-@dataclass
-class Report:
-    """What was measured. Seconds, bytes, bytes a second. cold: None where it was not asked for."""
-
-    package: str
-    engine: str
-    model_bytes: int
-    threads: int
-    capacity: int
-    bandwidth: float
-    weight_bytes: int
-    row_bytes: int
-    cold: float | None
-    warm: float
-    memory: float = 0.0
-    prefill: list[Prefill] = field(default_factory=list)
-    decode: list[Decode] = field(default_factory=list)
-
-    def table(self) -> Iterator[str]:
-        """Lines for a reader."""
-        yield (
-            f"{self.package}: {self.model_bytes / 1e6:,.1f} MB, {self.capacity} tokens of context, "
-            f"{counted(self.threads, 'thread')}"
-        )
-        yield f"engine    {self.engine}"
-        cold = "" if self.cold is None else f"{self.cold:.2f} s cold, "
-        yield f"load      {cold}{self.warm:.2f} s warm"
-        for prompt in self.prefill:
-            yield (
-                f"prefill   {prompt.tokens:>6,} tokens: first token after {prompt.first * 1e3:,.1f} ms, "
-                f"{prompt.speed:,.1f} tokens/s"
-            )
-        for step in self.decode:
-            yield (
-                f"decode    behind {step.context:>6,}: {step.speed:,.1f} tokens/s, {step.share:.0%} of the "
-                "memory's speed"
-            )
-        share = self.memory / self.model_bytes
-        yield f"memory    {self.memory / 1e6:,.0f} MB at most, {share:.2f} of the file"
-        speed = self.bandwidth / 1e9
-        yield (
-            f"reading   {self.weight_bytes / 1e6:,.1f} MB a step and {self.row_bytes / 1e3:,.1f} kB a token "
-            f"of context; this machine can, {speed:.1f} GB/s"
-        )
+"""Number of tokens that are decoded after each context."""
 
 
 def measure(args: argparse.Namespace) -> Report:
-    from runtime_py.evaluation.roofline import bandwidth, step_of
+    """Measure a package.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The figures.
+
+    Raises:
+        ModelError: The package cannot be run.
+        UsageError: A prompt or context does not fit.
+    """
+    from runtime_py.evaluation.bench_report import Decode, Prefill, Report
+    from runtime_py.evaluation.roofline import bandwidth, step_bytes
     from runtime_py.evaluation.timing import peak_memory
     from runtime_py.package import Package
 
-    package = Package.load(args.package, args.tokenizer)
-    # This fills the cache, if it is not.
-    with closing(package.engine(args.threads, say=_say, engine=args.engine)) as engine:
+    package = Package.load(args.package, args.tokenizer, options_from(args, _log))
+    # Loading fills the disk cache if it is empty.
+    with closing(package.engine()) as engine, closing(engine.open_session()) as session:
         assert package.running
-        name, threads = package.running.choice.engine, package.running.threads
+        threads = package.running.threads
         decoded = min(args.tokens, engine.capacity // 2)
         contexts = _lengths(args.contexts, engine.capacity - decoded, "context")
         prompts = _lengths(args.prompts, engine.capacity, "prompt")
-        rounds, speeds = [], []
+        rounds, bandwidths = [], []
         for _ in range(args.rounds):
-            speeds.append(bandwidth(threads))  # next to what is compared with it: machines are shared
-            rounds.append(_round(engine, prompts, contexts, decoded))
-        capacity = engine.capacity
+            bandwidths.append(bandwidth(threads))  # next to the round: other processes share the machine
+            rounds.append(measure_round(session, prompts, contexts, decoded))
     memory = peak_memory() * 1e6
-    reads, speed = step_of(package.model, package.contract), max(speeds)
+    reads, speed = step_bytes(package.model, engine.contract), max(bandwidths)
     report = Report(
         package=str(args.package),
-        engine=package.told,
+        engine=package.running.description,
         model_bytes=package.size,
         threads=threads,
-        capacity=capacity,
+        capacity=engine.capacity,
         bandwidth=speed,
         weight_bytes=reads.weights,
         row_bytes=reads.row,
-        cold=None if args.warm else _load(package, name, threads, empty=True),
-        warm=statistics.median(_load(package, name, threads) for _ in range(args.rounds)),
+        cold=None if args.warm else _load_time(package, empty_cache=True),
+        warm=statistics.median(_load_time(package) for _ in range(args.rounds)),
         memory=memory,
     )
     for tokens in prompts:
         report.prefill.append(Prefill(tokens, statistics.median(firsts[tokens] for firsts, _ in rounds)))
     for context in contexts:
         step = statistics.median(steps[context] for _, steps in rounds)
-        read = reads.behind(context + decoded // 2)
+        read = reads.total(context + decoded // 2)
         report.decode.append(Decode(context, step, read / step / speed))
     return report
 
 
-def _lengths(asked: Sequence[int] | None, most: int, what: str) -> list[int]:
-    """Raises UsageError for one that does not fit."""
-    if not asked:
-        return [length for length in LENGTHS if length <= most] or [max(1, most)]
-    if max(asked) > most:
-        raise UsageError(f"a {what} of {max(asked)} tokens does not fit: at most {most} do")
-    return sorted(set(asked))
+def _lengths(requested: Sequence[int] | None, limit: int, name: str) -> list[int]:
+    """Raises UsageError for a length above `limit`."""
+    if not requested:
+        return [length for length in LENGTHS if length <= limit] or [max(1, limit)]
+    if max(requested) > limit:
+        raise UsageError(f"a {name} of {max(requested)} tokens does not fit: the limit is {limit}")
+    return sorted(set(requested))
 
 
-def _round(
-    engine: Engine, prompts: Sequence[int], contexts: Sequence[int], tokens: int
+def measure_round(
+    session: EngineSession, prompts: Sequence[int], contexts: Sequence[int], tokens: int
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Seconds to the first token by prompt, seconds of a step by context."""
+    """Measure each prompt and each context once.
+
+    Args:
+        session: A session of the engine.
+        prompts: Lengths of prompts.
+        contexts: Lengths of contexts.
+        tokens: How many tokens to decode after each context.
+
+    Returns:
+        Seconds to the first token by prompt length, and seconds of the median step by context length.
+    """
     import numpy as np
 
-    ids = np.random.default_rng(0).integers(0, engine.vocab_size, engine.capacity).tolist()
+    ids = np.random.default_rng(0).integers(0, session.vocab_size, session.capacity).tolist()
     firsts, steps = {}, {}
     for length in prompts:
         with _timed() as seconds:
-            engine.prefill(ids[:length]).argmax()
+            session.prefill(ids[:length]).argmax()
         firsts[length] = seconds[0]
     for length in contexts:
-        engine.prefill(ids[:length])
+        session.prefill(ids[:length])
         each = []
         for position in range(length, length + tokens):
             with _timed() as seconds:
-                engine.decode(ids[position], position).argmax()
+                session.decode(ids[position], position).argmax()
             each.append(seconds[0])
         steps[length] = statistics.median(each)
     return firsts, steps
@@ -199,72 +144,43 @@ def _round(
 
 @contextmanager
 def _timed() -> Iterator[list[float]]:
-    """The list gets the seconds that the block takes."""
+    """Append the seconds that the block takes to the list."""
     seconds: list[float] = []
     started = time.perf_counter()
     yield seconds
     seconds.append(time.perf_counter() - started)
 
 
-def _load(package: Package, engine: str, threads: int, empty: bool = False) -> float:
-    """Seconds that a new process takes to load it; with an `empty` cache, on the disk of the usual one."""
+def _load_time(package: Package, empty_cache: bool = False) -> float:
+    """Seconds in which a new process loads the package on the same engine.
+
+    An empty disk cache is on the disk of the usual one.
+    """
+    from runtime_py.child_process import run_module
     from runtime_py.engines.disk_cache import user_cache
 
-    command = [sys.executable, "-m", __spec__.name, "--load", str(package.model)]
-    command += ["--tokenizer", str(package.directory), "--threads", str(threads), "--engine", engine]
+    assert package.running
+    command = ["--load", package.model, "--tokenizer", package.directory]
+    command += ["--threads", package.running.threads, "--engine", package.running.choice.engine]
     usual = user_cache()
-    folder = usual.folder if usual and usual.folder.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as place:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        if empty:
-            environment["O2O_CACHE"] = place
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout)
+    parent = usual.folder if usual and usual.folder.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder:
+        environment = {"O2O_CACHE": folder} if empty_cache else None
+        return float(run_module(__spec__.name, *command, environment=environment))
 
 
-def _loaded(args: argparse.Namespace) -> None:
-    """What `_load` runs."""
+def _load(args: argparse.Namespace) -> None:
+    """Print the seconds that loading takes; `_load_time` runs this in a child process."""
     from runtime_py.package import Package
 
     started = time.perf_counter()
-    package = Package.load(args.package, args.tokenizer)
-    with closing(package.engine(args.threads, engine=args.engine)):
+    package = Package.load(args.package, args.tokenizer, options_from(args, _log))
+    with closing(package.engine()):
         print(time.perf_counter() - started)
 
 
-def plot(report: Report, file: Path) -> None:
-    """Draw tokens a second over the context's length, with matplotlib."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    figure.suptitle(f"{Path(report.package).name}, {counted(report.threads, 'thread')}")
-    decode, prefill = figure.subplots(1, 2)
-    contexts, prompts = [one.context for one in report.decode], [one.tokens for one in report.prefill]
-    decode.plot(contexts, [one.speed for one in report.decode], marker="o")
-    limits = [one.speed / one.share for one in report.decode]
-    decode.plot(contexts, limits, linestyle="--", color="grey", label="memory's speed")
-    decode.set(title="decode", xlabel="tokens of context", ylabel="tokens/s")
-    decode.legend()
-    prefill.plot(prompts, [one.speed for one in report.prefill], marker="o")
-    prefill.set(title="prefill", xlabel="tokens of the prompt")
-    for axes, lengths in ((decode, contexts), (prefill, prompts)):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    figure.savefig(file)
-
-
-def told(report: Report) -> dict[str, Any]:
-    """As JSON, with tokens a second."""
-    speeds = {
-        "prefill": [{**asdict(one), "speed": one.speed} for one in report.prefill],
-        "decode": [{**asdict(one), "speed": one.speed} for one in report.decode],
-    }
-    return {"version": 1, **asdict(report), **speeds}
-
-
 def parser() -> Parser:
+    """Return the parser of the command line."""
     parser = Parser(
         prog="python -m runtime_py.bench",
         description=__doc__,
@@ -272,30 +188,37 @@ def parser() -> Parser:
     )
     add = parser.add_argument
     add("package", metavar="PACKAGE", help="folder, or model file")
-    add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the model")
+    add("--tokenizer", metavar="DIR", help="folder of the tokenizer, if it is not with the model")
     add(
         "--prompts", metavar="N", type=positive_int, nargs="+", help=f"default: {LENGTHS}, as far as they fit"
     )
     add("--contexts", metavar="N", type=positive_int, nargs="+", help="the same")
     add("--tokens", metavar="N", type=positive_int, default=TOKENS, help="decoded each time (%(default)s)")
     add("--rounds", metavar="N", type=positive_int, default=3, help="(%(default)s)")
-    add_engine(parser)
-    add("--warm", action="store_true", help="do not load with an empty cache, which packs a big model again")
-    add("--json", metavar="FILE", type=Path, help="write the figures there")
-    add("--plot", metavar="FILE", type=Path, help="draw tokens/s over the context's length (.png, .svg)")
+    add_engine_flags(parser)
+    add("--warm", action="store_true", help="skip the load with an empty disk cache")
+    add("--json", metavar="FILE", type=Path, help="write the figures to FILE")
+    add("--plot", metavar="FILE", type=Path, help="draw tokens/s over the context length (.png, .svg)")
     add("--load", action="store_true", help=argparse.SUPPRESS)
-    add("--debug", action="store_true", help="show where an error comes from")
+    add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes as for `runtime_py.run`."""
+    """Run the command.
+
+    Args:
+        argv: The command line without the program; None for that of the process.
+
+    Returns:
+        The exit code, as for `runtime_py.run`.
+    """
     argv = sys.argv[1:] if argv is None else argv
 
     def body() -> None:
         args = parser().parse_args(argv)
         if args.load:
-            _loaded(args)
+            _load(args)
             return
         for file in (args.json, args.plot):
             if file and not file.absolute().parent.is_dir():
@@ -303,16 +226,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.plot and importlib.util.find_spec("matplotlib") is None:
             raise UsageError("--plot needs matplotlib: pip install matplotlib")
         report = measure(args)
-        print(*report.table(), sep="\n")
+        print(*report.lines(), sep="\n")
         if args.json:
-            args.json.write_text(json.dumps(told(report), indent=2) + "\n")
+            args.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
         if args.plot:
-            plot(report, args.plot)
+            report.plot(args.plot)
 
     return run("bench", body, debug="--debug" in argv)
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr)
 
 

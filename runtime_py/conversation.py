@@ -1,55 +1,77 @@
-"""A conversation with a model that was trained for it."""
+"""A conversation with a chat model, in turns."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Unpack
+from collections.abc import Generator, Iterator, Sequence
+from typing import Protocol, Unpack
 
 from runtime_py.generation.generate import Options, Token
 from runtime_py.generation.session import Session
 from runtime_py.text.chat_template import ChatTemplate, Message
+from runtime_py.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from runtime_py.package import Package
+
+class Stream(Protocol):
+    """Generates a continuation, as `runtime_py.package.Package.stream` does."""
+
+    def __call__(self, prompt: Sequence[int], **options: Unpack[Options]) -> Iterator[Token]: ...
 
 
 class Conversation:
-    """What was said, in turns. Each turn computes only what is new in it
-    (`runtime_py.generation.session`).
-    """
+    """The messages of a conversation. Each turn computes only its new tokens."""
 
-    def __init__(self, package: Package, system: str | None = None, **options: Unpack[Options]) -> None:
-        """system: what the model is told before all. options: those of `Package.stream`, for every turn.
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        stream: Stream,
+        system: str | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        """Start a conversation.
 
-        Raises ModelError for a package without a chat template.
+        Args:
+            session: The session that `stream` generates in.
+            tokenizer: The model's tokenizer.
+            template: The checkpoint's chat template.
+            stream: Generates an answer from token ids.
+            system: The system message.
+            options: Options of `stream`, for every answer.
         """
-        self._package = package
-        self._template = ChatTemplate(package.directory)
+        self.session = session
+        self.messages: list[Message] = []
+        self._tokenizer = tokenizer
+        self._template = template
+        self._stream = stream
         self._options = options
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
-        self.messages: list[Message] = []
         self.reset()
 
-    @property
-    def session(self) -> Session:
-        """That of the package."""
-        return self._package.session
-
     def reset(self) -> None:
-        """Forget all but the system's message."""
+        """Remove all messages except the system message."""
         self.messages = list(self._system)
 
     def say(self, text: str) -> Generator[Token, None, None]:
-        """The model's answer, token by token.
+        """Add a user message and generate the answer.
 
-        Closed, or interrupted, before its end, what has been said until then is what was said. When the
-        conversation does not fit any more (UsageError), `text` counts as not said.
+        An answer that is closed or interrupted early stays in the conversation as far as it was generated.
+        A message that gets no token of an answer is removed again.
+
+        Args:
+            text: The user message.
+
+        Yields:
+            The tokens of the answer.
+
+        Raises:
+            UsageError: The conversation does not fit into the context.
         """
         self.messages.append({"role": "user", "content": text})
         answer: str | None = None
         try:
-            ids = self._package.tokenizer.encode(self._template.render(self.messages), special=False)
-            for token in self._package.stream(ids, **self._options):
+            ids = self._tokenizer.encode(self._template.render(self.messages), special=False)
+            for token in self._stream(ids, **self._options):
                 answer = (answer or "") + token.text
                 yield token
         finally:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from o2o.errors import ModelError
-from runtime_py.engines import Engine
-from runtime_py.engines.disk_cache import user_cache
-from runtime_py.engines.factory import Start, start
-from runtime_py.engines.litert.lowered_file import lower_file
-from runtime_py.engines.selection import AUTO, READ, Running, choices, threads_for
+from runtime_py.engines.engine import Engine
+from runtime_py.engines.factory import Running, load_engine
+from runtime_py.engines.model_file import model_size
+from runtime_py.engines.options import EngineOptions
 from runtime_py.generation.generate import Options, Token, generate
 from runtime_py.generation.session import Session
-from runtime_py.model.contract import Contract, contract_of_onnx
-from runtime_py.model.weight_dtype import precision
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
 
@@ -26,46 +24,72 @@ if TYPE_CHECKING:
 
 MODELS = ("model.circle", "model.tflite", "model.onnx")
 SUFFIXES = (".circle", ".tflite", ".onnx")
-_WANTED = "a package is a folder with model.circle or model.tflite and a tokenizer"
+_EXPECTED = "a package is a folder with model.circle or model.tflite and a tokenizer"
 
 
 class Package:
-    """A folder with `model.circle` (or `model.tflite`, or `model.onnx`), `tokenizer.json` or
-    `tokenizer.model`, and, where the checkpoint has them, `tokenizer_config.json`, `config.json` and
-    `generation_config.json`. The model may lie beside the folder too, or have another name and be told by it.
+    """A folder with a model, its tokenizer and its configuration.
 
-    Files are read when they are first asked for. Whatever is wrong with one raises ModelError, whatever
-    the system refuses raises OSError.
+    The model is `model.circle`, `model.tflite` or `model.onnx`, in the folder or beside it, or a file of
+    another name. The tokenizer is `tokenizer.json` or `tokenizer.model`. Where the checkpoint has them, there
+    are `tokenizer_config.json`, `config.json` and `generation_config.json`. Files are read when they are
+    first needed.
+
+    Raises:
+        ModelError: A file is missing or damaged.
+        OSError: The system cannot read a file.
     """
 
-    def __init__(self, directory: Path, model: Path) -> None:
+    def __init__(self, directory: Path, model: Path, options: EngineOptions | None = None) -> None:
+        """Describe a package; `load` finds its files.
+
+        Args:
+            directory: The folder of the tokenizer and the configuration.
+            model: The model's file.
+            options: How to load the model.
+        """
         self.directory = directory
         self.model = model
+        self.options = options or EngineOptions()
         self.running: Running | None = None
-        """What `engine` started last."""
+        """The engine that was loaded last."""
+        self._session_engine: Engine | None = None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None) -> Package:
-        """The package in the folder `path`, or that of the model's file `path`. Raises ModelError.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        tokenizer: str | os.PathLike[str] | None = None,
+        options: EngineOptions | None = None,
+    ) -> Package:
+        """Find the files of a package.
 
-        tokenizer: the folder of the tokenizer and the configuration, where these are not with the model.
+        Args:
+            path: The folder, or the model's file.
+            tokenizer: The folder of the tokenizer and the configuration, if they are not with the model.
+            options: How to load the model; see `EngineOptions`.
+
+        Returns:
+            The package.
+
+        Raises:
+            ModelError: There is no model or no such folder.
         """
         place = Path(path)
         if not place.exists():
-            raise ModelError(
-                f"{place}: no such {'file' if place.suffix in SUFFIXES else 'folder'}; {_WANTED}"
-            )
+            kind = "file" if place.suffix in SUFFIXES else "folder"
+            raise ModelError(f"{place}: no such {kind}; {_EXPECTED}")
         if tokenizer is not None and not Path(tokenizer).is_dir():
             raise ModelError(f"{tokenizer}: no such folder, for the tokenizer")
         if place.is_file():
             if place.suffix not in SUFFIXES:
-                raise ModelError(f"{place} is a file, and no {' or '.join(SUFFIXES)}; {_WANTED}")
-            return cls(Path(tokenizer or place.parent), place)
-        # The guide leaves its model beside the package's folder, where the last filter wrote it.
+                raise ModelError(f"{place} is not a {' or '.join(SUFFIXES)} file; {_EXPECTED}")
+            return cls(Path(tokenizer or place.parent), place, options)
+        # The README's pipeline leaves the model beside the folder, where the last filter wrote it.
         for folder in (place, place.resolve().parent):
             for name in MODELS:
                 if (model := folder / name).is_file():
-                    return cls(Path(tokenizer or place), model)
+                    return cls(Path(tokenizer or place), model, options)
         raise ModelError(
             f"{place} has no {' and no '.join(MODELS)}: build the package, or copy the model there"
         )
@@ -76,100 +100,114 @@ class Package:
 
     @cached_property
     def eos(self) -> frozenset[int]:
-        """The ids that end a text: `eos_token_id` of generation_config.json, else of config.json; often
-        one, sometimes several, empty when neither file tells."""
+        """The ids that end a text: `eos_token_id` of generation_config.json, else of config.json.
+
+        Often one, sometimes several; empty when neither file has it.
+        """
         for name in ("generation_config.json", "config.json"):
-            told = read_json(self.directory / name).get("eos_token_id")
-            if told is not None:
-                ids = told if isinstance(told, list) else [told]
+            value = read_json(self.directory / name).get("eos_token_id")
+            if value is not None:
+                ids = value if isinstance(value, list) else [value]
                 if not all(isinstance(token, int) for token in ids):
-                    raise ModelError(f"{self.directory / name}: eos_token_id {told!r} is no id, nor a list")
+                    raise ModelError(
+                        f"{self.directory / name}: eos_token_id {value!r} is neither an id nor a list of ids"
+                    )
                 return frozenset(ids)
         return frozenset()
 
-    def engine(
-        self,
-        threads: int | None = None,
-        debug: bool = False,
-        cache: bool = True,
-        say: Callable[[str], None] = lambda line: None,
-        capacities: Sequence[int] | None = None,
-        engine: str = AUTO,
-    ) -> Engine:
-        """The model, ready to run; a Circle file is lowered on the way to what the engine takes.
+    def engine(self, options: EngineOptions | None = None, **changes: Any) -> Engine:
+        """Load the model. A Circle file is lowered for the engine first.
 
-        threads: None for as many as pay. debug: let the runtime write its log to stderr. cache: whether what
-        a big model takes long for at its first load may be kept for the next, in the user's cache folder.
-        say: is told, in a line, when that is done or fails. capacities: of the caches in which decode runs on
-        LiteRT besides the model's own, None for 256, 512, ...: see `o2o.lower.litert.tuning`. engine:
-        `litert`,
-        `onnx` or `onert`; `auto` for the one that measured fastest, see `runtime_py.engines.selection`,
-        which is
-        LiteRT where there are capacities; `running` and `told` say which one it is.
+            engine = package.engine(engine="litert", threads=2)
+
+        Args:
+            options: How; None for the package's own options.
+            changes: Fields of `EngineOptions` that differ from `options`.
+
+        Returns:
+            A new engine, which the caller closes. `running` describes it.
+
+        Raises:
+            ModelError: No engine can run the model, or the tokenizer belongs to another one.
+            UsageError: The requested engine does not run such files, or lacks a requested option.
         """
-        if engine == AUTO and capacities is not None and "litert" in READ[self.model.suffix]:
-            engine = "litert"
-        refused: ModelError | None = None
-        for choice in choices(self.model, engine):
-            wanted = threads or threads_for(choice.engine, self.size)
-            start_ = Start(wanted, debug, user_cache() if cache else None, say, capacities)
-            try:
-                started = start(choice.engine, self.model, start_)
-            except ModelError as error:
-                refused = refused or error
-                continue
-            self._check_tokenizer(started)
-            self.running = Running(choice, wanted)
-            return started
-        assert refused
-        raise refused
+        running = load_engine(self.model, replace(options or self.options, **changes))
+        self._check_tokenizer(running.engine)
+        self.running = running
+        return running.engine
 
     @property
     def size(self) -> int:
-        """The bytes of the model, with what ONNX keeps of it in a file beside it."""
-        files = [self.model, self.model.with_name(f"{self.model.name}.data")]
-        return sum(file.stat().st_size for file in files if file == self.model or file.is_file())
-
-    @property
-    def told(self) -> str:
-        """What `engine` started last, in a line; empty before. Raises ModelError."""
-        return self.running.told(precision(self.model)) if self.running else ""
+        """Bytes of the model, including the external data of an ONNX file."""
+        return model_size(self.model)
 
     @cached_property
     def session(self) -> Session:
-        """The model's one text, on an `engine` with the defaults, unless another was put here before."""
-        return Session(self.engine())
+        """The package's one text, on an engine with the package's options. Loads the model at first use."""
+        self._session_engine = self.engine()
+        return Session(self._session_engine.open_session())
 
     def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[Token]:
-        """What follows `prompt`, a text or its ids [P], as it comes.
+        """Generate a continuation, token by token.
 
             for token in Package.load("tinyllama").stream("Once upon a time", max_new_tokens=20):
                 print(token.text, end="", flush=True)
 
-        It ends at the checkpoint's end of sequence, as `options` say, or at the end of the context: the last
-        token's `finish` tells. What `prompt` has in common with the text before it is not computed again.
+        A prefix that `prompt` shares with the previous text is not computed again.
 
-        Raises ModelError and OSError (see the class), and UsageError for a prompt that is empty or does not
-        fit, some of them at the first step.
+        Args:
+            prompt: A text, or its token ids [P].
+            options: See `runtime_py.generation.generate.Options`.
+
+        Returns:
+            The tokens, up to the end of sequence, a limit of `options` or the end of the context. `finish`
+            of the last token says which.
+
+        Raises:
+            ModelError: See the class. May be raised at the first token.
+            UsageError: The prompt is empty or does not fit. May be raised at the first token.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         return generate(self.session, ids, Detokenizer(self.tokenizer), eos=self.eos, **options)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
-        """The text that follows `prompt`: that of `stream`, which see, when it is complete."""
+        """Generate a continuation.
+
+        Args:
+            prompt: As for `stream`.
+            options: As for `stream`.
+
+        Returns:
+            The text that follows the prompt.
+        """
         return "".join(token.text for token in self.stream(prompt, **options))
 
     def chat(self, system: str | None = None, **options: Unpack[Options]) -> Conversation:
-        """A conversation by the checkpoint's chat template; system: what the model is told before all.
-        Raises ModelError where there is no template."""
-        from runtime_py.conversation import Conversation  # and Jinja, which only this needs
+        """Start a conversation in the checkpoint's chat template.
 
-        return Conversation(self, system, **options)
+        Args:
+            system: The system message.
+            options: As for `stream`, for every answer.
+
+        Returns:
+            A conversation in `session`.
+
+        Raises:
+            ModelError: The checkpoint has no chat template.
+        """
+        from runtime_py.conversation import Conversation  # with Jinja, which only this needs
+        from runtime_py.text.chat_template import ChatTemplate
+
+        template = ChatTemplate(self.directory)
+        return Conversation(self.session, self.tokenizer, template, self.stream, system, **options)
 
     def close(self) -> None:
-        """Give back what `session` holds, if it is there. It is made anew when it is needed."""
+        """Free what `session` uses, if it was opened. It is opened again when it is needed."""
         if (session := self.__dict__.pop("session", None)) is not None:
-            session.engine.close()
+            session.close()
+            assert self._session_engine is not None
+            self._session_engine.close()
+            self._session_engine = None
 
     def __enter__(self) -> Package:
         return self
@@ -177,18 +215,8 @@ class Package:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @cached_property
-    def contract(self) -> Contract:
-        """What the model takes and gives, on LiteRT unless it is ONNX. Raises ModelError."""
-        try:
-            if self.model.suffix == ".onnx":
-                return contract_of_onnx(self.model)
-            return Contract.parse(lower_file(self.model).contract)
-        except ModelError as error:
-            raise ModelError(f"{self.model}: {error}") from error
-
     def _check_tokenizer(self, engine: Engine) -> None:
-        """Where there is one: ids can be fed without."""
+        """Close the engine and raise ModelError if there is a tokenizer with more ids than the model."""
         vocab_size = engine.vocab_size
         if has_tokenizer(self.directory) and (ids := self.tokenizer.vocab_size) > vocab_size:
             engine.close()

@@ -50,7 +50,7 @@ def talk(
         try:
             code = 0
             if _answer(conversation, message, stats) == "capacity":
-                say(f"{conversation.session.full}{hint}")
+                say(f"{conversation.session.context_full_message}{hint}")
         except UsageError as error:
             say(f"{error}{hint}")
             code = error.exit_code

@@ -19,7 +19,7 @@ from o2o.cli.arguments import Parser, number_list, positive_int
 from o2o.cli.command import report, run
 from o2o.cli.interrupt import INTERRUPTED
 from o2o.errors import UsageError
-from runtime_py.engines.selection import add_engine
+from runtime_py.engines.flags import add_engine_flags, options_from
 
 if TYPE_CHECKING:
     from runtime_py.evaluation.timing import Stats
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", metavar="TEXT", type=_text, help=f"text to continue (default: {DEFAULT_PROMPT})")
     add("--stream", action="store_true", help="print the text while it is generated, then the token ids")
     add("--stats", action="store_true", help="report the engine, speed and memory on stderr")
-    add_engine(parser)
+    add_engine_flags(parser)
     add(
         "--buckets",
         metavar="A,B",
@@ -121,7 +121,6 @@ def _text(text: str) -> str:
 def _run(args: argparse.Namespace) -> int:
     # Imported late, so that --help is fast.
     from runtime_py.evaluation.timing import Stats
-    from runtime_py.generation.session import Session
     from runtime_py.package import Package
 
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -130,17 +129,16 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError("--system needs --chat")
     options = _options(args)
     stats = Stats()
-    package = Package.load(args.package, args.tokenizer)
+    package = Package.load(args.package, args.tokenizer, options_from(args, _log))
     if not args.tokenizer and package.model.parent.resolve() != package.directory.resolve():
         _log(f"{package.directory} has no model: using {package.model}")
     with package:
         conversation = package.chat(args.system, **options) if args.chat else None
         prompt = package.tokenizer.encode(DEFAULT_PROMPT if args.prompt is None else args.prompt)
-        engine = package.engine(args.threads, args.debug, not args.no_cache, _log, args.buckets, args.engine)
-        package.session = Session(engine)
+        _ = package.session  # loads the model
         stats.loaded()
-        if args.stats:
-            print(f"engine:  {package.told}", file=sys.stderr)
+        if args.stats and package.running is not None:
+            print(f"engine:  {package.running.description}", file=sys.stderr)
         if conversation is None:
             return _continue(package, prompt, args, options, stats)
         from runtime_py.repl import talk
@@ -195,7 +193,7 @@ def _continue(
     else:
         _print(f"{header}{generated}detokenized: {text}\n")
     if finish == "capacity":
-        _log(package.session.full)
+        _log(package.session.context_full_message)
     if args.stats:
         print(stats.report(package.session.runs), file=sys.stderr)
     return code

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from bench.llama2c import convert
 from export import pipeline
-from runtime_py.engines.selection import installed
+from runtime_py.engines.registry import installed
 from runtime_py.generation.generate import generate
 from runtime_py.generation.session import Session
 from runtime_py.package import Package
@@ -109,28 +109,29 @@ def assert_generates_the_same(
     package: Package,
     checkpoint: Path,
     prompts: list[list[int]],
-    capacities: Sequence[int] = (),
+    buckets: Sequence[int] = (),
     engine: str = "litert",
 ) -> None:
     """Greedy tokens to the end of the context, and the logits after each prompt within 1e-4.
 
-    capacities: of other caches that decode goes through, on LiteRT.
+    buckets: of additional decode graphs, on LiteRT.
     """
     import torch
 
     model = theirs(checkpoint)
     untold = SimpleNamespace(push=lambda token: "", flush=lambda: "")
-    started = package.engine(capacities=capacities, engine=engine)
+    started = package.engine(buckets=buckets if engine == "litert" else None, engine=engine)
+    session = started.open_session()
     for prompt in prompts:
         ids = torch.tensor([prompt])
         made = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_length=started.capacity + 1
         )
-        found = [token.id for token in generate(Session(started), prompt, untold, eos=package.eos)]
+        found = [token.id for token in generate(Session(session), prompt, untold, eos=package.eos)]
         assert found == made[0, len(prompt) :].tolist()
         with torch.no_grad():
             logits = model(ids).logits[0, -1].numpy()
-        np.testing.assert_allclose(started.prefill(prompt), logits, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(session.prefill(prompt), logits, rtol=0, atol=1e-4)
     started.close()
 
 
@@ -174,7 +175,7 @@ def test_a_random_grouped_model_says_what_transformers_says(shared_directory: Pa
     prompts = [generator.integers(3, GROUPED["vocab_size"], length).tolist() for length in range(1, 25)]
     for engine in installed():
         assert_generates_the_same(package, checkpoint, prompts, engine=engine)
-    assert_generates_the_same(package, checkpoint, prompts, capacities=[2, 5, 6, 16, 23])
+    assert_generates_the_same(package, checkpoint, prompts, buckets=[2, 5, 6, 16, 23])
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="stories260K does not lie beside this repository")
@@ -188,4 +189,4 @@ def test_stories260k_says_what_transformers_says(shared_directory: Path) -> None
     prompts += [
         [1, *generator.integers(3, 512, length).tolist()] for length in (1, 4, 9, 16, 31, 60, 100, 126)
     ]
-    assert_generates_the_same(package, checkpoint, prompts, capacities=[32, 64])
+    assert_generates_the_same(package, checkpoint, prompts, buckets=[32, 64])

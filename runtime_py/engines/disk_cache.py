@@ -1,12 +1,12 @@
-"""Files worth keeping from one run to the next, in the user's cache folder.
+"""The disk cache: files in the user's cache folder that later runs reuse.
 
-    ~/.cache/o2o/<key>/...             an entry: files that were made together
-    ~/.cache/o2o/<key>/entry.json      what they are of, other names for the key, the size and times of each
-    ~/.cache/o2o/<key>.<random>/       an entry in the making, locked by the process that makes it
+    ~/.cache/o2o/<key>/...             an entry: files that belong together
+    ~/.cache/o2o/<key>/entry.json      its source, aliases of its key, and the size and times of each file
+    ~/.cache/o2o/<key>.<random>/       an unfinished entry, locked by the process that writes it
 
-An entry appears under its key when it is complete, with all that is in it. One of which a file has been
-touched since is thrown away: who uses such files cannot check gigabytes each time. Those not used for the
-longest go when room is needed. Processes that still have files of theirs mapped keep them as they are.
+An entry appears under its key when all its files are complete. An entry is removed when one of its files was
+changed: nobody can check gigabytes at each load. The least recently used entries are removed when space is
+needed. A process that has mapped files of a removed entry keeps them.
 """
 
 from __future__ import annotations
@@ -21,55 +21,82 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ENTRY = "entry.json"
+MAX_ALIASES = 16
+MAX_SHARE = 0.5
+"""The share of the disk's free bytes, including those of the cache, that the cache may take."""
 _KEY = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(_KEY.pattern + r"\.[a-z0-9_]{8}")
-ALIASES = 16
-SHARE = 0.5
-"""Of the disk's free bytes, those in the cache among them: how many the cache may take."""
+_SOURCE, _ALIASES, _FILES = "of", "aliases", "files"  # names in entry.json
 
 
-def user_cache() -> Cache | None:
-    """In $O2O_CACHE, else in o2o in the user's cache folder ($XDG_CACHE_HOME, ~/.cache); None for a user
-    without a home."""
+def user_cache() -> DiskCache | None:
+    """Return the disk cache of the user.
+
+    Returns:
+        The cache in $O2O_CACHE, else in `o2o` of the user's cache folder ($XDG_CACHE_HOME, ~/.cache); None
+        for a user without a home folder.
+    """
     if named := os.environ.get("O2O_CACHE"):
-        return Cache(Path(named))
-    # A relative path there is to be ignored, says the specification.
+        return DiskCache(Path(named))
+    # The XDG specification says to ignore a relative path.
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        return Cache((base if base.is_absolute() else Path.home() / ".cache") / "o2o")
+        return DiskCache((base if base.is_absolute() else Path.home() / ".cache") / "o2o")
     except RuntimeError:
         return None
 
 
-class Cache:
-    """The entries in `folder`, which is made when the first comes. What else lies there is left alone.
+class DiskCache:
+    """The entries in a folder, which is created with the first one. Other files there are left alone.
 
     Keys are 32 hexadecimal digits.
     """
 
-    def __init__(self, folder: Path, share: float = SHARE) -> None:
+    def __init__(self, folder: Path, max_share: float = MAX_SHARE) -> None:
         self.folder = folder
-        self.share = share
+        self.max_share = max_share
 
-    def key_of(self, alias: str) -> str | None:
-        """The key of the entry that `also` gave this other name; None when there is none."""
+    def find_alias(self, alias: str) -> str | None:
+        """Return the key of the entry with an alias.
+
+        Args:
+            alias: A name given to `add_alias`.
+
+        Returns:
+            The key; None when no entry has the alias.
+        """
         if not self.folder.is_dir():
             return None
-        return next((e.name for e in self._named(_KEY) if alias in _told(e).get("aliases", ())), None)
+        for entry in self._matching(_KEY):
+            if alias in _read_metadata(entry).get(_ALIASES, ()):
+                return entry.name
+        return None
 
-    def also(self, key: str, alias: str) -> None:
-        """Let `key_of` know the entry `key` by another name, too. The oldest names of an entry are forgotten.
-        Does nothing where that cannot be written."""
+    def add_alias(self, key: str, alias: str) -> None:
+        """Give an entry an alias. Its oldest aliases are dropped. Errors of the file system are ignored.
+
+        Args:
+            key: The key of the entry.
+            alias: The alias.
+        """
         entry = self.folder / key
-        told = _told(entry)
-        aliases = [other for other in told.get("aliases", ()) if other != alias]
+        metadata = _read_metadata(entry)
+        aliases = [other for other in metadata.get(_ALIASES, ()) if other != alias]
         with contextlib.suppress(OSError):
-            _tell(entry, told | {"aliases": [*aliases, alias][-ALIASES:]})
+            _write_metadata(entry, metadata | {_ALIASES: [*aliases, alias][-MAX_ALIASES:]})
 
-    def find(self, key: str) -> Path | None:
-        """The folder of the entry `key`, which counts as used now; None when there is none that is intact."""
+    def get(self, key: str) -> Path | None:
+        """Return the folder of an entry and mark it as used.
+
+        Args:
+            key: The key of the entry.
+
+        Returns:
+            The folder; None when there is no intact entry of that key.
+        """
         entry = self.folder / key
         if not _is_intact(entry):
             shutil.rmtree(entry, ignore_errors=True)
@@ -79,35 +106,43 @@ class Cache:
         return entry
 
     @contextlib.contextmanager
-    def add(self, key: str, of: str, size: int) -> Iterator[Path]:
-        """A folder for files of about `size` bytes in all, which becomes the entry `key` with this block's
-        success; on any error nothing is left.
+    def add(self, key: str, source: str, size: int) -> Iterator[Path]:
+        """Create an entry from the files that the block writes. On any error nothing is left of it.
 
-        of: what the files are made of; entries of the same are out of date, and go. Raises OSError, before
-        the block, when there is no room for it, or when another process is at it.
+        Args:
+            key: The key of the new entry.
+            source: Identifies what the files are made from. Other entries of the same source are outdated,
+                and are removed.
+            size: About how many bytes the files take.
+
+        Yields:
+            An empty folder for the files.
+
+        Raises:
+            OSError: Before the block: there is no space, or another process is writing the same entry.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._remove_abandoned()
         if any(self.folder.glob(f"{key}.*")):
-            raise BlockingIOError(errno.EAGAIN, "another process is at it", str(self.folder))
-        self._make_room(of, size)
+            raise BlockingIOError(errno.EAGAIN, "another process is writing it", str(self.folder))
+        self._make_space(source, size)
         part = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.folder))
         lock = os.open(part, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield part
-            _complete(part, of)
+            _complete(part, source)
             os.rename(part, self.folder / key)
         finally:
             shutil.rmtree(part, ignore_errors=True)
             os.close(lock)
 
-    def _named(self, pattern: re.Pattern[str]) -> list[Path]:
+    def _matching(self, pattern: re.Pattern[str]) -> list[Path]:
         return [path for path in self.folder.iterdir() if pattern.fullmatch(path.name)]
 
     def _remove_abandoned(self) -> None:
-        """What processes that were killed had begun."""
-        for part in self._named(_PART):
+        """Remove unfinished entries of killed processes."""
+        for part in self._matching(_PART):
             with contextlib.suppress(OSError):
                 lock = os.open(part, os.O_RDONLY)
                 try:
@@ -116,46 +151,46 @@ class Cache:
                 finally:
                     os.close(lock)
 
-    def _make_room(self, of: str, size: int) -> None:
-        """Remove entries until `size` bytes may be added. Raises OSError when that is too much anyway."""
-        for entry in self._named(_KEY):
-            if _told(entry).get("of") == of:
+    def _make_space(self, source: str, size: int) -> None:
+        """Remove entries until `size` bytes may be added. Raises OSError when that is impossible."""
+        for entry in self._matching(_KEY):
+            if _read_metadata(entry).get(_SOURCE) == source:
                 shutil.rmtree(entry, ignore_errors=True)
-        entries = {entry: _size(entry) for entry in self._named(_KEY)}
-        free = os.statvfs(self.folder)
-        most = self.share * (free.f_bavail * free.f_frsize + sum(entries.values()))
-        if size > most:
+        entries = {entry: _size(entry) for entry in self._matching(_KEY)}
+        disk = os.statvfs(self.folder)
+        limit = self.max_share * (disk.f_bavail * disk.f_frsize + sum(entries.values()))
+        if size > limit:
             raise OSError(
-                errno.ENOSPC, f"it takes {size:,} bytes where {most:,.0f} may be used", str(self.folder)
+                errno.ENOSPC, f"it takes {size:,} bytes where {limit:,.0f} may be used", str(self.folder)
             )
         for entry in sorted(entries, key=_last_use):
-            if sum(entries.values()) + size > most:
+            if sum(entries.values()) + size > limit:
                 shutil.rmtree(entry, ignore_errors=True)
                 del entries[entry]
 
 
-def _told(entry: Path) -> dict:
+def _read_metadata(entry: Path) -> dict[str, Any]:
     try:
-        told = json.loads((entry / ENTRY).read_text())
-        return told if isinstance(told, dict) else {}
+        metadata = json.loads((entry / ENTRY).read_text())
+        return metadata if isinstance(metadata, dict) else {}
     except (OSError, ValueError):
         return {}
 
 
-def _complete(entry: Path, of: str) -> None:
-    """See the files safely to the disk, and write down what they are like."""
+def _complete(entry: Path, source: str) -> None:
+    """Flush the files to disk and write entry.json."""
     for file in entry.iterdir():
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
-    _tell(entry, {"of": of, "files": _state(entry)})
+    _write_metadata(entry, {_SOURCE: source, _FILES: _state(entry)})
 
 
-def _tell(entry: Path, told: dict) -> None:
-    """Replace what is written down, at once: others may be reading."""
+def _write_metadata(entry: Path, metadata: dict[str, Any]) -> None:
+    """Replace entry.json atomically: other processes may be reading it."""
     handle, part = tempfile.mkstemp(prefix=".", dir=entry.parent)
     try:
         with os.fdopen(handle, "w") as file:
-            json.dump(told, file)
+            json.dump(metadata, file)
         os.replace(part, entry / ENTRY)
     except BaseException:
         os.unlink(part)
@@ -164,13 +199,13 @@ def _tell(entry: Path, told: dict) -> None:
 
 def _is_intact(entry: Path) -> bool:
     try:
-        return _told(entry).get("files") == _state(entry)
+        return _read_metadata(entry).get(_FILES) == _state(entry)
     except OSError:
         return False
 
 
 def _state(entry: Path) -> dict[str, list[int]]:
-    """Of each file: size, and when it was last written and last changed in any way, in ns."""
+    """For each file its size, and the times of its last write and last change in ns."""
     states = {file.name: file.stat() for file in entry.iterdir() if file.name != ENTRY}
     return {name: [state.st_size, state.st_mtime_ns, state.st_ctime_ns] for name, state in states.items()}
 

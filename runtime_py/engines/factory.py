@@ -1,65 +1,65 @@
-"""A package's model on each of the engines, ready to run."""
+"""Loading of a model on the engine that selection prefers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from o2o.cli.text import counted
 from o2o.errors import ModelError
-from runtime_py.engines import Engine
-from runtime_py.engines.disk_cache import Cache
-from runtime_py.model.contract import Contract
+from runtime_py.engines.engine import Engine
+from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.options import EngineOptions
+from runtime_py.engines.registry import ENGINES, EngineSpec
+from runtime_py.engines.selection import Choice, candidates
+from runtime_py.engines.threads import default_threads
 
 
 @dataclass(frozen=True)
-class Start:
-    """What is wanted of an engine.
+class Running:
+    """An engine that was loaded, why it was chosen, and its number of threads."""
 
-    threads: how many it may use. debug: let the runtime write its log to stderr. cache: for what a big model
-    takes long for at its first load. say: is told, in a line, when that is done or fails. capacities: see
-    `o2o.lower.litert.tuning`.
+    engine: Engine
+    choice: Choice
+    threads: int
+
+    @property
+    def description(self) -> str:
+        """One line, as `litert (float32, 2 threads): measured fastest for larger models`."""
+        dtype, threads = self.engine.weight_dtype, counted(self.threads, "thread")
+        return f"{self.choice.engine} ({dtype}, {threads}): {self.choice.reason}"
+
+
+def load_engine(file: Path, options: EngineOptions) -> Running:
+    """Load a model on the first engine that takes it.
+
+    Args:
+        file: A Circle, TFLite or ONNX file.
+        options: Which engine, and how.
+
+    Returns:
+        The loaded engine. The caller closes it.
+
+    Raises:
+        ModelError: No engine takes the model; the message is the preferred engine's.
+        UsageError: See `runtime_py.engines.selection.candidates`.
+        OSError: The file cannot be read.
     """
-
-    threads: int = 1
-    debug: bool = False
-    cache: Cache | None = None
-    say: Callable[[str], None] = lambda line: None
-    capacities: Sequence[int] | None = None
-
-
-def start(engine: str, model: Path, wanted: Start) -> Engine:
-    """The model in the file `model` on the engine of that name. Raises ModelError, OSError."""
-    starts = {"litert": _litert, "onnx": _onnx, "onert": _onert}
-    return starts[engine](model, wanted)
-
-
-def _litert(model: Path, wanted: Start) -> Engine:
-    from runtime_py.engines.litert.engine import LiteRtEngine
-    from runtime_py.engines.litert.prepare import prepare
-
-    prepared = prepare(model, wanted.cache, wanted.say, wanted.capacities)
-    try:
-        contract = Contract.parse(prepared.lowered.contract)
-    except ModelError as error:
-        raise ModelError(f"{model}: {error}") from error
-    return LiteRtEngine(
-        prepared.open(), contract, packed=prepared.packed, threads=wanted.threads, debug=wanted.debug
-    )
-
-
-def _onnx(model: Path, wanted: Start) -> Engine:
-    from runtime_py.engines.onnx.engine import OnnxEngine
-    from runtime_py.engines.onnx.prepare import translated
-
-    with translated(model, wanted.cache, wanted.say) as onnx:
+    model = ModelFile(file)
+    first_error: ModelError | None = None
+    for choice in candidates(model, options):
+        spec = ENGINES[choice.engine]
+        threads = options.threads or default_threads(model.size, spec.multithread_bytes)
         try:
-            return OnnxEngine(onnx, threads=wanted.threads, debug=wanted.debug)
+            return Running(_load(spec, model, replace(options, threads=threads)), choice, threads)
         except ModelError as error:
-            raise ModelError(f"{model}: {error}") from error
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
 
 
-def _onert(model: Path, wanted: Start) -> Engine:
-    from runtime_py.engines.onert.engine import OnertEngine
-
-    return OnertEngine.load(model, threads=wanted.threads, debug=wanted.debug)
+def _load(spec: EngineSpec, model: ModelFile, options: EngineOptions) -> Engine:
+    try:
+        return spec.load(model, options)
+    except ImportError as error:
+        raise ModelError(f"the {spec.name} engine needs {spec.module} ({error}): {spec.install}") from error

@@ -1,4 +1,4 @@
-"""Which runs of the prefills read a prompt."""
+"""The prefill plan: which runs of which prefill graphs read a prompt."""
 
 from __future__ import annotations
 
@@ -8,42 +8,51 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chunk:
-    """One run of a prefill of T tokens: the ids of positions `start` to `stop` - 1, padded at their end to T.
+    """One run of a prefill of T tokens: the ids of positions `start` to `stop` - 1, padded at the end to T.
 
-    The rows behind `stop` get garbage, as far as start + T: decode writes each of them before it is seen.
+    Rows from `stop` to `start` + T - 1 are undefined afterwards. Decode writes each before it is read.
     """
 
     length: int
-    """T, by which the prefill is known."""
+    """T, which identifies the prefill."""
     start: int
     stop: int
 
 
-def chunks(
-    prompt: int,
+def plan_chunks(
+    length: int,
     capacity: int,
     anywhere: Collection[int],
     at_start: Collection[int] = (),
-    kept: int = 0,
+    num_cached: int = 0,
 ) -> list[Chunk]:
-    """The runs that fill rows `kept` to `prompt` - 1 of caches of `capacity` rows, in order.
+    """Return the runs that fill rows `num_cached` to `length` - 1 of the KV caches.
 
-    prompt: at most `capacity`. kept: rows below are filled already. anywhere: lengths T <= `capacity` of the
-    prefills that start at any position, one at least. at_start: lengths, of any size, of those that only read
-    a prompt's beginning.
+    Each run takes the smallest T that holds the remaining tokens, else the largest T. A run writes all its T
+    rows. Where the last run would end beyond the capacity, it starts earlier instead. It then feeds a few ids
+    again at their old positions, and writes the same keys and values.
 
-    Each run takes the smallest T that holds what is left, else the largest. A run writes all its T rows, so
-    where the last would end beyond the capacity it starts earlier instead and feeds a few ids once more: at
-    their old positions, where they give the keys and values that are there.
+    Args:
+        length: P, the number of tokens of the prompt.
+        capacity: S, the number of rows of the KV caches.
+        anywhere: Lengths T <= S of the prefills that start at any position, at least one.
+        at_start: Lengths T, of any size, of the prefills that start at position 0 only.
+        num_cached: Number of leading rows that are valid already.
+
+    Returns:
+        The runs in order.
+
+    Raises:
+        ValueError: The prompt is longer than the capacity.
     """
-    if prompt > capacity:
-        raise ValueError(f"{prompt} positions of {capacity}")
+    if length > capacity:
+        raise ValueError(f"{length} positions of {capacity}")
     runs: list[Chunk] = []
-    done = kept
-    while done < prompt:
+    done = num_cached
+    while done < length:
         lengths = [*anywhere, *at_start] if done == 0 else [*anywhere]
-        length = min((T for T in lengths if prompt - done <= T), default=max(lengths))
-        start = min(done, capacity - length) if length in anywhere else 0
-        done = min(start + length, prompt)
-        runs.append(Chunk(length, start, done))
+        size = min((T for T in lengths if length - done <= T), default=max(lengths))
+        start = min(done, capacity - size) if size in anywhere else 0
+        done = min(start + size, length)
+        runs.append(Chunk(size, start, done))
     return runs

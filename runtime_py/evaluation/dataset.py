@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from o2o.cli.arguments import positive_int
 from o2o.cli.text import counted
 from o2o.errors import ModelError, UsageError
-from runtime_py.engines.selection import add_engine
+from runtime_py.engines.flags import add_engine_flags, options_from
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     text.add_argument("--ids", metavar="FILE", help="texts as token ids, a line each, where is no tokenizer")
     add("--max-tokens", metavar="N", type=positive_int, help="predict N tokens at most (all)")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the models")
-    add_engine(parser)
+    add_engine_flags(parser)
     add("--no-cache", action="store_true", help="keep nothing of big models on disk for the next load")
     add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
 
@@ -82,12 +82,14 @@ def feed(package: Package, documents: Sequence[Sequence[int]], args: argparse.Na
     def say(line: str) -> None:
         print(f"{package.model}: {line}", file=sys.stderr)
 
-    options = args.threads, args.debug, not args.no_cache, say
-    with contextlib.closing(package.engine(*options, engine=args.engine)) as engine:
+    with (
+        contextlib.closing(package.engine(options_from(args, say))) as engine,
+        contextlib.closing(engine.open_session()) as session,
+    ):
         if (highest := max(map(max, documents))) >= engine.vocab_size:
             raise ModelError(f"{package.model} knows ids below {engine.vocab_size}, the text has {highest}")
         try:
-            return [surprises(engine, ids) for ids in documents]
+            return [surprises(session, ids) for ids in documents]
         except ModelError as error:
             raise ModelError(f"{package.model}: {error}") from error
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from o2o.errors import ModelError
-from runtime_py.engines import Engine
+from runtime_py.engines.engine import EngineSession
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ def first(documents: Iterable[Sequence[int]], tokens: int | None) -> Iterator[Se
             left -= len(ids) - 1
 
 
-def surprises(engine: Engine, ids: Sequence[int]) -> np.ndarray:
+def surprises(session: EngineSession, ids: Sequence[int]) -> np.ndarray:
     """-log p of ids[1:], float64 [P - 1]; of those that the caches have room for, [S].
 
     Raises ModelError where logits are no numbers.
     """
-    ids = ids[: engine.capacity + 1]
+    ids = ids[: session.capacity + 1]
     found = np.empty(len(ids) - 1)
     for position, (fed, next_) in enumerate(pairwise(ids)):
-        logits = engine.decode(fed, position) if position else engine.prefill([fed])
+        logits = session.decode(fed, position) if position else session.prefill([fed])
         logits = logits.astype(np.float64)
         most = logits.max()
         found[position] = most + math.log(np.exp(logits - most).sum()) - logits[next_]

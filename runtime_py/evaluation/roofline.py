@@ -1,7 +1,7 @@
-"""How fast a step could be, if reading memory were all it does.
+"""Roofline of a decode step: its speed if reading memory were all it did.
 
-Decoding one token multiplies every weight with one row of numbers, so that a step takes at least as long as
-memory takes to hand over the weights and the caches (Williams et al. 2009, "Roofline").
+Decoding one token multiplies each weight with one row of numbers. So a step takes at least as long as memory
+takes to deliver the weights and the KV caches (Williams et al. 2009, "Roofline").
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ if __name__ == "__main__":
     exit_on_interrupt(None)
 
 import math
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -27,31 +25,44 @@ from o2o import formats
 from o2o.formats.tensors import is_constant
 from o2o.model import quantization_constants
 from o2o.operators.facts import BUILTIN
+from runtime_py.child_process import run_module
 from runtime_py.model.contract import Contract
 
 BUFFER = 1 << 28
-"""Bytes that are read: more than processors have caches."""
-TIMES = 5
+"""Bytes that a measurement reads: more than the caches of a processor hold."""
+TRIES = 5
 TABLES = {
     **{name: [facts.table] for name, facts in BUILTIN.items() if facts.table is not None},
     "Gather": [0],
     "GatherBlockQuantized": [0, 2, 3],
 }
-"""Of these operators, Circle's and ONNX's, the operands of which a step reads a row or so."""
+"""For each lookup operator of Circle and ONNX, the operands of which a step reads few rows."""
 
 
 def bandwidth(threads: int) -> float:
-    """Bytes a second that so many threads of another process read from memory: the most of some tries."""
-    command = [sys.executable, "-m", __name__, str(threads)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return float(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    """Measure the memory bandwidth in a child process.
+
+    Args:
+        threads: Number of threads that read.
+
+    Returns:
+        Bytes per second, the largest of `TRIES`.
+    """
+    return float(run_module(__name__, threads))
 
 
-def reading(threads: int) -> float:
-    """`bandwidth`, of this process, with `BUFFER` bytes of its memory."""
+def measure_bandwidth(threads: int) -> float:
+    """Measure the memory bandwidth in this process, which takes `BUFFER` bytes.
+
+    Args:
+        threads: Number of threads that read.
+
+    Returns:
+        Bytes per second, the largest of `TRIES`.
+    """
     parts = np.array_split(np.ones(BUFFER // 8, np.uint64), threads)
 
-    def once() -> float:
+    def seconds() -> float:
         readers = [threading.Thread(target=part.max) for part in parts]
         started = time.perf_counter()
         for reader in readers:
@@ -60,37 +71,59 @@ def reading(threads: int) -> float:
             reader.join()
         return time.perf_counter() - started
 
-    return BUFFER // 8 * 8 / min(once() for _ in range(TIMES))
+    return BUFFER // 8 * 8 / min(seconds() for _ in range(TRIES))
 
 
 @dataclass(frozen=True)
-class Step:
-    """The bytes that a decode step has to read. weights: all, but for tables that it looks up a row of. row:
-    of the caches, for each position of the text so far."""
+class StepBytes:
+    """The bytes that a decode step reads.
+
+    Attributes:
+        weights: All weights except lookup tables.
+        row: One row of all KV caches, read for each position of the context.
+    """
 
     weights: int
     row: int
 
-    def behind(self, context: int) -> int:
-        """Of a step that sees so many positions."""
+    def total(self, context: int) -> int:
+        """Return the bytes that a step reads in all.
+
+        Args:
+            context: The number of tokens before it.
+
+        Returns:
+            Bytes.
+        """
         return self.weights + context * self.row
 
 
-def step_of(file: Path, contract: Contract) -> Step:
-    """What a decode step of the model in `file` reads. Raises ModelError."""
+def step_bytes(file: Path, contract: Contract) -> StepBytes:
+    """Count the bytes that a decode step reads.
+
+    Args:
+        file: A Circle, TFLite or ONNX file.
+        contract: Its signatures.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
     caches = contract.decode.caches.values()
     row = sum(math.prod(cache.shape) // cache.rows * cache.dtype.itemsize for cache in caches)
-    return Step(_weights(_graph(file, contract.decode.name)), row)
+    return StepBytes(_weight_bytes(_decode_graph(file, contract.decode.name)), row)
 
 
-def _graph(file: Path, signature: str) -> ir.Graph:
+def _decode_graph(file: Path, signature: str) -> ir.Graph:
     if file.suffix == ".onnx":
         return ir.load(file).graph
     model = formats.load(file)
     return next(one.graph for one in model.signatures if one.name == signature)
 
 
-def _weights(graph: ir.Graph) -> int:
+def _weight_bytes(graph: ir.Graph) -> int:
     used: dict[int, ir.Value] = {}
     for node in graph:
         for number, value in enumerate(node.inputs):
@@ -103,4 +136,4 @@ def _weights(graph: ir.Graph) -> int:
 
 
 if __name__ == "__main__":
-    print(reading(int(sys.argv[1])))
+    print(measure_bandwidth(int(sys.argv[1])))

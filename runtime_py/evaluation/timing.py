@@ -1,4 +1,4 @@
-"""How fast it went, and how much memory it took."""
+"""Speed of a generation and peak memory of the process."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from runtime_py.engines.prefill_plan import Chunk
 
 
 def peak_memory() -> float:
-    """The most memory this process has had resident so far, in MB (10^6 bytes)."""
+    """Return the largest resident set size of this process so far, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 @dataclass
 class Stats:
-    """Times of one run, in seconds, each counted from the one before it."""
+    """Stopwatch of one generation. Each time is in seconds, from the end of the previous one."""
 
     new_tokens: int = 0
     load: float = 0.0
     first: float = 0.0
-    """From the prompt's ids to the first new token: prefill and one choice."""
+    """From the prompt's ids to the first new token: prefill and one sampling step."""
     rest: float = 0.0
     """From the first new token to the last: `new_tokens - 1` decode steps."""
     _since: float = field(default_factory=time.perf_counter, repr=False)
@@ -36,25 +36,32 @@ class Stats:
         return lap
 
     def loaded(self) -> None:
-        """The model is ready."""
+        """Record that the model is loaded."""
         self.load = self._lap()
 
     def begin(self) -> None:
-        """The prompt is there: generation begins."""
+        """Record that the prompt is tokenized and generation begins."""
         self._lap()
 
     def token(self) -> None:
-        """A new token is here."""
+        """Record a new token."""
         if self.new_tokens:
             self.rest += self._lap()
         else:
             self.first = self._lap()
         self.new_tokens += 1
 
-    def report(self, prefills: Sequence[Chunk]) -> str:
-        """Four lines for a reader. prefills: the runs that read the prompt."""
-        tokens = prefills[-1].stop - prefills[0].start
-        counts = [(length, len(list(runs))) for length, runs in groupby(run.length for run in prefills)]
+    def report(self, runs: Sequence[Chunk]) -> str:
+        """Return up to four lines for a reader.
+
+        Args:
+            runs: The prefill runs that read the prompt.
+
+        Returns:
+            Load time, speed of prefill and decode, and peak memory.
+        """
+        tokens = runs[-1].stop - runs[0].start
+        counts = [(length, len(list(group))) for length, group in groupby(run.length for run in runs)]
         lengths = " + ".join(f"{count} x {length}" if count > 1 else f"{length}" for length, count in counts)
         lines = [f"load:    {self.load:.3f} s"] if self.load else []
         lines.append(

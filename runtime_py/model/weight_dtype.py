@@ -1,30 +1,45 @@
-"""In which numbers a model's weights are stored, in a word or two for a reader."""
+"""Name of the dtype that a model's weights are stored in, for display."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from o2o.model import Model
 
 
-def precision(file: Path) -> str:
-    """`float32`, `dynamic int8`, ...: the recipe by which the weights of the model in `file` were quantised,
-    where that was written down, else the type of most of their bytes. Raises ModelError."""
-    from o2o import formats
+def weight_dtype(model: Model) -> str:
+    """Return the name of a model's weight dtype.
+
+    Args:
+        model: A Circle or TFLite model.
+
+    Returns:
+        The recipe that its weights were quantised with, as `dynamic int8`, if the model records one; else
+        the dtype of most bytes of its constants, as `float32`.
+    """
     from o2o.formats.tensors import storage_key
     from o2o.quantization.metadata import recorded
 
-    if file.suffix == ".onnx":
-        return _of_onnx(file)
-    model = formats.load(file)
     if steps := recorded(model):
         return str(steps[-1].get("recipe", "quantised")).replace("_", " ")
     constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
     stored = {storage_key(constant): constant for constant in constants if constant is not None}
-    return _most((str(constant.dtype), constant.nbytes) for constant in stored.values())
+    return _most_bytes((str(constant.dtype), constant.nbytes) for constant in stored.values())
 
 
-def _of_onnx(file: Path) -> str:
+def onnx_weight_dtype(file: Path) -> str:
+    """Return the name of an ONNX model's weight dtype.
+
+    Args:
+        file: An ONNX file.
+
+    Returns:
+        The dtype of most bytes of its initializers; `int4` or `int8` for the weights of MatMulNBits.
+    """
     import onnx_ir as ir
 
     graph = ir.load(file).graph
@@ -34,16 +49,16 @@ def _of_onnx(file: Path) -> str:
         if node.op_type == "MatMulNBits"
     }
     constants = [(value, value.const_value) for value in graph.initializers.values()]
-    return _most(
+    return _most_bytes(
         (packed.get(value, str(constant.dtype)), constant.nbytes)
         for value, constant in constants
         if constant is not None
     )
 
 
-def _most(stored: Iterable[tuple[str, int]]) -> str:
-    """The type, of those with their bytes, that has most of these."""
+def _most_bytes(constants: Iterable[tuple[str, int]]) -> str:
+    """The dtype with the most bytes, of pairs of both."""
     sizes: Counter[str] = Counter()
-    for dtype, nbytes in stored:
+    for dtype, nbytes in constants:
         sizes[{"FLOAT": "float32"}.get(dtype, dtype.lower())] += nbytes
     return sizes.most_common(1)[0][0] if sizes else "no weights"

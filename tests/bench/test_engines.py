@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.engines import _ratio, main, speeds
-from runtime_py.engines.selection import installed
+from runtime_py.engines.registry import installed
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
 from tests.runtime_py.generation.test_generate import CountingEngine
 from tests.runtime_py.toy import Toy

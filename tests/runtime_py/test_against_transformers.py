@@ -11,6 +11,7 @@ import pytest
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
 from o2o.formats import save
 from runtime_py.engines import artifact_cache
+from runtime_py.engines.disk_cache import user_cache
 from runtime_py.generation.generate import generate
 from runtime_py.generation.session import Session
 from runtime_py.package import Package
@@ -93,14 +94,15 @@ def test_logits_after_every_prompt_and_every_step(package, theirs):
     with torch.no_grad():
         wanted = theirs(torch.tensor([ids])).logits[0].numpy()
     engine = Package.load(package).engine(threads=1, engine="litert")
+    session = engine.open_session()
     assert engine.capacity == S
     for length in range(1, S + 1):
-        assert_close(engine.prefill(ids[:length]), wanted[length - 1])
+        assert_close(session.prefill(ids[:length]), wanted[length - 1])
         for position in range(length, min(length + 3, S)):
-            assert_close(engine.decode(ids[position], position), wanted[position])
-    engine.prefill(ids[:1])
+            assert_close(session.decode(ids[position], position), wanted[position])
+    session.prefill(ids[:1])
     for position in range(1, S):
-        assert_close(engine.decode(ids[position], position), wanted[position])
+        assert_close(session.decode(ids[position], position), wanted[position])
     engine.close()
 
 
@@ -113,20 +115,20 @@ def test_greedy_tokens_after_every_prompt(package, theirs):
     for length in range(1, S + 1):
         prompt = torch.tensor([ids[:length]])
         made = theirs.generate(prompt, do_sample=False, max_length=S + 1, eos_token_id=-1)[0, length:]
-        tokens = generate(Session(engine), ids[:length], Detokenizer(loaded.tokenizer))
+        tokens = generate(Session(engine.open_session()), ids[:length], Detokenizer(loaded.tokenizer))
         assert [token.id for token in tokens] == made.tolist()
     engine.close()
 
 
 def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):
-    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path))
     loaded = Package.load(package)
     ids = [*range(3, 17)]
     made = []
-    for cache in (False, True, True):
-        engine = loaded.engine(threads=1, cache=cache, engine="litert")
-        tokens = generate(Session(engine), ids, Detokenizer(loaded.tokenizer))
+    for cache in (None, user_cache(), user_cache()):
+        engine = loaded.engine(threads=1, disk_cache=cache, engine="litert")
+        tokens = generate(Session(engine.open_session()), ids, Detokenizer(loaded.tokenizer))
         made.append([token.id for token in tokens])
         engine.close()
     assert made[0] == made[1] == made[2]

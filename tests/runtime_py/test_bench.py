@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime_py import bench
-from runtime_py.bench import Decode, Prefill, Report, main
-from runtime_py.engines.selection import installed
+from runtime_py.bench import main, measure_round
+from runtime_py.engines.registry import installed
+from runtime_py.evaluation.bench_report import Decode, Prefill, Report
 from tests.runtime_py.generation.test_generate import CountingEngine
 from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import write_onnx
@@ -38,15 +38,15 @@ def test_every_line_and_every_figure(
         rf"prefill +{n} tokens: first token after {number} ms, {number} tokens/s\n" for n in (16, 128)
     )
     decodes = "".join(
-        rf"decode +behind +{n}: {number} tokens/s, \d+% of the memory's speed\n" for n in (16, 128)
+        rf"decode +after +{n}: {number} tokens/s, \d+% of the memory bandwidth\n" for n in (16, 128)
     )
     assert re.fullmatch(
         rf"{package}: {size / 1e6:.1f} MB, 200 tokens of context, 1 thread\n"
         rf"engine    litert \(float32, 1 thread\): what runs \.tflite files\n"
         rf"load +{number} s cold, {number} s warm\n{prefills}{decodes}"
         rf"memory +{number} MB at most, {number} of the file\n"
-        rf"reading +{number} MB a step and {number} kB a token of context; "
-        rf"this machine can, {number} GB/s\n",
+        rf"reads +{number} MB a step and {number} kB a token of context; "
+        rf"memory bandwidth {number} GB/s\n",
         out,
     )
     assert err == ""
@@ -74,18 +74,18 @@ def test_ratios() -> None:
     report = Report("p", "litert", 100_000_000, 2, 64, 20e9, 10_000_000, 1_000, None, 0.5, 150e6)
     report.prefill.append(Prefill(128, 0.5))
     report.decode.append(Decode(16, 0.001, 0.5))
-    lines = list(report.table())
+    lines = list(report.lines())
     assert "load      0.50 s warm" in lines
     assert "prefill      128 tokens: first token after 500.0 ms, 256.0 tokens/s" in lines
-    assert "decode    behind     16: 1,000.0 tokens/s, 50% of the memory's speed" in lines
+    assert "decode    after      16: 1,000.0 tokens/s, 50% of the memory bandwidth" in lines
     assert "memory    150 MB at most, 1.50 of the file" in lines
-    told = "reading   10.0 MB a step and 1.0 kB a token of context; this machine can, 20.0 GB/s"
-    assert told in lines
+    reads = "reads     10.0 MB a step and 1.0 kB a token of context; memory bandwidth 20.0 GB/s"
+    assert reads in lines
 
 
-def test_each_length_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_length_is_begun_anew() -> None:
     engine = CountingEngine(64)
-    firsts, steps = bench._round(engine, [5, 60], [1, 40], 4)
+    firsts, steps = measure_round(engine, [5, 60], [1, 40], 4)
     assert list(firsts) == [5, 60]
     assert list(steps) == [1, 40]
     assert len(engine.fed) == 44
@@ -95,8 +95,8 @@ def test_each_length_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--contexts", "198", "--tokens", "3"], "a context of 198 tokens does not fit: at most 197 do"),
-        (["--prompts", "201"], "a prompt of 201 tokens does not fit: at most 200 do"),
+        (["--contexts", "198", "--tokens", "3"], "a context of 198 tokens does not fit: the limit is 197"),
+        (["--prompts", "201"], "a prompt of 201 tokens does not fit: the limit is 200"),
         (["--json", "/no/such/folder/x.json"], "/no/such/folder/x.json: no such folder"),
         (["--rounds", "0"], "0 is not positive"),
     ],

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from o2o.errors import ModelError, UsageError
-from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
+from o2o.filters import fuse_attention, merge_circles, quantize_weights, reshape_io, transpose_io_kvcache
 from runtime_py import package
 from runtime_py.engines import artifact_cache, selection
-from runtime_py.engines.factory import Start, start
+from runtime_py.engines.factory import load_engine
+from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onnx import prepare
-from runtime_py.engines.onnx.prepare import lower
-from runtime_py.engines.selection import Choice, choices, installed
+from runtime_py.engines.onnx.lowered_file import lower_file
+from runtime_py.engines.options import EngineOptions
+from runtime_py.engines.registry import ENGINES, installed
+from runtime_py.engines.selection import Choice, candidates
 from runtime_py.generation.session import Session
 from runtime_py.package import Package
+from tests.conftest import ROOT
 from tests.exported import SHAPES, checkpoint
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
 from tests.runtime_py.toy import Toy
@@ -66,19 +74,21 @@ def wanted(model) -> tuple[list[int], dict[int, list[int]]]:
 def test_greedy_tokens_are_those_of_transformers(model, wanted, engine):
     text, made = wanted
     started = model[0].engine(threads=1, engine=engine)
+    session = started.open_session()
     assert (started.capacity, model[0].running.choice) == (S, Choice(engine, "asked for"))
     for length, tokens in made.items():
-        logits = started.prefill(text[:length])
+        logits = session.prefill(text[:length])
         found = [int(logits.argmax())]
         for position in range(length, S):
-            found.append(int(started.decode(found[-1], position).argmax()))
+            found.append(int(session.decode(found[-1], position).argmax()))
         assert found == tokens
     started.close()
 
 
 @pytest.mark.parametrize("engine", [name for name in THERE if name != "litert"])
 def test_a_session_goes_on_as_on_litert(model, engine):
-    sessions = [Session(model[0].engine(threads=1, engine=name)) for name in ("litert", engine)]
+    engines = [model[0].engine(threads=1, engine=name) for name in ("litert", engine)]
+    sessions = [Session(loaded.open_session()) for loaded in engines]
     rng = np.random.default_rng(2)
     text = rng.integers(3, sessions[0].vocab_size, S).tolist()
     for length in rng.integers(1, S, 12).tolist():  # shorter, too: what is kept is a beginning
@@ -87,8 +97,9 @@ def test_a_session_goes_on_as_on_litert(model, engine):
         assert_close(theirs, ours)
         ours, theirs = (session.append(text[length]) for session in sessions)
         assert_close(theirs, ours)
-    for session in sessions:
-        session.engine.close()
+    for session, loaded in zip(sessions, engines, strict=True):
+        session.close()
+        loaded.close()
 
 
 def assert_close(actual: np.ndarray, desired: np.ndarray) -> None:
@@ -97,20 +108,21 @@ def assert_close(actual: np.ndarray, desired: np.ndarray) -> None:
 
 @needs_onnx
 def test_an_onnx_package(model, tmp_path, wanted):
-    lower(model[0].model, tmp_path / "model.onnx")
+    lower_file(ModelFile(model[0].model), tmp_path / "model.onnx")
     opened = Package.load(tmp_path)
     assert opened.size == sum(file.stat().st_size for file in tmp_path.glob("model.onnx*"))
     text, made = wanted
     engine = opened.engine()
-    assert opened.told == "onnx (float32, 1 thread): what runs .onnx files"
-    assert engine.prefill(text[:5]).argmax() == made[5][0]
-    assert (opened.contract.capacity, opened.contract.vocab_size) == (S, engine.vocab_size)
+    session = engine.open_session()
+    assert opened.running.description == "onnx (float32, 1 thread): what runs .onnx files"
+    assert session.prefill(text[:5]).argmax() == made[5][0]
+    assert (engine.contract.capacity, engine.contract.vocab_size) == (S, engine.vocab_size)
     engine.close()
 
 
 @needs_onnx
 def test_what_is_kept_of_a_big_model(model, wanted, monkeypatch, tmp_path):
-    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     text, made = wanted
     said: list[str] = []
@@ -118,10 +130,11 @@ def test_what_is_kept_of_a_big_model(model, wanted, monkeypatch, tmp_path):
         file = model[0].model if again < 2 else tmp_path / "model.circle"  # a copy
         if again == 2:
             file.write_bytes(model[0].model.read_bytes())
-        engine = Package.load(file).engine(threads=2, say=said.append, engine="onnx")
-        assert engine.prefill(text[:5]).argmax() == made[5][0]
+        engine = Package.load(file).engine(threads=2, log=said.append, engine="onnx")
+        session = engine.open_session()
+        assert session.prefill(text[:5]).argmax() == made[5][0]
         engine.close()
-    told = f"packing the weights, this once: up to 0.0 GB into {tmp_path / 'cache'}"
+    told = f"packing the weights once: up to 0.0 GB into {tmp_path / 'cache'}"
     assert said == [told]
     (entry,) = (tmp_path / "cache").iterdir()
     assert {file.name for file in entry.iterdir()} >= {"model.onnx", "entry.json"}
@@ -130,13 +143,14 @@ def test_what_is_kept_of_a_big_model(model, wanted, monkeypatch, tmp_path):
 
 @needs_onnx
 def test_a_full_disk_is_no_reason_not_to_run(model, wanted, monkeypatch, tmp_path):
-    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     (tmp_path / "cache").write_text("no folder")
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     text, made = wanted
     said: list[str] = []
-    engine = model[0].engine(say=said.append, engine="onnx")
-    assert engine.prefill(text[:5]).argmax() == made[5][0]
+    engine = model[0].engine(log=said.append, engine="onnx")
+    session = engine.open_session()
+    assert session.prefill(text[:5]).argmax() == made[5][0]
     engine.close()
     (line,) = said
     assert line.startswith("packing the weights for this load only: ")
@@ -146,9 +160,9 @@ def test_a_full_disk_is_no_reason_not_to_run(model, wanted, monkeypatch, tmp_pat
 @pytest.mark.parametrize("room", [1, 100_000])
 def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
     """As it lowers, or as ONNX Runtime writes what it made."""
-    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
-    pack = prepare._pack
+    pack = prepare.pack_in_child
 
     def pack_in_little_room(*args):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -158,11 +172,12 @@ def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(prepare, "_pack", pack_in_little_room)
+    monkeypatch.setattr(prepare, "pack_in_child", pack_in_little_room)
     text, made = wanted
     said: list[str] = []
-    engine = model[0].engine(say=said.append, engine="onnx")
-    assert engine.prefill(text[:5]).argmax() == made[5][0]
+    engine = model[0].engine(log=said.append, engine="onnx")
+    session = engine.open_session()
+    assert session.prefill(text[:5]).argmax() == made[5][0]
     engine.close()
     assert said[1].startswith("packing the weights for this load only: ")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -170,7 +185,7 @@ def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
 
 @needs_onnx
 def test_a_model_that_cannot_be_onnx_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
     with pytest.raises(ModelError, match=r"model\.circle: ") as told:
@@ -183,7 +198,7 @@ def test_a_model_that_cannot_be_onnx_is_not_kept(tmp_path, monkeypatch):
 def test_what_onnx_cannot_do_is_said_in_a_line(tmp_path):
     file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
     with pytest.raises(ModelError, match=r"model\.circle") as told:
-        start("onnx", file, Start())
+        load_engine(file, EngineOptions(engine="onnx"))
     assert "\n" not in str(told.value)
 
 
@@ -205,17 +220,24 @@ def test_onnx_runs_on_onnx_alone(tmp_path):
 
 def test_auto_does_without_what_is_not_there(tmp_path, monkeypatch):
     file = write_circle(Toy(), tmp_path / "model.circle")
-    monkeypatch.setitem(selection.MODULES, "onnx", "a_module_that_nobody_has")
-    assert next(choice.engine for choice in choices(file)) == "litert"
+    missing = replace(ENGINES["onnx"], module="a_module_that_nobody_has")
+    monkeypatch.setitem(ENGINES, "onnx", missing)
+    assert next(choice.engine for choice in candidates(ModelFile(file), EngineOptions())) == "litert"
     opened = Package.load(file)
     opened.engine().close()
-    assert opened.told == "litert (float32, 1 thread): onnx is faster at this size, and is not installed"
+    assert (
+        opened.running.description
+        == "litert (float32, 1 thread): onnx is faster at this size, and is not installed"
+    )
 
 
 @needs_onnx
 def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
     file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
-    assert [choice.engine for choice in choices(file)][:2] == ["onnx", "litert"]
+    assert [choice.engine for choice in candidates(ModelFile(file), EngineOptions())][:2] == [
+        "onnx",
+        "litert",
+    ]
     opened = Package.load(file)
     opened.engine().close()
     assert opened.running.choice == Choice("litert", "onnx is faster at this size, and cannot run it")
@@ -229,20 +251,74 @@ def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
 def test_auto_takes_what_measured_fastest(model, monkeypatch, floats, quantised, engine, size):
     monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": floats, "quantised": quantised})
     model[0].engine().close()
-    assert model[0].told == f"{engine} (float32, 1 thread): measured fastest for {size} models"
+    assert model[0].running.description == f"{engine} (float32, 1 thread): measured fastest for {size} models"
 
 
 def test_a_quantised_model_of_the_same_bytes_is_a_larger_one(tmp_path, monkeypatch):
     file = write_circle(Toy(), tmp_path / "model.circle")
     monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantised": 0})
-    assert selection.fastest(file)[0] == "onnx"
-    monkeypatch.setattr(selection, "precision", lambda file: "dynamic int8")
-    assert selection.fastest(file)[0] == "litert"
+    assert selection.fastest(ModelFile(file)) == "onnx"
+    quantised = tmp_path / "quantised.circle"
+    assert quantize_weights.main(["--recipe", "dynamic_int8", str(file), "-o", str(quantised)]) == 0
+    assert selection.fastest(ModelFile(quantised)) == "litert"
 
 
-def test_capacities_are_for_litert(model):
-    model[0].engine(capacities=[8]).close()
-    assert model[0].running.choice == Choice("litert", "asked for")
+def test_buckets_choose_an_engine_that_has_them(model):
+    engine = model[0].engine(buckets=[8])
+    assert model[0].running.choice == Choice("litert", "the only engine that supports --buckets")
+    assert list(engine.contract.decodes) == [8, S]
+    engine.close()
+
+
+@pytest.mark.parametrize("engine", ["onnx", "onert"])
+def test_an_option_that_the_engine_lacks_is_refused(tmp_path, engine):
+    file = write_circle(Toy(), tmp_path / "model.circle")
+    message = (
+        rf"model\.circle: the {engine} engine does not support --buckets: omit it, or pass --engine litert"
+    )
+    with pytest.raises(UsageError, match=message) as error:
+        Package.load(file).engine(engine=engine, buckets=[4])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ["auto", "onnx"])
+def test_an_option_that_no_engine_of_the_format_has_is_refused(tmp_path, engine):
+    file = write_onnx(Toy(), tmp_path / "model.onnx")
+    message = r"model\.onnx: the onnx engine does not support --buckets: omit it$"
+    with pytest.raises(UsageError, match=message):
+        Package.load(file).engine(engine=engine, buckets=[4])
+
+
+def test_every_option_is_supported_or_refused():
+    """Each option of each engine: `candidates` looks at every field of `EngineOptions`."""
+    every = EngineOptions(threads=1, buckets=[4], debug=True)
+    fields = {field.name for field in dataclasses.fields(EngineOptions)} - {"engine", "disk_cache", "log"}
+    assert every.requested == fields
+    for spec in ENGINES.values():
+        assert spec.options <= fields | {"disk_cache"}
+
+
+def test_buckets_that_cannot_be_made_are_logged(model):
+    messages: list[str] = []
+    model[0].engine(buckets=[8, S, 1000], log=messages.append).close()
+    assert messages == ["--buckets: no decode graph of capacity 1000; the model has 8, 32"]
+
+
+@pytest.mark.parametrize(("engine", "module"), [("onnx", "onnxruntime"), ("onert", "onert.native")])
+def test_a_missing_runtime_is_named_with_its_installation(tmp_path, engine, module):
+    file = write_circle(Toy(), tmp_path / "model.circle")
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from o2o.errors import ModelError\n"
+        "from runtime_py.package import Package\n"
+        f"try: Package.load(sys.argv[1]).engine(engine={engine!r})\n"
+        "except ModelError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    spec = ENGINES[engine]
+    assert done.stdout.startswith(f"the {engine} engine needs {spec.module} (")
+    assert done.stdout.endswith(f"): {spec.install}\n")
 
 
 def test_what_no_engine_takes_is_told_as_the_first_told_it(tmp_path):

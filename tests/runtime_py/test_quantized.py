@@ -14,14 +14,16 @@ from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import RECIPES, find
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from runtime_py.engines import artifact_cache
-from runtime_py.engines.disk_cache import Cache
-from runtime_py.engines.litert import engine as engine_module
+from runtime_py.engines.disk_cache import DiskCache
+from runtime_py.engines.litert import compiled_model
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.engines.litert.lowered_file import lower_file
-from runtime_py.engines.litert.prepare import Prepared, prepare
+from runtime_py.engines.litert.prepare import PreparedModel
+from runtime_py.engines.model_file import ModelFile
 from runtime_py.model.contract import Contract
 from tests.o2o.quantization.models import meaning
 from tests.runtime_py import toy
+from tests.runtime_py.engines.litert.test_prepare import prepare
 from tests.runtime_py.toy import Toy
 
 VOCAB = 300
@@ -75,10 +77,11 @@ def tables_of(model: Model, known: Toy) -> dict[str, ir.Value]:
     return found
 
 
-def answers(prepared: Prepared) -> np.ndarray:
+def answers(prepared: PreparedModel) -> np.ndarray:
     """Logits after 1, 2, 3, ... tokens, which go through all signatures."""
     engine = LiteRtEngine(prepared.open(), Contract.parse(prepared.lowered.contract), packed=prepared.packed)
-    found = [engine.prefill(TOKENS[:count]) for count in range(1, len(TOKENS) + 1)]
+    session = engine.open_session()
+    found = [session.prefill(TOKENS[:count]) for count in range(1, len(TOKENS) + 1)]
     engine.close()
     return np.stack(found)
 
@@ -86,15 +89,15 @@ def answers(prepared: Prepared) -> np.ndarray:
 @pytest.mark.parametrize("recipe", sorted(STORED))
 def test_every_recipe_and_every_way_to_load(made, recipe, tmp_path, monkeypatch):
     file, known = made(recipe)
-    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
-    cache, said = Cache(tmp_path / "cache"), []
+    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    cache, said = DiskCache(tmp_path / "cache"), []
     packed = prepare(file, cache, said.append)
     assert packed.packed is not None, said
     unpacked = prepare(file, None, said.append)
     found = answers(packed)
     np.testing.assert_array_equal(answers(prepare(file, cache, said.append)), found)
     np.testing.assert_array_equal(answers(unpacked), found)
-    monkeypatch.setattr(engine_module, "IN_MEMORY", "")
+    monkeypatch.setattr(compiled_model, "IN_MEMORY", "")
     np.testing.assert_array_equal(answers(unpacked), found)
     expected = np.stack([known.logits(TOKENS[: index + 1]) for index in range(len(TOKENS))])
     lost = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
@@ -110,4 +113,4 @@ def test_every_recipe_is_tested():
 def test_weights_that_the_graph_makes_float32_need_the_room_of_these(made, recipe, bits):
     """Those of the head: rows that are looked up are not packed."""
     file, _ = made(recipe)
-    assert lower_file(file).widened == VOCAB * 128 * (32 - bits) // 8
+    assert lower_file(ModelFile(file)).growth == VOCAB * 128 * (32 - bits) // 8

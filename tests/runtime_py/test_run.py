@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runtime_py.engines import artifact_cache
-from runtime_py.engines.selection import installed
+from runtime_py.engines.registry import installed
 from runtime_py.run import main
 from tests.conftest import ROOT
 from tests.processes import spawn
@@ -195,7 +195,7 @@ def test_no_such_folder_and_no_folder(package, capsys):
     assert main([str(package / "nowhere.tflite")]) == 1
     assert "no such file" in one_line(capsys)
     assert main([str(package / "config.json")]) == 1
-    assert "is a file, and no .circle or .tflite or .onnx" in one_line(capsys)
+    assert "is not a .circle or .tflite or .onnx file" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -325,14 +325,14 @@ def test_an_engine_that_cannot(package, capsys, engine):
 
 
 def test_what_is_kept_of_a_big_model(toy, package, capfd, monkeypatch, tmp_path):
-    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     command = [str(package), "--max-new-tokens", "4"]
     assert main([*command, "--no-cache"]) == 0
     out, err = capfd.readouterr()
     assert (err, (tmp_path / "cache").exists()) == ("", False)
     assert main(command) == 0
-    told = f"run: packing the weights, this once: up to 0.0 GB into {tmp_path / 'cache'}\n"
+    told = f"run: packing the weights once: up to 0.0 GB into {tmp_path / 'cache'}\n"
     assert capfd.readouterr() == (out, told)
     assert main(command) == 0
     assert capfd.readouterr() == (out, "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime_py.engines import Engine
+from runtime_py.engines.engine import EngineSession
 from tinyllama.verification.protocol import Predictor
 from tinyllama.verification.trace import culprit, differences
 
@@ -45,7 +45,11 @@ def step(expected: np.ndarray, found: np.ndarray) -> Step:
 
 
 def drift(
-    reference: Engine, subject: Engine, prompt: Sequence[int], tokens: int, eos: Collection[int] = ()
+    reference: EngineSession,
+    subject: EngineSession,
+    prompt: Sequence[int],
+    tokens: int,
+    eos: Collection[int] = (),
 ) -> list[Step]:
     """Both read `prompt`, then both are fed what `reference` chooses, up to `tokens` steps in all.
 

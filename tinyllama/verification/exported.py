@@ -64,22 +64,22 @@ class Exported:
             )
         self._caches: tuple[torch.Tensor, ...] = ()
 
-    def plan(self, prompt: int, kept: int = 0) -> list[Chunk]:
-        """See `Engine`: one run."""
-        if prompt > self._length:
-            raise UsageError(f"{prompt} tokens for a program of {self._length}")
-        return [Chunk(self._length, 0, prompt)]
+    def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
+        """See `EngineSession`: one run."""
+        if length > self._length:
+            raise UsageError(f"{length} tokens for a program of {self._length}")
+        return [Chunk(self._length, 0, length)]
 
     def scores(self, tokens: Sequence[int]) -> np.ndarray:
         """See `PromptPredictor`."""
         return self._start(tokens)["logits"]
 
-    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
-        """See `Engine`. All are read."""
+    def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
+        """See `EngineSession`. All are read."""
         return self.scores(tokens)[-1]
 
     def decode(self, token: int, position: int) -> np.ndarray:
-        """See `Engine`."""
+        """See `EngineSession`."""
         return self._run(self._decode, [token], position)["logits"][-1]
 
     def trace(self, prompt: Sequence[int], generated: Sequence[int] = ()) -> Trace:
@@ -92,7 +92,7 @@ class Exported:
         return self._run(self._decode, [generated[-1]], len(prompt) + len(generated) - 1, watch=True)
 
     def close(self) -> None:
-        """See `Engine`."""
+        """See `EngineSession`."""
 
     def _start(self, tokens: Sequence[int], watch: bool = False) -> Trace:
         """Read a prompt, padded at its end, onto empty caches."""

@@ -33,21 +33,21 @@ class HuggingFace:
         self.capacity: int = getattr(text, "max_position_embeddings", None) or 1 << 30
         self._cache: Any = None
 
-    def plan(self, prompt: int, kept: int = 0) -> list[Chunk]:
-        """See `Engine`: all at a time."""
-        return [Chunk(prompt, 0, prompt)]
+    def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
+        """See `EngineSession`: all at a time."""
+        return [Chunk(length, 0, length)]
 
     def scores(self, tokens: Sequence[int]) -> np.ndarray:
         """See `PromptPredictor`."""
         self._cache = DynamicCache(config=self.model.config)
         return self._feed(tokens)
 
-    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
-        """See `Engine`. All are read."""
+    def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
+        """See `EngineSession`. All are read."""
         return self.scores(tokens)[-1]
 
     def decode(self, token: int, position: int) -> np.ndarray:
-        """See `Engine`."""
+        """See `EngineSession`."""
         assert self._cache.get_seq_length() == position
         return self._feed([token])[-1]
 
@@ -73,7 +73,7 @@ class HuggingFace:
             self.model.float()  # back to what it was, exactly
 
     def close(self) -> None:
-        """See `Engine`."""
+        """See `EngineSession`."""
 
     @torch.no_grad()
     def _feed(self, tokens: Sequence[int]) -> np.ndarray:

@@ -14,7 +14,7 @@ from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant
 from o2o.model import Model
 from o2o.rewriting.stacked_weights import Shapes, is_stacked, stacked_part_of
-from runtime_py.engines.selection import cores
+from runtime_py.engines.threads import cores
 from runtime_py.model.contract import Contract, Signature, Slot, Tensor
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
 

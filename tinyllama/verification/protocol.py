@@ -7,12 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime_py.engines import Engine
+from runtime_py.engines.engine import EngineSession
 from tinyllama.verification.trace import Trace
 
 
-class Predictor(Engine, Protocol):
-    """An engine with a name, whose tensors on the way can be seen."""
+class Predictor(EngineSession, Protocol):
+    """An engine session with a name, whose tensors on the way can be seen."""
 
     label: str
 

@@ -39,6 +39,7 @@ class TfliteFile:
         _check(file, self.contract, self.language_model, directory)
         self.package = Package(directory, file)
         self._engine = self.package.engine()
+        self._session = self._engine.open_session()
         self.capacity = self._engine.capacity
         self.vocab_size = self._engine.vocab_size
 
@@ -52,20 +53,21 @@ class TfliteFile:
                     "them, or convert with a larger --kv_cache_max_len"
                 )
 
-    def plan(self, prompt: int, kept: int = 0) -> Sequence[Chunk]:
-        """See `Engine`."""
-        return self._engine.plan(prompt, kept)
+    def plan(self, length: int, num_cached: int = 0) -> Sequence[Chunk]:
+        """See `EngineSession`."""
+        return self._session.plan(length, num_cached)
 
-    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
-        """See `Engine`."""
-        return self._engine.prefill(tokens, kept)
+    def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
+        """See `EngineSession`."""
+        return self._session.prefill(tokens, num_cached)
 
     def decode(self, token: int, position: int) -> np.ndarray:
-        """See `Engine`."""
-        return self._engine.decode(token, position)
+        """See `EngineSession`."""
+        return self._session.decode(token, position)
 
     def close(self) -> None:
-        """See `Engine`."""
+        """See `EngineSession`."""
+        self._session.close()
         self._engine.close()
 
     @cached_property

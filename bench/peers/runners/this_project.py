@@ -14,15 +14,16 @@ from runtime_py.package import Package
 
 class ThisProject:
     def __init__(self, model: str, checkpoint: str, engine: str, threads: int, **_: Any) -> None:
-        self._engine = Package.load(model, checkpoint).engine(threads, engine=engine)
+        loaded = Package.load(model, checkpoint).engine(threads=threads, engine=engine)
+        self._session = loaded.open_session()
 
     def prefill(self, ids: Sequence[int]) -> int:
-        self._logits = self._engine.prefill(ids)
+        self._logits = self._session.prefill(ids)
         self._position = len(ids)
         return int(self._logits.argmax())
 
     def decode(self, token: int) -> int:
-        self._logits = self._engine.decode(token, self._position)
+        self._logits = self._session.decode(token, self._position)
         self._position += 1
         return int(self._logits.argmax())
 

@@ -1,4 +1,4 @@
-"""The keys and values of one text, in caches of the capacity that it needs."""
+"""KV caches of one text, in buffers of the capacity that the text needs."""
 
 from __future__ import annotations
 
@@ -11,51 +11,76 @@ from runtime_py.model.contract import Signature, Slot
 
 Buffer = TypeVar("Buffer")
 
-Made = Mapping[Slot, tuple[Buffer, np.ndarray]]
-"""For each cache what the runtime takes for it, and its memory as an array."""
+CacheBuffers = Mapping[Slot, tuple[Buffer, np.ndarray]]
+"""For each cache its buffer as the runtime takes it, and the buffer's memory as an array."""
 
 
-class Caches(Generic[Buffer]):
-    """Caches of several capacities, of which two are there at most: the largest, in which prompts are read,
-    and the one in which the text goes on.
+class KVCaches(Generic[Buffer]):
+    """KV caches of several capacities (buckets), at most two of which are allocated.
 
-    Rows are copied from one to the other, once each, when they are needed there.
+    These are the largest, which prefills fill, and the one that decode uses. A row is copied from one to the
+    other once, when it is first needed there.
     """
 
-    def __init__(self, decodes: Mapping[int, Signature], make: Callable[[Signature], Made[Buffer]]) -> None:
-        """decodes: see `Contract`. make: new caches for one of these, all zeros: what is masked is still
-        multiplied, by 0, so it must be a number."""
+    def __init__(
+        self, decodes: Mapping[int, Signature], allocate: Callable[[Signature], CacheBuffers[Buffer]]
+    ) -> None:
+        """Set up the caches without allocating any.
+
+        Args:
+            decodes: The decode signatures by capacity, as in `Contract`.
+            allocate: Returns new buffers for a decode signature, filled with zeros. Masked rows are still
+                multiplied, by 0, so they must be finite.
+        """
+        self.allocated: dict[int, CacheBuffers[Buffer]] = {}
+        """The buffers by capacity."""
         self._decodes = decodes
-        self._make = make
-        self._made: dict[int, Made[Buffer]] = {}
-        self._valid: dict[int, int] = {}  # how many rows of each, from the first on, are the text's
+        self._allocate = allocate
+        self._valid_rows: dict[int, int] = {}  # by capacity: the number of leading rows that are the text's
         self._largest = max(decodes)
 
-    def fitting(self, position: int) -> int:
-        """The smallest capacity with a row for `position`."""
+    def smallest_capacity(self, position: int) -> int:
+        """Return the smallest capacity with a row for a position.
+
+        Args:
+            position: Below the largest capacity.
+
+        Returns:
+            A capacity of the decode signatures.
+        """
         return next(capacity for capacity in self._decodes if capacity > position)
 
-    def at(self, capacity: int, start: int, stop: int) -> Made[Buffer]:
-        """The caches of this capacity, rows 0 to `start` - 1 filled. Whoever gets them fills them to `stop`
-        - 1, so that all that was behind `start` is no longer known."""
-        made = self._made.get(capacity)
-        if made is None:
-            made = self._made[capacity] = self._make(self._decodes[capacity])
-            self._valid[capacity] = 0
-        for other in self._made.keys() - {capacity}:
-            self._bring(start, other, capacity)
-            self._valid[other] = min(self._valid[other], start)
-            if capacity != self._largest and other != self._largest:
-                del self._made[other], self._valid[other]
-        self._valid[capacity] = stop
-        return made
+    def select(self, capacity: int, start: int, stop: int) -> CacheBuffers[Buffer]:
+        """Return the buffers of one capacity for a run that writes rows `start` to `stop` - 1.
 
-    def _bring(self, rows: int, source: int, target: int) -> None:
-        """Copy those of the first `rows` that `target` lacks and `source` has."""
-        first, last = self._valid[target], min(rows, self._valid[source])
+        Rows from `start` on are no longer valid in other capacities.
+
+        Args:
+            capacity: A capacity of the decode signatures.
+            start: The first row that the caller writes. Rows before it are valid in the result.
+            stop: The end of the rows that the caller writes.
+
+        Returns:
+            The buffers.
+        """
+        buffers = self.allocated.get(capacity)
+        if buffers is None:
+            buffers = self.allocated[capacity] = self._allocate(self._decodes[capacity])
+            self._valid_rows[capacity] = 0
+        for other in self.allocated.keys() - {capacity}:
+            self._copy_rows(start, other, capacity)
+            self._valid_rows[other] = min(self._valid_rows[other], start)
+            if capacity != self._largest and other != self._largest:
+                del self.allocated[other], self._valid_rows[other]
+        self._valid_rows[capacity] = stop
+        return buffers
+
+    def _copy_rows(self, count: int, source: int, target: int) -> None:
+        """Copy those of the first `count` rows that are valid in `source` and not in `target`."""
+        first, last = self._valid_rows[target], min(count, self._valid_rows[source])
         if first >= last:
             return
         for slot, cache in self._decodes[target].caches.items():
-            where = (slice(None),) * cache.layout.index("T") + (slice(first, last),)
-            self._made[target][slot][1][where] = self._made[source][slot][1][where]
-        self._valid[target] = last
+            rows = (slice(None),) * cache.layout.index("T") + (slice(first, last),)
+            self.allocated[target][slot][1][rows] = self.allocated[source][slot][1][rows]
+        self._valid_rows[target] = last

@@ -1,11 +1,10 @@
-"""A package's model as LiteRT takes it, while its weights stay where they are.
+"""A model file lowered to TFLite without copying its weights.
 
-A Circle file is lowered to TFLite, which makes another graph over the same weights. So all that is new is a
-head: the tables of a TFLite file and its small constants. LiteRT gets that head with the Circle file mapped
-behind it (`runtime_py.engines.litert.mapped_bytes`), in which the large constants are found by offset. No
-weight is copied.
+Lowering a Circle file makes another graph over the same weights. So all that is new is a head: the tables of
+a TFLite file and its small constants. LiteRT gets that head with the Circle file mapped behind it
+(`runtime_py.engines.litert.mapped_bytes`), and finds the large constants there by offset.
 
-    | head | up to a page | the Circle file: its own head, which nobody asks for, then the weights |
+    | head | padding to a page | the Circle file: its own head, which is not used, then the weights |
 """
 
 from __future__ import annotations
@@ -18,114 +17,145 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from o2o.errors import ModelError
-from runtime_py.engines.litert.mapped_bytes import FileBehind
+from runtime_py.engines.litert.mapped_bytes import MappedBytes
+from runtime_py.engines.model_file import ModelFile
 
 if TYPE_CHECKING:
     from o2o.formats.writer import Plan
     from o2o.model import Model
     from o2o.streams import Source
 
-_FILE, _HEAD = "lowered.json", "head"  # as which it is kept
+PACKED = "packed"
+"""Name of the file with packed weights beside a saved `LoweredFile`."""
+_METADATA, _HEAD = "lowered.json", "head"  # names of the saved files
 
 
 @dataclass(frozen=True)
-class Lowered:
-    """What has become of a model's file.
+class LoweredFile:
+    """The TFLite form of a model file.
 
-    head: the TFLite tables and small constants; None when the file is TFLite itself and serves as it is.
-    places: for each constant that is still in the file, (where in the head its Buffer.offset stands, where
-    in the file it begins). contract: see `o2o.contract.contract_of`. widened: how many bytes more weights
-    take once packed, as those do that the graph makes float32 of less.
+    Attributes:
+        head: TFLite tables and small constants; None when the file is TFLite and needs no change.
+        offsets: For each constant that stays in the file: (position in the head of its Buffer.offset field,
+            its offset in the file), in bytes.
+        contract: As `o2o.contract.contract_of` returns it.
+        weight_dtype: The dtype of the weights, for display.
+        growth: Bytes that packed weights take in addition to the stored ones, because the graph dequantises
+            them to float32.
     """
 
     head: bytes | None
-    places: tuple[tuple[int, int], ...]
+    offsets: tuple[tuple[int, int], ...]
     contract: Mapping[str, Any]
-    widened: int = 0
+    weight_dtype: str = ""
+    growth: int = 0
 
-    def over(self, file: Path) -> FileBehind | Path:
-        """What LiteRT loads; `file` is what this was lowered from. Raises OSError."""
+    def open(self, file: Path) -> MappedBytes | Path:
+        """Return the TFLite model as LiteRT takes it.
+
+        Args:
+            file: The file that this was lowered from.
+
+        Returns:
+            The path of the file itself, or the head with the file mapped behind it.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
         if self.head is None:
             return file
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            joined = FileBehind(len(self.head), descriptor)
+            mapped = MappedBytes(len(self.head), descriptor)
         finally:
             os.close(descriptor)
         head = bytearray(self.head)
-        for field, offset in self.places:
-            struct.pack_into("<Q", head, field, joined.start + offset)
-        joined.write(head)
-        return joined
+        for field, offset in self.offsets:
+            struct.pack_into("<Q", head, field, mapped.start + offset)
+        mapped.write(head)
+        return mapped
 
     def save(self, folder: Path) -> None:
-        """Keep it in `folder`. Raises OSError."""
+        """Write this to a folder, for `load`.
+
+        Args:
+            folder: An existing folder.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         if self.head is not None:
             (folder / _HEAD).write_bytes(self.head)
-        places = self.places if self.head is not None else None
-        told = {"contract": self.contract, "places": places, "widened": self.widened}
-        (folder / _FILE).write_text(json.dumps(told))
+        metadata = {
+            "contract": self.contract,
+            "offsets": self.offsets if self.head is not None else None,
+            "weight_dtype": self.weight_dtype,
+            "growth": self.growth,
+        }
+        (folder / _METADATA).write_text(json.dumps(metadata))
 
     @classmethod
-    def load(cls, folder: Path) -> Lowered:
-        """What `save` has put there. Raises OSError."""
-        told = json.loads((folder / _FILE).read_text())
-        if told["places"] is None:
-            return cls(None, (), told["contract"], told["widened"])
-        places = tuple((field, offset) for field, offset in told["places"])
-        return cls((folder / _HEAD).read_bytes(), places, told["contract"], told["widened"])
+    def load(cls, folder: Path) -> LoweredFile:
+        """Read what `save` wrote.
+
+        Args:
+            folder: The folder given to `save`.
+
+        Returns:
+            An equal object.
+
+        Raises:
+            OSError: A file is missing.
+        """
+        metadata = json.loads((folder / _METADATA).read_text())
+        head = None if metadata["offsets"] is None else (folder / _HEAD).read_bytes()
+        offsets = tuple((field, offset) for field, offset in metadata["offsets"] or ())
+        return cls(head, offsets, metadata["contract"], metadata["weight_dtype"], metadata["growth"])
 
 
-def lower_file(file: Path, capacities: Sequence[int] | None = None) -> Lowered:
-    """Lower the model in `file`. Raises ModelError for one that LiteRT cannot run, OSError.
+def lower_file(model: ModelFile, buckets: Sequence[int] | None = None) -> LoweredFile:
+    """Lower a model to TFLite.
 
-    capacities: see `o2o.lower.litert.tuning.tune`.
+    Args:
+        model: A Circle or TFLite file.
+        buckets: Capacities of additional decode graphs, as for `o2o.lower.litert.tuning.tune`.
+
+    Returns:
+        The lowered file.
+
+    Raises:
+        ModelError: LiteRT cannot run the model.
+        OSError: The file cannot be read.
     """
     from o2o.contract import contract_of
-    from o2o.formats import plan, read
+    from o2o.formats import plan
     from o2o.lower.litert.lowering import lower
     from o2o.lower.litert.tuning import remove_prefill_logits, tune
-    from o2o.streams import open_file
 
-    source = open_file(file)
-    model = read(source)
-    understand(model, file)
-    if model.format == "tflite":
-        contract = contract_of(model)
-        if not any([tune(model, capacities), remove_prefill_logits(model)]):
-            return Lowered(None, (), contract, _widened(model))
+    graphs, source = model.read()
+    if graphs.format == "tflite":
+        contract = contract_of(graphs)
+        if not any([tune(graphs, buckets), remove_prefill_logits(graphs)]):
+            return LoweredFile(None, (), contract, model.weight_dtype, _growth(graphs))
     else:
-        tune(lower(model), capacities)
-        remove_prefill_logits(model)
-    return _head(plan(model, limit=0), source, contract_of(model), _widened(model))
+        tune(lower(graphs), buckets)
+        remove_prefill_logits(graphs)
+    head, offsets = _split(plan(graphs, limit=0), source)
+    return LoweredFile(head, offsets, contract_of(graphs), model.weight_dtype, _growth(graphs))
 
 
-def understand(model: Model, file: Path) -> None:
-    """See that `model`, which is in `file`, has its weights, and roles for its ends. Raises ModelError."""
-    from o2o.contract import contract_of
-    from o2o.formats.external_tensor import ExternalTensor
-    from runtime_py.model.ai_edge_roles import guess_roles
-
-    constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
-    if any(isinstance(constant, ExternalTensor) for constant in constants):
-        raise ModelError(f"{file}: its weights are in other files: put them in with bind.weights.py")
-    if not contract_of(model)["signatures"]:
-        guess_roles(model)
-
-
-def _widened(model: Model) -> int:
-    """How many bytes more the constants of `model` are as float32, where a DEQUANTIZE makes that of them."""
+def _growth(model: Model) -> int:
+    """Bytes that constants grow by where a DEQUANTIZE makes them float32."""
     from o2o.formats.tensors import storage_key
 
-    made = (node for graph in model.graphs for node in graph if node.op_type == "DEQUANTIZE")
-    constants = (value.const_value for node in made if (value := node.inputs[0]) is not None)
+    dequantize = (node for graph in model.graphs for node in graph if node.op_type == "DEQUANTIZE")
+    constants = (value.const_value for node in dequantize if (value := node.inputs[0]) is not None)
     stored = {storage_key(constant): constant for constant in constants if constant is not None}
     return sum(4 * constant.size - constant.nbytes for constant in stored.values())
 
 
-def _head(planned: Plan, source: Source, contract: Mapping[str, Any], widened: int) -> Lowered:
-    """What is not in `source` of a file whose large constants are all found by offset."""
+def _split(planned: Plan, source: Source) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+    """(head, offsets) of a planned file whose large constants are all found by offset."""
     from ai_edge_litert.schema_py_generated import Model
 
     from o2o.formats.schema import OFFSET_SLOT
@@ -140,17 +170,17 @@ def _head(planned: Plan, source: Source, contract: Mapping[str, Any], widened: i
         if buffer.Offset() > 1
     }
     head = bytearray(planned.tables)
-    places: list[tuple[int, int]] = []
+    offsets: list[tuple[int, int]] = []
     for segment in planned.segments:
         payload, start = segment.payload, segment.start
         field = fields.get(start)
         if field is not None and isinstance(payload, SourceTensor) and payload.source is source:
-            places.append((field, payload.span.start))
+            offsets.append((field, payload.span.start))
             continue
-        if field is not None:  # made by lowering: behind what is there
+        if field is not None:  # a large constant that lowering made: it goes to the end of the head
             start = -(-len(head) // LARGE_ALIGNMENT) * LARGE_ALIGNMENT
             struct.pack_into("<Q", head, field, start)
         data = payload if isinstance(payload, bytes) else payload.tobytes()
         head += bytes(start - len(head))
         head += data
-    return Lowered(bytes(head), tuple(places), contract, widened)
+    return bytes(head), tuple(offsets)

@@ -1,4 +1,11 @@
-"""A file's bytes behind others, in one piece of memory, without reading the file."""
+"""A `bytes` object that consists of a writable head and a memory-mapped file, without reading the file.
+
+This depends on three facts. CPython stores the contents of `bytes` in place, so PyPy cannot run it. The
+allocator gives an object of this size pages of its own, as malloc of glibc and macOS does: with an allocator
+that places other data in these pages, mapping would destroy that data. MAP_FIXED is 0x10, as on Linux and
+macOS. `tests/runtime_py/engines/litert/test_mapped_bytes.py` fails where one of them does not hold; musl has
+not been tried.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +16,50 @@ import mmap
 import os
 
 PAGE = mmap.PAGESIZE
-WORTH_MAPPING = 64_000_000
-"""Bytes of a file from which it is mapped. Reading less takes milliseconds, and malloc need not have a
-mapping of its own for so little, in which foreign pages could lie."""
-_FIXED = 0x10  # MAP_FIXED, which Python's mmap does not know, on Linux and on macOS
+MIN_MAPPED = 64_000_000
+"""Bytes of a file from which it is mapped. Reading a smaller one takes milliseconds, and malloc may place it
+in pages that hold other data."""
+_FIXED = 0x10  # MAP_FIXED, which Python's mmap lacks
 
-# As the C API calls them: bytes of a size whose contents are still to be written, and where these are.
+# Functions of the C API: bytes of a size with undefined contents, and the address of the contents.
 _new_bytes = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
     ("PyBytes_FromStringAndSize", ctypes.pythonapi)
 )
 _address_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", ctypes.pythonapi))
 
 
-class FileBehind:
-    """`room` bytes to write to, then, from `start` on, the file: `data` is all of it.
+class MappedBytes:
+    """A head to be written, then the file from `start` on.
 
-    LiteRT takes a model from memory as `bytes` only, and reads it where it is. So this has CPython make
-    `bytes` of that size without contents (which take no memory until someone writes there), and then maps
-    the file over its pages; the last one is filled up with zeros.
+    LiteRT takes a model from memory as `bytes` only, and reads weights from there. So CPython makes `bytes`
+    of that size with undefined contents, which take no memory until they are written. The file is then mapped
+    over its pages; the last page is filled up with zeros.
     """
 
     data: bytes
     start: int
 
-    def __init__(self, room: int, file: int) -> None:
-        """file: a descriptor, which may be closed afterwards. Raises OSError, MemoryError."""
+    def __init__(self, head_size: int, file: int) -> None:
+        """Map a file.
+
+        Args:
+            head_size: Bytes of the head.
+            file: A file descriptor, which may be closed afterwards.
+
+        Raises:
+            OSError: The file cannot be read.
+            MemoryError: There is no address space.
+        """
         size = os.fstat(file).st_size
         self._pages = -(-size // PAGE) * PAGE
         self._mapped = False
-        self.data = _new_bytes(None, room + PAGE - 1 + self._pages)
-        self._address: int = _address_of(self.data)
-        self.start = -(-(self._address + room) // PAGE) * PAGE - self._address
+        self.data = _new_bytes(None, head_size + PAGE - 1 + self._pages)
+        self.address: int = _address_of(self.data)
+        self.start = -(-(self.address + head_size) // PAGE) * PAGE - self.address
         self._clear(0, self.start)
         self._clear(self.start + self._pages, len(self.data))
-        if size >= WORTH_MAPPING:
-            # Where a system or a kind of file cannot do this, it is read.
+        if size >= MIN_MAPPED:
+            # Where the system or the kind of file does not support it, the file is read instead.
             with contextlib.suppress(OSError, AttributeError):
                 self._map(mmap.PROT_READ, mmap.MAP_PRIVATE, file)
                 self._mapped = True
@@ -52,21 +68,25 @@ class FileBehind:
             self._read(file, size)
 
     def write(self, head: bytes | bytearray) -> None:
-        """Put `head`, at most `room` bytes, at the beginning."""
+        """Write the head.
+
+        Args:
+            head: At most `head_size` bytes.
+        """
         assert len(head) <= self.start
-        ctypes.memmove(self._address, bytes(head), len(head))
+        ctypes.memmove(self.address, bytes(head), len(head))
 
     def close(self) -> None:
-        """Let go of the file. Nobody may look at `data` any more."""
-        if self._mapped:  # whoever gets this memory next may write to it
+        """Unmap the file. `data` must not be used afterwards."""
+        if self._mapped:  # the memory's next owner may write to it
             self._map(mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
         self.data, self._mapped = b"", False
 
     def _clear(self, start: int, stop: int) -> None:
-        ctypes.memset(self._address + start, 0, stop - start)
+        ctypes.memset(self.address + start, 0, stop - start)
 
     def _read(self, file: int, size: int) -> None:
-        target = memoryview((ctypes.c_char * size).from_address(self._address + self.start)).cast("B")
+        target = memoryview((ctypes.c_char * size).from_address(self.address + self.start)).cast("B")
         done = 0
         while done < size:
             if (step := os.preadv(file, [target[done:]], done)) == 0:
@@ -80,6 +100,6 @@ class FileBehind:
         libc.mmap.argtypes = [
             *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
         ]
-        where = self._address + self.start
-        if libc.mmap(where, self._pages, protection, flags | _FIXED, file, 0) != where:
+        address = self.address + self.start
+        if libc.mmap(address, self._pages, protection, flags | _FIXED, file, 0) != address:
             raise OSError(ctypes.get_errno(), "mmap")

@@ -1,95 +1,109 @@
-"""A package's model made ready for LiteRT: lowered, and the weights of a big one packed, once and for all.
+"""Preparation of a model for LiteRT: lowering, and packed weights from the disk cache for a large model.
 
-XNNPACK packs weights into a file that every later load maps; the lowered graph is kept along with it
+XNNPACK packs weights into a file that each later load maps into memory. The lowered graph is stored with it
 (`runtime_py.engines.artifact_cache`).
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from o2o.cli.interrupt import exit_on_interrupt
-
-    exit_on_interrupt(None)
-
 import contextlib
 import functools
 import importlib.metadata
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from o2o.errors import ModelError
+from runtime_py.child_process import run_module
 from runtime_py.engines import artifact_cache
-from runtime_py.engines.disk_cache import Cache
-from runtime_py.engines.litert.lowered_file import Lowered, lower_file
-from runtime_py.engines.litert.mapped_bytes import FileBehind
+from runtime_py.engines.litert.lowered_file import PACKED, LoweredFile, lower_file
+from runtime_py.engines.litert.mapped_bytes import MappedBytes
+from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.options import EngineOptions
 
-_PACKED = "packed"
-_MARGIN = 1.1  # packing pads rows; the lowered graph is some megabytes
+_MARGIN = 1.1  # packing pads rows; the lowered graph takes some megabytes
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The model in `file`. packed: the file with its packed weights, None when they are not kept."""
+class PreparedModel:
+    """What LiteRT loads.
 
-    file: Path
-    identity: list[int]
-    lowered: Lowered
+    Attributes:
+        model: The file that was prepared.
+        lowered: Its TFLite graph.
+        packed: The file with its packed weights; None to pack them in memory.
+    """
+
+    model: ModelFile
+    lowered: LoweredFile
     packed: Path | None = None
 
-    def open(self) -> FileBehind | Path:
-        """What LiteRT loads. Raises ModelError when the file is another by now, OSError."""
-        opened = self.lowered.over(self.file)
-        if artifact_cache.identity(self.file) != self.identity:
-            raise ModelError(f"{self.file} was changed while it was loaded: try again")
+    def open(self) -> MappedBytes | Path:
+        """Return the TFLite model as LiteRT takes it.
+
+        Raises:
+            ModelError: The file has changed since it was read.
+            OSError: The file cannot be read.
+        """
+        opened = self.lowered.open(self.model.path)
+        if not self.model.unchanged:
+            raise ModelError(f"{self.model.path} was changed while it was loaded: try again")
         return opened
 
 
-def prepare(
-    file: Path, cache: Cache | None, say: Callable[[str], None], capacities: Sequence[int] | None = None
-) -> Prepared:
-    """The model in `file`, out of `cache` when it is big.
+@contextlib.contextmanager
+def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]:
+    """Lower a model, and pack its weights into the disk cache if it is large.
 
-    say: is told, in a line, what takes long or cannot be kept. capacities: see
-    `o2o.lower.litert.tuning.tune`.
-    Raises ModelError, OSError, of `file` only.
+    Args:
+        model: A Circle or TFLite file.
+        options: `buckets`, `disk_cache` and `log` are used.
+
+    Yields:
+        The prepared model.
+
+    Raises:
+        ModelError: LiteRT cannot run the model.
+        OSError: The file cannot be read. Errors of the disk cache are logged.
     """
-    identity = artifact_cache.identity(file)
-    lowered = functools.cache(lambda: lower_file(file, capacities))
-    if cache is None or identity[2] < artifact_cache.WORTH_KEEPING:
-        return Prepared(file, identity, lowered())
+    yield _from_cache(model, options) or PreparedModel(model, lower_file(model, options.buckets))
 
-    def size() -> int:
-        return int((identity[2] + lowered().widened) * _MARGIN)
 
-    def make(entry: Path) -> None:
+def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | None:
+    """The model with its packed weights; without them, or None, where they cannot be stored."""
+    if options.disk_cache is None or model.size < artifact_cache.MIN_BYTES:
+        return None
+    lowered = functools.cache(lambda: lower_file(model, options.buckets))
+
+    def build(entry: Path) -> None:
         lowered().save(entry)
-        _pack(entry, file)
+        pack_in_child(entry, model.path)
 
-    how = [importlib.metadata.version("ai-edge-litert"), capacities]
-    entry = artifact_cache.keep(file, cache, "litert", how, size, make, say)
+    entry = artifact_cache.find_or_build(
+        model,
+        options.disk_cache,
+        "litert",
+        variant=[importlib.metadata.version("ai-edge-litert"), options.buckets],
+        estimate_size=lambda: int((model.size + lowered().growth) * _MARGIN),
+        build=build,
+        log=options.log,
+    )
     if entry is not None:
         with contextlib.suppress(OSError):  # another process has just removed it
-            return Prepared(file, identity, Lowered.load(entry), entry / _PACKED)
-    return Prepared(file, identity, lowered())
+            return PreparedModel(model, LoweredFile.load(entry), entry / PACKED)
+    return PreparedModel(model, lowered())
 
 
-def _pack(entry: Path, file: Path) -> None:
-    """Fill `entry` in a process of its own: LiteRT ends it when the disk becomes full. Raises OSError."""
-    artifact_cache.run(__spec__.name, entry, file)
-    os.stat(entry / _PACKED)
+def pack_in_child(entry: Path, file: Path) -> None:
+    """Run `runtime_py.engines.litert.pack` as a child process.
 
+    Args:
+        entry: The folder with the lowered model, in which the packed weights are written.
+        file: The model's file.
 
-def _main(entry: Path, file: Path) -> None:
-    from runtime_py.engines.litert.engine import pack
-
-    try:
-        pack(Lowered.load(entry).over(file), entry / _PACKED)
-    except ModelError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    _main(*map(Path, sys.argv[1:]))
+    Raises:
+        OSError: The child failed or wrote nothing.
+    """
+    run_module("runtime_py.engines.litert.pack", entry, file)
+    os.stat(entry / PACKED)

@@ -1,4 +1,4 @@
-"""LiteRT's buffers as numpy arrays, in place: its Python interface only copies."""
+"""LiteRT's tensor buffers as numpy arrays without a copy: its Python interface only copies."""
 
 from __future__ import annotations
 
@@ -18,14 +18,25 @@ with quiet():
 
 
 def view(buffer: TensorBuffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """The memory of `buffer`, which stays as long as this is used. Raises ModelError if the host has none.
+    """Return the memory of a tensor buffer as an array.
 
-    Source: LiteRtGetTensorBufferHostMemory of LiteRT's C interface (litert/c/litert_tensor_buffer.h), on the
-    pointer that `TensorBuffer.capsule` is documented to hold.
+    Source: LiteRtGetTensorBufferHostMemory of LiteRT's C interface (litert/c/litert_tensor_buffer.h), called
+    with the pointer that `TensorBuffer.capsule` is documented to hold.
+
+    Args:
+        buffer: A buffer of at least the array's bytes. The array keeps it alive.
+        shape: The shape of the array.
+        dtype: The dtype of the array.
+
+    Returns:
+        An array that shares the buffer's memory.
+
+    Raises:
+        ModelError: The buffer is not in host memory.
     """
     address = ctypes.c_void_p()
     if _host_memory()(_pointer()(buffer.capsule, b"LiteRtTensorBuffer"), ctypes.byref(address)):
-        raise ModelError("LiteRT keeps a tensor elsewhere than in memory: run the model on the CPU")
+        raise ModelError("LiteRT stores a tensor outside of host memory: run the model on the CPU")
     size = int(np.prod(shape)) * dtype.itemsize
     memory = (ctypes.c_uint8 * size).from_address(address.value or 0)
     memory.owner = buffer  # type: ignore[attr-defined]
@@ -34,7 +45,7 @@ def view(buffer: TensorBuffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
 
 @functools.cache
 def _host_memory() -> Any:
-    library = next(Path(ai_edge_litert.__file__).parent.glob("libLiteRt.*"))  # which is loaded already
+    library = next(Path(ai_edge_litert.__file__).parent.glob("libLiteRt.*"))  # already loaded
     function = ctypes.CDLL(str(library)).LiteRtGetTensorBufferHostMemory
     function.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)]
     function.restype = ctypes.c_int

@@ -1,38 +1,57 @@
-"""A package's model as onert takes it: a Circle file of decode alone, in operators that it computes right."""
+"""Preparation of a model for onert: a Circle file with decode alone, in operators that onert supports."""
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.options import EngineOptions
 from runtime_py.model.contract import Contract
 
 
-@contextmanager
-def legalized(file: Path) -> Iterator[tuple[Path, Contract]]:
-    """A file that onert takes, and its contract: `file` itself where `legalize.onert.py` made it, else one
-    that is there for this block. Raises ModelError for a model that cannot be made one, OSError."""
+@dataclass(frozen=True)
+class PreparedModel:
+    """What onert loads: `file`, made from `model` or that file itself, and its contract."""
+
+    model: ModelFile
+    file: Path
+    contract: Contract
+
+
+@contextlib.contextmanager
+def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]:
+    """Legalize a model for onert.
+
+    Args:
+        model: A Circle file. One that legalization leaves unchanged is used as it is.
+        options: None is used.
+
+    Yields:
+        The prepared model, which may be loaded within the block.
+
+    Raises:
+        ModelError: onert cannot run the model.
+        OSError: A file cannot be read or written.
+    """
     from o2o.contract import contract_of
-    from o2o.formats import load, save
+    from o2o.formats import save
+    from o2o.formats.fingerprint import fingerprint
     from o2o.lower.onert import legalize
     from o2o.rewriting.topological_sort import topological_sort
-    from runtime_py.engines.litert.lowered_file import understand
 
-    model = load(file)
-    understand(model, file)
-    ready = bool(model.history) and model.history[-1].get("filter") == "legalize.onert.py"
-    legalize(model)
-    contract = Contract.parse_decode(contract_of(model))
-    if ready:
-        yield file, contract
+    graphs, _ = model.read()
+    before = fingerprint(graphs)
+    legalize(graphs)
+    contract = Contract.parse_decode(contract_of(graphs))
+    if fingerprint(graphs) == before:
+        yield PreparedModel(model, model.path, contract)
         return
-    folder = Path(tempfile.mkdtemp(prefix="o2o-onert-"))
-    try:
-        topological_sort(model.graphs[0])
-        save(model, folder / "decode.circle")
-        yield folder / "decode.circle", contract
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="o2o-onert-") as folder:
+        file = Path(folder) / "decode.circle"
+        topological_sort(graphs.graphs[0])
+        save(graphs, file)
+        yield PreparedModel(model, file, contract)

@@ -1,13 +1,14 @@
-"""ONNX Runtime: one ONNX graph for prompts of any length and for decode, on the CPU.
+"""ONNX Runtime engine: one ONNX graph for prompts of any length and for decode, on the CPU.
 
-Tokens, position, logits and caches lie in numpy's memory, and the graph's ends are bound to it once. A cache
-is bound as input and as output, so the new rows are written where they lie and nothing is copied from run to
-run. A decode step writes two numbers and runs.
+Tokens, position, logits and KV caches are numpy arrays, bound once to the inputs and outputs of the graph. A
+cache is bound as input and as output, so new rows are written in place and nothing is copied from run to run.
+A decode step writes two numbers and runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,170 +16,196 @@ import numpy as np
 from o2o.cli.silence_stderr import quiet
 from o2o.contract import METADATA_NAME
 from o2o.errors import ModelError
+from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.onnx.inference_session import open_inference_session, session_options
+from runtime_py.engines.onnx.lowered_file import WEIGHT_DTYPE
+from runtime_py.engines.onnx.prepare import prepare
+from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
-from runtime_py.model.contract import Contract, Signature, Slot
+from runtime_py.model.contract import Contract, Slot
+from runtime_py.model.weight_dtype import onnx_weight_dtype
 
-INSTALL = "pip install onnxruntime==1.31.1"
-try:
-    with quiet():  # it tells of hardware that it does not find
-        import onnxruntime
-except ImportError as error:
-    raise ModelError(f"the onnx engine needs ONNX Runtime ({error}): {INSTALL}") from error
+with quiet():
+    import onnxruntime
 
-LONGEST = 512
-"""How many tokens one run reads. With 135 million parameters, one run of 512 is 3 to 12% faster than four of
-128, and takes 20 MB more."""
-_SILENT, _TALKATIVE = 4, 1  # severities from which ONNX Runtime logs: fatal, info
+MAX_CHUNK = 512
+"""Number of tokens that one run reads at most. With 135 million parameters, one run of 512 is 3 to 12% faster
+than four of 128, and takes 20 MB more."""
+
+
+def load(model: ModelFile, options: EngineOptions) -> OnnxEngine:
+    """Load a model on ONNX Runtime.
+
+    Args:
+        model: A Circle or ONNX file.
+        options: All but `buckets` are used.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model.
+        OSError: The file cannot be read.
+    """
+    with prepare(model, options) as prepared:
+        try:
+            return OnnxEngine(prepared.file, threads=options.threads or 1, debug=options.debug)
+        except ModelError as error:
+            raise ModelError(f"{model.path}: {error}") from error
 
 
 class OnnxEngine:
-    """A `runtime_py.engines.Engine` on ONNX Runtime."""
+    """A `runtime_py.engines.engine.Engine` on ONNX Runtime."""
 
-    def __init__(self, model: bytes | Path, *, threads: int = 1, debug: bool = False) -> None:
-        """Load the ONNX model that `model` is, or that lies there with its external data beside it.
+    def __init__(
+        self, model: bytes | Path, *, threads: int = 1, debug: bool = False, max_chunk: int = MAX_CHUNK
+    ) -> None:
+        """Load an ONNX model whose `o2o.contract` metadata describes one graph for any number of tokens.
 
-        It takes tokens [1, T], the position [1] of the first, and the caches, and gives caches and logits,
-        of the last token [1, 1, V] or of all [1, T, V], as its `o2o.contract` tells. threads: how many ONNX
-        Runtime may use. debug: let it write its log to stderr. Raises ModelError for other models, and for
-        those that ONNX Runtime refuses.
+        It takes tokens [1, T], the position [1] of the first token, and the KV caches. It returns the KV
+        caches, and the logits [1, 1, V] of the last token or [1, T, V] of all.
+
+        Args:
+            model: The file's bytes, or the path of the file with its external data beside it.
+            threads: Number of threads.
+            debug: Whether ONNX Runtime's log goes to stderr.
+            max_chunk: Number of tokens that one run reads at most.
+
+        Raises:
+            ModelError: The model is of another form, or ONNX Runtime refuses it.
         """
+        self._file = model
+        self._max_chunk = max_chunk
         with quiet(not debug):
-            self._session = _session(model, _options(threads, debug))
-            told = self._session.get_modelmeta().custom_metadata_map.get(METADATA_NAME)
-            contract, self._every_logit = Contract.parse_dynamic(told)
-            self._decode = contract.decode
-            self.capacity = contract.capacity
-            self.vocab_size = contract.vocab_size
-            self._check_ends()
-            # What is masked is still multiplied, by 0; so it must be a number.
-            self._caches = {
-                slot: np.zeros(tensor.shape, tensor.dtype) for slot, tensor in self._decode.caches.items()
-            }
-            self._step = self._call(1)
-            self.decode(0, 0)  # what is done once is done, and said, now
+            self._model = open_inference_session(model, session_options(threads, debug))
+            self._metadata: dict[str, str] = self._model.get_modelmeta().custom_metadata_map
+            self.contract, self._every_logit = Contract.parse_dynamic(self._metadata.get(METADATA_NAME))
+            self.capacity = self.contract.capacity
+            self.vocab_size = self.contract.vocab_size
+            self._check_contract()
+            session = self.open_session()
+            session.decode(0, 0)  # warm up: one-time work and its log lines happen here
+            session.close()
 
-    def plan(self, prompt: int, kept: int = 0) -> list[Chunk]:
-        """See `Engine`. Runs of `LONGEST` tokens, and one of what is left: nothing is padded."""
-        whole, rest = divmod(prompt - kept, LONGEST)
-        starts = [kept + LONGEST * run for run in range(whole)]
-        found = [Chunk(LONGEST, start, start + LONGEST) for start in starts]
-        return found + ([Chunk(rest, prompt - rest, prompt)] if rest else [])
+    @cached_property
+    def weight_dtype(self) -> str:
+        """See `Engine`. Reads an ONNX file that was not lowered by this package when it is first used."""
+        if stored := self._metadata.get(WEIGHT_DTYPE):
+            return stored
+        return onnx_weight_dtype(self._file) if isinstance(self._file, Path) else ""
 
-    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
+    def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
+        """See `EngineSession.plan`. Runs of `max_chunk` tokens and one of the rest: nothing is padded."""
+        starts = range(num_cached, length, self._max_chunk)
+        stops = [min(start + self._max_chunk, length) for start in starts]
+        return [Chunk(stop - start, start, stop) for start, stop in zip(starts, stops, strict=True)]
+
+    def open_session(self) -> OnnxSession:
         """See `Engine`."""
-        for chunk in self.plan(len(tokens), kept):
-            call = self._call(chunk.length)
-            call.run(tokens[chunk.start : chunk.stop], chunk.start)
-        return call.logits[-1].copy()
-
-    def decode(self, token: int, position: int) -> np.ndarray:
-        """See `Engine`."""
-        self._step.run(token, position)
-        return self._step.logits[-1].copy()
+        return OnnxSession(self, self._model, self._every_logit)
 
     def close(self) -> None:
         """See `Engine`."""
-        del self._step, self._session, self._caches
+        del self._model
 
-    def _call(self, length: int) -> _Call:
-        rows = length if self._every_logit else 1
-        return _Call(self._session, self._decode, self._caches, length, rows)
-
-    def _check_ends(self) -> None:
-        """What ONNX Runtime has in hand must be what the contract tells."""
-        for what, found, told in (
-            ("inputs", self._session.get_inputs(), self._decode.inputs),
-            ("outputs", self._session.get_outputs(), self._decode.outputs),
+    def _check_contract(self) -> None:
+        """The graph must have the inputs and outputs of its contract, and return its KV caches."""
+        decode = self.contract.decode
+        for direction, values, tensors in (
+            ("inputs", self._model.get_inputs(), decode.inputs),
+            ("outputs", self._model.get_outputs(), decode.outputs),
         ):
-            if (names := sorted(end.name for end in found)) != sorted(tensor.name for tensor in told):
+            names = sorted(value.name for value in values)
+            if names != sorted(tensor.name for tensor in tensors):
                 raise ModelError(
-                    f"the model's {what} are {', '.join(names)}, not those its contract tells of"
+                    f"the model's {direction} are {', '.join(names)}, not those of its o2o.contract"
                 )
-        for slot, cache in self._decode.caches.items():
-            rows = self._decode.rows[slot]
+        for slot, cache in decode.caches.items():
+            rows = decode.rows[slot]
             if (rows.shape, rows.layout) != (cache.shape, cache.layout):
-                raise ModelError(f"the model does not give {cache.name!r} back as it came: lower it again")
+                raise ModelError(
+                    f"the model does not return the KV cache {cache.name!r} in its own shape: lower it again"
+                )
 
 
-class _Call:
-    """The graph's ends, bound to memory for so many tokens a run."""
+class OnnxSession:
+    """A `runtime_py.engines.engine.EngineSession` on ONNX Runtime."""
+
+    def __init__(self, engine: OnnxEngine, model: onnxruntime.InferenceSession, every_logit: bool) -> None:
+        """Allocate the KV caches and the buffers of a decode step.
+
+        Args:
+            engine: The engine, which outlives the session.
+            model: The engine's model.
+            every_logit: Whether the model returns the logits of all tokens.
+        """
+        self.capacity, self.vocab_size, self.plan = engine.capacity, engine.vocab_size, engine.plan
+        self._model = model
+        self._contract = engine.contract
+        self._every_logit = every_logit
+        # Masked rows are still multiplied, by 0, so they must be finite.
+        self.kv_caches: dict[Slot, np.ndarray] = {
+            slot: np.zeros(cache.shape, cache.dtype) for slot, cache in self._contract.decode.caches.items()
+        }
+        self._step = self._bind(1)
+
+    def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
+        """See `EngineSession`."""
+        for chunk in self.plan(len(tokens), num_cached):
+            run = self._bind(chunk.length)
+            run(tokens[chunk.start : chunk.stop], chunk.start)
+        return run.logits[-1].copy()
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        """See `EngineSession`."""
+        self._step(token, position)
+        return self._step.logits[-1].copy()
+
+    def close(self) -> None:
+        """See `EngineSession`."""
+        del self._step, self.kv_caches, self._model
+
+    def _bind(self, length: int) -> _BoundGraph:
+        rows = length if self._every_logit else 1
+        return _BoundGraph(self._model, self._contract, self.kv_caches, length, rows)
+
+
+class _BoundGraph:
+    """The graph's inputs and outputs, bound to arrays for T tokens a run."""
 
     def __init__(
         self,
-        session: onnxruntime.InferenceSession,
-        decode: Signature,
+        model: onnxruntime.InferenceSession,
+        contract: Contract,
         caches: Mapping[Slot, np.ndarray],
         length: int,
         rows: int,
     ) -> None:
-        """rows: of logits."""
-        self._session = session
-        self._binding = session.io_binding()
+        """length: T. rows: of the logits, [rows, V]."""
+        self._model = model
+        self._binding = model.io_binding()
+        decode = contract.decode
         tokens, position, logits = decode.input("tokens"), decode.input("position"), decode.output("logits")
         assert tokens and position and logits  # noqa: PT018
         self._tokens = np.zeros((1, length), tokens.dtype)
         self._position = np.zeros(1, position.dtype)
         self._logits = np.zeros((1, rows, logits.shape[-1]), logits.dtype)
-        memory = {"tokens": self._tokens, "position": self._position, "logits": self._logits}
-        for ends, bind in (
+        arrays = {"tokens": self._tokens, "position": self._position, "logits": self._logits}
+        for tensors, bind in (
             (decode.inputs, self._binding.bind_input),
             (decode.outputs, self._binding.bind_output),
         ):
-            for end in ends:
-                array = caches[end.slot] if end.slot in caches else memory[end.kind]
-                bind(end.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            for tensor in tensors:
+                array = caches[tensor.slot] if tensor.slot in caches else arrays[tensor.kind]
+                bind(tensor.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
-    def run(self, tokens: Sequence[int] | int, position: int) -> None:
-        """Feed these ids, from `position` on."""
+    def __call__(self, tokens: Sequence[int] | int, position: int) -> None:
+        """Feed T ids, the first at `position`."""
         self._tokens[0] = tokens
         self._position[0] = position
-        self._session.run_with_iobinding(self._binding)
+        self._model.run_with_iobinding(self._binding)
 
     @property
     def logits(self) -> np.ndarray:
-        """Those of the last run, [rows, V] float32; the next run overwrites them."""
+        """The logits of the last run, [rows, V] float32. The next run overwrites them."""
         return self._logits[0].astype(np.float32, copy=False)
-
-
-def pack(model: Path, packed: Path) -> None:
-    """Write `model` to the new file `packed` and its data beside it: optimised, and the weights, too, in the
-    order in which ONNX Runtime computes with them on this machine. So loading them maps the file, where
-    otherwise they are copied.
-
-    Raises ModelError.
-    """
-    options = _options(threads=1, debug=False)
-    options.optimized_model_filepath = str(packed)
-    for key, value in (
-        ("session.save_external_prepacked_constant_initializers", "1"),
-        ("session.optimized_model_external_initializers_file_name", f"{packed.name}.data"),
-        ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
-    ):
-        options.add_session_config_entry(key, value)
-    with quiet():
-        _session(model, options)
-
-
-def _session(model: bytes | Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """Raises ModelError."""
-    told = model if isinstance(model, bytes) else str(model)
-    try:
-        return onnxruntime.InferenceSession(told, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no base of their own
-        raise ModelError(f"ONNX Runtime cannot take the model: {_reason(error)}") from error
-
-
-def _options(threads: int, debug: bool) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = _TALKATIVE if debug else _SILENT
-    return options
-
-
-def _reason(error: Exception) -> str:
-    """What it says, without its codes and what it adds for its own developers."""
-    _, found, said = str(error).partition("[ONNXRuntimeError] : ")
-    *_, said = said.split(" : ", 2) if found else [str(error)]
-    return " ".join(said.split()) or repr(error)

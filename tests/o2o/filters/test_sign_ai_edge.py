@@ -109,9 +109,10 @@ def test_the_contract_stays_true(command: Command) -> None:
     contract = Contract.parse(contract_of(after))
     assert (contract.capacity, contract.vocab_size) == (S, V)
     engine = LiteRtEngine(formats.dumps(after), contract)
+    session = engine.open_session()
     text = [3, 1, 4, 1, 5, 9, 2]
     for length in range(1, len(text) + 1):
-        found = engine.prefill(text[:length])
+        found = session.prefill(text[:length])
         np.testing.assert_allclose(found, greedy_logits(text[:length]), rtol=1e-4, atol=1e-4)
     engine.close()
 

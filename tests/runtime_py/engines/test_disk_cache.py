@@ -10,53 +10,53 @@ from pathlib import Path
 
 import pytest
 
-from runtime_py.engines.disk_cache import ENTRY, Cache, user_cache
+from runtime_py.engines.disk_cache import ENTRY, DiskCache, user_cache
 
 TICK = 0.02  # seconds, more than what file times are counted in
 ONE, TWO, THREE = "1" * 32, "2" * 32, "3" * 32
 
 
 @pytest.fixture
-def cache(tmp_path) -> Cache:
-    return Cache(tmp_path / "cache")
+def cache(tmp_path) -> DiskCache:
+    return DiskCache(tmp_path / "cache")
 
 
-def add(cache: Cache, key: str, of: str = "", size: int = 1000) -> Path:
+def add(cache: DiskCache, key: str, of: str = "", size: int = 1000) -> Path:
     with cache.add(key, of or key, size) as entry:
         (entry / "data").write_bytes(bytes(size))
     return cache.folder / key
 
 
-def names(cache: Cache) -> set[str]:
+def names(cache: DiskCache) -> set[str]:
     return {path.name for path in cache.folder.iterdir()}
 
 
 def test_added_and_found(cache):
-    assert cache.find(ONE) is None
+    assert cache.get(ONE) is None
     with cache.add(ONE, "model", 5) as entry:
         (entry / "data").write_bytes(b"12345")
-        assert cache.find(ONE) is None
-    found = cache.find(ONE)
+        assert cache.get(ONE) is None
+    found = cache.get(ONE)
     assert (found / "data").read_bytes() == b"12345"
-    assert cache.find(TWO) is None
+    assert cache.get(TWO) is None
     assert names(cache) == {ONE}
 
 
 def test_other_names(cache, monkeypatch):
-    assert cache.key_of("a") is None
+    assert cache.find_alias("a") is None
     add(cache, ONE)
     add(cache, TWO)
-    cache.also(ONE, "a")
-    cache.also(TWO, "b")
-    cache.also(TWO, "c")
-    assert [cache.key_of(alias) for alias in "abcd"] == [ONE, TWO, TWO, None]
-    assert cache.find(ONE)
-    assert cache.find(TWO), "it is as intact as before"
-    monkeypatch.setattr("runtime_py.engines.disk_cache.ALIASES", 2)
-    cache.also(TWO, "b")
-    cache.also(TWO, "d")
-    assert [cache.key_of(alias) for alias in "bcd"] == [TWO, None, TWO]
-    cache.also(THREE, "e")  # which is not there
+    cache.add_alias(ONE, "a")
+    cache.add_alias(TWO, "b")
+    cache.add_alias(TWO, "c")
+    assert [cache.find_alias(alias) for alias in "abcd"] == [ONE, TWO, TWO, None]
+    assert cache.get(ONE)
+    assert cache.get(TWO), "it is as intact as before"
+    monkeypatch.setattr("runtime_py.engines.disk_cache.MAX_ALIASES", 2)
+    cache.add_alias(TWO, "b")
+    cache.add_alias(TWO, "d")
+    assert [cache.find_alias(alias) for alias in "bcd"] == [TWO, None, TWO]
+    cache.add_alias(THREE, "e")  # which is not there
     assert names(cache) == {ONE, TWO}
 
 
@@ -89,9 +89,9 @@ def test_damaged_entries_go(cache, damage):
     entry = add(cache, ONE)
     time.sleep(TICK)
     damage(entry)
-    assert cache.find(ONE) is None
+    assert cache.get(ONE) is None
     assert names(cache) == set()
-    assert cache.find(add(cache, ONE).name) is not None
+    assert cache.get(add(cache, ONE).name) is not None
 
 
 def test_written_over_as_if_nothing_had_been(cache):
@@ -101,7 +101,7 @@ def test_written_over_as_if_nothing_had_been(cache):
     time.sleep(TICK)
     file.write_bytes(b"\1" * 1000)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert cache.find(ONE) is None
+    assert cache.get(ONE) is None
 
 
 def test_what_is_out_of_date_goes(cache):
@@ -111,7 +111,7 @@ def test_what_is_out_of_date_goes(cache):
     assert names(cache) == {TWO, THREE}
 
 
-def limit(cache: Cache, monkeypatch, size: int) -> None:
+def limit(cache: DiskCache, monkeypatch, size: int) -> None:
     """Let the cache take `size` bytes in all."""
     there = sum(file.stat().st_size for key in (ONE, TWO, THREE) for file in (cache.folder / key).glob("*"))
     result = os.statvfs_result([1, 1, 0, 0, 2 * size - there, 0, 0, 0, 0, 255])
@@ -121,7 +121,7 @@ def limit(cache: Cache, monkeypatch, size: int) -> None:
 def test_the_least_recently_used_go(cache, monkeypatch):
     for age, key in enumerate([ONE, TWO, THREE]):
         os.utime(add(cache, key), (1000 - age, 1000 - age))
-    assert cache.find(TWO) is not None  # is used now
+    assert cache.get(TWO) is not None  # is used now
     limit(cache, monkeypatch, 3600)
     add(cache, "4" * 32)
     assert names(cache) == {ONE, TWO, "4" * 32}
@@ -149,7 +149,7 @@ def test_two_processes_at_once(cache):
     part.mkdir(parents=True)
     lock = os.open(part, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(BlockingIOError, match="another process is at it"):
+    with pytest.raises(BlockingIOError, match="another process is writing it"):
         add(cache, ONE)
     add(cache, TWO)
     assert names(cache) == {part.name, TWO}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtime_py.engines.prefill_plan import Chunk, chunks
+from runtime_py.engines.prefill_plan import Chunk, plan_chunks
 
 
 @st.composite
@@ -14,7 +14,7 @@ def problems(draw) -> dict:
     capacity = draw(st.integers(1, 300))
     lengths = st.integers(1, capacity)
     return {
-        "prompt": draw(st.integers(0, capacity)),
+        "length": draw(st.integers(0, capacity)),
         "capacity": capacity,
         "anywhere": draw(st.sets(lengths, min_size=1, max_size=4)),
         "at_start": draw(st.sets(st.integers(1, 2 * capacity), max_size=2)),
@@ -22,13 +22,13 @@ def problems(draw) -> dict:
 
 
 @given(problems())
-@example({"prompt": 10, "capacity": 10, "anywhere": {4}, "at_start": set()})  # S is no multiple of T
-@example({"prompt": 7, "capacity": 8, "anywhere": {1}, "at_start": {1}})
-@example({"prompt": 8, "capacity": 8, "anywhere": {1}, "at_start": {16}})
+@example({"length": 10, "capacity": 10, "anywhere": {4}, "at_start": set()})  # S is no multiple of T
+@example({"length": 7, "capacity": 8, "anywhere": {1}, "at_start": {1}})
+@example({"length": 8, "capacity": 8, "anywhere": {1}, "at_start": {16}})
 def test_the_caches_hold_the_prompt(problem):
-    prompt, capacity = problem["prompt"], problem["capacity"]
+    prompt, capacity = problem["length"], problem["capacity"]
     rows: list[object] = ["old"] * capacity
-    runs = chunks(**problem)
+    runs = plan_chunks(**problem)
     for run in runs:
         assert all(row == position for position, row in enumerate(rows[: run.start]))  # what attention sees
         assert 0 < run.stop - run.start <= run.length
@@ -46,13 +46,13 @@ def test_the_caches_hold_the_prompt(problem):
 
 @given(problems())
 def test_no_run_more_than_it_takes(problem):
-    *full, last = chunks(**problem) or [Chunk(0, 0, 0)]
+    *full, last = plan_chunks(**problem) or [Chunk(0, 0, 0)]
     largest = max(problem["anywhere"])
     for number, run in enumerate(full):
         assert run.stop - run.start == run.length
         assert run.length == largest or number == 0
         assert run.start == sum(run.length for run in full[:number])
-    left = problem["prompt"] - sum(run.length for run in full)
+    left = problem["length"] - sum(run.length for run in full)
     usable = problem["anywhere"] | (set() if full else problem["at_start"])
     assert not [length for length in usable if left <= length < last.length]
 
@@ -71,17 +71,17 @@ def test_no_run_more_than_it_takes(problem):
     ],
 )
 def test_smallest_that_fits_else_the_largest(prompt, wanted):
-    runs = chunks(prompt, 18, [1, 8, 4])
+    runs = plan_chunks(prompt, 18, [1, 8, 4])
     assert [(run.length, run.start, run.stop) for run in runs] == wanted
 
 
 def test_what_only_reads_the_beginning():
-    assert chunks(6, 20, [1], [4]) == [Chunk(4, 0, 4), Chunk(1, 4, 5), Chunk(1, 5, 6)]
-    assert chunks(6, 20, [1, 8], [4]) == [Chunk(8, 0, 6)]
-    assert chunks(20, 20, [1, 8], [16]) == [Chunk(16, 0, 16), Chunk(8, 12, 20)]
-    assert chunks(7, 8, [1], [10]) == [Chunk(10, 0, 7)]
+    assert plan_chunks(6, 20, [1], [4]) == [Chunk(4, 0, 4), Chunk(1, 4, 5), Chunk(1, 5, 6)]
+    assert plan_chunks(6, 20, [1, 8], [4]) == [Chunk(8, 0, 6)]
+    assert plan_chunks(20, 20, [1, 8], [16]) == [Chunk(16, 0, 16), Chunk(8, 12, 20)]
+    assert plan_chunks(7, 8, [1], [10]) == [Chunk(10, 0, 7)]
 
 
 def test_a_prompt_beyond_the_capacity():
     with pytest.raises(ValueError, match="9 positions of 8"):
-        chunks(9, 8, [1, 4])
+        plan_chunks(9, 8, [1, 4])

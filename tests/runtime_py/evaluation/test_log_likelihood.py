@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,15 +12,17 @@ import pytest
 from o2o.contract import contract_of
 from o2o.errors import ModelError
 from o2o.formats import loads
-from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.engines.litert.engine import LiteRtEngine, LiteRtSession
 from runtime_py.evaluation.log_likelihood import Score, documents, first, scores, surprises
 from runtime_py.model.contract import Contract
 from tests.runtime_py.toy import VOCAB, Toy
 
 
-def engine_of(toy: Toy) -> contextlib.closing[LiteRtEngine]:
-    contract = Contract.parse(contract_of(loads(toy.file)))
-    return contextlib.closing(LiteRtEngine(toy.file, contract))
+@contextlib.contextmanager
+def session_of(file: bytes) -> Iterator[LiteRtSession]:
+    engine = LiteRtEngine(file, Contract.parse(contract_of(loads(file))))
+    with contextlib.closing(engine), contextlib.closing(engine.open_session()) as session:
+        yield session
 
 
 def expected(toy: Toy, ids: list[int]) -> list[float]:
@@ -35,24 +38,23 @@ def expected(toy: Toy, ids: list[int]) -> list[float]:
 def test_each_token_after_the_first_by_all_before_it(ai_edge):
     toy = Toy(cached_lengths=[3], prefill_length=0 if ai_edge else 5, ai_edge=ai_edge)
     ids = np.random.default_rng(1).integers(0, VOCAB, 9).tolist()  # one more than the caches hold
-    with engine_of(toy) as engine:
-        np.testing.assert_allclose(surprises(engine, ids), expected(toy, ids), rtol=1e-5)
+    with session_of(toy.file) as session:
+        np.testing.assert_allclose(surprises(session, ids), expected(toy, ids), rtol=1e-5)
         # a document knows nothing of the one before, and one that is too long is cut
         longer = [*ids[::-1], 3, 3]
-        np.testing.assert_allclose(surprises(engine, longer), expected(toy, longer[:9]), rtol=1e-5)
-        assert len(surprises(engine, [4])) == 0
+        np.testing.assert_allclose(surprises(session, longer), expected(toy, longer[:9]), rtol=1e-5)
+        assert len(surprises(session, [4])) == 0
 
 
 def test_logits_that_are_no_numbers_are_refused():
     toy = Toy()
     broken = toy.file.replace(toy.head.tobytes(), np.full_like(toy.head, np.nan).tobytes())
     assert broken != toy.file
-    contract = Contract.parse(contract_of(loads(broken)))
     with (
-        contextlib.closing(LiteRtEngine(broken, contract)) as engine,
+        session_of(broken) as session,
         pytest.raises(ModelError, match="token 1 of a document are not finite"),
     ):
-        surprises(engine, [1, 2, 3])
+        surprises(session, [1, 2, 3])
 
 
 def test_huge_logits_are_numbers():

@@ -10,7 +10,7 @@ import pytest
 from o2o import formats
 from o2o.model import Signature
 from runtime_py.evaluation import roofline
-from runtime_py.evaluation.roofline import Step, bandwidth, reading, step_of
+from runtime_py.evaluation.roofline import StepBytes, bandwidth, measure_bandwidth, step_bytes
 from runtime_py.evaluation.timing import peak_memory
 from runtime_py.model.contract import Contract, contract_of_onnx
 from tests.o2o.graphs import FLOAT, INT32, Graph, weights
@@ -41,9 +41,9 @@ def test_all_weights_but_tables_of_which_a_row_is_read(tied: bool, tmp_path: Pat
     (made,) = model.graphs
     model.signatures = [Signature("decode", made, {"ids": ids}, {"logits": made.outputs[0]})]
     formats.save(model, tmp_path / "model.tflite")
-    step = step_of(tmp_path / "model.tflite", contract())
-    assert step == Step(4 * (D * D + V * D), cache_bytes() // 16)
-    assert step.behind(16) == step.weights + cache_bytes()
+    step = step_bytes(tmp_path / "model.tflite", contract())
+    assert step == StepBytes(4 * (D * D + V * D), cache_bytes() // 16)
+    assert step.total(16) == step.weights + cache_bytes()
 
 
 def test_an_onnx_model_s_weights(tmp_path: Path) -> None:
@@ -51,13 +51,13 @@ def test_an_onnx_model_s_weights(tmp_path: Path) -> None:
     file = write_onnx(toy, tmp_path / "model.onnx", external=True)
     small = 1 + 1 + 1 + 4 + 3 + 16  # numbers in int64: shapes and positions
     row = 2 * 4 * toy.keys.shape[1]
-    assert step_of(file, contract_of_onnx(file)) == Step(toy.head.nbytes + 8 * small, row)
+    assert step_bytes(file, contract_of_onnx(file)) == StepBytes(toy.head.nbytes + 8 * small, row)
 
 
 def test_the_machine_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "BUFFER", 1 << 20)
-    assert 1e7 < reading(1) < 1e13
-    assert 1e7 < reading(3) < 1e13
+    assert 1e7 < measure_bandwidth(1) < 1e13
+    assert 1e7 < measure_bandwidth(3) < 1e13
 
 
 def test_reading_is_another_process_s() -> None:

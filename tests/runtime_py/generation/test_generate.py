@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from o2o.errors import ModelError, UsageError
-from runtime_py.engines.prefill_plan import Chunk, chunks
+from runtime_py.engines.prefill_plan import Chunk, plan_chunks
 from runtime_py.generation.generate import generate
 from runtime_py.generation.sampling import Sampler, Sampling, greedy
 from runtime_py.generation.session import Session
@@ -28,14 +28,14 @@ class CountingEngine:
     def _next(self) -> np.ndarray:
         return np.eye(self.vocab_size, dtype=np.float32)[(self.fed[-1] + 1) % self.vocab_size]
 
-    def plan(self, prompt: int, kept: int = 0) -> list[Chunk]:
-        return chunks(prompt, self.capacity, [1], kept=kept)
+    def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
+        return plan_chunks(length, self.capacity, [1], num_cached=num_cached)
 
-    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
+    def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         assert 1 <= len(tokens) <= self.capacity
-        assert kept < len(tokens)
-        assert self.fed[:kept] == list(tokens[:kept])
-        self.read = len(tokens) - kept
+        assert num_cached < len(tokens)
+        assert self.fed[:num_cached] == list(tokens[:num_cached])
+        self.read = len(tokens) - num_cached
         self.fed = list(tokens)
         return self._next()
 

@@ -43,10 +43,10 @@ class Interrupted(CountingEngine):
 
     interrupts = False
 
-    def prefill(self, tokens: Sequence[int], kept: int = 0) -> np.ndarray:
-        logits = super().prefill(tokens, kept)
+    def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
+        logits = super().prefill(tokens, num_cached)
         if self.interrupts:
-            self.fed[kept:] = [-1] * (len(tokens) - kept)
+            self.fed[num_cached:] = [-1] * (len(tokens) - num_cached)
             raise KeyboardInterrupt
         return logits
 
@@ -76,7 +76,7 @@ def test_what_was_interrupted_is_read_again() -> None:
 def test_on_litert_it_says_what_it_would_say_anew(shape: dict) -> None:
     toy = Toy(capacity=8, **shape)
     engine = LiteRtEngine(toy.file, Contract.parse(toy.contract))
-    session = Session(engine)
+    session = Session(engine.open_session())
     rng = np.random.default_rng(2)
     for _ in range(60):
         text = rng.integers(0, 2, 8).tolist()  # of two ids, so that beginnings are often the same
@@ -84,4 +84,5 @@ def test_on_litert_it_says_what_it_would_say_anew(shape: dict) -> None:
         assert_close(session.read(text[:length]), toy.logits(text[:length]))
         for end in range(length, int(rng.integers(length, 9))):
             assert_close(session.append(text[end]), toy.logits(text[: end + 1]))
+    session.close()
     engine.close()

@@ -14,9 +14,9 @@ from o2o.lower.litert import tuning
 from o2o.lower.litert.lowering import lower
 from o2o.lower.litert.tuning import remove_prefill_logits
 from o2o.model import Model
-from runtime_py.engines.litert.engine import LiteRtEngine
-from runtime_py.engines.litert.lowered_file import lower_file
-from runtime_py.model.contract import Contract
+from runtime_py.engines.litert.engine import load
+from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.options import EngineOptions
 from tests.o2o.graphs import operators
 from tests.o2o.lower.litert.test_lowering import decode_of
 
@@ -41,15 +41,15 @@ def test_decode_gives_the_logits_of_a_prompt(
     engines = []
     for multiplications in (12, 0):
         monkeypatch.setattr(tuning, "MULTIPLICATIONS", multiplications)
-        lowered = lower_file(file)
-        engines.append(LiteRtEngine(lowered.over(file), Contract.parse(lowered.contract)))
+        engines.append(load(ModelFile(file), EngineOptions(disk_cache=None)))
     kept, left = engines
-    assert [one.gives_logits for one in kept._contract.prefills] == [True]
-    assert [one.gives_logits for one in left._contract.prefills] == [False]
+    assert [one.gives_logits for one in kept.contract.prefills] == [True]
+    assert [one.gives_logits for one in left.contract.prefills] == [False]
     text = np.random.default_rng(0).integers(3, kept.vocab_size, 32).tolist()
+    kept_session, left_session = (engine.open_session() for engine in engines)
     for length in (1, 2, 8, 9, 31, 32):
-        expected = kept.prefill(text[:length])
-        np.testing.assert_allclose(left.prefill(text[:length]), expected, rtol=0, atol=1e-4)
+        expected = kept_session.prefill(text[:length])
+        np.testing.assert_allclose(left_session.prefill(text[:length]), expected, rtol=0, atol=1e-4)
     for engine in engines:
         engine.close()
 

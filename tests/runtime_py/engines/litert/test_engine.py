@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ai_edge_litert.compiled_model import CompiledModel
 
 from o2o.errors import ModelError
-from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.engines.litert.engine import LiteRtEngine, LiteRtSession
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.model.contract import Contract
 from tests.runtime_py.toy import Toy
@@ -36,19 +37,20 @@ def test_every_prompt_length_and_every_step(prefill_length, prefill_layout, cach
     engine = engine_of(toy)
     assert (engine.capacity, engine.vocab_size) == (8, toy.vocab)
     text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
-    for length in [*range(1, 9), 3]:  # one engine for all: what a prompt left behind must not be seen
-        assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
+    session = engine.open_session()
+    for length in [*range(1, 9), 3]:  # one session for all: rows of earlier prompts must not be seen
+        assert_close(session.prefill(text[:length]), toy.logits(text[:length]))
         for position in range(length, 8):
-            logits = engine.decode(text[position], position)
+            logits = session.decode(text[position], position)
             assert logits.shape == (toy.vocab,)
             assert_close(logits, toy.logits(text[: position + 1]))
     engine.close()
 
 
-def poison(engine: LiteRtEngine) -> None:
-    """What a conversation might leave: large numbers everywhere."""
-    for made in engine._caches._made.values():
-        for _, rows in made.values():
+def poison(session: LiteRtSession) -> None:
+    """Fill the KV caches with large numbers, as an earlier text may leave them."""
+    for buffers in session.kv_caches.allocated.values():
+        for _, rows in buffers.values():
             rows.fill(1e6)
 
 
@@ -67,12 +69,13 @@ def test_several_prefills(prefill_length, cached_lengths, cache_layout, ids_dtyp
         ids_dtype=ids_dtype,
     )
     engine = engine_of(toy)
+    session = engine.open_session()
     text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
     for length in range(1, 9):
-        poison(engine)
-        assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
+        poison(session)
+        assert_close(session.prefill(text[:length]), toy.logits(text[:length]))
         for position in range(length, 8):
-            assert_close(engine.decode(text[position], position), toy.logits(text[: position + 1]))
+            assert_close(session.decode(text[position], position), toy.logits(text[: position + 1]))
     engine.close()
 
 
@@ -81,77 +84,102 @@ def test_prefills_without_logits(cached_lengths):
     """Decode reads the last token of every prompt; positions are told for each token."""
     toy = Toy(prefill_length=0, cached_lengths=cached_lengths, capacity=8, ai_edge=True)
     engine = engine_of(toy)
+    session = engine.open_session()
     text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
     for length in range(1, 9):
-        poison(engine)
+        poison(session)
         assert engine.plan(length)[-1] == Chunk(1, length - 1, length)
-        assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
+        assert_close(session.prefill(text[:length]), toy.logits(text[:length]))
         for position in range(length, 8):
-            assert_close(engine.decode(text[position], position), toy.logits(text[: position + 1]))
+            assert_close(session.decode(text[position], position), toy.logits(text[: position + 1]))
     engine.close()
 
 
-def test_long_prompts_take_few_runs():
+def test_long_prompts_take_few_runs(monkeypatch):
     engine = engine_of(Toy(prefill_length=0, cached_lengths=[2, 4], capacity=11))
     assert [run.length for run in engine.plan(11)] == [4, 4, 4]
+    session = engine.open_session()
     runs: list[str] = []
-    run_by_index = engine._model.run_by_index
-    signatures = list(engine._model.get_signature_list())
+    run_by_index = CompiledModel.run_by_index
 
-    def counted(index, *buffers):
-        runs.append(signatures[index])
-        run_by_index(index, *buffers)
+    def counted(model, index, *buffers):
+        runs.append(list(model.get_signature_list())[index])
+        run_by_index(model, index, *buffers)
 
-    engine._model.run_by_index = counted
-    engine.prefill([1] * 11)
-    engine.decode(1, 10)
+    monkeypatch.setattr(CompiledModel, "run_by_index", counted)
+    session.prefill([1] * 11)
+    session.decode(1, 10)
     assert runs == ["prefill_4"] * 3 + ["decode"]
 
 
-def test_caches_are_updated_where_they_lie():
+def test_caches_are_updated_in_place(monkeypatch):
     toy = Toy()
-    engine = engine_of(toy)
-    engine.prefill([1, 2])
-    engine.decode(3, 2)
-    (made,) = engine._caches._made.values()
-    for buffers in engine._decodes[engine.capacity]._buffers:
-        assert {id(buffer) for buffer, _ in made.values()} <= {id(buffer) for buffer in buffers}
-    rows = made["value", 0][1].reshape(-1, 6)[:3]
+    session = engine_of(toy).open_session()
+    bound: list[set[int]] = []
+    run_by_index = CompiledModel.run_by_index
+
+    def observed(model, index, inputs, outputs):
+        bound.append({id(buffer) for buffer in inputs} & {id(buffer) for buffer in outputs})
+        run_by_index(model, index, inputs, outputs)
+
+    monkeypatch.setattr(CompiledModel, "run_by_index", observed)
+    session.prefill([1, 2])
+    session.decode(3, 2)
+    (buffers,) = session.kv_caches.allocated.values()
+    assert bound[-1] == {id(buffer) for buffer, _ in buffers.values()}
+    rows = buffers["value", 0][1].reshape(-1, 6)[:3]
     np.testing.assert_array_equal(rows, toy.values[[1, 2, 3]])
-    engine.close()
 
 
-def test_prefill_writes_into_the_caches_when_it_can():
+def test_prefill_writes_into_the_caches_when_it_can(monkeypatch):
     same = engine_of(Toy(prefill_length=8, capacity=8, prefill_layout="BNTH", cache_layout="BNTH"))
-    assert same._prefills[8].rows == {}
+    session = same.open_session()
+    bound: list[list[object]] = []
+    run_by_index = CompiledModel.run_by_index
+
+    def observed(model, index, inputs, outputs):
+        bound.append(outputs)
+        run_by_index(model, index, inputs, outputs)
+
+    monkeypatch.setattr(CompiledModel, "run_by_index", observed)
+    session.prefill([1, 2])
+    (buffers,) = session.kv_caches.allocated.values()
+    assert {id(buffer) for buffer, _ in buffers.values()} <= {id(buffer) for buffer in bound[0]}
+    session.close()
     same.close()
 
 
 def test_logits_are_the_callers_own():
-    engine = engine_of(Toy())
-    first = engine.prefill([1, 2])
-    kept = first.copy()
-    engine.decode(3, 2)
-    np.testing.assert_array_equal(first, kept)
-    engine.close()
+    session = engine_of(Toy()).open_session()
+    first = session.prefill([1, 2])
+    before = first.copy()
+    session.decode(3, 2)
+    np.testing.assert_array_equal(first, before)
 
 
-def test_two_engines_do_not_share_anything():
-    toy = Toy()
-    one, two = engine_of(toy), engine_of(toy)
+@pytest.mark.parametrize("engines", [1, 2])
+def test_two_sessions_do_not_share_their_texts(engines):
+    toy = Toy(cached_lengths=[4])
+    loaded = [engine_of(toy) for _ in range(engines)]
+    one, two = loaded[0].open_session(), loaded[-1].open_session()
     one.prefill([1, 2, 3])
     two.prefill([4, 5, 6])
     assert_close(one.decode(7, 3), toy.logits([1, 2, 3, 7]))
     assert_close(two.decode(7, 3), toy.logits([4, 5, 6, 7]))
     one.close()
+    assert_close(two.decode(1, 4), toy.logits([4, 5, 6, 7, 1]))
     two.close()
+    for engine in loaded:
+        engine.close()
 
 
 def test_quiet_unless_debugging(capfd):
     toy = Toy()
     for debug in (False, True):
         engine = engine_of(toy, debug=debug)
-        engine.prefill([1])
+        session = engine.open_session()
+        session.prefill([1])
+        session.close()
         engine.close()
         assert bool(capfd.readouterr().err) is debug
 
@@ -159,15 +187,14 @@ def test_quiet_unless_debugging(capfd):
 def test_inputs_and_outputs_of_one_name():
     """As litert-torch names its caches."""
     toy = Toy(cache_layout="BNTH", same_names=True)
-    engine = engine_of(toy)
-    assert_close(engine.prefill([1, 2]), toy.logits([1, 2]))
-    assert_close(engine.decode(3, 2), toy.logits([1, 2, 3]))
-    engine.close()
+    session = engine_of(toy).open_session()
+    assert_close(session.prefill([1, 2]), toy.logits([1, 2]))
+    assert_close(session.decode(3, 2), toy.logits([1, 2, 3]))
 
 
 def test_refuses_what_litert_refuses():
     toy = Toy()
-    with pytest.raises(ModelError, match="LiteRT cannot take the model"):
+    with pytest.raises(ModelError, match="LiteRT refuses the model"):
         LiteRtEngine(toy.file[:200], Contract.parse(toy.contract))
 
 
@@ -178,5 +205,5 @@ def test_refuses_a_model_whose_caches_do_not_come_back():
         LiteRtEngine(b"", Contract.parse(contract))
     contract = Toy(cached_lengths=[4]).contract
     contract["signatures"]["prefill_4"]["outputs"][1]["shape"] = [1, 4, 2, 3]
-    with pytest.raises(ModelError, match="prefill_4 does not give 'past_key_0' back"):
+    with pytest.raises(ModelError, match="prefill_4 does not return the KV cache 'past_key_0'"):
         LiteRtEngine(b"", Contract.parse(contract))

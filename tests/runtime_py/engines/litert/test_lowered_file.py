@@ -13,8 +13,9 @@ from o2o.errors import ModelError
 from o2o.formats import loads, save
 from o2o.formats.external_tensor import ExternalTensor
 from runtime_py.engines.litert.engine import LiteRtEngine
-from runtime_py.engines.litert.lowered_file import Lowered, lower_file
-from runtime_py.engines.litert.mapped_bytes import WORTH_MAPPING
+from runtime_py.engines.litert.lowered_file import LoweredFile, lower_file
+from runtime_py.engines.litert.mapped_bytes import MIN_MAPPED
+from runtime_py.engines.model_file import ModelFile
 from runtime_py.model.contract import Contract
 from tests.runtime_py.toy import Toy
 
@@ -29,12 +30,13 @@ def write_circle(toy: Toy, path: Path) -> Path:
     return path
 
 
-def assert_answers(toy: Toy, lowered: Lowered, file: Path, factor: float = 1) -> None:
-    engine = LiteRtEngine(lowered.over(file), Contract.parse(lowered.contract))
+def assert_answers(toy: Toy, lowered: LoweredFile, file: Path, factor: float = 1) -> None:
+    engine = LiteRtEngine(lowered.open(file), Contract.parse(lowered.contract))
+    session = engine.open_session()
     tokens = [7, 299, 3, 5, 8, 1]
     for count in (3, 6):
         wanted = factor * toy.logits(tokens[:count])
-        np.testing.assert_allclose(engine.prefill(tokens[:count]), wanted, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(session.prefill(tokens[:count]), wanted, rtol=1e-4, atol=1e-4)
     engine.close()
 
 
@@ -43,12 +45,12 @@ def test_large_constants_stay_in_the_file(tmp_path, mapped):
     toy = Toy(vocab=VOCAB, cached_lengths=[2])
     file = write_circle(toy, tmp_path / "model.circle")
     if mapped:
-        os.truncate(file, WORTH_MAPPING)
-    lowered = lower_file(file)
+        os.truncate(file, MIN_MAPPED)
+    lowered = lower_file(ModelFile(file))
     for table in (toy.keys, toy.values, toy.head):
         assert table.tobytes() in file.read_bytes()
         assert table.tobytes() not in lowered.head
-    assert len(lowered.places) == 3 * 3  # for each signature, as the toy stores them
+    assert len(lowered.offsets) == 3 * 3  # for each signature, as the toy stores them
     assert_answers(toy, lowered, file)
 
 
@@ -66,19 +68,19 @@ def test_large_constants_that_lowering_makes_go_into_the_head(tmp_path, monkeypa
     monkeypatch.setattr(lowering, "lower", double)
     toy = Toy(vocab=VOCAB)
     file = write_circle(toy, tmp_path / "model.circle")
-    lowered = lower_file(file)
+    lowered = lower_file(ModelFile(file))
     assert (2 * toy.head).tobytes() in lowered.head
-    assert len(lowered.places) == 2 * 2
+    assert len(lowered.offsets) == 2 * 2
     assert_answers(toy, lowered, file, 2)
 
 
 def test_kept_and_found_again(tmp_path):
     toy = Toy(vocab=VOCAB)
     file = write_circle(toy, tmp_path / "model.circle")
-    lowered = lower_file(file)
+    lowered = lower_file(ModelFile(file))
     (tmp_path / "kept").mkdir()
     lowered.save(tmp_path / "kept")
-    again = Lowered.load(tmp_path / "kept")
+    again = LoweredFile.load(tmp_path / "kept")
     assert again == lowered
     assert_answers(toy, again, file)
 
@@ -87,10 +89,10 @@ def test_tflite_is_taken_as_it_is(tmp_path):
     toy = Toy()
     file = tmp_path / "model.tflite"
     file.write_bytes(toy.file)
-    lowered = lower_file(file)
-    assert lowered.over(file) == file
+    lowered = lower_file(ModelFile(file))
+    assert lowered.open(file) == file
     lowered.save(tmp_path)
-    assert Lowered.load(tmp_path) == lowered
+    assert LoweredFile.load(tmp_path) == lowered
 
 
 def test_weights_that_are_elsewhere(tmp_path):
@@ -102,4 +104,4 @@ def test_weights_that_are_elsewhere(tmp_path):
     )
     save(model, tmp_path / "model.tflite")
     with pytest.raises(ModelError, match=r"model.tflite: .* in other files: .* bind.weights.py"):
-        lower_file(tmp_path / "model.tflite")
+        lower_file(ModelFile(tmp_path / "model.tflite"))

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from runtime_py.engines.litert.mapped_bytes import PAGE, WORTH_MAPPING, FileBehind
+from runtime_py.engines.litert.mapped_bytes import MIN_MAPPED, PAGE, MappedBytes
 
 HEAD = b"head" * 300
 
 
-def behind(path: Path) -> FileBehind:
+def behind(path: Path) -> MappedBytes:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return FileBehind(len(HEAD), descriptor)
+        return MappedBytes(len(HEAD), descriptor)
     finally:
         os.close(descriptor)
 
@@ -29,7 +29,7 @@ def resident() -> int:
 @pytest.mark.parametrize("more", [0, 1, PAGE - 1, PAGE + 1])
 @pytest.mark.parametrize("mapped", [True, False])
 def test_head_then_file(tmp_path, mapped, more):
-    size = mapped * WORTH_MAPPING // PAGE * PAGE + 2 * PAGE + more
+    size = mapped * MIN_MAPPED // PAGE * PAGE + 2 * PAGE + more
     content = bytes(size - 5000) + os.urandom(5000)
     path = tmp_path / "file"
     path.write_bytes(content)
@@ -39,7 +39,7 @@ def test_head_then_file(tmp_path, mapped, more):
     assert joined.data[len(HEAD) : joined.start] == bytes(joined.start - len(HEAD))
     assert joined.data[joined.start : joined.start + size] == content
     assert joined.data[joined.start + size :].strip(b"\0") == b""
-    assert (joined._address + joined.start) % PAGE == 0
+    assert (joined.address + joined.start) % PAGE == 0
     assert (str(path) in Path("/proc/self/maps").read_text()) is mapped
     joined.close()
     assert str(path) not in Path("/proc/self/maps").read_text()
@@ -62,13 +62,13 @@ def test_a_file_larger_than_what_is_read_of_it(tmp_path):
 
 def test_the_memory_can_be_used_afterwards(tmp_path):
     path = tmp_path / "file"
-    path.write_bytes(b"x" * WORTH_MAPPING)
+    path.write_bytes(b"x" * MIN_MAPPED)
     joined = behind(path)
-    data, address = joined.data, joined._address
+    data, address = joined.data, joined.address
     joined.close()
     ctypes.memset(address, 1, len(data))
     assert data == b"\1" * len(data)
-    assert path.read_bytes() == b"x" * WORTH_MAPPING
+    assert path.read_bytes() == b"x" * MIN_MAPPED
 
 
 def test_a_file_that_becomes_shorter(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ import pytest
 
 from o2o.errors import ModelError
 from runtime_py.engines import artifact_cache
-from runtime_py.engines.disk_cache import Cache
+from runtime_py.engines.disk_cache import DiskCache
 from runtime_py.engines.litert import prepare as prepare_module
 from runtime_py.engines.litert.engine import LiteRtEngine
-from runtime_py.engines.litert.prepare import Prepared, prepare
+from runtime_py.engines.litert.prepare import PreparedModel
+from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.options import EngineOptions
 from runtime_py.model.contract import Contract
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
 from tests.runtime_py.toy import Toy
@@ -27,9 +30,9 @@ TICK = 0.02  # seconds, more than what file times are counted in
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch) -> Cache:
-    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
-    return Cache(tmp_path / "cache")
+def cache(tmp_path, monkeypatch) -> DiskCache:
+    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    return DiskCache(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -40,6 +43,12 @@ def said() -> list[str]:
 @pytest.fixture(params=["circle", "tflite"])
 def model(request, tmp_path) -> Path:
     return write(toy(), tmp_path / f"model.{request.param}")
+
+
+def prepare(file: Path, cache: DiskCache | None, log: Callable[[str], None]) -> PreparedModel:
+    options = EngineOptions(disk_cache=cache, log=log)
+    with prepare_module.prepare(ModelFile(file), options) as prepared:
+        return prepared
 
 
 def toy(seed: int = 0) -> Toy:
@@ -53,14 +62,15 @@ def write(toy: Toy, path: Path) -> Path:
     return path
 
 
-def assert_answers(toy: Toy, prepared: Prepared) -> None:
+def assert_answers(toy: Toy, prepared: PreparedModel) -> None:
     for threads in (1, 2):
         contract = Contract.parse(prepared.lowered.contract)
         engine = LiteRtEngine(prepared.open(), contract, packed=prepared.packed, threads=threads)
+        session = engine.open_session()
         tokens = [7, 299, 3, 5, 8, 1, 0]
         for count in (1, 2, 7):
             wanted = toy.logits(tokens[:count])
-            np.testing.assert_allclose(engine.prefill(tokens[:count]), wanted, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(session.prefill(tokens[:count]), wanted, rtol=1e-4, atol=1e-4)
         engine.close()
 
 
@@ -72,17 +82,17 @@ def forbid(monkeypatch, *names: str) -> None:
         monkeypatch.setattr(artifact_cache if hasattr(artifact_cache, name) else prepare_module, name, fail)
 
 
-def entries(cache: Cache) -> list[str]:
+def entries(cache: DiskCache) -> list[str]:
     return sorted(path.name for path in cache.folder.iterdir()) if cache.folder.exists() else []
 
 
 def test_done_once(model, cache, said, monkeypatch):
     first = prepare(model, cache, said.append)
     assert_answers(toy(), first)
-    assert said == [f"packing the weights, this once: up to 0.0 GB into {cache.folder}"]
-    forbid(monkeypatch, "lower_file", "_pack")
+    assert said == [f"packing the weights once: up to 0.0 GB into {cache.folder}"]
+    forbid(monkeypatch, "lower_file", "pack_in_child")
     second = prepare(model, cache, said.append)
-    assert second == first
+    assert (second.lowered, second.packed) == (first.lowered, first.packed)
     assert second.packed == cache.folder / entries(cache)[0] / "packed"
     written = second.packed.stat()
     assert_answers(toy(), second)
@@ -108,13 +118,13 @@ def test_the_same_model_elsewhere(model, cache, said, monkeypatch):
     time.sleep(TICK)
     copy = model.with_name(f"copy{model.suffix}")
     copy.write_bytes(model.read_bytes())
-    forbid(monkeypatch, "lower_file", "_pack")
+    forbid(monkeypatch, "lower_file", "pack_in_child")
     second = prepare(copy, cache, said.append)
     assert second.packed == first.packed
     assert_answers(toy(), second)
     forbid(monkeypatch, "content")
-    assert prepare(copy, cache, said.append) == second
-    assert prepare(model, cache, said.append) == first
+    assert prepare(copy, cache, said.append).packed == second.packed
+    assert prepare(model, cache, said.append).packed == first.packed
     assert len(said) == 1
 
 
@@ -124,7 +134,7 @@ def test_a_model_that_changes_while_it_is_read(model, cache, said, monkeypatch):
     content = artifact_cache.content
 
     def changed(file: Path) -> str:
-        found = content(other.file)
+        found = content(other.model.path)
         time.sleep(TICK)
         write(toy(2), file)
         return found
@@ -162,7 +172,7 @@ def test_weights_overwritten(model, cache, said):
 
 
 def test_small_models_leave_no_files(model, tmp_path, said):
-    cache = Cache(tmp_path / "cache")
+    cache = DiskCache(tmp_path / "cache")
     before = sorted(tmp_path.rglob("*"))
     assert_answers(toy(), prepare(model, cache, said.append))
     assert sorted(tmp_path.rglob("*")) == before
@@ -170,14 +180,14 @@ def test_small_models_leave_no_files(model, tmp_path, said):
 
 
 def test_without_a_cache(model, tmp_path, said, monkeypatch):
-    monkeypatch.setattr(artifact_cache, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     before = sorted(tmp_path.rglob("*"))
     assert_answers(toy(), prepare(model, None, said.append))
     assert sorted(tmp_path.rglob("*")) == before
     assert said == []
 
 
-def assert_goes_without(model: Path, cache: Cache, said: list[str], reason: str) -> None:
+def assert_goes_without(model: Path, cache: DiskCache, said: list[str], reason: str) -> None:
     prepared = prepare(model, cache, said.append)
     assert prepared.packed is None
     assert_answers(toy(), prepared)
@@ -187,14 +197,14 @@ def assert_goes_without(model: Path, cache: Cache, said: list[str], reason: str)
 
 
 def test_no_room(model, cache, said):
-    cache.share = 0
+    cache.max_share = 0
     assert_goes_without(model, cache, said, "bytes where 0 may be used")
     assert entries(cache) == []
 
 
 def test_a_disk_that_becomes_full(model, cache, said, monkeypatch):
     """LiteRT ends its process then, which must not be this one."""
-    pack = prepare_module._pack
+    pack = prepare_module.pack_in_child
 
     def pack_in_little_room(entry: Path, file: Path) -> None:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -204,14 +214,14 @@ def test_a_disk_that_becomes_full(model, cache, said, monkeypatch):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(prepare_module, "_pack", pack_in_little_room)
-    assert_goes_without(model, cache, said, "packing failed: exit status -6")
+    monkeypatch.setattr(prepare_module, "pack_in_child", pack_in_little_room)
+    assert_goes_without(model, cache, said, "exit status -6")
     assert entries(cache) == []
 
 
 def test_packing_that_fails(model, cache, said, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert_goes_without(model, cache, said, "packing failed: exit status 1")
+    assert_goes_without(model, cache, said, "exit status 1")
     assert entries(cache) == []
 
 
@@ -232,22 +242,22 @@ def test_another_process_is_at_it(model, cache, said):
     part = (cache.folder / key).rename(cache.folder / f"{key}.abcdefgh")
     lock = os.open(part, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert_goes_without(model, cache, said, "another process is at it")
+    assert_goes_without(model, cache, said, "another process is writing it")
     os.close(lock)
     assert prepare(model, cache, said.append).packed is not None
 
 
 def test_a_model_that_changes_while_it_is_packed(model, cache, said, monkeypatch):
-    pack = prepare_module._pack
+    pack = prepare_module.pack_in_child
 
     def slowly(entry: Path, file: Path) -> None:
         pack(entry, file)
         time.sleep(TICK)
         write(toy(1), file)
 
-    monkeypatch.setattr(prepare_module, "_pack", slowly)
+    monkeypatch.setattr(prepare_module, "pack_in_child", slowly)
     prepared = prepare(model, cache, said.append)
     assert entries(cache) == []
-    assert "was changed in the meantime" in said[-1]
+    assert "was changed while it was packed" in said[-1]
     with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
         prepared.open()

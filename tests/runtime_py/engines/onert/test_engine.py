@@ -4,10 +4,10 @@ run."""
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +27,9 @@ from o2o.filters import (
 from o2o.formats.writer import plan
 from o2o.rewriting.builder import add_constant
 from runtime_py.engines.litert.engine import LiteRtEngine
-from runtime_py.engines.litert.lowered_file import lower_file
+from runtime_py.engines.litert.engine import load as load_litert
+from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.generation.session import Session
 from runtime_py.model.contract import Contract
@@ -37,11 +39,15 @@ from tests.o2o.speaking_graphs import V, greedy_logits, speaker
 
 pytest.importorskip("onert", reason="pip install onert==0.1.0")
 
-from runtime_py.engines.onert.engine import OnertEngine
+from runtime_py.engines.onert.engine import OnertEngine, load
 
 S = 32
 MADE = {"fused": ("grouped", "concat"), "written": ("demo", "static")}
 Exported = Callable[[str, str], Path]
+
+
+def load_file(file: Path, **options: Any) -> OnertEngine:
+    return load(ModelFile(file), EngineOptions(**options))
 
 
 def filtered(main: Callable[[list[str]], int], out: Path, *arguments: object) -> Path:
@@ -82,17 +88,18 @@ def test_logits_after_every_prompt_and_every_step(made: tuple[Path, Path]) -> No
     ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, S).tolist()
     with torch.no_grad():
         wanted = theirs(torch.tensor([ids])).logits[0].numpy()
-    engine = OnertEngine.load(model)
+    engine = load_file(model)
+    session = engine.open_session()
     assert (engine.capacity, engine.vocab_size) == (S, theirs.config.vocab_size)
-    for length in (1, 2, 17, S - 1, S, 3):  # one engine for all: what a prompt left must not be seen
-        np.testing.assert_allclose(engine.prefill(ids[:length]), wanted[length - 1], atol=1e-4)
+    for length in (1, 2, 17, S - 1, S, 3):  # one session for all: rows of earlier prompts must not be seen
+        np.testing.assert_allclose(session.prefill(ids[:length]), wanted[length - 1], atol=1e-4)
         for position in range(length, S):
-            np.testing.assert_allclose(engine.decode(ids[position], position), wanted[position], atol=1e-4)
+            np.testing.assert_allclose(session.decode(ids[position], position), wanted[position], atol=1e-4)
     engine.close()
 
 
 def greedy(engine: OnertEngine | LiteRtEngine, prompt: list[int]) -> list[int]:
-    session = Session(engine)
+    session = Session(engine.open_session())
     tokens = [int(session.read(prompt).argmax())]
     for _ in range(len(prompt), engine.capacity):
         tokens.append(int(session.append(tokens[-1]).argmax()))
@@ -105,9 +112,8 @@ def test_the_tokens_of_transformers_and_litert_to_the_end(made: tuple[Path, Path
 
     model, folder = made
     theirs = AutoModelForCausalLM.from_pretrained(folder)
-    lowered = lower_file(model)
-    litert = LiteRtEngine(lowered.over(model), Contract.parse(lowered.contract))
-    engine = OnertEngine.load(model)
+    litert = load_litert(ModelFile(model), EngineOptions(disk_cache=None))
+    engine = load_file(model)
     ids = np.random.default_rng(1).integers(0, theirs.config.vocab_size, 9).tolist()
     for length in (1, 5, 9):
         prompt = torch.tensor([ids[:length]])
@@ -120,61 +126,68 @@ def test_the_tokens_of_transformers_and_litert_to_the_end(made: tuple[Path, Path
 def test_int8_weights_are_about_the_same(made: tuple[Path, Path], tmp_path: Path) -> None:
     model, _ = made
     smaller = filtered(quantize_weights.main, tmp_path / "int8.circle", "--recipe", "dynamic_int8", model)
-    exact, engine = OnertEngine.load(model), OnertEngine.load(smaller)
+    exact, engine = load_file(model), load_file(smaller)
+    exact_session, session = exact.open_session(), engine.open_session()
     for position, token in enumerate([3, 100, 7, 51]):
-        wanted = exact.decode(token, position)
-        assert np.abs(engine.decode(token, position) - wanted).max() < 0.15 * np.abs(wanted).max()
+        wanted = exact_session.decode(token, position)
+        assert np.abs(session.decode(token, position) - wanted).max() < 0.15 * np.abs(wanted).max()
     engine.close()
     exact.close()
 
 
 def test_every_prompt_of_a_model_known_by_heart(toy: Path) -> None:
-    engine = OnertEngine.load(toy)
+    engine = load_file(toy)
+    session = engine.open_session()
     assert (engine.capacity, engine.vocab_size) == (ROWS, V)
     text = np.random.default_rng(2).integers(0, V, ROWS).tolist()
     for length in [*range(1, ROWS + 1), 2]:
-        logits = engine.prefill(text[:length])
+        logits = session.prefill(text[:length])
         assert (logits.shape, logits.dtype) == ((V,), np.float32)
         np.testing.assert_allclose(logits, greedy_logits(text[:length]), atol=1e-4)
     engine.close()
 
 
 def test_what_was_fed_is_not_fed_again(toy: Path) -> None:
-    engine = OnertEngine.load(toy)
+    engine = load_file(toy)
+    session = engine.open_session()
     assert engine.plan(4) == [Chunk(1, position, position + 1) for position in range(4)]
-    assert engine.plan(4, kept=2) == [Chunk(1, 2, 3), Chunk(1, 3, 4)]
+    assert engine.plan(4, num_cached=2) == [Chunk(1, 2, 3), Chunk(1, 3, 4)]
     text = [3, 1, 4, 1, 5]
-    engine.prefill(text[:3])
-    np.testing.assert_allclose(engine.prefill(text, kept=3), greedy_logits(text), atol=1e-4)
+    session.prefill(text[:3])
+    np.testing.assert_allclose(session.prefill(text, num_cached=3), greedy_logits(text), atol=1e-4)
     engine.close()
 
 
 def test_rows_behind_are_not_seen_and_caches_stay_where_they_are(toy: Path) -> None:
-    """What a conversation might leave: large numbers everywhere. onert is told of each array once."""
-    engine = OnertEngine.load(toy)
-    places = [array.__array_interface__["data"] for array in engine._inputs]
-    for _, _, cache in engine._rows:
+    """The KV caches are full of large numbers, as an earlier text may leave them."""
+    engine = load_file(toy)
+    session = engine.open_session()
+    places = [array.__array_interface__["data"] for array in session.inputs]
+    for cache in session.kv_caches.values():
         cache[:] = 1e6
     text = [5, 2, 8]
-    np.testing.assert_allclose(engine.prefill(text), greedy_logits(text), atol=1e-4)
-    assert [array.__array_interface__["data"] for array in engine._inputs] == places
-    assert all((cache[3:] == 1e6).all() and (cache[:3] != 1e6).all() for _, _, cache in engine._rows)
+    np.testing.assert_allclose(session.prefill(text), greedy_logits(text), atol=1e-4)
+    assert [array.__array_interface__["data"] for array in session.inputs] == places
+    caches = session.kv_caches.values()
+    assert all((cache[3:] == 1e6).all() and (cache[:3] != 1e6).all() for cache in caches)
     engine.close()
 
 
 def test_logits_are_the_callers(toy: Path) -> None:
-    engine = OnertEngine.load(toy)
-    logits = engine.decode(3, 0)
+    engine = load_file(toy)
+    session = engine.open_session()
+    logits = session.decode(3, 0)
     before = logits.copy()
-    engine.decode(4, 1)
+    session.decode(4, 1)
     np.testing.assert_array_equal(logits, before)
     logits[:] = 0  # it can be written to
     engine.close()
 
 
 def test_nothing_is_written_but_answers(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    engine = OnertEngine.load(toy)
-    engine.decode(1, 0)
+    engine = load_file(toy)
+    session = engine.open_session()
+    session.decode(1, 0)
     engine.close()
     assert capfd.readouterr() == ("", "")
 
@@ -183,9 +196,10 @@ def test_a_legalized_file_is_loaded_where_it_is(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = filtered(legalize_onert.main, tmp_path / "decode.circle", toy)
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: pytest.fail("it was written again"))
-    engine = OnertEngine.load(file)
-    np.testing.assert_allclose(engine.prefill([5, 2, 8]), greedy_logits([5, 2, 8]), atol=1e-4)
+    monkeypatch.setattr(formats, "save", lambda *_: pytest.fail("it was written again"))
+    engine = load_file(file)
+    session = engine.open_session()
+    np.testing.assert_allclose(session.prefill([5, 2, 8]), greedy_logits([5, 2, 8]), atol=1e-4)
     engine.close()
 
 
@@ -193,17 +207,24 @@ def test_nothing_is_left_behind(toy: Path, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     before = dict(os.environ)
-    engine = OnertEngine.load(toy, threads=2)
+    engine = load_file(toy, threads=2)
+    session = engine.open_session()
     assert not list((tmp_path / "temporary").iterdir())
-    engine.decode(1, 0)  # it does not need the file any more
+    session.decode(1, 0)  # it does not need the file any more
     engine.close()
     assert dict(os.environ) == before
 
 
-def test_without_onert(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onert.native", None)
-    with pytest.raises(ModelError, match=r"onert is not there .*: pip install onert==0\.1\.0"):
-        OnertEngine.load(toy)
+def test_sessions_take_turns(toy: Path) -> None:
+    engine = load_file(toy)
+    one, two = engine.open_session(), engine.open_session()
+    one.prefill([1, 2])
+    two.prefill([4, 5])
+    np.testing.assert_allclose(one.decode(3, 2), greedy_logits([1, 2, 3]), atol=1e-4)
+    one.close()
+    np.testing.assert_allclose(two.decode(3, 2), greedy_logits([4, 5, 3]), atol=1e-4)
+    two.close()
+    engine.close()
 
 
 def contract_in(file: Path) -> Contract:
@@ -211,9 +232,7 @@ def contract_in(file: Path) -> Contract:
 
 
 def test_whole_caches_are_refused(toy: Path) -> None:
-    with pytest.raises(
-        ModelError, match=r"'present_key_0', not one new row: take it through legalize\.onert"
-    ):
+    with pytest.raises(ModelError, match=r"'present_key_0', not one new row: run legalize\.onert"):
         OnertEngine(toy, contract_in(toy))
 
 
@@ -224,7 +243,7 @@ def test_what_onert_says_is_said(toy: Path, tmp_path: Path, capfd: pytest.Captur
     with pytest.raises(ModelError) as refused:
         OnertEngine(toy, contract)
     assert str(refused.value) == (
-        "onert cannot take the model: Fail to load model: Unsupported operation: DYNAMIC_UPDATE_SLICE"
+        "onert refuses the model: Fail to load model: Unsupported operation: DYNAMIC_UPDATE_SLICE"
     )
     assert capfd.readouterr() == ("", "")
 
@@ -251,4 +270,4 @@ def test_a_file_that_ends_the_process_is_told(
 def test_tflite_is_refused(toy: Path, tmp_path: Path) -> None:
     file = filtered(lower_litert.main, tmp_path / "model.tflite", toy)
     with pytest.raises(ModelError, match="onert needs a Circle model"):
-        OnertEngine.load(file)
+        load_file(file)

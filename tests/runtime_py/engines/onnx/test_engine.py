@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,53 +13,51 @@ from onnx import helper
 from o2o.errors import ModelError
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.generation.session import Session
-from tests.conftest import ROOT
 from tests.runtime_py.engines.litert.test_engine import assert_close
 from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import toy_onnx, write_onnx
 
 pytest.importorskip("onnxruntime")
-from runtime_py.engines.onnx import engine as engine_module
-from runtime_py.engines.onnx.engine import OnnxEngine
+from runtime_py.engines.onnx.engine import MAX_CHUNK, OnnxEngine
 
 
-def engine_of(toy: Toy, **options: object) -> OnnxEngine:
-    return OnnxEngine(toy_onnx(toy, **options).SerializeToString())
+def engine_of(toy: Toy, *, max_chunk: int = MAX_CHUNK, **options: object) -> OnnxEngine:
+    return OnnxEngine(toy_onnx(toy, **options).SerializeToString(), max_chunk=max_chunk)
 
 
 @pytest.mark.parametrize("every_logit", [False, True])
 @pytest.mark.parametrize("ids_dtype", ["int32", "int64"])
 @pytest.mark.parametrize("longest", [1, 3, 8])
-def test_every_prompt_length_and_every_step(longest, ids_dtype, every_logit, monkeypatch):
+def test_every_prompt_length_and_every_step(longest, ids_dtype, every_logit):
     """Prompts of 1 to S tokens, in one piece and in several, then decode to the end."""
-    monkeypatch.setattr(engine_module, "LONGEST", longest)
     toy = Toy(capacity=8)
-    engine = engine_of(toy, ids_dtype=ids_dtype, every_logit=every_logit)
+    engine = engine_of(toy, max_chunk=longest, ids_dtype=ids_dtype, every_logit=every_logit)
     assert (engine.capacity, engine.vocab_size) == (8, toy.vocab)
     text = np.random.default_rng(1).integers(0, toy.vocab, 8).tolist()
-    for length in [*range(1, 9), 3]:  # one engine for all: what a prompt left behind must not be seen
-        for cache in engine._caches.values():
+    session = engine.open_session()
+    for length in [*range(1, 9), 3]:  # one session for all: rows of earlier prompts must not be seen
+        for cache in session.kv_caches.values():
             cache.fill(1e6)
-        assert_close(engine.prefill(text[:length]), toy.logits(text[:length]))
+        assert_close(session.prefill(text[:length]), toy.logits(text[:length]))
         for position in range(length, 8):
-            logits = engine.decode(text[position], position)
+            logits = session.decode(text[position], position)
             assert (logits.shape, logits.dtype) == ((toy.vocab,), np.float32)
             assert_close(logits, toy.logits(text[: position + 1]))
+    session.close()
     engine.close()
 
 
-def test_plan(monkeypatch):
-    monkeypatch.setattr(engine_module, "LONGEST", 3)
-    engine = engine_of(Toy(capacity=8))
+def test_plan():
+    engine = engine_of(Toy(capacity=8), max_chunk=3)
     assert engine.plan(8) == [Chunk(3, 0, 3), Chunk(3, 3, 6), Chunk(2, 6, 8)]
-    assert engine.plan(8, kept=2) == [Chunk(3, 2, 5), Chunk(3, 5, 8)]
-    assert engine.plan(4, kept=3) == [Chunk(1, 3, 4)]
+    assert engine.plan(8, num_cached=2) == [Chunk(3, 2, 5), Chunk(3, 5, 8)]
+    assert engine.plan(4, num_cached=3) == [Chunk(1, 3, 4)]
 
 
 def test_a_session_says_what_it_would_say_anew():
     toy = Toy(capacity=8)
     engine = engine_of(toy)
-    session = Session(engine)
+    session = Session(engine.open_session())
     rng = np.random.default_rng(2)
     for _ in range(60):
         text = rng.integers(0, 2, 8).tolist()  # of two ids, so that beginnings are often the same
@@ -72,38 +68,40 @@ def test_a_session_says_what_it_would_say_anew():
     engine.close()
 
 
-def test_caches_are_updated_where_they_lie():
+def test_caches_are_updated_in_place():
     toy = Toy()
-    engine = engine_of(toy)
-    cache = engine._caches["value", 0]
-    engine.prefill([1, 2])
-    engine.decode(3, 2)
+    session = engine_of(toy).open_session()
+    cache = session.kv_caches["value", 0]
+    session.prefill([1, 2])
+    session.decode(3, 2)
     rows = cache[0, :, :3].transpose(1, 0, 2).reshape(3, -1)
     np.testing.assert_array_equal(rows, toy.values[[1, 2, 3]])
     assert not cache[0, :, 3:].any()
-    engine.close()
 
 
 def test_logits_are_the_callers_own():
-    engine = engine_of(Toy())
-    first = engine.prefill([1, 2])
-    second = engine.decode(3, 2)
-    kept = first.copy(), second.copy()
-    engine.prefill([5, 6])
-    engine.decode(4, 2)
-    np.testing.assert_array_equal((first, second), kept)
-    engine.close()
+    session = engine_of(Toy()).open_session()
+    first = session.prefill([1, 2])
+    second = session.decode(3, 2)
+    before = first.copy(), second.copy()
+    session.prefill([5, 6])
+    session.decode(4, 2)
+    np.testing.assert_array_equal((first, second), before)
 
 
-def test_two_engines_do_not_share_anything():
+@pytest.mark.parametrize("engines", [1, 2])
+def test_two_sessions_do_not_share_their_texts(engines):
     toy = Toy()
-    one, two = engine_of(toy), engine_of(toy)
+    loaded = [engine_of(toy) for _ in range(engines)]
+    one, two = loaded[0].open_session(), loaded[-1].open_session()
     one.prefill([1, 2, 3])
     two.prefill([4, 5, 6])
     assert_close(one.decode(7, 3), toy.logits([1, 2, 3, 7]))
-    assert_close(two.decode(7, 3), toy.logits([4, 5, 6, 7]))
     one.close()
+    assert_close(two.decode(7, 3), toy.logits([4, 5, 6, 7]))
     two.close()
+    for engine in loaded:
+        engine.close()
 
 
 @pytest.mark.parametrize("external", [False, True])
@@ -112,7 +110,8 @@ def test_a_file_and_its_external_data(tmp_path: Path, external: bool):
     path = write_onnx(toy, tmp_path / "model.onnx", external)
     assert (tmp_path / "model.onnx.data").exists() is external
     engine = OnnxEngine(path, threads=2)
-    assert_close(engine.prefill([1, 2, 3]), toy.logits([1, 2, 3]))
+    assert_close(engine.open_session().prefill([1, 2, 3]), toy.logits([1, 2, 3]))
+    assert engine.weight_dtype == "float32"
     engine.close()
 
 
@@ -120,7 +119,9 @@ def test_quiet_unless_debugging(capfd):
     model = toy_onnx(Toy()).SerializeToString()
     for debug in (False, True):
         engine = OnnxEngine(model, debug=debug)
-        engine.prefill([1])
+        session = engine.open_session()
+        session.prefill([1])
+        session.close()
         engine.close()
         assert bool(capfd.readouterr().err) is debug
 
@@ -152,7 +153,10 @@ def decode(change):
             "inputs are past_key_0, .* tokens, not",
         ),
         (decode(lambda d: d["inputs"][2].update(shape=[1, 2, 9, 3])), "differ in capacity"),
-        (decode(lambda d: d["outputs"][1].update(shape=[1, 2, 4, 3])), "does not give 'past_key_0' back"),
+        (
+            decode(lambda d: d["outputs"][1].update(shape=[1, 2, 4, 3])),
+            "does not return the KV cache 'past_key_0'",
+        ),
     ],
 )
 def test_refuses_what_is_not_of_this_interface(change, message):
@@ -165,25 +169,13 @@ def test_refuses_what_onnx_runtime_refuses(tmp_path):
     model = toy_onnx(Toy())
     model.graph.node[0].op_type = "Gathering"
     for wrong in (b"", b"\x89PNG\r\n\x1a\n", model.SerializeToString(), tmp_path / "nowhere.onnx"):
-        with pytest.raises(ModelError, match=r"ONNX Runtime cannot take the model: \w") as told:
+        with pytest.raises(ModelError, match=r"ONNX Runtime refuses the model: \w") as told:
             OnnxEngine(wrong)
         assert "\n" not in str(told.value)
     path = write_onnx(Toy(), tmp_path / "model.onnx", external=True)
     (tmp_path / "model.onnx.data").unlink()
     with pytest.raises(ModelError, match=r"model\.onnx\.data"):
         OnnxEngine(path)
-
-
-def test_says_how_to_get_onnx_runtime():
-    code = (
-        "import sys; sys.modules['onnxruntime'] = None\n"
-        "from o2o.errors import ModelError\n"
-        "try: import runtime_py.engines.onnx.engine\n"
-        "except ModelError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.startswith("the onnx engine needs ONNX Runtime (")
-    assert done.stdout.endswith("): pip install onnxruntime==1.31.1\n")
 
 
 def test_the_toy_is_onnx():

@@ -1,0 +1,70 @@
+"""Loading of TFLite models into LiteRT's CompiledModel, on the CPU (XNNPACK)."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+from pathlib import Path
+
+from o2o.cli.silence_stderr import quiet, silence
+from o2o.errors import ModelError
+from runtime_py.engines.litert.mapped_bytes import MappedBytes
+
+with quiet():
+    from ai_edge_litert.compiled_model import CompiledModel
+    from ai_edge_litert.environment import Environment
+    from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
+
+IN_MEMORY = ":memory" if hasattr(os, "memfd_create") else ""
+"""Instead of a path for packed weights: pack in memory, once for all signatures. The empty path packs once
+for each signature."""
+
+
+def compile_model(model: bytes | MappedBytes | Path, packed: Path | None, threads: int) -> CompiledModel:
+    """Load a TFLite model.
+
+    Args:
+        model: The file's bytes, which must stay valid until the model is closed, or its path.
+        packed: A file with packed weights, or a new one to be filled; None to pack in memory.
+        threads: Number of threads.
+
+    Returns:
+        LiteRT's model.
+
+    Raises:
+        ModelError: LiteRT refuses the model.
+    """
+    cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=str(packed or IN_MEMORY))
+    options = Options(HardwareAccelerator.CPU, cpu)
+    try:
+        if isinstance(model, Path):
+            return CompiledModel.from_file(str(model), environment=_environment(), options=options)
+        data = model.data if isinstance(model, MappedBytes) else model
+        return CompiledModel.from_buffer(data, environment=_environment(), options=options)
+    except RuntimeError as error:
+        raise refusal(error) from error
+
+
+def refusal(error: RuntimeError) -> ModelError:
+    """Return the ModelError for an error of LiteRT.
+
+    Args:
+        error: LiteRT's error: a tree of lines with the cause last.
+
+    Returns:
+        An error with the cause alone.
+    """
+    cause = (str(error).strip().splitlines() or [repr(error)])[-1].lstrip("└ ")
+    return ModelError(f"LiteRT refuses the model: {cause}")
+
+
+def silence_at_exit() -> None:
+    """Discard stderr at the end of the process: LiteRT logs when its environment is destroyed."""
+    atexit.register(silence)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """One for the process: LiteRT logs the creation and the end of each."""
+    return Environment.create()

@@ -1,0 +1,109 @@
+"""A model's file, read once for both the selection of an engine and its preparation."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from o2o.errors import ModelError
+from runtime_py.model.weight_dtype import onnx_weight_dtype, weight_dtype
+
+if TYPE_CHECKING:
+    from o2o.model import Model
+    from o2o.streams import Source
+
+
+class Contents(NamedTuple):
+    """A Circle or TFLite model, and the file that its weights are read from."""
+
+    model: Model
+    source: Source
+
+
+class ModelFile:
+    """The file of a package's model.
+
+    Raises:
+        OSError: There is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity = file_identity(path)
+        self._contents: Contents | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model, including the external data of an ONNX file."""
+        return model_size(self.path)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the file is still the one that was there at first."""
+        return file_identity(self.path) == self.identity
+
+    @cached_property
+    def weight_dtype(self) -> str:
+        """The dtype of the weights, for display. Reads the file unless `read` has done so."""
+        if self.path.suffix == ".onnx":
+            return onnx_weight_dtype(self.path)
+        if self._contents is None:
+            self._contents = self._read()
+        return weight_dtype(self._contents.model)
+
+    def read(self) -> Contents:
+        """Read the model.
+
+        Returns:
+            The model, with roles on its inputs and outputs. It belongs to the caller, who may change it.
+
+        Raises:
+            ModelError: The file is damaged, its weights are in other files, or its layout is unknown.
+        """
+        _ = self.weight_dtype  # before the caller changes the model
+        contents = self._contents or self._read()
+        self._contents = None
+        return contents
+
+    def _read(self) -> Contents:
+        from o2o.contract import contract_of
+        from o2o.formats import read
+        from o2o.formats.external_tensor import ExternalTensor
+        from o2o.streams import open_file
+        from runtime_py.model.ai_edge_roles import guess_roles
+
+        source = open_file(self.path)
+        model = read(source)
+        constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
+        if any(isinstance(constant, ExternalTensor) for constant in constants):
+            raise ModelError(f"{self.path}: its weights are in other files: insert them with bind.weights.py")
+        if not contract_of(model)["signatures"]:
+            guess_roles(model)
+        return Contents(model, source)
+
+
+def model_size(file: Path) -> int:
+    """Return the bytes of a model, including the external data that ONNX stores in `<file>.data`.
+
+    Args:
+        file: A Circle, TFLite or ONNX file.
+
+    Returns:
+        The sum of both files.
+    """
+    data = file.with_name(f"{file.name}.data")
+    return file.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+
+
+def file_identity(file: Path) -> list[int]:
+    """Return numbers that change when the file does.
+
+    Args:
+        file: An existing file.
+
+    Returns:
+        Device, inode, size in bytes, time of the last write and of the last change in ns.
+    """
+    stat = file.stat()
+    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

@@ -1,0 +1,60 @@
+"""ONNX Runtime's InferenceSession, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from o2o.cli.silence_stderr import quiet
+from o2o.errors import ModelError
+
+with quiet():  # it logs hardware that it does not find
+    import onnxruntime
+
+_FATAL, _INFO = 4, 1  # ONNX Runtime's log severities
+
+
+def session_options(threads: int, debug: bool = False) -> onnxruntime.SessionOptions:
+    """Return options for all optimisations.
+
+    Args:
+        threads: Number of threads.
+        debug: Whether ONNX Runtime's log goes to stderr.
+
+    Returns:
+        ONNX Runtime's options.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _INFO if debug else _FATAL
+    return options
+
+
+def open_inference_session(
+    model: bytes | Path, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    """Load an ONNX model.
+
+    Args:
+        model: The file's bytes, or the path of the file with its external data beside it.
+        options: See `session_options`.
+
+    Returns:
+        ONNX Runtime's session.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+    """
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base class
+        raise ModelError(f"ONNX Runtime refuses the model: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The message without error codes and hints for ONNX Runtime's own developers."""
+    _, prefix, message = str(error).partition("[ONNXRuntimeError] : ")
+    *_, message = message.split(" : ", 2) if prefix else [str(error)]
+    return " ".join(message.split()) or repr(error)

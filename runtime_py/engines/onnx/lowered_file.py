@@ -1,0 +1,37 @@
+"""A Circle file lowered to ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from o2o.errors import ModelError
+from runtime_py.engines.model_file import ModelFile
+
+FORM = "ort"
+"""The ONNX form with ONNX Runtime's own operators; see `o2o.lower.onnx.lower_to_onnx`."""
+MODEL = "model.onnx"
+"""Name of the ONNX file in the disk cache."""
+WEIGHT_DTYPE = "o2o.weight_dtype"
+"""Name of the metadata entry with the dtype of the weights, for display."""
+
+
+def lower_file(model: ModelFile, onnx: Path) -> None:
+    """Lower a model to ONNX.
+
+    Args:
+        model: A Circle file.
+        onnx: The new file. Large weights are written beside it.
+
+    Raises:
+        ModelError: The model cannot be lowered to ONNX.
+        OSError: A file cannot be read or written.
+    """
+    from o2o.lower.onnx import lower_to_onnx, write
+
+    graphs, _ = model.read()
+    try:
+        lowered = lower_to_onnx(graphs, FORM)
+        lowered.metadata_props[WEIGHT_DTYPE] = model.weight_dtype
+        write(lowered, onnx)
+    except ModelError as error:
+        raise ModelError(f"{model.path}: {error}") from error

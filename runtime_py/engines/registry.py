@@ -1,0 +1,103 @@
+"""The registry of engines: what each needs, reads and supports.
+
+To add an engine: a folder beside `litert` with `engine.py` and `prepare.py`, an entry here, and an extra in
+pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime_py.engines.engine import Engine
+    from runtime_py.engines.model_file import ModelFile
+    from runtime_py.engines.options import EngineOptions
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One engine.
+
+    Attributes:
+        name: The name of the engine on a command line.
+        module: The Python module that it needs.
+        install: The command that installs it.
+        suffixes: Suffixes of the model files that it runs.
+        multithread_bytes: Size of a model from which several threads are faster than one, measured by
+            `bench/threads.py`.
+        options: Names of the fields of `EngineOptions` that it supports.
+        load: Loads a model; imports the runtime when it is called.
+    """
+
+    name: str
+    module: str
+    install: str
+    suffixes: tuple[str, ...]
+    multithread_bytes: float
+    options: frozenset[str]
+    load: Callable[[ModelFile, EngineOptions], Engine]
+
+    @property
+    def installed(self) -> bool:
+        """Whether its module can be found."""
+        return importlib.util.find_spec(self.module) is not None
+
+
+def _load_litert(model: ModelFile, options: EngineOptions) -> Engine:
+    from runtime_py.engines.litert.engine import load
+
+    return load(model, options)
+
+
+def _load_onnx(model: ModelFile, options: EngineOptions) -> Engine:
+    from runtime_py.engines.onnx.engine import load
+
+    return load(model, options)
+
+
+def _load_onert(model: ModelFile, options: EngineOptions) -> Engine:
+    from runtime_py.engines.onert.engine import load
+
+    return load(model, options)
+
+
+_SPECS = (
+    EngineSpec(
+        "litert",
+        "ai_edge_litert",
+        "pip install ai-edge-litert==2.3.0",
+        (".circle", ".tflite"),
+        8_000_000,
+        frozenset({"threads", "buckets", "disk_cache", "debug"}),
+        _load_litert,
+    ),
+    EngineSpec(
+        "onnx",
+        "onnxruntime",
+        "pip install onnxruntime==1.31.1",
+        (".circle", ".onnx"),
+        4_000_000,
+        frozenset({"threads", "disk_cache", "debug"}),
+        _load_onnx,
+    ),
+    EngineSpec(
+        "onert",
+        "onert",
+        "pip install onert==0.1.0",
+        (".circle",),
+        math.inf,
+        frozenset({"threads", "debug"}),
+        _load_onert,
+    ),
+)
+ENGINES = {spec.name: spec for spec in _SPECS}
+"""By name, in order of preference."""
+
+
+def installed() -> list[str]:
+    """Return the names of the engines whose modules are installed, in order of preference."""
+    return [spec.name for spec in ENGINES.values() if spec.installed]

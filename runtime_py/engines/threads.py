@@ -1,0 +1,23 @@
+"""Thread count policy: how many threads a model of a given size runs fastest on."""
+
+from __future__ import annotations
+
+import os
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads(size: int, multithread_bytes: float) -> int:
+    """Return the number of threads for a model.
+
+    Args:
+        size: Bytes of the model.
+        multithread_bytes: See `runtime_py.engines.registry.EngineSpec`.
+
+    Returns:
+        All cores, or 1 for a model whose decode step is shorter than the synchronisation of threads.
+    """
+    return cores() if size >= multithread_bytes else 1
