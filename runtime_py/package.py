@@ -46,11 +46,11 @@ class Package:
         Args:
             directory: The folder of the tokenizer and the configuration.
             model: The model's file.
-            options: How to load the model.
+            options: How to load the model; None for the defaults.
         """
         self.directory = directory
         self.model = model
-        self.options = options or EngineOptions()
+        self.options = options
         self.running: Running | None = None
         """The engine that was loaded last."""
         self._session_engine: Engine | None = None
@@ -131,7 +131,7 @@ class Package:
             ModelError: No engine can run the model, or the tokenizer belongs to another one.
             UsageError: The requested engine does not run such files, or lacks a requested option.
         """
-        running = load_engine(self.model, replace(options or self.options, **changes))
+        running = load_engine(self.model, replace(options or self.options or EngineOptions(), **changes))
         self._check_tokenizer(running.engine)
         self.running = running
         return running.engine

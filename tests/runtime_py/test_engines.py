@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from o2o.errors import ModelError, UsageError
-from o2o.filters import fuse_attention, merge_circles, quantize_weights, reshape_io, transpose_io_kvcache
+from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
 from runtime_py import package
 from runtime_py.engines import artifact_cache, selection
 from runtime_py.engines.factory import load_engine
@@ -258,9 +258,8 @@ def test_a_quantised_model_of_the_same_bytes_is_a_larger_one(tmp_path, monkeypat
     file = write_circle(Toy(), tmp_path / "model.circle")
     monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantised": 0})
     assert selection.fastest(ModelFile(file)) == "onnx"
-    quantised = tmp_path / "quantised.circle"
-    assert quantize_weights.main(["--recipe", "dynamic_int8", str(file), "-o", str(quantised)]) == 0
-    assert selection.fastest(ModelFile(quantised)) == "litert"
+    monkeypatch.setattr(ModelFile, "weight_dtype", "dynamic int8")
+    assert selection.fastest(ModelFile(file)) == "litert"
 
 
 def test_buckets_choose_an_engine_that_has_them(model):
