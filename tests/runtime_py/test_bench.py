@@ -98,7 +98,7 @@ def test_each_length_is_begun_anew() -> None:
         (["--contexts", "198", "--tokens", "3"], "a context of 198 tokens does not fit: the limit is 197"),
         (["--prompts", "201"], "a prompt of 201 tokens does not fit: the limit is 200"),
         (["--json", "/no/such/folder/x.json"], "/no/such/folder/x.json: no such folder"),
-        (["--rounds", "0"], "0 is not positive"),
+        (["--rounds", "0"], "'0' is not a positive integer"),
     ],
 )
 def test_wrong_usage(
