@@ -1,10 +1,10 @@
-"""LiteRT's Interpreter, whose signature runners look at what they are given before they run.
+"""LiteRT's Interpreter with signature runners that check their inputs.
 
-    from runtime_py.interpreter import Interpreter       # in the place of ai_edge_litert.interpreter's
+    from runtime_py.interpreter import Interpreter       # instead of ai_edge_litert.interpreter's
 
-For models with the signatures of AI Edge: tokens [1, T], input_pos [T], kv_cache_k_0, kv_cache_v_0, ...
-[1, S, K, H]. LiteRT itself takes caches of any shape and positions of any kind; what comes out then is
-garbage, or an error about some operator. Here it is one line that says what is wrong and what to do.
+For models with AI Edge's signatures: tokens [1, T], input_pos [T], kv_cache_k_0, kv_cache_v_0, ...
+[1, S, K, H]. LiteRT itself accepts caches of any shape and any positions. It then returns garbage, or an error
+about some operator. This interpreter raises an error of one line that says what is wrong and what to do.
 """
 
 from __future__ import annotations
@@ -26,40 +26,66 @@ TOKENS, POSITIONS, CACHE = "tokens", "input_pos", "kv_cache_"
 
 
 class InputError(UsageError, ValueError):
-    """What a signature was called with does not fit, in one line. A ValueError, as LiteRT's own are."""
+    """An input that does not fit its signature. It is a ValueError, like LiteRT's own errors."""
 
 
 class Interpreter(litert.Interpreter):
-    """Takes what LiteRT's takes, and does what it does."""
+    """A drop-in replacement of LiteRT's Interpreter."""
 
     def get_signature_runner(self, signature_key: str | None = None) -> SignatureRunner:
-        """The signature of that name, or the only one. Raises InputError, with those that there are."""
+        """Return the runner of a signature.
+
+        Args:
+            signature_key: Its name; None if the model has only one.
+
+        Returns:
+            A runner that checks its inputs.
+
+        Raises:
+            InputError: There is no such signature, or several and no name.
+        """
         names = list(self.get_signature_list())
         name = names[0] if signature_key is None and len(names) == 1 else signature_key
         if name is None or name not in names:
-            what = "which signature?" if name is None else f"no signature {name!r}:"
-            raise InputError(f"{what} the model has {listed(names) or 'none'}")
+            problem = "which signature?" if name is None else f"no signature {name!r}:"
+            raise InputError(f"{problem} the model has {listed(names) or 'none'}")
         return SignatureRunner(name, super().get_signature_runner(name))
 
 
 class SignatureRunner:
-    """The runner of one signature: call it with its inputs by name, get its outputs by name."""
+    """The runner of one signature. Call it with the inputs by name; it returns the outputs by name."""
 
     def __init__(self, name: str, runner: litert.SignatureRunner) -> None:
+        """Wrap a runner of LiteRT.
+
+        Args:
+            name: The signature's name, for messages.
+            runner: LiteRT's runner.
+        """
         self._name = name
         self._runner = runner
         self._inputs: Mapping[str, Any] = runner.get_input_details()
 
     def get_input_details(self) -> dict[str, Any]:
-        """By name; see LiteRT's."""
+        """See `litert.SignatureRunner`."""
         return self._runner.get_input_details()
 
     def get_output_details(self) -> dict[str, Any]:
-        """By name; see LiteRT's."""
+        """See `litert.SignatureRunner`."""
         return self._runner.get_output_details()
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Run it. Raises InputError for inputs that it cannot or should not run on."""
+        """Run the signature.
+
+        Args:
+            inputs: The input arrays by name.
+
+        Returns:
+            The output arrays by name.
+
+        Raises:
+            InputError: An input is missing or does not fit.
+        """
         self._check_names(inputs)
         for name, details in self._inputs.items():
             self._check_tensor(name, inputs[name], tuple(map(int, details["shape"])), details["dtype"])
@@ -67,33 +93,33 @@ class SignatureRunner:
             self._check_positions(inputs[POSITIONS])
         return self._runner(**inputs)
 
-    def _refuse(self, what: str) -> NoReturn:
-        raise InputError(f"{self._name}: {what}")
+    def _refuse(self, problem: str) -> NoReturn:
+        raise InputError(f"{self._name}: {problem}")
 
     def _check_names(self, inputs: Mapping[str, np.ndarray]) -> None:
         unknown = [name for name in inputs if name not in self._inputs]
         missing = [name for name in self._inputs if name not in inputs]
-        told = [f"{listed(missing, 4)} missing"] if missing else []
-        told += [f"there is no {listed(unknown, 4)}"] if unknown else []
-        if told:
+        problems = [f"{listed(missing, 4)} missing"] if missing else []
+        problems += [f"there is no {listed(unknown, 4)}"] if unknown else []
+        if problems:
             names = sorted(self._inputs, key=lambda name: name.startswith(CACHE))
-            self._refuse(f"{' and '.join(told)}: its inputs are {listed(names, 6)}")
+            self._refuse(f"{' and '.join(problems)}: its inputs are {listed(names, 6)}")
 
     def _check_tensor(self, name: str, value: np.ndarray, shape: tuple[int, ...], dtype: Any) -> None:
         if not isinstance(value, np.ndarray):
-            self._refuse(f"{name} is no numpy array but a {type(value).__name__}")
+            self._refuse(f"{name} is a {type(value).__name__}, not a numpy array")
         if (value.shape, value.dtype) == (shape, dtype):
             return
         kind = np.dtype(dtype).name
         if name == POSITIONS:
-            what = f"give np.arange(p, p + {shape[0]}, dtype=np.{kind})"
+            remedy = f"pass np.arange(p, p + {shape[0]}, dtype=np.{kind})"
         elif name.startswith(CACHE):
-            what = f"begin with np.zeros({shape}, np.{kind}), go on with what came out"
+            remedy = f"start with np.zeros({shape}, np.{kind}), then pass the caches of the last run"
         elif name == TOKENS and value.dtype == dtype and value.ndim == len(shape):
-            what = f"pad a shorter prompt at its end, read a longer one {shape[-1]} tokens at a time"
+            remedy = f"pad a shorter prompt at its end, read a longer one {shape[-1]} tokens at a time"
         else:
-            what = "give what it takes"
-        self._refuse(f"{name} is {value.dtype} {list(value.shape)}, not {kind} {list(shape)}: {what}")
+            remedy = "convert it"
+        self._refuse(f"{name} is {value.dtype} {list(value.shape)}, not {kind} {list(shape)}: {remedy}")
 
     def _check_positions(self, positions: np.ndarray) -> None:
         first, last = int(positions[0]), int(positions[-1])
@@ -101,20 +127,22 @@ class SignatureRunner:
         if wrong.size:
             at = int(wrong[0])
             padded = not positions[at:].any()
-            what = "is padded with zeros" if padded else f"goes from {positions[at - 1]} to {positions[at]}"
+            problem = (
+                "is padded with zeros" if padded else f"jumps from {positions[at - 1]} to {positions[at]}"
+            )
             self._refuse(
-                f"{POSITIONS} {what} at index {at}: positions that repeat or are left out corrupt the rotary "
-                "embedding and the caches; pad the tokens, and let positions go on: "
+                f"{POSITIONS} {problem} at index {at}: repeated or missing positions corrupt the rotary "
+                "embedding and the caches; pad the tokens, and pass consecutive positions: "
                 f"np.arange({first}, {first + positions.size}, dtype=np.{positions.dtype})"
             )
         capacity = self._capacity()
         if first < 0 or last >= capacity:
             self._refuse(
-                f"{POSITIONS} is {first} to {last}, and the caches hold 0 to {capacity - 1}: end before, or "
+                f"{POSITIONS} is {first} to {last}, but the caches hold 0 to {capacity - 1}: stop earlier, or "
                 "convert the model with a larger --kv_cache_max_len"
             )
 
     def _capacity(self) -> int:
-        """S, how many positions the caches hold."""
+        """S, the number of positions in the caches."""
         shapes = [tensor["shape"] for name, tensor in self._inputs.items() if name.startswith(CACHE)]
         return min((int(shape[1]) for shape in shapes), default=sys.maxsize)

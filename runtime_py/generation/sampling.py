@@ -66,7 +66,7 @@ class Sampling:
         """Create a sampler for one text.
 
         Returns:
-            A sampler whose random numbers begin at the seed.
+            A sampler with random numbers from the seed on.
         """
         if not self.draws:
             return lambda logits, ids: greedy(self._penalised(logits, ids))

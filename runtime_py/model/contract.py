@@ -33,7 +33,7 @@ class Tensor:
 
     Attributes:
         name: Its public name.
-        role: What it is to the model.
+        role: Its role in the contract.
         dtype: Its numpy dtype.
         shape: Tokens [1, T]; position [1] of the first token, or [T] of each; logits [1, T, V]. Keys, values
             and caches as `layout` says: "BNTH" is [1, K, T, H], "BTNH" is [1, T, K, H], with S for T in a
@@ -57,7 +57,7 @@ class Tensor:
 
     @property
     def slot(self) -> Slot:
-        """The KV cache that this is, or whose rows these are."""
+        """The KV cache that this is, or that these rows belong to."""
         return self.role.slot
 
     @property

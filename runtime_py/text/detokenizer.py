@@ -12,8 +12,8 @@ class Detokenizer:
 
     The text of a token depends on its neighbours: the first token loses its leading space, and several bytes
     form one character. The detokenizer therefore decodes a window: some ids already shown, then the new ones.
-    It holds a piece back while the piece may still change: it ends in an incomplete character, or in a run of
-    bytes that the tokenizer decodes only as a whole.
+    It holds a piece back while the piece may still change. That is while it ends in an incomplete character,
+    or in a run of bytes that the tokenizer decodes only as a whole.
 
     The time for a token does not grow with the text.
     """

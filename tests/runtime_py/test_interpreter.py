@@ -63,22 +63,22 @@ def test_from_a_file(toy, tmp_path):
         ({"input_pos": ids(0, 1, 0, 0)}, r"np.arange\(0, 4, dtype=np.int32\)$"),
         ({"input_pos": ids(0, 0, 0, 0)}, "padded with zeros at index 1"),
         ({"input_pos": ids(3, 0, 0, 0)}, r"padded with zeros at index 1: .*np.arange\(3, 7,"),
-        ({"input_pos": ids(0, 1, 1, 2)}, "input_pos goes from 1 to 1 at index 2"),
-        ({"input_pos": ids(0, 1, 3, 4)}, "input_pos goes from 1 to 3 at index 2"),
+        ({"input_pos": ids(0, 1, 1, 2)}, "input_pos jumps from 1 to 1 at index 2"),
+        ({"input_pos": ids(0, 1, 3, 4)}, "input_pos jumps from 1 to 3 at index 2"),
         (
             {"input_pos": ids(5, 6, 7, 8)},
-            "input_pos is 5 to 8, and the caches hold 0 to 7: .*kv_cache_max_len",
+            "input_pos is 5 to 8, but the caches hold 0 to 7: .*kv_cache_max_len",
         ),
-        ({"input_pos": ids(-1, 0, 1, 2)}, "input_pos is -1 to 2, and the caches hold 0 to 7"),
-        ({"input_pos": np.arange(4)}, r"input_pos is int64 \[4\], not int32 \[4\]: give np.arange"),
-        ({"input_pos": ids(0)}, r"input_pos is int32 \[1\], not int32 \[4\]: give np.arange\(p, p \+ 4"),
+        ({"input_pos": ids(-1, 0, 1, 2)}, "input_pos is -1 to 2, but the caches hold 0 to 7"),
+        ({"input_pos": np.arange(4)}, r"input_pos is int64 \[4\], not int32 \[4\]: pass np.arange"),
+        ({"input_pos": ids(0)}, r"input_pos is int32 \[1\], not int32 \[4\]: pass np.arange\(p, p \+ 4"),
         ({"tokens": ids(1, 2)[None]}, r"tokens is int32 \[1, 2\], not int32 \[1, 4\]: pad a shorter prompt"),
         ({"tokens": np.ones((1, 4), np.int64)}, r"tokens is int64 \[1, 4\], not int32 \[1, 4\]"),
-        ({"tokens": [[1, 2, 3, 4]]}, "tokens is no numpy array but a list"),
+        ({"tokens": [[1, 2, 3, 4]]}, "tokens is a list, not a numpy array"),
         (
             {"kv_cache_k_0": np.zeros((1, 16, K, H), np.float32)},
             r"kv_cache_k_0 is float32 \[1, 16, 2, 3\], not float32 \[1, 8, 2, 3\]: "
-            r"begin with np.zeros\(\(1, 8, 2, 3\), np.float32\)",
+            r"start with np.zeros\(\(1, 8, 2, 3\), np.float32\)",
         ),
         ({"kv_cache_v_0": np.zeros((1, K, S, H), np.float32)}, r"kv_cache_v_0 is float32 \[1, 2, 8, 3\]"),
         ({"kv_cache_v_0": np.zeros((1, S, K, H))}, r"kv_cache_v_0 is float64 .*, not float32"),
@@ -97,7 +97,7 @@ def test_explains(interpreter, changed, message):
 
 def test_a_step_beyond_the_caches(interpreter):
     decode = interpreter.get_signature_runner("decode")
-    with pytest.raises(InputError, match="decode: input_pos is 8 to 8, and the caches hold 0 to 7"):
+    with pytest.raises(InputError, match="decode: input_pos is 8 to 8, but the caches hold 0 to 7"):
         decode(tokens=ids(1)[None], input_pos=ids(8), **caches())
 
 
