@@ -3,8 +3,8 @@
     from runtime_py.interpreter import Interpreter       # instead of ai_edge_litert.interpreter's
 
 For models with AI Edge's signatures: tokens [1, T], input_pos [T], kv_cache_k_0, kv_cache_v_0, ...
-[1, S, K, H]. LiteRT itself accepts caches of any shape and any positions. It then returns garbage, or an error
-about some operator. This interpreter raises an error of one line that says what is wrong and what to do.
+[1, S, K, H]. LiteRT itself accepts caches of any shape and any positions. It then returns garbage, or an
+error about some operator. This interpreter raises an error of one line with the cause and the remedy.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class SignatureRunner:
         capacity = self._capacity()
         if first < 0 or last >= capacity:
             self._refuse(
-                f"{POSITIONS} is {first} to {last}, but the caches hold 0 to {capacity - 1}: stop earlier, or "
-                "convert the model with a larger --kv_cache_max_len"
+                f"{POSITIONS} is {first} to {last}, but the caches hold 0 to {capacity - 1}: stop earlier, "
+                "or convert the model with a larger --kv_cache_max_len"
             )
 
     def _capacity(self) -> int:

@@ -20,8 +20,8 @@ class SentencePieceTokenizer:
     Special tokens written out in the text are encoded as their ids. Each section between them gets a leading
     space, if the model was trained with one. `add_bos_token` and `add_eos_token` default to false.
 
-    With `"tokenizer_class": "LlamaTokenizer"` the ids are the same as in transformers 5. It adds no space to a
-    section that begins with one. Unless `legacy`, it adds one to the first section only.
+    With `"tokenizer_class": "LlamaTokenizer"` the ids are the same as in transformers 5. It adds no space to
+    a section that begins with one. Unless `legacy`, it adds one to the first section only.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
