@@ -1,5 +1,5 @@
-"""This project and its peers, measured in turn on the same random checkpoint: `python -m bench.peers`.
+"""Benchmark this project and its peers on the same random checkpoint: `python -m bench.peers`.
 
-What is imported in a peer's own virtual environment (`runners`, `converters`) needs the standard library,
-numpy and that peer alone.
+Modules that run in a peer's virtual environment (`runners`, `converters`) import only the standard library,
+numpy and that peer.
 """

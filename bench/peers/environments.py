@@ -1,4 +1,4 @@
-"""The peers' virtual environments, made when they are first needed."""
+"""The peers' virtual environments, created when they are first needed."""
 
 from __future__ import annotations
 
@@ -7,45 +7,69 @@ import shutil
 import sys
 from pathlib import Path
 
-from bench.peers.processes import finish
+from bench.peers.processes import run_to_end
 from bench.peers.variants import Peer
 
 TORCH = "torch==2.13.0"
 
 
 def user_folder() -> Path:
-    """Where they are kept where nothing else is said."""
+    """Return the default folder for environments and models.
+
+    Returns:
+        A folder in the user's cache.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "o2o-peers"
 
 
 def python_of(peer: Peer, folder: Path, log: Path, torch: str = TORCH) -> str:
-    """The interpreter that runs `peer`, installed in `folder` unless it is there. Raises PeerFailed.
+    """Return the interpreter that runs a peer. Create its environment if needed.
 
-    An environment is whole when it holds the list of what was wanted; what is not, or is of another list, is
-    made anew. torch: what pip is to install as PyTorch.
+    A complete environment has a file with its requirements. An incomplete one, or one with other
+    requirements, is created again.
+
+    Args:
+        peer: The peer.
+        folder: The folder of all environments.
+        log: The file for the output of pip.
+        torch: The requirement for PyTorch.
+
+    Returns:
+        The path of the interpreter.
+
+    Raises:
+        PeerFailed: The peer cannot be installed.
     """
     if not peer.requirements:
         return sys.executable
-    place, wanted = folder / peer.key, wanted_by(peer, torch)
-    told, python = place / "wanted.txt", str(place / "bin" / "python")
-    if told.is_file() and told.read_text() == wanted:
+    environment, requirements = folder / peer.key, requirements_text(peer, torch)
+    stamp, python = environment / "wanted.txt", str(environment / "bin" / "python")
+    if stamp.is_file() and stamp.read_text() == requirements:
         return python
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(environment, ignore_errors=True)
     try:
-        finish([sys.executable, "-m", "venv", str(place)], log)
+        run_to_end([sys.executable, "-m", "venv", str(environment)], log)
         install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
-        if peer.torch:  # first and by itself: what comes later finds it, and does not fetch a larger one
-            finish([*install, torch], log)
-        finish([*install, *([torch] if peer.torch else []), *peer.requirements], log, peer.building)
-        told.write_text(wanted)
+        if peer.torch:  # first, so that later packages do not fetch a larger build
+            run_to_end([*install, torch], log)
+        run_to_end([*install, *([torch] if peer.torch else []), *peer.requirements], log, peer.building)
+        stamp.write_text(requirements)
     except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(environment, ignore_errors=True)
         raise
     return python
 
 
-def wanted_by(peer: Peer, torch: str) -> str:
-    """What makes an environment of `peer` the right one, as text."""
+def requirements_text(peer: Peer, torch: str) -> str:
+    """Return the requirements that identify an environment.
+
+    Args:
+        peer: The peer.
+        torch: The requirement for PyTorch.
+
+    Returns:
+        One requirement or build variable a line.
+    """
     lines = [*([torch] if peer.torch else []), *peer.requirements]
     lines += [f"{name}={value}" for name, value in peer.building.items() if name == "CMAKE_ARGS"]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""From what rounds measured to ratios. Both sides of a ratio are of the same round: machines change."""
+"""Ratios of measurements. Both sides of a ratio come from the same round, as machine load changes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Round = Mapping[str, Mapping[str, float]]
-"""By variant, by measure."""
+"""Measurements by variant and measure."""
 
 SMALLER_IS_BETTER = ("load", "memory")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some rounds, the least and the most."""
+    """The median, lowest and highest value of several rounds."""
 
     median: float
     low: float
@@ -22,6 +22,14 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise values.
+
+        Args:
+            values: One value of each round.
+
+        Returns:
+            Their spread.
+        """
         return cls(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
@@ -29,13 +37,32 @@ class Spread:
 
 
 def figures(rounds: Iterable[Round], variant: str, measure: str) -> Spread | None:
-    """What `variant` reached; None where no round has it."""
+    """Summarise the measurements of a variant.
+
+    Args:
+        rounds: The rounds.
+        variant: Its name.
+        measure: The measure.
+
+    Returns:
+        The spread; None if no round has the measure.
+    """
     values = [each[variant][measure] for each in rounds if measure in each.get(variant, {})]
     return Spread.of(values) if values else None
 
 
 def ratios(rounds: Iterable[Round], ours: str, theirs: str, measure: str) -> Spread | None:
-    """How many times as good `ours` is: as fast, or as small. None where no round has both."""
+    """Summarise the ratios of two variants. Above 1, `ours` is better: faster, or smaller.
+
+    Args:
+        rounds: The rounds.
+        ours: The name of a variant of this project.
+        theirs: The name of a peer's variant.
+        measure: The measure.
+
+    Returns:
+        The spread; None if no round has both.
+    """
     values = []
     for each in rounds:
         a, b = (each.get(variant, {}).get(measure) for variant in (ours, theirs))
@@ -45,7 +72,18 @@ def ratios(rounds: Iterable[Round], ours: str, theirs: str, measure: str) -> Spr
 
 
 def best(rounds: Sequence[Round], variants: Iterable[str], measure: str) -> str | None:
-    """The one of the best median; None where no round has any."""
-    found = {variant: spread.median for variant in variants if (spread := figures(rounds, variant, measure))}
+    """Find the variant with the best median.
+
+    Args:
+        rounds: The rounds.
+        variants: The names of the variants.
+        measure: The measure.
+
+    Returns:
+        The name; None if no round has the measure.
+    """
+    medians = {
+        variant: spread.median for variant in variants if (spread := figures(rounds, variant, measure))
+    }
     choose = min if measure in SMALLER_IS_BETTER else max
-    return choose(found, key=lambda variant: found[variant]) if found else None
+    return choose(medians, key=lambda variant: medians[variant]) if medians else None

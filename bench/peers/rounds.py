@@ -1,4 +1,7 @@
-"""Rounds: every variant does everything once, in turn with the others, beginning with another each time."""
+"""Measurement in rounds: each variant does every task once, in turn.
+
+Each round starts with another variant.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,34 @@ import numpy as np
 
 from bench.peers.processes import PeerFailed
 from bench.peers.variants import Variant
-from bench.peers.worker import Child
+from bench.peers.worker import Worker
 
 CHECKED = 64
-"""Ids of the prompt by which the variants are compared before they are measured."""
-AGREEMENT = {4: 0.2, 8: 0.9, 16: 0.9, 32: 0.9}
-"""By bits: the least correlation of a prompt's logits with those of the variant of the most bits. Random
-weights suffer more from few bits than trained ones: of 1.1 billion four of them leave everyone 0.4."""
-STEPS = 0.9
-"""Between the logits behind a prompt, and those of its last id decoded behind the others."""
-ROOM = 0.8
-"""Of the memory that is free: what the variants may take together to be loaded at the same time."""
+"""Prompt length of the check that all variants compute the same."""
+MIN_CORRELATION = {4: 0.2, 8: 0.9, 16: 0.9, 32: 0.9}
+"""By bits: the lowest accepted correlation of a prompt's logits with the variant of the most bits. Random
+weights suffer more from few bits than trained ones: with 4 bits at 1.1B parameters every peer has 0.4."""
+MIN_DECODE_CORRELATION = 0.9
+"""The lowest accepted correlation between logits of prefill and of prefill plus one decode step."""
+MEMORY_SHARE = 0.8
+"""The share of free memory that variants loaded at the same time may use together."""
 
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A variant ready to be started. size: bytes of its model on disk."""
+    """A variant with its interpreter and its model.
+
+    Attributes:
+        variant: The variant.
+        python: The interpreter of the peer's environment.
+        model: The file or folder that the runner loads.
+        checkpoint: The folder of the checkpoint.
+        size: Bytes of the model on disk.
+        log: The file for the runner's stderr.
+    """
 
     variant: Variant
     python: str
@@ -41,9 +53,16 @@ class Contender:
 
 
 @dataclass
-class Found:
-    """What was measured of one shape. failed: reasons by variant or peer. together: whether all were loaded
-    at the same time."""
+class Results:
+    """The measurements of one shape.
+
+    Attributes:
+        contenders: The contenders that have not failed.
+        correlations: Correlation of the logits with the variant of the most bits, by variant.
+        rounds: Of each round, by variant and measure: tokens/s, seconds or bytes.
+        failed: The reason of each failure, by variant or peer.
+        together: Whether all variants were loaded at the same time.
+    """
 
     contenders: list[Contender]
     correlations: dict[str, float] = field(default_factory=dict)
@@ -52,19 +71,37 @@ class Found:
     together: bool = True
 
     @contextmanager
-    def excused(self, contender: Contender, say: Say) -> Iterator[None]:
-        """Who fails within the block is let go, with the reason; the rest goes on."""
+    def leaves_out_failures(self, contender: Contender, log: Log) -> Iterator[None]:
+        """Remove the contender if it fails within the block, and go on.
+
+        Args:
+            contender: The contender that works in the block.
+            log: Prints a message.
+
+        Yields:
+            Nothing.
+        """
         try:
             yield
         except PeerFailed as error:
             self.failed[contender.variant.name] = str(error)
             self.contenders.remove(contender)
-            say(f"{contender.variant.name} is left out: {error}")
+            log(f"{contender.variant.name} is left out: {error}")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how."""
+    """The tasks of a round.
+
+    Attributes:
+        rounds: Number of rounds.
+        threads: Threads of each runner.
+        lengths: Prompt lengths.
+        tokens: Tokens decoded after each prompt.
+        seconds: Measuring time of each task.
+        capacity: S, the number of cache rows.
+        cache: The disk cache for this project's packed weights.
+    """
 
     rounds: int
     threads: int
@@ -75,87 +112,101 @@ class Plan:
     cache: Path
 
     def speeds(self) -> list[tuple[str, int]]:
-        """What is done, with how many tokens before it or in it."""
+        """List the speed measurements.
+
+        Returns:
+            The action of each, and its prompt length.
+        """
         return [(action, length) for action in ("prefill", "decode") for length in self.lengths]
 
 
-def measure(contenders: Sequence[Contender], vocab_size: int, plan: Plan, say: Say) -> Found:
-    """Check that the contenders compute the same, then measure them."""
-    # Ids 0 to 2 mean the beginning and the end of texts: nothing to ask of a model in the midst of one.
+def measure(contenders: Sequence[Contender], vocab_size: int, plan: Plan, log: Log) -> Results:
+    """Check that the contenders compute the same, then measure them.
+
+    Args:
+        contenders: The contenders of one shape.
+        vocab_size: V.
+        plan: The tasks.
+        log: Prints a message.
+
+    Returns:
+        The measurements.
+    """
+    # Ids 0 to 2 are special tokens, which do not occur inside a text.
     ids = np.random.default_rng(0).integers(3, vocab_size, plan.capacity).tolist()
-    found = Found(list(contenders))
-    needed, free = _check(found, ids[:CHECKED], plan, say), _free_memory()
-    found.together = needed < ROOM * free
-    if not found.together:
-        say(f"all need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: they are loaded one at a time")
+    results = Results(list(contenders))
+    required, free = _check(results, ids[:CHECKED], plan, log), _free_memory()
+    results.together = required < MEMORY_SHARE * free
+    if not results.together:
+        log(f"all need {required / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: they are loaded one at a time")
     for number in range(plan.rounds):
-        if found.contenders:
-            turn = number % len(found.contenders)
-            order = found.contenders[turn:] + found.contenders[:turn]
-            say(f"round {number + 1} of {plan.rounds}")
-            found.rounds.append(_round(found, order, ids, plan, say))
-    return found
+        if results.contenders:
+            turn = number % len(results.contenders)
+            order = results.contenders[turn:] + results.contenders[:turn]
+            log(f"round {number + 1} of {plan.rounds}")
+            results.rounds.append(_round(results, order, ids, plan, log))
+    return results
 
 
-def _check(found: Found, ids: Sequence[int], plan: Plan, say: Say) -> int:
-    """Let those go that fail or compute something else; how many bytes the others had resident, added up.
+def _check(results: Results, ids: Sequence[int], plan: Plan, log: Log) -> int:
+    """Remove contenders that fail or compute something else. Return the total peak memory of the others.
 
-    It is each one's first start, too: what it keeps for the next is there afterwards, and its file in memory.
+    It is also the first start of each: afterwards its artifacts are cached and its file is in memory.
     """
     logits, peaks = {}, {}
-    for contender in list(found.contenders):
+    for contender in list(results.contenders):
         name = contender.variant.name
-        with found.excused(contender, say), ExitStack() as stack:
-            child, _ = _start(contender, plan, stack)
-            answer = child.ask("logits", ids=ids)
-            if not (agreement := correlation(answer["logits"], answer["steps"])) >= STEPS:
+        with results.leaves_out_failures(contender, log), ExitStack() as stack:
+            worker, _ = _start(contender, plan, stack)
+            answer = worker.ask("logits", ids=ids)
+            if not (agreement := correlation(answer["logits"], answer["steps"])) >= MIN_DECODE_CORRELATION:
                 raise PeerFailed(f"decode and prefill do not agree: correlation {agreement:.3f}")
-            logits[name], peaks[name] = answer["logits"], child.ask("memory")["peak"]
-    most = max(found.contenders, key=lambda one: (one.variant.bits, not one.variant.ours), default=None)
-    for contender in list(found.contenders):
+            logits[name], peaks[name] = answer["logits"], worker.ask("memory")["peak"]
+    most = max(results.contenders, key=lambda one: (one.variant.bits, not one.variant.ours), default=None)
+    for contender in list(results.contenders):
         assert most is not None
-        with found.excused(contender, say):
+        with results.leaves_out_failures(contender, log):
             name, reference = contender.variant.name, most.variant.name
-            agreement = found.correlations[name] = correlation(logits[name], logits[reference])
-            if not agreement >= AGREEMENT[contender.variant.bits]:
+            agreement = results.correlations[name] = correlation(logits[name], logits[reference])
+            if not agreement >= MIN_CORRELATION[contender.variant.bits]:
                 del peaks[name]
                 raise PeerFailed(f"computes something else than {reference}: correlation {agreement:.3f}")
-            say(f"{name}: correlation {agreement:.4f} with {reference}")
+            log(f"{name}: correlation {agreement:.4f} with {reference}")
     return sum(peaks.values())
 
 
 def _round(
-    found: Found, order: Sequence[Contender], ids: Sequence[int], plan: Plan, say: Say
+    results: Results, order: Sequence[Contender], ids: Sequence[int], plan: Plan, log: Log
 ) -> dict[str, dict[str, float]]:
     measured: dict[str, dict[str, float]] = {one.variant.name: {} for one in order}
-    for batch in [order] if found.together else [[one] for one in order]:
-        children: dict[str, Child] = {}
+    for batch in [order] if results.together else [[one] for one in order]:
+        workers: dict[str, Worker] = {}
 
         def each(batch: Sequence[Contender] = batch) -> Iterator[tuple[Contender, str]]:
-            return ((one, one.variant.name) for one in batch if one in found.contenders)
+            return ((one, one.variant.name) for one in batch if one in results.contenders)
 
         with ExitStack() as stack:
             for one, name in each():
-                with found.excused(one, say):
-                    children[name], measured[name]["load"] = _start(one, plan, stack)
+                with results.leaves_out_failures(one, log):
+                    workers[name], measured[name]["load"] = _start(one, plan, stack)
             for action, length in plan.speeds():
                 for one, name in each():
-                    with found.excused(one, say):
-                        speed = _speed(children[name], action, ids[:length], plan)
+                    with results.leaves_out_failures(one, log):
+                        speed = _speed(workers[name], action, ids[:length], plan)
                         measured[name][f"{action} {length}"] = speed
             for one, name in each():
-                with found.excused(one, say):
-                    measured[name]["memory"] = children[name].ask("memory")["peak"]
+                with results.leaves_out_failures(one, log):
+                    measured[name]["memory"] = workers[name].ask("memory")["peak"]
     return measured
 
 
-def _start(contender: Contender, plan: Plan, stack: ExitStack) -> tuple[Child, float]:
-    """A child that has loaded its model, until `stack` ends, and the seconds that took."""
+def _start(contender: Contender, plan: Plan, stack: ExitStack) -> tuple[Worker, float]:
+    """Start a worker and load its model. Return it with the seconds for loading; `stack` ends it."""
     variant = contender.variant
     runner = f"{variant.peer.runners}.{variant.peer.key}"
-    child = Child(runner, contender.python, contender.log, plan.cache)
-    stack.callback(child.close)
-    answer = child.ask(
+    worker = Worker(runner, contender.python, contender.log, plan.cache)
+    stack.callback(worker.close)
+    answer = worker.ask(
         "load",
         model=str(contender.model),
         checkpoint=str(contender.checkpoint),
@@ -164,25 +215,33 @@ def _start(contender: Contender, plan: Plan, stack: ExitStack) -> tuple[Child, f
         threads=plan.threads,
         capacity=plan.capacity,
     )
-    return child, answer["load"]
+    return worker, answer["load"]
 
 
-def _speed(child: Child, action: str, ids: Sequence[int], plan: Plan) -> float:
-    """Tokens a second, by the median of what was timed."""
+def _speed(worker: Worker, action: str, ids: Sequence[int], plan: Plan) -> float:
+    """Tokens/s, by the median of the measured times."""
     if action == "prefill":
-        return len(ids) / statistics.median(child.ask(action, ids=ids, seconds=plan.seconds)["seconds"])
-    times = child.ask(action, ids=ids, seconds=plan.seconds, tokens=plan.tokens)["seconds"]
+        return len(ids) / statistics.median(worker.ask(action, ids=ids, seconds=plan.seconds)["seconds"])
+    times = worker.ask(action, ids=ids, seconds=plan.seconds, tokens=plan.tokens)["seconds"]
     return 1 / statistics.median(times)
 
 
 def correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Of two vectors of logits, as far as both go: some pad the vocabulary. NaN where one is constant."""
+    """Compute the correlation of two vectors of logits.
+
+    Args:
+        a: Logits [V].
+        b: Logits; the longer vector is cut, as some peers pad the vocabulary.
+
+    Returns:
+        Pearson's correlation; NaN if one of them is constant.
+    """
     size = min(len(a), len(b))
     with np.errstate(invalid="ignore", divide="ignore"):
         return float(np.corrcoef(a[:size], b[:size])[0, 1])
 
 
 def _free_memory() -> int:
-    """Bytes that processes can have without anything being swapped."""
+    """Bytes that are available without swapping."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

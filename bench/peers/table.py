@@ -1,4 +1,4 @@
-"""What is printed of a shape: the figures, this project's ratios to each peer, and the targets."""
+"""The printed tables of a shape: measurements, ratios of this project to each peer, and targets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ def table(
     sizes: Mapping[str, int],
     correlations: Mapping[str, float],
 ) -> Iterator[str]:
-    """Lines for a reader. variants: those that some round has; sizes: bytes of each one's file."""
+    """Format the tables of a shape.
+
+    Args:
+        shape: The shape.
+        rounds: The rounds.
+        variants: The variants with measurements.
+        sizes: Bytes of each variant's model.
+        correlations: See `Results`.
+
+    Yields:
+        Lines of text.
+    """
     measures = _measures(rounds)
     heads = [UNITS.get(measure, (measure, 1))[0] for measure in measures]
     rows = [[f"{shape}, {len(rounds)} rounds", *heads, "file MB", "agrees"]]
@@ -43,12 +54,20 @@ def table(
         rows.append([f"this project's best / {other.name}", *cells])
     if rows:
         yield from _aligned([["how many times as good", *heads], *rows])
-    if rows := targets.told(shape, rounds, {one.name: one.precision for one in ours}, sizes):
+    if rows := targets.target_rows(shape, rounds, {one.name: one.precision for one in ours}, sizes):
         yield from _aligned([["targets", "reached", "wanted", ""], *rows])
 
 
 def pairs(rounds: Sequence[Round], variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """Every ratio, for a program."""
+    """List every ratio, for JSON.
+
+    Args:
+        rounds: The rounds.
+        variants: The variants with measurements.
+
+    Returns:
+        An object for each pair of variants and measure.
+    """
     return [
         {"ours": one.name, "theirs": other.name, "measure": measure, **vars(spread)}
         for one in variants
@@ -61,13 +80,13 @@ def pairs(rounds: Sequence[Round], variants: Sequence[Variant]) -> list[dict[str
 
 
 def _measures(rounds: Sequence[Round]) -> list[str]:
-    """As the first variants have them; what is smaller when better comes last."""
-    found = dict.fromkeys(measure for each in rounds for measured in each.values() for measure in measured)
-    return sorted(found, key=lambda measure: measure in SMALLER_IS_BETTER)
+    """All measures in order of first occurrence, those where smaller is better last."""
+    measures = dict.fromkeys(measure for each in rounds for measured in each.values() for measure in measured)
+    return sorted(measures, key=lambda measure: measure in SMALLER_IS_BETTER)
 
 
 def _comparable(one: Variant, other: Variant) -> bool:
-    """Of about as many bits: 4, 8, or more."""
+    """Whether both have 4 bits, both 8, or both more."""
     return min(one.bits, 16) == min(other.bits, 16)
 
 
@@ -84,12 +103,12 @@ def _figure(measure: str, spread: Spread | None) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits or more."""
+    """With at least three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """After an empty line; the first row's are headings."""
+    """An empty line, then the rows as aligned text. The first row has the headings."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield ""
     for name, *cells in rows:

@@ -1,4 +1,4 @@
-"""What is to be reached, on which shape, against whom."""
+"""Performance targets of this project, by shape."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from bench.peers.ratios import Round, Spread, best, figures, ratios
 
 @dataclass(frozen=True)
 class Target:
-    """ours: a precision of this project, "" for the best. theirs: a peer's variant. value: the ratio."""
+    """A ratio to a peer.
+
+    Attributes:
+        shape: The shape.
+        measure: The measure.
+        ours: A precision of this project; "" for the best.
+        theirs: A peer's variant.
+        value: The lowest accepted ratio.
+    """
 
     shape: str
     measure: str
@@ -21,7 +29,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Limit:
-    """What a figure of this project may be at most. of_file: in sizes of the model's file."""
+    """An upper limit of a measurement.
+
+    Attributes:
+        shape: The shape.
+        measure: The measure.
+        ours: A precision of this project.
+        value: The highest accepted value.
+        of_file: The unit is the size of the model's file.
+    """
 
     shape: str
     measure: str
@@ -49,11 +65,20 @@ LIMITS = (
 )
 
 
-def told(
+def target_rows(
     shape: str, rounds: Sequence[Round], ours: Mapping[str, str], sizes: Mapping[str, int]
 ) -> list[list[str]]:
-    """A row for each target of `shape` that was measured. ours: the precision of each variant of this
-    project; sizes: bytes of each variant's file."""
+    """Compare the measurements of a shape with its targets.
+
+    Args:
+        shape: The shape.
+        rounds: The rounds.
+        ours: The precision of each variant of this project.
+        sizes: Bytes of each variant's model.
+
+    Returns:
+        A table row for each target that was measured.
+    """
     rows = []
     for target in TARGETS:
         if target.shape != shape:

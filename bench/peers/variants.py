@@ -1,4 +1,4 @@
-"""Who is measured: the peers, and in which forms. A new form of this project is a line in `VARIANTS`."""
+"""The peers and their variants. A new variant is a line in `VARIANTS`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-SMALL = ("15m", "135m")
-EVERY = (*SMALL, "tinyllama-1.1b")
+SMALL_SHAPES = ("15m", "135m")
+ALL_SHAPES = (*SMALL_SHAPES, "tinyllama-1.1b")
 
 
 @dataclass(frozen=True)
 class Peer:
-    """key: of its runner, in the package `runners`, and its converter. model: what the runner loads, in the
-    folder of what was converted.
+    """A project to measure.
 
-    requirements: of its virtual environment, for pip; none for who runs in this one. building: variables of
-    the environment while pip builds it. torch: PyTorch comes first. converts: else it takes the checkpoint
-    as it is. fixed: whether its files are made for one capacity.
+    Attributes:
+        key: The module name of its runner and its converter.
+        name: Its name in tables.
+        model: The file in the conversion's folder that the runner loads; "" for the folder.
+        requirements: Requirements of its virtual environment; none to run in this environment.
+        building: Environment variables while pip builds it.
+        torch: Whether PyTorch is installed first.
+        converts: Whether it has a converter; otherwise it loads the checkpoint.
+        fixed: Whether a conversion has one fixed capacity.
+        runners: The package of its runner.
+        ours: Whether it is this project.
     """
 
     key: str
@@ -34,15 +41,21 @@ class Peer:
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of a peer. bits: of the weights, nominally 4, 8, 16 or 32. engine: of this project; what that
-    runs is of the form `FORMS` says. shapes: it is measured on these.
+    """A peer with one precision and engine.
+
+    Attributes:
+        peer: The peer.
+        precision: The weight dtype, in the peer's own words.
+        bits: Nominal bits of a weight: 4, 8, 16 or 32.
+        engine: The engine, of this project only.
+        shapes: The shapes that it is measured on.
     """
 
     peer: Peer
     precision: str
     bits: int
     engine: str = ""
-    shapes: Collection[str] = EVERY
+    shapes: Collection[str] = ALL_SHAPES
 
     @property
     def name(self) -> str:
@@ -58,7 +71,7 @@ class Variant:
 
 
 FORMS = {"litert": "tflite", "onnx": "circle"}
-"""By engine. Circle files run on both, but who wants LiteRT has a command that makes TFLite at once."""
+"""File format by engine. Circle files run on both; for LiteRT there is a command that converts to TFLite."""
 
 THIS_PROJECT = Peer("this_project", "this project", "model.{form}", fixed=True, ours=True)
 LLAMA_CPP = Peer(
@@ -66,7 +79,7 @@ LLAMA_CPP = Peer(
     "llama.cpp",
     "model.gguf",
     ("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy"),
-    # As llama.cpp builds itself, for this very processor; without what reads pictures.
+    # As llama.cpp builds by default for this processor, without image input.
     {
         "CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_LLAMAFILE=ON -DLLAVA_BUILD=OFF",
         "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
@@ -86,7 +99,7 @@ LITERT_TORCH = Peer(
     "litert_torch",
     "litert-torch",
     "model.tflite",
-    ("litert-torch==0.10.0", "tensorflow-cpu==2.21.0"),  # which it imports, but does not ask for
+    ("litert-torch==0.10.0", "tensorflow-cpu==2.21.0"),  # imported, but not among its requirements
     torch=True,
     fixed=True,
 )
@@ -95,20 +108,20 @@ PEERS = (THIS_PROJECT, LLAMA_CPP, ORT_GENAI, HUGGING_FACE, LITERT_TORCH)
 VARIANTS = (
     Variant(THIS_PROJECT, "int8", 8, "litert"),
     Variant(THIS_PROJECT, "int4", 4, "litert"),
-    Variant(THIS_PROJECT, "int4-head", 4, "litert", SMALL),
-    Variant(THIS_PROJECT, "float32", 32, "litert", SMALL),
-    Variant(THIS_PROJECT, "float32", 32, "onnx", SMALL),  # before the others, which are made of its file
-    Variant(THIS_PROJECT, "int8", 8, "onnx", SMALL),
-    Variant(THIS_PROJECT, "int4", 4, "onnx", SMALL),
-    Variant(THIS_PROJECT, "int4-head", 4, "onnx", SMALL),
+    Variant(THIS_PROJECT, "int4-head", 4, "litert", SMALL_SHAPES),
+    Variant(THIS_PROJECT, "float32", 32, "litert", SMALL_SHAPES),
+    Variant(THIS_PROJECT, "float32", 32, "onnx", SMALL_SHAPES),  # first: the others are quantised from it
+    Variant(THIS_PROJECT, "int8", 8, "onnx", SMALL_SHAPES),
+    Variant(THIS_PROJECT, "int4", 4, "onnx", SMALL_SHAPES),
+    Variant(THIS_PROJECT, "int4-head", 4, "onnx", SMALL_SHAPES),
     Variant(LLAMA_CPP, "Q8_0", 8),
     Variant(LLAMA_CPP, "Q4_0", 4),
     Variant(LLAMA_CPP, "F16", 16, shapes=("15m",)),
     Variant(ORT_GENAI, "int4", 4),
-    Variant(ORT_GENAI, "fp32", 32, shapes=SMALL),
+    Variant(ORT_GENAI, "fp32", 32, shapes=SMALL_SHAPES),
     Variant(HUGGING_FACE, "bfloat16", 16),
-    Variant(HUGGING_FACE, "float32", 32, shapes=SMALL),
-    # Its converter needs 13.7 GB and four minutes for 1.1 billion weights.
-    Variant(LITERT_TORCH, "int8", 8, shapes=SMALL),
-    Variant(LITERT_TORCH, "float32", 32, shapes=SMALL),
+    Variant(HUGGING_FACE, "float32", 32, shapes=SMALL_SHAPES),
+    # For 1.1 billion weights, its converter needs 13.7 GB and four minutes.
+    Variant(LITERT_TORCH, "int8", 8, shapes=SMALL_SHAPES),
+    Variant(LITERT_TORCH, "float32", 32, shapes=SMALL_SHAPES),
 )

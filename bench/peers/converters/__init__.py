@@ -1,1 +1,1 @@
-"""One module a peer, run in its environment; it takes CHECKPOINT OUTPUT PRECISION CAPACITY."""
+"""Converters: one module for each peer, run in its environment with CHECKPOINT OUTPUT PRECISION CAPACITY."""

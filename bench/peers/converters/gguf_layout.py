@@ -1,8 +1,8 @@
-"""How GGUF holds a Llama of Hugging Face: names, metadata, and the rows of queries and keys.
+"""GGUF layout of a Hugging Face Llama: tensor names, metadata, and the row order of queries and keys.
 
-llama.cpp turns neighbouring numbers of a head by rotary embeddings, 0 with 1, 2 with 3, ...; Hugging Face the
-two halves, 0 with H/2. So the rows of each head of the query's and key's weights are interleaved; attention's
-scores stay what they were.
+RoPE in llama.cpp rotates neighbouring numbers of a head, 0 with 1, 2 with 3, ... In Hugging Face it rotates
+the two halves, 0 with H/2. The rows of each head of the query and key weights are therefore interleaved. This
+leaves attention scores unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 OUTSIDE = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",  # left out where the embedding's table is used again
+    "lm_head.weight": "output.weight",  # absent with tied embeddings
 }
 LAYER = {
     "self_attn.q_proj": "attn_q",
@@ -30,10 +30,17 @@ LAYER = {
 }
 
 
-def name_of(name: str) -> str:
-    """That of a Hugging Face parameter in GGUF: `model.layers.3.mlp.up_proj.weight` is `blk.3.ffn_up.weight`.
+def gguf_name(name: str) -> str:
+    """Return the GGUF name of a parameter.
 
-    Raises KeyError for one that a Llama does not have.
+    Args:
+        name: Its Hugging Face name, such as `model.layers.3.mlp.up_proj.weight`.
+
+    Returns:
+        Its GGUF name, such as `blk.3.ffn_up.weight`.
+
+    Raises:
+        KeyError: A Llama has no such parameter.
     """
     if name in OUTSIDE:
         return OUTSIDE[name]
@@ -41,23 +48,47 @@ def name_of(name: str) -> str:
     return f"blk.{layer}.{LAYER['.'.join(part)]}.{weight}"
 
 
-def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """[N * H, D], the rows of each head in the order 0, H/2, 1, H/2 + 1, ..."""
+def interleave_rope_rows(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Interleave the two halves of each head's rows.
+
+    Args:
+        weight: The weight of queries or keys [N * H, D].
+        heads: N.
+
+    Returns:
+        The rows of each head in the order 0, H/2, 1, H/2 + 1, ...: [N * H, D].
+    """
     halves = weight.reshape(heads, 2, -1, weight.shape[-1])  # [N, 2, H/2, D]
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def laid_out(name: str, weight: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
-    """The parameter `name` as GGUF wants it."""
+def gguf_weight(name: str, weight: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    """Return a parameter in the layout of GGUF.
+
+    Args:
+        name: Its Hugging Face name.
+        weight: Its numbers.
+        config: The content of `config.json`.
+
+    Returns:
+        The numbers in GGUF's order.
+    """
     if name.endswith("q_proj.weight"):
-        return interleaved(weight, config["num_attention_heads"])
+        return interleave_rope_rows(weight, config["num_attention_heads"])
     if name.endswith("k_proj.weight"):
-        return interleaved(weight, config["num_key_value_heads"])
+        return interleave_rope_rows(weight, config["num_key_value_heads"])
     return weight
 
 
 def metadata(config: Mapping[str, Any]) -> dict[str, int | float]:
-    """What llama.cpp must know of the shape, by its keys; whole numbers are uint32, others float32."""
+    """Return the metadata that describes the model's shape to llama.cpp.
+
+    Args:
+        config: The content of `config.json`.
+
+    Returns:
+        Values by GGUF key: int for uint32, float for float32.
+    """
     return {
         "llama.context_length": config["max_position_embeddings"],
         "llama.embedding_length": config["hidden_size"],

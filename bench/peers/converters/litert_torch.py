@@ -1,4 +1,4 @@
-"""A checkpoint as a TFLite file of litert-torch, by its command that exports any model of transformers."""
+"""Convert a checkpoint to a TFLite file with litert-torch's command for transformers models."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ PREFILLS = (64, 128, 256, 512)
 
 
 def convert(checkpoint: Path, output: Path, precision: str, capacity: str) -> None:
+    """Convert a checkpoint.
+
+    Args:
+        checkpoint: Its folder.
+        output: The folder for `model.tflite`.
+        precision: A key of `RECIPES`.
+        capacity: S, the number of cache rows.
+    """
     command = [sys.executable, "-m", "litert_torch.generative.export_hf", "--model", str(checkpoint)]
     command += ["--prefill_lengths", str([*PREFILLS]), "--cache_length", capacity, *RECIPES[precision]]
-    # The file itself is one of its "temporary files", which it makes a bundle of for another runtime.
-    with tempfile.TemporaryDirectory(dir=output.parent) as made:
-        kept = ["--keep_temporary_files", "True", "--bundle_litert_lm", "False"]
-        subprocess.run([*command, *kept, "--output_dir", made], check=True)
-        (Path(made) / FILES[precision]).rename(output / "model.tflite")
+    # The TFLite file is one of its temporary files, which it bundles for another runtime.
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        flags = ["--keep_temporary_files", "True", "--bundle_litert_lm", "False"]
+        subprocess.run([*command, *flags, "--output_dir", folder], check=True)
+        (Path(folder) / FILES[precision]).rename(output / "model.tflite")
 
 
 if __name__ == "__main__":

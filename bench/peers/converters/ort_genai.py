@@ -1,4 +1,4 @@
-"""A checkpoint for onnxruntime-genai, by its own model builder with its defaults for the CPU."""
+"""Convert a checkpoint with onnxruntime-genai's model builder and its defaults for the CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 
 
 def convert(checkpoint: Path, output: Path, precision: str) -> None:
-    """As its command does: what its functions take changes from release to release."""
+    """Convert a checkpoint with the builder's command: its functions change from release to release.
+
+    Args:
+        checkpoint: Its folder.
+        output: The folder for the model.
+        precision: Its `-p` option.
+    """
     with tempfile.TemporaryDirectory() as cache:
         flags = {"-m": "random", "-i": checkpoint, "-o": output, "-p": precision, "-e": "cpu", "-c": cache}
         sys.argv[1:] = [str(word) for flag in flags.items() for word in flag]

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as they lie in its file, mapped: bfloat16 as uint16, which numpy has no name for."""
+"""Memory-mapped tensors of a safetensors file: bfloat16 as uint16, as numpy has no bfloat16."""
 
 from __future__ import annotations
 
@@ -10,21 +10,38 @@ import numpy as np
 
 
 def tensors(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, bits) of each tensor in the folder's one file. Raises ValueError where that is not bfloat16."""
+    """Read the tensors of a checkpoint with one file.
+
+    Args:
+        checkpoint: Its folder.
+
+    Yields:
+        The name of each tensor and its bits, uint16.
+
+    Raises:
+        ValueError: A tensor is not bfloat16.
+    """
     file = checkpoint / "model.safetensors"
     with open(file, "rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(size))
     data = np.memmap(file, np.uint8, "r", offset=8 + size)
-    for name, told in header.items():
+    for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if told["dtype"] != "BF16":
-            raise ValueError(f"{file}: {name} is {told['dtype']}, and not BF16")
-        begin, end = told["data_offsets"]
-        yield name, data[begin:end].view(np.uint16).reshape(told["shape"])
+        if entry["dtype"] != "BF16":
+            raise ValueError(f"{file}: {name} is {entry['dtype']}, not BF16")
+        begin, end = entry["data_offsets"]
+        yield name, data[begin:end].view(np.uint16).reshape(entry["shape"])
 
 
-def widened(bits: np.ndarray) -> np.ndarray:
-    """As float32."""
+def to_float32(bits: np.ndarray) -> np.ndarray:
+    """Convert bfloat16 to float32.
+
+    Args:
+        bits: The bits of bfloat16 numbers, uint16.
+
+    Returns:
+        The same numbers, float32, in the same shape.
+    """
     return (bits.astype(np.uint32) << 16).view(np.float32)

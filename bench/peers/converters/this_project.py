@@ -1,6 +1,6 @@
-"""A checkpoint as a file of this project, by its own commands: TFLite, or the Circle file of a package.
+"""Convert a checkpoint with this project's commands: to TFLite, or to the Circle file of a package.
 
-Quantised Circle files are made of the float32 one beside them, where that is there: exporting takes longest.
+Quantised Circle files are converted from an existing float32 one if there is one, as export takes longest.
 """
 
 from __future__ import annotations
@@ -19,32 +19,53 @@ PREFILLS = "64,128,256,512"
 
 
 def run(*command: str | Path) -> None:
+    """Run a Python program of this project.
+
+    Args:
+        command: Its arguments.
+    """
     subprocess.run([sys.executable, *map(str, command)], check=True)
 
 
 def tflite(checkpoint: Path, output: Path, precision: str, capacity: str) -> None:
-    told = {
+    """Convert a checkpoint to TFLite.
+
+    Args:
+        checkpoint: Its folder.
+        output: The folder for `model.tflite`.
+        precision: A key of `RECIPES`.
+        capacity: S, the number of cache rows.
+    """
+    flags = {
         "checkpoint_path": checkpoint,
         "prefill_seq_lens": PREFILLS,
         "kv_cache_max_len": capacity,
         "quantize": RECIPES[precision],
         "output_path": output / "model.tflite",
     }
-    run("tinyllama/convert_to_tflite.py", *(f"--{flag}={value}" for flag, value in told.items()))
+    run("tinyllama/convert_to_tflite.py", *(f"--{flag}={value}" for flag, value in flags.items()))
 
 
 def circle(checkpoint: Path, output: Path, precision: str, capacity: str) -> None:
-    whole = checkpoint.with_name(f"this_project-float32-circle-{capacity}") / "model.circle"
-    if not whole.is_file():
+    """Convert a checkpoint to Circle.
+
+    Args:
+        checkpoint: Its folder.
+        output: The folder for `model.circle`.
+        precision: A key of `RECIPES`.
+        capacity: S, the number of cache rows.
+    """
+    float32 = checkpoint.with_name(f"this_project-float32-circle-{capacity}") / "model.circle"
+    if not float32.is_file():
         package = output if precision == "float32" else output / "float32"
         lengths = ["--max-length", capacity, "--prefill-lengths", PREFILLS]
         run("-m", "export.pipeline", "--model", checkpoint, "--package", package, *lengths)
-        whole = package / "model.circle"
+        float32 = package / "model.circle"
     if precision != "float32":
         quantize = ["-m", "o2o", "quantize.weights.py", "--recipe", RECIPES[precision]]
-        run(*quantize, whole, "-o", output / "model.circle")
-        if whole.is_relative_to(output):
-            whole.unlink()
+        run(*quantize, float32, "-o", output / "model.circle")
+        if float32.is_relative_to(output):
+            float32.unlink()
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""One module a peer, run in the peer's environment: it loads a model and does what `serving` is asked for."""
+"""Runners: one module for each peer, run in its environment. They load a model and answer `serving`."""

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: the model's forward with a cache, as `generate` calls it."""
+"""Runner of Hugging Face transformers: the model's forward with a cache, as in `generate`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from bench.peers.runners.serving import serve
 
 
 class HuggingFace:
+    """See `Runner`."""
+
     def __init__(self, model: str, precision: str, threads: int, **_: Any) -> None:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)

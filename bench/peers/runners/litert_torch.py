@@ -1,4 +1,4 @@
-"""litert-torch: its file on LiteRT's CompiledModel, each cache one buffer that is written in place."""
+"""Runner of litert-torch: its file on LiteRT's CompiledModel, with KV caches updated in place."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ MASKED = -1e9
 
 
 class LitertTorch:
+    """See `Runner`."""
+
     def __init__(self, model: str, threads: int, capacity: int, **_: Any) -> None:
-        # Weights are packed in memory, once for all signatures.
+        # The weights are packed in memory once, for all signatures.
         cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=":memory")
         options = Options(HardwareAccelerator.CPU, cpu)
         self._model = CompiledModel.from_file(model, options=options)
@@ -31,12 +33,12 @@ class LitertTorch:
                 buffer = self._model.create_input_buffer_by_name("decode", name)
                 buffer.write(np.zeros(details[name]["shape"], np.float32))
                 self._caches[name] = buffer
-        self._buffers = {signature: self._made(signature) for signature in self._names}
+        self._buffers = {signature: self._buffers_of(signature) for signature in self._names}
         logits = self._model.get_output_tensor_details("decode")["logits"]
         self._vocab_size = int(logits["shape"][-1])
 
     def prefill(self, ids: Sequence[int]) -> int:
-        """All but the last id, which decode reads: prefills give no logits."""
+        """See `Runner`. Decode reads the last id, as prefills return no logits."""
         done = 0
         while done < len(ids) - 1:
             left = len(ids) - 1 - done
@@ -55,12 +57,13 @@ class LitertTorch:
     def logits(self) -> np.ndarray:
         return self._buffers["decode"][1]["logits"].read(self._vocab_size, np.float32)
 
-    def _made(self, signature: str) -> tuple[dict[str, TensorBuffer], dict[str, TensorBuffer]]:
-        inputs, outputs = (self._names[signature][end] for end in ("inputs", "outputs"))
-        create, give = self._model.create_input_buffer_by_name, self._model.create_output_buffer_by_name
+    def _buffers_of(self, signature: str) -> tuple[dict[str, TensorBuffer], dict[str, TensorBuffer]]:
+        inputs, outputs = (self._names[signature][direction] for direction in ("inputs", "outputs"))
+        create_input = self._model.create_input_buffer_by_name
+        create_output = self._model.create_output_buffer_by_name
         return (
-            {name: self._caches.get(name) or create(signature, name) for name in inputs},
-            {name: self._caches.get(name) or give(signature, name) for name in outputs},
+            {name: self._caches.get(name) or create_input(signature, name) for name in inputs},
+            {name: self._caches.get(name) or create_output(signature, name) for name in outputs},
         )
 
     def _run(self, signature: str, ids: Sequence[int], position: int) -> None:

@@ -1,4 +1,4 @@
-"""llama.cpp, by its own C functions as llama-cpp-python hands them on: what `llama-bench` does."""
+"""Runner of llama.cpp: its C functions through llama-cpp-python, called as in `llama-bench`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from bench.peers.runners.serving import serve
 
 
 class LlamaCpp:
+    """See `Runner`."""
+
     def __init__(self, model: str, threads: int, capacity: int, **_: Any) -> None:
         c.llama_backend_init()
         self._model = c.llama_model_load_from_file(model.encode(), c.llama_model_default_params())
@@ -37,7 +39,7 @@ class LlamaCpp:
     def _feed(self, ids: Sequence[int]) -> int:
         tokens = (c_int32 * len(ids))(*ids)
         failed = c.llama_decode(self._context, c.llama_batch_get_one(tokens, len(ids)))
-        assert not failed, f"llama_decode gave {failed}"
+        assert not failed, f"llama_decode returned {failed}"
         return int(self.logits().argmax())
 
 

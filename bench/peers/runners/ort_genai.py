@@ -1,4 +1,4 @@
-"""onnxruntime-genai: its generator, greedy."""
+"""Runner of onnxruntime-genai: its generator, greedy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from bench.peers.runners.serving import serve
 
 
 class OrtGenai:
+    """See `Runner`."""
+
     def __init__(self, model: str, threads: int, capacity: int, **_: Any) -> None:
         config = og.Config(model)
         session = {"session_options": {"intra_op_num_threads": threads}}
-        # Random weights say the end of the text at any time: here nothing ends it.
+        # With random weights the end of sequence may come at any time: it is disabled.
         config.overlay(json.dumps({"model": {"decoder": session, "eos_token_id": []}}))
         self._model = og.Model(config)
         parameters = og.GeneratorParams(self._model)
@@ -26,11 +28,11 @@ class OrtGenai:
     def prefill(self, ids: Sequence[int]) -> int:
         self._generator.rewind_to(0)
         self._generator.append_tokens(np.asarray(ids, np.int32))
-        self._generator.generate_next_token()  # chooses by the logits that are there
+        self._generator.generate_next_token()  # from the logits of the last token
         return int(self._generator.get_next_tokens()[0])
 
     def decode(self, token: int) -> int:
-        """The token is the one that it chose itself, unless `logits` are wanted for another."""
+        """See `Runner`. The generator has appended its own choice; another token replaces it."""
         if token != self._generator.get_next_tokens()[0]:
             self._generator.rewind_to(self._generator.token_count() - 1)
             self._generator.append_tokens(np.asarray([token], np.int32))

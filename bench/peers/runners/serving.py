@@ -1,19 +1,19 @@
-"""What every runner does: read commands on stdin, one JSON object a line, and answer on stdout the same way.
+"""The protocol of runners: requests on stdin and answers on stdout, one JSON object a line.
 
     {"do": "load", "model": ..., "checkpoint": ..., "precision": ..., "engine": ..., "threads": 2,
      "capacity": 1024}
-        {"load": seconds until the model is ready, libraries imported already}
+        {"load": seconds until the model is ready, without importing libraries}
     {"do": "logits", "ids": [...]}
-        {"logits": [...], "steps": [...]}: those behind the prompt, and again with its last id decoded
+        {"logits": [...], "steps": [...]}: logits after the prompt, by prefill and with the last id decoded
     {"do": "prefill", "ids": [...], "seconds": 1}
-        {"seconds": [...]}: of each prompt begun anew, as many as fit those seconds, at least one
+        {"seconds": [...]}: time of each prefill, repeated for that many seconds, at least once
     {"do": "decode", "ids": [...], "tokens": 32, "seconds": 1}
-        {"seconds": [...]}: of each step that feeds the best token, at most so many behind a prompt, as many
-        as fit those seconds, at least 8
+        {"seconds": [...]}: time of each greedy step, `tokens` after each prompt, repeated for that many
+        seconds, at least 8 steps
     {"do": "memory"}
-        {"peak": bytes that the process had resident at most, mapped files among them}
+        {"peak": peak resident memory in bytes, including mapped files}
 
-Something done for the first time is not measured, be it a prompt or the first step behind one.
+The first prompt, and the first step after each prompt, are not measured.
 An error is answered by {"error": "one line"}. The end of stdin ends the runner.
 """
 
@@ -29,51 +29,82 @@ from typing import Any, Protocol
 
 import numpy as np
 
-LEAST = 8
-"""Steps that a median is of."""
+MIN_STEPS = 8
+"""The lowest number of steps for a median."""
 
 
 class Runner(Protocol):
-    """A model that is loaded, and the text it has read."""
+    """A loaded model and the text that it has read."""
 
     def prefill(self, ids: Sequence[int]) -> int:
-        """Forget all and read these ids; the best next one."""
+        """Start a new text.
+
+        Args:
+            ids: Token ids.
+
+        Returns:
+            The most likely next token.
+        """
         ...
 
     def decode(self, token: int) -> int:
-        """Read one more; the best next one."""
+        """Append a token.
+
+        Args:
+            token: Its id.
+
+        Returns:
+            The most likely next token.
+        """
         ...
 
     def logits(self) -> np.ndarray:
-        """[V], behind what was read last."""
+        """Return the logits of the next token.
+
+        Returns:
+            [V].
+        """
         ...
 
 
 def serve(load: Callable[..., Runner]) -> None:
-    """Carry out what stdin says until it ends. load: makes the runner of the "load" command's fields."""
-    # Libraries print what they like: only answers may reach the one who asks.
+    """Answer the requests on stdin until it ends.
+
+    Args:
+        load: Creates the runner from the fields of the request "load".
+    """
+    # Libraries may print to stdout: it becomes stderr for them.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     runner: Runner | None = None
     for line in sys.stdin:
-        asked: dict[str, Any] = json.loads(line)
+        request: dict[str, Any] = json.loads(line)
         try:
-            match asked.pop("do"):
+            match request.pop("do"):
                 case "load":
                     started = time.perf_counter()
-                    runner = load(**asked)
+                    runner = load(**request)
                     answer: dict[str, Any] = {"load": time.perf_counter() - started}
                 case "memory":
                     answer = {"peak": peak()}
                 case action:
                     assert runner is not None, "load first"
-                    answer = ACTIONS[action](runner, **asked)
+                    answer = ACTIONS[action](runner, **request)
         except Exception as error:
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
         answers.write(json.dumps(answer) + "\n")
 
 
 def logits(runner: Runner, ids: Sequence[int]) -> dict[str, Any]:
+    """Compute logits in two ways.
+
+    Args:
+        runner: The runner.
+        ids: A prompt.
+
+    Returns:
+        The answer to "logits".
+    """
     runner.prefill(ids)
     whole = runner.logits().tolist()
     runner.prefill(ids[:-1])
@@ -82,6 +113,16 @@ def logits(runner: Runner, ids: Sequence[int]) -> dict[str, Any]:
 
 
 def prefill(runner: Runner, ids: Sequence[int], seconds: float) -> dict[str, Any]:
+    """Measure prefill.
+
+    Args:
+        runner: The runner.
+        ids: A prompt.
+        seconds: The measuring time.
+
+    Returns:
+        The answer to "prefill".
+    """
     runner.prefill(ids)
     times: list[float] = []
     while not times or sum(times) < seconds:
@@ -92,14 +133,25 @@ def prefill(runner: Runner, ids: Sequence[int], seconds: float) -> dict[str, Any
 
 
 def decode(runner: Runner, ids: Sequence[int], tokens: int, seconds: float) -> dict[str, Any]:
+    """Measure decode steps.
+
+    Args:
+        runner: The runner.
+        ids: A prompt.
+        tokens: Steps after each prompt.
+        seconds: The measuring time.
+
+    Returns:
+        The answer to "decode".
+    """
     times: list[float] = []
-    while len(times) < LEAST or sum(times) < seconds:
+    while len(times) < MIN_STEPS or sum(times) < seconds:
         token = runner.decode(runner.prefill(ids))
         for _ in range(tokens):
             started = time.perf_counter()
             token = runner.decode(token)
             times.append(time.perf_counter() - started)
-            if len(times) >= LEAST and sum(times) >= seconds:
+            if len(times) >= MIN_STEPS and sum(times) >= seconds:
                 break
     return {"seconds": times}
 
@@ -108,6 +160,10 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {"logits": logits, "prefill"
 
 
 def peak() -> int:
-    """Bytes. Not `ru_maxrss`, which a process inherits from the one that started it."""
+    """Return the peak resident memory. `ru_maxrss` is not used: a process inherits it from its parent.
+
+    Returns:
+        Bytes.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -13,6 +13,8 @@ from runtime_py.package import Package
 
 
 class ThisProject:
+    """See `Runner`."""
+
     def __init__(self, model: str, checkpoint: str, engine: str, threads: int, **_: Any) -> None:
         loaded = Package.load(model, checkpoint).engine(threads=threads, engine=engine)
         self._session = loaded.open_session()

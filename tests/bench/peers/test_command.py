@@ -14,8 +14,8 @@ import pytest
 
 from bench.peers import __main__ as peers
 from bench.peers import files
-from bench.peers.environments import python_of, wanted_by
-from bench.peers.processes import PeerFailed, end, finish, started
+from bench.peers.environments import python_of, requirements_text
+from bench.peers.processes import PeerFailed, kill, run_to_end, spawn
 from bench.peers.variants import LLAMA_CPP, ORT_GENAI, THIS_PROJECT, Peer, Variant
 from tests.bench.peers.toy import VOCABULARY
 
@@ -83,10 +83,10 @@ def test_an_environment_that_is_there_is_taken(tmp_path: Path) -> None:
     assert python_of(THIS_PROJECT, tmp_path, tmp_path / "log") == sys.executable
     place = tmp_path / LLAMA_CPP.key
     place.mkdir()
-    (place / "wanted.txt").write_text(wanted_by(LLAMA_CPP, "torch"))
+    (place / "wanted.txt").write_text(requirements_text(LLAMA_CPP, "torch"))
     assert python_of(LLAMA_CPP, tmp_path, tmp_path / "log", "torch") == str(place / "bin" / "python")
-    assert "-DGGML_NATIVE=ON" in wanted_by(LLAMA_CPP, "torch")
-    assert wanted_by(ORT_GENAI, "torch==1") != wanted_by(ORT_GENAI, "torch==2")
+    assert "-DGGML_NATIVE=ON" in requirements_text(LLAMA_CPP, "torch")
+    assert requirements_text(ORT_GENAI, "torch==1") != requirements_text(ORT_GENAI, "torch==2")
 
 
 def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Path(command[-3], "half").write_text("half")  # FOLDER PRECISION CAPACITY
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "finish", interrupted)
+    monkeypatch.setattr(files, "run_to_end", interrupted)
     with pytest.raises(KeyboardInterrupt):
         files.model_of(variant, sys.executable, tmp_path / "15m" / "checkpoint", 64, tmp_path / "log")
     assert list((tmp_path / "15m").iterdir()) == []
@@ -112,7 +112,7 @@ def test_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         made.append(Path(command[-4]))  # FOLDER PRECISION CAPACITY FORM
         (made[-1] / "model.tflite").write_bytes(bytes(7))
 
-    monkeypatch.setattr(files, "finish", write)
+    monkeypatch.setattr(files, "run_to_end", write)
     variant = Variant(THIS_PROJECT, "int8", 8, "litert")
     for _ in range(2):
         model = files.model_of(variant, sys.executable, tmp_path / "15m" / "checkpoint", 64, tmp_path / "log")
@@ -129,15 +129,15 @@ def test_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_reason_is_the_last_error(tmp_path: Path) -> None:
     code = "import sys; print('error: first'); print('Error: no room'); print('bye'); sys.exit(3)"
     with pytest.raises(PeerFailed, match=r"^Error: no room \(exit code 3; .*log\)$"):
-        finish([sys.executable, "-c", code], tmp_path / "log")
+        run_to_end([sys.executable, "-c", code], tmp_path / "log")
 
 
 def test_a_process_takes_its_own_with_it(tmp_path: Path) -> None:
     code = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
-    process = started([sys.executable, "-c", code], tmp_path / "log", pipe=subprocess.PIPE)
+    process = spawn([sys.executable, "-c", code], tmp_path / "log", pipe=subprocess.PIPE)
     assert process.stdout is not None
     grandchild = Path("/proc") / process.stdout.readline().strip()
-    end(process)
+    kill(process)
     deadline = time.monotonic() + 5
     while (
         grandchild.exists() and "Z" not in (grandchild / "stat").read_text() and time.monotonic() < deadline

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bench import make_checkpoint
-from bench.peers.converters.gguf_layout import interleaved, laid_out, metadata, name_of
-from bench.peers.converters.safetensors import tensors, widened
+from bench.peers.converters.gguf_layout import gguf_name, gguf_weight, interleave_rope_rows, metadata
+from bench.peers.converters.safetensors import tensors, to_float32
 from o2o.weights.checkpoint import open_checkpoint
 
 N, H, D = 3, 8, 5
@@ -37,32 +37,35 @@ def test_scores_stay_with_interleaved_rows() -> None:
             turned((q @ x).reshape(N, H), angles[0], *order)
             * turned((k @ y).reshape(N, H), angles[1], *order)
         ).sum(1)
-        for q, k, order in ((query, key, halves), (interleaved(query, N), interleaved(key, N), pairs))
+        for q, k, order in (
+            (query, key, halves),
+            (interleave_rope_rows(query, N), interleave_rope_rows(key, N), pairs),
+        )
     )
     np.testing.assert_allclose(gguf, theirs)
-    assert not np.allclose(interleaved(query, N), query)
+    assert not np.allclose(interleave_rope_rows(query, N), query)
 
 
 def test_the_order_within_a_head() -> None:
     rows = np.arange(8)[:, None]
-    assert interleaved(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert interleave_rope_rows(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 def test_only_queries_and_keys_change() -> None:
     config = {"num_attention_heads": 4, "num_key_value_heads": 2}
     weight = np.arange(16)[:, None]
     layer = "model.layers.0.self_attn"
-    assert (laid_out(f"{layer}.q_proj.weight", weight, config) == interleaved(weight, 4)).all()
-    assert (laid_out(f"{layer}.k_proj.weight", weight, config) == interleaved(weight, 2)).all()
-    assert laid_out(f"{layer}.v_proj.weight", weight, config) is weight
+    assert (gguf_weight(f"{layer}.q_proj.weight", weight, config) == interleave_rope_rows(weight, 4)).all()
+    assert (gguf_weight(f"{layer}.k_proj.weight", weight, config) == interleave_rope_rows(weight, 2)).all()
+    assert gguf_weight(f"{layer}.v_proj.weight", weight, config) is weight
 
 
 def test_names() -> None:
-    assert name_of("model.layers.12.mlp.up_proj.weight") == "blk.12.ffn_up.weight"
-    assert name_of("model.layers.0.input_layernorm.weight") == "blk.0.attn_norm.weight"
-    assert name_of("lm_head.weight") == "output.weight"
+    assert gguf_name("model.layers.12.mlp.up_proj.weight") == "blk.12.ffn_up.weight"
+    assert gguf_name("model.layers.0.input_layernorm.weight") == "blk.0.attn_norm.weight"
+    assert gguf_name("lm_head.weight") == "output.weight"
     with pytest.raises(KeyError):
-        name_of("model.layers.0.self_attn.q_norm.weight")
+        gguf_name("model.layers.0.self_attn.q_norm.weight")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -77,8 +80,8 @@ def test_every_tensor_of_a_checkpoint(tmp_path: Path, dtype: str) -> None:
     found = dict(tensors(tmp_path))
     assert found.keys() == wanted.keys()
     for name, bits in found.items():
-        np.testing.assert_array_equal(widened(bits), wanted[name])
-    assert len({name_of(name) for name in found}) == len(found)
+        np.testing.assert_array_equal(to_float32(bits), wanted[name])
+    assert len({gguf_name(name) for name in found}) == len(found)
     config = json.loads((tmp_path / "config.json").read_text())
     told = metadata(config)
     assert told["llama.attention.head_count_kv"] == 2

@@ -16,7 +16,7 @@ from bench.peers import worker as children
 from bench.peers.processes import PeerFailed
 from bench.peers.rounds import Contender, Plan, correlation, measure
 from bench.peers.variants import THIS_PROJECT, Peer, Variant
-from bench.peers.worker import Child
+from bench.peers.worker import Worker
 from tests.bench.peers.toy import VOCABULARY
 
 TOY = Peer("toy", "toy", runners="tests.bench.peers")
@@ -58,7 +58,10 @@ def test_who_fails_is_left_out_with_the_reason(tmp_path: Path) -> None:
     found = measure(all_, VOCABULARY, plan(tmp_path), lambda line: None)
     assert [one.variant.precision for one in found.contenders] == ["good"]
     assert all("decode 80" in each["toy good 0"] for each in found.rounds)
-    reasons = {name.split(" ", 1)[1].removesuffix(" 0"): reason for name, reason in found.failed.items()}
+    reasons = {
+        name.split(" ", 1)[1].removesuffix(" 0"): failure_reason
+        for name, failure_reason in found.failed.items()
+    }
     assert reasons["unloadable"].startswith("ValueError: no such model (")
     assert "ended by signal 6" in reasons["dies"]
     assert reasons["steps differ"].startswith("decode and prefill do not agree: correlation ")
@@ -77,7 +80,7 @@ def test_one_at_a_time_where_memory_is_short(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_child_is_stopped_between_answers_and_gone_after_them(tmp_path: Path) -> None:
-    child = Child("tests.bench.peers.toy", sys.executable, tmp_path / "log", tmp_path)
+    child = Worker("tests.bench.peers.toy", sys.executable, tmp_path / "log", tmp_path)
     child.ask("load", precision="good", engine="")
     pid = child._process.pid
     deadline = time.monotonic() + 5
@@ -91,7 +94,7 @@ def test_a_child_is_stopped_between_answers_and_gone_after_them(tmp_path: Path) 
 
 
 def test_a_child_that_was_ended_is_told(tmp_path: Path) -> None:
-    child = Child("tests.bench.peers.toy", sys.executable, tmp_path / "log", tmp_path)
+    child = Worker("tests.bench.peers.toy", sys.executable, tmp_path / "log", tmp_path)
     os.kill(child._process.pid, signal.SIGKILL)
     with pytest.raises(PeerFailed, match="signal 9"):
         child.ask("memory")
@@ -101,8 +104,8 @@ def test_a_child_that_was_ended_is_told(tmp_path: Path) -> None:
 def test_a_child_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(children, "PATIENCE", 0.05)
-    child = Child("tests.bench.peers.toy", sys.executable, tmp_path / "log", tmp_path)
+    monkeypatch.setattr(children, "TIMEOUT", 0.05)
+    child = Worker("tests.bench.peers.toy", sys.executable, tmp_path / "log", tmp_path)
     with pytest.raises(PeerFailed, match=r"no answer to 'load' in 0.05 s"):
         child.ask("load", precision="good", engine="")  # Python alone takes longer to start
     child.close()
