@@ -1,4 +1,4 @@
-"""What every filter is: a model in, a model out, one line on stderr, and the same flags and manners."""
+"""Base class of the filters: read models, transform them, check and write the result."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import onnx_ir as ir
+
 from o2o import __version__, formats, streams
 from o2o.cli import command
 from o2o.cli.arguments import Parser
@@ -17,132 +19,205 @@ from o2o.formats.fingerprint import fingerprint
 from o2o.model import Format, Model
 from o2o.rewriting.topological_sort import topological_sort
 
+Result = Model | ir.Model
+"""What a filter writes: an `ir.Model` is ONNX, and then `check` and `write` are overridden."""
+
 
 class Filter:
-    """One command. A subclass gives `name`, a docstring with a drawing, and `apply`.
+    """One command. A subclass gives `name`, `usage_example`, a docstring and `apply`.
 
-    The docstring is the `--help` text and the page under `docs/filters/`: its first line says what the
-    filter does, then come a before/after drawing and what it refuses.
+    `run` takes these steps, each of which a subclass may override: `check_arguments`, `input_files`, `read`,
+    `transform` (which calls `apply`), `check` for `--check`, `write`.
+
+    The docstring is the `--help` text and the page in `docs/filters`. Its first line says what the filter
+    does. A drawing of before and after follows, then what the filter refuses.
     """
 
     name: ClassVar[str]
     usage_example: ClassVar[str]
-    formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # what it takes
-    writes_model: ClassVar[bool] = True
-    changes_graph: bool = True  # else it leaves no entry in the history
-    tolerance: float | None = None  # how far results may be off for --check; None: as far as rounding goes
+    formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # of the input
+    records_history: ClassVar[bool] = True
+    check_help: ClassVar[str | None] = "run the model before and after on LiteRT and compare the outputs"
 
     def __init__(self) -> None:
-        self._said: list[str] = []
-        self._sources: list[streams.Source] | None = None
+        self.messages: list[str] = []
+
+    # ---- arguments ---------------------------------------------------------------------------------
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the filter's own arguments. The input file is declared by `add_input`."""
+        """Declare the filter's own arguments. `add_input` declares the input file."""
 
     def add_input(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("file", nargs="?", help="the model; stdin when absent or `-`")
-
-    def apply(self, model: Model, args: argparse.Namespace) -> Model | None:
-        """Change `model` in place, or return another. Raises ModelError, UsageError."""
-        raise NotImplementedError
-
-    # ------------------------------------------------------------------------------------------------
-
-    def say(self, message: str) -> None:
-        """Tell the user one line, on stderr, once the filter has succeeded.
-
-        A filter that fails says why, and nothing of what it had done by then.
-        """
-        self._said.append(message)
+        """Declare the input file."""
+        parser.add_argument("file", nargs="?", help="the model; stdin if absent or `-`")
 
     def parser(self) -> Parser:
-        text = inspect.cleandoc(self.__doc__ or "")
+        """Return the parser of the whole command line."""
         parser = Parser(
             prog=self.name,
-            description=text,
+            description=inspect.cleandoc(self.__doc__ or ""),
             epilog=f"example:\n  {self.usage_example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # what works today must mean the same when there are more flags
+            allow_abbrev=False,  # a new flag must not change what an abbreviation means
         )
         self.add_arguments(parser)
         self.add_input(parser)
         parser.add_argument(
-            "-o", "--output", metavar="FILE", help="write here, at once when complete; else stdout"
+            "-o", "--output", metavar="FILE", help="write here, only when complete (default: stdout)"
         )
-        if self.writes_model:
-            parser.add_argument(
-                "--check", action="store_true", help="run the model before and after on LiteRT and compare"
-            )
-        parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+        if self.check_help is not None:
+            parser.add_argument("--check", action="store_true", help=self.check_help)
+        else:
+            parser.set_defaults(check=False)
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
         return parser
 
-    def files(self, args: argparse.Namespace) -> list[str]:
-        """What to read, `-` for stdin."""
+    def check_arguments(self, args: argparse.Namespace) -> None:
+        """Refuse arguments that contradict each other, before anything is read.
+
+        Raises:
+            UsageError: They do.
+        """
+
+    # ---- steps -------------------------------------------------------------------------------------
+
+    def input_files(self, args: argparse.Namespace) -> list[str]:
+        """Return the files to read, `-` for stdin."""
         return [args.file or "-"]
 
-    def apply_all(self, models: Sequence[Model], args: argparse.Namespace) -> Model:
-        """Return the result for all models read. A filter of one model overrides `apply` instead."""
-        (model,) = models
-        return self.apply(model, args) or model
+    def open(self, args: argparse.Namespace) -> list[streams.Source]:
+        """Open the input files.
 
-    def read(self, args: argparse.Namespace) -> list[Model]:
-        """The models in `sources`; each call reads them anew."""
-        found = [formats.read(source) for source in self.sources(args)]
-        for model, source in zip(found, self.sources(args), strict=True):
-            self.checked(model, source.name)
-        return found
+        Raises:
+            OSError: A file cannot be opened.
+            UsageError: Two of them are stdin.
+        """
+        files = self.input_files(args)
+        if files.count("-") > 1:
+            raise UsageError("stdin (`-`) can be read only once")
+        return [streams.open_source(file) for file in files]
 
-    def sources(self, args: argparse.Namespace) -> list[streams.Source]:
-        if self._sources is None:
-            files = self.files(args)
-            if files.count("-") > 1:
-                raise UsageError("stdin (`-`) can be read only once")
-            self._sources = [streams.open_source(file) for file in files]
-        return self._sources
+    def read(self, sources: Sequence[streams.Source]) -> list[Model]:
+        """Read a model from each source. A source can be read again.
 
-    def checked(self, model: Model, source: str) -> Model:
-        if model.format not in self.formats:
-            needed = " or ".join(self.formats)
-            raise ModelError(f"{source}: a {model.format} model, but this filter needs {needed}")
-        return model
+        Raises:
+            ModelError: A source holds no model, or one of a format that the filter does not take.
+        """
+        models = [formats.read(source) for source in sources]
+        for model, source in zip(models, sources, strict=True):
+            if model.format not in self.formats:
+                needed = " or ".join(self.formats)
+                raise ModelError(f"{source.name}: a {model.format} model, but this filter needs {needed}")
+        return models
 
-    def entry(self, models: Sequence[Model], args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-        """Return the history entry of this run on `models`, which must be as they were read."""
+    def history_entry(
+        self, models: Sequence[Model], args: argparse.Namespace, argv: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return the history entry of this run.
+
+        Args:
+            models: The input as it was read.
+            args: The arguments.
+            argv: The same as text.
+        """
         return {
             "filter": self.name,
-            "arguments": _told(argv, args),
+            "arguments": _recorded_arguments(argv, args),
             "version": __version__,
             "input": self.input_fingerprint(models),
         }
 
     def input_fingerprint(self, models: Sequence[Model]) -> str:
-        """Return what the history entry records as its input."""
+        """Return the fingerprint of the input for the history entry."""
         (model,) = models
         return fingerprint(model)
 
-    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
-        models = self.read(args)
-        entry = self.entry(models, args, argv) if self.changes_graph else {}
-        model = self.apply_all(models, args)
+    def transform(
+        self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
+    ) -> Result:
+        """Return the result of the filter. A filter of one Circle or TFLite model overrides `apply` instead.
+
+        Args:
+            models: The input, which may be changed.
+            args: The arguments.
+            entry: For the history of the result. None if `records_history` is false.
+
+        Raises:
+            ModelError, UsageError: See the filter.
+        """
+        (model,) = models
+        changed = self.apply(model, args)
         for graph in model.graphs:
             topological_sort(graph)
-        if self.changes_graph:
+        if entry is not None and changed is not False:
             model.history.append(entry)
-        if args.check:
-            from o2o.check import check
+        return model
 
-            self.say(check(self.read(args), model, self.tolerance))
-        planned = formats.plan(model)
-        with streams.open_output(args.output, planned.size) as sink:
-            planned.write(sink, passing=True)
-            for source in self.sources(args):
+    def apply(self, model: Model, args: argparse.Namespace) -> bool | None:
+        """Change `model` in place.
+
+        Returns:
+            False if the model passes unchanged: its history gets no entry.
+
+        Raises:
+            ModelError, UsageError: See the filter.
+        """
+        raise NotImplementedError
+
+    def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
+        """Compare the outputs of the input models with those of the result, for `--check`.
+
+        Returns:
+            What was compared, as a message.
+
+        Raises:
+            ModelError: An output differs, or a model cannot be run.
+        """
+        from o2o.check import check
+
+        assert isinstance(result, Model)
+        return check(models, result)
+
+    def write(self, result: Result, output: str | None, sources: Sequence[streams.Source]) -> None:
+        """Write the result, whose weights may still be in `sources`, to the file `output` or to stdout.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        assert isinstance(result, Model)
+        plan = formats.plan(result)
+        with streams.open_output(output, plan.size) as sink:
+            plan.write(sink, passing=True)
+            for source in sources:
                 source.finish()
-        return 0
+
+    # ---- the command -------------------------------------------------------------------------------
+
+    def log(self, message: str) -> None:
+        """Print a line on stderr when the filter has succeeded. A filter that fails prints only its error."""
+        self.messages.append(message)
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
+        """Take all steps."""
+        sources = self.open(args)
+        models = self.read(sources)
+        entry = self.history_entry(models, args, argv) if self.records_history else None
+        result = self.transform(models, args, entry)
+        if args.check:
+            self.log(self.check(self.read(sources), result, args))
+        self.write(result, args.output, sources)
 
     @classmethod
     def main(cls, argv: Sequence[str] | None = None) -> int:
-        """The command: parse `argv`, filter, report. Returns the exit code."""
+        """Run the command.
+
+        Args:
+            argv: The arguments; None for those of the process.
+
+        Returns:
+            The exit code, see `o2o.cli.command.run`.
+        """
         filter_ = cls()
         parser = filter_.parser()
         arguments = parser.canonical(sys.argv[1:] if argv is None else argv)
@@ -150,15 +225,16 @@ class Filter:
         def body() -> int:
             try:
                 args = parser.parse_intermixed_args(arguments)
-            except SystemExit as done:  # --help and --version
-                return int(done.code or 0)
-            code = filter_.run(args, arguments)
-            for message in filter_._said:
+            except SystemExit as exit_:  # --help and --version
+                return int(exit_.code or 0)
+            filter_.check_arguments(args)
+            filter_.run(args, arguments)
+            for message in filter_.messages:
                 command.report(cls.name, message)
-            return code
+            return 0
 
-        # A filter lives for one model, most of which it keeps to the end: it would only lose time looking
-        # for garbage among tens of thousands of objects that are none.
+        # A filter lives for one model, most of which it keeps to the end: looking for garbage among tens of
+        # thousands of live objects would only cost time.
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -168,20 +244,20 @@ class Filter:
                 gc.enable()
 
 
-_FILES = ("-o", "--output", "--report")  # where things went
-_UNTOLD = ("--check", "--debug", "--explain")  # they change what is said, not the model
+_FILE_FLAGS = ("-o", "--output", "--report")  # where results went
+_MESSAGE_FLAGS = ("--check", "--debug", "--explain")  # what was printed
 
 
-def _told(argv: Sequence[str], args: argparse.Namespace) -> list[str]:
-    """The arguments that changed the model: not where it came from or went to, so that history repeats."""
-    told: list[str] = []
+def _recorded_arguments(argv: Sequence[str], args: argparse.Namespace) -> list[str]:
+    """The arguments that changed the model, without file names: the same work gives the same history."""
+    recorded: list[str] = []
     rest = iter(argv)
     for argument in rest:
-        if argument in _FILES:
+        if argument in _FILE_FLAGS:
             next(rest, None)
-        elif argument not in _UNTOLD and not argument.startswith(("--output=", "--report=", "-o")):
-            told.append(argument)
+        elif argument not in _MESSAGE_FLAGS and not argument.startswith(("--output=", "--report=", "-o")):
+            recorded.append(argument)
     for file in getattr(args, "files", [getattr(args, "file", None)]):
-        if file in told:
-            del told[len(told) - 1 - told[::-1].index(file)]  # the last: another may be a name like it
-    return told
+        if file in recorded:
+            del recorded[len(recorded) - 1 - recorded[::-1].index(file)]  # the last: a name may equal it
+    return recorded

@@ -29,7 +29,7 @@ class BindWeights(Filter):
 
     name = "bind.weights.py"
     usage_example = "gc.py < graph.circle | bind.weights.py -o model.circle"
-    changes_graph = False
+    records_history = False
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -42,11 +42,11 @@ class BindWeights(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         count = bind(model, args.checkpoint, args.partial)
         if not count:
-            self.say("there is nothing to bind")
+            self.log("there is nothing to bind")
             return
         _, _, saved = deduplicate_constants(model, only=Weight)
         told = f"bound {counted(count, 'tensor')}"
-        self.say(told + (f"; equal ones are stored once, which saves {saved:,} bytes" if saved else ""))
+        self.log(told + (f"; equal ones are stored once, which saves {saved:,} bytes" if saved else ""))
 
 
 main = BindWeights.main

@@ -42,7 +42,11 @@ class BucketKvcache(Filter):
             help=f"positions of the new caches ({SMALLEST}, and twice as many each, below the model's own)",
         )
 
-    def apply(self, model: Model, args: argparse.Namespace) -> None:
+    def check_arguments(self, args: argparse.Namespace) -> None:
+        if args.capacities == []:
+            raise UsageError("--capacities names no capacity: write 256,512")
+
+    def apply(self, model: Model, args: argparse.Namespace) -> bool:
         decode = find_decode(model)
         if decode is None or not (own := capacity_of(decode)):
             raise ModelError("there is no decode whose caches the contract tells: merge one with the prefill")
@@ -52,15 +56,15 @@ class BucketKvcache(Filter):
         if wrong := [rows for rows in wanted if not 0 < rows < own]:
             raise UsageError(f"--capacities: {wrong[0]} is not between 0 and the {own} of decode")
         if not wanted:
-            self.changes_graph = False
-            self.say(f"decode's caches hold {own} positions: there is nothing smaller to add")
-            return
+            self.log(f"decode has a capacity of {own}: there is no smaller one to add")
+            return False
         try:
             add_cache_buckets(model, decode, wanted)
         except MatchFailure as reason:
             raise ModelError(f"decode cannot do with fewer rows: {reason}") from None
         names = [f"decode_{rows}" for rows in wanted]
-        self.say(f"{listed(names)}, besides decode of {counted(own, 'position')}")
+        self.log(f"{listed(names)}, besides decode of {counted(own, 'position')}")
+        return True
 
 
 main = BucketKvcache.main

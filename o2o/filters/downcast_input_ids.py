@@ -64,10 +64,10 @@ class DowncastInputIds(Filter):
     def _downcast(self, model: Model, graph: ir.Graph, value: ir.Value) -> None:
         told = f"{model.label(graph)}: {value.name}"
         if value.dtype == INT32:
-            self.say(f"{told} is int32 already")
+            self.log(f"{told} is int32 already")
             return
         casts = downcast_input(model, graph, value)
-        self.say(f"{told} is int32 now{', and cast for other users' if casts else ''}")
+        self.log(f"{told} is int32 now{', and cast for other users' if casts else ''}")
 
 
 def _tokens(called: dict[ir.Value, set[str]]) -> set[ir.Value]:

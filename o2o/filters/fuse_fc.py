@@ -29,7 +29,7 @@ class FuseFc(Filter):
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         result = fuse_fully_connected(model)
-        self.say(
+        self.log(
             f"fused {result.before} FULLY_CONNECTED into {result.after}"
             if result.after
             else "nothing to fuse"

@@ -32,7 +32,7 @@ class Fusion(Filter):
         for graph in model.graphs:
             label = model.label(graph)
             if (dynamic := _dynamic_value(graph)) is not None:
-                self.say(f"{label}: left alone, as {dynamic.name} has no fixed shape")
+                self.log(f"{label}: left alone, as {dynamic.name} has no fixed shape")
             else:
                 self._report(label, apply_rule(model, graph, rule), args.explain)
 
@@ -41,10 +41,10 @@ class Fusion(Filter):
         if result.failures:
             left = f", left {counted(len(result.failures), 'candidate')} alone"
             left += "" if explain else " (--explain tells why)"
-        self.say(f"{label}: fused {counted(result.rewritten, self.noun)}{left}")
+        self.log(f"{label}: fused {counted(result.rewritten, self.noun)}{left}")
         if explain:
             for node, failure in result.failures:
-                self.say(f"{label}: {node.op_type} {node.outputs[0].name}: {failure}")
+                self.log(f"{label}: {node.op_type} {node.outputs[0].name}: {failure}")
 
 
 def _dynamic_value(graph: ir.Graph) -> ir.Value | None:

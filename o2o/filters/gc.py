@@ -41,7 +41,7 @@ class Gc(Filter):
         counts = [(nodes, "operator"), (constants, "constant"), (loose, "loose tensor"), (graphs, "subgraph")]
         removed = ", ".join(counted(number, noun) for number, noun in counts if number)
         freed = before - stored_bytes(model)
-        self.say(f"removed {removed}; {freed:,} bytes of constants" if removed else "nothing to remove")
+        self.log(f"removed {removed}; {freed:,} bytes of constants" if removed else "nothing to remove")
 
 
 main = Gc.main

@@ -27,16 +27,16 @@ class Inspect(Filter):
 
     name = "inspect.model.py"
     usage_example = "inspect.model.py model.circle"
-    writes_model = False
+    check_help = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--json", action="store_true", help="for programs: everything, as one JSON object"
         )
 
-    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
-        (model,) = self.read(args)
-        (source,) = self.sources(args)
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
+        (source,) = sources = self.open(args)
+        (model,) = self.read(sources)
         source.finish()
         summary = summarise(model)
         if args.json:
@@ -48,7 +48,6 @@ class Inspect(Filter):
         else:
             with streams.open_output(args.output) as sink:
                 sink.write(text.encode())
-        return 0
 
 
 main = Inspect.main

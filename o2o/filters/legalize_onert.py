@@ -35,8 +35,8 @@ class LegalizeOnert(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         done = legalize(model)
         if done.dropped:
-            self.say(f"left out {listed(done.dropped)}: onert runs decode alone")
-        self.say(f"{counted(done.before, 'operator')} became {done.after:,}")
+            self.log(f"left out {listed(done.dropped)}: onert runs decode alone")
+        self.log(f"{counted(done.before, 'operator')} became {done.after:,}")
 
 
 main = LegalizeOnert.main

@@ -6,6 +6,7 @@ import argparse
 from collections import Counter
 
 from o2o.cli.text import counted, listed
+from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.lower.litert.attention import FlashBlocks
 from o2o.lower.litert.composites import wrap_composites
@@ -48,24 +49,27 @@ class LowerLitert(Filter):
             "--enable_hlfb", action="store_true", help="wrap attention and norms as wrap.composites.py does"
         )
 
-    def apply(self, model: Model, args: argparse.Namespace) -> None:
+    def apply(self, model: Model, args: argparse.Namespace) -> bool:
         if model.format == "tflite":
-            self.changes_graph = False
-            self.say("this is TFLite already: it passes as it is")
-            return
+            if args.flash is not None or args.enable_hlfb:
+                flag = "--enable_hlfb" if args.flash is None else "--flash"
+                raise UsageError(f"{flag} needs a Circle model: this one is TFLite already")
+            self.log("the model is TFLite already and passes unchanged")
+            return False
         before = _operators(model)
         lower(model, args.flash)
         if args.enable_hlfb:
             wrapped = wrap_composites(model)
             told = [f"{count} {name}" for name, count in sorted(wrapped.items())]
-            self.say(f"wrapped {listed(told)}" if told else "nothing to wrap")
+            self.log(f"wrapped {listed(told)}" if told else "nothing to wrap")
         after = _operators(model)
         gone = [f"{count} {name}" for name, count in sorted(before.items()) if name not in after]
         made = counted(sum(after.values()), "operator")
-        self.say(f"lowered {listed(gone)}: {made} now" if gone else f"nothing to lower in {made}")
+        self.log(f"lowered {listed(gone)}: {made} now" if gone else f"nothing to lower in {made}")
         custom = sorted({n.op_type for graph in model.graphs for n in graph if n.domain == CUSTOM_DOMAIN})
         if custom:
-            self.say(f"custom operators stay, which the runtime must know: {listed(custom)}")
+            self.log(f"the runtime must know these custom operators: {listed(custom)}")
+        return True
 
 
 def _flash(text: str) -> FlashBlocks:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
 
 from o2o import streams
 from o2o.cli.text import counted
-from o2o.filters.base import Filter
+from o2o.filters.base import Filter, Result
 from o2o.lower.onnx import FORMS, lower_to_onnx, stream, write
+from o2o.model import Model
 
 
 class LowerOnnx(Filter):
@@ -34,7 +38,7 @@ class LowerOnnx(Filter):
     name = "lower.onnx.py"
     usage_example = "lower.onnx.py --form ort model.circle -o model.onnx"
     formats = ("circle",)
-    writes_model = False
+    check_help = "run the model on LiteRT and the result on ONNX Runtime, and compare the outputs"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -44,29 +48,34 @@ class LowerOnnx(Filter):
             "--logits", choices=("last", "all"), default="last", help="of which tokens (%(default)s)"
         )
 
-        parser.add_argument(
-            "--check", action="store_true", help="run both, on LiteRT and on ONNX Runtime, and compare"
-        )
-
-    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
-        (model,) = models = self.read(args)
-        model.history.append(self.entry(models, args, argv))
+    def transform(
+        self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
+    ) -> ir.Model:
+        (model,) = models
+        if entry is not None:
+            model.history.append(entry)
         lowered = lower_to_onnx(model, args.form, args.logits)
-        if args.check:
-            from o2o.lower.onnx.check import check
+        operators = Counter(node.op_type for node in lowered.graph)
+        most_common = ", ".join(f"{count} {name}" for name, count in operators.most_common(4))
+        self.log(f"{args.form}: {counted(sum(operators.values()), 'operator')}: {most_common}, ...")
+        return lowered
 
-            self.say(check(self.read(args)[0], lowered))
-        if args.output is None:
+    def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
+        from o2o.lower.onnx.check import check
+
+        (model,) = models
+        assert isinstance(result, ir.Model)
+        return check(model, result)
+
+    def write(self, result: Result, output: str | None, sources: Sequence[streams.Source]) -> None:
+        assert isinstance(result, ir.Model)
+        if output is None:
             with streams.open_output(None) as sink:
-                stream(lowered, sink)
+                stream(result, sink)
         else:
-            write(lowered, args.output)
-        for source in self.sources(args):
+            write(result, output)
+        for source in sources:
             source.finish()
-        made = Counter(node.op_type for node in lowered.graph)
-        told = ", ".join(f"{count} {name}" for name, count in made.most_common(4))
-        self.say(f"{args.form}: {counted(sum(made.values()), 'operator')}: {told}, ...")
-        return 0
 
 
 main = LowerOnnx.main

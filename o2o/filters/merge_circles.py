@@ -6,12 +6,14 @@ import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.formats.fingerprint import fingerprint
 from o2o.model import Model, Signature, attribute
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
+from o2o.rewriting.topological_sort import topological_sort
 
 
 class MergeCircles(Filter):
@@ -42,19 +44,26 @@ class MergeCircles(Filter):
     def add_input(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("files", nargs="+", metavar="MODEL", help="Circle or TFLite files; `-` is stdin")
 
-    def files(self, args: argparse.Namespace) -> list[str]:
+    def input_files(self, args: argparse.Namespace) -> list[str]:
         return list(args.files)
 
     def input_fingerprint(self, models: Sequence[Model]) -> str:
         fingerprints = "".join(fingerprint(model) for model in models)
         return f"sha256:{hashlib.sha256(fingerprints.encode()).hexdigest()}"
 
-    def apply_all(self, models: Sequence[Model], args: argparse.Namespace) -> Model:
+    def transform(
+        self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
+    ) -> Model:
         for model, file in zip(models, args.files, strict=True):
             model.sign("model" if file == "-" else Path(file).stem)
         if args.sig_names is not None:
             _rename([s for model in models for s in model.signatures], args.sig_names.split(";"))
-        return self.merged(models, args.files)
+        merged = self.merged(models, args.files)
+        for graph in merged.graphs:
+            topological_sort(graph)
+        if entry is not None:
+            merged.history.append(entry)
+        return merged
 
     def merged(self, models: Sequence[Model], files: Sequence[str]) -> Model:
         """One model of `models`, which are used up. Raises ModelError."""
@@ -79,13 +88,13 @@ class MergeCircles(Filter):
             self._add_metadata(result, model, file)
             for name in sorted(_variables(model)):
                 if name in variable_of:
-                    self.say(f"{variable_of[name]} and {file} share the variable {name!r} from now on")
+                    self.log(f"{variable_of[name]} and {file} share the variable {name!r} from now on")
                 variable_of[name] = file
             result.history.append({"merged": Path(file).name, "history": model.history})
         _name_apart(result)
         total, shared, saved = deduplicate_constants(result)
         names = ", ".join(signature.name for signature in result.signatures)
-        self.say(f"merged {names}: shared {shared} of {total} constants, which saves {saved:,} bytes")
+        self.log(f"merged {names}: shared {shared} of {total} constants, which saves {saved:,} bytes")
         return result
 
     def _add_metadata(self, result: Model, model: Model, file: str) -> None:
@@ -93,7 +102,7 @@ class MergeCircles(Filter):
         place: dict[int, int] = {}  # where an entry of `model` is now
         for index, (name, data) in enumerate(model.metadata):
             if name in known and known[name] != data:
-                self.say(f"{file}: its metadata {name!r} differs from that of an earlier file, which is kept")
+                self.log(f"{file}: its metadata {name!r} differs from that of an earlier file, which is kept")
                 continue
             if name not in known:
                 result.metadata.append((name, data))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from o2o import streams
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import Filter, Result
 from o2o.model import Model
 from o2o.quantization.quantize import Done, quantize
 from o2o.quantization.recipes import PARTS, RECIPES, find
@@ -57,24 +57,30 @@ class QuantizeWeights(Filter):
             )
         parser.add_argument("--report", metavar="FILE", help="write errors and sizes there, as JSON")
 
-    def apply(self, model: Model, args: argparse.Namespace) -> None:
-        self._recipe = find(args.recipe, args.embedding, args.head)
-        self.tolerance = self._recipe.tolerance or None
-        self._done: list[Done] = quantize(model, self._recipe)
-        self.changes_graph = any(one.scheme for one in self._done)  # what is as it was has no new entry
-
-    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int:
-        find(args.recipe, args.embedding, args.head)  # before anything is read
+    def check_arguments(self, args: argparse.Namespace) -> None:
+        find(args.recipe, args.embedding, args.head)
         files = [Path(file).resolve() for file in (args.report, args.output) if file is not None]
         if len(set(files)) < len(files):
             raise UsageError(f"--report and -o are both {args.report}: one would replace the other")
+
+    def apply(self, model: Model, args: argparse.Namespace) -> bool:
+        self._done: list[Done] = quantize(model, find(args.recipe, args.embedding, args.head))
+        return any(one.scheme for one in self._done)
+
+    def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
+        from o2o.check import check
+
+        assert isinstance(result, Model)
+        return check(models, result, find(args.recipe, args.embedding, args.head).tolerance or None)
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
+        """Quantise, then write the report: errors are known when the weights have been streamed."""
         with nullcontext() if args.report is None else streams.open_output(args.report) as sink:
-            code = super().run(args, argv)
-            told = report(self._recipe, self._done)
-            self.say(summary(told))
+            super().run(args, argv)
+            payload = report(find(args.recipe, args.embedding, args.head), self._done)
+            self.log(summary(payload))
             if sink is not None:
-                sink.write((json.dumps(told, indent=2) + "\n").encode())
-        return code
+                sink.write((json.dumps(payload, indent=2) + "\n").encode())
 
 
 main = QuantizeWeights.main

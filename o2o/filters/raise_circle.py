@@ -22,12 +22,12 @@ class RaiseCircle(Filter):
     name = "raise.circle.py"
     usage_example = "raise.circle.py < model.tflite | fuse.rms_norm.py > model.circle"
 
-    def apply(self, model: Model, args: argparse.Namespace) -> None:
+    def apply(self, model: Model, args: argparse.Namespace) -> bool:
         if model.format == "circle":
-            self.changes_graph = False
-            self.say("this is Circle already: it passes as it is")
-            return
+            self.log("the model is Circle already and passes unchanged")
+            return False
         convert(model, "circle")
+        return True
 
 
 main = RaiseCircle.main

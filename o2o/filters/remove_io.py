@@ -45,7 +45,7 @@ class RemoveIo(Filter):
         for graph, keep in chosen.items():
             removed = _remove(graph, args.io, set(keep))
             sync_signatures(model, graph)
-            self.say(f"{model.label(graph)}: kept {counted(len(set(keep)), args.io)}, removed {removed}")
+            self.log(f"{model.label(graph)}: kept {counted(len(set(keep)), args.io)}, removed {removed}")
 
 
 def _remove(graph: ir.Graph, io: IoKind, keep: Collection[int]) -> int:

@@ -38,19 +38,18 @@ class RenameIo(Filter):
         add_signature(parser)
 
     def add_input(self, parser: argparse.ArgumentParser) -> None:
-        parser.set_defaults(file=None)  # argparse cannot tell names from a file after them: `files` does
+        parser.set_defaults(file=None)  # argparse cannot tell a file from the names before it
 
-    def files(self, args: argparse.Namespace) -> list[str]:
+    def check_arguments(self, args: argparse.Namespace) -> None:
         if len(args.names) > 1 and "=" not in args.names[-1]:
             args.file = args.names.pop()
-        self.pairs = [_pair(text, args.regex) for text in args.names]
-        return super().files(args)
+        args.renames = [_rename(text, args.regex) for item in args.names for text in _split(item)]
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         used: set[str] = set()
 
         def rename(name: str) -> str | None:
-            for old, pattern, new in self.pairs:
+            for old, pattern, new in args.renames:
                 if match := pattern.fullmatch(name):
                     used.add(old)
                     return _expand(match, new) if args.regex else new
@@ -60,14 +59,20 @@ class RenameIo(Filter):
         there = listed([value.name or "" for graph in graphs for value in io_values(graph, args.io)])
         for graph in graphs:
             for old, new in rename_io(model, graph, args.io, rename).items():
-                self.say(f"{model.label(graph)}: {old} is now {new}")
-        for old, _, _ in self.pairs:
+                self.log(f"{model.label(graph)}: {old} is now {new}")
+        for old, _, _ in args.renames:
             if old not in used:
                 what = "matches" if args.regex else "is called"
                 raise UsageError(f"no {args.io} {what} {old!r}; there are: {there}")
 
 
-def _pair(text: str, regex: bool) -> tuple[str, re.Pattern[str], str]:
+def _split(item: str) -> list[str]:
+    """`a=b,c=d` is two; a comma may also be part of a name or a pattern."""
+    parts = item.split(",")
+    return parts if all("=" in part for part in parts) else [item]
+
+
+def _rename(text: str, regex: bool) -> tuple[str, re.Pattern[str], str]:
     """(OLD, what matches it, NEW). Raises UsageError."""
     old, separator, new = text.partition("=")
     if not (separator and old and new):

@@ -45,7 +45,7 @@ class RenameIoRemovePrefix(Filter):
                 changed += len(rename_io(model, graph, io, rename))
         if not changed:
             raise UsageError(f"no input or output has a name that starts with {args.prefix!r}")
-        self.say(f"took it off {counted(changed, 'name')}")
+        self.log(f"took it off {counted(changed, 'name')}")
 
 
 main = RenameIoRemovePrefix.main

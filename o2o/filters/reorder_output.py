@@ -44,7 +44,7 @@ class ReorderOutput(Filter):
         for graph, order in io_positions(model, graphs, "output", args.by_id, args.by_name).items():
             _check_permutation(model.label(graph), graph, order)
             reorder(model, graph, order)
-            self.say(f"{model.label(graph)}: {listed([value.name or '' for value in graph.outputs])}")
+            self.log(f"{model.label(graph)}: {listed([value.name or '' for value in graph.outputs])}")
 
 
 def reorder(model: Model, graph: ir.Graph, order: list[int]) -> None:

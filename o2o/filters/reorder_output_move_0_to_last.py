@@ -36,7 +36,7 @@ class ReorderOutputMove0ToLast(Filter):
             raise UsageError("there is nothing to move: no graph has more than one output")
         for graph in graphs:
             reorder(model, graph, [*range(1, len(graph.outputs)), 0])
-            self.say(f"{model.label(graph)}: {listed([value.name or '' for value in graph.outputs])}")
+            self.log(f"{model.label(graph)}: {listed([value.name or '' for value in graph.outputs])}")
 
 
 main = ReorderOutputMove0ToLast.main

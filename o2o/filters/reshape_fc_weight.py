@@ -39,7 +39,7 @@ class ReshapeFcWeight(Filter):
                 else:
                     left += 1
         told = f"reshaped {counted(reshaped_, 'weight')}"
-        self.say(told + (f", left {left} alone" if left else ""))
+        self.log(told + (f", left {left} alone" if left else ""))
 
 
 def _weights(graph: ir.Graph) -> list[ir.Value]:

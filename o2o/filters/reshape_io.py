@@ -69,7 +69,7 @@ class ReshapeIo(Filter):
                 shapes = sorted({shape_of(value) for graph in graphs for value in io_values(graph, args.io)})
                 there = ", ".join(_text(shape) for shape in shapes)
                 raise UsageError(f"no {args.io} has the shape {_text(old)}; there are {there}")
-            self.say(f"reshaped {counted(changed, args.io)} {_text(old)} to {_text(new)}")
+            self.log(f"reshaped {counted(changed, args.io)} {_text(old)} to {_text(new)}")
         for graph in graphs:
             _check_caches(graph)
 

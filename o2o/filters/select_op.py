@@ -51,7 +51,7 @@ class SelectOp(Filter):
         kept = {node for index, node in enumerate(nodes) if index in chosen}
         select(model, graph, kept)
         ends = f"{counted(len(graph.inputs), 'input')}, {counted(len(graph.outputs), 'output')}"
-        self.say(f"{model.label(graph)}: kept {len(kept)} of {len(nodes)} operators; {ends}")
+        self.log(f"{model.label(graph)}: kept {len(kept)} of {len(nodes)} operators; {ends}")
 
 
 def select(model: Model, graph: ir.Graph, kept: Collection[ir.Node]) -> None:

@@ -78,7 +78,7 @@ class SignAiEdge(Filter):
             remove_dead_constants(graph)
         shape = list(shape_of(next(iter(decode.caches.values()))))
         names = listed([entry.signature.name for entry in (*prefills, decode)])
-        self.say(f"{names}: {counted(len(decode.caches), 'cache')} of {shape}")
+        self.log(f"{names}: {counted(len(decode.caches), 'cache')} of {shape}")
 
 
 def _entry(model: Model, signature: Signature) -> Entry:

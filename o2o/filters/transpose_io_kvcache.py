@@ -41,7 +41,7 @@ class TransposeIoKvcache(Filter):
             raise UsageError(
                 "no input or output is a key/value cache: the model has no contract and no ATTENTION"
             )
-        self.say(f"turned {turned} of {seen} key/value tensors to {args.to}")
+        self.log(f"turned {turned} of {seen} key/value tensors to {args.to}")
 
 
 main = TransposeIoKvcache.main

@@ -54,9 +54,9 @@ class WrapComposites(Filter):
         told = listed(f"{count} {name}" for name, count in sorted(wrapped.items())) or "nothing"
         left = f", left {counted(len(reasons), 'candidate')} alone" if reasons else ""
         left += " (--explain tells why)" if reasons and not args.explain else ""
-        self.say(f"wrapped {told}{left}")
+        self.log(f"wrapped {told}{left}")
         for reason in reasons if args.explain else ():
-            self.say(reason)
+            self.log(reason)
 
 
 main = WrapComposites.main

@@ -121,7 +121,7 @@ class Manners:
         first, second = self.filtered(self.data), self.filtered(self.data)
         assert first.code == 0, first.err
         assert first == second, "the same input and arguments give the same bytes"
-        if self.writes_model and not self.filter.changes_graph:
+        if self.writes_model and not self.filter.records_history:
             assert formats.loads(first.out).history == formats.loads(self.data).history
         elif self.writes_model:
             entry = formats.loads(first.out).history[-1]

@@ -30,8 +30,8 @@ class Talker(Filter):
         parser.add_argument("--flag")
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
-        self.say("one")
-        self.say("two")
+        self.log("one")
+        self.log("two")
         if self.fail:
             raise ModelError("no")
 

@@ -27,7 +27,7 @@ def fuse(model: Model, full_cache: str | None = None) -> list[str]:
     """Run the filter; what it said."""
     filter_ = FuseAttention()
     filter_.apply(model, argparse.Namespace(explain=True, assume_full_cache=full_cache))
-    return filter_._said
+    return filter_.messages
 
 
 def reread(model: Model) -> Model:
