@@ -55,5 +55,5 @@ def test_in_a_process(tmp_path: Path, run_module: Callable[..., CompletedProcess
     formats.save(linear(), tmp_path / "in.circle")
     outcome = run_module("o2o", "gc", tmp_path / "in.circle", "-o", tmp_path / "out.circle")
     assert (outcome.returncode, outcome.stdout) == (0, "")
-    assert outcome.stderr == "gc.py: everything is needed\n"
+    assert outcome.stderr == "gc.py: nothing to remove\n"
     assert formats.load(tmp_path / "out.circle").history[0]["filter"] == "gc.py"

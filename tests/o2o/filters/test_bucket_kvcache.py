@@ -41,7 +41,7 @@ def test_nothing_smaller_than_what_is_small(command: Command) -> None:
     ("arguments", "told"),
     [
         (["--capacities", "4,7"], "--capacities: 7 is not between 0 and the 7 of decode"),
-        (["--capacities", "4,x"], "argument --capacities: '4,x' is no list of numbers"),
+        (["--capacities", "4,x"], "argument --capacities: '4,x' is not a list of numbers"),
         (["--capacities", "0"], "--capacities: 0 is not between 0 and the 7 of decode"),
     ],
 )

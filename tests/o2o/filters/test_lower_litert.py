@@ -48,7 +48,7 @@ def test_tflite_passes_as_it_is(command: Command) -> None:
     once = command(decoder())
     before = formats.dumps(once)
     assert formats.dumps(command(once)) == before
-    assert command.said == "lower.litert.py: this is TFLite already: it passes as it is\n"
+    assert command.said == "lower.litert.py: the model is TFLite already and passes unchanged\n"
 
 
 def referring(folder: Path) -> Model:
@@ -104,7 +104,7 @@ def test_custom_operators_are_said(command: Command) -> None:
     graph.node("MyOperator", [x], [y], domain=CUSTOM_DOMAIN)
     graph.output(y)
     command(graph.model())
-    assert "custom operators stay, which the runtime must know: MyOperator" in command.said
+    assert "the runtime must know these custom operators: MyOperator" in command.said
 
 
 @pytest.mark.parametrize("shape", ["demo", "grouped"])

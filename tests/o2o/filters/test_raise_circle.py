@@ -45,7 +45,7 @@ class _Quiet:
 def test_circle_passes_as_it_is(command: Command) -> None:
     before = formats.dumps(decoder())
     assert formats.dumps(command(formats.loads(before))) == before
-    assert command.said == "raise.circle.py: this is Circle already: it passes as it is\n"
+    assert command.said == "raise.circle.py: the model is Circle already and passes unchanged\n"
 
 
 def test_a_tensor_type_that_circle_lacks(command: Command) -> None:

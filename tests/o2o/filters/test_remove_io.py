@@ -99,8 +99,8 @@ def test_refuses_to_remove_an_input_that_is_an_output(command: Command) -> None:
         (["output", "--keep_by_name", "y,nope"], "main has no output 'nope'; there are: y, z"),
         (["output", "--keep_by_id", "0,2"], "main has no output 2; the last one is 1 (z)"),
         (["output", "--keep_by_id", "0-"], "argument --keep_by_id: '0-' is neither a number nor a range"),
-        (["output", "--keep_by_id", "2-1"], "argument --keep_by_id: the range 2-1 runs backwards"),
-        (["output", "--keep_by_name", "y,"], "argument --keep_by_name: an empty name in 'y,'"),
+        (["output", "--keep_by_id", "2-1"], "argument --keep_by_id: the range 2-1 is descending"),
+        (["output", "--keep_by_name", "y,"], "argument --keep_by_name: 'y,' has an empty name"),
         (
             ["output", "--keep_by_name", "y", "--signature", "no"],
             "there is no signature 'no'; there are: main",
