@@ -31,9 +31,7 @@ def test_new_signatures_beside_the_old(command: Command, exported_model, lowered
 def test_nothing_smaller_than_what_is_small(command: Command) -> None:
     model = attention(Form(layout="BNTH"))
     after = command(model)
-    assert command.said == (
-        "bucket.kvcache.py: decode has a capacity of 7: there is no smaller one to add\n"
-    )
+    assert command.said == ("bucket.kvcache.py: decode has a capacity of 7: there is no smaller one to add\n")
     assert (len(after.graphs), after.history) == (1, [])
 
 
