@@ -184,13 +184,18 @@ def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
 
 
 @needs_onnx
-def test_a_model_that_cannot_be_onnx_is_not_kept(tmp_path, monkeypatch):
+def test_a_large_model_that_cannot_be_onnx_is_lowered_once(tmp_path, monkeypatch):
+    """The child's error is the error: nothing is stored, logged as a failure of packing, or tried again."""
     monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(prepare, "lower_file", lambda *_: pytest.fail("it was lowered again"))
     file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
-    with pytest.raises(ModelError, match=r"model\.circle: ") as told:
-        Package.load(file).engine(engine="onnx")
-    assert "\n" not in str(told.value)
+    messages: list[str] = []
+    with pytest.raises(ModelError, match=r"model\.circle: ") as error:
+        Package.load(file).engine(engine="onnx", log=messages.append)
+    assert str(error.value).count("model.circle") == 1
+    assert "\n" not in str(error.value)
+    assert messages == [f"packing the weights once: up to 0.0 GB into {tmp_path / 'cache'}"]
     assert list((tmp_path / "cache").iterdir()) == []
 
 
