@@ -152,7 +152,7 @@ def _timed() -> Iterator[list[float]]:
 
 
 def _load_time(package: Package, empty_cache: bool = False) -> float:
-    """Seconds in which a new process loads the package on the same engine.
+    """Seconds that a new process takes to load the package on the same engine.
 
     An empty disk cache is on the disk of the usual one.
     """
@@ -180,7 +180,11 @@ def _load(args: argparse.Namespace) -> None:
 
 
 def parser() -> Parser:
-    """Return the parser of the command line."""
+    """Define the command line.
+
+    Returns:
+        Its parser.
+    """
     parser = Parser(
         prog="python -m runtime_py.bench",
         description=__doc__,
@@ -208,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The command line without the program; None for that of the process.
+        argv: The command line without the program; None for `sys.argv`.
 
     Returns:
         The exit code, as for `runtime_py.run`.

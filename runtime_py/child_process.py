@@ -33,12 +33,12 @@ def run_module(module: str, *arguments: object, environment: Mapping[str, str] |
     """Run `python -m module arguments...` and wait for it.
 
     Args:
-        module: A module whose `__main__` part calls `exit_with`, or reports its errors likewise.
+        module: A module that calls `exit_with` when it is run, or reports its errors likewise.
         arguments: The command line, each converted by `str`.
-        environment: Variables in addition to those of this process.
+        environment: Environment variables, added to this process's own.
 
     Returns:
-        What the child wrote to stdout.
+        The child's standard output.
 
     Raises:
         ModelError: The child ended with a ModelError; the message is the child's.

@@ -55,8 +55,8 @@ class Conversation:
     def say(self, text: str) -> Generator[Token, None, None]:
         """Add a user message and generate the answer.
 
-        An answer that is closed or interrupted early stays in the conversation as far as it was generated.
-        A message that gets no token of an answer is removed again.
+        The tokens of an answer that is closed or interrupted early stay in the conversation. A message
+        without any token of an answer is removed again.
 
         Args:
             text: The user message.

@@ -30,10 +30,10 @@ _EXPECTED = "a package is a folder with model.circle or model.tflite and a token
 class Package:
     """A folder with a model, its tokenizer and its configuration.
 
-    The model is `model.circle`, `model.tflite` or `model.onnx`, in the folder or beside it, or a file of
-    another name. The tokenizer is `tokenizer.json` or `tokenizer.model`. Where the checkpoint has them, there
-    are `tokenizer_config.json`, `config.json` and `generation_config.json`. Files are read when they are
-    first needed.
+    The model is `model.circle`, `model.tflite` or `model.onnx`, in the folder or its parent folder, or a
+    file of another name. The tokenizer is `tokenizer.json` or `tokenizer.model`. Where the checkpoint has
+    them, there are `tokenizer_config.json`, `config.json` and `generation_config.json`. Files are read when
+    they are first needed.
 
     Raises:
         ModelError: A file is missing or damaged.

@@ -38,7 +38,7 @@ def find_or_build(
         model: The model's file.
         cache: Where artifacts are stored.
         engine: The engine's name. It stores one artifact of each file.
-        variant: What the artifacts depend on besides the model, the processor and this code.
+        variant: Further values that the artifacts depend on, besides the model, processor and code.
         estimate_size: Returns about how many bytes they take.
         build: Writes them to an empty folder.
         log: Called with one line when artifacts are built, or when they cannot be stored.
@@ -88,7 +88,11 @@ def content(file: Path) -> str:
 
 @functools.cache
 def processor() -> list[str]:
-    """Return the processor's architecture and features, which packing depends on."""
+    """Identify the processor, which packing depends on.
+
+    Returns:
+        Its architecture and its features.
+    """
     try:
         with open("/proc/cpuinfo") as cpuinfo:
             features = next(line for line in cpuinfo if line.lower().startswith(("flags", "features")))
@@ -99,7 +103,11 @@ def processor() -> list[str]:
 
 @functools.cache
 def code() -> str:
-    """Return a digest of the code that lowers models."""
+    """Identify the code that lowers models.
+
+    Returns:
+        A digest of the source files.
+    """
     folders = [Path(o2o.__file__).parent, Path(__file__).parent]
     sources = sorted(source for folder in folders for source in folder.rglob("*.py"))
     return digest(b"".join(source.read_bytes() for source in sources))
@@ -109,7 +117,7 @@ def digest(value: object) -> str:
     """Return a disk cache key for a value.
 
     Args:
-        value: Any object whose `repr` identifies it.
+        value: Any object with a `repr` that identifies it.
 
     Returns:
         32 hexadecimal digits.

@@ -4,9 +4,9 @@
     ~/.cache/o2o/<key>/entry.json      its source, aliases of its key, and the size and times of each file
     ~/.cache/o2o/<key>.<random>/       an unfinished entry, locked by the process that writes it
 
-An entry appears under its key when all its files are complete. An entry is removed when one of its files was
-changed: nobody can check gigabytes at each load. The least recently used entries are removed when space is
-needed. A process that has mapped files of a removed entry keeps them.
+An entry appears under its key when all its files are complete. An entry is removed when the size or a time
+of one of its files has changed: reading gigabytes at each load would be slow. The least recently used
+entries are removed when space is needed. A process that has mapped files of a removed entry keeps them.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class DiskCache:
 
         Args:
             key: The key of the new entry.
-            source: Identifies what the files are made from. Other entries of the same source are outdated,
+            source: Identifies the model of the files. Other entries of the same source are outdated,
                 and are removed.
             size: About how many bytes the files take.
 

@@ -29,7 +29,7 @@ class EngineSession(Protocol):
         ...
 
     def plan(self, length: int, num_cached: int = 0) -> Sequence[Chunk]:
-        """Return the runs in which `prefill` reads a prompt.
+        """Return the runs that `prefill` splits a prompt into.
 
         Args:
             length: P, the number of tokens of the prompt.
@@ -97,7 +97,11 @@ class Engine(Protocol):
         ...
 
     def open_session(self) -> EngineSession:
-        """Return a new session with empty KV caches. Close it before the engine."""
+        """Open a session with empty KV caches.
+
+        Returns:
+            A new session. Close it before the engine.
+        """
         ...
 
     def close(self) -> None:

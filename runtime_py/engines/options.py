@@ -11,10 +11,6 @@ AUTO = "auto"
 """The engine name that stands for the fastest installed one."""
 
 
-def no_log(line: str) -> None:
-    """Ignore a log line."""
-
-
 @dataclass(frozen=True)
 class EngineOptions:
     """How to load a model.
@@ -33,7 +29,7 @@ class EngineOptions:
     buckets: Sequence[int] | None = None
     disk_cache: DiskCache | None = field(default_factory=user_cache)
     debug: bool = False
-    log: Callable[[str], None] = no_log
+    log: Callable[[str], None] = lambda line: None
 
     @property
     def requested(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""The prefill plan: which runs of which prefill graphs read a prompt."""
+"""The prefill plan: the runs of prefill graphs that read a prompt."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The registry of engines: what each needs, reads and supports.
 
-To add an engine: a folder beside `litert` with `engine.py` and `prepare.py`, an entry here, and an extra in
-pyproject.toml.
+To add an engine, write a folder like `litert` with `engine.py` and `prepare.py`, an entry here, and an extra
+in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -99,5 +99,9 @@ ENGINES = {spec.name: spec for spec in _SPECS}
 
 
 def installed() -> list[str]:
-    """Return the names of the engines whose modules are installed, in order of preference."""
+    """List the installed engines.
+
+    Returns:
+        Their names, in order of preference.
+    """
     return [spec.name for spec in ENGINES.values() if spec.installed]

@@ -6,7 +6,11 @@ import os
 
 
 def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
+    """Count the CPU cores of this process.
+
+    Returns:
+        The number of cores that it may use.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -18,6 +22,6 @@ def default_threads(size: int, multithread_bytes: float) -> int:
         multithread_bytes: See `runtime_py.engines.registry.EngineSpec`.
 
     Returns:
-        All cores, or 1 for a model whose decode step is shorter than the synchronisation of threads.
+        All cores, or 1 for a small model: its decode step is shorter than synchronising threads takes.
     """
     return cores() if size >= multithread_bytes else 1

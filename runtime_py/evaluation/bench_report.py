@@ -89,7 +89,11 @@ class Report:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report with speeds in tokens per second, as JSON."""
+        """Return the report as JSON.
+
+        Returns:
+            Its fields, and speeds in tokens per second.
+        """
         speeds = {
             "prefill": [{**asdict(one), "speed": one.speed} for one in self.prefill],
             "decode": [{**asdict(one), "speed": one.speed} for one in self.decode],

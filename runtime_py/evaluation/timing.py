@@ -13,7 +13,11 @@ from runtime_py.engines.prefill_plan import Chunk
 
 
 def peak_memory() -> float:
-    """Return the largest resident set size of this process so far, in MB (10^6 bytes)."""
+    """Measure the memory of this process.
+
+    Returns:
+        Its largest resident set size so far, in MB (10^6 bytes).
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 

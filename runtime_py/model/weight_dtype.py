@@ -18,7 +18,7 @@ def weight_dtype(model: Model) -> str:
         model: A Circle or TFLite model.
 
     Returns:
-        The recipe that its weights were quantised with, as `dynamic int8`, if the model records one; else
+        The recipe that its weights were quantised with, as `dynamic int8`, if the model records one. Else
         the dtype of most bytes of its constants, as `float32`.
     """
     from o2o.formats.tensors import storage_key

@@ -1,7 +1,7 @@
 """A `bytes` object that consists of a writable head and a memory-mapped file, without reading the file.
 
 This depends on three facts. CPython stores the contents of `bytes` in place, so PyPy cannot run it. The
-allocator gives an object of this size pages of its own, as malloc of glibc and macOS does: with an allocator
+allocator gives an object of this size its own pages, as malloc of glibc and macOS does. With an allocator
 that places other data in these pages, mapping would destroy that data. MAP_FIXED is 0x10, as on Linux and
 macOS. `tests/runtime_py/engines/litert/test_mapped_bytes.py` fails where one of them does not hold; musl has
 not been tried.

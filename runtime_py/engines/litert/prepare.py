@@ -40,7 +40,10 @@ class PreparedModel:
     packed: Path | None = None
 
     def open(self) -> MappedBytes | Path:
-        """Return the TFLite model as LiteRT takes it.
+        """Open the model.
+
+        Returns:
+            The TFLite model as LiteRT takes it.
 
         Raises:
             ModelError: The file has changed since it was read.

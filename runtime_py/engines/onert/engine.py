@@ -1,7 +1,7 @@
 """onert engine: Circle models of one decode step, on onert's `cpu` backend.
 
-onert reads its inputs in place. So KV caches are numpy arrays that are set as inputs once, and the rows that
-a step returns are written into them; nothing else is copied. There is no prefill: prompts are read token by
+onert reads its inputs in place. So KV caches are numpy arrays that are set as inputs once. The rows that a
+step returns are written into them; nothing else is copied. There is no prefill: prompts are read token by
 token.
 """
 

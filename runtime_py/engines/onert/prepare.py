@@ -27,7 +27,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
     """Legalize a model for onert.
 
     Args:
-        model: A Circle file. One that legalization leaves unchanged is used as it is.
+        model: A Circle file. If legalization changes nothing, the file itself is used.
         options: None is used.
 
     Yields:

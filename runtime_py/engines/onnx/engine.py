@@ -66,7 +66,7 @@ class OnnxEngine:
         caches, and the logits [1, 1, V] of the last token or [1, T, V] of all.
 
         Args:
-            model: The file's bytes, or the path of the file with its external data beside it.
+            model: The file's bytes, or the path of the file, with external data in the same folder.
             threads: Number of threads.
             debug: Whether ONNX Runtime's log goes to stderr.
             max_chunk: Number of tokens that one run reads at most.

@@ -37,7 +37,7 @@ def open_inference_session(
     """Load an ONNX model.
 
     Args:
-        model: The file's bytes, or the path of the file with its external data beside it.
+        model: The file's bytes, or the path of the file, with external data in the same folder.
         options: See `session_options`.
 
     Returns:

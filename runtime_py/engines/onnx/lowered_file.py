@@ -20,7 +20,7 @@ def lower_file(model: ModelFile, onnx: Path) -> None:
 
     Args:
         model: A Circle file.
-        onnx: The new file. Large weights are written beside it.
+        onnx: The new file. Large weights go to other files in its folder.
 
     Raises:
         ModelError: The model cannot be lowered to ONNX.

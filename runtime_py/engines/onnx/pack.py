@@ -51,7 +51,7 @@ def pack(model: Path, packed: Path) -> None:
 
     Args:
         model: An ONNX file.
-        packed: The new file. Its data is written beside it.
+        packed: The new file. Its data goes to another file in its folder.
 
     Raises:
         ModelError: ONNX Runtime refuses the model, or cannot write.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from runtime_py import bench
 from runtime_py import run as run_command
 from runtime_py.engines import selection
 from runtime_py.engines.model_file import ModelFile, model_size
-from runtime_py.engines.registry import installed
+from runtime_py.engines.registry import ENGINES, installed
 from runtime_py.package import Package
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_sentencepiece
@@ -87,10 +88,12 @@ def test_bench_reads_the_model_once_to_load_it_and_once_for_the_roofline(tmp_pat
 def test_the_choice_of_an_engine_shares_the_read(tmp_path, reads, monkeypatch):
     """The weight dtype decides between engines for models of some sizes."""
     monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantised": 0})
+    monkeypatch.setitem(ENGINES, "onnx", replace(ENGINES["onnx"], module="no_such_module"))
     package = Package.load(write(tmp_path, ".circle"))
     reads.clear()
     package.engine(disk_cache=None).close()
     assert package.running is not None
+    assert package.running.choice.engine == "litert"
     assert len(reads) == 1
 
 
