@@ -24,6 +24,7 @@ from runtime_py.generation.generate import generate
 from runtime_py.generation.session import Session
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
+from tests.closeness import assert_close
 from tests.conftest import ROOT
 from tests.pipelines import in_process
 
@@ -131,7 +132,7 @@ def assert_generates_the_same(
         assert found == made[0, len(prompt) :].tolist()
         with torch.no_grad():
             logits = model(ids).logits[0, -1].numpy()
-        np.testing.assert_allclose(session.prefill(prompt), logits, rtol=0, atol=1e-4)
+        assert_close(session.prefill(prompt), logits)
     started.close()
 
 

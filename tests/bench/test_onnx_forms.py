@@ -8,6 +8,7 @@ from onnx import numpy_helper
 
 pytest.importorskip("onnxruntime")
 from bench import onnx_forms
+from tests.closeness import assert_close
 
 
 @pytest.mark.parametrize("name", [name for name in onnx_forms.FORMS if "MatMulNBits" not in name])
@@ -18,7 +19,7 @@ def test_floats(name: str) -> None:
     found = onnx_forms.session(made, 1).run(None, {"x": x})
     assert len(found) == onnx_forms.MATRICES
     for y, w in zip(found, matrices, strict=True):
-        np.testing.assert_allclose(y, x @ (w if w.shape == (8, 6) else w.T), rtol=1e-4, atol=1e-5)
+        assert_close(y, x @ (w if w.shape == (8, 6) else w.T))
 
 
 def test_it_prints_a_line_a_form(capsys: pytest.CaptureFixture[str]) -> None:

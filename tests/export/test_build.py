@@ -18,10 +18,9 @@ from o2o.errors import ModelError, UsageError
 from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
+from tests.closeness import assert_close
 from tests.export.conftest import exported, on_litert, reference
 from tests.o2o import graphs
-
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 5e-5}  # logits here have a standard deviation of 1.5 to 2.5
 
 
 def ends(values: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
@@ -50,10 +49,10 @@ def test_prefill(directory: Path) -> None:
     run, expected = on_litert(exported(directory, "prefill")), reference(directory)
     result = run({"input_ids": expected.input_ids})
 
-    np.testing.assert_allclose(result["logits"], expected.logits, **CLOSE)
+    assert_close(result["logits"], expected.logits)
     for layer, (key, value) in enumerate(zip(expected.keys, expected.values, strict=True)):
-        np.testing.assert_allclose(result[f"present_key_{layer}"], key, **CLOSE)
-        np.testing.assert_allclose(result[f"present_value_{layer}"], value, **CLOSE)
+        assert_close(result[f"present_key_{layer}"], key)
+        assert_close(result[f"present_value_{layer}"], value)
 
 
 def test_decode_concat_at_every_position(directory: Path) -> None:
@@ -63,7 +62,7 @@ def test_decode_concat_at_every_position(directory: Path) -> None:
         feeds = expected.past(position, 30) | {"input_ids": token, "cache_position": np.array([position])}
         result = run(feeds)
         assert list(result) == ["logits"]
-        np.testing.assert_allclose(result["logits"][0, 0], expected.logits[0, position], **CLOSE)
+        assert_close(result["logits"][0, 0], expected.logits[0, position])
 
 
 def test_decode_static_from_an_empty_cache(directory: Path) -> None:
@@ -72,10 +71,10 @@ def test_decode_static_from_an_empty_cache(directory: Path) -> None:
     for position in range(32):
         token = expected.input_ids[:, position : position + 1]
         result = run(feeds | {"input_ids": token, "cache_position": np.array([position])})
-        np.testing.assert_allclose(result.pop("logits")[0, 0], expected.logits[0, position], **CLOSE)
+        assert_close(result.pop("logits")[0, 0], expected.logits[0, position])
         feeds = {name.replace("present", "past"): cache for name, cache in result.items()}
-    np.testing.assert_allclose(feeds["past_key_1"], expected.keys[1], **CLOSE)
-    np.testing.assert_allclose(feeds["past_value_1"], expected.values[1], **CLOSE)
+    assert_close(feeds["past_key_1"], expected.keys[1])
+    assert_close(feeds["past_value_1"], expected.values[1])
 
 
 @pytest.mark.parametrize("length", [1, 5, 8, 11, 17, 24])
@@ -91,9 +90,9 @@ def test_prefill_in_pieces_onto_static_caches(directory: Path, length: int) -> N
         logits.append(result.pop("logits")[0, :count])
         feeds = {name.replace("present", "past"): cache for name, cache in result.items()}
     found = np.concatenate(logits)
-    np.testing.assert_allclose(found, expected.logits[0, :length], **CLOSE)
+    assert_close(found, expected.logits[0, :length])
     assert found.argmax(-1).tolist() == expected.logits[0, :length].argmax(-1).tolist()
-    np.testing.assert_allclose(feeds["past_key_1"][:, :, :length], expected.keys[1][:, :, :length], **CLOSE)
+    assert_close(feeds["past_key_1"][:, :, :length], expected.keys[1][:, :, :length])
 
 
 def test_prefill_at_every_position(directory: Path) -> None:
@@ -105,10 +104,10 @@ def test_prefill_at_every_position(directory: Path) -> None:
         result = run(
             past | {"input_ids": expected.input_ids[:, piece], "cache_position": np.array([position])}
         )
-        np.testing.assert_allclose(result["logits"][0], expected.logits[0, piece], **CLOSE)
+        assert_close(result["logits"][0], expected.logits[0, piece])
         after = expected.past(position + 8, 24)
-        np.testing.assert_allclose(result["present_key_1"], after["past_key_1"], **CLOSE)
-        np.testing.assert_allclose(result["present_value_1"], after["past_value_1"], **CLOSE)
+        assert_close(result["present_key_1"], after["past_key_1"])
+        assert_close(result["present_value_1"], after["past_value_1"])
 
 
 def test_the_ends_of_the_demo_are_those_of_the_guide(demo: Path) -> None:
@@ -185,7 +184,7 @@ def test_bfloat16_shards_make_the_same_file_twice(tmp_path: Path) -> None:
 
     expected = reference(one, 5)
     feeds = expected.past(4, 4) | {"input_ids": expected.input_ids[:, 4:], "cache_position": np.array([4])}
-    np.testing.assert_allclose(on_litert(from_one)(feeds)["logits"][0, 0], expected.logits[0, 4], **CLOSE)
+    assert_close(on_litert(from_one)(feeds)["logits"][0, 0], expected.logits[0, 4])
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "phi3", "gpt2"])
@@ -200,7 +199,7 @@ def test_other_families(tmp_path: Path, model_type: str) -> None:
     directory = write_checkpoint(tmp_path, model_type=model_type, **config)
     expected = reference(directory, 8)
     result = on_litert(build.prefill(directory, 8))({"input_ids": expected.input_ids})
-    np.testing.assert_allclose(result["logits"], expected.logits, **CLOSE)
+    assert_close(result["logits"], expected.logits)
 
 
 def test_lengths_and_forms_that_cannot_be(demo: Path) -> None:
@@ -255,7 +254,7 @@ def test_attention_as_one_operator(grouped: Path, name: str) -> None:
     )
     for position in (0, 3, 5):
         feeds = graphs.exported_feeds(eager, position)
-        np.testing.assert_allclose(run(**feeds)["logits"], expected(**feeds)["logits"], atol=2e-5)
+        assert_close(run(**feeds)["logits"], expected(**feeds)["logits"])
 
 
 def test_attention_as_one_operator_is_not_for_a_cache_that_is_joined(grouped: Path) -> None:

@@ -20,8 +20,7 @@ from export.flash_attention import attend, flash_attend
 from o2o.errors import ModelError
 from o2o.operators.causal_attention import Blocks, adaptive_blocks
 from tests.checkpoints import GROUPED, write_checkpoint
-
-TOLERANCE = 3e-5  # what the issue allows a prefill's logits
+from tests.closeness import assert_close
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -236,7 +235,7 @@ def test_a_model_generates_the_same(model_of: Callable[..., Any], model_type: st
 
     assert found.sequences.tolist() == wanted.sequences.tolist()
     for one, two in zip(found.logits, wanted.logits, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=TOLERANCE)
+        assert_close(one, two)
 
 
 @torch.no_grad()
@@ -246,7 +245,7 @@ def test_every_logit_of_a_prompt(model_of: Callable[..., Any]) -> None:
 
     for blocks in (None, Blocks(1, 1), Blocks(7, 5), Blocks(64, 64)):
         with blocks_of(blocks):
-            torch.testing.assert_close(flash(ids).logits, eager(ids).logits, rtol=0, atol=TOLERANCE)
+            assert_close(flash(ids).logits, eager(ids).logits)
 
 
 @torch.no_grad()
@@ -311,7 +310,7 @@ def test_sliding_windows_in_reach_are_refused(model_of: Callable[..., Any]) -> N
     model = model_of("mistral", "blocked", sliding_window=window)
     eager = model_of("mistral", "eager", sliding_window=window)
 
-    torch.testing.assert_close(model(PROMPT).logits, eager(PROMPT).logits, rtol=0, atol=TOLERANCE)
+    assert_close(model(PROMPT).logits, eager(PROMPT).logits)
     with pytest.raises(ModelError, match=f"sees {window} keys of {window + 1}: sliding windows need eager"):
         model(torch.cat([PROMPT, PROMPT[:, :1]], 1))
 

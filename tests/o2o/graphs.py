@@ -35,6 +35,7 @@ from o2o.contract import Role
 from o2o.formats.tensors import constant
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Format, Model, Signature
 from o2o.rewriting.builder import Builder, add_constant
+from tests.closeness import assert_close
 
 FLOAT, INT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL
 
@@ -196,7 +197,7 @@ def run(
     return {value.name or "": results[name] for name, value in signature.outputs.items()}
 
 
-def assert_means_the_same(before: Model, after: Model, atol: float = 1e-6) -> None:
+def assert_means_the_same(before: Model, after: Model) -> None:
     """The same numbers by the reference, and on LiteRT once lowered, which uses `after` up."""
     from o2o.lower.litert.lowering import lower
     from o2o.operators import reference
@@ -207,8 +208,8 @@ def assert_means_the_same(before: Model, after: Model, atol: float = 1e-6) -> No
     lowered = run(lower(after), given)
     assert list(found) == list(lowered) == list(expected)
     for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=atol)
-        np.testing.assert_allclose(lowered[name], expected[name], rtol=1e-5, atol=atol)
+        assert_close(found[name], expected[name])
+        assert_close(lowered[name], expected[name])
 
 
 def assert_same_results(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:

@@ -21,6 +21,7 @@ from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
 from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
+from tests.closeness import assert_close
 from tests.o2o import attention_graphs, fused_graphs, graphs
 from tests.o2o.graphs import Graph, exported_feeds, linear, operators
 
@@ -48,7 +49,7 @@ def test_attention_was_found_by_the_numbers_of_its_operators(exported_model, see
     assert operators(after)["ATTENTION"] == 3
     given = exported_feeds(before, 9)
     expected = reference.run(before.graphs[0], given)["logits"]
-    np.testing.assert_allclose(reference.run(after.graphs[0], given)["logits"], expected, atol=1e-4)
+    assert_close(reference.run(after.graphs[0], given)["logits"], expected)
 
 
 def shuffle(graph: ir.Graph, generator: random.Random) -> None:
@@ -142,7 +143,7 @@ def test_constants_were_taken_to_be_int32(dtype: type) -> None:
         assert operators(after)["ATTENTION"] == 1
         given = attention_graphs.feeds_at(form, 2)
         expected = reference.run(before.graphs[0], given)["y"]
-        np.testing.assert_allclose(reference.run(after.graphs[0], given)["y"], expected, atol=1e-5)
+        assert_close(reference.run(after.graphs[0], given)["y"], expected)
 
 
 def cast_constants(model: Model, dtype: type) -> None:
@@ -173,7 +174,7 @@ def test_queries_had_relative_positions(position: int) -> None:
         for name in ("past_key_0", "past_value_0"):
             behind[name][:, :, position + form.T :] = 1000  # rows that nobody may see
         behind["x"][:, t + 1 :] = 5  # and tokens that come later
-        np.testing.assert_allclose(graphs.run(model, behind)["y"][0, t], found[0, t], atol=1e-5)
+        assert_close(graphs.run(model, behind)["y"][0, t], found[0, t])
         before = {name: array.copy() for name, array in given.items()}
         before["past_value_0"][:, :, :position] += 1
         moved = np.abs(graphs.run(model, before)["y"][0, t] - found[0, t]).max()

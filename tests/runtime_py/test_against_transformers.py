@@ -17,6 +17,7 @@ from runtime_py.generation.session import Session
 from runtime_py.package import Package
 from runtime_py.text.detokenizer import Detokenizer
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
+from tests.closeness import assert_close
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama_json, write_sentencepiece
 
 T, S = 12, 20
@@ -134,10 +135,6 @@ def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):
     assert made[0] == made[1] == made[2]
     (packed,) = tmp_path.glob("*/packed")
     assert packed.stat().st_size < 1.25 * loaded.model.stat().st_size
-
-
-def assert_close(actual: np.ndarray, desired: np.ndarray) -> None:
-    np.testing.assert_allclose(actual, desired, rtol=0, atol=2e-5 * np.abs(desired).max())
 
 
 def test_run_prints_what_transformers_generates(package, theirs, run_module):

@@ -25,6 +25,7 @@ from runtime_py.engines.registry import ENGINES, installed
 from runtime_py.engines.selection import Choice, candidates
 from runtime_py.generation.session import Session
 from runtime_py.package import Package
+from tests.closeness import assert_close
 from tests.conftest import ROOT
 from tests.exported import SHAPES, checkpoint
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
@@ -100,10 +101,6 @@ def test_a_session_goes_on_as_on_litert(model, engine):
     for session, loaded in zip(sessions, engines, strict=True):
         session.close()
         loaded.close()
-
-
-def assert_close(actual: np.ndarray, desired: np.ndarray) -> None:
-    np.testing.assert_allclose(actual, desired, rtol=0, atol=2e-5 * np.abs(desired).max())
 
 
 @needs_onnx

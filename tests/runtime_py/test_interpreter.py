@@ -9,6 +9,7 @@ import pytest
 
 from o2o.errors import UsageError
 from runtime_py.interpreter import InputError, Interpreter
+from tests.closeness import assert_close
 from tests.runtime_py.toy import Toy
 
 T, S, K, H = 4, 8, 2, 3
@@ -44,7 +45,7 @@ def test_does_what_litert_does(toy, interpreter):
     for position, token in enumerate([2, 7, 5], start=1):
         past = decode(tokens=ids(token)[None], input_pos=ids(position), **past)
         logits = past.pop("logits")[0, 0]
-    np.testing.assert_allclose(logits, toy.logits([1, 2, 7, 5]), rtol=1e-4, atol=1e-4)
+    assert_close(logits, toy.logits([1, 2, 7, 5]))
 
 
 def test_from_a_file(toy, tmp_path):
@@ -53,7 +54,7 @@ def test_from_a_file(toy, tmp_path):
     interpreter.allocate_tensors()
     decode = interpreter.get_signature_runner("decode")
     logits = decode(tokens=ids(3)[None], input_pos=ids(0), **caches())["logits"]
-    np.testing.assert_allclose(logits[0, 0], toy.logits([3]), rtol=1e-4, atol=1e-4)
+    assert_close(logits[0, 0], toy.logits([3]))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_the_only_signature_needs_no_name():
     interpreter = Interpreter(model_content=toy.file)
     interpreter.allocate_tensors()
     logits = interpreter.get_signature_runner()(tokens=ids(3)[None], input_pos=ids(0), **caches())["logits"]
-    np.testing.assert_allclose(logits[0, 0], toy.logits([3]), rtol=1e-4, atol=1e-4)
+    assert_close(logits[0, 0], toy.logits([3]))
 
 
 def test_errors_are_wrong_usage_and_wrong_values():

@@ -13,6 +13,7 @@ import torch
 from o2o.errors import ModelError, UsageError
 from o2o.operators.causal_attention import Blocks
 from tests.checkpoints import GROUPED
+from tests.closeness import assert_close
 from tinyllama import kv_cache as kv_utils
 from tinyllama import tiny_llama
 from tinyllama.tiny_llama import TinyLlama
@@ -81,8 +82,8 @@ def test_says_what_transformers_says_piece_by_piece(model: TinyLlama, grouped: P
         cache = output["kv_cache"]
         found.append(output["logits"])
 
-    torch.testing.assert_close(torch.cat(found, 1)[0], expected, atol=3e-5, rtol=1e-5)
-    torch.testing.assert_close(model(tokens(*PROMPT))["logits"][0], expected, atol=3e-5, rtol=1e-5)
+    assert_close(torch.cat(found, 1)[0], expected)
+    assert_close(model(tokens(*PROMPT))["logits"][0], expected)
 
 
 @torch.no_grad()
@@ -94,7 +95,7 @@ def test_padding_that_goes_on_counting_changes_nothing(model: TinyLlama) -> None
     cache = model(padded, torch.arange(16), cache)["kv_cache"]
     found = model(tokens(PROMPT[-1]), torch.tensor([len(PROMPT) - 1]), cache)["logits"]
 
-    torch.testing.assert_close(found[0, -1], model(tokens(*PROMPT))["logits"][0, -1], atol=3e-5, rtol=1e-5)
+    assert_close(found[0, -1], model(tokens(*PROMPT))["logits"][0, -1])
 
 
 def test_caches_are_as_the_files_have_them(model: TinyLlama) -> None:

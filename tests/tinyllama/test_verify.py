@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from export.model import LanguageModel
 from tests.checkpoints import GROUPED, write_checkpoint
+from tests.closeness import assert_close
 from tinyllama import verify
 from tinyllama.verification import comparison
 from tinyllama.verification.exported import Exported, read_weights
@@ -121,7 +122,7 @@ def test_a_trace_holds_every_module_with_weights_in_both(grouped: Path) -> None:
         )
         rows = {len(numbers) for numbers in (*one.values(), *other.values())}
         assert rows == ({1} if generated else {len(PROMPT)})
-        np.testing.assert_allclose(one["model.layers.2.keys"], other["model.layers.2.keys"], atol=1e-4)
+        assert_close(one["model.layers.2.keys"], other["model.layers.2.keys"])
 
 
 @pytest.mark.parametrize(

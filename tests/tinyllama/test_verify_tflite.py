@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from export.attention import queries_at
 from o2o import formats
 from tests.checkpoints import GROUPED
+from tests.closeness import assert_close
 from tests.tinyllama.tflite_files import CAPACITY, LENGTH, write_tflite
 from tinyllama import debug_flash_generation, verify_tflite
 from tinyllama.verification.comparison import Step, step
@@ -326,7 +327,7 @@ def test_a_trace_is_of_what_was_run(file_of: Callable[..., Path], grouped: Path)
 
     logits = [file.prefill(LONG), file.decode(7, len(LONG)), file.decode(9, len(LONG) + 1)]
     for fed, wanted in zip(([], [7], [7, 9]), logits, strict=True):
-        np.testing.assert_allclose(file.trace(LONG, fed)["logits"][-1], wanted, rtol=0, atol=1e-4)
+        assert_close(file.trace(LONG, fed)["logits"][-1], wanted)
     file.close()
 
 

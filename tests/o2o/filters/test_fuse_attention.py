@@ -18,6 +18,7 @@ from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from o2o.operators import reference
 from o2o.rewriting.dead_code_elimination import remove_dead_constants
+from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.attention_graphs import BROKEN, D, Form, build, feeds_at, forms
 from tests.o2o.graphs import exported_feeds, operators
@@ -57,7 +58,7 @@ def test_every_form_is_fused_and_means_the_same(form: Form) -> None:
         assert found.keys() == {"y"} if form.told else expected.keys()
         for name in expected:
             now = found[name] if name in found else feeds[name.replace("present", "past")]
-            np.testing.assert_allclose(now, expected[name], atol=1e-5)
+            assert_close(now, expected[name])
 
 
 @settings(max_examples=25, deadline=None)
@@ -71,7 +72,7 @@ def test_what_is_fused_lowers_to_the_same(form: Form) -> None:
         feeds = feeds_at(form, position)
         expected, found = graphs.run(before, feeds), graphs.run(after, feeds)
         for name in expected:
-            np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+            assert_close(found[name], expected[name])
 
 
 @pytest.mark.parametrize("T", [1, 3])
@@ -90,7 +91,7 @@ def test_the_cache_is_written_in_place_at_the_position(T: int) -> None:
     fuse(model)
     reference.run(model.graphs[0], feeds)
     for name, rows in zip(("past_key_0", "past_value_0"), new, strict=True):
-        np.testing.assert_allclose(feeds[name][:, :, 2 : 2 + T], rows, atol=1e-6)
+        assert_close(feeds[name][:, :, 2 : 2 + T], rows)
         assert (feeds[name][:, :, 2 + T :] == 1000).all()
 
 
@@ -141,8 +142,8 @@ def test_a_mask_of_a_written_cache_that_is_not_causal_stays(broken: str) -> None
         feeds = feeds_at(form, position)
         feeds = {name: np.where(array == 1000, array.dtype.type(2), array) for name, array in feeds.items()}
         expected = reference.run(before.graphs[0], {name: array.copy() for name, array in feeds.items()})
-        np.testing.assert_allclose(reference.run(after.graphs[0], feeds)["y"], expected["y"], atol=1e-5)
-        np.testing.assert_allclose(feeds["past_key_0"], expected["present_key_0"], atol=1e-6)
+        assert_close(reference.run(after.graphs[0], feeds)["y"], expected["y"])
+        assert_close(feeds["past_key_0"], expected["present_key_0"])
 
 
 def test_a_causal_mask_of_a_written_cache_goes() -> None:
@@ -164,7 +165,7 @@ def test_outputs_that_are_something_else_stay() -> None:
         found = reference.run(reread(after).graphs[0], feeds)
         assert found.keys() == {"y", "present_key_0"}
         expected = reference.run(before.graphs[0], feeds_at(form, 1))
-        np.testing.assert_allclose(found["present_key_0"], expected["present_key_0"], atol=1e-6)
+        assert_close(found["present_key_0"], expected["present_key_0"])
     model = build(form)
     model.graphs[0].outputs[1] = model.graphs[0].outputs[1].producer().inputs[0]  # as it is joined, BTNH
     model.graphs[0].outputs[1].meta["role"] = Role("key", 0, "BNTH")
@@ -184,9 +185,7 @@ def test_one_wrong_entry_of_a_mask_is_seen() -> None:
     fuse(model)
     node = next(node for node in model.graphs[0] if node.op_type == "ATTENTION")
     assert node.inputs[7] is mask
-    np.testing.assert_allclose(
-        reference.run(model.graphs[0], feeds_at(form, 0))["y"], expected["y"], atol=1e-5
-    )
+    assert_close(reference.run(model.graphs[0], feeds_at(form, 0))["y"], expected["y"])
 
 
 def test_a_mask_wrong_at_one_position_keeps_a_concatenated_cache_alone() -> None:
@@ -248,7 +247,7 @@ def test_two_layers(join: str) -> None:
         expected = reference.run(before.graphs[0], feeds)
         found = reference.run(reread(after).graphs[0], feeds)
         for name in expected:
-            np.testing.assert_allclose(found[name], expected[name], atol=1e-4)
+            assert_close(found[name], expected[name])
 
 
 @pytest.mark.parametrize("join", ["concat", "slice"])
@@ -276,7 +275,7 @@ def test_a_written_cache_may_be_given_out() -> None:
         found = reference.run(reread(after).graphs[0], feeds_at(form, position))
         assert len(found) == 3
         for name in expected:
-            np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+            assert_close(found[name], expected[name])
 
 
 def test_caches_of_a_graph_that_an_operator_runs_are_left_alone() -> None:
@@ -318,7 +317,7 @@ def test_exported_graphs_fuse_in_every_layer(exported_model, shape: str, form: s
         found = reference.run(after.graphs[0], feeds)
         for name in expected:
             now = found[name] if name in found else feeds[name.replace("present", "past")]
-            np.testing.assert_allclose(now, expected[name], atol=1e-4, err_msg=name)
+            assert_close(now, expected[name], err_msg=name)
 
 
 @pytest.mark.parametrize("form", ["concat", "static", "prefill_8"])

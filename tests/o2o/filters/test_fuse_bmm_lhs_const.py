@@ -110,7 +110,7 @@ def test_every_form_is_fused_and_means_the_same(form: Form, ones: int) -> None:
     assert operators(after)["FULLY_CONNECTED"] == 1
     if 1 in (form.M, form.N):  # then the result needs no moving, unless it came with a TRANSPOSE
         assert operators(after)["TRANSPOSE"] <= (1 not in (form.K, form.N))
-    assert_means_the_same(before, after, atol=1e-5)
+    assert_means_the_same(before, after)
 
 
 def test_the_transpose_behind_it_is_what_comes_out(command: Command) -> None:
@@ -129,7 +129,7 @@ def test_the_transpose_behind_it_is_what_comes_out(command: Command) -> None:
 def test_rotary_frequencies_times_positions_need_no_transpose_of_x(form: Form, transposed: bool) -> None:
     before, after = fused(replace(form, transposed=transposed))
     assert operators(after)["TRANSPOSE"] == (0 if transposed or form.N == 1 else 1)
-    assert_means_the_same(before, after, atol=1e-5)
+    assert_means_the_same(before, after)
 
 
 def test_another_user_keeps_the_constant(command: Command) -> None:
@@ -146,7 +146,7 @@ def test_another_user_keeps_the_constant(command: Command) -> None:
     after = command(model)
     assert operators(after)["ABS"] == 1
     assert len(formats.dumps(after)) < size + 4096
-    assert_means_the_same(before, after, atol=1e-5)
+    assert_means_the_same(before, after)
 
 
 def test_a_result_that_is_also_given_out_is_not_turned_away(command: Command) -> None:
@@ -160,7 +160,7 @@ def test_a_result_that_is_also_given_out_is_not_turned_away(command: Command) ->
     after = command(model)
     assert [value.name for value in after.graphs[0].outputs] == ["turned", "neg", "y"]
     assert operators(after)["FULLY_CONNECTED"] == 1
-    assert_means_the_same(before, after, atol=1e-5)
+    assert_means_the_same(before, after)
 
 
 @pytest.mark.parametrize("domain", ["circle", CUSTOM_DOMAIN])
@@ -178,7 +178,7 @@ def test_another_permutation_is_not_the_transpose_behind_it(command: Command, do
     after = command(model)
     assert operators(after)["TRANSPOSE"] == 3
     if domain != CUSTOM_DOMAIN:
-        assert_means_the_same(before, after, atol=1e-5)
+        assert_means_the_same(before, after)
 
 
 @pytest.mark.parametrize("broken", BROKEN)

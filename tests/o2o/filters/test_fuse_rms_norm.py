@@ -15,6 +15,7 @@ from o2o import formats
 from o2o.contract import contract_of
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
+from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import Graph, assert_means_the_same, exported_feeds, operators, weights
@@ -244,4 +245,4 @@ def test_exported_graphs_have_two_norms_a_layer_and_a_last_one(
     given = exported_feeds(again, position=3)
     expected = reference.run(again.graphs[0], given)
     found = reference.run(after.graphs[0], given)
-    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-4)
+    assert_close(found["logits"], expected["logits"])

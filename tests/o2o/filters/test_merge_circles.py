@@ -18,6 +18,7 @@ from o2o.contract import contract_of
 from o2o.filters.merge_circles import MergeCircles, main
 from o2o.formats.tensors import storage_key
 from o2o.model import CUSTOM_DOMAIN, Model
+from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.graphs import (
     INT32,
@@ -110,7 +111,7 @@ def assert_each_as_before(models: list[Model], merged: Model) -> None:
     for name, outputs in expected.items():
         assert found[name].keys() == outputs.keys()
         for key in outputs:
-            np.testing.assert_allclose(found[name][key], outputs[key], rtol=1e-6, atol=1e-6)
+            assert_close(found[name][key], outputs[key])
 
 
 def test_two_models_over_the_same_weights(merging: Merging) -> None:

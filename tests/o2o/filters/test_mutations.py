@@ -22,6 +22,7 @@ from o2o.filters.fuse_rms_norm import FuseRmsNorm
 from o2o.filters.fuse_rope import FuseRope
 from o2o.filters.fusion import Fusion
 from o2o.model import Model, shape_of
+from tests.closeness import assert_close
 from tests.o2o import attention_graphs
 from tests.o2o.filters import test_fuse_bmm_lhs_const, test_fuse_rms_norm, test_fuse_rope
 from tests.o2o.mutations import mutate, values_of
@@ -152,5 +153,5 @@ def test_what_is_fused_means_what_it_meant(family: str) -> None:
                 where = f"{family} {seed}: {'; '.join(filter(None, changes))} ({order})"
                 assert found is not None, where
                 for one, other in pairs(before.graphs[0], after.graphs[0], outputs or {}, found):
-                    np.testing.assert_allclose(other, one, rtol=1e-3, atol=2e-4, err_msg=where)
+                    assert_close(other, one, err_msg=where)
     assert fused > MUTANTS / 8, "most mutants are harmless and fused, or this proves little"

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import storage_key
 from o2o.model import Model, shape_of
+from tests.closeness import assert_close
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import Graph, assert_same_results, feeds, linear, per_channel, run, weights
 
@@ -33,7 +34,7 @@ def test_the_only_use(command: Command) -> None:
     assert [shape_of(value) for value in graph.initializers.values()] == [(3, 4)]
     given = feeds(after)
     for name, array in run(after, given).items():
-        np.testing.assert_allclose(array, expected(given["x"])[name], rtol=1e-6)
+        assert_close(array, expected(given["x"])[name])
     assert command.said == "reshape.fc_weight.py: reshaped 1 weight\n"
 
 
@@ -46,7 +47,7 @@ def test_others_keep_the_old_shape_over_the_same_bytes(command: Command) -> None
     assert storage_key(old.const_value) == storage_key(new.const_value)
     given = feeds(after)
     for name, array in run(after, given).items():
-        np.testing.assert_allclose(array, expected(given["x"])[name], rtol=1e-6)
+        assert_close(array, expected(given["x"])[name])
 
 
 def test_quantisation_keeps_its_axis(command: Command) -> None:

@@ -17,6 +17,7 @@ from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.reshape_io import ReshapeIo
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
+from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention, feeds_at
@@ -75,7 +76,7 @@ def test_as_many_elements_keep_the_meaning(shapes_: tuple[list[int], list[int]],
     reshaped = {name: array.reshape(shapes(graph.inputs)[0]) for name, array in given_.items()}
     for found in (graphs.run(after, reshaped), reference.run(graph, reshaped)):
         for name, array in expected.items():
-            np.testing.assert_allclose(found[name].reshape(old), array, rtol=1e-6)
+            assert_close(found[name].reshape(old), array)
 
 
 def test_it_says_what_it_did(command: Command) -> None:
@@ -207,7 +208,7 @@ def test_a_cache_of_attention_gets_more_rows(command: Command, layout: str, told
             for name in ("past_key_0", "past_value_0"):
                 copies[2][name] = copies[2][name].take(range(7), token)
             was = reference.run(before.graphs[0], copies[2])
-            np.testing.assert_allclose(found["y"], was["y"], atol=1e-6)
+            assert_close(found["y"], was["y"])
 
 
 def test_a_cache_that_two_attentions_share(command: Command) -> None:
@@ -357,12 +358,12 @@ def test_the_guides_line_on_an_exported_graph(exported_model) -> None:
                 name: array[:, :, :30].copy() if array.ndim == 4 else array for name, array in given_.items()
             }
             was = reference.run(short.graphs[0], cut)
-            np.testing.assert_allclose(was["logits"], expected["logits"], atol=1e-4)
+            assert_close(was["logits"], expected["logits"])
         found = reference.run(after.graphs[0], given_)
-        np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-4)
+        assert_close(found["logits"], expected["logits"])
         for name, array in given_.items():
             if array.ndim == 4:
-                np.testing.assert_allclose(array, expected[name.replace("past", "present")], atol=1e-4)
+                assert_close(array, expected[name.replace("past", "present")])
 
 
 def test_a_concatenated_export_says_what_to_do_first(command: Command, exported_model) -> None:

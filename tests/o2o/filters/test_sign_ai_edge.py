@@ -19,6 +19,7 @@ from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.model.contract import Contract
+from tests.closeness import assert_close
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import INT32, Graph, interpreter, linear, operators
@@ -75,14 +76,14 @@ def test_the_same_numbers(command: Command, make: Callable[[], Model], position:
     caches = {name: np.zeros([1, S, K, H], np.float32) for name in CACHES}
     for at in range(position):
         found = run["decode"](tokens=text[None, at : at + 1], input_pos=np.int32([at]), **caches)
-        np.testing.assert_allclose(found["logits"][0, 0], greedy_logits(text[: at + 1]), rtol=1e-4, atol=1e-4)
+        assert_close(found["logits"][0, 0], greedy_logits(text[: at + 1]))
         caches = {name: found[name] for name in caches}
     piece = slice(position, position + 4)
     positions = np.arange(position, position + 4, dtype=np.int32)
     found = run["prefill"](tokens=text[None, piece], input_pos=positions, **caches)
     for row, at in enumerate(positions):
         expected = greedy_logits(text[: at + 1])
-        np.testing.assert_allclose(found["logits"][0, row], expected, rtol=1e-4, atol=1e-4)
+        assert_close(found["logits"][0, row], expected)
     # Only the first position is looked at.
     again = run["prefill"](tokens=text[None, piece], input_pos=np.int32([position, 0, 0, 0]), **caches)
     np.testing.assert_array_equal(again["logits"], found["logits"])
@@ -113,7 +114,7 @@ def test_the_contract_stays_true(command: Command) -> None:
     text = [3, 1, 4, 1, 5, 9, 2]
     for length in range(1, len(text) + 1):
         found = session.prefill(text[:length])
-        np.testing.assert_allclose(found, greedy_logits(text[:length]), rtol=1e-4, atol=1e-4)
+        assert_close(found, greedy_logits(text[:length]))
     engine.close()
 
 

@@ -15,6 +15,7 @@ from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
 from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from o2o.operators import reference
+from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.attention_graphs import Form as Scattered
 from tests.o2o.attention_graphs import build, feeds_at
@@ -33,16 +34,16 @@ def is_cache(name: str) -> bool:
     return name.startswith(("past_", "present_"))
 
 
-def assert_turned(before: Model, after: Model, given: dict[str, np.ndarray], atol: float = 1e-5) -> None:
+def assert_turned(before: Model, after: Model, given: dict[str, np.ndarray]) -> None:
     """The same numbers out, keys and values turned; and the same written into the caches."""
     copy = {name: turned(array) if is_cache(name) else array.copy() for name, array in given.items()}
     expected = reference.run(before.graphs[0], given)
     found = reference.run(after.graphs[0], copy)
     assert list(found) == list(expected)
     for name, array in expected.items():
-        np.testing.assert_allclose(turned(found[name]) if is_cache(name) else found[name], array, atol=atol)
+        assert_close(turned(found[name]) if is_cache(name) else found[name], array)
     for name, array in given.items():
-        np.testing.assert_allclose(turned(copy[name]) if is_cache(name) else copy[name], array, atol=atol)
+        assert_close(turned(copy[name]) if is_cache(name) else copy[name], array)
 
 
 @pytest.mark.parametrize("T", [1, 3])
@@ -64,7 +65,7 @@ def test_attention_takes_either_layout(command: Command, T: int, told: bool, to:
     lowered = lower(formats.loads(formats.dumps(after)))
     given = fused_feeds_at(after, 2)
     found = graphs.run(lowered, given)
-    np.testing.assert_allclose(found["y"], reference.run(after.graphs[0], given)["y"], atol=1e-5)
+    assert_close(found["y"], reference.run(after.graphs[0], given)["y"])
 
 
 @pytest.mark.parametrize("T", [1, 3])
@@ -91,9 +92,7 @@ def test_other_users_get_a_transpose(command: Command, join: str) -> None:
         given = feeds_at(form, position)
         assert_turned(before, after, given)
         copy = {name: turned(array) if is_cache(name) else array for name, array in given.items()}
-        np.testing.assert_allclose(
-            graphs.run(after, copy)["y"], reference.run(before.graphs[0], given)["y"], atol=1e-5
-        )
+        assert_close(graphs.run(after, copy)["y"], reference.run(before.graphs[0], given)["y"])
 
 
 @pytest.mark.parametrize("join", ["concat", "slice"])
@@ -105,7 +104,7 @@ def test_fusing_may_come_afterwards(command: Command, join: str) -> None:
     assert operators(after)["ATTENTION"] == 1
     assert operators(after)["TRANSPOSE"] == 0
     FuseAttention().apply(before, argparse.Namespace(explain=True, assume_full_cache=None))
-    assert_turned(before, after, feeds_at(form, 3), atol=1e-5)
+    assert_turned(before, after, feeds_at(form, 3))
 
 
 def test_attention_and_another_user(command: Command) -> None:
@@ -160,7 +159,7 @@ def test_there_and_back(command: Command, model: str) -> None:
     assert [list(v.shape) for v in after.graphs[0].inputs] == [list(v.shape) for v in before.graphs[0].inputs]
     expected, found = (reference.run(model_.graphs[0], given()) for model_ in (before, after))
     for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+        assert_close(found[name], expected[name])
 
 
 def test_what_has_the_layout_already_stays(command: Command) -> None:
@@ -288,7 +287,7 @@ def test_exported_graphs(exported_model, form: str, fuse: bool) -> None:
     told = contract_of(after)["signatures"]["decode"]
     layouts = [entry["layout"] for entry in (*told["inputs"], *told["outputs"]) if "layout" in entry]
     assert layouts == ["BTNH"] * (6 if form == "concat" or fuse else 12)
-    assert_turned(before, after, exported_feeds(before, 17), atol=1e-4)
+    assert_turned(before, after, exported_feeds(before, 17))
 
 
 def test_a_cache_that_is_written_and_given_out_is_written_turned(command: Command) -> None:
@@ -307,7 +306,7 @@ def test_a_cache_that_is_written_and_given_out_is_written_turned(command: Comman
     given |= {f"past_{kind}_0": graphs.weights(1, 2, 8, 3, seed=9) for kind in ("key", "value")}
     copy = {name: turned(array) if array.ndim == 4 else array for name, array in given.items()}
     expected, found = graphs.run(before, given), graphs.run(after, copy)
-    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-5)
+    assert_close(found["logits"], expected["logits"])
     for kind in ("key", "value"):
         np.testing.assert_array_equal(turned(found[f"present_{kind}_0"]), expected[f"present_{kind}_0"])
 

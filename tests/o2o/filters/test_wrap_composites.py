@@ -12,6 +12,7 @@ from o2o import formats
 from o2o.filters import gc, inspect, merge_circles
 from o2o.model import Model
 from o2o.rewriting.outline import COMPOSITE, decompositions
+from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import Graph, feeds, operators, weights
@@ -39,7 +40,7 @@ def assert_same(before: Model, after: Model) -> None:
     expected, found = graphs.run(before, given), graphs.run(after, given)
     assert list(found) == list(expected)
     for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+        assert_close(found[name], expected[name])
 
 
 def test_says_how_many_and_checks_itself(command: Command) -> None:
@@ -107,7 +108,7 @@ def test_merging_models_with_composites(command: Command, tmp_path: Path) -> Non
         found = engine.get_signature_runner(name)(**given)
         expected = graphs.run(attention(name, T), given)
         for output in expected:
-            np.testing.assert_allclose(found[output], expected[output], rtol=1e-5, atol=1e-6)
+            assert_close(found[output], expected[output])
 
 
 def test_inspecting_models_with_composites(

@@ -18,6 +18,7 @@ from o2o.lower.onnx import lower_to_onnx, stream, write
 from o2o.lower.onnx.lazy_tensors import Joined, Shifted
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
+from tests.closeness import assert_close
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
 from tests.o2o.lower.onnx.running import Running
 
@@ -66,7 +67,7 @@ def test_beside_it_lie_the_large_ones_on_pages(tmp_path: Path) -> None:
     assert max(t.ByteSize() for t in graph.initializer) < onnx_writer.LARGE + 100
     ids = [3, 1, 4, 1, 5]
     logits = Running(tmp_path / "model.onnx").step(ids, 0).reshape(-1)
-    np.testing.assert_allclose(logits, answers(decoder(BIG), ids)[-1], rtol=1e-4, atol=1e-4)
+    assert_close(logits, answers(decoder(BIG), ids)[-1])
 
 
 def test_the_same_bytes_each_time(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from o2o.formats import writer
 from o2o.formats.tensors import LARGE
 from o2o.formats.writer import plan, write
 from o2o.model import Model
+from tests.closeness import assert_close
 from tests.o2o.formats.trees import canonical, unpack
 from tests.o2o.graphs import (
     SAMPLES,
@@ -117,7 +118,7 @@ def test_litert_takes_constants_by_offset() -> None:
     engine.set_tensor(engine.get_input_details()[0]["index"], given["x"])
     engine.invoke()
     result = engine.get_tensor(engine.get_output_details()[0]["index"])
-    np.testing.assert_allclose(result, given["x"] @ weights(64, 64).T, rtol=1e-4, atol=1e-4)
+    assert_close(result, given["x"] @ weights(64, 64).T)
 
 
 def test_a_file_of_more_than_2_gib() -> None:
@@ -206,8 +207,8 @@ def test_a_matrix_and_its_transpose_are_two_constants() -> None:
     model = graph.model()
     given = feeds(model)
     results = run(model, given)
-    np.testing.assert_allclose(results["y0"], given["x"] @ square.T, rtol=1e-5)
-    np.testing.assert_allclose(results["y1"], given["x"] @ square, rtol=1e-5)
+    assert_close(results["y0"], given["x"] @ square.T)
+    assert_close(results["y1"], given["x"] @ square)
 
 
 def test_a_new_shape_goes_before_an_absent_one() -> None:

@@ -13,6 +13,7 @@ from o2o.formats.schema import TFLITE
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
 from o2o.operators.reference import NotEvaluable
+from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.graphs import BOOL, FLOAT, INT32, INT64, Graph
 
@@ -245,7 +246,7 @@ def test_it_means_what_litert_computes(case: Case) -> None:
     for name in expected:
         assert found[name].dtype == expected[name].dtype
         assert found[name].shape == expected[name].shape
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+        assert_close(found[name], expected[name])
 
 
 CIRCLE_ONLY = {"RMS_NORM", "ROPE", "ATTENTION"}  # compared in lower/test_litert.py
@@ -378,8 +379,8 @@ def test_attention_one_number_at_a_time(layout: str) -> None:
         operands += [None, *caches, graph.input("pos", [1], INT64)]
     graph.output(graph.op("ATTENTION", operands, [1, T, D], name="y"))
     found = reference.run(graph.ir, feeds)["y"]
-    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+    assert_close(found[0], expected)
     if layout != "none":
         for name, cache in (("past_key_0", keys), ("past_value_0", values)):
             turned = cache if layout == "BNTH" else cache.swapaxes(0, 1)
-            np.testing.assert_allclose(feeds[name][0], turned, atol=1e-5)
+            assert_close(feeds[name][0], turned)

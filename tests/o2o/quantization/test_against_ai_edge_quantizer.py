@@ -16,6 +16,7 @@ from o2o.model import Model
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
 from o2o.quantization.schemes import Scheme
+from tests.closeness import assert_close
 from tests.o2o.graphs import FLOAT, INT32, Graph, run, weights
 from tests.o2o.quantization.models import constants, integers, meaning
 
@@ -99,7 +100,7 @@ def test_bytes_scales_and_results_are_the_same(
             assert scales.tobytes() == other_scales.tobytes()
     feeds = {"input_ids": np.arange(8, dtype=np.int32) * 7}
     results, wanted = (next(iter(run(model, feeds).values())) for model in (found, expected))
-    np.testing.assert_allclose(results, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+    assert_close(results, wanted)
 
 
 @pytest.mark.parametrize("recipe", ["dynamic_int4_block32", "dynamic_int4_block128"])

@@ -20,6 +20,7 @@ from o2o.rewriting.cache_buckets import add_cache_buckets
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.matchers import MatchFailure, producer_of
 from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
+from tests.closeness import assert_close
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import Graph, exported_feeds, operators
 from tests.o2o.lower.litert.test_lowering import decode_of
@@ -63,9 +64,7 @@ def assert_same_at_each_position(model: Model, capacity: int, axis: int) -> None
         cut = {n: np.ascontiguousarray(a[first] if a.ndim == 4 else a) for n, a in feeds.items()}
         found = outputs(part, cut)
         for name, array in expected.items():
-            np.testing.assert_allclose(
-                found[name], array[first] if array.ndim == 4 else array, rtol=0, atol=1e-5, err_msg=name
-            )
+            assert_close(found[name], array[first] if array.ndim == 4 else array, err_msg=name)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -197,7 +196,7 @@ def test_what_the_near_misses_miss() -> None:
     }
     cut = feeds | {"past_value_0": feeds["past_value_0"][:, :, :3]}
     whole, part = (reference.run(g, f)["y"] for g, f in zip(model.graphs, (feeds, cut), strict=True))
-    np.testing.assert_allclose(part, whole, atol=1e-6)
+    assert_close(part, whole)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from o2o.operators import reference
 from o2o.rewriting.grouped_query import fold_grouped_queries, match_repeated_heads
 from o2o.rewriting.matchers import MatchFailure
 from tests.checkpoints import GROUPED, write_checkpoint
+from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.graphs import Graph, exported_feeds, feeds, operators
 
@@ -114,7 +115,7 @@ def test_heads_are_not_repeated(form: Form) -> None:
     ):
         assert list(results) == list(expected)
         for name in expected:
-            np.testing.assert_allclose(results[name], expected[name], rtol=1e-5, atol=1e-6)
+            assert_close(results[name], expected[name])
 
 
 def test_nothing_between_the_products_changes() -> None:
@@ -200,7 +201,7 @@ def test_several_sequences() -> None:
     assert fold_grouped_queries(after, after.graphs[0]) == 1
     given = feeds(before)
     expected, found = graphs.run(before, given)["y"], graphs.run(after, given)["y"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize("form", ["static", "concat", "prefill_4"])
@@ -232,4 +233,4 @@ def assert_lowers(model: Model) -> None:
         given = exported_feeds(model, position)
         expected, found = graphs.run(model, given), graphs.run(lowered, given)
         for name in expected:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5)
+            assert_close(found[name], expected[name])

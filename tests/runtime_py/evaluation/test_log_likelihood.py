@@ -15,6 +15,7 @@ from o2o.formats import loads
 from runtime_py.engines.litert.engine import LiteRtEngine, LiteRtSession
 from runtime_py.evaluation.log_likelihood import Score, documents, first, scores, surprises
 from runtime_py.model.contract import Contract
+from tests.closeness import assert_close
 from tests.runtime_py.toy import VOCAB, Toy
 
 
@@ -39,10 +40,10 @@ def test_each_token_after_the_first_by_all_before_it(ai_edge):
     toy = Toy(cached_lengths=[3], prefill_length=0 if ai_edge else 5, ai_edge=ai_edge)
     ids = np.random.default_rng(1).integers(0, VOCAB, 9).tolist()  # one more than the caches hold
     with session_of(toy.file) as session:
-        np.testing.assert_allclose(surprises(session, ids), expected(toy, ids), rtol=1e-5)
+        assert_close(surprises(session, ids), expected(toy, ids))
         # a document knows nothing of the one before, and one that is too long is cut
         longer = [*ids[::-1], 3, 3]
-        np.testing.assert_allclose(surprises(session, longer), expected(toy, longer[:9]), rtol=1e-5)
+        assert_close(surprises(session, longer), expected(toy, longer[:9]))
         assert len(surprises(session, [4])) == 0
 
 

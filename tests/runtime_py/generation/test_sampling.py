@@ -13,6 +13,7 @@ from transformers.generation import logits_process as theirs
 
 from o2o.errors import UsageError
 from runtime_py.generation.sampling import GREEDY, Sampling, greedy
+from tests.closeness import assert_close
 
 V = 50
 
@@ -61,9 +62,7 @@ def ours(sampling: Sampling, logits: np.ndarray, ids: list[int]) -> np.ndarray:
 def test_probabilities_are_those_of_transformers(seed: int, sampling: Sampling, ids: list[int]) -> None:
     logits = logits_of(seed)
     before = logits.copy()
-    np.testing.assert_allclose(
-        ours(sampling, logits, ids), by_transformers(sampling, logits, ids), rtol=1e-4, atol=1e-7
-    )
+    assert_close(ours(sampling, logits, ids), by_transformers(sampling, logits, ids))
     np.testing.assert_array_equal(logits, before)
 
 

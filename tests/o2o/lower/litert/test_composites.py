@@ -23,6 +23,7 @@ from o2o.lower.litert.lowering import lower
 from o2o.model import Model, attribute, shape_of
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.outline import COMPOSITE, decompositions
+from tests.closeness import assert_close
 from tests.o2o.graphs import BOOL, INT32, Graph, exported_feeds, feeds, operators, sign, weights
 
 MASKS = ["none", "one_row", "rows", "constant", "below_each_other", "computed"]
@@ -189,7 +190,7 @@ def assert_same_everywhere(before: Model, after: Model, given: dict[str, np.ndar
     for found in (*everywhere, run_compiled(after, given)):
         assert list(found) == list(expected)
         for name in expected:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5)
+            assert_close(found[name], expected[name])
 
 
 def composites(model: Model) -> list[ir.Node]:
@@ -260,7 +261,7 @@ def test_delegates_take_it_by_its_name(K: int, G: int, T: int) -> None:
     node.attributes["compositeAttributes"] = ir.AttrInt64s("compositeAttributes", list(packed))
     found = run(model, given, delegate=True)["y"]
     expected = run(core(Form(T=T, K=K, G=G, S=33, H=16, scale=other)), given, delegate=False)["y"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert_close(found, expected)
     assert abs(run(model, given, delegate=False)["y"] - expected).max() > 0.1, "what is inside stays"
 
 
@@ -455,4 +456,4 @@ def test_exported(exported_model: Callable[[str, str], Path], form: str, fused: 
         for delegate in (True, False):
             results = run(after, given, delegate=delegate)
             for name in expected:
-                np.testing.assert_allclose(results[name], expected[name], rtol=1e-4, atol=1e-4)
+                assert_close(results[name], expected[name])

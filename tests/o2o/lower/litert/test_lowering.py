@@ -24,6 +24,7 @@ from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
 from o2o.operators.causal_attention import Blocks
+from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.fused_graphs import D, Form, attention, feeds_at
 from tests.o2o.graphs import BOOL, FLOAT, INT32, INT64, Graph, exported_feeds, feeds, operators, sign, weights
@@ -38,9 +39,9 @@ def assert_lowers(form: Form, flash: FlashBlocks = None) -> None:
         found = graphs.run(after, given_)
         caches = {name: array.copy() for name, array in given_.items() if name.startswith("past_")}
         expected = reference.run(before.graphs[0], {**given_, **caches})  # which writes into the caches
-        np.testing.assert_allclose(found["y"], expected["y"], atol=1e-5)
+        assert_close(found["y"], expected["y"])
         for name, cache in caches.items():
-            np.testing.assert_allclose(found[name.replace("past", "present")], cache, atol=1e-5)
+            assert_close(found[name.replace("past", "present")], cache)
 
 
 @st.composite
@@ -202,7 +203,7 @@ def test_an_attention_whose_result_is_dead_still_fills_its_caches() -> None:
     reference.run(graph, expected)
     found = graphs.run(lower(model), given_)
     for kind in ("key", "value"):
-        np.testing.assert_allclose(found[f"present_{kind}_0"], expected[f"past_{kind}_0"], atol=1e-6)
+        assert_close(found[f"present_{kind}_0"], expected[f"past_{kind}_0"])
     assert operators(model)["SOFTMAX"] == 0, "nobody looks at what it attends to"
 
 
@@ -216,7 +217,7 @@ def test_rms_norm(x: tuple[int, ...]) -> None:
 
     given_ = feeds(build())
     expected = reference.run(build().graphs[0], given_)["y"]
-    np.testing.assert_allclose(graphs.run(lower(build()), given_)["y"], expected, rtol=1e-5, atol=1e-6)
+    assert_close(graphs.run(lower(build()), given_)["y"], expected)
 
 
 @pytest.mark.parametrize("table", [(1, 1, 5, 4), (1, 1, 1, 4), (2, 3, 5, 4)])
@@ -229,7 +230,7 @@ def test_rope(table: tuple[int, ...]) -> None:
 
     given_ = feeds(build())
     expected = reference.run(build().graphs[0], given_)["y"]
-    np.testing.assert_allclose(graphs.run(lower(build()), given_)["y"], expected, rtol=1e-5, atol=1e-6)
+    assert_close(graphs.run(lower(build()), given_)["y"], expected)
 
 
 def one_op(op_type: str, count: int, **attributes: int) -> Graph:
@@ -294,7 +295,7 @@ def test_who_reads_a_cache_sees_what_is_in_it_then(when: str) -> None:
     expected = reference.run(graph.ir, {name: array.copy() for name, array in given_.items()})
     found = graphs.run(lower(model), given_)
     for name in ("y", "look8", "look9"):
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+        assert_close(found[name], expected[name])
 
 
 def test_a_cache_that_two_write_is_refused() -> None:
@@ -389,7 +390,7 @@ def test_decode_step_by_step_gives_the_logits_of_prefill(
     engine = graphs.interpreter(formats.dumps(merged))
     run_prefill, run_decode = (engine.get_signature_runner(name) for name in ("prefill", "decode"))
     at_once = run_prefill(input_ids=ids)
-    np.testing.assert_allclose(at_once["logits"], expected["logits"], atol=2e-4)
+    assert_close(at_once["logits"], expected["logits"])
     signature = next(signature for signature in merged.signatures if signature.name == "decode")
     caches = {name: value for name, value in signature.inputs.items() if name.startswith("past_")}
     state = {name: np.full(value.shape.numpy(), 7, np.float32) for name, value in caches.items()}  # type: ignore[union-attr]
@@ -397,11 +398,11 @@ def test_decode_step_by_step_gives_the_logits_of_prefill(
         step = run_decode(
             input_ids=ids[:, position : position + 1], cache_position=np.array([position]), **state
         )
-        np.testing.assert_allclose(step["logits"][0, 0], expected["logits"][0, position], atol=2e-4)
+        assert_close(step["logits"][0, 0], expected["logits"][0, position])
         state = {name: step[name.replace("past", "present")] for name in state}
     for name, cache in state.items():
         rows = cache.transpose(0, 2, 1, 3) if layout == "BTNH" else cache
-        np.testing.assert_allclose(rows, at_once[name.replace("past", "present")], atol=2e-4)
+        assert_close(rows, at_once[name.replace("past", "present")])
 
 
 @pytest.mark.parametrize(("shape", "layout"), [("demo", "BTNH"), ("grouped", "BNTH"), ("grouped", "BTNH")])
@@ -417,11 +418,11 @@ def test_a_prompt_in_pieces_gives_the_logits_of_one(exported_model, shape: str, 
     for position in (0, 8, 13, 21, 24):
         piece = slice(position, position + 8)
         step = run(input_ids=ids[:, piece], cache_position=np.array([position]), **state)
-        np.testing.assert_allclose(step["logits"], expected["logits"][:, piece], atol=2e-4)
+        assert_close(step["logits"], expected["logits"][:, piece])
         state = {name: step[name.replace("past", "present")] for name in state}
     for name, cache in state.items():
         rows = cache.transpose(0, 2, 1, 3) if layout == "BTNH" else cache
-        np.testing.assert_allclose(rows, expected[name.replace("past", "present")], atol=2e-4)
+        assert_close(rows, expected[name.replace("past", "present")])
 
 
 def test_masks_are_computed_once_for_all_layers(exported_model) -> None:

@@ -17,6 +17,7 @@ from o2o.model import Model
 from runtime_py.engines.litert.engine import load
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
+from tests.closeness import assert_close
 from tests.o2o.graphs import operators
 from tests.o2o.lower.litert.test_lowering import decode_of
 
@@ -49,7 +50,7 @@ def test_decode_gives_the_logits_of_a_prompt(
     kept_session, left_session = (engine.open_session() for engine in engines)
     for length in (1, 2, 8, 9, 31, 32):
         expected = kept_session.prefill(text[:length])
-        np.testing.assert_allclose(left_session.prefill(text[:length]), expected, rtol=0, atol=1e-4)
+        assert_close(left_session.prefill(text[:length]), expected)
     for engine in engines:
         engine.close()
 

@@ -15,6 +15,7 @@ from o2o import formats
 from o2o.formats.writer import plan
 from o2o.model import Model
 from o2o.operators import reference
+from tests.closeness import assert_close
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import FLOAT, INT32, Graph, feeds, per_channel, weights
 from tests.o2o.lower.onert.running import CRASHED, run, run_all
@@ -49,13 +50,13 @@ def test_rope_of_several_positions_rotates_all_by_the_first() -> None:
         return graph.op("ROPE", [x, *tables], [1, 2, 3, 4], mode=0)
 
     found, expected = results(model_of(rope, 1, 2, 3, 4))
-    np.testing.assert_allclose(found[:, :, 0], expected[:, :, 0], atol=1e-6)
+    assert_close(found[:, :, 0], expected[:, :, 0])
     assert not np.allclose(found, expected), MENDED
 
 
 def test_fully_connected_drops_leading_axes() -> None:
     found, expected = results(model_of(lambda g, x: g.fc(x, g.constant("w", weights(5, 4)), "y"), 1, 3, 4))
-    np.testing.assert_allclose(found.reshape(-1), expected.reshape(-1), atol=1e-6)
+    assert_close(found.reshape(-1), expected.reshape(-1))
     assert (found.shape, expected.shape) == ((3, 5), (1, 3, 5)), MENDED
 
 

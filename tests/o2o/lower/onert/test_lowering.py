@@ -21,6 +21,7 @@ from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.topological_sort import topological_sort
+from tests.closeness import assert_close
 from tests.o2o.fused_graphs import Form, attention, feeds_at
 from tests.o2o.graphs import FLOAT, INT32, INT64, Graph, decoder, feeds, operators, per_channel, weights
 from tests.o2o.lower.onert.running import run, run_all
@@ -87,9 +88,9 @@ def by_role(model: Model, found: Arrays) -> dict[str, np.ndarray]:
     return rows
 
 
-def assert_the_same(found: Arrays, expected: Arrays, atol: float = 1e-5) -> None:
+def assert_the_same(found: Arrays, expected: Arrays) -> None:
     for name, array in found.items():
-        np.testing.assert_allclose(array, expected[name], atol=atol, err_msg=name)
+        assert_close(array, expected[name], err_msg=name)
 
 
 @st.composite

@@ -17,6 +17,7 @@ from o2o.filters import downcast_input_ids, fuse_attention, reshape_io, transpos
 from o2o.lower.onnx import lower_to_onnx
 from o2o.model import Model
 from tests.checkpoints import GROUPED, write_checkpoint
+from tests.closeness import assert_close
 from tests.exported import SHAPES
 from tests.exported import checkpoint as random_checkpoint
 from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
@@ -42,7 +43,7 @@ def compare(model: Callable[[], Model], checkpoint: Path, V: int, form: str) -> 
     running = Running(checked(model(), form))
     for start, stop in pieces(S, [5, 9]):
         logits = running.step(ids[start:stop], start).reshape(-1)
-        np.testing.assert_allclose(logits, expected[stop - 1], rtol=1e-3, atol=2e-5 * np.abs(expected).max())
+        assert_close(logits, expected[stop - 1])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -14,6 +14,7 @@ from o2o.errors import ModelError
 from o2o.lower.onnx import lower_to_onnx
 from o2o.model import Model
 from o2o.rewriting.builder import add_constant
+from tests.closeness import assert_close
 from tests.o2o.graphs import FLOAT, INT32, Graph
 from tests.o2o.graphs import decoder as little_decoder
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
@@ -42,9 +43,7 @@ def ids_of(shape: Shape) -> list[int]:
 
 
 def close(logits: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(
-        logits.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
-    )
+    assert_close(logits.reshape(expected.shape), expected)
 
 
 @pytest.mark.parametrize("form", FORMS)

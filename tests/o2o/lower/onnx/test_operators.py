@@ -12,6 +12,7 @@ from o2o.contract import Role
 from o2o.errors import ModelError
 from o2o.lower.onnx import lower_to_onnx
 from o2o.model import Model, shape_of
+from tests.closeness import assert_close
 from tests.o2o.graphs import BOOL, FLOAT, Graph, weights
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
 from tests.o2o.lower.onnx.running import FORMS, Running, checked
@@ -198,7 +199,7 @@ def test_by_token(name: str, logits: str) -> None:
         found = running.step(ids[:4], 0)[0], running.step(ids[4:], 4)[0]
         wanted = (expected[:4], expected[4:]) if logits == "all" else (expected[3:4], expected[5:])
         for these, those in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(these, those, rtol=2e-4, atol=2e-4)
+            assert_close(these, those)
 
 
 def test_in_front_of_the_other_axes() -> None:
@@ -221,7 +222,7 @@ def test_in_front_of_the_other_axes() -> None:
             quantize(model, find("weight_only_int8"))
         expected = answers(models[0], ids)
         found = Running(checked(models[1], "ort", logits="all")).step(ids, 0)[0]
-        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+        assert_close(found, expected)
 
 
 def test_refusals_name_the_operator_and_its_place() -> None:

@@ -12,6 +12,7 @@ from o2o import formats
 from o2o.model import Model
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
+from tests.closeness import assert_close
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder, on_litert
 from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
 
@@ -52,7 +53,7 @@ def test_weights_mean_the_same(recipe: str, shape: Shape, form: str) -> None:
     running = Running(exactly(checked(quantized(shape, recipe), form)))
     for start, stop in pieces(shape.S, [5]):
         logits = running.step(ids[start:stop], start).reshape(-1)
-        np.testing.assert_allclose(logits, expected[stop - 1], rtol=1e-4, atol=2e-5 * np.abs(expected).max())
+        assert_close(logits, expected[stop - 1])
 
 
 @pytest.mark.parametrize("recipe", ["dynamic_int8", "dynamic_int4_block32"])
@@ -75,7 +76,7 @@ def test_int4_embedding_and_head() -> None:
     for form in FORMS:
         running = Running(exactly(checked(quantized(shape, "dynamic_int4_block32", **parts), form)))
         logits = running.step(ids, 0).reshape(-1)
-        np.testing.assert_allclose(logits, expected[-1], rtol=1e-4, atol=2e-5 * np.abs(expected).max())
+        assert_close(logits, expected[-1])
 
 
 @pytest.mark.parametrize("form", FORMS)

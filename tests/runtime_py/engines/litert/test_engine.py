@@ -10,15 +10,12 @@ from o2o.errors import ModelError
 from runtime_py.engines.litert.engine import LiteRtEngine, LiteRtSession
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.model.contract import Contract
+from tests.closeness import assert_close
 from tests.runtime_py.toy import Toy
 
 
 def engine_of(toy: Toy, **options) -> LiteRtEngine:
     return LiteRtEngine(toy.file, Contract.parse(toy.contract), **options)
-
-
-def assert_close(actual: np.ndarray, desired: np.ndarray) -> None:
-    np.testing.assert_allclose(actual, desired, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("ids_dtype", ["int32", "int64"])

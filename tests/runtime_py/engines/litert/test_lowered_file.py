@@ -17,6 +17,7 @@ from runtime_py.engines.litert.lowered_file import LoweredFile, lower_file
 from runtime_py.engines.litert.mapped_bytes import MIN_MAPPED
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.model.contract import Contract
+from tests.closeness import assert_close
 from tests.runtime_py.toy import Toy
 
 VOCAB = 300  # so that tables are too large for the head
@@ -36,7 +37,7 @@ def assert_answers(toy: Toy, lowered: LoweredFile, file: Path, factor: float = 1
     tokens = [7, 299, 3, 5, 8, 1]
     for count in (3, 6):
         wanted = factor * toy.logits(tokens[:count])
-        np.testing.assert_allclose(session.prefill(tokens[:count]), wanted, rtol=1e-4, atol=1e-4)
+        assert_close(session.prefill(tokens[:count]), wanted)
     engine.close()
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from o2o.errors import ModelError
@@ -22,6 +21,7 @@ from runtime_py.engines.litert.prepare import PreparedModel
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.model.contract import Contract
+from tests.closeness import assert_close
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
 from tests.runtime_py.toy import Toy
 
@@ -70,7 +70,7 @@ def assert_answers(toy: Toy, prepared: PreparedModel) -> None:
         tokens = [7, 299, 3, 5, 8, 1, 0]
         for count in (1, 2, 7):
             wanted = toy.logits(tokens[:count])
-            np.testing.assert_allclose(session.prefill(tokens[:count]), wanted, rtol=1e-4, atol=1e-4)
+            assert_close(session.prefill(tokens[:count]), wanted)
         engine.close()
 
 

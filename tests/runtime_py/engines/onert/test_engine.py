@@ -33,6 +33,7 @@ from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.generation.session import Session
 from runtime_py.model.contract import Contract
+from tests.closeness import assert_close
 from tests.exported import checkpoint
 from tests.o2o.speaking_graphs import S as ROWS
 from tests.o2o.speaking_graphs import V, greedy_logits, speaker
@@ -92,9 +93,9 @@ def test_logits_after_every_prompt_and_every_step(made: tuple[Path, Path]) -> No
     session = engine.open_session()
     assert (engine.capacity, engine.vocab_size) == (S, theirs.config.vocab_size)
     for length in (1, 2, 17, S - 1, S, 3):  # one session for all: rows of earlier prompts must not be seen
-        np.testing.assert_allclose(session.prefill(ids[:length]), wanted[length - 1], atol=1e-4)
+        assert_close(session.prefill(ids[:length]), wanted[length - 1])
         for position in range(length, S):
-            np.testing.assert_allclose(session.decode(ids[position], position), wanted[position], atol=1e-4)
+            assert_close(session.decode(ids[position], position), wanted[position])
     engine.close()
 
 
@@ -143,7 +144,7 @@ def test_every_prompt_of_a_model_known_by_heart(toy: Path) -> None:
     for length in [*range(1, ROWS + 1), 2]:
         logits = session.prefill(text[:length])
         assert (logits.shape, logits.dtype) == ((V,), np.float32)
-        np.testing.assert_allclose(logits, greedy_logits(text[:length]), atol=1e-4)
+        assert_close(logits, greedy_logits(text[:length]))
     engine.close()
 
 
@@ -154,7 +155,7 @@ def test_what_was_fed_is_not_fed_again(toy: Path) -> None:
     assert engine.plan(4, num_cached=2) == [Chunk(1, 2, 3), Chunk(1, 3, 4)]
     text = [3, 1, 4, 1, 5]
     session.prefill(text[:3])
-    np.testing.assert_allclose(session.prefill(text, num_cached=3), greedy_logits(text), atol=1e-4)
+    assert_close(session.prefill(text, num_cached=3), greedy_logits(text))
     engine.close()
 
 
@@ -166,7 +167,7 @@ def test_rows_behind_are_not_seen_and_caches_stay_where_they_are(toy: Path) -> N
     for cache in session.kv_caches.values():
         cache[:] = 1e6
     text = [5, 2, 8]
-    np.testing.assert_allclose(session.prefill(text), greedy_logits(text), atol=1e-4)
+    assert_close(session.prefill(text), greedy_logits(text))
     assert [array.__array_interface__["data"] for array in session.inputs] == places
     caches = session.kv_caches.values()
     assert all((cache[3:] == 1e6).all() and (cache[:3] != 1e6).all() for cache in caches)
@@ -199,7 +200,7 @@ def test_a_legalized_file_is_loaded_where_it_is(
     monkeypatch.setattr(formats, "save", lambda *_: pytest.fail("it was written again"))
     engine = load_file(file)
     session = engine.open_session()
-    np.testing.assert_allclose(session.prefill([5, 2, 8]), greedy_logits([5, 2, 8]), atol=1e-4)
+    assert_close(session.prefill([5, 2, 8]), greedy_logits([5, 2, 8]))
     engine.close()
 
 
@@ -220,9 +221,9 @@ def test_sessions_take_turns(toy: Path) -> None:
     one, two = engine.open_session(), engine.open_session()
     one.prefill([1, 2])
     two.prefill([4, 5])
-    np.testing.assert_allclose(one.decode(3, 2), greedy_logits([1, 2, 3]), atol=1e-4)
+    assert_close(one.decode(3, 2), greedy_logits([1, 2, 3]))
     one.close()
-    np.testing.assert_allclose(two.decode(3, 2), greedy_logits([4, 5, 3]), atol=1e-4)
+    assert_close(two.decode(3, 2), greedy_logits([4, 5, 3]))
     two.close()
     engine.close()
 
