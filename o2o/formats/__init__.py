@@ -1,4 +1,7 @@
-"""Reading and writing models. The only place that knows of files, tensor numbers and operator codes."""
+"""File formats: Circle and TFLite models are read and written here, ONNX models written.
+
+No other package knows about FlatBuffers tables, tensor numbers or operator codes.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,64 @@ __all__ = ["dumps", "load", "loads", "plan", "read", "save", "write"]
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """The Circle or TFLite model in the file at `path`. Raises OSError, ModelError."""
+    """Read a model file. Its large constants stay in the file until they are needed.
+
+    Args:
+        path: A Circle or TFLite file.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: The file is damaged or has another format.
+        OSError: The file cannot be read.
+    """
     return read(open_file(path))
 
 
 def loads(data: bytes | bytearray | memoryview) -> Model:
-    """The Circle or TFLite model in `data`. Raises ModelError."""
+    """Read a model from memory. Its constants are views of `data`.
+
+    Args:
+        data: The bytes of a Circle or TFLite file.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: The bytes are damaged or have another format.
+    """
     return read(MemorySource(data))
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
-    """Write `model` to the file at `path`, which is replaced only when that succeeded."""
+    """Write a model to a file, which appears or changes only when it is complete.
+
+    Args:
+        model: The model.
+        path: The file.
+
+    Raises:
+        ModelError: The model cannot be written in its format.
+        OSError: The file cannot be written.
+    """
     planned = plan(model)
     with open_output(path, planned.size) as sink:
         planned.write(sink)
 
 
 def dumps(model: Model) -> bytes:
-    """`model` as bytes, for small ones: nothing is streamed."""
+    """Return a model as bytes. For small models: the whole file is in memory.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The bytes of a Circle or TFLite file.
+
+    Raises:
+        ModelError: The model cannot be written in its format.
+    """
     sink = io.BytesIO()
     write(model, sink)
     return sink.getvalue()

@@ -1,4 +1,4 @@
-"""What identifies a graph, whatever its weights are and wherever they lie."""
+"""A hash of a model without its large constants, for the history of filters."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from o2o.model import Model, quantization_constants
 
 
 def fingerprint(model: Model) -> str:
-    """SHA-256 over what `model` says: graphs, signatures, small constants, metadata, history.
+    """Hash graphs, signatures, small constants, metadata and history of a model.
 
-    Of a large constant only dtype and shape count, so that a model with its weights inside and the same one
-    with references to them have one fingerprint.
+    Large constants count by dtype and shape only. So a model with its weights inside and the same model with
+    external weights have one fingerprint.
+
+    Args:
+        model: The model.
+
+    Returns:
+        `sha256:` and 64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for item in _told(model):
+    for item in _items(model):
         digest.update(item if isinstance(item, bytes) else item.encode())
         digest.update(b"\0")
     return f"sha256:{digest.hexdigest()}"
 
 
-def _told(model: Model) -> Iterator[str | bytes]:
+def _items(model: Model) -> Iterator[str | bytes]:
     yield f"{model.format} {_plain(model.fields)}"
     graphs = {id(graph): str(index) for index, graph in enumerate(model.graphs)}
     for graph in model.graphs:
@@ -49,10 +55,10 @@ def _told(model: Model) -> Iterator[str | bytes]:
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:
     """All values of `graph`, each once."""
-    found = [*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())]
+    values = [*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())]
     for node in graph:
-        found += [*node.inputs, *node.outputs, *node.meta.get("intermediates", ())]
-    return dict.fromkeys(value for value in found if value is not None)
+        values += [*node.inputs, *node.outputs, *node.meta.get("intermediates", ())]
+    return dict.fromkeys(value for value in values if value is not None)
 
 
 def _value(value: ir.Value) -> Iterator[str | bytes]:
@@ -67,16 +73,16 @@ def _value(value: ir.Value) -> Iterator[str | bytes]:
 
 
 def _node(node: ir.Node, graphs: dict[int, str]) -> str:
-    ends = [node.inputs, node.outputs, node.meta.get("intermediates", ())]
-    names = ["-" if value is None else value.name or "" for values in ends for value in values]
-    options = [f"{name}={_plain(found.value, graphs)}" for name, found in node.attributes.items()]
+    operands = [node.inputs, node.outputs, node.meta.get("intermediates", ())]
+    names = ["-" if value is None else value.name or "" for values in operands for value in values]
+    options = [f"{name}={_plain(attribute.value, graphs)}" for name, attribute in node.attributes.items()]
     fields = _plain(node.meta.get("fields"))
-    counts = [len(values) for values in ends]
+    counts = [len(values) for values in operands]
     return f"{node.domain} {node.op_type} {node.version} {counts} {' '.join(names)} ; {options} {fields}"
 
 
 def _plain(item: Any, graphs: dict[int, str] | None = None) -> str:
-    """`item` as text that is the same for equal items: the generated tables have no such `repr`."""
+    """Text that is equal for equal items. The `repr` of generated tables and of arrays is not."""
     if isinstance(item, np.ndarray):
         return f"{item.dtype} {item.shape} {hashlib.sha256(item.tobytes()).hexdigest()}"
     if isinstance(item, dict):

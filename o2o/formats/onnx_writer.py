@@ -146,7 +146,7 @@ def _keep(large: list[ir.Value]) -> None:
     """Constants that come through a pipe are needed in another order than they come in."""
     for value in large:
         for part in source_tensors(_tensor(value)):
-            part.source.keep()
+            part.source.spool()
 
 
 def _copy(tensor: ir.TensorProtocol, sink: BinaryIO) -> None:

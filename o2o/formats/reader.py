@@ -1,4 +1,4 @@
-"""Bytes of a Circle or TFLite file -> `Model`. Constants stay where they are."""
+"""Reader of Circle and TFLite files: bytes -> `Model`. Large constants stay in the source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from o2o.formats.tensors import LARGE, SourceTensor, constant
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, quantization_constants
 from o2o.streams import Source
 
-# Fields that the IR has a place of its own for; every other field that is set goes to meta["fields"].
+# Fields that the IR represents itself. Every other field with a value goes to meta["fields"].
 _TENSOR_FIELDS = {"shape", "type", "buffer", "name"}
 _OPERATOR_FIELDS = {
     "opcodeIndex", "inputs", "outputs", "builtinOptions", "builtinOptionsType",
@@ -30,9 +30,17 @@ _MODEL_FIELDS = {"operatorCodes", "subgraphs", "buffers", "metadata", "metadataB
 
 
 def read(source: Source) -> Model:
-    """The model in `source`, which must outlive it. Raises ModelError.
+    """Read a model without loss: writing the result gives an equivalent file, field by field.
 
-    Lossless: writing the result gives a file that means the same, field by field.
+    Args:
+        source: The bytes of a Circle or TFLite file. It must outlive the model, which reads constants on
+            demand.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: The file is truncated, damaged or has another format.
     """
     name, data = source.name, source.head
     dialect = detect(data, name)
@@ -49,8 +57,8 @@ def read(source: Source) -> Model:
         AttributeError,
         OverflowError,
     ) as error:
-        what = f"truncated or damaged {dialect.name} file of {len(data)} bytes"
-        raise ModelError(f"{name}: {what} (--debug shows what is missing)") from error
+        description = f"truncated or damaged {dialect.name} file of {len(data)} bytes"
+        raise ModelError(f"{name}: {description} (--debug shows what is missing)") from error
 
 
 def _text(value: Any) -> str | None:
@@ -58,7 +66,7 @@ def _text(value: Any) -> str | None:
 
 
 def _other_fields(table: Any, known: set[str]) -> dict[str, Any]:
-    """The fields of `table` outside `known` that differ from the schema's default."""
+    """The fields of `table` that are not in `known` and differ from the schema's default."""
     default = vars(type(table)())
     return {
         key: value
@@ -76,9 +84,9 @@ class _Reader:
         self.dialect = dialect
         self.source = source
         self.table, self.spans = dialect.unpack_head(source.head)
-        self._check_ends()
-        self.references, self.unused = self._read_references()
-        # Operators refer to subgraphs by number, also to later ones: make all graphs first.
+        self._check_size()
+        self.external, self.unused = self._read_external()
+        # Operators refer to subgraphs by number, also to later ones. So all graphs are created first.
         self.graphs = [
             ir.Graph([], [], nodes=[], name=_text(subgraph.name), opset_imports={DOMAIN: 1})
             for subgraph in self.table.subgraphs or ()
@@ -112,13 +120,13 @@ class _Reader:
                 model.history = history.loads(data)
         return model
 
-    def _check_ends(self) -> None:
+    def _check_size(self) -> None:
         size = self.source.size
         end = max((span.start + span.size for span in self.spans), default=0)
         if size is not None and end > size:
             raise ModelError(f"truncated: a constant ends at byte {end} of {size}")
 
-    def _read_references(self) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, str]]]:
+    def _read_external(self) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, str]]]:
         for entry in self.table.metadata or ():
             if _text(entry.name) == external_tensor.METADATA_NAME:
                 return external_tensor.loads(self._bytes(entry.buffer))
@@ -136,10 +144,10 @@ class _Reader:
     def _constant(
         self, index: int, dtype: ir.DataType | None, shape: tuple[int, ...], name: str
     ) -> ir.TensorProtocol | None:
-        """What is in buffer `index`, or None when it is empty."""
+        """The constant in buffer `index`, or None if the buffer is empty."""
         span = self.spans[index]
-        if index in self.references and dtype is not None:
-            return external_tensor.ExternalTensor(name, dtype=dtype, shape=shape, **self.references[index])
+        if index in self.external and dtype is not None:
+            return external_tensor.ExternalTensor(name, dtype=dtype, shape=shape, **self.external[index])
         if span.size == 0:
             return None
         if span.size >= LARGE or span.start + span.size > len(self.source.head):
@@ -150,12 +158,12 @@ class _Reader:
         names: set[str] = set()
         values = [self._value(tensor, names, index) for index, tensor in enumerate(table.tensors or ())]
         for value in values:
-            _refer(value, values)
-        inputs = _ends(table.inputs, values)
+            _set_quantization_constants(value, values)
+        inputs = _graph_values(table.inputs, values)
         nodes = [self._node(operator, values) for operator in table.operators or ()]
         graph.inputs.extend(inputs)
         graph.extend(nodes)
-        graph.outputs.extend(_ends(table.outputs, values))
+        graph.outputs.extend(_graph_values(table.outputs, values))
         for value in values:
             if value.const_value is not None and value.producer() is None and not value.is_graph_input():
                 graph.register_initializer(value)
@@ -175,7 +183,8 @@ class _Reader:
         return values
 
     def _value(self, tensor: Any, names: set[str], index: int) -> ir.Value:
-        """A tensor as a value. The IR wants names that are unique: `meta["name"]` keeps one that is not."""
+        """A tensor as a value. Names are unique in the IR; `meta["name"]` has the file's name if it is
+        not."""
         raw_name = _text(tensor.name)
         name = raw_name or f"tensor_{index}"
         while name in names:
@@ -188,9 +197,9 @@ class _Reader:
         )
         fields = _other_fields(tensor, _TENSOR_FIELDS)
         if tensor.shape is None:
-            fields["shape"] = None  # a scalar, or unknown: not the same as an empty vector in the file
+            fields["shape"] = None  # a scalar, or unknown; the file distinguishes it from an empty vector
         if dtype is None:
-            fields["type"] = tensor.type  # RESOURCE, VARIANT, GGML blocks: no such type in the IR
+            fields["type"] = tensor.type  # RESOURCE, VARIANT and GGML blocks have no type in the IR
         if fields:
             value.meta["fields"] = fields
         if name != raw_name:
@@ -233,7 +242,7 @@ class _Reader:
         return node
 
     def _options(self, operator: Any) -> tuple[list[ir.Attr], str | None, dict[str, Any]]:
-        """(attributes, name of the options table, fields no attribute can hold)."""
+        """The attributes, the name of the options table, and the fields that no attribute can hold."""
         options = operator.builtinOptions if operator.builtinOptions is not None else operator.builtinOptions2
         if options is None:
             return [], None, {}
@@ -262,39 +271,46 @@ class _Reader:
             {_text(entry.name) or "": values[entry.tensorIndex] for entry in entries or ()}
             for entries in (table.inputs, table.outputs)
         )
-        return Signature(_text(table.signatureKey) or "", self.graphs[table.subgraphIndex], inputs, outputs)
+        signature = _text(table.signatureKey) or ""
+        for name, value in (*inputs.items(), *outputs.items()):
+            if not (value.is_graph_input() or value.is_graph_output()):
+                raise ModelError(
+                    f"damaged: signature {signature!r} names the tensor {value.name} as {name!r}, which is "
+                    "neither an input nor an output of its subgraph"
+                )
+        return Signature(signature, self.graphs[table.subgraphIndex], inputs, outputs)
 
 
 def _indices(vector: Iterable[int] | None) -> list[int]:
-    """The numbers in `vector`; -1 stands for an optional operand that is absent."""
-    found = [] if vector is None else [int(index) for index in vector]
-    if any(index < -1 for index in found):
-        raise IndexError(f"a tensor or subgraph number of {min(found)}")
-    return found
+    """The numbers in `vector`. An optional operand that is absent is -1."""
+    indices = [] if vector is None else [int(index) for index in vector]
+    if any(index < -1 for index in indices):
+        raise IndexError(f"a tensor or subgraph number of {min(indices)}")
+    return indices
 
 
-def _ends(vector: Iterable[int] | None, values: list[ir.Value]) -> list[ir.Value]:
+def _graph_values(vector: Iterable[int] | None, values: list[ir.Value]) -> list[ir.Value]:
     if -1 in (indices := _indices(vector)):
         raise IndexError("an input or output of the graph has the number -1")
     return [values[index] for index in indices]
 
 
-def _refer(value: ir.Value, values: list[ir.Value]) -> None:
-    """Turn the tensor numbers in the quantization of `value` into the values that they stand for."""
+def _set_quantization_constants(value: ir.Value, values: list[ir.Value]) -> None:
+    """Replace the tensor numbers in the block-wise quantization of `value` by values."""
     quantization = value.meta.get("fields", {}).get("quantization")
     details = getattr(quantization, "details", None)
-    found = {}
+    constants = {}
     for field in QUANTIZATION_CONSTANTS:
         index = getattr(details, field, -1)
-        # 0 is also what the field holds when there is none
+        # 0 is also the default of the field
         if index > 0 or (index == 0 and values[0].const_value is not None):
-            found[field] = values[index]
-    if found:
-        value.meta["quantization_constants"] = found
+            constants[field] = values[index]
+    if constants:
+        value.meta["quantization_constants"] = constants
 
 
 def _absent() -> ir.Value:
-    """An output that the operator does not give (-1 in the file)."""
+    """An output that the operator does not compute (-1 in the file)."""
     return ir.Value(name="")
 
 

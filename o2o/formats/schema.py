@@ -1,9 +1,10 @@
-"""The two FlatBuffers dialects, Circle and TFLite, as tables of names over their generated schemas.
+"""The FlatBuffers schemas of the two dialects, Circle and TFLite, behind one interface.
 
-Circle is TFLite's superset with a few negative operator codes. Their generated Python differs in packaging
-(one module a table, one module for all), in a handful of enum values and in one pair of field names; that
-is all this module knows. Schemas: `circle_schema` (Samsung ONE's res/CircleSchema) and
-`ai_edge_litert.schema_py_generated` (LiteRT's tflite/converter/schema).
+Circle is a superset of TFLite with a few negative operator codes. Differences in the generated Python:
+packaging (one module for each table or for all), some enum values, and one pair of field names.
+
+Sources: `circle_schema` (Samsung ONE's res/CircleSchema) and `ai_edge_litert.schema_py_generated`
+(LiteRT's tflite/converter/schema).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from o2o.errors import ModelError
 from o2o.model import Format
 from o2o.streams.framing import parse_frame
 
-# Operators whose options table is not called after them. Most that have no entry here have none at all.
+# Operators whose options table has another name than the operator.
 _OPTIONS_BY_OPERATOR = {
     "AVERAGE_POOL_2D": "Pool2DOptions",
     "MAX_POOL_2D": "Pool2DOptions",
@@ -37,7 +38,7 @@ _OPTIONS_BY_OPERATOR = {
     ),
 }
 
-# Fields that are subgraph numbers in the file and graphs in the IR.
+# Fields that hold subgraph numbers in the file and graphs in the IR.
 SUBGRAPH_FIELDS = {
     ("CallOnceOptions", "initSubgraphIndex"),
     ("CallOptions", "subgraph"),
@@ -56,10 +57,10 @@ SUBGRAPH_FIELDS = {
     ("StablehloWhileOptions", "bodySubgraphIndex"),
 }
 
-# Fields of the quantization details that are tensor numbers in the file and values in the IR.
+# Fields of `BlockwiseQuantization` that hold tensor numbers in the file and values in the IR.
 QUANTIZATION_CONSTANTS = ("scales", "zeroPoints")
 
-# One IR name for a field that the dialects spell differently: (table, TFLite's name) -> Circle's name.
+# Fields with different names in the dialects: (table, TFLite's name) -> Circle's name, which the IR uses.
 _TFLITE_FIELD_NAMES = {
     ("BatchMatMulOptions", "adjX"): "adjointLhs",
     ("BatchMatMulOptions", "adjY"): "adjointRhs",
@@ -86,12 +87,18 @@ _DTYPES = {
 }  # fmt: skip
 
 
-DATA_SLOT, OFFSET_SLOT, SIZE_SLOT = 4, 6, 8  # of the Buffer table, in both dialects
+DATA_SLOT, OFFSET_SLOT, SIZE_SLOT = 4, 6, 8  # vtable slots of the Buffer table, in both dialects
 
 
 @dataclass(frozen=True)
 class Span:
-    """A run of bytes in the file; `outside`: found by Buffer.offset, beyond what FlatBuffers can address."""
+    """A range of bytes in the file.
+
+    Attributes:
+        start: The first byte.
+        size: The number of bytes.
+        outside: Stored by `Buffer.offset` and `Buffer.size`, beyond the range of FlatBuffers' own offsets.
+    """
 
     start: int
     size: int
@@ -100,27 +107,49 @@ class Span:
 
 @dataclass(frozen=True)
 class Dialect:
-    """One of the two file formats: its identifier, and lookups into its generated schema."""
+    """One of the two file formats, with lookups in its generated schema.
+
+    Attributes:
+        name: The format.
+        identifier: The FlatBuffers file identifier, bytes 4 to 8 of a file.
+        version: The version of the Model table that the format's runtime requires.
+    """
 
     name: Format
     identifier: bytes
-    version: int  # of the Model table: what the format's own runtime asks for
+    version: int
 
     def table(self, name: str) -> type[Any]:
-        """The generated object-API class of table `name` (`AddOptions` -> `AddOptionsT`)."""
-        namespace = self._module(name)
-        found: type[Any] | None = getattr(namespace, f"{name}T", None)
-        if found is None:
+        """Return the generated object-API class of a table.
+
+        Args:
+            name: The table, such as `AddOptions`.
+
+        Returns:
+            The class, such as `AddOptionsT`.
+
+        Raises:
+            ModelError: The schema has no such table.
+        """
+        table: type[Any] | None = getattr(self._module(name), f"{name}T", None)
+        if table is None:
             raise ModelError(f"{self.name} has no table {name}")
-        return found
+        return table
 
     def has_table(self, name: str) -> bool:
         return getattr(self._module(name), f"{name}T", None) is not None
 
     def enum(self, name: str) -> dict[str, int]:
-        """The values of enum (or union type) `name` by their names."""
-        found = getattr(self._module(name), name)
-        return {key: value for key, value in vars(found).items() if isinstance(value, int)}
+        """Return the members of an enum or union type.
+
+        Args:
+            name: The enum, such as `BuiltinOperator`.
+
+        Returns:
+            The number of each member, by its name.
+        """
+        members = vars(getattr(self._module(name), name))
+        return {key: value for key, value in members.items() if isinstance(value, int)}
 
     def _module(self, name: str) -> Any:
         if self.name == "circle":
@@ -132,23 +161,34 @@ class Dialect:
         return schema_py_generated
 
     def unpack_head(self, data: Any) -> tuple[Any, list[Span]]:
-        """`data`, at least the head of a file, as the object-API `ModelT` without its buffers, and the places
-        of these. Vectors of numbers stay views into `data`."""
+        """Unpack the tables of a file.
+
+        Args:
+            data: The bytes of the file, or at least its head.
+
+        Returns:
+            The object-API `ModelT` without its buffers, and the byte range of each buffer. Vectors of numbers
+            are views into `data`.
+
+        Raises:
+            ModelError: The subgraphs cannot all be in `data`, or a buffer has no size.
+        """
         root = self._without_buffers.GetRootAs(data, 0)
+        _check_subgraphs(root, len(data))
         table = self.table("Model").InitFromObj(root)
         return table, _spans([root.Buffers(index) for index in range(root.BuffersLength())], data)
 
     @functools.cached_property
     def _without_buffers(self) -> Any:
-        """The generated accessor of the Model table, keeping its buffers to itself when it is unpacked."""
+        """The generated accessor of the Model table, without the buffers when it is unpacked."""
         model = self._module("Model").Model
 
         class WithoutBuffers(model):  # type: ignore[misc, valid-type]
             @classmethod
             def GetRootAs(cls, data: Any, offset: int = 0) -> Any:
-                found = cls()
-                found.Init(data, struct.unpack_from("<I", data, offset)[0] + offset)
-                return found
+                root = cls()
+                root.Init(data, struct.unpack_from("<I", data, offset)[0] + offset)
+                return root
 
             def BuffersIsNone(self) -> bool:
                 return True
@@ -165,7 +205,7 @@ class Dialect:
 
     @functools.cached_property
     def unions(self) -> dict[str, dict[str, int]]:
-        """Union name -> member table -> type number."""
+        """The type number of each member table, by union."""
         names = ("BuiltinOptions", "BuiltinOptions2", "QuantizationDetails", "SparseIndexVector")
         return {name: self.enum(name) for name in names}
 
@@ -182,7 +222,14 @@ class Dialect:
 
     @functools.cache  # noqa: B019 - the two dialects live as long as the program
     def options_table(self, operator: str) -> str | None:
-        """The name of the options table that goes with builtin `operator`, or None if it has none."""
+        """Return the name of an operator's options table.
+
+        Args:
+            operator: A builtin operator, such as `ADD`.
+
+        Returns:
+            The table, such as `AddOptions`; None if the operator has no options.
+        """
         if operator in _OPTIONS_BY_OPERATOR:
             return _OPTIONS_BY_OPERATOR[operator]
         return self._options_by_folded_name.get(operator.replace("_", "").lower() + "options")
@@ -191,6 +238,18 @@ class Dialect:
     def _options_by_folded_name(self) -> dict[str, str]:
         members = [*self.unions["BuiltinOptions"], *self.unions["BuiltinOptions2"]]
         return {name.lower(): name for name in members}
+
+
+def _check_subgraphs(root: Any, size: int) -> None:
+    """Refuse subgraphs that share tables: a small file could hold a huge number of tensors that way."""
+    subgraphs = (root.Subgraphs(index) for index in range(root.SubgraphsLength()))
+    count = 0
+    for subgraph in subgraphs:
+        count += subgraph.TensorsLength() + subgraph.OperatorsLength()
+        if 8 * count > size:  # each takes an offset in its vector and a table, 4 bytes each at least
+            raise ModelError(
+                f"damaged: its subgraphs have more tensors and operators than fit in {size} bytes"
+            )
 
 
 def _spans(buffers: Sequence[Any], head: Any) -> list[Span]:
@@ -221,17 +280,28 @@ DIALECTS: dict[Format, Dialect] = {"circle": CIRCLE, "tflite": TFLITE}
 
 
 def detect(data: memoryview, name: str) -> Dialect:
-    """The dialect of the file that starts with `data`. Raises ModelError for anything else."""
+    """Return the dialect of a file by its FlatBuffers identifier.
+
+    Args:
+        data: The first bytes of the file.
+        name: The name of the file, for the message.
+
+    Returns:
+        The dialect.
+
+    Raises:
+        ModelError: The file is empty or neither Circle nor TFLite.
+    """
     if len(data) == 0:
         raise ModelError(f"{name}: is empty (did the command before it in the pipe fail?)")
     identifier = bytes(data[4:8])
     for dialect in DIALECTS.values():
         if identifier == dialect.identifier:
             return dialect
-    looks = {b"\x89PNG": "a PNG image", b"PK\x03\x04": "a zip archive", b"\x08": "perhaps an ONNX model"}
+    kinds = {b"\x89PNG": "a PNG image", b"PK\x03\x04": "a zip archive", b"\x08": "perhaps an ONNX model"}
     start = bytes(data[:9])
-    kind = next((what for magic, what in looks.items() if start.startswith(magic)), "something else")
-    if start.endswith(b"\0\0{"):  # behind the size of its header
+    kind = next((kind for magic, kind in kinds.items() if start.startswith(magic)), "something else")
+    if start.endswith(b"\0\0{"):  # the JSON header begins behind its length, 8 bytes
         kind = "perhaps weights in safetensors"
     raise ModelError(
         f"{name}: neither a Circle nor a TFLite model ({kind}: it starts with {bytes(data[:8])!r})"

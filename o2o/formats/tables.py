@@ -1,4 +1,4 @@
-"""`Model` -> the object-API tables of its dialect, and the payloads of its buffers."""
+"""Conversion of a `Model` to the object-API tables of its dialect, and to the payloads of its buffers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,32 @@ from o2o.model import CUSTOM_DOMAIN, Model, Signature, quantization_constants
 
 
 class Tables:
-    """Turns a `Model` into the object-API tables of its dialect, and gathers the payloads of its buffers."""
+    """Converts a model to FlatBuffers object-API tables, and collects the payloads of its buffers."""
 
     def __init__(self, model: Model) -> None:
+        """Prepare the conversion of `model`.
+
+        Args:
+            model: The model, which is not changed.
+        """
         self.model = model
         self.dialect = DIALECTS[model.format]
         self.payloads: list[bytes | ir.TensorProtocol] = []
         self.buffer_of: dict[Hashable, int] = {}
-        self.references: dict[int, ExternalTensor] = {}
+        self.external: dict[int, ExternalTensor] = {}
         self.opcode_of: dict[tuple[str, str, int], int] = {}
         self.graph_index = {id(graph): index for index, graph in enumerate(model.graphs)}
         self.tensor_index: list[dict[int, int]] = []
 
     def build(self) -> tuple[Any, list[bytes | ir.TensorProtocol]]:
+        """Convert the model.
+
+        Returns:
+            The `ModelT`, and the payload of each buffer from the second on. The data vectors are empty.
+
+        Raises:
+            ModelError: The dialect lacks an operator, option, tensor type or field of the model.
+        """
         root = self.dialect.table("Model")()
         root.version = self.dialect.version
         self._set_fields(root, {k: v for k, v in self.model.fields.items() if k != "metadataBuffer"})
@@ -41,7 +54,7 @@ class Tables:
         if "metadataBuffer" in self.model.fields:
             root.metadataBuffer = _ints([self._payload(d) for d in self.model.fields["metadataBuffer"]])
         buffer = self.dialect.table("Buffer")
-        root.buffers = [buffer() for _ in range(len(self.payloads) + 1)]  # the first stands for "no data"
+        root.buffers = [buffer() for _ in range(len(self.payloads) + 1)]  # the first means "no data"
         for table in root.buffers[1:]:
             table.data = np.zeros(0, np.uint8)
         return root, self.payloads
@@ -50,7 +63,7 @@ class Tables:
         own = [
             (contract.METADATA_NAME, contract.dumps(self.model)),
             (history.METADATA_NAME, history.dumps(self.model.history)),
-            (external_tensor.METADATA_NAME, external_tensor.dumps(self.references, self.model.unused)),
+            (external_tensor.METADATA_NAME, external_tensor.dumps(self.external, self.model.unused)),
         ]
         return [*self.model.metadata, *((name, data) for name, data in own if data is not None)]
 
@@ -71,7 +84,7 @@ class Tables:
         return table
 
     def _number_values(self, graph: ir.Graph) -> dict[int, int]:
-        """Tensor numbers by id(value): inputs, initializers, then operators' values as they come."""
+        """Tensor numbers by id(value): inputs, initializers, then the values of operators in their order."""
         values: list[ir.Value] = []
         index: dict[int, int] = {}
         nodes = list(graph)
@@ -83,7 +96,7 @@ class Tables:
             producer = value.producer()
             if producer is not None and id(producer) not in own:
                 raise ModelError(
-                    f"{value.name} is used but {producer.op_type}, which makes it, is not in the graph"
+                    f"{value.name} is used, but its producer {producer.op_type} is not in the graph"
                 )
             index[id(value)] = len(values)
             values.append(value)
@@ -95,7 +108,7 @@ class Tables:
                 number(value)
         for value in (*graph.outputs, *graph.meta.get("loose", ())):
             number(value)
-        for value in values:  # which grows on the way
+        for value in values:  # grows during the loop
             for other in quantization_constants(value).values():
                 number(other)
         self.tensors = [self._tensor(value, index) for value in values]
@@ -116,10 +129,10 @@ class Tables:
             if key not in self.buffer_of:
                 self.buffer_of[key] = self._payload(value.const_value)
                 if isinstance(value.const_value, ExternalTensor):
-                    self.references[self.buffer_of[key]] = value.const_value
+                    self.external[self.buffer_of[key]] = value.const_value
             table.buffer = self.buffer_of[key]
         fields = value.meta.get("fields", {})
-        if value.shape:  # a scalar's shape may be absent; this one is none (any more)
+        if value.shape:  # the shape of a scalar may be absent; a filter may have changed it since
             fields = {key: item for key, item in fields.items() if (key, item) != ("shape", None)}
         self._set_fields(table, fields)
         if "type" in fields and fields["type"] not in self.dialect.enum("TensorType").values():
@@ -195,6 +208,8 @@ class Tables:
         def mapping(name: str, value: ir.Value) -> Any:
             entry = self.dialect.table("TensorMap")()
             entry.name = name
+            if id(value) not in index:
+                raise ModelError(f"signature {signature.name!r}: {name!r} is not a tensor of its graph")
             entry.tensorIndex = index[id(value)]
             return entry
 
@@ -212,12 +227,12 @@ class Tables:
         known = vars(table)
         for key, value in fields.items():
             if key not in known:
-                what = f"{type(table).__name__[:-1]}.{key}"
-                raise ModelError(f"{self.dialect.name} cannot hold {what}, which this model uses")
+                field = f"{type(table).__name__[:-1]}.{key}"
+                raise ModelError(f"{self.dialect.name} has no field {field}, which this model uses")
             setattr(table, key, self._adopt(value))
 
     def _adopt(self, value: Any) -> Any:
-        """`value` with every generated table in it rebuilt as this dialect's own, unions renumbered."""
+        """`value` with every generated table replaced by this dialect's own, and unions renumbered."""
         if isinstance(value, list):
             return [self._adopt(item) for item in value]
         if isinstance(value, (np.ndarray, bytes, str)) or not hasattr(value, "__dict__"):

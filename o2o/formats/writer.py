@@ -1,13 +1,18 @@
-"""`Model` -> bytes of a Circle or TFLite file, head first.
+"""Writer of Circle and TFLite files: `Model` -> bytes, head first.
 
-    | FlatBuffers tables | small constants and metadata | large constants |
+    | frame, FlatBuffers tables | small constants and metadata | large constants |
       every offset in them points forward, which is legal FlatBuffers
 
-FlatBuffers builders write back to front and so put the data before the tables; here the tables are built
-with empty data vectors whose offsets are then patched to point behind them. A reader that only wants the
-graph needs the first two parts, and constants are streamed from wherever they lie (a mapped file, a
-checkpoint) straight into the sink, one at a time. When the whole file would not fit FlatBuffers' 31-bit
-offsets, large constants are referred to by `Buffer.offset` and `Buffer.size` instead.
+FlatBuffers builders write back to front, and so put the data before the tables. Here the tables are built
+with empty data vectors. Their offsets are then patched to point behind the tables. A reader of the graph
+needs only the
+head: the first two parts. Constants are streamed one at a time from their source (a mapped file, a
+    checkpoint) to
+the sink.
+
+An inline buffer has `Buffer.offset` and `Buffer.size` 0, as Samsung's reader (TICO) requires; the frame
+stores the sizes of those behind the head (`o2o.streams.framing`). A file larger than FlatBuffers' 31-bit
+offsets stores its large constants by `Buffer.offset` and `Buffer.size` instead.
 """
 
 from __future__ import annotations
@@ -32,16 +37,21 @@ from o2o.formats.tensors import LARGE, SourceTensor, stream
 from o2o.model import Model
 from o2o.streams import Source, framing
 
-ALIGNMENT = 16  # of small constants: the schemas' force_align
-LARGE_ALIGNMENT = 64  # of large ones: a cache line, and what XNNPACK likes best
+ALIGNMENT = 16  # bytes, of small constants: `force_align` in the schemas
+LARGE_ALIGNMENT = 64  # bytes, of large constants: a cache line, fastest for XNNPACK
 FLATBUFFER_LIMIT = (1 << 31) - 1
-SHARED = 64  # bytes from which equal vectors in the tables are one
-LONG = 256_000_000  # bytes from which writing is worth a progress bar
+SHARED = 64  # bytes from which equal vectors in the tables are stored once
+LONG = 256_000_000  # bytes from which writing shows a progress bar
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of bytes behind the tables: `payload` goes to byte `start` of the file."""
+    """A range of bytes behind the tables.
+
+    Attributes:
+        start: Its first byte in the file.
+        payload: Its contents.
+    """
 
     start: int
     payload: bytes | ir.TensorProtocol
@@ -49,23 +59,35 @@ class Segment:
 
 @dataclass(frozen=True)
 class Plan:
-    """A file to be: its first bytes, what follows them in order, and how many bytes that makes."""
+    """The layout of a file that is not written yet.
+
+    Attributes:
+        tables: The first bytes of the file.
+        segments: The contents behind them, in order.
+        size: The length of the file in bytes.
+    """
 
     tables: bytes
     segments: list[Segment]
     size: int
 
     def write(self, sink: BinaryIO, *, passing: bool = False) -> None:
-        """Write the file to `sink`, front to back.
+        """Write the file, front to back.
 
-        passing: nothing will be asked of the model's sources any more, so that what comes through a pipe
-        may be passed on instead of being kept. Raises ModelError when a source ends early, OSError.
+        Args:
+            sink: A binary file; it need not be seekable.
+            passing: The model's sources are not read again. Data in a pipe is then passed on instead of
+                stored.
+
+        Raises:
+            ModelError: A source ends early.
+            OSError: The sink cannot be written.
         """
         for source, ranges in self._sources().items():
             if passing:
-                source.pass_on(ranges)
+                source.expect(ranges)
             else:
-                source.keep()
+                source.spool()
         with progress("write", self.size, shown=self.size >= LONG and _is_file(sink)) as done:
             sink.write(self.tables)
             position = len(self.tables)
@@ -80,34 +102,54 @@ class Plan:
                 position = end
 
     def _sources(self) -> dict[Source, list[tuple[int, int]]]:
-        """What is wanted of each source, (start, size) in the order of writing."""
-        wanted: dict[Source, list[tuple[int, int]]] = {}
+        """The ranges to copy from each source, (start, size) in the order of writing."""
+        ranges: dict[Source, list[tuple[int, int]]] = {}
         for segment in self.segments:
             payload = segment.payload
             for part in payload.parts if isinstance(payload, ConcatenatedTensor) else (payload,):
                 if isinstance(part, SourceTensor):
-                    wanted.setdefault(part.source, []).append((part.span.start, part.span.size))
-        return wanted
+                    ranges.setdefault(part.source, []).append((part.span.start, part.span.size))
+        return ranges
 
 
 def write(model: Model, sink: BinaryIO, limit: int = FLATBUFFER_LIMIT) -> int:
-    """Write `model` to `sink`, front to back, and return the number of bytes: see `plan` and `Plan.write`."""
+    """Write a model, front to back.
+
+    Args:
+        model: The model.
+        sink: A binary file; it need not be seekable.
+        limit: See `plan`.
+
+    Returns:
+        The number of bytes written.
+
+    Raises:
+        ModelError: The model cannot be written, or a source ends early.
+        OSError: The sink cannot be written.
+    """
     planned = plan(model, limit)
     planned.write(sink)
     return planned.size
 
 
 def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
-    """The file that `model` will be. Constants are neither read nor copied.
+    """Lay out the file of a model. Constants are neither read nor copied.
 
-    limit: the size in bytes from which large constants are stored by offset and size. Raises ModelError
-    when the model cannot be written.
+    Args:
+        model: The model.
+        limit: The size in bytes beyond which large constants are stored by offset and size.
+
+    Returns:
+        The layout.
+
+    Raises:
+        ModelError: The model has features that its format lacks, or its tables exceed 2 GiB.
     """
     builder = Tables(model)
     root, payloads = builder.build()
     sizes = [_size(payload) for payload in payloads]
     large = [size >= LARGE and not isinstance(p, bytes) for p, size in zip(payloads, sizes, strict=True)]
-    # A generous bound decides the form before the exact layout is known.
+    # An upper bound decides how large constants are stored, before the exact layout is known.
     slack = LARGE_ALIGNMENT * (len(sizes) + 1)
     by_offset = [False] * len(sizes)
     tables = bytearray()
@@ -120,7 +162,7 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
                 buffer.data, buffer.offset, buffer.size = None, 1, 1
         tables = _pack(root, builder.dialect, 0)
     segments: list[Segment] = []
-    position = inside = len(tables)  # the end so far, and that of what FlatBuffers' own offsets reach
+    position = inside = len(tables)  # the end so far; the end of what FlatBuffers' own offsets address
     head = len(tables)
     fields = _BufferFields(tables)
     for pass_large in (False, True):
@@ -133,7 +175,7 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
                 fields.put_range(index + 1, start, sizes[index])
                 segments.append(Segment(start, payload))
             else:
-                # a vector is its length and then its bytes; it is the bytes that are aligned
+                # a vector is its length, then its bytes, which are aligned
                 start = -(-(position + 4) // alignment) * alignment
                 fields.put_offset(index + 1, start - 4)
                 segments.append(Segment(start - 4, struct.pack("<I", sizes[index])))
@@ -142,9 +184,7 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
             inside = inside if by_offset[index] else position
             head = head if pass_large else position
     if inside > FLATBUFFER_LIMIT:
-        raise ModelError(
-            "the graph and its small constants alone exceed what FlatBuffers can address (2 GiB)"
-        )
+        raise ModelError("the graph and its small constants exceed 2 GiB, the limit of FlatBuffers")
     inline = [s for s, is_large, by in zip(sizes, large, by_offset, strict=True) if is_large and not by]
     frame = framing.Frame(head, position, tuple(inline)).packed()
     tables[framing.AT : framing.AT + len(frame)] = frame
@@ -152,14 +192,14 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
 
 
 def _size(payload: bytes | ir.TensorProtocol) -> int:
-    """How many bytes of `payload` are in the file: none of what is only referred to."""
+    """The bytes of `payload` in the file: none of an external tensor."""
     if isinstance(payload, bytes):
         return len(payload)
     return 0 if isinstance(payload, ExternalTensor) else payload.nbytes
 
 
 def _is_file(sink: BinaryIO) -> bool:
-    """Whether this is the end of a pipe: only then does its bar have the terminal for itself."""
+    """Whether `sink` is a regular file. Only the last stage of a pipe shows a progress bar."""
     try:
         return stat.S_ISREG(os.fstat(sink.fileno()).st_mode)
     except OSError:
@@ -167,8 +207,11 @@ def _is_file(sink: BinaryIO) -> bool:
 
 
 class _Builder(flatbuffers.Builder):
-    """Writes long vectors of equal numbers once: the scales and zero points of weights that the graph of each
-    signature has. FlatBuffers may refer to one from many places."""
+    """Writes equal long vectors once: each signature's graph repeats the scales and zero points of its
+    weights.
+
+    FlatBuffers allows several references to one vector.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -188,7 +231,7 @@ def _pack(root: Any, dialect: Dialect, count: int) -> bytearray:
     builder = _Builder(1 << 16)
     builder.Finish(root.Pack(builder), dialect.identifier)
     tables = bytearray(builder.Output())
-    # Room for the frame behind the identifier. All offsets are relative; only that of the root crosses it.
+    # Insert room for the frame behind the identifier. Only the root's offset crosses it.
     length = framing.packed_length(count)
     tables[framing.AT : framing.AT] = bytes(length)
     struct.pack_into("<I", tables, 0, struct.unpack_from("<I", tables)[0] + length)
@@ -196,7 +239,7 @@ def _pack(root: Any, dialect: Dialect, count: int) -> bytearray:
 
 
 class _BufferFields:
-    """Finds and patches the fields of the Buffer tables inside packed tables."""
+    """Patches the fields of Buffer tables in packed tables."""
 
     def __init__(self, tables: bytearray) -> None:
         self.tables = tables

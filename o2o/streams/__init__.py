@@ -1,9 +1,9 @@
-"""Where models come from and go to: stdin, stdout and files.
+"""Input and output of model files: stdin, stdout, files and pipes.
 
-framing   how a file says where its head ends and how long it is
-source    what is read: a file, a pipe, bytes in memory
-copying   bytes from one descriptor to another, in the kernel where it can
-output    what is written appears when it is complete
+framing   the frame of a file: where its head ends, and its length
+source    inputs: a file, a pipe, bytes in memory
+copying   copies between file descriptors, in the kernel where possible
+output    outputs, which appear when they are complete
 """
 
 from o2o.streams.output import open_output

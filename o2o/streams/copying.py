@@ -1,4 +1,4 @@
-"""Bytes from one descriptor to another: moved by the kernel where it can, through memory where it cannot."""
+"""Copies between file descriptors: in the kernel where possible, else through memory."""
 
 from __future__ import annotations
 
@@ -9,39 +9,49 @@ from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO
 
-AT_ONCE = 1 << 30  # bytes asked of the kernel in one call
+MAX_CALL = 1 << 30  # bytes to copy in one system call
 CHUNK = 1 << 20  # bytes in memory at a time
-_CANNOT = {errno.EINVAL, errno.EXDEV, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+_UNSUPPORTED = {errno.EINVAL, errno.EXDEV, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
 
-Mover = Callable[[int | None, int], int]  # (start, count) -> moved; 0 at the end
+Mover = Callable[[int | None, int], int]  # (start, count) -> bytes copied; 0 at the end
 
 
 class EndsEarly(Exception):
-    """The source had less than was asked for."""
+    """The source has fewer bytes than requested."""
 
 
 def copy(source: int, start: int | None, count: int | None, sink: BinaryIO) -> int:
-    """Append bytes of the descriptor `source` to `sink`; how many.
+    """Append bytes of a file descriptor to a sink.
 
-    start: the first byte, in a file; None goes on where `source` stands, as for a pipe. count: how many
-    bytes; None: to the end. Raises EndsEarly, and OSError (disk full, closed pipe) of the sink.
+    Args:
+        source: The file descriptor.
+        start: The first byte, for a file; None for the current position, as for a pipe.
+        count: The number of bytes; None for all up to the end.
+        sink: A binary file.
+
+    Returns:
+        The number of bytes copied.
+
+    Raises:
+        EndsEarly: The source has fewer than `count` bytes.
+        OSError: The sink cannot be written: the disk is full, or the pipe is closed.
     """
     moved = 0
     through_memory: Mover = partial(_through_memory, source, sink)
     move = _in_kernel(source, start, sink) or through_memory
     while count is None or moved < count:
-        size = AT_ONCE if count is None else min(AT_ONCE, count - moved)
+        size = MAX_CALL if count is None else min(MAX_CALL, count - moved)
         try:
             step = move(None if start is None else start + moved, size)
         except OSError as error:
-            # A file system or a kind of file that cannot do this: it says so before it moves anything.
-            if error.errno not in _CANNOT or move is through_memory:
+            # This file system or file type does not support the call: it fails before it copies anything.
+            if error.errno not in _UNSUPPORTED or move is through_memory:
                 raise
             move = through_memory
             continue
         if step == 0 and move is not through_memory:
-            move = through_memory  # some file systems say so in the middle of a file: ask again
+            move = through_memory  # some file systems return 0 in the middle of a file: try again
             continue
         if step == 0:
             if count is None:
@@ -52,13 +62,13 @@ def copy(source: int, start: int | None, count: int | None, sink: BinaryIO) -> i
 
 
 def _in_kernel(source: int, start: int | None, sink: BinaryIO) -> Mover | None:
-    """The best for this pair, if there is anything."""
+    """The fastest system call for this pair of files; None if there is none."""
     try:
         sink.flush()
         target = sink.fileno()
     except (OSError, AttributeError):  # no descriptor: bytes in memory
         return None
-    from_pipe, to_pipe = (stat.S_ISFIFO(os.fstat(end).st_mode) for end in (source, target))
+    from_pipe, to_pipe = (stat.S_ISFIFO(os.fstat(descriptor).st_mode) for descriptor in (source, target))
     to_file = stat.S_ISREG(os.fstat(target).st_mode)
     if hasattr(os, "splice") and (from_pipe or (to_pipe and start is not None)):
         return partial(_splice, source, target)

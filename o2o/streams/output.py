@@ -1,4 +1,4 @@
-"""What is written appears under its name only when it is complete."""
+"""Output files, which appear under their names only when they are complete."""
 
 from __future__ import annotations
 
@@ -14,17 +14,27 @@ from typing import BinaryIO
 from o2o.errors import O2oError, UsageError
 from o2o.streams.source import widen
 
-DESCRIPTORS = "/proc/self/fd"  # this process's, by number; a file without a name gets one from here
+DESCRIPTORS = "/proc/self/fd"  # the process's open files; an unnamed file is linked from here
 
 
 @contextlib.contextmanager
 def open_output(path: str | os.PathLike[str] | None, size: int = 0) -> Iterator[BinaryIO]:
-    """A binary sink: stdout for None, else a file that replaces `path` only when the block succeeds.
+    """Open a file that replaces `path` only when the block succeeds, or stdout.
 
-    size: how many bytes will be written, if that is known: a disk that has no room for them is told before
-    the first. Raises UsageError when stdout is a terminal, O2oError for a disk that is too full, OSError for
-    what the file system refuses. On any error, and when the process is killed, the old file, if there was
-    one, is as it was, and nothing is left beside it.
+    If the block fails or the process is killed, an old file stays unchanged and no temporary file is left.
+
+    Args:
+        path: The file, device or named pipe; None for stdout.
+        size: The number of bytes that will be written; 0 if unknown. A disk without room for them is reported
+            before the first byte.
+
+    Yields:
+        A binary file.
+
+    Raises:
+        UsageError: stdout is closed or a terminal.
+        O2oError: The disk has less than `size` bytes free.
+        OSError: The file system refuses the file.
     """
     if path is None:
         if sys.stdout is None:
@@ -37,7 +47,7 @@ def open_output(path: str | os.PathLike[str] | None, size: int = 0) -> Iterator[
         sys.stdout.buffer.flush()
         return
     target = Path(path)
-    if target.exists() and not target.is_file():  # a device or a named pipe: there is nothing to replace
+    if target.exists() and not target.is_file():  # a device or a named pipe, which cannot be replaced
         with _named(path), open(target, "wb") as sink:
             yield sink
         return
@@ -50,15 +60,17 @@ def open_output(path: str | os.PathLike[str] | None, size: int = 0) -> Iterator[
 
 @contextlib.contextmanager
 def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let the system's errors tell the file that was asked for, and not a temporary one or none; but another
-    that someone cannot read within the block is told as it is."""
+    """Let system errors name the requested file in place of a temporary one or none.
+
+    Errors of other files, such as one that is read within the block, stay as they are.
+    """
     try:
         yield
     except OSError as error:
         target = Path(path).resolve()
-        told = Path(str(error.filename or target.parent))
-        temporary = told.parent == target.parent and told.name.startswith(_temporary_prefix(target))
-        if temporary or told == target.parent:
+        named = Path(str(error.filename or target.parent))
+        temporary = named.parent == target.parent and named.name.startswith(_temporary_prefix(target))
+        if temporary or named == target.parent:
             error.filename, error.filename2 = os.fspath(path), None
         raise
 
@@ -69,18 +81,20 @@ def _temporary_prefix(target: Path) -> str:
 
 def _check_space(target: Path, size: int) -> None:
     free = os.statvfs(target.parent)
-    there = free.f_bavail * free.f_frsize
-    if size > there and free.f_blocks:  # a file system that says nothing of its size has none
+    available = free.f_bavail * free.f_frsize
+    if size > available and free.f_blocks:  # a file system of unknown size reports no blocks
         raise O2oError(
-            f"{target.name} takes {size:,} bytes, {target.parent} has {there:,} free: make room, or write "
-            "elsewhere"
+            f"{target.name} takes {size:,} bytes, {target.parent} has {available:,} free: make room, or "
+            "write elsewhere"
         )
 
 
 @contextlib.contextmanager
 def _unnamed(target: Path) -> Iterator[BinaryIO]:
-    """A file without a name, which becomes `target` when the block succeeds; with a temporary name where
-    the file system knows no others."""
+    """A file without a name, which becomes `target` when the block succeeds.
+
+    On file systems without unnamed files it has a temporary name.
+    """
     descriptor = _open_unnamed(target.parent)
     if descriptor is None:
         with _temporary(target) as sink:
@@ -89,7 +103,7 @@ def _unnamed(target: Path) -> Iterator[BinaryIO]:
     with os.fdopen(descriptor, "wb") as sink:
         yield sink
         sink.flush()
-        # A link cannot replace a file: it gets a name beside it first.
+        # A link cannot replace a file: link a temporary name first, then rename it.
         name = Path(tempfile.mktemp(prefix=_temporary_prefix(target), dir=target.parent))
         descriptors = os.open(DESCRIPTORS, os.O_RDONLY)
         try:
@@ -103,7 +117,7 @@ def _unnamed(target: Path) -> Iterator[BinaryIO]:
 
 
 def _open_unnamed(folder: Path) -> int | None:
-    """None where there is no such thing, or no way to give it a name later."""
+    """An unnamed file; None if the system cannot create one, or cannot name it later."""
     if not hasattr(os, "O_TMPFILE") or not os.path.isdir(DESCRIPTORS):
         return None
     try:

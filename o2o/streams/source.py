@@ -1,11 +1,11 @@
-"""What a model is read from: a file, a pipe, bytes in memory.
+"""Sources of model files: a file, a pipe, bytes in memory.
 
-A model's head, its graph, is read at once; its data only when someone needs their numbers (they are mapped)
-or when they are written again (they are copied by the kernel and never enter this process). So a filter's
-memory is that of the head.
+The head of a file, which holds the graph, is read at once. The data behind it is mapped when its numbers are
+needed. When it is only written again, the kernel copies it and it never enters this process. So a filter
+needs memory for the head only.
 
-A pipe can be read once. As long as nobody needs the data of one, they stay in it, and are passed on as they
-come. Otherwise everything is moved into an unnamed temporary file first.
+A pipe can be read only once. Data that only needs copying stays in the pipe and is passed on as it arrives.
+Otherwise the whole input is first moved into an unnamed temporary file (it is spooled).
 """
 
 from __future__ import annotations
@@ -26,46 +26,91 @@ from o2o.errors import ModelError, O2oError, UsageError
 from o2o.streams.copying import CHUNK, EndsEarly, copy
 from o2o.streams.framing import AT, LENGTH, Frame, parse_frame
 
-PIPE_SIZE = 1 << 20  # bytes; what an unprivileged process may ask for
-SMALL = 16 << 20  # bytes of a model that is not worth being passed on
+PIPE_SIZE = 1 << 20  # bytes; the most that an unprivileged process may request
+SMALL = 16 << 20  # bytes of a model that is read from a pipe at once
 
 
 class Source:
-    """The bytes of a model. `name` is what to call it in a message, `head` are its first bytes: at least
-    the graph, and all of them for a file that does not say where its head ends."""
+    """Base of the inputs that a model is read from.
+
+    Attributes:
+        name: The name of the input in messages.
+        head: The first bytes, which hold at least the graph; all bytes of a file without a frame.
+    """
 
     name: str
     head: memoryview
 
     def view(self, start: int, size: int) -> np.ndarray:
-        """Bytes of the model, uint8 [size]: mapped, not read. Raises ModelError when it ends before."""
+        """Return bytes of the file as an array that is mapped on demand.
+
+        Args:
+            start: The first byte.
+            size: The number of bytes.
+
+        Returns:
+            The bytes, uint8 [size].
+
+        Raises:
+            ModelError: The file is shorter.
+        """
         raise NotImplementedError
 
-    def pieces(self, start: int, size: int, at_once: int) -> Iterator[bytes]:
-        """The same bytes, `at_once` at a time: without mapping what would then count as this process's."""
+    def pieces(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
+        """Read bytes of the file in chunks, without mapping them, which would add to the process's memory.
+
+        Args:
+            start: The first byte.
+            size: The number of bytes.
+            chunk: The number of bytes to read at a time.
+
+        Yields:
+            The bytes in order.
+
+        Raises:
+            ModelError: The file is shorter.
+        """
         raise NotImplementedError
 
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:
-        """Append bytes of the model to `sink`. Raises ModelError when it ends before, OSError."""
+        """Append bytes of the file to a sink.
+
+        Args:
+            start: The first byte.
+            size: The number of bytes.
+            sink: A binary file.
+
+        Raises:
+            ModelError: The file is shorter.
+            OSError: The sink cannot be written.
+        """
         raise NotImplementedError
 
     @property
     def size(self) -> int | None:
-        """All bytes of the model, as far as that is known."""
+        """The length of the file in bytes; None if unknown."""
         return None
 
-    def keep(self) -> None:
-        """See to it that all bytes can be had in any order and more than once."""
+    def spool(self) -> None:
+        """Make all bytes available in any order and more than once."""
 
-    def pass_on(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """From now on nothing is asked for but `copy` of these (start, size), once each, in this order."""
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Announce that only `copy` will be called from now on.
+
+        Args:
+            ranges: The start and size of each copy, in the order of the calls.
+        """
 
     def finish(self) -> None:
-        """Nothing more will be asked for."""
+        """Announce that the source will not be used again.
+
+        Raises:
+            ModelError: The input is shorter than its frame says.
+        """
 
 
 class MemorySource(Source):
-    """Bytes that are there."""
+    """Bytes in memory."""
 
     def __init__(self, data: bytes | bytearray | memoryview, name: str = "<bytes>") -> None:
         self.name, self.head = name, memoryview(data)
@@ -78,7 +123,7 @@ class MemorySource(Source):
         _check_end(self, start + size, len(self.head))
         return np.frombuffer(self.head, np.uint8, size, start)
 
-    def pieces(self, start: int, size: int, at_once: int) -> Iterator[bytes]:
+    def pieces(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
         yield self.view(start, size).tobytes()
 
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:
@@ -86,10 +131,18 @@ class MemorySource(Source):
 
 
 class FileSource(Source):
-    """A regular file. It may lose its name in the meantime, or be replaced, but not be changed."""
+    """A regular file. It may be renamed, replaced or unlinked while it is read, but not modified."""
 
     def __init__(self, descriptor: int, name: str) -> None:
-        """Takes a copy of `descriptor`. Raises ModelError for a file that is cut short."""
+        """Open the file.
+
+        Args:
+            descriptor: An open file descriptor, which is duplicated.
+            name: The name of the input in messages.
+
+        Raises:
+            ModelError: The file is shorter than its frame says.
+        """
         self.name = name
         self._file = open(os.dup(descriptor), "rb", buffering=0)  # noqa: SIM115 - lives as long as this
         self._size = os.fstat(descriptor).st_size
@@ -114,10 +167,10 @@ class FileSource(Source):
         _check_end(self, start + size, self._size)
         return np.frombuffer(self._mapped(), np.uint8, size, start)
 
-    def pieces(self, start: int, size: int, at_once: int) -> Iterator[bytes]:
+    def pieces(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
         _check_end(self, start + size, self._size)
-        for place in range(start, start + size, at_once):
-            yield os.pread(self._file.fileno(), min(at_once, start + size - place), place)
+        for place in range(start, start + size, chunk):
+            yield os.pread(self._file.fileno(), min(chunk, start + size - place), place)
 
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:
         _check_end(self, start + size, self._size)
@@ -128,12 +181,18 @@ class FileSource(Source):
 
 
 class PipeSource(Source):
-    """What comes through a pipe (or stands in a file behind what was read of it before)."""
+    """A pipe, or the rest of a file whose beginning was already read."""
 
-    def __init__(self, descriptor: int, name: str, at_once: int = 0) -> None:
-        """Reads the head, and all of a model of at most `at_once` bytes, so that the command before can end.
+    def __init__(self, descriptor: int, name: str, small: int = 0) -> None:
+        """Read the head of a file from a pipe.
 
-        Raises ModelError when the pipe ends within that.
+        Args:
+            descriptor: An open file descriptor, which is duplicated.
+            name: The name of the input in messages.
+            small: Read all of a file of at most so many bytes, so that the command upstream can end.
+
+        Raises:
+            ModelError: The pipe ends within these bytes.
         """
         self.name = name
         self._file = open(os.dup(descriptor), "rb", buffering=0)  # noqa: SIM115 - lives as long as this
@@ -143,11 +202,11 @@ class PipeSource(Source):
         start = self._read(AT + LENGTH)
         self._frame: Frame | None = parse_frame(start)
         if self._frame is None:
-            self._spool = self._spooled(start)
+            self._spool = self._spool_all(start)
             self.head = self._spool.head
             self._position = len(self.head)
             return
-        wanted = self._frame.file if self._frame.file <= at_once else self._frame.head
+        wanted = self._frame.file if self._frame.file <= small else self._frame.head
         self.head = memoryview(start + self._read(wanted - len(start)))
         self._position = len(self.head)
         _check_end(self, wanted, self._position)
@@ -156,7 +215,7 @@ class PipeSource(Source):
 
     @property
     def size(self) -> int | None:
-        return self._frame.file if self._frame is not None else self._kept().size
+        return self._frame.file if self._frame is not None else self._spooled().size
 
     def _read(self, count: int) -> bytes:
         data = bytearray()
@@ -164,9 +223,8 @@ class PipeSource(Source):
             data += piece
         return bytes(data)
 
-    def _spooled(self, start: bytes | memoryview) -> FileSource:
-        """All of it in an unnamed file: `start`, and what is still in the pipe. Raises O2oError when there is
-        no room for it."""
+    def _spool_all(self, start: bytes | memoryview) -> FileSource:
+        """Move the whole input into an unnamed file: `start`, then the rest of the pipe."""
         try:
             with tempfile.TemporaryFile() as spool:
                 spool.write(start)
@@ -175,31 +233,31 @@ class PipeSource(Source):
                 return FileSource(spool.fileno(), self.name)
         except OSError as error:
             raise O2oError(
-                f"{self.name}: its numbers are needed, and {tempfile.gettempdir()} cannot take them "
-                f"({error.strerror}): name a file instead of a pipe, or a folder with room in TMPDIR"
+                f"{self.name} must be stored temporarily, but {tempfile.gettempdir()} has no room "
+                f"({error.strerror}): read a file instead of a pipe, or set TMPDIR to a folder with room"
             ) from error
 
-    def _kept(self) -> Source:
+    def _spooled(self) -> Source:
         if self._spool is None:
             if self._position != len(self.head):
                 raise self._gone()
-            self._spool = self._spooled(self.head)
+            self._spool = self._spool_all(self.head)
         return self._spool
 
-    def keep(self) -> None:
-        self._kept()
+    def spool(self) -> None:
+        self._spooled()
 
     def view(self, start: int, size: int) -> np.ndarray:
-        return self._kept().view(start, size)
+        return self._spooled().view(start, size)
 
-    def pieces(self, start: int, size: int, at_once: int) -> Iterator[bytes]:
-        return self._kept().pieces(start, size, at_once)
+    def pieces(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
+        return self._spooled().pieces(start, size, chunk)
 
-    def pass_on(self, ranges: Sequence[tuple[int, int]]) -> None:
-        ends = [0, *(start + size for start, size in ranges)]
-        in_order = all(start >= end for (start, _), end in zip(ranges, ends, strict=False))
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        previous = [0, *(start + size for start, size in ranges)]
+        in_order = all(start >= end for (start, _), end in zip(ranges, previous, strict=False))
         if not in_order or any(start < len(self.head) for start, _ in ranges):
-            self.keep()
+            self.spool()
 
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:
         if self._spool is not None:
@@ -210,7 +268,9 @@ class PipeSource(Source):
         self._move(size, sink)
 
     def _gone(self) -> ModelError:
-        return ModelError(f"{self.name}: its data went by and cannot be had again: name a file")
+        return ModelError(
+            f"{self.name}: the data was passed on and cannot be read again: read a file instead of a pipe"
+        )
 
     def _skip(self, count: int | None) -> None:
         if count != 0:
@@ -224,45 +284,71 @@ class PipeSource(Source):
             raise _cut_short(self) from None
 
     def finish(self) -> None:
-        """Takes what is left, so that whoever writes into the pipe can end in peace. Raises ModelError when
-        it ends too early even for what nobody needed."""
-        if self._spool is not None:  # all of it was taken, and its end checked, then
+        """Read the rest of the pipe, so that the command upstream does not fail; check the length."""
+        if self._spool is not None:  # all of it was read, and its length checked
             return
         self._skip(None)
         if self._frame is not None:
             _check_end(self, self._frame.file, self._position)
 
 
-def _check_end(source: Source, needed: int, there: int) -> None:
-    if needed > there:
-        raise _cut_short(source, f": {there:,} bytes of {needed:,}")
+def _check_end(source: Source, needed: int, available: int) -> None:
+    if needed > available:
+        raise _cut_short(source, f": {available:,} bytes of {needed:,}")
 
 
-def _cut_short(source: Source, how: str = "") -> ModelError:
-    return ModelError(f"{source.name}: truncated{how} (was the command that wrote it interrupted?)")
+def _cut_short(source: Source, detail: str = "") -> ModelError:
+    return ModelError(f"{source.name}: truncated{detail} (was the command that wrote it interrupted?)")
 
 
 def widen(descriptor: int) -> None:
-    """Let a pipe hold more, so that both ends are woken less often. Not for other files, and no promise."""
+    """Enlarge the buffer of a pipe, so that its two processes switch less often.
+
+    Args:
+        descriptor: Any file descriptor; others than pipes are ignored, and so is a refusal of the system.
+    """
     if stat.S_ISFIFO(os.fstat(descriptor).st_mode) and hasattr(fcntl, "F_SETPIPE_SZ"):
-        with contextlib.suppress(OSError):  # the user's pipes may hold no more
+        with contextlib.suppress(OSError):  # the user's limit for pipes is reached
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
 
 def open_source(file: str) -> Source:
-    """The model in `file`, `-` for stdin. Raises OSError, UsageError, ModelError."""
+    """Open a command's input.
+
+    Args:
+        file: A file, or `-` for stdin.
+
+    Returns:
+        The source.
+
+    Raises:
+        UsageError: stdin is closed or a terminal.
+        ModelError: The input is truncated.
+        OSError: The file cannot be read.
+    """
     return _open_stdin() if file == "-" else open_file(file)
 
 
 def open_file(path: str | os.PathLike[str]) -> Source:
-    """The model in the file, pipe or device at `path`. Raises OSError, ModelError."""
+    """Open a file, named pipe or device.
+
+    Args:
+        path: Its path.
+
+    Returns:
+        The source.
+
+    Raises:
+        ModelError: The input is truncated.
+        OSError: The file cannot be read.
+    """
     with open(path, "rb", buffering=0) as file:
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         return _opened(file.fileno(), regular, os.fspath(path))
 
 
 def _open_stdin() -> Source:
-    stream = sys.stdin  # None when it was closed (`<&-`)
+    stream = sys.stdin  # None if it is closed (`<&-`)
     if stream is None or stream.isatty():
         raise UsageError("no input: give a file name, or pipe a model in (`< model.circle`)")
     descriptor = stream.fileno()

@@ -1,1 +1,1 @@
-"""Weights apart from the graph: where a checkpoint keeps them, and references to them."""
+"""Weights in checkpoints: where their bytes are, and how they become constants of a model."""

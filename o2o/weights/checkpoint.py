@@ -1,4 +1,4 @@
-"""What a checkpoint holds: a folder in the layout of Hugging Face."""
+"""Checkpoints: folders in the layout of Hugging Face."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from o2o.weights.stored_tensor import StoredTensor
 
 Reader = Callable[[Path], dict[str, StoredTensor]]
 
-# Where the weights may be, the first that is there: an index of shards, or all in one file.
-PLACES: tuple[tuple[str, str, Reader], ...] = (
+# The files that may hold the weights, in the order of preference: an index of shards, or a single file.
+WEIGHT_FILES: tuple[tuple[str, str, Reader], ...] = (
     ("model.safetensors.index.json", "model.safetensors", safetensors.read_header),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", pytorch_file.read_header),
 )
@@ -23,36 +23,50 @@ PLACES: tuple[tuple[str, str, Reader], ...] = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with `config.json`, and where each of its tensors lies. No tensor is loaded."""
+    """A checkpoint whose tensors are not loaded.
+
+    Attributes:
+        directory: A folder with `config.json`.
+        tensors: Its tensors by name.
+    """
 
     directory: Path
     tensors: dict[str, StoredTensor]
 
 
 def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
-    """Find the tensors of the checkpoint in `directory`: in safetensors, else in what PyTorch saves
-    (`pytorch_model.bin`, else the only file called `*.pt` or `*.pth`).
+    """Find the tensors of a checkpoint.
 
-    Raises ModelError, naming the file, when something is missing, cut short or in another format.
+    They are in safetensors files, else in `pytorch_model.bin`, else in the only file `*.pt` or `*.pth`.
+
+    Args:
+        directory: A folder with `config.json`.
+
+    Returns:
+        The checkpoint. Only headers were read.
+
+    Raises:
+        ModelError: A file is missing, truncated or has another format; the message names it.
+        OSError: A file cannot be read.
     """
     directory = Path(directory)
     if not (directory / "config.json").is_file():
         raise ModelError(f"{directory} has no config.json: not a Hugging Face checkpoint")
-    for index, single, read_header in PLACES:
+    for index, single, read_header in WEIGHT_FILES:
         if (directory / index).is_file():
             return Checkpoint(directory, _sharded(directory / index, read_header))
         if (directory / single).is_file():
             return Checkpoint(directory, read_header(directory / single))
-    found = sorted(file for file in directory.iterdir() if file.suffix in (".pt", ".pth") and file.is_file())
-    if not found:
+    files = sorted(file for file in directory.iterdir() if file.suffix in (".pt", ".pth") and file.is_file())
+    if not files:
         raise ModelError(
             f"{directory} has no weights: neither model.safetensors nor pytorch_model.bin, nor an index of "
             "either's shards, nor a .pt or .pth file"
         )
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found[:4])
-        raise ModelError(f"{directory} has several files that may be its weights ({names}): leave one there")
-    return Checkpoint(directory, pytorch_file.read_header(found[0]))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:4])
+        raise ModelError(f"{directory} has several files of weights ({names}): remove all but one")
+    return Checkpoint(directory, pytorch_file.read_header(files[0]))
 
 
 def _sharded(index: Path, read_header: Reader) -> dict[str, StoredTensor]:
@@ -60,7 +74,7 @@ def _sharded(index: Path, read_header: Reader) -> dict[str, StoredTensor]:
     try:
         weight_map = dict(json.loads(index.read_bytes())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{index} is damaged: no table `weight_map` in it") from error
+        raise ModelError(f"{index} is damaged: it has no object `weight_map`") from error
     shards: dict[str, dict[str, StoredTensor]] = {}
     for file in sorted({str(file) for file in weight_map.values()}):
         if Path(file).name != file:

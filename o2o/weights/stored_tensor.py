@@ -1,4 +1,4 @@
-"""One tensor of a checkpoint: where its bytes lie, and its numbers as float32, piece by piece."""
+"""A tensor of a checkpoint's file: where its bytes are, and its numbers as float32, in chunks."""
 
 from __future__ import annotations
 
@@ -12,42 +12,63 @@ import numpy as np
 
 from o2o.errors import ModelError
 
-# bytes of one element
+# Bytes of one element, by dtype as safetensors names it.
 ITEM_SIZE = {
     "BOOL": 1, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
 
-FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}  # as numpy reads them
+FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}  # NumPy's dtypes of the stored bytes
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file: `length` bytes at `offset` (from the start of the file), in C order."""
+    """A tensor of a file, in C order.
+
+    Attributes:
+        name: Its name in the checkpoint.
+        path: The file.
+        dtype: Its dtype, as safetensors names it: F32, BF16, F16, ...
+        shape: Its shape.
+        offset: Its first byte in the file.
+        length: Its length in bytes.
+    """
 
     name: str
     path: Path
-    dtype: str  # as the format spells it: F32, BF16, F16, ...
+    dtype: str
     shape: tuple[int, ...]
     offset: int
     length: int
 
     def check_float(self) -> None:
-        """Raises ModelError for a tensor that is not of floats."""
+        """Check that the tensor is floating point.
+
+        Raises:
+            ModelError: It has another dtype.
+        """
         if self.dtype not in FLOATS:
             raise ModelError(f"{self.path}: {self.name} is stored as {self.dtype}, not as a float")
 
     def pieces(self, size: int = 4 << 20) -> Iterator[np.ndarray]:
-        """The numbers as float32, flat, at most `size` at a time, read from the file as they are asked for.
+        """Read the numbers in chunks.
 
-        Raises ModelError for other than floats, and when the file has become shorter, OSError.
+        Args:
+            size: The largest number of elements in a chunk.
+
+        Yields:
+            The numbers in C order, float32 [at most size].
+
+        Raises:
+            ModelError: The tensor is not floating point, or the file has become shorter.
+            OSError: The file cannot be read.
         """
         self.check_float()
         count, width = math.prod(self.shape), ITEM_SIZE[self.dtype]
         for start in range(0, count, size):
-            offset, wanted = self.offset + start * width, min(size, count - start)
-            data = np.fromfile(self.path, FLOATS[self.dtype], wanted, offset=offset)
-            if len(data) < wanted:
+            offset, length = self.offset + start * width, min(size, count - start)
+            data = np.fromfile(self.path, FLOATS[self.dtype], length, offset=offset)
+            if len(data) < length:
                 raise ModelError(f"{self.path}: the file became shorter while it was read")
             if self.dtype == "BF16":  # the upper half of a float32
                 yield np.left_shift(data, np.uint32(16), dtype=np.uint32).view(np.float32)
@@ -55,9 +76,21 @@ class StoredTensor:
                 yield data.astype(np.float32, copy=False)
 
     def digest(self) -> str:
-        """Equal for equal numbers, however they are stored."""
+        """Return a hash of the numbers.
+
+        Returns:
+            The SHA-256 of their float32 bytes, in hexadecimal: equal for equal numbers of any dtype.
+        """
         return hashlib.sha256(self.read_float32().tobytes()).hexdigest()
 
     def read_float32(self) -> np.ndarray:
-        """The numbers as float32, in their shape. Raises ModelError for other than floats."""
+        """Read all numbers.
+
+        Returns:
+            The numbers, float32, in the tensor's shape.
+
+        Raises:
+            ModelError: The tensor is not floating point, or the file has become shorter.
+            OSError: The file cannot be read.
+        """
         return np.concatenate([np.zeros(0, np.float32), *self.pieces()]).reshape(self.shape)

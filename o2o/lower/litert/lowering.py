@@ -13,7 +13,7 @@ from functools import partial
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.dialects import called, convert
+from o2o.formats.dialects import convert, locate
 from o2o.formats.op_versions import is_registered, minimum_version
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.litert.attention import FlashBlocks, lower_attention, lower_causal_attention
@@ -71,7 +71,7 @@ def lower(model: Model, flash: FlashBlocks = None) -> Model:
             if lowering is not None:
                 _check_operands(model, graph, node)
                 if writes_cache(node) and graph in subgraphs:
-                    raise ModelError(f"{called(model, graph, node)} writes caches in a subgraph of a node")
+                    raise ModelError(f"{locate(model, graph, node)} writes caches in a subgraph of a node")
                 lowering(model, graph, node)
                 graph.remove(node, safe=True)
         remove_dead_nodes(graph)
@@ -83,7 +83,7 @@ def lower(model: Model, flash: FlashBlocks = None) -> Model:
             if node.domain == CUSTOM_DOMAIN:
                 continue
             if not is_registered(node.op_type):
-                raise ModelError(f"LiteRT has no operator {called(model, graph, node)}")
+                raise ModelError(f"LiteRT has no operator {locate(model, graph, node)}")
             node.version = max(node.version or 1, minimum_version(node))
     convert(model, "tflite")
     return model
@@ -99,6 +99,6 @@ def _check_operands(model: Model, graph: ir.Graph, node: ir.Node) -> None:
             continue  # FULLY_CONNECTED takes quantised weights
         is_position = index == facts.position and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
         if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or is_position):
-            raise ModelError(f"{called(model, graph, node)}: {value.name} is {value.dtype}, not float32")
+            raise ModelError(f"{locate(model, graph, node)}: {value.name} is {value.dtype}, not float32")
         if is_dynamic(value):
-            raise ModelError(f"{called(model, graph, node)}: {value.name} has no fixed shape")
+            raise ModelError(f"{locate(model, graph, node)}: {value.name} has no fixed shape")

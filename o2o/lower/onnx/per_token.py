@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.dialects import called
+from o2o.formats.dialects import locate
 from o2o.formats.tensors import is_constant, numbers
 from o2o.lower.onnx.builder import INT64, Dim, Emitter, dims
 from o2o.model import Model, shape_of
@@ -78,7 +78,7 @@ class Tokens:
         self._tables: dict[ir.Value, np.ndarray] = {}
 
     def called(self, node: ir.Node) -> str:
-        return called(self.model, self.graph, node)
+        return locate(self.model, self.graph, node)
 
     def refuse(self, node: ir.Node, why: str) -> ModelError:
         """What cannot be done for several tokens, in one line."""

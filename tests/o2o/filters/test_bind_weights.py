@@ -289,7 +289,7 @@ def test_a_checkpoint_that_is_cut_short(
 ) -> None:
     path = export(checkpoint)
     os.truncate(checkpoint / "model.safetensors", length)
-    assert f"{checkpoint / 'model.safetensors'} is cut short" in refused(path)
+    assert f"{checkpoint / 'model.safetensors'} is truncated" in refused(path)
 
 
 def harm(file: Path, how: str) -> None:

@@ -239,8 +239,8 @@ def test_a_disk_that_becomes_full(long: Path, place: Path) -> None:
     full, temporary = outcome.stderr.decode().splitlines()
     assert full == "gc.py: No space left on device: make room, or write elsewhere"
     assert temporary == (
-        f"merge.circles.py: <stdin>: its numbers are needed, and {place / 'disk'} cannot take them (No space "
-        "left on device): name a file instead of a pipe, or a folder with room in TMPDIR"
+        f"merge.circles.py: <stdin> must be stored temporarily, but {place / 'disk'} has no room (No space "
+        "left on device): read a file instead of a pipe, or set TMPDIR to a folder with room"
     )
 
 

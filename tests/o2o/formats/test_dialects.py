@@ -10,7 +10,7 @@ import pytest
 
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.formats.dialects import called, convert
+from o2o.formats.dialects import convert, locate
 from o2o.formats.schema import CIRCLE, TFLITE
 from o2o.model import Format, Model
 from tests.o2o.graphs import FLOAT, SAMPLES, Graph, feeds, linear, run
@@ -110,7 +110,7 @@ def test_a_tensor_that_the_other_lacks_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "module"),
     [
         ("model.layers.0.self_attn/mul_9", "model.layers.0.self_attn"),
         ("model.layers.0.self_attn/attention/q", "model.layers.0.self_attn"),
@@ -118,9 +118,8 @@ def test_a_tensor_that_the_other_lacks_is_named() -> None:
         ("y", None),
     ],
 )
-def test_modules(name: str, told: str | None) -> None:
+def test_modules(name: str, module: str | None) -> None:
     model = one("NEG", "circle", name)
     (node,) = model.graphs[0]
-    assert (
-        called(model, model.graphs[0], node) == f"NEG ({name} in decode{f', module {told}' if told else ''})"
-    )
+    suffix = f", module {module}" if module else ""
+    assert locate(model, model.graphs[0], node) == f"NEG ({name} in decode{suffix})"

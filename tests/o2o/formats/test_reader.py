@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import flatbuffers
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -135,3 +136,42 @@ def test_custom_operators_keep_their_codes_apart() -> None:
     assert [node.version for node in nodes] == [1, 4]
     assert nodes[0].inputs[1] is None
     assert nodes[1].meta["intermediates"][0].name == "scratch"
+
+
+def test_a_signature_of_a_value_inside_is_refused() -> None:
+    model = decoder()
+    hidden = next(value for value in model.graphs[0][0].outputs)
+    data = formats.dumps(model)
+    model.signatures[0].outputs["hidden"] = hidden
+    with pytest.raises(ModelError, match=r"damaged: signature 'prefill' names .* as 'hidden', which"):
+        formats.loads(formats.dumps(model))
+    assert formats.loads(data)
+
+
+def test_subgraphs_that_share_a_table_are_refused_at_once() -> None:
+    """8 KB that would be a million tensors: FlatBuffers may refer to one table from many places."""
+    count = 1000
+    builder = flatbuffers.Builder(0)
+    tensor = table(builder, {})
+    graph = table(builder, {0: vector(builder, [tensor] * count)})
+    root = table(builder, {2: vector(builder, [graph] * count), 4: vector(builder, [table(builder, {})])})
+    builder.Finish(root, b"CIR0")
+    assert len(builder.Output()) < 10_000
+    assert "damaged: its subgraphs have more tensors and operators than fit" in refusal(
+        bytes(builder.Output())
+    )
+
+
+def table(builder: flatbuffers.Builder, fields: dict[int, int]) -> int:
+    """A table whose fields are offsets, by number."""
+    builder.StartObject(8)
+    for number, offset in fields.items():
+        builder.PrependUOffsetTRelativeSlot(number, offset, 0)
+    return int(builder.EndObject())
+
+
+def vector(builder: flatbuffers.Builder, offsets: list[int]) -> int:
+    builder.StartVector(4, len(offsets), 4)
+    for offset in offsets:
+        builder.PrependUOffsetTRelative(offset)
+    return int(builder.EndVector())

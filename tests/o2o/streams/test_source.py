@@ -193,7 +193,7 @@ def test_data_pass_in_order(to: str, tmp_path: Path) -> None:
     source = PipeSource(piped(data), "pipe")
     assert bytes(source.head) == data[:100]
     ranges = [(128, 1000), (2000, 100_000), (102_000, 0), (150_000, 249_000)]
-    source.pass_on(ranges)
+    source.expect(ranges)
     wanted = b"".join(data[start : start + size] for start, size in ranges)
     result = bytearray()
 
@@ -242,7 +242,7 @@ def test_a_file_system_that_stops_in_mid_file(tmp_path: Path, monkeypatch: pytes
 def test_data_out_of_order_are_kept(ranges: list[tuple[int, int]]) -> None:
     data = framed(100, 5000)
     source = PipeSource(piped(data), "pipe")
-    source.pass_on(ranges)
+    source.expect(ranges)
     sink = io.BytesIO()
     for start, size in ranges:
         source.copy(start, size, sink)
@@ -255,7 +255,7 @@ def test_a_small_model_is_read_at_once(stdin: Stdin) -> None:
     stdin(piped(data))
     source = open_source("-")
     assert bytes(source.head) == data
-    source.pass_on([(500, 10)])
+    source.expect([(500, 10)])
     sink = io.BytesIO()
     source.copy(500, 10, sink)
     source.finish()
@@ -277,16 +277,16 @@ def test_numbers_that_are_needed_are_kept() -> None:
 
 def test_what_went_by_is_gone() -> None:
     source = PipeSource(piped(framed(100, 5000)), "pipe")
-    source.pass_on([(200, 100)])
+    source.expect([(200, 100)])
     source.copy(200, 100, io.BytesIO())
-    with pytest.raises(ModelError, match="cannot be had again"):
+    with pytest.raises(ModelError, match="cannot be read again"):
         source.view(200, 100)
 
 
 def test_what_comes_before_is_not_taken_for_what_follows() -> None:
     source = PipeSource(piped(framed(100, 5000)), "pipe")
     source.copy(200, 100, io.BytesIO())
-    with pytest.raises(ModelError, match="cannot be had again"):
+    with pytest.raises(ModelError, match="cannot be read again"):
         source.copy(250, 100, io.BytesIO())
 
 
@@ -302,8 +302,8 @@ def test_no_room_for_what_is_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(O2oError) as caught:
         source.view(200, 10)
     assert str(caught.value) == (
-        "pipe: its numbers are needed, and /tmp cannot take them (No space left on device): name a file "
-        "instead of a pipe, or a folder with room in TMPDIR"
+        "pipe must be stored temporarily, but /tmp has no room (No space left on device): read a file "
+        "instead of a pipe, or set TMPDIR to a folder with room"
     )
 
 
@@ -320,7 +320,7 @@ def test_a_pipe_that_ends_early(there: int, told: str) -> None:
 
     def passed() -> None:
         source = PipeSource(piped(data), "pipe")
-        source.pass_on([(200, 100)])
+        source.expect([(200, 100)])
         source.copy(200, 100, io.BytesIO())
         source.finish()
 
@@ -330,7 +330,7 @@ def test_a_pipe_that_ends_early(there: int, told: str) -> None:
 
 def test_a_pipe_that_ends_in_what_is_wanted() -> None:
     source = PipeSource(piped(framed(100, 500_000)[:300_000]), "pipe")
-    source.pass_on([(200, 499_000)])
+    source.expect([(200, 499_000)])
     with pytest.raises(ModelError, match="pipe: truncated"):
         source.copy(200, 499_000, io.BytesIO())
 
@@ -349,7 +349,7 @@ def test_the_writer_of_a_pipe_ends_in_peace() -> None:
     thread.start()
     source = PipeSource(reader, "pipe")
     os.close(reader)
-    source.pass_on([(200, 10)])
+    source.expect([(200, 10)])
     source.copy(200, 10, io.BytesIO())
     source.finish()
     thread.join()
@@ -377,7 +377,7 @@ def peak():  # not ru_maxrss, which goes on from what the process that started t
 before = peak()
 source = streams.open_source(sys.argv[1])
 with streams.open_output(sys.argv[2]) as sink:
-    source.pass_on([(4096, (200 << 20) - 4096)])
+    source.expect([(4096, (200 << 20) - 4096)])
     source.copy(4096, (200 << 20) - 4096, sink)
 print(peak() - before)
 """

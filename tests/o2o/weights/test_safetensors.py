@@ -66,10 +66,10 @@ def test_a_file_cut_short(tmp_path: Path, left: int) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"layer.weight": torch.zeros(64)}, path)
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(ModelError, match=r"a\.safetensors is cut short") as error:
+    with pytest.raises(ModelError, match=r"a\.safetensors is truncated") as error:
         read_header(path)
     if left == -1:
-        assert "layer.weight reaches to byte" in str(error.value)
+        assert "layer.weight at byte" in str(error.value)
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def entry(**changes: Any) -> dict[str, Any]:
         (b"\xff\xfe", "not JSON"),
         ([1, 2], "not JSON"),
         (entry(dtype="Q3"), "unknown dtype 'Q3'"),
-        (entry(shape=[3]), r"shape \[3\] of F32 but bytes 0 to 8"),
+        (entry(shape=[3]), r"shape \[3\] and dtype F32, but bytes 0 to 8"),
         (entry(data_offsets=[8, 0]), "bytes 8 to 0"),
         (entry(shape=[-2], data_offsets=[8, 0]), "bytes 8 to 0"),
         (entry(data_offsets=[-8, 0]), "bytes -8 to 0"),
