@@ -124,14 +124,16 @@ class Said:
 
 
 def ask(file: Path, checkpoint: Path, documents: Ids, prompts: Ids) -> Said:
-    from runtime_py.evaluation.log_likelihood import scores, surprises
+    from runtime_py.evaluation.log_likelihood import negative_log_likelihoods, scores
     from runtime_py.package import Package
 
     with (
         contextlib.closing(Package.load(file, checkpoint).engine()) as engine,
         contextlib.closing(engine.open_session()) as session,
     ):
-        score = scores([[surprises(session, ids) for ids in documents]])[0] if documents else None
+        score = (
+            scores([[negative_log_likelihoods(session, ids) for ids in documents]])[0] if documents else None
+        )
         tokens = []
         for prompt in prompts:
             chosen = [int(session.prefill(prompt).argmax())]
@@ -145,9 +147,9 @@ def lost(before: Path, after: Path) -> float:
     """The relative error of the weights, overall."""
     from o2o import formats
     from o2o.quantization.compare import compare
-    from runtime_py.quality import report
+    from runtime_py.quality import tensor_report
 
-    return float(report(compare(formats.load(before), formats.load(after)))["error"]["rms"])
+    return float(tensor_report(compare(formats.load(before), formats.load(after)))["error"]["rms"])
 
 
 def speeds(before: Path, after: Path, checkpoint: Path) -> list[float]:

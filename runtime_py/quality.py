@@ -1,4 +1,4 @@
-"""What quantisation cost and saved: `python -m runtime_py.quality BEFORE AFTER [--text FILE]`."""
+"""Compare a model before and after quantisation: `python -m runtime_py.quality BEFORE AFTER`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 1 for files that do not belong together or do not run; 2 for wrong usage."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code: 0; 1 for different models, or one that cannot be run; 2 for wrong usage.
+    """
     argv = sys.argv[1:] if argv is None else argv
     return run("quality", lambda: _run(_parser().parse_args(argv)), debug="--debug" in argv)
 
@@ -31,21 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m runtime_py.quality",
-        description="Say what quantisation cost and saved, by the files themselves: how far the numbers of "
-        "each tensor are from what they were, sizes, and, on a text, perplexity (see runtime_py.perplexity). "
-        "Errors are shares: rms of the root mean square of the tensor's numbers, max of the largest of them.",
+        description="Compare a model before and after quantisation: the quantisation error of each tensor, "
+        "file sizes, and the perplexity on a text (runtime_py.perplexity). Errors are relative: rms error "
+        "to the root mean square of the tensor's numbers, max error to the largest of them.",
     )
-    parser.add_argument(
-        "before", metavar="BEFORE", help="package or model's file, with the weights as they were"
-    )
-    parser.add_argument("after", metavar="AFTER", help="the same, quantised")
+    parser.add_argument("before", metavar="BEFORE", help="package or model file before quantisation")
+    parser.add_argument("after", metavar="AFTER", help="package or model file after quantisation")
     dataset.add_arguments(parser, required=False)
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
-    # Imported late, so that --help is quick.
+    # Imported late, so that --help is fast.
     from o2o import formats
     from o2o.quantization.compare import compare
     from runtime_py.evaluation.log_likelihood import scores
@@ -54,21 +59,28 @@ def _run(args: argparse.Namespace) -> None:
     packages = [Package.load(path, args.tokenizer) for path in (args.before, args.after)]
     documents = dataset.read(args, packages) if args.text or args.ids else []
     tensors = compare(*(formats.load(package.model) for package in packages))
-    told: dict[str, Any] = {"files": [str(package.model) for package in packages]}
-    told["bytes"] = [package.model.stat().st_size for package in packages]
-    told |= report(tensors)
+    report: dict[str, Any] = {"files": [str(package.model) for package in packages]}
+    report["bytes"] = [package.model.stat().st_size for package in packages]
+    report |= tensor_report(tensors)
     if documents:
-        found = [dataset.feed(package, documents, args) for package in packages]
-        before, after = scores(found)
-        told["text"] = dataset.told(args, documents, found)
-        told["nats"] = [before.nats, after.nats]
-        told["perplexity"] = [before.perplexity, after.perplexity]
-        told["change"] = after.change(before)
-    print(json.dumps(told, indent=2) if args.json else render(told))
+        nlls = [dataset.evaluate(package, documents, args) for package in packages]
+        before, after = scores(nlls)
+        report["text"] = dataset.summary(args, documents, nlls)
+        report["nats"] = [before.nats, after.nats]
+        report["perplexity"] = [before.perplexity, after.perplexity]
+        report["change"] = after.change(before)
+    print(json.dumps(report, indent=2) if args.json else render(report))
 
 
-def report(tensors: Sequence[Compared]) -> dict[str, Any]:
-    """`tensors`, and their `error` overall, ready for JSON."""
+def tensor_report(tensors: Sequence[Compared]) -> dict[str, Any]:
+    """Report the quantisation error of each tensor and of all together.
+
+    Args:
+        tensors: The tensors that differ.
+
+    Returns:
+        An object for JSON with `error` and `tensors`.
+    """
     from o2o.quantization.tensors import Error
 
     overall = Error()
@@ -87,44 +99,44 @@ def report(tensors: Sequence[Compared]) -> dict[str, Any]:
     return {"error": overall.told(), "tensors": rows}
 
 
-def render(told: dict[str, Any]) -> str:
-    """The report for a reader."""
-    lines = [
+def render(report: dict[str, Any]) -> str:
+    """Format the report as text.
+
+    Args:
+        report: The report, as it is printed with `--json`.
+
+    Returns:
+        Lines of text.
+    """
+    rows = [
         [
-            one["name"],
-            "x".join(map(str, one["shape"])),
-            " to ".join(one["stored"]),
-            " to ".join(f"{size:,}" for size in one["bytes"]),
-            f"{one['error']['rms']:.2e}",
-            f"{one['error']['max']:.2e}",
+            tensor["name"],
+            "x".join(map(str, tensor["shape"])),
+            " to ".join(tensor["stored"]),
+            " to ".join(f"{size:,}" for size in tensor["bytes"]),
+            f"{tensor['error']['rms']:.2e}",
+            f"{tensor['error']['max']:.2e}",
         ]
-        for one in told["tensors"]
+        for tensor in report["tensors"]
     ]
-    if lines:
-        sums = [sum(one["bytes"][end] for one in told["tensors"]) for end in (0, 1)]
-        shares = [f"{told['error'][kind]:.2e}" for kind in ("rms", "max")]
-        count = counted(len(lines), "tensor")
+    if rows:
+        sums = [sum(tensor["bytes"][index] for tensor in report["tensors"]) for index in (0, 1)]
+        sizes = " to ".join(f"{size:,}" for size in sums)
+        errors = [f"{report['error'][kind]:.2e}" for kind in ("rms", "max")]
+        overall = ["overall", counted(len(rows), "tensor"), "", sizes, *errors]
+        rows = [["tensor", "shape", "stored", "bytes", "rms error", "max error"], *rows, overall]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
-            ["tensor", "shape", "stored", "bytes", "rms error", "max error"],
-            *lines,
-            ["overall", count, "", " to ".join(f"{size:,}" for size in sums), *shares],
-            [],
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
         ]
     else:
-        lines = [["all tensors are stored as they were"], []]
-    widths = [
-        max(map(len, column)) for column in zip(*(line for line in lines if len(line) > 1), strict=True)
-    ]
-    text = [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths or [0], strict=False))
-        for line in lines
-    ]
-    before, after = told["bytes"]
-    text.append(f"file        {before:,} bytes to {after:,}, {after / before:.1%} of it")
-    if "perplexity" in told:
-        before, after = told["perplexity"]
-        text.append(f"perplexity  {before:.4f} to {after:.4f}, {told['change']:+.2%} ({told['text']})")
-    return "\n".join(line.rstrip() for line in text)
+        lines = ["all tensors are stored as before"]
+    before, after = report["bytes"]
+    lines += ["", f"file        {before:,} bytes to {after:,}, {after / before:.1%} of it"]
+    if "perplexity" in report:
+        before, after = report["perplexity"]
+        lines.append(f"perplexity  {before:.4f} to {after:.4f}, {report['change']:+.2%} ({report['text']})")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A conversation on the terminal, or through a pipe: messages in, a line each, answers out."""
+"""The chat loop on a terminal or through a pipe: each line of stdin is a message, answers go to stdout."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from runtime_py.evaluation.timing import Stats
 from runtime_py.generation.generate import Finish
 
 RESET = "/reset"
-HELP = f"a line is a message; Ctrl-C stops an answer, {RESET} begins anew, Ctrl-D ends"
+HELP = f"each line is a message; Ctrl-C stops an answer, {RESET} starts a new conversation, Ctrl-D ends"
 
 
 def messages() -> Iterator[str]:
-    """The lines of stdin; on a terminal it is asked for them, with what `readline` offers to edit them."""
+    """Read messages from stdin, on a terminal with a prompt and line editing.
+
+    Yields:
+        The lines.
+    """
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
@@ -31,16 +35,24 @@ def messages() -> Iterator[str]:
 
 
 def talk(
-    conversation: Conversation, only: str | None, stats: Stats | None, say: Callable[[str], None]
+    conversation: Conversation, only: str | None, stats: Stats | None, log: Callable[[str], None]
 ) -> int:
-    """Print an answer to each of `messages`, or to `only` one, as it comes; the exit code.
+    """Answer the messages on stdin. Answers are printed while they are generated.
 
-    Ctrl-C ends an answer; what was said until then stays said. A message that does not fit, or that the
-    template refuses, is told by `say` and forgotten; it is the exit code's reason where nothing comes after.
-    stats: reported on stderr after each answer.
+    SIGINT ends an answer, which stays in the conversation as far as it was generated. A message that does not
+    fit, or that the template refuses, is logged and removed.
+
+    Args:
+        conversation: The conversation.
+        only: The only message to answer; None to read stdin.
+        stats: Timing of the first answer, reported on stderr after each; None for no report.
+        log: Prints a message for the user.
+
+    Returns:
+        The exit code of the last message: 0, or 2 if it was refused.
     """
     survive_interrupts()
-    code, hint = 0, f" ({RESET} begins anew)" if only is None else ""
+    code, hint = 0, f" ({RESET} starts a new conversation)" if only is None else ""
     for message in messages() if only is None else [only]:
         if not message.strip():
             continue
@@ -50,9 +62,9 @@ def talk(
         try:
             code = 0
             if _answer(conversation, message, stats) == "capacity":
-                say(f"{conversation.session.context_full_message}{hint}")
+                log(f"{conversation.session.context_full_message}{hint}")
         except UsageError as error:
-            say(f"{error}{hint}")
+            log(f"{error}{hint}")
             code = error.exit_code
         except KeyboardInterrupt:
             print()
@@ -61,7 +73,7 @@ def talk(
 
 
 def _answer(conversation: Conversation, message: str, stats: Stats | None) -> Finish | None:
-    """Print it; why it ended."""
+    """Print the answer to a message. Return why it ended."""
     finish = None
     if stats:
         stats.begin()

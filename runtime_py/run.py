@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None for those of the process.
 
     Returns:
-        The exit code: 0; 1 for a package that cannot be run; 2 for wrong usage, or a prompt that does not
-        fit; 130 for SIGINT.
+        The exit code: 0; 1 for a package that cannot be run; 2 for wrong usage or a long prompt; 130 for
+        SIGINT.
     """
     argv = sys.argv[1:] if argv is None else argv
     return run("run", lambda: _run(_parser().parse_args(argv)), debug="--debug" in argv)
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "--temperature",
         metavar="X",
         type=float,
-        help="divide the logits by X (default: 1 with another sampling option, else 0)",
+        help="divide the logits by X; 0 is greedy (default: 1 with another sampling option, else 0)",
     )
     sample("--top-k", metavar="N", type=int, help="sample from the N most likely tokens")
     sample("--top-p", metavar="X", type=float, help="sample from the smallest set with total probability X")
@@ -143,7 +143,6 @@ def _run(args: argparse.Namespace) -> int:
             return _continue(package, prompt, args, options, stats)
         from runtime_py.repl import talk
 
-        interrupt.survive_interrupts()  # SIGINT ends an answer, not the chat
         return talk(conversation, args.prompt, stats if args.stats else None, _log)
 
 
@@ -167,7 +166,7 @@ def _options(args: argparse.Namespace) -> Options:
 def _continue(
     package: Package, prompt: Sequence[int], args: argparse.Namespace, options: Options, stats: Stats
 ) -> int:
-    """Print the continuation of the prompt. SIGINT ends the text: what was generated is printed."""
+    """Print the continuation of the prompt. SIGINT ends the text, and the text so far is printed."""
     header = f"prompt: {DEFAULT_PROMPT if args.prompt is None else args.prompt}\n"
     ids: list[int] = []
     text, finish, code = "", None, 0

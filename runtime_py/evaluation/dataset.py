@@ -1,4 +1,4 @@
-"""Held-out texts on a command line: which, how much of them, and how they are fed to packages."""
+"""Evaluation datasets on a command line: flags, reading, and evaluation with packages."""
 
 from __future__ import annotations
 
@@ -21,22 +21,38 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Those that `read` and `feed` look at."""
+    """Add the flags that `read` and `evaluate` use.
+
+    Args:
+        parser: A command's parser.
+        required: Whether a dataset is required.
+    """
     add = parser.add_argument
     text = parser.add_mutually_exclusive_group(required=required)
-    text.add_argument("--text", metavar="FILE", help="texts, with a blank line between two")
-    text.add_argument("--ids", metavar="FILE", help="texts as token ids, a line each, where is no tokenizer")
-    add("--max-tokens", metavar="N", type=positive_int, help="predict N tokens at most (all)")
-    add("--tokenizer", metavar="DIR", help="folder of the tokenizer, where it is not with the models")
+    text.add_argument("--text", metavar="FILE", help="documents with blank lines between them")
+    text.add_argument("--ids", metavar="FILE", help="documents as token ids, one a line; needs no tokenizer")
+    add("--max-tokens", metavar="N", type=positive_int, help="predict at most N tokens (default: all)")
+    add("--tokenizer", metavar="DIR", help="folder of the tokenizer (default: the folder of each model)")
     add_engine_flags(parser)
-    add("--no-cache", action="store_true", help="keep nothing of big models on disk for the next load")
-    add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
+    add("--no-cache", action="store_true", help="do not cache artifacts of big models on disk")
+    add("--debug", action="store_true", help="show the engine's log, and tracebacks")
 
 
 def read(args: argparse.Namespace, packages: Sequence[Package]) -> list[list[int]]:
-    """The documents as ids, which all `packages` are fed. Raises UsageError for texts in which nothing can be
-    predicted, ModelError where the packages' tokenizers do not agree on them."""
-    from runtime_py.evaluation.log_likelihood import documents, first
+    """Read the dataset as token ids.
+
+    Args:
+        args: The command's arguments.
+        packages: The packages to evaluate.
+
+    Returns:
+        The ids of each document.
+
+    Raises:
+        UsageError: No token can be predicted, or the file is damaged.
+        ModelError: The tokenizers of the packages give different ids.
+    """
+    from runtime_py.evaluation.log_likelihood import documents, take_tokens
 
     if args.ids is not None:
         encoded = [_ids(args.ids, number, line) for number, line in enumerate(_lines(args.ids), 1)]
@@ -46,13 +62,13 @@ def read(args: argparse.Namespace, packages: Sequence[Package]) -> list[list[int
         for package in packages[1:]:
             if [package.tokenizer.encode(text) for text in texts] != encoded:
                 raise ModelError(
-                    f"{package.model}: its tokenizer gives other ids than that of {packages[0].model}, "
-                    "so they cannot be compared"
+                    f"{package.model} and {packages[0].model} have different tokenizers: "
+                    "their perplexities cannot be compared"
                 )
-    found = [list(ids) for ids in first(encoded, args.max_tokens)]
-    if not found:
-        raise UsageError(f"{args.text or args.ids} has no text in which a token could be predicted")
-    return found
+    dataset = [list(ids) for ids in take_tokens(encoded, args.max_tokens)]
+    if not dataset:
+        raise UsageError(f"{args.text or args.ids} has no document of two tokens or more: nothing to predict")
+    return dataset
 
 
 def _lines(path: str) -> list[str]:
@@ -60,45 +76,69 @@ def _lines(path: str) -> list[str]:
         with Path(path).open(encoding="utf-8") as file:
             return list(file)
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no text in UTF-8 ({error})") from error
+        raise UsageError(f"{path} is not UTF-8 text ({error})") from error
 
 
 def _ids(path: str, number: int, line: str) -> list[int]:
     try:
         ids = [int(word) for word in line.split()]
     except ValueError as error:
-        raise UsageError(f"{path}, line {number}: no token ids ({error})") from error
+        raise UsageError(f"{path}, line {number}: not a list of token ids ({error})") from error
     if min(ids, default=0) < 0:
-        raise UsageError(f"{path}, line {number}: {min(ids)} is no token id")
+        raise UsageError(f"{path}, line {number}: {min(ids)} is not a token id")
     return ids
 
 
-def feed(package: Package, documents: Sequence[Sequence[int]], args: argparse.Namespace) -> list[np.ndarray]:
-    """What surprises `package` in each of the documents, see
-    `runtime_py.evaluation.log_likelihood`. Raises ModelError.
-    """
-    from runtime_py.evaluation.log_likelihood import surprises
+def evaluate(
+    package: Package, documents: Sequence[Sequence[int]], args: argparse.Namespace
+) -> list[np.ndarray]:
+    """Evaluate a package on a dataset.
 
-    def say(line: str) -> None:
-        print(f"{package.model}: {line}", file=sys.stderr)
+    Args:
+        package: The package.
+        documents: The ids of each document.
+        args: The command's arguments.
+
+    Returns:
+        The negative log-likelihoods of each document: see `runtime_py.evaluation.log_likelihood`.
+
+    Raises:
+        ModelError: The model cannot be run, an id is not below V, or logits are not finite.
+    """
+    from runtime_py.evaluation.log_likelihood import negative_log_likelihoods
+
+    def log(message: str) -> None:
+        print(f"{package.model}: {message}", file=sys.stderr)
 
     with (
-        contextlib.closing(package.engine(options_from(args, say))) as engine,
+        contextlib.closing(package.engine(options_from(args, log))) as engine,
         contextlib.closing(engine.open_session()) as session,
     ):
         if (highest := max(map(max, documents))) >= engine.vocab_size:
-            raise ModelError(f"{package.model} knows ids below {engine.vocab_size}, the text has {highest}")
+            raise ModelError(
+                f"{package.model} knows ids below {engine.vocab_size}, the dataset has {highest}"
+            )
         try:
-            return [surprises(session, ids) for ids in documents]
+            return [negative_log_likelihoods(session, ids) for ids in documents]
         except ModelError as error:
             raise ModelError(f"{package.model}: {error}") from error
 
 
-def told(
-    args: argparse.Namespace, documents: Sequence[Sequence[int]], found: Sequence[Sequence[np.ndarray]]
+def summary(
+    args: argparse.Namespace, documents: Sequence[Sequence[int]], nlls: Sequence[Sequence[np.ndarray]]
 ) -> str:
-    """`held_out.txt: 64 documents, 5,432 tokens`, and what was cut."""
-    read = [min(map(len, of_document)) for of_document in zip(*found, strict=True)]
-    cut = sum(count < len(ids) - 1 for count, ids in zip(read, documents, strict=True))
-    line = f"{args.text or args.ids}: {counted(len(documents), 'document')}, {counted(sum(read), 'token')}"
-    return line + (f"; {cut} cut to the {max(read)} tokens that can be predicted" if cut else "")
+    """Summarise the dataset in a line.
+
+    Args:
+        args: The command's arguments.
+        documents: The ids of each document.
+        nlls: The result of `evaluate` for each package.
+
+    Returns:
+        `held_out.txt: 64 documents, 5,432 tokens`, and the number of documents that were cut.
+    """
+    predicted = [min(map(len, of_document)) for of_document in zip(*nlls, strict=True)]
+    cut = sum(count < len(ids) - 1 for count, ids in zip(predicted, documents, strict=True))
+    name, tokens = args.text or args.ids, counted(sum(predicted), "token")
+    line = f"{name}: {counted(len(documents), 'document')}, {tokens}"
+    return line + (f"; {cut} cut to the {max(predicted)} tokens that can be predicted" if cut else "")

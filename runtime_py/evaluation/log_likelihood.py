@@ -1,7 +1,7 @@
-"""How well a model predicts texts: nats a token, and perplexity.
+"""Negative log-likelihood and perplexity of texts.
 
-Texts are documents, each of ids. A model reads each from its beginning, one token after the other as when it
-generates, and is told what comes next; a token that had the probability p surprises it by -log p nats.
+A model reads each document from its beginning, one token at a time as in generation. The negative
+log-likelihood of a token with predicted probability p is -log p, in nats.
 """
 
 from __future__ import annotations
@@ -20,65 +20,104 @@ from runtime_py.engines.engine import EngineSession
 
 @dataclass(frozen=True)
 class Score:
-    """nats: the mean over `tokens` tokens."""
+    """The score of a model on a dataset.
+
+    Attributes:
+        nats: The mean negative log-likelihood, in nats per token.
+        tokens: The number of predicted tokens.
+    """
 
     nats: float
     tokens: int
 
     @property
     def perplexity(self) -> float:
-        """e to the nats: the number of equally likely tokens among which a choice would be as hard."""
+        """exp(nats): a choice among this number of equally likely tokens would be as hard."""
         return math.exp(min(self.nats, 700.0))
 
-    def change(self, since: Score) -> float:
-        """By which share the perplexity is larger than that of `since`."""
-        return math.expm1(self.nats - since.nats)
+    def change(self, reference: Score) -> float:
+        """Compare two perplexities.
+
+        Args:
+            reference: The score of the reference model.
+
+        Returns:
+            The relative increase of the perplexity: 0.01 for 1% more.
+        """
+        return math.expm1(self.nats - reference.nats)
 
 
 def documents(text: str) -> list[str]:
-    """The documents of `text`, which blank lines part; without the ends of lines around them."""
+    """Split a text into documents.
+
+    Args:
+        text: Documents with blank lines between them.
+
+    Returns:
+        The documents, without line breaks around them.
+    """
     return [part.strip("\n") for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
 
 
-def first(documents: Iterable[Sequence[int]], tokens: int | None) -> Iterator[Sequence[int]]:
-    """The beginning of `documents` in which `tokens` can be predicted (None: all), and no others in between.
+def take_tokens(documents: Iterable[Sequence[int]], tokens: int | None) -> Iterator[Sequence[int]]:
+    """Cut a dataset to a number of predicted tokens.
 
-    The first id of a document is given, not predicted: one of a single id has nothing to predict.
+    The first id of a document is not predicted, so documents of a single id are left out.
+
+    Args:
+        documents: The ids of each document.
+        tokens: The number of tokens to predict; None for all.
+
+    Yields:
+        The first documents. The last of them may be cut.
     """
-    left = math.inf if tokens is None else tokens
+    remaining = math.inf if tokens is None else tokens
     for ids in documents:
-        if left <= 0:
+        if remaining <= 0:
             return
         if len(ids) > 1:
-            yield ids if left >= len(ids) - 1 else ids[: int(left) + 1]
-            left -= len(ids) - 1
+            yield ids if remaining >= len(ids) - 1 else ids[: int(remaining) + 1]
+            remaining -= len(ids) - 1
 
 
-def surprises(session: EngineSession, ids: Sequence[int]) -> np.ndarray:
-    """-log p of ids[1:], float64 [P - 1]; of those that the caches have room for, [S].
+def negative_log_likelihoods(session: EngineSession, ids: Sequence[int]) -> np.ndarray:
+    """Compute the negative log-likelihood of each token of a document.
 
-    Raises ModelError where logits are no numbers.
+    Args:
+        session: An engine session.
+        ids: The document's ids [P].
+
+    Returns:
+        -log p of ids[1:] in nats, float64 [min(P - 1, S)].
+
+    Raises:
+        ModelError: Logits are not finite.
     """
     ids = ids[: session.capacity + 1]
-    found = np.empty(len(ids) - 1)
-    for position, (fed, next_) in enumerate(pairwise(ids)):
-        logits = session.decode(fed, position) if position else session.prefill([fed])
+    nlls = np.empty(len(ids) - 1)
+    for position, (token, target) in enumerate(pairwise(ids)):
+        logits = session.decode(token, position) if position else session.prefill([token])
         logits = logits.astype(np.float64)
-        most = logits.max()
-        found[position] = most + math.log(np.exp(logits - most).sum()) - logits[next_]
-        if not math.isfinite(found[position]):
-            raise ModelError(f"the logits after token {position + 1} of a document are not finite numbers")
-    return found
+        highest = logits.max()
+        nlls[position] = highest + math.log(np.exp(logits - highest).sum()) - logits[target]
+        if not math.isfinite(nlls[position]):
+            raise ModelError(f"the logits after token {position + 1} of a document are not finite")
+    return nlls
 
 
-def scores(found: Sequence[Sequence[np.ndarray]]) -> list[Score]:
-    """For each model, given the `surprises` of each document: its score on what all of them read."""
-    shared = [min(map(len, of_document)) for of_document in zip(*found, strict=True)]
+def scores(nlls: Sequence[Sequence[np.ndarray]]) -> list[Score]:
+    """Score models on the tokens that all of them have predicted.
+
+    Args:
+        nlls: For each model, the negative log-likelihoods of each document.
+
+    Returns:
+        The score of each model.
+    """
+    shared = [min(map(len, of_document)) for of_document in zip(*nlls, strict=True)]
     tokens = sum(shared)
-    return [
-        Score(
-            sum(float(nats[:count].sum()) for nats, count in zip(of_model, shared, strict=True)) / tokens,
-            tokens,
-        )
-        for of_model in found
+    sums = [
+        sum(float(nll[:count].sum()) for nll, count in zip(of_model, shared, strict=True))
+        for of_model in nlls
     ]
+    return [Score(total / tokens, tokens) for total in sums]

@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_told_and_the_rest_goes_on(
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
     assert err.count("\n") == 1
-    assert err.endswith("with a larger --max-length (/reset begins anew)\n")
+    assert err.endswith("with a larger --max-length (/reset starts a new conversation)\n")
     assert chat(monkeypatch, directory, "a dog " * 30) == 2
 
 
@@ -145,7 +145,7 @@ def test_stats_of_every_answer(
     assert (err.count("load:"), err.count("prefill:"), err.count("decode:")) == (1, 2, 2)
 
 
-@pytest.mark.parametrize("hint", [" (/reset begins anew)", ""])
+@pytest.mark.parametrize("hint", [" (/reset starts a new conversation)", ""])
 def test_the_context_is_full(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hint: str
 ) -> None:

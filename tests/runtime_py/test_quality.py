@@ -67,7 +67,7 @@ def test_perplexity_where_there_is_a_text(tmp_path, capsys):
     assert told["tensors"] == []
     assert main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "all tensors are stored as they were"
+    assert lines[0] == "all tensors are stored as before"
     assert lines[-1].startswith(f"perplexity  {before:.4f} to {after:.4f}, {told['change']:+.2%} (")
 
 

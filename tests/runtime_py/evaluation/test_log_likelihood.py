@@ -13,7 +13,13 @@ from o2o.contract import contract_of
 from o2o.errors import ModelError
 from o2o.formats import loads
 from runtime_py.engines.litert.engine import LiteRtEngine, LiteRtSession
-from runtime_py.evaluation.log_likelihood import Score, documents, first, scores, surprises
+from runtime_py.evaluation.log_likelihood import (
+    Score,
+    documents,
+    negative_log_likelihoods,
+    scores,
+    take_tokens,
+)
 from runtime_py.model.contract import Contract
 from tests.closeness import assert_close
 from tests.runtime_py.toy import VOCAB, Toy
@@ -40,11 +46,11 @@ def test_each_token_after_the_first_by_all_before_it(ai_edge):
     toy = Toy(cached_lengths=[3], prefill_length=0 if ai_edge else 5, ai_edge=ai_edge)
     ids = np.random.default_rng(1).integers(0, VOCAB, 9).tolist()  # one more than the caches hold
     with session_of(toy.file) as session:
-        assert_close(surprises(session, ids), expected(toy, ids))
+        assert_close(negative_log_likelihoods(session, ids), expected(toy, ids))
         # a document knows nothing of the one before, and one that is too long is cut
         longer = [*ids[::-1], 3, 3]
-        assert_close(surprises(session, longer), expected(toy, longer[:9]))
-        assert len(surprises(session, [4])) == 0
+        assert_close(negative_log_likelihoods(session, longer), expected(toy, longer[:9]))
+        assert len(negative_log_likelihoods(session, [4])) == 0
 
 
 def test_logits_that_are_no_numbers_are_refused():
@@ -55,7 +61,7 @@ def test_logits_that_are_no_numbers_are_refused():
         session_of(broken) as session,
         pytest.raises(ModelError, match="token 1 of a document are not finite"),
     ):
-        surprises(session, [1, 2, 3])
+        negative_log_likelihoods(session, [1, 2, 3])
 
 
 def test_huge_logits_are_numbers():
@@ -65,8 +71,8 @@ def test_huge_logits_are_numbers():
         def prefill(self, tokens):
             return np.array([1e30, -1e30, 0], np.float32)
 
-    assert surprises(Sure(), [0, 0])[0] == 0
-    assert surprises(Sure(), [0, 1])[0] == pytest.approx(2e30)
+    assert negative_log_likelihoods(Sure(), [0, 0])[0] == 0
+    assert negative_log_likelihoods(Sure(), [0, 1])[0] == pytest.approx(2e30)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +90,10 @@ def test_blank_lines_part_documents(text, found):
 
 def test_the_first_tokens_of_documents():
     ids = [[1, 2, 3], [4], [], [5, 6, 7, 8]]
-    assert list(first(ids, None)) == [[1, 2, 3], [5, 6, 7, 8]]
-    assert list(first(ids, 4)) == [[1, 2, 3], [5, 6, 7]]
-    assert list(first(ids, 2)) == [[1, 2, 3]]
-    assert list(first(ids, 1)) == [[1, 2]]
+    assert list(take_tokens(ids, None)) == [[1, 2, 3], [5, 6, 7, 8]]
+    assert list(take_tokens(ids, 4)) == [[1, 2, 3], [5, 6, 7]]
+    assert list(take_tokens(ids, 2)) == [[1, 2, 3]]
+    assert list(take_tokens(ids, 1)) == [[1, 2]]
 
 
 def test_scores_are_of_what_all_models_read():
