@@ -14,34 +14,34 @@ from o2o.rewriting.selectors import entry_graphs
 
 
 class TransposeIoKvcache(Filter):
-    """Give the key/value caches another layout: tokens before heads (BTNH), or heads before tokens (BNTH).
+    """Transpose the KV caches: tokens before heads (BTNH), or heads before tokens (BNTH).
 
         past_key_0 [1,16,32,4] BNTH -- ATTENTION    =>   past_key_0 [1,32,16,4] BTNH -- ATTENTION
         past_key_0 BNTH -- CONCATENATION            =>   past_key_0 BTNH -- TRANSPOSE -- CONCATENATION
         ADD -- present_key_0 BNTH                   =>   ADD -- TRANSPOSE -- present_key_0 BTNH
 
-    Every cache input and every key/value output that the contract tells, or that ATTENTION uses, in every
-    graph. ATTENTION takes either layout (the contract says which), a DYNAMIC_UPDATE_SLICE that writes a cache
-    and gives it out goes on doing so in place; other users get a TRANSPOSE.
-    Refused: a model in which no cache can be told from other inputs; caches quantised by channel.
+    Applies to every graph: to cache inputs and key/value outputs by the contract, and to the caches of
+    ATTENTION. ATTENTION takes either layout; the contract records which. A DYNAMIC_UPDATE_SLICE that writes a
+    cache in place still does. All other users read the cache through a TRANSPOSE.
+    Refused: a model whose contract has no caches and that has no ATTENTION; caches quantised by channel.
     """
 
     name = "transpose.io.kvcache.py"
     usage_example = "transpose.io.kvcache.py < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--to", choices=get_args(Layout), default="BTNH", help="the layout (%(default)s)")
+        parser.add_argument(
+            "--to", choices=get_args(Layout), default="BTNH", help="the new layout (default: %(default)s)"
+        )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
-        turned = seen = 0
-        for graph in entry_graphs(model, None):
-            counts = transpose_caches(model, graph, args.to)
-            turned, seen = turned + counts[0], seen + counts[1]
-        if not seen:
+        results = [transpose_caches(model, graph, args.to) for graph in entry_graphs(model, None)]
+        transposed, total = (sum(counts) for counts in zip(*results, strict=True))
+        if not total:
             raise UsageError(
-                "no input or output is a key/value cache: the model has no contract and no ATTENTION"
+                "no input or output is a KV cache: the model has no contract with caches and no ATTENTION"
             )
-        self.log(f"turned {turned} of {seen} key/value tensors to {args.to}")
+        self.log(f"transposed {transposed} of {total} key/value tensors to {args.to}")
 
 
 main = TransposeIoKvcache.main

@@ -1,9 +1,9 @@
-"""Giving the key/value caches of a graph another layout."""
+"""Layout of the KV caches among a graph's inputs and outputs: [B, N, T, H] or [B, T, N, H]."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -16,55 +16,72 @@ from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import constant_ints, producer_of
 from o2o.rewriting.rewire import detach_input, detach_output
 
-SWAP = (0, 2, 1, 3)  # BNTH to BTNH, and back
+PERMUTATION = (0, 2, 1, 3)  # BNTH to BTNH, and back
 
 
-def transpose_caches(model: Model, graph: ir.Graph, layout: Layout) -> tuple[int, int]:
-    """Give the caches, keys and values among the ends of `graph` this layout; how many it was, of how many.
+class TransposedCaches(NamedTuple):
+    """The number of inputs and outputs whose layout changed, and the number of all with a cache layout."""
 
-    Who uses them sees them as before, through a TRANSPOSE. ATTENTION and DYNAMIC_UPDATE_SLICE need none:
-    they write in either layout. Raises ModelError for caches that cannot be turned.
+    transposed: int
+    total: int
+
+
+def transpose_caches(model: Model, graph: ir.Graph, layout: Layout) -> TransposedCaches:
+    """Give every KV cache among the inputs and outputs of `graph` one layout, in place.
+
+    ATTENTION and DYNAMIC_UPDATE_SLICE work in either layout. Other users read the cache through a TRANSPOSE.
+
+    Args:
+        model: The model of `graph`.
+        graph: Its caches have roles (`o2o.contract`), or are operands of ATTENTION.
+        layout: BNTH for [1, K, S, H], BTNH for [1, S, K, H].
+
+    Returns:
+        The number of values transposed, and of all values with a cache layout.
+
+    Raises:
+        ModelError: A cache cannot be transposed: not four axes, quantised by channel, or also an output.
     """
     caches = _caches(graph)
-    todo = {value: role for value, role in caches.items() if role.layout != layout}
-    for value, role in todo.items():
+    others = {value: role for value, role in caches.items() if role.layout != layout}
+    for value, role in others.items():
         _check(value)
         if role.layout not in get_args(Layout):
             raise ModelError(
-                f"the cache {value.name} is {role.layout}, as legalize.onert.py makes them, last"
+                f"the cache {value.name} is {role.layout}, as legalize.onert.py makes them: run that one last"
             )
-    written = _turn_writes(graph, todo)
-    for value, role in todo.items():
+    written = _transpose_writes(graph, others)
+    for value, role in others.items():
         if value in written:
             pass
         elif value.is_graph_input():
-            _turn_input(graph, value)
+            _transpose_input(graph, value)
         else:
             value = detach_output(
-                model, graph, value, lambda op, inner: op.transpose(inner, SWAP, name="turned")
+                model, graph, value, lambda op, inner: op.transpose(inner, PERMUTATION, name="transposed")
             )
         value.meta["role"] = replace(role, layout=layout)
-    return len(todo), len(caches)
+    return TransposedCaches(len(others), len(caches))
 
 
 def _caches(graph: ir.Graph) -> dict[ir.Value, Role]:
-    """The cache inputs and key/value outputs of `graph`, with roles that say their layout."""
-    found: dict[ir.Value, Role] = {}
+    """The cache inputs and key/value outputs of `graph`, with roles that give their layout."""
+    caches: dict[ir.Value, Role] = {}
     for node in graph:
         if is_attention(node):
             attention = Attention.of(node)
-            layer = len(found) // 2
+            layer = len(caches) // 2
             for value, kind in ((attention.k_cache, "key_cache"), (attention.v_cache, "value_cache")):
                 if value is not None:
                     if not value.is_graph_input():
                         raise ModelError(f"the cache {value.name} of {node.op_type} is no input")
                     role = role_of(value) or Role(kind, layer)  # type: ignore[arg-type]
-                    found[value] = replace(role, layout=attention.layout)
+                    caches[value] = replace(role, layout=attention.layout)
     for value in (*graph.inputs, *graph.outputs):
-        told = role_of(value)
-        if told is not None and told.layout is not None:
-            found[value] = told
-    return found
+        declared = role_of(value)
+        if declared is not None and declared.layout is not None:
+            caches[value] = declared
+    return caches
 
 
 def _check(value: ir.Value) -> None:
@@ -76,36 +93,37 @@ def _check(value: ir.Value) -> None:
         raise ModelError(f"the cache {value.name} is quantised by channel")
 
 
-def _swap(value: ir.Value) -> None:
-    """Give `value` the shape that it has when it is turned."""
-    value.shape = ir.Shape([shape_of(value)[axis] for axis in SWAP])
+def _permute_shape(value: ir.Value) -> None:
+    """Give `value` the shape that it has in the other layout."""
+    value.shape = ir.Shape([shape_of(value)[axis] for axis in PERMUTATION])
     fields = value.meta.get("fields", {})
-    if (signature := fields.get("shapeSignature")) is not None:  # others may have the same fields
-        value.meta["fields"] = fields | {"shapeSignature": signature[list(SWAP)]}
+    if (signature := fields.get("shapeSignature")) is not None:  # other values may share these fields
+        value.meta["fields"] = fields | {"shapeSignature": signature[list(PERMUTATION)]}
 
 
-def _turn_input(graph: ir.Graph, value: ir.Value) -> None:
-    """Swap the axes of the input `value`; its users but ATTENTION see it as before."""
+def _transpose_input(graph: ir.Graph, value: ir.Value) -> None:
+    """Transpose the input `value`. ATTENTION reads it as it is; other users read it transposed back."""
     others = [use for use in value.uses() if not takes_as_cache(use.node, use.idx)]
     attentions = [use for use in value.uses() if use not in others]
-    given_out = value.is_graph_output()
-    if others or given_out:
-        if given_out:
-            raise ModelError(f"the cache {value.name} is also an output")
-        op, inner = detach_input(graph, value)
-    _swap(value)
+    if value.is_graph_output():
+        raise ModelError(f"the cache {value.name} is also an output")
     if others:
-        inner.replace_all_uses_with(op.transpose(value, SWAP, name=f"{value.name}_turned"))
+        op, inner = detach_input(graph, value)
+    _permute_shape(value)
+    if others:
+        name = f"{value.name}_transposed"
+        inner.replace_all_uses_with(op.transpose(value, PERMUTATION, name=name))
         for use in attentions:
             use.node.replace_input_with(use.idx, value)
 
 
-def _turn_writes(graph: ir.Graph, caches: dict[ir.Value, Role]) -> set[ir.Value]:
-    """Swap the axes of those of `caches` that a DYNAMIC_UPDATE_SLICE writes and gives out: which these are.
+def _transpose_writes(graph: ir.Graph, caches: dict[ir.Value, Role]) -> set[ir.Value]:
+    """Transpose those of `caches` that a DYNAMIC_UPDATE_SLICE writes and the graph returns.
 
-    It writes turned rows at a turned start; who else uses what comes out sees it as before.
+    The operator writes transposed rows at a transposed start. Other users of its result read it transposed
+    back. Returns the caches that it reads and writes.
     """
-    found: set[ir.Value] = set()
+    transposed: set[ir.Value] = set()
     starts: dict[ir.Value, ir.Value] = {}
     for updated in caches:
         node = producer_of(updated, "DYNAMIC_UPDATE_SLICE")
@@ -113,32 +131,34 @@ def _turn_writes(graph: ir.Graph, caches: dict[ir.Value, Role]) -> set[ir.Value]
             continue
         cache, rows, start = node.inputs
         if cache not in caches or cache.is_graph_output() or len(cache.uses()) > 1:
-            continue  # another sees what was in it before
+            continue  # another user reads the cache before it is written
         assert rows is not None
         assert start is not None
         op = Builder(graph, before=node, prefix=f"{updated.name}/")
         if start not in starts:
-            order = op.constant(SWAP, "order", np.int32)
+            order = op.constant(PERMUTATION, "order", np.int32)
             starts[start] = op.node("GATHER", [start, order], [4], name="start", axis=0)
-        node.replace_input_with(1, _turned(op, rows))
+        node.replace_input_with(1, _transposed_rows(op, rows))
         node.replace_input_with(2, starts[start])
         uses = updated.uses()
-        _swap(cache)
-        _swap(updated)
+        _permute_shape(cache)
+        _permute_shape(updated)
         if uses:
             users = {use.node for use in uses}
-            before = next(user for user in graph if user in users)
-            view = Builder(graph, before, f"{updated.name}/").transpose(updated, SWAP, name="turned")
+            first = next(user for user in graph if user in users)
+            back = Builder(graph, first, f"{updated.name}/").transpose(
+                updated, PERMUTATION, name="transposed"
+            )
             for use in uses:
-                use.node.replace_input_with(use.idx, view)
-        found |= {cache, updated}
-    return found
+                use.node.replace_input_with(use.idx, back)
+        transposed |= {cache, updated}
+    return transposed
 
 
-def _turned(op: Builder, x: ir.Value) -> ir.Value:
-    """`x` with its axes swapped: what it was made of, where that was swapping them."""
+def _transposed_rows(op: Builder, x: ir.Value) -> ir.Value:
+    """`x` with its axes permuted: the operand of the TRANSPOSE that computes it, if that is the inverse."""
     node = producer_of(x, "TRANSPOSE")
-    if node is not None and tuple(constant_ints(node.inputs[1]) or ()) == SWAP:
+    if node is not None and tuple(constant_ints(node.inputs[1]) or ()) == PERMUTATION:
         assert node.inputs[0] is not None
         return node.inputs[0]
-    return op.transpose(x, SWAP, name="rows")
+    return op.transpose(x, PERMUTATION, name="rows")

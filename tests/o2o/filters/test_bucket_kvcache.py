@@ -59,4 +59,4 @@ def test_no_decode(command: Command) -> None:
 def test_a_decode_that_computes_with_all_rows(command: Command) -> None:
     code, said = command.refusal(speaker((1,), ("decode",)), "--capacities", "4")
     assert code == 1
-    assert said.startswith("decode cannot do with fewer rows: rows are summed that no SOFTMAX has weighted")
+    assert said.startswith("decode cannot do with fewer rows: rows are summed without softmax weights")

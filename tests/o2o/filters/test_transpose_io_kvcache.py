@@ -53,7 +53,7 @@ def test_attention_takes_either_layout(command: Command, T: int, told: bool, to:
     layout = "BNTH" if to == "BTNH" else "BTNH"
     before = attention(Form(T=T, layout=layout, told=told))
     after = command(before, "--to", to)
-    assert command.said == f"transpose.io.kvcache.py: turned 2 of 2 key/value tensors to {to}\n"
+    assert command.said == f"transpose.io.kvcache.py: transposed 2 of 2 key/value tensors to {to}\n"
     assert operators(after) == operators(before), "nothing is moved at run time"
     assert [role_of(value) for value in after.graphs[0].inputs[3:5]] == [
         Role("key_cache", 0, to),
@@ -128,7 +128,7 @@ def test_outputs(command: Command) -> None:
     model = SAMPLES["decoder"]()
     before = formats.loads(formats.dumps(model))
     after = command(model)
-    assert command.said.endswith("turned 4 of 4 key/value tensors to BTNH\n")
+    assert command.said.endswith("transposed 4 of 4 key/value tensors to BTNH\n")
     for graph in after.graphs:
         key = graph.outputs[1]
         assert (key.name, list(key.shape), role_of(key)) == ("key_0", [1, 8, 2, 4], Role("key", 0, "BTNH"))
@@ -165,7 +165,7 @@ def test_there_and_back(command: Command, model: str) -> None:
 def test_what_has_the_layout_already_stays(command: Command) -> None:
     before = attention(Form(layout="BTNH"))
     after = command(before)
-    assert command.said.endswith("turned 0 of 2 key/value tensors to BTNH\n")
+    assert command.said.endswith("transposed 0 of 2 key/value tensors to BTNH\n")
     assert [list(v.shape) for v in after.graphs[0].inputs] == [list(v.shape) for v in before.graphs[0].inputs]
 
 
@@ -271,7 +271,7 @@ def test_three_axes_are_refused(command: Command) -> None:
 def test_a_model_without_caches_is_refused(command: Command) -> None:
     code, said = command.refusal(linear())
     assert code == 2
-    assert "no input or output is a key/value cache" in said
+    assert "no input or output is a KV cache" in said
     assert command.refusal(linear(), "--to", "BHTN")[0] == 2
 
 

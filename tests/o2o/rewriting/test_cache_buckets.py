@@ -132,22 +132,22 @@ def refusal(model: Model, capacities: list[int]) -> str:
 
 
 def test_a_sum_over_rows_is_not_shortened() -> None:
-    assert "rows are summed that no SOFTMAX has weighted" in refusal(speaker((1,), ("decode",)), [4])
+    assert "rows are summed without softmax weights" in refusal(speaker((1,), ("decode",)), [4])
 
 
 def test_caches_must_be_told() -> None:
     model = attention(Form(layout="BNTH", told=False))
-    assert refusal(model, [4]) == "decode has no caches that the contract tells"
+    assert refusal(model, [4]) == "decode has no KV caches in its contract"
 
 
 def test_a_given_mask_is_as_long_as_the_caches() -> None:
     model = attention(Form(layout="BNTH", mask=(1, 1, 1, 7)))
-    assert refusal(model, [4]).startswith("ATTENTION computes with the caches' rows")
+    assert refusal(model, [4]).startswith("ATTENTION computes with cache rows")
 
 
 def test_masks_too_large_to_be_proven(monkeypatch) -> None:
     monkeypatch.setattr(capacity_module, "BUDGET", 20)
-    assert refusal(scores(), [3]).startswith("masks are too large to be proven at each of 3 positions")
+    assert refusal(scores(), [3]).startswith("the masks are too large for a proof at 3 positions")
     model = scores()
     add_cache_buckets(model, model.signatures[0], [2])
 
@@ -204,7 +204,7 @@ def test_what_the_near_misses_miss() -> None:
     [
         ({"hide": "before"}, "the mask goes beyond 3 rows at a position below"),
         ({"hide": "none"}, "the mask is the same at every position"),
-        ({"weigh": "EXP"}, "rows are summed that no SOFTMAX has weighted"),
+        ({"weigh": "EXP"}, "rows are summed without softmax weights"),
         ({"write": "backwards"}, "the row that is written goes beyond 3 rows at a position below"),
     ],
 )
