@@ -1,9 +1,9 @@
-"""What the axes of a tensor mean, followed through reshapes, transposes and broadcasts.
+"""Named axes: what each axis of a tensor means, followed through reshapes, transposes and broadcasts.
 
-Each axis is a tuple of named factors, outermost first, as in einops: a projection's output [1, T, N*H] of
-grouped-query attention is `((), ("T",), ("K", "G", "H"))`. Factors of size 1 do not appear: they can be
-anywhere and move nothing. Two tensors hold the same numbers in the same places when their axes are equal,
-which proves layouts without looking at a single number.
+Each axis is a tuple of named factors, outermost first, as in einops. A projection's output [1, T, N*H] of
+grouped-query attention is `((), ("T",), ("K", "G", "H"))`. Factors of size 1 are left out: they move no
+number. Two tensors with equal axes hold the same numbers in the same places. This proves layouts without
+looking at numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Axes = tuple[tuple[str, ...], ...]
 
 
 def skip_reshapes(value: ir.Value) -> ir.Value:
-    """`value` before it was only reshaped."""
+    """Return the value of which `value` is a reshape, through any number of reshapes."""
     while (node := producer_of(value, *RESHAPE_OPS)) is not None and node.inputs[0] is not None:
         value = node.inputs[0]
     return value
@@ -30,21 +30,31 @@ def skip_reshapes(value: ir.Value) -> ir.Value:
 
 @dataclass(frozen=True)
 class Factors:
-    """The sizes of the named factors of one attention block, or of whatever is being matched."""
+    """The sizes of the named factors of what is matched, such as an attention block: {"T": 8, "H": 64}."""
 
     sizes: Mapping[str, int]
 
     def axes(self, *names: Sequence[str]) -> Axes:
-        """The axes with these factors, without those of size 1."""
+        """Return the axes with these factors, without factors of size 1."""
         return tuple(tuple(name for name in axis if self.sizes[name] != 1) for axis in names)
 
     def shape(self, axes: Axes) -> tuple[int, ...]:
+        """Return the shape of a tensor with these axes."""
         return tuple(math.prod(self.sizes[name] for name in axis) for axis in axes)
 
     def through(self, nodes: Sequence[ir.Node], axes: Axes, broadcast: str | None = None) -> Axes:
-        """The axes of the last of `nodes` (layout operators, in order), given those of its source.
+        """Follow axes through layout operators.
 
-        broadcast: the factor that a BROADCAST_TO may add, once. Raises MatchFailure when axes get mixed up.
+        Args:
+            nodes: Layout operators, each reading the result of the one before.
+            axes: The axes of the first one's operand.
+            broadcast: The factor that a BROADCAST_TO may add, once.
+
+        Returns:
+            The axes of the last one's result.
+
+        Raises:
+            MatchFailure: An operator mixes axes.
         """
         for node in nodes:
             if node.op_type == "TRANSPOSE":
@@ -59,7 +69,11 @@ class Factors:
         return axes
 
     def regroup(self, axes: Axes, value: ir.Value) -> Axes:
-        """Row-major reshape: the same factors in the same order, grouped to the shape of `value`."""
+        """Return the axes of `value`, a row-major reshape of a tensor with these axes.
+
+        Raises:
+            MatchFailure: The reshape splits a factor.
+        """
         factors = [name for axis in axes for name in axis]
         grouped: list[tuple[str, ...]] = []
         for dim in shape_of(value):
@@ -95,7 +109,7 @@ class Factors:
 
 
 def trace_layout(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
-    """Follow `value` up through layout operators: its source, and those nodes from the source down."""
+    """Return the source of `value` before layout operators, and these operators from the source on."""
     chain: list[ir.Node] = []
     while (node := producer_of(value, *LAYOUT_OPS)) is not None:
         chain.append(node)
@@ -104,7 +118,16 @@ def trace_layout(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
 
 
 def matmul_axes(node: ir.Node, lhs: Axes, rhs: Axes) -> Axes:
-    """The axes of BATCH_MATMUL's result from its operands'. Batch and contraction must agree."""
+    """Return the axes of BATCH_MATMUL's result.
+
+    Args:
+        node: The BATCH_MATMUL.
+        lhs: The axes of its left operand.
+        rhs: The axes of its right operand.
+
+    Raises:
+        MatchFailure: The operands differ in their batch axes, or in the axis that is summed.
+    """
     if attribute(node, "adjointLhs"):
         lhs = (*lhs[:-2], lhs[-1], lhs[-2])
     if attribute(node, "adjointRhs"):

@@ -1,7 +1,7 @@
-"""Building nodes: `op = Builder(graph, before=node)`, then `op.node("MUL", [x, y], shape)`.
+"""Construction of nodes: `op = Builder(graph, before=node)`, then `op.node("MUL", [x, y], shape)`.
 
-Shapes and dtypes of results are not inferred by magic: each call says the shape that comes out, and the
-dtype is that of the first input unless told.
+Nothing is inferred: each call gives the shape of the result. The dtype is that of the first input unless it
+is given.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from o2o.model import DOMAIN, quantization_constants, shape_of
 
 
 def fresh_name(graph: ir.Graph, stem: str) -> str:
-    """`stem`, or `stem_1`, `stem_2`, ... : the first that no value of `graph` has.
+    """Return the first of `stem`, `stem_1`, `stem_2`, ... that no value of `graph` has, and reserve it.
 
-    The names in use are gathered once a graph, and kept in its meta while it is being rewritten.
+    The names in use are collected once per graph and cached in its meta.
     """
     taken = graph.meta.get("names")
     if taken is None:
@@ -37,12 +37,12 @@ def fresh_name(graph: ir.Graph, stem: str) -> str:
 
 
 def add_constant(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
-    """A new constant of `graph` with the numbers of `array`, under `name` or one like it."""
+    """Add a constant with the numbers of `array` to `graph`. Its name is `name`, made unique."""
     return add_tensor(graph, ir.Tensor(np.ascontiguousarray(array).reshape(array.shape)), name)
 
 
 def add_tensor(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-    """A new constant of `graph` that is `tensor`, under `name` or one like it."""
+    """Add `tensor` to `graph` as a constant. Its name is `name`, made unique."""
     tensor.name = fresh_name(graph, name)
     shape, type_ = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
     value = ir.Value(name=tensor.name, shape=shape, type=type_, const_value=tensor)
@@ -52,16 +52,19 @@ def add_tensor(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Valu
 
 @functools.cache
 def _default_options(op_type: str) -> dict[str, Any]:
-    """All options of an operator at their defaults, so that a node built here looks like one read."""
+    """All options of an operator at their defaults: a built node then equals one read from a file."""
     table = CIRCLE.options_table(op_type)
     fields = vars(CIRCLE.table(table)()) if table is not None else {}
     return {name: value for name, value in fields.items() if isinstance(value, (bool, int, float))}
 
 
 class Builder:
-    """Puts new nodes in front of `before` in `graph`, or at its end.
+    """Inserts nodes into a graph.
 
-    `prefix` starts the names of all that is built, so that a reader of the graph sees where it comes from.
+    Args:
+        graph: The graph.
+        before: New nodes stand in front of this one. None: at the end of the graph.
+        prefix: Start of every new name, such as the name of the value that is replaced.
     """
 
     def __init__(self, graph: ir.Graph, before: ir.Node | None = None, prefix: str = "") -> None:
@@ -81,7 +84,19 @@ class Builder:
         name: str | None = None,
         **attributes: Any,
     ) -> ir.Value:
-        """A node with one output of `shape`, which is returned."""
+        """Insert a node with one output.
+
+        Args:
+            op_type: The Circle operator.
+            inputs: Its operands; None for one that is absent.
+            shape: The shape of the result.
+            dtype: The dtype of the result. None: that of the first operand.
+            name: The name of the result, made unique. None: the operator in lower case.
+            **attributes: Options that differ from their defaults.
+
+        Returns:
+            The result.
+        """
         if dtype is None:
             dtype = next(value.dtype for value in inputs if value is not None)
         output = ir.Value(
@@ -105,40 +120,44 @@ class Builder:
         return output
 
     def add(self, node: ir.Node) -> None:
-        """Put `node`, made elsewhere, in its place."""
+        """Insert an existing node."""
         if self.before is None:
             self.graph.append(node)
         else:
             self.graph.insert_before(self.before, node)
 
     def fresh(self, name: str) -> str:
-        """A name for a new value."""
+        """Return an unused name that starts with the prefix."""
         return fresh_name(self.graph, f"{self.prefix}{name}")
 
     def slice(self, x: ir.Value, begin: Sequence[int], size: Sequence[int], name: str) -> ir.Value:
-        """SLICE: `size` of `x` from `begin` on."""
-        ends = (self.constant(numbers, f"{name}_{end}", np.int32) for end, numbers in
-                (("begin", begin), ("size", size)))  # fmt: skip
-        return self.node("SLICE", [x, *ends], size, name=name)
+        """Insert SLICE: the block of shape `size` of `x` that starts at `begin`."""
+        bounds = [
+            self.constant(bound, f"{name}_{which}", np.int32)
+            for which, bound in (("begin", begin), ("size", size))
+        ]
+        return self.node("SLICE", [x, *bounds], size, name=name)
 
     def reshape(self, x: ir.Value, shape: Sequence[int], name: str | None = None) -> ir.Value:
-        """RESHAPE to `shape`; `x` itself when it has that shape."""
+        """Insert RESHAPE of `x` to `shape`. Returns `x` itself if it has that shape."""
         if shape_of(x) == tuple(shape):
             return x
         to = self.constant(np.asarray(shape, np.int32), f"{name or 'reshape'}_shape")
-        return _moved(x, self.node("RESHAPE", [x, to], shape, name=name, newShape=list(shape)))
+        return _with_quantization_of(x, self.node("RESHAPE", [x, to], shape, name=name, newShape=list(shape)))
 
     def transpose(self, x: ir.Value, axes: Sequence[int], name: str | None = None) -> ir.Value:
-        """TRANSPOSE: axis i of the result is axis `axes[i]` of `x`; `x` itself when nothing moves."""
+        """Insert TRANSPOSE: axis i of the result is axis `axes[i]` of `x`. Returns `x` if nothing moves."""
         if list(axes) == list(range(len(axes))):
             return x
         permutation = self.constant(np.asarray(axes, np.int32), f"{name or 'transpose'}_axes")
         shape = shape_of(x)
-        return _moved(x, self.node("TRANSPOSE", [x, permutation], [shape[axis] for axis in axes], name=name))
+        return _with_quantization_of(
+            x, self.node("TRANSPOSE", [x, permutation], [shape[axis] for axis in axes], name=name)
+        )
 
 
-def _moved(x: ir.Value, y: ir.Value) -> ir.Value:
-    """`y`, which holds the numbers of `x` in other places, made to stand for the same. Raises ModelError."""
+def _with_quantization_of(x: ir.Value, y: ir.Value) -> ir.Value:
+    """`y`, which holds the numbers of `x` moved, with the quantization of `x`. Raises ModelError."""
     quantization = x.meta.get("fields", {}).get("quantization")
     if quantization is not None:
         if quantization_constants(x) or (quantization.scale is not None and len(quantization.scale) > 1):

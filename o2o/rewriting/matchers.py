@@ -1,7 +1,7 @@
-"""Matching by dataflow: walk from an anchor to its sources, and say exactly where it went wrong.
+"""Matching by data flow: follow operands from an anchor node, and report the first condition that fails.
 
-A fusion's match is plain code over these helpers. The first condition that fails raises `MatchFailure` with
-the reason and the tensor: that is the nearest miss, and what `--explain` prints.
+A rule's `match` is plain code over these helpers. The first failed condition raises `MatchFailure` with the
+reason and the tensor, which `--explain` prints.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from o2o.model import DOMAIN, attribute, shape_of
 
 
 class MatchFailure(Exception):
-    """Why a candidate is not what it looked like, and at which tensor."""
+    """The condition that a candidate does not meet, and the tensor at which it fails."""
 
     def __init__(self, reason: str, value: ir.Value | None = None) -> None:
         self.reason = reason
@@ -26,14 +26,14 @@ class MatchFailure(Exception):
 
 
 def describe(value: ir.Value) -> str:
-    """A tensor for a message: its name, shape, and who makes it."""
+    """Return the name, shape and producer of `value`, for a message."""
     producer = value.producer()
-    maker = f" from {producer.op_type}" if producer is not None else ""
-    return f"{value.name} {list(shape_of(value))}{maker}"
+    source = f" from {producer.op_type}" if producer is not None else ""
+    return f"{value.name} {list(shape_of(value))}{source}"
 
 
 def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """The node that makes `value` if it is one of `op_types`, else None."""
+    """Return the node that computes `value` if it is one of `op_types`, else None."""
     producer = value.producer() if value is not None else None
     return (
         producer
@@ -42,34 +42,44 @@ def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     )
 
 
-def require_producer(value: ir.Value, what: str, *op_types: str) -> ir.Node:
-    """The node that makes `value`; MatchFailure unless it is one of `op_types`."""
+def require_producer(value: ir.Value, description: str, *op_types: str) -> ir.Node:
+    """Return the node that computes `value`.
+
+    Args:
+        value: The tensor.
+        description: What `value` is, for the message.
+        op_types: The operators that may compute it.
+
+    Raises:
+        MatchFailure: Another operator computes it, or it is an input or constant.
+    """
     node = producer_of(value, *op_types)
     if node is None:
         producer = value.producer()
-        found = producer.op_type if producer is not None else "a graph input or constant"
-        fail(f"{what} should come from {' or '.join(op_types)}, not from {found}", value)
+        actual = producer.op_type if producer is not None else "a graph input or constant"
+        fail(f"{description} should come from {' or '.join(op_types)}, not from {actual}", value)
     return node
 
 
 def fail(reason: str, value: ir.Value | None = None) -> NoReturn:
+    """Raise `MatchFailure`."""
     raise MatchFailure(reason, value)
 
 
 def check_no_activation(node: ir.Node) -> None:
-    """MatchFailure when `node` has an activation fused into it."""
+    """Raise `MatchFailure` if `node` has a fused activation."""
     if attribute(node, "fusedActivationFunction", 0):
         fail(f"{node.op_type} has a fused activation", node.outputs[0])
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """The number of a constant with one element, else None."""
+    """Return the number of a constant with one element, else None."""
     array = numbers(value)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def operand_and_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """(x, c) of a commutative node x * c or x + c with a one-element constant c, else None."""
+    """Return (x, c) of a commutative node x * c or x + c with a one-element constant c, else None."""
     first, second = node.inputs
     for x, c in ((first, second), (second, first)):
         number = scalar(c)
@@ -79,26 +89,35 @@ def operand_and_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:
 
 
 def operand_and_factor(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """(x, c) when `node`, MUL or DIV, is x times, or over, a constant number, x in its shape."""
+    """Return (x, c) if `node`, MUL or DIV, computes c * x with a constant c in the shape of x, else None."""
     if node.op_type == "MUL":
-        found = operand_and_scalar(node)
+        match = operand_and_scalar(node)
     else:
         x, number = node.inputs[0], scalar(node.inputs[1])
-        found = (x, 1 / number) if x is not None and number else None
-    return found if found is not None and shape_of(found[0]) == shape_of(node.outputs[0]) else None
+        match = (x, 1 / number) if x is not None and number else None
+    return match if match is not None and shape_of(match[0]) == shape_of(node.outputs[0]) else None
 
 
-def single_user(value: ir.Value, what: str) -> ir.Node:
-    """The one node that uses `value`. MatchFailure when there are several, or the graph gives it out."""
+def single_user(value: ir.Value, description: str) -> ir.Node:
+    """Return the one node that uses `value`.
+
+    Args:
+        value: The tensor.
+        description: What `value` is, for the message.
+
+    Raises:
+        MatchFailure: `value` has several users, is an output, or goes into a custom operator.
+    """
     users = {use.node for use in value.uses()}
     if value.is_graph_output() or len(users) != 1:
-        fail(f"{what} is used elsewhere too", value)
+        fail(f"{description} is used elsewhere too", value)
     user = users.pop()
     if user.domain != DOMAIN:
-        fail(f"{what} goes into the custom operator {user.op_type}", value)
+        fail(f"{description} goes into the custom operator {user.op_type}", value)
     return user
 
 
 def constant_ints(value: ir.Value | None) -> list[int] | None:
+    """Return the numbers of an integer constant, flattened, or None if `value` is no constant."""
     array = numbers(value)
     return None if array is None else [int(x) for x in np.reshape(array, -1)]

@@ -1,4 +1,4 @@
-"""Renaming the ends of a graph, together with what signatures call them."""
+"""Renaming of graph inputs and outputs, in the graph and in its signatures."""
 
 from __future__ import annotations
 
@@ -11,59 +11,66 @@ from o2o.model import Model
 from o2o.rewriting.rewire import IoKind, io_values
 from o2o.rewriting.selectors import io_names
 
-Rename = Callable[[str], str | None]  # the new name, or None for a name that is not meant
+Rename = Callable[[str], str | None]
+"""Maps a name to its new name, or to None if it stays."""
 
 
 def rename_io(model: Model, graph: ir.Graph, io: IoKind, rename: Rename) -> dict[str, str]:
-    """Rename the inputs or outputs of `graph` that `rename` means: {old: new}.
+    """Rename inputs or outputs of `graph`.
 
-    An end is meant by its tensor's name or else by the one it has in a signature; it then has the new name
-    in both. Raises ModelError, before anything changed, when two things would have the same name.
+    `rename` is asked for the tensor's own name first, then for its names in signatures. The first answer
+    becomes both names.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        io: Inputs or outputs.
+        rename: The new names.
+
+    Returns:
+        {old name: new name}, in graph order.
+
+    Raises:
+        ModelError: Two values would have one name. Nothing was changed.
     """
     new: dict[ir.Value, str] = {}
-    told: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for value in io_values(graph, io):
         for name in io_names(model, graph, value, io):
-            found = rename(name)
-            if found is not None:
-                new[value], told[name] = found, found
+            new_name = rename(name)
+            if new_name is not None:
+                new[value], renamed[name] = new_name, new_name
                 break
-    _check_apart(graph, new)
+    _check_unique(graph, new)
     public = [s.inputs if io == "input" else s.outputs for s in model.signatures_of(graph)]
     for names in public:
-        _check_public(
-            model.label(graph), {new.get(value, name): name for name, value in names.items()}, names
-        )
+        if len({new.get(value, name) for name, value in names.items()}) < len(names):
+            raise ModelError(f"two names in the signature of {model.label(graph)} would become equal")
     for names in public:
-        renamed = {new.get(value, name): value for name, value in names.items()}
+        items = {new.get(value, name): value for name, value in names.items()}
         names.clear()
-        names.update(renamed)
-    for index, value in enumerate(new):  # by way of names that nothing has: a and b may change places
+        names.update(items)
+    for index, value in enumerate(new):  # through unused names, since a and b may swap
         value.name = f"\0{index}"
     for value, name in new.items():
         value.name = name
-    graph.meta.pop("names", None)  # the names in use, kept by o2o.rewriting.builder.fresh_name
-    return told
+    graph.meta.pop("names", None)  # the names in use, cached by o2o.rewriting.builder.fresh_name
+    return renamed
 
 
-def _check_apart(graph: ir.Graph, new: dict[ir.Value, str]) -> None:
-    """Raises ModelError unless every value that is renamed has its new name for itself."""
-    holder: dict[str, ir.Value] = {}
+def _check_unique(graph: ir.Graph, new: dict[ir.Value, str]) -> None:
+    """Raises ModelError unless each new name is that of one value."""
+    owner: dict[str, ir.Value] = {}
     for value, name in new.items():
-        if not name or name in holder:
-            old = " and ".join(repr(other.name) for other in (holder.get(name), value) if other is not None)
-            raise ModelError(f"{old} would both be called {name!r}" if name else f"{old} would have no name")
-        holder[name] = value
+        if not name or name in owner:
+            old = " and ".join(repr(other.name) for other in (owner.get(name), value) if other is not None)
+            raise ModelError(f"{old} would both become {name!r}" if name else f"{old} would have no name")
+        owner[name] = value
     for value in _values(graph):
-        if value not in new and value.name in holder:
+        if value not in new and value.name in owner:
             raise ModelError(
-                f"{holder[value.name].name!r} cannot be called {value.name!r}: {_what(value)} is"
+                f"{owner[value.name].name!r} cannot become {value.name!r}: this is the name of {_kind(value)}"
             )
-
-
-def _check_public(label: str, renamed: dict[str, str], names: dict[str, ir.Value]) -> None:
-    if len(renamed) < len(names):
-        raise ModelError(f"two names in the signature of {label} would become the same")
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -74,7 +81,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.meta.get("loose", ())
 
 
-def _what(value: ir.Value) -> str:
+def _kind(value: ir.Value) -> str:
     if value.is_graph_input():
         return "another input"
     if value.is_graph_output():

@@ -1,4 +1,4 @@
-"""Putting operators between a graph and its ends, and new values in the place of old ones."""
+"""Rewiring: operators at graph inputs and outputs, replacement of values, and signatures kept in step."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ IoKind = Literal["input", "output"]
 
 
 def io_values(graph: ir.Graph, io: IoKind) -> list[ir.Value]:
+    """Return the inputs or the outputs of `graph`, in order."""
     return list(graph.inputs if io == "input" else graph.outputs)
 
 
 def set_io_values(graph: ir.Graph, io: IoKind, values: Sequence[ir.Value]) -> None:
-    side = graph.inputs if io == "input" else graph.outputs
-    side.clear()
-    side.extend(values)
+    """Replace the inputs or the outputs of `graph`. Call `sync_signatures` afterwards."""
+    current = graph.inputs if io == "input" else graph.outputs
+    current.clear()
+    current.extend(values)
 
 
 def detach_input(graph: ir.Graph, value: ir.Value) -> tuple[Builder, ir.Value]:
-    """Take the input `value` off its users: a builder that works in front of them, and what they use now.
+    """Detach an input from its users, so that operators can be inserted between.
 
-    The caller builds something from `value` and lets it replace the second result everywhere.
+    Args:
+        graph: The graph of `value`.
+        value: An input of `graph`.
+
+    Returns:
+        A builder in front of the users, and the placeholder that they use now. The caller builds a value from
+        `value` and replaces all uses of the placeholder by it.
     """
     first = next((node for node in graph if value in node.inputs), None)
     inner = ir.Value(name=f"{value.name}/inner", shape=value.shape, type=value.type)
@@ -37,11 +45,21 @@ def detach_input(graph: ir.Graph, value: ir.Value) -> tuple[Builder, ir.Value]:
 def detach_output(
     model: Model, graph: ir.Graph, value: ir.Value, build: Callable[[Builder, ir.Value], ir.Value]
 ) -> ir.Value:
-    """Let what `build` makes of the output `value` be given out in its place, under its name and role."""
+    """Insert operators behind an output.
+
+    Args:
+        model: The model of `graph`; its signatures are kept in step.
+        graph: The graph of `value`.
+        value: An output of `graph`.
+        build: Builds the new output from `value`, at the end of the graph.
+
+    Returns:
+        The new output, under the name and role of `value`.
+    """
     new = build(Builder(graph), value)
     name, role = value.name, value.meta.get("role")
     model.replace(value, new)
-    if value.is_graph_input():  # an input that is given out as it came keeps its name as an input
+    if value.is_graph_input():  # an input that is also an output keeps its name as an input
         new.name = fresh_name(graph, f"{name}_out")
     else:
         value.name = fresh_name(graph, f"{name}_inner")
@@ -53,9 +71,15 @@ def detach_output(
 
 
 def replace_output(model: Model, old: ir.Value, new: ir.Value) -> None:
-    """Let `new` take the place and the name of `old`, whose node is to die."""
+    """Replace the result of a node everywhere: among its users, graph outputs and signatures.
+
+    Args:
+        model: The model of both values.
+        old: A result whose node will be removed.
+        new: Its replacement, which gets the name and role of `old`.
+    """
     name, role = old.name, old.meta.get("role")
-    model.replace(old, new)  # first: the uses of a graph's output cannot be replaced
+    model.replace(old, new)  # first, as uses of a graph output cannot be replaced
     old.replace_all_uses_with(new)
     old.name, new.name = f"{name}/replaced", name
     if role is not None:
@@ -63,23 +87,26 @@ def replace_output(model: Model, old: ir.Value, new: ir.Value) -> None:
 
 
 def sync_signatures(model: Model, graph: ir.Graph, name_all: bool = False) -> None:
-    """Let the signatures of `graph` name its inputs and outputs as they are now, and in their order.
+    """Update the signatures of `graph` to its present inputs and outputs, in their order.
 
-    Names stay with their values. With `name_all`, a value that has none gets its own, or one like it.
+    Args:
+        model: The model of `graph`. Public names stay with their values.
+        graph: The graph whose inputs or outputs changed.
+        name_all: Give each value without a public name its own name, made unique.
     """
     for signature in model.signatures_of(graph):
-        signature.inputs = _in_step(signature.inputs, graph.inputs, name_all)
-        signature.outputs = _in_step(signature.outputs, graph.outputs, name_all)
+        signature.inputs = _synced(signature.inputs, graph.inputs, name_all)
+        signature.outputs = _synced(signature.outputs, graph.outputs, name_all)
 
 
-def _in_step(public: dict[str, ir.Value], values: Sequence[ir.Value], name_all: bool) -> dict[str, ir.Value]:
+def _synced(public: dict[str, ir.Value], values: Sequence[ir.Value], name_all: bool) -> dict[str, ir.Value]:
     result: dict[str, ir.Value] = {}
-    told: dict[int, list[str]] = {}
+    names_by_id: dict[int, list[str]] = {}
     for name, value in public.items():
-        told.setdefault(id(value), []).append(name)
-    taken = {name for value in values for name in told.get(id(value), ())}
+        names_by_id.setdefault(id(value), []).append(name)
+    taken = {name for value in values for name in names_by_id.get(id(value), ())}
     for value in values:
-        for name in told.get(id(value)) or [_unused(value.name or "", taken)] * name_all:
+        for name in names_by_id.get(id(value)) or [_unused(value.name or "", taken)] * name_all:
             result[name] = value
             taken.add(name)
     return result

@@ -1,6 +1,6 @@
-"""Choosing parts of a model from the command line: by position, by name, by signature.
+"""Selection of graphs, inputs and outputs by signature, position or name.
 
-A selector that matches nothing is a `UsageError` that says what there is.
+A selector that matches nothing is a `UsageError` that lists what there is.
 """
 
 from __future__ import annotations
@@ -17,34 +17,42 @@ from o2o.rewriting.rewire import IoKind, io_values
 
 
 def entry_graphs(model: Model, signature: str | None) -> list[ir.Graph]:
-    """The graphs that a user of `model` runs: the one of `signature`, else the first and all with one.
+    """Return the graphs that a caller of `model` can run.
 
-    A graph that another one runs (a branch, a loop's body) is not among them: its ends are not free.
+    A graph that an operator runs (a branch, a loop body) is none: its inputs and outputs are not free.
+
+    Args:
+        model: Any model.
+        signature: Return only the graph of this signature. None: the first graph, and all with a signature.
+
+    Raises:
+        UsageError: There is no such signature.
+        ModelError: An operator runs its graph too.
     """
     inner = {id(graph) for outer in model.graphs for node in outer for graph in inner_graphs(node)}
     if signature is None:
-        signed = {id(told.graph) for told in model.signatures}
+        with_signature = {id(entry.graph) for entry in model.signatures}
         return [
             graph
             for index, graph in enumerate(model.graphs)
-            if (index == 0 or id(graph) in signed) and id(graph) not in inner
+            if (index == 0 or id(graph) in with_signature) and id(graph) not in inner
         ]
-    for told in model.signatures:
-        if told.name == signature:
-            if id(told.graph) in inner:
-                raise ModelError(f"the graph of {signature} is also run by an operator of another graph")
-            return [told.graph]
-    there = listed([told.name for told in model.signatures]) if model.signatures else "none at all"
-    raise UsageError(f"there is no signature {signature!r}; there are: {there}")
+    for entry in model.signatures:
+        if entry.name == signature:
+            if id(entry.graph) in inner:
+                raise ModelError(f"an operator of another graph runs the graph of {signature} too")
+            return [entry.graph]
+    available = listed([entry.name for entry in model.signatures]) if model.signatures else "none"
+    raise UsageError(f"there is no signature {signature!r}; there are: {available}")
 
 
 def io_names(model: Model, graph: ir.Graph, value: ir.Value, io: IoKind) -> list[str]:
-    """What `value` may be called: its own name, then those that signatures give it."""
-    found = [value.name or ""]
+    """Return the names of an input or output: its own, then those in signatures of `graph`."""
+    names = [value.name or ""]
     for signature in model.signatures_of(graph):
         public = signature.inputs if io == "input" else signature.outputs
-        found += [name for name, other in public.items() if other is value and name not in found]
-    return found
+        names += [name for name, other in public.items() if other is value and name not in names]
+    return names
 
 
 def io_positions(
@@ -54,44 +62,55 @@ def io_positions(
     by_id: Sequence[int] | None,
     by_name: Sequence[str] | None,
 ) -> dict[ir.Graph, list[int]]:
-    """Where the chosen ends (by number, or else by name) are, in the order given, in each graph with them.
+    """Return the positions of the selected inputs or outputs in each graph that has them.
 
-    A graph that has none of them is not meant. One that has some of them is in doubt, and a UsageError.
+    Args:
+        model: The model of `graphs`.
+        graphs: The graphs to search. A graph with none of the selected values is skipped.
+        io: Inputs or outputs.
+        by_id: Positions from 0, or None to select by name.
+        by_name: Names of tensors, or in signatures.
+
+    Returns:
+        For each graph its positions, in the order of the selection.
+
+    Raises:
+        UsageError: A graph has only some of the values, or no graph has any.
     """
-    found: dict[ir.Graph, list[int]] = {}
-    complaints: list[str] = []
-    doubt = len(graphs) == 1
-    wanted: Sequence[int] | Sequence[str] = by_id if by_id is not None else by_name or ()
+    positions: dict[ir.Graph, list[int]] = {}
+    errors: list[str] = []
+    ambiguous = len(graphs) == 1
+    selected: Sequence[int] | Sequence[str] = by_id if by_id is not None else by_name or ()
     for graph in graphs:
-        places = _places(model, graph, io)
-        lacking = [key for key in wanted if key not in places]
-        if lacking:
-            complaints.append(_lack(model, graph, io, lacking[0]))
-            doubt |= len(lacking) < len(wanted)
+        available = _positions(model, graph, io)
+        missing = [key for key in selected if key not in available]
+        if missing:
+            errors.append(_missing(model, graph, io, missing[0]))
+            ambiguous |= len(missing) < len(selected)
         else:
-            found[graph] = [places[key] for key in wanted]
-    if complaints and (doubt or not found):
-        raise UsageError(complaints[0] + ("" if len(graphs) == 1 else " (--signature chooses one graph)"))
-    return found
+            positions[graph] = [available[key] for key in selected]
+    if errors and (ambiguous or not positions):
+        raise UsageError(errors[0] + ("" if len(graphs) == 1 else " (--signature selects one graph)"))
+    return positions
 
 
-def _places(model: Model, graph: ir.Graph, io: IoKind) -> dict[int | str, int]:
-    """Positions by number and by name; a tensor's own name goes before those in signatures."""
+def _positions(model: Model, graph: ir.Graph, io: IoKind) -> dict[int | str, int]:
+    """Positions by number and by name; a tensor's own name precedes names in signatures."""
     values = io_values(graph, io)
-    found: dict[int | str, int] = {index: index for index in range(len(values))}
-    public = [io_names(model, graph, value, io) for value in values]
-    for index, names_ in enumerate(public):
-        found.setdefault(names_[0], index)
-    for index, names_ in enumerate(public):
-        for name in names_[1:]:
-            found.setdefault(name, index)
-    return found
+    positions: dict[int | str, int] = {index: index for index in range(len(values))}
+    names = [io_names(model, graph, value, io) for value in values]
+    for index, (own, *_) in enumerate(names):
+        positions.setdefault(own, index)
+    for index, (_, *public) in enumerate(names):
+        for name in public:
+            positions.setdefault(name, index)
+    return positions
 
 
-def _lack(model: Model, graph: ir.Graph, io: IoKind, wanted: int | str) -> str:
+def _missing(model: Model, graph: ir.Graph, io: IoKind, key: int | str) -> str:
     values = io_values(graph, io)
-    where = model.label(graph)
-    if isinstance(wanted, int):
+    label = model.label(graph)
+    if isinstance(key, int):
         last = f"the last one is {len(values) - 1} ({values[-1].name})" if values else "there are none"
-        return f"{where} has no {io} {wanted}; {last}"
-    return f"{where} has no {io} {wanted!r}; there are: {listed([value.name or '' for value in values])}"
+        return f"{label} has no {io} {key}; {last}"
+    return f"{label} has no {io} {key!r}; there are: {listed([value.name or '' for value in values])}"

@@ -121,7 +121,7 @@ def test_a_graph_with_only_some_of_the_names_is_in_doubt(command: Command) -> No
     model.signatures[1].outputs.popitem()
     code, message = command.refusal(model, "output", "--keep_by_name", "logits,key_0")
     assert code == 2
-    assert message == "decode has no output 'key_0'; there are: logits (--signature chooses one graph)"
+    assert message == "decode has no output 'key_0'; there are: logits (--signature selects one graph)"
     assert len(command(model, "output", "--keep_by_id", "1").graphs[0].outputs) == 1, (
         "none of them: not meant"
     )
@@ -135,4 +135,4 @@ def test_graphs_that_operators_run_are_not_meant(command: Command) -> None:
     assert message == "main has no output 'r'; there are: y"
     code, message = command.refusal(model, "output", "--keep_by_id", "0", "--signature", "else")
     assert code == 1
-    assert message == "the graph of else is also run by an operator of another graph"
+    assert message == "an operator of another graph runs the graph of else too"

@@ -61,10 +61,10 @@ def test_one_signature(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["output", "y=z"], 1, "'y' cannot be called 'z': another output is"),
-        (["output", "y=x"], 1, "'y' cannot be called 'x': another input is"),
-        (["output", "y=weight"], 1, "'y' cannot be called 'weight': a constant is"),
-        (["output", "--regex", ".=same"], 1, "'y' and 'z' would both be called 'same'"),
+        (["output", "y=z"], 1, "'y' cannot become 'z': this is the name of another output"),
+        (["output", "y=x"], 1, "'y' cannot become 'x': this is the name of another input"),
+        (["output", "y=weight"], 1, "'y' cannot become 'weight': this is the name of a constant"),
+        (["output", "--regex", ".=same"], 1, "'y' and 'z' would both become 'same'"),
         (["output", "--regex", "(y)?.*=\\1"], 1, "'z' would have no name"),
         (["output", "y=logits", "nope=a"], 2, "no output is called 'nope'; there are: y, z"),
         (["output", "--regex", "n.*=a"], 2, "no output matches 'n.*'; there are: y, z"),
@@ -82,4 +82,4 @@ def test_a_signature_with_two_names_for_one_tensor(command: Command) -> None:
     model = linear()
     model.signatures[0].outputs["again"] = model.graphs[0].outputs[0]
     code, message = command.refusal(model, "output", "y=new")
-    assert (code, message) == (1, "two names in the signature of main would become the same")
+    assert (code, message) == (1, "two names in the signature of main would become equal")
