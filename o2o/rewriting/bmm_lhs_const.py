@@ -1,4 +1,4 @@
-"""BATCH_MATMUL with a constant left operand as FULLY_CONNECTED."""
+"""BATCH_MATMUL with a constant left operand, rewritten as FULLY_CONNECTED."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from o2o.rewriting.rewrite_rule import RewriteRule
 
 @dataclass(frozen=True)
 class Product:
-    """BATCH_MATMUL(const A [..., M, K], x [..., K, N]); `transposed` is the TRANSPOSE behind it, if any."""
+    """BATCH_MATMUL(constant A [..., M, K], x [..., K, N]), and the TRANSPOSE of its result, if any."""
 
     matmul: ir.Node
     left: ir.Value
@@ -37,7 +37,7 @@ class BmmLhsConstRule(RewriteRule):
         assert left is not None
         assert right is not None
         if not are_numbers(left) or left.dtype is None or not left.dtype.is_floating_point():
-            fail("the constant is not of floats", left)
+            fail("the constant does not hold floats", left)
         if left.dtype != right.dtype:
             fail("the operands differ in dtype", right)
         if any(dim != 1 for dim in shape_of(left)[:-2]):
@@ -84,7 +84,7 @@ def _transpose_of(value: ir.Value) -> ir.Node | None:
 
 
 def _matrix(match: Product) -> ir.TensorProtocol:
-    """The constant as [M, K]: the same bytes, where it is not to be transposed."""
+    """The constant as [M, K], over the same bytes unless it must be transposed."""
     tensor = match.left.const_value
     assert tensor is not None
     matrix = with_shape(tensor, shape_of(match.left)[-2:], match.left.name or "")
@@ -94,7 +94,7 @@ def _matrix(match: Product) -> ir.TensorProtocol:
 
 
 def _swap(op: Builder, x: ir.Value, name: str) -> ir.Value:
-    """x with its last two axes swapped; a reshape when one of them is 1."""
+    """`x` with its last two axes swapped: by RESHAPE if one of them is 1, else by TRANSPOSE."""
     *batch, rows, columns = shape_of(x)
     if 1 in (rows, columns):
         return op.reshape(x, [*batch, columns, rows], name=name)

@@ -1,14 +1,14 @@
 """Grouped-query attention without repeated keys and values.
 
-Exporters repeat each of the K key heads for the G query heads of its group, so that there are N = K * G of
-both, and every step copies whole caches:
+Exporters repeat each of the K key heads for the G query heads of its group. There are then N = K * G key
+heads too, and every step copies whole caches:
 
     k [1,K,S,H] - [1,K,1,S,H] - BROADCAST_TO [1,K,G,S,H] - [1,N,S,H] - BATCH_MATMUL q [1,N,T,H]
                                        =>
     k [1,K,S,H] - BATCH_MATMUL q [1,K,G*T,H] - [1,N,T,S]
 
-The query heads of a group are rows of one matrix instead. The same for weights times values: what stands
-between the two products (scale, mask, softmax) sees the shapes that it saw before.
+Here the query heads of a group become rows of one matrix. The product of weights and values is rewritten in
+the same way. Operators between the two products (scale, mask, softmax) keep their shapes.
 """
 
 from __future__ import annotations
@@ -37,30 +37,43 @@ from o2o.rewriting.rewire import replace_output
 
 @dataclass(frozen=True)
 class RepeatedHeads:
-    """A product of rows [.., K, G, R, C] with a matrix a head, repeated for the G members of each group.
+    """A product of rows [.., K, G, R, C] with one matrix per head, repeated for the G heads of each group.
 
-    heads: the matrices before they were repeated, in order K, row, column, or K, column, row when `turned`.
-    scale: what they are multiplied by afterwards.
+    Args:
+        node: The BATCH_MATMUL.
+        heads: The matrices before they are repeated: K, row, column, or K, column, row if `transposed`.
+        K: The number of groups.
+        G: The number of heads of a group.
+        transposed: Whether rows and columns are swapped between `heads` and the product.
+        scale: The factor by which the matrices are multiplied after they are repeated.
     """
 
     node: ir.Node
     heads: ir.Value
     K: int
     G: int
-    turned: bool
+    transposed: bool
     scale: float
 
 
 def fold_grouped_queries(model: Model, graph: ir.Graph) -> int:
-    """Let no BATCH_MATMUL of `graph` multiply with repeated heads that are its own; how many did."""
+    """Rewrite each BATCH_MATMUL whose right operand repeats heads, in place.
+
+    Args:
+        model: The model of `graph`; its signatures stay in step.
+        graph: Changed in place.
+
+    Returns:
+        The number of products rewritten.
+    """
     count = 0
     for node in list(graph):
         if node.op_type == "BATCH_MATMUL":
             try:
-                found = match_repeated_heads(node)
+                match = match_repeated_heads(node)
             except MatchFailure:
                 continue
-            _regroup(model, graph, found)
+            _fold(model, graph, match)
             count += 1
     if count:
         remove_dead_nodes(graph)
@@ -68,39 +81,49 @@ def fold_grouped_queries(model: Model, graph: ir.Graph) -> int:
 
 
 def match_repeated_heads(node: ir.Node) -> RepeatedHeads:
-    """What `node`, a BATCH_MATMUL, multiplies with. MatchFailure unless its right operand repeats heads."""
+    """Match a product with repeated heads.
+
+    Args:
+        node: A BATCH_MATMUL.
+
+    Returns:
+        The matrices before they are repeated, and how they are.
+
+    Raises:
+        MatchFailure: The right operand does not repeat heads.
+    """
     left, right = node.inputs[:2]
     assert left is not None
     assert right is not None
     output = node.outputs[0]
     for value in (left, right, output):
         if value.dtype is None or not value.dtype.is_floating_point() or is_dynamic(value):
-            fail("it does not multiply floats in a fixed shape", value)
+            fail("it does not multiply floats of a fixed shape", value)
     repeat, after, scale = _repeat(right)
     value = repeat.outputs[0]
-    while (user := single_user(value, "what is repeated")) is not node:
+    while (user := single_user(value, "the repeated tensor")) is not node:
         value = user.outputs[0]
     if left is right or attribute(node, "adjointLhs", 0):
         fail("its left operand is transposed", left)
 
     before, shape = shape_of(repeat.inputs[0]), shape_of(repeat.outputs[0])  # type: ignore[arg-type]
     before = (1,) * (len(shape) - len(before)) + before
-    grown = [axis for axis in range(len(shape)) if before[axis] != shape[axis]]
-    if len(grown) != 1:
-        fail("not one axis alone is repeated", repeat.outputs[0])
+    repeated = [axis for axis in range(len(shape)) if before[axis] != shape[axis]]
+    if len(repeated) != 1:
+        fail("it repeats more or fewer axes than one", repeat.outputs[0])
     names = [f"axis{axis}" for axis in range(len(shape))]
-    names[grown[0]] = "G"
+    names[repeated[0]] = "G"
     factors = Factors(dict(zip(names, shape, strict=True)))
     axes = factors.through(after, factors.axes(*((name,) for name in names)))
     *batch, rows, columns = axes
     heads = [name for axis in batch for name in axis]
     if not heads or heads[-1] != "G":
-        fail("what is repeated is not the heads, each for the group behind it", right)
+        fail("the repeated axis is not that of the heads of a group", right)
     if shape_of(left)[:-2] != shape_of(right)[:-2]:
         fail("its operands differ in their heads", output)
-    given = [name for name in names if name != "G" and factors.sizes[name] != 1]
-    if given not in ([*heads[:-1], *rows, *columns], [*heads[:-1], *columns, *rows]):
-        fail("the matrices are transposed otherwise than within each head", right)
+    source_axes = [name for name in names if name != "G" and factors.sizes[name] != 1]
+    if source_axes not in ([*heads[:-1], *rows, *columns], [*heads[:-1], *columns, *rows]):
+        fail("the matrices are transposed across heads", right)
     source = repeat.inputs[0]
     assert source is not None
     return RepeatedHeads(
@@ -108,13 +131,13 @@ def match_repeated_heads(node: ir.Node) -> RepeatedHeads:
         skip_reshapes(source),
         K=math.prod(factors.sizes[name] for name in heads[:-1]),
         G=factors.sizes["G"],
-        turned=given != [*heads[:-1], *rows, *columns],
+        transposed=source_axes != [*heads[:-1], *rows, *columns],
         scale=scale,
     )
 
 
 def _repeat(value: ir.Value) -> tuple[ir.Node, list[ir.Node], float]:
-    """The BROADCAST_TO that `value` comes from, layout operators after it, and what it is multiplied by."""
+    """The BROADCAST_TO from which `value` comes, the layout operators after it, and the scale after it."""
     after: list[ir.Node] = []
     scale = 1.0
     while (node := producer_of(value, "MUL", *LAYOUT_OPS)) is not None:
@@ -123,11 +146,11 @@ def _repeat(value: ir.Value) -> tuple[ir.Node, list[ir.Node], float]:
         source = node.inputs[0]
         if node.op_type == "MUL":
             check_no_activation(node)
-            found = operand_and_scalar(node)
-            if found is None or shape_of(found[0]) != shape_of(value):
+            product = operand_and_scalar(node)
+            if product is None or shape_of(product[0]) != shape_of(value):
                 break
-            source, number = found
-            scale *= number
+            source, factor = product
+            scale *= factor
         else:
             after.append(node)
         assert source is not None
@@ -135,8 +158,8 @@ def _repeat(value: ir.Value) -> tuple[ir.Node, list[ir.Node], float]:
     fail("the right operand does not come from a BROADCAST_TO", value)
 
 
-def _regroup(model: Model, graph: ir.Graph, found: RepeatedHeads) -> None:
-    node, K, G = found.node, found.K, found.G
+def _fold(model: Model, graph: ir.Graph, match: RepeatedHeads) -> None:
+    node, K, G = match.node, match.K, match.G
     left, right = node.inputs[:2]
     assert left is not None
     assert right is not None
@@ -144,13 +167,13 @@ def _regroup(model: Model, graph: ir.Graph, found: RepeatedHeads) -> None:
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     R, C = shape_of(left)[-2:]
     *_, a, b = shape_of(right)
-    if found.scale != 1:
-        factor = op.constant(found.scale, "scale", np.float32)
-        # There are fewer queries (or weights) than rows in the caches.
+    if match.scale != 1:
+        factor = op.constant(match.scale, "scale", np.float32)
+        # Queries (or weights) are fewer than the rows of the caches: scale these.
         left = op.node("MUL", [left, factor], shape_of(left), name="scaled")
-    heads = op.reshape(found.heads, [1, K, *((b, a) if found.turned else (a, b))], name="heads")
+    heads = op.reshape(match.heads, [1, K, *((b, a) if match.transposed else (a, b))], name="heads")
     rows = op.reshape(skip_reshapes(left), [1, K, G * R, C], name="groups")
-    adjoint = bool(attribute(node, "adjointRhs", 0)) != found.turned
+    adjoint = bool(attribute(node, "adjointRhs", 0)) != match.transposed
     width = shape_of(old)[-1]
     product = op.node(
         "BATCH_MATMUL",
@@ -160,7 +183,7 @@ def _regroup(model: Model, graph: ir.Graph, found: RepeatedHeads) -> None:
         adjointLhs=False,
         adjointRhs=adjoint,
     )
-    for use in list(old.uses()):  # one reshape is as good as two
+    for use in list(old.uses()):  # two reshapes in a row become one
         if use.node.op_type == "RESHAPE" and use.idx == 0:
             use.node.replace_input_with(0, product)
     if old.uses() or old.is_graph_output():

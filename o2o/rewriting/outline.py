@@ -1,7 +1,7 @@
-"""Moving a region of a graph into a graph of its own, with a STABLEHLO_COMPOSITE in its place.
+"""Outlining: a region of a graph becomes a graph of its own, and a STABLEHLO_COMPOSITE takes its place.
 
-A composite says what a region means, by a name and attributes that accelerators know, and holds the region
-itself (its decomposition) for the others, who run it as it is. StableHLO's specification: `composite`.
+A composite names what the region computes, so that accelerators can run it as one operator. The region
+itself is its decomposition, for every other runtime. Source: `composite` in StableHLO's specification.
 """
 
 from __future__ import annotations
@@ -20,20 +20,28 @@ from o2o.rewriting.matchers import fail
 from o2o.rewriting.topological_sort import topological_sort
 
 COMPOSITE = "STABLEHLO_COMPOSITE"
-_DECOMPOSITION = "decompositionSubgraphIndex"  # whose value is a graph in the IR
+_DECOMPOSITION = "decompositionSubgraphIndex"  # in the IR its value is a graph
 
 
 def nodes_between(inputs: Collection[ir.Value], outputs: Collection[ir.Value]) -> list[ir.Node]:
-    """The nodes that compute `outputs` from `inputs`, in no order, with what needs no input."""
-    found: dict[ir.Node, None] = {}
-    waiting = list(outputs)
-    while waiting:
-        value = waiting.pop()
+    """Return the nodes that compute `outputs` from `inputs`, in no particular order.
+
+    Args:
+        inputs: Where to stop.
+        outputs: Where to start.
+
+    Returns:
+        All producers between them, those of other operands included.
+    """
+    nodes: dict[ir.Node, None] = {}
+    pending = list(outputs)
+    while pending:
+        value = pending.pop()
         node = value.producer()
-        if value not in inputs and node is not None and node not in found:
-            found[node] = None
-            waiting += [v for v in node.inputs if v is not None]
-    return list(found)
+        if value not in inputs and node is not None and node not in nodes:
+            nodes[node] = None
+            pending += [v for v in node.inputs if v is not None]
+    return list(nodes)
 
 
 def outline(
@@ -46,41 +54,54 @@ def outline(
     attributes: Mapping[str, float | int | bool | str] | None = None,
     version: int = 1,
 ) -> ir.Node:
-    """Move `nodes` of `graph` into a new graph of `model`, and return the composite `name` in their place.
+    """Move a region into a new graph of `model`, and put a composite in its place.
 
-    inputs, outputs: the values that go in and come out, in the order of the composite's operands; outputs
-    keep names, roles and uses. Constants that only the region uses move along; for those that others use,
-    too, it gets a tensor of its own over the same bytes. attributes: written as a FlexBuffer; floats as
-    float32, which is how readers look at them.
-    MatchFailure, and changes nothing, when a value crosses the border unsaid, when a node has side effects,
-    when what comes out goes in again, or when an input is quantised by other tensors (by block).
+    Constants that only the region uses move along. For other constants the new graph gets tensors over the
+    same bytes. Outputs keep their names, roles and users.
+
+    Args:
+        model: Gets the new graph.
+        graph: The graph of the region.
+        nodes: The region.
+        inputs: All values that enter the region, in the order of the composite's operands.
+        outputs: All values that leave it, in the order of the composite's results.
+        name: The name of the composite.
+        attributes: Written as a FlexBuffer; floats as float32, which readers expect.
+        version: The version of the composite.
+
+    Returns:
+        The composite.
+
+    Raises:
+        MatchFailure: Another value crosses the border, a node has side effects, a result re-enters the
+            region, or an input is quantised by block. Nothing was changed.
     """
     region = set(nodes)
     span = list(graph)
-    places = [place for place, node in enumerate(span) if node in region]
-    assert len(places) == len(region), "the region is not of this graph"
-    ordered = [span[place] for place in places]
-    span = span[places[0] : places[-1] + 1]
+    indices = [index for index, node in enumerate(span) if node in region]
+    assert len(indices) == len(region), "the region belongs to another graph"
+    ordered = [span[index] for index in indices]
+    span = span[indices[0] : indices[-1] + 1]
     _check(ordered, inputs, outputs)
-    behind = _behind(span, region)
+    dependents = _dependents(span, region)
     inner = ir.Graph([], [], nodes=[], name=_graph_name(model, name), opset_imports={DOMAIN: 1})
     composite = _composite(inner, inputs, outputs, name, attributes or {}, version)
     graph.insert_after(ordered[-1], composite)
-    _let_users_see(model, region, outputs, composite.outputs)
+    _redirect_users(model, region, outputs, composite.outputs)
     graph.remove(ordered)
     inner.extend(ordered)
-    _take_inputs(inner, inputs)
-    _take_constants(graph, inner, region)
+    _move_inputs(inner, inputs)
+    _move_constants(graph, inner, region)
     inner.outputs.extend(outputs)
     model.graphs.append(inner)
-    _call_apart(graph, inner)
-    if behind:  # users of one result that came before what makes another
+    _make_names_unique(inner)
+    if dependents:  # they may stand before the composite
         topological_sort(graph)
     return composite
 
 
 def decompositions(model: Model) -> set[ir.Graph]:
-    """The graphs of `model` that are there for what a composite stands for."""
+    """Return the graphs of `model` that are decompositions of composites."""
     nodes = (node for graph in model.graphs for node in graph if node.op_type == COMPOSITE)
     return {node.attributes[_DECOMPOSITION].as_graph() for node in nodes}
 
@@ -89,39 +110,39 @@ def _check(region: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Seque
     inside = set(region)
     for operand in inputs:
         if operand.producer() in inside:
-            fail("the region makes it itself", operand)
+            fail("the region computes this input itself", operand)
         if _references(operand):
-            fail("its quantization names other tensors, which cannot go in with it", operand)
+            fail("its quantization names other tensors, which cannot move with it", operand)
     for node in region:
         if has_side_effects(node):
-            fail(f"{node.op_type} does more than computing", node.outputs[0] if node.outputs else None)
+            fail(f"{node.op_type} has side effects", node.outputs[0] if node.outputs else None)
         for value in (*node.inputs, *(v for u in node.inputs if u is not None for v in _references(u))):
             if value is None or value in inputs or value.producer() in inside or is_constant(value):
                 continue
-            fail(f"{node.op_type} in the region needs it, too", value)
+            fail(f"{node.op_type} in the region needs it too", value)
         for value in node.outputs:
             seen = value.is_graph_output() or any(use.node not in inside for use in value.uses())
             if seen and value not in outputs:
-                fail("it is used outside of the region, too", value)
+                fail("it is used outside the region too", value)
     for value in outputs:
         if value.producer() not in inside:
-            fail("the region does not make it", value)
+            fail("the region does not compute it", value)
 
 
-def _behind(span: Sequence[ir.Node], region: Collection[ir.Node]) -> set[ir.Node]:
-    """The nodes of `span` outside of the region that need something of it. Fails when it needs them, too.
+def _dependents(span: Sequence[ir.Node], region: Collection[ir.Node]) -> set[ir.Node]:
+    """The nodes of `span` outside the region that depend on it. MatchFailure if the region depends on them.
 
-    span: the graph's nodes in order, from the region's first to its last.
+    `span` holds the graph's nodes in order, from the region's first to its last.
     """
-    behind: set[ir.Node] = set()
+    dependents: set[ir.Node] = set()
     for node in span:
-        before = {v.producer() for v in node.inputs if v is not None}
+        producers = {v.producer() for v in node.inputs if v is not None}
         if node not in region:
-            if any(producer in region or producer in behind for producer in before):
-                behind.add(node)
-        elif before & behind:
-            fail(f"what comes out of the region goes into {node.op_type} in it", node.outputs[0])
-    return behind
+            if any(producer in region or producer in dependents for producer in producers):
+                dependents.add(node)
+        elif producers & dependents:
+            fail(f"a result of the region goes back into {node.op_type} in the region", node.outputs[0])
+    return dependents
 
 
 def _composite(
@@ -132,10 +153,10 @@ def _composite(
     attributes: Mapping[str, float | int | bool | str],
     version: int,
 ) -> ir.Node:
-    told = {
+    float32_attributes = {
         key: np.float32(item).item() if isinstance(item, float) else item for key, item in attributes.items()
     }
-    packed = flatbuffers.flexbuffers.Dumps(told)  # float32 numbers take 4 bytes there
+    packed = flatbuffers.flexbuffers.Dumps(float32_attributes)
     options = [
         ir.AttrString("name", name),
         ir.AttrGraph(_DECOMPOSITION, inner),
@@ -150,7 +171,7 @@ def _composite(
     return ir.Node(DOMAIN, COMPOSITE, list(inputs), options, outputs=results, version=1)
 
 
-def _let_users_see(
+def _redirect_users(
     model: Model, region: Collection[ir.Node], old: Sequence[ir.Value], new: Sequence[ir.Value]
 ) -> None:
     for inside, outside in zip(old, new, strict=True):
@@ -160,7 +181,7 @@ def _let_users_see(
                 use.node.replace_input_with(use.idx, outside)
 
 
-def _take_inputs(inner: ir.Graph, inputs: Sequence[ir.Value]) -> None:
+def _move_inputs(inner: ir.Graph, inputs: Sequence[ir.Value]) -> None:
     for value in inputs:
         own = _like(value)
         for node in inner:
@@ -170,7 +191,7 @@ def _take_inputs(inner: ir.Graph, inputs: Sequence[ir.Value]) -> None:
         inner.inputs.append(own)
 
 
-def _take_constants(graph: ir.Graph, inner: ir.Graph, region: Collection[ir.Node]) -> None:
+def _move_constants(graph: ir.Graph, inner: ir.Graph, region: Collection[ir.Node]) -> None:
     taken: dict[int, ir.Value] = {}
 
     def take(value: ir.Value) -> ir.Value:
@@ -218,12 +239,12 @@ def _is_referred_to(graph: ir.Graph, value: ir.Value) -> bool:
 def _graph_name(model: Model, name: str) -> str:
     taken = {graph.name for graph in model.graphs}
     count = 0
-    while (found := f"{name}.impl_{count}") in taken:
+    while (candidate := f"{name}.impl_{count}") in taken:
         count += 1
-    return found
+    return candidate
 
 
-def _call_apart(graph: ir.Graph, inner: ir.Graph) -> None:
-    """What graph and decomposition call alike gets a name of its own inside: quantizers ask for that."""
+def _make_names_unique(inner: ir.Graph) -> None:
+    """Rename inputs and outputs of the decomposition: quantizers need names that occur once."""
     for value in (*inner.inputs, *inner.outputs):
         value.name = fresh_name(inner, f"{inner.name}/{value.name}")

@@ -1,4 +1,7 @@
-"""Root-mean-square normalisation as exporters spell it, found from its root (Zhang and Sennrich 2019)."""
+"""RMSNorm: matching of the forms that exporters write, and fusion into RMS_NORM.
+
+x / sqrt(mean(x^2) + epsilon) * weight, the mean over the last axis (Zhang and Sennrich 2019).
+"""
 
 from __future__ import annotations
 
@@ -26,26 +29,28 @@ RMS_NORM_ANCHORS = ("RSQRT", "SQRT")
 
 @dataclass(frozen=True)
 class RmsNorm:
-    """x [.., D] / sqrt(mean(x^2) + epsilon) * weight [D]."""
+    """A matched RMSNorm of x [.., D] with weight [D]. `last` is the multiplication by the weight."""
 
-    last: ir.Node  # the multiplication whose result is the norm's
+    last: ir.Node
     x: ir.Value
     weight: ir.Value
     epsilon: float
 
 
 class RmsNormRule(RewriteRule):
-    """Fuse root-mean-square normalisation with a constant weight [D] into RMS_NORM."""
+    """Fuse RMSNorm with a constant weight [D] into RMS_NORM."""
 
     anchors = RMS_NORM_ANCHORS
 
     def match(self, node: ir.Node) -> RmsNorm:
+        """See `RewriteRule`."""
         norm = match_rms_norm(node)
         if not is_constant(norm.weight):
             fail("the weight is not a constant", norm.weight)
         return norm
 
     def rewrite(self, model: Model, graph: ir.Graph, match: RmsNorm) -> None:
+        """See `RewriteRule`."""
         old = match.last.outputs[0]
         op = Builder(graph, before=match.last)
         new = op.node("RMS_NORM", [match.x, match.weight], shape_of(old), epsilon=match.epsilon)
@@ -53,21 +58,31 @@ class RmsNormRule(RewriteRule):
 
 
 def match_rms_norm(node: ir.Node) -> RmsNorm:
-    """The normalisation around `node`, RSQRT or SQRT. MatchFailure with the first that fails."""
+    """Match the RMSNorm around its root.
+
+    Args:
+        node: An RSQRT or SQRT.
+
+    Returns:
+        The operands and the last node.
+
+    Raises:
+        MatchFailure: The first condition that fails.
+    """
     add = require_producer(_input(node), "the root", "ADD")
     check_no_activation(add)
-    found = operand_and_scalar(add)
-    if found is None:
+    sum_operands = operand_and_scalar(add)
+    if sum_operands is None:
         fail("no constant epsilon is added to the mean", add.outputs[0])
-    mean, epsilon = found
+    mean, epsilon = sum_operands
     if epsilon <= 0:
         fail(f"epsilon is {epsilon}", mean)
-    average = require_producer(mean, "the mean of squares", "MEAN")
-    squared = _input(average)
-    axes = constant_ints(average.inputs[1])
+    mean_node = require_producer(mean, "the mean of squares", "MEAN")
+    squared = _input(mean_node)
+    axes = constant_ints(mean_node.inputs[1])
     if axes not in ([-1], [len(shape_of(squared)) - 1]):
         fail(f"the mean goes over axes {axes}, not the last one", mean)
-    if not attribute(average, "keepDims", 0):
+    if not attribute(mean_node, "keepDims", 0):
         fail("the mean does not keep its axis", mean)
     x = _squared(squared)
     normalised = _normalised(node, x)
@@ -81,11 +96,12 @@ def match_rms_norm(node: ir.Node) -> RmsNorm:
     if shape_of(weight) != shape_of(x)[-1:]:
         fail(f"the weight should be [{shape_of(x)[-1]}]", weight)
     if shape_of(last.outputs[0]) != shape_of(x):
-        fail(f"the result is not of the shape {list(shape_of(x))}", last.outputs[0])
+        fail(f"the result does not have the shape {list(shape_of(x))}", last.outputs[0])
     return RmsNorm(last, x, weight, epsilon)
 
 
 def _squared(squared: ir.Value) -> ir.Value:
+    """x, given x * x, SQUARE(x) or POW(x, 2)."""
     node = require_producer(squared, "the mean's operand", "MUL", "SQUARE", "POW")
     check_no_activation(node)
     x = _input(node)
@@ -100,8 +116,8 @@ def _normalised(root: ir.Node, x: ir.Value) -> ir.Value:
     """x times the inverse root, or x divided by the root."""
     value = root.outputs[0]
     user = single_user(value, "the root")
-    if root.op_type == "SQRT" and (div := _one_over(user, value)) is not None:
-        value = div
+    if root.op_type == "SQRT" and (inverse := _inverse(user, value)) is not None:
+        value = inverse
         user = single_user(value, "the inverse root")
     elif root.op_type == "SQRT":
         if user.op_type != "DIV" or user.inputs[0] is not x or user.inputs[1] is not value:
@@ -120,8 +136,8 @@ def _input(node: ir.Node) -> ir.Value:
     return value
 
 
-def _one_over(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    """The result of 1 / value, when that is what `node` computes."""
+def _inverse(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """The result of `node` if it computes 1 / value."""
     if node.op_type == "DIV" and scalar(node.inputs[0]) == 1 and node.inputs[1] is value:
         check_no_activation(node)
         return node.outputs[0]

@@ -1,6 +1,6 @@
-"""Rotary position embedding as exporters scatter it, recognised by its dataflow.
+"""RoPE, rotary position embedding: matching of the forms that exporters write, and fusion into ROPE.
 
-x * cos + concat(-x[..., H/2:], x[..., :H/2]) * sin          (Su et al. 2021, in the "half" pairing)
+x * cos + concat(-x[..., H/2:], x[..., :H/2]) * sin          (Su et al. 2021; halves are paired)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from o2o.rewriting.rewrite_rule import RewriteRule
 
 @dataclass(frozen=True)
 class Rotation:
-    """x rotated by the tables cos and sin, which broadcast to x's shape."""
+    """x, and the tables cos and sin by which it is rotated. They broadcast to the shape of x."""
 
     x: ir.Value
     cos: ir.Value
@@ -39,10 +39,11 @@ class RopeRule(RewriteRule):
     anchors = ("ADD",)
 
     def candidates(self, graph: ir.Graph) -> list[ir.Node]:
-        """Sums with a term that multiplies a concatenation: other ADDs are no near misses."""
+        """See `RewriteRule`: only sums with a term that multiplies a concatenation."""
         return [node for node in super().candidates(graph) if _multiplies_concatenation(node)]
 
     def match(self, node: ir.Node) -> tuple[ir.Node, Rotation]:
+        """See `RewriteRule`."""
         rotation = match_rope(node.outputs[0])
         x, tables = shape_of(rotation.x), (shape_of(rotation.cos), shape_of(rotation.sin))
         if len(x) != 4:
@@ -53,6 +54,7 @@ class RopeRule(RewriteRule):
         return node, rotation
 
     def rewrite(self, model: Model, graph: ir.Graph, match: tuple[ir.Node, Rotation]) -> None:
+        """See `RewriteRule`."""
         node, rotation = match
         old = node.outputs[0]
         op = Builder(graph, before=node)
@@ -69,7 +71,17 @@ def _multiplies_concatenation(add: ir.Node) -> bool:
 
 
 def match_rope(value: ir.Value) -> Rotation:
-    """The rotation whose result is `value`. Raises MatchFailure."""
+    """Match the rotation that computes `value`, fused (ROPE) or decomposed.
+
+    Args:
+        value: The rotated tensor [.., H].
+
+    Returns:
+        The tensor before the rotation, and its tables.
+
+    Raises:
+        MatchFailure: `value` is no rotated tensor, or ROPE pairs neighbours.
+    """
     fused = producer_of(value, "ROPE")
     if fused is not None:
         x, sin, cos = fused.inputs
@@ -82,24 +94,24 @@ def match_rope(value: ir.Value) -> Rotation:
     add = require_producer(value, "a rotated tensor", "ADD")
     check_no_activation(add)
     first, second = (
-        require_producer(v, "each half of a rotation", "MUL") for v in add.inputs if v is not None
+        require_producer(v, "each term of a rotation", "MUL") for v in add.inputs if v is not None
     )
-    for straight, turned in ((first, second), (second, first)):
-        for half in turned.inputs:
+    for cos_term, sin_term in ((first, second), (second, first)):
+        for half in sin_term.inputs:
             concat = producer_of(half, "CONCATENATION")
             if concat is None or half is None:
                 continue
             x = _unrotated(concat)
-            if x is None or x not in straight.inputs:
+            if x is None or x not in cos_term.inputs:
                 continue
-            check_no_activation(straight)
-            check_no_activation(turned)
-            return Rotation(x, _other(straight, x), _other(turned, half))
-    fail("no half of the sum is a rotated half times a table", value)
+            check_no_activation(cos_term)
+            check_no_activation(sin_term)
+            return Rotation(x, _other_operand(cos_term, x), _other_operand(sin_term, half))
+    fail("no term of the sum is a rotated half times a table", value)
 
 
-def _other(node: ir.Node, value: ir.Value) -> ir.Value:
-    """The operand of a two-operand node beside `value`; `value` itself when it is both."""
+def _other_operand(node: ir.Node, value: ir.Value) -> ir.Value:
+    """The operand of `node` that is not `value`; `value` itself if both are."""
     first, second = node.inputs
     other = second if first is value else first
     assert other is not None
@@ -107,7 +119,7 @@ def _other(node: ir.Node, value: ir.Value) -> ir.Value:
 
 
 def _unrotated(concat: ir.Node) -> ir.Value | None:
-    """x, when `concat` is concat(-x[..., H/2:], x[..., :H/2]) over the last axis."""
+    """x, if `concat` is concat(-x[..., H/2:], x[..., :H/2]) over the last axis."""
     rank = len(shape_of(concat.outputs[0]))
     if len(concat.inputs) != 2 or attribute(concat, "axis", 0) not in (-1, rank - 1):
         return None
@@ -122,19 +134,20 @@ def _unrotated(concat: ir.Node) -> ir.Value | None:
 
 
 def _negated(value: ir.Value) -> ir.Value | None:
+    """x, if `value` is -x."""
     if (node := producer_of(value, "NEG")) is not None:
         return node.inputs[0]
     if (node := producer_of(value, "MUL")) is not None:
-        found = operand_and_scalar(node)
-        if found is None or found[1] != -1:
+        product = operand_and_scalar(node)
+        if product is None or product[1] != -1:
             return None
         check_no_activation(node)
-        return found[0]
+        return product[0]
     return None
 
 
 def _half(value: ir.Value | None, upper: bool) -> ir.Value | None:
-    """x, when `value` is the upper or lower half of x along the last axis."""
+    """x, if `value` is the upper or lower half of x along the last axis."""
     node = producer_of(value, "STRIDED_SLICE", "SLICE", "SPLIT")
     if node is None:
         return None
@@ -143,14 +156,14 @@ def _half(value: ir.Value | None, upper: bool) -> ir.Value | None:
     x = node.inputs[0]
     assert x is not None
     shape = shape_of(x)
-    last = shape[-1]
-    wanted = (last // 2, last, 1) if upper else (0, last // 2, 1)
+    H = shape[-1]
+    half = (H // 2, H, 1) if upper else (0, H // 2, 1)
     try:
         bounds = slice_bounds(node)
     except NotEvaluable:
         return None
     whole = [(0, dim, 1) for dim in shape[:-1]]
-    return x if last % 2 == 0 and bounds == [*whole, wanted] else None
+    return x if H % 2 == 0 and bounds == [*whole, half] else None
 
 
 def _half_of_split(node: ir.Node, value: ir.Value | None, upper: bool) -> ir.Value | None:

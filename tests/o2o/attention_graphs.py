@@ -66,7 +66,7 @@ BROKEN = {
     "softmax axis": "the softmax does not go over the keys",
     "scaled values": "the values are scaled",
     "scaled mask": "the scale is applied to the mask too",
-    "swapped halves": "no half of the sum is a rotated half",
+    "swapped halves": "no term of the sum is a rotated half",
     "value cache elsewhere": "written at different positions",
     "written one row on": "at position 0 the cache is written at [0, 0, 1, 0]",
     "written at row 0": "the cache is always written at the same row",

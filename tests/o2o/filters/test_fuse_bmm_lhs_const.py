@@ -38,7 +38,7 @@ BROKEN = {
     "by batch": "the constant differs from batch to batch",
     "integers": "it computes INT32, not floats",
     "batch axes added": "the constant adds batch axes",
-    "quantised": "the constant is not of floats",
+    "quantised": "the constant does not hold floats",
     "of halves": "the operands differ in dtype",
 }
 

@@ -51,7 +51,7 @@ BROKEN = {
     "weight of one number": "the weight should be [6]",
     "weight of every row": "the weight should be [6]",
     "no weight": "the normalised tensor is not multiplied by a weight",
-    "larger result": "the result is not of the shape",
+    "larger result": "the result does not have the shape",
     "mean subtracted": "the inverse root does not multiply the tensor that was squared",
     "two tensors": "the mean's operand is a product of two tensors, not a square",
     "cube": "the mean's operand is a power other than the square",

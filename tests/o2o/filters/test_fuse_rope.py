@@ -39,7 +39,7 @@ FORMS = [
     )
 ]
 
-NOT_ROTATED = "no half of the sum is a rotated half times a table"
+NOT_ROTATED = "no term of the sum is a rotated half times a table"
 BROKEN = {
     "halves swapped": NOT_ROTATED,
     "other half negated": NOT_ROTATED,
@@ -63,7 +63,7 @@ BROKEN = {
     "activation of sin": "MUL has a fused activation",
     "activation of turned": "CONCATENATION has a fused activation",
     "activation of negation": "MUL has a fused activation",
-    "custom product": "each half of a rotation should come from MUL",
+    "custom product": "each term of a rotation should come from MUL",
 }
 
 

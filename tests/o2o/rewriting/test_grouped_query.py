@@ -143,14 +143,14 @@ def reasons(model: Model) -> list[str]:
 def test_heads_of_another_order_are_left_alone() -> None:
     model = attention(Form(heads_inside=True))
     (first, second) = reasons(model)
-    assert first == second == "what is repeated is not the heads, each for the group behind it"
+    assert first == second == "the repeated axis is not that of the heads of a group"
     assert fold_grouped_queries(model, model.graphs[0]) == 0
     assert operators(model)["BROADCAST_TO"] == 2
 
 
 def test_keys_that_are_given_out_repeated_are_left_alone() -> None:
     model = attention(Form(keys_given_out=True))
-    assert reasons(model) == ["what is repeated is used elsewhere too"]
+    assert reasons(model) == ["the repeated tensor is used elsewhere too"]
     assert fold_grouped_queries(model, model.graphs[0]) == 1, "the values"
     assert operators(model)["BROADCAST_TO"] == 1
 
@@ -163,7 +163,7 @@ def test_repeated_tokens_are_left_alone() -> None:
     keys = graph.op("BROADCAST_TO", [k, many], [1, 2, S, H], name="keys")
     graph.output(graph.op("BATCH_MATMUL", [q, keys], [1, 2, 3, S], name="y", adjointRhs=True))
     model = graph.model()
-    assert reasons(model) == ["what is repeated is not the heads, each for the group behind it"]
+    assert reasons(model) == ["the repeated axis is not that of the heads of a group"]
     assert fold_grouped_queries(model, model.graphs[0]) == 0
 
 
@@ -173,7 +173,7 @@ def test_two_axes_are_left_alone() -> None:
     many = graph.constant("many", np.int32([2, 6, S, H]))
     keys = graph.op("BROADCAST_TO", [k, many], [2, 6, S, H], name="keys")
     graph.output(graph.op("BATCH_MATMUL", [q, keys], [2, 6, 3, S], name="y", adjointRhs=True))
-    assert reasons(graph.model()) == ["not one axis alone is repeated"]
+    assert reasons(graph.model()) == ["it repeats more or fewer axes than one"]
 
 
 def test_quantised_keys_are_left_alone() -> None:
@@ -182,7 +182,7 @@ def test_quantised_keys_are_left_alone() -> None:
     for value in (v for node in model.graphs[0] for v in (*node.inputs, *node.outputs)):
         if value is not None and (value.name or "").startswith("k"):
             value.type = ir.TensorType(ir.DataType.INT8)
-    assert reasons(model) == ["it does not multiply floats in a fixed shape"]
+    assert reasons(model) == ["it does not multiply floats of a fixed shape"]
 
 
 def test_several_sequences() -> None:

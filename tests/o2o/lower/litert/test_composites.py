@@ -411,7 +411,7 @@ def test_a_norm_whose_mean_is_given_out_is_left_alone() -> None:
     graph.outputs.append(mean)
     found: list[str] = []
     assert wrap_composites(model, lambda graph, node, failure: found.append(failure.reason)) == {RMS_NORM: 1}
-    assert found == ["it is used outside of the region, too"]
+    assert found == ["it is used outside the region too"]
 
 
 def test_halves_are_left_alone() -> None:
