@@ -25,7 +25,7 @@ from o2o.formats.tensors import is_quantized, numbers
 from o2o.lower.litert.rms_norm import lower_rms_norm
 from o2o.lower.litert.sdpa import swap_heads
 from o2o.model import DOMAIN, Model, is_dynamic, shape_of
-from o2o.rewriting.attention.core import LabeledValue, Mask, Sdpa, keys, match_sdpa, queries
+from o2o.rewriting.attention.sdpa import LabeledValue, Mask, Sdpa, keys, match_sdpa, queries
 from o2o.rewriting.axes import Axes, Factors
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes

@@ -1,10 +1,11 @@
-"""Recognising attention by its dataflow.
+"""Attention, matched by its data flow.
 
-parts        finding: from a softmax up to q k', down to the result, and the parts between
-proof        what each axis means on the way
+parts        the parts of a block: from a softmax up to q k', and down to the result
+proof        named axes through the block
 causality    what a mask hides, at every position
-tokens       what depends on one token's position alone
-visibility   masks and positions become operands, or a reason
-block        all of it, for one softmax
-core         softmax(scale q k' + mask) v alone, without projections, caches and rotations
+token_axis   whether each row of a mask depends on one token's position alone
+visibility   masks and positions as operands of ATTENTION
+block        a whole block around one softmax
+rule         the rewrite rule that fuses blocks into ATTENTION
+sdpa         softmax(scale q k' + mask) v alone, without projections, caches and rotations
 """

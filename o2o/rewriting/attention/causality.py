@@ -1,10 +1,10 @@
-"""Proving that a mask is the causal one, by computing it at every position there is.
+"""Proof that a mask is causal: it is computed at every position.
 
-An additive mask that exporters scatter over a dozen operators is a function of one integer, the position of
-the first token, or of nothing. There are at most as many positions as the cache has rows, so the proof is
-exhaustive: at each of them every visible entry must be 0 and every hidden one so negative that its softmax
-weight is exactly 0 in float32. Of several tokens each may have had its position before, as another one of
-them: `tokens` tells whether it sees the same then.
+An exporter spreads an additive mask over a dozen operators. It is a function of one integer, the position of
+the first token, or a constant. There are at most as many positions as the cache has rows, so the proof is
+exhaustive. At each position, visible entries must be 0, and hidden ones so negative that their softmax weight
+is exactly 0 in float32. With several tokens fewer positions suffice if `token_axis` proves that a token's row
+does not depend on its place among them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ import onnx_ir as ir
 from o2o.model import shape_of
 from o2o.operators.masks import HIDDEN_THRESHOLD
 from o2o.operators.reference import NotEvaluable, evaluate, unknown_sources
-from o2o.rewriting.attention.tokens import token_axis
+from o2o.rewriting.attention.token_axis import token_axis
 from o2o.rewriting.matchers import fail
 
-# Above this many mask entries over all positions a proof would take seconds: say so instead.
+# The most mask entries, over all positions, that a proof computes: more would take seconds.
 BUDGET = 1 << 27
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Which keys stand in the columns of the scores, S of them for T queries.
+    """The keys in the columns of scores [T, S].
 
-    `past` rows of a cache come first. `appended`: the T new keys follow them (a concatenation); else they
-    are written into the cache at the position. Without a cache (past 0, appended) they are all there is.
+    Args:
+        T: The number of queries.
+        past: The number of cache rows, which come first. 0 without a cache.
+        appended: Whether the T new keys follow the cache rows (CONCATENATION, or no cache). Else they are
+            written into the cache at the position.
     """
 
     T: int
@@ -50,7 +53,14 @@ class Keys:
         return range(self.past - self.T + 1)
 
     def visible(self, position: int) -> np.ndarray:
-        """bool [T, S]: which keys each query of a causal model sees."""
+        """Return which keys each query of a causal model sees.
+
+        Args:
+            position: The position of the first token.
+
+        Returns:
+            bool [T, S].
+        """
         query = np.arange(self.T)[:, None]
         key = np.arange(self.S)[None, :]
         if not self.appended:
@@ -59,12 +69,24 @@ class Keys:
 
 
 def position_leaf(value: ir.Value, what: str) -> ir.Value | None:
-    """The one unknown integer that `value` is computed from, or None if it is constant."""
+    """Return the one unknown integer from which `value` is computed.
+
+    Args:
+        value: A mask or a start index.
+        what: What `value` is, for the message.
+
+    Returns:
+        The unknown, or None if `value` is constant.
+
+    Raises:
+        MatchFailure: There are several unknowns, or the unknown is no integer.
+    """
     unknown = unknown_sources(value)
     if not unknown:
         return None
     if len(unknown) > 1:
-        fail(f"{what} depends on {', '.join(v.name or '?' for v in unknown)}: not on a position alone", value)
+        names = ", ".join(v.name or "?" for v in unknown)
+        fail(f"{what} depends on {names}: not on a position alone", value)
     leaf = unknown[0]
     if leaf.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
         fail(f"{what} depends on {leaf.name}, which is no position: it is {leaf.dtype}", value)
@@ -72,7 +94,20 @@ def position_leaf(value: ir.Value, what: str) -> ir.Value | None:
 
 
 def at_position(value: ir.Value, leaf: ir.Value | None, position: int, what: str) -> np.ndarray:
-    """The numbers of `value` when the tokens start at `position`. Raises MatchFailure."""
+    """Compute `value` for tokens that start at `position`.
+
+    Args:
+        value: A mask or a start index.
+        leaf: The unknown from which it is computed (`position_leaf`).
+        position: The position of the first token.
+        what: What `value` is, for the message.
+
+    Returns:
+        The numbers of `value`.
+
+    Raises:
+        MatchFailure: An operator has no reference kernel.
+    """
     known = {}
     if leaf is not None:
         steps = position + np.arange(math.prod(shape_of(leaf))).reshape(shape_of(leaf))
@@ -84,17 +119,28 @@ def at_position(value: ir.Value, leaf: ir.Value | None, position: int, what: str
 
 
 def prove_causal(mask: ir.Value, keys: Keys) -> ir.Value | None:
-    """The position that `mask` ([.., T or 1, S]) follows, None if none; MatchFailure unless causal."""
+    """Prove that a mask is causal at every position.
+
+    Args:
+        mask: [.., T or 1, S].
+        keys: The keys in its columns.
+
+    Returns:
+        The position that it follows, or None for a constant mask.
+
+    Raises:
+        MatchFailure: The mask is not causal, or that cannot be proven.
+    """
     leaf = position_leaf(mask, "the mask")
     if leaf is not None and math.prod(shape_of(leaf)) not in (1, keys.T):
         fail(f"the mask depends on {leaf.name}, which is no position of {keys.T} tokens", mask)
     positions: Sequence[int] = keys.positions
     if leaf is None and len(positions) > 1:
         fail("the mask is the same at every position, so it does not hide the unused rows of the cache", mask)
-    if leaf is not None and _goes_by_token(mask, leaf, keys):
-        positions = sorted({*positions[:: keys.T], positions[-1]})  # where each token's position comes once
+    if leaf is not None and depends_on_token_positions(mask, leaf, keys):
+        positions = sorted({*positions[:: keys.T], positions[-1]})  # these cover each token's position
     if len(positions) * keys.T * keys.S > BUDGET:
-        fail(f"the mask is too large to be proven at each of {len(positions)} positions", mask)
+        fail(f"the mask is too large for a proof at {len(positions)} positions", mask)
     for position in positions:
         numbers = np.broadcast_to(at_position(mask, leaf, position, "the mask"), (1, 1, keys.T, keys.S))[0, 0]
         visible = keys.visible(position)
@@ -104,8 +150,19 @@ def prove_causal(mask: ir.Value, keys: Keys) -> ir.Value | None:
 
 
 def prove_start(start: ir.Value, keys: Keys, axis: int) -> ir.Value:
-    """The position that `start`, where DYNAMIC_UPDATE_SLICE writes, follows. MatchFailure unless it is that
-    position on `axis`, that of the tokens, and 0 on every other."""
+    """Prove where DYNAMIC_UPDATE_SLICE writes: at the position on the token axis, at 0 on all others.
+
+    Args:
+        start: The start index, one number per axis.
+        keys: The keys of the attention.
+        axis: The token axis.
+
+    Returns:
+        The position that `start` follows.
+
+    Raises:
+        MatchFailure: It writes elsewhere, or that cannot be proven.
+    """
     leaf = position_leaf(start, "the row that is written")
     if leaf is None:
         fail("the cache is always written at the same row", start)
@@ -118,8 +175,17 @@ def prove_start(start: ir.Value, keys: Keys, axis: int) -> ir.Value:
     return leaf
 
 
-def _goes_by_token(mask: ir.Value, leaf: ir.Value, keys: Keys) -> bool:
-    """Whether the causal mask would be, and `mask` is, the same for a token at whichever place it comes."""
+def depends_on_token_positions(mask: ir.Value, leaf: ir.Value, keys: Keys) -> bool:
+    """Whether each row of `mask` depends on its token's position alone, as the rows of a causal mask do.
+
+    Args:
+        mask: [.., T, S].
+        leaf: The position that it follows.
+        keys: The keys in its columns.
+
+    Returns:
+        True if that is proven.
+    """
 
     def counts(vector: ir.Value) -> bool:
         at_start = at_position(vector, leaf, 0, "the mask").reshape(-1)

@@ -1,10 +1,9 @@
-"""Proving what the axes of an attention block mean, from its projections to its result."""
+"""Named axes through an attention block, from its projections to its result."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import replace
 from typing import get_args
 
 import onnx_ir as ir
@@ -20,8 +19,22 @@ from o2o.rewriting.matchers import MatchFailure, fail, single_user
 from o2o.rewriting.rope import Rotation
 
 
-def factors_of(q: Projection, k: Projection, v: Projection, scores: Scores, joined: CacheUpdate) -> Factors:
-    """The sizes of the block: T tokens, S keys, K key heads, G query heads a key head, H head dim."""
+def factors_of(q: Projection, k: Projection, v: Projection, scores: Scores, update: CacheUpdate) -> Factors:
+    """Return the sizes of a block: T tokens, S keys, K key heads, G query heads per key head, head dim H.
+
+    Args:
+        q: The projection of q.
+        k: The projection of k.
+        v: The projection of v.
+        scores: The scores q k'.
+        update: The update of the key cache.
+
+    Returns:
+        The sizes T, S, K, G and H.
+
+    Raises:
+        MatchFailure: The projections do not divide into heads.
+    """
     shape = shape_of(q.x)
     if any(dim != 1 for dim in shape[:-2]):
         fail("ATTENTION takes one batch", q.x)
@@ -34,20 +47,43 @@ def factors_of(q: Projection, k: Projection, v: Projection, scores: Scores, join
     if any(n % H for n in rows) or rows[0] % rows[1]:
         fail(f"projections of {rows} rows do not divide into heads of {H}", scores.matmul.outputs[0])
     S = T
-    if joined.node is not None:
-        output = shape_of(joined.node.outputs[0])
+    if update.node is not None:
+        output = shape_of(update.node.outputs[0])
         S = math.prod(output) // rows[1]
     K = rows[1] // H
     return Factors({"T": T, "S": S, "K": K, "G": rows[0] // rows[1], "H": H})
 
 
 def projected(factors: Factors, projection: Projection, tokens: str, heads: str) -> Axes:
-    """The axes of a projection's result."""
+    """Return the axes of a projection's result.
+
+    Args:
+        factors: The sizes of the block.
+        projection: The projection.
+        tokens: The factor of its rows, `T` or `S`.
+        heads: The factors of its columns, `KGH` or `KH`.
+
+    Returns:
+        The axes of [1, T, N*H].
+    """
     return flat_axes(factors, projection.node.outputs[0], tokens, heads)
 
 
 def flat_axes(factors: Factors, value: ir.Value, tokens: str, heads: str) -> Axes:
-    """The axes of a value with a row a token, in which its heads stand side by side."""
+    """Return the axes of a value with one row per token and its heads side by side.
+
+    Args:
+        factors: The sizes of the block.
+        value: [.., T, N*H].
+        tokens: The factor of its rows, `T` or `S`.
+        heads: The factors of its columns, `KGH` or `KH`.
+
+    Returns:
+        Its axes.
+
+    Raises:
+        MatchFailure: It has another shape.
+    """
     shape = shape_of(value)
     axes = factors.axes(*[()] * (len(shape) - 2), tokens, heads)
     if len(shape) < 2 or factors.shape(axes) != shape:
@@ -63,7 +99,22 @@ def rotated(
     tokens: str,
     heads: str,
 ) -> Axes:
-    """The axes of q or of new k, from its projection through its rotation."""
+    """Return the axes of q or new k, followed from its projection through its rotation.
+
+    Args:
+        factors: The sizes of the block.
+        projection: The projection of q or k.
+        rotation: Its rotation, or None.
+        layout: The layout operators after the rotation.
+        tokens: The factor of the projection's rows.
+        heads: The factors of its columns.
+
+    Returns:
+        The axes after `layout`.
+
+    Raises:
+        MatchFailure: The rotation does not go over H, or its tables differ by head.
+    """
     axes = projected(factors, projection, tokens, heads)
     if rotation is None:
         return factors.through(layout, axes)
@@ -80,43 +131,53 @@ def rotated(
         )
         if (1,) * (len(wanted) - len(shape)) + shape != wanted:
             fail(
-                f"a rotation table should be {list(wanted)}: one row a token, the same for all heads",
+                f"a rotation table should be {list(wanted)}: one row per token, the same for all heads",
                 table,
             )
     return factors.through(layout, axes)
 
 
-def join(factors: Factors, joined: CacheUpdate, axes: Axes, until: ir.Node) -> Axes:
-    """The axes after the cache: the token axis of the new becomes that of the whole.
+def updated(factors: Factors, update: CacheUpdate, axes: Axes, until: ir.Node) -> Axes:
+    """Return the axes after a cache update: the token axis of the new rows becomes that of the cache.
 
-    until: the node before which nothing else may use what comes of the cache.
+    Args:
+        factors: The sizes of the block.
+        update: The cache update; its `axis`, `layout` and `cache_outputs` are set.
+        axes: The axes of the new rows.
+        until: The node up to which nothing else may read the updated cache.
+
+    Returns:
+        The axes of the updated cache.
+
+    Raises:
+        MatchFailure: The cache does not grow along its tokens alone, or has no known layout.
     """
-    if joined.node is None:
+    if update.node is None:
         return axes
-    output = joined.node.outputs[0]
-    after, new = shape_of(output), shape_of(joined.node.inputs[1])  # type: ignore[arg-type]
+    output = update.node.outputs[0]
+    after, new = shape_of(output), shape_of(update.node.inputs[1])  # type: ignore[arg-type]
     grown = [axis for axis in range(len(after)) if after[axis] != new[axis]]
     if not grown and ("S",) in axes:  # as many tokens as the cache has rows
         grown = [axes.index(("S",))]
     if len(grown) != 1 or axes[grown[0]] not in ((), ("S",)):
         fail("the cache does not grow along its tokens alone", output)
-    (joined.axis,) = grown
-    if joined.node.op_type == "CONCATENATION":
-        if attribute(joined.node, "axis", 0) % len(after) != joined.axis:
-            fail("the cache is not joined along its tokens", output)
-        # it goes on reading the cache that ATTENTION writes, if anyone else needs it
-        while (user := single_user(output, "the joined cache")) is not until:
+    (update.axis,) = grown
+    if update.node.op_type == "CONCATENATION":
+        if attribute(update.node, "axis", 0) % len(after) != update.axis:
+            fail("the cache is not concatenated along its tokens", output)
+        # another reader would see the cache after ATTENTION has written it
+        while (user := single_user(output, "the updated cache")) is not until:
             output = user.outputs[0]
-    axes = (*axes[: joined.axis], ("S",), *axes[joined.axis + 1 :])
-    past = shape_of(joined.node.inputs[0])  # type: ignore[arg-type]
-    cache = Factors({**factors.sizes, "S": past[joined.axis]})
+    axes = (*axes[: update.axis], ("S",), *axes[update.axis + 1 :])
+    past = shape_of(update.node.inputs[0])  # type: ignore[arg-type]
+    cache = Factors({**factors.sizes, "S": past[update.axis]})
     for layout in get_args(Layout):
         cache_axes = _cache_axes(cache, layout)
-        if cache.shape(cache_axes) != shape_of(joined.past):  # type: ignore[arg-type]
+        if cache.shape(cache_axes) != shape_of(update.past):  # type: ignore[arg-type]
             continue
-        if cache.through(joined.way, cache_axes) == cache.axes(*axes):
-            joined.layout = layout
-            joined.given_out = _given_out(factors, joined, axes)
+        if cache.through(update.path, cache_axes) == cache.axes(*axes):
+            update.layout = layout
+            update.cache_outputs = _cache_outputs(factors, update, axes)
             return axes
     fail("the cache is neither [1, K, S, H] nor [1, S, K, H]", output)
 
@@ -125,28 +186,37 @@ def _cache_axes(factors: Factors, layout: Layout) -> Axes:
     return factors.axes(*({"B": (), "N": "K", "T": "S", "H": "H"}[axis] for axis in layout))
 
 
-def _given_out(factors: Factors, joined: CacheUpdate, axes: Axes) -> list[ir.Value]:
-    """The outputs that are the cache written here, in its own layout, and are said to be that."""
-    assert joined.node is not None
-    assert joined.past is not None
-    assert joined.layout is not None
-    cache = role_of(joined.past)
-    graph = joined.node.graph
-    if joined.node.op_type != "DYNAMIC_UPDATE_SLICE" or cache is None or graph is None:
+def _cache_outputs(factors: Factors, update: CacheUpdate, axes: Axes) -> list[ir.Value]:
+    """The outputs that are the updated cache, in the layout of the cache, by their roles too."""
+    assert update.node is not None
+    assert update.past is not None
+    assert update.layout is not None
+    cache = role_of(update.past)
+    graph = update.node.graph
+    if update.node.op_type != "DYNAMIC_UPDATE_SLICE" or cache is None or graph is None:
         return []
-    role = replace(cache, kind=cache.kind.removesuffix("_cache"))  # type: ignore[arg-type]
-    found = []
+    role = cache.rows
+    outputs = []
     for value in graph.outputs:
-        source, way = trace_layout(value)
-        if source is joined.node.outputs[0] and role_of(value) == role:
+        source, path = trace_layout(value)
+        if source is update.node.outputs[0] and role_of(value) == role:
             with contextlib.suppress(MatchFailure):
-                if factors.through(way, axes) == _cache_axes(factors, joined.layout):
-                    found.append(value)
-    return found
+                if factors.through(path, axes) == _cache_axes(factors, update.layout):
+                    outputs.append(value)
+    return outputs
 
 
 def check_layouts(attention: Attention, k: CacheUpdate, v: CacheUpdate) -> None:
-    """MatchFailure unless both caches have the layout that readers of ATTENTION will take them to have."""
+    """Check that readers of ATTENTION will infer the layout that both caches have.
+
+    Args:
+        attention: The operands.
+        k: The update of the key cache.
+        v: The update of the value cache.
+
+    Raises:
+        MatchFailure: The layouts differ, or shape and role mean another one.
+    """
     if k.past is None or v.past is None:
         return
     if k.past is v.past:
@@ -154,15 +224,24 @@ def check_layouts(attention: Attention, k: CacheUpdate, v: CacheUpdate) -> None:
     if k.layout != v.layout:
         fail(f"keys are cached as {k.layout}, values as {v.layout}", v.past)
     try:
-        told = attention.layout
+        inferred = attention.layout
     except ModelError as error:
         fail(str(error), k.past)
-    if told != k.layout:
-        fail(f"the caches are joined as {k.layout}, but the contract says otherwise", k.past)
+    if inferred != k.layout:
+        fail(f"the caches are updated as {k.layout}, but the contract says otherwise", k.past)
 
 
 def through_scores(factors: Factors, scores: Scores, axes: Axes) -> tuple[Axes, Axes]:
-    """The axes that the softmax sees, and those at the point where the mask is added."""
+    """Follow the axes of the scores to the softmax.
+
+    Args:
+        factors: The sizes of the block.
+        scores: The path from q k' to the softmax.
+        axes: The axes of q k'.
+
+    Returns:
+        The axes at the softmax, and those where the mask is added.
+    """
     at_mask = axes
     for node in scores.steps:
         if node.op_type in LAYOUT_OPS:
@@ -175,14 +254,27 @@ def through_scores(factors: Factors, scores: Scores, axes: Axes) -> tuple[Axes, 
 def shared_tables(
     q: Rotation | None, k: Rotation | None, T: int, H: int
 ) -> tuple[ir.Value | None, ir.Value | None]:
-    """cos and sin as they were before anything was reshaped for broadcasting."""
+    """Return the rotation tables that q and k share, before any reshape for broadcasting.
+
+    Args:
+        q: The rotation of q, or None.
+        k: The rotation of k, or None.
+        T: The number of tokens.
+        H: The head dimension.
+
+    Returns:
+        cos and sin, or None and None without a rotation.
+
+    Raises:
+        MatchFailure: q and k are rotated by different tables.
+    """
     if q is None or k is None:
         return None, None
     tables = []
-    for mine, other in ((q.cos, k.cos), (q.sin, k.sin)):
-        table = _table(mine, T, H)
-        if table is not _table(other, T, H):
-            fail("q and k are rotated by different tables", other)
+    for q_table, k_table in ((q.cos, k.cos), (q.sin, k.sin)):
+        table = _table(q_table, T, H)
+        if table is not _table(k_table, T, H):
+            fail("q and k are rotated by different tables", k_table)
         tables.append(table)
     return tables[0], tables[1]
 

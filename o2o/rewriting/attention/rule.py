@@ -29,9 +29,11 @@ class AttentionRule(RewriteRule):
         self._inner = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
 
     def match(self, node: ir.Node) -> Block:
+        """See `RewriteRule`."""
         return match_block(node, self._visibility, self._inner)
 
     def rewrite(self, model: Model, graph: ir.Graph, match: Block) -> None:
+        """See `RewriteRule`."""
         attention, old = match.attention, match.last.outputs[0]
         if match.zero_mask is not None:
             zeros = np.zeros(match.zero_mask, attention.x.dtype.numpy())  # type: ignore[union-attr]
@@ -45,6 +47,8 @@ class AttentionRule(RewriteRule):
         attention.x = op.reshape(attention.x, [1, T, shape_of(attention.x)[-1]], name="x")
         result = op.node("ATTENTION", attention.operands(), [1, T, shape_of(old)[-1]])
         replace_output(model, old, op.reshape(result, shape_of(old)))
-        if match.given_out:
-            set_io_values(graph, "output", [value for value in graph.outputs if value not in match.given_out])
+        if match.cache_outputs:
+            set_io_values(
+                graph, "output", [value for value in graph.outputs if value not in match.cache_outputs]
+            )
             sync_signatures(model, graph)

@@ -1,4 +1,4 @@
-"""Settling which keys each query sees, and at which position new keys and values are cached."""
+"""Masks and positions as operands of ATTENTION: which keys each query sees, where rows are written."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from o2o.rewriting.matchers import MatchFailure, fail
 
 
 class Visibility:
-    """Masks and positions of a model's attention blocks. Layers share them: each is proven once.
+    """Masks and positions of a model's attention blocks. Layers share them, so each proof runs once.
 
-    full_cache: the name of an input that is promised to be the length of caches concatenated without a mask.
+    Args:
+        full_cache: The name of the input that holds the length of caches concatenated without a mask. The
+            caller promises that such caches are full.
     """
 
     def __init__(self, full_cache: str | None = None) -> None:
         self.full_cache = full_cache
-        self._proven: dict[tuple[Any, ...], ir.Value | MatchFailure | None] = {}
+        self._proofs: dict[tuple[Any, ...], ir.Value | MatchFailure | None] = {}
 
-    def settle(
+    def set_operands(
         self,
         attention: Attention,
         scores: Scores,
@@ -37,14 +39,27 @@ class Visibility:
         factors: Factors,
         last: ir.Node,
     ) -> tuple[int, ...] | None:
-        """Give `attention` its mask and position operands. Raises MatchFailure.
+        """Set the mask and position operands.
 
-        Returns the shape of the mask of zeros that it needs beside, when every query sees every key.
+        Args:
+            attention: The operands, changed in place.
+            scores: The scores with their mask.
+            mask_axes: The axes of the scores where the mask is added.
+            k: The update of the key cache.
+            v: The update of the value cache.
+            factors: The sizes of the block.
+            last: The node that computes the block's result, for messages.
+
+        Returns:
+            The shape of the mask of zeros that is needed if every query sees every key, else None.
+
+        Raises:
+            MatchFailure: No operands of ATTENTION mean the same.
         """
         T, S = factors.sizes["T"], factors.sizes["S"]
         kind = k.node.op_type if k.node is not None else None
         if kind != (v.node.op_type if v.node is not None else None):
-            fail("keys and values join their caches differently", last.outputs[0])
+            fail("key and value caches are updated by different operators", last.outputs[0])
         mask = _aligned(scores.mask, mask_axes, factors)
         if kind == "CONCATENATION":
             attention.pos = self._concatenated_position(mask, Keys(T, S - T, appended=True), last)
@@ -57,12 +72,33 @@ class Visibility:
         if mask is None:
             return None if kind is None and T == 1 else (1, 1, T, S)
         try:
-            leaf = self._prove(mask, keys)
+            leaf = self.prove_once(prove_causal, mask, keys)
             if leaf is not None and leaf is not attention.pos:
                 fail("the mask follows another position than the cache", mask)
         except MatchFailure:
-            attention.mask = mask  # not the causal one, or not provably: it stays as it is
+            attention.mask = mask  # not causal, or not provably: it stays an operand
         return None
+
+    def prove_once(self, prove: Callable[..., ir.Value | None], *arguments: Any) -> ir.Value | None:
+        """Return what `prove` returns for these arguments, or raise what it raises. It runs once.
+
+        Args:
+            prove: A proof that returns the position a value follows, and raises MatchFailure if it fails.
+            *arguments: Its arguments, which are hashable.
+
+        Returns:
+            The position, or None.
+        """
+        key = (prove, *arguments)
+        if key not in self._proofs:
+            try:
+                self._proofs[key] = prove(*arguments)
+            except MatchFailure as failure:
+                self._proofs[key] = failure
+        result = self._proofs[key]
+        if isinstance(result, MatchFailure):
+            raise result
+        return result
 
     def _concatenated_position(self, mask: ir.Value | None, keys: Keys, last: ir.Node) -> ir.Value:
         """The position at which a concatenated cache means the same as one written in place."""
@@ -79,8 +115,8 @@ class Visibility:
                 fail("--assume-full-cache names an input that is no position of one token", position)
             return position
         fail(
-            "the cache is concatenated without a mask: all of it counts, which is the same as one written "
-            "in place only when it is full (--assume-full-cache POSITION takes that as given)",
+            "the cache is concatenated without a mask, so every row counts: that equals a cache written in "
+            "place only when it is full (--assume-full-cache POSITION promises this)",
             last.outputs[0],
         )
 
@@ -88,39 +124,23 @@ class Visibility:
         """The position that a causal mask follows; None for a mask that hides nothing."""
         if position_leaf(mask, "the mask") is None and not np.any(at_position(mask, None, 0, "the mask")):
             return None
-        leaf = self._prove(mask, keys)
+        leaf = self.prove_once(prove_causal, mask, keys)
         if leaf is None:
             fail("the mask does not follow a position", mask)
         return leaf
 
-    def _prove(self, mask: ir.Value, keys: Keys) -> ir.Value | None:
-        return self._once(prove_causal, mask, keys)
-
-    def _written_position(self, joined: CacheUpdate, keys: Keys) -> ir.Value | None:
-        """The position that DYNAMIC_UPDATE_SLICE writes at. Its start is (.., pos, ..)."""
-        assert joined.node is not None
-        start = joined.node.inputs[2]
+    def _written_position(self, update: CacheUpdate, keys: Keys) -> ir.Value | None:
+        """The position at which DYNAMIC_UPDATE_SLICE writes. Its start must be (.., position, ..)."""
+        assert update.node is not None
+        start = update.node.inputs[2]
         assert start is not None
-        return self._once(prove_start, start, keys, joined.axis)
-
-    def _once(self, prove: Callable[..., ir.Value | None], *of: Any) -> ir.Value | None:
-        """What `prove` says of these, remembered."""
-        key = (prove, *of)
-        if key not in self._proven:
-            try:
-                self._proven[key] = prove(*of)
-            except MatchFailure as reason:
-                self._proven[key] = reason
-        found = self._proven[key]
-        if isinstance(found, MatchFailure):
-            raise found
-        return found
+        return self.prove_once(prove_start, start, keys, update.axis)
 
 
 def _aligned(mask: ir.Value | None, axes: Axes, factors: Factors) -> ir.Value | None:
-    """The mask, if its last two axes are queries and keys and all heads share it. Raises MatchFailure.
+    """The mask, if its last two axes are queries and keys and all heads share it. MatchFailure if not.
 
-    axes: of the scores where it is added.
+    `axes` are those of the scores where it is added.
     """
     if mask is None:
         return None

@@ -391,7 +391,7 @@ def test_a_mask_that_is_scaled_is_left_alone() -> None:
     half = graph.number("MUL", scores.outputs[0], 0.5)
     softmax.replace_input_with(0, half)
     graph.ir.insert_before(softmax, half.producer())  # type: ignore[arg-type]
-    assert reasons(graph.model(format="tflite")) == ["the mask is scaled or capped, too"]
+    assert reasons(graph.model(format="tflite")) == ["the mask is scaled or capped too"]
 
 
 def test_a_softmax_of_something_else_is_left_alone() -> None:

@@ -102,7 +102,11 @@ def test_what_is_said_to_go_by_tokens_does() -> None:
             mutate(model, draw)
         try:
             leaf = causality.position_leaf(mask, "the mask")
-            if leaf is None or leaf.name != "position" or not causality._goes_by_token(mask, leaf, keys):
+            if (
+                leaf is None
+                or leaf.name != "position"
+                or not causality.depends_on_token_positions(mask, leaf, keys)
+            ):
                 continue
             rows: dict[int, np.ndarray] = {}
             for position in keys.positions:
@@ -139,7 +143,7 @@ def test_layers_share_their_proofs(evaluated: Counter[str]) -> None:
     keys = Keys(2, 9, appended=False)
     for start in starts:
         for _ in range(3):
-            visibility._once(prove_start, start, keys, 2)
+            visibility.prove_once(prove_start, start, keys, 2)
     for _ in range(3):
-        visibility._once(prove_causal, mask_of(model), keys)
+        visibility.prove_once(prove_causal, mask_of(model), keys)
     assert set(evaluated.values()) == {8}

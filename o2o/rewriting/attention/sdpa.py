@@ -1,8 +1,8 @@
-"""The core of attention, found from its softmax: softmax(scale q k' + mask) v, however it is laid out.
+"""Scaled dot-product attention around a softmax: softmax(scale q k' + mask) v, in any layout.
 
-No projections, caches or rotations: only the two products and what stands between them. Dimensions: T queries
-of N = K * G heads, S keys and values of K heads. Either the keys are repeated for the G query heads of their
-group, or these are rows of one matrix.
+Projections, caches and rotations are not matched, only the two products and the operators between them. There
+are T queries of N = K * G heads, and S keys and values of K heads. Either the keys are repeated for the G
+query heads of their group, or the query heads of a group are rows of one matrix.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from o2o.rewriting.matchers import (
 
 @dataclass(frozen=True)
 class LabeledValue:
-    """A value, and what its axes mean."""
+    """A value and its named axes."""
 
     value: ir.Value
     axes: Axes
@@ -39,18 +39,25 @@ class LabeledValue:
 
 @dataclass(frozen=True)
 class Mask:
-    """What is added to the scores: [.., rows, S], the first `rows` of its rows being those of each head."""
+    """The tensor [.., rows, S] that is added to the scores. Its first `rows` rows apply to each head."""
 
     value: ir.Value
     rows: int  # T, or 1
-    repeated: int  # how often these come below each other
+    repeated: int  # how many times the tensor holds these rows
 
 
 @dataclass(frozen=True)
 class Sdpa:
-    """A proven core. last: the node that makes `result`, in front of which all operands are there.
+    """Proven scaled dot-product attention.
 
-    cap: scores are cap * tanh(score / cap) before the mask is added; None for as they are.
+    Args:
+        factors: The sizes T, S, K, G and H.
+        q, k, v: The operands.
+        mask: The mask, or None.
+        scale: The scale of q k'.
+        cap: Before the mask is added, scores become cap * tanh(score / cap). None: they do not.
+        result: The result.
+        last: The node that computes it. All operands are computed before this node.
     """
 
     factors: Factors
@@ -65,39 +72,62 @@ class Sdpa:
 
 
 def queries(factors: Factors) -> Axes:
-    """The axes of queries, or of the result, as [1, T, N, H]."""
+    """Return the axes of queries, or of the result, as [1, T, N, H].
+
+    Args:
+        factors: The sizes.
+
+    Returns:
+        The axes.
+    """
     return factors.axes("", "T", "KG", "H")
 
 
 def keys(factors: Factors) -> Axes:
-    """The axes of keys, or values, as [1, S, K, H]."""
+    """Return the axes of keys, or values, as [1, S, K, H].
+
+    Args:
+        factors: The sizes.
+
+    Returns:
+        The axes.
+    """
     return factors.axes("", "S", "K", "H")
 
 
 def match_sdpa(softmax: ir.Node) -> Sdpa:
-    """The core around `softmax`. Raises MatchFailure with the first condition that fails.
+    """Match scaled dot-product attention around a softmax.
 
-    Where several readings are right (one token of many heads is many tokens of one head), the one that needs
-    least transposing to [1, T, N, H] counts.
+    Several readings of the axes may be right: one token of many heads is many tokens of one head. The one
+    that needs the fewest transposes to [1, T, N, H] is returned.
+
+    Args:
+        softmax: The SOFTMAX.
+
+    Returns:
+        The operands and the result.
+
+    Raises:
+        MatchFailure: The first condition that fails.
     """
     scores = _find_scores(softmax)
-    product, way = follow_down(softmax.outputs[0], "the attention weights", "BATCH_MATMUL")
-    if product.inputs[0] is not way[-1]:
+    product, path = follow_down(softmax.outputs[0], "the attention weights", "BATCH_MATMUL")
+    if product.inputs[0] is not path[-1]:
         fail("the attention weights are not the left operand of their product with v", product.outputs[0])
-    found: list[Sdpa] = []
+    matches: list[Sdpa] = []
     first: MatchFailure | None = None
     for reading in _readings(scores.product):
         try:
-            found.append(_read(reading, scores, nodes_of(way), product))
-        except MatchFailure as failed:
-            first = first or failed
-    if not found:
+            matches.append(_read(reading, scores, nodes_of(path), product))
+        except MatchFailure as failure:
+            first = first or failure
+    if not matches:
         raise first or MatchFailure("the heads of q and k do not agree", scores.product.outputs[0])
-    return min(found, key=_moves)
+    return min(matches, key=_num_transposes)
 
 
-def _moves(core: Sdpa) -> int:
-    """How many operands or results are not laid out as wanted."""
+def _num_transposes(core: Sdpa) -> int:
+    """How many operands and results have another layout than wanted."""
     factors = core.factors
     wanted = {"q": queries(factors), "k": keys(factors), "v": keys(factors), "result": queries(factors)}
     return sum(getattr(core, name).axes != axes for name, axes in wanted.items())
@@ -137,7 +167,7 @@ def _find_scores(softmax: ir.Node) -> _Scores:
             if mask is not None:
                 fail("the scores have two masks", node.outputs[0])
             if factor != 1 or cap is not None:
-                fail("the mask is scaled or capped, too", node.outputs[0])
+                fail("the mask is scaled or capped too", node.outputs[0])
             source, other = _scores_and_mask(node)
             mask = other, node
         elif node.op_type == "TANH":
@@ -145,12 +175,12 @@ def _find_scores(softmax: ir.Node) -> _Scores:
                 fail("the scores are capped twice", node.outputs[0])
             factor, cap = 1.0, factor
         elif node.op_type in ("MUL", "DIV"):
-            found = operand_and_factor(node)
-            if found is None:
+            product = operand_and_factor(node)
+            if product is None:
                 fail(
                     "the scores are multiplied by something that is not one constant number", node.outputs[0]
                 )
-            source, number = found
+            source, number = product
             factor *= number
         assert source is not None
         value = source
@@ -174,9 +204,9 @@ def _comes_from_product(value: ir.Value) -> bool:
 
 
 def _operand(node: ir.Node) -> ir.Value:
-    """What `node` moves or computes with: its first operand that is not a constant number before another."""
-    found = operand_and_factor(node) if node.op_type in ("MUL", "DIV") else None
-    source = found[0] if found is not None else node.inputs[0]
+    """The operand of `node` that leads to the product: not the constant factor."""
+    product = operand_and_factor(node) if node.op_type in ("MUL", "DIV") else None
+    source = product[0] if product is not None else node.inputs[0]
     assert source is not None
     return source
 
@@ -186,7 +216,7 @@ def _operand(node: ir.Node) -> ir.Value:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the axes of q k' may mean: [.., heads, rows, S]."""
+    """One meaning of the axes of q k': [.., heads, rows, S]."""
 
     factors: Factors
     heads: tuple[str, ...]
@@ -223,7 +253,7 @@ def _plain(value: ir.Value, adjoint: int) -> list[int]:
     return [*batch, b, a] if adjoint else [*batch, a, b]
 
 
-def _read(reading: _Reading, scores: _Scores, way: Sequence[ir.Node], product: ir.Node) -> Sdpa:
+def _read(reading: _Reading, scores: _Scores, path: Sequence[ir.Node], product: ir.Node) -> Sdpa:
     factors, heads, rows = reading.factors, reading.heads, reading.rows
     q, k = scores.product.inputs[:2]
     v = product.inputs[1]
@@ -244,7 +274,7 @@ def _read(reading: _Reading, scores: _Scores, way: Sequence[ir.Node], product: i
             mask = _mask(factors, scores.mask, axes)
     if axes[-1] != factors.axes("S")[0]:
         fail("the softmax does not go over the keys", scores.product.outputs[0])
-    axes = factors.through(way, axes)
+    axes = factors.through(path, axes)
     if attribute(product, "adjointLhs", 0) or axes[-1] != factors.axes("S")[0]:
         fail("the weights are not multiplied with the values over the keys", product.outputs[0])
     if shape_of(product.outputs[0])[-1] != factors.sizes["H"]:
@@ -253,15 +283,15 @@ def _read(reading: _Reading, scores: _Scores, way: Sequence[ir.Node], product: i
         fail("the values are repeated by BATCH_MATMUL itself", v)
     v_axes = _swapped((*axes[:-2], *factors.axes("S", "H")), attribute(product, "adjointRhs", 0))
 
-    q_placed, q_scale = _source(factors, q, q_axes, queries(factors), scaled=True)
-    k_placed, k_scale = _source(factors, k, k_axes, keys(factors), scaled=True)
-    v_placed, _ = _source(factors, v, v_axes, keys(factors), scaled=False)
-    for placed in (k_placed, v_placed):
-        if "G" in {name for axis in placed.axes for name in axis}:
-            fail("each query head has keys or values of its own", placed.value)
+    q_labeled, q_scale = _source(factors, q, q_axes, queries(factors), scaled=True)
+    k_labeled, k_scale = _source(factors, k, k_axes, keys(factors), scaled=True)
+    v_labeled, _ = _source(factors, v, v_axes, keys(factors), scaled=False)
+    for labeled in (k_labeled, v_labeled):
+        if "G" in {name for axis in labeled.axes for name in axis}:
+            fail("each query head has keys or values of its own", labeled.value)
     result = _result(factors, product.outputs[0], (*axes[:-1], *factors.axes("H")))
     scale = scores.scale * q_scale * k_scale
-    return Sdpa(factors, q_placed, k_placed, v_placed, mask, scale, scores.cap, result, product)
+    return Sdpa(factors, q_labeled, k_labeled, v_labeled, mask, scale, scores.cap, result, product)
 
 
 def _swapped(axes: Axes, adjoint: int) -> Axes:
@@ -274,8 +304,10 @@ def _swapped(axes: Axes, adjoint: int) -> Axes:
 def _source(
     factors: Factors, value: ir.Value, axes: Axes, wanted: Axes, scaled: bool
 ) -> tuple[LabeledValue, float]:
-    """What `value` is made from by moving and repeating alone: the nearest with axes `wanted`, else the
-    farthest; and what it was multiplied by on the way, if that may be (`scaled`)."""
+    """The source of `value` through layout operators, and the scale on the path if `scaled` allows one.
+
+    It is the nearest source with axes `wanted`, else the farthest.
+    """
     scale = 1.0
     while axes != wanted:
         node = producer_of(value, *(("MUL", "DIV") if scaled else ()), *LAYOUT_OPS)
@@ -284,10 +316,10 @@ def _source(
         source = node.inputs[0]
         assert source is not None
         if node.op_type in ("MUL", "DIV"):
-            found = operand_and_factor(node)
-            if found is None or attribute(node, "fusedActivationFunction", 0):
+            product = operand_and_factor(node)
+            if product is None or attribute(node, "fusedActivationFunction", 0):
                 break
-            value, number = found
+            value, number = product
             scale *= number
             continue
         try:
@@ -313,17 +345,17 @@ def _before(factors: Factors, node: ir.Node, source: ir.Value, axes: Axes) -> Ax
         added = len(axes) - len(shape)
         if any(axis not in ((), ("G",)) for axis in axes[:added]):
             fail("a BROADCAST_TO repeats more than heads", node.outputs[0])
-        kept = []
+        unrepeated = []
         for dim, axis in zip(shape, axes[added:], strict=True):
             if dim != factors.shape((axis,))[0] and axis != ("G",):
                 fail("a BROADCAST_TO repeats more than heads", node.outputs[0])
-            kept.append(axis if dim == factors.shape((axis,))[0] else ())
-        return tuple(kept)
+            unrepeated.append(axis if dim == factors.shape((axis,))[0] else ())
+        return tuple(unrepeated)
     return factors.regroup(axes, source)
 
 
 def _result(factors: Factors, value: ir.Value, axes: Axes) -> LabeledValue:
-    """`value`, or what layout operators make of it alone, if that is [1, T, N, H]."""
+    """`value`, or its only descendant through layout operators that is [1, T, N, H]."""
     first, wanted = LabeledValue(value, axes), queries(factors)
     while axes != wanted:
         users = {use.node for use in value.uses()}
@@ -349,7 +381,7 @@ def _mask(factors: Factors, mask: ir.Value, axes: Axes) -> Mask:
     if len(shape) != len(axes) or any(dim != 1 for dim in outer):
         fail("the heads are masked differently", mask)
     if columns != factors.sizes["S"] or axes[-1] != factors.axes("S")[0]:
-        fail("the mask does not hide keys", mask)
+        fail("the last axis of the mask is not the keys", mask)
     T, G = factors.sizes["T"], factors.sizes["G"]
     if rows == 1 or (rows == T and axes[-2] == factors.axes("T")[0]):
         return Mask(mask, rows, 1)
@@ -359,7 +391,7 @@ def _mask(factors: Factors, mask: ir.Value, axes: Axes) -> Mask:
 
 
 def _is_periodic(value: ir.Value, period: int) -> bool:
-    """Whether row t + `period` of `value` [.., rows, columns] is always row t."""
+    """Whether row t + `period` of `value` [.., rows, columns] always equals row t."""
     shape = shape_of(value)
     if len(shape) < 2 or shape[-2] in (1, period):
         return True
