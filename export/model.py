@@ -33,6 +33,7 @@ class LanguageModel:
         max_positions: The longest context in tokens; None for no limit.
         sliding_window: How many keys a query sees; None for all.
         family: The rules of its model family.
+        attn_implementation: The argument.
         causal_operator: Whether attention is `o2o.causal_attention`, which goes by positions, not by a mask.
     """
 
@@ -46,6 +47,7 @@ class LanguageModel:
         Raises:
             ModelError: transformers cannot build this architecture, or it has no attention heads.
         """
+        self.attn_implementation = attn_implementation
         kind, self._blocks = parse_attention(attn_implementation)
         self.causal_operator = kind in NAMES
         self.config = config

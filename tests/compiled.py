@@ -1,4 +1,4 @@
-"""Exports whose graphs TICO compiles once for all tests, whatever the weights are: that takes seconds."""
+"""Compilation cache for exports: TICO compiles each graph once for all tests, whatever its weights are."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from filelock import FileLock
 
 @contextlib.contextmanager
 def compiled_once(root: Path) -> Iterator[None]:
-    """Within, `export.build` takes what TICO made of the same graph before from the folder `root`.
+    """Within, `export.build` reads a graph that was compiled before from the folder `root`.
 
-    A graph is the same when all of the model's configuration is, but how its weights are stored.
+    The key is the graph, its shapes, the attention implementation and the model's configuration, without the
+    dtype of the stored weights.
     """
     from torch.utils import _pytree
 
@@ -27,8 +28,9 @@ def compiled_once(root: Path) -> Iterator[None]:
     def stored(graph: circle.Graph) -> bytes:
         config = graph.model.config.to_dict() | {"dtype": None, "_name_or_path": None}
         shapes = [list(tensor.shape) for tensor in _pytree.tree_leaves(graph.example())]
-        told = [type(graph).__name__, graph.signature, shapes, config]
-        name = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+        attention = graph.model.attn_implementation
+        key = [type(graph).__name__, graph.signature, shapes, attention, config]
+        name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
         path = root / f"compiled-{name[:20]}.circle"
         with FileLock(f"{path}.lock"):
             if not path.exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
+from tests.compiled import compiled_once
 
 SHAPES = {"demo": DEMO, "grouped": GROUPED}
 
@@ -30,11 +31,12 @@ def exported(root: Path, shape: str, form: str) -> Path:
             from export import build
             from o2o import formats
 
-            if form == "prefill":
-                model = build.prefill(directory)
-            elif form.startswith("prefill_"):
-                model = build.prefill(directory, int(form.removeprefix("prefill_")), capacity=32)
-            else:
-                model = build.decode(directory, 32 if form == "static" else 30, form)  # type: ignore[arg-type]
+            with compiled_once(root):
+                if form == "prefill":
+                    model = build.prefill(directory)
+                elif form.startswith("prefill_"):
+                    model = build.prefill(directory, int(form.removeprefix("prefill_")), capacity=32)
+                else:
+                    model = build.decode(directory, 32 if form == "static" else 30, form)  # type: ignore[arg-type]
             formats.save(model, path)
     return path

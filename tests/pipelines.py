@@ -5,31 +5,33 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from export import shell
+from export.shell import StepFailed
 from o2o import filters
 from tests.compiled import compiled_once
 
 
-def run_pipeline(steps: str, folder: Path) -> int:
-    """Run shell lines as `export.shell.run` does, without a shell and without child processes.
+def run_pipelines(steps: Iterable[str], folder: Path) -> None:
+    """Run shell commands as `export.shell.run` does, without a shell and without child processes.
 
     Args:
-        steps: Lines of filters joined by `|`, with `<` and `>`, and of `python -m export`.
+        steps: Filters joined by `|`, with `<` and `>`; and `python -m export`.
         folder: The working folder.
 
-    Returns:
-        The exit code of the first command that fails, or 0.
+    Raises:
+        StepFailed: A command failed.
     """
     with contextlib.chdir(folder):
-        for line in steps.replace("\\\n", " ").splitlines():
-            print(line, file=sys.stderr)
-            if code := _run_line(line):
-                return code
-    return 0
+        for step in steps:
+            for line in step.replace("\\\n", " ").splitlines():
+                print(line, file=sys.stderr)
+                if code := _run_line(line):
+                    raise StepFailed(step, code)
 
 
 def _run_line(line: str) -> int:
@@ -80,9 +82,7 @@ def _main_of(argv: Sequence[str]) -> Callable[[], int]:
 
 @contextlib.contextmanager
 def in_process(shared: Path) -> Iterator[None]:
-    """Within, `export.shell.run` is `run_pipeline`, and TICO compiles each graph once."""
-    from export import shell
-
+    """Within, `export.shell.run` is `run_pipelines`, and TICO compiles each graph once."""
     with pytest.MonkeyPatch.context() as patch, compiled_once(shared):
-        patch.setattr(shell, "run", run_pipeline)
+        patch.setattr(shell, "run", run_pipelines)
         yield

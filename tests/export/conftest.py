@@ -13,7 +13,8 @@ import pytest
 
 from o2o import formats
 from o2o.model import Model
-from tests.checkpoints import DEMO, GROUPED, write_checkpoint
+from tests.compiled import compiled_once
+from tests.exported import checkpoint
 
 Runner = Callable[..., dict[str, np.ndarray]]
 
@@ -85,18 +86,19 @@ def exported(directory: Path, form: str) -> Model:
     on 30, `static` on 32. Not to be changed."""
     from export import build
 
-    if form == "prefill":
-        return build.prefill(directory)
-    if form == "pieces":
-        return build.prefill(directory, 8, capacity=24)
-    return build.decode(directory, 32 if form == "static" else 30, form)  # type: ignore[arg-type]
+    with compiled_once(directory.parent):
+        if form == "prefill":
+            return build.prefill(directory)
+        if form == "pieces":
+            return build.prefill(directory, 8, capacity=24)
+        return build.decode(directory, 32 if form == "static" else 30, form)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("demo"), **DEMO)
+def demo(shared_directory: Path) -> Path:
+    return checkpoint(shared_directory, "demo")
 
 
 @pytest.fixture(scope="session")
-def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("grouped"), **GROUPED)
+def grouped(shared_directory: Path) -> Path:
+    return checkpoint(shared_directory, "grouped")

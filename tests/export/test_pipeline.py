@@ -5,7 +5,9 @@ The guide's filters, and those of a package with several prefills, on checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from export import build
 from o2o import filters, formats
 from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE, storage_key
+from o2o.model import Model
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.compiled import compiled_once
 
@@ -64,20 +67,34 @@ def compiled(shared_directory: Path) -> Iterator[None]:
 
 
 class Road:
-    """Commands typed in a folder; with `bind` among the steps at which weights are bound."""
+    """Commands in a folder; `bind` names the steps at which weights are bound.
 
-    def __init__(self, folder: Path, bind: Sequence[str]) -> None:
+    `results` maps each export, and each filter on the same bytes, to the file that it wrote.
+    """
+
+    def __init__(self, folder: Path, bind: Sequence[str], results: dict[tuple[Any, ...], Path]) -> None:
         folder.mkdir()
-        self.folder, self.bind = folder, bind
+        self.folder, self.bind, self.results = folder, bind, results
 
     def pipe(self, files: Sequence[str], steps: Sequence[Sequence[str]], target: str) -> None:
         """Run the filters `steps` (module, arguments...) on `files`, one after the other, into `target`."""
-        paths = [str(self.folder / file) for file in files]
+        paths = [self.folder / file for file in files]
         for name, *arguments in steps:
-            output = str(self.folder / "step")
-            assert filters.load(name).main([*arguments, *paths, "-o", output]) == 0
-            paths = [output]
-        (self.folder / "step").rename(self.folder / target)
+            command = (name, *arguments, *(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths))
+            if command not in self.results:
+                output = self.folder / f"step-{len(self.results)}"
+                assert filters.load(name).main([*arguments, *map(str, paths), "-o", str(output)]) == 0
+                self.results[command] = output
+            paths = [self.results[command]]
+        shutil.copyfile(paths[0], self.folder / target)
+
+    def export(self, target: str, export: Callable[..., Model], *arguments: Any, **options: Any) -> None:
+        """Save what `export` (of `export.build`) returns for these arguments as `target`."""
+        call = (export.__name__, *arguments, *sorted(options.items()))
+        if call not in self.results:
+            self.results[call] = self.folder / f"export-{len(self.results)}"
+            formats.save(export(*arguments, **options), self.results[call])
+        shutil.copyfile(self.results[call], self.folder / target)
 
     def maybe_bind(self, step: str, *files: str) -> None:
         if step in self.bind:
@@ -96,8 +113,8 @@ class Road:
 def guide(road: Road, checkpoint: Path, weights: Any, dtype: Any = "float32") -> bytes:
     """The guide: a prefill of 32 tokens, and decode after 30 others, which becomes one after 32."""
     how = {"weights": weights, "dtype": dtype}
-    formats.save(build.prefill(checkpoint, **how), road.folder / "prefill.circle")
-    formats.save(build.decode(checkpoint, **how), road.folder / "decode_.circle")
+    road.export("prefill.circle", build.prefill, checkpoint, **how)
+    road.export("decode_.circle", build.decode, checkpoint, **how)
     road.maybe_bind("exported", "prefill.circle", "decode_.circle")
     _fuse_decode(road, 32)
     return road.merge(["prefill.circle", "decode.circle"])
@@ -112,9 +129,9 @@ def pieces(road: Road, checkpoint: Path, weights: Any) -> bytes:
     """Prefills of 4 and 8 tokens onto caches of 24, and decode."""
     lengths = (4, 8)
     for tokens in lengths:
-        model = build.prefill(checkpoint, tokens, capacity=CAPACITY, weights=weights)
-        formats.save(model, road.folder / f"prefill_{tokens}_.circle")
-    formats.save(build.decode(checkpoint, CAPACITY - 2, weights=weights), road.folder / "decode_.circle")
+        how = {"capacity": CAPACITY, "weights": weights}
+        road.export(f"prefill_{tokens}_.circle", build.prefill, checkpoint, tokens, **how)
+    road.export("decode_.circle", build.decode, checkpoint, CAPACITY - 2, weights=weights)
     files = [f"prefill_{tokens}.circle" for tokens in lengths]
     raw = [file.replace(".circle", "_.circle") for file in files]
     road.maybe_bind("exported", *raw, "decode_.circle")
@@ -147,7 +164,8 @@ def _fuse_decode(road: Road, capacity: int) -> None:
 )
 def test_both_roads_lead_to_the_same_place(make: Any, name: str, tmp_path: Path) -> None:
     checkpoint = made(tmp_path / "checkpoint", name)
-    expected = make(Road(tmp_path / "embedded", []), checkpoint, "embed")
+    results: dict[tuple[Any, ...], Path] = {}
+    expected = make(Road(tmp_path / "embedded", [], results), checkpoint, "embed")
 
     roads = {
         "late": ["at the end"],
@@ -157,7 +175,7 @@ def test_both_roads_lead_to_the_same_place(make: Any, name: str, tmp_path: Path)
     }
     for road, bind in roads.items():
         folder = tmp_path / road
-        assert make(Road(folder, bind), checkpoint, "external") == expected, road
+        assert make(Road(folder, bind, results), checkpoint, "external") == expected, road
     light = sorted((tmp_path / "late").glob("*_.circle"))
     assert light
     for file in light:
@@ -169,7 +187,7 @@ def test_both_roads_lead_to_the_same_place(make: Any, name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", ["wide, norms of ones", "tied, equal layers"])
 def test_equal_weights_are_there_once(name: str, tmp_path: Path) -> None:
     checkpoint = made(tmp_path / "checkpoint", name)
-    model = formats.loads(guide(Road(tmp_path / "late", ["at the end"]), checkpoint, "external"))
+    model = formats.loads(guide(Road(tmp_path / "late", ["at the end"], {}), checkpoint, "external"))
     large = [
         value.const_value
         for graph in model.graphs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from export import build
 from o2o import formats
-from tests.pipelines import run_pipeline
+from tests.pipelines import run_pipelines
 
 CAPACITY, LENGTH = 32, 8
 
@@ -37,5 +37,5 @@ def write_tflite(
         "lower.litert.py",
         *([sign] if sign else []),
     ]
-    assert run_pipeline(f"{' | '.join(steps)} > {file}", file.parent) == 0
+    run_pipelines([f"{' | '.join(steps)} > {file}"], file.parent)
     return file

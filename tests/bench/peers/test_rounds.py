@@ -47,8 +47,9 @@ def test_each_round_measures_everyone(tmp_path: Path) -> None:
         for measured in each.values():
             assert list(measured) == ["load", "prefill 4", "prefill 80", "decode 4", "decode 80", "memory"]
             assert measured["memory"] > 10e6
-        assert 200 < each["toy good 0.002"]["decode 4"] < 500
-        assert 20 < each["toy better 0.02"]["decode 80"] < 50
+        # A sleep takes at least its time, on a loaded machine more: only the upper limit is certain.
+        assert 0 < each["toy good 0.002"]["decode 4"] <= 1 / 0.002
+        assert 0 < each["toy better 0.02"]["decode 80"] <= 1 / 0.02
     assert found.correlations == pytest.approx({"toy good 0.002": 1, "toy better 0.02": 1})
 
 
