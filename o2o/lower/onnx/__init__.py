@@ -1,16 +1,16 @@
-"""Circle's decode graph -> ONNX, standard or as ONNX Runtime likes it.
+"""Circle's decode graph to ONNX, in standard operators or in ONNX Runtime's own.
 
-lowering     which graph, its ends, and each of its operators
-tokens       one token's graph, done for T tokens
-recognising  norms and rotations that exporters scatter
-operators    Circle's plain operators
-attention    ATTENTION and `o2o.causal_attention` with their caches
-weights      matrices and what their stored numbers stand for
-standard     how the parts are spelled with the standard's operators
-contrib      and with ONNX Runtime's own
-emitting     building nodes and constants
-checking     proof by running
-writing      files: weights streamed, beside the graph where they are large
+lowering        which graph, its inputs and outputs, and the order of its operators
+per_token       the graph of one token, for T tokens
+fuse_inputs     RMSNorm and RoPE that exporters decompose, fused first
+operators       all operators without a module of their own
+attention       ATTENTION and `o2o.causal_attention` with their caches
+weights         matrices and their quantisation
+standard_form   the form `standard`
+ort_form        the form `ort`
+builder         building nodes and constants
+lazy_tensors    constants that are converted while they are written
+check           comparison with LiteRT by running both
 """
 
 from o2o.formats.onnx_writer import stream, write

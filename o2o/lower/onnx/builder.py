@@ -1,11 +1,11 @@
-"""Building an ONNX graph: nodes in order, constants once, names that are free.
+"""Builder of an ONNX graph: nodes in order, each constant once, unique names.
 
-Shapes of results are said by who builds them, and checked against ONNX's own inference by the tests.
+The caller gives the shape of every result. The tests compare these with ONNX's shape inference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,24 @@ Dim = int | str
 INT64, INT32, FLOAT, BOOL = (getattr(ir.DataType, name) for name in ("INT64", "INT32", "FLOAT", "BOOL"))
 
 
-class Emitter:
-    """The nodes and constants of a graph to be."""
+class OnnxBuilder:
+    """The nodes and constants of a graph under construction."""
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
         self.constants: list[ir.Value] = []
         self._names: set[str] = set()
-        self._known: dict[Hashable, ir.Value] = {}
+        self._constants: dict[Hashable, ir.Value] = {}
 
     def fresh(self, stem: str) -> str:
-        """`stem`, or `stem_1`, `stem_2`, ...: the first that nothing has."""
+        """Return an unused name.
+
+        Args:
+            stem: The preferred name.
+
+        Returns:
+            `stem`, or `stem_1`, `stem_2`, ...
+        """
         name, count = stem, 0
         while name in self._names:
             count += 1
@@ -35,28 +42,55 @@ class Emitter:
         return name
 
     def value(self, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> ir.Value:
-        """A value that no node makes yet."""
+        """Return a new value that has no producer yet.
+
+        Args:
+            name: The preferred name.
+            dtype: Its dtype.
+            shape: Its shape; names stand for unknown sizes.
+
+        Returns:
+            The value.
+        """
         return ir.Value(name=self.fresh(name), shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
     def constant(
         self, numbers: np.ndarray | Sequence[int] | int, name: str, dtype: Any = np.int64
     ) -> ir.Value:
-        """Small numbers; those that are the same are one constant."""
+        """Return a small constant. Equal ones are shared.
+
+        Args:
+            numbers: Its elements.
+            name: The preferred name.
+            dtype: A numpy dtype.
+
+        Returns:
+            The constant.
+        """
         array = np.ascontiguousarray(np.asarray(numbers, dtype)).reshape(np.shape(numbers))
         key = array.dtype.str, array.shape, array.tobytes()
-        return self.once(key, lambda: ir.Tensor(array), name)
+        return self.constant_once(key, lambda: ir.Tensor(array), name)
 
-    def once(self, key: Hashable, make: Any, name: str) -> ir.Value:
-        """The constant under `key`: the tensor that `make` gives, at the first call."""
-        if key not in self._known:
+    def constant_once(self, key: Hashable, make: Callable[[], Any], name: str) -> ir.Value:
+        """Return the constant of a key, and create it at the first call.
+
+        Args:
+            key: Equal keys mean equal constants.
+            make: Creates the tensor.
+            name: The preferred name.
+
+        Returns:
+            The constant.
+        """
+        if key not in self._constants:
             tensor = make()
             tensor.name = self.fresh(name)
             type_ = ir.TensorType(tensor.dtype)
             shape = ir.Shape(tensor.shape.numpy())
             value = ir.Value(name=tensor.name, shape=shape, type=type_, const_value=tensor)
             self.constants.append(value)
-            self._known[key] = value
-        return self._known[key]
+            self._constants[key] = value
+        return self._constants[key]
 
     def add(
         self,
@@ -66,13 +100,23 @@ class Emitter:
         domain: str = "",
         **attributes: Any,
     ) -> None:
-        """A node that makes these `outputs`; None for one that is left out."""
-        made = [ir.Value(name="") if value is None else value for value in outputs]
-        given = list(inputs)
-        while given and given[-1] is None:
-            given.pop()
-        told = ir.convenience.convert_attributes(attributes)
-        self.nodes.append(ir.Node(domain, op_type, given, told, outputs=made, name=made[0].name))
+        """Append a node.
+
+        Args:
+            op_type: Its operator.
+            inputs: Its operands; None for an optional one that is absent.
+            outputs: Its results; None for an optional one that is absent.
+            domain: The operator's domain.
+            **attributes: Its attributes.
+        """
+        results = [ir.Value(name="") if value is None else value for value in outputs]
+        operands = list(inputs)
+        while operands and operands[-1] is None:
+            operands.pop()
+        converted = ir.convenience.convert_attributes(attributes)
+        self.nodes.append(
+            ir.Node(domain, op_type, operands, converted, outputs=results, name=results[0].name)
+        )
 
     def node(
         self,
@@ -84,7 +128,20 @@ class Emitter:
         domain: str = "",
         **attributes: Any,
     ) -> ir.Value:
-        """A node with one output of `shape`, which is returned; its dtype that of the first input."""
+        """Append a node with one result.
+
+        Args:
+            op_type: Its operator.
+            inputs: Its operands; None for an optional one that is absent.
+            shape: The shape of the result; names stand for unknown sizes.
+            dtype: The dtype of the result; None for the first operand's.
+            name: The preferred name of the result.
+            domain: The operator's domain.
+            **attributes: Its attributes.
+
+        Returns:
+            The result.
+        """
         if dtype is None:
             dtype = next(value.dtype for value in inputs if value is not None)
         assert dtype is not None
@@ -93,7 +150,16 @@ class Emitter:
         return output
 
     def reshape(self, x: ir.Value, shape: Sequence[Dim], name: str = "") -> ir.Value:
-        """`x` in `shape`, of which at most one number is not known; `x` itself when it is that."""
+        """Append a Reshape.
+
+        Args:
+            x: The operand.
+            shape: The new shape, with at most one unknown size.
+            name: The preferred name of the result.
+
+        Returns:
+            The result; `x` itself if it has the shape.
+        """
         if dims(x) == list(shape):
             return x
         target = [-1 if isinstance(dim, str) else dim for dim in shape]
@@ -102,12 +168,28 @@ class Emitter:
         )
 
     def transpose(self, x: ir.Value, axes: Sequence[int], name: str = "") -> ir.Value:
-        """Axis i of the result is axis `axes[i]` of `x`."""
+        """Append a Transpose.
+
+        Args:
+            x: The operand.
+            axes: Axis i of the result is axis `axes[i]` of `x`.
+            name: The preferred name of the result.
+
+        Returns:
+            The result.
+        """
         shape = [dims(x)[axis] for axis in axes]
         return self.node("Transpose", [x], shape, name=name or f"{x.name}/transposed", perm=list(axes))
 
 
 def dims(value: ir.Value) -> list[Dim]:
-    """The shape of `value`: numbers, and names of those that are not known."""
+    """Return the shape of a value.
+
+    Args:
+        value: An ONNX value.
+
+    Returns:
+        A number for each axis, or the name of an unknown size.
+    """
     assert value.shape is not None
     return [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]

@@ -1,4 +1,4 @@
-"""Proof by running: the decode graph on LiteRT, token by token, against ONNX on ONNX Runtime (`--check`)."""
+"""`--check`: run the decode graph on LiteRT and the ONNX model on ONNX Runtime, and compare."""
 
 from __future__ import annotations
 
@@ -18,109 +18,123 @@ from o2o.model import Model
 from o2o.quantization.schemes import INT8
 from o2o.signatures import decode_of
 
-TOKENS = 6  # that are read from the beginning on, all but one of them at once
+TOKENS = 6
+"""Tokens to read from position 0 on: all but the last in one run of ONNX."""
 Slot = tuple[str, int | None]
+"""(role, layer) of an input or output."""
 
 
 def check(before: Model, lowered: ir.Model) -> str:
-    """Run both on the same tokens, at the beginning and the end of the caches; what was compared, in words.
+    """Run both models on the same tokens, at the beginning and at the end of the caches.
 
-    before: the model that `lowered` was made of, read anew. Quantised weights are multiplied with what each
-    runtime rounds its own way: results may be as far off as `INT8` says. Raises ModelError that says what
-    differs.
+    Each runtime rounds activations its own way before it multiplies quantised weights. Such models get the
+    tolerance of int8 quantisation.
+
+    Args:
+        before: The Circle model before lowering.
+        lowered: The ONNX model of its decode graph.
+
+    Returns:
+        A sentence for the user: the runtimes and the largest difference.
+
+    Raises:
+        ModelError: Logits or caches differ, or ONNX Runtime is missing or rejects the model.
     """
     decode = decode_of(before)
-    rounded = any(is_quantized(value) for value in decode.graph.initializers.values())
-    tolerance = INT8.tolerance if rounded else TOLERANCE
+    quantized = any(is_quantized(value) for value in decode.graph.initializers.values())
+    tolerance = INT8.tolerance if quantized else TOLERANCE
     with tempfile.TemporaryDirectory() as folder:  # models may be larger than memory
         write(lowered, Path(folder) / "model.onnx")
-        new = _Onnx(Path(folder) / "model.onnx")
-        old = _Circle(before, decode.name)
-        worst = max(_compared(old, new, tolerance))
+        onnx = _OnnxRunner(Path(folder) / "model.onnx")
+        circle = _CircleRunner(before, decode.name)
+        worst = max(_differences(circle, onnx, tolerance))
     return f"checked on ONNX Runtime against LiteRT: the same, within {worst:.1e} of the largest number"
 
 
-def _compared(old: _Circle, new: _Onnx, tolerance: float) -> Iterator[float]:
-    """How far off each result is. Raises ModelError for one that is too far."""
-    count = min(TOKENS, old.capacity - 1)
-    ids = np.random.default_rng(SEED).integers(0, old.limit, count + 1)
-    expected = [old.step(int(token), position) for position, token in enumerate(ids[:count])]
+def _differences(circle: _CircleRunner, onnx: _OnnxRunner, tolerance: float) -> Iterator[float]:
+    """Yield the difference of each result. Raises ModelError for one above the tolerance."""
+    count = min(TOKENS, circle.capacity - 1)
+    ids = np.random.default_rng(SEED).integers(0, circle.limit, count + 1)
+    expected = [circle.step(int(token), position) for position, token in enumerate(ids[:count])]
     runs = [(0, ids[: count - 1]), (count - 1, ids[count - 1 : count])] if count > 1 else [(0, ids[:count])]
     for start, some in runs:
         position = start + len(some) - 1
-        yield _near("logits", position, expected[position], new.step(some, start), tolerance)
-    position = old.capacity - 1
-    logits = old.step(int(ids[count]), position)
-    yield _near("logits", position, logits, new.step(ids[count:], position), tolerance)
-    for slot, cache in old.caches.items():
-        yield _near(f"{slot[0]} of layer {slot[1]}", position, cache, new.caches[slot], tolerance)
+        yield _difference("logits", position, expected[position], onnx.step(some, start), tolerance)
+    position = circle.capacity - 1
+    logits = circle.step(int(ids[count]), position)
+    yield _difference("logits", position, logits, onnx.step(ids[count:], position), tolerance)
+    for slot, cache in circle.caches.items():
+        yield _difference(f"{slot[0]} of layer {slot[1]}", position, cache, onnx.caches[slot], tolerance)
 
 
-def _near(what: str, position: int, expected: np.ndarray, found: np.ndarray, tolerance: float) -> float:
-    gap = np.abs(expected.astype(np.float64) - found).max(initial=0)
+def _difference(
+    name: str, position: int, expected: np.ndarray, actual: np.ndarray, tolerance: float
+) -> float:
+    """The largest error relative to the largest number, at least 1. Raises ModelError above `tolerance`."""
+    gap = np.abs(expected.astype(np.float64) - actual).max(initial=0)
     difference = float(gap / max(1.0, np.abs(expected).max(initial=0)))
-    if not difference <= tolerance:  # nor is NaN
+    if not difference <= tolerance:  # NaN fails too
         raise ModelError(
-            f"--check: ONNX gives another {what} at position {position}, off by {difference:.1e} of its "
+            f"--check: ONNX computes other {name} at position {position}, off by {difference:.1e} of its "
             "largest number"
         )
     return difference
 
 
-class _Circle:
-    """The decode graph on LiteRT. caches: [K, S, H] by what they are."""
+class _CircleRunner:
+    """The decode graph on LiteRT, one token at a time."""
 
     def __init__(self, model: Model, name: str) -> None:
         self._subject, self._name = Subject(model, "the input"), name
         inputs, outputs = self._subject.ends[name]
         self._inputs, self._outputs = _by_slot(inputs), _by_slot(outputs)
-        self._held = {
+        self._caches = {
             slot: np.zeros(tensor.shape, tensor.dtype)
             for slot, (_, tensor) in self._inputs.items()
             if slot[0].endswith("_cache")
         }
-        cache = self._inputs[next(iter(self._held))][1]
+        cache = self._inputs[next(iter(self._caches))][1]
         assert cache.rows is not None
         self.capacity = cache.shape[cache.rows]
         self.limit = self._inputs["tokens", None][1].limit
 
     def step(self, token: int, position: int) -> np.ndarray:
-        """The logits [V] of this token."""
-        given: dict[Slot, np.ndarray | int] = {
-            **self._held,
+        """Run one token; return its logits [V]."""
+        by_slot: dict[Slot, np.ndarray | int] = {
+            **self._caches,
             ("tokens", None): token,
             ("position", None): position,
         }
         feeds = {
-            name: np.broadcast_to(given[slot], tensor.shape).astype(tensor.dtype)
+            name: np.broadcast_to(by_slot[slot], tensor.shape).astype(tensor.dtype)
             for slot, (name, tensor) in self._inputs.items()
         }
         results = self._subject.run(self._name, feeds)
-        for kind, layer in self._held:
+        for kind, layer in self._caches:
             name, _ = self._outputs[kind.removesuffix("_cache"), layer]
-            self._held[kind, layer] = results[name]
+            self._caches[kind, layer] = results[name]
         return results[self._outputs["logits", None][0]].reshape(-1)
 
     @property
     def caches(self) -> dict[Slot, np.ndarray]:
-        found = {}
-        for slot, held in self._held.items():
+        """The KV caches [K, S, H]."""
+        caches = {}
+        for slot, cache in self._caches.items():
             role = self._inputs[slot][1].role
             assert role is not None
             assert role.layout is not None
-            found[slot] = held.transpose([role.layout.index(axis) for axis in "BNTH"])[0]
-        return found
+            caches[slot] = cache.transpose([role.layout.index(axis) for axis in "BNTH"])[0]
+        return caches
 
 
-def _by_slot(ends: Mapping[str, Tensor]) -> dict[Slot, tuple[str, Tensor]]:
-    return {(t.role.kind, t.role.layer): (name, t) for name, t in ends.items() if t.role is not None}
+def _by_slot(tensors: Mapping[str, Tensor]) -> dict[Slot, tuple[str, Tensor]]:
+    return {(t.role.kind, t.role.layer): (name, t) for name, t in tensors.items() if t.role is not None}
 
 
-class _Onnx:
-    """The same in ONNX."""
+class _OnnxRunner:
+    """The ONNX model on ONNX Runtime, any number of tokens at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ModelError where ONNX Runtime is not there, or does not take the model."""
         try:
             with quiet():
                 import onnxruntime
@@ -133,23 +147,28 @@ class _Onnx:
         except ImportError as error:
             raise ModelError("--check needs ONNX Runtime: pip install onnxruntime") from error
         except RuntimeError as error:
-            raise ModelError(f"--check: ONNX Runtime does not take the model: {error}") from error
-        ends = self._session.get_inputs()
-        self._ids = np.int64 if "int64" in ends[0].type else np.int32
-        self._held = {end.name: np.zeros(end.shape, np.float32) for end in ends[2:]}
+            raise ModelError(f"--check: ONNX Runtime rejects the model: {error}") from error
+        tokens, _, *caches = self._session.get_inputs()
+        self._ids_dtype = np.int64 if "int64" in tokens.type else np.int32
+        self._caches = {cache.name: np.zeros(cache.shape, np.float32) for cache in caches}
 
     def step(self, ids: np.ndarray, position: int) -> np.ndarray:
-        """The logits [V] of the last of these tokens."""
-        feeds = {"tokens": ids[None].astype(self._ids), "position": np.array([position]), **self._held}
+        """Run these tokens; return the logits [V] of the last one."""
+        feeds = {
+            "tokens": ids[None].astype(self._ids_dtype),
+            "position": np.array([position]),
+            **self._caches,
+        }
         logits, *present = self._session.run(None, feeds)
-        self._held = dict(zip(self._held, present, strict=True))
+        self._caches = dict(zip(self._caches, present, strict=True))
         last: np.ndarray = logits[0, -1]
         return last
 
     @property
     def caches(self) -> dict[Slot, np.ndarray]:
-        found: dict[Slot, np.ndarray] = {}
-        for name, held in self._held.items():
+        """The KV caches [K, S, H]."""
+        caches: dict[Slot, np.ndarray] = {}
+        for name, cache in self._caches.items():
             _, kind, layer = name.split("_")
-            found[f"{kind}_cache", int(layer)] = held[0]
-        return found
+            caches[f"{kind}_cache", int(layer)] = cache[0]
+        return caches

@@ -1,4 +1,4 @@
-"""Fusing what exporters decompose: RMSNorm and RoPE become Circle operators before the ONNX lowering."""
+"""Fusion of decomposed RMSNorm and RoPE into Circle operators, before the ONNX lowering."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from o2o.rewriting.rope import RopeRule
 
 
 def fuse_inputs(model: Model, graph: ir.Graph) -> None:
-    """Fuse RMS_NORM and ROPE in `graph`, in place, wherever their rules match."""
+    """Fuse RMS_NORM and ROPE wherever their rules match.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+    """
     for rule in (RmsNormRule(), RopeRule()):
         apply_rule(model, graph, rule)

@@ -1,16 +1,16 @@
-"""Circle's decode graph -> ONNX: one graph for prefill and decode, of any number of tokens.
+"""Circle's decode graph to ONNX: one graph for prefill and decode, for any number of tokens T.
 
-    inputs    tokens [1, T], position int64 [1] of the first of them; past_key_0, past_value_0, ...
+    inputs    tokens [1, T]; position of the first token, int64 [1]; past_key_0, past_value_0, ...
     outputs   logits [1, 1, V] of the last token, or [1, T, V]; present_key_0, present_value_0, ...
 
-Caches are [1, K, S, H]. A present one is the past one with T rows written, and may be bound to the
-same buffer.
+Caches are [1, K, S, H]. A present cache is the past one with T rows written. Both may be bound to one buffer.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -21,32 +21,40 @@ from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.onnx.attention import Caches, lower_attention, lower_causal_attention, lower_rope
-from o2o.lower.onnx.builder import FLOAT, Emitter, dims
+from o2o.lower.onnx.builder import FLOAT, OnnxBuilder, dims
 from o2o.lower.onnx.fuse_inputs import fuse_inputs
-from o2o.lower.onnx.operators import activated, cast, constant_vector, lower_operator
-from o2o.lower.onnx.ort_form import Contrib
-from o2o.lower.onnx.per_token import Tokens, inner
-from o2o.lower.onnx.standard_form import Standard
+from o2o.lower.onnx.operators import cast, constant_vector, lower_operator, with_activation
+from o2o.lower.onnx.ort_form import OrtForm
+from o2o.lower.onnx.per_token import TokenValues, token_shape
+from o2o.lower.onnx.standard_form import StandardForm
 from o2o.lower.onnx.weights import matrix_of
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_of
 from o2o.operators import causal_attention
-from o2o.operators.facts import lookup_operands
+from o2o.operators.facts import facts_of, is_elementwise, lookup_operands
 from o2o.quantization import metadata
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.matchers import producer_of
 from o2o.signatures import decode_of
 
-FORMS: dict[str, type[Standard]] = {form.name: form for form in (Standard, Contrib)}
+FORMS: dict[str, type[StandardForm]] = {form.name: form for form in (StandardForm, OrtForm)}
 
 
 def lower_to_onnx(model: Model, form: str = "standard", logits: str = "last") -> ir.Model:
-    """The ONNX model of the decode graph of `model`, a Circle model, which is changed.
+    """Build the ONNX model of a Circle model's decode graph.
 
-    form: `standard`, or `ort` with ONNX Runtime's own operators. logits: of the `last` token, or `all`.
-    Weights stay where they are until they are written (`write`). Raises ModelError.
+    Args:
+        model: A Circle model with roles attached (`o2o.contract`). Its decode graph is changed.
+        form: `standard`, or `ort` for ONNX Runtime's own operators.
+        logits: `last` for the logits of the last token only, or `all`.
+
+    Returns:
+        The ONNX model. Its weights are read when it is written (`o2o.formats.onnx_writer`).
+
+    Raises:
+        ModelError: The model has no decode graph, or an operator that has no ONNX lowering.
     """
     if model.format != "circle":
-        raise ModelError("this is TFLite: ONNX is made of Circle, which lower.litert.py has been given")
+        raise ModelError("ONNX needs a Circle model: pass the one that lower.litert.py was given")
     decode = decode_of(model)
     _check_roles(decode)
     return _Lowering(model, decode, FORMS[form], logits == "last").run()
@@ -66,165 +74,157 @@ def _check_roles(decode: Signature) -> None:
 
 
 class _Lowering:
-    def __init__(self, model: Model, decode: Signature, form: type[Standard], last: bool) -> None:
+    """The lowering of one decode graph."""
+
+    def __init__(self, model: Model, decode: Signature, form: type[StandardForm], last: bool) -> None:
         self.model, self.graph, self.last = model, decode.graph, last
         fuse_inputs(model, self.graph)
         roles = {value: role_of(value) for value in self.graph.inputs}
-        ends: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
-        strange = [v.name for v, role in roles.items() if role is None and v.uses()]
-        if strange:
-            label = model.label(self.graph)
-            raise ModelError(f"{label} takes {strange[0]}, of which the contract tells no role that ONNX has")
-        cache = ends["key_cache"]
+        inputs: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
+        label = model.label(self.graph)
+        if unknown := [value.name for value, role in roles.items() if role is None and value.uses()]:
+            raise ModelError(f"{label}: the input {unknown[0]} has no role in the o2o.contract")
+        cache = inputs["key_cache"]
         layout = getattr(role_of(cache), "layout", None)
         if layout is None:
-            raise ModelError(f"the contract of {cache.name} tells no layout")
-        self.op = Emitter()
+            raise ModelError(f"{label}: the cache {cache.name} has no layout in the o2o.contract")
+        self.op = OnnxBuilder()
         capacity = shape_of(cache)[layout.index("T")]
         quantized = any(is_quantized(value) for value in self.graph.initializers.values())
-        self.tokens = Tokens(model, self.graph, self.op, ends, capacity, form.front(quantized))
-        self.given_out = self.op.value("logits", FLOAT, [1])
+        leading = form.leading_axes(quantized)
+        self.tokens = TokenValues(model, self.graph, self.op, inputs, capacity, leading)
+        self.logits_output = self.op.value("logits", FLOAT, [1])
         self.form = form(self.tokens)
         self.caches = Caches(self.tokens)
         self.logits = next(
             v for v in self.graph.outputs if (role := role_of(v)) is not None and role.kind == "logits"
         )
-        self.head = _head(self.logits)
+        self.head = _find_head(self.logits)
         self._check_outputs()
+        self._lowerings: dict[tuple[str, str], Callable[[ir.Node], None]] = {
+            (DOMAIN, "ATTENTION"): lambda node: lower_attention(self.tokens, self.form, self.caches, node),
+            (CUSTOM_DOMAIN, causal_attention.NAME): lambda node: lower_causal_attention(
+                self.tokens, self.form, self.caches, node
+            ),
+            (DOMAIN, "ROPE"): lambda node: lower_rope(self.tokens, self.form, node),
+            (DOMAIN, "DYNAMIC_UPDATE_SLICE"): self.caches.update,
+            (DOMAIN, "RMS_NORM"): self._lower_norm,
+            (DOMAIN, "FULLY_CONNECTED"): self._lower_fully_connected,
+            (DOMAIN, "GATHER"): self._lower_lookup,
+            (DOMAIN, "EMBEDDING_LOOKUP"): self._lower_lookup,
+        }
 
     def _check_outputs(self) -> None:
-        """Raises ModelError for what the graph gives out besides logits and caches: nothing may get lost."""
+        """Raise ModelError for outputs other than logits and updated caches: ONNX would not have them."""
         for value in self.graph.outputs:
             role = role_of(value)
-            told = role is not None and role.kind in ("key", "value")
-            if value is not self.logits and not (told and producer_of(value, "DYNAMIC_UPDATE_SLICE")):
-                label = self.model.label(self.graph)
+            is_cache = role is not None and role.is_rows and producer_of(value, "DYNAMIC_UPDATE_SLICE")
+            if value is not self.logits and not is_cache:
                 raise ModelError(
-                    f"{label} gives out {value.name}, neither logits nor a cache: remove.io.py removes it"
+                    f"{self.model.label(self.graph)}: the output {value.name} is neither logits nor a cache: "
+                    "remove.io.py removes it"
                 )
 
     def run(self) -> ir.Model:
+        """Lower all nodes in order, and return the model."""
         live = live_nodes(self.graph)
         for node in self.graph:
-            if node.outputs[0] in self.tokens.values:
-                continue  # done with another
-            if node in live and not all(map(self.tokens.is_without_tokens, node.outputs)):
-                self.node(node)
-        unwritten = self.caches.left()
-        if unwritten:
-            raise ModelError(f"{self.model.label(self.graph)} writes nothing into its cache {unwritten[0]}")
-        return self.finished()
+            if node.outputs[0] in self.tokens.lowered:
+                continue  # lowered together with another node
+            if node in live and not all(map(self.tokens.is_token_independent, node.outputs)):
+                self._lower(node)
+        if unwritten := self.caches.unwritten():
+            raise ModelError(f"{self.model.label(self.graph)}: nothing writes its cache {unwritten[0]}")
+        return self._model()
 
-    def node(self, node: ir.Node) -> None:
-        match node.domain, node.op_type:
-            case _, "ATTENTION" if node.domain == DOMAIN:
-                lower_attention(self.tokens, self.form, self.caches, node)
-            case _, causal_attention.NAME if node.domain == CUSTOM_DOMAIN:
-                lower_causal_attention(self.tokens, self.form, self.caches, node)
-            case _, _ if node.domain != DOMAIN:
-                raise self.tokens.refuse(node, "a custom operator, of which ONNX knows nothing")
-            case _, "DYNAMIC_UPDATE_SLICE":
-                self.caches.update(node)
-            case _, "TRANSPOSE" if node.inputs[0] in self.caches.written:
-                pass  # a cache by head, which is what attention looks at
-            case _, "RMS_NORM":
-                self.norm(node)
-            case _, "ADD" if (norm := _norm_behind(node)) is not None:
-                self.add_norm(node, norm)
-            case _, "MUL" if (x := _silu(node)) is not None:
-                y = self.form.silu(self.tokens.get(x, node), node.outputs[0].name or "")
-                self.tokens.put(node.outputs[0], y)
-            case _, "ROPE":
-                lower_rope(self.tokens, self.form, node)
-            case _, "FULLY_CONNECTED":
-                self.fully_connected(node)
-            case _, "GATHER" | "EMBEDDING_LOOKUP":
-                self.look_up(node)
-            case _:
-                lower_operator(self.tokens, node)
+    def _lower(self, node: ir.Node) -> None:
+        if node.domain == DOMAIN and self._lower_pattern(node):
+            return
+        lowering = self._lowerings.get((node.domain, node.op_type))
+        if lowering is not None:
+            lowering(node)
+        elif node.domain == DOMAIN:
+            lower_operator(self.tokens, node)
+        else:
+            raise self.tokens.error(node, "no ONNX lowering for a custom operator")
 
-    def norm(self, node: ir.Node) -> None:
+    def _lower_pattern(self, node: ir.Node) -> bool:
+        """Lower `node` together with its neighbours, or as part of them; whether it matched a pattern."""
+        if node.op_type == "TRANSPOSE" and node.inputs[0] in self.caches.written:
+            return True  # a cache by head: attention reads that layout anyway
+        if node.op_type == "ADD" and (norm := _following_norm(node)) is not None:
+            self._lower_add_norm(node, norm)
+            return True
+        if node.op_type == "MUL" and (x := _silu_operand(node)) is not None:
+            y = self.form.silu(self.tokens.get(x, node), node.outputs[0].name or "")
+            self.tokens.assign(node.outputs[0], y)
+            return True
+        return False
+
+    def _lower_norm(self, node: ir.Node) -> None:
         x, weight = node.inputs
         output = node.outputs[0]
         scale = constant_vector(self.tokens, weight, node)
-        found = self.tokens.operand(x, node, max(1, len(inner(output))))
+        operand = self.tokens.operand(x, node, max(1, len(token_shape(output))))
         epsilon = float(attribute(node, "epsilon", 0.0))
-        self.tokens.put(output, self.form.norm(found, scale, epsilon, output.name or ""))
+        self.tokens.assign(output, self.form.norm(operand, scale, epsilon, output.name or ""))
 
-    def add_norm(self, node: ir.Node, norm: ir.Node) -> None:
-        """ADD, and RMS_NORM of what it gives."""
+    def _lower_add_norm(self, node: ir.Node, norm: ir.Node) -> None:
+        """Lower ADD and the RMS_NORM of its result."""
         total, output = node.outputs[0], norm.outputs[0]
-        rank = len(inner(total))
+        rank = len(token_shape(total))
         x, y = (self.tokens.operand(value, node, rank) for value in node.inputs)
         scale = constant_vector(self.tokens, norm.inputs[1], norm)
         epsilon = float(attribute(norm, "epsilon", 0.0))
-        found = self.form.add_norm(x, y, scale, epsilon, (total.name or "", output.name or ""))
-        for value, made in zip((total, output), found, strict=True):
-            self.tokens.put(value, made)
+        results = self.form.add_norm(x, y, scale, epsilon, (total.name or "", output.name or ""))
+        for value, result in zip((total, output), results, strict=True):
+            self.tokens.assign(value, result)
 
-    def fully_connected(self, node: ir.Node) -> None:
+    def _lower_fully_connected(self, node: ir.Node) -> None:
         x, w, bias = [*node.inputs, None][:3]
         output = node.outputs[0]
         assert x is not None
-        what = self.tokens.called(node)
         if attribute(node, "weightsFormat", 0):
-            raise self.tokens.refuse(node, "its weights have a format of their own")
-        matrix = matrix_of(w, what)
-        count = math.prod(shape_of(x)) // matrix.columns  # of rows that a token has
-        found = self.tokens.viewed(x, node, [matrix.columns] if count == 1 else [count, matrix.columns])
+            raise self.tokens.error(node, "shuffled weights are not supported")
+        matrix = matrix_of(w, self.tokens.called(node))
+        rows = math.prod(shape_of(x)) // matrix.columns  # of one token
+        operand = self.tokens.reshaped(x, node, [matrix.columns] if rows == 1 else [rows, matrix.columns])
         if node is self.head and self.last:
-            found = self.last_row(found)
-        added = None if bias is None else constant_vector(self.tokens, bias, node)
-        y = activated(self.tokens, node, self.form.linear(found, matrix, added, output.name or ""))
-        self.tokens.put(output, y)
+            operand = self._last_row(operand)
+        bias_vector = None if bias is None else constant_vector(self.tokens, bias, node)
+        y = self.form.linear(operand, matrix, bias_vector, output.name or "")
+        self.tokens.assign(output, with_activation(self.tokens, node, y))
 
-    def last_row(self, x: ir.Value) -> ir.Value:
-        """What the last token has of `x` [*front, ...]."""
-        axis = len(self.tokens.front) - 1
-        ends = [self.op.constant([end], "end") for end in (-1, np.iinfo(np.int64).max, axis)]
+    def _last_row(self, x: ir.Value) -> ir.Value:
+        """The row of the last token in `x` [*leading, ...]."""
+        axis = len(self.tokens.leading) - 1
+        bounds = [self.op.constant([bound], "bound") for bound in (-1, np.iinfo(np.int64).max, axis)]
         shape = [1] * (axis + 1) + dims(x)[axis + 1 :]
-        return self.op.node("Slice", [x, *ends], shape, name="last")
+        return self.op.node("Slice", [x, *bounds], shape, name="last")
 
-    def look_up(self, node: ir.Node) -> None:
+    def _lower_lookup(self, node: ir.Node) -> None:
         lookup = lookup_operands(node)
         assert lookup is not None
         table, ids = lookup
         output = node.outputs[0]
         if attribute(node, "axis", 0) or attribute(node, "batchDims", 0):
-            raise self.tokens.refuse(node, "it takes other than rows")
+            raise self.tokens.error(node, "only lookups of rows are supported")
         matrix = matrix_of(table, self.tokens.called(node))
-        found = self.form.look_up(self.tokens.get(ids, node), matrix, output.name or "")
-        self.tokens.put(output, cast(self.tokens, found, output))
+        rows = self.form.embedding(self.tokens.get(ids, node), matrix, output.name or "")
+        self.tokens.assign(output, cast(self.tokens, rows, output))
 
-    # the ends ----------------------------------------------------------------------------------------
-
-    def finished(self) -> ir.Model:
-        found = self.tokens.get(self.logits, self.logits.producer() or next(iter(self.graph)))
-        V = shape_of(self.logits)[-1]
-        if self.last and "T" in dims(found):  # its head was not found, or others need all its rows
-            found = self.last_row(found)
-        shape = [1, self.tokens.front_of(found)[-1], V]
-        if dims(found) == shape and found.producer() is not None and found.dtype == FLOAT:
-            found.name, logits = "logits", found
-        else:
-            logits = self.given_out
-            logits.shape = ir.Shape(shape)
-            self.op.add("Reshape", [found, self.op.constant([1, -1, V], "logits_shape")], [logits])
-        past, present = self.caches.ends()
+    def _model(self) -> ir.Model:
+        """The ONNX model of the nodes that were built."""
+        logits = self._logits()
+        past, present = self.caches.inputs_and_outputs()
         inputs = [self.tokens.tokens, self.tokens.position, *past]
         outputs = [logits, *present]
-        for value, kind in ((inputs[0], "tokens"), (inputs[1], "position"), (logits, "logits")):
-            value.meta["role"] = Role(kind)  # type: ignore[arg-type]
-        for cache, ends in self.caches.by_input.items():
-            role = role_of(cache)
-            assert role is not None
-            ends.past.meta["role"] = Role(role.kind, role.layer, "BNTH")
-            kind = role.kind.removesuffix("_cache")
-            ends.present.meta["role"] = Role(kind, role.layer, "BNTH")  # type: ignore[arg-type]
+        for value, role in zip((*inputs[:2], logits), _ROLES, strict=True):
+            value.meta["role"] = role
         graph = ir.Graph(
             inputs,
             outputs,
-            nodes=_needed(self.op.nodes, outputs),
+            nodes=_live_nodes(self.op.nodes, outputs),
             initializers=[],
             opset_imports=self.form.opsets,
             name="decode",
@@ -237,25 +237,47 @@ class _Lowering:
             [onnx.helper.make_opsetid("", self.form.opsets[""])], ignore_unknown=True
         )
         lowered = ir.Model(graph, ir_version=version, producer_name="o2o", producer_version=__version__)
-        tell(lowered, self.model)
+        _attach_metadata(lowered, self.model)
         return lowered
 
+    def _logits(self) -> ir.Value:
+        """The output `logits`, [1, T, V], or [1, 1, V] of the last token."""
+        logits = self.tokens.get(self.logits, self.logits.producer() or next(iter(self.graph)))
+        V = shape_of(self.logits)[-1]
+        if self.last and "T" in dims(logits):  # the head was not found, or has other users
+            logits = self._last_row(logits)
+        shape = [1, self.tokens.leading_of(logits)[-1], V]
+        if dims(logits) == shape and logits.producer() is not None and logits.dtype == FLOAT:
+            logits.name = "logits"
+            return logits
+        self.logits_output.shape = ir.Shape(shape)
+        self.op.add("Reshape", [logits, self.op.constant([1, -1, V], "logits_shape")], [self.logits_output])
+        return self.logits_output
 
-def tell(lowered: ir.Model, model: Model) -> None:
-    """Write contract, history and the like into the metadata of `lowered`, which was made of `model`."""
+
+_ROLES = Role("tokens"), Role("position"), Role("logits")
+
+
+def _attach_metadata(lowered: ir.Model, model: Model) -> None:
+    """Store the contract of `lowered`, and the history and quantization metadata of `model`, in `lowered`."""
     graph = lowered.graph
-    ends = ({value.name or "": value for value in some} for some in (graph.inputs, graph.outputs))
-    signed = Model("circle", [graph], [Signature("decode", graph, *ends)])
-    told = contract.contract_of(signed)
-    lowered.metadata_props[contract.METADATA_NAME] = json.dumps(told, separators=(",", ":"))
+    io_values = ({value.name or "": value for value in values} for values in (graph.inputs, graph.outputs))
+    signed = Model("circle", [graph], [Signature("decode", graph, *io_values)])
+    text = json.dumps(contract.contract_of(signed), separators=(",", ":"))
+    lowered.metadata_props[contract.METADATA_NAME] = text
     if quantization := dict(model.metadata).get(metadata.METADATA_NAME):
         lowered.metadata_props[metadata.METADATA_NAME] = quantization.decode()
-    if (done := history.dumps(model.history)) is not None:
-        lowered.metadata_props[history.METADATA_NAME] = done.decode()
+    if (entries := history.dumps(model.history)) is not None:
+        lowered.metadata_props[history.METADATA_NAME] = entries.decode()
 
 
-def _head(logits: ir.Value) -> ir.Node | None:
-    """The FULLY_CONNECTED that makes them, if what comes between goes by element, with constants alone."""
+def _find_head(logits: ir.Value) -> ir.Node | None:
+    """The FULLY_CONNECTED that computes the logits, or None.
+
+    Only elementwise operators with constants, and reshapes, may follow it. They give the same for the last
+    token alone, so the head need not multiply the others. Without a head, all rows are computed and the last
+    one is taken: slower, with the same result.
+    """
     value = logits
     while (node := value.producer()) is not None and node.domain == DOMAIN:
         if len(value.uses()) > (0 if value is logits else 1):
@@ -263,24 +285,25 @@ def _head(logits: ir.Value) -> ir.Node | None:
         if node.op_type == "FULLY_CONNECTED":
             return node
         operands = [v for v in node.inputs if v is not None and not is_constant(v)]
-        if len(operands) != 1 or node.op_type not in _AFTER_HEAD:
+        if len(operands) != 1 or not (is_elementwise(node) or facts_of(node).movement == "reshape"):
             return None
         (value,) = operands
     return None
 
 
-def _norm_behind(node: ir.Node) -> ir.Node | None:
-    """The RMS_NORM of what `node`, an ADD of two vectors of a token, gives, if there is one."""
+def _following_norm(node: ir.Node) -> ir.Node | None:
+    """The RMS_NORM of the result of `node`, an ADD of two vectors of a token; None if there is none."""
     output = node.outputs[0]
-    same = all(v is not None and not is_constant(v) and inner(v) == inner(output) for v in node.inputs)
-    if not same or len(inner(output)) != 1 or attribute(node, "fusedActivationFunction", 0):
+    shape = token_shape(output)
+    same_shape = all(v is not None and not is_constant(v) and token_shape(v) == shape for v in node.inputs)
+    if not same_shape or len(shape) != 1 or attribute(node, "fusedActivationFunction", 0):
         return None
     users = [use.node for use in output.uses() if use.idx == 0]
     return next((user for user in users if (user.domain, user.op_type) == (DOMAIN, "RMS_NORM")), None)
 
 
-def _silu(node: ir.Node) -> ir.Value | None:
-    """x, when `node`, a MUL, gives x times its logistic function."""
+def _silu_operand(node: ir.Node) -> ir.Value | None:
+    """x, if `node`, a MUL, computes x * LOGISTIC(x); else None."""
     if attribute(node, "fusedActivationFunction", 0):
         return None
     for x, gate in (node.inputs, reversed(node.inputs)):
@@ -290,15 +313,12 @@ def _silu(node: ir.Node) -> ir.Value | None:
     return None
 
 
-_AFTER_HEAD = {"ADD", "SUB", "MUL", "DIV", "TANH", "CAST", "RESHAPE"}
-
-
-def _needed(nodes: list[ir.Node], outputs: list[ir.Value]) -> list[ir.Node]:
-    """Those of `nodes` that `outputs` need, in their order."""
-    wanted = set(outputs)
-    kept = []
+def _live_nodes(nodes: list[ir.Node], outputs: list[ir.Value]) -> list[ir.Node]:
+    """The nodes that `outputs` depend on, in the same order."""
+    needed = set(outputs)
+    live = []
     for node in reversed(nodes):
-        if any(value in wanted for value in node.outputs):
-            kept.append(node)
-            wanted |= {value for value in node.inputs if value is not None}
-    return kept[::-1]
+        if any(value in needed for value in node.outputs):
+            live.append(node)
+            needed |= {value for value in node.inputs if value is not None}
+    return live[::-1]

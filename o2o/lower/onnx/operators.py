@@ -1,6 +1,6 @@
-"""Circle's plain operators in ONNX, T tokens at a time (`o2o.lower.onnx.per_token`).
+"""Circle's other operators in ONNX, for T tokens at a time (`o2o.lower.onnx.per_token`).
 
-Axes are counted from the end: in front of what one token has stand T, or 1 and T.
+A new operator needs one entry in `RULES`. Axes are counted from the end, because leading axes are added.
 """
 
 from __future__ import annotations
@@ -13,102 +13,138 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import is_quantized, numbers
 from o2o.lower.onnx.builder import dims
-from o2o.lower.onnx.per_token import Tokens, inner
+from o2o.lower.onnx.per_token import TokenValues, token_shape
 from o2o.model import attribute, shape_of
 from o2o.operators.reference import NotEvaluable, slice_bounds
 from o2o.rewriting.matchers import constant_ints
 
-Rule = Callable[[Tokens, ir.Node], None]
+Rule = Callable[[TokenValues, ir.Node], None]
+"""Builds the ONNX operators of a node and assigns its results."""
 
 
-def lower_operator(tokens: Tokens, node: ir.Node) -> None:
-    """Raises ModelError for an operator that has no rule here, or cannot be done for each token alone."""
+def lower_operator(tokens: TokenValues, node: ir.Node) -> None:
+    """Lower an operator by its rule.
+
+    Args:
+        tokens: The values of the graph.
+        node: A builtin operator.
+
+    Raises:
+        ModelError: It has no rule, or its rule does not support its operands or attributes.
+    """
     rule = RULES.get(node.op_type)
     if rule is None:
-        raise tokens.refuse(node, "ONNX has no such operator, or it is not known here how to do it by token")
+        raise tokens.error(node, f"no ONNX lowering for {node.op_type} (see o2o/lower/onnx/operators.py)")
     rule(tokens, node)
 
 
 def _elementwise(op_type: str) -> Rule:
-    """An operator that goes by element, after broadcasting."""
+    """An elementwise operator with broadcasting."""
 
-    def rule(tokens: Tokens, node: ir.Node) -> None:
+    def rule(tokens: TokenValues, node: ir.Node) -> None:
         output = node.outputs[0]
-        shape = inner(output)
+        shape = token_shape(output)
         operands = [tokens.operand(value, node, len(shape)) for value in node.inputs]
-        full = [*tokens.front_of(*operands), *shape]
+        full = [*tokens.leading_of(*operands), *shape]
         y = tokens.op.node(op_type, operands, full, output.dtype, name=output.name or "")
-        tokens.put(output, activated(tokens, node, y))
+        tokens.assign(output, with_activation(tokens, node, y))
 
     return rule
 
 
 def _chain(*op_types: str) -> Rule:
-    """Operators of one operand, one behind the other."""
+    """A sequence of elementwise operators of one operand."""
 
-    def rule(tokens: Tokens, node: ir.Node) -> None:
+    def rule(tokens: TokenValues, node: ir.Node) -> None:
         output = node.outputs[0]
-        x = tokens.operand(node.inputs[0], node, len(inner(output)))
+        x = tokens.operand(node.inputs[0], node, len(token_shape(output)))
         for op_type in op_types:
             x = tokens.op.node(op_type, [x], dims(x), name=output.name or "")
-        tokens.put(output, x)
+        tokens.assign(output, x)
 
     return rule
 
 
-def activated(tokens: Tokens, node: ir.Node, y: ir.Value) -> ir.Value:
-    """`y` with the activation that is fused into `node`: see `o2o.operators.reference`."""
+def with_activation(tokens: TokenValues, node: ir.Node, y: ir.Value) -> ir.Value:
+    """Apply the activation that is fused into a node.
+
+    Args:
+        tokens: The values of the graph.
+        node: An operator with `fusedActivationFunction`.
+        y: Its result before the activation.
+
+    Returns:
+        The result after it; `y` without an activation.
+
+    Raises:
+        ModelError: ONNX has no such activation.
+    """
     kind = attribute(node, "fusedActivationFunction", 0)
     bounds = {2: (-1, 1), 3: (0, 6)}
     if kind == 0:
         return y
     if kind in bounds:
-        ends = [tokens.op.constant(end, "bound", np.float32) for end in bounds[kind]]
-        return tokens.op.node("Clip", [y, *ends], dims(y), name=f"{y.name}/activated")
+        limits = [tokens.op.constant(limit, "bound", np.float32) for limit in bounds[kind]]
+        return tokens.op.node("Clip", [y, *limits], dims(y), name=f"{y.name}/activated")
     if kind in (1, 4):
         return tokens.op.node("Relu" if kind == 1 else "Tanh", [y], dims(y), name=f"{y.name}/activated")
-    raise tokens.refuse(node, f"its fused activation {kind} has no meaning in ONNX")
+    raise tokens.error(node, f"no ONNX lowering for its fused activation {kind}")
 
 
-def _squared(tokens: Tokens, node: ir.Node) -> None:
+def _squared(tokens: TokenValues, node: ir.Node) -> None:
     output = node.outputs[0]
-    x = tokens.operand(node.inputs[0], node, len(inner(output)))
-    tokens.put(output, tokens.op.node("Mul", [x, x], dims(x), name=output.name or ""))
+    x = tokens.operand(node.inputs[0], node, len(token_shape(output)))
+    tokens.assign(output, tokens.op.node("Mul", [x, x], dims(x), name=output.name or ""))
 
 
-def _squared_difference(tokens: Tokens, node: ir.Node) -> None:
+def _squared_difference(tokens: TokenValues, node: ir.Node) -> None:
     output = node.outputs[0]
-    shape = inner(output)
+    shape = token_shape(output)
     x, y = (tokens.operand(value, node, len(shape)) for value in node.inputs)
-    full = [*tokens.front_of(x, y), *shape]
+    full = [*tokens.leading_of(x, y), *shape]
     difference = tokens.op.node("Sub", [x, y], full)
-    tokens.put(output, tokens.op.node("Mul", [difference, difference], full, name=output.name or ""))
+    tokens.assign(output, tokens.op.node("Mul", [difference, difference], full, name=output.name or ""))
 
 
-def cast(tokens: Tokens, x: ir.Value, output: ir.Value) -> ir.Value:
-    """`x` in the dtype that `output` has."""
+def cast(tokens: TokenValues, x: ir.Value, output: ir.Value) -> ir.Value:
+    """Convert an ONNX value to the dtype of a Circle value.
+
+    Args:
+        tokens: The values of the graph.
+        x: An ONNX value.
+        output: The Circle value.
+
+    Returns:
+        x after a Cast; x itself if it has the dtype.
+    """
     assert output.dtype is not None
     if x.dtype == output.dtype:
         return x
     return tokens.op.node("Cast", [x], dims(x), output.dtype, name=output.name or "", to=int(output.dtype))
 
 
-def _cast(tokens: Tokens, node: ir.Node) -> None:
+def _lower_cast(tokens: TokenValues, node: ir.Node) -> None:
     x, output = node.inputs[0], node.outputs[0]
     if node.op_type == "DEQUANTIZE" and (x is None or x.dtype != ir.DataType.FLOAT16 or is_quantized(x)):
-        raise tokens.refuse(node, "it turns back what is quantised on the way")
-    tokens.put(output, cast(tokens, tokens.operand(x, node, len(inner(output))), output))
+        raise tokens.error(node, "dequantising activations is not supported")
+    tokens.assign(output, cast(tokens, tokens.operand(x, node, len(token_shape(output))), output))
 
 
-def _reshape(tokens: Tokens, node: ir.Node) -> None:
+def _reshape(tokens: TokenValues, node: ir.Node) -> None:
     output, x = node.outputs[0], node.inputs[0]
     assert x is not None
-    tokens.put(output, tokens.get(x, node))
+    tokens.assign(output, tokens.get(x, node))
 
 
-def mixes_token(node: ir.Node) -> bool:
-    """Whether `node`, a layout operator, puts the numbers of a token in another order, as does a TRANSPOSE of
-    more than axes of size 1."""
+def permutes_token(node: ir.Node) -> bool:
+    """Return whether a layout operator changes the order of a token's elements.
+
+    Args:
+        node: A layout operator such as RESHAPE or TRANSPOSE.
+
+    Returns:
+        Whether it is a TRANSPOSE that moves more than axes of size 1.
+    """
     if node.op_type != "TRANSPOSE":
         return False
     axes, x = constant_ints(node.inputs[1]), node.inputs[0]
@@ -116,122 +152,123 @@ def mixes_token(node: ir.Node) -> bool:
     return axes is None or moving != sorted(moving)
 
 
-def _transpose(tokens: Tokens, node: ir.Node) -> None:
+def _transpose(tokens: TokenValues, node: ir.Node) -> None:
     x, axes = node.inputs[0], constant_ints(node.inputs[1])
     assert x is not None
     if axes is None:
-        raise tokens.refuse(node, "its permutation is not constant")
+        raise tokens.error(node, "its permutation is not a constant")
     shape = shape_of(x)
-    found = tokens.get(x, node)
-    if mixes_token(node):
-        front = range(len(tokens.front))
-        found = tokens.op.reshape(found, [*tokens.front_of(found), *shape])
-        order = [*front, *(len(front) + axis for axis in axes)]
-        found = tokens.op.transpose(found, order, name=node.outputs[0].name or "")
-    tokens.put(node.outputs[0], found)
+    y = tokens.get(x, node)
+    if permutes_token(node):
+        leading = range(len(tokens.leading))
+        y = tokens.op.reshape(y, [*tokens.leading_of(y), *shape])
+        order = [*leading, *(len(leading) + axis for axis in axes)]
+        y = tokens.op.transpose(y, order, name=node.outputs[0].name or "")
+    tokens.assign(node.outputs[0], y)
 
 
-def _concatenation(tokens: Tokens, node: ir.Node) -> None:
+def _concatenation(tokens: TokenValues, node: ir.Node) -> None:
     output = node.outputs[0]
     rank = len(shape_of(output))
     axis = attribute(node, "axis", 0) % rank - rank
-    keep = max(len(inner(output)), -axis)
+    keep = max(len(token_shape(output)), -axis)
     parts = []
     for value in node.inputs:
         assert value is not None
         folded = tokens.fold(value)
-        if folded is not None:  # constants have no T to be joined along
+        if folded is not None:  # a constant needs the leading axes too
             table = np.broadcast_to(folded, shape_of(value)).reshape(shape_of(value)[rank - keep :])
             constant = tokens.op.constant(table, value.name or "constant", table.dtype)
-            front = [tokens.op.constant([1], "one")] * (len(tokens.front) - 1) + [tokens.count]
-            shapes = [*front, tokens.op.constant(table.shape, "shape")]
-            target = tokens.op.node("Concat", shapes, [len(front) + keep], axis=0)
-            parts.append(tokens.op.node("Expand", [constant, target], [*tokens.front, *table.shape]))
+            leading = [tokens.op.constant([1], "one")] * (len(tokens.leading) - 1) + [tokens.count]
+            shapes = [*leading, tokens.op.constant(table.shape, "shape")]
+            target = tokens.op.node("Concat", shapes, [len(leading) + keep], axis=0)
+            parts.append(tokens.op.node("Expand", [constant, target], [*tokens.leading, *table.shape]))
         else:
-            parts.append(tokens.viewed(value, node, shape_of(value)[rank - keep :]))
-    shape = [*tokens.front_of(*parts), *shape_of(output)[rank - keep :]]
+            parts.append(tokens.reshaped(value, node, shape_of(value)[rank - keep :]))
+    shape = [*tokens.leading_of(*parts), *shape_of(output)[rank - keep :]]
     y = tokens.op.node("Concat", parts, shape, name=output.name or "", axis=axis)
-    tokens.put(output, activated(tokens, node, y))
+    tokens.assign(output, with_activation(tokens, node, y))
 
 
-def _slice(tokens: Tokens, node: ir.Node) -> None:
+def _slice(tokens: TokenValues, node: ir.Node) -> None:
     x, output = node.inputs[0], node.outputs[0]
     assert x is not None
     try:
         bounds = slice_bounds(node)
     except NotEvaluable as reason:
-        raise tokens.refuse(node, str(reason)) from reason
+        raise tokens.error(node, str(reason)) from reason
     shape = shape_of(x)
     cut = [axis for axis, bound in enumerate(bounds) if bound != (0, shape[axis], 1)]
     if any(bounds[axis][2] < 0 for axis in cut):
-        raise tokens.refuse(node, "it goes backwards")
-    keep = max(len(inner(x)), *(len(shape) - axis for axis in cut), 0) if cut else len(inner(x))
-    found = tokens.viewed(x, node, shape[len(shape) - keep :])
+        raise tokens.error(node, "negative steps are not supported")
+    keep = max(len(token_shape(x)), *(len(shape) - axis for axis in cut), 0) if cut else len(token_shape(x))
+    y = tokens.reshaped(x, node, shape[len(shape) - keep :])
     if cut:
-        named = zip(
-            ("starts", "ends", "steps"), zip(*(bounds[axis] for axis in cut), strict=True), strict=True
+        columns = zip(*(bounds[axis] for axis in cut), strict=True)
+        starts, stops, steps = (
+            tokens.op.constant(list(column), name)
+            for name, column in zip(("starts", "ends", "steps"), columns, strict=True)
         )
-        starts, ends, steps = (tokens.op.constant(list(those), name) for name, those in named)
         axes = tokens.op.constant([axis - len(shape) for axis in cut], "axes")
-        after = [*tokens.front_of(found), *shape_of(output)[len(shape) - keep :]]
-        found = tokens.op.node("Slice", [found, starts, ends, axes, steps], after, name=output.name or "")
-    tokens.put(output, found)
+        new_shape = [*tokens.leading_of(y), *shape_of(output)[len(shape) - keep :]]
+        y = tokens.op.node("Slice", [y, starts, stops, axes, steps], new_shape, name=output.name or "")
+    tokens.assign(output, y)
 
 
-def _split(tokens: Tokens, node: ir.Node) -> None:
+def _split(tokens: TokenValues, node: ir.Node) -> None:
     if node.op_type == "SPLIT_V":
         x, sizes, axes = node.inputs[0], constant_ints(node.inputs[1]), constant_ints(node.inputs[2])
     else:
         x, sizes, axes = node.inputs[1], [], constant_ints(node.inputs[0])
     assert x is not None
     if axes is None or sizes is None:
-        raise tokens.refuse(node, "its axis or its sizes are not constant")
+        raise tokens.error(node, "its axis or its sizes are not constants")
     shape = shape_of(x)
     axis = axes[0] % len(shape) - len(shape)
-    keep = max(len(inner(x)), -axis)
-    found = tokens.viewed(x, node, shape[len(shape) - keep :])
+    keep = max(len(token_shape(x)), -axis)
+    operand = tokens.reshaped(x, node, shape[len(shape) - keep :])
     lengths = [shape_of(output)[axis] for output in node.outputs]
     parts = []
     for output, length in zip(node.outputs, lengths, strict=True):
-        after = dims(found)
-        after[axis] = length
-        assert found.dtype is not None
-        parts.append(tokens.op.value(output.name or "part", found.dtype, after))
-    tokens.op.add("Split", [found, tokens.op.constant(lengths, "lengths")], parts, axis=axis)
+        part_shape = dims(operand)
+        part_shape[axis] = length
+        assert operand.dtype is not None
+        parts.append(tokens.op.value(output.name or "part", operand.dtype, part_shape))
+    tokens.op.add("Split", [operand, tokens.op.constant(lengths, "lengths")], parts, axis=axis)
     for output, part in zip(node.outputs, parts, strict=True):
-        tokens.put(output, part)
+        tokens.assign(output, part)
 
 
 def _reduce(op_type: str) -> Rule:
-    def rule(tokens: Tokens, node: ir.Node) -> None:
+    def rule(tokens: TokenValues, node: ir.Node) -> None:
         x, axes = node.inputs[0], constant_ints(node.inputs[1])
         assert x is not None
         if axes is None:
-            raise tokens.refuse(node, "its axes are not constant")
+            raise tokens.error(node, "its axes are not constants")
         shape = shape_of(x)
-        behind = sorted({axis % len(shape) - len(shape) for axis in axes if shape[axis] != 1})
-        keep = max([len(inner(x)), *(-axis for axis in behind)])
-        found = tokens.viewed(x, node, shape[len(shape) - keep :])
-        if behind:
-            after = [1 if i - len(dims(found)) in behind else dim for i, dim in enumerate(dims(found))]
-            operands = [found, tokens.op.constant(behind, "axes")]
-            found = tokens.op.node(op_type, operands, after, name=node.outputs[0].name or "", keepdims=1)
-        tokens.put(node.outputs[0], found)
+        reduced = sorted({axis % len(shape) - len(shape) for axis in axes if shape[axis] != 1})
+        keep = max([len(token_shape(x)), *(-axis for axis in reduced)])
+        y = tokens.reshaped(x, node, shape[len(shape) - keep :])
+        if reduced:
+            new_shape = [1 if i - len(dims(y)) in reduced else dim for i, dim in enumerate(dims(y))]
+            operands = [y, tokens.op.constant(reduced, "axes")]
+            y = tokens.op.node(op_type, operands, new_shape, name=node.outputs[0].name or "", keepdims=1)
+        tokens.assign(node.outputs[0], y)
 
     return rule
 
 
-def _softmax(tokens: Tokens, node: ir.Node) -> None:
+def _softmax(tokens: TokenValues, node: ir.Node) -> None:
     output = node.outputs[0]
     if attribute(node, "beta", 1.0) != 1:
-        raise tokens.refuse(node, "its beta is not 1")
-    x = tokens.operand(node.inputs[0], node, len(inner(output)) or 1)
-    tokens.put(output, tokens.op.node("Softmax", [x], dims(x), name=output.name or "", axis=-1))
+        raise tokens.error(node, "its beta is not 1")
+    x = tokens.operand(node.inputs[0], node, len(token_shape(output)) or 1)
+    tokens.assign(output, tokens.op.node("Softmax", [x], dims(x), name=output.name or "", axis=-1))
 
 
-def _matmul(tokens: Tokens, node: ir.Node) -> None:
+def _batch_matmul(tokens: TokenValues, node: ir.Node) -> None:
     output = node.outputs[0]
-    rank = max(2, len(inner(output)), *(len(inner(v)) for v in node.inputs if v is not None))
+    rank = max(2, len(token_shape(output)), *(len(token_shape(v)) for v in node.inputs if v is not None))
     sides = []
     for value, adjoint in zip(node.inputs, ("adjointLhs", "adjointRhs"), strict=False):
         side = tokens.operand(value, node, rank)
@@ -242,22 +279,35 @@ def _matmul(tokens: Tokens, node: ir.Node) -> None:
             side = tokens.op.transpose(side, [*axes[:-2], axes[-1], axes[-2]])
         sides.append(side)
     full = shape_of(output)
-    shape = [*tokens.front_of(*sides), *(1,) * (rank - len(full)), *full[max(0, len(full) - rank) :]]
-    tokens.put(output, tokens.op.node("MatMul", sides, shape, name=output.name or ""))
+    shape = [*tokens.leading_of(*sides), *(1,) * (rank - len(full)), *full[max(0, len(full) - rank) :]]
+    tokens.assign(output, tokens.op.node("MatMul", sides, shape, name=output.name or ""))
 
 
-def _gelu(tokens: Tokens, node: ir.Node) -> None:
+def _gelu(tokens: TokenValues, node: ir.Node) -> None:
     output = node.outputs[0]
-    x = tokens.operand(node.inputs[0], node, len(inner(output)))
-    how = "tanh" if attribute(node, "approximate", False) else "none"
-    tokens.put(output, tokens.op.node("Gelu", [x], dims(x), name=output.name or "", approximate=how))
+    x = tokens.operand(node.inputs[0], node, len(token_shape(output)))
+    approximation = "tanh" if attribute(node, "approximate", False) else "none"
+    y = tokens.op.node("Gelu", [x], dims(x), name=output.name or "", approximate=approximation)
+    tokens.assign(output, y)
 
 
-def constant_vector(tokens: Tokens, value: ir.Value | None, node: ir.Node) -> ir.Value:
-    """The constant [D] `value`, such as the weight of a norm, as it is."""
+def constant_vector(tokens: TokenValues, value: ir.Value | None, node: ir.Node) -> ir.Value:
+    """Return a constant vector, such as the weight of a norm or a bias.
+
+    Args:
+        tokens: The values of the graph.
+        value: A constant of D elements.
+        node: The node that takes it, for messages.
+
+    Returns:
+        The ONNX constant [D].
+
+    Raises:
+        ModelError: It is missing, quantised or not a constant.
+    """
     array = numbers(value)
     if array is None or value is None or math.prod(array.shape) != array.size:
-        raise tokens.refuse(node, "its weight is not a constant")
+        raise tokens.error(node, "its weight is not a constant")
     return tokens.op.constant(array.reshape(-1), value.name or "weight", array.dtype)
 
 
@@ -285,8 +335,8 @@ RULES: dict[str, Rule] = {
     "GELU": _gelu,
     "FLOOR": _chain("Floor"),
     "CEIL": _chain("Ceil"),
-    "CAST": _cast,
-    "DEQUANTIZE": _cast,
+    "CAST": _lower_cast,
+    "DEQUANTIZE": _lower_cast,
     "LESS": _elementwise("Less"),
     "LESS_EQUAL": _elementwise("LessOrEqual"),
     "GREATER": _elementwise("Greater"),
@@ -310,5 +360,5 @@ RULES: dict[str, Rule] = {
     "REDUCE_MAX": _reduce("ReduceMax"),
     "REDUCE_MIN": _reduce("ReduceMin"),
     "SOFTMAX": _softmax,
-    "BATCH_MATMUL": _matmul,
+    "BATCH_MATMUL": _batch_matmul,
 }

@@ -1,4 +1,4 @@
-"""ONNX as the standard has it: operators of opset 24, for any runtime that conforms to it."""
+"""The form `standard`: operators of ONNX opset 24 only, for any conforming runtime."""
 
 from __future__ import annotations
 
@@ -11,22 +11,32 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import with_shape
 from o2o.lower.onnx.builder import BOOL, FLOAT, Dim, dims
-from o2o.lower.onnx.lazy_tensors import computed
-from o2o.lower.onnx.per_token import Tokens
+from o2o.lower.onnx.lazy_tensors import lazy_float32
+from o2o.lower.onnx.per_token import TokenValues
 from o2o.lower.onnx.weights import Matrix
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Of a rotation: cos and sin at each position, float32 [capacity, H / 2]."""
+class RopeTables:
+    """Rotation tables: cos and sin at each position, float32 [S, H / 2]."""
 
     cos: ir.Value
     sin: ir.Value
 
     @classmethod
-    def of(cls, tokens: Tokens, cos: ir.Value, sin: ir.Value, H: int) -> Tables | None:
-        """None for what does not depend on the position alone, or turns the halves of a head differently."""
-        found = []
+    def of(cls, tokens: TokenValues, cos: ir.Value, sin: ir.Value, H: int) -> RopeTables | None:
+        """Compute the tables of a rotation.
+
+        Args:
+            tokens: The values of the graph.
+            cos: cos in the Circle graph, H elements.
+            sin: sin in the Circle graph, H elements.
+            H: The head dimension.
+
+        Returns:
+            The tables; None if they depend on more than the position, or differ between the halves of a head.
+        """
+        tables = []
         for value in (cos, sin):
             table = tokens.table(value)
             if (
@@ -35,23 +45,23 @@ class Tables:
                 or not np.array_equal(table[:, : H // 2], table[:, H // 2 :])
             ):
                 return None
-            found.append(tokens.op.constant(table[:, : H // 2], f"{value.name}/table", np.float32))
-        return cls(*found)
+            tables.append(tokens.op.constant(table[:, : H // 2], f"{value.name}/table", np.float32))
+        return cls(*tables)
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Queries, keys or values of T tokens: float32 [*front, count * H]; `tables` rotate them."""
+    """Queries, keys or values of T tokens, float32 [*leading, count * H], to be rotated by `tables`."""
 
     value: ir.Value
     count: int
     H: int
-    tables: Tables | None = None
+    tables: RopeTables | None = None
 
 
 @dataclass(frozen=True)
 class Cache:
-    """An input [1, K, S, H], and the output that it is with new rows. layout: what Circle has it in."""
+    """A KV cache: the ONNX input and output, [1, K, S, H], and the layout of the Circle input."""
 
     past: ir.Value
     present: ir.Value
@@ -59,8 +69,8 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class Attend:
-    """Attention to caches after the new keys and values have been written into them."""
+class CachedAttention:
+    """Causal attention of q to the caches `keys` and `values`, after k and v are written into them."""
 
     q: Heads
     k: Heads
@@ -72,9 +82,12 @@ class Attend:
 
 
 @dataclass(frozen=True)
-class Projected:
-    """Attention of N heads to K, of size H, with queries and keys rotated by `tables`. They and the values
-    are x [*front, D] times the matrices, plus the biases."""
+class ProjectedAttention:
+    """Causal attention of N query heads to K key heads, with the projections in front of it.
+
+    Queries, keys and values are x [*leading, D] times `matrices`, plus `biases`. `tables` rotate the queries
+    and keys.
+    """
 
     x: ir.Value
     matrices: Sequence[Matrix]
@@ -83,153 +96,265 @@ class Projected:
     N: int
     K: int
     H: int
-    tables: Tables | None
+    tables: RopeTables | None
     keys: Cache
     values: Cache
     scale: float
     name: str
 
 
-class Standard:
-    """How the parts of a model are spelled."""
+class StandardForm:
+    """Builds the parts of a decoder from standard operators. Other forms override its methods."""
 
     name: ClassVar[str] = "standard"
     opsets: ClassVar[dict[str, int]] = {"": 24}
 
     @classmethod
-    def front(cls, quantized: bool) -> list[Dim]:
-        """The axes in front of what one token has, of a model with or without quantised weights."""
-        return ["T"]  # what Gemm takes
+    def leading_axes(cls, quantized: bool) -> list[Dim]:
+        """Return the leading axes of ONNX values.
 
-    def __init__(self, tokens: Tokens) -> None:
+        Args:
+            quantized: Whether the model has quantised weights.
+
+        Returns:
+            [T] or [1, T].
+        """
+        return ["T"]  # Gemm needs two axes
+
+    def __init__(self, tokens: TokenValues) -> None:
         self.tokens, self.op = tokens, tokens.op
         self._shared: dict[str, ir.Value] = {}
 
     def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
-        """RMS_NORM over the last axis."""
+        """Build RMS_NORM over the last axis.
+
+        Args:
+            x: [..., D].
+            weight: [D].
+            epsilon: Added to the mean of squares.
+            name: The name of the result.
+
+        Returns:
+            [..., D].
+        """
         return self.op.node("RMSNormalization", [x, weight], dims(x), name=name, axis=-1, epsilon=epsilon)
 
     def add_norm(
         self, x: ir.Value, y: ir.Value, weight: ir.Value, epsilon: float, names: tuple[str, str]
     ) -> tuple[ir.Value, ir.Value]:
-        """x + y, and RMS_NORM of it."""
+        """Build x + y, and RMS_NORM of the sum.
+
+        Args:
+            x: [..., D].
+            y: [..., D].
+            weight: [D].
+            epsilon: Added to the mean of squares.
+            names: The names of the two results.
+
+        Returns:
+            The sum and the norm, [..., D].
+        """
         total = self.op.node("Add", [x, y], dims(x), name=names[0])
         return total, self.norm(total, weight, epsilon, names[1])
 
     def silu(self, x: ir.Value, name: str) -> ir.Value:
-        """x times its logistic function."""
+        """Build x * sigmoid(x).
+
+        Args:
+            x: Any shape.
+            name: The name of the result.
+
+        Returns:
+            The shape of x.
+        """
         gate = self.op.node("Sigmoid", [x], dims(x), name=f"{name}/gate")
         return self.op.node("Mul", [x, gate], dims(x), name=name)
 
     # weights -----------------------------------------------------------------------------------------
 
     def linear(self, x: ir.Value, matrix: Matrix, bias: ir.Value | None, name: str) -> ir.Value:
-        """x [..., columns] times the matrix, [..., rows]."""
+        """Build x w' + bias.
+
+        Args:
+            x: [..., columns].
+            matrix: w [rows, columns].
+            bias: [rows], or None.
+            name: The name of the result.
+
+        Returns:
+            [..., rows].
+        """
         first, *rest = dims(x)[:-1]
         flat = self.op.reshape(x, ["rows" if rest else first, matrix.columns])
         shape = [dims(flat)[0], matrix.rows]
-        y = self.op.node("Gemm", [flat, self.numbers(matrix), bias], shape, name=name, transB=1)
+        y = self.op.node("Gemm", [flat, self.float32_matrix(matrix), bias], shape, name=name, transB=1)
         return self.op.reshape(y, [*dims(x)[:-1], matrix.rows])
 
-    def numbers(self, matrix: Matrix) -> ir.Value:
-        """The matrix as float32."""
+    def float32_matrix(self, matrix: Matrix) -> ir.Value:
+        """Build the conversion of a matrix to float32, once a graph.
+
+        Args:
+            matrix: [rows, columns].
+
+        Returns:
+            float32 [rows, columns].
+        """
         stored = self.stored(matrix)
         shape = [matrix.rows, matrix.columns]
         if matrix.scales is None:
             if stored.dtype == FLOAT:
                 return stored
-            return self._once(
+            return self._shared_value(
                 f"{matrix.name}/float32",
                 lambda name: self.op.node("Cast", [stored], shape, FLOAT, name, to=int(FLOAT)),
             )
-        by_row = matrix.block == matrix.columns
-        scales = self.scales(matrix, by_row)
-        blocks: dict[str, Any] = {"axis": 0} if by_row else {"axis": 1, "block_size": matrix.block}
-        return self._once(
+        per_row = matrix.block == matrix.columns
+        scales_shape = (matrix.rows,) if per_row else (matrix.rows, matrix.columns // matrix.block)
+        scales = self.scales(matrix, scales_shape)
+        blocks: dict[str, Any] = {"axis": 0} if per_row else {"axis": 1, "block_size": matrix.block}
+        return self._shared_value(
             f"{matrix.name}/float32",
             lambda name: self.op.node("DequantizeLinear", [stored, scales], shape, FLOAT, name, **blocks),
         )
 
     def stored(self, matrix: Matrix) -> ir.Value:
-        """The constant [rows, columns] as it is stored."""
+        """Return the constant of a matrix in its stored dtype.
+
+        Args:
+            matrix: [rows, columns].
+
+        Returns:
+            [rows, columns], without conversion.
+        """
         tensor, shape = matrix.tensor, (matrix.rows, matrix.columns)
         if tuple(tensor.shape.numpy()) != shape:
             tensor = with_shape(tensor, shape, matrix.name)
-        return self.op.once(matrix.key, lambda: tensor, matrix.name)
+        return self.op.constant_once(matrix.key, lambda: tensor, matrix.name)
 
-    def scales(self, matrix: Matrix, by_row: bool) -> ir.Value:
-        """float32 [rows], or [rows, blocks]."""
-        return self.scales_as(
-            matrix, (matrix.rows,) if by_row else (matrix.rows, matrix.columns // matrix.block)
-        )
+    def scales(self, matrix: Matrix, shape: tuple[int, ...]) -> ir.Value:
+        """Return the constant of a quantised matrix's scales.
 
-    def scales_as(self, matrix: Matrix, shape: tuple[int, ...]) -> ir.Value:
-        """The scales in `shape`; one for each of several blocks, where there is but one a row."""
+        Args:
+            matrix: A quantised matrix.
+            shape: (rows,), (rows, blocks) or (rows, blocks, 1). A scale per row is repeated for each block.
+
+        Returns:
+            float32 of that shape.
+        """
         assert matrix.scales is not None
-        make = matrix.scales
+        read_scales = matrix.scales
 
-        def spread() -> np.ndarray:
-            found = make()
-            return (
-                np.broadcast_to(found, shape[:2]).reshape(shape) if len(shape) > 1 else found.reshape(shape)
-            )
+        def reshaped() -> np.ndarray:
+            scales = read_scales()
+            return (np.broadcast_to(scales, shape[:2]) if len(shape) > 1 else scales).reshape(shape)
 
         key = "scales", shape, *matrix.key
-        return self.op.once(key, lambda: computed(spread, shape), f"{matrix.name}/scales")
+        return self.op.constant_once(key, lambda: lazy_float32(reshaped, shape), f"{matrix.name}/scales")
 
-    def look_up(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
-        """The rows of the matrix with these numbers: [*ids, columns], floats as stored or float32."""
+    def embedding(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
+        """Build an embedding lookup.
+
+        Args:
+            ids: Row numbers, any shape.
+            matrix: The table [rows, columns].
+            name: The name of the result.
+
+        Returns:
+            [*ids.shape, columns], in the stored dtype, or float32 for a quantised table.
+        """
         shape = [*dims(ids), matrix.columns]
         if matrix.scales is None:
             return self.op.node("Gather", [self.stored(matrix), ids], shape, name=name, axis=0)
         if matrix.block != matrix.columns or matrix.tensor.dtype != ir.DataType.INT8:
-            return self.op.node("Gather", [self.numbers(matrix), ids], shape, name=name, axis=0)
+            return self.op.node("Gather", [self.float32_matrix(matrix), ids], shape, name=name, axis=0)
         rows = self.op.node("Gather", [self.stored(matrix), ids], shape, name=f"{name}/rows", axis=0)
         floats = self.op.node("Cast", [rows], shape, FLOAT, f"{name}/numbers", to=int(FLOAT))
-        scales = self.scales_as(matrix, (matrix.rows, 1))
+        scales = self.scales(matrix, (matrix.rows, 1))
         scale = self.op.node("Gather", [scales, ids], [*dims(ids), 1], name=f"{name}/scale", axis=0)
         return self.op.node("Mul", [floats, scale], shape, name=name)
 
     # attention ---------------------------------------------------------------------------------------
 
-    def rotated(self, x: ir.Value, tables: Tables, name: str) -> ir.Value:
-        """ROPE of x [*front, heads, H]."""
-        count, H = (int(dim) for dim in dims(x)[-2:])
-        turned = self.by_head(Heads(x, count, H, tables), name)
-        return self.op.reshape(self.op.transpose(turned, [0, 2, 1, 3]), dims(x))
+    def rope(self, x: ir.Value, tables: RopeTables, name: str) -> ir.Value:
+        """Build ROPE by tables of the position.
 
-    def rotated_by(self, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
-        """ROPE of x [*front, heads, H] by tables that broadcast to it, spelled out."""
+        Args:
+            x: [*leading, heads, H].
+            tables: The tables.
+            name: The name of the result.
+
+        Returns:
+            [*leading, heads, H].
+        """
+        count, H = (int(dim) for dim in dims(x)[-2:])
+        by_head = self.by_head(Heads(x, count, H, tables), name)
+        return self.op.reshape(self.op.transpose(by_head, [0, 2, 1, 3]), dims(x))
+
+    def rope_broadcast(self, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
+        """Build ROPE by computed tables, as arithmetic.
+
+        Args:
+            x: [*leading, heads, H].
+            cos: A table that broadcasts to x.
+            sin: A table that broadcasts to x.
+
+        Returns:
+            [*leading, heads, H].
+        """
         shape = dims(x)
         half = int(shape[-1]) // 2
         halves = [self.op.value(name, FLOAT, [*shape[:-1], half]) for name in ("lower", "upper")]
         self.op.add("Split", [x], halves, axis=-1, num_outputs=2)
         negative = self.op.node("Neg", [halves[1]], dims(halves[1]))
-        turned = self.op.node("Concat", [negative, halves[0]], shape, axis=-1)
-        straight, across = (self.op.node("Mul", pair, shape) for pair in ([x, cos], [turned, sin]))
-        return self.op.node("Add", [straight, across], shape, name="rotated")
+        swapped = self.op.node("Concat", [negative, halves[0]], shape, axis=-1)
+        products = [self.op.node("Mul", pair, shape) for pair in ([x, cos], [swapped, sin])]
+        return self.op.node("Add", products, shape, name="rotated")
 
     def by_head(self, heads: Heads, name: str) -> ir.Value:
-        """[1, count, T, H], rotated."""
+        """Build the layout of attention operators, after the rotation.
+
+        Args:
+            heads: Queries, keys or values.
+            name: The prefix of names.
+
+        Returns:
+            [1, count, T, H].
+        """
         y = self.op.reshape(heads.value, [1, "T", heads.count, heads.H], f"{name}_heads")
         y = self.op.transpose(y, [0, 2, 1, 3], f"{name}_by_head")
         if heads.tables is None:
             return y
-        ids = self._once("position_ids", lambda name: self.op.reshape(self.tokens.positions, [1, "T"], name))
+        ids = self._shared_value(
+            "position_ids", lambda name: self.op.reshape(self.tokens.positions, [1, "T"], name)
+        )
         operands = [y, heads.tables.cos, heads.tables.sin, ids]
         return self.op.node("RotaryEmbedding", operands, dims(y), name=f"{name}_rotated")
 
-    def attend_projected(self, of: Projected) -> ir.Value:
-        """[*front, N * H]."""
+    def attend_projected(self, of: ProjectedAttention) -> ir.Value:
+        """Build projections and attention.
+
+        Args:
+            of: Their operands.
+
+        Returns:
+            [*leading, N * H].
+        """
         q, k, v = (
             self.linear(of.x, matrix, bias, f"{of.name}/{matrix.name}")
             for matrix, bias in zip(of.matrices, of.biases, strict=True)
         )
         heads = Heads(q, of.N, of.H, of.tables), Heads(k, of.K, of.H, of.tables), Heads(v, of.K, of.H)
-        return self.attend(Attend(*heads, of.keys, of.values, of.scale, of.name))
+        return self.attend(CachedAttention(*heads, of.keys, of.values, of.scale, of.name))
 
-    def attend(self, of: Attend) -> ir.Value:
-        """[*front, N * H]."""
+    def attend(self, of: CachedAttention) -> ir.Value:
+        """Build the cache updates and attention.
+
+        Args:
+            of: Their operands.
+
+        Returns:
+            [*leading, N * H].
+        """
         q, k, v = (
             self.by_head(heads, f"{of.name}/{name}")
             for heads, name in ((of.q, "q"), (of.k, "k"), (of.v, "v"))
@@ -238,20 +363,20 @@ class Standard:
         for cache, new in ((of.keys, k), (of.values, v)):
             self.op.add("TensorScatter", [cache.past, new, position], [cache.present], axis=2)
         S = dims(of.keys.past)[2]
-        mask = self._once("visible", lambda name: self._visible(int(S), name))
+        mask = self._shared_value("visible", lambda name: self._causal_mask(int(S), name))
         operands = [q, of.keys.present, of.values.present, mask]
         y = self.op.node("Attention", operands, dims(q), name=of.name, scale=of.scale)
         y = self.op.transpose(y, [0, 2, 1, 3], f"{of.name}/by_token")
-        return self.op.reshape(y, [*self.tokens.front, of.q.count * of.q.H], f"{of.name}/joined")
+        return self.op.reshape(y, [*self.tokens.leading, of.q.count * of.q.H], f"{of.name}/concatenated")
 
-    def _visible(self, S: int, name: str) -> ir.Value:
-        """bool [T, S]: query t sees the keys 0 to position + t."""
+    def _causal_mask(self, S: int, name: str) -> ir.Value:
+        """The mask, bool [T, S]: query t sees the keys 0 to position + t."""
         keys = self.op.constant(np.arange(S), "keys")
         queries = self.op.reshape(self.tokens.positions, ["T", 1], "queries")
         return self.op.node("LessOrEqual", [keys, queries], ["T", S], BOOL, name)
 
-    def _once(self, name: str, make: Callable[[str], ir.Value]) -> ir.Value:
-        """What all layers share: `make(name)`, at the first call."""
+    def _shared_value(self, name: str, make: Callable[[str], ir.Value]) -> ir.Value:
+        """The value of a name that all layers share; `make(name)` builds it at the first call."""
         if name not in self._shared:
             self._shared[name] = make(name)
         return self._shared[name]

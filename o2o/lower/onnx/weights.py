@@ -1,7 +1,7 @@
-"""Matrices of Circle as ONNX constants and what computes with them.
+"""Weight matrices of Circle, for ONNX constants.
 
-A matrix of FULLY_CONNECTED is [N, D], a row for each result, in both: its bytes are written as they are
-stored, from wherever they lie, and never turned.
+Both formats store a matrix as [rows, columns] with a row for each result. So its bytes are copied unchanged,
+and never transposed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
+from o2o.formats.concatenated_tensor import ConcatenatedTensor
 from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import is_constant, is_quantized, numbers, storage_key
-from o2o.lower.onnx.lazy_tensors import Joined
 from o2o.model import quantization_constants, shape_of
 from o2o.rewriting.matchers import producer_of
 
@@ -25,10 +25,16 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @dataclass(frozen=True)
 class Matrix:
-    """The constant `tensor` [rows, columns]. scales: gives those of quantised ones, float32 [rows, blocks].
+    """A constant matrix.
 
-    block: the columns that share a scale; all of them for one scale a row. in_float: it is turned back to
-    float before it is computed with, rather than multiplied with integers.
+    Attributes:
+        name: Its name.
+        tensor: The stored elements, [rows, columns].
+        rows: Number of rows.
+        columns: Number of columns.
+        scales: Reads the scales of a quantised matrix, float32 [rows, blocks]; None for floats.
+        block: Number of columns that share a scale; `columns` for one scale per row.
+        dequantize_first: Whether the model converts it to float before it multiplies.
     """
 
     name: str
@@ -37,85 +43,110 @@ class Matrix:
     columns: int
     scales: Callable[[], np.ndarray] | None = None
     block: int = 0
-    in_float: bool = False
+    dequantize_first: bool = False
 
     @property
     def key(self) -> tuple:
-        """Equal for matrices of the same bytes that mean the same."""
+        """Equal for matrices of the same bytes, dtype and quantisation."""
         return storage_key(self.tensor), self.rows, self.columns, self.tensor.dtype, self.block
 
 
-def matrix_of(value: ir.Value | None, what: str) -> Matrix:
-    """The matrix that `value` is, also by way of a DEQUANTIZE or a CAST to float32. Raises ModelError.
+def matrix_of(value: ir.Value | None, user: str) -> Matrix:
+    """Return the constant matrix of an operand, also behind a DEQUANTIZE or CAST.
 
-    what: who takes it, for a message.
+    Args:
+        value: The operand.
+        user: A description of the node that takes it, for messages.
+
+    Returns:
+        The matrix.
+
+    Raises:
+        ModelError: It is not a constant in the file, not a matrix, or not symmetrically quantised.
     """
-    in_float = False
+    dequantize_first = False
     while (node := producer_of(value, "DEQUANTIZE", "CAST")) is not None and node.inputs[0] is not None:
-        value, in_float = node.inputs[0], True
+        value, dequantize_first = node.inputs[0], True
     if value is None or not is_constant(value) or value.const_value is None:
-        raise ModelError(f"{what}: its weights are not constant")
+        raise ModelError(f"{user}: its weights are not a constant")
     if isinstance(value.const_value, ExternalTensor):
-        raise ModelError(f"{what}: {value.name} is not in the file: run bind.weights.py first")
+        raise ModelError(f"{user}: {value.name} is not in the file: run bind.weights.py first")
     shape = shape_of(value)
     if any(dim != 1 for dim in shape[:-2]):
-        raise ModelError(f"{what}: {value.name} {list(shape)} is no matrix: run reshape.fc_weight.py first")
+        raise ModelError(
+            f"{user}: {value.name} {list(shape)} is not a matrix: run reshape.fc_weight.py first"
+        )
     rows, columns = (1, 1, *shape)[-2:]
     if not is_quantized(value):
         if value.dtype not in FLOATS or value.const_value.dtype != value.dtype:
-            raise ModelError(f"{what}: {value.name} is {value.dtype}, not of floats")
-        return Matrix(value.name or "weight", value.const_value, rows, columns, in_float=in_float)
-    scales, block = _scales(value, rows, columns, what)
-    return Matrix(value.name or "weight", value.const_value, rows, columns, scales, block, in_float)
+            raise ModelError(f"{user}: {value.name} is {value.dtype}, not floats")
+        return Matrix(
+            value.name or "weight", value.const_value, rows, columns, dequantize_first=dequantize_first
+        )
+    scales, block = _scales(value, rows, columns, user)
+    return Matrix(value.name or "weight", value.const_value, rows, columns, scales, block, dequantize_first)
 
 
-def join(matrices: Sequence[Matrix], name: str) -> Matrix:
-    """Matrices of one kind, one below the other."""
+def concatenate(matrices: Sequence[Matrix], name: str) -> Matrix:
+    """Concatenate matrices along the rows.
+
+    Args:
+        matrices: Matrices of equal dtype, columns and block.
+        name: The name of the result.
+
+    Returns:
+        Their rows one below the other. The stored bytes are read when they are written.
+    """
     scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
     first = matrices[0]
+    rows = sum(matrix.rows for matrix in matrices)
     return Matrix(
         name,
-        Joined([matrix.tensor for matrix in matrices]),
-        sum(matrix.rows for matrix in matrices),
+        ConcatenatedTensor(name, [matrix.tensor for matrix in matrices], (rows, first.columns)),
+        rows,
         first.columns,
         (lambda: np.concatenate([each() for each in scales])) if scales else None,
         first.block,
-        first.in_float,
+        first.dequantize_first,
     )
 
 
-def _scales(value: ir.Value, rows: int, columns: int, what: str) -> tuple[Callable[[], np.ndarray], int]:
-    """Those of a symmetrically quantised matrix, [rows, blocks], and the columns of a block."""
+def _scales(value: ir.Value, rows: int, columns: int, user: str) -> tuple[Callable[[], np.ndarray], int]:
+    """A reader of the scales, float32 [rows, blocks], and the block size in columns."""
     quantization = value.meta["fields"]["quantization"]
     if value.dtype not in (ir.DataType.INT8, ir.DataType.INT4):
         raise ModelError(
-            f"{what}: {value.name} is quantised to {value.dtype}: only int8 and int4 are known here"
+            f"{user}: {value.name} is quantised to {value.dtype}: only int8 and int4 are supported"
         )
     if (details := getattr(quantization, "details", None)) is not None:
         block = int(getattr(details, "blockSize", 0))
-        scales = quantization_constants(value).get("scales")
-        zero = quantization_constants(value).get("zeroPoints")
-        if (
-            scales is None
-            or not block
-            or math.prod(shape_of(scales)) * block != rows * columns
-            or zero is not None
-        ):
-            raise ModelError(f"{what}: the blocks of {value.name} are not those of a symmetric matrix")
-        return lambda: by_block(scales, rows), block
+        constants = quantization_constants(value)
+        scales = constants.get("scales")
+        fits = scales is not None and math.prod(shape_of(scales)) * block == rows * columns
+        if scales is None or not block or not fits or constants.get("zeroPoints") is not None:
+            raise ModelError(f"{user}: {value.name} is not quantised symmetrically by blocks of columns")
+        return lambda: scales_by_block(scales, rows), block
     scale = np.asarray(quantization.scale, np.float32).reshape(-1)
     zero = quantization.zeroPoint
     if zero is not None and np.any(np.asarray(zero) != 0):
-        raise ModelError(f"{what}: {value.name} has zero points: only symmetric quantisation is known here")
+        raise ModelError(f"{user}: {value.name} has zero points: only symmetric quantisation is supported")
     if len(scale) not in (1, rows) or (
         len(scale) > 1 and quantization.quantizedDimension != len(shape_of(value)) - 2
     ):
-        raise ModelError(f"{what}: {value.name} is not quantised by row")
+        raise ModelError(f"{user}: {value.name} is not quantised per row")
     return lambda: np.broadcast_to(scale[:, None], (rows, 1)), columns
 
 
-def by_block(scales: ir.Value, rows: int) -> np.ndarray:
-    """The constant `scales`, float32 [rows, blocks]."""
-    found = numbers(scales)
-    assert found is not None
-    return found.reshape(rows, -1).astype(np.float32)
+def scales_by_block(scales: ir.Value, rows: int) -> np.ndarray:
+    """Return the scales of a matrix in blocks.
+
+    Args:
+        scales: A constant of rows * blocks elements.
+        rows: Number of rows.
+
+    Returns:
+        float32 [rows, blocks].
+    """
+    array = numbers(scales)
+    assert array is not None
+    return array.reshape(rows, -1).astype(np.float32)

@@ -55,7 +55,7 @@ def test_stdout_has_all_of_it(tmp_path: Path, capsysbinary: pytest.CaptureFixtur
 def test_refusals(command: Command) -> None:
     code, message = command.refusal(scattered())
     assert code == 1
-    assert "no decode signature" in message
+    assert "no tensor has the role value_cache" in message
     code, message = command.refusal(lower(decoder()))
     assert code == 1
     assert "a tflite model, but this filter needs circle" in message

@@ -13,9 +13,10 @@ import pytest
 from o2o import formats
 from o2o.errors import ModelError
 from o2o.formats import onnx_writer
+from o2o.formats.concatenated_tensor import ConcatenatedTensor
 from o2o.formats.tensors import SourceTensor
 from o2o.lower.onnx import lower_to_onnx, stream, write
-from o2o.lower.onnx.lazy_tensors import Joined, Shifted
+from o2o.lower.onnx.lazy_tensors import UnsignedBlocks
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
 from tests.closeness import assert_close
@@ -93,7 +94,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if len(copied) == 4:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx_writer, "_copy", fail)
+    monkeypatch.setattr(onnx_writer, "stream_tensor", fail)
     with pytest.raises(OSError, match="No space left"):
         write(lowered(), tmp_path / "model.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
@@ -132,11 +133,11 @@ def test_constants_are_read_when_they_are_written(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 1 << 20])
-def test_respelled_some_rows_at_a_time(at_once: int) -> None:
+def test_blocks_are_converted_some_rows_at_a_time(at_once: int) -> None:
     first, second = (np.random.default_rng(k).integers(-128, 128, (5, 6)).astype(np.int8) for k in (0, 1))
-    joined = Joined([ir.Tensor(first), ir.Tensor(second)])
-    shifted = Shifted(joined, 10, 6, 4)
-    found = np.frombuffer(b"".join(shifted.pieces(at_once)), np.uint8).reshape(10, 8)
-    np.testing.assert_array_equal(found[:, :6].astype(int) - 128, np.concatenate([first, second]))
-    assert (found[:, 6:] == 128).all()
-    assert shifted.numpy().tobytes() == found.tobytes()
+    matrix = ConcatenatedTensor("w", [ir.Tensor(first), ir.Tensor(second)])
+    blocks = UnsignedBlocks(matrix, 10, 6, 4)
+    written = np.frombuffer(b"".join(blocks.pieces(at_once)), np.uint8).reshape(10, 8)
+    np.testing.assert_array_equal(written[:, :6].astype(int) - 128, np.concatenate([first, second]))
+    assert (written[:, 6:] == 128).all()
+    assert blocks.numpy().tobytes() == written.tobytes()

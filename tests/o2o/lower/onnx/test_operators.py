@@ -236,4 +236,4 @@ def test_refusals_name_the_operator_and_its_place() -> None:
     with pytest.raises(ModelError) as caught:
         lower_to_onnx(with_operator(reversed_))
     place = "STRIDED_SLICE (model.layers.7/turned in decode, module model.layers.7)"
-    assert str(caught.value) == f"{place}: it goes backwards"
+    assert str(caught.value) == f"{place}: negative steps are not supported"
