@@ -115,7 +115,7 @@ def test_too_large_for_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_writer, "LIMIT", 100_000)
     sink = io.BytesIO()
     with pytest.raises(
-        ModelError, match=r"takes [\d,]+ bytes, of which .* -o FILE writes its weights beside"
+        ModelError, match=r"takes [\d,]+ bytes, and one .* -o FILE writes the weights to a second"
     ):
         stream(lowered(), sink)
     assert not sink.getvalue()
