@@ -160,7 +160,7 @@ def lower_attention(tokens: TokenValues, form: StandardForm, caches: Caches, nod
         tables = RopeTables.of(tokens, of.cos, of.sin, of.H)
         if tables is None:
             raise tokens.error(node, "its rotation tables depend on more than the position")
-    user = tokens.called(node)
+    user = tokens.locate(node)
     matrices = [matrix_of(w, user) for w in (of.wq, of.wk, of.wv)]
     keys, values = caches.claim(of.k_cache, node), caches.claim(of.v_cache, node)
     heads = of.N, of.K, of.H
@@ -225,7 +225,7 @@ def _projections(
             return None
         x, w, bias = [*node.inputs, None][:3]
         xs.append(x)
-        matrices.append(matrix_of(w, tokens.called(node)))
+        matrices.append(matrix_of(w, tokens.locate(node)))
         biases.append(None if bias is None else constant_vector(tokens, bias, node))
     x = xs[0]
     if x is None or any(other is not x for other in xs) or math.prod(shape_of(x)) != matrices[0].columns:

@@ -186,7 +186,7 @@ class _Lowering:
         assert x is not None
         if attribute(node, "weightsFormat", 0):
             raise self.tokens.error(node, "shuffled weights are not supported")
-        matrix = matrix_of(w, self.tokens.called(node))
+        matrix = matrix_of(w, self.tokens.locate(node))
         rows = math.prod(shape_of(x)) // matrix.columns  # of one token
         operand = self.tokens.reshaped(x, node, [matrix.columns] if rows == 1 else [rows, matrix.columns])
         if node is self.head and self.last:
@@ -209,7 +209,7 @@ class _Lowering:
         output = node.outputs[0]
         if attribute(node, "axis", 0) or attribute(node, "batchDims", 0):
             raise self.tokens.error(node, "only lookups of rows are supported")
-        matrix = matrix_of(table, self.tokens.called(node))
+        matrix = matrix_of(table, self.tokens.locate(node))
         rows = self.form.embedding(self.tokens.get(ids, node), matrix, output.name or "")
         self.tokens.assign(output, cast(self.tokens, rows, output))
 

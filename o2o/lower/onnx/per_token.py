@@ -96,7 +96,7 @@ class TokenValues:
         self._constant, self._by_position = _token_independent_values(graph, position)
         self._tables: dict[ir.Value, np.ndarray] = {}
 
-    def called(self, node: ir.Node) -> str:
+    def locate(self, node: ir.Node) -> str:
         """See `o2o.formats.dialects.locate`."""
         return locate(self.model, self.graph, node)
 
