@@ -110,7 +110,7 @@ class TokenValues:
         Returns:
             The error, to be raised.
         """
-        return ModelError(f"{self.called(node)}: {reason}")
+        return ModelError(f"{self.locate(node)}: {reason}")
 
     def fold(self, value: ir.Value) -> np.ndarray | None:
         """Compute a value that depends on neither token nor position.
