@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from o2o.contract import METADATA_NAME, Role, Slot, loads, parse_role
 from o2o.errors import ModelError
 from o2o.signatures import classify_contract
 
-__all__ = ["Contract", "Signature", "Slot", "Tensor", "contract_of_onnx"]
+__all__ = ["Contract", "Signature", "Slot", "Tensor"]
 
 LENGTH = "T"
 """Name of the dimension that stands for any number of tokens in the contract of an ONNX model."""
@@ -242,24 +241,6 @@ class Contract:
             raise ModelError("the model takes a fixed number of tokens: convert it with lower.onnx.py")
         parsed = cls.parse({"signatures": {"decode": one_token, "prefill": one_token}})
         return parsed, dynamic.get("logits", False)
-
-
-def contract_of_onnx(file: Path) -> Contract:
-    """Read the contract of an ONNX file.
-
-    Args:
-        file: The model.
-
-    Returns:
-        Its contract, for one token.
-
-    Raises:
-        ModelError: See `Contract.parse_dynamic`.
-    """
-    import onnx_ir as ir
-
-    contract, _ = Contract.parse_dynamic(ir.load(file).metadata_props.get(METADATA_NAME))
-    return contract
 
 
 def _require_signatures(contract: Mapping[str, Any]) -> None:

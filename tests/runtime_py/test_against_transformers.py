@@ -1,4 +1,4 @@
-"""The whole road on random checkpoints, export, filters, lowering, LiteRT: against transformers."""
+"""Export, filters, lowering and LiteRT on random checkpoints, compared with transformers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T, S = 12, 20
 
 
 def concat(folder: Path, config: dict) -> list[str]:
-    """As the guide's pipeline: a concatenated cache, fused into one that is updated where it lies."""
+    """As in the README's pipeline: a concatenated cache, fused into one that is updated in place."""
     from export import build
 
     save(build.prefill(folder, T), folder / "prefill.circle")
@@ -115,9 +115,9 @@ def test_greedy_tokens_after_every_prompt(package, theirs):
     engine = loaded.engine(threads=1, engine="litert")
     for length in range(1, S + 1):
         prompt = torch.tensor([ids[:length]])
-        made = theirs.generate(prompt, do_sample=False, max_length=S + 1, eos_token_id=-1)[0, length:]
+        expected = theirs.generate(prompt, do_sample=False, max_length=S + 1, eos_token_id=-1)[0, length:]
         tokens = generate(Session(engine.open_session()), ids[:length], Detokenizer(loaded.tokenizer))
-        assert [token.id for token in tokens] == made.tolist()
+        assert [token.id for token in tokens] == expected.tolist()
     engine.close()
 
 
@@ -126,13 +126,13 @@ def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):
     monkeypatch.setenv("O2O_CACHE", str(tmp_path))
     loaded = Package.load(package)
     ids = [*range(3, 17)]
-    made = []
+    expected = []
     for cache in (None, user_cache(), user_cache()):
         engine = loaded.engine(threads=1, disk_cache=cache, engine="litert")
         tokens = generate(Session(engine.open_session()), ids, Detokenizer(loaded.tokenizer))
-        made.append([token.id for token in tokens])
+        expected.append([token.id for token in tokens])
         engine.close()
-    assert made[0] == made[1] == made[2]
+    assert expected[0] == expected[1] == expected[2]
     (packed,) = tmp_path.glob("*/packed")
     assert packed.stat().st_size < 1.25 * loaded.model.stat().st_size
 
@@ -143,11 +143,11 @@ def test_run_prints_what_transformers_generates(package, theirs, run_module):
     tokenizer = AutoTokenizer.from_pretrained(package)
     prompt = "Lily picked"
     ids = tokenizer(prompt, return_tensors="pt").input_ids
-    made = theirs.generate(ids, do_sample=False, max_length=S + 1)[0, ids.shape[1] :].tolist()
+    expected = theirs.generate(ids, do_sample=False, max_length=S + 1)[0, ids.shape[1] :].tolist()
     done = run_module("runtime_py.run", package, "--prompt", prompt)
     full = f"run: the context is full: the model holds {S} tokens; export it with a larger --max-length"
-    assert done.stderr == ("" if made[-1] == theirs.config.eos_token_id else f"{full} for longer texts\n")
-    text = tokenizer.decode(made, skip_special_tokens=True)
+    assert done.stderr == ("" if expected[-1] == theirs.config.eos_token_id else f"{full} for longer texts\n")
+    text = tokenizer.decode(expected, skip_special_tokens=True)
     assert done.stdout == (
-        f"prompt: {prompt}\ngenerated: {{ {', '.join(map(str, made))} }}\ndetokenized: {text}\n"
+        f"prompt: {prompt}\ngenerated: {{ {', '.join(map(str, expected))} }}\ndetokenized: {text}\n"
     )

@@ -1,4 +1,4 @@
-"""`python -m runtime_py.bench`: what it says and what it asks of an engine; not how fast anything is."""
+"""`python -m runtime_py.bench`: its output and its use of an engine, not how fast anything is."""
 
 from __future__ import annotations
 
@@ -50,11 +50,13 @@ def test_every_line_and_every_figure(
         out,
     )
     assert err == ""
-    told = json.loads(files[0].read_text())
+    figures = json.loads(files[0].read_text())
     assert (
-        [one["tokens"] for one in told["prefill"]] == [one["context"] for one in told["decode"]] == [16, 128]
+        [one["tokens"] for one in figures["prefill"]]
+        == [one["context"] for one in figures["decode"]]
+        == [16, 128]
     )
-    assert told["model_bytes"] == size
+    assert figures["model_bytes"] == size
     assert files[1].read_bytes().startswith(b"\x89PNG")
 
 
@@ -93,7 +95,7 @@ def test_each_length_is_begun_anew() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--contexts", "198", "--tokens", "3"], "a context of 198 tokens does not fit: the limit is 197"),
         (["--prompts", "201"], "a prompt of 201 tokens does not fit: the limit is 200"),
@@ -102,14 +104,14 @@ def test_each_length_is_begun_anew() -> None:
     ],
 )
 def test_wrong_usage(
-    package: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+    package: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert main([str(package), *options]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("bench: ")
     assert err.count("\n") == 1
-    assert says in err
+    assert message in err
 
 
 def test_without_matplotlib(

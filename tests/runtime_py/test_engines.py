@@ -1,4 +1,4 @@
-"""Every engine that is there says the same of the same model, and what transformers says."""
+"""All installed engines give the same results for the same model, and those of transformers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ needs_onnx = pytest.mark.skipif("onnx" not in THERE, reason="no onnxruntime")
 
 @pytest.fixture(scope="module", params=["demo", "grouped"])
 def model(request, exported_model, shared_directory, tmp_path_factory) -> tuple[Package, Path]:
-    """A package as the guide's pipeline makes it, and its checkpoint."""
+    """A package as the pipeline of the README makes it, and its checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     config = SHAPES[request.param]
     heads, size = config["num_key_value_heads"], config["head_dim"]
@@ -56,43 +56,43 @@ def model(request, exported_model, shared_directory, tmp_path_factory) -> tuple[
 
 
 @pytest.fixture(scope="module")
-def wanted(model) -> tuple[list[int], dict[int, list[int]]]:
-    """A text, and the tokens that transformers puts behind its first so many, to the end of the capacity."""
+def reference(model) -> tuple[list[int], dict[int, list[int]]]:
+    """A text, and by length of a prefix of it the greedy tokens of transformers, up to the capacity."""
     import torch
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(model[1])
     text = np.random.default_rng(1).integers(3, theirs.config.vocab_size, S).tolist()
-    made = {}
+    expected = {}
     for length in (1, 5, S - 1, S):
         prompt = torch.tensor([text[:length]])
         ids = theirs.generate(prompt, do_sample=False, max_length=S + 1, eos_token_id=-1)
-        made[length] = ids[0, length:].tolist()
-    return text, made
+        expected[length] = ids[0, length:].tolist()
+    return text, expected
 
 
 @pytest.mark.parametrize("engine", THERE)
-def test_greedy_tokens_are_those_of_transformers(model, wanted, engine):
-    text, made = wanted
+def test_greedy_tokens_are_those_of_transformers(model, reference, engine):
+    text, expected = reference
     started = model[0].engine(threads=1, engine=engine)
     session = started.open_session()
     assert (started.capacity, model[0].running.choice) == (S, Choice(engine, "asked for"))
-    for length, tokens in made.items():
+    for length, tokens in expected.items():
         logits = session.prefill(text[:length])
-        found = [int(logits.argmax())]
+        greedy = [int(logits.argmax())]
         for position in range(length, S):
-            found.append(int(session.decode(found[-1], position).argmax()))
-        assert found == tokens
+            greedy.append(int(session.decode(greedy[-1], position).argmax()))
+        assert greedy == tokens
     started.close()
 
 
 @pytest.mark.parametrize("engine", [name for name in THERE if name != "litert"])
-def test_a_session_goes_on_as_on_litert(model, engine):
+def test_a_session_gives_the_logits_of_litert(model, engine):
     engines = [model[0].engine(threads=1, engine=name) for name in ("litert", engine)]
     sessions = [Session(loaded.open_session()) for loaded in engines]
     rng = np.random.default_rng(2)
     text = rng.integers(3, sessions[0].vocab_size, S).tolist()
-    for length in rng.integers(1, S, 12).tolist():  # shorter, too: what is kept is a beginning
+    for length in rng.integers(1, S, 12).tolist():  # shorter prompts, too: only a prefix is reused
         text[length // 2 :] = rng.integers(3, sessions[0].vocab_size, S - length // 2).tolist()
         ours, theirs = (session.read(text[:length]) for session in sessions)
         assert_close(theirs, ours)
@@ -104,59 +104,59 @@ def test_a_session_goes_on_as_on_litert(model, engine):
 
 
 @needs_onnx
-def test_an_onnx_package(model, tmp_path, wanted):
+def test_an_onnx_package(model, tmp_path, reference):
     lower_file(ModelFile(model[0].model), tmp_path / "model.onnx")
     opened = Package.load(tmp_path)
     assert opened.size == sum(file.stat().st_size for file in tmp_path.glob("model.onnx*"))
-    text, made = wanted
+    text, expected = reference
     engine = opened.engine()
     session = engine.open_session()
     assert opened.running.description == "onnx (float32, 1 thread): what runs .onnx files"
-    assert session.prefill(text[:5]).argmax() == made[5][0]
+    assert session.prefill(text[:5]).argmax() == expected[5][0]
     assert (engine.contract.capacity, engine.contract.vocab_size) == (S, engine.vocab_size)
     engine.close()
 
 
 @needs_onnx
-def test_what_is_kept_of_a_big_model(model, wanted, monkeypatch, tmp_path):
+def test_a_large_model_is_packed_once(model, reference, monkeypatch, tmp_path):
     monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
-    text, made = wanted
-    said: list[str] = []
+    text, expected = reference
+    log_lines: list[str] = []
     for again in range(3):
         file = model[0].model if again < 2 else tmp_path / "model.circle"  # a copy
         if again == 2:
             file.write_bytes(model[0].model.read_bytes())
-        engine = Package.load(file).engine(threads=2, log=said.append, engine="onnx")
+        engine = Package.load(file).engine(threads=2, log=log_lines.append, engine="onnx")
         session = engine.open_session()
-        assert session.prefill(text[:5]).argmax() == made[5][0]
+        assert session.prefill(text[:5]).argmax() == expected[5][0]
         engine.close()
-    told = f"packing the weights once: up to 0.0 GB into {tmp_path / 'cache'}"
-    assert said == [told]
+    message = f"packing the weights once: up to 0.0 GB into {tmp_path / 'cache'}"
+    assert log_lines == [message]
     (entry,) = (tmp_path / "cache").iterdir()
     assert {file.name for file in entry.iterdir()} >= {"model.onnx", "entry.json"}
     assert not list(entry.glob("plain*"))
 
 
 @needs_onnx
-def test_a_full_disk_is_no_reason_not_to_run(model, wanted, monkeypatch, tmp_path):
+def test_a_full_disk_is_no_reason_not_to_run(model, reference, monkeypatch, tmp_path):
     monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     (tmp_path / "cache").write_text("no folder")
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
-    text, made = wanted
-    said: list[str] = []
-    engine = model[0].engine(log=said.append, engine="onnx")
+    text, expected = reference
+    log_lines: list[str] = []
+    engine = model[0].engine(log=log_lines.append, engine="onnx")
     session = engine.open_session()
-    assert session.prefill(text[:5]).argmax() == made[5][0]
+    assert session.prefill(text[:5]).argmax() == expected[5][0]
     engine.close()
-    (line,) = said
+    (line,) = log_lines
     assert line.startswith("packing the weights for this load only: ")
 
 
 @needs_onnx
 @pytest.mark.parametrize("room", [1, 100_000])
-def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
-    """As it lowers, or as ONNX Runtime writes what it made."""
+def test_a_disk_that_becomes_full(model, reference, monkeypatch, tmp_path, room):
+    """During lowering, or while ONNX Runtime writes the packed model."""
     monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     pack = prepare.pack_in_child
@@ -170,13 +170,13 @@ def test_a_disk_that_becomes_full(model, wanted, monkeypatch, tmp_path, room):
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(prepare, "pack_in_child", pack_in_little_room)
-    text, made = wanted
-    said: list[str] = []
-    engine = model[0].engine(log=said.append, engine="onnx")
+    text, expected = reference
+    log_lines: list[str] = []
+    engine = model[0].engine(log=log_lines.append, engine="onnx")
     session = engine.open_session()
-    assert session.prefill(text[:5]).argmax() == made[5][0]
+    assert session.prefill(text[:5]).argmax() == expected[5][0]
     engine.close()
-    assert said[1].startswith("packing the weights for this load only: ")
+    assert log_lines[1].startswith("packing the weights for this load only: ")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -197,18 +197,20 @@ def test_a_large_model_that_cannot_be_onnx_is_lowered_once(tmp_path, monkeypatch
 
 
 @needs_onnx
-def test_what_onnx_cannot_do_is_said_in_a_line(tmp_path):
+def test_what_onnx_does_not_support_is_one_line(tmp_path):
     file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
-    with pytest.raises(ModelError, match=r"model\.circle") as told:
+    with pytest.raises(ModelError, match=r"model\.circle") as error:
         load_engine(file, EngineOptions(engine="onnx"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("asked", ["onnx", "onert"])
-def test_tflite_runs_on_litert_alone(tmp_path, asked):
+@pytest.mark.parametrize("requested", ["onnx", "onert"])
+def test_tflite_runs_on_litert_alone(tmp_path, requested):
     (tmp_path / "model.tflite").write_bytes(Toy().file)
-    with pytest.raises(UsageError, match=rf"model\.tflite: a \.tflite file runs on litert, not on {asked}"):
-        Package.load(tmp_path).engine(engine=asked)
+    with pytest.raises(
+        UsageError, match=rf"model\.tflite: a \.tflite file runs on litert, not on {requested}"
+    ):
+        Package.load(tmp_path).engine(engine=requested)
 
 
 @needs_onnx
@@ -220,7 +222,7 @@ def test_onnx_runs_on_onnx_alone(tmp_path):
         opened.engine(engine="litert")
 
 
-def test_auto_does_without_what_is_not_there(tmp_path, monkeypatch):
+def test_auto_skips_engines_that_are_not_installed(tmp_path, monkeypatch):
     file = write_circle(Toy(), tmp_path / "model.circle")
     missing = replace(ENGINES["onnx"], module="a_module_that_nobody_has")
     monkeypatch.setitem(ENGINES, "onnx", missing)
@@ -322,7 +324,7 @@ def test_a_missing_runtime_is_named_with_its_installation(tmp_path, engine, modu
     assert done.stdout.endswith(f"): {spec.install}\n")
 
 
-def test_what_no_engine_takes_is_told_as_the_first_told_it(tmp_path):
+def test_the_first_error_is_raised_where_no_engine_takes_the_model(tmp_path):
     (tmp_path / "model.circle").write_bytes(b"CIR0")
     with pytest.raises(ModelError, match=r"model\.circle"):
         Package.load(tmp_path).engine()

@@ -1,4 +1,4 @@
-"""What a folder must hold, and what is said when it does not."""
+"""The files of a package, and the errors for missing or wrong ones."""
 
 from __future__ import annotations
 

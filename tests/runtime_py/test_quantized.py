@@ -39,8 +39,8 @@ STORED = {
 
 
 @pytest.fixture(params=["circle", "tflite"])
-def made(request, tmp_path, monkeypatch):
-    """Makes the toy's file by a recipe, all of its tables: (the file, the toy whose numbers are those)."""
+def quantised_toy(request, tmp_path, monkeypatch):
+    """Quantises all tables of the toy by a recipe: (the file, the toy with the dequantised numbers)."""
 
     def make(recipe: str) -> tuple[Path, Toy]:
         monkeypatch.setattr(toy, "HEAD", 64)
@@ -66,42 +66,42 @@ def made(request, tmp_path, monkeypatch):
 
 def tables_of(model: Model, known: Toy) -> dict[str, ir.Value]:
     """The values of the first graph that are the toy's tables, by name."""
-    found = {}
+    tables = {}
     for value in model.graphs[0].initializers.values():
         for name in ("keys", "values", "head"):
             if shape_of(value) == (VOCAB, 128) and np.array_equal(
                 value.const_value.numpy(), vars(known)[name]
             ):
-                found[name] = value
-    assert len(found) == 3
-    return found
+                tables[name] = value
+    assert len(tables) == 3
+    return tables
 
 
 def answers(prepared: PreparedModel) -> np.ndarray:
     """Logits after 1, 2, 3, ... tokens, which go through all signatures."""
     engine = LiteRtEngine(prepared.open(), Contract.parse(prepared.lowered.contract), packed=prepared.packed)
     session = engine.open_session()
-    found = [session.prefill(TOKENS[:count]) for count in range(1, len(TOKENS) + 1)]
+    logits = [session.prefill(TOKENS[:count]) for count in range(1, len(TOKENS) + 1)]
     engine.close()
-    return np.stack(found)
+    return np.stack(logits)
 
 
 @pytest.mark.parametrize("recipe", sorted(STORED))
-def test_every_recipe_and_every_way_to_load(made, recipe, tmp_path, monkeypatch):
-    file, known = made(recipe)
+def test_every_recipe_and_every_way_to_load(quantised_toy, recipe, tmp_path, monkeypatch):
+    file, known = quantised_toy(recipe)
     monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
-    cache, said = DiskCache(tmp_path / "cache"), []
-    packed = prepare(file, cache, said.append)
-    assert packed.packed is not None, said
-    unpacked = prepare(file, None, said.append)
-    found = answers(packed)
-    np.testing.assert_array_equal(answers(prepare(file, cache, said.append)), found)
-    np.testing.assert_array_equal(answers(unpacked), found)
+    cache, log_lines = DiskCache(tmp_path / "cache"), []
+    packed = prepare(file, cache, log_lines.append)
+    assert packed.packed is not None, log_lines
+    unpacked = prepare(file, None, log_lines.append)
+    logits = answers(packed)
+    np.testing.assert_array_equal(answers(prepare(file, cache, log_lines.append)), logits)
+    np.testing.assert_array_equal(answers(unpacked), logits)
     monkeypatch.setattr(compiled_model, "IN_MEMORY", "")
-    np.testing.assert_array_equal(answers(unpacked), found)
+    np.testing.assert_array_equal(answers(unpacked), logits)
     expected = np.stack([known.logits(TOKENS[: index + 1]) for index in range(len(TOKENS))])
-    lost = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    # what the kernels quantise on their own: to 8 bits, of which the largest number of a row decides
+    lost = np.linalg.norm(logits - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    # dynamic kernels quantise activations to 8 bits, scaled by the largest number of a row
     assert lost.max() < (0.02 if recipe.startswith("dynamic") else 1e-6)
 
 
@@ -110,7 +110,7 @@ def test_every_recipe_is_tested():
 
 
 @pytest.mark.parametrize(("recipe", "bits"), [("float16", 16), ("weight_only_int8", 8), ("dynamic_int8", 32)])
-def test_weights_that_the_graph_makes_float32_need_the_room_of_these(made, recipe, bits):
-    """Those of the head: rows that are looked up are not packed."""
-    file, _ = made(recipe)
+def test_weights_that_the_graph_makes_float32_need_the_room_of_these(quantised_toy, recipe, bits):
+    """Only the head counts: lookup tables are not packed."""
+    file, _ = quantised_toy(recipe)
     assert lower_file(ModelFile(file)).growth == VOCAB * 128 * (32 - bits) // 8

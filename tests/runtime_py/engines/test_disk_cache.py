@@ -1,4 +1,4 @@
-"""Entries that are whole or not there."""
+"""Entries of the disk cache are complete, or absent."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def cache(tmp_path) -> DiskCache:
     return DiskCache(tmp_path / "cache")
 
 
-def add(cache: DiskCache, key: str, of: str = "", size: int = 1000) -> Path:
-    with cache.add(key, of or key, size) as entry:
+def add(cache: DiskCache, key: str, source: str = "", size: int = 1000) -> Path:
+    with cache.add(key, source or key, size) as entry:
         (entry / "data").write_bytes(bytes(size))
     return cache.folder / key
 
@@ -36,13 +36,13 @@ def test_added_and_found(cache):
     with cache.add(ONE, "model", 5) as entry:
         (entry / "data").write_bytes(b"12345")
         assert cache.get(ONE) is None
-    found = cache.get(ONE)
-    assert (found / "data").read_bytes() == b"12345"
+    entry = cache.get(ONE)
+    assert (entry / "data").read_bytes() == b"12345"
     assert cache.get(TWO) is None
     assert names(cache) == {ONE}
 
 
-def test_other_names(cache, monkeypatch):
+def test_aliases(cache, monkeypatch):
     assert cache.find_alias("a") is None
     add(cache, ONE)
     add(cache, TWO)
@@ -51,7 +51,7 @@ def test_other_names(cache, monkeypatch):
     cache.add_alias(TWO, "c")
     assert [cache.find_alias(alias) for alias in "abcd"] == [ONE, TWO, TWO, None]
     assert cache.get(ONE)
-    assert cache.get(TWO), "it is as intact as before"
+    assert cache.get(TWO), "an alias leaves the entry intact"
     monkeypatch.setattr("runtime_py.engines.disk_cache.MAX_ALIASES", 2)
     cache.add_alias(TWO, "b")
     cache.add_alias(TWO, "d")
@@ -61,7 +61,7 @@ def test_other_names(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
-def test_nothing_is_left_of_what_failed(cache, error):
+def test_a_failed_entry_leaves_nothing(cache, error):
     def fail() -> None:
         with cache.add(ONE, "model", 5) as entry:
             (entry / "data").write_bytes(b"123")
@@ -85,7 +85,7 @@ def test_nothing_is_left_of_what_failed(cache, error):
         lambda entry: (entry / ENTRY).write_text("{}"),
     ],
 )
-def test_damaged_entries_go(cache, damage):
+def test_damaged_entries_are_removed(cache, damage):
     entry = add(cache, ONE)
     time.sleep(TICK)
     damage(entry)
@@ -94,8 +94,8 @@ def test_damaged_entries_go(cache, damage):
     assert cache.get(add(cache, ONE).name) is not None
 
 
-def test_written_over_as_if_nothing_had_been(cache):
-    """With the old size and time."""
+def test_overwritten_in_place(cache):
+    """The file has its old size and modification time."""
     file = add(cache, ONE) / "data"
     before = file.stat()
     time.sleep(TICK)
@@ -104,7 +104,7 @@ def test_written_over_as_if_nothing_had_been(cache):
     assert cache.get(ONE) is None
 
 
-def test_what_is_out_of_date_goes(cache):
+def test_outdated_entries_are_removed(cache):
     add(cache, ONE, "model")
     add(cache, TWO, "another model")
     add(cache, THREE, "model")
@@ -112,13 +112,13 @@ def test_what_is_out_of_date_goes(cache):
 
 
 def limit(cache: DiskCache, monkeypatch, size: int) -> None:
-    """Let the cache take `size` bytes in all."""
+    """Limit the cache to `size` bytes."""
     there = sum(file.stat().st_size for key in (ONE, TWO, THREE) for file in (cache.folder / key).glob("*"))
     result = os.statvfs_result([1, 1, 0, 0, 2 * size - there, 0, 0, 0, 0, 255])
     monkeypatch.setattr(os, "statvfs", lambda path: result)
 
 
-def test_the_least_recently_used_go(cache, monkeypatch):
+def test_the_least_recently_used_are_removed(cache, monkeypatch):
     for age, key in enumerate([ONE, TWO, THREE]):
         os.utime(add(cache, key), (1000 - age, 1000 - age))
     assert cache.get(TWO) is not None  # is used now
@@ -130,13 +130,13 @@ def test_the_least_recently_used_go(cache, monkeypatch):
 def test_no_room(cache, monkeypatch):
     add(cache, ONE)
     limit(cache, monkeypatch, 1500)
-    with pytest.raises(OSError, match="it takes 1,501 bytes where 1,500 may be used") as told:
+    with pytest.raises(OSError, match="it takes 1,501 bytes where 1,500 may be used") as error:
         add(cache, TWO, size=1501)
-    assert told.value.errno == errno.ENOSPC
+    assert error.value.errno == errno.ENOSPC
     assert names(cache) == {ONE}
 
 
-def test_what_a_killed_process_left(cache):
+def test_leftovers_of_a_killed_process_are_removed(cache):
     part = cache.folder / f"{ONE}.abcdefgh"
     part.mkdir(parents=True)
     (part / "data").touch()
@@ -165,8 +165,8 @@ def test_an_entry_that_another_process_has_removed(cache):
         assert file.read() == bytes(1000)
 
 
-def test_what_is_not_of_the_cache_is_left_alone(cache, monkeypatch):
-    """Somebody may name a folder with other things in it."""
+def test_other_files_are_left_alone(cache, monkeypatch):
+    """A user may name a folder that contains other files."""
     for name in (".ssh", "letters", "2024", f".{ONE}"):
         (cache.folder / name).mkdir(parents=True)
         (cache.folder / name / "file").write_bytes(bytes(5000))
@@ -178,7 +178,7 @@ def test_what_is_not_of_the_cache_is_left_alone(cache, monkeypatch):
     assert names(cache) == {*before, TWO}
 
 
-def test_where_it_is(monkeypatch, tmp_path):
+def test_location(monkeypatch, tmp_path):
     for name in ("O2O_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/home/lily")

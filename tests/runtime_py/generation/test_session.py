@@ -1,4 +1,4 @@
-"""A session reads only what is new, and says the same as one that reads all."""
+"""A session reads only new tokens, and gives the logits of a session that reads all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_only_what_is_new_is_read(prompts: list[list[int]]) -> None:
         same = 0
         while same < min(len(before), len(prompt) - 1) and before[same] == prompt[same]:
             same += 1
-        session.read(prompt)  # the engine asserts that what is kept is there
+        session.read(prompt)  # the engine asserts that cached tokens are in its caches
         assert engine.read == len(prompt) - same
         assert session.runs[0].start == same
         before = list(prompt)
@@ -39,7 +39,7 @@ def test_only_what_is_new_is_read(prompts: list[list[int]]) -> None:
 
 
 class Interrupted(CountingEngine):
-    """Ctrl-C comes when the caches have been changed, and before anyone is told."""
+    """SIGINT comes when the KV caches have been changed, before `prefill` returns."""
 
     interrupts = False
 
@@ -51,7 +51,7 @@ class Interrupted(CountingEngine):
         return logits
 
 
-def test_what_was_interrupted_is_read_again() -> None:
+def test_an_interrupted_prompt_is_read_again() -> None:
     engine = Interrupted(8)
     session = Session(engine)
     session.read([1, 2, 3, 4])
@@ -73,7 +73,7 @@ def test_what_was_interrupted_is_read_again() -> None:
     ],
     ids=str,
 )
-def test_on_litert_it_says_what_it_would_say_anew(shape: dict) -> None:
+def test_on_litert_reusing_a_prefix_changes_nothing(shape: dict) -> None:
     toy = Toy(capacity=8, **shape)
     engine = LiteRtEngine(toy.file, Contract.parse(toy.contract))
     session = Session(engine.open_session())

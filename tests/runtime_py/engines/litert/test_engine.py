@@ -1,4 +1,4 @@
-"""The LiteRT engine against a model whose answers are known."""
+"""The LiteRT engine against a model with known logits."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_several_prefills(prefill_length, cached_lengths, cache_layout, ids_dtyp
 
 @pytest.mark.parametrize("cached_lengths", [[8], [3], [2, 5]])
 def test_prefills_without_logits(cached_lengths):
-    """Decode reads the last token of every prompt; positions are told for each token."""
+    """Decode reads the last token of every prompt; there is a position for each token."""
     toy = Toy(prefill_length=0, cached_lengths=cached_lengths, capacity=8, ai_edge=True)
     engine = engine_of(toy)
     session = engine.open_session()
@@ -195,7 +195,7 @@ def test_refuses_what_litert_refuses():
         LiteRtEngine(toy.file[:200], Contract.parse(toy.contract))
 
 
-def test_refuses_a_model_whose_caches_do_not_come_back():
+def test_refuses_a_model_that_does_not_return_its_caches():
     contract = Toy().contract
     contract["signatures"]["decode"]["outputs"].pop()
     with pytest.raises(ModelError, match="past_value_0"):

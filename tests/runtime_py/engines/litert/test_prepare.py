@@ -1,4 +1,4 @@
-"""What is kept of big models, with toys for which everything counts as big."""
+"""Packed weights of large models in the disk cache, with toys that count as large."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cache(tmp_path, monkeypatch) -> DiskCache:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def log_lines() -> list[str]:
     return []
 
 
@@ -76,7 +76,7 @@ def assert_answers(toy: Toy, prepared: PreparedModel) -> None:
 
 def forbid(monkeypatch, *names: str) -> None:
     def fail(*args):
-        pytest.fail("was done once more")
+        pytest.fail("was done again")
 
     for name in names:
         monkeypatch.setattr(artifact_cache if hasattr(artifact_cache, name) else prepare_module, name, fail)
@@ -86,124 +86,124 @@ def entries(cache: DiskCache) -> list[str]:
     return sorted(path.name for path in cache.folder.iterdir()) if cache.folder.exists() else []
 
 
-def test_done_once(model, cache, said, monkeypatch):
-    first = prepare(model, cache, said.append)
+def test_done_once(model, cache, log_lines, monkeypatch):
+    first = prepare(model, cache, log_lines.append)
     assert_answers(toy(), first)
-    assert said == [f"packing the weights once: up to 0.0 GB into {cache.folder}"]
+    assert log_lines == [f"packing the weights once: up to 0.0 GB into {cache.folder}"]
     forbid(monkeypatch, "lower_file", "pack_in_child")
-    second = prepare(model, cache, said.append)
+    second = prepare(model, cache, log_lines.append)
     assert (second.lowered, second.packed) == (first.lowered, first.packed)
     assert second.packed == cache.folder / entries(cache)[0] / "packed"
     written = second.packed.stat()
     assert_answers(toy(), second)
     assert second.packed.stat().st_mtime_ns == written.st_mtime_ns  # only read
-    assert len(said) == 1
+    assert len(log_lines) == 1
 
 
-def test_other_weights_in_the_same_place(model, cache, said):
-    """Of the same size, and with the old file's time on them."""
-    prepare(model, cache, said.append)
+def test_other_weights_in_the_same_place(model, cache, log_lines):
+    """The new file has the size and the modification time of the old one."""
+    prepare(model, cache, log_lines.append)
     before = model.stat()
     time.sleep(TICK)
     write(toy(1), model)
     os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert model.stat().st_size == before.st_size
-    assert_answers(toy(1), prepare(model, cache, said.append))
-    assert len(entries(cache)) == 1  # the other is of no use
+    assert_answers(toy(1), prepare(model, cache, log_lines.append))
+    assert len(entries(cache)) == 1  # the outdated one is removed
 
 
-def test_the_same_model_elsewhere(model, cache, said, monkeypatch):
-    """A copy is read once to see that it is one, and then known."""
-    first = prepare(model, cache, said.append)
+def test_the_same_model_elsewhere(model, cache, log_lines, monkeypatch):
+    """A copy is digested once, and then recognised."""
+    first = prepare(model, cache, log_lines.append)
     time.sleep(TICK)
     copy = model.with_name(f"copy{model.suffix}")
     copy.write_bytes(model.read_bytes())
     forbid(monkeypatch, "lower_file", "pack_in_child")
-    second = prepare(copy, cache, said.append)
+    second = prepare(copy, cache, log_lines.append)
     assert second.packed == first.packed
     assert_answers(toy(), second)
     forbid(monkeypatch, "content")
-    assert prepare(copy, cache, said.append).packed == second.packed
-    assert prepare(model, cache, said.append).packed == first.packed
-    assert len(said) == 1
+    assert prepare(copy, cache, log_lines.append).packed == second.packed
+    assert prepare(model, cache, log_lines.append).packed == first.packed
+    assert len(log_lines) == 1
 
 
-def test_a_model_that_changes_while_it_is_read(model, cache, said, monkeypatch):
-    """What was read is not what is there; nobody must take one for the other later."""
-    other = prepare(write(toy(1), model.with_name(f"other{model.suffix}")), cache, said.append)
+def test_a_model_that_changes_while_it_is_read(model, cache, log_lines, monkeypatch):
+    """The digest is of other bytes than the file has: the artifacts must not serve the file later."""
+    other = prepare(write(toy(1), model.with_name(f"other{model.suffix}")), cache, log_lines.append)
     content = artifact_cache.content
 
     def changed(file: Path) -> str:
-        found = content(other.model.path)
+        digest = content(other.model.path)
         time.sleep(TICK)
         write(toy(2), file)
-        return found
+        return digest
 
     monkeypatch.setattr(artifact_cache, "content", changed)
     with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
-        prepare(model, cache, said.append).open()
+        prepare(model, cache, log_lines.append).open()
     monkeypatch.setattr(artifact_cache, "content", content)
-    assert_answers(toy(2), prepare(model, cache, said.append))
+    assert_answers(toy(2), prepare(model, cache, log_lines.append))
 
 
 @pytest.mark.parametrize("changed", ["processor", "code"])
-def test_another_machine_or_another_lowering(model, cache, said, monkeypatch, changed):
-    first = prepare(model, cache, said.append)
+def test_another_machine_or_another_lowering(model, cache, log_lines, monkeypatch, changed):
+    first = prepare(model, cache, log_lines.append)
     monkeypatch.setattr(artifact_cache, changed, lambda: "changed")
-    second = prepare(model, cache, said.append)
+    second = prepare(model, cache, log_lines.append)
     assert second.packed != first.packed
     assert_answers(toy(), second)
 
 
 @pytest.mark.parametrize("name", ["packed", "lowered.json", "entry.json"])
 @pytest.mark.parametrize("size", [0, 100])
-def test_damaged(model, cache, said, name, size):
-    packed = prepare(model, cache, said.append).packed
+def test_damaged(model, cache, log_lines, name, size):
+    packed = prepare(model, cache, log_lines.append).packed
     time.sleep(TICK)
     os.truncate(packed.with_name(name), size)
-    assert_answers(toy(), prepare(model, cache, said.append))
+    assert_answers(toy(), prepare(model, cache, log_lines.append))
 
 
-def test_weights_overwritten(model, cache, said):
-    packed = prepare(model, cache, said.append).packed
+def test_weights_overwritten(model, cache, log_lines):
+    packed = prepare(model, cache, log_lines.append).packed
     time.sleep(TICK)
     packed.write_bytes(bytes(packed.stat().st_size))
-    assert_answers(toy(), prepare(model, cache, said.append))
+    assert_answers(toy(), prepare(model, cache, log_lines.append))
 
 
-def test_small_models_leave_no_files(model, tmp_path, said):
+def test_small_models_leave_no_files(model, tmp_path, log_lines):
     cache = DiskCache(tmp_path / "cache")
     before = sorted(tmp_path.rglob("*"))
-    assert_answers(toy(), prepare(model, cache, said.append))
+    assert_answers(toy(), prepare(model, cache, log_lines.append))
     assert sorted(tmp_path.rglob("*")) == before
-    assert said == []
+    assert log_lines == []
 
 
-def test_without_a_cache(model, tmp_path, said, monkeypatch):
+def test_without_a_cache(model, tmp_path, log_lines, monkeypatch):
     monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
     before = sorted(tmp_path.rglob("*"))
-    assert_answers(toy(), prepare(model, None, said.append))
+    assert_answers(toy(), prepare(model, None, log_lines.append))
     assert sorted(tmp_path.rglob("*")) == before
-    assert said == []
+    assert log_lines == []
 
 
-def assert_goes_without(model: Path, cache: DiskCache, said: list[str], reason: str) -> None:
-    prepared = prepare(model, cache, said.append)
+def assert_packs_in_memory(model: Path, cache: DiskCache, log_lines: list[str], reason: str) -> None:
+    prepared = prepare(model, cache, log_lines.append)
     assert prepared.packed is None
     assert_answers(toy(), prepared)
-    assert said[-1].startswith("packing the weights for this load only: ")
-    assert reason in said[-1]
-    assert "\n" not in said[-1]
+    assert log_lines[-1].startswith("packing the weights for this load only: ")
+    assert reason in log_lines[-1]
+    assert "\n" not in log_lines[-1]
 
 
-def test_no_room(model, cache, said):
+def test_no_room(model, cache, log_lines):
     cache.max_share = 0
-    assert_goes_without(model, cache, said, "bytes where 0 may be used")
+    assert_packs_in_memory(model, cache, log_lines, "bytes where 0 may be used")
     assert entries(cache) == []
 
 
-def test_a_disk_that_becomes_full(model, cache, said, monkeypatch):
-    """LiteRT ends its process then, which must not be this one."""
+def test_a_disk_that_becomes_full(model, cache, log_lines, monkeypatch):
+    """LiteRT aborts its process then, so it must be a child."""
     pack = prepare_module.pack_in_child
 
     def pack_in_little_room(entry: Path, file: Path) -> None:
@@ -215,39 +215,39 @@ def test_a_disk_that_becomes_full(model, cache, said, monkeypatch):
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     monkeypatch.setattr(prepare_module, "pack_in_child", pack_in_little_room)
-    assert_goes_without(model, cache, said, "exit status -6")
+    assert_packs_in_memory(model, cache, log_lines, "exit status -6")
     assert entries(cache) == []
 
 
-def test_packing_that_fails(model, cache, said, monkeypatch):
+def test_packing_that_fails(model, cache, log_lines, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert_goes_without(model, cache, said, "exit status 1")
+    assert_packs_in_memory(model, cache, log_lines, "exit status 1")
     assert entries(cache) == []
 
 
-def test_packing_that_makes_nothing(model, cache, said, monkeypatch):
+def test_packing_that_makes_nothing(model, cache, log_lines, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/true")
-    assert_goes_without(model, cache, said, "packed: No such file")
+    assert_packs_in_memory(model, cache, log_lines, "packed: No such file")
     assert entries(cache) == []
 
 
-def test_a_folder_that_cannot_be_made(model, cache, said):
+def test_a_folder_that_cannot_be_made(model, cache, log_lines):
     cache.folder.touch()
-    assert_goes_without(model, cache, said, f"{cache.folder}: File exists")
+    assert_packs_in_memory(model, cache, log_lines, f"{cache.folder}: File exists")
 
 
-def test_another_process_is_at_it(model, cache, said):
-    prepare(model, cache, said.append)
+def test_another_process_is_writing_it(model, cache, log_lines):
+    prepare(model, cache, log_lines.append)
     (key,) = entries(cache)
     part = (cache.folder / key).rename(cache.folder / f"{key}.abcdefgh")
     lock = os.open(part, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert_goes_without(model, cache, said, "another process is writing it")
+    assert_packs_in_memory(model, cache, log_lines, "another process is writing it")
     os.close(lock)
-    assert prepare(model, cache, said.append).packed is not None
+    assert prepare(model, cache, log_lines.append).packed is not None
 
 
-def test_a_model_that_changes_while_it_is_packed(model, cache, said, monkeypatch):
+def test_a_model_that_changes_while_it_is_packed(model, cache, log_lines, monkeypatch):
     pack = prepare_module.pack_in_child
 
     def slowly(entry: Path, file: Path) -> None:
@@ -256,8 +256,8 @@ def test_a_model_that_changes_while_it_is_packed(model, cache, said, monkeypatch
         write(toy(1), file)
 
     monkeypatch.setattr(prepare_module, "pack_in_child", slowly)
-    prepared = prepare(model, cache, said.append)
+    prepared = prepare(model, cache, log_lines.append)
     assert entries(cache) == []
-    assert "was changed while it was packed" in said[-1]
+    assert "was changed while it was packed" in log_lines[-1]
     with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
         prepared.open()

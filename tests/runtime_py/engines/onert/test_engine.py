@@ -1,5 +1,4 @@
-"""The onert engine, against transformers and the LiteRT engine; and what it says where there is nothing to
-run."""
+"""The onert engine, compared with transformers and the LiteRT engine; and its errors."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ pytest.importorskip("onert", reason="pip install onert==0.1.0")
 from runtime_py.engines.onert.engine import OnertEngine, load
 
 S = 32
-MADE = {"fused": ("grouped", "concat"), "written": ("demo", "static")}
+FORMS = {"fused": ("grouped", "concat"), "written": ("demo", "static")}
 Exported = Callable[[str, str], Path]
 
 
@@ -56,8 +55,10 @@ def filtered(main: Callable[[list[str]], int], out: Path, *arguments: object) ->
     return out
 
 
-@pytest.fixture(scope="module", params=MADE.values(), ids=MADE)
-def made(request, tmp_path_factory, exported_model: Exported, shared_directory: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module", params=FORMS.values(), ids=FORMS)
+def exported(
+    request, tmp_path_factory, exported_model: Exported, shared_directory: Path
+) -> tuple[Path, Path]:
     """(a model of prefill and decode over caches of S rows, its checkpoint)."""
     shape, form = request.param
     folder = tmp_path_factory.mktemp("onert")
@@ -80,11 +81,11 @@ def toy(tmp_path: Path) -> Path:
     return path
 
 
-def test_logits_after_every_prompt_and_every_step(made: tuple[Path, Path]) -> None:
+def test_logits_after_every_prompt_and_every_step(exported: tuple[Path, Path]) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, folder = made
+    model, folder = exported
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     ids = np.random.default_rng(0).integers(0, theirs.config.vocab_size, S).tolist()
     with torch.no_grad():
@@ -107,11 +108,11 @@ def greedy(engine: OnertEngine | LiteRtEngine, prompt: list[int]) -> list[int]:
     return tokens
 
 
-def test_the_tokens_of_transformers_and_litert_to_the_end(made: tuple[Path, Path]) -> None:
+def test_the_tokens_of_transformers_and_litert_to_the_end(exported: tuple[Path, Path]) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, folder = made
+    model, folder = exported
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     litert = load_litert(ModelFile(model), EngineOptions(disk_cache=None))
     engine = load_file(model)
@@ -124,8 +125,8 @@ def test_the_tokens_of_transformers_and_litert_to_the_end(made: tuple[Path, Path
     litert.close()
 
 
-def test_int8_weights_are_about_the_same(made: tuple[Path, Path], tmp_path: Path) -> None:
-    model, _ = made
+def test_int8_weights_are_about_the_same(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    model, _ = exported
     smaller = filtered(quantize_weights.main, tmp_path / "int8.circle", "--recipe", "dynamic_int8", model)
     exact, engine = load_file(model), load_file(smaller)
     exact_session, session = exact.open_session(), engine.open_session()
@@ -148,7 +149,7 @@ def test_every_prompt_of_a_model_known_by_heart(toy: Path) -> None:
     engine.close()
 
 
-def test_what_was_fed_is_not_fed_again(toy: Path) -> None:
+def test_cached_tokens_are_not_fed_again(toy: Path) -> None:
     engine = load_file(toy)
     session = engine.open_session()
     assert engine.plan(4) == [Chunk(1, position, position + 1) for position in range(4)]
@@ -185,7 +186,7 @@ def test_logits_are_the_callers(toy: Path) -> None:
     engine.close()
 
 
-def test_nothing_is_written_but_answers(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     engine = load_file(toy)
     session = engine.open_session()
     session.decode(1, 0)
@@ -211,7 +212,7 @@ def test_nothing_is_left_behind(toy: Path, tmp_path: Path, monkeypatch: pytest.M
     engine = load_file(toy, threads=2)
     session = engine.open_session()
     assert not list((tmp_path / "temporary").iterdir())
-    session.decode(1, 0)  # it does not need the file any more
+    session.decode(1, 0)  # onert does not need the file any more
     engine.close()
     assert dict(os.environ) == before
 
@@ -237,8 +238,8 @@ def test_whole_caches_are_refused(toy: Path) -> None:
         OnertEngine(toy, contract_in(toy))
 
 
-def test_what_onert_says_is_said(toy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Of a file that is not what its contract tells, in one line."""
+def test_onerts_message_is_the_error(toy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The file is not what the contract describes: the message is one line."""
     contract = contract_in(filtered(legalize_onert.main, tmp_path / "decode.circle", toy))
     capfd.readouterr()
     with pytest.raises(ModelError) as refused:
@@ -249,10 +250,10 @@ def test_what_onert_says_is_said(toy: Path, tmp_path: Path, capfd: pytest.Captur
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_file_that_ends_the_process_is_told(
+def test_a_file_that_crashes_onert_is_an_error(
     toy: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    """Constants behind the FlatBuffer: in a process of its own, so that this one is there to tell."""
+    """onert crashes on constants behind the FlatBuffer; it does so in a child process."""
     contract = contract_in(filtered(legalize_onert.main, tmp_path / "decode.circle", toy))
     model = formats.load(tmp_path / "decode.circle")
     (table,) = (v for v in model.graphs[0].initializers.values() if v.name == "head")

@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine against a model whose answers are known."""
+"""The ONNX Runtime engine against a model with known logits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_plan():
     assert engine.plan(4, num_cached=3) == [Chunk(1, 3, 4)]
 
 
-def test_a_session_says_what_it_would_say_anew():
+def test_reusing_a_prefix_changes_nothing():
     toy = Toy(capacity=8)
     engine = engine_of(toy)
     session = Session(engine.open_session())
@@ -126,7 +126,7 @@ def test_quiet_unless_debugging(capfd):
         assert bool(capfd.readouterr().err) is debug
 
 
-def told_otherwise(change, toy: Toy | None = None) -> bytes:
+def with_contract(change, toy: Toy | None = None) -> bytes:
     """The toy with another contract."""
     model = toy_onnx(toy or Toy())
     contract = json.loads(model.metadata_props[0].value)
@@ -160,18 +160,18 @@ def decode(change):
     ],
 )
 def test_refuses_what_is_not_of_this_interface(change, message):
-    with pytest.raises(ModelError, match=message) as told:
-        OnnxEngine(told_otherwise(change))
-    assert "\n" not in str(told.value)
+    with pytest.raises(ModelError, match=message) as error:
+        OnnxEngine(with_contract(change))
+    assert "\n" not in str(error.value)
 
 
 def test_refuses_what_onnx_runtime_refuses(tmp_path):
     model = toy_onnx(Toy())
     model.graph.node[0].op_type = "Gathering"
     for wrong in (b"", b"\x89PNG\r\n\x1a\n", model.SerializeToString(), tmp_path / "nowhere.onnx"):
-        with pytest.raises(ModelError, match=r"ONNX Runtime refuses the model: \w") as told:
+        with pytest.raises(ModelError, match=r"ONNX Runtime refuses the model: \w") as error:
             OnnxEngine(wrong)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)
     path = write_onnx(Toy(), tmp_path / "model.onnx", external=True)
     (tmp_path / "model.onnx.data").unlink()
     with pytest.raises(ModelError, match=r"model\.onnx\.data"):
