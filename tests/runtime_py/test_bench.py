@@ -51,11 +51,8 @@ def test_every_line_and_every_figure(
     )
     assert err == ""
     figures = json.loads(files[0].read_text())
-    assert (
-        [one["tokens"] for one in figures["prefill"]]
-        == [one["context"] for one in figures["decode"]]
-        == [16, 128]
-    )
+    assert [one["tokens"] for one in figures["prefill"]] == [16, 128]
+    assert [one["context"] for one in figures["decode"]] == [16, 128]
     assert figures["model_bytes"] == size
     assert files[1].read_bytes().startswith(b"\x89PNG")
 
