@@ -18,18 +18,18 @@ class FuseAttention(Fusion):
                                        =>
         x, wq, wk, wv, wo, cos, sin, mask?, k_cache?, v_cache?, pos? -- ATTENTION -- y
 
-    Found by dataflow from each SOFTMAX, whatever the operators are called or numbered: any number of
-    layers and heads, grouped-query or not, prefill and decode, rotated or not, caches joined by
-    CONCATENATION or DYNAMIC_UPDATE_SLICE. Axes are followed through every reshape and transpose, and a mask
-    is computed at every position: a causal one needs no operand, any other stays as the mask operand. What is
-    fused writes its keys and values into its caches, in place, at `pos`; outputs that the contract says are
-    these caches afterwards go, as the inputs are that now. Where a concatenated cache is full, there is room
-    for new rows only after reshape.io.py. A position for each of several tokens is taken to be one more than
-    that of the token before it.
+    Each block is matched by its data flow from a SOFTMAX; names and order of operators do not matter. Prefill
+    and decode graphs match, with grouped-query attention or not, with RoPE or not. Caches may be updated by
+    CONCATENATION or DYNAMIC_UPDATE_SLICE. Axes are followed through every reshape and transpose.
 
-    Left alone, with the reason (--explain): biases, scales other than 1/sqrt(H), caches that anyone else
-    reads, masks that a concatenated cache cannot keep. A concatenation without a mask is right at one
-    position only, that of a full cache; with --assume-full-cache that is taken as given.
+    A mask is computed at every position. A causal mask needs no operand; any other mask becomes the mask
+    operand. ATTENTION writes keys and values into its caches, in place, at `pos`. Outputs that the contract
+    names as these caches are removed, since the inputs hold them now. A full concatenated cache gets room for
+    new rows only through reshape.io.py. Positions of several tokens must be consecutive.
+
+    Left alone, with the reason (--explain): biases, scales other than 1/sqrt(H), caches with other readers,
+    masks that a concatenated cache cannot keep. A concatenation without a mask equals ATTENTION only when the
+    cache is full; --assume-full-cache promises that.
     """
 
     name = "fuse.attention.py"
@@ -42,7 +42,7 @@ class FuseAttention(Fusion):
         parser.add_argument(
             "--assume-full-cache",
             metavar="POSITION",
-            help="fuse concatenated caches without a mask too: the input of this name is always their length",
+            help="fuse concatenated caches without a mask too; the input POSITION always holds their length",
         )
 
     def rule(self, model: Model, args: argparse.Namespace) -> AttentionRule:

@@ -10,17 +10,17 @@ from o2o.rewriting.bmm_lhs_const import BmmLhsConstRule
 
 
 class FuseBmmLhsConst(Fusion):
-    """Turn BATCH_MATMUL with a constant left operand into FULLY_CONNECTED.
+    """Convert BATCH_MATMUL with a constant left operand to FULLY_CONNECTED.
 
         A const [.., M, K] -+                                  x [.., K, N] - TRANSPOSE [.., N, K]
                             BATCH_MATMUL [.., M, N]     =>                        |
         x [.., K, N] -------+      |                              A [M, K] -- FULLY_CONNECTED [.., N, M]
                                TRANSPOSE [.., N, M]
 
-    A x = (x' A')', and x' A' is what FULLY_CONNECTED computes with A for its weights. A TRANSPOSE of the
-    result that is there already is what comes out; else one is added. Transposing x is a reshape when K or
-    N is 1, as in rotary frequencies times positions.
-    Left alone: a left operand that differs from batch to batch, or is not float.
+    A x = (x' A')', and FULLY_CONNECTED with weights A computes x' A'. If a TRANSPOSE of the result exists,
+    its output is replaced; else a TRANSPOSE is added. If K or N is 1, x is reshaped, not transposed: rotary
+    frequencies times positions are such a product.
+    Left alone: a left operand that differs between batches or is not float.
     """
 
     name = "fuse.bmm_lhs_const.py"

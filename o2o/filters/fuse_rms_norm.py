@@ -10,15 +10,15 @@ from o2o.rewriting.rms_norm import RmsNormRule
 
 
 class FuseRmsNorm(Fusion):
-    """Fuse root-mean-square normalisation into RMS_NORM.
+    """Fuse RMSNorm, root-mean-square normalisation, into RMS_NORM.
 
         x -+- square - MEAN - ADD eps - RSQRT -+            x, w -- RMS_NORM (epsilon)
            |                                   MUL   =>
            +-----------------------------------+ - MUL w
 
-    The square may be MUL(x, x), SQUARE or POW(x, 2); the root RSQRT, or SQRT and a division. The mean goes
-    over the last axis, w has one number for each of its elements (Zhang and Sennrich 2019).
-    Left alone: other axes, a weight that is not a constant [D], a mean subtracted first (LayerNorm).
+    The square may be MUL(x, x), SQUARE or POW(x, 2). The root may be RSQRT, or SQRT and a division. The mean
+    goes over the last axis D; w is [D] (Zhang and Sennrich 2019).
+    Left alone: other axes, a weight that is not a constant [D], a mean that is subtracted (LayerNorm).
     """
 
     name = "fuse.rms_norm.py"

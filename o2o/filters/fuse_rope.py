@@ -10,7 +10,7 @@ from o2o.rewriting.rope import RopeRule
 
 
 class FuseRope(Fusion):
-    """Fuse rotary position embeddings into ROPE.
+    """Fuse RoPE, rotary position embedding, into ROPE.
 
         x ----+-------------------- MUL cos --+
               |                               ADD        x, sin, cos -- ROPE
@@ -18,9 +18,9 @@ class FuseRope(Fusion):
               |                CONCAT MUL sin-+
               +-- x[:H/2] -------+
 
-    x is [B, N, T, H]; the tables are [1, 1, T, H]: one row a token, the same for all heads. Found by
-    dataflow, whichever way the halves are sliced (STRIDED_SLICE, SLICE, SPLIT) and negated.
-    Left alone: neighbours rotated in pairs (GPT-J), part of the head rotated, tables that differ by head.
+    x is [B, N, T, H]. The tables are [1, 1, T, H]: one row per token, the same for all heads. The halves may
+    be sliced by STRIDED_SLICE, SLICE or SPLIT, and negated by NEG or MUL.
+    Left alone: rotation of neighbouring pairs (GPT-J) or of part of a head; tables that differ by head.
     """
 
     name = "fuse.rope.py"

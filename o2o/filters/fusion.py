@@ -40,7 +40,7 @@ class Fusion(Filter):
         left = ""
         if result.failures:
             left = f", left {counted(len(result.failures), 'candidate')} alone"
-            left += "" if explain else " (--explain tells why)"
+            left += "" if explain else " (--explain gives reasons)"
         self.log(f"{label}: fused {counted(result.rewritten, self.noun)}{left}")
         if explain:
             for node, failure in result.failures:

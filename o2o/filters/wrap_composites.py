@@ -53,7 +53,7 @@ class WrapComposites(Filter):
         wrapped = wrap_composites(model, explain)
         told = listed(f"{count} {name}" for name, count in sorted(wrapped.items())) or "nothing"
         left = f", left {counted(len(reasons), 'candidate')} alone" if reasons else ""
-        left += " (--explain tells why)" if reasons and not args.explain else ""
+        left += " (--explain gives reasons)" if reasons and not args.explain else ""
         self.log(f"wrapped {told}{left}")
         for reason in reasons if args.explain else ():
             self.log(reason)

@@ -1,12 +1,11 @@
-"""The custom operator `o2o.causal_attention`: attention of queries to keys and values that are there already.
+"""The custom operator `o2o.causal_attention`: causal attention to keys and values that are already cached.
 
     inputs    q [1, N, T, H], k [1, K, S, H], v [1, K, S, H], position int32 or int64 [1]
     output    [1, T, N, H]: softmax(scale q k') v, in which query t sees the keys 0 to position + t
-    options   FlexBuffer {"scale": float, "q_block": int, "kv_block": int}; blocks of 0: all at a time
+    options   FlexBuffer {"scale": float, "q_block": int, "kv_block": int}; a block size of 0: no blocks
 
-Query head n reads key head n / (N / K). Exports of `--attn-implementation grouped` and `flash` hold it
-wherever a model goes through transformers' attention interface; `o2o.lower.litert.lowering` spells it in
-builtins.
+Query head n reads key head n // (N / K). `export --attn-implementation grouped` and `flash` write it for each
+call of transformers' attention interface. `o2o.lower.litert` lowers it to builtin operators.
 """
 
 from __future__ import annotations
@@ -19,19 +18,29 @@ from o2o.errors import ModelError
 from o2o.model import shape_of
 
 NAME = "o2o.causal_attention"
-POSITION = 3  # the number of that operand
+POSITION = 3  # operand position
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Flash attention: how many queries, and how many keys, are computed at a time."""
+    """Block sizes of flash attention: the number of queries, and of keys, that are computed at a time."""
 
     q: int
     kv: int
 
     @classmethod
     def parse(cls, text: str) -> Blocks:
-        """`64,512`. Raises ValueError, with what is wrong."""
+        """Parse `64,512`.
+
+        Args:
+            text: Two positive integers.
+
+        Returns:
+            The block sizes.
+
+        Raises:
+            ValueError: `text` is something else; the message is for a user.
+        """
         try:
             q, kv = (int(size) for size in text.split(","))
         except ValueError:
@@ -42,25 +51,51 @@ class Blocks:
 
 
 def adaptive_blocks(tokens: int, kv: int = 512) -> Blocks:
-    """The blocks that suit T = `tokens` queries: more at a time, the more there are."""
+    """Return the default block sizes.
+
+    Args:
+        tokens: The number of queries T. More queries get larger blocks.
+        kv: The number of keys of a block.
+
+    Returns:
+        The block sizes.
+    """
     return Blocks(32 if tokens < 192 else 64 if tokens < 768 else 256, kv)
 
 
 def operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
-    """q, k, v and position of `node`. Raises ModelError where they are not as said above."""
+    """Return the operands of a node.
+
+    Args:
+        node: An `o2o.causal_attention`.
+
+    Returns:
+        q, k, v and position.
+
+    Raises:
+        ModelError: Their shapes are not those of the module's docstring.
+    """
     shapes = [shape_of(value) if value is not None else None for value in node.inputs]
     match shapes:
         case [(1, N, _, H), (1, K, _, width), v, (*_,)] if v == shapes[1] and width == H and N % K == 0:
             return tuple(node.inputs)  # type: ignore[return-value]
-    told = ", ".join("nothing" if shape is None else str(list(shape)) for shape in shapes)
+    actual = ", ".join("nothing" if shape is None else str(list(shape)) for shape in shapes)
     raise ModelError(
-        f"{NAME} {node.outputs[0].name} takes {told}, not q [1, N, T, H], k and v [1, K, S, H], of which K "
-        "divides N, and a position"
+        f"{NAME} {node.outputs[0].name} takes {actual}, not q [1, N, T, H], k and v [1, K, S, H] "
+        "(K divides N), and a position"
     )
 
 
 def pack(scale: float, blocks: Blocks | None) -> bytes:
-    """The operator's options."""
+    """Encode the operator's options.
+
+    Args:
+        scale: The factor of q k'.
+        blocks: Block sizes, or None for no blocks.
+
+    Returns:
+        The FlexBuffer.
+    """
     from flatbuffers import flexbuffers
 
     q, kv = (blocks.q, blocks.kv) if blocks else (0, 0)
@@ -68,14 +103,24 @@ def pack(scale: float, blocks: Blocks | None) -> bytes:
 
 
 def unpack(node: ir.Node) -> tuple[float, Blocks | None]:
-    """The scale and the blocks of `node`. Raises ModelError for options that are not there or damaged."""
+    """Decode the operator's options.
+
+    Args:
+        node: An `o2o.causal_attention`.
+
+    Returns:
+        The scale, and the block sizes or None.
+
+    Raises:
+        ModelError: The options are absent or damaged.
+    """
     from flatbuffers import flexbuffers
 
     try:
-        told = flexbuffers.Loads(bytes(node.meta["fields"]["customOptions"]))
-        blocks = Blocks(int(told["q_block"]), int(told["kv_block"]))
+        options = flexbuffers.Loads(bytes(node.meta["fields"]["customOptions"]))
+        blocks = Blocks(int(options["q_block"]), int(options["kv_block"]))
         if min(blocks.q, blocks.kv) < 0:
             raise ValueError(f"blocks of {blocks.q} by {blocks.kv}")
-        return float(told["scale"]), blocks if blocks.q and blocks.kv else None
+        return float(options["scale"]), blocks if blocks.q and blocks.kv else None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(f"{NAME} {node.outputs[0].name} has damaged options: {error!r}") from error

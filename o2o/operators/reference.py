@@ -1,7 +1,8 @@
-"""What the operators mean, in numpy: to fold constants, to prove masks, and to test rewrites against.
+"""Reference kernels in numpy: what each operator computes.
 
-Slow, exact about shapes, and complete enough for decoder graphs. Meanings follow the TFLite operator
-documentation and LiteRT's reference kernels; Circle's own operators are defined here:
+They fold constants, prove masks, and are what rewrites are tested against. They are slow, exact about shapes,
+and cover decoder graphs. Source: TFLite's operator documentation and LiteRT's reference kernels. Circle's own
+operators are defined here:
 
 RMS_NORM(x [..., D], weight [D]; epsilon) = x / sqrt(mean(x^2) + epsilon) * weight, the mean over D.
 
@@ -10,12 +11,12 @@ ROPE(x [B, N, T, H], sin, cos; mode GPT_NEOX), with tables broadcast to x:
 
 ATTENTION(x [1, T, D], wq [N*H, D], wk [K*H, D], wv [K*H, D], wo [D, N*H],
           cos, sin [1, T, H] or absent, mask or absent, k_cache, v_cache or absent, pos [1] or [T] or absent):
-    q, k, v = x wq', x wk', x wv' in heads; q and k rotated as by ROPE when cos and sin are there;
-    with caches ([1, K, S, H], or [1, S, K, H]) rows pos .. pos+T-1 of them become k and v, in place, and
-    attention goes over all S rows, else over k and v;
-    scores = q k' / sqrt(H), query head n against key head n // (N/K);
-    the mask is added when there is one, else row j is visible to query t when j <= pos + t;
-    result = softmax(scores) v, heads side by side, times wo'.
+    q, k, v = x wq', x wk', x wv', split into heads. With cos and sin, q and k are rotated as by ROPE.
+    With caches ([1, K, S, H] or [1, S, K, H]), k and v overwrite rows pos .. pos+T-1, in place.
+    Attention goes over all S rows of the caches. Without caches it goes over k and v.
+    scores = q k' / sqrt(H), query head n against key head n // (N/K).
+    The mask is added if there is one. Else query t sees row j if j <= pos + t.
+    result = softmax(scores) v, heads concatenated, times wo'.
   (Operand order: Samsung ONE's `circle_custom::attention`.)
 """
 
@@ -38,16 +39,38 @@ Kernel = Callable[..., Array | Sequence[Array]]
 
 
 class NotEvaluable(Exception):
-    """The value depends on something unknown, or on an operator that has no numpy meaning here."""
+    """The value depends on an unknown, or on an operator without a reference kernel."""
 
 
 def evaluate(value: ir.Value, known: Mapping[ir.Value, Array]) -> Array:
-    """The numbers of `value`, given those of `known` values. Raises NotEvaluable."""
+    """Compute a value.
+
+    Args:
+        value: Any value.
+        known: Numbers of the values from which it is computed.
+
+    Returns:
+        Its numbers.
+
+    Raises:
+        NotEvaluable: An operand is unknown, or an operator has no kernel.
+    """
     return _Evaluation(known).value(value)
 
 
 def run(graph: ir.Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The outputs of `graph` by name. Caches among `feeds` that ATTENTION updates are changed in place."""
+    """Run a graph.
+
+    Args:
+        graph: The graph.
+        feeds: Its inputs by name. ATTENTION updates caches among them in place.
+
+    Returns:
+        Its outputs by name.
+
+    Raises:
+        NotEvaluable: An operator has no kernel.
+    """
     known = {value: np.asarray(feeds[value.name or ""]) for value in graph.inputs}
     evaluation = _Evaluation(known)
     for node in graph:
@@ -56,13 +79,27 @@ def run(graph: ir.Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def is_pure(node: ir.Node) -> bool:
-    """Whether `node` is known to compute its results from its operands and to do nothing else."""
+    """Whether `node` is a pure function of its operands.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True if its operator has a kernel here and writes no cache.
+    """
     return node.domain == DOMAIN and node.op_type in _KERNELS and not writes_cache(node)
 
 
 def unknown_sources(value: ir.Value) -> list[ir.Value]:
-    """The values without a producer that `value` is computed from and that are not constants."""
-    found: dict[ir.Value, None] = {}
+    """Return the graph inputs and other unknowns from which `value` is computed.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        Values without a producer that are not constants.
+    """
+    sources: dict[ir.Value, None] = {}
     seen: set[ir.Value] = set()
     pending = [value]
     while pending:
@@ -72,10 +109,10 @@ def unknown_sources(value: ir.Value) -> list[ir.Value]:
         seen.add(current)
         producer = current.producer()
         if producer is None:
-            found[current] = None
+            sources[current] = None
         else:
             pending.extend(v for v in producer.inputs if v is not None)
-    return list(found)
+    return list(sources)
 
 
 class _Evaluation:
@@ -96,7 +133,7 @@ class _Evaluation:
                 continue
             producer = current.producer()
             if producer is None:
-                raise NotEvaluable(f"{current.name} is not known")
+                raise NotEvaluable(f"{current.name} is unknown")
             missing = [v for v in producer.inputs if v is not None and v not in self.known]
             if missing:
                 pending.extend(missing)
@@ -107,14 +144,14 @@ class _Evaluation:
     def node(self, node: ir.Node) -> None:
         kernel = _KERNELS.get(node.op_type) if node.domain == DOMAIN else None
         if kernel is None:
-            raise NotEvaluable(f"{node.op_type} has no reference meaning")
+            raise NotEvaluable(f"{node.op_type} has no reference kernel")
         if any(value is not None and is_quantized(value) for value in (*node.inputs, *node.outputs)):
-            raise NotEvaluable(f"{node.op_type} on quantised numbers has no reference meaning")
+            raise NotEvaluable(f"{node.op_type} on quantised numbers has no reference kernel")
         inputs = [None if value is None else self.value(value) for value in node.inputs]
         try:
             results = kernel(node, *inputs)
         except (ValueError, IndexError, TypeError, ArithmeticError, ModelError) as error:
-            raise NotEvaluable(f"{node.op_type} {node.outputs[0].name} makes no sense: {error}") from error
+            raise NotEvaluable(f"{node.op_type} {node.outputs[0].name} is malformed: {error}") from error
         for value, result in zip(
             node.outputs, [results] if isinstance(results, np.ndarray) else results, strict=True
         ):
@@ -138,15 +175,25 @@ def _activate(node: ir.Node, x: Array) -> Array:
 
 
 def slice_bounds(node: ir.Node) -> list[tuple[int, int, int]]:
-    """(begin, end, step) by axis of a SLICE or STRIDED_SLICE with constant bounds. Raises NotEvaluable."""
+    """Return the bounds of a slice.
+
+    Args:
+        node: A SLICE or STRIDED_SLICE.
+
+    Returns:
+        (begin, end, step) for each axis.
+
+    Raises:
+        NotEvaluable: The bounds are not constant, or STRIDED_SLICE adds or removes axes.
+    """
     shape = shape_of(node.inputs[0])  # type: ignore[arg-type]
     vectors = [numbers(value) for value in node.inputs[1:]]
     if any(vector is None for vector in vectors):
         raise NotEvaluable(f"{node.op_type} has bounds that are not constant")
     if node.op_type == "SLICE":
         begin, size = ([int(x) for x in vector] for vector in vectors)  # type: ignore[union-attr]
-        ends = [dim if n == -1 else b + n for b, n, dim in zip(begin, size, shape, strict=True)]
-        return list(zip(begin, ends, [1] * len(shape), strict=True))
+        stops = [dim if n == -1 else b + n for b, n, dim in zip(begin, size, shape, strict=True)]
+        return list(zip(begin, stops, [1] * len(shape), strict=True))
     if any(attribute(node, name, 0) for name in ("ellipsisMask", "newAxisMask", "shrinkAxisMask", "offset")):
         raise NotEvaluable("STRIDED_SLICE with ellipsis, new or shrunk axes")
     bounds = []
@@ -160,13 +207,27 @@ def slice_bounds(node: ir.Node) -> list[tuple[int, int, int]]:
 
 
 def rotate_half(x: Array) -> Array:
-    """[..., H] -> concat(-x[..., H/2:], x[..., :H/2])."""
+    """Return concat(-x[..., H/2:], x[..., :H/2]).
+
+    Args:
+        x: [..., H].
+
+    Returns:
+        [..., H].
+    """
     half = x.shape[-1] // 2
     return np.concatenate([-x[..., half:], x[..., :half]], -1)
 
 
 def softmax(x: Array) -> Array:
-    """Over the last axis."""
+    """Return the softmax over the last axis.
+
+    Args:
+        x: Any shape.
+
+    Returns:
+        The shape of `x`.
+    """
     shifted = np.exp(x - x.max(-1, keepdims=True))
     return shifted / shifted.sum(-1, keepdims=True)
 
@@ -203,7 +264,7 @@ def _attention(
     start = int(pos.reshape(-1)[0]) if pos is not None else 0
     if k_cache is not None and v_cache is not None:
         if not all(cache is None or cache.producer() is None for cache in (of.k_cache, of.v_cache)):
-            raise NotEvaluable("ATTENTION on a cache that is computed: nobody sees it written in place")
+            raise NotEvaluable("ATTENTION on a computed cache: writes in place would be lost")
         by_head = (0, 1, 2) if of.layout == "BNTH" else (1, 0, 2)
         rows = [cache[0].transpose(by_head) for cache in (k_cache, v_cache)]  # views [K, S, H]
         start = min(max(start, 0), rows[0].shape[1] - T)  # as DYNAMIC_UPDATE_SLICE does
@@ -230,7 +291,7 @@ def _fully_connected(node: ir.Node, x: Array, w: Array, bias: Array | None = Non
 
 
 def _select(node: ir.Node, condition: Array, x: Array, y: Array) -> Array:
-    """Unlike SELECT_V2, which broadcasts, a vector of conditions chooses along the first axis."""
+    """A vector of conditions selects along the first axis. SELECT_V2 broadcasts instead."""
     rows = condition.ndim == 1 and x.ndim > 1
     return np.where(condition.reshape(-1, *[1] * (x.ndim - 1)) if rows else condition, x, y)
 
@@ -272,7 +333,7 @@ def _split(node: ir.Node, axis: Array, x: Array) -> Sequence[Array]:
 
 
 def _each(function: Callable[..., Any]) -> Kernel:
-    """A kernel for an operator without options that matter."""
+    """A kernel of an operator whose options do not matter."""
     return lambda node, *inputs: np.asarray(function(*inputs))
 
 

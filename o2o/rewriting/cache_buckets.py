@@ -1,7 +1,7 @@
 """Cache buckets: copies of a decode graph whose KV caches have a smaller capacity.
 
 A decode step computes with all S rows of its caches, written or not. While the position is below a smaller
-capacity, the mask hides all rows from there on: a graph over fewer rows gives the same result, faster. This
+capacity, the mask hides all rows from there on. A graph over fewer rows gives the same result, faster. This
 module proves that at every position. To find the axes to shorten, it follows the cache rows through the
 graph: forward to what is computed from them, and backward to masks.
 """

@@ -227,8 +227,8 @@ def _like(value: ir.Value) -> ir.Value:
 
 
 def _references(value: ir.Value) -> Collection[ir.Value]:
-    found: Mapping[str, ir.Value] = quantization_constants(value)
-    return found.values()
+    constants: Mapping[str, ir.Value] = quantization_constants(value)
+    return constants.values()
 
 
 def _is_referred_to(graph: ir.Graph, value: ir.Value) -> bool:

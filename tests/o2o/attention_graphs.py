@@ -75,7 +75,7 @@ BROKEN = {
     "cache of its own": "the past of the cache is not a graph input",
     "cache by column": "the cache is neither [1, K, S, H] nor [1, S, K, H]",
     "layouts differ": "keys are cached as BNTH, values as BTNH",
-    "contract differs": "cannot tell heads from tokens",
+    "contract differs": "of 2 heads is ambiguous",
     "one cache for both": "which ATTENTION writes in place, is used elsewhere too",
     "one join for both": "keys and values are in one cache",
     "cache read elsewhere": "which ATTENTION writes in place, is used elsewhere too",
@@ -88,7 +88,7 @@ BROKEN = {
     "quantised weights": "the weights of k are quantised or shuffled",
     "shuffled weights": "the weights of q are quantised or shuffled",
     "position among others": "which is no position of 1 tokens",
-    "ambiguous cache": "cannot tell heads from tokens",
+    "ambiguous cache": "of 5 heads is ambiguous",
 }
 
 

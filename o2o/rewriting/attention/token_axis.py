@@ -1,8 +1,8 @@
 """Proof that each row of a mask is a function of one token's position alone.
 
-Such a row is the same wherever its token stands among the T tokens. The mask then need not be computed at
-every position of the first token, but at every T-th: at 8 positions instead of 1793 for 256 tokens and a
-cache of 2048 rows.
+Such a row is the same wherever its token stands among the T tokens. The mask is then computed at every
+T-th position of the first token only. For 256 tokens and a cache of 2048 rows these are 8 positions, not
+1793.
 """
 
 from __future__ import annotations

@@ -115,8 +115,8 @@ class Visibility:
                 fail("--assume-full-cache names an input that is no position of one token", position)
             return position
         fail(
-            "the cache is concatenated without a mask, so every row counts: that equals a cache written in "
-            "place only when it is full (--assume-full-cache POSITION promises this)",
+            "the cache is concatenated without a mask, which equals a cache written in place only when it is "
+            "full (--assume-full-cache POSITION promises this)",
             last.outputs[0],
         )
 

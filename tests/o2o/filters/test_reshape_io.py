@@ -254,7 +254,7 @@ def refusals() -> dict[str, tuple[Model, list[str], str]]:
     found["ambiguous"] = (
         attention(Form(layout="BNTH", told=False)),
         [*grow[:3], "[1,2,2,4]"],
-        "cannot tell heads",
+        "is ambiguous",
     )
     found["other axes"] = (
         attention(Form(layout="BNTH", K=4)),

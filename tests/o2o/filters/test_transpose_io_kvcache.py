@@ -79,7 +79,7 @@ def test_as_many_heads_as_rows_are_told_apart_by_the_contract(command: Command, 
 def test_as_many_heads_as_rows_without_a_contract(command: Command) -> None:
     code, said = command.refusal(attention(Form(K=5, S=5, layout="BNTH", told=False)))
     assert code == 1
-    assert "cannot tell heads from tokens in the cache past_key_0 [1, 5, 5, 4] of 5 heads" in said
+    assert "the layout of the cache past_key_0 [1, 5, 5, 4] of 5 heads" in said
 
 
 @pytest.mark.parametrize("join", ["concat", "slice"])
@@ -229,7 +229,7 @@ def test_two_layouts_of_one_attention_are_a_contradiction(command: Command) -> N
     model.graphs[0].inputs[4].meta["role"] = Role("value_cache", 0, "BTNH")
     code, said = command.refusal(model)
     assert code == 1
-    assert said.endswith("its o2o.contract says BNTH and BTNH")
+    assert said.endswith("its o2o.contract declares BNTH and BTNH")
 
 
 def test_a_layout_that_does_not_fit_the_shape(command: Command) -> None:
@@ -238,7 +238,7 @@ def test_a_layout_that_does_not_fit_the_shape(command: Command) -> None:
         cache.meta["role"] = Role("key_cache", 0, "BTNH")
     code, said = command.refusal(model, "--to", "BNTH")
     assert code == 1
-    assert said.endswith("[1, 2, 7, 4] of 2 heads: its o2o.contract says BTNH")
+    assert said.endswith("[1, 2, 7, 4] of 2 heads is ambiguous: its o2o.contract declares BTNH")
 
 
 def test_a_cache_that_is_given_out_as_it_came_is_refused(command: Command) -> None:

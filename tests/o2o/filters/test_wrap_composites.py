@@ -51,7 +51,7 @@ def test_says_how_many_and_checks_itself(command: Command) -> None:
     wrapped, checked = command.said.splitlines()
     assert wrapped == (
         "wrap.composites.py: wrapped 1 odml.rms_norm, 1 odml.scaled_dot_product_attention, "
-        "left 1 candidate alone (--explain tells why)"
+        "left 1 candidate alone (--explain gives reasons)"
     )
     assert "2 outputs the same" in checked
     assert_same(before, after)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o2o.model import CUSTOM_DOMAIN, DOMAIN
@@ -47,6 +47,7 @@ def evaluate(op_type: str, operands: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("op_type", ELEMENTWISE)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_elementwise_operators_are_elementwise(op_type: str, data: st.DataObject) -> None:
     """An element of the result is what the operator gives for the operands' elements there, alone."""
