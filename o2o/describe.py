@@ -14,7 +14,7 @@ from o2o.contract import contract_of, role_of
 from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import SourceTensor, storage_key
 from o2o.model import CUSTOM_DOMAIN, Model, dtype_name
-from o2o.quantization.metadata import recorded
+from o2o.quantization.metadata import recorded_steps
 from o2o.rewriting.dead_code_elimination import inner_graphs
 
 LARGEST = 5  # constants that the text shows
@@ -30,7 +30,7 @@ def summarise(model: Model) -> dict[str, Any]:
         "references": _references(model),
         "metadata": [{"name": name, "bytes": len(data)} for name, data in model.metadata],
         "contract": contract_of(model),
-        "quantization": recorded(model),
+        "quantization": recorded_steps(model),
         "history": model.history,
     }
 

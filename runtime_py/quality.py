@@ -19,7 +19,7 @@ from o2o.cli.text import counted
 from runtime_py.evaluation import dataset
 
 if TYPE_CHECKING:
-    from o2o.quantization.compare import Compared
+    from o2o.quantization.compare import Comparison
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> None:
     print(json.dumps(report, indent=2) if args.json else render(report))
 
 
-def tensor_report(tensors: Sequence[Compared]) -> dict[str, Any]:
+def tensor_report(tensors: Sequence[Comparison]) -> dict[str, Any]:
     """Report the quantisation error of each tensor and of all together.
 
     Args:
@@ -81,9 +81,9 @@ def tensor_report(tensors: Sequence[Compared]) -> dict[str, Any]:
     Returns:
         An object for JSON with `error` and `tensors`.
     """
-    from o2o.quantization.tensors import Error
+    from o2o.quantization.error import QuantizationError
 
-    overall = Error()
+    overall = QuantizationError()
     rows = []
     for one in tensors:
         overall.add(one.error)
@@ -93,10 +93,10 @@ def tensor_report(tensors: Sequence[Compared]) -> dict[str, Any]:
                 "shape": list(one.shape),
                 "stored": list(one.stored),
                 "bytes": list(one.bytes),
-                "error": one.error.told(),
+                "error": one.error.as_json(),
             }
         )
-    return {"error": overall.told(), "tensors": rows}
+    return {"error": overall.as_json(), "tensors": rows}
 
 
 def render(report: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from o2o import streams
 from o2o.errors import UsageError
 from o2o.filters.base import Filter, Result
 from o2o.model import Model
-from o2o.quantization.quantize import Done, quantize
+from o2o.quantization.quantize import MatrixResult, quantize
 from o2o.quantization.recipes import PARTS, RECIPES, find
 from o2o.quantization.report import report, summary
 
@@ -64,7 +64,7 @@ class QuantizeWeights(Filter):
             raise UsageError(f"--report and -o are both {args.report}: one would replace the other")
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
-        self._done: list[Done] = quantize(model, find(args.recipe, args.embedding, args.head))
+        self._done: list[MatrixResult] = quantize(model, find(args.recipe, args.embedding, args.head))
         return any(one.scheme for one in self._done)
 
     def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:

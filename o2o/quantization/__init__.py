@@ -1,7 +1,8 @@
-"""Smaller weights: what becomes of which (`recipes`), how (`schemes`), while it is written (`tensors`).
+"""Weight quantization. A recipe selects a scheme for each matrix; the weights are quantized while they are
+written.
 
-recipe = recipes.find("dynamic_int8")
-done = rewriting.quantize(model, recipe)     # graphs changed, scales known; numbers still where they were
-formats.save(model, "model.circle")          # quantised a few rows at a time
-report.report(recipe, done)                  # errors, sizes
+    recipe = recipes.find("dynamic_int8")
+    results = quantize(model, recipe)            # graphs are changed and scales computed
+    formats.save(model, "model.circle")          # weights are quantized a few rows at a time
+    report.report(recipe, results)               # errors and sizes
 """

@@ -1,4 +1,4 @@
-"""What became of a model's constants in another file of it: exactness and bytes, by what the files say."""
+"""Comparison of the constants of two files of one model: quantization errors and bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_quantized, storage_key
 from o2o.model import Model, quantization_constants, shape_of
-from o2o.quantization.tensors import AT_ONCE, Error
+from o2o.quantization.error import QuantizationError
+from o2o.quantization.tensors import CHUNK
 from o2o.quantization.weight_uses import HEAD
 from o2o.rewriting.stacked_weights import Shapes, parts
 
@@ -20,79 +21,102 @@ HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A constant that is stored otherwise than it was. stored: as what, before and after, `int8`, `int4 in
-    blocks of 32`. bytes: before and after, scales included."""
+class Comparison:
+    """A constant that the two files store with different dtypes.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        stored: How it is stored before and after, such as `int8` or `int4 in blocks of 32`.
+        bytes: Its bytes before and after, with scales.
+        error: The statistics of the difference.
+    """
 
     name: str
     shape: tuple[int, ...]
     stored: tuple[str, str]
     bytes: tuple[int, int]
-    error: Error
+    error: QuantizationError
 
 
-def compare(before: Model, after: Model) -> list[Compared]:
-    """The constants of `after` that are stored otherwise than those of the same name in `before`, in order.
+def compare(before: Model, after: Model) -> list[Comparison]:
+    """Compare the constants of two models by name, one at a time.
 
-    They are read one at a time. Raises ModelError for one that has no counterpart, or one of another shape.
+    Args:
+        before: The first model.
+        after: The second model.
+
+    Returns:
+        The constants that the second model stores with another dtype, in its order.
+
+    Raises:
+        ModelError: A quantized constant has no counterpart, or one of another shape.
     """
-    known, made = _constants(before), _constants(after)
-    shapes = [{name: shape_of(value) for name, value in one.items()} for one in (known, made)]
-    known, made = _apart(known, shapes[1]), _apart(made, shapes[0])
+    olds, news = _constants(before), _constants(after)
+    shapes = [{name: shape_of(value) for name, value in values.items()} for values in (olds, news)]
+    olds, news = _unstacked(olds, shapes[1]), _unstacked(news, shapes[0])
     seen: set[Hashable] = set()
-    found = []
-    for name, value in made.items():
+    comparisons = []
+    for name, value in news.items():
         assert value.const_value is not None
-        key, old = storage_key(value.const_value), known.get(name) or known.get(name.removesuffix(HEAD))
-        if key in seen or not (_smaller(value) or (old is not None and _smaller(old))):
+        key, old = storage_key(value.const_value), olds.get(name) or olds.get(name.removesuffix(HEAD))
+        if key in seen or not (_is_reduced(value) or (old is not None and _is_reduced(old))):
             continue
         seen.add(key)
         if old is None:
             raise ModelError(
-                f"the first model has no {name}, which is {_stored(value)} in the second: are both made of "
-                "one checkpoint, in one way?"
+                f"the first model has no {name}, which is {_stored(value)} in the second: were both exported "
+                "from one checkpoint with the same options?"
             )
         if shape_of(old) != shape_of(value):
             raise ModelError(
                 f"{name} is {list(shape_of(old))} in the first model, {list(shape_of(value))} in the second: "
-                "are both made of one checkpoint?"
+                "were both exported from one checkpoint?"
             )
         stored = _stored(old), _stored(value)
         if stored[0] != stored[1]:
             error = _error(dequantized(old), dequantized(value))
-            found.append(Compared(name, tuple(shape_of(value)), stored, (_bytes(old), _bytes(value)), error))
-    return found
+            sizes = _bytes(old), _bytes(value)
+            comparisons.append(Comparison(name, tuple(shape_of(value)), stored, sizes, error))
+    return comparisons
 
 
-def _smaller(value: ir.Value) -> bool:
+def _is_reduced(value: ir.Value) -> bool:
     return is_quantized(value) or value.dtype in HALVES
 
 
 def _constants(model: Model) -> dict[str, ir.Value]:
-    """Constants of all graphs by name, less the scales of others; of several with one name, the first."""
-    found: dict[str, ir.Value] = {}
+    """The constants of all graphs by name, without the scales of others; the first one of each name."""
+    constants: dict[str, ir.Value] = {}
     for graph in model.graphs:
         values = graph.initializers.values()
-        referred = {id(other) for value in values for other in quantization_constants(value).values()}
+        parameters = {id(other) for value in values for other in quantization_constants(value).values()}
         for value in values:
-            if value.const_value is not None and id(value) not in referred:
-                found.setdefault(value.name or "", value)
-    return found
+            if value.const_value is not None and id(value) not in parameters:
+                constants.setdefault(value.name or "", value)
+    return constants
 
 
-def _apart(found: dict[str, ir.Value], shapes: Shapes) -> dict[str, ir.Value]:
-    """The constants in `found`, those joined that are apart in the other model, which has such `shapes`."""
+def _unstacked(constants: dict[str, ir.Value], shapes: Shapes) -> dict[str, ir.Value]:
+    """`constants`, with stacked matrices split into those that the other model has, by their `shapes`."""
     return {
         name: part
-        for whole, value in found.items()
+        for whole, value in constants.items()
         for name, part in ({whole: value} if whole in shapes else parts(value, shapes)).items()
     }
 
 
 def dequantized(value: ir.Value) -> np.ndarray:
-    """What a constant stands for, float32: what is stored, less the zero points, times the scales.
+    """Dequantize a constant: (stored - zero point) * scale.
 
-    Raises ModelError for zero points of blocks, which nothing here writes.
+    Args:
+        value: A constant, quantized or not.
+
+    Returns:
+        Its numbers, float32, in its shape.
+
+    Raises:
+        ModelError: It has zero points by block, which are not supported.
     """
     assert value.const_value is not None
     stored: np.ndarray = value.const_value.numpy().astype(np.float32)
@@ -100,7 +124,7 @@ def dequantized(value: ir.Value) -> np.ndarray:
         return stored
     references = quantization_constants(value)
     if "zeroPoints" in references:
-        raise ModelError(f"{value.name} has zero points by block: this reads symmetrical ones only")
+        raise ModelError(f"{value.name} has zero points by block: only symmetric blocks are supported")
     zeros = value.meta["fields"]["quantization"].zeroPoint
     if zeros is not None and "scales" not in references:
         stored -= _along(value, zeros)
@@ -108,17 +132,24 @@ def dequantized(value: ir.Value) -> np.ndarray:
 
 
 def scales(value: ir.Value) -> np.ndarray:
-    """Those of the numbers of a quantised constant, float32, in a shape that fits theirs."""
+    """Return the scales of a quantized constant.
+
+    Args:
+        value: A quantized constant.
+
+    Returns:
+        The scales, float32, in a shape that broadcasts to the constant's.
+    """
     if (blocks := quantization_constants(value).get("scales")) is not None:
         assert blocks.const_value is not None
-        found = blocks.const_value.numpy().astype(np.float32).reshape(-1)
+        by_block = blocks.const_value.numpy().astype(np.float32).reshape(-1)
         shape = shape_of(value)
-        return np.repeat(found, math.prod(shape) // found.size).reshape(shape)
+        return np.repeat(by_block, math.prod(shape) // by_block.size).reshape(shape)
     return _along(value, value.meta["fields"]["quantization"].scale)
 
 
 def _along(value: ir.Value, parameters: np.ndarray) -> np.ndarray:
-    """One for all numbers, or one for each index of an axis, in a shape that fits theirs."""
+    """Parameters for the whole tensor or along one axis, in a shape that broadcasts to it."""
     along = [1] * len(shape_of(value))
     if len(parameters) > 1:
         along[value.meta["fields"]["quantization"].quantizedDimension] = -1
@@ -133,7 +164,7 @@ def _stored(value: ir.Value) -> str:
 
 
 def _bytes(value: ir.Value) -> int:
-    """In the file, with scales and zero points."""
+    """The bytes of `value` in a file, with scales and zero points."""
     assert value.const_value is not None
     size = value.const_value.nbytes
     for other in quantization_constants(value).values():
@@ -145,9 +176,9 @@ def _bytes(value: ir.Value) -> int:
     return size
 
 
-def _error(before: np.ndarray, after: np.ndarray) -> Error:
-    error = Error()
-    old, lost = before.reshape(-1), (after - before).reshape(-1)
-    for start in range(0, old.size, AT_ONCE):
-        error.count(old[start : start + AT_ONCE], lost[start : start + AT_ONCE])
+def _error(before: np.ndarray, after: np.ndarray) -> QuantizationError:
+    error = QuantizationError()
+    numbers, errors = before.reshape(-1), (after - before).reshape(-1)
+    for start in range(0, numbers.size, CHUNK):
+        error.add_numbers(numbers[start : start + CHUNK], errors[start : start + CHUNK])
     return error

@@ -1,10 +1,11 @@
-"""What has been quantised, as JSON in the file: an entry each time.
+"""The record of quantization in the file: JSON metadata with one step for each run of quantize.weights.py.
 
     {"version": 1, "steps": [{
         "recipe": "dynamic_int8", "matrices": "int8", "embedding": "int8", "head": "int8",
         "tensors": {"int8": 156}, "bytes": [4400193536, 1105577984]}]}
 
-`bytes` are those of the model's matrices, before and after, with their scales.
+`tensors` counts the quantized matrices by scheme. `bytes` is the size of all matrices before and after, with
+scales.
 """
 
 from __future__ import annotations
@@ -23,24 +24,31 @@ METADATA_NAME = "o2o.quantization"
 VERSION = 1
 
 
-def record(model: Model, recipe: Recipe, schemes: Sequence[str], sizes: Sequence[int]) -> None:
-    """Say in the model's metadata what was done, behind what was done before; nothing for no tensors.
+def record_step(model: Model, recipe: Recipe, schemes: Sequence[str], sizes: Sequence[int]) -> None:
+    """Append a step to the model's metadata, unless no matrix was quantized.
 
-    schemes: of each tensor that was quantised. sizes: bytes before and after.
+    Args:
+        model: The model, changed in place.
+        recipe: The recipe.
+        schemes: The scheme of each quantized matrix.
+        sizes: The bytes of all matrices before and after.
     """
     if not schemes:
         return
-    step = {**recipe.told(), "tensors": dict(sorted(Counter(schemes).items())), "bytes": list(sizes)}
-    told = {"version": VERSION, "steps": [*recorded(model), step]}
+    step = {**recipe.as_json(), "tensors": dict(sorted(Counter(schemes).items())), "bytes": list(sizes)}
+    record = {"version": VERSION, "steps": [*recorded_steps(model), step]}
     model.metadata = [entry for entry in model.metadata if entry[0] != METADATA_NAME]
-    model.metadata.append((METADATA_NAME, json.dumps(told, separators=(",", ":")).encode()))
+    model.metadata.append((METADATA_NAME, json.dumps(record, separators=(",", ":")).encode()))
 
 
-def recorded(model: Model) -> list[dict[str, Any]]:
-    """Return the steps that `record` has written, the oldest first; none where they are damaged.
+def recorded_steps(model: Model) -> list[dict[str, Any]]:
+    """Return the quantization steps of a model.
 
-    Raises:
-        ModelError: They have a newer version than this module knows.
+    Args:
+        model: The model.
+
+    Returns:
+        The steps, the oldest first; empty if there are none or the metadata is damaged.
     """
     try:
         data = dict(model.metadata).get(METADATA_NAME, b"{}")

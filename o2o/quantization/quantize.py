@@ -1,4 +1,5 @@
-"""A recipe carried out on a model: its matrices become constants that are quantised as they are written."""
+"""Quantization of a model by a recipe: matrices become constants that are quantized while they are
+written."""
 
 from __future__ import annotations
 
@@ -14,25 +15,34 @@ from o2o.formats.op_versions import minimum_version
 from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import with_shape
 from o2o.model import Model, shape_of
-from o2o.quantization.metadata import record
+from o2o.quantization.metadata import record_step
 from o2o.quantization.recipes import Recipe
-from o2o.quantization.schemes import Scheme, fitting, more_exact
+from o2o.quantization.schemes import Scheme, fitting, more_accurate
 from o2o.quantization.tensors import QuantizedTensor
 from o2o.quantization.weight_uses import HEAD, Matrix, Use, matrices
 from o2o.rewriting.builder import Builder, add_constant, add_tensor
 from o2o.rewriting.rewire import replace_output
 
-# Bytes of a scale: among a tensor's parameters, with its zero point, which is an int64; and of a block.
-PARAMETERS, HALF = 12, 2
-# Bytes of tables, at most: for each value that is a quantised constant, and for each operator that is added
-# with what it needs.
+# Bytes of a scale: of a row, with its zero point (float32 and int64); and of a block (float16).
+ROW_SCALE, BLOCK_SCALE = 12, 2
+# Upper bounds of the bytes of tables: for each value of a quantized constant, and for each added operator.
 VALUE, OPERATOR = 256, 512
 
 
 @dataclass
-class Done:
-    """What became of a matrix. scheme: None when it was left as it is, for `reason`. before, after: bytes in
-    a file, with its scales. tensor: knows its error when it has been written."""
+class MatrixResult:
+    """The result for one matrix.
+
+    Attributes:
+        name: Its name.
+        parts: What it is used as: matrix, embedding, head.
+        shape: Its shape [rows, columns].
+        scheme: Its scheme; None if it was not quantized.
+        before: Its bytes in a file before.
+        after: Its bytes in a file after, with scales.
+        reason: Why it was not quantized.
+        tensor: The new constant, which knows its error once it is written.
+    """
 
     name: str
     parts: Sequence[str]
@@ -44,85 +54,93 @@ class Done:
     tensor: QuantizedTensor | None = field(default=None, repr=False)
 
 
-def quantize(model: Model, recipe: Recipe) -> list[Done]:
-    """Carry out `recipe` on `model`, changed in place; what became of each of its matrices.
+def quantize(model: Model, recipe: Recipe) -> list[MatrixResult]:
+    """Quantize the matrices of a model. They are read once, for their scales.
 
-    Reads the matrices once, for their scales. Raises ModelError for numbers that cannot be stored.
+    Args:
+        model: The model, changed in place.
+        recipe: The recipe.
+
+    Returns:
+        The result for each matrix, in the order of the model.
+
+    Raises:
+        ModelError: Numbers are not finite, or larger than their scheme can store.
+        OSError: A checkpoint cannot be read.
     """
-    found = [part for matrix in matrices(model) for part in _parted(matrix, recipe)]
-    done = [_quantize(model, matrix, recipe) for matrix in found]
-    sizes = [sum(one.before for one in done), sum(one.after for one in done)]
-    record(model, recipe, [one.scheme.name for one in done if one.scheme], sizes)
-    return done
+    split = [part for matrix in matrices(model) for part in _untied(matrix, recipe)]
+    results = [_quantize(model, matrix, recipe) for matrix in split]
+    sizes = [sum(result.before for result in results), sum(result.after for result in results)]
+    record_step(model, recipe, [result.scheme.name for result in results if result.scheme], sizes)
+    return results
 
 
-def _parted(matrix: Matrix, recipe: Recipe) -> list[Matrix]:
-    """`matrix`; or two, where it is both embedding and head and the recipe wants these apart."""
+def _untied(matrix: Matrix, recipe: Recipe) -> list[Matrix]:
+    """`matrix`; or two matrices, if it is both embedding and head and the recipe unties them."""
     tied = matrix.parts == {"embedding", "head"} and not matrix.reason
-    if not (recipe.apart and tied) or any(use.widened for use in matrix.uses):
+    if not (recipe.untie and tied) or any(use.widened for use in matrix.uses):
         return [matrix]
     table, head = Matrix(list(matrix.values)), Matrix(copied=True)
     for use in matrix.uses:
         (head if use.part == "head" else table).uses.append(use)
     for graph in {id(use.graph): use.graph for use in head.uses}.values():
         (value,) = (value for owner, value in matrix.values if owner is graph)
-        twin = add_tensor(graph, with_shape(matrix.tensor, shape_of(value), ""), f"{value.name}{HEAD}")
-        head.values.append((graph, twin))
+        copy = add_tensor(graph, with_shape(matrix.tensor, shape_of(value), ""), f"{value.name}{HEAD}")
+        head.values.append((graph, copy))
         for use in head.uses:
             if use.graph is graph:
-                use.node.replace_input_with(use.operand, twin)
+                use.node.replace_input_with(use.operand, copy)
     return [table, head]
 
 
-def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> Done:
+def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> MatrixResult:
     name, tensor = matrix.value.name or "", matrix.tensor
     parts, shape = sorted(matrix.parts), shape_of(matrix.value)
     before = 0 if matrix.copied else tensor.nbytes
-    left = Done(name, parts, shape, None, before, tensor.nbytes)  # type: ignore[arg-type]
-    left.reason = matrix.reason
-    if left.reason:
-        return left
+    unchanged = MatrixResult(name, parts, shape, None, before, tensor.nbytes)  # type: ignore[arg-type]
+    unchanged.reason = matrix.reason
+    if unchanged.reason:
+        return unchanged
     schemes = {"matrix": recipe.matrices, "embedding": recipe.embedding, "head": recipe.head}
     scheme = schemes[parts[0]]
-    for part in parts[1:]:  # tied: one constant, as good as the better of both
-        scheme = more_exact(scheme, schemes[part])
+    for part in parts[1:]:  # tied: one constant, with the more accurate of both schemes
+        scheme = more_accurate(scheme, schemes[part])
     if scheme is None:
-        left.reason = "the recipe leaves it"
-        return left
+        unchanged.reason = "the recipe has no scheme for it"
+        return unchanged
     rows, columns = shape
     scheme = fitting(scheme, columns)
     explicit = recipe.explicit or not scheme.limit
-    scales = rows * scheme.blocks(columns) * (HALF if scheme.block else PARAMETERS)
+    scales = rows * scheme.blocks(columns) * (BLOCK_SCALE if scheme.block else ROW_SCALE)
     after = rows * columns * scheme.bits // 8 + scales
     if after + _overhead(matrix, scheme, explicit) >= tensor.nbytes:
-        left.reason = "it would not become smaller"
-        return left
-    found = QuantizedTensor(name, tensor, scheme, (rows, columns))
-    _tell_unused(model, tensor)
-    quantization = _quantization(model, found)
+        unchanged.reason = "it would not become smaller"
+        return unchanged
+    quantized = QuantizedTensor(name, tensor, scheme, (rows, columns))
+    _add_to_unused(model, tensor)
+    quantization = _quantization(model, quantized)
     for graph, value in matrix.values:
-        _become(graph, value, found, quantization)
+        _set_constant(graph, value, quantized, quantization)
     for use in matrix.uses:
         _apply(model, use, explicit)
-    return Done(name, parts, (rows, columns), scheme, before, after, tensor=found)
+    return MatrixResult(name, parts, (rows, columns), scheme, before, after, tensor=quantized)
 
 
 def _overhead(matrix: Matrix, scheme: Scheme, explicit: bool) -> int:
-    """Bytes of what else the matrix needs by `scheme`, at most: tables, operators."""
+    """An upper bound of the bytes that the scheme adds to the graph: tables and operators."""
     looked_up = sum(use.part == "embedding" for use in matrix.uses)
     added = 3 * looked_up + (len(matrix.uses) - looked_up if explicit else 0)
     return VALUE * len(matrix.values) * (2 if scheme.block else 1) + OPERATOR * added
 
 
-def _tell_unused(model: Model, tensor: ir.TensorProtocol) -> None:
-    """What is quantised becomes numbers of the model: nothing refers to it any more."""
+def _add_to_unused(model: Model, tensor: ir.TensorProtocol) -> None:
+    """Record that nothing refers to `tensor` any more: the model holds its quantized numbers."""
     if isinstance(tensor, ExternalTensor):
         model.unused.setdefault(str(tensor.path), {})[tensor.tensor_name] = ""
 
 
 def _quantization(model: Model, tensor: QuantizedTensor) -> Any:
-    """The parameters that say what the stored numbers stand for; None for float16. References to the scales
-    of blocks are the value's own."""
+    """The schema's `QuantizationParameters`; None for float16. Scales of blocks belong to the value."""
     if not tensor.scheme.limit:
         return None
     table = DIALECTS[model.format].table
@@ -138,7 +156,7 @@ def _quantization(model: Model, tensor: QuantizedTensor) -> Any:
     return parameters
 
 
-def _become(graph: ir.Graph, value: ir.Value, tensor: QuantizedTensor, quantization: Any) -> None:
+def _set_constant(graph: ir.Graph, value: ir.Value, tensor: QuantizedTensor, quantization: Any) -> None:
     value.const_value, value.type = tensor, ir.TensorType(tensor.dtype)
     if quantization is not None:
         value.meta["fields"] = {**value.meta.get("fields", {}), "quantization": quantization}
@@ -148,7 +166,7 @@ def _become(graph: ir.Graph, value: ir.Value, tensor: QuantizedTensor, quantizat
 
 
 def _apply(model: Model, use: Use, explicit: bool) -> None:
-    """Let the node of `use` compute with the constant that it has become."""
+    """Change the node of `use` to compute with the quantized constant."""
     value = use.node.inputs[use.operand] if use.widened is None else use.widened.inputs[0]
     assert value is not None
     if use.part == "embedding":
@@ -163,17 +181,17 @@ def _apply(model: Model, use: Use, explicit: bool) -> None:
 
 
 def _dequantized(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """`value` as float32, by the one DEQUANTIZE of it in `graph`."""
+    """`value` as float32: the output of its only DEQUANTIZE in `graph`."""
     for node, _ in value.uses():
         if node.op_type == "DEQUANTIZE":
             return _versioned(node.outputs[0])
     op = Builder(graph, before=graph[0])
-    found = op.node("DEQUANTIZE", [value], shape_of(value), ir.DataType.FLOAT, name=f"{value.name}_float32")
-    return _versioned(found)
+    name = f"{value.name}_float32"
+    return _versioned(op.node("DEQUANTIZE", [value], shape_of(value), ir.DataType.FLOAT, name=name))
 
 
 def _look_up(model: Model, use: Use, table: ir.Value) -> None:
-    """EMBEDDING_LOOKUP, which makes float rows of integers; of float16, which it does not know, GATHER."""
+    """Look up rows of a quantized table by EMBEDDING_LOOKUP, of a float16 table by GATHER and DEQUANTIZE."""
     node, old = use.node, use.node.outputs[0]
     op = Builder(use.graph, before=node, prefix=f"{old.name}/")
     shape = shape_of(old)

@@ -1,4 +1,4 @@
-"""Named recipes: what becomes of a model's matrices, of its embedding table, and of its head."""
+"""Quantization recipes: the schemes of a model's matrices, of its embedding table and of its head."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from dataclasses import dataclass, replace
 from o2o.errors import UsageError
 from o2o.quantization.schemes import FLOAT16, INT4_BLOCK32, INT4_BLOCK128, INT8, SCHEMES, Scheme
 
-FLOAT = "float"  # what a recipe calls a table that stays as it is
+FLOAT = "float"  # the name of no scheme: the matrix is not quantized
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """matrices: the weights of FULLY_CONNECTED, and wq, wk, wv, wo of ATTENTION. embedding: the table that
-    token ids are looked up in. head: the weights of the last FULLY_CONNECTED, which makes the logits. None is
-    float, as it was. explicit: weights are turned back by a DEQUANTIZE in front of the operator, so that it
-    computes in float; else its kernel takes them as they are and quantises what they are multiplied with.
-    apart: what is embedding and head becomes one constant for each; else one, as good as the better of both.
+    """The schemes of a model's matrices. None: not quantized.
+
+    Attributes:
+        name: The name of the recipe.
+        matrices: The scheme of the weights of FULLY_CONNECTED, and of wq, wk, wv, wo of ATTENTION.
+        embedding: The scheme of the table of token embeddings.
+        head: The scheme of the weights of the last FULLY_CONNECTED, which computes the logits.
+        explicit: A DEQUANTIZE before the operator restores the weights, and the operator computes in float32.
+            Otherwise its kernel takes quantized weights and quantizes the activations.
+        untie: A matrix that is both embedding and head becomes one constant for each. Otherwise it stays one,
+            with the more accurate of both schemes.
     """
 
     name: str
@@ -24,16 +30,20 @@ class Recipe:
     embedding: Scheme | None
     head: Scheme | None
     explicit: bool = False
-    apart: bool = False
+    untie: bool = False
 
-    def told(self) -> dict[str, str]:
-        """The recipe for JSON."""
-        parts = {"matrices": self.matrices, "embedding": self.embedding, "head": self.head}
-        return {"recipe": self.name, **{part: s.name if s else FLOAT for part, s in parts.items()}}
+    def as_json(self) -> dict[str, str]:
+        """Return the recipe for JSON.
+
+        Returns:
+            Its name, and the name of the scheme of each part.
+        """
+        schemes = {"matrices": self.matrices, "embedding": self.embedding, "head": self.head}
+        return {"recipe": self.name, **{part: s.name if s else FLOAT for part, s in schemes.items()}}
 
     @property
     def tolerance(self) -> float:
-        """How far results may be off, see `Scheme`."""
+        """The tolerance of `--check`: the largest of its schemes' tolerances."""
         used = (self.matrices, self.embedding, self.head)
         return max((scheme.tolerance for scheme in used if scheme), default=0.0)
 
@@ -45,17 +55,17 @@ RECIPES = {
     for recipe in (
         Recipe("dynamic_int8", INT8, INT8, INT8),
         Recipe("weight_only_int8", INT8, INT8, INT8, explicit=True),
-        # Four bits are few for a table of which each row is one word, and for the last word.
+        # Embedding and head need more than 4 bits: each of their rows decides about one token.
         Recipe("dynamic_int4_block32", INT4_BLOCK32, INT8, INT8),
         Recipe("dynamic_int4_block128", INT4_BLOCK128, INT8, INT8),
-        # Of a small model the head is what a step reads most of.
-        Recipe("dynamic_int4_block32_head", INT4_BLOCK32, INT8, INT4_BLOCK32, apart=True),
+        # In a small model the head is most of the bytes that a decode step reads.
+        Recipe("dynamic_int4_block32_head", INT4_BLOCK32, INT8, INT4_BLOCK32, untie=True),
         Recipe("float16", FLOAT16, FLOAT16, FLOAT16, explicit=True),
         NONE,
     )
 }
 
-# ai-edge-quantizer's names, and what --quantize=true stands for.
+# The names of ai-edge-quantizer, and of `--quantize=true`.
 ALIASES = {
     "true": "dynamic_int8",
     "false": "none",
@@ -66,14 +76,26 @@ ALIASES = {
     "dynamic_wi4b128_afp32": "dynamic_int4_block128",
 }
 
-PARTS = (FLOAT, *SCHEMES)  # what may be asked for an embedding or a head
+PARTS = (FLOAT, *SCHEMES)  # the choices for embedding and head
 
 
 def find(name: str, embedding: str | None = None, head: str | None = None) -> Recipe:
-    """The recipe of that name or alias, with another scheme for embedding or head. Raises UsageError."""
+    """Return a recipe by name.
+
+    Args:
+        name: The name of a recipe, or an alias.
+        embedding: The name of another scheme for the embedding table; None for the recipe's.
+        head: The name of another scheme for the head; None for the recipe's.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UsageError: A name is unknown.
+    """
     recipe = RECIPES.get(ALIASES.get(name, name))
     if recipe is None:
-        raise UsageError(f"unknown recipe {name!r}: there are {', '.join((*RECIPES, *ALIASES))}")
+        raise UsageError(f"unknown recipe {name!r}: choose from {', '.join((*RECIPES, *ALIASES))}")
     if embedding is not None:
         recipe = replace(recipe, embedding=_scheme(embedding))
     if head is not None:
@@ -83,5 +105,5 @@ def find(name: str, embedding: str | None = None, head: str | None = None) -> Re
 
 def _scheme(name: str) -> Scheme | None:
     if name not in PARTS:
-        raise UsageError(f"unknown scheme {name!r}: there are {', '.join(PARTS)}")
+        raise UsageError(f"unknown scheme {name!r}: choose from {', '.join(PARTS)}")
     return SCHEMES.get(name)

@@ -1,4 +1,4 @@
-"""What quantisation cost and saved: per tensor and overall, for JSON and in a line."""
+"""Report of a quantization: errors and sizes of each matrix and of all, as JSON and as one line."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from o2o.cli.text import counted
-from o2o.quantization.quantize import Done
+from o2o.quantization.error import QuantizationError
+from o2o.quantization.quantize import MatrixResult
 from o2o.quantization.recipes import FLOAT, Recipe
-from o2o.quantization.tensors import Error
 
 
-def report(recipe: Recipe, done: Sequence[Done]) -> dict[str, Any]:
-    """Ready for JSON, once the tensors have been written. Errors are shares: `rms` of the numbers' root mean
-    square, `max` of the largest; bytes are those in a file, of all matrices that the recipe could mean."""
-    error = Error()
+def report(recipe: Recipe, results: Sequence[MatrixResult]) -> dict[str, Any]:
+    """Return the report of a model that has been written.
+
+    Args:
+        recipe: The recipe.
+        results: The results of `quantize`.
+
+    Returns:
+        An object for JSON: the recipe, `bytes` before and after, and the relative `error` (`rms` and `max`).
+        `tensors` has the same for each matrix.
+    """
+    error = QuantizationError()
     tensors = []
-    for one in done:
+    for one in results:
         entry: dict[str, Any] = {
             "name": one.name,
             "parts": one.parts,
@@ -26,25 +34,33 @@ def report(recipe: Recipe, done: Sequence[Done]) -> dict[str, Any]:
             "bytes": [one.before, one.after],
         }
         if one.tensor is not None and one.tensor.error is not None:
-            entry["error"] = one.tensor.error.told()
+            entry["error"] = one.tensor.error.as_json()
             error.add(one.tensor.error)
         if one.reason:
             entry["reason"] = one.reason
         tensors.append(entry)
-    sizes = [sum(one.before for one in done), sum(one.after for one in done)]
-    return {**recipe.told(), "bytes": sizes, "error": error.told(), "tensors": tensors}
+    sizes = [sum(one.before for one in results), sum(one.after for one in results)]
+    return {**recipe.as_json(), "bytes": sizes, "error": error.as_json(), "tensors": tensors}
 
 
-def summary(told: dict[str, Any]) -> str:
-    """`told` by `report` in a line."""
-    counts = Counter(entry["scheme"] for entry in told["tensors"])
-    left = counts.pop(FLOAT, 0)
+def summary(contents: dict[str, Any]) -> str:
+    """Return a report as one line.
+
+    Args:
+        contents: The report.
+
+    Returns:
+        The number of matrices by scheme, the bytes before and after, and the relative error.
+    """
+    counts = Counter(entry["scheme"] for entry in contents["tensors"])
+    unchanged = counts.pop(FLOAT, 0)
     if not counts:
-        reasons = Counter(entry["reason"] for entry in told["tensors"])
-        why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
-        return f"left {counted(left, 'table')} alone{why}" if left else "there are no weights in floats"
-    made = ", ".join(f"{count} of {scheme}" for scheme, count in sorted(counts.items()))
-    before, after = told["bytes"]
-    lost = "relative error {rms:.2g}, at most {max:.2g} of the largest number".format(**told["error"])
-    rest = f" ({left} left as they are)" if left else ""
-    return f"{told['recipe']}: {made}{rest}, {before:,} bytes to {after:,}; {lost}"
+        reasons = Counter(entry["reason"] for entry in contents["tensors"])
+        reason = f": {reasons.most_common(1)[0][0]}" if reasons else ""
+        tensors = counted(unchanged, "tensor")
+        return f"{tensors} not quantised{reason}" if unchanged else "the model has no float weights"
+    quantised = ", ".join(f"{count} to {scheme}" for scheme, count in sorted(counts.items()))
+    before, after = contents["bytes"]
+    error = "relative error {rms:.2g}, at most {max:.2g} of the largest number".format(**contents["error"])
+    rest = f" ({unchanged} unchanged)" if unchanged else ""
+    return f"{contents['recipe']}: {quantised}{rest}, {before:,} bytes to {after:,}; {error}"

@@ -1,4 +1,4 @@
-"""Where a model uses its matrices: as weights, as the head, as an embedding table; and where else."""
+"""The uses of a model's matrices: as weights, as the head, as the embedding table, or otherwise."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ from o2o.rewriting.matchers import producer_of
 Part = Literal["matrix", "embedding", "head"]
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
-HEAD = "_head"  # ends the name of a head that was made apart from the embedding
-TOKENS = re.compile(r"token|ids", re.IGNORECASE)  # what an input of ids is called
+HEAD = "_head"  # suffix of the name of a head that was untied from the embedding
+TOKENS = re.compile(r"token|ids", re.IGNORECASE)  # in the name of an input of token ids
 
 
 @dataclass(frozen=True)
 class Use:
-    """`node` takes the constant as its operand of that number, as this part; through `widened`, the
-    DEQUANTIZE that makes float32 of float16, if there is one. part: None, with a reason, for all else."""
+    """A use of a constant matrix by a node.
+
+    Attributes:
+        graph: The graph of the node.
+        node: The node.
+        operand: The number of the operand.
+        part: What the matrix is for the node; None if it cannot be quantized.
+        reason: Why it cannot be quantized.
+        widened: The DEQUANTIZE from float16 to float32 between matrix and node, if any.
+    """
 
     graph: ir.Graph
     node: ir.Node
@@ -37,8 +45,13 @@ class Use:
 
 @dataclass
 class Matrix:
-    """A constant matrix of floats: its values, one or more a graph, and all their uses. copied: another
-    matrix has the same numbers, and was there before."""
+    """A floating-point constant matrix with all its uses.
+
+    Attributes:
+        values: The values that have it as their constant, and their graphs.
+        uses: The uses of these values.
+        copied: It is a copy of another matrix of the model, made when embedding and head were untied.
+    """
 
     values: list[tuple[ir.Graph, ir.Value]] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
@@ -59,26 +72,33 @@ class Matrix:
 
     @property
     def reason(self) -> str:
-        """Why it cannot be quantised; "" when it can."""
+        """Why it cannot be quantized; "" if it can."""
         values = [value for _, value in self.values]
         if len({shape_of(value) for value in values}) > 1:
-            return "its bytes are looked at in several shapes"
+            return "its bytes are used in several shapes"
         if any(value.is_graph_output() for value in values):
             return "it is an output"
         return next((use.reason for use in self.uses if use.part is None), "")
 
 
 def matrices(model: Model) -> list[Matrix]:
-    """The matrices of `model` that are weights or tables anywhere, in order; those of one storage are one."""
-    found: dict[Hashable, Matrix] = {}
+    """Find the weight matrices and embedding tables of a model.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The matrices in the order of the graphs. Values that share their bytes are one matrix.
+    """
+    by_storage: dict[Hashable, Matrix] = {}
     for graph in model.graphs:
         heads = set(_heads(model, graph))
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype in FLOATS and value.dtype in FLOATS:
-                matrix = found.setdefault(storage_key(value.const_value), Matrix())
+                matrix = by_storage.setdefault(storage_key(value.const_value), Matrix())
                 matrix.values.append((graph, value))
                 matrix.uses += _uses(model, graph, value, heads)
-    return [matrix for matrix in found.values() if matrix.parts]
+    return [matrix for matrix in by_storage.values() if matrix.parts]
 
 
 def _uses(
@@ -97,13 +117,13 @@ def _uses(
 
 
 def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir.Value) -> str:
-    """Why `value` cannot be quantised for what `node` does with it; "" when it can."""
+    """Why `value` cannot be quantized for `node`; "" if it can."""
     if operand not in facts_of(node).weights:
-        return f"{node.op_type} needs it as it is"
+        return f"{node.op_type} takes no quantised operand here"
     if not is_constant(value) and value.producer() is None:
         return "it is an input"
     if len(shape_of(value)) != 2:
-        return "it is no matrix (reshape.fc_weight.py makes it one)"
+        return "it is not a matrix (reshape.fc_weight.py reshapes it)"
     if value.dtype != ir.DataType.FLOAT or node.outputs[0].dtype != ir.DataType.FLOAT:
         return f"{node.op_type} computes in {value.dtype}"
     if "sparsity" in value.meta.get("fields", {}):
@@ -111,11 +131,11 @@ def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir
     if node.op_type == "FULLY_CONNECTED":
         x = node.inputs[0]
         if x is None or x.dtype != ir.DataType.FLOAT or is_quantized(x):
-            return "what it is multiplied with is not float32"
+            return "the other operand is not float32"
         if attribute(node, "weightsFormat", 0):
             return "it has a weights format of its own"
     if node.op_type == "GATHER" and (attribute(node, "axis", 0) or attribute(node, "batchDims", 0)):
-        return "GATHER takes other than its rows"
+        return "GATHER does not look up rows"
     if (lookup := lookup_operands(node)) is not None:
         _, ids = lookup
         if ids.dtype not in INTEGERS or is_dynamic(ids):
@@ -126,18 +146,18 @@ def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir
 
 
 def _are_tokens(model: Model, graph: ir.Graph, ids: ir.Value) -> bool:
-    """Whether `ids` come from the input that holds the tokens: by its role, else by its name."""
+    """Whether `ids` come from the input of token ids, by its role or else by its name."""
     while (node := producer_of(ids, *PASS_THROUGH_OPS)) is not None and node.inputs[0] is not None:
         ids = node.inputs[0]
     if (role := role_of(ids)) is not None:
         return role.kind == "tokens"
-    inputs = [end for signature in model.signatures_of(graph) for end in signature.inputs.items()]
+    inputs = [item for signature in model.signatures_of(graph) for item in signature.inputs.items()]
     names = [ids.name or "", *(name for name, value in inputs if value is ids)]
     return ids.is_graph_input() and any(TOKENS.search(name) for name in names)
 
 
 def _heads(model: Model, graph: ir.Graph) -> Iterator[ir.Node]:
-    """The FULLY_CONNECTED nodes of `graph` that make logits: by role, else by the output's name."""
+    """The FULLY_CONNECTED nodes of `graph` that compute logits, by role or else by the output's name."""
     names = {id(v) for s in model.signatures_of(graph) for n, v in s.outputs.items() if n == "logits"}
     for value in graph.outputs:
         role = role_of(value)

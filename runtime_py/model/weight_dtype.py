@@ -22,9 +22,9 @@ def weight_dtype(model: Model) -> str:
         the dtype of most bytes of its constants, as `float32`.
     """
     from o2o.formats.tensors import storage_key
-    from o2o.quantization.metadata import recorded
+    from o2o.quantization.metadata import recorded_steps
 
-    if steps := recorded(model):
+    if steps := recorded_steps(model):
         return str(steps[-1].get("recipe", "quantised")).replace("_", " ")
     constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
     stored = {storage_key(constant): constant for constant in constants if constant is not None}

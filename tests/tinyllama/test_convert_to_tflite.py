@@ -153,7 +153,7 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
     [
         (["--quantize=false", "--report=x.json"], "--report describes quantisation: it needs --quantize"),
         (["--report=/no/such/x.json"], "--report: no such folder: /no/such"),
-        (["--quantize=int3"], "unknown recipe 'int3': there are dynamic_int8, weight_only_int8"),
+        (["--quantize=int3"], "unknown recipe 'int3': choose from dynamic_int8, weight_only_int8"),
         (
             ["--prefill_seq_lens=64,128", "--kv_cache_max_len=100"],
             "--kv_cache_max_len 100 is below the prefill length 128: make it 128 or more",

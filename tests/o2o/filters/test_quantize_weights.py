@@ -111,7 +111,7 @@ def test_what_it_says(command: Command, tmp_path: Path) -> None:
     embed, up = by_name["embed"], by_name["up"]
     assert (embed["scheme"], embed["reason"], embed["bytes"]) == (
         "float",
-        "the recipe leaves it",
+        "the recipe has no scheme for it",
         [32768, 32768],
     )
     assert (up["scheme"], up["parts"], up["shape"]) == ("int8", ["matrix"], [128, 64])
@@ -119,9 +119,7 @@ def test_what_it_says(command: Command, tmp_path: Path) -> None:
     assert 0.004 < up["error"]["rms"] < 0.01
     assert up["error"]["max"] < 1 / 254 * 1.01
     assert told["bytes"] == [sum(entry["bytes"][side] for entry in told["tensors"]) for side in (0, 1)]
-    assert command.said.startswith(
-        "quantize.weights.py: dynamic_int8: 3 of int8 (1 left as they are), 131,072"
-    )
+    assert command.said.startswith("quantize.weights.py: dynamic_int8: 3 to int8 (1 unchanged), 131,072")
     assert command.said.count("\n") == 1
     entry = model.history[-1]
     assert entry["arguments"] == ["--recipe", "true", "--embedding", "float"], "not where the report went"
@@ -141,7 +139,7 @@ def test_inspect_tells_it(command: Command, tmp_path: Path, capsys: pytest.Captu
 def test_none_leaves_no_trace(command: Command) -> None:
     before = language_model()
     assert formats.dumps(command(before, "--recipe", "false")) == formats.dumps(before)
-    assert "left 4 tables alone: the recipe leaves it" in command.said
+    assert "4 tensors not quantised: the recipe has no scheme for it" in command.said
 
 
 @pytest.mark.parametrize("recipe", QUANTISING)
@@ -149,14 +147,14 @@ def test_where_nothing_becomes_smaller_the_file_is_as_it_was(recipe: str, comman
     short = linear()  # rows of four
     for before in (short, command(language_model(), "--recipe", recipe)):
         assert formats.dumps(command(before, "--recipe", recipe)) == formats.dumps(before)
-        assert "alone" in command.said or "there are no weights in floats" in command.said
+        assert "not quantised" in command.said or "the model has no float weights" in command.said
 
 
 def test_unknown_names(command: Command) -> None:
     code, message = command.refusal(language_model(), "--recipe", "int3")
-    assert (code, "unknown recipe 'int3': there are dynamic_int8" in message) == (2, True)
+    assert (code, "unknown recipe 'int3': choose from dynamic_int8" in message) == (2, True)
     code, message = command.refusal(language_model(), "--head", "int7")
-    assert (code, "unknown scheme 'int7': there are float, float16" in message) == (2, True)
+    assert (code, "unknown scheme 'int7': choose from float, float16" in message) == (2, True)
 
 
 def test_what_cannot_be_stored_is_refused(command: Command) -> None:
@@ -173,7 +171,7 @@ def test_what_cannot_be_stored_is_refused(command: Command) -> None:
 
 def test_what_has_no_weights_left_is_told_so(command: Command) -> None:
     command(command(language_model()), "--recipe", "float16")
-    assert command.said == "quantize.weights.py: there are no weights in floats\n"
+    assert command.said == "quantize.weights.py: the model has no float weights\n"
 
 
 def test_the_report_does_not_replace_the_model(command: Command, tmp_path: Path) -> None:

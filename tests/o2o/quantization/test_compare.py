@@ -92,7 +92,7 @@ def test_the_other_way_round():
     assert [one.name for one in there] == [one.name for one in back]
     for one, other in zip(there, back, strict=True):
         assert (one.stored[::-1], one.bytes[::-1]) == (other.stored, other.bytes)
-        assert one.error.furthest == other.error.furthest > 0
+        assert one.error.largest_error == other.error.largest_error > 0
 
 
 def test_a_model_of_something_else():

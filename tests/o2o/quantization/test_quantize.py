@@ -15,8 +15,8 @@ from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import is_quantized, storage_key
 from o2o.lower.litert.lowering import lower
 from o2o.model import Format, Model
-from o2o.quantization.metadata import recorded
-from o2o.quantization.quantize import Done, quantize
+from o2o.quantization.metadata import recorded_steps
+from o2o.quantization.quantize import MatrixResult, quantize
 from o2o.quantization.recipes import RECIPES, find
 from tests.o2o import fused_graphs
 from tests.o2o.fused_graphs import Form
@@ -28,7 +28,7 @@ FORMATS: list[Format] = ["circle", "tflite"]
 HALF = ir.DataType.FLOAT16
 
 
-def by_name(done: list[Done]) -> dict[str, Done]:
+def by_name(done: list[MatrixResult]) -> dict[str, MatrixResult]:
     return {one.name: one for one in done}
 
 
@@ -236,7 +236,7 @@ def test_attention_takes_quantised_weights(form: Form, recipe: str, monkeypatch:
 # ---- left alone ------------------------------------------------------------------------------------
 
 
-def only(model: Model, recipe: str = "dynamic_int8") -> Done:
+def only(model: Model, recipe: str = "dynamic_int8") -> MatrixResult:
     """What became of the only matrix, of which nothing did."""
     before = formats.dumps(model)
     (one,) = quantize(model, find(recipe))
@@ -266,7 +266,7 @@ def test_what_others_use_stays() -> None:
     graph = Graph("main")
     x, w = graph.input("x", [32, 64]), graph.constant("w", weights(32, 64))
     graph.output(graph.fc(x, w, "y"), graph.op("ADD", [x, w], [32, 64], name="z"))
-    assert only(graph.model()).reason == "ADD needs it as it is"
+    assert only(graph.model()).reason == "ADD takes no quantised operand here"
 
 
 def test_what_is_given_out_stays() -> None:
@@ -326,7 +326,7 @@ def test_what_was_done_is_recorded_each_time() -> None:
     quantize(model, find("dynamic_int8", embedding="float"))
     model = written(model)
     quantize(model, find("float16"))
-    first, second = recorded(written(model))
+    first, second = recorded_steps(written(model))
     assert first["recipe"] == "dynamic_int8"
     assert (first["embedding"], first["tensors"]) == ("float", {"int8": 3})
     assert (second["recipe"], second["tensors"]) == ("float16", {"float16": 1})
@@ -339,14 +339,14 @@ def test_a_record_that_cannot_be_read_is_none() -> None:
     model = language_model()
     for data in (b"", b"[]", b"{}", json.dumps({"steps": 3}).encode()):
         model.metadata = [("o2o.quantization", data)]
-        assert recorded(model) == []
+        assert recorded_steps(model) == []
 
 
 def test_a_record_of_a_newer_version_is_refused() -> None:
     model = language_model()
     model.metadata = [("o2o.quantization", b'{"version": 2, "steps": []}')]
     with pytest.raises(ModelError, match=r"o2o\.quantization has version 2; this o2o knows 1: update o2o"):
-        recorded(model)
+        recorded_steps(model)
 
 
 def test_a_head_apart_from_the_embedding() -> None:

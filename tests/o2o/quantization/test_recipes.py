@@ -22,15 +22,15 @@ def test_embedding_and_head_may_be_something_else() -> None:
     assert (recipe.matrices, recipe.embedding, recipe.head) == (INT4_BLOCK32, None, INT4_BLOCK32)
     assert find("dynamic_int4_block32").head is INT8
     told = {"matrices": "int4_block32", "embedding": "float", "head": "int4_block32"}
-    assert recipe.told() == {"recipe": "dynamic_int4_block32", **told}
+    assert recipe.as_json() == {"recipe": "dynamic_int4_block32", **told}
 
 
 def test_what_is_unknown_is_told_with_what_there_is() -> None:
     with pytest.raises(
-        UsageError, match=re.escape("unknown recipe 'int3': there are dynamic_int8, weight_only")
+        UsageError, match=re.escape("unknown recipe 'int3': choose from dynamic_int8, weight_only")
     ):
         find("int3")
     with pytest.raises(
-        UsageError, match="unknown scheme 'int7': there are float, float16, int8, int4_block32"
+        UsageError, match="unknown scheme 'int7': choose from float, float16, int8, int4_block32"
     ):
         find("dynamic_int8", head="int7")

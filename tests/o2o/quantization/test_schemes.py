@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from o2o.quantization.schemes import FLOAT16, INT4_BLOCK32, INT4_BLOCK128, INT8, fitting, more_exact
+from o2o.quantization.schemes import FLOAT16, INT4_BLOCK32, INT4_BLOCK128, INT8, fitting, more_accurate
 
 
 def test_the_largest_number_becomes_the_limit() -> None:
@@ -38,6 +38,6 @@ def test_rows_that_are_no_whole_blocks(columns: int, expected: object) -> None:
 
 
 def test_the_more_exact_of_two() -> None:
-    assert more_exact(INT8, INT4_BLOCK32) is INT8
-    assert more_exact(INT4_BLOCK32, FLOAT16) is FLOAT16
-    assert more_exact(None, FLOAT16) is None
+    assert more_accurate(INT8, INT4_BLOCK32) is INT8
+    assert more_accurate(INT4_BLOCK32, FLOAT16) is FLOAT16
+    assert more_accurate(None, FLOAT16) is None

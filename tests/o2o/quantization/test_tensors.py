@@ -154,7 +154,7 @@ def test_the_same_from_everywhere(
     formats.save(graph.model(), tmp_path / "model.circle")
     stored = formats.load(tmp_path / "model.circle").graphs[0].initializers["w"].const_value
     assert stored is not None
-    monkeypatch.setattr(tensors, "AT_ONCE", 5 * 256)
+    monkeypatch.setattr(tensors, "CHUNK", 5 * 256)
     sources: list[ir.TensorProtocol] = [
         ir.Tensor(w),
         Weight("w", read_header(path)["w"], FLOAT),
@@ -175,7 +175,7 @@ def test_the_same_from_everywhere(
 
 def test_a_large_tensor_is_never_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(tmp_path, weights(512, 256), torch.bfloat16)
-    monkeypatch.setattr(tensors, "AT_ONCE", 1024)
+    monkeypatch.setattr(tensors, "CHUNK", 1024)
     found = QuantizedTensor("w", Weight("w", read_header(path)["w"], FLOAT), INT8)
     assert max(len(piece) for piece in found.pieces()) <= 1024
     with pytest.MonkeyPatch.context() as patch:
