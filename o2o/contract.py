@@ -74,6 +74,14 @@ class Role:
 
 
 def role_of(value: ir.Value) -> Role | None:
+    """Return the role of a value.
+
+    Args:
+        value: An input or output of a graph.
+
+    Returns:
+        Its role; None if it has none.
+    """
     return value.meta.get("role")
 
 
@@ -92,18 +100,25 @@ def _describe(name: str, value: ir.Value) -> dict[str, Any]:
 
 
 def _shape(value: ir.Value) -> list[int | str] | None:
-    """The shape for JSON: a dimension that is not fixed (ONNX has such) by its name."""
+    """The shape for JSON. A symbolic dimension (ONNX) is its name."""
     if value.shape is None:
         return None
     return [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
 
 
 def contract_of(model: Model) -> dict[str, Any]:
-    """The contract of `model` as it stands, ready for JSON. Signatures without any role are left out."""
+    """Return the contract of a model in its present state.
+
+    Args:
+        model: The model.
+
+    Returns:
+        An object for JSON. Signatures without any role are omitted.
+    """
     signatures = {}
     for signature in model.signatures:
-        ends = [*signature.inputs.values(), *signature.outputs.values()]
-        if any(role_of(value) is not None for value in ends):
+        values = [*signature.inputs.values(), *signature.outputs.values()]
+        if any(role_of(value) is not None for value in values):
             signatures[signature.name] = {
                 "inputs": [_describe(name, value) for name, value in signature.inputs.items()],
                 "outputs": [_describe(name, value) for name, value in signature.outputs.items()],
@@ -112,13 +127,26 @@ def contract_of(model: Model) -> dict[str, Any]:
 
 
 def dumps(model: Model) -> bytes | None:
-    """The contract as it goes into the file, or None for a model in which nothing has a role."""
+    """Return the metadata entry of a model's contract.
+
+    Args:
+        model: The model.
+
+    Returns:
+        JSON; None for a model without roles.
+    """
     contract = contract_of(model)
     return json.dumps(contract, separators=(",", ":")).encode() if contract["signatures"] else None
 
 
 def loads(text: str | bytes) -> dict[str, Any]:
-    """Parse the contract of a file of any format: an object with `signatures`.
+    """Parse the contract of a file of any format.
+
+    Args:
+        text: The JSON text.
+
+    Returns:
+        An object with `signatures`.
 
     Raises:
         ModelError: The text is damaged, or its version is newer than this module knows.
@@ -130,7 +158,15 @@ def loads(text: str | bytes) -> dict[str, Any]:
 
 
 def attach(model: Model, data: bytes) -> None:
-    """Set the roles that the contract `data` (JSON) gives to the values of `model`. Raises ModelError."""
+    """Set the roles of a model's values from the contract in its file.
+
+    Args:
+        model: The model, changed in place.
+        data: The contract, JSON.
+
+    Raises:
+        ModelError: The contract is damaged, or its version is newer than this module knows.
+    """
     signatures = loads(data)["signatures"]
     with metadata.reports_damage(METADATA_NAME):
         for signature in model.signatures:
@@ -142,6 +178,13 @@ def attach(model: Model, data: bytes) -> None:
 
 
 def parse_role(entry: Mapping[str, Any]) -> Role | None:
-    """The role in a contract's entry of one input or output; None for none, and for an unknown kind."""
+    """Return the role in a contract's entry of one input or output.
+
+    Args:
+        entry: The entry.
+
+    Returns:
+        The role; None if the entry has none or one of an unknown kind.
+    """
     kind: Any = entry.get("role")
     return Role(kind, entry.get("layer"), entry.get("layout")) if kind in get_args(Kind) else None

@@ -1,9 +1,9 @@
-"""What has been done to the model: one entry a filter, as JSON in the file.
+"""The history of a model file: JSON metadata with one entry for each filter that changed the model.
 
     [{"filter": "fuse.attention.py", "arguments": [], "version": "0.1.0", "input": "sha256:3f..."}]
 
-`input` is the SHA-256 of the metadata that the filter was given (a header-first file's header: the graph,
-not the weights behind it), so that a history can be checked without reading gigabytes.
+`input` is the fingerprint (`o2o.formats.fingerprint`) of the filter's input. It covers the graph but no large
+constants, so a history can be checked without reading gigabytes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,28 @@ VERSION = 1
 
 
 def dumps(history: list[dict[str, Any]]) -> bytes | None:
+    """Return the metadata entry of a history.
+
+    Args:
+        history: The entries, the oldest first.
+
+    Returns:
+        JSON; None for an empty history.
+    """
     return json.dumps(history, separators=(",", ":")).encode() if history else None
 
 
 def loads(data: bytes) -> list[dict[str, Any]]:
-    """Parse the history of a file: a list of objects, which has no version.
+    """Parse the history of a file. It is a list and has no version.
+
+    Args:
+        data: The JSON text.
+
+    Returns:
+        The entries, the oldest first.
 
     Raises:
-        ModelError: It is something else. An object with a version is a form that this module does not know.
+        ModelError: The text is not a list of objects. An object with a version is a newer form.
     """
     with metadata.reports_damage(METADATA_NAME):
         history = json.loads(data)

@@ -1,9 +1,9 @@
-"""Importing `onnx_ir` without SymPy, which it needs only for arithmetic on symbolic dimensions.
+"""Import of `onnx_ir` without SymPy, which it needs only for arithmetic on symbolic dimensions.
 
-SymPy takes longer to import than all the rest of it (`python -X importtime -c 'import onnx_ir'` shows), and
-every stage of a pipe starts once.
-While `onnx_ir` is imported, a stand-in answers for `sympy`; what it hands out loads the real module when it
-is first used. It is not left in `sys.modules`: whoever imports SymPy gets SymPy.
+SymPy takes longer to import than the rest of `onnx_ir` (see `python -X importtime -c 'import onnx_ir'`), and
+every stage of a pipe imports it. While `onnx_ir` is imported, a placeholder stands for `sympy`. Its functions
+import the real module when they are first called. The placeholder is then removed from `sys.modules`, so that
+later imports get SymPy itself.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""A model in memory: several `onnx_ir` graphs, the signatures that name their ends, and what travels along.
+"""A model in memory: `onnx_ir` graphs, signatures that name their inputs and outputs, and metadata.
 
-A Circle or TFLite subgraph is an `ir.Graph`. Its nodes live in the domain `circle` under their builtin
-name (`FULLY_CONNECTED`), or in `circle.custom` under their custom code. Constants are initializers. What
-the IR has no slot for stays with its owner under `meta`, so that nothing is lost between reading and
-writing:
+A Circle or TFLite subgraph is an `ir.Graph`. The `op_type` of a node is its builtin name (`FULLY_CONNECTED`)
+in the domain `circle`, or its custom code in `circle.custom`. Constants are initializers. What the IR cannot
+represent is stored in the `meta` of its owner, so that reading and writing loses nothing:
 
     value.meta["fields"]   fields of the Tensor table beyond name, shape, type and data (quantization, ...)
-    value.meta["role"]     what the value is to a language model (`o2o.contract.Role`)
+    value.meta["role"]     its role in a language model (`o2o.contract.Role`)
     value.meta["quantization_constants"]  see `quantization_constants`
     node.meta["fields"]    fields of the Operator table (customOptions, intermediates, ...)
-    node.meta["options"]   the name of the operator's options table, or None when it has none
-    graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: other values no operator touches
+    node.meta["options"]   the name of the operator's options table, or None if it has none
+    graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: values without any operator
 """
 
 from __future__ import annotations
@@ -29,7 +28,14 @@ Format = Literal["circle", "tflite"]
 
 @dataclass
 class Signature:
-    """A named entry point: its graph, and the public name of each input and output in calling order."""
+    """A named entry point of a model.
+
+    Attributes:
+        name: Its name.
+        graph: Its graph.
+        inputs: The graph's inputs by their public names, in calling order.
+        outputs: The graph's outputs by their public names, in calling order.
+    """
 
     name: str
     graph: ir.Graph
@@ -37,19 +43,30 @@ class Signature:
     outputs: dict[str, ir.Value]
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Let every name that stands for `old` stand for `new`."""
-        for ends in (self.inputs, self.outputs):
-            for name, value in ends.items():
+        """Replace a value among the inputs and outputs.
+
+        Args:
+            old: The value to replace.
+            new: The value that takes its names.
+        """
+        for values in (self.inputs, self.outputs):
+            for name, value in values.items():
                 if value is old:
-                    ends[name] = new
+                    values[name] = new
 
 
 @dataclass
 class Model:
-    """Graphs (the first is the main one), signatures and metadata of one file.
+    """The contents of one model file.
 
-    `fields` are those of the Model table that nothing else here holds. `unused` are the tensors of a
-    checkpoint, by file, that a model with references into it is known not to need.
+    Attributes:
+        format: The dialect of the file.
+        graphs: Its graphs; the first is the main graph.
+        signatures: Its signatures.
+        metadata: Name and contents of each metadata entry that this project does not interpret.
+        history: The history of filters (`o2o.history`).
+        fields: Other fields of the schema's Model table.
+        unused: Tensors of a checkpoint without a reference (`o2o.formats.external_tensor`), by file.
     """
 
     format: Format
@@ -61,35 +78,65 @@ class Model:
     unused: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def signatures_of(self, graph: ir.Graph) -> Iterator[Signature]:
-        """The signatures that enter `graph`; several may."""
+        """Find the signatures of a graph.
+
+        Args:
+            graph: A graph of the model.
+
+        Returns:
+            Its signatures: none, one or several.
+        """
         return (signature for signature in self.signatures if signature.graph is graph)
 
     def label(self, graph: ir.Graph) -> str:
-        """How to call `graph` in a message: its signature's name, else its own, else its number."""
+        """Return the name of a graph for messages.
+
+        Args:
+            graph: A graph of the model.
+
+        Returns:
+            The name of its first signature, else its own name, else its number.
+        """
         for signature in self.signatures_of(graph):
             return signature.name
         return graph.name or f"subgraph {self.graphs.index(graph)}"
 
     def sign(self, name: str) -> None:
-        """Give the main graph a signature if it has none."""
+        """Add a signature for the main graph if it has none.
+
+        Args:
+            name: The name of the signature.
+        """
         graph = self.graphs[0]
         if not any(self.signatures_of(graph)):
-            inputs, outputs = ({v.name or "": v for v in ends} for ends in (graph.inputs, graph.outputs))
+            inputs, outputs = ({v.name or "": v for v in values} for values in (graph.inputs, graph.outputs))
             self.signatures.append(Signature(name, graph, inputs, outputs))
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Let `new` stand where `old` does among the inputs and outputs of graphs and signatures."""
+        """Replace a value among the inputs and outputs of graphs and signatures.
+
+        Args:
+            old: The value to replace.
+            new: The value that takes its place.
+        """
         for graph in self.graphs:
-            for ends in (graph.inputs, graph.outputs):
-                for index, value in enumerate(ends):
+            for values in (graph.inputs, graph.outputs):
+                for index, value in enumerate(values):
                     if value is old:
-                        ends[index] = new
+                        values[index] = new
         for signature in self.signatures:
             signature.replace(old, new)
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...]:
-    """The static shape of `value`."""
+    """Return the shape of a value.
+
+    Args:
+        value: A value with a static shape.
+
+    Returns:
+        Its dimensions; empty if its shape is unknown.
+    """
     return tuple(value.shape.numpy()) if value.shape is not None else ()
 
 
@@ -115,11 +162,28 @@ def quantization_constants(value: ir.Value) -> Mapping[str, ir.Value]:
 
 
 def is_dynamic(value: ir.Value) -> bool:
-    """Whether the shape of `value` is only an example, which a runtime may resize."""
+    """Return whether a runtime may resize a value.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        True if the schema's `shapeSignature` has a dimension of -1. The static shape is then only an example.
+    """
     signature = value.meta.get("fields", {}).get("shapeSignature")
     return signature is not None and any(dim < 0 for dim in signature)
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+    """Return an attribute of a node.
+
+    Args:
+        node: The node.
+        name: The name of the attribute.
+        default: The result if the node has no such attribute.
+
+    Returns:
+        The value of the attribute.
+    """
+    option = node.attributes.get(name)
+    return default if option is None else option.value

@@ -13,18 +13,18 @@ from o2o.weights.weight import Weight
 
 
 class BindWeights(Filter):
-    """Put the weights into a model that only refers to them.
+    """Put the weights of a checkpoint into a model that only refers to them.
 
         w -> (model.safetensors, model.norm.weight)      w const [2048] float32
         |                                           =>   |
         MUL                                              MUL
 
-    Export with --weights external leaves the numbers in the checkpoint: the files on the way stay small, and
-    filters quick. This resolves the references, from safetensors or PyTorch's files, single or sharded, and
-    streams each tensor into the model, converted to the graph's dtype on the way. Tensors with equal bytes
-    are stored once. A model without references passes unchanged, and binding leaves no trace in the history:
-    the result is the file that embedding at the start would have given.
-    Refused: tensors that are missing, left over or of another shape; each is named.
+    Export with --weights external leaves the weights in the checkpoint, so that files stay small and filters
+    fast. This filter streams each tensor from the checkpoint (safetensors or PyTorch files, also sharded)
+    into the model, and converts it to the graph's dtype. Tensors with equal bytes are stored once.
+    A model without references passes unchanged. Binding adds no entry to the history: the result equals an
+    export with embedded weights.
+    Refused: tensors that are missing, unused or of another shape; the message names them.
     """
 
     name = "bind.weights.py"
@@ -33,20 +33,22 @@ class BindWeights(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--checkpoint", metavar="DIR", help="take the tensors from here, not from where they were"
+            "--checkpoint",
+            metavar="DIR",
+            help="take the tensors from this folder, not the recorded files",
         )
         parser.add_argument(
-            "--partial", action="store_true", help="the model may have no place for some of the tensors"
+            "--partial", action="store_true", help="accept tensors that the model does not use"
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         count = bind(model, args.checkpoint, args.partial)
         if not count:
-            self.log("there is nothing to bind")
+            self.log("the model has no external weights")
             return
         _, _, saved = deduplicate_constants(model, only=Weight)
-        told = f"bound {counted(count, 'tensor')}"
-        self.log(told + (f"; equal ones are stored once, which saves {saved:,} bytes" if saved else ""))
+        bound = f"bound {counted(count, 'tensor')}"
+        self.log(bound + (f"; equal ones are stored once, which saves {saved:,} bytes" if saved else ""))
 
 
 main = BindWeights.main

@@ -17,18 +17,18 @@ from o2o.rewriting.topological_sort import topological_sort
 
 
 class MergeCircles(Filter):
-    """Merge models into one: all their subgraphs and signatures, every equal constant once.
+    """Merge models into one, with all their subgraphs and signatures; equal constants are stored once.
 
         prefill.circle: prefill -- weights                      prefill -+
                                                =>   model.circle         +- weights
         decode.circle:  decode --- weights                      decode --+
 
-    Signatures keep their names; a main graph without one gets one that is called after its file. --sig-names
-    calls them all anew.
-    Constants are compared byte for byte (SHA-256), within and across files. Says what was shared and how
-    many bytes that saved.
-    State that two files keep in a variable of one name becomes one state, which is said too.
-    Refused: two signatures of one name; Circle and TFLite mixed.
+    Signatures keep their names. A main graph without a signature gets one with the name of its file.
+    --sig-names renames all signatures.
+    Constants with equal bytes (SHA-256), within a file or across files, share one buffer. The filter reports
+    how many, and the bytes saved.
+    Variables with the same name in two files become one variable, which the filter reports.
+    Refused: two signatures with the same name; Circle and TFLite mixed.
     """
 
     name = "merge.circles.py"
@@ -38,7 +38,7 @@ class MergeCircles(Filter):
         parser.add_argument(
             "--sig-names",
             metavar="A;B",
-            help="names for the signatures of the files, in order, separated by ;",
+            help="names for all signatures, in the order of the files, separated by ; or by commas",
         )
 
     def add_input(self, parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,10 @@ class MergeCircles(Filter):
         for model, file in zip(models, args.files, strict=True):
             model.sign("model" if file == "-" else Path(file).stem)
         if args.sig_names is not None:
-            _rename([s for model in models for s in model.signatures], args.sig_names.split(";"))
+            _rename(
+                [s for model in models for s in model.signatures],
+                args.sig_names.split(";" if ";" in args.sig_names else ","),
+            )
         merged = self.merged(models, args.files)
         for graph in merged.graphs:
             topological_sort(graph)
@@ -66,7 +69,18 @@ class MergeCircles(Filter):
         return merged
 
     def merged(self, models: Sequence[Model], files: Sequence[str]) -> Model:
-        """One model of `models`, which are used up. Raises ModelError."""
+        """Merge models.
+
+        Args:
+            models: The models, which cannot be used afterwards.
+            files: The names of their files.
+
+        Returns:
+            The merged model.
+
+        Raises:
+            ModelError: Two signatures have the same name, or the formats differ.
+        """
         first = models[0]
         result = Model(first.format, [], fields=first.fields)
         owner: dict[str, str] = {}
@@ -79,19 +93,19 @@ class MergeCircles(Filter):
             for signature in model.signatures:
                 if signature.name in owner:
                     clash = f"both {owner[signature.name]} and {file} have a signature {signature.name!r}"
-                    raise ModelError(f"{clash}: tell them apart with --sig-names")
+                    raise ModelError(f"{clash}: rename them with --sig-names")
                 owner[signature.name] = file
                 result.signatures.append(signature)
             result.graphs += model.graphs
-            for weights, told in model.unused.items():
-                result.unused.setdefault(weights, {}).update(told)
+            for weights, tensors in model.unused.items():
+                result.unused.setdefault(weights, {}).update(tensors)
             self._add_metadata(result, model, file)
             for name in sorted(_variables(model)):
                 if name in variable_of:
-                    self.log(f"{variable_of[name]} and {file} share the variable {name!r} from now on")
+                    self.log(f"{variable_of[name]} and {file} now share the variable {name!r}")
                 variable_of[name] = file
             result.history.append({"merged": Path(file).name, "history": model.history})
-        _name_apart(result)
+        _make_graph_names_unique(result)
         total, shared, saved = deduplicate_constants(result)
         names = ", ".join(signature.name for signature in result.signatures)
         self.log(f"merged {names}: shared {shared} of {total} constants, which saves {saved:,} bytes")
@@ -99,38 +113,40 @@ class MergeCircles(Filter):
 
     def _add_metadata(self, result: Model, model: Model, file: str) -> None:
         known = dict(result.metadata)
-        place: dict[int, int] = {}  # where an entry of `model` is now
+        new_index: dict[int, int] = {}  # of the entries of `model`
         for index, (name, data) in enumerate(model.metadata):
             if name in known and known[name] != data:
-                self.log(f"{file}: its metadata {name!r} differs from that of an earlier file, which is kept")
+                self.log(f"{file}: its metadata {name!r} is dropped: it differs from that of an earlier file")
                 continue
             if name not in known:
                 result.metadata.append((name, data))
-            place[index] = result.metadata.index((name, data))
+            new_index[index] = result.metadata.index((name, data))
         for graph in model.graphs:
             fields = graph.meta.get("fields", {})
-            if (index := fields.pop("debugMetadataIndex", -1)) in place:
-                fields["debugMetadataIndex"] = place[index]
+            if (index := fields.pop("debugMetadataIndex", -1)) in new_index:
+                fields["debugMetadataIndex"] = new_index[index]
 
 
 def _rename(signatures: Sequence[Signature], names: Sequence[str]) -> None:
     if len(names) != len(signatures):
-        there = ", ".join(signature.name for signature in signatures)
-        raise UsageError(f"--sig-names gives {len(names)} names for {len(signatures)} signatures ({there})")
+        existing = ", ".join(signature.name for signature in signatures)
+        raise UsageError(
+            f"--sig-names gives {len(names)} names for {len(signatures)} signatures ({existing})"
+        )
     if not all(name.strip() for name in names):
-        raise UsageError(f"--sig-names {';'.join(names)!r} has an empty name in it")
+        raise UsageError(f"--sig-names {';'.join(names)!r} has an empty name")
     for signature, name in zip(signatures, names, strict=True):
         signature.name = name.strip()
 
 
 def _variables(model: Model) -> set[str]:
-    """The names of the resource variables that `model` keeps state in."""
+    """The names of the resource variables of `model`."""
     handles = (node for graph in model.graphs for node in graph if node.op_type == "VAR_HANDLE")
     return {f"{attribute(node, 'container', '')}/{attribute(node, 'sharedName', '')}" for node in handles}
 
 
-def _name_apart(model: Model) -> None:
-    """No two graphs of one name: the later is called after its signature, or numbered."""
+def _make_graph_names_unique(model: Model) -> None:
+    """Rename the later of two graphs with one name after its signature, or number it."""
     names: set[str | None] = set()
     for graph in model.graphs:
         if graph.name and graph.name in names:

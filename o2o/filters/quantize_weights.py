@@ -18,7 +18,7 @@ from o2o.quantization.report import report, summary
 
 
 class QuantizeWeights(Filter):
-    """Store weights in fewer bits, by a named recipe.
+    """Quantise weights by a named recipe.
 
         w const float32 [O,I]                  w const int8 [O,I], scales [O]
         |                                =>    |
@@ -27,18 +27,23 @@ class QuantizeWeights(Filter):
         |                                =>    |
         GATHER                                 EMBEDDING_LOOKUP - RESHAPE
 
-    Recipes: dynamic_int8 (by row; kernels quantise what the weights are multiplied with), weight_only_int8 (a
-    DEQUANTIZE in front, arithmetic in float32: LiteRT keeps a float32 copy for each signature, so this is for
-    small models), dynamic_int4_block32 and dynamic_int4_block128 (int4 with a scale for so many columns;
-    embedding and head int8), dynamic_int4_block32_head (the head int4 as well, apart from the embedding: for
-    small models, of which a step reads little else), float16, none. `true` is dynamic_int8, `false` none;
-    ai-edge-quantizer's names are taken, too. --embedding and --head choose otherwise for these two; one table
-    for both gets the better of the two schemes.
-    The weights may still be in the checkpoint (--weights external): those that are quantised are read there,
-    a few rows at a time, and become numbers in the model; the others stay references for bind.weights.py.
-    What is done is recorded in the file (o2o.quantization) and --report says how exact each tensor still is.
-    Left alone: what other operators use, what is quantised already, what would not become smaller. Rows that
-    are no whole number of blocks get shorter blocks, else int8.
+    Recipes:
+      dynamic_int8                int8 with a scale for each row; kernels quantise the activations
+      weight_only_int8            int8 and a DEQUANTIZE; arithmetic in float32. For small models: LiteRT
+                                  stores a float32 copy for each signature
+      dynamic_int4_block32        int4 with a scale for each 32 columns; embedding and head in int8
+      dynamic_int4_block128       the same for each 128 columns
+      dynamic_int4_block32_head   the head in int4, too, untied from the embedding. For small models, in which
+                                  a decode step reads mostly the head
+      float16                     float16 and a DEQUANTIZE
+      none                        no change
+    `true` means dynamic_int8, `false` none; the names of ai-edge-quantizer work as well. --embedding and
+    --head select another scheme for these two. A tied table gets the more accurate of both schemes.
+    Weights may be external (--weights external). Quantised ones are read from the checkpoint, a few rows at a
+    time, and become part of the model. The others stay external until bind.weights.py.
+    The file records the recipe (o2o.quantization). --report writes the error of each tensor.
+    Not quantised: operands of other operators, quantised weights, tensors that would not become smaller. Rows
+    without a whole number of blocks get shorter blocks, else int8.
     Refused: weights that are not finite.
     """
 
@@ -51,11 +56,16 @@ class QuantizeWeights(Filter):
         parser.add_argument(
             "--recipe", metavar="NAME", default="dynamic_int8", help=f"{', '.join(RECIPES)} (%(default)s)"
         )
-        for part, what in (("embedding", "the table of token ids"), ("head", "what makes the logits")):
+        for part, description in (
+            ("embedding", "the table of token embeddings"),
+            ("head", "the weights that compute the logits"),
+        ):
             parser.add_argument(
-                f"--{part}", metavar="SCHEME", help=f"for {what}: {', '.join(PARTS)} (as the recipe says)"
+                f"--{part}",
+                metavar="SCHEME",
+                help=f"scheme of {description}: {', '.join(PARTS)} (default: the recipe's)",
             )
-        parser.add_argument("--report", metavar="FILE", help="write errors and sizes there, as JSON")
+        parser.add_argument("--report", metavar="FILE", help="write errors and sizes to this file, as JSON")
 
     def check_arguments(self, args: argparse.Namespace) -> None:
         find(args.recipe, args.embedding, args.head)
@@ -64,8 +74,8 @@ class QuantizeWeights(Filter):
             raise UsageError(f"--report and -o are both {args.report}: one would replace the other")
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
-        self._done: list[MatrixResult] = quantize(model, find(args.recipe, args.embedding, args.head))
-        return any(one.scheme for one in self._done)
+        self._results: list[MatrixResult] = quantize(model, find(args.recipe, args.embedding, args.head))
+        return any(result.scheme for result in self._results)
 
     def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
         from o2o.check import check
@@ -77,10 +87,10 @@ class QuantizeWeights(Filter):
         """Quantise, then write the report: errors are known when the weights have been streamed."""
         with nullcontext() if args.report is None else streams.open_output(args.report) as sink:
             super().run(args, argv)
-            payload = report(find(args.recipe, args.embedding, args.head), self._done)
-            self.log(summary(payload))
+            contents = report(find(args.recipe, args.embedding, args.head), self._results)
+            self.log(summary(contents))
             if sink is not None:
-                sink.write((json.dumps(payload, indent=2) + "\n").encode())
+                sink.write((json.dumps(contents, indent=2) + "\n").encode())
 
 
 main = QuantizeWeights.main

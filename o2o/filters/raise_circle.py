@@ -10,13 +10,13 @@ from o2o.model import Model
 
 
 class RaiseCircle(Filter):
-    """Turn TFLite into Circle, where nothing is lost.
+    """Convert TFLite to Circle, without loss.
 
         model.tflite: FULLY_CONNECTED -- SOFTMAX      =>      model.circle: FULLY_CONNECTED -- SOFTMAX
 
-    The operators stay what they are; fuse.attention.py and its kind raise them to those that only Circle has.
-    A model that is Circle already passes as it is.
-    Refused: operators, options and tensor types that Circle lacks, named with their place.
+    Operators stay the same; filters such as fuse.attention.py then replace them by operators of Circle.
+    A Circle model passes unchanged.
+    Refused: operators, options and tensor types that Circle lacks; the message names each and its place.
     """
 
     name = "raise.circle.py"
