@@ -47,7 +47,7 @@ def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
     _log_estimate(checkpoint, config, graphs, options, needs)
     check_disk(folder, needs.graphs, counted(len(graphs), "graph"))
     processes = processes_that_fit(needs.memory, min(options.processes or _cores(), len(graphs)))
-    with signals_interrupt(), staging_folder(folder) as staged:
+    with signals_interrupt(SystemExit), staging_folder(folder) as staged:
         _export(graphs, processes, directory, staged, options)
         publish(staged, folder, [job.file for job in graphs])
     copy_package_files(folder, directory)

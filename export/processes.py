@@ -63,15 +63,18 @@ def signals_blocked() -> Iterator[set[int]]:
 
 
 @contextlib.contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that cleanup runs.
+def signals_interrupt(exception: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise an exception, as SIGINT does, so that cleanup runs.
+
+    Args:
+        exception: What to raise. SystemExit ends the command without a line, for a parent that prints one.
 
     Yields:
         Nothing.
     """
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        raise exception(128 + number)  # the exit code that a shell reports for this signal
 
     old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:

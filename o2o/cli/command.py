@@ -54,6 +54,8 @@ def run(program: str, body: Callable[[], int | None], debug: bool = False) -> in
     if code == INTERRUPTED:
         interrupt.mark_reported()
         report(program, interrupt.MESSAGE)
+        _let_go_of_stdout()
+        interrupt.exit_process()
     return code
 
 

@@ -111,6 +111,16 @@ def mark_reported() -> None:
         _handler.reported = True
 
 
+def exit_process() -> None:
+    """End this process at once, if it called `exit_on_interrupt`. Everything has been cleaned up.
+
+    Python's own exit may take seconds to free libraries. It may also end by SIGINT instead of an exit code:
+    it remembers a KeyboardInterrupt that passed through an extension module.
+    """
+    if _handler is not None:
+        os._exit(INTERRUPTED)
+
+
 def _start_watching(handler: _Handler) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
