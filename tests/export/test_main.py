@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from export import __main__ as command
-from export import processes
 from export.config import CheckpointConfig
 from o2o import formats
-from o2o.errors import ModelError, O2oError
+from o2o.errors import ModelError
 from o2o.weights.binding import external_tensors
 from tests.checkpoints import GROUPED, write_checkpoint
 
@@ -110,11 +107,6 @@ def test_too_little_room_is_told_at_once(
     assert command.main([str(checkpoint), "-o", str(tmp_path / "out"), "--max-length", "24"]) == 1
     assert "of memory, and 0.0 MB are free" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_a_process_that_is_killed() -> None:
-    with pytest.raises(O2oError, match="killed during the export, most likely because memory ran out"):
-        processes.run_parallel([partial(os._exit, 9)], 1, lambda count: None)
 
 
 def test_no_bar_unless_someone_looks_on(

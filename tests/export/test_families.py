@@ -1,0 +1,62 @@
+"""What a model family needs, said once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from export.config import CheckpointConfig
+from export.families import FAMILIES, Family, family_of
+from tests.checkpoints import GROUPED
+
+
+def family(model_type: str, **fields: Any) -> Family:
+    return family_of(CheckpointConfig({"model_type": model_type, **GROUPED, **fields}, "folder"))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma", "olmo", "smollm3", "nonesuch"])
+def test_a_family_without_a_row_follows_the_general_rules(model_type: str) -> None:
+    assert family(model_type) == Family()
+    assert family(model_type).fuses
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_row_gives_a_reason(model_type: str) -> None:
+    assert not family(model_type).fuses
+    assert not family(model_type).unfusable.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"attention_bias": True}, "has biases in its attention"),
+        ({"attn_logit_softcapping": 50.0}, "caps its attention scores"),
+        ({"attention_multiplier": 0.5}, "scales its attention scores by another factor than 1/sqrt(H)"),
+        ({"attention_multiplier": 10**-0.5}, ""),
+        ({"attention_bias": False}, ""),
+    ],
+)
+def test_config_json_alone_may_decide(fields: dict[str, Any], reason: str) -> None:
+    assert family("llama", **fields).unfusable == reason
+
+
+def test_only_caps_and_sinks_need_eager_attention() -> None:
+    assert family("gemma2", attn_logit_softcapping=50.0).eager_only
+    assert family("gpt_oss").eager_only
+    assert not family("qwen2").eager_only
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "computed"),
+    [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq", True),
+        ("gpt2", "transformer.h.0.attn.bias", True),
+        ("gpt2", "transformer.h.0.attn.masked_bias", True),
+        ("gpt2", "transformer.h.0.attn.c_attn.bias", False),
+        ("gpt_neox", "gpt_neox.layers.0.attention.bias", True),
+        ("gpt_neox", "gpt_neox.layers.0.attention.dense.bias", False),
+    ],
+)
+def test_tensors_that_the_model_computes(model_type: str, name: str, computed: bool) -> None:
+    assert bool(family(model_type).computed.search(name)) is computed

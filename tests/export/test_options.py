@@ -1,0 +1,120 @@
+"""Options that exclude each other are refused before torch is imported and before anything is written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.config import CheckpointConfig
+from export.options import ExportOptions, check_attention, check_length, parse_attention
+from o2o.errors import UsageError
+from o2o.operators.causal_attention import Blocks
+from tests.checkpoints import GROUPED, write_checkpoint
+from tests.conftest import ROOT
+
+
+def config_of(**fields: Any) -> CheckpointConfig:
+    return CheckpointConfig({"model_type": "llama", **GROUPED, **fields}, "folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "blocks"),
+    [
+        ("eager", "eager", None),
+        ("grouped", "grouped", None),
+        ("flash", "flash", None),
+        ("flash:", "flash", None),
+        ("flash:4,8", "flash", Blocks(4, 8)),
+        ("blocked", "flash", None),
+    ],
+)
+def test_the_name_of_an_attention_implementation(name: str, kind: str, blocks: Blocks | None) -> None:
+    assert parse_attention(name) == (kind, blocks)
+
+
+@pytest.mark.parametrize("name", ["flash:3", "flash:a,b", "flash:0,4"])
+def test_blocks_that_cannot_be(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--attn-implementation {name}: .*block"):
+        parse_attention(name)
+
+
+@pytest.mark.parametrize("name", ["grouped", "flash", "flash:4,8", "blocked"])
+def test_attention_as_one_operator_needs_static_caches(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--attn-implementation {name} needs --cache static"):
+        ExportOptions(64, attn_implementation=name).check(config_of())
+    ExportOptions(64, attn_implementation=name, cache="static").check(config_of())
+    check_attention(config_of(), name, None)
+    with pytest.raises(UsageError, match="this gemma2 model caps its attention scores, which only eager"):
+        check_attention(config_of(model_type="gemma2", attn_logit_softcapping=50.0), name, "static")
+
+
+def test_a_context_that_the_model_cannot_see() -> None:
+    check_length(config_of(), 64)
+    with pytest.raises(
+        UsageError, match="--kv_len 65: this llama model has 64 positions: make it 64 or less"
+    ):
+        check_length(config_of(), 65, "--kv_len")
+    with pytest.raises(UsageError, match=r"--max-length 17: the attention window of this .* is 16 tokens"):
+        check_length(config_of(sliding_window=16), 17)
+    check_length(config_of(max_position_embeddings=None), 10**9)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fields = GROUPED | {"num_hidden_layers": 1, "sliding_window": 32}
+    return write_checkpoint(tmp_path_factory.mktemp("small"), model_type="mistral", **fields)
+
+
+EXPORT = ["export.__main__", "CHECKPOINT", "-o", "out"]
+SEED = ["tinyllama.tinyllama", "--model", "CHECKPOINT", "--mode"]
+PACKAGE = ["tinyllama.pipeline", "--model", "CHECKPOINT", "--package", "out"]
+CONVERT = ["tinyllama.convert_to_tflite", "--checkpoint_path=CHECKPOINT", "--output_path=."]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([*EXPORT, "--max-length=16", "--attn-implementation=grouped"], "grouped needs --cache static"),
+        ([*EXPORT, "--max-length=16", "--attn-implementation=flash:2,0", "--cache=static"], "at least one"),
+        ([*EXPORT, "--max-length=65"], "this mistral model has 64 positions"),
+        ([*EXPORT, "--max-length=33"], "the attention window of this mistral model is 32 tokens"),
+        ([*EXPORT, "--max-length=16", "--prefill-lengths=17"], "17 tokens do not fit"),
+        ([*EXPORT, "--max-length=16", "--jobs=0"], "is not a positive integer"),
+        ([*SEED, "decode", "--attn-implementation=grouped"], "grouped needs --cache static"),
+        ([*SEED, "prefill", "--max-length=33"], "the attention window of this mistral model is 32 tokens"),
+        ([*PACKAGE, "--max-length=33"], "the attention window of this mistral model is 32 tokens"),
+        ([*PACKAGE, "--max-length=33", "--format=tflite"], "the attention window of this mistral model"),
+        ([*PACKAGE, "--format=tflite", "--cache=concat"], "--cache concat needs --format circle"),
+        ([*PACKAGE, "--format=tflite", "--dtype=float16"], "give --quantize float16 instead of --dtype"),
+        ([*PACKAGE, "--quantize=float16"], "--quantize needs --format tflite"),
+        ([*PACKAGE, "--package="], "the folder's name is empty"),
+        ([*CONVERT, "--kv_cache_max_len=65"], "this mistral model has 64 positions"),
+        ([*CONVERT, "--kv_cache_max_len=33", "--prefill_seq_lens=8"], "the attention window of this mistral"),
+        ([*CONVERT, "--kv_cache_buckets=64", "--prefill_seq_lens=8"], "give capacities from 1 to 31"),
+    ],
+)
+def test_refused_before_torch_is_imported(
+    tmp_path: Path, checkpoint: Path, command: list[str], message: str
+) -> None:
+    module, *arguments = [argument.replace("CHECKPOINT", str(checkpoint)) for argument in command]
+    program = (
+        f"import sys; from {module} import main; code = main(sys.argv[1:])\n"
+        "assert not {'torch', 'transformers', 'tico'} & set(sys.modules), 'imported too early'\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,170 @@
+"""Packages appear as a whole, where they were asked for, and are not built twice from the same inputs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export import shell
+from export.circle_pipeline import circle_commands
+from export.package_builder import Builder
+from o2o.errors import ModelError, UsageError
+from runtime_py.package import Package
+from tests.checkpoints import GROUPED, write_checkpoint
+from tests.conftest import ROOT
+from tests.test_guide import WITHOUT_TOKENIZER, assert_generates_the_same
+
+GPT2 = {name: value for name, value in GROUPED.items() if name not in ("head_dim", "num_key_value_heads")}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("small"), **GROUPED | {"num_hidden_layers": 1})
+
+
+class Log(list[str]):
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
+    """Instead of running commands, write a model and record them here."""
+    recorded: list[Sequence[str]] = []
+
+    def run(steps: Sequence[str], folder: Path) -> None:
+        recorded.append(steps)
+        for name in ("model.circle", "model.tflite"):
+            (folder / name).write_text("a model")
+
+    monkeypatch.setattr(shell, "run", run)
+    return recorded
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_a_package_is_built_once(tmp_path: Path, checkpoint: Path, steps: list[Sequence[str]]) -> None:
+    log = Log()
+    builder = Builder(checkpoint, tmp_path / "p", 16, None, log, if_changed=True)
+    builder.circle(None, "float32")
+    builder.circle(None, "float32")
+    assert len(steps) == 1
+    assert log[-1] == f"{tmp_path / 'p'} is up to date"
+    builder.circle(None, "float16")
+    assert len(steps) == 2, "another dtype"
+    os.utime(checkpoint / "model.safetensors", (time.time(), time.time() + 5))
+    builder.circle(None, "float16")
+    assert len(steps) == 3, "another checkpoint"
+    builder.tflite("none")
+    assert len(steps) == 4, "another format"
+    assert not (tmp_path / "p" / "model.circle").exists()
+    assert any("model.circle, which model.tflite replaces" in line for line in log)
+    (tmp_path / "p" / "model.tflite").unlink()
+    builder.tflite("none")
+    assert len(steps) == 5, "the model is missing"
+    Builder(checkpoint, tmp_path / "p", 16, None, log).tflite("none")
+    assert len(steps) == 6, "without if_changed"
+
+
+def test_a_package_in_its_checkpoints_folder(tmp_path: Path, steps: list[Sequence[str]]) -> None:
+    folder = write_checkpoint(tmp_path / "both", **GROUPED | {"num_hidden_layers": 1})
+    log = Log()
+    builder = Builder(folder, folder, 16, None, log, if_changed=True)
+    builder.circle(None, "float32")
+    builder.circle(None, "float32")
+    assert len(steps) == 1
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "$HOME", "a;b", "two\nlines", "-x", "~", "#", "100%", "c:d"])
+def test_nothing_outside_the_package_is_written(
+    tmp_path: Path, checkpoint: Path, steps: list[Sequence[str]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for other in ("a", "b", "model.circle"):
+        Path(other).write_text("not yours")
+    before = tree(tmp_path)
+    Builder(checkpoint, Path(name), 16, None, Log()).circle(None, "float32")
+    after = tree(tmp_path)
+    assert {path: content for path, content in after.items() if path.split("/")[0] != name} == before
+    assert after[f"{name}/model.circle"] == b"a model"
+
+
+def test_a_command_that_fails_leaves_nothing(tmp_path: Path, checkpoint: Path) -> None:
+    builder = Builder(checkpoint, tmp_path / "a" / "b", 16, None, Log())
+    with pytest.raises(ModelError, match=r"a command failed \(exit code 7\), .* is unchanged$"):
+        builder._build(["touch x; exit 7"], "model.circle", 0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("step", "hint"),
+    [
+        ("\nfuse.attention.py < missing | cat > out\n", "; --cache static leaves attention unfused"),
+        ("exit 1", ""),
+    ],
+)
+def test_only_fusing_hints_at_static_caches(tmp_path: Path, checkpoint: Path, step: str, hint: str) -> None:
+    builder = Builder(checkpoint, tmp_path / "p", 16, None, Log())
+    with pytest.raises(ModelError) as error:
+        builder._build([step], "model.circle", 0)
+    assert str(error.value).endswith(f"is unchanged{hint}")
+
+
+def test_a_package_that_is_a_file(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "p").write_text("not yours")
+    with pytest.raises(UsageError, match="this is a file, not a folder"):
+        Builder(checkpoint, tmp_path / "p", 16, None, Log()).circle(None, "float32")
+    assert (tmp_path / "p").read_text() == "not yours"
+
+
+def test_a_family_that_cannot_be_fused_gets_static_caches(tmp_path: Path, steps: list[Sequence[str]]) -> None:
+    folder = write_checkpoint(tmp_path / "gpt2", model_type="gpt2", **GPT2)
+    log = Log()
+    builder = Builder(folder, tmp_path / "p", 16, None, log)
+    builder.circle(None, "float32")
+    (commands,) = steps
+    assert "--cache static" in commands[0]
+    assert not any("fuse.attention.py" in step for step in commands)
+    assert log[0] == (
+        "this gpt2 model has biases in its attention, which fuse.attention.py does not fuse: "
+        "taking --cache static"
+    )
+    builder.circle("concat", "float32")
+    assert "--cache concat" in steps[-1][0], "as the user says"
+
+
+def test_the_shapes_of_any_family(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "gpt2", model_type="gpt2", **GPT2)
+    steps = circle_commands(folder, 16, None, "concat", "float32")
+    assert "[1,6,14,8] [1,6,16,8]" in steps[-2]
+
+
+@pytest.mark.parametrize("flags", [[], ["--cache=static"]])
+def test_gpt_2_from_a_checkpoint_to_tokens(tmp_path: Path, flags: list[str]) -> None:
+    """In a folder whose name the shell and make would take for several words."""
+    folder = write_checkpoint(
+        tmp_path / "it's a $MODEL", model_type="gpt2", **GPT2 | {"num_hidden_layers": 1}
+    )
+    package = tmp_path / "a package; of $HOME"
+    script = ROOT / "tinyllama" / "pipeline.py"
+    command = [sys.executable, str(script), "--model", str(folder), f"--package={package}", "--max-length=16"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    loaded = Package.load(package)
+    loaded.tokenizer = WITHOUT_TOKENIZER
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(3, GROUPED["vocab_size"], length).tolist() for length in (1, 5, 16)]
+    assert_generates_the_same(loaded, folder, prompts)
