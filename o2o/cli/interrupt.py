@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 INTERRUPTED = 130  # as a shell reports SIGINT
@@ -127,9 +128,16 @@ def _start_watching(handler: _Handler) -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     _thread.start_new_thread(handler.watch, (reader,))
     sys.unraisablehook = _report_unraisable
+    sys.excepthook = _report_exception
 
 
 def _report_unraisable(unraisable: Any) -> None:
     """Hide a KeyboardInterrupt in a destructor, which Python drops: the deadline still ends the process."""
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
+
+
+def _report_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Hide a KeyboardInterrupt that an extension module prints while it is imported."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)

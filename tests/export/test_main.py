@@ -59,7 +59,7 @@ def test_weights_may_come_along(tmp_path: Path, checkpoint: Path) -> None:
         (["./nope", "-o", "out"], 2, "no such directory: ./nope"),
         ([".", "-o", "out"], 1, "has no config.json"),
         (["CHECKPOINT", "-o", "out", "--max-length", "2"], 2, "at least 3"),
-        (["CHECKPOINT", "-o", "out", "--prefill-lengths", "a"], 2, "no list of numbers"),
+        (["CHECKPOINT", "-o", "out", "--prefill-lengths", "a"], 2, "is not a list of numbers"),
         (["CHECKPOINT", "-o", "out", "--prefill-lengths", "2000"], 2, "do not fit into --max-length 1024"),
         (["CHECKPOINT", "-o", "out", "--max-length", "65"], 2, "this llama model has 64 positions"),
         (

@@ -164,7 +164,7 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
         ),
         (["--use_flash_attention", "--flash_kv_block=0"], "a block has at least one query and one key"),
         (["--prefill_seq_lens=1"], "a prefill reads 2 tokens or more"),
-        (["--prefill_seq_lens=all"], "'all' is no list of numbers such as 64,128,256"),
+        (["--prefill_seq_lens=all"], "'all' is not a list of numbers such as 64,128,256"),
         (["--use_flash_attention=maybe"], "'maybe' is neither true nor false"),
         (["--flash_q_block=64"], "need --use_flash_attention"),
         (["--output_path=/no/such/folder"], "--output_path: no such folder: /no/such/folder"),

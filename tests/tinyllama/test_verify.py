@@ -131,7 +131,7 @@ def test_a_trace_holds_every_module_with_weights_in_both(grouped: Path) -> None:
         (["--checkpoint_path=/no/such/place"], 2, "no such directory: /no/such/place"),
         (["--tolerance=-1"], 2, "-1 is no tolerance"),
         (["--tolerance=much"], 2, "--tolerance"),
-        (["--max_new_tokens=0"], 2, "0 is not positive"),
+        (["--max_new_tokens=0"], 2, "is not a positive integer"),
         (["--max_new_tokens=60", "--checkpoint_path={grouped}"], 2, "this model has 64 positions"),
         (["--checkpoint_path={empty}"], 1, "has no weights: use .safetensors, .bin or .pt"),
         (["--checkpoint_path={keras}"], 1, "has no weights: use .safetensors, .bin or .pt"),
