@@ -1,21 +1,28 @@
-"""From a Hugging Face checkpoint to the graphs of a device: prefill and decode, as `o2o` models.
+"""From a Hugging Face checkpoint to a package for a device.
 
-    hub          where a checkpoint is: a folder, or a model of the hub
-    model        the model of a config.json: structure without weights
-    cache        what stands in for transformers' KV cache while a graph is traced
-    operators    the operators that torch lacks and Circle has
-    graphs       what prefill and decode take and give
-    circle       torch.export -> TICO -> Circle
-    naming       readable tensor names
-    fx           what TICO's passes need not do again and again
-    weights      parameters become constants: numbers of the checkpoint, or references to them
-    build        all of it, in order: `prefill()` and `decode()`
-    jobs         which graphs a package is made of
-    resources    what an export needs, and whether that is there
-    package      the tokenizer's and other files that go along with the model
+    config              the shape facts of config.json
+    families            what a model family needs beyond the general rules
+    options             the options of an export, and which exclude each other
+    hub                 a checkpoint's folder, or a model of the hub
+    model               the model's structure without weights
+    attention           attention as one operator, for any model of transformers
+    traced_cache        stand-ins for transformers' KV cache while a graph is traced
+    custom_ops          operators that Circle has and torch lacks
+    graphs              the inputs and outputs of prefill and decode
+    circle              torch.export, TICO, Circle
+    tensor_names        readable tensor names
+    fx_passes           torch.fx for TICO
+    parameter_matching  which stored tensor belongs to which parameter
+    parameter_binding   parameters become weights, or references to the checkpoint
+    build               one graph, from a checkpoint's folder to an `o2o` model
+    jobs                the graphs of a package
+    resources           estimates of disk and memory
+    exporter            all graphs of a package: `python -m export MODEL -o DIR`
+    circle_pipeline, tflite_pipeline    the filters from the graphs to a model, as shell commands
+    package_builder     a package, built by these: `python -m export.pipeline`
+    package_files       the tokenizer's and other files of a package
+    shell, processes, staging           commands, children and files that leave nothing behind
 
-`python -m export MODEL -o DIR` is all of it.
-
-Shapes are told in these letters: B batch, T tokens, S (or C) cache capacity, N query heads, K key/value
-heads, H head dimension, D model dimension, V vocabulary.
+Letters of dimensions: B batch, T tokens, S cache capacity, N query heads, K key/value heads, H head
+dimension, D model dimension, V vocabulary.
 """

@@ -1,9 +1,9 @@
-"""Attention implementations for any model that goes through transformers' attention interface.
+"""Attention implementations for any model that uses transformers' attention interface.
 
-`grouped` computes all scores at a time, `blocked` in blocks with an online softmax, so that never more than
-one block of them exists (Dao et al., FlashAttention, 2022; transformers keeps names with `flash` in them for
-kernels of its own). Both become one operator, `o2o.causal_attention`, in which keys and values are not
-repeated for the query heads that share them.
+`grouped` computes all scores at once. `blocked` computes them in blocks with an online softmax, so that only
+one block exists at a time (Dao et al., FlashAttention, 2022). Options call it `flash`. transformers reserves
+names with `flash` for kernels of its own. Both become one operator, `o2o.causal_attention`, which does not
+repeat keys and values for the query heads that share them.
 
     AutoModelForCausalLM.from_pretrained(DIR, attn_implementation="blocked")     # also for `generate`
 """
@@ -26,15 +26,23 @@ from o2o.operators.causal_attention import Blocks, adaptive_blocks
 
 NAMES = {GROUPED: "grouped", FLASH: "blocked"}  # transformers' names; it treats names with `flash` specially
 
-# What the caller knows and attention does not: where the queries stand, and in which blocks to compute.
+# Context that attention is not given as arguments: the position of the queries, and the block sizes.
 _POSITION: ContextVar[torch.Tensor | None] = ContextVar("position", default=None)
 _BLOCKS: ContextVar[Blocks | None] = ContextVar("blocks", default=None)
 
 
 @contextlib.contextmanager
 def queries_at(position: torch.Tensor | None) -> Iterator[None]:
-    """In here the first query of every attention stands at `position`, int [1]. Else the queries are the last
-    of the keys, as with transformers' own growing cache."""
+    """Set the position of the first query of every attention.
+
+    Without it, the queries are the last of the keys, as with transformers' own growing cache.
+
+    Args:
+        position: int [1].
+
+    Yields:
+        Nothing.
+    """
     token = _POSITION.set(position)
     try:
         yield
@@ -44,8 +52,13 @@ def queries_at(position: torch.Tensor | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def blocks_of(blocks: Blocks | None) -> Iterator[None]:
-    """In here `blocked` computes in these blocks; None for those that
-    `o2o.operators.causal_attention.adaptive_blocks` gives.
+    """Set the block sizes of `blocked`.
+
+    Args:
+        blocks: None for those of `o2o.operators.causal_attention.adaptive_blocks`.
+
+    Yields:
+        Nothing.
     """
     token = _BLOCKS.set(blocks)
     try:
@@ -81,7 +94,9 @@ def _attend(
     T, S, H = query.shape[2], key.shape[2], query.shape[3]
     kind = type(module).__name__
     if softcap is not None or others.get("s_aux") is not None or others.get("position_bias") is not None:
-        raise ModelError(f"{kind} caps, sinks or biases its scores: export it with eager attention")
+        raise ModelError(
+            f"{kind} has a softcap, sinks or a bias in its scores: export it with eager attention"
+        )
     if getattr(module, "is_causal", True) is False:
         raise ModelError(f"{kind} is not causal: export it with eager attention")
     position = _POSITION.get()
@@ -90,7 +105,7 @@ def _attend(
             raise ModelError("padded prompts need eager attention")
         if sliding_window is not None and sliding_window < S:
             raise ModelError(
-                f"{kind} sees {sliding_window} keys of {S}: sliding windows need eager attention"
+                f"the window of {kind} is {sliding_window} of {S} keys: sliding windows need eager attention"
             )
         position = torch.tensor([S - T], dtype=torch.int64)
     scale = H**-0.5 if scaling is None else float(scaling)
@@ -100,4 +115,4 @@ def _attend(
 
 for _name, _attention in (("grouped", _grouped), ("blocked", _blocked)):
     AttentionInterface.register(_name, _attention)
-    AttentionMaskInterface.register(_name, flash_attention_mask)  # so that padding, if there is any, is seen
+    AttentionMaskInterface.register(_name, flash_attention_mask)  # to detect padding

@@ -34,7 +34,7 @@ def prefill(
         attn_implementation: `grouped`, `flash`, `flash:Q,KV`, or a name that transformers knows.
         capacity: None for the signature `prefill`, which reads a prompt's beginning and gives its keys and
             values (`export.graphs.Prefill`). S for `prefill_T`, which reads T tokens at any position and
-            writes into caches of S rows (`export.graphs.Static`), so that it reads long prompts in pieces.
+            writes into caches of S rows (`export.graphs.Static`). It reads long prompts in pieces.
         weights: `embed` for a model that is saved with the checkpoint's weights; its files must stay until
             then. `external` for a model with references, which `bind.weights.py` resolves.
         dtype: The dtype of large matrices.

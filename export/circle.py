@@ -1,4 +1,4 @@
-"""torch.export -> TICO -> Circle: a traced graph as an `o2o` model, its ends named and their roles told."""
+"""Compile a graph to Circle, through torch.export and TICO, with named and typed inputs and outputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from o2o.model import Model, Signature
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Without Python's cyclic garbage collector, which takes a tenth of the time to find 20 MB of 450."""
+    """Pause Python's cyclic garbage collector: it takes a tenth of the time and frees 20 MB of 450."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -35,9 +35,16 @@ def _collector_paused() -> Iterator[None]:
 @quick_passes()
 @_collector_paused()
 def compile_graph(graph: Graph) -> bytes:
-    """The Circle file of `graph`: its inputs, then one input for each parameter of the model.
+    """Compile a graph.
 
-    Raises ModelError when torch.export cannot trace the architecture or TICO lacks an operator of it.
+    Args:
+        graph: The graph to trace.
+
+    Returns:
+        A Circle file. Its inputs are those of `graph`, then one for each parameter of the model.
+
+    Raises:
+        ModelError: torch.export cannot trace the architecture, or TICO lacks an operator of it.
     """
     kind = graph.model.kind
     try:
@@ -46,28 +53,37 @@ def compile_graph(graph: Graph) -> bytes:
     except O2oError:
         raise
     except Exception as error:
-        what = summarize_error(error)
+        reason = summarize_error(error)
         raise ModelError(
-            f"torch.export cannot trace {graph.signature} of this {kind} model: {what}"
+            f"torch.export cannot trace {graph.signature} of this {kind} model: {reason}"
         ) from error
     drop_empty(program.graph)
-    # Each input would be checked against these in a run that never comes; to write that takes inputs squared.
+    # torch.export emits input guards from these, O(inputs^2), which are never run.
     program.example_inputs = None
     config = tico.get_default_config()
-    config.set("circle_optimize", False)  # its clean-up after serialising is quadratic; filters do that here
-    with _complaints("tico.utils.convert") as complaints:
+    config.set("circle_optimize", False)  # it takes quadratic time; the filters clean up
+    with _log_messages("tico.utils.convert") as messages:
         try:
             return tico.convert_from_exported_program(program, config=config).circle_binary
         except Exception as error:
-            lacking = sorted({name for text in complaints for name in re.findall(r"\(op\) (\S+)", text)})
-            what = f"it lacks {', '.join(lacking)}" if lacking else summarize_error(error)
-            raise ModelError(f"TICO cannot convert {graph.signature} of this {kind} model: {what}") from error
+            lacking = sorted({name for text in messages for name in re.findall(r"\(op\) (\S+)", text)})
+            reason = f"it lacks {', '.join(lacking)}" if lacking else summarize_error(error)
+            raise ModelError(
+                f"TICO cannot convert {graph.signature} of this {kind} model: {reason}"
+            ) from error
 
 
 def convert(graph: Graph) -> Model:
-    """`graph` as a Circle model of one signature, whose last inputs are the parameters under their own names.
+    """Compile a graph and name its inputs and outputs.
 
-    Raises ModelError like `compile_graph`.
+    Args:
+        graph: The graph to trace.
+
+    Returns:
+        A Circle model of one signature. Its last inputs are the parameters, under their own names.
+
+    Raises:
+        ModelError: See `compile_graph`.
     """
     model = loads(compile_graph(graph))
     (circle,) = model.graphs
@@ -75,7 +91,7 @@ def convert(graph: Graph) -> Model:
     if len(circle.inputs) != len(inputs) or len(circle.outputs) != len(graph.outputs):
         raise ModelError(
             f"TICO kept {len(circle.inputs)} of {len(inputs)} inputs and {len(circle.outputs)} of "
-            f"{len(graph.outputs)} outputs of {graph.signature}: not a version of TICO that export knows"
+            f"{len(graph.outputs)} outputs of {graph.signature}: export does not support this version of TICO"
         )
     rename(circle, inputs, list(graph.outputs))
     circle.name = graph.signature
@@ -95,8 +111,8 @@ def convert(graph: Graph) -> Model:
 
 
 @contextlib.contextmanager
-def _complaints(logger_name: str) -> Iterator[list[str]]:
-    """What is logged under that name in the meantime, instead of being printed."""
+def _log_messages(logger_name: str) -> Iterator[list[str]]:
+    """Collect the messages of a logger, and do not print them."""
     texts: list[str] = []
 
     class Collect(logging.Handler):

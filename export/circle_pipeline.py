@@ -30,8 +30,8 @@ def circle_commands(
 ) -> list[str]:
     """List the commands that write model.circle into the working folder.
 
-    With `concat`, decode is exported with S - 2 rows and then reshaped to S: its shapes [1, 16, 30, 4] and
-    [1, 16, 32, 4] are those of the demo model. With `static`, attention is not fused.
+    With `concat`, decode is exported with S - 2 rows and then reshaped to S. For the demo model these shapes
+    are [1, 16, 30, 4] and [1, 16, 32, 4]. With `static`, attention is not fused.
 
     Args:
         checkpoint: The checkpoint's folder.

@@ -1,4 +1,4 @@
-"""The operators that torch lacks and Circle has: for torch, for torch.export, and for TICO."""
+"""Operators that Circle has and torch lacks, defined for torch, torch.export and TICO."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from o2o.operators.causal_attention import NAME, Blocks, pack
 
 @torch.library.custom_op("o2o::dynamic_update_slice", mutates_args=())
 def dynamic_update_slice(operand: torch.Tensor, update: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """A copy of `operand` with `update` written over it, its first element at index `start`.
+    """Write a block into a tensor.
 
-    operand, update: the same rank R and dtype, `update` nowhere larger. start: int32 [R], clamped (as the
-    runtimes do) so that `update` fits.
+    Args:
+        operand: Any tensor of rank R.
+        update: The block: the same rank and dtype, nowhere larger.
+        start: int32 [R], the place of its first element, clamped so that the block fits, as in runtimes.
+
+    Returns:
+        A copy of `operand` with the block in it.
     """
     result = operand.clone()
     window = []
@@ -36,7 +41,7 @@ def _(operand: torch.Tensor, update: torch.Tensor, start: torch.Tensor) -> torch
 
 @register_node_visitor
 class DynamicUpdateSliceVisitor(NodeVisitor):
-    """o2o::dynamic_update_slice as Circle's DYNAMIC_UPDATE_SLICE."""
+    """Writes o2o::dynamic_update_slice as Circle's DYNAMIC_UPDATE_SLICE."""
 
     target: ClassVar = [torch.ops.o2o.dynamic_update_slice.default]
 
@@ -58,10 +63,19 @@ def causal_attention(
     q_block: int,
     kv_block: int,
 ) -> torch.Tensor:
-    """Causal attention (`o2o.operators.causal_attention`), [B, T, N, H]. q: [B, N, T, H]; k, v: [B, K, S,
-    H]; position: int [1].
+    """Compute causal attention; see `o2o.operators.causal_attention`.
 
-    q_block, kv_block: how many queries and keys at a time; 0 for all.
+    Args:
+        q: [B, N, T, H].
+        k: [B, K, S, H].
+        v: [B, K, S, H].
+        position: int [1], the position of the first query.
+        scale: The factor of the scores.
+        q_block: Queries of a block; 0 for all.
+        kv_block: Keys of a block; 0 for all.
+
+    Returns:
+        [B, T, N, H].
     """
     first = int(position[0])
     if q_block and kv_block:
@@ -85,7 +99,7 @@ def _(
 
 @register_node_visitor
 class CausalAttentionVisitor(NodeVisitor):
-    """o2o::causal_attention as the custom operator of that name."""
+    """Writes o2o::causal_attention as the custom operator of that name."""
 
     target: ClassVar = [torch.ops.o2o.causal_attention.default]
 

@@ -1,10 +1,10 @@
 """What export must know about a model family: one table, keyed by the `model_type` of `config.json`.
 
-transformers builds and computes the model. A family needs a row here only where a general rule does not fit:
+transformers builds and computes the model. A family needs a row here only if a general rule does not fit it.
 
-- fuse.attention.py cannot fuse its attention, because Circle's ATTENTION has no operand for a part of it;
-- `o2o.causal_attention` does not compute its attention, so that only eager attention exports;
-- its old checkpoints store tensors that the model computes.
+- fuse.attention.py cannot fuse its attention: Circle's ATTENTION has no operand for a part of it.
+- `o2o.causal_attention` does not compute its attention. Only eager attention exports.
+- Its old checkpoints store tensors that the model computes.
 
 A family without a row follows the general rules. So does a model whose `config.json` alone decides.
 """

@@ -119,7 +119,7 @@ class Cached(Graph):
     """T tokens at positions p to p+T-1, after the tokens whose rows are in the caches. Base of both forms.
 
     input_ids int64 [1, T], cache_position int64 [1] = p, past_key_0, past_value_0, past_key_1, ... float32
-    [1, K, S, H], of which the first p rows count -> logits float32 [1, T, V].
+    [1, K, S, H] -> logits float32 [1, T, V]. The first p rows of the caches count.
     """
 
     steps: torch.Tensor  # int64 [T]: each token's distance from p

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a folder here, or a model of the Hugging Face hub."""
+"""Find a checkpoint: a local folder, or a model of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from o2o.errors import ModelError, UsageError
 
-# What is fetched from the hub: beside the weights, and the weights in the first of the forms that it has.
+# What is fetched from the hub, in addition to the weights in the first format of WEIGHTS that it has.
 WANTED = [
     *("config.json", "generation_config.json", "*.index.json"),
     *("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.tiktoken", "chat_template*"),
@@ -18,10 +18,17 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve(model: str | os.PathLike[str]) -> Path:
-    """The folder of `model`: itself when there is such a folder, else a hub id, fetched (or found in the
-    hub's local cache). An existing folder wins over a hub id of the same name.
+    """Return a checkpoint's folder. A local folder wins over a hub id of the same name.
 
-    Raises UsageError for a path that is no folder, ModelError when the hub does not give the model.
+    Args:
+        model: A folder, or a hub id, which is fetched or found in the hub's local cache.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: The path is no folder.
+        ModelError: The hub does not provide the model.
     """
     name = os.fspath(model)
     path = Path(name).expanduser()
@@ -38,7 +45,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
 def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    nowhere = f"{hub_id} is no directory here, and"
+    nowhere = f"{hub_id} is no local directory, and"
     try:
         return _snapshot(hub_id)
     except LocalEntryNotFoundError as error:
@@ -46,14 +53,14 @@ def _download(hub_id: str) -> Path:
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on its page, then `hf auth login`") from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"{nowhere} the Hugging Face hub shows no such model to you") from error
-    except Exception as error:  # the client's own, its transport's, the proxy's: many classes, one meaning
+        raise ModelError(f"{nowhere} you have no access to such a model on the Hugging Face hub") from error
+    except Exception as error:  # errors of the client, its transport, a proxy
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{nowhere} the Hugging Face hub does not give it: {reason}") from error
+        raise ModelError(f"{nowhere} fetching it from the Hugging Face hub failed: {reason}") from error
 
 
 def _snapshot(hub_id: str) -> Path:
-    """The folder of the model's newest state, with its weights in one form only: they may be gigabytes."""
+    """Fetch the model's newest state, with its weights in one format only: they may be gigabytes."""
     from huggingface_hub import snapshot_download
 
     for pattern in WEIGHTS:

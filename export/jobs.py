@@ -99,7 +99,7 @@ def jobs(
             `PREFILL_LENGTHS` that fit. If none fits, and for an empty sequence, one prefill reads all S
             tokens of a prompt from its beginning.
         cache: The form of the KV cache. `concat` is for fuse.attention.py: decode appends the new row to
-            S - 2 others, and names of files that it must read end in `_`. `static` needs no fusing.
+            S - 2 others. Names of files that must be fused end in `_`. `static` needs no fusing.
 
     Returns:
         The prefills, shortest first, then decode.

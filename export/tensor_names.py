@@ -1,7 +1,7 @@
-"""Readable tensor names: TICO knows no modules, but a weight's name tells where in the model its operator is.
+"""Readable tensor names. TICO drops module names, but the name of a weight shows which module reads it.
 
 The output of the operator that reads `model.layers.0.self_attn.q_proj.weight` becomes
-`model.layers.0.self_attn.q_proj`. What lies between two such operators is in the module that both are in:
+`model.layers.0.self_attn.q_proj`. An operator between two such operators belongs to their common module:
 between `...0.self_attn.v_proj` and `...0.self_attn.o_proj`, TICO's `mul_9` becomes
 `model.layers.0.self_attn/mul_9`.
 """
@@ -15,7 +15,13 @@ import onnx_ir as ir
 
 
 def rename(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Name the first inputs of `graph`, its outputs, and what lies between. Every name is unique."""
+    """Name the values of a graph. Every name is unique.
+
+    Args:
+        graph: A graph that TICO has written; changed in place.
+        inputs: The names of its inputs.
+        outputs: The names of its outputs.
+    """
     for value in _values(graph):
         value.name = (value.name or "").rpartition("::")[2]
     weights = dict(zip(graph.inputs, inputs, strict=True))
@@ -37,8 +43,8 @@ def rename(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> No
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
-    made = [value for node in graph for value in node.outputs]
-    return [*graph.inputs, *graph.initializers.values(), *made]
+    results = [value for node in graph for value in node.outputs]
+    return [*graph.inputs, *graph.initializers.values(), *results]
 
 
 def _module(node: ir.Node, weights: dict[ir.Value, str]) -> str | None:
@@ -50,7 +56,7 @@ def _module(node: ir.Node, weights: dict[ir.Value, str]) -> str | None:
 
 
 def _scopes(modules: Sequence[str | None]) -> list[str]:
-    """For each place, the module that the nearest named ones before and after it are both in."""
+    """For each place, the common module of the nearest named ones before and after it."""
     before = _latest(modules)
     after = _latest(modules[::-1])[::-1]
     return [_shared(a, b) for a, b in zip(before, after, strict=True)]
