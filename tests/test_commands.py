@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import io
+import re
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,3 +82,52 @@ def test_every_flag_has_two_spellings(name: str, make: Callable[[], Parser]) -> 
                 assert parser.canonical([f"{spelling}=a-b_c"]) in ([f"{flag}=a-b_c"], [flag, "a-b_c"])
             if action.nargs in ("+", "*"):
                 assert parser.canonical([flag, "a,b", "c", "-x"]) == [flag, "a", "b", "c", "-x"]
+
+
+# ---- commands that texts name --------------------------------------------------------------------------
+
+TEXTS = [*SOURCES, *ROOT.glob("*.md"), ROOT / "Makefile", *(ROOT / "docs").rglob("*.md")]
+TEXTS += [path for folder in ("tinyllama", "bench") for path in (ROOT / folder).rglob("*.md")]
+TEXTS += sorted((ROOT / "bench").rglob("*.py"))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+FILTER_COMMANDS = {filters.load(name).name for name in filters.names()}
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The strings of a Python file, its comments and docstrings included; the whole of another file."""
+    text = path.read_text()
+    if path.suffix != ".py":
+        yield text
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in (tokenize.STRING, tokenize.COMMENT):
+            yield token.string
+
+
+def unknown_commands(text: str) -> Iterator[str]:
+    """Filters, modules of `python -m` and targets of `make` in `text` that do not exist."""
+    for name in re.findall(r"(?<![\w./*{}-])[a-z]\w*(?:\.\w+)+\.py\b(?!\w)", text):
+        if name not in FILTER_COMMANDS:
+            yield name
+    for module in re.findall(r"python3? -m ([\w.]+)", text):
+        if module.split(".")[0] in PACKAGES and not is_runnable(module.rstrip(".")):
+            yield f"python -m {module}"
+    for target in re.findall(r"(?:`|^ {4})make ([a-z-]+)", text, re.M):
+        if target not in TARGETS:
+            yield f"make {target}"
+
+
+def is_runnable(module: str) -> bool:
+    path = ROOT.joinpath(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_that_is_named_exists(path: Path) -> None:
+    """In messages, help, docstrings, comments and documentation."""
+    assert not [name for text in texts(path) for name in unknown_commands(text)]
+
+
+def test_unknown_commands_are_found() -> None:
+    text = "run `bucket.caches.py`, python -m o2o.nothing, and\n    make nothing\nor `make test`, gc.py"
+    assert list(unknown_commands(text)) == ["bucket.caches.py", "python -m o2o.nothing", "make nothing"]

@@ -61,7 +61,7 @@ class LowerOnnx(Filter):
         return lowered
 
     def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
-        from o2o.lower.onnx.check import check
+        from o2o.check.onnx import check
 
         (model,) = models
         assert isinstance(result, ir.Model)

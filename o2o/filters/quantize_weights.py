@@ -78,10 +78,10 @@ class QuantizeWeights(Filter):
         return any(result.scheme for result in self._results)
 
     def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
-        from o2o.check import check
+        from o2o.check import TOLERANCE, check
 
         assert isinstance(result, Model)
-        return check(models, result, find(args.recipe, args.embedding, args.head).tolerance or None)
+        return check(models, result, find(args.recipe, args.embedding, args.head).tolerance or TOLERANCE)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
         """Quantise, then write the report: errors are known when the weights have been streamed."""

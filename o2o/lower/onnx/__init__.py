@@ -10,7 +10,6 @@ standard_form   the form `standard`
 ort_form        the form `ort`
 builder         building nodes and constants
 lazy_tensors    constants that are converted while they are written
-check           comparison with LiteRT by running both
 """
 
 from o2o.formats.onnx_writer import stream, write

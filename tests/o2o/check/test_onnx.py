@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from o2o import formats
+from o2o.check.onnx import check
 from o2o.errors import ModelError
 from o2o.lower.onnx import lower_to_onnx
-from o2o.lower.onnx.check import check
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
 from tests.o2o.filters.conftest import Command

@@ -86,7 +86,7 @@ class _CircleRunner:
 
     def __init__(self, model: Model, name: str) -> None:
         self._subject, self._name = Subject(model, "the input"), name
-        inputs, outputs = self._subject.ends[name]
+        inputs, outputs = self._subject.io[name]
         self._inputs, self._outputs = _by_slot(inputs), _by_slot(outputs)
         self._caches = {
             slot: np.zeros(tensor.shape, tensor.dtype)

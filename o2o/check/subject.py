@@ -1,0 +1,164 @@
+"""A model on LiteRT, and the facts about its inputs and outputs that comparing needs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o import formats
+from o2o.cli.silence_stderr import quiet
+from o2o.contract import Role, role_of
+from o2o.errors import ModelError
+from o2o.model import Model, attribute, shape_of
+from o2o.weights.binding import bind
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output as it was before lowering.
+
+    Attributes:
+        shape: Its dimensions.
+        dtype: Of its numbers.
+        role: From the contract, if there is one.
+        limit: Integers from 0 to below this are valid, such as row numbers of a table.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    role: Role | None
+    limit: int
+
+    @classmethod
+    def of(cls, value: ir.Value) -> Tensor:
+        """Return the facts about an input or output.
+
+        Args:
+            value: It, in the graph.
+
+        Returns:
+            The facts.
+
+        Raises:
+            ModelError: Its dtype cannot be fed or compared.
+        """
+        if value.dtype is None:
+            raise ModelError(f"--check: {value.name} has a dtype that cannot be fed or compared")
+        return cls(shape_of(value), value.dtype.numpy(), role_of(value), min(_table_rows(value), default=2))
+
+    @property
+    def rows(self) -> int | None:
+        """The token axis of a key, value or cache whose layout is known."""
+        if self.role is None or self.role.layout is None:
+            return None
+        return self.role.layout.index("T")
+
+
+def _table_rows(value: ir.Value) -> Iterator[int]:
+    """The number of rows of each table that `value` indexes."""
+    for node, operand in value.uses():
+        if (node.op_type, operand) in (("GATHER", 1), ("EMBEDDING_LOOKUP", 0)):
+            table = node.inputs[1 - operand]
+            assert table is not None
+            yield shape_of(table)[attribute(node, "axis", 0)]
+        elif node.op_type in ("CAST", "RESHAPE") and operand == 0:
+            yield from _table_rows(node.outputs[0])
+
+
+class Subject:
+    """A model on LiteRT: a copy, which is lowered if it is Circle.
+
+    Attributes:
+        io: Inputs and outputs by signature name, as they were before lowering.
+    """
+
+    def __init__(self, model: Model, label: str) -> None:
+        """Copy, lower and load a model.
+
+        Args:
+            model: It is not changed.
+            label: Its name in error messages.
+
+        Raises:
+            ModelError: LiteRT cannot load it.
+        """
+        from o2o.lower.litert.lowering import lower
+
+        self.label = label
+        self._folder = tempfile.TemporaryDirectory()  # models may be larger than memory
+        formats.save(model, self._file("model"))
+        copy = formats.load(self._file("model"))
+        bind(copy, partial=True)
+        copy.sign("main")
+        inputs = {s.name: {n: Tensor.of(v) for n, v in s.inputs.items()} for s in copy.signatures}
+        self.lowered = lower(copy)  # adds an output for each cache that ATTENTION writes
+        self.io = {
+            s.name: (inputs[s.name], {n: Tensor.of(v) for n, v in s.outputs.items()}) for s in copy.signatures
+        }
+        formats.save(self.lowered, self._file("lowered"))
+        self._interpreter = self._load()
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self._folder.name, name)
+
+    def _load(self, **options: object) -> object:
+        try:
+            with quiet():  # LiteRT logs its delegates
+                from ai_edge_litert.interpreter import Interpreter
+
+                interpreter = Interpreter(model_path=self._file("lowered"), **options)
+                interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ModelError(f"--check: LiteRT cannot run {self.label}: {reason}") from error
+        return interpreter
+
+    def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a signature.
+
+        Args:
+            name: Of the signature.
+            feeds: Inputs by their names in the signature.
+
+        Returns:
+            Outputs by their names in the signature.
+
+        Raises:
+            ModelError: LiteRT fails.
+        """
+        runner = self._interpreter.get_signature_runner(name)  # type: ignore[attr-defined]
+        try:
+            return {key: np.array(value) for key, value in runner(**feeds).items()}
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ModelError(f"--check: LiteRT cannot run {name} of {self.label}: {reason}") from error
+
+    def every_tensor(self, name: str, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """Run a signature and yield every tensor that an operator computes.
+
+        Args:
+            name: Of the signature.
+            feeds: Inputs by their names in the signature.
+
+        Yields:
+            Name and numbers, in the order of the graph.
+        """
+        from ai_edge_litert.interpreter import OpResolverType
+
+        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # delegates keep no tensors
+        interpreter = self._load(experimental_preserve_all_tensors=True, experimental_op_resolver_type=plain)
+        interpreter.get_signature_runner(name)(**feeds)  # type: ignore[attr-defined]
+        signature = next(s for s in self.lowered.signatures if s.name == name)
+        index = self.lowered.graphs.index(signature.graph)
+        details = interpreter.get_tensor_details(index)  # type: ignore[attr-defined]
+        indices = {detail["name"]: detail["index"] for detail in details}
+        for node in signature.graph:
+            for value in node.outputs:
+                if value.name is not None and value.name in indices:
+                    numbers = interpreter.get_tensor(indices[value.name], index)  # type: ignore[attr-defined]
+                    yield value.name, numbers
