@@ -1,4 +1,4 @@
-"""o2o: read, rewrite and write Circle and TFLite graphs, as Unix filters over one IR (`onnx_ir`)."""
+"""o2o: read, rewrite and write Circle and TFLite graphs. Unix filters over one IR, `onnx_ir`."""
 
 from o2o import lazy_sympy
 

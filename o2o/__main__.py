@@ -12,7 +12,14 @@ PROGRAM = "python -m o2o"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the filter that the first argument names. Returns the exit code."""
+    """Run the filter that the first argument names.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and (name := filters.find(arguments[0])) is not None:
         return filters.load(name).main(arguments[1:])
@@ -22,7 +29,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def script() -> int:
-    """Run the filter whose console script this process is: all of them start here (pyproject.toml)."""
+    """Run the filter whose console script this process is. All of them start here (pyproject.toml).
+
+    Returns:
+        The exit code.
+    """
     interrupt.exit_on_interrupt(os.path.basename(sys.argv[0]))
     return main(sys.argv)
 
@@ -38,14 +49,17 @@ def _help(arguments: list[str]) -> int:
 
 
 def listing() -> str:
-    """Return a line for each command: its name and what it does."""
+    """List the filters.
+
+    Returns:
+        A line for each: its name and the first line of its docstring.
+    """
     import inspect
 
-    found = [filters.load(name) for name in filters.names()]
-    width = max(len(filter_.name) for filter_ in found)
-    lines = [
-        f"  {filter_.name:<{width}}  {(inspect.getdoc(filter_) or '').splitlines()[0]}" for filter_ in found
-    ]
+    commands = [filters.load(name) for name in filters.names()]
+    width = max(len(command.name) for command in commands)
+    summaries = [(inspect.getdoc(command) or "").splitlines()[0] for command in commands]
+    lines = [f"  {command.name:<{width}}  {text}" for command, text in zip(commands, summaries, strict=True)]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""What a model is made of: as plain data (`summarise`), and as text that is good to read (`render`)."""
+"""Description of a model: as data for JSON (`summarise`), and as text (`render`)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ from o2o.model import CUSTOM_DOMAIN, Model, dtype_name
 from o2o.quantization.metadata import recorded_steps
 from o2o.rewriting.dead_code_elimination import inner_graphs
 
-LARGEST = 5  # constants that the text shows
+LARGEST = 5  # number of constants in the text
 
 
 def summarise(model: Model) -> dict[str, Any]:
-    """The parts of `model`, which was read from a file, ready for JSON: graphs, constants in the file and
-    references to others, metadata, contract, quantisation, history."""
+    """Describe a model as data.
+
+    Args:
+        model: As it was read from a file.
+
+    Returns:
+        Data for JSON: format, graphs, constants in the file, references to constants in other files,
+        metadata, contract, quantisation, history.
+    """
     return {
         "format": model.format,
         "graphs": [_graph(model, graph) for graph in model.graphs],
@@ -47,8 +54,8 @@ def _graph(model: Model, graph: ir.Graph) -> dict[str, Any]:
             for node in outer
             if any(inner is graph for inner in inner_graphs(node))
         ],
-        "inputs": [_end(model, graph, value) for value in graph.inputs],
-        "outputs": [_end(model, graph, value) for value in graph.outputs],
+        "inputs": [_io_value(model, graph, value) for value in graph.inputs],
+        "outputs": [_io_value(model, graph, value) for value in graph.outputs],
         "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
     }
 
@@ -57,7 +64,7 @@ def _operator(node: ir.Node) -> str:
     return f"CUSTOM {node.op_type}" if node.domain == CUSTOM_DOMAIN else node.op_type
 
 
-def _end(model: Model, graph: ir.Graph, value: ir.Value) -> dict[str, Any]:
+def _io_value(model: Model, graph: ir.Graph, value: ir.Value) -> dict[str, Any]:
     public = {
         name: None
         for signature in model.signatures_of(graph)
@@ -69,8 +76,8 @@ def _end(model: Model, graph: ir.Graph, value: ir.Value) -> dict[str, Any]:
     if public:
         entry["public"] = list(public)
     if (role := role_of(value)) is not None:
-        told = {"role": role.kind, "layer": role.layer, "layout": role.layout}
-        entry |= {key: item for key, item in told.items() if item is not None}
+        fields = {"role": role.kind, "layer": role.layer, "layout": role.layout}
+        entry |= {key: field for key, field in fields.items() if field is not None}
     if (quantization := value.meta.get("fields", {}).get("quantization")) is not None:
         scale = getattr(quantization, "scale", None)
         if scale is not None and len(scale):
@@ -83,8 +90,7 @@ def _shape(value: ir.Value) -> list[int]:
 
 
 def _constants(model: Model) -> dict[str, Any]:
-    """What of the constants is in the file, and in which form: `inside` what FlatBuffers address, or `by
-    offset`, beyond the 2 GiB that they do."""
+    """The constants in the file. Their form is `inside` the FlatBuffer, or `by offset`, behind its 2 GiB."""
     users: dict[Hashable, list[tuple[str, ir.Value]]] = defaultdict(list)
     form = "inside"
     for label, value, tensor in _constant_values(model):
@@ -92,18 +98,18 @@ def _constants(model: Model) -> dict[str, Any]:
             users[storage_key(tensor)].append((label, value))
         if isinstance(tensor, SourceTensor) and tensor.span.outside:
             form = "by offset"
-    sizes = {key: found[0][1].const_value.nbytes for key, found in users.items()}  # type: ignore[union-attr]
+    sizes = {key: uses[0][1].const_value.nbytes for key, uses in users.items()}  # type: ignore[union-attr]
     by_dtype: Counter[str] = Counter()
-    for key, found in users.items():
-        by_dtype[dtype_name(found[0][1])] += sizes[key]
+    for key, uses in users.items():
+        by_dtype[dtype_name(uses[0][1])] += sizes[key]
     largest = sorted(users, key=lambda key: (-sizes[key], users[key][0][1].name or ""))[:LARGEST]
     return {
         "count": sum(map(len, users.values())),
         "buffers": len(users),
         "bytes": sum(sizes.values()),
         "form": form,
-        "shared": sum(len(found) > 1 for found in users.values()),
-        "saved": sum(sizes[key] * (len(found) - 1) for key, found in users.items()),
+        "shared": sum(len(uses) > 1 for uses in users.values()),
+        "saved": sum(sizes[key] * (len(uses) - 1) for key, uses in users.items()),
         "by_dtype": dict(sorted(by_dtype.items(), key=lambda item: -item[1])),
         "largest": [
             {
@@ -119,14 +125,14 @@ def _constants(model: Model) -> dict[str, Any]:
 
 
 def _references(model: Model) -> dict[str, Any]:
-    """What of the constants is in a checkpoint: how many tensors, in which files, bytes to come."""
-    found = {
+    """The constants in a checkpoint: number of tensors, files, and bytes after binding."""
+    external = {
         tensor.key: tensor for _, _, tensor in _constant_values(model) if isinstance(tensor, ExternalTensor)
     }
     return {
-        "count": len(found),
-        "bytes": sum(tensor.nbytes for tensor in found.values()),
-        "files": sorted({str(tensor.path) for tensor in found.values()}),
+        "count": len(external),
+        "bytes": sum(tensor.nbytes for tensor in external.values()),
+        "files": sorted({str(tensor.path) for tensor in external.values()}),
     }
 
 
@@ -143,7 +149,16 @@ def _constant_values(model: Model) -> Iterator[tuple[str, ir.Value, ir.TensorPro
 
 
 def render(summary: dict[str, Any], source: str, size: int) -> str:
-    """`summary` as lines for a person."""
+    """Format a description as text.
+
+    Args:
+        summary: From `summarise`.
+        source: The name of the file.
+        size: Bytes of the file.
+
+    Returns:
+        Lines of text.
+    """
     graphs = summary["graphs"]
     title = {"circle": "Circle", "tflite": "TFLite"}[summary["format"]]
     lines = [f"{source}: {title}, {size:,} bytes, {counted(len(graphs), 'subgraph')}"]
@@ -155,11 +170,10 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
         lines += _wrapped(f"operators {sum(graph['operators'].values())}:", operators)
     lines += ["", *_constant_lines(summary["constants"]), *_reference_lines(summary["references"])]
     if summary["metadata"]:
-        told = [f"{entry['name']} ({entry['bytes']:,} bytes)" for entry in summary["metadata"]]
-        lines += ["", *_wrapped("metadata:", told, indent="")]
+        entries = [f"{entry['name']} ({entry['bytes']:,} bytes)" for entry in summary["metadata"]]
+        lines += ["", *_wrapped("metadata:", entries, indent="")]
     signatures = summary["contract"]["signatures"]
-    told_of = ", ".join(signatures) if signatures else "none (no tensor has a role)"
-    lines += ["", f"contract: {told_of}"]
+    lines += ["", f"contract: {', '.join(signatures) or 'none (no tensor has a role)'}"]
     lines += [f"quantisation: {_quantization(step)}" for step in summary["quantization"]]
     lines += ["", "history:" if summary["history"] else "history: none"]
     lines += [f"  {index}  {_history(entry)}" for index, entry in enumerate(summary["history"], 1)]
@@ -175,16 +189,16 @@ def _heading(index: int, graph: dict[str, Any]) -> str:
 
 def _row(index: int, entry: dict[str, Any]) -> list[str]:
     shape = f"[{','.join(map(str, entry['shape']))}]"
-    told = [entry["role"]] if "role" in entry else []
-    told += [f"layer {entry['layer']}"] if "layer" in entry else []
-    told += [entry["layout"]] if "layout" in entry else []
-    told += [counted(entry["scales"], "scale")] if "scales" in entry else []
-    told += [f"called {', '.join(entry['public'])}"] if "public" in entry else []
-    return [str(index), entry["name"] or "(no name)", entry["dtype"], shape, ", ".join(told)]
+    notes = [entry["role"]] if "role" in entry else []
+    notes += [f"layer {entry['layer']}"] if "layer" in entry else []
+    notes += [entry["layout"]] if "layout" in entry else []
+    notes += [counted(entry["scales"], "scale")] if "scales" in entry else []
+    notes += [f"called {', '.join(entry['public'])}"] if "public" in entry else []
+    return [str(index), entry["name"] or "(no name)", entry["dtype"], shape, ", ".join(notes)]
 
 
 def _table(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Rows in columns, the first column to the right; the title of each in front, where it is new."""
+    """Align rows in columns, the first one to the right. A title stands in front of its first row."""
     if not rows:
         return []
     widths = [max(map(len, column)) for column in zip(*(row for _, row in rows), strict=True)]
@@ -198,15 +212,17 @@ def _table(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     return lines
 
 
-def _constant_lines(told: dict[str, Any]) -> list[str]:
-    if not told["count"]:
+def _constant_lines(summary: dict[str, Any]) -> list[str]:
+    if not summary["count"]:
         return ["constants: none"]
-    by_dtype = ", ".join(f"{name} {size:,}" for name, size in told["by_dtype"].items())
-    buffers = counted(told["buffers"], "buffer")
-    where = {"inside": "inside", "by offset": "by offset, beyond what FlatBuffers address"}[told["form"]]
-    lines = [f"constants: {told['count']} in {buffers}, {told['bytes']:,} bytes {where} ({by_dtype})"]
-    if told["shared"]:
-        lines.append(f"  {counted(told['shared'], 'buffer')} shared, which saves {told['saved']:,} bytes")
+    by_dtype = ", ".join(f"{name} {size:,}" for name, size in summary["by_dtype"].items())
+    buffers = counted(summary["buffers"], "buffer")
+    where = {"inside": "inside", "by offset": "by offset, beyond what FlatBuffers address"}[summary["form"]]
+    lines = [f"constants: {summary['count']} in {buffers}, {summary['bytes']:,} bytes {where} ({by_dtype})"]
+    if summary["shared"]:
+        lines.append(
+            f"  {counted(summary['shared'], 'buffer')} shared, which saves {summary['saved']:,} bytes"
+        )
     rows = [
         [
             f"{entry['bytes']:,}",
@@ -215,20 +231,20 @@ def _constant_lines(told: dict[str, Any]) -> list[str]:
             f"[{','.join(map(str, entry['shape']))}]",
             "in " + ", ".join(entry["graphs"]),
         ]
-        for entry in told["largest"]
+        for entry in summary["largest"]
     ]
     return lines + _table([("largest", row) for row in rows])
 
 
-def _reference_lines(told: dict[str, Any]) -> list[str]:
-    if not told["count"]:
+def _reference_lines(summary: dict[str, Any]) -> list[str]:
+    if not summary["count"]:
         return []
-    title = f"references: {counted(told['count'], 'tensor')}, {told['bytes']:,} bytes when they are bound, in"
-    return _wrapped(title, told["files"], indent="")
+    title = f"references: {counted(summary['count'], 'tensor')}, {summary['bytes']:,} bytes when they are bound, in"
+    return _wrapped(title, summary["files"], indent="")
 
 
 def _wrapped(title: str, items: Sequence[str], indent: str = "  ", width: int = 100) -> list[str]:
-    """`title item, item, ...` in lines of at most `width`, where one item fits."""
+    """Format `title item, item, ...` in lines of at most `width` characters."""
     lines, line = [], f"{indent}{title}"
     for index, item in enumerate(items):
         text = f" {item}" + ("," if index < len(items) - 1 else "")

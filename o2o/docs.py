@@ -36,17 +36,28 @@ Every flag has two spellings: `--keep_by_name` is `--keep-by-name`.
 
 
 def pages() -> dict[str, str]:
-    """Return the text of every page by file name."""
-    found = {filter_.name: filter_ for filter_ in map(filters.load, filters.names())}
-    rows = [f"- [`{name}`]({name}.md): {_paragraphs(filter_)[0]}" for name, filter_ in found.items()]
+    """Make all pages.
+
+    Returns:
+        Their texts in Markdown, by file name.
+    """
+    by_name = {filter_.name: filter_ for filter_ in map(filters.load, filters.names())}
+    rows = [f"- [`{name}`]({name}.md): {_paragraphs(filter_)[0]}" for name, filter_ in by_name.items()]
     return {
         "README.md": INDEX + "\n".join(rows) + "\n",
-        **{f"{name}.md": page(filter_) for name, filter_ in found.items()},
+        **{f"{name}.md": page(filter_) for name, filter_ in by_name.items()},
     }
 
 
 def page(filter_: type[Filter]) -> str:
-    """Return the page of a filter, in Markdown."""
+    """Make the page of a filter.
+
+    Args:
+        filter_: The filter.
+
+    Returns:
+        Its text in Markdown.
+    """
     first, rest = _paragraphs(filter_)
     return (
         f"# {filter_.name}\n\n{first}\n\n{rest}\n\n## Example\n\n```sh\n{filter_.usage_example}\n```\n\n"
@@ -68,7 +79,11 @@ def _arguments(filter_: type[Filter]) -> str:
 
 
 def write(directory: Path) -> None:
-    """Write all pages into `directory`, and remove pages of filters that no longer exist."""
+    """Write all pages, and remove pages of filters that no longer exist.
+
+    Args:
+        directory: It is created if it does not exist.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     texts = pages()
     for old in directory.glob("*.md"):
@@ -79,7 +94,14 @@ def write(directory: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     parser = Parser(prog="python -m o2o.docs", description="Write a page for each filter.")
     parser.add_argument("directory", nargs="?", type=Path, default=DIRECTORY, help="(%(default)s)")
     return command.run("o2o.docs", lambda: write(parser.parse_args(argv).directory))

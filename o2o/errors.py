@@ -1,19 +1,19 @@
-"""Errors that a user can act on: one line each, with an exit code (`o2o.cli.command.run` prints them)."""
+"""Errors that a user can act on, with an exit code. `o2o.cli.command.run` prints them as one line."""
 
 from __future__ import annotations
 
 
 class O2oError(Exception):
-    """Something that went wrong and what to do about it, in one line. `exit_code` goes to the shell."""
+    """An error whose message says in one line what is wrong and what to do. `exit_code` goes to the shell."""
 
     exit_code = 1
 
 
 class ModelError(O2oError):
-    """A model that this tool cannot take: malformed, unsupported, or not provably right to change."""
+    """A model is malformed or unsupported, or a change of it cannot be proven correct."""
 
 
 class UsageError(O2oError):
-    """Wrong arguments, or a selector that matches nothing."""
+    """Arguments are wrong, or a selector matches nothing."""
 
     exit_code = 2

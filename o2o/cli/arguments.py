@@ -1,4 +1,4 @@
-"""Command-line arguments: the parser of every command, and the argument types that several share."""
+"""Command-line arguments: the parser of every command, and argument types (for `add_argument(type=...)`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help explains)")
 
     def canonical(self, argv: Sequence[str]) -> list[str]:
-        """Return `argv` with every flag as it was declared and every list as separate values."""
+        """Return arguments with every flag as it was declared and every list as separate values.
+
+        Args:
+            argv: The arguments as they were typed.
+
+        Returns:
+            Arguments that mean the same.
+        """
         declared = {_key(flag): flag for flag in self._option_string_actions if flag.startswith("--")}
         arguments: list[str] = []
         in_list = False
@@ -58,7 +65,13 @@ def _key(flag: str) -> str:
 
 
 def positive_int(text: str) -> int:
-    """Return an integer of at least 1: an argparse type.
+    """Parse an integer of at least 1.
+
+    Args:
+        text: The argument.
+
+    Returns:
+        The integer.
 
     Raises:
         ArgumentTypeError: `text` is anything else.
@@ -73,7 +86,13 @@ def positive_int(text: str) -> int:
 
 
 def number_list(text: str) -> list[int]:
-    """Return the integers of `64,128,256`, none for empty text: an argparse type.
+    """Parse a list of integers.
+
+    Args:
+        text: `64,128,256`. Empty text is an empty list.
+
+    Returns:
+        The integers in their order.
 
     Raises:
         ArgumentTypeError: A part is no integer.
@@ -85,7 +104,13 @@ def number_list(text: str) -> list[int]:
 
 
 def id_list(text: str) -> list[int]:
-    """Return the integers of `0,2-4`, which is [0, 2, 3, 4]: an argparse type.
+    """Parse a list of integers and ranges.
+
+    Args:
+        text: `0,2-4` is [0, 2, 3, 4].
+
+    Returns:
+        The integers in their order.
 
     Raises:
         ArgumentTypeError: A part is neither a number nor an ascending range.
@@ -105,7 +130,13 @@ def id_list(text: str) -> list[int]:
 
 
 def name_list(text: str) -> list[str]:
-    """Return the names of `a,b`: an argparse type.
+    """Parse a list of names.
+
+    Args:
+        text: `a,b`. Spaces around a name are dropped.
+
+    Returns:
+        The names in their order.
 
     Raises:
         ArgumentTypeError: A name is empty.
@@ -117,7 +148,13 @@ def name_list(text: str) -> list[str]:
 
 
 def shape(text: str) -> tuple[int, ...]:
-    """Return the dimensions of `[1,16,30,4]`: an argparse type.
+    """Parse a shape.
+
+    Args:
+        text: `[1,16,30,4]`.
+
+    Returns:
+        The dimensions.
 
     Raises:
         ArgumentTypeError: `text` has another form.
@@ -128,10 +165,18 @@ def shape(text: str) -> tuple[int, ...]:
 
 
 def add_io(parser: argparse.ArgumentParser) -> None:
-    """Declare `input` or `output`."""
+    """Declare the argument `input` or `output`.
+
+    Args:
+        parser: Takes the argument, as `io`.
+    """
     parser.add_argument("io", choices=("input", "output"), help="the side of the graph")
 
 
 def add_signature(parser: argparse.ArgumentParser) -> None:
-    """Declare `--signature`."""
+    """Declare the flag `--signature`.
+
+    Args:
+        parser: Takes the flag.
+    """
     parser.add_argument("--signature", metavar="NAME", help="change only the graph of this signature")

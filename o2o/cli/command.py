@@ -1,4 +1,4 @@
-"""What every command line here has in common: errors in one line, and exit codes that mean something."""
+"""Run a command: every error is one line on stderr, with an exit code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from o2o.errors import O2oError
 
 CLOSED_PIPE = 141  # as a shell reports SIGPIPE
 
-WHAT_TO_DO = {
+REMEDIES = {
     errno.ENOSPC: "make room, or write elsewhere",
     errno.EDQUOT: "make room, or write elsewhere",
-    errno.EFBIG: "`ulimit -f` or the file system allows no longer one: write elsewhere",
+    errno.EFBIG: "the limit of `ulimit -f` or of the file system is reached: write elsewhere",
 }
 
 
@@ -40,16 +40,16 @@ def run(program: str, body: Callable[[], int | None], debug: bool = False) -> in
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        _let_go_of_stdout()
+        _discard_stdout()
         return CLOSED_PIPE
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError):
-            _let_go_of_stdout()
+            _discard_stdout()
         if debug:
             traceback.print_exception(error)
-        report(program, _told(error))
+        report(program, _message(error))
         return error.exit_code if isinstance(error, O2oError) else 1
     if code == INTERRUPTED:
         interrupt.mark_reported()
@@ -60,18 +60,25 @@ def run(program: str, body: Callable[[], int | None], debug: bool = False) -> in
 
 
 def report(program: str, message: str) -> None:
-    """Print `message` on stderr as one line, which begins with the name of the command."""
+    """Print a message on stderr, as one line.
+
+    Args:
+        program: The name of the command, which begins the line.
+        message: Line breaks in it become spaces.
+    """
     if sys.stderr is not None:  # closed: `print` would take stdout
         print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     match error:
         case O2oError():
             return str(error)
         case OSError():
-            told = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-            return f"{told}: {WHAT_TO_DO[error.errno]}" if error.errno in WHAT_TO_DO else told
+            message = (
+                f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+            )
+            return f"{message}: {REMEDIES[error.errno]}" if error.errno in REMEDIES else message
         case MemoryError():
             return "out of memory"
         case RecursionError():
@@ -79,8 +86,8 @@ def _told(error: Exception) -> str:
     return f"internal error: {type(error).__name__}: {error} (--debug shows where)"
 
 
-def _let_go_of_stdout() -> None:
-    """Forget what could not be written: Python would try again at exit, and complain."""
+def _discard_stdout() -> None:
+    """Drop what could not be written: Python would write it again at exit, and print an error."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
         sys.stdout.flush()
         return

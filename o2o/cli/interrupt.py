@@ -1,9 +1,9 @@
-"""SIGINT (Ctrl-C): a command ends with one line on stderr and exit code 130, whenever the signal comes.
+"""SIGINT (Ctrl-C): a command ends at any time, with one line on stderr and exit code 130.
 
-Python raises KeyboardInterrupt, which nobody catches while modules are imported: a traceback appears. A
-command therefore calls `exit_on_interrupt` first. Until its body runs, SIGINT ends the process at once: there
-is nothing to clean up. `o2o.cli.command.run` runs the body in `interruptible`. There SIGINT raises
-KeyboardInterrupt, and a process that is still alive `DEADLINE` later is ended. Afterwards SIGINT is ignored.
+Python raises KeyboardInterrupt for SIGINT. During imports nothing catches it, and Python prints a traceback.
+A command therefore calls `exit_on_interrupt` first: SIGINT ends the process at once, as there is nothing to
+clean up. `o2o.cli.command.run` then runs the body in `interruptible`. There SIGINT raises KeyboardInterrupt,
+and the process ends at the latest `DEADLINE` later. After the body SIGINT is ignored.
 
 This module imports nothing slow. A process that never calls `exit_on_interrupt` keeps its signal handlers.
 """
@@ -80,6 +80,9 @@ def interruptible() -> Iterator[None]:
     """Let SIGINT raise KeyboardInterrupt inside, end the process soon after, and ignore SIGINT afterwards.
 
     Does nothing in a process that did not call `exit_on_interrupt`.
+
+    Yields:
+        Nothing.
 
     Raises:
         KeyboardInterrupt: SIGINT came, also where the code inside turned it into another exception.

@@ -1,4 +1,4 @@
-"""Progress bars, for whoever looks on: none unless stderr is a terminal."""
+"""Progress bars on stderr, if it is a terminal."""
 
 from __future__ import annotations
 
@@ -8,15 +8,26 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str = "B", shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar that says how much of `total` is done, as far as the function that is given out is told.
+def progress(title: str, total: int, unit: str = "B", shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar.
 
-    unit: `B` for bytes. Nothing is shown, nor imported, when nobody looks on or `shown` is false.
+    Without a terminal, or if `shown` is false, nothing is shown and tqdm is not imported.
+
+    Args:
+        title: The text in front of the bar.
+        total: The value of the full bar, in `unit`.
+        unit: `B` for bytes, else a noun.
+        shown: False to show nothing.
+
+    Yields:
+        A function that advances the bar by its argument.
     """
     if not (shown and sys.stderr is not None and sys.stderr.isatty()):
         yield lambda _: None
         return
     from tqdm import tqdm
 
-    with tqdm(desc=what, total=total, unit=unit, unit_scale=unit == "B", leave=False, file=sys.stderr) as bar:
+    with tqdm(
+        desc=title, total=total, unit=unit, unit_scale=unit == "B", leave=False, file=sys.stderr
+    ) as bar:
         yield bar.update

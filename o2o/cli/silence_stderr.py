@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 
 def silence() -> None:
-    """Drop what anything in this process writes to stderr from now on; for use at its end."""
+    """Drop all output to stderr from now on, for the end of a process."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
         _flush()
         os.dup2(null.fileno(), 2)
@@ -19,14 +19,21 @@ def silence() -> None:
 
 @contextlib.contextmanager
 def quiet(active: bool = True) -> Iterator[None]:
-    """Drop what anything in this process writes to stderr (the file descriptor) inside the block."""
+    """Drop all output to stderr inside the block, also that of C libraries.
+
+    Args:
+        active: False to drop nothing.
+
+    Yields:
+        Nothing.
+    """
     if not active:
         yield
         return
     _flush()
     try:
-        kept = os.dup(2)
-    except OSError:  # stderr is closed: it is quiet already
+        stderr = os.dup(2)
+    except OSError:  # stderr is closed
         yield
         return
     try:
@@ -34,18 +41,22 @@ def quiet(active: bool = True) -> Iterator[None]:
             os.dup2(null.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _flush() -> None:
-    if sys.stderr is not None:  # as it is where it was closed from the beginning
+    if sys.stderr is not None:  # it is None if the process started without one
         sys.stderr.flush()
 
 
 @contextlib.contextmanager
 def no_warnings() -> Iterator[None]:
-    """No warnings, from Python or from loggers, in the meantime."""
+    """Drop warnings of Python and of loggers inside the block.
+
+    Yields:
+        Nothing.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""How messages count and list things."""
+"""Counts and lists in messages."""
 
 from __future__ import annotations
 
@@ -8,12 +8,28 @@ SHOWN = 12  # names in a message; a language model has a hundred
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 input`, `1,496 operators`."""
+    """Format a count: `1 input`, `1,496 operators`.
+
+    Args:
+        number: The count.
+        noun: In the singular.
+
+    Returns:
+        Number and noun.
+    """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(names: Iterable[str], shown: int = SHOWN) -> str:
-    """`a, b, c`, shortened for a line."""
-    names = list(names)
+    """Format names as `a, b, c`, each once, shortened for a line.
+
+    Args:
+        names: In their order. Repeated names are dropped.
+        shown: The largest number of names in the result.
+
+    Returns:
+        The list, which ends with `and N more` if it is shortened.
+    """
+    names = list(dict.fromkeys(names))
     more = f", and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more

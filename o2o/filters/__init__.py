@@ -9,21 +9,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from o2o.filters.base import Filter
 
-_SHARED = {"__init__", "base", "fusion"}  # modules that are no filter
+_SHARED = {"__init__", "base", "fusion"}  # modules that are not filters
 _OTHERS = {"inspect_model": "inspect"}  # why the command is not `inspect.py`: pyproject.toml
 
 
 def names() -> list[str]:
-    """Return the module names of all filters in alphabetical order, without importing any."""
+    """List the modules of all filters, without importing any.
+
+    Returns:
+        Their names in alphabetical order.
+    """
     files = (os.path.splitext(file) for folder in __path__ for file in os.listdir(folder))
     return sorted(name for name, extension in files if extension == ".py" and name not in _SHARED)
 
 
 def find(command: str) -> str | None:
-    """Return the module name of a command, in any of its spellings, or None if there is no such filter.
+    """Find the module of a command.
 
     Args:
         command: `rename.io.remove_prefix.py`, with or without `.py`, with `.` or `_` between the words.
+
+    Returns:
+        The name of the module, or None if there is no such filter.
     """
     name = os.path.basename(command).removesuffix(".py").replace(".", "_")
     name = _OTHERS.get(name, name)
@@ -31,7 +38,14 @@ def find(command: str) -> str | None:
 
 
 def load(name: str) -> type[Filter]:
-    """Import the module `name` of this package and return its filter, the class of that name in CamelCase."""
+    """Import the module of a filter, which is a module of this package.
+
+    Args:
+        name: Of the module.
+
+    Returns:
+        The class whose name is that of the module in CamelCase.
+    """
     module = importlib.import_module(f"{__name__}.{name}")
-    found: type[Filter] = getattr(module, "".join(word.capitalize() for word in name.split("_")))
-    return found
+    filter_: type[Filter] = getattr(module, "".join(word.capitalize() for word in name.split("_")))
+    return filter_

@@ -45,14 +45,26 @@ class Filter:
     # ---- arguments ---------------------------------------------------------------------------------
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the filter's own arguments. `add_input` declares the input file."""
+        """Declare the filter's own arguments. `add_input` declares the input file.
+
+        Args:
+            parser: Takes the arguments.
+        """
 
     def add_input(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the input file."""
+        """Declare the input file.
+
+        Args:
+            parser: Takes the argument.
+        """
         parser.add_argument("file", nargs="?", help="the model; stdin if absent or `-`")
 
     def parser(self) -> Parser:
-        """Return the parser of the whole command line."""
+        """Make the parser of the whole command line.
+
+        Returns:
+            A parser with the filter's arguments and those of all filters.
+        """
         parser = Parser(
             prog=self.name,
             description=inspect.cleandoc(self.__doc__ or ""),
@@ -74,20 +86,36 @@ class Filter:
         return parser
 
     def check_arguments(self, args: argparse.Namespace) -> None:
-        """Refuse arguments that contradict each other, before anything is read.
+        """Refuse wrong combinations of arguments before anything is read.
+
+        Args:
+            args: The arguments, which may be completed.
 
         Raises:
-            UsageError: They do.
+            UsageError: Two arguments contradict each other.
         """
 
     # ---- steps -------------------------------------------------------------------------------------
 
     def input_files(self, args: argparse.Namespace) -> list[str]:
-        """Return the files to read, `-` for stdin."""
+        """Return the files to read.
+
+        Args:
+            args: The arguments.
+
+        Returns:
+            Paths, `-` for stdin.
+        """
         return [args.file or "-"]
 
     def open(self, args: argparse.Namespace) -> list[streams.Source]:
         """Open the input files.
+
+        Args:
+            args: The arguments.
+
+        Returns:
+            A source for each file.
 
         Raises:
             OSError: A file cannot be opened.
@@ -100,6 +128,12 @@ class Filter:
 
     def read(self, sources: Sequence[streams.Source]) -> list[Model]:
         """Read a model from each source. A source can be read again.
+
+        Args:
+            sources: The input.
+
+        Returns:
+            The models, of the formats that the filter takes.
 
         Raises:
             ModelError: A source holds no model, or one of a format that the filter does not take.
@@ -114,12 +148,15 @@ class Filter:
     def history_entry(
         self, models: Sequence[Model], args: argparse.Namespace, argv: Sequence[str]
     ) -> dict[str, Any]:
-        """Return the history entry of this run.
+        """Make the history entry of this run.
 
         Args:
             models: The input as it was read.
             args: The arguments.
             argv: The same as text.
+
+        Returns:
+            The entry, for JSON.
         """
         return {
             "filter": self.name,
@@ -129,19 +166,29 @@ class Filter:
         }
 
     def input_fingerprint(self, models: Sequence[Model]) -> str:
-        """Return the fingerprint of the input for the history entry."""
+        """Compute the fingerprint of the input for the history entry.
+
+        Args:
+            models: The input as it was read.
+
+        Returns:
+            The fingerprint, see `o2o.formats.fingerprint`.
+        """
         (model,) = models
         return fingerprint(model)
 
     def transform(
         self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
     ) -> Result:
-        """Return the result of the filter. A filter of one Circle or TFLite model overrides `apply` instead.
+        """Make the result of the filter. A filter of one Circle or TFLite model overrides `apply` instead.
 
         Args:
             models: The input, which may be changed.
             args: The arguments.
             entry: For the history of the result. None if `records_history` is false.
+
+        Returns:
+            What `write` writes.
 
         Raises:
             ModelError, UsageError: See the filter.
@@ -155,7 +202,11 @@ class Filter:
         return model
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool | None:
-        """Change `model` in place.
+        """Change a model in place.
+
+        Args:
+            model: The input.
+            args: The arguments.
 
         Returns:
             False if the model passes unchanged: its history gets no entry.
@@ -168,8 +219,13 @@ class Filter:
     def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
         """Compare the outputs of the input models with those of the result, for `--check`.
 
+        Args:
+            models: The input, read again.
+            result: From `transform`.
+            args: The arguments.
+
         Returns:
-            What was compared, as a message.
+            A message: what was compared, and the largest difference.
 
         Raises:
             ModelError: An output differs, or a model cannot be run.
@@ -180,7 +236,12 @@ class Filter:
         return check(models, result)
 
     def write(self, result: Result, output: str | None, sources: Sequence[streams.Source]) -> None:
-        """Write the result, whose weights may still be in `sources`, to the file `output` or to stdout.
+        """Write the result.
+
+        Args:
+            result: From `transform`.
+            output: A path; None for stdout.
+            sources: The input, which may still hold the weights.
 
         Raises:
             OSError: It cannot be written.
@@ -195,11 +256,20 @@ class Filter:
     # ---- the command -------------------------------------------------------------------------------
 
     def log(self, message: str) -> None:
-        """Print a line on stderr when the filter has succeeded. A filter that fails prints only its error."""
+        """Print a line on stderr when the filter has succeeded. A filter that fails prints only its error.
+
+        Args:
+            message: The line, without the name of the filter.
+        """
         self.messages.append(message)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
-        """Take all steps."""
+        """Take all steps.
+
+        Args:
+            args: The arguments.
+            argv: The same as text, for the history.
+        """
         sources = self.open(args)
         models = self.read(sources)
         entry = self.history_entry(models, args, argv) if self.records_history else None

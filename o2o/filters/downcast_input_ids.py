@@ -15,20 +15,21 @@ from o2o.model import Model
 from o2o.rewriting.downcast_inputs import INT32, downcast_input
 from o2o.rewriting.selectors import entry_graphs, io_names
 
-TOKEN_NAMES = {"input_ids", "tokens"}  # of an input whose role nobody told
+TOKEN_NAMES = {"input_ids", "tokens"}  # of token ids in a model without roles
 
 
 class DowncastInputIds(Filter):
-    """Make the token ids an input of int32 where they are int64.
+    """Change the token ids from int64 to int32.
 
         input_ids int64 -+- GATHER         input_ids int32 -+- GATHER
                          +- ADD       =>                    +- CAST int64 - ADD
 
-    GATHER and EMBEDDING_LOOKUP take either, a CAST is adjusted (or goes, when all it did was this), and
-    other operators get the ids through one CAST. In every graph with a signature, and the first. The ids
-    are the input whose role is `tokens`; without a contract the one called input_ids or tokens.
-    --also names other inputs, such as positions. One that is int32 already stays.
-    Refused: an input that is also an output, or is no integer; a model without token ids.
+    GATHER and EMBEDDING_LOOKUP take either type. A CAST of the ids is adjusted, or removed if it has become
+    superfluous. All other operators get the ids through one CAST.
+    The token ids are the input with the role `tokens`. Without a contract they are the input called input_ids
+    or tokens. --also names other inputs, such as positions. An input that is int32 already stays.
+    The filter changes the first graph and all graphs with a signature.
+    Refused: an input that is also an output or is no integer, and a model without token ids.
     """
 
     name = "downcast.input_ids.py"
@@ -41,41 +42,41 @@ class DowncastInputIds(Filter):
             action="extend",
             default=[],
             metavar="A,B",
-            help="other inputs to downcast",
+            help="other inputs to change",
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         also = set(args.also)
         inputs = [(graph, value) for graph in entry_graphs(model, None) for value in graph.inputs]
-        called = {value: set(io_names(model, graph, value, "input")) for graph, value in inputs}
-        there = listed(list(dict.fromkeys(value.name or "" for _, value in inputs))) or "none at all"
+        names = {value: set(io_names(model, graph, value, "input")) for graph, value in inputs}
+        there = listed(value.name or "" for _, value in inputs) or "none"
         for name in sorted(also):
-            if not any(name in found for found in called.values()):
+            if not any(name in known for known in names.values()):
                 raise UsageError(f"there is no input {name!r}; there are: {there}")
-        tokens = _tokens(called)
+        tokens = _tokens(names)
         if not tokens:
             raise UsageError(
                 f"no input has the role tokens or is called input_ids or tokens; there are: {there}"
             )
         for graph, value in inputs:
-            if value in tokens or called[value] & also:
+            if value in tokens or names[value] & also:
                 self._downcast(model, graph, value)
 
     def _downcast(self, model: Model, graph: ir.Graph, value: ir.Value) -> None:
-        told = f"{model.label(graph)}: {value.name}"
+        label = f"{model.label(graph)}: {value.name}"
         if value.dtype == INT32:
-            self.log(f"{told} is int32 already")
+            self.log(f"{label} is int32 already")
             return
         casts = downcast_input(model, graph, value)
-        self.log(f"{told} is int32 now{', and cast for other users' if casts else ''}")
+        self.log(f"{label} is int32 now{', with a CAST for other users' if casts else ''}")
 
 
-def _tokens(called: dict[ir.Value, set[str]]) -> set[ir.Value]:
-    """The inputs that are token ids: by role, and if nothing has a role by name."""
-    roles = {value: role_of(value) for value in called}
+def _tokens(names: dict[ir.Value, set[str]]) -> set[ir.Value]:
+    """The token ids, by role; by name if no input has a role."""
+    roles = {value: role_of(value) for value in names}
     if any(role is not None for role in roles.values()):
         return {value for value, role in roles.items() if role is not None and role.kind == "tokens"}
-    return {value for value, found in called.items() if found & TOKEN_NAMES}
+    return {value for value, known in names.items() if known & TOKEN_NAMES}
 
 
 main = DowncastInputIds.main

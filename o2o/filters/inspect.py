@@ -13,16 +13,16 @@ from o2o.filters.base import Filter
 
 
 class Inspect(Filter):
-    """Say what is in a model: its ends, operators, constants, contract and history.
+    """Print what a model contains: inputs, outputs, operators, constants, contract and history.
 
         model.circle -- inspect.model.py   =>   decode.circle: Circle, 3,201,376 bytes, 1 subgraph
                                                 subgraph 0 'decode', signature decode
                                                   inputs   0  input_ids  int64  [1,1]  tokens
                                                   ...
 
-    Text on stdout, or JSON with --json: the only command here that writes no model. It reads the graph,
-    not the weights, so a big model is as quick as a small one.
-    Refused: what is neither Circle nor TFLite.
+    The output is text on stdout, or JSON with --json. No model is written.
+    Only the graph is read, not the weights: a large model takes no longer than a small one.
+    Refused: a file that is neither Circle nor TFLite.
     """
 
     name = "inspect.model.py"
@@ -30,9 +30,7 @@ class Inspect(Filter):
     check_help = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--json", action="store_true", help="for programs: everything, as one JSON object"
-        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
         (source,) = sources = self.open(args)

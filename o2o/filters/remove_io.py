@@ -18,15 +18,15 @@ from o2o.rewriting.selectors import entry_graphs, io_positions
 
 
 class RemoveIo(Filter):
-    """Keep only some inputs or outputs, in the order they have.
+    """Remove inputs or outputs: keep only those named, in their order.
 
         x -- f -+- logits                    x -- f --- logits
                 +- g -- hidden        =>           +- g            (gc.py removes g)
                      remove.io.py output --keep_by_name logits
 
-    Signatures lose the same names. What computed an output stays until gc.py.
-    Refused: removing an input that an operator or an output uses; a name or number that is not there.
-    With several graphs, all are meant that have what is to be kept; --signature chooses one.
+    Signatures lose the same names. gc.py removes the operators that only a removed output needs.
+    The filter changes every graph that has all inputs or outputs to keep. --signature chooses one graph.
+    Refused: an input to remove that an operator or an output uses, and a name or number that does not exist.
     """
 
     name = "remove.io.py"
@@ -50,12 +50,12 @@ class RemoveIo(Filter):
 
 def _remove(graph: ir.Graph, io: IoKind, keep: Collection[int]) -> int:
     values = io_values(graph, io)
-    gone = [value for index, value in enumerate(values) if index not in keep]
+    removed = [value for index, value in enumerate(values) if index not in keep]
     if io == "input":
-        for value in gone:
+        for value in removed:
             _check_unused(graph, value)
     set_io_values(graph, io, [value for index, value in enumerate(values) if index in keep])
-    return len(gone)
+    return len(removed)
 
 
 def _check_unused(graph: ir.Graph, value: ir.Value) -> None:
@@ -66,7 +66,7 @@ def _check_unused(graph: ir.Graph, value: ir.Value) -> None:
     live = live_nodes(graph)
     for node in sorted(users, key=lambda node: node not in live):
         user = f"{node.op_type} {node.outputs[0].name if node.outputs else ''}".strip()
-        hint = "" if node in live else ", which no output needs: run gc.py first"
+        hint = "" if node in live else ", although no output needs that: run gc.py first"
         raise ModelError(f"{cannot}: {user} uses it{hint}")
 
 

@@ -16,16 +16,16 @@ from o2o.rewriting.selectors import entry_graphs
 
 
 class RenameIo(Filter):
-    """Give inputs or outputs other names, in the graph and in its signatures.
+    """Rename inputs or outputs, in the graph and in its signatures.
 
         tokens -- f -- StatefulPartitionedCall:0   =>   tokens -- f -- logits
                      rename.io.py output StatefulPartitionedCall:0=logits
 
-    OLD is the tensor's name or the one that a signature gives it; afterwards both are NEW. With --regex,
-    OLD is a pattern that must match the whole name, and NEW may hold \\1, \\2, ... for its groups.
-    In every graph that has OLD; --signature chooses one.
-    Refused: a name that another tensor of the graph has; an OLD that nothing is called.
-    The model comes from stdin, or from a last argument without `=`.
+    OLD is the name of the tensor or its name in a signature. Afterwards both are NEW. With --regex, OLD is a
+    pattern that must match the whole name, and NEW may contain \\1, \\2, ... for its groups.
+    The filter changes every graph that has OLD. --signature chooses one graph.
+    The model is read from stdin, or from the last argument if that has no `=`.
+    Refused: a new name that another tensor of the graph has, and an OLD that matches nothing.
     """
 
     name = "rename.io.py"
@@ -33,7 +33,7 @@ class RenameIo(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_io(parser)
-        parser.add_argument("names", nargs="+", metavar="OLD=NEW", help="the old name and the new one")
+        parser.add_argument("names", nargs="+", metavar="OLD=NEW", help="old and new name")
         parser.add_argument("--regex", action="store_true", help="OLD is a regular expression")
         add_signature(parser)
 
@@ -56,7 +56,7 @@ class RenameIo(Filter):
             return None
 
         graphs = entry_graphs(model, args.signature)
-        there = listed([value.name or "" for graph in graphs for value in io_values(graph, args.io)])
+        there = listed(value.name or "" for graph in graphs for value in io_values(graph, args.io))
         for graph in graphs:
             for old, new in rename_io(model, graph, args.io, rename).items():
                 self.log(f"{model.label(graph)}: {old} is now {new}")
@@ -67,13 +67,13 @@ class RenameIo(Filter):
 
 
 def _split(item: str) -> list[str]:
-    """`a=b,c=d` is two; a comma may also be part of a name or a pattern."""
+    """The renames in `a=b,c=d`. Another comma is part of a name or a pattern."""
     parts = item.split(",")
     return parts if all("=" in part for part in parts) else [item]
 
 
 def _rename(text: str, regex: bool) -> tuple[str, re.Pattern[str], str]:
-    """(OLD, what matches it, NEW). Raises UsageError."""
+    """OLD, its pattern, and NEW. Raises UsageError."""
     old, separator, new = text.partition("=")
     if not (separator and old and new):
         raise UsageError(f"{text!r} is not OLD=NEW")

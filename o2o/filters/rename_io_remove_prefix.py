@@ -15,20 +15,21 @@ from o2o.rewriting.selectors import entry_graphs
 
 
 class RenameIoRemovePrefix(Filter):
-    """Take a prefix off the names of inputs and outputs, in the graph and in its signatures.
+    """Remove a prefix from the names of inputs and outputs, in the graph and in its signatures.
 
         tinyllama/tokens -- f -- tinyllama/logits   =>   tokens -- f -- logits
                  rename.io.remove_prefix.py tinyllama/
 
-    Names without the prefix stay. In every graph with a signature, and the first; --signature chooses one.
-    Refused: a prefix that no name has, that is a whole name, or without which two names are the same.
+    This is a special case of rename.io.py, kept for its established name. Names without the prefix stay.
+    The filter changes the first graph and all graphs with a signature. --signature chooses one graph.
+    Refused: a prefix that no name has, that is a whole name, or whose removal makes two names equal.
     """
 
     name = "rename.io.remove_prefix.py"
     usage_example = "rename.io.remove_prefix.py serving_default_ < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("prefix", metavar="PREFIX", help="what to take off")
+        parser.add_argument("prefix", metavar="PREFIX", help="the prefix to remove")
         add_signature(parser)
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
@@ -45,7 +46,7 @@ class RenameIoRemovePrefix(Filter):
                 changed += len(rename_io(model, graph, io, rename))
         if not changed:
             raise UsageError(f"no input or output has a name that starts with {args.prefix!r}")
-        self.log(f"took it off {counted(changed, 'name')}")
+        self.log(f"removed the prefix from {counted(changed, 'name')}")
 
 
 main = RenameIoRemovePrefix.main

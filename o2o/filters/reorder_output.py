@@ -16,16 +16,16 @@ from o2o.rewriting.selectors import entry_graphs, io_positions
 
 
 class ReorderOutput(Filter):
-    """Put the outputs in another order, in the graph and in its signatures.
+    """Reorder the outputs, in the graph and in its signatures.
 
         f -+- 0 key                    f -+- 0 logits
            +- 1 value           =>        +- 1 key
            +- 2 logits                    +- 2 value
               reorder.output.py --by_name logits,key,value        (or --by_id 2,0,1)
 
-    Every output is to be named once: what is not wanted goes with remove.io.py.
-    With several graphs, all are meant that have these outputs; --signature chooses one.
-    Refused: a name or number that is not there, is missing, or comes twice.
+    Name every output once; remove.io.py removes outputs.
+    The filter changes every graph that has these outputs. --signature chooses one graph.
+    Refused: a name or number that does not exist, is missing, or is repeated.
     """
 
     name = "reorder.output.py"
@@ -33,9 +33,9 @@ class ReorderOutput(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         choice = parser.add_mutually_exclusive_group(required=True)
-        choice.add_argument("--by_name", type=name_list, metavar="A,B", help="the names in their new order")
+        choice.add_argument("--by_name", type=name_list, metavar="A,B", help="names in the new order")
         choice.add_argument(
-            "--by_id", type=id_list, metavar="2,0,1", help="the present positions in their new order"
+            "--by_id", type=id_list, metavar="2,0,1", help="present positions in the new order"
         )
         add_signature(parser)
 
@@ -48,18 +48,26 @@ class ReorderOutput(Filter):
 
 
 def reorder(model: Model, graph: ir.Graph, order: list[int]) -> None:
-    """Let output `order[i]` of `graph` become output i, also in its signatures."""
+    """Reorder the outputs of a graph, also in its signatures.
+
+    Args:
+        model: Has the signatures.
+        graph: One of its graphs.
+        order: Output `order[i]` becomes output i.
+    """
     outputs = list(graph.outputs)
     set_io_values(graph, "output", [outputs[index] for index in order])
     sync_signatures(model, graph)
 
 
 def _check_permutation(label: str, graph: ir.Graph, order: list[int]) -> None:
-    told = [value.name or "" for value in graph.outputs]
+    names = [value.name or "" for value in graph.outputs]
     for index in order:
         if order.count(index) > 1:
-            raise UsageError(f"output {index} ({told[index]}) of {label} comes {order.count(index)} times")
-    if missing := [f"{index} ({name})" for index, name in enumerate(told) if index not in order]:
+            raise UsageError(
+                f"output {index} ({names[index]}) of {label} is named {order.count(index)} times"
+            )
+    if missing := [f"{index} ({name})" for index, name in enumerate(names) if index not in order]:
         raise UsageError(
             f"the new order of {label} lacks output {listed(missing)}; remove.io.py removes outputs"
         )

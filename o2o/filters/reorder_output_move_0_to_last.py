@@ -14,13 +14,14 @@ from o2o.rewriting.selectors import entry_graphs
 
 
 class ReorderOutputMove0ToLast(Filter):
-    """Make the first output the last one, in the graph and in its signatures.
+    """Move the first output to the end, in the graph and in its signatures.
 
         f -+- 0 logits                 f -+- 0 key
            +- 1 key             =>        +- 1 value
            +- 2 value                     +- 2 logits
 
-    In every graph with a signature, and the first; --signature chooses one.
+    This is a special case of reorder.output.py, kept for its established name.
+    The filter changes the first graph and all graphs with a signature. --signature chooses one graph.
     Refused: a model in which no graph has two outputs.
     """
 
@@ -33,7 +34,7 @@ class ReorderOutputMove0ToLast(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         graphs = [graph for graph in entry_graphs(model, args.signature) if len(graph.outputs) > 1]
         if not graphs:
-            raise UsageError("there is nothing to move: no graph has more than one output")
+            raise UsageError("nothing to move: no graph has more than one output")
         for graph in graphs:
             reorder(model, graph, [*range(1, len(graph.outputs)), 0])
             self.log(f"{model.label(graph)}: {listed([value.name or '' for value in graph.outputs])}")

@@ -17,35 +17,35 @@ WEIGHT = 1  # the operand of FULLY_CONNECTED
 
 
 class ReshapeFcWeight(Filter):
-    """Give the weights of FULLY_CONNECTED the strict shape [O,I] where they have more axes.
+    """Reshape the weights of FULLY_CONNECTED to [O,I] if they have more axes.
 
         x, w [1,1,O,I] -- FULLY_CONNECTED   =>   x, w [O,I] -- FULLY_CONNECTED
 
-    Some runtimes take no other shape. A constant that other operators use too stays as it is for them, and
-    the weight becomes a second one over the same bytes: nothing is copied.
-    Left alone: weights that are not constants, or sparse, or of more than two axes that are not 1.
+    Some runtimes take no other shape. If other operators use a constant, it stays, and a second constant over
+    the same bytes becomes the weight. Nothing is copied.
+    Left alone: weights that are not constant, are sparse, or have more than two axes other than 1.
     """
 
     name = "reshape.fc_weight.py"
     usage_example = "reshape.fc_weight.py < in.circle > out.circle"
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
-        reshaped_, left = 0, 0
+        reshaped, left = 0, 0
         for graph in model.graphs:
             for value in _weights(graph):
                 if _can_be_flat(value):
                     _flatten(graph, value)
-                    reshaped_ += 1
+                    reshaped += 1
                 else:
                     left += 1
-        told = f"reshaped {counted(reshaped_, 'weight')}"
-        self.log(told + (f", left {left} alone" if left else ""))
+        skipped = f", left {left} alone" if left else ""
+        self.log(f"reshaped {counted(reshaped, 'weight')}{skipped}")
 
 
 def _weights(graph: ir.Graph) -> list[ir.Value]:
-    """The weights in `graph` that have other than two axes, each once."""
-    found = [node.inputs[WEIGHT] for node in graph if node.op_type == "FULLY_CONNECTED"]
-    return [value for value in dict.fromkeys(found) if value is not None and len(shape_of(value)) != 2]
+    """The weights in `graph` whose rank is not 2, each once."""
+    weights = [node.inputs[WEIGHT] for node in graph if node.op_type == "FULLY_CONNECTED"]
+    return [value for value in dict.fromkeys(weights) if value is not None and len(shape_of(value)) != 2]
 
 
 def _can_be_flat(value: ir.Value) -> bool:
@@ -56,13 +56,13 @@ def _can_be_flat(value: ir.Value) -> bool:
 
 
 def _flatten(graph: ir.Graph, value: ir.Value) -> None:
-    """Let all FULLY_CONNECTED that use `value` as weights use it, or a second value, as [O,I]."""
+    """Make the weight `value` [O,I]; a second value if it has other users."""
     uses = [use for use in value.uses() if use.node.op_type == "FULLY_CONNECTED" and use.idx == WEIGHT]
     alone = len(uses) == len(value.uses()) and not value.is_graph_output()
     tensor = value.const_value
     assert tensor is not None
     shape = shape_of(value)
-    encoded = tensor.dtype != value.dtype  # bytes that do not spell the tensor, which have no axes
+    encoded = tensor.dtype != value.dtype  # packed bytes, which have no axes
     if alone:
         flat = value
     else:
@@ -78,7 +78,7 @@ def _flatten(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def _flat_fields(fields: dict[str, object], dropped: int) -> dict[str, object]:
-    """The tensor's other fields without its `dropped` first axes."""
+    """The tensor's fields after its first `dropped` axes were removed."""
     fields = {key: item for key, item in fields.items() if key != "shapeSignature"}
     if (quantization := fields.get("quantization")) is not None:
         fields["quantization"] = quantization = copy.copy(quantization)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
 
-from o2o.cli.arguments import add_io
+from o2o.cli.arguments import add_io, shape
 from o2o.cli.text import counted
 from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
@@ -24,17 +23,17 @@ from o2o.rewriting.selectors import entry_graphs
 
 
 class ReshapeIo(Filter):
-    """Give inputs or outputs of one shape another one, and keep the graph true.
+    """Reshape inputs or outputs, and adapt the graph.
 
         past_key_0 [1,16,30,4] -- ATTENTION   =>   past_key_0 [1,16,32,4] -- ATTENTION   (more rows)
         x [1,64] -- FULLY_CONNECTED           =>   x [64] -- RESHAPE [1,64] -- FULLY_CONNECTED
         ADD -- y [1,1,64]                     =>   ADD -- RESHAPE -- y [64]
 
-    Every input (or output) of the old shape, of every graph that can be called, gets the new one. With as
-    many elements as before a RESHAPE keeps the meaning. With more or fewer, only the rows of a cache that
-    nothing but ATTENTION uses can change, as it looks at no row behind its position.
-    Refused: any other change of size (a cache that is concatenated and masked for its size: run
-    fuse.attention.py first); a shape that nothing has.
+    Every input (or output) of the old shape gets the new one, in the first graph and in all graphs with a
+    signature. If the number of elements stays, a RESHAPE keeps the results. Only the capacity of a cache can
+    change, and only if ATTENTION is its sole user: ATTENTION reads no row behind its position.
+    Refused: any other change of size, and a shape that nothing has. A cache that is concatenated and masked
+    needs fuse.attention.py first.
     """
 
     name = "reshape.io.py"
@@ -48,15 +47,15 @@ class ReshapeIo(Filter):
             action="append",
             required=True,
             metavar=("OLD", "NEW"),
-            type=_shape,
-            help="as [1,16,30,4]; may be given several times",
+            type=shape,
+            help="such as [1,16,30,4]; repeatable",
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         graphs = entry_graphs(model, None)
         for old, new in args.by_shape:
             if old == new:
-                raise UsageError(f"the old and the new shape are both {_text(old)}")
+                raise UsageError(f"old and new shape are both {_text(old)}")
             changed = 0
             for graph in graphs:
                 for value in dict.fromkeys(v for v in io_values(graph, args.io) if shape_of(v) == old):
@@ -94,28 +93,28 @@ def _reshape_input(graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> No
 
 
 def _is_reshaped_anyway(value: ir.Value) -> bool:
-    """Whether all that happens to `value` is that it gets a shape of its own."""
+    """Whether every user of `value` is a RESHAPE."""
     return all(use.idx == 0 and producer_of(use.node.outputs[0], "RESHAPE") for use in value.uses())
 
 
 def _written(value: ir.Value) -> bool:
-    """Whether ATTENTION updates `value` in place, which it could not through a RESHAPE."""
+    """Whether ATTENTION updates `value` in place: a RESHAPE between them would break that."""
     return any(takes_as_cache(use.node, use.idx) for use in value.uses())
 
 
 def _check_resizable(value: ir.Value, node: ir.Node, operand: int, new: tuple[int, ...]) -> None:
-    """Raises ModelError unless `node` takes `value` as a cache whose rows can become as many as in `new`."""
+    """Raise ModelError unless `node` takes `value` as a cache whose capacity can become that of `new`."""
     old = shape_of(value)
     wanted = f"cannot resize {value.name} from {_text(old)} to {_text(new)}"
     if not takes_as_cache(node, operand):
         hint = "; run fuse.attention.py first" if node.op_type == "CONCATENATION" else ""
-        raise ModelError(f"{wanted}: {node.op_type} {node.outputs[0].name} is made for the old shape{hint}")
+        raise ModelError(f"{wanted}: {node.op_type} {node.outputs[0].name} needs the old shape{hint}")
     attention = Attention.of(node)
     token_axis = 2 if attention.layout == "BNTH" else 1
     changed = [axis for axis in range(len(old)) if len(new) != len(old) or new[axis] != old[axis]]
     if changed != [token_axis]:
         raise ModelError(
-            f"{wanted}: of a {attention.layout} cache only axis {token_axis}, its rows, can change"
+            f"{wanted}: of a {attention.layout} cache only axis {token_axis}, the capacity, can change"
         )
     if attention.mask is not None:
         raise ModelError(f"{wanted}: ATTENTION has a mask {attention.mask.name} for {old[token_axis]} rows")
@@ -139,11 +138,11 @@ def _check_caches(graph: ir.Graph) -> None:
                     f"{k.name} would be {_text(shape_of(k))} and {v.name} {_text(shape_of(v))}: reshape both"
                 )
             if k is not None:
-                _ = attention.layout  # it can still be told, by the contract or the shape
+                _ = attention.layout  # raises if neither contract nor shape determine it
 
 
 def _forget_layout(value: ir.Value) -> None:
-    """The axes of a reshaped cache are no longer those that its layout names."""
+    """Drop the layout of a reshaped cache, whose axes are others now."""
     role = role_of(value)
     if role is not None and role.layout is not None:
         value.meta["role"] = replace(role, layout=None)
@@ -151,13 +150,7 @@ def _forget_layout(value: ir.Value) -> None:
 
 def _set_shape(value: ir.Value, shape: Sequence[int]) -> None:
     value.shape = ir.Shape(shape)
-    value.meta.get("fields", {}).pop("shapeSignature", None)  # what it said of the old shape
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\[\s*(\d+\s*(,\s*\d+\s*)*)?\]", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a shape like [1,16,30,4]")
-    return tuple(int(dim) for dim in re.findall(r"\d+", text))
+    value.meta.get("fields", {}).pop("shapeSignature", None)  # it described the old shape
 
 
 def _text(shape: Sequence[int]) -> str:

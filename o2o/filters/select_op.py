@@ -17,15 +17,15 @@ from o2o.rewriting.selectors import entry_graphs
 
 
 class SelectOp(Filter):
-    """Keep only some operators of a graph, with inputs and outputs where it is cut.
+    """Keep only some operators of a graph, and cut the graph around them.
 
         x -- 0 FC -- a -- 1 ADD -- b -- 2 MUL -- y    =>    a -- 1 ADD -- b
                         select.op.py --by_id 1
 
-    Operators count from 0 in the order of the graph. What is used but no longer made becomes an input, what
-    an operator that went used becomes an output; both come after the inputs and outputs that stay. Inputs
-    that nothing uses any more go. Signatures follow; other graphs stay as they are.
-    Refused: numbers beyond the last operator; a model of several graphs without --signature.
+    Operators are numbered from 0 in the order of the graph. A tensor that only a removed operator computes
+    becomes an input. A tensor that a removed operator used becomes an output. These come after the inputs and
+    outputs that stay. Inputs that have become unused are removed. Signatures and other graphs are kept.
+    Refused: numbers beyond the last operator, and a model of several graphs without --signature.
     """
 
     name = "select.op.py"
@@ -33,7 +33,7 @@ class SelectOp(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--by_id", type=id_list, required=True, metavar="0-2,7", help="the operators to keep"
+            "--by_id", type=id_list, required=True, metavar="0-2,7", help="keep these operators"
         )
         add_signature(parser)
 
@@ -47,48 +47,55 @@ class SelectOp(Filter):
         if (last := max(args.by_id)) >= len(nodes):
             there = f"the last one is {len(nodes) - 1}" if nodes else "there are none"
             raise UsageError(f"{model.label(graph)} has no operator {last}; {there}")
-        chosen = set(args.by_id)
-        kept = {node for index, node in enumerate(nodes) if index in chosen}
-        select(model, graph, kept)
-        ends = f"{counted(len(graph.inputs), 'input')}, {counted(len(graph.outputs), 'output')}"
-        self.log(f"{model.label(graph)}: kept {len(kept)} of {len(nodes)} operators; {ends}")
+        selected = {nodes[index] for index in args.by_id}
+        select(model, graph, selected)
+        self.log(
+            f"{model.label(graph)}: kept {len(selected)} of {len(nodes)} operators; "
+            f"{counted(len(graph.inputs), 'input')}, {counted(len(graph.outputs), 'output')}"
+        )
 
 
-def select(model: Model, graph: ir.Graph, kept: Collection[ir.Node]) -> None:
-    """Remove all nodes of `graph` but `kept`, and let its ends be where that cuts it."""
-    gone = [node for node in graph if node not in kept]
+def select(model: Model, graph: ir.Graph, nodes: Collection[ir.Node]) -> None:
+    """Remove all other nodes of a graph, and make inputs and outputs where that cuts it.
+
+    Args:
+        model: Has the signatures.
+        graph: One of its graphs.
+        nodes: The nodes to keep.
+    """
+    removed = [node for node in graph if node not in nodes]
     unused_before = {value for value in graph.inputs if not value.uses()}
     crossing_out = [
         value
         for node in graph
-        if node in kept
+        if node in nodes
         for value in node.outputs
-        if any(user not in kept for user in value.consumers()) and not value.is_graph_output()
+        if any(user not in nodes for user in value.consumers()) and not value.is_graph_output()
     ]
-    outputs = [value for value in graph.outputs if value.producer() is None or value.producer() in kept]
-    replaced = {value: _as_input(value) for value in _crossing_in(graph, kept)}
+    outputs = [value for value in graph.outputs if value.producer() is None or value.producer() in nodes]
+    replaced = {value: _as_input(value) for value in _crossing_in(graph, nodes)}
     for value, new in replaced.items():
         for use in value.uses():
-            if use.node in kept:
+            if use.node in nodes:
                 use.node.replace_input_with(use.idx, new)
     set_io_values(graph, "output", [*outputs, *crossing_out])
-    graph.remove(gone, safe=True)
+    graph.remove(removed, safe=True)
     inputs = [v for v in graph.inputs if v.uses() or v.is_graph_output() or v in unused_before]
     set_io_values(graph, "input", [*inputs, *replaced.values()])
     graph.meta.pop("names", None)
     sync_signatures(model, graph, name_all=True)
 
 
-def _crossing_in(graph: ir.Graph, kept: Collection[ir.Node]) -> list[ir.Value]:
-    """What `kept` nodes use and others make, in the order of use."""
-    found = [
+def _crossing_in(graph: ir.Graph, nodes: Collection[ir.Node]) -> list[ir.Value]:
+    """The values that `nodes` use and other nodes compute, in the order of use."""
+    crossing = [
         value
         for node in graph
-        if node in kept
+        if node in nodes
         for value in node.inputs
-        if value is not None and (producer := value.producer()) is not None and producer not in kept
+        if value is not None and (producer := value.producer()) is not None and producer not in nodes
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(crossing))
 
 
 def _as_input(value: ir.Value) -> ir.Value:

@@ -27,7 +27,7 @@ def run(error: BaseException | None, debug: bool = False) -> int:
         (
             OSError(27, "File too large", "x"),
             1,
-            "x: File too large: `ulimit -f` or the file system allows no longer one: write elsewhere",
+            "x: File too large: the limit of `ulimit -f` or of the file system is reached: write elsewhere",
         ),
         (OSError("odd"), 1, "odd"),
         (MemoryError(), 1, "out of memory"),

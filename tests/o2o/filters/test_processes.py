@@ -201,7 +201,7 @@ def test_a_file_that_may_not_be_so_long(
     outcome = shell(f"cd output; ulimit -f 1000; o2o gc {source} {target}; echo $?", place)
     assert outcome.stdout == b"1\n"
     where = "out.circle: " if "-o" in target else ""
-    told = "File too large: `ulimit -f` or the file system allows no longer one: write elsewhere"
+    told = "File too large: the limit of `ulimit -f` or of the file system is reached: write elsewhere"
     assert outcome.stderr.decode() == f"gc.py: {where}{told}\n"
     (folder / "new.circle").unlink(missing_ok=True)
     assert_as_it_was(folder)
