@@ -239,7 +239,8 @@ def _constant_lines(summary: dict[str, Any]) -> list[str]:
 def _reference_lines(summary: dict[str, Any]) -> list[str]:
     if not summary["count"]:
         return []
-    title = f"references: {counted(summary['count'], 'tensor')}, {summary['bytes']:,} bytes when they are bound, in"
+    tensors = counted(summary["count"], "tensor")
+    title = f"references: {tensors}, {summary['bytes']:,} bytes when they are bound, in"
     return _wrapped(title, summary["files"], indent="")
 
 

@@ -74,7 +74,7 @@ def test_other_users_share_one_cast_and_a_cast_to_int32_goes(command: Command) -
     assert [node.op_type for node in after.graphs[0]] == ["GATHER", "CAST", "ADD", "ADD", "GATHER", "CAST"]
     given = feeds(model)
     assert_same_results(run(model, given), run(after, narrowed(given, "tokens")))
-    assert "main: tokens is int32 now, and cast for other users" in command.said
+    assert "main: tokens is int32 now, with a CAST for other users" in command.said
 
 
 def test_a_cast_to_int32_that_is_an_output_stays(command: Command) -> None:

@@ -81,7 +81,7 @@ def test_says_when_only_dead_operators_use_it(command: Command) -> None:
     graph.output(graph.op("ABS", [x], [2], name="y"))
     code, message = command.refusal(graph.model(), "input", "--keep_by_id", "0")
     assert code == 1
-    assert message.endswith("NEG dead uses it, which no output needs: run gc.py first")
+    assert message.endswith("NEG dead uses it, although no output needs that: run gc.py first")
 
 
 def test_refuses_to_remove_an_input_that_is_an_output(command: Command) -> None:

@@ -32,7 +32,7 @@ def test_every_graph_or_one(command: Command) -> None:
     ("arguments", "message"),
     [
         (["--by_id", "0"], "the new order of main lacks output 1 (z); remove.io.py removes outputs"),
-        (["--by_id", "0,1,1"], "output 1 (z) of main comes 2 times"),
+        (["--by_id", "0,1,1"], "output 1 (z) of main is named 2 times"),
         (["--by_id", "0-2"], "main has no output 2; the last one is 1 (z)"),
         (["--by_name", "z,nope"], "main has no output 'nope'; there are: y, z"),
         ([], "one of the arguments --by_name --by_id is required (--help explains)"),

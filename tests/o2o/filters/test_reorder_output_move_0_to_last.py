@@ -16,4 +16,4 @@ def test_moves_it_in_every_graph(command: Command) -> None:
 
 
 def test_one_output_cannot_move(command: Command) -> None:
-    assert command.refusal(quantised()) == (2, "there is nothing to move: no graph has more than one output")
+    assert command.refusal(quantised()) == (2, "nothing to move: no graph has more than one output")

@@ -237,12 +237,12 @@ def refusals() -> dict[str, tuple[Model, list[str], str]]:
     found["heads"] = (
         attention(Form(layout="BNTH")),
         [*grow[:3], "[1,3,7,4]"],
-        "only axis 2, its rows, can change",
+        "only axis 2, the capacity, can change",
     )
     found["rank"] = (
         attention(Form(layout="BNTH")),
         [*grow[:3], "[2,9,4]"],
-        "only axis 2, its rows, can change",
+        "only axis 2, the capacity, can change",
     )
     found["no room"] = (
         attention(Form(T=3, layout="BNTH")),
@@ -259,7 +259,7 @@ def refusals() -> dict[str, tuple[Model, list[str], str]]:
     found["other axes"] = (
         attention(Form(layout="BNTH", K=4)),
         ["input", "--by_shape", "[1,4,7,4]", "[1,7,4,4]"],
-        "only axis 2, its rows, can change",
+        "only axis 2, the capacity, can change",
     )
 
     one = attention(Form(layout="BNTH"))
@@ -270,7 +270,7 @@ def refusals() -> dict[str, tuple[Model, list[str], str]]:
     graph = Graph("decode")
     graph.ir = other.graphs[0]
     graph.output(graph.op("NEG", [graph.ir.inputs[3]], [1, 2, 7, 4], name="negative"))
-    found["another user"] = other, grow, "NEG negative is made for the old shape"
+    found["another user"] = other, grow, "NEG negative needs the old shape"
 
     given_out = attention(Form(layout="BNTH"))
     given_out.graphs[0].outputs.append(given_out.graphs[0].inputs[3])
@@ -287,13 +287,13 @@ def refusals() -> dict[str, tuple[Model, list[str], str]]:
     found["concatenated"] = (
         joined.model(),
         grow,
-        "CONCATENATION all is made for the old shape; run fuse.attention.py first",
+        "CONCATENATION all needs the old shape; run fuse.attention.py first",
     )
     custom = Graph("main")
     past, y = custom.input("past", [1, 2, 7, 4]), custom.value("y", [1])
     custom.node("ATTENTION", [*[None] * 8, past], [y], domain=CUSTOM_DOMAIN)
     custom.output(y)
-    found["custom"] = custom.model(), grow, "ATTENTION y is made for the old shape"
+    found["custom"] = custom.model(), grow, "ATTENTION y needs the old shape"
     found["output"] = (
         linear(),
         ["output", "--by_shape", "[2,3]", "[2,4]"],
@@ -315,7 +315,7 @@ def test_refused(command: Command, which: str) -> None:
     [
         (["input", "--by_shape", "[9,9]", "[81]"], "no input has the shape [9,9]; there are [2,4]"),
         (["output", "--by_shape", "[2,4]", "[8]"], "no output has the shape [2,4]; there are [2,3]"),
-        (["input", "--by_shape", "[2,4]", "[2,4]"], "the old and the new shape are both [2,4]"),
+        (["input", "--by_shape", "[2,4]", "[2,4]"], "old and new shape are both [2,4]"),
         (["input", "--by_shape", "2,4", "[8]"], "'2,4' is not a shape such as [1,16,30,4]"),
         (["input", "--by_shape", "[2,4]", "[-8]"], "'[-8]' is not a shape such as [1,16,30,4]"),
         (["input"], "the following arguments are required: --by_shape"),
