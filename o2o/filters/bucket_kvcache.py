@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from o2o.cli.arguments import number_list
-from o2o.cli.text import counted, listed
+from o2o.cli.text import listed
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.lower.litert.tuning import SMALLEST, doubling
@@ -16,19 +16,19 @@ from o2o.signatures import buckets_of, capacity_of, find_decode
 
 
 class BucketKvcache(Filter):
-    """Give decode caches of several capacities, so that a short text does not pay for a long context.
+    """Add decode graphs of smaller capacities, so that short texts decode faster.
 
         decode: past_key_0 [1,2048,4,64]    =>    decode:      past_key_0 [1,2048,4,64]
                                                   decode_256:  past_key_0 [1,256,4,64]
                                                   decode_512:  past_key_0 [1,512,4,64]
                                                   decode_1024: past_key_0 [1,1024,4,64]
 
-    Each new signature is decode over the first rows of the caches; all share one set of weights. The runtime
-    goes on in the smallest that holds the text, and copies the rows to the next when it is full. It does so
-    by itself for a model without them; this filter puts them into the file, for other runtimes.
-    Rows beyond the capacity must not be seen or written at any position below it: that is proven by computing
-    masks and places at each. Refused: a model without decode or without a contract; a decode in which the
-    rows of the caches become something else, or that computes with all of them.
+    Each new signature (a bucket) is decode over the first rows of the caches. All share one set of weights.
+    The runtime decodes in the smallest bucket that holds the text, and copies the rows to the next when it
+    is full. It makes such buckets itself; this filter stores them in the file, for other runtimes.
+    Proven by computing masks and indices at every position below a capacity: no row beyond it is read or
+    written.
+    Refused: a model without decode or without a contract, and a decode whose caches are used in other ways.
     """
 
     name = "bucket.kvcache.py"
@@ -39,7 +39,7 @@ class BucketKvcache(Filter):
             "--capacities",
             metavar="A,B",
             type=number_list,
-            help=f"positions of the new caches ({SMALLEST}, and twice as many each, below the model's own)",
+            help=f"capacities of the new caches (default: {SMALLEST} and its doubles below that of decode)",
         )
 
     def check_arguments(self, args: argparse.Namespace) -> None:
@@ -49,7 +49,7 @@ class BucketKvcache(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
         decode = find_decode(model)
         if decode is None or not (own := capacity_of(decode)):
-            raise ModelError("there is no decode whose caches the contract tells: merge one with the prefill")
+            raise ModelError("the contract has no decode with caches: merge prefill and decode first")
         if buckets := [signature.name for signature in buckets_of(model)]:
             raise ModelError(f"decode has buckets already: {listed(buckets)}")
         wanted = doubling(own) if args.capacities is None else sorted(set(args.capacities))
@@ -61,9 +61,9 @@ class BucketKvcache(Filter):
         try:
             add_cache_buckets(model, decode, wanted)
         except MatchFailure as reason:
-            raise ModelError(f"decode cannot do with fewer rows: {reason}") from None
+            raise ModelError(f"decode does not work with a smaller capacity: {reason}") from None
         names = [f"decode_{rows}" for rows in wanted]
-        self.log(f"{listed(names)}, besides decode of {counted(own, 'position')}")
+        self.log(f"{listed(names)}, in addition to decode with a capacity of {own:,}")
         return True
 
 

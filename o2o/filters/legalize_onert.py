@@ -11,21 +11,21 @@ from o2o.model import Model
 
 
 class LegalizeOnert(Filter):
-    """Turn Circle into Circle that onert runs: one decode step, on its cpu backend.
+    """Rewrite Circle for onert: one decode graph, for its cpu backend.
 
-        prefill: ...                                     (left out: onert runs subgraph 0)
+        prefill: ...                                     (removed: onert runs subgraph 0)
         decode:  x -- ATTENTION (writes past_key_0)  =>  decode: x -- FULLY_CONNECTED - ROPE -+- present_key_0
                                                            past_key_0 --------- BATCH_MATMUL -+- SOFTMAX - ...
 
-    ATTENTION becomes builtin operators that look at the cache and at the new row beside it, and write
-    nothing: the new rows [1,K,1,H] come out, for the program that runs it to put at their position. Value
-    caches are turned to [1,K,H,S] (BNHT in the contract), which onert multiplies with as they are. A
-    DYNAMIC_UPDATE_SLICE of one row becomes a SELECT_V2, SPLIT_V a SLICE for each part. Normalisations
-    are fused; FULLY_CONNECTED gets rows; int8 weights by row get one scale of 1 and theirs afterwards, as
-    onert applies the first to all; tables and what DEQUANTIZE widens become float32.
-    Refused, with the place: operators that onert lacks or computes wrong, in dtypes or ranks that it does
-    not know; attention with a mask, or of several tokens; a cache that the contract does not tell; weights
-    in int4 or in blocks; weights of over 2 GB, as onert crashes on what lies behind a FlatBuffer.
+    ATTENTION becomes builtin operators that read the cache and the new row, and write nothing. The new rows
+    [1,K,1,H] are outputs, which the calling program stores at their position. Value caches get the layout
+    [1,K,H,S] (BNHT in the contract), so that onert multiplies without a transpose.
+    A DYNAMIC_UPDATE_SLICE of one row becomes SELECT_V2. SPLIT_V becomes a SLICE for each part. Norms are
+    fused. FULLY_CONNECTED gets inputs of rank 2. Weights quantised by row get the scale 1 and a MUL by
+    their scales, as onert applies the first scale to all rows. Tables, and what DEQUANTIZE widens, become
+    float32.
+    Refused: operators that onert lacks or computes wrong, with their place. Attention with a mask or of
+    several tokens, a cache without a role, weights in int4 or in blocks, and weights of over 2 GB.
     """
 
     name = "legalize.onert.py"
@@ -35,7 +35,7 @@ class LegalizeOnert(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         done = legalize(model)
         if done.dropped:
-            self.log(f"left out {listed(done.dropped)}: onert runs decode alone")
+            self.log(f"removed {listed(done.dropped)}: onert runs only decode")
         self.log(f"{counted(done.before, 'operator')} became {done.after:,}")
 
 

@@ -16,7 +16,7 @@ from o2o.operators.causal_attention import Blocks
 
 
 class LowerLitert(Filter):
-    """Turn Circle into TFLite that LiteRT runs.
+    """Lower Circle to TFLite for LiteRT.
 
         decode.circle: RMS_NORM -- ATTENTION -- logits
                                     |  (writes past_key_0)
@@ -24,14 +24,13 @@ class LowerLitert(Filter):
         decode.tflite: MUL -- MEAN -- RSQRT -- ... -- BATCH_MATMUL -- SOFTMAX -- ... -- logits
                                     DYNAMIC_UPDATE_SLICE -- present_key_0
 
-    RMS_NORM, ROPE, ATTENTION and o2o.causal_attention become builtin operators; keys and values are never
-    repeated for the query heads that share them. A cache that ATTENTION writes in place becomes an output as
-    well. Operators get the versions that LiteRT registers. Weights are not looked at: references stay, for
-    bind.weights.py behind this. A model that is TFLite already passes as it is.
-    Several queries that look into a long cache are computed in blocks, with an online softmax (flash
-    attention): see --flash.
-    Refused: what LiteRT has no operator for, named with its place and the module that it comes from; operands
-    of the operators above that are quantised, but for the weights of ATTENTION, or have no fixed shape.
+    RMS_NORM, ROPE, ATTENTION and o2o.causal_attention become builtin operators. Keys and values are not
+    repeated for the query heads that share them. A cache that ATTENTION writes in place becomes an output
+    too. Operators get the versions that LiteRT registers. References to weights stay, for bind.weights.py.
+    Attention of several queries to a long cache is computed in blocks with an online softmax (flash
+    attention), see --flash. A TFLite model passes unchanged.
+    Refused: operators that LiteRT lacks, with their place and the module that they come from. Quantised
+    operands of the operators above, except weights of ATTENTION. Operands without a fixed shape.
     """
 
     name = "lower.litert.py"
@@ -42,11 +41,11 @@ class LowerLitert(Filter):
             "--flash",
             metavar="HOW",
             type=_flash,
-            help="attention in blocks of queries and keys: always, never, or Q,KV; left out: what the "
-            "operator says, and for ATTENTION of several queries in caches of more than 512 tokens always",
+            help="attention in blocks of queries and keys: always, never, or Q,KV. Default: as the operator "
+            "says; for ATTENTION of several queries always, if the capacity exceeds 512.",
         )
         parser.add_argument(
-            "--enable_hlfb", action="store_true", help="wrap attention and norms as wrap.composites.py does"
+            "--enable_hlfb", action="store_true", help="wrap attention and norms, as wrap.composites.py does"
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
@@ -60,12 +59,12 @@ class LowerLitert(Filter):
         lower(model, args.flash)
         if args.enable_hlfb:
             wrapped = wrap_composites(model)
-            told = [f"{count} {name}" for name, count in sorted(wrapped.items())]
-            self.log(f"wrapped {listed(told)}" if told else "nothing to wrap")
+            composites = [f"{count} {name}" for name, count in sorted(wrapped.items())]
+            self.log(f"wrapped {listed(composites)}" if composites else "nothing to wrap")
         after = _operators(model)
-        gone = [f"{count} {name}" for name, count in sorted(before.items()) if name not in after]
-        made = counted(sum(after.values()), "operator")
-        self.log(f"lowered {listed(gone)}: {made} now" if gone else f"nothing to lower in {made}")
+        lowered = [f"{count} {name}" for name, count in sorted(before.items()) if name not in after]
+        total = counted(sum(after.values()), "operator")
+        self.log(f"lowered {listed(lowered)}: {total} now" if lowered else f"nothing to lower in {total}")
         custom = sorted({n.op_type for graph in model.graphs for n in graph if n.domain == CUSTOM_DOMAIN})
         if custom:
             self.log(f"the runtime must know these custom operators: {listed(custom)}")

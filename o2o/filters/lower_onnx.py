@@ -17,7 +17,7 @@ from o2o.model import Model
 
 
 class LowerOnnx(Filter):
-    """Turn Circle into ONNX: one graph for prefill and decode, of any number of tokens.
+    """Lower Circle to ONNX: one graph for prefill and decode, of any number of tokens.
 
         decode.circle: tokens [1,1] -- RMS_NORM -- ATTENTION -- logits [1,1,V]
                                                     |  (writes past_key_0)
@@ -25,14 +25,15 @@ class LowerOnnx(Filter):
         model.onnx:    tokens [1,T] -- RMSNormalization -- Gemm -- Attention -- logits [1,1,V]
                                               TensorScatter -- present_key_0
 
-    The graph that is taken is the one that decodes: what it does for one token is done for T, the first of
-    them at `position`. `past_key_0`, ... go in, [1,K,S,H], and `present_key_0`, ... come out: the same with T
-    rows written; bind both to one buffer and they stay in place. Logits are those of the last token.
-    --form standard has the operators of ONNX's opset 24 alone, for any runtime that conforms to it; --form
-    ort those of ONNX Runtime (GroupQueryAttention, MatMulNBits, ...), for that one. Quantised weights stay as
-    they are. With -o FILE, large weights go into FILE.data beside it; stdout takes all in one, up to 2 GiB.
-    Refused: a model without a decode graph, attention that is scattered (fuse.attention.py), weights that
-    are not in the file yet (bind.weights.py), TFLite, and operators that cannot be done for each token alone.
+    The decode graph is generalised from one token to T tokens, the first of them at `position`. Inputs are
+    the caches `past_key_0`, ... [1,K,S,H]. Outputs are `present_key_0`, ...: the same with T rows written.
+    Bind both to one buffer to update caches in place. Logits are those of the last token.
+    --form standard uses only operators of ONNX opset 24, for any conforming runtime. --form ort uses
+    operators of ONNX Runtime (GroupQueryAttention, MatMulNBits, ...). Quantised weights stay quantised.
+    With -o FILE, large weights go into FILE.data. On stdout all is in one file of up to 2 GiB.
+    Refused: TFLite, and a model without a decode graph. Scattered attention needs fuse.attention.py first,
+    and external weights need bind.weights.py. Operators that cannot be applied to each token alone are
+    refused too.
     """
 
     name = "lower.onnx.py"
@@ -42,10 +43,10 @@ class LowerOnnx(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--form", choices=tuple(FORMS), default="standard", help="which operators (%(default)s)"
+            "--form", choices=tuple(FORMS), default="standard", help="operators of the result (%(default)s)"
         )
         parser.add_argument(
-            "--logits", choices=("last", "all"), default="last", help="of which tokens (%(default)s)"
+            "--logits", choices=("last", "all"), default="last", help="tokens with logits (%(default)s)"
         )
 
     def transform(

@@ -26,7 +26,7 @@ INPUT_ROLES = ("tokens", "position", "key_cache", "value_cache")
 
 @dataclass
 class Entry:
-    """A signature's ends by role; caches by (kind, layer)."""
+    """The inputs and outputs of a signature by role; caches by (kind, layer)."""
 
     signature: Signature
     tokens: ir.Value
@@ -40,7 +40,7 @@ class Entry:
 
 
 class SignAiEdge(Filter):
-    """Give a language model the signatures of AI Edge's generative models.
+    """Rename signatures, inputs and outputs to those of AI Edge's generative models.
 
         prefill_64: input_ids [1,64]        =>    prefill: tokens [1,64]             int32
                     cache_position [1]                     input_pos [64]            int32
@@ -49,12 +49,12 @@ class SignAiEdge(Filter):
                     logits, present_key_0                  kv_cache_k_0 [1,S,K,H]
         decode:     logits, present_key_0         decode:  logits [1,1,V], kv_cache_k_0
 
-    By what the contract says that tensors are, whatever their names. The signature that reads one token is
-    `decode`; another is `prefill`, several are `prefill_64`, `prefill_128`, ... by their lengths. Prefills
-    give no logits, and nothing that only these need is computed. Of `input_pos` the first is what counts:
-    the others must go on from there. A cache goes in and comes out under the same name.
-    Refused: a model without a contract; inputs that the interface has no place for; a prefill that takes no
-    caches; Circle in which ATTENTION does not give its caches out (lower.litert.py makes it do so).
+    Tensors are identified by their roles in the contract. The signature that reads one token is `decode`.
+    One other is `prefill`; several are `prefill_64`, `prefill_128`, ... by their lengths. Prefills return
+    no logits, and the operators that only logits need are removed. Only the first element of `input_pos` is
+    read: the others must count up from it. A cache has the same name as an input and as an output.
+    Refused: a model without a contract, inputs that the interface lacks, and a prefill without caches.
+    Circle whose ATTENTION does not return its caches needs lower.litert.py first.
     """
 
     name = "sign.ai_edge.py"
@@ -62,7 +62,7 @@ class SignAiEdge(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--output_logits_on_prefill", action="store_true", help="let prefills give logits [1,T,V], too"
+            "--output_logits_on_prefill", action="store_true", help="let prefills return logits [1,T,V]"
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
@@ -93,10 +93,10 @@ def _entry(model: Model, signature: Signature) -> Entry:
             raise ModelError(f"{where}: the interface has no place for the input {value.name}, a {kind}")
     tokens, position = ins.get(("tokens", 0)), ins.get(("position", 0))
     if tokens is None or len(shape_of(tokens)) != 2 or shape_of(tokens)[0] != 1:
-        told = (
+        problem = (
             f"takes tokens {list(shape_of(tokens))}, not [1, T]" if tokens is not None else "takes no tokens"
         )
-        raise ModelError(f"{where} {told}")
+        raise ModelError(f"{where} {problem}")
     caches = {
         (kind.removesuffix("_cache"), layer): v for (kind, layer), v in ins.items() if kind.endswith("cache")
     }
@@ -120,26 +120,24 @@ def _entry(model: Model, signature: Signature) -> Entry:
 
 
 def _by_role(where: str, end: str, values: Iterable[ir.Value]) -> dict[tuple[str, int], ir.Value]:
-    found: dict[tuple[str, int], ir.Value] = {}
+    by_role: dict[tuple[str, int], ir.Value] = {}
     for value in values:
         role = role_of(value)
         if role is None:
-            raise ModelError(
-                f"{where}: nothing says what the {end} {value.name} is (no role in the contract)"
-            )
+            raise ModelError(f"{where}: the {end} {value.name} has no role in the contract")
         key = (role.kind, role.layer or 0)
-        if key in found:
-            raise ModelError(f"{where}: {found[key].name} and {value.name} are both its {role.kind}")
-        found[key] = value
-    return found
+        if key in by_role:
+            raise ModelError(f"{where}: {by_role[key].name} and {value.name} are both its {role.kind}")
+        by_role[key] = value
+    return by_role
 
 
 def _named(entries: list[Entry]) -> tuple[Entry, list[Entry]]:
     """Decode and the prefills, shortest first, called as the interface calls them."""
     ones = [entry for entry in entries if entry.length == 1]
     if len(ones) != 1 or ones[0].logits is None:
-        told = listed([entry.signature.name for entry in ones]) or "none"
-        raise ModelError(f"there should be one signature that reads one token and gives logits: {told}")
+        names = listed([entry.signature.name for entry in ones]) or "none"
+        raise ModelError(f"exactly one signature must read one token and return logits; there are: {names}")
     prefills = sorted((entry for entry in entries if entry.length > 1), key=lambda entry: entry.length)
     lengths = {entry.length for entry in prefills}
     if not prefills or len(lengths) < len(prefills):
@@ -152,19 +150,19 @@ def _named(entries: list[Entry]) -> tuple[Entry, list[Entry]]:
 
 
 def _sign(model: Model, entry: Entry, with_logits: bool) -> None:
-    """Give the graph of `entry` the ends of the interface, and its signature their names."""
+    """Rename and reorder the inputs and outputs of `entry` to those of the interface."""
     graph, signature = entry.signature.graph, entry.signature
     slots = sorted(entry.caches, key=lambda slot: (slot[1], slot[0]))
     transpose_caches(model, graph, "BTNH")
-    ends = _by_role(signature.name, "output", graph.outputs)  # which turning may have replaced
+    outputs = _by_role(signature.name, "output", graph.outputs)  # which turning may have replaced
     for value in (entry.tokens, entry.position):
         if value.dtype != INT32:
             downcast_input(model, graph, value)
     names = {entry.tokens: "tokens", _spread(model, entry): "input_pos"}
     names |= {entry.caches[kind, layer]: CACHES[kind].format(layer) for kind, layer in slots}
-    given = {ends[kind, layer]: CACHES[kind].format(layer) for kind, layer in slots}
+    given = {outputs[kind, layer]: CACHES[kind].format(layer) for kind, layer in slots}
     if entry.logits is not None and with_logits:
-        given[ends["logits", 0]] = "logits"
+        given[outputs["logits", 0]] = "logits"
     graph.inputs[:] = list(names)
     graph.outputs[:] = list(given)
     signature.inputs = {name: value for value, name in names.items()}

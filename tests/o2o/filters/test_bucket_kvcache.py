@@ -17,7 +17,7 @@ def test_new_signatures_beside_the_old(command: Command, exported_model, lowered
     model = decode_of(exported_model, "grouped", "concat", "BNTH")
     after = command(lower(model) if lowered else model, "--capacities", "16,8", "--check")
     assert command.said.splitlines()[0] == (
-        "bucket.kvcache.py: decode_8, decode_16, besides decode of 32 positions"
+        "bucket.kvcache.py: decode_8, decode_16, in addition to decode with a capacity of 32"
     )
     found = {
         name: {entry["shape"][2] for entry in told["inputs"] if "layer" in entry}
@@ -52,11 +52,13 @@ def test_no_decode(command: Command) -> None:
     code, said = command.refusal(speaker((4,), ("prefill_4",)))
     assert (code, said) == (
         1,
-        "there is no decode whose caches the contract tells: merge one with the prefill",
+        "the contract has no decode with caches: merge prefill and decode first",
     )
 
 
 def test_a_decode_that_computes_with_all_rows(command: Command) -> None:
     code, said = command.refusal(speaker((1,), ("decode",)), "--capacities", "4")
     assert code == 1
-    assert said.startswith("decode cannot do with fewer rows: rows are summed without softmax weights")
+    assert said.startswith(
+        "decode does not work with a smaller capacity: rows are summed without softmax weights"
+    )

@@ -20,7 +20,7 @@ def test_decode_alone(command: Command) -> None:
     after = command(speaker(), "--check")
     assert [signature.name for signature in after.signatures] == ["decode"]
     left_out, counted, checked = command.said.splitlines()
-    assert left_out == "legalize.onert.py: left out prefill_4: onert runs decode alone"
+    assert left_out == "legalize.onert.py: removed prefill_4: onert runs only decode"
     assert counted.startswith(f"legalize.onert.py: {len(speaker().graphs[1])} operators became ")
     assert checked.startswith("legalize.onert.py: checked on LiteRT: ")
     outputs = contract_of(after)["signatures"]["decode"]["outputs"]

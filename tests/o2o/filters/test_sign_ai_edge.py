@@ -172,8 +172,8 @@ def without_output(model: Model) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (linear, "nothing says what the input x is"),
-        (lambda: spoilt(forget(0)), "prefill_4: nothing says what the input input_ids is"),
+        (linear, "the input x has no role in the contract"),
+        (lambda: spoilt(forget(0)), "prefill_4: the input input_ids has no role in the contract"),
         (lambda: spoilt(stranger), "prefill_4: the interface has no place for the input mask, a logits"),
         (
             lambda: spoilt(without_output),
