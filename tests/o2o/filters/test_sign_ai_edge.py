@@ -179,11 +179,11 @@ def without_output(model: Model) -> None:
             lambda: spoilt(without_output),
             "decode does not give past_value_0 out again, with its new rows: lower",
         ),
-        (lambda: attention(Form(layout="BNTH")), "nothing says what"),
+        (lambda: attention(Form(layout="BNTH")), "has no role in the contract"),
         (lambda: speaker([4, 4, 1], ["a", "b", "c"]), "two prefills read equally many tokens"),
         (lambda: speaker([1], ["decode"]), "there is no prefill"),
-        (lambda: speaker([4], ["prefill"]), "one signature that reads one token and gives logits: none"),
-        (lambda: speaker([4, 1, 1], ["a", "b", "c"]), "one signature that reads one token .*: b, c"),
+        (lambda: speaker([4], ["prefill"]), "one signature must read one token and return logits; there are: none"),
+        (lambda: speaker([4, 1, 1], ["a", "b", "c"]), "one signature must read one token .*: b, c"),
     ],
 )
 def test_refusals(command: Command, make: Callable[[], Model], message: str) -> None:
