@@ -182,7 +182,10 @@ def without_output(model: Model) -> None:
         (lambda: attention(Form(layout="BNTH")), "has no role in the contract"),
         (lambda: speaker([4, 4, 1], ["a", "b", "c"]), "two prefills read equally many tokens"),
         (lambda: speaker([1], ["decode"]), "there is no prefill"),
-        (lambda: speaker([4], ["prefill"]), "one signature must read one token and return logits; there are: none"),
+        (
+            lambda: speaker([4], ["prefill"]),
+            "one signature must read one token and return logits; there are: none",
+        ),
         (lambda: speaker([4, 1, 1], ["a", "b", "c"]), "one signature must read one token .*: b, c"),
     ],
 )
