@@ -156,3 +156,28 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
         child.send_signal(signal.SIGINT)
         _, message = child.communicate((tmp_path / "in.circle").read_bytes(), timeout=60)
     assert (child.returncode, message) == (0, b"gc.py: nothing to remove\n")
+
+
+@pytest.mark.parametrize("after", [0, 0.05])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("module", "export", "missing", "-o", "out"),
+        ("module", "runtime_py.run", "missing"),
+        ("module", "runtime_py.bench", "missing"),
+        ("module", "runtime_py.quality", "missing", "missing"),
+        ("module", "o2o.docs", "/dev/null/missing"),
+        ("script", ROOT / "tinyllama" / "tinyllama.py", "--mode", "prefill", "--checkpoint", "missing"),
+        ("script", ROOT / "tinyllama" / "verify.py", "--checkpoint_path", "missing"),
+    ],
+    ids=lambda command: str(command[1]).removeprefix(f"{ROOT}/"),
+)
+def test_other_commands_while_they_import(command: tuple[object, ...], after: float) -> None:
+    """They would fail by themselves a moment later, which is one line, too."""
+    code, message = interrupted(after, *command)
+    assert message.count("\n") == 1, message
+    if code != 130:
+        assert code in (1, 2)
+        assert "missing" in message
+    else:
+        assert message.endswith(": interrupted\n")

@@ -12,3 +12,7 @@ def test_counted() -> None:
 def test_long_lists_are_shortened() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed([f"x{k}" for k in range(15)]).endswith("x11, and 3 more")
+
+
+def test_a_repeated_name_is_listed_once() -> None:
+    assert listed(["input_ids", "input_ids", "cache_position"]) == "input_ids, cache_position"

@@ -83,3 +83,17 @@ def test_a_signature_with_two_names_for_one_tensor(command: Command) -> None:
     model.signatures[0].outputs["again"] = model.graphs[0].outputs[0]
     code, message = command.refusal(model, "output", "y=new")
     assert (code, message) == (1, "two names in the signature of main would become equal")
+
+
+def test_renames_separated_by_commas(command: Command) -> None:
+    after = command(linear(), "output", "y=logits,z=hidden")
+    assert [value.name for value in after.graphs[0].outputs] == ["logits", "hidden"]
+    after = command(linear(), "output", "--regex", "y{1,2}=a,b")
+    assert [value.name for value in after.graphs[0].outputs] == ["a,b", "z"]
+
+
+def test_a_name_of_two_graphs_is_listed_once(command: Command) -> None:
+    _, message = command.refusal(decoder(), "input", "nope=a")
+    there = message.partition("there are: ")[2].split(", ")
+    assert len(there) == len(set(there))
+    assert "input_ids" in there
