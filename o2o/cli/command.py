@@ -54,7 +54,7 @@ def run(program: str, body: Callable[[], int | None], debug: bool = False) -> in
     if code == INTERRUPTED:
         interrupt.mark_reported()
         report(program, interrupt.MESSAGE)
-        _let_go_of_stdout()
+        _discard_stdout()
         interrupt.exit_process()
     return code
 
