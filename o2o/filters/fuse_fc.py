@@ -20,8 +20,8 @@ class FuseFc(Filter):
     then runs fewer operators, so its threads synchronise less often. Results are bit-identical.
     Graphs that share matrices share the stacked ones. A graph that uses only part of a group computes the
     rest too. Weights may be quantised by row or by block.
-    Left alone: operators with a bias or a fused activation; weights of unlike dtype or scheme; weights that
-    are still in a checkpoint (run bind.weights.py first).
+    Left alone: operators with a bias or a fused activation, and weights of unlike dtype or scheme. Weights
+    that are still in a checkpoint are left alone too: run bind.weights.py first.
     """
 
     name = "fuse.fc.py"

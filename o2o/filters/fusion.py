@@ -24,7 +24,15 @@ class Fusion(Filter):
         )
 
     def rule(self, model: Model, args: argparse.Namespace) -> RewriteRule:
-        """Return the rewrite rule for `model`."""
+        """Return the rewrite rule for `model`.
+
+        Args:
+            model: The model.
+            args: The parsed arguments.
+
+        Returns:
+            A rule for this model.
+        """
         raise NotImplementedError
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:

@@ -23,9 +23,9 @@ class Gc(Filter):
            +- MUL --- (unused)   =>
         w (unused)
 
-    Kept: operators that an output depends on, and operators with side effects, such as ATTENTION with caches.
-    Kept: the first subgraph, subgraphs with a signature, and those that a kept operator runs.
-    Inputs and outputs all stay. Constants that share bytes still share them.
+    These stay: operators that an output depends on; operators with side effects, such as ATTENTION with
+    caches; the first subgraph; subgraphs with a signature or run by an operator that stays; all inputs and
+    outputs. Constants that share bytes still share them.
     Prints the number of removed parts. Refuses nothing: a model without dead code passes unchanged.
     """
 

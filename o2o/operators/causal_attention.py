@@ -1,7 +1,7 @@
 """The custom operator `o2o.causal_attention`: causal attention to keys and values that are already cached.
 
     inputs    q [1, N, T, H], k [1, K, S, H], v [1, K, S, H], position int32 or int64 [1]
-    output    [1, T, N, H]: softmax(scale q k') v, in which query t sees the keys 0 to position + t
+    output    [1, T, N, H]: softmax(scale q k') v; query t sees the keys 0 to position + t
     options   FlexBuffer {"scale": float, "q_block": int, "kv_block": int}; a block size of 0: no blocks
 
 Query head n reads key head n // (N / K). `export --attn-implementation grouped` and `flash` write it for each
@@ -73,7 +73,7 @@ def operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
         q, k, v and position.
 
     Raises:
-        ModelError: Their shapes are not those of the module's docstring.
+        ModelError: Their shapes differ from the module's docstring.
     """
     shapes = [shape_of(value) if value is not None else None for value in node.inputs]
     match shapes:

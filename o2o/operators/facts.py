@@ -70,7 +70,14 @@ PASS_THROUGH_OPS = (*(name for name, facts in BUILTIN.items() if facts.movement 
 
 
 def facts_of(node: ir.Node) -> Facts:
-    """Return the facts about the operator of `node`; all at their defaults for an unknown one."""
+    """Return the facts about the operator of `node`; all at their defaults for an unknown one.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        Its facts.
+    """
     return {DOMAIN: BUILTIN, CUSTOM_DOMAIN: CUSTOM}.get(node.domain, {}).get(node.op_type, _UNKNOWN)
 
 
@@ -78,6 +85,12 @@ def is_elementwise(node: ir.Node) -> bool:
     """Whether `node` computes each element from the operands' elements at its place, after broadcasting.
 
     SELECT does, except with a vector of conditions: that one chooses along the first axis.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True if it is elementwise.
     """
     if node.op_type == "SELECT" and node.domain == DOMAIN:
         condition, x = (shape_of(value) if value is not None else () for value in node.inputs[:2])
@@ -86,7 +99,14 @@ def is_elementwise(node: ir.Node) -> bool:
 
 
 def lookup_operands(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
-    """Return (table, indices) of a lookup, GATHER or EMBEDDING_LOOKUP, or None for another operator."""
+    """Return (table, indices) of a lookup, GATHER or EMBEDDING_LOOKUP, or None for another operator.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        The two operands, or None.
+    """
     facts = facts_of(node)
     if facts.table is None or facts.index is None:
         return None

@@ -22,7 +22,14 @@ Axes = tuple[tuple[str, ...], ...]
 
 
 def skip_reshapes(value: ir.Value) -> ir.Value:
-    """Return the value of which `value` is a reshape, through any number of reshapes."""
+    """Follow `value` up through reshapes.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The operand of the first reshape, or `value` if there is none.
+    """
     while (node := producer_of(value, *RESHAPE_OPS)) is not None and node.inputs[0] is not None:
         value = node.inputs[0]
     return value
@@ -30,16 +37,30 @@ def skip_reshapes(value: ir.Value) -> ir.Value:
 
 @dataclass(frozen=True)
 class Factors:
-    """The sizes of the named factors of what is matched, such as an attention block: {"T": 8, "H": 64}."""
+    """The sizes of the named factors of a match, such as an attention block: {"T": 8, "H": 64}."""
 
     sizes: Mapping[str, int]
 
     def axes(self, *names: Sequence[str]) -> Axes:
-        """Return the axes with these factors, without factors of size 1."""
+        """Return the axes with these factors, without factors of size 1.
+
+        Args:
+            *names: The factors of each axis, such as `("T", "KGH")` or `(("K", "G"), "H")`.
+
+        Returns:
+            The axes.
+        """
         return tuple(tuple(name for name in axis if self.sizes[name] != 1) for axis in names)
 
     def shape(self, axes: Axes) -> tuple[int, ...]:
-        """Return the shape of a tensor with these axes."""
+        """Return the shape of a tensor with these axes.
+
+        Args:
+            axes: Named axes.
+
+        Returns:
+            The product of the sizes of each axis.
+        """
         return tuple(math.prod(self.sizes[name] for name in axis) for axis in axes)
 
     def through(self, nodes: Sequence[ir.Node], axes: Axes, broadcast: str | None = None) -> Axes:
@@ -70,6 +91,13 @@ class Factors:
 
     def regroup(self, axes: Axes, value: ir.Value) -> Axes:
         """Return the axes of `value`, a row-major reshape of a tensor with these axes.
+
+        Args:
+            axes: The axes of the operand.
+            value: The result of the reshape.
+
+        Returns:
+            The same factors in the same order, grouped to the shape of `value`.
 
         Raises:
             MatchFailure: The reshape splits a factor.
@@ -109,7 +137,14 @@ class Factors:
 
 
 def trace_layout(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
-    """Return the source of `value` before layout operators, and these operators from the source on."""
+    """Return the source of `value` before layout operators, and these operators from the source on.
+
+    Args:
+        value: Where to start.
+
+    Returns:
+        The source, and the nodes in order.
+    """
     chain: list[ir.Node] = []
     while (node := producer_of(value, *LAYOUT_OPS)) is not None:
         chain.append(node)
@@ -124,6 +159,9 @@ def matmul_axes(node: ir.Node, lhs: Axes, rhs: Axes) -> Axes:
         node: The BATCH_MATMUL.
         lhs: The axes of its left operand.
         rhs: The axes of its right operand.
+
+    Returns:
+        The axes of the result.
 
     Raises:
         MatchFailure: The operands differ in their batch axes, or in the axis that is summed.

@@ -1,7 +1,7 @@
 """Construction of nodes: `op = Builder(graph, before=node)`, then `op.node("MUL", [x, y], shape)`.
 
-Nothing is inferred: each call gives the shape of the result. The dtype is that of the first input unless it
-is given.
+Nothing is inferred: each call gives the shape of the result. The default dtype is the dtype of the
+first operand.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ def fresh_name(graph: ir.Graph, stem: str) -> str:
     """Return the first of `stem`, `stem_1`, `stem_2`, ... that no value of `graph` has, and reserve it.
 
     The names in use are collected once per graph and cached in its meta.
+
+    Args:
+        graph: The graph.
+        stem: The wanted name.
+
+    Returns:
+        The name.
     """
     taken = graph.meta.get("names")
     if taken is None:
@@ -37,12 +44,30 @@ def fresh_name(graph: ir.Graph, stem: str) -> str:
 
 
 def add_constant(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
-    """Add a constant with the numbers of `array` to `graph`. Its name is `name`, made unique."""
+    """Add a constant with the numbers of `array` to `graph`. Its name is `name`, made unique.
+
+    Args:
+        graph: The graph.
+        array: Its numbers, shape and dtype.
+        name: The wanted name.
+
+    Returns:
+        The constant.
+    """
     return add_tensor(graph, ir.Tensor(np.ascontiguousarray(array).reshape(array.shape)), name)
 
 
 def add_tensor(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-    """Add `tensor` to `graph` as a constant. Its name is `name`, made unique."""
+    """Add `tensor` to `graph` as a constant. Its name is `name`, made unique.
+
+    Args:
+        graph: The graph.
+        tensor: Any tensor; it is renamed.
+        name: The wanted name.
+
+    Returns:
+        The constant.
+    """
     tensor.name = fresh_name(graph, name)
     shape, type_ = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
     value = ir.Value(name=tensor.name, shape=shape, type=type_, const_value=tensor)
@@ -90,7 +115,7 @@ class Builder:
             op_type: The Circle operator.
             inputs: Its operands; None for one that is absent.
             shape: The shape of the result.
-            dtype: The dtype of the result. None: that of the first operand.
+            dtype: The dtype of the result. None: as the first operand.
             name: The name of the result, made unique. None: the operator in lower case.
             **attributes: Options that differ from their defaults.
 
@@ -120,18 +145,39 @@ class Builder:
         return output
 
     def add(self, node: ir.Node) -> None:
-        """Insert an existing node."""
+        """Insert an existing node.
+
+        Args:
+            node: A node of no graph.
+        """
         if self.before is None:
             self.graph.append(node)
         else:
             self.graph.insert_before(self.before, node)
 
     def fresh(self, name: str) -> str:
-        """Return an unused name that starts with the prefix."""
+        """Return an unused name that starts with the prefix.
+
+        Args:
+            name: The wanted name, without the prefix.
+
+        Returns:
+            The name.
+        """
         return fresh_name(self.graph, f"{self.prefix}{name}")
 
     def slice(self, x: ir.Value, begin: Sequence[int], size: Sequence[int], name: str) -> ir.Value:
-        """Insert SLICE: the block of shape `size` of `x` that starts at `begin`."""
+        """Insert SLICE: the block of shape `size` of `x` that starts at `begin`.
+
+        Args:
+            x: Any tensor.
+            begin: The first index on each axis.
+            size: The shape of the block.
+            name: The name of the result.
+
+        Returns:
+            The block.
+        """
         bounds = [
             self.constant(bound, f"{name}_{which}", np.int32)
             for which, bound in (("begin", begin), ("size", size))
@@ -139,14 +185,32 @@ class Builder:
         return self.node("SLICE", [x, *bounds], size, name=name)
 
     def reshape(self, x: ir.Value, shape: Sequence[int], name: str | None = None) -> ir.Value:
-        """Insert RESHAPE of `x` to `shape`. Returns `x` itself if it has that shape."""
+        """Insert RESHAPE of `x` to `shape`. Returns `x` itself if it has that shape.
+
+        Args:
+            x: Any tensor.
+            shape: The new shape.
+            name: The name of the result.
+
+        Returns:
+            The tensor of that shape.
+        """
         if shape_of(x) == tuple(shape):
             return x
         to = self.constant(np.asarray(shape, np.int32), f"{name or 'reshape'}_shape")
         return _with_quantization_of(x, self.node("RESHAPE", [x, to], shape, name=name, newShape=list(shape)))
 
     def transpose(self, x: ir.Value, axes: Sequence[int], name: str | None = None) -> ir.Value:
-        """Insert TRANSPOSE: axis i of the result is axis `axes[i]` of `x`. Returns `x` if nothing moves."""
+        """Insert TRANSPOSE: axis i of the result is axis `axes[i]` of `x`. Returns `x` if nothing moves.
+
+        Args:
+            x: Any tensor.
+            axes: A permutation of its axes.
+            name: The name of the result.
+
+        Returns:
+            The transposed tensor.
+        """
         if list(axes) == list(range(len(axes))):
             return x
         permutation = self.constant(np.asarray(axes, np.int32), f"{name or 'transpose'}_axes")

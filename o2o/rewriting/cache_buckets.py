@@ -3,7 +3,7 @@
 A decode step computes with all S rows of its caches, written or not. While the position is below a smaller
 capacity, the mask hides all rows from there on. A graph over fewer rows gives the same result, faster. This
 module proves that at every position. To find the axes to shorten, it follows the cache rows through the
-graph: forward to what is computed from them, and backward to masks.
+graph: forward to their users, and backward to masks.
 """
 
 from __future__ import annotations
@@ -69,7 +69,15 @@ def add_cache_buckets(model: Model, signature: Signature, capacities: Sequence[i
 
 
 def is_provable(capacity: int, rows: int) -> bool:
-    """Whether a proof that `capacity` of `rows` cache rows suffice takes about a second at most."""
+    """Whether a proof that `capacity` of `rows` cache rows suffice takes about a second at most.
+
+    Args:
+        capacity: The smaller number of rows.
+        rows: The capacity S of the caches.
+
+    Returns:
+        True if a proof is affordable.
+    """
     return capacity * rows <= BUDGET
 
 

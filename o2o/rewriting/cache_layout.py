@@ -102,7 +102,7 @@ def _permute_shape(value: ir.Value) -> None:
 
 
 def _transpose_input(graph: ir.Graph, value: ir.Value) -> None:
-    """Transpose the input `value`. ATTENTION reads it as it is; other users read it transposed back."""
+    """Transpose the input `value`. ATTENTION reads it directly; other users read it transposed back."""
     others = [use for use in value.uses() if not takes_as_cache(use.node, use.idx)]
     attentions = [use for use in value.uses() if use not in others]
     if value.is_graph_output():
@@ -118,7 +118,7 @@ def _transpose_input(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def _transpose_writes(graph: ir.Graph, caches: dict[ir.Value, Role]) -> set[ir.Value]:
-    """Transpose those of `caches` that a DYNAMIC_UPDATE_SLICE writes and the graph returns.
+    """Transpose the caches that a DYNAMIC_UPDATE_SLICE writes and the graph returns.
 
     The operator writes transposed rows at a transposed start. Other users of its result read it transposed
     back. Returns the caches that it reads and writes.

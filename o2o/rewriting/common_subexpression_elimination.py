@@ -1,4 +1,4 @@
-"""Common subexpression elimination: masks, rotation tables, and what a lowering repeats in every layer.
+"""Common subexpression elimination: masks, rotation tables, and constants that a lowering repeats in every layer.
 
 Counterpart: `onnx_ir.passes.common.CommonSubexpressionEliminationPass`. That one takes every ONNX operator
 for a pure function. Circle's ATTENTION writes caches, custom operators are opaque, and quantised results
@@ -25,7 +25,7 @@ def eliminate_common_subexpressions(model: Model, graph: ir.Graph) -> int:
     Nodes with state, custom operators and quantised results stay. Two outputs of the graph stay two values.
 
     Args:
-        model: The model of `graph`; its signatures are kept in step.
+        model: The model of `graph`; its signatures stay in step.
         graph: Changed in place.
 
     Returns:

@@ -18,7 +18,14 @@ from o2o.operators.facts import facts_of
 
 
 def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the graphs that `node` runs: branches, loop bodies, decompositions."""
+    """Yield the graphs that `node` runs: branches, loop bodies, decompositions.
+
+    Args:
+        node: Any node.
+
+    Yields:
+        Each graph, in the order of the attributes.
+    """
     for item in node.attributes.values():
         if item.type == ir.AttributeType.GRAPH:
             yield item.as_graph()
@@ -27,7 +34,14 @@ def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def has_side_effects(node: ir.Node) -> bool:
-    """Whether `node` does more than compute its outputs. A node without outputs does."""
+    """Whether `node` does more than compute its outputs. A node without outputs does.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True also if a graph that it runs has side effects.
+    """
     return _has_side_effects(node, set())
 
 
@@ -49,7 +63,14 @@ def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
 
 
 def live_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """Return the nodes with side effects, those that outputs depend on, and all their producers."""
+    """Return the nodes with side effects, the producers of outputs, and all nodes that these depend on.
+
+    Args:
+        graph: The graph.
+
+    Returns:
+        The nodes that dead-code elimination keeps.
+    """
     pending = [node for node in graph if has_side_effects(node)]
     pending += [node for value in graph.outputs if (node := value.producer()) is not None]
     live: set[ir.Node] = set()
@@ -64,6 +85,9 @@ def live_nodes(graph: ir.Graph) -> set[ir.Node]:
 def remove_dead_nodes(graph: ir.Graph) -> int:
     """Remove the nodes of `graph` that are not live. Constants stay: see `remove_dead_constants`.
 
+    Args:
+        graph: Changed in place.
+
     Returns:
         The number of nodes removed.
     """
@@ -77,6 +101,9 @@ def remove_dead_nodes(graph: ir.Graph) -> int:
 
 def remove_dead_constants(graph: ir.Graph) -> int:
     """Remove the constants of `graph` that no node, no output and no other constant's quantization uses.
+
+    Args:
+        graph: Changed in place.
 
     Returns:
         The number of constants removed.
@@ -99,6 +126,9 @@ def remove_dead_constants(graph: ir.Graph) -> int:
 def remove_dead_graphs(model: Model) -> int:
     """Remove the graphs that are not the first, have no signature, and are run by no graph that stays.
 
+    Args:
+        model: Changed in place.
+
     Returns:
         The number of graphs removed.
     """
@@ -117,6 +147,9 @@ def remove_dead_graphs(model: Model) -> int:
 def remove_loose_values(model: Model) -> int:
     """Remove the tensors that no operator touches (`meta["loose"]`) and that no signature names.
 
+    Args:
+        model: Changed in place.
+
     Returns:
         The number of tensors removed from the graphs of `model`.
     """
@@ -130,7 +163,14 @@ def remove_loose_values(model: Model) -> int:
 
 
 def stored_bytes(model: Model) -> int:
-    """Return how many bytes the constants of `model` take in a file. Shared storage counts once."""
+    """Return how many bytes the constants of `model` take in a file. Shared storage counts once.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The number of bytes.
+    """
     sizes: dict[Hashable, int] = {}
     for graph in model.graphs:
         for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):

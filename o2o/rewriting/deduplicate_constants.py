@@ -42,7 +42,7 @@ def deduplicate_constants(model: Model, only: type = object) -> Deduplication:
         only: A tensor class. Groups of equal constants without an instance of it stay as they are.
 
     Returns:
-        What was counted and saved.
+        The counts, and the bytes saved.
     """
     stored: dict[Hashable, ir.TensorProtocol] = {}
     for value in _constants(model):
@@ -113,7 +113,7 @@ def _written_dtype(tensor: ir.TensorProtocol) -> ir.DataType | None:
 
 
 def _shareable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """`tensor`, over bytes of which other tensors can be views."""
+    """`tensor`, over bytes that other tensors can share."""
     if is_in_place(tensor):
         return tensor
     raw = np.frombuffer(tensor.tobytes(), np.uint8)

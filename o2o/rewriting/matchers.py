@@ -26,14 +26,29 @@ class MatchFailure(Exception):
 
 
 def describe(value: ir.Value) -> str:
-    """Return the name, shape and producer of `value`, for a message."""
+    """Return the name, shape and producer of `value`, for a message.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        `name [shape] from OPERATOR`.
+    """
     producer = value.producer()
     source = f" from {producer.op_type}" if producer is not None else ""
     return f"{value.name} {list(shape_of(value))}{source}"
 
 
 def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """Return the node that computes `value` if it is one of `op_types`, else None."""
+    """Return the node that computes `value` if it is one of `op_types`, else None.
+
+    Args:
+        value: Any value, or None.
+        *op_types: Builtin operators of Circle.
+
+    Returns:
+        The node or None.
+    """
     producer = value.producer() if value is not None else None
     return (
         producer
@@ -50,6 +65,9 @@ def require_producer(value: ir.Value, description: str, *op_types: str) -> ir.No
         description: What `value` is, for the message.
         op_types: The operators that may compute it.
 
+    Returns:
+        The node.
+
     Raises:
         MatchFailure: Another operator computes it, or it is an input or constant.
     """
@@ -62,24 +80,50 @@ def require_producer(value: ir.Value, description: str, *op_types: str) -> ir.No
 
 
 def fail(reason: str, value: ir.Value | None = None) -> NoReturn:
-    """Raise `MatchFailure`."""
+    """Raise `MatchFailure`.
+
+    Args:
+        reason: The condition that fails.
+        value: The tensor at which it fails.
+
+    Raises:
+        MatchFailure: Always.
+    """
     raise MatchFailure(reason, value)
 
 
 def check_no_activation(node: ir.Node) -> None:
-    """Raise `MatchFailure` if `node` has a fused activation."""
+    """Raise `MatchFailure` if `node` has a fused activation.
+
+    Args:
+        node: Any node.
+    """
     if attribute(node, "fusedActivationFunction", 0):
         fail(f"{node.op_type} has a fused activation", node.outputs[0])
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """Return the number of a constant with one element, else None."""
+    """Return the number of a constant with one element, else None.
+
+    Args:
+        value: Any value, or None.
+
+    Returns:
+        The number or None.
+    """
     array = numbers(value)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def operand_and_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """Return (x, c) of a commutative node x * c or x + c with a one-element constant c, else None."""
+    """Return (x, c) of a commutative node x * c or x + c with a one-element constant c, else None.
+
+    Args:
+        node: A MUL or ADD.
+
+    Returns:
+        The operand and the constant, or None.
+    """
     first, second = node.inputs
     for x, c in ((first, second), (second, first)):
         number = scalar(c)
@@ -89,7 +133,14 @@ def operand_and_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:
 
 
 def operand_and_factor(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """Return (x, c) if `node`, MUL or DIV, computes c * x with a constant c in the shape of x, else None."""
+    """Return (x, c) if `node`, MUL or DIV, computes c * x with a constant c in the shape of x, else None.
+
+    Args:
+        node: A MUL or DIV.
+
+    Returns:
+        The operand and the factor, or None.
+    """
     if node.op_type == "MUL":
         match = operand_and_scalar(node)
     else:
@@ -105,6 +156,9 @@ def single_user(value: ir.Value, description: str) -> ir.Node:
         value: The tensor.
         description: What `value` is, for the message.
 
+    Returns:
+        The node.
+
     Raises:
         MatchFailure: `value` has several users, is an output, or goes into a custom operator.
     """
@@ -118,6 +172,13 @@ def single_user(value: ir.Value, description: str) -> ir.Node:
 
 
 def constant_ints(value: ir.Value | None) -> list[int] | None:
-    """Return the numbers of an integer constant, flattened, or None if `value` is no constant."""
+    """Return the numbers of an integer constant, flattened, or None if `value` is no constant.
+
+    Args:
+        value: Any value, or None.
+
+    Returns:
+        The integers or None.
+    """
     array = numbers(value)
     return None if array is None else [int(x) for x in np.reshape(array, -1)]

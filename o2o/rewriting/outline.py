@@ -1,6 +1,6 @@
 """Outlining: a region of a graph becomes a graph of its own, and a STABLEHLO_COMPOSITE takes its place.
 
-A composite names what the region computes, so that accelerators can run it as one operator. The region
+A composite names a computation, so that accelerators can run it as one operator. The region
 itself is its decomposition, for every other runtime. Source: `composite` in StableHLO's specification.
 """
 
@@ -31,7 +31,7 @@ def nodes_between(inputs: Collection[ir.Value], outputs: Collection[ir.Value]) -
         outputs: Where to start.
 
     Returns:
-        All producers between them, those of other operands included.
+        All producers between them, including producers of other operands.
     """
     nodes: dict[ir.Node, None] = {}
     pending = list(outputs)
@@ -101,7 +101,14 @@ def outline(
 
 
 def decompositions(model: Model) -> set[ir.Graph]:
-    """Return the graphs of `model` that are decompositions of composites."""
+    """Return the graphs of `model` that are decompositions of composites.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        Their graphs.
+    """
     nodes = (node for graph in model.graphs for node in graph if node.op_type == COMPOSITE)
     return {node.attributes[_DECOMPOSITION].as_graph() for node in nodes}
 

@@ -59,7 +59,7 @@ def rename_io(model: Model, graph: ir.Graph, io: IoKind, rename: Rename) -> dict
 
 
 def _check_unique(graph: ir.Graph, new: dict[ir.Value, str]) -> None:
-    """Raises ModelError unless each new name is that of one value."""
+    """Raises ModelError unless each new name belongs to one value."""
     owner: dict[str, ir.Value] = {}
     for value, name in new.items():
         if not name or name in owner:

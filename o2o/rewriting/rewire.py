@@ -1,4 +1,4 @@
-"""Rewiring: operators at graph inputs and outputs, replacement of values, and signatures kept in step."""
+"""Rewiring: operators at graph inputs and outputs, replacement of values, and updates of signatures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,26 @@ IoKind = Literal["input", "output"]
 
 
 def io_values(graph: ir.Graph, io: IoKind) -> list[ir.Value]:
-    """Return the inputs or the outputs of `graph`, in order."""
+    """Return the inputs or the outputs of `graph`, in order.
+
+    Args:
+        graph: The graph.
+        io: `input` or `output`.
+
+    Returns:
+        The values.
+    """
     return list(graph.inputs if io == "input" else graph.outputs)
 
 
 def set_io_values(graph: ir.Graph, io: IoKind, values: Sequence[ir.Value]) -> None:
-    """Replace the inputs or the outputs of `graph`. Call `sync_signatures` afterwards."""
+    """Replace the inputs or the outputs of `graph`. Call `sync_signatures` afterwards.
+
+    Args:
+        graph: Changed in place.
+        io: `input` or `output`.
+        values: The new inputs or outputs.
+    """
     current = graph.inputs if io == "input" else graph.outputs
     current.clear()
     current.extend(values)
@@ -48,7 +62,7 @@ def detach_output(
     """Insert operators behind an output.
 
     Args:
-        model: The model of `graph`; its signatures are kept in step.
+        model: The model of `graph`; its signatures stay in step.
         graph: The graph of `value`.
         value: An output of `graph`.
         build: Builds the new output from `value`, at the end of the graph.

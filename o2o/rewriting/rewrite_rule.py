@@ -1,4 +1,4 @@
-"""Rewrite rules: find a group of operators, prove what it computes, put one operator in its place."""
+"""Rewrite rules: match a group of operators, prove its meaning, and replace it by one operator."""
 
 from __future__ import annotations
 
@@ -23,11 +23,24 @@ class RewriteRule:
     anchors: ClassVar[tuple[str, ...]]  # operator types at which matching starts
 
     def candidates(self, graph: ir.Graph) -> Iterable[ir.Node]:
-        """Yield the nodes of `graph` at which to try a match, in graph order."""
+        """Yield the nodes of `graph` at which to try a match, in graph order.
+
+        Args:
+            graph: The graph.
+
+        Yields:
+            Nodes, in graph order.
+        """
         return (node for node in graph if node.domain == DOMAIN and node.op_type in self.anchors)
 
     def match(self, node: ir.Node) -> Any:
         """Return what `rewrite` needs.
+
+        Args:
+            node: A candidate.
+
+        Returns:
+            The match.
 
         Raises:
             MatchFailure: The first condition that fails, with the tensor.
@@ -35,13 +48,19 @@ class RewriteRule:
         raise NotImplementedError
 
     def rewrite(self, model: Model, graph: ir.Graph, match: Any) -> None:
-        """Insert the new operator. Dead-code elimination removes the old ones afterwards."""
+        """Insert the new operator. Dead-code elimination removes the old ones afterwards.
+
+        Args:
+            model: The model of `graph`; its signatures stay in step.
+            graph: Changed in place.
+            match: The result of `match`.
+        """
         raise NotImplementedError
 
 
 @dataclass
 class RuleResult:
-    """What a rule did to one graph: the number of rewrites, and each failed candidate with its reason."""
+    """The result of a rule on one graph: the number of rewrites, and each failed candidate with its reason."""
 
     rewritten: int = 0
     failures: list[tuple[ir.Node, MatchFailure]] = field(default_factory=list)
@@ -51,7 +70,7 @@ def apply_rule(model: Model, graph: ir.Graph, rule: RewriteRule) -> RuleResult:
     """Rewrite every candidate of `graph` that `rule` matches, then eliminate dead nodes.
 
     Args:
-        model: The model of `graph`; its signatures are kept in step.
+        model: The model of `graph`; its signatures stay in step.
         graph: Changed in place.
         rule: The rule. Candidates that do not compute floats are never tried.
 

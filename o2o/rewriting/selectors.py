@@ -25,6 +25,9 @@ def entry_graphs(model: Model, signature: str | None) -> list[ir.Graph]:
         model: Any model.
         signature: Return only the graph of this signature. None: the first graph, and all with a signature.
 
+    Returns:
+        The graphs, in the order of the model.
+
     Raises:
         UsageError: There is no such signature.
         ModelError: An operator runs its graph too.
@@ -47,7 +50,17 @@ def entry_graphs(model: Model, signature: str | None) -> list[ir.Graph]:
 
 
 def io_names(model: Model, graph: ir.Graph, value: ir.Value, io: IoKind) -> list[str]:
-    """Return the names of an input or output: its own, then those in signatures of `graph`."""
+    """Return the names of an input or output: its own, then those in signatures of `graph`.
+
+    Args:
+        model: The model of `graph`.
+        graph: The graph of `value`.
+        value: An input or output.
+        io: `input` or `output`.
+
+    Returns:
+        The names, each once.
+    """
     names = [value.name or ""]
     for signature in model.signatures_of(graph):
         public = signature.inputs if io == "input" else signature.outputs

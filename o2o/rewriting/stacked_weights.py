@@ -25,12 +25,26 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def stacked_name(names: Iterable[str]) -> str:
-    """Return the name of the constant that stacks the matrices `names`, in order."""
+    """Return the name of the constant that stacks the matrices `names`, in order.
+
+    Args:
+        names: The names of the parts, in order.
+
+    Returns:
+        The name.
+    """
     return _SEPARATOR.join(names)
 
 
 def part_names(name: str) -> list[str]:
-    """Return the names of the matrices that the constant `name` stacks: itself alone if it stacks none."""
+    """Return the names of the matrices that the constant `name` stacks: itself alone if it stacks none.
+
+    Args:
+        name: The name of a constant.
+
+    Returns:
+        One or more names.
+    """
     return name.split(_SEPARATOR)
 
 
@@ -114,7 +128,15 @@ def stacked_part_of(node: ir.Node, shapes: Shapes) -> tuple[ir.Value, str] | Non
 
 
 def is_stacked(value: ir.Value, shapes: Shapes) -> bool:
-    """Whether the constant `value` stacks matrices of `shapes`."""
+    """Whether the constant `value` stacks matrices of `shapes`.
+
+    Args:
+        value: A constant.
+        shapes: The shapes of the matrices that it may stack.
+
+    Returns:
+        True if their rows add up.
+    """
     return bool(_rows(value, shapes))
 
 

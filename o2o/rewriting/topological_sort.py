@@ -18,6 +18,9 @@ def topological_sort(graph: ir.Graph) -> int:
 
     A producer that comes too late moves to just before its first user. Inner graphs are not sorted.
 
+    Args:
+        graph: Changed in place.
+
     Returns:
         The number of nodes whose place changed: 0 if the graph was sorted.
 

@@ -138,7 +138,7 @@ def rotated(
 
 
 def updated(factors: Factors, update: CacheUpdate, axes: Axes, until: ir.Node) -> Axes:
-    """Return the axes after a cache update: the token axis of the new rows becomes that of the cache.
+    """Return the axes after a cache update: its token axis is that of the cache.
 
     Args:
         factors: The sizes of the block.

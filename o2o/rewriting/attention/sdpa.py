@@ -331,7 +331,7 @@ def _source(
 
 
 def _before(factors: Factors, node: ir.Node, source: ir.Value, axes: Axes) -> Axes:
-    """The axes of the operand of a layout operator, from those of its result."""
+    """The axes of the operand of a layout operator, from the axes of its result."""
     if node.op_type == "TRANSPOSE":
         permutation = constant_ints(node.inputs[1])
         if permutation is None:

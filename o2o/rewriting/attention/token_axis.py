@@ -67,7 +67,7 @@ def _producers(value: ir.Value) -> list[ir.Node]:
 
 
 def _result_axis(node: ir.Node, axes: Mapping[ir.Value, int | None], tokens: int) -> int | None:
-    """The token axis of the result of `node`, given those of its operands that depend on the position."""
+    """The token axis of the result of `node`, given the token axes of its operands."""
     dependent = {operand for operand in node.inputs if operand in axes}
     known = {axes[operand] for operand in dependent if operand is not None}
     if len(known) != 1 or (axis := known.pop()) is None:

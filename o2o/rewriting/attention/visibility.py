@@ -80,7 +80,7 @@ class Visibility:
         return None
 
     def prove_once(self, prove: Callable[..., ir.Value | None], *arguments: Any) -> ir.Value | None:
-        """Return what `prove` returns for these arguments, or raise what it raises. It runs once.
+        """Run a proof, or return its cached result.
 
         Args:
             prove: A proof that returns the position a value follows, and raises MatchFailure if it fails.
@@ -140,7 +140,7 @@ class Visibility:
 def _aligned(mask: ir.Value | None, axes: Axes, factors: Factors) -> ir.Value | None:
     """The mask, if its last two axes are queries and keys and all heads share it. MatchFailure if not.
 
-    `axes` are those of the scores where it is added.
+    `axes` are the axes of the scores at the addition.
     """
     if mask is None:
         return None
