@@ -1,4 +1,4 @@
-"""Common subexpression elimination: masks, rotation tables, and constants that a lowering repeats in every layer.
+"""Common subexpression elimination: masks, rotation tables and constants that every layer repeats.
 
 Counterpart: `onnx_ir.passes.common.CommonSubexpressionEliminationPass`. That one takes every ONNX operator
 for a pure function. Circle's ATTENTION writes caches, custom operators are opaque, and quantised results

@@ -60,7 +60,7 @@ class RewriteRule:
 
 @dataclass
 class RuleResult:
-    """The result of a rule on one graph: the number of rewrites, and each failed candidate with its reason."""
+    """The result of a rule on one graph: the number of rewrites, and failed candidates with their reasons."""
 
     rewritten: int = 0
     failures: list[tuple[ir.Node, MatchFailure]] = field(default_factory=list)
