@@ -1,4 +1,4 @@
-"""Attention blocks as exporters scatter them, in every form that `fuse.attention` should know, and broken.
+"""Attention blocks in every form that `fuse.attention.py` should match, and broken ones.
 
 `Form` names the choices; `build(form)` makes a model with one block on random weights; `feeds_at` its
 inputs at a position, with numbers in the rows of the cache that a causal mask hides which would show.
@@ -22,7 +22,7 @@ D = 12  # model dim
 
 @dataclass(frozen=True)
 class Form:
-    """T tokens, K key heads, G query heads for each, H head dim; the rest are ways of spelling."""
+    """T tokens, K key heads, G query heads for each, H head dim; the other fields vary how it is written."""
 
     T: int = 1
     K: int = 2
@@ -38,16 +38,13 @@ class Form:
     repeat: str = "broadcast"  # fold: the group's queries are rows
     flat: bool = False  # projections without the batch axis
     layout: str = "BNTH"  # of the caches, or BTNH
-    turned: bool = False  # the caches are transposed between the graph's ends and where they are joined
-    given_out: bool = (
-        False  # the caches as they are afterwards are outputs, present_key_0 and present_value_0
-    )
-    spelled: str = (
-        "slots"  # the mask: slots against the position; rows, keys against queries; table, of GATHER
-    )
-    told: str = "BNTH"  # what the contract says of them; nothing when empty
+    transposed: bool = False  # a TRANSPOSE between cache input and cache update
+    returns_caches: bool = False  # updated caches are outputs, present_key_0 and present_value_0
+    # slots (against the position), rows (keys against queries), table (read by GATHER)
+    mask_form: str = "slots"
+    contract_layout: str = "BNTH"  # of the caches, by the contract; no roles when empty
     int32: bool = False  # positions, else int64
-    every: bool = False  # a position for every token, instead of one for the first
+    position_per_token: bool = False  # else one, of the first token
     broken: str = ""  # see BROKEN
 
 
@@ -104,7 +101,7 @@ def feeds_at(form: Form, position: int, seed: int = 0) -> dict[str, np.ndarray]:
     if form.broken == "other input":
         feeds["x2"] = generator.standard_normal((1, form.T, D)).astype(np.float32)
     if form.join != "none" or form.rotate:
-        first = np.arange(form.T if form.every else 1)
+        first = np.arange(form.T if form.position_per_token else 1)
         feeds["position"] = (position + first).astype(np.int32 if form.int32 else np.int64)
     if form.broken == "value cache elsewhere":
         feeds["position_2"] = np.array([position])
@@ -145,12 +142,12 @@ def forms() -> st.SearchStrategy[Form]:
             repeat=draw(st.sampled_from(["broadcast", "fold"])),
             flat=draw(st.booleans()),
             layout=(layout := draw(st.sampled_from(["BNTH", "BTNH"]))),
-            told=draw(st.sampled_from([layout, ""])) if past > 4 else layout,
-            turned=draw(st.booleans()),
-            given_out=join == "slice" and draw(st.booleans()),
-            spelled=draw(st.sampled_from(["slots", "rows", "table"])) if join == "slice" else "slots",
+            contract_layout=draw(st.sampled_from([layout, ""])) if past > 4 else layout,
+            transposed=draw(st.booleans()),
+            returns_caches=join == "slice" and draw(st.booleans()),
+            mask_form=draw(st.sampled_from(["slots", "rows", "table"])) if join == "slice" else "slots",
             int32=draw(st.booleans()),
-            every=draw(st.booleans()),
+            position_per_token=draw(st.booleans()),
         )
 
     return draw()
@@ -171,7 +168,7 @@ class _Block:
         x_k = graph.input("x2", [1, T, D]) if form.broken == "other input" else x
         if form.join != "none" or form.rotate:
             self.integer = INT32 if form.int32 else INT64
-            self.position = graph.input("position", [form.T if form.every else 1], self.integer)
+            self.position = graph.input("position", [form.T if form.position_per_token else 1], self.integer)
         if form.broken == "position among others":
             others = graph.input("others", [7], INT64)
             begin, one = graph.constant("begin", np.int32([0])), graph.constant("one", np.int32([1]))
@@ -280,7 +277,7 @@ class _Block:
         """cos, sin [1, 1, T, H] of the position plus 0 .. T-1."""
         form, graph = self.form, self.graph
         assert self.position is not None
-        if form.every:
+        if form.position_per_token:
             rows = graph.op("CAST", [self.position], [form.T], ir.DataType.FLOAT, name=f"{name}float")
             position = self.reshape(rows, [form.T, 1])
         else:
@@ -298,7 +295,7 @@ class _Block:
     def first(self) -> ir.Value:
         """The position of the first token, [1]."""
         assert self.position is not None
-        if not self.form.every:
+        if not self.form.position_per_token:
             return self.position
         bounds = [self.graph.constant("first", np.array([n], np.int32)) for n in (0, 1)]
         return self.graph.op("SLICE", [self.position, *bounds], [1])
@@ -314,8 +311,8 @@ class _Block:
         lower, upper = part(0), part(half)
         if self.form.broken == "swapped halves":
             lower, upper = upper, lower
-        turned = graph.op("CONCATENATION", [graph.op("NEG", [upper], size), lower], shape, axis=3)
-        products = [graph.op("MUL", [y, table], shape) for y, table in zip((x, turned), tables, strict=True)]
+        rotated = graph.op("CONCATENATION", [graph.op("NEG", [upper], size), lower], shape, axis=3)
+        products = [graph.op("MUL", [y, table], shape) for y, table in zip((x, rotated), tables, strict=True)]
         return graph.op("ADD", products, shape, name="rotated")
 
     def joined(self, new: ir.Value, name: str) -> ir.Value:
@@ -329,16 +326,16 @@ class _Block:
         if form.broken == "layouts differ" and "value" in name:
             axes = swap
         past = self.past(name, [[1, form.K, form.past, form.H][axis] for axis in axes])
-        if form.turned:
+        if form.transposed:
             past, axes = self.transpose(past, swap), swap if axes == straight else straight
         whole = self.join(past, self.transpose(new, axes) if axes != straight else new, name, axes.index(2))
         if form.broken == "joined cache given out":
             self.more_outputs.append(whole)
-        if form.given_out:
-            present = self.transpose(whole, swap) if form.turned else whole
+        if form.returns_caches:
+            present = self.transpose(whole, swap) if form.transposed else whole
             present.name = name.replace("past", "present")
-            if form.told:
-                present.meta["role"] = Role("key" if "key" in name else "value", 0, form.told)  # type: ignore[arg-type]
+            if form.contract_layout:
+                present.meta["role"] = Role("key" if "key" in name else "value", 0, form.contract_layout)  # type: ignore[arg-type]
             self.more_outputs.append(present)
         return self.transpose(whole, axes) if axes != straight else whole
 
@@ -351,8 +348,8 @@ class _Block:
             past.meta["fields"] = {"isVariable": True}
         else:
             past = graph.input(name, shape)
-        if form.told:
-            past.meta["role"] = Role("key_cache" if "key" in name else "value_cache", 0, form.told)  # type: ignore[arg-type]
+        if form.contract_layout:
+            past.meta["role"] = Role("key_cache" if "key" in name else "value_cache", 0, form.contract_layout)  # type: ignore[arg-type]
         if form.broken == "cache read elsewhere":
             self.more_outputs.append(graph.op("NEG", [past], shape))
         if form.broken == "cache passed through":
@@ -423,7 +420,7 @@ class _Block:
         if form.join == "none":
             return graph.constant("mask", np.where(key <= query, np.float32(0), HIDDEN)[None, None])
         number = np.int32 if form.int32 else np.int64
-        if form.spelled != "slots":
+        if form.mask_form != "slots":
             return self.mask_by_token(number)
         slots = key - query
         if form.join == "concat":  # old rows before the position count, new ones up to the query's own
@@ -449,9 +446,9 @@ class _Block:
         steps = np.arange(T, dtype=number) + {"mask one on": 1, "mask one off": -1}.get(form.broken, 0)
         if form.broken == "mask relative":  # to the first token, wherever that is
             rows = graph.constant("rows", steps)
-        elif not form.every:
+        elif not form.position_per_token:
             rows = graph.op("ADD", [rows, graph.constant("steps", steps)], [T])
-        if form.spelled == "table":
+        if form.mask_form == "table":
             table = np.triu(np.full((S, S), HIDDEN), 1)
             chosen = graph.op("GATHER", [graph.constant("table", table), rows], [T, S], axis=0)
             return self.reshape(chosen, [1, 1, T, S])

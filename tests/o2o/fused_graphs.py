@@ -1,4 +1,4 @@
-"""One ATTENTION operator, as `fuse.attention` leaves it, in every form that it has; and its inputs."""
+"""Models with one ATTENTION operator in each of its forms, and feeds for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Form:
     mask: tuple[int, ...] | None = None
     pos: tuple[int, ...] | None = (1,)
     pos_dtype: ir.DataType = INT64
-    told: bool = True  # the caches have roles
+    has_roles: bool = True  # the caches have roles
 
 
 def attention(form: Form) -> Model:
@@ -44,7 +44,7 @@ def attention(form: Form) -> Model:
     for kind in ("key", "value") if form.layout else ():
         shape = [1, form.K, form.S, H] if form.layout == "BNTH" else [1, form.S, form.K, H]
         cache = graph.input(f"past_{kind}_0", shape)
-        if form.told:
+        if form.has_roles:
             cache.meta["role"] = Role(f"{kind}_cache", 0, form.layout)  # type: ignore[arg-type]
         operands.append(cache)
     if form.layout:
@@ -55,10 +55,10 @@ def attention(form: Form) -> Model:
 
 
 def feeds_at(model: Model, position: int, seed: int = 0) -> dict[str, np.ndarray]:
-    found = feeds(model, seed=seed)
+    values = feeds(model, seed=seed)
     for value in model.graphs[0].inputs:
         if value.name == "pos":
             count = int(np.prod(value.shape.numpy()))  # type: ignore[union-attr]
             steps = position + np.arange(count).reshape(value.shape.numpy())  # type: ignore[union-attr]
-            found["pos"] = steps.astype(value.dtype.numpy())  # type: ignore[union-attr]
-    return found
+            values["pos"] = steps.astype(value.dtype.numpy())  # type: ignore[union-attr]
+    return values

@@ -131,30 +131,32 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray:
 def feeds(model: Model, graph: ir.Graph | None = None, seed: int = 0) -> dict[str, np.ndarray]:
     """Random inputs for `graph` (else the first), by tensor name."""
     generator = np.random.default_rng(seed)
-    found = {}
+    collected = {}
     for value in (graph or model.graphs[0]).inputs:
         assert value.shape is not None
         assert value.dtype is not None
         numbers = generator.standard_normal(value.shape.numpy())
         integer = np.issubdtype(value.dtype.numpy(), np.integer)
-        found[value.name or ""] = (np.abs(numbers) * 2 if integer else numbers).astype(value.dtype.numpy())
-    return found
+        collected[value.name or ""] = (np.abs(numbers) * 2 if integer else numbers).astype(
+            value.dtype.numpy()
+        )
+    return collected
 
 
 def exported_feeds(model: Model, position: int) -> dict[str, np.ndarray]:
     """Random inputs for an exported graph at `position`; rows of caches that it must not see hold 1000."""
     generator = np.random.default_rng(position)
-    found = {}
+    collected = {}
     for value in model.graphs[0].inputs:
         name, shape = value.name or "", value.shape.numpy()  # type: ignore[union-attr]
         if name == "cache_position":
-            found[name] = np.array([position])
+            collected[name] = np.array([position])
         elif name == "input_ids":
-            found[name] = generator.integers(0, 100, shape)
+            collected[name] = generator.integers(0, 100, shape)
         else:
-            found[name] = generator.standard_normal(shape).astype(np.float32)
-            found[name][:, :, position:] = 1000
-    return found
+            collected[name] = generator.standard_normal(shape).astype(np.float32)
+            collected[name][:, :, position:] = 1000
+    return collected
 
 
 def operators(model: Model) -> Counter[str]:
@@ -170,9 +172,9 @@ def interpreter(data: bytes) -> Interpreter:
         for node in graph:
             if node.op_type == "BROADCAST_TO":
                 node.version = 2  # the first that LiteRT registers
-    found = Interpreter(model_content=formats.dumps(model), num_threads=1)
-    found.allocate_tensors()
-    return found
+    collected = Interpreter(model_content=formats.dumps(model), num_threads=1)
+    collected.allocate_tensors()
+    return collected
 
 
 def run(
@@ -204,11 +206,11 @@ def assert_means_the_same(before: Model, after: Model) -> None:
 
     given = feeds(before)
     expected = reference.run(before.graphs[0], given)
-    found = reference.run(after.graphs[0], given)
+    collected = reference.run(after.graphs[0], given)
     lowered = run(lower(after), given)
-    assert list(found) == list(lowered) == list(expected)
+    assert list(collected) == list(lowered) == list(expected)
     for name in expected:
-        assert_close(found[name], expected[name])
+        assert_close(collected[name], expected[name])
         assert_close(lowered[name], expected[name])
 
 

@@ -34,10 +34,10 @@ def mutate(model: Model, generator: random.Random) -> str:
 
 def _constant(graph: ir.Graph, generator: random.Random) -> str:
     """Other numbers in a constant."""
-    found = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.size]
-    if not found:
+    collected = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.size]
+    if not collected:
         return ""
-    value = generator.choice(found)
+    value = generator.choice(collected)
     array = value.const_value.numpy().copy()  # type: ignore[union-attr]
     flat = array.reshape(-1)
     place, other = generator.randrange(flat.size), generator.randrange(flat.size)
@@ -151,8 +151,8 @@ def values_of(graph: ir.Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.
                 evaluation.node(node)
                 if any(evaluation.known[value].shape != shape_of(value) for value in node.outputs):
                     return None
-            found = {value.name or "": evaluation.value(value).copy() for value in graph.outputs}
+            collected = {value.name or "": evaluation.value(value).copy() for value in graph.outputs}
     except reference.NotEvaluable:
         return None
     caches = {(value.name or "").replace("past_", "present_"): array for value, array in known.items()}
-    return found | {name: array for name, array in caches.items() if name not in found}
+    return collected | {name: array for name, array in caches.items() if name not in collected}

@@ -157,7 +157,7 @@ def cast_constants(model: Model, dtype: type) -> None:
 
 def test_caches_were_turned_with_the_number_of_query_heads() -> None:
     """Eight query heads over two of keys: a cache has two."""
-    form = fused_graphs.Form(K=2, G=4, S=7, layout="BNTH", told=False)
+    form = fused_graphs.Form(K=2, G=4, S=7, layout="BNTH", has_roles=False)
     after = apply(TransposeIoKvcache(), fused_graphs.attention(form))
     assert [list(value.shape) for value in after.graphs[0].inputs[3:5]] == [[1, 7, 2, 4]] * 2
 

@@ -54,10 +54,10 @@ def test_every_form_is_fused_and_means_the_same(form: Form) -> None:
     for position in positions(form):
         expected = reference.run(before.graphs[0], feeds_at(form, position))
         feeds = feeds_at(form, position)
-        found = reference.run(after.graphs[0], feeds)
-        assert found.keys() == {"y"} if form.told else expected.keys()
+        actual = reference.run(after.graphs[0], feeds)
+        assert actual.keys() == {"y"} if form.contract_layout else expected.keys()
         for name in expected:
-            now = found[name] if name in found else feeds[name.replace("present", "past")]
+            now = actual[name] if name in actual else feeds[name.replace("present", "past")]
             assert_close(now, expected[name])
 
 
@@ -70,9 +70,9 @@ def test_what_is_fused_lowers_to_the_same(form: Form) -> None:
     after = lower(reread(after))
     for position in positions(form):
         feeds = feeds_at(form, position)
-        expected, found = graphs.run(before, feeds), graphs.run(after, feeds)
+        expected, actual = graphs.run(before, feeds), graphs.run(after, feeds)
         for name in expected:
-            assert_close(found[name], expected[name])
+            assert_close(actual[name], expected[name])
 
 
 @pytest.mark.parametrize("T", [1, 3])
@@ -97,9 +97,9 @@ def test_the_cache_is_written_in_place_at_the_position(T: int) -> None:
 
 NEAR_MISSES = {
     "value cache elsewhere": Form(join="slice"),
-    "written one row on": Form(T=3, join="slice", spelled="rows"),
-    "written at row 0": Form(T=3, join="slice", spelled="rows"),
-    "written at the last query": Form(T=3, join="slice", spelled="rows"),
+    "written one row on": Form(T=3, join="slice", mask_form="rows"),
+    "written at row 0": Form(T=3, join="slice", mask_form="rows"),
+    "written at the last query": Form(T=3, join="slice", mask_form="rows"),
     "concatenated in front": Form(join="concat"),
     "scaled mask": Form(T=3),
     "softmax axis": Form(T=3, mask="none", repeat="broadcast"),
@@ -114,8 +114,8 @@ NEAR_MISSES = {
     "scores given out": Form(join="concat"),
     "position among others": Form(join="slice"),
     "one join for both": Form(join="slice", rotate=False),
-    "contract differs": Form(join="slice", told="BTNH"),
-    "ambiguous cache": Form(join="slice", K=5, past=5, told=""),
+    "contract differs": Form(join="slice", contract_layout="BTNH"),
+    "ambiguous cache": Form(join="slice", K=5, past=5, contract_layout=""),
     "neither cache nor rotation": Form(T=3, rotate=False),
 }
 
@@ -134,7 +134,7 @@ def test_a_near_miss_is_left_alone_and_explained(broken: str) -> None:
 
 @pytest.mark.parametrize("broken", ["mask one on", "mask one off", "mask relative"])
 def test_a_mask_of_a_written_cache_that_is_not_causal_stays(broken: str) -> None:
-    form = Form(T=3, join="slice", past=7, spelled="rows", given_out=True, broken=broken)
+    form = Form(T=3, join="slice", past=7, mask_form="rows", returns_caches=True, broken=broken)
     before, after = build(form), build(form)
     assert fuse(after) == ["main: fused 1 attention block"]
     assert next(node for node in after.graphs[0] if node.op_type == "ATTENTION").inputs[7] is not None
@@ -147,25 +147,25 @@ def test_a_mask_of_a_written_cache_that_is_not_causal_stays(broken: str) -> None
 
 
 def test_a_causal_mask_of_a_written_cache_goes() -> None:
-    for spelled in ("slots", "rows", "table"):
-        model = build(Form(T=3, join="slice", past=7, spelled=spelled))
+    for mask_form in ("slots", "rows", "table"):
+        model = build(Form(T=3, join="slice", past=7, mask_form=mask_form))
         fuse(model)
         assert next(node for node in model.graphs[0] if node.op_type == "ATTENTION").inputs[7] is None
 
 
 def test_outputs_that_are_something_else_stay() -> None:
     """The cache of another layer, of another layout, or turned otherwise than the contract says."""
-    form = Form(T=2, join="slice", turned=True, given_out=True)
-    for told in (Role("key", 1, "BNTH"), Role("key", 0, "BTNH"), Role("value", 0, "BNTH"), None):
+    form = Form(T=2, join="slice", transposed=True, returns_caches=True)
+    for role in (Role("key", 1, "BNTH"), Role("key", 0, "BTNH"), Role("value", 0, "BNTH"), None):
         before, after = build(form), build(form)
         for model in (before, after):
-            model.graphs[0].outputs[1].meta["role"] = told
+            model.graphs[0].outputs[1].meta["role"] = role
         fuse(after)
         feeds = feeds_at(form, 1)
-        found = reference.run(reread(after).graphs[0], feeds)
-        assert found.keys() == {"y", "present_key_0"}
+        actual = reference.run(reread(after).graphs[0], feeds)
+        assert actual.keys() == {"y", "present_key_0"}
         expected = reference.run(before.graphs[0], feeds_at(form, 1))
-        assert_close(found["present_key_0"], expected["present_key_0"])
+        assert_close(actual["present_key_0"], expected["present_key_0"])
     model = build(form)
     model.graphs[0].outputs[1] = model.graphs[0].outputs[1].producer().inputs[0]  # as it is joined, BTNH
     model.graphs[0].outputs[1].meta["role"] = Role("key", 0, "BNTH")
@@ -245,9 +245,9 @@ def test_two_layers(join: str) -> None:
         others = feeds_at(form, position, seed=1)
         feeds |= {f"{name}_1": array for name, array in others.items() if "past" in name}
         expected = reference.run(before.graphs[0], feeds)
-        found = reference.run(reread(after).graphs[0], feeds)
+        actual = reference.run(reread(after).graphs[0], feeds)
         for name in expected:
-            assert_close(found[name], expected[name])
+            assert_close(actual[name], expected[name])
 
 
 @pytest.mark.parametrize("join", ["concat", "slice"])
@@ -272,10 +272,10 @@ def test_a_written_cache_may_be_given_out() -> None:
     assert fuse(after) == ["main: fused 1 attention block"]
     for position in positions(form):
         expected = reference.run(before.graphs[0], feeds_at(form, position))
-        found = reference.run(reread(after).graphs[0], feeds_at(form, position))
-        assert len(found) == 3
+        actual = reference.run(reread(after).graphs[0], feeds_at(form, position))
+        assert len(actual) == 3
         for name in expected:
-            assert_close(found[name], expected[name])
+            assert_close(actual[name], expected[name])
 
 
 def test_caches_of_a_graph_that_an_operator_runs_are_left_alone() -> None:
@@ -305,18 +305,18 @@ def test_exported_graphs_fuse_in_every_layer(exported_model, shape: str, form: s
     assert operators(after)["ATTENTION"] == layers
     for operator in ("SOFTMAX", "BATCH_MATMUL", "DYNAMIC_UPDATE_SLICE", "TRANSPOSE", "BROADCAST_TO"):
         assert operators(after)[operator] == 0 or form == "prefill"
-    told = contract_of(before)
+    contract = contract_of(before)
     if form != "prefill":  # what came out is what now lies in the inputs
-        told["signatures"][label]["outputs"] = told["signatures"][label]["outputs"][:1]
-    assert contract_of(after) == told
+        contract["signatures"][label]["outputs"] = contract["signatures"][label]["outputs"][:1]
+    assert contract_of(after) == contract
     after = reread(after)
     last = {"concat": 29, "static": 31, "prefill_8": 24}.get(form, 0)
     for position in sorted({0, min(1, last), min(17, last), last}):
         feeds = exported_feeds(before, position)
         expected = reference.run(before.graphs[0], {k: v.copy() for k, v in feeds.items()})
-        found = reference.run(after.graphs[0], feeds)
+        actual = reference.run(after.graphs[0], feeds)
         for name in expected:
-            now = found[name] if name in found else feeds[name.replace("present", "past")]
+            now = actual[name] if name in actual else feeds[name.replace("present", "past")]
             assert_close(now, expected[name], err_msg=name)
 
 

@@ -55,10 +55,10 @@ def fed(model: Model, number: int) -> dict[str, np.ndarray]:
 
 def assert_same(before: Model, after: Model) -> None:
     for number in range(len(before.graphs)):
-        expected, found = fed(before, number), fed(after, number)
-        assert found.keys() == expected.keys()
+        expected, actual = fed(before, number), fed(after, number)
+        assert actual.keys() == expected.keys()
         for name, array in expected.items():
-            np.testing.assert_array_equal(found[name], array)
+            np.testing.assert_array_equal(actual[name], array)
 
 
 @pytest.mark.parametrize("recipe", ["none", *(r for r in RECIPES if r.startswith("dynamic"))])
@@ -73,9 +73,9 @@ def test_one_product_for_all(command: Command, recipe: str) -> None:
     assert len(formats.dumps(after)) < len(formats.dumps(before)) + 3000, "no matrix is there twice"
     shapes = {f"{name}.weight": (rows, D) for name, rows in ROWS.items()}
     (joined,) = {name: v for name, v in constants(after).items() if is_stacked(v, shapes)}.values()
-    found = parts(joined, shapes)
-    assert list(found) == list(shapes)
-    for name, value in found.items():
+    actual = parts(joined, shapes)
+    assert list(actual) == list(shapes)
+    for name, value in actual.items():
         np.testing.assert_array_equal(dequantized(value), dequantized(constants(before)[name]))
     told = {stacked_part_of(node, shapes) for node in after.graphs[0] if node.op_type == "SLICE"}
     assert {name for _, name in told} == shapes.keys()

@@ -244,5 +244,5 @@ def test_exported_graphs_have_two_norms_a_layer_and_a_last_one(
     assert contract_of(after) == contract_of(again)
     given = exported_feeds(again, position=3)
     expected = reference.run(again.graphs[0], given)
-    found = reference.run(after.graphs[0], given)
-    assert_close(found["logits"], expected["logits"])
+    values = reference.run(after.graphs[0], given)
+    assert_close(values["logits"], expected["logits"])

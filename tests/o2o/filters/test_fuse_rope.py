@@ -242,5 +242,5 @@ def test_exported_graphs_have_two_rotations_a_layer(
     assert contract_of(after) == contract_of(again)
     given = exported_feeds(again, position=5)
     expected = reference.run(again.graphs[0], given)
-    found = reference.run(after.graphs[0], given)
-    assert_close(found["logits"], expected["logits"])
+    values = reference.run(after.graphs[0], given)
+    assert_close(values["logits"], expected["logits"])

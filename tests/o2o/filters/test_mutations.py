@@ -52,11 +52,11 @@ def attention(draw: Draw) -> tuple[Model, list[int]]:
         repeat=draw.choice(["broadcast", "fold"]),
         flat=draw.random() < 0.5,
         layout=(layout := draw.choice(["BNTH", "BTNH"])),
-        told=layout,
-        turned=draw.random() < 0.3,
-        given_out=join == "slice" and draw.random() < 0.5,
-        spelled=draw.choice(["slots", "rows", "table"]) if join == "slice" else "slots",
-        every=draw.random() < 0.3,
+        contract_layout=layout,
+        transposed=draw.random() < 0.3,
+        returns_caches=join == "slice" and draw.random() < 0.5,
+        mask_form=draw.choice(["slots", "rows", "table"]) if join == "slice" else "slots",
+        position_per_token=draw.random() < 0.3,
     )
     last = form.past - form.T
     return attention_graphs.build(form), [0, 2] if join == "none" else sorted({0, min(1, last), last})
@@ -73,8 +73,8 @@ def rope(draw: Draw) -> tuple[Model, list[int]]:
 def rms_norm(draw: Draw) -> tuple[Model, list[int]]:
     form = draw.choice(test_fuse_rms_norm.FORMS)
     batch = tuple(draw.choice([1, 2, 6]) for _ in range(draw.randint(0, 3)))
-    spelled = test_fuse_rms_norm.Form(form.square, form.root, form.swapped, batch)
-    return test_fuse_rms_norm.build(spelled), [0]
+    form_with_batch = test_fuse_rms_norm.Form(form.square, form.root, form.swapped, batch)
+    return test_fuse_rms_norm.build(form_with_batch), [0]
 
 
 def product(draw: Draw) -> tuple[Model, list[int]]:
@@ -96,14 +96,14 @@ FAMILIES: dict[str, tuple[Callable[[Draw], tuple[Model, list[int]]], type[Fusion
 
 def feeds_at(model: Model, position: int, seed: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
-    found = {}
+    actual = {}
     for value in model.graphs[0].inputs:
         name, shape = value.name or "", shape_of(value)
         if name == "position":
-            found[name] = position + np.arange(shape[0])
+            actual[name] = position + np.arange(shape[0])
         else:
-            found[name] = generator.standard_normal(shape).astype(np.float32)
-    return found
+            actual[name] = generator.standard_normal(shape).astype(np.float32)
+    return actual
 
 
 def attention_first(graph: ir.Graph) -> None:
@@ -118,14 +118,14 @@ def attention_first(graph: ir.Graph) -> None:
 
 
 def pairs(
-    before: ir.Graph, after: ir.Graph, expected: dict[str, np.ndarray], found: dict[str, np.ndarray]
+    before: ir.Graph, after: ir.Graph, expected: dict[str, np.ndarray], actual: dict[str, np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The outputs of `before`, with those in their places; by name where caches are outputs no more."""
     outputs = list(expected.items())[: len(before.outputs)]
     if len(before.outputs) == len(after.outputs):
-        yield from zip((array for _, array in outputs), found.values(), strict=False)
+        yield from zip((array for _, array in outputs), actual.values(), strict=False)
     else:
-        yield from ((array, found[name]) for name, array in outputs)
+        yield from ((array, actual[name]) for name, array in outputs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,9 +149,9 @@ def test_what_is_fused_means_what_it_meant(family: str) -> None:
             if order == "attention first":
                 attention_first(after.graphs[0])
             for given, outputs in zip(feeds, expected, strict=True):
-                found = values_of(after.graphs[0], given)
+                actual = values_of(after.graphs[0], given)
                 where = f"{family} {seed}: {'; '.join(filter(None, changes))} ({order})"
-                assert found is not None, where
-                for one, other in pairs(before.graphs[0], after.graphs[0], outputs or {}, found):
+                assert actual is not None, where
+                for one, other in pairs(before.graphs[0], after.graphs[0], outputs or {}, actual):
                     assert_close(other, one, err_msg=where)
     assert fused > MUTANTS / 8, "most mutants are harmless and fused, or this proves little"

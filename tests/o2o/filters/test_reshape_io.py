@@ -192,7 +192,7 @@ def test_what_is_quantised_by_channel_is_refused(command: Command) -> None:
 @pytest.mark.parametrize("T", [1, 3])
 def test_a_cache_of_attention_gets_more_rows(command: Command, layout: str, told: bool, T: int) -> None:
     """Old positions give what they gave; new ones what a graph exported longer gives."""
-    short, long = (Form(T=T, layout=layout, told=told, S=S) for S in (7, 12))
+    short, long = (Form(T=T, layout=layout, has_roles=told, S=S) for S in (7, 12))
     old, new = ("[1,2,7,4]", "[1,2,12,4]") if layout == "BNTH" else ("[1,7,2,4]", "[1,12,2,4]")
     before, expected = attention(short), attention(long)
     after = command(before, "input", "--by_shape", old, new)
@@ -252,7 +252,7 @@ def refusals() -> dict[str, tuple[Model, list[str], str]]:
     masked = attention(Form(layout="BNTH", mask=(1, 7)))
     found["mask"] = masked, grow, "ATTENTION has a mask mask for 7 rows"
     found["ambiguous"] = (
-        attention(Form(layout="BNTH", told=False)),
+        attention(Form(layout="BNTH", has_roles=False)),
         [*grow[:3], "[1,2,2,4]"],
         "is ambiguous",
     )

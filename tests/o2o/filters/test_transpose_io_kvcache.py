@@ -26,7 +26,7 @@ from tests.o2o.graphs import BOOL, FLOAT, SAMPLES, Graph, exported_feeds, linear
 from tests.o2o.speaking_graphs import speaker
 
 
-def turned(array: np.ndarray) -> np.ndarray:
+def transposed(array: np.ndarray) -> np.ndarray:
     return array.transpose(0, 2, 1, 3).copy()
 
 
@@ -35,23 +35,23 @@ def is_cache(name: str) -> bool:
 
 
 def assert_turned(before: Model, after: Model, given: dict[str, np.ndarray]) -> None:
-    """The same numbers out, keys and values turned; and the same written into the caches."""
-    copy = {name: turned(array) if is_cache(name) else array.copy() for name, array in given.items()}
+    """The same numbers out, keys and values transposed; and the same written into the caches."""
+    copy = {name: transposed(array) if is_cache(name) else array.copy() for name, array in given.items()}
     expected = reference.run(before.graphs[0], given)
-    found = reference.run(after.graphs[0], copy)
-    assert list(found) == list(expected)
+    actual = reference.run(after.graphs[0], copy)
+    assert list(actual) == list(expected)
     for name, array in expected.items():
-        assert_close(turned(found[name]) if is_cache(name) else found[name], array)
+        assert_close(transposed(actual[name]) if is_cache(name) else actual[name], array)
     for name, array in given.items():
-        assert_close(turned(copy[name]) if is_cache(name) else copy[name], array)
+        assert_close(transposed(copy[name]) if is_cache(name) else copy[name], array)
 
 
 @pytest.mark.parametrize("T", [1, 3])
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("has_roles", [True, False])
 @pytest.mark.parametrize("to", ["BTNH", "BNTH"])
-def test_attention_takes_either_layout(command: Command, T: int, told: bool, to: str) -> None:
+def test_attention_takes_either_layout(command: Command, T: int, has_roles: bool, to: str) -> None:
     layout = "BNTH" if to == "BTNH" else "BTNH"
-    before = attention(Form(T=T, layout=layout, told=told))
+    before = attention(Form(T=T, layout=layout, has_roles=has_roles))
     after = command(before, "--to", to)
     assert command.said == f"transpose.io.kvcache.py: transposed 2 of 2 key/value tensors to {to}\n"
     assert operators(after) == operators(before), "nothing is moved at run time"
@@ -64,8 +64,8 @@ def test_attention_takes_either_layout(command: Command, T: int, told: bool, to:
         assert_turned(before, after, fused_feeds_at(before, position))
     lowered = lower(formats.loads(formats.dumps(after)))
     given = fused_feeds_at(after, 2)
-    found = graphs.run(lowered, given)
-    assert_close(found["y"], reference.run(after.graphs[0], given)["y"])
+    actual = graphs.run(lowered, given)
+    assert_close(actual["y"], reference.run(after.graphs[0], given)["y"])
 
 
 @pytest.mark.parametrize("T", [1, 3])
@@ -77,7 +77,7 @@ def test_as_many_heads_as_rows_are_told_apart_by_the_contract(command: Command, 
 
 
 def test_as_many_heads_as_rows_without_a_contract(command: Command) -> None:
-    code, said = command.refusal(attention(Form(K=5, S=5, layout="BNTH", told=False)))
+    code, said = command.refusal(attention(Form(K=5, S=5, layout="BNTH", has_roles=False)))
     assert code == 1
     assert "the layout of the cache past_key_0 [1, 5, 5, 4] of 5 heads" in said
 
@@ -91,13 +91,13 @@ def test_other_users_get_a_transpose(command: Command, join: str) -> None:
     for position in (0, 3):
         given = feeds_at(form, position)
         assert_turned(before, after, given)
-        copy = {name: turned(array) if is_cache(name) else array for name, array in given.items()}
+        copy = {name: transposed(array) if is_cache(name) else array for name, array in given.items()}
         assert_close(graphs.run(after, copy)["y"], reference.run(before.graphs[0], given)["y"])
 
 
 @pytest.mark.parametrize("join", ["concat", "slice"])
 def test_fusing_may_come_afterwards(command: Command, join: str) -> None:
-    """The TRANSPOSE goes: ATTENTION writes the turned cache in place."""
+    """The TRANSPOSE goes: ATTENTION writes the transposed cache in place."""
     form = Scattered(T=2, join=join)
     before, after = build(form), command(build(form))
     FuseAttention().apply(after, argparse.Namespace(explain=True, assume_full_cache=None))
@@ -133,13 +133,15 @@ def test_outputs(command: Command) -> None:
         key = graph.outputs[1]
         assert (key.name, list(key.shape), role_of(key)) == ("key_0", [1, 8, 2, 4], Role("key", 0, "BTNH"))
         assert key.producer().op_type == "TRANSPOSE"
-    for told in contract_of(after)["signatures"].values():
-        assert [e["layout"] for e in (*told["inputs"], *told["outputs"]) if "layout" in e] == ["BTNH"] * 2
+    for entry_point in contract_of(after)["signatures"].values():
+        assert [e["layout"] for e in (*entry_point["inputs"], *entry_point["outputs"]) if "layout" in e] == [
+            "BTNH"
+        ] * 2
     given = graphs.feeds(before)
-    copy = {name: turned(array) if array.ndim == 4 else array for name, array in given.items()}
-    expected, found = graphs.run(before, given), graphs.run(after, copy)
-    np.testing.assert_array_equal(found["logits"], expected["logits"])
-    np.testing.assert_array_equal(turned(found["key_0"]), expected["key_0"])
+    copy = {name: transposed(array) if array.ndim == 4 else array for name, array in given.items()}
+    expected, actual = graphs.run(before, given), graphs.run(after, copy)
+    np.testing.assert_array_equal(actual["logits"], expected["logits"])
+    np.testing.assert_array_equal(transposed(actual["key_0"]), expected["key_0"])
 
 
 @pytest.mark.parametrize("model", ["decoder", "scattered", "fused"])
@@ -157,9 +159,9 @@ def test_there_and_back(command: Command, model: str) -> None:
     after = command(command(before), "--to", "BNTH")
     assert contract_of(after) == contract_of(before)
     assert [list(v.shape) for v in after.graphs[0].inputs] == [list(v.shape) for v in before.graphs[0].inputs]
-    expected, found = (reference.run(model_.graphs[0], given()) for model_ in (before, after))
+    expected, actual = (reference.run(model_.graphs[0], given()) for model_ in (before, after))
     for name in expected:
-        assert_close(found[name], expected[name])
+        assert_close(actual[name], expected[name])
 
 
 def test_what_has_the_layout_already_stays(command: Command) -> None:
@@ -171,7 +173,7 @@ def test_what_has_the_layout_already_stays(command: Command) -> None:
 
 def test_grouped_heads_are_those_of_the_keys(command: Command) -> None:
     """Eight query heads, two of keys: it is the two that change places with the rows."""
-    after = command(attention(Form(K=2, G=4, layout="BNTH", told=False)))
+    after = command(attention(Form(K=2, G=4, layout="BNTH", has_roles=False)))
     assert list(after.graphs[0].inputs[3].shape) == [1, 7, 2, 4]
 
 
@@ -218,7 +220,7 @@ def test_a_quantised_cache(command: Command) -> None:
     graph.output(graph.op("DEQUANTIZE", [cache], [1, 2, 3, 4], FLOAT, "y"))
     after = command(graph.model())
     numbers = np.arange(24, dtype=np.int8).reshape(1, 2, 3, 4)
-    np.testing.assert_array_equal(graphs.run(after, {"past_key_0": turned(numbers)})["y"], numbers / 2)
+    np.testing.assert_array_equal(graphs.run(after, {"past_key_0": transposed(numbers)})["y"], numbers / 2)
     quantise(cache, [0.5, 0.25])
     code, said = command.refusal(graph.model())
     assert (code, said) == (1, "the cache past_key_0 is quantised by channel")
@@ -284,8 +286,8 @@ def test_exported_graphs(exported_model, form: str, fuse: bool) -> None:
         FuseAttention().apply(before, argparse.Namespace(explain=False, assume_full_cache=None))
     TransposeIoKvcache().apply(after, argparse.Namespace(to="BTNH"))
     after = formats.loads(formats.dumps(after))
-    told = contract_of(after)["signatures"]["decode"]
-    layouts = [entry["layout"] for entry in (*told["inputs"], *told["outputs"]) if "layout" in entry]
+    contract = contract_of(after)["signatures"]["decode"]
+    layouts = [entry["layout"] for entry in (*contract["inputs"], *contract["outputs"]) if "layout" in entry]
     assert layouts == ["BTNH"] * (6 if form == "concat" or fuse else 12)
     assert_turned(before, after, exported_feeds(before, 17))
 
@@ -304,11 +306,11 @@ def test_a_cache_that_is_written_and_given_out_is_written_turned(command: Comman
         assert operators(Model("circle", [graph]))["GATHER"] == 3, "of one start for all caches"
     given = {"input_ids": np.int64([[3, 1, 4, 1]]), "cache_position": np.int64([2])}
     given |= {f"past_{kind}_0": graphs.weights(1, 2, 8, 3, seed=9) for kind in ("key", "value")}
-    copy = {name: turned(array) if array.ndim == 4 else array for name, array in given.items()}
-    expected, found = graphs.run(before, given), graphs.run(after, copy)
-    assert_close(found["logits"], expected["logits"])
+    copy = {name: transposed(array) if array.ndim == 4 else array for name, array in given.items()}
+    expected, actual = graphs.run(before, given), graphs.run(after, copy)
+    assert_close(actual["logits"], expected["logits"])
     for kind in ("key", "value"):
-        np.testing.assert_array_equal(turned(found[f"present_{kind}_0"]), expected[f"present_{kind}_0"])
+        np.testing.assert_array_equal(transposed(actual[f"present_{kind}_0"]), expected[f"present_{kind}_0"])
 
 
 def test_a_cache_that_another_reads_before_it_is_written(command: Command) -> None:
@@ -321,7 +323,7 @@ def test_a_cache_that_another_reads_before_it_is_written(command: Command) -> No
     given |= {f"past_{kind}_0": graphs.weights(1, 2, 8, 3, seed=9) for kind in ("key", "value")}
     expected = graphs.run(formats.loads(formats.dumps(model)), given)
     after = command(model)
-    copy = {name: turned(array) if array.ndim == 4 else array for name, array in given.items()}
-    found = graphs.run(after, copy)
-    np.testing.assert_array_equal(found["look"], expected["look"])
-    np.testing.assert_array_equal(turned(found["present_key_0"]), expected["present_key_0"])
+    copy = {name: transposed(array) if array.ndim == 4 else array for name, array in given.items()}
+    actual = graphs.run(after, copy)
+    np.testing.assert_array_equal(actual["look"], expected["look"])
+    np.testing.assert_array_equal(transposed(actual["present_key_0"]), expected["present_key_0"])

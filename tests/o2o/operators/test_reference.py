@@ -70,8 +70,8 @@ def floats(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def integers(*shape: int, low: int = -9, high: int = 9, dtype: Any = np.int32) -> np.ndarray:
-    found = np.random.default_rng([1, *shape]).integers(low, high, shape).astype(dtype)
-    return np.where(found == 0, 1, found).astype(dtype)
+    actual = np.random.default_rng([1, *shape]).integers(low, high, shape).astype(dtype)
+    return np.where(actual == 0, 1, actual).astype(dtype)
 
 
 def bools(*shape: int) -> np.ndarray:
@@ -241,12 +241,12 @@ CASES = [*_binary(), *_unary(), *_select(), *_layout(), *_slices(), *_reductions
 def test_it_means_what_litert_computes(case: Case) -> None:
     model, feeds = case.model()
     expected = graphs.run(model, feeds)
-    found = reference.run(model.graphs[0], feeds)
-    assert list(found) == list(expected)
+    actual = reference.run(model.graphs[0], feeds)
+    assert list(actual) == list(expected)
     for name in expected:
-        assert found[name].dtype == expected[name].dtype
-        assert found[name].shape == expected[name].shape
-        assert_close(found[name], expected[name])
+        assert actual[name].dtype == expected[name].dtype
+        assert actual[name].shape == expected[name].shape
+        assert_close(actual[name], expected[name])
 
 
 CIRCLE_ONLY = {"RMS_NORM", "ROPE", "ATTENTION"}  # compared in lower/test_litert.py
@@ -378,8 +378,8 @@ def test_attention_one_number_at_a_time(layout: str) -> None:
         feeds["pos"] = np.array([start])
         operands += [None, *caches, graph.input("pos", [1], INT64)]
     graph.output(graph.op("ATTENTION", operands, [1, T, D], name="y"))
-    found = reference.run(graph.ir, feeds)["y"]
-    assert_close(found[0], expected)
+    actual = reference.run(graph.ir, feeds)["y"]
+    assert_close(actual[0], expected)
     if layout != "none":
         for name, cache in (("past_key_0", keys), ("past_value_0", values)):
             turned = cache if layout == "BNTH" else cache.swapaxes(0, 1)

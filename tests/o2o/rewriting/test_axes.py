@@ -105,8 +105,8 @@ def test_axes_are_where_the_numbers_go(chain: Chain) -> None:
     assert chain.factors.shape(axes) == tuple(chain.result.shape.numpy())  # type: ignore[union-attr]
     numbers = np.arange(math.prod(chain.source.shape.numpy()), dtype=np.int32)  # type: ignore[union-attr]
     numbers = numbers.reshape(chain.source.shape.numpy())  # type: ignore[union-attr]
-    found = reference.evaluate(chain.result, {chain.source: numbers})
-    np.testing.assert_array_equal(found, arranged(chain.factors, chain.axes, axes, numbers))
+    actual = reference.evaluate(chain.result, {chain.source: numbers})
+    np.testing.assert_array_equal(actual, arranged(chain.factors, chain.axes, axes, numbers))
 
 
 @st.composite
@@ -145,9 +145,9 @@ def test_the_axes_of_a_product(product: tuple[Factors, Axes, Axes, bool, bool]) 
     wanted = [name for axis in axes for name in axis]
     assume(len(set(wanted)) == len(wanted))
     expected = np.einsum(*apart, ["ABMNK".index(name) for name in wanted]).reshape(factors.shape(axes))
-    found = reference.evaluate(value, {x: left, y: right})
-    assert found.shape == factors.shape(axes)
-    np.testing.assert_array_equal(found, expected)
+    actual = reference.evaluate(value, {x: left, y: right})
+    assert actual.shape == factors.shape(axes)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_product_that_broadcasts_its_batches_is_refused() -> None:

@@ -43,8 +43,8 @@ def decode(model: Model) -> Signature:
 def outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the signature gives, and what is in its caches then."""
     given = {value.name or "": feeds[name] for name, value in signature.inputs.items()}
-    found = reference.run(signature.graph, given)
-    made = {name: found[value.name or ""] for name, value in signature.outputs.items()}
+    actual = reference.run(signature.graph, given)
+    made = {name: actual[value.name or ""] for name, value in signature.outputs.items()}
     return made | {name: array for name, array in feeds.items() if array.ndim == 4}
 
 
@@ -62,9 +62,9 @@ def assert_same_at_each_position(model: Model, capacity: int, axis: int) -> None
         first = (slice(None),) * axis + (slice(capacity),)
         expected = outputs(whole, {name: array.copy() for name, array in feeds.items()})
         cut = {n: np.ascontiguousarray(a[first] if a.ndim == 4 else a) for n, a in feeds.items()}
-        found = outputs(part, cut)
+        actual = outputs(part, cut)
         for name, array in expected.items():
-            assert_close(found[name], array[first] if array.ndim == 4 else array, err_msg=name)
+            assert_close(actual[name], array[first] if array.ndim == 4 else array, err_msg=name)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -136,7 +136,7 @@ def test_a_sum_over_rows_is_not_shortened() -> None:
 
 
 def test_caches_must_be_told() -> None:
-    model = attention(Form(layout="BNTH", told=False))
+    model = attention(Form(layout="BNTH", has_roles=False))
     assert refusal(model, [4]) == "decode has no KV caches in its contract"
 
 
@@ -228,6 +228,6 @@ def test_collapsing_keeps_the_numbers(exported_model) -> None:
         for node in graph
         if node.op_type in ("TRANSPOSE", "RESHAPE")
     )
-    found = outputs(decode(model), feeds)
+    actual = outputs(decode(model), feeds)
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(actual[name], array)

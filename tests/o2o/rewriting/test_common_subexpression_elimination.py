@@ -71,19 +71,19 @@ def test_two_that_are_given_out_stay_two() -> None:
 
 def look_alikes() -> dict[str, Graph]:
     """Graphs of two nodes with the same operands that must stay two."""
-    found = {}
+    actual = {}
     graph, a, b = twice("QUANTIZE")
     for value, scale in ((a, 0.5), (b, 0.25)):
         value.type = ir.TensorType(ir.DataType.INT8)
         value.meta["fields"] = {"quantization": graphs.per_channel([scale])}
-    found["quantised with different scales"] = graph
+    actual["quantised with different scales"] = graph
 
     graph, a, b = twice("CAST", inDataType=0, outDataType=2)
     a.type = ir.TensorType(ir.DataType.INT32)
-    found["cast to different dtypes"] = graph
+    actual["cast to different dtypes"] = graph
 
     graph, a, b = twice("GATHER")
-    found["other options"] = graph
+    actual["other options"] = graph
     b.producer().attributes["axis"] = ir.AttrInt64("axis", 1)  # type: ignore[union-attr]
 
     graph = Graph("main")
@@ -92,10 +92,10 @@ def look_alikes() -> dict[str, Graph]:
     for value, options in zip(values, (b"\1", b"\2"), strict=True):
         node = graph.node("MyOp", [x], [value], domain=CUSTOM_DOMAIN)
         node.meta["fields"] = {"customOptions": np.frombuffer(options, np.uint8)}
-    found["custom options"] = graph
+    actual["custom options"] = graph
 
     graph, a, b = twice("RANDOM_UNIFORM")
-    found["random numbers"] = graph
+    actual["random numbers"] = graph
 
     graph = Graph("main")
     x, handle = graph.input("x", [2]), resource(graph, "handle")
@@ -104,19 +104,19 @@ def look_alikes() -> dict[str, Graph]:
     graph.node("READ_VARIABLE", [handle], [values[0]])
     graph.node("ASSIGN_VARIABLE", [handle, x], [])
     graph.node("READ_VARIABLE", [handle], [values[1]])
-    found["a variable before and after"] = graph
+    actual["a variable before and after"] = graph
 
     graph = Graph("main")
     x = graph.input("x", [1, 2, 4])
     cache = graph.input("cache", [1, 2, 4, 2])
     operands = [x, *[graph.constant("w", np.ones((4, 4), np.float32))] * 4, None, None, None, cache, cache]
     values = [graph.op("ATTENTION", operands, [1, 2, 4]) for _ in range(2)]
-    found["attention that writes"] = graph
+    actual["attention that writes"] = graph
 
-    for graph in found.values():
+    for graph in actual.values():
         nodes = [node for node in graph.ir if node.outputs]
         graph.output(graph.op("ADD", [node.outputs[0] for node in nodes[-2:]], [2]))
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("which", look_alikes())

@@ -41,16 +41,18 @@ def model_of(*tensors: ir.TensorProtocol) -> Model:
 
 
 def tensors_of(model: Model) -> dict[str, ir.TensorProtocol]:
-    found = {value.name: value.const_value for graph in model.graphs for value in graph.initializers.values()}
-    return {name: tensor for name, tensor in found.items() if name and tensor is not None}
+    collected = {
+        value.name: value.const_value for graph in model.graphs for value in graph.initializers.values()
+    }
+    return {name: tensor for name, tensor in collected.items() if name and tensor is not None}
 
 
 def groups(model: Model) -> list[list[str]]:
     """The names of constants by what they share."""
-    found: dict[object, list[str]] = {}
+    collected: dict[object, list[str]] = {}
     for name, tensor in sorted(tensors_of(model).items()):
-        found.setdefault(storage_key(tensor), []).append(name)
-    return list(found.values())
+        collected.setdefault(storage_key(tensor), []).append(name)
+    return list(collected.values())
 
 
 def shared(*tensors: ir.TensorProtocol, only: type = object) -> list[list[str]]:
@@ -61,8 +63,8 @@ def shared(*tensors: ir.TensorProtocol, only: type = object) -> list[list[str]]:
     assert count == len({storage_key(tensor) for tensor in tensors})
     assert count - number == len(groups(model))
     assert (saved > 0) == (number > 0)
-    found = tensors_of(model)
-    assert {n: (list(t.shape.numpy()), t.dtype, t.tobytes()) for n, t in found.items()} == before
+    collected = tensors_of(model)
+    assert {n: (list(t.shape.numpy()), t.dtype, t.tobytes()) for n, t in collected.items()} == before
     again = tensors_of(formats.loads(formats.dumps(model)))
     assert {name: tensor.tobytes() for name, tensor in again.items()} == {
         n: b for n, (*_, b) in before.items()
@@ -82,9 +84,9 @@ def in_source(array: np.ndarray, at: int = 0) -> SourceTensor:
 def in_pipe(array: np.ndarray) -> SourceTensor:
     """Where it is in a model's file that comes through a pipe."""
     model = formats.read(PipeSource(piped(formats.dumps(model_of(in_memory(array)))), "pipe"))
-    found = tensors_of(model)["w0"]
-    assert isinstance(found, SourceTensor)
-    return found
+    collected = tensors_of(model)["w0"]
+    assert isinstance(collected, SourceTensor)
+    return collected
 
 
 def of_checkpoint(folder: Path, array: np.ndarray, kind: str = "F32", name: str = "w") -> Weight:
@@ -141,11 +143,11 @@ def test_encoded_bytes_share_too() -> None:
     before = formats.dumps(model)
     assert deduplicate_constants(model) == (3, 2, 2 * words.nbytes)
     assert len(groups(model)) == 1
-    found = formats.loads(formats.dumps(model)).graphs[0].initializers
+    collected = formats.loads(formats.dumps(model)).graphs[0].initializers
     told = formats.loads(before).graphs[0].initializers
     for name in ("a", "b", "c"):
-        assert (found[name].dtype, found[name].shape) == (told[name].dtype, told[name].shape)
-        assert found[name].const_value.tobytes() == words.tobytes()  # type: ignore[union-attr]
+        assert (collected[name].dtype, collected[name].shape) == (told[name].dtype, told[name].shape)
+        assert collected[name].const_value.tobytes() == words.tobytes()  # type: ignore[union-attr]
 
 
 def test_weights_share_what_they_become(tmp_path: Path) -> None:
@@ -237,7 +239,7 @@ def test_as_many_buffers_as_there_are_contents(contents: list[bytes]) -> None:
     model = graph.model()
     *_, saved = deduplicate_constants(model)
     distinct = {content for content in contents if content}
-    found = tensors_of(formats.loads(formats.dumps(model)))
-    assert len({storage_key(tensor) for tensor in found.values()}) == len(distinct)
+    collected = tensors_of(formats.loads(formats.dumps(model)))
+    assert len({storage_key(tensor) for tensor in collected.values()}) == len(distinct)
     assert saved == sum(map(len, contents)) - sum(map(len, distinct))
-    assert {n: t.tobytes() for n, t in found.items()} == {f"w{k}": c for k, c in enumerate(contents) if c}
+    assert {n: t.tobytes() for n, t in collected.items()} == {f"w{k}": c for k, c in enumerate(contents) if c}

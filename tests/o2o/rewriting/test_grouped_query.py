@@ -103,9 +103,9 @@ FORMS = [
 def test_heads_are_not_repeated(form: Form) -> None:
     before, after = attention(form), attention(form)
     assert fold_grouped_queries(after, after.graphs[0]) == 2
-    found = operators(after)
-    assert found["BROADCAST_TO"] == 0
-    assert found["TRANSPOSE"] == 0
+    collected = operators(after)
+    assert collected["BROADCAST_TO"] == 0
+    assert collected["TRANSPOSE"] == 0
     given = feeds(before)
     expected = reference.run(before.graphs[0], given)
     for results in (
@@ -130,14 +130,14 @@ def test_nothing_between_the_products_changes() -> None:
 
 def reasons(model: Model) -> list[str]:
     """Why each product is left alone; those that are not do not appear."""
-    found = []
+    collected = []
     for node in model.graphs[0]:
         if node.op_type == "BATCH_MATMUL":
             try:
                 match_repeated_heads(node)
             except MatchFailure as failure:
-                found.append(failure.reason)
-    return found
+                collected.append(failure.reason)
+    return collected
 
 
 def test_heads_of_another_order_are_left_alone() -> None:
@@ -200,8 +200,8 @@ def test_several_sequences() -> None:
     before, after = build(), build()
     assert fold_grouped_queries(after, after.graphs[0]) == 1
     given = feeds(before)
-    expected, found = graphs.run(before, given)["y"], graphs.run(after, given)["y"]
-    assert_close(found, expected)
+    expected, collected = graphs.run(before, given)["y"], graphs.run(after, given)["y"]
+    assert_close(collected, expected)
 
 
 @pytest.mark.parametrize("form", ["static", "concat", "prefill_4"])
@@ -231,6 +231,6 @@ def assert_lowers(model: Model) -> None:
     assert operators(lowered)["BROADCAST_TO"] == 0
     for position in (0, 9):
         given = exported_feeds(model, position)
-        expected, found = graphs.run(model, given), graphs.run(lowered, given)
+        expected, collected = graphs.run(model, given), graphs.run(lowered, given)
         for name in expected:
-            assert_close(found[name], expected[name])
+            assert_close(collected[name], expected[name])

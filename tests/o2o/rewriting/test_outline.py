@@ -30,8 +30,8 @@ def chain() -> Model:
 
 def values(model: Model) -> dict[str, ir.Value]:
     graph = model.graphs[0]
-    found = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
-    return {value.name or "": value for value in found}
+    actual = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
+    return {value.name or "": value for value in actual}
 
 
 def wrap(
@@ -85,8 +85,8 @@ def test_name_version_and_attributes() -> None:
     assert attribute(node, "name") == "my.op"
     assert attribute(node, "version") == 3
     data = bytes(attribute(node, "compositeAttributes"))
-    found = flatbuffers.flexbuffers.Loads(data)
-    assert found == {**told, "scale": np.float32(0.1)}
+    actual = flatbuffers.flexbuffers.Loads(data)
+    assert actual == {**told, "scale": np.float32(0.1)}
     scale = flatbuffers.flexbuffers.GetRoot(data).AsMap["scale"]
     assert scale.IsFloat
     assert np.float32(0.1).tobytes() in data
@@ -196,10 +196,10 @@ def refusal(
     of = of or values(model)
     before = formats.dumps(model)
     nodes = [node for name in names if (node := of[name].producer()) is not None]
-    with pytest.raises(MatchFailure) as found:
+    with pytest.raises(MatchFailure) as actual:
         outline(model, model.graphs[0], nodes, [of[n] for n in inputs], [of[n] for n in outputs], "my.op")
     assert formats.dumps(model) == before
-    return str(found.value)
+    return str(actual.value)
 
 
 def test_a_value_that_goes_in_unsaid() -> None:

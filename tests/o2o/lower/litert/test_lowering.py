@@ -92,7 +92,7 @@ def test_as_many_heads_as_rows(layout: str, T: int) -> None:
 
 def test_without_a_contract_equal_heads_and_rows_are_refused() -> None:
     with pytest.raises(ModelError, match="of 5 heads is ambiguous"):
-        lower(attention(Form(K=5, S=5, layout="BNTH", told=False)))
+        lower(attention(Form(K=5, S=5, layout="BNTH", has_roles=False)))
 
 
 def test_no_key_is_repeated() -> None:
@@ -118,7 +118,7 @@ def test_caches_come_out_with_roles() -> None:
 
 def test_caches_without_roles_get_none() -> None:
     """A contract of two tensors would be worse than none."""
-    model = lower(attention(Form(layout="BNTH", told=False)))
+    model = lower(attention(Form(layout="BNTH", has_roles=False)))
     assert contract_of(model)["signatures"] == {}
     assert [value.name for value in model.graphs[0].outputs] == ["y", "present_key_0", "present_value_0"]
 

@@ -343,7 +343,7 @@ REFUSED = {
     "a mask": (lambda: attention(Form(layout="BNTH", mask=(1, 7))), "ATTENTION .* has a mask"),
     "no caches": (lambda: attention(Form()), "no decode signature: of 'decode', not exactly one"),
     "caches nobody tells": (
-        lambda: attention(Form(layout="BNTH", told=False)),
+        lambda: attention(Form(layout="BNTH", has_roles=False)),
         "no decode signature: of 'decode', not exactly one",
     ),
     "several tokens": (lambda: attention(Form(T=3, layout="BNTH")), "takes 3 tokens: onert runs decode only"),

@@ -40,23 +40,27 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return count
 
 
-@pytest.mark.parametrize("every", [False, True])
-@pytest.mark.parametrize("spelled", ["rows", "table"])
-def test_each_row_is_computed_about_once(evaluated: Counter[str], spelled: str, every: bool) -> None:
-    mask = mask_of(build(Form(T=8, join="slice", past=36, spelled=spelled, every=every)))
+@pytest.mark.parametrize("position_per_token", [False, True])
+@pytest.mark.parametrize("mask_form", ["rows", "table"])
+def test_each_row_is_computed_about_once(
+    evaluated: Counter[str], mask_form: str, position_per_token: bool
+) -> None:
+    mask = mask_of(
+        build(Form(T=8, join="slice", past=36, mask_form=mask_form, position_per_token=position_per_token))
+    )
     prove_causal(mask, Keys(8, 36, appended=False))
     assert evaluated[mask.name or ""] == 5  # at 0, 8, 16, 24 and 28
 
 
 def test_a_mask_that_does_not_go_by_tokens_is_computed_at_every_position(evaluated: Counter[str]) -> None:
-    mask = mask_of(build(Form(T=8, join="slice", past=36, spelled="slots")))
+    mask = mask_of(build(Form(T=8, join="slice", past=36, mask_form="slots")))
     prove_causal(mask, Keys(8, 36, appended=False))
     assert evaluated[mask.name or ""] == 29
 
 
 @pytest.mark.parametrize("row", [0, 7, 8, 35])
 def test_one_wrong_row_is_found_wherever_it_is(row: int) -> None:
-    model = build(Form(T=8, join="slice", past=36, spelled="table"))
+    model = build(Form(T=8, join="slice", past=36, mask_form="table"))
     table = model.graphs[0].initializers["table"]
     numbers = table.const_value.numpy().copy()  # type: ignore[union-attr]
     numbers[row, 0] = -1e9
@@ -68,7 +72,7 @@ def test_one_wrong_row_is_found_wherever_it_is(row: int) -> None:
 @pytest.mark.parametrize("change", ["steps", "slots"])
 def test_tokens_that_do_not_count_up(change: str) -> None:
     """Right where each token stands at first, and wrong where it comes to stand."""
-    model = build(Form(T=4, join="slice", past=12, spelled="rows", rotate=False))
+    model = build(Form(T=4, join="slice", past=12, mask_form="rows", rotate=False))
     graph = model.graphs[0]
     if change == "steps":  # twice the position, from the same tokens
         (add,) = graph.initializers["steps"].consumers()
@@ -89,13 +93,17 @@ def test_tokens_that_do_not_count_up(change: str) -> None:
 
 def test_what_is_said_to_go_by_tokens_does() -> None:
     """On masks in which something was changed."""
-    told = 0
+    proven = 0
     for seed in range(300):
         draw = random.Random(seed)
         T = draw.choice([2, 3])
         keys = Keys(T, draw.choice([T, 5, 7]), appended=False)
-        spelled, every = draw.choice(["slots", "rows", "table"]), draw.random() < 0.3
-        model = build(Form(T=T, join="slice", past=keys.past, spelled=spelled, every=every))
+        mask_form, position_per_token = draw.choice(["slots", "rows", "table"]), draw.random() < 0.3
+        model = build(
+            Form(
+                T=T, join="slice", past=keys.past, mask_form=mask_form, position_per_token=position_per_token
+            )
+        )
         mask = mask_of(model)
         only(model.graphs[0], mask)
         for _ in range(draw.choice([0, 1, 2, 3])):
@@ -116,10 +124,10 @@ def test_what_is_said_to_go_by_tokens_does() -> None:
                 for token in range(T):
                     row = rows.setdefault(position + token, numbers[..., token, :])
                     np.testing.assert_array_equal(numbers[..., token, :], row, err_msg=f"{seed}")
-            told += 1
+            proven += 1
         except (MatchFailure, NotEvaluable):
             continue
-    assert told > 50
+    assert proven > 50
 
 
 def only(graph: ir.Graph, mask: ir.Value) -> None:
