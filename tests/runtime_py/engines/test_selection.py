@@ -1,0 +1,128 @@
+"""The engines to try for a model, and options that an engine lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+
+import pytest
+
+from o2o.errors import UsageError
+from runtime_py.engines import selection
+from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.options import EngineOptions
+from runtime_py.engines.registry import ENGINES, installed
+from runtime_py.engines.selection import Choice, candidates
+from runtime_py.package import Package
+from tests.runtime_py.engines.conftest import S
+from tests.runtime_py.engines.litert.test_lowered_file import write_circle
+from tests.runtime_py.toy import Toy
+from tests.runtime_py.toy_onnx import write_onnx
+
+needs_onnx = pytest.mark.skipif("onnx" not in installed(), reason="no onnxruntime")
+
+
+@pytest.mark.parametrize("requested", ["onnx", "onert"])
+def test_tflite_runs_on_litert_alone(tmp_path, requested):
+    (tmp_path / "model.tflite").write_bytes(Toy().file)
+    with pytest.raises(
+        UsageError, match=rf"model\.tflite: a \.tflite file runs on litert, not on {requested}"
+    ):
+        Package.load(tmp_path).engine(engine=requested)
+
+
+@needs_onnx
+def test_onnx_runs_on_onnx_alone(tmp_path):
+    write_onnx(Toy(), tmp_path / "model.onnx")
+    opened = Package.load(tmp_path)
+    assert opened.model.name == "model.onnx"
+    with pytest.raises(UsageError, match=r"model\.onnx: a \.onnx file runs on onnx, not on litert"):
+        opened.engine(engine="litert")
+
+
+def test_auto_skips_engines_that_are_not_installed(tmp_path, monkeypatch):
+    file = write_circle(Toy(), tmp_path / "model.circle")
+    missing = replace(ENGINES["onnx"], module="a_module_that_nobody_has")
+    monkeypatch.setitem(ENGINES, "onnx", missing)
+    assert next(choice.engine for choice in candidates(ModelFile(file), EngineOptions())) == "litert"
+    opened = Package.load(file)
+    opened.engine().close()
+    assert (
+        opened.running.description
+        == "litert (float32, 1 thread): onnx is faster at this size, and is not installed"
+    )
+
+
+@needs_onnx
+def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
+    file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
+    assert [choice.engine for choice in candidates(ModelFile(file), EngineOptions())][:2] == [
+        "onnx",
+        "litert",
+    ]
+    opened = Package.load(file)
+    opened.engine().close()
+    assert opened.running.choice == Choice("litert", "onnx is faster at this size, and cannot run it")
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("floats", "quantised", "engine", "size"),
+    [(1e9, 1e9, "onnx", "small"), (1e9, 0, "onnx", "small"), (0, 0, "litert", "larger")],
+)
+def test_auto_takes_what_measured_fastest(pipeline_package, monkeypatch, floats, quantised, engine, size):
+    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": floats, "quantised": quantised})
+    pipeline_package.engine().close()
+    assert (
+        pipeline_package.running.description
+        == f"{engine} (float32, 1 thread): measured fastest for {size} models"
+    )
+
+
+def test_a_quantised_model_of_the_same_bytes_is_a_larger_one(tmp_path, monkeypatch):
+    file = write_circle(Toy(), tmp_path / "model.circle")
+    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantised": 0})
+    assert selection.fastest(ModelFile(file)) == "onnx"
+    monkeypatch.setattr(ModelFile, "weight_dtype", "dynamic int8")
+    assert selection.fastest(ModelFile(file)) == "litert"
+
+
+def test_buckets_choose_an_engine_that_has_them(pipeline_package):
+    engine = pipeline_package.engine(buckets=[8])
+    assert pipeline_package.running.choice == Choice("litert", "the only engine that supports --buckets")
+    assert list(engine.contract.decodes) == [8, S]
+    engine.close()
+
+
+@pytest.mark.parametrize("engine", ["onnx", "onert"])
+def test_an_option_that_the_engine_lacks_is_refused(tmp_path, engine):
+    file = write_circle(Toy(), tmp_path / "model.circle")
+    message = (
+        rf"model\.circle: the {engine} engine does not support --buckets: omit it, or pass --engine litert"
+    )
+    with pytest.raises(UsageError, match=message) as error:
+        Package.load(file).engine(engine=engine, buckets=[4])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ["auto", "onnx"])
+def test_an_option_that_no_engine_of_the_format_has_is_refused(tmp_path, engine):
+    file = write_onnx(Toy(), tmp_path / "model.onnx")
+    message = r"model\.onnx: the onnx engine does not support --buckets: omit it$"
+    with pytest.raises(UsageError, match=message):
+        Package.load(file).engine(engine=engine, buckets=[4])
+
+
+def test_every_option_is_supported_or_refused():
+    """Each option of each engine: `candidates` looks at every field of `EngineOptions`."""
+    every = EngineOptions(threads=1, buckets=[4], debug=True)
+    fields = {field.name for field in dataclasses.fields(EngineOptions)} - {"engine", "disk_cache", "log"}
+    assert every.requested == fields
+    for spec in ENGINES.values():
+        assert spec.options <= fields | {"disk_cache"}
+
+
+def test_buckets_that_cannot_be_made_are_logged(pipeline_package):
+    messages: list[str] = []
+    pipeline_package.engine(buckets=[8, S, 1000], log=messages.append).close()
+    assert messages == ["--buckets: no decode graph of capacity 1000; the model has 8, 32"]
