@@ -9,15 +9,25 @@ the largest difference between logits.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("agreement.py")
+
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
+
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 
 PROMPTS = [[1, 259, 727, 263, 931], [1, 15043, 590, 1024, 338, 274, 29889, 29871, 22172], list(range(1, 150))]
 
@@ -73,15 +83,24 @@ def _elsewhere(*arguments: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("package")
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--part", choices=("hugging face", "package"), help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    return run("agreement.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.part:
         cores = len(os.sched_getaffinity(0))
         found = (

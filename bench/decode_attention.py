@@ -18,16 +18,26 @@ decode in smaller capacities saves (`o2o.lower.litert.tuning`).
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("decode_attention.py")
+
 import argparse
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
+
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMS = ("by head", "by token", "compared", "keys first", "k turned", "v turned", "flash")
@@ -150,17 +160,25 @@ def load(file: Path, threads: int) -> Callable[[int], float]:
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capacities", default="256,512,1024,2048")
     parser.add_argument("--shape", default="tinyllama-1.1b")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--forms", default=",".join(FORMS))
-    args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
+    return run("decode_attention.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     from bench.make_checkpoint import SHAPES
 
     _, _, layers, N, K, H, _, _ = SHAPES[args.shape]
@@ -191,4 +209,4 @@ def _cell(form: str, first: str, rounds: list[dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,17 +13,26 @@ by it.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("engines.py")
+
 import argparse
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import numpy as np
 
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 from o2o.errors import O2oError
 from runtime_py.engines.engine import Engine, EngineSession
 from runtime_py.engines.registry import ENGINES
@@ -115,10 +124,16 @@ def _ratio(ratios: Sequence[float]) -> str:
     return f"{middle:.2f}x ({low:.2f} to {high:.2f})"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("packages", nargs="*", metavar="PACKAGE")
     add("--make", type=Path, metavar="FOLDER")
@@ -131,7 +146,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--rounds", type=int, default=9, help="(%(default)s)")
     add("--threads", type=int, help="default: what each engine takes")
     add("--fastest", action="store_true", help="of the steps in a round, not the median")
-    args = parser.parse_args(argv)
+    return run("engines.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     packages = [Path(folder) for folder in args.packages]
     if args.make:
         args.make.mkdir(parents=True, exist_ok=True)
@@ -144,4 +162,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,14 +10,25 @@ further layer in the lower and the upper half of the table, with their ratio: 1 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("export.py")
+
 import argparse
 import json
 import resource
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 
 FORMS = {
     "prefill": "prefill of T tokens",
@@ -69,10 +80,16 @@ def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
     return y_mean - b * x_mean, b
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 8, 22, 44], metavar="N")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
@@ -80,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=64, metavar="T")
     parser.add_argument("--capacity", type=int, default=256, metavar="S")
     parser.add_argument("--rounds", type=int, default=1, help="the fastest counts (%(default)s)")
-    args = parser.parse_args(argv)
+    return run("export.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     if args.measure:
         print(json.dumps(measure(*args.measure)))
         return
@@ -119,4 +139,4 @@ def print_growth(layers: Sequence[float], cpu: Sequence[float], peaks: Sequence[
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

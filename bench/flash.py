@@ -23,20 +23,29 @@ Blocks are those that `--use_flash_attention` takes by default (`adaptive_blocks
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("flash.py")
+
 import argparse
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 from o2o.operators.causal_attention import Blocks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,10 +183,16 @@ def whole_models(shape: str, layers: int, lengths: list[int], folder: Path) -> I
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="512,1024,2048")
     parser.add_argument("--capacity", metavar="S", type=int)
     parser.add_argument("--position", metavar="P", type=int, default=0)
@@ -185,8 +200,10 @@ def main() -> None:
     parser.add_argument("--blocks", metavar="Q,KV", type=Blocks.parse)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=2, help="of a whole model; 0 for none (%(default)s)")
-    args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
+    return run("flash.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     from bench.make_checkpoint import SHAPES
 
     _, _, _, N, K, H, _, _ = SHAPES[args.shape]
@@ -217,4 +234,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,15 @@ lately come from memory: the first line after a while is slower by what the disk
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("load.py")
+
 import argparse
 import json
 import os
@@ -24,10 +33,12 @@ import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Sequence
+
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "Lily picked up a flower."
@@ -93,15 +104,23 @@ def rows(folder: str, place: Path, rounds: int) -> dict[str, list[dict[str, floa
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="+", metavar="PACKAGE")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", metavar="DIR", type=Path, help="make the cache in there")
-    args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
+    return run("load.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     from runtime_py.engines.disk_cache import user_cache
     from runtime_py.package import Package
 
@@ -124,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,16 +15,23 @@ name alone: not on the shards, the format or the number of layers.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("make_checkpoint.py")
+
 import argparse
 import json
 import math
 import os
 import shutil
 import statistics
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import ml_dtypes

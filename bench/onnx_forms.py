@@ -10,6 +10,15 @@ where rows have one scale alone.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("onnx_forms.py")
+
 import argparse
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +26,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 
 MATRICES = 6
 CONTRIB = "com.microsoft"
@@ -87,16 +99,25 @@ def session(made: ModelProto, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5632)
     parser.add_argument("--columns", type=int, default=2048)
     parser.add_argument("--tokens", type=lambda text: [int(n) for n in text.split(",")], default=[1, 128])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    args = parser.parse_args(argv)
+    return run("onnx_forms.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     sessions = {
         name: session(model(form, args.rows, args.columns), args.threads) for name, form in FORMS.items()
     }
@@ -114,4 +135,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,15 @@ the rest, in microseconds.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("overhead.py")
+
 import argparse
 import statistics
 import time
@@ -17,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 from runtime_py.package import Package
 
 ENGINES = ("litert", "onnx")
@@ -72,15 +83,24 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="+", metavar="PACKAGE")
     parser.add_argument("--engine", choices=ENGINES, default="litert")
     parser.add_argument("--context", type=int, default=100)
     parser.add_argument("--steps", type=int, default=200)
-    args = parser.parse_args(argv)
+    return run("overhead.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     print(f"{'package':<48} {'step':>10} {'run':>10} {'rest':>8}   us")
     for folder in args.packages:
         whole, runs = measure(Package.load(folder), args.engine, args.context, args.steps)
@@ -90,4 +110,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

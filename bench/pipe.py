@@ -9,15 +9,26 @@ Prints the median of each and of their ratio.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("pipe.py")
+
 import argparse
 import os
 import shlex
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Sequence
+
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -52,12 +63,21 @@ def timed(commands: str, folder: str) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    return run("pipe.py", lambda: _run(parser.parse_args(argv).rounds))
+
+
+def _run(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         timed(EXPORT, folder)
         pairs = [(timed(PIPE, folder), timed(BASELINE, folder)) for _ in range(rounds)]
@@ -69,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

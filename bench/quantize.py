@@ -13,17 +13,23 @@ resident, also as a share of the file; of ai-edge-quantizer's, pages of the file
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("quantize.py")
+
+import argparse
+import statistics
+import subprocess
+from collections.abc import Sequence
 
 from bench.scale import ROOT, Measured, measured
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 
 OURS = "quantize.weights.py --recipe {recipe} {file} -o out"
 THEIRS = f"{sys.executable} {Path(__file__)} --theirs {{recipe}} {{file}} out"
@@ -89,16 +95,25 @@ def row(who: str, recipe: str, told: Measured, size: int, before: int) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.tflite")
     parser.add_argument("--folder", type=Path, default=Path("quantize"), help="for all files (%(default)s)")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES[:3])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--theirs", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    return run("quantize.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     if args.theirs:
         theirs(*args.theirs)
         return
@@ -117,4 +132,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,6 +22,15 @@ its own. Files are gone afterwards; while it runs, it takes up to four times the
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("recipes.py")
+
 import argparse
 import contextlib
 import json
@@ -30,21 +39,18 @@ import os
 import shlex
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
 from bench.scale import ROOT, Measured, measured
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 from runtime_py.evaluation.log_likelihood import Score
 
 T = TypeVar("T")
@@ -270,12 +276,18 @@ def table(args: argparse.Namespace, folder: Path) -> None:
             file.unlink()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     from o2o.quantization.recipes import RECIPES
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -291,7 +303,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--kv_cache_max_len", type=int, default=1024, metavar="S", help="or what the model has (1024)")
     add("--prefill_seq_lens", default="64,128,256", metavar="A,B")
     add("--folder", type=Path, help="for files, and the checkpoint of --shape (a temporary one)")
-    args = parser.parse_args(argv)
+    return run("recipes.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     if args.folder:
         args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="recipes-", dir=args.folder) as name:
@@ -301,4 +316,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,17 +16,27 @@ and, for `agree`, 8 GB of memory. 24 tokens of context are generated after each 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("scale.py")
+
 import argparse
 import json
 import os
 import shlex
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -120,16 +130,25 @@ def row(what: str, told: Measured, target: str) -> str:
     return f"{what:<60} {told.seconds:>7.1f} s {told.megabytes:>7.0f} MB   (at most {target})"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="tinyllama-1.1b")
     parser.add_argument("--folder", type=Path, default=Path("scale"), help="for all files (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
     parts = ["build", "filter", "pipe", "agree"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
-    args = parser.parse_args(argv)
+    return run("scale.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / args.shape
@@ -150,4 +169,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,11 +8,22 @@ Prints the median step of each package and the ratio. `multithread_bytes` of an 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("threads.py")
+
 import argparse
 import statistics
 import time
 from collections.abc import Sequence
 
+from o2o.cli.arguments import Parser
+from o2o.cli.command import run
 from runtime_py.engines.engine import EngineSession
 from runtime_py.engines.flags import ENGINE_NAMES
 from runtime_py.engines.options import AUTO
@@ -28,14 +39,23 @@ def step(session: EngineSession) -> float:
     return (time.perf_counter() - started) / session.capacity
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="+", metavar="PACKAGE")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--engine", choices=ENGINE_NAMES, default=AUTO)
-    args = parser.parse_args(argv)
+    return run("threads.py", lambda: _run(parser.parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
     print(f"{'package':<24} {'MB':>6} {'1 thread':>10} {f'{cores()} threads':>10}  ratio")
     for folder in args.packages:
         package = Package.load(folder)
@@ -52,4 +72,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bench.export as bench
 from tests.checkpoints import GROUPED
-
-# The script finds its neighbour by this folder; within it lies a module of the name of the package `export`.
-FOLDER = Path(bench.__file__).parent
 
 
 @pytest.mark.parametrize("form", ["prefill", "chunk", "concat", "static"])
@@ -28,7 +24,6 @@ def test_what_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         seconds = 1 + {1: 1, 2: 1.5, 6: 5.5}[layers] - (form == "concat" and layers == 6) * 2
         return {"nodes": 60 * layers, "start": 2, "seconds": 9, "cpu": seconds, "peak": 400 + 3 * layers}
 
-    monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setattr(bench, "in_a_process", run)
     bench.main(["--layers", "6", "1", "2", "--forms", "static", "concat", "--tokens", "8"])
     assert capsys.readouterr().out.splitlines() == [
