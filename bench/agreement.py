@@ -1,10 +1,10 @@
-"""Whether a package says what Hugging Face says.
+"""Compare the greedy tokens and the logits of a package with Hugging Face transformers.
 
     python bench/agreement.py CHECKPOINT PACKAGE [--tokens 24]
 
-After each of three prompts, both choose the likeliest token 24 times: transformers in float32 on the
-checkpoint, LiteRT on the package, each in a process of its own. Prints whether the tokens are the same, and
-the largest difference between logits.
+Both continue three prompts by 24 tokens: transformers with the checkpoint in float32, this runtime with the
+package, each in its own process. Prints for how many prompts the tokens are equal, and the largest difference
+of the logits.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from o2o.cli.command import run
 PROMPTS = [[1, 259, 727, 263, 931], [1, 15043, 590, 1024, 338, 274, 29889, 29871, 22172], list(range(1, 150))]
 
 
-def continued(prompt: list[int], tokens: int, start: Callable, step: Callable) -> tuple[list[int], list]:
-    """The likeliest tokens after `prompt`, and the logits [V] that each was chosen by."""
+def _continued(prompt: list[int], tokens: int, start: Callable, step: Callable) -> tuple[list[int], list]:
+    """Continue a prompt greedily. Return the new tokens, and the logits [V] before each."""
     logits = [start(prompt)]
     chosen = [int(logits[0].argmax())]
     for position in range(len(prompt), len(prompt) + tokens - 1):
@@ -42,7 +42,8 @@ def continued(prompt: list[int], tokens: int, start: Callable, step: Callable) -
     return chosen, logits
 
 
-def by_hugging_face(checkpoint: str, tokens: int, threads: int) -> list[tuple[list[int], list]]:
+def _by_hugging_face(checkpoint: str, tokens: int, threads: int) -> list[tuple[list[int], list]]:
+    """`_continued` for each prompt, by transformers."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -63,22 +64,24 @@ def by_hugging_face(checkpoint: str, tokens: int, threads: int) -> list[tuple[li
                 cache = out.past_key_values
                 return out.logits[0, -1].numpy()
 
-            results.append(continued(prompt, tokens, feed, lambda token, _: feed([token])))
+            results.append(_continued(prompt, tokens, feed, lambda token, _: feed([token])))
     return results
 
 
-def by_package(package: str, tokens: int) -> list[tuple[list[int], list]]:
+def _by_package(package: str, tokens: int) -> list[tuple[list[int], list]]:
+    """`_continued` for each prompt, by this runtime."""
     from runtime_py.package import Package
 
     engine = Package.load(package).engine()
     session = engine.open_session()
-    results = [continued(prompt, tokens, session.prefill, session.decode) for prompt in PROMPTS]
+    results = [_continued(prompt, tokens, session.prefill, session.decode) for prompt in PROMPTS]
     session.close()
     engine.close()
     return results
 
 
 def _elsewhere(*arguments: object) -> None:
+    """Run this script in a new process."""
     subprocess.run([sys.executable, __file__, *map(str, arguments)], check=True)
 
 
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -103,12 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.part:
         cores = len(os.sched_getaffinity(0))
-        found = (
-            by_package(args.package, args.tokens)
+        results = (
+            _by_package(args.package, args.tokens)
             if args.part == "package"
-            else by_hugging_face(args.checkpoint, args.tokens, cores)
+            else _by_hugging_face(args.checkpoint, args.tokens, cores)
         )
-        tokens, logits = (np.stack([np.stack(item[k]) for item in found]) for k in (0, 1))
+        tokens, logits = (np.stack([np.stack(item[k]) for item in results]) for k in (0, 1))
         np.savez(args.out, tokens=tokens, logits=logits)
         return 0
     with tempfile.TemporaryDirectory() as folder:
@@ -118,9 +121,9 @@ def _run(args: argparse.Namespace) -> int:
             options = ["--part", part, "--out", out, "--tokens", args.tokens]
             _elsewhere(args.checkpoint, args.package, *options)
             results[part] = np.load(out)
-    expected, found = results["hugging face"], results["package"]
-    same = (expected["tokens"] == found["tokens"]).all(axis=1)
-    off = np.abs(expected["logits"] - found["logits"]).max()
+    expected, actual = results["hugging face"], results["package"]
+    same = (expected["tokens"] == actual["tokens"]).all(axis=1)
+    off = np.abs(expected["logits"] - actual["logits"]).max()
     print(f"greedy       the same {args.tokens} tokens after {same.sum()} of {len(PROMPTS)} prompts")
     print(f"logits       within {off:.1e}")
     return 0 if same.all() and off <= 1e-3 else 1

@@ -1,19 +1,19 @@
-"""What attention takes of a decode step on LiteRT, in each of the forms that were tried, over the capacity.
+"""Measure the attention of a decode step on LiteRT: several formulations, by KV-cache capacity.
 
     python bench/decode_attention.py [--capacities 256,512,1024,2048] [--shape tinyllama-1.1b] [--rounds 20]
 
-All layers' attention of that shape by itself: a row is written into each cache, and one query of each head
-looks at all of it. Prints the milliseconds of a step, and for the other forms the ratio to `by head`, median
-(and spread) of rounds in which the forms take turns. `by head` is what the runtime runs; its rows tell what
-decode in smaller capacities saves (`o2o.lower.litert.tuning`).
+Only attention is measured, of all layers of a shape. Each layer writes a row into its caches. Then one query
+of each head attends to the whole cache. Prints milliseconds of a step for `by head`, and for the others the
+ratio to it. Ratios are medians (with the range) of rounds in which the formulations take turns. The runtime
+uses `by head`; its rows show what decode saves with buckets (`o2o.lower.litert.tuning`).
 
     by head      caches [1, K, S, H]; q k' and weights v, a group's query heads as rows; arithmetic mask
     by token     caches [1, S, K, H], AI Edge's layout, transposed for each product
-    compared     by head, the mask made by LESS_EQUAL and SELECT_V2, which XNNPACK does not compute
-    keys first   by head, k q' in the place of q k', so that no key is packed; the scores are transposed
-    k turned     by head, keys kept as [1, K, H, S]
-    v turned     by head, values kept as [1, K, H, S]
-    flash        by head, blocks of 256 keys in a loop that ends at the last one visible
+    compared     by head; the mask by LESS_EQUAL and SELECT_V2, which XNNPACK does not support
+    keys first   by head; k q' instead of q k', so that no key is packed; the scores are transposed
+    k turned     by head; keys stored as [1, K, H, S]
+    v turned     by head; values stored as [1, K, H, S]
+    flash        by head; blocks of 256 keys in a loop that stops at the last visible one
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from o2o.cli.arguments import Parser
+from o2o.cli.arguments import Parser, number_list
 from o2o.cli.command import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,12 +45,13 @@ FLASH_KEYS = 256
 INT32 = ir.DataType.INT32
 
 
-def value(name: str, shape: tuple[int, ...], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+def _value(name: str, shape: tuple[int, ...], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+    """A graph input."""
     return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
 
-def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path) -> None:
-    """A TFLite file: q [1, N, 1, H], row [1, K, 1, H], position, caches -> y [1, N, 1, H], caches."""
+def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path) -> None:
+    """Write a TFLite file: q [1, N, 1, H], row [1, K, 1, H], position, caches -> y [1, N, 1, H], caches."""
     from o2o import formats
     from o2o.lower.litert.flash_attention import flash_attention
     from o2o.lower.litert.lowering import lower
@@ -61,15 +62,15 @@ def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path
 
     N, K, H = heads
     G = N // K
-    by_token, turned = form == "by token", form.partition(" turned")[0]
+    by_token, transposed = form == "by token", form.partition(" turned")[0]
     shape = (1, S, K, H) if by_token else (1, K, S, H)
-    key_shape, value_shape = ((1, K, H, S) if turned == cache else shape for cache in "kv")
-    y, row, position = value("q", (1, N, 1, H)), value("row", (1, K, 1, H)), value("position", (1,), INT32)
+    key_shape, value_shape = ((1, K, H, S) if transposed == cache else shape for cache in "kv")
+    y, row, position = _value("q", (1, N, 1, H)), _value("row", (1, K, 1, H)), _value("position", (1,), INT32)
     caches = [
-        (value(f"past_key_{i}", key_shape), value(f"past_value_{i}", value_shape)) for i in range(layers)
+        (_value(f"past_key_{i}", key_shape), _value(f"past_value_{i}", value_shape)) for i in range(layers)
     ]
-    ends = [y, row, position, *(cache for pair in caches for cache in pair)]
-    graph = ir.Graph(ends, [], nodes=[], opset_imports={DOMAIN: 1})
+    inputs = [y, row, position, *(cache for pair in caches for cache in pair)]
+    graph = ir.Graph(inputs, [], nodes=[], opset_imports={DOMAIN: 1})
     model, op = Model("circle", [graph]), Builder(graph)
 
     def start(axis: int) -> ir.Value:
@@ -89,11 +90,11 @@ def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path
         mask = op.node("SELECT_V2", [seen, shown, hidden], [1, S], ir.DataType.FLOAT)
     else:
         mask = shifted_causal_mask(op, at, np.zeros((1, 1)), steps)
-    starts = [start(3 if turned == cache else 1 if by_token else 2) for cache in "kv"]
+    starts = [start(3 if transposed == cache else 1 if by_token else 2) for cache in "kv"]
     scale = op.constant(H**-0.5, "scale", np.float32)
     for layer, (key, value_) in enumerate(caches):
         by_cache = [1, 1, K, H] if by_token else [1, K, 1, H]
-        rows = [op.reshape(row, [1, K, H, 1] if turned == cache else by_cache) for cache in "kv"]
+        rows = [op.reshape(row, [1, K, H, 1] if transposed == cache else by_cache) for cache in "kv"]
         k, v = (
             op.node(
                 "DYNAMIC_UPDATE_SLICE", [cache, new, at_], cache.shape.numpy(), name=f"present_{n}_{layer}"
@@ -112,19 +113,19 @@ def save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path
             if form == "keys first":
                 scores = op.transpose(product(k, q, (1, K, S, G), True), (0, 1, 3, 2))
             else:
-                scores = product(q, k, (1, K, G, S), turned != "k")
+                scores = product(q, k, (1, K, G, S), transposed != "k")
             weights = op.node("ADD", [scores, mask], [1, K, G, S])
             weights = op.node("SOFTMAX", [weights], [1, K, G, S], beta=1.0)
-            y = product(weights, v, (1, K, G, H), turned == "v")
+            y = product(weights, v, (1, K, G, H), transposed == "v")
         y = op.reshape(y, [1, N, 1, H])
     graph.outputs.insert(0, op.node("NEG", [y], (1, N, 1, H), name="y"))
-    ins, outs = ({end.name or "": end for end in ends_} for ends_ in (graph.inputs, graph.outputs))
+    ins, outs = ({value.name or "": value for value in side} for side in (graph.inputs, graph.outputs))
     model.signatures.append(Signature("main", graph, ins, outs))
     formats.save(lower(model), file)
 
 
-def load(file: Path, threads: int) -> Callable[[int], float]:
-    """A function that runs it at a position and tells the seconds; caches stay where they are."""
+def _load(file: Path, threads: int) -> Callable[[int], float]:
+    """A function that runs the file at a position and returns the seconds. Caches are updated in place."""
     from o2o.cli.silence_stderr import quiet
 
     with quiet():
@@ -134,10 +135,10 @@ def load(file: Path, threads: int) -> Callable[[int], float]:
         model = CompiledModel.from_file(
             str(file), options=Options(HardwareAccelerator.CPU, CpuOptions(num_threads=threads))
         )
-        ends, details = model.get_signature_list()["main"], model.get_input_tensor_details("main")
+        names, details = model.get_signature_list()["main"], model.get_input_tensor_details("main")
         generator = np.random.default_rng(0)
         buffers = {}
-        for name in ends["inputs"]:
+        for name in names["inputs"]:
             buffers[name] = model.create_input_buffer_by_name("main", name)
             shape = details[name]["shape"]
             integer = name == "position"
@@ -148,7 +149,7 @@ def load(file: Path, threads: int) -> Callable[[int], float]:
         caches = iter(buffer for name, buffer in buffers.items() if name.startswith("past_"))
         outs = [
             next(caches) if name.startswith("present_") else model.create_output_buffer_by_name("main", name)
-            for name in ends["outputs"]
+            for name in names["outputs"]
         ]
 
     def run(position: int) -> float:
@@ -164,13 +165,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--capacities", default="256,512,1024,2048")
+    parser.add_argument("--capacities", type=number_list, default="256,512,1024,2048")
     parser.add_argument("--shape", default="tinyllama-1.1b")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
@@ -186,12 +187,12 @@ def _run(args: argparse.Namespace) -> None:
     print(f"{layers} layers' attention, {N} heads over {K}, each of {H}, {args.threads} threads")
     print(f"{'capacity':>8}  {'position':>8} " + "".join(f"{form:>22}" for form in forms))
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        for S in map(int, args.capacities.split(",")):
+        for S in args.capacities:
             runs = {}
             for form in forms:
                 file = Path(folder) / f"{form}.tflite"
-                save(form, S, layers, (N, K, H), file)
-                runs[form] = load(file, args.threads)
+                _save(form, S, layers, (N, K, H), file)
+                runs[form] = _load(file, args.threads)
             for position in (S // 2, S - 1):
                 rounds = [
                     {form: min(run(position) for _ in range(3)) for form, run in runs.items()}

@@ -1,14 +1,13 @@
-"""Which engine is the fastest for which model: prefill and decode of each, measured in turn.
+"""Compare the speed of the engines on packages: prefill and decode, measured in turn.
 
     python bench/engines.py PACKAGE... [--engines litert onnx] [--rounds 9] [--threads 2]
     python bench/engines.py --make FOLDER --shapes 15m 135m --recipes none dynamic_int8 dynamic_int4_block32
 
---make builds packages of random checkpoints (bench/make_checkpoint.py) there first, where they are not yet,
-as Circle, with a prefill of all tokens that are measured. Every round lets each engine read a prompt and
-decode some tokens behind it. Printed are the median tokens a second, and by how much each engine is faster
-than the first: the median of the rounds' ratios, with the quartiles. Where other work shares the machine,
---fastest takes the fastest step of a round, not the median. `runtime_py.engines.selection.fastest` is chosen
-by it.
+--make first builds Circle packages of random checkpoints (bench/make_checkpoint.py) in FOLDER, unless they
+exist. In every round each engine reads a prompt and decodes some tokens after it. Prints the median tokens/s,
+and each engine's ratio to the first: the median of the rounds, with the quartiles. On a shared machine,
+--fastest uses the fastest step of a round instead of the median. `runtime_py.engines.selection.fastest`
+follows these results.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ from runtime_py.package import Package
 
 ROOT = Path(__file__).resolve().parents[1]
 READS = 3
-"""Of the prompt in a round."""
+"""Prefills in a round."""
 PAUSE = 0.02
-"""Seconds between two engines: threads of the one before still wait for work, and take a core each."""
+"""Seconds between two engines: the threads of the last one busy-wait for a while, on a core each."""
 
 
-def build(folder: Path, shape: str, recipe: str, capacity: int, prompt: int) -> Path:
-    """The package of that shape and recipe below `folder`; made where it is not there."""
+def _build(folder: Path, shape: str, recipe: str, capacity: int, prompt: int) -> Path:
+    """The package of a shape and recipe in `folder`; built unless it exists."""
     plain = folder / f"{shape}-none-{capacity}-{prompt}"
     if not (plain / "model.circle").exists():
         checkpoint = folder / f"{shape}-checkpoint"
@@ -69,7 +68,17 @@ def _run(*command: object) -> None:
 def speeds(
     session: EngineSession, ids: Sequence[int], prompt: int, typical: Callable[[Sequence[float]], float]
 ) -> tuple[float, float]:
-    """Tokens a second: of reading the first `prompt` of `ids`, and of the `typical` step behind them."""
+    """Measure one engine in a round.
+
+    Args:
+        session: An engine session.
+        ids: The prompt and the tokens to decode.
+        prompt: The length of the prompt.
+        typical: Chooses among the measured seconds, such as the median.
+
+    Returns:
+        Tokens/s of prefill and of decode.
+    """
     time.sleep(PAUSE)
     session.decode(ids[0], 0)
     reads = []
@@ -85,7 +94,8 @@ def speeds(
     return prompt / typical(reads), 1 / typical(steps)
 
 
-def compare(package: Package, args: argparse.Namespace) -> None:
+def _compare(package: Package, args: argparse.Namespace) -> None:
+    """Measure the engines on a package, and print a line for each."""
     with ExitStack() as opened:
         engines: dict[str, Engine] = {}
         sessions: dict[str, EngineSession] = {}
@@ -108,15 +118,15 @@ def compare(package: Package, args: argparse.Namespace) -> None:
         rounds = [
             {name: speeds(session, ids, prompt, typical) for name, session in sessions.items()}
             for _ in range(args.rounds + 1)
-        ][1:]  # the first is there to warm up
+        ][1:]  # the first round warms up
     first = next(iter(engines))
     for name in engines:
-        told = [
+        columns = [
             f"{what} {statistics.median(one[name][kind] for one in rounds):>9,.1f} tokens/s "
             + _ratio([one[name][kind] / one[first][kind] for one in rounds])
             for kind, what in enumerate((f"prefill of {prompt}", "decode"))
         ]
-        print(f"  {name:8} {'   '.join(told)}", flush=True)
+        print(f"  {name:8} {'   '.join(columns)}", flush=True)
 
 
 def _ratio(ratios: Sequence[float]) -> str:
@@ -128,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -139,13 +149,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--make", type=Path, metavar="FOLDER")
     add("--shapes", nargs="+", default=["15m", "135m"], metavar="SHAPE")
     add("--recipes", nargs="+", default=["none", "dynamic_int8", "dynamic_int4_block32"], metavar="RECIPE")
-    add("--capacity", type=int, default=256, help="of what is made (%(default)s)")
+    add("--capacity", type=int, default=256, help="capacity of the packages of --make (default: %(default)s)")
     add("--engines", nargs="+", choices=ENGINES, default=["litert", "onnx"])
-    add("--prompt", type=int, default=128, metavar="N", help="tokens (%(default)s)")
-    add("--tokens", type=int, default=32, metavar="N", help="decoded behind the prompt (%(default)s)")
-    add("--rounds", type=int, default=9, help="(%(default)s)")
-    add("--threads", type=int, help="default: what each engine takes")
-    add("--fastest", action="store_true", help="of the steps in a round, not the median")
+    add("--prompt", type=int, default=128, metavar="N", help="length of the prompt (default: %(default)s)")
+    add(
+        "--tokens",
+        type=int,
+        default=32,
+        metavar="N",
+        help="decoded after the prompt (default: %(default)s)",
+    )
+    add("--rounds", type=int, default=9, help="(default: %(default)s)")
+    add("--threads", type=int, help="default: as each engine chooses")
+    add("--fastest", action="store_true", help="use the fastest step of a round, not the median")
     return run("engines.py", lambda: _run(parser.parse_args(argv)))
 
 
@@ -153,12 +169,12 @@ def _run(args: argparse.Namespace) -> None:
     packages = [Path(folder) for folder in args.packages]
     if args.make:
         args.make.mkdir(parents=True, exist_ok=True)
-        wanted = [(shape, recipe) for shape in args.shapes for recipe in args.recipes]
-        packages += [build(args.make, *one, args.capacity, args.prompt) for one in wanted]
+        variants = [(shape, recipe) for shape in args.shapes for recipe in args.recipes]
+        packages += [_build(args.make, *one, args.capacity, args.prompt) for one in variants]
     for folder in packages:
         package = Package.load(folder)
         print(f"{folder.name}: {package.size / 1e6:,.1f} MB")
-        compare(package, args)
+        _compare(package, args)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How long a graph's export takes and how much memory, by number of layers.
+"""Measure time and memory of the export of a graph, by number of layers.
 
     python bench/export.py [--layers 2 8 22 44] [--forms prefill chunk concat static] [--shape tinyllama-1.1b]
 
-Each graph is made in a process of its own, from a config.json alone: a model without weights is built,
-traced, converted by TICO and read into the IR. Seconds leave out the start of Python and its imports
-(`start`), peak MB do not. Below each form: the line that fits best through its peaks, and the CPU time of a
-further layer in the lower and the upper half of the table, with their ratio: 1 is linear.
+Each graph is exported in a new process from a config.json alone. A model without weights is built, traced,
+converted by TICO and read into the IR. Seconds do not include the start of Python and its imports (`start`);
+peak MB do. Below each form follows a linear fit of its peaks. Then follows the CPU time of an additional
+layer in the lower and the upper half of the table. Their ratio is 1 for linear growth.
 """
 
 from __future__ import annotations
@@ -39,7 +39,17 @@ FORMS = {
 
 
 def measure(config: dict[str, Any], form: str, tokens: int, capacity: int) -> dict[str, float]:
-    """Export one graph. Seconds (on the clock and of this process) and this process's peak in MB."""
+    """Export one graph in this process.
+
+    Args:
+        config: The content of config.json.
+        form: A key of `FORMS`.
+        tokens: T, the length of a prefill.
+        capacity: S, the number of cache rows.
+
+    Returns:
+        The number of nodes, wall and CPU seconds, and the peak memory of this process in MB.
+    """
     started = time.perf_counter()
     from transformers import AutoConfig
 
@@ -67,13 +77,20 @@ def measure(config: dict[str, Any], form: str, tokens: int, capacity: int) -> di
 
 
 def in_a_process(*arguments: object) -> dict[str, float]:
-    """`measure(*arguments)` in a fresh Python, where this folder hides no package (-P)."""
-    command = [sys.executable, "-P", __file__, "--measure", json.dumps(arguments)]
+    """Run `measure` in a new process.
+
+    Args:
+        arguments: The arguments of `measure`.
+
+    Returns:
+        Its result.
+    """
+    command = [sys.executable, __file__, "--measure", json.dumps(arguments)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
-    """a, b of the least squares' y = a + b x."""
+def _line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
+    """The coefficients a, b of the least-squares fit y = a + b x."""
     x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
     b = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
     b /= sum((x - x_mean) ** 2 for x in xs)
@@ -84,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -93,10 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 8, 22, 44], metavar="N")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--shape", default="tinyllama-1.1b", help="of make_checkpoint.py (%(default)s)")
+    parser.add_argument(
+        "--shape", default="tinyllama-1.1b", help="of make_checkpoint.py (default: %(default)s)"
+    )
     parser.add_argument("--tokens", type=int, default=64, metavar="T")
     parser.add_argument("--capacity", type=int, default=256, metavar="S")
-    parser.add_argument("--rounds", type=int, default=1, help="the fastest counts (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="the fastest is printed (default: %(default)s)")
     return run("export.py", lambda: _run(parser.parse_args(argv)))
 
 
@@ -105,7 +124,7 @@ def _run(args: argparse.Namespace) -> None:
         print(json.dumps(measure(*args.measure)))
         return
 
-    from make_checkpoint import SHAPES, SIZES, TIED, configuration
+    from bench.make_checkpoint import SHAPES, SIZES, TIED, configuration
 
     size = dict(zip(SIZES, SHAPES[args.shape], strict=True))
     print(f"{args.shape}, T = {args.tokens}, S = {args.capacity}")
@@ -122,13 +141,14 @@ def _run(args: argparse.Namespace) -> None:
                 flush=True,
             )
             rows.append(row)
-        print_growth(*([row[name] for row in rows] for name in ("layers", "cpu", "peak")))
+        _print_growth(*([row[name] for row in rows] for name in ("layers", "cpu", "peak")))
 
 
-def print_growth(layers: Sequence[float], cpu: Sequence[float], peaks: Sequence[float]) -> None:
+def _print_growth(layers: Sequence[float], cpu: Sequence[float], peaks: Sequence[float]) -> None:
+    """Print the linear fit of the peaks, and how CPU time grows."""
     if len(layers) < 2:
         return
-    a, b = line(layers, peaks)
+    a, b = _line(layers, peaks)
     growth = f"peak = {a:.0f} + {b:.2f} MB a layer"
     if len(layers) > 2:
         middle = len(layers) // 2

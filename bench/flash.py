@@ -1,24 +1,24 @@
-"""What attention takes on LiteRT, all scores at a time and in blocks: memory, and time as a ratio.
+"""Compare standard and blocked (flash) attention on LiteRT: memory, and relative time.
 
     python bench/flash.py [--tokens 512,1024,2048] [--shape tinyllama-1.1b] [--rounds 3]
     python bench/flash.py --tokens 64,128,256 --capacity 1024 --position 512
 
-One layer's attention of that shape by itself (queries, keys and values in), each way in a process of its own.
-The caches hold as many tokens as there are queries, or --capacity, and these stand at 0 or at --position.
-Prints, for each number of tokens,
+The graph is one layer's attention of a shape: queries, keys and values in. Each form runs in its own process.
+The caches have as many rows as there are queries, or --capacity. The queries start at position 0, or
+--position. Prints for each number of tokens
 
-    standard, flash   MB that attention takes beyond its inputs and outputs: the most memory of the process
-                      (its own and shared, so LiteRT's arena and XNNPACK's workspace, not mapped files) while
-                      it runs, less that of a graph that only transposes the queries
+    standard, flash   MB of attention in addition to its inputs and outputs: the peak memory of the process
+                      while it runs, less the peak of a graph that only transposes the queries. It includes
+                      LiteRT's arena and XNNPACK's workspace, but no mapped files
     less              the ratio of the two
-    time              flash by standard, CPU seconds of one run, the median of interleaved rounds
+    time              flash relative to standard: CPU seconds of a run, median of interleaved rounds
 
-Then prefill of a whole model of that shape, --layers deep, as convert_to_tflite.py makes it with and without
-`--use_flash_attention`: MB of the process's own memory at the most, all but the weights, which are mapped.
-Each layer more takes its caches more; the matrices behind attention need memory, too.
+Then follows the prefill of a whole model of that shape with --layers layers, with and without
+`--use_flash_attention`. Printed are peak MB of the process without the weights, which are mapped. Each
+additional layer adds its caches; the matrices after attention need memory, too.
 
-Blocks are those that `--use_flash_attention` takes by default (`adaptive_blocks` of
-`o2o.operators.causal_attention`), or --blocks Q,KV.
+Block sizes are the defaults of `--use_flash_attention` (`o2o.operators.causal_attention.adaptive`), or
+--blocks Q,KV.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from o2o.cli.arguments import Parser
+from o2o.cli.arguments import Parser, number_list
 from o2o.cli.command import run
 from o2o.operators.causal_attention import Blocks
 
@@ -52,8 +52,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FORMS = ("nothing", "standard", "flash")
 
 
-def save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks | None, file: Path) -> None:
-    """A TFLite file: q [1, N, T, H], k and v [1, K, S, H], position -> y [1, T, N, H]."""
+def _save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks | None, file: Path) -> None:
+    """Write a TFLite file: q [1, N, T, H], k and v [1, K, S, H], position -> y [1, T, N, H]."""
     from o2o import formats
     from o2o.lower.litert.lowering import lower
     from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
@@ -68,7 +68,7 @@ def save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks 
     q, k, v = value("q", (1, N, T, H)), value("k", (1, K, S, H)), value("v", (1, K, S, H))
     position = value("position", (1,), ir.DataType.INT32)
     graph = ir.Graph([q, k, v, position], [], nodes=[], opset_imports={DOMAIN: 1})
-    op = Builder(graph)  # before and behind attention there are operators, as in a model
+    op = Builder(graph)  # operators before and after attention, as in a model
     q = op.node("MUL", [q, op.constant(1.0, "one", np.float32)], (1, N, T, H), name="queries")
     if form == "nothing":
         attended = op.transpose(q, (0, 2, 1, 3), "attended")
@@ -83,14 +83,21 @@ def save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks 
         graph.append(node)
     y = op.node("NEG", [attended], (1, T, N, H), name="y")
     graph.outputs.append(y)
-    ends = {value.name or "": value for value in graph.inputs}
-    formats.save(lower(Model("circle", [graph], [Signature("main", graph, ends, {"y": y})])), file)
+    inputs = {value.name or "": value for value in graph.inputs}
+    formats.save(lower(Model("circle", [graph], [Signature("main", graph, inputs, {"y": y})])), file)
 
 
 def measure(file: str, position: int, runs: int, packed: str = "") -> dict[str, float]:
-    """Run the first signature of `file`: MB at the most, CPU seconds of a run.
+    """Run the first signature of a file.
 
-    packed: the file for XNNPACK's packed weights; none for a model without weights.
+    Args:
+        file: A TFLite file.
+        position: The first position.
+        runs: The number of runs.
+        packed: The file for XNNPACK's packed weights; "" for a model without weights.
+
+    Returns:
+        Peak MB while it runs, and CPU seconds of the fastest run.
     """
     from o2o.cli.silence_stderr import quiet
 
@@ -108,12 +115,12 @@ def measure(file: str, position: int, runs: int, packed: str = "") -> dict[str, 
         watcher.start()
         cpu = CpuOptions(num_threads=2, xnnpack_weight_cache_path=packed)
         model = CompiledModel.from_file(file, options=Options(HardwareAccelerator.CPU, cpu))
-        name, ends = next(iter(model.get_signature_list().items()))
-        inputs = [model.create_input_buffer_by_name(name, end) for end in ends["inputs"]]
-        outputs = [model.create_output_buffer_by_name(name, end) for end in ends["outputs"]]
-        details = model.get_input_tensor_details(name)
-        for end, buffer in zip(ends["inputs"], inputs, strict=True):
-            buffer.write(_numbers(end, details[end]["shape"], position))
+        signature, names = next(iter(model.get_signature_list().items()))
+        inputs = [model.create_input_buffer_by_name(signature, name) for name in names["inputs"]]
+        outputs = [model.create_output_buffer_by_name(signature, name) for name in names["outputs"]]
+        details = model.get_input_tensor_details(signature)
+        for name, buffer in zip(names["inputs"], inputs, strict=True):
+            buffer.write(_numbers(name, details[name]["shape"], position))
         seconds = []
         for _ in range(runs):
             started = time.process_time()
@@ -134,17 +141,18 @@ def _numbers(name: str, shape: tuple[int, ...], position: int) -> np.ndarray:
 
 
 def _own_memory() -> float:
-    """MB of this process that are no file's."""
+    """MB of this process without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return (
         sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) * 1024 / 1e6
     )
 
 
-def in_process(file: Path, position: int = 0, runs: int = 5, packed: str = "") -> dict[str, float]:
+def _in_process(file: Path, position: int = 0, runs: int = 5, packed: str = "") -> dict[str, float]:
+    """`measure` in a new process."""
     code = (
-        "import sys, json; from bench.flash import measure;"
-        "print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))"
+        "import sys, json; from bench.flash import measure; file, position, runs, packed = sys.argv[1:]; "
+        "print(json.dumps(measure(file, int(position), int(runs), packed)))"
     )
     command = [sys.executable, "-c", code, str(file), str(position), str(runs), packed]
     done = subprocess.run(
@@ -153,8 +161,8 @@ def in_process(file: Path, position: int = 0, runs: int = 5, packed: str = "") -
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def whole_models(shape: str, layers: int, lengths: list[int], folder: Path) -> Iterator[str]:
-    """A line for each number of tokens."""
+def _whole_models(shape: str, layers: int, lengths: list[int], folder: Path) -> Iterator[str]:
+    """A line of text for each number of tokens."""
     make = ["bench/make_checkpoint.py", str(folder / "model"), "--shape", shape, "--layers", str(layers)]
     subprocess.run([sys.executable, *make, "--vocab", "2048"], cwd=ROOT, check=True)
     for tokens in lengths:
@@ -174,8 +182,8 @@ def whole_models(shape: str, layers: int, lengths: list[int], folder: Path) -> I
                 *(f"--{name}={value}" for name, value in flags.items()),
             ]
             subprocess.run([sys.executable, *convert], cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
-            in_process(file, 0, 1, str(packed))  # packs
-            sizes[form] = in_process(file, 0, 1, str(packed))["megabytes"]
+            _in_process(file, 0, 1, str(packed))  # packs
+            sizes[form] = _in_process(file, 0, 1, str(packed))["megabytes"]
             packed.unlink()
         yield (
             f"{tokens:>6} {sizes['standard']:>9.1f} MB {sizes['flash']:>7.1f} MB "
@@ -187,19 +195,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", default="512,1024,2048")
+    parser.add_argument("--tokens", type=number_list, default="512,1024,2048")
     parser.add_argument("--capacity", metavar="S", type=int)
     parser.add_argument("--position", metavar="P", type=int, default=0)
     parser.add_argument("--shape", default="tinyllama-1.1b")
     parser.add_argument("--blocks", metavar="Q,KV", type=Blocks.parse)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=2, help="of a whole model; 0 for none (%(default)s)")
+    parser.add_argument("--layers", type=int, default=2, help="of the whole model; 0 for none (default: 2)")
     return run("flash.py", lambda: _run(parser.parse_args(argv)))
 
 
@@ -210,13 +218,12 @@ def _run(args: argparse.Namespace) -> None:
     print(f"one layer's attention, {N} heads over {K}, each of {H}")
     print(f"{'tokens':>6} {'standard':>12} {'flash':>10} {'less':>7}   time (spread)")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        lengths = [int(tokens) for tokens in args.tokens.split(",")]
-        for tokens in lengths:
+        for tokens in args.tokens:
             files = {form: Path(folder) / f"{form}.tflite" for form in FORMS}
             for form, file in files.items():
-                save(form, tokens, args.capacity or tokens, (N, K, H), args.blocks, file)
+                _save(form, tokens, args.capacity or tokens, (N, K, H), args.blocks, file)
             runs = [
-                {form: in_process(file, args.position) for form, file in files.items()}
+                {form: _in_process(file, args.position) for form, file in files.items()}
                 for _ in range(args.rounds)
             ]
             sizes = {form: statistics.median(run[form]["megabytes"] for run in runs) for form in FORMS}
@@ -229,7 +236,7 @@ def _run(args: argparse.Namespace) -> None:
             )
         if args.layers:
             print(f"prefill of a model of {args.layers} layers")
-            for line in whole_models(args.shape, args.layers, lengths, Path(folder)):
+            for line in _whole_models(args.shape, args.layers, args.tokens, Path(folder)):
                 print(line, flush=True)
 
 

@@ -1,9 +1,9 @@
-"""A llama2.c checkpoint (version 0 of its export format) as a Hugging Face Llama.
+"""Convert a llama2.c checkpoint (version 0 of its export format) to a Hugging Face Llama.
 
-The file: seven int32 (dim, hidden_dim, layers, heads, key/value heads, vocabulary, sequence length; a
-positive vocabulary says that the head shares the embedding), then float32 arrays layer by layer of a kind.
-Its rotary pairs are neighbours (2i, 2i + 1), Hugging Face's are halves (i, i + H/2): the rows of q and k
-are permuted accordingly.
+The file has seven int32: dim, hidden_dim, layers, heads, key/value heads, vocabulary, sequence length. A
+positive vocabulary means tied embeddings. Then follow float32 arrays, each with one kind of weight of all
+layers. RoPE pairs are neighbours (2i, 2i + 1) in the file and halves (i, i + H/2) in Hugging Face. The rows
+of q and k are permuted accordingly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ import numpy as np
 
 
 def convert(source: Path, directory: Path) -> Path:
-    """Write `config.json` and `model.safetensors` for the file `source` into `directory`; return it."""
+    """Convert a checkpoint.
+
+    Args:
+        source: The llama2.c file.
+        directory: The folder for `config.json` and `model.safetensors`.
+
+    Returns:
+        `directory`.
+    """
     from safetensors.numpy import save_file
 
     data = source.read_bytes()
@@ -47,7 +55,7 @@ def convert(source: Path, directory: Path) -> Path:
     stacks["mlp.down_proj"] = take(layers, dim, hidden)
     stacks["mlp.up_proj"] = take(layers, hidden, dim)
     tensors["model.norm.weight"] = take(dim)
-    take(2, length, size // 2)  # tables that nobody reads
+    take(2, length, size // 2)  # RoPE tables, not needed
     if not tied:
         tensors["lm_head.weight"] = take(vocabulary, dim)
     for kind, stack in stacks.items():

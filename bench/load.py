@@ -1,18 +1,18 @@
-"""How long a package takes to load and how much memory that takes, each time in a fresh process.
+"""Measure loading time and memory of packages, each time in a new process.
 
     python bench/load.py PACKAGE... [--rounds 3] [--cache DIR]
 
-Three ways: `first` into an empty cache (a big model's weights are packed, in a process of their own), `again`
-from that cache, and `--no-cache`. Prints, of each, the median of
+A package is loaded in three ways: `first` with an empty disk cache (the weights of a big model are packed in
+a child process), `again` with that cache, and `--no-cache`. Prints the medians of
 
-    load      seconds until the engine is ready, Python's imports and the tokenizer included
-    resident  MB of memory after loading: what of it are mapped files, the system can take back at any time
-    private   MB of it that are this process's own and would have to be swapped
-    answer    the same two after a prompt and some tokens, when all weights have been touched
-    packing   MB that the process which packs had resident at most, mapped files among them
+    load      seconds until the engine is ready, including Python's imports and the tokenizer
+    resident  MB of resident memory after loading, including mapped files
+    private   MB of it that are dirty and private, so that they would have to be swapped
+    answer    the same two after a prompt and some tokens, when all weights have been read
+    packing   peak resident MB of the process that packs, including mapped files
 
-The cache is a folder in the user's cache folder that goes in the end, or --cache DIR. Files that were read
-lately come from memory: the first line after a while is slower by what the disk takes.
+The cache is a temporary folder in the user's cache folder, or in --cache DIR. Files read recently come from
+memory: the first measurement after a while includes the disk's time.
 """
 
 from __future__ import annotations
@@ -45,15 +45,24 @@ PROMPT = "Lily picked up a flower."
 TOKENS = 5
 
 
-def memory() -> tuple[float, float]:
-    """(resident, private and written to) of this process, in MB."""
+def _memory() -> tuple[float, float]:
+    """(resident, private dirty) memory of this process, in MB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     sizes = {name: int(rest.split()[0]) * 1024 / 1e6 for name, rest in (line.split(":") for line in lines)}
     return sizes["Rss"], sizes["Private_Dirty"]
 
 
 def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
-    """Load the package in `folder` and let it answer; `started` is time.time() before this process."""
+    """Load a package and generate an answer.
+
+    Args:
+        folder: The package.
+        cache: Whether to use the disk cache.
+        started: time.time() before this process was started.
+
+    Returns:
+        Seconds and MB by the names of the module's docstring.
+    """
     from runtime_py.generation.generate import generate
     from runtime_py.generation.session import Session
     from runtime_py.package import Package
@@ -63,13 +72,13 @@ def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
     prompt = package.tokenizer.encode(PROMPT)
     engine = package.engine() if cache else package.engine(disk_cache=None)
     load = time.time() - started
-    resident, private = memory()
+    resident, private = _memory()
     list(
         generate(
             Session(engine.open_session()), prompt, Detokenizer(package.tokenizer), max_new_tokens=TOKENS
         )
     )
-    answer_resident, answer_private = memory()
+    answer_resident, answer_private = _memory()
     packing = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
     return {
         "load": load,
@@ -81,8 +90,8 @@ def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
     }
 
 
-def in_process(folder: str, place: Path, cache: bool) -> dict[str, float]:
-    """`measure` in a process of its own, with the cache at `place`."""
+def _in_process(folder: str, place: Path, cache: bool) -> dict[str, float]:
+    """`measure` in a new process, with the disk cache in `place`."""
     code = (
         "import sys, json; from bench.load import measure;"
         "print(json.dumps(measure(sys.argv[1], sys.argv[2] == 'True', float(sys.argv[3]))))"
@@ -93,22 +102,23 @@ def in_process(folder: str, place: Path, cache: bool) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def rows(folder: str, place: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
-    found: dict[str, list[dict[str, float]]] = {"first": [], "again": [], "--no-cache": []}
+def _rows(folder: str, place: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """The measurements of all rounds, by condition."""
+    results: dict[str, list[dict[str, float]]] = {"first": [], "again": [], "--no-cache": []}
     for _ in range(rounds):
         if place.exists():
             shutil.rmtree(place)
-        found["first"].append(in_process(folder, place, True))
-        found["again"].append(in_process(folder, place, True))
-        found["--no-cache"].append(in_process(folder, place, False))
-    return found
+        results["first"].append(_in_process(folder, place, True))
+        results["again"].append(_in_process(folder, place, True))
+        results["--no-cache"].append(_in_process(folder, place, False))
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -116,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="+", metavar="PACKAGE")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cache", metavar="DIR", type=Path, help="make the cache in there")
+    parser.add_argument("--cache", metavar="DIR", type=Path, help="folder for the temporary cache")
     return run("load.py", lambda: _run(parser.parse_args(argv)))
 
 
@@ -132,14 +142,14 @@ def _run(args: argparse.Namespace) -> None:
     for folder in args.packages:
         size = Package.load(folder).model.stat().st_size / 1e6
         with tempfile.TemporaryDirectory(prefix="bench-", dir=base) as place:
-            for way, found in rows(folder, Path(place) / "cache", args.rounds).items():
-                median = {name: statistics.median(row[name] for row in found) for name in found[0]}
+            for condition, results in _rows(folder, Path(place) / "cache", args.rounds).items():
+                median = {name: statistics.median(row[name] for row in results) for name in results[0]}
                 load, *sizes = median.values()
                 shown = " ".join(
                     f"{size:>{width}.0f}" for size, width in zip(sizes, (9, 8, 7, 8, 8), strict=True)
                 )
                 label = f"{Path(folder).name} ({size:,.0f} MB)"
-                print(f"{label:<22} {way:<11} {load:>6.2f} s {shown}", flush=True)
+                print(f"{label:<22} {condition:<11} {load:>6.2f} s {shown}", flush=True)
 
 
 if __name__ == "__main__":

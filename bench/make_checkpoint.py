@@ -1,16 +1,15 @@
-"""A random checkpoint of a real model's shape, in the layout of Hugging Face, with the demo's tokenizer.
+"""Write a random checkpoint with the shape of a real model, in Hugging Face's format.
 
     python bench/make_checkpoint.py DIR [--shape tinyllama-1.1b] [--dtype bfloat16] [--shards 1] ...
 
-For measurements: what export, filters and runtime cost depends on the shape of a model, not on what it
-learnt. Each weight is drawn by itself, one tensor at a time, into the file: 1.1 billion of them take a few
-seconds and no more memory than the largest tensor.
+For benchmarks: the cost of export, filters and runtime depends on the shape of a model, not on its training.
+The tokenizer is the demo model's. Tensors are drawn one at a time into the file. The largest tensor sets the
+peak memory. Drawing a billion weights takes a few seconds.
 
-What is drawn: for each weight 16 random bits, which choose one of the 65,536 quantiles of a normal
-distribution. Matrices have a standard deviation of 1.5 / sqrt(columns), so that every layer keeps the size of
-what goes through it and logits have a standard deviation of about 1.5: tokens vary, and the best is
-seldom close to the second best. Norms are 1 with a noise of 0.1. A tensor depends on the seed and its
-name alone: not on the shards, the format or the number of layers.
+Each weight takes 16 random bits, which choose one of 65,536 quantiles of a normal distribution. Matrices have
+a standard deviation of 1.5 / sqrt(columns). Activations then keep their size from layer to layer. Logits have
+a standard deviation of about 1.5, so that tokens vary, and the two best are seldom close. Norms are 1 with a
+noise of 0.1. A tensor depends only on the seed and its name, not on shards, format or number of layers.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ SHAPES = {
 SIZES = ("hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocab", "positions")
 TIED = {"135m", "15m"}
 
-DTYPES: dict[str, tuple[str, Any]] = {  # as safetensors spells them, as numpy holds them
+DTYPES: dict[str, tuple[str, Any]] = {  # names in safetensors, numpy dtypes
     "bfloat16": ("BF16", ml_dtypes.bfloat16),
     "float16": ("F16", np.float16),
     "float32": ("F32", np.float32),
@@ -70,7 +69,16 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def configuration(size: Mapping[str, int], tied: bool, dtype: str) -> dict[str, Any]:
-    """The config.json of a Llama of that size; `size` has the keys `SIZES`."""
+    """Return the config.json of a Llama.
+
+    Args:
+        size: A number for each of `SIZES`.
+        tied: Whether embedding and head share their weights.
+        dtype: A key of `DTYPES`.
+
+    Returns:
+        The content of config.json.
+    """
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -99,7 +107,15 @@ def configuration(size: Mapping[str, int], tied: bool, dtype: str) -> dict[str, 
 
 
 def tensors(size: Mapping[str, int], tied: bool) -> Shapes:
-    """The names and shapes of a Llama's parameters, in the order of the model."""
+    """List the parameters of a Llama.
+
+    Args:
+        size: A number for each of `SIZES`.
+        tied: Whether embedding and head share their weights.
+
+    Returns:
+        The shape of each parameter, in the order of the model.
+    """
     d, i, v = size["hidden"], size["intermediate"], size["vocab"]
     queries, keys = size["heads"] * size["head_dim"], size["kv_heads"] * size["head_dim"]
     layer: Shapes = {
@@ -113,15 +129,15 @@ def tensors(size: Mapping[str, int], tied: bool) -> Shapes:
         "input_layernorm": (d,),
         "post_attention_layernorm": (d,),
     }
-    found: Shapes = {"model.embed_tokens.weight": (v, d)}
+    shapes: Shapes = {"model.embed_tokens.weight": (v, d)}
     for k in range(size["layers"]):
-        found |= {f"model.layers.{k}.{name}.weight": shape for name, shape in layer.items()}
-    found["model.norm.weight"] = (d,)
-    return found if tied else found | {"lm_head.weight": (v, d)}
+        shapes |= {f"model.layers.{k}.{name}.weight": shape for name, shape in layer.items()}
+    shapes["model.norm.weight"] = (d,)
+    return shapes if tied else shapes | {"lm_head.weight": (v, d)}
 
 
 class Draws:
-    """Random tensors of one dtype (a key of `DTYPES`)."""
+    """Random tensors of one dtype."""
 
     def __init__(self, dtype: str, seed: int) -> None:
         normal = statistics.NormalDist()
@@ -130,10 +146,17 @@ class Draws:
         self._seed = seed
 
     def write(self, file: BinaryIO, name: str, shape: tuple[int, ...], piece: int = 1 << 22) -> None:
-        """Write the bytes of the tensor `name`, in C order."""
+        """Draw a tensor into a file, in C order.
+
+        Args:
+            file: The file, at the tensor's position.
+            name: The name of the tensor.
+            shape: Its shape.
+            piece: The number of elements drawn at a time.
+        """
         mean, deviation = (1, 0.1) if len(shape) == 1 else (0, 1.5 / math.sqrt(shape[-1]))
         table = mean + deviation * self._quantiles
-        # numpy cannot write ml_dtypes' bfloat16 by its own name, but any item of two bytes.
+        # numpy cannot write ml_dtypes' bfloat16, but unsigned integers of the same size.
         table = table.astype(self._dtype).view(f"u{np.dtype(self._dtype).itemsize}")
         draw = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
         count = math.prod(shape)
@@ -143,13 +166,21 @@ class Draws:
 
 
 def split(shapes: Shapes, shards: int) -> Iterator[Shapes]:
-    """`shards` runs of tensors of about the same size, none of them empty."""
+    """Split parameters into shards of about the same size.
+
+    Args:
+        shapes: The shape of each parameter.
+        shards: The number of shards, at most the number of parameters.
+
+    Yields:
+        The shapes of each shard, in order.
+    """
     left = sum(map(math.prod, shapes.values()))
     names = list(shapes)
     for remaining in range(shards, 0, -1):
         goal, part = left / remaining, dict[str, tuple[int, ...]]()
         while names and (remaining == 1 or not part or sum(map(math.prod, part.values())) < goal):
-            if part and len(names) < remaining:  # the others need one each
+            if part and len(names) < remaining:  # each remaining shard needs one
                 break
             name = names.pop(0)
             part[name] = shapes[name]
@@ -157,7 +188,8 @@ def split(shapes: Shapes, shards: int) -> Iterator[Shapes]:
         yield part
 
 
-def write_safetensors(path: Path, shapes: Shapes, dtype: str, draws: Draws) -> None:
+def _write_safetensors(path: Path, shapes: Shapes, dtype: str, draws: Draws) -> None:
+    """Write a safetensors file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -171,8 +203,8 @@ def write_safetensors(path: Path, shapes: Shapes, dtype: str, draws: Draws) -> N
             draws.write(file, name, shape)
 
 
-def write_bin(path: Path, shapes: Shapes, dtype: str, draws: Draws) -> None:
-    """What `torch.save` makes of a state dict. It leaves room for the data, which is drawn into its place."""
+def _write_bin(path: Path, shapes: Shapes, dtype: str, draws: Draws) -> None:
+    """Write a file as `torch.save` does: it leaves room for the data, which is drawn into its place."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.serialization import skip_data
@@ -195,24 +227,35 @@ def write_bin(path: Path, shapes: Shapes, dtype: str, draws: Draws) -> None:
 
 
 WRITERS = {
-    "safetensors": (write_safetensors, "model", "safetensors"),
-    "bin": (write_bin, "pytorch_model", "bin"),
+    "safetensors": (_write_safetensors, "model", "safetensors"),
+    "bin": (_write_bin, "pytorch_model", "bin"),
 }
 
 
 def make(
     directory: Path, size: Mapping[str, int], *, tied: bool, dtype: str, shards: int, format: str, seed: int
 ) -> None:
-    """Fill `directory`. `config.json` comes last: without it the folder is no checkpoint.
+    """Write a checkpoint. `config.json` comes last: without it the folder is not a checkpoint.
 
-    Raises UsageError for a folder that holds weights already, OSError.
+    Args:
+        directory: The folder.
+        size: A number for each of `SIZES`.
+        tied: Whether embedding and head share their weights.
+        dtype: A key of `DTYPES`.
+        shards: The number of files.
+        format: A key of `WRITERS`.
+        seed: The seed of the random numbers.
+
+    Raises:
+        UsageError: The folder has weights already, or there are more shards than tensors.
+        OSError: A file cannot be written.
     """
     shapes, draws = tensors(size, tied), Draws(dtype, seed)
     if not 1 <= shards <= len(shapes):
         raise UsageError(f"--shards {shards}: give 1 to {len(shapes)}, the number of tensors")
     directory.mkdir(parents=True, exist_ok=True)
     if there := [file.name for file in directory.iterdir() if file.suffix in (".safetensors", ".bin")]:
-        raise UsageError(f"{directory} holds weights already ({there[0]}): give another folder, or remove it")
+        raise UsageError(f"{directory} has weights already ({there[0]}): use another folder, or remove them")
     write, stem, suffix = WRITERS[format]
     weight_map: dict[str, str] = {}
     for k, part in enumerate(split(shapes, shards), start=1):
@@ -235,11 +278,19 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for `sys.argv[1:]`.
+
+    Returns:
+        The exit code.
+    """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b", help="default: %(default)s")
     for name in SIZES:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="not the shape's")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="default: the shape's")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
     parser.add_argument("--shards", type=int, default=1, metavar="N", help="number of files (default: 1)")
     parser.add_argument("--format", choices=WRITERS, default="safetensors", help="default: %(default)s")
@@ -249,30 +300,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="one matrix for embedding and logits; default: the shape's",
     )
     parser.add_argument("--seed", type=int, default=0)
+    return command.run("make_checkpoint.py", lambda: _run(parser.parse_args(argv)))
 
-    def body() -> None:
-        args = parser.parse_args(argv)
-        size = dict(zip(SIZES, SHAPES[args.shape], strict=True))
-        size |= {name: told for name in SIZES if (told := getattr(args, name)) is not None}
-        for name, number in size.items():
-            if number < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {number}: give at least 1")
-        if size["heads"] % size["kv_heads"]:
-            raise UsageError(f"--heads {size['heads']} is no multiple of --kv-heads {size['kv_heads']}")
-        if size["head_dim"] % 2:
-            raise UsageError(f"--head-dim {size['head_dim']} is odd: rotary embeddings turn pairs")
-        tied = args.tied if args.tied is not None else args.shape in TIED
-        make(
-            args.directory,
-            size,
-            tied=tied,
-            dtype=args.dtype,
-            shards=args.shards,
-            format=args.format,
-            seed=args.seed,
-        )
 
-    return command.run("make_checkpoint.py", body)
+def _run(args: argparse.Namespace) -> None:
+    size = dict(zip(SIZES, SHAPES[args.shape], strict=True))
+    size |= {name: value for name in SIZES if (value := getattr(args, name)) is not None}
+    for name, number in size.items():
+        if number < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {number}: give at least 1")
+    if size["heads"] % size["kv_heads"]:
+        raise UsageError(f"--heads {size['heads']} is not a multiple of --kv-heads {size['kv_heads']}")
+    if size["head_dim"] % 2:
+        raise UsageError(f"--head-dim {size['head_dim']} is odd: RoPE rotates pairs")
+    tied = args.tied if args.tied is not None else args.shape in TIED
+    make(
+        args.directory,
+        size,
+        tied=tied,
+        dtype=args.dtype,
+        shards=args.shards,
+        format=args.format,
+        seed=args.seed,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Which form of a product with a constant matrix does ONNX Runtime compute fastest?
+"""Compare formulations of a product with a constant matrix on ONNX Runtime.
 
     python bench/onnx_forms.py [--rows 5632] [--columns 2048] [--tokens 1,128] [--threads 2] [--rounds 15]
 
-Each form is a graph of several such matrices, more than a processor's cache holds, run in turn with the
-others. Prints the microseconds of a product, the least of all rounds, and the ratio to the first form.
-`o2o.lower.onnx` takes Gemm, whose matrix is stored as Circle stores it, and MatMulNBits in blocks of 128
-where rows have one scale alone.
+Each form is a graph of several such matrices, larger than a processor's cache, run in turn with the others.
+Prints microseconds of a product, the lowest of all rounds, and the ratio to the first form. `o2o.lower.onnx`
+uses Gemm, with the matrix as Circle stores it. It uses MatMulNBits in blocks of 128 for rows with one scale.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import numpy as np
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from o2o.cli.arguments import Parser
+from o2o.cli.arguments import Parser, number_list
 from o2o.cli.command import run
 
 MATRICES = 6
@@ -36,12 +35,12 @@ Constants = dict[str, np.ndarray]
 Form = Callable[[int, int, int, np.random.Generator], tuple[NodeProto, Constants]]
 
 
-def _floats(op_type: str, turned: bool, domain: str = "") -> Form:
-    """[tokens, columns] times a matrix of float32, stored as [columns, rows] where it is `turned`."""
+def _floats(op_type: str, transposed: bool, domain: str = "") -> Form:
+    """A product of x [T, columns] with a float32 matrix, stored as [columns, rows] if `transposed`."""
 
     def form(k: int, rows: int, columns: int, rng: np.random.Generator) -> tuple[NodeProto, Constants]:
-        matrix = rng.standard_normal((columns, rows) if turned else (rows, columns), np.float32)
-        options = {} if turned else {"transB": 1}
+        matrix = rng.standard_normal((columns, rows) if transposed else (rows, columns), np.float32)
+        options = {} if transposed else {"transB": 1}
         return helper.make_node(op_type, ["x", f"w{k}"], [f"y{k}"], domain=domain, **options), {
             f"w{k}": matrix
         }
@@ -50,7 +49,7 @@ def _floats(op_type: str, turned: bool, domain: str = "") -> Form:
 
 
 def _blocks(bits: int, block: int) -> Form:
-    """MatMulNBits, which quantises x to int8 on the way."""
+    """MatMulNBits, which quantises x to int8."""
 
     def form(k: int, rows: int, columns: int, rng: np.random.Generator) -> tuple[NodeProto, Constants]:
         count = columns // block
@@ -73,37 +72,57 @@ def _blocks(bits: int, block: int) -> Form:
 
 
 FORMS: dict[str, Form] = {
-    "Gemm, B turned": _floats("Gemm", turned=False),
-    "MatMul": _floats("MatMul", turned=True),
-    "FusedMatMul, B turned": _floats("FusedMatMul", turned=False, domain=CONTRIB),
+    "Gemm, B turned": _floats("Gemm", transposed=False),
+    "MatMul": _floats("MatMul", transposed=True),
+    "FusedMatMul, B turned": _floats("FusedMatMul", transposed=False, domain=CONTRIB),
     **{f"MatMulNBits, int8 in {n}": _blocks(8, n) for n in (32, 64, 128, 256)},
     **{f"MatMulNBits, int4 in {n}": _blocks(4, n) for n in (32, 64, 128, 256)},
 }
 
 
 def model(form: Form, rows: int, columns: int) -> ModelProto:
-    """`MATRICES` products of one x [T, columns]."""
+    """Build a model of `MATRICES` products of one x [T, columns].
+
+    Args:
+        form: A value of `FORMS`.
+        rows: Output features.
+        columns: Input features.
+
+    Returns:
+        The model.
+    """
     rng = np.random.default_rng(0)
-    made = [form(k, rows, columns, rng) for k in range(MATRICES)]
-    constants = [numpy_helper.from_array(a, name) for _, some in made for name, a in some.items()]
+    products = [form(k, rows, columns, rng) for k in range(MATRICES)]
+    constants = [numpy_helper.from_array(a, name) for _, arrays in products for name, a in arrays.items()]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", columns])
     ys = [helper.make_tensor_value_info(f"y{k}", TensorProto.FLOAT, ["T", rows]) for k in range(MATRICES)]
-    graph = helper.make_graph([node for node, _ in made], "products", [x], ys, constants)
+    graph = helper.make_graph([node for node, _ in products], "products", [x], ys, constants)
     opsets = [helper.make_opsetid("", 24), helper.make_opsetid(CONTRIB, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=11)
 
 
-def session(made: ModelProto, threads: int) -> onnxruntime.InferenceSession:
+def session(model: ModelProto, threads: int) -> onnxruntime.InferenceSession:
+    """Load a model.
+
+    Args:
+        model: The model.
+        threads: Threads of ONNX Runtime.
+
+    Returns:
+        A session on the CPU.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -111,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5632)
     parser.add_argument("--columns", type=int, default=2048)
-    parser.add_argument("--tokens", type=lambda text: [int(n) for n in text.split(",")], default=[1, 128])
+    parser.add_argument("--tokens", type=number_list, default=[1, 128])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     return run("onnx_forms.py", lambda: _run(parser.parse_args(argv)))

@@ -1,9 +1,9 @@
-"""What a decode step takes beyond the runtime's own run: Python, and bytes that are moved.
+"""Measure the overhead of a decode step: time in addition to the runtime's own call.
 
     python bench/overhead.py PACKAGE... [--engine litert] [--context 100] [--steps 200]
 
-Feeds random ids one at a time and prints the median step, the median of the runtime's own call within it, and
-the rest, in microseconds.
+Feeds random ids one at a time. Prints the median step, the median of the runtime's own call within it, and
+the difference, in microseconds.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from runtime_py.package import Package
 ENGINES = ("litert", "onnx")
 
 
-def runtime_call(engine: str) -> tuple[Any, str]:
-    """The class of the runtime that runs the model, and the name of its method that does."""
+def _runtime_call(engine: str) -> tuple[Any, str]:
+    """The runtime's class, and the name of its method that runs the model."""
     if engine == "litert":
         from ai_edge_litert.compiled_model import CompiledModel
 
@@ -46,7 +46,15 @@ def runtime_call(engine: str) -> tuple[Any, str]:
 
 @contextmanager
 def timed(owner: Any, name: str) -> Iterator[list[float]]:
-    """The list gets the seconds of each call of a method within the block."""
+    """Measure each call of a method within the block.
+
+    Args:
+        owner: The class.
+        name: The method's name.
+
+    Yields:
+        A list that receives the seconds of each call.
+    """
     method, seconds = getattr(owner, name), []
 
     def call(self: Any, *args: Any) -> Any:
@@ -63,11 +71,21 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
 
 
 def measure(package: Package, engine: str, context: int, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each step, and of the runtime's own call in it."""
+    """Measure decode steps.
+
+    Args:
+        package: The package.
+        engine: One of `ENGINES`.
+        context: The number of tokens before the first step.
+        steps: The number of steps.
+
+    Returns:
+        Seconds of each step, and of the runtime's call within it.
+    """
     with (
         closing(package.engine(engine=engine)) as loaded,
         closing(loaded.open_session()) as session,
-        timed(*runtime_call(engine)) as seconds,
+        timed(*_runtime_call(engine)) as seconds,
     ):
         ids = np.random.default_rng(0).integers(0, session.vocab_size, context + steps).tolist()
         session.prefill(ids[:context])
@@ -87,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.

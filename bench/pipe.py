@@ -1,10 +1,10 @@
-"""How long the guide's seven-stage pipe takes, against seven Pythons that only start.
+"""Compare the README's pipe of seven filters with seven Python processes that only copy.
 
     python bench/pipe.py [--rounds 5]
 
-Exports the demo model once, then runs the pipe and, in turn with it, the same two pipelines made of
-processes that import numpy and copy stdin to stdout: what any seven-stage pipe of Python programs costs.
-Prints the median of each and of their ratio.
+Exports the demo model once. Then it runs the pipe in turn with the same two pipelines of processes that
+import numpy and copy stdin to stdout. This is the minimum for seven Python programs. Prints the medians of
+both and of the ratio.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BASELINE = "".join(
 )
 
 
-def timed(commands: str, folder: str) -> float:
+def _timed(commands: str, folder: str) -> float:
     """Wall seconds of a shell script."""
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     started = time.perf_counter()
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        timed(EXPORT, folder)
-        pairs = [(timed(PIPE, folder), timed(BASELINE, folder)) for _ in range(rounds)]
+        _timed(EXPORT, folder)
+        pairs = [(_timed(PIPE, folder), _timed(BASELINE, folder)) for _ in range(rounds)]
     pipe, baseline = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratios = sorted(a / b for a, b in pairs)
     print(f"seven filters      {pipe:.2f} s (median of {rounds})")

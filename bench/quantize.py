@@ -1,14 +1,14 @@
-"""quantize.weights.py and ai-edge-quantizer on the same file: how long, how much memory, how large a result?
+"""Compare quantize.weights.py with ai-edge-quantizer: time, memory and file size.
 
     python bench/quantize.py [FILE.tflite] [--folder DIR] [--recipes dynamic_int8 ...] [--rounds 1]
 
-Without a file, one of 570 MB is made first: a random checkpoint of SmolLM-135M's shape (with two tables for
-embedding and logits, as ai-edge-quantizer makes a copy for each signature of one that is both), as float32
-with a prefill of 64 tokens and decode. It also wants names that no two tensors of a file share, so both are
-given a copy in which each signature's tensors have names of their own.
+Without a file, a float32 file of 570 MB is made: a random checkpoint of SmolLM-135M's shape, with a prefill
+of 64 tokens and decode. Its embedding and head are not tied, as ai-edge-quantizer copies tied ones for each
+signature. ai-edge-quantizer also needs different tensor names in all signatures. Both tools therefore read a
+copy with such names.
 
-Seconds are medians of the rounds, the interpreter's start included. Memory is the most that the process had
-resident, also as a share of the file; of ai-edge-quantizer's, pages of the file that it maps are a part.
+Seconds are medians of the rounds and include the start of Python. Memory is the peak resident memory of the
+process, also relative to the file. For ai-edge-quantizer it includes mapped pages of the file.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ BLOCKS = {"dynamic_int4_block32": 32, "dynamic_int4_block128": 128}
 RECIPES = ("dynamic_int8", "weight_only_int8", *BLOCKS)
 
 
-def theirs(recipe: str, file: str, output: str) -> None:
-    """ai-edge-quantizer's recipe that means the same."""
+def _theirs(recipe: str, file: str, output: str) -> None:
+    """Quantise with the equivalent recipe of ai-edge-quantizer."""
     from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
     manager = recipe_manager.RecipeManager()
@@ -54,8 +54,8 @@ def theirs(recipe: str, file: str, output: str) -> None:
     result.export_model(Path(output), overwrite=True)
 
 
-def make(folder: Path) -> Path:
-    """A file of 570 MB in `folder`, unless it is there."""
+def _make(folder: Path) -> Path:
+    """A float32 file of 570 MB in `folder`, made unless it exists."""
     file, checkpoint = folder / "float32.tflite", folder / "135m"
     if not file.exists():
         make_ = [
@@ -74,23 +74,23 @@ def make(folder: Path) -> Path:
     return file
 
 
-def rename(file: Path, copy: Path) -> None:
-    """`copy` is `file` with another name for every tensor."""
+def _rename(file: Path, copy: Path) -> None:
+    """Copy a file, with a unique name for every tensor."""
     from o2o import formats
 
     model = formats.load(file)
     for index, graph in enumerate(model.graphs):
         values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
         for value in {id(value): value for value in values}.values():
-            if value.name:  # not the outputs that are absent
+            if value.name:  # absent outputs have no name
                 value.name = f"{index}/{value.name}"
     formats.save(model, copy)
 
 
-def row(who: str, recipe: str, told: Measured, size: int, before: int) -> str:
-    share = told.megabytes * 1e6 / before
+def _row(who: str, recipe: str, result: Measured, size: int, before: int) -> str:
+    share = result.megabytes * 1e6 / before
     return (
-        f"{recipe:<22} {who:<20} {told.seconds:>6.1f} s {told.megabytes:>7.0f} MB {share:>6.2f}x"
+        f"{recipe:<22} {who:<20} {result.seconds:>6.1f} s {result.megabytes:>7.0f} MB {share:>6.2f}x"
         f" {size / 1e6:>8.1f} MB"
     )
 
@@ -99,14 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.tflite")
-    parser.add_argument("--folder", type=Path, default=Path("quantize"), help="for all files (%(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("quantize"), help="for all files (default: quantize)"
+    )
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES[:3])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--theirs", nargs=3, help=argparse.SUPPRESS)
@@ -115,11 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     if args.theirs:
-        theirs(*args.theirs)
+        _theirs(*args.theirs)
         return
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    rename(args.file.absolute() if args.file else make(folder), folder / "renamed.tflite")
+    _rename(args.file.absolute() if args.file else _make(folder), folder / "renamed.tflite")
     before = (folder / "renamed.tflite").stat().st_size
     title = f"{before / 1e6:.1f} MB of float32"
     print(f"{title:<43} {'time':>8} {'memory':>10} {'of file':>7} {'result':>11}")
@@ -127,8 +129,8 @@ def _run(args: argparse.Namespace) -> None:
         for who, command in (("quantize.weights.py", OURS), ("ai-edge-quantizer", THEIRS)):
             script = command.format(recipe=recipe, file="renamed.tflite")
             runs = [measured(script, folder) for _ in range(args.rounds)]
-            told = Measured(statistics.median(r.seconds for r in runs), max(r.megabytes for r in runs))
-            print(row(who, recipe, told, (folder / "out").stat().st_size, before), flush=True)
+            result = Measured(statistics.median(r.seconds for r in runs), max(r.megabytes for r in runs))
+            print(_row(who, recipe, result, (folder / "out").stat().st_size, before), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""What each recipe of quantisation costs and saves, from checkpoint to TFLite file: a table in Markdown.
+"""Measure what each quantisation recipe costs and saves, as a Markdown table.
 
     python bench/recipes.py [--checkpoint DIR] [--text FILE | --sampled N] [--recipes none dynamic_int8 ...]
-    python bench/recipes.py --checkpoint ../shared/data/stories260K/stories260K.bin --sampled 32
+    python bench/recipes.py --checkpoint stories260K.bin --sampled 32
     python bench/recipes.py --shape tinyllama-1.1b --folder DIR
 
-    size             of the file, and as a share of that with float32 weights, which is always made first
-    weights          the root mean square of what they lost, as a share of theirs (runtime_py.quality)
-    perplexity       on the text, and by how much more than float32 (runtime_py.perplexity)
-    first 10 tokens  of those that transformers generates in float32, how many come before the first other
-                     one: the mean over 10 prompts, the first 8 ids of documents, or random ids
-    conversion       convert_to_tflite.py, once: seconds, with those of processors, which other work on the
-                     machine makes no longer; and the most memory of one of its processes
-    decode           tokens a second, by those of float32: the median of rounds in turn (their quarters)
+    size             of the file, also relative to float32, which is always measured first
+    weights          rms quantisation error, relative to the weights (runtime_py.quality)
+    perplexity       on the text, and its increase over float32 (runtime_py.perplexity)
+    first 10 tokens  tokens before the first one that differs from transformers in float32: the mean over 10
+                     prompts, the first 8 ids of documents, or random ids
+    conversion       convert_to_tflite.py, once: wall seconds, CPU seconds, and the
+                     peak memory of its largest process
+    decode           tokens/s relative to float32: the median of rounds in turn (and quartiles)
 
-Of the demo model, the default, the text is 64 held-out stories. --sampled: N documents that the checkpoint
-itself writes by chance, where no text is at hand; by how much the perplexity grows on these says how far its
-predictions are from what they were (their divergence). A file of llama2.c is converted first. A random
-checkpoint, which --shape makes unless the folder has one, has nothing to predict. Each step is a process of
-its own. Files are gone afterwards; while it runs, it takes up to four times the bytes of the float32 model.
+The default is the demo model with 64 held-out stories. --sampled N draws N documents from the checkpoint
+itself, if there is no text. The perplexity increase on these measures how far predictions diverge. A llama2.c
+file is converted first. --shape makes a random checkpoint unless the folder has one; there is nothing to
+predict. Each step is a new process. Files are deleted afterwards. Peak disk use is four times the float32
+model.
 """
 
 from __future__ import annotations
@@ -72,13 +72,21 @@ STORIES, SAMPLED_TOKENS = 64, 256
 ROUNDS, STEPS = 9, 32
 
 
-def fresh(function: Callable[..., T], *arguments: Any) -> T:
-    """Its result, computed in a new process."""
+def _fresh(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def transformers_model(checkpoint: Path) -> Any:
+    """Load a checkpoint with transformers.
+
+    Args:
+        checkpoint: Its folder.
+
+    Returns:
+        The model in float32.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -90,7 +98,16 @@ def transformers_model(checkpoint: Path) -> Any:
 
 
 def sampled(checkpoint: Path, count: int, length: int) -> Ids:
-    """What the model says when each token is drawn with the probability that it gives it, from BOS on."""
+    """Sample documents from a model, each from BOS on.
+
+    Args:
+        checkpoint: The model's checkpoint.
+        count: The number of documents.
+        length: Ids of each document.
+
+    Returns:
+        The ids of each document.
+    """
     import torch
 
     model = transformers_model(checkpoint)
@@ -100,7 +117,15 @@ def sampled(checkpoint: Path, count: int, length: int) -> Ids:
 
 
 def by_transformers(checkpoint: Path, prompts: Ids) -> Ids:
-    """The likeliest FIRST tokens after each prompt."""
+    """Continue prompts greedily with transformers.
+
+    Args:
+        checkpoint: The model's checkpoint.
+        prompts: The ids of each prompt.
+
+    Returns:
+        The next `FIRST` tokens of each.
+    """
     import torch
 
     model = transformers_model(checkpoint)
@@ -108,7 +133,8 @@ def by_transformers(checkpoint: Path, prompts: Ids) -> Ids:
     return [model.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist() for ids in prompts]
 
 
-def encoded(checkpoint: Path, text: str) -> Ids:
+def _encoded(checkpoint: Path, text: str) -> Ids:
+    """The ids of each document of a text."""
     from runtime_py.evaluation.log_likelihood import documents
     from runtime_py.text.tokenizer import load_tokenizer
 
@@ -117,19 +143,43 @@ def encoded(checkpoint: Path, text: str) -> Ids:
 
 
 def random_prompts(checkpoint: Path) -> Ids:
+    """Draw prompts.
+
+    Args:
+        checkpoint: The checkpoint, for its vocabulary size.
+
+    Returns:
+        The ids of each prompt.
+    """
     words = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
     return np.random.default_rng(0).integers(3, words, (PROMPTS, PROMPT)).tolist()
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a file says: its score on the documents, None for none; the likeliest tokens after each prompt."""
+class Predictions:
+    """The predictions of a file.
+
+    Attributes:
+        score: Its score on the documents; None without documents.
+        tokens: The greedy tokens after each prompt.
+    """
 
     score: Score | None
     tokens: Ids
 
 
-def ask(file: Path, checkpoint: Path, documents: Ids, prompts: Ids) -> Said:
+def predict(file: Path, checkpoint: Path, documents: Ids, prompts: Ids) -> Predictions:
+    """Run a file on documents and prompts.
+
+    Args:
+        file: A model's file.
+        checkpoint: The folder of its tokenizer.
+        documents: The ids of each document.
+        prompts: The ids of each prompt.
+
+    Returns:
+        Its predictions.
+    """
     from runtime_py.evaluation.log_likelihood import negative_log_likelihoods, scores
     from runtime_py.package import Package
 
@@ -146,11 +196,19 @@ def ask(file: Path, checkpoint: Path, documents: Ids, prompts: Ids) -> Said:
             for position in range(len(prompt), len(prompt) + FIRST - 1):
                 chosen.append(int(session.decode(chosen[-1], position).argmax()))
             tokens.append(chosen)
-        return Said(score, tokens)
+        return Predictions(score, tokens)
 
 
-def lost(before: Path, after: Path) -> float:
-    """The relative error of the weights, overall."""
+def weight_error(before: Path, after: Path) -> float:
+    """Compare the weights of two files.
+
+    Args:
+        before: The float32 file.
+        after: The quantised file.
+
+    Returns:
+        The relative rms error of all weights.
+    """
     from o2o import formats
     from o2o.quantization.compare import compare
     from runtime_py.quality import tensor_report
@@ -158,8 +216,8 @@ def lost(before: Path, after: Path) -> float:
     return float(tensor_report(compare(formats.load(before), formats.load(after)))["error"]["rms"])
 
 
-def speeds(before: Path, after: Path, checkpoint: Path) -> list[float]:
-    """Tokens a second of `after` by those of `before`, in each of some rounds, ascending."""
+def _speeds(before: Path, after: Path, checkpoint: Path) -> list[float]:
+    """Decode speed of `after` relative to `before` in each round, ascending."""
     from runtime_py.package import Package
 
     def seconds(session: Any) -> float:
@@ -180,15 +238,23 @@ def speeds(before: Path, after: Path, checkpoint: Path) -> list[float]:
     return sorted(one / other for one, other in rounds)
 
 
-def agreement(expected: Ids, found: Ids) -> float:
-    """How many tokens come before the first other one, the mean."""
+def agreement(expected: Ids, actual: Ids) -> float:
+    """Compare greedy tokens.
+
+    Args:
+        expected: The expected tokens of each prompt.
+        actual: The tokens to compare.
+
+    Returns:
+        The mean number of equal tokens before the first different one.
+    """
 
     def same(one: list[int], other: list[int]) -> int:
         return next(
             (n for n, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), len(one)
         )
 
-    return statistics.mean(map(same, expected, found))
+    return statistics.mean(map(same, expected, actual))
 
 
 HEAD = (
@@ -202,16 +268,33 @@ def row(
     size: int,
     base_size: int,
     error: float | None,
-    said: Said,
-    base: Said,
+    predictions: Predictions,
+    base: Predictions,
     same: float,
     took: Measured,
     ratios: Sequence[float],
 ) -> str:
-    """A line of the table."""
+    """Format a line of the table.
+
+    Args:
+        name: The name of the recipe.
+        size: Bytes of the file.
+        base_size: Bytes of the float32 file.
+        error: See `weight_error`; None for float32.
+        predictions: Of the file.
+        base: Predictions of the float32 file.
+        same: See `agreement`.
+        took: The conversion's time and memory.
+        ratios: Decode speed relative to float32, by round; empty for float32.
+
+    Returns:
+        The line in Markdown.
+    """
     share = f"{size / base_size:.1%}" if ratios else ""
-    perplexity = f"{said.score.perplexity:.4f}" if said.score else "-"
-    more = f"{said.score.change(base.score):+.2%}" if said.score and base.score and ratios else ""
+    perplexity = f"{predictions.score.perplexity:.4f}" if predictions.score else "-"
+    more = (
+        f"{predictions.score.change(base.score):+.2%}" if predictions.score and base.score and ratios else ""
+    )
     decode = ""
     if ratios:
         low, median, high = statistics.quantiles(ratios, n=4)
@@ -223,8 +306,8 @@ def row(
     return f"| {' | '.join(cells)} |"
 
 
-def checkpoint_of(args: argparse.Namespace, folder: Path) -> Path:
-    """The folder of the checkpoint, made where that is asked for."""
+def _checkpoint_of(args: argparse.Namespace, folder: Path) -> Path:
+    """The folder of the checkpoint, made or converted if requested."""
     if args.shape:
         checkpoint = ((args.folder or folder) / args.shape).absolute()
         if not (checkpoint / "config.json").exists():
@@ -239,24 +322,35 @@ def checkpoint_of(args: argparse.Namespace, folder: Path) -> Path:
 
 
 def texts_of(args: argparse.Namespace, checkpoint: Path, capacity: int) -> Ids:
+    """Read or sample the documents.
+
+    Args:
+        args: The command's arguments.
+        checkpoint: The checkpoint's folder.
+        capacity: The longest document that can be sampled.
+
+    Returns:
+        The ids of each document; none for a random checkpoint.
+    """
     if args.text:
-        return encoded(checkpoint, args.text.read_text(encoding="utf-8"))
+        return _encoded(checkpoint, args.text.read_text(encoding="utf-8"))
     if args.sampled:
-        return fresh(sampled, checkpoint, args.sampled, min(capacity, SAMPLED_TOKENS))
+        return _fresh(sampled, checkpoint, args.sampled, min(capacity, SAMPLED_TOKENS))
     if checkpoint == DEMO:
         from tinyllama.demo.held_out import held_out
 
-        return encoded(checkpoint, held_out(STORIES))
+        return _encoded(checkpoint, held_out(STORIES))
     return []
 
 
-def table(args: argparse.Namespace, folder: Path) -> None:
-    checkpoint = checkpoint_of(args, folder)
+def _table(args: argparse.Namespace, folder: Path) -> None:
+    """Convert and measure each recipe, and print its line."""
+    checkpoint = _checkpoint_of(args, folder)
     positions = json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"]
     capacity = min(args.kv_cache_max_len, positions)
     documents = texts_of(args, checkpoint, capacity)
     prompts = [ids[:PROMPT] for ids in documents[:PROMPTS]] or random_prompts(checkpoint)
-    expected = fresh(by_transformers, checkpoint, prompts)
+    expected = _fresh(by_transformers, checkpoint, prompts)
     convert = [sys.executable, str(ROOT / "tinyllama" / "convert_to_tflite.py")]
     convert.append(f"--checkpoint_path={checkpoint}")
     convert += [f"--kv_cache_max_len={capacity}", f"--prefill_seq_lens={args.prefill_seq_lens}"]
@@ -265,13 +359,15 @@ def table(args: argparse.Namespace, folder: Path) -> None:
     for recipe in [BASE, *(recipe for recipe in args.recipes if recipe != BASE)]:
         file = folder / f"{recipe}.tflite"
         took = measured(shlex.join([*convert, f"--quantize={recipe}", f"--output_path={file}"]), folder)
-        said = fresh(ask, file, checkpoint, documents, prompts)
-        base = base or said
-        ratios = fresh(speeds, base_file, file, checkpoint) if recipe != BASE else []
-        error = fresh(lost, base_file, file) if recipe != BASE else None
+        predictions = _fresh(predict, file, checkpoint, documents, prompts)
+        base = base or predictions
+        ratios = _fresh(_speeds, base_file, file, checkpoint) if recipe != BASE else []
+        error = _fresh(weight_error, base_file, file) if recipe != BASE else None
         sizes = file.stat().st_size, base_file.stat().st_size
-        same = agreement(expected, said.tokens)
-        print(row(NAMES.get(recipe, recipe), *sizes, error, said, base, same, took, ratios), flush=True)
+        same = agreement(expected, predictions.tokens)
+        print(
+            row(NAMES.get(recipe, recipe), *sizes, error, predictions, base, same, took, ratios), flush=True
+        )
         if recipe != BASE:
             file.unlink()
 
@@ -280,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -291,18 +387,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--checkpoint", type=Path, default=DEMO, help="folder, or llama2.c's FILE.bin (the demo)"
+        "--checkpoint", type=Path, default=DEMO, help="folder, or llama2.c's FILE.bin (default: the demo)"
     )
-    source.add_argument("--shape", help="of a random one, see bench/make_checkpoint.py")
+    source.add_argument("--shape", help="shape of a random checkpoint, see bench/make_checkpoint.py")
     text = parser.add_mutually_exclusive_group()
     text.add_argument(
-        "--text", type=Path, metavar="FILE", help="held-out documents, blank lines between them"
+        "--text", type=Path, metavar="FILE", help="held-out documents with blank lines between them"
     )
     text.add_argument("--sampled", type=int, metavar="N")
     add("--recipes", nargs="+", choices=tuple(RECIPES), default=tuple(NAMES), metavar="RECIPE")
-    add("--kv_cache_max_len", type=int, default=1024, metavar="S", help="or what the model has (1024)")
+    add(
+        "--kv_cache_max_len",
+        type=int,
+        default=1024,
+        metavar="S",
+        help="at most the model's (default: 1024)",
+    )
     add("--prefill_seq_lens", default="64,128,256", metavar="A,B")
-    add("--folder", type=Path, help="for files, and the checkpoint of --shape (a temporary one)")
+    add("--folder", type=Path, help="folder for files and the checkpoint of --shape (default: temporary)")
     return run("recipes.py", lambda: _run(parser.parse_args(argv)))
 
 
@@ -312,7 +414,7 @@ def _run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="recipes-", dir=args.folder) as name:
         work = Path(name).absolute()
         os.environ["O2O_CACHE"] = str(work / "cache")
-        table(args, work)
+        _table(args, work)
 
 
 if __name__ == "__main__":

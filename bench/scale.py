@@ -1,17 +1,16 @@
-"""From a checkpoint of TinyLlama-1.1B's shape to a package, and filters on 4.4 GB: what do they take?
+"""Measure a 1.1B model: export to a package, filters on 4.4 GB, loading, and agreement with transformers.
 
     python bench/scale.py [--shape tinyllama-1.1b] [--folder DIR] [--rounds 3] [--only build filter ...]
 
 Makes a random bfloat16 checkpoint (bench/make_checkpoint.py) unless the folder has one, then prints a table:
 
     build    export of prefill 64, 128, 256 and decode, all filters, bind: a package with float32 weights
-    filter   gc.py on its model, from file to file and in the middle of a pipe, in turn with `cat` there
-    pipe     the guide's seven filters on files whose weights are outside
-    agree    the package on LiteRT against Hugging Face in float32 (bench/agreement.py), and what loading it
-             takes (bench/load.py)
+    filter   gc.py on its model, from file to file and inside a pipe, in turn with `cat`
+    pipe     the README's seven filters on files with external weights
+    agree    the package against Hugging Face in float32 (bench/agreement.py), and loading (bench/load.py)
 
-Seconds are medians of the rounds. Memory is the most that any one process had resident. Needs 20 GB of disk
-and, for `agree`, 8 GB of memory. 24 tokens of context are generated after each of three prompts.
+Seconds are medians of the rounds. Memory is the peak resident memory of the largest process. Needs 20 GB of
+disk and, for `agree`, 8 GB of memory. The context has 1,024 tokens.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LENGTH = 1024  # tokens of context
 
-# Runs a command; prints seconds, those of processors, and the kilobytes of the largest process in it.
+# Runs a command; prints its exit code, wall and CPU seconds, and the kilobytes of its largest process.
 MEASURE = """
 import json, resource, subprocess, sys, time
 started = time.perf_counter()
@@ -55,7 +54,13 @@ print(json.dumps([code, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss])
 
 @dataclass(frozen=True)
 class Measured:
-    """megabytes: of the largest process. processor: seconds of all processors together."""
+    """Time and memory of a command.
+
+    Attributes:
+        seconds: Wall seconds.
+        megabytes: Peak resident memory of its largest process.
+        processor: CPU seconds.
+    """
 
     seconds: float
     megabytes: float
@@ -63,7 +68,18 @@ class Measured:
 
 
 def measured(script: str, folder: Path) -> Measured:
-    """Run a shell script in `folder`, with what is on the disk's way gone first."""
+    """Run a shell script.
+
+    Args:
+        script: The script.
+        folder: Its working directory.
+
+    Returns:
+        Its time and memory.
+
+    Raises:
+        SystemExit: The script fails.
+    """
     os.sync()
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-c", MEASURE, "bash", "-euo", "pipefail", "-c", script]
@@ -74,33 +90,36 @@ def measured(script: str, folder: Path) -> Measured:
     return Measured(seconds, kilobytes * 1024 / 1e6, processor)
 
 
-def build(checkpoint: Path, folder: Path) -> Iterator[str]:
+def _build(checkpoint: Path, folder: Path) -> Iterator[str]:
+    """Measure the build of a package."""
     pipeline = shlex.join([sys.executable, str(ROOT / "tinyllama" / "pipeline.py")])
     lengths = "64,128,256"
     options = f"--model {checkpoint} --max-length {LENGTH} --prefill-lengths {lengths}"
-    told = measured(f"{pipeline} --package package {options}", folder)
+    result = measured(f"{pipeline} --package package {options}", folder)
     size = (folder / "package" / "model.circle").stat().st_size / 1e9
-    yield row(f"package of prefill {lengths} and decode, {size:.2f} GB", told, "120 s, 1000 MB")
+    yield _row(f"package of prefill {lengths} and decode, {size:.2f} GB", result, "120 s, 1000 MB")
 
 
-def filter_(folder: Path, rounds: int) -> Iterator[str]:
+def _filter(folder: Path, rounds: int) -> Iterator[str]:
+    """Measure gc.py against cat."""
     model = folder / "package" / "model.circle"
-    ways = {
+    scripts = {
         "file to file": (f"gc.py {model} -o out", f"cat {model} > out"),
         "in a pipe": (f"cat {model} | gc.py | cat > out", f"cat {model} | cat | cat > out"),
     }
-    for way, (script, plain) in ways.items():
+    for label, (script, plain) in scripts.items():
         pairs = []
         for _ in range(rounds):
             pairs.append((measured(script, folder), measured(plain, folder)))
             (folder / "out").unlink()
         ratios = sorted(a.seconds / b.seconds for a, b in pairs)
-        told = Measured(statistics.median(a.seconds for a, _ in pairs), max(a.megabytes for a, _ in pairs))
+        result = Measured(statistics.median(a.seconds for a, _ in pairs), max(a.megabytes for a, _ in pairs))
         spread = f"{statistics.median(ratios):.2f}x cat ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        yield row(f"gc.py {way}: {spread}", told, "1.5x, 200 MB")
+        yield _row(f"gc.py {label}: {spread}", result, "1.5x, 200 MB")
 
 
-def pipe(checkpoint: Path, folder: Path, rounds: int) -> Iterator[str]:
+def _pipe(checkpoint: Path, folder: Path, rounds: int) -> Iterator[str]:
+    """Measure the seven filters."""
     config = json.loads((checkpoint / "config.json").read_text())
     heads, size = config["num_key_value_heads"], config["head_dim"]
     measured(f"python -m export {checkpoint} -o . --max-length {LENGTH} --prefill-lengths ''", folder)
@@ -112,11 +131,12 @@ def pipe(checkpoint: Path, folder: Path, rounds: int) -> Iterator[str]:
       gc.py > graph.circle
     """
     runs = [measured(script, folder) for _ in range(rounds)]
-    told = Measured(statistics.median(r.seconds for r in runs), max(r.megabytes for r in runs))
-    yield row("seven filters on files without weights", told, "6 s")
+    result = Measured(statistics.median(r.seconds for r in runs), max(r.megabytes for r in runs))
+    yield _row("seven filters on files without weights", result, "6 s")
 
 
-def agree(checkpoint: Path, folder: Path) -> Iterator[str]:
+def _agree(checkpoint: Path, folder: Path) -> Iterator[str]:
+    """Run bench/agreement.py and bench/load.py."""
     package = folder / "package"
     for script, *arguments in (
         ("agreement.py", checkpoint, package),
@@ -126,22 +146,23 @@ def agree(checkpoint: Path, folder: Path) -> Iterator[str]:
         yield from subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
 
 
-def row(what: str, told: Measured, target: str) -> str:
-    return f"{what:<60} {told.seconds:>7.1f} s {told.megabytes:>7.0f} MB   (at most {target})"
+def _row(what: str, result: Measured, target: str) -> str:
+    """Format a line of the table."""
+    return f"{what:<60} {result.seconds:>7.1f} s {result.megabytes:>7.0f} MB   (at most {target})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="tinyllama-1.1b")
-    parser.add_argument("--folder", type=Path, default=Path("scale"), help="for all files (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("scale"), help="for all files (default: scale)")
     parser.add_argument("--rounds", type=int, default=3)
     parts = ["build", "filter", "pipe", "agree"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
@@ -157,10 +178,10 @@ def _run(args: argparse.Namespace) -> None:
         subprocess.run(make, check=True)
     started = time.perf_counter()
     rows = {
-        "build": lambda: build(checkpoint, folder),
-        "filter": lambda: filter_(folder, args.rounds),
-        "pipe": lambda: pipe(checkpoint, folder, args.rounds),
-        "agree": lambda: agree(checkpoint, folder),
+        "build": lambda: _build(checkpoint, folder),
+        "filter": lambda: _filter(folder, args.rounds),
+        "pipe": lambda: _pipe(checkpoint, folder, args.rounds),
+        "agree": lambda: _agree(checkpoint, folder),
     }
     for part in args.only:
         for line in rows[part]():

@@ -1,9 +1,8 @@
-"""How long a decode step takes on one thread and on all, measured in turn: from what size do threads pay?
+"""Compare decode on one thread and on all cores, measured in turn.
 
     python bench/threads.py PACKAGE... [--rounds 9] [--engine onnx]
 
-Prints the median step of each package and the ratio. `multithread_bytes` of an engine in
-`runtime_py.engines.registry` follows it.
+Prints the median step of each package and the ratio. The engines' `threads_pay_from` follows these results.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from runtime_py.engines.threads import cores
 from runtime_py.package import Package
 
 
-def step(session: EngineSession) -> float:
+def _step(session: EngineSession) -> float:
     """Seconds of one decode step, the mean over a whole cache."""
     started = time.perf_counter()
     for position in range(session.capacity):
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -61,7 +60,7 @@ def _run(args: argparse.Namespace) -> None:
         package = Package.load(folder)
         engines = [package.engine(threads=threads, engine=args.engine) for threads in (1, cores())]
         sessions = [engine.open_session() for engine in engines]
-        rounds = [[step(session) for session in sessions] for _ in range(args.rounds)]
+        rounds = [[_step(session) for session in sessions] for _ in range(args.rounds)]
         one, all_ = (statistics.median(times) for times in zip(*rounds, strict=True))
         ratio = statistics.median(a / b for a, b in rounds)
         size = package.model.stat().st_size / 1e6

@@ -118,7 +118,7 @@ def test_shards_are_even() -> None:
         (["--shards", "0"], "--shards 0: give 1 to 30"),
         (["--shards", "31"], "--shards 31: give 1 to 30"),
         (["--layers", "0"], "--layers 0: give at least 1"),
-        (["--kv-heads", "4"], "--heads 6 is no multiple of --kv-heads 4"),
+        (["--kv-heads", "4"], "--heads 6 is not a multiple of --kv-heads 4"),
         (["--head-dim", "9"], "--head-dim 9 is odd"),
         (["--shape", "70b"], "invalid choice"),
     ],
@@ -134,7 +134,7 @@ def test_other_weights_are_left_alone(tmp_path: Path, capsys: Any) -> None:
     directory = made(tmp_path)
     before = (directory / "model.safetensors").read_bytes()
     assert main([str(directory), "--seed", "1"]) == 2
-    assert "holds weights already (model.safetensors)" in capsys.readouterr().err
+    assert "has weights already (model.safetensors)" in capsys.readouterr().err
     assert (directory / "model.safetensors").read_bytes() == before
 
 

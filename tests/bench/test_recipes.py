@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from bench import recipes
-from bench.recipes import Said, agreement, ask, by_transformers, lost, row, sampled, texts_of
+from bench.recipes import (
+    Predictions,
+    agreement,
+    by_transformers,
+    predict,
+    row,
+    sampled,
+    texts_of,
+    weight_error,
+)
 from bench.scale import Measured
 from runtime_py.evaluation.log_likelihood import Score
 from tests.checkpoints import GROUPED, write_checkpoint
@@ -29,12 +38,12 @@ def test_agreement_ends_at_the_first_other_token() -> None:
 def test_a_file_says_what_its_model_says(tmp_path: Path) -> None:
     toy = Toy(capacity=24)
     (tmp_path / "toy.tflite").write_bytes(toy.file)
-    said = ask(tmp_path / "toy.tflite", tmp_path, [[1, 2, 3]], [[4, 5], [6]])
-    assert said.tokens == [toy.greedy(prompt, 10) for prompt in ([4, 5], [6])]
-    assert said.score is not None
-    assert said.score.tokens == 2
-    assert ask(tmp_path / "toy.tflite", tmp_path, [], []) == Said(None, [])
-    assert lost(tmp_path / "toy.tflite", tmp_path / "toy.tflite") == 0
+    predictions = predict(tmp_path / "toy.tflite", tmp_path, [[1, 2, 3]], [[4, 5], [6]])
+    assert predictions.tokens == [toy.greedy(prompt, 10) for prompt in ([4, 5], [6])]
+    assert predictions.score is not None
+    assert predictions.score.tokens == 2
+    assert predict(tmp_path / "toy.tflite", tmp_path, [], []) == Predictions(None, [])
+    assert weight_error(tmp_path / "toy.tflite", tmp_path / "toy.tflite") == 0
 
 
 def test_transformers_by_the_likeliest_and_by_chance(checkpoint: Path) -> None:
@@ -62,14 +71,14 @@ def test_a_random_checkpoint_has_nothing_to_predict(checkpoint: Path) -> None:
 
 
 def test_rows() -> None:
-    base, said = Said(Score(1.0, 9), []), Said(Score(1.01, 9), [])
+    base, predictions = Predictions(Score(1.0, 9), []), Predictions(Score(1.01, 9), [])
     took = Measured(12.3, 456.7, 8.9)
     assert row("float32", 4_400_000_000, 4_400_000_000, None, base, base, 10.0, took, []) == (
         "| float32 | 4.40 GB |  |  | 2.7183 |  | 10.0/10 | 12 s (9) | 457 MB |  |"
     )
-    assert row("q8", 1_100_000, 4_400_000, 0.5, said, base, 9.7, took, [1.0, 2.0, 3.0]) == (
+    assert row("q8", 1_100_000, 4_400_000, 0.5, predictions, base, 9.7, took, [1.0, 2.0, 3.0]) == (
         "| q8 | 1.10 MB | 25.0% | 0.5 | 2.7456 | +1.01% | 9.7/10 | 12 s (9) | 457 MB | 2.00x (1.00 to 3.00) |"
     )
-    nothing = Said(None, [])
+    nothing = Predictions(None, [])
     assert "| - |  |" in row("int8", 1, 4, 0.0, nothing, nothing, 9.7, took, [1.0, 1.0])
     assert row("", 1, 4, 0.0, nothing, nothing, 1, took, []).count("|") == recipes.HEAD.count("|")
