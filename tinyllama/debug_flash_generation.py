@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Where do two generations part: at which step, in which layer, at which tensor?
+"""Find where two generations diverge: the step, the layer and the tensor.
 
     python debug_flash_generation.py --checkpoint_path=DIR --prompts="What is a turboprop engine?"
     python debug_flash_generation.py --checkpoint_path=DIR --tflite_path=model.tflite
 
-Flash attention against standard attention, or a TFLite file against Hugging Face, token by token, both fed
-what the latter chooses. At the step at which they part, or, if they do not, at which their logits are
-furthest apart, the tensors on the way are compared, layer by layer. Exit code 0 if they say the same, 1 if
-they part, 2 for wrong usage.
+This compares flash attention with standard attention, or a TFLite file with Hugging Face. Both read the
+tokens that the latter chooses. It takes the first step with different choices, or else the step with the
+largest difference of logits, and compares the intermediate tensors of that step, layer by layer. Exit code
+0: the same tokens; 1: they diverge; 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -38,32 +38,50 @@ if TYPE_CHECKING:
 
 
 def parser() -> Parser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
     parser = flags.parser("debug_flash_generation.py", __doc__)
     parser.add_argument(
-        "--tflite_path", metavar="FILE", help="compare this file with Hugging Face, instead of attentions"
+        "--tflite_path",
+        metavar="FILE",
+        help="compare this file with Hugging Face, instead of two attention implementations",
     )
     parser.add_argument(
         "--tolerance",
         type=flags.tolerance,
-        help="how far a tensor may be off, relative to its largest number, before it is named (0.0001; for a "
-        "quantised file what verify_tflite.py lets logits be off)",
+        help="largest difference of a tensor, relative to its largest element, that is accepted (0.0001; for "
+        "a quantised file the limit of verify_tflite.py)",
     )
-    flags.blocks(parser)
+    flags.add_block_flags(parser)
     return parser
 
 
 def debug(args: argparse.Namespace) -> int:
+    """Compare two generations and report where they diverge.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: Flags exclude each other.
+    """
     from tinyllama.verification.output import Report
 
     directory = flags.directory_of(args)
-    tokenizer, prompts = flags.encoded(args, directory)
+    tokenizer, prompts = flags.encode_prompts(args, directory)
     if args.tflite_path and (args.q_block or args.kv_block):
         raise UsageError("--q_block and --kv_block are in the file: leave them out with --tflite_path")
     subject, reference, limit = (_file if args.tflite_path else _attentions)(args, directory, prompts)
     limit = limit if args.tolerance is None else args.tolerance
     report = Report()
     for text, prompt in prompts.items():
-        report.say(f"Prompt: {text!r}, {len(prompt)} tokens; {subject.label} against {reference.label}")
+        report.write(f"Prompt: {text!r}, {len(prompt)} tokens; {subject.label} against {reference.label}")
         same = _compare(report, subject, reference, prompt, args.max_new_tokens, tokenizer, limit)
         report.verdict(same, "the same tokens")
     return report.code
@@ -111,41 +129,50 @@ def _compare(
     limit: float,
 ) -> bool:
     from tinyllama.verification import comparison
-    from tinyllama.verification.trace import culprit, differences
+    from tinyllama.verification.trace import differences, first_difference
 
     steps = comparison.drift(reference, subject, prompt, tokens)
-    report.say("  step  position  logits off by  token")
+    report.write("  step  position  logits off by  token")
     for number, step in enumerate(steps):
         token = f"{step.expected} {tokenizer.decode([step.expected])!r}"
-        if step.expected != step.found:
-            token += f" or {step.found} {tokenizer.decode([step.found])!r}"
-        report.say(f"  {number:4}  {len(prompt) - 1 + number:8}  {step.off:13.1e}  {token}")
+        if step.expected != step.actual:
+            token += f" or {step.actual} {tokenizer.decode([step.actual])!r}"
+        report.write(f"  {number:4}  {len(prompt) - 1 + number:8}  {step.off:13.1e}  {token}")
     parted = comparison.parting(steps)
     at = max(range(len(steps)), key=lambda n: steps[n].off) if parted is None else parted
-    how = f"do not part in {len(steps)} tokens; their logits are furthest apart" if parted is None else "part"
+    how = f"choose the same {len(steps)} tokens; their logits differ most" if parted is None else "diverge"
     where = f"prefill of {len(prompt)} tokens" if at == 0 else f"decode at position {len(prompt) - 1 + at}"
-    report.say(
-        f"They {how} at step {at}, {where}. On the way there, relative to each tensor's largest number:"
+    report.write(
+        f"They {how} at step {at}, {where}. The largest differences there, relative to each tensor's largest "
+        "element:"
     )
     fed = [step.expected for step in steps[:at]]
-    found = differences(reference.trace(prompt, fed), subject.trace(prompt, fed))
-    for line in _by_layer(found):
-        report.say(f"  {line}")
-    told = culprit(found, limit)
-    report.say(f"{told[0].upper()}{told[1:]}.")
+    compared = differences(reference.trace(prompt, fed), subject.trace(prompt, fed))
+    for line in _by_layer(compared):
+        report.write(f"  {line}")
+    message = first_difference(compared, limit)
+    report.write(f"{message[0].upper()}{message[1:]}.")
     return parted is None
 
 
-def _by_layer(found: Sequence[Difference]) -> list[str]:
+def _by_layer(compared: Sequence[Difference]) -> list[str]:
     """The largest difference in each layer, and where."""
     lines = []
-    for layer in dict.fromkeys(item.layer for item in found if item.layer is not None):
-        worst = max((item for item in found if item.layer == layer), key=lambda item: item.relative)
+    for layer in dict.fromkeys(item.layer for item in compared if item.layer is not None):
+        worst = max((item for item in compared if item.layer == layer), key=lambda item: item.relative)
         lines.append(f"layer {layer:3}   {worst.relative:.1e}   {worst.name}")
     return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     return flags.main(parser(), debug, argv)
 
 

@@ -22,7 +22,17 @@ class KVCacheEntry:
 def update(
     cache: KVCacheEntry, input_pos: torch.Tensor, k_slice: torch.Tensor, v_slice: torch.Tensor
 ) -> KVCacheEntry:
-    """`cache` with the keys and values [1, T, K, H] of T tokens in the rows input_pos [T]."""
+    """Write new rows into a cache.
+
+    Args:
+        cache: The caches of one layer.
+        input_pos: int [T], the rows.
+        k_slice: Keys [1, T, K, H].
+        v_slice: Values [1, T, K, H].
+
+    Returns:
+        The updated caches.
+    """
     rows = input_pos.long()
     return KVCacheEntry(
         cache.k_cache.index_copy(1, rows, k_slice), cache.v_cache.index_copy(1, rows, v_slice)
@@ -38,7 +48,15 @@ class KVCache:
 
     @classmethod
     def from_model_config(cls, config: ModelConfig, dtype: torch.dtype = torch.float32) -> KVCache:
-        """Empty caches: zeros, which are masked but computed with."""
+        """Make empty caches: zeros, which are masked but computed with.
+
+        Args:
+            config: The sizes of the model.
+            dtype: The dtype of the caches.
+
+        Returns:
+            The caches.
+        """
         shape = 1, config.kv_cache_max_len, config.num_key_value_heads, config.head_dim
         layers = range(config.num_layers)
         return cls(
@@ -53,7 +71,14 @@ class KVCache:
             yield from (entry.k_cache, entry.v_cache)
 
     def check(self, config: ModelConfig) -> None:
-        """Raises UsageError for caches that are not those of a model of that `config`."""
+        """Check that these are caches of a model.
+
+        Args:
+            config: The sizes of the model.
+
+        Raises:
+            UsageError: The number of layers, a shape or a dtype differs.
+        """
         if len(self.caches) != config.num_layers:
             raise UsageError(
                 f"KV caches of {len(self.caches)} layers for a model of {config.num_layers}: make them with "

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Does flash attention work: a forward pass with a KV cache, prefill and decode, generation, and the same
-numbers as standard attention?
+"""Test flash attention: forward pass, prefill and decode, generation, and against standard attention.
 
     python test_flash_attention.py [--checkpoint_path=DIR]
 
-Exit code 0 if all is well, 1 if not, 2 for wrong usage. It is a command: the tests are in `tests/`.
+Exit code 0: all tests passed; 1: not all; 2: wrong usage. This is a command; the project's tests are in
+`tests/`.
 """
 
 from __future__ import annotations
@@ -38,21 +38,34 @@ MARK = {True: "✅", False: "❌"}
 
 
 def parser() -> Parser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
     parser = flags.parser("test_flash_attention.py", __doc__)
     parser.add_argument(
         "--tolerance", type=flags.tolerance, default=TOLERANCE, help="of logits (%(default)s)"
     )
-    flags.blocks(parser)
+    flags.add_block_flags(parser)
     return parser
 
 
 def test(args: argparse.Namespace) -> int:
+    """Run the tests.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The exit code.
+    """
     import torch
 
     from tinyllama import tiny_llama
 
     directory = flags.directory_of(args)
-    tokenizer, prompts = flags.encoded(args, directory)
+    tokenizer, prompts = flags.encode_prompts(args, directory)
     tokens = torch.tensor([next(iter(prompts.values()))])
     T = tokens.shape[1]
     capacity = T + args.max_new_tokens  # S
@@ -64,18 +77,18 @@ def test(args: argparse.Namespace) -> int:
     report = Report()
 
     def check(passed: bool, line: str, of: str) -> None:
-        report.say(f"  {MARK[passed]} {line}")
+        report.write(f"  {MARK[passed]} {line}")
         results[of] = results.get(of, True) and passed
 
     with torch.no_grad():
-        report.say("Test: Flash Attention with KV Cache")
+        report.write("Test: Flash Attention with KV Cache")
         logits, cache = run(flash, tokens, 0)
         check(bool(logits.isfinite().all()), "Forward pass successful", "Forward pass with KV cache")
 
-        found, of = logits[0, -1], "Prefill and decode stages"
+        continued, of = logits[0, -1], "Prefill and decode stages"
         if T > 1:  # all but the last token as prefill, that one as decode
-            found = run(flash, tokens[:, -1:], T - 1, run(flash, tokens[:, :-1], 0)[1])[0][0, -1]
-        off = float((found - logits[0, -1]).abs().max())
+            continued = run(flash, tokens[:, -1:], T - 1, run(flash, tokens[:, :-1], 0)[1])[0][0, -1]
+        off = float((continued - logits[0, -1]).abs().max())
         check(off <= args.tolerance, f"Prefill successful: decode continues it, within {off:.3e}", of)
 
         expected, standard_cache = run(standard, tokens, 0)
@@ -93,27 +106,37 @@ def test(args: argparse.Namespace) -> int:
             "Autoregressive generation",
         )
 
-    report.say("\nTest: Flash Attention vs Standard Attention Comparison")
+    report.write("\nTest: Flash Attention vs Standard Attention Comparison")
     gap, of = torch.cat(gaps), "Flash vs Standard attention comparison"
-    report.say(f"  Max absolute difference: {float(gap.max()):.3e}")
-    report.say(f"  Mean absolute difference: {float(gap.mean()):.3e}")
+    report.write(f"  Max absolute difference: {float(gap.max()):.3e}")
+    report.write(f"  Mean absolute difference: {float(gap.mean()):.3e}")
     within = bool(gap.max() <= args.tolerance)
     check(
         within, f"Outputs {'match' if within else 'do not match'} within tolerance {args.tolerance:.0e}", of
     )
     check(same, f"{'The same' if same else 'Not the same'} {len(generated)} tokens", of)
-    report.say()
+    report.write()
     for name, passed in results.items():
-        report.say(f"{MARK[passed]} {name}")
+        report.write(f"{MARK[passed]} {name}")
     passed = all(results.values())
-    report.say("✅ All Tests Passed!" if passed else "❌ Not all tests passed: verify_flash.py tells where")
+    report.write("✅ All Tests Passed!" if passed else "❌ Not all tests passed: verify_flash.py shows where")
     return 0 if passed else 1
 
 
 def run(
     model: TinyLlama, tokens: torch.Tensor, position: int, cache: KVCache | None = None
 ) -> tuple[torch.Tensor, KVCache]:
-    """The logits [1, T, V] of tokens [1, T] from `position` on, and the caches after them."""
+    """Run a model.
+
+    Args:
+        model: The model.
+        tokens: int [1, T].
+        position: The position of the first token.
+        cache: The caches before; None for empty ones.
+
+    Returns:
+        Logits [1, T, V], and the caches afterwards.
+    """
     import torch
 
     output = model(tokens, torch.arange(position, position + tokens.shape[1]), cache)
@@ -121,6 +144,14 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     return flags.main(parser(), test, argv)
 
 

@@ -6,7 +6,7 @@
     kv_cache = kv_utils.KVCache.from_model_config(model.config)
     output = model(tokens, torch.arange(tokens.shape[1]), kv_cache)      # {"logits", "kv_cache"}
 
-It is the graph that is exported (`export.graphs.Static`), with the checkpoint's weights in it.
+This is the exported graph (`export.graphs.Static`), with the checkpoint's weights.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tinyllama.model_config import ModelConfig
 
 KV_CACHE_MAX_LEN = 1024
 STANDARD = "grouped"
-"""The attention where flash is not asked for: all scores at a time."""
+"""The attention implementation without flash: all scores at once."""
 
 
 class TinyLlama(torch.nn.Module):
     """Call it with tokens int [1, T], input_pos int [T] and a `KVCache` of S rows: it gives
     {"logits": float32 [1, T, V], "kv_cache": KVCache}, the caches with the T new rows written at input_pos.
 
-    input_pos: positions that go on by one, the first at most as far as the cache is filled. Without it the
-    tokens begin a text, without a cache that is empty.
+    Positions are consecutive, and the first is at most the number of rows that are filled. Without positions
+    the tokens begin a text. Without a cache, an empty one is used.
     """
 
     def __init__(self, model: LanguageModel, config: ModelConfig, blocks: Blocks | None = None) -> None:
@@ -54,7 +54,19 @@ class TinyLlama(torch.nn.Module):
         input_pos: torch.Tensor | None = None,
         kv_cache: KVCache | None = None,
     ) -> dict[str, Any]:
-        """Raises UsageError for arguments that do not fit together."""
+        """Compute logits and updated caches.
+
+        Args:
+            tokens: int [1, T].
+            input_pos: int [T], consecutive positions; None for a new text.
+            kv_cache: The caches; None for empty ones.
+
+        Returns:
+            {"logits": float32 [1, T, V], "kv_cache": KVCache}.
+
+        Raises:
+            UsageError: The arguments do not fit together.
+        """
         if kv_cache is None:
             kv_cache = KVCache.from_model_config(self.config)
         kv_cache.check(self.config)
@@ -78,7 +90,19 @@ class TinyLlama(torch.nn.Module):
 
 
 def first_position(input_pos: torch.Tensor, count: int, kv_cache: KVCache) -> int:
-    """Where the first of `count` tokens stands. Raises UsageError for positions that do not continue."""
+    """Return the position of the first token.
+
+    Args:
+        input_pos: int [T].
+        count: T.
+        kv_cache: The caches.
+
+    Returns:
+        The position.
+
+    Raises:
+        UsageError: The positions are not consecutive, or do not continue the text.
+    """
     positions = input_pos.tolist()
     if input_pos.dim() != 1 or len(positions) != count:
         raise UsageError(f"input_pos is {list(input_pos.shape)} for {count} tokens: give one position each")
@@ -108,7 +132,16 @@ def get_model_config(
     kv_cache_max_len: int = KV_CACHE_MAX_LEN,
     use_flash_attention: bool = False,
 ) -> ModelConfig:
-    """The sizes of a checkpoint's model, without its weights. Raises as `build_model` does."""
+    """Return the sizes of a checkpoint's model, without its weights.
+
+    Args:
+        checkpoint_path: A folder, or a hub id.
+        kv_cache_max_len: S, rows of the KV caches.
+        use_flash_attention: Compute attention in blocks.
+
+    Returns:
+        The sizes.
+    """
     return config_of(LanguageModel.read(resolve(checkpoint_path)), kv_cache_max_len, use_flash_attention)
 
 
@@ -118,10 +151,20 @@ def build_model(
     use_flash_attention: bool = False,
     blocks: Blocks | None = None,
 ) -> TinyLlama:
-    """The model of a checkpoint: a folder, or a hub id. Its weights are float32.
+    """Build the model of a checkpoint, with float32 weights.
 
-    blocks: of flash attention; None for those that suit the number of tokens.
-    Raises ModelError (what the checkpoint is or lacks), UsageError (more tokens than the model can see).
+    Args:
+        checkpoint_path: A folder, or a hub id.
+        kv_cache_max_len: S, rows of the KV caches.
+        use_flash_attention: Compute attention in blocks.
+        blocks: Block sizes; None for those that suit the number of tokens.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: The checkpoint is incomplete or unsupported.
+        UsageError: The model cannot see S tokens.
     """
     directory = resolve(checkpoint_path)
     checkpoint = open_checkpoint(directory)
@@ -138,7 +181,19 @@ def build_model(
 
 
 def config_of(model: LanguageModel, kv_cache_max_len: int, use_flash_attention: bool) -> ModelConfig:
-    """The sizes of `model`. Raises UsageError for more tokens than it can see."""
+    """Return the sizes of a model.
+
+    Args:
+        model: The model.
+        kv_cache_max_len: S, rows of the KV caches.
+        use_flash_attention: Whether attention is computed in blocks.
+
+    Returns:
+        The sizes.
+
+    Raises:
+        UsageError: The model cannot see S tokens.
+    """
     model.check_length(kv_cache_max_len)
     text = model.config.get_text_config(decoder=True)
     return ModelConfig(

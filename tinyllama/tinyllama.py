@@ -60,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
         "--cache",
         choices=("concat", "static"),
         default="concat",
-        help="concat: decode appends the new key and value to the past, for fuse.attention.py; static: it "
-        "writes them into the caches at cache_position and returns the caches (%(default)s)",
+        help="concat: append the new key and value to the past, for fuse.attention.py; static: write them "
+        "into the caches at cache_position (%(default)s)",
     )
     parser.add_argument(
         "--weights",

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Verify what is exported, before it is converted: torch.export's program against Hugging Face, in float32.
+"""Verify the exported program, before conversion, against Hugging Face in float32.
 
     python verify.py --checkpoint_path=DIR --prompts="What is a turboprop engine?" --max_new_tokens=50
 
-First the logits for input ids, then the text generated after each prompt. Where they differ, the first tensor
-that does is named. Exit code 0 if all is the same, 1 if not, 2 for wrong usage.
+This compares the logits for random input ids, then the text generated after each prompt. If they differ, it
+names the first tensor that differs. Exit code 0: they are the same; 1: they differ; 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -29,17 +29,30 @@ TOLERANCE = 1e-4
 
 
 def parser() -> Parser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
     parser = flags.parser("verify.py", __doc__)
     parser.add_argument(
         "--tolerance",
         type=flags.tolerance,
-        help=f"how far logits may be apart ({TOLERANCE}, or, after long prompts, twice as far as "
-        "Hugging Face's float32 is from float64)",
+        help=f"largest difference of logits ({TOLERANCE}; after long prompts, twice the difference between "
+        "Hugging Face's float32 and float64)",
     )
     return parser
 
 
 def verify(args: argparse.Namespace) -> int:
+    """Run the verification.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The exit code.
+    """
     from tinyllama.verification import check_exported
 
     return check_exported.run(
@@ -48,6 +61,14 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     return flags.main(parser(), verify, argv)
 
 

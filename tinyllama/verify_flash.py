@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Verify flash attention: the exported program with it against the one with standard attention, and against
-Hugging Face, in float32.
+"""Verify flash attention in the exported program, against standard attention and Hugging Face, in float32.
 
     python verify_flash.py --checkpoint_path=DIR --prompts="What is a turboprop engine?" --max_new_tokens=50
 
-Logits of a prompt must be within 3e-5, those of tokens fed one by one within 1e-4, or all within --tolerance;
-without it, twice what Hugging Face's float32 is off from float64 is allowed where that is more, as after
-prompts of hundreds of tokens. The text must be the same. Where they differ, the first tensor that does is
-named. Exit code 0 if all is the same, 1 if not, 2 for wrong usage.
+Logits of a prompt must agree within 3e-5, and logits of tokens fed one by one within 1e-4. --tolerance
+replaces both limits. Without it, a limit is at least twice the difference between Hugging Face's float32
+and float64, which grows with long prompts. The text must be the same. If they differ, the command names the
+first tensor that differs. Exit code 0: they are the same; 1: they differ; 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -32,17 +31,30 @@ PREFILL, DECODE = 3e-5, 1e-4
 
 
 def parser() -> Parser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
     parser = flags.parser("verify_flash.py", __doc__)
     parser.add_argument(
         "--tolerance",
         type=flags.tolerance,
-        help=f"how far logits may be apart ({PREFILL:.0e} for a prompt's, {DECODE:.0e} for later ones)",
+        help=f"largest difference of logits ({PREFILL:.0e} for a prompt, {DECODE:.0e} for later tokens)",
     )
-    flags.blocks(parser)
+    flags.add_block_flags(parser)
     return parser
 
 
 def verify(args: argparse.Namespace) -> int:
+    """Run the verification.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The exit code.
+    """
     from tinyllama.verification import check_exported
     from tinyllama.verification.protocol import PromptPredictor
 
@@ -55,6 +67,14 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     return flags.main(parser(), verify, argv)
 
 

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Verify a converted file as it will be run, on LiteRT by runtime_py, against Hugging Face in float32.
+"""Verify a converted file, run as a user runs it, against Hugging Face in float32.
 
     python verify_tflite.py --tflite_path=/tmp/tinyllama_q8_ekv1024.tflite --checkpoint_path=DIR
 
-First the weights are compared: float32 ones must be the checkpoint's, others as near as their bits allow.
-After each prompt both generate greedily, as a user would have them do; then both are fed the same tokens,
-and the drift of the logits is shown step by step. The first 10 tokens must be the same; those of a quantised
-file may part where the two candidates are no further apart than twice the usual drift. Logits of a file with
-float32 weights must be within --tolerance (0.01). Those of a quantised one are compared with what PyTorch
-computes with the file's own weights: within 0.01, too; where its kernels round what the weights are
-multiplied with to 8 bits, PyTorch does so, and differences may be up to 0.2 of the logits' spread (root mean
-squares, in the median of the steps), and within --tolerance if that is given.
+First the weights: float32 weights must equal the checkpoint's, others must be within the precision of their
+dtype. Then, after each prompt, both generate greedily. Then both read the same tokens, and the drift of
+their logits is shown step by step.
 
-Where something differs, the first tensor that does is named. Exit code 0 if all tests passed, 1 if not, 2
-for wrong usage.
+- The first 10 tokens must be the same. A quantised file may choose another token if both candidates are
+  within twice the median drift.
+- Logits of a file with float32 weights must agree within --tolerance (0.01).
+- Logits of a quantised file are compared with PyTorch that has the file's own weights, within 0.01.
+- If its kernels round their inputs to 8 bits, PyTorch rounds too. The root mean square difference may then
+  be 0.2 of the logits' spread, in the median of the steps. --tolerance adds its limit.
+
+If something differs, the command names the first tensor that differs. Exit code 0: all tests passed; 1: not
+all; 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -38,17 +40,30 @@ PROMPTS = ("What is AI?", "Hello, how are you?")
 
 
 def parser() -> Parser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
     parser = flags.parser("verify_tflite.py", __doc__, PROMPTS)
-    parser.add_argument("--tflite_path", metavar="FILE", required=True, help="what convert_to_tflite.py made")
+    parser.add_argument("--tflite_path", metavar="FILE", required=True, help="file of convert_to_tflite.py")
     parser.add_argument(
         "--tolerance",
         type=flags.tolerance,
-        help="how far logits may be apart (0.01 where all is computed in float32)",
+        help="largest difference of logits (0.01 if all arithmetic is float32)",
     )
     return parser
 
 
 def verify(args: argparse.Namespace) -> int:
+    """Run the verification.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The exit code.
+    """
     from tinyllama.verification.check_tflite import Verification
     from tinyllama.verification.hugging_face import HuggingFace
     from tinyllama.verification.output import Report
@@ -56,7 +71,7 @@ def verify(args: argparse.Namespace) -> int:
     from tinyllama.verification.tolerances import Precision
 
     directory = flags.directory_of(args)
-    tokenizer, prompts = flags.encoded(args, directory)
+    tokenizer, prompts = flags.encode_prompts(args, directory)
     file = TfliteFile(Path(args.tflite_path), directory)
     file.check(prompts, args.max_new_tokens)
     reference = HuggingFace(directory)
@@ -67,6 +82,14 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     return flags.main(parser(), verify, argv)
 
 

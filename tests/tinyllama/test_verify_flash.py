@@ -83,7 +83,7 @@ def test_relative_positions_are_found_where_they_begin(
 
     debug_flash_generation.main([f"--checkpoint_path={grouped}", *SHORT])
     out = capsys.readouterr().out
-    assert "They part at step " in out
+    assert "They diverge at step " in out
     assert f"The first tensor that differs is {ATTENTION}, by" in out
 
 
@@ -100,7 +100,7 @@ def test_debug_names_the_tensor_that_is_furthest_off(
 
     assert debug_flash_generation.main(arguments) == 0
     out = capsys.readouterr().out
-    assert "They do not part in 5 tokens; their logits are furthest apart at step" in out
+    assert "They choose the same 5 tokens; their logits differ most at step" in out
     assert "No tensor on the way differs by more than 1e-04 of its largest number; most, model.layers." in out
     for layer in range(3):
         assert f"\n  layer   {layer}   " in out

@@ -21,7 +21,7 @@ from tests.tinyllama.tflite_files import CAPACITY, LENGTH, write_tflite
 from tinyllama import debug_flash_generation, verify_tflite
 from tinyllama.verification.comparison import Step, step
 from tinyllama.verification.hugging_face import HuggingFace
-from tinyllama.verification.quantized_reference import in_8_bits
+from tinyllama.verification.quantized_reference import round_to_8_bits
 from tinyllama.verification.tflite import TfliteFile
 from tinyllama.verification.tolerances import Precision
 from tinyllama.verification.trace import differences
@@ -152,7 +152,7 @@ def test_one_weight_that_is_another_is_named(
     assert verify(file_of(), other, *PROMPTS) == 1
 
     out = capsys.readouterr().out
-    assert f"    {tensor}.weight is another, by " in out
+    assert f"    {tensor}.weight differs by " in out
     assert f"prefill of 4 tokens: the first tensor that differs is {tensor}, by " in out
 
 
@@ -175,7 +175,7 @@ def test_one_number_of_a_quantised_file(
 
     out = capsys.readouterr().out
     assert "✗ 28 of 29 weights are the checkpoint's" in out
-    assert f"    {tensor} is another, by " in out
+    assert f"    {tensor} differs by " in out
     assert "❌ FAILED - weights" in out
 
 
@@ -204,13 +204,13 @@ def test_weights_of_another_checkpoint(
     other = make_checkpoint(seed=1, **SIZES)
 
     assert verify(file_of(recipe="dynamic_int4_block32"), other, *PROMPTS) == 1
-    assert "    model.embed_tokens.weight is another, by " in capsys.readouterr().out
+    assert "    model.embed_tokens.weight differs by " in capsys.readouterr().out
 
 
 def test_a_file_with_other_names(
     file_of: Callable[..., Path], grouped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As one made elsewhere: its weights cannot be compared, nor be given to PyTorch."""
+    """As one made elsewhere: its weights cannot be compare_weights, nor be given to PyTorch."""
     model = formats.load(file_of(recipe="dynamic_int8"))
     for graph in model.graphs:
         for number, value in enumerate(list(graph.initializers.values())):
@@ -219,11 +219,13 @@ def test_a_file_with_other_names(
 
     assert verify(tmp_path / "model.tflite", grouped, *PROMPTS) == 0
     out = capsys.readouterr().out
-    assert "not compared, as the file has none of that name: model.embed_tokens.weight and others" in out
-    assert "(asked: noise mostly up to 0.6 of their spread)" in out
+    assert (
+        "not compare_weights, as the file has none of that name: model.embed_tokens.weight and others" in out
+    )
+    assert "(required: noise mostly up to 0.6 of their spread)" in out
 
 
-# What cannot be compared is refused, in one line.
+# What cannot be compare_weights is refused, in one line.
 
 
 def refused(capsys: pytest.CaptureFixture[str]) -> str:
@@ -354,10 +356,10 @@ def steps(*gaps_and_drifts: tuple[float, float]) -> list[Step]:
 def test_a_parting_must_be_explained_by_the_usual_drift() -> None:
     int8 = Precision("int8", None, 0.2)
 
-    assert int8.explained(steps((0, 0.1), (0, 0.1), (0.2, 0.1)), 2)
+    assert int8.explains(steps((0, 0.1), (0, 0.1), (0.2, 0.1)), 2)
     # What one step does wrong does not excuse itself.
-    assert not int8.explained(steps((0, 0.1), (0, 0.1), (0.3, 9.0)), 2)
-    assert not Precision("float32", 0.01).explained(steps((1e-6, 1e-3)), 0)
+    assert not int8.explains(steps((0, 0.1), (0, 0.1), (0.3, 9.0)), 2)
+    assert not Precision("float32", 0.01).explains(steps((1e-6, 1e-3)), 0)
 
 
 def test_what_holds() -> None:
@@ -378,8 +380,8 @@ def test_rounding_to_8_bits(rows: list[list[float]]) -> None:
     x = torch.tensor(rows)
     spread = x.amax(-1, keepdim=True).clamp(min=0) - x.amin(-1, keepdim=True).clamp(max=0)
 
-    assert ((in_8_bits(x) - x).abs() <= spread / 255).all()
-    assert not in_8_bits(x)[x == 0].any()  # nothing stays nothing
+    assert ((round_to_8_bits(x) - x).abs() <= spread / 255).all()
+    assert not round_to_8_bits(x)[x == 0].any()  # nothing stays nothing
 
 
 def test_noise_is_relative_to_the_spread() -> None:

@@ -30,11 +30,13 @@ IDS, DECODED = 16, 8  # random input ids, and how many steps follow them
 
 @dataclass(frozen=True)
 class Limits:
-    """How far logits may be apart: those of a prompt's tokens, and those of tokens fed one by one.
+    """The largest allowed differences of logits.
 
-    yardstick: whose rounding counts. Where its own float32 logits are further from those of float64 than half
-    a limit, as after prompts of hundreds of tokens, twice that is the limit. None: the limits are what they
-    are.
+    Attributes:
+        prefill: For the tokens of a prompt.
+        decode: For tokens that are fed one by one.
+        yardstick: The model whose float32 rounding counts. After prompts of hundreds of tokens, its error
+            against float64 may exceed half a limit. The limit is then twice that error. None: fixed limits.
     """
 
     prefill: float
@@ -43,11 +45,29 @@ class Limits:
 
     @classmethod
     def of(cls, tolerance: float | None, prefill: float, decode: float, yardstick: HuggingFace) -> Limits:
-        """`tolerance` alone, or, if there is none, the limits that follow."""
+        """Return limits.
+
+        Args:
+            tolerance: The user's limit for all logits; None for the defaults.
+            prefill: The default for a prompt's tokens.
+            decode: The default for later tokens.
+            yardstick: See `Limits`.
+
+        Returns:
+            The limits.
+        """
         return cls(prefill, decode, yardstick) if tolerance is None else cls(tolerance, tolerance)
 
     def after(self, prompt: Sequence[int], generated: Sequence[int]) -> Limits:
-        """The limits for this text."""
+        """Return the limits for a text.
+
+        Args:
+            prompt: The prompt's ids.
+            generated: The ids after it.
+
+        Returns:
+            The limits.
+        """
         if self.yardstick is None:
             return self
         open_ = 2 * self.yardstick.rounding([*prompt, *generated])
@@ -55,13 +75,21 @@ class Limits:
         return Limits(max(self.prefill, float(prefill)), max(self.decode, float(decode)))
 
     def hold(self, prefill: float, decode: float) -> bool:
-        """Whether what was found is within them; nan is not."""
+        """Check differences; nan is beyond every limit.
+
+        Args:
+            prefill: The difference for a prompt's tokens.
+            decode: The difference for later tokens.
+
+        Returns:
+            Whether both are within the limits.
+        """
         return prefill <= self.prefill and decode <= self.decode
 
 
 @dataclass(frozen=True)
 class Pair:
-    """`subject` is to say what `reference` says."""
+    """Two predictors whose logits and text must agree."""
 
     subject: PromptPredictor
     reference: PromptPredictor
@@ -74,9 +102,18 @@ class Pair:
 def sizes(
     prompts: Mapping[str, Sequence[int]], max_new_tokens: int, positions: int | None
 ) -> tuple[int, int]:
-    """(T, S) that hold every prompt and what is generated after it, of which the last is never fed.
+    """Return the sizes that hold every prompt and what is generated after it.
 
-    Raises UsageError for prompts that are longer than the model's `positions`.
+    Args:
+        prompts: {text: ids}.
+        max_new_tokens: Tokens to generate; the last is never fed.
+        positions: The model's number of positions; None for no limit.
+
+    Returns:
+        (T, S).
+
+    Raises:
+        UsageError: The model has fewer positions.
     """
     longest = max(IDS, *(len(ids) for ids in prompts.values()))
     needed = max(longest + max_new_tokens, IDS + DECODED) - 1
@@ -116,13 +153,20 @@ def run(
     decode: float,
     compared: Callable[[Setting], Sequence[tuple[PromptPredictor, PromptPredictor]]],
 ) -> int:
-    """Do what the flags `args` ask for: the exit code.
+    """Verify what the command line asks for.
 
-    prefill, decode: the limits where no --tolerance is given. compared: who is to say what whom says.
+    Args:
+        args: The parsed command line.
+        prefill: The default limit for a prompt's tokens.
+        decode: The default limit for later tokens.
+        compared: Returns pairs of subject and reference.
+
+    Returns:
+        The exit code.
     """
     directory = flags.directory_of(args)
     reference = HuggingFace(directory)
-    tokenizer, prompts = flags.encoded(args, directory)
+    tokenizer, prompts = flags.encode_prompts(args, directory)
     lengths = sizes(prompts, args.max_new_tokens, reference.capacity)
     setting = Setting(directory, reference, read_weights(directory), *lengths)
     limits = Limits.of(args.tolerance, prefill, decode, reference)
@@ -140,15 +184,24 @@ def verify(
     max_new_tokens: int,
     eos: Collection[int],
 ) -> None:
-    """Logits for input ids, then what is generated after each prompt."""
+    """Compare logits for random ids, then logits and text after each prompt.
+
+    Args:
+        report: Receives the results.
+        pairs: What to compare.
+        prompts: {text: ids}.
+        tokenizer: Decodes the text.
+        max_new_tokens: Tokens to generate.
+        eos: Ids that end the text.
+    """
     vocab_size = pairs[0].subject.vocab_size
     ids = np.random.default_rng(0).integers(0, vocab_size, IDS).tolist()
-    report.say(f"Verifying with input IDs: {IDS} at random, then {DECODED} one by one")
+    report.write(f"Verifying with input IDs: {IDS} at random, then {DECODED} one by one")
     good = [_logits(report, pair, ids, DECODED) for pair in pairs]
     report.verdict(all(good), "verify with input IDs")
     good = []
     for text, prompt in prompts.items():
-        report.say(f"Verifying with prompt: {textwrap.shorten(text, 80)!r}, {len(prompt)} tokens")
+        report.write(f"Verifying with prompt: {textwrap.shorten(text, 80)!r}, {len(prompt)} tokens")
         good += [_logits(report, pair, prompt, max_new_tokens, eos, tokenizer) for pair in pairs]
     report.verdict(all(good), "verify with prompts")
     report.verdict(report.passed, "verify_reauthored_model")
@@ -185,7 +238,7 @@ def _logits(
     at = _first(steps, prefill, limits, parted)
     where = f"prefill of {len(prompt)} tokens" if at == 0 else f"decode step {at}"
     limit = min(FLOAT32, limits.prefill if at == 0 else limits.decode)
-    report.say(f"    {where}: {comparison.locate(reference, subject, prompt, steps, at, limit)}")
+    report.write(f"    {where}: {comparison.locate(reference, subject, prompt, steps, at, limit)}")
     return False
 
 
@@ -206,11 +259,11 @@ def _text(report: Report, pair: Pair, steps: Sequence[Step], tokenizer: Tokenize
         return
     one, other, common = (
         tokenizer.decode(ids[parted : parted + 1]),
-        tokenizer.decode([steps[parted].found]),
+        tokenizer.decode([steps[parted].actual]),
         tokenizer.decode(ids[:parted]),
     )
     report.check(
         False,
         f"{pair}: after {parted} tokens, {common!r}, not {one!r} ({ids[parted]}) but {other!r} "
-        f"({steps[parted].found}), which is {steps[parted].gap:.1e} less likely in the reference's logits",
+        f"({steps[parted].actual}), which is {steps[parted].gap:.1e} less likely in the reference's logits",
     )

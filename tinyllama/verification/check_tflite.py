@@ -1,4 +1,4 @@
-"""The check of verify_tflite.py: a file as it will be run against transformers."""
+"""The check of verify_tflite.py: a file, run as a user runs it, against transformers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tinyllama.verification import comparison
 from tinyllama.verification.comparison import Step
 from tinyllama.verification.hugging_face import HuggingFace
 from tinyllama.verification.output import Report
-from tinyllama.verification.quantized_reference import imitate, rounded_before
+from tinyllama.verification.quantized_reference import emulate_quantization, weights_with_rounded_inputs
 from tinyllama.verification.tflite import TfliteFile
 from tinyllama.verification.tolerances import Precision
 from tinyllama.verification.trace import FLOAT32
-from tinyllama.verification.weights import compared, weights_in
+from tinyllama.verification.weights import compare_weights, weights_in
 
 FIRST = 10  # tokens that must be the same
 
 
 @dataclass
 class Verification:
-    """`file` against `reference`, both after each of `prompts` (text: ids)."""
+    """The verification of `file` against `reference`, after each of `prompts` (text: ids)."""
 
     report: Report
     file: TfliteFile
@@ -39,25 +39,27 @@ class Verification:
     eos: Collection[int]
 
     def run(self) -> None:
-        """Compare the weights, what both generate, and their logits, fed the same tokens.
+        """Compare the weights, the generated tokens, and the logits for the same tokens.
 
-        Logits are compared with those of the checkpoint where weights are float32, else with those that
-        transformers computes with the file's own weights (`imitate`). `reference` has these afterwards.
+        The logits' reference has the checkpoint's weights if the file's are float32. Otherwise it has the
+        file's own weights (`emulate_quantization`), and `reference` has them afterwards.
         """
-        self.report.say(self._describe())
+        self.report.write(self._describe())
         named = self._weights()
         if self.precision.exact or not named:
             self._generate(self.precision.unknown())
         else:
             self._generate(None)
-            rounded = rounded_before(self.file.model)
-            imitate(self.reference.model, weights_in(self.file.model, self.file.parameters), rounded)
+            rounded = weights_with_rounded_inputs(self.file.model)
+            emulate_quantization(
+                self.reference.model, weights_in(self.file.model, self.file.parameters), rounded
+            )
             how = ", and rounds what they are multiplied with to 8 bits" if rounded else ""
-            self.report.say(f"\nThe computation: PyTorch takes the file's weights{how}")
+            self.report.write(f"\nThe computation: PyTorch takes the file's weights{how}")
             for text, prompt in self.prompts.items():
-                self.report.say(f'Prompt: "{text}"')
+                self.report.write(f'Prompt: "{text}"')
                 self.report.verdict(self._logits(prompt, self._drift(prompt), self.precision), f'"{text}"')
-        self.report.say()
+        self.report.write()
         self.report.total()
 
     def _describe(self) -> str:
@@ -67,34 +69,36 @@ class Verification:
         return f"{file.name}: {file.stat().st_size:,} bytes; {names}, decode; KV caches {list(cache.shape)}"
 
     def _weights(self) -> bool:
-        """Compare the weights with the checkpoint's. Whether all are in the file under their names."""
-        found = weights_in(self.file.model, self.file.parameters)
+        """Compare the weights with the checkpoint's. Return whether the file has all under their names."""
+        constants = weights_in(self.file.model, self.file.parameters)
         stored = match_parameters(self.file.language_model, open_checkpoint(self.file.directory))
-        weights = compared(found, stored)
+        weights = compare_weights(constants, stored)
         wrong = [weight for weight in weights if not weight.right]
         what = "the checkpoint's" if self.precision.exact else f"the checkpoint's, as {self.precision.stored}"
         self.report.check(
             not wrong, f"{len(weights) - len(wrong)} of {counted(len(stored), 'weight')} are {what}"
         )
         for weight in wrong[:3]:
-            self.report.say(
-                f"    {weight.name} is another, by {weight.off:.1e}, where {weight.step:.1e} may be"
+            self.report.write(
+                f"    {weight.name} differs by {weight.off:.1e}; the limit is {weight.step:.1e}"
             )
-        missing = [name for name in stored if name not in found]
+        missing = [name for name in stored if name not in constants]
         if missing:
-            self.report.say(f"    not compared, as the file has none of that name: {missing[0]} and others")
+            self.report.write(
+                f"    not compare_weights, as the file has none of that name: {missing[0]} and others"
+            )
         self.report.verdict(not wrong, "weights")
         return not missing
 
-    def _generate(self, asked: Precision | None) -> None:
-        """What both generate, and, if something is asked of them, the logits."""
+    def _generate(self, required: Precision | None) -> None:
+        """Compare the generated tokens, and the logits if there are limits for them."""
         for text, prompt in self.prompts.items():
-            self.report.say()
-            self.report.say(f'Prompt: "{text}", {len(prompt)} tokens')
+            self.report.write()
+            self.report.write(f'Prompt: "{text}", {len(prompt)} tokens')
             steps = self._drift(prompt)
             good = [self._tokens(prompt, steps)]
-            if asked is not None:
-                good.append(self._logits(prompt, steps, asked))
+            if required is not None:
+                good.append(self._logits(prompt, steps, required))
             self._table(steps)
             self.report.verdict(all(good), f'prompt "{text}"')
 
@@ -102,7 +106,7 @@ class Verification:
         return comparison.drift(self.reference, self.file, prompt, self.max_new_tokens, self.eos)
 
     def _tokens(self, prompt: Sequence[int], steps: Sequence[Step]) -> bool:
-        """Whether the first tokens are the same, or drift explains why not."""
+        """Whether the first tokens are the same, or drift explains the difference."""
         generated = list(
             generate(
                 Session(self.file),
@@ -112,8 +116,8 @@ class Verification:
                 max_new_tokens=self.max_new_tokens,
             )
         )
-        self.report.say(f'  PyTorch:  "{self.tokenizer.decode([step.expected for step in steps])}"')
-        self.report.say(f'  TFLite:   "{"".join(token.text for token in generated)}"')
+        self.report.write(f'  PyTorch:  "{self.tokenizer.decode([step.expected for step in steps])}"')
+        self.report.write(f'  TFLite:   "{"".join(token.text for token in generated)}"')
         own, expected = ([one.id for one in generated][:FIRST], [step.expected for step in steps][:FIRST])
         parted = comparison.parting(steps[:FIRST])
         same = len(expected) if parted is None else parted
@@ -127,45 +131,45 @@ class Verification:
             self.report.check(True, line)
             return True
         step = steps[parted]
-        good = self.precision.explained(steps, parted)
-        one, other = (self.tokenizer.decode([token]) for token in (step.expected, step.found))
-        told = "as the drift explains" if good else "which no drift explains"
+        good = self.precision.explains(steps, parted)
+        one, other = (self.tokenizer.decode([token]) for token in (step.expected, step.actual))
+        reason = "as the drift explains" if good else "which no drift explains"
         parting = f"then {other!r}, not {one!r}, whose logit is {step.gap:.1e} higher"
-        self.report.check(good, f"{line}; {parting}, {told}")
+        self.report.check(good, f"{line}; {parting}, {reason}")
         if not good:
             self._locate(prompt, steps, parted, FLOAT32)
         return good
 
-    def _logits(self, prompt: Sequence[int], steps: Sequence[Step], asked: Precision) -> bool:
-        """Whether they are as close as is asked."""
+    def _logits(self, prompt: Sequence[int], steps: Sequence[Step], required: Precision) -> bool:
+        """Whether the logits are within the limits."""
         good = True
         for stage, part in (("prefill", steps[:1]), ("decode", steps[1:])):
             if part:
-                good &= (holds := asked.holds(part))
+                good &= (holds := required.holds(part))
                 off, noise = (max(getattr(step, what) for step in part) for what in ("off", "noise"))
                 count = f" of {counted(len(part), 'token')}" if stage == "decode" else ""
-                told = f"{stage}: logits{count} within {off:.1e}, noise {noise:.1e}"
-                self.report.check(holds, f"{told} (asked: {asked.told()})")
+                result = f"{stage}: logits{count} within {off:.1e}, noise {noise:.1e}"
+                self.report.check(holds, f"{result} (required: {required.describe()})")
         if not good:
-            at = next((number for number, step in enumerate(steps) if not asked.holds([step])), 0)
-            limit = asked.noise or FLOAT32
-            if asked.tolerance is not None and steps[at].noise <= limit:
-                limit = min(FLOAT32, asked.tolerance)
+            at = next((number for number, step in enumerate(steps) if not required.holds([step])), 0)
+            limit = required.noise or FLOAT32
+            if required.tolerance is not None and steps[at].noise <= limit:
+                limit = min(FLOAT32, required.tolerance)
             self._locate(prompt, steps, at, limit)
         return good
 
     def _table(self, steps: Sequence[Step]) -> None:
         """The drift, step by step."""
-        self.report.say("    drift, both fed PyTorch's tokens:")
-        self.report.say("    step   logits off by    noise   token")
+        self.report.write("    drift, both fed PyTorch's tokens:")
+        self.report.write("    step   logits off by    noise   token")
         for number, step in enumerate(steps):
             token = repr(self.tokenizer.decode([step.expected]))
-            if step.found != step.expected:
-                token += f", not {self.tokenizer.decode([step.found])!r}"
-            self.report.say(f"    {number:4}   {step.off:13.1e}  {step.noise:7.1e}   {token}")
+            if step.actual != step.expected:
+                token += f", not {self.tokenizer.decode([step.actual])!r}"
+            self.report.write(f"    {number:4}   {step.off:13.1e}  {step.noise:7.1e}   {token}")
 
     def _locate(self, prompt: Sequence[int], steps: Sequence[Step], at: int, limit: float) -> None:
         """Name the first tensor that differs at step `at`."""
         where = f"decode at position {len(prompt) - 1 + at}" if at else f"prefill of {len(prompt)} tokens"
-        told = comparison.locate(self.reference, self.file, prompt, steps, at, limit)
-        self.report.say(f"    {where}: {told}")
+        difference = comparison.locate(self.reference, self.file, prompt, steps, at, limit)
+        self.report.write(f"    {where}: {difference}")

@@ -1,4 +1,4 @@
-"""The graphs before they are converted: torch.export's programs, run with the checkpoint's weights."""
+"""torch.export's programs of the graphs, run with the checkpoint's weights, before conversion."""
 
 from __future__ import annotations
 
@@ -19,15 +19,22 @@ from o2o.operators.causal_attention import Blocks
 from o2o.weights.checkpoint import open_checkpoint
 from runtime_py.engines.prefill_plan import Chunk
 from tinyllama.tiny_llama import STANDARD
-from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
+from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, traced_tensors
 
 LINEAR = ("linear", "addmm", "mm", "matmul", "bmm")  # how torch's operators are called
 
 
 def read_weights(directory: Path) -> list[torch.Tensor]:
-    """The checkpoint's numbers as float32, in the order of `LanguageModel.parameters`. Raises ModelError."""
-    found = match_parameters(LanguageModel.read(directory), open_checkpoint(directory))
-    return [torch.from_numpy(stored.read_float32()) for stored in found.values()]
+    """Read a checkpoint's weights as float32.
+
+    Args:
+        directory: The checkpoint's folder.
+
+    Returns:
+        The tensors in the order of `LanguageModel.parameters`.
+    """
+    matched = match_parameters(LanguageModel.read(directory), open_checkpoint(directory))
+    return [torch.from_numpy(stored.read_float32()) for stored in matched.values()]
 
 
 class Exported:
@@ -137,7 +144,7 @@ class Watching(torch.fx.Interpreter):
         weights = dict(zip(inputs[-len(parameters) :], parameters, strict=True))
         constants = [node for node in nodes if node.op == "get_attr"]
         self._names: dict[Any, list[str]] = {}
-        for name, node in sites(operators, weights, constants).items():
+        for name, node in traced_tensors(operators, weights, constants).items():
             self._names.setdefault(node, []).append(name)
         self._written = 0  # how many caches have been
 

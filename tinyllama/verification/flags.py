@@ -1,4 +1,4 @@
-"""The flags of the verifying commands, and the prompts that they name."""
+"""The flags of the verifying commands, and the prompts that they give."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ TURBOPROP = ("What is a turboprop engine?",)
 
 
 def parser(program: str, doc: str | None, prompts: Sequence[str] = TURBOPROP) -> Parser:
-    """A parser with what all commands take."""
+    """Make a parser with the common flags.
+
+    Args:
+        program: The command's name.
+        doc: The text that --help begins with.
+        prompts: The default prompts.
+
+    Returns:
+        The parser.
+    """
     parser = Parser(prog=program, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add_checkpoint_path(parser)
@@ -36,13 +45,26 @@ def parser(program: str, doc: str | None, prompts: Sequence[str] = TURBOPROP) ->
 
 
 def main(parser: Parser, body: Callable[[argparse.Namespace], int], argv: Sequence[str] | None) -> int:
-    """Run a command: `body` with what `parser` finds in `argv`, None for the command line. Its exit code."""
+    """Run a command.
+
+    Args:
+        parser: The command's parser.
+        body: Called with the parsed command line; returns the exit code.
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return run(parser.prog, lambda: body(parser.parse_args(arguments)), debug="--debug" in arguments)
 
 
-def blocks(parser: Parser) -> None:
-    """The flags of flash attention."""
+def add_block_flags(parser: Parser) -> None:
+    """Add the flags of flash attention.
+
+    Args:
+        parser: The command's parser.
+    """
     help = "at a time (default: as o2o.operators.causal_attention.adaptive has it)"
     for name, what in (("q_block", "queries"), ("kv_block", "keys")):
         parser.add_argument(
@@ -51,7 +73,15 @@ def blocks(parser: Parser) -> None:
 
 
 def blocks_for(args: argparse.Namespace, tokens: int) -> Blocks | None:
-    """What `blocks` of the command line says for T = `tokens`; None for nothing."""
+    """Return the block sizes that the command line gives.
+
+    Args:
+        args: The parsed command line.
+        tokens: T, for the default of a missing size.
+
+    Returns:
+        The sizes; None if no flag was given.
+    """
     if args.q_block is None and args.kv_block is None:
         return None
     default = adaptive_blocks(tokens)
@@ -59,20 +89,46 @@ def blocks_for(args: argparse.Namespace, tokens: int) -> Blocks | None:
 
 
 def tolerance(text: str) -> float:
+    """Parse a tolerance.
+
+    Args:
+        text: A number from 0 on.
+
+    Returns:
+        The number.
+
+    Raises:
+        argparse.ArgumentTypeError: It is something else.
+    """
     if not (number := float(text)) >= 0 or math.isinf(number):
         raise argparse.ArgumentTypeError(f"{text} is no tolerance: give a number from 0 on")
     return number
 
 
 def directory_of(args: argparse.Namespace) -> Path:
-    """The checkpoint's folder. Raises UsageError where nothing is, ModelError for what is no checkpoint."""
+    """Return the checkpoint's folder.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The folder.
+    """
     return checkpoint_at(args.checkpoint_path).directory
 
 
-def encoded(args: argparse.Namespace, directory: Path) -> tuple[Tokenizer, dict[str, list[int]]]:
-    """The tokenizer of the checkpoint in `directory`, and the prompts with their ids.
+def encode_prompts(args: argparse.Namespace, directory: Path) -> tuple[Tokenizer, dict[str, list[int]]]:
+    """Load the tokenizer and encode the prompts.
 
-    Raises ModelError for a checkpoint without a tokenizer, UsageError for a prompt without tokens.
+    Args:
+        args: The parsed command line.
+        directory: The checkpoint's folder.
+
+    Returns:
+        The tokenizer, and {prompt: ids}.
+
+    Raises:
+        UsageError: A prompt has no tokens.
     """
     tokenizer = load_tokenizer(directory)
     prompts = {text: tokenizer.encode(text) for text in args.prompts or args.default_prompts}

@@ -63,8 +63,16 @@ class HuggingFace:
         return cache.trace
 
     def rounding(self, tokens: Sequence[int]) -> np.ndarray:
-        """[P]: how far the logits of each token are from those that matrices in float64 give. Other orders of
-        adding in float32 may be twice as far from these here."""
+        """Measure the rounding error of float32.
+
+        Another order of additions may differ by twice this error.
+
+        Args:
+            tokens: P ids.
+
+        Returns:
+            [P]: the largest difference of each token's logits from float64.
+        """
         single = self.scores(tokens)
         self.model.double()
         try:
@@ -124,7 +132,18 @@ def _watched(model: torch.nn.Module, trace: Trace) -> Iterator[None]:
 
 
 def load(directory: Path, attn_implementation: str | None = None) -> Any:
-    """transformers' model of the checkpoint in `directory`, in float32. Raises ModelError."""
+    """Load a checkpoint with transformers, in float32.
+
+    Args:
+        directory: The checkpoint's folder.
+        attn_implementation: transformers' name of it; None for the default.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: The checkpoint is damaged, or transformers cannot load it.
+    """
     checkpoint = open_checkpoint(directory)  # tells what is wrong with it in one line
     logging.disable_progress_bar()
     how: dict[str, Any] = {"dtype": torch.float32}

@@ -1,4 +1,4 @@
-"""A TFLite file on LiteRT's interpreter, with every tensor on the way to be seen."""
+"""A TFLite file on LiteRT's interpreter, with all intermediate tensors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from o2o.model import Model
 from o2o.rewriting.stacked_weights import Shapes, is_stacked, stacked_part_of
 from runtime_py.engines.threads import cores
 from runtime_py.model.contract import Contract, Signature, Slot, Tensor
-from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, sites
+from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, traced_tensors
 
 LINEAR = ("FULLY_CONNECTED", "BATCH_MATMUL")
 
 
-class Interpreted:
-    """Runs signatures one after the other and keeps the caches."""
+class TracingInterpreter:
+    """Runs signatures one after the other on the same caches."""
 
     def __init__(self, file: Path, model: Model, contract: Contract, parameters: Shapes) -> None:
         """model: what is in `file`. parameters: the checkpoint's. Raises ModelError."""
@@ -53,9 +53,19 @@ class Interpreted:
         self._caches = {slot: np.zeros(cache.shape, cache.dtype) for slot, cache in self._empty.items()}
 
     def run(self, length: int, tokens: Sequence[int], position: int, watch: bool = False) -> Trace:
-        """Feed `tokens`, at most `length`, to the signature of that length, the first at `position`.
+        """Run one signature.
 
-        Gives the logits, if there are any; with `watch` all that is on the way, too. Raises ModelError.
+        Args:
+            length: T of the signature.
+            tokens: At most T ids.
+            position: The position of the first.
+            watch: Return all intermediate tensors, too.
+
+        Returns:
+            The logits, if there are any, and the intermediate tensors.
+
+        Raises:
+            ModelError: LiteRT cannot run it.
         """
         signature, count = self._signatures[length], len(tokens)
         feeds = {tensor.name: self._feed(tensor, tokens, position) for tensor in signature.inputs}
@@ -66,10 +76,10 @@ class Interpreted:
             raise ModelError(f"LiteRT's interpreter cannot run {signature.name}: {_reason(error)}") from error
         trace = self._watched(signature) if watch else {}
         for slot, given in signature.rows.items():
-            kept = self._keep(slot, given, np.array(outputs[given.name]), count)
+            cached = self._update_cache(slot, given, np.array(outputs[given.name]), count)
             if watch:
                 what, layer = slot
-                trace[f"model.layers.{layer}.{what}s"] = kept[position : position + count]
+                trace[f"model.layers.{layer}.{what}s"] = cached[position : position + count]
         if (logits := signature.output("logits")) is not None:
             trace["logits"] = rows(np.array(outputs[logits.name]))
         return {name: numbers[:count] for name, numbers in trace.items()}  # without padding
@@ -84,15 +94,15 @@ class Interpreted:
             numbers.flat[:] = position + np.arange(numbers.size)
         return numbers
 
-    def _keep(self, slot: Slot, given: Tensor, numbers: np.ndarray, count: int) -> np.ndarray:
+    def _update_cache(self, slot: Slot, given: Tensor, numbers: np.ndarray, count: int) -> np.ndarray:
         """Take what came out, a cache or `count` rows for its beginning. Gives all rows, [S, K * H]."""
         cache = self._empty[slot]
-        turned = numbers.transpose([given.layout.index(axis) for axis in cache.layout])
-        if turned.shape == cache.shape:
-            self._caches[slot] = turned
+        permuted = numbers.transpose([given.layout.index(axis) for axis in cache.layout])
+        if permuted.shape == cache.shape:
+            self._caches[slot] = permuted
         else:
             part = tuple(slice(count if axis == "T" else None) for axis in cache.layout)
-            self._caches[slot][part] = turned[part]
+            self._caches[slot][part] = permuted[part]
         return heads_as_rows(self._caches[slot], cache.layout)
 
     def _watched(self, signature: Signature) -> Trace:
@@ -101,22 +111,24 @@ class Interpreted:
         details = self._interpreter.get_tensor_details(index)
         places = {detail["name"]: detail["index"] for detail in details}
         trace: Trace = {}
-        for name, value in _sites(self._graphs[signature.name], self._parameters).items():
+        for name, value in _traced_tensors(self._graphs[signature.name], self._parameters).items():
             if value.name in places and value.dtype == ir.DataType.FLOAT:
                 trace[name] = rows(np.array(self._interpreter.get_tensor(places[value.name], index)))
         return trace
 
 
-def _sites(graph: ir.Graph, parameters: Shapes) -> dict[str, Any]:
-    """{name in a trace: tensor} of `graph`. Constants that were made of a parameter go by its name; a part of
-    what joined ones make is as if it were made of its own."""
+def _traced_tensors(graph: ir.Graph, parameters: Shapes) -> dict[str, Any]:
+    """{name in a trace: tensor} of `graph`.
+
+    Constants that derive from a parameter count as that parameter, and so does a part of stacked ones.
+    """
     constants = list(graph.initializers.values())
     named: dict[Hashable, str] = {
         value: name for value in constants if (name := _parameter(value.name or "", parameters))
     }
     named |= {name: name for name in parameters}
     operators = [operator for node in graph if (operator := _operator(node, parameters)) is not None]
-    return sites(operators, named, constants)
+    return traced_tensors(operators, named, constants)
 
 
 def _operator(node: ir.Node, parameters: Shapes) -> Operator | None:

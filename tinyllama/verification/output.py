@@ -1,4 +1,4 @@
-"""What is printed, and what it comes to."""
+"""Console report and exit code."""
 
 from __future__ import annotations
 
@@ -16,25 +16,40 @@ class Report:
 
     def __post_init__(self) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal need not know every character
+            sys.stdout.reconfigure(errors="replace")  # a terminal may lack characters
 
-    def say(self, line: str = "") -> None:
+    def write(self, line: str = "") -> None:
+        """Print a line.
+
+        Args:
+            line: The text.
+        """
         print(line, flush=True)
 
     def check(self, passed: bool, line: str) -> None:
-        """A line of a check: what was found, with a mark whether that is good."""
-        self.say(f"  {'✓' if passed else '✗'} {line}")
+        """Print the result of one check with a mark.
+
+        Args:
+            passed: Whether it is good.
+            line: The result.
+        """
+        self.write(f"  {'✓' if passed else '✗'} {line}")
 
     def verdict(self, passed: bool, name: str) -> None:
-        """`PASSED - name` or `FAILED - name`."""
+        """Print `PASSED - name` or `FAILED - name`, and count it.
+
+        Args:
+            passed: Whether the test passed.
+            name: The test's name.
+        """
         self.verdicts += 1
         if not passed:
             self.failed.append(name)
-        self.say(f"{'✅ PASSED' if passed else '❌ FAILED'} - {name}")
+        self.write(f"{'✅ PASSED' if passed else '❌ FAILED'} - {name}")
 
     def total(self) -> None:
-        """The last line: whether every verdict was good."""
-        self.say("✓ ALL TESTS PASSED" if self.passed else f"✗ FAILED: {', '.join(self.failed)}")
+        """Print the last line: whether every verdict was good."""
+        self.write("✓ ALL TESTS PASSED" if self.passed else f"✗ FAILED: {', '.join(self.failed)}")
 
     @property
     def passed(self) -> bool:

@@ -1,4 +1,4 @@
-"""What is compared: something that predicts the next token, step by step."""
+"""The protocol of what is compared: it predicts the next token, step by step."""
 
 from __future__ import annotations
 
@@ -12,19 +12,33 @@ from tinyllama.verification.trace import Trace
 
 
 class Predictor(EngineSession, Protocol):
-    """An engine session with a name, whose tensors on the way can be seen."""
+    """An engine session with a name and with access to its intermediate tensors."""
 
     label: str
 
     def trace(self, prompt: Sequence[int], generated: Sequence[int] = ()) -> Trace:
-        """The tensors on the way when the last of `generated` is fed, all before having been; when nothing
-        is generated yet, those of all tokens of `prompt`. Starts anew, as must what it is asked next."""
+        """Return the intermediate tensors of one run.
+
+        Args:
+            prompt: The prompt's ids.
+            generated: Ids after it; the last is fed in the traced run. Empty: the run of the prompt.
+
+        Returns:
+            The tensors. The state before this call is lost: begin with a prompt again.
+        """
         ...
 
 
 class PromptPredictor(Predictor, Protocol):
-    """One that gives the logits of every token of a prompt."""
+    """A predictor that computes the logits of every token of a prompt."""
 
     def scores(self, tokens: Sequence[int]) -> np.ndarray:
-        """As `prefill`, but [P, V]."""
+        """Compute the logits of every token of a prompt.
+
+        Args:
+            tokens: P ids.
+
+        Returns:
+            float32 [P, V].
+        """
         ...

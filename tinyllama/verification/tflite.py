@@ -1,4 +1,4 @@
-"""A TFLite file on LiteRT, driven as the user will drive it: by runtime_py."""
+"""A TFLite file on LiteRT, run as a user runs it: by runtime_py."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.model.ai_edge_roles import guess_roles
 from runtime_py.model.contract import Contract
 from runtime_py.package import Package
-from tinyllama.verification.litert_interpreter import Interpreted
+from tinyllama.verification.litert_interpreter import TracingInterpreter
 from tinyllama.verification.trace import Trace
 
 
 class TfliteFile:
-    """A `Predictor`: what is in `file`, made of the checkpoint in `directory`."""
+    """A `Predictor` of a TFLite file that was converted from the checkpoint in `directory`."""
 
     label = "TFLite"
 
@@ -44,7 +44,15 @@ class TfliteFile:
         self.vocab_size = self._engine.vocab_size
 
     def check(self, prompts: Mapping[str, Sequence[int]], max_new_tokens: int) -> None:
-        """Raises UsageError when a prompt and what is to be generated after it do not fit into the caches."""
+        """Check that the caches hold each prompt and what is generated after it.
+
+        Args:
+            prompts: {text: ids}.
+            max_new_tokens: Tokens to generate.
+
+        Raises:
+            UsageError: They do not.
+        """
         for text, prompt in prompts.items():
             if len(prompt) + max_new_tokens - 1 > self.capacity:
                 raise UsageError(
@@ -71,22 +79,24 @@ class TfliteFile:
         self._engine.close()
 
     @cached_property
-    def _interpreted(self) -> Interpreted:
-        return Interpreted(self.file, self.model, self.contract, self.parameters)
+    def _interpreter(self) -> TracingInterpreter:
+        return TracingInterpreter(self.file, self.model, self.contract, self.parameters)
 
     def trace(self, prompt: Sequence[int], generated: Sequence[int] = ()) -> Trace:
-        """See `Predictor`. Computed by LiteRT's own kernels, which leave all tensors to be seen, and not by
-        XNNPACK's: numbers may differ from those of `prefill` and `decode` by rounding."""
-        interpreted = self._interpreted
-        interpreted.start()
+        """See `Predictor`. LiteRT's own kernels compute it: XNNPACK keeps no intermediate tensors.
+
+        The numbers may differ from those of `prefill` and `decode` by rounding.
+        """
+        interpreter = self._interpreter
+        interpreter.start()
         trace: Trace = {}
         for chunk in self.plan(len(prompt)):
             tokens = prompt[chunk.start : chunk.stop]
-            more = interpreted.run(chunk.length, tokens, chunk.start, watch=not generated)
+            more = interpreter.run(chunk.length, tokens, chunk.start, watch=not generated)
             trace |= {name: _joined(trace.get(name), rows, chunk.start) for name, rows in more.items()}
         for position, token in enumerate(generated, len(prompt)):
             last = position == len(prompt) + len(generated) - 1
-            trace = interpreted.run(1, [token], position, watch=last)
+            trace = interpreter.run(1, [token], position, watch=last)
         return trace
 
 
@@ -113,13 +123,14 @@ def _check(file: Path, contract: Contract, model: LanguageModel, directory: Path
     vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
     caches = contract.decode.caches
     heads = next(iter(caches.values())).heads
-    for what, found, wanted in (
+    for noun, actual, expected in (
         ("a vocabulary of {} tokens", contract.vocab_size, vocab_size),
         ("KV caches of {} layers", len(caches) // 2, model.layers),
         ("KV caches of {} heads", heads[0], model.key_value_heads),
         ("KV caches with heads of {} numbers", heads[1], model.head_dim),
     ):
-        if found != wanted:
+        if actual != expected:
             raise ModelError(
-                f"{file} has {what.format(found)}, {directory} {wanted}: they are not of the same checkpoint"
+                f"{file} has {noun.format(actual)}, {directory} has {expected}: they are not of the same "
+                "checkpoint"
             )

@@ -1,4 +1,4 @@
-"""How a file stores its weights and computes with them, and so what may be asked of its logits."""
+"""A file's weight dtype and rounding, and the limits that follow for its logits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import onnx_ir as ir
 
 from o2o.model import Model
 from tinyllama.verification.comparison import Step
-from tinyllama.verification.quantized_reference import rounded_before
+from tinyllama.verification.quantized_reference import weights_with_rounded_inputs
 
-MATRIX = 1024  # numbers from which a constant counts
-TOLERANCE = 0.01  # of logits, where all is computed in float32
-ROUNDED = 0.2  # noise, where inputs of matrices are rounded: numbers fall to one side or the other
-UNKNOWN = 0.6  # noise, where the file's weights are not known, so that theirs is in it, too
-UNRELATED = 1.0  # the noise of logits that say nothing of each other is this and more
+MATRIX = 1024  # elements of the smallest constant that counts
+TOLERANCE = 0.01  # of logits, if all arithmetic is float32
+ROUNDED = 0.2  # noise, if inputs of matrices are rounded: some numbers round the other way
+UNKNOWN = 0.6  # noise, if the file's weights cannot be read and add their own error
+UNRELATED = 1.0  # noise of unrelated logits
 _STORED = {
     ir.DataType.FLOAT: (32, "float32"),
     ir.DataType.FLOAT16: (16, "float16"),
@@ -30,12 +30,14 @@ _STORED = {
 
 @dataclass(frozen=True)
 class Precision:
-    """What may be asked of a file whose coarsest weights are stored as `stored`, against PyTorch that has the
-    same weights and rounds where the file does (`tinyllama.verification.quantized_reference`).
+    """The limits for a file's logits, against PyTorch with the same weights and the same rounding
+    (`tinyllama.verification.quantized_reference`).
 
-    tolerance: how far logits may be apart; None: not asked. noise: how large, in the median of the steps, the
-    root mean square of their difference may be against their spread (see `Step.noise`); no step may be as if
-    its logits had nothing to do with each other. None: not asked.
+    Attributes:
+        stored: The coarsest dtype of its matrices.
+        tolerance: The largest allowed difference of logits; None for no such limit.
+        noise: The largest allowed median of `Step.noise`; None for no such limit. No step may reach
+            `UNRELATED`.
     """
 
     stored: str
@@ -44,11 +46,19 @@ class Precision:
 
     @classmethod
     def of(cls, model: Model, tolerance: float | None = None) -> Precision:
-        """That of the matrices in `model`. `tolerance` instead of TOLERANCE, or beside a limit of noise."""
+        """Derive the limits of a file.
+
+        Args:
+            model: The file's graphs.
+            tolerance: Replaces `TOLERANCE`, or adds to a limit of noise.
+
+        Returns:
+            The limits.
+        """
         constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
         stored = (_STORED[one.dtype] for one in constants if one is not None and _counts(one))
         name = min(stored, default=(32, "float32"))[1]
-        if rounded_before(model):
+        if weights_with_rounded_inputs(model):
             return cls(name, tolerance, ROUNDED)
         return cls(name, TOLERANCE if tolerance is None else tolerance)
 
@@ -58,26 +68,50 @@ class Precision:
         return self.stored == "float32"
 
     def unknown(self) -> Precision:
-        """What may be asked against the checkpoint's weights instead."""
+        """Return the limits against the checkpoint's weights instead.
+
+        Returns:
+            The limits, with more noise if the weights are quantised.
+        """
         return self if self.exact else replace(self, noise=UNKNOWN)
 
     def holds(self, steps: Sequence[Step]) -> bool:
-        """Whether the logits of `steps` are as close as they should be."""
+        """Check the logits of steps.
+
+        Args:
+            steps: The compared steps.
+
+        Returns:
+            Whether they are within the limits.
+        """
         if self.tolerance is not None and not all(step.off <= self.tolerance for step in steps):
             return False
         noise = [step.noise for step in steps]
         return self.noise is None or (median(noise) <= self.noise and max(noise) < UNRELATED)
 
-    def explained(self, steps: Sequence[Step], at: int) -> bool:
-        """Whether what quantising has done to the logits of all `steps` explains that choices part at step
-        `at`: two candidates may change places when they are no further apart than twice the usual drift."""
+    def explains(self, steps: Sequence[Step], at: int) -> bool:
+        """Check whether quantisation explains a different choice.
+
+        Two candidates may change places if they are no further apart than twice the median drift.
+
+        Args:
+            steps: All compared steps.
+            at: The step at which the choices differ.
+
+        Returns:
+            Whether it does.
+        """
         return not self.exact and steps[at].gap <= 2 * median(step.off for step in steps)
 
-    def told(self) -> str:
-        """What is asked, in words."""
-        asked = [f"logits within {self.tolerance:g}"] if self.tolerance is not None else []
-        asked += [f"noise mostly up to {self.noise:g} of their spread"] if self.noise is not None else []
-        return ", ".join(asked)
+    def describe(self) -> str:
+        """Describe the limits.
+
+        Returns:
+            A text for the report.
+        """
+        limits = [f"logits within {self.tolerance:g}"] if self.tolerance is not None else []
+        limits += [f"noise mostly up to {self.noise:g} of their spread"] if self.noise is not None else []
+        return ", ".join(limits)
 
 
 def _counts(constant: ir.TensorProtocol) -> bool:

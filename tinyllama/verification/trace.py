@@ -1,13 +1,13 @@
-"""The tensors on the way to the logits, named alike whatever computes them.
+"""Intermediate tensors of a model, with the same names in every form of it.
 
-A module has a name and weights, and so leaves its mark on every graph that was made of it: the operator that
-reads `model.layers.0.self_attn.k_proj.weight` gives what the module `model.layers.0.self_attn.k_proj` gives.
-That holds for transformers' modules, for torch.export's graph and for a TFLite file, whatever its other
-tensors are called. A trace has
+Modules are found by the names of their weights. The operator that reads
+`model.layers.0.self_attn.k_proj.weight` computes the output of `model.layers.0.self_attn.k_proj`. That
+holds for transformers' modules, torch.export's graph and a TFLite file, whatever their other tensors are
+called. A trace has
 
-    model.layers.0.self_attn.k_proj          what the module gives
-    model.layers.0.self_attn.o_proj.input    what a linear module is given: here, what attention gives
-    model.layers.0.keys, .values             what goes into the caches (keys rotated)
+    model.layers.0.self_attn.k_proj          the module's output
+    model.layers.0.self_attn.o_proj.input    the input of a linear module: here, attention's output
+    model.layers.0.keys, .values             the rows for the caches (keys rotated)
 """
 
 from __future__ import annotations
@@ -20,60 +20,93 @@ from typing import Any
 import numpy as np
 
 Trace = dict[str, np.ndarray]
-"""In the order of computing: [rows, features] each, a row for each token, the last token last."""
+"""{name: [T, features]} in the order of computing."""
 
-FLOAT32 = 1e-4  # of a tensor's largest number: what float32 explains in any order of adding
+FLOAT32 = 1e-4  # of a tensor's largest element: rounding of float32 sums in any order
 
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator of any graph: the tensor that it gives, those that it reads, and whether it multiplies the
-    first of them by a matrix."""
+    """An operator of any graph.
+
+    Attributes:
+        output: The tensor that it computes.
+        inputs: The tensors that it reads.
+        linear: Whether it multiplies the first of them by a matrix.
+    """
 
     output: Hashable
     inputs: tuple[Hashable, ...]
     linear: bool
 
 
-def sites(
+def traced_tensors(
     operators: Iterable[Operator], parameters: Mapping[Any, str], constants: Collection[Hashable] = ()
 ) -> dict[str, Hashable]:
-    """{name in a trace: tensor} of a graph whose `operators` come in the order of computing.
+    """Find the tensors of a graph that belong into a trace.
 
-    parameters: the tensors that are parameters, with their names. constants: what else is no activation.
-    Of a parameter with several readers, as an embedding that is tied, the first counts.
+    If several operators read a parameter, such as a tied embedding, the first counts.
+
+    Args:
+        operators: The graph's operators in the order of computing.
+        parameters: {tensor: parameter name}.
+        constants: Other tensors that are no activations.
+
+    Returns:
+        {name in a trace: tensor}.
     """
     carries: dict[Hashable, str | None] = dict.fromkeys(constants) | dict(parameters)
-    found: dict[str, Hashable] = {}
+    tensors: dict[str, Hashable] = {}
     read: set[str] = set()
     for operator in operators:
         names = {name for tensor in operator.inputs if (name := carries.get(tensor))}
         if all(tensor in carries for tensor in operator.inputs):
-            carries[operator.output] = next(iter(names), None)  # such as a weight made float32 again
+            carries[operator.output] = next(iter(names), None)  # such as a dequantised weight
             continue
         for name in names - read:
             read.add(name)
             module = name.rpartition(".")[0]
             if operator.linear and operator.inputs[0] not in carries:
-                found.setdefault(f"{module}.input", operator.inputs[0])
-            found[module] = operator.output  # where a bias comes later, what it gives
-    return found
+                tensors.setdefault(f"{module}.input", operator.inputs[0])
+            tensors[module] = operator.output  # if a bias follows, its output
+    return tensors
 
 
 def rows(numbers: np.ndarray) -> np.ndarray:
-    """[..., features] as [rows, features]."""
+    """Reshape a tensor to two axes.
+
+    Args:
+        numbers: [..., features].
+
+    Returns:
+        [rows, features].
+    """
     return numbers.reshape(-1, numbers.shape[-1]) if numbers.ndim else numbers.reshape(1, 1)
 
 
 def heads_as_rows(numbers: np.ndarray, layout: str = "BNTH") -> np.ndarray:
-    """Keys or values of one batch in that layout as [T, K * H]."""
+    """Reshape keys or values to two axes.
+
+    Args:
+        numbers: Keys or values of one batch.
+        layout: Their axes.
+
+    Returns:
+        [T, K * H].
+    """
     moved = numbers.transpose([layout.index(axis) for axis in "BTNH"])[0]
     return moved.reshape(len(moved), -1)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far apart two numbers of one tensor are, at most; `relative` to the tensor's largest number."""
+    """The largest difference between two versions of a tensor.
+
+    Attributes:
+        name: The tensor's name in the traces.
+        absolute: The difference.
+        relative: The difference, relative to the tensor's largest element.
+    """
 
     name: str
     absolute: float
@@ -81,18 +114,26 @@ class Difference:
 
     @property
     def layer(self) -> int | None:
-        found = re.search(r"\.(\d+)\.", self.name)
-        return int(found[1]) if found else None
+        match = re.search(r"\.(\d+)\.", self.name)
+        return int(match[1]) if match else None
 
     def __str__(self) -> str:
-        return f"{self.name}, by {self.absolute:.1e} ({self.relative:.1e} of its largest number)"
+        return f"{self.name}, by {self.absolute:.1e} ({self.relative:.1e} of its largest element)"
 
 
-def differences(expected: Trace, found: Trace) -> list[Difference]:
-    """Of what is in both traces, in the order of `expected`; of rows, the last that both have."""
+def differences(expected: Trace, actual: Trace) -> list[Difference]:
+    """Compare the tensors that both traces have, over the last rows that both have.
+
+    Args:
+        expected: The reference's trace.
+        actual: The other trace.
+
+    Returns:
+        One difference for each tensor, in the order of `expected`.
+    """
     result = []
     for name, numbers in expected.items():
-        other = found.get(name)
+        other = actual.get(name)
         if other is None or other.shape[-1] != numbers.shape[-1]:
             continue
         count = min(len(numbers), len(other))
@@ -103,12 +144,20 @@ def differences(expected: Trace, found: Trace) -> list[Difference]:
     return result
 
 
-def culprit(found: Iterable[Difference], limit: float) -> str:
-    """In words: the first difference beyond `limit`, or, if there is none, the largest."""
-    found = list(found)
-    if not found:
-        return "no tensor on the way is in both"
-    if first := next((item for item in found if item.relative > limit), None):
+def first_difference(compared: Iterable[Difference], limit: float) -> str:
+    """Describe the first difference beyond a limit, or else the largest.
+
+    Args:
+        compared: The differences in the order of computing.
+        limit: The largest allowed relative difference.
+
+    Returns:
+        A text for the report.
+    """
+    compared = list(compared)
+    if not compared:
+        return "the traces have no tensor in common"
+    if first := next((item for item in compared if item.relative > limit), None):
         return f"the first tensor that differs is {first}"
-    largest = max(found, key=lambda item: item.relative)
-    return f"no tensor on the way differs by more than {limit:.0e} of its largest number; most, {largest}"
+    largest = max(compared, key=lambda item: item.relative)
+    return f"no intermediate tensor differs by more than {limit:.0e} of its largest element; most, {largest}"

@@ -1,4 +1,4 @@
-"""The weights in a file: are they the checkpoint's, as far as their bits go?"""
+"""A file's weights against the checkpoint's, within the precision of their dtype."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from o2o.rewriting.stacked_weights import Shapes, parts
 from o2o.weights.stored_tensor import StoredTensor
 
 INT4 = ir.DataType.INT4
-HALF = 2.0**-10  # of a number: the step to the next one in float16
+HALF = 2.0**-10  # relative distance of neighbouring float16 numbers
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter in the file and in the checkpoint: how far they are apart at most, and how far they may be
-    for the number of bits; of the place where that is exceeded most."""
+    """A parameter in the file against the checkpoint, at the element that exceeds its limit most.
+
+    Attributes:
+        name: The parameter's name.
+        off: The absolute difference.
+        step: The largest difference that the dtype allows.
+    """
 
     name: str
     off: float
@@ -33,8 +38,15 @@ class Weight:
 
 
 def weights_in(model: Model, parameters: Shapes) -> dict[str, ir.Value]:
-    """The constant of each of `parameters`, given their shapes, that is in `model` under its name, as export
-    names them, by itself or joined to others."""
+    """Find the constants of parameters by name, whether single or stacked with others.
+
+    Args:
+        model: The file's graphs.
+        parameters: {name: shape} of the checkpoint's parameters.
+
+    Returns:
+        {parameter name: constant}.
+    """
     return {
         name: part
         for graph in model.graphs
@@ -45,14 +57,23 @@ def weights_in(model: Model, parameters: Shapes) -> dict[str, ir.Value]:
     }
 
 
-def compared(found: Mapping[str, ir.Value], stored: Mapping[str, StoredTensor]) -> list[Weight]:
-    """Each constant against the checkpoint's tensor. Float32 must be equal, others within one step of what
-    they can say: between two halves, or the scale of an integer; the least and the largest of 4 bits within
-    two, as those beyond are cut off."""
-    return [_compared(name, value, stored[name].read_float32()) for name, value in found.items()]
+def compare_weights(constants: Mapping[str, ir.Value], stored: Mapping[str, StoredTensor]) -> list[Weight]:
+    """Compare constants with the checkpoint's tensors.
+
+    Float32 must be equal. Other dtypes may differ by one step: the distance of float16 numbers, or an
+    integer's scale. The extremes of 4-bit integers may differ by two, since larger weights are clipped.
+
+    Args:
+        constants: {parameter name: constant}.
+        stored: {parameter name: stored tensor}.
+
+    Returns:
+        One comparison for each constant.
+    """
+    return [_compare(name, value, stored[name].read_float32()) for name, value in constants.items()]
 
 
-def _compared(name: str, value: ir.Value, expected: np.ndarray) -> Weight:
+def _compare(name: str, value: ir.Value, expected: np.ndarray) -> Weight:
     if shape_of(value) != expected.shape:
         return Weight(name, np.inf, 0.0)
     off = np.abs(dequantized(value) - expected)
@@ -62,7 +83,7 @@ def _compared(name: str, value: ir.Value, expected: np.ndarray) -> Weight:
 
 
 def _steps(value: ir.Value, expected: np.ndarray) -> np.ndarray:
-    """How far each number may be off, in a shape that fits `expected`."""
+    """The allowed difference of each element, in a shape that broadcasts to `expected`."""
     if not is_quantized(value):
         return np.zeros(1) if value.dtype == ir.DataType.FLOAT else np.abs(expected) * HALF + 2.0**-24
     steps = scales(value)

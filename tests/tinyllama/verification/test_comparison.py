@@ -48,7 +48,7 @@ def test_both_are_fed_what_the_reference_chooses() -> None:
     assert [step.expected for step in steps] == [3, 4, 5, 6]
     assert comparison.parting(steps) == 1
     assert comparison.parting(steps[2:]) is None
-    assert (steps[1].found, steps[1].off, steps[1].gap) == (7, 1.0, 1.0)
+    assert (steps[1].actual, steps[1].off, steps[1].gap) == (7, 1.0, 1.0)
     assert steps[0].off == steps[0].noise == 0
 
 

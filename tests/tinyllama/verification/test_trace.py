@@ -8,11 +8,11 @@ import pytest
 from tinyllama.verification.trace import (
     Difference,
     Operator,
-    culprit,
     differences,
+    first_difference,
     heads_as_rows,
     rows,
-    sites,
+    traced_tensors,
 )
 
 
@@ -24,7 +24,7 @@ def test_what_reads_a_weight_gives_what_its_module_gives() -> None:
     ]
     names = {"table": "embed.weight", "wq": "layers.0.q.weight", "wn": "layers.0.norm.weight"}
 
-    found = sites(graph, names)
+    found = traced_tensors(graph, names)
 
     assert found == {"embed": "h", "layers.0.q.input": "h", "layers.0.q": "q", "layers.0.norm": "n"}
 
@@ -32,7 +32,7 @@ def test_what_reads_a_weight_gives_what_its_module_gives() -> None:
 def test_a_bias_that_comes_later_ends_its_module() -> None:
     graph = [Operator("y", ("x", "w"), True), Operator("z", ("y", "b"), False)]
 
-    assert sites(graph, {"w": "q.weight", "b": "q.bias"}) == {"q.input": "x", "q": "z"}
+    assert traced_tensors(graph, {"w": "q.weight", "b": "q.bias"}) == {"q.input": "x", "q": "z"}
 
 
 def test_what_is_made_of_weights_alone_stands_for_them() -> None:
@@ -43,13 +43,13 @@ def test_what_is_made_of_weights_alone_stands_for_them() -> None:
         Operator("y", ("x", "w1"), False),
     ]
 
-    assert sites(graph, {"w": "norm.weight"}, {"one"}) == {"norm": "y"}
+    assert traced_tensors(graph, {"w": "norm.weight"}, {"one"}) == {"norm": "y"}
 
 
 def test_of_a_tied_weight_the_first_reader_counts() -> None:
     graph = [Operator("h", ("ids", "w"), False), Operator("logits", ("h", "w"), True)]
 
-    assert sites(graph, {"w": "embed.weight"}) == {"embed": "h"}
+    assert traced_tensors(graph, {"w": "embed.weight"}) == {"embed": "h"}
 
 
 def test_rows_and_heads() -> None:
@@ -73,10 +73,10 @@ def test_the_first_difference_beyond_the_limit_is_named() -> None:
 
     assert [item.name for item in told] == ["a", "b", "c"]
     assert (told[1].absolute, told[1].relative) == (pytest.approx(0.2), pytest.approx(0.05))
-    assert culprit(told, 1e-3).startswith("the first tensor that differs is b, by 2.0e-01")
-    assert "no tensor on the way differs by more" in culprit(told[:1], 1e-3)
-    assert "most, a, by 1.0e-06" in culprit(told[:1], 1e-3)
-    assert culprit([], 1e-3) == "no tensor on the way is in both"
+    assert first_difference(told, 1e-3).startswith("the first tensor that differs is b, by 2.0e-01")
+    assert "no intermediate tensor differs by more" in first_difference(told[:1], 1e-3)
+    assert "most, a, by 1.0e-06" in first_difference(told[:1], 1e-3)
+    assert first_difference([], 1e-3) == "the traces have no tensor in common"
 
 
 def test_the_last_rows_are_compared_and_no_number_is_far_off() -> None:
