@@ -6,7 +6,7 @@
 
 This compares flash attention with standard attention, or a TFLite file with Hugging Face. Both read the
 tokens that the latter chooses. It takes the first step with different choices, or else the step with the
-largest difference of logits, and compares the intermediate tensors of that step, layer by layer. Exit code
+largest difference of logits. It compares the intermediate tensors of that step, layer by layer. Exit code
 0: the same tokens; 1: they diverge; 2: wrong usage.
 """
 

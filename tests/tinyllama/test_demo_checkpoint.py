@@ -78,7 +78,7 @@ def test_every_template_can_be_told(plot: Any) -> None:
         scene = Scene(Dice(seed), plot)
         for beat in plot.beats:
             for template in beat:
-                assert "{" not in scene.tell(template)
+                assert "{" not in scene.fill(template)
     assert all(template.startswith("{N}") for template in plot.beats[0])
 
 
@@ -119,7 +119,7 @@ def test_the_thing_picked_up_is_the_one_of_the_story() -> None:
     plots = {plot.name: plot for plot in PLOTS}
     for seed in range(50):
         scene = Scene(Dice(seed), plots["gift"])
-        text = " ".join(scene.tell(beat[0]) for beat in plots["gift"].beats)
+        text = " ".join(scene.fill(beat[0]) for beat in plots["gift"].beats)
         nouns = {thing.noun for thing in THINGS if re.search(rf"\b{thing.noun}\b", text)}
         assert scene["o"] in nouns
         # Facts may compare the thing with others ("as round as a ball"), but nothing else is picked up.

@@ -1,12 +1,10 @@
-"""Tells short children's stories from the hand-written grammar of ``words`` and the plots.
+"""Short children's stories, generated from the hand-written grammar of ``words`` and the plots.
 
-A story is about one hero, one thing, one place and one small problem. All of them are drawn *before* the
-first sentence is told and kept in one :class:`Scene`, which is why pronouns agree and the thing that is
-picked up in the first sentence is the thing that is used, lost or given away in the last.
+A story is about one hero, one thing, one place and one small problem. Each is drawn once and stored in a
+:class:`Scene`. So pronouns agree, and the thing of the first sentence is the thing of the last.
 
-Everything is a function of the seed. The generator also adds up the information in its own choices: their
-mean, per token, is what a perfect model of the grammar would lose on the corpus at most, and thus the
-yardstick of the trained model's loss.
+Everything is a function of the seed. The generator also sums the information of its own choices. Their mean
+per token bounds the loss of a perfect model of the grammar from above, and is the yardstick of training.
 """
 
 from __future__ import annotations
@@ -60,10 +58,11 @@ HOMES = ("a small house", "a big house", "a little town", "a house by the sea", 
 
 
 class Dice:
-    """A seeded source of choices that adds up how much information they carry.
+    """A seeded source of choices that sums their information.
 
-    ``nats`` is the sum of ``-log p`` over the choices made so far: an upper bound on the ``-log p`` of the
-    text, which may have several derivations.
+    Attributes:
+        nats: The sum of ``-log p`` over all choices so far. It is an upper bound of the text's ``-log p``:
+            a text may have several derivations.
     """
 
     def __init__(self, seed: int) -> None:
@@ -71,19 +70,41 @@ class Dice:
         self.nats = 0.0
 
     def choice(self, options: Sequence[T]) -> T:
-        """One of the options, all equally likely (and one that is listed twice twice as likely)."""
+        """Choose one option; all are equally likely, and one that is listed twice is twice as likely.
+
+        Args:
+            options: The options.
+
+        Returns:
+            One of them.
+        """
         chosen = options[self._random.randrange(len(options))]
         self.nats -= math.log(options.count(chosen) / len(options))
         return chosen
 
     def weighted(self, options: Sequence[T], weights: Sequence[int]) -> T:
-        """One of the options, with probability proportional to its weight."""
+        """Choose one option with probability proportional to its weight.
+
+        Args:
+            options: The options.
+            weights: One for each option.
+
+        Returns:
+            One of the options.
+        """
         index = self._random.choices(range(len(options)), weights)[0]
         self.nats -= math.log(weights[index] / sum(weights))
         return options[index]
 
     def chance(self, p: float) -> bool:
-        """True with probability ``p``; certainties cost nothing, neither a draw nor information."""
+        """Draw a yes or no; certainties cost neither a draw nor information.
+
+        Args:
+            p: The probability of yes.
+
+        Returns:
+            Whether it is yes.
+        """
         if p in (0.0, 1.0):
             return p == 1.0
         hit = self._random.random() < p
@@ -93,7 +114,7 @@ class Dice:
 
 @dataclass(frozen=True)
 class Story:
-    """One story: its text (one line, sentences parted by single spaces), its plot, its information."""
+    """One story: its text (one line, sentences separated by single spaces), its plot, its information."""
 
     text: str
     plot: str
@@ -112,16 +133,16 @@ def _pronoun_keys(prefix: str) -> list[str]:
 
 @cache
 def _things_of(plot: Plot) -> tuple[Thing, ...]:
-    """The things that the plot can turn on."""
+    """The things that the plot can be about."""
     fitting = (thing for thing in THINGS if thing.kind in plot.kinds)
     return tuple(thing for thing in fitting if not plot.nouns or thing.noun in plot.nouns)
 
 
 class Scene(dict[str, str]):
-    """The fields that the templates of one story are filled with; a field's value may itself hold fields.
+    """The fields for the templates of one story; a field's value may itself contain fields.
 
-    The hero is drawn at once, everything else when a template first asks for it: a story without a friend
-    spends no choice on one, and so the information counted by the dice is that of the text.
+    The hero is drawn first, everything else when a template needs it. So a story without a friend spends no
+    choice on one, and the information that the dice count is that of the text.
     """
 
     def __init__(self, dice: Dice, plot: Plot) -> None:
@@ -131,7 +152,7 @@ class Scene(dict[str, str]):
         self._homes: Sequence[str]
         self._hobbies: Sequence[str]
         self.is_animal = self._draw_hero()
-        # What draws a field that is not there yet.
+        # How each missing field is drawn.
         self._draw: dict[str, Callable[[], None]] = {
             **dict.fromkeys(("F", *_pronoun_keys("f")), self._draw_friend),
             **dict.fromkeys(("gp", "Gp", *_pronoun_keys("g")), self._draw_grownup),
@@ -158,8 +179,16 @@ class Scene(dict[str, str]):
         self._draw[key]()
         return self[key]
 
-    def tell(self, template: str, **overrides: str) -> str:
-        """The template with all its fields filled, and the fields within those; unknown ones: KeyError."""
+    def fill(self, template: str, **overrides: str) -> str:
+        """Fill all fields of a template, and the fields within those. An unknown field raises KeyError.
+
+        Args:
+            template: The template.
+            **overrides: Values that replace the scene's.
+
+        Returns:
+            The text.
+        """
         text = template
         for name, value in overrides.items():
             text = text.replace("{" + name + "}", value)
@@ -213,7 +242,7 @@ class Scene(dict[str, str]):
 
     @cached_property
     def thing(self) -> Thing:
-        """The thing that the story turns on."""
+        """The thing that the story is about."""
         return self._dice.choice(_things_of(self._plot))
 
     def _name_thing(self) -> None:
@@ -253,20 +282,27 @@ class Scene(dict[str, str]):
 
 
 def _opening(dice: Dice, scene: Scene, plot: Plot) -> tuple[list[str], str]:
-    """The sentences before the hook, and the lead-in that the hook gets (both may be empty)."""
+    """The sentences before the hook, and the hook's lead-in; both may be empty."""
     leads = LEADS if plot.has_weather else SUNNY_LEADS
     if not dice.chance(INTRO_SHARE):
         return [], dice.choice(leads) if dice.chance(LEAD_SHARE) else ""
     if not plot.has_weather and dice.chance(WEATHER_INTRO_SHARE):
-        return [scene.tell(WEATHER_INTRO)], ""
+        return [scene.fill(WEATHER_INTRO)], ""
     if plot in THING_PLOTS and dice.chance(THING_INTRO_SHARE):
-        return [scene.tell(dice.choice(THING_INTROS))], dice.choice(leads)
+        return [scene.fill(dice.choice(THING_INTROS))], dice.choice(leads)
     habits = ANIMAL_HABITS if scene.is_animal else CHILD_HABITS
-    return [scene.tell(dice.choice(INTROS)), scene.tell(dice.choice(habits))], dice.choice(leads)
+    return [scene.fill(dice.choice(INTROS)), scene.fill(dice.choice(habits))], dice.choice(leads)
 
 
-def tell_story(dice: Dice) -> Story:
-    """One story, by the choices of ``dice``."""
+def make_story(dice: Dice) -> Story:
+    """Generate one story.
+
+    Args:
+        dice: Makes the choices.
+
+    Returns:
+        The story.
+    """
     before = dice.nats
     plot = dice.weighted(PLOTS, [plot.weight for plot in PLOTS])
     scene = Scene(dice, plot)
@@ -274,19 +310,34 @@ def tell_story(dice: Dice) -> Story:
     hook, *beats = plot.beats
     # After a lead-in the hero stands inside the sentence: "One day, the little dog", not "The little dog".
     hero = scene["n" if lead else "N"]
-    sentences.append(lead + scene.tell(dice.choice(hook), N=hero))
-    sentences.extend(scene.tell(dice.choice(beat)) for beat in beats)
+    sentences.append(lead + scene.fill(dice.choice(hook), N=hero))
+    sentences.extend(scene.fill(dice.choice(beat)) for beat in beats)
     return Story(" ".join(sentence for sentence in sentences if sentence), plot.name, dice.nats - before)
 
 
 def stories(seed: int) -> Iterator[Story]:
-    """An endless stream of stories, the same for the same seed."""
+    """Generate an endless stream of stories.
+
+    Args:
+        seed: The same seed gives the same stories.
+
+    Yields:
+        The stories.
+    """
     dice = Dice(seed)
     while True:
-        yield tell_story(dice)
+        yield make_story(dice)
 
 
 def make_stories(count: int, seed: int) -> list[Story]:
-    """The first ``count`` stories of :func:`stories`."""
+    """Generate the first stories of :func:`stories`.
+
+    Args:
+        count: How many.
+        seed: See :func:`stories`.
+
+    Returns:
+        The stories.
+    """
     stream = stories(seed)
     return [next(stream) for _ in range(count)]

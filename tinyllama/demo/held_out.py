@@ -26,11 +26,26 @@ END = "</s>"
 
 
 def held_out(stories: int) -> str:
-    """The first so many stories."""
+    """Return the text of the first held-out stories.
+
+    Args:
+        stories: How many.
+
+    Returns:
+        The stories, separated by empty lines.
+    """
     return "\n\n".join(story.text + END for story in make_stories(stories, SEED)) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     parser = Parser(
         prog="python -m tinyllama.demo.held_out",
         description=__doc__,

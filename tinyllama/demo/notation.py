@@ -6,17 +6,24 @@ MARKS = "-*!"
 
 
 def entries(text: str, mark: str) -> list[list[str]]:
-    """The ``|``-separated parts of every entry whose first line starts with the mark and a space.
+    """Parse the entries with a mark.
 
-    An entry ends where the next one, of whatever mark, begins; runs of white space count as one space.
+    An entry ends where the next one, of any mark, begins. Runs of white space count as one space.
+
+    Args:
+        text: The table.
+        mark: The character that an entry's first line starts with, followed by a space.
+
+    Returns:
+        The ``|``-separated parts of each entry.
     """
-    found: list[str] = []
-    kept = False
+    parsed: list[str] = []
+    matches = False
     for line in text.strip().splitlines():
         if line[:1] in MARKS and line[1:2] == " ":
-            kept = line[0] == mark
-            if kept:
-                found.append(line[2:])
-        elif kept:
-            found[-1] += " " + line
-    return [" ".join(entry.split()).split(" | ") for entry in found]
+            matches = line[0] == mark
+            if matches:
+                parsed.append(line[2:])
+        elif matches:
+            parsed[-1] += " " + line
+    return [" ".join(entry.split()).split(" | ") for entry in parsed]

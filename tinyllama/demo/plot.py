@@ -1,23 +1,24 @@
-"""The notation that plots are written in, and the beats that several of them share.
+"""The notation of plots, and the beats that several plots share.
 
-A plot is a sequence of beats, and a beat a choice of ``str.format`` templates, one of which is told. The
-first beat is the *hook*: its templates start with ``{N}``, so that a lead-in such as "One day, " can stand
-before it, and it brings in what the story is about. From there on the hero's name may be replaced by a
-pronoun, and the thing is always "the {o}" or "it". In the notation
+A plot is a sequence of beats. A beat is a choice of ``str.format`` templates, of which a story gets one. The
+first beat is the *hook*. Its templates start with ``{N}``, so that a lead-in such as "One day, " can precede
+it, and it introduces the topic. After the hook the hero's name may be replaced by a pronoun, and the thing is
+always "the {o}" or "it". In the notation
 
-* a beat starts with ``-`` and goes on over the following lines; ``|`` parts its templates, ``~`` is the
-  empty one (which makes the beat optional), and ``@name`` stands for all the templates of a shared beat. A
-  template that comes twice is told twice as often;
-* after the beats may come the plot's variants, sets of extra fields of which each story gets one: a line
-  starts with ``*`` and holds ``field = value`` parted by ``|``.
+* A beat starts with ``-`` and may continue on the following lines. ``|`` separates its templates.
+* ``~`` is the empty template, which makes the beat optional.
+* ``@name`` stands for all templates of a shared beat.
+* A template that is listed twice is chosen twice as often.
+* The plot's variants may follow the beats. Each is a set of extra fields, and each story gets one.
+* A variant's line starts with ``*`` and holds ``field = value`` pairs, separated by ``|``.
 
 Fields (upper case at the start of a sentence): ``{N} {n} {he} {him} {his} {himself}`` the hero; ``{F} {fhe}
 {fhim} {fhis}`` the friend; ``{gp} {ghe} {ghim}`` a grown-up of the hero's family (``{Gp}`` in direct
 speech); ``{o} {ao} {os} {co} {aco}`` the thing, bare, with its article, in the plural, with its colour or
-another adjective, with both; ``{fact} {fact2}`` sentences about it; ``{use} {used} {use2} {used2}`` what
-one does with it; ``{broke}`` how it breaks; ``{o2} {ao2}`` another thing that would suit the plot;
-``{in_place} {to_place} {sight}`` the place; ``{spot}`` where the thing lies; ``{seek1} {seek2} {seek3}``
-where it is looked for.
+another adjective, with both; ``{fact} {fact2}`` sentences about it; ``{use} {used} {use2} {used2}`` its
+use; ``{broke}`` how it breaks; ``{o2} {ao2}`` another thing that would suit the plot;
+``{in_place} {to_place} {sight}`` the place; ``{spot}`` the place of the thing; ``{seek1} {seek2} {seek3}``
+places to search.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Variant = dict[str, str]
 
 ALL_KINDS = ("nature", "toy", "food", "wear", "thing")
 
-# The bare "picked up a Y." is the commonest way for a thing to appear: it is what the demo's prompt says.
+# The bare "picked up a Y." is the most frequent template: it is the demo's prompt.
 _SHARED_BEATS = {
     "pick_up": """
 - {N} picked up {ao}. | {N} picked up {ao}. | {N} picked up {ao}. | {N} picked up {aco}.
@@ -64,7 +65,14 @@ _SHARED_BEATS = {
 
 
 def parse_beats(text: str) -> tuple[Beat, ...]:
-    """The beats of a text in this module's notation."""
+    """Parse beats.
+
+    Args:
+        text: A text in this module's notation.
+
+    Returns:
+        The beats.
+    """
     beats: list[Beat] = []
     for entry in entries(text, "-"):
         templates: list[str] = []
@@ -79,7 +87,14 @@ def parse_beats(text: str) -> tuple[Beat, ...]:
 
 
 def parse_variants(text: str) -> tuple[Variant, ...]:
-    """The variants of a text in this module's notation; the one without extra fields if it names none."""
+    """Parse variants.
+
+    Args:
+        text: A text in this module's notation.
+
+    Returns:
+        The variants; one without extra fields if the text has none.
+    """
     variants: list[Variant] = []
     for entry in entries(text, "*"):
         pairs = (part.partition(" = ") for part in entry)
@@ -91,10 +106,14 @@ def parse_variants(text: str) -> tuple[Variant, ...]:
 class Plot:
     """One kind of story.
 
-    ``text`` holds the beats and the variants in this module's notation. ``kinds`` and ``nouns`` restrict
-    the thing that it may turn on (no ``nouns``: any of those kinds), ``cast`` who may be its hero ("child",
-    "animal" or "any"). ``weight`` is the relative frequency among the plots. A plot that ``has_weather`` gets
-    no opening that promises a sunny day.
+    Attributes:
+        name: The plot's name.
+        text: The beats and the variants, in this module's notation.
+        kinds: The kinds of things that it may be about.
+        nouns: The things that it may be about; empty for all of these kinds.
+        cast: Who may be its hero: "child", "animal" or "any".
+        weight: Its relative frequency.
+        has_weather: Whether it mentions the weather; then no opening promises a sunny day.
     """
 
     name: str

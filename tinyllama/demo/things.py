@@ -191,12 +191,26 @@ class Thing:
 
 
 def article(phrase: str) -> str:
-    """``"an"`` before a vowel letter, else ``"a"`` (the tables hold no word such as *hour* or *unicorn*)."""
+    """Return the indefinite article; the tables hold no word such as *hour* or *unicorn*.
+
+    Args:
+        phrase: What follows the article.
+
+    Returns:
+        ``"an"`` before a vowel letter, else ``"a"``.
+    """
     return "an" if phrase[0] in "aeiou" else "a"
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun of the table."""
+    """Return the plural of a noun of the table.
+
+    Args:
+        noun: The singular.
+
+    Returns:
+        The plural.
+    """
     if noun.endswith(("x", "ch", "sh")):
         return noun + "es"
     if noun.endswith("f"):  # leaf, scarf

@@ -1,10 +1,9 @@
-"""Trains the demo's vocabulary and writes it in the two forms that Llama checkpoints ship.
+"""The demo's vocabulary, trained and written in the two formats of Llama checkpoints.
 
-``tokenizer.model`` is a SentencePiece BPE model made as Llama 2's was: identity normalisation, a dummy
+``tokenizer.model`` is a SentencePiece BPE model with Llama 2's options: identity normalisation, a dummy
 prefix space, digits split, byte fallback. ``tokenizer.json`` is the same model for the ``tokenizers``
-library. The two give equal ids for any text, but for the literal strings ``<unk>``, ``<s>`` and ``</s>``
-inside it: SentencePiece never takes text for a control symbol and spells them out, ``tokenizers`` turns
-them into the special tokens (as it does for Llama 2 itself).
+library. Both give equal ids for any text without the literal strings ``<unk>``, ``<s>`` and ``</s>``.
+SentencePiece encodes these as plain text. ``tokenizers`` turns them into special tokens, as for Llama 2.
 """
 
 from __future__ import annotations
@@ -22,17 +21,23 @@ from tokenizers.models import BPE
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
-# Never produced by either tokenizer, thanks to byte fallback, and so free to stand for "nothing here".
+# Neither tokenizer produces it, because of byte fallback: it is free for padding.
 PAD_ID = UNK_ID
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 def train_vocabulary(texts: Iterable[str], vocab_size: int) -> bytes:
-    """The serialised SentencePiece model of exactly ``vocab_size`` pieces, ids 0, 1, 2 as in Llama 2.
+    """Train a SentencePiece model, with ids 0, 1, 2 as in Llama 2.
 
-    The texts and the model pass through memory, so that no file name ends up in the model's own record of how
-    it was trained.
+    The texts and the model pass through memory: the model records the file names of its training.
+
+    Args:
+        texts: The training texts.
+        vocab_size: The exact number of pieces.
+
+    Returns:
+        The serialised model.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -46,7 +51,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> bytes:
         split_digits=True,
         byte_fallback=True,
         character_coverage=1.0,
-        # A prompt may well hold characters that no story has; printable ASCII gets pieces of its own.
+        # Prompts may contain characters that no story has: printable ASCII gets pieces of its own.
         required_chars=string.ascii_letters + string.digits + string.punctuation,
         unk_id=UNK_ID,
         bos_id=BOS_ID,
@@ -71,13 +76,20 @@ def _merges(pieces: dict[str, int], mergeable: Iterable[str]) -> list[tuple[str,
     merges = []
     for piece in sorted(mergeable, key=pieces.__getitem__):
         splits = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-        found = [(left, right) for left, right in splits if left in pieces and right in pieces]
-        merges += sorted(found, key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
+        pairs = [(left, right) for left, right in splits if left in pieces and right in pieces]
+        merges += sorted(pairs, key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
     return merges
 
 
 def convert(model: bytes) -> Tokenizer:
-    """The ``tokenizers`` equivalent of a model from :func:`train_vocabulary`, adding ``<s>`` in front."""
+    """Convert a model of :func:`train_vocabulary` to the ``tokenizers`` library.
+
+    Args:
+        model: The serialised model.
+
+    Returns:
+        The tokenizer; it adds ``<s>`` in front.
+    """
     spm = sentencepiece.SentencePieceProcessor(model_proto=model)
     ids = range(spm.get_piece_size())
     pieces = {spm.id_to_piece(i): i for i in ids}
@@ -100,7 +112,16 @@ def convert(model: bytes) -> Tokenizer:
 
 
 def write(model: bytes, folder: Path, max_length: int) -> Tokenizer:
-    """Writes ``tokenizer.model``, ``tokenizer.json`` and the two config files; returns the tokenizer."""
+    """Write ``tokenizer.model``, ``tokenizer.json`` and two config files.
+
+    Args:
+        model: The serialised model.
+        folder: The folder to write into.
+        max_length: The model's number of positions.
+
+    Returns:
+        The tokenizer.
+    """
     tokenizer = convert(model)
     (folder / "tokenizer.model").write_bytes(model)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)

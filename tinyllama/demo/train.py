@@ -1,9 +1,8 @@
-"""Trains the demo's vocabulary and model on the story grammar, and writes the checkpoint.
+"""Train the demo's vocabulary and model on the story grammar, and write the checkpoint.
 
-The shape is that of the public TinyLLama-v0 (8 layers of width 64, 16 heads of size 4), so that everything
-that the toolchain does with the demo it does with that shape. Training sees every story once: the stories
-are made as they are needed, less those that are held out. With ``--steps`` the outcome is a function of the
-seed (on one machine and version of PyTorch); with ``--minutes`` the clock decides how far it gets.
+The shape is that of the public TinyLLama-v0: 8 layers of width 64, 16 heads of size 4. Training sees every
+story once: stories are generated on demand, without those that are held out. With ``--steps`` the result is a
+function of the seed, on one machine and version of PyTorch. With ``--minutes`` it depends on the clock.
 
     python -m tinyllama.demo.train --out DIR --steps 15000 --seed 0 --threads 1
 """
@@ -36,14 +35,14 @@ from o2o.cli.arguments import Parser
 from tinyllama.demo import tokenizer as vocabulary
 from tinyllama.demo.corpus import Story, make_stories, stories
 
-# Streams of different seeds have nothing to do with one another; these are added to the run's seed.
+# Added to the run's seed: streams of different seeds are independent.
 VOCABULARY_SEED, HELD_OUT_SEED, TRAINING_SEED = 1_000_000, 2_000_000, 3_000_000
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the outcome of a run, but for its length."""
+    """Everything that determines the result of a run, except its length."""
 
     seed: int = 0
     vocab_size: int = 2048
@@ -52,7 +51,7 @@ class Settings:
     # A prefix of the held-out stories whose loss is reported too, for a check that takes a second.
     sample_stories: int = 64
     batch_size: int = 8
-    # Batches whose stories are sorted by length together, so that rows of one batch need little padding.
+    # Batches whose stories are sorted by length together, to save padding.
     pool_batches: int = 128
     peak_lr: float = 6e-3
     final_lr: float = 3e-5
@@ -63,7 +62,14 @@ class Settings:
 
 
 def model_config(vocab_size: int) -> LlamaConfig:
-    """The shape of TinyLLama-v0 over a vocabulary of ``vocab_size``."""
+    """Return the shape of TinyLLama-v0.
+
+    Args:
+        vocab_size: V.
+
+    Returns:
+        transformers' configuration.
+    """
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=64,
@@ -87,15 +93,27 @@ def model_config(vocab_size: int) -> LlamaConfig:
 
 
 def encode(tokenizer: Tokenizer, batch: list[Story]) -> list[list[int]]:
-    """The stories' ids, ``<s>`` in front and ``</s>`` at the end."""
+    """Encode stories, with ``<s>`` in front and ``</s>`` at the end.
+
+    Args:
+        tokenizer: The tokenizer.
+        batch: The stories.
+
+    Returns:
+        The ids of each story.
+    """
     encodings = tokenizer.encode_batch([story.text for story in batch])
     return [[*encoding.ids, vocabulary.EOS_ID] for encoding in encodings]
 
 
 def collate(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pads rows of n ids on the right; returns the inputs and the next-token labels, int64 [rows, max n - 1].
+    """Pad rows on the right. No attention mask is needed: attention is causal, and padding comes last.
 
-    No attention mask is needed: attention is causal and the padding stands behind everything that counts.
+    Args:
+        rows: The ids of each story.
+
+    Returns:
+        Inputs and next-token labels, int64 [rows, longest row - 1].
     """
     width = max(map(len, rows)) - 1
     inputs = torch.full((len(rows), width), vocabulary.PAD_ID)
@@ -109,7 +127,17 @@ def collate(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def loss_of(
     model: LlamaForCausalLM, inputs: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
 ) -> torch.Tensor:
-    """Cross entropy in nats (float32 scalar) over the labels that are not ignored."""
+    """Compute the cross entropy over the labels that are not ignored.
+
+    Args:
+        model: The model.
+        inputs: int64 [rows, width].
+        labels: int64 [rows, width].
+        reduction: `mean` or `sum`.
+
+    Returns:
+        float32 scalar, in nats.
+    """
     logits = model(input_ids=inputs, use_cache=False).logits  # float32 [rows, width, vocab]
     return functional.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction=reduction
@@ -117,7 +145,16 @@ def loss_of(
 
 
 def evaluate(model: LlamaForCausalLM, tokenizer: Tokenizer, batch: list[Story]) -> float:
-    """Mean loss per token (the story's tokens and ``</s>``) over the stories."""
+    """Compute the mean loss per token, ``</s>`` included.
+
+    Args:
+        model: The model.
+        tokenizer: The tokenizer.
+        batch: The stories.
+
+    Returns:
+        The loss in nats.
+    """
     rows = sorted(encode(tokenizer, batch), key=len)
     total, tokens = 0.0, 0
     model.eval()
@@ -133,7 +170,16 @@ def evaluate(model: LlamaForCausalLM, tokenizer: Tokenizer, batch: list[Story]) 
 def training_batches(
     tokenizer: Tokenizer, settings: Settings, held_out: frozenset[str]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """An endless stream of batches of fresh stories, none of which is held out."""
+    """Generate batches of fresh stories.
+
+    Args:
+        tokenizer: The tokenizer.
+        settings: The seed and the sizes.
+        held_out: Texts to leave out.
+
+    Yields:
+        Inputs and labels; see `collate`.
+    """
     fresh = (s for s in stories(TRAINING_SEED + settings.seed) if s.text not in held_out)
     order = random.Random(settings.seed)
     while True:
@@ -146,35 +192,59 @@ def training_batches(
 
 
 def learning_rate(settings: Settings, step: int, progress: float) -> float:
-    """Linear warm-up over the first steps, times a cosine from the peak to the final rate over the run."""
+    """Return the learning rate: a linear warm-up, times a cosine from the peak to the final rate.
+
+    Args:
+        settings: The rates and the warm-up.
+        step: The number of the step.
+        progress: The share of the run that is done.
+
+    Returns:
+        The rate.
+    """
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
     rate = settings.final_lr + (settings.peak_lr - settings.final_lr) * cosine
     return rate * min(1.0, (step + 1) / settings.warmup_steps)
 
 
 def make_optimizer(model: LlamaForCausalLM, settings: Settings) -> torch.optim.AdamW:
-    """AdamW that decays the layers' matrices only: norms and the rows of rare tokens keep their size."""
+    """Make AdamW that decays only the matrices of layers, not norms or embeddings of rare tokens.
+
+    Args:
+        model: The model.
+        settings: The rates.
+
+    Returns:
+        The optimizer.
+    """
     decayed: list[torch.nn.Parameter] = []
-    kept: list[torch.nn.Parameter] = []
+    undecayed: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_layer_matrix = parameter.ndim == 2 and name.startswith("model.layers.")
-        (decayed if is_layer_matrix else kept).append(parameter)
+        (decayed if is_layer_matrix else undecayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+        {"params": undecayed, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.peak_lr, betas=(0.9, 0.98))
 
 
 @dataclass
 class Progress:
-    """What a run has done: its loss at every step, and the tokens that it learned from."""
+    """The progress of a run: the loss of every step, and the number of training tokens."""
 
     losses: list[float]
     tokens: int = 0
 
     def recent(self, window: int = 200) -> float:
-        """Mean loss of the last steps."""
+        """Return the mean loss of the last steps.
+
+        Args:
+            window: How many steps.
+
+        Returns:
+            The loss in nats.
+        """
         last = self.losses[-window:]
         return sum(last) / len(last)
 
@@ -189,7 +259,23 @@ def fit(
     minutes: float | None = None,
     log_every: int = 500,
 ) -> Progress:
-    """Trains the model in place for that many steps, or else for that many minutes."""
+    """Train the model in place, for a number of steps or of minutes.
+
+    Args:
+        model: The model.
+        tokenizer: The tokenizer.
+        settings: The seed, sizes and rates.
+        held_out: Texts to leave out.
+        steps: Number of steps; None if `minutes` is given.
+        minutes: Training time; None if `steps` is given.
+        log_every: Steps between two lines of the log.
+
+    Returns:
+        The progress.
+
+    Raises:
+        ValueError: Both or neither of steps and minutes are given.
+    """
     if (steps is None) == (minutes is None):
         raise ValueError("give either steps or minutes")
     optimizer = make_optimizer(model, settings)
@@ -219,7 +305,17 @@ def fit(
 def run(
     out: Path, settings: Settings, *, steps: int | None = None, minutes: float | None = None
 ) -> dict[str, Any]:
-    """Makes the vocabulary, trains the model, writes the checkpoint to ``out``; returns the report."""
+    """Make the vocabulary, train the model, and write the checkpoint.
+
+    Args:
+        out: The checkpoint's folder.
+        settings: The seed, sizes and rates.
+        steps: See `fit`.
+        minutes: See `fit`.
+
+    Returns:
+        The training report, for JSON.
+    """
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(settings.seed)
@@ -273,7 +369,14 @@ def run(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; see the module's docstring."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     parser = Parser(prog="tinyllama.demo.train", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     length = parser.add_mutually_exclusive_group(required=True)

@@ -1,8 +1,8 @@
-"""Word tables of the story grammar: who a story can be about, and where.
+"""Word tables of the story grammar: heroes and places.
 
-Every table row carries what the sentences around it need to agree with it (pronouns, article, colours, what
-one does with the thing), so that a plot never has to know which row it was given. Phrases are
-``str.format`` templates over the fields of :class:`tinyllama.demo.corpus.Scene`.
+Every row holds what the sentences around it need: pronouns, article, colours, uses. So a plot need not know
+which row it was given. Phrases are ``str.format`` templates over the fields of
+:class:`tinyllama.demo.corpus.Scene`.
 """
 
 from __future__ import annotations
