@@ -90,7 +90,7 @@ def convert(graph: Graph) -> Model:
     inputs = [*graph.inputs, *graph.model.parameters]
     if len(circle.inputs) != len(inputs) or len(circle.outputs) != len(graph.outputs):
         raise ModelError(
-            f"TICO kept {len(circle.inputs)} of {len(inputs)} inputs and {len(circle.outputs)} of "
+            f"TICO wrote {len(circle.inputs)} of {len(inputs)} inputs and {len(circle.outputs)} of "
             f"{len(graph.outputs)} outputs of {graph.signature}: export does not support this version of TICO"
         )
     rename(circle, inputs, list(graph.outputs))

@@ -63,7 +63,7 @@ def circle_commands(
 
 
 def is_fusing(step: str) -> bool:
-    """Tell whether a command fuses attention.
+    """Check whether a command fuses attention.
 
     Args:
         step: One of `circle_commands`.

@@ -6,7 +6,7 @@ transformers builds and computes the model. A family needs a row here only if a 
 - `o2o.causal_attention` does not compute its attention. Only eager attention exports.
 - Its old checkpoints store tensors that the model computes.
 
-A family without a row follows the general rules. So does a model whose `config.json` alone decides.
+A family without a row follows the general rules. `family_of` adds what `config.json` alone decides.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Family:
     """The rules of one model family.
 
     Attributes:
-        unfusable: Why fuse.attention.py leaves its attention as it is, as a predicate; empty if it fuses it.
+        unfusable: Why fuse.attention.py cannot fuse its attention, as a predicate; empty if it can.
         eager_only: Why only eager attention computes it, as a predicate; empty if `grouped` and `flash` do.
         computed: Matches the names of stored tensors that the model computes by itself.
     """

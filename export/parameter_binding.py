@@ -72,7 +72,7 @@ def unused_tensors(
         matched: The stored tensor of each parameter.
 
     Returns:
-        {file: {tensor name: digest}}. The digest is that of a small tensor whose values are in the graph. It
+        {file: {tensor name: digest}}. A small tensor, which the graph contains, has a digest. The digest
         is empty for second names of tied tensors and for tensors that the model computes.
     """
     constants = [value.const_value for value in graph.initializers.values()]

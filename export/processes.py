@@ -50,7 +50,7 @@ def run_parallel(
 def signals_blocked() -> Iterator[set[int]]:
     """Block the signals that interrupt, so that no child is started and then forgotten.
 
-    Children inherit the blocked signals. Whoever starts them ends them, or restores the mask in them.
+    Children inherit the blocked signals. The caller must end them, or restore the mask in them.
 
     Yields:
         The signals that were blocked before.

@@ -34,7 +34,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 def publish(staged: Path, target: Path, names: Iterable[str]) -> None:
-    """Move files to their place, replacing those that are there.
+    """Move files to their place, replacing older ones.
 
     Args:
         staged: The folder they are in.

@@ -90,7 +90,7 @@ def debug(args: argparse.Namespace) -> int:
 def _attentions(
     args: argparse.Namespace, directory: Path, prompts: dict[str, list[int]]
 ) -> tuple[Predictor, Predictor, float]:
-    """What is compared with what, and by how much a tensor may be off."""
+    """Subject, reference, and the largest accepted difference of a tensor."""
     from export.model import LanguageModel
     from tinyllama.verification import check_exported
     from tinyllama.verification.exported import Exported, read_weights

@@ -288,7 +288,7 @@ def test_files_that_are_none(
     assert verify(grouped / "config.json", grouped) == 1
     assert "config.json: " in refused(capsys)
     assert verify(file_of().with_name("grouped.decode"), grouped) == 1
-    assert "is Circle, not TFLite: lower.litert.py makes it so" in refused(capsys)
+    assert "is Circle, not TFLite: run lower.litert.py first" in refused(capsys)
     assert verify_tflite.main([]) == 2
     assert "--tflite_path" in refused(capsys)
 

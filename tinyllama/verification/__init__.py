@@ -1,6 +1,6 @@
-"""Compare two forms of one model: what the verifying commands in the folder above share.
+"""Compare two forms of one model: the shared modules of the verifying commands.
 
-protocol             what is compared: something that computes logits, step by step
+protocol             a predictor: it computes logits, step by step
 hugging_face, exported, tflite     its forms: transformers, torch.export's program, a file on LiteRT
 litert_interpreter   that file, with all intermediate tensors
 comparison           both forms read the same tokens: the distance of logits, the first different choice

@@ -24,7 +24,7 @@ from tinyllama.verification.output import Report
 from tinyllama.verification.protocol import PromptPredictor
 from tinyllama.verification.trace import FLOAT32
 
-RAISED = "; limits raised to twice what Hugging Face's own float32 is off from float64 here"
+RAISED = "; limits raised to twice the difference between Hugging Face's float32 and float64"
 IDS, DECODED = 16, 8  # random input ids, and how many steps follow them
 
 
@@ -127,8 +127,15 @@ def sizes(
 
 @dataclass(frozen=True)
 class Setting:
-    """A checkpoint as transformers runs it and, with the same `weights`, as export does: T and S as `sizes`
-    has them."""
+    """A checkpoint for transformers and, with the same weights, for the exported programs.
+
+    Attributes:
+        directory: The checkpoint's folder.
+        reference: The model run by transformers.
+        weights: See `read_weights`.
+        tokens: T; see `sizes`.
+        capacity: S; see `sizes`.
+    """
 
     directory: Path
     reference: HuggingFace
@@ -215,7 +222,7 @@ def _logits(
     eos: Collection[int] = (),
     tokenizer: Tokenizer | None = None,
 ) -> bool:
-    """Whether both give the same logits, and the same text if there is a `tokenizer`."""
+    """Whether both compute the same logits, and the same text if there is a `tokenizer`."""
     subject, reference = pair.subject, pair.reference
     prefill = float(np.abs(reference.scores(prompt) - subject.scores(prompt)).max())
     steps = comparison.drift(reference, subject, prompt, tokens, eos)
@@ -243,7 +250,7 @@ def _logits(
 
 
 def _first(steps: Sequence[Step], prefill: float, limits: Limits, parted: int | None) -> int:
-    """The first step that is not as it should be."""
+    """The first step beyond its limit."""
     if not prefill <= limits.prefill:
         return 0
     far = (number for number, step in enumerate(steps) if number and not step.off <= limits.decode)
@@ -251,7 +258,7 @@ def _first(steps: Sequence[Step], prefill: float, limits: Limits, parted: int | 
 
 
 def _text(report: Report, pair: Pair, steps: Sequence[Step], tokenizer: Tokenizer) -> None:
-    """What both generate, which they do alike until their choices part."""
+    """Compare the generated text up to the first different choice."""
     parted = comparison.parting(steps)
     ids = [step.expected for step in steps]
     if parted is None:

@@ -32,7 +32,7 @@ class Step:
 
 
 def step(expected: np.ndarray, actual: np.ndarray) -> Step:
-    """Compare logits. What is not finite is infinitely far off.
+    """Compare logits. Values that are not finite are infinitely far off.
 
     Args:
         expected: The reference's logits [V].

@@ -51,9 +51,20 @@ class Exported:
         blocks: Blocks | None = None,
         label: str = "exported program",
     ) -> None:
-        """weights: see `read_weights`. tokens: T. capacity: S. blocks: of flash attention; None: adaptive.
+        """Trace the programs.
 
-        Raises ModelError for a model that cannot be traced, UsageError for lengths that it has no room for.
+        Args:
+            directory: The checkpoint's folder.
+            weights: See `read_weights`.
+            tokens: T.
+            capacity: S.
+            attn_implementation: See `LanguageModel`.
+            blocks: Block sizes of flash attention; None for adaptive ones.
+            label: The name in reports.
+
+        Raises:
+            ModelError: The model cannot be traced.
+            UsageError: The model cannot see S tokens.
         """
         self.label = label
         self.capacity = capacity
@@ -113,7 +124,7 @@ class Exported:
     def _run(
         self, program: torch.fx.GraphModule, tokens: Sequence[int], position: int, watch: bool = False
     ) -> Trace:
-        """The logits [T, V]; with `watch` all that is on the way. Keeps the caches."""
+        """The logits [T, V]; with `watch` all intermediate tensors. Updates the caches."""
         arguments = torch.tensor([list(tokens)]), torch.tensor([position]), self._caches, self._weights
         trace: Trace = {}
         if watch:
@@ -128,7 +139,7 @@ class Exported:
 
 
 class Watching(torch.fx.Interpreter):
-    """Runs a program and keeps what is on the way."""
+    """Runs a program and records its intermediate tensors."""
 
     def __init__(self, program: torch.fx.GraphModule, parameters: Sequence[str]) -> None:
         """parameters: the names of the last inputs."""
@@ -146,7 +157,7 @@ class Watching(torch.fx.Interpreter):
         self._names: dict[Any, list[str]] = {}
         for name, node in traced_tensors(operators, weights, constants).items():
             self._names.setdefault(node, []).append(name)
-        self._written = 0  # how many caches have been
+        self._written = 0  # number of caches written so far
 
     def run_node(self, node: torch.fx.Node) -> Any:
         result = super().run_node(node)

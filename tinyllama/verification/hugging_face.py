@@ -1,4 +1,4 @@
-"""The model as transformers runs it, in float32."""
+"""The model run by transformers, in float32."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class HuggingFace:
 
 
 class Watched(DynamicCache):
-    """A cache that tells its trace, if it has one, what goes into it."""
+    """A cache that records its new rows in a trace, if it has one."""
 
     trace: Trace | None = None
 
@@ -105,7 +105,7 @@ class Watched(DynamicCache):
 
 @contextlib.contextmanager
 def _watched(model: torch.nn.Module, trace: Trace) -> Iterator[None]:
-    """In here, what goes into and comes out of the modules with weights is put into `trace`."""
+    """Record the inputs and outputs of modules with weights in `trace`."""
 
     def before(name: str) -> Any:
         return lambda module, args: trace.update({f"{name}.input": rows(args[0].numpy())})
@@ -114,7 +114,7 @@ def _watched(model: torch.nn.Module, trace: Trace) -> Iterator[None]:
         return lambda module, args, output: trace.update({name: rows(output.numpy())})
 
     def looked_up(name: str) -> Any:
-        """What is read from the table, before a module such as Gemma's scales it."""
+        """Record the rows of the table, before a module such as Gemma's scales them."""
         return lambda module, args, output: trace.update({name: rows(module.weight[args[0]].numpy())})
 
     handles = []
@@ -144,7 +144,7 @@ def load(directory: Path, attn_implementation: str | None = None) -> Any:
     Raises:
         ModelError: The checkpoint is damaged, or transformers cannot load it.
     """
-    checkpoint = open_checkpoint(directory)  # tells what is wrong with it in one line
+    checkpoint = open_checkpoint(directory)  # reports defects in one line
     logging.disable_progress_bar()
     how: dict[str, Any] = {"dtype": torch.float32}
     if attn_implementation:
@@ -152,7 +152,9 @@ def load(directory: Path, attn_implementation: str | None = None) -> Any:
     files = {tensor.path for tensor in checkpoint.tensors.values()}
     try:
         with no_warnings():
-            if all(file.suffix in (".pt", ".pth") for file in files):  # which transformers does not look for
+            if all(
+                file.suffix in (".pt", ".pth") for file in files
+            ):  # transformers does not search for these
                 (file,) = files
                 state = torch.load(file, map_location="cpu", weights_only=True)
                 config = AutoConfig.from_pretrained(directory, local_files_only=True)

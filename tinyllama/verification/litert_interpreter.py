@@ -25,7 +25,17 @@ class TracingInterpreter:
     """Runs signatures one after the other on the same caches."""
 
     def __init__(self, file: Path, model: Model, contract: Contract, parameters: Shapes) -> None:
-        """model: what is in `file`. parameters: the checkpoint's. Raises ModelError."""
+        """Load a file.
+
+        Args:
+            file: The TFLite file.
+            model: Its graphs.
+            contract: Its signatures.
+            parameters: The checkpoint's parameters.
+
+        Raises:
+            ModelError: LiteRT cannot load it.
+        """
         with quiet():
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -34,7 +44,7 @@ class TracingInterpreter:
                     model_path=str(file),
                     num_threads=cores(),
                     experimental_preserve_all_tensors=True,
-                    # Delegates, as XNNPACK, keep no tensors.
+                    # Delegates, such as XNNPACK, keep no intermediate tensors.
                     experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
                 )
             except (RuntimeError, ValueError) as error:
@@ -95,7 +105,7 @@ class TracingInterpreter:
         return numbers
 
     def _update_cache(self, slot: Slot, given: Tensor, numbers: np.ndarray, count: int) -> np.ndarray:
-        """Take what came out, a cache or `count` rows for its beginning. Gives all rows, [S, K * H]."""
+        """Store an output: a whole cache, or its first `count` rows. Returns all rows, [S, K * H]."""
         cache = self._empty[slot]
         permuted = numbers.transpose([given.layout.index(axis) for axis in cache.layout])
         if permuted.shape == cache.shape:
@@ -106,7 +116,7 @@ class TracingInterpreter:
         return heads_as_rows(self._caches[slot], cache.layout)
 
     def _watched(self, signature: Signature) -> Trace:
-        """What the modules of the signature that has just run were given and gave."""
+        """Inputs and outputs of the modules of the signature that has just run."""
         index = self._indices[signature.name]
         details = self._interpreter.get_tensor_details(index)
         places = {detail["name"]: detail["index"] for detail in details}
@@ -132,7 +142,7 @@ def _traced_tensors(graph: ir.Graph, parameters: Shapes) -> dict[str, Any]:
 
 
 def _operator(node: ir.Node, parameters: Shapes) -> Operator | None:
-    """`node`; None for one that computes with a joined matrix, in whose place stand those that part it."""
+    """`node` for a trace; None for a product with a stacked matrix: its SPLIT or slices represent it."""
     if (part := stacked_part_of(node, parameters)) is not None:
         return Operator(node.outputs[0], part, True)
     inputs = tuple(value for value in node.inputs if value is not None)
@@ -142,7 +152,7 @@ def _operator(node: ir.Node, parameters: Shapes) -> Operator | None:
 
 
 def _parameter(name: str, parameters: Shapes) -> str | None:
-    """The parameter of which a constant called `name` was made: what its name is or begins with."""
+    """The parameter that a constant derives from: the longest whose name is a prefix of `name`."""
     return max((one for one in parameters if name.startswith(one)), key=len, default=None)
 
 

@@ -1,4 +1,4 @@
-"""The protocol of what is compared: it predicts the next token, step by step."""
+"""The protocol of a predictor: it computes the logits of the next token, step by step."""
 
 from __future__ import annotations
 

@@ -101,15 +101,15 @@ class TfliteFile:
 
 
 def _joined(before: np.ndarray | None, rows: np.ndarray, start: int) -> np.ndarray:
-    """The rows of the positions before `start`, as far as there are any, and those from there on."""
+    """Concatenate the rows before position `start` and the rows from there on."""
     return rows if before is None else np.concatenate([before[:start], rows])
 
 
 def _read(file: Path) -> tuple[Model, Contract]:
-    """The graphs of `file`, and what they take and give. Raises ModelError."""
+    """The graphs of `file`, and their contract. Raises ModelError."""
     model = formats.load(file)
     if model.format != "tflite":
-        raise ModelError(f"{file} is Circle, not TFLite: lower.litert.py makes it so")
+        raise ModelError(f"{file} is Circle, not TFLite: run lower.litert.py first")
     if not contract_of(model)["signatures"]:
         guess_roles(model)
     try:
@@ -119,7 +119,7 @@ def _read(file: Path) -> tuple[Model, Contract]:
 
 
 def _check(file: Path, contract: Contract, model: LanguageModel, directory: Path) -> None:
-    """Raises ModelError for a file whose sizes are not those of the checkpoint."""
+    """Check that the file's sizes are the checkpoint's. Raises ModelError."""
     vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
     caches = contract.decode.caches
     heads = next(iter(caches.values())).heads
