@@ -17,12 +17,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 MESSAGE = "interrupted"
 DEADLINE = 1.5  # seconds that cleaning up may take
+RETRY = 0.05  # seconds until the next try, while a module is imported
 
 
 class _Handler:
@@ -30,13 +31,17 @@ class _Handler:
 
     def __init__(self, program: str | None) -> None:
         self.program = program
-        self.raising = self.interrupted = self.reported = False
+        self.raising = self.interrupted = self.raised = self.reported = False
 
-    def __call__(self, *_: object) -> None:
-        first, self.interrupted = not self.interrupted, True
+    def __call__(self, _: int, frame: FrameType | None) -> None:
+        self.interrupted = True
         if not self.raising:
             self.exit()
-        if first:  # a second exception would interrupt the cleaning up
+        if _is_importing(frame):  # an extension module may crash at an exception: try again a little later
+            signal.signal(signal.SIGALRM, self)
+            signal.setitimer(signal.ITIMER_REAL, RETRY)
+        elif not self.raised:  # a second exception would interrupt the cleaning up
+            self.raised = True
             raise KeyboardInterrupt
 
     def exit(self) -> None:
@@ -100,6 +105,7 @@ def interruptible() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def survive_interrupts() -> None:
@@ -123,6 +129,12 @@ def exit_process() -> None:
     """
     if _handler is not None:
         os._exit(INTERRUPTED)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _start_watching(handler: _Handler) -> None:

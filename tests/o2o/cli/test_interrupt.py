@@ -92,6 +92,15 @@ def test_a_filter_that_works(after: float, tmp_path: Path) -> None:
         assert message.endswith(": interrupted\n")
 
 
+# An extension module may crash, or print a traceback, when KeyboardInterrupt is raised in its import.
+SLOW = """
+import os, time
+try:
+    time.sleep(1.3)
+except KeyboardInterrupt:
+    os.write(2, b"raised in an import")
+"""
+
 BUSY = """
 import sys, time
 from o2o.cli import interrupt
@@ -123,6 +132,10 @@ def foreign_code():
     import ctypes
     ctypes.CDLL(None).sleep(60)
 
+def imports():
+    import slow
+    time.sleep(60)
+
 def goes_on():
     interrupt.survive_interrupts()
     try:
@@ -135,9 +148,12 @@ sys.exit(command.run("busy", globals()[sys.argv[1]]))
 """
 
 
-@pytest.mark.parametrize("what", ["destructor", "converts", "cleans_up", "foreign_code", "goes_on"])
+@pytest.mark.parametrize(
+    "what", ["destructor", "converts", "cleans_up", "foreign_code", "imports", "goes_on"]
+)
 def test_a_body_that_does_not_end_by_itself(what: str, tmp_path: Path) -> None:
     (tmp_path / "busy.py").write_text(BUSY)
+    (tmp_path / "slow.py").write_text(SLOW)
     code, message = interrupted(0.7, "script", tmp_path / "busy.py", what)
     assert (code, message) == ((7, "") if what == "goes_on" else (130, "busy: interrupted\n"))
 
