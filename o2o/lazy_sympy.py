@@ -1,9 +1,8 @@
-"""Import of `onnx_ir` without SymPy, which it needs only for arithmetic on symbolic dimensions.
+"""Import `onnx_ir` without SymPy, which it needs only for arithmetic on symbolic dimensions.
 
 SymPy takes longer to import than the rest of `onnx_ir` (see `python -X importtime -c 'import onnx_ir'`), and
-every stage of a pipe imports it. While `onnx_ir` is imported, a placeholder stands for `sympy`. Its functions
-import the real module when they are first called. The placeholder is then removed from `sys.modules`, so that
-later imports get SymPy itself.
+every stage of a pipe starts once. During the import of `onnx_ir` a stand-in replaces `sympy`. Its functions
+import the real module when they are called. Afterwards `import sympy` imports the real module.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _LazySympy(ModuleType):
-    """Stands for a module that has not been imported: its attributes are functions that import it."""
+    """A stand-in for SymPy. During the import of `onnx_ir` its attributes are functions that import SymPy."""
 
     loading = True
 
@@ -43,7 +42,7 @@ def _sympy() -> ModuleType:
 
 
 class _Finder:
-    """Finds `onnx_ir` as usual; a stand-in is `sympy` while the module runs."""
+    """Finds `onnx_ir` as usual, but replaces `sympy` by the stand-in while the module is executed."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
         if name != "onnx_ir" or "sympy" in sys.modules:
@@ -68,5 +67,5 @@ class _Finder:
 
 
 def install() -> None:
-    """Import `onnx_ir`, whenever that will be, without `sympy`, unless somebody imported that already."""
+    """Make every later import of `onnx_ir` do without `sympy`, unless that is imported already."""
     sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,43 @@
+"""A model on LiteRT, and the facts about its inputs and outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from o2o.check import Subject, Tensor
+from o2o.errors import ModelError
+from tests.o2o.graphs import decoder, feeds, linear, run
+
+
+def test_facts_of_inputs() -> None:
+    model = decoder()
+    decode = next(signature for signature in model.signatures if signature.name == "decode")
+    tensors = {name: Tensor.of(value) for name, value in decode.inputs.items()}
+    tokens, cache = tensors["input_ids"], tensors["past_key_0"]
+    assert tokens.dtype.kind == "i"
+    assert tokens.rows is None
+    assert tokens.limit > 2, "the number of rows of the embedding table"
+    assert cache.role is not None
+    assert cache.role.layout is not None
+    assert cache.rows == cache.role.layout.index("T")
+
+
+def test_a_dtype_that_cannot_be_fed() -> None:
+    value = linear().graphs[0].inputs[0]
+    value.type = None
+    with pytest.raises(ModelError, match="x has a dtype that cannot be fed or compared"):
+        Tensor.of(value)
+
+
+def test_runs_a_signature_without_changing_the_model() -> None:
+    model = linear()
+    before = [value.name for value in model.graphs[0].outputs]
+    subject = Subject(model, "the model")
+    (name,) = subject.io
+    given = feeds(model)
+    results = subject.run(name, given)
+    assert [value.name for value in model.graphs[0].outputs] == before
+    for key, expected in run(linear(), given).items():
+        np.testing.assert_allclose(results[key], expected, rtol=1e-5)
+    assert {tensor for tensor, _ in subject.every_tensor(name, given)} >= set(before)
