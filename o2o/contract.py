@@ -1,16 +1,16 @@
-"""What the model says of itself: the role of each tensor of each signature, as JSON in the file.
+"""The contract of a model file: the role of each input and output, as JSON metadata.
 
-In memory a role hangs on its value (`value.meta["role"]`); everything else in the contract (names, shapes,
-dtypes, capacity) is read off the graph when it is written, so no filter can leave it stale. Only a filter
-that changes a *layout* has to say so, by replacing the role.
+In memory the role of a value is `value.meta["role"]`. All else in the contract (names, shapes, dtypes) is
+read from the graph when the file is written, so it cannot become stale. Only a filter that changes a layout
+replaces the role.
 
     {"version": 1, "signatures": {"decode": {
         "inputs":  [{"name": "input_ids", "role": "tokens", "dtype": "int64", "shape": [1, 1]},
                     {"name": "past_key_0", "role": "key_cache", "layer": 0, "layout": "BNTH", ...}],
         "outputs": [{"name": "logits", "role": "logits", ...}]}}}
 
-Layouts name axes: B batch, N heads (key/value heads for a cache), T tokens, H head dimension. Filters know
-two; BNHT, values as `o2o.lower.onert` wants them, comes last and is only run.
+A layout names the axes: B batch, N heads (key/value heads for a cache), T tokens, H head dimension. Filters
+use BNTH and BTNH. `o2o.lower.onert` writes value caches as BNHT, for the engine only.
 """
 
 from __future__ import annotations
@@ -40,12 +40,15 @@ _ROWS_OF: dict[Kind, Kind] = {"key_cache": "key", "value_cache": "value"}
 
 @dataclass(frozen=True)
 class Role:
-    """What a tensor is to the model that runs it.
+    """The role of an input or output in a language model.
 
-    kind: `tokens` ids [B, T]; `position` of the first token [1], or of each [T], one after the other;
-    `key_cache`/`value_cache` what a graph is given; `key`/`value` what it gives back, keys
-    rotated; `logits` [B, T, V], which a graph that only fills caches does not give.
-    layer and layout are for keys, values and their caches.
+    Attributes:
+        kind: `tokens`: token ids [B, T]. `position`: the position of the first token [1], or consecutive
+            positions [T]. `key_cache` and `value_cache`: KV caches, inputs. `key` and `value`: new rows of a
+            cache or the whole cache, outputs; keys are rotated. `logits`: [B, T, V]; a graph that only fills
+            caches has none.
+        layer: The layer of keys, values and caches.
+        layout: The axes of keys, values and caches.
     """
 
     kind: Kind

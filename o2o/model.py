@@ -1,8 +1,8 @@
 """A model in memory: `onnx_ir` graphs, signatures that name their inputs and outputs, and metadata.
 
 A Circle or TFLite subgraph is an `ir.Graph`. The `op_type` of a node is its builtin name (`FULLY_CONNECTED`)
-in the domain `circle`, or its custom code in `circle.custom`. Constants are initializers. What the IR cannot
-represent is stored in the `meta` of its owner, so that reading and writing loses nothing:
+in the domain `circle`, or its custom code in `circle.custom`. Constants are initializers. Data that the IR
+cannot represent is stored in the `meta` of its owner, so that reading and writing loses nothing:
 
     value.meta["fields"]   fields of the Tensor table beyond name, shape, type and data (quantization, ...)
     value.meta["role"]     its role in a language model (`o2o.contract.Role`)
@@ -141,7 +141,14 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
 
 
 def dtype_name(value: ir.Value) -> str:
-    """`float32`, `int4`, `string`; `other` for a type that the IR lacks."""
+    """Return the name of a value's dtype.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        A name such as `float32`, `int4` or `string`; `other` for a type without an equivalent in the IR.
+    """
     if value.dtype is None:
         return "other"
     return "string" if value.dtype == ir.DataType.STRING else str(value.dtype.numpy())

@@ -28,15 +28,17 @@ class QuantizeWeights(Filter):
         GATHER                                 EMBEDDING_LOOKUP - RESHAPE
 
     Recipes:
-      dynamic_int8                int8 with a scale for each row; kernels quantise the activations
-      weight_only_int8            int8 and a DEQUANTIZE; arithmetic in float32. For small models: LiteRT
-                                  stores a float32 copy for each signature
-      dynamic_int4_block32        int4 with a scale for each 32 columns; embedding and head in int8
-      dynamic_int4_block128       the same for each 128 columns
-      dynamic_int4_block32_head   the head in int4, too, untied from the embedding. For small models, in which
-                                  a decode step reads mostly the head
-      float16                     float16 and a DEQUANTIZE
-      none                        no change
+
+        dynamic_int8                int8, a scale for each row; kernels quantise the activations
+        weight_only_int8            int8 and a DEQUANTIZE; arithmetic in float32 (small models only: LiteRT
+                                    stores a float32 copy for each signature)
+        dynamic_int4_block32        int4, a scale for each 32 columns; embedding and head in int8
+        dynamic_int4_block128       the same, a scale for each 128 columns
+        dynamic_int4_block32_head   the head in int4, too, untied from the embedding (for small models: the
+                                    head is most of what a decode step reads)
+        float16                     float16 and a DEQUANTIZE
+        none                        no change
+
     `true` means dynamic_int8, `false` none; the names of ai-edge-quantizer work as well. --embedding and
     --head select another scheme for these two. A tied table gets the more accurate of both schemes.
     Weights may be external (--weights external). Quantised ones are read from the checkpoint, a few rows at a
@@ -56,14 +58,11 @@ class QuantizeWeights(Filter):
         parser.add_argument(
             "--recipe", metavar="NAME", default="dynamic_int8", help=f"{', '.join(RECIPES)} (%(default)s)"
         )
-        for part, description in (
-            ("embedding", "the table of token embeddings"),
-            ("head", "the weights that compute the logits"),
-        ):
+        for part, description in (("embedding", "token embeddings"), ("head", "weights of the logits")):
             parser.add_argument(
                 f"--{part}",
                 metavar="SCHEME",
-                help=f"scheme of {description}: {', '.join(PARTS)} (default: the recipe's)",
+                help=f"scheme of the {description}: {', '.join(PARTS)} (default: the recipe's)",
             )
         parser.add_argument("--report", metavar="FILE", help="write errors and sizes to this file, as JSON")
 

@@ -1,4 +1,4 @@
-"""External tensors: constants of which the model's file only records where their bytes are.
+"""External tensors: the model's file records where the bytes of these constants are, but does not hold them.
 
 A model with external tensors takes kilobytes for gigabytes of weights. The record is JSON metadata of the
 file, under the name `o2o.weights`, keyed by the number of the (empty) buffer:

@@ -1,4 +1,4 @@
-"""Statistics of the quantization error: how far the numbers of a matrix are from what they were."""
+"""Statistics of the quantization error: the difference between weights and their quantized values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class QuantizationError:
 
     @property
     def rms(self) -> float:
-        """The root mean square of the error, relative to that of the numbers."""
+        """The root mean square of the error, relative to the root mean square of the numbers."""
         return math.sqrt(self.error_squares / self.weight_squares) if self.weight_squares else 0.0
 
     @property

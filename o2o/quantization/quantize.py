@@ -35,7 +35,7 @@ class MatrixResult:
 
     Attributes:
         name: Its name.
-        parts: What it is used as: matrix, embedding, head.
+        parts: Its uses: matrix, embedding, head.
         shape: Its shape [rows, columns].
         scheme: Its scheme; None if it was not quantized.
         before: Its bytes in a file before.

@@ -30,7 +30,7 @@ class Use:
         graph: The graph of the node.
         node: The node.
         operand: The number of the operand.
-        part: What the matrix is for the node; None if it cannot be quantized.
+        part: The part that the matrix plays for the node; None if it cannot be quantized.
         reason: Why it cannot be quantized.
         widened: The DEQUANTIZE from float16 to float32 between matrix and node, if any.
     """

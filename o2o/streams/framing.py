@@ -8,7 +8,7 @@ All numbers are little endian: three uint64, then `count` uint32 sizes, padded t
 sizes are those of the inline constants behind the head, in the order of their buffers. FlatBuffers stores the
 length of a vector with its data, so a reader of the head alone finds it nowhere else.
 
-FlatBuffers finds its root table by the offset in the first four bytes and ignores what is between. A file
+FlatBuffers finds its root table by the offset in the first four bytes and ignores the bytes between. A file
 without a frame is read as well: its head is the whole file. In files of older versions the frame is `"o2o
 head"` and two uint64, and each inline buffer stores its size in `Buffer.size`.
 """
@@ -40,7 +40,7 @@ class Frame:
     sizes: tuple[int, ...] | None = ()
 
     def packed(self) -> bytes:
-        """Return the frame as it is stored.
+        """Return the stored form of the frame.
 
         Returns:
             `packed_length(len(sizes))` bytes.

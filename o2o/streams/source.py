@@ -189,7 +189,8 @@ class PipeSource(Source):
         Args:
             descriptor: An open file descriptor, which is duplicated.
             name: The name of the input in messages.
-            small: Read all of a file of at most so many bytes, so that the command upstream can end.
+            small: Read the whole file if it has at most this many bytes, so that the command upstream can
+                end.
 
         Raises:
             ModelError: The pipe ends within these bytes.

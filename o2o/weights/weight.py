@@ -34,7 +34,7 @@ class Weight(StreamedTensor):
             name: The name of the constant.
             stored: The tensor in the checkpoint's file.
             dtype: The dtype of the constant: float32, float16 or bfloat16.
-            shape: The shape of the constant; None for that of `stored`.
+            shape: The shape of the constant; None for the stored shape.
 
         Raises:
             ModelError: The stored tensor is not floating point, or `dtype` is none of the three.

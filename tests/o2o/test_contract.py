@@ -13,10 +13,10 @@ from tests.o2o.graphs import INT32, Graph, decoder, linear
 
 
 def test_what_it_says() -> None:
-    told = contract_of(decoder())
-    assert told["version"] == 1
-    assert list(told["signatures"]) == ["prefill", "decode"]
-    assert told["signatures"]["decode"] == {
+    contract = contract_of(decoder())
+    assert contract["version"] == 1
+    assert list(contract["signatures"]) == ["prefill", "decode"]
+    assert contract["signatures"]["decode"] == {
         "inputs": [
             {"name": "input_ids", "role": "tokens", "dtype": "int64", "shape": [1, 1]},
             {"name": "cache_position", "role": "position", "dtype": "int64", "shape": [1]},
@@ -55,8 +55,8 @@ def test_it_follows_the_graph() -> None:
     model = formats.loads(formats.dumps(decoder()))
     model.graphs[1].inputs[0].dtype = INT32
     model.signatures[1].name = "step"
-    told = contract_of(formats.loads(formats.dumps(model)))["signatures"]
-    assert told["step"]["inputs"][0]["dtype"] == "int32"
+    contract = contract_of(formats.loads(formats.dumps(model)))["signatures"]
+    assert contract["step"]["inputs"][0]["dtype"] == "int32"
 
 
 def test_a_model_without_roles_has_none() -> None:
@@ -75,8 +75,8 @@ def test_a_signature_without_roles_is_left_out() -> None:
 
 def test_what_it_does_not_know_is_passed_over() -> None:
     """A later version may know more kinds; a name may be gone."""
-    told = contract_of(decoder())
-    entries = told["signatures"]["decode"]["inputs"]
+    contract = contract_of(decoder())
+    entries = contract["signatures"]["decode"]["inputs"]
     entries[0]["role"] = "audio"
     entries[1]["name"] = "elsewhere"
     del entries[2]["layout"]
@@ -84,7 +84,7 @@ def test_what_it_does_not_know_is_passed_over() -> None:
     for graph in model.graphs:
         for value in graph.inputs:
             value.meta.pop("role")
-    attach(model, json.dumps(told).encode())
+    attach(model, json.dumps(contract).encode())
     decode = model.graphs[1]
     assert [role_of(value) for value in decode.inputs] == [None, None, Role("key_cache", 0)]
 

@@ -105,8 +105,8 @@ def test_what_is_said_of_it(big: Path, capsys: pytest.CaptureFixture[str]) -> No
     expected = f"{size:,} bytes by offset, beyond what FlatBuffers address (float32 {size:,})"
     assert f"constants: 3 in 3 buffers, {expected}" in text
     assert inspect.main([str(big), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["constants"]
-    assert (told["form"], told["bytes"]) == ("by offset", size)
+    summary = json.loads(capsys.readouterr().out)["constants"]
+    assert (summary["form"], summary["bytes"]) == ("by offset", size)
     done = subprocess.run(command("inspect", big), capture_output=True, check=True)
     assert peak(done.stderr) < 200 * MIB
 

@@ -190,17 +190,17 @@ def test_inspect_says_what_is_to_be_bound(
     path, file = export(checkpoint), checkpoint / "model.safetensors"
     capsys.readouterr()
     assert inspect.main([str(path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    summary = json.loads(capsys.readouterr().out)
     numbers = [tensor.nbytes for tensor in tensors_of(checkpoint).values() if tensor.nbytes >= LARGE]
-    assert told["references"] == {"count": 16, "bytes": sum(numbers), "files": [str(file)]}
-    assert told["constants"]["bytes"] < path.stat().st_size
+    assert summary["references"] == {"count": 16, "bytes": sum(numbers), "files": [str(file)]}
+    assert summary["constants"]["bytes"] < path.stat().st_size
     assert inspect.main([str(path)]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"references: 16 tensors, {sum(numbers):,} bytes when they are bound, in {file}" in text
     assert inspect.main([str(bound(path)), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["references"] == {"count": 0, "bytes": 0, "files": []}
-    assert (told["constants"]["form"], told["constants"]["bytes"] > sum(numbers)) == ("inside", True)
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["references"] == {"count": 0, "bytes": 0, "files": []}
+    assert (summary["constants"]["form"], summary["constants"]["bytes"] > sum(numbers)) == ("inside", True)
 
 
 # --- from elsewhere, or in part --------------------------------------------------------------------------
@@ -320,8 +320,8 @@ def test_a_checkpoint_that_is_harmed_before_it_is(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bind_weights, step, then_harm)
         message = refused(path)
-    told = {"cut": "the file became shorter while it was read", "gone": "No such file or directory"}[how]
-    assert message == f"{file}: {told}"
+    reason = {"cut": "the file became shorter while it was read", "gone": "No such file or directory"}[how]
+    assert message == f"{file}: {reason}"
 
 
 # --- memory ----------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def compiled(data: bytes, feeds: dict[str, np.ndarray]) -> np.ndarray:
 def test_litert_computes_what_the_report_explains(recipe: str, command: Command, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     model = command(layer(), "--recipe", recipe, "--report", str(file))
-    (told,) = json.loads(file.read_text())["tensors"]
+    (contents,) = json.loads(file.read_text())["tensors"]
     (value,) = constants(model).values()
     x, w, meant = weights(BATCH, COLUMNS, seed=5), weights(ROWS, COLUMNS), meaning(value)
     for y in (run(model, {"x": x})["y"], compiled(formats.dumps(model), {"x": x})):
@@ -66,8 +66,8 @@ def test_litert_computes_what_the_report_explains(recipe: str, command: Command,
         # Of independent numbers, the share of the result that is lost is that of the weights.
         lost = np.sqrt(((y - x @ w.T) ** 2).mean() / ((x @ w.T) ** 2).mean())
         inputs = 0.01 if recipe.startswith("dynamic") else 0
-        assert lost < 1.2 * (told["error"]["rms"] + inputs)
-        assert lost > 0.7 * told["error"]["rms"]
+        assert lost < 1.2 * (contents["error"]["rms"] + inputs)
+        assert lost > 0.7 * contents["error"]["rms"]
 
 
 @pytest.mark.parametrize("recipe", QUANTISING)
@@ -104,9 +104,9 @@ def test_no_file_is_larger(recipe: str, command: Command) -> None:
 def test_what_it_says(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     model = command(language_model(), "--recipe", "true", "--embedding", "float", "--report", str(file))
-    told = json.loads(file.read_text())
-    assert (told["recipe"], told["embedding"], told["head"]) == ("dynamic_int8", "float", "int8")
-    by_name = {entry["name"]: entry for entry in told["tensors"]}
+    contents = json.loads(file.read_text())
+    assert (contents["recipe"], contents["embedding"], contents["head"]) == ("dynamic_int8", "float", "int8")
+    by_name = {entry["name"]: entry for entry in contents["tensors"]}
     assert set(by_name) == {"embed", "up", "down", "head"}
     embed, up = by_name["embed"], by_name["up"]
     assert (embed["scheme"], embed["reason"], embed["bytes"]) == (
@@ -118,7 +118,8 @@ def test_what_it_says(command: Command, tmp_path: Path) -> None:
     assert up["bytes"] == [32768, 128 * 64 + 12 * 128]
     assert 0.004 < up["error"]["rms"] < 0.01
     assert up["error"]["max"] < 1 / 254 * 1.01
-    assert told["bytes"] == [sum(entry["bytes"][side] for entry in told["tensors"]) for side in (0, 1)]
+    sizes = [entry["bytes"] for entry in contents["tensors"]]
+    assert contents["bytes"] == [sum(before for before, _ in sizes), sum(after for _, after in sizes)]
     assert command.said.startswith("quantize.weights.py: dynamic_int8: 3 to int8 (1 unchanged), 131,072")
     assert command.said.count("\n") == 1
     entry = model.history[-1]

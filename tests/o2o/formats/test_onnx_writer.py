@@ -42,11 +42,11 @@ def test_in_memory_in_a_pipe_and_beside(form: str, recipe: str, tmp_path: Path) 
     stream(lowered(recipe, form), sink)
     write(lowered(recipe, form), tmp_path / "model.onnx")
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=form == "standard")
-    told = ir.to_proto(lowered(recipe, form))
+    expected = ir.to_proto(lowered(recipe, form))
     for found in (onnx.load_from_string(sink.getvalue()), onnx.load(str(tmp_path / "model.onnx"))):
-        assert found.graph.node == told.graph.node
-        assert found.metadata_props == told.metadata_props
-        assert constants(found) == constants(told)
+        assert found.graph.node == expected.graph.node
+        assert found.metadata_props == expected.metadata_props
+        assert constants(found) == constants(expected)
     assert Running(tmp_path / "model.onnx").step([1, 2], 0).shape == (1, 1, BIG.V)
 
 

@@ -86,13 +86,13 @@ def test_bytes_scales_and_results_are_the_same(
         assert value.const_value.tobytes() == other.const_value.tobytes()
         if recipe == "float16":
             continue
-        told, expects = (v.meta["fields"]["quantization"] for v in (value, other))
-        if told.details is None:
-            np.testing.assert_array_equal(told.scale, expects.scale)
-            np.testing.assert_array_equal(told.zeroPoint, expects.zeroPoint)
+        parameters, expected_parameters = (v.meta["fields"]["quantization"] for v in (value, other))
+        if parameters.details is None:
+            np.testing.assert_array_equal(parameters.scale, expected_parameters.scale)
+            np.testing.assert_array_equal(parameters.zeroPoint, expected_parameters.zeroPoint)
         else:
             for field in ("blockSize", "zeroPoints"):
-                assert getattr(told.details, field) == getattr(expects.details, field)
+                assert getattr(parameters.details, field) == getattr(expected_parameters.details, field)
             scales, other_scales = (
                 v.meta["quantization_constants"]["scales"].const_value for v in (value, other)
             )

@@ -48,9 +48,9 @@ def test_no_recipe_makes_a_file_larger(recipe: str, tied: bool, format: Format) 
     before = len(formats.dumps(model))
     done = quantize(model, find(recipe))
     after = len(formats.dumps(model))
-    told = sum(one.after - one.before for one in done)
+    reported = sum(one.after - one.before for one in done)
     assert after <= before
-    assert abs(after - before - told) < 6000, "what is told is what happens, but for operators and names"
+    assert abs(after - before - reported) < 6000, "the reported difference, except for operators and names"
 
 
 @pytest.mark.parametrize("recipe", QUANTISING)

@@ -21,8 +21,8 @@ def test_embedding_and_head_may_be_something_else() -> None:
     recipe = find("dynamic_int4_block32", embedding="float", head="int4_block32")
     assert (recipe.matrices, recipe.embedding, recipe.head) == (INT4_BLOCK32, None, INT4_BLOCK32)
     assert find("dynamic_int4_block32").head is INT8
-    told = {"matrices": "int4_block32", "embedding": "float", "head": "int4_block32"}
-    assert recipe.as_json() == {"recipe": "dynamic_int4_block32", **told}
+    schemes = {"matrices": "int4_block32", "embedding": "float", "head": "int4_block32"}
+    assert recipe.as_json() == {"recipe": "dynamic_int4_block32", **schemes}
 
 
 def test_what_is_unknown_is_told_with_what_there_is() -> None:

@@ -308,11 +308,11 @@ def test_no_room_for_what_is_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("there", "told"), [(20, "neither"), (60, "60 bytes of 100"), (4999, "4,999 bytes of 5,000")]
+    ("available", "detail"), [(20, "neither"), (60, "60 bytes of 100"), (4999, "4,999 bytes of 5,000")]
 )
-def test_a_pipe_that_ends_early(there: int, told: str) -> None:
-    data = framed(100, 5000)[:there]
-    if there < HEAD:
+def test_a_pipe_that_ends_early(available: int, detail: str) -> None:
+    data = framed(100, 5000)[:available]
+    if available < HEAD:
         assert (
             bytes(PipeSource(piped(data), "pipe").head) == data
         )  # which is no model, as its reader will say
@@ -324,7 +324,7 @@ def test_a_pipe_that_ends_early(there: int, told: str) -> None:
         source.copy(200, 100, io.BytesIO())
         source.finish()
 
-    with pytest.raises(ModelError, match=f"pipe: truncated: {told}"):
+    with pytest.raises(ModelError, match=f"pipe: truncated: {detail}"):
         passed()
 
 

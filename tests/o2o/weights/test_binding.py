@@ -79,9 +79,9 @@ def test_a_file_holds_references_and_no_numbers(tmp_path: Path) -> None:
     assert len(data) < 4000 < NUMBERS.nbytes
     again = formats.loads(data)
     assert formats.dumps(again) == data
-    told = {value.name: (r.path, r.tensor_name, r.stored_shape) for value, r in external_tensors(again)}
+    locations = {value.name: (r.path, r.tensor_name, r.stored_shape) for value, r in external_tensors(again)}
     path = tmp_path / "model.safetensors"
-    assert told == {"w": (path, "w", (64, 48)), "v": (path, "v", (64, 48))}
+    assert locations == {"w": (path, "w", (64, 48)), "v": (path, "v", (64, 48))}
 
 
 def test_numbers_are_found_when_someone_asks(tmp_path: Path) -> None:

@@ -80,14 +80,14 @@ def test_damaged_shards(tmp_path: Path, format: str) -> None:
     directory = write_checkpoint(tmp_path, **GROUPED, shards=2, format=format)
     index = directory / f"{FORMATS[format]}.index.json"
     stem, suffix = FORMATS[format].split(".")
-    told = json.loads(index.read_text())
+    contents = json.loads(index.read_text())
 
-    index.write_text(json.dumps({"weight_map": told["weight_map"] | {"x": f"../../elsewhere.{suffix}"}}))
+    index.write_text(json.dumps({"weight_map": contents["weight_map"] | {"x": f"../../elsewhere.{suffix}"}}))
     with pytest.raises(ModelError, match="a shard outside its folder"):
         open_checkpoint(directory)
 
     shard = f"{stem}-00001-of-00002.{suffix}"
-    index.write_text(json.dumps({"weight_map": told["weight_map"] | {"x": shard}}))
+    index.write_text(json.dumps({"weight_map": contents["weight_map"] | {"x": shard}}))
     with pytest.raises(ModelError, match="lacks x, which the index says"):
         open_checkpoint(directory)
 
@@ -95,7 +95,7 @@ def test_damaged_shards(tmp_path: Path, format: str) -> None:
     with pytest.raises(ModelError, match="it has no object `weight_map`"):
         open_checkpoint(directory)
 
-    index.write_text(json.dumps(told))
+    index.write_text(json.dumps(contents))
     shutil.move(directory / f"{stem}-00002-of-00002.{suffix}", tmp_path / "away")
     with pytest.raises(ModelError, match=rf"lacks the shard {stem}-00002-of-00002\.{suffix}"):
         open_checkpoint(directory)

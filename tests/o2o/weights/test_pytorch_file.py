@@ -170,7 +170,7 @@ def refused(path: Path, complaint: str) -> None:
 def test_before_pytorch_1_6(tmp_path: Path) -> None:
     path = written(tmp_path, {"a": MATRIX}, _use_new_zipfile_serialization=False)
     refused(path, r"wrote before 1\.6: save it again, `torch\.save\(torch\.load\(FILE")
-    torch.save(torch.load(path, weights_only=True), path)  # as it is told to
+    torch.save(torch.load(path, weights_only=True), path)  # as the message says
     assert (read_header(path)["a"].read_float32() == MATRIX.numpy()).all()
 
 
@@ -251,8 +251,8 @@ def test_without_pytorch(tmp_path: Path) -> None:
         "try: read_header(sys.argv[1])\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
     ).stdout
-    assert told.startswith("ModelError")
-    assert "install torch" in told
+    assert output.startswith("ModelError")
+    assert "install torch" in output
