@@ -32,7 +32,8 @@ class RowQuantizer:
             error: Statistics to which the error of these rows is added.
 
         Returns:
-            The bytes as they are stored, uint8 [nbytes]. Of two 4-bit numbers the first is in the low half.
+            The stored bytes, uint8 [nbytes]. The next call may overwrite them. Of two 4-bit numbers the first
+            is in the low half of a byte.
         """
         floats, stored = self._floats[: len(w)], self._stored[: len(w)]
         if self.scheme.limit:

@@ -12,7 +12,6 @@ import pytest
 
 from o2o import formats
 from o2o.filters.fuse_fc import FuseFc
-from o2o.formats.concatenated_tensor import ConcatenatedTensor
 from o2o.formats.external_tensor import ExternalTensor
 from o2o.lower.litert.lowering import lower
 from o2o.model import Model, shape_of
@@ -122,13 +121,6 @@ def test_matrices_of_different_kinds_stay_apart(command: Command) -> None:
     after = command(before)
     assert command.said == "fuse.fc.py: nothing to fuse\n"
     assert operators(after)["FULLY_CONNECTED"] == 2
-
-
-def test_odd_halves_of_bytes_cannot_be_joined() -> None:
-    odd = ir.PackedTensor(np.zeros(2, np.uint8), ir.DataType.INT4, shape=ir.Shape([1, 3]), name="odd")
-    even = ir.PackedTensor(np.zeros(3, np.uint8), ir.DataType.INT4, shape=ir.Shape([2, 3]), name="even")
-    assert not ConcatenatedTensor.fit([odd, even])
-    assert ConcatenatedTensor.fit([even, even])
 
 
 def test_weights_that_are_still_in_a_checkpoint_are_left_alone() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -10,18 +9,16 @@ import onnx_ir as ir
 import pytest
 
 from o2o import formats
-from o2o.errors import ModelError
 from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import is_quantized, storage_key
 from o2o.lower.litert.lowering import lower
 from o2o.model import Format, Model
-from o2o.quantization.metadata import recorded_steps
 from o2o.quantization.quantize import MatrixResult, quantize
 from o2o.quantization.recipes import RECIPES, find
 from tests.o2o import fused_graphs
 from tests.o2o.fused_graphs import Form
 from tests.o2o.graphs import FLOAT, INT32, INT64, SAMPLES, Graph, operators, run, sign, weights
-from tests.o2o.quantization.models import D, V, constants, language_model, meaning
+from tests.o2o.quantization.models import V, constants, language_model, meaning
 
 QUANTISING = [name for name in RECIPES if name != "none"]
 FORMATS: list[Format] = ["circle", "tflite"]
@@ -316,37 +313,6 @@ def test_anything_that_a_file_can_hold(sample: str, recipe: str) -> None:
         assert any(is_quantized(v) or v.dtype == HALF for v in model.graphs[0].initializers.values())
     else:
         assert len(formats.dumps(model)) == before
-
-
-# ---- what is recorded --------------------------------------------------------------------------------
-
-
-def test_what_was_done_is_recorded_each_time() -> None:
-    model = language_model()
-    quantize(model, find("dynamic_int8", embedding="float"))
-    model = written(model)
-    quantize(model, find("float16"))
-    first, second = recorded_steps(written(model))
-    assert first["recipe"] == "dynamic_int8"
-    assert (first["embedding"], first["tensors"]) == ("float", {"int8": 3})
-    assert (second["recipe"], second["tensors"]) == ("float16", {"float16": 1})
-    sizes = 4 * (2 * 128 * D + V * D)
-    assert first["bytes"][0] == sizes + 4 * V * D
-    assert [name for name, _ in model.metadata] == ["o2o.quantization"]
-
-
-def test_a_record_that_cannot_be_read_is_none() -> None:
-    model = language_model()
-    for data in (b"", b"[]", b"{}", json.dumps({"steps": 3}).encode()):
-        model.metadata = [("o2o.quantization", data)]
-        assert recorded_steps(model) == []
-
-
-def test_a_record_of_a_newer_version_is_refused() -> None:
-    model = language_model()
-    model.metadata = [("o2o.quantization", b'{"version": 2, "steps": []}')]
-    with pytest.raises(ModelError, match=r"o2o\.quantization has version 2; this o2o knows 1: update o2o"):
-        recorded_steps(model)
 
 
 def test_a_head_apart_from_the_embedding() -> None:
