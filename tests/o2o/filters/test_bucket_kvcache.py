@@ -8,8 +8,8 @@ from o2o.contract import contract_of
 from o2o.lower.litert.lowering import lower
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
+from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.litert.test_lowering import decode_of
-from tests.o2o.speaking_graphs import speaker
 
 
 @pytest.mark.parametrize("lowered", [True, False])
@@ -49,7 +49,7 @@ def test_wrong_capacities(command: Command, arguments: list[str], told: str) -> 
 
 
 def test_no_decode(command: Command) -> None:
-    code, said = command.refusal(speaker((4,), ("prefill_4",)))
+    code, said = command.refusal(language_model((4,), ("prefill_4",)))
     assert (code, said) == (
         1,
         "the contract has no decode with caches: merge prefill and decode first",
@@ -57,7 +57,7 @@ def test_no_decode(command: Command) -> None:
 
 
 def test_a_decode_that_computes_with_all_rows(command: Command) -> None:
-    code, said = command.refusal(speaker((1,), ("decode",)), "--capacities", "4")
+    code, said = command.refusal(language_model((1,), ("decode",)), "--capacities", "4")
     assert code == 1
     assert said.startswith(
         "decode does not work with a smaller capacity: rows are summed without softmax weights"

@@ -13,15 +13,15 @@ from o2o.weights.binding import external_tensors
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import FLOAT, Graph, decoder, operators, weights
-from tests.o2o.speaking_graphs import speaker
+from tests.o2o.language_model_graphs import language_model
 
 
 def test_decode_alone(command: Command) -> None:
-    after = command(speaker(), "--check")
+    after = command(language_model(), "--check")
     assert [signature.name for signature in after.signatures] == ["decode"]
     left_out, counted, checked = command.said.splitlines()
     assert left_out == "legalize.onert.py: removed prefill_4: onert runs only decode"
-    assert counted.startswith(f"legalize.onert.py: {len(speaker().graphs[1])} operators became ")
+    assert counted.startswith(f"legalize.onert.py: {len(language_model().graphs[1])} operators became ")
     assert checked.startswith("legalize.onert.py: checked on LiteRT: ")
     outputs = contract_of(after)["signatures"]["decode"]["outputs"]
     assert [(entry["role"], entry["shape"]) for entry in outputs] == [
@@ -68,6 +68,6 @@ def test_a_refusal_is_one_line(command: Command) -> None:
 
 
 def test_tflite_is_refused(command: Command) -> None:
-    code, message = command.refusal(speaker((4,), ("prefill_4",)))
+    code, message = command.refusal(language_model((4,), ("prefill_4",)))
     assert code == 1
     assert message.startswith("no decode signature: of 'prefill_4'")

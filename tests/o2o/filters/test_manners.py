@@ -9,8 +9,8 @@ from o2o.lower.litert.lowering import lower
 from tests.o2o.filters.manners import Manners
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import decoder
+from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.onnx.decoders import plain as one_token
-from tests.o2o.speaking_graphs import speaker
 
 # What a run that succeeds on the little decoder needs, where that is anything at all.
 GIVEN: dict[str, dict[str, Any]] = {
@@ -19,7 +19,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "model": staticmethod(lambda: lower(attention(Form(layout="BNTH")))),
     },
     "inspect": {"writes_model": False},
-    "legalize_onert": {"model": staticmethod(speaker)},
+    "legalize_onert": {"model": staticmethod(language_model)},
     "lower_onnx": {"model": staticmethod(one_token), "writes_model": False},
     "raise_circle": {"model": staticmethod(lambda: lower(decoder())), "turns_tflite_into": "circle"},
     "remove_io": {"arguments": ["output", "--keep_by_id", "0"]},
@@ -27,7 +27,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "rename_io_remove_prefix": {"arguments": ["input_"]},
     "reorder_output": {"arguments": ["--by_id", "1,0"]},
     "reshape_io": {"arguments": ["input", "--by_shape", "[1,4]", "[4,1]"]},
-    "sign_ai_edge": {"model": staticmethod(speaker)},
+    "sign_ai_edge": {"model": staticmethod(language_model)},
     "select_op": {"arguments": ["--by_id", "0-1", "--signature", "decode"]},
 }
 

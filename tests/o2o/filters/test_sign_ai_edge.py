@@ -23,7 +23,7 @@ from tests.closeness import assert_close
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import INT32, Graph, interpreter, linear, operators
-from tests.o2o.speaking_graphs import H, K, S, V, greedy_logits, speaker
+from tests.o2o.language_model_graphs import H, K, S, V, greedy_logits, language_model
 
 
 def ends(model: Model) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -44,10 +44,10 @@ def interface(length: int, logits: bool) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def lowered(*arguments: Any) -> Model:
-    return formats.loads(formats.dumps(lower(speaker(*arguments))))
+    return formats.loads(formats.dumps(lower(language_model(*arguments))))
 
 
-@pytest.mark.parametrize("make", [speaker, lowered])
+@pytest.mark.parametrize("make", [language_model, lowered])
 def test_the_interface(command: Command, make: Callable[[], Model]) -> None:
     """Of Circle and of TFLite."""
     after = command(make())
@@ -67,7 +67,7 @@ def test_the_interface(command: Command, make: Callable[[], Model]) -> None:
             )
 
 
-@pytest.mark.parametrize("make", [speaker, lowered])
+@pytest.mark.parametrize("make", [language_model, lowered])
 @pytest.mark.parametrize("position", [0, 2, S - 4])
 def test_the_same_numbers(command: Command, make: Callable[[], Model], position: int) -> None:
     after = command(make(), "--output_logits_on_prefill")
@@ -144,7 +144,7 @@ def test_exported(command: Command, exported_model: Callable[[str, str], Path], 
 
 
 def spoilt(change: Callable[[Model], None]) -> Model:
-    model = speaker()
+    model = language_model()
     change(model)
     return model
 
@@ -180,13 +180,13 @@ def without_output(model: Model) -> None:
             "decode does not give past_value_0 out again, with its new rows: lower",
         ),
         (lambda: attention(Form(layout="BNTH")), "has no role in the contract"),
-        (lambda: speaker([4, 4, 1], ["a", "b", "c"]), "two prefills read equally many tokens"),
-        (lambda: speaker([1], ["decode"]), "there is no prefill"),
+        (lambda: language_model([4, 4, 1], ["a", "b", "c"]), "two prefills read equally many tokens"),
+        (lambda: language_model([1], ["decode"]), "there is no prefill"),
         (
-            lambda: speaker([4], ["prefill"]),
+            lambda: language_model([4], ["prefill"]),
             "one signature must read one token and return .*: none",
         ),
-        (lambda: speaker([4, 1, 1], ["a", "b", "c"]), "one signature must read one token .*: b, c"),
+        (lambda: language_model([4, 1, 1], ["a", "b", "c"]), "one signature must read one token .*: b, c"),
     ],
 )
 def test_refusals(command: Command, make: Callable[[], Model], message: str) -> None:

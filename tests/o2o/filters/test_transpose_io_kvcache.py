@@ -23,7 +23,7 @@ from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.fused_graphs import feeds_at as fused_feeds_at
 from tests.o2o.graphs import BOOL, FLOAT, SAMPLES, Graph, exported_feeds, linear, operators
-from tests.o2o.speaking_graphs import speaker
+from tests.o2o.language_model_graphs import language_model
 
 
 def transposed(array: np.ndarray) -> np.ndarray:
@@ -294,8 +294,8 @@ def test_exported_graphs(exported_model, form: str, fuse: bool) -> None:
 
 def test_a_cache_that_is_written_and_given_out_is_written_turned(command: Command) -> None:
     """No whole cache is moved between what goes in and what comes out; there was a TRANSPOSE of the rows."""
-    before = speaker()
-    after = command(speaker())
+    before = language_model()
+    after = command(language_model())
     for graph in after.graphs:
         for cache, updated in zip(graph.inputs[2:], graph.outputs[1:], strict=True):
             node = updated.producer()
@@ -314,7 +314,7 @@ def test_a_cache_that_is_written_and_given_out_is_written_turned(command: Comman
 
 
 def test_a_cache_that_another_reads_before_it_is_written(command: Command) -> None:
-    model = speaker()
+    model = language_model()
     graph = Graph("prefill_4")
     graph.ir = model.graphs[0]
     look = graph.op("NEG", [graph.ir.inputs[2]], [1, 2, 8, 3], name="look")

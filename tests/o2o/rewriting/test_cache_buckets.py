@@ -23,8 +23,8 @@ from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
 from tests.closeness import assert_close
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import Graph, exported_feeds, operators
+from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.litert.test_lowering import decode_of
-from tests.o2o.speaking_graphs import speaker
 
 S = 32
 CAPACITIES = [1, 5, 8, 31]
@@ -132,7 +132,7 @@ def refusal(model: Model, capacities: list[int]) -> str:
 
 
 def test_a_sum_over_rows_is_not_shortened() -> None:
-    assert "rows are summed without softmax weights" in refusal(speaker((1,), ("decode",)), [4])
+    assert "rows are summed without softmax weights" in refusal(language_model((1,), ("decode",)), [4])
 
 
 def test_caches_must_be_told() -> None:

@@ -24,8 +24,8 @@ from o2o.rewriting.topological_sort import topological_sort
 from tests.closeness import assert_close
 from tests.o2o.fused_graphs import Form, attention, feeds_at
 from tests.o2o.graphs import FLOAT, INT32, INT64, Graph, decoder, feeds, operators, per_channel, weights
+from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.onert.running import run, run_all
-from tests.o2o.speaking_graphs import speaker
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -162,14 +162,14 @@ def test_no_cache_is_copied() -> None:
 
 def test_updates_of_one_row_in_place() -> None:
     """As `--cache static` exports them."""
-    after = legalized(speaker())
+    after = legalized(language_model())
     assert [s.name for s in after.signatures] == ["decode"]
     assert not operators(after)["DYNAMIC_UPDATE_SLICE"]
     for position in (0, 3, 7):
-        given_ = feeds(speaker(), decode_of(speaker()), seed=position)
+        given_ = feeds(language_model(), decode_of(language_model()), seed=position)
         given_["cache_position"] = np.int64([position])
-        expected = expected_of(speaker(), given_, position)
-        fed = turned(given_, speaker(), after)
+        expected = expected_of(language_model(), given_, position)
+        fed = turned(given_, language_model(), after)
         for found in (reference.run(after.graphs[0], fed), run(after, fed)):
             rows = by_role(after, found)
             assert list(rows) == ["logits", "key 0", "value 0"]
@@ -177,16 +177,16 @@ def test_updates_of_one_row_in_place() -> None:
 
 
 def test_twice_is_once() -> None:
-    for make in (speaker, lambda: attention(Form(layout="BTNH")), lambda: quantised("dynamic_int8")):
+    for make in (language_model, lambda: attention(Form(layout="BTNH")), lambda: quantised("dynamic_int8")):
         once = formats.dumps(legalized(make()))
         assert formats.dumps(legalized(formats.loads(once))) == once
 
 
 def test_the_others_are_left_out_with_what_they_need() -> None:
-    model = speaker((4, 1, 1), ("prefill_4", "decode_8", "decode"))
+    model = language_model((4, 1, 1), ("prefill_4", "decode_8", "decode"))
     assert legalize(model).dropped == ["prefill_4", "decode_8"]
     assert len(model.graphs) == 1
-    assert isinstance(legalize(speaker((1,), ("step",))), Summary)  # one alone may be called otherwise
+    assert isinstance(legalize(language_model((1,), ("step",))), Summary)  # one alone may be called otherwise
 
 
 def test_an_output_that_is_read_inside_gets_a_copy() -> None:
@@ -350,10 +350,13 @@ REFUSED = {
     "no fixed shape": (dynamic, "x has no fixed shape"),
     "TFLite": (lambda: lower(attention(Form(layout="BNTH"))), "needs a Circle model"),
     "no decode": (
-        lambda: speaker((4,), ("prefill_4",)),
+        lambda: language_model((4,), ("prefill_4",)),
         "no decode signature: of 'prefill_4', not exactly one",
     ),
-    "two decodes": (lambda: speaker((1, 1), ("a", "b")), "no decode signature: of 'a', 'b', not exactly one"),
+    "two decodes": (
+        lambda: language_model((1, 1), ("a", "b")),
+        "no decode signature: of 'a', 'b', not exactly one",
+    ),
     "whole caches": (lambda: giving_rows(5), "decode returns 5 rows of present_key_0, not the new one alone"),
     "two rows": (
         lambda: writing(2),
@@ -393,10 +396,10 @@ def test_refused(why: str) -> None:
 
 
 def test_a_little_model_is_refused_only_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    legalize(speaker())
+    legalize(language_model())
     monkeypatch.setattr(lowering, "LIMIT", 100)
     with pytest.raises(ModelError, match="onert reads no file over 2 GB"):
-        legalize(speaker())
+        legalize(language_model())
 
 
 def test_caches_that_onert_wants_are_not_turned_again() -> None:

@@ -34,8 +34,8 @@ from runtime_py.generation.session import Session
 from runtime_py.model.contract import Contract
 from tests.closeness import assert_close
 from tests.exported import checkpoint
-from tests.o2o.speaking_graphs import S as ROWS
-from tests.o2o.speaking_graphs import V, greedy_logits, speaker
+from tests.o2o.language_model_graphs import S as ROWS
+from tests.o2o.language_model_graphs import V, greedy_logits, language_model
 
 pytest.importorskip("onert", reason="pip install onert==0.1.0")
 
@@ -77,7 +77,7 @@ def exported(
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
     path = tmp_path / "toy.circle"
-    formats.save(speaker(), path)
+    formats.save(language_model(), path)
     return path
 
 

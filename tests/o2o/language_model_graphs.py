@@ -1,4 +1,4 @@
-"""Prefills and decode over caches, as an export makes them, small enough to know by heart.
+"""A tiny language model as an export writes it: prefill and decode graphs over KV caches.
 
     key = E[t] * (position + 1), value = F[t], logits_i = U @ sum(key_j * value_j for j <= i)
 
@@ -21,19 +21,17 @@ V, K, H, S = 11, 2, 3, 8
 WIDTH = K * H
 
 
-def speaker(lengths: Sequence[int] = (4, 1), names: Sequence[str] = ("prefill_4", "decode")) -> Model:
-    """A graph for each of `lengths`, with a signature of that name."""
-    made = []
-    for length, name in zip(lengths, names, strict=True):
-        made.append(_graph(name, length))
-    model = Model("circle", [graph.ir for graph in made])
-    for graph in made:
+def language_model(lengths: Sequence[int] = (4, 1), names: Sequence[str] = ("prefill_4", "decode")) -> Model:
+    """Return a model with one graph and signature per length."""
+    built = [_graph(name, length) for length, name in zip(lengths, names, strict=True)]
+    model = Model("circle", [graph.ir for graph in built])
+    for graph in built:
         sign(model, graph.ir)
     return model
 
 
 def greedy_logits(tokens: Sequence[int]) -> np.ndarray:
-    """What follows `tokens`: [V]."""
+    """Return the logits [V] after `tokens`, computed in numpy."""
     ids = np.asarray(tokens)
     keys = weights(V, WIDTH)[ids] * (np.arange(len(ids)) + 1)[:, None]
     return weights(V, WIDTH, seed=2) @ (keys * weights(V, WIDTH, seed=1)[ids]).sum(0)
@@ -50,7 +48,7 @@ def _graph(name: str, T: int) -> Graph:
     def reshape(x: ir.Value, shape: Sequence[int]) -> ir.Value:
         return graph.op("RESHAPE", [x, graph.constant("shape", np.int32(shape))], shape)
 
-    def turn(x: ir.Value, shape: Sequence[int], name: str | None = None) -> ir.Value:
+    def transpose(x: ir.Value, shape: Sequence[int], name: str | None = None) -> ir.Value:
         return graph.op("TRANSPOSE", [x, graph.constant("order", np.int32([0, 2, 1, 3]))], shape, FLOAT, name)
 
     def cast(x: ir.Value, to: ir.DataType, codes: tuple[int, int]) -> ir.Value:
@@ -77,13 +75,13 @@ def _graph(name: str, T: int) -> Graph:
             one = graph.constant("one", np.float32([1]))
             scale = graph.op("ADD", [cast(positions, FLOAT, (4, 0)), one], [T], FLOAT)
             rows = graph.op("MUL", [rows, reshape(scale, [1, T, 1])], [1, T, WIDTH])
-        heads = turn(reshape(rows, [1, T, K, H]), [1, K, T, H])
+        heads = transpose(reshape(rows, [1, T, K, H]), [1, K, T, H])
         updated = graph.op(
             "DYNAMIC_UPDATE_SLICE", [past[kind], heads, start], [1, K, S, H], FLOAT, f"present_{kind}_0"
         )
         updated.meta["role"] = Role(kind, 0, "BNTH")  # type: ignore[arg-type]
         outputs[kind] = updated
-        seen_by_all.append(reshape(turn(updated, [1, S, K, H], f"{kind}s_by_token"), [1, S, WIDTH]))
+        seen_by_all.append(reshape(transpose(updated, [1, S, K, H], f"{kind}s_by_token"), [1, S, WIDTH]))
     both = graph.op("MUL", seen_by_all, [1, S, WIDTH], FLOAT, "model.layers.0.self_attn/both")
     column = reshape(cast(positions, INT32, (4, 2)), [1, T, 1])
     slots = graph.constant("slots", np.arange(S, dtype=np.int32)[None, None])
