@@ -56,7 +56,7 @@ BROKEN = {
     "other input": "not projections of one tensor",
     "other table": "rotated by different tables",
     "unrotated k": "one of q and k is rotated",
-    "weights given out": "the attention weights is used elsewhere",
+    "weights are an output": "the attention weights is used elsewhere",
     "mask by head": "the mask differs from head to head",
     "two masks": "two masks",
     "heads out of order": "cuts through the axes",
@@ -77,8 +77,8 @@ BROKEN = {
     "one join for both": "keys and values are in one cache",
     "cache read elsewhere": "which ATTENTION writes in place, is used elsewhere too",
     "cache passed through": "which ATTENTION writes in place, is used elsewhere too",
-    "scores given out": "the updated cache is used elsewhere too",
-    "joined cache given out": "the updated cache is used elsewhere too",
+    "scores are an output": "the updated cache is used elsewhere too",
+    "updated cache is an output": "the updated cache is used elsewhere too",
     "cached values scaled": "the values are scaled",
     "neither cache nor rotation": "cannot infer the head dimension",
     "mask too large": "the mask is larger than the scores",
@@ -212,7 +212,7 @@ class _Block:
             scores = graph.op("ADD", [scores, mask], [1, *_shape(scores)], name="masked")
         elif mask is not None:
             scores = graph.op("ADD", [scores, mask], _shape(scores), name="masked")
-        if form.broken == "scores given out":
+        if form.broken == "scores are an output":
             self.more_outputs.append(scores)
         if form.broken == "two masks":
             zeros = graph.constant("zeros", np.zeros((1, 1, T, S), np.float32))
@@ -222,7 +222,7 @@ class _Block:
         if form.broken == "softmax axis":
             scores = self.transpose(scores, [0, 1, 3, 2])
         p = graph.op("SOFTMAX", [scores], _shape(scores), name="weights", beta=1.0)
-        if form.broken == "weights given out":
+        if form.broken == "weights are an output":
             self.more_outputs.append(p)
         if form.broken == "softmax axis":
             p = self.transpose(p, [0, 1, 3, 2])
@@ -329,7 +329,7 @@ class _Block:
         if form.transposed:
             past, axes = self.transpose(past, swap), swap if axes == straight else straight
         whole = self.join(past, self.transpose(new, axes) if axes != straight else new, name, axes.index(2))
-        if form.broken == "joined cache given out":
+        if form.broken == "updated cache is an output":
             self.more_outputs.append(whole)
         if form.returns_caches:
             present = self.transpose(whole, swap) if form.transposed else whole

@@ -1,4 +1,4 @@
-"""Little models for the tests of `o2o`, made in the IR; and `run`, which executes one on LiteRT.
+"""Little models for the tests of `o2o`, built in the IR; and `run`, which executes one on LiteRT.
 
     graph = Graph("main")
     x = graph.input("x", [2, 4])
@@ -52,7 +52,7 @@ class Graph:
         return value
 
     def value(self, name: str, shape: Sequence[int], dtype: ir.DataType = FLOAT) -> ir.Value:
-        """A value nobody makes: a variable tensor, say."""
+        """A value without producer, such as a variable tensor."""
         return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
@@ -61,7 +61,7 @@ class Graph:
     def raw_constant(
         self, name: str, data: bytes, shape: Sequence[int], dtype: ir.DataType | None
     ) -> ir.Value:
-        """A constant by its bytes, for types that numpy cannot spell."""
+        """A constant by its bytes, for types that numpy lacks."""
         value = ir.Value(
             name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype) if dtype is not None else None
         )
@@ -113,7 +113,7 @@ class Graph:
 
 
 def sign(model: Model, graph: ir.Graph, name: str | None = None, public: str = "{}") -> Signature:
-    """Give `graph` a signature; its public names are made from those of the tensors by `public`."""
+    """Give `graph` a signature; its public names are built from those of the tensors by `public`."""
     signature = Signature(
         name or graph.name or "main",
         graph,
@@ -380,7 +380,7 @@ def blockwise() -> Model:
 
 
 def stateful() -> Model:
-    """A variable tensor: SVDF keeps its state in an input that nobody makes."""
+    """A variable tensor: SVDF keeps its state in an operand without producer."""
     graph = Graph("main")
     x = graph.input("x", [1, 3])
     features, times = graph.constant("features", weights(4, 3)), graph.constant("times", weights(4, 5))
@@ -484,7 +484,7 @@ def odd_names() -> Model:
     graph.ir.meta["fields"] = {"debugMetadataIndex": 1}
     model = graph.model()
     model.metadata = [("min_runtime_version", b"1.5.0" + bytes(11)), ("debug", bytes(range(200)) * 30)]
-    model.fields = {"description": "made by hand"}
+    model.fields = {"description": "built by hand"}
     sign(model, graph.ir, "other", public="args_{}")
     return model
 
@@ -551,8 +551,8 @@ def float_models(draw: st.DrawFn) -> Model:
             y = Builder(graph.ir).reshape(x, [width, height])
         if y not in pool:
             pool.append(y)
-    made = [value for value in pool if value.producer() is not None]
-    if not made:
-        made = [graph.op("ABS", [pool[0]], [rows, columns])]
-    graph.output(*draw(st.lists(st.sampled_from(made), min_size=1, max_size=3, unique=True)))
+    built = [value for value in pool if value.producer() is not None]
+    if not built:
+        built = [graph.op("ABS", [pool[0]], [rows, columns])]
+    graph.output(*draw(st.lists(st.sampled_from(built), min_size=1, max_size=3, unique=True)))
     return graph.model(format=draw(st.sampled_from(["circle", "tflite"])))

@@ -1,7 +1,7 @@
-"""Graphs with something changed that a fusion might miss: a constant, an operand, an option, an output.
+"""Random changes to graphs that a fusion might overlook: a constant, an operand, an option, an output.
 
-A mutant may mean what it meant, or something else, or nothing at all (`values_of` tells). Whatever a fusion
-does to it must keep what it means.
+A mutant may compute the same, something else, or nothing (`values_of` returns None). A fusion must preserve
+its meaning.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _option(graph: ir.Graph, generator: random.Random) -> str:
 
 
 def _output(graph: ir.Graph, generator: random.Random) -> str:
-    """Something that was nobody's business is given out."""
+    """An internal value becomes an output."""
     value = generator.choice([*graph.inputs, *(v for node in graph for v in node.outputs)])
     if value in graph.outputs:
         return ""

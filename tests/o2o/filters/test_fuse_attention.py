@@ -25,7 +25,7 @@ from tests.o2o.graphs import exported_feeds, operators
 
 
 def fuse(model: Model, full_cache: str | None = None) -> list[str]:
-    """Run the filter; what it said."""
+    """Run the filter and return its messages."""
     filter_ = FuseAttention()
     filter_.apply(model, argparse.Namespace(explain=True, assume_full_cache=full_cache))
     return filter_.messages
@@ -64,7 +64,7 @@ def test_every_form_is_fused_and_means_the_same(form: Form) -> None:
 @settings(max_examples=25, deadline=None)
 @given(form=forms())
 def test_what_is_fused_lowers_to_the_same(form: Form) -> None:
-    """On LiteRT: the scattered block as it is, against ATTENTION lowered to builtins."""
+    """On LiteRT: the decomposed block against ATTENTION lowered to builtins."""
     before, after = build(form), build(form)
     fuse(after)
     after = lower(reread(after))
@@ -109,9 +109,9 @@ NEAR_MISSES = {
     "one cache for both": Form(join="concat"),
     "cache read elsewhere": Form(join="concat"),
     "cache passed through": Form(join="concat"),
-    "joined cache given out": Form(join="concat"),
+    "updated cache is an output": Form(join="concat"),
     "cached values scaled": Form(join="concat"),
-    "scores given out": Form(join="concat"),
+    "scores are an output": Form(join="concat"),
     "position among others": Form(join="slice"),
     "one join for both": Form(join="slice", rotate=False),
     "contract differs": Form(join="slice", contract_layout="BTNH"),
@@ -252,7 +252,7 @@ def test_two_layers(join: str) -> None:
 
 @pytest.mark.parametrize("join", ["concat", "slice"])
 def test_two_layers_on_one_cache_are_left_alone(join: str) -> None:
-    """Written in place, each would find what the other left."""
+    """Written in place, each would read the rows of the other."""
     model = two_layers(Form(T=2, join=join), shared=True)
     said = fuse(model)
     assert said[0] == "main: fused 0 attention blocks, left 2 candidates alone"
@@ -267,7 +267,7 @@ def test_several_tokens_that_all_see_each_other_are_not_promised_away() -> None:
 
 def test_a_written_cache_may_be_given_out() -> None:
     """DYNAMIC_UPDATE_SLICE of a cache that ATTENTION has written already gives the same cache."""
-    form = Form(T=2, join="slice", broken="joined cache given out")
+    form = Form(T=2, join="slice", broken="updated cache is an output")
     before, after = build(form), build(form)
     assert fuse(after) == ["main: fused 1 attention block"]
     for position in positions(form):

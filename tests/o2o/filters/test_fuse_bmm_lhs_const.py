@@ -20,7 +20,7 @@ from tests.o2o.graphs import Graph, assert_means_the_same, operators, weights
 
 @dataclass(frozen=True)
 class Form:
-    """A [M, K] times x [*batch, K, N], spelled with ones in front of A, transposed operands and results."""
+    """A [M, K] times x [*batch, K, N], with leading axes of size 1 on A, transposed operands and results."""
 
     M: int = 3
     K: int = 4

@@ -56,7 +56,7 @@ BROKEN = {
     "two tensors": "the mean's operand is a product of two tensors, not a square",
     "cube": "the mean's operand is a power other than the square",
     "root used elsewhere": "the root is used elsewhere too",
-    "normalised given out": "the normalised tensor is used elsewhere too",
+    "normalised is an output": "the normalised tensor is used elsewhere too",
     "no epsilon": "the root should come from ADD",
     "epsilon an input": "no constant epsilon is added to the mean",
     "epsilon negative": "epsilon is -0.25",
@@ -134,7 +134,7 @@ def build(form: Form) -> Model:
         graph.output(result)
     if broken == "root used elsewhere":
         graph.output(graph.op("NEG", [root], kept))
-    if broken == "normalised given out":
+    if broken == "normalised is an output":
         graph.output(normalised)
     return graph.model()
 
@@ -235,7 +235,7 @@ def test_a_tflite_model_is_refused(command: Command) -> None:
 def test_exported_graphs_have_two_norms_a_layer_and_a_last_one(
     command: Command, exported_model, shape: str, form: str
 ) -> None:
-    """As transformers spells them: TICO knows only what torch calls rms_norm."""
+    """As transformers writes them: TICO knows only what torch calls rms_norm."""
     before, again = (formats.load(exported_model(shape, form)) for _ in range(2))
     layers = operators(before)["SOFTMAX"]
     after = command(before)

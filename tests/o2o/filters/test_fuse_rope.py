@@ -52,7 +52,7 @@ BROKEN = {
     "fewer heads": NOT_ROTATED,
     "another axis": NOT_ROTATED,
     "halves of two tensors": NOT_ROTATED,
-    "another tensor turned": NOT_ROTATED,
+    "another tensor rotated": NOT_ROTATED,
     "three parts": NOT_ROTATED,
     "tables by head": "a rotation table should be [1, 1, 5, 4]",
     "tables by batch": "a rotation table should be [1, 1, 5, 4]",
@@ -61,7 +61,7 @@ BROKEN = {
     "activation of the sum": "ADD has a fused activation",
     "activation of cos": "MUL has a fused activation",
     "activation of sin": "MUL has a fused activation",
-    "activation of turned": "CONCATENATION has a fused activation",
+    "activation of rotated_half": "CONCATENATION has a fused activation",
     "activation of negation": "MUL has a fused activation",
     "custom product": "each term of a rotation should come from MUL",
 }
@@ -140,11 +140,11 @@ def build(form: Form) -> Model:
     parts = [upper, negated(lower)] if broken == "other half negated" else [negated(upper), lower]
     if broken == "three parts":
         parts.append(halves[2])
-    turned_shape = list(shape)
-    turned_shape[axis] = sum(int(p.shape[axis]) for p in parts)  # type: ignore[index, arg-type]
+    rotated_shape = list(shape)
+    rotated_shape[axis] = sum(int(p.shape[axis]) for p in parts)  # type: ignore[index, arg-type]
     if broken == "fewer heads":
-        turned_shape[rank - 3] -= 1
-    turned = op("CONCATENATION", parts, turned_shape, "turned", axis=axis)
+        rotated_shape[rank - 3] -= 1
+    rotated_half = op("CONCATENATION", parts, rotated_shape, "rotated_half", axis=axis)
     rows = form.table_rows
     table_shape = {
         "tables by head": [1, shape[1], rows, H],
@@ -153,14 +153,14 @@ def build(form: Form) -> Model:
         "rank 3": [1, rows, H],
     }.get(broken, [1, 1, rows, H])
     cos, sin = graph.input("cos", table_shape), graph.input("sin", table_shape)
-    straight = graph.input("x2", shape) if broken == "another tensor turned" else x
+    straight = graph.input("x2", shape) if broken == "another tensor rotated" else x
     first = op("MUL", [straight, cos], shape, "cos")
     if broken == "custom product":
         second = graph.value("custom", shape)
-        graph.node("MUL", [turned, sin], [second], domain=CUSTOM_DOMAIN)
-        first = op("MUL", [turned, sin], shape, "sin")  # near enough to be looked at
+        graph.node("MUL", [rotated_half, sin], [second], domain=CUSTOM_DOMAIN)
+        first = op("MUL", [rotated_half, sin], shape, "sin")  # near enough to be looked at
     else:
-        second = op("MUL", [turned, sin], shape, "sin")
+        second = op("MUL", [rotated_half, sin], shape, "sin")
     y = op("ADD", [first, second], shape, "the sum")
     y.name = "y"
     graph.output(y)

@@ -1,6 +1,6 @@
-"""Fusions against graphs in which something was changed: what they still fuse must mean what it meant.
+"""Fusions on graphs with random changes: a graph that is still fused must mean the same.
 
-Found so: caches that were read elsewhere, activations nobody looked for, tables of other heads. The seeds
+It found caches with other readers, fused activations, and tables of other heads. The seeds
 below are a sample; a search takes O2O_MUTANTS=20000 in the environment.
 """
 

@@ -1,4 +1,4 @@
-"""transpose.io.kvcache: caches in another layout, and everything else as it was."""
+"""transpose.io.kvcache: caches in another layout, and everything else unchanged."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_attention_and_another_user(command: Command) -> None:
 
 
 def test_outputs(command: Command) -> None:
-    """Those that the contract calls keys or values; under their names, with their roles."""
+    """Outputs that the contract calls keys or values; under their names, with their roles."""
     model = SAMPLES["decoder"]()
     before = formats.loads(formats.dumps(model))
     after = command(model)

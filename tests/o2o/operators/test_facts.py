@@ -50,7 +50,7 @@ def evaluate(op_type: str, operands: list[np.ndarray]) -> np.ndarray:
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_elementwise_operators_are_elementwise(op_type: str, data: st.DataObject) -> None:
-    """An element of the result is what the operator gives for the operands' elements there, alone."""
+    """Each element of the result equals the operator on the operands' elements at that place."""
     shape = data.draw(st.tuples(*[st.integers(1, 3)] * 3))
     generator = np.random.default_rng(data.draw(st.integers(0, 999)))
     operands = []
@@ -67,7 +67,7 @@ def test_elementwise_operators_are_elementwise(op_type: str, data: st.DataObject
 
 
 def test_every_elementwise_operator_has_a_reference_kernel() -> None:
-    """Proofs about positions evaluate what they call elementwise."""
+    """Proofs about positions evaluate elementwise operators."""
     for op_type in ELEMENTWISE:
         assert reference.is_pure(ir.node(op_type, [], domain=DOMAIN))
 

@@ -33,10 +33,12 @@ class Case:
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        told = {name: item for name, item in self.attributes.items() if not name.endswith("DataType")}
+        options = {name: item for name, item in self.attributes.items() if not name.endswith("DataType")}
         shapes = ",".join("x".join(map(str, x.shape)) for x in self.inputs if x is not None)
         kinds = {x.dtype.kind for x in self.inputs if x is not None}
-        return f"{self.op} {shapes} {''.join(sorted(kinds))} {' '.join(f'{k}={v}' for k, v in told.items())}"
+        return (
+            f"{self.op} {shapes} {''.join(sorted(kinds))} {' '.join(f'{k}={v}' for k, v in options.items())}"
+        )
 
     def model(self) -> tuple[Model, dict[str, np.ndarray]]:
         graph, feeds, values = Graph("main"), {}, []
@@ -194,9 +196,15 @@ def _slices() -> list[Case]:
 def _reductions() -> list[Case]:
     cases = []
     for op in ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"):
-        for axes, kept, shape in (((-1,), 1, (2, 3, 1)), ((0, 2), 0, (3,)), ((1,), 1, (2, 1, 4))):
+        for axes, keep_dims, shape in (((-1,), 1, (2, 3, 1)), ((0, 2), 0, (3,)), ((1,), 1, (2, 1, 4))):
             cases.append(
-                Case(op, [floats(2, 3, 4), ints(*axes)], shape, constants=(1,), attributes={"keepDims": kept})
+                Case(
+                    op,
+                    [floats(2, 3, 4), ints(*axes)],
+                    shape,
+                    constants=(1,),
+                    attributes={"keepDims": keep_dims},
+                )
             )
     return cases
 
@@ -312,7 +320,7 @@ def test_custom_operators_are_not_taken_for_builtins_of_their_name() -> None:
 
 
 def test_an_input_with_numbers_of_its_own_is_no_constant() -> None:
-    """A file may give an input a buffer; whoever calls the graph sets it all the same."""
+    """A file may give an input a buffer; callers set the input all the same."""
     graph = Graph("main")
     x = graph.input("x", [1])
     x.const_value = ir.Tensor(np.float32([5]), name="x")
@@ -372,8 +380,8 @@ def test_attention_one_number_at_a_time(layout: str) -> None:
     operands: list[ir.Value | None] = [graph.input(name, array.shape) for name, array in feeds.items()]
     if layout != "none":
         for name, cache in zip(("past_key_0", "past_value_0"), past, strict=True):
-            turned = cache if layout == "BNTH" else cache.swapaxes(0, 1)
-            feeds[name] = turned[None].astype(np.float32)
+            rotated = cache if layout == "BNTH" else cache.swapaxes(0, 1)
+            feeds[name] = rotated[None].astype(np.float32)
         caches = [graph.input(name, feeds[name].shape) for name in ("past_key_0", "past_value_0")]
         feeds["pos"] = np.array([start])
         operands += [None, *caches, graph.input("pos", [1], INT64)]
@@ -382,5 +390,5 @@ def test_attention_one_number_at_a_time(layout: str) -> None:
     assert_close(actual[0], expected)
     if layout != "none":
         for name, cache in (("past_key_0", keys), ("past_value_0", values)):
-            turned = cache if layout == "BNTH" else cache.swapaxes(0, 1)
-            assert_close(feeds[name][0], turned)
+            rotated = cache if layout == "BNTH" else cache.swapaxes(0, 1)
+            assert_close(feeds[name][0], rotated)

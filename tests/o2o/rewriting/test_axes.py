@@ -1,4 +1,4 @@
-"""The algebra of axes against numpy: what it says of a chain of operators is where the numbers really go."""
+"""Named axes against numpy: the axes after a chain of operators are where the numbers really go."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ REPEATED = "G"
 
 @dataclass
 class Chain:
-    """Layout operators over a source whose axes are groups of factors; `kept` if every cut is between two."""
+    """Layout operators over a source with grouped axes; `preserved` if every cut is between factors."""
 
     factors: Factors
     axes: Axes  # of the source
     source: ir.Value
     result: ir.Value
-    kept: bool
+    preserved: bool
 
 
 @st.composite
@@ -42,7 +42,11 @@ def chains(draw: st.DrawFn) -> Chain:
     axes = factors.axes(*draw(groups(names)))
     graph = Graph("main")
     value = source = graph.input("x", factors.shape(axes), INT32)
-    current, kept, repeated = axes, True, False  # current: the axes as long as all cuts are between factors
+    current, preserved, repeated = (
+        axes,
+        True,
+        False,
+    )  # current: the axes as long as all cuts are between factors
     for _ in range(draw(st.integers(1, 6))):
         shape = list(value.shape.numpy())  # type: ignore[union-attr]
         kind = draw(st.sampled_from(["regroup", "regroup", "transpose", "transpose", "reshape", "repeat"]))
@@ -50,8 +54,8 @@ def chains(draw: st.DrawFn) -> Chain:
             order = draw(st.permutations(range(len(shape))))
             operand = graph.constant("order", np.int32(order))
             value = graph.op("TRANSPOSE", [value, operand], [shape[axis] for axis in order])
-            current = tuple(current[axis] for axis in order) if kept else current
-        elif kind == "regroup" and kept:
+            current = tuple(current[axis] for axis in order) if preserved else current
+        elif kind == "regroup" and preserved:
             current = factors.axes(*draw(groups([name for axis in current for name in axis])))
             operator = draw(st.sampled_from(["RESHAPE", "SQUEEZE"]))
             value = graph.op(operator, [value], factors.shape(current))
@@ -59,8 +63,8 @@ def chains(draw: st.DrawFn) -> Chain:
             total = math.prod(shape)
             first = draw(st.sampled_from([n for n in range(1, total + 1) if total % n == 0]))
             value = graph.op("RESHAPE", [value], [first, total // first])
-            kept = False
-        elif kind == "repeat" and kept and not repeated:
+            preserved = False
+        elif kind == "repeat" and preserved and not repeated:
             ones = [axis for axis, dim in enumerate(shape) if dim == 1]
             if not ones:
                 continue
@@ -69,7 +73,7 @@ def chains(draw: st.DrawFn) -> Chain:
             value = graph.op("BROADCAST_TO", [value, graph.constant("wide", np.int32(wide))], wide)
             current = (*current[:axis], (REPEATED,), *current[axis + 1 :])
             repeated = True
-    return Chain(factors, axes, source, value, kept)
+    return Chain(factors, axes, source, value, preserved)
 
 
 @st.composite
@@ -99,7 +103,7 @@ def test_axes_are_where_the_numbers_go(chain: Chain) -> None:
     try:
         axes = chain.factors.through(nodes, chain.axes, broadcast=REPEATED)
     except MatchFailure:
-        if chain.kept:
+        if chain.preserved:
             raise  # every cut is between factors
         return
     assert chain.factors.shape(axes) == tuple(chain.result.shape.numpy())  # type: ignore[union-attr]

@@ -41,7 +41,7 @@ def decode(model: Model) -> Signature:
 
 
 def outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the signature gives, and what is in its caches then."""
+    """Run a signature: its outputs, and its caches afterwards."""
     given = {value.name or "": feeds[name] for name, value in signature.inputs.items()}
     actual = reference.run(signature.graph, given)
     made = {name: actual[value.name or ""] for name, value in signature.outputs.items()}

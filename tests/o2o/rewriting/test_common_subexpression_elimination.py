@@ -46,18 +46,18 @@ def test_equal_nodes_and_what_hangs_on_them_become_one() -> None:
     assert operators(graph.model()) == {"NEG": 1, "ADD": 1, "MUL": 1}
 
 
-@pytest.mark.parametrize("given_out", ["a", "b"])
-def test_a_value_that_is_given_out_keeps_its_name_and_role(given_out: str) -> None:
+@pytest.mark.parametrize("graph_output", ["a", "b"])
+def test_a_value_that_is_given_out_keeps_its_name_and_role(graph_output: str) -> None:
     graph, a, b = twice("NEG")
-    value = {"a": a, "b": b}[given_out]
+    value = {"a": a, "b": b}[graph_output]
     value.meta["role"] = Role("logits")
     graph.output(value, graph.op("MUL", [a, b], [2], name="y"))
     model = graph.model()
     assert eliminate_common_subexpressions(model, graph.ir) == 1
     after = formats.loads(formats.dumps(model))
-    assert [v.name for v in after.graphs[0].outputs] == [given_out, "y"]
+    assert [v.name for v in after.graphs[0].outputs] == [graph_output, "y"]
     assert after.graphs[0].outputs[0].meta["role"] == Role("logits")
-    assert after.signatures[0].outputs[given_out] is after.graphs[0].outputs[0]
+    assert after.signatures[0].outputs[graph_output] is after.graphs[0].outputs[0]
     assert list(graphs.run(after, {"x": np.float32([2, 3])})["y"]) == [4, 9]
 
 

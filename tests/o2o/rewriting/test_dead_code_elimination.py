@@ -1,4 +1,4 @@
-"""What is dead goes, whatever the order; what has side effects is not dead."""
+"""Dead nodes are removed in any order; those with side effects is not dead."""
 
 from __future__ import annotations
 
@@ -73,10 +73,12 @@ def test_inner_graphs() -> None:
 def test_constants() -> None:
     graph = Graph("main")
     x = graph.input("x", [4])
-    used, given_out, scales = (graph.constant(name, weights(4)) for name in ("used", "given_out", "scales"))
+    used, graph_output, scales = (
+        graph.constant(name, weights(4)) for name in ("used", "graph_output", "scales")
+    )
     dead, of_dead = graph.constant("dead", weights(4)), graph.constant("of_dead", weights(4))
     used.meta["quantization_constants"] = {"scales": scales}
     dead.meta["quantization_constants"] = {"scales": of_dead}
-    graph.output(graph.op("ADD", [x, used], [4]), given_out)
+    graph.output(graph.op("ADD", [x, used], [4]), graph_output)
     assert remove_dead_constants(graph.ir) == 2
-    assert list(graph.ir.initializers) == ["used", "given_out", "scales"]
+    assert list(graph.ir.initializers) == ["used", "graph_output", "scales"]

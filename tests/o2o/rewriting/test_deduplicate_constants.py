@@ -48,7 +48,7 @@ def tensors_of(model: Model) -> dict[str, ir.TensorProtocol]:
 
 
 def groups(model: Model) -> list[list[str]]:
-    """The names of constants by what they share."""
+    """The names of the constants that share each storage."""
     collected: dict[object, list[str]] = {}
     for name, tensor in sorted(tensors_of(model).items()):
         collected.setdefault(storage_key(tensor), []).append(name)

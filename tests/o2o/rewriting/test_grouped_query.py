@@ -26,7 +26,7 @@ H, S = 5, 7
 
 @dataclass(frozen=True)
 class Form:
-    """How one attention is spelled: q [1, K * G, T, H], k and v [1, K, S, H].
+    """One form of attention: q [1, K * G, T, H], k and v [1, K, S, H].
 
     swapped: k is transposed behind the repetition, else by BATCH_MATMUL. flat: products of three axes.
     scaled: the keys are scaled behind the repetition. heads_inside: member g of the group of head k is head
@@ -129,7 +129,7 @@ def test_nothing_between_the_products_changes() -> None:
 
 
 def reasons(model: Model) -> list[str]:
-    """Why each product is left alone; those that are not do not appear."""
+    """The reason why each product that fails is left alone."""
     collected = []
     for node in model.graphs[0]:
         if node.op_type == "BATCH_MATMUL":

@@ -1,4 +1,4 @@
-"""What goes into a composite means there what it meant outside, and nothing else changes."""
+"""A region means the same inside a composite, and nothing else changes."""
 
 from __future__ import annotations
 

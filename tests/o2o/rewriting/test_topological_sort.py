@@ -1,4 +1,4 @@
-"""Nodes are put in an order in which they can run, and otherwise left alone."""
+"""Producers come before users, and nodes move only if they must."""
 
 from __future__ import annotations
 

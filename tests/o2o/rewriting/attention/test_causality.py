@@ -92,7 +92,7 @@ def test_tokens_that_do_not_count_up(change: str) -> None:
 
 
 def test_what_is_said_to_go_by_tokens_does() -> None:
-    """On masks in which something was changed."""
+    """On masks with random changes."""
     proven = 0
     for seed in range(300):
         draw = random.Random(seed)
