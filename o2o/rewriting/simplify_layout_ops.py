@@ -55,7 +55,7 @@ def _simplified(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
             source, permutation = earlier.inputs[0], [first[axis] for axis in permutation]
         if not _moves_data(shape_of(source), permutation):
             return op.reshape(skip_reshapes(source), shape_of(output), name="reshaped")
-        return op.transpose(source, permutation, name="turned") if source is not node.inputs[0] else None
+        return op.transpose(source, permutation, name="transposed") if source is not node.inputs[0] else None
     if node.op_type == "RESHAPE" and (original := skip_reshapes(source)) is not source:
         return op.reshape(original, shape_of(output), name="reshaped")
     return None

@@ -143,7 +143,7 @@ def test_what_is_fused_means_what_it_meant(family: str) -> None:
             continue
         filter_ = fusion()
         filter_.apply(model, filter_.parser().parse_args(["--explain"]))
-        fused += "fused 1" in filter_._said[0]
+        fused += "fused 1" in filter_.messages[0]
         after = formats.loads(formats.dumps(model))
         for order in ("as it is", "attention first"):
             if order == "attention first":
