@@ -67,8 +67,8 @@ def measure(args: argparse.Namespace) -> Report:
     package = Package.load(args.package, args.tokenizer, options_from(args, _log))
     # Loading fills the disk cache if it is empty.
     with closing(package.engine()) as engine, closing(engine.open_session()) as session:
-        assert package.running
-        threads = package.running.threads
+        assert package.loaded
+        threads = package.loaded.threads
         decoded = min(args.tokens, engine.capacity // 2)
         contexts = _lengths(args.contexts, engine.capacity - decoded, "context")
         prompts = _lengths(args.prompts, engine.capacity, "prompt")
@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace) -> Report:
     reads, speed = step_bytes(package.model, engine.contract), max(bandwidths)
     report = Report(
         package=str(args.package),
-        engine=package.running.description,
+        engine=package.loaded.description,
         model_bytes=package.size,
         threads=threads,
         capacity=engine.capacity,
@@ -159,9 +159,9 @@ def _load_time(package: Package, empty_cache: bool = False) -> float:
     from runtime_py.child_process import run_module
     from runtime_py.engines.disk_cache import user_cache
 
-    assert package.running
+    assert package.loaded
     command = ["--load", package.model, "--tokenizer", package.directory]
-    command += ["--threads", package.running.threads, "--engine", package.running.choice.engine]
+    command += ["--threads", package.loaded.threads, "--engine", package.loaded.choice.engine]
     usual = user_cache()
     parent = usual.folder if usual and usual.folder.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder:
@@ -218,25 +218,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, as for `runtime_py.run`.
     """
     argv = sys.argv[1:] if argv is None else argv
+    return run("bench", lambda: _run(parser().parse_args(argv)), debug="--debug" in argv)
 
-    def body() -> None:
-        args = parser().parse_args(argv)
-        if args.load:
-            _load(args)
-            return
-        for file in (args.json, args.plot):
-            if file and not file.absolute().parent.is_dir():
-                raise UsageError(f"{file}: no such folder")
-        if args.plot and importlib.util.find_spec("matplotlib") is None:
-            raise UsageError("--plot needs matplotlib: pip install matplotlib")
-        report = measure(args)
-        print(*report.lines(), sep="\n")
-        if args.json:
-            args.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
-        if args.plot:
-            report.plot(args.plot)
 
-    return run("bench", body, debug="--debug" in argv)
+def _run(args: argparse.Namespace) -> None:
+    if args.load:
+        _load(args)
+        return
+    for file in (args.json, args.plot):
+        if file and not file.absolute().parent.is_dir():
+            raise UsageError(f"{file}: no such folder")
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install matplotlib")
+    report = measure(args)
+    print(*report.lines(), sep="\n")
+    if args.json:
+        args.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    if args.plot:
+        report.plot(args.plot)
 
 
 def _log(line: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from o2o.errors import ModelError
 from runtime_py.engines.engine import Engine
-from runtime_py.engines.factory import Running, load_engine
+from runtime_py.engines.factory import LoadedEngine, load_engine
 from runtime_py.engines.model_file import model_size
 from runtime_py.engines.options import EngineOptions
 from runtime_py.generation.generate import Options, Token, generate
@@ -51,7 +51,7 @@ class Package:
         self.directory = directory
         self.model = model
         self.options = options
-        self.running: Running | None = None
+        self.loaded: LoadedEngine | None = None
         """The engine that was loaded last."""
         self._session_engine: Engine | None = None
 
@@ -125,16 +125,16 @@ class Package:
             changes: Fields of `EngineOptions` that differ from `options`.
 
         Returns:
-            A new engine, which the caller closes. `running` describes it.
+            A new engine, which the caller closes. `loaded` describes it.
 
         Raises:
             ModelError: No engine can run the model, or the tokenizer belongs to another one.
             UsageError: The requested engine does not run such files, or lacks a requested option.
         """
-        running = load_engine(self.model, replace(options or self.options or EngineOptions(), **changes))
-        self._check_tokenizer(running.engine)
-        self.running = running
-        return running.engine
+        loaded = load_engine(self.model, replace(options or self.options or EngineOptions(), **changes))
+        self._check_tokenizer(loaded.engine)
+        self.loaded = loaded
+        return loaded.engine
 
     @property
     def size(self) -> int:

@@ -137,8 +137,8 @@ def _run(args: argparse.Namespace) -> int:
         prompt = package.tokenizer.encode(DEFAULT_PROMPT if args.prompt is None else args.prompt)
         _ = package.session  # loads the model
         stats.loaded()
-        if args.stats and package.running is not None:
-            print(f"engine:  {package.running.description}", file=sys.stderr)
+        if args.stats and package.loaded is not None:
+            print(f"engine:  {package.loaded.description}", file=sys.stderr)
         if conversation is None:
             return _continue(package, prompt, args, options, stats)
         from runtime_py.repl import talk

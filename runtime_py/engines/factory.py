@@ -16,7 +16,7 @@ from runtime_py.engines.threads import default_threads
 
 
 @dataclass(frozen=True)
-class Running:
+class LoadedEngine:
     """An engine that was loaded, why it was chosen, and its number of threads."""
 
     engine: Engine
@@ -30,7 +30,7 @@ class Running:
         return f"{self.choice.engine} ({dtype}, {threads}): {self.choice.reason}"
 
 
-def load_engine(file: Path, options: EngineOptions) -> Running:
+def load_engine(file: Path, options: EngineOptions) -> LoadedEngine:
     """Load a model on the first engine that takes it.
 
     Args:
@@ -51,7 +51,7 @@ def load_engine(file: Path, options: EngineOptions) -> Running:
         spec = ENGINES[choice.engine]
         threads = options.threads or default_threads(model.size, spec.multithread_bytes)
         try:
-            return Running(_load(spec, model, replace(options, threads=threads)), choice, threads)
+            return LoadedEngine(_load(spec, model, replace(options, threads=threads)), choice, threads)
         except ModelError as error:
             first_error = first_error or error
     assert first_error is not None

@@ -68,7 +68,7 @@ def candidates(model: ModelFile, options: EngineOptions) -> Iterator[Choice]:
     if not supporting:
         raise UsageError(_unsupported(model, able, options))
     if options.engine != AUTO:
-        yield Choice(options.engine, "asked for")
+        yield Choice(options.engine, "requested")
     elif len(able) == 1:
         yield Choice(able[0].name, f"what runs {suffix} files")
     elif len(supporting) == 1:

@@ -12,7 +12,7 @@ from runtime_py.engines.prefill_plan import Chunk
 
 
 class Session:
-    """One text in an engine session, whose token ids are remembered.
+    """One text in an engine session. It remembers the token ids of the text.
 
     Each turn of a conversation begins with all turns before it; only the new tokens are computed.
     """

@@ -65,7 +65,7 @@ def test_another_engine(package: Path, capsys: pytest.CaptureFixture[str]) -> No
     out, err = capsys.readouterr()
     size = file.stat().st_size + (package / "model.onnx.data").stat().st_size
     assert out.startswith(f"{package}: {size / 1e6:.1f} MB, 40 tokens of context, 1 thread\n")
-    assert "engine    onnx (float32, 1 thread): asked for\n" in out
+    assert "engine    onnx (float32, 1 thread): requested\n" in out
     assert err == ""
 
 

@@ -92,8 +92,8 @@ def test_the_choice_of_an_engine_shares_the_read(tmp_path, reads, monkeypatch):
     package = Package.load(write(tmp_path, ".circle"))
     reads.clear()
     package.engine(disk_cache=None).close()
-    assert package.running is not None
-    assert package.running.choice.engine == "litert"
+    assert package.loaded is not None
+    assert package.loaded.choice.engine == "litert"
     assert len(reads) == 1
 
 

@@ -48,7 +48,7 @@ def test_auto_skips_engines_that_are_not_installed(tmp_path, monkeypatch):
     opened = Package.load(file)
     opened.engine().close()
     assert (
-        opened.running.description
+        opened.loaded.description
         == "litert (float32, 1 thread): onnx is faster at this size, and is not installed"
     )
 
@@ -62,7 +62,7 @@ def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
     ]
     opened = Package.load(file)
     opened.engine().close()
-    assert opened.running.choice == Choice("litert", "onnx is faster at this size, and cannot run it")
+    assert opened.loaded.choice == Choice("litert", "onnx is faster at this size, and cannot run it")
 
 
 @needs_onnx
@@ -74,7 +74,7 @@ def test_auto_takes_what_measured_fastest(pipeline_package, monkeypatch, floats,
     monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": floats, "quantised": quantised})
     pipeline_package.engine().close()
     assert (
-        pipeline_package.running.description
+        pipeline_package.loaded.description
         == f"{engine} (float32, 1 thread): measured fastest for {size} models"
     )
 
@@ -89,7 +89,7 @@ def test_a_quantised_model_of_the_same_bytes_is_a_larger_one(tmp_path, monkeypat
 
 def test_buckets_choose_an_engine_that_has_them(pipeline_package):
     engine = pipeline_package.engine(buckets=[8])
-    assert pipeline_package.running.choice == Choice("litert", "the only engine that supports --buckets")
+    assert pipeline_package.loaded.choice == Choice("litert", "the only engine that supports --buckets")
     assert list(engine.contract.decodes) == [8, S]
     engine.close()
 
