@@ -339,7 +339,7 @@ def test_debugging_a_file(
     flags = [f"--tflite_path={file_of()}", "--prompts=Tim was happy", "--max_new_tokens=6"]
 
     assert debug_flash_generation.main([f"--checkpoint_path={grouped}", *flags]) == 0
-    assert "No tensor on the way differs by more than" in capsys.readouterr().out
+    assert "No intermediate tensor differs by more than" in capsys.readouterr().out
     tensor = "model.layers.2.self_attn.q_proj"
     other = changed(grouped, tmp_path, f"{tensor}.weight", lambda weight: weight * -2)
     debug_flash_generation.main([f"--checkpoint_path={other}", *flags])
