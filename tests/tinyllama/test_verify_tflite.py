@@ -238,10 +238,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"vocab_size": 400}, "has a vocabulary of 380 tokens, {} 400"),
-        ({"num_hidden_layers": 2}, "has KV caches of 3 layers, {} 2"),
-        ({"num_key_value_heads": 3}, "has KV caches of 2 heads, {} 3"),
-        ({"head_dim": 12}, "has KV caches with heads of 32 numbers, {} 12"),
+        ({"vocab_size": 400}, "has a vocabulary of 380 tokens, {} has 400"),
+        ({"num_hidden_layers": 2}, "has KV caches of 3 layers, {} has 2"),
+        ({"num_key_value_heads": 3}, "has KV caches of 2 heads, {} has 3"),
+        ({"head_dim": 12}, "has KV caches with heads of 32 numbers, {} has 12"),
     ],
     ids=["vocabulary", "layers", "heads", "head"],
 )
