@@ -39,7 +39,7 @@ def test_a_hub_id_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        ModelError, match=r"org/model is no directory here, and .* cannot be reached"
+        ModelError, match=r"org/model is no local directory, and .* cannot be reached"
     ) as error:
         resolve("org/model")
     assert "\n" not in str(error.value)
