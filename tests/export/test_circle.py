@@ -33,7 +33,7 @@ def graph(form: str, layers: int = 1) -> Graph:
 class Counts:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked = self.made = 0
-        for name, count in (("_put_off", "asked"), ("_recompile", "made")):
+        for name, count in (("_recompile_later", "asked"), ("_recompile", "made")):
             monkeypatch.setattr(fx_passes, name, self._counted(getattr(fx_passes, name), count))
         monkeypatch.setattr(fx_passes, "_is_known", lambda: True)
 
