@@ -10,9 +10,29 @@ from pathlib import Path
 
 import pytest
 
+from tests import slow
 from tests.exported import exported
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave slow files out of `-m "not slow"`, so that nothing in them is imported."""
+    fast = config.getoption("markexpr") == "not slow"
+    return True if fast and file_of(collection_path) in slow.FILES else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests that `tests.slow` lists."""
+    for item in items:
+        file = file_of(item.path)
+        if file in slow.FILES or getattr(item, "originalname", item.name) in slow.TESTS.get(file, ()):
+            item.add_marker(pytest.mark.slow)
+
+
+def file_of(path: Path) -> str:
+    """Return the path of a test file below the repository's root."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
 
 
 @pytest.fixture

@@ -1,0 +1,230 @@
+"""Tests that `make test-fast` leaves out: each takes more than half a second, or its file imports torch."""
+
+from __future__ import annotations
+
+FILES = [
+    "tests/bench/peers/test_command.py",
+    "tests/bench/peers/test_rounds.py",
+    "tests/bench/test_make_checkpoint.py",
+    "tests/export/test_build.py",
+    "tests/export/test_circle.py",
+    "tests/export/test_custom_ops.py",
+    "tests/export/test_flash_attention.py",
+    "tests/export/test_fx_passes.py",
+    "tests/export/test_model.py",
+    "tests/export/test_pipeline.py",
+    "tests/export/test_tinyllama.py",
+    "tests/export/test_weights.py",
+    "tests/o2o/cli/test_interrupt.py",
+    "tests/o2o/filters/test_any_size.py",
+    "tests/o2o/filters/test_bind_weights.py",
+    "tests/o2o/filters/test_composites_pass_filters.py",
+    "tests/o2o/filters/test_mutations.py",
+    "tests/o2o/filters/test_processes.py",
+    "tests/o2o/filters/test_quantize_weights.py",
+    "tests/o2o/lower/onert/test_defects.py",
+    "tests/o2o/lower/onnx/test_exported.py",
+    "tests/o2o/lower/onnx/test_mutations.py",
+    "tests/o2o/lower/onnx/test_quantized.py",
+    "tests/o2o/quantization/test_tensors.py",
+    "tests/o2o/rewriting/test_cache_buckets.py",
+    "tests/o2o/rewriting/test_grouped_query.py",
+    "tests/o2o/weights/test_checkpoint.py",
+    "tests/o2o/weights/test_pytorch_file.py",
+    "tests/runtime_py/generation/test_sampling.py",
+    "tests/runtime_py/test_against_transformers.py",
+    "tests/runtime_py/test_child_process.py",
+    "tests/runtime_py/test_conversation.py",
+    "tests/runtime_py/test_interrupt.py",
+    "tests/runtime_py/test_perplexity.py",
+    "tests/runtime_py/test_quantized.py",
+    "tests/runtime_py/text/test_chat_template.py",
+    "tests/test_guide.py",
+    "tests/test_prefill_lengths.py",
+    "tests/tinyllama/test_demo_checkpoint.py",
+    "tests/tinyllama/test_manual_inference.py",
+    "tests/tinyllama/test_tiny_llama.py",
+    "tests/tinyllama/test_verify.py",
+    "tests/tinyllama/test_verify_flash.py",
+    "tests/tinyllama/test_verify_tflite.py",
+]
+"""Files in which all tests are slow. `make test-fast` does not import them."""
+
+TESTS = {
+    "tests/bench/test_export.py": [
+        "test_each_form_is_measured",
+    ],
+    "tests/export/test_main.py": [
+        "test_all_graphs_and_the_tokenizer",
+    ],
+    "tests/o2o/filters/test_bucket_kvcache.py": [
+        "test_new_signatures_beside_the_old",
+    ],
+    "tests/o2o/filters/test_fuse_attention.py": [
+        "test_every_form_is_fused_and_means_the_same",
+        "test_exported_graphs_fuse_in_every_layer",
+        "test_rotations_that_are_fused_already_are_known",
+        "test_what_is_fused_lowers_to_the_same",
+    ],
+    "tests/o2o/filters/test_fuse_bmm_lhs_const.py": [
+        "test_every_form_is_fused_and_means_the_same",
+    ],
+    "tests/o2o/filters/test_fuse_rms_norm.py": [
+        "test_a_near_miss_is_left_alone_and_explained",
+        "test_exported_graphs_have_two_norms_a_layer_and_a_last_one",
+    ],
+    "tests/o2o/filters/test_fuse_rope.py": [
+        "test_a_near_miss_is_left_alone_and_explained",
+        "test_exported_graphs_have_two_rotations_a_layer",
+    ],
+    "tests/o2o/filters/test_lower_litert.py": [
+        "test_exported_static_decode",
+    ],
+    "tests/o2o/filters/test_merge_circles.py": [
+        "test_any_models",
+    ],
+    "tests/o2o/filters/test_reshape_io.py": [
+        "test_as_many_elements_keep_the_meaning",
+    ],
+    "tests/o2o/filters/test_select_op.py": [
+        "test_head_and_tail_compute_what_the_whole_does",
+    ],
+    "tests/o2o/filters/test_sign_ai_edge.py": [
+        "test_exported",
+        "test_the_same_numbers",
+    ],
+    "tests/o2o/filters/test_transpose_io_kvcache.py": [
+        "test_exported_graphs",
+    ],
+    "tests/o2o/formats/test_lossless.py": [
+        "test_random_graphs_survive",
+    ],
+    "tests/o2o/formats/test_onnx_writer.py": [
+        "test_in_memory_in_a_pipe_and_beside",
+    ],
+    "tests/o2o/formats/test_reader.py": [
+        "test_damage_is_refused_or_harmless",
+    ],
+    "tests/o2o/formats/test_roads.py": [
+        "test_constants_of_any_size_in_any_order",
+        "test_every_kind_of_model",
+        "test_random_models",
+    ],
+    "tests/o2o/formats/test_tensors.py": [
+        "test_of_every_dtype",
+    ],
+    "tests/o2o/lower/litert/test_composites.py": [
+        "test_any_core",
+        "test_exported",
+    ],
+    "tests/o2o/lower/litert/test_flash_attention.py": [
+        "test_any_shape_at_any_position",
+    ],
+    "tests/o2o/lower/litert/test_lowering.py": [
+        "test_a_prompt_in_pieces_gives_the_logits_of_one",
+        "test_attention",
+        "test_attention_in_blocks",
+        "test_decode_step_by_step_gives_the_logits_of_prefill",
+    ],
+    "tests/o2o/lower/litert/test_tuning.py": [
+        "test_decode_gives_the_logits_of_a_prompt",
+        "test_what_made_the_logits_is_gone",
+    ],
+    "tests/o2o/lower/onert/test_lowering.py": [
+        "test_attention_by_the_reference",
+        "test_attention_on_onert",
+        "test_parts_of_several_sizes",
+        "test_quantised_weights",
+        "test_rotations",
+        "test_updates_of_one_row_in_place",
+    ],
+    "tests/o2o/lower/onert/test_supported_ops.py": [
+        "test_onert_computes_them_and_right",
+    ],
+    "tests/o2o/lower/onnx/test_check.py": [
+        "test_the_same",
+    ],
+    "tests/o2o/lower/onnx/test_lowering.py": [
+        "test_prefill_and_decode_to_the_end_of_the_capacity",
+    ],
+    "tests/o2o/lower/onnx/test_operators.py": [
+        "test_by_token",
+    ],
+    "tests/o2o/operators/test_reference.py": [
+        "test_it_means_what_litert_computes",
+    ],
+    "tests/o2o/quantization/test_quantize.py": [
+        "test_attention_takes_quantised_weights",
+        "test_both_formats_say_the_same",
+    ],
+    "tests/o2o/rewriting/attention/test_causality.py": [
+        "test_what_is_said_to_go_by_tokens_does",
+    ],
+    "tests/o2o/rewriting/test_axes.py": [
+        "test_axes_are_where_the_numbers_go",
+    ],
+    "tests/o2o/rewriting/test_common_subexpression_elimination.py": [
+        "test_nothing_changes_but_the_work",
+    ],
+    "tests/o2o/streams/test_source.py": [
+        "test_much_data_costs_no_memory",
+    ],
+    "tests/o2o/test_check.py": [
+        "test_the_guide_proves_itself",
+    ],
+    "tests/o2o/test_lazy_sympy.py": [
+        "test_no_filter_imports_anything_heavy",
+    ],
+    "tests/o2o/test_old_defects.py": [
+        "test_attention_was_found_by_the_numbers_of_its_operators",
+        "test_only_the_first_subgraph_of_a_merged_file_was_kept",
+    ],
+    "tests/runtime_py/engines/litert/test_engine.py": [
+        "test_several_prefills",
+    ],
+    "tests/runtime_py/engines/litert/test_mapped_bytes.py": [
+        "test_head_then_file",
+        "test_the_memory_can_be_used_afterwards",
+    ],
+    "tests/runtime_py/engines/litert/test_prepare.py": [
+        "test_a_disk_that_becomes_full",
+        "test_a_model_that_changes_while_it_is_packed",
+        "test_a_model_that_changes_while_it_is_read",
+        "test_another_machine_or_another_lowering",
+        "test_damaged",
+        "test_done_once",
+        "test_other_weights_in_the_same_place",
+        "test_the_same_model_elsewhere",
+        "test_weights_overwritten",
+    ],
+    "tests/runtime_py/engines/onert/test_engine.py": [
+        "test_int8_weights_are_about_the_same",
+        "test_logits_after_every_prompt_and_every_step",
+        "test_the_tokens_of_transformers_and_litert_to_the_end",
+    ],
+    "tests/runtime_py/engines/test_prefill_plan.py": [
+        "test_no_run_more_than_it_takes",
+    ],
+    "tests/runtime_py/test_bench.py": [
+        "test_another_engine",
+        "test_every_line_and_every_figure",
+    ],
+    "tests/runtime_py/test_engines.py": [
+        "test_a_disk_that_becomes_full",
+        "test_auto_takes_what_measured_fastest",
+        "test_greedy_tokens_are_those_of_transformers",
+    ],
+    "tests/runtime_py/test_run.py": [
+        "test_closed_pipe_is_quiet",
+    ],
+    "tests/runtime_py/text/test_tokenizer.py": [
+        "test_ids_of_any_text",
+        "test_pieces_make_the_text",
+    ],
+    "tests/tinyllama/test_convert_to_tflite.py": [
+        "test_a_file_of_weights_does_for_its_folder",
+        "test_a_package_of_tflite",
+        "test_a_signal_ends_the_commands_and_leaves_nothing",
+    ],
+}
+"""Slow tests of other files, by function name."""
