@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import shell
+from export import pipeline, shell
 from export.circle_pipeline import circle_commands
 from export.package_builder import Builder
 from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
+from tests.pipelines import in_process
 from tests.test_guide import WITHOUT_TOKENIZER, assert_generates_the_same
 
 GPT2 = {name: value for name, value in GROUPED.items() if name not in ("head_dim", "num_key_value_heads")}
@@ -153,16 +154,20 @@ def test_the_shapes_of_any_family(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--cache=static"]])
-def test_gpt_2_from_a_checkpoint_to_tokens(tmp_path: Path, flags: list[str]) -> None:
+def test_gpt_2_from_a_checkpoint_to_tokens(tmp_path: Path, shared_directory: Path, flags: list[str]) -> None:
     """In a folder whose name the shell and make would take for several words."""
     folder = write_checkpoint(
         tmp_path / "it's a $MODEL", model_type="gpt2", **GPT2 | {"num_hidden_layers": 1}
     )
     package = tmp_path / "a package; of $HOME"
-    script = ROOT / "tinyllama" / "pipeline.py"
-    command = [sys.executable, str(script), "--model", str(folder), f"--package={package}", "--max-length=16"]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    arguments = ["--model", str(folder), f"--package={package}", "--max-length=16", *flags]
+    if flags:
+        with in_process(shared_directory):
+            assert pipeline.main(arguments) == 0
+    else:
+        command = [sys.executable, str(ROOT / "tinyllama" / "pipeline.py"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
     loaded = Package.load(package)
     loaded.tokenizer = WITHOUT_TOKENIZER
     generator = np.random.default_rng(0)
