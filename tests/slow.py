@@ -210,11 +210,21 @@ TESTS = {
         "test_logits_after_every_prompt_and_every_step",
         "test_the_tokens_of_transformers_and_litert_to_the_end",
     ],
+    "tests/runtime_py/engines/onnx/test_prepare.py": [
+        "test_a_large_model_is_packed_once",
+    ],
+    "tests/runtime_py/engines/test_engine.py": [
+        "test_a_session_gives_the_logits_of_litert",
+        "test_greedy_tokens_are_those_of_transformers",
+    ],
     "tests/runtime_py/engines/test_model_file.py": [
         "test_bench_reads_the_model_once_to_load_it_and_once_for_the_roofline",
     ],
     "tests/runtime_py/engines/test_prefill_plan.py": [
         "test_no_run_more_than_it_takes",
+    ],
+    "tests/runtime_py/engines/test_selection.py": [
+        "test_auto_takes_what_measured_fastest",
     ],
     "tests/runtime_py/evaluation/test_roofline.py": [
         "test_bandwidth_is_measured_in_a_child",
@@ -222,13 +232,6 @@ TESTS = {
     "tests/runtime_py/test_bench.py": [
         "test_another_engine",
         "test_every_line_and_every_figure",
-    ],
-    "tests/runtime_py/test_engines.py": [
-        "test_a_disk_that_becomes_full",
-        "test_a_large_model_is_packed_once",
-        "test_a_session_gives_the_logits_of_litert",
-        "test_auto_takes_what_measured_fastest",
-        "test_greedy_tokens_are_those_of_transformers",
     ],
     "tests/runtime_py/test_run.py": [
         "test_closed_pipe_is_quiet",

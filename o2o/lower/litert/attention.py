@@ -16,8 +16,8 @@ from o2o.errors import ModelError
 from o2o.formats.tensors import numbers
 from o2o.lower.cache_outputs import add_rows_output
 from o2o.lower.litert.flash_attention import flash_attention
-from o2o.lower.litert.rope import rotate
 from o2o.lower.litert.sdpa import scaled_dot_product_attention, swap_heads
+from o2o.lower.rotate_halves import rotate_halves
 from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention
 from o2o.operators.causal_attention import Blocks, adaptive_blocks, operands, unpack
@@ -68,7 +68,7 @@ def lower_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: FlashBl
     q, k, v = heads(of.wq, N, "q"), heads(of.wk, K, "k"), heads(of.wv, K, "v")
     if of.cos is not None and of.sin is not None:
         cos, sin = (op.reshape(table, [1, 1, T, H], name="table") for table in (of.cos, of.sin))
-        q, k = rotate(op, q, cos, sin), rotate(op, k, cos, sin)
+        q, k = rotate_halves(op, q, cos, sin), rotate_halves(op, k, cos, sin)
     if of.k_cache is not None and of.v_cache is not None:
         start = _update_start(op, of)
         k = _update_cache(model, graph, op, of.k_cache, k, start, of.layout, "key")

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.dialects import locate
-from o2o.lower.litert.rope import rotate
+from o2o.lower.rotate_halves import rotate_halves
 from o2o.model import Model, attribute, shape_of
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.rewire import replace_output
@@ -37,7 +37,7 @@ def legalize_rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         return
     old = node.outputs[0]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
-    new = rotate_one(op, x, cos, sin) if _has_one_position(x, cos, sin) else rotate(op, x, cos, sin)
+    new = rotate_one(op, x, cos, sin) if _has_one_position(x, cos, sin) else rotate_halves(op, x, cos, sin)
     replace_output(model, old, new)
     graph.remove(node, safe=True)
 
