@@ -48,11 +48,11 @@ def _convert_options(where: str, node: ir.Node, old: Dialect, new: Dialect) -> N
         return
     if not new.has_table(table):
         raise ModelError(f"{where}: {new.name} has no options {table}")
-    known = {new.ir_field(table, name) for name in vars(new.table(table)())}
+    option_names = {new.ir_field(table, name) for name in vars(new.table(table)())}
     fields = node.meta.get("fields", {})
     others = {key.removeprefix("options.") for key in fields if key.startswith("options.")}
     for name in (*node.attributes, *others):
-        if name not in known:
+        if name not in option_names:
             raise ModelError(f"{where}: {new.name} has no option {name}")
     for name in TYPE_OPTIONS & node.attributes.keys():
         code = int(node.attributes[name].value)

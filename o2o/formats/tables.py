@@ -60,12 +60,12 @@ class Tables:
         return root, self.payloads
 
     def _all_metadata(self) -> list[tuple[str, bytes]]:
-        own = [
+        entries = [
             (contract.METADATA_NAME, contract.dumps(self.model)),
             (history.METADATA_NAME, history.dumps(self.model.history)),
             (external_tensor.METADATA_NAME, external_tensor.dumps(self.external, self.model.unused)),
         ]
-        return [*self.model.metadata, *((name, data) for name, data in own if data is not None)]
+        return [*self.model.metadata, *((name, data) for name, data in entries if data is not None)]
 
     def _payload(self, payload: bytes | ir.TensorProtocol) -> int:
         self.payloads.append(payload)
@@ -88,13 +88,13 @@ class Tables:
         values: list[ir.Value] = []
         index: dict[int, int] = {}
         nodes = list(graph)
-        own = {id(node) for node in nodes}
+        node_ids = {id(node) for node in nodes}
 
         def number(value: ir.Value | None) -> None:
             if value is None or id(value) in index or _is_absent(value):
                 return
             producer = value.producer()
-            if producer is not None and id(producer) not in own:
+            if producer is not None and id(producer) not in node_ids:
                 raise ModelError(
                     f"{value.name} is used, but its producer {producer.op_type} is not in the graph"
                 )
@@ -169,15 +169,15 @@ class Tables:
         if name is None:
             return
         options = self.dialect.table(name)()
-        known = vars(options)
-        names = {self.dialect.ir_field(name, field): field for field in known}
+        defaults = vars(options)
+        names = {self.dialect.ir_field(name, field): field for field in defaults}
         for attribute in node.attributes.values():
             if attribute.name not in names:
                 raise ModelError(
                     f"{node.op_type}: {self.dialect.name} has no option {attribute.name} in {name}"
                 )
             field = names[attribute.name]
-            setattr(options, field, self._option(name, field, attribute, known[field]))
+            setattr(options, field, self._option(name, field, attribute, defaults[field]))
         for key, item in node.meta.get("fields", {}).items():
             if key.startswith("options."):
                 self._set_fields(options, {key.removeprefix("options."): item})
@@ -224,9 +224,9 @@ class Tables:
         return table
 
     def _set_fields(self, table: Any, fields: dict[str, Any]) -> None:
-        known = vars(table)
+        names = vars(table)
         for key, value in fields.items():
-            if key not in known:
+            if key not in names:
                 field = f"{type(table).__name__[:-1]}.{key}"
                 raise ModelError(f"{self.dialect.name} has no field {field}, which this model uses")
             setattr(table, key, self._adopt(value))
@@ -237,15 +237,20 @@ class Tables:
             return [self._adopt(item) for item in value]
         if isinstance(value, (np.ndarray, bytes, str)) or not hasattr(value, "__dict__"):
             return value
-        own = self.dialect.table(type(value).__name__[:-1])()
+        converted = self.dialect.table(type(value).__name__[:-1])()
         default = vars(type(value)())
         self._set_fields(
-            own,
-            {key: item for key, item in vars(value).items() if key in vars(own) or item is not default[key]},
+            converted,
+            {
+                key: item
+                for key, item in vars(value).items()
+                if key in vars(converted) or item is not default[key]
+            },
         )
-        if getattr(own, "details", None) is not None:
-            own.detailsType = self.dialect.unions["QuantizationDetails"][type(own.details).__name__[:-1]]
-        return own
+        if getattr(converted, "details", None) is not None:
+            details = type(converted.details).__name__[:-1]
+            converted.detailsType = self.dialect.unions["QuantizationDetails"][details]
+        return converted
 
 
 def _ints(values: list[int]) -> np.ndarray:

@@ -25,21 +25,21 @@ def report(recipe: Recipe, results: Sequence[MatrixResult]) -> dict[str, Any]:
     """
     error = QuantizationError()
     tensors = []
-    for one in results:
+    for result in results:
         entry: dict[str, Any] = {
-            "name": one.name,
-            "parts": one.parts,
-            "shape": list(one.shape),
-            "scheme": one.scheme.name if one.scheme else FLOAT,
-            "bytes": [one.before, one.after],
+            "name": result.name,
+            "parts": result.parts,
+            "shape": list(result.shape),
+            "scheme": result.scheme.name if result.scheme else FLOAT,
+            "bytes": [result.before, result.after],
         }
-        if one.tensor is not None and one.tensor.error is not None:
-            entry["error"] = one.tensor.error.as_json()
-            error.add(one.tensor.error)
-        if one.reason:
-            entry["reason"] = one.reason
+        if result.tensor is not None and result.tensor.error is not None:
+            entry["error"] = result.tensor.error.as_json()
+            error.add(result.tensor.error)
+        if result.reason:
+            entry["reason"] = result.reason
         tensors.append(entry)
-    sizes = [sum(one.before for one in results), sum(one.after for one in results)]
+    sizes = [sum(result.before for result in results), sum(result.after for result in results)]
     return {**recipe.as_json(), "bytes": sizes, "error": error.as_json(), "tensors": tensors}
 
 

@@ -207,11 +207,11 @@ class PipeSource(Source):
             self.head = self._spool.head
             self._position = len(self.head)
             return
-        wanted = self._frame.file if self._frame.file <= small else self._frame.head
-        self.head = memoryview(start + self._read(wanted - len(start)))
+        length = self._frame.file if self._frame.file <= small else self._frame.head
+        self.head = memoryview(start + self._read(length - len(start)))
         self._position = len(self.head)
-        _check_end(self, wanted, self._position)
-        if wanted == self._frame.file:
+        _check_end(self, length, self._position)
+        if length == self._frame.file:
             self._spool = MemorySource(self.head, name)
 
     @property
@@ -235,7 +235,7 @@ class PipeSource(Source):
         except OSError as error:
             raise O2oError(
                 f"{self.name} must be stored temporarily, but {tempfile.gettempdir()} has no room "
-                f"({error.strerror}): read a file instead of a pipe, or set TMPDIR to a folder with room"
+                f"({error.strerror}): read a file, or set TMPDIR to another folder"
             ) from error
 
     def _spooled(self) -> Source:

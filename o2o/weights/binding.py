@@ -132,14 +132,14 @@ def _problems(
     if missing:
         problems.append(f"lacks {listed(dict.fromkeys(missing), 4)}")
     reshaped = {
-        name: f"has {name} as {list(there.shape)}, not {list(shape)}"
+        name: f"has {name} as {list(tensor.shape)}, not {list(shape)}"
         for path, name, shape in ((t.path, t.tensor_name, t.stored_shape) for t in external)
-        if (there := stored.get((path, name))) is not None and there.shape != shape
+        if (tensor := stored.get((path, name))) is not None and tensor.shape != shape
     }
     problems += [*list(reshaped.values())[:3], *_changed(model, stored)]
     if not partial:
         used = {tensor.tensor_name for tensor in external}.union(*model.unused.values())
-        if unused := sorted({there.name for there in stored.values()} - used):
+        if unused := sorted({tensor.name for tensor in stored.values()} - used):
             problems.append(
                 f"holds {listed(unused, 4)}, which the model does not use (--partial accepts such tensors)"
             )
@@ -154,8 +154,8 @@ def _changed(model: Model, stored: Mapping[tuple[Path, str], StoredTensor]) -> l
         for name, digest in names.items()
         if digest and any(path == Path(file) for path, _ in stored)
     ]
-    missing = [name for there, name, _ in embedded if there is None]
-    changed = [name for there, name, digest in embedded if there is not None and there.digest() != digest]
+    missing = [name for tensor, name, _ in embedded if tensor is None]
+    changed = [name for tensor, name, digest in embedded if tensor is not None and tensor.digest() != digest]
     problems = [f"lacks {listed(missing, 4)}"] if missing else []
     if changed:
         problems.append(f"has other numbers for {listed(changed, 4)} than at export (export again)")

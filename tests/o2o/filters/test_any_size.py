@@ -55,14 +55,14 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def marks(path: Path) -> dict[str, tuple[int, bytes, bytes]]:
     """By constant: where it is, and the marks at its ends."""
-    found = {}
+    result = {}
     for name, value in formats.load(path).graphs[0].initializers.items():
         span, size = value.const_value.span, len(name)  # type: ignore[union-attr]
         with open(path, "rb") as file:
-            ends = [os.pread(file.fileno(), size, p) for p in (span.start, span.start + span.size - size)]
+            edges = [os.pread(file.fileno(), size, p) for p in (span.start, span.start + span.size - size)]
         assert span.outside
-        found[name] = (span.start, *ends)
-    return found  # type: ignore[return-value]
+        result[name] = (span.start, *edges)
+    return result  # type: ignore[return-value]
 
 
 def test_through_filters_in_little_memory(big: Path) -> None:
@@ -72,11 +72,11 @@ def test_through_filters_in_little_memory(big: Path) -> None:
     assert done.stderr.startswith(b"gc.py: removed 1 constant; 20,480,000 bytes of constants\n")
     assert peak(done.stderr) < 200 * MIB
     assert out.stat().st_size > FLATBUFFER_LIMIT
-    found = marks(out)
-    assert {name: ends for name, (_, *ends) in found.items()} == {
+    result = marks(out)
+    assert {name: edges for name, (_, *edges) in result.items()} == {
         name: [name.encode()] * 2 for name in ("first", "second")
     }
-    assert found["second"][0] < marks(big)["second"][0]
+    assert result["second"][0] < marks(big)["second"][0]
 
     with (
         subprocess.Popen(["cat", big], stdout=subprocess.PIPE) as cat,

@@ -65,13 +65,13 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def tensors_of(checkpoint: Path) -> dict[str, np.ndarray]:
     """All tensors of a checkpoint as float32, as PyTorch reads them."""
-    found: dict[str, torch.Tensor] = {}
+    actual: dict[str, torch.Tensor] = {}
     for file in sorted(checkpoint.iterdir()):
         if file.suffix == ".safetensors":
-            found |= load_file(file)
+            actual |= load_file(file)
         elif file.suffix == ".bin":
-            found |= torch.load(file)
-    return {name: tensor.float().numpy() for name, tensor in found.items()}
+            actual |= torch.load(file)
+    return {name: tensor.float().numpy() for name, tensor in actual.items()}
 
 
 def edit(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -128,11 +128,11 @@ def test_it_is_the_file_that_embedding_gives(name: str, export: Exporter, tmp_pa
     result = bound(external)
     assert result.read_bytes() == export(checkpoint, "embed").read_bytes()
 
-    expected, found = tensors_of(checkpoint), constants(formats.load(result))
+    expected, actual = tensors_of(checkpoint), constants(formats.load(result))
     parameters = LanguageModel.read(checkpoint).parameters
-    assert found.keys() >= parameters.keys()
+    assert actual.keys() >= parameters.keys()
     for parameter in parameters:
-        tensor = found[parameter].const_value
+        tensor = actual[parameter].const_value
         assert tensor is not None
         assert tensor.dtype == ir.DataType.FLOAT
         np.testing.assert_array_equal(tensor.numpy(), expected[parameter], err_msg=parameter)
@@ -157,16 +157,18 @@ def test_equal_tensors_are_there_once(
     assert capsys.readouterr().err == (
         f"bind.weights.py: bound 16 tensors; equal ones are stored once, which saves {size:,} bytes\n"
     )
-    found = constants(formats.loads(data))
-    keys = [storage_key(found[name].const_value) for name in (LAYER, other)]  # type: ignore[arg-type]
+    actual = constants(formats.loads(data))
+    keys = [storage_key(actual[name].const_value) for name in (LAYER, other)]  # type: ignore[arg-type]
     assert keys[0] == keys[1]
     assert data == export(checkpoint, "embed").read_bytes()
 
 
 def test_only_large_weights_are_references(checkpoint: Path, export: Exporter) -> None:
-    found = constants(formats.load(export(checkpoint)))
+    actual = constants(formats.load(export(checkpoint)))
     for parameter, tensor in tensors_of(checkpoint).items():
-        assert isinstance(found[parameter].const_value, ExternalTensor) == (tensor.nbytes >= LARGE), parameter
+        assert isinstance(actual[parameter].const_value, ExternalTensor) == (tensor.nbytes >= LARGE), (
+            parameter
+        )
 
 
 def test_a_model_without_references_passes_as_it_is(

@@ -89,29 +89,29 @@ def fc(name: str, *arrays: np.ndarray, rows: int = 2) -> Model:
 
 
 def storages(model: Model) -> set[tuple[int, int]]:
-    found = [value.const_value for graph in model.graphs for value in graph.initializers.values()]
-    return {storage_key(tensor) for tensor in found if tensor is not None}
+    actual = [value.const_value for graph in model.graphs for value in graph.initializers.values()]
+    return {storage_key(tensor) for tensor in actual if tensor is not None}
 
 
 def run_signatures(model: Model) -> dict[str, dict[str, np.ndarray]]:
     """All outputs of all signatures, on the same inputs whenever, by LiteRT."""
     engine = graphs.interpreter(formats.dumps(model))
-    found = {}
+    actual = {}
     for signature in model.signatures:
         given_ = feeds(model, signature.graph)
         named = {name: given_[value.name or ""] for name, value in signature.inputs.items()}
-        found[signature.name] = engine.get_signature_runner(signature.name)(**named)
-    return found
+        actual[signature.name] = engine.get_signature_runner(signature.name)(**named)
+    return actual
 
 
 def assert_each_as_before(models: list[Model], merged: Model) -> None:
     expected = {name: outputs for model in models for name, outputs in run_signatures(model).items()}
-    found = run_signatures(merged)
-    assert list(found) == list(expected)
+    actual = run_signatures(merged)
+    assert list(actual) == list(expected)
     for name, outputs in expected.items():
-        assert found[name].keys() == outputs.keys()
+        assert actual[name].keys() == outputs.keys()
         for key in outputs:
-            assert_close(found[name][key], outputs[key])
+            assert_close(actual[name][key], outputs[key])
 
 
 def test_two_models_over_the_same_weights(merging: Merging) -> None:
@@ -244,8 +244,8 @@ def test_equal_bytes_of_another_dtype_and_shape_are_shared(merging: Merging) -> 
     merged = merging(models)
     assert "shared 2 of 3 constants, which saves 2,048 bytes" in merging.said
     assert len(storages(merged)) == 1
-    found = [graph.initializers["c"] for graph in merged.graphs]
-    assert [(list(v.shape), v.dtype) for v in found] == [
+    actual = [graph.initializers["c"] for graph in merged.graphs]
+    assert [(list(v.shape), v.dtype) for v in actual] == [
         ([16, 16], graphs.FLOAT),
         ([256], graphs.FLOAT),
         ([16, 16], INT32),
@@ -321,8 +321,8 @@ def test_sig_names(merging: Merging) -> None:
     ],
 )
 def test_sig_names_that_do_not_fit(merging: Merging, names: str, code: int, reason: str) -> None:
-    found, said = merging.refusal({"a": linear(), "b": linear()}, "--sig-names", names)
-    assert found == code
+    actual, said = merging.refusal({"a": linear(), "b": linear()}, "--sig-names", names)
+    assert actual == code
     assert reason in said
 
 

@@ -240,7 +240,7 @@ def test_a_disk_that_becomes_full(long: Path, place: Path) -> None:
     assert full == "gc.py: No space left on device: make room, or write elsewhere"
     assert temporary == (
         f"merge.circles.py: <stdin> must be stored temporarily, but {place / 'disk'} has no room (No space "
-        "left on device): read a file instead of a pipe, or set TMPDIR to a folder with room"
+        "left on device): read a file, or set TMPDIR to another folder"
     )
 
 

@@ -86,9 +86,9 @@ def test_a_model_with_two_signatures_on_litert(recipe: str, tied: bool, command:
             other.initializers[name].const_value = ir.Tensor(meaning(value), name=name)
     for graph, T in enumerate((4, 1)):
         feeds = {"input_ids": np.array([[5, 6, 7, 8][:T]])}
-        found = run(model, feeds, model.graphs[graph])["logits"]
+        result = run(model, feeds, model.graphs[graph])["logits"]
         expected = run(exact, feeds, exact.graphs[graph])["logits"]
-        lost = np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
+        lost = np.sqrt(((result - expected) ** 2).mean() / (expected**2).mean())
         assert lost < (0.05 if recipe.startswith("dynamic") else 1e-5)
 
 
@@ -196,15 +196,15 @@ def exported(shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -
     """The files of a prefill and a decode graph of a checkpoint, whose weights are `external` or `embed`."""
     folder = tmp_path_factory.mktemp("exported")
     checkpoint = write_checkpoint(folder / "checkpoint", **GROUPED | {"dtype": "bfloat16", "shards": 2})
-    found = {}
+    result = {}
     with compiled_once(shared_directory):
         for form in ("external", "embed"):
             prefill, decode = (str(folder / f"{name}.{form}.circle") for name in ("prefill", "decode"))
             formats.save(build.prefill(checkpoint, weights=form), prefill)  # type: ignore[arg-type]
             formats.save(build.decode(checkpoint, 32, "static", weights=form), decode)  # type: ignore[arg-type]
-            found[form] = folder / f"{form}.circle"
-            assert merge_circles.main([prefill, decode, "-o", str(found[form])]) == 0
-    return found
+            result[form] = folder / f"{form}.circle"
+            assert merge_circles.main([prefill, decode, "-o", str(result[form])]) == 0
+    return result
 
 
 @pytest.mark.parametrize("recipe", QUANTISING)
@@ -231,9 +231,9 @@ def test_from_the_checkpoint_or_from_the_file(recipe: str, exported: dict[str, P
     feeds = {
         v.name or "": np.zeros(v.shape.numpy(), v.dtype.numpy()) for v in results["embed"].graphs[0].inputs
     }  # type: ignore[union-attr]
-    found, expected = (run(lower(results[form]), feeds) for form in ("external", "embed"))
+    result, expected = (run(lower(results[form]), feeds) for form in ("external", "embed"))
     for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name])
+        np.testing.assert_array_equal(result[name], expected[name])
 
 
 def test_in_little_memory(tmp_path: Path) -> None:

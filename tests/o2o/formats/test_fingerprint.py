@@ -32,8 +32,12 @@ def node_of(model: Model, op_type: str, graph: int = 0) -> ir.Node:
 
 
 def value_of(model: Model, name: str, graph: int = 0) -> ir.Value:
-    found = model.graphs[graph]
-    values = [*found.inputs, *found.initializers.values(), *(v for node in found for v in node.outputs)]
+    owner = model.graphs[graph]
+    values = [
+        *owner.inputs,
+        *owner.initializers.values(),
+        *(v for node in owner for v in node.outputs),
+    ]
     return next(value for value in values if value.name == name)
 
 

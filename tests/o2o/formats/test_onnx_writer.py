@@ -43,10 +43,10 @@ def test_in_memory_in_a_pipe_and_beside(form: str, recipe: str, tmp_path: Path) 
     write(lowered(recipe, form), tmp_path / "model.onnx")
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=form == "standard")
     expected = ir.to_proto(lowered(recipe, form))
-    for found in (onnx.load_from_string(sink.getvalue()), onnx.load(str(tmp_path / "model.onnx"))):
-        assert found.graph.node == expected.graph.node
-        assert found.metadata_props == expected.metadata_props
-        assert constants(found) == constants(expected)
+    for actual in (onnx.load_from_string(sink.getvalue()), onnx.load(str(tmp_path / "model.onnx"))):
+        assert actual.graph.node == expected.graph.node
+        assert actual.metadata_props == expected.metadata_props
+        assert constants(actual) == constants(expected)
     assert Running(tmp_path / "model.onnx").step([1, 2], 0).shape == (1, 1, BIG.V)
 
 
@@ -127,8 +127,8 @@ def test_constants_are_read_when_they_are_written(tmp_path: Path, monkeypatch: p
     model = formats.load(tmp_path / "model.circle")
     with monkeypatch.context() as patch:
         patch.setattr(SourceTensor, "_read", lambda self: pytest.fail(f"{self.name} was read"))
-        made = lower_to_onnx(model, "ort")
-    write(made, tmp_path / "model.onnx")
+        lowered_model = lower_to_onnx(model, "ort")
+    write(lowered_model, tmp_path / "model.onnx")
     assert Running(tmp_path / "model.onnx").step([1], 0).shape == (1, 1, BIG.V)
 
 

@@ -1,5 +1,7 @@
-"""Whichever way a model is read, from memory, a file, a pipe, with a frame or without, it is the same and is
-written again byte for byte; also where large constants go by offset, and through a filter."""
+"""A model is the same from memory, a file or a pipe, with a frame or without, and is written byte for byte.
+
+So it is with large constants by offset, and through a filter.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +90,8 @@ def assert_the_same_by_every_road(model: Model, limit: int) -> None:
     for road in ROADS:
         with tempfile.TemporaryDirectory() as folder:
             for passing in (True, False):
-                found = formats.read(source_of(data, road, Path(folder)))
-                assert written(found, passing, limit) == data, (road, passing)
+                actual = formats.read(source_of(data, road, Path(folder)))
+                assert written(actual, passing, limit) == data, (road, passing)
             numbers = formats.read(source_of(data, road, Path(folder)))
             for graph in numbers.graphs:
                 for value in graph.initializers.values():  # read, in no order, before they are written
@@ -134,13 +136,13 @@ def test_constants_of_any_size_in_any_order(sizes: Sequence[int], order: Sequenc
     for road in ROADS:
         with tempfile.TemporaryDirectory() as folder:
             model = formats.read(source_of(data, road, Path(folder)))
-            found = model.graphs[0]
-            turned = [found.initializers[f"w{k}"] for k in order if f"w{k}" in found.initializers]
-            for value in turned:
-                del found.initializers[value.name]  # type: ignore[arg-type]
-            for value in turned[: len(turned) // 2 + 1]:  # and some are dropped
-                found.register_initializer(value)
-            found.outputs[:] = list(found.initializers.values())
+            actual = model.graphs[0]
+            permuted = [actual.initializers[f"w{k}"] for k in order if f"w{k}" in actual.initializers]
+            for value in permuted:
+                del actual.initializers[value.name]  # type: ignore[arg-type]
+            for value in permuted[: len(permuted) // 2 + 1]:  # and some are dropped
+                actual.register_initializer(value)
+            actual.outputs[:] = list(actual.initializers.values())
             model.signatures.clear()
             result = written(model, True, limit)
             expected = result if expected is None else expected
@@ -160,8 +162,8 @@ def test_a_file_of_an_older_version(road: str, tmp_path: Path) -> None:
     if "without" not in road:
         assert parse_frame(data) == Frame(796, len(data), None)
     model = formats.read(source_of(data, road, tmp_path))
-    found = {name: v.const_value for name, v in model.graphs[0].initializers.items() if v.const_value}
-    assert {name: tensor.nbytes for name, tensor in found.items()} == {"w": 5120, "v": 6000, "small": 12}
-    np.testing.assert_array_equal(found["w"].numpy().reshape(-1), np.arange(1280, dtype=np.float32) / 7)
-    np.testing.assert_array_equal(found["v"].numpy(), np.arange(1500, dtype=np.float32))
+    actual = {name: v.const_value for name, v in model.graphs[0].initializers.items() if v.const_value}
+    assert {name: tensor.nbytes for name, tensor in actual.items()} == {"w": 5120, "v": 6000, "small": 12}
+    np.testing.assert_array_equal(actual["w"].numpy().reshape(-1), np.arange(1280, dtype=np.float32) / 7)
+    np.testing.assert_array_equal(actual["v"].numpy(), np.arange(1500, dtype=np.float32))
     assert verifier_errors(formats.dumps(model)) == []

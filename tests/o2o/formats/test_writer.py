@@ -134,11 +134,11 @@ def test_a_file_of_more_than_2_gib() -> None:
     graph.output(small)
     planned = plan(graph.model())
     header, segments = planned.tables, planned.segments
-    ends = [segment.start for segment in segments][-2:]
-    assert ends[1] == ends[0] + (12 << 30)
-    tables = unpack(header.ljust(ends[0], b"\0")).buffers
+    offsets = [segment.start for segment in segments][-2:]
+    assert offsets[1] == offsets[0] + (12 << 30)
+    tables = unpack(header.ljust(offsets[0], b"\0")).buffers
     sizes = [(table.offset, table.size) for table in tables if table.offset > 1]
-    assert sizes == [(ends[0], 12 << 30), (ends[1], 2 << 30)]
+    assert sizes == [(offsets[0], 12 << 30), (offsets[1], 2 << 30)]
     assert len(header) < 4096
 
 

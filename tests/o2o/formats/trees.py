@@ -105,19 +105,19 @@ def _tensor(tensor: Any, order: dict[int, int], buffer: Callable[[int], Any]) ->
 
 def _order(graph: Any, buffers: list[Any]) -> dict[int, int]:
     """Tensor numbers, old to canonical: in the order of use, and what is unused by what it is."""
-    found: dict[int, None] = dict.fromkeys(_list(graph.inputs))
+    result: dict[int, None] = dict.fromkeys(_list(graph.inputs))
     for operator in graph.operators or ():
         for field in (operator.inputs, operator.outputs, operator.intermediates):
-            found |= dict.fromkeys(index for index in _list(field) if index >= 0)
-    found |= dict.fromkeys(_list(graph.outputs))
-    for index in list(found):
+            result |= dict.fromkeys(index for index in _list(field) if index >= 0)
+    result |= dict.fromkeys(_list(graph.outputs))
+    for index in list(result):
         details = getattr(graph.tensors[index].quantization, "details", None)
-        found |= dict.fromkeys(n for field in REFERENCES if (n := getattr(details, field, 0)) > 0)
-    rest = [index for index in range(len(graph.tensors or ())) if index not in found]
+        result |= dict.fromkeys(n for field in REFERENCES if (n := getattr(details, field, 0)) > 0)
+    rest = [index for index in range(len(graph.tensors or ())) if index not in result]
     rest.sort(
         key=lambda k: repr((_plain(graph.tensors[k], skip={"buffer"}), buffers[graph.tensors[k].buffer]))
     )
-    return {index: number for number, index in enumerate([*found, *rest])}
+    return {index: number for number, index in enumerate([*result, *rest])}
 
 
 def _renumbered(vector: Any, order: dict[int, int]) -> list[int]:
@@ -164,12 +164,12 @@ def _list(vector: Any) -> list[int]:
 def field_types(table: type[Any]) -> dict[str, str]:
     """The declared type of each field, from the comments in the generated code: `int`, `Foo`, `[Foo]`, ..."""
     source = inspect.getsource(table.__init__)
-    found = {}
+    result = {}
     for field, text in re.findall(r"self\.(\w+) = .*?# type: (.*)", source):
         text = re.sub(r"[\w.]+\.(\w+)", r"\1", text.replace("'", ""))  # no packages
         text = re.sub(r"^Optional\[(.*)\]$", r"\1", text)
-        found[field] = re.sub(r"^List\[(.*)\]$", r"[\1]", text)
-    return found
+        result[field] = re.sub(r"^List\[(.*)\]$", r"[\1]", text)
+    return result
 
 
 def filled(dialect: Dialect, name: str, members: Sequence[str] = ()) -> Any:

@@ -41,8 +41,8 @@ def language_model(format: Format = "circle", tied: bool = False, tokens: tuple[
 
 def constants(model: Model, graph: int = 0) -> dict[str, ir.Value]:
     """The matrices that operators of a graph use, by name."""
-    found = model.graphs[graph].initializers.items()
-    return {name: value for name, value in found if len(shape_of(value)) == 2 and value.uses()}
+    result = model.graphs[graph].initializers.items()
+    return {name: value for name, value in result if len(shape_of(value)) == 2 and value.uses()}
 
 
 def integers(value: ir.Value) -> np.ndarray:

@@ -76,9 +76,9 @@ def test_bytes_scales_and_results_are_the_same(
 ) -> None:
     """As long as nothing is cut off, which ai-edge-quantizer never does."""
     monkeypatch.setattr(Scheme, "limits", property(lambda scheme: (scheme.limit,)))
-    expected, found = theirs(recipe, tmp_path), ours(recipe)
-    assert set(constants(found)) == set(constants(expected)) == {"embed", "w", "head"}
-    for name, value in constants(found).items():
+    expected, result = theirs(recipe, tmp_path), ours(recipe)
+    assert set(constants(result)) == set(constants(expected)) == {"embed", "w", "head"}
+    for name, value in constants(result).items():
         other = constants(expected)[name]
         assert value.dtype == other.dtype
         assert value.const_value is not None
@@ -99,7 +99,7 @@ def test_bytes_scales_and_results_are_the_same(
             assert (scales.dtype, scales.shape) == (other_scales.dtype, other_scales.shape)
             assert scales.tobytes() == other_scales.tobytes()
     feeds = {"input_ids": np.arange(8, dtype=np.int32) * 7}
-    results, wanted = (next(iter(run(model, feeds).values())) for model in (found, expected))
+    results, wanted = (next(iter(run(model, feeds).values())) for model in (result, expected))
     assert_close(results, wanted)
 
 

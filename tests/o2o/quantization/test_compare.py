@@ -31,13 +31,13 @@ def test_errors_are_those_of_quantising(recipe, tied):
     before, after = language_model(tied=tied), language_model(tied=tied)
     done = {one.name: one for one in quantize(after, find(recipe))}
     after = formats.loads(formats.dumps(after))
-    found = compare(before, after)
-    apart = [one.name for one in found if one.name not in constants(before)]
+    result = compare(before, after)
+    apart = [one.name for one in result if one.name not in constants(before)]
     assert apart == (["embed_head"] if tied and recipe.endswith("_head") else [])
-    names = [one.name for one in found if one.name not in apart]
+    names = [one.name for one in result if one.name not in apart]
     assert names == [name for name in constants(before) if name in done]
-    assert {one.stored[1] for one in found} == STORED[recipe]
-    for one in found:
+    assert {one.stored[1] for one in result} == STORED[recipe]
+    for one in result:
         known = done[one.name]
         assert one.stored[0] == "float32"
         assert one.shape == known.shape

@@ -32,9 +32,9 @@ def by_name(done: list[MatrixResult]) -> dict[str, MatrixResult]:
 def written(model: Model) -> Model:
     """`model` as it is read again, which loses nothing."""
     data = formats.dumps(model)
-    found = formats.loads(data)
-    assert formats.dumps(found) == data
-    return found
+    result = formats.loads(data)
+    assert formats.dumps(result) == data
+    return result
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -105,9 +105,9 @@ def cut(model: Model, output: ir.Value) -> Model:
     """The first graph with `output` for its only one."""
     graph = model.graphs[0]
     graph.outputs[:] = [output]
-    found = Model("tflite", [graph])
-    sign(found, graph)
-    return found
+    result = Model("tflite", [graph])
+    sign(result, graph)
+    return result
 
 
 def test_halves_are_looked_up_as_they_are() -> None:
@@ -126,9 +126,9 @@ def test_weight_only_computes_in_float() -> None:
     for graph in model.graphs:
         for node in graph:
             if node.op_type == "FULLY_CONNECTED":
-                made = node.inputs[1].producer()  # type: ignore[union-attr]
-                assert made is not None
-                assert (made.op_type, made.version) == ("DEQUANTIZE", 5)
+                produced = node.inputs[1].producer()  # type: ignore[union-attr]
+                assert produced is not None
+                assert (produced.op_type, produced.version) == ("DEQUANTIZE", 5)
         assert sum(node.op_type == "DEQUANTIZE" for node in graph) == 3
 
 
@@ -171,8 +171,8 @@ def test_embedding_and_head_on_their_own(
     assert off(run(lower(written(model)), feeds)["logits"], exact) < 0.3
 
 
-def off(found: np.ndarray, exact: np.ndarray) -> float:
-    return float(np.sqrt(((found - exact) ** 2).mean() / (exact**2).mean()))
+def off(result: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.sqrt(((result - exact) ** 2).mean() / (exact**2).mean()))
 
 
 @pytest.mark.parametrize(
@@ -224,10 +224,10 @@ def test_attention_takes_quantised_weights(form: Form, recipe: str, monkeypatch:
     assert [one.parts for one in done if one.scheme] == [["matrix"]] * 4
     for name, value in constants(model).items():
         meant.graphs[0].initializers[name].const_value = ir.Tensor(meaning(value), name=name)
-    exact, found = run(lower(meant), feeds), run(lower(written(model)), feeds)
-    assert list(found) == list(exact)
+    exact, result = run(lower(meant), feeds), run(lower(written(model)), feeds)
+    assert list(result) == list(exact)
     for name in exact:
-        assert off(found[name], exact[name]) < (0.02 if recipe.startswith("dynamic") else 1e-5)
+        assert off(result[name], exact[name]) < (0.02 if recipe.startswith("dynamic") else 1e-5)
 
 
 # ---- left alone ------------------------------------------------------------------------------------

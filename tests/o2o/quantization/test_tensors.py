@@ -45,53 +45,53 @@ def meaning(tensor: QuantizedTensor) -> np.ndarray:
     return (numbers.reshape(*tensor.scales.shape, -1) * tensor.scales[..., None]).reshape(numbers.shape)
 
 
-def off(w: np.ndarray, found: QuantizedTensor) -> tuple[np.ndarray, np.ndarray]:
+def off(w: np.ndarray, result: QuantizedTensor) -> tuple[np.ndarray, np.ndarray]:
     """How far each number is off, and its scale, float64 [rows, blocks, columns of a block]."""
-    scale = found.scales.astype(np.float64)[..., None]
-    blocks = (*found.scales.shape, -1)
-    return np.abs(w.reshape(blocks) - scale * found.numpy().astype(np.float64).reshape(blocks)), scale
+    scale = result.scales.astype(np.float64)[..., None]
+    blocks = (*result.scales.shape, -1)
+    return np.abs(w.reshape(blocks) - scale * result.numpy().astype(np.float64).reshape(blocks)), scale
 
 
 @given(matrices)
 def test_no_number_is_off_by_more_than_half_a_scale(w: np.ndarray) -> None:
-    found = quantized(w, INT8)
-    lost, scale = off(w, found)
+    result = quantized(w, INT8)
+    lost, scale = off(w, result)
     assert (lost <= scale * (0.5 + 1e-5)).all()
-    assert np.abs(found.numpy().astype(int)).max() <= INT8.limit
+    assert np.abs(result.numpy().astype(int)).max() <= INT8.limit
 
 
 @given(matrices, st.sampled_from([INT4_BLOCK32, INT4_BLOCK128]))
 def test_only_the_largest_numbers_of_four_bits_are_cut_off(w: np.ndarray, scheme: Scheme) -> None:
-    found = quantized(w, scheme)
-    lost, scale = off(w, found)
+    result = quantized(w, scheme)
+    lost, scale = off(w, result)
     cut = np.abs(w.reshape(lost.shape)) > scale * 7.5
     assert (lost[~cut] <= np.broadcast_to(scale * (0.5 + 1e-5), lost.shape)[~cut]).all()
-    numbers = found.numpy().astype(int)
+    numbers = result.numpy().astype(int)
     assert -8 <= numbers.min() <= numbers.max() <= 7
 
 
 @given(matrices, st.sampled_from([INT4_BLOCK32, INT4_BLOCK128]))
 def test_scales_of_four_bits_lose_least(w: np.ndarray, scheme: Scheme) -> None:
     """No block loses more than with the scale by which nothing is cut off."""
-    found = quantized(w, scheme)
+    result = quantized(w, scheme)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scheme, "limits", (scheme.limit,))
         plain = quantized(w, scheme)
-    lost, others = ((off(w, one)[0] ** 2).sum(-1) for one in (found, plain))
+    lost, others = ((off(w, one)[0] ** 2).sum(-1) for one in (result, plain))
     assert (lost <= others * (1 + 1e-4)).all()
 
 
 def test_four_bits_of_normal_numbers_lose_a_tenth_less() -> None:
     w = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
     for scheme in (INT4_BLOCK32, INT4_BLOCK128):
-        found = quantized(w, scheme)
+        result = quantized(w, scheme)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Scheme, "limits", (scheme.limit,))
             plain = quantized(w, scheme)
-        found.tobytes(), plain.tobytes()
-        assert found.error is not None
+        result.tobytes(), plain.tobytes()
+        assert result.error is not None
         assert plain.error is not None
-        assert found.error.rms < 0.92 * plain.error.rms
+        assert result.error.rms < 0.92 * plain.error.rms
 
 
 @given(matrices.filter(lambda w: np.abs(w).max() < 6e4))
@@ -102,15 +102,15 @@ def test_halves_are_numpy_s(w: np.ndarray) -> None:
 @given(matrices, st.sampled_from(list(SHORT)))
 @example(np.eye(1, 128, dtype=np.float32) * np.float32(1e-45), INT8)  # its square is zero in float32
 def test_the_error_is_what_was_lost(w: np.ndarray, scheme: Scheme) -> None:
-    found = quantized(w, scheme)
-    lost = meaning(found).astype(np.float64) - w
-    assert found.error is not None
+    result = quantized(w, scheme)
+    lost = meaning(result).astype(np.float64) - w
+    assert result.error is not None
     if w.any():
         rms = np.sqrt((lost**2).sum() / (w.astype(np.float64) ** 2).sum())
-        assert found.error.rms == pytest.approx(rms, rel=1e-3, abs=1e-7)
-        assert found.error.max == pytest.approx(np.abs(lost).max() / np.abs(w).max(), rel=1e-3, abs=1e-6)
+        assert result.error.rms == pytest.approx(rms, rel=1e-3, abs=1e-7)
+        assert result.error.max == pytest.approx(np.abs(lost).max() / np.abs(w).max(), rel=1e-3, abs=1e-6)
     else:
-        assert (found.error.rms, found.error.max) == (0, 0)
+        assert (result.error.rms, result.error.max) == (0, 0)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
@@ -121,10 +121,10 @@ def test_bytes_by_hand(scheme: Scheme) -> None:
     if scheme is FLOAT16:
         np.testing.assert_array_equal(raw.view(np.float16).reshape(w.shape), w.astype(np.float16))
         return
-    found = quantized(w, scheme)
-    blocks = w.reshape(*found.scales.shape, -1)
+    result = quantized(w, scheme)
+    blocks = w.reshape(*result.scales.shape, -1)
     expected = (
-        np.rint(blocks / found.scales[..., None])
+        np.rint(blocks / result.scales[..., None])
         .clip(scheme.lowest, scheme.limit)
         .astype(np.int8)
         .reshape(-1)
@@ -162,25 +162,25 @@ def test_the_same_from_everywhere(
         stored,
     ]
     for source in sources:
-        found = QuantizedTensor("w", source, scheme)
+        result = QuantizedTensor("w", source, scheme)
         sink = io.BytesIO()
-        found.tofile(sink)
-        assert sink.getvalue() == expected.tobytes() == found.tobytes(), type(source).__name__
-        assert found.nbytes == len(sink.getvalue())
-        np.testing.assert_array_equal(found.scales, expected.scales)
-        assert found.error is not None
+        result.tofile(sink)
+        assert sink.getvalue() == expected.tobytes() == result.tobytes(), type(source).__name__
+        assert result.nbytes == len(sink.getvalue())
+        np.testing.assert_array_equal(result.scales, expected.scales)
+        assert result.error is not None
         assert expected.error is not None
-        assert found.error.rms == pytest.approx(expected.error.rms, rel=1e-4)
+        assert result.error.rms == pytest.approx(expected.error.rms, rel=1e-4)
 
 
 def test_a_large_tensor_is_never_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(tmp_path, weights(512, 256), torch.bfloat16)
     monkeypatch.setattr(tensors, "CHUNK", 1024)
-    found = QuantizedTensor("w", Weight("w", read_header(path)["w"], FLOAT), INT8)
-    assert max(len(piece) for piece in found.pieces()) <= 1024
+    result = QuantizedTensor("w", Weight("w", read_header(path)["w"], FLOAT), INT8)
+    assert max(len(piece) for piece in result.pieces()) <= 1024
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("o2o.weights.stored_tensor.StoredTensor.read_float32", _never)
-        found.tofile(io.BytesIO())
+        result.tofile(io.BytesIO())
 
 
 def _never(*_: object) -> None:

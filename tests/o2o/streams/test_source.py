@@ -275,8 +275,8 @@ def test_no_room_for_what_is_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(O2oError) as caught:
         source.view(200, 10)
     assert str(caught.value) == (
-        "pipe must be stored temporarily, but /tmp has no room (No space left on device): read a file "
-        "instead of a pipe, or set TMPDIR to a folder with room"
+        "pipe must be stored temporarily, but /tmp has no room (No space left on device): read a file, "
+        "or set TMPDIR to another folder"
     )
 
 
