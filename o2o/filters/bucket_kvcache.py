@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from o2o.cli.arguments import number_list
-from o2o.cli.text import listed
+from o2o.cli.text import counted, listed
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.lower.litert.tuning import SMALLEST, doubling
@@ -16,19 +16,21 @@ from o2o.signatures import buckets_of, capacity_of, find_decode
 
 
 class BucketKvcache(Filter):
-    """Add decode graphs of smaller capacities, so that short texts decode faster.
+    """Add buckets: decode signatures with smaller KV caches, which make short texts faster.
 
         decode: past_key_0 [1,2048,4,64]    =>    decode:      past_key_0 [1,2048,4,64]
                                                   decode_256:  past_key_0 [1,256,4,64]
                                                   decode_512:  past_key_0 [1,512,4,64]
                                                   decode_1024: past_key_0 [1,1024,4,64]
 
-    Each new signature (a bucket) is decode over the first rows of the caches. All share one set of weights.
-    The runtime decodes in the smallest bucket that holds the text, and copies the rows to the next when it
-    is full. It makes such buckets itself; this filter stores them in the file, for other runtimes.
-    Proven by computing masks and indices at every position below a capacity: no row beyond it is read or
-    written.
-    Refused: a model without decode or without a contract, and a decode whose caches are used in other ways.
+    A bucket is decode over the first rows of the caches. All share one set of weights. The runtime decodes
+    in the smallest bucket that holds the text, and copies the rows into the next one when it is full. It adds
+    buckets to a model without them when it loads the model. This filter stores them in the file, for other
+    runtimes.
+    Rows beyond a bucket's capacity must be neither read nor written at any position below it. The filter
+    proves this: it computes masks and write positions at each position.
+    Refused: a model without decode or contract, and a decode that transforms the rows of its caches or
+    depends on all of them.
     """
 
     name = "bucket.kvcache.py"
@@ -39,7 +41,7 @@ class BucketKvcache(Filter):
             "--capacities",
             metavar="A,B",
             type=number_list,
-            help=f"capacities of the new caches (default: {SMALLEST} and its doubles below that of decode)",
+            help=f"capacities of the buckets (default: {SMALLEST}, doubled up to the model's own)",
         )
 
     def check_arguments(self, args: argparse.Namespace) -> None:
@@ -49,21 +51,23 @@ class BucketKvcache(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
         decode = find_decode(model)
         if decode is None or not (own := capacity_of(decode)):
-            raise ModelError("the contract has no decode with caches: merge prefill and decode first")
+            raise ModelError(
+                "no decode signature has KV caches in the o2o.contract: merge one with merge.circles.py"
+            )
         if buckets := [signature.name for signature in buckets_of(model)]:
             raise ModelError(f"decode has buckets already: {listed(buckets)}")
-        wanted = doubling(own) if args.capacities is None else sorted(set(args.capacities))
-        if wrong := [rows for rows in wanted if not 0 < rows < own]:
+        capacities = doubling(own) if args.capacities is None else sorted(set(args.capacities))
+        if wrong := [rows for rows in capacities if not 0 < rows < own]:
             raise UsageError(f"--capacities: {wrong[0]} is not between 0 and the {own} of decode")
-        if not wanted:
+        if not capacities:
             self.log(f"decode has a capacity of {own}: there is no smaller one to add")
             return False
         try:
-            add_cache_buckets(model, decode, wanted)
-        except MatchFailure as reason:
-            raise ModelError(f"decode does not work with a smaller capacity: {reason}") from None
-        names = [f"decode_{rows}" for rows in wanted]
-        self.log(f"{listed(names)}, in addition to decode with a capacity of {own:,}")
+            add_cache_buckets(model, decode, capacities)
+        except MatchFailure as failure:
+            raise ModelError(f"decode cannot be computed with fewer rows: {failure}") from None
+        names = [f"{decode.name}_{rows}" for rows in capacities]
+        self.log(f"added {listed(names)}; {decode.name} has {counted(own, 'position')}")
         return True
 
 

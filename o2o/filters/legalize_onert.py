@@ -11,21 +11,21 @@ from o2o.model import Model
 
 
 class LegalizeOnert(Filter):
-    """Rewrite Circle for onert: one decode graph, for its cpu backend.
+    """Turn Circle into Circle that onert runs: one decode step, on its cpu backend.
 
-        prefill: ...                                     (removed: onert runs subgraph 0)
+        prefill: ...                                     (left out: onert runs subgraph 0)
         decode:  x -- ATTENTION (writes past_key_0)  =>  decode: x -- FULLY_CONNECTED - ROPE -+- present_key_0
                                                            past_key_0 --------- BATCH_MATMUL -+- SOFTMAX - ...
 
     ATTENTION becomes builtin operators that read the cache and the new row, and write nothing. The new rows
-    [1,K,1,H] are outputs, which the calling program stores at their position. Value caches get the layout
-    [1,K,H,S] (BNHT in the contract), so that onert multiplies without a transpose.
-    A DYNAMIC_UPDATE_SLICE of one row becomes SELECT_V2. SPLIT_V becomes a SLICE for each part. Norms are
-    fused. FULLY_CONNECTED gets inputs of rank 2. Weights quantised by row get the scale 1 and a MUL by
-    their scales, as onert applies the first scale to all rows. Tables, and what DEQUANTIZE widens, become
-    float32.
-    Refused: operators that onert lacks or computes wrong, with their place. Attention with a mask or of
-    several tokens, a cache without a role, weights in int4 or in blocks, and weights of over 2 GB.
+    [1,K,1,H] are outputs: the runtime writes them into the caches. Value caches become [1,K,H,S] (BNHT in
+    the contract), which onert multiplies without a transpose. A DYNAMIC_UPDATE_SLICE of one row becomes a
+    SELECT_V2, SPLIT_V one SLICE for each part. RMSNorm is fused. The input of FULLY_CONNECTED becomes rows.
+    Scales per row are applied after the multiplication, because onert applies the first scale to all rows.
+    Tables and constants of DEQUANTIZE become float32.
+    Refused, with the place: operators, dtypes and ranks that onert lacks or computes incorrectly. Attention
+    is refused with a mask, of several tokens, and with a cache without a role in the contract. Weights are
+    refused in int4, in blocks, and of over 2 GB: onert crashes on data behind a FlatBuffer.
     """
 
     name = "legalize.onert.py"
@@ -33,10 +33,10 @@ class LegalizeOnert(Filter):
     formats = ("circle",)
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
-        done = legalize(model)
-        if done.dropped:
-            self.log(f"removed {listed(done.dropped)}: onert runs only decode")
-        self.log(f"{counted(done.before, 'operator')} became {done.after:,}")
+        summary = legalize(model)
+        if summary.dropped:
+            self.log(f"removed {listed(summary.dropped)}: onert runs only decode")
+        self.log(f"{counted(summary.before, 'operator')} became {summary.after:,}")
 
 
 main = LegalizeOnert.main

@@ -8,6 +8,7 @@ from collections import Counter
 from o2o.cli.text import counted, listed
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
+from o2o.filters.wrap_composites import wrapped_message
 from o2o.lower.litert.attention import FlashBlocks
 from o2o.lower.litert.composites import wrap_composites
 from o2o.lower.litert.lowering import lower
@@ -16,7 +17,7 @@ from o2o.operators.causal_attention import Blocks
 
 
 class LowerLitert(Filter):
-    """Lower Circle to TFLite for LiteRT.
+    """Turn Circle into TFLite that LiteRT runs.
 
         decode.circle: RMS_NORM -- ATTENTION -- logits
                                     |  (writes past_key_0)
@@ -24,13 +25,13 @@ class LowerLitert(Filter):
         decode.tflite: MUL -- MEAN -- RSQRT -- ... -- BATCH_MATMUL -- SOFTMAX -- ... -- logits
                                     DYNAMIC_UPDATE_SLICE -- present_key_0
 
-    RMS_NORM, ROPE, ATTENTION and o2o.causal_attention become builtin operators. Keys and values are not
-    repeated for the query heads that share them. A cache that ATTENTION writes in place becomes an output
-    too. Operators get the versions that LiteRT registers. References to weights stay, for bind.weights.py.
-    Attention of several queries to a long cache is computed in blocks with an online softmax (flash
-    attention), see --flash. A TFLite model passes unchanged.
-    Refused: operators that LiteRT lacks, with their place and the module that they come from. Quantised
-    operands of the operators above, except weights of ATTENTION. Operands without a fixed shape.
+    RMS_NORM, ROPE, ATTENTION and o2o.causal_attention become builtin operators. Query heads share keys and
+    values without copies of them. A cache that ATTENTION updates in place becomes an output too. Operators
+    get the versions that LiteRT registers. Weights are not read, so references to a checkpoint stay: run
+    bind.weights.py afterwards. A TFLite model passes unchanged.
+    Flash attention (--flash) computes several queries in blocks, with an online softmax.
+    Refused: operators that LiteRT lacks, with their place and module. Of the four operators above, operands
+    without a fixed shape, and quantised operands other than the weights of ATTENTION.
     """
 
     name = "lower.litert.py"
@@ -40,12 +41,14 @@ class LowerLitert(Filter):
         parser.add_argument(
             "--flash",
             metavar="HOW",
-            type=_flash,
-            help="attention in blocks of queries and keys: always, never, or Q,KV. Default: as the operator "
-            "says; for ATTENTION of several queries always, if the capacity exceeds 512.",
+            type=_flash_blocks,
+            help="flash attention: always, never, or the block sizes Q,KV. Default: what the operator says; "
+            "for ATTENTION, always for several queries in caches of more than 512 tokens",
         )
         parser.add_argument(
-            "--enable_hlfb", action="store_true", help="wrap attention and norms, as wrap.composites.py does"
+            "--enable_hlfb",
+            action="store_true",
+            help="then wrap attention and norms, as wrap.composites.py does",
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
@@ -58,9 +61,7 @@ class LowerLitert(Filter):
         before = _operators(model)
         lower(model, args.flash)
         if args.enable_hlfb:
-            wrapped = wrap_composites(model)
-            composites = [f"{count} {name}" for name, count in sorted(wrapped.items())]
-            self.log(f"wrapped {listed(composites)}" if composites else "nothing to wrap")
+            self.log(wrapped_message(wrap_composites(model)))
         after = _operators(model)
         lowered = [f"{count} {name}" for name, count in sorted(before.items()) if name not in after]
         total = counted(sum(after.values()), "operator")
@@ -71,13 +72,13 @@ class LowerLitert(Filter):
         return True
 
 
-def _flash(text: str) -> FlashBlocks:
+def _flash_blocks(text: str) -> FlashBlocks:
     if text in ("always", "never"):
         return text == "always"
     try:
         return Blocks.parse(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: always, never, or Q,KV: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not always, never or Q,KV: {error}") from None
 
 
 def _operators(model: Model) -> Counter[str]:

@@ -17,7 +17,7 @@ from o2o.model import Model
 
 
 class LowerOnnx(Filter):
-    """Lower Circle to ONNX: one graph for prefill and decode, of any number of tokens.
+    """Turn Circle into ONNX: one graph for prefill and decode, of any number of tokens.
 
         decode.circle: tokens [1,1] -- RMS_NORM -- ATTENTION -- logits [1,1,V]
                                                     |  (writes past_key_0)
@@ -25,15 +25,14 @@ class LowerOnnx(Filter):
         model.onnx:    tokens [1,T] -- RMSNormalization -- Gemm -- Attention -- logits [1,1,V]
                                               TensorScatter -- present_key_0
 
-    The decode graph is generalised from one token to T tokens, the first of them at `position`. Inputs are
-    the caches `past_key_0`, ... [1,K,S,H]. Outputs are `present_key_0`, ...: the same with T rows written.
-    Bind both to one buffer to update caches in place. Logits are those of the last token.
-    --form standard uses only operators of ONNX opset 24, for any conforming runtime. --form ort uses
-    operators of ONNX Runtime (GroupQueryAttention, MatMulNBits, ...). Quantised weights stay quantised.
-    With -o FILE, large weights go into FILE.data. On stdout all is in one file of up to 2 GiB.
-    Refused: TFLite, and a model without a decode graph. Scattered attention needs fuse.attention.py first,
-    and external weights need bind.weights.py. Operators that cannot be applied to each token alone are
-    refused too.
+    The decode graph is lowered for T tokens, the first of them at `position`. The inputs `past_key_0`, ...
+    are caches [1,K,S,H]. The outputs `present_key_0`, ... are the same caches with T rows written; a runtime
+    that binds both to one buffer updates the cache in place. Only the last token gets logits.
+    The form `standard` uses operators of ONNX opset 24 only, for any conforming runtime. The form `ort` uses
+    ONNX Runtime's own operators too (GroupQueryAttention, MatMulNBits, ...). Weights stay quantised.
+    With -o FILE, large weights go to a second file, FILE.data. stdout gets one file of up to 2 GiB.
+    Refused: TFLite, a model without a decode graph, and operators that mix tokens. Run fuse.attention.py
+    before if attention is decomposed, and bind.weights.py if weights are not in the file.
     """
 
     name = "lower.onnx.py"
@@ -43,10 +42,16 @@ class LowerOnnx(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--form", choices=tuple(FORMS), default="standard", help="operators of the result (%(default)s)"
+            "--form",
+            choices=tuple(FORMS),
+            default="standard",
+            help="which operators to use (default: %(default)s)",
         )
         parser.add_argument(
-            "--logits", choices=("last", "all"), default="last", help="tokens with logits (%(default)s)"
+            "--logits",
+            choices=("last", "all"),
+            default="last",
+            help="which tokens get logits (default: %(default)s)",
         )
 
     def transform(

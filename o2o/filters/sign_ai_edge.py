@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +26,7 @@ INPUT_ROLES = ("tokens", "position", "key_cache", "value_cache")
 
 @dataclass
 class Entry:
-    """The inputs and outputs of a signature by role; caches by (kind, layer)."""
+    """A signature's inputs and outputs by role; caches by slot (`key` or `value`, layer)."""
 
     signature: Signature
     tokens: ir.Value
@@ -36,11 +36,12 @@ class Entry:
 
     @property
     def length(self) -> int:
+        """T."""
         return shape_of(self.tokens)[-1]
 
 
 class SignAiEdge(Filter):
-    """Rename signatures, inputs and outputs to those of AI Edge's generative models.
+    """Give a language model the signatures of AI Edge's generative models.
 
         prefill_64: input_ids [1,64]        =>    prefill: tokens [1,64]             int32
                     cache_position [1]                     input_pos [64]            int32
@@ -49,12 +50,13 @@ class SignAiEdge(Filter):
                     logits, present_key_0                  kv_cache_k_0 [1,S,K,H]
         decode:     logits, present_key_0         decode:  logits [1,1,V], kv_cache_k_0
 
-    Tensors are identified by their roles in the contract. The signature that reads one token is `decode`.
-    One other is `prefill`; several are `prefill_64`, `prefill_128`, ... by their lengths. Prefills return
-    no logits, and the operators that only logits need are removed. Only the first element of `input_pos` is
-    read: the others must count up from it. A cache has the same name as an input and as an output.
-    Refused: a model without a contract, inputs that the interface lacks, and a prefill without caches.
-    Circle whose ATTENTION does not return its caches needs lower.litert.py first.
+    Tensors are identified by their roles in the contract, not by their names. The signature that reads one
+    token becomes `decode`. A single prefill becomes `prefill`; several become `prefill_64`, `prefill_128`,
+    ... by their number of tokens. Prefills give no logits, and operators that only logits need are removed.
+    `input_pos` must count up from its first element; only that element is read. A cache has the same name as
+    input and as output.
+    Refused: a model without a contract; inputs that have no place in the interface; a prefill without caches;
+    Circle with ATTENTION that updates caches in place (run lower.litert.py first).
     """
 
     name = "sign.ai_edge.py"
@@ -62,14 +64,15 @@ class SignAiEdge(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--output_logits_on_prefill", action="store_true", help="let prefills return logits [1,T,V]"
+            "--output_logits_on_prefill", action="store_true", help="keep the logits [1,T,V] of prefills"
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         entries = [_entry(model, signature) for signature in model.signatures]
-        decode, prefills = _named(entries)
-        if args.output_logits_on_prefill and (mute := [e.signature.name for e in prefills if not e.logits]):
-            raise ModelError(f"{listed(mute)}: there are no logits to give: sign the model that has them")
+        decode, prefills = _rename_signatures(entries)
+        without = [entry.signature.name for entry in prefills if entry.logits is None]
+        if args.output_logits_on_prefill and without:
+            raise ModelError(f"{listed(without)} has no logits: pass the model that has them")
         for entry in entries:
             _sign(model, entry, entry is decode or args.output_logits_on_prefill)
         model.signatures = [entry.signature for entry in (*prefills, decode)]
@@ -82,103 +85,101 @@ class SignAiEdge(Filter):
 
 
 def _entry(model: Model, signature: Signature) -> Entry:
-    """The ends of `signature` by role. Raises ModelError for one that the interface cannot express."""
+    """The inputs and outputs of `signature` by role. Raises ModelError if the interface lacks one."""
     where, graph = signature.name, signature.graph
     if sum(other.graph is graph for other in model.signatures) > 1:
-        raise ModelError(f"{where} shares its graph with another signature: merge models that have their own")
-    ins = _by_role(where, "input", graph.inputs)
-    outs = _by_role(where, "output", graph.outputs)
-    for (kind, _), value in ins.items():
-        if kind not in INPUT_ROLES:
-            raise ModelError(f"{where}: the interface has no place for the input {value.name}, a {kind}")
-    tokens, position = ins.get(("tokens", 0)), ins.get(("position", 0))
+        raise ModelError(f"{where} shares its graph with another signature: each needs a graph of its own")
+    inputs = _by_role(where, "input", graph.inputs)
+    outputs = _by_role(where, "output", graph.outputs)
+    for role, value in inputs.items():
+        if role.kind not in INPUT_ROLES:
+            raise ModelError(f"{where}: the interface has no input for {value.name}, which is a {role.kind}")
+    tokens, position = inputs.get(Role("tokens")), inputs.get(Role("position"))
     if tokens is None or len(shape_of(tokens)) != 2 or shape_of(tokens)[0] != 1:
-        problem = (
-            f"takes tokens {list(shape_of(tokens))}, not [1, T]" if tokens is not None else "takes no tokens"
-        )
-        raise ModelError(f"{where} {problem}")
-    caches = {
-        (kind.removesuffix("_cache"), layer): v for (kind, layer), v in ins.items() if kind.endswith("cache")
-    }
+        actual = f"tokens {list(shape_of(tokens))}, not [1, T]" if tokens is not None else "no tokens"
+        raise ModelError(f"{where} takes {actual}")
+    caches = {role.slot: value for role, value in inputs.items() if role.is_cache}
     if position is None or not caches:
+        missing = "caches" if position is not None else "position"
         raise ModelError(
-            f"{where} takes no {'caches' if position else 'position'}: export it to go on at any position "
-            "(--prefill-lengths)"
+            f"{where} takes no {missing}: export it with --prefill-lengths, to run at any position"
         )
     if shape_of(position) != (shape_of(tokens)[1],) and np.prod(shape_of(position)) != 1:
-        raise ModelError(f"{where}: {position.name} {list(shape_of(position))} is no position")
-    for (kind, layer), cache in caches.items():
-        given = outs.get((kind, layer))
-        if given is None or sorted(shape_of(given)) != sorted(shape_of(cache)):
-            raise ModelError(
-                f"{where} does not give {cache.name} out again, with its new rows: lower.litert.py makes it"
-            )
+        raise ModelError(f"{where}: {position.name} {list(shape_of(position))} is not a position")
+    rows = {role.slot: value for role, value in outputs.items() if role.is_rows}
+    for slot, cache in caches.items():
+        updated = rows.get(slot)
+        if updated is None or sorted(shape_of(updated)) != sorted(shape_of(cache)):
+            raise ModelError(f"{where} does not return the updated {cache.name}: run lower.litert.py first")
     layers = {layer for _, layer in caches}
     if layers != set(range(len(layers))) or len(caches) != 2 * len(layers):
-        raise ModelError(f"{where}: its layers of caches are not 0, 1, ... with a key and a value each")
-    return Entry(signature, tokens, position, caches, outs.get(("logits", 0)))
+        raise ModelError(f"{where}: the layers of its caches are not 0, 1, ... with a key and a value each")
+    return Entry(signature, tokens, position, caches, outputs.get(Role("logits")))
 
 
-def _by_role(where: str, end: str, values: Iterable[ir.Value]) -> dict[tuple[str, int], ir.Value]:
-    by_role: dict[tuple[str, int], ir.Value] = {}
+def _by_role(where: str, io: str, values: Iterable[ir.Value]) -> dict[Role, ir.Value]:
+    """The values by role, without layouts. Raises ModelError for a missing role, and for one twice."""
+    by_role: dict[Role, ir.Value] = {}
     for value in values:
         role = role_of(value)
         if role is None:
-            raise ModelError(f"{where}: the {end} {value.name} has no role in the contract")
-        key = (role.kind, role.layer or 0)
+            raise ModelError(f"{where}: the {io} {value.name} has no role in the o2o.contract")
+        key = replace(role, layout=None)
         if key in by_role:
-            raise ModelError(f"{where}: {by_role[key].name} and {value.name} are both its {role.kind}")
+            raise ModelError(f"{where}: {by_role[key].name} and {value.name} have the same role {role.kind}")
         by_role[key] = value
     return by_role
 
 
-def _named(entries: list[Entry]) -> tuple[Entry, list[Entry]]:
-    """Decode and the prefills, shortest first, called as the interface calls them."""
-    ones = [entry for entry in entries if entry.length == 1]
-    if len(ones) != 1 or ones[0].logits is None:
-        names = listed([entry.signature.name for entry in ones]) or "none"
-        raise ModelError(f"exactly one signature must read one token and return logits; there are: {names}")
+def _rename_signatures(entries: list[Entry]) -> tuple[Entry, list[Entry]]:
+    """Give signatures the names of the interface; decode, and the prefills by their number of tokens."""
+    decodes = [entry for entry in entries if entry.length == 1]
+    if len(decodes) != 1 or decodes[0].logits is None:
+        names = listed([entry.signature.name for entry in decodes]) or "none"
+        raise ModelError(f"exactly one signature must read one token and give logits: {names}")
     prefills = sorted((entry for entry in entries if entry.length > 1), key=lambda entry: entry.length)
     lengths = {entry.length for entry in prefills}
-    if not prefills or len(lengths) < len(prefills):
-        what = "two prefills read equally many tokens" if prefills else "there is no prefill"
-        raise ModelError(f"{what}: export and merge others")
-    ones[0].signature.name = "decode"
+    if not prefills:
+        raise ModelError("the model has no prefill: export one and merge it with merge.circles.py")
+    if len(lengths) < len(prefills):
+        raise ModelError("two prefills read the same number of tokens: leave one of them out")
+    decodes[0].signature.name = "decode"
     for entry in prefills:
         entry.signature.name = "prefill" if len(prefills) == 1 else f"prefill_{entry.length}"
-    return ones[0], prefills
+    return decodes[0], prefills
 
 
 def _sign(model: Model, entry: Entry, with_logits: bool) -> None:
-    """Rename and reorder the inputs and outputs of `entry` to those of the interface."""
+    """Give the graph of `entry` the inputs and outputs of the interface, and their names."""
     graph, signature = entry.signature.graph, entry.signature
     slots = sorted(entry.caches, key=lambda slot: (slot[1], slot[0]))
     transpose_caches(model, graph, "BTNH")
-    outputs = _by_role(signature.name, "output", graph.outputs)  # which turning may have replaced
+    outputs = _by_role(signature.name, "output", graph.outputs)  # transposing may have replaced some
+    rows = {role.slot: value for role, value in outputs.items() if role.is_rows}
     for value in (entry.tokens, entry.position):
         if value.dtype != INT32:
             downcast_input(model, graph, value)
-    names = {entry.tokens: "tokens", _spread(model, entry): "input_pos"}
-    names |= {entry.caches[kind, layer]: CACHES[kind].format(layer) for kind, layer in slots}
-    given = {outputs[kind, layer]: CACHES[kind].format(layer) for kind, layer in slots}
+    input_names = {entry.tokens: "tokens", _position_of_each_token(model, entry): "input_pos"}
+    input_names |= {entry.caches[kind, layer]: CACHES[kind].format(layer) for kind, layer in slots}
+    output_names = {rows[kind, layer]: CACHES[kind].format(layer) for kind, layer in slots}
     if entry.logits is not None and with_logits:
-        given[outputs["logits", 0]] = "logits"
-    graph.inputs[:] = list(names)
-    graph.outputs[:] = list(given)
-    signature.inputs = {name: value for value, name in names.items()}
-    signature.outputs = {name: value for value, name in given.items()}
-    # Tensors are called after their public names, which an input and an output may share, unlike tensors.
-    old = {value.name: name for value, name in names.items()}
-    rename_io(model, graph, "input", old.get)
-    old = {value.name: f"{name}_out" for value, name in given.items() if name != "logits"}
+        output_names[outputs[Role("logits")]] = "logits"
+    graph.inputs[:] = list(input_names)
+    graph.outputs[:] = list(output_names)
+    signature.inputs = {name: value for value, name in input_names.items()}
+    signature.outputs = {name: value for value, name in output_names.items()}
+    # Tensors get their public names too. An input and an output may share one; two tensors may not.
+    new_names = {value.name: name for value, name in input_names.items()}
+    rename_io(model, graph, "input", new_names.get)
+    new_names = {value.name: f"{name}_out" for value, name in output_names.items() if name != "logits"}
     public = signature.outputs
     signature.outputs = {}
-    rename_io(model, graph, "output", old.get)
+    rename_io(model, graph, "output", new_names.get)
     signature.outputs = public
 
 
-def _spread(model: Model, entry: Entry) -> ir.Value:
-    """The position of `entry` as an input for each token, of which the first counts."""
+def _position_of_each_token(model: Model, entry: Entry) -> ir.Value:
+    """The position as an input [T]. The graph reads its first element only."""
     graph, position, length = entry.signature.graph, entry.position, entry.length
     if shape_of(position) == (length,):
         return position

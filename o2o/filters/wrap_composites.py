@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 
 import onnx_ir as ir
 
@@ -24,16 +25,16 @@ class WrapComposites(Filter):
 
         x, w -- STABLEHLO_COMPOSITE odml.rms_norm (epsilon)
 
-    A runtime that knows a composite's name computes it as it likes, as XNNPACK does with attention; others
-    run the subgraph. That is for accelerators: on a CPU it is no faster, and decoding can be slower.
-    Attention is found from its SOFTMAX, in any layout, grouped-query or not, with keys that are repeated or
-    not; its operands become [1, T, N, H] for q and the result, [1, S, K, H] for k and v, and [1, 1, T, S] or
-    [1, 1, 1, S] for the mask, which is of zeros where there was none. Where they are laid out otherwise, as
-    caches [1, K, S, H] are, they are transposed before the composite: wrap models with caches [1, S, K, H]
-    (transpose.io.kvcache.py) if that costs too much.
-    Left alone, with the reason (--explain): what is not float32 of a fixed shape, masks that differ from head
-    to head, values of another head dimension than keys, norms over other axes, what is used elsewhere too.
-    ATTENTION of Circle is lower.litert.py's; RMS_NORM of Circle is wrapped.
+    A runtime that knows the name runs its own kernel, as XNNPACK does for attention. Others run the subgraph.
+    Composites are for accelerators: on a CPU they are no faster, and decoding can be slower.
+    Attention is found from its SOFTMAX, in any layout, with or without grouped queries and repeated keys. Its
+    operands become q [1, T, N, H], k and v [1, S, K, H]. The mask becomes [1, 1, T, S] or [1, 1, 1, S], zeros
+    where there was none. Operands in other layouts, such as caches [1, K, S, H], are transposed first:
+    run transpose.io.kvcache.py before if that costs too much.
+    Circle's RMS_NORM is wrapped too. Circle's ATTENTION is not: run lower.litert.py first.
+    Left alone, with the reason (--explain): tensors that are not float32 of a fixed shape, and intermediate
+    results with other users. Attention is left alone if masks differ between heads, or values have another
+    head dimension than keys. RMSNorm is left alone over other axes than the last.
     """
 
     name = "wrap.composites.py"
@@ -41,7 +42,7 @@ class WrapComposites(Filter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--explain", action="store_true", help="for each candidate left alone, the condition that failed"
+            "--explain", action="store_true", help="print why each other candidate was left alone"
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
@@ -50,13 +51,25 @@ class WrapComposites(Filter):
         def explain(graph: ir.Graph, node: ir.Node, failure: MatchFailure) -> None:
             reasons.append(f"{model.label(graph)}: {node.op_type} {node.outputs[0].name}: {failure}")
 
-        wrapped = wrap_composites(model, explain)
-        told = listed(f"{count} {name}" for name, count in sorted(wrapped.items())) or "nothing"
-        left = f", left {counted(len(reasons), 'candidate')} alone" if reasons else ""
-        left += " (--explain gives reasons)" if reasons and not args.explain else ""
-        self.log(f"wrapped {told}{left}")
+        message = wrapped_message(wrap_composites(model, explain))
+        if reasons:
+            message += f", left {counted(len(reasons), 'candidate')} alone"
+            message += "" if args.explain else " (--explain gives reasons)"
+        self.log(message)
         for reason in reasons if args.explain else ():
             self.log(reason)
+
+
+def wrapped_message(counts: Counter[str]) -> str:
+    """Return the message for composites that were added.
+
+    Args:
+        counts: Their number, by name.
+
+    Returns:
+        One line.
+    """
+    return f"wrapped {listed(f'{count} {name}' for name, count in sorted(counts.items())) or 'nothing'}"
 
 
 main = WrapComposites.main

@@ -1,8 +1,7 @@
 """Builtin operators of TFLite that LiteRT registers, and the version that a node needs.
 
 TFLite's schema lists more operators, which only LiteRT's compiler uses. The tests compare with LiteRT itself.
-Versions are those that LiteRT's own converter sets (`op_version.cc`): the first one that computes with such
-operands.
+Versions follow LiteRT's own converter (`op_version.cc`): the first one that computes with such operands.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Lowering Circle to what a runtime executes: LiteRT (`litert`), onert (`onert`) and ONNX (`onnx`)."""
+"""Lowering of Circle for runtimes: LiteRT (`litert`), onert (`onert`) and ONNX (`onnx`)."""

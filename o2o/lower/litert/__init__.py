@@ -1,10 +1,12 @@
 """Circle to TFLite that LiteRT runs.
 
-lowering          the pass over a model, and the table of operators that it lowers
-attention         ATTENTION and `o2o.causal_attention`
-sdpa              scaled dot-product attention, all scores at once
-flash_attention   the same in blocks of queries and keys
-rms_norm, rope    RMS_NORM and ROPE
-composites        attention and norms wrapped in STABLEHLO_COMPOSITE
-tuning            a lowered model for speed: cache layout, buckets, prefills without logits
+    lowering          the pass over a model, and the table of operators that it lowers
+    attention         ATTENTION and `o2o.causal_attention`
+    sdpa              scaled dot-product attention, all scores at once
+    flash_attention   the same in blocks of queries and keys
+    rms_norm, rope    RMS_NORM and ROPE
+    composites        attention and norms wrapped in STABLEHLO_COMPOSITE
+    tuning            a lowered model for speed: cache layout, buckets, prefills without logits
+
+To lower another operator, add a module for it and an entry to the table in `lowering`.
 """

@@ -90,7 +90,7 @@ def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: 
         model: The model of `graph`.
         graph: Changed in place; `node` stays, without uses.
         node: Attention of q [1, N, T, H] to k and v [1, K, S, H] from a position on, giving [1, T, N, H].
-        flash: Blocks to compute in; None for what the operator's options say.
+        flash: Blocks to compute in; None for the sizes in the operator's options.
     """
     q, k, v, position = operands(node)
     scale, own_blocks = unpack(node)

@@ -8,9 +8,9 @@ litert-torch's `generative.layers` emit these names, operands and attributes (ve
 delegate reads them (`VisitScaledDotAttentionCompositeNode`). Other runtimes run the decomposition, a
 subgraph. The mask is always there, zeros if need be: delegates disagree about a missing one.
 
-XNNPACK in LiteRT 2.3.0 computes every form of attention that is wrapped here: any number of key heads and
-tokens, masks of one row or T rows, capped scores. It stays within 5e-6 of the decomposition. It does not
-compute norms.
+XNNPACK in LiteRT 2.3.0 computes every form of attention that is wrapped here. These are any number of key
+heads and tokens, masks of one row or T rows, and capped scores. It stays within 5e-6 of the decomposition. It
+does not compute norms.
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ def test_new_signatures_beside_the_old(command: Command, exported_model, lowered
     model = decode_of(exported_model, "grouped", "concat", "BNTH")
     after = command(lower(model) if lowered else model, "--capacities", "16,8", "--check")
     assert command.said.splitlines()[0] == (
-        "bucket.kvcache.py: decode_8, decode_16, in addition to decode with a capacity of 32"
+        "bucket.kvcache.py: added decode_8, decode_16; decode has 32 positions"
     )
     found = {
-        name: {entry["shape"][2] for entry in told["inputs"] if "layer" in entry}
-        for name, told in contract_of(after)["signatures"].items()
+        name: {entry["shape"][2] for entry in signature["inputs"] if "layer" in entry}
+        for name, signature in contract_of(after)["signatures"].items()
     }
     assert found == {"decode": {32}, "decode_8": {8}, "decode_16": {16}}
     assert after.history[-1]["arguments"] == ["--capacities", "16,8"]
@@ -36,29 +36,29 @@ def test_nothing_smaller_than_what_is_small(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--capacities", "4,7"], "--capacities: 7 is not between 0 and the 7 of decode"),
         (["--capacities", "4,x"], "argument --capacities: '4,x' is not a list of numbers"),
         (["--capacities", "0"], "--capacities: 0 is not between 0 and the 7 of decode"),
     ],
 )
-def test_wrong_capacities(command: Command, arguments: list[str], told: str) -> None:
-    code, said = command.refusal(attention(Form(layout="BNTH")), *arguments)
-    assert (code, told in said) == (2, True), said
+def test_wrong_capacities(command: Command, arguments: list[str], expected: str) -> None:
+    code, message = command.refusal(attention(Form(layout="BNTH")), *arguments)
+    assert (code, expected in message) == (2, True), message
 
 
 def test_no_decode(command: Command) -> None:
-    code, said = command.refusal(language_model((4,), ("prefill_4",)))
-    assert (code, said) == (
+    code, message = command.refusal(language_model((4,), ("prefill_4",)))
+    assert (code, message) == (
         1,
-        "the contract has no decode with caches: merge prefill and decode first",
+        "no decode signature has KV caches in the o2o.contract: merge one with merge.circles.py",
     )
 
 
 def test_a_decode_that_computes_with_all_rows(command: Command) -> None:
-    code, said = command.refusal(language_model((1,), ("decode",)), "--capacities", "4")
+    code, message = command.refusal(language_model((1,), ("decode",)), "--capacities", "4")
     assert code == 1
-    assert said.startswith(
-        "decode does not work with a smaller capacity: rows are summed without softmax weights"
+    assert message.startswith(
+        "decode cannot be computed with fewer rows: rows are summed without softmax weights"
     )

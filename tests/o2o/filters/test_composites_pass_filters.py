@@ -135,8 +135,8 @@ def test_they_are_told(exported_model: Exported, filters: Filters) -> None:
     text = filters.run("inspect", [model]).read_text()
     assert "STABLEHLO_COMPOSITE 10" in text
     assert f"'{ATTENTION}.impl_0', run by STABLEHLO_COMPOSITE of decode" in text
-    told = json.loads(filters.run("inspect", [model], "--json").read_text())
-    assert len(told["graphs"]) == 11
+    description = json.loads(filters.run("inspect", [model], "--json").read_text())
+    assert len(description["graphs"]) == 11
 
 
 def test_caches_are_turned_around_them(exported_model: Exported, filters: Filters) -> None:
@@ -145,11 +145,11 @@ def test_caches_are_turned_around_them(exported_model: Exported, filters: Filter
     assert composites(after) == composites(before)
     given = exported_feeds(formats.load(exported_model("grouped", "static")), 3)
     expected = graphs.run(before, given)
-    turned = {
+    transposed = {
         name: array.transpose(0, 2, 1, 3) if name.startswith("past") else array
         for name, array in given.items()
     }
-    found = graphs.run(after, turned)
+    found = graphs.run(after, transposed)
     for name, array in expected.items():
         other = found[name].transpose(0, 2, 1, 3) if name.startswith("present") else found[name]
         np.testing.assert_array_equal(other, array)

@@ -1,4 +1,4 @@
-"""legalize.onert: what it says and passes on; what it makes is in tests/o2o/lower/onert."""
+"""legalize.onert: messages and history. For its results see tests/o2o/lower/onert."""
 
 from __future__ import annotations
 

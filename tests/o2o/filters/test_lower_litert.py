@@ -34,7 +34,7 @@ def test_attention(command: Command) -> None:
 
 
 def test_litert_takes_the_file(command: Command, tmp_path: Path) -> None:
-    """As it is, by its path: its id and version are TFLite's."""
+    """By its path: its id and version are TFLite's."""
     command(linear(), "-o", str(tmp_path / "unused"))
     code, target = command.run(linear())
     assert code == 0
@@ -94,11 +94,11 @@ def test_an_unsupported_operator_is_named_with_its_place_and_module(command: Com
         1,
         f"LiteRT has no operator INSTANCE_NORM ({name} in decode, module model.layers.0.self_attn)",
     )
-    _, said = command.refusal(one("STABLEHLO_ADD".replace("ADD", "TANH"), "y"))
-    assert said == "LiteRT has no operator STABLEHLO_TANH (y in decode)", "though its schema has"
+    _, message = command.refusal(one("STABLEHLO_ADD".replace("ADD", "TANH"), "y"))
+    assert message == "LiteRT has no operator STABLEHLO_TANH (y in decode)", "though its schema has"
 
 
-def test_custom_operators_are_said(command: Command) -> None:
+def test_custom_operators_are_listed(command: Command) -> None:
     graph = Graph("main")
     x, y = graph.input("x", [2]), graph.value("y", [2])
     graph.node("MyOperator", [x], [y], domain=CUSTOM_DOMAIN)
@@ -127,6 +127,6 @@ def test_versions(command: Command) -> None:
 def test_a_quantised_operand_is_refused(command: Command) -> None:
     model = attention(Form())
     model.graphs[0].inputs[0].type = ir.TensorType(ir.DataType.INT8)
-    code, said = command.refusal(model)
+    code, message = command.refusal(model)
     assert code == 1
-    assert "is INT8, not float32" in said
+    assert "is INT8, not float32" in message

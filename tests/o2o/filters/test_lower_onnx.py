@@ -23,9 +23,9 @@ def test_a_file(command: Command) -> None:
     model = onnx.load(str(target))
     onnx.checker.check_model(str(target), full_check=True)
     assert [value.name for value in model.graph.input][:2] == ["tokens", "position"]
-    told = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
-    assert told["o2o.history"][-1]["filter"] == "lower.onnx.py"
-    assert told["o2o.contract"]["signatures"]["decode"]["outputs"][0]["shape"] == [1, 1, 67]
+    metadata = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
+    assert metadata["o2o.history"][-1]["filter"] == "lower.onnx.py"
+    assert metadata["o2o.contract"]["signatures"]["decode"]["outputs"][0]["shape"] == [1, 1, 67]
     assert Path(f"{target}.data").exists()
 
 

@@ -26,13 +26,13 @@ from tests.o2o.graphs import INT32, Graph, interpreter, linear, operators
 from tests.o2o.language_model_graphs import H, K, S, V, greedy_logits, language_model
 
 
-def ends(model: Model) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+def interfaces(model: Model) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """By signature: {name: (dtype, shape)} of inputs and outputs."""
 
-    def told(values: dict[str, Any]) -> dict[str, Any]:
+    def described(values: dict[str, Any]) -> dict[str, Any]:
         return {name: (str(v.dtype.numpy()), list(v.shape.numpy())) for name, v in values.items()}
 
-    return {s.name: (told(s.inputs), told(s.outputs)) for s in model.signatures}
+    return {s.name: (described(s.inputs), described(s.outputs)) for s in model.signatures}
 
 
 CACHES = {f"kv_cache_{kind}_0": ("float32", [1, S, K, H]) for kind in "kv"}
@@ -51,7 +51,7 @@ def lowered(*arguments: Any) -> Model:
 def test_the_interface(command: Command, make: Callable[[], Model]) -> None:
     """Of Circle and of TFLite."""
     after = command(make())
-    assert ends(after) == {"prefill": interface(4, False), "decode": interface(1, True)}
+    assert interfaces(after) == {"prefill": interface(4, False), "decode": interface(1, True)}
     assert command.said == f"sign.ai_edge.py: prefill, decode: 2 caches of [1, {S}, {K}, {H}]\n"
     prefill, decode = (operators(Model("circle", [graph])) for graph in after.graphs)
     assert decode["FULLY_CONNECTED"] == 1
@@ -71,7 +71,7 @@ def test_the_interface(command: Command, make: Callable[[], Model]) -> None:
 @pytest.mark.parametrize("position", [0, 2, S - 4])
 def test_the_same_numbers(command: Command, make: Callable[[], Model], position: int) -> None:
     after = command(make(), "--output_logits_on_prefill")
-    run = {name: interpreter(formats.dumps(after)).get_signature_runner(name) for name in ends(after)}
+    run = {name: interpreter(formats.dumps(after)).get_signature_runner(name) for name in interfaces(after)}
     text = np.random.default_rng(0).integers(0, V, S).astype(np.int32)
     caches = {name: np.zeros([1, S, K, H], np.float32) for name in CACHES}
     for at in range(position):
@@ -91,7 +91,7 @@ def test_the_same_numbers(command: Command, make: Callable[[], Model], position:
 
 def test_several_prefills_are_called_by_their_lengths_in_order(command: Command) -> None:
     after = command(lowered([1, 6, 3], ["step", "long", "short"]))
-    assert list(ends(after)) == ["prefill_3", "prefill_6", "decode"]
+    assert list(interfaces(after)) == ["prefill_3", "prefill_6", "decode"]
     assert [next(after.signatures_of(graph)).name for graph in after.graphs] == [
         "decode",
         "prefill_6",
@@ -101,9 +101,14 @@ def test_several_prefills_are_called_by_their_lengths_in_order(command: Command)
 
 def test_the_contract_stays_true(command: Command) -> None:
     after = command(lowered())
-    told = contract_of(after)["signatures"]["prefill"]
-    assert [entry["role"] for entry in told["inputs"]] == ["tokens", "position", "key_cache", "value_cache"]
-    assert [(entry["role"], entry["layout"]) for entry in told["outputs"]] == [
+    prefill = contract_of(after)["signatures"]["prefill"]
+    assert [entry["role"] for entry in prefill["inputs"]] == [
+        "tokens",
+        "position",
+        "key_cache",
+        "value_cache",
+    ]
+    assert [(entry["role"], entry["layout"]) for entry in prefill["outputs"]] == [
         ("key", "BTNH"),
         ("value", "BTNH"),
     ]
@@ -139,7 +144,7 @@ def test_exported(command: Command, exported_model: Callable[[str, str], Path], 
     merged = MergeCircles().merged(models, ["prefill_8.circle", "decode.circle"])
     assert bool(operators(merged)["ATTENTION"]) == fused
     after = command(lower(merged), "--check")
-    assert list(ends(after)) == ["prefill", "decode"]
+    assert list(interfaces(after)) == ["prefill", "decode"]
     assert "26 outputs the same, within 0.0e+00" in command.said  # at 2 positions 6 caches each, and logits
 
 
@@ -172,42 +177,45 @@ def without_output(model: Model) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (linear, "the input x has no role in the contract"),
-        (lambda: spoilt(forget(0)), "prefill_4: the input input_ids has no role in the contract"),
-        (lambda: spoilt(stranger), "prefill_4: the interface has no place for the input mask, a logits"),
+        (linear, "the input x has no role"),
+        (lambda: spoilt(forget(0)), "prefill_4: the input input_ids has no role"),
+        (lambda: spoilt(stranger), "prefill_4: the interface has no input for mask, which is a logits"),
         (
             lambda: spoilt(without_output),
-            "decode does not give past_value_0 out again, with its new rows: lower",
+            "decode does not return the updated past_value_0: run lower",
         ),
-        (lambda: attention(Form(layout="BNTH")), "has no role in the contract"),
-        (lambda: language_model([4, 4, 1], ["a", "b", "c"]), "two prefills read equally many tokens"),
-        (lambda: language_model([1], ["decode"]), "there is no prefill"),
+        (lambda: attention(Form(layout="BNTH")), "has no role in the o2o.contract"),
+        (lambda: language_model([4, 4, 1], ["a", "b", "c"]), "two prefills read the same number of tokens"),
+        (lambda: language_model([1], ["decode"]), "the model has no prefill"),
         (
             lambda: language_model([4], ["prefill"]),
-            "one signature must read one token and return .*: none",
+            "exactly one signature must read one token and give logits: none",
         ),
-        (lambda: language_model([4, 1, 1], ["a", "b", "c"]), "one signature must read one token .*: b, c"),
+        (
+            lambda: language_model([4, 1, 1], ["a", "b", "c"]),
+            "exactly one signature must read one token .*: b, c",
+        ),
     ],
 )
 def test_refusals(command: Command, make: Callable[[], Model], message: str) -> None:
-    code, said = command.refusal(make())
+    code, actual = command.refusal(make())
     assert code == 1
-    assert re.search(message, said), said
+    assert re.search(message, actual), actual
 
 
 def test_logits_that_are_gone_are_not_promised(command: Command) -> None:
     signed = command(lowered())
-    code, said = command.refusal(signed, "--output_logits_on_prefill")
-    assert (code, said) == (1, "prefill: there are no logits to give: sign the model that has them")
+    code, message = command.refusal(signed, "--output_logits_on_prefill")
+    assert (code, message) == (1, "prefill has no logits: pass the model that has them")
 
 
 def test_prefill_without_caches_is_refused(
     command: Command, exported_model: Callable[[str, str], Path]
 ) -> None:
-    code, said = command.refusal(formats.load(exported_model("grouped", "prefill")))
-    assert (code, said) == (
+    code, message = command.refusal(formats.load(exported_model("grouped", "prefill")))
+    assert (code, message) == (
         1,
-        "prefill takes no position: export it to go on at any position (--prefill-lengths)",
+        "prefill takes no position: export it with --prefill-lengths, to run at any position",
     )
 
 

@@ -1,4 +1,4 @@
-"""wrap.composites.py wraps what it can, says what it cannot, and every other filter takes the result."""
+"""wrap.composites.py wraps candidates, reports failures, and every other filter takes the result."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_says_how_many_and_checks_itself(command: Command) -> None:
 
 def test_explains_what_is_left_alone(command: Command) -> None:
     command(attention(), "--explain")
-    said = command.said.splitlines()
-    assert said[0].endswith("left 1 candidate alone")
-    assert said[1].startswith(
+    messages = command.said.splitlines()
+    assert messages[0].endswith("left 1 candidate alone")
+    assert messages[1].startswith(
         "wrap.composites.py: decode: SOFTMAX z: the scores should come from BATCH_MATMUL"
     )
 
@@ -116,8 +116,8 @@ def test_inspecting_models_with_composites(
 ) -> None:
     path = wrapped(command, tmp_path, "decode", 1)
     assert inspect.main([str(path)]) == 0
-    said = capsys.readouterr().out
-    assert f"{COMPOSITE} 2" in said
-    assert "odml.rms_norm.impl_0" in said
+    output = capsys.readouterr().out
+    assert f"{COMPOSITE} 2" in output
+    assert "odml.rms_norm.impl_0" in output
     assert inspect.main(["--json", str(path)]) == 0
     assert "odml.scaled_dot_product_attention.impl_0" in json.dumps(json.loads(capsys.readouterr().out))

@@ -1,5 +1,4 @@
-"""Wrapped attention and norms mean what they meant, whoever computes them: XNNPACK by their names, or LiteRT
-by what is inside."""
+"""Wrapped attention and norms compute the same: XNNPACK by name, LiteRT by the decomposition."""
 
 from __future__ import annotations
 
@@ -31,9 +30,9 @@ MASKS = ["none", "one_row", "rows", "constant", "below_each_other", "computed"]
 
 @dataclass(frozen=True)
 class Form:
-    """How one core is spelled; T queries of K * G heads, S keys of K heads.
+    """The form of one attention: T queries of K * G heads, S keys of K heads.
 
-    cached: keys and values come as [1, K, S, H], else [1, S, K, H]; turned: so do queries, and the result.
+    cached: keys and values come as [1, K, S, H], else [1, S, K, H]. by_head: so do queries and the result.
     repeated: keys are, else queries of a group are rows of one product. mask: of MASKS, or one that differs.
     """
 
@@ -43,7 +42,7 @@ class Form:
     S: int = 7
     H: int = 4
     cached: bool = False
-    turned: bool = False
+    by_head: bool = False
     repeated: bool = False
     flat: bool = False
     mask: str = "rows"
@@ -62,9 +61,9 @@ class Sdpa(Graph):
         super().__init__("main")
         self.form = form
         T, N, K, S, H = form.T, form.N, form.K, form.S, form.H
-        q = self.input("q", [1, N, T, H] if form.turned else [1, T, N, H])
+        q = self.input("q", [1, N, T, H] if form.by_head else [1, T, N, H])
         k, v = (self.input(name, [1, K, S, H] if form.cached else [1, S, K, H]) for name in "kv")
-        q = q if form.turned else self.swapped(q)
+        q = q if form.by_head else self.swapped(q)
         k, v = (k, v) if form.cached else (self.swapped(k), self.swapped(v))
         scores = self.product(q, k, S, adjointRhs=True)
         scores = self.number("MUL", scores, form.scale)
@@ -75,7 +74,7 @@ class Sdpa(Graph):
             scores = self.op("ADD", [scores, mask], shape_of(scores))
         y = self.product(self.op("SOFTMAX", [scores], shape_of(scores), beta=1.0), v, H, adjointRhs=False)
         y = self.reshaped(y, [1, N, T, H])
-        y = y if form.turned else self.swapped(y)
+        y = y if form.by_head else self.swapped(y)
         self.output(self.op("ABS", [y], shape_of(y), name="y"))
 
     def product(self, x: ir.Value, y: ir.Value, columns: int, **options: bool) -> ir.Value:
@@ -197,7 +196,7 @@ def composites(model: Model) -> list[ir.Node]:
     return [node for graph in model.graphs for node in graph if node.op_type == COMPOSITE]
 
 
-def told(node: ir.Node) -> dict[str, float]:
+def attributes_of(node: ir.Node) -> dict[str, float]:
     found: dict[str, float] = flatbuffers.flexbuffers.Loads(bytes(attribute(node, "compositeAttributes")))
     return found
 
@@ -242,15 +241,15 @@ def test_any_core(form: Form) -> None:
     """One token or several; one head, a head for all, groups; repeated or not; whatever the layout."""
     node = assert_wraps(form)
     (inner,) = (attribute(node, "decompositionSubgraphIndex"),)
-    assert all(made.op_type != "BROADCAST_TO" for made in inner), "nothing is repeated"
+    assert all(node.op_type != "BROADCAST_TO" for node in inner), "nothing is repeated"
     expected = {"scale": np.float32(form.scale)} | ({"logit_cap": form.cap} if form.cap else {})
-    assert told(node) == pytest.approx(expected, rel=1e-6)
+    assert attributes_of(node) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("T", [1, 4])
 @pytest.mark.parametrize(("K", "G"), [(1, 8), (4, 1), (2, 4)])
 def test_delegates_take_it_by_its_name(K: int, G: int, T: int) -> None:
-    """XNNPACK computes what the attributes say, in every form of heads: told otherwise, it does otherwise."""
+    """XNNPACK computes with the attributes: with others, the result differs."""
     form = Form(T=T, K=K, G=G, S=33, H=16)
     model = core(form)
     wrap_composites(model)
@@ -298,7 +297,7 @@ def test_layouts_of_the_composite_need_no_transposing() -> None:
 
 
 def test_decode_from_caches_by_token_transposes_nothing_outside() -> None:
-    model = core(Form(T=1, turned=True))
+    model = core(Form(T=1, by_head=True))
     wrap_composites(model)
     assert {node.op_type for node in model.graphs[0]} == {"RESHAPE", COMPOSITE, "ABS"}
 
@@ -335,7 +334,7 @@ def test_norms() -> None:
     assert wrap_composites(after) == {RMS_NORM: 2}
     for node, name in zip(composites(after), ("first", "y"), strict=True):
         assert attribute(node, "name") == "odml.rms_norm"
-        assert told(node) == {"epsilon": np.float32(1e-2)}
+        assert attributes_of(node) == {"epsilon": np.float32(1e-2)}
         assert [shape_of(x) for x in node.inputs] == [(2, 3, 6), (6,)]  # type: ignore[arg-type]
         assert node.inputs[1].name == f"{name}_weight"  # type: ignore[union-attr]
     assert len(after.graphs) == 3
@@ -375,7 +374,7 @@ def test_heads_with_masks_of_their_own_are_left_alone() -> None:
 
 
 def test_members_of_a_group_with_masks_of_their_own_are_tokens() -> None:
-    """3 tokens of 2 x 2 heads are 6 tokens of 2 heads as well, and so nobody sees the difference."""
+    """3 tokens of 2 x 2 heads are 6 tokens of 2 heads as well, so shapes do not show the difference."""
     form = Form(T=3, mask="each_member")
     before, after = core(form), core(form)
     assert wrap_composites(after) == {ATTENTION: 1}

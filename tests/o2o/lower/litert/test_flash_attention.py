@@ -23,7 +23,7 @@ def causal_model(T: int, S: int, N: int, K: int, H: int, blocks: Blocks | None, 
     """q [1, N, T, H], k and v [1, K, S, H], position -> y [1, T, N, H], by the custom operator; all layers
     read the same."""
     shapes = {"q": (1, N, T, H), "k": (1, K, S, H), "v": (1, K, S, H), "position": (1,)}
-    ends = {
+    inputs = {
         name: ir.Value(
             name=name,
             shape=ir.Shape(shape),
@@ -31,17 +31,17 @@ def causal_model(T: int, S: int, N: int, K: int, H: int, blocks: Blocks | None, 
         )
         for name, shape in shapes.items()
     }
-    graph = ir.Graph(list(ends.values()), [], nodes=[], name="main", opset_imports={DOMAIN: 1})
+    graph = ir.Graph(list(inputs.values()), [], nodes=[], name="main", opset_imports={DOMAIN: 1})
     outputs = {}
     for layer in range(layers):
         y = ir.Value(name=f"y{layer}", shape=ir.Shape((1, T, N, H)), type=ir.TensorType(ir.DataType.FLOAT))
-        node = ir.Node(CUSTOM_DOMAIN, NAME, list(ends.values()), outputs=[y])
+        node = ir.Node(CUSTOM_DOMAIN, NAME, list(inputs.values()), outputs=[y])
         node.meta["fields"] = {"customOptions": np.frombuffer(pack(H**-0.5, blocks), np.uint8)}
         node.meta["options"] = None
         graph.append(node)
         graph.outputs.append(y)
         outputs[f"y{layer}"] = y
-    return Model("circle", [graph], [Signature("main", graph, dict(ends), outputs)])
+    return Model("circle", [graph], [Signature("main", graph, dict(inputs), outputs)])
 
 
 def expected(q: np.ndarray, k: np.ndarray, v: np.ndarray, position: int) -> np.ndarray:

@@ -204,7 +204,7 @@ def test_an_attention_whose_result_is_dead_still_fills_its_caches() -> None:
     found = graphs.run(lower(model), given_)
     for kind in ("key", "value"):
         assert_close(found[f"present_{kind}_0"], expected[f"past_{kind}_0"])
-    assert operators(model)["SOFTMAX"] == 0, "nobody looks at what it attends to"
+    assert operators(model)["SOFTMAX"] == 0, "its result has no user"
 
 
 @pytest.mark.parametrize("x", [(6,), (2, 6), (1, 3, 6), (2, 1, 3, 6)])
@@ -299,7 +299,7 @@ def test_who_reads_a_cache_sees_what_is_in_it_then(when: str) -> None:
 
 
 def test_a_cache_that_two_write_is_refused() -> None:
-    """The second would have to write what the first gave out."""
+    """The second would have to update the output of the first."""
     model = attention(Form(layout="BNTH"))
     graph = Graph("decode")
     graph.ir = model.graphs[0]
@@ -322,10 +322,10 @@ def test_a_branch_that_writes_caches_is_refused() -> None:
     (inner,) = model.graphs
     main = Graph("main")
     condition = main.input("condition", [1], BOOL)
-    ends = [main.input(v.name or "", v.shape.numpy(), v.dtype or FLOAT) for v in inner.inputs]  # type: ignore[union-attr]
+    inputs = [main.input(v.name or "", v.shape.numpy(), v.dtype or FLOAT) for v in inner.inputs]  # type: ignore[union-attr]
     result = main.value("result", [1, 1, D])
     branches = [ir.AttrGraph(f"{name}SubgraphIndex", inner) for name in ("then", "else")]
-    main.node("IF", [condition, *ends], [result], branches)
+    main.node("IF", [condition, *inputs], [result], branches)
     main.output(result)
     model = main.model()
     model.graphs.append(inner)

@@ -1,4 +1,4 @@
-"""Logits that nobody asks of a prefill; for capacities see `tests.o2o.rewriting.test_cache_buckets`."""
+"""Unused logits of prefills. For buckets see `tests.o2o.rewriting.test_cache_buckets`."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_decode_gives_the_logits_of_a_prompt(
     for multiplications in (12, 0):
         monkeypatch.setattr(tuning, "MULTIPLICATIONS", multiplications)
         engines.append(load(ModelFile(file), EngineOptions(disk_cache=None)))
-    kept, left = engines
-    assert [one.gives_logits for one in kept.contract.prefills] == [True]
-    assert [one.gives_logits for one in left.contract.prefills] == [False]
-    text = np.random.default_rng(0).integers(3, kept.vocab_size, 32).tolist()
+    with_logits, without_logits = engines
+    assert [one.gives_logits for one in with_logits.contract.prefills] == [True]
+    assert [one.gives_logits for one in without_logits.contract.prefills] == [False]
+    text = np.random.default_rng(0).integers(3, with_logits.vocab_size, 32).tolist()
     kept_session, left_session = (engine.open_session() for engine in engines)
     for length in (1, 2, 8, 9, 31, 32):
         expected = kept_session.prefill(text[:length])

@@ -2,7 +2,7 @@
 
     first, second = run_all([(model, feeds), (other, feeds)])     # arrays by name, or what onert says
 
-One process runs all, as far as it gets; where it ends, another goes on with what is left.
+One process runs all models. When it dies, another one continues with the next model.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def run_all(cases: Sequence[tuple[Model | bytes, Feeds]]) -> list[dict[str, np.n
 
 
 def _result(folder: Path, index: int, model: Model | bytes) -> dict[str, np.ndarray] | str:
-    if (said := folder / f"{index}.txt").exists():
-        return said.read_text()
+    if (output := folder / f"{index}.txt").exists():
+        return output.read_text()
     with np.load(folder / f"{index}.npz") as found:
         arrays = [found[key] for key in found.files]
     if isinstance(model, bytes):

@@ -1,4 +1,4 @@
-"""legalize: what onert runs afterwards is what the graph meant by the reference."""
+"""legalize: onert computes the same as the reference kernels compute for the original graph."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def legalized(model: Model) -> Model:
     return formats.loads(formats.dumps(model))
 
 
-def turned(given: Arrays, before: Model, after: Model) -> dict[str, np.ndarray]:
-    """What was `given` to the decode graph of `before`, for that of `after`: caches in other layouts."""
+def in_layouts_of(given: Arrays, before: Model, after: Model) -> dict[str, np.ndarray]:
+    """Inputs of the decode graph of `before`, with caches in the layouts of `after`."""
     old = {v.name: role_of(v) for v in decode_of(before).inputs}
     found = {}
     for value in after.graphs[0].inputs:
-        role, told, array = role_of(value), old[value.name], given[value.name or ""]
-        if role is not None and told is not None and role.layout and told.layout:
-            array = array.transpose([told.layout.index(axis) for axis in role.layout])
+        role, old_role, array = role_of(value), old[value.name], given[value.name or ""]
+        if role is not None and old_role is not None and role.layout and old_role.layout:
+            array = array.transpose([old_role.layout.index(axis) for axis in role.layout])
         found[value.name or ""] = np.ascontiguousarray(array)
     return found
 
@@ -112,7 +112,7 @@ def test_attention_by_the_reference(form: Form) -> None:
     assert not {"ATTENTION", "DYNAMIC_UPDATE_SLICE"} & set(operators(after))
     for position in (0,) if form.pos is None else (0, 1, form.S - 1):
         given_ = feeds_at(before, position)
-        found = by_role(after, reference.run(after.graphs[0], turned(given_, before, after)))
+        found = by_role(after, reference.run(after.graphs[0], in_layouts_of(given_, before, after)))
         assert list(found) == ["key 0", "value 0", "y"]
         assert_the_same(found, expected_of(before, given_, position))
 
@@ -128,7 +128,7 @@ def test_attention_on_onert() -> None:
         before, after = attention(form), legalized(attention(form))
         for position in (0, 3, form.S - 1):
             given_ = feeds_at(before, position)
-            cases.append((after, turned(given_, before, after), expected_of(before, given_, position)))
+            cases.append((after, in_layouts_of(given_, before, after), expected_of(before, given_, position)))
     for (after, _, expected), found in zip(cases, run_all([case[:2] for case in cases]), strict=True):
         assert not isinstance(found, str), found
         assert_the_same(by_role(after, found), expected)
@@ -169,7 +169,7 @@ def test_updates_of_one_row_in_place() -> None:
         given_ = feeds(language_model(), decode_of(language_model()), seed=position)
         given_["cache_position"] = np.int64([position])
         expected = expected_of(language_model(), given_, position)
-        fed = turned(given_, language_model(), after)
+        fed = in_layouts_of(given_, language_model(), after)
         for found in (reference.run(after.graphs[0], fed), run(after, fed)):
             rows = by_role(after, found)
             assert list(rows) == ["logits", "key 0", "value 0"]
@@ -320,14 +320,14 @@ def giving_rows(rows: int) -> Model:
     return graph.model()
 
 
-def writing(rows: int, axis: int = 2, told: bool = True) -> Model:
+def writing(rows: int, axis: int = 2, with_role: bool = True) -> Model:
     graph = Graph("decode")
     shape = [1, 2, 4, 3]
     part = [rows if index == axis else size for index, size in enumerate(shape)]
     cache, new, start = graph.input("past", shape), graph.input("x", part), graph.input("s", [4], INT32)
     other = graph.input("past_key_1", shape)
     other.meta["role"] = Role("key_cache", 1, "BNTH")
-    if told:
+    if with_role:
         cache.meta["role"] = Role("key_cache", 0, "BNTH")
     graph.output(graph.op("DYNAMIC_UPDATE_SLICE", [cache, new, start], shape, name="y"))
     return graph.model()
@@ -342,7 +342,7 @@ def dynamic() -> Model:
 REFUSED = {
     "a mask": (lambda: attention(Form(layout="BNTH", mask=(1, 7))), "ATTENTION .* has a mask"),
     "no caches": (lambda: attention(Form()), "no decode signature: of 'decode', not exactly one"),
-    "caches nobody tells": (
+    "caches without a role": (
         lambda: attention(Form(layout="BNTH", has_roles=False)),
         "no decode signature: of 'decode', not exactly one",
     ),
@@ -363,7 +363,7 @@ REFUSED = {
         r"no operator DYNAMIC_UPDATE_SLICE \(y in decode\): it can be legalized only",
     ),
     "another axis": (lambda: writing(1, axis=1), "no operator DYNAMIC_UPDATE_SLICE"),
-    "a cache that is none": (lambda: writing(1, told=False), "no operator DYNAMIC_UPDATE_SLICE"),
+    "a cache that is none": (lambda: writing(1, with_role=False), "no operator DYNAMIC_UPDATE_SLICE"),
     "a custom operator": (causal, "no operator o2o.causal_attention .*: export without --attn-impl"),
     "no such operator": (
         lambda: with_operator("FLOOR_MOD", FLOAT),

@@ -143,7 +143,7 @@ def cast(dtype: ir.DataType, to: ir.DataType) -> Make:
 
 
 def moved(name: str, to: Sequence[int], numbers: Any, **options: Any) -> Make:
-    """x of shape `to`, told by a second operand."""
+    """x in shape `to`, which is a second operand."""
     return lambda graph, x: graph.op(name, [x, constant(graph, numbers)], to, **options)
 
 
@@ -161,7 +161,7 @@ def rotated(graph: Graph, x: ir.Value) -> ir.Value:
 
 
 def makes(name: str, dtype: ir.DataType) -> list[Make | tuple[Make, tuple[int, ...]]]:
-    """What is asked of operator `name` of x in this dtype, x in a shape of its own where one is told."""
+    """Builders of operator `name` on x of this dtype; with the shape of x where it is not the usual one."""
     match name:
         case "ADD" | "SUB" | "MUL" | "DIV" | "POW" | "SQUARED_DIFFERENCE" | "MAXIMUM" | "MINIMUM":
             return [binary(name, other, dtype) for other in (X, (1, 1, 2, 8), (8,), (), (2, 1))]
@@ -216,8 +216,8 @@ def cases() -> list[Case]:
     found = []
     for name, dtypes in DTYPES.items():
         for dtype in sorted(dtypes):
-            for number, made in enumerate(makes(name, dtype)):
-                make, shape = made if isinstance(made, tuple) else (made, X)
+            for number, build in enumerate(makes(name, dtype)):
+                make, shape = build if isinstance(build, tuple) else (build, X)
                 found.append(Case(f"{name} {dtype.name} {number}", make, shape, dtype))
     return found
 

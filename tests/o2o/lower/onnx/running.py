@@ -57,30 +57,34 @@ def checked(model: Model, form: str, **options: str) -> ir.Model:
 
 
 def _check_shapes(proto: onnx.ModelProto) -> None:
-    """What is told of each value is what ONNX infers."""
-    told = {value.name: _told(value) for value in (*proto.graph.value_info, *proto.graph.output)}
+    """Dtypes and shapes of all values are those that ONNX infers."""
+    declared = {
+        value.name: _dtype_and_shape(value) for value in (*proto.graph.value_info, *proto.graph.output)
+    }
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     del bare.graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
     for value in (*inferred.graph.value_info, *inferred.graph.output):
-        dtype, shape = told[value.name]
-        found_dtype, found = _told(value)
-        assert (dtype, len(shape)) == (found_dtype, len(found)), value.name
+        dtype, shape = declared[value.name]
+        inferred_dtype, inferred_shape = _dtype_and_shape(value)
+        assert (dtype, len(shape)) == (inferred_dtype, len(inferred_shape)), value.name
         known = [
-            (a, b) for a, b in zip(shape, found, strict=True) if isinstance(a, int) and isinstance(b, int)
+            (a, b)
+            for a, b in zip(shape, inferred_shape, strict=True)
+            if isinstance(a, int) and isinstance(b, int)
         ]
-        assert all(a == b for a, b in known), (value.name, shape, found)
+        assert all(a == b for a, b in known), (value.name, shape, inferred_shape)
 
 
-def _told(value: onnx.ValueInfoProto) -> tuple[int, list[int | str]]:
+def _dtype_and_shape(value: onnx.ValueInfoProto) -> tuple[int, list[int | str]]:
     tensor = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in tensor.shape.dim]
     return tensor.elem_type, dims
 
 
 def pieces(length: int, first: Iterable[int]) -> list[tuple[int, int]]:
-    """(start, stop) of prefills of so many tokens, then of each token to the end."""
+    """(start, stop) of prefills of these lengths, then of each further token."""
     found = []
     start = 0
     for size in (*first, *[1] * length):

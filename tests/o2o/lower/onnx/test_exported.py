@@ -51,7 +51,7 @@ def compare(model: Callable[[], Model], checkpoint: Path, V: int, form: str) -> 
 def test_the_guides_decode(
     shape: str, form: str, exported_model: Callable[[str, str], Path], shared_directory: Path, tmp_path: Path
 ) -> None:
-    """Concatenated caches, fused, grown and turned; ids as int32."""
+    """Concatenated caches, fused, grown and transposed; ids as int32."""
     heads, size = SHAPES[shape]["num_key_value_heads"], SHAPES[shape]["head_dim"]
     steps = [
         (fuse_attention, []),
@@ -87,7 +87,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     """Checkpoint and decode graph, with `o2o.causal_attention` on caches written in place."""
 
     @cache
-    def made(name: str) -> tuple[Path, Path]:
+    def paths(name: str) -> tuple[Path, Path]:
         from export import build
 
         folder = tmp_path_factory.mktemp("variant")
@@ -95,7 +95,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
         formats.save(build.decode(folder, S, "static", "grouped"), folder / "decode.circle")
         return folder, folder / "decode.circle"
 
-    return made
+    return paths
 
 
 @pytest.mark.parametrize("form", FORMS)

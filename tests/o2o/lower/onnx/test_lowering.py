@@ -1,4 +1,4 @@
-"""The decode graph in ONNX says, for any number of tokens, what it says token by token."""
+"""The decode graph in ONNX gives the same for any number of tokens as token by token."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_caches_that_are_not_in_place(form: str) -> None:
     ]
     for start, stop in pieces(shape.S, [4]):
         feeds = {"tokens": np.array([ids[start:stop]]), "position": np.array([start]), **past}
-        kept = {name: array.copy() for name, array in past.items()}
+        before = {name: array.copy() for name, array in past.items()}
         found = dict(zip(names, session.run(None, feeds), strict=True))
-        assert all(np.array_equal(past[name], kept[name]) for name in past)
+        assert all(np.array_equal(past[name], before[name]) for name in past)
         past = {name: found[name.replace("past", "present")] for name in past}
         assert all(
             not array[:, :, stop:].any() and array[:, :, :stop].any(-1).all() for array in past.values()
@@ -143,16 +143,21 @@ def test_contract_and_history() -> None:
     model = decoder()
     model.history.append({"filter": "before.py"})
     lowered = lower_to_onnx(model, "ort")
-    told = json.loads(lowered.metadata_props["o2o.contract"])["signatures"]["decode"]
-    assert told["inputs"][:3] == [
+    contract = json.loads(lowered.metadata_props["o2o.contract"])["signatures"]["decode"]
+    assert contract["inputs"][:3] == [
         {"name": "tokens", "role": "tokens", "dtype": "int64", "shape": [1, "T"]},
         {"name": "position", "role": "position", "dtype": "int64", "shape": [1]},
         {"name": "past_key_0", "role": "key_cache", "layer": 0, "layout": "BNTH", "dtype": "float32",
          "shape": [1, 2, 14, 16]},
     ]  # fmt: skip
-    assert told["outputs"][0] == {"name": "logits", "role": "logits", "dtype": "float32", "shape": [1, 1, 67]}
-    assert [entry["name"] for entry in told["outputs"][1:3]] == ["present_key_0", "present_value_0"]
-    assert told["outputs"][1]["role"] == "key"
+    assert contract["outputs"][0] == {
+        "name": "logits",
+        "role": "logits",
+        "dtype": "float32",
+        "shape": [1, 1, 67],
+    }
+    assert [entry["name"] for entry in contract["outputs"][1:3]] == ["present_key_0", "present_value_0"]
+    assert contract["outputs"][1]["role"] == "key"
     assert json.loads(lowered.metadata_props["o2o.history"]) == [{"filter": "before.py"}]
 
 

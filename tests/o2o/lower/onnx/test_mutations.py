@@ -1,4 +1,4 @@
-"""Decode graphs in which something was changed: what is lowered still says what it said, or it is refused.
+"""Mutated decode graphs: each is refused, or its lowering computes the same.
 
 The seeds below are a sample; a search takes O2O_MUTANTS=20000 in the environment.
 """
@@ -50,7 +50,7 @@ def test_what_is_lowered_means_what_it_meant() -> None:
         where = f"{seed} {form}: {'; '.join(filter(None, changes))}"
         data = formats.dumps(model)
         try:
-            made = lower_to_onnx(formats.loads(data), form)
+            lowered = lower_to_onnx(formats.loads(data), form)
         except ModelError:
             continue
         try:
@@ -59,7 +59,7 @@ def test_what_is_lowered_means_what_it_meant() -> None:
             continue
         if not np.isfinite(expected).all() or np.abs(expected).max() > 1e4:
             continue
-        running = Running(made)
+        running = Running(lowered)
         found = [running.step(IDS[:3], 0).reshape(-1), running.step(IDS[3:], 3).reshape(-1)]
         lowered += 1
         np.testing.assert_allclose(found, expected[2:], rtol=2e-3, atol=5e-4, err_msg=where)

@@ -99,13 +99,13 @@ def joined(axis: int, shape: tuple[int, ...]) -> Build:
 
 def sliced(graph: Graph, x: ir.Value) -> ir.Value:
     y = outer(graph, x)
-    ends = (
+    bounds = (
         graph.constant(name, np.int32(value))
         for name, value in (("b", [0, 3, 1]), ("e", [1, 17, 19]), ("s", [1, 2, 1]))
     )
-    strided = graph.op("STRIDED_SLICE", [y, *ends], [1, 7, 18])
-    ends = (graph.constant(name, np.int32(value)) for name, value in (("b", [0, 0, 4]), ("n", [1, 7, -1])))
-    return graph.op("SLICE", [strided, *ends], [1, 7, 14])
+    strided = graph.op("STRIDED_SLICE", [y, *bounds], [1, 7, 18])
+    bounds = (graph.constant(name, np.int32(value)) for name, value in (("b", [0, 0, 4]), ("n", [1, 7, -1])))
+    return graph.op("SLICE", [strided, *bounds], [1, 7, 14])
 
 
 def split(graph: Graph, x: ir.Value) -> ir.Value:
@@ -231,9 +231,9 @@ def test_refusals_name_the_operator_and_its_place() -> None:
             graph.constant(n, np.int32(v))
             for n, v in (("b", [0, 0, 18]), ("e", [1, 1, -20]), ("s", [1, 1, -1]))
         ]
-        return graph.op("STRIDED_SLICE", [x, *bounds], [1, 1, 19], name="model.layers.7/turned")
+        return graph.op("STRIDED_SLICE", [x, *bounds], [1, 1, 19], name="model.layers.7/reversed")
 
     with pytest.raises(ModelError) as caught:
         lower_to_onnx(with_operator(reversed_))
-    place = "STRIDED_SLICE (model.layers.7/turned in decode, module model.layers.7)"
+    place = "STRIDED_SLICE (model.layers.7/reversed in decode, module model.layers.7)"
     assert str(caught.value) == f"{place}: negative steps are not supported"

@@ -88,8 +88,8 @@ def test_a_tied_matrix_is_there_once(form: str) -> None:
 
 
 def test_what_was_done_is_told() -> None:
-    told = json.loads(checked(quantized(WIDE, "dynamic_int8"), "ort").metadata_props["o2o.quantization"])
-    assert told["steps"][0]["recipe"] == "dynamic_int8"
+    metadata = json.loads(checked(quantized(WIDE, "dynamic_int8"), "ort").metadata_props["o2o.quantization"])
+    assert metadata["steps"][0]["recipe"] == "dynamic_int8"
 
 
 def test_no_reshapes_between_quantized_products() -> None:
