@@ -24,8 +24,8 @@ INDEX = """\
 # The filters
 
 Each filter reads a model from stdin or from a file, changes it, and writes it to stdout or to `-o FILE`.
-Messages go to stderr. The exit code is 0 for success, 1 for a model that the filter cannot take, and 2 for
-wrong usage or a selector that matches nothing. A filter that fails prints one line and writes nothing.
+Messages go to stderr. The exit code is 0 for success, and 1 for a model that the filter cannot take. It is 2
+for wrong usage or a selector that matches nothing. A filter that fails prints one line and writes nothing.
 A filter that changes a model adds an entry to the model's history.
 
 Every flag has two spellings: `--keep_by_name` is `--keep-by-name`.

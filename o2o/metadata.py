@@ -43,7 +43,17 @@ def parse(name: str, text: str | bytes, version: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reports_damage(name: str) -> Iterator[None]:
-    """Turn the errors of reading malformed JSON content within the block into a ModelError."""
+    """Turn the errors of reading malformed JSON content within the block into a ModelError.
+
+    Args:
+        name: The metadata's name, for the message.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ModelError: The content is malformed.
+    """
     try:
         yield
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:

@@ -52,7 +52,7 @@ class Conversation:
         """Remove all messages except the system message."""
         self.messages = list(self._system)
 
-    def say(self, text: str) -> Generator[Token, None, None]:
+    def answer(self, text: str) -> Generator[Token, None, None]:
         """Add a user message and generate the answer.
 
         The tokens of an answer that is closed or interrupted early stay in the conversation. A message

@@ -83,7 +83,7 @@ class QuantizeWeights(Filter):
         return check(models, result, find(args.recipe, args.embedding, args.head).tolerance or TOLERANCE)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
-        """Quantise, then write the report: errors are known when the weights have been streamed."""
+        # The report comes last: errors are known when the weights have been streamed.
         with nullcontext() if args.report is None else streams.open_output(args.report) as sink:
             super().run(args, argv)
             contents = report(find(args.recipe, args.embedding, args.head), self._results)

@@ -9,8 +9,9 @@ RMS_NORM(x [..., D], weight [D]; epsilon) = x / sqrt(mean(x^2) + epsilon) * weig
 ROPE(x [B, N, T, H], sin, cos; mode GPT_NEOX), with tables broadcast to x:
     x * cos + concat(-x[..., H/2:], x[..., :H/2]) * sin
 
-ATTENTION(x [1, T, D], wq [N*H, D], wk [K*H, D], wv [K*H, D], wo [D, N*H],
-          cos, sin [1, T, H] or absent, mask or absent, k_cache, v_cache or absent, pos [1] or [T] or absent).
+`ATTENTION(x [1, T, D], wq [N*H, D], wk [K*H, D], wv [K*H, D], wo [D, N*H], cos,
+           sin [1, T, H] or absent, mask or absent, k_cache, v_cache or absent, pos [1] or [T] or absent)`:
+
     q, k, v = x wq', x wk', x wv', split into heads. With cos and sin, q and k are rotated as by ROPE.
     With caches ([1, K, S, H] or [1, S, K, H]), k and v overwrite rows pos .. pos+T-1, in place.
     Attention goes over all S rows of the caches. Without caches it goes over k and v.
