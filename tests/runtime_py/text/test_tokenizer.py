@@ -114,22 +114,6 @@ def test_pieces_make_the_text(kind, data, ours):
     assert "".join([*pieces, detokenizer.flush()]) == tokenizer.decode(ids)
 
 
-@given(st.lists(st.sampled_from([" ", " ", "  a", "b", " c", "\n", "d "])))
-def test_pieces_make_the_text_when_all_leading_spaces_go(words):
-    class Stripping:
-        def decode(self, ids):
-            return "".join(words[i] for i in ids).lstrip(" ")
-
-        def is_hidden(self, token):
-            return False
-
-        is_byte = is_hidden
-
-    detokenizer = Detokenizer(Stripping())
-    pieces = [detokenizer.push(token) for token in range(len(words))]
-    assert "".join([*pieces, detokenizer.flush()]) == "".join(words).lstrip(" ")
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=60)
 @given(text=st.text(st.sampled_from(" \nLily.é😀日"), max_size=20))

@@ -1,0 +1,230 @@
+"""Tests mirror the packages by name: `o2o/cli/text.py` is tested by `tests/o2o/cli/test_text.py`.
+
+Modules without a test of their name are parts of a larger behaviour. COVERED names the test of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGES = ["export", "o2o", "runtime_py", "tinyllama"]
+COVERED = {
+    "tests/export/test_build.py": [
+        "export/graphs.py",
+        "export/traced_cache.py",
+    ],
+    "tests/export/test_flash_attention.py": [
+        "export/attention.py",
+    ],
+    "tests/export/test_main.py": [
+        "export/package_files.py",
+    ],
+    "tests/export/test_package_builder.py": [
+        "export/circle_pipeline.py",
+        "tinyllama/pipeline.py",
+    ],
+    "tests/export/test_parameter_binding.py": [
+        "export/parameter_matching.py",
+    ],
+    "tests/o2o/cli/test_command.py": [
+        "o2o/errors.py",
+    ],
+    "tests/o2o/filters/test_downcast_input_ids.py": [
+        "o2o/rewriting/downcast_inputs.py",
+    ],
+    "tests/o2o/filters/test_fuse_attention.py": [
+        "o2o/rewriting/attention/block.py",
+        "o2o/rewriting/attention/parts.py",
+        "o2o/rewriting/attention/proof.py",
+        "o2o/rewriting/attention/rule.py",
+        "o2o/rewriting/attention/sdpa.py",
+        "o2o/rewriting/attention/token_axis.py",
+        "o2o/rewriting/attention/visibility.py",
+    ],
+    "tests/o2o/filters/test_fuse_bmm_lhs_const.py": [
+        "o2o/rewriting/bmm_lhs_const.py",
+    ],
+    "tests/o2o/filters/test_fuse_fc.py": [
+        "o2o/rewriting/stacked_fully_connected.py",
+        "o2o/rewriting/stacked_weights.py",
+    ],
+    "tests/o2o/filters/test_fuse_rms_norm.py": [
+        "o2o/rewriting/matchers.py",
+        "o2o/rewriting/rewrite_rule.py",
+        "o2o/rewriting/rms_norm.py",
+    ],
+    "tests/o2o/filters/test_fuse_rope.py": [
+        "o2o/filters/fusion.py",
+        "o2o/rewriting/rope.py",
+    ],
+    "tests/o2o/filters/test_inspect.py": [
+        "o2o/describe.py",
+    ],
+    "tests/o2o/filters/test_remove_io.py": [
+        "o2o/rewriting/selectors.py",
+    ],
+    "tests/o2o/filters/test_rename_io.py": [
+        "o2o/rewriting/rename_io.py",
+    ],
+    "tests/o2o/filters/test_transpose_io_kvcache.py": [
+        "o2o/rewriting/cache_layout.py",
+        "o2o/rewriting/simplify_layout_ops.py",
+    ],
+    "tests/o2o/formats/test_lossless.py": [
+        "o2o/formats/tables.py",
+    ],
+    "tests/o2o/formats/test_reader.py": [
+        "o2o/model.py",
+    ],
+    "tests/o2o/lower/litert/test_flash_attention.py": [
+        "o2o/operators/causal_attention.py",
+    ],
+    "tests/o2o/lower/litert/test_lowering.py": [
+        "o2o/lower/cache_outputs.py",
+        "o2o/lower/litert/attention.py",
+        "o2o/lower/litert/rms_norm.py",
+        "o2o/lower/litert/rope.py",
+        "o2o/lower/litert/sdpa.py",
+        "o2o/lower/rotate_halves.py",
+        "o2o/rewriting/builder.py",
+    ],
+    "tests/o2o/lower/onert/test_lowering.py": [
+        "o2o/lower/onert/attention.py",
+        "o2o/lower/onert/dynamic_update_slice.py",
+        "o2o/lower/onert/fully_connected.py",
+        "o2o/lower/onert/lookup.py",
+        "o2o/lower/onert/outputs.py",
+        "o2o/lower/onert/rms_norm.py",
+        "o2o/lower/onert/rope.py",
+        "o2o/lower/onert/split_v.py",
+    ],
+    "tests/o2o/lower/onnx/test_exported.py": [
+        "o2o/lower/onnx/fuse_inputs.py",
+    ],
+    "tests/o2o/lower/onnx/test_lowering.py": [
+        "o2o/lower/onnx/attention.py",
+        "o2o/lower/onnx/builder.py",
+        "o2o/lower/onnx/lazy_tensors.py",
+        "o2o/lower/onnx/ort_form.py",
+        "o2o/lower/onnx/per_token.py",
+        "o2o/lower/onnx/standard_form.py",
+    ],
+    "tests/o2o/lower/onnx/test_quantized.py": [
+        "o2o/lower/onnx/weights.py",
+    ],
+    "tests/o2o/operators/test_reference.py": [
+        "o2o/operators/attention.py",
+    ],
+    "tests/runtime_py/engines/litert/test_engine.py": [
+        "runtime_py/engines/litert/compiled_model.py",
+        "runtime_py/engines/litert/tensor_views.py",
+    ],
+    "tests/runtime_py/engines/litert/test_prepare.py": [
+        "runtime_py/engines/artifact_cache.py",
+        "runtime_py/engines/litert/pack.py",
+    ],
+    "tests/runtime_py/engines/onert/test_engine.py": [
+        "runtime_py/engines/onert/nnfw.py",
+        "runtime_py/engines/onert/prepare.py",
+    ],
+    "tests/runtime_py/engines/onnx/test_engine.py": [
+        "runtime_py/engines/onnx/inference_session.py",
+    ],
+    "tests/runtime_py/engines/onnx/test_prepare.py": [
+        "runtime_py/engines/onnx/lowered_file.py",
+        "runtime_py/engines/onnx/pack.py",
+    ],
+    "tests/runtime_py/engines/test_selection.py": [
+        "runtime_py/engines/registry.py",
+    ],
+    "tests/runtime_py/generation/test_sampling.py": [
+        "runtime_py/sampling.py",
+    ],
+    "tests/runtime_py/test_bench.py": [
+        "runtime_py/evaluation/bench_report.py",
+    ],
+    "tests/runtime_py/test_conversation.py": [
+        "runtime_py/repl.py",
+    ],
+    "tests/runtime_py/test_perplexity.py": [
+        "runtime_py/evaluation/dataset.py",
+    ],
+    "tests/runtime_py/text/test_tokenizer.py": [
+        "runtime_py/text/tokenizer/hugging_face.py",
+        "runtime_py/text/tokenizer/sentence_piece.py",
+    ],
+    "tests/tinyllama/test_convert_to_tflite.py": [
+        "export/shell.py",
+        "export/tflite_pipeline.py",
+        "tinyllama/absl_flags.py",
+        "tinyllama/checkpoint_flag.py",
+    ],
+    "tests/tinyllama/test_demo_checkpoint.py": [
+        "tinyllama/demo/corpus.py",
+        "tinyllama/demo/held_out.py",
+        "tinyllama/demo/notation.py",
+        "tinyllama/demo/plot.py",
+        "tinyllama/demo/plots_of_days.py",
+        "tinyllama/demo/plots_of_things.py",
+        "tinyllama/demo/things.py",
+        "tinyllama/demo/tokenizer.py",
+        "tinyllama/demo/train.py",
+        "tinyllama/demo/words.py",
+    ],
+    "tests/tinyllama/test_tiny_llama.py": [
+        "tinyllama/kv_cache.py",
+        "tinyllama/model_config.py",
+    ],
+    "tests/tinyllama/test_verify.py": [
+        "tinyllama/verification/check_exported.py",
+        "tinyllama/verification/exported.py",
+        "tinyllama/verification/flags.py",
+        "tinyllama/verification/hugging_face.py",
+        "tinyllama/verification/output.py",
+        "tinyllama/verification/protocol.py",
+    ],
+    "tests/tinyllama/test_verify_flash.py": [
+        "tinyllama/debug_flash_generation.py",
+        "tinyllama/test_flash_attention.py",
+    ],
+    "tests/tinyllama/test_verify_tflite.py": [
+        "tinyllama/verification/check_tflite.py",
+        "tinyllama/verification/litert_interpreter.py",
+        "tinyllama/verification/quantized_reference.py",
+        "tinyllama/verification/tflite.py",
+        "tinyllama/verification/tolerances.py",
+        "tinyllama/verification/weights.py",
+    ],
+}
+"""Test file -> the modules that it covers and that have no test of their name."""
+
+
+def mirror_of(module: Path) -> Path:
+    """Return the test file that mirrors a module."""
+    name = "main" if module.stem == "__main__" else module.stem
+    return ROOT / "tests" / module.parent.relative_to(ROOT) / f"test_{name}.py"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_has_a_test(package: str) -> None:
+    covered = {module for modules in COVERED.values() for module in modules}
+    missing = [
+        name
+        for module in sorted((ROOT / package).rglob("*.py"))
+        if module.name != "__init__.py"
+        and not mirror_of(module).exists()
+        and (name := module.relative_to(ROOT).as_posix()) not in covered
+    ]
+    assert missing == [], "write a test of its name, or add it to COVERED"
+
+
+@pytest.mark.parametrize("test", COVERED)
+def test_the_list_is_not_stale(test: str) -> None:
+    assert (ROOT / test).is_file()
+    for module in COVERED[test]:
+        assert (ROOT / module).is_file(), f"{module} is gone"
+        assert not mirror_of(ROOT / module).exists(), f"{module} has a test of its name"
