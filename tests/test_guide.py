@@ -26,6 +26,7 @@ from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.closeness import assert_close
 from tests.conftest import ROOT
+from tests.o2o.formats.tico import verifier_errors
 from tests.pipelines import in_process
 
 SCRIPT = ROOT / "tinyllama" / "tinyllama.py"
@@ -146,7 +147,7 @@ def test_the_guide_verbatim(guided: Path) -> None:
 
 
 def test_samsungs_reader_verifies_the_package(guided: Path) -> None:
-    done = shell("tico-circle verify tinyllama/model.circle", guided)
+    done = shell("tico-circle verify model.circle", guided)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -177,6 +178,7 @@ def test_a_random_grouped_model_says_what_transformers_says(shared_directory: Pa
     for engine in installed():
         assert_generates_the_same(package, checkpoint, prompts, engine=engine)
     assert_generates_the_same(package, checkpoint, prompts, buckets=[2, 5, 6, 16, 23])
+    assert verifier_errors((shared_directory / "grouped-package" / "model.circle").read_bytes()) == []
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="stories260K does not lie beside this repository")
