@@ -32,6 +32,9 @@ class _Handler:
     def __init__(self, program: str | None) -> None:
         self.program = program
         self.raising = self.interrupted = self.raised = self.reported = False
+        self.stderr: int | None = None  # a copy: `silence_stderr` redirects the original for a while
+        with contextlib.suppress(OSError):
+            self.stderr = os.dup(2)
 
     def __call__(self, _: int, frame: FrameType | None) -> None:
         self.interrupted = True
@@ -45,9 +48,9 @@ class _Handler:
             raise KeyboardInterrupt
 
     def exit(self) -> None:
-        if self.program is not None and not self.reported and sys.stderr is not None:
+        if self.program is not None and not self.reported and self.stderr is not None:
             with contextlib.suppress(OSError):  # not `print`, which the signal may have interrupted
-                os.write(2, f"{self.program}: {MESSAGE}\n".encode())
+                os.write(self.stderr, f"{self.program}: {MESSAGE}\n".encode())
         os._exit(INTERRUPTED)
 
     def watch(self, signals: int) -> None:

@@ -136,6 +136,12 @@ def imports():
     import slow
     time.sleep(60)
 
+def silenced():
+    import ctypes
+    from o2o.cli.silence_stderr import quiet
+    with quiet():
+        ctypes.CDLL(None).sleep(60)
+
 def goes_on():
     interrupt.survive_interrupts()
     try:
@@ -149,7 +155,7 @@ sys.exit(command.run("busy", globals()[sys.argv[1]]))
 
 
 @pytest.mark.parametrize(
-    "what", ["destructor", "converts", "cleans_up", "foreign_code", "imports", "goes_on"]
+    "what", ["destructor", "converts", "cleans_up", "foreign_code", "silenced", "imports", "goes_on"]
 )
 def test_a_body_that_does_not_end_by_itself(what: str, tmp_path: Path) -> None:
     (tmp_path / "busy.py").write_text(BUSY)
