@@ -119,9 +119,14 @@ def survive_interrupts() -> None:
 
 
 def mark_reported() -> None:
-    """Print no line any more: the command has printed its own."""
+    """Print no line any more, because the command prints its own. Restore stderr for it.
+
+    The signal may have come while `silence_stderr` had redirected descriptor 2.
+    """
     if _handler is not None:
         _handler.reported = True
+        if _handler.stderr is not None:
+            os.dup2(_handler.stderr, 2)
 
 
 def exit_process() -> None:

@@ -203,3 +203,29 @@ def test_other_commands_while_they_import(command: tuple[object, ...], after: fl
         assert "missing" in message
     else:
         assert message.endswith(": interrupted\n")
+
+
+SILENCED = """
+import sys, time
+from o2o.cli import command, interrupt, silence_stderr
+interrupt.exit_on_interrupt("silenced")
+def body():
+    with silence_stderr.quiet():
+        time.sleep(60)
+def stuck():
+    with silence_stderr.quiet():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                pass
+sys.exit(command.run("silenced", stuck if "stuck" in sys.argv else body))
+"""
+
+
+@pytest.mark.parametrize("body", ["", "stuck"])
+def test_the_line_appears_while_stderr_is_silenced(body: str, tmp_path: Path) -> None:
+    script = tmp_path / "silenced.py"
+    script.write_text(SILENCED)
+    assert interrupted(0.3, "script", script, body) == (130, "silenced: interrupted\n")
