@@ -39,7 +39,7 @@ def talk(
 ) -> int:
     """Answer the messages on stdin. Answers are printed while they are generated.
 
-    SIGINT ends an answer, which stays in the conversation as far as it was generated. A message that does not
+    SIGINT ends an answer, which stays in the conversation up to the signal. A message that does not
     fit, or that the template refuses, is logged and removed.
 
     Args:

@@ -11,11 +11,11 @@ from tests.checkpoints import GROUPED
 @pytest.mark.parametrize("form", ["prefill", "chunk", "concat", "static"])
 def test_each_form_is_measured(form: str) -> None:
     config = GROUPED | {"model_type": "llama", "num_hidden_layers": 1}
-    found = bench.measure(config, form, 4, 16)
-    assert found["nodes"] > 40
-    assert found["cpu"] > 0
-    assert found["seconds"] > 0
-    assert found["peak"] > 100
+    result = bench.measure(config, form, 4, 16)
+    assert result["nodes"] > 40
+    assert result["cpu"] > 0
+    assert result["seconds"] > 0
+    assert result["peak"] > 100
 
 
 def test_what_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

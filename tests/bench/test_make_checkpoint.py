@@ -24,9 +24,9 @@ TOY = {
 }
 
 
-def made(directory: Path, *options: str, **sizes: int) -> Path:
-    told = [text for name, size in (TOY | sizes).items() for text in (f"--{name}", str(size))]
-    assert main([str(directory), *told, *options]) == 0
+def make_toy(directory: Path, *options: str, **sizes: int) -> Path:
+    flags = [text for name, size in (TOY | sizes).items() for text in (f"--{name}", str(size))]
+    assert main([str(directory), *flags, *options]) == 0
     return directory
 
 
@@ -41,10 +41,10 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 @pytest.mark.parametrize("format", ["safetensors", "bin"])
 @pytest.mark.parametrize("options", [["--shards", "3"], ["--tied", "--dtype", "float16"]])
 def test_transformers_loads_it(tmp_path: Path, format: str, options: list[str]) -> None:
-    directory = made(tmp_path, "--format", format, *options)
-    model, told = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    directory = make_toy(tmp_path, "--format", format, *options)
+    model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
 
-    assert not any(told.values())  # nothing missing, left over or of another shape
+    assert not any(info.values())  # nothing missing, left over or of another shape
     assert model.config.tie_word_embeddings == ("--tied" in options)
     assert model.dtype == (torch.float16 if "--tied" in options else torch.bfloat16)
     assert model.config.rope_parameters["rope_theta"] == 10000
@@ -55,7 +55,7 @@ def test_transformers_loads_it(tmp_path: Path, format: str, options: list[str]) 
 
 
 def test_greedy_tokens_vary_and_are_clear(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(made(tmp_path), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(make_toy(tmp_path), dtype=torch.float32)
     prompt = torch.tensor([[1, 5, 9, 40]])
     result = model.generate(
         prompt,
@@ -75,19 +75,19 @@ def test_greedy_tokens_vary_and_are_clear(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shards", [1, 2, 5, 29])
 def test_the_seed_decides_and_nothing_else(tmp_path: Path, shards: int) -> None:
-    one = numbers(made(tmp_path / "one"))
-    assert same(one, numbers(made(tmp_path / "again", "--format", "bin", "--shards", str(shards))))
+    one = numbers(make_toy(tmp_path / "one"))
+    assert same(one, numbers(make_toy(tmp_path / "again", "--format", "bin", "--shards", str(shards))))
 
-    other = numbers(made(tmp_path / "other", "--seed", "1"))
+    other = numbers(make_toy(tmp_path / "other", "--seed", "1"))
     assert not any((one[name] == other[name]).all() for name in one)
 
-    deeper = numbers(made(tmp_path / "deeper", layers=4))
+    deeper = numbers(make_toy(tmp_path / "deeper", layers=4))
     assert same(one, {name: deeper[name] for name in one})
     assert not (one["lm_head.weight"] == one["model.embed_tokens.weight"]).all()
 
 
 def test_what_is_drawn(tmp_path: Path) -> None:
-    for name, values in numbers(made(tmp_path, "--dtype", "float32")).items():
+    for name, values in numbers(make_toy(tmp_path, "--dtype", "float32")).items():
         expected = (1, 0.1) if values.ndim == 1 else (0, 1.5 / values.shape[-1] ** 0.5)
         error = 5 * expected[1] / values.size**0.5
         assert values.mean() == pytest.approx(expected[0], abs=error), name
@@ -124,14 +124,14 @@ def test_shards_are_even() -> None:
     ],
 )
 def test_refused(tmp_path: Path, options: list[str], complaint: str, capsys: Any) -> None:
-    told = [text for name, size in TOY.items() for text in (f"--{name}", str(size))]
-    assert main([str(tmp_path), *told, *options]) == 2
+    flags = [text for name, size in TOY.items() for text in (f"--{name}", str(size))]
+    assert main([str(tmp_path), *flags, *options]) == 2
     assert complaint in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_other_weights_are_left_alone(tmp_path: Path, capsys: Any) -> None:
-    directory = made(tmp_path)
+    directory = make_toy(tmp_path)
     before = (directory / "model.safetensors").read_bytes()
     assert main([str(directory), "--seed", "1"]) == 2
     assert "has weights already (model.safetensors)" in capsys.readouterr().err
@@ -146,14 +146,14 @@ def test_a_failure_leaves_no_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Draws, "write", write)
-    told = [text for name, size in TOY.items() for text in (f"--{name}", str(size))]
-    assert main([str(tmp_path), *told, *options]) == 1
+    flags = [text for name, size in TOY.items() for text in (f"--{name}", str(size))]
+    assert main([str(tmp_path), *flags, *options]) == 1
     assert "No space left" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_the_index(tmp_path: Path) -> None:
-    directory = made(tmp_path, "--shards", "2")
+    directory = make_toy(tmp_path, "--shards", "2")
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(
         tensor.length for tensor in open_checkpoint(directory).tensors.values()

@@ -1,4 +1,4 @@
-"""bench/onnx_forms.py measures products that are what they are called."""
+"""bench/onnx_forms.py : each form computes the product that its name says."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.closeness import assert_close
 
 @pytest.mark.parametrize("name", [name for name in onnx_forms.FORMS if "MatMulNBits" not in name])
 def test_floats(name: str) -> None:
-    made = onnx_forms.model(onnx_forms.FORMS[name], 6, 8)
+    model = onnx_forms.model(onnx_forms.FORMS[name], 6, 8)
     x = np.random.default_rng(2).standard_normal((3, 8)).astype(np.float32)
-    matrices = [numpy_helper.to_array(tensor) for tensor in made.graph.initializer]
-    found = onnx_forms.session(made, 1).run(None, {"x": x})
-    assert len(found) == onnx_forms.MATRICES
-    for y, w in zip(found, matrices, strict=True):
+    matrices = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    outputs = onnx_forms.session(model, 1).run(None, {"x": x})
+    assert len(outputs) == onnx_forms.MATRICES
+    for y, w in zip(outputs, matrices, strict=True):
         assert_close(y, x @ (w if w.shape == (8, 6) else w.T))
 
 

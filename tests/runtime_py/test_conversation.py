@@ -50,8 +50,8 @@ def strict(directory: Path, tmp_path: Path) -> Path:
 def expected(toy: Toy, directory: Path, messages: list[dict[str, str]], count: int) -> tuple[list[int], str]:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True).input_ids
-    made = toy.greedy(ids, count)
-    return made, tokenizer.decode(made, skip_special_tokens=True)
+    new = toy.greedy(ids, count)
+    return new, tokenizer.decode(new, skip_special_tokens=True)
 
 
 def test_turns(toy: Toy, directory: Path) -> None:
@@ -75,11 +75,11 @@ def test_an_answer_that_is_broken_off_is_what_was_said(directory: Path) -> None:
     with Package.load(directory) as package:
         conversation = package.chat()
         tokens = conversation.answer("a dog")
-        said = next(tokens).text + next(tokens).text
+        answer = next(tokens).text + next(tokens).text
         tokens.close()
         assert conversation.messages == [
             {"role": "user", "content": "a dog"},
-            {"role": "assistant", "content": said},
+            {"role": "assistant", "content": answer},
         ]
         whole = list(conversation.answer("go on"))
         with Package.load(directory) as other:
@@ -177,11 +177,11 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(directory: Path, tmp_pat
         for lines in (b"a dog\n", b"/reset\na dog\n"):
             process.stdin.write(lines)
             process.stdin.flush()
-            said = b""
-            while len(said) < 50:
-                said += os.read(process.stdout.fileno(), 100)
+            output = b""
+            while len(output) < 50:
+                output += os.read(process.stdout.fileno(), 100)
             process.send_signal(signal.SIGINT)
-            while not said.endswith(b"\n"):
-                said += os.read(process.stdout.fileno(), 1 << 16)
+            while not output.endswith(b"\n"):
+                output += os.read(process.stdout.fileno(), 1 << 16)
         _, err = process.communicate(timeout=20)
         assert (process.returncode, err) == (0, b"")

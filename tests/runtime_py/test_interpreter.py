@@ -91,9 +91,9 @@ def test_from_a_file(toy, tmp_path):
 def test_explains(interpreter, changed, message):
     given = {"tokens": ids(1, 2, 3, 4)[None], "input_pos": ids(0, 1, 2, 3)} | caches() | changed
     prefill = interpreter.get_signature_runner("prefill_4")
-    with pytest.raises(InputError, match=f"^prefill_4: .*{message}") as told:
+    with pytest.raises(InputError, match=f"^prefill_4: .*{message}") as error:
         prefill(**{name: value for name, value in given.items() if value is not None})
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_step_beyond_the_caches(interpreter):

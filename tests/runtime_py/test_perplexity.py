@@ -49,7 +49,7 @@ def text(tmp_path: Path) -> Path:
     return file
 
 
-def said(capsys: pytest.CaptureFixture[str], *argv: object) -> dict:
+def results(capsys: pytest.CaptureFixture[str], *argv: object) -> dict:
     assert main([*map(str, argv), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -76,10 +76,10 @@ def test_the_demo_model_predicts_as_in_transformers(demo, tmp_path, capsys):
     file = tmp_path / "text.txt"
     file.write_text("\n\n".join(texts))
     argv = [demo / "f32.tflite", demo / "int8.tflite", "--tokenizer", DEMO, "--text", file]
-    told = said(capsys, *argv)
+    report = results(capsys, *argv)
     nats, tokens = by_transformers(texts)
-    f32, int8 = told["packages"]
-    assert (told["tokens"], told["documents"]) == (tokens, 3)
+    f32, int8 = report["packages"]
+    assert (report["tokens"], report["documents"]) == (tokens, 3)
     assert f32["nats"] == pytest.approx(nats, rel=1e-5)
     assert f32["perplexity"] == pytest.approx(np.exp(nats), rel=1e-5)
     assert f32["change"] == 0
@@ -98,14 +98,14 @@ def test_held_out_stories_lose_what_the_training_report_says(demo, tmp_path, cap
     stories = 8
     file = tmp_path / "held_out.txt"
     file.write_text(held_out(stories))
-    found = said(capsys, demo / "f32.tflite", "--tokenizer", DEMO, "--text", file)
+    result = results(capsys, demo / "f32.tflite", "--tokenizer", DEMO, "--text", file)
     report = json.loads((DEMO / "training_report.json").read_text())["held_out"]
     assert report["seed"] == SEED
     # what the report's numbers were computed by, on these stories
     tokenizer = AutoTokenizer.from_pretrained(DEMO).backend_tokenizer
     loss = train.evaluate(AutoModelForCausalLM.from_pretrained(DEMO), tokenizer, make_stories(stories, SEED))
-    assert found["packages"][0]["nats"] == pytest.approx(loss, abs=1e-5)
-    assert found["packages"][0]["nats"] == pytest.approx(report["sample_loss"], abs=0.03)  # of 64 stories
+    assert result["packages"][0]["nats"] == pytest.approx(loss, abs=1e-5)
+    assert result["packages"][0]["nats"] == pytest.approx(report["sample_loss"], abs=0.03)  # of 64 stories
 
 
 def test_a_damaged_model_predicts_worse(demo, tmp_path, capsys):
@@ -115,8 +115,8 @@ def test_a_damaged_model_predicts_worse(demo, tmp_path, capsys):
     (tmp_path / "damaged.tflite").write_bytes(data)
     (tmp_path / "text.txt").write_text(held_out(1))
     files = demo / "f32.tflite", tmp_path / "damaged.tflite"
-    told = said(capsys, *files, "--tokenizer", DEMO, "--text", tmp_path / "text.txt")
-    assert told["packages"][1]["change"] > 1
+    report = results(capsys, *files, "--tokenizer", DEMO, "--text", tmp_path / "text.txt")
+    assert report["packages"][1]["change"] > 1
 
 
 def test_the_table(package, text, capsys):
@@ -135,13 +135,13 @@ def test_ids_need_no_tokenizer(tmp_path, capsys):
     toy = Toy()
     (tmp_path / "toy.tflite").write_bytes(toy.file)
     (tmp_path / "ids.txt").write_text("1 2 3\n\n4 5 6 7\n")
-    told = said(capsys, tmp_path / "toy.tflite", "--ids", tmp_path / "ids.txt", "--max-tokens", 4)
-    assert (told["documents"], told["tokens"]) == (2, 4)
+    report = results(capsys, tmp_path / "toy.tflite", "--ids", tmp_path / "ids.txt", "--max-tokens", 4)
+    assert (report["documents"], report["tokens"]) == (2, 4)
     nats = [
         np.log(np.exp(toy.logits(given)).sum()) - toy.logits(given)[id]
         for given, id in (([1], 2), ([1, 2], 3), ([4], 5), ([4, 5], 6))
     ]
-    assert told["packages"][0]["nats"] == pytest.approx(np.mean(nats), rel=1e-5)
+    assert report["packages"][0]["nats"] == pytest.approx(np.mean(nats), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,14 @@ def test_says_what_the_filter_says(files, capsys):
     before, after, report = files
     expected = json.loads(report.read_text())
     assert main([str(before), str(after), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["bytes"] == [before.stat().st_size, after.stat().st_size]
-    assert [one["name"] for one in told["tensors"]] == [one["name"] for one in expected["tensors"]]
+    result = json.loads(capsys.readouterr().out)
+    assert result["bytes"] == [before.stat().st_size, after.stat().st_size]
+    assert [one["name"] for one in result["tensors"]] == [one["name"] for one in expected["tensors"]]
     for kind in ("rms", "max"):
-        assert told["error"][kind] == pytest.approx(expected["error"][kind], rel=1e-4)
-        for one, known in zip(told["tensors"], expected["tensors"], strict=True):
+        assert result["error"][kind] == pytest.approx(expected["error"][kind], rel=1e-4)
+        for one, known in zip(result["tensors"], expected["tensors"], strict=True):
             assert one["error"][kind] == pytest.approx(known["error"][kind], rel=1e-4)
-    assert "perplexity" not in told
+    assert "perplexity" not in result
 
 
 def test_the_table(files, capsys):
@@ -61,14 +61,14 @@ def test_perplexity_where_there_is_a_text(tmp_path, capsys):
         str(tmp_path / "ids.txt"),
     ]
     assert main([*argv, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    before, after = told["perplexity"]
-    assert told["change"] == pytest.approx(after / before - 1)
-    assert told["tensors"] == []
+    report = json.loads(capsys.readouterr().out)
+    before, after = report["perplexity"]
+    assert report["change"] == pytest.approx(after / before - 1)
+    assert report["tensors"] == []
     assert main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "all tensors are stored as before"
-    assert lines[-1].startswith(f"perplexity  {before:.4f} to {after:.4f}, {told['change']:+.2%} (")
+    assert lines[-1].startswith(f"perplexity  {before:.4f} to {after:.4f}, {report['change']:+.2%} (")
 
 
 def test_files_of_different_models(files, tmp_path, capsys):

@@ -73,9 +73,9 @@ def test_a_model_file_beside_its_tokenizer_or_elsewhere(toy, package, tmp_path, 
     assert main([str(model), *options]) == 0
     (tmp_path / "other.tflite").write_bytes(model.read_bytes())
     assert main([str(tmp_path / "other.tflite"), "--tokenizer", str(package), *options]) == 0
-    told = f"generated: {{ {', '.join(map(str, ids))} }}"
+    line = f"generated: {{ {', '.join(map(str, ids))} }}"
     out, err = capsys.readouterr()
-    assert out.count(told) == 2
+    assert out.count(line) == 2
     assert err == ""
     assert main([str(tmp_path / "other.tflite"), *options]) == 1
     assert "or give its folder with --tokenizer" in one_line(capsys)
@@ -83,7 +83,7 @@ def test_a_model_file_beside_its_tokenizer_or_elsewhere(toy, package, tmp_path, 
 
 @pytest.mark.parametrize("contract", [True, False])
 def test_ai_edges_interface(package, capsys, contract):
-    """Also of a file made elsewhere, whose names must do."""
+    """Also a file without a contract, by the names of its tensors."""
     toy = Toy(vocab=VOCAB, prefill_length=0, cached_lengths=[4, 8], capacity=24, ai_edge=True)
     (package / "model.tflite").write_bytes(toy.file if contract else toy.file_without_contract)
     ids, text = expected(toy, package, "Lily picked up a flower.")
@@ -134,8 +134,8 @@ def test_empty_prompt_without_begin_of_sequence(package, capsys):
 
 def test_prompt_too_long(package, capsys):
     assert main([str(package), "--prompt", "a dog " * 20]) == 2
-    told = one_line(capsys)
-    assert re.search(r"has \d+ tokens, the model holds 24: shorten it, or export .* --max-length", told)
+    message = one_line(capsys)
+    assert re.search(r"has \d+ tokens, the model holds 24: shorten it, or export .* --max-length", message)
 
 
 def one_line(capsys) -> str:
@@ -222,16 +222,16 @@ def test_numbers_out_of_range(package, capsys):
 
 
 def test_by_chance_but_the_same_with_the_seed(package, capsys):
-    def said(*options: str) -> tuple[str, str]:
+    def output(*options: str) -> tuple[str, str]:
         assert main([str(package), "--prompt", "a dog", "--max-new-tokens", "12", *options]) == 0
         return capsys.readouterr()
 
-    out, err = said("--temperature", "3", "--stats")
+    out, err = output("--temperature", "3", "--stats")
     seed = re.search(r"run: --seed (\d+) repeats this text\n", err)
     assert seed
-    assert said("--temperature", "3", "--seed", seed[1]) == (out, "")
-    assert said("--temperature", "3", "--seed", seed[1] + "1")[0] != out != said()[0]
-    assert said("--top-k", "1", "--seed", "1") == said("--temperature", "0")
+    assert output("--temperature", "3", "--seed", seed[1]) == (out, "")
+    assert output("--temperature", "3", "--seed", seed[1] + "1")[0] != out != output()[0]
+    assert output("--top-k", "1", "--seed", "1") == output("--temperature", "0")
 
 
 def test_where_a_text_ends(toy, package, capsys):
@@ -246,7 +246,7 @@ def test_where_a_text_ends(toy, package, capsys):
 
 
 def endless(package: Path) -> None:
-    """Let the model of `package` have so much to say that it is not done before it is told to be."""
+    """Give `package` a model with a text so long that only a signal ends it."""
     long = Toy(vocab=VOCAB, prefill_length=12, capacity=200_000)
     (package / "model.tflite").write_bytes(long.file)
     (package / "config.json").write_text("{}")
@@ -274,7 +274,7 @@ def test_an_interrupt_ends_the_text(package):
         assert (process.returncode, err) == (130, b"run: interrupted\n")
         *_, generated = out.decode().splitlines()
         assert generated.startswith("generated: { ")
-        assert generated.endswith(" }"), "what has been made is told to its end"
+        assert generated.endswith(" }"), "the line is complete"
 
 
 def test_a_terminal_that_lacks_the_characters(run_module, package):
@@ -332,7 +332,7 @@ def test_what_is_kept_of_a_big_model(toy, package, capfd, monkeypatch, tmp_path)
     out, err = capfd.readouterr()
     assert (err, (tmp_path / "cache").exists()) == ("", False)
     assert main(command) == 0
-    told = f"run: packing the weights once: up to 0.0 GB into {tmp_path / 'cache'}\n"
-    assert capfd.readouterr() == (out, told)
+    message = f"run: packing the weights once: up to 0.0 GB into {tmp_path / 'cache'}\n"
+    assert capfd.readouterr() == (out, message)
     assert main(command) == 0
     assert capfd.readouterr() == (out, "")

@@ -49,10 +49,10 @@ def test_from_end_to_end(
     assert "this project int8 / toy good" in printed
     assert "broken is left out: ERROR: " in printed
     assert "toy unloadable is left out: ValueError: no such model" in printed
-    told = json.loads(out.read_text())
-    assert told["settings"]["rounds"] == 2
-    assert told["machine"].startswith(f"{os.cpu_count()} x ")
-    shape = told["shapes"]["15m"]
+    report = json.loads(out.read_text())
+    assert report["settings"]["rounds"] == 2
+    assert report["machine"].startswith(f"{os.cpu_count()} x ")
+    shape = report["shapes"]["15m"]
     assert len(shape["rounds"]) == 2
     assert set(shape["failed"]) == {"broken", "toy unloadable"}
     assert {pair["measure"] for pair in shape["ratios"]} == {"prefill 4", "decode 4", "load", "memory"}
@@ -60,7 +60,7 @@ def test_from_end_to_end(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--capacity", "100"], "--capacity 100: give 545 for these --lengths"),
         (["--capacity", "5000"], "--capacity 5000: the models have 2048 positions"),
@@ -68,9 +68,9 @@ def test_from_end_to_end(
         (["--peers", "me"], "invalid choice: 'me'"),
     ],
 )
-def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert peers.main(arguments) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_it_runs_by_its_path() -> None:
@@ -106,11 +106,11 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Path] = []
+    folders: list[Path] = []
 
     def write(command: list[str], *_: object) -> None:
-        made.append(Path(command[-4]))  # FOLDER PRECISION CAPACITY FORM
-        (made[-1] / "model.tflite").write_bytes(bytes(7))
+        folders.append(Path(command[-4]))  # FOLDER PRECISION CAPACITY FORM
+        (folders[-1] / "model.tflite").write_bytes(bytes(7))
 
     monkeypatch.setattr(files, "run_to_end", write)
     variant = Variant(THIS_PROJECT, "int8", 8, "litert")
@@ -118,7 +118,7 @@ def test_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         model = files.model_of(variant, sys.executable, tmp_path / "15m" / "checkpoint", 64, tmp_path / "log")
         assert model == tmp_path / "15m" / "this_project-int8-tflite-64" / "model.tflite"
         assert files.size_of(model) == 7
-    assert len(made) == 1
+    assert len(folders) == 1
     files.remove("15m", tmp_path, ["llama_cpp"])
     assert model.is_file()
     files.remove("15m", tmp_path, ["this_project", "llama_cpp"])

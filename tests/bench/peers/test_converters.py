@@ -16,8 +16,8 @@ from o2o.weights.checkpoint import open_checkpoint
 N, H, D = 3, 8, 5
 
 
-def turned(rows: np.ndarray, angles: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[N, H] with the numbers `first` and `second` of each head turned as pairs by angles [H / 2]."""
+def rotate(rows: np.ndarray, angles: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[N, H] with the numbers `first` and `second` of each head rotate as pairs by angles [H / 2]."""
     result = rows.copy()
     cos, sin = np.cos(angles), np.sin(angles)
     result[:, first] = rows[:, first] * cos - rows[:, second] * sin
@@ -34,8 +34,8 @@ def test_scores_stay_with_interleaved_rows() -> None:
     pairs = np.arange(0, H, 2), np.arange(1, H, 2)  # as llama.cpp
     theirs, gguf = (
         (
-            turned((q @ x).reshape(N, H), angles[0], *order)
-            * turned((k @ y).reshape(N, H), angles[1], *order)
+            rotate((q @ x).reshape(N, H), angles[0], *order)
+            * rotate((k @ y).reshape(N, H), angles[1], *order)
         ).sum(1)
         for q, k, order in (
             (query, key, halves),
@@ -77,13 +77,13 @@ def test_every_tensor_of_a_checkpoint(tmp_path: Path, dtype: str) -> None:
             list(tensors(tmp_path))
         return
     wanted = {name: tensor.read_float32() for name, tensor in open_checkpoint(tmp_path).tensors.items()}
-    found = dict(tensors(tmp_path))
-    assert found.keys() == wanted.keys()
-    for name, bits in found.items():
+    bits_by_name = dict(tensors(tmp_path))
+    assert bits_by_name.keys() == wanted.keys()
+    for name, bits in bits_by_name.items():
         np.testing.assert_array_equal(to_float32(bits), wanted[name])
-    assert len({gguf_name(name) for name in found}) == len(found)
+    assert len({gguf_name(name) for name in bits_by_name}) == len(bits_by_name)
     config = json.loads((tmp_path / "config.json").read_text())
-    told = metadata(config)
-    assert told["llama.attention.head_count_kv"] == 2
-    assert told["llama.rope.dimension_count"] == 4
-    assert isinstance(told["llama.rope.freq_base"], float)
+    content = metadata(config)
+    assert content["llama.attention.head_count_kv"] == 2
+    assert content["llama.rope.dimension_count"] == 4
+    assert isinstance(content["llama.rope.freq_base"], float)

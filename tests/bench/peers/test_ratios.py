@@ -77,8 +77,8 @@ def test_targets_are_told_where_they_were_measured() -> None:
 
 
 def test_pairs() -> None:
-    found = pairs(ROUNDS, [OURS, QUICK, THEIRS])
-    assert found[0] == {
+    ratios_of_pairs = pairs(ROUNDS, [OURS, QUICK, THEIRS])
+    assert ratios_of_pairs[0] == {
         "ours": A,
         "theirs": C,
         "measure": "decode 128",
@@ -86,7 +86,7 @@ def test_pairs() -> None:
         "low": 1.5,
         "high": 1.6,
     }
-    assert [pair["measure"] for pair in found] == ["decode 128", "load", "memory"]
+    assert [pair["measure"] for pair in ratios_of_pairs] == ["decode 128", "load", "memory"]
 
 
 def test_targets_name_variants_that_are_measured() -> None:

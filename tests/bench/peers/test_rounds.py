@@ -34,34 +34,34 @@ def plan(folder: Path) -> Plan:
 
 def test_each_round_measures_everyone(tmp_path: Path) -> None:
     fast, slow = contender(tmp_path, "good", 0.002), contender(tmp_path, "better", 0.02)
-    said: list[str] = []
-    found = measure([fast, slow], VOCABULARY, plan(tmp_path), said.append)
-    assert found.failed == {}
-    assert found.together
-    assert [list(each) for each in found.rounds] == [
+    messages: list[str] = []
+    results = measure([fast, slow], VOCABULARY, plan(tmp_path), messages.append)
+    assert results.failed == {}
+    assert results.together
+    assert [list(each) for each in results.rounds] == [
         ["toy good 0.002", "toy better 0.02"],
         ["toy better 0.02", "toy good 0.002"],
         ["toy good 0.002", "toy better 0.02"],
     ]
-    for each in found.rounds:
+    for each in results.rounds:
         for measured in each.values():
             assert list(measured) == ["load", "prefill 4", "prefill 80", "decode 4", "decode 80", "memory"]
             assert measured["memory"] > 10e6
         # A sleep takes at least its time, on a loaded machine more: only the upper limit is certain.
         assert 0 < each["toy good 0.002"]["decode 4"] <= 1 / 0.002
         assert 0 < each["toy better 0.02"]["decode 80"] <= 1 / 0.02
-    assert found.correlations == pytest.approx({"toy good 0.002": 1, "toy better 0.02": 1})
+    assert results.correlations == pytest.approx({"toy good 0.002": 1, "toy better 0.02": 1})
 
 
 def test_who_fails_is_left_out_with_the_reason(tmp_path: Path) -> None:
     wrong = ["unloadable", "dies", "steps differ", "differs", "fails later"]
     all_ = [contender(tmp_path, "good"), *(contender(tmp_path, precision) for precision in wrong)]
-    found = measure(all_, VOCABULARY, plan(tmp_path), lambda line: None)
-    assert [one.variant.precision for one in found.contenders] == ["good"]
-    assert all("decode 80" in each["toy good 0"] for each in found.rounds)
+    results = measure(all_, VOCABULARY, plan(tmp_path), lambda line: None)
+    assert [one.variant.precision for one in results.contenders] == ["good"]
+    assert all("decode 80" in each["toy good 0"] for each in results.rounds)
     reasons = {
         name.split(" ", 1)[1].removesuffix(" 0"): failure_reason
-        for name, failure_reason in found.failed.items()
+        for name, failure_reason in results.failed.items()
     }
     assert reasons["unloadable"].startswith("ValueError: no such model (")
     assert "ended by signal 6" in reasons["dies"]
@@ -72,12 +72,12 @@ def test_who_fails_is_left_out_with_the_reason(tmp_path: Path) -> None:
 
 def test_one_at_a_time_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "_free_memory", lambda: 1_000_000)
-    said: list[str] = []
+    messages: list[str] = []
     all_ = [contender(tmp_path, "good"), contender(tmp_path, "better")]
-    found = measure(all_, VOCABULARY, plan(tmp_path), said.append)
-    assert not found.together
-    assert any(line.endswith("they are loaded one at a time") for line in said)
-    assert all("memory" in measured for each in found.rounds for measured in each.values())
+    results = measure(all_, VOCABULARY, plan(tmp_path), messages.append)
+    assert not results.together
+    assert any(line.endswith("they are loaded one at a time") for line in messages)
+    assert all("memory" in measured for each in results.rounds for measured in each.values())
 
 
 def test_a_child_is_stopped_between_answers_and_gone_after_them(tmp_path: Path) -> None:

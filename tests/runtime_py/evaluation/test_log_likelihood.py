@@ -1,4 +1,4 @@
-"""What a model is surprised by, against the toy's own numbers."""
+"""Negative log-likelihoods, against the toy's own numbers."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def session_of(file: bytes) -> Iterator[LiteRtSession]:
 
 def expected(toy: Toy, ids: list[int]) -> list[float]:
     """-log p of ids[1:], by the toy's formula."""
-    found = []
+    nlls = []
     for count in range(1, len(ids)):
         p = np.exp(toy.logits(ids[:count]).astype(np.float64))
-        found.append(-math.log(p[ids[count]] / p.sum()))
-    return found
+        nlls.append(-math.log(p[ids[count]] / p.sum()))
+    return nlls
 
 
 @pytest.mark.parametrize("ai_edge", [False, True])
@@ -76,7 +76,7 @@ def test_huge_logits_are_numbers():
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "split"),
     [
         ("one", ["one"]),
         ("one\n\ntwo\nlines\n\n\n\nthree\n", ["one", "two\nlines", "three"]),
@@ -84,8 +84,8 @@ def test_huge_logits_are_numbers():
         (" \n\n", []),
     ],
 )
-def test_blank_lines_part_documents(text, found):
-    assert documents(text) == found
+def test_blank_lines_part_documents(text, split):
+    assert documents(text) == split
 
 
 def test_the_first_tokens_of_documents():

@@ -84,8 +84,8 @@ def test_drawn_as_often_as_likely(sampling: Sampling) -> None:
     candidates, likely = sampling.candidates(logits, [])
     assert set(counts) <= set(candidates.tolist())
     often = likely * draws >= 5
-    found = np.array([counts[int(token)] for token in candidates])
-    statistic = float((((found - likely * draws) ** 2) / (likely * draws))[often].sum())
+    observed = np.array([counts[int(token)] for token in candidates])
+    statistic = float((((observed - likely * draws) ** 2) / (likely * draws))[often].sum())
     degrees = int(often.sum())
     assert statistic < degrees + 4.9 * np.sqrt(2 * degrees) + 16
 

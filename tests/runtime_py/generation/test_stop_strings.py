@@ -26,10 +26,10 @@ def shown(strings: list[str], pieces: list[str]) -> tuple[list[str], bool]:
 @given(st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), st.lists(letters, max_size=8))
 def test_cut_where_the_first_is_complete(strings: list[str], pieces: list[str]) -> None:
     whole = "".join(pieces)
-    ends = sorted((whole.find(one) + len(one), whole.find(one)) for one in strings if one in whole)
+    matches = sorted((whole.find(one) + len(one), whole.find(one)) for one in strings if one in whole)
     given, stopped = shown(strings, pieces)
-    assert stopped == bool(ends)
-    assert "".join(given) == (whole[: ends[0][1]] if ends else whole)
+    assert stopped == bool(matches)
+    assert "".join(given) == (whole[: matches[0][1]] if matches else whole)
 
 
 @given(st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3), st.lists(letters, max_size=8))

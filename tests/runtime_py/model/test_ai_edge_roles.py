@@ -1,4 +1,4 @@
-"""What a file made elsewhere tells by its names."""
+"""Roles of a file without a contract, by the names of its tensors."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_a_mask_from_outside_is_not_made():
 def test_caches_in_another_layout_are_not_taken_for_this_one():
     """Newer converters turn values: [1, K, H, S]."""
     model = made_elsewhere()
-    for ends in (model.signatures[0].inputs, model.signatures[0].outputs):
-        ends["kv_cache_v_0"].shape = ir.Shape([1, 2, 3, 8])
+    for values in (model.signatures[0].inputs, model.signatures[0].outputs):
+        values["kv_cache_v_0"].shape = ir.Shape([1, 2, 3, 8])
     with pytest.raises(
         ModelError, match=r"several shapes, \[1, 2, 3, 8\], \[1, 8, 2, 3\], not all \[1, S, K, H"
     ):

@@ -83,10 +83,10 @@ def test_text_and_ids_are_those_of_transformers(checkpoint, tmp_path, source, wh
         if source is STRICT and messages[0] is SYSTEM:
             continue
         wanted = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        found = template.render(messages)
-        assert found == wanted
+        text = template.render(messages)
+        assert text == wanted
         ids = theirs(wanted, add_special_tokens=False).input_ids
-        assert tokenizer.encode(found, special=False) == ids
+        assert tokenizer.encode(text, special=False) == ids
 
 
 def test_what_it_refuses_is_told_in_its_words(checkpoint, tmp_path):

@@ -52,19 +52,19 @@ KINDS = ["model", "model_eos", "model_legacy", "json", "json_prepend", "json_pre
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tokenizers")
-    made = {"model": write_config(write_sentencepiece(root / "model"), **LLAMA)}
+    kinds = {"model": write_config(write_sentencepiece(root / "model"), **LLAMA)}
     for name, extra in (
         ("model_eos", {"add_bos_token": False, "add_eos_token": True}),
         ("model_legacy", {"legacy": True}),
     ):
-        made[name] = write_config(root / name, **LLAMA | extra)
-        (made[name] / "tokenizer.model").write_bytes((root / "model" / "tokenizer.model").read_bytes())
-    made["json"] = write_llama_json(root / "json", made["model"])
-    made["json_prepend"] = write_llama_json(root / "json_prepend", made["model"], prepend=True)
-    made["json_prepend_as_is"] = write_llama_json(root / "json_prepend_as_is", made["model"], prepend=True)
-    write_config(made["json_prepend_as_is"], **LLAMA | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    made["byte_level"] = write_byte_level(root / "byte_level")
-    return made
+        kinds[name] = write_config(root / name, **LLAMA | extra)
+        (kinds[name] / "tokenizer.model").write_bytes((root / "model" / "tokenizer.model").read_bytes())
+    kinds["json"] = write_llama_json(root / "json", kinds["model"])
+    kinds["json_prepend"] = write_llama_json(root / "json_prepend", kinds["model"], prepend=True)
+    kinds["json_prepend_as_is"] = write_llama_json(root / "json_prepend_as_is", kinds["model"], prepend=True)
+    write_config(kinds["json_prepend_as_is"], **LLAMA | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    kinds["byte_level"] = write_byte_level(root / "byte_level")
+    return kinds
 
 
 @pytest.fixture(scope="module")
