@@ -14,12 +14,14 @@
     fx_passes           torch.fx for TICO
     parameter_matching  which stored tensor belongs to which parameter
     parameter_binding   parameters become weights, or references to the checkpoint
-    build               one graph, from a checkpoint's folder to an `o2o` model
+    build_graph         one graph, from a checkpoint's folder to an `o2o` model
     jobs                the graphs of a package
     resources           estimates of disk and memory
-    exporter            all graphs of a package: `python -m export MODEL -o DIR`
-    circle_pipeline, tflite_pipeline    the filters from the graphs to a model, as shell commands
-    package_builder     a package, built by these: `python -m export.pipeline`
+    export_graphs       all graphs of a package: `python -m export MODEL -o DIR`
+    pipeline            the command that builds a package: `python -m export.pipeline`
+    package_builder     a package, built by these shell commands:
+    circle_commands     export, filters and binding, to a Circle model
+    tflite_commands     export, filters and binding, to a TFLite model
     package_files       the tokenizer's and other files of a package
     shell, processes, staging           commands, children and files that leave nothing behind
 

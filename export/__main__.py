@@ -83,7 +83,7 @@ def export(args: argparse.Namespace) -> None:
     Args:
         args: The parsed command line.
     """
-    from export.exporter import export_graphs
+    from export.export_graphs import export_graphs
     from export.options import ExportOptions
 
     options = ExportOptions(

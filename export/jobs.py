@@ -48,19 +48,21 @@ class Job:
 
         Args:
             directory: The checkpoint's folder.
-            attn_implementation: See `export.build.prefill`.
-            weights: See `export.build.prefill`.
-            dtype: See `export.build.prefill`.
+            attn_implementation: See `export.build_graph.prefill`.
+            weights: See `export.build_graph.prefill`.
+            dtype: See `export.build_graph.prefill`.
 
         Returns:
             A Circle model of one signature.
         """
-        from export import build
+        from export import build_graph
 
         if self.signature != "decode":
-            return build.prefill(directory, self.tokens, attn_implementation, self.capacity, weights, dtype)
+            return build_graph.prefill(
+                directory, self.tokens, attn_implementation, self.capacity, weights, dtype
+            )
         assert self.capacity is not None
-        return build.decode(directory, self.capacity, self.cache, attn_implementation, weights, dtype)
+        return build_graph.decode(directory, self.capacity, self.cache, attn_implementation, weights, dtype)
 
     def export(
         self,
@@ -76,9 +78,9 @@ class Job:
         Args:
             directory: The checkpoint's folder.
             folder: The folder to write into.
-            attn_implementation: See `export.build.prefill`.
-            weights: See `export.build.prefill`.
-            dtype: See `export.build.prefill`.
+            attn_implementation: See `export.build_graph.prefill`.
+            weights: See `export.build_graph.prefill`.
+            dtype: See `export.build_graph.prefill`.
             debug: Show the warnings of torch, transformers and TICO.
         """
         from o2o import formats

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export import shell
-from export.circle_pipeline import circle_commands, is_fusing
+from export.circle_commands import circle_commands, is_fusing
 from export.config import CheckpointConfig
 from export.families import family_of
 from export.jobs import jobs
@@ -20,7 +20,7 @@ from export.package_files import copy_package_files
 from export.processes import signals_interrupt
 from export.resources import check_disk, estimate_needs
 from export.staging import publish, staging_folder
-from export.tflite_pipeline import Conversion
+from export.tflite_commands import Conversion
 from o2o.errors import ModelError, UsageError
 from o2o.weights.checkpoint import open_checkpoint
 

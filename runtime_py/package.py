@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from o2o.errors import ModelError
 from runtime_py.engines.engine import Engine
-from runtime_py.engines.factory import LoadedEngine, load_engine
+from runtime_py.engines.loading import LoadedEngine, load_engine
 from runtime_py.engines.model_file import model_size
 from runtime_py.engines.options import EngineOptions
 from runtime_py.generation.generate import Options, Token, generate

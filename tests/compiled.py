@@ -14,7 +14,7 @@ from filelock import FileLock
 
 @contextlib.contextmanager
 def compiled_once(root: Path) -> Iterator[None]:
-    """Within, `export.build` reads a graph that was compiled before from the folder `root`.
+    """Within, `export.build_graph` reads a graph that was compiled before from the folder `root`.
 
     The key is the graph, its shapes, the attention implementation and the model's configuration, without the
     dtype of the stored weights.

@@ -28,15 +28,15 @@ def exported(root: Path, shape: str, form: str) -> Path:
     directory = checkpoint(root, shape)
     with FileLock(root / f"{shape}.{form}.lock"):
         if not path.exists():
-            from export import build
+            from export import build_graph
             from o2o import formats
 
             with compiled_once(root):
                 if form == "prefill":
-                    model = build.prefill(directory)
+                    model = build_graph.prefill(directory)
                 elif form.startswith("prefill_"):
-                    model = build.prefill(directory, int(form.removeprefix("prefill_")), capacity=32)
+                    model = build_graph.prefill(directory, int(form.removeprefix("prefill_")), capacity=32)
                 else:
-                    model = build.decode(directory, 32 if form == "static" else 30, form)  # type: ignore[arg-type]
+                    model = build_graph.decode(directory, 32 if form == "static" else 30, form)  # type: ignore[arg-type]
             formats.save(model, path)
     return path

@@ -6,7 +6,7 @@ FILES = [
     "tests/bench/peers/test_command.py",
     "tests/bench/peers/test_rounds.py",
     "tests/bench/test_make_checkpoint.py",
-    "tests/export/test_build.py",
+    "tests/export/test_build_graph.py",
     "tests/export/test_circle.py",
     "tests/export/test_custom_ops.py",
     "tests/export/test_flash_attention.py",
@@ -54,7 +54,7 @@ TESTS = {
     "tests/bench/test_export.py": [
         "test_each_form_is_measured",
     ],
-    "tests/export/test_exporter.py": [
+    "tests/export/test_export_graphs.py": [
         "test_ctrl_c_ends_a_command",
     ],
     "tests/export/test_main.py": [
@@ -115,7 +115,7 @@ TESTS = {
     "tests/o2o/formats/test_reader.py": [
         "test_damage_is_refused_or_harmless",
     ],
-    "tests/o2o/formats/test_roads.py": [
+    "tests/o2o/formats/test_read_paths.py": [
         "test_constants_of_any_size_in_any_order",
         "test_every_kind_of_model",
         "test_random_models",
@@ -183,7 +183,7 @@ TESTS = {
     "tests/o2o/test_lazy_sympy.py": [
         "test_no_filter_imports_anything_heavy",
     ],
-    "tests/o2o/test_old_defects.py": [
+    "tests/o2o/test_regressions.py": [
         "test_attention_was_found_by_the_numbers_of_its_operators",
         "test_only_the_first_subgraph_of_a_merged_file_was_kept",
     ],

@@ -24,10 +24,10 @@ from runtime_py.generation.generate import generate
 from runtime_py.generation.session import Session
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
-from tests.closeness import assert_close
 from tests.conftest import ROOT
 from tests.o2o.formats.tico import verifier_errors
 from tests.pipelines import in_process
+from tests.tolerances import assert_close
 
 SCRIPT = ROOT / "tinyllama" / "tinyllama.py"
 DEMO = ROOT / "tinyllama" / "demo" / "checkpoint"

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 PACKAGES = ["export", "o2o", "runtime_py", "tinyllama"]
 COVERED = {
-    "tests/export/test_build.py": [
+    "tests/export/test_build_graph.py": [
         "export/graphs.py",
         "export/traced_cache.py",
     ],
@@ -24,7 +24,7 @@ COVERED = {
         "export/package_files.py",
     ],
     "tests/export/test_package_builder.py": [
-        "export/circle_pipeline.py",
+        "export/circle_commands.py",
         "tinyllama/pipeline.py",
     ],
     "tests/export/test_parameter_binding.py": [
@@ -103,7 +103,7 @@ COVERED = {
         "o2o/lower/onert/split_v.py",
     ],
     "tests/o2o/lower/onnx/test_exported.py": [
-        "o2o/lower/onnx/fuse_inputs.py",
+        "o2o/lower/onnx/fuse_norms_and_rope.py",
     ],
     "tests/o2o/lower/onnx/test_lowering.py": [
         "o2o/lower/onnx/attention.py",
@@ -124,7 +124,7 @@ COVERED = {
         "runtime_py/engines/litert/tensor_views.py",
     ],
     "tests/runtime_py/engines/litert/test_prepare.py": [
-        "runtime_py/engines/artifact_cache.py",
+        "runtime_py/engines/prepared_artifacts.py",
         "runtime_py/engines/litert/pack.py",
     ],
     "tests/runtime_py/engines/onert/test_engine.py": [
@@ -159,7 +159,7 @@ COVERED = {
     ],
     "tests/tinyllama/test_convert_to_tflite.py": [
         "export/shell.py",
-        "export/tflite_pipeline.py",
+        "export/tflite_commands.py",
         "tinyllama/absl_flags.py",
         "tinyllama/checkpoint_flag.py",
     ],

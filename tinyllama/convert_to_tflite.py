@@ -37,7 +37,7 @@ from tinyllama.absl_flags import FALSE, TRUE, add_boolean
 from tinyllama.checkpoint_flag import add_checkpoint_path, checkpoint_at
 
 if TYPE_CHECKING:
-    from export.tflite_pipeline import Conversion
+    from export.tflite_commands import Conversion
 
 PROGRAM = "convert_to_tflite.py"
 CAPACITY, LENGTHS = 1280, [64]  # the defaults
@@ -161,7 +161,7 @@ def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
     """
     from export.config import CheckpointConfig
     from export.options import check_length
-    from export.tflite_pipeline import Conversion
+    from export.tflite_commands import Conversion
     from o2o.errors import UsageError
 
     lengths = sorted(set(args.prefill_seq_lens or LENGTHS))

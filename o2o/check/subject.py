@@ -15,7 +15,7 @@ from o2o.cli.silence_stderr import quiet
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.model import Model, attribute, shape_of
-from o2o.operators.facts import PASS_THROUGH_OPS, facts_of, lookup_operands
+from o2o.operators.traits import PASS_THROUGH_OPS, lookup_operands, traits_of
 from o2o.weights.binding import bind
 
 
@@ -63,7 +63,7 @@ class Tensor:
 def _table_rows(value: ir.Value) -> Iterator[int]:
     """The number of rows of each table that `value` indexes."""
     for node, operand in value.uses():
-        if operand == facts_of(node).index and (lookup := lookup_operands(node)) is not None:
+        if operand == traits_of(node).index and (lookup := lookup_operands(node)) is not None:
             table, _ = lookup
             yield shape_of(table)[attribute(node, "axis", 0)]
         elif operand == 0 and node.op_type in PASS_THROUGH_OPS:

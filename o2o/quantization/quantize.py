@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.external_tensor import ExternalTensor
-from o2o.formats.op_versions import minimum_version
+from o2o.formats.litert_ops import minimum_version
 from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import with_shape
 from o2o.model import Model, shape_of

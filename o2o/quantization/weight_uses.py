@@ -12,7 +12,7 @@ import onnx_ir as ir
 from o2o.contract import role_of
 from o2o.formats.tensors import is_constant, is_quantized, storage_key
 from o2o.model import DOMAIN, Model, attribute, is_dynamic, shape_of
-from o2o.operators.facts import PASS_THROUGH_OPS, facts_of, lookup_operands
+from o2o.operators.traits import PASS_THROUGH_OPS, lookup_operands, traits_of
 from o2o.rewriting.matchers import producer_of
 
 Part = Literal["matrix", "embedding", "head"]
@@ -112,13 +112,13 @@ def _uses(
         reason = _unfit(model, graph, node, operand, value)
         part: Part | None = None
         if not reason:
-            part = "embedding" if facts_of(node).table is not None else "head" if node in heads else "matrix"
+            part = "embedding" if traits_of(node).table is not None else "head" if node in heads else "matrix"
         yield Use(graph, node, operand, part, reason, widened)
 
 
 def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir.Value) -> str:
     """Why `value` cannot be quantized for `node`; "" if it can."""
-    if operand not in facts_of(node).weights:
+    if operand not in traits_of(node).weights:
         return f"{node.op_type} takes no quantised operand here"
     if not is_constant(value) and value.producer() is None:
         return "it is an input"

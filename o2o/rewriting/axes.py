@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
-from o2o.operators.facts import LAYOUT_OPS, RESHAPE_OPS
+from o2o.operators.traits import LAYOUT_OPS, RESHAPE_OPS
 from o2o.rewriting.matchers import constant_ints, fail, producer_of
 
 Axes = tuple[tuple[str, ...], ...]

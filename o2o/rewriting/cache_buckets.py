@@ -28,9 +28,9 @@ from o2o.model import (
 )
 from o2o.operators import causal_attention
 from o2o.operators.attention import Attention, is_attention
-from o2o.operators.facts import RESHAPE_OPS, is_elementwise
 from o2o.operators.masks import HIDDEN_THRESHOLD
 from o2o.operators.reference import unknown_sources
+from o2o.operators.traits import RESHAPE_OPS, is_elementwise
 from o2o.rewriting.attention.causality import BUDGET, at_position, position_leaf
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from o2o.formats.tensors import storage_key
 from o2o.model import Model, attribute, quantization_constants
 from o2o.operators.attention import writes_cache
-from o2o.operators.facts import facts_of
+from o2o.operators.traits import traits_of
 
 
 def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -47,7 +47,7 @@ def has_side_effects(node: ir.Node) -> bool:
 
 def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
     if (
-        facts_of(node).side_effects
+        traits_of(node).side_effects
         or writes_cache(node)
         or not any(value.name != "" for value in node.outputs)
     ):

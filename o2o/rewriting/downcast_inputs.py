@@ -7,7 +7,7 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 from o2o.formats.schema import DIALECTS
 from o2o.model import DOMAIN, Model, dtype_name, shape_of
-from o2o.operators.facts import facts_of
+from o2o.operators.traits import traits_of
 from o2o.rewriting.builder import Builder
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
@@ -48,7 +48,7 @@ def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> int:
                 graph.remove(use.node, safe=True)
             else:
                 use.node.attributes["inDataType"] = ir.AttrInt64("inDataType", code)
-        elif use.idx != facts_of(use.node).index:
+        elif use.idx != traits_of(use.node).index:
             int64_uses.append(use)
     if not int64_uses:
         return 0

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import Model, attribute, is_dynamic, shape_of
-from o2o.operators.facts import LAYOUT_OPS
+from o2o.operators.traits import LAYOUT_OPS
 from o2o.rewriting.axes import Factors, skip_reshapes
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_nodes

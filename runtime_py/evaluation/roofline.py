@@ -24,7 +24,7 @@ import onnx_ir as ir
 from o2o import formats
 from o2o.formats.tensors import is_constant
 from o2o.model import quantization_constants
-from o2o.operators.facts import BUILTIN
+from o2o.operators.traits import BUILTIN
 from runtime_py.child_process import run_module
 from runtime_py.model.contract import Contract
 
@@ -32,7 +32,7 @@ BUFFER = 1 << 28
 """Bytes that a measurement reads: more than the caches of a processor hold."""
 TRIES = 5
 TABLES = {
-    **{name: [facts.table] for name, facts in BUILTIN.items() if facts.table is not None},
+    **{name: [traits.table] for name, traits in BUILTIN.items() if traits.table is not None},
     "Gather": [0],
     "GatherBlockQuantized": [0, 2, 3],
 }

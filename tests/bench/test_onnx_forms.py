@@ -8,7 +8,7 @@ from onnx import numpy_helper
 
 pytest.importorskip("onnxruntime")
 from bench import onnx_forms
-from tests.closeness import assert_close
+from tests.tolerances import assert_close
 
 
 @pytest.mark.parametrize("name", [name for name in onnx_forms.FORMS if "MatMulNBits" not in name])

@@ -84,14 +84,14 @@ def on_litert(model: Model) -> Runner:
 def exported(directory: Path, form: str) -> Model:
     """The checkpoint as `prefill` of 32, as `pieces` (prefill of 8 onto caches of 24), or as decode: `concat`
     on 30, `static` on 32. Not to be changed."""
-    from export import build
+    from export import build_graph
 
     with compiled_once(directory.parent):
         if form == "prefill":
-            return build.prefill(directory)
+            return build_graph.prefill(directory)
         if form == "pieces":
-            return build.prefill(directory, 8, capacity=24)
-        return build.decode(directory, 32 if form == "static" else 30, form)  # type: ignore[arg-type]
+            return build_graph.prefill(directory, 8, capacity=24)
+        return build_graph.decode(directory, 32 if form == "static" else 30, form)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

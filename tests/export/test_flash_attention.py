@@ -20,7 +20,7 @@ from export.flash_attention import attend, flash_attend
 from o2o.errors import ModelError
 from o2o.operators.causal_attention import Blocks, adaptive_blocks
 from tests.checkpoints import GROUPED, write_checkpoint
-from tests.closeness import assert_close
+from tests.tolerances import assert_close
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from export import pipeline, shell
-from export.circle_pipeline import circle_commands
+from export.circle_commands import circle_commands
 from export.package_builder import Builder
 from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package

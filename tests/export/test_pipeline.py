@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import build
+from export import build_graph
 from o2o import filters, formats
 from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE, storage_key
@@ -66,7 +66,7 @@ def compiled(shared_directory: Path) -> Iterator[None]:
         yield
 
 
-class Road:
+class Build:
     """Commands in a folder; `bind` names the steps at which weights are bound.
 
     `results` maps each export, and each filter on the same bytes, to the file that it wrote.
@@ -89,7 +89,7 @@ class Road:
         shutil.copyfile(paths[0], self.folder / target)
 
     def export(self, target: str, export: Callable[..., Model], *arguments: Any, **options: Any) -> None:
-        """Save what `export` (of `export.build`) returns for these arguments as `target`."""
+        """Save what `export` (of `export.build_graph`) returns for these arguments as `target`."""
         call = (export.__name__, *arguments, *sorted(options.items()))
         if call not in self.results:
             self.results[call] = self.folder / f"export-{len(self.results)}"
@@ -110,44 +110,44 @@ class Road:
         return (self.folder / "model.circle").read_bytes()
 
 
-def guide(road: Road, checkpoint: Path, weights: Any, dtype: Any = "float32") -> bytes:
+def guide(build: Build, checkpoint: Path, weights: Any, dtype: Any = "float32") -> bytes:
     """The guide: a prefill of 32 tokens, and decode after 30 others, which becomes one after 32."""
-    how = {"weights": weights, "dtype": dtype}
-    road.export("prefill.circle", build.prefill, checkpoint, **how)
-    road.export("decode_.circle", build.decode, checkpoint, **how)
-    road.maybe_bind("exported", "prefill.circle", "decode_.circle")
-    _fuse_decode(road, 32)
-    return road.merge(["prefill.circle", "decode.circle"])
+    options = {"weights": weights, "dtype": dtype}
+    build.export("prefill.circle", build_graph.prefill, checkpoint, **options)
+    build.export("decode_.circle", build_graph.decode, checkpoint, **options)
+    build.maybe_bind("exported", "prefill.circle", "decode_.circle")
+    _fuse_decode(build, 32)
+    return build.merge(["prefill.circle", "decode.circle"])
 
 
-def halved(road: Road, checkpoint: Path, weights: Any) -> bytes:
+def halved(build: Build, checkpoint: Path, weights: Any) -> bytes:
     """The guide with matrices of half the size."""
-    return guide(road, checkpoint, weights, "float16")
+    return guide(build, checkpoint, weights, "float16")
 
 
-def pieces(road: Road, checkpoint: Path, weights: Any) -> bytes:
+def pieces(build: Build, checkpoint: Path, weights: Any) -> bytes:
     """Prefills of 4 and 8 tokens onto caches of 24, and decode."""
     lengths = (4, 8)
     for tokens in lengths:
-        how = {"capacity": CAPACITY, "weights": weights}
-        road.export(f"prefill_{tokens}_.circle", build.prefill, checkpoint, tokens, **how)
-    road.export("decode_.circle", build.decode, checkpoint, CAPACITY - 2, weights=weights)
+        options = {"capacity": CAPACITY, "weights": weights}
+        build.export(f"prefill_{tokens}_.circle", build_graph.prefill, checkpoint, tokens, **options)
+    build.export("decode_.circle", build_graph.decode, checkpoint, CAPACITY - 2, weights=weights)
     files = [f"prefill_{tokens}.circle" for tokens in lengths]
     raw = [file.replace(".circle", "_.circle") for file in files]
-    road.maybe_bind("exported", *raw, "decode_.circle")
+    build.maybe_bind("exported", *raw, "decode_.circle")
     for source, target in zip(raw, files, strict=True):
-        road.pipe([source], [["fuse_attention"], ["transpose_io_kvcache"]], target)
-    _fuse_decode(road, CAPACITY)
-    return road.merge([*files, "decode.circle"])
+        build.pipe([source], [["fuse_attention"], ["transpose_io_kvcache"]], target)
+    _fuse_decode(build, CAPACITY)
+    return build.merge([*files, "decode.circle"])
 
 
-def _fuse_decode(road: Road, capacity: int) -> None:
-    inputs = formats.load(road.folder / "decode_.circle").signatures[0].inputs
+def _fuse_decode(build: Build, capacity: int) -> None:
+    inputs = formats.load(build.folder / "decode_.circle").signatures[0].inputs
     _, heads, _, size = inputs["past_key_0"].shape.numpy()  # type: ignore[union-attr]
     shapes = [f"[1,{heads},{rows},{size}]" for rows in (capacity - 2, capacity)]
     steps = [["fuse_attention"], ["reshape_io", "input", "--by_shape", *shapes], ["transpose_io_kvcache"]]
-    road.pipe(["decode_.circle"], steps, "decode.circle")
-    road.maybe_bind("fused", "decode.circle")
+    build.pipe(["decode_.circle"], steps, "decode.circle")
+    build.maybe_bind("fused", "decode.circle")
 
 
 @pytest.mark.usefixtures("compiled")
@@ -162,20 +162,20 @@ def _fuse_decode(road: Road, capacity: int) -> None:
     ],
     ids=lambda item: item if isinstance(item, str) else item.__name__,
 )
-def test_both_roads_lead_to_the_same_place(make: Any, name: str, tmp_path: Path) -> None:
+def test_early_and_late_binding_give_the_same_file(make: Any, name: str, tmp_path: Path) -> None:
     checkpoint = made(tmp_path / "checkpoint", name)
     results: dict[tuple[Any, ...], Path] = {}
-    expected = make(Road(tmp_path / "embedded", [], results), checkpoint, "embed")
+    expected = make(Build(tmp_path / "embedded", [], results), checkpoint, "embed")
 
-    roads = {
+    builds = {
         "late": ["at the end"],
         "between": ["merged"],
         "early": ["exported"],
         "mixed": ["fused", "merged"],
     }
-    for road, bind in roads.items():
-        folder = tmp_path / road
-        assert make(Road(folder, bind, results), checkpoint, "external") == expected, road
+    for build, bind in builds.items():
+        folder = tmp_path / build
+        assert make(Build(folder, bind, results), checkpoint, "external") == expected, build
     light = sorted((tmp_path / "late").glob("*_.circle"))
     assert light
     for file in light:
@@ -187,7 +187,7 @@ def test_both_roads_lead_to_the_same_place(make: Any, name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", ["wide, norms of ones", "tied, equal layers"])
 def test_equal_weights_are_there_once(name: str, tmp_path: Path) -> None:
     checkpoint = made(tmp_path / "checkpoint", name)
-    model = formats.loads(guide(Road(tmp_path / "late", ["at the end"], {}), checkpoint, "external"))
+    model = formats.loads(guide(Build(tmp_path / "late", ["at the end"], {}), checkpoint, "external"))
     large = [
         value.const_value
         for graph in model.graphs

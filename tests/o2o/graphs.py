@@ -35,7 +35,7 @@ from o2o.contract import Role
 from o2o.formats.tensors import constant
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Format, Model, Signature
 from o2o.rewriting.builder import Builder, add_constant
-from tests.closeness import assert_close
+from tests.tolerances import assert_close
 
 FLOAT, INT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL
 

@@ -10,26 +10,26 @@ import pytest
 
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
 from o2o.formats import save
-from runtime_py.engines import artifact_cache
+from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.disk_cache import user_cache
 from runtime_py.generation.generate import generate
 from runtime_py.generation.session import Session
 from runtime_py.package import Package
 from runtime_py.text.detokenizer import Detokenizer
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
-from tests.closeness import assert_close
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama_json, write_sentencepiece
+from tests.tolerances import assert_close
 
 T, S = 12, 20
 
 
 def concat(folder: Path, config: dict) -> list[str]:
     """As in the README's pipeline: a concatenated cache, fused into one that is updated in place."""
-    from export import build
+    from export import build_graph
 
-    save(build.prefill(folder, T), folder / "prefill.circle")
+    save(build_graph.prefill(folder, T), folder / "prefill.circle")
     heads, size = config["num_key_value_heads"], config["head_dim"]
-    save(build.decode(folder, S - 2, "concat"), folder / "decode_.circle")
+    save(build_graph.decode(folder, S - 2, "concat"), folder / "decode_.circle")
     steps = [
         (fuse_attention, []),
         (reshape_io, ["input", "--by_shape", f"[1,{heads},{S - 2},{size}]", f"[1,{heads},{S},{size}]"]),
@@ -46,19 +46,19 @@ def concat(folder: Path, config: dict) -> list[str]:
 
 def static(folder: Path, config: dict) -> list[str]:
     """A cache of the final size, written into by the exported graph itself."""
-    from export import build
+    from export import build_graph
 
-    save(build.prefill(folder, T), folder / "prefill.circle")
-    save(build.decode(folder, S, "static"), folder / "decode.circle")
+    save(build_graph.prefill(folder, T), folder / "prefill.circle")
+    save(build_graph.decode(folder, S, "static"), folder / "decode.circle")
     return ["prefill", "decode"]
 
 
 def several(folder: Path, config: dict) -> list[str]:
     """Prefills that start anywhere; S is a multiple of none of their lengths."""
-    from export import build
+    from export import build_graph
 
-    graphs = {f"prefill_{length}": build.prefill(folder, length, capacity=S) for length in (3, 6, 8)}
-    graphs["decode"] = build.decode(folder, S, "static")
+    graphs = {f"prefill_{length}": build_graph.prefill(folder, length, capacity=S) for length in (3, 6, 8)}
+    graphs["decode"] = build_graph.decode(folder, S, "static")
     for name, graph in graphs.items():
         save(graph, folder / f"{name}.circle")
     return list(graphs)
@@ -122,7 +122,7 @@ def test_greedy_tokens_after_every_prompt(package, theirs):
 
 
 def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):
-    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path))
     loaded = Package.load(package)
     ids = [*range(3, 17)]

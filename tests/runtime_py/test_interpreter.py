@@ -9,8 +9,8 @@ import pytest
 
 from o2o.errors import UsageError
 from runtime_py.interpreter import InputError, Interpreter
-from tests.closeness import assert_close
 from tests.runtime_py.toy import Toy
+from tests.tolerances import assert_close
 
 T, S, K, H = 4, 8, 2, 3
 

@@ -13,7 +13,7 @@ from o2o.model import Model, shape_of
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import RECIPES, find
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
-from runtime_py.engines import artifact_cache
+from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.disk_cache import DiskCache
 from runtime_py.engines.litert import compiled_model
 from runtime_py.engines.litert.engine import LiteRtEngine
@@ -89,7 +89,7 @@ def answers(prepared: PreparedModel) -> np.ndarray:
 @pytest.mark.parametrize("recipe", sorted(STORED))
 def test_every_recipe_and_every_way_to_load(quantised_toy, recipe, tmp_path, monkeypatch):
     file, known = quantised_toy(recipe)
-    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     cache, log_lines = DiskCache(tmp_path / "cache"), []
     packed = prepare(file, cache, log_lines.append)
     assert packed.packed is not None, log_lines

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_py.engines import artifact_cache
+from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.registry import installed
 from runtime_py.run import main
 from tests.conftest import ROOT
@@ -325,7 +325,7 @@ def test_an_engine_that_cannot(package, capsys, engine):
 
 
 def test_what_is_kept_of_a_big_model(toy, package, capfd, monkeypatch, tmp_path):
-    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     command = [str(package), "--max-new-tokens", "4"]
     assert main([*command, "--no-cache"]) == 0

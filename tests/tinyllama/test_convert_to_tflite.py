@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from export import shell
-from export.tflite_pipeline import Conversion
+from export.tflite_commands import Conversion
 from o2o import formats
 from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package

@@ -13,7 +13,7 @@ import torch
 from o2o.errors import ModelError, UsageError
 from o2o.operators.causal_attention import Blocks
 from tests.checkpoints import GROUPED
-from tests.closeness import assert_close
+from tests.tolerances import assert_close
 from tinyllama import kv_cache as kv_utils
 from tinyllama import tiny_llama
 from tinyllama.tiny_llama import TinyLlama

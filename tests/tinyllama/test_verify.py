@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from export.model import LanguageModel
 from tests.checkpoints import GROUPED, write_checkpoint
-from tests.closeness import assert_close
+from tests.tolerances import assert_close
 from tinyllama import verify
 from tinyllama.verification import comparison
 from tinyllama.verification.exported import Exported, read_weights

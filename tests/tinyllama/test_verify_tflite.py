@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from export.attention import queries_at
 from o2o import formats
 from tests.checkpoints import GROUPED
-from tests.closeness import assert_close
 from tests.tinyllama.tflite_files import CAPACITY, LENGTH, write_tflite
+from tests.tolerances import assert_close
 from tinyllama import debug_flash_generation, verify_tflite
 from tinyllama.verification.comparison import Step, step
 from tinyllama.verification.hugging_face import HuggingFace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export import build
+from export import build_graph
 from o2o import formats
 from tests.pipelines import run_pipelines
 
@@ -15,8 +15,8 @@ def write_graphs(directory: Path, folder: Path, attn_implementation: str) -> lis
     """What `write_tflite` merges; files that are there already serve."""
     prefill, decode = files = [folder / f"{attn_implementation}.{name}" for name in ("prefill", "decode")]
     if not decode.exists():
-        formats.save(build.prefill(directory, LENGTH, attn_implementation, capacity=CAPACITY), prefill)
-        formats.save(build.decode(directory, CAPACITY, "static", attn_implementation), decode)
+        formats.save(build_graph.prefill(directory, LENGTH, attn_implementation, capacity=CAPACITY), prefill)
+        formats.save(build_graph.decode(directory, CAPACITY, "static", attn_implementation), decode)
     return files
 
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.dialects import convert, locate
-from o2o.formats.op_versions import is_registered, minimum_version
+from o2o.formats.litert_ops import is_registered, minimum_version
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.litert.attention import FlashBlocks, lower_attention, lower_causal_attention
 from o2o.lower.litert.rms_norm import lower_rms_norm
@@ -22,7 +22,7 @@ from o2o.lower.litert.rope import lower_rope
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, is_dynamic
 from o2o.operators import causal_attention
 from o2o.operators.attention import writes_cache
-from o2o.operators.facts import facts_of
+from o2o.operators.traits import traits_of
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import inner_graphs, remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.grouped_query import fold_grouped_queries
@@ -91,13 +91,13 @@ def lower(model: Model, flash: FlashBlocks = None) -> Model:
 
 def _check_operands(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     """Raise ModelError unless the operands are float32 of a fixed shape, quantised weights or a position."""
-    facts = facts_of(node)
+    traits = traits_of(node)
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        if index in facts.weights and is_constant(value) and is_quantized(value):
+        if index in traits.weights and is_constant(value) and is_quantized(value):
             continue  # FULLY_CONNECTED takes quantised weights
-        is_position = index == facts.position and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+        is_position = index == traits.position and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
         if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or is_position):
             raise ModelError(f"{locate(model, graph, node)}: {value.name} is {value.dtype}, not float32")
         if is_dynamic(value):

@@ -12,7 +12,7 @@ from o2o.errors import ModelError
 from o2o.formats.dialects import locate
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import Model, shape_of
-from o2o.operators.facts import lookup_operands
+from o2o.operators.traits import lookup_operands
 from o2o.quantization.compare import dequantized
 from o2o.rewriting.builder import Builder, add_constant
 from o2o.rewriting.rewire import replace_output

@@ -2,7 +2,7 @@
 
     lowering        which graph, its inputs and outputs, and the order of its operators
     per_token       the graph of one token, for T tokens
-    fuse_inputs     RMSNorm and RoPE that exporters decompose, fused first
+    fuse_norms_and_rope    RMSNorm and RoPE that exporters decompose, fused first
     operators       all operators without a module of their own
     attention       ATTENTION and `o2o.causal_attention` with their caches
     weights         matrices and their quantisation

@@ -22,7 +22,7 @@ from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.onnx.attention import Caches, lower_attention, lower_causal_attention, lower_rope
 from o2o.lower.onnx.builder import FLOAT, OnnxBuilder, dims
-from o2o.lower.onnx.fuse_inputs import fuse_inputs
+from o2o.lower.onnx.fuse_norms_and_rope import fuse_norms_and_rope
 from o2o.lower.onnx.operators import cast, constant_vector, lower_operator, with_activation
 from o2o.lower.onnx.ort_form import OrtForm
 from o2o.lower.onnx.per_token import TokenValues, token_shape
@@ -30,7 +30,7 @@ from o2o.lower.onnx.standard_form import StandardForm
 from o2o.lower.onnx.weights import matrix_of
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_of
 from o2o.operators import causal_attention
-from o2o.operators.facts import facts_of, is_elementwise, lookup_operands
+from o2o.operators.traits import is_elementwise, lookup_operands, traits_of
 from o2o.quantization import metadata
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.matchers import producer_of
@@ -78,7 +78,7 @@ class _Lowering:
 
     def __init__(self, model: Model, decode: Signature, form: type[StandardForm], last: bool) -> None:
         self.model, self.graph, self.last = model, decode.graph, last
-        fuse_inputs(model, self.graph)
+        fuse_norms_and_rope(model, self.graph)
         roles = {value: role_of(value) for value in self.graph.inputs}
         inputs: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
         label = model.label(self.graph)
@@ -285,7 +285,7 @@ def _find_head(logits: ir.Value) -> ir.Node | None:
         if node.op_type == "FULLY_CONNECTED":
             return node
         operands = [v for v in node.inputs if v is not None and not is_constant(v)]
-        if len(operands) != 1 or not (is_elementwise(node) or facts_of(node).movement == "reshape"):
+        if len(operands) != 1 or not (is_elementwise(node) or traits_of(node).movement == "reshape"):
             return None
         (value,) = operands
     return None

@@ -26,8 +26,8 @@ from o2o.formats.dialects import locate
 from o2o.formats.tensors import is_constant, numbers
 from o2o.lower.onnx.builder import INT64, Dim, OnnxBuilder, dims
 from o2o.model import Model, shape_of
-from o2o.operators.facts import RESHAPE_OPS
 from o2o.operators.reference import NotEvaluable, evaluate
+from o2o.operators.traits import RESHAPE_OPS
 
 LIMIT = 1 << 28  # elements of a table
 

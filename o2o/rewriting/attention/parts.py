@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from o2o.contract import Layout
 from o2o.model import attribute, shape_of
-from o2o.operators.facts import LAYOUT_OPS, RESHAPE_OPS
+from o2o.operators.traits import LAYOUT_OPS, RESHAPE_OPS
 from o2o.rewriting.axes import trace_layout
 from o2o.rewriting.matchers import (
     check_no_activation,

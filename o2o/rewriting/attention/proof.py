@@ -12,7 +12,7 @@ from o2o.contract import Layout, role_of
 from o2o.errors import ModelError
 from o2o.model import attribute, shape_of
 from o2o.operators.attention import Attention
-from o2o.operators.facts import LAYOUT_OPS, RESHAPE_OPS
+from o2o.operators.traits import LAYOUT_OPS, RESHAPE_OPS
 from o2o.rewriting.attention.parts import CacheUpdate, Projection, Scores
 from o2o.rewriting.axes import Axes, Factors, trace_layout
 from o2o.rewriting.matchers import MatchFailure, fail, single_user

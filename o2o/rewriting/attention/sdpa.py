@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import numbers
 from o2o.model import attribute, shape_of
-from o2o.operators.facts import LAYOUT_OPS, RESHAPE_OPS, is_elementwise
+from o2o.operators.traits import LAYOUT_OPS, RESHAPE_OPS, is_elementwise
 from o2o.rewriting.attention.parts import follow_down, nodes_of
 from o2o.rewriting.axes import Axes, Factors
 from o2o.rewriting.matchers import (

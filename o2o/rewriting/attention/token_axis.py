@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
-from o2o.operators.facts import RESHAPE_OPS, is_elementwise
 from o2o.operators.reference import is_pure
+from o2o.operators.traits import RESHAPE_OPS, is_elementwise
 from o2o.rewriting.matchers import constant_ints
 
 

@@ -1,7 +1,7 @@
 """Preparation of a model for LiteRT: lowering, and packed weights from the disk cache for a large model.
 
 XNNPACK packs weights into a file that each later load maps into memory. The lowered graph is stored with it
-(`runtime_py.engines.artifact_cache`).
+(`runtime_py.engines.prepared_artifacts`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from o2o.errors import ModelError
 from runtime_py.child_process import run_module
-from runtime_py.engines import artifact_cache
+from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.litert.lowered_file import PACKED, LoweredFile, lower_file
 from runtime_py.engines.litert.mapped_bytes import MappedBytes
 from runtime_py.engines.model_file import ModelFile
@@ -75,7 +75,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
 def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | None:
     """The model with its packed weights; without them, or None, where they cannot be stored."""
-    if options.disk_cache is None or model.size < artifact_cache.MIN_BYTES:
+    if options.disk_cache is None or model.size < prepared_artifacts.MIN_BYTES:
         return None
     lowered = functools.cache(lambda: lower_file(model, options.buckets))
 
@@ -83,7 +83,7 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | Non
         lowered().save(entry)
         pack_in_child(entry, model.path)
 
-    entry = artifact_cache.find_or_build(
+    entry = prepared_artifacts.find_or_build(
         model,
         options.disk_cache,
         "litert",

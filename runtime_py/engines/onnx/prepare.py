@@ -1,7 +1,7 @@
 """Preparation of a model for ONNX Runtime: lowering to ONNX, from the disk cache for a large model.
 
 ONNX Runtime packs weights as XNNPACK does. So a large model is lowered and packed once, into files that each
-later load maps into memory (`runtime_py.engines.artifact_cache`).
+later load maps into memory (`runtime_py.engines.prepared_artifacts`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime_py.child_process import run_module
-from runtime_py.engines import artifact_cache
+from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onnx.lowered_file import FORM, MODEL, lower_file
 from runtime_py.engines.options import EngineOptions
@@ -59,9 +59,9 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
 def _from_cache(model: ModelFile, options: EngineOptions) -> Path | None:
     """The folder of the packed model; None where it cannot be stored."""
-    if options.disk_cache is None or model.size < artifact_cache.MIN_BYTES:
+    if options.disk_cache is None or model.size < prepared_artifacts.MIN_BYTES:
         return None
-    return artifact_cache.find_or_build(
+    return prepared_artifacts.find_or_build(
         model,
         options.disk_cache,
         "onnx",

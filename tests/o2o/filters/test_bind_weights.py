@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import build
+from export import build_graph
 from export.model import LanguageModel
 from o2o import formats
 from o2o.filters import bind_weights, inspect
@@ -51,7 +51,7 @@ def export(shared_directory: Path, tmp_path: Path) -> Iterator[Exporter]:
 
     def export_(checkpoint: Path, weights: str = "external") -> Path:
         path = tmp_path / f"{checkpoint.name}.{weights}.circle"
-        formats.save(build.prefill(checkpoint, weights=weights), path)  # type: ignore[arg-type]
+        formats.save(build_graph.prefill(checkpoint, weights=weights), path)  # type: ignore[arg-type]
         return path
 
     with compiled_once(shared_directory):

@@ -18,10 +18,10 @@ from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from o2o.operators import reference
 from o2o.rewriting.dead_code_elimination import remove_dead_constants
-from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.attention_graphs import BROKEN, D, Form, build, feeds_at, forms
 from tests.o2o.graphs import exported_feeds, operators
+from tests.tolerances import assert_close
 
 
 def fuse(model: Model, full_cache: str | None = None) -> list[str]:

@@ -15,10 +15,10 @@ from o2o import formats
 from o2o.contract import contract_of
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
-from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import Graph, assert_means_the_same, exported_feeds, operators, weights
+from tests.tolerances import assert_close
 
 D = 6
 EPSILON = 0.25  # large enough for a lost one to show

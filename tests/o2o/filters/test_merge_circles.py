@@ -18,7 +18,6 @@ from o2o.contract import contract_of
 from o2o.filters.merge_circles import MergeCircles, main
 from o2o.formats.tensors import storage_key
 from o2o.model import CUSTOM_DOMAIN, Model
-from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.graphs import (
     INT32,
@@ -33,6 +32,7 @@ from tests.o2o.graphs import (
     sign,
     weights,
 )
+from tests.tolerances import assert_close
 
 Merge = Callable[..., Model]
 

@@ -22,10 +22,10 @@ from o2o.filters.fuse_rms_norm import FuseRmsNorm
 from o2o.filters.fuse_rope import FuseRope
 from o2o.filters.fusion import Fusion
 from o2o.model import Model, shape_of
-from tests.closeness import assert_close
 from tests.o2o import attention_graphs
 from tests.o2o.filters import test_fuse_bmm_lhs_const, test_fuse_rms_norm, test_fuse_rope
 from tests.o2o.mutations import mutate, values_of
+from tests.tolerances import assert_close
 
 MUTANTS = int(os.environ.get("O2O_MUTANTS", 100))
 

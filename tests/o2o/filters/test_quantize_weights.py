@@ -13,7 +13,7 @@ import torch
 from ai_edge_litert.compiled_model import CompiledModel
 from safetensors.torch import save_file
 
-from export import build
+from export import build_graph
 from o2o import formats
 from o2o.filters import bind_weights, inspect, merge_circles, quantize_weights
 from o2o.formats.external_tensor import ExternalTensor
@@ -200,8 +200,8 @@ def exported(shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -
     with compiled_once(shared_directory):
         for form in ("external", "embed"):
             prefill, decode = (str(folder / f"{name}.{form}.circle") for name in ("prefill", "decode"))
-            formats.save(build.prefill(checkpoint, weights=form), prefill)  # type: ignore[arg-type]
-            formats.save(build.decode(checkpoint, 32, "static", weights=form), decode)  # type: ignore[arg-type]
+            formats.save(build_graph.prefill(checkpoint, weights=form), prefill)  # type: ignore[arg-type]
+            formats.save(build_graph.decode(checkpoint, 32, "static", weights=form), decode)  # type: ignore[arg-type]
             result[form] = folder / f"{form}.circle"
             assert merge_circles.main([prefill, decode, "-o", str(result[form])]) == 0
     return result

@@ -7,9 +7,9 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import storage_key
 from o2o.model import Model, shape_of
-from tests.closeness import assert_close
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import Graph, assert_same_results, feeds, linear, per_channel, run, weights
+from tests.tolerances import assert_close
 
 
 def deep(used_elsewhere: bool = False) -> Model:

@@ -17,7 +17,6 @@ from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.reshape_io import ReshapeIo
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
-from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention, feeds_at
@@ -33,6 +32,7 @@ from tests.o2o.graphs import (
     sign,
     weights,
 )
+from tests.tolerances import assert_close
 
 
 def shapes(values: list[ir.Value]) -> list[list[int]]:

@@ -19,11 +19,11 @@ from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.model.contract import Contract
-from tests.closeness import assert_close
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import INT32, Graph, interpreter, linear, operators
 from tests.o2o.language_model_graphs import H, K, S, V, greedy_logits, language_model
+from tests.tolerances import assert_close
 
 
 def interfaces(model: Model) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

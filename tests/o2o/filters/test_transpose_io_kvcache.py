@@ -15,7 +15,6 @@ from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
 from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from o2o.operators import reference
-from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.attention_graphs import Form as Scattered
 from tests.o2o.attention_graphs import build, feeds_at
@@ -24,6 +23,7 @@ from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.fused_graphs import feeds_at as fused_feeds_at
 from tests.o2o.graphs import BOOL, FLOAT, SAMPLES, Graph, exported_feeds, linear, operators
 from tests.o2o.language_model_graphs import language_model
+from tests.tolerances import assert_close
 
 
 def transposed(array: np.ndarray) -> np.ndarray:

@@ -12,10 +12,10 @@ from o2o import formats
 from o2o.filters import gc, inspect, merge_circles
 from o2o.model import Model
 from o2o.rewriting.outline import COMPOSITE, decompositions
-from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import Graph, feeds, operators, weights
+from tests.tolerances import assert_close
 
 
 def attention(name: str = "decode", T: int = 1) -> Model:

@@ -19,9 +19,9 @@ from o2o.lower.onnx import lower_to_onnx, stream, write
 from o2o.lower.onnx.lazy_tensors import UnsignedBlocks
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
-from tests.closeness import assert_close
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
 from tests.o2o.lower.onnx.running import Running
+from tests.tolerances import assert_close
 
 pytest.importorskip("onnxruntime")
 BIG = Shape(D=128, I=256, V=301)

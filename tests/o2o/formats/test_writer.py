@@ -16,7 +16,6 @@ from o2o.formats import writer
 from o2o.formats.tensors import LARGE
 from o2o.formats.writer import plan, write
 from o2o.model import Model
-from tests.closeness import assert_close
 from tests.o2o.formats.trees import canonical, unpack
 from tests.o2o.graphs import (
     SAMPLES,
@@ -31,6 +30,7 @@ from tests.o2o.graphs import (
     shared_bytes,
     weights,
 )
+from tests.tolerances import assert_close
 
 RUNNABLE = sorted(SAMPLES.keys() - {"custom", "variant"})  # no such operators, or types, in LiteRT
 

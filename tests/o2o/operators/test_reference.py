@@ -13,9 +13,9 @@ from o2o.formats.schema import TFLITE
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
 from o2o.operators.reference import NotEvaluable
-from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.graphs import BOOL, FLOAT, INT32, INT64, Graph
+from tests.tolerances import assert_close
 
 DTYPES = {np.dtype(d.numpy()): d for d in (FLOAT, INT32, INT64, BOOL, ir.DataType.INT8)}
 

@@ -16,9 +16,9 @@ from o2o.model import Model
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
 from o2o.quantization.schemes import Scheme
-from tests.closeness import assert_close
 from tests.o2o.graphs import FLOAT, INT32, Graph, run, weights
 from tests.o2o.quantization.models import constants, integers, meaning
+from tests.tolerances import assert_close
 
 V, D, F = 64, 256, 128
 INT4 = ("int4_block32", "int4_block128")

@@ -20,11 +20,11 @@ from o2o.rewriting.cache_buckets import add_cache_buckets
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.matchers import MatchFailure, producer_of
 from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
-from tests.closeness import assert_close
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import Graph, exported_feeds, operators
 from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.litert.test_lowering import decode_of
+from tests.tolerances import assert_close
 
 S = 32
 CAPACITIES = [1, 5, 8, 31]

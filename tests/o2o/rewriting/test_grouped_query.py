@@ -17,9 +17,9 @@ from o2o.operators import reference
 from o2o.rewriting.grouped_query import fold_grouped_queries, match_repeated_heads
 from o2o.rewriting.matchers import MatchFailure
 from tests.checkpoints import GROUPED, write_checkpoint
-from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.graphs import Graph, exported_feeds, feeds, operators
+from tests.tolerances import assert_close
 
 H, S = 5, 7
 
@@ -215,13 +215,13 @@ def test_exported(exported_model: Callable[[str, str], Path], form: str) -> None
 )
 def test_architectures(tmp_path: Path, model_type: str, attention: str) -> None:
     """Biases, normalised queries and keys, capped scores: none of them matters here."""
-    from export import build
+    from export import build_graph
 
     config = {**GROUPED, "num_hidden_layers": 1}
     if model_type == "qwen2":  # whose head dimension is D / N
         config["hidden_size"] = config.pop("head_dim") * config["num_attention_heads"]
     write_checkpoint(tmp_path, model_type=model_type, **config)
-    assert_lowers(build.decode(tmp_path, 16, "static", attn_implementation=attention))
+    assert_lowers(build_graph.decode(tmp_path, 16, "static", attn_implementation=attention))
 
 
 def assert_lowers(model: Model) -> None:

@@ -8,8 +8,8 @@ import pytest
 from runtime_py.engines.registry import installed
 from runtime_py.engines.selection import Choice
 from runtime_py.generation.session import Session
-from tests.closeness import assert_close
 from tests.runtime_py.engines.conftest import S
+from tests.tolerances import assert_close
 
 
 @pytest.mark.parametrize("engine", installed())

@@ -21,8 +21,8 @@ from runtime_py.evaluation.log_likelihood import (
     take_tokens,
 )
 from runtime_py.model.contract import Contract
-from tests.closeness import assert_close
 from tests.runtime_py.toy import VOCAB, Toy
+from tests.tolerances import assert_close
 
 
 @contextlib.contextmanager

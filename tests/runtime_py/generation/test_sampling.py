@@ -13,7 +13,7 @@ from transformers.generation import logits_process as theirs
 
 from o2o.errors import UsageError
 from runtime_py.generation.sampling import GREEDY, Sampling, greedy
-from tests.closeness import assert_close
+from tests.tolerances import assert_close
 
 V = 50
 

@@ -22,8 +22,8 @@ from o2o.lower.litert.lowering import lower
 from o2o.model import Model, attribute, shape_of
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.outline import COMPOSITE, decompositions
-from tests.closeness import assert_close
 from tests.o2o.graphs import BOOL, INT32, Graph, exported_feeds, feeds, operators, sign, weights
+from tests.tolerances import assert_close
 
 MASKS = ["none", "one_row", "rows", "constant", "below_each_other", "computed"]
 

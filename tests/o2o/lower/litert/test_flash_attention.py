@@ -16,7 +16,7 @@ from o2o.errors import ModelError
 from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
 from o2o.operators.causal_attention import NAME, Blocks, adaptive_blocks, pack, unpack
-from tests.closeness import assert_close
+from tests.tolerances import assert_close
 
 
 def causal_model(T: int, S: int, N: int, K: int, H: int, blocks: Blocks | None, layers: int = 1) -> Model:

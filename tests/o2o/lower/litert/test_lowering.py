@@ -24,10 +24,10 @@ from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
 from o2o.operators.causal_attention import Blocks
-from tests.closeness import assert_close
 from tests.o2o import graphs
 from tests.o2o.fused_graphs import D, Form, attention, feeds_at
 from tests.o2o.graphs import BOOL, FLOAT, INT32, INT64, Graph, exported_feeds, feeds, operators, sign, weights
+from tests.tolerances import assert_close
 
 
 def assert_lowers(form: Form, flash: FlashBlocks = None) -> None:

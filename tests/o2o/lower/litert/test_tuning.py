@@ -17,9 +17,9 @@ from o2o.model import Model
 from runtime_py.engines.litert.engine import load
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
-from tests.closeness import assert_close
 from tests.o2o.graphs import operators
 from tests.o2o.lower.litert.test_lowering import decode_of
+from tests.tolerances import assert_close
 
 
 def package(exported_model, prefill: str) -> Model:

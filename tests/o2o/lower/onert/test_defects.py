@@ -15,10 +15,10 @@ from o2o import formats
 from o2o.formats.writer import plan
 from o2o.model import Model
 from o2o.operators import reference
-from tests.closeness import assert_close
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import FLOAT, INT32, Graph, feeds, per_channel, weights
 from tests.o2o.lower.onert.running import CRASHED, run, run_all
+from tests.tolerances import assert_close
 
 MENDED = "this defect is mended: see what o2o.lower.onert does because of it"
 

@@ -21,11 +21,11 @@ from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.topological_sort import topological_sort
-from tests.closeness import assert_close
 from tests.o2o.fused_graphs import Form, attention, feeds_at
 from tests.o2o.graphs import FLOAT, INT32, INT64, Graph, decoder, feeds, operators, per_channel, weights
 from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.onert.running import run, run_all
+from tests.tolerances import assert_close
 
 Arrays = Mapping[str, np.ndarray]
 

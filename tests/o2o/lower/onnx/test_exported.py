@@ -17,10 +17,10 @@ from o2o.filters import downcast_input_ids, fuse_attention, reshape_io, transpos
 from o2o.lower.onnx import lower_to_onnx
 from o2o.model import Model
 from tests.checkpoints import GROUPED, write_checkpoint
-from tests.closeness import assert_close
 from tests.exported import SHAPES
 from tests.exported import checkpoint as random_checkpoint
 from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
+from tests.tolerances import assert_close
 
 pytest.importorskip("onnxruntime")
 S = 32
@@ -88,11 +88,11 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 
     @cache
     def paths(name: str) -> tuple[Path, Path]:
-        from export import build
+        from export import build_graph
 
         folder = tmp_path_factory.mktemp("variant")
         write_checkpoint(folder, **{**GROUPED, "num_hidden_layers": 2, **VARIANTS[name]})
-        formats.save(build.decode(folder, S, "static", "grouped"), folder / "decode.circle")
+        formats.save(build_graph.decode(folder, S, "static", "grouped"), folder / "decode.circle")
         return folder, folder / "decode.circle"
 
     return paths

@@ -14,11 +14,11 @@ from o2o.errors import ModelError
 from o2o.lower.onnx import lower_to_onnx
 from o2o.model import Model
 from o2o.rewriting.builder import add_constant
-from tests.closeness import assert_close
 from tests.o2o.graphs import FLOAT, INT32, Graph
 from tests.o2o.graphs import decoder as little_decoder
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
 from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
+from tests.tolerances import assert_close
 
 pytest.importorskip("onnxruntime")
 

@@ -12,10 +12,10 @@ from o2o.contract import Role
 from o2o.errors import ModelError
 from o2o.lower.onnx import lower_to_onnx
 from o2o.model import Model, shape_of
-from tests.closeness import assert_close
 from tests.o2o.graphs import BOOL, FLOAT, Graph, weights
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
 from tests.o2o.lower.onnx.running import FORMS, Running, checked
+from tests.tolerances import assert_close
 
 pytest.importorskip("onnxruntime")
 

@@ -12,9 +12,9 @@ from o2o import formats
 from o2o.model import Model
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
-from tests.closeness import assert_close
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder, on_litert
 from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
+from tests.tolerances import assert_close
 
 pytest.importorskip("onnxruntime")
 

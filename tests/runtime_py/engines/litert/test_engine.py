@@ -10,8 +10,8 @@ from o2o.errors import ModelError
 from runtime_py.engines.litert.engine import LiteRtEngine, LiteRtSession
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.model.contract import Contract
-from tests.closeness import assert_close
 from tests.runtime_py.toy import Toy
+from tests.tolerances import assert_close
 
 
 def engine_of(toy: Toy, **options) -> LiteRtEngine:

@@ -17,8 +17,8 @@ from runtime_py.engines.litert.lowered_file import LoweredFile, lower_file
 from runtime_py.engines.litert.mapped_bytes import MIN_MAPPED
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.model.contract import Contract
-from tests.closeness import assert_close
 from tests.runtime_py.toy import Toy
+from tests.tolerances import assert_close
 
 VOCAB = 300  # so that tables are too large for the head
 

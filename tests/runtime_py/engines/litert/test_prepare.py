@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from o2o.errors import ModelError
-from runtime_py.engines import artifact_cache
+from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.disk_cache import DiskCache
 from runtime_py.engines.litert import prepare as prepare_module
 from runtime_py.engines.litert.engine import LiteRtEngine
@@ -21,9 +21,9 @@ from runtime_py.engines.litert.prepare import PreparedModel
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.model.contract import Contract
-from tests.closeness import assert_close
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
 from tests.runtime_py.toy import Toy
+from tests.tolerances import assert_close
 
 VOCAB = 300
 TICK = 0.02  # seconds, more than what file times are counted in
@@ -31,7 +31,7 @@ TICK = 0.02  # seconds, more than what file times are counted in
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> DiskCache:
-    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     return DiskCache(tmp_path / "cache")
 
 
@@ -79,7 +79,9 @@ def forbid(monkeypatch, *names: str) -> None:
         pytest.fail("was done again")
 
     for name in names:
-        monkeypatch.setattr(artifact_cache if hasattr(artifact_cache, name) else prepare_module, name, fail)
+        monkeypatch.setattr(
+            prepared_artifacts if hasattr(prepared_artifacts, name) else prepare_module, name, fail
+        )
 
 
 def entries(cache: DiskCache) -> list[str]:
@@ -131,7 +133,7 @@ def test_the_same_model_elsewhere(model, cache, log_lines, monkeypatch):
 def test_a_model_that_changes_while_it_is_read(model, cache, log_lines, monkeypatch):
     """The digest is of other bytes than the file has: the artifacts must not serve the file later."""
     other = prepare(write(toy(1), model.with_name(f"other{model.suffix}")), cache, log_lines.append)
-    content = artifact_cache.content
+    content = prepared_artifacts.content
 
     def changed(file: Path) -> str:
         digest = content(other.model.path)
@@ -139,17 +141,17 @@ def test_a_model_that_changes_while_it_is_read(model, cache, log_lines, monkeypa
         write(toy(2), file)
         return digest
 
-    monkeypatch.setattr(artifact_cache, "content", changed)
+    monkeypatch.setattr(prepared_artifacts, "content", changed)
     with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
         prepare(model, cache, log_lines.append).open()
-    monkeypatch.setattr(artifact_cache, "content", content)
+    monkeypatch.setattr(prepared_artifacts, "content", content)
     assert_answers(toy(2), prepare(model, cache, log_lines.append))
 
 
 @pytest.mark.parametrize("changed", ["processor", "code"])
 def test_another_machine_or_another_lowering(model, cache, log_lines, monkeypatch, changed):
     first = prepare(model, cache, log_lines.append)
-    monkeypatch.setattr(artifact_cache, changed, lambda: "changed")
+    monkeypatch.setattr(prepared_artifacts, changed, lambda: "changed")
     second = prepare(model, cache, log_lines.append)
     assert second.packed != first.packed
     assert_answers(toy(), second)
@@ -180,7 +182,7 @@ def test_small_models_leave_no_files(model, tmp_path, log_lines):
 
 
 def test_without_a_cache(model, tmp_path, log_lines, monkeypatch):
-    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     before = sorted(tmp_path.rglob("*"))
     assert_answers(toy(), prepare(model, None, log_lines.append))
     assert sorted(tmp_path.rglob("*")) == before

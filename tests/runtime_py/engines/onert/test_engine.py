@@ -32,10 +32,10 @@ from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.generation.session import Session
 from runtime_py.model.contract import Contract
-from tests.closeness import assert_close
 from tests.exported import checkpoint
 from tests.o2o.language_model_graphs import S as ROWS
 from tests.o2o.language_model_graphs import V, greedy_logits, language_model
+from tests.tolerances import assert_close
 
 pytest.importorskip("onert", reason="pip install onert==0.1.0")
 

@@ -7,8 +7,8 @@ import resource
 import pytest
 
 from o2o.errors import ModelError
-from runtime_py.engines import artifact_cache
-from runtime_py.engines.factory import load_engine
+from runtime_py.engines import prepared_artifacts
+from runtime_py.engines.loading import load_engine
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onnx import prepare
 from runtime_py.engines.onnx.lowered_file import lower_file
@@ -36,7 +36,7 @@ def test_an_onnx_package(pipeline_package, tmp_path, reference):
 
 
 def test_a_large_model_is_packed_once(pipeline_package, reference, monkeypatch, tmp_path):
-    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     text, expected = reference
     log_lines: list[str] = []
@@ -56,7 +56,7 @@ def test_a_large_model_is_packed_once(pipeline_package, reference, monkeypatch, 
 
 
 def test_a_full_disk_is_no_reason_not_to_run(pipeline_package, reference, monkeypatch, tmp_path):
-    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     (tmp_path / "cache").write_text("no folder")
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     text, expected = reference
@@ -72,7 +72,7 @@ def test_a_full_disk_is_no_reason_not_to_run(pipeline_package, reference, monkey
 @pytest.mark.parametrize("room", [1, 100_000])
 def test_a_disk_that_becomes_full(pipeline_package, reference, monkeypatch, tmp_path, room):
     """During lowering, or while ONNX Runtime writes the packed model."""
-    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     pack = prepare.pack_in_child
 
@@ -97,7 +97,7 @@ def test_a_disk_that_becomes_full(pipeline_package, reference, monkeypatch, tmp_
 
 def test_a_large_model_that_cannot_be_onnx_is_lowered_once(tmp_path, monkeypatch):
     """The child's error is the error: nothing is stored, logged as a failure of packing, or tried again."""
-    monkeypatch.setattr(artifact_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(prepare, "lower_file", lambda *_: pytest.fail("it was lowered again"))
     file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")

@@ -10,7 +10,7 @@ from o2o.rewriting.rms_norm import RmsNormRule
 from o2o.rewriting.rope import RopeRule
 
 
-def fuse_inputs(model: Model, graph: ir.Graph) -> None:
+def fuse_norms_and_rope(model: Model, graph: ir.Graph) -> None:
     """Fuse RMS_NORM and ROPE wherever their rules match.
 
     Args:

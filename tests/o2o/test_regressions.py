@@ -21,9 +21,9 @@ from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
 from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
-from tests.closeness import assert_close
 from tests.o2o import attention_graphs, fused_graphs, graphs
 from tests.o2o.graphs import Graph, exported_feeds, linear, operators
+from tests.tolerances import assert_close
 
 
 def apply(filter_: Filter, model: Model, *arguments: str) -> Model:

@@ -31,7 +31,7 @@ from tests.o2o.formats.tico import verifier_errors
 from tests.o2o.graphs import SAMPLES, Graph, float_models, weights
 from tests.o2o.streams.test_source import everything, piped
 
-ROADS = ("memory", "file", "pipe", "file without a frame", "pipe without a frame")
+READ_PATHS = ("memory", "file", "pipe", "file without a frame", "pipe without a frame")
 ENOUGH = settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
 
 
@@ -44,13 +44,13 @@ def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
                 monkeypatch.setattr(module, "LARGE", 1)
 
 
-def source_of(data: bytes, road: str, folder: Path) -> Source:
-    if "without" in road:  # as a tool would leave it that knows nothing of frames
+def source_of(data: bytes, read_path: str, folder: Path) -> Source:
+    if "without" in read_path:  # as a tool would leave it that knows nothing of frames
         data = data[:AT] + bytes(len(MAGIC)) + data[AT + len(MAGIC) :]
-    if "file" in road:
+    if "file" in read_path:
         (folder / "model").write_bytes(data)
         return open_file(folder / "model")
-    return PipeSource(piped(data), "pipe") if "pipe" in road else MemorySource(data)
+    return PipeSource(piped(data), "pipe") if "pipe" in read_path else MemorySource(data)
 
 
 def written(model: Model, passing: bool, limit: int) -> bytes:
@@ -61,9 +61,9 @@ def written(model: Model, passing: bool, limit: int) -> bytes:
     return sink.getvalue()
 
 
-def through_gc(data: bytes, road: str, folder: Path) -> bytes:
+def through_gc(data: bytes, read_path: str, folder: Path) -> bytes:
     """What gc.py makes of it, on stdin and stdout that are pipes, or from file to file."""
-    if "pipe" not in road:
+    if "pipe" not in read_path:
         (folder / "in").write_bytes(data)
         assert gc.main([str(folder / "in"), "-o", str(folder / "out")]) == 0
         return (folder / "out").read_bytes()
@@ -83,23 +83,23 @@ def through_gc(data: bytes, road: str, folder: Path) -> bytes:
     return bytes(result)
 
 
-def assert_the_same_by_every_road(model: Model, limit: int) -> None:
+def assert_the_same_by_every_read_path(model: Model, limit: int) -> None:
     data = written(model, False, limit)
     assert plan(formats.loads(data), limit).size == len(data)
     collected = set()
-    for road in ROADS:
+    for read_path in READ_PATHS:
         with tempfile.TemporaryDirectory() as folder:
             for passing in (True, False):
-                actual = formats.read(source_of(data, road, Path(folder)))
-                assert written(actual, passing, limit) == data, (road, passing)
-            numbers = formats.read(source_of(data, road, Path(folder)))
+                actual = formats.read(source_of(data, read_path, Path(folder)))
+                assert written(actual, passing, limit) == data, (read_path, passing)
+            numbers = formats.read(source_of(data, read_path, Path(folder)))
             for graph in numbers.graphs:
                 for value in graph.initializers.values():  # read, in no order, before they are written
                     assert value.const_value is not None
                     value.const_value.numpy()
-            assert written(numbers, True, limit) == data, road
-            if "without" not in road:
-                collected.add(through_gc(data, road, Path(folder)))
+            assert written(numbers, True, limit) == data, read_path
+            if "without" not in read_path:
+                collected.add(through_gc(data, read_path, Path(folder)))
     assert len(collected) == 1
     once = collected.pop()
     assert formats.dumps(formats.loads(once)) == once
@@ -111,13 +111,13 @@ LIMITS = st.sampled_from([writer.FLATBUFFER_LIMIT, 0])  # constants inside, or b
 @given(float_models(), LIMITS)
 @ENOUGH
 def test_random_models(model: Model, limit: int) -> None:
-    assert_the_same_by_every_road(model, limit)
+    assert_the_same_by_every_read_path(model, limit)
 
 
 @pytest.mark.parametrize("limit", [writer.FLATBUFFER_LIMIT, 0])
 @pytest.mark.parametrize("name", sorted(SAMPLES))
 def test_every_kind_of_model(name: str, limit: int) -> None:
-    assert_the_same_by_every_road(SAMPLES[name](), limit)
+    assert_the_same_by_every_read_path(SAMPLES[name](), limit)
 
 
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=6), st.permutations(range(6)), LIMITS)
@@ -133,9 +133,9 @@ def test_constants_of_any_size_in_any_order(sizes: Sequence[int], order: Sequenc
     outside = [t.nbytes for t in there if isinstance(t, SourceTensor) and t.span.outside]
     assert outside == (large if limit == 0 else [])
     expected = None
-    for road in ROADS:
+    for read_path in READ_PATHS:
         with tempfile.TemporaryDirectory() as folder:
-            model = formats.read(source_of(data, road, Path(folder)))
+            model = formats.read(source_of(data, read_path, Path(folder)))
             actual = model.graphs[0]
             permuted = [actual.initializers[f"w{k}"] for k in order if f"w{k}" in actual.initializers]
             for value in permuted:
@@ -146,7 +146,7 @@ def test_constants_of_any_size_in_any_order(sizes: Sequence[int], order: Sequenc
             model.signatures.clear()
             result = written(model, True, limit)
             expected = result if expected is None else expected
-            assert result == expected, road
+            assert result == expected, read_path
     again = formats.loads(expected or b"").graphs[0].initializers
     for name, value in again.items():
         np.testing.assert_array_equal(
@@ -155,13 +155,13 @@ def test_constants_of_any_size_in_any_order(sizes: Sequence[int], order: Sequenc
         )
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_a_file_of_an_older_version(road: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("read_path", READ_PATHS)
+def test_a_file_of_an_older_version(read_path: str, tmp_path: Path) -> None:
     """Its frame has no sizes: they are in `Buffer.size` of its inline buffers."""
     data = (Path(__file__).parent / "old_frame.circle").read_bytes()
-    if "without" not in road:
+    if "without" not in read_path:
         assert parse_frame(data) == Frame(796, len(data), None)
-    model = formats.read(source_of(data, road, tmp_path))
+    model = formats.read(source_of(data, read_path, tmp_path))
     actual = {name: v.const_value for name, v in model.graphs[0].initializers.items() if v.const_value}
     assert {name: tensor.nbytes for name, tensor in actual.items()} == {"w": 5120, "v": 6000, "small": 12}
     np.testing.assert_array_equal(actual["w"].numpy().reshape(-1), np.arange(1280, dtype=np.float32) / 7)

@@ -1,7 +1,7 @@
-"""Facts about Circle and TFLite operators, in one table that every pass reads.
+"""Traits of Circle and TFLite operators, in one table that every pass reads.
 
 What an operator computes is in `reference`; operands of ATTENTION are in `attention`. What one runtime
-supports (registered operators, versions, dtypes) is a fact of that runtime, and stands in its lowering.
+supports (registered operators, versions, dtypes) is a property of that runtime, and stands in its lowering.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Movement = Literal["reshape", "transpose", "broadcast", "subset"]
 
 
 @dataclass(frozen=True)
-class Facts:
+class OpTraits:
     """What passes need to know about one operator. Operands are numbered from 0.
 
-    Args:
+    Attributes:
         elementwise: Each element of the result depends on the operands' elements at its place alone, after
             broadcasting.
         movement: The result holds numbers of operand 0, unchanged. `reshape`: all, in row-major order.
@@ -41,42 +41,42 @@ class Facts:
     side_effects: bool = False
 
 
-_UNKNOWN = Facts()
+_UNKNOWN = OpTraits()
 _BINARY = ("ADD", "SUB", "MUL", "DIV", "FLOOR_DIV", "FLOOR_MOD", "MAXIMUM", "MINIMUM", "POW")
 _UNARY = ("NEG", "ABS", "SQRT", "RSQRT", "SQUARE", "EXP", "LOG", "SIN", "COS", "TANH", "LOGISTIC", "RELU")
 _COMPARISONS = ("LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL", "EQUAL", "NOT_EQUAL")
 _LOGIC = ("LOGICAL_AND", "LOGICAL_OR", "LOGICAL_NOT", "SELECT", "SELECT_V2")
 _OTHER = ("SQUARED_DIFFERENCE", "FLOOR", "CEIL", "CAST")
 
-BUILTIN: dict[str, Facts] = {
-    **dict.fromkeys((*_BINARY, *_UNARY, *_COMPARISONS, *_LOGIC, *_OTHER), Facts(elementwise=True)),
-    **dict.fromkeys(("RESHAPE", "EXPAND_DIMS", "SQUEEZE"), Facts(movement="reshape")),
-    "TRANSPOSE": Facts(movement="transpose"),
-    "BROADCAST_TO": Facts(movement="broadcast"),
-    **dict.fromkeys(("SLICE", "STRIDED_SLICE"), Facts(movement="subset")),
-    "GATHER": Facts(movement="subset", table=0, index=1, weights=(0,)),
-    "EMBEDDING_LOOKUP": Facts(table=1, index=0, weights=(1,)),
-    "FULLY_CONNECTED": Facts(weights=(1,)),
-    "ATTENTION": Facts(weights=attention.WEIGHTS, position=attention.POSITION),
-    **dict.fromkeys(("ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE_IMPORT"), Facts(side_effects=True)),
+BUILTIN: dict[str, OpTraits] = {
+    **dict.fromkeys((*_BINARY, *_UNARY, *_COMPARISONS, *_LOGIC, *_OTHER), OpTraits(elementwise=True)),
+    **dict.fromkeys(("RESHAPE", "EXPAND_DIMS", "SQUEEZE"), OpTraits(movement="reshape")),
+    "TRANSPOSE": OpTraits(movement="transpose"),
+    "BROADCAST_TO": OpTraits(movement="broadcast"),
+    **dict.fromkeys(("SLICE", "STRIDED_SLICE"), OpTraits(movement="subset")),
+    "GATHER": OpTraits(movement="subset", table=0, index=1, weights=(0,)),
+    "EMBEDDING_LOOKUP": OpTraits(table=1, index=0, weights=(1,)),
+    "FULLY_CONNECTED": OpTraits(weights=(1,)),
+    "ATTENTION": OpTraits(weights=attention.WEIGHTS, position=attention.POSITION),
+    **dict.fromkeys(("ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE_IMPORT"), OpTraits(side_effects=True)),
 }
-CUSTOM: dict[str, Facts] = {causal_attention.NAME: Facts(position=causal_attention.POSITION)}
+CUSTOM: dict[str, OpTraits] = {causal_attention.NAME: OpTraits(position=causal_attention.POSITION)}
 
-RESHAPE_OPS = tuple(name for name, facts in BUILTIN.items() if facts.movement == "reshape")
+RESHAPE_OPS = tuple(name for name, traits in BUILTIN.items() if traits.movement == "reshape")
 LAYOUT_OPS = tuple(
-    n for n, facts in BUILTIN.items() if facts.movement in ("reshape", "transpose", "broadcast")
+    n for n, traits in BUILTIN.items() if traits.movement in ("reshape", "transpose", "broadcast")
 )
-PASS_THROUGH_OPS = (*(name for name, facts in BUILTIN.items() if facts.movement is not None), "CAST")
+PASS_THROUGH_OPS = (*(name for name, traits in BUILTIN.items() if traits.movement is not None), "CAST")
 
 
-def facts_of(node: ir.Node) -> Facts:
-    """Return the facts about the operator of `node`; all at their defaults for an unknown one.
+def traits_of(node: ir.Node) -> OpTraits:
+    """Return the traits of the operator of `node`; all at their defaults for an unknown one.
 
     Args:
         node: Any node.
 
     Returns:
-        Its facts.
+        Its traits.
     """
     return {DOMAIN: BUILTIN, CUSTOM_DOMAIN: CUSTOM}.get(node.domain, {}).get(node.op_type, _UNKNOWN)
 
@@ -95,7 +95,7 @@ def is_elementwise(node: ir.Node) -> bool:
     if node.op_type == "SELECT" and node.domain == DOMAIN:
         condition, x = (shape_of(value) if value is not None else () for value in node.inputs[:2])
         return len(condition) != 1 or len(x) <= 1
-    return facts_of(node).elementwise
+    return traits_of(node).elementwise
 
 
 def lookup_operands(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
@@ -107,8 +107,8 @@ def lookup_operands(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     Returns:
         The two operands, or None.
     """
-    facts = facts_of(node)
-    if facts.table is None or facts.index is None:
+    traits = traits_of(node)
+    if traits.table is None or traits.index is None:
         return None
-    table, index = node.inputs[facts.table], node.inputs[facts.index]
+    table, index = node.inputs[traits.table], node.inputs[traits.index]
     return (table, index) if table is not None and index is not None else None

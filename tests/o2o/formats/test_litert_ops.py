@@ -10,7 +10,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from o2o import formats
-from o2o.formats.op_versions import MINIMUM_VERSIONS, is_registered, minimum_version
+from o2o.formats.litert_ops import MINIMUM_VERSIONS, is_registered, minimum_version
 from o2o.formats.schema import CIRCLE, TFLITE
 from tests.o2o.graphs import FLOAT, INT32, Graph, blockwise, interpreter, per_channel, weights
 

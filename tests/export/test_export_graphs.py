@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from export import jobs
-from export.exporter import export_graphs
+from export.export_graphs import export_graphs
 from export.options import ExportOptions
 from o2o.errors import ModelError
 from tests.checkpoints import GROUPED, write_checkpoint

@@ -1,11 +1,11 @@
-"""`tests.closeness`: scale does not matter, and an error is seen."""
+"""`tests.tolerances`: scale does not matter, and an error is seen."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.closeness import assert_close
+from tests.tolerances import assert_close
 
 RNG = np.random.default_rng(0)
 NUMBERS = RNG.normal(size=(4, 50)).astype(np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import build
+from export import build_graph
 from export.circle import convert
 from export.graphs import Prefill
 from export.model import LanguageModel
@@ -18,9 +18,9 @@ from o2o.errors import ModelError, UsageError
 from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
-from tests.closeness import assert_close
 from tests.export.conftest import exported, on_litert, reference
 from tests.o2o import graphs
+from tests.tolerances import assert_close
 
 
 def ends(values: dict[str, Any]) -> dict[str, tuple[list[int], str]]:
@@ -179,7 +179,7 @@ def test_bfloat16_shards_make_the_same_file_twice(tmp_path: Path) -> None:
     config = GROUPED | {"num_hidden_layers": 1, "dtype": "bfloat16"}
     one = write_checkpoint(tmp_path / "one", **config)
     three = write_checkpoint(tmp_path / "three", **config, shards=3)
-    from_one, from_three = build.decode(one, 4), build.decode(three, 4)
+    from_one, from_three = build_graph.decode(one, 4), build_graph.decode(three, 4)
     assert formats.dumps(from_one) == formats.dumps(from_three)
 
     expected = reference(one, 5)
@@ -198,25 +198,25 @@ def test_other_families(tmp_path: Path, model_type: str) -> None:
         config["pad_token_id"] = 0
     directory = write_checkpoint(tmp_path, model_type=model_type, **config)
     expected = reference(directory, 8)
-    result = on_litert(build.prefill(directory, 8))({"input_ids": expected.input_ids})
+    result = on_litert(build_graph.prefill(directory, 8))({"input_ids": expected.input_ids})
     assert_close(result["logits"], expected.logits)
 
 
 def test_lengths_and_forms_that_cannot_be(demo: Path) -> None:
     with pytest.raises(UsageError, match="65 tokens"):
-        build.prefill(demo, 65)
+        build_graph.prefill(demo, 65)
     with pytest.raises(UsageError, match="65 tokens"):
-        build.decode(demo, 64)
+        build_graph.decode(demo, 64)
     with pytest.raises(UsageError, match="0 tokens"):
-        build.decode(demo, 0)
+        build_graph.decode(demo, 0)
     with pytest.raises(UsageError, match="choose concat or static"):
-        build.decode(demo, 8, "paged")  # type: ignore[arg-type]
+        build_graph.decode(demo, 8, "paged")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="9 tokens do not fit into caches of 8"):
-        build.prefill(demo, 9, capacity=8)
+        build_graph.prefill(demo, 9, capacity=8)
     with pytest.raises(UsageError, match="65 tokens"):
-        build.prefill(demo, 8, capacity=65)
+        build_graph.prefill(demo, 8, capacity=65)
     with pytest.raises(UsageError, match="0 tokens"):
-        build.prefill(demo, 0, capacity=8)
+        build_graph.prefill(demo, 0, capacity=8)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_an_architecture_without_such_a_cache(tmp_path: Path, model_type: str, c
     settings.pop("head_dim")
     directory = write_checkpoint(tmp_path, model_type=model_type, **settings)
     with pytest.raises(ModelError, match=complaint) as error:
-        build.decode(directory, 8)
+        build_graph.decode(directory, 8)
     assert "\n" not in str(error.value)
 
 
@@ -245,8 +245,8 @@ def test_layers_that_pass_the_cache_by(demo: Path) -> None:
 @pytest.mark.parametrize("name", ["grouped", "flash", "flash:2,3"])
 def test_attention_as_one_operator(grouped: Path, name: str) -> None:
     """It goes by positions: what eager attention computes, where tokens are in their places."""
-    eager = build.prefill(grouped, 4, capacity=9)
-    model = build.prefill(grouped, 4, name, capacity=9)
+    eager = build_graph.prefill(grouped, 4, capacity=9)
+    model = build_graph.prefill(grouped, 4, name, capacity=9)
     assert [n.op_type for n in model.graphs[0]].count("o2o.causal_attention") == 3
     assert not {n.op_type for n in model.graphs[0]} & {"SOFTMAX", "BROADCAST_TO", "SELECT_V2"}
     run, expected = (
@@ -259,13 +259,13 @@ def test_attention_as_one_operator(grouped: Path, name: str) -> None:
 
 def test_attention_as_one_operator_is_not_for_a_cache_that_is_joined(grouped: Path) -> None:
     with pytest.raises(UsageError, match="--cache static"):
-        build.decode(grouped, 8, "concat", "grouped")
+        build_graph.decode(grouped, 8, "concat", "grouped")
 
 
 @pytest.mark.parametrize("name", ["flash:", "flash:3", "flash:a,b", "flash:0,4"])
 def test_blocks_that_cannot_be(grouped: Path, name: str) -> None:
     if name == "flash:":
-        build.prefill(grouped, 4, name, capacity=9)  # the usual ones
+        build_graph.prefill(grouped, 4, name, capacity=9)  # the usual ones
         return
     with pytest.raises(UsageError, match="block"):
-        build.prefill(grouped, 4, name, capacity=9)
+        build_graph.prefill(grouped, 4, name, capacity=9)

@@ -1,4 +1,4 @@
-"""The table of operator facts: each claim holds for the numpy reference kernels."""
+"""The table of operator traits: each claim holds for the numpy reference kernels."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 
 from o2o.model import CUSTOM_DOMAIN, DOMAIN
 from o2o.operators import reference
-from o2o.operators.facts import (
+from o2o.operators.traits import (
     BUILTIN,
     LAYOUT_OPS,
     PASS_THROUGH_OPS,
     RESHAPE_OPS,
-    facts_of,
     is_elementwise,
     lookup_operands,
+    traits_of,
 )
 from tests.o2o.graphs import BOOL, FLOAT, INT32, Graph
 
-ELEMENTWISE = [op_type for op_type, facts in BUILTIN.items() if facts.elementwise]
+ELEMENTWISE = [op_type for op_type, traits in BUILTIN.items() if traits.elementwise]
 UNARY = {"NEG", "ABS", "SQRT", "RSQRT", "SQUARE", "EXP", "LOG", "SIN", "COS", "TANH", "LOGISTIC", "RELU"}
 UNARY |= {"FLOOR", "CEIL", "CAST", "LOGICAL_NOT"}
 COMPARISONS = {"LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL", "EQUAL", "NOT_EQUAL"}
@@ -73,7 +73,7 @@ def test_every_elementwise_operator_has_a_reference_kernel() -> None:
 
 
 def test_no_movement_is_elementwise_and_no_reduction_either() -> None:
-    moving = {op_type for op_type, facts in BUILTIN.items() if facts.movement is not None}
+    moving = {op_type for op_type, traits in BUILTIN.items() if traits.movement is not None}
     others = {"SOFTMAX", "MEAN", "SUM", "REDUCE_MAX", "RMS_NORM", "ROPE", "BATCH_MATMUL", "CONCATENATION"}
     assert not {*moving, *others} & {*ELEMENTWISE}
     assert moving < {*PASS_THROUGH_OPS}
@@ -105,6 +105,6 @@ def test_lookup_operands() -> None:
 
 
 def test_a_custom_operator_is_not_the_builtin_of_its_name() -> None:
-    assert facts_of(ir.node("ADD", [], domain=DOMAIN)).elementwise
-    assert not facts_of(ir.node("ADD", [], domain=CUSTOM_DOMAIN)).elementwise
-    assert facts_of(ir.node("o2o.causal_attention", [], domain=CUSTOM_DOMAIN)).position == 3
+    assert traits_of(ir.node("ADD", [], domain=DOMAIN)).elementwise
+    assert not traits_of(ir.node("ADD", [], domain=CUSTOM_DOMAIN)).elementwise
+    assert traits_of(ir.node("o2o.causal_attention", [], domain=CUSTOM_DOMAIN)).position == 3
