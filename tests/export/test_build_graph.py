@@ -18,6 +18,7 @@ from o2o.errors import ModelError, UsageError
 from o2o.lower.litert.lowering import lower
 from o2o.model import Model
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
+from tests.compiled import compiled_once
 from tests.export.conftest import exported, on_litert, reference
 from tests.o2o import graphs
 from tests.tolerances import assert_close
@@ -243,9 +244,10 @@ def test_layers_that_pass_the_cache_by(demo: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["grouped", "flash", "flash:2,3"])
-def test_attention_as_one_operator(grouped: Path, name: str) -> None:
+def test_attention_as_one_operator(shared_directory: Path, grouped: Path, name: str) -> None:
     """It goes by positions: what eager attention computes, where tokens are in their places."""
-    eager = build_graph.prefill(grouped, 4, capacity=9)
+    with compiled_once(shared_directory):
+        eager = build_graph.prefill(grouped, 4, capacity=9)
     model = build_graph.prefill(grouped, 4, name, capacity=9)
     assert [n.op_type for n in model.graphs[0]].count("o2o.causal_attention") == 3
     assert not {n.op_type for n in model.graphs[0]} & {"SOFTMAX", "BROADCAST_TO", "SELECT_V2"}

@@ -17,6 +17,7 @@ from runtime_py.generation.session import Session
 from runtime_py.package import Package
 from runtime_py.text.detokenizer import Detokenizer
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
+from tests.compiled import compiled_once
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama_json, write_sentencepiece
 from tests.tolerances import assert_close
 
@@ -68,11 +69,12 @@ FORMS = {"concat": (concat, GROUPED), "static": (static, DEMO), "several": (seve
 
 
 @pytest.fixture(scope="module", params=FORMS.values(), ids=FORMS)
-def package(request, tmp_path_factory) -> Path:
+def package(request, shared_directory, tmp_path_factory) -> Path:
     make: Callable[[Path, dict], list[str]]
     make, config = request.param
     folder = write_checkpoint(tmp_path_factory.mktemp("package"), **config)
-    graphs = [str(folder / f"{name}.circle") for name in make(folder, config)]
+    with compiled_once(shared_directory):
+        graphs = [str(folder / f"{name}.circle") for name in make(folder, config)]
     assert merge_circles.main([*graphs, "-o", str(folder / "model.circle")]) == 0
     size = {"vocab_size": config["vocab_size"]}
     if size["vocab_size"] < 300:  # too few for bytes

@@ -24,6 +24,12 @@ COMMANDS = {
 ATTENTION = "model.layers.0.self_attn.o_proj.input"  # what attention of the first layer gives
 
 
+@pytest.fixture(scope="module")
+def grouped(make_checkpoint: Callable[..., Path]) -> Path:
+    """One layer: every command traces several graphs, and time goes by layers."""
+    return make_checkpoint(num_hidden_layers=1)
+
+
 @pytest.fixture
 def relative(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug of the seeds: queries numbered from 0, wherever they stand."""
@@ -94,9 +100,9 @@ def test_the_tolerance_is_used(command: Callable, grouped: Path, capsys: pytest.
 
 
 def test_debug_names_the_tensor_that_is_furthest_off(
-    grouped: Path, capsys: pytest.CaptureFixture[str]
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [f"--checkpoint_path={grouped}", *SHORT, *BLOCKS]
+    arguments = [f"--checkpoint_path={make_checkpoint()}", *SHORT, *BLOCKS]
 
     assert debug_flash_generation.main(arguments) == 0
     out = capsys.readouterr().out
@@ -113,7 +119,7 @@ def test_debug_names_the_tensor_that_is_furthest_off(
 def test_other_architectures(
     model_type: str, make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_checkpoint(model_type=model_type)
+    folder = make_checkpoint(model_type=model_type, num_hidden_layers=1)
 
     assert verify_flash.main([f"--checkpoint_path={folder}", *SHORT, *BLOCKS]) == 0
 

@@ -17,6 +17,7 @@ from o2o.filters import downcast_input_ids, fuse_attention, reshape_io, transpos
 from o2o.lower.onnx import lower_to_onnx
 from o2o.model import Model
 from tests.checkpoints import GROUPED, write_checkpoint
+from tests.compiled import compiled_once
 from tests.exported import SHAPES
 from tests.exported import checkpoint as random_checkpoint
 from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
@@ -83,7 +84,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def variants(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+def variants(
+    shared_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Path]]:
     """Checkpoint and decode graph, with `o2o.causal_attention` on caches written in place."""
 
     @cache
@@ -92,7 +95,9 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 
         folder = tmp_path_factory.mktemp("variant")
         write_checkpoint(folder, **{**GROUPED, "num_hidden_layers": 2, **VARIANTS[name]})
-        formats.save(build_graph.decode(folder, S, "static", "grouped"), folder / "decode.circle")
+        with compiled_once(shared_directory):
+            model = build_graph.decode(folder, S, "static", "grouped")
+        formats.save(model, folder / "decode.circle")
         return folder, folder / "decode.circle"
 
     return paths
