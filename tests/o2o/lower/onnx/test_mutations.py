@@ -59,7 +59,7 @@ def test_what_is_lowered_means_what_it_meant() -> None:
             continue
         if not np.isfinite(expected).all() or np.abs(expected).max() > 1e4:
             continue
-        running = Running(lowered)
+        running = Running(onnx_model)
         found = [running.step(IDS[:3], 0).reshape(-1), running.step(IDS[3:], 3).reshape(-1)]
         lowered += 1
         np.testing.assert_allclose(found, expected[2:], rtol=2e-3, atol=5e-4, err_msg=where)
