@@ -50,7 +50,7 @@ def test_what_is_lowered_means_what_it_meant() -> None:
         where = f"{seed} {form}: {'; '.join(filter(None, changes))}"
         data = formats.dumps(model)
         try:
-            lowered = lower_to_onnx(formats.loads(data), form)
+            onnx_model = lower_to_onnx(formats.loads(data), form)
         except ModelError:
             continue
         try:
