@@ -4,7 +4,7 @@ With token t_i at position i, and tables E, F [V, K*H] and weights w [S]:
 
     key_i = E[t_i] * w[i]     value_i = F[t_i]     logits_i = U @ sum(key_j * value_j for j <= i)
 
-So every position matters, keys and values are both needed, and what lies behind the position must not.
+So every position matters, keys and values are both needed, and the rows after the position are not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TYPES = {"float32": 0, "int32": 2, "int64": 4, "bool": 6}
 
 
 class _Graph:
-    """A subgraph in the making; tensors are told by number."""
+    """A subgraph that is being built. Tensors are identified by their number."""
 
     def __init__(self, file: _File) -> None:
         self.file = file
@@ -68,7 +68,7 @@ class _Graph:
 
 
 _Ends = dict[str, tuple[int, dict[str, Any]]]
-"""Public name -> the tensor's number, and what the contract tells of it."""
+"""Public name -> the tensor's number and its entry in the contract."""
 
 
 class _File:
@@ -100,9 +100,9 @@ class _File:
         definition = tfl.SignatureDefT()
         definition.signatureKey, definition.subgraphIndex = key, len(self.table.subgraphs)
         definition.inputs, definition.outputs = [], []
-        told: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
+        signature: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
         names = {number: name for name, number in _TYPES.items()}
-        for end, entries, ends in (
+        for end, entries, numbers in (
             ("inputs", inputs, graph.table.inputs),
             ("outputs", outputs, graph.table.outputs),
         ):
@@ -110,14 +110,14 @@ class _File:
                 mapped = tfl.TensorMapT()
                 mapped.name, mapped.tensorIndex = name, number
                 getattr(definition, end).append(mapped)
-                ends.append(number)
+                numbers.append(number)
                 tensor = graph.table.tensors[number]
-                told[end].append(
+                signature[end].append(
                     {"name": name, **role, "dtype": names[tensor.type], "shape": list(tensor.shape)}
                 )
         self.table.signatureDefs.append(definition)
         self.table.subgraphs.append(graph.table)
-        self.contract["signatures"][key] = told
+        self.contract["signatures"][key] = signature
 
     def pack(self, with_contract: bool = True) -> bytes:
         if with_contract:
@@ -138,12 +138,12 @@ def _cast(old: str, new: str) -> dict[str, Any]:
 
 
 class Toy:
-    """The model, its file, and what it must answer.
+    """A small model, its TFLite file, and its expected results.
 
-    prefill_length T of `prefill`, which gives its rows (0 for none); cached_lengths T of `prefill_T`, which
-    write into the caches at any position; capacity S; `prefill_layout` and `cache_layout` are BNTH or BTNH;
-    `ids_dtype` is of tokens and positions; `same_names` calls the caches that come out as those that go in;
-    `ai_edge` names everything as AI Edge does, with a position for each token and no logits from prefills.
+    `prefill_length` is T of `prefill`, which returns its rows (0 for none). `cached_lengths` are T of
+    `prefill_T`, which write into the caches at any position. `capacity` is S. Layouts are BNTH or BTNH.
+    `ids_dtype` is the dtype of tokens and positions. With `same_names`, cache outputs have the names of the
+    inputs. `ai_edge` uses AI Edge's names, with a position for each token and no logits from prefills.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class Toy:
         return graph.op("TRANSPOSE", [out, order], self._shape(layout, tokens), options="TransposeOptions")
 
     def _flat(self, graph: _Graph, x: int, layout: str, tokens: int) -> int:
-        """The other way: [1, T, K*H] of what is laid out so."""
+        """The inverse: keys or values in this layout as [1, T, K*H]."""
         if layout != "BTNH":
             order = graph.const([0, 2, 1, 3], "int32")
             split = self._shape("BTNH", tokens)
@@ -258,8 +258,8 @@ class Toy:
         if self.ids_dtype == "int64":
             where = graph.op("CAST", [position], [1], "int32", **_cast("int64", "int32"))
         if self.ai_edge:
-            ends = graph.const([0], "int32"), graph.const([1], "int32")
-            where = graph.op("SLICE", [position, *ends], [1], "int32", options="SliceOptions")
+            bounds = graph.const([0], "int32"), graph.const([1], "int32")
+            where = graph.op("SLICE", [position, *bounds], [1], "int32", options="SliceOptions")
         positions = graph.op(
             "ADD", [where, graph.const(np.arange(n), "int32")], [n], "int32", options="AddOptions"
         )

@@ -80,19 +80,21 @@ def toy_onnx(
         parsed.node,
         "toy",
         *(
-            [helper.make_tensor_value_info(name, _TYPES[dtype], shape) for name, dtype, shape, _ in ends]
-            for ends in (inputs, outputs)
+            [helper.make_tensor_value_info(name, _TYPES[dtype], shape) for name, dtype, shape, _ in items]
+            for items in (inputs, outputs)
         ),
         initializer=[numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=11)
     if with_contract:
         decode = {
-            end: [{"name": name, "dtype": dtype, "shape": shape, **role} for name, dtype, shape, role in ends]
-            for end, ends in (("inputs", inputs), ("outputs", outputs))
+            end: [
+                {"name": name, "dtype": dtype, "shape": shape, **role} for name, dtype, shape, role in items
+            ]
+            for end, items in (("inputs", inputs), ("outputs", outputs))
         }
-        told = {"version": 1, "signatures": {"decode": decode}}
-        helper.set_model_props(model, {"o2o.contract": json.dumps(told)})
+        contract = {"version": 1, "signatures": {"decode": decode}}
+        helper.set_model_props(model, {"o2o.contract": json.dumps(contract)})
     onnx.checker.check_model(model)
     return model
 
@@ -101,7 +103,7 @@ _KINDS = ("key", "value")
 
 
 def write_onnx(toy: Toy, path: Path, external: bool = False, **options: object) -> Path:
-    """Into a file; external: with its weights in another beside it."""
+    """Write the model to a file; external: with its weights in a second file in the same folder."""
     model = toy_onnx(toy, **options)  # type: ignore[arg-type]
     onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=200)
     return path
