@@ -53,8 +53,8 @@ def _value(name: str, shape: tuple[int, ...], dtype: ir.DataType = ir.DataType.F
 def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Path) -> None:
     """Write a TFLite file: q [1, N, 1, H], row [1, K, 1, H], position, caches -> y [1, N, 1, H], caches."""
     from o2o import formats
+    from o2o.lower.litert import lower_to_litert
     from o2o.lower.litert.flash_attention import flash_attention
-    from o2o.lower.litert.lowering import lower
     from o2o.lower.litert.sdpa import scaled_dot_product_attention, shifted_causal_mask
     from o2o.model import DOMAIN, Model, Signature
     from o2o.operators.causal_attention import Blocks
@@ -121,7 +121,7 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
     graph.outputs.insert(0, op.node("NEG", [y], (1, N, 1, H), name="y"))
     ins, outs = ({value.name or "": value for value in side} for side in (graph.inputs, graph.outputs))
     model.signatures.append(Signature("main", graph, ins, outs))
-    formats.save(lower(model), file)
+    formats.save(lower_to_litert(model), file)
 
 
 def _load(file: Path, threads: int) -> Callable[[int], float]:

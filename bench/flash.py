@@ -17,7 +17,7 @@ Then follows the prefill of a whole model of that shape with --layers layers, wi
 `--use_flash_attention`. Printed are peak MB of the process without the weights, which are mapped. Each
 additional layer adds its caches; the matrices after attention need memory, too.
 
-Block sizes are the defaults of `--use_flash_attention` (`o2o.operators.causal_attention.adaptive`), or
+Block sizes are the defaults of `--use_flash_attention` (`o2o.operators.causal_attention.adaptive_blocks`), or
 --blocks Q,KV.
 """
 
@@ -55,7 +55,7 @@ FORMS = ("nothing", "standard", "flash")
 def _save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks | None, file: Path) -> None:
     """Write a TFLite file: q [1, N, T, H], k and v [1, K, S, H], position -> y [1, T, N, H]."""
     from o2o import formats
-    from o2o.lower.litert.lowering import lower
+    from o2o.lower.litert import lower_to_litert
     from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
     from o2o.operators import causal_attention
     from o2o.rewriting.builder import Builder
@@ -84,7 +84,9 @@ def _save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks
     y = op.node("NEG", [attended], (1, T, N, H), name="y")
     graph.outputs.append(y)
     inputs = {value.name or "": value for value in graph.inputs}
-    formats.save(lower(Model("circle", [graph], [Signature("main", graph, inputs, {"y": y})])), file)
+    formats.save(
+        lower_to_litert(Model("circle", [graph], [Signature("main", graph, inputs, {"y": y})])), file
+    )
 
 
 def measure(file: str, position: int, runs: int, packed: str = "") -> dict[str, float]:

@@ -2,7 +2,8 @@
 
     python bench/threads.py PACKAGE... [--rounds 9] [--engine onnx]
 
-Prints the median step of each package and the ratio. The engines' `threads_pay_from` follows these results.
+Prints the median step of each package and the ratio. `multithread_bytes` in `runtime_py.engines.registry`
+follows these results.
 """
 
 from __future__ import annotations

@@ -13,9 +13,8 @@ from o2o.cli.text import counted
 from o2o.contract import contract_of, role_of
 from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import SourceTensor, storage_key
-from o2o.model import CUSTOM_DOMAIN, Model, dtype_name
+from o2o.model import CUSTOM_DOMAIN, Model, dtype_name, inner_graphs
 from o2o.quantization.metadata import recorded_steps
-from o2o.rewriting.dead_code_elimination import inner_graphs
 
 LARGEST = 5  # number of constants in the text
 

@@ -101,6 +101,21 @@ class Model:
             return signature.name
         return graph.name or f"subgraph {self.graphs.index(graph)}"
 
+    def locate(self, graph: ir.Graph, node: ir.Node) -> str:
+        """Return a node's description for a message.
+
+        Args:
+            graph: The graph of the node.
+            node: The node.
+
+        Returns:
+            Its operator, its first output, its graph, and the PyTorch module that it was exported from, if
+            known.
+        """
+        name = next((value.name for value in node.outputs if value.name), "?")
+        module = _module(name)
+        return f"{node.op_type} ({name} in {self.label(graph)}{f', module {module}' if module else ''})"
+
     def sign(self, name: str) -> None:
         """Add a signature for the main graph if it has none.
 
@@ -194,3 +209,25 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """
     option = node.attributes.get(name)
     return default if option is None else option.value
+
+
+def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that `node` runs: branches, loop bodies, decompositions.
+
+    Args:
+        node: Any node.
+
+    Yields:
+        Each graph, in the order of the attributes.
+    """
+    for item in node.attributes.values():
+        if item.type == ir.AttributeType.GRAPH:
+            yield item.as_graph()
+        elif item.type == ir.AttributeType.GRAPHS:
+            yield from item.as_graphs()
+
+
+def _module(name: str) -> str:
+    """The PyTorch module in the name of an exported tensor, as `MODULE/OPERATOR`; "" if there is none."""
+    module, slash, _ = name.partition("/")
+    return module if slash or "." in module else ""

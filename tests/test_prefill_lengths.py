@@ -22,7 +22,7 @@ from o2o.filters import (
     transpose_io_kvcache,
 )
 from o2o.formats.tensors import storage_key
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED
 from tests.exported import checkpoint
@@ -83,7 +83,7 @@ def test_one_set_of_weights_and_caches(merged: Path) -> None:
 
 
 def test_lowered_signatures_write_the_same_caches(merged: Path) -> None:
-    model = lower(formats.load(merged))
+    model = lower_to_litert(formats.load(merged))
     ends = [told["outputs"] for told in contract_of(model)["signatures"].values()]
     assert [end["name"] for end in ends[0][:3]] == ["logits", "present_key_0", "present_value_0"]
     assert all(found[1:] == ends[0][1:] for found in ends)

@@ -87,7 +87,7 @@ class Subject:
         Raises:
             ModelError: LiteRT cannot load it.
         """
-        from o2o.lower.litert.lowering import lower
+        from o2o.lower.litert import lower_to_litert
 
         self.label = label
         self._folder = tempfile.TemporaryDirectory()  # models may be larger than memory
@@ -96,7 +96,7 @@ class Subject:
         bind(copy, partial=True)
         copy.sign("main")
         inputs = {s.name: {n: Tensor.of(v) for n, v in s.inputs.items()} for s in copy.signatures}
-        self.lowered = lower(copy)  # adds an output for each cache that ATTENTION writes
+        self.lowered = lower_to_litert(copy)  # adds an output for each cache that ATTENTION writes
         self.io = {
             s.name: (inputs[s.name], {n: Tensor.of(v) for n, v in s.outputs.items()}) for s in copy.signatures
         }

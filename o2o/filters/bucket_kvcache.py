@@ -8,9 +8,8 @@ from o2o.cli.arguments import number_list
 from o2o.cli.text import counted, listed
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
-from o2o.lower.litert.tuning import SMALLEST, doubling
 from o2o.model import Model
-from o2o.rewriting.cache_buckets import add_cache_buckets
+from o2o.rewriting.cache_buckets import SMALLEST_CAPACITY, add_cache_buckets, default_capacities
 from o2o.rewriting.matchers import MatchFailure
 from o2o.signatures import buckets_of, capacity_of, find_decode
 
@@ -41,7 +40,7 @@ class BucketKvcache(Filter):
             "--capacities",
             metavar="A,B",
             type=number_list,
-            help=f"capacities of the buckets (default: {SMALLEST}, doubled up to the model's own)",
+            help=f"capacities of the buckets (default: {SMALLEST_CAPACITY}, doubled up to the model's own)",
         )
 
     def check_arguments(self, args: argparse.Namespace) -> None:
@@ -56,7 +55,7 @@ class BucketKvcache(Filter):
             )
         if buckets := [signature.name for signature in buckets_of(model)]:
             raise ModelError(f"decode has buckets already: {listed(buckets)}")
-        capacities = doubling(own) if args.capacities is None else sorted(set(args.capacities))
+        capacities = default_capacities(own) if args.capacities is None else sorted(set(args.capacities))
         if wrong := [rows for rows in capacities if not 0 < rows < own]:
             raise UsageError(f"--capacities: {wrong[0]} is not between 0 and the {own} of decode")
         if not capacities:

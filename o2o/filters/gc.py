@@ -6,13 +6,13 @@ import argparse
 
 from o2o.cli.text import counted
 from o2o.filters.base import Filter
+from o2o.formats.tensors import stored_bytes
 from o2o.model import Model
 from o2o.rewriting.dead_code_elimination import (
     remove_dead_constants,
     remove_dead_graphs,
     remove_dead_nodes,
     remove_loose_values,
-    stored_bytes,
 )
 
 

@@ -6,7 +6,7 @@ import argparse
 
 from o2o.cli.text import counted, listed
 from o2o.filters.base import Filter
-from o2o.lower.onert import legalize
+from o2o.lower.onert import lower_to_onert
 from o2o.model import Model
 
 
@@ -33,7 +33,7 @@ class LegalizeOnert(Filter):
     formats = ("circle",)
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
-        summary = legalize(model)
+        summary = lower_to_onert(model)
         if summary.dropped:
             self.log(f"removed {listed(summary.dropped)}: onert runs only decode")
         self.log(f"{counted(summary.before, 'operator')} became {summary.after:,}")

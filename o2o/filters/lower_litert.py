@@ -9,9 +9,9 @@ from o2o.cli.text import counted, listed
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.filters.wrap_composites import wrapped_message
+from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.attention import FlashBlocks
 from o2o.lower.litert.composites import wrap_composites
-from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators.causal_attention import Blocks
 
@@ -59,7 +59,7 @@ class LowerLitert(Filter):
             self.log("the model is TFLite already and passes unchanged")
             return False
         before = _operators(model)
-        lower(model, args.flash)
+        lower_to_litert(model, args.flash)
         if args.enable_hlfb:
             self.log(wrapped_message(wrap_composites(model)))
         after = _operators(model)

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from o2o import streams
 from o2o.cli.text import counted
 from o2o.filters.base import Filter, Result
-from o2o.lower.onnx import FORMS, lower_to_onnx, stream, write
+from o2o.formats.onnx_writer import stream, write
+from o2o.lower.onnx import FORMS, lower_to_onnx
 from o2o.model import Model
 
 

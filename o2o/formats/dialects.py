@@ -35,8 +35,8 @@ def convert(model: Model, to: Format) -> None:
     for graph in model.graphs:
         for node in graph:
             if node.domain != CUSTOM_DOMAIN and node.op_type not in new.operator_codes:
-                raise ModelError(f"{new.name} has no operator {locate(model, graph, node)}")
-            _convert_options(locate(model, graph, node), node, old, new)
+                raise ModelError(f"{new.name} has no operator {model.locate(graph, node)}")
+            _convert_options(model.locate(graph, node), node, old, new)
     model.format = to
     model.fields.pop("version", None)
 
@@ -64,25 +64,3 @@ def _convert_options(where: str, node: ir.Node, old: Dialect, new: Dialect) -> N
     layout = node.attributes.get("weightsFormat")
     if layout is not None and layout.value not in new.enum("FullyConnectedOptionsWeightsFormat").values():
         raise ModelError(f"{where}: {new.name} has no weights format {layout.value}")
-
-
-def locate(model: Model, graph: ir.Graph, node: ir.Node) -> str:
-    """Return a node's description for a message.
-
-    Args:
-        model: The model.
-        graph: The graph of the node.
-        node: The node.
-
-    Returns:
-        Its operator, its first output, its graph, and the PyTorch module that it was exported from, if known.
-    """
-    name = next((value.name for value in node.outputs if value.name), "?")
-    module = _module(name)
-    return f"{node.op_type} ({name} in {model.label(graph)}{f', module {module}' if module else ''})"
-
-
-def _module(name: str) -> str:
-    """The PyTorch module in the name of an exported tensor, as `MODULE/OPERATOR`; "" if there is none."""
-    module, slash, _ = name.partition("/")
-    return module if slash or "." in module else ""

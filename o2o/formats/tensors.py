@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.schema import Span
+from o2o.model import Model
 from o2o.streams import Source
 
 LARGE = 4096  # bytes from which a constant is written behind the head instead of into it
@@ -339,3 +340,20 @@ def storage_key(tensor: ir.TensorProtocol) -> Hashable:
     if (raw := bytes_in_memory(tensor)) is not None:
         return raw.__array_interface__["data"][0], raw.nbytes
     return id(tensor), tensor.nbytes
+
+
+def stored_bytes(model: Model) -> int:
+    """Return how many bytes the constants of `model` take in a file. Shared storage counts once.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The number of bytes.
+    """
+    sizes: dict[Hashable, int] = {}
+    for graph in model.graphs:
+        for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
+            if value.const_value is not None:
+                sizes[storage_key(value.const_value)] = value.const_value.nbytes
+    return sum(sizes.values())

@@ -33,7 +33,8 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized, numbers
 from o2o.model import DOMAIN, attribute, shape_of
-from o2o.operators.attention import Attention, writes_cache
+from o2o.operators.attention import Attention
+from o2o.operators.traits import has_side_effects
 
 Array = np.ndarray
 Kernel = Callable[..., Array | Sequence[Array]]
@@ -86,9 +87,9 @@ def is_pure(node: ir.Node) -> bool:
         node: Any node.
 
     Returns:
-        True if its operator has a kernel here and writes no cache.
+        True if its operator has a kernel here and no side effects.
     """
-    return node.domain == DOMAIN and node.op_type in _KERNELS and not writes_cache(node)
+    return node.domain == DOMAIN and node.op_type in _KERNELS and not has_side_effects(node)
 
 
 def unknown_sources(value: ir.Value) -> list[ir.Value]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from o2o.model import CUSTOM_DOMAIN, DOMAIN, shape_of
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, attribute, inner_graphs, shape_of
 from o2o.operators import attention, causal_attention
 
 Movement = Literal["reshape", "transpose", "broadcast", "subset"]
@@ -112,3 +112,32 @@ def lookup_operands(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
         return None
     table, index = node.inputs[traits.table], node.inputs[traits.index]
     return (table, index) if table is not None and index is not None else None
+
+
+def has_side_effects(node: ir.Node) -> bool:
+    """Whether `node` does more than compute its outputs. A node without outputs does.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True also if a graph that it runs has side effects.
+    """
+    return _has_side_effects(node, set())
+
+
+def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
+    if (
+        traits_of(node).side_effects
+        or attention.writes_cache(node)
+        or not any(value.name != "" for value in node.outputs)
+    ):
+        return True
+    if attribute(node, "hasSideEffect", False):
+        return True
+    for graph in inner_graphs(node):
+        if id(graph) not in seen:
+            seen.add(id(graph))
+            if any(_has_side_effects(inner, seen) for inner in graph):
+                return True
+    return False

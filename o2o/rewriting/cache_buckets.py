@@ -36,6 +36,8 @@ from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants
 from o2o.rewriting.matchers import constant_ints, fail, producer_of
 
+SMALLEST_CAPACITY = 256
+"""The smallest default bucket; `bench/decode_attention.py` measures what a step costs in each."""
 Rows = dict[ir.Value, int]
 """For each value that holds cache rows, the axis of the rows."""
 
@@ -79,6 +81,23 @@ def is_provable(capacity: int, rows: int) -> bool:
         True if a proof is affordable.
     """
     return capacity * rows <= BUDGET
+
+
+def default_capacities(capacity: int) -> list[int]:
+    """Return the default capacities of buckets.
+
+    Args:
+        capacity: S, the rows of decode's KV caches.
+
+    Returns:
+        256, 512, ... below S, as far as `is_provable` allows.
+    """
+    buckets = []
+    rows = SMALLEST_CAPACITY
+    while rows < capacity and is_provable(rows, capacity):
+        buckets.append(rows)
+        rows *= 2
+    return buckets
 
 
 def _follow(graph: ir.Graph) -> Rows:

@@ -7,59 +7,10 @@ constants' quantization names, and graphs that operators run by number.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-
 import onnx_ir as ir
 
-from o2o.formats.tensors import storage_key
-from o2o.model import Model, attribute, quantization_constants
-from o2o.operators.attention import writes_cache
-from o2o.operators.traits import traits_of
-
-
-def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the graphs that `node` runs: branches, loop bodies, decompositions.
-
-    Args:
-        node: Any node.
-
-    Yields:
-        Each graph, in the order of the attributes.
-    """
-    for item in node.attributes.values():
-        if item.type == ir.AttributeType.GRAPH:
-            yield item.as_graph()
-        elif item.type == ir.AttributeType.GRAPHS:
-            yield from item.as_graphs()
-
-
-def has_side_effects(node: ir.Node) -> bool:
-    """Whether `node` does more than compute its outputs. A node without outputs does.
-
-    Args:
-        node: Any node.
-
-    Returns:
-        True also if a graph that it runs has side effects.
-    """
-    return _has_side_effects(node, set())
-
-
-def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
-    if (
-        traits_of(node).side_effects
-        or writes_cache(node)
-        or not any(value.name != "" for value in node.outputs)
-    ):
-        return True
-    if attribute(node, "hasSideEffect", False):
-        return True
-    for graph in inner_graphs(node):
-        if id(graph) not in seen:
-            seen.add(id(graph))
-            if any(_has_side_effects(inner, seen) for inner in graph):
-                return True
-    return False
+from o2o.model import Model, inner_graphs, quantization_constants
+from o2o.operators.traits import has_side_effects
 
 
 def live_nodes(graph: ir.Graph) -> set[ir.Node]:
@@ -160,20 +111,3 @@ def remove_loose_values(model: Model) -> int:
         graph.meta["loose"] = [value for value in loose if id(value) in named]
         removed += len(loose) - len(graph.meta["loose"])
     return removed
-
-
-def stored_bytes(model: Model) -> int:
-    """Return how many bytes the constants of `model` take in a file. Shared storage counts once.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        The number of bytes.
-    """
-    sizes: dict[Hashable, int] = {}
-    for graph in model.graphs:
-        for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
-            if value.const_value is not None:
-                sizes[storage_key(value.const_value)] = value.const_value.nbytes
-    return sum(sizes.values())

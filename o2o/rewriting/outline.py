@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import is_constant
 from o2o.model import DOMAIN, Model, quantization_constants
+from o2o.operators.traits import has_side_effects
 from o2o.rewriting.builder import fresh_name
-from o2o.rewriting.dead_code_elimination import has_side_effects
 from o2o.rewriting.matchers import fail
 from o2o.rewriting.topological_sort import topological_sort
 

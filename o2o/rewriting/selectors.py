@@ -11,8 +11,7 @@ import onnx_ir as ir
 
 from o2o.cli.text import listed
 from o2o.errors import ModelError, UsageError
-from o2o.model import Model
-from o2o.rewriting.dead_code_elimination import inner_graphs
+from o2o.model import Model, inner_graphs
 from o2o.rewriting.rewire import IoKind, io_values
 
 

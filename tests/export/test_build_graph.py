@@ -15,7 +15,7 @@ from export.model import LanguageModel
 from o2o import formats
 from o2o.contract import Role
 from o2o.errors import ModelError, UsageError
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.compiled import compiled_once
@@ -252,7 +252,7 @@ def test_attention_as_one_operator(shared_directory: Path, grouped: Path, name: 
     assert [n.op_type for n in model.graphs[0]].count("o2o.causal_attention") == 3
     assert not {n.op_type for n in model.graphs[0]} & {"SOFTMAX", "BROADCAST_TO", "SELECT_V2"}
     run, expected = (
-        graphs.interpreter(formats.dumps(lower(m))).get_signature_runner() for m in (model, eager)
+        graphs.interpreter(formats.dumps(lower_to_litert(m))).get_signature_runner() for m in (model, eager)
     )
     for position in (0, 3, 5):
         feeds = graphs.exported_feeds(eager, position)

@@ -201,13 +201,13 @@ def run(
 
 def assert_means_the_same(before: Model, after: Model) -> None:
     """The same numbers by the reference, and on LiteRT once lowered, which uses `after` up."""
-    from o2o.lower.litert.lowering import lower
+    from o2o.lower.litert import lower_to_litert
     from o2o.operators import reference
 
     given = feeds(before)
     expected = reference.run(before.graphs[0], given)
     collected = reference.run(after.graphs[0], given)
-    lowered = run(lower(after), given)
+    lowered = run(lower_to_litert(after), given)
     assert list(collected) == list(lowered) == list(expected)
     for name in expected:
         assert_close(collected[name], expected[name])

@@ -18,7 +18,7 @@ from o2o.filters.gc import Gc
 from o2o.filters.merge_circles import MergeCircles
 from o2o.filters.reshape_io import ReshapeIo, main
 from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
 from tests.o2o import attention_graphs, fused_graphs, graphs
@@ -166,7 +166,7 @@ def test_caches_were_turned_with_the_number_of_query_heads() -> None:
 def test_queries_had_relative_positions(position: int) -> None:
     """Query t of several stands at position + t: it sees as many rows and one, whatever is behind them."""
     form = fused_graphs.Form(T=3, layout="BNTH", S=7)
-    model = lower(fused_graphs.attention(form))
+    model = lower_to_litert(fused_graphs.attention(form))
     given = fused_graphs.feeds_at(model, position)
     found = graphs.run(model, given)["y"]
     for t in range(form.T):

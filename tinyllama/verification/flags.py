@@ -65,7 +65,7 @@ def add_block_flags(parser: Parser) -> None:
     Args:
         parser: The command's parser.
     """
-    help = "at a time (default: as o2o.operators.causal_attention.adaptive has it)"
+    help = "at a time (default: chosen by the number of tokens)"
     for name, what in (("q_block", "queries"), ("kv_block", "keys")):
         parser.add_argument(
             f"--{name}", f"--flash_{name}", dest=name, metavar="N", type=positive_int, help=f"{what} {help}"

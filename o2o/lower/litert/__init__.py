@@ -10,3 +10,7 @@
 
 To lower another operator, add a module for it and an entry to the table in `lowering`.
 """
+
+from o2o.lower.litert.lowering import lower_to_litert
+
+__all__ = ["lower_to_litert"]

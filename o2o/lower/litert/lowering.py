@@ -13,18 +13,18 @@ from functools import partial
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.dialects import convert, locate
+from o2o.formats.dialects import convert
 from o2o.formats.litert_ops import is_registered, minimum_version
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.litert.attention import FlashBlocks, lower_attention, lower_causal_attention
 from o2o.lower.litert.rms_norm import lower_rms_norm
 from o2o.lower.litert.rope import lower_rope
-from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, is_dynamic
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, inner_graphs, is_dynamic
 from o2o.operators import causal_attention
 from o2o.operators.attention import writes_cache
 from o2o.operators.traits import traits_of
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
-from o2o.rewriting.dead_code_elimination import inner_graphs, remove_dead_constants, remove_dead_nodes
+from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.grouped_query import fold_grouped_queries
 
 Lowering = Callable[[Model, ir.Graph, ir.Node], None]
@@ -35,7 +35,7 @@ def lowerings(flash: FlashBlocks = None) -> dict[tuple[str, str], Lowering]:
     """Return the operators that are lowered. A new one needs an entry here and a module of its own.
 
     Args:
-        flash: The blocks of attention, see `lower`.
+        flash: The blocks of attention, see `lower_to_litert`.
 
     Returns:
         The lowering of each operator, by domain and type.
@@ -48,7 +48,7 @@ def lowerings(flash: FlashBlocks = None) -> dict[tuple[str, str], Lowering]:
     }
 
 
-def lower(model: Model, flash: FlashBlocks = None) -> Model:
+def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:
     """Change a Circle model, in place, into TFLite that LiteRT runs.
 
     Args:
@@ -71,7 +71,7 @@ def lower(model: Model, flash: FlashBlocks = None) -> Model:
             if lowering is not None:
                 _check_operands(model, graph, node)
                 if writes_cache(node) and graph in subgraphs:
-                    raise ModelError(f"{locate(model, graph, node)} writes caches in a subgraph of a node")
+                    raise ModelError(f"{model.locate(graph, node)} writes caches in a subgraph of a node")
                 lowering(model, graph, node)
                 graph.remove(node, safe=True)
         remove_dead_nodes(graph)
@@ -83,7 +83,7 @@ def lower(model: Model, flash: FlashBlocks = None) -> Model:
             if node.domain == CUSTOM_DOMAIN:
                 continue
             if not is_registered(node.op_type):
-                raise ModelError(f"LiteRT has no operator {locate(model, graph, node)}")
+                raise ModelError(f"LiteRT has no operator {model.locate(graph, node)}")
             node.version = max(node.version or 1, minimum_version(node))
     convert(model, "tflite")
     return model
@@ -99,6 +99,6 @@ def _check_operands(model: Model, graph: ir.Graph, node: ir.Node) -> None:
             continue  # FULLY_CONNECTED takes quantised weights
         is_position = index == traits.position and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
         if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or is_position):
-            raise ModelError(f"{locate(model, graph, node)}: {value.name} is {value.dtype}, not float32")
+            raise ModelError(f"{model.locate(graph, node)}: {value.name} is {value.dtype}, not float32")
         if is_dynamic(value):
-            raise ModelError(f"{locate(model, graph, node)}: {value.name} has no fixed shape")
+            raise ModelError(f"{model.locate(graph, node)}: {value.name} has no fixed shape")

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from o2o.contract import role_of
 from o2o.model import Model, Signature, shape_of
 from o2o.rewriting.axes import skip_reshapes
-from o2o.rewriting.cache_buckets import add_cache_buckets, is_provable
+from o2o.rewriting.cache_buckets import add_cache_buckets, default_capacities
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.matchers import MatchFailure, producer_of
@@ -24,25 +24,6 @@ from o2o.signatures import buckets_of, capacity_of, find_decode, prefills_of
 
 MULTIPLICATIONS = 12
 """Multiplications with a weight in the time of reading it: 11 for float32 on two cores, 13 for int8."""
-SMALLEST = 256
-"""The smallest default bucket; `bench/decode_attention.py` measures what a step costs in each."""
-
-
-def doubling(capacity: int) -> list[int]:
-    """Return the default buckets of a capacity.
-
-    Args:
-        capacity: S, the rows of decode's KV caches.
-
-    Returns:
-        256, 512, ... below S, as far as `o2o.rewriting.cache_buckets` can prove them correct.
-    """
-    buckets = []
-    rows = SMALLEST
-    while rows < capacity and is_provable(rows, capacity):
-        buckets.append(rows)
-        rows *= 2
-    return buckets
 
 
 def tune(model: Model, buckets: Sequence[int] | None = None) -> bool:
@@ -53,14 +34,15 @@ def tune(model: Model, buckets: Sequence[int] | None = None) -> bool:
 
     Args:
         model: A TFLite model with roles attached (`o2o.contract`).
-        buckets: Capacities to add, ignored where not below decode's own; None for `doubling`.
+        buckets: Capacities to add, ignored where not below decode's own; None for `default_capacities`.
 
     Returns:
         Whether the model was changed.
     """
     decode = find_decode(model)
     capacity = capacity_of(decode) if decode is not None else 0
-    smaller = [rows for rows in (doubling(capacity) if buckets is None else buckets) if rows < capacity]
+    capacities = default_capacities(capacity) if buckets is None else buckets
+    smaller = [rows for rows in capacities if rows < capacity]
     if decode is None or not smaller:
         return False
     for signature in model.signatures:

@@ -9,6 +9,6 @@ of them.
     attention, rope, ...  one module for each operator that has to change, named after it
 """
 
-from o2o.lower.onert.lowering import Summary, legalize
+from o2o.lower.onert.lowering import Summary, lower_to_onert
 
-__all__ = ["Summary", "legalize"]
+__all__ = ["Summary", "lower_to_onert"]

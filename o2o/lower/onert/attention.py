@@ -19,7 +19,6 @@ import onnx_ir as ir
 
 from o2o.contract import Layout, OnertLayout, role_of
 from o2o.errors import ModelError
-from o2o.formats.dialects import locate
 from o2o.lower.cache_outputs import add_rows_output
 from o2o.lower.onert.rope import rotate_one
 from o2o.model import Model, is_dynamic, shape_of
@@ -81,7 +80,7 @@ def legalize_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
 
 def _check(model: Model, graph: ir.Graph, node: ir.Node, of: Attention) -> None:
     """Raise ModelError for anything but one step of decoding."""
-    where = locate(model, graph, node)
+    where = model.locate(graph, node)
     if of.k_cache is None or of.v_cache is None:
         raise ModelError(f"{where} has no caches: onert runs decode only")
     if of.mask is not None:

@@ -7,7 +7,6 @@ import onnx_ir as ir
 
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
-from o2o.formats.dialects import locate
 from o2o.lower.onert.outputs import copied
 from o2o.model import Model, shape_of
 from o2o.rewriting.builder import Builder, fresh_name
@@ -33,7 +32,7 @@ def legalize_dynamic_update_slice(model: Model, graph: ir.Graph, node: ir.Node) 
     axis = _written_axis(cache, row)
     if role is None or role.layout is None or axis != role.layout.index("T") or not cache.is_graph_input():
         raise ModelError(
-            f"onert has no operator {locate(model, graph, node)}: it can be legalized only where it writes "
+            f"onert has no operator {model.locate(graph, node)}: it can be legalized only where it writes "
             "one row into a cache that has a role in the o2o.contract"
         )
     op = Builder(graph, before=node, prefix=f"{updated.name}/")

@@ -16,7 +16,6 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.dialects import locate
 from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import Model, attribute, shape_of
@@ -69,12 +68,12 @@ def _row_scales(model: Model, graph: ir.Graph, node: ir.Node, w: ir.Value) -> np
     scale, zeros = quantization.scale, quantization.zeroPoint
     if w.dtype != ir.DataType.INT8 or not is_constant(w) or scale is None or not len(scale):
         raise ModelError(
-            f"{locate(model, graph, node)}: {w.name} is {w.dtype}, and onert computes with float32 and int8 "
+            f"{model.locate(graph, node)}: {w.name} is {w.dtype}, and onert computes with float32 and int8 "
             "weights only: quantise with quantize.weights.py --recipe dynamic_int8"
         )
     if (zeros is not None and np.any(zeros)) or (len(scale) > 1 and quantization.quantizedDimension != 0):
         raise ModelError(
-            f"{locate(model, graph, node)}: {w.name} has zero points, or scales that are not per row: "
+            f"{model.locate(graph, node)}: {w.name} has zero points, or scales that are not per row: "
             "onert supports neither"
         )
     return np.asarray(scale, np.float32) if len(scale) > 1 else None

@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.dialects import locate
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import Model, shape_of
 from o2o.operators.traits import lookup_operands
@@ -40,7 +39,7 @@ def legalize_lookup(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         return
     if is_quantized(old) or old.dtype != ir.DataType.FLOAT:
         if old.dtype not in _HALF_DTYPES or not all(use.node.op_type == "DEQUANTIZE" for use in old.uses()):
-            raise ModelError(f"{locate(model, graph, node)} looks up quantised rows: onert cannot")
+            raise ModelError(f"{model.locate(graph, node)} looks up quantised rows: onert cannot")
         for use in list(old.uses()):  # the float32 table makes this DEQUANTIZE of float16 rows redundant
             rows = use.node.outputs[0]
             _gather(model, graph, use.node, ids, _as_float32(model, graph, node, table), rows)
@@ -76,7 +75,7 @@ def _gather(
 def _as_float32(model: Model, graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
     """The constant `value` as float32; one constant a graph."""
     if not is_constant(value):
-        raise ModelError(f"{locate(model, graph, node)}: {value.name} is {value.dtype} and not a constant")
+        raise ModelError(f"{model.locate(graph, node)}: {value.name} is {value.dtype} and not a constant")
     name = f"{value.name}/float32"
     if name in graph.initializers:
         return graph.initializers[name]

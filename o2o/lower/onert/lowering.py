@@ -51,7 +51,7 @@ _SECOND_PASS: dict[str, Legalization] = {  # operators that the first pass may c
 
 @dataclass
 class Summary:
-    """What `legalize` changed.
+    """What `lower_to_onert` changed.
 
     Attributes:
         dropped: Names of the signatures that were removed.
@@ -64,7 +64,7 @@ class Summary:
     after: int
 
 
-def legalize(model: Model) -> Summary:
+def lower_to_onert(model: Model) -> Summary:
     """Change `model`, in place, into one that onert runs.
 
     Args:

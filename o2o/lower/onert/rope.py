@@ -7,7 +7,6 @@ import math
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.dialects import locate
 from o2o.lower.rotate_halves import rotate_halves
 from o2o.model import Model, attribute, shape_of
 from o2o.rewriting.builder import Builder
@@ -31,7 +30,7 @@ def legalize_rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     assert cos is not None
     if attribute(node, "mode", 0) != 0:
         raise ModelError(
-            f"{locate(model, graph, node)} rotates neighbours (GPT_J): only GPT_NEOX can be legalized"
+            f"{model.locate(graph, node)} rotates neighbours (GPT_J): only GPT_NEOX can be legalized"
         )
     if _has_one_position(x, cos, sin) and len(shape_of(cos)) == len(shape_of(sin)) == 4:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.dialects import locate
 from o2o.model import Model, shape_of
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import constant_ints
@@ -27,7 +26,7 @@ def legalize_split_v(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     assert x is not None
     axis = constant_ints(axes)
     if axis is None:
-        raise ModelError(f"onert does not compute {locate(model, graph, node)}: its axis is not constant")
+        raise ModelError(f"onert does not compute {model.locate(graph, node)}: its axis is not constant")
     along = axis[0] % len(shape_of(x))
     op = Builder(graph, before=node, prefix=f"{node.outputs[0].name}/")
     begin = [0] * len(shape_of(x))

@@ -11,7 +11,6 @@ import math
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.dialects import locate
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import CUSTOM_DOMAIN, Model, attribute, is_dynamic, shape_of
 
@@ -61,11 +60,11 @@ def check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     name = node.op_type
     if node.domain == CUSTOM_DOMAIN or name not in DTYPES:
         hint = f": {_ALTERNATIVES[name]}" if name in _ALTERNATIVES else ""
-        raise ModelError(f"onert has no operator {locate(model, graph, node)}{hint}")
+        raise ModelError(f"onert has no operator {model.locate(graph, node)}{hint}")
     data = node.inputs[_DATA_OPERANDS.get(name, 0)]
     assert data is not None
     if reason := _unsupported(node, data):
-        raise ModelError(f"onert does not compute {locate(model, graph, node)}: {reason}")
+        raise ModelError(f"onert does not compute {model.locate(graph, node)}: {reason}")
 
 
 def _unsupported(node: ir.Node, data: ir.Value) -> str:

@@ -14,7 +14,6 @@
 To lower another operator, add an entry to `RULES` in `operators`.
 """
 
-from o2o.formats.onnx_writer import stream, write
 from o2o.lower.onnx.lowering import FORMS, lower_to_onnx
 
-__all__ = ["FORMS", "lower_to_onnx", "stream", "write"]
+__all__ = ["FORMS", "lower_to_onnx"]

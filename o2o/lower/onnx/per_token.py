@@ -22,7 +22,6 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.dialects import locate
 from o2o.formats.tensors import is_constant, numbers
 from o2o.lower.onnx.builder import INT64, Dim, OnnxBuilder, dims
 from o2o.model import Model, shape_of
@@ -97,8 +96,8 @@ class TokenValues:
         self._tables: dict[ir.Value, np.ndarray] = {}
 
     def locate(self, node: ir.Node) -> str:
-        """See `o2o.formats.dialects.locate`."""
-        return locate(self.model, self.graph, node)
+        """See `o2o.model.Model.locate`."""
+        return self.model.locate(self.graph, node)
 
     def error(self, node: ir.Node, reason: str) -> ModelError:
         """Return the error that a node cannot be lowered.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from o2o.model import Model, shape_of
+from o2o.model import Model, inner_graphs, shape_of
 from o2o.rewriting.attention.block import Block, match_block
 from o2o.rewriting.attention.visibility import Visibility
 from o2o.rewriting.builder import Builder, add_constant
-from o2o.rewriting.dead_code_elimination import inner_graphs
 from o2o.rewriting.rewire import replace_output, set_io_values, sync_signatures
 from o2o.rewriting.rewrite_rule import RewriteRule
 

@@ -129,7 +129,7 @@ def lower_file(model: ModelFile, buckets: Sequence[int] | None = None) -> Lowere
     """
     from o2o.contract import contract_of
     from o2o.formats import plan
-    from o2o.lower.litert.lowering import lower
+    from o2o.lower.litert import lower_to_litert
     from o2o.lower.litert.tuning import remove_prefill_logits, tune
 
     graphs, source = model.read()
@@ -138,7 +138,7 @@ def lower_file(model: ModelFile, buckets: Sequence[int] | None = None) -> Lowere
         if not any([tune(graphs, buckets), remove_prefill_logits(graphs)]):
             return LoweredFile(None, (), contract, model.weight_dtype, _growth(graphs))
     else:
-        tune(lower(graphs), buckets)
+        tune(lower_to_litert(graphs), buckets)
         remove_prefill_logits(graphs)
     head, offsets = _split(plan(graphs, limit=0), source)
     return LoweredFile(head, offsets, contract_of(graphs), model.weight_dtype, _growth(graphs))

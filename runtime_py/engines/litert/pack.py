@@ -1,6 +1,6 @@
 """Packing of weights into a file, as XNNPACK computes with them on this machine.
 
-    python -m runtime_py.engines.litert.pack ENTRY MODEL
+    python -m runtime_py.engines.litert.pack MODEL ENTRY
 
 LiteRT aborts its process when the disk becomes full, so `runtime_py.engines.litert.prepare` runs this as a
 child process.
@@ -23,12 +23,12 @@ from runtime_py.engines.litert.compiled_model import compile_model, silence_at_e
 from runtime_py.engines.litert.lowered_file import PACKED, LoweredFile
 
 
-def pack(entry: Path, file: Path) -> None:
+def pack(file: Path, entry: Path) -> None:
     """Pack the weights of a lowered model.
 
     Args:
-        entry: The folder with the saved `LoweredFile`, in which the packed weights are written.
         file: The model's file.
+        entry: The folder with the saved `LoweredFile`, in which the packed weights are written.
 
     Raises:
         OSError: LiteRT fails. Loading without packed weights then finds out whether the model is the cause.

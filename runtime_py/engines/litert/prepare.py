@@ -81,7 +81,7 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | Non
 
     def build(entry: Path) -> None:
         lowered().save(entry)
-        pack_in_child(entry, model.path)
+        pack_in_child(model.path, entry)
 
     entry = prepared_artifacts.find_or_build(
         model,
@@ -98,15 +98,15 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | Non
     return PreparedModel(model, lowered())
 
 
-def pack_in_child(entry: Path, file: Path) -> None:
+def pack_in_child(file: Path, entry: Path) -> None:
     """Run `runtime_py.engines.litert.pack` as a child process.
 
     Args:
-        entry: The folder with the lowered model, in which the packed weights are written.
         file: The model's file.
+        entry: The folder with the lowered model, in which the packed weights are written.
 
     Raises:
         OSError: The child failed or wrote nothing.
     """
-    run_module("runtime_py.engines.litert.pack", entry, file)
+    run_module("runtime_py.engines.litert.pack", file, entry)
     os.stat(entry / PACKED)

@@ -40,12 +40,12 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
     from o2o.contract import contract_of
     from o2o.formats import save
     from o2o.formats.fingerprint import fingerprint
-    from o2o.lower.onert import legalize
+    from o2o.lower.onert import lower_to_onert
     from o2o.rewriting.topological_sort import topological_sort
 
     graphs, _ = model.read()
     before = fingerprint(graphs)
-    legalize(graphs)
+    lower_to_onert(graphs)
     contract = Contract.parse_decode(contract_of(graphs))
     if fingerprint(graphs) == before:
         yield PreparedModel(model, model.path, contract)

@@ -26,7 +26,8 @@ def lower_file(model: ModelFile, onnx: Path) -> None:
         ModelError: The model cannot be lowered to ONNX.
         OSError: A file cannot be read or written.
     """
-    from o2o.lower.onnx import lower_to_onnx, write
+    from o2o.formats.onnx_writer import write
+    from o2o.lower.onnx import lower_to_onnx
 
     graphs, _ = model.read()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from o2o.contract import contract_of
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.language_model_graphs import language_model
@@ -15,7 +15,7 @@ from tests.o2o.lower.litert.test_lowering import decode_of
 @pytest.mark.parametrize("lowered", [True, False])
 def test_new_signatures_beside_the_old(command: Command, exported_model, lowered: bool) -> None:
     model = decode_of(exported_model, "grouped", "concat", "BNTH")
-    after = command(lower(model) if lowered else model, "--capacities", "16,8", "--check")
+    after = command(lower_to_litert(model) if lowered else model, "--capacities", "16,8", "--check")
     assert command.said.splitlines()[0] == (
         "bucket.kvcache.py: added decode_8, decode_16; decode has 32 positions"
     )

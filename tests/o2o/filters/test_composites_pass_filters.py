@@ -12,8 +12,8 @@ import pytest
 
 from o2o import formats
 from o2o.formats.tensors import storage_key
+from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.composites import ATTENTION, RMS_NORM, wrap_composites
-from o2o.lower.litert.lowering import lower
 from o2o.model import Model, attribute
 from o2o.rewriting.outline import COMPOSITE, decompositions
 from tests.o2o import graphs
@@ -24,7 +24,7 @@ FORMS = ["static", "prefill_4"]
 
 
 def wrapped(exported_model: Exported, form: str) -> Model:
-    model = lower(formats.load(exported_model("grouped", form)))
+    model = lower_to_litert(formats.load(exported_model("grouped", form)))
     assert wrap_composites(model) == {RMS_NORM: 7, ATTENTION: 3}
     return model
 
@@ -115,7 +115,7 @@ def large(model: Model) -> set[Hashable]:
 def test_merged_models_are_wrapped(exported_model: Exported, filters: Filters) -> None:
     """Each signature gets its own, over the weights that they share."""
     merged = filters(
-        "merge_circles", *(lower(formats.load(exported_model("grouped", form))) for form in FORMS)
+        "merge_circles", *(lower_to_litert(formats.load(exported_model("grouped", form))) for form in FORMS)
     )
     weights = len(large(merged))
     assert wrap_composites(merged) == {RMS_NORM: 14, ATTENTION: 6}

@@ -14,7 +14,7 @@ from o2o import formats
 from o2o.contract import Role, contract_of
 from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
 from o2o.operators import reference
 from o2o.rewriting.dead_code_elimination import remove_dead_constants
@@ -67,7 +67,7 @@ def test_what_is_fused_lowers_to_the_same(form: Form) -> None:
     """On LiteRT: the decomposed block against ATTENTION lowered to builtins."""
     before, after = build(form), build(form)
     fuse(after)
-    after = lower(reread(after))
+    after = lower_to_litert(reread(after))
     for position in positions(form):
         feeds = feeds_at(form, position)
         expected, actual = graphs.run(before, feeds), graphs.run(after, feeds)

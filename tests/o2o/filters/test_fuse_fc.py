@@ -13,7 +13,7 @@ import pytest
 from o2o import formats
 from o2o.filters.fuse_fc import FuseFc
 from o2o.formats.external_tensor import ExternalTensor
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import Model, shape_of
 from o2o.quantization.compare import compare, dequantized
 from o2o.quantization.quantize import quantize
@@ -134,7 +134,7 @@ def test_weights_that_are_still_in_a_checkpoint_are_left_alone() -> None:
 
 
 def test_a_whole_layer(command: Command) -> None:
-    before = lower(attention(Form(T=3, layout="BNTH")))
+    before = lower_to_litert(attention(Form(T=3, layout="BNTH")))
     after = command(before, "--check")
     assert command.said.splitlines()[0] == "fuse.fc.py: fused 3 FULLY_CONNECTED into 1"
     assert operators(after)["FULLY_CONNECTED"] == 2

@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from o2o import formats
 from o2o.filters.gc import Gc
 from o2o.formats.fingerprint import fingerprint
-from o2o.formats.tensors import storage_key
+from o2o.formats.tensors import storage_key, stored_bytes
 from o2o.model import Model
-from o2o.rewriting.dead_code_elimination import stored_bytes
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import (
     SAMPLES,

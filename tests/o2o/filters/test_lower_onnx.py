@@ -10,7 +10,7 @@ import pytest
 
 from o2o import formats
 from o2o.filters import lower_onnx
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import decoder as scattered
 from tests.o2o.lower.onnx.decoders import Shape, decoder
@@ -56,6 +56,6 @@ def test_refusals(command: Command) -> None:
     code, message = command.refusal(scattered())
     assert code == 1
     assert "no tensor has the role value_cache" in message
-    code, message = command.refusal(lower(decoder()))
+    code, message = command.refusal(lower_to_litert(decoder()))
     assert code == 1
     assert "a tflite model, but this filter needs circle" in message

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from o2o import filters
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from tests.o2o.filters.manners import Manners
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import decoder
@@ -16,12 +16,15 @@ from tests.o2o.lower.onnx.decoders import plain as one_token
 GIVEN: dict[str, dict[str, Any]] = {
     "bucket_kvcache": {
         "arguments": ["--capacities", "4"],
-        "model": staticmethod(lambda: lower(attention(Form(layout="BNTH")))),
+        "model": staticmethod(lambda: lower_to_litert(attention(Form(layout="BNTH")))),
     },
     "inspect": {"writes_model": False},
     "legalize_onert": {"model": staticmethod(language_model)},
     "lower_onnx": {"model": staticmethod(one_token), "writes_model": False},
-    "raise_circle": {"model": staticmethod(lambda: lower(decoder())), "turns_tflite_into": "circle"},
+    "raise_circle": {
+        "model": staticmethod(lambda: lower_to_litert(decoder())),
+        "turns_tflite_into": "circle",
+    },
     "remove_io": {"arguments": ["output", "--keep_by_id", "0"]},
     "rename_io": {"arguments": ["input", "input_ids=tokens"]},
     "rename_io_remove_prefix": {"arguments": ["input_"]},

@@ -17,7 +17,7 @@ from export import build_graph
 from o2o import formats
 from o2o.filters import bind_weights, inspect, merge_circles, quantize_weights
 from o2o.formats.external_tensor import ExternalTensor
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
 from o2o.quantization.recipes import RECIPES
 from o2o.rewriting.builder import add_constant
@@ -231,7 +231,7 @@ def test_from_the_checkpoint_or_from_the_file(recipe: str, exported: dict[str, P
     feeds = {
         v.name or "": np.zeros(v.shape.numpy(), v.dtype.numpy()) for v in results["embed"].graphs[0].inputs
     }  # type: ignore[union-attr]
-    result, expected = (run(lower(results[form]), feeds) for form in ("external", "embed"))
+    result, expected = (run(lower_to_litert(results[form]), feeds) for form in ("external", "embed"))
     for name in expected:
         np.testing.assert_array_equal(result[name], expected[name])
 

@@ -7,7 +7,7 @@ import pytest
 
 from o2o import formats
 from o2o.filters.fuse_rms_norm import FuseRmsNorm
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import SAMPLES, Graph, decoder, operators, weights
@@ -16,16 +16,16 @@ from tests.o2o.graphs import SAMPLES, Graph, decoder, operators, weights
 @pytest.mark.parametrize("sample", sorted(SAMPLES))
 def test_there_and_back(command: Command, sample: str) -> None:
     """What was Circle, or TFLite, is again what it was, but for the history and what lowering tidies."""
-    model = lower(SAMPLES[sample]())
+    model = lower_to_litert(SAMPLES[sample]())
     before = formats.dumps(model)
     raised = command(formats.loads(before))
     assert raised.format == "circle"
     raised.history = []
-    assert formats.dumps(lower(raised)) == before
+    assert formats.dumps(lower_to_litert(raised)) == before
 
 
 def test_the_same_numbers(command: Command) -> None:
-    command(lower(attention(Form(T=3, layout="BTNH"))), "--check")
+    command(lower_to_litert(attention(Form(T=3, layout="BTNH"))), "--check")
     assert "the same, within 0.0e+00" in command.said
 
 
@@ -33,7 +33,7 @@ def test_what_is_raised_can_be_fused(command: Command) -> None:
     graph = Graph("main")
     x = graph.input("x", [1, 3, 6])
     graph.output(graph.op("RMS_NORM", [x, graph.constant("w", weights(6))], [1, 3, 6], name="y", epsilon=0.5))
-    raised = command(lower(graph.model()))
+    raised = command(lower_to_litert(graph.model()))
     FuseRmsNorm().apply(raised, _Quiet())
     assert operators(raised)["RMS_NORM"] == 1
 

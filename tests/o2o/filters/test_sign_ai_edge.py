@@ -15,7 +15,7 @@ from o2o import formats
 from o2o.contract import Role, contract_of, role_of
 from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.merge_circles import MergeCircles
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.model.contract import Contract
@@ -44,7 +44,7 @@ def interface(length: int, logits: bool) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def lowered(*arguments: Any) -> Model:
-    return formats.loads(formats.dumps(lower(language_model(*arguments))))
+    return formats.loads(formats.dumps(lower_to_litert(language_model(*arguments))))
 
 
 @pytest.mark.parametrize("make", [language_model, lowered])
@@ -143,7 +143,7 @@ def test_exported(command: Command, exported_model: Callable[[str, str], Path], 
         FuseAttention().apply(model, argparse.Namespace(explain=False, assume_full_cache=None))
     merged = MergeCircles().merged(models, ["prefill_8.circle", "decode.circle"])
     assert bool(operators(merged)["ATTENTION"]) == fused
-    after = command(lower(merged), "--check")
+    after = command(lower_to_litert(merged), "--check")
     assert list(interfaces(after)) == ["prefill", "decode"]
     assert "26 outputs the same, within 0.0e+00" in command.said  # at 2 positions 6 caches each, and logits
 

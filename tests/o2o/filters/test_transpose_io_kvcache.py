@@ -12,7 +12,7 @@ from o2o import formats
 from o2o.contract import Role, contract_of, role_of
 from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
 from o2o.operators import reference
 from tests.o2o import graphs
@@ -62,7 +62,7 @@ def test_attention_takes_either_layout(command: Command, T: int, has_roles: bool
     assert after.history[-1]["arguments"] == ["--to", to]
     for position in (0, 2, 7 - T):
         assert_turned(before, after, fused_feeds_at(before, position))
-    lowered = lower(formats.loads(formats.dumps(after)))
+    lowered = lower_to_litert(formats.loads(formats.dumps(after)))
     given = fused_feeds_at(after, 2)
     actual = graphs.run(lowered, given)
     assert_close(actual["y"], reference.run(after.graphs[0], given)["y"])

@@ -10,7 +10,7 @@ import pytest
 
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.formats.dialects import convert, locate
+from o2o.formats.dialects import convert
 from o2o.formats.schema import CIRCLE, TFLITE
 from o2o.model import Format, Model
 from tests.o2o.graphs import FLOAT, SAMPLES, Graph, feeds, linear, run
@@ -122,4 +122,4 @@ def test_modules(name: str, module: str | None) -> None:
     model = one("NEG", "circle", name)
     (node,) = model.graphs[0]
     suffix = f", module {module}" if module else ""
-    assert locate(model, model.graphs[0], node) == f"NEG ({name} in decode{suffix})"
+    assert model.locate(model.graphs[0], node) == f"NEG ({name} in decode{suffix})"

@@ -14,8 +14,9 @@ from o2o import formats
 from o2o.errors import ModelError
 from o2o.formats import onnx_writer
 from o2o.formats.concatenated_tensor import ConcatenatedTensor
+from o2o.formats.onnx_writer import stream, write
 from o2o.formats.tensors import SourceTensor
-from o2o.lower.onnx import lower_to_onnx, stream, write
+from o2o.lower.onnx import lower_to_onnx
 from o2o.lower.onnx.lazy_tensors import UnsignedBlocks
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find

@@ -11,7 +11,7 @@ import pytest
 from o2o import formats
 from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import is_quantized, storage_key
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import Format, Model
 from o2o.quantization.quantize import MatrixResult, quantize
 from o2o.quantization.recipes import RECIPES, find
@@ -167,8 +167,8 @@ def test_embedding_and_head_on_their_own(
     assert done["head"].parts == ["head"]
     assert done["embed"].parts == ["embedding"]
     feeds = {"input_ids": np.array([[1, 2, 3, 4]])}
-    exact = run(lower(language_model()), feeds)["logits"]
-    assert off(run(lower(written(model)), feeds)["logits"], exact) < 0.3
+    exact = run(lower_to_litert(language_model()), feeds)["logits"]
+    assert off(run(lower_to_litert(written(model)), feeds)["logits"], exact) < 0.3
 
 
 def off(result: np.ndarray, exact: np.ndarray) -> float:
@@ -206,7 +206,7 @@ def test_halves_that_are_there_already_are_quantised_too() -> None:
         assert numbers.max() <= np.abs(w).max() / 254 * 1.001
         feeds = {"x": weights(2, 64, seed=4)}
         exact = feeds["x"] @ w.astype(np.float32).T
-        assert off(run(lower(written(model)), feeds)["y"], exact) < 0.02
+        assert off(run(lower_to_litert(written(model)), feeds)["y"], exact) < 0.02
 
 
 @pytest.mark.parametrize("recipe", QUANTISING)
@@ -224,7 +224,7 @@ def test_attention_takes_quantised_weights(form: Form, recipe: str, monkeypatch:
     assert [one.parts for one in done if one.scheme] == [["matrix"]] * 4
     for name, value in constants(model).items():
         meant.graphs[0].initializers[name].const_value = ir.Tensor(meaning(value), name=name)
-    exact, result = run(lower(meant), feeds), run(lower(written(model)), feeds)
+    exact, result = run(lower_to_litert(meant), feeds), run(lower_to_litert(written(model)), feeds)
     assert list(result) == list(exact)
     for name in exact:
         assert off(result[name], exact[name]) < (0.02 if recipe.startswith("dynamic") else 1e-5)

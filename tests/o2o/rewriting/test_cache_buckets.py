@@ -11,12 +11,12 @@ import pytest
 from o2o import formats
 from o2o.contract import Role, contract_of
 from o2o.formats.tensors import storage_key
-from o2o.lower.litert.lowering import lower
-from o2o.lower.litert.tuning import doubling, tune
+from o2o.lower.litert import lower_to_litert
+from o2o.lower.litert.tuning import tune
 from o2o.model import Model, Signature
 from o2o.operators import reference
 from o2o.rewriting import cache_buckets as capacity_module
-from o2o.rewriting.cache_buckets import add_cache_buckets
+from o2o.rewriting.cache_buckets import add_cache_buckets, default_capacities
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.matchers import MatchFailure, producer_of
 from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
@@ -31,8 +31,8 @@ CAPACITIES = [1, 5, 8, 31]
 
 FORMS: dict[str, Callable[[Model], Model]] = {
     "fused": lambda model: model,
-    "lowered": lower,
-    "written and read": lambda model: formats.loads(formats.dumps(lower(model))),
+    "lowered": lower_to_litert,
+    "written and read": lambda model: formats.loads(formats.dumps(lower_to_litert(model))),
 }
 
 
@@ -81,7 +81,7 @@ def test_the_same_at_every_edge(exported_model, shape: str, exported: str, layou
 
 
 def test_weights_are_there_once(exported_model) -> None:
-    model = lower(decode_of(exported_model, "grouped", "concat", "BNTH"))
+    model = lower_to_litert(decode_of(exported_model, "grouped", "concat", "BNTH"))
     before = len(formats.dumps(model))
     add_cache_buckets(model, decode(model), [8])
     large = [
@@ -96,7 +96,7 @@ def test_weights_are_there_once(exported_model) -> None:
 
 @pytest.mark.parametrize("layout", ["BNTH", "BTNH"])
 def test_tuning_turns_caches_without_moving_them(exported_model, layout: str) -> None:
-    model = lower(decode_of(exported_model, "grouped", "concat", layout))
+    model = lower_to_litert(decode_of(exported_model, "grouped", "concat", layout))
     assert tune(model, [8])
     assert [signature.name for signature in model.signatures] == ["decode", "decode_8"]
     for graph in model.graphs:
@@ -109,7 +109,7 @@ def test_tuning_turns_caches_without_moving_them(exported_model, layout: str) ->
 
 
 def test_capacities_double() -> None:
-    assert [doubling(capacity) for capacity in (1, 256, 257, 1024, 2049, 131_072)] == [
+    assert [default_capacities(capacity) for capacity in (1, 256, 257, 1024, 2049, 131_072)] == [
         [],
         [],
         [256],
@@ -216,7 +216,7 @@ def test_near_misses(change: dict[str, str], reason: str) -> None:
 
 
 def test_collapsing_keeps_the_numbers(exported_model) -> None:
-    model = lower(decode_of(exported_model, "grouped", "static", "BTNH"))
+    model = lower_to_litert(decode_of(exported_model, "grouped", "static", "BTNH"))
     graph = model.graphs[0]
     feeds = exported_feeds(model, 3)
     expected = outputs(decode(model), feeds)

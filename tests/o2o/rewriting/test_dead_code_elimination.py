@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from o2o.model import CUSTOM_DOMAIN
-from o2o.rewriting.dead_code_elimination import (
-    has_side_effects,
-    inner_graphs,
-    live_nodes,
-    remove_dead_constants,
-    remove_dead_nodes,
-    writes_cache,
-)
+from o2o.model import CUSTOM_DOMAIN, inner_graphs
+from o2o.operators.attention import writes_cache
+from o2o.operators.traits import has_side_effects
+from o2o.rewriting.dead_code_elimination import live_nodes, remove_dead_constants, remove_dead_nodes
 from tests.o2o.graphs import Graph, call_once, conditional, loop, weights
 
 

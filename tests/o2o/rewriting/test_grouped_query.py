@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from o2o import formats
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import Model, shape_of
 from o2o.operators import reference
 from o2o.rewriting.grouped_query import fold_grouped_queries, match_repeated_heads
@@ -227,7 +227,7 @@ def test_architectures(tmp_path: Path, model_type: str, attention: str) -> None:
 def assert_lowers(model: Model) -> None:
     data = formats.dumps(model)
     assert operators(model)["BROADCAST_TO"] > 0
-    lowered = lower(formats.loads(data))
+    lowered = lower_to_litert(formats.loads(data))
     assert operators(lowered)["BROADCAST_TO"] == 0
     for position in (0, 9):
         given = exported_feeds(model, position)

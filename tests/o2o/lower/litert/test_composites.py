@@ -17,8 +17,8 @@ from hypothesis import given, settings
 
 from o2o import formats
 from o2o.filters.fuse_attention import FuseAttention
+from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.composites import ATTENTION, RMS_NORM, wrap_composites
-from o2o.lower.litert.lowering import lower
 from o2o.model import Model, attribute, shape_of
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.outline import COMPOSITE, decompositions
@@ -346,11 +346,11 @@ def test_a_norm_of_circle() -> None:
     x, w = graph.input("x", [2, 6]), graph.constant("w", weights(6))
     graph.output(graph.op("RMS_NORM", [x, w], [2, 6], name="y", epsilon=1e-3))
     model = graph.model()
-    plain = lower(formats.loads(formats.dumps(model)))
+    plain = lower_to_litert(formats.loads(formats.dumps(model)))
     assert wrap_composites(model) == {RMS_NORM: 1}
     assert [value.name for value in model.graphs[0].outputs] == ["y"]
     assert formats.loads(formats.dumps(model)).format == "circle"
-    assert_same_everywhere(plain, lower(model), feeds(plain))
+    assert_same_everywhere(plain, lower_to_litert(model), feeds(plain))
 
 
 def test_wrapping_twice_is_wrapping_once() -> None:
@@ -443,7 +443,7 @@ def test_exported(exported_model: Callable[[str, str], Path], form: str, fused: 
     model = formats.load(exported_model("grouped", form))
     if fused:
         FuseAttention().apply(model, FuseAttention().parser().parse_args([]))
-    before = lower(model)
+    before = lower_to_litert(model)
     after = formats.loads(formats.dumps(before))
     assert wrap_composites(after) == {ATTENTION: 3, RMS_NORM: 7}
     found = operators(after)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from o2o import formats
 from o2o.cli.silence_stderr import quiet
 from o2o.errors import ModelError
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
 from o2o.operators.causal_attention import NAME, Blocks, adaptive_blocks, pack, unpack
 from tests.tolerances import assert_close
@@ -56,7 +56,7 @@ def expected(q: np.ndarray, k: np.ndarray, v: np.ndarray, position: int) -> np.n
 
 def check(model: Model, tmp_path: Path, positions: list[int]) -> None:
     """Lower and run at each of `positions`, and compare with float64."""
-    formats.save(lower(model), tmp_path / "flash.tflite")
+    formats.save(lower_to_litert(model), tmp_path / "flash.tflite")
     with quiet():
         from ai_edge_litert.interpreter import Interpreter
 
@@ -97,7 +97,7 @@ def test_layers_share_the_loop(tmp_path: Path) -> None:
 
 
 def test_scores_exist_by_the_block(tmp_path: Path) -> None:
-    model = lower(causal_model(64, 128, 4, 2, 8, Blocks(16, 32)))
+    model = lower_to_litert(causal_model(64, 128, 4, 2, 8, Blocks(16, 32)))
     largest = max(
         int(np.prod(value.shape.numpy()))
         for graph in model.graphs
@@ -108,14 +108,14 @@ def test_scores_exist_by_the_block(tmp_path: Path) -> None:
 
 
 def test_what_fits_into_one_block_has_no_loop() -> None:
-    model = lower(causal_model(4, 8, 2, 2, 4, Blocks(4, 8)))
+    model = lower_to_litert(causal_model(4, 8, 2, 2, 4, Blocks(4, 8)))
     assert len(model.graphs) == 1
 
 
 def test_the_loop_ends_with_the_last_key_that_is_seen(tmp_path: Path) -> None:
     """What lies behind is never read, not even to be multiplied by 0: there, NaN would spread."""
     model = causal_model(4, 32, 2, 2, 4, Blocks(2, 8))
-    formats.save(lower(model), tmp_path / "flash.tflite")
+    formats.save(lower_to_litert(model), tmp_path / "flash.tflite")
     with quiet():
         from ai_edge_litert.interpreter import Interpreter
 
@@ -154,7 +154,7 @@ def test_other_operands_are_refused(operand: str, shape: tuple[int, ...] | None)
     else:
         model.graphs[0].inputs[index].shape = ir.Shape(shape)
     with pytest.raises(ModelError, match=r"o2o\.causal_attention y0 takes .*, not q \[1, N, T, H\]"):
-        lower(model)
+        lower_to_litert(model)
 
 
 def test_blocks_as_they_are_written() -> None:
@@ -172,4 +172,4 @@ def test_damaged_options(options: bytes | None) -> None:
     (node,) = model.graphs[0]
     node.meta["fields"] = {} if options is None else {"customOptions": options}
     with pytest.raises(ModelError, match=r"o2o\.causal_attention y0 has damaged options"):
-        lower(model)
+        lower_to_litert(model)

@@ -19,8 +19,8 @@ from o2o.filters.fuse_rms_norm import FuseRmsNorm
 from o2o.filters.merge_circles import MergeCircles
 from o2o.filters.reshape_io import ReshapeIo
 from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
+from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.attention import FlashBlocks
-from o2o.lower.litert.lowering import lower
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
 from o2o.operators.causal_attention import Blocks
@@ -31,7 +31,7 @@ from tests.tolerances import assert_close
 
 
 def assert_lowers(form: Form, flash: FlashBlocks = None) -> None:
-    before, after = attention(form), formats.loads(formats.dumps(lower(attention(form), flash)))
+    before, after = attention(form), formats.loads(formats.dumps(lower_to_litert(attention(form), flash)))
     assert after.format == "tflite"
     start = form.pos is None or not form.layout
     for position in {0} if start else {0, 1, form.S - form.T}:
@@ -76,7 +76,7 @@ def test_attention_in_blocks_where_it_pays() -> None:
     """Several queries that look into a long cache, and no mask that says how far."""
 
     def loops(T: int, S: int, **other: Any) -> bool:
-        return "WHILE" in operators(lower(attention(Form(T, 2, 2, 4, S=S, layout="BNTH", **other))))
+        return "WHILE" in operators(lower_to_litert(attention(Form(T, 2, 2, 4, S=S, layout="BNTH", **other))))
 
     assert loops(2, 513)
     assert not loops(1, 513)
@@ -92,19 +92,19 @@ def test_as_many_heads_as_rows(layout: str, T: int) -> None:
 
 def test_without_a_contract_equal_heads_and_rows_are_refused() -> None:
     with pytest.raises(ModelError, match="of 5 heads is ambiguous"):
-        lower(attention(Form(K=5, S=5, layout="BNTH", has_roles=False)))
+        lower_to_litert(attention(Form(K=5, S=5, layout="BNTH", has_roles=False)))
 
 
 def test_no_key_is_repeated() -> None:
     """The query heads of a group are rows of one product, so a cache is read once and copied never."""
-    found = operators(lower(attention(Form(K=2, G=4, layout="BNTH"))))
+    found = operators(lower_to_litert(attention(Form(K=2, G=4, layout="BNTH"))))
     assert found["BROADCAST_TO"] == found["TILE"] == found["GATHER"] == 0
     assert found["TRANSPOSE"] == 0
     assert found["BATCH_MATMUL"] == 2
 
 
 def test_caches_come_out_with_roles() -> None:
-    model = formats.loads(formats.dumps(lower(attention(Form(layout="BTNH")))))
+    model = formats.loads(formats.dumps(lower_to_litert(attention(Form(layout="BTNH")))))
     (signature,) = model.signatures
     assert list(signature.outputs) == ["y", "present_key_0", "present_value_0"]
     assert [role_of(value) for value in model.graphs[0].outputs] == [
@@ -118,7 +118,7 @@ def test_caches_come_out_with_roles() -> None:
 
 def test_caches_without_roles_get_none() -> None:
     """A contract of two tensors would be worse than none."""
-    model = lower(attention(Form(layout="BNTH", has_roles=False)))
+    model = lower_to_litert(attention(Form(layout="BNTH", has_roles=False)))
     assert contract_of(model)["signatures"] == {}
     assert [value.name for value in model.graphs[0].outputs] == ["y", "present_key_0", "present_value_0"]
 
@@ -129,7 +129,7 @@ def test_a_cache_comes_out_under_a_name_of_its_own() -> None:
     graph = model.graphs[0]
     graph.outputs[0].name = "present_key_0"
     model.signatures[0].outputs = {"present_value_0": graph.outputs[0]}
-    model = formats.loads(formats.dumps(lower(formats.loads(formats.dumps(model)))))
+    model = formats.loads(formats.dumps(lower_to_litert(formats.loads(formats.dumps(model)))))
     assert [value.name for value in model.graphs[0].outputs] == [
         "present_key_0",
         "present_key_0_1",
@@ -146,14 +146,14 @@ def test_a_cache_comes_out_under_a_name_of_its_own() -> None:
 def test_caches_of_any_name() -> None:
     model = attention(Form(layout="BNTH"))
     model.graphs[0].inputs[3].name = "k"
-    lower(model)
+    lower_to_litert(model)
     assert [value.name for value in model.graphs[0].outputs] == ["y", "k_out", "present_value_0"]
 
 
 def test_every_signature_of_the_graph_gives_them_out() -> None:
     model = attention(Form(layout="BNTH"))
     sign(model, model.graphs[0], "again")
-    lower(model)
+    lower_to_litert(model)
     for signature in model.signatures:
         assert list(signature.outputs) == ["y", "present_key_0", "present_value_0"]
 
@@ -173,7 +173,7 @@ def test_a_cache_that_is_given_out_already_is_given_out_once() -> None:
         updated.meta["role"] = Role(kind, 0, "BNTH")  # type: ignore[arg-type]
         graph.output(updated)
         model.signatures[0].outputs[f"out_{kind}"] = updated
-    lower(model)
+    lower_to_litert(model)
     assert operators(model)["DYNAMIC_UPDATE_SLICE"] == 2
     assert [value.name for value in graph.ir.outputs] == ["y", "present_key_0", "present_value_0"]
     assert list(model.signatures[0].outputs) == ["y", "out_key", "out_value"]
@@ -187,7 +187,7 @@ def test_new_rows_that_are_given_out_are_no_updated_cache() -> None:
     rows = graph.op("NEG", [graph.constant("rows", weights(1, 2, 1, 4))], [1, 2, 1, 4], name="new_key_0")
     rows.meta["role"] = Role("key", 0, "BNTH")
     graph.output(rows)
-    lower(model)
+    lower_to_litert(model)
     names = [value.name for value in graph.ir.outputs]
     assert names == ["y", "new_key_0", "present_key_0", "present_value_0"]
 
@@ -201,7 +201,7 @@ def test_an_attention_whose_result_is_dead_still_fills_its_caches() -> None:
     given_ = feeds_at(model, 2)
     expected = {name: array.copy() for name, array in given_.items()}
     reference.run(graph, expected)
-    found = graphs.run(lower(model), given_)
+    found = graphs.run(lower_to_litert(model), given_)
     for kind in ("key", "value"):
         assert_close(found[f"present_{kind}_0"], expected[f"past_{kind}_0"])
     assert operators(model)["SOFTMAX"] == 0, "its result has no user"
@@ -217,7 +217,7 @@ def test_rms_norm(x: tuple[int, ...]) -> None:
 
     given_ = feeds(build())
     expected = reference.run(build().graphs[0], given_)["y"]
-    assert_close(graphs.run(lower(build()), given_)["y"], expected)
+    assert_close(graphs.run(lower_to_litert(build()), given_)["y"], expected)
 
 
 @pytest.mark.parametrize("table", [(1, 1, 5, 4), (1, 1, 1, 4), (2, 3, 5, 4)])
@@ -230,7 +230,7 @@ def test_rope(table: tuple[int, ...]) -> None:
 
     given_ = feeds(build())
     expected = reference.run(build().graphs[0], given_)["y"]
-    assert_close(graphs.run(lower(build()), given_)["y"], expected)
+    assert_close(graphs.run(lower_to_litert(build()), given_)["y"], expected)
 
 
 def one_op(op_type: str, count: int, **attributes: int) -> Graph:
@@ -242,12 +242,12 @@ def one_op(op_type: str, count: int, **attributes: int) -> Graph:
 
 def test_an_operator_that_is_only_circles_is_named() -> None:
     with pytest.raises(ModelError, match=r"LiteRT has no operator INSTANCE_NORM \(y in main\)"):
-        lower(one_op("INSTANCE_NORM", 3).model())
+        lower_to_litert(one_op("INSTANCE_NORM", 3).model())
 
 
 def test_neighbours_rotated_are_refused() -> None:
     with pytest.raises(ModelError, match="ROPE y rotates neighbours"):
-        lower(one_op("ROPE", 3, mode=1).model())
+        lower_to_litert(one_op("ROPE", 3, mode=1).model())
 
 
 @pytest.mark.parametrize("operator", ["RMS_NORM", "ROPE", "ATTENTION"])
@@ -262,7 +262,7 @@ def test_what_would_not_be_computed_alike_is_refused(operator: str, trouble: str
     else:
         value.meta["fields"] = {"shapeSignature": np.int32([1, -1, 4])}
     with pytest.raises(ModelError, match=f"{operator} .*: {value.name} (is|has)"):
-        lower(Model("circle", [graph]))
+        lower_to_litert(Model("circle", [graph]))
 
 
 def test_a_cache_that_is_no_input_is_refused() -> None:
@@ -276,7 +276,7 @@ def test_a_cache_that_is_no_input_is_refused() -> None:
     node.replace_input_with(8, copy)
     graph.ir.sort()
     with pytest.raises(ModelError, match="in place, which is not an input of decode"):
-        lower(model)
+        lower_to_litert(model)
     with pytest.raises(reference.NotEvaluable, match="on a computed cache"):
         reference.run(graph.ir, feeds_at(model, 0))
 
@@ -293,7 +293,7 @@ def test_who_reads_a_cache_sees_what_is_in_it_then(when: str) -> None:
     graph.output(*looks)
     given_ = feeds_at(model, 3)
     expected = reference.run(graph.ir, {name: array.copy() for name, array in given_.items()})
-    found = graphs.run(lower(model), given_)
+    found = graphs.run(lower_to_litert(model), given_)
     for name in ("y", "look8", "look9"):
         assert_close(found[name], expected[name])
 
@@ -306,14 +306,14 @@ def test_a_cache_that_two_write_is_refused() -> None:
     (node,) = (node for node in graph.ir if node.op_type == "ATTENTION")
     graph.output(graph.op("ATTENTION", node.inputs, [1, 1, D], name="again"))
     with pytest.raises(ModelError, match="in place, which is not an input"):
-        lower(model)
+        lower_to_litert(model)
 
 
 def test_a_cache_that_is_given_out_as_it_came_is_refused() -> None:
     model = attention(Form(layout="BNTH"))
     model.graphs[0].outputs.append(model.graphs[0].inputs[3])
     with pytest.raises(ModelError, match="which is also an output of decode"):
-        lower(model)
+        lower_to_litert(model)
 
 
 def test_a_branch_that_writes_caches_is_refused() -> None:
@@ -330,7 +330,7 @@ def test_a_branch_that_writes_caches_is_refused() -> None:
     model = main.model()
     model.graphs.append(inner)
     with pytest.raises(ModelError, match="in a subgraph of a node"):
-        lower(model)
+        lower_to_litert(model)
 
 
 def test_custom_operators_stay() -> None:
@@ -338,7 +338,7 @@ def test_custom_operators_stay() -> None:
     x, y = graph.input("x", [2]), graph.value("y", [2])
     graph.node("ROPE", [x], [y], domain=CUSTOM_DOMAIN)
     graph.output(y)
-    assert [node.domain for node in lower(graph.model()).graphs[0]] == [CUSTOM_DOMAIN]
+    assert [node.domain for node in lower_to_litert(graph.model()).graphs[0]] == [CUSTOM_DOMAIN]
 
 
 def test_versions_are_raised_to_what_litert_registers() -> None:
@@ -346,14 +346,14 @@ def test_versions_are_raised_to_what_litert_registers() -> None:
     to = graph.constant("to", np.int32([2, 3]))
     y = graph.op("BROADCAST_TO", [graph.input("x", [1, 3]), to], [2, 3], name="y")
     graph.output(graph.op("NEG", [y], [2, 3], name="z", version=2))
-    model = formats.loads(formats.dumps(lower(graph.model())))
+    model = formats.loads(formats.dumps(lower_to_litert(graph.model())))
     assert [node.version for node in model.graphs[0]] == [2, 2]
 
 
 @pytest.mark.parametrize("layout", ["", "BNTH", "BTNH"])
 def test_lowering_twice_is_lowering_once(layout: str) -> None:
-    once = formats.dumps(lower(attention(Form(T=3, layout=layout))))
-    assert formats.dumps(lower(formats.loads(once))) == once
+    once = formats.dumps(lower_to_litert(attention(Form(T=3, layout=layout))))
+    assert formats.dumps(lower_to_litert(formats.loads(once))) == once
 
 
 # --- exported models ------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def test_decode_step_by_step_gives_the_logits_of_prefill(
     )
     ids = exported_feeds(prefill, 0)["input_ids"]
     expected = reference.run(prefill.graphs[0], {"input_ids": ids})
-    merged = lower(MergeCircles().merged([prefill, decode], ["prefill.circle", "decode.circle"]))
+    merged = lower_to_litert(MergeCircles().merged([prefill, decode], ["prefill.circle", "decode.circle"]))
     engine = graphs.interpreter(formats.dumps(merged))
     run_prefill, run_decode = (engine.get_signature_runner(name) for name in ("prefill", "decode"))
     at_once = run_prefill(input_ids=ids)
@@ -411,7 +411,9 @@ def test_a_prompt_in_pieces_gives_the_logits_of_one(exported_model, shape: str, 
     whole = formats.load(exported_model(shape, "prefill"))
     ids = exported_feeds(whole, 0)["input_ids"]
     expected = reference.run(whole.graphs[0], {"input_ids": ids})
-    model = lower(formats.loads(formats.dumps(decode_of(exported_model, shape, "prefill_8", layout))))
+    model = lower_to_litert(
+        formats.loads(formats.dumps(decode_of(exported_model, shape, "prefill_8", layout)))
+    )
     run = graphs.interpreter(formats.dumps(model)).get_signature_runner("prefill_8")
     caches = {name: v for name, v in model.signatures[0].inputs.items() if name.startswith("past_")}
     state = {name: np.full(value.shape.numpy(), 7, np.float32) for name, value in caches.items()}  # type: ignore[union-attr]
@@ -426,7 +428,7 @@ def test_a_prompt_in_pieces_gives_the_logits_of_one(exported_model, shape: str, 
 
 
 def test_masks_are_computed_once_for_all_layers(exported_model) -> None:
-    found = operators(lower(decode_of(exported_model, "grouped", "concat", "BNTH")))
+    found = operators(lower_to_litert(decode_of(exported_model, "grouped", "concat", "BNTH")))
     assert found["MINIMUM"] == 1
     assert found["COS"] == found["SIN"] == 1
     assert found["DYNAMIC_UPDATE_SLICE"] == 6

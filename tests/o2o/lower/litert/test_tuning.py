@@ -10,8 +10,7 @@ import pytest
 from o2o import formats
 from o2o.contract import contract_of
 from o2o.filters.merge_circles import MergeCircles
-from o2o.lower.litert import tuning
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert, tuning
 from o2o.lower.litert.tuning import remove_prefill_logits
 from o2o.model import Model
 from runtime_py.engines.litert.engine import load
@@ -56,7 +55,7 @@ def test_decode_gives_the_logits_of_a_prompt(
 
 
 def test_what_made_the_logits_is_gone(exported_model, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = lower(package(exported_model, "prefill_8"))
+    model = lower_to_litert(package(exported_model, "prefill_8"))
     before = operators(model)["FULLY_CONNECTED"]
     assert not remove_prefill_logits(model), "the head of a little model is little, too"
     assert operators(model)["FULLY_CONNECTED"] == before
@@ -74,5 +73,5 @@ def test_what_made_the_logits_is_gone(exported_model, monkeypatch: pytest.Monkey
 
 def test_who_has_no_decode_keeps_them(exported_model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "MULTIPLICATIONS", 0)
-    model = lower(formats.load(exported_model("grouped", "prefill")))
+    model = lower_to_litert(formats.load(exported_model("grouped", "prefill")))
     assert not remove_prefill_logits(model)

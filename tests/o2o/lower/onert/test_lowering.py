@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from o2o import formats
 from o2o.contract import Role, contract_of, role_of
 from o2o.errors import ModelError
-from o2o.lower.litert.lowering import lower
-from o2o.lower.onert import Summary, legalize, lowering
+from o2o.lower.litert import lower_to_litert
+from o2o.lower.onert import Summary, lower_to_onert, lowering
 from o2o.model import CUSTOM_DOMAIN, Model, shape_of
 from o2o.operators import reference
 from o2o.quantization.quantize import quantize
@@ -32,7 +32,7 @@ Arrays = Mapping[str, np.ndarray]
 
 def legalized(model: Model) -> Model:
     """`model`, legalized, as it comes out of a file."""
-    legalize(model)
+    lower_to_onert(model)
     topological_sort(model.graphs[0])
     return formats.loads(formats.dumps(model))
 
@@ -184,9 +184,11 @@ def test_twice_is_once() -> None:
 
 def test_the_others_are_left_out_with_what_they_need() -> None:
     model = language_model((4, 1, 1), ("prefill_4", "decode_8", "decode"))
-    assert legalize(model).dropped == ["prefill_4", "decode_8"]
+    assert lower_to_onert(model).dropped == ["prefill_4", "decode_8"]
     assert len(model.graphs) == 1
-    assert isinstance(legalize(language_model((1,), ("step",))), Summary)  # one alone may be called otherwise
+    assert isinstance(
+        lower_to_onert(language_model((1,), ("step",))), Summary
+    )  # one alone may be called otherwise
 
 
 def test_an_output_that_is_read_inside_gets_a_copy() -> None:
@@ -348,7 +350,7 @@ REFUSED = {
     ),
     "several tokens": (lambda: attention(Form(T=3, layout="BNTH")), "takes 3 tokens: onert runs decode only"),
     "no fixed shape": (dynamic, "x has no fixed shape"),
-    "TFLite": (lambda: lower(attention(Form(layout="BNTH"))), "needs a Circle model"),
+    "TFLite": (lambda: lower_to_litert(attention(Form(layout="BNTH"))), "needs a Circle model"),
     "no decode": (
         lambda: language_model((4,), ("prefill_4",)),
         "no decode signature: of 'prefill_4', not exactly one",
@@ -392,14 +394,14 @@ REFUSED = {
 def test_refused(why: str) -> None:
     make, message = REFUSED[why]
     with pytest.raises(ModelError, match=message):
-        legalize(make())
+        lower_to_onert(make())
 
 
 def test_a_little_model_is_refused_only_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    legalize(language_model())
+    lower_to_onert(language_model())
     monkeypatch.setattr(lowering, "LIMIT", 100)
     with pytest.raises(ModelError, match="onert reads no file over 2 GB"):
-        legalize(language_model())
+        lower_to_onert(language_model())
 
 
 def test_caches_that_onert_wants_are_not_turned_again() -> None:
@@ -410,4 +412,4 @@ def test_caches_that_onert_wants_are_not_turned_again() -> None:
 
 def test_whole_caches_of_a_graph_without_writes_are_refused() -> None:
     with pytest.raises(ModelError, match="returns 8 rows of key_0"):
-        legalize(decoder())
+        lower_to_onert(decoder())

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.lower.onert.supported_ops import DTYPES, check
 from o2o.model import Model
 from o2o.operators import reference
@@ -227,7 +227,7 @@ def expected(case: Case) -> list[np.ndarray]:
     try:
         return list(reference.run(graph, case.feeds).values())
     except reference.NotEvaluable:
-        return list(graphs.run(lower(case.model), case.feeds).values())
+        return list(graphs.run(lower_to_litert(case.model), case.feeds).values())
 
 
 def test_onert_computes_them_and_right() -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from o2o.contract import Role, role_of
 from o2o.formats.tensors import is_quantized
-from o2o.lower.litert.lowering import lower
+from o2o.lower.litert import lower_to_litert
 from o2o.model import CUSTOM_DOMAIN, Model, shape_of
 from o2o.operators import causal_attention, reference
 from o2o.quantization.compare import dequantized
@@ -146,7 +146,7 @@ def answers(model: Model, ids: Sequence[int]) -> np.ndarray:
 
 def on_litert(model: Model, ids: Sequence[int]) -> np.ndarray:
     """The same by LiteRT, which multiplies with quantised constants as integers."""
-    lowered = lower(model)
+    lowered = lower_to_litert(model)
     return _fed(lowered.graphs[-1], ids, partial(run, lowered))
 
 

@@ -208,11 +208,11 @@ def test_a_disk_that_becomes_full(model, cache, log_lines, monkeypatch):
     """LiteRT aborts its process then, so it must be a child."""
     pack = prepare_module.pack_in_child
 
-    def pack_in_little_room(entry: Path, file: Path) -> None:
+    def pack_in_little_room(file: Path, entry: Path) -> None:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
         try:
-            pack(entry, file)
+            pack(file, entry)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -252,8 +252,8 @@ def test_another_process_is_writing_it(model, cache, log_lines):
 def test_a_model_that_changes_while_it_is_packed(model, cache, log_lines, monkeypatch):
     pack = prepare_module.pack_in_child
 
-    def slowly(entry: Path, file: Path) -> None:
-        pack(entry, file)
+    def slowly(file: Path, entry: Path) -> None:
+        pack(file, entry)
         time.sleep(TICK)
         write(toy(1), file)
 
