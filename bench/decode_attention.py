@@ -57,7 +57,7 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
     from o2o.lower.litert.flash_attention import flash_attention
     from o2o.lower.litert.sdpa import scaled_dot_product_attention, shifted_causal_mask
     from o2o.model import DOMAIN, Model, Signature
-    from o2o.operators.causal_attention import Blocks
+    from o2o.operators.causal_attention import FlashBlockSizes
     from o2o.rewriting.builder import Builder
 
     N, K, H = heads
@@ -105,7 +105,7 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
         if by_token:
             k, v = (op.transpose(x, (0, 2, 1, 3)) for x in (k, v))
         if form == "flash":
-            y = flash_attention(model, op, y, k, v, H**-0.5, position, Blocks(1, FLASH_KEYS))
+            y = flash_attention(model, op, y, k, v, H**-0.5, position, FlashBlockSizes(1, FLASH_KEYS))
         elif form in ("by head", "by token", "compared"):
             y = scaled_dot_product_attention(op, y, k, v, H**-0.5, mask=mask)
         else:
@@ -126,9 +126,9 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
 
 def _load(file: Path, threads: int) -> Callable[[int], float]:
     """A function that runs the file at a position and returns the seconds. Caches are updated in place."""
-    from o2o.cli.silence_stderr import quiet
+    from o2o.cli.silence_stderr import silenced_stderr
 
-    with quiet():
+    with silenced_stderr():
         from ai_edge_litert.compiled_model import CompiledModel
         from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
 

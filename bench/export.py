@@ -54,20 +54,20 @@ def measure(config: dict[str, Any], form: str, tokens: int, capacity: int) -> di
     from transformers import AutoConfig
 
     from export.circle import convert
-    from export.graphs import DecodeConcatenated, Graph, Prefill, Static
     from export.model import LanguageModel
+    from export.modules import ConcatenatedCacheModule, ExportModule, PrefillModule, StaticCacheModule
 
     imported, cpu = time.perf_counter(), time.process_time()
     model = LanguageModel(AutoConfig.for_model(**config))
-    graph: Graph
+    graph: ExportModule
     if form == "prefill":
-        graph = Prefill(model, tokens)
+        graph = PrefillModule(model, tokens)
     elif form == "chunk":
-        graph = Static(model, f"prefill_{tokens}", tokens, capacity)
+        graph = StaticCacheModule(model, f"prefill_{tokens}", tokens, capacity)
     elif form == "concat":
-        graph = DecodeConcatenated(model, capacity - 1)
+        graph = ConcatenatedCacheModule(model, capacity - 1)
     else:
-        graph = Static(model, "decode", 1, capacity)
+        graph = StaticCacheModule(model, "decode", 1, capacity)
     nodes = len(convert(graph).graphs[0])
     done, cpu = time.perf_counter(), time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -46,13 +46,15 @@ import onnx_ir as ir
 
 from o2o.cli.arguments import Parser, number_list
 from o2o.cli.command import run
-from o2o.operators.causal_attention import Blocks
+from o2o.operators.causal_attention import FlashBlockSizes
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMS = ("nothing", "standard", "flash")
 
 
-def _save(form: str, T: int, S: int, shape: tuple[int, int, int], blocks: Blocks | None, file: Path) -> None:
+def _save(
+    form: str, T: int, S: int, shape: tuple[int, int, int], blocks: FlashBlockSizes | None, file: Path
+) -> None:
     """Write a TFLite file: q [1, N, T, H], k and v [1, K, S, H], position -> y [1, T, N, H]."""
     from o2o import formats
     from o2o.lower.litert import lower_to_litert
@@ -101,9 +103,9 @@ def measure(file: str, position: int, runs: int, packed: str = "") -> dict[str, 
     Returns:
         Peak MB while it runs, and CPU seconds of the fastest run.
     """
-    from o2o.cli.silence_stderr import quiet
+    from o2o.cli.silence_stderr import silenced_stderr
 
-    with quiet():
+    with silenced_stderr():
         from ai_edge_litert.compiled_model import CompiledModel
         from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
 
@@ -207,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--capacity", metavar="S", type=int)
     parser.add_argument("--position", metavar="P", type=int, default=0)
     parser.add_argument("--shape", default="tinyllama-1.1b")
-    parser.add_argument("--blocks", metavar="Q,KV", type=Blocks.parse)
+    parser.add_argument("--blocks", metavar="Q,KV", type=FlashBlockSizes.parse)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=2, help="of the whole model; 0 for none (default: 2)")
     return run("flash.py", lambda: _run(parser.parse_args(argv)))

@@ -8,14 +8,14 @@
     attention           attention as one operator, for any model of transformers
     traced_cache        stand-ins for transformers' KV cache while a graph is traced
     custom_ops          operators that Circle has and torch lacks
-    graphs              the inputs and outputs of prefill and decode
+    modules             the inputs and outputs of prefill and decode
     circle              torch.export, TICO, Circle
     tensor_names        readable tensor names
     fx_passes           torch.fx for TICO
     parameter_matching  which stored tensor belongs to which parameter
     parameter_binding   parameters become weights, or references to the checkpoint
     build_graph         one graph, from a checkpoint's folder to an `o2o` model
-    jobs                the graphs of a package
+    graph_specs         the graphs of a package
     resources           estimates of disk and memory
     export_graphs       all graphs of a package: `python -m export MODEL -o DIR`
     pipeline            the command that builds a package: `python -m export.pipeline`

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     Returns:
         The parser.
     """
-    from export.jobs import PREFILL_LENGTHS
+    from export.graph_specs import PREFILL_LENGTHS
     from export.options import CacheForm, WeightsForm, WeightsType
 
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -22,13 +22,13 @@ from transformers.masking_utils import flash_attention_mask
 from export.custom_ops import causal_attention
 from export.options import FLASH, GROUPED
 from o2o.errors import ModelError
-from o2o.operators.causal_attention import Blocks, adaptive_blocks
+from o2o.operators.causal_attention import FlashBlockSizes, adaptive_blocks
 
 NAMES = {GROUPED: "grouped", FLASH: "blocked"}  # transformers' names; it treats names with `flash` specially
 
 # Context that attention is not given as arguments: the position of the queries, and the block sizes.
 _POSITION: ContextVar[torch.Tensor | None] = ContextVar("position", default=None)
-_BLOCKS: ContextVar[Blocks | None] = ContextVar("blocks", default=None)
+_BLOCKS: ContextVar[FlashBlockSizes | None] = ContextVar("blocks", default=None)
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def queries_at(position: torch.Tensor | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def blocks_of(blocks: Blocks | None) -> Iterator[None]:
+def blocks_of(blocks: FlashBlockSizes | None) -> Iterator[None]:
     """Set the block sizes of `blocked`.
 
     Args:
@@ -80,7 +80,7 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    blocks: Blocks | None,
+    blocks: FlashBlockSizes | None,
     attention_mask: torch.Tensor | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,

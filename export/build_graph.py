@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 
 from export.circle import convert
-from export.graphs import DecodeConcatenated, Graph, Prefill, Static
 from export.model import LanguageModel
+from export.modules import ConcatenatedCacheModule, ExportModule, PrefillModule, StaticCacheModule
 from export.options import CacheForm, WeightsForm, WeightsType
 from export.parameter_binding import bind_parameters, unused_tensors
 from export.parameter_matching import match_parameters
@@ -15,7 +15,7 @@ from o2o.errors import UsageError
 from o2o.model import Model
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.weights.checkpoint import open_checkpoint
-from o2o.weights.weight import Weight
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 
 
 def prefill(
@@ -33,8 +33,8 @@ def prefill(
         tokens: T.
         attn_implementation: `grouped`, `flash`, `flash:Q,KV`, or a name that transformers knows.
         capacity: None for the signature `prefill`, which reads a prompt's beginning and gives its keys and
-            values (`export.graphs.Prefill`). S for `prefill_T`, which reads T tokens at any position and
-            writes into caches of S rows (`export.graphs.Static`). It reads long prompts in pieces.
+            values (`PrefillModule`). S for `prefill_T`, which reads T tokens at any position and
+            writes into caches of S rows (`StaticCacheModule`). It reads long prompts in pieces.
         weights: `embed` for a model that is saved with the checkpoint's weights; its files must stay until
             then. `external` for a model with references, which `bind.weights.py` resolves.
         dtype: The dtype of large matrices.
@@ -47,10 +47,10 @@ def prefill(
         UsageError: The model cannot see T tokens, or the caches cannot hold them.
     """
 
-    def graph(model: LanguageModel) -> Graph:
+    def graph(model: LanguageModel) -> ExportModule:
         if capacity is None:
-            return Prefill(model, tokens)
-        return Static(model, f"prefill_{tokens}", tokens, capacity)
+            return PrefillModule(model, tokens)
+        return StaticCacheModule(model, f"prefill_{tokens}", tokens, capacity)
 
     return _build(directory, graph, attn_implementation, weights, dtype)
 
@@ -68,7 +68,7 @@ def decode(
     Args:
         directory: The checkpoint's folder.
         capacity: Rows of the KV cache.
-        cache: `concat` (`export.graphs.DecodeConcatenated`) or `static` (`export.graphs.Static`).
+        cache: `concat` (`ConcatenatedCacheModule`) or `static` (`StaticCacheModule`).
         attn_implementation: See `prefill`.
         weights: See `prefill`.
         dtype: See `prefill`.
@@ -80,9 +80,9 @@ def decode(
         ModelError: The checkpoint is incomplete, or its architecture cannot be exported.
         UsageError: The model cannot see `capacity` tokens, or `cache` is unknown.
     """
-    forms: dict[str, Callable[[LanguageModel], Graph]] = {
-        "concat": lambda model: DecodeConcatenated(model, capacity),
-        "static": lambda model: Static(model, "decode", 1, capacity),
+    forms: dict[str, Callable[[LanguageModel], ExportModule]] = {
+        "concat": lambda model: ConcatenatedCacheModule(model, capacity),
+        "static": lambda model: StaticCacheModule(model, "decode", 1, capacity),
     }
     if cache not in forms:
         raise UsageError(f"no cache form {cache!r}: choose {' or '.join(forms)}")
@@ -91,7 +91,7 @@ def decode(
 
 def _build(
     directory: str | os.PathLike[str],
-    graph_of: Callable[[LanguageModel], Graph],
+    graph_of: Callable[[LanguageModel], ExportModule],
     attn_implementation: str,
     weights: WeightsForm,
     dtype: WeightsType,
@@ -101,7 +101,9 @@ def _build(
     matched = match_parameters(language_model, checkpoint)  # fail before tracing, which may take minutes
     model = convert(graph_of(language_model))
     bind_parameters(model.graphs[0], matched, weights, dtype)
-    deduplicate_constants(model, only=Weight)  # as bind.weights.py does for weights that are bound later
+    deduplicate_constants(
+        model, only=CheckpointTensor
+    )  # as bind.weights.py does for weights that are bound later
     if weights == "external":
         model.unused = unused_tensors(checkpoint, model.graphs[0], matched)
     return model

@@ -12,8 +12,8 @@ import tico
 import torch
 
 from export.fx_passes import drop_empty, quick_passes
-from export.graphs import Graph
 from export.model import summarize_error
+from export.modules import ExportModule
 from export.tensor_names import rename
 from o2o.errors import ModelError, O2oError
 from o2o.formats import loads
@@ -34,7 +34,7 @@ def _collector_paused() -> Iterator[None]:
 
 @quick_passes()
 @_collector_paused()
-def compile_graph(graph: Graph) -> bytes:
+def compile_graph(graph: ExportModule) -> bytes:
     """Compile a graph.
 
     Args:
@@ -73,7 +73,7 @@ def compile_graph(graph: Graph) -> bytes:
             ) from error
 
 
-def convert(graph: Graph) -> Model:
+def convert(graph: ExportModule) -> Model:
     """Compile a graph and name its inputs and outputs.
 
     Args:

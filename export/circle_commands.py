@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.config import CheckpointConfig
-from export.jobs import Job, jobs
+from export.graph_specs import GraphSpec, graph_specs
 from export.options import CacheForm, WeightsType, check_length
 from export.shell import export_command
 
@@ -36,7 +36,7 @@ def circle_commands(
     Args:
         checkpoint: The checkpoint's folder.
         length: S, tokens of context.
-        lengths: T of each prefill; see `export.jobs.jobs`.
+        lengths: T of each prefill; see `export.graph_specs.graph_specs`.
         cache: The form of decode's KV cache.
         dtype: The dtype of stored matrices.
 
@@ -49,12 +49,12 @@ def circle_commands(
     """
     config = CheckpointConfig.read(checkpoint)
     check_length(config, length)
-    *prefills, _ = graphs = jobs(length, lengths, cache)
-    with_caches = [job for job in prefills if job.capacity is not None]
-    lengths_ = ",".join(str(job.tokens) for job in with_caches)
+    *prefills, _ = graphs = graph_specs(length, lengths, cache)
+    with_caches = [spec for spec in prefills if spec.capacity is not None]
+    lengths_ = ",".join(str(spec.tokens) for spec in with_caches)
     steps = [export_command(checkpoint, length, lengths_, cache, "--dtype", dtype)]
     if cache == "concat":
-        steps += [FUSE_PREFILL.format(raw=job.file, fused=_fused_file(job)) for job in with_caches]
+        steps += [FUSE_PREFILL.format(raw=spec.file, fused=_fused_file(spec)) for spec in with_caches]
         exported, resized = (
             f"[1,{config.kv_heads},{rows},{config.head_dim}]" for rows in (length - 2, length)
         )
@@ -74,6 +74,6 @@ def is_fusing(step: str) -> bool:
     return step.lstrip().startswith(FUSE)
 
 
-def _fused_file(job: Job) -> str:
+def _fused_file(spec: GraphSpec) -> str:
     """The file of the graph after fusing."""
-    return job.file.replace("_.circle", ".circle")
+    return spec.file.replace("_.circle", ".circle")

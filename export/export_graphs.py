@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from export.config import CheckpointConfig
+from export.graph_specs import GraphSpec, graph_specs
 from export.hub import resolve
-from export.jobs import Job, jobs
 from export.options import ExportOptions
 from export.package_files import copy_package_files
 from export.processes import run_parallel, signals_interrupt
-from export.resources import Needs, check_disk, estimate_needs, gigabytes, processes_that_fit
+from export.resources import Needs, check_disk, estimate_needs, format_bytes, processes_that_fit
 from export.staging import publish, staging_folder
 from o2o.cli.progress import progress
 from o2o.cli.text import counted, listed
@@ -38,7 +38,7 @@ def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
     started = time.monotonic()
     directory = resolve(model)
     checkpoint = open_checkpoint(directory)
-    graphs = jobs(options.max_length, options.prefill_lengths, options.cache)
+    graphs = graph_specs(options.max_length, options.prefill_lengths, options.cache)
     config = CheckpointConfig.read(directory)
     options.check(config)
     needs = estimate_needs(
@@ -49,15 +49,15 @@ def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
     processes = processes_that_fit(needs.memory, min(options.processes or _cores(), len(graphs)))
     with signals_interrupt(SystemExit), staging_folder(folder) as staged:
         _export(graphs, processes, directory, staged, options)
-        publish(staged, folder, [job.file for job in graphs])
+        publish(staged, folder, [spec.file for spec in graphs])
     copy_package_files(folder, directory)
-    size = sum((folder / job.file).stat().st_size for job in graphs)
-    files = listed([job.file for job in graphs])
-    _log(f"wrote {files} into {folder}, {gigabytes(size)} in {time.monotonic() - started:.1f} s")
+    size = sum((folder / spec.file).stat().st_size for spec in graphs)
+    files = listed([spec.file for spec in graphs])
+    _log(f"wrote {files} into {folder}, {format_bytes(size)} in {time.monotonic() - started:.1f} s")
 
 
 def _export(
-    graphs: Sequence[Job], processes: int, directory: Path, folder: Path, options: ExportOptions
+    graphs: Sequence[GraphSpec], processes: int, directory: Path, folder: Path, options: ExportOptions
 ) -> None:
     """Export each graph, in this process or in children, which give their memory back."""
     arguments = (
@@ -70,29 +70,29 @@ def _export(
     )
     with progress("export", len(graphs), "graph") as advance:
         if processes > 1:
-            run_parallel([partial(job.export, *arguments) for job in graphs], processes, advance)
+            run_parallel([partial(spec.export, *arguments) for spec in graphs], processes, advance)
             return
-        for job in graphs:
-            job.export(*arguments)
+        for spec in graphs:
+            spec.export(*arguments)
             advance(1)
 
 
 def _log_estimate(
     checkpoint: Checkpoint,
     config: CheckpointConfig,
-    graphs: Sequence[Job],
+    graphs: Sequence[GraphSpec],
     options: ExportOptions,
     needs: Needs,
 ) -> None:
     dtypes = listed(sorted({tensor.dtype for tensor in checkpoint.tensors.values()}))
     _log(
         f"{checkpoint.directory}: {config.model_type}, {config.layers} layers, "
-        f"{needs.parameters:,} parameters, {gigabytes(needs.stored)} of {dtypes}"
+        f"{needs.parameters:,} parameters, {format_bytes(needs.stored)} of {dtypes}"
     )
     _log(
-        f"{listed([job.signature for job in graphs])} of {options.max_length} tokens: about "
-        f"{gigabytes(needs.graphs)} on disk ({gigabytes(needs.bound)} as one model with its weights), "
-        f"{gigabytes(needs.memory)} of memory for each process"
+        f"{listed([spec.signature for spec in graphs])} of {options.max_length} tokens: about "
+        f"{format_bytes(needs.graphs)} on disk ({format_bytes(needs.bound)} as one model with its weights), "
+        f"{format_bytes(needs.memory)} of memory for each process"
     )
 
 

@@ -22,18 +22,19 @@ class Family:
     """The rules of one model family.
 
     Attributes:
-        unfusable: Why fuse.attention.py cannot fuse its attention, as a predicate; empty if it can.
-        eager_only: Why only eager attention computes it, as a predicate; empty if `grouped` and `flash` do.
-        computed: Matches the names of stored tensors that the model computes by itself.
+        unfusable_reason: Why fuse.attention.py cannot fuse its attention, as a predicate; empty if it can.
+        eager_only_reason: Why only eager attention computes it, as a predicate; empty if `grouped` and
+            `flash` do.
+        ignored_tensors: Matches the names of stored tensors that the model computes by itself.
     """
 
-    unfusable: str = ""
-    eager_only: str = ""
-    computed: re.Pattern[str] = re.compile(r"rotary_emb\.inv_freq$")
+    unfusable_reason: str = ""
+    eager_only_reason: str = ""
+    ignored_tensors: re.Pattern[str] = re.compile(r"rotary_emb\.inv_freq$")
 
     @property
     def fuses(self) -> bool:
-        return not self.unfusable
+        return not self.unfusable_reason
 
 
 BIASES = "has biases in its attention"
@@ -52,9 +53,11 @@ FAMILIES: dict[str, Family] = {
     "glm": Family(PARTIAL_ROTATION),
     "glm4": Family(PARTIAL_ROTATION),
     # Causal masks, stored as buffers by old versions of transformers.
-    "gpt2": Family(BIASES, computed=re.compile(r"\.attn\.(masked_)?bias$")),
-    "gpt_neox": Family(BIASES, computed=re.compile(r"attention\.(masked_)?bias$|rotary_emb\.inv_freq$")),
-    "gpt_oss": Family("has attention sinks", eager_only="has attention sinks"),
+    "gpt2": Family(BIASES, ignored_tensors=re.compile(r"\.attn\.(masked_)?bias$")),
+    "gpt_neox": Family(
+        BIASES, ignored_tensors=re.compile(r"attention\.(masked_)?bias$|rotary_emb\.inv_freq$")
+    ),
+    "gpt_oss": Family("has attention sinks", eager_only_reason="has attention sinks"),
     "gptj": Family(INTERLEAVED_ROTATION),
     "hunyuan_v1_dense": Family(QK_NORMS),
     "olmo2": Family(QK_NORMS),
@@ -82,10 +85,12 @@ def family_of(config: CheckpointConfig) -> Family:
     """
     family = FAMILIES.get(config.model_type, Family())
     if config.attention_softcap:
-        return replace(family, unfusable=SOFTCAP, eager_only=SOFTCAP)
+        return replace(family, unfusable_reason=SOFTCAP, eager_only_reason=SOFTCAP)
     if family.fuses and config.fields.get("attention_bias"):
-        return replace(family, unfusable=BIASES)
+        return replace(family, unfusable_reason=BIASES)
     scale = config.fields.get("attention_multiplier")  # Granite
     if family.fuses and scale and abs(scale - config.head_dim**-0.5) > 1e-6 * scale:
-        return replace(family, unfusable="scales its attention scores by another factor than 1/sqrt(H)")
+        return replace(
+            family, unfusable_reason="scales its attention scores by another factor than 1/sqrt(H)"
+        )
     return family

@@ -13,7 +13,7 @@ from typing import Literal
 from export.config import CheckpointConfig
 from export.families import family_of
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import Blocks
+from o2o.operators.causal_attention import FlashBlockSizes
 
 CacheForm = Literal["concat", "static"]
 """How decode gets its cache: `concat` appends the new row to it, `static` writes the row into it."""
@@ -31,7 +31,7 @@ FLASH = "flash"
 """The same operator, computed in blocks; `flash:Q,KV` names the block sizes."""
 
 
-def parse_attention(name: str) -> tuple[str, Blocks | None]:
+def parse_attention(name: str) -> tuple[str, FlashBlockSizes | None]:
     """Split the name of an attention implementation into its kind and its blocks.
 
     Args:
@@ -49,7 +49,7 @@ def parse_attention(name: str) -> tuple[str, Blocks | None]:
     if kind != FLASH:
         return name, None
     try:
-        return FLASH, Blocks.parse(sizes) if sizes else None
+        return FLASH, FlashBlockSizes.parse(sizes) if sizes else None
     except ValueError as error:
         raise UsageError(f"--attn-implementation {name}: {error}") from None
 
@@ -60,7 +60,7 @@ class ExportOptions:
 
     Attributes:
         max_length: S, tokens of context.
-        prefill_lengths: T of each prefill; see `export.jobs.jobs`.
+        prefill_lengths: T of each prefill; see `export.graph_specs.graph_specs`.
         cache: The form of decode's KV cache.
         attn_implementation: See `parse_attention`.
         weights: Whether files hold the weights.
@@ -107,7 +107,7 @@ def check_attention(config: CheckpointConfig, attn_implementation: str, cache: C
         return
     if cache == "concat":
         raise UsageError(f"--attn-implementation {attn_implementation} needs --cache static")
-    if reason := family_of(config).eager_only:
+    if reason := family_of(config).eager_only_reason:
         raise UsageError(
             f"--attn-implementation {attn_implementation}: this {config.model_type} model {reason}, which "
             "only eager attention computes"

@@ -14,7 +14,7 @@ from export import shell
 from export.circle_commands import circle_commands, is_fusing
 from export.config import CheckpointConfig
 from export.families import family_of
-from export.jobs import jobs
+from export.graph_specs import graph_specs
 from export.options import CacheForm, WeightsType
 from export.package_files import copy_package_files
 from export.processes import signals_interrupt
@@ -30,7 +30,7 @@ MODELS = ("model.circle", "model.tflite")
 
 
 @dataclass(frozen=True)
-class Builder:
+class PackageBuilder:
     """Builds one package. The package changes only when all commands have succeeded.
 
     Attributes:
@@ -79,8 +79,8 @@ class Builder:
         """
         lengths = self.lengths
         if lengths is None:
-            graphs = jobs(self.length, None, "static")
-            lengths = [job.tokens for job in graphs if job.signature != "decode"]
+            graphs = graph_specs(self.length, None, "static")
+            lengths = [spec.tokens for spec in graphs if spec.signature != "decode"]
         conversion = Conversion(self.checkpoint, self.length, lengths, recipe)
         tensors = open_checkpoint(self.checkpoint).tensors
         parameters = estimate_needs(tensors, 0, 1, "float32", embed=True).parameters
@@ -92,8 +92,8 @@ class Builder:
         if family.fuses:
             return "concat"
         self.log(
-            f"this {config.model_type} model {family.unfusable}, which fuse.attention.py does not fuse: "
-            "taking --cache static"
+            f"this {config.model_type} model {family.unfusable_reason}, which fuse.attention.py does not "
+            "fuse: taking --cache static"
         )
         return "static"
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from export.options import WeightsForm, WeightsType
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import shape_of
 from o2o.rewriting.builder import Builder
 from o2o.weights.checkpoint import Checkpoint
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 from o2o.weights.stored_tensor import StoredTensor
-from o2o.weights.weight import Weight
 
 
 def bind_parameters(
@@ -38,17 +38,17 @@ def bind_parameters(
         assert value.name is not None
         assert value.dtype is not None
         stored = matched[value.name]
-        small = Weight(value.name, stored, value.dtype).nbytes < LARGE
+        small = CheckpointTensor(value.name, stored, value.dtype).nbytes < LARGE
         graph.inputs.remove(value)
         if dtype == "float16" and len(stored.shape) > 1 and not small:
             value = _insert_float16(graph, value)
         assert value.dtype is not None
-        weight = Weight(value.name or "", stored, value.dtype)
+        weight = CheckpointTensor(value.name or "", stored, value.dtype)
         if form == "embed" or weight.nbytes < LARGE:  # a large float32 matrix may be small in float16
             value.const_value = weight
         else:
             name = value.name or ""
-            value.const_value = ExternalTensor(name, stored.path, stored.name, value.dtype, stored.shape)
+            value.const_value = UnboundTensor(name, stored.path, stored.name, value.dtype, stored.shape)
         graph.register_initializer(value)
 
 
@@ -77,9 +77,7 @@ def unused_tensors(
     """
     constants = [value.const_value for value in graph.initializers.values()]
     used = {
-        (constant.path, constant.tensor_name)
-        for constant in constants
-        if isinstance(constant, ExternalTensor)
+        (constant.path, constant.tensor_name) for constant in constants if isinstance(constant, UnboundTensor)
     }
     embedded = {(stored.path, stored.name) for stored in matched.values()} - used
     unused: dict[str, dict[str, str]] = {}

@@ -25,8 +25,8 @@ def match_parameters(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, 
         ModelError: A tensor is missing, superfluous or of another shape, or tied parameters are stored with
             different values.
     """
-    computed = model.family.computed
-    unmatched = {name: tensor for name, tensor in checkpoint.tensors.items() if not computed.search(name)}
+    ignored = model.family.ignored_tensors
+    unmatched = {name: tensor for name, tensor in checkpoint.tensors.items() if not ignored.search(name)}
     matched: dict[str, StoredTensor] = {}
     for name in model.parameters:
         names = (name, *model.aliases.get(name, ()))

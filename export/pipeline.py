@@ -100,7 +100,7 @@ def build(args: argparse.Namespace, program: str) -> None:
         UsageError: Options exclude each other.
     """
     from export.hub import resolve
-    from export.package_builder import Builder
+    from export.package_builder import PackageBuilder
     from o2o.errors import UsageError
 
     if not args.package:
@@ -111,7 +111,7 @@ def build(args: argparse.Namespace, program: str) -> None:
         raise UsageError(f"--format tflite: give --quantize {args.dtype} instead of --dtype {args.dtype}")
     if args.format == "tflite" and args.cache == "concat":
         raise UsageError("--cache concat needs --format circle: TFLite models have static caches")
-    builder = Builder(
+    builder = PackageBuilder(
         resolve(args.model).absolute(),
         Path(args.package),
         args.max_length,

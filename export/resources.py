@@ -85,8 +85,8 @@ def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise O2oError(
-            f"{what} takes {gigabytes(needed)} on disk, {folder} has {gigabytes(free)} free: make room, or "
-            "write elsewhere"
+            f"{what} takes {format_bytes(needed)} on disk, {folder} has {format_bytes(free)} free: "
+            "make room, or write elsewhere"
         )
 
 
@@ -106,7 +106,7 @@ def processes_that_fit(memory: int, wanted: int) -> int:
     free = available_memory()
     if memory > free:
         raise O2oError(
-            f"exporting takes about {gigabytes(memory)} of memory, and {gigabytes(free)} are free: end "
+            f"exporting takes about {format_bytes(memory)} of memory, and {format_bytes(free)} are free: end "
             "other programs first"
         )
     return min(wanted, free // memory)
@@ -127,7 +127,7 @@ def available_memory() -> int:
         return free
 
 
-def gigabytes(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Format a size.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from export.config import CheckpointConfig
 from export.families import family_of
-from export.jobs import jobs
+from export.graph_specs import graph_specs
 from export.options import FLASH, GROUPED, check_length
 from export.shell import export_command
 from o2o.errors import UsageError
@@ -82,10 +82,10 @@ class Conversion:
         if self.buckets and not 0 < min(self.buckets) <= max(self.buckets) < self.capacity:
             buckets = ",".join(map(str, self.buckets))
             raise UsageError(f"buckets {buckets}: give capacities from 1 to {self.capacity - 1}")
-        jobs(self.capacity, self.lengths, "static")
+        graph_specs(self.capacity, self.lengths, "static")
         config = CheckpointConfig.read(self.checkpoint)
         check_length(config, self.capacity, self.capacity_flag)
-        if self.flash and (reason := family_of(config).eager_only):
+        if self.flash and (reason := family_of(config).eager_only_reason):
             raise UsageError(f"this {config.model_type} model {reason}: convert it without flash attention")
 
     def size(self, parameters: int) -> int:
@@ -111,7 +111,7 @@ class Conversion:
             The commands, in order.
         """
         lengths = ",".join(map(str, self.lengths))
-        graphs = " ".join(job.file for job in jobs(self.capacity, self.lengths, "static"))
+        graphs = " ".join(spec.file for spec in graph_specs(self.capacity, self.lengths, "static"))
         attention = ("--attn-implementation", self._attention())
         export = export_command(self.checkpoint, self.capacity, lengths, "static", *attention)
         buckets = ",".join(map(str, self.buckets))
@@ -127,7 +127,7 @@ class Conversion:
 
     def _attention(self) -> str:
         """The attention implementation to export. None of them repeats key/value heads in the file."""
-        if family_of(CheckpointConfig.read(self.checkpoint)).eager_only:
+        if family_of(CheckpointConfig.read(self.checkpoint)).eager_only_reason:
             return "eager"  # lower.litert.py removes the repetition
         if not self.flash:
             return GROUPED

@@ -66,14 +66,14 @@ class Role:
         return self.kind in _ROWS_OF.values()
 
     @property
-    def rows(self) -> Role:
+    def output_role(self) -> Role:
         """The role of the rows that a graph returns for this cache: `key` for `key_cache`."""
         return replace(self, kind=_ROWS_OF.get(self.kind, self.kind))
 
     @property
     def slot(self) -> Slot:
         """The KV cache that this is, or whose rows these are."""
-        return self.rows.kind, self.layer or 0
+        return self.output_role.kind, self.layer or 0
 
 
 def role_of(value: ir.Value) -> Role | None:

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from o2o.cli.text import counted
 from o2o.contract import contract_of, role_of
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import SourceTensor, storage_key
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import CUSTOM_DOMAIN, Model, dtype_name, inner_graphs
 from o2o.quantization.metadata import recorded_steps
 
@@ -93,7 +93,7 @@ def _constants(model: Model) -> dict[str, Any]:
     users: dict[Hashable, list[tuple[str, ir.Value]]] = defaultdict(list)
     form = "inside"
     for label, value, tensor in _constant_values(model):
-        if not isinstance(tensor, ExternalTensor):
+        if not isinstance(tensor, UnboundTensor):
             users[storage_key(tensor)].append((label, value))
         if isinstance(tensor, SourceTensor) and tensor.span.outside:
             form = "by offset"
@@ -126,7 +126,7 @@ def _constants(model: Model) -> dict[str, Any]:
 def _references(model: Model) -> dict[str, Any]:
     """The constants in a checkpoint: number of tensors, files, and bytes after binding."""
     external = {
-        tensor.key: tensor for _, _, tensor in _constant_values(model) if isinstance(tensor, ExternalTensor)
+        tensor.key: tensor for _, _, tensor in _constant_values(model) if isinstance(tensor, UnboundTensor)
     }
     return {
         "count": len(external),

@@ -66,7 +66,7 @@ class Model:
         metadata: Name and contents of each metadata entry that this project does not interpret.
         history: The history of filters (`o2o.history`).
         fields: Other fields of the schema's Model table.
-        unused: Tensors of a checkpoint without a reference (`o2o.formats.external_tensor`), by file.
+        unused: Tensors of a checkpoint without a reference (`o2o.formats.unbound_tensor`), by file.
     """
 
     format: Format
@@ -116,7 +116,7 @@ class Model:
         module = _module(name)
         return f"{node.op_type} ({name} in {self.label(graph)}{f', module {module}' if module else ''})"
 
-    def sign(self, name: str) -> None:
+    def add_default_signature(self, name: str) -> None:
         """Add a signature for the main graph if it has none.
 
         Args:

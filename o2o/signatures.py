@@ -29,7 +29,7 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class Traits:
+class SignatureFacts:
     """The facts about one signature that the rule uses.
 
     Attributes:
@@ -47,7 +47,9 @@ class Traits:
     gives_logits: bool
 
     @classmethod
-    def of(cls, name: str, inputs: Iterable[tuple[Role, Sequence[int]]], outputs: Iterable[Role]) -> Traits:
+    def of(
+        cls, name: str, inputs: Iterable[tuple[Role, Sequence[int]]], outputs: Iterable[Role]
+    ) -> SignatureFacts:
         """Return the traits of a signature.
 
         Args:
@@ -92,7 +94,7 @@ class Classified(Generic[S]):
     buckets: list[S]
 
 
-def classify(signatures: Sequence[tuple[S, Traits]]) -> Classified[S]:
+def classify(signatures: Sequence[tuple[S, SignatureFacts]]) -> Classified[S]:
     """Apply the rule of this module to signatures in any representation.
 
     Args:
@@ -142,7 +144,7 @@ def classify_contract(signatures: Mapping[str, Any]) -> Classified[str]:
             (role, entry["shape"]) for entry in entries["inputs"] if (role := parse_role(entry)) is not None
         ]
         outputs = [role for entry in entries["outputs"] if (role := parse_role(entry)) is not None]
-        pairs.append((name, Traits.of(name, inputs, outputs)))
+        pairs.append((name, SignatureFacts.of(name, inputs, outputs)))
     return classify(pairs)
 
 
@@ -219,7 +221,7 @@ def _classified(model: Model) -> Classified[Signature]:
     return classify([(signature, _traits(signature)) for signature in model.signatures])
 
 
-def _traits(signature: Signature) -> Traits:
+def _traits(signature: Signature) -> SignatureFacts:
     inputs = [(role, shape_of(v)) for v in signature.inputs.values() if (role := role_of(v)) is not None]
     outputs = [role for v in signature.outputs.values() if (role := role_of(v)) is not None]
-    return Traits.of(signature.name, inputs, outputs)
+    return SignatureFacts.of(signature.name, inputs, outputs)

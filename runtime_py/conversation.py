@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol, Unpack
 
-from runtime_py.generation.generate import Options, Token
+from runtime_py.generation.generate import GenerationOptions, Token
 from runtime_py.generation.session import Session
 from runtime_py.text.chat_template import ChatTemplate, Message
 from runtime_py.text.tokenizer import Tokenizer
@@ -14,7 +14,7 @@ from runtime_py.text.tokenizer import Tokenizer
 class Stream(Protocol):
     """Generates a continuation, as `runtime_py.package.Package.stream` does."""
 
-    def __call__(self, prompt: Sequence[int], **options: Unpack[Options]) -> Iterator[Token]: ...
+    def __call__(self, prompt: Sequence[int], **options: Unpack[GenerationOptions]) -> Iterator[Token]: ...
 
 
 class Conversation:
@@ -27,7 +27,7 @@ class Conversation:
         template: ChatTemplate,
         stream: Stream,
         system: str | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[GenerationOptions],
     ) -> None:
         """Start a conversation.
 

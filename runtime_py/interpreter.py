@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.cli.text import listed
 from o2o.errors import UsageError
 
-with quiet():
+with silenced_stderr():
     from ai_edge_litert import interpreter as litert
 
 TOKENS, POSITIONS, CACHE = "tokens", "input_pos", "kv_cache_"

@@ -14,7 +14,7 @@ from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import LoadedEngine, load_engine
 from runtime_py.engines.model_file import model_size
 from runtime_py.engines.options import EngineOptions
-from runtime_py.generation.generate import Options, Token, generate
+from runtime_py.generation.generate import GenerationOptions, Token, generate
 from runtime_py.generation.session import Session
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
@@ -147,7 +147,7 @@ class Package:
         self._session_engine = self.engine()
         return Session(self._session_engine.open_session())
 
-    def stream(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[Token]:
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Iterator[Token]:
         """Generate a continuation, token by token.
 
             for token in Package.load("tinyllama").stream("Once upon a time", max_new_tokens=20):
@@ -157,7 +157,7 @@ class Package:
 
         Args:
             prompt: A text, or its token ids [P].
-            options: See `runtime_py.generation.generate.Options`.
+            options: See `runtime_py.generation.generate.GenerationOptions`.
 
         Returns:
             The tokens, up to the end of sequence, a limit of `options` or the end of the context. `finish`
@@ -170,7 +170,7 @@ class Package:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         return generate(self.session, ids, Detokenizer(self.tokenizer), eos=self.eos, **options)
 
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> str:
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> str:
         """Generate a continuation.
 
         Args:
@@ -182,7 +182,7 @@ class Package:
         """
         return "".join(token.text for token in self.stream(prompt, **options))
 
-    def chat(self, system: str | None = None, **options: Unpack[Options]) -> Conversation:
+    def chat(self, system: str | None = None, **options: Unpack[GenerationOptions]) -> Conversation:
         """Start a conversation in the checkpoint's chat template.
 
         Args:

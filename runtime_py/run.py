@@ -23,7 +23,7 @@ from runtime_py.engines.flags import add_engine_flags, options_from
 
 if TYPE_CHECKING:
     from runtime_py.evaluation.timing import Stats
-    from runtime_py.generation.generate import Options
+    from runtime_py.generation.generate import GenerationOptions
     from runtime_py.package import Package
 
 DEFAULT_PROMPT = "Lily picked up a flower."
@@ -146,7 +146,7 @@ def _run(args: argparse.Namespace) -> int:
         return talk(conversation, args.prompt, stats if args.stats else None, _log)
 
 
-def _options(args: argparse.Namespace) -> Options:
+def _options(args: argparse.Namespace) -> GenerationOptions:
     """Raises UsageError for numbers out of range."""
     from runtime_py.generation.sampling import Sampling
 
@@ -164,7 +164,11 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _continue(
-    package: Package, prompt: Sequence[int], args: argparse.Namespace, options: Options, stats: Stats
+    package: Package,
+    prompt: Sequence[int],
+    args: argparse.Namespace,
+    options: GenerationOptions,
+    stats: Stats,
 ) -> int:
     """Print the continuation of the prompt. SIGINT ends the text, and the text so far is printed."""
     header = f"prompt: {DEFAULT_PROMPT if args.prompt is None else args.prompt}\n"

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 PACKAGES = ["export", "o2o", "runtime_py", "tinyllama"]
 COVERED = {
     "tests/export/test_build_graph.py": [
-        "export/graphs.py",
+        "export/modules.py",
         "export/traced_cache.py",
     ],
     "tests/export/test_flash_attention.py": [
@@ -37,7 +37,7 @@ COVERED = {
         "o2o/rewriting/downcast_inputs.py",
     ],
     "tests/o2o/filters/test_fuse_attention.py": [
-        "o2o/rewriting/attention/block.py",
+        "o2o/rewriting/attention/match.py",
         "o2o/rewriting/attention/parts.py",
         "o2o/rewriting/attention/proof.py",
         "o2o/rewriting/attention/rule.py",

@@ -119,7 +119,7 @@ def convert(args: argparse.Namespace) -> None:
     """
     from export import shell
     from export.processes import signals_interrupt
-    from export.resources import check_disk, estimate_needs, gigabytes
+    from export.resources import check_disk, estimate_needs, format_bytes
     from export.staging import staging_folder
     from o2o.errors import ModelError
 
@@ -130,7 +130,7 @@ def convert(args: argparse.Namespace) -> None:
     parameters = estimate_needs(checkpoint.tensors, 0, 1, "float32", embed=True).parameters
     size = conversion.size(parameters)
     check_disk(target.parent, size, "the model")
-    log(f"{target} will take about {gigabytes(size)}")
+    log(f"{target} will take about {format_bytes(size)}")
     with signals_interrupt(), staging_folder(target.parent) as folder:
         try:
             shell.run(conversion.commands(), folder)
@@ -141,8 +141,8 @@ def convert(args: argparse.Namespace) -> None:
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     log(
-        f"wrote {target}, {gigabytes(target.stat().st_size)} in {seconds:.1f} s; the largest process took "
-        f"{gigabytes(peak)} of memory"
+        f"wrote {target}, {format_bytes(target.stat().st_size)} in {seconds:.1f} s; the largest process took "
+        f"{format_bytes(peak)} of memory"
     )
 
 

@@ -6,7 +6,7 @@
     kv_cache = kv_utils.KVCache.from_model_config(model.config)
     output = model(tokens, torch.arange(tokens.shape[1]), kv_cache)      # {"logits", "kv_cache"}
 
-This is the exported graph (`export.graphs.Static`), with the checkpoint's weights.
+This is the exported graph (`StaticCacheModule`), with the checkpoint's weights.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from export.attention import blocks_of
-from export.graphs import Static
 from export.hub import resolve
 from export.model import LanguageModel
+from export.modules import StaticCacheModule
 from export.parameter_matching import match_parameters
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import Blocks
+from o2o.operators.causal_attention import FlashBlockSizes
 from o2o.weights.checkpoint import open_checkpoint
 from tinyllama.kv_cache import KVCache, KVCacheEntry
 from tinyllama.model_config import ModelConfig
@@ -41,7 +41,9 @@ class TinyLlama(torch.nn.Module):
     the tokens begin a text. Without a cache, an empty one is used.
     """
 
-    def __init__(self, model: LanguageModel, config: ModelConfig, blocks: Blocks | None = None) -> None:
+    def __init__(
+        self, model: LanguageModel, config: ModelConfig, blocks: FlashBlockSizes | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.transformer: torch.nn.Module = model.module  # whose parameters are this module's
@@ -78,7 +80,7 @@ class TinyLlama(torch.nn.Module):
         if input_pos is None:
             input_pos = torch.arange(count)
         first = first_position(input_pos, count, kv_cache)
-        graph = Static(self._model, "forward", count, self.config.kv_cache_max_len)
+        graph = StaticCacheModule(self._model, "forward", count, self.config.kv_cache_max_len)
         parameters = dict(self.transformer.named_parameters())
         weights = [parameters[name] for name in self._model.parameters]
         past = [tensor.transpose(1, 2) for tensor in kv_cache]
@@ -149,7 +151,7 @@ def build_model(
     checkpoint_path: str | os.PathLike[str],
     kv_cache_max_len: int = KV_CACHE_MAX_LEN,
     use_flash_attention: bool = False,
-    blocks: Blocks | None = None,
+    blocks: FlashBlockSizes | None = None,
 ) -> TinyLlama:
     """Build the model of a checkpoint, with float32 weights.
 

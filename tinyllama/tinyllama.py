@@ -87,24 +87,24 @@ def export(args: argparse.Namespace) -> None:
         args: The parsed command line.
     """
     from export.config import CheckpointConfig
+    from export.graph_specs import graph_specs
     from export.hub import resolve
-    from export.jobs import jobs
     from export.options import check_attention, check_length
     from export.package_files import copy_package_files
     from o2o import formats
-    from o2o.cli.silence_stderr import no_warnings
+    from o2o.cli.silence_stderr import suppressed_warnings
     from o2o.weights.checkpoint import open_checkpoint
 
     started = time.monotonic()
-    prefill, decode = jobs(args.max_length, (), args.cache)
+    prefill, decode = graph_specs(args.max_length, (), args.cache)
     directory = resolve(args.model)
     open_checkpoint(directory)  # report its defects before torch, transformers and TICO take seconds to load
     config = CheckpointConfig.read(directory)
     check_attention(config, args.attn_implementation, args.cache if args.mode == "decode" else None)
     check_length(config, args.max_length)
-    with contextlib.nullcontext() if args.debug else no_warnings():
-        job = prefill if args.mode == "prefill" else decode
-        model = job.build(directory, args.attn_implementation, args.weights, "float32")
+    with contextlib.nullcontext() if args.debug else suppressed_warnings():
+        spec = prefill if args.mode == "prefill" else decode
+        model = spec.build(directory, args.attn_implementation, args.weights, "float32")
     output = args.output or DEFAULT_OUTPUT[args.mode]
     formats.save(model, output)
     if package := args.package or (None if args.output else "tinyllama"):

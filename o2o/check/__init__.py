@@ -6,6 +6,6 @@ onnx      a Circle model on LiteRT and its ONNX model on ONNX Runtime
 """
 
 from o2o.check.compare import SEED, TOLERANCE, check
-from o2o.check.subject import Subject, Tensor
+from o2o.check.subject import IoTensor, Subject
 
-__all__ = ["SEED", "TOLERANCE", "Subject", "Tensor", "check"]
+__all__ = ["SEED", "TOLERANCE", "IoTensor", "Subject", "check"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from o2o.check.subject import Subject, Tensor
+from o2o.check.subject import IoTensor, Subject
 from o2o.cli.text import counted
 from o2o.errors import ModelError
 from o2o.model import Model
@@ -61,32 +61,32 @@ def _paired_signatures(old: Sequence[str], new: Sequence[str]) -> list[str | Non
     return [name if name in new else None for name in old]
 
 
-def _paired_tensors(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> list[str | None]:
+def _paired_tensors(old: Mapping[str, IoTensor], new: Mapping[str, IoTensor]) -> list[str | None]:
     """For each old name the same one, else the one of the same role, else by order."""
-    roles = {_slot(tensor): name for name, tensor in new.items() if tensor.role is not None}
-    pairs = [name if name in new else roles.get(_slot(tensor)) for name, tensor in old.items()]
+    roles = {_role_key(tensor): name for name, tensor in new.items() if tensor.role is not None}
+    pairs = [name if name in new else roles.get(_role_key(tensor)) for name, tensor in old.items()]
     return list(new) if None in pairs and len(old) == len(new) else pairs
 
 
-def _positions(*inputs: Mapping[str, Tensor]) -> list[int]:
+def _positions(*inputs: Mapping[str, IoTensor]) -> list[int]:
     """The first position, and the last at which all caches of both models have room."""
     tokens = max(
         (t.shape[-1] for tensors in inputs for t in tensors.values() if _kind(t) == "tokens"), default=1
     )
     rows = [
-        tensor.shape[tensor.rows]
+        tensor.shape[tensor.token_axis]
         for tensors in inputs
         for tensor in tensors.values()
-        if tensor.rows is not None and _kind(tensor) in ("key_cache", "value_cache")
+        if tensor.token_axis is not None and _kind(tensor) in ("key_cache", "value_cache")
     ]
     return sorted({0, max(0, min(rows) - tokens)}) if rows else [0]
 
 
-def _kind(tensor: Tensor) -> str | None:
+def _kind(tensor: IoTensor) -> str | None:
     return tensor.role.kind if tensor.role is not None else None
 
 
-def _slot(tensor: Tensor) -> tuple[str, int | None] | None:
+def _role_key(tensor: IoTensor) -> tuple[str, int | None] | None:
     """Role and layer: the same in any layout."""
     return (tensor.role.kind, tensor.role.layer) if tensor.role is not None else None
 
@@ -151,7 +151,7 @@ class _Comparison:
         return "no intermediate tensor has the same name in both"
 
 
-def _random_feeds(inputs: Mapping[str, Tensor], position: int) -> dict[str, np.ndarray]:
+def _random_feeds(inputs: Mapping[str, IoTensor], position: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(SEED + position)
     feeds = {}
     numbers: np.ndarray
@@ -166,7 +166,7 @@ def _random_feeds(inputs: Mapping[str, Tensor], position: int) -> dict[str, np.n
     return feeds
 
 
-def _adapted(numbers: np.ndarray, old: Tensor, new: Tensor) -> np.ndarray | None:
+def _adapted(numbers: np.ndarray, old: IoTensor, new: IoTensor) -> np.ndarray | None:
     """`numbers` of `old` in the layout, capacity, shape and dtype of `new`; None if they do not fit.
 
     Positions of several tokens count up from the first.
@@ -186,13 +186,19 @@ def _adapted(numbers: np.ndarray, old: Tensor, new: Tensor) -> np.ndarray | None
     return np.ascontiguousarray(numbers.reshape(new.shape).astype(new.dtype))
 
 
-def _new_rows(numbers: np.ndarray, old: Tensor, new: Tensor, position: int) -> tuple[np.ndarray, Tensor]:
+def _new_rows(
+    numbers: np.ndarray, old: IoTensor, new: IoTensor, position: int
+) -> tuple[np.ndarray, IoTensor]:
     """The rows of `old`, whole caches, that `new` returns: those from `position` on. For keys and values."""
-    if old.rows is None or new.rows is None or new.shape[new.rows] >= old.shape[old.rows]:
+    if (
+        old.token_axis is None
+        or new.token_axis is None
+        or new.shape[new.token_axis] >= old.shape[old.token_axis]
+    ):
         return numbers, old
     if _kind(old) not in ("key", "value"):
         return numbers, old
-    numbers = numbers.take(range(position, position + new.shape[new.rows]), old.rows)
+    numbers = numbers.take(range(position, position + new.shape[new.token_axis]), old.token_axis)
     return numbers, replace(old, shape=numbers.shape)
 
 

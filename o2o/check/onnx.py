@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from o2o.check import SEED, TOLERANCE, Subject, Tensor
-from o2o.cli.silence_stderr import quiet
+from o2o.check import SEED, TOLERANCE, IoTensor, Subject
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
 from o2o.formats.onnx_writer import write
 from o2o.formats.tensors import is_quantized
@@ -20,7 +20,7 @@ from o2o.signatures import decode_of
 
 TOKENS = 6
 """Tokens to read from position 0 on: all but the last in one run of ONNX."""
-Slot = tuple[str, int | None]
+RoleKey = tuple[str, int | None]
 """(role, layer) of an input or output."""
 
 
@@ -94,13 +94,13 @@ class _CircleRunner:
             if slot[0].endswith("_cache")
         }
         cache = self._inputs[next(iter(self._caches))][1]
-        assert cache.rows is not None
-        self.capacity = cache.shape[cache.rows]
+        assert cache.token_axis is not None
+        self.capacity = cache.shape[cache.token_axis]
         self.limit = self._inputs["tokens", None][1].limit
 
     def step(self, token: int, position: int) -> np.ndarray:
         """Run one token; return its logits [V]."""
-        by_slot: dict[Slot, np.ndarray | int] = {
+        by_slot: dict[RoleKey, np.ndarray | int] = {
             **self._caches,
             ("tokens", None): token,
             ("position", None): position,
@@ -116,7 +116,7 @@ class _CircleRunner:
         return results[self._outputs["logits", None][0]].reshape(-1)
 
     @property
-    def caches(self) -> dict[Slot, np.ndarray]:
+    def caches(self) -> dict[RoleKey, np.ndarray]:
         """The KV caches [K, S, H]."""
         caches = {}
         for slot, cache in self._caches.items():
@@ -127,7 +127,7 @@ class _CircleRunner:
         return caches
 
 
-def _by_slot(tensors: Mapping[str, Tensor]) -> dict[Slot, tuple[str, Tensor]]:
+def _by_slot(tensors: Mapping[str, IoTensor]) -> dict[RoleKey, tuple[str, IoTensor]]:
     return {(t.role.kind, t.role.layer): (name, t) for name, t in tensors.items() if t.role is not None}
 
 
@@ -136,7 +136,7 @@ class _OnnxRunner:
 
     def __init__(self, path: Path) -> None:
         try:
-            with quiet():
+            with silenced_stderr():
                 import onnxruntime
 
                 options = onnxruntime.SessionOptions()
@@ -165,9 +165,9 @@ class _OnnxRunner:
         return last
 
     @property
-    def caches(self) -> dict[Slot, np.ndarray]:
+    def caches(self) -> dict[RoleKey, np.ndarray]:
         """The KV caches [K, S, H]."""
-        caches: dict[Slot, np.ndarray] = {}
+        caches: dict[RoleKey, np.ndarray] = {}
         for name, cache in self._caches.items():
             _, kind, layer = name.split("_")
             caches[f"{kind}_cache", int(layer)] = cache[0]

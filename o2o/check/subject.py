@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o import formats
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.model import Model, attribute, shape_of
@@ -20,7 +20,7 @@ from o2o.weights.binding import bind
 
 
 @dataclass(frozen=True)
-class Tensor:
+class IoTensor:
     """An input or output as it was before lowering.
 
     Attributes:
@@ -36,7 +36,7 @@ class Tensor:
     limit: int
 
     @classmethod
-    def of(cls, value: ir.Value) -> Tensor:
+    def of(cls, value: ir.Value) -> IoTensor:
         """Return the facts about an input or output.
 
         Args:
@@ -53,7 +53,7 @@ class Tensor:
         return cls(shape_of(value), value.dtype.numpy(), role_of(value), min(_table_rows(value), default=2))
 
     @property
-    def rows(self) -> int | None:
+    def token_axis(self) -> int | None:
         """The token axis of a key, value or cache whose layout is known."""
         if self.role is None or self.role.layout is None:
             return None
@@ -94,11 +94,12 @@ class Subject:
         formats.save(model, self._file("model"))
         copy = formats.load(self._file("model"))
         bind(copy, partial=True)
-        copy.sign("main")
-        inputs = {s.name: {n: Tensor.of(v) for n, v in s.inputs.items()} for s in copy.signatures}
+        copy.add_default_signature("main")
+        inputs = {s.name: {n: IoTensor.of(v) for n, v in s.inputs.items()} for s in copy.signatures}
         self.lowered = lower_to_litert(copy)  # adds an output for each cache that ATTENTION writes
         self.io = {
-            s.name: (inputs[s.name], {n: Tensor.of(v) for n, v in s.outputs.items()}) for s in copy.signatures
+            s.name: (inputs[s.name], {n: IoTensor.of(v) for n, v in s.outputs.items()})
+            for s in copy.signatures
         }
         formats.save(self.lowered, self._file("lowered"))
         self._interpreter = self._load()
@@ -108,7 +109,7 @@ class Subject:
 
     def _load(self, **options: object) -> object:
         try:
-            with quiet():  # LiteRT logs its delegates
+            with silenced_stderr():  # LiteRT logs its delegates
                 from ai_edge_litert.interpreter import Interpreter
 
                 interpreter = Interpreter(model_path=self._file("lowered"), **options)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 
-def silence() -> None:
+def silence_stderr_forever() -> None:
     """Drop all output to stderr from now on, for the end of a process."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
         _flush()
@@ -18,7 +18,7 @@ def silence() -> None:
 
 
 @contextlib.contextmanager
-def quiet(active: bool = True) -> Iterator[None]:
+def silenced_stderr(active: bool = True) -> Iterator[None]:
     """Drop all output to stderr inside the block, also that of C libraries.
 
     Args:
@@ -51,7 +51,7 @@ def _flush() -> None:
 
 
 @contextlib.contextmanager
-def no_warnings() -> Iterator[None]:
+def suppressed_warnings() -> Iterator[None]:
     """Drop warnings of Python and of loggers inside the block.
 
     Yields:

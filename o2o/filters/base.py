@@ -35,7 +35,7 @@ class Filter:
 
     name: ClassVar[str]
     usage_example: ClassVar[str]
-    formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # of the input
+    input_formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # of the input
     records_history: ClassVar[bool] = True
     check_help: ClassVar[str | None] = "run the model before and after on LiteRT and compare the outputs"
 
@@ -140,8 +140,8 @@ class Filter:
         """
         models = [formats.read(source) for source in sources]
         for model, source in zip(models, sources, strict=True):
-            if model.format not in self.formats:
-                needed = " or ".join(self.formats)
+            if model.format not in self.input_formats:
+                needed = " or ".join(self.input_formats)
                 raise ModelError(f"{source.name}: a {model.format} model, but this filter needs {needed}")
         return models
 
@@ -249,7 +249,7 @@ class Filter:
         assert isinstance(result, Model)
         plan = formats.plan(result)
         with streams.open_output(output, plan.size) as sink:
-            plan.write(sink, passing=True)
+            plan.write(sink, consume_sources=True)
             for source in sources:
                 source.finish()
 

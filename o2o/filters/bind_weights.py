@@ -9,7 +9,7 @@ from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.weights.binding import bind
-from o2o.weights.weight import Weight
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 
 
 class BindWeights(Filter):
@@ -46,7 +46,7 @@ class BindWeights(Filter):
         if not count:
             self.log("the model has no external weights")
             return
-        _, _, saved = deduplicate_constants(model, only=Weight)
+        _, _, saved = deduplicate_constants(model, only=CheckpointTensor)
         bound = f"bound {counted(count, 'tensor')}"
         self.log(bound + (f"; equal ones are stored once, which saves {saved:,} bytes" if saved else ""))
 

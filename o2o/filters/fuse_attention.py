@@ -34,7 +34,7 @@ class FuseAttention(Fusion):
 
     name = "fuse.attention.py"
     usage_example = "fuse.attention.py < decode_.circle > decode.circle"
-    formats = ("circle",)
+    input_formats = ("circle",)
     noun = "attention block"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ class FuseRmsNorm(Fusion):
 
     name = "fuse.rms_norm.py"
     usage_example = "fuse.rms_norm.py < decode.circle > fused.circle"
-    formats = ("circle",)
+    input_formats = ("circle",)
     noun = "normalisation"
 
     def rule(self, model: Model, args: argparse.Namespace) -> RmsNormRule:

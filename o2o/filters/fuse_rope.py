@@ -25,7 +25,7 @@ class FuseRope(Fusion):
 
     name = "fuse.rope.py"
     usage_example = "fuse.rope.py < decode.circle > fused.circle"
-    formats = ("circle",)
+    input_formats = ("circle",)
     noun = "rotation"
 
     def rule(self, model: Model, args: argparse.Namespace) -> RopeRule:

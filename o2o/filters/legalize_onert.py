@@ -30,7 +30,7 @@ class LegalizeOnert(Filter):
 
     name = "legalize.onert.py"
     usage_example = "legalize.onert.py < model.circle > decode.circle"
-    formats = ("circle",)
+    input_formats = ("circle",)
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         summary = lower_to_onert(model)

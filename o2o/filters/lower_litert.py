@@ -13,7 +13,7 @@ from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.attention import FlashBlocks
 from o2o.lower.litert.composites import wrap_composites
 from o2o.model import CUSTOM_DOMAIN, Model
-from o2o.operators.causal_attention import Blocks
+from o2o.operators.causal_attention import FlashBlockSizes
 
 
 class LowerLitert(Filter):
@@ -76,7 +76,7 @@ def _flash_blocks(text: str) -> FlashBlocks:
     if text in ("always", "never"):
         return text == "always"
     try:
-        return Blocks.parse(text)
+        return FlashBlockSizes.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not always, never or Q,KV: {error}") from None
 

@@ -38,7 +38,7 @@ class LowerOnnx(Filter):
 
     name = "lower.onnx.py"
     usage_example = "lower.onnx.py --form ort model.circle -o model.onnx"
-    formats = ("circle",)
+    input_formats = ("circle",)
     check_help = "run the model on LiteRT and the result on ONNX Runtime, and compare the outputs"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -55,7 +55,7 @@ class MergeCircles(Filter):
         self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
     ) -> Model:
         for model, file in zip(models, args.files, strict=True):
-            model.sign("model" if file == "-" else Path(file).stem)
+            model.add_default_signature("model" if file == "-" else Path(file).stem)
         if args.sig_names is not None:
             _rename(
                 [s for model in models for s in model.signatures],

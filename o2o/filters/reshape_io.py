@@ -18,7 +18,7 @@ from o2o.formats.tensors import is_quantized
 from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention, is_attention, takes_as_cache
 from o2o.rewriting.matchers import producer_of
-from o2o.rewriting.rewire import detach_input, detach_output, io_values
+from o2o.rewriting.rewire import insert_after_input, insert_before_output, io_values
 from o2o.rewriting.selectors import entry_graphs
 
 
@@ -82,7 +82,7 @@ def _reshape_input(graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> No
             _set_shape(value, new)
             _forget_layout(value)
             return
-        op, inner = detach_input(graph, value)
+        op, inner = insert_after_input(graph, value)
         _set_shape(value, new)
         _forget_layout(value)
         inner.replace_all_uses_with(op.reshape(value, old, name=f"{value.name}_reshaped"))
@@ -125,7 +125,9 @@ def _check_resizable(value: ir.Value, node: ir.Node, operand: int, new: tuple[in
 def _reshape_output(model: Model, graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> None:
     if math.prod(shape_of(value)) != math.prod(new):
         raise ModelError(f"cannot reshape the output {value.name} {list(shape_of(value))} to {_text(new)}")
-    _forget_layout(detach_output(model, graph, value, lambda op, x: op.reshape(x, new, name="reshaped")))
+    _forget_layout(
+        insert_before_output(model, graph, value, lambda op, x: op.reshape(x, new, name="reshaped"))
+    )
 
 
 def _check_caches(graph: ir.Graph) -> None:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import onnx_ir as ir
 
-from o2o.formats.tensors import CHUNK, StreamedTensor, pieces, storage_key, stream
+from o2o.formats.tensors import CHUNK, StreamedTensor, chunks, storage_key, stream
 
 
 class ConcatenatedTensor(StreamedTensor):
@@ -45,9 +45,9 @@ class ConcatenatedTensor(StreamedTensor):
     def key(self) -> Hashable:
         return tuple(storage_key(part) for part in self.parts)
 
-    def pieces(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         for part in self.parts:
-            yield from pieces(part, size)
+            yield from chunks(part, size)
 
     def tofile(self, file: BinaryIO) -> None:
         for part in self.parts:

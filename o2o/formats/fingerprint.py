@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model, quantization_constants
 
 
@@ -68,7 +68,7 @@ def _value(value: ir.Value) -> Iterator[str | bytes]:
         yield f"{field} {other.name}"
     tensor = value.const_value
     if tensor is not None:
-        in_file = not isinstance(tensor, ExternalTensor)
+        in_file = not isinstance(tensor, UnboundTensor)
         yield tensor.tobytes() if in_file and tensor.nbytes < LARGE else f"{tensor.dtype} {tensor.nbytes}"
 
 

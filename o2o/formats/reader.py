@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats import external_tensor
+from o2o.formats import unbound_tensor
 from o2o.formats.schema import QUANTIZATION_CONSTANTS, SUBGRAPH_FIELDS, Dialect, Span, detect
 from o2o.formats.tensors import LARGE, SourceTensor, constant
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, quantization_constants
@@ -25,7 +25,7 @@ _OPERATOR_FIELDS = {
     "largeCustomOptionsOffset", "largeCustomOptionsSize",
 }  # fmt: skip
 _SUBGRAPH_FIELDS = {"tensors", "inputs", "outputs", "operators", "name"}
-_OWN_METADATA = (contract.METADATA_NAME, history.METADATA_NAME, external_tensor.METADATA_NAME)
+_OWN_METADATA = (contract.METADATA_NAME, history.METADATA_NAME, unbound_tensor.METADATA_NAME)
 _MODEL_FIELDS = {"operatorCodes", "subgraphs", "buffers", "metadata", "metadataBuffer", "signatureDefs"}
 
 
@@ -128,8 +128,8 @@ class _Reader:
 
     def _read_external(self) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, str]]]:
         for entry in self.table.metadata or ():
-            if _text(entry.name) == external_tensor.METADATA_NAME:
-                return external_tensor.loads(self._bytes(entry.buffer))
+            if _text(entry.name) == unbound_tensor.METADATA_NAME:
+                return unbound_tensor.loads(self._bytes(entry.buffer))
         return {}, {}
 
     def _bytes(self, index: int) -> bytes:
@@ -147,7 +147,7 @@ class _Reader:
         """The constant in buffer `index`, or None if the buffer is empty."""
         span = self.spans[index]
         if index in self.external and dtype is not None:
-            return external_tensor.ExternalTensor(name, dtype=dtype, shape=shape, **self.external[index])
+            return unbound_tensor.UnboundTensor(name, dtype=dtype, shape=shape, **self.external[index])
         if span.size == 0:
             return None
         if span.size >= LARGE or span.start + span.size > len(self.source.head):

@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats import external_tensor
-from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats import unbound_tensor
 from o2o.formats.schema import DIALECTS, SUBGRAPH_FIELDS
 from o2o.formats.tensors import storage_key
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import CUSTOM_DOMAIN, Model, Signature, quantization_constants
 
 
@@ -30,7 +30,7 @@ class Tables:
         self.dialect = DIALECTS[model.format]
         self.payloads: list[bytes | ir.TensorProtocol] = []
         self.buffer_of: dict[Hashable, int] = {}
-        self.external: dict[int, ExternalTensor] = {}
+        self.external: dict[int, UnboundTensor] = {}
         self.opcode_of: dict[tuple[str, str, int], int] = {}
         self.graph_index = {id(graph): index for index, graph in enumerate(model.graphs)}
         self.tensor_index: list[dict[int, int]] = []
@@ -63,7 +63,7 @@ class Tables:
         entries = [
             (contract.METADATA_NAME, contract.dumps(self.model)),
             (history.METADATA_NAME, history.dumps(self.model.history)),
-            (external_tensor.METADATA_NAME, external_tensor.dumps(self.external, self.model.unused)),
+            (unbound_tensor.METADATA_NAME, unbound_tensor.dumps(self.external, self.model.unused)),
         ]
         return [*self.model.metadata, *((name, data) for name, data in entries if data is not None)]
 
@@ -128,7 +128,7 @@ class Tables:
             key = storage_key(value.const_value)
             if key not in self.buffer_of:
                 self.buffer_of[key] = self._payload(value.const_value)
-                if isinstance(value.const_value, ExternalTensor):
+                if isinstance(value.const_value, UnboundTensor):
                     self.external[self.buffer_of[key]] = value.const_value
             table.buffer = self.buffer_of[key]
         fields = value.meta.get("fields", {})

@@ -25,7 +25,7 @@ CHUNK = 4 << 20  # bytes read at a time while a constant is written
 class StreamedTensor(ir.LazyTensor):
     """Base of constants whose bytes are produced in chunks while they are written.
 
-    A subclass implements `key` and `pieces`.
+    A subclass implements `key` and `chunks`.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class StreamedTensor(ir.LazyTensor):
         """Equal for two tensors that produce the same bytes."""
         raise NotImplementedError
 
-    def pieces(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         """Yield the tensor's bytes in order.
 
         Args:
-            size: The approximate number of bytes in each piece.
+            size: The approximate number of bytes in each chunk.
 
         Yields:
             The bytes, little endian, in C order.
@@ -69,8 +69,8 @@ class StreamedTensor(ir.LazyTensor):
         raise NotImplementedError
 
     def tofile(self, file: BinaryIO) -> None:
-        for piece in self.pieces():
-            file.write(piece)
+        for chunk in self.chunks():
+            file.write(chunk)
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> StreamedTensor:
         """Return a tensor with the same bytes and another shape.
@@ -88,7 +88,7 @@ class StreamedTensor(ir.LazyTensor):
         raise ModelError(f"{self.name} is converted while it is written: its shape cannot be changed")
 
     def _read(self) -> ir.TensorProtocol:
-        raw = np.frombuffer(b"".join(self.pieces()), np.uint8)
+        raw = np.frombuffer(b"".join(self.chunks()), np.uint8)
         return constant(raw, self.dtype, tuple(self.shape.numpy()), self.name or "")
 
 
@@ -124,8 +124,8 @@ class SourceTensor(StreamedTensor):
         view = self.source.view(self.span.start, self.span.size)
         return constant(view, self.dtype, tuple(self.shape.numpy()), self.name or "")
 
-    def pieces(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        return self.source.pieces(self.span.start, self.span.size, size)
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+        return self.source.chunks(self.span.start, self.span.size, size)
 
     def tofile(self, file: BinaryIO) -> None:
         self.source.copy(self.span.start, self.span.size, file)
@@ -192,7 +192,7 @@ def with_shape(
         dtype: Reinterpret the bytes as this dtype. Not for tensors that are converted while they are written.
 
     Returns:
-        A tensor that shares the bytes of `tensor` if `is_in_place(tensor)`, else a copy.
+        A tensor that shares the bytes of `tensor` if `can_share_bytes(tensor)`, else a copy.
 
     Raises:
         ModelError: The bytes are converted while they are written and depend on the shape.
@@ -208,7 +208,7 @@ def with_shape(
     return ir.Tensor(tensor.numpy().reshape(shape), tensor.dtype, shape=ir.Shape(shape), name=name)
 
 
-def are_numbers(value: ir.Value) -> bool:
+def is_plain(value: ir.Value) -> bool:
     """Return whether the stored bytes of a constant are its elements.
 
     Args:
@@ -222,16 +222,16 @@ def are_numbers(value: ir.Value) -> bool:
     return tensor is not None and tensor.dtype == value.dtype
 
 
-def numbers(value: ir.Value | None) -> np.ndarray | None:
+def constant_array(value: ir.Value | None) -> np.ndarray | None:
     """Return the elements of a constant.
 
     Args:
         value: Any value.
 
     Returns:
-        The elements, in the constant's shape; None for a value without `are_numbers`.
+        The elements, in the constant's shape; None for a value without `is_plain`.
     """
-    if value is None or not are_numbers(value):
+    if value is None or not is_plain(value):
         return None
     assert value.const_value is not None
     return value.const_value.numpy()
@@ -279,7 +279,7 @@ def bytes_in_memory(tensor: ir.TensorProtocol) -> np.ndarray | None:
     return None
 
 
-def is_in_place(tensor: ir.TensorProtocol) -> bool:
+def can_share_bytes(tensor: ir.TensorProtocol) -> bool:
     """Return whether `with_shape` can share the bytes of a constant.
 
     Args:
@@ -291,18 +291,18 @@ def is_in_place(tensor: ir.TensorProtocol) -> bool:
     return isinstance(tensor, StreamedTensor) or bytes_in_memory(tensor) is not None
 
 
-def pieces(tensor: ir.TensorProtocol, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+def chunks(tensor: ir.TensorProtocol, size: int = CHUNK) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a constant in order.
 
     Args:
         tensor: Any constant.
-        size: The approximate number of bytes in each piece. Bytes in memory are one piece.
+        size: The approximate number of bytes in each chunk. Bytes in memory are one chunk.
 
     Yields:
         The bytes, little endian, in C order.
     """
     if isinstance(tensor, StreamedTensor):
-        yield from tensor.pieces(size)
+        yield from tensor.chunks(size)
     elif (raw := bytes_in_memory(tensor)) is not None:
         yield raw.data
     else:

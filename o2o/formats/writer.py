@@ -30,10 +30,10 @@ import onnx_ir as ir
 from o2o.cli.progress import progress
 from o2o.errors import ModelError
 from o2o.formats.concatenated_tensor import ConcatenatedTensor
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.schema import DATA_SLOT, OFFSET_SLOT, SIZE_SLOT, Dialect
 from o2o.formats.tables import Tables
 from o2o.formats.tensors import LARGE, SourceTensor, stream
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model
 from o2o.streams import Source, framing
 
@@ -71,21 +71,21 @@ class Plan:
     segments: list[Segment]
     size: int
 
-    def write(self, sink: BinaryIO, *, passing: bool = False) -> None:
+    def write(self, sink: BinaryIO, *, consume_sources: bool = False) -> None:
         """Write the file, front to back.
 
         Args:
             sink: A binary file; it need not be seekable.
-            passing: The model's sources are not read again. Data in a pipe is then passed on instead of
-                stored.
+            consume_sources: The model's sources are not read again. Data in a pipe is then passed on
+                instead of stored.
 
         Raises:
             ModelError: A source ends early.
             OSError: The sink cannot be written.
         """
         for source, ranges in self._sources().items():
-            if passing:
-                source.expect(ranges)
+            if consume_sources:
+                source.announce_copies(ranges)
             else:
                 source.spool()
         with progress("write", self.size, shown=self.size >= LONG and _is_file(sink)) as done:
@@ -195,7 +195,7 @@ def _size(payload: bytes | ir.TensorProtocol) -> int:
     """The bytes of `payload` in the file: none of an external tensor."""
     if isinstance(payload, bytes):
         return len(payload)
-    return 0 if isinstance(payload, ExternalTensor) else payload.nbytes
+    return 0 if isinstance(payload, UnboundTensor) else payload.nbytes
 
 
 def _is_file(sink: BinaryIO) -> bool:

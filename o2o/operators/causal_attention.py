@@ -22,14 +22,14 @@ POSITION = 3  # operand position
 
 
 @dataclass(frozen=True)
-class Blocks:
+class FlashBlockSizes:
     """Block sizes of flash attention: the number of queries, and of keys, that are computed at a time."""
 
     q: int
     kv: int
 
     @classmethod
-    def parse(cls, text: str) -> Blocks:
+    def parse(cls, text: str) -> FlashBlockSizes:
         """Parse `64,512`.
 
         Args:
@@ -50,7 +50,7 @@ class Blocks:
         return cls(q, kv)
 
 
-def adaptive_blocks(tokens: int, kv: int = 512) -> Blocks:
+def adaptive_blocks(tokens: int, kv: int = 512) -> FlashBlockSizes:
     """Return the default block sizes.
 
     Args:
@@ -60,7 +60,7 @@ def adaptive_blocks(tokens: int, kv: int = 512) -> Blocks:
     Returns:
         The block sizes.
     """
-    return Blocks(32 if tokens < 192 else 64 if tokens < 768 else 256, kv)
+    return FlashBlockSizes(32 if tokens < 192 else 64 if tokens < 768 else 256, kv)
 
 
 def operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
@@ -86,7 +86,7 @@ def operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
     )
 
 
-def pack(scale: float, blocks: Blocks | None) -> bytes:
+def pack(scale: float, blocks: FlashBlockSizes | None) -> bytes:
     """Encode the operator's options.
 
     Args:
@@ -102,7 +102,7 @@ def pack(scale: float, blocks: Blocks | None) -> bytes:
     return bytes(flexbuffers.Dumps({"scale": float(scale), "q_block": q, "kv_block": kv}))
 
 
-def unpack(node: ir.Node) -> tuple[float, Blocks | None]:
+def unpack(node: ir.Node) -> tuple[float, FlashBlockSizes | None]:
     """Decode the operator's options.
 
     Args:
@@ -118,7 +118,7 @@ def unpack(node: ir.Node) -> tuple[float, Blocks | None]:
 
     try:
         options = flexbuffers.Loads(bytes(node.meta["fields"]["customOptions"]))
-        blocks = Blocks(int(options["q_block"]), int(options["kv_block"]))
+        blocks = FlashBlockSizes(int(options["q_block"]), int(options["kv_block"]))
         if min(blocks.q, blocks.kv) < 0:
             raise ValueError(f"blocks of {blocks.q} by {blocks.kv}")
         return float(options["scale"]), blocks if blocks.q and blocks.kv else None

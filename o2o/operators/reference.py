@@ -31,7 +31,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.tensors import is_constant, is_quantized, numbers
+from o2o.formats.tensors import constant_array, is_constant, is_quantized
 from o2o.model import DOMAIN, attribute, shape_of
 from o2o.operators.attention import Attention
 from o2o.operators.traits import has_side_effects
@@ -129,7 +129,7 @@ class _Evaluation:
             if current in self.known:
                 pending.pop()
                 continue
-            constant = numbers(current)
+            constant = constant_array(current)
             if constant is not None:
                 self.known[current] = constant
                 continue
@@ -189,7 +189,7 @@ def slice_bounds(node: ir.Node) -> list[tuple[int, int, int]]:
         NotEvaluable: The bounds are not constant, or STRIDED_SLICE adds or removes axes.
     """
     shape = shape_of(node.inputs[0])  # type: ignore[arg-type]
-    vectors = [numbers(value) for value in node.inputs[1:]]
+    vectors = [constant_array(value) for value in node.inputs[1:]]
     if any(vector is None for vector in vectors):
         raise NotEvaluable(f"{node.op_type} has bounds that are not constant")
     if node.op_type == "SLICE":

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.litert_ops import minimum_version
 from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import with_shape
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model, shape_of
 from o2o.quantization.metadata import record_step
 from o2o.quantization.recipes import Recipe
@@ -135,7 +135,7 @@ def _overhead(matrix: Matrix, scheme: Scheme, explicit: bool) -> int:
 
 def _add_to_unused(model: Model, tensor: ir.TensorProtocol) -> None:
     """Record that nothing refers to `tensor` any more: the model holds its quantized numbers."""
-    if isinstance(tensor, ExternalTensor):
+    if isinstance(tensor, UnboundTensor):
         model.unused.setdefault(str(tensor.path), {})[tensor.tensor_name] = ""
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import SourceTensor, StreamedTensor, storage_key
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.quantization.error import QuantizationError
 from o2o.quantization.rounding import RowQuantizer, best_scales, block_maxima
 from o2o.quantization.schemes import Scheme
 from o2o.weights.binding import weight_of
-from o2o.weights.weight import Weight
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 
 CHUNK = 1 << 17  # numbers quantized at a time: with their intermediate results they fit a processor's cache
 
@@ -64,7 +64,7 @@ class QuantizedTensor(StreamedTensor):
     def key(self) -> Hashable:
         return "quantized", self.scheme, storage_key(self.source)
 
-    def pieces(self, size: int = 0) -> Iterator[bytes]:
+    def chunks(self, size: int = 0) -> Iterator[bytes]:
         error = QuantizationError()
         columns = self.shape.numpy()[1]
         quantizer = RowQuantizer(self.scheme, max(1, CHUNK // columns), columns)
@@ -85,14 +85,16 @@ def _rows(source: ir.TensorProtocol, columns: int) -> Iterator[np.ndarray]:
 
 def _numbers(source: ir.TensorProtocol, size: int) -> Iterator[np.ndarray]:
     """The numbers of `source`, float32 [about size] at a time; a file is never read as a whole."""
-    if isinstance(source, ExternalTensor):
+    if isinstance(source, UnboundTensor):
         source = weight_of(source)
-    if isinstance(source, Weight):  # the numbers of the checkpoint, without a conversion to the model's dtype
-        yield from source.stored.pieces(size)
+    if isinstance(
+        source, CheckpointTensor
+    ):  # the numbers of the checkpoint, without a conversion to the model's dtype
+        yield from source.stored.chunks(size)
         return
     dtype = source.dtype.numpy()
     if isinstance(source, SourceTensor):
-        for piece in source.pieces(size * dtype.itemsize):
-            yield np.frombuffer(piece, dtype).astype(np.float32, copy=False)
+        for chunk in source.chunks(size * dtype.itemsize):
+            yield np.frombuffer(chunk, dtype).astype(np.float32, copy=False)
         return
     yield source.numpy().reshape(-1).astype(np.float32, copy=False)

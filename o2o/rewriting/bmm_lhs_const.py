@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import are_numbers, is_constant, with_shape
+from o2o.formats.tensors import is_constant, is_plain, with_shape
 from o2o.model import DOMAIN, Model, attribute, shape_of
 from o2o.rewriting.builder import Builder, add_tensor
 from o2o.rewriting.matchers import constant_ints, fail
@@ -36,7 +36,7 @@ class BmmLhsConstRule(RewriteRule):
         left, right = node.inputs
         assert left is not None
         assert right is not None
-        if not are_numbers(left) or left.dtype is None or not left.dtype.is_floating_point():
+        if not is_plain(left) or left.dtype is None or not left.dtype.is_floating_point():
             fail("the constant does not hold floats", left)
         if left.dtype != right.dtype:
             fail("the operands differ in dtype", right)

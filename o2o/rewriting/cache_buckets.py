@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.contract import role_of
-from o2o.formats.tensors import is_constant, is_quantized, numbers
+from o2o.formats.tensors import constant_array, is_constant, is_quantized
 from o2o.model import (
     CUSTOM_DOMAIN,
     DOMAIN,
@@ -288,7 +288,7 @@ def _shorten(graph: ir.Graph, rows: Rows, capacity: int) -> None:
         shape = list(shape_of(value))
         shape[axis] = capacity
         value.shape = ir.Shape(shape)
-        if (array := numbers(value)) is not None:
+        if (array := constant_array(value)) is not None:
             first = array.take(range(capacity), axis)
             value.const_value = ir.Tensor(np.ascontiguousarray(first), name=value.name)
     for value in rows:

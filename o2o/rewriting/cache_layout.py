@@ -14,7 +14,7 @@ from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention, is_attention, takes_as_cache
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import constant_ints, producer_of
-from o2o.rewriting.rewire import detach_input, detach_output
+from o2o.rewriting.rewire import insert_after_input, insert_before_output
 
 PERMUTATION = (0, 2, 1, 3)  # BNTH to BTNH, and back
 
@@ -57,7 +57,7 @@ def transpose_caches(model: Model, graph: ir.Graph, layout: Layout) -> Transpose
         elif value.is_graph_input():
             _transpose_input(graph, value)
         else:
-            value = detach_output(
+            value = insert_before_output(
                 model, graph, value, lambda op, inner: op.transpose(inner, PERMUTATION, name="transposed")
             )
         value.meta["role"] = replace(role, layout=layout)
@@ -108,7 +108,7 @@ def _transpose_input(graph: ir.Graph, value: ir.Value) -> None:
     if value.is_graph_output():
         raise ModelError(f"the cache {value.name} is also an output")
     if others:
-        op, inner = detach_input(graph, value)
+        op, inner = insert_after_input(graph, value)
     _permute_shape(value)
     if others:
         name = f"{value.name}_transposed"

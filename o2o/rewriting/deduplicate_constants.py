@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.external_tensor import ExternalTensor
-from o2o.formats.tensors import constant, is_in_place, pieces, storage_key, with_shape
+from o2o.formats.tensors import can_share_bytes, chunks, constant, storage_key, with_shape
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model, shape_of
-from o2o.weights.weight import Weight
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 
 SAMPLE = 4096  # leading bytes, which differ in most constants of one size
 CHUNK = 1 << 20
@@ -53,7 +53,7 @@ def deduplicate_constants(model: Model, only: type = object) -> Deduplication:
     for group in _equal(stored, only):
         # Raw bytes serve as any dtype. A weight is converted when written, so it serves as its dtype alone.
         first: dict[ir.DataType | None, Hashable] = {}
-        for key in sorted(group, key=lambda key: isinstance(stored[key], Weight)):
+        for key in sorted(group, key=lambda key: isinstance(stored[key], CheckpointTensor)):
             original = first[None] if None in first else first.setdefault(_written_dtype(stored[key]), key)
             if original != key:
                 originals.setdefault(original, _shareable(stored[original]))
@@ -76,8 +76,8 @@ def _equal(stored: dict[Hashable, ir.TensorProtocol], only: type) -> Iterator[li
         by_digest: dict[bytes, list[Hashable]] = defaultdict(list)
         for key in candidates:
             digest = hashlib.sha256()
-            for piece in pieces(stored[key], CHUNK):
-                digest.update(piece)
+            for chunk in chunks(stored[key], CHUNK):
+                digest.update(chunk)
             by_digest[digest.digest()].append(key)
         yield from (keys for keys in by_digest.values() if any(isinstance(stored[key], only) for key in keys))
 
@@ -90,7 +90,7 @@ def _similar(stored: dict[Hashable, ir.TensorProtocol], only: type) -> Iterator[
 
 
 def _sample(tensor: ir.TensorProtocol) -> bytes:
-    return bytes(next(iter(pieces(tensor, SAMPLE)), b"")[:SAMPLE])
+    return bytes(next(iter(chunks(tensor, SAMPLE)), b"")[:SAMPLE])
 
 
 def _grouped(
@@ -98,7 +98,7 @@ def _grouped(
 ) -> list[list[Hashable]]:
     groups: dict[Hashable, list[Hashable]] = defaultdict(list)
     for key, tensor in stored.items():
-        if tensor.nbytes and not isinstance(tensor, ExternalTensor):
+        if tensor.nbytes and not isinstance(tensor, UnboundTensor):
             groups[group_key(tensor)].append(key)
     return [
         group
@@ -109,12 +109,12 @@ def _grouped(
 
 def _written_dtype(tensor: ir.TensorProtocol) -> ir.DataType | None:
     """The dtype to which a weight is converted when it is written; None for bytes that stay as they are."""
-    return tensor.dtype if isinstance(tensor, Weight) else None
+    return tensor.dtype if isinstance(tensor, CheckpointTensor) else None
 
 
 def _shareable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """`tensor`, over bytes that other tensors can share."""
-    if is_in_place(tensor):
+    if can_share_bytes(tensor):
         return tensor
     raw = np.frombuffer(tensor.tobytes(), np.uint8)
     return constant(raw, tensor.dtype, tuple(tensor.shape.numpy()), tensor.name or "")

@@ -11,7 +11,7 @@ from typing import NoReturn
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import numbers
+from o2o.formats.tensors import constant_array
 from o2o.model import DOMAIN, attribute, shape_of
 
 
@@ -111,7 +111,7 @@ def scalar(value: ir.Value | None) -> float | None:
     Returns:
         The number or None.
     """
-    array = numbers(value)
+    array = constant_array(value)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
@@ -180,5 +180,5 @@ def constant_ints(value: ir.Value | None) -> list[int] | None:
     Returns:
         The integers or None.
     """
-    array = numbers(value)
+    array = constant_array(value)
     return None if array is None else [int(x) for x in np.reshape(array, -1)]

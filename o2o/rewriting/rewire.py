@@ -39,7 +39,7 @@ def set_io_values(graph: ir.Graph, io: IoKind, values: Sequence[ir.Value]) -> No
     current.extend(values)
 
 
-def detach_input(graph: ir.Graph, value: ir.Value) -> tuple[Builder, ir.Value]:
+def insert_after_input(graph: ir.Graph, value: ir.Value) -> tuple[Builder, ir.Value]:
     """Detach an input from its users, so that operators can be inserted between.
 
     Args:
@@ -56,7 +56,7 @@ def detach_input(graph: ir.Graph, value: ir.Value) -> tuple[Builder, ir.Value]:
     return Builder(graph, before=first), inner
 
 
-def detach_output(
+def insert_before_output(
     model: Model, graph: ir.Graph, value: ir.Value, build: Callable[[Builder, ir.Value], ir.Value]
 ) -> ir.Value:
     """Insert operators behind an output.

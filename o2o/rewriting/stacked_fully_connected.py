@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import is_constant, storage_key
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import DOMAIN, Model, attribute, shape_of
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
@@ -64,7 +64,7 @@ def _siblings(graph: ir.Graph) -> Iterator[list[ir.Node]]:
             continue
         x, w, *bias = node.inputs
         options = tuple(sorted((key, attribute.value) for key, attribute in node.attributes.items()))
-        if x is None or w is None or not is_constant(w) or isinstance(w.const_value, ExternalTensor):
+        if x is None or w is None or not is_constant(w) or isinstance(w.const_value, UnboundTensor):
             continue
         if any(bias) or attribute(node, "fusedActivationFunction", 0) or node.meta.get("fields"):
             continue

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from o2o.errors import O2oError, UsageError
-from o2o.streams.source import widen
+from o2o.streams.source import enlarge_pipe
 
 DESCRIPTORS = "/proc/self/fd"  # the process's open files; an unnamed file is linked from here
 
@@ -42,7 +42,7 @@ def open_output(path: str | os.PathLike[str] | None, size: int = 0) -> Iterator[
         if sys.stdout.isatty():
             raise UsageError("stdout is a terminal: redirect it (`> model.circle`) or name a file with -o")
         with contextlib.suppress(OSError):  # stdout need not have a descriptor
-            widen(sys.stdout.fileno())
+            enlarge_pipe(sys.stdout.fileno())
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return

@@ -56,7 +56,7 @@ class Source:
         """
         raise NotImplementedError
 
-    def pieces(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
+    def chunks(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
         """Read bytes of the file in chunks, without mapping them, which would add to the process's memory.
 
         Args:
@@ -94,7 +94,7 @@ class Source:
     def spool(self) -> None:
         """Make all bytes available in any order and more than once."""
 
-    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def announce_copies(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Announce that only `copy` will be called from now on.
 
         Args:
@@ -123,7 +123,7 @@ class MemorySource(Source):
         _check_end(self, start + size, len(self.head))
         return np.frombuffer(self.head, np.uint8, size, start)
 
-    def pieces(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
+    def chunks(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
         yield self.view(start, size).tobytes()
 
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:
@@ -167,7 +167,7 @@ class FileSource(Source):
         _check_end(self, start + size, self._size)
         return np.frombuffer(self._mapped(), np.uint8, size, start)
 
-    def pieces(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
+    def chunks(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
         _check_end(self, start + size, self._size)
         for place in range(start, start + size, chunk):
             yield os.pread(self._file.fileno(), min(chunk, start + size - place), place)
@@ -198,7 +198,7 @@ class PipeSource(Source):
         self.name = name
         self._file = open(os.dup(descriptor), "rb", buffering=0)  # noqa: SIM115 - lives as long as this
         self._pipe = self._file.fileno()
-        widen(self._pipe)
+        enlarge_pipe(self._pipe)
         self._spool: Source | None = None
         start = self._read(AT + LENGTH)
         self._frame: Frame | None = parse_frame(start)
@@ -220,8 +220,8 @@ class PipeSource(Source):
 
     def _read(self, count: int) -> bytes:
         data = bytearray()
-        while len(data) < count and (piece := os.read(self._pipe, min(count - len(data), CHUNK))):
-            data += piece
+        while len(data) < count and (chunk := os.read(self._pipe, min(count - len(data), CHUNK))):
+            data += chunk
         return bytes(data)
 
     def _spool_all(self, start: bytes | memoryview) -> FileSource:
@@ -251,10 +251,10 @@ class PipeSource(Source):
     def view(self, start: int, size: int) -> np.ndarray:
         return self._spooled().view(start, size)
 
-    def pieces(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
-        return self._spooled().pieces(start, size, chunk)
+    def chunks(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
+        return self._spooled().chunks(start, size, chunk)
 
-    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def announce_copies(self, ranges: Sequence[tuple[int, int]]) -> None:
         previous = [0, *(start + size for start, size in ranges)]
         in_order = all(start >= end for (start, _), end in zip(ranges, previous, strict=False))
         if not in_order or any(start < len(self.head) for start, _ in ranges):
@@ -302,7 +302,7 @@ def _cut_short(source: Source, detail: str = "") -> ModelError:
     return ModelError(f"{source.name}: truncated{detail} (was the command that wrote it interrupted?)")
 
 
-def widen(descriptor: int) -> None:
+def enlarge_pipe(descriptor: int) -> None:
     """Enlarge the buffer of a pipe, so that its two processes switch less often.
 
     Args:

@@ -11,15 +11,15 @@ import onnx_ir as ir
 
 from o2o.cli.text import listed
 from o2o.errors import ModelError
-from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model
 from o2o.weights import pytorch_file, safetensors
 from o2o.weights.checkpoint import open_checkpoint
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 from o2o.weights.stored_tensor import StoredTensor
-from o2o.weights.weight import Weight
 
 
-def external_tensors(model: Model) -> Iterator[tuple[ir.Value, ExternalTensor]]:
+def unbound_tensors(model: Model) -> Iterator[tuple[ir.Value, UnboundTensor]]:
     """Find the external tensors of a model.
 
     Args:
@@ -30,11 +30,11 @@ def external_tensors(model: Model) -> Iterator[tuple[ir.Value, ExternalTensor]]:
     """
     for graph in model.graphs:
         for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
-            if isinstance(value.const_value, ExternalTensor):
+            if isinstance(value.const_value, UnboundTensor):
                 yield value, value.const_value
 
 
-def weight_of(external: ExternalTensor, stored: StoredTensor | None = None) -> Weight:
+def weight_of(external: UnboundTensor, stored: StoredTensor | None = None) -> CheckpointTensor:
     """Return the constant that an external tensor refers to.
 
     Args:
@@ -58,7 +58,7 @@ def weight_of(external: ExternalTensor, stored: StoredTensor | None = None) -> W
         shapes = f"as {list(stored.shape)}, the model as {list(external.stored_shape)}"
         raise ModelError(f"{stored.path} has {stored.name} {shapes}")
     shape = tuple(external.shape.numpy())
-    return Weight(external.name or external.tensor_name, stored, external.dtype, shape)
+    return CheckpointTensor(external.name or external.tensor_name, stored, external.dtype, shape)
 
 
 def tensors_in(path: Path, required_by: str) -> dict[str, StoredTensor]:
@@ -106,7 +106,7 @@ def bind(model: Model, checkpoint: str | os.PathLike[str] | None = None, partial
             them.
         OSError: A file of the checkpoint cannot be read.
     """
-    external = list(external_tensors(model))
+    external = list(unbound_tensors(model))
     stored = _stored_tensors([tensor for _, tensor in external], checkpoint)
     if problems := _problems(model, [tensor for _, tensor in external], stored, partial):
         missing = [tensor for _, tensor in external if (tensor.path, tensor.tensor_name) not in stored]
@@ -120,7 +120,7 @@ def bind(model: Model, checkpoint: str | os.PathLike[str] | None = None, partial
 
 def _problems(
     model: Model,
-    external: Sequence[ExternalTensor],
+    external: Sequence[UnboundTensor],
     stored: Mapping[tuple[Path, str], StoredTensor],
     partial: bool,
 ) -> list[str]:
@@ -163,7 +163,7 @@ def _changed(model: Model, stored: Mapping[tuple[Path, str], StoredTensor]) -> l
 
 
 def _stored_tensors(
-    external: Iterable[ExternalTensor], checkpoint: str | os.PathLike[str] | None
+    external: Iterable[UnboundTensor], checkpoint: str | os.PathLike[str] | None
 ) -> dict[tuple[Path, str], StoredTensor]:
     """All tensors of the files that are referred to, by file and name; those of `checkpoint` if given."""
     files = {tensor.path: tensor.name or tensor.tensor_name for tensor in external}

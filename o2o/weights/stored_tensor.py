@@ -50,7 +50,7 @@ class StoredTensor:
         if self.dtype not in FLOATS:
             raise ModelError(f"{self.path}: {self.name} is stored as {self.dtype}, not as a float")
 
-    def pieces(self, size: int = 4 << 20) -> Iterator[np.ndarray]:
+    def chunks(self, size: int = 4 << 20) -> Iterator[np.ndarray]:
         """Read the numbers in chunks.
 
         Args:
@@ -93,4 +93,4 @@ class StoredTensor:
             ModelError: The tensor is not floating point, or the file has become shorter.
             OSError: The file cannot be read.
         """
-        return np.concatenate([np.zeros(0, np.float32), *self.pieces()]).reshape(self.shape)
+        return np.concatenate([np.zeros(0, np.float32), *self.chunks()]).reshape(self.shape)

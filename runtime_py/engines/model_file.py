@@ -69,14 +69,14 @@ class ModelFile:
     def _read(self) -> Contents:
         from o2o.contract import contract_of
         from o2o.formats import read
-        from o2o.formats.external_tensor import ExternalTensor
+        from o2o.formats.unbound_tensor import UnboundTensor
         from o2o.streams import open_file
         from runtime_py.model.ai_edge_roles import guess_roles
 
         source = open_file(self.path)
         model = read(source)
         constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
-        if any(isinstance(constant, ExternalTensor) for constant in constants):
+        if any(isinstance(constant, UnboundTensor) for constant in constants):
             raise ModelError(f"{self.path}: its weights are in other files: insert them with bind.weights.py")
         if not contract_of(model)["signatures"]:
             guess_roles(model)

@@ -112,7 +112,7 @@ def step_bytes(file: Path, contract: Contract) -> StepBytes:
         ModelError: The file is damaged.
     """
     caches = contract.decode.caches.values()
-    row = sum(math.prod(cache.shape) // cache.rows * cache.dtype.itemsize for cache in caches)
+    row = sum(math.prod(cache.shape) // cache.num_rows * cache.dtype.itemsize for cache in caches)
     return StepBytes(_weight_bytes(_decode_graph(file, contract.decode.name)), row)
 
 

@@ -34,7 +34,7 @@ class Token:
     finish: Finish | None = None
 
 
-class Options(TypedDict, total=False):
+class GenerationOptions(TypedDict, total=False):
     """How a text is generated, and when it ends.
 
     Attributes:
@@ -70,10 +70,10 @@ def generate(
         prompt: Token ids [P].
         detokenizer: A new detokenizer.
         eos: The end-of-sequence ids.
-        stop_tokens: See `Options`.
-        stop: See `Options`.
-        max_new_tokens: See `Options`.
-        sampling: See `Options`.
+        stop_tokens: See `GenerationOptions`.
+        stop: See `GenerationOptions`.
+        max_new_tokens: See `GenerationOptions`.
+        sampling: See `GenerationOptions`.
 
     Yields:
         The new tokens, including the end-of-sequence token.

@@ -47,7 +47,7 @@ def guess_roles(model: Model) -> None:
                 value.meta["role"] = role
         for name, value in signature.outputs.items():
             if (role := _role(name)) is not None:
-                value.meta["role"] = role.rows
+                value.meta["role"] = role.output_role
 
 
 def _role(name: str) -> Role | None:

@@ -20,14 +20,14 @@ from o2o.contract import METADATA_NAME, Role, Slot, loads, parse_role
 from o2o.errors import ModelError
 from o2o.signatures import classify_contract
 
-__all__ = ["Contract", "Signature", "Slot", "Tensor"]
+__all__ = ["Contract", "SignatureSpec", "Slot", "TensorSpec"]
 
 LENGTH = "T"
 """Name of the dimension that stands for any number of tokens in the contract of an ONNX model."""
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorSpec:
     """An input or an output of a signature.
 
     Attributes:
@@ -60,7 +60,7 @@ class Tensor:
         return self.role.slot
 
     @property
-    def rows(self) -> int:
+    def num_rows(self) -> int:
         """The number of positions: S of a cache, T of keys and values."""
         return self.shape[self.layout.index("T")]
 
@@ -71,14 +71,14 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Signature:
+class SignatureSpec:
     """The inputs and outputs of one entry point, in calling order."""
 
     name: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
-    def input(self, kind: str) -> Tensor | None:
+    def input(self, kind: str) -> TensorSpec | None:
         """Return the first input of this kind.
 
         Args:
@@ -89,7 +89,7 @@ class Signature:
         """
         return next((tensor for tensor in self.inputs if tensor.kind == kind), None)
 
-    def output(self, kind: str) -> Tensor | None:
+    def output(self, kind: str) -> TensorSpec | None:
         """Return the first output of this kind.
 
         Args:
@@ -111,12 +111,12 @@ class Signature:
         return self.output("logits") is not None
 
     @cached_property
-    def caches(self) -> dict[Slot, Tensor]:
+    def caches(self) -> dict[Slot, TensorSpec]:
         """The KV caches that it takes. A prefill that only starts a text takes none."""
         return {tensor.slot: tensor for tensor in self.inputs if tensor.role.is_cache}
 
     @cached_property
-    def rows(self) -> dict[Slot, Tensor]:
+    def cache_outputs(self) -> dict[Slot, TensorSpec]:
         """The keys and values that it returns: whole caches if it takes caches, else the T new rows."""
         return {tensor.slot: tensor for tensor in self.outputs if tensor.role.is_rows}
 
@@ -131,8 +131,8 @@ class Contract:
         vocab_size: V, the number of logits.
     """
 
-    prefills: tuple[Signature, ...]
-    decodes: Mapping[int, Signature]
+    prefills: tuple[SignatureSpec, ...]
+    decodes: Mapping[int, SignatureSpec]
     vocab_size: int
 
     @property
@@ -141,7 +141,7 @@ class Contract:
         return max(self.decodes)
 
     @property
-    def decode(self) -> Signature:
+    def decode(self) -> SignatureSpec:
         """The decode signature of the largest capacity."""
         return self.decodes[self.capacity]
 
@@ -251,7 +251,7 @@ def _require_signatures(contract: Mapping[str, Any]) -> None:
         )
 
 
-def _signature(contract: Mapping[str, Any], name: str) -> Signature:
+def _signature(contract: Mapping[str, Any], name: str) -> SignatureSpec:
     signatures = contract["signatures"]
     if (entries := signatures.get(name)) is None:
         raise ModelError(
@@ -260,10 +260,10 @@ def _signature(contract: Mapping[str, Any], name: str) -> Signature:
         )
     inputs = [_tensor(name, "input", entry) for entry in entries["inputs"]]
     outputs = [_tensor(name, "output", entry) for entry in entries["outputs"] if "role" in entry]
-    return Signature(name, tuple(inputs), tuple(outputs))
+    return SignatureSpec(name, tuple(inputs), tuple(outputs))
 
 
-def _tensor(signature: str, direction: str, entry: Mapping[str, Any]) -> Tensor:
+def _tensor(signature: str, direction: str, entry: Mapping[str, Any]) -> TensorSpec:
     name, shape = entry["name"], tuple(int(size) for size in entry["shape"])
     dtype, role = np.dtype(str(entry["dtype"])), parse_role(entry)
     if role is None or not _serves(role, direction):
@@ -274,7 +274,7 @@ def _tensor(signature: str, direction: str, entry: Mapping[str, Any]) -> Tensor:
         if sorted(layout) != sorted("BNTH") or len(shape) != 4:
             raise ModelError(f"{name!r}: {list(shape)} in layout {layout!r} is no key or value")
         role = Role(role.kind, layer, layout)
-    return Tensor(name, role, dtype, shape)
+    return TensorSpec(name, role, dtype, shape)
 
 
 def _serves(role: Role, direction: str) -> bool:
@@ -283,14 +283,14 @@ def _serves(role: Role, direction: str) -> bool:
     return role.is_rows or role.kind == "logits"
 
 
-def _required(signature: Signature, kind: str) -> Tensor:
+def _required(signature: SignatureSpec, kind: str) -> TensorSpec:
     tensor = signature.input(kind) or signature.output(kind)
     if tensor is None:
         raise ModelError(f"{signature.name} has no {kind}: export it again")
     return tensor
 
 
-def _check_decode(decode: Signature) -> tuple[int, int]:
+def _check_decode(decode: SignatureSpec) -> tuple[int, int]:
     """Return (S, V) of a decode signature that can be run."""
     _check_position(decode)
     logits = _required(decode, "logits")
@@ -298,7 +298,7 @@ def _check_decode(decode: Signature) -> tuple[int, int]:
         raise ModelError(f"{decode.name} takes tokens {list(shape)}, not one at a time, [1, 1]")
     if not decode.caches:
         raise ModelError(f"{decode.name} takes no key and value caches: export it with --mode decode")
-    capacities = {cache.rows for cache in decode.caches.values()}
+    capacities = {cache.num_rows for cache in decode.caches.values()}
     if len(capacities) > 1:
         raise ModelError(
             f"the caches differ in capacity, {sorted(capacities)} positions: reshape them with reshape.io.py"
@@ -306,7 +306,7 @@ def _check_decode(decode: Signature) -> tuple[int, int]:
     return capacities.pop(), logits.shape[-1]
 
 
-def _check_bucket(bucket: Signature, decode: Signature, capacity: int, vocab_size: int) -> int:
+def _check_bucket(bucket: SignatureSpec, decode: SignatureSpec, capacity: int, vocab_size: int) -> int:
     """Return the capacity of `bucket`, which must be decode with smaller caches."""
     own, logits = _check_decode(bucket)
     forms = [
@@ -321,7 +321,7 @@ def _check_bucket(bucket: Signature, decode: Signature, capacity: int, vocab_siz
     return own
 
 
-def _check_position(signature: Signature) -> None:
+def _check_position(signature: SignatureSpec) -> None:
     position = _required(signature, "position")
     if position.shape not in ((1,), (signature.length,)):
         raise ModelError(
@@ -330,7 +330,7 @@ def _check_position(signature: Signature) -> None:
         )
 
 
-def _check_prefill(prefill: Signature, decode: Signature, capacity: int, vocab_size: int) -> None:
+def _check_prefill(prefill: SignatureSpec, decode: SignatureSpec, capacity: int, vocab_size: int) -> None:
     """A prefill must fill every cache of decode. It may return logits."""
     tokens, logits = _required(prefill, "tokens"), prefill.output("logits")
     if len(tokens.shape) != 2 or tokens.shape[0] != 1:
@@ -340,7 +340,7 @@ def _check_prefill(prefill: Signature, decode: Signature, capacity: int, vocab_s
             f"{prefill.name} returns logits {list(logits.shape)} for tokens {list(tokens.shape)}, "
             f"not [1, T, {vocab_size}] for [1, T]: export it again"
         )
-    if unpaired := prefill.rows.keys() ^ decode.caches.keys():
+    if unpaired := prefill.cache_outputs.keys() ^ decode.caches.keys():
         kind, layer = min(unpaired)
         raise ModelError(
             f"layer {layer}: {prefill.name}'s {kind} and decode's {kind} cache do not both exist"
@@ -348,14 +348,14 @@ def _check_prefill(prefill: Signature, decode: Signature, capacity: int, vocab_s
     if prefill.caches:
         _check_caches(prefill, decode, capacity)
     for slot, cache in decode.caches.items():
-        rows = prefill.rows[slot]
+        rows = prefill.cache_outputs[slot]
         if rows.heads != cache.heads or rows.dtype != cache.dtype:
             raise ModelError(
                 f"{prefill.name}'s {_describe(rows)} does not fit into decode's {_describe(cache)}"
             )
 
 
-def _check_caches(prefill: Signature, decode: Signature, capacity: int) -> None:
+def _check_caches(prefill: SignatureSpec, decode: SignatureSpec, capacity: int) -> None:
     """A prefill that writes into caches must take the same caches as decode, at any position."""
     _check_position(prefill)
     if unpaired := prefill.caches.keys() ^ decode.caches.keys():
@@ -363,9 +363,9 @@ def _check_caches(prefill: Signature, decode: Signature, capacity: int) -> None:
         raise ModelError(f"layer {layer}: only one of {prefill.name} and decode takes a {kind} cache")
     for slot, cache in decode.caches.items():
         own = prefill.caches[slot]
-        if own.rows != capacity:
+        if own.num_rows != capacity:
             raise ModelError(
-                f"{prefill.name} has caches of {own.rows} positions, decode of {capacity}: "
+                f"{prefill.name} has caches of {own.num_rows} positions, decode of {capacity}: "
                 "export them with the same --max-length"
             )
         if (own.shape, own.layout, own.dtype) != (cache.shape, cache.layout, cache.dtype):
@@ -379,5 +379,5 @@ def _check_caches(prefill: Signature, decode: Signature, capacity: int) -> None:
         )
 
 
-def _describe(tensor: Tensor) -> str:
+def _describe(tensor: TensorSpec) -> str:
     return f"{tensor.name!r} {list(tensor.shape)} {tensor.layout} {tensor.dtype}"

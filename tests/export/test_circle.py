@@ -13,20 +13,20 @@ from transformers import LlamaConfig
 
 from export import fx_passes
 from export.circle import compile_graph
-from export.graphs import DecodeConcatenated, Graph, Prefill, Static
 from export.model import LanguageModel
+from export.modules import ConcatenatedCacheModule, ExportModule, PrefillModule, StaticCacheModule
 from o2o.errors import ModelError
 from tests.checkpoints import GROUPED
 
-FORMS: dict[str, Callable[[LanguageModel], Graph]] = {
-    "prefill": lambda model: Prefill(model, 8),
-    "prefill on caches": lambda model: Static(model, "prefill_4", 4, 16),
-    "decode concat": lambda model: DecodeConcatenated(model, 15),
-    "decode static": lambda model: Static(model, "decode", 1, 16),
+FORMS: dict[str, Callable[[LanguageModel], ExportModule]] = {
+    "prefill": lambda model: PrefillModule(model, 8),
+    "prefill on caches": lambda model: StaticCacheModule(model, "prefill_4", 4, 16),
+    "decode concat": lambda model: ConcatenatedCacheModule(model, 15),
+    "decode static": lambda model: StaticCacheModule(model, "decode", 1, 16),
 }
 
 
-def graph(form: str, layers: int = 1) -> Graph:
+def graph(form: str, layers: int = 1) -> ExportModule:
     return FORMS[form](LanguageModel(LlamaConfig(**GROUPED | {"num_hidden_layers": layers})))
 
 
@@ -46,7 +46,7 @@ class Counts:
         return counted
 
 
-def compile_plainly(graph: Graph) -> bytes:
+def compile_plainly(graph: ExportModule) -> bytes:
     """What torch and TICO do by themselves."""
     with torch.no_grad():
         program = torch.export.export(graph.eval(), graph.example(), strict=False)

@@ -24,7 +24,7 @@ def test_a_family_without_a_row_follows_the_general_rules(model_type: str) -> No
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_row_gives_a_reason(model_type: str) -> None:
     assert not family(model_type).fuses
-    assert not family(model_type).unfusable.endswith(".")
+    assert not family(model_type).unfusable_reason.endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,13 @@ def test_a_row_gives_a_reason(model_type: str) -> None:
     ],
 )
 def test_config_json_alone_may_decide(fields: dict[str, Any], reason: str) -> None:
-    assert family("llama", **fields).unfusable == reason
+    assert family("llama", **fields).unfusable_reason == reason
 
 
 def test_only_caps_and_sinks_need_eager_attention() -> None:
-    assert family("gemma2", attn_logit_softcapping=50.0).eager_only
-    assert family("gpt_oss").eager_only
-    assert not family("qwen2").eager_only
+    assert family("gemma2", attn_logit_softcapping=50.0).eager_only_reason
+    assert family("gpt_oss").eager_only_reason
+    assert not family("qwen2").eager_only_reason
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,4 @@ def test_only_caps_and_sinks_need_eager_attention() -> None:
     ],
 )
 def test_tensors_that_the_model_computes(model_type: str, name: str, computed: bool) -> None:
-    assert bool(family(model_type).computed.search(name)) is computed
+    assert bool(family(model_type).ignored_tensors.search(name)) is computed

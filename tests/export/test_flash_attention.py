@@ -18,7 +18,7 @@ from export.attention import blocks_of, queries_at
 from export.custom_ops import causal_attention
 from export.flash_attention import attend, flash_attend
 from o2o.errors import ModelError
-from o2o.operators.causal_attention import Blocks, adaptive_blocks
+from o2o.operators.causal_attention import FlashBlockSizes, adaptive_blocks
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.tolerances import assert_close
 
@@ -158,7 +158,7 @@ def test_a_position_is_absolute() -> None:
 
 @pytest.mark.parametrize(("tokens", "q_block"), [(1, 32), (191, 32), (192, 64), (767, 64), (768, 256)])
 def test_adaptive_blocks(tokens: int, q_block: int) -> None:
-    assert adaptive_blocks(tokens) == Blocks(q_block, 512)
+    assert adaptive_blocks(tokens) == FlashBlockSizes(q_block, 512)
 
 
 @pytest.mark.parametrize(("q_block", "kv_block"), [(0, 0), (2, 4)])
@@ -230,7 +230,7 @@ def test_a_model_generates_the_same(model_of: Callable[..., Any], model_type: st
         "return_dict_in_generate": True,
     }
     wanted = eager.generate(PROMPT, **how)
-    with blocks_of(Blocks(4, 8)):
+    with blocks_of(FlashBlockSizes(4, 8)):
         found = other.generate(PROMPT, **how)
 
     assert found.sequences.tolist() == wanted.sequences.tolist()
@@ -243,7 +243,7 @@ def test_every_logit_of_a_prompt(model_of: Callable[..., Any]) -> None:
     eager, flash = (model_of("llama", attention) for attention in ("eager", "blocked"))
     ids = torch.randint(0, GROUPED["vocab_size"], (1, 60), generator=torch.Generator().manual_seed(0))
 
-    for blocks in (None, Blocks(1, 1), Blocks(7, 5), Blocks(64, 64)):
+    for blocks in (None, FlashBlockSizes(1, 1), FlashBlockSizes(7, 5), FlashBlockSizes(64, 64)):
         with blocks_of(blocks):
             assert_close(flash(ids).logits, eager(ids).logits)
 
@@ -261,7 +261,7 @@ def test_blocks_are_those_that_were_asked_for(
     monkeypatch.setattr("export.custom_ops.flash_attend", spy)
     model = model_of("llama", "blocked")
     model(PROMPT)
-    with blocks_of(Blocks(3, 5)):
+    with blocks_of(FlashBlockSizes(3, 5)):
         model(PROMPT)
 
     layers = GROUPED["num_hidden_layers"]

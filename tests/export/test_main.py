@@ -12,7 +12,7 @@ from export import __main__ as command
 from export.config import CheckpointConfig
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.weights.binding import external_tensors
+from o2o.weights.binding import unbound_tensors
 from tests.checkpoints import GROUPED, write_checkpoint
 
 
@@ -35,7 +35,7 @@ def test_all_graphs_and_the_tokenizer(
     for file in files:
         model = formats.load(out / file)
         assert model.signatures[0].name == file.removesuffix("_.circle")
-        assert len(list(external_tensors(model))) == 6, "what is not small, and the embeddings once"
+        assert len(list(unbound_tensors(model))) == 6, "what is not small, and the embeddings once"
         assert (out / file).stat().st_size < 60_000
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 3
@@ -48,7 +48,7 @@ def test_weights_may_come_along(tmp_path: Path, checkpoint: Path) -> None:
     arguments = [str(checkpoint), "--max-length", "24", "--prefill-lengths", "", "--jobs", "1"]
     assert command.main([*arguments, "-o", str(tmp_path), "--weights", "embed", "--cache", "static"]) == 0
     assert sorted(path.name for path in tmp_path.glob("*.circle")) == ["decode.circle", "prefill.circle"]
-    assert not list(external_tensors(formats.load(tmp_path / "decode.circle")))
+    assert not list(unbound_tensors(formats.load(tmp_path / "decode.circle")))
     assert (tmp_path / "decode.circle").stat().st_size > 4 * 24_480
 
 

@@ -12,7 +12,7 @@ import pytest
 from export.config import CheckpointConfig
 from export.options import ExportOptions, check_attention, check_length, parse_attention
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import Blocks
+from o2o.operators.causal_attention import FlashBlockSizes
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
 
@@ -28,11 +28,13 @@ def config_of(**fields: Any) -> CheckpointConfig:
         ("grouped", "grouped", None),
         ("flash", "flash", None),
         ("flash:", "flash", None),
-        ("flash:4,8", "flash", Blocks(4, 8)),
+        ("flash:4,8", "flash", FlashBlockSizes(4, 8)),
         ("blocked", "flash", None),
     ],
 )
-def test_the_name_of_an_attention_implementation(name: str, kind: str, blocks: Blocks | None) -> None:
+def test_the_name_of_an_attention_implementation(
+    name: str, kind: str, blocks: FlashBlockSizes | None
+) -> None:
     assert parse_attention(name) == (kind, blocks)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from export import pipeline, shell
 from export.circle_commands import circle_commands
-from export.package_builder import Builder
+from export.package_builder import PackageBuilder
 from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
@@ -58,7 +58,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 def test_a_package_is_built_once(tmp_path: Path, checkpoint: Path, steps: list[Sequence[str]]) -> None:
     log = Log()
-    builder = Builder(checkpoint, tmp_path / "p", 16, None, log, if_changed=True)
+    builder = PackageBuilder(checkpoint, tmp_path / "p", 16, None, log, if_changed=True)
     builder.circle(None, "float32")
     builder.circle(None, "float32")
     assert len(steps) == 1
@@ -75,14 +75,14 @@ def test_a_package_is_built_once(tmp_path: Path, checkpoint: Path, steps: list[S
     (tmp_path / "p" / "model.tflite").unlink()
     builder.tflite("none")
     assert len(steps) == 5, "the model is missing"
-    Builder(checkpoint, tmp_path / "p", 16, None, log).tflite("none")
+    PackageBuilder(checkpoint, tmp_path / "p", 16, None, log).tflite("none")
     assert len(steps) == 6, "without if_changed"
 
 
 def test_a_package_in_its_checkpoints_folder(tmp_path: Path, steps: list[Sequence[str]]) -> None:
     folder = write_checkpoint(tmp_path / "both", **GROUPED | {"num_hidden_layers": 1})
     log = Log()
-    builder = Builder(folder, folder, 16, None, log, if_changed=True)
+    builder = PackageBuilder(folder, folder, 16, None, log, if_changed=True)
     builder.circle(None, "float32")
     builder.circle(None, "float32")
     assert len(steps) == 1
@@ -97,14 +97,14 @@ def test_nothing_outside_the_package_is_written(
     for other in ("a", "b", "model.circle"):
         Path(other).write_text("not yours")
     before = tree(tmp_path)
-    Builder(checkpoint, Path(name), 16, None, Log()).circle(None, "float32")
+    PackageBuilder(checkpoint, Path(name), 16, None, Log()).circle(None, "float32")
     after = tree(tmp_path)
     assert {path: content for path, content in after.items() if path.split("/")[0] != name} == before
     assert after[f"{name}/model.circle"] == b"a model"
 
 
 def test_a_command_that_fails_leaves_nothing(tmp_path: Path, checkpoint: Path) -> None:
-    builder = Builder(checkpoint, tmp_path / "a" / "b", 16, None, Log())
+    builder = PackageBuilder(checkpoint, tmp_path / "a" / "b", 16, None, Log())
     with pytest.raises(ModelError, match=r"a command failed \(exit code 7\), .* is unchanged$"):
         builder._build(["touch x; exit 7"], "model.circle", 0)
     assert not list(tmp_path.iterdir())
@@ -118,7 +118,7 @@ def test_a_command_that_fails_leaves_nothing(tmp_path: Path, checkpoint: Path) -
     ],
 )
 def test_only_fusing_hints_at_static_caches(tmp_path: Path, checkpoint: Path, step: str, hint: str) -> None:
-    builder = Builder(checkpoint, tmp_path / "p", 16, None, Log())
+    builder = PackageBuilder(checkpoint, tmp_path / "p", 16, None, Log())
     with pytest.raises(ModelError) as error:
         builder._build([step], "model.circle", 0)
     assert str(error.value).endswith(f"is unchanged{hint}")
@@ -127,14 +127,14 @@ def test_only_fusing_hints_at_static_caches(tmp_path: Path, checkpoint: Path, st
 def test_a_package_that_is_a_file(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "p").write_text("not yours")
     with pytest.raises(UsageError, match="this is a file, not a folder"):
-        Builder(checkpoint, tmp_path / "p", 16, None, Log()).circle(None, "float32")
+        PackageBuilder(checkpoint, tmp_path / "p", 16, None, Log()).circle(None, "float32")
     assert (tmp_path / "p").read_text() == "not yours"
 
 
 def test_a_family_that_cannot_be_fused_gets_static_caches(tmp_path: Path, steps: list[Sequence[str]]) -> None:
     folder = write_checkpoint(tmp_path / "gpt2", model_type="gpt2", **GPT2)
     log = Log()
-    builder = Builder(folder, tmp_path / "p", 16, None, log)
+    builder = PackageBuilder(folder, tmp_path / "p", 16, None, log)
     builder.circle(None, "float32")
     (commands,) = steps
     assert "--cache static" in commands[0]

@@ -16,11 +16,11 @@ from export.options import WeightsForm
 from export.parameter_binding import bind_parameters, unused_tensors
 from export.parameter_matching import match_parameters
 from o2o.errors import ModelError
-from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.weights.binding import weight_of
 from o2o.weights.checkpoint import open_checkpoint
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 from o2o.weights.stored_tensor import StoredTensor
-from o2o.weights.weight import Weight
 from tests.checkpoints import GROUPED, write_checkpoint
 
 
@@ -106,12 +106,12 @@ def graph_of(parameter: str, shape: tuple[int, ...]) -> ir.Graph:
 def test_external_weights_are_references_unless_they_are_small(tmp_path: Path) -> None:
     found = matched(write_checkpoint(tmp_path, **GROUPED, dtype="bfloat16"))
     large, small = "model.embed_tokens.weight", "model.norm.weight"
-    for name, kind in ((large, ExternalTensor), (small, Weight)):
+    for name, kind in ((large, UnboundTensor), (small, CheckpointTensor)):
         graph = graph_of(name, found[name].shape)
         bind_parameters(graph, found, "external")
         constant = graph.initializers[name].const_value
         assert type(constant) is kind
-        weight = weight_of(constant) if isinstance(constant, ExternalTensor) else constant
+        weight = weight_of(constant) if isinstance(constant, UnboundTensor) else constant
         np.testing.assert_array_equal(weight.numpy(), found[name].read_float32())
 
 
@@ -125,7 +125,7 @@ def test_float16_matrices_are_made_float32_again(tmp_path: Path, form: WeightsFo
     numbers = found[large].read_float32().astype(np.float16)
     tensor = half.const_value
     assert tensor is not None
-    weight = weight_of(tensor) if isinstance(tensor, ExternalTensor) else tensor
+    weight = weight_of(tensor) if isinstance(tensor, UnboundTensor) else tensor
     np.testing.assert_array_equal(weight.numpy(), numbers)
     dequantize, multiply = graph
     assert (dequantize.op_type, dequantize.inputs[0]) == ("DEQUANTIZE", half)
@@ -137,7 +137,7 @@ def test_float16_matrices_are_made_float32_again(tmp_path: Path, form: WeightsFo
     assert graph.initializers[small].dtype == ir.DataType.FLOAT, "a vector, and small"
 
 
-@pytest.mark.parametrize(("rows", "kind"), [(24, Weight), (48, ExternalTensor)])
+@pytest.mark.parametrize(("rows", "kind"), [(24, CheckpointTensor), (48, UnboundTensor)])
 def test_what_is_small_when_it_is_halved_is_no_reference(tmp_path: Path, rows: int, kind: type) -> None:
     """A reference is large, so that nobody needs its numbers to know the graph."""
     numbers = np.ones((rows, 48), np.float32)

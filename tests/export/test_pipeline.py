@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from export import build_graph
 from o2o import filters, formats
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE, storage_key
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.compiled import compiled_once
@@ -180,7 +180,7 @@ def test_early_and_late_binding_give_the_same_file(make: Any, name: str, tmp_pat
     assert light
     for file in light:
         kinds = {type(v.const_value) for v in formats.load(file).graphs[0].initializers.values()}
-        assert ExternalTensor in kinds, "else there is nothing to compare"
+        assert UnboundTensor in kinds, "else there is nothing to compare"
 
 
 @pytest.mark.usefixtures("compiled")

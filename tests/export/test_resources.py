@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from export import resources
-from export.resources import available_memory, check_disk, estimate_needs, gigabytes, processes_that_fit
+from export.resources import available_memory, check_disk, estimate_needs, format_bytes, processes_that_fit
 from o2o.errors import O2oError
 from o2o.weights.checkpoint import open_checkpoint
 from tests.checkpoints import GROUPED, write_checkpoint
@@ -62,7 +62,7 @@ def test_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sizes_read_well() -> None:
-    assert [gigabytes(n) for n in (4_400_193_536, 50_000_000, 1_400_000, 0)] == [
+    assert [format_bytes(n) for n in (4_400_193_536, 50_000_000, 1_400_000, 0)] == [
         "4.40 GB",
         "0.05 GB",
         "1.4 MB",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from o2o.errors import ModelError, UsageError
-from o2o.operators.causal_attention import Blocks
+from o2o.operators.causal_attention import FlashBlockSizes
 from tests.checkpoints import GROUPED
 from tests.tolerances import assert_close
 from tinyllama import kv_cache as kv_utils
@@ -63,7 +63,7 @@ def tokens(*ids: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["standard", "flash"])
 def model(request: pytest.FixtureRequest, grouped: Path) -> TinyLlama:
-    return tiny_llama.build_model(grouped, S, use_flash_attention=request.param, blocks=Blocks(3, 4))
+    return tiny_llama.build_model(grouped, S, use_flash_attention=request.param, blocks=FlashBlockSizes(3, 4))
 
 
 def test_the_seeds_listing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,7 +188,7 @@ def test_relative_positions_are_found(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The bug of the seeds: decode's query counts from 0, and sees nothing but the first key."""
-    monkeypatch.setattr("export.graphs.queries_at", lambda at: queries_at(at * 0))
+    monkeypatch.setattr("export.modules.queries_at", lambda at: queries_at(at * 0))
     file = write_tflite(grouped, tmp_path / "model.tflite", "flash", recipe)
     monkeypatch.undo()
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import Blocks
+from o2o.operators.causal_attention import FlashBlockSizes
 from runtime_py.package import Package
 from runtime_py.text.tokenizer import Tokenizer
 from tinyllama.tiny_llama import STANDARD
@@ -146,7 +146,7 @@ class Setting:
     def exported(
         self,
         attn_implementation: str = STANDARD,
-        blocks: Blocks | None = None,
+        blocks: FlashBlockSizes | None = None,
         label: str = "exported program",
     ) -> Exported:
         """See `Exported`."""

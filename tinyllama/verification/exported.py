@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from export.attention import blocks_of
-from export.graphs import Graph, Static
 from export.model import LanguageModel, summarize_error
+from export.modules import ExportModule, StaticCacheModule
 from export.parameter_matching import match_parameters
-from o2o.cli.silence_stderr import no_warnings
+from o2o.cli.silence_stderr import suppressed_warnings
 from o2o.errors import ModelError, O2oError, UsageError
-from o2o.operators.causal_attention import Blocks
+from o2o.operators.causal_attention import FlashBlockSizes
 from o2o.weights.checkpoint import open_checkpoint
 from runtime_py.engines.prefill_plan import Chunk
 from tinyllama.tiny_llama import STANDARD
@@ -38,7 +38,7 @@ def read_weights(directory: Path) -> list[torch.Tensor]:
 
 
 class Exported:
-    """A `PromptPredictor`: `export.graphs.Static` for prompts of up to T tokens and for one token, onto
+    """A `PromptPredictor`: `StaticCacheModule` for prompts of up to T tokens and for one token, onto
     caches of S rows, as torch.export traces them."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Exported:
         tokens: int,
         capacity: int,
         attn_implementation: str = STANDARD,
-        blocks: Blocks | None = None,
+        blocks: FlashBlockSizes | None = None,
         label: str = "exported program",
     ) -> None:
         """Trace the programs.
@@ -75,9 +75,9 @@ class Exported:
         self._weights = tuple(weights)
         self._cache_shape = 1, model.key_value_heads, capacity, model.head_dim
         self._layers = model.layers
-        with no_warnings(), blocks_of(blocks):
+        with suppressed_warnings(), blocks_of(blocks):
             self._prefill, self._decode = (
-                _traced(Static(model, name, count, capacity))
+                _traced(StaticCacheModule(model, name, count, capacity))
                 for name, count in ((f"prefill_{tokens}", tokens), ("decode", 1))
             )
         self._caches: tuple[torch.Tensor, ...] = ()
@@ -176,7 +176,7 @@ def _operator(node: torch.fx.Node) -> str:
     return str(node.target).split(".")[1] if node.op == "call_function" and "." in str(node.target) else ""
 
 
-def _traced(graph: Graph) -> Any:
+def _traced(graph: ExportModule) -> Any:
     """torch.export's program of `graph`, ready to run. Raises ModelError."""
     try:
         with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 from o2o.cli.arguments import Parser, positive_int
 from o2o.cli.command import run
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import Blocks, adaptive_blocks
+from o2o.operators.causal_attention import FlashBlockSizes, adaptive_blocks
 from runtime_py.text.tokenizer import Tokenizer, load_tokenizer
 from tinyllama.checkpoint_flag import add_checkpoint_path, checkpoint_at
 
@@ -72,7 +72,7 @@ def add_block_flags(parser: Parser) -> None:
         )
 
 
-def blocks_for(args: argparse.Namespace, tokens: int) -> Blocks | None:
+def blocks_for(args: argparse.Namespace, tokens: int) -> FlashBlockSizes | None:
     """Return the block sizes that the command line gives.
 
     Args:
@@ -85,7 +85,7 @@ def blocks_for(args: argparse.Namespace, tokens: int) -> Blocks | None:
     if args.q_block is None and args.kv_block is None:
         return None
     default = adaptive_blocks(tokens)
-    return Blocks(args.q_block or default.q, args.kv_block or default.kv)
+    return FlashBlockSizes(args.q_block or default.q, args.kv_block or default.kv)
 
 
 def tolerance(text: str) -> float:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
 from export.model import summarize_error
-from o2o.cli.silence_stderr import no_warnings
+from o2o.cli.silence_stderr import suppressed_warnings
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import open_checkpoint
 from runtime_py.engines.prefill_plan import Chunk
@@ -151,7 +151,7 @@ def load(directory: Path, attn_implementation: str | None = None) -> Any:
         how["attn_implementation"] = attn_implementation
     files = {tensor.path for tensor in checkpoint.tensors.values()}
     try:
-        with no_warnings():
+        with suppressed_warnings():
             if all(
                 file.suffix in (".pt", ".pth") for file in files
             ):  # transformers does not search for these

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant
 from o2o.model import Model
 from o2o.rewriting.stacked_weights import Shapes, is_stacked, stacked_part_of
 from runtime_py.engines.threads import cores
-from runtime_py.model.contract import Contract, Signature, Slot, Tensor
+from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, traced_tensors
 
 LINEAR = ("FULLY_CONNECTED", "BATCH_MATMUL")
@@ -36,7 +36,7 @@ class TracingInterpreter:
         Raises:
             ModelError: LiteRT cannot load it.
         """
-        with quiet():
+        with silenced_stderr():
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
             try:
@@ -80,12 +80,12 @@ class TracingInterpreter:
         signature, count = self._signatures[length], len(tokens)
         feeds = {tensor.name: self._feed(tensor, tokens, position) for tensor in signature.inputs}
         try:
-            with quiet():
+            with silenced_stderr():
                 outputs = self._interpreter.get_signature_runner(signature.name)(**feeds)
         except RuntimeError as error:
             raise ModelError(f"LiteRT's interpreter cannot run {signature.name}: {_reason(error)}") from error
         trace = self._watched(signature) if watch else {}
-        for slot, given in signature.rows.items():
+        for slot, given in signature.cache_outputs.items():
             cached = self._update_cache(slot, given, np.array(outputs[given.name]), count)
             if watch:
                 what, layer = slot
@@ -94,7 +94,7 @@ class TracingInterpreter:
             trace["logits"] = rows(np.array(outputs[logits.name]))
         return {name: numbers[:count] for name, numbers in trace.items()}  # without padding
 
-    def _feed(self, tensor: Tensor, tokens: Sequence[int], position: int) -> np.ndarray:
+    def _feed(self, tensor: TensorSpec, tokens: Sequence[int], position: int) -> np.ndarray:
         if tensor.layout:
             return self._caches[tensor.slot]
         numbers = np.zeros(tensor.shape, tensor.dtype)
@@ -104,7 +104,7 @@ class TracingInterpreter:
             numbers.flat[:] = position + np.arange(numbers.size)
         return numbers
 
-    def _update_cache(self, slot: Slot, given: Tensor, numbers: np.ndarray, count: int) -> np.ndarray:
+    def _update_cache(self, slot: Slot, given: TensorSpec, numbers: np.ndarray, count: int) -> np.ndarray:
         """Store an output: a whole cache, or its first `count` rows. Returns all rows, [S, K * H]."""
         cache = self._empty[slot]
         permuted = numbers.transpose([given.layout.index(axis) for axis in cache.layout])
@@ -115,7 +115,7 @@ class TracingInterpreter:
             self._caches[slot][part] = permuted[part]
         return heads_as_rows(self._caches[slot], cache.layout)
 
-    def _watched(self, signature: Signature) -> Trace:
+    def _watched(self, signature: SignatureSpec) -> Trace:
         """Inputs and outputs of the modules of the signature that has just run."""
         index = self._indices[signature.name]
         details = self._interpreter.get_tensor_details(index)

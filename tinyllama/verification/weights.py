@@ -19,7 +19,7 @@ HALF = 2.0**-10  # relative distance of neighbouring float16 numbers
 
 
 @dataclass(frozen=True)
-class Weight:
+class WeightComparison:
     """A parameter in the file against the checkpoint, at the element that exceeds its limit most.
 
     Attributes:
@@ -57,7 +57,9 @@ def weights_in(model: Model, parameters: Shapes) -> dict[str, ir.Value]:
     }
 
 
-def compare_weights(constants: Mapping[str, ir.Value], stored: Mapping[str, StoredTensor]) -> list[Weight]:
+def compare_weights(
+    constants: Mapping[str, ir.Value], stored: Mapping[str, StoredTensor]
+) -> list[WeightComparison]:
     """Compare constants with the checkpoint's tensors.
 
     Float32 must be equal. Other dtypes may differ by one step: the distance of float16 numbers, or an
@@ -73,13 +75,13 @@ def compare_weights(constants: Mapping[str, ir.Value], stored: Mapping[str, Stor
     return [_compare(name, value, stored[name].read_float32()) for name, value in constants.items()]
 
 
-def _compare(name: str, value: ir.Value, expected: np.ndarray) -> Weight:
+def _compare(name: str, value: ir.Value, expected: np.ndarray) -> WeightComparison:
     if shape_of(value) != expected.shape:
-        return Weight(name, np.inf, 0.0)
+        return WeightComparison(name, np.inf, 0.0)
     off = np.abs(dequantized(value) - expected)
     step = np.broadcast_to(_steps(value, expected), off.shape)
     worst = np.unravel_index(np.argmax(off - step), off.shape)
-    return Weight(name, float(off[worst]), float(step[worst]))
+    return WeightComparison(name, float(off[worst]), float(step[worst]))
 
 
 def _steps(value: ir.Value, expected: np.ndarray) -> np.ndarray:

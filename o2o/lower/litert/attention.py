@@ -13,19 +13,19 @@ import onnx_ir as ir
 
 from o2o.contract import role_of
 from o2o.errors import ModelError
-from o2o.formats.tensors import numbers
+from o2o.formats.tensors import constant_array
 from o2o.lower.cache_outputs import add_rows_output
 from o2o.lower.litert.flash_attention import flash_attention
 from o2o.lower.litert.sdpa import scaled_dot_product_attention, swap_heads
 from o2o.lower.rotate_halves import rotate_halves
 from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention
-from o2o.operators.causal_attention import Blocks, adaptive_blocks, operands, unpack
+from o2o.operators.causal_attention import FlashBlockSizes, adaptive_blocks, operands, unpack
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import producer_of
 from o2o.rewriting.rewire import replace_output
 
-FlashBlocks = Blocks | bool | None
+FlashBlocks = FlashBlockSizes | bool | None
 """Blocks of attention: their sizes, True for the usual sizes, False for none, None for the default.
 
 The default is what `o2o.causal_attention` says, and for ATTENTION the faster of the two.
@@ -97,7 +97,7 @@ def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: 
     blocks = own_blocks if flash is None else _blocks(flash, shape_of(q)[2], shape_of(k)[2])
     old = node.outputs[0]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
-    constant = numbers(position)
+    constant = constant_array(position)
     start = None if constant is not None and not constant.any() else _first(op, position)
     if blocks is None:
         y = scaled_dot_product_attention(op, q, k, v, scale, start)
@@ -106,7 +106,7 @@ def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: 
     replace_output(model, old, y)
 
 
-def _blocks(flash: FlashBlocks, T: int, S: int) -> Blocks | None:
+def _blocks(flash: FlashBlocks, T: int, S: int) -> FlashBlockSizes | None:
     """The blocks for T queries and S keys; None for all at once."""
     if flash is None:  # where it is faster: `bench/flash.py`
         return adaptive_blocks(T) if T > 1 and adaptive_blocks(T).kv < S else None
@@ -165,11 +165,11 @@ def _output_cache(model: Model, graph: ir.Graph, cache: ir.Value, updated: ir.Va
         raise ModelError(f"ATTENTION updates {cache.name} in place, which is also an output of {label}")
     role = role_of(cache)
     if role is not None:
-        updated.meta["role"] = role.rows
+        updated.meta["role"] = role.output_role
         for value in graph.outputs:
             node = producer_of(value, "DYNAMIC_UPDATE_SLICE")
-            is_same = node is not None and node.inputs[0] is cache and role_of(value) == role.rows
+            is_same = node is not None and node.inputs[0] is cache and role_of(value) == role.output_role
             if is_same and not value.uses():
                 replace_output(model, value, updated)
                 return
-    add_rows_output(model, graph, cache, updated, role.rows if role is not None else None)
+    add_rows_output(model, graph, cache, updated, role.output_role if role is not None else None)

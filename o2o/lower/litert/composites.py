@@ -21,11 +21,11 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import is_quantized, numbers
+from o2o.formats.tensors import constant_array, is_quantized
 from o2o.lower.litert.rms_norm import lower_rms_norm
 from o2o.lower.litert.sdpa import swap_heads
 from o2o.model import DOMAIN, Model, is_dynamic, shape_of
-from o2o.rewriting.attention.sdpa import LabeledValue, Mask, Sdpa, keys, match_sdpa, queries
+from o2o.rewriting.attention.sdpa import LabeledValue, Mask, Sdpa, key_axes, match_sdpa, query_axes
 from o2o.rewriting.axes import Axes, Factors
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
@@ -111,14 +111,14 @@ class _AttentionWrapper:
         _require_static_float32(*operands, sdpa.result.value, *([sdpa.mask.value] if sdpa.mask else []))
         old = sdpa.result.value
         op = Builder(self.graph, before=sdpa.last, prefix=f"{old.name}/")
-        layouts = (queries(factors), keys(factors), keys(factors))
+        layouts = (query_axes(factors), key_axes(factors), key_axes(factors))
         inputs = [
             _in_layout(op, factors, labeled, axes, name)
             for labeled, axes, name in zip((sdpa.q, sdpa.k, sdpa.v), layouts, ("q", "k", "v"), strict=True)
         ]
         inputs.append(self._mask(op, sdpa))
         y = _decomposition(op, sdpa, *inputs)
-        result = _in_layout(op, factors, LabeledValue(y, queries(factors)), sdpa.result.axes, "result")
+        result = _in_layout(op, factors, LabeledValue(y, query_axes(factors)), sdpa.result.axes, "result")
         result = op.reshape(result, shape_of(old), name="result")
         replace_output(self.model, old, result)
         attributes = {"scale": sdpa.scale} | ({"logit_cap": sdpa.cap} if sdpa.cap is not None else {})
@@ -139,7 +139,7 @@ def _mask_of_one_head(op: Builder, mask: Mask | None, S: int) -> ir.Value:
     shape = [1, 1, mask.rows, S]
     if mask.repeated == 1:
         return op.reshape(mask.value, shape, name="mask")
-    if (array := numbers(mask.value)) is not None:
+    if (array := constant_array(mask.value)) is not None:
         return op.constant(array.reshape(-1, S)[: mask.rows].reshape(shape), "mask")
     all_rows = op.reshape(mask.value, [1, 1, mask.rows * mask.repeated, S], name="masks")
     return op.slice(all_rows, [0] * 4, shape, name="mask")

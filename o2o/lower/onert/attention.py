@@ -107,7 +107,7 @@ def _change_cache(
     assert role is not None
     cache.shape = ir.Shape([shape_of(cache)[old.index(axis)] for axis in new])
     cache.meta["role"] = replace(role, layout=new)
-    add_rows_output(model, graph, cache, row, replace(role.rows, layout="BNTH"))
+    add_rows_output(model, graph, cache, row, replace(role.output_role, layout="BNTH"))
     return cache
 
 

@@ -64,7 +64,7 @@ def _output_row(
     """Replace the output `updated` by `row`, under its name and role."""
     if row.is_graph_output() or row.producer() is None:  # it already has a name as an output or input
         row = copied(op, row)
-    row_role = role_of(updated) or role.rows
+    row_role = role_of(updated) or role.output_role
     name = updated.name
     model.replace(updated, row)
     updated.name, row.name = fresh_name(graph, f"{name}_whole"), name

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from o2o.model import Model, shape_of
 from o2o.rewriting.builder import Builder
-from o2o.rewriting.rewire import detach_output
+from o2o.rewriting.rewire import insert_before_output
 
 
 def copy_shared_outputs(model: Model, graph: ir.Graph) -> None:
@@ -19,7 +19,7 @@ def copy_shared_outputs(model: Model, graph: ir.Graph) -> None:
     """
     for value in list(graph.outputs):
         if value.uses() or value.is_graph_input():
-            detach_output(model, graph, value, copied)
+            insert_before_output(model, graph, value, copied)
 
 
 def copied(op: Builder, value: ir.Value) -> ir.Value:

@@ -60,7 +60,7 @@ class Caches:
             names = (f"{when}_{kind}_{role.layer}" for when in ("past", "present"))
             past, present = (tokens.op.value(name, FLOAT, [1, K, S, H]) for name in names)
             past.meta["role"] = replace(role, layout="BNTH")
-            present.meta["role"] = past.meta["role"].rows
+            present.meta["role"] = past.meta["role"].output_role
             self.by_input[value] = Cache(past, present, role.layout)
 
     def claim(self, value: ir.Value, node: ir.Node) -> Cache:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import CHUNK, StreamedTensor, pieces, storage_key
+from o2o.formats.tensors import CHUNK, StreamedTensor, chunks, storage_key
 
 
 def lazy_float32(make: Callable[[], np.ndarray], shape: Sequence[int]) -> ir.LazyTensor:
@@ -51,10 +51,10 @@ class UnsignedBlocks(StreamedTensor):
     def key(self) -> Hashable:
         return type(self), tuple(self.shape.numpy()), storage_key(self.parts[0])
 
-    def pieces(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         rows = max(1, size // self._row_bytes)
-        for piece in pieces(self.parts[0], rows * self._row_bytes):
-            unsigned = np.frombuffer(piece, np.uint8) ^ np.uint8(self._sign_bits)
+        for chunk in chunks(self.parts[0], rows * self._row_bytes):
+            unsigned = np.frombuffer(chunk, np.uint8) ^ np.uint8(self._sign_bits)
             if self._padding_bytes:
                 padding = ((0, 0), (0, self._padding_bytes))
                 unsigned = np.pad(

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.formats.tensors import is_constant, numbers
+from o2o.formats.tensors import constant_array, is_constant
 from o2o.lower.onnx.builder import INT64, Dim, OnnxBuilder, dims
 from o2o.model import Model, shape_of
 from o2o.operators.reference import NotEvaluable, evaluate
@@ -121,7 +121,7 @@ class TokenValues:
             Its elements; None if it depends on more, or is quantised.
         """
         if value not in self._constant:
-            return numbers(value)
+            return constant_array(value)
         try:
             return evaluate(value, {})
         except NotEvaluable:

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.concatenated_tensor import ConcatenatedTensor
-from o2o.formats.external_tensor import ExternalTensor
-from o2o.formats.tensors import is_constant, is_quantized, numbers, storage_key
+from o2o.formats.tensors import constant_array, is_constant, is_quantized, storage_key
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import quantization_constants, shape_of
 from o2o.rewriting.matchers import producer_of
 
@@ -69,7 +69,7 @@ def matrix_of(value: ir.Value | None, user: str) -> Matrix:
         value, dequantize_first = node.inputs[0], True
     if value is None or not is_constant(value) or value.const_value is None:
         raise ModelError(f"{user}: its weights are not a constant")
-    if isinstance(value.const_value, ExternalTensor):
+    if isinstance(value.const_value, UnboundTensor):
         raise ModelError(f"{user}: {value.name} is not in the file: run bind.weights.py first")
     shape = shape_of(value)
     if any(dim != 1 for dim in shape[:-2]):
@@ -147,6 +147,6 @@ def scales_by_block(scales: ir.Value, rows: int) -> np.ndarray:
     Returns:
         float32 [rows, blocks].
     """
-    array = numbers(scales)
+    array = constant_array(scales)
     assert array is not None
     return array.reshape(rows, -1).astype(np.float32)

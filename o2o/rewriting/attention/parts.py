@@ -26,7 +26,7 @@ from o2o.rewriting.rope import Rotation, match_rope
 
 
 @dataclass
-class Path:
+class LayoutPath:
     """The path from a source to a value: layout operators in order, and the product of all scales."""
 
     source: ir.Value
@@ -201,7 +201,7 @@ def nodes_of(path: list[ir.Value]) -> list[ir.Node]:
     return [value.producer() for value in path[1:]]  # type: ignore[misc]
 
 
-def follow_up(value: ir.Value) -> Path:
+def follow_up(value: ir.Value) -> LayoutPath:
     """Follow `value` up through layout operators and scales.
 
     Args:
@@ -210,7 +210,7 @@ def follow_up(value: ir.Value) -> Path:
     Returns:
         The path from the source.
     """
-    path = Path(value, [])
+    path = LayoutPath(value, [])
     while True:
         path.source, nodes = trace_layout(path.source)
         path.layout = nodes + path.layout

@@ -54,7 +54,7 @@ def factors_of(q: Projection, k: Projection, v: Projection, scores: Scores, upda
     return Factors({"T": T, "S": S, "K": K, "G": rows[0] // rows[1], "H": H})
 
 
-def projected(factors: Factors, projection: Projection, tokens: str, heads: str) -> Axes:
+def projection_axes(factors: Factors, projection: Projection, tokens: str, heads: str) -> Axes:
     """Return the axes of a projection's result.
 
     Args:
@@ -91,7 +91,7 @@ def flat_axes(factors: Factors, value: ir.Value, tokens: str, heads: str) -> Axe
     return axes
 
 
-def rotated(
+def rotated_axes(
     factors: Factors,
     projection: Projection,
     rotation: Rotation | None,
@@ -115,7 +115,7 @@ def rotated(
     Raises:
         MatchFailure: The rotation does not go over H, or its tables differ by head.
     """
-    axes = projected(factors, projection, tokens, heads)
+    axes = projection_axes(factors, projection, tokens, heads)
     if rotation is None:
         return factors.through(layout, axes)
     _, before = trace_layout(rotation.x)
@@ -137,7 +137,7 @@ def rotated(
     return factors.through(layout, axes)
 
 
-def updated(factors: Factors, update: CacheUpdate, axes: Axes, until: ir.Node) -> Axes:
+def cache_axes(factors: Factors, update: CacheUpdate, axes: Axes, until: ir.Node) -> Axes:
     """Return the axes after a cache update: its token axis is that of the cache.
 
     Args:
@@ -172,17 +172,17 @@ def updated(factors: Factors, update: CacheUpdate, axes: Axes, until: ir.Node) -
     past = shape_of(update.node.inputs[0])  # type: ignore[arg-type]
     cache = Factors({**factors.sizes, "S": past[update.axis]})
     for layout in get_args(Layout):
-        cache_axes = _cache_axes(cache, layout)
-        if cache.shape(cache_axes) != shape_of(update.past):  # type: ignore[arg-type]
+        past_axes = _layout_axes(cache, layout)
+        if cache.shape(past_axes) != shape_of(update.past):  # type: ignore[arg-type]
             continue
-        if cache.through(update.path, cache_axes) == cache.axes(*axes):
+        if cache.through(update.path, past_axes) == cache.axes(*axes):
             update.layout = layout
             update.cache_outputs = _cache_outputs(factors, update, axes)
             return axes
     fail("the cache is neither [1, K, S, H] nor [1, S, K, H]", output)
 
 
-def _cache_axes(factors: Factors, layout: Layout) -> Axes:
+def _layout_axes(factors: Factors, layout: Layout) -> Axes:
     return factors.axes(*({"B": (), "N": "K", "T": "S", "H": "H"}[axis] for axis in layout))
 
 
@@ -195,13 +195,13 @@ def _cache_outputs(factors: Factors, update: CacheUpdate, axes: Axes) -> list[ir
     graph = update.node.graph
     if update.node.op_type != "DYNAMIC_UPDATE_SLICE" or cache is None or graph is None:
         return []
-    role = cache.rows
+    role = cache.output_role
     outputs = []
     for value in graph.outputs:
         source, path = trace_layout(value)
         if source is update.node.outputs[0] and role_of(value) == role:
             with contextlib.suppress(MatchFailure):
-                if factors.through(path, axes) == _cache_axes(factors, update.layout):
+                if factors.through(path, axes) == _layout_axes(factors, update.layout):
                     outputs.append(value)
     return outputs
 
@@ -231,7 +231,7 @@ def check_layouts(attention: Attention, k: CacheUpdate, v: CacheUpdate) -> None:
         fail(f"the caches are updated as {k.layout}, but the contract says otherwise", k.past)
 
 
-def through_scores(factors: Factors, scores: Scores, axes: Axes) -> tuple[Axes, Axes]:
+def score_axes(factors: Factors, scores: Scores, axes: Axes) -> tuple[Axes, Axes]:
     """Follow the axes of the scores to the softmax.
 
     Args:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import Model, inner_graphs, shape_of
-from o2o.rewriting.attention.block import Block, match_block
+from o2o.rewriting.attention.match import AttentionMatch, match_attention
 from o2o.rewriting.attention.visibility import Visibility
 from o2o.rewriting.builder import Builder, add_constant
 from o2o.rewriting.rewire import replace_output, set_io_values, sync_signatures
@@ -27,11 +27,11 @@ class AttentionRule(RewriteRule):
         self._visibility = Visibility(full_cache)
         self._inner = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
 
-    def match(self, node: ir.Node) -> Block:
+    def match(self, node: ir.Node) -> AttentionMatch:
         """See `RewriteRule`."""
-        return match_block(node, self._visibility, self._inner)
+        return match_attention(node, self._visibility, self._inner)
 
-    def rewrite(self, model: Model, graph: ir.Graph, match: Block) -> None:
+    def rewrite(self, model: Model, graph: ir.Graph, match: AttentionMatch) -> None:
         """See `RewriteRule`."""
         attention, old = match.attention, match.last.outputs[0]
         if match.zero_mask is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from o2o.formats.tensors import numbers
+from o2o.formats.tensors import constant_array
 from o2o.model import attribute, shape_of
 from o2o.operators.traits import LAYOUT_OPS, RESHAPE_OPS, is_elementwise
 from o2o.rewriting.attention.parts import follow_down, nodes_of
@@ -71,7 +71,7 @@ class Sdpa:
     last: ir.Node
 
 
-def queries(factors: Factors) -> Axes:
+def query_axes(factors: Factors) -> Axes:
     """Return the axes of queries, or of the result, as [1, T, N, H].
 
     Args:
@@ -83,7 +83,7 @@ def queries(factors: Factors) -> Axes:
     return factors.axes("", "T", "KG", "H")
 
 
-def keys(factors: Factors) -> Axes:
+def key_axes(factors: Factors) -> Axes:
     """Return the axes of keys, or values, as [1, S, K, H].
 
     Args:
@@ -129,7 +129,12 @@ def match_sdpa(softmax: ir.Node) -> Sdpa:
 def _num_transposes(core: Sdpa) -> int:
     """How many operands and results have another layout than wanted."""
     factors = core.factors
-    wanted = {"q": queries(factors), "k": keys(factors), "v": keys(factors), "result": queries(factors)}
+    wanted = {
+        "q": query_axes(factors),
+        "k": key_axes(factors),
+        "v": key_axes(factors),
+        "result": query_axes(factors),
+    }
     return sum(getattr(core, name).axes != axes for name, axes in wanted.items())
 
 
@@ -283,9 +288,9 @@ def _read(reading: _Reading, scores: _Scores, path: Sequence[ir.Node], product: 
         fail("the values are repeated by BATCH_MATMUL itself", v)
     v_axes = _swapped((*axes[:-2], *factors.axes("S", "H")), attribute(product, "adjointRhs", 0))
 
-    q_labeled, q_scale = _source(factors, q, q_axes, queries(factors), scaled=True)
-    k_labeled, k_scale = _source(factors, k, k_axes, keys(factors), scaled=True)
-    v_labeled, _ = _source(factors, v, v_axes, keys(factors), scaled=False)
+    q_labeled, q_scale = _source(factors, q, q_axes, query_axes(factors), scaled=True)
+    k_labeled, k_scale = _source(factors, k, k_axes, key_axes(factors), scaled=True)
+    v_labeled, _ = _source(factors, v, v_axes, key_axes(factors), scaled=False)
     for labeled in (k_labeled, v_labeled):
         if "G" in {name for axis in labeled.axes for name in axis}:
             fail("each query head has keys or values of its own", labeled.value)
@@ -356,7 +361,7 @@ def _before(factors: Factors, node: ir.Node, source: ir.Value, axes: Axes) -> Ax
 
 def _result(factors: Factors, value: ir.Value, axes: Axes) -> LabeledValue:
     """`value`, or its only descendant through layout operators that is [1, T, N, H]."""
-    first, wanted = LabeledValue(value, axes), queries(factors)
+    first, wanted = LabeledValue(value, axes), query_axes(factors)
     while axes != wanted:
         users = {use.node for use in value.uses()}
         user = users.pop() if len(users) == 1 and not value.is_graph_output() else None
@@ -395,9 +400,9 @@ def _is_periodic(value: ir.Value, period: int) -> bool:
     shape = shape_of(value)
     if len(shape) < 2 or shape[-2] in (1, period):
         return True
-    if (array := numbers(value)) is not None:
-        pieces = array.reshape(-1, shape[-2] // period, period, shape[-1])
-        return bool((pieces == pieces[:, :1]).all())
+    if (array := constant_array(value)) is not None:
+        blocks = array.reshape(-1, shape[-2] // period, period, shape[-1])
+        return bool((blocks == blocks[:, :1]).all())
     node = value.producer()
     if node is None:
         return False

@@ -7,11 +7,11 @@ import functools
 import os
 from pathlib import Path
 
-from o2o.cli.silence_stderr import quiet, silence
+from o2o.cli.silence_stderr import silence_stderr_forever, silenced_stderr
 from o2o.errors import ModelError
 from runtime_py.engines.litert.mapped_bytes import MappedBytes
 
-with quiet():
+with silenced_stderr():
     from ai_edge_litert.compiled_model import CompiledModel
     from ai_edge_litert.environment import Environment
     from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
@@ -43,10 +43,10 @@ def compile_model(model: bytes | MappedBytes | Path, packed: Path | None, thread
         data = model.data if isinstance(model, MappedBytes) else model
         return CompiledModel.from_buffer(data, environment=_environment(), options=options)
     except RuntimeError as error:
-        raise refusal(error) from error
+        raise model_error_from(error) from error
 
 
-def refusal(error: RuntimeError) -> ModelError:
+def model_error_from(error: RuntimeError) -> ModelError:
     """Return the ModelError for an error of LiteRT.
 
     Args:
@@ -61,7 +61,7 @@ def refusal(error: RuntimeError) -> ModelError:
 
 def silence_at_exit() -> None:
     """Discard stderr at the end of the process: LiteRT logs when its environment is destroyed."""
-    atexit.register(silence)
+    atexit.register(silence_stderr_forever)
 
 
 @functools.cache

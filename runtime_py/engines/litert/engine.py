@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.cli.text import listed
 from o2o.errors import ModelError
-from runtime_py.engines.litert.compiled_model import compile_model, refusal, silence_at_exit
+from runtime_py.engines.litert.compiled_model import compile_model, model_error_from, silence_at_exit
 from runtime_py.engines.litert.kv_caches import CacheBuffers, KVCaches
 from runtime_py.engines.litert.mapped_bytes import MappedBytes
 from runtime_py.engines.litert.prepare import prepare
@@ -24,9 +24,9 @@ from runtime_py.engines.litert.tensor_views import view
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
-from runtime_py.model.contract import Contract, Signature, Slot, Tensor
+from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
 
-with quiet():
+with silenced_stderr():
     from ai_edge_litert.compiled_model import CompiledModel
     from ai_edge_litert.tensor_buffer import TensorBuffer
 
@@ -91,7 +91,7 @@ class LiteRtEngine:
         self.weight_dtype = weight_dtype
         self.capacity = contract.capacity
         self.vocab_size = contract.vocab_size
-        self._quiet = functools.partial(quiet, not debug)
+        self._quiet = functools.partial(silenced_stderr, not debug)
         for signature in (*contract.prefills, *contract.decodes.values()):
             _check_in_place(signature)
         self._file = model  # LiteRT reads weights from this memory
@@ -104,7 +104,7 @@ class LiteRtEngine:
                 session.decode(0, 0)  # warm up: one-time work and its log lines happen here
                 session.close()
             except RuntimeError as error:
-                raise refusal(error) from error
+                raise model_error_from(error) from error
 
     def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
         """See `EngineSession.plan`. Decode counts as a prefill of one token.
@@ -183,7 +183,7 @@ class LiteRtSession:
             buffers[slot][1][written] = rows[written]
         return signature
 
-    def _allocate(self, decode: Signature) -> CacheBuffers[TensorBuffer]:
+    def _allocate(self, decode: SignatureSpec) -> CacheBuffers[TensorBuffer]:
         """New KV caches for `decode`, filled with zeros."""
         buffers: dict[Slot, tuple[TensorBuffer, np.ndarray]] = {}
         for slot, cache in decode.caches.items():
@@ -196,7 +196,9 @@ class LiteRtSession:
 class _BoundSignature:
     """A signature and its input and output buffers, except for the KV caches, which slots stand for."""
 
-    def __init__(self, model: CompiledModel, signature: Signature, caches: Mapping[Slot, Tensor]) -> None:
+    def __init__(
+        self, model: CompiledModel, signature: SignatureSpec, caches: Mapping[Slot, TensorSpec]
+    ) -> None:
         """Allocate the buffers.
 
         Args:
@@ -212,7 +214,7 @@ class _BoundSignature:
         self._outputs: list[TensorBuffer | Slot] = []
         self._bound: CacheBuffers[TensorBuffer] | None = None  # the KV caches of the last run
         self._buffers: list[list[TensorBuffer]] = []
-        self.rows: dict[Slot, tuple[Tensor, np.ndarray]] = {}
+        self.rows: dict[Slot, tuple[TensorSpec, np.ndarray]] = {}
         """The keys and values that are returned outside of the KV caches."""
         names = model.get_signature_list()[signature.name]
         for direction, tensors, buffers, create in (
@@ -255,9 +257,9 @@ class _BoundSignature:
         return self._arrays["logits"][0, row].astype(np.float32)
 
 
-def _check_in_place(signature: Signature) -> None:
+def _check_in_place(signature: SignatureSpec) -> None:
     for slot, cache in signature.caches.items():
-        updated = signature.rows.get(slot)
+        updated = signature.cache_outputs.get(slot)
         if updated is None or (updated.shape, updated.layout) != (cache.shape, cache.layout):
             raise ModelError(
                 f"{signature.name} does not return the KV cache {cache.name!r} in its own shape: "

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from runtime_py.model.contract import Signature, Slot
+from runtime_py.model.contract import SignatureSpec, Slot
 
 Buffer = TypeVar("Buffer")
 
@@ -23,7 +23,7 @@ class KVCaches(Generic[Buffer]):
     """
 
     def __init__(
-        self, decodes: Mapping[int, Signature], allocate: Callable[[Signature], CacheBuffers[Buffer]]
+        self, decodes: Mapping[int, SignatureSpec], allocate: Callable[[SignatureSpec], CacheBuffers[Buffer]]
     ) -> None:
         """Set up the caches without allocating any.
 

@@ -16,7 +16,7 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
 from runtime_py.child_process import exit_with
 from runtime_py.engines.litert.compiled_model import compile_model, silence_at_exit
@@ -34,7 +34,7 @@ def pack(file: Path, entry: Path) -> None:
         OSError: LiteRT fails. Loading without packed weights then finds out whether the model is the cause.
     """
     silence_at_exit()
-    with quiet():
+    with silenced_stderr():
         try:
             compile_model(LoweredFile.load(entry).open(file), entry / PACKED, threads=1).close()
         except ModelError as error:

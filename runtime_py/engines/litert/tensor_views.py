@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
 
-with quiet():
+with silenced_stderr():
     import ai_edge_litert
     from ai_edge_litert.tensor_buffer import TensorBuffer
 

@@ -18,7 +18,7 @@ from runtime_py.engines.onert.nnfw import check_in_child, open_nnfw_session
 from runtime_py.engines.onert.prepare import prepare
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
-from runtime_py.model.contract import Contract, Signature, Slot, Tensor
+from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
 
 
 def load(model: ModelFile, options: EngineOptions) -> OnertEngine:
@@ -144,7 +144,7 @@ class OnertSession:
         self._rows = [
             (index, tensor.heads, self.kv_caches[tensor.slot])
             for index, tensor in enumerate(decode.outputs)
-            if tensor.slot in decode.rows
+            if tensor.slot in decode.cache_outputs
         ]
 
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
@@ -174,17 +174,17 @@ class OnertSession:
         return self._engine.output(self._logits).reshape(-1).astype(np.float32)
 
 
-def _by_position(cache: Tensor, array: np.ndarray) -> np.ndarray:
+def _by_position(cache: TensorSpec, array: np.ndarray) -> np.ndarray:
     """A view of `array`, a KV cache, by position: [S, K, H]."""
     return array.transpose([cache.layout.index(axis) for axis in "BTNH"])[0]
 
 
-def _check_rows(decode: Signature) -> None:
-    if unmatched := decode.rows.keys() ^ decode.caches.keys():
+def _check_rows(decode: SignatureSpec) -> None:
+    if unmatched := decode.cache_outputs.keys() ^ decode.caches.keys():
         kind, layer = min(unmatched)
         raise ModelError(f"layer {layer}: the {kind} cache or its new row is missing")
-    for slot, row in decode.rows.items():
-        one_by_head = row.rows == 1 and row.layout.index("N") < row.layout.index("H")
+    for slot, row in decode.cache_outputs.items():
+        one_by_head = row.num_rows == 1 and row.layout.index("N") < row.layout.index("H")
         if not one_by_head or row.heads != decode.caches[slot].heads:
             raise ModelError(
                 f"{decode.name} returns {list(row.shape)} as {row.name!r}, not one new row: run "

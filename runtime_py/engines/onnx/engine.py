@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.contract import METADATA_NAME
 from o2o.errors import ModelError
 from runtime_py.engines.model_file import ModelFile
@@ -25,7 +25,7 @@ from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.model.contract import Contract, Slot
 from runtime_py.model.weight_dtype import onnx_weight_dtype
 
-with quiet():
+with silenced_stderr():
     import onnxruntime
 
 MAX_CHUNK = 512
@@ -76,7 +76,7 @@ class OnnxEngine:
         """
         self._file = model
         self._max_chunk = max_chunk
-        with quiet(not debug):
+        with silenced_stderr(not debug):
             self._model = open_inference_session(model, session_options(threads, debug))
             self._metadata: dict[str, str] = self._model.get_modelmeta().custom_metadata_map
             self.contract, self._every_logit = Contract.parse_dynamic(self._metadata.get(METADATA_NAME))
@@ -121,7 +121,7 @@ class OnnxEngine:
                     f"the model's {direction} are {', '.join(names)}, not those of its o2o.contract"
                 )
         for slot, cache in decode.caches.items():
-            rows = decode.rows[slot]
+            rows = decode.cache_outputs[slot]
             if (rows.shape, rows.layout) != (cache.shape, cache.layout):
                 raise ModelError(
                     f"the model does not return the KV cache {cache.name!r} in its own shape: lower it again"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
 
-with quiet():  # it logs hardware that it does not find
+with silenced_stderr():  # it logs hardware that it does not find
     import onnxruntime
 
 _FATAL, _INFO = 4, 1  # ONNX Runtime's log severities

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
 from runtime_py.child_process import exit_with
 from runtime_py.engines.model_file import ModelFile
@@ -64,7 +64,7 @@ def pack(model: Path, packed: Path) -> None:
         ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
     ):
         options.add_session_config_entry(key, value)
-    with quiet():
+    with silenced_stderr():
         open_inference_session(model, options)
 
 

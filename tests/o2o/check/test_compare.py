@@ -25,7 +25,7 @@ from o2o.filters import (
     transpose_io_kvcache,
 )
 from o2o.filters.base import Filter
-from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model
 from tests.o2o import graphs
 
@@ -165,7 +165,7 @@ def test_weights_outside_are_found(tmp_path, capsys) -> None:
     graph = graphs.Graph("main")
     x = graph.input("x", [2, 48])
     w = graph.constant("w", numbers)
-    w.const_value = ExternalTensor("w", tmp_path / "model.safetensors", "w", ir.DataType.FLOAT, (64, 48))
+    w.const_value = UnboundTensor("w", tmp_path / "model.safetensors", "w", ir.DataType.FLOAT, (64, 48))
     graph.output(graph.fc(x, w, "y"))
     formats.save(graph.model(), tmp_path / "in.circle")
     assert gc.main([str(tmp_path / "in.circle"), "-o", str(tmp_path / "out.circle"), "--check"]) == 0

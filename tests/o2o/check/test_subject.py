@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from o2o.check import Subject, Tensor
+from o2o.check import IoTensor, Subject
 from o2o.errors import ModelError
 from tests.o2o.graphs import decoder, feeds, linear, run
 
@@ -13,21 +13,21 @@ from tests.o2o.graphs import decoder, feeds, linear, run
 def test_facts_of_inputs() -> None:
     model = decoder()
     decode = next(signature for signature in model.signatures if signature.name == "decode")
-    tensors = {name: Tensor.of(value) for name, value in decode.inputs.items()}
+    tensors = {name: IoTensor.of(value) for name, value in decode.inputs.items()}
     tokens, cache = tensors["input_ids"], tensors["past_key_0"]
     assert tokens.dtype.kind == "i"
-    assert tokens.rows is None
+    assert tokens.token_axis is None
     assert tokens.limit > 2, "the number of rows of the embedding table"
     assert cache.role is not None
     assert cache.role.layout is not None
-    assert cache.rows == cache.role.layout.index("T")
+    assert cache.token_axis == cache.role.layout.index("T")
 
 
 def test_a_dtype_that_cannot_be_fed() -> None:
     value = linear().graphs[0].inputs[0]
     value.type = None
     with pytest.raises(ModelError, match="x has a dtype that cannot be fed or compared"):
-        Tensor.of(value)
+        IoTensor.of(value)
 
 
 def test_runs_a_signature_without_changing_the_model() -> None:

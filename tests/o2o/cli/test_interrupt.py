@@ -138,8 +138,8 @@ def imports():
 
 def silenced():
     import ctypes
-    from o2o.cli.silence_stderr import quiet
-    with quiet():
+    from o2o.cli.silence_stderr import silenced_stderr
+    with silenced_stderr():
         ctypes.CDLL(None).sleep(60)
 
 def goes_on():
@@ -210,10 +210,10 @@ import sys, time
 from o2o.cli import command, interrupt, silence_stderr
 interrupt.exit_on_interrupt("silenced")
 def body():
-    with silence_stderr.quiet():
+    with silence_stderr.silenced_stderr():
         time.sleep(60)
 def stuck():
-    with silence_stderr.quiet():
+    with silence_stderr.silenced_stderr():
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:

@@ -8,23 +8,23 @@ import sys
 
 import pytest
 
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 
 PROGRAM = """
 import os, sys
-from o2o.cli.silence_stderr import quiet, silence
+from o2o.cli.silence_stderr import silence_stderr_forever, silenced_stderr
 assert sys.stderr is None
-with quiet():
+with silenced_stderr():
     print("inside")
-silence()
+silence_stderr_forever()
 print("after")
 """
 
 
 def test_what_is_written_inside_is_dropped(capfd: pytest.CaptureFixture[str]) -> None:
-    with quiet():
+    with silenced_stderr():
         os.write(2, b"inside\n")
-    with quiet(False):
+    with silenced_stderr(False):
         os.write(2, b"not quiet\n")
     assert capfd.readouterr().err == "not quiet\n"
 

@@ -181,7 +181,7 @@ class Manners:
         model = self.model()
         model.format = "tflite"
         outcome = self.filtered(formats.dumps(model))
-        if "tflite" in self.filter.formats:
+        if "tflite" in self.filter.input_formats:
             assert outcome.code == 0, outcome.err
             assert not self.writes_model or formats.loads(outcome.out).format == self.turns_tflite_into
         else:

@@ -23,7 +23,7 @@ class Talker(Filter):
 
     name = "talker.py"
     usage_example = "talker.py < a > b"
-    formats = ("circle",)
+    input_formats = ("circle",)
     fail = False
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

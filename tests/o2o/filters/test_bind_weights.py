@@ -20,8 +20,8 @@ from export import build_graph
 from export.model import LanguageModel
 from o2o import formats
 from o2o.filters import bind_weights, inspect
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import LARGE, storage_key
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.compiled import compiled_once
@@ -166,9 +166,7 @@ def test_equal_tensors_are_there_once(
 def test_only_large_weights_are_references(checkpoint: Path, export: Exporter) -> None:
     actual = constants(formats.load(export(checkpoint)))
     for parameter, tensor in tensors_of(checkpoint).items():
-        assert isinstance(actual[parameter].const_value, ExternalTensor) == (tensor.nbytes >= LARGE), (
-            parameter
-        )
+        assert isinstance(actual[parameter].const_value, UnboundTensor) == (tensor.nbytes >= LARGE), parameter
 
 
 def test_a_model_without_references_passes_as_it_is(
@@ -345,7 +343,7 @@ def test_much_data_takes_little_memory(tmp_path: Path) -> None:
     x = graph.input("x", [1, 1024])
     for name, (_, shape) in shapes.items():
         weight = graph.constant(name, np.zeros((1, 1), np.float32))
-        weight.const_value = ExternalTensor(name, path, name, ir.DataType.FLOAT, shape)
+        weight.const_value = UnboundTensor(name, path, name, ir.DataType.FLOAT, shape)
         weight.shape = ir.Shape(shape)
         graph.output(graph.fc(x, weight, f"y_{name}"))
     formats.save(graph.model(), tmp_path / "in.circle")

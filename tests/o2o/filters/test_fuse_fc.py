@@ -12,7 +12,7 @@ import pytest
 
 from o2o import formats
 from o2o.filters.fuse_fc import FuseFc
-from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.lower.litert import lower_to_litert
 from o2o.model import Model, shape_of
 from o2o.quantization.compare import compare, dequantized
@@ -126,7 +126,7 @@ def test_matrices_of_different_kinds_stay_apart(command: Command) -> None:
 def test_weights_that_are_still_in_a_checkpoint_are_left_alone() -> None:
     model = projections("qk")
     for name, value in model.graphs[0].initializers.items():
-        value.const_value = ExternalTensor(
+        value.const_value = UnboundTensor(
             name, Path("model.safetensors"), name, value.dtype, (ROWS[name[0]], D)
         )
     FuseFc().apply(model, Namespace())

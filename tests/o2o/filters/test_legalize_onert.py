@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from o2o.contract import Role, contract_of
-from o2o.formats.external_tensor import ExternalTensor
-from o2o.weights.binding import external_tensors
+from o2o.formats.unbound_tensor import UnboundTensor
+from o2o.weights.binding import unbound_tensors
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import FLOAT, Graph, decoder, operators, weights
@@ -49,13 +49,13 @@ def test_weights_are_not_looked_at(command: Command, tmp_path: Path, monkeypatch
     cache.meta["role"] = Role("key_cache", 0, "BNTH")
     head = graph.value("head", [400, 6])
     how = {"dtype": FLOAT, "shape": (400, 6), "path": str(checkpoint)}
-    head.const_value = ExternalTensor("head", tensor_name="head", stored_shape=(400, 6), **how)
+    head.const_value = UnboundTensor("head", tensor_name="head", stored_shape=(400, 6), **how)
     graph.ir.register_initializer(head)
     graph.output(graph.fc(x, head, "logits"))
-    for method in ("pieces", "numpy", "tofile", "tobytes"):
-        monkeypatch.setattr(ExternalTensor, method, lambda *_: pytest.fail("was read"))
+    for method in ("chunks", "numpy", "tofile", "tobytes"):
+        monkeypatch.setattr(UnboundTensor, method, lambda *_: pytest.fail("was read"))
     after = command(graph.model())
-    assert [reference.tensor_name for _, reference in external_tensors(after)] == ["head"]
+    assert [reference.tensor_name for _, reference in unbound_tensors(after)] == ["head"]
 
 
 def test_a_refusal_is_one_line(command: Command) -> None:

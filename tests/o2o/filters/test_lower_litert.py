@@ -12,9 +12,9 @@ from ai_edge_litert.interpreter import Interpreter
 from safetensors.numpy import save_file
 
 from o2o import formats
-from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import CUSTOM_DOMAIN, Model
-from o2o.weights.binding import external_tensors
+from o2o.weights.binding import unbound_tensors
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import FLOAT, Graph, decoder, linear, operators, weights
@@ -60,7 +60,7 @@ def referring(folder: Path) -> Model:
     norm = graph.constant("norm", weights(6))
     y = graph.op("RMS_NORM", [x, norm], [1, 6], name="normalised", epsilon=1e-5)
     weight = graph.value("weight", [400, 6])
-    weight.const_value = ExternalTensor(
+    weight.const_value = UnboundTensor(
         "weight",
         dtype=FLOAT,
         shape=(400, 6),
@@ -74,10 +74,10 @@ def referring(folder: Path) -> Model:
 
 
 def test_weights_are_not_looked_at(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for method in ("pieces", "numpy", "tofile", "tobytes"):
-        monkeypatch.setattr(ExternalTensor, method, lambda *_: pytest.fail("was read"))
+    for method in ("chunks", "numpy", "tofile", "tobytes"):
+        monkeypatch.setattr(UnboundTensor, method, lambda *_: pytest.fail("was read"))
     after = command(referring(tmp_path))
-    assert [reference.tensor_name for _, reference in external_tensors(after)] == ["w"]
+    assert [reference.tensor_name for _, reference in unbound_tensors(after)] == ["w"]
     assert not operators(after)["RMS_NORM"]
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from export import build_graph
 from o2o import formats
 from o2o.filters import bind_weights, inspect, merge_circles, quantize_weights
-from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
 from o2o.quantization.recipes import RECIPES
@@ -217,7 +217,7 @@ def test_from_the_checkpoint_or_from_the_file(recipe: str, exported: dict[str, P
         assert quantize_weights.main([*flags, str(exported[form]), "-o", str(file)]) == 0
         model = formats.load(file)
         left = {
-            v.name for v in model.graphs[0].initializers.values() if isinstance(v.const_value, ExternalTensor)
+            v.name for v in model.graphs[0].initializers.values() if isinstance(v.const_value, UnboundTensor)
         }
         # the table is the head's, too: tied, it stays as exact as the embedding
         assert left == ({"model.embed_tokens.weight"} if form == "external" else set())
@@ -246,7 +246,7 @@ def test_in_little_memory(tmp_path: Path) -> None:
     for k in range(4):
         tensors[f"w{k}"] = torch.randn(shape, generator=torch.Generator().manual_seed(k)).bfloat16()
         w = graph.constant(f"w{k}", np.zeros((1, shape[1]), np.float32))
-        w.shape, w.const_value = ir.Shape(shape), ExternalTensor(f"w{k}", path, f"w{k}", FLOAT, shape)
+        w.shape, w.const_value = ir.Shape(shape), UnboundTensor(f"w{k}", path, f"w{k}", FLOAT, shape)
         graph.output(graph.fc(x, w, f"y{k}"))
     save_file(tensors, path)
     formats.save(graph.model(), tmp_path / "in.circle")

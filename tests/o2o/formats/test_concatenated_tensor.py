@@ -29,7 +29,7 @@ def test_rows_follow_each_other() -> None:
     np.testing.assert_array_equal(tensor.numpy(), EXPECTED)
     sink = io.BytesIO()
     tensor.tofile(sink)
-    assert sink.getvalue() == b"".join(tensor.pieces(7)) == EXPECTED.tobytes()
+    assert sink.getvalue() == b"".join(tensor.chunks(7)) == EXPECTED.tobytes()
 
 
 def test_another_shape_has_the_same_storage() -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from o2o import formats
 from o2o.contract import Role
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.fingerprint import fingerprint
 from o2o.formats.tensors import LARGE
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.formats.writer import write
 from o2o.model import Model
 from o2o.streams.source import PipeSource
@@ -202,7 +202,7 @@ def of_checkpoint(path: Path, kind: str) -> Model:
     path.write_bytes(len(header).to_bytes(8, "little") + header + numbers.tobytes())
     graph = Graph("main")
     weight = graph.constant("w", array)
-    weight.const_value = ExternalTensor("w", path, "w", ir.DataType.FLOAT, (64, 48))
+    weight.const_value = UnboundTensor("w", path, "w", ir.DataType.FLOAT, (64, 48))
     graph.output(graph.fc(graph.input("x", [1, 48]), weight, "y"))
     return graph.model()
 

@@ -138,7 +138,7 @@ def test_blocks_are_converted_some_rows_at_a_time(at_once: int) -> None:
     first, second = (np.random.default_rng(k).integers(-128, 128, (5, 6)).astype(np.int8) for k in (0, 1))
     matrix = ConcatenatedTensor("w", [ir.Tensor(first), ir.Tensor(second)])
     blocks = UnsignedBlocks(matrix, 10, 6, 4)
-    written = np.frombuffer(b"".join(blocks.pieces(at_once)), np.uint8).reshape(10, 8)
+    written = np.frombuffer(b"".join(blocks.chunks(at_once)), np.uint8).reshape(10, 8)
     np.testing.assert_array_equal(written[:, :6].astype(int) - 128, np.concatenate([first, second]))
     assert (written[:, 6:] == 128).all()
     assert blocks.numpy().tobytes() == written.tobytes()

@@ -53,10 +53,10 @@ def source_of(data: bytes, read_path: str, folder: Path) -> Source:
     return PipeSource(piped(data), "pipe") if "pipe" in read_path else MemorySource(data)
 
 
-def written(model: Model, passing: bool, limit: int) -> bytes:
+def written(model: Model, consume_sources: bool, limit: int) -> bytes:
     sink = io.BytesIO()
     planned = plan(model, limit)
-    planned.write(sink, passing=passing)
+    planned.write(sink, consume_sources=consume_sources)
     assert len(sink.getvalue()) == planned.size
     return sink.getvalue()
 
@@ -89,9 +89,9 @@ def assert_the_same_by_every_read_path(model: Model, limit: int) -> None:
     collected = set()
     for read_path in READ_PATHS:
         with tempfile.TemporaryDirectory() as folder:
-            for passing in (True, False):
+            for consume_sources in (True, False):
                 actual = formats.read(source_of(data, read_path, Path(folder)))
-                assert written(actual, passing, limit) == data, (read_path, passing)
+                assert written(actual, consume_sources, limit) == data, (read_path, consume_sources)
             numbers = formats.read(source_of(data, read_path, Path(folder)))
             for graph in numbers.graphs:
                 for value in graph.initializers.values():  # read, in no order, before they are written

@@ -14,7 +14,7 @@ from o2o import formats
 from o2o.errors import ModelError
 from o2o.formats.fingerprint import fingerprint
 from o2o.formats.schema import DIALECTS
-from o2o.formats.tensors import numbers
+from o2o.formats.tensors import constant_array
 from o2o.model import CUSTOM_DOMAIN
 from tests.o2o.formats.trees import pack, unpack
 from tests.o2o.graphs import SAMPLES, decoder, linear
@@ -122,7 +122,7 @@ def test_constants_are_views() -> None:
     data = formats.dumps(decoder())
     whole = np.frombuffer(data, np.uint8)
     head = formats.loads(data).graphs[0].initializers["head"]
-    array = numbers(head)
+    array = constant_array(head)
     assert array is not None
     assert np.shares_memory(array, whole)
 

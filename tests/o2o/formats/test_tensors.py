@@ -12,21 +12,21 @@ import onnx_ir as ir
 import pytest
 
 from o2o import formats
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.schema import Span
 from o2o.formats.tensors import (
     SourceTensor,
     bytes_in_memory,
+    can_share_bytes,
+    chunks,
     constant,
-    is_in_place,
-    numbers,
-    pieces,
+    constant_array,
     storage_key,
     with_shape,
 )
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.streams import MemorySource, Source, open_file
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 from o2o.weights.stored_tensor import StoredTensor
-from o2o.weights.weight import Weight
 from tests.o2o.graphs import Graph
 
 DATA = bytes(range(256)) * 40
@@ -60,7 +60,7 @@ def all_bytes(tensor: ir.TensorProtocol) -> list[bytes]:
     """The bytes of `tensor` in each of the ways that there are to have them."""
     sink = io.BytesIO()
     tensor.tofile(sink)  # type: ignore[attr-defined]
-    return [tensor.tobytes(), sink.getvalue(), b"".join(map(bytes, pieces(tensor, 7)))]
+    return [tensor.tobytes(), sink.getvalue(), b"".join(map(bytes, chunks(tensor, 7)))]
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (15,), (1, 15, 1), (2, 2, 2), (1,), (), (0, 3)])
@@ -100,7 +100,7 @@ def test_encoded_bytes_are_bytes(
         type=None if dtype is None else ir.TensorType(dtype),
         const_value=tensor,
     )
-    assert numbers(value) is None
+    assert constant_array(value) is None
     assert with_shape(tensor, (size,), "v").tobytes() == tensor.tobytes()
 
 
@@ -125,7 +125,7 @@ def transposed(tmp_path: Path) -> ir.TensorProtocol:
 
 def of_a_checkpoint(tmp_path: Path) -> ir.TensorProtocol:
     (tmp_path / "w").write_bytes(np.arange(24, dtype=np.float16).tobytes())
-    return Weight("w", StoredTensor("w", tmp_path / "w", "F16", (4, 6), 0, 48), FLOAT)
+    return CheckpointTensor("w", StoredTensor("w", tmp_path / "w", "F16", (4, 6), 0, 48), FLOAT)
 
 
 @pytest.mark.parametrize("make", [in_source, in_memory, packed, transposed, of_a_checkpoint])
@@ -137,17 +137,17 @@ def test_the_same_bytes_in_another_shape(make: Callable[[Path], ir.TensorProtoco
         np.asarray(other.numpy(), np.float32), np.asarray(tensor.numpy(), np.float32).reshape(2, 1, 12)
     )
     assert other.tobytes() == tensor.tobytes()
-    assert (storage_key(other) == storage_key(tensor)) == is_in_place(tensor)
-    assert is_in_place(tensor) == (make is not transposed)
+    assert (storage_key(other) == storage_key(tensor)) == can_share_bytes(tensor)
+    assert can_share_bytes(tensor) == (make is not transposed)
 
 
 def test_a_reference_keeps_to_its_tensor(tmp_path: Path) -> None:
-    reference = ExternalTensor("w", tmp_path / "nowhere", "w", FLOAT, (4, 6))
+    reference = UnboundTensor("w", tmp_path / "nowhere", "w", FLOAT, (4, 6))
     other = with_shape(reference, (24,), "flat")
-    assert isinstance(other, ExternalTensor)
+    assert isinstance(other, UnboundTensor)
     assert storage_key(other) == storage_key(reference)
     assert (other.stored_shape, list(other.shape.numpy())) == ((4, 6), [24])
-    half = ExternalTensor("w", tmp_path / "nowhere", "w", ir.DataType.FLOAT16, (4, 6))
+    half = UnboundTensor("w", tmp_path / "nowhere", "w", ir.DataType.FLOAT16, (4, 6))
     assert storage_key(half) != storage_key(reference), "other bytes are written for it"
 
 

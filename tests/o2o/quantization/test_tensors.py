@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.tensors import storage_key
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.quantization import tensors
 from o2o.quantization.schemes import FLOAT16, INT4_BLOCK32, INT4_BLOCK128, INT8, SCHEMES, Scheme
 from o2o.quantization.tensors import QuantizedTensor
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 from o2o.weights.safetensors import read_header
-from o2o.weights.weight import Weight
 from tests.o2o.graphs import FLOAT, Graph, weights
 
 matrices = arrays.arrays(
@@ -157,8 +157,8 @@ def test_the_same_from_everywhere(
     monkeypatch.setattr(tensors, "CHUNK", 5 * 256)
     sources: list[ir.TensorProtocol] = [
         ir.Tensor(w),
-        Weight("w", read_header(path)["w"], FLOAT),
-        ExternalTensor("w", path, "w", FLOAT, (37, 256)),
+        CheckpointTensor("w", read_header(path)["w"], FLOAT),
+        UnboundTensor("w", path, "w", FLOAT, (37, 256)),
         stored,
     ]
     for source in sources:
@@ -176,8 +176,8 @@ def test_the_same_from_everywhere(
 def test_a_large_tensor_is_never_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(tmp_path, weights(512, 256), torch.bfloat16)
     monkeypatch.setattr(tensors, "CHUNK", 1024)
-    result = QuantizedTensor("w", Weight("w", read_header(path)["w"], FLOAT), INT8)
-    assert max(len(piece) for piece in result.pieces()) <= 1024
+    result = QuantizedTensor("w", CheckpointTensor("w", read_header(path)["w"], FLOAT), INT8)
+    assert max(len(chunk) for chunk in result.chunks()) <= 1024
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("o2o.weights.stored_tensor.StoredTensor.read_float32", _never)
         result.tofile(io.BytesIO())

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from o2o import formats
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.schema import Span
-from o2o.formats.tensors import SourceTensor, constant, pieces, storage_key
+from o2o.formats.tensors import SourceTensor, chunks, constant, storage_key
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model
 from o2o.rewriting.deduplicate_constants import SAMPLE, deduplicate_constants
 from o2o.streams import MemorySource, open_file
 from o2o.streams.source import PipeSource
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 from o2o.weights.stored_tensor import StoredTensor
-from o2o.weights.weight import Weight
 from tests.o2o.graphs import Graph, weights
 from tests.o2o.streams.test_source import piped
 
@@ -89,11 +89,11 @@ def in_pipe(array: np.ndarray) -> SourceTensor:
     return collected
 
 
-def of_checkpoint(folder: Path, array: np.ndarray, kind: str = "F32", name: str = "w") -> Weight:
+def of_checkpoint(folder: Path, array: np.ndarray, kind: str = "F32", name: str = "w") -> CheckpointTensor:
     numbers = {"F32": array, "F16": array.astype(np.float16)}[kind]
     path = folder / f"{name}.{kind}"
     path.write_bytes(numbers.tobytes())
-    return Weight(name, StoredTensor(name, path, kind, array.shape, 0, numbers.nbytes), FLOAT)
+    return CheckpointTensor(name, StoredTensor(name, path, kind, array.shape, 0, numbers.nbytes), FLOAT)
 
 
 def test_everywhere_but_in_a_checkpoint(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_weights_share_what_they_become(tmp_path: Path) -> None:
         of_checkpoint(tmp_path, OTHER, "F32", "d"),
     ]
     assert shared(*tensors) == [["w0", "w1", "w2"], ["w3"]]
-    half = Weight("e", tensors[0].stored, ir.DataType.FLOAT16)  # type: ignore[attr-defined]
+    half = CheckpointTensor("e", tensors[0].stored, ir.DataType.FLOAT16)  # type: ignore[attr-defined]
     assert shared(tensors[0], half) == [["w0"], ["w1"]], "the same tensor, but not the same bytes"
 
 
@@ -167,7 +167,7 @@ def test_weights_share_with_what_is_in_the_file_already(tmp_path: Path) -> None:
     tensors = [
         of_checkpoint(tmp_path, ARRAY, name="a"),
         in_source(ARRAY),
-        Weight("b", of_checkpoint(tmp_path, ARRAY, name="b").stored, FLOAT),
+        CheckpointTensor("b", of_checkpoint(tmp_path, ARRAY, name="b").stored, FLOAT),
         in_memory(ARRAY.view(np.int32)),
     ]
     assert shared(*tensors) == [["w0", "w1", "w2", "w3"]]
@@ -177,7 +177,9 @@ def test_zeros_of_two_dtypes(tmp_path: Path) -> None:
     """Their bytes are the same; but a weight cannot be looked at as another dtype than it becomes."""
     (tmp_path / "zeros").write_bytes(bytes(2400))
     tensors = [
-        Weight(str(dtype), StoredTensor("w", tmp_path / "zeros", "F16", (count,), 0, 2 * count), dtype)
+        CheckpointTensor(
+            str(dtype), StoredTensor("w", tmp_path / "zeros", "F16", (count,), 0, 2 * count), dtype
+        )
         for dtype, count in ((FLOAT, 600), (ir.DataType.FLOAT16, 1200), (FLOAT, 600))
     ]
     assert shared(*tensors) == [["w0", "w2"], ["w1"]]
@@ -193,14 +195,14 @@ def test_only_what_equals_weights(tmp_path: Path) -> None:
         in_memory(OTHER),
         in_source(OTHER),
     ]
-    assert shared(*tensors, only=Weight) == [["w0", "w1", "w2", "w3"], ["w4"], ["w5"]]
-    assert shared(*tensors[4:], only=Weight) == [["w0"], ["w1"]]
+    assert shared(*tensors, only=CheckpointTensor) == [["w0", "w1", "w2", "w3"], ["w4"], ["w5"]]
+    assert shared(*tensors[4:], only=CheckpointTensor) == [["w0"], ["w1"]]
 
 
 def test_references_are_not_followed(tmp_path: Path) -> None:
     """Equal ones are one storage as they are; the checkpoint need not even be there."""
     names = ["a", "b", "a"]
-    tensors = [ExternalTensor("r", tmp_path / "nowhere", name, FLOAT, (60, 40)) for name in names]
+    tensors = [UnboundTensor("r", tmp_path / "nowhere", name, FLOAT, (60, 40)) for name in names]
     model = model_of(*tensors)
     assert deduplicate_constants(model) == (2, 0, 0)
     assert tensors_of(model) == {f"w{k}": tensor for k, tensor in enumerate(tensors)}
@@ -210,11 +212,11 @@ def test_of_what_differs_at_once_no_more_is_read(tmp_path: Path, monkeypatch: py
     read: list[int] = []
 
     def noted(tensor: ir.TensorProtocol, size: int):
-        for piece in pieces(tensor, size):
-            read.append(len(piece))
-            yield piece
+        for chunk in chunks(tensor, size):
+            read.append(len(chunk))
+            yield chunk
 
-    monkeypatch.setattr("o2o.rewriting.deduplicate_constants.pieces", noted)
+    monkeypatch.setattr("o2o.rewriting.deduplicate_constants.chunks", noted)
     (tmp_path / "data").write_bytes(b"".join(weights(60, 40, seed=seed).tobytes() for seed in range(4)))
     source = open_file(tmp_path / "data")
     tensors = [SourceTensor(source, Span(9600 * k, 9600), FLOAT, (2400,), "w") for k in range(3)]

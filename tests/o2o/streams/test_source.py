@@ -80,7 +80,7 @@ def test_of_a_framed_file_the_head_is_read(tmp_path: Path) -> None:
     source = open_file(tmp_path / "f")
     assert bytes(source.head) == data[:100]
     assert source.view(1000, 50).tobytes() == data[1000:1050]
-    assert b"".join(source.pieces(90, 4000, 33)) == data[90:4090]
+    assert b"".join(source.chunks(90, 4000, 33)) == data[90:4090]
 
 
 def test_a_file_on_stdin_is_mapped(tmp_path: Path, stdin: Stdin) -> None:
@@ -166,7 +166,7 @@ def test_data_pass_in_order(to: str, tmp_path: Path) -> None:
     source = PipeSource(piped(data), "pipe")
     assert bytes(source.head) == data[:100]
     ranges = [(128, 1000), (2000, 100_000), (102_000, 0), (150_000, 249_000)]
-    source.expect(ranges)
+    source.announce_copies(ranges)
     wanted = b"".join(data[start : start + size] for start, size in ranges)
     result = bytearray()
 
@@ -215,7 +215,7 @@ def test_a_file_system_that_stops_in_mid_file(tmp_path: Path, monkeypatch: pytes
 def test_data_out_of_order_are_kept(ranges: list[tuple[int, int]]) -> None:
     data = framed(100, 5000)
     source = PipeSource(piped(data), "pipe")
-    source.expect(ranges)
+    source.announce_copies(ranges)
     sink = io.BytesIO()
     for start, size in ranges:
         source.copy(start, size, sink)
@@ -228,7 +228,7 @@ def test_a_small_model_is_read_at_once(stdin: Stdin) -> None:
     stdin(piped(data))
     source = open_source("-")
     assert bytes(source.head) == data
-    source.expect([(500, 10)])
+    source.announce_copies([(500, 10)])
     sink = io.BytesIO()
     source.copy(500, 10, sink)
     source.finish()
@@ -250,7 +250,7 @@ def test_numbers_that_are_needed_are_kept() -> None:
 
 def test_what_went_by_is_gone() -> None:
     source = PipeSource(piped(framed(100, 5000)), "pipe")
-    source.expect([(200, 100)])
+    source.announce_copies([(200, 100)])
     source.copy(200, 100, io.BytesIO())
     with pytest.raises(ModelError, match="cannot be read again"):
         source.view(200, 100)
@@ -293,7 +293,7 @@ def test_a_pipe_that_ends_early(available: int, detail: str) -> None:
 
     def passed() -> None:
         source = PipeSource(piped(data), "pipe")
-        source.expect([(200, 100)])
+        source.announce_copies([(200, 100)])
         source.copy(200, 100, io.BytesIO())
         source.finish()
 
@@ -303,7 +303,7 @@ def test_a_pipe_that_ends_early(available: int, detail: str) -> None:
 
 def test_a_pipe_that_ends_in_what_is_wanted() -> None:
     source = PipeSource(piped(framed(100, 500_000)[:300_000]), "pipe")
-    source.expect([(200, 499_000)])
+    source.announce_copies([(200, 499_000)])
     with pytest.raises(ModelError, match="pipe: truncated"):
         source.copy(200, 499_000, io.BytesIO())
 
@@ -322,7 +322,7 @@ def test_the_writer_of_a_pipe_ends_in_peace() -> None:
     thread.start()
     source = PipeSource(reader, "pipe")
     os.close(reader)
-    source.expect([(200, 10)])
+    source.announce_copies([(200, 10)])
     source.copy(200, 10, io.BytesIO())
     source.finish()
     thread.join()
@@ -350,7 +350,7 @@ def peak():  # not ru_maxrss, which goes on from what the process that started t
 before = peak()
 source = streams.open_source(sys.argv[1])
 with streams.open_output(sys.argv[2]) as sink:
-    source.expect([(4096, (200 << 20) - 4096)])
+    source.announce_copies([(4096, (200 << 20) - 4096)])
     source.copy(4096, (200 << 20) - 4096, sink)
 print(peak() - before)
 """

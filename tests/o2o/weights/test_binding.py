@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.formats.external_tensor import ExternalTensor
 from o2o.formats.fingerprint import fingerprint
 from o2o.formats.tensors import storage_key, with_shape
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model
-from o2o.weights.binding import bind, external_tensors, weight_of
+from o2o.weights.binding import bind, unbound_tensors, weight_of
 from tests.o2o.graphs import Graph
 
 NUMBERS = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
@@ -38,7 +38,7 @@ def model_of(path: Path, *names: str, shape: tuple[int, ...] = (64, 48)) -> Mode
     x = graph.input("x", [2, shape[-1]])
     for name in names:
         w = graph.constant(name, np.zeros(shape, np.float32))
-        w.const_value = ExternalTensor(name, path, name, FLOAT, shape)
+        w.const_value = UnboundTensor(name, path, name, FLOAT, shape)
         graph.output(graph.fc(x, w, f"y_{name}"))
     return graph.model()
 
@@ -46,17 +46,17 @@ def model_of(path: Path, *names: str, shape: tuple[int, ...] = (64, 48)) -> Mode
 def test_numbers_are_found_when_someone_asks(tmp_path: Path) -> None:
     model = formats.loads(formats.dumps(model_of(checkpoint(tmp_path, torch.bfloat16), "w")))
     constant = model.graphs[0].initializers["w"].const_value
-    assert isinstance(constant, ExternalTensor)
+    assert isinstance(constant, UnboundTensor)
     np.testing.assert_array_equal(weight_of(constant).numpy(), NUMBERS.bfloat16().float().numpy())
 
 
 def test_one_tensor_is_one_buffer_in_any_shape(tmp_path: Path) -> None:
-    reference = ExternalTensor("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
+    reference = UnboundTensor("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
     flat = with_shape(reference, (3072,), "flat")
-    assert isinstance(flat, ExternalTensor)
+    assert isinstance(flat, UnboundTensor)
     assert storage_key(flat) == storage_key(reference)
     np.testing.assert_array_equal(weight_of(flat).numpy(), NUMBERS.numpy().reshape(-1))
-    assert storage_key(ExternalTensor("v", reference.path, "v", FLOAT, (64, 48))) != storage_key(reference)
+    assert storage_key(UnboundTensor("v", reference.path, "v", FLOAT, (64, 48))) != storage_key(reference)
 
 
 def test_both_ways_give_the_same_fingerprint_and_bytes(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_both_ways_give_the_same_fingerprint_and_bytes(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
-    reference = ExternalTensor("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
+    reference = UnboundTensor("w", checkpoint(tmp_path), "w", FLOAT, (64, 48))
     np.testing.assert_array_equal(weight_of(reference).numpy(), NUMBERS.numpy())
     checkpoint(tmp_path, a=torch.zeros(100))
     np.testing.assert_array_equal(weight_of(reference).numpy(), NUMBERS.numpy())
@@ -92,7 +92,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.safetensors does not fit the model: it lacks v$"):
         bind(model)
     with pytest.raises(ModelError, match="lacks v, which the model refers to"):
-        weight_of({value.name: tensor for value, tensor in external_tensors(model)}["v"])
+        weight_of({value.name: tensor for value, tensor in unbound_tensors(model)}["v"])
 
 
 def test_what_is_left_over_is_named(tmp_path: Path) -> None:

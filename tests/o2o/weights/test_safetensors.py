@@ -43,9 +43,9 @@ def test_reads_any_float_as_float32(tmp_path: Path, dtype: str) -> None:
 
     assert numbers.dtype == np.float32
     np.testing.assert_array_equal(numbers, values.float().numpy())
-    pieces = list(read_header(tmp_path / "a.safetensors")["x"].pieces(4))
-    assert [len(piece) for piece in pieces] == [4, 2]
-    np.testing.assert_array_equal(np.concatenate(pieces).reshape(2, 3), numbers)
+    chunks = list(read_header(tmp_path / "a.safetensors")["x"].chunks(4))
+    assert [len(chunk) for chunk in chunks] == [4, 2]
+    np.testing.assert_array_equal(np.concatenate(chunks).reshape(2, 3), numbers)
 
 
 def test_a_tensor_of_no_dimension_or_no_element(tmp_path: Path) -> None:

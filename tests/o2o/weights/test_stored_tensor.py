@@ -28,7 +28,7 @@ def stored(folder: Path, dtype: str) -> StoredTensor:
 def test_numbers_in_chunks(dtype: str, size: int, tmp_path: Path) -> None:
     expected = NUMBERS.astype(DTYPES[dtype]).astype(np.float32)
     tensor = stored(tmp_path, dtype)
-    chunks = list(tensor.pieces(size))
+    chunks = list(tensor.chunks(size))
     assert max(len(chunk) for chunk in chunks) <= size
     np.testing.assert_array_equal(np.concatenate(chunks).reshape(5, 7), expected)
     np.testing.assert_array_equal(tensor.read_float32(), expected)

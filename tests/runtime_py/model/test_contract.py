@@ -18,7 +18,7 @@ def test_sizes_and_roles():
     assert (prefill.length, contract.capacity, contract.vocab_size) == (5, 8, 11)
     cache = contract.decode.caches["key", 0]
     assert (cache.name, cache.rows, cache.heads) == ("past_key_0", 8, (2, 3))
-    assert prefill.rows["value", 0].shape == (1, 2, 5, 3)
+    assert prefill.cache_outputs["value", 0].shape == (1, 2, 5, 3)
 
 
 def test_prefills_are_known_by_their_tokens_and_sorted():

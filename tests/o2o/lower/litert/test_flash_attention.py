@@ -11,15 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from o2o import formats
-from o2o.cli.silence_stderr import quiet
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
 from o2o.lower.litert import lower_to_litert
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
-from o2o.operators.causal_attention import NAME, Blocks, adaptive_blocks, pack, unpack
+from o2o.operators.causal_attention import NAME, FlashBlockSizes, adaptive_blocks, pack, unpack
 from tests.tolerances import assert_close
 
 
-def causal_model(T: int, S: int, N: int, K: int, H: int, blocks: Blocks | None, layers: int = 1) -> Model:
+def causal_model(
+    T: int, S: int, N: int, K: int, H: int, blocks: FlashBlockSizes | None, layers: int = 1
+) -> Model:
     """q [1, N, T, H], k and v [1, K, S, H], position -> y [1, T, N, H], by the custom operator; all layers
     read the same."""
     shapes = {"q": (1, N, T, H), "k": (1, K, S, H), "v": (1, K, S, H), "position": (1,)}
@@ -57,7 +59,7 @@ def expected(q: np.ndarray, k: np.ndarray, v: np.ndarray, position: int) -> np.n
 def check(model: Model, tmp_path: Path, positions: list[int]) -> None:
     """Lower and run at each of `positions`, and compare with float64."""
     formats.save(lower_to_litert(model), tmp_path / "flash.tflite")
-    with quiet():
+    with silenced_stderr():
         from ai_edge_litert.interpreter import Interpreter
 
         runner = Interpreter(model_path=str(tmp_path / "flash.tflite")).get_signature_runner("main")
@@ -81,7 +83,7 @@ def test_any_shape_at_any_position(
     tmp_path: Path, T: int, room: int, heads: tuple[int, int], blocks: tuple[int, int]
 ) -> None:
     S, (groups, K) = T + room, heads
-    model = causal_model(T, S, groups * K, K, 4, Blocks(*blocks))
+    model = causal_model(T, S, groups * K, K, 4, FlashBlockSizes(*blocks))
     check(model, tmp_path, list(range(room + 1)))
 
 
@@ -90,14 +92,14 @@ def test_without_blocks(tmp_path: Path) -> None:
 
 
 def test_layers_share_the_loop(tmp_path: Path) -> None:
-    model = causal_model(8, 16, 2, 2, 4, Blocks(4, 8), layers=3)
+    model = causal_model(8, 16, 2, 2, 4, FlashBlockSizes(4, 8), layers=3)
     check(model, tmp_path, [0, 8])
     assert len(model.graphs) == 3  # main, condition, body
     assert sum(node.op_type == "WHILE" for node in model.graphs[0]) == 3 * 2
 
 
 def test_scores_exist_by_the_block(tmp_path: Path) -> None:
-    model = lower_to_litert(causal_model(64, 128, 4, 2, 8, Blocks(16, 32)))
+    model = lower_to_litert(causal_model(64, 128, 4, 2, 8, FlashBlockSizes(16, 32)))
     largest = max(
         int(np.prod(value.shape.numpy()))
         for graph in model.graphs
@@ -108,15 +110,15 @@ def test_scores_exist_by_the_block(tmp_path: Path) -> None:
 
 
 def test_what_fits_into_one_block_has_no_loop() -> None:
-    model = lower_to_litert(causal_model(4, 8, 2, 2, 4, Blocks(4, 8)))
+    model = lower_to_litert(causal_model(4, 8, 2, 2, 4, FlashBlockSizes(4, 8)))
     assert len(model.graphs) == 1
 
 
 def test_the_loop_ends_with_the_last_key_that_is_seen(tmp_path: Path) -> None:
     """What lies behind is never read, not even to be multiplied by 0: there, NaN would spread."""
-    model = causal_model(4, 32, 2, 2, 4, Blocks(2, 8))
+    model = causal_model(4, 32, 2, 2, 4, FlashBlockSizes(2, 8))
     formats.save(lower_to_litert(model), tmp_path / "flash.tflite")
-    with quiet():
+    with silenced_stderr():
         from ai_edge_litert.interpreter import Interpreter
 
         runner = Interpreter(model_path=str(tmp_path / "flash.tflite")).get_signature_runner("main")
@@ -131,12 +133,12 @@ def test_the_loop_ends_with_the_last_key_that_is_seen(tmp_path: Path) -> None:
 def test_adaptive_blocks() -> None:
     sizes = {1: 32, 191: 32, 192: 64, 767: 64, 768: 256, 4096: 256}
     assert {tokens: adaptive_blocks(tokens) for tokens in sizes} == {
-        t: Blocks(q, 512) for t, q in sizes.items()
+        t: FlashBlockSizes(q, 512) for t, q in sizes.items()
     }
 
 
-@pytest.mark.parametrize("blocks", [None, Blocks(64, 512)])
-def test_options_survive(blocks: Blocks | None) -> None:
+@pytest.mark.parametrize("blocks", [None, FlashBlockSizes(64, 512)])
+def test_options_survive(blocks: FlashBlockSizes | None) -> None:
     (node,) = causal_model(1, 2, 1, 1, 4, blocks).graphs[0]
     assert unpack(node) == (0.5, blocks)
 
@@ -158,15 +160,17 @@ def test_other_operands_are_refused(operand: str, shape: tuple[int, ...] | None)
 
 
 def test_blocks_as_they_are_written() -> None:
-    assert Blocks.parse("64,512") == Blocks(64, 512)
+    assert FlashBlockSizes.parse("64,512") == FlashBlockSizes(64, 512)
     for text in ("", "64", "a,b", "1,2,3"):
         with pytest.raises(ValueError, match="give two block sizes, such as 64,512"):
-            Blocks.parse(text)
+            FlashBlockSizes.parse(text)
     with pytest.raises(ValueError, match="a block has at least one query and one key"):
-        Blocks.parse("64,0")
+        FlashBlockSizes.parse("64,0")
 
 
-@pytest.mark.parametrize("options", [None, b"", b"\x01\x02\x03", b"\x05\x04\x01", pack(1.0, Blocks(-4, 8))])
+@pytest.mark.parametrize(
+    "options", [None, b"", b"\x01\x02\x03", b"\x05\x04\x01", pack(1.0, FlashBlockSizes(-4, 8))]
+)
 def test_damaged_options(options: bytes | None) -> None:
     model = causal_model(1, 2, 1, 1, 4, None)
     (node,) = model.graphs[0]

@@ -23,7 +23,7 @@ from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.attention import FlashBlocks
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
-from o2o.operators.causal_attention import Blocks
+from o2o.operators.causal_attention import FlashBlockSizes
 from tests.o2o import graphs
 from tests.o2o.fused_graphs import D, Form, attention, feeds_at
 from tests.o2o.graphs import BOOL, FLOAT, INT32, INT64, Graph, exported_feeds, feeds, operators, sign, weights
@@ -69,7 +69,7 @@ def test_attention(form: Form) -> None:
 @settings(max_examples=30, deadline=None)
 @given(form=forms(), blocks=st.tuples(st.integers(1, 3), st.integers(1, 6)))
 def test_attention_in_blocks(form: Form, blocks: tuple[int, int]) -> None:
-    assert_lowers(form, Blocks(*blocks))
+    assert_lowers(form, FlashBlockSizes(*blocks))
 
 
 def test_attention_in_blocks_where_it_pays() -> None:

@@ -83,7 +83,7 @@ def _dtype_and_shape(value: onnx.ValueInfoProto) -> tuple[int, list[int | str]]:
     return tensor.elem_type, dims
 
 
-def pieces(length: int, first: Iterable[int]) -> list[tuple[int, int]]:
+def chunks(length: int, first: Iterable[int]) -> list[tuple[int, int]]:
     """(start, stop) of prefills of these lengths, then of each further token."""
     found = []
     start = 0

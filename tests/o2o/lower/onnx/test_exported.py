@@ -20,7 +20,7 @@ from tests.checkpoints import GROUPED, write_checkpoint
 from tests.compiled import compiled_once
 from tests.exported import SHAPES
 from tests.exported import checkpoint as random_checkpoint
-from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
+from tests.o2o.lower.onnx.running import FORMS, Running, checked, chunks
 from tests.tolerances import assert_close
 
 pytest.importorskip("onnxruntime")
@@ -42,7 +42,7 @@ def compare(model: Callable[[], Model], checkpoint: Path, V: int, form: str) -> 
     ids = np.random.default_rng(7).integers(0, V, S).tolist()
     expected = of_transformers(checkpoint, tuple(ids))
     running = Running(checked(model(), form))
-    for start, stop in pieces(S, [5, 9]):
+    for start, stop in chunks(S, [5, 9]):
         logits = running.step(ids[start:stop], start).reshape(-1)
         assert_close(logits, expected[stop - 1])
 

@@ -17,7 +17,7 @@ from o2o.rewriting.builder import add_constant
 from tests.o2o.graphs import FLOAT, INT32, Graph
 from tests.o2o.graphs import decoder as little_decoder
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
-from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
+from tests.o2o.lower.onnx.running import FORMS, Running, checked, chunks
 from tests.tolerances import assert_close
 
 pytest.importorskip("onnxruntime")
@@ -56,7 +56,7 @@ def test_prefill_and_decode_to_the_end_of_the_capacity(name: str, form: str) -> 
     for first in ([5, 3], [1], [shape.S]):  # one model for all: what was there before must not be seen
         for cache in running.caches.values():
             cache.update_inplace(np.full(cache.shape(), 100, np.float32))
-        for start, stop in pieces(shape.S, first):
+        for start, stop in chunks(shape.S, first):
             logits = running.step(ids[start:stop], start)
             assert logits.shape == (1, 1, shape.V)
             close(logits, expected[stop - 1])
@@ -88,7 +88,7 @@ def test_caches_that_are_not_in_place(form: str) -> None:
         "logits",
         *(name.replace("past", "present") for name in sorted(past, key=lambda n: n[-1])),
     ]
-    for start, stop in pieces(shape.S, [4]):
+    for start, stop in chunks(shape.S, [4]):
         feeds = {"tokens": np.array([ids[start:stop]]), "position": np.array([start]), **past}
         before = {name: array.copy() for name, array in past.items()}
         found = dict(zip(names, session.run(None, feeds), strict=True))
@@ -109,7 +109,7 @@ def test_the_standard_form_by_the_standard() -> None:
     evaluator = ReferenceEvaluator(ir.to_proto(checked(decoder(shape), "standard")))
     past = {f"past_{kind}_0": np.zeros((1, 2, 8, 16), np.float32) for kind in ("key", "value")}
     expected = answers(decoder(shape), ids)
-    for start, stop in pieces(8, [5]):
+    for start, stop in chunks(8, [5]):
         feeds = {"tokens": np.array([ids[start:stop]]), "position": np.array([start]), **past}
         logits, *present = evaluator.run(None, feeds)
         past = dict(zip(past, present, strict=True))
@@ -257,11 +257,11 @@ def test_operators_that_are_not_known() -> None:
 
 
 def test_weights_that_are_not_there(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from o2o.formats.external_tensor import ExternalTensor
+    from o2o.formats.unbound_tensor import UnboundTensor
 
     model = decoder()
     value = model.graphs[0].initializers["layers.0.gate.weight"]
-    value.const_value = ExternalTensor("gate", tmp_path / "model.safetensors", "gate", FLOAT, (96, 64))
+    value.const_value = UnboundTensor("gate", tmp_path / "model.safetensors", "gate", FLOAT, (96, 64))
     assert "layers.0.gate.weight is not in the file: run bind.weights.py first" in refusal(model)
 
 

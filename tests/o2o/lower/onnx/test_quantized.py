@@ -13,7 +13,7 @@ from o2o.model import Model
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder, on_litert
-from tests.o2o.lower.onnx.running import FORMS, Running, checked, pieces
+from tests.o2o.lower.onnx.running import FORMS, Running, checked, chunks
 from tests.tolerances import assert_close
 
 pytest.importorskip("onnxruntime")
@@ -51,7 +51,7 @@ def test_weights_mean_the_same(recipe: str, shape: Shape, form: str) -> None:
     ids = np.random.default_rng(3).integers(0, shape.V, shape.S).tolist()
     expected = answers(quantized(shape, recipe), ids)
     running = Running(exactly(checked(quantized(shape, recipe), form)))
-    for start, stop in pieces(shape.S, [5]):
+    for start, stop in chunks(shape.S, [5]):
         logits = running.step(ids[start:stop], start).reshape(-1)
         assert_close(logits, expected[stop - 1])
 
@@ -62,7 +62,7 @@ def test_integer_arithmetic_is_near(recipe: str) -> None:
     ids = np.random.default_rng(3).integers(0, WIDE.V, WIDE.S).tolist()
     expected = answers(quantized(WIDE, recipe), ids)
     running = Running(checked(quantized(WIDE, recipe), "ort", logits="all"))
-    ours = np.concatenate([running.step(ids[a:b], a)[0] for a, b in pieces(WIDE.S, [5])])
+    ours = np.concatenate([running.step(ids[a:b], a)[0] for a, b in chunks(WIDE.S, [5])])
     theirs = on_litert(quantized(WIDE, recipe), ids)
     lost, lost_there = (np.square(found - expected).mean() ** 0.5 for found in (ours, theirs))
     assert 0 < lost < 1.1 * lost_there

@@ -10,33 +10,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime_py.engines.litert.kv_caches import CacheBuffers, KVCaches
-from runtime_py.model.contract import Contract, Signature
+from runtime_py.model.contract import Contract, SignatureSpec
 from tests.runtime_py.toy import Toy
 
 CAPACITIES = (2, 4, 8)
 
 
-def decodes() -> dict[int, Signature]:
+def decodes() -> dict[int, SignatureSpec]:
     """The toy's decode signature, with KV caches of each capacity."""
     decode = Contract.parse(Toy(capacity=8).contract).decode
 
-    def resized(capacity: int) -> Signature:
+    def resized(capacity: int) -> SignatureSpec:
         inputs = []
         for tensor in decode.inputs:
             shape = list(tensor.shape)
             if tensor.slot in decode.caches:
                 shape[tensor.layout.index("T")] = capacity
             inputs.append(replace(tensor, shape=tuple(shape)))
-        return Signature(decode.name, tuple(inputs), decode.outputs)
+        return SignatureSpec(decode.name, tuple(inputs), decode.outputs)
 
     return {capacity: resized(capacity) for capacity in CAPACITIES}
 
 
-def allocate(decode: Signature) -> CacheBuffers[str]:
+def allocate(decode: SignatureSpec) -> CacheBuffers[str]:
     return {slot: ("buffer", np.zeros(cache.shape, cache.dtype)) for slot, cache in decode.caches.items()}
 
 
-def rows(decode: Signature, buffers: CacheBuffers[str]) -> list[np.ndarray]:
+def rows(decode: SignatureSpec, buffers: CacheBuffers[str]) -> list[np.ndarray]:
     """The KV caches by position: [S, ...]."""
     return [
         np.moveaxis(array, decode.caches[slot].layout.index("T"), 0) for slot, (_, array) in buffers.items()

@@ -11,7 +11,7 @@ import pytest
 
 from o2o.errors import ModelError
 from o2o.formats import loads, save
-from o2o.formats.external_tensor import ExternalTensor
+from o2o.formats.unbound_tensor import UnboundTensor
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.engines.litert.lowered_file import LoweredFile, lower_file
 from runtime_py.engines.litert.mapped_bytes import MIN_MAPPED
@@ -100,7 +100,7 @@ def test_weights_that_are_elsewhere(tmp_path):
     model = loads(Toy(vocab=VOCAB).file)
     value = max(model.graphs[0].initializers.values(), key=lambda value: value.const_value.nbytes)
     shape = tuple(value.shape.numpy())
-    value.const_value = ExternalTensor(
+    value.const_value = UnboundTensor(
         value.name or "", tmp_path / "weights.bin", "w", ir.DataType.FLOAT, shape
     )
     save(model, tmp_path / "model.tflite")

@@ -22,7 +22,7 @@ DTYPES = {
 }
 
 
-class Weight(StreamedTensor):
+class CheckpointTensor(StreamedTensor):
     """A tensor of a checkpoint, read and converted in chunks while it is written."""
 
     def __init__(
@@ -49,9 +49,9 @@ class Weight(StreamedTensor):
     def key(self) -> Hashable:
         return self.stored.path, self.stored.offset, self.stored.length, self.dtype
 
-    def pieces(self, size: int = CHUNK) -> Iterator[memoryview]:
-        for piece in self.stored.pieces(size // DTYPES[self.dtype][1].itemsize):
-            yield piece.astype(DTYPES[self.dtype][1], copy=False).view(np.uint8).data
+    def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
+        for chunk in self.stored.chunks(size // DTYPES[self.dtype][1].itemsize):
+            yield chunk.astype(DTYPES[self.dtype][1], copy=False).view(np.uint8).data
 
     def tofile(self, file: BinaryIO) -> None:
         if DTYPES[self.dtype][0] != self.stored.dtype:
@@ -63,5 +63,5 @@ class Weight(StreamedTensor):
             except EndsEarly:
                 raise ModelError(f"{self.stored.path}: the file became shorter while it was read") from None
 
-    def with_shape(self, shape: tuple[int, ...], name: str) -> Weight:
-        return Weight(name, self.stored, self.dtype, shape)
+    def with_shape(self, shape: tuple[int, ...], name: str) -> CheckpointTensor:
+        return CheckpointTensor(name, self.stored, self.dtype, shape)

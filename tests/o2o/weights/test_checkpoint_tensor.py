@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from o2o.errors import ModelError
+from o2o.weights.checkpoint_tensor import CheckpointTensor
 from o2o.weights.safetensors import read_header
-from o2o.weights.weight import Weight
 from tests.o2o.weights.test_binding import FLOAT, NUMBERS, checkpoint
 
 
@@ -20,13 +20,13 @@ from tests.o2o.weights.test_binding import FLOAT, NUMBERS, checkpoint
 def test_a_weight_is_converted_as_it_is_written(
     stored: torch.dtype, dtype: ir.DataType, tmp_path: Path
 ) -> None:
-    weight = Weight("w", read_header(checkpoint(tmp_path, stored))["w"], dtype)
+    weight = CheckpointTensor("w", read_header(checkpoint(tmp_path, stored))["w"], dtype)
     there = {FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}.get(dtype, torch.bfloat16)
     expected = NUMBERS.to(stored).float().to(there).view(torch.uint8).numpy().tobytes()
     sink = io.BytesIO()
     weight.tofile(sink)
     assert sink.getvalue() == expected == weight.tobytes()
-    assert b"".join(weight.pieces(1000)) == expected
+    assert b"".join(weight.chunks(1000)) == expected
     with open(tmp_path / "out", "wb") as file:
         weight.tofile(file)
     assert (tmp_path / "out").read_bytes() == expected
@@ -36,6 +36,6 @@ def test_a_weight_is_converted_as_it_is_written(
 def test_a_weight_must_become_a_float(tmp_path: Path) -> None:
     stored = read_header(checkpoint(tmp_path, i=torch.zeros(3, dtype=torch.int64)))
     with pytest.raises(ModelError, match="i is stored as I64"):
-        Weight("i", stored["i"], FLOAT)
+        CheckpointTensor("i", stored["i"], FLOAT)
     with pytest.raises(ModelError, match="w is INT8: weights become"):
-        Weight("w", stored["w"], ir.DataType.INT8)
+        CheckpointTensor("w", stored["w"], ir.DataType.INT8)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.options import CacheForm, WeightsForm, WeightsType
-from o2o.cli.silence_stderr import no_warnings
+from o2o.cli.silence_stderr import suppressed_warnings
 from o2o.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ PREFILL_LENGTHS = (64, 128, 256)  # the default: those that fit the context
 
 
 @dataclass(frozen=True)
-class Job:
+class GraphSpec:
     """One graph to export.
 
     Attributes:
@@ -85,14 +85,14 @@ class Job:
         """
         from o2o import formats
 
-        with contextlib.nullcontext() if debug else no_warnings():
+        with contextlib.nullcontext() if debug else suppressed_warnings():
             model = self.build(directory, attn_implementation, weights, dtype)
         formats.save(model, folder / self.file)
 
 
-def jobs(
+def graph_specs(
     max_length: int, prefill_lengths: Sequence[int] | None = None, cache: CacheForm = "concat"
-) -> list[Job]:
+) -> list[GraphSpec]:
     """List the graphs of a package.
 
     Args:
@@ -121,6 +121,6 @@ def jobs(
         if not 1 <= length <= max_length:
             raise UsageError(f"--prefill-lengths: {length} tokens do not fit into --max-length {max_length}")
     suffix = "_" if cache == "concat" else ""
-    prefills = [Job(f"prefill_{n}", f"prefill_{n}{suffix}.circle", n, max_length) for n in lengths]
-    decode = Job("decode", f"decode{suffix}.circle", 1, max_length - (2 if suffix else 0), cache)
-    return [*(prefills or [Job("prefill", "prefill.circle", max_length, None)]), decode]
+    prefills = [GraphSpec(f"prefill_{n}", f"prefill_{n}{suffix}.circle", n, max_length) for n in lengths]
+    decode = GraphSpec("decode", f"decode{suffix}.circle", 1, max_length - (2 if suffix else 0), cache)
+    return [*(prefills or [GraphSpec("prefill", "prefill.circle", max_length, None)]), decode]

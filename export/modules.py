@@ -17,7 +17,7 @@ from o2o.operators.masks import LOWEST
 LAYOUT: Literal["BNTH"] = "BNTH"  # of all keys and values here: [B, K, T, H]
 
 
-class Graph(torch.nn.Module):
+class ExportModule(torch.nn.Module):
     """A graph to export. `forward` takes the tensors of `inputs`, in that order, then the model's parameters.
 
     `model` is no submodule, so that torch.export sees its parameters as inputs only.
@@ -79,7 +79,7 @@ class Graph(torch.nn.Module):
         return logits
 
 
-class Prefill(Graph):
+class PrefillModule(ExportModule):
     """A prompt of exactly T tokens, at positions 0 to T-1.
 
     input_ids int64 [1, T] -> logits float32 [1, T, V], present_key_0, present_value_0, present_key_1, ...
@@ -115,7 +115,7 @@ class Prefill(Graph):
         return logits, *cache.flat()
 
 
-class Cached(Graph):
+class CachedModule(ExportModule):
     """T tokens at positions p to p+T-1, after the tokens whose rows are in the caches. Base of both forms.
 
     input_ids int64 [1, T], cache_position int64 [1] = p, past_key_0, past_value_0, past_key_1, ... float32
@@ -165,7 +165,7 @@ class Cached(Graph):
         return self.logits(weights, input_ids, positions[None], mask, cache, cache_position)
 
 
-class DecodeConcatenated(Cached):
+class ConcatenatedCacheModule(CachedModule):
     """One token, whose key and value follow the S rows of the past. p is 0..S.
 
     `logits` is the only output.
@@ -199,7 +199,7 @@ class DecodeConcatenated(Cached):
         return self.read(input_ids, cache_position, ConcatenatedCache(past), weights)
 
 
-class Static(Cached):
+class StaticCacheModule(CachedModule):
     """T tokens, whose keys and values are written into caches of S rows from row p on. p is 0..S-T.
 
     After `logits` come the updated caches, present_key_0, present_value_0, ... float32 [1, K, S, H]. Decode

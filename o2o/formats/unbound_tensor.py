@@ -29,7 +29,7 @@ METADATA_NAME = "o2o.weights"
 VERSION = 1
 
 
-class ExternalTensor(StreamedTensor):
+class UnboundTensor(StreamedTensor):
     """A constant whose bytes are a tensor of another file. `o2o.weights.binding` reads them."""
 
     def __init__(
@@ -64,16 +64,16 @@ class ExternalTensor(StreamedTensor):
     def key(self) -> Hashable:
         return self.path, self.tensor_name, self.dtype
 
-    def pieces(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         raise ModelError(
             f"{self.name} is not in the model but in {self.path}: run bind.weights.py before this command"
         )
 
-    def with_shape(self, shape: tuple[int, ...], name: str) -> ExternalTensor:
-        return ExternalTensor(name, self.path, self.tensor_name, self.dtype, self.stored_shape, shape)
+    def with_shape(self, shape: tuple[int, ...], name: str) -> UnboundTensor:
+        return UnboundTensor(name, self.path, self.tensor_name, self.dtype, self.stored_shape, shape)
 
 
-def dumps(tensors: Mapping[int, ExternalTensor], unused: Mapping[str, Mapping[str, str]]) -> bytes | None:
+def dumps(tensors: Mapping[int, UnboundTensor], unused: Mapping[str, Mapping[str, str]]) -> bytes | None:
     """Return the metadata entry that records external tensors.
 
     Args:
@@ -109,7 +109,7 @@ def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, s
         data: The JSON.
 
     Returns:
-        By buffer number, the arguments `path`, `tensor_name` and `stored_shape` of an `ExternalTensor`; and
+        By buffer number, the arguments `path`, `tensor_name` and `stored_shape` of an `UnboundTensor`; and
         the unused tensors of each file.
 
     Raises:

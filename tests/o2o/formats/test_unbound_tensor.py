@@ -10,8 +10,8 @@ import pytest
 
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.formats.external_tensor import ExternalTensor, loads
-from o2o.weights.binding import external_tensors
+from o2o.formats.unbound_tensor import UnboundTensor, loads
+from o2o.weights.binding import unbound_tensors
 from tests.o2o.weights.test_binding import FLOAT, NUMBERS, checkpoint, model_of
 
 
@@ -21,7 +21,7 @@ def test_a_file_holds_references_and_no_numbers(tmp_path: Path) -> None:
     assert len(data) < 4000 < NUMBERS.nbytes
     again = formats.loads(data)
     assert formats.dumps(again) == data
-    locations = {value.name: (r.path, r.tensor_name, r.stored_shape) for value, r in external_tensors(again)}
+    locations = {value.name: (r.path, r.tensor_name, r.stored_shape) for value, r in unbound_tensors(again)}
     path = tmp_path / "model.safetensors"
     assert locations == {"w": (path, "w", (64, 48)), "v": (path, "v", (64, 48))}
 
@@ -34,7 +34,7 @@ def test_without_binding_there_are_no_numbers(tmp_path: Path) -> None:
 
 def test_a_reference_has_as_many_numbers_as_its_tensor(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"w is \[64, 47\] but refers to v, \[64, 48\]"):
-        ExternalTensor("w", tmp_path / "f", "v", FLOAT, (64, 48), (64, 47))
+        UnboundTensor("w", tmp_path / "f", "v", FLOAT, (64, 48), (64, 47))
     model = model_of(checkpoint(tmp_path), "w")
     model.graphs[0].initializers["w"].shape = ir.Shape([64, 47])
     with pytest.raises(ModelError, match="<bytes>: w is"):

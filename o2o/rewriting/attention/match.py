@@ -16,7 +16,7 @@ from o2o.rewriting.matchers import fail
 
 
 @dataclass
-class Block:
+class AttentionMatch:
     """A proven attention block.
 
     Args:
@@ -32,7 +32,9 @@ class Block:
     cache_outputs: tuple[ir.Value, ...] = ()
 
 
-def match_block(softmax: ir.Node, visibility: Visibility, inner: Collection[ir.Graph] = ()) -> Block:
+def match_attention(
+    softmax: ir.Node, visibility: Visibility, inner: Collection[ir.Graph] = ()
+) -> AttentionMatch:
     """Match the attention block around a softmax.
 
     Args:
@@ -83,16 +85,16 @@ def match_block(softmax: ir.Node, visibility: Visibility, inner: Collection[ir.G
     if not math.isclose(scale, H**-0.5, rel_tol=1e-5):
         fail(f"the scale is {scale:.6g}, not 1/sqrt({H})", scores.matmul.outputs[0])
 
-    q_axes = proof.rotated(factors, q, q_rotation, q_path.layout, "T", "KGH")
+    q_axes = proof.rotated_axes(factors, q, q_rotation, q_path.layout, "T", "KGH")
     new = Factors({**factors.sizes, "S": T})
-    k_axes = proof.rotated(new, k, k_rotation, k_inner.layout, "S", "KH")
-    v_axes = new.through(v_inner.layout, proof.projected(new, v, "S", "KH"))
-    k_axes = proof.updated(factors, k_update, k_axes, softmax)
-    v_axes = proof.updated(factors, v_update, v_axes, product)
+    k_axes = proof.rotated_axes(new, k, k_rotation, k_inner.layout, "S", "KH")
+    v_axes = new.through(v_inner.layout, proof.projection_axes(new, v, "S", "KH"))
+    k_axes = proof.cache_axes(factors, k_update, k_axes, softmax)
+    v_axes = proof.cache_axes(factors, v_update, v_axes, product)
     k_axes = factors.through(k_path.layout, k_axes, broadcast="G")
     v_axes = factors.through(v_path.layout, v_axes, broadcast="G")
     scores_axes = matmul_axes(scores.matmul, q_axes, k_axes)
-    scores_axes, mask_axes = proof.through_scores(factors, scores, scores_axes)
+    scores_axes, mask_axes = proof.score_axes(factors, scores, scores_axes)
     if scores_axes[-1] != factors.axes(["S"])[0]:
         fail("the softmax does not go over the keys", softmax.outputs[0])
     weights_axes = factors.through(parts.nodes_of(weights_path), scores_axes)
@@ -109,4 +111,4 @@ def match_block(softmax: ir.Node, visibility: Visibility, inner: Collection[ir.G
         fail("without cache and rotation, ATTENTION cannot infer the head dimension", q.node.outputs[0])
     proof.check_layouts(attention, k_update, v_update)
     zero_mask = visibility.set_operands(attention, scores, mask_axes, k_update, v_update, factors, last)
-    return Block(attention, last, zero_mask, (*k_update.cache_outputs, *v_update.cache_outputs))
+    return AttentionMatch(attention, last, zero_mask, (*k_update.cache_outputs, *v_update.cache_outputs))
