@@ -17,7 +17,7 @@ PREFILL_LENGTHS ?=
 # concat or static. Empty: static for model families whose attention cannot be fused, else concat.
 CACHE      ?=
 DTYPE      ?= float32
-# circle; or tflite, with AI Edge's signatures, quantised by a recipe (see docs/filters/quantize.weights.py.md).
+# circle; or tflite, with AI Edge's signatures, quantized by a recipe (see docs/filters/quantize.weights.py.md).
 FORMAT     ?= circle
 QUANTIZE   ?= none
 PROMPT     ?= Lily picked up a flower.

@@ -2,7 +2,7 @@
 
 The file has seven int32: dim, hidden_dim, layers, heads, key/value heads, vocabulary, sequence length. A
 positive vocabulary means tied embeddings. Then follow float32 arrays, each with one kind of weight of all
-layers. RoPE pairs are neighbours (2i, 2i + 1) in the file and halves (i, i + H/2) in Hugging Face. The rows
+layers. RoPE pairs are neighbors (2i, 2i + 1) in the file and halves (i, i + H/2) in Hugging Face. The rows
 of q and k are permuted accordingly.
 """
 

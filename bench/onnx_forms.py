@@ -49,7 +49,7 @@ def _floats(op_type: str, transposed: bool, domain: str = "") -> Form:
 
 
 def _blocks(bits: int, block: int) -> Form:
-    """MatMulNBits, which quantises x to int8."""
+    """MatMulNBits, which quantizes x to int8."""
 
     def form(k: int, rows: int, columns: int, rng: np.random.Generator) -> tuple[NodeProto, Constants]:
         count = columns // block

@@ -38,7 +38,7 @@ RECIPES = ("dynamic_int8", "weight_only_int8", *BLOCKS)
 
 
 def _theirs(recipe: str, file: str, output: str) -> None:
-    """Quantise with the equivalent recipe of ai-edge-quantizer."""
+    """Quantize with the equivalent recipe of ai-edge-quantizer."""
     from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
     manager = recipe_manager.RecipeManager()

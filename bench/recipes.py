@@ -1,11 +1,11 @@
-"""Measure what each quantisation recipe costs and saves, as a Markdown table.
+"""Measure what each quantization recipe costs and saves, as a Markdown table.
 
     python bench/recipes.py [--checkpoint DIR] [--text FILE | --sampled N] [--recipes none dynamic_int8 ...]
     python bench/recipes.py --checkpoint stories260K.bin --sampled 32
     python bench/recipes.py --shape tinyllama-1.1b --folder DIR
 
     size             of the file, also relative to float32, which is always measured first
-    weights          rms quantisation error, relative to the weights (runtime_py.quality)
+    weights          rms quantization error, relative to the weights (runtime_py.quality)
     perplexity       on the text, and its increase over float32 (runtime_py.perplexity)
     first 10 tokens  tokens before the first one that differs from transformers in float32: the mean over 10
                      prompts, the first 8 ids of documents, or random ids
@@ -204,7 +204,7 @@ def weight_error(before: Path, after: Path) -> float:
 
     Args:
         before: The float32 file.
-        after: The quantised file.
+        after: The quantized file.
 
     Returns:
         The relative rms error of all weights.

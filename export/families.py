@@ -38,9 +38,9 @@ class Family:
 
 
 BIASES = "has biases in its attention"
-QK_NORMS = "normalises queries and keys"
+QK_NORMS = "normalizes queries and keys"
 PARTIAL_ROTATION = "rotates a part of each head"
-INTERLEAVED_ROTATION = "rotates neighbouring elements of each head"
+INTERLEAVED_ROTATION = "rotates neighboring elements of each head"
 SOFTCAP = "caps its attention scores"
 
 FAMILIES: dict[str, Family] = {

@@ -54,7 +54,7 @@ class LanguageModel:
         self.kind: str = config.model_type
         self.family: Family = family_of(CheckpointConfig(config.to_dict(), self.kind))
         if getattr(config, "quantization_config", None):
-            raise ModelError("a quantised checkpoint: export takes weights in float32, float16 or bfloat16")
+            raise ModelError("a quantized checkpoint: export takes weights in float32, float16 or bfloat16")
         try:
             with torch.device("meta"):
                 self.module = AutoModelForCausalLM.from_config(

@@ -54,7 +54,7 @@ class Conversion:
         kv_block: Keys of a block; None as for `q_block`.
         hlfb: Wrap attention and norms in composites.
         prefill_logits: Let prefills return logits.
-        report: Where to write the quantisation report; None for nowhere.
+        report: Where to write the quantization report; None for nowhere.
         buckets: Capacities of further decode signatures.
         capacity_flag: The flag that set the capacity, for messages.
 

@@ -1,4 +1,4 @@
-"""Description of a model: as data for JSON (`summarise`), and as text (`render`)."""
+"""Description of a model: as data for JSON (`summarize`), and as text (`render`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from o2o.quantization.metadata import recorded_steps
 LARGEST = 5  # number of constants in the text
 
 
-def summarise(model: Model) -> dict[str, Any]:
+def summarize(model: Model) -> dict[str, Any]:
     """Describe a model as data.
 
     Args:
@@ -27,7 +27,7 @@ def summarise(model: Model) -> dict[str, Any]:
 
     Returns:
         Data for JSON: format, graphs, constants in the file, references to constants in other files,
-        metadata, contract, quantisation, history.
+        metadata, contract, quantization, history.
     """
     return {
         "format": model.format,
@@ -151,7 +151,7 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
     """Format a description as text.
 
     Args:
-        summary: From `summarise`.
+        summary: From `summarize`.
         source: The name of the file.
         size: Bytes of the file.
 
@@ -173,7 +173,7 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
         lines += ["", *_wrapped("metadata:", entries, indent="")]
     signatures = summary["contract"]["signatures"]
     lines += ["", f"contract: {', '.join(signatures) or 'none (no tensor has a role)'}"]
-    lines += [f"quantisation: {_quantization(step)}" for step in summary["quantization"]]
+    lines += [f"quantization: {_quantization(step)}" for step in summary["quantization"]]
     lines += ["", "history:" if summary["history"] else "history: none"]
     lines += [f"  {index}  {_history(entry)}" for index, entry in enumerate(summary["history"], 1)]
     return "\n".join(line.rstrip() for line in lines) + "\n"

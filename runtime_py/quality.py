@@ -1,4 +1,4 @@
-"""Compare a model before and after quantisation: `python -m runtime_py.quality BEFORE AFTER`."""
+"""Compare a model before and after quantization: `python -m runtime_py.quality BEFORE AFTER`."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m runtime_py.quality",
-        description="Compare a model before and after quantisation: the quantisation error of each tensor, "
+        description="Compare a model before and after quantization: the quantization error of each tensor, "
         "file sizes, and the perplexity on a text (runtime_py.perplexity). Errors are relative: rms error "
         "to the root mean square of the tensor's numbers, max error to the largest of them.",
     )
-    parser.add_argument("before", metavar="BEFORE", help="package or model file before quantisation")
-    parser.add_argument("after", metavar="AFTER", help="package or model file after quantisation")
+    parser.add_argument("before", metavar="BEFORE", help="package or model file before quantization")
+    parser.add_argument("after", metavar="AFTER", help="package or model file after quantization")
     dataset.add_arguments(parser, required=False)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def tensor_report(tensors: Sequence[Comparison]) -> dict[str, Any]:
-    """Report the quantisation error of each tensor and of all together.
+    """Report the quantization error of each tensor and of all together.
 
     Args:
         tensors: The tensors that differ.

@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         type=float,
         default=1.0,
-        help="penalise tokens already in the text (default: %(default)s, none)",
+        help="penalize tokens already in the text (default: %(default)s, none)",
     )
     return parser
 

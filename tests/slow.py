@@ -153,7 +153,7 @@ TESTS = {
         "test_attention_by_the_reference",
         "test_attention_on_onert",
         "test_parts_of_several_sizes",
-        "test_quantised_weights",
+        "test_quantized_weights",
         "test_rotations",
         "test_updates_of_one_row_in_place",
     ],
@@ -170,7 +170,7 @@ TESTS = {
         "test_it_means_what_litert_computes",
     ],
     "tests/o2o/quantization/test_quantize.py": [
-        "test_attention_takes_quantised_weights",
+        "test_attention_takes_quantized_weights",
         "test_both_formats_say_the_same",
     ],
     "tests/o2o/rewriting/attention/test_causality.py": [

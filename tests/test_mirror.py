@@ -1,6 +1,6 @@
 """Tests mirror the packages by name: `o2o/cli/text.py` is tested by `tests/o2o/cli/test_text.py`.
 
-Modules without a test of their name are parts of a larger behaviour. COVERED names the test of it.
+Modules without a test of their name are parts of a larger behavior. COVERED names the test of it.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"true: {RECIPE}; false: none; or one of {', '.join(RECIPES)} (true)",
     )
     add("--noquantize", dest="quantize", action="store_const", const="none", help=argparse.SUPPRESS)
-    add("--report", metavar="FILE", help="write the quantisation error of each tensor to this file, as JSON")
+    add("--report", metavar="FILE", help="write the quantization error of each tensor to this file, as JSON")
     add_boolean(parser, "use_flash_attention", False, "compute attention in blocks, to save memory")
     add("--flash_q_block", metavar="N", type=int, help="queries of a block (32 to 256, by prefill length)")
     add("--flash_kv_block", metavar="N", type=int, help="keys of a block (512)")
@@ -183,7 +183,7 @@ def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
     recipe = args.quantize.lower()
     recipe = RECIPE if recipe in TRUE else "none" if recipe in FALSE else args.quantize
     if args.report and recipe == "none":
-        raise UsageError("--report describes quantisation: it needs --quantize")
+        raise UsageError("--report describes quantization: it needs --quantize")
     report = Path(args.report).expanduser().absolute() if args.report else None
     if report is not None and not report.parent.is_dir():
         raise UsageError(f"--report: no such folder: {report.parent}")

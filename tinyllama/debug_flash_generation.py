@@ -53,7 +53,7 @@ def parser() -> Parser:
         "--tolerance",
         type=flags.tolerance,
         help="largest difference of a tensor, relative to its largest element, that is accepted (0.0001; for "
-        "a quantised file the limit of verify_tflite.py)",
+        "a quantized file the limit of verify_tflite.py)",
     )
     flags.add_block_flags(parser)
     return parser

@@ -7,10 +7,10 @@ First the weights: float32 weights must equal the checkpoint's, others must be w
 dtype. Then, after each prompt, both generate greedily. Then both read the same tokens, and the drift of
 their logits is shown step by step.
 
-- The first 10 tokens must be the same. A quantised file may choose another token if both candidates are
+- The first 10 tokens must be the same. A quantized file may choose another token if both candidates are
   within twice the median drift.
 - Logits of a file with float32 weights must agree within --tolerance (0.01).
-- Logits of a quantised file are compared with PyTorch that has the file's own weights, within 0.01.
+- Logits of a quantized file are compared with PyTorch that has the file's own weights, within 0.01.
 - If its kernels round their inputs to 8 bits, PyTorch rounds too. The root mean square difference may then
   be 0.2 of the logits' spread, in the median of the steps. --tolerance adds its limit.
 

@@ -22,7 +22,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise values.
+        """Summarize values.
 
         Args:
             values: One value of each round.
@@ -37,7 +37,7 @@ class Spread:
 
 
 def figures(rounds: Iterable[Round], variant: str, measure: str) -> Spread | None:
-    """Summarise the measurements of a variant.
+    """Summarize the measurements of a variant.
 
     Args:
         rounds: The rounds.
@@ -52,7 +52,7 @@ def figures(rounds: Iterable[Round], variant: str, measure: str) -> Spread | Non
 
 
 def ratios(rounds: Iterable[Round], ours: str, theirs: str, measure: str) -> Spread | None:
-    """Summarise the ratios of two variants. Above 1, `ours` is better: faster, or smaller.
+    """Summarize the ratios of two variants. Above 1, `ours` is better: faster, or smaller.
 
     Args:
         rounds: The rounds.

@@ -110,7 +110,7 @@ VARIANTS = (
     Variant(THIS_PROJECT, "int4", 4, "litert"),
     Variant(THIS_PROJECT, "int4-head", 4, "litert", SMALL_SHAPES),
     Variant(THIS_PROJECT, "float32", 32, "litert", SMALL_SHAPES),
-    Variant(THIS_PROJECT, "float32", 32, "onnx", SMALL_SHAPES),  # first: the others are quantised from it
+    Variant(THIS_PROJECT, "float32", 32, "onnx", SMALL_SHAPES),  # first: the others are quantized from it
     Variant(THIS_PROJECT, "int8", 8, "onnx", SMALL_SHAPES),
     Variant(THIS_PROJECT, "int4", 4, "onnx", SMALL_SHAPES),
     Variant(THIS_PROJECT, "int4-head", 4, "onnx", SMALL_SHAPES),

@@ -27,8 +27,8 @@ RoleKey = tuple[str, int | None]
 def check(before: Model, lowered: ir.Model) -> str:
     """Run both models on the same tokens, at the beginning and at the end of the caches.
 
-    Each runtime rounds activations its own way before it multiplies quantised weights. Such models get the
-    tolerance of int8 quantisation.
+    Each runtime rounds activations its own way before it multiplies quantized weights. Such models get the
+    tolerance of int8 quantization.
 
     Args:
         before: The Circle model before lowering.

@@ -17,9 +17,9 @@ class FuseFc(Filter):
         x -- FULLY_CONNECTED (v [K*H,D]) -- v                                            \\- SLICE -- v
 
     This applies to query, key and value projections, and to the gate and up projections of an MLP. A step
-    then runs fewer operators, so its threads synchronise less often. Results are bit-identical.
+    then runs fewer operators, so its threads synchronize less often. Results are bit-identical.
     Graphs that share matrices share the stacked ones. A graph that uses only part of a group computes the
-    rest too. Weights may be quantised by row or by block.
+    rest too. Weights may be quantized by row or by block.
     Left alone: operators with a bias or a fused activation, and weights of unlike dtype or scheme. Weights
     that are still in a checkpoint are left alone too: run bind.weights.py first.
     """

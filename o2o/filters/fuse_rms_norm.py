@@ -10,7 +10,7 @@ from o2o.rewriting.rms_norm import RmsNormRule
 
 
 class FuseRmsNorm(Fusion):
-    """Fuse RMSNorm, root-mean-square normalisation, into RMS_NORM.
+    """Fuse RMSNorm, root-mean-square normalization, into RMS_NORM.
 
         x -+- square - MEAN - ADD eps - RSQRT -+            x, w -- RMS_NORM (epsilon)
            |                                   MUL   =>
@@ -24,7 +24,7 @@ class FuseRmsNorm(Fusion):
     name = "fuse.rms_norm.py"
     usage_example = "fuse.rms_norm.py < decode.circle > fused.circle"
     input_formats = ("circle",)
-    noun = "normalisation"
+    noun = "normalization"
 
     def rule(self, model: Model, args: argparse.Namespace) -> RmsNormRule:
         return RmsNormRule()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from o2o import streams
-from o2o.describe import render, summarise
+from o2o.describe import render, summarize
 from o2o.filters.base import Filter
 
 
@@ -36,7 +36,7 @@ class Inspect(Filter):
         (source,) = sources = self.open(args)
         (model,) = self.read(sources)
         source.finish()
-        summary = summarise(model)
+        summary = summarize(model)
         if args.json:
             text = json.dumps({"bytes": source.size, **summary}, indent=2) + "\n"
         else:

@@ -31,7 +31,7 @@ class LowerLitert(Filter):
     bind.weights.py afterwards. A TFLite model passes unchanged.
     Flash attention (--flash) computes several queries in blocks, with an online softmax.
     Refused: operators that LiteRT lacks, with their place and module. Of the four operators above, operands
-    without a fixed shape, and quantised operands other than the weights of ATTENTION.
+    without a fixed shape, and quantized operands other than the weights of ATTENTION.
     """
 
     name = "lower.litert.py"

@@ -30,7 +30,7 @@ class LowerOnnx(Filter):
     are caches [1,K,S,H]. The outputs `present_key_0`, ... are the same caches with T rows written; a runtime
     that binds both to one buffer updates the cache in place. Only the last token gets logits.
     The form `standard` uses operators of ONNX opset 24 only, for any conforming runtime. The form `ort` uses
-    ONNX Runtime's own operators too (GroupQueryAttention, MatMulNBits, ...). Weights stay quantised.
+    ONNX Runtime's own operators too (GroupQueryAttention, MatMulNBits, ...). Weights stay quantized.
     With -o FILE, large weights go to a second file, FILE.data. stdout gets one file of up to 2 GiB.
     Refused: TFLite, a model without a decode graph, and operators that mix tokens. Run fuse.attention.py
     before if attention is decomposed, and bind.weights.py if weights are not in the file.

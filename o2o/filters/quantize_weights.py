@@ -18,7 +18,7 @@ from o2o.quantization.report import report, summary
 
 
 class QuantizeWeights(Filter):
-    """Quantise weights by a named recipe.
+    """Quantize weights by a named recipe.
 
         w const float32 [O,I]                  w const int8 [O,I], scales [O]
         |                                =>    |
@@ -29,7 +29,7 @@ class QuantizeWeights(Filter):
 
     Recipes:
 
-        dynamic_int8                int8, a scale for each row; kernels quantise the activations
+        dynamic_int8                int8, a scale for each row; kernels quantize the activations
         weight_only_int8            int8 and a DEQUANTIZE; arithmetic in float32 (small models only: LiteRT
                                     stores a float32 copy for each signature)
         dynamic_int4_block32        int4, a scale for each 32 columns; embedding and head in int8
@@ -41,10 +41,10 @@ class QuantizeWeights(Filter):
 
     `true` means dynamic_int8, `false` none; the names of ai-edge-quantizer work as well. --embedding and
     --head select another scheme for these two. A tied table gets the more accurate of both schemes.
-    Weights may be external (--weights external). Quantised ones are read from the checkpoint, a few rows at a
+    Weights may be external (--weights external). Quantized ones are read from the checkpoint, a few rows at a
     time, and become part of the model. The others stay external until bind.weights.py.
     The file records the recipe (o2o.quantization). --report writes the error of each tensor.
-    Not quantised: operands of other operators, quantised weights, tensors that would not become smaller. Rows
+    Not quantized: operands of other operators, quantized weights, tensors that would not become smaller. Rows
     without a whole number of blocks get shorter blocks, else int8.
     Refused: weights that are not finite.
     """

@@ -23,7 +23,7 @@ class TransposeIoKvcache(Filter):
     Applies to every graph: to cache inputs and key/value outputs by the contract, and to the caches of
     ATTENTION. ATTENTION takes either layout; the contract records which. A DYNAMIC_UPDATE_SLICE that writes a
     cache in place still does. All other users read the cache through a TRANSPOSE.
-    Refused: a model with neither ATTENTION nor caches in its contract; caches quantised by channel.
+    Refused: a model with neither ATTENTION nor caches in its contract; caches quantized by channel.
     """
 
     name = "transpose.io.kvcache.py"

@@ -50,7 +50,7 @@ def minimum_version(node: ir.Node) -> int:
 
 
 def _version_for_weights(node: ir.Node) -> int:
-    """The version that quantised or float16 weights need; 1 for float32."""
+    """The version that quantized or float16 weights need; 1 for float32."""
     operand = _WEIGHT_OPERANDS.get(node.op_type)
     weights = node.inputs[operand] if operand is not None and operand < len(node.inputs) else None
     if weights is None or not (is_quantized(weights) or weights.dtype == ir.DataType.FLOAT16):

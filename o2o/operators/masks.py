@@ -1,7 +1,7 @@
 """Scores of hidden keys: the numbers that stand for minus infinity in additive attention masks.
 
 A key is hidden when its softmax weight is exactly 0 in float32. A number that one part of this project writes
-must be one that another part recognises, so they are ordered:
+must be one that another part recognizes, so they are ordered:
 
     LOWEST <= -HIDDEN_STEP <= HIDDEN_SCORE <= HIDDEN_THRESHOLD < log(smallest float32 > 0) = -103.3
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 HIDDEN_THRESHOLD = -1e4
-"""Mask entries up to this number are recognised as hidden. No score of a working model comes near."""
+"""Mask entries up to this number are recognized as hidden. No score of a working model comes near."""
 
 HIDDEN_SCORE = -1e9
 """The entry that lowerings write for a hidden key."""

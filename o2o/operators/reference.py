@@ -148,7 +148,7 @@ class _Evaluation:
         if kernel is None:
             raise NotEvaluable(f"{node.op_type} has no reference kernel")
         if any(value is not None and is_quantized(value) for value in (*node.inputs, *node.outputs)):
-            raise NotEvaluable(f"{node.op_type} on quantised numbers has no reference kernel")
+            raise NotEvaluable(f"{node.op_type} on quantized numbers has no reference kernel")
         inputs = [None if value is None else self.value(value) for value in node.inputs]
         try:
             results = kernel(node, *inputs)

@@ -27,7 +27,7 @@ class OpTraits:
         movement: The result holds numbers of operand 0, unchanged. `reshape`: all, in row-major order.
             `transpose`: all, with permuted axes. `broadcast`: all, repeated. `subset`: some of them.
         table, index: A lookup's operands: the table, and the integers that choose its rows.
-        weights: Operands that may be a quantised matrix.
+        weights: Operands that may be a quantized matrix.
         position: The operand that is a token position, int32 or int64.
         side_effects: It does more than compute its results, so it stays when no result is used.
     """

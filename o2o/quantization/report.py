@@ -58,9 +58,9 @@ def summary(contents: dict[str, Any]) -> str:
         reasons = Counter(entry["reason"] for entry in contents["tensors"])
         reason = f": {reasons.most_common(1)[0][0]}" if reasons else ""
         tensors = counted(unchanged, "tensor")
-        return f"{tensors} not quantised{reason}" if unchanged else "the model has no float weights"
-    quantised = ", ".join(f"{count} to {scheme}" for scheme, count in sorted(counts.items()))
+        return f"{tensors} not quantized{reason}" if unchanged else "the model has no float weights"
+    quantized = ", ".join(f"{count} to {scheme}" for scheme, count in sorted(counts.items()))
     before, after = contents["bytes"]
     error = "relative error {rms:.2g}, at most {max:.2g} of the largest number".format(**contents["error"])
     rest = f" ({unchanged} unchanged)" if unchanged else ""
-    return f"{contents['recipe']}: {quantised}{rest}, {before:,} bytes to {after:,}; {error}"
+    return f"{contents['recipe']}: {quantized}{rest}, {before:,} bytes to {after:,}; {error}"

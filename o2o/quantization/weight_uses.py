@@ -119,7 +119,7 @@ def _uses(
 def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir.Value) -> str:
     """Why `value` cannot be quantized for `node`; "" if it can."""
     if operand not in traits_of(node).weights:
-        return f"{node.op_type} takes no quantised operand here"
+        return f"{node.op_type} takes no quantized operand here"
     if not is_constant(value) and value.producer() is None:
         return "it is an input"
     if len(shape_of(value)) != 2:

@@ -225,6 +225,6 @@ def _with_quantization_of(x: ir.Value, y: ir.Value) -> ir.Value:
     quantization = x.meta.get("fields", {}).get("quantization")
     if quantization is not None:
         if quantization_constants(x) or (quantization.scale is not None and len(quantization.scale) > 1):
-            raise ModelError(f"{x.name} is quantised by channel or by block: its axes cannot be moved")
+            raise ModelError(f"{x.name} is quantized by channel or by block: its axes cannot be moved")
         y.meta["fields"] = {"quantization": quantization}
     return y

@@ -117,7 +117,7 @@ def _follow(graph: ir.Graph) -> Rows:
         if node is None and not is_constant(value) and value not in caches:
             fail("cache rows meet an input that is no cache", value)
         if is_dynamic(value) or is_quantized(value):
-            fail("it is quantised, or has no fixed shape", value)
+            fail("it is quantized, or has no fixed shape", value)
         nodes = (
             [use.node for use in value.uses()] if node is None else [node, *(u.node for u in value.uses())]
         )

@@ -40,7 +40,7 @@ def transpose_caches(model: Model, graph: ir.Graph, layout: Layout) -> Transpose
         The number of values transposed, and of all values with a cache layout.
 
     Raises:
-        ModelError: A cache cannot be transposed: not four axes, quantised by channel, or also an output.
+        ModelError: A cache cannot be transposed: not four axes, quantized by channel, or also an output.
     """
     caches = _caches(graph)
     others = {value: role for value, role in caches.items() if role.layout != layout}
@@ -90,7 +90,7 @@ def _check(value: ir.Value) -> None:
     quantization = value.meta.get("fields", {}).get("quantization")
     scale = getattr(quantization, "scale", None)
     if scale is not None and len(scale) > 1:
-        raise ModelError(f"the cache {value.name} is quantised by channel")
+        raise ModelError(f"the cache {value.name} is quantized by channel")
 
 
 def _permute_shape(value: ir.Value) -> None:

@@ -1,7 +1,7 @@
 """Common subexpression elimination: masks, rotation tables and constants that every layer repeats.
 
 Counterpart: `onnx_ir.passes.common.CommonSubexpressionEliminationPass`. That one takes every ONNX operator
-for a pure function. Circle's ATTENTION writes caches, custom operators are opaque, and quantised results
+for a pure function. Circle's ATTENTION writes caches, custom operators are opaque, and quantized results
 depend on scales that are no operands.
 """
 
@@ -22,7 +22,7 @@ SMALL = 1 << 16  # bytes up to which constants are compared: weights are larger
 def eliminate_common_subexpressions(model: Model, graph: ir.Graph) -> int:
     """Merge nodes of `graph` that apply one pure operator to the same operands.
 
-    Nodes with state, custom operators and quantised results stay. Two outputs of the graph stay two values.
+    Nodes with state, custom operators and quantized results stay. Two outputs of the graph stay two values.
 
     Args:
         model: The model of `graph`; its signatures stay in step.

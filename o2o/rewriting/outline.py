@@ -74,7 +74,7 @@ def outline(
 
     Raises:
         MatchFailure: Another value crosses the border, a node has side effects, a result re-enters the
-            region, or an input is quantised by block. Nothing was changed.
+            region, or an input is quantized by block. Nothing was changed.
     """
     region = set(nodes)
     span = list(graph)

@@ -94,7 +94,7 @@ def apply_rule(model: Model, graph: ir.Graph, rule: RewriteRule) -> RuleResult:
 
 
 def _check_float(node: ir.Node) -> None:
-    """Integers and quantised tensors fail: fused operators do not compute them alike."""
+    """Integers and quantized tensors fail: fused operators do not compute them alike."""
     dtype = node.outputs[0].dtype
     if dtype is None or not dtype.is_floating_point():
         fail(f"it computes {dtype}, not floats", node.outputs[0])

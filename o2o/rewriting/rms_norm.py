@@ -85,14 +85,14 @@ def match_rms_norm(node: ir.Node) -> RmsNorm:
     if not attribute(mean_node, "keepDims", 0):
         fail("the mean does not keep its axis", mean)
     x = _squared(squared)
-    normalised = _normalised(node, x)
-    last = single_user(normalised, "the normalised tensor")
+    normalized = _normalized(node, x)
+    last = single_user(normalized, "the normalized tensor")
     if last.op_type != "MUL":
-        fail("the normalised tensor is not multiplied by a weight", normalised)
+        fail("the normalized tensor is not multiplied by a weight", normalized)
     check_no_activation(last)
-    weight = next((v for v in last.inputs if v is not normalised), None)
+    weight = next((v for v in last.inputs if v is not normalized), None)
     if weight is None:
-        fail("the normalised tensor is multiplied by itself", normalised)
+        fail("the normalized tensor is multiplied by itself", normalized)
     if shape_of(weight) != shape_of(x)[-1:]:
         fail(f"the weight should be [{shape_of(x)[-1]}]", weight)
     if shape_of(last.outputs[0]) != shape_of(x):
@@ -112,7 +112,7 @@ def _squared(squared: ir.Value) -> ir.Value:
     return x
 
 
-def _normalised(root: ir.Node, x: ir.Value) -> ir.Value:
+def _normalized(root: ir.Node, x: ir.Value) -> ir.Value:
     """x times the inverse root, or x divided by the root."""
     value = root.outputs[0]
     user = single_user(value, "the root")

@@ -80,13 +80,13 @@ def match_rope(value: ir.Value) -> Rotation:
         The tensor before the rotation, and its tables.
 
     Raises:
-        MatchFailure: `value` is no rotated tensor, or ROPE pairs neighbours.
+        MatchFailure: `value` is no rotated tensor, or ROPE pairs neighbors.
     """
     fused = producer_of(value, "ROPE")
     if fused is not None:
         x, sin, cos = fused.inputs
         if attribute(fused, "mode", 0) != 0:
-            fail("ROPE pairs neighbours (GPT_J), not halves", value)
+            fail("ROPE pairs neighbors (GPT_J), not halves", value)
         assert x is not None
         assert sin is not None
         assert cos is not None

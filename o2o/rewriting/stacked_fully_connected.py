@@ -35,7 +35,7 @@ def fuse_fully_connected(model: Model) -> FusedProducts:
     computes the others' products too.
 
     Args:
-        model: Its weights are constants, or quantised by row or by block. Weights in a checkpoint stay.
+        model: Its weights are constants, or quantized by row or by block. Weights in a checkpoint stay.
 
     Returns:
         How many nodes became how many.

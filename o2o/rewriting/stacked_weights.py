@@ -53,10 +53,10 @@ def stack_weights(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value | Non
 
     Args:
         graph: The graph that gets the constant.
-        values: Constants [rows, D] of one dtype and one quantisation scheme.
+        values: Constants [rows, D] of one dtype and one quantization scheme.
 
     Returns:
-        The constant [sum of rows, D], stored and quantised as its parts are. None if they do not fit.
+        The constant [sum of rows, D], stored and quantized as its parts are. None if they do not fit.
     """
     tensors = [value.const_value for value in values if value.const_value is not None]
     fields = [value.meta.get("fields", {}) for value in values]

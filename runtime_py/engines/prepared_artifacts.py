@@ -3,7 +3,7 @@
 Engines reorder weights. For gigabytes that takes seconds and as much private memory again. So large models
 are reordered once, into files that each later load maps into memory. No engine checks that such files belong
 to the model, so they are stored under a digest of the model's bytes. A file that was digested before is
-recognised by its size and times, and not read again.
+recognized by its size and times, and not read again.
 """
 
 from __future__ import annotations

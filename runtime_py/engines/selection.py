@@ -13,7 +13,7 @@ from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import AUTO, EngineOptions
 from runtime_py.engines.registry import ENGINES, EngineSpec
 
-ONNX_BELOW = {"float32": 64_000_000, "quantised": 32_000_000}
+ONNX_BELOW = {"float32": 64_000_000, "quantized": 32_000_000}
 """Bytes of a Circle model below which ONNX Runtime is faster than LiteRT.
 
 Speed of ONNX Runtime relative to LiteRT, on two otherwise idle cores (the demo model on one), after 128
@@ -29,7 +29,7 @@ tokens (16 for the demo model):
 
 With 15 million parameters and 512 tokens of context, decode is 1.3, 1.6 and 1.7 times as fast
 (`python -m bench.peers`): ONNX Runtime reads only the valid rows of the KV caches. Its overhead per step is
-lower; XNNPACK multiplies quantised weights faster.
+lower; XNNPACK multiplies quantized weights faster.
 """
 
 
@@ -111,7 +111,7 @@ def fastest(model: ModelFile) -> str:
     Returns:
         A name of `ENGINES`, installed or not.
     """
-    small = model.size < ONNX_BELOW["quantised"]
+    small = model.size < ONNX_BELOW["quantized"]
     if not small and model.size < ONNX_BELOW["float32"]:
         small = model.weight_dtype == "float32"
     return "onnx" if small else "litert"

@@ -127,7 +127,7 @@ def evaluate(
 def summary(
     args: argparse.Namespace, documents: Sequence[Sequence[int]], nlls: Sequence[Sequence[np.ndarray]]
 ) -> str:
-    """Summarise the dataset in a line.
+    """Summarize the dataset in a line.
 
     Args:
         args: The command's arguments.

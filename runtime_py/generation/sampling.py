@@ -69,7 +69,7 @@ class Sampling:
             A sampler with random numbers from the seed on.
         """
         if not self.draws:
-            return lambda logits, ids: greedy(self._penalised(logits, ids))
+            return lambda logits, ids: greedy(self._penalized(logits, ids))
         generator = np.random.default_rng(self.seed)
 
         def draw(logits: np.ndarray, ids: Sequence[int]) -> int:
@@ -91,7 +91,7 @@ class Sampling:
             The token ids that may be drawn, ascending, and their probabilities, float64. Both are [C] with
             1 <= C <= V.
         """
-        scores = self._penalised(logits, ids).astype(np.float64)
+        scores = self._penalized(logits, ids).astype(np.float64)
         scores /= 1.0 if self.temperature is None else self.temperature
         candidates = np.arange(len(scores))
         if self.top_k is not None and self.top_k < len(scores):
@@ -108,7 +108,7 @@ class Sampling:
             candidates, probabilities = candidates[likely], probabilities[likely]
         return candidates, probabilities / probabilities.sum()
 
-    def _penalised(self, logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    def _penalized(self, logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
         if self.repetition_penalty == 1 or not len(ids):
             return logits
         repeated = np.asarray(ids)

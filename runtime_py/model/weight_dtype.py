@@ -18,14 +18,14 @@ def weight_dtype(model: Model) -> str:
         model: A Circle or TFLite model.
 
     Returns:
-        The recipe that its weights were quantised with, as `dynamic int8`, if the model records one. Else
+        The recipe that its weights were quantized with, as `dynamic int8`, if the model records one. Else
         the dtype of most bytes of its constants, as `float32`.
     """
     from o2o.formats.tensors import storage_key
     from o2o.quantization.metadata import recorded_steps
 
     if steps := recorded_steps(model):
-        return str(steps[-1].get("recipe", "quantised")).replace("_", " ")
+        return str(steps[-1].get("recipe", "quantized")).replace("_", " ")
     constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
     stored = {storage_key(constant): constant for constant in constants if constant is not None}
     return _most_bytes((str(constant.dtype), constant.nbytes) for constant in stored.values())

@@ -10,7 +10,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Detokenizer:
     """Turns token ids into pieces of text. Together they are `tokenizer.decode` of all ids.
 
-    The text of a token depends on its neighbours: the first token loses its leading space, and several bytes
+    The text of a token depends on its neighbors: the first token loses its leading space, and several bytes
     form one character. The detokenizer therefore decodes a window: some ids already shown, then the new ones.
     It holds a piece back while the piece may still change. That is while it ends in an incomplete character,
     or in a run of bytes that the tokenizer decodes only as a whole.

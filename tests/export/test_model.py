@@ -67,7 +67,7 @@ def test_frequencies_that_are_scaled_are_computed_too() -> None:
         ({}, "config.json"),
         ({"model_type": "mamba"}, "no attention heads"),
         ({"model_type": "t5"}, "cannot build this t5 model"),
-        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized"),
     ],
 )
 def test_a_config_that_is_no_model(tmp_path: Path, config: dict[str, Any], complaint: str) -> None:

@@ -82,8 +82,8 @@ BROKEN = {
     "cached values scaled": "the values are scaled",
     "neither cache nor rotation": "cannot infer the head dimension",
     "mask too large": "the mask is larger than the scores",
-    "quantised weights": "the weights of k are quantised or shuffled",
-    "shuffled weights": "the weights of q are quantised or shuffled",
+    "quantized weights": "the weights of k are quantized or shuffled",
+    "shuffled weights": "the weights of q are quantized or shuffled",
     "position among others": "which is no position of 1 tokens",
     "ambiguous cache": "of 5 heads is ambiguous",
 }
@@ -249,7 +249,7 @@ class _Block:
         )
         flat = self.reshape(x, [form.T, D]) if form.flat else x
         y = graph.fc(flat, w, name, bias)
-        if form.broken == "quantised weights" and name == "k":
+        if form.broken == "quantized weights" and name == "k":
             y.producer().replace_input_with(1, graph.constant("int8", np.ones(_shape(w), np.int8)))
         if form.broken == "shuffled weights":
             y.producer().attributes["weightsFormat"] = ir.AttrInt64("weightsFormat", 1)

@@ -297,7 +297,7 @@ def loop() -> Model:
 
 
 def call_once() -> Model:
-    """A variable that CALL_ONCE sets to 7: y = x + variable. Only side effects keep the initialiser."""
+    """A variable that CALL_ONCE sets to 7: y = x + variable. Only side effects keep the initializer."""
     main, init = Graph("main"), Graph("init")
     names = [ir.AttrString("container", ""), ir.AttrString("sharedName", "counter")]
     handle = resource(init, "handle")
@@ -337,13 +337,13 @@ def composite() -> Model:
     return main.model(inside)
 
 
-def quantised() -> Model:
-    """int8 weights per channel, dequantised; and a value with per-tensor parameters and a range."""
+def quantized() -> Model:
+    """int8 weights per channel, dequantized; and a value with per-tensor parameters and a range."""
     graph = Graph("main")
     x = graph.input("x", [2, 4])
     weight = graph.constant("weight", np.arange(12, dtype=np.int8).reshape(3, 4))
     weight.meta["fields"] = {"quantization": per_channel([0.5, 0.25, 0.125])}
-    y = graph.fc(x, graph.op("DEQUANTIZE", [weight], [3, 4], FLOAT, "dequantised"), "y")
+    y = graph.fc(x, graph.op("DEQUANTIZE", [weight], [3, 4], FLOAT, "dequantized"), "y")
     q = graph.op("QUANTIZE", [y], [2, 3], ir.DataType.INT8, "q")
     parameters = QuantizationParametersT()
     parameters.scale, parameters.zeroPoint = np.float32([0.5]), np.int64([3])
@@ -505,7 +505,7 @@ def variant() -> Model:
 SAMPLES: dict[str, Callable[[], Model]] = {
     make.__name__: make
     for make in (
-        *(linear, decoder, conditional, loop, call_once, composite, quantised, blockwise, stateful, sparse),
+        *(linear, decoder, conditional, loop, call_once, composite, quantized, blockwise, stateful, sparse),
         *(custom, strings, small_types, shared_bytes, odd_names, variant),
     )
 }

@@ -72,7 +72,7 @@ def by_transformers(texts: list[str]) -> tuple[float, int]:
 def test_the_demo_model_predicts_as_in_transformers(demo, tmp_path, capsys):
     """Two stories with their ends, and text of another kind that is longer than the caches."""
     texts = [story.text + "</s>" for story in make_stories(2, SEED)]
-    texts.append("Quantised weights need 8 bits,\nnot 32: " + "what is lost? " * 40)
+    texts.append("Quantized weights need 8 bits,\nnot 32: " + "what is lost? " * 40)
     file = tmp_path / "text.txt"
     file.write_text("\n\n".join(texts))
     argv = [demo / "f32.tflite", demo / "int8.tflite", "--tokenizer", DEMO, "--text", file]

@@ -1,4 +1,4 @@
-"""Quantised packages on LiteRT, with packed weights in a file, in memory, and packed for each signature."""
+"""Quantized packages on LiteRT, with packed weights in a file, in memory, and packed for each signature."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ STORED = {
 
 
 @pytest.fixture(params=["circle", "tflite"])
-def quantised_toy(request, tmp_path, monkeypatch):
-    """Quantises all tables of the toy by a recipe: (the file, the toy with the dequantised numbers)."""
+def quantized_toy(request, tmp_path, monkeypatch):
+    """Quantizes all tables of the toy by a recipe: (the file, the toy with the dequantized numbers)."""
 
     def make(recipe: str) -> tuple[Path, Toy]:
         monkeypatch.setattr(toy, "HEAD", 64)
@@ -87,8 +87,8 @@ def answers(prepared: PreparedModel) -> np.ndarray:
 
 
 @pytest.mark.parametrize("recipe", sorted(STORED))
-def test_every_recipe_and_every_way_to_load(quantised_toy, recipe, tmp_path, monkeypatch):
-    file, known = quantised_toy(recipe)
+def test_every_recipe_and_every_way_to_load(quantized_toy, recipe, tmp_path, monkeypatch):
+    file, known = quantized_toy(recipe)
     monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     cache, log_lines = DiskCache(tmp_path / "cache"), []
     packed = prepare(file, cache, log_lines.append)
@@ -101,7 +101,7 @@ def test_every_recipe_and_every_way_to_load(quantised_toy, recipe, tmp_path, mon
     np.testing.assert_array_equal(answers(unpacked), logits)
     expected = np.stack([known.logits(TOKENS[: index + 1]) for index in range(len(TOKENS))])
     lost = np.linalg.norm(logits - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    # dynamic kernels quantise activations to 8 bits, scaled by the largest number of a row
+    # dynamic kernels quantize activations to 8 bits, scaled by the largest number of a row
     assert lost.max() < (0.02 if recipe.startswith("dynamic") else 1e-6)
 
 
@@ -110,7 +110,7 @@ def test_every_recipe_is_tested():
 
 
 @pytest.mark.parametrize(("recipe", "bits"), [("float16", 16), ("weight_only_int8", 8), ("dynamic_int8", 32)])
-def test_weights_that_the_graph_makes_float32_need_the_room_of_these(quantised_toy, recipe, bits):
+def test_weights_that_the_graph_makes_float32_need_the_room_of_these(quantized_toy, recipe, bits):
     """Only the head counts: lookup tables are not packed."""
-    file, _ = quantised_toy(recipe)
+    file, _ = quantized_toy(recipe)
     assert lower_file(ModelFile(file)).growth == VOCAB * 128 * (32 - bits) // 8

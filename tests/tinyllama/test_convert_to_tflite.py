@@ -151,7 +151,7 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--quantize=false", "--report=x.json"], "--report describes quantisation: it needs --quantize"),
+        (["--quantize=false", "--report=x.json"], "--report describes quantization: it needs --quantize"),
         (["--report=/no/such/x.json"], "--report: no such folder: /no/such"),
         (["--quantize=int3"], "unknown recipe 'int3': choose from dynamic_int8, weight_only_int8"),
         (

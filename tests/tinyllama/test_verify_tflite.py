@@ -89,7 +89,7 @@ def test_a_float_file_passes(
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_quantised_file_passes(
+def test_a_quantized_file_passes(
     recipe: str, file_of: Callable[..., Path], grouped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = file_of(recipe=recipe)
@@ -157,7 +157,7 @@ def test_one_weight_that_is_another_is_named(
 
 
 @pytest.mark.parametrize("recipe", ["float16", "dynamic_int8", "dynamic_int4_block32"])
-def test_one_number_of_a_quantised_file(
+def test_one_number_of_a_quantized_file(
     recipe: str,
     file_of: Callable[..., Path],
     grouped: Path,

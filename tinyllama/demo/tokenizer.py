@@ -1,6 +1,6 @@
 """The demo's vocabulary, trained and written in the two formats of Llama checkpoints.
 
-``tokenizer.model`` is a SentencePiece BPE model with Llama 2's options: identity normalisation, a dummy
+``tokenizer.model`` is a SentencePiece BPE model with Llama 2's options: identity normalization, a dummy
 prefix space, digits split, byte fallback. ``tokenizer.json`` is the same model for the ``tokenizers``
 library. Both give equal ids for any text without the literal strings ``<unk>``, ``<s>`` and ``</s>``.
 SentencePiece encodes these as plain text. ``tokenizers`` turns them into special tokens, as for Llama 2.
@@ -37,7 +37,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> bytes:
         vocab_size: The exact number of pieces.
 
     Returns:
-        The serialised model.
+        The serialized model.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -69,7 +69,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> bytes:
 def _merges(pieces: dict[str, int], mergeable: Iterable[str]) -> list[tuple[str, str]]:
     """All ways to put a piece together from two others, the earliest piece first.
 
-    SentencePiece merges whichever neighbours form the piece of the best score, and a BPE piece's score falls
+    SentencePiece merges whichever neighbors form the piece of the best score, and a BPE piece's score falls
     with its id; ``tokenizers`` merges the listed pair of the lowest rank. Listing *every* split of every
     mergeable piece in id order makes the two agree.
     """
@@ -85,7 +85,7 @@ def convert(model: bytes) -> Tokenizer:
     """Convert a model of :func:`train_vocabulary` to the ``tokenizers`` library.
 
     Args:
-        model: The serialised model.
+        model: The serialized model.
 
     Returns:
         The tokenizer; it adds ``<s>`` in front.
@@ -115,7 +115,7 @@ def write(model: bytes, folder: Path, max_length: int) -> Tokenizer:
     """Write ``tokenizer.model``, ``tokenizer.json`` and two config files.
 
     Args:
-        model: The serialised model.
+        model: The serialized model.
         folder: The folder to write into.
         max_length: The model's number of positions.
 

@@ -5,7 +5,7 @@ hugging_face, exported, tflite     its forms: transformers, torch.export's progr
 litert_interpreter   that file, with all intermediate tensors
 comparison           both forms read the same tokens: the distance of logits, the first different choice
 weights              a file's weights against the checkpoint's
-quantized_reference  transformers with a quantised file's weights and rounding
+quantized_reference  transformers with a quantized file's weights and rounding
 tolerances           a file's precision, and the limits for its logits
 trace                intermediate tensors by name, and the first that differs
 check_exported       the check of verify.py and verify_flash.py

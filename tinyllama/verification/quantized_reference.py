@@ -1,4 +1,4 @@
-"""transformers with the weights of a quantised file, and with the rounding of its kernels."""
+"""transformers with the weights of a quantized file, and with the rounding of its kernels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def weights_with_rounded_inputs(model: Model) -> set[str]:
 
 @torch.no_grad()
 def emulate_quantization(model: Any, weights: Mapping[str, ir.Value], rounded: set[str]) -> None:
-    """Give a model of transformers the weights and the rounding of a quantised file.
+    """Give a model of transformers the weights and the rounding of a quantized file.
 
     Args:
         model: The model; changed in place.

@@ -71,7 +71,7 @@ class Precision:
         """Return the limits against the checkpoint's weights instead.
 
         Returns:
-            The limits, with more noise if the weights are quantised.
+            The limits, with more noise if the weights are quantized.
         """
         return self if self.exact else replace(self, noise=UNKNOWN)
 
@@ -90,7 +90,7 @@ class Precision:
         return self.noise is None or (median(noise) <= self.noise and max(noise) < UNRELATED)
 
     def explains(self, steps: Sequence[Step], at: int) -> bool:
-        """Check whether quantisation explains a different choice.
+        """Check whether quantization explains a different choice.
 
         Two candidates may change places if they are no further apart than twice the median drift.
 

@@ -61,7 +61,7 @@ def traced_tensors(
     for operator in operators:
         names = {name for tensor in operator.inputs if (name := carries.get(tensor))}
         if all(tensor in carries for tensor in operator.inputs):
-            carries[operator.output] = next(iter(names), None)  # such as a dequantised weight
+            carries[operator.output] = next(iter(names), None)  # such as a dequantized weight
             continue
         for name in names - read:
             read.add(name)

@@ -15,7 +15,7 @@ from o2o.rewriting.stacked_weights import Shapes, parts
 from o2o.weights.stored_tensor import StoredTensor
 
 INT4 = ir.DataType.INT4
-HALF = 2.0**-10  # relative distance of neighbouring float16 numbers
+HALF = 2.0**-10  # relative distance of neighboring float16 numbers
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """GGUF layout of a Hugging Face Llama: tensor names, metadata, and the row order of queries and keys.
 
-RoPE in llama.cpp rotates neighbouring numbers of a head, 0 with 1, 2 with 3, ... In Hugging Face it rotates
+RoPE in llama.cpp rotates neighboring numbers of a head, 0 with 1, 2 with 3, ... In Hugging Face it rotates
 the two halves, 0 with H/2. The rows of each head of the query and key weights are therefore interleaved. This
 leaves attention scores unchanged.
 """

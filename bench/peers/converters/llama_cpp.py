@@ -1,4 +1,4 @@
-"""Convert a checkpoint to GGUF: write it as bfloat16, then quantise it with llama.cpp.
+"""Convert a checkpoint to GGUF: write it as bfloat16, then quantize it with llama.cpp.
 
 The tokenizer is a list of placeholder words, because prompts are token ids.
 """
@@ -63,7 +63,7 @@ def convert(checkpoint: Path, output: Path, precision: str) -> None:
         precision: A key of `TYPES`.
 
     Raises:
-        RuntimeError: llama.cpp cannot quantise it.
+        RuntimeError: llama.cpp cannot quantize it.
     """
     bfloat16 = output / "whole.gguf"
     write(checkpoint, bfloat16)

@@ -1,6 +1,6 @@
 """Convert a checkpoint with this project's commands: to TFLite, or to the Circle file of a package.
 
-Quantised Circle files are converted from an existing float32 one if there is one, as export takes longest.
+Quantized Circle files are converted from an existing float32 one if there is one, as export takes longest.
 """
 
 from __future__ import annotations

@@ -90,13 +90,13 @@ def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:
 
 
 def _check_operands(model: Model, graph: ir.Graph, node: ir.Node) -> None:
-    """Raise ModelError unless the operands are float32 of a fixed shape, quantised weights or a position."""
+    """Raise ModelError unless the operands are float32 of a fixed shape, quantized weights or a position."""
     traits = traits_of(node)
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
         if index in traits.weights and is_constant(value) and is_quantized(value):
-            continue  # FULLY_CONNECTED takes quantised weights
+            continue  # FULLY_CONNECTED takes quantized weights
         is_position = index == traits.position and value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
         if is_quantized(value) or not (value.dtype == ir.DataType.FLOAT or is_position):
             raise ModelError(f"{model.locate(graph, node)}: {value.name} is {value.dtype}, not float32")

@@ -29,5 +29,5 @@ def lower_rms_norm(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     mean = op.node("MEAN", [op.node("MUL", [x, x], shape, name="square"), axis], mean_shape, keepDims=True)
     epsilon = op.constant(attribute(node, "epsilon", 0.0), "epsilon", np.float32)
     root = op.node("RSQRT", [op.node("ADD", [mean, epsilon], mean_shape)], mean_shape)
-    normalised = op.node("MUL", [x, root], shape, name="normalised")
-    replace_output(model, old, op.node("MUL", [normalised, weight], shape, name="scaled"))
+    normalized = op.node("MUL", [x, root], shape, name="normalized")
+    replace_output(model, old, op.node("MUL", [normalized, weight], shape, name="scaled"))

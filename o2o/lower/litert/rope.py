@@ -20,12 +20,12 @@ def lower_rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         node: ROPE of x [B, N, T, H], sin and cos, as `o2o.operators.reference` defines it.
 
     Raises:
-        ModelError: Its mode is GPT_J, which rotates neighbouring elements rather than halves.
+        ModelError: Its mode is GPT_J, which rotates neighboring elements rather than halves.
     """
     x, sin, cos = node.inputs
     old = node.outputs[0]
     if attribute(node, "mode", 0) != 0:
-        raise ModelError(f"ROPE {old.name} rotates neighbours (GPT_J): only GPT_NEOX can be lowered")
+        raise ModelError(f"ROPE {old.name} rotates neighbors (GPT_J): only GPT_NEOX can be lowered")
     assert x is not None
     assert sin is not None
     assert cos is not None

@@ -69,7 +69,7 @@ def _row_scales(model: Model, graph: ir.Graph, node: ir.Node, w: ir.Value) -> np
     if w.dtype != ir.DataType.INT8 or not is_constant(w) or scale is None or not len(scale):
         raise ModelError(
             f"{model.locate(graph, node)}: {w.name} is {w.dtype}, and onert computes with float32 and int8 "
-            "weights only: quantise with quantize.weights.py --recipe dynamic_int8"
+            "weights only: quantize with quantize.weights.py --recipe dynamic_int8"
         )
     if (zeros is not None and np.any(zeros)) or (len(scale) > 1 and quantization.quantizedDimension != 0):
         raise ModelError(

@@ -28,7 +28,7 @@ def legalize_lookup(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         node: EMBEDDING_LOOKUP or GATHER.
 
     Raises:
-        ModelError: The result is quantised, or the table is not a constant.
+        ModelError: The result is quantized, or the table is not a constant.
     """
     lookup = lookup_operands(node)
     assert lookup is not None
@@ -39,7 +39,7 @@ def legalize_lookup(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         return
     if is_quantized(old) or old.dtype != ir.DataType.FLOAT:
         if old.dtype not in _HALF_DTYPES or not all(use.node.op_type == "DEQUANTIZE" for use in old.uses()):
-            raise ModelError(f"{model.locate(graph, node)} looks up quantised rows: onert cannot")
+            raise ModelError(f"{model.locate(graph, node)} looks up quantized rows: onert cannot")
         for use in list(old.uses()):  # the float32 table makes this DEQUANTIZE of float16 rows redundant
             rows = use.node.outputs[0]
             _gather(model, graph, use.node, ids, _as_float32(model, graph, node, table), rows)

@@ -132,6 +132,6 @@ def _check_size(graph: ir.Graph) -> None:
     sizes = {storage_key(constant): constant.nbytes for constant in constants if constant is not None}
     if (size := sum(sizes.values())) > LIMIT:
         raise ModelError(
-            f"the weights take {size / 1e9:.1f} GB, and onert reads no file over 2 GB: quantise them with "
+            f"the weights take {size / 1e9:.1f} GB, and onert reads no file over 2 GB: quantize them with "
             "quantize.weights.py --recipe dynamic_int8"
         )

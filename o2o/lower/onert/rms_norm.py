@@ -28,7 +28,7 @@ class OnertRmsNormRule(RmsNormRule):
 
 
 def fuse_norms(model: Model, graph: ir.Graph) -> None:
-    """Fuse each decomposed normalisation into RMS_NORM, as fuse.rms_norm.py does.
+    """Fuse each decomposed normalization into RMS_NORM, as fuse.rms_norm.py does.
 
     Args:
         model: The model of `graph`.
@@ -54,6 +54,6 @@ def legalize_rms_norm(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     rows = op.reshape(x, [1, 1, math.prod(shape[:-1]), shape[-1]], name="rows")
     epsilon = attribute(node, "epsilon", 0.0)
-    y = op.node("RMS_NORM", [rows, weight], shape_of(rows), name="normalised", epsilon=epsilon)
+    y = op.node("RMS_NORM", [rows, weight], shape_of(rows), name="normalized", epsilon=epsilon)
     replace_output(model, old, op.reshape(y, shape))
     graph.remove(node, safe=True)

@@ -22,7 +22,7 @@ def legalize_rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         node: ROPE, as `o2o.operators.reference` defines it.
 
     Raises:
-        ModelError: Its mode is GPT_J, which rotates neighbouring elements rather than halves.
+        ModelError: Its mode is GPT_J, which rotates neighboring elements rather than halves.
     """
     x, sin, cos = node.inputs
     assert x is not None
@@ -30,7 +30,7 @@ def legalize_rope(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     assert cos is not None
     if attribute(node, "mode", 0) != 0:
         raise ModelError(
-            f"{model.locate(graph, node)} rotates neighbours (GPT_J): only GPT_NEOX can be legalized"
+            f"{model.locate(graph, node)} rotates neighbors (GPT_J): only GPT_NEOX can be legalized"
         )
     if _has_one_position(x, cos, sin) and len(shape_of(cos)) == len(shape_of(sin)) == 4:
         return

@@ -74,7 +74,7 @@ def _unsupported(node: ir.Node, data: ir.Value) -> str:
         if value is None:
             continue
         if is_quantized(value) and (name, operand) != ("FULLY_CONNECTED", 1):
-            return f"{value.name} is quantised"
+            return f"{value.name} is quantized"
         if is_dynamic(value):
             return f"{value.name} has no fixed shape"
     if data.dtype not in DTYPES[name]:

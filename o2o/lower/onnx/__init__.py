@@ -5,7 +5,7 @@
     fuse_norms_and_rope    RMSNorm and RoPE that exporters decompose, fused first
     operators       all operators without a module of their own
     attention       ATTENTION and `o2o.causal_attention` with their caches
-    weights         matrices and their quantisation
+    weights         matrices and their quantization
     standard_form   the form `standard`
     ort_form        the form `ort`
     builder         building nodes and constants

@@ -271,14 +271,14 @@ def lower_rope(tokens: TokenValues, form: StandardForm, node: ir.Node) -> None:
         node: ROPE of x [1, N, 1, H], as `o2o.operators.reference` defines it.
 
     Raises:
-        ModelError: Its mode is GPT_J, which rotates neighbouring elements rather than halves.
+        ModelError: Its mode is GPT_J, which rotates neighboring elements rather than halves.
     """
     x, sin, cos = node.inputs
     assert x is not None
     assert sin is not None
     assert cos is not None
     if attribute(node, "mode", 0) != 0:
-        raise tokens.error(node, "it rotates neighbours (GPT_J), not halves")
+        raise tokens.error(node, "it rotates neighbors (GPT_J), not halves")
     _, N, _, H = shape_of(x)
     tables = RopeTables.of(tokens, cos, sin, H)
     heads = tokens.reshaped(x, node, [N, H])

@@ -149,7 +149,7 @@ class _Lowering:
             raise self.tokens.error(node, "no ONNX lowering for a custom operator")
 
     def _lower_pattern(self, node: ir.Node) -> bool:
-        """Lower `node` together with its neighbours, or as part of them; whether it matched a pattern."""
+        """Lower `node` together with its neighbors, or as part of them; whether it matched a pattern."""
         if node.op_type == "TRANSPOSE" and node.inputs[0] in self.caches.written:
             return True  # a cache by head: attention reads that layout anyway
         if node.op_type == "ADD" and (norm := _following_norm(node)) is not None:

@@ -126,7 +126,7 @@ def cast(tokens: TokenValues, x: ir.Value, output: ir.Value) -> ir.Value:
 def _lower_cast(tokens: TokenValues, node: ir.Node) -> None:
     x, output = node.inputs[0], node.outputs[0]
     if node.op_type == "DEQUANTIZE" and (x is None or x.dtype != ir.DataType.FLOAT16 or is_quantized(x)):
-        raise tokens.error(node, "dequantising activations is not supported")
+        raise tokens.error(node, "dequantizing activations is not supported")
     tokens.assign(output, cast(tokens, tokens.operand(x, node, len(token_shape(output))), output))
 
 
@@ -303,7 +303,7 @@ def constant_vector(tokens: TokenValues, value: ir.Value | None, node: ir.Node) 
         The ONNX constant [D].
 
     Raises:
-        ModelError: It is missing, quantised or not a constant.
+        ModelError: It is missing, quantized or not a constant.
     """
     array = constant_array(value)
     if array is None or value is None or math.prod(array.shape) != array.size:

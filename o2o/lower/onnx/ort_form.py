@@ -1,7 +1,7 @@
 """The form `ort`: ONNX Runtime's own operators, in the domain com.microsoft.
 
 GroupQueryAttention rotates, updates the caches and attends in one pass over the rows in use. MatMulNBits
-multiplies with stored int4 and int8 weights, and quantises its other operand on the fly, as LiteRT does.
+multiplies with stored int4 and int8 weights, and quantizes its other operand on the fly, as LiteRT does.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class OrtForm(StandardForm):
         )
 
     def blocks(self, matrix: Matrix) -> tuple[ir.Value, ir.Value, int]:
-        """Return a quantised matrix in the form that MatMulNBits takes.
+        """Return a quantized matrix in the form that MatMulNBits takes.
 
         Args:
-            matrix: A quantised matrix.
+            matrix: A quantized matrix.
 
         Returns:
             Unsigned elements, uint8 [rows, blocks, bytes of a block]; scales, float32 [rows, blocks]; the

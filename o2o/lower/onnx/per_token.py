@@ -118,7 +118,7 @@ class TokenValues:
             value: A value of the Circle graph.
 
         Returns:
-            Its elements; None if it depends on more, or is quantised.
+            Its elements; None if it depends on more, or is quantized.
         """
         if value not in self._constant:
             return constant_array(value)
@@ -242,7 +242,7 @@ class TokenValues:
             A constant without leading axes, or [*leading, ...] with `rank` more axes.
 
         Raises:
-            ModelError: It is missing, or a quantised constant.
+            ModelError: It is missing, or a quantized constant.
         """
         if value is None:
             raise self.error(node, "an operand is missing")
@@ -251,7 +251,7 @@ class TokenValues:
             constant = constant.reshape(strip_leading_ones(constant.shape))
             return self.op.constant(constant, value.name or "constant", constant.dtype)
         if is_constant(value):
-            raise self.error(node, f"its operand {value.name} is a quantised constant")
+            raise self.error(node, f"its operand {value.name} is a quantized constant")
         shape = token_shape(value)
         return self.reshaped(value, node, (1,) * (rank - len(shape)) + shape)
 

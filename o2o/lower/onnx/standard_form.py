@@ -114,7 +114,7 @@ class StandardForm:
         """Return the leading axes of ONNX values.
 
         Args:
-            quantized: Whether the model has quantised weights.
+            quantized: Whether the model has quantized weights.
 
         Returns:
             [T] or [1, T].
@@ -232,10 +232,10 @@ class StandardForm:
         return self.op.constant_once(matrix.key, lambda: tensor, matrix.name)
 
     def scales(self, matrix: Matrix, shape: tuple[int, ...]) -> ir.Value:
-        """Return the constant of a quantised matrix's scales.
+        """Return the constant of a quantized matrix's scales.
 
         Args:
-            matrix: A quantised matrix.
+            matrix: A quantized matrix.
             shape: (rows,), (rows, blocks) or (rows, blocks, 1). A scale per row is repeated for each block.
 
         Returns:
@@ -260,7 +260,7 @@ class StandardForm:
             name: The name of the result.
 
         Returns:
-            [*ids.shape, columns], in the stored dtype, or float32 for a quantised table.
+            [*ids.shape, columns], in the stored dtype, or float32 for a quantized table.
         """
         shape = [*dims(ids), matrix.columns]
         if matrix.scales is None:

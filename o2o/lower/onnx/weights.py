@@ -32,7 +32,7 @@ class Matrix:
         tensor: The stored elements, [rows, columns].
         rows: Number of rows.
         columns: Number of columns.
-        scales: Reads the scales of a quantised matrix, float32 [rows, blocks]; None for floats.
+        scales: Reads the scales of a quantized matrix, float32 [rows, blocks]; None for floats.
         block: Number of columns that share a scale; `columns` for one scale per row.
         dequantize_first: Whether the model converts it to float before it multiplies.
     """
@@ -47,7 +47,7 @@ class Matrix:
 
     @property
     def key(self) -> tuple:
-        """Equal for matrices of the same bytes, dtype and quantisation."""
+        """Equal for matrices of the same bytes, dtype and quantization."""
         return storage_key(self.tensor), self.rows, self.columns, self.tensor.dtype, self.block
 
 
@@ -62,7 +62,7 @@ def matrix_of(value: ir.Value | None, user: str) -> Matrix:
         The matrix.
 
     Raises:
-        ModelError: It is not a constant in the file, not a matrix, or not symmetrically quantised.
+        ModelError: It is not a constant in the file, not a matrix, or not symmetrically quantized.
     """
     dequantize_first = False
     while (node := producer_of(value, "DEQUANTIZE", "CAST")) is not None and node.inputs[0] is not None:
@@ -116,7 +116,7 @@ def _scales(value: ir.Value, rows: int, columns: int, user: str) -> tuple[Callab
     quantization = value.meta["fields"]["quantization"]
     if value.dtype not in (ir.DataType.INT8, ir.DataType.INT4):
         raise ModelError(
-            f"{user}: {value.name} is quantised to {value.dtype}: only int8 and int4 are supported"
+            f"{user}: {value.name} is quantized to {value.dtype}: only int8 and int4 are supported"
         )
     if (details := getattr(quantization, "details", None)) is not None:
         block = int(getattr(details, "blockSize", 0))
@@ -124,16 +124,16 @@ def _scales(value: ir.Value, rows: int, columns: int, user: str) -> tuple[Callab
         scales = constants.get("scales")
         fits = scales is not None and math.prod(shape_of(scales)) * block == rows * columns
         if scales is None or not block or not fits or constants.get("zeroPoints") is not None:
-            raise ModelError(f"{user}: {value.name} is not quantised symmetrically by blocks of columns")
+            raise ModelError(f"{user}: {value.name} is not quantized symmetrically by blocks of columns")
         return lambda: scales_by_block(scales, rows), block
     scale = np.asarray(quantization.scale, np.float32).reshape(-1)
     zero = quantization.zeroPoint
     if zero is not None and np.any(np.asarray(zero) != 0):
-        raise ModelError(f"{user}: {value.name} has zero points: only symmetric quantisation is supported")
+        raise ModelError(f"{user}: {value.name} has zero points: only symmetric quantization is supported")
     if len(scale) not in (1, rows) or (
         len(scale) > 1 and quantization.quantizedDimension != len(shape_of(value)) - 2
     ):
-        raise ModelError(f"{user}: {value.name} is not quantised per row")
+        raise ModelError(f"{user}: {value.name} is not quantized per row")
     return lambda: np.broadcast_to(scale[:, None], (rows, 1)), columns
 
 

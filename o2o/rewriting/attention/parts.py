@@ -294,7 +294,7 @@ def find_projection(value: ir.Value, what: str) -> Projection:
     if len(shape_of(w)) != 2:
         fail(f"the weights of {what} are not a matrix (run reshape.fc_weight.py first)", w)
     if w.dtype != x.dtype or attribute(node, "weightsFormat", 0):
-        fail(f"the weights of {what} are quantised or shuffled (fuse before quantising)", w)
+        fail(f"the weights of {what} are quantized or shuffled (fuse before quantizing)", w)
     return Projection(node, x, w)
 
 

@@ -40,7 +40,7 @@ class LoweredFile:
             its offset in the file), in bytes.
         contract: As `o2o.contract.contract_of` returns it.
         weight_dtype: The dtype of the weights, for display.
-        growth: Bytes that packed weights take in addition to the stored ones, because the graph dequantises
+        growth: Bytes that packed weights take in addition to the stored ones, because the graph dequantizes
             them to float32.
     """
 

@@ -14,7 +14,7 @@ _FATAL, _INFO = 4, 1  # ONNX Runtime's log severities
 
 
 def session_options(threads: int, debug: bool = False) -> onnxruntime.SessionOptions:
-    """Return options for all optimisations.
+    """Return options for all optimizations.
 
     Args:
         threads: Number of threads.

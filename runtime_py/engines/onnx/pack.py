@@ -47,7 +47,7 @@ def lower_and_pack(file: Path, entry: Path) -> None:
 
 
 def pack(model: Path, packed: Path) -> None:
-    """Write an optimised copy of a model with packed weights, which loading maps instead of copying.
+    """Write an optimized copy of a model with packed weights, which loading maps instead of copying.
 
     Args:
         model: An ONNX file.

@@ -155,7 +155,7 @@ def test_caches_are_turned_around_them(exported_model: Exported, filters: Filter
         np.testing.assert_array_equal(other, array)
 
 
-def test_weights_are_quantised_around_them(exported_model: Exported, filters: Filters) -> None:
+def test_weights_are_quantized_around_them(exported_model: Exported, filters: Filters) -> None:
     """The weights of norms, which are small, stay as they are."""
     before = wrapped(exported_model, "static")
     after = filters("quantize_weights", before, arguments=("--recipe", "dynamic_int8"))

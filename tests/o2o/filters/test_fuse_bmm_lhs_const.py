@@ -38,7 +38,7 @@ BROKEN = {
     "by batch": "the constant differs from batch to batch",
     "integers": "it computes INT32, not floats",
     "batch axes added": "the constant adds batch axes",
-    "quantised": "the constant does not hold floats",
+    "quantized": "the constant does not hold floats",
     "of halves": "the operands differ in dtype",
 }
 
@@ -54,12 +54,12 @@ def build(form: Form) -> Model:
     dtype = ir.DataType.FLOAT
     if broken == "integers":
         left, dtype = left.astype(np.int32), ir.DataType.INT32
-    if broken == "quantised":
+    if broken == "quantized":
         left = left.astype(np.int8)
     if broken == "of halves":
         left = left.astype(np.float16)
     constant = graph.constant("A", left)
-    if broken == "quantised":
+    if broken == "quantized":
         constant.meta["fields"] = {"quantization": graphs.per_channel([0.5])}
     x = graph.input("x", [*batch, N, K] if form.adjoint_rhs else [*batch, K, N], dtype)
     shape = [*[1] * max(form.ones - len(batch), 0), *batch, M, N]

@@ -93,11 +93,11 @@ def test_a_graph_that_needs_less_shares_the_matrix(command: Command) -> None:
     assert len(formats.dumps(after)) < len(formats.dumps(before)) + 3000
 
 
-def test_quantised_files_are_compared_by_their_parts(command: Command) -> None:
-    plain, quantised = projections("qkv"), projections("qkv")
-    quantize(quantised, find("dynamic_int8"))
-    apart = compare(plain, quantised)
-    together = compare(plain, command(quantised))
+def test_quantized_files_are_compared_by_their_parts(command: Command) -> None:
+    plain, quantized = projections("qkv"), projections("qkv")
+    quantize(quantized, find("dynamic_int8"))
+    apart = compare(plain, quantized)
+    together = compare(plain, command(quantized))
     assert [one.name for one in together] == [one.name for one in apart] == [f"{n}.weight" for n in "qkv"]
     assert [one.error.rms for one in together] == [one.error.rms for one in apart]
 

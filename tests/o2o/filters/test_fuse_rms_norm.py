@@ -50,13 +50,13 @@ BROKEN = {
     "weight an input": "the weight is not a constant",
     "weight of one number": "the weight should be [6]",
     "weight of every row": "the weight should be [6]",
-    "no weight": "the normalised tensor is not multiplied by a weight",
+    "no weight": "the normalized tensor is not multiplied by a weight",
     "larger result": "the result does not have the shape",
     "mean subtracted": "the inverse root does not multiply the tensor that was squared",
     "two tensors": "the mean's operand is a product of two tensors, not a square",
     "cube": "the mean's operand is a power other than the square",
     "root used elsewhere": "the root is used elsewhere too",
-    "normalised is an output": "the normalised tensor is used elsewhere too",
+    "normalized is an output": "the normalized tensor is used elsewhere too",
     "no epsilon": "the root should come from ADD",
     "epsilon an input": "no constant epsilon is added to the mean",
     "epsilon negative": "epsilon is -0.25",
@@ -64,7 +64,7 @@ BROKEN = {
     "activation of the inverse": "DIV has a fused activation",
     "activation of the result": "MUL has a fused activation",
     "activation of the square": "MUL has a fused activation",
-    "custom product": "the normalised tensor goes into the custom operator MUL",
+    "custom product": "the normalized tensor goes into the custom operator MUL",
 }
 
 
@@ -82,7 +82,7 @@ def build(form: Form) -> Model:
     source = x
     if broken == "mean subtracted":
         middle = graph.op("MEAN", [x, graph.constant("last", np.int32([-1]))], [*form.batch, 1], keepDims=1)
-        source = op("SUB", [x, middle], shape, "centred")
+        source = op("SUB", [x, middle], shape, "centered")
     if form.square == "POW":
         power = graph.constant("power", np.float32(3 if broken == "cube" else 2))
         squared = graph.op("POW", [source, power], shape)
@@ -109,16 +109,16 @@ def build(form: Form) -> Model:
         mean = op("ADD", [mean, epsilon], kept, "shifted", "sum")
     if form.root == "RSQRT":
         root = graph.op("RSQRT", [mean], kept, name="root")
-        normalised = op("MUL", [x, root], shape, "normalised")
+        normalized = op("MUL", [x, root], shape, "normalized")
     else:
         root = graph.op("SQRT", [mean], kept, name="root")
         if form.root == "divide":
-            normalised = graph.op("DIV", [x, root], shape, name="normalised")
+            normalized = graph.op("DIV", [x, root], shape, name="normalized")
         else:
             one = graph.constant("one", np.float32(1))
             inverse = op("DIV", [one, root], kept, "inverse", "inverse")
-            normalised = op("MUL", [x, inverse], shape, "normalised")
-    result = normalised
+            normalized = op("MUL", [x, inverse], shape, "normalized")
+    result = normalized
     if broken != "no weight":
         size = {"weight of one number": (1,), "weight of every row": tuple(shape)}.get(broken, (D,))
         weight = (
@@ -126,16 +126,16 @@ def build(form: Form) -> Model:
         )
         if broken == "custom product":
             result = graph.value("y", shape)
-            graph.node("MUL", [normalised, weight], [result], domain=CUSTOM_DOMAIN)
+            graph.node("MUL", [normalized, weight], [result], domain=CUSTOM_DOMAIN)
         else:
-            result = op("MUL", [normalised, weight], shape, "scaled", "result")
+            result = op("MUL", [normalized, weight], shape, "scaled", "result")
     graph.output(graph.op("NEG", [result], shape, name="negated"))
     if broken != "no weight":
         graph.output(result)
     if broken == "root used elsewhere":
         graph.output(graph.op("NEG", [root], kept))
-    if broken == "normalised is an output":
-        graph.output(normalised)
+    if broken == "normalized is an output":
+        graph.output(normalized)
     return graph.model()
 
 
@@ -143,7 +143,7 @@ def build(form: Form) -> Model:
 def test_every_spelling_is_fused_and_means_the_same(command: Command, form: Form) -> None:
     before = build(form)
     after = command(before)
-    assert command.said == "fuse.rms_norm.py: main: fused 1 normalisation\n"
+    assert command.said == "fuse.rms_norm.py: main: fused 1 normalization\n"
     assert operators(after) == {"RMS_NORM": 1, "NEG": 1}
     (node,) = (node for node in after.graphs[0] if node.op_type == "RMS_NORM")
     assert node.attributes["epsilon"].value == EPSILON
@@ -204,7 +204,7 @@ def test_what_the_mean_is_used_for_besides_goes_on(command: Command) -> None:
     assert_means_the_same(before, after)
 
 
-def test_integers_and_what_is_quantised_are_no_candidates(command: Command) -> None:
+def test_integers_and_what_is_quantized_are_no_candidates(command: Command) -> None:
     model = build(Form())
     for value in [*model.graphs[0].inputs, *(v for node in model.graphs[0] for v in node.outputs)]:
         value.type = ir.TensorType(ir.DataType.INT8)

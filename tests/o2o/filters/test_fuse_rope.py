@@ -47,7 +47,7 @@ BROKEN = {
     "negated by half": NOT_ROTATED,
     "upper half too short": NOT_ROTATED,
     "lower half from 1": NOT_ROTATED,
-    "every other": NOT_ROTATED,  # GPT-J: neighbours are pairs
+    "every other": NOT_ROTATED,  # GPT-J: neighbors are pairs
     "odd head": NOT_ROTATED,
     "fewer heads": NOT_ROTATED,
     "another axis": NOT_ROTATED,

@@ -122,7 +122,7 @@ def test_attention_that_fills_a_cache_stays(command: Command) -> None:
     assert [node.op_type for node in command(graph.model()).graphs[0]] == ["ATTENTION", "ABS"]
 
 
-def test_quantisation_scales_stay_with_their_weights_and_go_with_them(command: Command) -> None:
+def test_quantization_scales_stay_with_their_weights_and_go_with_them(command: Command) -> None:
     model = SAMPLES["blockwise"]()
     assert set(command(model).graphs[0].initializers) == {"before", "weight", "scales"}
     graph = Graph("main")

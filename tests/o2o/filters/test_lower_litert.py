@@ -58,7 +58,7 @@ def referring(folder: Path) -> Model:
     graph = Graph("main")
     x = graph.input("x", [1, 6])
     norm = graph.constant("norm", weights(6))
-    y = graph.op("RMS_NORM", [x, norm], [1, 6], name="normalised", epsilon=1e-5)
+    y = graph.op("RMS_NORM", [x, norm], [1, 6], name="normalized", epsilon=1e-5)
     weight = graph.value("weight", [400, 6])
     weight.const_value = UnboundTensor(
         "weight",
@@ -124,7 +124,7 @@ def test_versions(command: Command) -> None:
     assert node.version == 2
 
 
-def test_a_quantised_operand_is_refused(command: Command) -> None:
+def test_a_quantized_operand_is_refused(command: Command) -> None:
     model = attention(Form())
     model.graphs[0].inputs[0].type = ir.TensorType(ir.DataType.INT8)
     code, message = command.refusal(model)

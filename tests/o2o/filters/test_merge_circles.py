@@ -266,8 +266,8 @@ def test_nothing_else_is_shared(merging: Merging) -> None:
     assert len(storages(merged)) == 4
 
 
-def test_quantised_constants_share_bytes_and_keep_their_scales(merging: Merging) -> None:
-    one, two = SAMPLES["quantised"](), SAMPLES["quantised"]()
+def test_quantized_constants_share_bytes_and_keep_their_scales(merging: Merging) -> None:
+    one, two = SAMPLES["quantized"](), SAMPLES["quantized"]()
     weight = two.graphs[0].initializers["weight"]
     weight.meta["fields"] = {"quantization": graphs.per_channel([2, 4, 8])}
     two.signatures[0].name = "two"

@@ -59,7 +59,7 @@ def test_litert_computes_what_the_report_explains(recipe: str, command: Command,
     (value,) = constants(model).values()
     x, w, meant = weights(BATCH, COLUMNS, seed=5), weights(ROWS, COLUMNS), meaning(value)
     for y in (run(model, {"x": x})["y"], compiled(formats.dumps(model), {"x": x})):
-        # What the kernel loses when it quantises x: half a step, of 254 from end to end, a number.
+        # What the kernel loses when it quantizes x: half a step, of 254 from end to end, a number.
         step = np.abs(x).max(1, keepdims=True) / 127 if recipe.startswith("dynamic") else 0
         bound = step / 2 * np.abs(meant).sum(1) + 1e-4
         assert (np.abs(y - x @ meant.T) <= bound).all()
@@ -130,7 +130,7 @@ def test_inspect_tells_it(command: Command, tmp_path: Path, capsys: pytest.Captu
     code, target = command.run(language_model(), "--recipe", "dynamic_int4_block32")
     assert code == 0
     assert inspect.main([str(target)]) == 0
-    expected = "quantisation: dynamic_int4_block32 (matrices int4_block32, embedding int8, head int8): "
+    expected = "quantization: dynamic_int4_block32 (matrices int4_block32, embedding int8, head int8): "
     assert expected + "2 of int4_block32, 2 of int8" in capsys.readouterr().out
     assert inspect.main([str(target), "--json"]) == 0
     (step,) = json.loads(capsys.readouterr().out)["quantization"]
@@ -140,7 +140,7 @@ def test_inspect_tells_it(command: Command, tmp_path: Path, capsys: pytest.Captu
 def test_none_leaves_no_trace(command: Command) -> None:
     before = language_model()
     assert formats.dumps(command(before, "--recipe", "false")) == formats.dumps(before)
-    assert "4 tensors not quantised: the recipe has no scheme for it" in command.said
+    assert "4 tensors not quantized: the recipe has no scheme for it" in command.said
 
 
 @pytest.mark.parametrize("recipe", QUANTISING)
@@ -148,7 +148,7 @@ def test_where_nothing_becomes_smaller_the_file_is_as_it_was(recipe: str, comman
     short = linear()  # rows of four
     for before in (short, command(language_model(), "--recipe", recipe)):
         assert formats.dumps(command(before, "--recipe", recipe)) == formats.dumps(before)
-        assert "not quantised" in command.said or "the model has no float weights" in command.said
+        assert "not quantized" in command.said or "the model has no float weights" in command.said
 
 
 def test_unknown_names(command: Command) -> None:
@@ -209,7 +209,7 @@ def exported(shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize("recipe", QUANTISING)
 def test_from_the_checkpoint_or_from_the_file(recipe: str, exported: dict[str, Path], tmp_path: Path) -> None:
-    """What is quantised becomes numbers, the rest stays references, which bind.weights.py resolves."""
+    """What is quantized becomes numbers, the rest stays references, which bind.weights.py resolves."""
     results = {}
     for form in ("external", "embed"):
         file, bound = tmp_path / f"{form}.circle", tmp_path / f"{form}.bound.circle"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.o2o.filters.conftest import Command
-from tests.o2o.graphs import assert_same_results, decoder, feeds, quantised, run
+from tests.o2o.graphs import assert_same_results, decoder, feeds, quantized, run
 
 
 def test_moves_it_in_every_graph(command: Command) -> None:
@@ -16,4 +16,4 @@ def test_moves_it_in_every_graph(command: Command) -> None:
 
 
 def test_one_output_cannot_move(command: Command) -> None:
-    assert command.refusal(quantised()) == (2, "nothing to move: no graph has more than one output")
+    assert command.refusal(quantized()) == (2, "nothing to move: no graph has more than one output")

@@ -50,7 +50,7 @@ def test_others_keep_the_old_shape_over_the_same_bytes(command: Command) -> None
         assert_close(array, expected(given["x"])[name])
 
 
-def test_quantisation_keeps_its_axis(command: Command) -> None:
+def test_quantization_keeps_its_axis(command: Command) -> None:
     graph = Graph("main")
     x = graph.input("x", [2, 4])
     weight = graph.constant("weight", np.arange(12, dtype=np.int8).reshape(1, 1, 3, 4))

@@ -154,7 +154,7 @@ def test_roles_and_names_of_outputs_stay(command: Command) -> None:
 
 
 @pytest.mark.parametrize("io", ["input", "output"])
-def test_what_quantised_numbers_stand_for_goes_with_them(command: Command, io: str) -> None:
+def test_what_quantized_numbers_stand_for_goes_with_them(command: Command, io: str) -> None:
     """int8 behind a RESHAPE without its scale would be taken for nothing, or refused."""
     graph = Graph("main")
     x = graph.input("x", [2, 3], ir.DataType.INT8)
@@ -175,13 +175,13 @@ def test_what_quantised_numbers_stand_for_goes_with_them(command: Command, io: s
     assert found.reshape(-1).tolist() == [-1, -2, -3, -4, -5, -6]
 
 
-def test_what_is_quantised_by_channel_is_refused(command: Command) -> None:
+def test_what_is_quantized_by_channel_is_refused(command: Command) -> None:
     graph = Graph("main")
     x = graph.input("x", [2, 3], ir.DataType.INT8)
     x.meta["fields"] = {"quantization": graphs.per_channel([0.5, 0.25])}
     graph.output(graph.op("DEQUANTIZE", [x], [2, 3], graphs.FLOAT))
     code, said = command.refusal(graph.model(), "input", "--by_shape", "[2,3]", "[6]")
-    assert (code, said) == (1, "x is quantised by channel or by block: its axes cannot be moved")
+    assert (code, said) == (1, "x is quantized by channel or by block: its axes cannot be moved")
 
 
 # --- caches ---------------------------------------------------------------------------------------------

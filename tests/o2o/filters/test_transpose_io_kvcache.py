@@ -207,23 +207,23 @@ def test_branches_keep_what_the_operator_gives_them(command: Command) -> None:
     assert operators(after)["TRANSPOSE"] == 2
 
 
-def quantise(value: ir.Value, scales: list[float]) -> None:
+def quantize(value: ir.Value, scales: list[float]) -> None:
     value.type = ir.TensorType(ir.DataType.INT8)
     value.meta["fields"] = {"quantization": graphs.per_channel(scales)}
 
 
-def test_a_quantised_cache(command: Command) -> None:
+def test_a_quantized_cache(command: Command) -> None:
     graph = Graph("decode")
     cache = graph.input("past_key_0", [1, 2, 3, 4])
     cache.meta["role"] = Role("key_cache", 0, "BNTH")
-    quantise(cache, [0.5])
+    quantize(cache, [0.5])
     graph.output(graph.op("DEQUANTIZE", [cache], [1, 2, 3, 4], FLOAT, "y"))
     after = command(graph.model())
     numbers = np.arange(24, dtype=np.int8).reshape(1, 2, 3, 4)
     np.testing.assert_array_equal(graphs.run(after, {"past_key_0": transposed(numbers)})["y"], numbers / 2)
-    quantise(cache, [0.5, 0.25])
+    quantize(cache, [0.5, 0.25])
     code, said = command.refusal(graph.model())
-    assert (code, said) == (1, "the cache past_key_0 is quantised by channel")
+    assert (code, said) == (1, "the cache past_key_0 is quantized by channel")
 
 
 def test_two_layouts_of_one_attention_are_a_contradiction(command: Command) -> None:

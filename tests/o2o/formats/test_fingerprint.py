@@ -94,10 +94,10 @@ CHANGES: dict[str, tuple[str, Callable[[Model], Any]]] = {
             thenSubgraphIndex=ir.AttrGraph("thenSubgraphIndex", m.graphs[2])
         ),
     ),
-    "scale of a constant": ("quantised", lambda m: scaled(value_of(m, "weight"), 0.75)),
-    "scale of a value": ("quantised", lambda m: scaled(value_of(m, "q"), 0.75)),
-    "quantised axis": (
-        "quantised",
+    "scale of a constant": ("quantized", lambda m: scaled(value_of(m, "weight"), 0.75)),
+    "scale of a value": ("quantized", lambda m: scaled(value_of(m, "q"), 0.75)),
+    "quantized axis": (
+        "quantized",
         lambda m: setattr(value_of(m, "weight").meta["fields"]["quantization"], "quantizedDimension", 1),
     ),
     "scales that another constant is": (

@@ -19,7 +19,7 @@ from o2o.model import CUSTOM_DOMAIN
 from tests.o2o.formats.trees import pack, unpack
 from tests.o2o.graphs import SAMPLES, decoder, linear
 
-DATA = {name: formats.dumps(SAMPLES[name]()) for name in ("decoder", "conditional", "quantised", "custom")}
+DATA = {name: formats.dumps(SAMPLES[name]()) for name in ("decoder", "conditional", "quantized", "custom")}
 
 
 def refusal(data: bytes) -> str:

@@ -12,7 +12,7 @@ BOTH = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 
 
 @BOTH
-def test_a_file_is_recognised_by_its_identifier(dialect: Dialect) -> None:
+def test_a_file_is_recognized_by_its_identifier(dialect: Dialect) -> None:
     assert detect(memoryview(bytes(4) + dialect.identifier + bytes(8)), "file") is dialect
 
 

@@ -1,4 +1,4 @@
-"""Hidden scores: each number that is written is recognised as hidden, and its softmax weight is 0."""
+"""Hidden scores: each number that is written is recognized as hidden, and its softmax weight is 0."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from o2o.operators.masks import HIDDEN_SCORE, HIDDEN_STEP, HIDDEN_THRESHOLD, LOWEST
 
 
-def test_written_scores_are_recognised_as_hidden() -> None:
+def test_written_scores_are_recognized_as_hidden() -> None:
     assert LOWEST <= -HIDDEN_STEP <= HIDDEN_SCORE <= HIDDEN_THRESHOLD
 
 

@@ -298,7 +298,7 @@ def test_what_has_no_meaning_says_so(reason: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["weight", "result"])
-def test_quantised_numbers_have_no_meaning(which: str) -> None:
+def test_quantized_numbers_have_no_meaning(which: str) -> None:
     """int8 1, 2, 3 may stand for 0.5, 1, 1.5."""
     graph = Graph("main")
     x = graph.input("x", [3], ir.DataType.INT8)
@@ -306,7 +306,7 @@ def test_quantised_numbers_have_no_meaning(which: str) -> None:
     y = graph.op("ADD", [x, weight], [3], name="y")
     graph.output(y)
     {"weight": weight, "result": y}[which].meta["fields"] = {"quantization": graphs.per_channel([0.5])}
-    with pytest.raises(NotEvaluable, match="quantised"):
+    with pytest.raises(NotEvaluable, match="quantized"):
         reference.run(graph.ir, {"x": np.int8([1, 1, 1])})
 
 

@@ -1,4 +1,4 @@
-"""A little language model for the tests of quantisation, and what a quantised constant stands for."""
+"""A little language model for the tests of quantization, and what a quantized constant stands for."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def constants(model: Model, graph: int = 0) -> dict[str, ir.Value]:
 
 
 def integers(value: ir.Value) -> np.ndarray:
-    """The stored numbers of a quantised constant, int8."""
+    """The stored numbers of a quantized constant, int8."""
     assert value.const_value is not None
     return value.const_value.numpy().astype(np.int8)
 

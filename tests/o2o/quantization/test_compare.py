@@ -27,7 +27,7 @@ STORED = {
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"none"}))
-def test_errors_are_those_of_quantising(recipe, tied):
+def test_errors_are_those_of_quantizing(recipe, tied):
     before, after = language_model(tied=tied), language_model(tied=tied)
     done = {one.name: one for one in quantize(after, find(recipe))}
     after = formats.loads(formats.dumps(after))

@@ -53,7 +53,7 @@ def test_no_recipe_makes_a_file_larger(recipe: str, tied: bool, format: Format) 
 @pytest.mark.parametrize("recipe", QUANTISING)
 @pytest.mark.parametrize("tied", [False, True])
 def test_both_formats_say_the_same(recipe: str, tied: bool) -> None:
-    """A quantised Circle file made TFLite, and back, keeps every number and scale."""
+    """A quantized Circle file made TFLite, and back, keeps every number and scale."""
     model = language_model("circle", tied)
     quantize(model, find(recipe))
     first = {name: (value.dtype, meaning(value).tobytes()) for name, value in constants(model).items()}
@@ -189,7 +189,7 @@ def test_tied_tables_take_the_better_scheme(flags: dict[str, str], expected: str
         assert {use.node.op_type for use in table.uses()} == {"EMBEDDING_LOOKUP", "FULLY_CONNECTED"}
 
 
-def test_halves_that_are_there_already_are_quantised_too() -> None:
+def test_halves_that_are_there_already_are_quantized_too() -> None:
     """As `export --dtype float16` makes them: a constant, and a DEQUANTIZE behind it."""
     graph = Graph("main")
     x = graph.input("x", [2, 64])
@@ -213,7 +213,7 @@ def test_halves_that_are_there_already_are_quantised_too() -> None:
 @pytest.mark.parametrize(
     "form", [Form(T=4, H=16, pos=None), Form(H=16, layout="BTNH"), Form(T=3, H=32, G=1, layout="BNTH")]
 )
-def test_attention_takes_quantised_weights(form: Form, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_takes_quantized_weights(form: Form, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same attention as with the floats that the stored weights stand for."""
     monkeypatch.setattr(fused_graphs, "D", 64)
     monkeypatch.setattr(fused_graphs, "weights", lambda *shape, seed: weights(*shape, seed=seed) / 8)
@@ -263,7 +263,7 @@ def test_what_others_use_stays() -> None:
     graph = Graph("main")
     x, w = graph.input("x", [32, 64]), graph.constant("w", weights(32, 64))
     graph.output(graph.fc(x, w, "y"), graph.op("ADD", [x, w], [32, 64], name="z"))
-    assert only(graph.model()).reason == "ADD takes no quantised operand here"
+    assert only(graph.model()).reason == "ADD takes no quantized operand here"
 
 
 def test_what_is_given_out_stays() -> None:
@@ -293,7 +293,7 @@ def test_tables_that_are_not_of_words_stay() -> None:
     assert quantize(model, find("dynamic_int8")) == []
 
 
-def test_what_is_quantised_already_stays() -> None:
+def test_what_is_quantized_already_stays() -> None:
     model = language_model()
     quantize(model, find("dynamic_int8"))
     model = written(model)

@@ -34,4 +34,4 @@ def test_nothing_to_quantize() -> None:
     recipe = find("none")
     assert summary(report(recipe, [])) == "the model has no float weights"
     unchanged = summary(report(recipe, quantize(language_model(), recipe)))
-    assert unchanged == "4 tensors not quantised: the recipe has no scheme for it"
+    assert unchanged == "4 tensors not quantized: the recipe has no scheme for it"

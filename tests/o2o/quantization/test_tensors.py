@@ -1,4 +1,4 @@
-"""Constants that are quantised while they are written."""
+"""Constants that are quantized while they are written."""
 
 from __future__ import annotations
 

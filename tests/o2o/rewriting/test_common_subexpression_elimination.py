@@ -76,7 +76,7 @@ def look_alikes() -> dict[str, Graph]:
     for value, scale in ((a, 0.5), (b, 0.25)):
         value.type = ir.TensorType(ir.DataType.INT8)
         value.meta["fields"] = {"quantization": graphs.per_channel([scale])}
-    actual["quantised with different scales"] = graph
+    actual["quantized with different scales"] = graph
 
     graph, a, b = twice("CAST", inDataType=0, outDataType=2)
     a.type = ir.TensorType(ir.DataType.INT32)
@@ -132,12 +132,12 @@ def test_constants_are_equal_by_number_and_kind() -> None:
     graph = Graph("main")
     arrays = [np.zeros(2, np.float32), np.zeros(2, np.int32), np.zeros((1, 2), np.float32)]
     values = [graph.constant("zero", array) for array in arrays]
-    quantised = graph.constant("zero", arrays[0])
-    quantised.meta["fields"] = {"quantization": graphs.per_channel([0.5])}
-    for value in (*values, quantised):
+    quantized = graph.constant("zero", arrays[0])
+    quantized.meta["fields"] = {"quantization": graphs.per_channel([0.5])}
+    for value in (*values, quantized):
         graph.output(graph.op("NEG", [value], list(value.shape.numpy())))  # type: ignore[union-attr]
     assert eliminate_common_subexpressions(graph.model(), graph.ir) == 0
-    assert [node.inputs[0] for node in graph.ir] == [*values, quantised]
+    assert [node.inputs[0] for node in graph.ir] == [*values, quantized]
 
 
 def test_large_constants_are_not_compared() -> None:

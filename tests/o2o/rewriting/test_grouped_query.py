@@ -176,7 +176,7 @@ def test_two_axes_are_left_alone() -> None:
     assert reasons(graph.model()) == ["it repeats more or fewer axes than one"]
 
 
-def test_quantised_keys_are_left_alone() -> None:
+def test_quantized_keys_are_left_alone() -> None:
     """Keys of int8 with queries of float: the scale of a key is none of a query."""
     model = attention(Form(scaled=True))
     for value in (v for node in model.graphs[0] for v in (*node.inputs, *node.outputs)):
@@ -214,7 +214,7 @@ def test_exported(exported_model: Callable[[str, str], Path], form: str) -> None
     [("qwen2", "eager"), ("qwen3", "eager"), ("qwen3", "sdpa"), ("gemma", "eager"), ("gemma2", "eager")],
 )
 def test_architectures(tmp_path: Path, model_type: str, attention: str) -> None:
-    """Biases, normalised queries and keys, capped scores: none of them matters here."""
+    """Biases, normalized queries and keys, capped scores: none of them matters here."""
     from export import build_graph
 
     config = {**GROUPED, "num_hidden_layers": 1}

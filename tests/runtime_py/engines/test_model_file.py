@@ -87,7 +87,7 @@ def test_bench_reads_the_model_once_to_load_it_and_once_for_the_roofline(tmp_pat
 
 def test_the_choice_of_an_engine_shares_the_read(tmp_path, reads, monkeypatch):
     """The weight dtype decides between engines for models of some sizes."""
-    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantised": 0})
+    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantized": 0})
     monkeypatch.setitem(ENGINES, "onnx", replace(ENGINES["onnx"], module="no_such_module"))
     package = Package.load(write(tmp_path, ".circle"))
     reads.clear()

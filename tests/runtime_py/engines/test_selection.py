@@ -67,11 +67,11 @@ def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
 
 @needs_onnx
 @pytest.mark.parametrize(
-    ("floats", "quantised", "engine", "size"),
+    ("floats", "quantized", "engine", "size"),
     [(1e9, 1e9, "onnx", "small"), (1e9, 0, "onnx", "small"), (0, 0, "litert", "larger")],
 )
-def test_auto_takes_what_measured_fastest(pipeline_package, monkeypatch, floats, quantised, engine, size):
-    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": floats, "quantised": quantised})
+def test_auto_takes_what_measured_fastest(pipeline_package, monkeypatch, floats, quantized, engine, size):
+    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": floats, "quantized": quantized})
     pipeline_package.engine().close()
     assert (
         pipeline_package.loaded.description
@@ -79,9 +79,9 @@ def test_auto_takes_what_measured_fastest(pipeline_package, monkeypatch, floats,
     )
 
 
-def test_a_quantised_model_of_the_same_bytes_is_a_larger_one(tmp_path, monkeypatch):
+def test_a_quantized_model_of_the_same_bytes_is_a_larger_one(tmp_path, monkeypatch):
     file = write_circle(Toy(), tmp_path / "model.circle")
-    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantised": 0})
+    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantized": 0})
     assert selection.fastest(ModelFile(file)) == "onnx"
     monkeypatch.setattr(ModelFile, "weight_dtype", "dynamic int8")
     assert selection.fastest(ModelFile(file)) == "litert"

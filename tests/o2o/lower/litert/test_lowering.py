@@ -245,19 +245,19 @@ def test_an_operator_that_is_only_circles_is_named() -> None:
         lower_to_litert(one_op("INSTANCE_NORM", 3).model())
 
 
-def test_neighbours_rotated_are_refused() -> None:
-    with pytest.raises(ModelError, match="ROPE y rotates neighbours"):
+def test_neighbors_rotated_are_refused() -> None:
+    with pytest.raises(ModelError, match="ROPE y rotates neighbors"):
         lower_to_litert(one_op("ROPE", 3, mode=1).model())
 
 
 @pytest.mark.parametrize("operator", ["RMS_NORM", "ROPE", "ATTENTION"])
-@pytest.mark.parametrize("trouble", ["dtype", "quantised", "dynamic"])
+@pytest.mark.parametrize("trouble", ["dtype", "quantized", "dynamic"])
 def test_what_would_not_be_computed_alike_is_refused(operator: str, trouble: str) -> None:
     graph = attention(Form()).graphs[0] if operator == "ATTENTION" else one_op(operator, 3).ir
     value = graph.inputs[0]
     if trouble == "dtype":
         value.type = ir.TensorType(ir.DataType.INT8)
-    elif trouble == "quantised":
+    elif trouble == "quantized":
         value.meta["fields"] = {"quantization": graphs.per_channel([0.5])}
     else:
         value.meta["fields"] = {"shapeSignature": np.int32([1, -1, 4])}

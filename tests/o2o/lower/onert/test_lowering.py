@@ -177,7 +177,7 @@ def test_updates_of_one_row_in_place() -> None:
 
 
 def test_twice_is_once() -> None:
-    for make in (language_model, lambda: attention(Form(layout="BTNH")), lambda: quantised("dynamic_int8")):
+    for make in (language_model, lambda: attention(Form(layout="BTNH")), lambda: quantized("dynamic_int8")):
         once = formats.dumps(legalized(make()))
         assert formats.dumps(legalized(formats.loads(once))) == once
 
@@ -196,7 +196,7 @@ def test_an_output_that_is_read_inside_gets_a_copy() -> None:
     assert all(not value.uses() for value in after.graphs[0].outputs)
 
 
-def quantised(recipe: str) -> Model:
+def quantized(recipe: str) -> Model:
     """Tokens and an unused cache in; a table, and as many logits as take int8."""
     graph = Graph("decode")
     ids = graph.input("ids", [1, 1], INT64)
@@ -212,11 +212,11 @@ def quantised(recipe: str) -> Model:
 
 
 @pytest.mark.parametrize("recipe", ["dynamic_int8", "weight_only_int8", "float16"])
-def test_quantised_weights(recipe: str) -> None:
-    """Within what quantising loses; int8 products are computed in int8."""
+def test_quantized_weights(recipe: str) -> None:
+    """Within what quantizing loses; int8 products are computed in int8."""
     given_ = {"ids": np.int64([[17]]), "past_key_0": np.zeros((1, 1, 4, 64), np.float32)}
     exact = weights(300, 64)[17] @ weights(200, 64, seed=1).T
-    after = legalized(quantised(recipe))
+    after = legalized(quantized(recipe))
     found = run(after, given_)["logits"].reshape(-1)
     assert np.abs(found - exact).max() < (2e-3 if recipe == "float16" else 0.02) * np.abs(exact).max()
     heads = [node.inputs[1] for node in after.graphs[0] if node.op_type == "FULLY_CONNECTED"]
@@ -380,7 +380,7 @@ REFUSED = {
         lambda: with_operator("ADD", FLOAT, fusedActivationFunction=4),
         "does not compute ADD .*: its fused activation is neither",
     ),
-    "neighbours": (lambda: rotating((1, 3, 1, 4), (1, 1, 1, 4), mode=1), "rotates neighbours"),
+    "neighbors": (lambda: rotating((1, 3, 1, 4), (1, 1, 1, 4), mode=1), "rotates neighbors"),
     "int4": (lambda: with_weights(ir.DataType.INT4, [1.0] * 4), "w is INT4, and onert computes with float32"),
     "zero points": (lambda: with_weights(ir.DataType.INT8, [1.0] * 4, zero=3), "w has zero points"),
     "scales by column": (

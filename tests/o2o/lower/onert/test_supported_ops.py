@@ -151,7 +151,7 @@ def transposed(axes: Sequence[int]) -> Make:
     return moved("TRANSPOSE", [X[axis] for axis in axes], axes)
 
 
-def normalised(graph: Graph, x: ir.Value) -> ir.Value:
+def normalized(graph: Graph, x: ir.Value) -> ir.Value:
     return graph.op("RMS_NORM", [x, graph.constant("w", weights(8))], x.shape.numpy(), epsilon=1e-5)  # type: ignore[union-attr]
 
 
@@ -206,7 +206,7 @@ def makes(name: str, dtype: ir.DataType) -> list[Make | tuple[Make, tuple[int, .
         case "FULLY_CONNECTED":
             return [(connected(act, bias), (6, 8)) for act in (0, 1, 3) for bias in (False, True)]
         case "RMS_NORM":
-            return [(normalised, shape) for shape in ((1, 3, 8), X)]
+            return [(normalized, shape) for shape in ((1, 3, 8), X)]
         case "ROPE":
             return [(rotated, (1, 3, 1, 8))]
     return [unary(name)]

@@ -138,14 +138,14 @@ def answers(model: Model, ids: Sequence[int]) -> np.ndarray:
     """The logits behind each of `ids`, fed one by one to the decode graph: [len(ids), V], by
     o2o.operators.reference.
 
-    Quantised constants count as what they stand for.
+    Quantized constants count as what they stand for.
     """
     _widen(model.graphs[-1])
     return _fed(model.graphs[-1], ids, partial(reference.run, model.graphs[-1]))
 
 
 def on_litert(model: Model, ids: Sequence[int]) -> np.ndarray:
-    """The same by LiteRT, which multiplies with quantised constants as integers."""
+    """The same by LiteRT, which multiplies with quantized constants as integers."""
     lowered = lower_to_litert(model)
     return _fed(lowered.graphs[-1], ids, partial(run, lowered))
 

@@ -203,7 +203,7 @@ def test_by_token(name: str, logits: str) -> None:
 
 
 def test_in_front_of_the_other_axes() -> None:
-    """Quantised models have an axis more in front."""
+    """Quantized models have an axis more in front."""
     from o2o.quantization.quantize import quantize
     from o2o.quantization.recipes import find
 

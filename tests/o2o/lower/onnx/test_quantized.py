@@ -1,4 +1,4 @@
-"""Quantised weights in ONNX stand for the numbers that they stand for in Circle."""
+"""Quantized weights in ONNX stand for the numbers that they stand for in Circle."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_weights_mean_the_same(recipe: str, shape: Shape, form: str) -> None:
 
 @pytest.mark.parametrize("recipe", ["dynamic_int8", "dynamic_int4_block32"])
 def test_integer_arithmetic_is_near(recipe: str) -> None:
-    """ONNX Runtime quantises what weights are multiplied with, and loses no more by it than LiteRT."""
+    """ONNX Runtime quantizes what weights are multiplied with, and loses no more by it than LiteRT."""
     ids = np.random.default_rng(3).integers(0, WIDE.V, WIDE.S).tolist()
     expected = answers(quantized(WIDE, recipe), ids)
     running = Running(checked(quantized(WIDE, recipe), "ort", logits="all"))

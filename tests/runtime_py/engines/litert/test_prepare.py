@@ -115,7 +115,7 @@ def test_other_weights_in_the_same_place(model, cache, log_lines):
 
 
 def test_the_same_model_elsewhere(model, cache, log_lines, monkeypatch):
-    """A copy is digested once, and then recognised."""
+    """A copy is digested once, and then recognized."""
     first = prepare(model, cache, log_lines.append)
     time.sleep(TICK)
     copy = model.with_name(f"copy{model.suffix}")
