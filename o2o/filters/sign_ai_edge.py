@@ -19,12 +19,13 @@ from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.downcast_inputs import INT32, downcast_input
 from o2o.rewriting.rename_io import rename_io
+from o2o.signatures import Classified, buckets_of, capacity_of, decode_of, prefills_of
 
 CACHES = {"key": "kv_cache_k_{}", "value": "kv_cache_v_{}"}
 INPUT_ROLES = ("tokens", "position", "key_cache", "value_cache")
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """A signature's inputs and outputs by role; caches by slot (`key` or `value`, layer)."""
 
@@ -50,9 +51,10 @@ class SignAiEdge(Filter):
                     logits, present_key_0                  kv_cache_k_0 [1,S,K,H]
         decode:     logits, present_key_0         decode:  logits [1,1,V], kv_cache_k_0
 
-    Tensors are identified by their roles in the contract, not by their names. The signature that reads one
-    token becomes `decode`. A single prefill becomes `prefill`; several become `prefill_64`, `prefill_128`,
-    ... by their number of tokens. Prefills give no logits, and operators that only logits need are removed.
+    Tensors are identified by their roles in the contract, not by their names. The decode signature
+    becomes `decode`, and its buckets become `decode_256`, `decode_512`, ... by their capacity. A single
+    prefill becomes `prefill`; several become `prefill_64`, `prefill_128`, ... by their number of tokens.
+    Prefills give no logits, and operators that only logits need are removed.
     `input_pos` must count up from its first element; only that element is read. A cache has the same name as
     input and as output.
     Refused: a model without a contract; inputs that have no place in the interface; a prefill without caches;
@@ -68,20 +70,23 @@ class SignAiEdge(Filter):
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
-        entries = [_entry(model, signature) for signature in model.signatures]
-        decode, prefills = _rename_signatures(entries)
+        entries = {signature.name: _entry(model, signature) for signature in model.signatures}
+        classified = _classify(model, entries)
+        decode, prefills, buckets = classified.decode, classified.prefills, classified.buckets
+        assert decode is not None
         without = [entry.signature.name for entry in prefills if entry.logits is None]
         if args.output_logits_on_prefill and without:
             raise ModelError(f"{listed(without)} has no logits: pass the model that has them")
-        for entry in entries:
-            _sign(model, entry, entry is decode or args.output_logits_on_prefill)
-        model.signatures = [entry.signature for entry in (*prefills, decode)]
+        signed = _new_names(decode, prefills, buckets)
+        for name, entry in signed.items():
+            entry.signature.name = name
+            _sign(model, entry, entry not in prefills or args.output_logits_on_prefill)
+        model.signatures = [entry.signature for entry in signed.values()]
         for graph in model.graphs:
             remove_dead_nodes(graph)
             remove_dead_constants(graph)
         shape = list(shape_of(next(iter(decode.caches.values()))))
-        names = listed([entry.signature.name for entry in (*prefills, decode)])
-        self.log(f"{names}: {counted(len(decode.caches), 'cache')} of {shape}")
+        self.log(f"{listed(list(signed))}: {counted(len(decode.caches), 'cache')} of {shape}")
 
 
 def _entry(model: Model, signature: Signature) -> Entry:
@@ -131,22 +136,30 @@ def _by_role(where: str, io: str, values: Iterable[ir.Value]) -> dict[Role, ir.V
     return by_role
 
 
-def _rename_signatures(entries: list[Entry]) -> tuple[Entry, list[Entry]]:
-    """Give signatures the names of the interface; decode, and the prefills by their number of tokens."""
-    decodes = [entry for entry in entries if entry.length == 1]
-    if len(decodes) != 1 or decodes[0].logits is None:
-        names = listed([entry.signature.name for entry in decodes]) or "none"
-        raise ModelError(f"exactly one signature must read one token and give logits: {names}")
-    prefills = sorted((entry for entry in entries if entry.length > 1), key=lambda entry: entry.length)
-    lengths = {entry.length for entry in prefills}
+def _classify(model: Model, entries: dict[str, Entry]) -> Classified[Entry]:
+    """The entries by purpose (`o2o.signatures`). Raises ModelError if the interface has no place for one."""
+    decode = entries[decode_of(model).name]
+    prefills = [entries[signature.name] for signature in prefills_of(model)]
+    buckets = [entries[signature.name] for signature in buckets_of(model)]
+    if decode.logits is None:
+        raise ModelError(f"{decode.signature.name} gives no logits: pass the model that has them")
     if not prefills:
         raise ModelError("the model has no prefill: export one and merge it with merge.circles.py")
-    if len(lengths) < len(prefills):
+    if prefills[0].length == 1:
+        raise ModelError(
+            f"{prefills[0].signature.name} reads one token, as {decode.signature.name} does: remove it"
+        )
+    if len({entry.length for entry in prefills}) < len(prefills):
         raise ModelError("two prefills read the same number of tokens: leave one of them out")
-    decodes[0].signature.name = "decode"
-    for entry in prefills:
-        entry.signature.name = "prefill" if len(prefills) == 1 else f"prefill_{entry.length}"
-    return decodes[0], prefills
+    if len({capacity_of(entry.signature) for entry in buckets}) < len(buckets):
+        raise ModelError("two buckets have the same capacity: leave one of them out")
+    return Classified(decode, prefills, buckets)
+
+
+def _new_names(decode: Entry, prefills: list[Entry], buckets: list[Entry]) -> dict[str, Entry]:
+    """The signatures by their names in the interface, in order."""
+    names = {"prefill" if len(prefills) == 1 else f"prefill_{entry.length}": entry for entry in prefills}
+    return names | {"decode": decode} | {f"decode_{capacity_of(e.signature)}": e for e in buckets}
 
 
 def _sign(model: Model, entry: Entry, with_logits: bool) -> None:

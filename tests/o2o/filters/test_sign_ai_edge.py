@@ -17,6 +17,8 @@ from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.merge_circles import MergeCircles
 from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
+from o2o.rewriting.cache_buckets import add_cache_buckets
+from o2o.signatures import buckets_of, capacity_of, find_decode
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.model.contract import Contract
 from tests.o2o.filters.conftest import Command
@@ -148,6 +150,24 @@ def test_exported(command: Command, exported_model: Callable[[str, str], Path], 
     assert "26 outputs the same, within 0.0e+00" in command.said  # at 2 positions 6 caches each, and logits
 
 
+def test_buckets(command: Command, exported_model: Callable[[str, str], Path]) -> None:
+    """A model with buckets keeps them, named as `bucket.kvcache.py` names them."""
+    models = [formats.load(exported_model("grouped", form)) for form in ("prefill_8", "static")]
+    merged = lower_to_litert(MergeCircles().merged(models, ["prefill_8.circle", "decode.circle"]))
+    decode = find_decode(merged)
+    assert decode is not None
+    capacity = capacity_of(decode)
+    add_cache_buckets(merged, decode, [8, 16])
+    for signature, name in zip(buckets_of(merged), ("small", "medium"), strict=True):
+        signature.name = name
+    after = command(merged)
+    assert list(interfaces(after)) == ["prefill", "decode", "decode_8", "decode_16"]
+    rows = {s.name: s.inputs["kv_cache_k_0"].shape.numpy()[1] for s in after.signatures}  # type: ignore[union-attr]
+    assert rows == {"prefill": capacity, "decode": capacity, "decode_8": 8, "decode_16": 16}
+    assert all("logits" in s.outputs for s in after.signatures if s.name != "prefill")
+    assert Contract.parse(contract_of(after)).capacity == capacity
+
+
 def spoilt(change: Callable[[Model], None]) -> Model:
     model = language_model()
     change(model)
@@ -188,12 +208,16 @@ def without_output(model: Model) -> None:
         (lambda: language_model([4, 4, 1], ["a", "b", "c"]), "two prefills read the same number of tokens"),
         (lambda: language_model([1], ["decode"]), "the model has no prefill"),
         (
+            lambda: language_model([4, 1, 1], ["a", "decode", "c"]),
+            "c reads one token, as decode does: remove it",
+        ),
+        (
             lambda: language_model([4], ["prefill"]),
-            "exactly one signature must read one token and give logits: none",
+            "no decode signature: of 'prefill', not exactly one reads one token",
         ),
         (
             lambda: language_model([4, 1, 1], ["a", "b", "c"]),
-            "exactly one signature must read one token .*: b, c",
+            "no decode signature: of 'a', 'b', 'c', not exactly one reads one token",
         ),
     ],
 )
