@@ -24,8 +24,8 @@ from collections.abc import Sequence
 
 from o2o.cli.arguments import Parser
 from o2o.cli.command import run
+from runtime_py.engine_flags import ENGINE_NAMES
 from runtime_py.engines.engine import EngineSession
-from runtime_py.engines.flags import ENGINE_NAMES
 from runtime_py.engines.options import AUTO
 from runtime_py.engines.threads import cores
 from runtime_py.package import Package

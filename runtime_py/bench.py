@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING
 from o2o.cli.arguments import Parser, positive_int
 from o2o.cli.command import run
 from o2o.errors import UsageError
-from runtime_py.engines.flags import add_engine_flags, options_from
+from runtime_py.engine_flags import add_engine_flags, options_from
 
 if TYPE_CHECKING:
+    from runtime_py.benchmark.report import Report
     from runtime_py.engines.engine import EngineSession
-    from runtime_py.evaluation.bench_report import Report
     from runtime_py.package import Package
 
 LENGTHS = (16, 128, 512, 1024, 2048, 4096, 8192)
@@ -59,9 +59,9 @@ def measure(args: argparse.Namespace) -> Report:
         ModelError: The package cannot be run.
         UsageError: A prompt or context does not fit.
     """
-    from runtime_py.evaluation.bench_report import Decode, Prefill, Report
-    from runtime_py.evaluation.roofline import bandwidth, step_bytes
-    from runtime_py.evaluation.timing import peak_memory
+    from runtime_py.benchmark.report import Decode, Prefill, Report
+    from runtime_py.benchmark.roofline import bandwidth, step_bytes
+    from runtime_py.benchmark.timing import peak_memory
     from runtime_py.package import Package
 
     package = Package.load(args.package, args.tokenizer, options_from(args, _log))

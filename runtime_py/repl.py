@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 from o2o.cli.interrupt import survive_interrupts
 from o2o.errors import UsageError
+from runtime_py.benchmark.timing import Stats
 from runtime_py.conversation import Conversation
-from runtime_py.evaluation.timing import Stats
 from runtime_py.generation.generate import Finish
 
 RESET = "/reset"

@@ -19,10 +19,10 @@ from o2o.cli.arguments import Parser, number_list, positive_int
 from o2o.cli.command import report, run
 from o2o.cli.interrupt import INTERRUPTED
 from o2o.errors import UsageError
-from runtime_py.engines.flags import add_engine_flags, options_from
+from runtime_py.engine_flags import add_engine_flags, options_from
 
 if TYPE_CHECKING:
-    from runtime_py.evaluation.timing import Stats
+    from runtime_py.benchmark.timing import Stats
     from runtime_py.generation.generate import GenerationOptions
     from runtime_py.package import Package
 
@@ -120,7 +120,7 @@ def _text(text: str) -> str:
 
 def _run(args: argparse.Namespace) -> int:
     # Imported late, so that --help is fast.
-    from runtime_py.evaluation.timing import Stats
+    from runtime_py.benchmark.timing import Stats
     from runtime_py.package import Package
 
     if isinstance(sys.stdout, io.TextIOWrapper):

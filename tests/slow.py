@@ -234,7 +234,7 @@ TESTS = {
     "tests/runtime_py/engines/test_selection.py": [
         "test_auto_takes_what_measured_fastest",
     ],
-    "tests/runtime_py/evaluation/test_roofline.py": [
+    "tests/runtime_py/benchmark/test_roofline.py": [
         "test_bandwidth_is_measured_in_a_child",
     ],
     "tests/runtime_py/test_bench.py": [

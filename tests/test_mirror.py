@@ -145,7 +145,7 @@ COVERED = {
         "runtime_py/sampling.py",
     ],
     "tests/runtime_py/test_bench.py": [
-        "runtime_py/evaluation/bench_report.py",
+        "runtime_py/benchmark/report.py",
     ],
     "tests/runtime_py/test_conversation.py": [
         "runtime_py/repl.py",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from o2o.cli.arguments import positive_int
 from o2o.cli.text import counted
 from o2o.errors import ModelError, UsageError
-from runtime_py.engines.flags import add_engine_flags, options_from
+from runtime_py.engine_flags import add_engine_flags, options_from
 
 if TYPE_CHECKING:
     import numpy as np

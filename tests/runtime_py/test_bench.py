@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from runtime_py.bench import main, measure_round
+from runtime_py.benchmark.report import Decode, Prefill, Report
 from runtime_py.engines.registry import installed
-from runtime_py.evaluation.bench_report import Decode, Prefill, Report
 from tests.runtime_py.generation.test_generate import CountingEngine
 from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import write_onnx

@@ -10,9 +10,9 @@ import pytest
 
 from o2o import formats
 from o2o.model import Signature
-from runtime_py.evaluation import roofline
-from runtime_py.evaluation.roofline import StepBytes, bandwidth, measure_bandwidth, step_bytes
-from runtime_py.evaluation.timing import peak_memory
+from runtime_py.benchmark import roofline
+from runtime_py.benchmark.roofline import StepBytes, bandwidth, measure_bandwidth, step_bytes
+from runtime_py.benchmark.timing import peak_memory
 from runtime_py.model.contract import Contract
 from tests.o2o.graphs import FLOAT, INT32, Graph, weights
 from tests.runtime_py.toy import Toy

@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 
+from runtime_py.benchmark.timing import Stats, peak_memory
 from runtime_py.engines.prefill_plan import Chunk
-from runtime_py.evaluation.timing import Stats, peak_memory
 
 
 def test_report():
