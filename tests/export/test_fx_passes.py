@@ -101,7 +101,7 @@ def test_whatever_is_asked_for_is_that_of_the_graph_now(factor: Callable[[GraphM
     assert factor(old) == 4
 
 
-def test_what_was_recompile_later_is_still_done_afterwards() -> None:
+def test_what_was_put_off_is_still_done_afterwards() -> None:
     with quick_passes():
         module = half()
         multiply_by(2, module)

@@ -105,6 +105,10 @@ def test_a_later_version() -> None:
 def test_the_role_of_a_cache() -> None:
     cache = Role("value_cache", 3, "BNTH")
     assert (cache.is_cache, cache.is_rows, cache.slot) == (True, False, ("value", 3))
-    assert cache.rows == Role("value", 3, "BNTH")
-    assert (cache.rows.is_cache, cache.rows.is_rows, cache.rows.slot) == (False, True, ("value", 3))
+    assert cache.output_role == Role("value", 3, "BNTH")
+    assert (cache.output_role.is_cache, cache.output_role.is_rows, cache.output_role.slot) == (
+        False,
+        True,
+        ("value", 3),
+    )
     assert not Role("tokens").is_cache

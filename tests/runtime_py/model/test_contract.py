@@ -17,7 +17,7 @@ def test_sizes_and_roles():
     (prefill,) = contract.prefills
     assert (prefill.length, contract.capacity, contract.vocab_size) == (5, 8, 11)
     cache = contract.decode.caches["key", 0]
-    assert (cache.name, cache.rows, cache.heads) == ("past_key_0", 8, (2, 3))
+    assert (cache.name, cache.num_rows, cache.heads) == ("past_key_0", 8, (2, 3))
     assert prefill.cache_outputs["value", 0].shape == (1, 2, 5, 3)
 
 

@@ -56,7 +56,7 @@ def test_large_constants_stay_in_the_file(tmp_path, mapped):
 
 
 def test_large_constants_that_lowering_makes_go_into_the_head(tmp_path, monkeypatch):
-    from o2o.lower.litert import lowering
+    from o2o.lower import litert
 
     def double(model):
         for graph in model.graphs:
@@ -65,8 +65,8 @@ def test_large_constants_that_lowering_makes_go_into_the_head(tmp_path, monkeypa
                     value.const_value = ir.Tensor(2 * toy.head, name=value.name)
         return lower(model)
 
-    lower = lowering.lower
-    monkeypatch.setattr(lowering, "lower", double)
+    lower = litert.lower_to_litert
+    monkeypatch.setattr(litert, "lower_to_litert", double)
     toy = Toy(vocab=VOCAB)
     file = write_circle(toy, tmp_path / "model.circle")
     lowered = lower_file(ModelFile(file))
