@@ -32,10 +32,10 @@ class QuantizeWeights(Filter):
         dynamic_int8                int8, a scale for each row; kernels quantize the activations
         weight_only_int8            int8 and a DEQUANTIZE; arithmetic in float32 (small models only: LiteRT
                                     stores a float32 copy for each signature)
-        dynamic_int4_block32        int4, a scale for each 32 columns; embedding and head in int8
+        dynamic_int4_block32        int4, a scale for each 32 columns; embedding and LM head in int8
         dynamic_int4_block128       the same, a scale for each 128 columns
-        dynamic_int4_block32_head   the head in int4, too, untied from the embedding (for small models: the
-                                    head is most of what a decode step reads)
+        dynamic_int4_block32_head   the LM head in int4, too, untied from the embedding (for small models: the
+                                    LM head is most of what a decode step reads)
         float16                     float16 and a DEQUANTIZE
         none                        no change
 

@@ -42,7 +42,7 @@ def read(source: Source) -> Model:
     Raises:
         ModelError: The file is truncated, damaged or has another format.
     """
-    name, data = source.name, source.head
+    name, data = source.name, source.header
     dialect = detect(data, name)
     try:
         return _Reader(dialect, source).model()
@@ -83,7 +83,7 @@ class _Reader:
     def __init__(self, dialect: Dialect, source: Source) -> None:
         self.dialect = dialect
         self.source = source
-        self.table, self.spans = dialect.unpack_head(source.head)
+        self.table, self.spans = dialect.unpack_header(source.header)
         self._check_size()
         self.external, self.unused = self._read_external()
         # Operators refer to subgraphs by number, also to later ones. So all graphs are created first.
@@ -134,12 +134,12 @@ class _Reader:
 
     def _bytes(self, index: int) -> bytes:
         span = self.spans[index]
-        in_head = span.start + span.size <= len(self.source.head)
-        return (self._small(span) if in_head else self.source.view(span.start, span.size)).tobytes()
+        in_header = span.start + span.size <= len(self.source.header)
+        return (self._small(span) if in_header else self.source.view(span.start, span.size)).tobytes()
 
     def _small(self, span: Span) -> np.ndarray:
-        """Bytes of the head, uint8 [size]."""
-        return np.frombuffer(self.source.head, np.uint8, span.size, span.start)
+        """Bytes of the header, uint8 [size]."""
+        return np.frombuffer(self.source.header, np.uint8, span.size, span.start)
 
     def _constant(
         self, index: int, dtype: ir.DataType | None, shape: tuple[int, ...], name: str
@@ -150,7 +150,7 @@ class _Reader:
             return unbound_tensor.UnboundTensor(name, dtype=dtype, shape=shape, **self.external[index])
         if span.size == 0:
             return None
-        if span.size >= LARGE or span.start + span.size > len(self.source.head):
+        if span.size >= LARGE or span.start + span.size > len(self.source.header):
             return SourceTensor(self.source, span, dtype, shape, name)
         return constant(self._small(span), dtype, shape, name)
 

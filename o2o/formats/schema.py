@@ -160,11 +160,11 @@ class Dialect:
 
         return schema_py_generated
 
-    def unpack_head(self, data: Any) -> tuple[Any, list[Span]]:
+    def unpack_header(self, data: Any) -> tuple[Any, list[Span]]:
         """Unpack the tables of a file.
 
         Args:
-            data: The bytes of the file, or at least its head.
+            data: The bytes of the file, or at least its header.
 
         Returns:
             The object-API `ModelT` without its buffers, and the byte range of each buffer. Vectors of numbers
@@ -252,10 +252,10 @@ def _check_subgraphs(root: Any, size: int) -> None:
             )
 
 
-def _spans(buffers: Sequence[Any], head: Any) -> list[Span]:
-    """The byte ranges of Buffer tables in the file that starts with `head`."""
-    frame = parse_frame(head)
-    behind = iter(frame.sizes or ()) if frame is not None else iter(())  # sizes of vectors behind the head
+def _spans(buffers: Sequence[Any], header: Any) -> list[Span]:
+    """The byte ranges of Buffer tables in the file that starts with `header`."""
+    frame = parse_frame(header)
+    behind = iter(frame.sizes or ()) if frame is not None else iter(())  # sizes of vectors behind the header
     spans = []
     for buffer in buffers:
         field = buffer._tab.Offset(DATA_SLOT)
@@ -263,14 +263,14 @@ def _spans(buffers: Sequence[Any], head: Any) -> list[Span]:
             spans.append(Span(buffer.Offset(), buffer.Size(), outside=True))
         elif not field:
             spans.append(Span(0, 0))
-        elif (start := buffer._tab.Vector(field)) <= (len(head) if frame is None else frame.head):
+        elif (start := buffer._tab.Vector(field)) <= (len(header) if frame is None else frame.header):
             spans.append(Span(start, buffer._tab.VectorLen(field)))
         elif frame is not None and frame.sizes is None:
             spans.append(Span(start, buffer.Size()))
         elif (size := next(behind, None)) is not None:
             spans.append(Span(start, size))
         else:
-            raise ModelError(f"a constant begins at byte {start}, behind the head of {len(head)} bytes")
+            raise ModelError(f"a constant begins at byte {start}, behind the header of {len(header)} bytes")
     return spans
 
 

@@ -18,7 +18,7 @@ from o2o.formats.schema import Span
 from o2o.model import Model
 from o2o.streams import Source
 
-LARGE = 4096  # bytes from which a constant is written behind the head instead of into it
+LARGE = 4096  # bytes from which a constant is written behind the header instead of into it
 CHUNK = 4 << 20  # bytes read at a time while a constant is written
 
 

@@ -1,4 +1,4 @@
-"""Writer of Circle and TFLite files: `Model` -> bytes, head first.
+"""Writer of Circle and TFLite files: `Model` -> bytes, header first.
 
     | frame, FlatBuffers tables | small constants and metadata | large constants |
       every offset in them points forward, which is legal FlatBuffers
@@ -6,12 +6,12 @@
 FlatBuffers builders write back to front, and so put the data before the tables. Here the tables are built
 with empty data vectors. Their offsets are then patched to point behind the tables. A reader of the graph
 needs only the
-head: the first two parts. Constants are streamed one at a time from their source (a mapped file, a
+header: the first two parts. Constants are streamed one at a time from their source (a mapped file, a
     checkpoint) to
 the sink.
 
 An inline buffer has `Buffer.offset` and `Buffer.size` 0, as Samsung's reader (TICO) requires; the frame
-stores the sizes of those behind the head (`o2o.streams.framing`). A file larger than FlatBuffers' 31-bit
+stores the sizes of those behind the header (`o2o.streams.framing`). A file larger than FlatBuffers' 31-bit
 offsets stores its large constants by `Buffer.offset` and `Buffer.size` instead.
 """
 
@@ -163,7 +163,7 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
         tables = _pack(root, builder.dialect, 0)
     segments: list[Segment] = []
     position = inside = len(tables)  # the end so far; the end of what FlatBuffers' own offsets address
-    head = len(tables)
+    header = len(tables)
     fields = _BufferFields(tables)
     for pass_large in (False, True):
         for index, payload in enumerate(payloads):
@@ -182,11 +182,11 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
                 segments.append(Segment(start, payload))
             position = start + sizes[index]
             inside = inside if by_offset[index] else position
-            head = head if pass_large else position
+            header = header if pass_large else position
     if inside > FLATBUFFER_LIMIT:
         raise ModelError("the graph and its small constants exceed 2 GiB, the limit of FlatBuffers")
     inline = [s for s, is_large, by in zip(sizes, large, by_offset, strict=True) if is_large and not by]
-    frame = framing.Frame(head, position, tuple(inline)).packed()
+    frame = framing.Frame(header, position, tuple(inline)).packed()
     tables[framing.AT : framing.AT + len(frame)] = frame
     return Plan(bytes(tables), segments, position)
 

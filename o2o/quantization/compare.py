@@ -14,7 +14,7 @@ from o2o.formats.tensors import is_quantized, storage_key
 from o2o.model import Model, quantization_constants, shape_of
 from o2o.quantization.error import QuantizationError
 from o2o.quantization.tensors import CHUNK
-from o2o.quantization.weight_uses import HEAD
+from o2o.quantization.weight_uses import LM_HEAD_SUFFIX
 from o2o.rewriting.stacked_weights import Shapes, parts
 
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -59,7 +59,10 @@ def compare(before: Model, after: Model) -> list[Comparison]:
     comparisons = []
     for name, value in news.items():
         assert value.const_value is not None
-        key, old = storage_key(value.const_value), olds.get(name) or olds.get(name.removesuffix(HEAD))
+        key, old = (
+            storage_key(value.const_value),
+            olds.get(name) or olds.get(name.removesuffix(LM_HEAD_SUFFIX)),
+        )
         if key in seen or not (_is_reduced(value) or (old is not None and _is_reduced(old))):
             continue
         seen.add(key)

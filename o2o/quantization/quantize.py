@@ -19,7 +19,7 @@ from o2o.quantization.metadata import record_step
 from o2o.quantization.recipes import Recipe
 from o2o.quantization.schemes import Scheme, fitting, more_accurate
 from o2o.quantization.tensors import QuantizedTensor
-from o2o.quantization.weight_uses import HEAD, Matrix, Use, matrices
+from o2o.quantization.weight_uses import LM_HEAD_SUFFIX, Matrix, Use, matrices
 from o2o.rewriting.builder import Builder, add_constant, add_tensor
 from o2o.rewriting.rewire import replace_output
 
@@ -35,7 +35,7 @@ class MatrixResult:
 
     Attributes:
         name: Its name.
-        parts: Its uses: matrix, embedding, head.
+        parts: Its uses: `matrix`, `embedding`, `head`.
         shape: Its shape [rows, columns].
         scheme: Its scheme; None if it was not quantized.
         before: Its bytes in a file before.
@@ -76,21 +76,23 @@ def quantize(model: Model, recipe: Recipe) -> list[MatrixResult]:
 
 
 def _untied(matrix: Matrix, recipe: Recipe) -> list[Matrix]:
-    """`matrix`; or two matrices, if it is both embedding and head and the recipe unties them."""
+    """`matrix`; or two matrices, if it is both embedding and LM head and the recipe unties them."""
     tied = matrix.parts == {"embedding", "head"} and not matrix.reason
     if not (recipe.untie and tied) or any(use.widened for use in matrix.uses):
         return [matrix]
-    table, head = Matrix(list(matrix.values)), Matrix(copied=True)
+    table, lm_head = Matrix(list(matrix.values)), Matrix(copied=True)
     for use in matrix.uses:
-        (head if use.part == "head" else table).uses.append(use)
-    for graph in {id(use.graph): use.graph for use in head.uses}.values():
+        (lm_head if use.part == "head" else table).uses.append(use)
+    for graph in {id(use.graph): use.graph for use in lm_head.uses}.values():
         (value,) = (value for owner, value in matrix.values if owner is graph)
-        copy = add_tensor(graph, with_shape(matrix.tensor, shape_of(value), ""), f"{value.name}{HEAD}")
-        head.values.append((graph, copy))
-        for use in head.uses:
+        copy = add_tensor(
+            graph, with_shape(matrix.tensor, shape_of(value), ""), f"{value.name}{LM_HEAD_SUFFIX}"
+        )
+        lm_head.values.append((graph, copy))
+        for use in lm_head.uses:
             if use.graph is graph:
                 use.node.replace_input_with(use.operand, copy)
-    return [table, head]
+    return [table, lm_head]
 
 
 def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> MatrixResult:
@@ -101,7 +103,7 @@ def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> MatrixResult:
     unchanged.reason = matrix.reason
     if unchanged.reason:
         return unchanged
-    schemes = {"matrix": recipe.matrices, "embedding": recipe.embedding, "head": recipe.head}
+    schemes = {"matrix": recipe.matrices, "embedding": recipe.embedding, "head": recipe.lm_head}
     scheme = schemes[parts[0]]
     for part in parts[1:]:  # tied: one constant, with the more accurate of both schemes
         scheme = more_accurate(scheme, schemes[part])

@@ -1,4 +1,4 @@
-"""The uses of a model's matrices: as weights, as the head, as the embedding table, or otherwise."""
+"""The uses of a model's matrices: as weights, as the LM head, as the embedding table, or otherwise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from o2o.rewriting.matchers import producer_of
 Part = Literal["matrix", "embedding", "head"]
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
-HEAD = "_head"  # suffix of the name of a head that was untied from the embedding
+LM_HEAD_SUFFIX = "_head"  # suffix of the name of an LM head that was untied from the embedding
 TOKENS = re.compile(r"token|ids", re.IGNORECASE)  # in the name of an input of token ids
 
 
@@ -50,7 +50,7 @@ class Matrix:
     Attributes:
         values: The values that have it as their constant, and their graphs.
         uses: The uses of these values.
-        copied: It is a copy of another matrix of the model, made when embedding and head were untied.
+        copied: It is a copy of another matrix of the model, made when embedding and LM head were untied.
     """
 
     values: list[tuple[ir.Graph, ir.Value]] = field(default_factory=list)
@@ -92,27 +92,29 @@ def matrices(model: Model) -> list[Matrix]:
     """
     by_storage: dict[Hashable, Matrix] = {}
     for graph in model.graphs:
-        heads = set(_heads(model, graph))
+        lm_heads = set(_lm_heads(model, graph))
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype in FLOATS and value.dtype in FLOATS:
                 matrix = by_storage.setdefault(storage_key(value.const_value), Matrix())
                 matrix.values.append((graph, value))
-                matrix.uses += _uses(model, graph, value, heads)
+                matrix.uses += _uses(model, graph, value, lm_heads)
     return [matrix for matrix in by_storage.values() if matrix.parts]
 
 
 def _uses(
-    model: Model, graph: ir.Graph, value: ir.Value, heads: set[ir.Node], widened: ir.Node | None = None
+    model: Model, graph: ir.Graph, value: ir.Value, lm_heads: set[ir.Node], widened: ir.Node | None = None
 ) -> Iterator[Use]:
     for node, operand in value.uses():
         widens = (node.domain, node.op_type) == (DOMAIN, "DEQUANTIZE")
         if widened is None and widens and not node.outputs[0].is_graph_output():
-            yield from _uses(model, graph, node.outputs[0], heads, node)
+            yield from _uses(model, graph, node.outputs[0], lm_heads, node)
             continue
         reason = _unfit(model, graph, node, operand, value)
         part: Part | None = None
         if not reason:
-            part = "embedding" if traits_of(node).table is not None else "head" if node in heads else "matrix"
+            part = (
+                "embedding" if traits_of(node).table is not None else "head" if node in lm_heads else "matrix"
+            )
         yield Use(graph, node, operand, part, reason, widened)
 
 
@@ -156,7 +158,7 @@ def _are_tokens(model: Model, graph: ir.Graph, ids: ir.Value) -> bool:
     return ids.is_graph_input() and any(TOKENS.search(name) for name in names)
 
 
-def _heads(model: Model, graph: ir.Graph) -> Iterator[ir.Node]:
+def _lm_heads(model: Model, graph: ir.Graph) -> Iterator[ir.Node]:
     """The FULLY_CONNECTED nodes of `graph` that compute logits, by role or else by the output's name."""
     names = {id(v) for s in model.signatures_of(graph) for n, v in s.outputs.items() if n == "logits"}
     for value in graph.outputs:

@@ -1,6 +1,6 @@
 """Input and output of model files: stdin, stdout, files and pipes.
 
-framing   the frame of a file: where its head ends, and its length
+framing   the frame of a file: where its header ends, and its length
 source    inputs: a file, a pipe, bytes in memory
 copying   copies between file descriptors, in the kernel where possible
 output    outputs, which appear when they are complete

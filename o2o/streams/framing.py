@@ -1,15 +1,15 @@
-"""The frame: where a model file's head ends, so that a reader of a pipe knows when it has the whole graph.
+"""The frame: where a model file's header ends, so that a reader of a pipe knows when it has the whole graph.
 
     byte 0     4    8            16           24           32       40
-         root  id   "o2o frm2"   head bytes   file bytes   count    sizes | FlatBuffers tables, small
+         root  id   "o2o frm2"   header bytes   file bytes   count    sizes | FlatBuffers tables, small
          constants | data
 
 All numbers are little endian: three uint64, then `count` uint32 sizes, padded to a multiple of 8 bytes. The
-sizes are those of the inline constants behind the head, in the order of their buffers. FlatBuffers stores the
-length of a vector with its data, so a reader of the head alone finds it nowhere else.
+sizes are those of the inline constants behind the header, in the order of their buffers. FlatBuffers stores
+the length of a vector with its data, so a reader of the header alone finds it nowhere else.
 
 FlatBuffers finds its root table by the offset in the first four bytes and ignores the bytes between. A file
-without a frame is read as well: its head is the whole file. In files of older versions the frame is `"o2o
+without a frame is read as well: its header is the whole file. In files of older versions the frame is `"o2o
 head"` and two uint64, and each inline buffer stores its size in `Buffer.size`.
 """
 
@@ -30,12 +30,12 @@ class Frame:
     """The lengths of a model file and of its parts, in bytes.
 
     Attributes:
-        head: The length of the head, from the start of the file.
+        header: The length of the header, from the start of the file.
         file: The length of the file.
-        sizes: The sizes of the inline constants behind the head; None in a file of an older version.
+        sizes: The sizes of the inline constants behind the header; None in a file of an older version.
     """
 
-    head: int
+    header: int
     file: int
     sizes: tuple[int, ...] | None = ()
 
@@ -46,7 +46,7 @@ class Frame:
             `packed_length(len(sizes))` bytes.
         """
         sizes = self.sizes or ()
-        fields = _FIELDS.pack(MAGIC, self.head, self.file, len(sizes))
+        fields = _FIELDS.pack(MAGIC, self.header, self.file, len(sizes))
         return (fields + struct.pack(f"<{len(sizes)}I", *sizes)).ljust(packed_length(len(sizes)), b"\0")
 
 
@@ -66,17 +66,17 @@ def parse_frame(start: bytes | memoryview) -> Frame | None:
     """Read the frame at the start of a file.
 
     Args:
-        start: The first bytes of the file, at least `AT + LENGTH`; all of the head if the sizes are needed.
+        start: The first bytes of the file, at least `AT + LENGTH`; all of the header if the sizes are needed.
 
     Returns:
         The frame, with the sizes that are in `start`; None for a file without a frame or with a damaged one.
     """
     if len(start) < AT + LENGTH:
         return None
-    magic, head, file, count = _FIELDS.unpack_from(start, AT)
+    magic, header, file, count = _FIELDS.unpack_from(start, AT)
     if magic == OLD_MAGIC:
-        return Frame(head, file, None) if AT + _OLD_FIELDS.size <= head <= file else None
-    if magic != MAGIC or not AT + packed_length(count) <= head <= file:
+        return Frame(header, file, None) if AT + _OLD_FIELDS.size <= header <= file else None
+    if magic != MAGIC or not AT + packed_length(count) <= header <= file:
         return None
     count = min(count, (len(start) - AT - LENGTH) // 4)
-    return Frame(head, file, struct.unpack_from(f"<{count}I", start, AT + LENGTH))
+    return Frame(header, file, struct.unpack_from(f"<{count}I", start, AT + LENGTH))

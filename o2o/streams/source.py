@@ -1,8 +1,8 @@
 """Sources of model files: a file, a pipe, bytes in memory.
 
-The head of a file, which holds the graph, is read at once. The data behind it is mapped when its numbers are
-needed. When it is only written again, the kernel copies it and it never enters this process. So a filter
-needs memory for the head only.
+The header of a file, which holds the graph, is read at once. The data behind it is mapped when its numbers
+are needed. When it is only written again, the kernel copies it and it never enters this process. So a filter
+needs memory for the header only.
 
 A pipe can be read only once. Data that only needs copying stays in the pipe and is passed on as it arrives.
 Otherwise the whole input is first moved into an unnamed temporary file (it is spooled).
@@ -35,11 +35,11 @@ class Source:
 
     Attributes:
         name: The name of the input in messages.
-        head: The first bytes, which hold at least the graph; all bytes of a file without a frame.
+        header: The first bytes, which hold at least the graph; all bytes of a file without a frame.
     """
 
     name: str
-    head: memoryview
+    header: memoryview
 
     def view(self, start: int, size: int) -> np.ndarray:
         """Return bytes of the file as an array that is mapped on demand.
@@ -113,15 +113,15 @@ class MemorySource(Source):
     """Bytes in memory."""
 
     def __init__(self, data: bytes | bytearray | memoryview, name: str = "<bytes>") -> None:
-        self.name, self.head = name, memoryview(data)
+        self.name, self.header = name, memoryview(data)
 
     @property
     def size(self) -> int:
-        return len(self.head)
+        return len(self.header)
 
     def view(self, start: int, size: int) -> np.ndarray:
-        _check_end(self, start + size, len(self.head))
-        return np.frombuffer(self.head, np.uint8, size, start)
+        _check_end(self, start + size, len(self.header))
+        return np.frombuffer(self.header, np.uint8, size, start)
 
     def chunks(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
         yield self.view(start, size).tobytes()
@@ -149,10 +149,10 @@ class FileSource(Source):
         self._map: mmap.mmap | None = None
         frame = parse_frame(os.pread(descriptor, AT + LENGTH, 0))
         if frame is None:
-            self.head = memoryview(self._mapped())
+            self.header = memoryview(self._mapped())
         else:
             _check_end(self, frame.file, self._size)
-            self.head = memoryview(os.pread(descriptor, frame.head, 0))
+            self.header = memoryview(os.pread(descriptor, frame.header, 0))
 
     @property
     def size(self) -> int:
@@ -184,7 +184,7 @@ class PipeSource(Source):
     """A pipe, or the rest of a file whose beginning was already read."""
 
     def __init__(self, descriptor: int, name: str, small: int = 0) -> None:
-        """Read the head of a file from a pipe.
+        """Read the header of a file from a pipe.
 
         Args:
             descriptor: An open file descriptor, which is duplicated.
@@ -204,15 +204,15 @@ class PipeSource(Source):
         self._frame: Frame | None = parse_frame(start)
         if self._frame is None:
             self._spool = self._spool_all(start)
-            self.head = self._spool.head
-            self._position = len(self.head)
+            self.header = self._spool.header
+            self._position = len(self.header)
             return
-        length = self._frame.file if self._frame.file <= small else self._frame.head
-        self.head = memoryview(start + self._read(length - len(start)))
-        self._position = len(self.head)
+        length = self._frame.file if self._frame.file <= small else self._frame.header
+        self.header = memoryview(start + self._read(length - len(start)))
+        self._position = len(self.header)
         _check_end(self, length, self._position)
         if length == self._frame.file:
-            self._spool = MemorySource(self.head, name)
+            self._spool = MemorySource(self.header, name)
 
     @property
     def size(self) -> int | None:
@@ -240,9 +240,9 @@ class PipeSource(Source):
 
     def _spooled(self) -> Source:
         if self._spool is None:
-            if self._position != len(self.head):
+            if self._position != len(self.header):
                 raise self._gone()
-            self._spool = self._spool_all(self.head)
+            self._spool = self._spool_all(self.header)
         return self._spool
 
     def spool(self) -> None:
@@ -257,7 +257,7 @@ class PipeSource(Source):
     def announce_copies(self, ranges: Sequence[tuple[int, int]]) -> None:
         previous = [0, *(start + size for start, size in ranges)]
         in_order = all(start >= end for (start, _), end in zip(ranges, previous, strict=False))
-        if not in_order or any(start < len(self.head) for start, _ in ranges):
+        if not in_order or any(start < len(self.header) for start, _ in ranges):
             self.spool()
 
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:

@@ -68,7 +68,7 @@ def tables_of(model: Model, known: Toy) -> dict[str, ir.Value]:
     """The values of the first graph that are the toy's tables, by name."""
     tables = {}
     for value in model.graphs[0].initializers.values():
-        for name in ("keys", "values", "head"):
+        for name in ("keys", "values", "lm_head"):
             if shape_of(value) == (VOCAB, 128) and np.array_equal(
                 value.const_value.numpy(), vars(known)[name]
             ):

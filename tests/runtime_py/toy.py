@@ -169,7 +169,7 @@ class Toy:
         self.keys = rng.standard_normal((vocab, WIDTH), np.float32)
         self.values = rng.standard_normal((vocab, WIDTH), np.float32)
         self.weights = rng.uniform(0.5, 1.5, max(capacity, prefill_length)).astype(np.float32)
-        self.head = rng.standard_normal((vocab, WIDTH), np.float32)
+        self.lm_head = rng.standard_normal((vocab, WIDTH), np.float32)
         file = _File()
         for length in cached_lengths:  # in any order
             self._cached(file, f"prefill_{length}", length)
@@ -185,7 +185,7 @@ class Toy:
         """What follows `tokens` [P]: [V]."""
         ids = np.asarray(tokens)
         keys = self.keys[ids] * self.weights[: len(ids), None]
-        return self.head @ (keys * self.values[ids]).sum(0)
+        return self.lm_head @ (keys * self.values[ids]).sum(0)
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """The `count` ids that follow `prompt`."""
@@ -228,7 +228,7 @@ class Toy:
         summed = graph.op("BATCH_MATMUL", [lower, both], flat, options="BatchMatMulOptions")
         logits = graph.op(
             "FULLY_CONNECTED",
-            [summed, graph.const(self.head), -1],
+            [summed, graph.const(self.lm_head), -1],
             [1, n, self.vocab],
             options="FullyConnectedOptions",
             keepNumDims=True,
@@ -289,7 +289,7 @@ class Toy:
         summed = graph.op("BATCH_MATMUL", [mask, both], flat, options="BatchMatMulOptions")
         logits = graph.op(
             "FULLY_CONNECTED",
-            [summed, graph.const(self.head), -1],
+            [summed, graph.const(self.lm_head), -1],
             [1, n, self.vocab],
             options="FullyConnectedOptions",
             keepNumDims=True,

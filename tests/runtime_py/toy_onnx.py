@@ -56,7 +56,7 @@ def toy_onnx(
         "keys": toy.keys,
         "values": toy.values,
         "weights": toy.weights[:, None],
-        "head": toy.head.T.copy(),
+        "head": toy.lm_head.T.copy(),
         "one": np.array(1),
         "last": np.array([-1]),
         "minus_one": np.array([-1]),

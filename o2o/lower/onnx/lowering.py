@@ -99,7 +99,7 @@ class _Lowering:
         self.logits = next(
             v for v in self.graph.outputs if (role := role_of(v)) is not None and role.kind == "logits"
         )
-        self.head = _find_head(self.logits)
+        self.lm_head = _find_lm_head(self.logits)
         self._check_outputs()
         self._lowerings: dict[tuple[str, str], Callable[[ir.Node], None]] = {
             (DOMAIN, "ATTENTION"): lambda node: lower_attention(self.tokens, self.form, self.caches, node),
@@ -189,7 +189,7 @@ class _Lowering:
         matrix = matrix_of(w, self.tokens.locate(node))
         rows = math.prod(shape_of(x)) // matrix.columns  # of one token
         operand = self.tokens.reshaped(x, node, [matrix.columns] if rows == 1 else [rows, matrix.columns])
-        if node is self.head and self.last:
+        if node is self.lm_head and self.last:
             operand = self._last_row(operand)
         bias_vector = None if bias is None else constant_vector(self.tokens, bias, node)
         y = self.form.linear(operand, matrix, bias_vector, output.name or "")
@@ -244,7 +244,7 @@ class _Lowering:
         """The output `logits`, [1, T, V], or [1, 1, V] of the last token."""
         logits = self.tokens.get(self.logits, self.logits.producer() or next(iter(self.graph)))
         V = shape_of(self.logits)[-1]
-        if self.last and "T" in dims(logits):  # the head was not found, or has other users
+        if self.last and "T" in dims(logits):  # the LM head was not found, or has other users
             logits = self._last_row(logits)
         shape = [1, self.tokens.leading_of(logits)[-1], V]
         if dims(logits) == shape and logits.producer() is not None and logits.dtype == FLOAT:
@@ -271,11 +271,12 @@ def _attach_metadata(lowered: ir.Model, model: Model) -> None:
         lowered.metadata_props[history.METADATA_NAME] = entries.decode()
 
 
-def _find_head(logits: ir.Value) -> ir.Node | None:
+def _find_lm_head(logits: ir.Value) -> ir.Node | None:
     """The FULLY_CONNECTED that computes the logits, or None.
 
     Only elementwise operators with constants, and reshapes, may follow it. They give the same for the last
-    token alone, so the head need not multiply the others. Without a head, all rows are computed and the last
+    token alone, so the LM head need not multiply the others. Without an LM head, all rows are computed and
+    the last
     one is taken: slower, with the same result.
     """
     value = logits

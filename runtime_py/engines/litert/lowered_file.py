@@ -1,10 +1,10 @@
 """A model file lowered to TFLite without copying its weights.
 
-Lowering a Circle file makes another graph over the same weights. So all that is new is a head: the tables of
-a TFLite file and its small constants. LiteRT gets that head with the Circle file mapped behind it
+Lowering a Circle file makes another graph over the same weights. So all that is new is a header: the tables
+of a TFLite file and its small constants. LiteRT gets that header with the Circle file mapped behind it
 (`runtime_py.engines.litert.mapped_bytes`), and finds the large constants there by offset.
 
-    | head | padding to a page | the Circle file: its own head, which is not used, then the weights |
+    | header | padding to a page | the Circle file: its own header, which is not used, then the weights |
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PACKED = "packed"
 """Name of the file with packed weights beside a saved `LoweredFile`."""
-_METADATA, _HEAD = "lowered.json", "head"  # names of the saved files
+_METADATA, _HEADER = "lowered.json", "header"  # names of the saved files
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class LoweredFile:
     """The TFLite form of a model file.
 
     Attributes:
-        head: TFLite tables and small constants; None when the file is TFLite and needs no change.
-        offsets: For each constant that stays in the file: (position in the head of its Buffer.offset field,
+        header: TFLite tables and small constants; None when the file is TFLite and needs no change.
+        offsets: For each constant that stays in the file: (position in the header of its Buffer.offset field,
             its offset in the file), in bytes.
         contract: As `o2o.contract.contract_of` returns it.
         weight_dtype: The dtype of the weights, for display.
@@ -44,7 +44,7 @@ class LoweredFile:
             them to float32.
     """
 
-    head: bytes | None
+    header: bytes | None
     offsets: tuple[tuple[int, int], ...]
     contract: Mapping[str, Any]
     weight_dtype: str = ""
@@ -57,22 +57,22 @@ class LoweredFile:
             file: The file that this was lowered from.
 
         Returns:
-            The path of the file itself, or the head with the file mapped behind it.
+            The path of the file itself, or the header with the file mapped behind it.
 
         Raises:
             OSError: The file cannot be read.
         """
-        if self.head is None:
+        if self.header is None:
             return file
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            mapped = MappedBytes(len(self.head), descriptor)
+            mapped = MappedBytes(len(self.header), descriptor)
         finally:
             os.close(descriptor)
-        head = bytearray(self.head)
+        header = bytearray(self.header)
         for field, offset in self.offsets:
-            struct.pack_into("<Q", head, field, mapped.start + offset)
-        mapped.write(head)
+            struct.pack_into("<Q", header, field, mapped.start + offset)
+        mapped.write(header)
         return mapped
 
     def save(self, folder: Path) -> None:
@@ -84,11 +84,11 @@ class LoweredFile:
         Raises:
             OSError: It cannot be written.
         """
-        if self.head is not None:
-            (folder / _HEAD).write_bytes(self.head)
+        if self.header is not None:
+            (folder / _HEADER).write_bytes(self.header)
         metadata = {
             "contract": self.contract,
-            "offsets": self.offsets if self.head is not None else None,
+            "offsets": self.offsets if self.header is not None else None,
             "weight_dtype": self.weight_dtype,
             "growth": self.growth,
         }
@@ -108,9 +108,9 @@ class LoweredFile:
             OSError: A file is missing.
         """
         metadata = json.loads((folder / _METADATA).read_text())
-        head = None if metadata["offsets"] is None else (folder / _HEAD).read_bytes()
+        header = None if metadata["offsets"] is None else (folder / _HEADER).read_bytes()
         offsets = tuple((field, offset) for field, offset in metadata["offsets"] or ())
-        return cls(head, offsets, metadata["contract"], metadata["weight_dtype"], metadata["growth"])
+        return cls(header, offsets, metadata["contract"], metadata["weight_dtype"], metadata["growth"])
 
 
 def lower_file(model: ModelFile, buckets: Sequence[int] | None = None) -> LoweredFile:
@@ -140,8 +140,8 @@ def lower_file(model: ModelFile, buckets: Sequence[int] | None = None) -> Lowere
     else:
         tune(lower_to_litert(graphs), buckets)
         remove_prefill_logits(graphs)
-    head, offsets = _split(plan(graphs, limit=0), source)
-    return LoweredFile(head, offsets, contract_of(graphs), model.weight_dtype, _growth(graphs))
+    header, offsets = _split(plan(graphs, limit=0), source)
+    return LoweredFile(header, offsets, contract_of(graphs), model.weight_dtype, _growth(graphs))
 
 
 def _growth(model: Model) -> int:
@@ -155,7 +155,7 @@ def _growth(model: Model) -> int:
 
 
 def _split(planned: Plan, source: Source) -> tuple[bytes, tuple[tuple[int, int], ...]]:
-    """(head, offsets) of a planned file whose large constants are all found by offset."""
+    """(header, offsets) of a planned file whose large constants are all found by offset."""
     from ai_edge_litert.schema_py_generated import Model
 
     from o2o.formats.schema import OFFSET_SLOT
@@ -169,7 +169,7 @@ def _split(planned: Plan, source: Source) -> tuple[bytes, tuple[tuple[int, int],
         for buffer in buffers
         if buffer.Offset() > 1
     }
-    head = bytearray(planned.tables)
+    header = bytearray(planned.tables)
     offsets: list[tuple[int, int]] = []
     for segment in planned.segments:
         payload, start = segment.payload, segment.start
@@ -177,10 +177,10 @@ def _split(planned: Plan, source: Source) -> tuple[bytes, tuple[tuple[int, int],
         if field is not None and isinstance(payload, SourceTensor) and payload.source is source:
             offsets.append((field, payload.span.start))
             continue
-        if field is not None:  # a large constant that lowering made: it goes to the end of the head
-            start = -(-len(head) // LARGE_ALIGNMENT) * LARGE_ALIGNMENT
-            struct.pack_into("<Q", head, field, start)
+        if field is not None:  # a large constant that lowering made: it goes to the end of the header
+            start = -(-len(header) // LARGE_ALIGNMENT) * LARGE_ALIGNMENT
+            struct.pack_into("<Q", header, field, start)
         data = payload if isinstance(payload, bytes) else payload.tobytes()
-        head += bytes(start - len(head))
-        head += data
-    return bytes(head), tuple(offsets)
+        header += bytes(start - len(header))
+        header += data
+    return bytes(header), tuple(offsets)

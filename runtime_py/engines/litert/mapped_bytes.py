@@ -1,4 +1,4 @@
-"""A `bytes` object that consists of a writable head and a memory-mapped file, without reading the file.
+"""A `bytes` object that consists of a writable header and a memory-mapped file, without reading the file.
 
 This depends on three facts. CPython stores the contents of `bytes` in place, so PyPy cannot run it. The
 allocator gives an object of this size its own pages, as malloc of glibc and macOS does. With an allocator
@@ -29,7 +29,7 @@ _address_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsS
 
 
 class MappedBytes:
-    """A head to be written, then the file from `start` on.
+    """A header to be written, then the file from `start` on.
 
     LiteRT takes a model from memory as `bytes` only, and reads weights from there. So CPython makes `bytes`
     of that size with undefined contents, which take no memory until they are written. The file is then mapped
@@ -39,11 +39,11 @@ class MappedBytes:
     data: bytes
     start: int
 
-    def __init__(self, head_size: int, file: int) -> None:
+    def __init__(self, header_size: int, file: int) -> None:
         """Map a file.
 
         Args:
-            head_size: Bytes of the head.
+            header_size: Bytes of the header.
             file: A file descriptor, which may be closed afterwards.
 
         Raises:
@@ -53,9 +53,9 @@ class MappedBytes:
         size = os.fstat(file).st_size
         self._pages = -(-size // PAGE) * PAGE
         self._mapped = False
-        self.data = _new_bytes(None, head_size + PAGE - 1 + self._pages)
+        self.data = _new_bytes(None, header_size + PAGE - 1 + self._pages)
         self.address: int = _address_of(self.data)
-        self.start = -(-(self.address + head_size) // PAGE) * PAGE - self.address
+        self.start = -(-(self.address + header_size) // PAGE) * PAGE - self.address
         self._clear(0, self.start)
         self._clear(self.start + self._pages, len(self.data))
         if size >= MIN_MAPPED:
@@ -67,14 +67,14 @@ class MappedBytes:
             self._clear(self.start + size, self.start + self._pages)
             self._read(file, size)
 
-    def write(self, head: bytes | bytearray) -> None:
-        """Write the head.
+    def write(self, header: bytes | bytearray) -> None:
+        """Write the header.
 
         Args:
-            head: At most `head_size` bytes.
+            header: At most `header_size` bytes.
         """
-        assert len(head) <= self.start
-        ctypes.memmove(self.address, bytes(head), len(head))
+        assert len(header) <= self.start
+        ctypes.memmove(self.address, bytes(header), len(header))
 
     def close(self) -> None:
         """Unmap the file. `data` must not be used afterwards."""

@@ -63,7 +63,7 @@ def theirs(recipe: str, folder: Path) -> Model:
 def ours(recipe: str) -> Model:
     model = language_model()
     scheme = recipe.removeprefix("dynamic_")
-    both = {"embedding": scheme, "head": scheme} if scheme in INT4 else {}  # which are int8 with us
+    both = {"embedding": scheme, "lm_head": scheme} if scheme in INT4 else {}  # which are int8 with us
     quantize(model, find(recipe, **both))
     return formats.loads(formats.dumps(model))
 

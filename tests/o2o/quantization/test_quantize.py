@@ -145,16 +145,16 @@ def test_versions(recipe: str, expected: int) -> None:
     [
         ("dynamic_int8", {}, {"embed": "int8", "up": "int8", "head": "int8"}),
         ("dynamic_int8", {"embedding": "float"}, {"embed": None, "up": "int8", "head": "int8"}),
-        ("dynamic_int8", {"head": "float16"}, {"embed": "int8", "up": "int8", "head": "float16"}),
+        ("dynamic_int8", {"lm_head": "float16"}, {"embed": "int8", "up": "int8", "head": "float16"}),
         ("dynamic_int4_block32", {}, {"embed": "int8", "up": "int4_block32", "head": "int8"}),
         (
             "dynamic_int4_block32",
-            {"head": "int4_block32", "embedding": "int4_block32"},
+            {"lm_head": "int4_block32", "embedding": "int4_block32"},
             {"embed": "int4_block32", "up": "int4_block32", "head": "int4_block32"},
         ),
         # a hidden size of 64 is no whole block of 128, that in the middle is
         ("dynamic_int4_block128", {}, {"up": "int4_block32", "down": "int4_block128"}),
-        ("none", {"head": "int8"}, {"embed": None, "up": None, "head": "int8"}),
+        ("none", {"lm_head": "int8"}, {"embed": None, "up": None, "head": "int8"}),
     ],
 )
 def test_embedding_and_head_on_their_own(
@@ -177,7 +177,7 @@ def off(result: np.ndarray, exact: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [({}, "int8"), ({"head": "int4_block32"}, "int8"), ({"embedding": "float"}, None)],
+    [({}, "int8"), ({"lm_head": "int4_block32"}, "int8"), ({"embedding": "float"}, None)],
 )
 def test_tied_tables_take_the_better_scheme(flags: dict[str, str], expected: str | None) -> None:
     model = language_model(tied=True)

@@ -18,9 +18,9 @@ def test_every_alias_is_a_recipe() -> None:
 
 
 def test_embedding_and_head_may_be_something_else() -> None:
-    recipe = find("dynamic_int4_block32", embedding="float", head="int4_block32")
-    assert (recipe.matrices, recipe.embedding, recipe.head) == (INT4_BLOCK32, None, INT4_BLOCK32)
-    assert find("dynamic_int4_block32").head is INT8
+    recipe = find("dynamic_int4_block32", embedding="float", lm_head="int4_block32")
+    assert (recipe.matrices, recipe.embedding, recipe.lm_head) == (INT4_BLOCK32, None, INT4_BLOCK32)
+    assert find("dynamic_int4_block32").lm_head is INT8
     schemes = {"matrices": "int4_block32", "embedding": "float", "head": "int4_block32"}
     assert recipe.as_json() == {"recipe": "dynamic_int4_block32", **schemes}
 
@@ -33,4 +33,4 @@ def test_what_is_unknown_is_told_with_what_there_is() -> None:
     with pytest.raises(
         UsageError, match="unknown scheme 'int7': choose from float, float16, int8, int4_block32"
     ):
-        find("dynamic_int8", head="int7")
+        find("dynamic_int8", lm_head="int7")

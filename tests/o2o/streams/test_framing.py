@@ -8,19 +8,21 @@ from hypothesis import strategies as st
 
 from o2o.streams.framing import AT, LENGTH, Frame, packed_length, parse_frame
 
-HEAD = AT + LENGTH
+HEADER = AT + LENGTH
 
 
 @given(
-    st.integers(HEAD + 40, 1 << 40), st.integers(0, 1 << 40), st.lists(st.integers(0, 2**32 - 1), max_size=10)
+    st.integers(HEADER + 40, 1 << 40),
+    st.integers(0, 1 << 40),
+    st.lists(st.integers(0, 2**32 - 1), max_size=10),
 )
-def test_a_frame_says_what_was_packed(head: int, data: int, sizes: list[int]) -> None:
-    frame = Frame(head, head + data, tuple(sizes))
+def test_a_frame_says_what_was_packed(header: int, data: int, sizes: list[int]) -> None:
+    frame = Frame(header, header + data, tuple(sizes))
     packed = frame.packed()
     assert len(packed) == packed_length(len(sizes))
     assert parse_frame(bytes(AT) + packed) == frame
     lengths = parse_frame(bytes(AT) + packed[:LENGTH])
-    assert lengths == Frame(head, head + data), "of the beginning alone, the lengths"
+    assert lengths == Frame(header, header + data), "of the beginning alone, the lengths"
 
 
 @given(st.binary(max_size=64))

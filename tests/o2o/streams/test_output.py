@@ -49,7 +49,7 @@ def test_the_old_file_stays_on_any_error(tmp_path: Path, error: type[BaseExcepti
 def test_the_file_that_is_read_can_be_the_one_that_is_written(tmp_path: Path) -> None:
     target = tmp_path / "f"
     target.write_bytes(b"old" * 1000)
-    view = open_file(target).head
+    view = open_file(target).header
     with open_output(target) as sink:
         sink.write(b"new")
         sink.write(view)

@@ -19,13 +19,13 @@ from o2o.streams.framing import AT, LENGTH, Frame
 from o2o.streams.source import PipeSource
 
 Stdin = Callable[[int], None]
-HEAD = AT + LENGTH
+HEADER = AT + LENGTH
 
 
-def framed(head: int, file: int) -> bytes:
+def framed(header: int, file: int) -> bytes:
     """A file whose frame says that; its other bytes differ from place to place."""
     data = bytearray(bytes(range(251)) * -(-file // 251))[:file]
-    data[AT:HEAD] = Frame(head, file).packed()
+    data[AT:HEADER] = Frame(header, file).packed()
     return bytes(data)
 
 
@@ -62,7 +62,7 @@ def all_of(source: Source) -> bytes:
 
 
 def is_mapped(source: Source) -> bool:
-    return type(source.head.obj).__name__ == "mmap"
+    return type(source.header.obj).__name__ == "mmap"
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -71,14 +71,14 @@ def is_mapped(source: Source) -> bool:
 def test_a_file_without_a_frame_is_mapped(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     source = open_file(tmp_path / "f")
-    assert (bytes(source.head), is_mapped(source)) == (b"abc", True)
+    assert (bytes(source.header), is_mapped(source)) == (b"abc", True)
 
 
 def test_of_a_framed_file_the_head_is_read(tmp_path: Path) -> None:
     data = framed(100, 5000)
     (tmp_path / "f").write_bytes(data)
     source = open_file(tmp_path / "f")
-    assert bytes(source.head) == data[:100]
+    assert bytes(source.header) == data[:100]
     assert source.view(1000, 50).tobytes() == data[1000:1050]
     assert b"".join(source.chunks(90, 4000, 33)) == data[90:4090]
 
@@ -87,7 +87,7 @@ def test_a_file_on_stdin_is_mapped(tmp_path: Path, stdin: Stdin) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     stdin(os.open(tmp_path / "f", os.O_RDONLY))
     source = open_source("-")
-    assert (bytes(source.head), is_mapped(source)) == (b"abc", True)
+    assert (bytes(source.header), is_mapped(source)) == (b"abc", True)
 
 
 def test_a_file_of_which_some_was_read_goes_on_there(tmp_path: Path, stdin: Stdin) -> None:
@@ -96,12 +96,12 @@ def test_a_file_of_which_some_was_read_goes_on_there(tmp_path: Path, stdin: Stdi
     descriptor = os.open(tmp_path / "f", os.O_RDONLY)
     os.read(descriptor, 3)
     stdin(descriptor)
-    assert bytes(open_source("-").head) == b"def"
+    assert bytes(open_source("-").header) == b"def"
 
 
 def test_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
-    assert bytes(open_file(tmp_path / "f").head) == b""
+    assert bytes(open_file(tmp_path / "f").header) == b""
 
 
 def test_a_file_that_is_cut_short(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_pipe_without_a_frame_is_spooled(size: int, stdin: Stdin) -> None:
     data = bytes(range(250)) * -(-size // 250)
     stdin(piped(data))
     source = open_source("-")
-    assert bytes(source.head) == data
+    assert bytes(source.header) == data
     assert is_mapped(source) == (size > 0)
 
 
@@ -156,7 +156,7 @@ def test_a_named_pipe(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     threading.Thread(target=lambda: fifo.write_bytes(b"through"), daemon=True).start()
-    assert bytes(open_file(fifo).head) == b"through"
+    assert bytes(open_file(fifo).header) == b"through"
 
 
 @pytest.mark.usefixtures("kernel")
@@ -164,7 +164,7 @@ def test_a_named_pipe(tmp_path: Path) -> None:
 def test_data_pass_in_order(to: str, tmp_path: Path) -> None:
     data = framed(100, 400_000)
     source = PipeSource(piped(data), "pipe")
-    assert bytes(source.head) == data[:100]
+    assert bytes(source.header) == data[:100]
     ranges = [(128, 1000), (2000, 100_000), (102_000, 0), (150_000, 249_000)]
     source.announce_copies(ranges)
     wanted = b"".join(data[start : start + size] for start, size in ranges)
@@ -227,7 +227,7 @@ def test_a_small_model_is_read_at_once(stdin: Stdin) -> None:
     data = framed(100, 5000)
     stdin(piped(data))
     source = open_source("-")
-    assert bytes(source.head) == data
+    assert bytes(source.header) == data
     source.announce_copies([(500, 10)])
     sink = io.BytesIO()
     source.copy(500, 10, sink)
@@ -285,9 +285,9 @@ def test_no_room_for_what_is_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_a_pipe_that_ends_early(available: int, detail: str) -> None:
     data = framed(100, 5000)[:available]
-    if available < HEAD:
+    if available < HEADER:
         assert (
-            bytes(PipeSource(piped(data), "pipe").head) == data
+            bytes(PipeSource(piped(data), "pipe").header) == data
         )  # which is no model, as its reader will say
         return
 

@@ -53,7 +53,7 @@ def test_an_onnx_model_s_weights(tmp_path: Path) -> None:
     small = 1 + 1 + 1 + 4 + 3 + 16  # numbers in int64: shapes and positions
     row = 2 * 4 * toy.keys.shape[1]
     contract, _ = Contract.parse_dynamic(ir.load(file).metadata_props["o2o.contract"])
-    assert step_bytes(file, contract) == StepBytes(toy.head.nbytes + 8 * small, row)
+    assert step_bytes(file, contract) == StepBytes(toy.lm_head.nbytes + 8 * small, row)
 
 
 def test_measured_bandwidth_is_plausible(monkeypatch: pytest.MonkeyPatch) -> None:

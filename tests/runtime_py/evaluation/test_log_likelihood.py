@@ -55,7 +55,7 @@ def test_each_token_after_the_first_by_all_before_it(ai_edge):
 
 def test_logits_that_are_no_numbers_are_refused():
     toy = Toy()
-    broken = toy.file.replace(toy.head.tobytes(), np.full_like(toy.head, np.nan).tobytes())
+    broken = toy.file.replace(toy.lm_head.tobytes(), np.full_like(toy.lm_head, np.nan).tobytes())
     assert broken != toy.file
     with (
         session_of(broken) as session,

@@ -71,7 +71,7 @@ def test_integer_arithmetic_is_near(recipe: str) -> None:
 def test_int4_embedding_and_head() -> None:
     shape = Shape(tied=True)
     ids = np.random.default_rng(3).integers(0, shape.V, shape.S).tolist()
-    parts = {"embedding": "int4_block32", "head": "int4_block32"}
+    parts = {"embedding": "int4_block32", "lm_head": "int4_block32"}
     expected = answers(quantized(shape, "dynamic_int4_block32", **parts), ids)
     for form in FORMS:
         running = Running(exactly(checked(quantized(shape, "dynamic_int4_block32", **parts), form)))

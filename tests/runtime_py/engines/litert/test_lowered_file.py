@@ -20,7 +20,7 @@ from runtime_py.model.contract import Contract
 from tests.runtime_py.toy import Toy
 from tests.tolerances import assert_close
 
-VOCAB = 300  # so that tables are too large for the head
+VOCAB = 300  # so that tables are too large for the header
 
 
 def write_circle(toy: Toy, path: Path) -> Path:
@@ -48,9 +48,9 @@ def test_large_constants_stay_in_the_file(tmp_path, mapped):
     if mapped:
         os.truncate(file, MIN_MAPPED)
     lowered = lower_file(ModelFile(file))
-    for table in (toy.keys, toy.values, toy.head):
+    for table in (toy.keys, toy.values, toy.lm_head):
         assert table.tobytes() in file.read_bytes()
-        assert table.tobytes() not in lowered.head
+        assert table.tobytes() not in lowered.header
     assert len(lowered.offsets) == 3 * 3  # for each signature, as the toy stores them
     assert_answers(toy, lowered, file)
 
@@ -61,8 +61,8 @@ def test_large_constants_that_lowering_makes_go_into_the_head(tmp_path, monkeypa
     def double(model):
         for graph in model.graphs:
             for value in graph.initializers.values():
-                if np.array_equal(value.const_value.numpy(), toy.head):
-                    value.const_value = ir.Tensor(2 * toy.head, name=value.name)
+                if np.array_equal(value.const_value.numpy(), toy.lm_head):
+                    value.const_value = ir.Tensor(2 * toy.lm_head, name=value.name)
         return lower(model)
 
     lower = litert.lower_to_litert
@@ -70,7 +70,7 @@ def test_large_constants_that_lowering_makes_go_into_the_head(tmp_path, monkeypa
     toy = Toy(vocab=VOCAB)
     file = write_circle(toy, tmp_path / "model.circle")
     lowered = lower_file(ModelFile(file))
-    assert (2 * toy.head).tobytes() in lowered.head
+    assert (2 * toy.lm_head).tobytes() in lowered.header
     assert len(lowered.offsets) == 2 * 2
     assert_answers(toy, lowered, file, 2)
 

@@ -10,13 +10,13 @@ import pytest
 
 from runtime_py.engines.litert.mapped_bytes import MIN_MAPPED, PAGE, MappedBytes
 
-HEAD = b"head" * 300
+HEADER = b"header" * 300
 
 
 def behind(path: Path) -> MappedBytes:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return MappedBytes(len(HEAD), descriptor)
+        return MappedBytes(len(HEADER), descriptor)
     finally:
         os.close(descriptor)
 
@@ -34,9 +34,9 @@ def test_head_then_file(tmp_path, mapped, more):
     path = tmp_path / "file"
     path.write_bytes(content)
     joined = behind(path)
-    joined.write(HEAD)
-    assert joined.data[: len(HEAD)] == HEAD
-    assert joined.data[len(HEAD) : joined.start] == bytes(joined.start - len(HEAD))
+    joined.write(HEADER)
+    assert joined.data[: len(HEADER)] == HEADER
+    assert joined.data[len(HEADER) : joined.start] == bytes(joined.start - len(HEADER))
     assert joined.data[joined.start : joined.start + size] == content
     assert joined.data[joined.start + size :].strip(b"\0") == b""
     assert (joined.address + joined.start) % PAGE == 0
