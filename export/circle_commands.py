@@ -26,7 +26,11 @@ merge.circles.py {graphs} \\
 
 
 def circle_commands(
-    checkpoint: Path, length: int, lengths: Sequence[int] | None, cache: CacheForm, dtype: WeightsType
+    checkpoint: Path,
+    max_length: int,
+    prefill_lengths: Sequence[int] | None,
+    cache: CacheForm,
+    dtype: WeightsType,
 ) -> list[str]:
     """List the commands that write model.circle into the working folder.
 
@@ -35,8 +39,8 @@ def circle_commands(
 
     Args:
         checkpoint: The checkpoint's folder.
-        length: S, tokens of context.
-        lengths: T of each prefill; see `export.graph_specs.graph_specs`.
+        max_length: S, tokens of context.
+        prefill_lengths: T of each prefill; see `export.graph_specs.graph_specs`.
         cache: The form of decode's KV cache.
         dtype: The dtype of stored matrices.
 
@@ -48,15 +52,15 @@ def circle_commands(
         UsageError: The lengths exclude each other, or the model cannot see S tokens.
     """
     config = CheckpointConfig.read(checkpoint)
-    check_length(config, length)
-    *prefills, _ = graphs = graph_specs(length, lengths, cache)
+    check_length(config, max_length)
+    *prefills, _ = graphs = graph_specs(max_length, prefill_lengths, cache)
     with_caches = [spec for spec in prefills if spec.capacity is not None]
-    lengths_ = ",".join(str(spec.tokens) for spec in with_caches)
-    steps = [export_command(checkpoint, length, lengths_, cache, "--dtype", dtype)]
+    lengths = ",".join(str(spec.tokens) for spec in with_caches)
+    steps = [export_command(checkpoint, max_length, lengths, cache, "--dtype", dtype)]
     if cache == "concat":
         steps += [FUSE_PREFILL.format(raw=spec.file, fused=_fused_file(spec)) for spec in with_caches]
         exported, resized = (
-            f"[1,{config.kv_heads},{rows},{config.head_dim}]" for rows in (length - 2, length)
+            f"[1,{config.kv_heads},{rows},{config.head_dim}]" for rows in (max_length - 2, max_length)
         )
         steps.append(FUSE_DECODE.format(exported=exported, resized=resized))
     return [*steps, MERGE.format(graphs=" ".join(map(_fused_file, graphs)))]

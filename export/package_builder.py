@@ -36,16 +36,16 @@ class PackageBuilder:
     Attributes:
         checkpoint: The checkpoint's folder.
         package: The folder to fill; nothing outside it is written.
-        length: S, tokens of context.
-        lengths: T of each prefill; None for those of 64, 128, 256 that fit, else S.
+        max_length: S, tokens of context.
+        prefill_lengths: T of each prefill; None for those of 64, 128, 256 that fit, else S.
         log: Prints a line for the user.
         if_changed: Do nothing if the package was built from the same inputs.
     """
 
     checkpoint: Path
     package: Path
-    length: int
-    lengths: Sequence[int] | None
+    max_length: int
+    prefill_lengths: Sequence[int] | None
     log: Callable[[str], None]
     if_changed: bool = False
 
@@ -62,7 +62,7 @@ class PackageBuilder:
             O2oError: The disk has no room.
         """
         form = cache or self._cache_for_family()
-        steps = circle_commands(self.checkpoint, self.length, self.lengths, form, dtype)
+        steps = circle_commands(self.checkpoint, self.max_length, self.prefill_lengths, form, dtype)
         tensors = open_checkpoint(self.checkpoint).tensors
         self._build(steps, "model.circle", estimate_needs(tensors, 0, 1, dtype, embed=True).bound)
 
@@ -77,11 +77,11 @@ class PackageBuilder:
             ModelError: The checkpoint is incomplete, or a command failed.
             O2oError: The disk has no room.
         """
-        lengths = self.lengths
-        if lengths is None:
-            graphs = graph_specs(self.length, None, "static")
-            lengths = [spec.tokens for spec in graphs if spec.signature != "decode"]
-        conversion = Conversion(self.checkpoint, self.length, lengths, recipe)
+        prefill_lengths = self.prefill_lengths
+        if prefill_lengths is None:
+            graphs = graph_specs(self.max_length, None, "static")
+            prefill_lengths = [spec.tokens for spec in graphs if spec.signature != "decode"]
+        conversion = Conversion(self.checkpoint, self.max_length, prefill_lengths, recipe)
         tensors = open_checkpoint(self.checkpoint).tensors
         parameters = estimate_needs(tensors, 0, 1, "float32", embed=True).parameters
         self._build(conversion.commands(), "model.tflite", conversion.size(parameters))

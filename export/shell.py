@@ -16,7 +16,7 @@ from export.processes import signals_blocked
 GRACE = 0.5  # seconds between SIGTERM and SIGKILL
 
 EXPORT = """
-{python} -m export {model} -o . --max-length {length} --prefill-lengths {lengths} --cache {cache} \\
+{python} -m export {model} -o . --max-length {max_length} --prefill-lengths {lengths} --cache {cache} \\
   {more}
 """
 
@@ -35,13 +35,13 @@ class StepFailed(Exception):
         self.code = code
 
 
-def export_command(model: Path, length: int, lengths: str, cache: str, *more: str) -> str:
+def export_command(model: Path, max_length: int, prefill_lengths: str, cache: str, *more: str) -> str:
     """Write the command that exports a model into the working folder.
 
     Args:
         model: The checkpoint's folder.
-        length: S, tokens of context.
-        lengths: T of each prefill, such as `64,128`.
+        max_length: S, tokens of context.
+        prefill_lengths: T of each prefill, such as `64,128`.
         cache: The form of decode's KV cache.
         *more: Further arguments.
 
@@ -51,8 +51,8 @@ def export_command(model: Path, length: int, lengths: str, cache: str, *more: st
     return EXPORT.format(
         python=shlex.quote(sys.executable),
         model=shlex.quote(str(model)),
-        length=length,
-        lengths=lengths or "''",
+        max_length=max_length,
+        lengths=prefill_lengths or "''",
         cache=cache,
         more=shlex.join(more),
     )

@@ -46,7 +46,7 @@ class Conversion:
     Attributes:
         checkpoint: The checkpoint's folder.
         capacity: S, rows of the KV caches.
-        lengths: T of each prefill.
+        prefill_lengths: T of each prefill.
         recipe: A recipe of `o2o.quantization.recipes`, or an alias of one.
         flash: Compute attention in blocks.
         q_block: Queries of a block; None for what suits the longest prefill
@@ -64,7 +64,7 @@ class Conversion:
 
     checkpoint: Path
     capacity: int
-    lengths: Sequence[int]
+    prefill_lengths: Sequence[int]
     recipe: str = "none"
     flash: bool = False
     q_block: int | None = None
@@ -77,12 +77,12 @@ class Conversion:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", find(self.recipe).name)
-        if not self.lengths or min(self.lengths) < 2:
+        if not self.prefill_lengths or min(self.prefill_lengths) < 2:
             raise UsageError("a prefill reads 2 tokens or more; decode reads one")
         if self.buckets and not 0 < min(self.buckets) <= max(self.buckets) < self.capacity:
             buckets = ",".join(map(str, self.buckets))
             raise UsageError(f"buckets {buckets}: give capacities from 1 to {self.capacity - 1}")
-        graph_specs(self.capacity, self.lengths, "static")
+        graph_specs(self.capacity, self.prefill_lengths, "static")
         config = CheckpointConfig.read(self.checkpoint)
         check_length(config, self.capacity, self.capacity_flag)
         if self.flash and (reason := family_of(config).eager_only_reason):
@@ -110,8 +110,8 @@ class Conversion:
         Returns:
             The commands, in order.
         """
-        lengths = ",".join(map(str, self.lengths))
-        graphs = " ".join(spec.file for spec in graph_specs(self.capacity, self.lengths, "static"))
+        lengths = ",".join(map(str, self.prefill_lengths))
+        graphs = " ".join(spec.file for spec in graph_specs(self.capacity, self.prefill_lengths, "static"))
         attention = ("--attn-implementation", self._attention())
         export = export_command(self.checkpoint, self.capacity, lengths, "static", *attention)
         buckets = ",".join(map(str, self.buckets))
@@ -133,5 +133,5 @@ class Conversion:
             return GROUPED
         if self.q_block is None and self.kv_block is None:
             return FLASH  # each prefill in blocks that suit its length
-        default = adaptive_blocks(max(self.lengths))
+        default = adaptive_blocks(max(self.prefill_lengths))
         return f"{FLASH}:{self.q_block or default.q},{self.kv_block or default.kv}"

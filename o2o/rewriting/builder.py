@@ -84,15 +84,16 @@ def _default_options(op_type: str) -> dict[str, Any]:
 
 
 class Builder:
-    """Inserts nodes into a graph.
-
-    Args:
-        graph: The graph.
-        before: New nodes stand in front of this one. None: at the end of the graph.
-        prefix: Start of every new name, such as the name of the value that is replaced.
-    """
+    """Inserts nodes into a graph."""
 
     def __init__(self, graph: ir.Graph, before: ir.Node | None = None, prefix: str = "") -> None:
+        """Choose where to insert.
+
+        Args:
+            graph: The graph.
+            before: New nodes stand in front of this one. None: at the end of the graph.
+            prefix: Start of every new name, such as the name of the value that is replaced.
+        """
         self.graph = graph
         self.before = before
         self.prefix = prefix

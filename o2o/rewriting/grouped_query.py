@@ -39,7 +39,7 @@ from o2o.rewriting.rewire import replace_output
 class RepeatedHeads:
     """A product of rows [.., K, G, R, C] with one matrix per head, repeated for the G heads of each group.
 
-    Args:
+    Attributes:
         node: The BATCH_MATMUL.
         heads: The matrices before they are repeated: K, row, column, or K, column, row if `transposed`.
         K: The number of groups.

@@ -62,9 +62,9 @@ def test_the_files_name(flags: list[str], file: str) -> None:
 
 
 def test_prefill_lengths_in_one_flag_or_in_several() -> None:
-    assert asked("--prefill_seq_lens=256,64", "--prefill_seq_lens", "128").lengths == [64, 128, 256]
-    assert asked("--prefill_seq_lens=64,64").lengths == [64]
-    assert asked().lengths == [64]
+    assert asked("--prefill_seq_lens=256,64", "--prefill_seq_lens", "128").prefill_lengths == [64, 128, 256]
+    assert asked("--prefill_seq_lens=64,64").prefill_lengths == [64]
+    assert asked().prefill_lengths == [64]
 
 
 @pytest.mark.parametrize(

@@ -276,8 +276,7 @@ def _find_lm_head(logits: ir.Value) -> ir.Node | None:
 
     Only elementwise operators with constants, and reshapes, may follow it. They give the same for the last
     token alone, so the LM head need not multiply the others. Without an LM head, all rows are computed and
-    the last
-    one is taken: slower, with the same result.
+    the last one is taken: slower, with the same result.
     """
     value = logits
     while (node := value.producer()) is not None and node.domain == DOMAIN:

@@ -30,7 +30,7 @@ BUDGET = 1 << 27
 class Keys:
     """The keys in the columns of scores [T, S].
 
-    Args:
+    Attributes:
         T: The number of queries.
         past: The number of cache rows, which come first. 0 without a cache.
         appended: Whether the T new keys follow the cache rows (CONCATENATION, or no cache). Else they are

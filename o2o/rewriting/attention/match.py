@@ -19,7 +19,7 @@ from o2o.rewriting.matchers import fail
 class AttentionMatch:
     """A proven attention block.
 
-    Args:
+    Attributes:
         attention: The operands of ATTENTION.
         last: The FULLY_CONNECTED that computes the result.
         zero_mask: The shape of a mask of zeros that ATTENTION needs as operand, or None.

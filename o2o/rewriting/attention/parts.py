@@ -38,7 +38,7 @@ class LayoutPath:
 class Scores:
     """The path from q k' to the softmax: layout operators, one scale, at most one mask.
 
-    Args:
+    Attributes:
         matmul: The product q k'.
         steps: The nodes after it, in order, with the one that adds the mask.
         scale: The product of all scales.
@@ -66,7 +66,7 @@ class Projection:
 class CacheUpdate:
     """The update of a key or value cache with new rows. Without a cache all fields keep their defaults.
 
-    Args:
+    Attributes:
         node: The CONCATENATION or DYNAMIC_UPDATE_SLICE.
         past: The cache, a graph input.
         path: The layout operators between `past` and `node`.

@@ -14,16 +14,17 @@ from o2o.rewriting.rewrite_rule import RewriteRule
 
 
 class AttentionRule(RewriteRule):
-    """Fuse the attention block around each SOFTMAX into ATTENTION.
-
-    Args:
-        model: The model that the rule is applied to.
-        full_cache: The name of the input that holds the length of concatenated caches without a mask.
-    """
+    """Fuse the attention block around each SOFTMAX into ATTENTION."""
 
     anchors = ("SOFTMAX",)
 
     def __init__(self, model: Model, full_cache: str | None = None) -> None:
+        """Create the rule.
+
+        Args:
+            model: The model that the rule is applied to.
+            full_cache: The name of the input that holds the length of concatenated caches without a mask.
+        """
         self._visibility = Visibility(full_cache)
         self._inner = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
 

@@ -50,7 +50,7 @@ class Mask:
 class Sdpa:
     """Proven scaled dot-product attention.
 
-    Args:
+    Attributes:
         factors: The sizes T, S, K, G and H.
         q, k, v: The operands.
         mask: The mask, or None.

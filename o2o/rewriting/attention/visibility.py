@@ -18,14 +18,15 @@ from o2o.rewriting.matchers import MatchFailure, fail
 
 
 class Visibility:
-    """Masks and positions of a model's attention blocks. Layers share them, so each proof runs once.
-
-    Args:
-        full_cache: The name of the input that holds the length of caches concatenated without a mask. The
-            caller promises that such caches are full.
-    """
+    """Masks and positions of a model's attention blocks. Layers share them, so each proof runs once."""
 
     def __init__(self, full_cache: str | None = None) -> None:
+        """Begin without proofs.
+
+        Args:
+            full_cache: The name of the input that holds the length of caches concatenated without a mask. The
+                caller promises that such caches are full.
+        """
         self.full_cache = full_cache
         self._proofs: dict[tuple[Any, ...], ir.Value | MatchFailure | None] = {}
 
