@@ -24,10 +24,10 @@ from collections.abc import Sequence
 
 from o2o.cli.arguments import Parser
 from o2o.cli.command import run
+from o2o.cores import cores
 from runtime_py.engine_flags import ENGINE_NAMES
 from runtime_py.engines.engine import EngineSession
 from runtime_py.engines.options import AUTO
-from runtime_py.engines.threads import cores
 from runtime_py.package import Package
 
 

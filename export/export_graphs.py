@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from export.resources import Needs, check_disk, estimate_needs, format_bytes, pr
 from export.staging import publish, staging_folder
 from o2o.cli.progress import progress
 from o2o.cli.text import counted, listed
+from o2o.cores import cores
 from o2o.weights.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -46,7 +46,7 @@ def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
     )
     _log_estimate(checkpoint, config, graphs, options, needs)
     check_disk(folder, needs.graphs, counted(len(graphs), "graph"))
-    processes = processes_that_fit(needs.memory, min(options.processes or _cores(), len(graphs)))
+    processes = processes_that_fit(needs.memory, min(options.processes or cores(), len(graphs)))
     with signals_interrupt(SystemExit), staging_folder(folder) as staged:
         _export(graphs, processes, directory, staged, options)
         publish(staged, folder, [spec.file for spec in graphs])
@@ -94,12 +94,6 @@ def _log_estimate(
         f"{format_bytes(needs.graphs)} on disk ({format_bytes(needs.bound)} as one model with its weights), "
         f"{format_bytes(needs.memory)} of memory for each process"
     )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _log(line: str) -> None:

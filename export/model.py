@@ -14,8 +14,8 @@ from transformers.cache_utils import Cache
 from export.attention import NAMES, blocks_of
 from export.config import CheckpointConfig
 from export.families import Family, family_of
-from export.options import parse_attention
-from o2o.errors import ModelError, UsageError
+from export.options import check_length, parse_attention
+from o2o.errors import ModelError
 
 
 class LanguageModel:
@@ -30,8 +30,6 @@ class LanguageModel:
         layers: Number of transformer layers.
         key_value_heads: K.
         head_dim: H.
-        max_positions: The longest context in tokens; None for no limit.
-        sliding_window: How many keys a query sees; None for all.
         family: The rules of its model family.
         attn_implementation: The argument.
         causal_operator: Whether attention is `o2o.causal_attention`, which goes by positions, not by a mask.
@@ -52,7 +50,8 @@ class LanguageModel:
         self.causal_operator = kind in NAMES
         self.config = config
         self.kind: str = config.model_type
-        self.family: Family = family_of(CheckpointConfig(config.to_dict(), self.kind))
+        self._checkpoint_config = CheckpointConfig(config.to_dict(), self.kind)
+        self.family: Family = family_of(self._checkpoint_config)
         if getattr(config, "quantization_config", None):
             raise ModelError("a quantized checkpoint: export takes weights in float32, float16 or bfloat16")
         try:
@@ -74,8 +73,6 @@ class LanguageModel:
         self.layers: int = text.num_hidden_layers
         self.key_value_heads: int = getattr(text, "num_key_value_heads", None) or heads
         self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // heads
-        self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
-        self.sliding_window: int | None = getattr(text, "sliding_window", None)
 
         self.parameters: dict[str, tuple[int, ...]] = {}
         self.aliases: dict[str, list[str]] = {}
@@ -149,6 +146,11 @@ class LanguageModel:
         """
         return tuple(torch.zeros(()).expand(shape) for shape in self.parameters.values())
 
+    @property
+    def max_positions(self) -> int | None:
+        """The longest context in tokens; None for no limit."""
+        return self._checkpoint_config.positions
+
     def check_length(self, tokens: int) -> None:
         """Check that the model can see a context in full.
 
@@ -156,17 +158,9 @@ class LanguageModel:
             tokens: The length of the context.
 
         Raises:
-            UsageError: It is below 1, or beyond the model's positions or sliding window.
+            UsageError: See `export.options.check_length`.
         """
-        if tokens < 1:
-            raise UsageError(f"a context of {tokens} tokens: give at least 1")
-        if self.max_positions and tokens > self.max_positions:
-            raise UsageError(f"a context of {tokens} tokens: this model has {self.max_positions} positions")
-        if self.sliding_window and tokens > self.sliding_window:
-            raise UsageError(
-                f"a context of {tokens} tokens: this model's attention window is {self.sliding_window} "
-                "tokens, and exported graphs have no window: make it no more"
-            )
+        check_length(self._checkpoint_config, tokens, "a context of")
 
 
 @torch.no_grad()

@@ -123,8 +123,10 @@ def check_length(config: CheckpointConfig, tokens: int, flag: str = "--max-lengt
         flag: The flag that set it, for the message.
 
     Raises:
-        UsageError: It is beyond the model's positions or sliding window.
+        UsageError: It is below 1, or beyond the model's positions or sliding window.
     """
+    if tokens < 1:
+        raise UsageError(f"{flag} {tokens}: make it 1 or more")
     if config.positions and tokens > config.positions:
         raise UsageError(
             f"{flag} {tokens}: this {config.model_type} model has {config.positions} positions: make it "

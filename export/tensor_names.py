@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from o2o.rewriting.builder import unique_name
+
 
 def rename(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Name the values of a graph. Every name is unique.
@@ -37,8 +39,7 @@ def rename(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> No
     for value in _values(graph):
         name = names.get(value, value.name or "value")
         if value not in weights and not value.is_graph_output():
-            name = next(n for n in _candidates(name) if n not in taken)
-            taken.add(name)
+            name = unique_name(name, taken)
         value.name = name
 
 
@@ -77,7 +78,3 @@ def _shared(a: str | None, b: str | None) -> str:
         return ""
     parts = zip(a.split("."), b.split("."), strict=False)
     return ".".join(left for left, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], parts))
-
-
-def _candidates(name: str) -> itertools.chain[str]:
-    return itertools.chain([name], (f"{name}_{n}" for n in itertools.count(1)))

@@ -47,10 +47,7 @@ def checkpoint_at(path: str) -> Checkpoint:
 
     file = Path(path).expanduser()
     if not file.is_file():
-        directory = resolve(path).absolute()
-        if not any(other.suffix in FORMATS for other in directory.iterdir()):
-            raise ModelError(f"{directory} has no weights: use .safetensors, .bin or .pt")
-        return open_checkpoint(directory)
+        return open_checkpoint(resolve(path).absolute())
     if file.suffix not in FORMATS:
         raise ModelError(f"{file}: file format not supported: use .safetensors, .bin or .pt")
     checkpoint = open_checkpoint(file.absolute().parent)

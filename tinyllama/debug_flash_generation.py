@@ -92,6 +92,7 @@ def _attentions(
 ) -> tuple[Predictor, Predictor, float]:
     """Subject, reference, and the largest accepted difference of a tensor."""
     from export.model import LanguageModel
+    from export.options import FLASH
     from tinyllama.verification import check_exported
     from tinyllama.verification.exported import Exported, read_weights
     from tinyllama.verification.trace import FLOAT32
@@ -101,7 +102,7 @@ def _attentions(
     weights = read_weights(directory)
     blocks = flags.blocks_for(args, tokens)
     standard = Exported(directory, weights, tokens, capacity, label="standard attention")
-    flash = Exported(directory, weights, tokens, capacity, "flash", blocks, "flash attention")
+    flash = Exported(directory, weights, tokens, capacity, FLASH, blocks, "flash attention")
     return flash, standard, FLOAT32
 
 

@@ -21,6 +21,7 @@ from export.attention import blocks_of
 from export.hub import resolve
 from export.model import LanguageModel
 from export.modules import StaticCacheModule
+from export.options import FLASH, GROUPED
 from export.parameter_matching import match_parameters
 from o2o.errors import UsageError
 from o2o.operators.causal_attention import FlashBlockSizes
@@ -29,8 +30,6 @@ from tinyllama.kv_cache import KVCache, KVCacheEntry
 from tinyllama.model_config import ModelConfig
 
 KV_CACHE_MAX_LEN = 1024
-STANDARD = "grouped"
-"""The attention implementation without flash: all scores at once."""
 
 
 class TinyLlama(torch.nn.Module):
@@ -170,7 +169,7 @@ def build_model(
     """
     directory = resolve(checkpoint_path)
     checkpoint = open_checkpoint(directory)
-    model = LanguageModel.read(directory, "flash" if use_flash_attention else STANDARD)
+    model = LanguageModel.read(directory, FLASH if use_flash_attention else GROUPED)
     config = config_of(model, kv_cache_max_len, use_flash_attention)
     weights = {
         name: torch.from_numpy(stored.read_float32())

@@ -32,8 +32,8 @@ elif __name__ == "tinyllama":
 
 from o2o.cli import command
 from o2o.cli.arguments import Parser
+from tinyllama.checkpoint_flag import DEMO
 
-DEMO = Path(__file__).resolve().parent / "demo" / "checkpoint"
 DEFAULT_OUTPUT = {"prefill": "prefill.circle", "decode": "decode_.circle"}
 
 

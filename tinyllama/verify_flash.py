@@ -55,12 +55,13 @@ def verify(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from export.options import FLASH
     from tinyllama.verification import check_exported
     from tinyllama.verification.protocol import PromptPredictor
 
     def compared(setting: check_exported.Setting) -> list[tuple[PromptPredictor, PromptPredictor]]:
         blocks = flags.blocks_for(args, setting.tokens)
-        flash = setting.exported("flash", blocks, "flash attention")
+        flash = setting.exported(FLASH, blocks, "flash attention")
         return [(flash, setting.exported(label="standard attention")), (flash, setting.reference)]
 
     return check_exported.run(args, PREFILL, DECODE, compared)

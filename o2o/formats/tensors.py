@@ -54,6 +54,11 @@ class StreamedTensor(ir.LazyTensor):
         """Equal for two tensors that produce the same bytes."""
         raise NotImplementedError
 
+    @property
+    def is_converted(self) -> bool:
+        """Whether the bytes are converted to `dtype` when they are written. No other dtype can share them."""
+        return False
+
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         """Yield the tensor's bytes in order.
 

@@ -30,11 +30,24 @@ def fresh_name(graph: ir.Graph, stem: str) -> str:
     Returns:
         The name.
     """
-    taken = graph.meta.get("names")
+    taken: set[str] | None = graph.meta.get("names")
     if taken is None:
-        taken = {value.name for value in graph.inputs} | set(graph.initializers)
-        taken |= {value.name for node in graph for value in node.outputs}
+        taken = {value.name or "" for value in graph.inputs} | set(graph.initializers)
+        taken |= {value.name or "" for node in graph for value in node.outputs}
         graph.meta["names"] = taken
+    return unique_name(stem, taken)
+
+
+def unique_name(stem: str, taken: set[str]) -> str:
+    """Return the first of `stem`, `stem_1`, `stem_2`, ... that is not taken, and take it.
+
+    Args:
+        stem: The wanted name.
+        taken: The names in use; gets the new one.
+
+    Returns:
+        The name.
+    """
     name, count = stem, 0
     while name in taken:
         count += 1

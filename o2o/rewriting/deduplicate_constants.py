@@ -15,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import can_share_bytes, chunks, constant, storage_key, with_shape
+from o2o.formats.tensors import StreamedTensor, can_share_bytes, chunks, constant, storage_key, with_shape
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model, shape_of
-from o2o.weights.checkpoint_tensor import CheckpointTensor
 
 SAMPLE = 4096  # leading bytes, which differ in most constants of one size
 CHUNK = 1 << 20
@@ -53,7 +52,7 @@ def deduplicate_constants(model: Model, only: type = object) -> Deduplication:
     for group in _equal(stored, only):
         # Raw bytes serve as any dtype. A weight is converted when written, so it serves as its dtype alone.
         first: dict[ir.DataType | None, Hashable] = {}
-        for key in sorted(group, key=lambda key: isinstance(stored[key], CheckpointTensor)):
+        for key in sorted(group, key=lambda key: _is_converted(stored[key])):
             original = first[None] if None in first else first.setdefault(_written_dtype(stored[key]), key)
             if original != key:
                 originals.setdefault(original, _shareable(stored[original]))
@@ -109,7 +108,11 @@ def _grouped(
 
 def _written_dtype(tensor: ir.TensorProtocol) -> ir.DataType | None:
     """The dtype to which a weight is converted when it is written; None for bytes that stay as they are."""
-    return tensor.dtype if isinstance(tensor, CheckpointTensor) else None
+    return tensor.dtype if _is_converted(tensor) else None
+
+
+def _is_converted(tensor: ir.TensorProtocol) -> bool:
+    return isinstance(tensor, StreamedTensor) and tensor.is_converted
 
 
 def _shareable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

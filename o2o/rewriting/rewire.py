@@ -8,7 +8,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from o2o.model import Model
-from o2o.rewriting.builder import Builder, fresh_name
+from o2o.rewriting.builder import Builder, fresh_name, unique_name
 
 IoKind = Literal["input", "output"]
 
@@ -120,15 +120,7 @@ def _synced(public: dict[str, ir.Value], values: Sequence[ir.Value], name_all: b
         names_by_id.setdefault(id(value), []).append(name)
     taken = {name for value in values for name in names_by_id.get(id(value), ())}
     for value in values:
-        for name in names_by_id.get(id(value)) or [_unused(value.name or "", taken)] * name_all:
+        for name in names_by_id.get(id(value)) or [unique_name(value.name or "", taken)] * name_all:
             result[name] = value
             taken.add(name)
     return result
-
-
-def _unused(stem: str, taken: set[str]) -> str:
-    name, count = stem, 0
-    while name in taken:
-        count += 1
-        name = f"{stem}_{count}"
-    return name

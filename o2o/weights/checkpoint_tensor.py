@@ -49,6 +49,10 @@ class CheckpointTensor(StreamedTensor):
     def key(self) -> Hashable:
         return self.stored.path, self.stored.offset, self.stored.length, self.dtype
 
+    @property
+    def is_converted(self) -> bool:
+        return True
+
     def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
         for chunk in self.stored.chunks(size // DTYPES[self.dtype][1].itemsize):
             yield chunk.astype(DTYPES[self.dtype][1], copy=False).view(np.uint8).data

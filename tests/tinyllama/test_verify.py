@@ -133,8 +133,8 @@ def test_a_trace_holds_every_module_with_weights_in_both(grouped: Path) -> None:
         (["--tolerance=much"], 2, "--tolerance"),
         (["--max_new_tokens=0"], 2, "is not a positive integer"),
         (["--max_new_tokens=60", "--checkpoint_path={grouped}"], 2, "this model has 64 positions"),
-        (["--checkpoint_path={empty}"], 1, "has no weights: use .safetensors, .bin or .pt"),
-        (["--checkpoint_path={keras}"], 1, "has no weights: use .safetensors, .bin or .pt"),
+        (["--checkpoint_path={empty}"], 1, "has no config.json: not a Hugging Face checkpoint"),
+        (["--checkpoint_path={keras}"], 1, "has no weights: neither model.safetensors nor pytorch_model.bin"),
         (
             ["--checkpoint_path={keras}/model.h5"],
             1,

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from export.options import GROUPED
 from o2o.errors import UsageError
 from o2o.operators.causal_attention import FlashBlockSizes
 from runtime_py.package import Package
 from runtime_py.text.tokenizer import Tokenizer
-from tinyllama.tiny_llama import STANDARD
 from tinyllama.verification import comparison, flags
 from tinyllama.verification.comparison import Step
 from tinyllama.verification.exported import Exported, read_weights
@@ -145,7 +145,7 @@ class Setting:
 
     def exported(
         self,
-        attn_implementation: str = STANDARD,
+        attn_implementation: str = GROUPED,
         blocks: FlashBlockSizes | None = None,
         label: str = "exported program",
     ) -> Exported:

@@ -12,13 +12,13 @@ import torch
 from export.attention import blocks_of
 from export.model import LanguageModel, summarize_error
 from export.modules import ExportModule, StaticCacheModule
+from export.options import GROUPED
 from export.parameter_matching import match_parameters
 from o2o.cli.silence_stderr import suppressed_warnings
 from o2o.errors import ModelError, O2oError, UsageError
 from o2o.operators.causal_attention import FlashBlockSizes
 from o2o.weights.checkpoint import open_checkpoint
 from runtime_py.engines.prefill_plan import Chunk
-from tinyllama.tiny_llama import STANDARD
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, traced_tensors
 
 LINEAR = ("linear", "addmm", "mm", "matmul", "bmm")  # how torch's operators are called
@@ -47,7 +47,7 @@ class Exported:
         weights: Sequence[torch.Tensor],
         tokens: int,
         capacity: int,
-        attn_implementation: str = STANDARD,
+        attn_implementation: str = GROUPED,
         blocks: FlashBlockSizes | None = None,
         label: str = "exported program",
     ) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.cli.silence_stderr import silenced_stderr
+from o2o.cores import cores
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant
 from o2o.model import Model
 from o2o.rewriting.stacked_weights import Shapes, is_stacked, stacked_part_of
-from runtime_py.engines.threads import cores
 from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, traced_tensors
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
+from o2o.cores import cores
 from o2o.errors import ModelError, UsageError
 from runtime_py import package
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.registry import ENGINES, EngineSpec
-from runtime_py.engines.threads import cores
 from runtime_py.package import Package
 from tests.conftest import ROOT
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle

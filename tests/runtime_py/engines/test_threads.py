@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from runtime_py.engines.threads import cores, default_threads
+from o2o.cores import cores
+from runtime_py.engines.threads import default_threads
 
 
 def test_small_models_run_on_one_thread() -> None:
