@@ -53,7 +53,7 @@ def measure(config: dict[str, Any], form: str, tokens: int, capacity: int) -> di
     started = time.perf_counter()
     from transformers import AutoConfig
 
-    from export.circle import convert
+    from export.circle import convert_to_circle
     from export.model import LanguageModel
     from export.modules import ConcatenatedCacheModule, ExportModule, PrefillModule, StaticCacheModule
 
@@ -68,7 +68,7 @@ def measure(config: dict[str, Any], form: str, tokens: int, capacity: int) -> di
         graph = ConcatenatedCacheModule(model, capacity - 1)
     else:
         graph = StaticCacheModule(model, "decode", 1, capacity)
-    nodes = len(convert(graph).graphs[0])
+    nodes = len(convert_to_circle(graph).graphs[0])
     done, cpu = time.perf_counter(), time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_mb = peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

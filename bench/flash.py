@@ -79,7 +79,7 @@ def _save(
         node = ir.Node(CUSTOM_DOMAIN, causal_attention.NAME, [q, k, v, position], outputs=[attended])
         sizes = None if form == "standard" else blocks or causal_attention.adaptive_blocks(T)
         node.meta["fields"] = {
-            "customOptions": np.frombuffer(causal_attention.pack(H**-0.5, sizes), np.uint8)
+            "customOptions": np.frombuffer(causal_attention.encode_options(H**-0.5, sizes), np.uint8)
         }
         node.meta["options"] = None
         graph.append(node)

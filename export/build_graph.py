@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from export.circle import convert
+from export.circle import convert_to_circle
 from export.model import LanguageModel
 from export.modules import ConcatenatedCacheModule, ExportModule, PrefillModule, StaticCacheModule
 from export.options import CacheForm, WeightsForm, WeightsType
@@ -99,7 +99,7 @@ def _build(
     checkpoint = open_checkpoint(directory)
     language_model = LanguageModel.read(directory, attn_implementation)
     matched = match_parameters(language_model, checkpoint)  # fail before tracing, which may take minutes
-    model = convert(graph_of(language_model))
+    model = convert_to_circle(graph_of(language_model))
     bind_parameters(model.graphs[0], matched, weights, dtype)
     deduplicate_constants(
         model, only=CheckpointTensor

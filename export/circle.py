@@ -14,7 +14,7 @@ import torch
 from export.fx_passes import drop_empty, quick_passes
 from export.model import summarize_error
 from export.modules import ExportModule
-from export.tensor_names import rename
+from export.tensor_names import rename_tensors
 from o2o.errors import ModelError, O2oError
 from o2o.formats import loads
 from o2o.model import Model, Signature
@@ -73,7 +73,7 @@ def compile_graph(graph: ExportModule) -> bytes:
             ) from error
 
 
-def convert(graph: ExportModule) -> Model:
+def convert_to_circle(graph: ExportModule) -> Model:
     """Compile a graph and name its inputs and outputs.
 
     Args:
@@ -93,7 +93,7 @@ def convert(graph: ExportModule) -> Model:
             f"TICO wrote {len(circle.inputs)} of {len(inputs)} inputs and {len(circle.outputs)} of "
             f"{len(graph.outputs)} outputs of {graph.signature}: export does not support this version of TICO"
         )
-    rename(circle, inputs, list(graph.outputs))
+    rename_tensors(circle, inputs, list(graph.outputs))
     circle.name = graph.signature
     for value in (*circle.inputs, *circle.outputs):
         role = {**graph.inputs, **graph.outputs}.get(value.name or "")

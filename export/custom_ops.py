@@ -10,7 +10,7 @@ from tico.serialize.operators.node_visitor import NodeVisitor, register_node_vis
 from tico.serialize.operators.utils import create_builtin_opcode, create_builtin_operator, get_op_index
 
 from export.flash_attention import attend, flash_attend
-from o2o.operators.causal_attention import NAME, FlashBlockSizes, pack
+from o2o.operators.causal_attention import NAME, FlashBlockSizes, encode_options
 
 
 @torch.library.custom_op("o2o::dynamic_update_slice", mutates_args=())
@@ -110,5 +110,5 @@ class CausalAttentionVisitor(NodeVisitor):
         index = self._op_codes.setdefault(code, len(self._op_codes))
         operator = create_builtin_operator(self.graph, index, [q, k, v, position], [node])
         blocks = FlashBlockSizes(q_block, kv_block) if q_block and kv_block else None  # type: ignore[arg-type]
-        operator.customOptions = list(pack(scale, blocks))  # type: ignore[arg-type]
+        operator.customOptions = list(encode_options(scale, blocks))  # type: ignore[arg-type]
         return operator

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from o2o.rewriting.builder import unique_name
 
 
-def rename(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def rename_tensors(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Name the values of a graph. Every name is unique.
 
     Args:

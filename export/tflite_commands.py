@@ -14,7 +14,7 @@ from export.options import FLASH, GROUPED, check_length
 from export.shell import export_command
 from o2o.errors import UsageError
 from o2o.operators.causal_attention import adaptive_blocks
-from o2o.quantization.recipes import NONE, find
+from o2o.quantization.recipes import NONE, find_recipe
 
 PIPE = """
 merge.circles.py {graphs} \\
@@ -76,7 +76,7 @@ class Conversion:
     capacity_flag: str = "--max-length"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "recipe", find(self.recipe).name)
+        object.__setattr__(self, "recipe", find_recipe(self.recipe).name)
         if not self.prefill_lengths or min(self.prefill_lengths) < 2:
             raise UsageError("a prefill reads 2 tokens or more; decode reads one")
         if self.buckets and not 0 < min(self.buckets) <= max(self.buckets) < self.capacity:

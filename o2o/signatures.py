@@ -50,7 +50,7 @@ class SignatureFacts:
     def of(
         cls, name: str, inputs: Iterable[tuple[Role, Sequence[int]]], outputs: Iterable[Role]
     ) -> SignatureFacts:
-        """Return the traits of a signature.
+        """Return the facts about a signature.
 
         Args:
             name: The signature's name.
@@ -58,7 +58,7 @@ class SignatureFacts:
             outputs: The role of each output that has one.
 
         Returns:
-            Its traits.
+            The facts.
         """
         tokens, takes_caches, capacity = None, False, 0
         for role, shape in inputs:
@@ -98,23 +98,23 @@ def classify(signatures: Sequence[tuple[S, SignatureFacts]]) -> Classified[S]:
     """Apply the rule of this module to signatures in any representation.
 
     Args:
-        signatures: Each signature with its traits, in the order of the file.
+        signatures: Each signature with its facts, in the order of the file.
 
     Returns:
         The same signatures, sorted into decode, prefills and buckets.
     """
-    best = max((traits.rank for _, traits in signatures if traits.can_decode), default=(False, 0))
+    best = max((facts.rank for _, facts in signatures if facts.can_decode), default=(False, 0))
     decodes = [pair for pair in signatures if pair[1].can_decode and pair[1].rank == best]
     if len(decodes) > 1:
         decodes = [pair for pair in decodes if pair[1].name == "decode"]
     prefills, buckets = [], []
     for pair in signatures:
-        traits = pair[1]
+        facts = pair[1]
         if pair in decodes[:1]:
             continue
-        if traits.can_decode and traits.gives_logits == best[0] and traits.capacity < best[1]:
+        if facts.can_decode and facts.gives_logits == best[0] and facts.capacity < best[1]:
             buckets.append(pair)
-        elif traits.tokens is not None:
+        elif facts.tokens is not None:
             prefills.append(pair)
     prefills.sort(key=lambda pair: pair[1].tokens or 0)
     buckets.sort(key=lambda pair: pair[1].capacity)
@@ -214,14 +214,14 @@ def capacity_of(signature: Signature) -> int:
     Returns:
         The largest number of rows of a cache input; 0 without caches, or without a known layout.
     """
-    return _traits(signature).capacity
+    return _facts_of(signature).capacity
 
 
 def _classified(model: Model) -> Classified[Signature]:
-    return classify([(signature, _traits(signature)) for signature in model.signatures])
+    return classify([(signature, _facts_of(signature)) for signature in model.signatures])
 
 
-def _traits(signature: Signature) -> SignatureFacts:
+def _facts_of(signature: Signature) -> SignatureFacts:
     inputs = [(role, shape_of(v)) for v in signature.inputs.values() if (role := role_of(v)) is not None]
     outputs = [role for v in signature.outputs.values() if (role := role_of(v)) is not None]
     return SignatureFacts.of(signature.name, inputs, outputs)

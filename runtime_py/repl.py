@@ -16,7 +16,7 @@ RESET = "/reset"
 HELP = f"each line is a message; Ctrl-C stops an answer, {RESET} starts a new conversation, Ctrl-D ends"
 
 
-def messages() -> Iterator[str]:
+def read_messages() -> Iterator[str]:
     """Read messages from stdin, on a terminal with a prompt and line editing.
 
     Yields:
@@ -34,7 +34,7 @@ def messages() -> Iterator[str]:
     print()
 
 
-def talk(
+def chat_loop(
     conversation: Conversation, only: str | None, stats: Stats | None, log: Callable[[str], None]
 ) -> int:
     """Answer the messages on stdin. Answers are printed while they are generated.
@@ -53,7 +53,7 @@ def talk(
     """
     survive_interrupts()
     code, hint = 0, f" ({RESET} starts a new conversation)" if only is None else ""
-    for message in messages() if only is None else [only]:
+    for message in read_messages() if only is None else [only]:
         if not message.strip():
             continue
         if message.strip() == RESET:

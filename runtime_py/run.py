@@ -141,9 +141,9 @@ def _run(args: argparse.Namespace) -> int:
             print(f"engine:  {package.loaded.description}", file=sys.stderr)
         if conversation is None:
             return _continue(package, prompt, args, options, stats)
-        from runtime_py.repl import talk
+        from runtime_py.repl import chat_loop
 
-        return talk(conversation, args.prompt, stats if args.stats else None, _log)
+        return chat_loop(conversation, args.prompt, stats if args.stats else None, _log)
 
 
 def _options(args: argparse.Namespace) -> GenerationOptions:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from o2o.check.subject import IoTensor, Subject
+from o2o.check.litert_runner import IoTensor, LiteRtRunner
 from o2o.cli.text import counted
 from o2o.errors import ModelError
 from o2o.model import Model
@@ -36,8 +36,8 @@ def check(before: Sequence[Model], after: Model, tolerance: float = TOLERANCE) -
     Raises:
         ModelError: An output differs (the first tensor that does is named), or the two cannot be compared.
     """
-    new = Subject(after, "the result")
-    olds = [(old, name) for old in (Subject(model, "the input") for model in before) for name in old.io]
+    new = LiteRtRunner(after, "the result")
+    olds = [(old, name) for old in (LiteRtRunner(model, "the input") for model in before) for name in old.io]
     new_names = _paired_signatures([name for _, name in olds], list(new.io))
     differences = [
         difference
@@ -95,9 +95,9 @@ def _role_key(tensor: IoTensor) -> tuple[str, int | None] | None:
 class _Comparison:
     """A signature of the old model and its counterpart in the new one, run at one position."""
 
-    old: Subject
+    old: LiteRtRunner
     name: str
-    new: Subject
+    new: LiteRtRunner
     new_name: str
     position: int
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from o2o.check import SEED, TOLERANCE, IoTensor, Subject
+from o2o.check import SEED, TOLERANCE, IoTensor, LiteRtRunner
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
 from o2o.formats.onnx_writer import write
@@ -85,8 +85,8 @@ class _CircleRunner:
     """The decode graph on LiteRT, one token at a time."""
 
     def __init__(self, model: Model, name: str) -> None:
-        self._subject, self._name = Subject(model, "the input"), name
-        inputs, outputs = self._subject.io[name]
+        self._runner, self._name = LiteRtRunner(model, "the input"), name
+        inputs, outputs = self._runner.io[name]
         self._inputs, self._outputs = _by_slot(inputs), _by_slot(outputs)
         self._caches = {
             slot: np.zeros(tensor.shape, tensor.dtype)
@@ -109,7 +109,7 @@ class _CircleRunner:
             name: np.broadcast_to(by_slot[slot], tensor.shape).astype(tensor.dtype)
             for slot, (name, tensor) in self._inputs.items()
         }
-        results = self._subject.run(self._name, feeds)
+        results = self._runner.run(self._name, feeds)
         for kind, layer in self._caches:
             name, _ = self._outputs[kind.removesuffix("_cache"), layer]
             self._caches[kind, layer] = results[name]

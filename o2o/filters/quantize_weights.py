@@ -13,7 +13,7 @@ from o2o.errors import UsageError
 from o2o.filters.base import Filter, Result
 from o2o.model import Model
 from o2o.quantization.quantize import MatrixResult, quantize
-from o2o.quantization.recipes import PARTS, RECIPES, find
+from o2o.quantization.recipes import PARTS, RECIPES, find_recipe
 from o2o.quantization.report import report, summary
 
 
@@ -67,26 +67,30 @@ class QuantizeWeights(Filter):
         parser.add_argument("--report", metavar="FILE", help="write errors and sizes to this file, as JSON")
 
     def check_arguments(self, args: argparse.Namespace) -> None:
-        find(args.recipe, args.embedding, args.head)
+        find_recipe(args.recipe, args.embedding, args.head)
         files = [Path(file).resolve() for file in (args.report, args.output) if file is not None]
         if len(set(files)) < len(files):
             raise UsageError(f"--report and -o are both {args.report}: one would replace the other")
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
-        self._results: list[MatrixResult] = quantize(model, find(args.recipe, args.embedding, args.head))
+        self._results: list[MatrixResult] = quantize(
+            model, find_recipe(args.recipe, args.embedding, args.head)
+        )
         return any(result.scheme for result in self._results)
 
     def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
         from o2o.check import TOLERANCE, check
 
         assert isinstance(result, Model)
-        return check(models, result, find(args.recipe, args.embedding, args.head).tolerance or TOLERANCE)
+        return check(
+            models, result, find_recipe(args.recipe, args.embedding, args.head).tolerance or TOLERANCE
+        )
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
         # The report comes last: errors are known when the weights have been streamed.
         with nullcontext() if args.report is None else streams.open_output(args.report) as sink:
             super().run(args, argv)
-            contents = report(find(args.recipe, args.embedding, args.head), self._results)
+            contents = report(find_recipe(args.recipe, args.embedding, args.head), self._results)
             self.log(summary(contents))
             if sink is not None:
                 sink.write((json.dumps(contents, indent=2) + "\n").encode())

@@ -86,7 +86,7 @@ def operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
     )
 
 
-def pack(scale: float, blocks: FlashBlockSizes | None) -> bytes:
+def encode_options(scale: float, blocks: FlashBlockSizes | None) -> bytes:
     """Encode the operator's options.
 
     Args:
@@ -102,7 +102,7 @@ def pack(scale: float, blocks: FlashBlockSizes | None) -> bytes:
     return bytes(flexbuffers.Dumps({"scale": float(scale), "q_block": q, "kv_block": kv}))
 
 
-def unpack(node: ir.Node) -> tuple[float, FlashBlockSizes | None]:
+def decode_options(node: ir.Node) -> tuple[float, FlashBlockSizes | None]:
     """Decode the operator's options.
 
     Args:

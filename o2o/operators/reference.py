@@ -60,7 +60,7 @@ def evaluate(value: ir.Value, known: Mapping[ir.Value, Array]) -> Array:
     return _Evaluation(known).value(value)
 
 
-def run(graph: ir.Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def run_graph(graph: ir.Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run a graph.
 
     Args:

@@ -15,7 +15,7 @@ from o2o.model import Model, quantization_constants, shape_of
 from o2o.quantization.error import QuantizationError
 from o2o.quantization.tensors import CHUNK
 from o2o.quantization.weight_uses import LM_HEAD_SUFFIX
-from o2o.rewriting.stacked_weights import Shapes, parts
+from o2o.rewriting.stacked_weights import Shapes, unstack
 
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -105,7 +105,7 @@ def _unstacked(constants: dict[str, ir.Value], shapes: Shapes) -> dict[str, ir.V
     return {
         name: part
         for whole, value in constants.items()
-        for name, part in ({whole: value} if whole in shapes else parts(value, shapes)).items()
+        for name, part in ({whole: value} if whole in shapes else unstack(value, shapes)).items()
     }
 
 

@@ -79,7 +79,7 @@ ALIASES = {
 PARTS = (FLOAT, *SCHEMES)  # the choices for embedding and LM head
 
 
-def find(name: str, embedding: str | None = None, lm_head: str | None = None) -> Recipe:
+def find_recipe(name: str, embedding: str | None = None, lm_head: str | None = None) -> Recipe:
     """Return a recipe by name.
 
     Args:

@@ -86,7 +86,7 @@ def stack_weights(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value | Non
     return value
 
 
-def parts(value: ir.Value, shapes: Shapes) -> dict[str, ir.Value]:
+def unstack(value: ir.Value, shapes: Shapes) -> dict[str, ir.Value]:
     """Split a stacked constant.
 
     Args:

@@ -11,7 +11,7 @@ from runtime_py.engines.engine import Engine
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.registry import ENGINES, EngineSpec
-from runtime_py.engines.selection import Choice, candidates
+from runtime_py.engines.selection import EngineChoice, candidates
 from runtime_py.engines.threads import default_threads
 
 
@@ -20,7 +20,7 @@ class LoadedEngine:
     """An engine that was loaded, why it was chosen, and its number of threads."""
 
     engine: Engine
-    choice: Choice
+    choice: EngineChoice
     threads: int
 
     @property

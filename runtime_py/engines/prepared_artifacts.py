@@ -50,17 +50,19 @@ def find_or_build(
         ModelError: The model itself is at fault, as `estimate_size` or `build` finds.
         OSError: The model's file cannot be read.
     """
-    key_parts = [engine, processor(), code(), *variant]
-    alias = digest([model.identity, *key_parts])
+    key_parts = [engine, processor_features(), code_digest(), *variant]
+    alias = cache_key([model.identity, *key_parts])
     known = cache.find_alias(alias)
-    key = known or digest([content(model.path), *key_parts])
+    key = known or cache_key([file_digest(model.path), *key_parts])
     if (entry := cache.get(key)) is not None:
         if not known and model.unchanged:
             cache.add_alias(key, alias)
         return entry
     try:
         size = estimate_size()
-        with cache.add(key, digest([str(model.path.resolve()), processor(), engine]), size) as entry:
+        with cache.add(
+            key, cache_key([str(model.path.resolve()), processor_features(), engine]), size
+        ) as entry:
             log(f"packing the weights once: up to {size / 1e9:.1f} GB into {cache.folder}")
             build(entry)
             if not model.unchanged:
@@ -73,7 +75,7 @@ def find_or_build(
     return cache.get(key)
 
 
-def content(file: Path) -> str:
+def file_digest(file: Path) -> str:
     """Return the SHA-256 of a file.
 
     Args:
@@ -87,7 +89,7 @@ def content(file: Path) -> str:
 
 
 @functools.cache
-def processor() -> list[str]:
+def processor_features() -> list[str]:
     """Identify the processor, which packing depends on.
 
     Returns:
@@ -102,7 +104,7 @@ def processor() -> list[str]:
 
 
 @functools.cache
-def code() -> str:
+def code_digest() -> str:
     """Identify the code that lowers models.
 
     Returns:
@@ -110,10 +112,10 @@ def code() -> str:
     """
     folders = [Path(o2o.__file__).parent, Path(__file__).parent]
     sources = sorted(source for folder in folders for source in folder.rglob("*.py"))
-    return digest(b"".join(source.read_bytes() for source in sources))
+    return cache_key(b"".join(source.read_bytes() for source in sources))
 
 
-def digest(value: object) -> str:
+def cache_key(value: object) -> str:
     """Return a disk cache key for a value.
 
     Args:

@@ -34,14 +34,14 @@ lower; XNNPACK multiplies quantized weights faster.
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """The name of an engine and the reason for choosing it, for display."""
 
     engine: str
     reason: str
 
 
-def candidates(model: ModelFile, options: EngineOptions) -> Iterator[Choice]:
+def candidates(model: ModelFile, options: EngineOptions) -> Iterator[EngineChoice]:
     """Yield the engines to try for a model.
 
     Args:
@@ -68,26 +68,26 @@ def candidates(model: ModelFile, options: EngineOptions) -> Iterator[Choice]:
     if not supporting:
         raise UsageError(_unsupported(model, able, options))
     if options.engine != AUTO:
-        yield Choice(options.engine, "requested")
+        yield EngineChoice(options.engine, "requested")
     elif len(able) == 1:
-        yield Choice(able[0].name, f"what runs {suffix} files")
+        yield EngineChoice(able[0].name, f"what runs {suffix} files")
     elif len(supporting) == 1:
         (only,) = supporting
         flags = ", ".join(f"--{name}" for name in sorted(options.requested))
-        yield Choice(only.name, f"the only engine that supports {flags}")
+        yield EngineChoice(only.name, f"the only engine that supports {flags}")
     else:
         yield from _by_speed(model, [spec.name for spec in supporting if spec.installed])
 
 
-def _by_speed(model: ModelFile, available: Sequence[str]) -> Iterator[Choice]:
+def _by_speed(model: ModelFile, available: Sequence[str]) -> Iterator[EngineChoice]:
     best = fastest(model)
     size = "small" if best == "onnx" else "larger"
     if best in available:
-        yield Choice(best, f"measured fastest for {size} models")
+        yield EngineChoice(best, f"measured fastest for {size} models")
     obstacle = "cannot run it" if best in available else "is not installed"
     for name in available:
         if name != best:
-            yield Choice(name, f"{best} is faster at this size, and {obstacle}")
+            yield EngineChoice(name, f"{best} is faster at this size, and {obstacle}")
 
 
 def _unsupported(model: ModelFile, specs: Sequence[EngineSpec], options: EngineOptions) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from export import build_graph
-from export.circle import convert
+from export.circle import convert_to_circle
 from export.model import LanguageModel
 from export.modules import PrefillModule
 from o2o import formats
@@ -240,7 +240,7 @@ def test_layers_that_pass_the_cache_by(demo: Path) -> None:
     model = LanguageModel.read(demo)
     model.layers = 5
     with pytest.raises(ModelError, match=r"^2 of the 5 layers of this llama model use a KV cache"):
-        convert(PrefillModule(model, 8))
+        convert_to_circle(PrefillModule(model, 8))
 
 
 @pytest.mark.parametrize("name", ["grouped", "flash", "flash:2,3"])

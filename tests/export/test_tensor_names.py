@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.tensor_names import rename
+from export.tensor_names import rename_tensors
 
 
 def test_names_tell_modules_and_are_unique() -> None:
@@ -23,7 +23,7 @@ def test_names_tell_modules_and_are_unique() -> None:
         [ids, up, down], last.outputs, nodes=[first, gate, scale, again, last], initializers=[half]
     )
 
-    rename(graph, ["input_ids", "layers.0.mlp.up.weight", "layers.0.mlp.down.weight"], ["logits"])
+    rename_tensors(graph, ["input_ids", "layers.0.mlp.up.weight", "layers.0.mlp.down.weight"], ["logits"])
 
     assert [v.name for v in graph.inputs] == [
         "input_ids",

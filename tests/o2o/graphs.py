@@ -1,4 +1,4 @@
-"""Little models for the tests of `o2o`, built in the IR; and `run`, which executes one on LiteRT.
+"""Little models for the tests of `o2o`, built in the IR; and `run_graph`, which executes one on LiteRT.
 
     graph = Graph("main")
     x = graph.input("x", [2, 4])
@@ -205,8 +205,8 @@ def assert_means_the_same(before: Model, after: Model) -> None:
     from o2o.operators import reference
 
     given = feeds(before)
-    expected = reference.run(before.graphs[0], given)
-    collected = reference.run(after.graphs[0], given)
+    expected = reference.run_graph(before.graphs[0], given)
+    collected = reference.run_graph(after.graphs[0], given)
     lowered = run(lower_to_litert(after), given)
     assert list(collected) == list(lowered) == list(expected)
     for name in expected:

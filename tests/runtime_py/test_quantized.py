@@ -11,7 +11,7 @@ import pytest
 from o2o import formats
 from o2o.model import Model, shape_of
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import RECIPES, find
+from o2o.quantization.recipes import RECIPES, find_recipe
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.disk_cache import DiskCache
@@ -52,7 +52,7 @@ def quantized_toy(request, tmp_path, monkeypatch):
         tables = {id(table): name for name, table in tables_of(model, known).items()}
         matrices = RECIPES[recipe].matrices
         scheme = matrices.name if matrices is not None and matrices.block else None
-        quantize(model, find(recipe, scheme, scheme))
+        quantize(model, find_recipe(recipe, scheme, scheme))
         for value in model.graphs[0].initializers.values():
             if id(value) in tables:
                 assert value.dtype == STORED[recipe]

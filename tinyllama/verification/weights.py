@@ -11,7 +11,7 @@ import onnx_ir as ir
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import Model, quantization_constants, shape_of
 from o2o.quantization.compare import dequantized, scales
-from o2o.rewriting.stacked_weights import Shapes, parts
+from o2o.rewriting.stacked_weights import Shapes, unstack
 from o2o.weights.stored_tensor import StoredTensor
 
 INT4 = ir.DataType.INT4
@@ -52,7 +52,7 @@ def weights_in(model: Model, parameters: Shapes) -> dict[str, ir.Value]:
         for graph in model.graphs
         for value in graph.initializers.values()
         if is_constant(value)
-        for name, part in parts(value, parameters).items()
+        for name, part in unstack(value, parameters).items()
         if name in parameters
     }
 

@@ -20,7 +20,7 @@ from o2o.lower.litert.sdpa import scaled_dot_product_attention, swap_heads
 from o2o.lower.rotate_halves import rotate_halves
 from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention
-from o2o.operators.causal_attention import FlashBlockSizes, adaptive_blocks, operands, unpack
+from o2o.operators.causal_attention import FlashBlockSizes, adaptive_blocks, decode_options, operands
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import producer_of
 from o2o.rewriting.rewire import replace_output
@@ -93,7 +93,7 @@ def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: 
         flash: Blocks to compute in; None for the sizes in the operator's options.
     """
     q, k, v, position = operands(node)
-    scale, own_blocks = unpack(node)
+    scale, own_blocks = decode_options(node)
     blocks = own_blocks if flash is None else _blocks(flash, shape_of(q)[2], shape_of(k)[2])
     old = node.outputs[0]
     op = Builder(graph, before=node, prefix=f"{old.name}/")

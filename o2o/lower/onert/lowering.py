@@ -22,7 +22,7 @@ from o2o.lower.onert.outputs import copy_shared_outputs
 from o2o.lower.onert.rms_norm import fuse_norms, legalize_rms_norm
 from o2o.lower.onert.rope import legalize_rope
 from o2o.lower.onert.split_v import legalize_split_v
-from o2o.lower.onert.supported_ops import check
+from o2o.lower.onert.supported_ops import check_supported
 from o2o.model import DOMAIN, Model, Signature, shape_of
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
@@ -98,7 +98,7 @@ def lower_to_onert(model: Model) -> Summary:
     graph.meta["loose"] = []
     _order_inputs_and_outputs(decode)
     for node in graph:
-        check(model, graph, node)
+        check_supported(model, graph, node)
     _check_outputs(model, graph)
     _check_size(graph)
     return Summary(dropped, before, len(graph))

@@ -46,7 +46,7 @@ _ALTERNATIVES = {
 }
 
 
-def check(model: Model, graph: ir.Graph, node: ir.Node) -> None:
+def check_supported(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     """Check that onert computes a node correctly.
 
     Args:

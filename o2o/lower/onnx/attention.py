@@ -186,7 +186,7 @@ def lower_causal_attention(tokens: TokenValues, form: StandardForm, caches: Cach
         ModelError: It attends to other than caches, or from another position than the token's.
     """
     q, k, v, position = causal_attention.operands(node)
-    scale, _ = causal_attention.unpack(node)
+    scale, _ = causal_attention.decode_options(node)
     if not tokens.is_position(position):
         raise tokens.error(node, f"{position.name} is not the position of its token")
     _, N, _, H = shape_of(q)

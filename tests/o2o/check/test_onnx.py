@@ -13,7 +13,7 @@ from o2o.check.onnx import check
 from o2o.errors import ModelError
 from o2o.lower.onnx import lower_to_onnx
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import find
+from o2o.quantization.recipes import find_recipe
 from tests.o2o.filters.conftest import Command
 from tests.o2o.lower.onnx.decoders import Shape, decoder, plain
 from tests.o2o.lower.onnx.running import FORMS
@@ -36,7 +36,7 @@ def test_written_by_the_graph_itself() -> None:
 def test_quantized() -> None:
     def model():  # type: ignore[no-untyped-def]
         made = decoder()
-        quantize(made, find("dynamic_int8"))
+        quantize(made, find_recipe("dynamic_int8"))
         return formats.loads(formats.dumps(made))
 
     assert "the same" in check(model(), lower_to_onnx(model(), "ort"))

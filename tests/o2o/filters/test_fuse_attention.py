@@ -52,9 +52,9 @@ def test_every_form_is_fused_and_means_the_same(form: Form) -> None:
     assert operators(after)["SOFTMAX"] == 0
     after = reread(after)
     for position in positions(form):
-        expected = reference.run(before.graphs[0], feeds_at(form, position))
+        expected = reference.run_graph(before.graphs[0], feeds_at(form, position))
         feeds = feeds_at(form, position)
-        actual = reference.run(after.graphs[0], feeds)
+        actual = reference.run_graph(after.graphs[0], feeds)
         assert actual.keys() == {"y"} if form.contract_layout else expected.keys()
         for name in expected:
             now = actual[name] if name in actual else feeds[name.replace("present", "past")]
@@ -89,7 +89,7 @@ def test_the_cache_is_written_in_place_at_the_position(T: int) -> None:
     known = {value: feeds[value.name] for value in model.graphs[0].inputs}
     new = [reference.evaluate(value, known)[:, :, form.past :] for value in caches]
     fuse(model)
-    reference.run(model.graphs[0], feeds)
+    reference.run_graph(model.graphs[0], feeds)
     for name, rows in zip(("past_key_0", "past_value_0"), new, strict=True):
         assert_close(feeds[name][:, :, 2 : 2 + T], rows)
         assert (feeds[name][:, :, 2 + T :] == 1000).all()
@@ -141,8 +141,10 @@ def test_a_mask_of_a_written_cache_that_is_not_causal_stays(broken: str) -> None
     for position in positions(form):
         feeds = feeds_at(form, position)
         feeds = {name: np.where(array == 1000, array.dtype.type(2), array) for name, array in feeds.items()}
-        expected = reference.run(before.graphs[0], {name: array.copy() for name, array in feeds.items()})
-        assert_close(reference.run(after.graphs[0], feeds)["y"], expected["y"])
+        expected = reference.run_graph(
+            before.graphs[0], {name: array.copy() for name, array in feeds.items()}
+        )
+        assert_close(reference.run_graph(after.graphs[0], feeds)["y"], expected["y"])
         assert_close(feeds["past_key_0"], expected["present_key_0"])
 
 
@@ -162,9 +164,9 @@ def test_outputs_that_are_something_else_stay() -> None:
             model.graphs[0].outputs[1].meta["role"] = role
         fuse(after)
         feeds = feeds_at(form, 1)
-        actual = reference.run(reread(after).graphs[0], feeds)
+        actual = reference.run_graph(reread(after).graphs[0], feeds)
         assert actual.keys() == {"y", "present_key_0"}
-        expected = reference.run(before.graphs[0], feeds_at(form, 1))
+        expected = reference.run_graph(before.graphs[0], feeds_at(form, 1))
         assert_close(actual["present_key_0"], expected["present_key_0"])
     model = build(form)
     model.graphs[0].outputs[1] = model.graphs[0].outputs[1].producer().inputs[0]  # as it is joined, BTNH
@@ -181,11 +183,11 @@ def test_one_wrong_entry_of_a_mask_is_seen() -> None:
     numbers = mask.const_value.numpy().copy()
     numbers[0, 0, 1, 2] = 0
     mask.const_value = type(mask.const_value)(numbers, name="mask")
-    expected = reference.run(model.graphs[0], feeds_at(form, 0))
+    expected = reference.run_graph(model.graphs[0], feeds_at(form, 0))
     fuse(model)
     node = next(node for node in model.graphs[0] if node.op_type == "ATTENTION")
     assert node.inputs[7] is mask
-    assert_close(reference.run(model.graphs[0], feeds_at(form, 0))["y"], expected["y"])
+    assert_close(reference.run_graph(model.graphs[0], feeds_at(form, 0))["y"], expected["y"])
 
 
 def test_a_mask_wrong_at_one_position_keeps_a_concatenated_cache_alone() -> None:
@@ -244,8 +246,8 @@ def test_two_layers(join: str) -> None:
         feeds = feeds_at(form, position)
         others = feeds_at(form, position, seed=1)
         feeds |= {f"{name}_1": array for name, array in others.items() if "past" in name}
-        expected = reference.run(before.graphs[0], feeds)
-        actual = reference.run(reread(after).graphs[0], feeds)
+        expected = reference.run_graph(before.graphs[0], feeds)
+        actual = reference.run_graph(reread(after).graphs[0], feeds)
         for name in expected:
             assert_close(actual[name], expected[name])
 
@@ -271,8 +273,8 @@ def test_a_written_cache_may_be_given_out() -> None:
     before, after = build(form), build(form)
     assert fuse(after) == ["main: fused 1 attention block"]
     for position in positions(form):
-        expected = reference.run(before.graphs[0], feeds_at(form, position))
-        actual = reference.run(reread(after).graphs[0], feeds_at(form, position))
+        expected = reference.run_graph(before.graphs[0], feeds_at(form, position))
+        actual = reference.run_graph(reread(after).graphs[0], feeds_at(form, position))
         assert len(actual) == 3
         for name in expected:
             assert_close(actual[name], expected[name])
@@ -313,8 +315,8 @@ def test_exported_graphs_fuse_in_every_layer(exported_model, shape: str, form: s
     last = {"concat": 29, "static": 31, "prefill_8": 24}.get(form, 0)
     for position in sorted({0, min(1, last), min(17, last), last}):
         feeds = exported_feeds(before, position)
-        expected = reference.run(before.graphs[0], {k: v.copy() for k, v in feeds.items()})
-        actual = reference.run(after.graphs[0], feeds)
+        expected = reference.run_graph(before.graphs[0], {k: v.copy() for k, v in feeds.items()})
+        actual = reference.run_graph(after.graphs[0], feeds)
         for name in expected:
             now = actual[name] if name in actual else feeds[name.replace("present", "past")]
             assert_close(now, expected[name], err_msg=name)

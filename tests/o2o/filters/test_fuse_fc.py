@@ -17,8 +17,8 @@ from o2o.lower.litert import lower_to_litert
 from o2o.model import Model, shape_of
 from o2o.quantization.compare import compare, dequantized
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import RECIPES, find
-from o2o.rewriting.stacked_weights import is_stacked, parts, stacked_part_of
+from o2o.quantization.recipes import RECIPES, find_recipe
+from o2o.rewriting.stacked_weights import is_stacked, stacked_part_of, unstack
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import Graph, operators, run, sign, weights
@@ -63,7 +63,7 @@ def assert_same(before: Model, after: Model) -> None:
 @pytest.mark.parametrize("recipe", ["none", *(r for r in RECIPES if r.startswith("dynamic"))])
 def test_one_product_for_all(command: Command, recipe: str) -> None:
     before = projections("qkv", "qkv")
-    quantize(before, find(recipe))
+    quantize(before, find_recipe(recipe))
     before = formats.loads(formats.dumps(before))
     after = command(before)
     assert command.said == "fuse.fc.py: fused 6 FULLY_CONNECTED into 2\n"
@@ -72,13 +72,13 @@ def test_one_product_for_all(command: Command, recipe: str) -> None:
     assert len(formats.dumps(after)) < len(formats.dumps(before)) + 3000, "no matrix is there twice"
     shapes = {f"{name}.weight": (rows, D) for name, rows in ROWS.items()}
     (joined,) = {name: v for name, v in constants(after).items() if is_stacked(v, shapes)}.values()
-    actual = parts(joined, shapes)
+    actual = unstack(joined, shapes)
     assert list(actual) == list(shapes)
     for name, value in actual.items():
         np.testing.assert_array_equal(dequantized(value), dequantized(constants(before)[name]))
     told = {stacked_part_of(node, shapes) for node in after.graphs[0] if node.op_type == "SLICE"}
     assert {name for _, name in told} == shapes.keys()
-    assert parts(joined, {"q.weight": (96, D)}) == {joined.name: joined}
+    assert unstack(joined, {"q.weight": (96, D)}) == {joined.name: joined}
     assert compare(before, after) == compare(after, before) == []
 
 
@@ -95,7 +95,7 @@ def test_a_graph_that_needs_less_shares_the_matrix(command: Command) -> None:
 
 def test_quantized_files_are_compared_by_their_parts(command: Command) -> None:
     plain, quantized = projections("qkv"), projections("qkv")
-    quantize(quantized, find("dynamic_int8"))
+    quantize(quantized, find_recipe("dynamic_int8"))
     apart = compare(plain, quantized)
     together = compare(plain, command(quantized))
     assert [one.name for one in together] == [one.name for one in apart] == [f"{n}.weight" for n in "qkv"]
@@ -113,7 +113,7 @@ def test_what_is_left_alone(command: Command, left: dict[str, str]) -> None:
 
 def test_matrices_of_different_kinds_stay_apart(command: Command) -> None:
     before = projections("qk")
-    quantize(before, find("dynamic_int8"))
+    quantize(before, find_recipe("dynamic_int8"))
     float32 = projections("q").graphs[0].initializers["q.weight"]
     value = before.graphs[0].initializers["q.weight"]
     value.const_value, value.type = float32.const_value, float32.type

@@ -243,6 +243,6 @@ def test_exported_graphs_have_two_norms_a_layer_and_a_last_one(
     assert operators(after)["RSQRT"] == 0
     assert contract_of(after) == contract_of(again)
     given = exported_feeds(again, position=3)
-    expected = reference.run(again.graphs[0], given)
-    values = reference.run(after.graphs[0], given)
+    expected = reference.run_graph(again.graphs[0], given)
+    values = reference.run_graph(after.graphs[0], given)
     assert_close(values["logits"], expected["logits"])

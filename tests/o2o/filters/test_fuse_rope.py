@@ -241,6 +241,6 @@ def test_exported_graphs_have_two_rotations_a_layer(
     assert operators(after)["ROPE"] == 2 * operators(again)["SOFTMAX"]
     assert contract_of(after) == contract_of(again)
     given = exported_feeds(again, position=5)
-    expected = reference.run(again.graphs[0], given)
-    values = reference.run(after.graphs[0], given)
+    expected = reference.run_graph(again.graphs[0], given)
+    values = reference.run_graph(after.graphs[0], given)
     assert_close(values["logits"], expected["logits"])

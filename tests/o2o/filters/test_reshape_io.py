@@ -74,7 +74,7 @@ def test_as_many_elements_keep_the_meaning(shapes_: tuple[list[int], list[int]],
     given_ = feeds(before)
     expected = graphs.run(before, given_)
     reshaped = {name: array.reshape(shapes(graph.inputs)[0]) for name, array in given_.items()}
-    for found in (graphs.run(after, reshaped), reference.run(graph, reshaped)):
+    for found in (graphs.run(after, reshaped), reference.run_graph(graph, reshaped)):
         for name, array in expected.items():
             assert_close(found[name].reshape(old), array)
 
@@ -201,13 +201,13 @@ def test_a_cache_of_attention_gets_more_rows(command: Command, layout: str, told
     for position in (0, 1, 7 - T, 7, 12 - T):
         given_ = feeds_at(after, position)
         copies = [{name: array.copy() for name, array in given_.items()} for _ in range(3)]
-        found = reference.run(after.graphs[0], copies[0])
-        np.testing.assert_array_equal(found["y"], reference.run(expected.graphs[0], copies[1])["y"])
+        found = reference.run_graph(after.graphs[0], copies[0])
+        np.testing.assert_array_equal(found["y"], reference.run_graph(expected.graphs[0], copies[1])["y"])
         if position <= 7 - T:
             token = 2 if layout == "BNTH" else 1
             for name in ("past_key_0", "past_value_0"):
                 copies[2][name] = copies[2][name].take(range(7), token)
-            was = reference.run(before.graphs[0], copies[2])
+            was = reference.run_graph(before.graphs[0], copies[2])
             assert_close(found["y"], was["y"])
 
 
@@ -352,14 +352,16 @@ def test_the_guides_line_on_an_exported_graph(exported_model) -> None:
     static = formats.load(exported_model("demo", "static"))
     for position in range(32):
         given_ = exported_feeds(static, position)
-        expected = reference.run(static.graphs[0], {name: array.copy() for name, array in given_.items()})
+        expected = reference.run_graph(
+            static.graphs[0], {name: array.copy() for name, array in given_.items()}
+        )
         if position < 30:
             cut = {
                 name: array[:, :, :30].copy() if array.ndim == 4 else array for name, array in given_.items()
             }
-            was = reference.run(short.graphs[0], cut)
+            was = reference.run_graph(short.graphs[0], cut)
             assert_close(was["logits"], expected["logits"])
-        found = reference.run(after.graphs[0], given_)
+        found = reference.run_graph(after.graphs[0], given_)
         assert_close(found["logits"], expected["logits"])
         for name, array in given_.items():
             if array.ndim == 4:

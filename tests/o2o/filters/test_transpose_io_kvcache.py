@@ -37,8 +37,8 @@ def is_cache(name: str) -> bool:
 def assert_turned(before: Model, after: Model, given: dict[str, np.ndarray]) -> None:
     """The same numbers out, keys and values transposed; and the same written into the caches."""
     copy = {name: transposed(array) if is_cache(name) else array.copy() for name, array in given.items()}
-    expected = reference.run(before.graphs[0], given)
-    actual = reference.run(after.graphs[0], copy)
+    expected = reference.run_graph(before.graphs[0], given)
+    actual = reference.run_graph(after.graphs[0], copy)
     assert list(actual) == list(expected)
     for name, array in expected.items():
         assert_close(transposed(actual[name]) if is_cache(name) else actual[name], array)
@@ -65,7 +65,7 @@ def test_attention_takes_either_layout(command: Command, T: int, has_roles: bool
     lowered = lower_to_litert(formats.loads(formats.dumps(after)))
     given = fused_feeds_at(after, 2)
     actual = graphs.run(lowered, given)
-    assert_close(actual["y"], reference.run(after.graphs[0], given)["y"])
+    assert_close(actual["y"], reference.run_graph(after.graphs[0], given)["y"])
 
 
 @pytest.mark.parametrize("T", [1, 3])
@@ -92,7 +92,7 @@ def test_other_users_get_a_transpose(command: Command, join: str) -> None:
         given = feeds_at(form, position)
         assert_turned(before, after, given)
         copy = {name: transposed(array) if is_cache(name) else array for name, array in given.items()}
-        assert_close(graphs.run(after, copy)["y"], reference.run(before.graphs[0], given)["y"])
+        assert_close(graphs.run(after, copy)["y"], reference.run_graph(before.graphs[0], given)["y"])
 
 
 @pytest.mark.parametrize("join", ["concat", "slice"])
@@ -159,7 +159,7 @@ def test_there_and_back(command: Command, model: str) -> None:
     after = command(command(before), "--to", "BNTH")
     assert contract_of(after) == contract_of(before)
     assert [list(v.shape) for v in after.graphs[0].inputs] == [list(v.shape) for v in before.graphs[0].inputs]
-    expected, actual = (reference.run(model_.graphs[0], given()) for model_ in (before, after))
+    expected, actual = (reference.run_graph(model_.graphs[0], given()) for model_ in (before, after))
     for name in expected:
         assert_close(actual[name], expected[name])
 

@@ -19,7 +19,7 @@ from o2o.formats.tensors import SourceTensor
 from o2o.lower.onnx import lower_to_onnx
 from o2o.lower.onnx.lazy_tensors import UnsignedBlocks
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import find
+from o2o.quantization.recipes import find_recipe
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
 from tests.o2o.lower.onnx.running import Running
 from tests.tolerances import assert_close
@@ -31,7 +31,7 @@ BIG = Shape(D=128, I=256, V=301)
 def lowered(recipe: str = "none", form: str = "ort") -> ir.Model:
     model = decoder(BIG)
     if recipe != "none":
-        quantize(model, find(recipe))
+        quantize(model, find_recipe(recipe))
     return lower_to_onnx(formats.loads(formats.dumps(model)), form)
 
 

@@ -249,7 +249,7 @@ CASES = [*_binary(), *_unary(), *_select(), *_layout(), *_slices(), *_reductions
 def test_it_means_what_litert_computes(case: Case) -> None:
     model, feeds = case.model()
     expected = graphs.run(model, feeds)
-    actual = reference.run(model.graphs[0], feeds)
+    actual = reference.run_graph(model.graphs[0], feeds)
     assert list(actual) == list(expected)
     for name in expected:
         assert actual[name].dtype == expected[name].dtype
@@ -294,7 +294,7 @@ WITHOUT_MEANING = {
 def test_what_has_no_meaning_says_so(reason: str) -> None:
     model, feeds = WITHOUT_MEANING[reason].model()
     with pytest.raises(NotEvaluable, match=reason):
-        reference.run(model.graphs[0], feeds)
+        reference.run_graph(model.graphs[0], feeds)
 
 
 @pytest.mark.parametrize("which", ["weight", "result"])
@@ -307,7 +307,7 @@ def test_quantized_numbers_have_no_meaning(which: str) -> None:
     graph.output(y)
     {"weight": weight, "result": y}[which].meta["fields"] = {"quantization": graphs.per_channel([0.5])}
     with pytest.raises(NotEvaluable, match="quantized"):
-        reference.run(graph.ir, {"x": np.int8([1, 1, 1])})
+        reference.run_graph(graph.ir, {"x": np.int8([1, 1, 1])})
 
 
 def test_custom_operators_are_not_taken_for_builtins_of_their_name() -> None:
@@ -316,7 +316,7 @@ def test_custom_operators_are_not_taken_for_builtins_of_their_name() -> None:
     graph.node("ABS", [x], [y], domain=CUSTOM_DOMAIN)
     graph.output(y)
     with pytest.raises(NotEvaluable):
-        reference.run(graph.ir, {"x": np.float32([-1, 1])})
+        reference.run_graph(graph.ir, {"x": np.float32([-1, 1])})
 
 
 def test_an_input_with_numbers_of_its_own_is_no_constant() -> None:
@@ -386,7 +386,7 @@ def test_attention_one_number_at_a_time(layout: str) -> None:
         feeds["pos"] = np.array([start])
         operands += [None, *caches, graph.input("pos", [1], INT64)]
     graph.output(graph.op("ATTENTION", operands, [1, T, D], name="y"))
-    actual = reference.run(graph.ir, feeds)["y"]
+    actual = reference.run_graph(graph.ir, feeds)["y"]
     assert_close(actual[0], expected)
     if layout != "none":
         for name, cache in (("past_key_0", keys), ("past_value_0", values)):

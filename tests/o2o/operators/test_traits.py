@@ -43,7 +43,7 @@ def evaluate(op_type: str, operands: list[np.ndarray]) -> np.ndarray:
     graph.output(graph.op(op_type, inputs, shape, dtype, "y"))
     built = graph.model().graphs[0]
     assert is_elementwise(built[0])
-    return reference.run(built, {f"x{i}": x for i, x in enumerate(operands)})["y"]
+    return reference.run_graph(built, {f"x{i}": x for i, x in enumerate(operands)})["y"]
 
 
 @pytest.mark.parametrize("op_type", ELEMENTWISE)

@@ -14,7 +14,7 @@ from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_mana
 from o2o import formats
 from o2o.model import Model
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import find
+from o2o.quantization.recipes import find_recipe
 from o2o.quantization.schemes import Scheme
 from tests.o2o.graphs import FLOAT, INT32, Graph, run, weights
 from tests.o2o.quantization.models import constants, integers, meaning
@@ -64,7 +64,7 @@ def ours(recipe: str) -> Model:
     model = language_model()
     scheme = recipe.removeprefix("dynamic_")
     both = {"embedding": scheme, "lm_head": scheme} if scheme in INT4 else {}  # which are int8 with us
-    quantize(model, find(recipe, **both))
+    quantize(model, find_recipe(recipe, **both))
     return formats.loads(formats.dumps(model))
 
 
@@ -120,7 +120,7 @@ def test_blocks_of_nothing() -> None:
     graph = Graph("main")
     graph.output(graph.fc(graph.input("x", [2, D]), graph.constant("w", w), "y"))
     model = graph.model(format="tflite")
-    quantize(model, find("dynamic_int4_block32"))
+    quantize(model, find_recipe("dynamic_int4_block32"))
     value = constants(model)["w"]
     scales = value.meta["quantization_constants"]["scales"].const_value.numpy()
     assert (scales[3, 1:] == np.float16(2**-24)).all()

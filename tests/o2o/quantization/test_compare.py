@@ -10,7 +10,7 @@ from o2o import formats
 from o2o.errors import ModelError
 from o2o.quantization.compare import compare, dequantized
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import RECIPES, find
+from o2o.quantization.recipes import RECIPES, find_recipe
 from tests.o2o.graphs import weights
 from tests.o2o.quantization.models import D, F, constants, language_model, meaning
 
@@ -29,7 +29,7 @@ STORED = {
 @pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"none"}))
 def test_errors_are_those_of_quantizing(recipe, tied):
     before, after = language_model(tied=tied), language_model(tied=tied)
-    done = {one.name: one for one in quantize(after, find(recipe))}
+    done = {one.name: one for one in quantize(after, find_recipe(recipe))}
     after = formats.loads(formats.dumps(after))
     result = compare(before, after)
     apart = [one.name for one in result if one.name not in constants(before)]
@@ -50,7 +50,7 @@ def test_errors_are_those_of_quantizing(recipe, tied):
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 def test_what_constants_stand_for(recipe):
     model = language_model()
-    quantize(model, find(recipe))
+    quantize(model, find_recipe(recipe))
     model = formats.loads(formats.dumps(model))
     for value in constants(model).values():
         np.testing.assert_array_equal(dequantized(value), meaning(value))
@@ -58,7 +58,7 @@ def test_what_constants_stand_for(recipe):
 
 def test_zero_points_and_a_scale_for_all():
     model = language_model()
-    quantize(model, find("dynamic_int8"))
+    quantize(model, find_recipe("dynamic_int8"))
     value = constants(model)["up"]
     quantization = value.meta["fields"]["quantization"]
     quantization.scale, quantization.zeroPoint = np.array([0.5], np.float32), np.array([3])
@@ -72,7 +72,7 @@ def test_numbers_whose_squares_are_no_float32_count():
         tiny = ir.Tensor(1e-25 * weights(F, D), ir.DataType.FLOAT, name="up")
         for graph in model.graphs:
             graph.initializers["up"].const_value = tiny
-    quantize(after, find("dynamic_int8"))  # to zeros
+    quantize(after, find_recipe("dynamic_int8"))  # to zeros
     error = {one.name: one.error for one in compare(before, formats.loads(formats.dumps(after)))}["up"]
     assert (error.rms, error.max) == (1, 1)
 
@@ -80,14 +80,14 @@ def test_numbers_whose_squares_are_no_float32_count():
 def test_nothing_to_compare():
     assert compare(language_model(), language_model()) == []
     model = language_model()
-    quantize(model, find("dynamic_int8"))
+    quantize(model, find_recipe("dynamic_int8"))
     assert compare(model, model) == []
 
 
 def test_the_other_way_round():
     """Files given in the wrong order are not called the same."""
     before, after = language_model(), language_model()
-    quantize(after, find("dynamic_int8"))
+    quantize(after, find_recipe("dynamic_int8"))
     there, back = compare(before, after), compare(after, before)
     assert [one.name for one in there] == [one.name for one in back]
     for one, other in zip(there, back, strict=True):
@@ -97,7 +97,7 @@ def test_the_other_way_round():
 
 def test_a_model_of_something_else():
     before, after = language_model(), language_model()
-    quantize(after, find("float16"))
+    quantize(after, find_recipe("float16"))
     graph = before.graphs[0]
     up = graph.initializers["up"]
     up.name = "other"

@@ -9,16 +9,16 @@ import pytest
 from o2o.errors import ModelError
 from o2o.quantization.metadata import recorded_steps
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import find
+from o2o.quantization.recipes import find_recipe
 from tests.o2o.quantization.models import D, V, language_model
 from tests.o2o.quantization.test_quantize import written
 
 
 def test_what_was_done_is_recorded_each_time() -> None:
     model = language_model()
-    quantize(model, find("dynamic_int8", embedding="float"))
+    quantize(model, find_recipe("dynamic_int8", embedding="float"))
     model = written(model)
-    quantize(model, find("float16"))
+    quantize(model, find_recipe("float16"))
     first, second = recorded_steps(written(model))
     assert first["recipe"] == "dynamic_int8"
     assert (first["embedding"], first["tensors"]) == ("float", {"int8": 3})

@@ -14,7 +14,7 @@ from o2o.formats.tensors import is_quantized, storage_key
 from o2o.lower.litert import lower_to_litert
 from o2o.model import Format, Model
 from o2o.quantization.quantize import MatrixResult, quantize
-from o2o.quantization.recipes import RECIPES, find
+from o2o.quantization.recipes import RECIPES, find_recipe
 from tests.o2o import fused_graphs
 from tests.o2o.fused_graphs import Form
 from tests.o2o.graphs import FLOAT, INT32, INT64, SAMPLES, Graph, operators, run, sign, weights
@@ -43,7 +43,7 @@ def written(model: Model) -> Model:
 def test_no_recipe_makes_a_file_larger(recipe: str, tied: bool, format: Format) -> None:
     model = language_model(format, tied)
     before = len(formats.dumps(model))
-    done = quantize(model, find(recipe))
+    done = quantize(model, find_recipe(recipe))
     after = len(formats.dumps(model))
     reported = sum(one.after - one.before for one in done)
     assert after <= before
@@ -55,7 +55,7 @@ def test_no_recipe_makes_a_file_larger(recipe: str, tied: bool, format: Format) 
 def test_both_formats_say_the_same(recipe: str, tied: bool) -> None:
     """A quantized Circle file made TFLite, and back, keeps every number and scale."""
     model = language_model("circle", tied)
-    quantize(model, find(recipe))
+    quantize(model, find_recipe(recipe))
     first = {name: (value.dtype, meaning(value).tobytes()) for name, value in constants(model).items()}
     model = written(model)
     model.format = "tflite"
@@ -76,7 +76,7 @@ def test_both_formats_say_the_same(recipe: str, tied: bool) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_constants_of_several_graphs_stay_one(recipe: str, tied: bool) -> None:
     model = language_model(tied=tied)
-    quantize(model, find(recipe))
+    quantize(model, find_recipe(recipe))
     model = written(model)
     first, second = (constants(model, graph) for graph in (0, 1))
     assert len(first) == len(second)
@@ -88,7 +88,7 @@ def test_constants_of_several_graphs_stay_one(recipe: str, tied: bool) -> None:
 
 def test_a_gather_of_words_becomes_an_embedding_lookup() -> None:
     model = language_model()
-    quantize(model, find("dynamic_int8"))
+    quantize(model, find_recipe("dynamic_int8"))
     node = next(node for node in model.graphs[0] if node.op_type == "EMBEDDING_LOOKUP")
     ids, table = node.inputs
     assert ids is not None
@@ -112,7 +112,7 @@ def cut(model: Model, output: ir.Value) -> Model:
 
 def test_halves_are_looked_up_as_they_are() -> None:
     model = language_model()
-    quantize(model, find("float16"))
+    quantize(model, find_recipe("float16"))
     node = next(node for node in model.graphs[0] if node.op_type == "GATHER")
     table, rows = node.inputs[0], node.outputs[0]
     assert table is not None
@@ -122,7 +122,7 @@ def test_halves_are_looked_up_as_they_are() -> None:
 
 def test_weight_only_computes_in_float() -> None:
     model = language_model()
-    quantize(model, find("weight_only_int8"))
+    quantize(model, find_recipe("weight_only_int8"))
     for graph in model.graphs:
         for node in graph:
             if node.op_type == "FULLY_CONNECTED":
@@ -136,7 +136,7 @@ def test_weight_only_computes_in_float() -> None:
 def test_versions(recipe: str, expected: int) -> None:
     """Those of LiteRT's converter: `op_version.cc`."""
     model = language_model()
-    quantize(model, find(recipe))
+    quantize(model, find_recipe(recipe))
     assert {n.version for n in model.graphs[0] if n.outputs[0].name == "middle"} == {expected}
 
 
@@ -161,7 +161,7 @@ def test_embedding_and_head_on_their_own(
     recipe: str, flags: dict[str, str], expected: dict[str, Any]
 ) -> None:
     model = language_model()
-    done = by_name(quantize(model, find(recipe, **flags)))
+    done = by_name(quantize(model, find_recipe(recipe, **flags)))
     schemes = {name: one.scheme.name if one.scheme else None for name, one in done.items()}
     assert {name: schemes[name] for name in expected} == expected
     assert done["head"].parts == ["head"]
@@ -181,7 +181,7 @@ def off(result: np.ndarray, exact: np.ndarray) -> float:
 )
 def test_tied_tables_take_the_better_scheme(flags: dict[str, str], expected: str | None) -> None:
     model = language_model(tied=True)
-    one = by_name(quantize(model, find("dynamic_int4_block32", **flags)))["embed"]
+    one = by_name(quantize(model, find_recipe("dynamic_int4_block32", **flags)))["embed"]
     assert one.parts == ["embedding", "head"]
     assert (one.scheme.name if one.scheme else None) == expected
     if expected:
@@ -198,7 +198,7 @@ def test_halves_that_are_there_already_are_quantized_too() -> None:
     graph.output(graph.fc(x, full, "y"))
     for recipe, expected in (("dynamic_int8", 0), ("weight_only_int8", 1)):
         model = formats.loads(formats.dumps(graph.model()))
-        quantize(model, find(recipe))
+        quantize(model, find_recipe(recipe))
         assert operators(model)["DEQUANTIZE"] == expected
         (value,) = constants(model).values()
         assert value.dtype == ir.DataType.INT8
@@ -220,7 +220,7 @@ def test_attention_takes_quantized_weights(form: Form, recipe: str, monkeypatch:
     model = fused_graphs.attention(form)
     feeds = fused_graphs.feeds_at(model, 2)
     meant = formats.loads(formats.dumps(model))
-    done = quantize(model, find(recipe))
+    done = quantize(model, find_recipe(recipe))
     assert [one.parts for one in done if one.scheme] == [["matrix"]] * 4
     for name, value in constants(model).items():
         meant.graphs[0].initializers[name].const_value = ir.Tensor(meaning(value), name=name)
@@ -236,7 +236,7 @@ def test_attention_takes_quantized_weights(form: Form, recipe: str, monkeypatch:
 def only(model: Model, recipe: str = "dynamic_int8") -> MatrixResult:
     """What became of the only matrix, of which nothing did."""
     before = formats.dumps(model)
-    (one,) = quantize(model, find(recipe))
+    (one,) = quantize(model, find_recipe(recipe))
     assert formats.dumps(model) == before
     assert one.scheme is None
     assert one.before == one.after
@@ -248,7 +248,7 @@ def test_weights_that_are_no_constant_are_no_candidates() -> None:
     x, w = graph.input("x", [2, 64]), graph.input("w", [32, 64])
     graph.output(graph.fc(x, w, "y"))
     model = graph.model()
-    assert quantize(model, find("dynamic_int8")) == []
+    assert quantize(model, find_recipe("dynamic_int8")) == []
     assert model.metadata == []
 
 
@@ -278,7 +278,7 @@ def test_weights_of_more_axes_stay() -> None:
     w = graph.constant("w", weights(32, 64).reshape(1, 1, 32, 64))
     graph.output(graph.op("FULLY_CONNECTED", [graph.input("x", [2, 64]), w, None], [2, 32], name="y"))
     model = graph.model()
-    assert quantize(model, find("dynamic_int8")) == []
+    assert quantize(model, find_recipe("dynamic_int8")) == []
 
 
 def test_tables_that_are_not_of_words_stay() -> None:
@@ -290,15 +290,15 @@ def test_tables_that_are_not_of_words_stay() -> None:
         graph.op("GATHER", [graph.constant("cos", weights(64, 64)), position], [1, 64], FLOAT, **rows)
     )
     model = graph.model()
-    assert quantize(model, find("dynamic_int8")) == []
+    assert quantize(model, find_recipe("dynamic_int8")) == []
 
 
 def test_what_is_quantized_already_stays() -> None:
     model = language_model()
-    quantize(model, find("dynamic_int8"))
+    quantize(model, find_recipe("dynamic_int8"))
     model = written(model)
     before = formats.dumps(model)
-    assert quantize(model, find("dynamic_int4_block32")) == []
+    assert quantize(model, find_recipe("dynamic_int4_block32")) == []
     assert formats.dumps(model) == before
 
 
@@ -307,7 +307,7 @@ def test_what_is_quantized_already_stays() -> None:
 def test_anything_that_a_file_can_hold(sample: str, recipe: str) -> None:
     model = SAMPLES[sample]()
     before = len(formats.dumps(model))
-    done = quantize(model, find(recipe))
+    done = quantize(model, find_recipe(recipe))
     if any(one.scheme for one in done):
         assert len(formats.dumps(model)) < before
         assert any(is_quantized(v) or v.dtype == HALF for v in model.graphs[0].initializers.values())
@@ -318,7 +318,7 @@ def test_anything_that_a_file_can_hold(sample: str, recipe: str) -> None:
 def test_a_head_apart_from_the_embedding() -> None:
     """Each is stored as its own part of the recipe says; what has no head stays as it was."""
     model = language_model(tied=True)
-    done = by_name(quantize(model, find("dynamic_int4_block32_head")))
+    done = by_name(quantize(model, find_recipe("dynamic_int4_block32_head")))
     assert (done["embed"].scheme.name, done["embed"].parts) == ("int8", ["embedding"])
     assert (done["embed_head"].scheme.name, done["embed_head"].parts) == ("int4_block32", ["head"])
     assert done["embed_head"].before == 0, "it was not there"
@@ -327,5 +327,5 @@ def test_a_head_apart_from_the_embedding() -> None:
     assert stored["embed"] == ir.DataType.INT8
     assert stored["embed_head"] == ir.DataType.INT4
     untied = language_model()
-    assert "head" in by_name(quantize(untied, find("dynamic_int4_block32_head")))
+    assert "head" in by_name(quantize(untied, find_recipe("dynamic_int4_block32_head")))
     assert not any(name.endswith("_head") for name in constants(untied))

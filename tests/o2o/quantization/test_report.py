@@ -6,14 +6,14 @@ import json
 
 from o2o import formats
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import find
+from o2o.quantization.recipes import find_recipe
 from o2o.quantization.report import report, summary
 from tests.o2o.quantization.models import language_model
 
 
 def test_a_report() -> None:
     model = language_model()
-    recipe = find("dynamic_int8", embedding="float")
+    recipe = find_recipe("dynamic_int8", embedding="float")
     results = quantize(model, recipe)
     formats.dumps(model)  # errors are known once the tensors are written
     contents = json.loads(json.dumps(report(recipe, results)))
@@ -31,7 +31,7 @@ def test_a_report() -> None:
 
 
 def test_nothing_to_quantize() -> None:
-    recipe = find("none")
+    recipe = find_recipe("none")
     assert summary(report(recipe, [])) == "the model has no float weights"
     unchanged = summary(report(recipe, quantize(language_model(), recipe)))
     assert unchanged == "4 tensors not quantized: the recipe has no scheme for it"

@@ -43,7 +43,7 @@ def decode(model: Model) -> Signature:
 def outputs(signature: Signature, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a signature: its outputs, and its caches afterwards."""
     given = {value.name or "": feeds[name] for name, value in signature.inputs.items()}
-    actual = reference.run(signature.graph, given)
+    actual = reference.run_graph(signature.graph, given)
     made = {name: actual[value.name or ""] for name, value in signature.outputs.items()}
     return made | {name: array for name, array in feeds.items() if array.ndim == 4}
 
@@ -195,7 +195,7 @@ def test_what_the_near_misses_miss() -> None:
         "row": np.ones((1, 1, 1, 4), np.float32),
     }
     cut = feeds | {"past_value_0": feeds["past_value_0"][:, :, :3]}
-    whole, part = (reference.run(g, f)["y"] for g, f in zip(model.graphs, (feeds, cut), strict=True))
+    whole, part = (reference.run_graph(g, f)["y"] for g, f in zip(model.graphs, (feeds, cut), strict=True))
     assert_close(part, whole)
 
 

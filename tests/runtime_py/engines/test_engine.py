@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime_py.engines.registry import installed
-from runtime_py.engines.selection import Choice
+from runtime_py.engines.selection import EngineChoice
 from runtime_py.generation.session import Session
 from tests.runtime_py.engines.conftest import S
 from tests.tolerances import assert_close
@@ -17,7 +17,7 @@ def test_greedy_tokens_are_those_of_transformers(pipeline_package, reference, en
     text, expected = reference
     started = pipeline_package.engine(threads=1, engine=engine)
     session = started.open_session()
-    assert (started.capacity, pipeline_package.loaded.choice) == (S, Choice(engine, "requested"))
+    assert (started.capacity, pipeline_package.loaded.choice) == (S, EngineChoice(engine, "requested"))
     for length, tokens in expected.items():
         logits = session.prefill(text[:length])
         greedy = [int(logits.argmax())]

@@ -12,7 +12,7 @@ from runtime_py.engines import selection
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.registry import ENGINES, installed
-from runtime_py.engines.selection import Choice, candidates
+from runtime_py.engines.selection import EngineChoice, candidates
 from runtime_py.package import Package
 from tests.runtime_py.engines.conftest import S
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
@@ -62,7 +62,7 @@ def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
     ]
     opened = Package.load(file)
     opened.engine().close()
-    assert opened.loaded.choice == Choice("litert", "onnx is faster at this size, and cannot run it")
+    assert opened.loaded.choice == EngineChoice("litert", "onnx is faster at this size, and cannot run it")
 
 
 @needs_onnx
@@ -89,7 +89,7 @@ def test_a_quantized_model_of_the_same_bytes_is_a_larger_one(tmp_path, monkeypat
 
 def test_buckets_choose_an_engine_that_has_them(pipeline_package):
     engine = pipeline_package.engine(buckets=[8])
-    assert pipeline_package.loaded.choice == Choice("litert", "the only engine that supports --buckets")
+    assert pipeline_package.loaded.choice == EngineChoice("litert", "the only engine that supports --buckets")
     assert list(engine.contract.decodes) == [8, S]
     engine.close()
 

@@ -6,7 +6,7 @@ import pytest
 
 from o2o import formats
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import find
+from o2o.quantization.recipes import find_recipe
 from runtime_py.model.weight_dtype import onnx_weight_dtype, weight_dtype
 from tests.runtime_py import toy
 from tests.runtime_py.toy import Toy
@@ -22,7 +22,7 @@ def test_the_recipe_that_is_recorded(recipe, monkeypatch):
     monkeypatch.setattr(toy, "HEAD", 64)
     monkeypatch.setattr(toy, "WIDTH", 128)
     model = formats.loads(Toy(vocab=300).file)
-    quantize(model, find(recipe, None, None))
+    quantize(model, find_recipe(recipe, None, None))
     assert weight_dtype(model) == recipe.replace("_", " ")
 
 

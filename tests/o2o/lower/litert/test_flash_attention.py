@@ -15,7 +15,13 @@ from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
 from o2o.lower.litert import lower_to_litert
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
-from o2o.operators.causal_attention import NAME, FlashBlockSizes, adaptive_blocks, pack, unpack
+from o2o.operators.causal_attention import (
+    NAME,
+    FlashBlockSizes,
+    adaptive_blocks,
+    decode_options,
+    encode_options,
+)
 from tests.tolerances import assert_close
 
 
@@ -38,7 +44,7 @@ def causal_model(
     for layer in range(layers):
         y = ir.Value(name=f"y{layer}", shape=ir.Shape((1, T, N, H)), type=ir.TensorType(ir.DataType.FLOAT))
         node = ir.Node(CUSTOM_DOMAIN, NAME, list(inputs.values()), outputs=[y])
-        node.meta["fields"] = {"customOptions": np.frombuffer(pack(H**-0.5, blocks), np.uint8)}
+        node.meta["fields"] = {"customOptions": np.frombuffer(encode_options(H**-0.5, blocks), np.uint8)}
         node.meta["options"] = None
         graph.append(node)
         graph.outputs.append(y)
@@ -140,7 +146,7 @@ def test_adaptive_blocks() -> None:
 @pytest.mark.parametrize("blocks", [None, FlashBlockSizes(64, 512)])
 def test_options_survive(blocks: FlashBlockSizes | None) -> None:
     (node,) = causal_model(1, 2, 1, 1, 4, blocks).graphs[0]
-    assert unpack(node) == (0.5, blocks)
+    assert decode_options(node) == (0.5, blocks)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_blocks_as_they_are_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [None, b"", b"\x01\x02\x03", b"\x05\x04\x01", pack(1.0, FlashBlockSizes(-4, 8))]
+    "options", [None, b"", b"\x01\x02\x03", b"\x05\x04\x01", encode_options(1.0, FlashBlockSizes(-4, 8))]
 )
 def test_damaged_options(options: bytes | None) -> None:
     model = causal_model(1, 2, 1, 1, 4, None)

@@ -38,7 +38,7 @@ def assert_lowers(form: Form, flash: FlashBlocks = None) -> None:
         given_ = feeds_at(before, position)
         found = graphs.run(after, given_)
         caches = {name: array.copy() for name, array in given_.items() if name.startswith("past_")}
-        expected = reference.run(before.graphs[0], {**given_, **caches})  # which writes into the caches
+        expected = reference.run_graph(before.graphs[0], {**given_, **caches})  # which writes into the caches
         assert_close(found["y"], expected["y"])
         for name, cache in caches.items():
             assert_close(found[name.replace("past", "present")], cache)
@@ -200,7 +200,7 @@ def test_an_attention_whose_result_is_dead_still_fills_its_caches() -> None:
     model.signatures[0].outputs = {"x": x}
     given_ = feeds_at(model, 2)
     expected = {name: array.copy() for name, array in given_.items()}
-    reference.run(graph, expected)
+    reference.run_graph(graph, expected)
     found = graphs.run(lower_to_litert(model), given_)
     for kind in ("key", "value"):
         assert_close(found[f"present_{kind}_0"], expected[f"past_{kind}_0"])
@@ -216,7 +216,7 @@ def test_rms_norm(x: tuple[int, ...]) -> None:
         return graph.model()
 
     given_ = feeds(build())
-    expected = reference.run(build().graphs[0], given_)["y"]
+    expected = reference.run_graph(build().graphs[0], given_)["y"]
     assert_close(graphs.run(lower_to_litert(build()), given_)["y"], expected)
 
 
@@ -229,7 +229,7 @@ def test_rope(table: tuple[int, ...]) -> None:
         return graph.model()
 
     given_ = feeds(build())
-    expected = reference.run(build().graphs[0], given_)["y"]
+    expected = reference.run_graph(build().graphs[0], given_)["y"]
     assert_close(graphs.run(lower_to_litert(build()), given_)["y"], expected)
 
 
@@ -278,7 +278,7 @@ def test_a_cache_that_is_no_input_is_refused() -> None:
     with pytest.raises(ModelError, match="in place, which is not an input of decode"):
         lower_to_litert(model)
     with pytest.raises(reference.NotEvaluable, match="on a computed cache"):
-        reference.run(graph.ir, feeds_at(model, 0))
+        reference.run_graph(graph.ir, feeds_at(model, 0))
 
 
 @pytest.mark.parametrize("when", ["before", "behind"])
@@ -292,7 +292,7 @@ def test_who_reads_a_cache_sees_what_is_in_it_then(when: str) -> None:
         graph.ir.insert_before(node, [look.producer() for look in looks])  # type: ignore[misc]
     graph.output(*looks)
     given_ = feeds_at(model, 3)
-    expected = reference.run(graph.ir, {name: array.copy() for name, array in given_.items()})
+    expected = reference.run_graph(graph.ir, {name: array.copy() for name, array in given_.items()})
     found = graphs.run(lower_to_litert(model), given_)
     for name in ("y", "look8", "look9"):
         assert_close(found[name], expected[name])
@@ -385,7 +385,7 @@ def test_decode_step_by_step_gives_the_logits_of_prefill(
         decode_of(exported_model, shape, form, layout),
     )
     ids = exported_feeds(prefill, 0)["input_ids"]
-    expected = reference.run(prefill.graphs[0], {"input_ids": ids})
+    expected = reference.run_graph(prefill.graphs[0], {"input_ids": ids})
     merged = lower_to_litert(MergeCircles().merged([prefill, decode], ["prefill.circle", "decode.circle"]))
     engine = graphs.interpreter(formats.dumps(merged))
     run_prefill, run_decode = (engine.get_signature_runner(name) for name in ("prefill", "decode"))
@@ -410,7 +410,7 @@ def test_a_prompt_in_pieces_gives_the_logits_of_one(exported_model, shape: str, 
     """The last piece at the last position that there is; pieces may overlap."""
     whole = formats.load(exported_model(shape, "prefill"))
     ids = exported_feeds(whole, 0)["input_ids"]
-    expected = reference.run(whole.graphs[0], {"input_ids": ids})
+    expected = reference.run_graph(whole.graphs[0], {"input_ids": ids})
     model = lower_to_litert(
         formats.loads(formats.dumps(decode_of(exported_model, shape, "prefill_8", layout)))
     )

@@ -18,7 +18,7 @@ from o2o.lower.onert import Summary, lower_to_onert, lowering
 from o2o.model import CUSTOM_DOMAIN, Model, shape_of
 from o2o.operators import reference
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import find
+from o2o.quantization.recipes import find_recipe
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.topological_sort import topological_sort
 from tests.o2o.fused_graphs import Form, attention, feeds_at
@@ -57,7 +57,7 @@ def expected_of(model: Model, given: Arrays, position: int) -> dict[str, np.ndar
     """The outputs of decode by role or name, of caches only the row at `position` [1, K, 1, H]."""
     graph = decode_of(model)
     fed = {name: array.copy() for name, array in given.items()}
-    found = reference.run(graph, fed)  # which writes into the caches
+    found = reference.run_graph(graph, fed)  # which writes into the caches
     written = {v.name or "": fed[v.name or ""] for v in graph.inputs if role_of(v) is not None}
     rows = {}
     for value, array in [
@@ -112,7 +112,7 @@ def test_attention_by_the_reference(form: Form) -> None:
     assert not {"ATTENTION", "DYNAMIC_UPDATE_SLICE"} & set(operators(after))
     for position in (0,) if form.pos is None else (0, 1, form.S - 1):
         given_ = feeds_at(before, position)
-        found = by_role(after, reference.run(after.graphs[0], in_layouts_of(given_, before, after)))
+        found = by_role(after, reference.run_graph(after.graphs[0], in_layouts_of(given_, before, after)))
         assert list(found) == ["key 0", "value 0", "y"]
         assert_the_same(found, expected_of(before, given_, position))
 
@@ -170,7 +170,7 @@ def test_updates_of_one_row_in_place() -> None:
         given_["cache_position"] = np.int64([position])
         expected = expected_of(language_model(), given_, position)
         fed = in_layouts_of(given_, language_model(), after)
-        for found in (reference.run(after.graphs[0], fed), run(after, fed)):
+        for found in (reference.run_graph(after.graphs[0], fed), run(after, fed)):
             rows = by_role(after, found)
             assert list(rows) == ["logits", "key 0", "value 0"]
             assert_the_same(rows, expected)
@@ -207,7 +207,7 @@ def quantized(recipe: str) -> Model:
     x = graph.op("GATHER", [table, ids], [1, 1, 64], FLOAT, axis=0)
     graph.output(graph.fc(x, graph.constant("head", weights(200, 64, seed=1)), "logits"))
     model = graph.model()
-    quantize(model, find(recipe, None, None))
+    quantize(model, find_recipe(recipe, None, None))
     return model
 
 
@@ -291,7 +291,7 @@ def test_rotations(shape: tuple[int, ...], tables: tuple[int, ...], stays: bool)
     after = legalized(rotating(shape, tables))
     assert operators(after)["ROPE"] == stays
     given_ = feeds(after)
-    expected = reference.run(rotating(shape, tables).graphs[0], given_)
+    expected = reference.run_graph(rotating(shape, tables).graphs[0], given_)
     assert_the_same(run(after, given_), expected)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.lower.litert import lower_to_litert
-from o2o.lower.onert.supported_ops import DTYPES, check
+from o2o.lower.onert.supported_ops import DTYPES, check_supported
 from o2o.model import Model
 from o2o.operators import reference
 from tests.o2o import graphs
@@ -225,7 +225,7 @@ def cases() -> list[Case]:
 def expected(case: Case) -> list[np.ndarray]:
     graph = case.model.graphs[0]
     try:
-        return list(reference.run(graph, case.feeds).values())
+        return list(reference.run_graph(graph, case.feeds).values())
     except reference.NotEvaluable:
         return list(graphs.run(lower_to_litert(case.model), case.feeds).values())
 
@@ -237,7 +237,7 @@ def test_onert_computes_them_and_right() -> None:
     for case, found in zip(all_, run_all([(case.model, case.feeds) for case in all_]), strict=True):
         model = case.model
         for node in model.graphs[0]:
-            check(model, model.graphs[0], node)
+            check_supported(model, model.graphs[0], node)
         if isinstance(found, str):
             wrong.append(f"{case.name}: {found}")
             continue

@@ -126,7 +126,9 @@ def plain() -> Model:
         written.append(new)
     y = graph.value("attended", [1, 1, K, H])
     node = graph.node(causal_attention.NAME, [heads, *written, position], [y], domain=CUSTOM_DOMAIN)
-    node.meta["fields"] = {"customOptions": np.frombuffer(causal_attention.pack(H**-0.5, None), np.uint8)}
+    node.meta["fields"] = {
+        "customOptions": np.frombuffer(causal_attention.encode_options(H**-0.5, None), np.uint8)
+    }
     flat = graph.op("RESHAPE", [y, graph.constant("flat", np.int32([1, 1, K * H]))], [1, 1, K * H])
     logits = graph.fc(flat, graph.constant("head", weights(V, K * H, seed=1)), "logits")
     logits.meta["role"] = Role("logits")
@@ -141,7 +143,7 @@ def answers(model: Model, ids: Sequence[int]) -> np.ndarray:
     Quantized constants count as what they stand for.
     """
     _widen(model.graphs[-1])
-    return _fed(model.graphs[-1], ids, partial(reference.run, model.graphs[-1]))
+    return _fed(model.graphs[-1], ids, partial(reference.run_graph, model.graphs[-1]))
 
 
 def on_litert(model: Model, ids: Sequence[int]) -> np.ndarray:

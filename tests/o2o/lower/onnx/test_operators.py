@@ -205,7 +205,7 @@ def test_by_token(name: str, logits: str) -> None:
 def test_in_front_of_the_other_axes() -> None:
     """Quantized models have an axis more in front."""
     from o2o.quantization.quantize import quantize
-    from o2o.quantization.recipes import find
+    from o2o.quantization.recipes import find_recipe
 
     shape = Shape(layers=1, D=64, I=64, V=19, S=9)
     ids = [3, 1, 4, 1]
@@ -219,7 +219,7 @@ def test_in_front_of_the_other_axes() -> None:
     ):
         models = [with_operator(OPERATORS[name], shape) for _ in range(2)]
         for model in models:
-            quantize(model, find("weight_only_int8"))
+            quantize(model, find_recipe("weight_only_int8"))
         expected = answers(models[0], ids)
         found = Running(checked(models[1], "ort", logits="all")).step(ids, 0)[0]
         assert_close(found, expected)

@@ -11,7 +11,7 @@ import pytest
 from o2o import formats
 from o2o.model import Model
 from o2o.quantization.quantize import quantize
-from o2o.quantization.recipes import find
+from o2o.quantization.recipes import find_recipe
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder, on_litert
 from tests.o2o.lower.onnx.running import FORMS, Running, checked, chunks
 from tests.tolerances import assert_close
@@ -31,7 +31,7 @@ ODD = Shape(N=6, H=10, D=48, I=72, tied=True)  # no whole blocks: rows are fille
 
 def quantized(shape: Shape, recipe: str, **parts: str) -> Model:
     model = decoder(shape)
-    done = quantize(model, find(recipe, **parts))
+    done = quantize(model, find_recipe(recipe, **parts))
     assert any(one.scheme is not None for one in done)
     return formats.loads(formats.dumps(model))
 

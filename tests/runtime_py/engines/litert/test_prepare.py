@@ -124,7 +124,7 @@ def test_the_same_model_elsewhere(model, cache, log_lines, monkeypatch):
     second = prepare(copy, cache, log_lines.append)
     assert second.packed == first.packed
     assert_answers(toy(), second)
-    forbid(monkeypatch, "content")
+    forbid(monkeypatch, "file_digest")
     assert prepare(copy, cache, log_lines.append).packed == second.packed
     assert prepare(model, cache, log_lines.append).packed == first.packed
     assert len(log_lines) == 1
@@ -133,22 +133,22 @@ def test_the_same_model_elsewhere(model, cache, log_lines, monkeypatch):
 def test_a_model_that_changes_while_it_is_read(model, cache, log_lines, monkeypatch):
     """The digest is of other bytes than the file has: the artifacts must not serve the file later."""
     other = prepare(write(toy(1), model.with_name(f"other{model.suffix}")), cache, log_lines.append)
-    content = prepared_artifacts.content
+    file_digest = prepared_artifacts.file_digest
 
     def changed(file: Path) -> str:
-        digest = content(other.model.path)
+        digest = file_digest(other.model.path)
         time.sleep(TICK)
         write(toy(2), file)
         return digest
 
-    monkeypatch.setattr(prepared_artifacts, "content", changed)
+    monkeypatch.setattr(prepared_artifacts, "file_digest", changed)
     with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
         prepare(model, cache, log_lines.append).open()
-    monkeypatch.setattr(prepared_artifacts, "content", content)
+    monkeypatch.setattr(prepared_artifacts, "file_digest", file_digest)
     assert_answers(toy(2), prepare(model, cache, log_lines.append))
 
 
-@pytest.mark.parametrize("changed", ["processor", "code"])
+@pytest.mark.parametrize("changed", ["processor_features", "code_digest"])
 def test_another_machine_or_another_lowering(model, cache, log_lines, monkeypatch, changed):
     first = prepare(model, cache, log_lines.append)
     monkeypatch.setattr(prepared_artifacts, changed, lambda: "changed")

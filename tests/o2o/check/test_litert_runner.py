@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from o2o.check import IoTensor, Subject
+from o2o.check import IoTensor, LiteRtRunner
 from o2o.errors import ModelError
 from tests.o2o.graphs import decoder, feeds, linear, run
 
@@ -33,11 +33,11 @@ def test_a_dtype_that_cannot_be_fed() -> None:
 def test_runs_a_signature_without_changing_the_model() -> None:
     model = linear()
     before = [value.name for value in model.graphs[0].outputs]
-    subject = Subject(model, "the model")
-    (name,) = subject.io
+    runner = LiteRtRunner(model, "the model")
+    (name,) = runner.io
     given = feeds(model)
-    results = subject.run(name, given)
+    results = runner.run(name, given)
     assert [value.name for value in model.graphs[0].outputs] == before
     for key, expected in run(linear(), given).items():
         np.testing.assert_allclose(results[key], expected, rtol=1e-5)
-    assert {tensor for tensor, _ in subject.every_tensor(name, given)} >= set(before)
+    assert {tensor for tensor, _ in runner.every_tensor(name, given)} >= set(before)

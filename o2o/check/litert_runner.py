@@ -1,4 +1,4 @@
-"""A model on LiteRT, and the facts about its inputs and outputs that comparing needs."""
+"""Runner of a model on LiteRT, with shape, dtype and role of each input and output."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class IoTensor:
 
     @classmethod
     def of(cls, value: ir.Value) -> IoTensor:
-        """Return the facts about an input or output.
+        """Describe an input or output.
 
         Args:
             value: It, in the graph.
 
         Returns:
-            The facts.
+            Its shape, dtype, role and limit.
 
         Raises:
             ModelError: Its dtype cannot be fed or compared.
@@ -70,7 +70,7 @@ def _table_rows(value: ir.Value) -> Iterator[int]:
             yield from _table_rows(node.outputs[0])
 
 
-class Subject:
+class LiteRtRunner:
     """A model on LiteRT: a copy, which is lowered if it is Circle.
 
     Attributes:
