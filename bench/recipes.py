@@ -33,7 +33,6 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
 import shlex
@@ -49,6 +48,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bench.scale import ROOT, Measured, measured
+from export.config import CheckpointConfig
 from o2o.cli.arguments import Parser
 from o2o.cli.command import run
 from runtime_py.evaluation.log_likelihood import Score
@@ -151,7 +151,7 @@ def random_prompts(checkpoint: Path) -> Ids:
     Returns:
         The ids of each prompt.
     """
-    words = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
+    words = CheckpointConfig.read(checkpoint).vocab_size
     return np.random.default_rng(0).integers(3, words, (PROMPTS, PROMPT)).tolist()
 
 
@@ -346,8 +346,8 @@ def texts_of(args: argparse.Namespace, checkpoint: Path, capacity: int) -> Ids:
 def _table(args: argparse.Namespace, folder: Path) -> None:
     """Convert and measure each recipe, and print its line."""
     checkpoint = _checkpoint_of(args, folder)
-    positions = json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"]
-    capacity = min(args.kv_cache_max_len, positions)
+    positions = CheckpointConfig.read(checkpoint).positions
+    capacity = min(args.kv_cache_max_len, positions or args.kv_cache_max_len)
     documents = texts_of(args, checkpoint, capacity)
     prompts = [ids[:PROMPT] for ids in documents[:PROMPTS]] or random_prompts(checkpoint)
     expected = _fresh(by_transformers, checkpoint, prompts)

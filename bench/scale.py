@@ -34,6 +34,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from export.config import CheckpointConfig
 from o2o.cli.arguments import Parser
 from o2o.cli.command import run
 
@@ -120,8 +121,8 @@ def _filter(folder: Path, rounds: int) -> Iterator[str]:
 
 def _pipe(checkpoint: Path, folder: Path, rounds: int) -> Iterator[str]:
     """Measure the seven filters."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    heads, size = config["num_key_value_heads"], config["head_dim"]
+    config = CheckpointConfig.read(checkpoint)
+    heads, size = config.kv_heads, config.head_dim
     measured(f"python -m export {checkpoint} -o . --max-length {LENGTH} --prefill-lengths ''", folder)
     script = f"""
     fuse.attention.py < decode_.circle | \\

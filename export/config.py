@@ -1,7 +1,7 @@
 """The shape facts of a checkpoint's `config.json`, read without torch or transformers.
 
-Nothing else in the toolchain reads these facts, except that transformers reads `config.json` to build the
-model (`export.model`). A test compares both for many families.
+All packages and benchmarks read these facts here. transformers reads `config.json` itself to build the model
+(`export.model`); a test compares both for many families.
 """
 
 from __future__ import annotations

@@ -9,6 +9,10 @@ replaces the role.
                     {"name": "past_key_0", "role": "key_cache", "layer": 0, "layout": "BNTH", ...}],
         "outputs": [{"name": "logits", "role": "logits", ...}]}}}
 
+To add a role, extend `Kind` here. Roles are attached by `export.modules`. They are used by `o2o.signatures`
+(decode, prefill, bucket), `o2o.lower`, `o2o.filters.sign_ai_edge` and `runtime_py.model.contract` (inputs of
+an engine).
+
 A layout names the axes: B batch, N heads (key/value heads for a cache), T tokens, H head dimension. Filters
 use BNTH and BTNH. `o2o.lower.onert` writes value caches as BNHT, for the engine only.
 """

@@ -33,6 +33,7 @@ from bench.peers.processes import PeerFailed
 from bench.peers.rounds import Contender, Plan, Results, measure
 from bench.peers.table import pairs, table
 from bench.peers.variants import ALL_SHAPES, PEERS, VARIANTS
+from export.config import CheckpointConfig
 from o2o.cli.arguments import Parser, positive_int
 from o2o.cli.command import run
 from o2o.errors import UsageError
@@ -215,7 +216,7 @@ def _run(args: argparse.Namespace) -> int:
         contenders, failed = prepare(shape, checkpoint, args)
         if args.prepare:
             continue
-        vocab_size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
+        vocab_size = CheckpointConfig.read(checkpoint).vocab_size
         results = measure(contenders, vocab_size, plan, log)
         results.failed = failed | results.failed
         sizes = {one.variant.name: one.size for one in contenders}

@@ -1,4 +1,12 @@
-"""The filters: one module each, named after its command (`fuse.attention.py` is `fuse_attention`)."""
+"""The filters: one module each, named after its command (`fuse.attention.py` is `fuse_attention`).
+
+To add a filter:
+
+    o2o/filters/NAME.py                a subclass of `base.Filter`
+    pyproject.toml                     its command, in `[project.scripts]`
+    tests/o2o/filters/test_NAME.py     its tests; `test_manners.py` lists what a run of it needs
+    make docs                          writes its page in docs/filters
+"""
 
 from __future__ import annotations
 

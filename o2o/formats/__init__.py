@@ -1,6 +1,7 @@
 """File formats: Circle and TFLite models are read and written here, ONNX models written.
 
-No other package knows about FlatBuffers tables, tensor numbers or operator codes.
+Other packages work on `o2o.model`. They read the schema only through `schema.DIALECTS`, for codes
+of dtypes and for default fields.
 """
 
 from __future__ import annotations

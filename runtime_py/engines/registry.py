@@ -1,7 +1,11 @@
 """The registry of engines: what each needs, reads and supports.
 
-To add an engine, write a folder like `litert` with `engine.py` and `prepare.py`, an entry here, and an extra
-in pyproject.toml.
+To add an engine:
+
+    runtime_py/engines/NAME/    `engine.py` with `load` (see `engine.Engine`), and `prepare.py`
+    this module                 its `EngineSpec`, which the flag --engine and all messages read
+    pyproject.toml              its runtime as an extra; its package among the independent engines
+    `selection.fastest`         only if it measured fastest for some models; else it is tried last
 """
 
 from __future__ import annotations
