@@ -27,9 +27,6 @@ COVERED = {
         "export/circle_commands.py",
         "tinyllama/pipeline.py",
     ],
-    "tests/export/test_parameter_binding.py": [
-        "export/parameter_matching.py",
-    ],
     "tests/o2o/cli/test_command.py": [
         "o2o/errors.py",
     ],
@@ -76,9 +73,6 @@ COVERED = {
     ],
     "tests/o2o/formats/test_lossless.py": [
         "o2o/formats/tables.py",
-    ],
-    "tests/o2o/formats/test_reader.py": [
-        "o2o/model.py",
     ],
     "tests/o2o/lower/litert/test_flash_attention.py": [
         "o2o/operators/causal_attention.py",

@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 
 from o2o.model import CUSTOM_DOMAIN, DOMAIN
 from o2o.operators import reference
+from o2o.operators.attention import writes_cache
 from o2o.operators.traits import (
     BUILTIN,
     LAYOUT_OPS,
     PASS_THROUGH_OPS,
     RESHAPE_OPS,
+    has_side_effects,
     is_elementwise,
     lookup_operands,
     traits_of,
 )
-from tests.o2o.graphs import BOOL, FLOAT, INT32, Graph
+from tests.o2o.graphs import BOOL, FLOAT, INT32, Graph, call_once, loop
 
 ELEMENTWISE = [op_type for op_type, traits in BUILTIN.items() if traits.elementwise]
 UNARY = {"NEG", "ABS", "SQRT", "RSQRT", "SQUARE", "EXP", "LOG", "SIN", "COS", "TANH", "LOGISTIC", "RELU"}
@@ -108,3 +110,30 @@ def test_a_custom_operator_is_not_the_builtin_of_its_name() -> None:
     assert traits_of(ir.node("ADD", [], domain=DOMAIN)).elementwise
     assert not traits_of(ir.node("ADD", [], domain=CUSTOM_DOMAIN)).elementwise
     assert traits_of(ir.node("o2o.causal_attention", [], domain=CUSTOM_DOMAIN)).position == 3
+
+
+def test_side_effects() -> None:
+    call, *_ = call_once().graphs[0]
+    assert has_side_effects(call)
+    assert not any(has_side_effects(node) for node in loop().graphs[0])
+    silent = ir.Node(CUSTOM_DOMAIN, "Log", [ir.Value(name="x")], outputs=[ir.Value(name="")])
+    assert has_side_effects(silent), "what gives no result must do something else"
+    call = ir.Node(
+        "circle",
+        "STABLEHLO_CUSTOM_CALL",
+        [],
+        [ir.AttrInt64("hasSideEffect", 1)],
+        outputs=[ir.Value(name="y")],
+    )
+    assert has_side_effects(call)
+
+
+def attention(*caches: ir.Value | None) -> ir.Node:
+    operands = [ir.Value(name="x"), *[None] * 7, *caches, ir.Value(name="position")]
+    return ir.Node("circle", "ATTENTION", operands, outputs=[ir.Value(name="y")])
+
+
+def test_attention_writes_to_its_caches() -> None:
+    cache = ir.Value(name="cache")
+    for node, writes in ((attention(cache, cache), True), (attention(None, None), False)):
+        assert writes_cache(node) is has_side_effects(node) is writes

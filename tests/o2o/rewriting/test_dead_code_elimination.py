@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
-from o2o.model import CUSTOM_DOMAIN, inner_graphs
-from o2o.operators.attention import writes_cache
-from o2o.operators.traits import has_side_effects
 from o2o.rewriting.dead_code_elimination import live_nodes, remove_dead_constants, remove_dead_nodes
-from tests.o2o.graphs import Graph, call_once, conditional, loop, weights
+from tests.o2o.graphs import Graph, weights
 
 
 def test_dead_nodes_go_in_any_order() -> None:
@@ -31,38 +26,6 @@ def test_a_node_of_which_one_result_is_used_stays() -> None:
     graph.node("SPLIT", [graph.constant("axis", weights(1)), x], [first, second])
     graph.output(second)
     assert remove_dead_nodes(graph.ir) == 0
-
-
-def test_side_effects() -> None:
-    call, *_ = call_once().graphs[0]
-    assert has_side_effects(call)
-    assert not any(has_side_effects(node) for node in loop().graphs[0])
-    silent = ir.Node(CUSTOM_DOMAIN, "Log", [ir.Value(name="x")], outputs=[ir.Value(name="")])
-    assert has_side_effects(silent), "what gives no result must do something else"
-    call = ir.Node(
-        "circle",
-        "STABLEHLO_CUSTOM_CALL",
-        [],
-        [ir.AttrInt64("hasSideEffect", 1)],
-        outputs=[ir.Value(name="y")],
-    )
-    assert has_side_effects(call)
-
-
-def attention(*caches: ir.Value | None) -> ir.Node:
-    operands = [ir.Value(name="x"), *[None] * 7, *caches, ir.Value(name="position")]
-    return ir.Node("circle", "ATTENTION", operands, outputs=[ir.Value(name="y")])
-
-
-def test_attention_writes_to_its_caches() -> None:
-    cache = ir.Value(name="cache")
-    for node, writes in ((attention(cache, cache), True), (attention(None, None), False)):
-        assert writes_cache(node) is has_side_effects(node) is writes
-
-
-def test_inner_graphs() -> None:
-    node = conditional().graphs[0][0]
-    assert [graph.name for graph in inner_graphs(node)] == ["then", "else"]
 
 
 def test_constants() -> None:
