@@ -1,8 +1,8 @@
 """`--check`: run a model before and after a filter and compare the outputs.
 
 litert_runner   a model on LiteRT, with shape, dtype and role of its inputs and outputs
-compare   two models on LiteRT
-onnx      a Circle model on LiteRT and its ONNX model on ONNX Runtime
+compare         two models on LiteRT
+onnx            a Circle model on LiteRT and its ONNX model on ONNX Runtime
 """
 
 from o2o.check.compare import SEED, TOLERANCE, check
