@@ -3,7 +3,7 @@
     python bench/agreement.py CHECKPOINT PACKAGE [--tokens 24]
 
 Both continue three prompts by 24 tokens: transformers with the checkpoint in float32, this runtime with the
-package, each in its own process. Prints for how many prompts the tokens are equal, and the largest difference
+package, each in its own process. Prints the number of prompts with equal tokens, and the largest difference
 of the logits.
 """
 

@@ -4,8 +4,8 @@
 
 Only attention is measured, of all layers of a shape. Each layer writes a row into its caches. Then one query
 of each head attends to the whole cache. Prints milliseconds of a step for `by head`, and for the others the
-ratio to it. Ratios are medians (with the range) of rounds in which the formulations take turns. The runtime
-uses `by head`; its rows show what decode saves with buckets (`o2o.lower.litert.tuning`).
+ratio to it. Ratios are medians (with the range) of rounds; in a round the formulations take turns. The
+runtime uses `by head`; its rows show what decode saves with buckets (`o2o.lower.litert.tuning`).
 
     by head      caches [1, K, S, H]; q k' and weights v, a group's query heads as rows; arithmetic mask
     by token     caches [1, S, K, H], AI Edge's layout, transposed for each product

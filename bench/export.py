@@ -4,8 +4,8 @@
 
 Each graph is exported in a new process from a config.json alone. A model without weights is built, traced,
 converted by TICO and read into the IR. Seconds do not include the start of Python and its imports (`start`);
-peak MB do. Below each form follows a linear fit of its peaks. Then follows the CPU time of an additional
-layer in the lower and the upper half of the table. Their ratio is 1 for linear growth.
+peak MB do. A linear fit of the peaks follows each form. It also prints the CPU time of an additional layer in
+the lower and the upper half of the table. Their ratio is 1 for linear growth.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ peak memory. Drawing a billion weights takes a few seconds.
 
 Each weight takes 16 random bits, which choose one of 65,536 quantiles of a normal distribution. Matrices have
 a standard deviation of 1.5 / sqrt(columns). Activations then keep their size from layer to layer. Logits have
-a standard deviation of about 1.5, so that tokens vary, and the two best are seldom close. Norms are 1 with a
-noise of 0.1. A tensor depends only on the seed and its name, not on shards, format or number of layers.
+a standard deviation of about 1.5, so that tokens vary and the two most likely ones rarely have almost equal
+logits. Norms are 1 with a noise of 0.1. A tensor depends only on the seed and its name, not on shards, format
+or number of layers.
 """
 
 from __future__ import annotations

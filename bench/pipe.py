@@ -2,9 +2,8 @@
 
     python bench/pipe.py [--rounds 5]
 
-Exports the demo model once. Then it runs the pipe in turn with the same two pipelines of processes that
-import numpy and copy stdin to stdout. This is the minimum for seven Python programs. Prints the medians of
-both and of the ratio.
+Exports the demo model once. Then runs the pipe in turn with seven processes that import numpy and copy stdin
+to stdout. These take the minimum time for seven Python programs. Prints the medians of both and of the ratio.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Export what the command line asks for.
+    """Run the export that the command line describes.
 
     Args:
         args: The parsed command line.
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.

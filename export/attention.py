@@ -1,8 +1,8 @@
 """Attention implementations for any model that uses transformers' attention interface.
 
 `grouped` computes all scores at once. `blocked` computes them in blocks with an online softmax, so that only
-one block exists at a time (Dao et al., FlashAttention, 2022). Options call it `flash`. transformers reserves
-names with `flash` for kernels of its own. Both become one operator, `o2o.causal_attention`, which does not
+one block exists at a time (Dao et al., FlashAttention, 2022). Options call it `flash`; transformers reserves
+names with `flash` for its own kernels. Both become one operator, `o2o.causal_attention`, which does not
 repeat keys and values for the query heads that share them.
 
     AutoModelForCausalLM.from_pretrained(DIR, attn_implementation="blocked")     # also for `generate`
@@ -35,7 +35,7 @@ _BLOCKS: ContextVar[FlashBlockSizes | None] = ContextVar("blocks", default=None)
 def queries_at(position: torch.Tensor | None) -> Iterator[None]:
     """Set the position of the first query of every attention.
 
-    Without it, the queries are the last of the keys, as with transformers' own growing cache.
+    Without it, the queries belong to the last T keys, as with transformers' own growing cache.
 
     Args:
         position: int [1].
@@ -55,7 +55,7 @@ def blocks_of(blocks: FlashBlockSizes | None) -> Iterator[None]:
     """Set the block sizes of `blocked`.
 
     Args:
-        blocks: None for those of `o2o.operators.causal_attention.adaptive_blocks`.
+        blocks: The block sizes; None for `o2o.operators.causal_attention.adaptive_blocks`.
 
     Yields:
         Nothing.
@@ -102,10 +102,10 @@ def _attend(
     position = _POSITION.get()
     if position is None:
         if attention_mask is not None and attention_mask.dim() == 2 and not attention_mask.all():
-            raise ModelError("padded prompts need eager attention")
+            raise ModelError("the prompt is padded: use eager attention")
         if sliding_window is not None and sliding_window < S:
             raise ModelError(
-                f"the window of {kind} is {sliding_window} of {S} keys: sliding windows need eager attention"
+                f"{kind} has a sliding window of {sliding_window} keys, {S} are given: use eager attention"
             )
         position = torch.tensor([S - T], dtype=torch.int64)
     scale = H**-0.5 if scaling is None else float(scaling)

@@ -41,7 +41,7 @@ def compile_graph(graph: ExportModule) -> bytes:
         graph: The graph to trace.
 
     Returns:
-        A Circle file. Its inputs are those of `graph`, then one for each parameter of the model.
+        A Circle file. Its inputs are the inputs of `graph`, then one for each parameter of the model.
 
     Raises:
         ModelError: torch.export cannot trace the architecture, or TICO lacks an operator of it.
@@ -58,7 +58,7 @@ def compile_graph(graph: ExportModule) -> bytes:
             f"torch.export cannot trace {graph.signature} of this {kind} model: {reason}"
         ) from error
     drop_empty(program.graph)
-    # torch.export emits input guards from these, O(inputs^2), which are never run.
+    # torch.export emits O(inputs^2) input guards from these, which are never run.
     program.example_inputs = None
     config = tico.get_default_config()
     config.set("circle_optimize", False)  # it takes quadratic time; the filters clean up

@@ -25,8 +25,8 @@ SOFTCAPS = ("attn_logit_softcapping", "attn_logit_softcap")
 class CheckpointConfig:
     """The language model's part of a `config.json`.
 
-    Each fact is looked up when it is asked for, so that a file needs only the facts that are used. A fact
-    that is missing or malformed raises ModelError.
+    Each fact is looked up at its first use, so a file needs only the facts that are used. A missing or
+    malformed fact raises ModelError.
     """
 
     def __init__(self, fields: Mapping[str, Any], directory: str | os.PathLike[str]) -> None:

@@ -19,8 +19,8 @@ def dynamic_update_slice(operand: torch.Tensor, update: torch.Tensor, start: tor
 
     Args:
         operand: Any tensor of rank R.
-        update: The block: the same rank and dtype, nowhere larger.
-        start: int32 [R], the place of its first element, clamped so that the block fits, as in runtimes.
+        update: The block, of the same rank and dtype, and no larger on any axis.
+        start: int32 [R]. The index of its first element, clamped so that the block fits, as in runtimes.
 
     Returns:
         A copy of `operand` with the block in it.
@@ -69,7 +69,7 @@ def causal_attention(
         q: [B, N, T, H].
         k: [B, K, S, H].
         v: [B, K, S, H].
-        position: int [1], the position of the first query.
+        position: int [1]. The position of the first query.
         scale: The factor of the scores.
         q_block: Queries of a block; 0 for all.
         kv_block: Keys of a block; 0 for all.

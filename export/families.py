@@ -25,7 +25,7 @@ class Family:
         unfusable_reason: Why fuse.attention.py cannot fuse its attention, as a predicate; empty if it can.
         eager_only_reason: Why only eager attention computes it, as a predicate; empty if `grouped` and
             `flash` do.
-        ignored_tensors: Matches the names of stored tensors that the model computes by itself.
+        ignored_tensors: A pattern for the names of stored tensors that the model computes itself.
     """
 
     unfusable_reason: str = ""
@@ -52,7 +52,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(QK_NORMS),
     "glm": Family(PARTIAL_ROTATION),
     "glm4": Family(PARTIAL_ROTATION),
-    # Causal masks, stored as buffers by old versions of transformers.
+    # Causal masks, which old versions of transformers stored as buffers.
     "gpt2": Family(BIASES, ignored_tensors=re.compile(r"\.attn\.(masked_)?bias$")),
     "gpt_neox": Family(
         BIASES, ignored_tensors=re.compile(r"attention\.(masked_)?bias$|rotary_emb\.inv_freq$")

@@ -68,6 +68,6 @@ def _merge_heads(y: torch.Tensor) -> torch.Tensor:
 
 
 def _causal_mask(T: int, S: int, position: int, begin: int, device: torch.device) -> torch.Tensor:
-    """Causal mask [T, S]: which keys, from number `begin` on, the queries from `position` on see."""
+    """Causal mask [T, S] of queries from `position` on and keys from `begin` on."""
     keys = torch.arange(begin, begin + S, device=device)
     return keys <= position + torch.arange(T, device=device)[:, None]

@@ -1,7 +1,7 @@
 """torch.fx for TICO: graphs without unsupported operands, and fast through TICO's many passes.
 
 TICO makes some 180 passes over a graph, most of which change nothing. Each ends with `GraphModule.recompile`,
-which generates Python code for the whole graph and compiles it, and with `Graph.eliminate_dead_code`. That
+which generates Python code for the whole graph and compiles it, and with `Graph.eliminate_dead_code`. The
 code is read after one or two passes only. On one machine, compiling on demand took the export of
 TinyLlama-1.1B from 14.4 s to 6.4 s. Skipping needless dead code elimination took it to 5.6 s. The result is
 the same, byte for byte.
@@ -26,8 +26,8 @@ _eliminate_dead_code = Graph.eliminate_dead_code
 def quick_passes() -> Iterator[None]:
     """Compile graph modules when their code is read, not whenever they change.
 
-    Modules that are made inside stay so afterwards. This does nothing if `recompile` of this version of torch
-    sets other attributes than `_CODE`.
+    Modules that are created inside keep this behaviour afterwards. This does nothing if `recompile` of this
+    version of torch sets other attributes than `_CODE`.
 
     Yields:
         Nothing.
@@ -104,7 +104,7 @@ def _is_known() -> bool:
 def drop_empty(graph: Graph) -> None:
     """Remove empty operands from every `cat`: Circle has no tensors without elements.
 
-    Partial rotary embeddings, as in Phi-3, concatenate the rest of each head even if there is none.
+    Partial rotary embeddings, as in Phi-3, concatenate the unrotated rest of each head even if it is empty.
 
     Args:
         graph: The graph; changed in place.

@@ -97,11 +97,10 @@ def graph_specs(
 
     Args:
         max_length: S, tokens of context.
-        prefill_lengths: T of each prefill, which reads on from any position. None for those of
-            `PREFILL_LENGTHS` that fit. If none fits, and for an empty sequence, one prefill reads all S
-            tokens of a prompt from its beginning.
-        cache: The form of the KV cache. `concat` is for fuse.attention.py: decode appends the new row to
-            S - 2 others. Names of files that must be fused end in `_`. `static` needs no fusing.
+        prefill_lengths: T of each prefill, which starts at any position. None for the `PREFILL_LENGTHS` that
+            fit. If none fits, or the sequence is empty, one prefill reads S tokens from position 0.
+        cache: The form of the KV cache. `concat` is for fuse.attention.py: decode appends the new row to S -
+            2 others. The names of files that must be fused end in `_`. `static` needs no fusing.
 
     Returns:
         The prefills, shortest first, then decode.
@@ -111,7 +110,7 @@ def graph_specs(
     """
     least = 3 if cache == "concat" else 1
     if max_length < least:
-        raise UsageError(f"--max-length {max_length}: at least {least} with --cache {cache}")
+        raise UsageError(f"--max-length {max_length}: give at least {least} with --cache {cache}")
     if prefill_lengths is None:
         prefill_lengths = [length for length in PREFILL_LENGTHS if length <= max_length]
     lengths = sorted(prefill_lengths)

@@ -1,4 +1,4 @@
-"""Find a checkpoint: a local folder, or a model of the Hugging Face hub."""
+"""Resolution of a checkpoint: a local folder, or a model of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from o2o.errors import ModelError, UsageError
 
-# What is fetched from the hub, in addition to the weights in the first format of WEIGHTS that it has.
+# Files to fetch from the hub, in addition to the weights in the first available format of WEIGHTS.
 WANTED = [
     *("config.json", "generation_config.json", "*.index.json"),
     *("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.tiktoken", "chat_template*"),
@@ -38,14 +38,14 @@ def resolve(model: str | os.PathLike[str]) -> Path:
         raise UsageError(f"{name} is a file: give the folder that holds config.json and the weights")
     looks_like_a_path = name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or "\\" in name
     if looks_like_a_path or not HUB_ID.fullmatch(name):
-        raise UsageError(f"no such directory: {name}")
+        raise UsageError(f"no such folder: {name}")
     return _download(name)
 
 
 def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    nowhere = f"{hub_id} is no local directory, and"
+    nowhere = f"{hub_id} is no local folder, and"
     try:
         return _snapshot(hub_id)
     except LocalEntryNotFoundError as error:
@@ -53,7 +53,9 @@ def _download(hub_id: str) -> Path:
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on its page, then `hf auth login`") from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"{nowhere} you have no access to such a model on the Hugging Face hub") from error
+        raise ModelError(
+            f"{nowhere} the Hugging Face hub has no model of that name that you may read"
+        ) from error
     except Exception as error:  # errors of the client, its transport, a proxy
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{nowhere} fetching it from the Hugging Face hub failed: {reason}") from error

@@ -32,7 +32,8 @@ class LanguageModel:
         head_dim: H.
         family: The rules of its model family.
         attn_implementation: The argument.
-        causal_operator: Whether attention is `o2o.causal_attention`, which goes by positions, not by a mask.
+        causal_operator: Whether attention is `o2o.causal_attention`, which is masked by position, not by a
+            mask operand.
     """
 
     def __init__(self, config: Any, attn_implementation: str = "eager") -> None:
@@ -53,7 +54,7 @@ class LanguageModel:
         self._checkpoint_config = CheckpointConfig(config.to_dict(), self.kind)
         self.family: Family = family_of(self._checkpoint_config)
         if getattr(config, "quantization_config", None):
-            raise ModelError("a quantized checkpoint: export takes weights in float32, float16 or bfloat16")
+            raise ModelError("the checkpoint is quantized: export needs float32, float16 or bfloat16 weights")
         try:
             with torch.device("meta"):
                 self.module = AutoModelForCausalLM.from_config(
@@ -185,7 +186,8 @@ def _compute_buffers(model: Any) -> None:
         for name in empty:
             if getattr(module, name).isnan().any():
                 raise ModelError(
-                    f"{model.config.model_type}: transformers does not fill the buffer {prefix}{name}"
+                    f"{model.config.model_type}: transformers does not compute the buffer {prefix}{name}: "
+                    f"export does not support this architecture"
                 )
 
 

@@ -14,7 +14,7 @@ from o2o.contract import Role
 from o2o.errors import ModelError, UsageError
 from o2o.operators.masks import LOWEST
 
-LAYOUT: Literal["BNTH"] = "BNTH"  # of all keys and values here: [B, K, T, H]
+LAYOUT: Literal["BNTH"] = "BNTH"  # the layout of all keys and values here: [B, K, T, H]
 
 
 class ExportModule(torch.nn.Module):
@@ -179,14 +179,14 @@ class ConcatenatedCacheModule(CachedModule):
             capacity: S.
 
         Raises:
-            UsageError: The model cannot see S + 1 tokens, or its attention goes by positions: the new key
-                is not in the row of its position.
+            UsageError: The model cannot see S + 1 tokens, or its attention needs each key in the row of its
+                position, where the new key is not.
         """
         model.check_length(capacity)
         model.check_length(capacity + 1)
         if model.causal_operator:
             raise UsageError("attention implementations grouped and flash need --cache static")
-        # The new key comes last and is always visible: its slot counts as -1.
+        # The new key comes last and is always visible: its slot is -1.
         super().__init__(model, "decode", 1, capacity, torch.tensor([*range(capacity), -1]))
 
     def forward(

@@ -1,7 +1,7 @@
 """The options of an export, and which of them exclude each other.
 
-The checks here need neither torch nor transformers, so that they come before anything slow and before
-anything is written.
+The checks need neither torch nor transformers, so they run first, before anything slow and before anything is
+written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from o2o.errors import UsageError
 from o2o.operators.causal_attention import FlashBlockSizes
 
 CacheForm = Literal["concat", "static"]
-"""How decode gets its cache: `concat` appends the new row to it, `static` writes the row into it."""
+"""How decode updates its cache: `concat` appends the new row, `static` writes the row in place."""
 WeightsForm = Literal["embed", "external"]
 """`embed`: the file holds the weights. `external`: the file refers to the checkpoint's tensors."""
 WeightsType = Literal["float32", "float16"]
@@ -38,7 +38,7 @@ def parse_attention(name: str) -> tuple[str, FlashBlockSizes | None]:
         name: `grouped`, `flash`, `flash:Q,KV`, or a name that transformers knows.
 
     Returns:
-        The kind, and the block sizes; None for sizes that suit the number of tokens.
+        The kind, and the block sizes; None for sizes by the number of tokens.
 
     Raises:
         UsageError: The block sizes are malformed.
@@ -115,7 +115,7 @@ def check_attention(config: CheckpointConfig, attn_implementation: str, cache: C
 
 
 def check_length(config: CheckpointConfig, tokens: int, flag: str = "--max-length") -> None:
-    """Refuse a context that the model cannot see in full.
+    """Raise UsageError if `tokens` exceeds the model's positions or its sliding window.
 
     Args:
         config: The checkpoint's configuration.
@@ -123,18 +123,17 @@ def check_length(config: CheckpointConfig, tokens: int, flag: str = "--max-lengt
         flag: The flag that set it, for the message.
 
     Raises:
-        UsageError: It is below 1, or beyond the model's positions or sliding window.
+        UsageError: `tokens` is below 1, or exceeds the model's positions or its sliding window.
     """
     if tokens < 1:
-        raise UsageError(f"{flag} {tokens}: make it 1 or more")
+        raise UsageError(f"{flag} {tokens}: use 1 or more")
     if config.positions and tokens > config.positions:
         raise UsageError(
-            f"{flag} {tokens}: this {config.model_type} model has {config.positions} positions: make it "
+            f"{flag} {tokens}: this {config.model_type} model has {config.positions} positions: use "
             f"{config.positions} or less"
         )
     if config.sliding_window and tokens > config.sliding_window:
         raise UsageError(
-            f"{flag} {tokens}: the attention window of this {config.model_type} model is "
-            f"{config.sliding_window} tokens, and exported graphs have no window: make it "
-            f"{config.sliding_window} or less"
+            f"{flag} {tokens} exceeds this {config.model_type} model's sliding window, which exported "
+            f"graphs do not support: use {config.sliding_window} or less"
         )

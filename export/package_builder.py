@@ -37,7 +37,7 @@ class PackageBuilder:
         checkpoint: The checkpoint's folder.
         package: The folder to fill; nothing outside it is written.
         max_length: S, tokens of context.
-        prefill_lengths: T of each prefill; None for those of 64, 128, 256 that fit, else S.
+        prefill_lengths: T of each prefill; None for 64, 128 and 256 as far as they fit, else S.
         log: Prints a line for the user.
         if_changed: Do nothing if the package was built from the same inputs.
     """
@@ -53,7 +53,7 @@ class PackageBuilder:
         """Build a package of Circle.
 
         Args:
-            cache: The form of decode's KV cache; None for the one that suits the model's family.
+            cache: The form of decode's KV cache; None for the default of the model's family.
             dtype: The dtype of stored matrices.
 
         Raises:
@@ -117,7 +117,7 @@ class PackageBuilder:
             copy_package_files(self.package, self.checkpoint)
             publish(folder, self.package, (model, INPUTS))
         for other in (self.package / name for name in MODELS if name != model):
-            if other.exists():  # of an earlier build: a package has one model
+            if other.exists():  # the model of an earlier build: a package has one model
                 other.unlink()
                 self.log(f"removed {other}, which {model} replaces")
         folder_argument = shlex.quote(str(self.package))

@@ -90,7 +90,7 @@ def parser(
 
 
 def build(args: argparse.Namespace, program: str) -> None:
-    """Build the package that the command line asks for.
+    """Build the package that the command line describes.
 
     Args:
         args: The parsed command line.
@@ -135,7 +135,7 @@ def main(
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
         program: See `parser`.
         description: See `parser`.
         model: See `parser`.

@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent's work, and signals that unwind it."""
+"""Child processes that never outlive their parent's work, and signals that end both with cleanup."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run_parallel(
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[set[int]]:
-    """Block the signals that interrupt, so that no child is started and then forgotten.
+    """Block the signals that interrupt, so that every started child is also recorded.
 
     Children inherit the blocked signals. The caller must end them, or restore the mask in them.
 

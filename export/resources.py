@@ -15,7 +15,7 @@ from export.options import ITEM_SIZE, WeightsType
 from o2o.errors import O2oError
 from o2o.weights.stored_tensor import StoredTensor
 
-# Of one process that exports one graph after the other; measured by `bench/export.py`.
+# Memory of one process that exports one graph after the other; measured by `bench/export.py`.
 MEMORY = 450_000_000  # bytes for Python with torch, transformers and TICO
 MEMORY_PER_LAYER = 3_500_000
 DISK_PER_LAYER = 20_000  # bytes of a graph without weights
@@ -85,7 +85,7 @@ def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise O2oError(
-            f"{what} takes {format_bytes(needed)} on disk, {folder} has {format_bytes(free)} free: "
+            f"{what} needs {format_bytes(needed)} on disk, {folder} has {format_bytes(free)} free: "
             "make room, or write elsewhere"
         )
 

@@ -29,7 +29,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         for parent in created:
             with contextlib.suppress(OSError):
-                parent.rmdir()  # fails, as it should, if another process has put files there
+                parent.rmdir()  # fails if another process has put files there, which must stay
         raise
 
 

@@ -57,14 +57,14 @@ def _module(node: ir.Node, weights: dict[ir.Value, str]) -> str | None:
 
 
 def _scopes(modules: Sequence[str | None]) -> list[str]:
-    """For each place, the common module of the nearest named ones before and after it."""
+    """For each node, the common module of the nearest named nodes before and after it."""
     before = _latest(modules)
     after = _latest(modules[::-1])[::-1]
     return [_shared(a, b) for a, b in zip(before, after, strict=True)]
 
 
 def _latest(modules: Sequence[str | None]) -> list[str | None]:
-    """For each place, the last module named up to there."""
+    """For each node, the last module named up to it."""
     latest, result = None, []
     for module in modules:
         latest = module or latest

@@ -33,10 +33,10 @@ TAGS = {
     "dynamic_int4_block128": "q4_block128",
     "dynamic_int4_block32_head": "q4_block32_head",
 }
-"""{recipe: its part of a file name}, as in AI Edge's converters."""
+"""{recipe: its tag in a file name}, as in AI Edge's converters."""
 
 BYTES = {"none": 4.0, "float16": 2.0}
-"""{recipe: bytes of a parameter}. Other recipes take a little more than 1."""
+"""{recipe: bytes of a parameter}. Other recipes take slightly more than 1."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Conversion:
         prefill_lengths: T of each prefill.
         recipe: A recipe of `o2o.quantization.recipes`, or an alias of one.
         flash: Compute attention in blocks.
-        q_block: Queries of a block; None for what suits the longest prefill
+        q_block: Queries of a block; None for the default for the longest prefill
             (`o2o.operators.causal_attention.adaptive_blocks`).
         kv_block: Keys of a block; None as for `q_block`.
         hlfb: Wrap attention and norms in composites.
@@ -126,7 +126,7 @@ class Conversion:
         return [export, pipe]
 
     def _attention(self) -> str:
-        """The attention implementation to export. None of them repeats key/value heads in the file."""
+        """The attention implementation to export. The file never repeats key/value heads."""
         if family_of(CheckpointConfig.read(self.checkpoint)).eager_only_reason:
             return "eager"  # lower.litert.py removes the repetition
         if not self.flash:

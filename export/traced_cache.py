@@ -89,9 +89,9 @@ class PastCache(RecordingCache):
         for noun, old, new in zip(("keys", "values"), past, (key, value), strict=True):
             if (old.shape[1], old.shape[3]) != (new.shape[1], new.shape[3]):
                 raise ModelError(
-                    f"layer {layer} computes {noun} of {new.shape[1]} heads of {new.shape[3]}, but "
-                    f"config.json says {old.shape[1]} of {old.shape[3]}: export does not support this "
-                    "architecture"
+                    f"layer {layer} computes {noun} with {new.shape[1]} heads of size {new.shape[3]}, but "
+                    f"config.json has {old.shape[1]} of size {old.shape[3]}: "
+                    "export does not support this architecture"
                 )
         return past
 

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the filter that the first argument names.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def script() -> int:
-    """Run the filter whose console script this process is. All of them start here (pyproject.toml).
+    """Run the filter of this console script. pyproject.toml declares this function for every filter.
 
     Returns:
         The exit code.

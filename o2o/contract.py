@@ -76,7 +76,7 @@ class Role:
 
     @property
     def slot(self) -> Slot:
-        """The KV cache that this is, or whose rows these are."""
+        """The slot of this cache, or of the cache that these rows belong to."""
         return self.output_role.kind, self.layer or 0
 
 
@@ -191,7 +191,7 @@ def parse_role(entry: Mapping[str, Any]) -> Role | None:
         entry: The entry.
 
     Returns:
-        The role; None if the entry has none or one of an unknown kind.
+        The role; None if the entry has no role or a role of unknown kind.
     """
     kind: Any = entry.get("role")
     return Role(kind, entry.get("layer"), entry.get("layout")) if kind in get_args(Kind) else None

@@ -23,7 +23,7 @@ def summarize(model: Model) -> dict[str, Any]:
     """Describe a model as data.
 
     Args:
-        model: As it was read from a file.
+        model: A model that was read from a file.
 
     Returns:
         Data for JSON: format, graphs, constants in the file, references to constants in other files,

@@ -28,7 +28,7 @@ Messages go to stderr. The exit code is 0 for success, and 1 for a model that th
 for wrong usage or a selector that matches nothing. A filter that fails prints one line and writes nothing.
 A filter that changes a model adds an entry to the model's history.
 
-Every flag has two spellings: `--keep_by_name` is `--keep-by-name`.
+Flags take `_` and `-` alike: `--keep_by_name` and `--keep-by-name` are the same flag.
 
 `python -m o2o.docs` makes these pages from the docstrings.
 
@@ -66,7 +66,7 @@ def page(filter_: type[Filter]) -> str:
 
 
 def _paragraphs(filter_: type[Filter]) -> tuple[str, str]:
-    """The first line of the docstring, and the rest. Markdown shows its indented drawings as code."""
+    """Split the docstring into its first line and the rest. Markdown shows its indented drawings as code."""
     first, _, rest = (inspect.getdoc(filter_) or "").partition("\n")
     return first.strip(), rest.strip("\n")
 
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.

@@ -10,7 +10,7 @@ class O2oError(Exception):
 
 
 class ModelError(O2oError):
-    """A model is malformed or unsupported, or a change of it cannot be proven correct."""
+    """A model is malformed or unsupported, or a change to it cannot be proven correct."""
 
 
 class UsageError(O2oError):

@@ -40,7 +40,7 @@ def loads(data: bytes) -> list[dict[str, Any]]:
         The entries, the oldest first.
 
     Raises:
-        ModelError: The text is not a list of objects. An object with a version is a newer form.
+        ModelError: The text is not a list of objects, or a newer version wrote it.
     """
     with metadata.reports_damage(METADATA_NAME):
         history = json.loads(data)

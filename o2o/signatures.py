@@ -6,9 +6,8 @@ The rule looks at roles (`o2o.contract`) and at the number of tokens T that a si
     bucket    does the same as decode with a smaller capacity
     prefill   any other signature that reads tokens
 
-Several signatures may take KV caches and read one token. Decode is then one that gives logits; of these, the
-one with the largest capacity S; of these, the one named `decode`. Without that name a tie is ambiguous, and
-the model has no decode.
+Several signatures may take KV caches and read one token. Decode is then chosen in three steps: signatures
+that give logits; the largest capacity S; the name `decode`. If several remain, the model has no decode.
 
 T is the number of elements of the input with the role `tokens`. A signature without that input, such as one
 that reads embeddings, counts as reading one token.
@@ -176,8 +175,8 @@ def decode_of(model: Model) -> Signature:
         return decode
     names = ", ".join(repr(signature.name) for signature in model.signatures) or "none"
     raise ModelError(
-        f"no decode signature: of {names}, not exactly one reads one token and takes caches with a role in "
-        "the o2o.contract"
+        f"no decode signature: exactly one of {names} must read one token and take caches with a role in "
+        f"the o2o.contract"
     )
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from runtime_py.package import Package
 
 LENGTHS = (16, 128, 512, 1024, 2048, 4096, 8192)
-"""Lengths of prompts and contexts, as far as they fit."""
+"""Default lengths of prompts and contexts; those that do not fit are skipped."""
 TOKENS = 32
 """Number of tokens that are decoded after each context."""
 
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> Report:
         prompts = _lengths(args.prompts, engine.capacity, "prompt")
         rounds, bandwidths = [], []
         for _ in range(args.rounds):
-            bandwidths.append(bandwidth(threads))  # next to the round: other processes share the machine
+            bandwidths.append(bandwidth(threads))  # in each round: other processes share the machine
             rounds.append(measure_round(session, prompts, contexts, decoded))
     memory = peak_memory() * 1e6
     reads, speed = step_bytes(package.model, engine.contract), max(bandwidths)
@@ -154,7 +154,7 @@ def _timed() -> Iterator[list[float]]:
 def _load_time(package: Package, empty_cache: bool = False) -> float:
     """Seconds that a new process takes to load the package on the same engine.
 
-    An empty disk cache is on the disk of the usual one.
+    An empty disk cache is created on the same disk as the user's cache.
     """
     from runtime_py.child_process import run_module
     from runtime_py.engines.disk_cache import user_cache
@@ -200,7 +200,7 @@ def parser() -> Parser:
     add("--tokens", metavar="N", type=positive_int, default=TOKENS, help="decoded each time (%(default)s)")
     add("--rounds", metavar="N", type=positive_int, default=3, help="(%(default)s)")
     add_engine_flags(parser)
-    add("--warm", action="store_true", help="skip the load with an empty disk cache")
+    add("--warm", action="store_true", help="do not measure loading with an empty disk cache")
     add("--json", metavar="FILE", type=Path, help="write the figures to FILE")
     add("--plot", metavar="FILE", type=Path, help="draw tokens/s over the context length (.png, .svg)")
     add("--load", action="store_true", help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
 """Child processes that run a module of this package.
 
-A child returns its memory to the system when it ends, and a runtime that aborts takes only the child with it.
-The protocol: a child that ends with a ModelError prints it to stderr and exits with `MODEL_ERROR`.
+A child returns its memory to the system when it ends. A runtime that aborts ends only the child. The
+protocol: a child that ends with a ModelError prints it to stderr and exits with `MODEL_ERROR`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MODEL_ERROR = 3
 
 
 class ChildFailed(OSError):
-    """A child process failed for another reason than its model.
+    """A child process failed, and its model is not known to be the reason.
 
     `returncode` is negative for a child that a signal ended, as in `subprocess`.
     """
@@ -34,7 +34,7 @@ def run_module(module: str, *arguments: object, environment: Mapping[str, str] |
 
     Args:
         module: A module that calls `exit_with` when it is run, or reports its errors likewise.
-        arguments: The command line, each converted by `str`.
+        arguments: The command line; each argument is converted by `str`.
         environment: Environment variables, added to this process's own.
 
     Returns:
@@ -62,7 +62,7 @@ def exit_with(body: Callable[[], None]) -> NoReturn:
     """Run `body` as all of a child process and exit as `run_module` expects it.
 
     Args:
-        body: Its ModelError and OSError become one line on stderr and an exit status.
+        body: The work. A ModelError or OSError becomes one line on stderr and an exit status.
     """
     try:
         body()

@@ -32,7 +32,7 @@ class Conversation:
         """Start a conversation.
 
         Args:
-            session: The session that `stream` generates in.
+            session: The session that `stream` uses.
             tokenizer: The model's tokenizer.
             template: The checkpoint's chat template.
             stream: Generates an answer from token ids.
@@ -55,8 +55,8 @@ class Conversation:
     def answer(self, text: str) -> Generator[Token, None, None]:
         """Add a user message and generate the answer.
 
-        The tokens of an answer that is closed or interrupted early stay in the conversation. A message
-        without any token of an answer is removed again.
+        If generation is interrupted, the tokens so far stay in the conversation. If generation stops before
+        the first token, the user message is removed.
 
         Args:
             text: The user message.

@@ -2,9 +2,9 @@
 
     from runtime_py.interpreter import Interpreter       # instead of ai_edge_litert.interpreter's
 
-For models with AI Edge's signatures: tokens [1, T], input_pos [T], kv_cache_k_0, kv_cache_v_0, ...
-[1, S, K, H]. LiteRT itself accepts caches of any shape and any positions. It then returns garbage, or an
-error about some operator. This interpreter raises an error of one line with the cause and the remedy.
+For models with AI Edge's signatures: tokens [1, T], input_pos [T], kv_cache_k_0, kv_cache_v_0, ... [1, S, K,
+H]. LiteRT itself accepts caches of any shape and any positions. It then returns wrong numbers, or an error of
+an internal operator. This interpreter raises an error of one line with the cause and the remedy.
 """
 
 from __future__ import annotations

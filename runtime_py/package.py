@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MODELS = ("model.circle", "model.tflite", "model.onnx")
 SUFFIXES = (".circle", ".tflite", ".onnx")
-_EXPECTED = "a package is a folder with model.circle or model.tflite and a tokenizer"
+_EXPECTED = "a package is a folder with a tokenizer and model.circle, model.tflite or model.onnx"
 
 
 class Package:
@@ -80,12 +80,12 @@ class Package:
             kind = "file" if place.suffix in SUFFIXES else "folder"
             raise ModelError(f"{place}: no such {kind}; {_EXPECTED}")
         if tokenizer is not None and not Path(tokenizer).is_dir():
-            raise ModelError(f"{tokenizer}: no such folder, for the tokenizer")
+            raise ModelError(f"--tokenizer {tokenizer}: no such folder")
         if place.is_file():
             if place.suffix not in SUFFIXES:
                 raise ModelError(f"{place} is not a {' or '.join(SUFFIXES)} file; {_EXPECTED}")
             return cls(Path(tokenizer or place.parent), place, options)
-        # The README's pipeline leaves the model beside the folder, where the last filter wrote it.
+        # The README's pipeline writes the model next to the folder, not into it.
         for folder in (place, place.resolve().parent):
             for name in MODELS:
                 if (model := folder / name).is_file():
@@ -143,7 +143,7 @@ class Package:
 
     @cached_property
     def session(self) -> Session:
-        """The package's one text, on an engine with the package's options. Loads the model at first use."""
+        """The session that `stream`, `generate` and `chat` share. Loads the model at first use."""
         self._session_engine = self.engine()
         return Session(self._session_engine.open_session())
 
@@ -202,7 +202,7 @@ class Package:
         return Conversation(self.session, self.tokenizer, template, self.stream, system, **options)
 
     def close(self) -> None:
-        """Free what `session` uses, if it was opened. It is opened again when it is needed."""
+        """Free the engine and caches of `session`, if it is open. Its next use opens it again."""
         if (session := self.__dict__.pop("session", None)) is not None:
             session.close()
             assert self._session_engine is not None
@@ -216,11 +216,11 @@ class Package:
         self.close()
 
     def _check_tokenizer(self, engine: Engine) -> None:
-        """Close the engine and raise ModelError if there is a tokenizer with more ids than the model."""
+        """Close the engine and raise ModelError if the tokenizer has more ids than the model."""
         vocab_size = engine.vocab_size
         if has_tokenizer(self.directory) and (ids := self.tokenizer.vocab_size) > vocab_size:
             engine.close()
             raise ModelError(
-                f"{self.directory}: the tokenizer has {ids} ids, the model {vocab_size}: "
-                "they are not from the same checkpoint"
+                f"{self.directory}: the tokenizer has {ids} ids, the model {vocab_size}: use the "
+                f"tokenizer of the model's checkpoint"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from o2o.cli import interrupt
 
 if __name__ == "__main__":
-    interrupt.exit_on_interrupt("perplexity")  # before the other imports, which take a while
+    interrupt.exit_on_interrupt("perplexity")  # before the slow imports
 
 import argparse
 import json
@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m runtime_py.perplexity",
-        description="Measure how well packages predict a text. Printed are the mean negative log-likelihood "
-        "of its tokens in nats per token, and its exponential, the perplexity. Each document starts with the "
-        "tokenizer's begin token. A document longer than a package's context is cut there, for all packages. "
+        description="Measure how well packages predict a text. Prints the mean negative log-likelihood "
+        "in nats per token, and its exponential, the perplexity. Each document starts with the "
+        "tokenizer's begin token. A document longer than a package's context is cut to it, for all packages. "
         "Tokens are fed one by one, as in generation.",
     )
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from o2o.cli import interrupt
 
 if __name__ == "__main__":
-    interrupt.exit_on_interrupt("quality")  # before the other imports, which take a while
+    interrupt.exit_on_interrupt("quality")  # before the slow imports
 
 import argparse
 import json
@@ -39,8 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m runtime_py.quality",
         description="Compare a model before and after quantization: the quantization error of each tensor, "
-        "file sizes, and the perplexity on a text (runtime_py.perplexity). Errors are relative: rms error "
-        "to the root mean square of the tensor's numbers, max error to the largest of them.",
+        "file sizes, and the perplexity on a text (runtime_py.perplexity). Errors are relative: rms "
+        "error to the root mean square of a tensor's numbers, max error to the largest number.",
     )
     parser.add_argument("before", metavar="BEFORE", help="package or model file before quantization")
     parser.add_argument("after", metavar="AFTER", help="package or model file after quantization")

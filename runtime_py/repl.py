@@ -45,7 +45,8 @@ def chat_loop(
     Args:
         conversation: The conversation.
         only: The only message to answer; None to read stdin.
-        stats: Timing of the first answer, reported on stderr after each; None for no report.
+        stats: Timing of the first answer; the report is printed on stderr after each answer. None for no
+            report.
         log: Prints a message for the user.
 
     Returns:

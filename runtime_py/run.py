@@ -5,7 +5,7 @@ from __future__ import annotations
 from o2o.cli import interrupt
 
 if __name__ == "__main__":
-    interrupt.exit_on_interrupt("run")  # before the other imports, which take a while
+    interrupt.exit_on_interrupt("run")  # before the slow imports
 
 import argparse
 import io
@@ -66,7 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         help="extra KV-cache capacities to build decode graphs for (LiteRT); '' for none "
         "(default: 256,512,... below the model's capacity)",
     )
-    add("--no-cache", action="store_true", help="do not cache artifacts of big models on disk")
+    add(
+        "--no-cache",
+        action="store_true",
+        help="do not store prepared artifacts of large models in the disk cache",
+    )
     add("--debug", action="store_true", help="show the engine's log, and tracebacks")
 
     chat = parser.add_argument_group("chat").add_argument
@@ -97,7 +101,12 @@ def _parser() -> argparse.ArgumentParser:
         help="divide the logits by X; 0 is greedy (default: 1 with another sampling option, else 0)",
     )
     sample("--top-k", metavar="N", type=int, help="sample from the N most likely tokens")
-    sample("--top-p", metavar="X", type=float, help="sample from the smallest set with total probability X")
+    sample(
+        "--top-p",
+        metavar="X",
+        type=float,
+        help="sample from the smallest set of most likely tokens with total probability X",
+    )
     sample("--min-p", metavar="X", type=float, help="drop tokens below X times the highest probability")
     sample("--seed", metavar="N", type=int, help="seed of the random numbers, to repeat a text")
     sample(

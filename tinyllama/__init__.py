@@ -1,1 +1,1 @@
-"""TinyLlama on a device: the demo side of the toolchain (model, tokenizer, and what runs them)."""
+"""TinyLlama on a device: the demo of the toolchain, with its model, commands and verification."""

@@ -40,7 +40,7 @@ def checkpoint_at(path: str) -> Checkpoint:
 
     Raises:
         UsageError: There is no such folder.
-        ModelError: It is no checkpoint.
+        ModelError: It is not a checkpoint.
     """
     from export.hub import resolve
     from o2o.weights.checkpoint import open_checkpoint
@@ -49,12 +49,12 @@ def checkpoint_at(path: str) -> Checkpoint:
     if not file.is_file():
         return open_checkpoint(resolve(path).absolute())
     if file.suffix not in FORMATS:
-        raise ModelError(f"{file}: file format not supported: use .safetensors, .bin or .pt")
+        raise ModelError(f"{file}: file format not supported: use .safetensors, .bin, .pt or .pth")
     checkpoint = open_checkpoint(file.absolute().parent)
     used = {tensor.path.resolve() for tensor in checkpoint.tensors.values()}
     if file.resolve() not in used:
         raise ModelError(
-            f"{file.parent} also holds {min(used).name}, which takes precedence: give the folder, or put "
-            f"{file.name} into a folder with config.json alone"
+            f"{file.parent} also holds {min(used).name}, which takes precedence: give the folder, or move "
+            f"{file.name} into a folder with config.json and no other weights"
         )
     return checkpoint

@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Convert what the command line asks for. The file appears when all commands have succeeded.
+    """Run the conversion that the command line describes. The file appears when all commands have succeeded.
 
     Args:
         args: The parsed command line.
@@ -130,7 +130,7 @@ def convert(args: argparse.Namespace) -> None:
     parameters = estimate_needs(checkpoint.tensors, 0, 1, "float32", embed=True).parameters
     size = conversion.size(parameters)
     check_disk(target.parent, size, "the model")
-    log(f"{target} will take about {format_bytes(size)}")
+    log(f"{target} needs about {format_bytes(size)}")
     with signals_interrupt(), staging_folder(target.parent) as folder:
         try:
             shell.run(conversion.commands(), folder)
@@ -171,15 +171,15 @@ def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
         capacity = min(CAPACITY, config.positions or CAPACITY, config.sliding_window or CAPACITY)
     if capacity < lengths[-1]:
         raise UsageError(
-            f"--kv_cache_max_len {capacity} is below the prefill length {lengths[-1]}: make it {lengths[-1]} "
-            "or more"
+            f"--kv_cache_max_len {capacity} is below the prefill length {lengths[-1]}: use {lengths[-1]} "
+            f"or more"
         )
     check_length(config, capacity, "--kv_cache_max_len")
     blocks = [size for size in (args.flash_q_block, args.flash_kv_block) if size is not None]
     if blocks and not args.use_flash_attention:
         raise UsageError("--flash_q_block and --flash_kv_block need --use_flash_attention")
     if blocks and min(blocks) < 1:
-        raise UsageError("--flash_q_block, --flash_kv_block: a block has at least one query and one key")
+        raise UsageError("--flash_q_block and --flash_kv_block must be 1 or more")
     recipe = args.quantize.lower()
     recipe = RECIPE if recipe in TRUE else "none" if recipe in FALSE else args.quantize
     if args.report and recipe == "none":
@@ -208,7 +208,7 @@ def target_of(args: argparse.Namespace, conversion: Conversion) -> Path:
 
     Args:
         args: The parsed command line.
-        conversion: What it asks for.
+        conversion: The conversion that it describes.
 
     Returns:
         `--output_path` itself, or a file in that folder.
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.

@@ -5,9 +5,9 @@
     python debug_flash_generation.py --checkpoint_path=DIR --tflite_path=model.tflite
 
 This compares flash attention with standard attention, or a TFLite file with Hugging Face. Both read the
-tokens that the latter chooses. It takes the first step with different choices, or else the step with the
-largest difference of logits. It compares the intermediate tensors of that step, layer by layer. Exit code
-0: the same tokens; 1: they diverge; 2: wrong usage.
+tokens that the latter chooses. The command selects the first step with different choices, or else the step
+with the largest difference of logits. It compares the intermediate tensors of this step, layer by layer. Exit
+code 0: the same tokens; 1: they diverge; 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def debug(args: argparse.Namespace) -> int:
     directory = flags.directory_of(args)
     tokenizer, prompts = flags.encode_prompts(args, directory)
     if args.tflite_path and (args.q_block or args.kv_block):
-        raise UsageError("--q_block and --kv_block are in the file: leave them out with --tflite_path")
+        raise UsageError(
+            "--q_block and --kv_block cannot be combined with --tflite_path: the file has its own block sizes"
+        )
     subject, reference, limit = (_file if args.tflite_path else _attentions)(args, directory, prompts)
     limit = limit if args.tolerance is None else args.tolerance
     report = Report()
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.

@@ -48,7 +48,7 @@ class KVCache:
 
     @classmethod
     def from_model_config(cls, config: ModelConfig, dtype: torch.dtype = torch.float32) -> KVCache:
-        """Make empty caches: zeros, which are masked but computed with.
+        """Make empty caches: zeros, as masked rows still take part in the computation.
 
         Args:
             config: The sizes of the model.

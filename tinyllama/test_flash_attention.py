@@ -3,7 +3,7 @@
 
     python test_flash_attention.py [--checkpoint_path=DIR]
 
-Exit code 0: all tests passed; 1: not all; 2: wrong usage. This is a command; the project's tests are in
+Exit code 0: all tests passed; 1: a test failed; 2: wrong usage. This is a command; the project's tests are in
 `tests/`.
 """
 
@@ -86,7 +86,7 @@ def test(args: argparse.Namespace) -> int:
         check(bool(logits.isfinite().all()), "Forward pass successful", "Forward pass with KV cache")
 
         continued, of = logits[0, -1], "Prefill and decode stages"
-        if T > 1:  # all but the last token as prefill, that one as decode
+        if T > 1:  # prefill of all tokens but the last, decode of the last
             continued = run(flash, tokens[:, -1:], T - 1, run(flash, tokens[:, :-1], 0)[1])[0][0, -1]
         off = float((continued - logits[0, -1]).abs().max())
         check(off <= args.tolerance, f"Prefill successful: decode continues it, within {off:.3e}", of)
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.

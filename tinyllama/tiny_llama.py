@@ -1,4 +1,4 @@
-"""A checkpoint as a PyTorch module that takes what the converted files take.
+"""A checkpoint as a PyTorch module with the inputs and outputs of the converted files.
 
     from tinyllama import kv_cache as kv_utils, tiny_llama
 
@@ -109,16 +109,16 @@ def first_position(input_pos: torch.Tensor, count: int, kv_cache: KVCache) -> in
         raise UsageError(f"input_pos is {list(input_pos.shape)} for {count} tokens: give one position each")
     for number, (before, after) in enumerate(pairwise(positions), 1):
         if after != before + 1:
-            padded = ": padding goes on counting, too (torch.arange), zeros would be position 0 again"
+            padded = ": padding tokens need consecutive positions too (torch.arange), not zeros"
             raise UsageError(
-                f"input_pos must go on by one, but input_pos[{number}] is {after} after {before}"
+                f"input_pos must increase by one, but input_pos[{number}] is {after} after {before}"
                 f"{padded if after == 0 else ''}"
             )
     first, capacity = positions[0], kv_cache.caches[0].k_cache.shape[1]
     if not 0 <= first <= kv_cache.filled:
         raise UsageError(
-            f"input_pos begins at {first}, but the KV cache holds {kv_cache.filled} tokens: feed all before, "
-            "and pass on the kv_cache that comes back"
+            f"input_pos begins at {first}, but the KV cache holds {kv_cache.filled} tokens: feed all "
+            f"earlier tokens, and pass the returned kv_cache to the next call"
         )
     if first + count > capacity:
         raise UsageError(
@@ -158,7 +158,7 @@ def build_model(
         checkpoint_path: A folder, or a hub id.
         kv_cache_max_len: S, rows of the KV caches.
         use_flash_attention: Compute attention in blocks.
-        blocks: Block sizes; None for those that suit the number of tokens.
+        blocks: Block sizes; None for sizes by the number of tokens.
 
     Returns:
         The model.

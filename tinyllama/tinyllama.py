@@ -27,7 +27,8 @@ if __name__ == "__main__":
 
     exit_on_interrupt("tinyllama.py")
 elif __name__ == "tinyllama":
-    # Imported by a program in this folder, which finds this file before the package: it is that, too.
+    # A program in this folder that imports `tinyllama` gets this file instead of the package: act as the
+    # package.
     __path__ = [str(Path(__file__).resolve().parent)]
 
 from o2o.cli import command
@@ -81,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Export the graph that the command line asks for.
+    """Export the graph that the command line describes.
 
     Args:
         args: The parsed command line.
@@ -98,7 +99,7 @@ def export(args: argparse.Namespace) -> None:
     started = time.monotonic()
     prefill, decode = graph_specs(args.max_length, (), args.cache)
     directory = resolve(args.model)
-    open_checkpoint(directory)  # report its defects before torch, transformers and TICO take seconds to load
+    open_checkpoint(directory)  # report defects before torch, transformers and TICO are loaded
     config = CheckpointConfig.read(directory)
     check_attention(config, args.attn_implementation, args.cache if args.mode == "decode" else None)
     check_length(config, args.max_length)
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.

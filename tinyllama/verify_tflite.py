@@ -3,9 +3,9 @@
 
     python verify_tflite.py --tflite_path=/tmp/tinyllama_q8_ekv1024.tflite --checkpoint_path=DIR
 
-First the weights: float32 weights must equal the checkpoint's, others must be within the precision of their
-dtype. Then, after each prompt, both generate greedily. Then both read the same tokens, and the drift of
-their logits is shown step by step.
+First, weights are compared: float32 weights must equal the checkpoint's, others must be within the precision
+of their dtype. Then both generate greedily after each prompt. Then both read the same tokens, and the
+difference of their logits (drift) is printed step by step.
 
 - The first 10 tokens must be the same. A quantized file may choose another token if both candidates are
   within twice the median drift.
@@ -14,8 +14,8 @@ their logits is shown step by step.
 - If its kernels round their inputs to 8 bits, PyTorch rounds too. The root mean square difference may then
   be 0.2 of the logits' spread, in the median of the steps. --tolerance adds its limit.
 
-If something differs, the command names the first tensor that differs. Exit code 0: all tests passed; 1: not
-all; 2: wrong usage.
+If something differs, the command names the first tensor that differs. Exit code 0: all tests passed; 1: a
+test failed; 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.

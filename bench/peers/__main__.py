@@ -4,9 +4,9 @@ The command creates a random checkpoint of each shape and converts it for llama.
 Hugging Face, litert-torch and this project. All of them read the same prompts in turn, with equal threads.
 It prints tokens/s, loading times and memory, and the ratios of this project to each peer in the same round.
 
-Peers are installed when they are first needed, each in its own virtual environment. A peer is left out, with
-the reason, if it cannot be installed, converted or run, or if it computes something else. Conversions are
-cached. bench/peers/README.md describes what is compared, and how fair it is.
+Peers are installed when they are first needed, each in its own virtual environment. A peer that cannot be
+installed, converted or run, or that computes something else, is left out; the reason is printed. Conversions
+are cached. bench/peers/README.md describes what is compared, and how fair it is.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def to_json(results: Results, contenders: Sequence[Contender]) -> dict[str, Any]
 
     Args:
         results: The measurements.
-        contenders: All contenders, including those that failed.
+        contenders: All contenders, including the failed ones.
 
     Returns:
         An object for JSON.

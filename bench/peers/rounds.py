@@ -20,8 +20,10 @@ from bench.peers.worker import Worker
 CHECKED = 64
 """Prompt length of the check that all variants compute the same."""
 MIN_CORRELATION = {4: 0.2, 8: 0.9, 16: 0.9, 32: 0.9}
-"""By bits: the lowest accepted correlation of a prompt's logits with the variant of the most bits. Random
-weights suffer more from few bits than trained ones: with 4 bits at 1.1B parameters every peer has 0.4."""
+"""By bits: the lowest accepted correlation of a prompt's logits with the variant of the most bits.
+
+Few bits harm random weights more than trained ones: with 4 bits at 1.1B parameters every peer has 0.4.
+"""
 MIN_DECODE_CORRELATION = 0.9
 """The lowest accepted correlation between logits of prefill and of prefill plus one decode step."""
 MEMORY_SHARE = 0.8

@@ -1,8 +1,8 @@
 """Compare two models on LiteRT: the same inputs through a model before and after a filter.
 
-Inputs and outputs are paired by their names in the signatures, renamed ones by role, else by order.
-What a filter may change is undone before comparing: shapes of as many elements, dtypes, cache layouts, and
-the capacity of caches. Both models run at the first position and at the last one that both have.
+Inputs and outputs are paired by their names in the signatures, renamed ones by role, else by order. A filter
+may change shapes, dtypes, cache layouts and cache capacities. Such changes are undone before comparing. Both
+models run at position 0 and at the last position that both models have.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from o2o.errors import ModelError
 from o2o.model import Model
 
 TOLERANCE = 1e-4
-"""Of the largest number of a float tensor, or of 1. Other tensors must be equal."""
+"""Relative to the largest number of a float tensor, at least 1. Other tensors must be equal."""
 SEED = 0
 
 
@@ -55,14 +55,14 @@ def check(before: Sequence[Model], after: Model, tolerance: float = TOLERANCE) -
 
 
 def _paired_signatures(old: Sequence[str], new: Sequence[str]) -> list[str | None]:
-    """For each old name the same one, or by order if names changed but not their number."""
+    """Map old signature names to new ones: the same name, or by order if only the names changed."""
     if len(old) == len(new) and not set(old) <= set(new):
         return list(new)
     return [name if name in new else None for name in old]
 
 
 def _paired_tensors(old: Mapping[str, IoTensor], new: Mapping[str, IoTensor]) -> list[str | None]:
-    """For each old name the same one, else the one of the same role, else by order."""
+    """Map old tensor names to new ones: the same name, else the same role, else by order."""
     roles = {_role_key(tensor): name for name, tensor in new.items() if tensor.role is not None}
     pairs = [name if name in new else roles.get(_role_key(tensor)) for name, tensor in old.items()]
     return list(new) if None in pairs and len(old) == len(new) else pairs
@@ -113,17 +113,19 @@ class _Comparison:
             actual = _adapted(new_results[new_key], new_outputs[new_key], tensor)
             if actual is None:
                 shape = list(new_outputs[new_key].shape)
-                raise ModelError(f"--check: {key} became {shape}, which cannot be compared")
+                raise ModelError(
+                    f"--check: output {key} of {self.name} became {shape}, which cannot be compared"
+                )
             difference = _difference(expected, actual)
             if difference > tolerance:
                 raise ModelError(
-                    f"--check: {self.name} gives another {key} at position {self.position}, off by "
-                    f"{difference:.1e} of its largest number; {self._first_difference(feeds, new_feeds)}"
+                    f"--check: output {key} of {self.name} differs at position {self.position} by "
+                    f"{difference:.1e} of its largest value; {self._first_difference(feeds, new_feeds)}"
                 )
             yield difference
 
     def _feeds(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The inputs of both: the same numbers."""
+        """Random inputs, the same for both models."""
         inputs, new_inputs = self.old.io[self.name][0], self.new.io[self.new_name][0]
         feeds = _random_feeds(inputs, self.position)
         new_feeds = {}
@@ -133,14 +135,20 @@ class _Comparison:
             numbers = _adapted(feeds[key], inputs[key], new_inputs[new_key])
             if numbers is None:
                 shape = list(new_inputs[new_key].shape)
-                raise ModelError(f"--check: {key} became {shape}, which its numbers do not fit")
+                raise ModelError(
+                    f"--check: input {key} of {self.name} became {shape}, which is not a "
+                    f"supported change of shape"
+                )
             new_feeds[new_key] = numbers
         if unknown := [key for key in new_inputs if key not in new_feeds]:
-            raise ModelError(f"--check: no input of before corresponds to {unknown[0]} of {self.new_name}")
+            raise ModelError(
+                f"--check: the original model has no input that corresponds to {unknown[0]} "
+                f"of {self.new_name}"
+            )
         return feeds, new_feeds
 
     def _first_difference(self, feeds: Mapping[str, np.ndarray], new_feeds: Mapping[str, np.ndarray]) -> str:
-        """The first tensor that both compute under one name and that differs, in the old model's order."""
+        """Describe the first tensor that both models compute under one name and that differs."""
         new_tensors = dict(self.new.every_tensor(self.new_name, new_feeds))
         for tensor, expected in self.old.every_tensor(self.name, feeds):
             actual = new_tensors.get(tensor)

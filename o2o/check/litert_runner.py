@@ -21,13 +21,13 @@ from o2o.weights.binding import bind
 
 @dataclass(frozen=True)
 class IoTensor:
-    """An input or output as it was before lowering.
+    """An input or output before lowering.
 
     Attributes:
         shape: Its dimensions.
-        dtype: Of its numbers.
+        dtype: The dtype of its elements.
         role: From the contract, if there is one.
-        limit: Integers from 0 to below this are valid, such as row numbers of a table.
+        limit: Exclusive upper bound of valid integers, such as the number of rows of a table.
     """
 
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class IoTensor:
         """Describe an input or output.
 
         Args:
-            value: It, in the graph.
+            value: The input or output in the graph.
 
         Returns:
             Its shape, dtype, role and limit.
@@ -123,7 +123,7 @@ class LiteRtRunner:
         """Run a signature.
 
         Args:
-            name: Of the signature.
+            name: The name of the signature.
             feeds: Inputs by their names in the signature.
 
         Returns:
@@ -143,7 +143,7 @@ class LiteRtRunner:
         """Run a signature and yield every tensor that an operator computes.
 
         Args:
-            name: Of the signature.
+            name: The name of the signature.
             feeds: Inputs by their names in the signature.
 
         Yields:

@@ -75,8 +75,8 @@ def _difference(
     difference = float(gap / max(1.0, np.abs(expected).max(initial=0)))
     if not difference <= tolerance:  # NaN fails too
         raise ModelError(
-            f"--check: ONNX computes other {name} at position {position}, off by {difference:.1e} of its "
-            "largest number"
+            f"--check: {name} at position {position} differs between ONNX Runtime and LiteRT by "
+            f"{difference:.1e} of its largest value"
         )
     return difference
 

@@ -14,7 +14,7 @@ _LONGEST_RANGE = 1_000_000
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and whose flags have two spellings and take lists with commas.
+    """A parser with one-line errors. Its flags have two spellings and take lists with commas.
 
     `--keep_by_name` and `--keep-by-name` are the same flag; help shows the spelling that was declared. A flag
     that takes several values takes them as `a b`, `a,b`, or a mixture.
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help explains)")
 
     def canonical(self, argv: Sequence[str]) -> list[str]:
-        """Return arguments with every flag as it was declared and every list as separate values.
+        """Return arguments with every flag in its declared spelling and every list as separate values.
 
         Args:
             argv: The arguments as they were typed.

@@ -32,7 +32,7 @@ def run(program: str, body: Callable[[], int | None], debug: bool = False) -> in
 
     Returns:
         The exit code of `body`, or of an `O2oError` (1 model, 2 usage). Errors of the system (full disk,
-        missing file) are 1, SIGINT is 130. A closed pipe is 141, and silent as in any Unix tool.
+        missing file) are 1, SIGINT is 130. A closed pipe is 141, without a message, as in any Unix tool.
     """
     try:
         with interrupt.interruptible():
@@ -66,7 +66,7 @@ def report(program: str, message: str) -> None:
         program: The name of the command, which begins the line.
         message: Line breaks in it become spaces.
     """
-    if sys.stderr is not None:  # closed: `print` would take stdout
+    if sys.stderr is not None:  # closed: `print` would write to stdout
         print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
 
 
@@ -87,7 +87,7 @@ def _message(error: Exception) -> str:
 
 
 def _discard_stdout() -> None:
-    """Drop what could not be written: Python would write it again at exit, and print an error."""
+    """Drop the unwritten output: Python would write it again at exit, and print an error."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
         sys.stdout.flush()
         return

@@ -72,7 +72,8 @@ _handler: _Handler | None = None
 def exit_on_interrupt(program: str | None) -> None:
     """End this process at SIGINT from now on, with one line and exit code 130.
 
-    Call it at the start of a command, before slow imports. SIGINT stays ignored where it is (`nohup`).
+    Call it at the start of a command, before slow imports. SIGINT stays ignored if it is ignored already
+    (`nohup`).
 
     Args:
         program: The name in the line. None prints no line: for a child process, whose parent prints one.
@@ -93,7 +94,7 @@ def interruptible() -> Iterator[None]:
         Nothing.
 
     Raises:
-        KeyboardInterrupt: SIGINT came, also where the code inside turned it into another exception.
+        KeyboardInterrupt: SIGINT was received, even if the code inside raised another exception then.
     """
     if _handler is None or _handler.raising:
         yield
@@ -112,7 +113,7 @@ def interruptible() -> Iterator[None]:
 
 
 def survive_interrupts() -> None:
-    """Let SIGINT be a mere KeyboardInterrupt from now on, for a command that catches it and goes on."""
+    """From now on SIGINT only raises KeyboardInterrupt, for a command that catches it and goes on."""
     if _handler is not None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -19,7 +19,7 @@ def silence_stderr_forever() -> None:
 
 @contextlib.contextmanager
 def silenced_stderr(active: bool = True) -> Iterator[None]:
-    """Drop all output to stderr inside the block, also that of C libraries.
+    """Drop all output to stderr inside the block, also the output of C libraries.
 
     Args:
         active: False to drop nothing.

@@ -49,10 +49,10 @@ def load(name: str) -> type[Filter]:
     """Import the module of a filter, which is a module of this package.
 
     Args:
-        name: Of the module.
+        name: The module's name.
 
     Returns:
-        The class whose name is that of the module in CamelCase.
+        The class named like the module, in CamelCase.
     """
     module = importlib.import_module(f"{__name__}.{name}")
     filter_: type[Filter] = getattr(module, "".join(word.capitalize() for word in name.split("_")))

@@ -26,7 +26,7 @@ Result = Model | ir.Model
 class Filter:
     """One command. A subclass gives `name`, `usage_example`, a docstring and `apply`.
 
-    `run` takes these steps, each of which a subclass may override: `check_arguments`, `input_files`, `read`,
+    `run` takes these steps, which a subclass may override: `check_arguments`, `input_files`, `read`,
     `transform` (which calls `apply`), `check` for `--check`, `write`.
 
     The docstring is the `--help` text and the page in `docs/filters`. Its first line says what the filter
@@ -63,7 +63,7 @@ class Filter:
         """Make the parser of the whole command line.
 
         Returns:
-            A parser with the filter's arguments and those of all filters.
+            A parser with the filter's own arguments and the arguments of all filters.
         """
         parser = Parser(
             prog=self.name,
@@ -89,7 +89,7 @@ class Filter:
         """Refuse wrong combinations of arguments before anything is read.
 
         Args:
-            args: The arguments, which may be completed.
+            args: The arguments; missing values may be filled in.
 
         Raises:
             UsageError: Two arguments contradict each other.
@@ -151,7 +151,7 @@ class Filter:
         """Make the history entry of this run.
 
         Args:
-            models: The input as it was read.
+            models: The unchanged input.
             args: The arguments.
             argv: The same as text.
 
@@ -169,7 +169,7 @@ class Filter:
         """Compute the fingerprint of the input for the history entry.
 
         Args:
-            models: The input as it was read.
+            models: The unchanged input.
 
         Returns:
             The fingerprint, see `o2o.formats.fingerprint`.
@@ -217,7 +217,7 @@ class Filter:
         raise NotImplementedError
 
     def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
-        """Compare the outputs of the input models with those of the result, for `--check`.
+        """Compare the outputs of the input models with the outputs of the result, for `--check`.
 
         Args:
             models: The input, read again.
@@ -283,7 +283,7 @@ class Filter:
         """Run the command.
 
         Args:
-            argv: The arguments; None for those of the process.
+            argv: The arguments; None for `sys.argv[1:]`.
 
         Returns:
             The exit code, see `o2o.cli.command.run`.
@@ -303,8 +303,8 @@ class Filter:
                 command.report(cls.name, message)
             return 0
 
-        # A filter lives for one model, most of which it keeps to the end: looking for garbage among tens of
-        # thousands of live objects would only cost time.
+        # A process handles one model and needs most of its objects to the end. Garbage collection would only
+        # cost time.
         collecting = gc.isenabled()
         gc.disable()
         try:

@@ -45,7 +45,7 @@ class BucketKvcache(Filter):
 
     def check_arguments(self, args: argparse.Namespace) -> None:
         if args.capacities == []:
-            raise UsageError("--capacities names no capacity: write 256,512")
+            raise UsageError("--capacities is empty: give capacities such as 256,512")
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
         decode = find_decode(model)
@@ -57,7 +57,9 @@ class BucketKvcache(Filter):
             raise ModelError(f"decode has buckets already: {listed(buckets)}")
         capacities = default_capacities(own) if args.capacities is None else sorted(set(args.capacities))
         if wrong := [rows for rows in capacities if not 0 < rows < own]:
-            raise UsageError(f"--capacities: {wrong[0]} is not between 0 and the {own} of decode")
+            raise UsageError(
+                f"--capacities: {wrong[0]} must be above 0 and below decode's own capacity {own}"
+            )
         if not capacities:
             self.log(f"decode has a capacity of {own}: there is no smaller one to add")
             return False

@@ -28,8 +28,8 @@ class FuseAttention(Fusion):
     new rows only through reshape.io.py. Positions of several tokens must be consecutive.
 
     Left alone, with the reason (--explain): biases, scales other than 1/sqrt(H), caches with other readers,
-    masks that a concatenated cache cannot keep. A concatenation without a mask equals ATTENTION only when the
-    cache is full; --assume-full-cache promises that.
+    masks that a concatenated cache cannot keep. A concatenation without a mask equals ATTENTION only while
+    the cache is full; --assume-full-cache asserts that it always is.
     """
 
     name = "fuse.attention.py"

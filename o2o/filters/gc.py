@@ -23,10 +23,10 @@ class Gc(Filter):
            +- MUL --- (unused)   =>
         w (unused)
 
-    These stay: operators that an output depends on; operators with side effects, such as ATTENTION with
-    caches; the first subgraph; subgraphs with a signature or run by an operator that stays; all inputs and
-    outputs. Constants that share bytes still share them.
-    Prints the number of removed parts. Refuses nothing: a model without dead code passes unchanged.
+    Operators stay if an output depends on them or if they have side effects, such as ATTENTION with caches.
+    Subgraphs stay if they are the first, have a signature, or are run by an operator that stays. All inputs
+    and outputs stay. Constants that share bytes still share them. Prints the number of removed parts. Refuses
+    nothing: a model without dead code passes unchanged.
     """
 
     name = "gc.py"

@@ -38,7 +38,7 @@ class RenameIo(Filter):
         add_signature(parser)
 
     def add_input(self, parser: argparse.ArgumentParser) -> None:
-        parser.set_defaults(file=None)  # argparse cannot tell a file from the names before it
+        parser.set_defaults(file=None)  # argparse cannot distinguish a file from the names before it
 
     def check_arguments(self, args: argparse.Namespace) -> None:
         if len(args.names) > 1 and "=" not in args.names[-1]:

@@ -20,7 +20,7 @@ class RenameIoRemovePrefix(Filter):
         tinyllama/tokens -- f -- tinyllama/logits   =>   tokens -- f -- logits
                  rename.io.remove_prefix.py tinyllama/
 
-    This is a special case of rename.io.py, kept for its established name. Names without the prefix stay.
+    This is a special case of rename.io.py. It exists for its established name. Names without the prefix stay.
     The filter changes the first graph and all graphs with a signature. --signature chooses one graph.
     Refused: a prefix that no name has, that is a whole name, or whose removal makes two names equal.
     """

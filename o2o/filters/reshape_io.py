@@ -31,9 +31,9 @@ class ReshapeIo(Filter):
 
     Every input (or output) of the old shape gets the new one, in the first graph and in all graphs with a
     signature. If the number of elements stays, a RESHAPE keeps the results. Only the capacity of a cache can
-    change, and only if ATTENTION is its sole user: ATTENTION reads no row behind its position.
-    Refused: any other change of size, and a shape that nothing has. A cache that is concatenated and masked
-    needs fuse.attention.py first.
+    change, and only if ATTENTION is its sole user: ATTENTION reads no row behind its position. Refused: any
+    other change of size, and an old shape that no input (or output) has. A cache that is concatenated and
+    masked needs fuse.attention.py first.
     """
 
     name = "reshape.io.py"
@@ -103,7 +103,7 @@ def _written(value: ir.Value) -> bool:
 
 
 def _check_resizable(value: ir.Value, node: ir.Node, operand: int, new: tuple[int, ...]) -> None:
-    """Raise ModelError unless `node` takes `value` as a cache whose capacity can become that of `new`."""
+    """Raise ModelError unless `value` is a cache of `node` that can get the capacity of `new`."""
     old = shape_of(value)
     wanted = f"cannot resize {value.name} from {_text(old)} to {_text(new)}"
     if not takes_as_cache(node, operand):
@@ -114,7 +114,7 @@ def _check_resizable(value: ir.Value, node: ir.Node, operand: int, new: tuple[in
     changed = [axis for axis in range(len(old)) if len(new) != len(old) or new[axis] != old[axis]]
     if changed != [token_axis]:
         raise ModelError(
-            f"{wanted}: of a {attention.layout} cache only axis {token_axis}, the capacity, can change"
+            f"{wanted}: only axis {token_axis} of a {attention.layout} cache, its capacity, can change"
         )
     if attention.mask is not None:
         raise ModelError(f"{wanted}: ATTENTION has a mask {attention.mask.name} for {old[token_axis]} rows")
@@ -144,7 +144,7 @@ def _check_caches(graph: ir.Graph) -> None:
 
 
 def _forget_layout(value: ir.Value) -> None:
-    """Drop the layout of a reshaped cache, whose axes are others now."""
+    """Drop the layout of a reshaped cache: it described the old axes."""
     role = role_of(value)
     if role is not None and role.layout is not None:
         value.meta["role"] = replace(role, layout=None)

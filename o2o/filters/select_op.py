@@ -23,8 +23,8 @@ class SelectOp(Filter):
                         select.op.py --by_id 1
 
     Operators are numbered from 0 in the order of the graph. A tensor that only a removed operator computes
-    becomes an input. A tensor that a removed operator used becomes an output. These come after the inputs and
-    outputs that stay. Inputs that have become unused are removed. Signatures and other graphs are kept.
+    becomes an input. A tensor that a removed operator used becomes an output. New inputs and outputs come
+    after the old ones. Inputs that have become unused are removed. Signatures and other graphs are kept.
     Refused: numbers beyond the last operator, and a model of several graphs without --signature.
     """
 

@@ -76,7 +76,10 @@ class SignAiEdge(Filter):
         assert decode is not None
         without = [entry.signature.name for entry in prefills if entry.logits is None]
         if args.output_logits_on_prefill and without:
-            raise ModelError(f"{listed(without)} has no logits: pass the model that has them")
+            raise ModelError(
+                f"prefills {listed(without)} have no logits output: "
+                f"--output_logits_on_prefill needs a model whose prefills return logits"
+            )
         signed = _new_names(decode, prefills, buckets)
         for name, entry in signed.items():
             entry.signature.name = name
@@ -90,7 +93,7 @@ class SignAiEdge(Filter):
 
 
 def _entry(model: Model, signature: Signature) -> Entry:
-    """The inputs and outputs of `signature` by role. Raises ModelError if the interface lacks one."""
+    """The inputs and outputs of `signature` by role. Raises ModelError for one that the interface lacks."""
     where, graph = signature.name, signature.graph
     if sum(other.graph is graph for other in model.signatures) > 1:
         raise ModelError(f"{where} shares its graph with another signature: each needs a graph of its own")
@@ -110,20 +113,26 @@ def _entry(model: Model, signature: Signature) -> Entry:
             f"{where} takes no {missing}: export it with --prefill-lengths, to run at any position"
         )
     if shape_of(position) != (shape_of(tokens)[1],) and np.prod(shape_of(position)) != 1:
-        raise ModelError(f"{where}: {position.name} {list(shape_of(position))} is not a position")
+        raise ModelError(
+            f"{where}: its position {position.name} has shape {list(shape_of(position))}, not [1] or [T]"
+        )
     rows = {role.slot: value for role, value in outputs.items() if role.is_rows}
     for slot, cache in caches.items():
         updated = rows.get(slot)
         if updated is None or sorted(shape_of(updated)) != sorted(shape_of(cache)):
-            raise ModelError(f"{where} does not return the updated {cache.name}: run lower.litert.py first")
+            raise ModelError(
+                f"{where} does not return the updated cache {cache.name}: run lower.litert.py first"
+            )
     layers = {layer for _, layer in caches}
     if layers != set(range(len(layers))) or len(caches) != 2 * len(layers):
-        raise ModelError(f"{where}: the layers of its caches are not 0, 1, ... with a key and a value each")
+        raise ModelError(
+            f"{where}: its caches are not one key and one value cache for each of the layers 0, 1, ..."
+        )
     return Entry(signature, tokens, position, caches, outputs.get(Role("logits")))
 
 
 def _by_role(where: str, io: str, values: Iterable[ir.Value]) -> dict[Role, ir.Value]:
-    """The values by role, without layouts. Raises ModelError for a missing role, and for one twice."""
+    """The values by role, without layouts. Raises ModelError if a value has no role or two have the same."""
     by_role: dict[Role, ir.Value] = {}
     for value in values:
         role = role_of(value)
@@ -144,13 +153,13 @@ def _classify(model: Model, entries: dict[str, Entry]) -> Classified[Entry]:
     if decode.logits is None:
         raise ModelError(f"{decode.signature.name} gives no logits: pass the model that has them")
     if not prefills:
-        raise ModelError("the model has no prefill: export one and merge it with merge.circles.py")
+        raise ModelError("there is no prefill: export with distinct --prefill-lengths")
     if prefills[0].length == 1:
         raise ModelError(
             f"{prefills[0].signature.name} reads one token, as {decode.signature.name} does: remove it"
         )
     if len({entry.length for entry in prefills}) < len(prefills):
-        raise ModelError("two prefills read the same number of tokens: leave one of them out")
+        raise ModelError("two prefills have the same length: export with distinct --prefill-lengths")
     if len({capacity_of(entry.signature) for entry in buckets}) < len(buckets):
         raise ModelError("two buckets have the same capacity: leave one of them out")
     return Classified(decode, prefills, buckets)
@@ -192,7 +201,7 @@ def _sign(model: Model, entry: Entry, with_logits: bool) -> None:
 
 
 def _position_of_each_token(model: Model, entry: Entry) -> ir.Value:
-    """The position as an input [T]. The graph reads its first element only."""
+    """Make the position an input [T]. The graph reads its first element only."""
     graph, position, length = entry.signature.graph, entry.position, entry.length
     if shape_of(position) == (length,):
         return position

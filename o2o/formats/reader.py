@@ -285,7 +285,7 @@ def _indices(vector: Iterable[int] | None) -> list[int]:
     """The numbers in `vector`. An optional operand that is absent is -1."""
     indices = [] if vector is None else [int(index) for index in vector]
     if any(index < -1 for index in indices):
-        raise IndexError(f"a tensor or subgraph number of {min(indices)}")
+        raise IndexError(f"a tensor or subgraph has the number {min(indices)}")
     return indices
 
 

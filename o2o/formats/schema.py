@@ -293,7 +293,7 @@ def detect(data: memoryview, name: str) -> Dialect:
         ModelError: The file is empty or neither Circle nor TFLite.
     """
     if len(data) == 0:
-        raise ModelError(f"{name}: is empty (did the command before it in the pipe fail?)")
+        raise ModelError(f"{name} is empty (did the command before it in the pipe fail?)")
     identifier = bytes(data[4:8])
     for dialect in DIALECTS.values():
         if identifier == dialect.identifier:

@@ -5,14 +5,12 @@
 
 FlatBuffers builders write back to front, and so put the data before the tables. Here the tables are built
 with empty data vectors. Their offsets are then patched to point behind the tables. A reader of the graph
-needs only the
-header: the first two parts. Constants are streamed one at a time from their source (a mapped file, a
-    checkpoint) to
-the sink.
+needs only the header, the first two parts. Constants are streamed one at a time from their source (a mapped
+file, a checkpoint) to the sink.
 
-An inline buffer has `Buffer.offset` and `Buffer.size` 0, as Samsung's reader (TICO) requires; the frame
-stores the sizes of those behind the header (`o2o.streams.framing`). A file larger than FlatBuffers' 31-bit
-offsets stores its large constants by `Buffer.offset` and `Buffer.size` instead.
+An inline buffer has `Buffer.offset` and `Buffer.size` 0, as Samsung's reader (TICO) requires. The frame
+stores the sizes of the inline buffers behind the header (`o2o.streams.framing`). A file larger than
+FlatBuffers' 31-bit offsets stores its large constants by `Buffer.offset` and `Buffer.size` instead.
 """
 
 from __future__ import annotations

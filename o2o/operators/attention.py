@@ -113,7 +113,7 @@ class Attention:
             if value is not None:
                 return shape_of(value)[-1]
         raise ModelError(
-            f"ATTENTION on {self.x.name} has neither cache nor rotation table: no head dimension"
+            f"ATTENTION on {self.x.name} has neither cache nor rotation table: its head dimension is unknown"
         )
 
     @property

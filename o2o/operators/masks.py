@@ -19,7 +19,7 @@ HIDDEN_SCORE = -1e9
 """The entry that lowerings write for a hidden key."""
 
 HIDDEN_STEP = 2.0**30
-"""What `min(0, HIDDEN_STEP * (query - key))` adds for each position that a key is ahead of its query.
+"""Added to a score for each position that a key is ahead of its query: `min(0, HIDDEN_STEP * (query - key))`.
 
 A power of two, so that its multiples are exact in float32.
 """

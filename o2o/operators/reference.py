@@ -335,7 +335,7 @@ def _split(node: ir.Node, axis: Array, x: Array) -> Sequence[Array]:
 
 
 def _each(function: Callable[..., Any]) -> Kernel:
-    """A kernel of an operator whose options do not matter."""
+    """A kernel of an operator without relevant options."""
     return lambda node, *inputs: np.asarray(function(*inputs))
 
 

@@ -101,7 +101,7 @@ def _constants(model: Model) -> dict[str, ir.Value]:
 
 
 def _unstacked(constants: dict[str, ir.Value], shapes: Shapes) -> dict[str, ir.Value]:
-    """`constants`, with stacked matrices split into those that the other model has, by their `shapes`."""
+    """`constants`, with stacked matrices split into the other model's matrices, by their `shapes`."""
     return {
         name: part
         for whole, value in constants.items()

@@ -1,9 +1,9 @@
 """Quantization schemes: the stored dtype of a matrix, and the scales of its rows or blocks.
 
 A scheme with a `limit` is symmetric: q = round(w / s), w ~ s q. The scale s maps the largest |w| of a row, or
-of a block of a row, to `limit`. Bytes and scales equal those of ai-edge-quantizer's min-max algorithm. With 4
-bits, several scales are tried, with which the largest numbers are clipped. The one with the smallest error is
-taken, which lowers the root mean square error by a tenth.
+of a block of a row, to `limit`. Bytes and scales equal the result of ai-edge-quantizer's min-max algorithm.
+With 4 bits, several scales are tried, with which the largest numbers are clipped. The one with the smallest
+error is taken, which lowers the root mean square error by a tenth.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cache buckets: copies of a decode graph whose KV caches have a smaller capacity.
 
-A decode step computes with all S rows of its caches, written or not. While the position is below a smaller
-capacity, the mask hides all rows from there on. A graph over fewer rows gives the same result, faster. This
+A decode step computes with all S rows of its caches, written or not. At a position below a smaller capacity,
+the mask hides all rows beyond that capacity. A graph over fewer rows gives the same result, faster. This
 module proves that at every position. To find the axes to shorten, it follows the cache rows through the
 graph: forward to their users, and backward to masks.
 """
@@ -51,7 +51,7 @@ def add_cache_buckets(model: Model, signature: Signature, capacities: Sequence[i
         capacities: Numbers of rows, each below S.
 
     Raises:
-        MatchFailure: With fewer rows the graph would compute something else, or that cannot be proven.
+        MatchFailure: The graph cannot be proven to compute the same with fewer rows.
     """
     graph = signature.graph
     rows = _follow(graph)
@@ -71,7 +71,7 @@ def add_cache_buckets(model: Model, signature: Signature, capacities: Sequence[i
 
 
 def is_provable(capacity: int, rows: int) -> bool:
-    """Whether a proof that `capacity` of `rows` cache rows suffice takes about a second at most.
+    """Whether the proof that `capacity` of `rows` cache rows suffice takes at most about a second.
 
     Args:
         capacity: The smaller number of rows.
@@ -115,7 +115,7 @@ def _follow(graph: ir.Graph) -> Rows:
             fail("two of its axes hold cache rows", value)
         node = value.producer()
         if node is None and not is_constant(value) and value not in caches:
-            fail("cache rows meet an input that is no cache", value)
+            fail("cache rows are combined with an input that is not a cache", value)
         if is_dynamic(value) or is_quantized(value):
             fail("it is quantized, or has no fixed shape", value)
         nodes = (
@@ -126,7 +126,7 @@ def _follow(graph: ir.Graph) -> Rows:
     for value in graph.outputs:
         role = role_of(value)
         if value in rows and (role is None or not role.is_rows):
-            fail("an output that is no cache has cache rows", value)
+            fail("an output that is not a cache has cache rows", value)
     return rows
 
 
@@ -190,7 +190,7 @@ def _product(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir.Val
     assert right is not None
     rank = len(shape_of(output))
     if left is right or len(shape_of(left)) != rank or len(shape_of(right)) != rank or axis < rank - 2:
-        fail("a BATCH_MATMUL uses cache rows as no attention does", output)
+        fail("a BATCH_MATMUL uses cache rows in a way that attention does not", output)
     m, inner_left = (rank - 1, rank - 2) if attribute(node, "adjointLhs", 0) else (rank - 2, rank - 1)
     inner_right, n = (rank - 1, rank - 2) if attribute(node, "adjointRhs", 0) else (rank - 2, rank - 1)
     groups = [
@@ -245,7 +245,10 @@ def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> Non
                 last[position] = numbers_[rows[output]]
         for capacity in capacities:
             if last[:capacity].max() >= capacity:
-                fail(f"{what} goes beyond {capacity} rows at a position below", mask_or_start)
+                fail(
+                    f"{what} goes beyond {capacity} rows at a position below {capacity}",
+                    mask_or_start,
+                )
         proven.add(mask_or_start)
 
 

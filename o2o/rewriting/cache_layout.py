@@ -48,7 +48,7 @@ def transpose_caches(model: Model, graph: ir.Graph, layout: Layout) -> Transpose
         _check(value)
         if role.layout not in get_args(Layout):
             raise ModelError(
-                f"the cache {value.name} is {role.layout}, as legalize.onert.py makes them: run that one last"
+                f"the cache {value.name} has the layout {role.layout}: run legalize.onert.py last"
             )
     written = _transpose_writes(graph, others)
     for value, role in others.items():
@@ -74,7 +74,7 @@ def _caches(graph: ir.Graph) -> dict[ir.Value, Role]:
             for value, kind in ((attention.k_cache, "key_cache"), (attention.v_cache, "value_cache")):
                 if value is not None:
                     if not value.is_graph_input():
-                        raise ModelError(f"the cache {value.name} of {node.op_type} is no input")
+                        raise ModelError(f"the cache {value.name} of {node.op_type} is not an input")
                     role = role_of(value) or Role(kind, layer)  # type: ignore[arg-type]
                     caches[value] = replace(role, layout=attention.layout)
     for value in (*graph.inputs, *graph.outputs):
@@ -156,7 +156,7 @@ def _transpose_writes(graph: ir.Graph, caches: dict[ir.Value, Role]) -> set[ir.V
 
 
 def _transposed_rows(op: Builder, x: ir.Value) -> ir.Value:
-    """`x` with its axes permuted: the operand of the TRANSPOSE that computes it, if that is the inverse."""
+    """`x` with its axes permuted. If an inverse TRANSPOSE computes `x`, this is its operand."""
     node = producer_of(x, "TRANSPOSE")
     if node is not None and tuple(constant_ints(node.inputs[1]) or ()) == PERMUTATION:
         assert node.inputs[0] is not None

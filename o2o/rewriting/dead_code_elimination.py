@@ -1,8 +1,8 @@
 """Dead-code elimination: unused nodes, constants, loose tensors and graphs.
 
 Counterparts in `onnx_ir.passes.common`: `RemoveUnusedNodesPass` and `RemoveUnusedFunctionsPass`. Those know
-ONNX operators. Circle has operators with side effects (ATTENTION writes its caches), constants that other
-constants' quantization names, and graphs that operators run by number.
+ONNX operators. Circle has operators with side effects (ATTENTION writes its caches), constants that hold
+other constants' quantization parameters, and graphs that operators run by number.
 """
 
 from __future__ import annotations

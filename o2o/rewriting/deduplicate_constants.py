@@ -50,7 +50,8 @@ def deduplicate_constants(model: Model, only: type = object) -> Deduplication:
     originals: dict[Hashable, ir.TensorProtocol] = {}
     duplicates = saved = 0
     for group in _equal(stored, only):
-        # Raw bytes serve as any dtype. A weight is converted when written, so it serves as its dtype alone.
+        # Raw bytes can be shared by any dtype. A weight is converted when written: only its own dtype can
+        # share it.
         first: dict[ir.DataType | None, Hashable] = {}
         for key in sorted(group, key=lambda key: _is_converted(stored[key])):
             original = first[None] if None in first else first.setdefault(_written_dtype(stored[key]), key)

@@ -87,7 +87,7 @@ def match_repeated_heads(node: ir.Node) -> RepeatedHeads:
         node: A BATCH_MATMUL.
 
     Returns:
-        The matrices before they are repeated, and how they are.
+        The matrices before they are repeated, and how they are repeated.
 
     Raises:
         MatchFailure: The right operand does not repeat heads.
@@ -118,7 +118,7 @@ def match_repeated_heads(node: ir.Node) -> RepeatedHeads:
     *batch, rows, columns = axes
     heads = [name for axis in batch for name in axis]
     if not heads or heads[-1] != "G":
-        fail("the repeated axis is not that of the heads of a group", right)
+        fail("the repeated axis is not the axis of a group's heads", right)
     if shape_of(left)[:-2] != shape_of(right)[:-2]:
         fail("its operands differ in their heads", output)
     source_axes = [name for name in names if name != "G" and factors.sizes[name] != 1]
@@ -169,7 +169,7 @@ def _fold(model: Model, graph: ir.Graph, match: RepeatedHeads) -> None:
     *_, a, b = shape_of(right)
     if match.scale != 1:
         factor = op.constant(match.scale, "scale", np.float32)
-        # Queries (or weights) are fewer than the rows of the caches: scale these.
+        # There are fewer queries (or weights) than cache rows: scale the queries.
         left = op.node("MUL", [left, factor], shape_of(left), name="scaled")
     heads = op.reshape(match.heads, [1, K, *((b, a) if match.transposed else (a, b))], name="heads")
     rows = op.reshape(skip_reshapes(left), [1, K, G * R, C], name="groups")

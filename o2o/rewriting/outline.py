@@ -31,7 +31,7 @@ def nodes_between(inputs: Collection[ir.Value], outputs: Collection[ir.Value]) -
         outputs: Where to start.
 
     Returns:
-        All producers between them, including producers of other operands.
+        All producers between them, including the producers of other operands.
     """
     nodes: dict[ir.Node, None] = {}
     pending = list(outputs)
@@ -56,7 +56,7 @@ def outline(
 ) -> ir.Node:
     """Move a region into a new graph of `model`, and put a composite in its place.
 
-    Constants that only the region uses move along. For other constants the new graph gets tensors over the
+    Constants that only the region uses move to the new graph. For other constants it gets tensors over the
     same bytes. Outputs keep their names, roles and users.
 
     Args:
@@ -119,7 +119,7 @@ def _check(region: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Seque
         if operand.producer() in inside:
             fail("the region computes this input itself", operand)
         if _references(operand):
-            fail("its quantization names other tensors, which cannot move with it", operand)
+            fail("its quantization refers to other tensors, which cannot move with it", operand)
     for node in region:
         if has_side_effects(node):
             fail(f"{node.op_type} has side effects", node.outputs[0] if node.outputs else None)

@@ -18,8 +18,8 @@ Rename = Callable[[str], str | None]
 def rename_io(model: Model, graph: ir.Graph, io: IoKind, rename: Rename) -> dict[str, str]:
     """Rename inputs or outputs of `graph`.
 
-    `rename` is asked for the tensor's own name first, then for its names in signatures. The first answer
-    becomes both names.
+    `rename` is called with the tensor's own name first, then with its names in signatures. The first new name
+    is used for all of them.
 
     Args:
         model: The model of `graph`.

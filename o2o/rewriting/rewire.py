@@ -104,7 +104,7 @@ def sync_signatures(model: Model, graph: ir.Graph, name_all: bool = False) -> No
     """Update the signatures of `graph` to its present inputs and outputs, in their order.
 
     Args:
-        model: The model of `graph`. Public names stay with their values.
+        model: The model of `graph`. Values keep their public names.
         graph: The graph whose inputs or outputs changed.
         name_all: Give each value without a public name its own name, made unique.
     """

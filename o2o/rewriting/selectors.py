@@ -1,6 +1,6 @@
 """Selection of graphs, inputs and outputs by signature, position or name.
 
-A selector that matches nothing is a `UsageError` that lists what there is.
+A selector that matches nothing raises `UsageError`, whose message lists the available names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from o2o.rewriting.rewire import IoKind, io_values
 def entry_graphs(model: Model, signature: str | None) -> list[ir.Graph]:
     """Return the graphs that a caller of `model` can run.
 
-    A graph that an operator runs (a branch, a loop body) is none: its inputs and outputs are not free.
+    Graphs that operators run (branches, loop bodies) are excluded: their inputs and outputs cannot change.
 
     Args:
         model: Any model.

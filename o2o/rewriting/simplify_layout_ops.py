@@ -39,7 +39,7 @@ def simplify_layout_ops(model: Model, graph: ir.Graph) -> int:
 
 
 def _simplified(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
-    """The output of `node` computed with fewer operators; None if there is no way."""
+    """The output of `node` computed with fewer operators; None if that is not possible."""
     output = node.outputs[0]
     layout = producer_of(output, "TRANSPOSE", "RESHAPE")
     if layout is None or output.meta.get("fields", {}).get("quantization"):

@@ -1,7 +1,7 @@
 """Weight matrices stacked by rows into one constant, and the parts of such a constant.
 
-The name of a stacked constant is the names of its parts, joined by `+`; only this module reads or writes
-such names. A constant is taken for a stacked one only when its parts' shapes add up to its own.
+The name of a stacked constant is the names of its parts, joined by `+`; only this module reads or writes such
+names. A constant counts as stacked only if the shapes of its parts add up to its own shape.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def stacked_name(names: Iterable[str]) -> str:
 
 
 def part_names(name: str) -> list[str]:
-    """Return the names of the matrices that the constant `name` stacks: itself alone if it stacks none.
+    """Return the names of the matrices that the constant `name` stacks; `name` alone if it is not stacked.
 
     Args:
         name: The name of a constant.
@@ -106,7 +106,7 @@ def unstack(value: ir.Value, shapes: Shapes) -> dict[str, ir.Value]:
 
 
 def stacked_part_of(node: ir.Node, shapes: Shapes) -> tuple[ir.Value, str] | None:
-    """Return which product a SLICE takes from the product with a stacked matrix.
+    """Return the part of a stacked matrix whose product a SLICE selects.
 
     Args:
         node: Any node.

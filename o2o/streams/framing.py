@@ -5,8 +5,8 @@
          constants | data
 
 All numbers are little endian: three uint64, then `count` uint32 sizes, padded to a multiple of 8 bytes. The
-sizes are those of the inline constants behind the header, in the order of their buffers. FlatBuffers stores
-the length of a vector with its data, so a reader of the header alone finds it nowhere else.
+sizes belong to the inline constants behind the header, in the order of their buffers. FlatBuffers stores the
+length of a vector with its data. A reader of the header alone finds it only here.
 
 FlatBuffers finds its root table by the offset in the first four bytes and ignores the bytes between. A file
 without a frame is read as well: its header is the whole file. In files of older versions the frame is `"o2o

@@ -60,7 +60,7 @@ def open_output(path: str | os.PathLike[str] | None, size: int = 0) -> Iterator[
 
 @contextlib.contextmanager
 def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let system errors name the requested file in place of a temporary one or none.
+    """Let system errors name the requested file instead of a temporary one, or of no file.
 
     Errors of other files, such as one that is read within the block, stay as they are.
     """

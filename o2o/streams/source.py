@@ -1,7 +1,7 @@
 """Sources of model files: a file, a pipe, bytes in memory.
 
 The header of a file, which holds the graph, is read at once. The data behind it is mapped when its numbers
-are needed. When it is only written again, the kernel copies it and it never enters this process. So a filter
+are needed. Data that is only written again is copied by the kernel and never enters this process. So a filter
 needs memory for the header only.
 
 A pipe can be read only once. Data that only needs copying stays in the pipe and is passed on as it arrives.
@@ -26,7 +26,7 @@ from o2o.errors import ModelError, O2oError, UsageError
 from o2o.streams.copying import CHUNK, EndsEarly, copy
 from o2o.streams.framing import AT, LENGTH, Frame, parse_frame
 
-PIPE_SIZE = 1 << 20  # bytes; the most that an unprivileged process may request
+PIPE_SIZE = 1 << 20  # bytes; the maximum for an unprivileged process
 SMALL = 16 << 20  # bytes of a model that is read from a pipe at once
 
 
@@ -306,7 +306,7 @@ def enlarge_pipe(descriptor: int) -> None:
     """Enlarge the buffer of a pipe, so that its two processes switch less often.
 
     Args:
-        descriptor: Any file descriptor; others than pipes are ignored, and so is a refusal of the system.
+        descriptor: Any file descriptor. It is ignored if it is not a pipe, and so are errors of the system.
     """
     if stat.S_ISFIFO(os.fstat(descriptor).st_mode) and hasattr(fcntl, "F_SETPIPE_SZ"):
         with contextlib.suppress(OSError):  # the user's limit for pipes is reached

@@ -1,4 +1,4 @@
-"""Binding: external tensors of a model become the weights of a checkpoint that they refer to."""
+"""Binding: external tensors of a model become the checkpoint's weights that they refer to."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def weight_of(external: UnboundTensor, stored: StoredTensor | None = None) -> Ch
             raise ModelError(f"{external.path} lacks {external.tensor_name}, which the model refers to")
         stored = tensors[external.tensor_name]
     if stored.shape != external.stored_shape:
-        shapes = f"as {list(stored.shape)}, the model as {list(external.stored_shape)}"
+        shapes = f"with shape {list(stored.shape)}, the model expects {list(external.stored_shape)}"
         raise ModelError(f"{stored.path} has {stored.name} {shapes}")
     shape = tuple(external.shape.numpy())
     return CheckpointTensor(external.name or external.tensor_name, stored, external.dtype, shape)
@@ -165,7 +165,7 @@ def _changed(model: Model, stored: Mapping[tuple[Path, str], StoredTensor]) -> l
 def _stored_tensors(
     external: Iterable[UnboundTensor], checkpoint: str | os.PathLike[str] | None
 ) -> dict[tuple[Path, str], StoredTensor]:
-    """All tensors of the files that are referred to, by file and name; those of `checkpoint` if given."""
+    """All tensors of the referenced files, or of `checkpoint` if it is given, by file and name."""
     files = {tensor.path: tensor.name or tensor.tensor_name for tensor in external}
     if checkpoint is None:
         return {

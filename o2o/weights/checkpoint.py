@@ -59,10 +59,7 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
             return Checkpoint(directory, read_header(directory / single))
     files = sorted(file for file in directory.iterdir() if file.suffix in (".pt", ".pth") and file.is_file())
     if not files:
-        raise ModelError(
-            f"{directory} has no weights: neither model.safetensors nor pytorch_model.bin, nor an index of "
-            "either's shards, nor a .pt or .pth file"
-        )
+        raise ModelError(f"{directory} has no weights: it needs .safetensors, .bin, .pt or .pth files")
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:4])
         raise ModelError(f"{directory} has several files of weights ({names}): remove all but one")
@@ -84,5 +81,5 @@ def _sharded(index: Path, read_header: Reader) -> dict[str, StoredTensor]:
         shards[file] = read_header(directory / file)
     for name, file in weight_map.items():
         if name not in shards[file]:
-            raise ModelError(f"{directory / file} lacks {name}, which the index says it holds")
+            raise ModelError(f"{directory / file} lacks {name}, which the index lists there")
     return {name: shards[file][name] for name, file in weight_map.items()}

@@ -37,11 +37,11 @@ class CheckpointTensor(StreamedTensor):
             shape: The shape of the constant; None for the stored shape.
 
         Raises:
-            ModelError: The stored tensor is not floating point, or `dtype` is none of the three.
+            ModelError: The stored tensor is not floating point, or `dtype` is another one.
         """
         stored.check_float()
         if dtype not in DTYPES:
-            raise ModelError(f"{name} is {dtype}: weights become {' or '.join(map(str, DTYPES))}")
+            raise ModelError(f"cannot store weight {name} as {dtype}: use float32, float16 or bfloat16")
         super().__init__(dtype, stored.shape if shape is None else shape, name)
         self.stored = stored
 

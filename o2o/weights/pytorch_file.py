@@ -3,8 +3,8 @@ are.
 
 Such a file is a zip archive of uncompressed entries. `NAME/data.pkl` is a pickle of a state dict, whose
 tensors refer to storages; each storage is an entry `NAME/data/KEY`. PyTorch reads the pickle with its
-weights-only unpickler, which runs no code of the pickle. Here it creates tensors without data. Its offset of
-a storage is accepted only if the archive has an uncompressed entry there.
+weights-only unpickler, which runs no code of the pickle. Here it creates tensors without data. PyTorch's
+offset of a storage is accepted only if the archive has an uncompressed entry there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DTYPES = {  # PyTorch's name -> the name in safetensors
     "float32": "F32", "int64": "I64", "float64": "F64",
 }  # fmt: skip
 
-# Keys of the state dict in files in which training scripts save other objects, too.
+# Keys of the state dict in files that also hold other objects of a training script.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of files from before PyTorch 1.6
@@ -65,8 +65,8 @@ def _check_kind(path: Path, head: bytes) -> None:
         raise ModelError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there")
     if head == LEGACY:
         raise ModelError(
-            f"{path} is in the format that PyTorch wrote before 1.6: save it again, "
-            "`torch.save(torch.load(FILE, weights_only=True), FILE)`"
+            f"{path} is in the format that PyTorch wrote before 1.6: save it again with "
+            f"`torch.save(torch.load(FILE, weights_only=True), FILE)`"
         )
     raise ModelError(f"{path} is not a PyTorch checkpoint: `torch.save` writes other first bytes")
 
@@ -89,7 +89,7 @@ def _entries(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
         raise ModelError(f"{path} is truncated or damaged ({error}): download it again") from error
     if "constants.pkl" in names:
         raise ModelError(
-            f"{path} is a TorchScript program: save its weights, `torch.save(program.state_dict(), FILE)`"
+            f"{path} is a TorchScript program: save its weights with `torch.save(program.state_dict(), FILE)`"
         )
     if "data.pkl" not in names:
         raise ModelError(f"{path} is a zip archive, but `torch.save` did not write it: it has no data.pkl")
@@ -108,7 +108,7 @@ def _load(path: Path) -> Any:
     except ImportError as error:
         raise ModelError(f"{path} needs PyTorch to be read: install torch") from error
     try:
-        with warnings.catch_warnings(action="ignore"):  # PyTorch also raises for what it warns of
+        with warnings.catch_warnings(action="ignore"):  # PyTorch raises an error in addition to its warning
             return torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
         text = str(error)

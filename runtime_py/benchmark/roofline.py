@@ -1,7 +1,7 @@
-"""Roofline of a decode step: its speed if reading memory were all it did.
+"""Roofline of a decode step: its speed if it only read memory.
 
-Decoding one token multiplies each weight with one row of numbers. So a step takes at least as long as memory
-takes to deliver the weights and the KV caches (Williams et al. 2009, "Roofline").
+Decoding one token multiplies each weight with one row of numbers. So a step takes at least the time of
+reading the weights and the KV caches from memory (Williams et al. 2009, "Roofline").
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TABLES = {
     "Gather": [0],
     "GatherBlockQuantized": [0, 2, 3],
 }
-"""For each lookup operator of Circle and ONNX, the operands of which a step reads few rows."""
+"""Operands from which a decode step reads only a few rows, by lookup operator of Circle and ONNX."""
 
 
 def bandwidth(threads: int) -> float:

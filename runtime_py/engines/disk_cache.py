@@ -26,7 +26,7 @@ from typing import Any
 ENTRY = "entry.json"
 MAX_ALIASES = 16
 MAX_SHARE = 0.5
-"""The share of the disk's free bytes, including those of the cache, that the cache may take."""
+"""The share of the disk's free bytes that the cache may use; bytes of the cache count as free."""
 _KEY = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(_KEY.pattern + r"\.[a-z0-9_]{8}")
 _SOURCE, _ALIASES, _FILES = "of", "aliases", "files"  # names in entry.json
@@ -50,7 +50,7 @@ def user_cache() -> DiskCache | None:
 
 
 class DiskCache:
-    """The entries in a folder, which is created with the first one. Other files there are left alone.
+    """The entries in a folder, which is created with the first one. Other files there stay unchanged.
 
     Keys are 32 hexadecimal digits.
     """
@@ -107,7 +107,7 @@ class DiskCache:
 
     @contextlib.contextmanager
     def add(self, key: str, source: str, size: int) -> Iterator[Path]:
-        """Create an entry from the files that the block writes. On any error nothing is left of it.
+        """Create an entry from the files that the block writes. On any error its files are removed.
 
         Args:
             key: The key of the new entry.
@@ -124,7 +124,9 @@ class DiskCache:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._remove_abandoned()
         if any(self.folder.glob(f"{key}.*")):
-            raise BlockingIOError(errno.EAGAIN, "another process is writing it", str(self.folder))
+            raise BlockingIOError(
+                errno.EAGAIN, "another process is writing this cache entry", str(self.folder)
+            )
         self._make_space(source, size)
         part = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.folder))
         lock = os.open(part, os.O_RDONLY)
@@ -161,7 +163,7 @@ class DiskCache:
         limit = self.max_share * (disk.f_bavail * disk.f_frsize + sum(entries.values()))
         if size > limit:
             raise OSError(
-                errno.ENOSPC, f"it takes {size:,} bytes where {limit:,.0f} may be used", str(self.folder)
+                errno.ENOSPC, f"it needs {size:,} bytes where {limit:,.0f} may be used", str(self.folder)
             )
         for entry in sorted(entries, key=_last_use):
             if sum(entries.values()) + size > limit:

@@ -35,7 +35,7 @@ class EngineOptions:
     def requested(self) -> frozenset[str]:
         """The names of the options that an engine must support.
 
-        `disk_cache` is none of them: an engine without one stores nothing, as None requests it.
+        `disk_cache` is not included: an engine without support for it stores nothing, as with None.
         """
         names = {name for name in ("threads", "buckets") if getattr(self, name) is not None}
         return frozenset(names | ({"debug"} if self.debug else set()))

@@ -49,7 +49,7 @@ def candidates(model: ModelFile, options: EngineOptions) -> Iterator[EngineChoic
         options: The requested engine, and the options that it must support.
 
     Yields:
-        The requested engine alone, else the installed ones, the fastest first.
+        The requested engine only, else the installed engines, the fastest first.
 
     Raises:
         UsageError: The requested engine does not run such files, or no engine supports the options.
@@ -61,16 +61,16 @@ def candidates(model: ModelFile, options: EngineOptions) -> Iterator[EngineChoic
         if requested not in able:
             raise UsageError(
                 f"{model.path.name}: a {suffix} file runs on {able[0].name}, not on {requested.name}: "
-                "give the model.circle it was made from, or omit --engine"
+                "give the Circle file that it was made from, or omit --engine"
             )
         able = [requested]
     supporting = [spec for spec in able if options.requested <= spec.options]
     if not supporting:
         raise UsageError(_unsupported(model, able, options))
     if options.engine != AUTO:
-        yield EngineChoice(options.engine, "requested")
+        yield EngineChoice(options.engine, "requested by --engine")
     elif len(able) == 1:
-        yield EngineChoice(able[0].name, f"what runs {suffix} files")
+        yield EngineChoice(able[0].name, f"the only engine for {suffix} files")
     elif len(supporting) == 1:
         (only,) = supporting
         flags = ", ".join(f"--{name}" for name in sorted(options.requested))
@@ -87,7 +87,7 @@ def _by_speed(model: ModelFile, available: Sequence[str]) -> Iterator[EngineChoi
     obstacle = "cannot run it" if best in available else "is not installed"
     for name in available:
         if name != best:
-            yield EngineChoice(name, f"{best} is faster at this size, and {obstacle}")
+            yield EngineChoice(name, f"{best} is faster at this size, but {obstacle}")
 
 
 def _unsupported(model: ModelFile, specs: Sequence[EngineSpec], options: EngineOptions) -> str:
@@ -103,10 +103,10 @@ def _unsupported(model: ModelFile, specs: Sequence[EngineSpec], options: EngineO
 
 
 def fastest(model: ModelFile) -> str:
-    """Return the name of the engine that measured fastest for such a model.
+    """Return the name of the engine that was fastest in measurements of such models.
 
     Args:
-        model: A Circle file. It is read only where the weight dtype decides.
+        model: A Circle file. It is read only if the choice depends on the weight dtype.
 
     Returns:
         A name of `ENGINES`, installed or not.

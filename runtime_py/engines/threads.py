@@ -13,6 +13,6 @@ def default_threads(size: int, multithread_bytes: float) -> int:
         multithread_bytes: See `runtime_py.engines.registry.EngineSpec`.
 
     Returns:
-        All cores, or 1 for a small model: its decode step is shorter than synchronizing threads takes.
+        All cores, or 1 for a small model, whose decode step takes less time than synchronizing threads.
     """
     return cores() if size >= multithread_bytes else 1

@@ -29,12 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """
     add = parser.add_argument
     text = parser.add_mutually_exclusive_group(required=required)
-    text.add_argument("--text", metavar="FILE", help="documents with blank lines between them")
+    text.add_argument("--text", metavar="FILE", help="text file: documents with blank lines between them")
     text.add_argument("--ids", metavar="FILE", help="documents as token ids, one a line; needs no tokenizer")
     add("--max-tokens", metavar="N", type=positive_int, help="predict at most N tokens (default: all)")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer (default: the folder of each model)")
     add_engine_flags(parser)
-    add("--no-cache", action="store_true", help="do not cache artifacts of big models on disk")
+    add(
+        "--no-cache",
+        action="store_true",
+        help="do not store prepared artifacts of large models in the disk cache",
+    )
     add("--debug", action="store_true", help="show the engine's log, and tracebacks")
 
 
@@ -116,7 +120,8 @@ def evaluate(
     ):
         if (highest := max(map(max, documents))) >= engine.vocab_size:
             raise ModelError(
-                f"{package.model} knows ids below {engine.vocab_size}, the dataset has {highest}"
+                f"{package.model} has token ids below {engine.vocab_size}, the dataset has {highest}: use "
+                f"ids of this model's tokenizer"
             )
         try:
             return [negative_log_likelihoods(session, ids) for ids in documents]

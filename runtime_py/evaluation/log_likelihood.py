@@ -32,7 +32,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats): a choice among this number of equally likely tokens would be as hard."""
+        """exp(nats): the number of equally likely tokens with the same uncertainty."""
         return math.exp(min(self.nats, 700.0))
 
     def change(self, reference: Score) -> float:

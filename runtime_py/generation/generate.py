@@ -13,8 +13,7 @@ from runtime_py.generation.stop_strings import StopStrings
 from runtime_py.text.detokenizer import Detokenizer
 
 Finish = Literal["eos", "stop", "length", "capacity"]
-"""Why generation ended: an end-of-sequence token, a stop string or stop token, `max_new_tokens`, or full
-caches."""
+"""Why generation ended: end of sequence; stop string or stop token; `max_new_tokens`; full KV caches."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +114,11 @@ def _check(session: Session, prompt: Sequence[int]) -> None:
         raise UsageError("the prompt is empty, and this tokenizer adds no begin token: give some text")
     if len(prompt) > session.capacity:
         raise UsageError(
-            f"the prompt has {len(prompt)} tokens, the model holds {session.capacity}: "
-            "shorten it, or export the model with a larger --max-length"
+            f"the prompt has {len(prompt)} tokens, the KV caches hold {session.capacity}: shorten it, or "
+            f"export the model with a larger --max-length"
         )
     if (highest := max(prompt)) >= session.vocab_size:
         raise ModelError(
-            f"the prompt has the token id {highest}, the model knows ids below {session.vocab_size}: "
-            "they are not from the same checkpoint"
+            f"the prompt has the token id {highest}, the model has ids below {session.vocab_size}: use "
+            f"the tokenizer of the model's checkpoint"
         )

@@ -42,8 +42,8 @@ class Session:
     def context_full_message(self) -> str:
         """The message for the user when the KV caches are full."""
         return (
-            f"the context is full: the model holds {self.capacity} tokens; export it with a larger "
-            "--max-length for longer texts"
+            f"the context is full: the KV caches hold {self.capacity} tokens; export the model with a "
+            f"larger --max-length for longer texts"
         )
 
     def num_cached(self, tokens: Sequence[int]) -> int:
@@ -68,7 +68,7 @@ class Session:
             The logits [V] float32 that follow the last token.
         """
         num_cached = self.num_cached(tokens)
-        del self._tokens[num_cached:]  # first: an interrupt leaves only valid rows remembered
+        del self._tokens[num_cached:]  # first, so that after an interrupt only valid rows are remembered
         self.runs = self._engine_session.plan(len(tokens), num_cached)
         logits = self._engine_session.prefill(tokens, num_cached)
         self._tokens = list(tokens)

@@ -8,7 +8,7 @@ from o2o.errors import UsageError
 
 
 class StopStrings:
-    """Ends a text before the first complete stop string, wherever the pieces of the text are split.
+    """Ends a text before the first complete stop string, even if the string spans several pieces.
 
     Text that may be the beginning of a stop string is held back.
     """

@@ -40,7 +40,7 @@ def guess_roles(model: Model) -> None:
         if len(shapes) > 1:
             shapes_text = ", ".join(str(list(shape)) for shape in sorted(shapes))
             raise ModelError(
-                f"{signature.name} has caches of several shapes, {shapes_text}, not all [1, S, K, H]"
+                f"{signature.name} has caches of several shapes, {shapes_text}: all must be [1, S, K, H]"
             )
         for name, value in signature.inputs.items():
             if (role := _role(name)) is not None:

@@ -107,12 +107,12 @@ class SignatureSpec:
 
     @property
     def gives_logits(self) -> bool:
-        """Whether it returns logits. After a prefill without, decode computes those of the last token."""
+        """Whether it returns logits. After a prefill without logits, decode reads the last token."""
         return self.output("logits") is not None
 
     @cached_property
     def caches(self) -> dict[Slot, TensorSpec]:
-        """The KV caches that it takes. A prefill that only starts a text takes none."""
+        """The KV caches that it takes. A prefill that starts at position 0 only takes none."""
         return {tensor.slot: tensor for tensor in self.inputs if tensor.role.is_cache}
 
     @cached_property
@@ -268,11 +268,14 @@ def _tensor(signature: str, direction: str, entry: Mapping[str, Any]) -> TensorS
     dtype, role = np.dtype(str(entry["dtype"])), parse_role(entry)
     if role is None or not _serves(role, direction):
         role_text = f"the role {entry['role']!r}" if entry.get("role") else "no role"
-        raise ModelError(f"{signature}: {direction} {name!r} has {role_text}, which no engine can serve")
+        raise ModelError(f"{signature}: {direction} {name!r} has {role_text}, which engines do not support")
     if role.is_cache or role.is_rows:
         layer, layout = int(entry["layer"]), entry["layout"]
         if sorted(layout) != sorted("BNTH") or len(shape) != 4:
-            raise ModelError(f"{name!r}: {list(shape)} in layout {layout!r} is no key or value")
+            raise ModelError(
+                f"{name!r}: shape {list(shape)} with layout {layout!r}: keys, values and "
+                f"caches need the four axes B, N, T, H"
+            )
         role = Role(role.kind, layer, layout)
     return TensorSpec(name, role, dtype, shape)
 
@@ -295,9 +298,9 @@ def _check_decode(decode: SignatureSpec) -> tuple[int, int]:
     _check_position(decode)
     logits = _required(decode, "logits")
     if (shape := _required(decode, "tokens").shape) != (1, 1):
-        raise ModelError(f"{decode.name} takes tokens {list(shape)}, not one at a time, [1, 1]")
+        raise ModelError(f"{decode.name} takes tokens {list(shape)}, not one token [1, 1]")
     if not decode.caches:
-        raise ModelError(f"{decode.name} takes no key and value caches: export it with --mode decode")
+        raise ModelError(f"{decode.name} takes no KV caches: export it with python -m export")
     capacities = {cache.num_rows for cache in decode.caches.values()}
     if len(capacities) > 1:
         raise ModelError(
@@ -316,7 +319,7 @@ def _check_bucket(bucket: SignatureSpec, decode: SignatureSpec, capacity: int, v
     if own >= capacity or logits != vocab_size or forms[0] != forms[1]:
         raise ModelError(
             f"{bucket.name} is not decode with smaller caches: it returns {logits} logits from caches of "
-            f"{own} positions, decode {vocab_size} from {capacity}; build it with bucket.kvcache.py"
+            f"{own} positions, decode {vocab_size} from {capacity}: build it with bucket.kvcache.py"
         )
     return own
 
@@ -342,9 +345,7 @@ def _check_prefill(prefill: SignatureSpec, decode: SignatureSpec, capacity: int,
         )
     if unpaired := prefill.cache_outputs.keys() ^ decode.caches.keys():
         kind, layer = min(unpaired)
-        raise ModelError(
-            f"layer {layer}: {prefill.name}'s {kind} and decode's {kind} cache do not both exist"
-        )
+        raise ModelError(f"layer {layer}: {prefill.name}'s {kind} or decode's {kind} cache is missing")
     if prefill.caches:
         _check_caches(prefill, decode, capacity)
     for slot, cache in decode.caches.items():

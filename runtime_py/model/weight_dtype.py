@@ -57,7 +57,7 @@ def onnx_weight_dtype(file: Path) -> str:
 
 
 def _most_bytes(constants: Iterable[tuple[str, int]]) -> str:
-    """The dtype with the most bytes, of pairs of both."""
+    """The dtype with the most bytes, from pairs (dtype, bytes)."""
     sizes: Counter[str] = Counter()
     for dtype, nbytes in constants:
         sizes[{"FLOAT": "float32"}.get(dtype, dtype.lower())] += nbytes

@@ -94,7 +94,7 @@ def _source(directory: Path, config: dict[str, Any]) -> str:
     if not isinstance(template, str):
         raise ModelError(
             f"{directory} has no chat template ({FILE}, or chat_template in {CONFIG}): the model was not "
-            "trained to chat; let it continue a --prompt"
+            f"trained to chat: use --prompt without --chat"
         )
     return template
 

@@ -12,8 +12,8 @@ class Detokenizer:
 
     The text of a token depends on its neighbors: the first token loses its leading space, and several bytes
     form one character. The detokenizer therefore decodes a window: some ids already shown, then the new ones.
-    It holds a piece back while the piece may still change. That is while it ends in an incomplete character,
-    or in a run of bytes that the tokenizer decodes only as a whole.
+    A piece is held back while it may still change. This is so while it ends in an incomplete character, or in
+    a run of bytes that the tokenizer decodes only as a whole.
 
     The time for a token does not grow with the text.
     """
@@ -26,7 +26,7 @@ class Detokenizer:
         """
         self._tokenizer = tokenizer
         self._window: list[int] = []
-        self._first_new = 0  # index in the window of the first id that is not shown
+        self._first_new = 0  # the window's index of the first id that is not shown
         self._shown = ""  # the text of the window that is shown
 
     def push(self, token: int) -> str:

@@ -224,7 +224,7 @@ def test_lengths_and_forms_that_cannot_be(demo: Path) -> None:
     ("model_type", "complaint"),
     [
         ("mamba", "cannot trace decode of this mamba model"),
-        ("gpt_bigcode", "layer 0 computes keys of 1 heads of 4, but config.json says 16 of 4"),
+        ("gpt_bigcode", "layer 0 computes keys with 1 heads of size 4, but config.json has 16 of size 4"),
     ],
 )
 def test_an_architecture_without_such_a_cache(tmp_path: Path, model_type: str, complaint: str) -> None:

@@ -291,7 +291,7 @@ def test_padded_prompts_are_refused(model_of: Callable[..., Any], name: str) -> 
     mask[0, :3] = 0
     model = model_of("llama", name)
 
-    with pytest.raises(ModelError, match="padded prompts need eager attention"):
+    with pytest.raises(ModelError, match="the prompt is padded: use eager attention"):
         model.generate(PROMPT, attention_mask=mask, max_new_tokens=2, do_sample=False)
 
 
@@ -311,7 +311,9 @@ def test_sliding_windows_in_reach_are_refused(model_of: Callable[..., Any]) -> N
     eager = model_of("mistral", "eager", sliding_window=window)
 
     assert_close(model(PROMPT).logits, eager(PROMPT).logits)
-    with pytest.raises(ModelError, match=f"is {window} of {window + 1} keys: sliding windows need eager"):
+    with pytest.raises(
+        ModelError, match=f"a sliding window of {window} keys, {window + 1} are given: use eager"
+    ):
         model(torch.cat([PROMPT, PROMPT[:, :1]], 1))
 
 

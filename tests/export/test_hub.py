@@ -23,7 +23,7 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     "name", ["./nope", "../nope/deeper", "/no/such", "~/no/such", "a/b/c", "nope/", "", "a b"]
 )
 def test_a_path_that_is_no_folder(name: str) -> None:
-    with pytest.raises(UsageError, match="no such directory"):
+    with pytest.raises(UsageError, match="no such folder"):
         resolve(name)
 
 
@@ -38,9 +38,7 @@ def test_a_hub_id_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        ModelError, match=r"org/model is no local directory, and .* cannot be reached"
-    ) as error:
+    with pytest.raises(ModelError, match=r"org/model is no local folder, and .* cannot be reached") as error:
         resolve("org/model")
     assert "\n" not in str(error.value)
 

@@ -56,7 +56,7 @@ def test_weights_may_come_along(tmp_path: Path, checkpoint: Path) -> None:
     ("arguments", "code", "complaint"),
     [
         ([], 2, "the following arguments are required: MODEL, -o/--output"),
-        (["./nope", "-o", "out"], 2, "no such directory: ./nope"),
+        (["./nope", "-o", "out"], 2, "no such folder: ./nope"),
         ([".", "-o", "out"], 1, "has no config.json"),
         (["CHECKPOINT", "-o", "out", "--max-length", "2"], 2, "at least 3"),
         (["CHECKPOINT", "-o", "out", "--prefill-lengths", "a"], 2, "is not a list of numbers"),

@@ -141,7 +141,7 @@ def test_a_family_that_cannot_be_fused_gets_static_caches(tmp_path: Path, steps:
     assert not any("fuse.attention.py" in step for step in commands)
     assert log[0] == (
         "this gpt2 model has biases in its attention, which fuse.attention.py does not fuse: "
-        "taking --cache static"
+        "using --cache static"
     )
     builder.circle("concat", "float32")
     assert "--cache concat" in steps[-1][0], "as the user says"

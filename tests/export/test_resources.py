@@ -36,7 +36,7 @@ def test_parameters_are_counted_once(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: Disk(0, 0, 3_000_000_000))
     check_disk(tmp_path / "not" / "there", 3_000_000_000, "it")
-    with pytest.raises(O2oError, match=r"the model takes 4\.40 GB on disk, .*there has 3\.00 GB free: make"):
+    with pytest.raises(O2oError, match=r"the model needs 4\.40 GB on disk, .*there has 3\.00 GB free: make"):
         check_disk(tmp_path / "not" / "there", 4_400_000_000, "the model")
 
 

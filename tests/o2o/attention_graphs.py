@@ -84,7 +84,7 @@ BROKEN = {
     "mask too large": "the mask is larger than the scores",
     "quantized weights": "the weights of k are quantized or shuffled",
     "shuffled weights": "the weights of q are quantized or shuffled",
-    "position among others": "which is no position of 1 tokens",
+    "position among others": "which is not a position of 1 tokens",
     "ambiguous cache": "of 5 heads is ambiguous",
 }
 

@@ -67,7 +67,7 @@ def test_buckets_are_sorted_by_capacity_and_names_do_not_matter() -> None:
 def test_only_prefill() -> None:
     model = model_of(signature("decode", 4))
     assert names(model) == (None, ["decode"], [])
-    with pytest.raises(ModelError, match="no decode signature: of 'decode', not exactly one"):
+    with pytest.raises(ModelError, match="no decode signature: exactly one of 'decode' must"):
         decode_of(model)
 
 

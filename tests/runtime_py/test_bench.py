@@ -42,7 +42,7 @@ def test_every_line_and_every_figure(
     )
     assert re.fullmatch(
         rf"{package}: {size / 1e6:.1f} MB, 200 tokens of context, 1 thread\n"
-        rf"engine    litert \(float32, 1 thread\): what runs \.tflite files\n"
+        rf"engine    litert \(float32, 1 thread\): the only engine for \.tflite files\n"
         rf"load +{number} s cold, {number} s warm\n{prefills}{decodes}"
         rf"memory +{number} MB at most, {number} of the file\n"
         rf"reads +{number} MB a step and {number} kB a token of context; "
@@ -65,7 +65,7 @@ def test_another_engine(package: Path, capsys: pytest.CaptureFixture[str]) -> No
     out, err = capsys.readouterr()
     size = file.stat().st_size + (package / "model.onnx.data").stat().st_size
     assert out.startswith(f"{package}: {size / 1e6:.1f} MB, 40 tokens of context, 1 thread\n")
-    assert "engine    onnx (float32, 1 thread): requested\n" in out
+    assert "engine    onnx (float32, 1 thread): requested by --engine\n" in out
     assert err == ""
 
 

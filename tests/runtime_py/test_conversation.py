@@ -93,7 +93,7 @@ def test_what_does_not_fit_was_not_said(directory: Path) -> None:
         conversation = package.chat(max_new_tokens=2)
         list(conversation.answer("a"))
         before = list(conversation.messages)
-        with pytest.raises(UsageError, match=r"has \d+ tokens, the model holds 48"):
+        with pytest.raises(UsageError, match=r"has \d+ tokens, the KV caches hold 48"):
             list(conversation.answer("a dog " * 30))
         assert conversation.messages == before
         list(conversation.answer("b"))
@@ -154,7 +154,7 @@ def test_the_context_is_full(
     options = [] if hint else ["--prompt", "a dog"]
     assert main([str(directory), "--chat", *options]) == 0
     err = capsys.readouterr().err
-    assert err.startswith("run: the context is full: the model holds 48 tokens;")
+    assert err.startswith("run: the context is full: the KV caches hold 48 tokens;")
     assert err.endswith(f"--max-length for longer texts{hint}\n")
 
 

@@ -154,7 +154,7 @@ def test_ids_need_no_tokenizer(tmp_path, capsys):
         (["package", "--text", "package/model.tflite"], 2, "model.tflite is not UTF-8 text"),
         (["package", "--ids", "text.txt"], 2, "text.txt, line 1: not a list of token ids (invalid literal"),
         (["package", "--ids", "minus.txt"], 2, "minus.txt, line 2: -3 is not a token id"),
-        (["package", "--ids", "beyond.txt"], 1, "knows ids below 380, the dataset has 400"),
+        (["package", "--ids", "beyond.txt"], 1, "has token ids below 380, the dataset has 400"),
         (["package", "--text", "text.txt", "--max-tokens", "0"], 2, "is not a positive integer"),
         (["other.tflite", "--text", "text.txt"], 1, "has no tokenizer.json and no tokenizer.model"),
         (["package", "other", "--text", "text.txt"], 1, "have different tokenizers: their"),

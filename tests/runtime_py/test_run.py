@@ -23,7 +23,7 @@ from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import write_onnx
 
 VOCAB = 380  # of the trained tokenizer
-FULL = "run: the context is full: the model holds 24 tokens; export it with a larger --max-length"
+FULL = "run: the context is full: the KV caches hold 24 tokens; export the model with a larger --max-length"
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_model_file_beside_its_tokenizer_or_elsewhere(toy, package, tmp_path, 
     assert out.count(line) == 2
     assert err == ""
     assert main([str(tmp_path / "other.tflite"), *options]) == 1
-    assert "or give its folder with --tokenizer" in one_line(capsys)
+    assert "or give the checkpoint's folder with --tokenizer" in one_line(capsys)
 
 
 @pytest.mark.parametrize("contract", [True, False])
@@ -106,7 +106,7 @@ def test_stats_are_said_on_stderr(package, capfd):
     assert out.count("\n") == 3
     number = r"[\d.]+"
     assert re.fullmatch(
-        rf"engine:  litert \(float32, 1 thread\): what runs \.tflite files\n"
+        rf"engine:  litert \(float32, 1 thread\): the only engine for \.tflite files\n"
         rf"load:    {number} s\n"
         rf"prefill: {number} tokens/s \(10 tokens in 12\), first token after {number} ms\n"
         rf"decode:  {number} tokens/s \(3 steps\)\n"
@@ -135,7 +135,7 @@ def test_empty_prompt_without_begin_of_sequence(package, capsys):
 def test_prompt_too_long(package, capsys):
     assert main([str(package), "--prompt", "a dog " * 20]) == 2
     message = one_line(capsys)
-    assert re.search(r"has \d+ tokens, the model holds 24: shorten it, or export .* --max-length", message)
+    assert re.search(r"has \d+ tokens, the KV caches hold 24: shorten it, or export .* --max-length", message)
 
 
 def one_line(capsys) -> str:
@@ -313,13 +313,13 @@ def test_an_onnx_file(toy, package, capfd):
     assert main([str(package), "--prompt", "a dog", "--max-new-tokens", "9", "--stats"]) == 0
     out, err = capfd.readouterr()
     assert f"generated: {{ {', '.join(map(str, ids))} }}\ndetokenized: {text}\n" in out
-    assert err.startswith("engine:  onnx (float32, 1 thread): what runs .onnx files\nload: ")
+    assert err.startswith("engine:  onnx (float32, 1 thread): the only engine for .onnx files\nload: ")
 
 
 @pytest.mark.parametrize("engine", ["onnx", "onert"])
 def test_an_engine_that_cannot(package, capsys, engine):
     assert main([str(package), "--engine", engine]) == 2
-    assert f"model.tflite: a .tflite file runs on litert, not on {engine}: give the model.circle" in one_line(
+    assert f"model.tflite: a .tflite file runs on litert, not on {engine}: give the Circle file" in one_line(
         capsys
     )
 

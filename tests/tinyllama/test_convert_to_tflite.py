@@ -156,20 +156,20 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
         (["--quantize=int3"], "unknown recipe 'int3': choose from dynamic_int8, weight_only_int8"),
         (
             ["--prefill_seq_lens=64,128", "--kv_cache_max_len=100"],
-            "--kv_cache_max_len 100 is below the prefill length 128: make it 128 or more",
+            "--kv_cache_max_len 100 is below the prefill length 128: use 128 or more",
         ),
         (
             ["--kv_cache_max_len=4096"],
-            "--kv_cache_max_len 4096: this llama model has 2048 positions: make it 2048 or less",
+            "--kv_cache_max_len 4096: this llama model has 2048 positions: use 2048 or less",
         ),
-        (["--use_flash_attention", "--flash_kv_block=0"], "a block has at least one query and one key"),
+        (["--use_flash_attention", "--flash_kv_block=0"], "must be 1 or more"),
         (["--prefill_seq_lens=1"], "a prefill reads 2 tokens or more"),
         (["--prefill_seq_lens=all"], "'all' is not a list of numbers such as 64,128,256"),
         (["--use_flash_attention=maybe"], "'maybe' is neither true nor false"),
         (["--flash_q_block=64"], "need --use_flash_attention"),
         (["--output_path=/no/such/folder"], "--output_path: no such folder: /no/such/folder"),
         (["--output_path=/no/such/model.tflite"], "--output_path: no such folder: /no/such"),
-        (["--checkpoint_path=/no/such/checkpoint"], "no such directory: /no/such/checkpoint"),
+        (["--checkpoint_path=/no/such/checkpoint"], "no such folder: /no/such/checkpoint"),
         (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
         (["--kv_cache_max_len=0"], "--kv_cache_max_len 0 is below the prefill length 64"),
     ],
@@ -183,7 +183,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], flags: list[str], messa
 def test_a_checkpoint_in_the_wrong_format(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, checkpoint: Path
 ) -> None:
-    told = "use .safetensors, .bin or .pt"
+    told = ".safetensors, .bin"
     shutil.copy(checkpoint / "config.json", tmp_path)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for path in (tmp_path, tmp_path / "model.gguf"):

@@ -124,8 +124,8 @@ def test_is_a_module_with_its_weights(model: TinyLlama, grouped: Path) -> None:
 @pytest.mark.parametrize(
     ("positions", "line"),
     [
-        ([0, 1, 2, 0, 0], "must go on by one, but input_pos[3] is 0 after 2: padding goes on counting, too"),
-        ([0, 1, 2, 4, 5], "must go on by one, but input_pos[3] is 4 after 2"),
+        ([0, 1, 2, 0, 0], "must increase by one, but input_pos[3] is 0 after 2: padding tokens need"),
+        ([0, 1, 2, 4, 5], "must increase by one, but input_pos[3] is 4 after 2"),
         ([1, 2, 3, 4, 5], "begins at 1, but the KV cache holds 0 tokens"),
         ([-1, 0, 1, 2, 3], "begins at -1"),
         ([0, 1, 2, 3], r"input_pos is [4] for 5 tokens"),

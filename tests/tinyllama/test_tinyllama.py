@@ -56,7 +56,7 @@ def test_decode(
     [
         ([], 2, "arguments are required: --mode"),
         (["--mode", "train"], 2, "invalid choice: 'train'"),
-        (["--mode", "prefill", "--model", "./nope"], 2, "no such directory: ./nope"),
+        (["--mode", "prefill", "--model", "./nope"], 2, "no such folder: ./nope"),
         (["--mode", "prefill", "--model", "."], 1, "has no config.json"),
         (["--mode", "decode", "--max-length", "2", "--model", "."], 2, "at least 3 with --cache concat"),
     ],

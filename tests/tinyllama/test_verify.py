@@ -128,17 +128,17 @@ def test_a_trace_holds_every_module_with_weights_in_both(grouped: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["--checkpoint_path=/no/such/place"], 2, "no such directory: /no/such/place"),
-        (["--tolerance=-1"], 2, "-1 is no tolerance"),
+        (["--checkpoint_path=/no/such/place"], 2, "no such folder: /no/such/place"),
+        (["--tolerance=-1"], 2, "-1 is not a tolerance"),
         (["--tolerance=much"], 2, "--tolerance"),
         (["--max_new_tokens=0"], 2, "is not a positive integer"),
         (["--max_new_tokens=60", "--checkpoint_path={grouped}"], 2, "this model has 64 positions"),
         (["--checkpoint_path={empty}"], 1, "has no config.json: not a Hugging Face checkpoint"),
-        (["--checkpoint_path={keras}"], 1, "has no weights: neither model.safetensors nor pytorch_model.bin"),
+        (["--checkpoint_path={keras}"], 1, "has no weights: it needs .safetensors"),
         (
             ["--checkpoint_path={keras}/model.h5"],
             1,
-            "file format not supported: use .safetensors, .bin or .pt",
+            "file format not supported: use .safetensors, .bin, .pt or .pth",
         ),
     ],
 )

@@ -219,9 +219,7 @@ def test_a_file_with_other_names(
 
     assert verify(tmp_path / "model.tflite", grouped, *PROMPTS) == 0
     out = capsys.readouterr().out
-    assert (
-        "not compare_weights, as the file has none of that name: model.embed_tokens.weight and others" in out
-    )
+    assert "not compared, as the file has no weight of that name: model.embed_tokens.weight and others" in out
     assert "(required: noise mostly up to 0.6 of their spread)" in out
 
 
@@ -241,7 +239,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
         ({"vocab_size": 400}, "has a vocabulary of 380 tokens, {} has 400"),
         ({"num_hidden_layers": 2}, "has KV caches of 3 layers, {} has 2"),
         ({"num_key_value_heads": 3}, "has KV caches of 2 heads, {} has 3"),
-        ({"head_dim": 12}, "has KV caches with heads of 32 numbers, {} has 12"),
+        ({"head_dim": 12}, "has KV caches with heads of size 32, {} has 12"),
     ],
     ids=["vocabulary", "layers", "heads", "head"],
 )
@@ -255,7 +253,7 @@ def test_another_checkpoint(
     other = make_checkpoint(**{**SIZES, **config})
 
     assert verify(file_of(), other) == 1
-    assert refused(capsys).endswith(f"{told.format(other)}: they are not of the same checkpoint")
+    assert refused(capsys).endswith(f"{told.format(other)}: they are not from the same checkpoint")
 
 
 def test_a_prompt_that_is_too_long(

@@ -1,4 +1,4 @@
-"""Stories that the demo's model was not trained on, the first of those that training_report.json is about.
+"""Stories that the demo's model was not trained on: the first held-out stories of training_report.json.
 
     python -m tinyllama.demo.held_out --stories 64 > held_out.txt
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.

@@ -1,4 +1,4 @@
-"""The things that a story can turn on, and what is true of each of them.
+"""The things that a story can be about, and the facts about each.
 
 The table: ``# kind`` begins a kind, which decides what plots may use its things. A thing is a line ``noun:
 colours: adjectives`` (``-`` for none) followed by entries of :mod:`tinyllama.demo.notation`: ``-`` whole

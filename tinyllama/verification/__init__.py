@@ -1,4 +1,4 @@
-"""Compare two forms of one model: the shared modules of the verifying commands.
+"""Comparison of two forms of one model: the modules that the verification commands share.
 
 protocol             a predictor: it computes logits, step by step
 hugging_face, exported, tflite     its forms: transformers, torch.export's program, a file on LiteRT

@@ -35,8 +35,9 @@ class Limits:
     Attributes:
         prefill: For the tokens of a prompt.
         decode: For tokens that are fed one by one.
-        yardstick: The model whose float32 rounding counts. After prompts of hundreds of tokens, its error
-            against float64 may exceed half a limit. The limit is then twice that error. None: fixed limits.
+        yardstick: The model whose float32 rounding error raises the limits. After prompts of hundreds of
+            tokens, its error against float64 may exceed half a limit. The limit is then twice that error.
+            None: fixed limits.
     """
 
     prefill: float
@@ -102,7 +103,7 @@ class Pair:
 def sizes(
     prompts: Mapping[str, Sequence[int]], max_new_tokens: int, positions: int | None
 ) -> tuple[int, int]:
-    """Return the sizes that hold every prompt and what is generated after it.
+    """Return the sizes that hold every prompt and the tokens generated after it.
 
     Args:
         prompts: {text: ids}.
@@ -160,7 +161,7 @@ def run(
     decode: float,
     compared: Callable[[Setting], Sequence[tuple[PromptPredictor, PromptPredictor]]],
 ) -> int:
-    """Verify what the command line asks for.
+    """Run the verification that the command line describes.
 
     Args:
         args: The parsed command line.
@@ -222,7 +223,7 @@ def _logits(
     eos: Collection[int] = (),
     tokenizer: Tokenizer | None = None,
 ) -> bool:
-    """Whether both compute the same logits, and the same text if there is a `tokenizer`."""
+    """Check that both compute the same logits, and the same text if there is a `tokenizer`."""
     subject, reference = pair.subject, pair.reference
     prefill = float(np.abs(reference.scores(prompt) - subject.scores(prompt)).max())
     steps = comparison.drift(reference, subject, prompt, tokens, eos)
@@ -272,5 +273,5 @@ def _text(report: Report, pair: Pair, steps: Sequence[Step], tokenizer: Tokenize
     report.check(
         False,
         f"{pair}: after {parted} tokens, {common!r}, not {one!r} ({ids[parted]}) but {other!r} "
-        f"({steps[parted].actual}), which is {steps[parted].gap:.1e} less likely in the reference's logits",
+        f"({steps[parted].actual}), whose logit in the reference is {steps[parted].gap:.1e} lower",
     )

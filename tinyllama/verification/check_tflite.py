@@ -41,8 +41,8 @@ class Verification:
     def run(self) -> None:
         """Compare the weights, the generated tokens, and the logits for the same tokens.
 
-        The logits' reference has the checkpoint's weights if the file's are float32. Otherwise it has the
-        file's own weights (`emulate_quantization`), and `reference` has them afterwards.
+        If the file's weights are float32, logits are compared with the checkpoint's. Otherwise `reference`
+        gets the file's own weights first (`emulate_quantization`).
         """
         self.report.write(self._describe())
         named = self._weights()
@@ -69,7 +69,7 @@ class Verification:
         return f"{file.name}: {file.stat().st_size:,} bytes; {names}, decode; KV caches {list(cache.shape)}"
 
     def _weights(self) -> bool:
-        """Compare the weights with the checkpoint's. Return whether the file has all under their names."""
+        """Compare the weights with the checkpoint's. Return whether the file has all of them by name."""
         constants = weights_in(self.file.model, self.file.parameters)
         stored = match_parameters(self.file.language_model, open_checkpoint(self.file.directory))
         weights = compare_weights(constants, stored)
@@ -85,7 +85,7 @@ class Verification:
         missing = [name for name in stored if name not in constants]
         if missing:
             self.report.write(
-                f"    not compare_weights, as the file has none of that name: {missing[0]} and others"
+                f"    not compared, as the file has no weight of that name: {missing[0]} and others"
             )
         self.report.verdict(not wrong, "weights")
         return not missing

@@ -20,8 +20,9 @@ class Step:
         expected: The choice of the reference.
         actual: The choice of the other.
         off: The largest absolute difference.
-        noise: The standard deviation of the difference, relative to that of the reference's logits.
-        gap: The reference's logit of its own choice minus that of the other's choice.
+        noise: The standard deviation of the difference, relative to the standard deviation of the reference's
+            logits.
+        gap: The reference's logit of its own choice minus the reference's logit of the other choice.
     """
 
     expected: int

@@ -1,4 +1,4 @@
-"""The flags of the verifying commands, and the prompts that they give."""
+"""Flags of the verification commands, and the prompts that they select."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main(parser: Parser, body: Callable[[argparse.Namespace], int], argv: Sequen
     Args:
         parser: The command's parser.
         body: Called with the parsed command line; returns the exit code.
-        argv: The arguments; None for those of the process.
+        argv: The arguments; None for `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -92,7 +92,7 @@ def tolerance(text: str) -> float:
     """Parse a tolerance.
 
     Args:
-        text: A number from 0 on.
+        text: A number of 0 or more.
 
     Returns:
         The number.
@@ -101,7 +101,7 @@ def tolerance(text: str) -> float:
         argparse.ArgumentTypeError: It is something else.
     """
     if not (number := float(text)) >= 0 or math.isinf(number):
-        raise argparse.ArgumentTypeError(f"{text} is no tolerance: give a number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a tolerance: give a number of 0 or more")
     return number
 
 

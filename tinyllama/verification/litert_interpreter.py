@@ -152,7 +152,7 @@ def _operator(node: ir.Node, parameters: Shapes) -> Operator | None:
 
 
 def _parameter(name: str, parameters: Shapes) -> str | None:
-    """The parameter that a constant derives from: the longest whose name is a prefix of `name`."""
+    """The parameter that a constant derives from: the longest name that is a prefix of `name`."""
     return max((one for one in parameters if name.startswith(one)), key=len, default=None)
 
 

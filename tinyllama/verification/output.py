@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Report:
-    """Lines on stdout. `code` is the command's exit code: 0 if every verdict was good, else 1."""
+    """Lines on stdout. `code` is the command's exit code: 0 if every test passed, else 1."""
 
     failed: list[str] = field(default_factory=list)
     verdicts: int = 0
@@ -30,7 +30,7 @@ class Report:
         """Print the result of one check with a mark.
 
         Args:
-            passed: Whether it is good.
+            passed: Whether the check passed.
             line: The result.
         """
         self.write(f"  {'✓' if passed else '✗'} {line}")
@@ -48,7 +48,7 @@ class Report:
         self.write(f"{'✅ PASSED' if passed else '❌ FAILED'} - {name}")
 
     def total(self) -> None:
-        """Print the last line: whether every verdict was good."""
+        """Print the last line: whether every test passed."""
         self.write("✓ ALL TESTS PASSED" if self.passed else f"✗ FAILED: {', '.join(self.failed)}")
 
     @property

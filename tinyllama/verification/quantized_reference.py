@@ -52,7 +52,7 @@ def emulate_quantization(model: Any, weights: Mapping[str, ir.Value], rounded: s
 
 
 def round_to_8_bits(x: torch.Tensor) -> torch.Tensor:
-    """Round each row to 256 values from its least to its greatest, of which one is 0, as XNNPACK does.
+    """Round each row to 256 values from its least to its greatest, including 0, as XNNPACK does.
 
     Args:
         x: [..., features].

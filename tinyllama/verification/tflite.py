@@ -27,8 +27,7 @@ class TfliteFile:
     label = "TFLite"
 
     def __init__(self, file: Path, directory: Path) -> None:
-        """Raises ModelError for a file that is no such model, or is of another checkpoint, UsageError where
-        there is none."""
+        """Raises ModelError for a wrong model or checkpoint, UsageError for a missing file."""
         if not file.is_file():
             raise UsageError(f"no such file: {file}")
         self.file = file
@@ -44,14 +43,14 @@ class TfliteFile:
         self.vocab_size = self._engine.vocab_size
 
     def check(self, prompts: Mapping[str, Sequence[int]], max_new_tokens: int) -> None:
-        """Check that the caches hold each prompt and what is generated after it.
+        """Check that the caches hold each prompt and the tokens generated after it.
 
         Args:
             prompts: {text: ids}.
             max_new_tokens: Tokens to generate.
 
         Raises:
-            UsageError: They do not.
+            UsageError: The caches are too small.
         """
         for text, prompt in prompts.items():
             if len(prompt) + max_new_tokens - 1 > self.capacity:
@@ -85,7 +84,7 @@ class TfliteFile:
     def trace(self, prompt: Sequence[int], generated: Sequence[int] = ()) -> Trace:
         """See `Predictor`. LiteRT's own kernels compute it: XNNPACK keeps no intermediate tensors.
 
-        The numbers may differ from those of `prefill` and `decode` by rounding.
+        The numbers may differ by rounding from the results of `prefill` and `decode`.
         """
         interpreter = self._interpreter
         interpreter.start()
@@ -127,10 +126,10 @@ def _check(file: Path, contract: Contract, model: LanguageModel, directory: Path
         ("a vocabulary of {} tokens", contract.vocab_size, vocab_size),
         ("KV caches of {} layers", len(caches) // 2, model.layers),
         ("KV caches of {} heads", heads[0], model.key_value_heads),
-        ("KV caches with heads of {} numbers", heads[1], model.head_dim),
+        ("KV caches with heads of size {}", heads[1], model.head_dim),
     ):
         if actual != expected:
             raise ModelError(
-                f"{file} has {noun.format(actual)}, {directory} has {expected}: they are not of the same "
-                "checkpoint"
+                f"{file} has {noun.format(actual)}, {directory} has {expected}: they are not from the "
+                f"same checkpoint"
             )

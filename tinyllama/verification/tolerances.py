@@ -12,10 +12,10 @@ from o2o.model import Model
 from tinyllama.verification.comparison import Step
 from tinyllama.verification.quantized_reference import weights_with_rounded_inputs
 
-MATRIX = 1024  # elements of the smallest constant that counts
-TOLERANCE = 0.01  # of logits, if all arithmetic is float32
-ROUNDED = 0.2  # noise, if inputs of matrices are rounded: some numbers round the other way
-UNKNOWN = 0.6  # noise, if the file's weights cannot be read and add their own error
+MATRIX = 1024  # minimum number of elements of a constant that counts
+TOLERANCE = 0.01  # limit of logits, if all arithmetic is float32
+ROUNDED = 0.2  # noise limit if inputs of matrices are rounded: some numbers round the other way
+UNKNOWN = 0.6  # noise limit if the file's weights cannot be read and add their own error
 UNRELATED = 1.0  # noise of unrelated logits
 _STORED = {
     ir.DataType.FLOAT: (32, "float32"),
@@ -92,7 +92,7 @@ class Precision:
     def explains(self, steps: Sequence[Step], at: int) -> bool:
         """Check whether quantization explains a different choice.
 
-        Two candidates may change places if they are no further apart than twice the median drift.
+        Two candidates may change places if their logits differ by at most twice the median drift.
 
         Args:
             steps: All compared steps.

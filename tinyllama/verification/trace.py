@@ -1,9 +1,9 @@
 """Intermediate tensors of a model, with the same names in every form of it.
 
 Modules are found by the names of their weights. The operator that reads
-`model.layers.0.self_attn.k_proj.weight` computes the output of `model.layers.0.self_attn.k_proj`. That
-holds for transformers' modules, torch.export's graph and a TFLite file, whatever their other tensors are
-called. A trace has
+`model.layers.0.self_attn.k_proj.weight` computes the output of `model.layers.0.self_attn.k_proj`. This is
+true of transformers' modules, torch.export's graph and a TFLite file, whatever the names of other tensors. A
+trace has
 
     model.layers.0.self_attn.k_proj          the module's output
     model.layers.0.self_attn.o_proj.input    the input of a linear module: here, attention's output
@@ -43,7 +43,7 @@ class Operator:
 def traced_tensors(
     operators: Iterable[Operator], parameters: Mapping[Any, str], constants: Collection[Hashable] = ()
 ) -> dict[str, Hashable]:
-    """Find the tensors of a graph that belong into a trace.
+    """Find the tensors of a graph that belong in a trace.
 
     If several operators read a parameter, such as a tied embedding, the first counts.
 
@@ -68,7 +68,7 @@ def traced_tensors(
             module = name.rpartition(".")[0]
             if operator.linear and operator.inputs[0] not in carries:
                 tensors.setdefault(f"{module}.input", operator.inputs[0])
-            tensors[module] = operator.output  # if a bias follows, its output
+            tensors[module] = operator.output  # the sum, if a bias is added
     return tensors
 
 

@@ -20,7 +20,7 @@ HALF = 2.0**-10  # relative distance of neighboring float16 numbers
 
 @dataclass(frozen=True)
 class WeightComparison:
-    """A parameter in the file against the checkpoint, at the element that exceeds its limit most.
+    """A parameter of the file against the checkpoint, at the element that exceeds its limit most.
 
     Attributes:
         name: The parameter's name.

@@ -28,7 +28,7 @@ from o2o.rewriting.rewire import replace_output
 FlashBlocks = FlashBlockSizes | bool | None
 """Blocks of attention: their sizes, True for the usual sizes, False for none, None for the default.
 
-The default is what `o2o.causal_attention` says, and for ATTENTION the faster of the two.
+The default: the sizes in the options of `o2o.causal_attention`; for ATTENTION, blocks where they are faster.
 """
 
 

@@ -1,8 +1,8 @@
 """Circle to TFLite: Circle's own operators become TFLite builtins.
 
-RMS_NORM and ROPE become arithmetic, ATTENTION and `o2o.causal_attention` what `o2o.lower.litert.attention`
-builds. A cache that ATTENTION updates in place becomes an input and an output (`present_key_0` for
-`past_key_0`). A runtime that binds both to one buffer still updates it in place.
+RMS_NORM and ROPE become arithmetic. `o2o.lower.litert.attention` lowers ATTENTION and `o2o.causal_attention`.
+A cache that ATTENTION updates in place becomes an input and an output (`present_key_0` for `past_key_0`). A
+runtime that binds both to one buffer still updates it in place.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:
 
     Args:
         model: The Circle model.
-        flash: Blocks of attention without a mask: sizes, True for the usual sizes, False for no blocks. None
-            takes the sizes of `o2o.causal_attention`, and for ATTENTION the faster of the two.
+        flash: Blocks of attention without a mask: sizes, True for the usual sizes, False for no blocks. None:
+            the sizes in the options of `o2o.causal_attention`; for ATTENTION, blocks where they are faster.
 
     Returns:
         The same model.
@@ -71,7 +71,10 @@ def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:
             if lowering is not None:
                 _check_operands(model, graph, node)
                 if writes_cache(node) and graph in subgraphs:
-                    raise ModelError(f"{model.locate(graph, node)} writes caches in a subgraph of a node")
+                    raise ModelError(
+                        f"{model.locate(graph, node)} writes caches in a subgraph that "
+                        f"another operator runs, which is not supported"
+                    )
                 lowering(model, graph, node)
                 graph.remove(node, safe=True)
         remove_dead_nodes(graph)

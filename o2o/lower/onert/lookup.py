@@ -39,7 +39,9 @@ def legalize_lookup(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         return
     if is_quantized(old) or old.dtype != ir.DataType.FLOAT:
         if old.dtype not in _HALF_DTYPES or not all(use.node.op_type == "DEQUANTIZE" for use in old.uses()):
-            raise ModelError(f"{model.locate(graph, node)} looks up quantized rows: onert cannot")
+            raise ModelError(
+                f"{model.locate(graph, node)} looks up quantized rows, which onert does not support"
+            )
         for use in list(old.uses()):  # the float32 table makes this DEQUANTIZE of float16 rows redundant
             rows = use.node.outputs[0]
             _gather(model, graph, use.node, ids, _as_float32(model, graph, node, table), rows)
@@ -75,7 +77,10 @@ def _gather(
 def _as_float32(model: Model, graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
     """The constant `value` as float32; one constant a graph."""
     if not is_constant(value):
-        raise ModelError(f"{model.locate(graph, node)}: {value.name} is {value.dtype} and not a constant")
+        raise ModelError(
+            f"{model.locate(graph, node)}: {value.name} is {value.dtype}: onert needs "
+            f"float32 or a constant here"
+        )
     name = f"{value.name}/float32"
     if name in graph.initializers:
         return graph.initializers[name]

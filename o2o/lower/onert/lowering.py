@@ -77,7 +77,7 @@ def lower_to_onert(model: Model) -> Summary:
         ModelError: The model is TFLite, has no decode signature, or has an operator that onert lacks.
     """
     if model.format != "circle":
-        raise ModelError("onert needs a Circle model: pass the one that lower.litert.py was given")
+        raise ModelError("onert needs a Circle model: pass the model that lower.litert.py read")
     decode = decode_of(model)
     graph = decode.graph
     dropped = [signature.name for signature in model.signatures if signature is not decode]
@@ -122,7 +122,7 @@ def _check_outputs(model: Model, graph: ir.Graph) -> None:
             continue
         if (count := shape_of(value)[role.layout.index("T")]) != 1:
             raise ModelError(
-                f"{model.label(graph)} returns {count} rows of {value.name}, not the new one alone: fuse its "
+                f"{model.label(graph)} returns {count} rows of {value.name}, not the new row alone: fuse its "
                 "attention with fuse.attention.py, or export with --cache static"
             )
 

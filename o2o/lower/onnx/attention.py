@@ -77,7 +77,7 @@ class Caches:
             ModelError: It is not a cache, or another node writes it.
         """
         if value not in self.by_input:
-            raise self.tokens.error(node, f"it writes {value.name}, which is no cache of the o2o.contract")
+            raise self.tokens.error(node, f"it writes {value.name}, which is not a cache in the o2o.contract")
         if value in self._claimed:
             raise self.tokens.error(node, f"{value.name} is written twice")
         self._claimed.add(value)
@@ -98,7 +98,9 @@ class Caches:
         assert start is not None
         cache = self.by_input.get(value)
         if cache is None:
-            raise self.tokens.error(node, f"it updates {value.name}, which is no cache of the o2o.contract")
+            raise self.tokens.error(
+                node, f"it updates {value.name}, which is not a cache in the o2o.contract"
+            )
         axis = cache.layout.index("T")
         shape = shape_of(value)
         if shape_of(row) != (*shape[:axis], 1, *shape[axis + 1 :]):
@@ -108,7 +110,9 @@ class Caches:
         except MatchFailure as failure:
             raise self.tokens.error(node, str(failure)) from failure
         if source is not self.tokens.position_input:
-            raise self.tokens.error(node, f"it writes at {source.name}, which is not the position")
+            raise self.tokens.error(
+                node, f"it writes at {source.name}, which is not the graph's position input"
+            )
         self.written[node.outputs[0]] = value, row
 
     def unwritten(self) -> list[str]:
@@ -153,7 +157,7 @@ def lower_attention(tokens: TokenValues, form: StandardForm, caches: Caches, nod
     if of.mask is not None:
         raise tokens.error(node, "its mask is an operand: only the causal mask is supported")
     if not tokens.is_position(of.pos):
-        raise tokens.error(node, f"{of.pos.name} is not the position of its token")
+        raise tokens.error(node, f"its position operand {of.pos.name} is not the graph's position input")
     x = tokens.reshaped(of.x, node, shape_of(of.x)[-1:])
     tables = None
     if of.cos is not None and of.sin is not None:
@@ -172,7 +176,7 @@ def lower_attention(tokens: TokenValues, form: StandardForm, caches: Caches, nod
 
 
 def lower_causal_attention(tokens: TokenValues, form: StandardForm, caches: Caches, node: ir.Node) -> None:
-    """Lower `o2o.causal_attention` to caches that a DYNAMIC_UPDATE_SLICE each has written.
+    """Lower `o2o.causal_attention` over caches that DYNAMIC_UPDATE_SLICE writes.
 
     Projections in front of it are lowered together with it where `form` has one operator for both.
 
@@ -183,12 +187,12 @@ def lower_causal_attention(tokens: TokenValues, form: StandardForm, caches: Cach
         node: `o2o.causal_attention`.
 
     Raises:
-        ModelError: It attends to other than caches, or from another position than the token's.
+        ModelError: Its keys or values are not caches, or its position is not the token's.
     """
     q, k, v, position = causal_attention.operands(node)
     scale, _ = causal_attention.decode_options(node)
     if not tokens.is_position(position):
-        raise tokens.error(node, f"{position.name} is not the position of its token")
+        raise tokens.error(node, f"its position operand {position.name} is not the graph's position input")
     _, N, _, H = shape_of(q)
     K = shape_of(k)[1]
     (key_cache, new_key), (value_cache, new_value) = (_written_cache(tokens, caches, node, y) for y in (k, v))
@@ -278,7 +282,7 @@ def lower_rope(tokens: TokenValues, form: StandardForm, node: ir.Node) -> None:
     assert sin is not None
     assert cos is not None
     if attribute(node, "mode", 0) != 0:
-        raise tokens.error(node, "it rotates neighbors (GPT_J), not halves")
+        raise tokens.error(node, "it rotates neighbors (GPT_J): only GPT_NEOX is supported")
     _, N, _, H = shape_of(x)
     tables = RopeTables.of(tokens, cos, sin, H)
     heads = tokens.reshaped(x, node, [N, H])

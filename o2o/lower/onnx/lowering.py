@@ -54,7 +54,7 @@ def lower_to_onnx(model: Model, form: str = "standard", logits: str = "last") ->
         ModelError: The model has no decode graph, or an operator that has no ONNX lowering.
     """
     if model.format != "circle":
-        raise ModelError("ONNX needs a Circle model: pass the one that lower.litert.py was given")
+        raise ModelError("ONNX needs a Circle model: pass the model that lower.litert.py read")
     decode = decode_of(model)
     _check_roles(decode)
     return _Lowering(model, decode, FORMS[form], logits == "last").run()
@@ -70,7 +70,7 @@ def _check_roles(decode: Signature) -> None:
     if missing:
         raise ModelError(f"{decode.name}: no tensor has the role {missing[0]} in the o2o.contract")
     if (shape := shape_of(inputs["position"])) not in ((), (1,), (1, 1)):
-        raise ModelError(f"{decode.name}: its position {list(shape)} is not that of one token")
+        raise ModelError(f"{decode.name}: its position input has shape {list(shape)}, not [1]")
 
 
 class _Lowering:
@@ -83,11 +83,17 @@ class _Lowering:
         inputs: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
         label = model.label(self.graph)
         if unknown := [value.name for value, role in roles.items() if role is None and value.uses()]:
-            raise ModelError(f"{label}: the input {unknown[0]} has no role in the o2o.contract")
+            raise ModelError(
+                f"{label}: the input {unknown[0]} has no role in the o2o.contract: "
+                "export the model with python -m export"
+            )
         cache = inputs["key_cache"]
         layout = getattr(role_of(cache), "layout", None)
         if layout is None:
-            raise ModelError(f"{label}: the cache {cache.name} has no layout in the o2o.contract")
+            raise ModelError(
+                f"{label}: the cache {cache.name} has no layout in the o2o.contract: "
+                "export the model with python -m export"
+            )
         self.op = OnnxBuilder()
         capacity = shape_of(cache)[layout.index("T")]
         quantized = any(is_quantized(value) for value in self.graph.initializers.values())
@@ -121,8 +127,8 @@ class _Lowering:
             is_cache = role is not None and role.is_rows and producer_of(value, "DYNAMIC_UPDATE_SLICE")
             if value is not self.logits and not is_cache:
                 raise ModelError(
-                    f"{self.model.label(self.graph)}: the output {value.name} is neither logits nor a cache: "
-                    "remove.io.py removes it"
+                    f"{self.model.label(self.graph)}: the output {value.name} is neither logits nor a "
+                    f"cache: remove it with remove.io.py"
                 )
 
     def run(self) -> ir.Model:
@@ -134,7 +140,7 @@ class _Lowering:
             if node in live and not all(map(self.tokens.is_token_independent, node.outputs)):
                 self._lower(node)
         if unwritten := self.caches.unwritten():
-            raise ModelError(f"{self.model.label(self.graph)}: nothing writes its cache {unwritten[0]}")
+            raise ModelError(f"{self.model.label(self.graph)}: no operator writes its cache {unwritten[0]}")
         return self._model()
 
     def _lower(self, node: ir.Node) -> None:
@@ -274,9 +280,9 @@ def _attach_metadata(lowered: ir.Model, model: Model) -> None:
 def _find_lm_head(logits: ir.Value) -> ir.Node | None:
     """The FULLY_CONNECTED that computes the logits, or None.
 
-    Only elementwise operators with constants, and reshapes, may follow it. They give the same for the last
-    token alone, so the LM head need not multiply the others. Without an LM head, all rows are computed and
-    the last one is taken: slower, with the same result.
+    Only elementwise operators with constants, and reshapes, may follow it. They give the same result for the
+    last token alone, so the LM head need not multiply the others. Without an LM head, all rows are computed
+    and the last one is taken: slower, with the same result.
     """
     value = logits
     while (node := value.producer()) is not None and node.domain == DOMAIN:

@@ -251,7 +251,7 @@ class TokenValues:
             constant = constant.reshape(strip_leading_ones(constant.shape))
             return self.op.constant(constant, value.name or "constant", constant.dtype)
         if is_constant(value):
-            raise self.error(node, f"its operand {value.name} is a quantized constant")
+            raise self.error(node, f"quantized constant operand {value.name} is not supported here")
         shape = token_shape(value)
         return self.reshaped(value, node, (1,) * (rank - len(shape)) + shape)
 

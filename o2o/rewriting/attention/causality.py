@@ -89,7 +89,7 @@ def position_leaf(value: ir.Value, what: str) -> ir.Value | None:
         fail(f"{what} depends on {names}: not on a position alone", value)
     leaf = unknown[0]
     if leaf.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
-        fail(f"{what} depends on {leaf.name}, which is no position: it is {leaf.dtype}", value)
+        fail(f"{what} depends on {leaf.name}, which is not a position: its dtype is {leaf.dtype}", value)
     return leaf
 
 
@@ -129,11 +129,11 @@ def prove_causal(mask: ir.Value, keys: Keys) -> ir.Value | None:
         The position that it follows, or None for a constant mask.
 
     Raises:
-        MatchFailure: The mask is not causal, or that cannot be proven.
+        MatchFailure: The mask is not causal, or cannot be proven to be.
     """
     leaf = position_leaf(mask, "the mask")
     if leaf is not None and math.prod(shape_of(leaf)) not in (1, keys.T):
-        fail(f"the mask depends on {leaf.name}, which is no position of {keys.T} tokens", mask)
+        fail(f"the mask depends on {leaf.name}, which is not a position of {keys.T} tokens", mask)
     positions: Sequence[int] = keys.positions
     if leaf is None and len(positions) > 1:
         fail("the mask is the same at every position, so it does not hide the unused rows of the cache", mask)
@@ -161,13 +161,13 @@ def prove_start(start: ir.Value, keys: Keys, axis: int) -> ir.Value:
         The position that `start` follows.
 
     Raises:
-        MatchFailure: It writes elsewhere, or that cannot be proven.
+        MatchFailure: It writes elsewhere, or the place cannot be proven.
     """
     leaf = position_leaf(start, "the row that is written")
     if leaf is None:
         fail("the cache is always written at the same row", start)
     if math.prod(shape_of(leaf)) not in (1, keys.T):
-        fail(f"the written row depends on {leaf.name}, which is no position of {keys.T} tokens", start)
+        fail(f"the written row depends on {leaf.name}, which is not a position of {keys.T} tokens", start)
     for position in keys.positions:
         numbers = at_position(start, leaf, position, "the row that is written")
         if [int(n) for n in numbers] != [position if i == axis else 0 for i in range(len(numbers))]:
@@ -176,7 +176,7 @@ def prove_start(start: ir.Value, keys: Keys, axis: int) -> ir.Value:
 
 
 def depends_on_token_positions(mask: ir.Value, leaf: ir.Value, keys: Keys) -> bool:
-    """Whether each row of `mask` depends on its token's position alone, as the rows of a causal mask do.
+    """Whether each row of `mask` depends on its token's position alone, as in a causal mask.
 
     Args:
         mask: [.., T, S].

@@ -64,7 +64,7 @@ class Projection:
 
 @dataclass
 class CacheUpdate:
-    """The update of a key or value cache with new rows. Without a cache all fields keep their defaults.
+    """The update of a key or value cache with new rows. All fields have their defaults without a cache.
 
     Attributes:
         node: The CONCATENATION or DYNAMIC_UPDATE_SLICE.
@@ -142,7 +142,7 @@ def find_scores(softmax: ir.Node) -> Scores:
 
 
 def _scores_and_mask(node: ir.Node) -> tuple[ir.Value, ir.Value]:
-    """The operands of the node that masks: the scores are the one that leads to q k'."""
+    """The operands of the node that adds the mask: the scores, which lead to q k', and the mask."""
     if node.op_type in ("SELECT", "SELECT_V2"):
         fail("the mask selects instead of being added", node.outputs[0])
     first, second = node.inputs
@@ -242,7 +242,7 @@ def find_cache_update(value: ir.Value, inner: Collection[ir.Graph]) -> tuple[Cac
     check_no_activation(node)
     past, new = node.inputs[:2]
     if len(node.inputs) != (2 if node.op_type == "CONCATENATION" else 3) or past is None or new is None:
-        fail("a cache joins more than the past and the new rows", value)
+        fail("the concatenation has more operands than the cache and the new rows", value)
     past, path = trace_layout(past)
     if not past.is_graph_input():
         fail("the past of the cache is not a graph input", past)

@@ -138,7 +138,7 @@ def rotated_axes(
 
 
 def cache_axes(factors: Factors, update: CacheUpdate, axes: Axes, until: ir.Node) -> Axes:
-    """Return the axes after a cache update: its token axis is that of the cache.
+    """Return the axes after a cache update, whose token axis is the cache's.
 
     Args:
         factors: The sizes of the block.
@@ -187,7 +187,7 @@ def _layout_axes(factors: Factors, layout: Layout) -> Axes:
 
 
 def _cache_outputs(factors: Factors, update: CacheUpdate, axes: Axes) -> list[ir.Value]:
-    """The outputs that are the updated cache, in the layout of the cache, by their roles too."""
+    """The outputs that are the updated cache, in the layout of the cache, also according to their roles."""
     assert update.node is not None
     assert update.past is not None
     assert update.layout is not None
@@ -215,7 +215,7 @@ def check_layouts(attention: Attention, k: CacheUpdate, v: CacheUpdate) -> None:
         v: The update of the value cache.
 
     Raises:
-        MatchFailure: The layouts differ, or shape and role mean another one.
+        MatchFailure: The layouts differ, or a reader would infer another one from shape and role.
     """
     if k.past is None or v.past is None:
         return

@@ -209,7 +209,7 @@ def _comes_from_product(value: ir.Value) -> bool:
 
 
 def _operand(node: ir.Node) -> ir.Value:
-    """The operand of `node` that leads to the product: not the constant factor."""
+    """The operand of `node` that leads to the product, not the constant factor."""
     product = operand_and_factor(node) if node.op_type in ("MUL", "DIV") else None
     source = product[0] if product is not None else node.inputs[0]
     assert source is not None
@@ -283,7 +283,7 @@ def _read(reading: _Reading, scores: _Scores, path: Sequence[ir.Node], product: 
     if attribute(product, "adjointLhs", 0) or axes[-1] != factors.axes("S")[0]:
         fail("the weights are not multiplied with the values over the keys", product.outputs[0])
     if shape_of(product.outputs[0])[-1] != factors.sizes["H"]:
-        fail("values are of another head dimension than keys", product.outputs[0])
+        fail("values have another head dimension than keys", product.outputs[0])
     if shape_of(v)[:-2] != factors.shape(axes[:-2]):
         fail("the values are repeated by BATCH_MATMUL itself", v)
     v_axes = _swapped((*axes[:-2], *factors.axes("S", "H")), attribute(product, "adjointRhs", 0))

@@ -1,7 +1,7 @@
 """Proof that each row of a mask is a function of one token's position alone.
 
-Such a row is the same wherever its token stands among the T tokens. The mask is then computed at every
-T-th position of the first token only. For 256 tokens and a cache of 2048 rows these are 8 positions, not
+Such a row is the same wherever its token stands among the T tokens. The mask is then computed at every T-th
+position of the first token only. For 256 tokens and a cache of 2048 rows, 8 positions are computed instead of
 1793.
 """
 
@@ -30,7 +30,7 @@ def token_axis(
         counts: Whether a vector of T numbers grows by 1 per token, and with the position.
 
     Returns:
-        The axis from the end (-1 is the last), or None if that is not proven.
+        The axis from the end (-1 is the last), or None if there is no proof.
     """
     axes: dict[ir.Value, int | None] = {position: None}  # of all values that depend on the position
     if (vector := _vector_axis(position, tokens)) is not None and counts(position):

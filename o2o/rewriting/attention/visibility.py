@@ -102,7 +102,7 @@ class Visibility:
         return result
 
     def _concatenated_position(self, mask: ir.Value | None, keys: Keys, last: ir.Node) -> ir.Value:
-        """The position at which a concatenated cache means the same as one written in place."""
+        """The position at which a concatenated cache equals a cache that is written in place."""
         if mask is not None and (leaf := self._causal_or_zero(mask, keys)) is not None:
             return leaf
         if self.full_cache is not None and keys.T == 1:
@@ -113,11 +113,11 @@ class Visibility:
                 fail(f"--assume-full-cache: there is no input {self.full_cache}", last.outputs[0])
             position_leaf(position, "--assume-full-cache")
             if math.prod(shape_of(position)) != 1:
-                fail("--assume-full-cache names an input that is no position of one token", position)
+                fail("--assume-full-cache names an input that is not the position of one token", position)
             return position
         fail(
             "the cache is concatenated without a mask, which equals a cache written in place only when it is "
-            "full (--assume-full-cache POSITION promises this)",
+            "full (--assume-full-cache POSITION asserts this)",
             last.outputs[0],
         )
 
@@ -139,7 +139,7 @@ class Visibility:
 
 
 def _aligned(mask: ir.Value | None, axes: Axes, factors: Factors) -> ir.Value | None:
-    """The mask, if its last two axes are queries and keys and all heads share it. MatchFailure if not.
+    """Return the mask if its last two axes are queries and keys and all heads share it. Else MatchFailure.
 
     `axes` are the axes of the scores at the addition.
     """

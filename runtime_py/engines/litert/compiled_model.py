@@ -66,5 +66,5 @@ def silence_at_exit() -> None:
 
 @functools.cache
 def _environment() -> Environment:
-    """One for the process: LiteRT logs the creation and the end of each."""
+    """The process's only environment: LiteRT logs the creation and the end of each."""
     return Environment.create()

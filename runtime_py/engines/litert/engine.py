@@ -109,7 +109,7 @@ class LiteRtEngine:
     def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
         """See `EngineSession.plan`. Decode counts as a prefill of one token.
 
-        It reads the last token where prefills give no logits.
+        Decode reads the last token if prefills give no logits.
         """
         prefills = self.contract.prefills
         anywhere = {1, *(prefill.length for prefill in prefills if prefill.caches)}
@@ -215,7 +215,7 @@ class _BoundSignature:
         self._bound: CacheBuffers[TensorBuffer] | None = None  # the KV caches of the last run
         self._buffers: list[list[TensorBuffer]] = []
         self.rows: dict[Slot, tuple[TensorSpec, np.ndarray]] = {}
-        """The keys and values that are returned outside of the KV caches."""
+        """The returned keys and values that are not in the KV caches."""
         names = model.get_signature_list()[signature.name]
         for direction, tensors, buffers, create in (
             ("inputs", signature.inputs, self._inputs, model.create_input_buffer_by_name),

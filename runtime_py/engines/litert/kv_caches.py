@@ -16,7 +16,7 @@ CacheBuffers = Mapping[Slot, tuple[Buffer, np.ndarray]]
 
 
 class KVCaches(Generic[Buffer]):
-    """KV caches of several capacities (buckets), at most two of which are allocated.
+    """KV caches of several capacities (buckets). At most two capacities are allocated.
 
     These are the largest, which prefills fill, and the one that decode uses. A row is copied from one to the
     other once, when it is first needed there.
@@ -36,7 +36,7 @@ class KVCaches(Generic[Buffer]):
         """The buffers by capacity."""
         self._decodes = decodes
         self._allocate = allocate
-        self._valid_rows: dict[int, int] = {}  # by capacity: the number of leading rows that are the text's
+        self._valid_rows: dict[int, int] = {}  # by capacity: the number of leading rows that hold the text
         self._largest = max(decodes)
 
     def smallest_capacity(self, position: int) -> int:
@@ -76,7 +76,7 @@ class KVCaches(Generic[Buffer]):
         return buffers
 
     def _copy_rows(self, count: int, source: int, target: int) -> None:
-        """Copy those of the first `count` rows that are valid in `source` and not in `target`."""
+        """Copy the rows below `count` that are valid in `source` but not in `target`."""
         first, last = self._valid_rows[target], min(count, self._valid_rows[source])
         if first >= last:
             return

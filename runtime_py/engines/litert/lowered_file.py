@@ -1,7 +1,7 @@
 """A model file lowered to TFLite without copying its weights.
 
-Lowering a Circle file makes another graph over the same weights. So all that is new is a header: the tables
-of a TFLite file and its small constants. LiteRT gets that header with the Circle file mapped behind it
+Lowering a Circle file makes another graph over the same weights. Only a new header is needed: the tables of a
+TFLite file and its small constants. LiteRT gets this header with the Circle file mapped behind it
 (`runtime_py.engines.litert.mapped_bytes`), and finds the large constants there by offset.
 
     | header | padding to a page | the Circle file: its own header, which is not used, then the weights |
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from o2o.streams import Source
 
 PACKED = "packed"
-"""Name of the file with packed weights beside a saved `LoweredFile`."""
+"""Name of the file with packed weights, in the folder of a saved `LoweredFile`."""
 _METADATA, _HEADER = "lowered.json", "header"  # names of the saved files
 
 
@@ -36,8 +36,8 @@ class LoweredFile:
 
     Attributes:
         header: TFLite tables and small constants; None when the file is TFLite and needs no change.
-        offsets: For each constant that stays in the file: (position in the header of its Buffer.offset field,
-            its offset in the file), in bytes.
+        offsets: For each constant that stays in the model file: (where `header` stores its Buffer.offset, its
+            offset in that file), in bytes.
         contract: As `o2o.contract.contract_of` returns it.
         weight_dtype: The dtype of the weights, for display.
         growth: Bytes that packed weights take in addition to the stored ones, because the graph dequantizes
@@ -145,7 +145,7 @@ def lower_file(model: ModelFile, buckets: Sequence[int] | None = None) -> Lowere
 
 
 def _growth(model: Model) -> int:
-    """Bytes that constants grow by where a DEQUANTIZE makes them float32."""
+    """Bytes by which constants grow where a DEQUANTIZE makes them float32."""
     from o2o.formats.tensors import storage_key
 
     dequantize = (node for graph in model.graphs for node in graph if node.op_type == "DEQUANTIZE")
@@ -177,7 +177,7 @@ def _split(planned: Plan, source: Source) -> tuple[bytes, tuple[tuple[int, int],
         if field is not None and isinstance(payload, SourceTensor) and payload.source is source:
             offsets.append((field, payload.span.start))
             continue
-        if field is not None:  # a large constant that lowering made: it goes to the end of the header
+        if field is not None:  # a large constant that lowering created: it goes to the end of the header
             start = -(-len(header) // LARGE_ALIGNMENT) * LARGE_ALIGNMENT
             struct.pack_into("<Q", header, field, start)
         data = payload if isinstance(payload, bytes) else payload.tobytes()

@@ -1,10 +1,10 @@
 """A `bytes` object that consists of a writable header and a memory-mapped file, without reading the file.
 
-This depends on three facts. CPython stores the contents of `bytes` in place, so PyPy cannot run it. The
+This depends on three facts. CPython stores the contents of `bytes` in the object; PyPy does not. The
 allocator gives an object of this size its own pages, as malloc of glibc and macOS does. With an allocator
 that places other data in these pages, mapping would destroy that data. MAP_FIXED is 0x10, as on Linux and
-macOS. `tests/runtime_py/engines/litert/test_mapped_bytes.py` fails where one of them does not hold; musl has
-not been tried.
+macOS. `tests/runtime_py/engines/litert/test_mapped_bytes.py` fails on a platform where one of them is false.
+musl has not been tested.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class MappedBytes:
             done += step
 
     def _map(self, protection: int, flags: int, file: int) -> None:
-        """Replace the pages of the file's part. Raises OSError."""
+        """Map `file` over the pages behind the header (MAP_FIXED). Raises OSError."""
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mmap.restype = ctypes.c_void_p
         libc.mmap.argtypes = [

@@ -1,4 +1,4 @@
-"""Packing of weights into a file, as XNNPACK computes with them on this machine.
+"""Packing of weights into a file, in the layout that XNNPACK uses on this machine.
 
     python -m runtime_py.engines.litert.pack MODEL ENTRY
 
@@ -28,10 +28,10 @@ def pack(file: Path, entry: Path) -> None:
 
     Args:
         file: The model's file.
-        entry: The folder with the saved `LoweredFile`, in which the packed weights are written.
+        entry: The folder with the saved `LoweredFile`; the packed weights are written there.
 
     Raises:
-        OSError: LiteRT fails. Loading without packed weights then finds out whether the model is the cause.
+        OSError: LiteRT fails. Loading without packed weights then shows whether the model is the cause.
     """
     silence_at_exit()
     with silenced_stderr():

@@ -74,7 +74,10 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
 
 def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | None:
-    """The model with its packed weights; without them, or None, where they cannot be stored."""
+    """Load the prepared model from the disk cache, building it if missing.
+
+    Without packed weights if they cannot be stored; None if the model is small or caching is off.
+    """
     if options.disk_cache is None or model.size < prepared_artifacts.MIN_BYTES:
         return None
     lowered = functools.cache(lambda: lower_file(model, options.buckets))
@@ -103,7 +106,7 @@ def pack_in_child(file: Path, entry: Path) -> None:
 
     Args:
         file: The model's file.
-        entry: The folder with the lowered model, in which the packed weights are written.
+        entry: The folder with the lowered model; the packed weights are written there.
 
     Raises:
         OSError: The child failed or wrote nothing.

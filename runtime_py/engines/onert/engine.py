@@ -160,7 +160,7 @@ class OnertSession:
 
     def close(self) -> None:
         """See `EngineSession`."""
-        del self._engine  # which has its own reference to the arrays until another session runs
+        del self._engine  # onert has its own reference to the arrays until another session runs
 
     def _step(self, token: int, position: int) -> None:
         self._tokens[...] = token

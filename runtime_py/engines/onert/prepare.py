@@ -1,4 +1,4 @@
-"""Preparation of a model for onert: a Circle file with decode alone, in operators that onert supports."""
+"""Preparation of a model for onert: a Circle file with decode only, in operators that onert supports."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def lower_and_pack(file: Path, entry: Path) -> None:
 
     Args:
         file: A Circle file.
-        entry: The folder in which the model is written.
+        entry: The folder to write the model to.
 
     Raises:
         ModelError: The model cannot be lowered to ONNX.

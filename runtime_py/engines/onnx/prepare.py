@@ -58,7 +58,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
 
 def _from_cache(model: ModelFile, options: EngineOptions) -> Path | None:
-    """The folder of the packed model; None where it cannot be stored."""
+    """The folder of the packed model; None if it cannot be stored."""
     if options.disk_cache is None or model.size < prepared_artifacts.MIN_BYTES:
         return None
     return prepared_artifacts.find_or_build(
@@ -77,7 +77,7 @@ def pack_in_child(file: Path, entry: Path) -> None:
 
     Args:
         file: A Circle file.
-        entry: The folder in which the packed model is written.
+        entry: The folder to write the packed model to.
 
     Raises:
         ModelError: The model cannot be lowered to ONNX.

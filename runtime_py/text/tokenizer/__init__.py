@@ -53,7 +53,7 @@ class Tokenizer(Protocol):
         ...
 
     def is_byte(self, token: int) -> bool:
-        """Check for a byte token of a run that is decoded as a whole.
+        """Check for a byte token: a run of byte tokens is decoded as a whole.
 
         Args:
             token: An id.
@@ -98,8 +98,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
         return SentencePieceTokenizer(path, config)
     raise ModelError(
-        f"{directory} has no tokenizer.json and no tokenizer.model: copy them there from the checkpoint, "
-        "or give its folder with --tokenizer"
+        f"{directory} has no tokenizer.json and no tokenizer.model: copy it there from the checkpoint, or "
+        f"give the checkpoint's folder with --tokenizer"
     )
 
 

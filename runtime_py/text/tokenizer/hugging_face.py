@@ -20,7 +20,7 @@ class HuggingFaceTokenizer:
     """A `runtime_py.text.tokenizer.Tokenizer` for `tokenizer.json`.
 
     As in transformers 5, this file decides which begin and end tokens are added, not `tokenizer_config.json`.
-    The one exception is the same, too: see `_is_llama`.
+    transformers' one exception also applies: see `_is_llama`.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], model_type: str | None = None) -> None:
@@ -75,7 +75,7 @@ def _special_ids(tokenizer: tokenizers.Tokenizer) -> set[int]:
 
 
 def _is_llama(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], model_type: str | None) -> bool:
-    """Whether transformers 5 takes only the vocabulary from the file.
+    """Whether transformers 5 reads only the vocabulary from the file.
 
     It does so if `LlamaTokenizer` is declared, unless the file is byte-level (Llama 3). A prompt that begins
     with a space then gets no second one.

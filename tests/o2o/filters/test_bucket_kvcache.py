@@ -38,9 +38,9 @@ def test_nothing_smaller_than_what_is_small(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--capacities", "4,7"], "--capacities: 7 is not between 0 and the 7 of decode"),
+        (["--capacities", "4,7"], "--capacities: 7 must be above 0 and below decode's own capacity 7"),
         (["--capacities", "4,x"], "argument --capacities: '4,x' is not a list of numbers"),
-        (["--capacities", "0"], "--capacities: 0 is not between 0 and the 7 of decode"),
+        (["--capacities", "0"], "--capacities: 0 must be above 0 and below decode's own capacity 7"),
     ],
 )
 def test_wrong_capacities(command: Command, arguments: list[str], expected: str) -> None:

@@ -205,11 +205,11 @@ def test_a_concatenated_cache_without_mask_needs_a_promise() -> None:
     form = Form(join="concat", mask="none", past=5)
     assert "--assume-full-cache" in fuse(build(form))[1]
     assert "there is no input nowhere" in fuse(build(form), "nowhere")[1]
-    assert "depends on x, which is no position" in fuse(build(form), "x")[1]
+    assert "depends on x, which is not a position" in fuse(build(form), "x")[1]
     several = build(form)
     others = several.graphs[0].inputs[1]
     others.shape = ir.Shape([4])
-    assert "no position of one token" in fuse(several, "position")[1]
+    assert "not the position of one token" in fuse(several, "position")[1]
     model = build(form)
     assert fuse(model, "position") == ["main: fused 1 attention block"]
     node = next(node for node in model.graphs[0] if node.op_type == "ATTENTION")

@@ -62,7 +62,7 @@ def test_a_refusal_is_one_line(command: Command) -> None:
     code, message = command.refusal(decoder())
     assert code == 1
     assert message == (
-        "decode returns 8 rows of key_0, not the new one alone: fuse its attention with fuse.attention.py, "
+        "decode returns 8 rows of key_0, not the new row alone: fuse its attention with fuse.attention.py, "
         "or export with --cache static"
     )
 
@@ -70,4 +70,4 @@ def test_a_refusal_is_one_line(command: Command) -> None:
 def test_tflite_is_refused(command: Command) -> None:
     code, message = command.refusal(language_model((4,), ("prefill_4",)))
     assert code == 1
-    assert message.startswith("no decode signature: of 'prefill_4'")
+    assert message.startswith("no decode signature: exactly one of 'prefill_4'")

@@ -55,7 +55,7 @@ def test_a_failure_in_the_middle_leaves_the_rest_to_say_so(place: Path) -> None:
     outcome = shell("o2o rename.io input nope=a < in.circle | o2o gc > out.circle", place)
     assert outcome.returncode == 1
     lines = sorted(outcome.stderr.decode().splitlines())
-    assert lines[0] == "gc.py: <stdin>: is empty (did the command before it in the pipe fail?)"
+    assert lines[0] == "gc.py: <stdin> is empty (did the command before it in the pipe fail?)"
     assert lines[1].startswith("rename.io.py: no input is called 'nope'; there are: ")
     assert len(lines) == 2
     assert (place / "out.circle").read_bytes() == b""

@@ -237,12 +237,12 @@ def refusals() -> dict[str, tuple[Model, list[str], str]]:
     found["heads"] = (
         attention(Form(layout="BNTH")),
         [*grow[:3], "[1,3,7,4]"],
-        "only axis 2, the capacity, can change",
+        "only axis 2 of a ",
     )
     found["rank"] = (
         attention(Form(layout="BNTH")),
         [*grow[:3], "[2,9,4]"],
-        "only axis 2, the capacity, can change",
+        "only axis 2 of a ",
     )
     found["no room"] = (
         attention(Form(T=3, layout="BNTH")),
@@ -259,7 +259,7 @@ def refusals() -> dict[str, tuple[Model, list[str], str]]:
     found["other axes"] = (
         attention(Form(layout="BNTH", K=4)),
         ["input", "--by_shape", "[1,4,7,4]", "[1,7,4,4]"],
-        "only axis 2, the capacity, can change",
+        "only axis 2 of a ",
     )
 
     one = attention(Form(layout="BNTH"))

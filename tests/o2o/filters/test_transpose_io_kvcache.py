@@ -258,7 +258,7 @@ def test_a_cache_that_is_computed_is_refused(command: Command) -> None:
     node.replace_input_with(9, graph.op("NEG", [graph.ir.inputs[4]], [1, 2, 7, 4]))
     code, said = command.refusal(model)
     assert code == 1
-    assert said == "the cache neg of ATTENTION is no input"
+    assert said == "the cache neg of ATTENTION is not an input"
 
 
 def test_three_axes_are_refused(command: Command) -> None:

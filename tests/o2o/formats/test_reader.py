@@ -31,7 +31,7 @@ def refusal(data: bytes) -> str:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "<bytes>: is empty (did the command before it in the pipe fail?)"),
+        (b"", "<bytes> is empty (did the command before it in the pipe fail?)"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "neither a Circle nor a TFLite model (a PNG image"),
         (b"PK\x03\x04" + bytes(40), "neither a Circle nor a TFLite model (a zip archive"),
         (b"\x08\x08" + bytes(6) + b'{"a": {', "(perhaps weights in safetensors"),

@@ -19,7 +19,7 @@ def test_a_file_is_recognized_by_its_identifier(dialect: Dialect) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "file: is empty"),
+        (b"", "file is empty"),
         (b"\x89PNG\r\n\x1a\n", "a PNG image"),
         (b"PK\x03\x04" + bytes(8), "a zip archive"),
         (b"\x08\x0a" + bytes(8), "perhaps an ONNX model"),

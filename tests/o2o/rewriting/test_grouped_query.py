@@ -143,7 +143,7 @@ def reasons(model: Model) -> list[str]:
 def test_heads_of_another_order_are_left_alone() -> None:
     model = attention(Form(heads_inside=True))
     (first, second) = reasons(model)
-    assert first == second == "the repeated axis is not that of the heads of a group"
+    assert first == second == "the repeated axis is not the axis of a group's heads"
     assert fold_grouped_queries(model, model.graphs[0]) == 0
     assert operators(model)["BROADCAST_TO"] == 2
 
@@ -163,7 +163,7 @@ def test_repeated_tokens_are_left_alone() -> None:
     keys = graph.op("BROADCAST_TO", [k, many], [1, 2, S, H], name="keys")
     graph.output(graph.op("BATCH_MATMUL", [q, keys], [1, 2, 3, S], name="y", adjointRhs=True))
     model = graph.model()
-    assert reasons(model) == ["the repeated axis is not that of the heads of a group"]
+    assert reasons(model) == ["the repeated axis is not the axis of a group's heads"]
     assert fold_grouped_queries(model, model.graphs[0]) == 0
 
 

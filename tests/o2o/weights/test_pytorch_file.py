@@ -169,7 +169,7 @@ def refused(path: Path, complaint: str) -> None:
 
 def test_before_pytorch_1_6(tmp_path: Path) -> None:
     path = written(tmp_path, {"a": MATRIX}, _use_new_zipfile_serialization=False)
-    refused(path, r"wrote before 1\.6: save it again, `torch\.save\(torch\.load\(FILE")
+    refused(path, r"wrote before 1\.6: save it again with `torch\.save\(torch\.load\(FILE")
     torch.save(torch.load(path, weights_only=True), path)  # as the message says
     assert (read_header(path)["a"].read_float32() == MATRIX.numpy()).all()
 

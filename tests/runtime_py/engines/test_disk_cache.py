@@ -130,7 +130,7 @@ def test_the_least_recently_used_are_removed(cache, monkeypatch):
 def test_no_room(cache, monkeypatch):
     add(cache, ONE)
     limit(cache, monkeypatch, 1500)
-    with pytest.raises(OSError, match="it takes 1,501 bytes where 1,500 may be used") as error:
+    with pytest.raises(OSError, match="it needs 1,501 bytes where 1,500 may be used") as error:
         add(cache, TWO, size=1501)
     assert error.value.errno == errno.ENOSPC
     assert names(cache) == {ONE}
@@ -149,7 +149,7 @@ def test_two_processes_at_once(cache):
     part.mkdir(parents=True)
     lock = os.open(part, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(BlockingIOError, match="another process is writing it"):
+    with pytest.raises(BlockingIOError, match="another process is writing this cache entry"):
         add(cache, ONE)
     add(cache, TWO)
     assert names(cache) == {part.name, TWO}

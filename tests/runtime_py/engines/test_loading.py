@@ -71,7 +71,7 @@ def test_an_engine_is_one_entry_of_the_registry(tmp_path, monkeypatch):
     file = write_circle(Toy(), tmp_path / "model.circle")
     opened = Package.load(file)
     opened.engine(engine="fake", threads=3)
-    assert opened.loaded.description == "fake (float7, 3 threads): requested"
+    assert opened.loaded.description == "fake (float7, 3 threads): requested by --engine"
     assert loads[0].threads == 3
     opened.engine(engine="fake")
     assert loads[1].threads == cores()

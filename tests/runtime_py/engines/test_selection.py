@@ -49,7 +49,7 @@ def test_auto_skips_engines_that_are_not_installed(tmp_path, monkeypatch):
     opened.engine().close()
     assert (
         opened.loaded.description
-        == "litert (float32, 1 thread): onnx is faster at this size, and is not installed"
+        == "litert (float32, 1 thread): onnx is faster at this size, but is not installed"
     )
 
 
@@ -62,7 +62,7 @@ def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
     ]
     opened = Package.load(file)
     opened.engine().close()
-    assert opened.loaded.choice == EngineChoice("litert", "onnx is faster at this size, and cannot run it")
+    assert opened.loaded.choice == EngineChoice("litert", "onnx is faster at this size, but cannot run it")
 
 
 @needs_onnx

@@ -154,9 +154,11 @@ def test_a_stop_string_in_what_was_held_back():
 
 
 def test_prompts_that_do_not_fit():
-    with pytest.raises(UsageError, match=r"has 9 tokens, the model holds 8: shorten it, or .*--max-length"):
+    with pytest.raises(
+        UsageError, match=r"has 9 tokens, the KV caches hold 8: shorten it, or .*--max-length"
+    ):
         run(8, list(range(9)))
     with pytest.raises(UsageError, match="empty"):
         run(8, [])
-    with pytest.raises(ModelError, match="id 100, the model knows ids below 100"):
+    with pytest.raises(ModelError, match="id 100, the model has ids below 100"):
         run(8, [100])

@@ -114,7 +114,7 @@ def test_the_sandbox(checkpoint, tmp_path, source):
 
 
 def test_what_is_no_template(checkpoint, tmp_path):
-    with pytest.raises(ModelError, match=r"has no chat template .*let it continue a --prompt"):
+    with pytest.raises(ModelError, match=r"has no chat template .*use --prompt without --chat"):
         ChatTemplate(checkpoint)
     with_template(checkpoint, tmp_path, "{% for %}", "file")
     with pytest.raises(ModelError, match="the chat template is not Jinja: "):

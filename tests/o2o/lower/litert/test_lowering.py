@@ -329,7 +329,7 @@ def test_a_branch_that_writes_caches_is_refused() -> None:
     main.output(result)
     model = main.model()
     model.graphs.append(inner)
-    with pytest.raises(ModelError, match="in a subgraph of a node"):
+    with pytest.raises(ModelError, match="in a subgraph that another operator runs"):
         lower_to_litert(model)
 
 

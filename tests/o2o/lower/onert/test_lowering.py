@@ -343,23 +343,23 @@ def dynamic() -> Model:
 
 REFUSED = {
     "a mask": (lambda: attention(Form(layout="BNTH", mask=(1, 7))), "ATTENTION .* has a mask"),
-    "no caches": (lambda: attention(Form()), "no decode signature: of 'decode', not exactly one"),
+    "no caches": (lambda: attention(Form()), "no decode signature: exactly one of 'decode' must"),
     "caches without a role": (
         lambda: attention(Form(layout="BNTH", has_roles=False)),
-        "no decode signature: of 'decode', not exactly one",
+        "no decode signature: exactly one of 'decode' must",
     ),
     "several tokens": (lambda: attention(Form(T=3, layout="BNTH")), "takes 3 tokens: onert runs decode only"),
     "no fixed shape": (dynamic, "x has no fixed shape"),
     "TFLite": (lambda: lower_to_litert(attention(Form(layout="BNTH"))), "needs a Circle model"),
     "no decode": (
         lambda: language_model((4,), ("prefill_4",)),
-        "no decode signature: of 'prefill_4', not exactly one",
+        "no decode signature: exactly one of 'prefill_4' must",
     ),
     "two decodes": (
         lambda: language_model((1, 1), ("a", "b")),
-        "no decode signature: of 'a', 'b', not exactly one",
+        "no decode signature: exactly one of 'a', 'b' must",
     ),
-    "whole caches": (lambda: giving_rows(5), "decode returns 5 rows of present_key_0, not the new one alone"),
+    "whole caches": (lambda: giving_rows(5), "decode returns 5 rows of present_key_0, not the new row alone"),
     "two rows": (
         lambda: writing(2),
         r"no operator DYNAMIC_UPDATE_SLICE \(y in decode\): it can be legalized only",

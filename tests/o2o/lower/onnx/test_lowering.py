@@ -224,7 +224,7 @@ def test_a_cache_that_nothing_writes() -> None:
     extra = Graph("unused").value("past_key_7", [1, 14, 2, 16])
     extra.meta["role"] = Role("key_cache", 7, "BTNH")
     model.graphs[0].inputs.append(extra)
-    assert "nothing writes its cache past_key_7" in refusal(model)
+    assert "no operator writes its cache past_key_7" in refusal(model)
 
 
 def test_an_input_without_a_role() -> None:
@@ -242,7 +242,10 @@ def test_an_output_that_would_get_lost() -> None:
     model = decoder()
     graph = model.graphs[0]
     graph.outputs.append(next(node for node in graph if node.op_type == "LOGISTIC").outputs[0])
-    assert "decode: the output layers.0.sigmoid is neither logits nor a cache: remove.io.py" in refusal(model)
+    assert (
+        "decode: the output layers.0.sigmoid is neither logits nor a cache: remove it with remove.io.py"
+        in refusal(model)
+    )
 
 
 def test_operators_that_are_not_known() -> None:

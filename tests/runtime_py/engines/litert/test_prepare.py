@@ -244,7 +244,7 @@ def test_another_process_is_writing_it(model, cache, log_lines):
     part = (cache.folder / key).rename(cache.folder / f"{key}.abcdefgh")
     lock = os.open(part, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert_packs_in_memory(model, cache, log_lines, "another process is writing it")
+    assert_packs_in_memory(model, cache, log_lines, "another process is writing this cache entry")
     os.close(lock)
     assert prepare(model, cache, log_lines.append).packed is not None
 

@@ -29,7 +29,7 @@ def test_an_onnx_package(pipeline_package, tmp_path, reference):
     text, expected = reference
     engine = opened.engine()
     session = engine.open_session()
-    assert opened.loaded.description == "onnx (float32, 1 thread): what runs .onnx files"
+    assert opened.loaded.description == "onnx (float32, 1 thread): the only engine for .onnx files"
     assert session.prefill(text[:5]).argmax() == expected[5][0]
     assert (engine.contract.capacity, engine.contract.vocab_size) == (S, engine.vocab_size)
     engine.close()
