@@ -44,7 +44,7 @@ def parse_attention(name: str) -> tuple[str, FlashBlockSizes | None]:
         UsageError: The block sizes are malformed.
     """
     kind, _, sizes = name.partition(":")
-    if name == "blocked":  # what transformers calls it (`export.attention`)
+    if name == "blocked":  # transformers' name of it (`export.attention`)
         return FLASH, None
     if kind != FLASH:
         return name, None

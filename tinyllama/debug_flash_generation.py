@@ -5,9 +5,9 @@
     python debug_flash_generation.py --checkpoint_path=DIR --tflite_path=model.tflite
 
 This compares flash attention with standard attention, or a TFLite file with Hugging Face. Both read the
-tokens that the latter chooses. The command selects the first step with different choices, or else the step
-with the largest difference of logits. It compares the intermediate tensors of this step, layer by layer. Exit
-code 0: the same tokens; 1: they diverge; 2: wrong usage.
+tokens that the second one chooses. The command selects the first step with different choices, or else the
+step with the largest difference of logits. It compares the intermediate tensors of this step, layer by layer.
+Exit code 0: the same tokens; 1: they diverge; 2: wrong usage.
 """
 
 from __future__ import annotations

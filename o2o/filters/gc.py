@@ -25,8 +25,8 @@ class Gc(Filter):
 
     Operators stay if an output depends on them or if they have side effects, such as ATTENTION with caches.
     Subgraphs stay if they are the first, have a signature, or are run by an operator that stays. All inputs
-    and outputs stay. Constants that share bytes still share them. Prints the number of removed parts. Refuses
-    nothing: a model without dead code passes unchanged.
+    and outputs stay. Constants that share bytes still share them.
+    Prints the number of removed parts. Refuses nothing: a model without dead code passes unchanged.
     """
 
     name = "gc.py"

@@ -22,10 +22,10 @@ class LegalizeOnert(Filter):
     contract), which onert multiplies without a transpose. A DYNAMIC_UPDATE_SLICE of one row becomes a
     SELECT_V2. A SPLIT_V becomes one SLICE for each part. RMSNorm is fused. FULLY_CONNECTED gets an input
     [rows, D]. Scales per row are applied after the multiplication, because onert applies the first scale to
-    all rows. Tables and constants of DEQUANTIZE become float32. Refused, with the place: operators, dtypes
-    and ranks that onert lacks or computes incorrectly. Attention is refused if it has a mask, several tokens,
-    or a cache without a role in the contract. Weights are refused in int4, with scales by block, or over 2
-    GB: onert crashes on data behind a FlatBuffer.
+    all rows. Tables and constants of DEQUANTIZE become float32.
+    Refused, with the place: operators, dtypes and ranks that onert lacks or computes incorrectly. Attention
+    is refused if it has a mask, several tokens, or a cache without a role in the contract. Weights are
+    refused in int4, with scales by block, or over 2 GB: onert crashes on data behind a FlatBuffer.
     """
 
     name = "legalize.onert.py"

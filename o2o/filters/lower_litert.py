@@ -28,10 +28,10 @@ class LowerLitert(Filter):
     RMS_NORM, ROPE, ATTENTION and o2o.causal_attention become builtin operators. Query heads share keys and
     values without copies of them. A cache that ATTENTION updates in place becomes an output too. Operators
     get the versions that LiteRT registers. Weights are not read, so references to a checkpoint stay: run
-    bind.weights.py afterwards. A TFLite model passes unchanged. Flash attention (--flash) computes several
-    queries in blocks, with an online softmax. Refused: operators that LiteRT lacks; the message names their
-    place and module. The four operators above must have operands of fixed shape, and none that are quantized
-    except the weights of ATTENTION.
+    bind.weights.py afterwards. A TFLite model passes unchanged.
+    Flash attention (--flash) computes several queries in blocks, with an online softmax.
+    Refused: operators that LiteRT lacks; the message names their place and module. The four operators above
+    must have operands of fixed shape, and none that are quantized except the weights of ATTENTION.
     """
 
     name = "lower.litert.py"

@@ -20,9 +20,9 @@ class ReorderOutputMove0ToLast(Filter):
            +- 1 key             =>        +- 1 value
            +- 2 value                     +- 2 logits
 
-    This is a special case of reorder.output.py. It exists for its established name. The filter changes the
-    first graph and all graphs with a signature. --signature chooses one graph. Refused: a model in which no
-    graph has two outputs.
+    This is a special case of reorder.output.py. It exists for its established name.
+    The filter changes the first graph and all graphs with a signature. --signature chooses one graph.
+    Refused: a model in which no graph has two outputs.
     """
 
     name = "reorder.output.move_0_to_last.py"

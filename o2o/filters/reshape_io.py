@@ -31,9 +31,9 @@ class ReshapeIo(Filter):
 
     Every input (or output) of the old shape gets the new one, in the first graph and in all graphs with a
     signature. If the number of elements stays, a RESHAPE keeps the results. Only the capacity of a cache can
-    change, and only if ATTENTION is its sole user: ATTENTION reads no row behind its position. Refused: any
-    other change of size, and an old shape that no input (or output) has. A cache that is concatenated and
-    masked needs fuse.attention.py first.
+    change, and only if ATTENTION is its sole user: ATTENTION reads no row behind its position.
+    Refused: any other change of size, and an old shape that no input (or output) has. A cache that is
+    concatenated and masked needs fuse.attention.py first.
     """
 
     name = "reshape.io.py"

@@ -131,7 +131,7 @@ def _follow(graph: ir.Graph) -> Rows:
 
 
 def _tied_values(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir.Value, int]]:
-    """The other operands and results of `node` with cache rows, given those on `axis` of `value`."""
+    """The other operands and results of `node` with cache rows, given cache rows on `axis` of `value`."""
     output = node.outputs[0]
     operands = [operand for operand in node.inputs if operand is not None]
     if is_attention(node) and value in operands and Attention.of(node).mask is None:

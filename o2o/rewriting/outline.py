@@ -95,7 +95,7 @@ def outline(
     inner.outputs.extend(outputs)
     model.graphs.append(inner)
     _make_names_unique(inner)
-    if dependents:  # they may stand before the composite
+    if dependents:  # these nodes may stand before the composite, which they now read
         topological_sort(graph)
     return composite
 

@@ -66,7 +66,7 @@ def find_or_build(
             log(f"packing the weights once: up to {size / 1e9:.1f} GB into {cache.folder}")
             build(entry)
             if not model.unchanged:
-                raise OSError(f"{model.path} was changed while it was packed")
+                raise OSError(f"{model.path} changed while it was packed: try again")
         cache.add_alias(key, alias)
     except OSError as error:
         cause = error.strerror or str(error)

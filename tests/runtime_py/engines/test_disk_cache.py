@@ -130,7 +130,7 @@ def test_the_least_recently_used_are_removed(cache, monkeypatch):
 def test_no_room(cache, monkeypatch):
     add(cache, ONE)
     limit(cache, monkeypatch, 1500)
-    with pytest.raises(OSError, match="it needs 1,501 bytes where 1,500 may be used") as error:
+    with pytest.raises(OSError, match="it needs 1,501 bytes, and the cache may use 1,500") as error:
         add(cache, TWO, size=1501)
     assert error.value.errno == errno.ENOSPC
     assert names(cache) == {ONE}

@@ -260,6 +260,6 @@ def test_a_model_that_changes_while_it_is_packed(model, cache, log_lines, monkey
     monkeypatch.setattr(prepare_module, "pack_in_child", slowly)
     prepared = prepare(model, cache, log_lines.append)
     assert entries(cache) == []
-    assert "was changed while it was packed" in log_lines[-1]
+    assert "changed while it was packed" in log_lines[-1]
     with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
         prepared.open()
