@@ -17,7 +17,10 @@ def test_greedy_tokens_are_those_of_transformers(pipeline_package, reference, en
     text, expected = reference
     started = pipeline_package.engine(threads=1, engine=engine)
     session = started.open_session()
-    assert (started.capacity, pipeline_package.loaded.choice) == (S, EngineChoice(engine, "requested by --engine"))
+    assert (started.capacity, pipeline_package.loaded.choice) == (
+        S,
+        EngineChoice(engine, "requested by --engine"),
+    )
     for length, tokens in expected.items():
         logits = session.prefill(text[:length])
         greedy = [int(logits.argmax())]
