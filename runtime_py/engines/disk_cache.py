@@ -163,7 +163,7 @@ class DiskCache:
         limit = self.max_share * (disk.f_bavail * disk.f_frsize + sum(entries.values()))
         if size > limit:
             raise OSError(
-                errno.ENOSPC, f"it needs {size:,} bytes where {limit:,.0f} may be used", str(self.folder)
+                errno.ENOSPC, f"it needs {size:,} bytes, and the cache may use {limit:,.0f}", str(self.folder)
             )
         for entry in sorted(entries, key=_last_use):
             if sum(entries.values()) + size > limit:
