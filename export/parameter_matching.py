@@ -41,7 +41,7 @@ def match_parameters(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, 
                 )
     missing = [name for name in model.parameters if name not in matched]
     problems = [f"lacks {listed(missing, 4)}"] if missing else []
-    problems += [f"has {listed(unmatched, 4)}, which the model does not use"] if unmatched else []
+    problems += [f"holds {listed(unmatched, 4)}, which the model does not use"] if unmatched else []
     problems += [
         f"has {name} as {list(matched[name].shape)}, not {list(shape)}"
         for name, shape in model.parameters.items()

@@ -59,7 +59,7 @@ def run_module(module: str, *arguments: object, environment: Mapping[str, str] |
 
 
 def exit_with(body: Callable[[], None]) -> NoReturn:
-    """Run `body` as all of a child process and exit as `run_module` expects it.
+    """Run `body` as the whole work of a child process, and exit with the status that `run_module` expects.
 
     Args:
         body: The work. A ModelError or OSError becomes one line on stderr and an exit status.

@@ -87,7 +87,7 @@ def _kind(tensor: IoTensor) -> str | None:
 
 
 def _role_key(tensor: IoTensor) -> tuple[str, int | None] | None:
-    """Role and layer: the same in any layout."""
+    """The kind and layer of a role, without its layout."""
     return (tensor.role.kind, tensor.role.layer) if tensor.role is not None else None
 
 

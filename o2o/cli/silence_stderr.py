@@ -1,4 +1,4 @@
-"""Silence for libraries that write to the terminal and offer no switch."""
+"""Context managers that silence libraries which write to stderr and have no option against it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class RenameIoRemovePrefix(Filter):
 
     This is a special case of rename.io.py. It exists for its established name. Names without the prefix stay.
     The filter changes the first graph and all graphs with a signature. --signature chooses one graph.
-    Refused: a prefix that no name has, that is a whole name, or whose removal makes two names equal.
+    Refused: a prefix that no name has, that equals a whole name, or whose removal makes two names equal.
     """
 
     name = "rename.io.remove_prefix.py"

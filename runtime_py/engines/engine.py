@@ -74,7 +74,7 @@ class Engine(Protocol):
 
     @property
     def contract(self) -> Contract:
-        """The signatures of the model as loaded."""
+        """The signatures of the loaded model."""
         ...
 
     @property

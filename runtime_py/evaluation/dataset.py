@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     add = parser.add_argument
     text = parser.add_mutually_exclusive_group(required=required)
     text.add_argument("--text", metavar="FILE", help="text file: documents with blank lines between them")
-    text.add_argument("--ids", metavar="FILE", help="documents as token ids, one a line; needs no tokenizer")
+    text.add_argument(
+        "--ids", metavar="FILE", help="text file: one document per line, as token ids; needs no tokenizer"
+    )
     add("--max-tokens", metavar="N", type=positive_int, help="predict at most N tokens (default: all)")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer (default: the folder of each model)")
     add_engine_flags(parser)

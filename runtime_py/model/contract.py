@@ -366,8 +366,8 @@ def _check_caches(prefill: SignatureSpec, decode: SignatureSpec, capacity: int) 
         own = prefill.caches[slot]
         if own.num_rows != capacity:
             raise ModelError(
-                f"{prefill.name} has caches of {own.num_rows} positions, decode of {capacity}: "
-                "export them with the same --max-length"
+                f"{prefill.name} has caches of {own.num_rows} positions, decode has {capacity}: export "
+                f"them with the same --max-length"
             )
         if (own.shape, own.layout, own.dtype) != (cache.shape, cache.layout, cache.dtype):
             raise ModelError(

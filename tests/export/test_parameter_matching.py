@@ -35,7 +35,7 @@ def matched(directory: Path) -> dict[str, Any]:
     ("edit", "complaint"),
     [
         (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "lacks model.layers.1.mlp.up_proj.weight"),
-        (lambda t: t.update(extra=torch.zeros(1)), "holds extra, which the model has no place for"),
+        (lambda t: t.update(extra=torch.zeros(1)), "holds extra, which the model does not use"),
         (lambda t: t.update({"model.norm.weight": torch.zeros(7)}), "has model.norm.weight as [7], not [48]"),
         (lambda t: [t.pop(name) for name in sorted(t)[:9]], "and 5 more"),
     ],

@@ -160,4 +160,7 @@ def first_difference(compared: Iterable[Difference], limit: float) -> str:
     if first := next((item for item in compared if item.relative > limit), None):
         return f"the first tensor that differs is {first}"
     largest = max(compared, key=lambda item: item.relative)
-    return f"no intermediate tensor differs by more than {limit:.0e} of its largest element; most, {largest}"
+    return (
+        f"no intermediate tensor differs by more than {limit:.0e} of its largest element; "
+        f"the largest difference: {largest}"
+    )

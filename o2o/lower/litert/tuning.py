@@ -57,9 +57,9 @@ def tune(model: Model, buckets: Sequence[int] | None = None) -> bool:
 def remove_prefill_logits(model: Model) -> bool:
     """Remove the logits of all prefills, in place, where that makes a prompt faster.
 
-    A prefill computes the logits of T tokens, and only the last ones are used. Without them, decode reads
-    the last token of a prompt instead, which reads every weight once. So logits are removed where the head of
-    the shortest prefill takes more multiplications than `MULTIPLICATIONS` per weight of decode.
+    A prefill computes the logits of T tokens, and only the last ones are used. Without them, decode reads the
+    last token of a prompt instead, which reads every weight once. So logits are removed if the LM head of the
+    shortest prefill takes more multiplications than `MULTIPLICATIONS` per weight of decode.
 
     Args:
         model: A TFLite model with roles attached (`o2o.contract`).

@@ -134,7 +134,7 @@ class OnnxBuilder:
             op_type: Its operator.
             inputs: Its operands; None for an optional one that is absent.
             shape: The shape of the result; names stand for unknown sizes.
-            dtype: The dtype of the result; None for the first operand's.
+            dtype: The dtype of the result; None for the dtype of the first operand.
             name: The preferred name of the result.
             domain: The operator's domain.
             **attributes: Its attributes.

@@ -32,7 +32,7 @@ def token_axis(
     Returns:
         The axis from the end (-1 is the last), or None if there is no proof.
     """
-    axes: dict[ir.Value, int | None] = {position: None}  # of all values that depend on the position
+    axes: dict[ir.Value, int | None] = {position: None}  # token axes, by value
     if (vector := _vector_axis(position, tokens)) is not None and counts(position):
         axes[position] = vector
     for node in _producers(value):

@@ -111,7 +111,7 @@ def both(index: int, **fields):
         ),
         (
             both(2, shape=[1, 16, 2, 3]),
-            "prefill_4 has caches of 16 positions, decode of 8: export them with the same --max-length",
+            "prefill_4 has caches of 16 positions, decode has 8: export them with the same --max-length",
         ),
         (both(2, shape=[1, 2, 8, 3], layout="BNTH"), r"prefill_4's 'past_key_0' .* BNTH .* is not decode's"),
         (both(2, dtype="float16"), r"prefill_4's 'past_key_0' .* float16 is not decode's"),
