@@ -75,7 +75,7 @@ def test_the_first_difference_beyond_the_limit_is_named() -> None:
     assert (told[1].absolute, told[1].relative) == (pytest.approx(0.2), pytest.approx(0.05))
     assert first_difference(told, 1e-3).startswith("the first tensor that differs is b, by 2.0e-01")
     assert "no intermediate tensor differs by more" in first_difference(told[:1], 1e-3)
-    assert "most, a, by 1.0e-06" in first_difference(told[:1], 1e-3)
+    assert "the largest difference: a, by 1.0e-06" in first_difference(told[:1], 1e-3)
     assert first_difference([], 1e-3) == "the traces have no tensor in common"
 
 
