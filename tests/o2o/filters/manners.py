@@ -10,6 +10,7 @@ process of their own.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import os
@@ -31,6 +32,12 @@ from tests.o2o.formats.tico import verifier_errors
 from tests.o2o.graphs import SAMPLES, decoder
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(40)
+
+
+@functools.cache
+def sample_data(name: str) -> bytes:
+    """The file of a sample, written once for all filters."""
+    return formats.dumps(SAMPLES[name]())
 
 
 @dataclass
@@ -66,9 +73,15 @@ class Manners:
     def filter(self) -> type[Filter]:
         return filters.load(self.module)
 
+    @classmethod
+    @functools.cache
+    def given(cls) -> bytes:
+        """The file of `model`, written once for all tests of the filter."""
+        return formats.dumps(cls.model())
+
     @property
     def data(self) -> bytes:
-        return formats.dumps(self.model())
+        return self.given()
 
     def run(self, *arguments: str, stdin: bytes = b"", stdout: BinaryIO | None = None) -> Outcome:
         """Run the command in this process, with files as its standard streams."""
@@ -145,7 +158,7 @@ class Manners:
 
     @pytest.mark.parametrize("sample", sorted(SAMPLES))
     def test_takes_or_refuses_anything_that_a_file_can_hold(self, sample: str) -> None:
-        outcome = self.filtered(formats.dumps(SAMPLES[sample]()))
+        outcome = self.filtered(sample_data(sample))
         if outcome.code:
             outcome.failed(outcome.code)
         elif self.writes_model:
