@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -28,6 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         file = file_of(item.path)
         if file in slow.FILES or getattr(item, "originalname", item.name) in slow.TESTS.get(file, ()):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage more rarely: the modules and the tests, millions of objects, stay to the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 def file_of(path: Path) -> str:
