@@ -11,7 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 from o2o.errors import O2oError
 
-INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+"""SIGALRM is the second try of SIGINT, see `o2o.cli.interrupt`."""
 
 
 def run_parallel(
@@ -48,18 +49,33 @@ def run_parallel(
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[set[int]]:
-    """Block the signals that interrupt, so that every started child is also recorded.
+    """Delay the signals that interrupt, so that every started child is also recorded.
 
     Children inherit the blocked signals. The caller must end them, or restore the mask in them.
 
     Yields:
         The signals that were blocked before.
     """
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTING)
+    received: list[int] = []
+
+    def record(number: int, frame: object) -> None:
+        received.append(number)
+
+    # Blocking them in this thread is not enough: the system may give a signal to a thread of a library, and
+    # Python then runs the handler in this one.
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTING}
+    handled = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handled:
+        signal.signal(number, record)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTING)
     try:
-        yield old
+        yield mask
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if received:
+            signal.raise_signal(received[0])
 
 
 @contextlib.contextmanager

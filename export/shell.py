@@ -8,12 +8,15 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from export.processes import signals_blocked
+from o2o.cli import interrupt
 
-GRACE = 0.5  # seconds between SIGTERM and SIGKILL
+GRACE = 0.5  # seconds that a process has to end after SIGTERM, and after SIGKILL
 
 EXPORT = """
 {python} -m export {model} -o . --max-length {max_length} --prefill-lengths {lengths} --cache {cache} \\
@@ -87,7 +90,8 @@ def _run(step: str, folder: Path) -> int:
                 process_group=0,
                 preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),
             )
-        return process.wait()
+        with interrupt.cleanup_at_exit(partial(_signal_group, process, signal.SIGKILL)):
+            return process.wait()
     except BaseException:
         if process is not None:
             _end_group(process)
@@ -95,9 +99,18 @@ def _run(step: str, folder: Path) -> int:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End `process` and all others of its process group."""
+    """End `process` and all others of its process group, and wait until they are gone."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
+        deadline = time.monotonic() + GRACE
+        _signal_group(process, number)
+        while _signal_group(process, 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Send a signal, or only look (0). Returns whether a process of the group is left."""
+    process.poll()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+        return True
+    return False

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from o2o.cli import interrupt
 
 
 @contextlib.contextmanager
@@ -24,13 +27,22 @@ def staging_folder(target: Path) -> Iterator[Path]:
     created = [folder for folder in (target, *target.parents) if not folder.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=target) as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix=".build-", dir=target) as folder,
+            interrupt.cleanup_at_exit(lambda: _remove(Path(folder), created)),
+        ):
             yield Path(folder)
     except BaseException:
-        for parent in created:
-            with contextlib.suppress(OSError):
-                parent.rmdir()  # fails if another process has put files there, which must stay
+        _remove(None, created)
         raise
+
+
+def _remove(folder: Path | None, parents: Iterable[Path]) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    for parent in parents:
+        with contextlib.suppress(OSError):
+            parent.rmdir()  # fails if another process has put files there, which must stay
 
 
 def publish(staged: Path, target: Path, names: Iterable[str]) -> None:

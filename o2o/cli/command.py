@@ -52,8 +52,8 @@ def run(program: str, body: Callable[[], int | None], debug: bool = False) -> in
         report(program, _message(error))
         return error.exit_code if isinstance(error, O2oError) else 1
     if code == INTERRUPTED:
-        interrupt.mark_reported()
-        report(program, interrupt.MESSAGE)
+        if interrupt.claim_report():
+            report(program, interrupt.MESSAGE)
         _discard_stdout()
         interrupt.exit_process()
     return code

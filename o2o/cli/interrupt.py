@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -31,7 +31,8 @@ class _Handler:
 
     def __init__(self, program: str | None) -> None:
         self.program = program
-        self.raising = self.interrupted = self.raised = self.reported = False
+        self.raising = self.interrupted = self.raised = False
+        self.unreported = _thread.allocate_lock()
         self.stderr: int | None = None  # a copy: `silence_stderr` redirects the original for a while
         with contextlib.suppress(OSError):
             self.stderr = os.dup(2)
@@ -48,10 +49,17 @@ class _Handler:
             raise KeyboardInterrupt
 
     def exit(self) -> None:
-        if self.program is not None and not self.reported and self.stderr is not None:
+        if self.claim_report() and self.program is not None and self.stderr is not None:
             with contextlib.suppress(OSError):  # not `print`, which the signal may have interrupted
                 os.write(self.stderr, f"{self.program}: {MESSAGE}\n".encode())
+        for cleanup in reversed(_cleanups):
+            with contextlib.suppress(Exception):
+                cleanup()
         os._exit(INTERRUPTED)
+
+    def claim_report(self) -> bool:
+        """Whether the caller is the first to ask, and so prints the line: the main thread or `watch`."""
+        return self.unreported.acquire(blocking=False)
 
     def watch(self, signals: int) -> None:
         """In a thread: end the process `DEADLINE` after SIGINT, also while foreign code runs.
@@ -67,6 +75,7 @@ class _Handler:
 
 
 _handler: _Handler | None = None
+_cleanups: list[Callable[[], object]] = []
 
 
 def exit_on_interrupt(program: str | None) -> None:
@@ -112,6 +121,25 @@ def interruptible() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+@contextlib.contextmanager
+def cleanup_at_exit(cleanup: Callable[[], object]) -> Iterator[None]:
+    """Call a function if SIGINT ends the process inside the block, without unwinding it.
+
+    This happens `DEADLINE` after SIGINT, for example during a slow import.
+
+    Args:
+        cleanup: Removes what the block must not leave behind. The block does the same when it is unwound.
+
+    Yields:
+        Nothing.
+    """
+    _cleanups.append(cleanup)
+    try:
+        yield
+    finally:
+        _cleanups.remove(cleanup)
+
+
 def survive_interrupts() -> None:
     """From now on SIGINT only raises KeyboardInterrupt, for a command that catches it and goes on."""
     if _handler is not None:
@@ -119,15 +147,18 @@ def survive_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def mark_reported() -> None:
-    """Print no line any more, because the command prints its own. Restore stderr for it.
+def claim_report() -> bool:
+    """Return whether the command is to print its own line. Restore stderr for it.
 
     The signal may have come while `silence_stderr` had redirected descriptor 2.
     """
-    if _handler is not None:
-        _handler.reported = True
-        if _handler.stderr is not None:
-            os.dup2(_handler.stderr, 2)
+    if _handler is None:
+        return True
+    if not _handler.claim_report():
+        return False
+    if _handler.stderr is not None:
+        os.dup2(_handler.stderr, 2)
+    return True
 
 
 def exit_process() -> None:
