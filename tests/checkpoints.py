@@ -12,6 +12,7 @@ a graph that drops the mask, a position or a head does not pass by luck. No toke
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,4 +108,23 @@ def write_checkpoint(
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / f"{stem}.{suffix}.index.json").write_text(json.dumps(index, indent=2))
+    return directory
+
+
+def write_first_layers(source: Path, directory: Path, layers: int) -> Path:
+    """Write a copy of the checkpoint `source` that ends after some layers, and return its folder.
+
+    source: a folder with one model.safetensors; the tokenizer is copied, too.
+    """
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, directory)
+    config = json.loads((source / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(source / "model.safetensors").items()
+        if not name.startswith("model.layers.") or int(name.split(".")[2]) < layers
+    }
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory

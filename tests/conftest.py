@@ -16,6 +16,9 @@ from tests.exported import exported
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Tests compute little: torch's threads would wait for each other, and for the cores that other workers use.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave slow files out of `-m "not slow"`, so that nothing in them is imported."""

@@ -6,7 +6,9 @@ on a trained checkpoint that nobody here made (stories260K).
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -87,6 +89,10 @@ def guided(shared_directory: Path) -> Path:
             done = shell(GUIDE, folder)
             assert done.returncode == 0, done.stderr
             assert done.stdout == ""
+            lines = done.stderr.splitlines()
+            assert all(re.match(r"[a-z_.]+\.py: ", line) for line in lines), done.stderr
+            assert lines[0].startswith("tinyllama.py: wrote prefill.circle, ")
+            assert lines[1].startswith("tinyllama.py: wrote decode_.circle, ")
     return folder
 
 
@@ -100,11 +106,26 @@ def package_of(checkpoint: Path, package: Path, length: int) -> Path:
     return package
 
 
+@functools.cache
 def theirs(checkpoint: Path):
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+@functools.cache
+def generated_by_transformers(
+    checkpoint: Path, prompt: tuple[int, ...], length: int
+) -> tuple[list[int], np.ndarray]:
+    """Greedy tokens after `prompt` up to `length` in all, and the logits [V] after the prompt."""
+    import torch
+
+    model, ids = theirs(checkpoint), torch.tensor([prompt])
+    tokens = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_length=length)
+    with torch.no_grad():
+        logits = model(ids).logits[0, -1].numpy()
+    return tokens[0, len(prompt) :].tolist(), logits
 
 
 def assert_generates_the_same(
@@ -118,21 +139,13 @@ def assert_generates_the_same(
 
     buckets: of additional decode graphs, on LiteRT.
     """
-    import torch
-
-    model = theirs(checkpoint)
     untold = SimpleNamespace(push=lambda token: "", flush=lambda: "")
     started = package.engine(buckets=buckets if engine == "litert" else None, engine=engine)
     session = started.open_session()
     for prompt in prompts:
-        ids = torch.tensor([prompt])
-        made = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_length=started.capacity + 1
-        )
+        tokens, logits = generated_by_transformers(checkpoint, tuple(prompt), started.capacity + 1)
         found = [token.id for token in generate(Session(session), prompt, untold, eos=package.eos)]
-        assert found == made[0, len(prompt) :].tolist()
-        with torch.no_grad():
-            logits = model(ids).logits[0, -1].numpy()
+        assert found == tokens
         assert_close(session.prefill(prompt), logits)
     started.close()
 

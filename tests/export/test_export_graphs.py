@@ -82,7 +82,7 @@ def test_ctrl_c_ends_a_command(
         if moment == "at once":
             time.sleep(0.3)
         elif moment == "later":
-            time.sleep(2)
+            time.sleep(1)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     lines = (first + errors).decode().splitlines()

@@ -34,13 +34,16 @@ WIDE = DEMO | {
     "head_dim": 8,
 }
 
+UNTIED = DEMO | {"num_hidden_layers": 1}
+TIED = GROUPED | {"num_hidden_layers": 2}  # equal layers are two at least
+
 CHECKPOINTS: dict[str, dict[str, Any]] = {
-    "demo": DEMO,
-    "demo, bf16 in shards": DEMO | {"dtype": "bfloat16", "shards": 3},
-    "tied": GROUPED,
-    "tied, bf16 .bin": GROUPED | {"dtype": "bfloat16", "format": "bin"},
+    "demo": UNTIED,
+    "demo, bf16 in shards": UNTIED | {"dtype": "bfloat16", "shards": 3},
+    "tied": TIED,
+    "tied, bf16 .bin": TIED | {"dtype": "bfloat16", "format": "bin"},
     "wide, norms of ones": WIDE,
-    "tied, equal layers": GROUPED,
+    "tied, equal layers": TIED,
 }
 
 CAPACITY = 24

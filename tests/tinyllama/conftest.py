@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.checkpoints import GROUPED, write_checkpoint
+from tests.compiled import compiled_once, traced_once
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama_json, write_sentencepiece
 
 VOCABULARY = 380  # of the tokenizer
@@ -24,15 +28,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def each_graph_once(shared_directory: Path) -> Iterator[None]:
+    """The commands trace and compile the same graphs again and again."""
+    with compiled_once(shared_directory), traced_once():
+        yield
+
+
 @pytest.fixture(scope="session")
-def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def make_checkpoint(shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Fields of config.json, of a grouped-query Llama where nothing else is told -> a checkpoint's folder."""
     pieces = write_config(write_sentencepiece(tmp_path_factory.mktemp("pieces")), **LLAMA)
 
     def make(**config: Any) -> Path:
-        folder = tmp_path_factory.mktemp("checkpoint")
-        write_checkpoint(folder, **{**GROUPED, "vocab_size": VOCABULARY, **config})
-        return write_llama_json(folder, pieces)
+        fields = {**GROUPED, "vocab_size": VOCABULARY, **config}
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:20]
+        folder = shared_directory / f"with-tokenizer-{digest}"
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "tokenizer.json").exists():
+                write_checkpoint(folder, **fields)
+                write_llama_json(folder, pieces)
+        return folder
 
     return make
 

@@ -19,10 +19,10 @@ from export.tflite_commands import Conversion
 from o2o import formats
 from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package
-from tests.checkpoints import GROUPED, write_checkpoint
+from tests.checkpoints import GROUPED, write_checkpoint, write_first_layers
 from tests.conftest import ROOT
 from tests.pipelines import in_process
-from tests.processes import spawn
+from tests.processes import spawn, use_one_core
 from tests.test_guide import DEMO, PROMPTS, assert_generates_the_same
 from tinyllama.convert_to_tflite import conversion_of, main, parser, target_of
 
@@ -291,14 +291,19 @@ def test_a_package_of_tflite(shared_directory: Path) -> None:
     from transformers import AutoTokenizer
 
     package = shared_directory / "tflite-package"
+    checkpoint = shared_directory / "demo-of-one-layer"
     with FileLock(f"{package}.lock"):
         if not (package / "model.tflite").exists():
+            write_first_layers(DEMO, checkpoint, 1)
             package.mkdir()
             (package / "model.circle").write_bytes(b"of an earlier build")
             script = ROOT / "tinyllama" / "pipeline.py"
             flags = ["--format", "tflite", "--max-length", "48", "--prefill-lengths", "16,32"]
+            flags += ["--model", str(checkpoint)]
             command = [sys.executable, str(script), "--package", str(package), *flags]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=300, preexec_fn=use_one_core
+            )
             assert done.returncode == 0, done.stderr
             assert "model.circle, which model.tflite replaces" in done.stderr
     found = {path.name for path in package.iterdir()}
@@ -306,7 +311,7 @@ def test_a_package_of_tflite(shared_directory: Path) -> None:
     assert "model.circle" not in found
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     prompts = [tokenizer(text).input_ids for text in PROMPTS]
-    assert_generates_the_same(Package.load(package), DEMO, [ids for ids in prompts if len(ids) <= 48])
+    assert_generates_the_same(Package.load(package), checkpoint, [ids for ids in prompts if len(ids) <= 48])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ changed are the interpreter's import, the file, the sizes, and the prompt, which
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def run(program: str, eos: int = -1) -> list[int]:
     return names["generated"]
 
 
-def generated_by_transformers(directory: Path, prompt: list[int]) -> list[int]:
+@functools.cache
+def generated_by_transformers(directory: Path, prompt: tuple[int, ...]) -> list[int]:
     import torch
 
     ids = torch.tensor([prompt])
@@ -98,7 +100,7 @@ SIZES = {
 def test_a_random_grouped_model(grouped, grouped_file, interpreter, length):
     prompt = [3, 81, 47, 5, 110, 99, 64, 12, 13, 90, 33, 7, 128, 40][:length]
     found = run(adapted(grouped_file, prompt, **SIZES, interpreter=interpreter))
-    assert found == generated_by_transformers(grouped, prompt)
+    assert found == generated_by_transformers(grouped, tuple(prompt))
 
 
 def test_positions_padded_with_zeros_are_explained(grouped_file):
@@ -122,7 +124,7 @@ def test_the_demo_model(shared_directory, tmp_path, quantize):
     file = converted(shared_directory, DEMO, tmp_path, f"--quantize={quantize}")
     prompt = AutoTokenizer.from_pretrained(DEMO)("Lily picked up a flower.").input_ids
     found = run(adapted(file, prompt, layers=8, heads=16, size=4))
-    wanted = generated_by_transformers(DEMO, prompt)
+    wanted = generated_by_transformers(DEMO, tuple(prompt))
     assert len(found) == STEPS
     if quantize == "true":
         found, wanted = found[:10], wanted[:10]

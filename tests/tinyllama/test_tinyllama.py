@@ -26,11 +26,15 @@ def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
-def test_prefill_from_any_folder(tmp_path: Path, checkpoint: Path) -> None:
-    result = run(tmp_path, "--mode", "prefill", "--model", checkpoint)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
+def test_prefill(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a process of its own, and from any folder: see the guide's test."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["--mode", "prefill", "--model", str(checkpoint)]) == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
     assert line.startswith("tinyllama.py: wrote prefill.circle, 0.5 MB in ")
     assert [path.name for path in tmp_path.glob("*.circle*")] == ["prefill.circle"]  # no temporary file
     (signature,) = formats.load(tmp_path / "prefill.circle").signatures

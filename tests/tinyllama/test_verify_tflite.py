@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from export.attention import queries_at
+from export.circle import compile_graph
 from o2o import formats
 from tests.checkpoints import GROUPED
 from tests.tinyllama.tflite_files import CAPACITY, LENGTH, write_tflite
@@ -39,13 +41,15 @@ def grouped(make_checkpoint: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def file_of(tmp_path_factory: pytest.TempPathFactory, grouped: Path) -> Callable[..., Path]:
+def file_of(shared_directory: Path, grouped: Path) -> Callable[..., Path]:
     """(see `write_tflite`) -> a file of the checkpoint `grouped`."""
-    folder = tmp_path_factory.mktemp("files")
+    folder = shared_directory / "tflite-files"
+    folder.mkdir(exist_ok=True)
 
     def file(**how: str) -> Path:
         path = folder / f"{'-'.join(how.values()) or 'model'}.tflite"
-        return path if path.exists() else write_tflite(grouped, path, **how)
+        with FileLock(folder / "lock"):
+            return path if path.exists() else write_tflite(grouped, path, **how)
 
     return file
 
@@ -189,6 +193,7 @@ def test_relative_positions_are_found(
 ) -> None:
     """The bug of the seeds: decode's query counts from 0, and sees nothing but the first key."""
     monkeypatch.setattr("export.modules.queries_at", lambda at: queries_at(at * 0))
+    monkeypatch.setattr("export.circle.compile_graph", compile_graph)  # none that was compiled before
     file = write_tflite(grouped, tmp_path / "model.tflite", "flash", recipe)
     monkeypatch.undo()
 
