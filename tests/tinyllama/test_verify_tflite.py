@@ -18,7 +18,7 @@ from export.attention import queries_at
 from export.circle import compile_graph
 from o2o import formats
 from tests.checkpoints import GROUPED
-from tests.tinyllama.tflite_files import CAPACITY, LENGTH, write_tflite
+from tests.tinyllama.tflite_files import CAPACITY, LENGTH, write_graphs, write_tflite
 from tests.tolerances import assert_close
 from tinyllama import debug_flash_generation, verify_tflite
 from tinyllama.verification.comparison import Step, step
@@ -183,19 +183,23 @@ def test_one_number_of_a_quantized_file(
     assert "❌ FAILED - weights" in out
 
 
+@pytest.fixture(scope="module")
+def relative(grouped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with graphs that have the bug of the seeds: queries count from 0."""
+    folder = tmp_path_factory.mktemp("relative")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.modules.queries_at", lambda at: queries_at(at * 0))
+        patch.setattr("export.circle.compile_graph", compile_graph)  # none that was compiled before
+        write_graphs(grouped, folder, "flash")
+    return folder
+
+
 @pytest.mark.parametrize("recipe", ["none", "dynamic_int8"])
 def test_relative_positions_are_found(
-    recipe: str,
-    grouped: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    recipe: str, relative: Path, grouped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The bug of the seeds: decode's query counts from 0, and sees nothing but the first key."""
-    monkeypatch.setattr("export.modules.queries_at", lambda at: queries_at(at * 0))
-    monkeypatch.setattr("export.circle.compile_graph", compile_graph)  # none that was compiled before
-    file = write_tflite(grouped, tmp_path / "model.tflite", "flash", recipe)
-    monkeypatch.undo()
+    """Decode's query sees nothing but the first key."""
+    file = write_tflite(grouped, relative / f"{recipe}.tflite", "flash", recipe)
 
     assert verify(file, grouped, *PROMPTS) == 1
 
