@@ -177,7 +177,7 @@ def test_caches_of_another_shape_are_refused(model: TinyLlama) -> None:
 def test_what_cannot_be_built_is_refused(
     grouped: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
-    with pytest.raises(UsageError, match="this model has 64 positions"):
+    with pytest.raises(UsageError, match="this llama model has 64 positions"):
         tiny_llama.build_model(grouped, 65)
     with pytest.raises(ModelError, match="not a Hugging Face checkpoint"):
         tiny_llama.build_model(tmp_path)
