@@ -52,7 +52,7 @@ class Conversation:
         """Remove all messages except the system message."""
         self.messages = list(self._system)
 
-    def answer(self, text: str) -> Generator[Token, None, None]:
+    def say(self, text: str) -> Generator[Token, None, None]:
         """Add a user message and generate the answer.
 
         If generation is interrupted, the tokens so far stay in the conversation. If generation stops before

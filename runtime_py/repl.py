@@ -78,7 +78,7 @@ def _answer(conversation: Conversation, message: str, stats: Stats | None) -> Fi
     finish = None
     if stats:
         stats.begin()
-    with contextlib.closing(conversation.answer(message)) as tokens:
+    with contextlib.closing(conversation.say(message)) as tokens:
         for token in tokens:
             if stats:
                 stats.token()

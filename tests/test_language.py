@@ -27,13 +27,12 @@ VAGUE = {
     "given_out",
     "turned",
     "said",
-    "say",
     "way",
     "whose",
     "lies",
     "asked",
 }
-"""Identifiers that do not name what the value is."""
+"""Identifiers that do not name what the value is. `Conversation.say` is public: a user says something."""
 MAX_WORDS = 25
 OVERRIDES = ("property", "cached_property", "functools.cached_property", "override", "typing.override")
 DECLARED_ERRORS = ("ModelError", "UsageError", "OSError", "ValueError")

@@ -148,9 +148,12 @@ def survive_interrupts() -> None:
 
 
 def claim_report() -> bool:
-    """Return whether the command is to print its own line. Restore stderr for it.
+    """Decide who prints the line, and restore stderr for the command.
 
     The signal may have come while `silence_stderr` had redirected descriptor 2.
+
+    Returns:
+        Whether the command is to print its own line.
     """
     if _handler is None:
         return True

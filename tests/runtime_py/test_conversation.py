@@ -61,7 +61,7 @@ def test_turns(toy: Toy, directory: Path) -> None:
         for text in ("a dog", "the cat"):
             messages.append({"role": "user", "content": text})
             ids, answer = expected(toy, directory, messages, 4)
-            tokens = list(conversation.answer(text))
+            tokens = list(conversation.say(text))
             assert [token.id for token in tokens] == ids
             assert "".join(token.text for token in tokens) == answer
             messages.append({"role": "assistant", "content": answer})
@@ -74,29 +74,29 @@ def test_turns(toy: Toy, directory: Path) -> None:
 def test_an_answer_that_is_broken_off_is_what_was_said(directory: Path) -> None:
     with Package.load(directory) as package:
         conversation = package.chat()
-        tokens = conversation.answer("a dog")
+        tokens = conversation.say("a dog")
         answer = next(tokens).text + next(tokens).text
         tokens.close()
         assert conversation.messages == [
             {"role": "user", "content": "a dog"},
             {"role": "assistant", "content": answer},
         ]
-        whole = list(conversation.answer("go on"))
+        whole = list(conversation.say("go on"))
         with Package.load(directory) as other:
             again = other.chat()
             again.messages = conversation.messages[:2]
-            assert list(again.answer("go on")) == whole
+            assert list(again.say("go on")) == whole
 
 
 def test_what_does_not_fit_was_not_said(directory: Path) -> None:
     with Package.load(directory) as package:
         conversation = package.chat(max_new_tokens=2)
-        list(conversation.answer("a"))
+        list(conversation.say("a"))
         before = list(conversation.messages)
         with pytest.raises(UsageError, match=r"has \d+ tokens, the KV caches hold 48"):
-            list(conversation.answer("a dog " * 30))
+            list(conversation.say("a dog " * 30))
         assert conversation.messages == before
-        list(conversation.answer("b"))
+        list(conversation.say("b"))
 
 
 def test_without_a_template(directory: Path, tmp_path: Path) -> None:

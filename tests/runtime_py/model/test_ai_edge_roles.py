@@ -46,6 +46,6 @@ def test_caches_in_another_layout_are_not_taken_for_this_one():
     for values in (model.signatures[0].inputs, model.signatures[0].outputs):
         values["kv_cache_v_0"].shape = ir.Shape([1, 2, 3, 8])
     with pytest.raises(
-        ModelError, match=r"several shapes, \[1, 2, 3, 8\], \[1, 8, 2, 3\], not all \[1, S, K, H"
+        ModelError, match=r"several shapes, \[1, 2, 3, 8\], \[1, 8, 2, 3\]: all must be \[1, S, K, H"
     ):
         guess_roles(model)
