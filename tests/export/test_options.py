@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -77,46 +78,66 @@ PACKAGE = ["tinyllama.pipeline", "--model", "CHECKPOINT", "--package", "out"]
 CONVERT = ["tinyllama.convert_to_tflite", "--checkpoint_path=CHECKPOINT", "--output_path=."]
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ([*EXPORT, "--max-length=16", "--attn-implementation=grouped"], "grouped needs --cache static"),
-        ([*EXPORT, "--max-length=16", "--attn-implementation=flash:2,0", "--cache=static"], "at least one"),
-        ([*EXPORT, "--max-length=65"], "this mistral model has 64 positions"),
-        ([*EXPORT, "--max-length=33"], "exceeds this mistral model's sliding window"),
-        ([*EXPORT, "--max-length=16", "--prefill-lengths=17"], "17 tokens do not fit"),
-        ([*EXPORT, "--max-length=16", "--jobs=0"], "is not a positive integer"),
-        ([*SEED, "decode", "--attn-implementation=grouped"], "grouped needs --cache static"),
-        ([*SEED, "prefill", "--max-length=33"], "exceeds this mistral model's sliding window"),
-        ([*PACKAGE, "--max-length=33"], "exceeds this mistral model's sliding window"),
-        ([*PACKAGE, "--max-length=33", "--format=tflite"], "exceeds this mistral model's sliding window"),
-        ([*PACKAGE, "--format=tflite", "--cache=concat"], "--cache concat needs --format circle"),
-        ([*PACKAGE, "--format=tflite", "--dtype=float16"], "give --quantize float16 instead of --dtype"),
-        ([*PACKAGE, "--quantize=float16"], "--quantize needs --format tflite"),
-        ([*PACKAGE, "--package="], "the folder's name is empty"),
-        ([*CONVERT, "--kv_cache_max_len=65"], "this mistral model has 64 positions"),
-        ([*CONVERT, "--kv_cache_max_len=33", "--prefill_seq_lens=8"], "exceeds this mistral"),
-        ([*CONVERT, "--kv_cache_buckets=64", "--prefill_seq_lens=8"], "give capacities from 1 to 31"),
-    ],
-)
-def test_refused_before_torch_is_imported(
-    tmp_path: Path, checkpoint: Path, command: list[str], message: str
-) -> None:
-    module, *arguments = [argument.replace("CHECKPOINT", str(checkpoint)) for argument in command]
-    program = (
-        f"import sys; from {module} import main; code = main(sys.argv[1:])\n"
-        "assert not {'torch', 'transformers', 'tico'} & set(sys.modules), 'imported too early'\n"
-        "sys.exit(code)"
-    )
+CASES = [
+    ([*EXPORT, "--max-length=16", "--attn-implementation=grouped"], "grouped needs --cache static"),
+    ([*EXPORT, "--max-length=16", "--attn-implementation=flash:2,0", "--cache=static"], "at least one"),
+    ([*EXPORT, "--max-length=65"], "this mistral model has 64 positions"),
+    ([*EXPORT, "--max-length=33"], "exceeds this mistral model's sliding window"),
+    ([*EXPORT, "--max-length=16", "--prefill-lengths=17"], "17 tokens do not fit"),
+    ([*EXPORT, "--max-length=16", "--jobs=0"], "is not a positive integer"),
+    ([*SEED, "decode", "--attn-implementation=grouped"], "grouped needs --cache static"),
+    ([*SEED, "prefill", "--max-length=33"], "exceeds this mistral model's sliding window"),
+    ([*PACKAGE, "--max-length=33"], "exceeds this mistral model's sliding window"),
+    ([*PACKAGE, "--max-length=33", "--format=tflite"], "exceeds this mistral model's sliding window"),
+    ([*PACKAGE, "--format=tflite", "--cache=concat"], "--cache concat needs --format circle"),
+    ([*PACKAGE, "--format=tflite", "--dtype=float16"], "give --quantize float16 instead of --dtype"),
+    ([*PACKAGE, "--quantize=float16"], "--quantize needs --format tflite"),
+    ([*PACKAGE, "--package="], "the folder's name is empty"),
+    ([*CONVERT, "--kv_cache_max_len=65"], "this mistral model has 64 positions"),
+    ([*CONVERT, "--kv_cache_max_len=33", "--prefill_seq_lens=8"], "exceeds this mistral"),
+    ([*CONVERT, "--kv_cache_buckets=64", "--prefill_seq_lens=8"], "give capacities from 1 to 31"),
+]
+
+PROGRAM = """
+import contextlib, importlib, io, json, os, sys
+results = []
+for module, arguments, folder in json.load(sys.stdin):
+    os.makedirs(folder)
+    os.chdir(folder)
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(errors):
+        code = importlib.import_module(module).main(arguments)
+    heavy = sorted({'torch', 'transformers', 'tico'} & set(sys.modules))
+    results.append([code, errors.getvalue(), heavy, os.listdir()])
+json.dump(results, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> list[list[Any]]:
+    """Of each case: exit code, messages, heavy modules that are imported, files that were written."""
+    folder = tmp_path_factory.mktemp("refused")
+    calls = []
+    for number, (command, _) in enumerate(CASES):
+        module, *arguments = [argument.replace("CHECKPOINT", str(checkpoint)) for argument in command]
+        calls.append([module, arguments, str(folder / str(number))])
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=tmp_path,
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(calls),
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("number", "message"), list(enumerate(message for _, message in CASES)))
+def test_refused_before_torch_is_imported(results: list[list[Any]], number: int, message: str) -> None:
+    """All cases run in one process: the first that imports torch is the first that fails."""
+    code, errors, heavy, files = results[number]
+    assert code == 2, errors
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert heavy == []
+    assert files == []

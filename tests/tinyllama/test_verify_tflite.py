@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from export.attention import queries_at
 from export.circle import compile_graph
 from o2o import formats
-from tests.checkpoints import GROUPED
 from tests.tinyllama.tflite_files import CAPACITY, LENGTH, write_graphs, write_tflite
 from tests.tolerances import assert_close
 from tinyllama import debug_flash_generation, verify_tflite
@@ -30,7 +29,8 @@ from tinyllama.verification.trace import differences
 
 PROMPTS = ["--prompts=Tim was happy", "--prompts=big small dog", "--max_new_tokens=12"]
 RECIPES = ("float16", "dynamic_int8", "weight_only_int8", "dynamic_int4_block32", "dynamic_int4_block128")
-SIZES = {"hidden_size": 96, "intermediate_size": 128, "head_dim": 32}
+LAYERS = 2
+SIZES = {"num_hidden_layers": LAYERS, "hidden_size": 96, "intermediate_size": 128, "head_dim": 32}
 LONG = [1, *range(40, 40 + 2 * LENGTH + 3)]  # of two full prefills and a piece of one
 
 
@@ -102,7 +102,7 @@ def test_a_quantized_file_passes(
 
     out = capsys.readouterr().out
     stored = "int4" if "int4" in recipe else recipe.split("_")[-1]
-    assert f"  ✓ 29 of 29 weights are the checkpoint's, as {stored}\n" in out
+    assert f"  ✓ 20 of 20 weights are the checkpoint's, as {stored}\n" in out
     assert ("rounds what they are multiplied with to 8 bits" in out) == ("dynamic" in recipe)
     assert out.endswith("\n✓ ALL TESTS PASSED\n")
     assert verify(file, grouped, *PROMPTS, "--tolerance=1e-9") == 1
@@ -139,7 +139,7 @@ def test_a_tolerance_that_is_too_small(
     "tensor",
     [
         "model.layers.1.self_attn.v_proj",
-        "model.layers.2.mlp.down_proj",
+        "model.layers.1.mlp.down_proj",
         "model.layers.0.post_attention_layernorm",
         "model.embed_tokens",
     ],
@@ -178,7 +178,7 @@ def test_one_number_of_a_quantized_file(
     assert verify(file_of(recipe=recipe), changed(grouped, tmp_path, tensor, one_more), *PROMPTS) == 1
 
     out = capsys.readouterr().out
-    assert "✗ 28 of 29 weights are the checkpoint's" in out
+    assert "✗ 19 of 20 weights are the checkpoint's" in out
     assert f"    {tensor} differs by " in out
     assert "❌ FAILED - weights" in out
 
@@ -246,7 +246,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
     ("config", "told"),
     [
         ({"vocab_size": 400}, "has a vocabulary of 380 tokens, {} has 400"),
-        ({"num_hidden_layers": 2}, "has KV caches of 3 layers, {} has 2"),
+        ({"num_hidden_layers": 3}, "has KV caches of 2 layers, {} has 3"),
         ({"num_key_value_heads": 3}, "has KV caches of 2 heads, {} has 3"),
         ({"head_dim": 12}, "has KV caches with heads of size 32, {} has 12"),
     ],
@@ -324,7 +324,7 @@ def test_every_module_is_seen(how: dict[str, str], file_of: Callable[..., Path],
         expected, found = reference.trace(LONG, fed), file.trace(LONG, fed)
         # The head is tied: its weight is the embedding's, and what it gives are the logits.
         assert expected.keys() - found.keys() == {"lm_head", "lm_head.input"}
-        assert len(found) == 18 * GROUPED["num_hidden_layers"] + 3
+        assert len(found) == 18 * LAYERS + 3
         assert max(item.relative for item in differences(expected, found)) < 1e-5
     every = {name: len(rows) for name, rows in file.trace(LONG).items()}
     assert every["model.layers.1.keys"] == every["model.embed_tokens"] == len(LONG)
@@ -347,7 +347,7 @@ def test_debugging_a_file(
 
     assert debug_flash_generation.main([f"--checkpoint_path={grouped}", *flags]) == 0
     assert "No intermediate tensor differs by more than" in capsys.readouterr().out
-    tensor = "model.layers.2.self_attn.q_proj"
+    tensor = "model.layers.1.self_attn.q_proj"
     other = changed(grouped, tmp_path, f"{tensor}.weight", lambda weight: weight * -2)
     debug_flash_generation.main([f"--checkpoint_path={other}", *flags])
     assert f"The first tensor that differs is {tensor}, by " in capsys.readouterr().out
