@@ -93,7 +93,7 @@ class PackageBuilder:
             return "concat"
         self.log(
             f"this {config.model_type} model {family.unfusable_reason}, which fuse.attention.py does not "
-            "fuse: taking --cache static"
+            "fuse: using --cache static"
         )
         return "static"
 
