@@ -65,7 +65,8 @@ def several(folder: Path, config: dict) -> list[str]:
     return list(graphs)
 
 
-FORMS = {"concat": (concat, GROUPED), "static": (static, DEMO), "several": (several, GROUPED)}
+SHAPE = GROUPED | {"num_hidden_layers": 2}
+FORMS = {"concat": (concat, SHAPE), "static": (static, DEMO), "several": (several, SHAPE)}
 
 
 @pytest.fixture(scope="module", params=FORMS.values(), ids=FORMS)

@@ -195,7 +195,8 @@ def test_no_folder_for_the_report(command: Command, tmp_path: Path) -> None:
 def exported(shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The files of a prefill and a decode graph of a checkpoint, whose weights are `external` or `embed`."""
     folder = tmp_path_factory.mktemp("exported")
-    checkpoint = write_checkpoint(folder / "checkpoint", **GROUPED | {"dtype": "bfloat16", "shards": 2})
+    config = GROUPED | {"num_hidden_layers": 1, "dtype": "bfloat16", "shards": 2}
+    checkpoint = write_checkpoint(folder / "checkpoint", **config)
     result = {}
     with compiled_once(shared_directory):
         for form in ("external", "embed"):

@@ -70,11 +70,11 @@ def test_the_guides_decode(
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "llama": {},
+    "llama": {"num_hidden_layers": 2},
     "qwen2": {"model_type": "qwen2"},  # biases
     "qwen3": {"model_type": "qwen3"},  # norms of queries and keys
     "wide heads": {"head_dim": 16},
-    "qwen2, wide heads": {"model_type": "qwen2", "head_dim": 16, "hidden_size": 96},
+    "qwen2, wide heads": {"model_type": "qwen2", "head_dim": 16, "hidden_size": 96, "num_hidden_layers": 2},
     "phi3, a part of the head rotated": {
         "model_type": "phi3",
         "partial_rotary_factor": 0.4,
@@ -94,7 +94,7 @@ def variants(
         from export import build_graph
 
         folder = tmp_path_factory.mktemp("variant")
-        write_checkpoint(folder, **{**GROUPED, "num_hidden_layers": 2, **VARIANTS[name]})
+        write_checkpoint(folder, **{**GROUPED, "num_hidden_layers": 1, **VARIANTS[name]})
         with compiled_once(shared_directory):
             model = build_graph.decode(folder, S, "static", "grouped")
         formats.save(model, folder / "decode.circle")
