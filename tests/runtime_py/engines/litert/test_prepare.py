@@ -15,6 +15,7 @@ import pytest
 from o2o.errors import ModelError
 from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.disk_cache import DiskCache
+from runtime_py.engines.litert import pack as pack_module
 from runtime_py.engines.litert import prepare as prepare_module
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.engines.litert.prepare import PreparedModel
@@ -38,6 +39,13 @@ def cache(tmp_path, monkeypatch) -> DiskCache:
 @pytest.fixture
 def log_lines() -> list[str]:
     return []
+
+
+@pytest.fixture
+def pack_in_this_process(monkeypatch) -> None:
+    """For tests of what the disk cache serves: the child itself runs in the others."""
+    monkeypatch.setattr(pack_module, "silence_at_exit", lambda: None)
+    monkeypatch.setattr(prepare_module, "pack_in_child", pack_module.pack)
 
 
 @pytest.fixture(params=["circle", "tflite"])
@@ -102,6 +110,7 @@ def test_done_once(model, cache, log_lines, monkeypatch):
     assert len(log_lines) == 1
 
 
+@pytest.mark.usefixtures("pack_in_this_process")
 def test_other_weights_in_the_same_place(model, cache, log_lines):
     """The new file has the size and the modification time of the old one."""
     prepare(model, cache, log_lines.append)
@@ -130,6 +139,7 @@ def test_the_same_model_elsewhere(model, cache, log_lines, monkeypatch):
     assert len(log_lines) == 1
 
 
+@pytest.mark.usefixtures("pack_in_this_process")
 def test_a_model_that_changes_while_it_is_read(model, cache, log_lines, monkeypatch):
     """The digest is of other bytes than the file has: the artifacts must not serve the file later."""
     other = prepare(write(toy(1), model.with_name(f"other{model.suffix}")), cache, log_lines.append)
@@ -148,6 +158,7 @@ def test_a_model_that_changes_while_it_is_read(model, cache, log_lines, monkeypa
     assert_answers(toy(2), prepare(model, cache, log_lines.append))
 
 
+@pytest.mark.usefixtures("pack_in_this_process")
 @pytest.mark.parametrize("changed", ["processor_features", "code_digest"])
 def test_another_machine_or_another_lowering(model, cache, log_lines, monkeypatch, changed):
     first = prepare(model, cache, log_lines.append)
@@ -157,6 +168,7 @@ def test_another_machine_or_another_lowering(model, cache, log_lines, monkeypatc
     assert_answers(toy(), second)
 
 
+@pytest.mark.usefixtures("pack_in_this_process")
 @pytest.mark.parametrize("name", ["packed", "lowered.json", "entry.json"])
 @pytest.mark.parametrize("size", [0, 100])
 def test_damaged(model, cache, log_lines, name, size):
@@ -166,6 +178,7 @@ def test_damaged(model, cache, log_lines, name, size):
     assert_answers(toy(), prepare(model, cache, log_lines.append))
 
 
+@pytest.mark.usefixtures("pack_in_this_process")
 def test_weights_overwritten(model, cache, log_lines):
     packed = prepare(model, cache, log_lines.append).packed
     time.sleep(TICK)
@@ -238,6 +251,7 @@ def test_a_folder_that_cannot_be_made(model, cache, log_lines):
     assert_packs_in_memory(model, cache, log_lines, f"{cache.folder}: File exists")
 
 
+@pytest.mark.usefixtures("pack_in_this_process")
 def test_another_process_is_writing_it(model, cache, log_lines):
     prepare(model, cache, log_lines.append)
     (key,) = entries(cache)
