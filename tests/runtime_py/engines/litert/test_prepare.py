@@ -213,7 +213,7 @@ def assert_packs_in_memory(model: Path, cache: DiskCache, log_lines: list[str], 
 
 def test_no_room(model, cache, log_lines):
     cache.max_share = 0
-    assert_packs_in_memory(model, cache, log_lines, "bytes where 0 may be used")
+    assert_packs_in_memory(model, cache, log_lines, "bytes, and the cache may use 0")
     assert entries(cache) == []
 
 
