@@ -51,7 +51,7 @@ def test_lengths_that_nobody_gave_fit(max_length: int) -> None:
 @pytest.mark.parametrize(
     ("max_length", "lengths", "cache", "complaint"),
     [
-        (2, None, "concat", "--max-length 2: at least 3 with --cache concat"),
+        (2, None, "concat", "--max-length 2: give at least 3 with --cache concat"),
         (0, None, "static", "at least 1 with --cache static"),
         (100, [64, 128], "concat", "128 tokens do not fit into --max-length 100"),
         (100, [0], "concat", "0 tokens do not fit"),
