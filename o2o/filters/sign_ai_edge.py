@@ -77,7 +77,7 @@ class SignAiEdge(Filter):
         without = [entry.signature.name for entry in prefills if entry.logits is None]
         if args.output_logits_on_prefill and without:
             raise ModelError(
-                f"prefills {listed(without)} have no logits output: "
+                f"no logits output in {listed(without)}: "
                 f"--output_logits_on_prefill needs a model whose prefills return logits"
             )
         signed = _new_names(decode, prefills, buckets)

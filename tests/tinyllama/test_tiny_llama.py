@@ -207,9 +207,9 @@ def test_a_program_in_the_commands_folder_finds_the_package() -> None:
     program = (
         "from importlib.util import find_spec\n"
         "from tinyllama import model_config\n"
-        "import export.config\n"
+        "from export import config\n"
         "print(model_config.__name__, find_spec('tinyllama.kv_cache').origin)\n"
-        "print(export.config.__name__, find_spec('tinyllama.tiny_llama').origin)\n"
+        "print(config.__name__, find_spec('tinyllama.tiny_llama').origin)\n"
     )
 
     done = subprocess.run(

@@ -202,7 +202,7 @@ def without_output(model: Model) -> None:
         (lambda: spoilt(stranger), "prefill_4: the interface has no input for mask, which is a logits"),
         (
             lambda: spoilt(without_output),
-            "decode does not return the updated past_value_0: run lower",
+            "decode does not return the updated cache past_value_0: run lower",
         ),
         (lambda: attention(Form(layout="BNTH")), "has no role in the o2o.contract"),
         (lambda: language_model([4, 4, 1], ["a", "b", "c"]), "two prefills have the same length"),

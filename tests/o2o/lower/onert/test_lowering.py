@@ -406,7 +406,7 @@ def test_a_little_model_is_refused_only_beyond_the_limit(monkeypatch: pytest.Mon
 
 def test_caches_that_onert_wants_are_not_turned_again() -> None:
     model = legalized(attention(Form(layout="BTNH")))
-    with pytest.raises(ModelError, match="past_value_0 is BNHT"):
+    with pytest.raises(ModelError, match="past_value_0 has the layout BNHT"):
         transpose_caches(model, model.graphs[0], "BTNH")
 
 

@@ -150,7 +150,7 @@ def decode(change):
         (decode(lambda d: d["inputs"][0].update(shape=[1, 1])), "a fixed number of tokens: convert it with"),
         (
             decode(lambda d: d["inputs"][0].update(name="ids")),
-            "inputs are past_key_0, .* tokens, not",
+            "inputs are past_key_0, .* tokens, which differ from",
         ),
         (decode(lambda d: d["inputs"][2].update(shape=[1, 2, 9, 3])), "differ in capacity"),
         (
