@@ -22,6 +22,7 @@ from typing import get_args
 
 from o2o.cli import command
 from o2o.cli.arguments import Parser, number_list, positive_int
+from o2o.errors import UsageError
 
 PROGRAM = "python -m export"
 
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", metavar="MODEL", help="the checkpoint's folder, or its id on the Hugging Face hub")
-    add("-o", "--output", metavar="DIR", required=True, type=Path, help="folder for the graphs")
+    add("-o", "--output", metavar="DIR", required=True, help="folder for the graphs")
     add("--max-length", metavar="S", type=int, default=1024, help="tokens of context (%(default)s)")
     add(
         "--prefill-lengths",
@@ -96,7 +97,9 @@ def export(args: argparse.Namespace) -> None:
         args.jobs,
         args.debug,
     )
-    export_graphs(args.model, args.output, options)
+    if not args.output:
+        raise UsageError("--output: the folder's name is empty")
+    export_graphs(args.model, Path(args.output), options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
