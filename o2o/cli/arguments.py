@@ -95,10 +95,10 @@ def number_list(text: str) -> list[int]:
         The integers in their order.
 
     Raises:
-        ArgumentTypeError: A part is no integer.
+        ArgumentTypeError: A part is no integer, or empty.
     """
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        return [int(part) for part in text.split(",")] if text.strip() else []
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 64,128,256") from None
 

@@ -57,6 +57,8 @@ def test_weights_may_come_along(tmp_path: Path, checkpoint: Path) -> None:
     [
         ([], 2, "the following arguments are required: MODEL, -o/--output"),
         (["./nope", "-o", "out"], 2, "no such folder: ./nope"),
+        ([".", "-o", ""], 2, "--output: the folder's name is empty"),
+        (["CHECKPOINT", "-o", "out", "--prefill-lengths", "4,,8"], 2, "is not a list of numbers"),
         ([".", "-o", "out"], 1, "has no config.json"),
         (["CHECKPOINT", "-o", "out", "--max-length", "2"], 2, "at least 3"),
         (["CHECKPOINT", "-o", "out", "--prefill-lengths", "a"], 2, "is not a list of numbers"),
