@@ -83,6 +83,9 @@ def export(args: argparse.Namespace) -> None:
 
     Args:
         args: The parsed command line.
+
+    Raises:
+        UsageError: The name of the output folder is empty.
     """
     from export.export_graphs import export_graphs
     from export.options import ExportOptions
