@@ -72,19 +72,21 @@ def test_one_set_of_weights_and_caches(merged: Path) -> None:
     for graph in model.graphs:
         assert sum(name.endswith(".weight") for name in map(str, graph.initializers)) == 3 * 9 + 2
     signatures = contract_of(model)["signatures"].values()
-    caches = [[end for end in told["inputs"] if end["role"].endswith("_cache")] for told in signatures]
+    caches = [
+        [end for end in entry_point["inputs"] if end["role"].endswith("_cache")] for entry_point in signatures
+    ]
     assert [cache["name"] for cache in caches[0]] == [
         f"past_{k}_{n}" for n in range(3) for k in ("key", "value")
     ]
     assert caches[0][0]["layout"] == "BTNH"
     assert caches[0][0]["shape"] == [1, 32, 2, 10]
     assert all(found == caches[0] for found in caches)
-    assert all([end["name"] for end in told["outputs"]] == ["logits"] for told in signatures)
+    assert all([end["name"] for end in entry_point["outputs"]] == ["logits"] for entry_point in signatures)
 
 
 def test_lowered_signatures_write_the_same_caches(merged: Path) -> None:
     model = lower_to_litert(formats.load(merged))
-    ends = [told["outputs"] for told in contract_of(model)["signatures"].values()]
+    ends = [entry_point["outputs"] for entry_point in contract_of(model)["signatures"].values()]
     assert [end["name"] for end in ends[0][:3]] == ["logits", "present_key_0", "present_value_0"]
     assert all(found[1:] == ends[0][1:] for found in ends)
     for graph in model.graphs:

@@ -50,12 +50,12 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[GraphModule]:
     modules: list[GraphModule] = []
     recompile = fx_passes._recompile
 
-    def told(module: GraphModule) -> Any:
+    def recorded_recompile(module: GraphModule) -> Any:
         modules.append(module)
         return recompile(module)
 
     monkeypatch.setattr(fx_passes, "_is_known", lambda: True)  # it compiles one, too
-    monkeypatch.setattr(fx_passes, "_recompile", told)
+    monkeypatch.setattr(fx_passes, "_recompile", recorded_recompile)
     return modules
 
 

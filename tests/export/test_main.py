@@ -37,11 +37,11 @@ def test_all_graphs_and_the_tokenizer(
         assert model.signatures[0].name == file.removesuffix("_.circle")
         assert len(list(unbound_tensors(model))) == 6, "what is not small, and the embeddings once"
         assert (out / file).stat().st_size < 60_000
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 3
-    assert "llama, 1 layers, 24,480 parameters, 0.1 MB of F32" in told[0]
-    assert "prefill_4, prefill_8, decode of 24 tokens: about 0.1 MB on disk" in told[1]
-    assert told[2].startswith("export: wrote prefill_4_.circle, prefill_8_.circle, decode_.circle into")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert "llama, 1 layers, 24,480 parameters, 0.1 MB of F32" in lines[0]
+    assert "prefill_4, prefill_8, decode of 24 tokens: about 0.1 MB on disk" in lines[1]
+    assert lines[2].startswith("export: wrote prefill_4_.circle, prefill_8_.circle, decode_.circle into")
 
 
 def test_weights_may_come_along(tmp_path: Path, checkpoint: Path) -> None:

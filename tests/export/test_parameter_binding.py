@@ -113,6 +113,6 @@ def test_what_is_not_needed_is_known(tmp_path: Path) -> None:
         graph = graph_of(parameter, found[parameter].shape)
         bind_parameters(graph, found, "external")
         (names,) = unused_tensors(checkpoint, graph, {parameter: found[parameter]}).values()
-        told = {name for name, digest in names.items() if digest}
-        assert told == {parameter} - {large}, "small ones are in the graph, with a digest"
+        names_with_digest = {name for name, digest in names.items() if digest}
+        assert names_with_digest == {parameter} - {large}, "small ones are in the graph, with a digest"
         assert set(names) == checkpoint.tensors.keys() - {large if parameter == large else ""}

@@ -1,4 +1,4 @@
-"""What an export needs is told in numbers, and checked before anything is done."""
+"""What an export needs is printed in numbers, and checked before the export begins."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_memory_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(5_000))
     for limit, expected in (("max", 5_000), ("8000", 5_000), ("4000", 3_000)):
-        told = {"memory.max": limit, "memory.current": "1000"}
-        monkeypatch.setattr(Path, "read_text", lambda path, told=told: told[path.name] + "\n")
+        files = {"memory.max": limit, "memory.current": "1000"}
+        monkeypatch.setattr(Path, "read_text", lambda path, files=files: files[path.name] + "\n")
         assert available_memory() == expected
 
     def missing(_: Path) -> str:

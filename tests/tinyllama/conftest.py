@@ -37,7 +37,7 @@ def each_graph_once(shared_directory: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_checkpoint(shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Fields of config.json, of a grouped-query Llama where nothing else is told -> a checkpoint's folder."""
+    """Fields of config.json, of a grouped-query Llama by default -> a checkpoint's folder."""
     pieces = write_config(write_sentencepiece(tmp_path_factory.mktemp("pieces")), **LLAMA)
 
     def make(**config: Any) -> Path:

@@ -85,23 +85,25 @@ def test_no_more_positions_than_the_model_has(checkpoint: Path) -> None:
 
 
 def test_the_commands() -> None:
-    told = "".join(asked("--prefill_seq_lens=64,128", "--quantize=true", "--kv_cache_max_len=512").commands())
-    assert "-m export " in told
-    assert "--max-length 512 --prefill-lengths 64,128 --cache static" in told
-    assert "--attn-implementation grouped" in told
-    assert "merge.circles.py prefill_64.circle prefill_128.circle decode.circle" in told
-    assert "| quantize.weights.py --recipe dynamic_int8 " in told
-    assert "| lower.litert.py | sign.ai_edge.py | bind.weights.py -o model.tflite" in told
+    commands = "".join(
+        asked("--prefill_seq_lens=64,128", "--quantize=true", "--kv_cache_max_len=512").commands()
+    )
+    assert "-m export " in commands
+    assert "--max-length 512 --prefill-lengths 64,128 --cache static" in commands
+    assert "--attn-implementation grouped" in commands
+    assert "merge.circles.py prefill_64.circle prefill_128.circle decode.circle" in commands
+    assert "| quantize.weights.py --recipe dynamic_int8 " in commands
+    assert "| lower.litert.py | sign.ai_edge.py | bind.weights.py -o model.tflite" in commands
     reported = "".join(asked("--report=a b.json").commands())
     assert (
         f"| quantize.weights.py --recipe dynamic_int8 --report '{Path.cwd()}/a b.json' | fuse.fc.py | lower"
         in (" ".join(reported.replace("\\", "").split()))
     )
     more = ["--quantize=false", "--enable_hlfb", "--output_logits_on_prefill", "--use_flash_attention"]
-    told = "".join(asked(*more).commands())
-    assert "quantize" not in told
-    assert "--attn-implementation flash\n" in told
-    assert "| sign.ai_edge.py --output_logits_on_prefill | wrap.composites.py | bind.weights.py" in told
+    commands = "".join(asked(*more).commands())
+    assert "quantize" not in commands
+    assert "--attn-implementation flash\n" in commands
+    assert "| sign.ai_edge.py --output_logits_on_prefill | wrap.composites.py | bind.weights.py" in commands
 
 
 @pytest.mark.parametrize(
@@ -118,8 +120,8 @@ def test_blocks_of_flash_attention(flags: list[str], blocks: str) -> None:
 
 def test_scores_that_are_capped(tmp_path: Path) -> None:
     """What Gemma 2 does, and no attention of ours: transformers' own is exported."""
-    told = {"model_type": "gemma2", "max_position_embeddings": 128, "attn_logit_softcapping": 50.0}
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    config = {"model_type": "gemma2", "max_position_embeddings": 128, "attn_logit_softcapping": 50.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     conversion = conversion_of(parser().parse_args([]), tmp_path)
     assert "--attn-implementation eager\n" in conversion.commands()[0]
     with pytest.raises(
@@ -183,13 +185,13 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], flags: list[str], messa
 def test_a_checkpoint_in_the_wrong_format(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, checkpoint: Path
 ) -> None:
-    told = ".safetensors, .bin"
+    suffixes = ".safetensors, .bin"
     shutil.copy(checkpoint / "config.json", tmp_path)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for path in (tmp_path, tmp_path / "model.gguf"):
         code, said = refused(capsys, f"--checkpoint_path={path}")
         assert code == 1
-        assert told in said
+        assert suffixes in said
     (tmp_path / "model.safetensors").write_bytes(b"no such thing at all")
     code, said = refused(capsys, f"--checkpoint_path={tmp_path}")
     assert code == 1

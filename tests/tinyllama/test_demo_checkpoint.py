@@ -32,7 +32,7 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 @pytest.fixture(scope="module")
-def told() -> list[Story]:
+def stories() -> list[Story]:
     return make_stories(2000, seed=7)
 
 
@@ -60,14 +60,14 @@ def test_same_seed_same_stories() -> None:
     assert make_stories(50, seed=3) != make_stories(50, seed=4)
 
 
-def test_stories_differ(told: list[Story]) -> None:
-    assert len({story.text for story in told}) > 1990
-    assert {story.plot for story in told} == {plot.name for plot in PLOTS}
+def test_stories_differ(stories: list[Story]) -> None:
+    assert len({story.text for story in stories}) > 1990
+    assert {story.plot for story in stories} == {plot.name for plot in PLOTS}
     assert len(PLOTS) >= 20
 
 
-def test_many_stories_pick_something_up(told: list[Story]) -> None:
-    share = sum(" picked up a" in story.text for story in told) / len(told)
+def test_many_stories_pick_something_up(stories: list[Story]) -> None:
+    share = sum(" picked up a" in story.text for story in stories) / len(stories)
     assert share > 0.3
 
 
@@ -82,9 +82,9 @@ def test_every_template_can_be_told(plot: Any) -> None:
     assert all(template.startswith("{N}") for template in plot.beats[0])
 
 
-def test_sentences_are_well_formed(told: list[Story]) -> None:
+def test_sentences_are_well_formed(stories: list[Story]) -> None:
     vowel = re.compile(r"\ba (?=[aeiou])|\ban (?![aeiou])", re.IGNORECASE)
-    for story in told:
+    for story in stories:
         text = story.text
         assert not re.search(r"[{}|~@*]|  |^ | $|\n", text), text
         assert not vowel.search(text), text
@@ -95,11 +95,11 @@ def test_sentences_are_well_formed(told: list[Story]) -> None:
             assert sentence[-1].isupper() or re.search(r'[.!?]" ' + sentence, text), text
 
 
-def test_pronouns_and_thing_agree(told: list[Story]) -> None:
+def test_pronouns_and_thing_agree(stories: list[Story]) -> None:
     """In a story whose only person is one named child, no pronoun of the other gender appears."""
     names = [*GIRLS, *BOYS, *(name for animal in ANIMALS for name in animal.names)]
     checked = 0
-    for story in told:
+    for story in stories:
         people = {name for name in names if re.search(rf"\b{name}\b", story.text)}
         others = (
             r"\b(mom|dad|grandma|grandpa|woman|man|girl|boy|" + "|".join(a.noun for a in ANIMALS) + r")\b"
@@ -183,9 +183,9 @@ class TestTokenizersAgree:
         assert spm.decode(ids) == kept
 
     def test_same_ids_for_stories(
-        self, told: list[Story], tokenizer: Tokenizer, spm: sentencepiece.SentencePieceProcessor
+        self, stories: list[Story], tokenizer: Tokenizer, spm: sentencepiece.SentencePieceProcessor
     ) -> None:
-        for story in told[:300]:
+        for story in stories[:300]:
             assert tokenizer.encode(story.text).ids == [BOS_ID, *spm.encode(story.text)]
 
     def test_control_symbols_in_text(
@@ -208,8 +208,8 @@ def test_special_ids(tokenizer: Tokenizer, auto: Any) -> None:
     assert set(auto("Lily")) == {"input_ids", "attention_mask"}
 
 
-def test_most_words_are_one_token(told: list[Story], tokenizer: Tokenizer) -> None:
-    words = {word for story in told for word in re.findall(r"(?<= )[A-Za-z]+", story.text)}
+def test_most_words_are_one_token(stories: list[Story], tokenizer: Tokenizer) -> None:
+    words = {word for story in stories for word in re.findall(r"(?<= )[A-Za-z]+", story.text)}
     single = sum(len(tokenizer.encode(word).ids) == 2 for word in words)
     assert single / len(words) > 0.9
 

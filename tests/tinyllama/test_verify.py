@@ -96,10 +96,10 @@ def test_what_a_cache_forgets_is_found_at_the_step_where_it_shows(grouped: Path)
 
     subject._run = forgetful  # type: ignore[method-assign, assignment]
     steps = comparison.drift(reference, subject, PROMPT, 3)
-    told = comparison.locate(reference, subject, PROMPT, steps, 1, 1e-4)
+    summary = comparison.locate(reference, subject, PROMPT, steps, 1, 1e-4)
 
     assert steps[0].off < 1e-4 < 1e-2 < steps[1].off
-    assert told.startswith("the first tensor that differs is model.layers.0.self_attn.o_proj.input")
+    assert summary.startswith("the first tensor that differs is model.layers.0.self_attn.o_proj.input")
 
 
 def test_the_choices_are_the_tokens_of_generate(grouped: Path) -> None:

@@ -243,7 +243,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "reason"),
     [
         ({"vocab_size": 400}, "has a vocabulary of 380 tokens, {} has 400"),
         ({"num_hidden_layers": 3}, "has KV caches of 2 layers, {} has 3"),
@@ -254,7 +254,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
 )
 def test_another_checkpoint(
     config: dict[str, int],
-    told: str,
+    reason: str,
     file_of: Callable[..., Path],
     make_checkpoint: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
@@ -262,7 +262,7 @@ def test_another_checkpoint(
     other = make_checkpoint(**{**SIZES, **config})
 
     assert verify(file_of(), other) == 1
-    assert refused(capsys).endswith(f"{told.format(other)}: they are not from the same checkpoint")
+    assert refused(capsys).endswith(f"{reason.format(other)}: they are not from the same checkpoint")
 
 
 def test_a_prompt_that_is_too_long(

@@ -51,12 +51,12 @@ def history(path: Path) -> list[str]:
 @pytest.mark.parametrize("where", ["before", "between", "after"])
 def test_arguments_in_any_order(source: str, tmp_path: Path, output: list[str], where: str) -> None:
     target = tmp_path / "out.circle"
-    told = [text.replace("OUT", str(target)) for text in output]
+    output_arguments = [text.replace("OUT", str(target)) for text in output]
     end, selector = "output", ["--keep_by_name", "z"]
     arguments = {
-        "before": [*told, "--debug", end, *selector, source],
-        "between": [end, source, *told, *selector],
-        "after": [*selector, end, source, *told],
+        "before": [*output_arguments, "--debug", end, *selector, source],
+        "between": [end, source, *output_arguments, *selector],
+        "after": [*selector, end, source, *output_arguments],
     }[where]
     assert RemoveIo.main(arguments) == 0
     assert sorted(history(target)) == sorted([end, *selector]), "neither files nor --debug"

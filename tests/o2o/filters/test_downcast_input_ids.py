@@ -34,8 +34,8 @@ def test_every_graph_runs_as_before_on_int32(command: Command) -> None:
         assert [node.op_type for node in other] == [node.op_type for node in graph], "GATHER takes them as is"
         given = feeds(model, graph)
         assert_same_results(run(model, given, graph), run(after, narrowed(given, "input_ids"), other))
-    told = contract_of(after)["signatures"]["prefill"]["inputs"][0]
-    assert told == {"name": "input_ids", "role": "tokens", "dtype": "int32", "shape": [1, 4]}
+    entry = contract_of(after)["signatures"]["prefill"]["inputs"][0]
+    assert entry == {"name": "input_ids", "role": "tokens", "dtype": "int32", "shape": [1, 4]}
 
 
 def test_also(command: Command) -> None:

@@ -76,8 +76,8 @@ def test_one_product_for_all(command: Command, recipe: str) -> None:
     assert list(actual) == list(shapes)
     for name, value in actual.items():
         np.testing.assert_array_equal(dequantized(value), dequantized(constants(before)[name]))
-    told = {stacked_part_of(node, shapes) for node in after.graphs[0] if node.op_type == "SLICE"}
-    assert {name for _, name in told} == shapes.keys()
+    parts = {stacked_part_of(node, shapes) for node in after.graphs[0] if node.op_type == "SLICE"}
+    assert {name for _, name in parts} == shapes.keys()
     assert unstack(joined, {"q.weight": (96, D)}) == {joined.name: joined}
     assert compare(before, after) == compare(after, before) == []
 

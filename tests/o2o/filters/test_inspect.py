@@ -63,18 +63,18 @@ def test_text(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_json(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model.circle", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["bytes"] == collected.stat().st_size
-    assert told["graphs"][1]["inputs"][2]["layout"] == "BNTH"
-    assert told["constants"]["saved"] == 64512
-    assert told["contract"]["signatures"]["decode"]["outputs"][0]["role"] == "logits"
-    assert told["history"][0]["filter"] == "gc.py"
+    description = json.loads(capsys.readouterr().out)
+    assert description["bytes"] == collected.stat().st_size
+    assert description["graphs"][1]["inputs"][2]["layout"] == "BNTH"
+    assert description["constants"]["saved"] == 64512
+    assert description["contract"]["signatures"]["decode"]["outputs"][0]["role"] == "logits"
+    assert description["history"][0]["filter"] == "gc.py"
 
 
 def test_to_a_file(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["model.circle", "-o", "told.txt"]) == 0
+    assert main(["model.circle", "-o", "description.txt"]) == 0
     assert capsys.readouterr().out == ""
-    assert Path("told.txt").read_text().startswith("model.circle: Circle")
+    assert Path("description.txt").read_text().startswith("model.circle: Circle")
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLES))

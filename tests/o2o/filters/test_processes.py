@@ -202,8 +202,8 @@ def test_a_file_that_may_not_be_so_long(
     outcome = shell(f"cd output; ulimit -f 1000; o2o gc {source} {target}; echo $?", place)
     assert outcome.stdout == b"1\n"
     where = "out.circle: " if "-o" in target else ""
-    told = "File too large: the limit of `ulimit -f` or of the file system is reached: write elsewhere"
-    assert outcome.stderr.decode() == f"gc.py: {where}{told}\n"
+    complaint = "File too large: the limit of `ulimit -f` or of the file system is reached: write elsewhere"
+    assert outcome.stderr.decode() == f"gc.py: {where}{complaint}\n"
     (folder / "new.circle").unlink(missing_ok=True)
     assert_as_it_was(folder)
 
@@ -325,7 +325,7 @@ def test_the_output_is_the_input(script: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "complaint"),
     [
         ("nowhere/out", "nowhere/out: No such file or directory"),
         ("folder", "folder: Is a directory"),
@@ -333,7 +333,7 @@ def test_the_output_is_the_input(script: str, place: Path) -> None:
         ("closed/out", "closed/out: Permission denied"),
     ],
 )
-def test_no_place_for_the_output(target: str, told: str, place: Path) -> None:
+def test_no_place_for_the_output(target: str, complaint: str, place: Path) -> None:
     (place / "folder").mkdir()
     (place / "file").touch()
     (place / "closed").mkdir(mode=0o555)
@@ -341,6 +341,6 @@ def test_no_place_for_the_output(target: str, told: str, place: Path) -> None:
     if "closed" in target and os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     outcome = shell(script, place)
-    assert (outcome.stdout, outcome.stderr.decode()) == (b"1\n", f"gc.py: {told}\n")
+    assert (outcome.stdout, outcome.stderr.decode()) == (b"1\n", f"gc.py: {complaint}\n")
     assert not any((place / name).is_file() for name in ("nowhere", "folder", "closed"))
     assert (place / "file").read_bytes() == b""

@@ -40,8 +40,11 @@ def test_every_graph_with_a_signature_is_meant(command: Command) -> None:
     model = decoder()
     after = command(model, "output", "--keep_by_name", "logits")
     assert [[v.name for v in graph.outputs] for graph in after.graphs] == [["logits"], ["logits"]]
-    told = contract_of(after)["signatures"]
-    assert [[entry["name"] for entry in told[name]["outputs"]] for name in told] == [["logits"], ["logits"]]
+    signatures = contract_of(after)["signatures"]
+    assert [[entry["name"] for entry in signatures[name]["outputs"]] for name in signatures] == [
+        ["logits"],
+        ["logits"],
+    ]
     given = feeds(model, model.graphs[1])
     logits = run(model, given, model.graphs[1])["logits"]
     assert_same_results({"logits": logits}, run(after, given, after.graphs[1]))
@@ -110,9 +113,9 @@ def test_refuses_to_remove_an_input_that_is_an_output(command: Command) -> None:
     ],
 )
 def test_a_selector_that_matches_nothing(command: Command, arguments: list[str], message: str) -> None:
-    code, told = command.refusal(linear(), *arguments)
+    code, refusal = command.refusal(linear(), *arguments)
     assert code == 2
-    assert told.startswith(message)
+    assert refusal.startswith(message)
 
 
 def test_a_graph_with_only_some_of_the_names_is_in_doubt(command: Command) -> None:

@@ -20,8 +20,8 @@ def test_renames_in_graph_signature_and_contract(command: Command) -> None:
         assert role_of(graph.inputs[0]).kind == "tokens"  # type: ignore[union-attr]
     for signature in after.signatures:
         assert list(signature.inputs) == ["tokens", "at", "past_key_0"]
-    told = contract_of(after)["signatures"]["decode"]["inputs"]
-    assert told[0] == {"name": "tokens", "role": "tokens", "dtype": "int64", "shape": [1, 1]}
+    entries = contract_of(after)["signatures"]["decode"]["inputs"]
+    assert entries[0] == {"name": "tokens", "role": "tokens", "dtype": "int64", "shape": [1, 1]}
     renamed = {"tokens": given["input_ids"], "at": given["cache_position"], "past_key_0": given["past_key_0"]}
     results = run(after, renamed, after.graphs[1])
     for name, array in before.items():

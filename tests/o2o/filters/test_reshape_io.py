@@ -139,8 +139,8 @@ def test_every_signature(command: Command) -> None:
     assert command.said.count("reshaped 2 inputs") == 1
     assert all([2, 8, 4] in shapes(graph.inputs) for graph in after.graphs)
     contract = contract_of(after)["signatures"]
-    for told in contract.values():
-        (cache,) = (entry for entry in told["inputs"] if entry.get("role") == "key_cache")
+    for signature in contract.values():
+        (cache,) = (entry for entry in signature["inputs"] if entry.get("role") == "key_cache")
         assert cache["shape"] == [2, 8, 4]
         assert "layout" not in cache, "its axes are no longer those that a layout names"
 
@@ -188,11 +188,11 @@ def test_what_is_quantized_by_channel_is_refused(command: Command) -> None:
 
 
 @pytest.mark.parametrize("layout", ["BNTH", "BTNH"])
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("has_roles", [True, False])
 @pytest.mark.parametrize("T", [1, 3])
-def test_a_cache_of_attention_gets_more_rows(command: Command, layout: str, told: bool, T: int) -> None:
+def test_a_cache_of_attention_gets_more_rows(command: Command, layout: str, has_roles: bool, T: int) -> None:
     """Old positions give what they gave; new ones what a graph exported longer gives."""
-    short, long = (Form(T=T, layout=layout, has_roles=told, S=S) for S in (7, 12))
+    short, long = (Form(T=T, layout=layout, has_roles=has_roles, S=S) for S in (7, 12))
     old, new = ("[1,2,7,4]", "[1,2,12,4]") if layout == "BNTH" else ("[1,7,2,4]", "[1,12,2,4]")
     before, expected = attention(short), attention(long)
     after = command(before, "input", "--by_shape", old, new)

@@ -90,8 +90,8 @@ def test_weights_are_there_once(exported_model) -> None:
     ]
     assert large[1] <= large[0]
     assert len(formats.dumps(model)) < 2 * before
-    told = contract_of(model)["signatures"]["decode_8"]
-    assert [entry["shape"][2] for entry in told["inputs"] if "layer" in entry] == [8] * 6
+    decode_8 = contract_of(model)["signatures"]["decode_8"]
+    assert [entry["shape"][2] for entry in decode_8["inputs"] if "layer" in entry] == [8] * 6
 
 
 @pytest.mark.parametrize("layout", ["BNTH", "BTNH"])

@@ -144,9 +144,9 @@ def test_encoded_bytes_share_too() -> None:
     assert deduplicate_constants(model) == (3, 2, 2 * words.nbytes)
     assert len(groups(model)) == 1
     collected = formats.loads(formats.dumps(model)).graphs[0].initializers
-    told = formats.loads(before).graphs[0].initializers
+    expected = formats.loads(before).graphs[0].initializers
     for name in ("a", "b", "c"):
-        assert (collected[name].dtype, collected[name].shape) == (told[name].dtype, told[name].shape)
+        assert (collected[name].dtype, collected[name].shape) == (expected[name].dtype, expected[name].shape)
         assert collected[name].const_value.tobytes() == words.tobytes()  # type: ignore[union-attr]
 
 

@@ -35,12 +35,12 @@ def values(model: Model) -> dict[str, ir.Value]:
 
 
 def wrap(
-    model: Model, inputs: list[str], outputs: list[str], *, name: str = "my.op", **told: float
+    model: Model, inputs: list[str], outputs: list[str], *, name: str = "my.op", **attributes: float
 ) -> ir.Node:
     of = values(model)
     ends = [of[name] for name in inputs], [of[name] for name in outputs]
     nodes = nodes_between(*ends)
-    return outline(model, model.graphs[0], nodes, *ends, name, told)
+    return outline(model, model.graphs[0], nodes, *ends, name, attributes)
 
 
 def assert_same(before: Model, after: Model) -> None:
@@ -78,15 +78,15 @@ def test_name_version_and_attributes() -> None:
     model = chain()
     of = values(model)
     nodes = nodes_between([of["a"]], [of["b"]])
-    told: dict[str, float | int | bool | str] = {"scale": 0.1, "axis": 2, "fast": True, "kind": "soft"}
-    outline(model, model.graphs[0], nodes, [of["a"]], [of["b"]], "my.op", told, version=3)
+    attributes: dict[str, float | int | bool | str] = {"scale": 0.1, "axis": 2, "fast": True, "kind": "soft"}
+    outline(model, model.graphs[0], nodes, [of["a"]], [of["b"]], "my.op", attributes, version=3)
     model = formats.loads(formats.dumps(model))
     (node,) = (node for node in model.graphs[0] if node.op_type == COMPOSITE)
     assert attribute(node, "name") == "my.op"
     assert attribute(node, "version") == 3
     data = bytes(attribute(node, "compositeAttributes"))
     actual = flatbuffers.flexbuffers.Loads(data)
-    assert actual == {**told, "scale": np.float32(0.1)}
+    assert actual == {**attributes, "scale": np.float32(0.1)}
     scale = flatbuffers.flexbuffers.GetRoot(data).AsMap["scale"]
     assert scale.IsFloat
     assert np.float32(0.1).tobytes() in data

@@ -12,7 +12,7 @@ from tinyllama.verification import comparison
 
 
 class Script:
-    """Predicts the tokens that it was told, whatever it is fed, and keeps what it was fed."""
+    """Predicts the given tokens for every input, and keeps what it was fed."""
 
     capacity, vocab_size = 100, 10
 

@@ -69,22 +69,25 @@ def test_the_first_difference_beyond_the_limit_is_named() -> None:
     }
     found = {"a": np.ones((2, 3)) + 1e-6, "b": np.full((2, 3), 4.2), "c": np.zeros((2, 3))}
 
-    told = differences(expected, found)
+    diffs = differences(expected, found)
 
-    assert [item.name for item in told] == ["a", "b", "c"]
-    assert (told[1].absolute, told[1].relative) == (pytest.approx(0.2), pytest.approx(0.05))
-    assert first_difference(told, 1e-3).startswith("the first tensor that differs is b, by 2.0e-01")
-    assert "no intermediate tensor differs by more" in first_difference(told[:1], 1e-3)
-    assert "the largest difference: a, by 1.0e-06" in first_difference(told[:1], 1e-3)
+    assert [item.name for item in diffs] == ["a", "b", "c"]
+    assert (diffs[1].absolute, diffs[1].relative) == (
+        pytest.approx(0.2),
+        pytest.approx(0.05),
+    )
+    assert first_difference(diffs, 1e-3).startswith("the first tensor that differs is b, by 2.0e-01")
+    assert "no intermediate tensor differs by more" in first_difference(diffs[:1], 1e-3)
+    assert "the largest difference: a, by 1.0e-06" in first_difference(diffs[:1], 1e-3)
     assert first_difference([], 1e-3) == "the traces have no tensor in common"
 
 
 def test_the_last_rows_are_compared_and_no_number_is_far_off() -> None:
     expected = {"a": np.array([[9.0], [1.0]]), "b": np.array([[1.0]])}
 
-    told = differences(expected, {"a": np.array([[1.0]]), "b": np.array([[np.nan]])})
+    diffs = differences(expected, {"a": np.array([[1.0]]), "b": np.array([[np.nan]])})
 
-    assert [item.relative for item in told] == [0.0, np.inf]
+    assert [item.relative for item in diffs] == [0.0, np.inf]
 
 
 def test_layer() -> None:
