@@ -185,8 +185,8 @@ def conversion_of(args: argparse.Namespace, directory: Path) -> Conversion:
     if args.report and recipe == "none":
         raise UsageError("--report describes quantization: it needs --quantize")
     report = Path(args.report).expanduser().absolute() if args.report else None
-    if report is not None and not report.parent.is_dir():
-        raise UsageError(f"--report: no such folder: {report.parent}")
+    if report is not None:
+        _check_folder("--report", report.parent)
     return Conversion(
         directory,
         capacity,
@@ -216,14 +216,21 @@ def target_of(args: argparse.Namespace, conversion: Conversion) -> Path:
     Raises:
         UsageError: The file's folder does not exist.
     """
-    from o2o.errors import UsageError
-
     target = Path(args.output_path).expanduser().absolute()
     if target.suffix != ".tflite":
         target /= f"{args.output_name_prefix}_{conversion.tag}.tflite"
-    if not target.parent.is_dir():
-        raise UsageError(f"--output_path: no such folder: {target.parent}")
+    _check_folder("--output_path", target.parent)
     return target
+
+
+def _check_folder(flag: str, folder: Path) -> None:
+    """Raise UsageError for a folder that does not exist, or that is something else."""
+    from o2o.errors import UsageError
+
+    if not folder.exists():
+        raise UsageError(f"{flag}: no such folder: {folder}")
+    if not folder.is_dir():
+        raise UsageError(f"{flag}: {folder} is not a folder")
 
 
 def log(line: str) -> None:

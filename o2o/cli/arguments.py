@@ -20,6 +20,11 @@ class Parser(argparse.ArgumentParser):
     that takes several values takes them as `a b`, `a,b`, or a mixture.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", int, _integer)  # with messages in place of "invalid int value"
+        self.register("type", float, _number)
+
     def error(self, message: str) -> NoReturn:
         """See `argparse`.
 
@@ -62,6 +67,20 @@ class Parser(argparse.ArgumentParser):
 
 def _key(flag: str) -> str:
     return flag.replace("-", "_")
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def positive_int(text: str) -> int:

@@ -170,6 +170,8 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
         (["--use_flash_attention=maybe"], "'maybe' is neither true nor false"),
         (["--flash_q_block=64"], "need --use_flash_attention"),
         (["--output_path=/no/such/folder"], "--output_path: no such folder: /no/such/folder"),
+        (["--output_path=/dev/full"], "--output_path: /dev/full is not a folder"),
+        (["--kv_cache_max_len=abc"], "argument --kv_cache_max_len: 'abc' is not an integer"),
         (["--output_path=/no/such/model.tflite"], "--output_path: no such folder: /no/such"),
         (["--checkpoint_path=/no/such/checkpoint"], "no such folder: /no/such/checkpoint"),
         (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),

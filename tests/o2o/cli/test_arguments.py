@@ -63,10 +63,24 @@ def test_numbers() -> None:
     assert number_list("") == []
     with pytest.raises(argparse.ArgumentTypeError, match="not a list of numbers such as 64,128,256"):
         number_list("64;128")
+    for text in ("64,,128", "64,", ","):
+        with pytest.raises(argparse.ArgumentTypeError, match="not a list of numbers"):
+            number_list(text)
     assert positive_int("7") == 7
     for text in ("0", "-1", "x", "1.5"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a positive integer"):
             positive_int(text)
+
+
+def test_messages_of_plain_numbers() -> None:
+    parser = Parser(prog="tool.py")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument_group("sampling").add_argument("--temperature", type=float)
+    with pytest.raises(UsageError, match="argument --seed: 'x' is not an integer"):
+        parser.parse_args(["--seed", "x"])
+    with pytest.raises(UsageError, match="argument --temperature: 'hot' is not a number"):
+        parser.parse_args(["--temperature", "hot"])
+    assert vars(parser.parse_args(["--seed=3", "--temperature=0.5"])) == {"seed": 3, "temperature": 0.5}
 
 
 def test_names_and_ids() -> None:
