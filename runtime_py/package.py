@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -15,9 +16,15 @@ from runtime_py.engines.loading import LoadedEngine, load_engine
 from runtime_py.engines.model_file import model_size
 from runtime_py.engines.options import EngineOptions
 from runtime_py.generation.generate import GenerationOptions, Token, generate
+from runtime_py.generation.generation_config import (
+    GenerationConfig,
+    UnsupportedSettingWarning,
+    read_generation_config,
+)
+from runtime_py.generation.sampling import Sampling
 from runtime_py.generation.session import Session
 from runtime_py.text.detokenizer import Detokenizer
-from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_json
+from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from runtime_py.conversation import Conversation
@@ -54,6 +61,7 @@ class Package:
         self.loaded: LoadedEngine | None = None
         """The engine that was loaded last."""
         self._session_engine: Engine | None = None
+        self._warned = False
 
     @classmethod
     def load(
@@ -99,21 +107,14 @@ class Package:
         return load_tokenizer(self.directory)
 
     @cached_property
-    def eos(self) -> frozenset[int]:
-        """The ids that end a text: `eos_token_id` of generation_config.json, else of config.json.
+    def generation_config(self) -> GenerationConfig:
+        """The checkpoint's settings for generation, of `generation_config.json` or `config.json`."""
+        return read_generation_config(self.directory)
 
-        Often one, sometimes several; empty when neither file has it.
-        """
-        for name in ("generation_config.json", "config.json"):
-            value = read_json(self.directory / name).get("eos_token_id")
-            if value is not None:
-                ids = value if isinstance(value, list) else [value]
-                if not all(isinstance(token, int) for token in ids):
-                    raise ModelError(
-                        f"{self.directory / name}: eos_token_id {value!r} is neither an id nor a list of ids"
-                    )
-                return frozenset(ids)
-        return frozenset()
+    @property
+    def eos(self) -> frozenset[int]:
+        """The ids that end a text. Often one, sometimes several; empty when no file has one."""
+        return frozenset(self.generation_config.eos_token_id)
 
     def engine(self, options: EngineOptions | None = None, **changes: Any) -> Engine:
         """Load the model. A Circle file is lowered for the engine first.
@@ -150,6 +151,8 @@ class Package:
     def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Iterator[Token]:
         """Generate a continuation, token by token.
 
+        `generation_config.json` says how, as for `generate` of transformers; `options` go before it.
+
             for token in Package.load("tinyllama").stream("Once upon a time", max_new_tokens=20):
                 print(token.text, end="", flush=True)
 
@@ -168,7 +171,10 @@ class Package:
             UsageError: The prompt is empty or does not fit. May be raised at the first token.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return generate(self.session, ids, Detokenizer(self.tokenizer), eos=self.eos, **options)
+        config = self.generation_config
+        if not (options.get("sampling") or Sampling()).greedy:
+            self._warn_unsupported()
+        return generate(self.session, ids, Detokenizer(self.tokenizer), config=config, **options)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> str:
         """Generate a continuation.
@@ -214,6 +220,15 @@ class Package:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _warn_unsupported(self) -> None:
+        """Warn once of settings of `generation_config.json` that are not supported."""
+        config = self.generation_config
+        if config.unsupported and not self._warned:
+            self._warned = True
+            keys = ", ".join(config.unsupported)
+            message = f"{config.path}: not supported, and ignored: {keys}"
+            warnings.warn(message, UnsupportedSettingWarning, stacklevel=3)
 
     def _check_tokenizer(self, engine: Engine) -> None:
         """Close the engine and raise ModelError if the tokenizer has more ids than the model."""

@@ -9,22 +9,27 @@ if __name__ == "__main__":
 
 import argparse
 import io
+import json
 import secrets
 import sys
-from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from o2o.cli.arguments import Parser, number_list, positive_int
+from o2o.cli.arguments import Parser, number_list, utf8_text
 from o2o.cli.command import report, run
 from o2o.cli.interrupt import INTERRUPTED
 from o2o.errors import UsageError
 from runtime_py.engine_flags import add_engine_flags, options_from
+from runtime_py.generation_flags import add_generation_flags, generation_options
 
 if TYPE_CHECKING:
     from runtime_py.benchmark.timing import Stats
-    from runtime_py.generation.generate import GenerationOptions
+    from runtime_py.generation.generate import GenerationOptions, Token
     from runtime_py.package import Package
+    from runtime_py.text.tokenizer import Tokenizer
 
 DEFAULT_PROMPT = "Lily picked up a flower."
 
@@ -55,8 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         help="folder with a tokenizer and model.circle, model.tflite or model.onnx; or a model file",
     )
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer (default: the folder of the model)")
-    add("--prompt", metavar="TEXT", type=_text, help=f"text to continue (default: {DEFAULT_PROMPT})")
+    add("--prompt", metavar="TEXT", type=utf8_text, help=f"text to continue (default: {DEFAULT_PROMPT})")
     add("--stream", action="store_true", help="print the text while it is generated, then the token ids")
+    add(
+        "--log-probabilities",
+        metavar="N",
+        type=int,
+        help="then print a JSON line for each token: its log-probability, and the N most likely tokens",
+    )
     add("--stats", action="store_true", help="report the engine, speed and memory on stderr")
     add_engine_flags(parser)
     add(
@@ -79,52 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="chat by the checkpoint's template: read one message from each line of stdin, or from --prompt",
     )
-    chat("--system", metavar="TEXT", type=_text, help="system message")
+    chat("--system", metavar="TEXT", type=utf8_text, help="system message")
 
-    stop = parser.add_argument_group("when to stop, in addition to the end-of-sequence token").add_argument
-    stop("--max-new-tokens", metavar="N", type=positive_int, help="default: until the context is full")
-    stop("--stop", metavar="TEXT", type=_text, action="append", default=[], help="stop string; repeatable")
-    stop(
-        "--stop-token",
-        metavar="ID,ID",
-        type=number_list,
-        action="extend",
-        default=[],
-        help="stop token ids; repeatable",
-    )
-
-    sample = parser.add_argument_group("sampling (default: greedy decoding)").add_argument
-    sample(
-        "--temperature",
-        metavar="X",
-        type=float,
-        help="divide the logits by X; 0 is greedy (default: 1 with another sampling option, else 0)",
-    )
-    sample("--top-k", metavar="N", type=int, help="sample from the N most likely tokens")
-    sample(
-        "--top-p",
-        metavar="X",
-        type=float,
-        help="sample from the smallest set of most likely tokens with total probability X",
-    )
-    sample("--min-p", metavar="X", type=float, help="drop tokens below X times the highest probability")
-    sample("--seed", metavar="N", type=int, help="seed of the random numbers, to repeat a text")
-    sample(
-        "--repetition-penalty",
-        metavar="X",
-        type=float,
-        default=1.0,
-        help="penalize tokens already in the text (default: %(default)s, none)",
-    )
+    add_generation_flags(parser)
     return parser
-
-
-def _text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("the text is not UTF-8") from None
-    return text
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -136,12 +105,15 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack some characters
     if args.system is not None and not args.chat:
         raise UsageError("--system needs --chat")
-    options = _options(args)
+    options = generation_options(args)
+    if args.chat and args.log_probabilities is not None:
+        raise UsageError("--log-probabilities does not go with --chat")
     stats = Stats()
     package = Package.load(args.package, args.tokenizer, options_from(args, _log))
     if not args.tokenizer and package.model.parent.resolve() != package.directory.resolve():
         _log(f"{package.directory} has no model: using {package.model}")
-    with package:
+    with package, _warnings_as_log_lines():
+        options = _with_seed(options, package, args.stats)
         conversation = package.chat(args.system, **options) if args.chat else None
         prompt = package.tokenizer.encode(DEFAULT_PROMPT if args.prompt is None else args.prompt)
         _ = package.session  # loads the model
@@ -155,21 +127,26 @@ def _run(args: argparse.Namespace) -> int:
         return chat_loop(conversation, args.prompt, stats if args.stats else None, _log)
 
 
-def _options(args: argparse.Namespace) -> GenerationOptions:
-    """Raises UsageError for numbers out of range."""
+@contextmanager
+def _warnings_as_log_lines() -> Iterator[None]:
+    from runtime_py.generation.generation_config import UnsupportedSettingWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnsupportedSettingWarning)
+        warnings.showwarning = lambda message, *_, **__: _log(str(message))
+        yield
+
+
+def _with_seed(options: GenerationOptions, package: Package, stats: bool) -> GenerationOptions:
+    """Give texts that are drawn at random a seed, which --stats reports."""
     from runtime_py.generation.sampling import Sampling
 
-    sampling = Sampling(**{option.name: getattr(args, option.name) for option in fields(Sampling)})
-    if sampling.draws and sampling.seed is None:
-        sampling = replace(sampling, seed=secrets.randbits(32))
-        if args.stats:
+    sampling = options.get("sampling") or Sampling()
+    if sampling.seed is None and sampling.over(package.generation_config.sampling).draws:
+        options["sampling"] = sampling = replace(sampling, seed=secrets.randbits(32))
+        if stats:
             _log(f"--seed {sampling.seed} repeats this text")
-    return {
-        "max_new_tokens": args.max_new_tokens,
-        "stop": args.stop,
-        "stop_tokens": args.stop_token,
-        "sampling": sampling,
-    }
+    return options
 
 
 def _continue(
@@ -182,6 +159,7 @@ def _continue(
     """Print the continuation of the prompt. SIGINT ends the text, and the text so far is printed."""
     header = f"prompt: {DEFAULT_PROMPT if args.prompt is None else args.prompt}\n"
     ids: list[int] = []
+    lines: list[str] = []
     text, finish, code = "", None, 0
     tokens = package.stream(prompt, **options)
     stats.begin()
@@ -192,6 +170,8 @@ def _continue(
                 if not ids:
                     _print(f"{header}detokenized: ")
                 _print(token.text)
+            if args.log_probabilities is not None:
+                lines.append(_log_probability_line(package.tokenizer, ids[-1] if ids else prompt[-1], token))
             ids.append(token.id)
             text += token.text
             finish = token.finish
@@ -204,11 +184,25 @@ def _continue(
         _print(f"\n{generated}")
     else:
         _print(f"{header}{generated}detokenized: {text}\n")
+    _print("".join(lines))
     if finish == "capacity":
         _log(package.session.context_full_message)
     if args.stats:
         print(stats.report(package.session.runs), file=sys.stderr)
     return code
+
+
+def _log_probability_line(tokenizer: Tokenizer, previous: int, token: Token) -> str:
+    """A line of JSON. Texts are those after the token `previous`, because spaces are parts of tokens."""
+    before = tokenizer.decode([previous])
+
+    def entry(id: int, log_probability: float | None) -> dict[str, Any]:
+        text = tokenizer.decode([previous, id])
+        text = text.removeprefix(before) if text.startswith(before) else tokenizer.decode([id])
+        return {"id": id, "text": text, "log_probability": log_probability}
+
+    top = [entry(*one) for one in token.top]
+    return json.dumps({**entry(token.id, token.log_probability), "top": top}) + "\n"
 
 
 def _log(message: str) -> None:

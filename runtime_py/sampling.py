@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from runtime_py.generation.sampling import GREEDY, Sampler, Sampling, greedy
+from runtime_py.generation.sampling import GREEDY, Sampling
 
-__all__ = ["GREEDY", "Sampler", "Sampling", "greedy"]
+__all__ = ["GREEDY", "Sampling"]

@@ -23,6 +23,7 @@ from bench.llama2c import convert
 from export import pipeline
 from runtime_py.engines.registry import installed
 from runtime_py.generation.generate import generate
+from runtime_py.generation.generation_config import GenerationConfig
 from runtime_py.generation.session import Session
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
@@ -141,10 +142,10 @@ def assert_generates_the_same(
     """
     untold = SimpleNamespace(push=lambda token: "", flush=lambda: "")
     started = package.engine(buckets=buckets if engine == "litert" else None, engine=engine)
-    session = started.open_session()
+    session, config = started.open_session(), GenerationConfig(eos_token_id=tuple(package.eos))
     for prompt in prompts:
         tokens, logits = generated_by_transformers(checkpoint, tuple(prompt), started.capacity + 1)
-        found = [token.id for token in generate(Session(session), prompt, untold, eos=package.eos)]
+        found = [token.id for token in generate(Session(session), prompt, untold, config=config)]
         assert found == tokens
         assert_close(session.prefill(prompt), logits)
     started.close()

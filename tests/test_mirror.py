@@ -135,8 +135,17 @@ COVERED = {
     "tests/runtime_py/engines/test_selection.py": [
         "runtime_py/engines/registry.py",
     ],
+    "tests/runtime_py/generation/test_logits_processors.py": [
+        "runtime_py/generation/logits_processors/constraints.py",
+        "runtime_py/generation/logits_processors/penalties.py",
+        "runtime_py/generation/logits_processors/truncation.py",
+    ],
     "tests/runtime_py/generation/test_sampling.py": [
+        "runtime_py/generation/setting_types.py",
         "runtime_py/sampling.py",
+    ],
+    "tests/runtime_py/test_run.py": [
+        "runtime_py/generation_flags.py",
     ],
     "tests/runtime_py/test_bench.py": [
         "runtime_py/benchmark/report.py",

@@ -104,6 +104,25 @@ def positive_int(text: str) -> int:
     return number
 
 
+def utf8_text(text: str) -> str:
+    """Check an argument.
+
+    Args:
+        text: The argument.
+
+    Returns:
+        The same text.
+
+    Raises:
+        ArgumentTypeError: It is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("the text is not UTF-8") from None
+    return text
+
+
 def number_list(text: str) -> list[int]:
     """Parse a list of integers.
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+import numpy as np
+
 from o2o.errors import ModelError, UsageError
-from runtime_py.generation.sampling import GREEDY, Sampling
+from runtime_py.generation import setting_types
+from runtime_py.generation.generation_config import GenerationConfig
+from runtime_py.generation.log_probabilities import TokenLogProbability, log_softmax, top_tokens
+from runtime_py.generation.logits_processors import LogitsProcessor
+from runtime_py.generation.processor_chain import check_ids, processor_chain
+from runtime_py.generation.sampler import Sampler, sampler
+from runtime_py.generation.sampling import Sampling
 from runtime_py.generation.session import Session
 from runtime_py.generation.stop_strings import StopStrings
 from runtime_py.text.detokenizer import Detokenizer
 
 Finish = Literal["eos", "stop", "length", "capacity"]
-"""Why generation ended: end of sequence; stop string or stop token; `max_new_tokens`; full KV caches."""
+"""Why generation ended: end of sequence; stop string or token; limit of tokens or time; full KV caches."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +36,42 @@ class Token:
             possible stop string, is incomplete. The texts of all tokens together are the decoded ids, up to
             the stop string.
         finish: Why generation ended, for the last token; None for the others.
+        log_probability: log p of the token in nats, by the model alone: without temperature, penalties and
+            other logits processors. None unless `log_probabilities` was requested.
+        top: The most likely tokens at this place, the most likely first, in the same sense.
     """
 
     id: int
     text: str
     finish: Finish | None = None
+    log_probability: float | None = None
+    top: tuple[TokenLogProbability, ...] = ()
 
 
 class GenerationOptions(TypedDict, total=False):
     """How a text is generated, and when it ends.
 
     Attributes:
-        max_new_tokens: The largest number of new tokens; None for no limit.
+        max_new_tokens: The largest number of new tokens; None for the limit of `generation_config.json`.
+        min_new_tokens: The number of new tokens before which no end of sequence is chosen; None for the
+            number of `generation_config.json`.
         stop: Stop strings: the first complete one ends the text and is not shown.
         stop_tokens: Token ids that end the text, in addition to the checkpoint's end of sequence.
-        sampling: How tokens are chosen; greedy by default.
+        sampling: How tokens are chosen. Its settings go before those of `generation_config.json`; None has
+            no settings. `GREEDY` ignores the file.
+        logits_processors: Functions that change the logits, applied in this order after the penalties and
+            constraints of `sampling` and of the file, and before the temperature.
+        log_probabilities: Compute the log-probability of each token, and of this number of most likely
+            tokens at its place. 0 is the token's alone; None is none.
     """
 
     max_new_tokens: int | None
+    min_new_tokens: int | None
     stop: Sequence[str]
     stop_tokens: Collection[int]
-    sampling: Sampling
+    sampling: Sampling | None
+    logits_processors: Sequence[LogitsProcessor]
+    log_probabilities: int | None
 
 
 def generate(
@@ -54,11 +79,14 @@ def generate(
     prompt: Sequence[int],
     detokenizer: Detokenizer,
     *,
-    eos: Collection[int] = (),
+    config: GenerationConfig | None = None,
     stop_tokens: Collection[int] = (),
     stop: Sequence[str] = (),
     max_new_tokens: int | None = None,
-    sampling: Sampling = GREEDY,
+    min_new_tokens: int | None = None,
+    sampling: Sampling | None = None,
+    logits_processors: Sequence[LogitsProcessor] = (),
+    log_probabilities: int | None = None,
 ) -> Iterator[Token]:
     """Continue a prompt.
 
@@ -68,33 +96,45 @@ def generate(
         session: The session to generate in.
         prompt: Token ids [P].
         detokenizer: A new detokenizer.
-        eos: The end-of-sequence ids.
+        config: The checkpoint's settings; None for greedy decoding without an end of sequence.
         stop_tokens: See `GenerationOptions`.
         stop: See `GenerationOptions`.
         max_new_tokens: See `GenerationOptions`.
+        min_new_tokens: See `GenerationOptions`.
         sampling: See `GenerationOptions`.
+        logits_processors: See `GenerationOptions`.
+        log_probabilities: See `GenerationOptions`.
 
     Yields:
         The new tokens, including the end-of-sequence token.
 
     Raises:
-        UsageError: At the first token: the prompt is empty or longer than S, or a stop string is empty.
-        ModelError: At the first token: a prompt id is not below V.
+        UsageError: At the first token: the prompt is empty or too long, or an option is out of range.
+        ModelError: A token id of the prompt or of `config` is not below V, or no token can be chosen.
     """
     _check(session, prompt)
-    stops, sampler = StopStrings(stop), sampling.sampler()
+    config = config or GenerationConfig()
+    options = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+    for name, value in (options | {"log_probabilities": log_probabilities}).items():
+        if value is not None:
+            setting_types.check(name, value)
+    limit = config.length_limit(len(prompt), max_new_tokens)
+    choose = _sampler(session, prompt, config, limit, min_new_tokens, sampling, logits_processors)
+    stops = StopStrings((*stop, *config.stop_strings))
+    deadline = math.inf if config.max_time is None else time.monotonic() + config.max_time
     ids = list(prompt)
     logits = session.read(ids)
     while True:
-        token = sampler(logits, ids)
+        token = choose(ids, logits)
+        evidence = _log_probabilities(logits, token, log_probabilities)
         ids.append(token)
         text, stopped = stops.push(detokenizer.push(token))
         finish: Finish | None = None
-        if token in eos:
+        if token in config.eos_token_id:
             finish = "eos"
         elif stopped or token in stop_tokens:
             finish = "stop"
-        elif max_new_tokens is not None and len(ids) - len(prompt) >= max_new_tokens:
+        elif (limit is not None and len(ids) >= limit) or time.monotonic() >= deadline:
             finish = "length"
         elif len(ids) > session.capacity:
             finish = "capacity"
@@ -103,10 +143,54 @@ def generate(
                 rest, stopped = stops.push(detokenizer.flush())
                 text += rest if stopped else rest + stops.flush()
                 finish = "stop" if stopped and finish != "eos" else finish
-            yield Token(token, text, finish)
+            yield Token(token, text, finish, *evidence)
             return
-        yield Token(token, text)
+        yield Token(token, text, None, *evidence)
         logits = session.append(token)
+
+
+def _sampler(
+    session: Session,
+    prompt: Sequence[int],
+    config: GenerationConfig,
+    limit: int | None,
+    min_new_tokens: int | None,
+    sampling: Sampling | None,
+    logits_processors: Sequence[LogitsProcessor],
+) -> Sampler:
+    """The choice of tokens by the caller's options over those of the checkpoint.
+
+    limit: The number of ids at which the text ends; None for no limit.
+    """
+    sampling = sampling or Sampling()
+    check_ids(sampling, session.vocab_size)
+    config.check_ids(session.vocab_size)
+    if min_new_tokens is not None:
+        min_length = len(prompt) + min_new_tokens
+    else:
+        min_length = 0 if sampling.greedy else config.smallest_length(len(prompt))
+    full = session.capacity + 1
+    sampling = sampling.over(config.sampling)
+    chain = processor_chain(
+        sampling,
+        prompt,
+        vocab_size=session.vocab_size,
+        eos=config.eos_token_id,
+        min_length=min_length,
+        max_length=full if limit is None else min(limit, full),
+        custom=logits_processors,
+    )
+    return sampler(sampling, chain)
+
+
+def _log_probabilities(
+    logits: np.ndarray, token: int, count: int | None
+) -> tuple[float | None, tuple[TokenLogProbability, ...]]:
+    """The log-probability of a token and of the `count` most likely ones, for the end of a `Token`."""
+    if count is None:
+        return None, ()
+    log_probabilities = log_softmax(logits)
+    return float(log_probabilities[token]), top_tokens(log_probabilities, count)
 
 
 def _check(session: Session, prompt: Sequence[int]) -> None:

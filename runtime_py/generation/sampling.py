@@ -1,143 +1,134 @@
-"""Sampling: the choice of the next token from the logits."""
+"""Sampling: how the next token is chosen from the logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from o2o.errors import UsageError
-
-Sampler: TypeAlias = Callable[[np.ndarray, Sequence[int]], int]
-"""Takes logits [V] and the token ids so far, including the prompt; returns a token id. It must neither keep
-nor change the array, which an engine may reuse."""
+from runtime_py.generation import setting_types
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling options. They are applied to the logits in the order of transformers: penalty, temperature,
-    top k, top p, min p.
+    """How tokens are chosen. None is "not set": the value of `generation_config.json` applies, or no effect.
+
+    Names and meanings are those of transformers' `GenerationConfig`, except `greedy`, `seed`,
+    `frequency_penalty`, `presence_penalty` and `logit_bias`.
 
     Attributes:
-        temperature: Divides the logits; 0 is greedy decoding. None is 1 if another option asks for sampling
-            (`top_k`, `top_p`, `min_p`, `seed`), else 0.
-        top_k: Sample from this number of most likely tokens.
-        top_p: Sample from the smallest set of most likely tokens with at least this total probability
-            (nucleus sampling, Holtzman et al. 2019).
-        min_p: Drop tokens below this share of the highest probability (Nguyen et al. 2024).
-        repetition_penalty: Divides positive logits of tokens already in the text, and multiplies negative
-            ones (CTRL, Keskar et al. 2019). 1 is none.
+        greedy: Choose the token with the largest logit. No other setting, here or in the file, has an effect.
+        do_sample: Draw tokens at random; otherwise choose the most likely one. None is True if a setting of
+            `SAMPLING_ONLY` is set. None is False if `temperature` is 0.
         seed: Seed of the random numbers; None for a new one each time.
+        temperature: Divides the logits. 0 is the choice of the most likely token.
+        top_k: Draw from this number of most likely tokens. 0 is no limit.
+        top_p: Draw from the smallest set of most likely tokens with at least this total probability.
+        min_p: Drop tokens below this share of the highest probability.
+        typical_p: Draw from the most typical tokens with at least this total probability.
+        top_h: Draw from the most likely tokens up to this share of the entropy.
+        epsilon_cutoff: Drop tokens below this probability.
+        eta_cutoff: Drop tokens below this probability, or a smaller one where the entropy is large.
+        repetition_penalty: Divides positive logits of tokens in the text, and multiplies negative ones.
+        encoder_repetition_penalty: Multiplies positive logits of tokens in the prompt, divides negative ones.
+        frequency_penalty: Subtracted from a logit for each time the token was generated.
+        presence_penalty: Subtracted from a logit if the token was generated.
+        exponential_decay_length_penalty: The number of new tokens after which the logit of the end of
+            sequence rises; the base of the exponential.
+        no_repeat_ngram_size: An n-gram of this size occurs once in the text.
+        encoder_no_repeat_ngram_size: No n-gram of this size is repeated from the prompt.
+        logit_bias: Added to the logit, by token id. -inf forbids the token.
+        sequence_bias: Added to the logit of the last token of a sequence after its other tokens.
+        bad_words_ids: Sequences of token ids that are not generated.
+        suppress_tokens: Token ids that are not generated.
+        begin_suppress_tokens: Token ids that are not generated first.
+        forced_bos_token_id: The token after a prompt of one token.
+        forced_eos_token_id: The token, or one of the tokens, at the maximum length.
+        remove_invalid_values: Replace NaN and infinite logits by finite ones.
+        renormalize_logits: Replace the processed logits by log-probabilities.
 
     Raises:
-        UsageError: A number is out of range.
+        UsageError: A value has a wrong type or is out of range.
     """
 
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     seed: int | None = None
+    greedy: bool = False
+    do_sample: bool | None = None
+    typical_p: float | None = None
+    top_h: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    encoder_repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    no_repeat_ngram_size: int | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    sequence_bias: Mapping[tuple[int, ...], float] | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
+    suppress_tokens: Sequence[int] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
+    remove_invalid_values: bool | None = None
+    renormalize_logits: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, in_range, range_text in (
-            ("temperature", lambda x: 0 <= x < np.inf, "0 or more"),
-            ("top_k", lambda x: x >= 1, "1 or more"),
-            ("top_p", lambda x: 0 < x <= 1, "above 0, at most 1"),
-            ("min_p", lambda x: 0 <= x <= 1, "from 0 to 1"),
-            ("repetition_penalty", lambda x: 0 < x < np.inf, "above 0"),
-            ("seed", lambda x: x >= 0, "0 or more"),
-        ):
-            number = getattr(self, name)
-            if number is not None and not in_range(number):
-                raise UsageError(f"{name.replace('_', ' ')} is {number:g}: it must be {range_text}")
+        for name, value in self._set.items():
+            setting_types.check(name, value)
+        if self.do_sample and self.temperature == 0:
+            raise UsageError("temperature is 0 and do_sample is true: set one of them")
+
+    @property
+    def _set(self) -> dict[str, Any]:
+        """The settings that have a value, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def draws(self) -> bool:
-        """Whether tokens are drawn at random; otherwise decoding is greedy."""
-        if self.temperature is None:
-            return any(option is not None for option in (self.top_k, self.top_p, self.min_p, self.seed))
-        return self.temperature > 0
+        """Whether tokens are drawn at random."""
+        return not self.greedy and bool(self._do_sample)
 
-    def sampler(self) -> Sampler:
-        """Create a sampler for one text.
+    @property
+    def _do_sample(self) -> bool | None:
+        """`do_sample`, or its value by the other settings; None if they do not matter."""
+        if self.do_sample is not None:
+            return self.do_sample
+        if self.temperature is not None:
+            return self.temperature > 0
+        return True if any(name in SAMPLING_ONLY for name in self._set) else None
 
-        Returns:
-            A sampler with random numbers from the seed on.
-        """
-        if not self.draws:
-            return lambda logits, ids: greedy(self._penalized(logits, ids))
-        generator = np.random.default_rng(self.seed)
-
-        def draw(logits: np.ndarray, ids: Sequence[int]) -> int:
-            candidates, probabilities = self.candidates(logits, ids)
-            sums = np.cumsum(probabilities)
-            index = np.searchsorted(sums, generator.random() * sums[-1], side="right")
-            return int(candidates[min(index, len(candidates) - 1)])
-
-        return draw
-
-    def candidates(self, logits: np.ndarray, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Compute the distribution that a token is drawn from.
+    def over(self, defaults: Sampling) -> Sampling:
+        """Fill the settings that have no value.
 
         Args:
-            logits: float32 [V].
-            ids: The token ids so far, including the prompt.
+            defaults: Their values, of `generation_config.json`.
 
         Returns:
-            The token ids that may be drawn, ascending, and their probabilities, float64. Both are [C] with
-            1 <= C <= V.
+            These settings, over the defaults.
         """
-        scores = self._penalized(logits, ids).astype(np.float64)
-        scores /= 1.0 if self.temperature is None else self.temperature
-        candidates = np.arange(len(scores))
-        if self.top_k is not None and self.top_k < len(scores):
-            threshold = np.partition(scores, -self.top_k)[-self.top_k]
-            candidates = np.flatnonzero(scores >= threshold)
-        scores = scores[candidates]
-        probabilities = np.exp(scores - scores.max())
-        probabilities /= probabilities.sum()
-        if self.top_p is not None and self.top_p < 1:
-            nucleus = _nucleus(probabilities, self.top_p)
-            candidates, probabilities = candidates[nucleus], probabilities[nucleus]
-        if self.min_p is not None:
-            likely = np.flatnonzero(probabilities >= self.min_p * probabilities.max())
-            candidates, probabilities = candidates[likely], probabilities[likely]
-        return candidates, probabilities / probabilities.sum()
-
-    def _penalized(self, logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-        if self.repetition_penalty == 1 or not len(ids):
-            return logits
-        repeated = np.asarray(ids)
-        scores, penalty = logits.copy(), self.repetition_penalty
-        old = logits[repeated]
-        scores[repeated] = np.where(old < 0, old * penalty, old / penalty)
-        return scores
+        if self.greedy:
+            return self
+        do_sample = defaults.draws if self._do_sample is None else self._do_sample
+        values = defaults._set | self._set | {"do_sample": do_sample}
+        if do_sample and self.temperature is None and not defaults.temperature:
+            values.pop("temperature", None)  # 0 in a file without sampling
+        return Sampling(**values)
 
 
-GREEDY = Sampling()
+SAMPLING_ONLY = (
+    *("seed", "temperature", "top_k", "top_p", "min_p"),
+    *("typical_p", "top_h", "epsilon_cutoff", "eta_cutoff"),
+)
+"""The settings that have an effect only where tokens are drawn at random."""
 
-
-def greedy(logits: np.ndarray, ids: Sequence[int] = ()) -> int:
-    """Choose the most likely token.
-
-    Args:
-        logits: [V].
-        ids: Not used; a `Sampler` takes them.
-
-    Returns:
-        The token id with the largest logit; of equal ones the lowest.
-    """
-    return int(np.argmax(logits))
-
-
-def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices of the most likely tokens with at least `top_p` in total, ascending; one at least."""
-    # Tokens below this threshold have at most 1 - top_p in total: they need not be sorted.
-    some = np.flatnonzero(probabilities >= (1 - top_p) / len(probabilities))
-    order = some[np.argsort(-probabilities[some], kind="stable")]
-    before = np.cumsum(probabilities[order]) - probabilities[order]
-    return np.sort(order[(before < top_p) | (before == 0)])
+GREEDY = Sampling(greedy=True)
+"""The token with the largest logit, whatever `generation_config.json` says."""

@@ -51,7 +51,9 @@ def test_end_of_sequence(tmp_path, files, eos):
 
 
 def test_end_of_sequence_that_is_no_id(tmp_path):
-    with pytest.raises(ModelError, match="eos_token_id '</s>'"):
+    with pytest.raises(
+        ModelError, match=r"config.json: eos_token_id is '</s>': it must be a token id or a list"
+    ):
         _ = package(tmp_path, config={"eos_token_id": "</s>"}).eos
 
 

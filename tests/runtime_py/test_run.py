@@ -218,7 +218,7 @@ def test_wrong_usage(args, capsys):
 
 def test_numbers_out_of_range(package, capsys):
     assert main([str(package), "--top-p", "2"]) == 2
-    assert "top p is 2: it must be above 0, at most 1" in one_line(capsys)
+    assert "top_p is 2: it must be a number from 0 to 1" in one_line(capsys)
 
 
 def test_by_chance_but_the_same_with_the_seed(package, capsys):

@@ -9,6 +9,7 @@ from export.parameter_matching import match_parameters
 from o2o.cli.text import counted
 from o2o.weights.checkpoint import open_checkpoint
 from runtime_py.generation.generate import generate
+from runtime_py.generation.generation_config import GenerationConfig
 from runtime_py.generation.session import Session
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.tokenizer import Tokenizer
@@ -112,7 +113,7 @@ class Verification:
                 Session(self.file),
                 prompt,
                 Detokenizer(self.tokenizer),
-                eos=self.eos,
+                config=GenerationConfig(eos_token_id=tuple(self.eos)),
                 max_new_tokens=self.max_new_tokens,
             )
         )

@@ -10,7 +10,8 @@ import pytest
 from o2o.errors import ModelError, UsageError
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
 from runtime_py.generation.generate import generate
-from runtime_py.generation.sampling import Sampler, Sampling, greedy
+from runtime_py.generation.generation_config import GenerationConfig
+from runtime_py.generation.sampling import GREEDY, Sampling
 from runtime_py.generation.session import Session
 from runtime_py.text.detokenizer import Detokenizer
 
@@ -80,14 +81,14 @@ def test_to_the_end_of_the_cache(length):
 
 
 def test_ends_after_the_end_of_sequence_which_is_given_but_not_shown():
-    tokens, _ = run(50, [96, 97], eos=[99, 3])
+    tokens, _ = run(50, [96, 97], config=GenerationConfig(eos_token_id=(99, 3)))
     assert [token.id for token in tokens] == [98, 99]
     assert tokens[-1].finish == "eos"
     assert "".join(token.text for token in tokens) == "98"
 
 
 def test_any_of_several_ends_it():
-    tokens, _ = run(50, [10], eos={40, 13})
+    tokens, _ = run(50, [10], config=GenerationConfig(eos_token_id=(40, 13)))
     assert [token.id for token in tokens] == [11, 12, 13]
 
 
@@ -100,7 +101,7 @@ def test_ends_after_enough(count):
 
 
 def test_enough_and_end_of_sequence_at_once():
-    tokens, _ = run(50, [10], max_new_tokens=2, eos=[12])
+    tokens, _ = run(50, [10], max_new_tokens=2, config=GenerationConfig(eos_token_id=(12,)))
     assert tokens[-1].finish == "eos"
 
 
@@ -117,18 +118,116 @@ def test_nothing_is_computed_before_it_is_wanted():
     assert engine.fed == [1]
 
 
-class OneMore(Sampling):
-    def sampler(self) -> Sampler:
-        return lambda logits, ids: greedy(logits) + len(ids)
+def test_a_processor_of_the_caller_sees_the_ids_and_changes_the_choice():
+    def later(ids, logits):
+        logits[:] = np.roll(logits, len(ids))
+        return logits
+
+    for sampling in (None, GREEDY, Sampling(top_k=1)):
+        tokens, _ = run(
+            50, [10, 20], max_new_tokens=3, sampling=sampling, logits_processors=[later], log_probabilities=1
+        )
+        assert [token.id for token in tokens] == [21 + 2, 24 + 3, 28 + 4]
+        assert [token.top[0].id for token in tokens] == [21, 24, 28], "the model's own logits"
 
 
-def test_the_sampler_chooses_and_knows_what_was_before():
-    tokens, _ = run(50, [10, 20], max_new_tokens=3, sampling=OneMore())
-    assert [token.id for token in tokens] == [21 + 2, 24 + 3, 28 + 4]
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (None, "returned NoneType: it must return an array of the logits' shape"),
+        (np.zeros(99, np.float32), r"returned an array of shape \[99\]: .*\[100\]"),
+        (np.full(100, np.nan, np.float32), "returned NaN"),
+    ],
+)
+def test_a_processor_that_returns_no_logits(result, message):
+    with pytest.raises(UsageError, match=message):
+        run(50, [10], logits_processors=[lambda ids, logits: result])
+    with pytest.raises(ModelError, match="no token can be chosen"):
+        run(50, [10], logits_processors=[lambda ids, logits: np.full_like(logits, -np.inf)])
+
+
+def test_log_probabilities():
+    weights = np.exp(np.eye(100)[11])
+    for token in run(50, [10], max_new_tokens=1, log_probabilities=3, sampling=Sampling(temperature=0.1))[0]:
+        assert token.log_probability == pytest.approx(np.log(weights[token.id] / weights.sum()))
+        assert [top.id for top in token.top] == [11, 0, 1]
+        assert token.top[0].log_probability == pytest.approx(1 - np.log(weights.sum()))
+    (token,) = run(50, [10], max_new_tokens=1, log_probabilities=0)[0]
+    assert (token.top, token.log_probability) == ((), pytest.approx(1 - np.log(weights.sum())))
+    (token,) = run(50, [10], max_new_tokens=1)[0]
+    assert (token.top, token.log_probability) == ((), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0: it must be an integer of 1 or more"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1: it must be an integer of 0 or more"),
+        ({"log_probabilities": 1.5}, "log_probabilities is 1.5: it must be an integer of 0 or more"),
+        ({"sampling": Sampling(logit_bias={100: 1.0})}, "logit_bias has the token id 100, the model has ids"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(UsageError, match=message):
+        run(50, [10], **options)
+
+
+def settings(path="generation_config.json", **values) -> GenerationConfig:
+    sampling = {key: values.pop(key) for key in list(values) if hasattr(Sampling, key)}
+    return GenerationConfig(sampling=Sampling(**sampling), path=path, **values)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "ids", "finish"),
+    [
+        ({"max_length": 3}, {}, [11, 12], "length"),
+        ({"max_length": 5}, {}, [11, 12, 13], "eos"),
+        ({"max_length": 4, "max_new_tokens": 2}, {}, [11, 12], "length"),
+        ({"max_length": 1}, {"max_new_tokens": 2}, [11, 12], "length"),
+        ({"max_new_tokens": 1}, {"max_new_tokens": 2}, [11, 12], "length"),
+        ({"max_time": 0}, {}, [11], "length"),
+        ({"max_time": 1000, "max_length": 2}, {}, [11], "length"),
+        ({"stop_strings": ("12",)}, {"stop": ["13"]}, [11, 12], "stop"),
+        ({"max_length": 3, "forced_eos_token_id": 13}, {}, [11, 13], "eos"),
+        ({"max_length": 4, "forced_eos_token_id": 5}, {}, [11, 12, 5], "length"),
+        ({"min_length": 5}, {}, [11, 12, 0, 1], None),
+        ({"min_new_tokens": 3, "min_length": 9}, {}, [11, 12, 0, 1], None),
+        ({"min_new_tokens": 2, "min_length": 9}, {}, [11, 12, 13], "eos"),
+        ({}, {"min_new_tokens": 3}, [11, 12, 0, 1], None),
+        ({"min_new_tokens": 5}, {"min_new_tokens": 0}, [11, 12, 13], "eos"),
+        ({"min_length": 5}, {"sampling": GREEDY}, [11, 12, 13], "eos"),
+        ({"min_length": 5}, {"sampling": GREEDY, "min_new_tokens": 3}, [11, 12, 0, 1], None),
+        ({"suppress_tokens": [12]}, {}, [11, 0, 1], None),
+        ({"suppress_tokens": [12]}, {"sampling": GREEDY}, [11, 12, 13], "eos"),
+        ({"suppress_tokens": [12]}, {"sampling": Sampling(suppress_tokens=[])}, [11, 12, 13], "eos"),
+        ({"max_length": 2}, {"sampling": GREEDY}, [11], "length"),
+    ],
+)
+def test_settings_of_the_checkpoint(config, options, ids, finish):
+    """13 is the end of sequence. Without the next token, all others are equally likely."""
+    engine = CountingEngine(50)
+    tokens = generate(
+        Session(engine), [10], Detokenizer(Digits()), config=settings(eos_token_id=(13,), **config), **options
+    )
+    first = [next(tokens) for _ in ids]
+    assert [token.id for token in first] == ids
+    assert first[-1].finish == finish
+
+
+def test_settings_that_the_model_or_the_prompt_do_not_suit():
+    with pytest.raises(UsageError, match=r"has 3 tokens, and max_length in g.* is 3: .*--max-new-tokens"):
+        run(50, [1, 2, 3], config=settings(max_length=3))
+    with pytest.raises(ModelError, match=r"generation_config.json: bad_words_ids has the token id 100"):
+        run(50, [1], config=settings(bad_words_ids=[[1, 100]]))
+
+
+def test_the_last_token_of_a_full_context_is_the_forced_one():
+    tokens, _ = run(5, [10], config=settings(forced_eos_token_id=[40]))
+    assert [token.id for token in tokens] == [11, 12, 13, 14, 40]
 
 
 def test_a_stop_token_is_given_and_ends_it():
-    tokens, _ = run(50, [10], stop_tokens=[13], eos=[40])
+    tokens, _ = run(50, [10], stop_tokens=[13], config=GenerationConfig(eos_token_id=(40,)))
     assert [token.id for token in tokens] == [11, 12, 13]
     assert tokens[-1].finish == "stop"
 

@@ -1,0 +1,16 @@
+"""Logits processors: functions that change the logits before a token is chosen.
+
+Each has the meaning, and `runtime_py.generation.processor_chain` the order, of the class of the same task in
+`transformers.generation.logits_process`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+LogitsProcessor: TypeAlias = Callable[[Sequence[int], np.ndarray], np.ndarray]
+"""Takes the token ids so far, including the prompt, and the logits [V] float32 that follow them. Returns the
+logits [V] to choose from: -inf removes a token. It does not change the ids."""
