@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from o2o.formats import save
 from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.disk_cache import user_cache
 from runtime_py.generation.generate import generate
+from runtime_py.generation.generation_config import read_generation_config
 from runtime_py.generation.session import Session
 from runtime_py.package import Package
 from runtime_py.text.detokenizer import Detokenizer
@@ -22,6 +25,7 @@ from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_llama
 from tests.tolerances import assert_close
 
 T, S = 12, 20
+FIRST, SECOND, THIRD = "first", "second", "third"
 
 
 def concat(folder: Path, config: dict) -> list[str]:
@@ -85,6 +89,12 @@ def package(request, shared_directory, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def engine(package):
+    with closing(Package.load(package).engine(threads=1, engine="litert")) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
 def theirs(package):
     from transformers import AutoModelForCausalLM
 
@@ -122,6 +132,71 @@ def test_greedy_tokens_after_every_prompt(package, theirs):
         tokens = generate(Session(engine.open_session()), ids[:length], Detokenizer(loaded.tokenizer))
         assert [token.id for token in tokens] == expected.tolist()
     engine.close()
+
+
+SETTINGS = {
+    "repetition_penalty": {"repetition_penalty": 1.5},
+    "encoder_penalty": {"encoder_repetition_penalty": 0.8, "encoder_no_repeat_ngram_size": 1},
+    "ngrams": {"no_repeat_ngram_size": 1},
+    "bad_words": {"bad_words_ids": [[FIRST], [SECOND, THIRD]]},
+    "bias": {"sequence_bias": [[[FIRST], -3.0], [[9], 2.5], [[9, 9], -5.0]]},
+    "suppress": {"suppress_tokens": [SECOND], "begin_suppress_tokens": [FIRST]},
+    "forced_eos": {"max_length": 9, "forced_eos_token_id": [7]},
+    "max_new_tokens": {"max_new_tokens": 4, "max_length": 6},
+    "several_eos": {"eos_token_id": [THIRD, 5]},
+    "min_length": {"eos_token_id": [FIRST, SECOND], "min_length": 12},
+    "min_new_tokens": {"eos_token_id": FIRST, "min_new_tokens": 2},
+    "decay": {"eos_token_id": 5, "exponential_decay_length_penalty": [3, 1.6]},
+    "ignored": {"temperature": 0.1, "top_k": 3, "top_p": 0.5, "typical_p": 0.5, "min_p": 0.3},
+    "all": {
+        "eos_token_id": [5, FIRST],
+        "min_length": 8,
+        "repetition_penalty": 1.2,
+        "no_repeat_ngram_size": 3,
+        "bad_words_ids": [[SECOND]],
+        "remove_invalid_values": True,
+        "renormalize_logits": True,
+        "exponential_decay_length_penalty": [6, 1.3],
+    },
+}
+"""Settings without random choice. FIRST, SECOND and THIRD stand for the tokens of greedy decoding."""
+
+
+@pytest.mark.parametrize("package", [FORMS["several"]], ids=["several"], indirect=True)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_the_checkpoint(package, theirs, engine, name, tmp_path):
+    """The whole text by `generate` with the same generation_config.json, and with a prompt of one token."""
+    import torch
+    from transformers import GenerationConfig
+
+    # By greedy decoding, 129, 68, 126, 126, 22 follow 3, 9, 4, 3, 9.
+    prompts, changed = [[3, 9, 4, 3, 9, 129, 68, 126], [1]], []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        plain = theirs.generate(ids, do_sample=False, max_length=S + 1, eos_token_id=-1)[0, len(prompt) :]
+        settings = SETTINGS[name] | ({"forced_bos_token_id": 8} if name == "all" else {})
+        settings = placed(settings, plain.tolist())
+        (tmp_path / "generation_config.json").write_text(json.dumps({"max_length": S + 1} | settings))
+        config = GenerationConfig.from_pretrained(tmp_path)
+        expected = theirs.generate(ids, generation_config=config)[0, len(prompt) :].tolist()
+        ours = generate(
+            Session(engine.open_session()),
+            prompt,
+            Detokenizer(Package.load(package).tokenizer),
+            config=read_generation_config(tmp_path),
+        )
+        assert [token.id for token in ours] == expected
+        changed.append(expected != plain.tolist())
+    assert any(changed) == (name != "ignored")
+
+
+def placed(settings, tokens: list[int]):
+    """Settings with tokens in place of FIRST, SECOND and THIRD."""
+    if isinstance(settings, dict):
+        return {key: placed(value, tokens) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [placed(value, tokens) for value in settings]
+    return tokens[(FIRST, SECOND, THIRD).index(settings)] if isinstance(settings, str) else settings
 
 
 def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):

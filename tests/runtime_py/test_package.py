@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 
 from o2o.errors import ModelError
+from runtime_py.generation.generation_config import UnsupportedSettingWarning
+from runtime_py.generation.sampling import GREEDY
 from runtime_py.package import Package
+from tests.runtime_py.tokenizers_on_disk import write_sentencepiece
+from tests.runtime_py.toy import Toy
 
 
 def package(folder, **files) -> Package:
@@ -55,6 +60,21 @@ def test_end_of_sequence_that_is_no_id(tmp_path):
         ModelError, match=r"config.json: eos_token_id is '</s>': it must be a token id or a list"
     ):
         _ = package(tmp_path, config={"eos_token_id": "</s>"}).eos
+
+
+def test_settings_that_are_not_supported_are_named_once(tmp_path):
+    write_sentencepiece(tmp_path)
+    opened = package(tmp_path, generation_config={"num_beams": 2})
+    opened.model.write_bytes(Toy(vocab=380).file)
+    with opened:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            greedy = list(opened.stream([1], max_new_tokens=3, sampling=GREEDY))
+        with pytest.warns(UnsupportedSettingWarning, match="not supported, and ignored: num_beams"):
+            assert list(opened.stream([1], max_new_tokens=3)) == greedy
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            list(opened.stream([1], max_new_tokens=3))
 
 
 def test_files_are_read_when_asked_for(tmp_path):

@@ -305,6 +305,124 @@ def test_generation_config_wins(toy, package, capsys):
     assert f"generated: {{ {', '.join(map(str, cut))} }}\n" in capsys.readouterr().out
 
 
+def run_tokens(package: Path, capsys, *options: str) -> list[int]:
+    """The generated ids of a prompt."""
+    assert main([str(package), "--prompt", "a dog", *options]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return [int(token) for token in re.search(r"generated: \{ (.*) \}\n", out)[1].split(", ")]
+
+
+def write_settings(package: Path, **settings: object) -> None:
+    (package / "generation_config.json").write_text(json.dumps(settings))
+
+
+def test_the_settings_of_the_checkpoint_choose(toy, package, capsys):
+    """A sampling checkpoint samples; flags replace single settings; --greedy replaces all."""
+    options = ["--max-new-tokens", "9"]
+    greedy = expected(toy, package, "a dog", 9)[0]
+    write_settings(package, do_sample=True, temperature=5.0, top_k=0, repetition_penalty=3.0)
+    assert main([str(package), "--prompt", "a dog", *options, "--stats"]) == 0
+    out, err = capsys.readouterr()
+    seed = re.search(r"run: --seed (\d+) repeats this text\n", err)[1]
+    assert main([str(package), "--prompt", "a dog", *options, "--seed", seed]) == 0
+    assert capsys.readouterr().out == out
+    assert run_tokens(package, capsys, *options, "--seed", "1") != greedy
+    assert run_tokens(package, capsys, *options, "--greedy") == greedy
+    assert run_tokens(package, capsys, *options, "--greedy", "--seed", "1", "--logit-bias", "9=99") == greedy
+    penalized = run_tokens(package, capsys, *options, "--temperature", "0")
+    assert penalized != greedy
+    assert run_tokens(package, capsys, *options, "--top-k", "1") == penalized
+    assert run_tokens(package, capsys, *options, "--top-k", "1", "--repetition-penalty", "1") == greedy
+    write_settings(package, max_length=9, suppress_tokens=[greedy[0]])
+    assert greedy[0] not in run_tokens(package, capsys)
+    assert len(run_tokens(package, capsys)) == 9 - len(expected_ids(package))
+    assert len(run_tokens(package, capsys, "--max-new-tokens", "12")) == 12
+
+
+def expected_ids(package: Path) -> list[int]:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(package).encode("a dog")
+
+
+def test_penalties_and_biases(toy, package, capsys):
+    (package / "config.json").write_text("{}")
+    first, second, *_ = expected(toy, package, "a dog", 9)[0]
+    options = ["--max-new-tokens", "9"]
+    assert first not in run_tokens(package, capsys, *options, "--logit-bias", f"{first}=-inf")
+    assert run_tokens(package, capsys, *options, "--logit-bias", f"3=-1,{second}=5000") == [second] * 9
+    assert (
+        run_tokens(package, capsys, *options, "--logit-bias", "7=5000", "--logit-bias", "8=6000") == [8] * 9
+    )
+    penalty = ["--logit-bias", "7=5000,8=4900", "--presence-penalty", "1000"]
+    assert run_tokens(package, capsys, *options, *penalty)[:2] == [7, 8]
+    assert len(set(run_tokens(package, capsys, *options, "--frequency-penalty", "1000"))) == 9
+    assert len(set(run_tokens(package, capsys, *options, "--no-repeat-ngram-size", "1"))) == 9
+    stop = ["--logit-bias", "7=5000"]
+    write_settings(package, eos_token_id=7)
+    assert run_tokens(package, capsys, *stop) == [7]
+    longer = run_tokens(package, capsys, *stop, "--min-new-tokens", "4")
+    assert (longer.index(7), len(longer)) == (4, 5)
+    assert main([str(package), "--logit-bias", "7"]) == 2
+    assert "--logit-bias: '7' is not a list such as 12=-1.5,7=-inf" in one_line(capsys)
+    assert main([str(package), "--logit-bias", "9999=1"]) == 2
+    assert "logit_bias has the token id 9999, the model has ids below 380" in one_line(capsys)
+    assert main([str(package), "--logit-bias", "7=inf"]) == 2
+    assert "logit_bias is {7: inf}" in one_line(capsys)
+
+
+def test_settings_that_are_not_supported_or_damaged(package, capsys):
+    write_settings(package, num_beams=4, penalty_alpha=0.6, cache_implementation="static", unknown=[1])
+    command = [str(package), "--prompt", "a dog", "--max-new-tokens", "2"]
+    for _ in range(2):
+        assert main(command) == 0
+        message = "not supported, and ignored: num_beams, penalty_alpha"
+        assert capsys.readouterr().err == f"run: {package / 'generation_config.json'}: {message}\n"
+    assert main([*command, "--greedy"]) == 0
+    assert capsys.readouterr().err == ""
+    write_settings(package, temperature="hot")
+    assert main(command) == 1
+    assert "generation_config.json: temperature is 'hot': it must be a number" in one_line(capsys)
+    write_settings(package, forced_eos_token_id=9999)
+    assert main(command) == 1
+    assert "generation_config.json: forced_eos_token_id has the token id 9999" in one_line(capsys)
+    write_settings(package, max_length=2)
+    assert main(command[:3]) == 2
+    assert "max_length in" in one_line(capsys)
+    write_settings(package, suppress_tokens=list(range(VOCAB)))
+    assert main(command) == 1
+    assert "no token can be chosen" in one_line(capsys)
+
+
+def test_log_probabilities(toy, package, capsys):
+    import numpy as np
+
+    ids, text = expected(toy, package, "a dog", 5)
+    command = [str(package), "--prompt", "a dog", "--max-new-tokens", "5"]
+    assert main(command) == 0
+    plain = capsys.readouterr().out
+    assert main([*command, "--log-probabilities", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(plain)
+    context = expected_ids(package)
+    lines = [json.loads(line) for line in out.removeprefix(plain).splitlines()]
+    assert [line["id"] for line in lines] == ids
+    assert "".join(line["text"] for line in lines).strip() == text.strip()
+    for line in lines:
+        logits = toy.logits(context).astype(np.float64)
+        log_probabilities = logits - np.log(np.exp(logits).sum())
+        best = np.argsort(-log_probabilities)[:2]
+        assert [one["id"] for one in line["top"]] == best.tolist()
+        found = [line["log_probability"], *(one["log_probability"] for one in line["top"])]
+        np.testing.assert_allclose(found, log_probabilities[[line["id"], *best]], atol=1e-4)
+        context.append(line["id"])
+    assert main([*command, "--log-probabilities", "-1"]) == 2
+    assert "log_probabilities is -1" in one_line(capsys)
+    assert main([*command, "--log-probabilities", "1", "--chat"]) == 2
+    assert "--log-probabilities does not go with --chat" in one_line(capsys)
+
+
 @pytest.mark.skipif("onnx" not in installed(), reason="no onnxruntime")
 def test_an_onnx_file(toy, package, capfd):
     (package / "model.tflite").unlink()

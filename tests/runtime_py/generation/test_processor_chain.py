@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from runtime_py.generation.generation_config import read_generation_config
 from runtime_py.generation.processor_chain import processor_chain
+from runtime_py.generation.sampler import sampler
 from runtime_py.generation.sampling import Sampling
 from tests.tolerances import assert_close
 
@@ -91,6 +92,36 @@ def test_the_scores_are_those_of_generate(
     removed = theirs < -1e30  # remove_invalid_values replaces -inf, and a division may restore it
     np.testing.assert_array_equal(ours < -1e30, removed)
     assert_close(ours[~removed], theirs[~removed])
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {},
+        {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.3},
+        {"top_k": 0, "min_p": 0.02, "suppress_tokens": [0, 1, 2]},
+        {"top_k": 0, "typical_p": 0.7, "eta_cutoff": 0.01},
+        {"top_k": 20, "temperature": 2.0, "no_repeat_ngram_size": 1, "min_new_tokens": 5},
+    ],
+)
+def test_tokens_are_drawn_as_often_as_generate_draws_them(
+    model: LlamaForCausalLM, tmp_path: Path, file: dict[str, Any]
+) -> None:
+    """Pearson's statistic of 5,000 draws with a fixed seed."""
+    file = file | {"do_sample": True, "eos_token_id": EOS}
+    (tmp_path / "generation_config.json").write_text(json.dumps(file))
+    logits = np.random.default_rng(3).normal(0, 1, V).astype(np.float32)
+    scores = scores_of_generate(model, tmp_path, [0, 1], [4], logits)
+    probabilities = torch.from_numpy(scores).double().softmax(-1).numpy()
+    sampling = Sampling(seed=1).over(read_generation_config(tmp_path).sampling)
+    choose = sampler(sampling, chain(tmp_path, [0, 1]))
+    counts = np.bincount([choose([0, 1, 4], logits) for _ in range(5000)], minlength=V)
+    assert counts[probabilities == 0].sum() == 0
+    often = np.flatnonzero(probabilities * 5000 >= 5)
+    expected = probabilities[often] * 5000
+    statistic = float(((counts[often] - expected) ** 2 / expected).sum())
+    assert len(often) > 3
+    assert statistic < len(often) + 4 * np.sqrt(2 * len(often)) + 8
 
 
 def scores_of_generate(
