@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
 
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.cli.text import listed
-from o2o.errors import UsageError
+from o2o.errors import ModelError, UsageError
 
 with silenced_stderr():
     from ai_edge_litert import interpreter as litert
 
-TOKENS, POSITIONS, CACHE = "tokens", "input_pos", "kv_cache_"
+TOKENS, POSITIONS, CACHE, LOGITS = "tokens", "input_pos", "kv_cache_", "logits"
 
 
 class InputError(UsageError, ValueError):
@@ -49,20 +50,31 @@ class Interpreter(litert.Interpreter):
         if name is None or name not in names:
             problem = "which signature?" if name is None else f"no signature {name!r}:"
             raise InputError(f"{problem} the model has {listed(names) or 'none'}")
-        return SignatureRunner(name, super().get_signature_runner(name))
+        return SignatureRunner(name, super().get_signature_runner(name), self._vocab_size)
+
+    @cached_property
+    def _vocab_size(self) -> int:
+        """V, from a signature that returns logits; prefills return none."""
+        for name in self.get_signature_list():
+            outputs = super().get_signature_runner(name).get_output_details()
+            if LOGITS in outputs:
+                return int(outputs[LOGITS]["shape"][-1])
+        return sys.maxsize
 
 
 class SignatureRunner:
     """The runner of one signature. Call it with the inputs by name; it returns the outputs by name."""
 
-    def __init__(self, name: str, runner: litert.SignatureRunner) -> None:
+    def __init__(self, name: str, runner: litert.SignatureRunner, vocab_size: int = sys.maxsize) -> None:
         """Wrap a runner of LiteRT.
 
         Args:
             name: The signature's name, for messages.
             runner: LiteRT's runner.
+            vocab_size: V. Every token id is below it.
         """
         self._name = name
+        self._vocab_size = vocab_size
         self._runner = runner
         self._inputs: Mapping[str, Any] = runner.get_input_details()
 
@@ -84,14 +96,20 @@ class SignatureRunner:
             The output arrays by name.
 
         Raises:
-            InputError: An input is missing or does not fit.
+            InputError: An input is missing or does not fit, or an id is not from 0 to V - 1.
+            ModelError: LiteRT cannot run the signature.
         """
         self._check_names(inputs)
         for name, details in self._inputs.items():
             self._check_tensor(name, inputs[name], tuple(map(int, details["shape"])), details["dtype"])
         if POSITIONS in inputs:
             self._check_positions(inputs[POSITIONS])
-        return self._runner(**inputs)
+        if TOKENS in inputs:
+            self._check_ids(inputs[TOKENS])
+        try:
+            return self._runner(**inputs)
+        except RuntimeError as error:
+            raise ModelError(f"{self._name}: LiteRT fails: {' '.join(str(error).split())}") from error
 
     def _refuse(self, problem: str) -> NoReturn:
         raise InputError(f"{self._name}: {problem}")
@@ -141,6 +159,13 @@ class SignatureRunner:
                 f"{POSITIONS} is {first} to {last}, but the caches hold 0 to {capacity - 1}: stop earlier, "
                 "or convert the model with a larger --kv_cache_max_len"
             )
+
+    def _check_ids(self, tokens: np.ndarray) -> None:
+        for number in (int(tokens.min()), int(tokens.max())):
+            if not 0 <= number < self._vocab_size:
+                self._refuse(
+                    f"{TOKENS} has {number}, the model has token ids from 0 to {self._vocab_size - 1}"
+                )
 
     def _capacity(self) -> int:
         """S, the number of positions in the caches."""

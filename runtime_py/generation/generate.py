@@ -6,11 +6,12 @@ import math
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from o2o.errors import ModelError, UsageError
+from o2o.errors import UsageError
+from runtime_py.engines.token_ids import check_prompt, stop_ids, token_ids
 from runtime_py.generation import setting_types
 from runtime_py.generation.generation_config import GenerationConfig
 from runtime_py.generation.log_probabilities import TokenLogProbability, log_softmax, top_tokens
@@ -109,10 +110,14 @@ def generate(
         The new tokens, including the end-of-sequence token.
 
     Raises:
-        UsageError: At the first token: the prompt is empty or too long, or an option is out of range.
-        ModelError: A token id of the prompt or of `config` is not below V, or no token can be chosen.
+        UsageError: At the first token: the prompt is empty, too long or no list of ids, or an option is out
+            of range.
+        ModelError: A token id of the prompt or of `config` is not below V, logits are not finite, or no token
+            can be chosen.
     """
-    _check(session, prompt)
+    ids = _check(prompt, session)
+    prompt = tuple(ids)
+    stop_tokens = stop_ids(stop_tokens, session.vocab_size, "stop_tokens")
     config = config or GenerationConfig()
     options = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
     for name, value in (options | {"log_probabilities": log_probabilities}).items():
@@ -122,7 +127,6 @@ def generate(
     choose = _sampler(session, prompt, config, limit, min_new_tokens, sampling, logits_processors)
     stops = StopStrings((*stop, *config.stop_strings))
     deadline = math.inf if config.max_time is None else time.monotonic() + config.max_time
-    ids = list(prompt)
     logits = session.read(ids)
     while True:
         token = choose(ids, logits)
@@ -193,16 +197,8 @@ def _log_probabilities(
     return float(log_probabilities[token]), top_tokens(log_probabilities, count)
 
 
-def _check(session: Session, prompt: Sequence[int]) -> None:
-    if len(prompt) == 0:
+def _check(prompt: Any, session: Session) -> list[int]:
+    ids = token_ids(prompt)
+    if not ids:
         raise UsageError("the prompt is empty, and this tokenizer adds no begin token: give some text")
-    if len(prompt) > session.capacity:
-        raise UsageError(
-            f"the prompt has {len(prompt)} tokens, the KV caches hold {session.capacity}: shorten it, or "
-            f"export the model with a larger --max-length"
-        )
-    if (highest := max(prompt)) >= session.vocab_size:
-        raise ModelError(
-            f"the prompt has the token id {highest}, the model has ids below {session.vocab_size}: use "
-            f"the tokenizer of the model's checkpoint"
-        )
+    return check_prompt(ids, session)

@@ -121,3 +121,15 @@ def test_errors_are_wrong_usage_and_wrong_values():
     """A command ends with one line and exit code 2; a program that catches LiteRT's ValueError catches it."""
     assert issubclass(InputError, UsageError)
     assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize("token", [-1, 11, 2**31 - 1])
+def test_ids_are_those_of_the_model(interpreter, capfd, token):
+    """Prefills return no logits: the number of ids is that of decode."""
+    prefill, decode = map(interpreter.get_signature_runner, ("prefill_4", "decode"))
+    message = f"tokens has {token}, the model has token ids from 0 to 10"
+    with pytest.raises(InputError, match=message):
+        decode(tokens=ids(token)[None], input_pos=ids(0), **caches())
+    with pytest.raises(InputError, match=message):
+        prefill(tokens=ids(1, token, 0, 0)[None], input_pos=np.arange(T, dtype=np.int32), **caches())
+    assert capfd.readouterr() == ("", "")

@@ -144,6 +144,7 @@ class Toy:
     `prefill_T`, which write into the caches at any position. `capacity` is S. Layouts are BNTH or BTNH.
     `ids_dtype` is the dtype of tokens and positions. With `same_names`, cache outputs have the names of the
     inputs. `ai_edge` uses AI Edge's names, with a position for each token and no logits from prefills.
+    `damage` is the value of every number of the last token, such as NaN: so are the logits after it.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class Toy:
         same_names: bool = False,
         ai_edge: bool = False,
         seed: int = 0,
+        damage: float | None = None,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.length, self.capacity, self.vocab = prefill_length, capacity, vocab
@@ -168,6 +170,8 @@ class Toy:
         self.ai_edge = ai_edge
         self.keys = rng.standard_normal((vocab, WIDTH), np.float32)
         self.values = rng.standard_normal((vocab, WIDTH), np.float32)
+        if damage is not None:
+            self.values[-1] = damage
         self.weights = rng.uniform(0.5, 1.5, max(capacity, prefill_length)).astype(np.float32)
         self.lm_head = rng.standard_normal((vocab, WIDTH), np.float32)
         file = _File()

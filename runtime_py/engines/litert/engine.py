@@ -16,6 +16,7 @@ import numpy as np
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.cli.text import listed
 from o2o.errors import ModelError
+from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.litert.compiled_model import compile_model, model_error_from, silence_at_exit
 from runtime_py.engines.litert.kv_caches import CacheBuffers, KVCaches
 from runtime_py.engines.litert.mapped_bytes import MappedBytes
@@ -24,6 +25,7 @@ from runtime_py.engines.litert.tensor_views import view
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
+from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
 
 with silenced_stderr():
@@ -158,13 +160,15 @@ class LiteRtSession:
 
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         """See `EngineSession`."""
+        tokens = check_prompt(tokens, self, num_cached)
         for chunk in self.plan(len(tokens), num_cached):
             signature = self._run(chunk.length, tokens[chunk.start : chunk.stop], chunk.start)
-        return signature.logits(chunk.stop - chunk.start - 1)
+        return check_logits(signature.logits(chunk.stop - chunk.start - 1), chunk.stop - 1)
 
     def decode(self, token: int, position: int) -> np.ndarray:
         """See `EngineSession`."""
-        return self._run(1, [token], position).logits(0)
+        token = check_token(token, position, self)
+        return check_logits(self._run(1, [token], position).logits(0), position)
 
     def close(self) -> None:
         """See `EngineSession`."""

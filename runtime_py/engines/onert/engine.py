@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from o2o.errors import ModelError
+from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onert.nnfw import check_in_child, open_nnfw_session
 from runtime_py.engines.onert.prepare import prepare
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
+from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
 
 
@@ -149,14 +151,15 @@ class OnertSession:
 
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         """See `EngineSession`."""
+        tokens = check_prompt(tokens, self, num_cached)
         for chunk in self.plan(len(tokens), num_cached):
             self._step(tokens[chunk.start], chunk.start)
-        return self._read_logits()
+        return check_logits(self._read_logits(), len(tokens) - 1)
 
     def decode(self, token: int, position: int) -> np.ndarray:
         """See `EngineSession`."""
-        self._step(token, position)
-        return self._read_logits()
+        self._step(check_token(token, position, self), position)
+        return check_logits(self._read_logits(), position)
 
     def close(self) -> None:
         """See `EngineSession`."""

@@ -16,12 +16,14 @@ import numpy as np
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.contract import METADATA_NAME
 from o2o.errors import ModelError
+from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onnx.inference_session import open_inference_session, session_options
 from runtime_py.engines.onnx.lowered_file import WEIGHT_DTYPE
 from runtime_py.engines.onnx.prepare import prepare
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.model.contract import Contract, Slot
 from runtime_py.model.weight_dtype import onnx_weight_dtype
 
@@ -153,15 +155,16 @@ class OnnxSession:
 
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         """See `EngineSession`."""
+        tokens = check_prompt(tokens, self, num_cached)
         for chunk in self.plan(len(tokens), num_cached):
             run = self._bind(chunk.length)
             run(tokens[chunk.start : chunk.stop], chunk.start)
-        return run.logits[-1].copy()
+        return check_logits(run.logits[-1].copy(), len(tokens) - 1)
 
     def decode(self, token: int, position: int) -> np.ndarray:
         """See `EngineSession`."""
-        self._step(token, position)
-        return self._step.logits[-1].copy()
+        self._step(check_token(token, position, self), position)
+        return check_logits(self._step.logits[-1].copy(), position)
 
     def close(self) -> None:
         """See `EngineSession`."""
