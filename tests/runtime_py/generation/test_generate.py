@@ -261,3 +261,12 @@ def test_prompts_that_do_not_fit():
         run(8, [])
     with pytest.raises(ModelError, match="id 100, the model has ids below 100"):
         run(8, [100])
+    for wrong in ([-1], [1.5], [True], "12", None, iter([1])):
+        with pytest.raises(UsageError, match="the prompt"):
+            run(8, wrong)
+
+
+@pytest.mark.parametrize("token", [-1, 100, 1.5, True, "a", None])
+def test_stop_tokens_are_ids_of_the_model(token):
+    with pytest.raises(UsageError, match="stop_tokens"):
+        run(8, [1], stop_tokens=[token])
