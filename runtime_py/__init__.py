@@ -7,7 +7,8 @@
             print(token.text, end="", flush=True)
 
 Modules, in the order of the data: `package`, `model` (its contract), `text` (tokenizers, chat templates),
-`engines`, `generation` (sampling, stop strings), `evaluation` (quality), `benchmark` (speed).
+`engines`, `generation` (sampling, logits processors, stop strings), `evaluation` (quality), `benchmark`
+(speed).
 
 Shapes are written with these letters: B batch, T tokens, S cache capacity, N query heads, K key/value heads,
 H head dimension, D model dimension, V vocabulary, P prompt length.

@@ -37,7 +37,9 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     add = parser.add_argument_group(
-        "choice of tokens (default: as generation_config.json says, else greedy decoding)"
+        "choice of tokens (default: as generation_config.json says, else greedy decoding)",
+        "A flag replaces one setting of the file. Each flag except --greedy and --temperature 0 turns "
+        "sampling on.",
     ).add_argument
     add("--greedy", action="store_true", help="choose the token with the largest logit, in spite of all else")
     add("--temperature", metavar="X", type=float, help="divide the logits by X; 0 is the most likely token")

@@ -82,8 +82,8 @@ def _forced(
     length = len(prompt)
     if sampling.forced_bos_token_id is not None and length == 1:
         yield constraints.forced_tokens([sampling.forced_bos_token_id], 1)
-    if (forced := sampling.forced_eos_token_id) is not None and max_length is not None:
-        yield constraints.forced_tokens([forced] if isinstance(forced, int) else forced, max_length - 1)
+    if (forced := _ids(sampling.forced_eos_token_id)) and max_length is not None:
+        yield constraints.forced_tokens(forced, max_length - 1)
     if sampling.remove_invalid_values:
         yield constraints.remove_invalid_values()
     if sampling.exponential_decay_length_penalty and eos:
@@ -135,17 +135,22 @@ def check_ids(sampling: Sampling, vocab_size: int) -> None:
     Raises:
         UsageError: An id is not below V.
     """
-    forced_eos = sampling.forced_eos_token_id
     ids_by_name: dict[str, Iterable[int]] = {
         "logit_bias": sampling.logit_bias or (),
         "sequence_bias": (token for ids in sampling.sequence_bias or () for token in ids),
         "bad_words_ids": (token for ids in sampling.bad_words_ids or () for token in ids),
-        "forced_bos_token_id": () if sampling.forced_bos_token_id is None else [sampling.forced_bos_token_id],
-        "forced_eos_token_id": [forced_eos] if isinstance(forced_eos, int) else forced_eos or (),
+        "forced_bos_token_id": _ids(sampling.forced_bos_token_id),
+        "forced_eos_token_id": _ids(sampling.forced_eos_token_id),
     }
     for name, ids in ids_by_name.items():
         if (highest := max(ids, default=0)) >= vocab_size:
             raise UsageError(f"{name} has the token id {highest}, the model has ids below {vocab_size}")
+
+
+def _ids(value: int | Sequence[int] | None) -> Sequence[int]:
+    if value is None:
+        return ()
+    return value if isinstance(value, Sequence) else (value,)
 
 
 def _below(ids: Iterable[int], vocab_size: int) -> list[int]:

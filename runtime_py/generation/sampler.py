@@ -29,8 +29,12 @@ def sampler(sampling: Sampling, processors: Sequence[LogitsProcessor]) -> Sample
     generator = np.random.default_rng(sampling.seed) if sampling.draws else None
 
     def choose(ids: Sequence[int], logits: np.ndarray) -> int:
-        for process in processors:
-            logits = process(ids, logits)
+        if processors:
+            with np.errstate(
+                over="ignore", divide="ignore", invalid="ignore"
+            ):  # extreme settings: `_largest` checks
+                for process in processors:
+                    logits = process(ids, logits)
         token = _largest(logits)
         return token if generator is None else draw(logits, generator)
 

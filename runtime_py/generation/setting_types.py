@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from o2o.errors import UsageError
 
 
@@ -39,12 +41,18 @@ def check(name: str, value: Any) -> None:
         raise UsageError(f"{name} is {shown}: it must be {TYPES[name].description}")
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def _is_integer(value: Any, lowest: float = -math.inf) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= lowest
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    number: Any = value
+    return bool(-_LARGEST <= number <= _LARGEST)
 
 
 def _is_bias(value: Any) -> bool:
@@ -61,6 +69,10 @@ def _is_id(value: Any) -> bool:
 
 def _is_sequence(value: Any) -> bool:
     return _is_list(value, _is_id) and len(value) > 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _integer(lowest: int) -> SettingType:
@@ -134,8 +146,8 @@ TYPES: Mapping[str, SettingType] = {
     "min_new_tokens": _integer(0),
     "max_time": _NOT_NEGATIVE,
     "stop_strings": SettingType(
-        "a string or a list of strings",
-        lambda value: isinstance(value, str) or _is_list(value, lambda one: isinstance(one, str)),
+        "a string or a list of strings, none of them empty",
+        lambda value: _is_text(value) or _is_list(value, _is_text),
     ),
     "num_beams": _integer(1),
     "num_beam_groups": _integer(1),

@@ -56,7 +56,8 @@ def min_length(length: int, eos: Sequence[int]) -> LogitsProcessor:
     Returns:
         The processor.
     """
-    return lambda ids, logits: _without(logits, eos) if len(ids) < length else logits
+    tokens = np.array(eos, np.int64)
+    return lambda ids, logits: _without(logits, tokens) if len(ids) < length else logits
 
 
 def suppress_tokens(tokens: Sequence[int]) -> LogitsProcessor:
@@ -68,7 +69,8 @@ def suppress_tokens(tokens: Sequence[int]) -> LogitsProcessor:
     Returns:
         The processor.
     """
-    return lambda ids, logits: _without(logits, tokens)
+    suppressed = np.array(tokens, np.int64)
+    return lambda ids, logits: _without(logits, suppressed)
 
 
 def begin_suppress_tokens(tokens: Sequence[int], length: int) -> LogitsProcessor:
@@ -81,7 +83,8 @@ def begin_suppress_tokens(tokens: Sequence[int], length: int) -> LogitsProcessor
     Returns:
         The processor.
     """
-    return lambda ids, logits: _without(logits, tokens) if len(ids) == length else logits
+    suppressed = np.array(tokens, np.int64)
+    return lambda ids, logits: _without(logits, suppressed) if len(ids) == length else logits
 
 
 def forced_tokens(tokens: Sequence[int], length: int) -> LogitsProcessor:
@@ -94,12 +97,13 @@ def forced_tokens(tokens: Sequence[int], length: int) -> LogitsProcessor:
     Returns:
         The processor.
     """
+    permitted = np.array(tokens, np.int64)
 
     def process(ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
         if len(ids) != length:
             return logits
         forced = np.full_like(logits, -np.inf)
-        forced[np.asarray(tokens, np.int64)] = 0
+        forced[permitted] = 0
         return forced
 
     return process
@@ -128,7 +132,7 @@ def renormalize_logits() -> LogitsProcessor:
     return process
 
 
-def _without(logits: np.ndarray, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+def _without(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     remaining = logits.copy()
-    remaining[np.asarray(tokens, np.int64)] = -np.inf
+    remaining[tokens] = -np.inf
     return remaining

@@ -113,9 +113,8 @@ def exponential_decay_length_penalty(
         if excess <= 0:
             return logits
         raised, old = logits.copy(), logits[tokens]
-        with np.errstate(over="ignore", invalid="ignore"):
-            added = np.abs(old) * (np.float64(factor) ** excess - 1)
-        added = np.minimum(added, np.finfo(np.float32).max / 2)
+        growth = np.float64(factor) ** excess - 1
+        added = np.clip(np.abs(old) * growth, None, np.finfo(np.float32).max / 2)
         raised[tokens] = np.where(np.isfinite(old), old + added, old)
         return raised
 

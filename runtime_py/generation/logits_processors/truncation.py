@@ -13,6 +13,8 @@ from runtime_py.generation.logits_processors import LogitsProcessor
 
 _TOP_H_TOKENS = 100
 """The number of tokens that `top_h` considers, in transformers and in the authors' code."""
+_LOW_TEMPERATURE = 1e-3
+"""Below, a quotient may be infinite. An offset of all logits does not change probabilities."""
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -41,11 +43,10 @@ def temperature(value: float) -> LogitsProcessor:
         The processor.
     """
 
-    def process(ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # of the smallest number in place of -inf: remove_invalid_values
-            return logits / np.float32(value)
-
-    return process
+    divisor = np.float32(max(value, float(np.finfo(np.float32).tiny)))
+    if value > _LOW_TEMPERATURE:
+        return lambda ids, logits: logits / divisor
+    return lambda ids, logits: (logits - logits.max()) / divisor  # all quotients are -inf or finite
 
 
 def top_k(count: int) -> LogitsProcessor:

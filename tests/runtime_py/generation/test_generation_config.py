@@ -125,6 +125,8 @@ def test_what_is_not_supported(tmp_path, config, unsupported):
         ({"max_new_tokens": "many"}, "max_new_tokens is 'many'"),
         ({"max_time": [1]}, r"max_time is \[1\]"),
         ({"stop_strings": [1]}, r"stop_strings is \[1\]: it must be a string or a list of strings"),
+        ({"stop_strings": ["x", ""]}, "stop_strings is .*none of them empty"),
+        ({"repetition_penalty": 10**400}, "repetition_penalty is 1000"),
         ({"num_beams": "four"}, "num_beams is 'four'"),
         ({"exponential_decay_length_penalty": [1, 2, 3]}, "exponential_decay_length_penalty"),
         (["x"], "is not a JSON object"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 
@@ -78,6 +79,24 @@ def test_logits_of_which_most_are_out_of_reach() -> None:
     logits[3] = 0.0
     for sampling in (Sampling(seed=1), Sampling(top_p=0.1), Sampling(min_p=0.5, top_k=7)):
         assert chooser(sampling)(logits) == 3
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-40, 1e-300])
+def test_low_temperatures_choose_the_largest_logit(temperature: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for offset in (-100, 0, 100):
+            logits = logits_of(4) + np.float32(offset)
+            assert chooser(Sampling(temperature=temperature, top_p=0.9, seed=1))(logits) == logits.argmax()
+
+
+def test_extreme_settings_have_no_warning() -> None:
+    logits = logits_of(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chooser(Sampling(logit_bias={3: 3e38, 4: 3e38}, temperature=1e30))(logits) in (3, 4)
+        with pytest.raises(ModelError, match="no token can be chosen"):
+            chooser(Sampling(repetition_penalty=1e-300))(np.ones(V, np.float32))
 
 
 @pytest.mark.parametrize("logit", [-np.inf, np.inf, np.nan])
