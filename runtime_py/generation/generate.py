@@ -130,7 +130,7 @@ def generate(
     logits = session.read(ids)
     while True:
         token = choose(ids, logits)
-        evidence = _log_probabilities(logits, token, log_probabilities)
+        evidence = () if log_probabilities is None else _evidence(logits, token, log_probabilities)
         ids.append(token)
         text, stopped = stops.push(detokenizer.push(token))
         finish: Finish | None = None
@@ -187,12 +187,8 @@ def _sampler(
     return sampler(sampling, chain)
 
 
-def _log_probabilities(
-    logits: np.ndarray, token: int, count: int | None
-) -> tuple[float | None, tuple[TokenLogProbability, ...]]:
+def _evidence(logits: np.ndarray, token: int, count: int) -> tuple[float, tuple[TokenLogProbability, ...]]:
     """The log-probability of a token and of the `count` most likely ones, for the end of a `Token`."""
-    if count is None:
-        return None, ()
     log_probabilities = log_softmax(logits)
     return float(log_probabilities[token]), top_tokens(log_probabilities, count)
 

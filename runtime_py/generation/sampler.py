@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -44,7 +45,7 @@ def sampler(sampling: Sampling, processors: Sequence[LogitsProcessor]) -> Sample
 def _largest(logits: np.ndarray) -> int:
     """The token with the largest logit; of equal ones the lowest. Raises ModelError without a finite one."""
     token = int(logits.argmax())  # of NaN, if there is one
-    if not np.isfinite(logits[token]):
+    if not math.isfinite(logits[token]):
         raise ModelError(
             "no token can be chosen: the logits are not finite, or generation_config.json, logit biases or "
             "logits processors forbid all tokens"

@@ -240,7 +240,7 @@ def test_where_a_text_ends(toy, package, capsys):
     command = [str(package), "--prompt", "a dog"]
     assert main([*command, "--stop", "nowhere", "--stop", word]) == 0
     assert f"detokenized: {text[: text.index(word)]}\n" in capsys.readouterr().out
-    assert main([*command, "--stop-token", "9999", "--stop-token", str(ids[4])]) == 0
+    assert main([*command, "--stop-token", "379", "--stop-token", str(ids[4])]) == 0
     stopped = ids[: ids.index(ids[4]) + 1]
     assert f"generated: {{ {', '.join(map(str, stopped))} }}\n" in capsys.readouterr().out
 
