@@ -45,7 +45,7 @@ class Sampling:
         begin_suppress_tokens: Token ids that are not generated first.
         forced_bos_token_id: The token after a prompt of one token.
         forced_eos_token_id: The token, or one of the tokens, at the maximum length.
-        remove_invalid_values: Replace infinite logits by finite ones. NaN is an error, unlike in transformers.
+        remove_invalid_values: Replace infinite logits by finite ones. NaN is an error here.
         renormalize_logits: Replace the processed logits by log-probabilities.
 
     Raises:
