@@ -27,7 +27,7 @@ def summarize(model: Model) -> dict[str, Any]:
 
     Returns:
         Data for JSON: format, graphs, constants in the file, references to constants in other files,
-        metadata, contract, quantization, history.
+        metadata, associated files, contract, quantization, history.
     """
     return {
         "format": model.format,
@@ -35,6 +35,9 @@ def summarize(model: Model) -> dict[str, Any]:
         "constants": _constants(model),
         "references": _references(model),
         "metadata": [{"name": name, "bytes": len(data)} for name, data in model.metadata],
+        "associated_files": [
+            {"name": file.info.filename, "bytes": len(file.data)} for file in model.associated_files
+        ],
         "contract": contract_of(model),
         "quantization": recorded_steps(model),
         "history": model.history,
@@ -168,9 +171,10 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
         operators = [f"{name} {count}" for name, count in graph["operators"].items()]
         lines += _wrapped(f"operators {sum(graph['operators'].values())}:", operators)
     lines += ["", *_constant_lines(summary["constants"]), *_reference_lines(summary["references"])]
-    if summary["metadata"]:
-        entries = [f"{entry['name']} ({entry['bytes']:,} bytes)" for entry in summary["metadata"]]
-        lines += ["", *_wrapped("metadata:", entries, indent="")]
+    for key in ("metadata", "associated_files"):
+        if summary[key]:
+            entries = [f"{entry['name']} ({entry['bytes']:,} bytes)" for entry in summary[key]]
+            lines += ["", *_wrapped(f"{key.replace('_', ' ')}:", entries, indent="")]
     signatures = summary["contract"]["signatures"]
     lines += ["", f"contract: {', '.join(signatures) or 'none (no tensor has a role)'}"]
     lines += [f"quantization: {_quantization(step)}" for step in summary["quantization"]]

@@ -14,9 +14,10 @@ cannot represent is stored in the `meta` of its owner, so that reading and writi
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import onnx_ir as ir
 
@@ -55,6 +56,13 @@ class Signature:
                     values[name] = new
 
 
+class AssociatedFile(NamedTuple):
+    """A file in the archive behind a model (`o2o.formats.associated_files`): name, dates, bytes."""
+
+    info: zipfile.ZipInfo
+    data: bytes
+
+
 @dataclass
 class Model:
     """The contents of one model file.
@@ -67,6 +75,7 @@ class Model:
         history: The history of filters (`o2o.history`).
         fields: Other fields of the schema's Model table.
         unused: Tensors of a checkpoint without a reference (`o2o.formats.unbound_tensor`), by file.
+        associated_files: Files in an archive behind the model, such as labels.
     """
 
     format: Format
@@ -76,6 +85,7 @@ class Model:
     history: list[dict[str, Any]] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
     unused: dict[str, dict[str, str]] = field(default_factory=dict)
+    associated_files: list[AssociatedFile] = field(default_factory=list)
 
     def signatures_of(self, graph: ir.Graph) -> Iterator[Signature]:
         """Find the signatures of a graph.

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from o2o import streams
-from o2o.cli.text import counted
+from o2o.cli.text import counted, listed
 from o2o.filters.base import Filter, Result
 from o2o.formats.onnx_writer import stream, write
 from o2o.lower.onnx import FORMS, lower_to_onnx
@@ -62,6 +62,9 @@ class LowerOnnx(Filter):
         if entry is not None:
             model.history.append(entry)
         lowered = lower_to_onnx(model, args.form, args.logits)
+        if model.associated_files:
+            names = listed([file.info.filename for file in model.associated_files])
+            self.log(f"ONNX holds no associated files: {names} are not written")
         operators = Counter(node.op_type for node in lowered.graph)
         most_common = ", ".join(f"{count} {name}" for name, count in operators.most_common(4))
         self.log(f"{args.form}: {counted(sum(operators.values()), 'operator')}: {most_common}, ...")

@@ -100,6 +100,7 @@ class MergeCircles(Filter):
             for weights, tensors in model.unused.items():
                 result.unused.setdefault(weights, {}).update(tensors)
             self._add_metadata(result, model, file)
+            self._add_associated_files(result, model, file)
             for name in sorted(_variables(model)):
                 if name in variable_of:
                     self.log(f"{variable_of[name]} and {file} now share the variable {name!r}")
@@ -125,6 +126,15 @@ class MergeCircles(Filter):
             fields = graph.meta.get("fields", {})
             if (index := fields.pop("debugMetadataIndex", -1)) in new_index:
                 fields["debugMetadataIndex"] = new_index[index]
+
+    def _add_associated_files(self, result: Model, model: Model, file: str) -> None:
+        known = {one.info.filename: one.data for one in result.associated_files}
+        for one in model.associated_files:
+            name = one.info.filename
+            if name not in known:
+                result.associated_files.append(one)
+            elif known[name] != one.data:
+                self.log(f"{file}: its associated file {name!r} is dropped: an earlier file has another one")
 
 
 def _rename(signatures: Sequence[Signature], names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from o2o.model import Model, quantization_constants
 
 
 def fingerprint(model: Model) -> str:
-    """Hash graphs, signatures, small constants, metadata and history of a model.
+    """Hash graphs, signatures, small constants, metadata, associated files and history.
 
     Large constants count by dtype and shape only. So a model with its weights inside and the same model with
     external weights have one fingerprint.
@@ -50,6 +50,9 @@ def _items(model: Model) -> Iterator[str | bytes]:
     for name, data in model.metadata:
         yield name
         yield data
+    for file in model.associated_files:
+        yield file.info.filename
+        yield file.data
     yield repr(model.history)
 
 

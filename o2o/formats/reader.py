@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from o2o import contract, history
 from o2o.errors import ModelError
 from o2o.formats import unbound_tensor
+from o2o.formats.associated_files import read_archive
 from o2o.formats.schema import QUANTIZATION_CONSTANTS, SUBGRAPH_FIELDS, Dialect, Span, detect
 from o2o.formats.tensors import LARGE, SourceTensor, constant
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, quantization_constants
@@ -91,6 +92,8 @@ class _Reader:
             ir.Graph([], [], nodes=[], name=_text(subgraph.name), opset_imports={DOMAIN: 1})
             for subgraph in self.table.subgraphs or ()
         ]
+        self.first_values: list[list[ir.Value]] = []
+        """The values of each graph's tensors before any operator. An operator may write an input."""
         self.values = [
             self._read_subgraph(graph, subgraph)
             for graph, subgraph in zip(self.graphs, self.table.subgraphs or (), strict=True)
@@ -112,6 +115,7 @@ class _Reader:
             [entry for entry in metadata if entry[0] not in _OWN_METADATA],
             fields=fields,
             unused=self.unused,
+            associated_files=read_archive(self.source),
         )
         for key, data in metadata:
             if key == contract.METADATA_NAME:
@@ -160,7 +164,18 @@ class _Reader:
         for value in values:
             _set_quantization_constants(value, values)
         inputs = _graph_values(table.inputs, values)
-        nodes = [self._node(operator, values) for operator in table.operators or ()]
+        self.first_values.append([*values])
+        written = {id(value) for value in values if value in inputs or value.const_value is not None}
+
+        def write(index: int) -> ir.Value:
+            """The value that an operator computes into a tensor. A second one gets a value of its own."""
+            if id(values[index]) in written:
+                values[index] = self._value(table.tensors[index], names, index)
+                values[index].const_value = None
+            written.add(id(values[index]))
+            return values[index]
+
+        nodes = [self._node(operator, values, write) for operator in table.operators or ()]
         graph.inputs.extend(inputs)
         graph.extend(nodes)
         graph.outputs.extend(_graph_values(table.outputs, values))
@@ -207,7 +222,7 @@ class _Reader:
         value.const_value = self._constant(tensor.buffer, dtype, shape, name)
         return value
 
-    def _node(self, operator: Any, values: list[ir.Value]) -> ir.Node:
+    def _node(self, operator: Any, values: list[ir.Value], write: Callable[[int], ir.Value]) -> ir.Node:
         code = self.table.operatorCodes[operator.opcodeIndex]
         # Files older than builtinCode have only the byte-sized field; newer ones keep it at most 127.
         number = code.builtinCode or code.deprecatedBuiltinCode
@@ -226,7 +241,7 @@ class _Reader:
             [None if index < 0 else values[index] for index in _indices(operator.inputs)],
             attributes,
             outputs=[
-                _absent() if index < 0 else values[index] for index in _indices(operator.outputs)
+                _absent() if index < 0 else write(index) for index in _indices(operator.outputs)
             ],
             version=code.version,
         )  # fmt: skip
@@ -266,10 +281,13 @@ class _Reader:
         return ir.AttrGraph(name, self.graphs[item]) if item >= 0 else ir.AttrInt64(name, item)
 
     def _signature(self, table: Any) -> Signature:
-        values = self.values[table.subgraphIndex]
+        index = table.subgraphIndex
         inputs, outputs = (
             {_text(entry.name) or "": values[entry.tensorIndex] for entry in entries or ()}
-            for entries in (table.inputs, table.outputs)
+            for values, entries in (
+                (self.first_values[index], table.inputs),
+                (self.values[index], table.outputs),
+            )
         )
         signature = _text(table.signatureKey) or ""
         for name, value in (*inputs.items(), *outputs.items()):
@@ -278,7 +296,7 @@ class _Reader:
                     f"damaged: signature {signature!r} names the tensor {value.name} as {name!r}, which is "
                     "neither an input nor an output of its subgraph"
                 )
-        return Signature(signature, self.graphs[table.subgraphIndex], inputs, outputs)
+        return Signature(signature, self.graphs[index], inputs, outputs)
 
 
 def _indices(vector: Iterable[int] | None) -> list[int]:

@@ -27,6 +27,7 @@ import onnx_ir as ir
 
 from o2o.cli.progress import progress
 from o2o.errors import ModelError
+from o2o.formats.associated_files import pack_archive
 from o2o.formats.concatenated_tensor import ConcatenatedTensor
 from o2o.formats.schema import DATA_SLOT, OFFSET_SLOT, SIZE_SLOT, Dialect
 from o2o.formats.tables import Tables
@@ -184,6 +185,10 @@ def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
     if inside > FLATBUFFER_LIMIT:
         raise ModelError("the graph and its small constants exceed 2 GiB, the limit of FlatBuffers")
     inline = [s for s, is_large, by in zip(sizes, large, by_offset, strict=True) if is_large and not by]
+    if model.associated_files:  # no frame: a reader needs the whole file
+        archive = pack_archive(model.associated_files, position)
+        segments.append(Segment(position, archive))
+        return Plan(bytes(tables), segments, position + len(archive))
     frame = framing.Frame(header, position, tuple(inline)).packed()
     tables[framing.AT : framing.AT + len(frame)] = frame
     return Plan(bytes(tables), segments, position)

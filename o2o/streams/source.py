@@ -91,6 +91,11 @@ class Source:
         """The length of the file in bytes; None if unknown."""
         return None
 
+    @property
+    def unframed(self) -> memoryview | None:
+        """All bytes of a file that may end in an archive; None for a file that ends where its frame says."""
+        return None
+
     def spool(self) -> None:
         """Make all bytes available in any order and more than once."""
 
@@ -105,7 +110,7 @@ class Source:
         """Announce that the source will not be used again.
 
         Raises:
-            ModelError: The input is shorter than its frame says.
+            ModelError: The input is shorter or longer than its frame says.
         """
 
 
@@ -118,6 +123,11 @@ class MemorySource(Source):
     @property
     def size(self) -> int:
         return len(self.header)
+
+    @property
+    def unframed(self) -> memoryview | None:
+        frame = parse_frame(self.header)
+        return None if frame is not None and frame.file == len(self.header) else self.header
 
     def view(self, start: int, size: int) -> np.ndarray:
         _check_end(self, start + size, len(self.header))
@@ -148,6 +158,7 @@ class FileSource(Source):
         self._size = os.fstat(descriptor).st_size
         self._map: mmap.mmap | None = None
         frame = parse_frame(os.pread(descriptor, AT + LENGTH, 0))
+        self._framed = frame is not None and frame.file == self._size
         if frame is None:
             self.header = memoryview(self._mapped())
         else:
@@ -157,6 +168,10 @@ class FileSource(Source):
     @property
     def size(self) -> int:
         return self._size
+
+    @property
+    def unframed(self) -> memoryview | None:
+        return None if self._framed else memoryview(self._mapped())
 
     def _mapped(self) -> mmap.mmap | bytes:
         if self._map is None and self._size:
@@ -193,7 +208,7 @@ class PipeSource(Source):
                 end.
 
         Raises:
-            ModelError: The pipe ends within these bytes.
+            ModelError: The pipe ends within these bytes, or goes on for long behind the model.
         """
         self.name = name
         self._file = open(os.dup(descriptor), "rb", buffering=0)  # noqa: SIM115 - lives as long as this
@@ -212,11 +227,21 @@ class PipeSource(Source):
         self._position = len(self.header)
         _check_end(self, length, self._position)
         if length == self._frame.file:
+            limit = max(small, CHUNK)
+            if rest := self._read(limit + 1):  # perhaps an archive that another program has appended
+                self.header = memoryview(bytes(self.header) + rest)
+                self._position = len(self.header)
+            if len(rest) > limit:
+                raise _continues(self, len(rest))
             self._spool = MemorySource(self.header, name)
 
     @property
     def size(self) -> int | None:
         return self._frame.file if self._frame is not None else self._spooled().size
+
+    @property
+    def unframed(self) -> memoryview | None:
+        return self._spool.unframed if self._spool is not None else None
 
     def _read(self, count: int) -> bytes:
         data = bytearray()
@@ -291,6 +316,8 @@ class PipeSource(Source):
         self._skip(None)
         if self._frame is not None:
             _check_end(self, self._frame.file, self._position)
+            if (more := self._position - self._frame.file) > 0:
+                raise _continues(self, more)
 
 
 def _check_end(source: Source, needed: int, available: int) -> None:
@@ -300,6 +327,13 @@ def _check_end(source: Source, needed: int, available: int) -> None:
 
 def _cut_short(source: Source, detail: str = "") -> ModelError:
     return ModelError(f"{source.name}: truncated{detail} (was the command that wrote it interrupted?)")
+
+
+def _continues(source: Source, more: int) -> ModelError:
+    return ModelError(
+        f"{source.name}: at least {more:,} bytes follow the model, perhaps an archive: read the file instead "
+        "of a pipe"
+    )
 
 
 def enlarge_pipe(descriptor: int) -> None:

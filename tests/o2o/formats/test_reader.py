@@ -17,7 +17,7 @@ from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import constant_array
 from o2o.model import CUSTOM_DOMAIN
 from tests.o2o.formats.trees import pack, unpack
-from tests.o2o.graphs import SAMPLES, decoder, linear
+from tests.o2o.graphs import SAMPLES, Graph, decoder, linear, run
 
 DATA = {name: formats.dumps(SAMPLES[name]()) for name in ("decoder", "conditional", "quantized", "custom")}
 
@@ -175,3 +175,29 @@ def vector(builder: flatbuffers.Builder, offsets: list[int]) -> int:
     for offset in offsets:
         builder.PrependUOffsetTRelative(offset)
     return int(builder.EndVector())
+
+
+def test_a_tensor_that_operators_write_more_than_once() -> None:
+    """In the IR a value is computed once. Here an operator writes an input, and another its own operand."""
+    graph = Graph("main")
+    x, state = graph.input("x", [2, 3]), graph.input("state", [2, 3])
+    negated = graph.op("NEG", [x], [2, 3], name="negated")
+    graph.output(graph.op("ADD", [negated, state], [2, 3], name="sum"))
+    table = unpack(formats.dumps(graph.model(format="tflite")))
+    subgraph = table.subgraphs[0]
+    index = {tensor.name: number for number, tensor in enumerate(subgraph.tensors)}
+    for operator in subgraph.operators:  # x = -x; state = x + state
+        operator.inputs = [index[b"x"] if i == index[b"negated"] else i for i in operator.inputs]
+    subgraph.operators[0].outputs = [index[b"x"]]
+    subgraph.operators[1].outputs = [index[b"state"]]
+    subgraph.outputs = [index[b"state"]]
+    table.signatureDefs[0].outputs[0].tensorIndex = index[b"state"]
+    model = formats.loads(pack(table, DIALECTS["tflite"]))
+    (signature,) = model.signatures
+    assert [value.name for value in signature.inputs.values()] == ["x", "state"]
+    assert signature.outputs["sum"] is model.graphs[0].outputs[0]
+    x_array, state_array = np.float32([[1, 2, 3], [4, 5, 6]]), np.full((2, 3), 10, np.float32)
+    results = run(model, {"x": x_array, "state": state_array})
+    np.testing.assert_array_equal(next(iter(results.values())), state_array - x_array)
+    written = formats.dumps(model)
+    assert formats.dumps(formats.loads(written)) == written
