@@ -9,6 +9,7 @@ from export.config import CheckpointConfig
 from export.graph_specs import GraphSpec, graph_specs
 from export.options import CacheForm, WeightsType, check_length
 from export.shell import export_command
+from o2o.quantization.recipes import NONE
 
 FUSE = "fuse.attention.py"
 FUSE_PREFILL = """
@@ -21,7 +22,11 @@ fuse.attention.py < decode_.circle \\
 """
 MERGE = """
 merge.circles.py {graphs} \\
-  | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py | bind.weights.py -o model.circle
+  | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py {quantize}| bind.weights.py -o model.circle
+"""
+QUANTIZE = """| quantize.weights.py --recipe {recipe} """
+LOWER_TO_ONNX = """
+lower.onnx.py --form {form} model.circle -o model.onnx
 """
 
 
@@ -31,6 +36,7 @@ def circle_commands(
     prefill_lengths: Sequence[int] | None,
     cache: CacheForm,
     dtype: WeightsType,
+    recipe: str = NONE.name,
 ) -> list[str]:
     """List the commands that write model.circle into the working folder.
 
@@ -43,6 +49,7 @@ def circle_commands(
         prefill_lengths: T of each prefill; see `export.graph_specs.graph_specs`.
         cache: The form of decode's KV cache.
         dtype: The dtype of stored matrices.
+        recipe: A recipe of `o2o.quantization.recipes`.
 
     Returns:
         The commands, in order.
@@ -63,7 +70,8 @@ def circle_commands(
             f"[1,{config.kv_heads},{rows},{config.head_dim}]" for rows in (max_length - 2, max_length)
         )
         steps.append(FUSE_DECODE.format(exported=exported, resized=resized))
-    return [*steps, MERGE.format(graphs=" ".join(map(_fused_file, graphs)))]
+    quantize = QUANTIZE.format(recipe=recipe) * (recipe != NONE.name)
+    return [*steps, MERGE.format(graphs=" ".join(map(_fused_file, graphs)), quantize=quantize)]
 
 
 def is_fusing(step: str) -> bool:

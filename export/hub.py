@@ -17,11 +17,12 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def resolve(model: str | os.PathLike[str]) -> Path:
+def resolve(model: str | os.PathLike[str], fetch: bool = True) -> Path:
     """Return a checkpoint's folder. A local folder wins over a hub id of the same name.
 
     Args:
         model: A folder, or a hub id, which is fetched or found in the hub's local cache.
+        fetch: False to fetch nothing.
 
     Returns:
         The folder.
@@ -39,7 +40,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     looks_like_a_path = name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or "\\" in name
     if looks_like_a_path or not HUB_ID.fullmatch(name):
         raise UsageError(f"no such folder: {name}")
-    return _download(name)
+    return _download(name) if fetch else _cached(name)
 
 
 def _download(hub_id: str) -> Path:
@@ -59,6 +60,18 @@ def _download(hub_id: str) -> Path:
     except Exception as error:  # errors of the client, its transport, a proxy
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{nowhere} fetching it from the Hugging Face hub failed: {reason}") from error
+
+
+def _cached(hub_id: str) -> Path:
+    """The model's folder in the hub's cache. Raises ModelError if it was not fetched before."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except Exception as error:
+        raise ModelError(
+            f"{hub_id} is no local folder, and is not in the hub's cache: `hf download {hub_id}` fetches it"
+        ) from error
 
 
 def _snapshot(hub_id: str) -> Path:

@@ -8,25 +8,53 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from export import shell
-from export.circle_commands import circle_commands, is_fusing
+from export.circle_commands import LOWER_TO_ONNX, circle_commands, is_fusing
 from export.config import CheckpointConfig
 from export.families import family_of
-from export.graph_specs import graph_specs
-from export.options import CacheForm, WeightsType
+from export.graph_specs import GraphSpec, graph_specs
+from export.options import ITEM_SIZE, CacheForm, WeightsType
 from export.package_files import copy_package_files
 from export.processes import signals_interrupt
-from export.resources import check_disk, estimate_needs
+from export.resources import Needs, check_disk, estimate_needs, processes_that_fit, quantized_bytes
 from export.staging import publish, staging_folder
 from export.tflite_commands import Conversion
 from o2o.errors import ModelError, UsageError
+from o2o.quantization.recipes import NONE, find_recipe
 from o2o.weights.checkpoint import open_checkpoint
 
 INPUTS = ".built-from"
 """A package's record of what it was built from: the digest of its commands, checkpoint and toolchain."""
-MODELS = ("model.circle", "model.tflite")
+MODELS = ("model.circle", "model.tflite", "model.onnx")
+FILES = (*MODELS, "model.onnx.data")
+
+PackageFormat = Literal["circle", "tflite", "onnx"]
+"""The format of a package's model."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build does and needs.
+
+    Attributes:
+        steps: The shell commands.
+        model: The name of the model's file.
+        graphs: The graphs that are exported.
+        needs: What their export needs.
+        size: Bytes of the model, about.
+        disk: Bytes on disk at most, about.
+    """
+
+    steps: Sequence[str]
+    model: str
+    graphs: Sequence[GraphSpec]
+    needs: Needs
+    size: int
+    disk: int
 
 
 @dataclass(frozen=True)
@@ -40,6 +68,8 @@ class PackageBuilder:
         prefill_lengths: T of each prefill; None for 64, 128 and 256 as far as they fit, else S.
         log: Prints a line for the user.
         if_changed: Do nothing if the package was built from the same inputs.
+        package_flag: The flag that named `package`, for messages.
+        run_command: The command that runs the package, for the last message.
     """
 
     checkpoint: Path
@@ -48,43 +78,79 @@ class PackageBuilder:
     prefill_lengths: Sequence[int] | None
     log: Callable[[str], None]
     if_changed: bool = False
+    package_flag: str = "--package"
+    run_command: str = "python -m runtime_py.run"
 
     def circle(self, cache: CacheForm | None, dtype: WeightsType) -> None:
-        """Build a package of Circle.
+        """Build a package of Circle. See `plan` and `build`.
 
         Args:
             cache: The form of decode's KV cache; None for the default of the model's family.
             dtype: The dtype of stored matrices.
-
-        Raises:
-            UsageError: Options exclude each other, or the model excludes one.
-            ModelError: The checkpoint is incomplete, or a command failed.
-            O2oError: The disk has no room.
         """
-        form = cache or self._cache_for_family()
-        steps = circle_commands(self.checkpoint, self.max_length, self.prefill_lengths, form, dtype)
-        tensors = open_checkpoint(self.checkpoint).tensors
-        self._build(steps, "model.circle", estimate_needs(tensors, 0, 1, dtype, embed=True).bound)
+        self.build(self.plan("circle", cache=cache, dtype=dtype))
 
     def tflite(self, recipe: str) -> None:
-        """Build a package of TFLite, with AI Edge's signatures.
+        """Build a package of TFLite, with AI Edge's signatures. See `plan` and `build`.
 
         Args:
             recipe: A recipe of `o2o.quantization.recipes`.
+        """
+        self.build(self.plan("tflite", recipe))
+
+    def plan(
+        self,
+        format: PackageFormat,
+        recipe: str = NONE.name,
+        cache: CacheForm | None = None,
+        dtype: WeightsType = "float32",
+        onnx_form: str = "ort",
+    ) -> Plan:
+        """Plan a build. Nothing is written, and neither torch nor transformers is imported.
+
+        Args:
+            format: The format of the model.
+            recipe: A recipe of `o2o.quantization.recipes`.
+            cache: The form of decode's KV cache; None for the default of the format or the model's family.
+            dtype: The dtype of stored matrices, before they are quantized.
+            onnx_form: A form of `o2o.lower.onnx`, for `onnx`.
+
+        Returns:
+            The plan.
 
         Raises:
             UsageError: The recipe is unknown, options exclude each other, or the model excludes one.
-            ModelError: The checkpoint is incomplete, or a command failed.
-            O2oError: The disk has no room.
+            ModelError: The checkpoint is incomplete.
         """
-        prefill_lengths = self.prefill_lengths
-        if prefill_lengths is None:
-            graphs = graph_specs(self.max_length, None, "static")
-            prefill_lengths = [spec.tokens for spec in graphs if spec.signature != "decode"]
-        conversion = Conversion(self.checkpoint, self.max_length, prefill_lengths, recipe)
-        tensors = open_checkpoint(self.checkpoint).tensors
-        parameters = estimate_needs(tensors, 0, 1, "float32", embed=True).parameters
-        self._build(conversion.commands(), "model.tflite", conversion.size(parameters))
+        recipe = find_recipe(recipe).name
+        _check_combination(format, recipe, cache, dtype, self.prefill_lengths)
+        config = CheckpointConfig.read(self.checkpoint)
+        needs = partial(estimate_needs, open_checkpoint(self.checkpoint).tensors, config.layers)
+        if format == "tflite":
+            lengths = self.prefill_lengths
+            if lengths is None:
+                lengths = [spec.tokens for spec in graph_specs(self.max_length, None, "static")[:-1]]
+            steps = Conversion(self.checkpoint, self.max_length, lengths, recipe).commands()
+            graphs = graph_specs(self.max_length, lengths, "static")
+        else:
+            form = cache or self._cache_for_family()
+            lengths = () if format == "onnx" else self.prefill_lengths
+            steps = circle_commands(self.checkpoint, self.max_length, lengths, form, dtype, recipe)
+            graphs = graph_specs(self.max_length, lengths, form)
+        if format == "onnx":
+            steps.append(LOWER_TO_ONNX.format(form=onnx_form))
+        estimate = needs(len(graphs), dtype, embed=False)
+        parameters = needs(1, dtype, embed=True).parameters
+        size = parameters * ITEM_SIZE[dtype] if recipe == NONE.name else quantized_bytes(parameters, recipe)
+        # Before ONNX is written, the Circle model of the same size is complete.
+        return Plan(
+            steps,
+            f"model.{format}",
+            graphs,
+            estimate,
+            size,
+            estimate.graphs + size * (1 + (format == "onnx")),
+        )
 
     def _cache_for_family(self) -> CacheForm:
         config = CheckpointConfig.read(self.checkpoint)
@@ -97,10 +163,40 @@ class PackageBuilder:
         )
         return "static"
 
+    def build(self, plan: Plan) -> None:
+        """Run the commands of a plan.
+
+        Args:
+            plan: The plan.
+
+        Raises:
+            UsageError: The package is a file.
+            ModelError: A command failed.
+            O2oError: The disk has no room.
+        """
+        self._build(plan.steps, plan.model, plan.disk)
+
+    def check(self, plan: Plan) -> None:
+        """Refuse what the machine or the package's place does not allow.
+
+        Args:
+            plan: The plan.
+
+        Raises:
+            UsageError: The package is a file.
+            O2oError: The disk has no room, or the memory does not suffice.
+        """
+        self._check_place()
+        check_disk(self.package, plan.disk, "the model")
+        processes_that_fit(plan.needs.memory, 1)
+
+    def _check_place(self) -> None:
+        if self.package.exists() and not self.package.is_dir():
+            raise UsageError(f"{self.package_flag} {self.package}: this is a file, not a folder")
+
     def _build(self, steps: Sequence[str], model: str, size: int) -> None:
         """Run the commands in a temporary folder, then move `model`, of `size` bytes, into the package."""
-        if self.package.exists() and not self.package.is_dir():
-            raise UsageError(f"--package {self.package}: this is a file, not a folder")
+        self._check_place()
         inputs, record = self._inputs(steps), self.package / INPUTS
         if self.if_changed and (self.package / model).is_file() and _read(record) == inputs:
             self.log(f"{self.package} is up to date")
@@ -115,13 +211,15 @@ class PackageBuilder:
             (folder / INPUTS).write_text(inputs)
             record.unlink(missing_ok=True)
             copy_package_files(self.package, self.checkpoint)
-            publish(folder, self.package, (model, INPUTS))
-        for other in (self.package / name for name in MODELS if name != model):
-            if other.exists():  # the model of an earlier build: a package has one model
+            data = f"{model}.data"  # of a large ONNX model
+            published = [name for name in (data, model, INPUTS) if (folder / name).exists()]
+            publish(folder, self.package, published)
+        for other in (self.package / name for name in FILES if name not in published):
+            if other.exists():  # of an earlier build: a package has one model
                 other.unlink()
                 self.log(f"removed {other}, which {model} replaces")
         folder_argument = shlex.quote(str(self.package))
-        self.log(f"{self.package} is ready: python -m runtime_py.run {folder_argument}")
+        self.log(f"{self.package} is ready: {self.run_command} {folder_argument}")
 
     def _inputs(self, steps: Sequence[str]) -> str:
         """The digest of everything that the package depends on."""
@@ -137,9 +235,27 @@ class PackageBuilder:
         return digest.hexdigest() + "\n"
 
 
+def _check_combination(
+    format: PackageFormat,
+    recipe: str,
+    cache: CacheForm | None,
+    dtype: WeightsType,
+    prefill_lengths: Sequence[int] | None,
+) -> None:
+    """Raises UsageError for options that exclude each other."""
+    if format == "tflite" and dtype != "float32":
+        raise UsageError(f"--format tflite: give --quantize {dtype} instead of --dtype {dtype}")
+    if format == "tflite" and cache == "concat":
+        raise UsageError("--cache concat needs --format circle: TFLite models have static caches")
+    if recipe != NONE.name and dtype != "float32":
+        raise UsageError(f"--quantize {recipe} excludes --dtype {dtype}: give one of them")
+    if format == "onnx" and prefill_lengths:
+        raise UsageError("--prefill-lengths excludes --format onnx: one graph reads prompts of any length")
+
+
 def _is_input(file: Path) -> bool:
     """Whether a file belongs to the checkpoint, and not to a package in the same folder."""
-    return file.name not in MODELS and not file.name.startswith(".")
+    return file.name not in FILES and not file.name.startswith(".")
 
 
 def _read(file: Path) -> str | None:

@@ -107,10 +107,6 @@ def build(args: argparse.Namespace, program: str) -> None:
         raise UsageError("--package: the folder's name is empty")
     if args.format == "circle" and args.quantize != "none":
         raise UsageError("--quantize needs --format tflite")
-    if args.format == "tflite" and args.dtype != "float32":
-        raise UsageError(f"--format tflite: give --quantize {args.dtype} instead of --dtype {args.dtype}")
-    if args.format == "tflite" and args.cache == "concat":
-        raise UsageError("--cache concat needs --format circle: TFLite models have static caches")
     builder = PackageBuilder(
         resolve(args.model).absolute(),
         Path(args.package),
@@ -119,10 +115,7 @@ def build(args: argparse.Namespace, program: str) -> None:
         lambda line: print(f"{program}: {line}", file=sys.stderr),
         args.if_changed,
     )
-    if args.format == "tflite":
-        builder.tflite(args.quantize)
-    else:
-        builder.circle(args.cache, args.dtype)
+    builder.build(builder.plan(args.format, args.quantize, args.cache, args.dtype))
 
 
 def main(

@@ -20,6 +20,9 @@ MEMORY = 450_000_000  # bytes for Python with torch, transformers and TICO
 MEMORY_PER_LAYER = 3_500_000
 DISK_PER_LAYER = 20_000  # bytes of a graph without weights
 
+BYTES = {"none": 4.0, "float16": 2.0}
+"""{quantization recipe: bytes of a parameter}. Other recipes take slightly more than 1."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -66,6 +69,19 @@ def estimate_needs(
         graphs * (graph + (bound if embed else 0)),
         MEMORY + layers * MEMORY_PER_LAYER,
     )
+
+
+def quantized_bytes(parameters: int, recipe: str) -> int:
+    """Estimate the size of a quantized model.
+
+    Args:
+        parameters: Number of parameters of the model.
+        recipe: A recipe of `o2o.quantization.recipes`.
+
+    Returns:
+        Bytes.
+    """
+    return int(parameters * BYTES.get(recipe, 1.1))
 
 
 def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:

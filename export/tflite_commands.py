@@ -35,9 +35,6 @@ TAGS = {
 }
 """{recipe: its tag in a file name}, as in AI Edge's converters."""
 
-BYTES = {"none": 4.0, "float16": 2.0}
-"""{recipe: bytes of a parameter}. Other recipes take slightly more than 1."""
-
 
 @dataclass(frozen=True)
 class Conversion:
@@ -87,17 +84,6 @@ class Conversion:
         check_length(config, self.capacity, self.capacity_flag)
         if self.flash and (reason := family_of(config).eager_only_reason):
             raise UsageError(f"this {config.model_type} model {reason}: convert it without flash attention")
-
-    def size(self, parameters: int) -> int:
-        """Estimate the size of the file.
-
-        Args:
-            parameters: Number of parameters of the model.
-
-        Returns:
-            Bytes.
-        """
-        return int(parameters * BYTES.get(self.recipe, 1.1))
 
     @property
     def tag(self) -> str:

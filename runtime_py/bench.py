@@ -1,4 +1,4 @@
-"""Measure a package: `python -m runtime_py.bench PACKAGE`.
+"""Measure the speed and memory of a package: `o2o bench PACKAGE`.
 
     load      seconds until the model is loaded: cold, with an empty disk cache (the weights of a large model
               are packed), and warm, each in a child process
@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from o2o.cli.arguments import Parser, positive_int
-from o2o.cli.command import run
+from o2o.cli.command import report, run
+from o2o.cli.extras import install_command
 from o2o.errors import UsageError
 from runtime_py.engine_flags import add_engine_flags, options_from
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 LENGTHS = (16, 128, 512, 1024, 2048, 4096, 8192)
 """Default lengths of prompts and contexts; those that do not fit are skipped."""
+JSON_FILE, PLOT_FILE = Path("bench.json"), Path("bench.png")
 TOKENS = 32
 """Number of tokens that are decoded after each context."""
 
@@ -188,7 +190,7 @@ def parser() -> Parser:
     parser = Parser(
         prog="python -m runtime_py.bench",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=["o2o bench my-package", "o2o bench my-package --contexts 128,512 --json --plot"],
     )
     add = parser.add_argument
     add("package", metavar="PACKAGE", help="folder, or model file")
@@ -201,11 +203,34 @@ def parser() -> Parser:
     add("--rounds", metavar="N", type=positive_int, default=3, help="(%(default)s)")
     add_engine_flags(parser)
     add("--warm", action="store_true", help="do not measure loading with an empty disk cache")
-    add("--json", metavar="FILE", type=Path, help="write the figures to FILE")
-    add("--plot", metavar="FILE", type=Path, help="draw tokens/s over the context length (.png, .svg)")
+    add(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        type=_file,
+        const=JSON_FILE,
+        help=f"write the figures to FILE (without a name: {JSON_FILE})",
+    )
+    add(
+        "--plot",
+        metavar="FILE",
+        nargs="?",
+        type=_file,
+        const=PLOT_FILE,
+        help=f"draw tokens/s over the context length, .png or .svg (without a name: {PLOT_FILE})",
+    )
     add("--load", action="store_true", help=argparse.SUPPRESS)
     add("--debug", action="store_true", help="show the runtime's log, and tracebacks")
     return parser
+
+
+def _file(name: str) -> Path:
+    """A file to write. The package's folder after a bare `--json` is taken for its value."""
+    if Path(name).is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{name} is a folder: give PACKAGE before this flag, or FILE after it"
+        )
+    return Path(name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -229,17 +254,17 @@ def _run(args: argparse.Namespace) -> None:
         if file and not file.absolute().parent.is_dir():
             raise UsageError(f"{file}: no such folder")
     if args.plot and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib: pip install matplotlib")
-    report = measure(args)
-    print(*report.lines(), sep="\n")
+        raise UsageError(f"--plot needs matplotlib: {install_command('plot')}")
+    figures = measure(args)
+    print(*figures.lines(), sep="\n")
     if args.json:
-        args.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+        args.json.write_text(json.dumps(figures.to_json(), indent=2) + "\n")
     if args.plot:
-        report.plot(args.plot)
+        figures.plot(args.plot)
 
 
 def _log(line: str) -> None:
-    print(f"bench: {line}", file=sys.stderr)
+    report("bench", line)
 
 
 if __name__ == "__main__":

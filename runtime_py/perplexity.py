@@ -1,4 +1,4 @@
-"""Measure the perplexity of packages on a text: `python -m runtime_py.perplexity PACKAGE... --text FILE`."""
+"""Measure how well packages predict a text: `o2o perplexity PACKAGE... --text FILE`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 for a package that cannot be run; 2 for wrong usage or an empty text.
     """
     argv = sys.argv[1:] if argv is None else argv
-    return run("perplexity", lambda: _run(_parser().parse_args(argv)), debug="--debug" in argv)
+    return run("perplexity", lambda: _run(parser().parse_args(argv)), debug="--debug" in argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
     parser = Parser(
         prog="python -m runtime_py.perplexity",
         description="Measure how well packages predict a text. Prints the mean negative log-likelihood "
         "in nats per token, and its exponential, the perplexity. Each document starts with the "
         "tokenizer's begin token. A document longer than a package's context is cut to it, for all packages. "
         "Tokens are fed one by one, as in generation.",
+        examples=["o2o perplexity before after --text held_out.txt"],
     )
     parser.add_argument(
         "packages",

@@ -1,4 +1,4 @@
-"""Compare a model before and after quantization: `python -m runtime_py.quality BEFORE AFTER`."""
+"""Compare a model before and after quantization: `o2o compare BEFORE AFTER`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 for different models, or one that cannot be run; 2 for wrong usage.
     """
     argv = sys.argv[1:] if argv is None else argv
-    return run("quality", lambda: _run(_parser().parse_args(argv)), debug="--debug" in argv)
+    return run("quality", lambda: _run(parser().parse_args(argv)), debug="--debug" in argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
     parser = Parser(
         prog="python -m runtime_py.quality",
         description="Compare a model before and after quantization: the quantization error of each tensor, "
         "file sizes, and the perplexity on a text (runtime_py.perplexity). Errors are relative: rms "
         "error to the root mean square of a tensor's numbers, max error to the largest number.",
+        examples=["o2o compare before after --text held_out.txt --json"],
     )
     parser.add_argument("before", metavar="BEFORE", help="package or model file before quantization")
     parser.add_argument("after", metavar="AFTER", help="package or model file after quantization")

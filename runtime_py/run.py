@@ -1,4 +1,4 @@
-"""Generate text with a package: `python -m runtime_py.run PACKAGE [--prompt TEXT | --chat]`."""
+"""Generate text with a package: `o2o run PACKAGE [--prompt TEXT | --chat]`."""
 
 from __future__ import annotations
 
@@ -45,13 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         SIGINT.
     """
     argv = sys.argv[1:] if argv is None else argv
-    return run("run", lambda: _run(_parser().parse_args(argv)), debug="--debug" in argv)
+    return run("run", lambda: execute(parser().parse_args(argv)), debug="--debug" in argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
     parser = Parser(
         prog="python -m runtime_py.run",
         description="Continue a prompt with the model of a package, or chat with it.",
+        examples=[
+            'o2o run my-package --prompt "Once upon a time" --stream --stats',
+            'o2o run my-package --prompt "Once upon a time" --temperature 0.8 --top-p 0.9 --seed 7',
+        ],
     )
     add = parser.add_argument
     add(
@@ -96,7 +105,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
+    """Run what the command line describes.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ModelError: The package cannot be run.
+        UsageError: Options exclude each other, or the prompt is too long.
+    """
     # Imported late, so that --help is fast.
     from runtime_py.benchmark.timing import Stats
     from runtime_py.package import Package

@@ -9,6 +9,7 @@ FILES = [
     "tests/export/test_build_graph.py",
     "tests/export/test_circle.py",
     "tests/export/test_config.py",
+    "tests/export/test_convert.py",
     "tests/export/test_custom_ops.py",
     "tests/export/test_flash_attention.py",
     "tests/export/test_fx_passes.py",

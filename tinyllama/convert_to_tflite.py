@@ -119,7 +119,7 @@ def convert(args: argparse.Namespace) -> None:
     """
     from export import shell
     from export.processes import signals_interrupt
-    from export.resources import check_disk, estimate_needs, format_bytes
+    from export.resources import check_disk, estimate_needs, format_bytes, quantized_bytes
     from export.staging import staging_folder
     from o2o.errors import ModelError
 
@@ -128,7 +128,7 @@ def convert(args: argparse.Namespace) -> None:
     conversion = conversion_of(args, checkpoint.directory)
     target = target_of(args, conversion)
     parameters = estimate_needs(checkpoint.tensors, 0, 1, "float32", embed=True).parameters
-    size = conversion.size(parameters)
+    size = quantized_bytes(parameters, conversion.recipe)
     check_disk(target.parent, size, "the model")
     log(f"{target} needs about {format_bytes(size)}")
     with signals_interrupt(), staging_folder(target.parent) as folder:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from o2o.cli.program import program_name
 from o2o.errors import UsageError
 
 _LONGEST_RANGE = 1_000_000
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps text, except text that has lines already: docstrings and examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,17 +30,46 @@ class Parser(argparse.ArgumentParser):
     that takes several values takes them as `a b`, `a,b`, or a mixture.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, *args: Any, prog: str | None = None, examples: Sequence[str] = (), **kwargs: Any
+    ) -> None:
+        """See `argparse`.
+
+        Args:
+            prog: The command's name; see `o2o.cli.program`.
+            examples: Command lines, which the help shows at its end.
+            kwargs: See `argparse`.
+        """
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(prog and program_name(prog), **kwargs)
+        self.set_examples(examples)
+        self._unknown: list[str] = []
         self.register("type", int, _integer)  # with messages in place of "invalid int value"
         self.register("type", float, _number)
 
+    def set_examples(self, examples: Sequence[str]) -> None:
+        """Set the examples, which the help shows at its end.
+
+        Args:
+            examples: Command lines.
+        """
+        self.examples = tuple(examples)
+        if examples:
+            self.epilog = "\n  ".join(["examples:" if len(examples) > 1 else "example:", *examples])
+
     def error(self, message: str) -> NoReturn:
-        """See `argparse`.
+        """Report wrong usage. An unknown flag comes first: its value would pass for another argument.
+
+        Args:
+            message: What is wrong.
 
         Raises:
             UsageError: Always.
         """
+        if self._unknown and message.startswith("the following arguments are required"):
+            message = f"unrecognized arguments: {' '.join(self._unknown)}"
+        if self._unknown and message.startswith("unrecognized"):
+            message += suggestion(self._unknown[0], self._option_string_actions)
         raise UsageError(f"{message} (--help explains)")
 
     def canonical(self, argv: Sequence[str]) -> list[str]:
@@ -43,6 +82,7 @@ class Parser(argparse.ArgumentParser):
             Arguments that mean the same.
         """
         declared = {_key(flag): flag for flag in self._option_string_actions if flag.startswith("--")}
+        self._unknown = []
         arguments: list[str] = []
         in_list = False
         for index, argument in enumerate(argv):
@@ -54,6 +94,8 @@ class Parser(argparse.ArgumentParser):
             if argument.startswith("-"):
                 in_list = action is not None and action.nargs in ("+", "*")
             if action is None:
+                if argument.startswith("--") and not self._abbreviates(flag):
+                    self._unknown.append(flag)
                 arguments += argument.split(",") if in_list else [argument]
             elif in_list and separator:
                 arguments += [flag, *value.split(",")]
@@ -61,8 +103,27 @@ class Parser(argparse.ArgumentParser):
                 arguments.append(flag + separator + value)
         return arguments
 
+    def _abbreviates(self, flag: str) -> bool:
+        return self.allow_abbrev and any(each.startswith(flag) for each in self._option_string_actions)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_known_args(self.canonical(sys.argv[1:] if args is None else args), namespace)
+
+
+def suggestion(typed: str, known: Iterable[str]) -> str:
+    """Suggest the nearest known word.
+
+    Args:
+        typed: An unknown word.
+        known: The known words.
+
+    Returns:
+        `: did you mean X?`, or nothing if no word is near.
+    """
+    import difflib  # only for this message: importing it takes milliseconds
+
+    nearest = difflib.get_close_matches(typed, list(known), 1, cutoff=0.6)
+    return f": did you mean {nearest[0]}?" if nearest else ""
 
 
 def _key(flag: str) -> str:

@@ -10,7 +10,9 @@ import traceback
 from collections.abc import Callable
 
 from o2o.cli import interrupt
+from o2o.cli.extras import extra_of, install_command
 from o2o.cli.interrupt import INTERRUPTED
+from o2o.cli.program import program_name
 from o2o.errors import O2oError
 
 CLOSED_PIPE = 141  # as a shell reports SIGPIPE
@@ -26,7 +28,7 @@ def run(program: str, body: Callable[[], int | None], debug: bool = False) -> in
     """Run the body of a command and report every exception as one line on stderr.
 
     Args:
-        program: The command's name, which begins the line.
+        program: The command's name, which begins the line; see `o2o.cli.program`.
         body: Returns the exit code; None is 0.
         debug: Print the traceback before the line.
 
@@ -63,11 +65,11 @@ def report(program: str, message: str) -> None:
     """Print a message on stderr, as one line.
 
     Args:
-        program: The name of the command, which begins the line.
+        program: The name of the command, which begins the line; see `o2o.cli.program`.
         message: Line breaks in it become spaces.
     """
     if sys.stderr is not None:  # closed: `print` would write to stdout
-        print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{program_name(program)}: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str:
@@ -79,6 +81,8 @@ def _message(error: Exception) -> str:
                 f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
             )
             return f"{message}: {REMEDIES[error.errno]}" if error.errno in REMEDIES else message
+        case ModuleNotFoundError() if error.name and (extra := extra_of(error.name)):
+            return f"{error.name} is not installed: {install_command(extra)}"
         case MemoryError():
             return "out of memory"
         case RecursionError():

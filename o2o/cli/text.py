@@ -7,17 +7,18 @@ from collections.abc import Iterable
 SHOWN = 12  # names in a message; a language model has a hundred
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
     """Format a count: `1 input`, `1,496 operators`.
 
     Args:
         number: The count.
         noun: In the singular.
+        plural: The plural; empty for `noun` and an s.
 
     Returns:
         Number and noun.
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def listed(names: Iterable[str], shown: int = SHOWN) -> str:

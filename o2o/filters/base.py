@@ -7,7 +7,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -23,8 +23,19 @@ Result = Model | ir.Model
 """What a filter writes: an `ir.Model` is ONNX, and then `check` and `write` are overridden."""
 
 
+Purpose = Literal[
+    "Combine, cut, clean up, inspect",
+    "Fuse",
+    "Inputs and outputs",
+    "KV caches",
+    "Weights",
+    "Convert to another format or runtime",
+]
+"""What a filter is for: the headings of `o2o filters`, in their order."""
+
+
 class Filter:
-    """One command. A subclass gives `name`, `usage_example`, a docstring and `apply`.
+    """One command. A subclass gives `name`, `purpose`, `usage_example`, a docstring and `apply`.
 
     `run` takes these steps, which a subclass may override: `check_arguments`, `input_files`, `read`,
     `transform` (which calls `apply`), `check` for `--check`, `write`.
@@ -34,6 +45,7 @@ class Filter:
     """
 
     name: ClassVar[str]
+    purpose: ClassVar[Purpose]
     usage_example: ClassVar[str]
     input_formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # of the input
     records_history: ClassVar[bool] = True
@@ -68,8 +80,7 @@ class Filter:
         parser = Parser(
             prog=self.name,
             description=inspect.cleandoc(self.__doc__ or ""),
-            epilog=f"example:\n  {self.usage_example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            examples=[self.usage_example],
             allow_abbrev=False,  # a new flag must not change what an abbreviation means
         )
         self.add_arguments(parser)

@@ -28,6 +28,7 @@ class BindWeights(Filter):
     """
 
     name = "bind.weights.py"
+    purpose = "Weights"
     usage_example = "gc.py < graph.circle | bind.weights.py -o model.circle"
     records_history = False
 

@@ -33,6 +33,7 @@ class BucketKvcache(Filter):
     """
 
     name = "bucket.kvcache.py"
+    purpose = "KV caches"
     usage_example = "bucket.kvcache.py --capacities 256,512 < model.tflite > bucketed.tflite"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

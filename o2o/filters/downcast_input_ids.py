@@ -33,6 +33,7 @@ class DowncastInputIds(Filter):
     """
 
     name = "downcast.input_ids.py"
+    purpose = "Inputs and outputs"
     usage_example = "downcast.input_ids.py --also cache_position < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -33,6 +33,7 @@ class FuseAttention(Fusion):
     """
 
     name = "fuse.attention.py"
+    purpose = "Fuse"
     usage_example = "fuse.attention.py < decode_.circle > decode.circle"
     input_formats = ("circle",)
     noun = "attention block"

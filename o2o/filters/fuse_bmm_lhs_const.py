@@ -24,6 +24,7 @@ class FuseBmmLhsConst(Fusion):
     """
 
     name = "fuse.bmm_lhs_const.py"
+    purpose = "Fuse"
     usage_example = "merge.circles.py prefill.circle decode.circle | fuse.bmm_lhs_const.py > model.circle"
     noun = "product"
 

@@ -25,6 +25,7 @@ class FuseFc(Filter):
     """
 
     name = "fuse.fc.py"
+    purpose = "Fuse"
     usage_example = "fuse.fc.py < model.circle > joined.circle"
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:

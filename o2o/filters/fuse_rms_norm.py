@@ -22,6 +22,7 @@ class FuseRmsNorm(Fusion):
     """
 
     name = "fuse.rms_norm.py"
+    purpose = "Fuse"
     usage_example = "fuse.rms_norm.py < decode.circle > fused.circle"
     input_formats = ("circle",)
     noun = "normalization"

@@ -24,6 +24,7 @@ class FuseRope(Fusion):
     """
 
     name = "fuse.rope.py"
+    purpose = "Fuse"
     usage_example = "fuse.rope.py < decode.circle > fused.circle"
     input_formats = ("circle",)
     noun = "rotation"

@@ -30,6 +30,7 @@ class Gc(Filter):
     """
 
     name = "gc.py"
+    purpose = "Combine, cut, clean up, inspect"
     usage_example = "gc.py < model.circle > smaller.circle"
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:

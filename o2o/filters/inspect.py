@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from o2o import streams
 from o2o.describe import render, summarize
@@ -20,17 +21,24 @@ class Inspect(Filter):
                                                   inputs   0  input_ids  int64  [1,1]  tokens
                                                   ...
 
+    A package's folder stands for its model.
     The output is text on stdout, or JSON with --json. No model is written.
     Only the graph is read, not the weights: a large model takes no longer than a small one.
     Refused: a file that is neither Circle nor TFLite.
     """
 
     name = "inspect.model.py"
+    purpose = "Combine, cut, clean up, inspect"
     usage_example = "inspect.model.py model.circle"
     check_help = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+
+    def input_files(self, args: argparse.Namespace) -> list[str]:
+        folder = Path(args.file or "-")
+        models = [folder / f"model.{format_}" for format_ in self.input_formats]
+        return [next((str(model) for model in models if model.is_file()), args.file or "-")]
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
         (source,) = sources = self.open(args)

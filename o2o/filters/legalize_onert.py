@@ -29,6 +29,7 @@ class LegalizeOnert(Filter):
     """
 
     name = "legalize.onert.py"
+    purpose = "Convert to another format or runtime"
     usage_example = "legalize.onert.py < model.circle > decode.circle"
     input_formats = ("circle",)
 

@@ -35,6 +35,7 @@ class LowerLitert(Filter):
     """
 
     name = "lower.litert.py"
+    purpose = "Convert to another format or runtime"
     usage_example = "lower.litert.py < model.circle | bind.weights.py -o model.tflite"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

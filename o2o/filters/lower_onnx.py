@@ -37,6 +37,7 @@ class LowerOnnx(Filter):
     """
 
     name = "lower.onnx.py"
+    purpose = "Convert to another format or runtime"
     usage_example = "lower.onnx.py --form ort model.circle -o model.onnx"
     input_formats = ("circle",)
     check_help = "run the model on LiteRT and the result on ONNX Runtime, and compare the outputs"

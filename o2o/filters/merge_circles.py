@@ -32,6 +32,7 @@ class MergeCircles(Filter):
     """
 
     name = "merge.circles.py"
+    purpose = "Combine, cut, clean up, inspect"
     usage_example = "merge.circles.py prefill.circle decode.circle > model.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -50,6 +50,7 @@ class QuantizeWeights(Filter):
     """
 
     name = "quantize.weights.py"
+    purpose = "Weights"
     usage_example = (
         "quantize.weights.py --recipe dynamic_int8 < graph.circle | bind.weights.py > model.circle"
     )

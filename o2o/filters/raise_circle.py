@@ -20,6 +20,7 @@ class RaiseCircle(Filter):
     """
 
     name = "raise.circle.py"
+    purpose = "Convert to another format or runtime"
     usage_example = "raise.circle.py < model.tflite | fuse.rms_norm.py > model.circle"
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:

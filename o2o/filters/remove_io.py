@@ -30,6 +30,7 @@ class RemoveIo(Filter):
     """
 
     name = "remove.io.py"
+    purpose = "Inputs and outputs"
     usage_example = "remove.io.py output --keep_by_name logits < in.circle | gc.py > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

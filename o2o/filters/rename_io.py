@@ -29,6 +29,7 @@ class RenameIo(Filter):
     """
 
     name = "rename.io.py"
+    purpose = "Inputs and outputs"
     usage_example = "rename.io.py input args_0=input_ids args_1=position < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

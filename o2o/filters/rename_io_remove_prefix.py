@@ -26,6 +26,7 @@ class RenameIoRemovePrefix(Filter):
     """
 
     name = "rename.io.remove_prefix.py"
+    purpose = "Inputs and outputs"
     usage_example = "rename.io.remove_prefix.py serving_default_ < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

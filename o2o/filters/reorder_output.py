@@ -29,6 +29,7 @@ class ReorderOutput(Filter):
     """
 
     name = "reorder.output.py"
+    purpose = "Inputs and outputs"
     usage_example = "reorder.output.py --by_name logits,key_0,value_0 < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

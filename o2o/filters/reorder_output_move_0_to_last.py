@@ -26,6 +26,7 @@ class ReorderOutputMove0ToLast(Filter):
     """
 
     name = "reorder.output.move_0_to_last.py"
+    purpose = "Inputs and outputs"
     usage_example = "reorder.output.move_0_to_last.py < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ class ReshapeFcWeight(Filter):
     """
 
     name = "reshape.fc_weight.py"
+    purpose = "Weights"
     usage_example = "reshape.fc_weight.py < in.circle > out.circle"
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:

@@ -37,6 +37,7 @@ class ReshapeIo(Filter):
     """
 
     name = "reshape.io.py"
+    purpose = "Inputs and outputs"
     usage_example = "reshape.io.py input --by_shape [1,16,30,4] [1,16,32,4] < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,7 @@ class SelectOp(Filter):
     """
 
     name = "select.op.py"
+    purpose = "Combine, cut, clean up, inspect"
     usage_example = "select.op.py --by_id 0-181,200 < in.circle > part.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

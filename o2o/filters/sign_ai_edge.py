@@ -62,6 +62,7 @@ class SignAiEdge(Filter):
     """
 
     name = "sign.ai_edge.py"
+    purpose = "Inputs and outputs"
     usage_example = "lower.litert.py < model.circle | sign.ai_edge.py > model.tflite"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

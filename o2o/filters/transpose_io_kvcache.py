@@ -27,6 +27,7 @@ class TransposeIoKvcache(Filter):
     """
 
     name = "transpose.io.kvcache.py"
+    purpose = "KV caches"
     usage_example = "transpose.io.kvcache.py < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -38,6 +38,7 @@ class WrapComposites(Filter):
     """
 
     name = "wrap.composites.py"
+    purpose = "Fuse"
     usage_example = "lower.litert.py < model.circle | wrap.composites.py -o model.tflite"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

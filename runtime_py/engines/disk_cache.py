@@ -1,7 +1,7 @@
 """The disk cache: files in the user's cache folder that later runs reuse.
 
     ~/.cache/o2o/<key>/...             an entry: files that belong together
-    ~/.cache/o2o/<key>/entry.json      its source, aliases of its key, and the size and times of each file
+    ~/.cache/o2o/<key>/entry.json      its source, label and aliases, and the size and times of each file
     ~/.cache/o2o/<key>.<random>/       an unfinished entry, locked by the process that writes it
 
 An entry appears under its key when all its files are complete. An entry is removed when the size or a time
@@ -20,6 +20,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,26 @@ MAX_SHARE = 0.5
 """The share of the disk's free bytes that the cache may use; bytes of the cache count as free."""
 _KEY = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(_KEY.pattern + r"\.[a-z0-9_]{8}")
-_SOURCE, _ALIASES, _FILES = "of", "aliases", "files"  # names in entry.json
+_SOURCE, _ALIASES, _FILES, _LABEL = "of", "aliases", "files", "label"  # names in entry.json
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the cache, for a list.
+
+    Attributes:
+        key: Its key.
+        label: What it was made of, for people; empty if it is not known.
+        size: Bytes of its files.
+        last_use: When it was used last, in seconds since the epoch.
+        intact: Whether no file has changed since it was written.
+    """
+
+    key: str
+    label: str
+    size: int
+    last_use: float
+    intact: bool
 
 
 def user_cache() -> DiskCache | None:
@@ -105,8 +125,44 @@ class DiskCache:
             os.utime(entry)
         return entry
 
+    def entries(self) -> list[Entry]:
+        """List the entries.
+
+        Returns:
+            The entries, the last used first.
+        """
+        if not self.folder.is_dir():
+            return []
+        entries = [
+            Entry(
+                entry.name,
+                str(_read_metadata(entry).get(_LABEL, "")),
+                _size(entry),
+                _last_use(entry),
+                _is_intact(entry),
+            )
+            for entry in self._matching(_KEY)
+        ]
+        return sorted(entries, key=lambda entry: entry.last_use, reverse=True)
+
+    def clear(self) -> int:
+        """Remove all entries, and unfinished ones of killed processes.
+
+        Returns:
+            The bytes of the removed entries.
+
+        Raises:
+            OSError: An entry cannot be removed.
+        """
+        entries = self.entries()
+        for entry in entries:
+            shutil.rmtree(self.folder / entry.key)
+        if self.folder.is_dir():
+            self._remove_abandoned()
+        return sum(entry.size for entry in entries)
+
     @contextlib.contextmanager
-    def add(self, key: str, source: str, size: int) -> Iterator[Path]:
+    def add(self, key: str, source: str, size: int, label: str = "") -> Iterator[Path]:
         """Create an entry from the files that the block writes. On any error its files are removed.
 
         Args:
@@ -114,6 +170,7 @@ class DiskCache:
             source: Identifies the model of the files. Other entries of the same source are outdated,
                 and are removed.
             size: About how many bytes the files take.
+            label: What it is made of, for people.
 
         Yields:
             An empty folder for the files.
@@ -133,7 +190,7 @@ class DiskCache:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield part
-            _complete(part, source)
+            _complete(part, {_SOURCE: source, _LABEL: label})
             os.rename(part, self.folder / key)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -179,12 +236,12 @@ def _read_metadata(entry: Path) -> dict[str, Any]:
         return {}
 
 
-def _complete(entry: Path, source: str) -> None:
+def _complete(entry: Path, metadata: dict[str, Any]) -> None:
     """Flush the files to disk and write entry.json."""
     for file in entry.iterdir():
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
-    _write_metadata(entry, {_SOURCE: source, _FILES: _state(entry)})
+    _write_metadata(entry, metadata | {_FILES: _state(entry)})
 
 
 def _write_metadata(entry: Path, metadata: dict[str, Any]) -> None:

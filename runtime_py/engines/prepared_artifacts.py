@@ -60,9 +60,8 @@ def find_or_build(
         return entry
     try:
         size = estimate_size()
-        with cache.add(
-            key, cache_key([str(model.path.resolve()), processor_features(), engine]), size
-        ) as entry:
+        source = cache_key([str(model.path.resolve()), processor_features(), engine])
+        with cache.add(key, source, size, f"{engine}: {model.path.resolve()}") as entry:
             log(f"packing the weights once: up to {size / 1e9:.1f} GB into {cache.folder}")
             build(entry)
             if not model.unchanged:

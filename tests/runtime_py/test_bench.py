@@ -116,4 +116,4 @@ def test_without_matplotlib(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main([str(package), "--plot", "x.png"]) == 2
-    assert capsys.readouterr().err == "bench: --plot needs matplotlib: pip install matplotlib\n"
+    assert capsys.readouterr().err == "bench: --plot needs matplotlib: pip install 'o2o[plot]'\n"

@@ -1,0 +1,207 @@
+"""Convert a checkpoint to a package: `o2o convert MODEL -o PACKAGE`.
+
+MODEL is a folder, or an id on the Hugging Face hub. PACKAGE is a folder with one model, its tokenizer and its
+configuration; `o2o run PACKAGE` runs it.
+
+    circle   Samsung ONE's format. All engines run it: litert, onnx and onert
+    tflite   TensorFlow Lite with AI Edge's signatures, for LiteRT and programs made for such files
+    onnx     one graph for prompts and decoding, for ONNX Runtime; --onnx-form standard for other runtimes
+
+Each command is shown before it runs. The package changes when all of them have succeeded.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt("convert")
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from o2o.cli import command
+from o2o.cli.arguments import Parser, number_list, positive_int
+
+if TYPE_CHECKING:
+    from export.config import CheckpointConfig
+    from export.package_builder import PackageBuilder, Plan
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+MAX_LENGTH = 1024
+"""Default tokens of context, for a model that has as many positions."""
+
+
+def parser() -> Parser:
+    """Make the command line's parser.
+
+    Returns:
+        The parser.
+    """
+    from export.options import CacheForm, WeightsType
+    from o2o.quantization.recipes import RECIPES
+
+    parser = Parser(
+        prog="python -m export.convert",
+        description=__doc__,
+        examples=[
+            "o2o convert ./my-checkpoint -o my-package --max-length 1024",
+            "o2o convert ./my-checkpoint -o my-package --format tflite --quantize dynamic_int8",
+            "o2o convert ./my-checkpoint -o my-package --format onnx --dry-run",
+        ],
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="the checkpoint's folder, or its id on the Hugging Face hub")
+    add("-o", "--output", metavar="PACKAGE", required=True, help="folder to fill")
+    add("--format", choices=("circle", "tflite", "onnx"), default="circle", help="(%(default)s)")
+    add(
+        "--quantize", metavar="RECIPE", default="none", help=f"of weights: {', '.join(RECIPES)} (%(default)s)"
+    )
+    add(
+        "--max-length",
+        metavar="N",
+        type=positive_int,
+        help=f"tokens of context ({MAX_LENGTH:,}, or the model's positions)",
+    )
+    add(
+        "--prefill-lengths",
+        metavar="A,B",
+        type=number_list,
+        help="tokens that one prefill reads, one graph for each length (64,128,256, if they fit)",
+    )
+    add(
+        "--cache",
+        choices=get_args(CacheForm),
+        help="concat: fuse attention; static: leave it unfused (default: concat, or static for TFLite and "
+        "for families that cannot be fused)",
+    )
+    add(
+        "--dtype",
+        choices=get_args(WeightsType),
+        default="float32",
+        help="of stored matrices, without --quantize (%(default)s)",
+    )
+    add(
+        "--onnx-form",
+        choices=("ort", "standard"),
+        default="ort",
+        help="ort: ONNX Runtime's own operators too, the fastest; standard: ONNX opset 24 only (%(default)s)",
+    )
+    add("--dry-run", action="store_true", help="print the plan, check what can be checked, write nothing")
+    add("--if-changed", action="store_true", help="do nothing if the package is up to date")
+    add("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Convert as the command line describes.
+
+    Args:
+        args: The parsed command line.
+
+    Raises:
+        UsageError: Options exclude each other, or the model excludes one.
+        ModelError: The checkpoint cannot be converted.
+        O2oError: The export extra is missing, or disk or memory does not suffice.
+    """
+    from o2o.cli.extras import require
+    from o2o.errors import UsageError
+
+    require("export")
+    if not args.output:
+        raise UsageError("--output: the folder's name is empty")
+
+    from export.architectures import check_architecture
+    from export.config import CheckpointConfig
+    from export.hub import resolve
+    from export.package_builder import PackageBuilder
+
+    directory = resolve(args.model, fetch=not args.dry_run).absolute()
+    config = CheckpointConfig.read(directory)
+    check_architecture(config, directory)
+    builder = PackageBuilder(
+        directory,
+        Path(args.output),
+        args.max_length or default_length(config),
+        args.prefill_lengths,
+        lambda line: command.report("convert", line),
+        args.if_changed,
+        "--output",
+        "o2o run",
+    )
+    plan = builder.plan(args.format, args.quantize, args.cache, args.dtype, args.onnx_form)
+    builder.check(plan)
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        command.report("convert", f"note: {directory} has no tokenizer: run the package with --tokenizer DIR")
+    if args.dry_run:
+        print(*describe(config, builder, plan), sep="\n")
+    else:
+        builder.build(plan)
+
+
+def default_length(config: CheckpointConfig) -> int:
+    """Choose the tokens of context.
+
+    Args:
+        config: The checkpoint's configuration.
+
+    Returns:
+        `MAX_LENGTH`, or less if the model has fewer positions or a shorter sliding window.
+    """
+    return min(limit for limit in (MAX_LENGTH, config.positions, config.sliding_window) if limit)
+
+
+def describe(config: CheckpointConfig, builder: PackageBuilder, plan: Plan) -> Iterator[str]:
+    """Describe a plan.
+
+    Args:
+        config: The checkpoint's configuration.
+        builder: It made the plan.
+        plan: The plan.
+
+    Yields:
+        Lines for the user.
+    """
+    from export.package_files import FILES
+    from export.resources import available_memory, format_bytes
+    from o2o.cli.text import counted, listed
+
+    needs = plan.needs
+    yield (
+        f"checkpoint  {builder.checkpoint}: {config.model_type}, {counted(config.layers, 'layer')}, "
+        f"{needs.parameters:,} parameters, {format_bytes(needs.stored)}"
+    )
+    yield f"package     {builder.package / plan.model}: about {format_bytes(plan.size)}"
+    yield f"context     {counted(builder.max_length, 'token')}"
+    yield f"graphs      {listed([spec.signature for spec in plan.graphs])}"
+    yield f"files       {listed([name for name in FILES if (builder.checkpoint / name).is_file()])}"
+    yield f"disk        {format_bytes(plan.disk)} while it is built"
+    yield (
+        f"memory      {format_bytes(needs.memory)} for each process that exports; "
+        f"{format_bytes(available_memory())} are free"
+    )
+    yield "commands"
+    for step in plan.steps:
+        yield from (f"    {line}" for line in step.strip().splitlines())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for `sys.argv[1:]`.
+
+    Returns:
+        The exit code: 0; 1 for a model that cannot be converted; 2 for wrong usage.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return command.run(
+        "convert", lambda: convert(parser().parse_args(arguments)), debug="--debug" in arguments
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
