@@ -21,7 +21,6 @@ from runtime_py.generation.generation_config import (
     UnsupportedSettingWarning,
     read_generation_config,
 )
-from runtime_py.generation.sampling import Sampling
 from runtime_py.generation.session import Session
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
@@ -172,7 +171,7 @@ class Package:
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         config = self.generation_config
-        if not (options.get("sampling") or Sampling()).greedy:
+        if getattr(options.get("sampling"), "greedy", False) is False:
             self._warn_unsupported()
         return generate(self.session, ids, Detokenizer(self.tokenizer), config=config, **options)
 

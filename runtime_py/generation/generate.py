@@ -56,7 +56,7 @@ class GenerationOptions(TypedDict, total=False):
         max_new_tokens: The largest number of new tokens; None for the limit of `generation_config.json`.
         min_new_tokens: The number of new tokens before which no end of sequence is chosen; None for the
             number of `generation_config.json`.
-        stop: Stop strings: the first complete one ends the text and is not shown.
+        stop: A stop string, or several: the first complete one ends the text and is not shown.
         stop_tokens: Token ids that end the text, in addition to the checkpoint's end of sequence.
         sampling: How tokens are chosen. Its settings go before those of `generation_config.json`; None has
             no settings. `GREEDY` ignores the file.
@@ -68,7 +68,7 @@ class GenerationOptions(TypedDict, total=False):
 
     max_new_tokens: int | None
     min_new_tokens: int | None
-    stop: Sequence[str]
+    stop: str | Sequence[str]
     stop_tokens: Collection[int]
     sampling: Sampling | None
     logits_processors: Sequence[LogitsProcessor]
@@ -82,7 +82,7 @@ def generate(
     *,
     config: GenerationConfig | None = None,
     stop_tokens: Collection[int] = (),
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     max_new_tokens: int | None = None,
     min_new_tokens: int | None = None,
     sampling: Sampling | None = None,
@@ -125,7 +125,7 @@ def generate(
             setting_types.check(name, value)
     limit = config.length_limit(len(prompt), max_new_tokens)
     choose = _sampler(session, prompt, config, limit, min_new_tokens, sampling, logits_processors)
-    stops = StopStrings((*stop, *config.stop_strings))
+    stops = StopStrings(((stop,) if isinstance(stop, str) else (*stop,)) + config.stop_strings)
     deadline = math.inf if config.max_time is None else time.monotonic() + config.max_time
     logits = session.read(ids)
     while True:
@@ -166,7 +166,9 @@ def _sampler(
 
     limit: The number of ids at which the text ends; None for no limit.
     """
-    sampling = sampling or Sampling()
+    sampling = Sampling() if sampling is None else sampling
+    if not isinstance(sampling, Sampling):
+        raise UsageError(f"sampling is {sampling!r}: it must be a Sampling")
     check_ids(sampling, session.vocab_size)
     config.check_ids(session.vocab_size)
     if min_new_tokens is not None:

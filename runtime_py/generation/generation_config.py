@@ -168,7 +168,9 @@ def _checked(config: Mapping[str, Any]) -> GenerationConfig:
         sampling=Sampling(**choice),
         eos_token_id=_tuple(config.get("eos_token_id", ())),
         stop_strings=_tuple(config.get("stop_strings", ())),
-        unsupported=tuple(key for key, acts in _UNSUPPORTED.items() if key in config and acts(config[key])),
+        unsupported=tuple(
+            key for key, acts in _UNSUPPORTED.items() if key in config and acts(config[key], config)
+        ),
         **{key: config[key] for key in _LENGTHS if key in config},
     )
 
@@ -192,16 +194,18 @@ _LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max
 _NOT_IN_FILE = {"greedy", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "log_probabilities"}
 """Settings of a caller, which `generation_config.json` does not know."""
 
-_UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), lambda value: value > 1),
-    "guidance_scale": lambda value: value != 1,
-    "penalty_alpha": lambda value: value > 0,
+_UNSUPPORTED: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
+    **dict.fromkeys(
+        ("num_beams", "num_beam_groups", "num_return_sequences"), lambda value, config: value > 1
+    ),
+    "guidance_scale": lambda value, config: value != 1,
+    "penalty_alpha": lambda value, config: value > 0 and not config.get("do_sample"),
     **dict.fromkeys(
         (
             *("watermarking_config", "dola_layers", "constraints", "force_words_ids", "token_healing"),
             *("prompt_lookup_num_tokens", "assistant_early_exit", "is_assistant", "use_mtp"),
         ),
-        bool,
+        lambda value, config: bool(value),
     ),
 }
 """Keys of the file that are not supported, and whether a value has an effect in transformers."""

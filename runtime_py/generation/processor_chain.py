@@ -36,9 +36,10 @@ def processor_chain(
         The processors. Settings without an effect have none.
 
     Raises:
-        UsageError: At a step: a processor of the caller returned something else than logits.
+        UsageError: `custom` is no list of functions. At a step: one of them returned something else than
+            logits.
     """
-    custom = [_checked(process) for process in custom]
+    custom = _checked(custom)
     eos = _below(eos, vocab_size)
     chain = [constraints.min_length(min_length, eos)] if eos and min_length > len(prompt) else []
     if sampling.greedy:
@@ -158,7 +159,14 @@ def _below(ids: Iterable[int], vocab_size: int) -> list[int]:
     return [token for token in ids if 0 <= token < vocab_size]
 
 
-def _checked(process: LogitsProcessor) -> LogitsProcessor:
+def _checked(custom: Sequence[LogitsProcessor]) -> list[LogitsProcessor]:
+    """Raises UsageError for anything but a list of functions."""
+    if not isinstance(custom, Sequence) or not all(map(callable, custom)):
+        raise UsageError("logits_processors must be a list of functions of the ids and the logits")
+    return [_with_checked_result(process) for process in custom]
+
+
+def _with_checked_result(process: LogitsProcessor) -> LogitsProcessor:
     """Protect the logits of the session, and check the result."""
 
     def checked(ids: Sequence[int], logits: np.ndarray) -> np.ndarray:

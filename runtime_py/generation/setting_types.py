@@ -38,10 +38,12 @@ def check(name: str, value: Any) -> None:
     """
     if not TYPES[name].accepts(value):
         shown = f"{value:g}" if isinstance(value, float) else repr(value)
+        shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[: _LONGEST_SHOWN - 3]}..."
         raise UsageError(f"{name} is {shown}: it must be {TYPES[name].description}")
 
 
 _LARGEST = float(np.finfo(np.float32).max)
+_LONGEST_SHOWN = 60
 
 
 def _is_integer(value: Any, lowest: float = -math.inf) -> bool:

@@ -20,8 +20,11 @@ class StopStrings:
             strings: The stop strings.
 
         Raises:
-            UsageError: One of them is empty.
+            UsageError: One of them is empty, or not a string.
         """
+        for string in strings:
+            if not isinstance(string, str):
+                raise UsageError(f"a stop string is {string!r}: it must be a string")
         if "" in strings:
             raise UsageError("a stop string is empty: it would end every text at once")
         self._strings = tuple(strings)

@@ -164,6 +164,10 @@ def test_log_probabilities():
         ({"max_new_tokens": 0}, "max_new_tokens is 0: it must be an integer of 1 or more"),
         ({"min_new_tokens": -1}, "min_new_tokens is -1: it must be an integer of 0 or more"),
         ({"log_probabilities": 1.5}, "log_probabilities is 1.5: it must be an integer of 0 or more"),
+        ({"sampling": {"temperature": 1}}, r"sampling is {'temperature': 1}: it must be a Sampling"),
+        ({"logits_processors": lambda ids, logits: logits}, "must be a list of functions"),
+        ({"logits_processors": [None]}, "must be a list of functions"),
+        ({"stop": [5]}, "a stop string is 5: it must be a string"),
         ({"sampling": Sampling(logit_bias={100: 1.0})}, "logit_bias has the token id 100, the model has ids"),
     ],
 )
@@ -237,6 +241,11 @@ def test_a_stop_string_is_not_shown():
     assert [token.id for token in tokens] == [10, 11, 12, 13, 14]
     assert [token.text for token in tokens] == ["10", " 1", "1 12", " ", ""]
     assert tokens[-1].finish == "stop"
+
+
+def test_one_stop_string_need_not_be_in_a_list():
+    tokens, _ = run(60, [9], stop="13 14")
+    assert [token.id for token in tokens] == [10, 11, 12, 13, 14]
 
 
 def test_what_only_began_like_a_stop_string_is_shown():

@@ -97,6 +97,7 @@ def test_settings_in_the_config_of_the_text_model(tmp_path):
             {"num_beams": 1, "guidance_scale": 1, "penalty_alpha": 0, "use_mtp": False, "dola_layers": None},
             [],
         ),
+        ({"penalty_alpha": 0.6, "do_sample": True}, []),
         (TYPICAL, []),
     ],
 )
