@@ -11,7 +11,8 @@ from o2o.errors import ModelError, UsageError
 # Files to fetch from the hub, in addition to the weights in the first available format of WEIGHTS.
 WANTED = [
     *("config.json", "generation_config.json", "*.index.json"),
-    *("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.tiktoken", "chat_template*"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("*.tiktoken", "chat_template*", "additional_chat_templates/*"),
 ]
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

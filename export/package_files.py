@@ -9,11 +9,11 @@ from pathlib import Path
 FILES = (
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "chat_template.jinja",
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
+"""The files that decide which tokens a text has. Each is a name or a pattern."""
 
 
 def copy_package_files(package: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> None:
@@ -26,11 +26,12 @@ def copy_package_files(package: str | os.PathLike[str], checkpoint: str | os.Pat
     Raises:
         OSError: A file cannot be read or written.
     """
-    folder = Path(package)
+    folder, origin = Path(package), Path(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        source = Path(checkpoint) / name
-        if source.exists() and source.resolve() != (folder / name).resolve():
-            part = folder / f".{name}.part"
+    for source in (path for pattern in FILES for path in sorted(origin.glob(pattern))):
+        target = folder / source.relative_to(origin)
+        if source.resolve() != target.resolve():
+            target.parent.mkdir(exist_ok=True)
+            part = target.with_name(f".{target.name}.part")
             shutil.copyfile(source, part)
-            os.replace(part, folder / name)
+            os.replace(part, target)

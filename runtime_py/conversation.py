@@ -52,22 +52,22 @@ class Conversation:
         """Remove all messages except the system message."""
         self.messages = list(self._system)
 
-    def say(self, text: str) -> Generator[Token, None, None]:
-        """Add a user message and generate the answer.
+    def say(self, message: str | Message) -> Generator[Token, None, None]:
+        """Add a message and generate the answer.
 
         If generation is interrupted, the tokens so far stay in the conversation. If generation stops before
-        the first token, the user message is removed.
+        the first token, the message is removed. `messages` may be changed between two answers.
 
         Args:
-            text: The user message.
+            message: The text of a user message, or a message of any role, such as a tool's answer.
 
         Yields:
             The tokens of the answer.
 
         Raises:
-            UsageError: The conversation does not fit into the context.
+            UsageError: The conversation does not fit into the context, or the template refuses it.
         """
-        self.messages.append({"role": "user", "content": text})
+        self.messages.append({"role": "user", "content": message} if isinstance(message, str) else message)
         answer: str | None = None
         try:
             ids = self._tokenizer.encode(self._template.render(self.messages), special=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -37,9 +37,9 @@ class Package:
     """A folder with a model, its tokenizer and its configuration.
 
     The model is `model.circle`, `model.tflite` or `model.onnx`, in the folder or its parent folder, or a
-    file of another name. The tokenizer is `tokenizer.json` or `tokenizer.model`. Where the checkpoint has
-    them, there are `tokenizer_config.json`, `config.json` and `generation_config.json`. Files are read when
-    they are first needed.
+    file of another name. The vocabulary is `tokenizer.json`, `tokenizer.model`, or `vocab.json` with
+    `merges.txt`. The checkpoint's other files of `export.package_files` count if they are there. Files are
+    read when they are first needed.
 
     Raises:
         ModelError: A file is missing or damaged.
@@ -187,11 +187,26 @@ class Package:
         """
         return "".join(token.text for token in self.stream(prompt, **options))
 
-    def chat(self, system: str | None = None, **options: Unpack[GenerationOptions]) -> Conversation:
+    def chat(
+        self,
+        system: str | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Conversation:
         """Start a conversation in the checkpoint's chat template.
+
+            chat = package.chat(tools=[schema], template_args={"enable_thinking": False})
 
         Args:
             system: The system message.
+            tools: JSON schemas of the tools that the model may call.
+            documents: Documents with a `title` and a `text`.
+            template: The name of the chat template, if the checkpoint has several.
+            template_args: Other variables of the template.
             options: As for `stream`, for every answer.
 
         Returns:
@@ -199,12 +214,20 @@ class Package:
 
         Raises:
             ModelError: The checkpoint has no chat template.
+            UsageError: It has none with the name `template`, or a variable is not JSON.
         """
         from runtime_py.conversation import Conversation  # with Jinja, which only this needs
         from runtime_py.text.chat_template import ChatTemplate
 
-        template = ChatTemplate(self.directory)
-        return Conversation(self.session, self.tokenizer, template, self.stream, system, **options)
+        chat_template = ChatTemplate(
+            self.directory,
+            self.tokenizer.special_tokens,
+            tools=tools,
+            documents=documents,
+            template=template,
+            template_args=template_args,
+        )
+        return Conversation(self.session, self.tokenizer, chat_template, self.stream, system, **options)
 
     def close(self) -> None:
         """Free the engine and caches of `session`, if it is open. Its next use opens it again."""

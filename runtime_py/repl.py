@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Iterator
 
@@ -22,6 +23,9 @@ def read_messages() -> Iterator[str]:
     Yields:
         The lines.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # A byte that is not UTF-8 becomes a lone surrogate, which `encode` refuses: one message, not all.
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return

@@ -42,6 +42,8 @@ FILES = [
     "tests/runtime_py/test_perplexity.py",
     "tests/runtime_py/test_quantized.py",
     "tests/runtime_py/text/test_chat_template.py",
+    "tests/runtime_py/text/tokenizer/test_classes.py",
+    "tests/runtime_py/text/tokenizer/test_special_tokens.py",
     "tests/test_guide.py",
     "tests/test_prefill_lengths.py",
     "tests/tinyllama/test_demo_checkpoint.py",

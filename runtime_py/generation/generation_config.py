@@ -11,7 +11,7 @@ from o2o.errors import ModelError, UsageError
 from runtime_py.generation import setting_types
 from runtime_py.generation.processor_chain import check_ids
 from runtime_py.generation.sampling import Sampling
-from runtime_py.text.tokenizer import read_json
+from runtime_py.text.json_file import read_json
 
 FILE_NAME = "generation_config.json"
 DEFAULT_TOP_K = 50

@@ -7,52 +7,101 @@ checkpoints, which are untrusted, so they run in Jinja's sandbox.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any, NoReturn, Required, TypedDict
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from o2o.errors import ModelError, UsageError
-from runtime_py.text.tokenizer import read_json, special_tokens
+from runtime_py.text.json_file import TEXT, read_json
+from runtime_py.text.tokenizer.files import read_tokenizer_config
 
 FILE = "chat_template.jinja"
+FOLDER = "additional_chat_templates"
 CONFIG = "tokenizer_config.json"
+PROCESSOR_FILE = "chat_template.json"
+DEFAULT, TOOL_USE = "default", "tool_use"
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
-class Message(TypedDict):
-    """One message of a conversation.
+class Message(TypedDict, total=False):
+    """One message of a conversation. Other keys reach the template, too.
 
     Attributes:
-        role: `system`, `user` or `assistant`.
-        content: Its text.
+        role: `system`, `user`, `assistant` or `tool`.
+        content: Its text, or a list of parts such as `{"type": "text", "text": ...}`.
+        reasoning_content: The reasoning before the text.
+        tool_calls: The calls that the assistant makes.
+        name: The tool that answers.
+        tool_call_id: The call that a tool answers.
     """
 
-    role: str
-    content: str
+    role: Required[str]
+    content: str | list[dict[str, Any]] | None
+    reasoning_content: str
+    tool_calls: list[dict[str, Any]]
+    name: str
+    tool_call_id: str
+
+
+class TemplateArguments(TypedDict, total=False):
+    """What a chat template sees beside the messages.
+
+    Attributes:
+        tools: JSON schemas of the tools that the model may call.
+        documents: Documents with a `title` and a `text`.
+        template: The name of the template, if the checkpoint has several.
+        template_args: Other variables of the template, such as `enable_thinking`.
+    """
+
+    tools: Sequence[Mapping[str, Any]] | None
+    documents: Sequence[Mapping[str, Any]] | None
+    template: str | None
+    template_args: Mapping[str, Any]
 
 
 class ChatTemplate:
-    """The chat template of a checkpoint."""
+    """The chat templates of a checkpoint, with the variables of one conversation."""
 
-    def __init__(self, directory: Path) -> None:
-        """Load a template.
+    def __init__(
+        self,
+        directory: Path,
+        special_tokens: Mapping[str, str],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Load a template. Of several, `tool_use` is selected for tools, otherwise `default`.
 
         Args:
             directory: The folder of the checkpoint's tokenizer.
+            special_tokens: Text by role, such as `bos_token`.
+            tools: See `TemplateArguments`.
+            documents: See `TemplateArguments`.
+            template: See `TemplateArguments`.
+            template_args: See `TemplateArguments`. They override special tokens.
 
         Raises:
             ModelError: There is no template, or it is not Jinja.
+            UsageError: No template has the name `template`, or the variables are not JSON.
         """
-        config = read_json(directory / CONFIG)
-        source = _source(directory, config)
+        source = _select(directory, _sources(directory), template, tools is not None)
         self._directory = directory
-        self._names = special_tokens(config)
+        variables = {"tools": tools, "documents": documents}
+        for name, value in variables.items():
+            if value is not None and not _is_list_of_objects(value):
+                raise UsageError(f"{name} must be a list of JSON objects")
+        self._variables = {**special_tokens, **_json(template_args or {}), **_json(variables)}
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -70,33 +119,81 @@ class ChatTemplate:
         Raises:
             UsageError: The template refuses the messages, for example a system message.
         """
+        if not _is_list_of_objects(messages):
+            raise UsageError("the messages must be a list of JSON objects")
+        seen = [_with_reasoning(message) for message in _json(messages)]
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages], add_generation_prompt=True, **self._names
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            return self._template.render({"add_generation_prompt": True, **self._variables, "messages": seen})
+        except MemoryError:
+            raise
+        except Exception as error:  # templates are programs of the checkpoint
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise UsageError(
-                f"the chat template of {self._directory} refuses the messages: {error}"
+                f"the chat template of {self._directory} refuses the messages: {reason}"
             ) from error
 
 
-def _source(directory: Path, config: dict[str, Any]) -> str:
+def _sources(directory: Path) -> dict[str, str]:
+    """Return the templates by name. Files of their own replace those in `tokenizer_config.json`."""
+    files = {DEFAULT: directory / FILE}
+    files |= {path.stem: path for path in sorted((directory / FOLDER).glob("*.jinja"))}
+    if sources := {name: _text(path) for name, path in files.items() if path.exists()}:
+        return sources
+    template = read_tokenizer_config(directory).get("chat_template")
+    if template is None:
+        template = read_json(directory / PROCESSOR_FILE, {"chat_template": TEXT}).get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, dict):
+        return template
+    return {} if template is None else {DEFAULT: template}
+
+
+def _text(path: Path) -> str:
     try:
-        return (directory / FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
+        return path.read_text(encoding="utf-8")
     except ValueError as error:
-        raise ModelError(f"{directory / FILE} is not UTF-8: {error}") from error
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, with names
-        by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = by_name.get("default")
-    if not isinstance(template, str):
+        raise ModelError(f"{path} is not UTF-8: {error}") from error
+    except IsADirectoryError as error:
+        raise ModelError(f"{path} is a folder, not a chat template") from error
+
+
+def _select(directory: Path, sources: Mapping[str, str], name: str | None, has_tools: bool) -> str:
+    if not sources:
         raise ModelError(
             f"{directory} has no chat template ({FILE}, or chat_template in {CONFIG}): the model was not "
             f"trained to chat: use --prompt without --chat"
         )
-    return template
+    names = ", ".join(sorted(sources))
+    if name is not None:
+        if name not in sources:
+            raise UsageError(f"{directory} has no chat template {name!r}: it has {names}")
+        return sources[name]
+    for candidate in ([TOOL_USE] if has_tools else []) + [DEFAULT]:
+        if candidate in sources:
+            return sources[candidate]
+    raise UsageError(f"{directory} has no default chat template: select one with --template: {names}")
+
+
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
+
+
+def _json(value: Any) -> Any:
+    """Return a copy that has JSON types only: methods of other objects may be unsafe in a template."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"a variable of the chat template is not JSON: {error}") from error
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the keys that are null. Give the reasoning the names that templates use."""
+    present = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((present[name] for name in _REASONING if name in present), None)
+    if reasoning is None:
+        return present
+    return {"thinking": reasoning, **present, "reasoning_content": reasoning}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -105,31 +202,65 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda format_: datetime.now().strftime(format_)
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = _Namespace
     return environment
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's text for training. Here it has no effect."""
+    """`{% generation %}` marks the assistant's text for training. Here it only is a scope."""
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_same"), [], [], body).set_lineno(line)
+
+    def _same(self, caller: Macro) -> str:
+        return caller()
+
+
+class _Dict:
+    """The global `dict`, without the attributes of the class."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """The global `namespace`. Names that begin with an underscore are refused, as in transformers."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args  # `self` may be an attribute of the namespace
+        attributes = dict(*rest, **kwargs)
+        for name in attributes:
+            _refuse_underscore(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_underscore(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_underscore(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot have the attribute {name!r}")
 
 
 def _to_json(
-    value: object,
+    x: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     """Like json.dumps. Jinja's own filter escapes HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> NoReturn:

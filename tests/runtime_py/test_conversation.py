@@ -100,7 +100,8 @@ def test_what_does_not_fit_was_not_said(directory: Path) -> None:
 
 
 def test_without_a_template(directory: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.tflite").write_bytes((directory / "model.tflite").read_bytes())
+    for name in ("model.tflite", "tokenizer.json"):
+        (tmp_path / name).write_bytes((directory / name).read_bytes())
     with pytest.raises(ModelError, match="has no chat template"):
         Package.load(tmp_path).chat()
 

@@ -1,22 +1,49 @@
-"""Tokenizers: `tokenizer.json` or `tokenizer.model` of a package, with the same ids as transformers."""
+"""Tokenizers: the files of a package, with the same ids as transformers 5."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from o2o.errors import ModelError
+import tokenizers
+from tokenizers import AddedToken, processors
+
+from o2o.errors import ModelError, UsageError
+from runtime_py.text.tokenizer.classes import CLASSES, TokenizerClass, class_of, is_byte_level, merges_pairs
+from runtime_py.text.tokenizer.files import read_model_config, read_tokenizer_config
+from runtime_py.text.tokenizer.special_tokens import SpecialTokens, read_special_tokens
+from runtime_py.text.tokenizer.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-class Tokenizer(Protocol):
+class Tokenizer:
     """Encodes text as token ids, and decodes ids."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -> None:
+        """Use a tokenizer.
+
+        Args:
+            tokenizer: A tokenizer of the library `tokenizers`, with all added tokens.
+            special_tokens: Text by role, such as `bos_token`.
+        """
+        self.special_tokens = dict(special_tokens)
+        """The text of the special tokens that have a role, by role. Chat templates see them."""
+        self._tokenizer = tokenizer
+        self._special = {
+            token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special
+        }
+        self._bytes: set[int] = set()
+        if "ByteFallback" in repr(tokenizer.decoder):
+            vocab = tokenizer.get_vocab(with_added_tokens=False)
+            self._bytes = {token for piece, token in vocab.items() if _BYTE.fullmatch(piece)}
 
     @property
     def vocab_size(self) -> int:
         """The number of ids, without added tokens."""
-        ...
+        return self._tokenizer.get_vocab_size(with_added_tokens=False)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Encode a text.
@@ -27,8 +54,20 @@ class Tokenizer(Protocol):
 
         Returns:
             The token ids.
+
+        Raises:
+            UsageError: The text is not UTF-8: it has a lone surrogate.
+            ModelError: The tokenizer has no token for a character, and no token for unknown ones.
         """
-        ...
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=special).ids
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the text is not UTF-8: character {error.start + 1} is the lone surrogate "
+                f"U+{ord(text[error.start]):04X}"
+            ) from error
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"the tokenizer cannot encode the text: {error}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode token ids.
@@ -39,7 +78,7 @@ class Tokenizer(Protocol):
         Returns:
             Their text, without hidden tokens.
         """
-        ...
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def is_hidden(self, token: int) -> bool:
         """Check whether `decode` omits a token.
@@ -50,10 +89,12 @@ class Tokenizer(Protocol):
         Returns:
             Whether it is a special token, or the id of no token.
         """
-        ...
+        return token in self._special or self._tokenizer.id_to_token(token) is None
 
     def is_byte(self, token: int) -> bool:
-        """Check for a byte token: a run of byte tokens is decoded as a whole.
+        """Check for a byte token. A run of byte tokens is decoded as a whole.
+
+        One invalid byte changes the text of its whole run into replacement characters.
 
         Args:
             token: An id.
@@ -61,23 +102,28 @@ class Tokenizer(Protocol):
         Returns:
             Whether its text depends on the tokens after it.
         """
-        ...
+        return token in self._bytes
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Check for a tokenizer file.
+    """Check for a tokenizer.
 
     Args:
         directory: A package's folder.
 
     Returns:
-        Whether `load_tokenizer` finds one.
+        Whether it has the files that `load_tokenizer` needs.
     """
-    return any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    return has_vocabulary(directory)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """Load a package's tokenizer: `tokenizer.json` if it exists, else `tokenizer.model`.
+    """Load a package's tokenizer.
+
+    The vocabulary is `tokenizer.json`, else `tokenizer.model`, else `vocab.json` with `merges.txt`.
+
+    The ids are those of transformers 5 if the tokenizer's class has no steps of its own, or is in
+    `runtime_py.text.tokenizer.classes`. Any other class works as `tokenizer.json` says.
 
     Args:
         directory: The package's folder.
@@ -86,76 +132,65 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         The tokenizer.
 
     Raises:
-        ModelError: Neither file exists, or it is damaged.
+        ModelError: There is no vocabulary, a file is damaged, or a value in it has the wrong type.
     """
-    config = read_json(directory / "tokenizer_config.json")
-    if (path := directory / "tokenizer.json").exists():
-        from runtime_py.text.tokenizer.hugging_face import HuggingFaceTokenizer
-
-        return HuggingFaceTokenizer(path, config, read_json(directory / "config.json").get("model_type"))
-    if (path := directory / "tokenizer.model").exists():
-        from runtime_py.text.tokenizer.sentence_piece import SentencePieceTokenizer
-
-        return SentencePieceTokenizer(path, config)
-    raise ModelError(
-        f"{directory} has no tokenizer.json and no tokenizer.model: copy it there from the checkpoint, or "
-        f"give the checkpoint's folder with --tokenizer"
+    config, model_config = read_tokenizer_config(directory), read_model_config(directory)
+    tokenizer_class = CLASSES.get(class_of(config, model_config, byte_level=False))
+    vocabulary = read_vocabulary(
+        directory, config.get("added_tokens_decoder"), as_byte_pairs=tokenizer_class is not None
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object in it; an empty one when there is no such file.
-
-    Raises:
-        ModelError: The file is not JSON, or not an object.
-    """
+    if is_byte_level(vocabulary.tokenizer):
+        tokenizer_class = CLASSES.get(class_of(config, model_config, byte_level=True))
+    special = read_special_tokens(directory, config, vocabulary.added, vocabulary.extra)
+    special.set_defaults({**vocabulary.roles, **(tokenizer_class.roles if tokenizer_class else {})})
+    if tokenizer_class and merges_pairs(vocabulary.tokenizer):
+        tokenizer = _with_steps(tokenizer_class, vocabulary, config)
+    else:
+        tokenizer = vocabulary.tokenizer
+    tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return content
+        special.add_to(tokenizer)
+    except ModelError as error:
+        raise ModelError(f"{directory}: {error}") from error
+    if tokenizer_class and tokenizer_class.plain_special_tokens:
+        texts = [*special.texts().values(), *map(str, special.extra)]
+        tokenizer.add_tokens([AddedToken(text, special=True) for text in texts])
+    _set_post_processor(tokenizer, tokenizer_class, vocabulary.complete, config, special)
+    return Tokenizer(tokenizer, special.texts())
 
 
-def special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Return the special tokens that have a role: `bos_token`, `eos_token`, ...
+def _with_steps(
+    tokenizer_class: TokenizerClass, vocabulary: Vocabulary, config: Mapping[str, Any]
+) -> tokenizers.Tokenizer:
+    """Return a tokenizer with the steps of its class. Of the vocabulary's file, the post-processor stays."""
+    tokenizer = tokenizers.Tokenizer(vocabulary.tokenizer.model)
+    tokenizer_class.steps(tokenizer, config)
+    if (processor := vocabulary.tokenizer.post_processor) is not None:
+        tokenizer.post_processor = processor
+    return tokenizer
 
-    Args:
-        config: The content of `tokenizer_config.json`.
 
-    Returns:
-        The text of each, by role.
+def _set_post_processor(
+    tokenizer: tokenizers.Tokenizer,
+    tokenizer_class: TokenizerClass | None,
+    complete: bool,
+    config: Mapping[str, Any],
+    special: SpecialTokens,
+) -> None:
+    """Set which begin and end tokens are added.
+
+    `tokenizer.json` decides. `add_bos_token` and `add_eos_token` of `tokenizer_config.json` count without it.
     """
-    roles = (f"{role}_token" for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
-    texts = {role: _content(config.get(role)) for role in roles}
-    return {role: text for role, text in texts.items() if text}
-
-
-def special_names(config: dict[str, Any]) -> list[str]:
-    """Return the text of all special tokens.
-
-    Args:
-        config: The content of `tokenizer_config.json`.
-
-    Returns:
-        The special tokens with a role, then the additional ones.
-    """
-    names = list(special_tokens(config).values())
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        additional = config.get(key) or []
-        texts = map(_content, additional.values() if isinstance(additional, dict) else additional)
-        names += [text for text in texts if text]
-    return names
-
-
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+    flags = {} if complete else {name: config.get(name) for name in ("add_bos_token", "add_eos_token")}
+    default = bool(tokenizer_class and tokenizer_class.add_bos_token)
+    own = default or bool(tokenizer_class and tokenizer_class.own_post_processor)
+    if complete and tokenizer.post_processor is not None and not own:
+        return
+    add_bos = flags.get("add_bos_token")
+    begin = special.named.get("bos_token") if (default if add_bos is None else add_bos) else None
+    end = special.named.get("eos_token") if flags.get("add_eos_token") else None
+    texts = {str(token): tokenizer.token_to_id(str(token)) for token in (begin, end) if token is not None}
+    steps = [None if begin is None else str(begin), "$A", None if end is None else str(end)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[step for step in steps if step is not None], special_tokens=list(texts.items())
+    )

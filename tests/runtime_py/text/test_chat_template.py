@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -60,6 +61,10 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return write_llama_json(tmp_path_factory.mktemp("json"), pieces)
 
 
+def load_template(folder: Path, **variables: Any) -> ChatTemplate:
+    return ChatTemplate(folder, load_tokenizer(folder).special_tokens, **variables)
+
+
 def with_template(checkpoint: Path, folder: Path, source: str, where: str) -> Path:
     for file in checkpoint.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
@@ -77,7 +82,7 @@ def with_template(checkpoint: Path, folder: Path, source: str, where: str) -> Pa
 @pytest.mark.parametrize("where", ["file", "config", "named"])
 def test_text_and_ids_are_those_of_transformers(checkpoint, tmp_path, source, where):
     folder = with_template(checkpoint, tmp_path, source, where)
-    template, tokenizer = ChatTemplate(folder), load_tokenizer(folder)
+    template, tokenizer = load_template(folder), load_tokenizer(folder)
     theirs = AutoTokenizer.from_pretrained(folder)
     for messages in (TURNS[:1], TURNS, [SYSTEM, *TURNS]):
         if source is STRICT and messages[0] is SYSTEM:
@@ -90,7 +95,7 @@ def test_text_and_ids_are_those_of_transformers(checkpoint, tmp_path, source, wh
 
 
 def test_what_it_refuses_is_told_in_its_words(checkpoint, tmp_path):
-    template = ChatTemplate(with_template(checkpoint, tmp_path, STRICT, "file"))
+    template = load_template(with_template(checkpoint, tmp_path, STRICT, "file"))
     with pytest.raises(UsageError, match=r"refuses the messages: No system message\."):
         template.render([SYSTEM, *TURNS])
     with pytest.raises(UsageError, match=r"refuses the messages: Roles must alternate\."):
@@ -108,17 +113,17 @@ def test_what_it_refuses_is_told_in_its_words(checkpoint, tmp_path):
     ],
 )
 def test_the_sandbox(checkpoint, tmp_path, source):
-    template = ChatTemplate(with_template(checkpoint, tmp_path, source, "file"))
+    template = load_template(with_template(checkpoint, tmp_path, source, "file"))
     with pytest.raises(UsageError, match="refuses the messages"):
         template.render(TURNS)
 
 
 def test_what_is_no_template(checkpoint, tmp_path):
     with pytest.raises(ModelError, match=r"has no chat template .*use --prompt without --chat"):
-        ChatTemplate(checkpoint)
+        load_template(checkpoint)
     with_template(checkpoint, tmp_path, "{% for %}", "file")
     with pytest.raises(ModelError, match="the chat template is not Jinja: "):
-        ChatTemplate(tmp_path)
+        load_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ModelError, match="not UTF-8"):
-        ChatTemplate(tmp_path)
+        load_template(tmp_path)
