@@ -175,22 +175,23 @@ CLASSES: dict[str, TokenizerClass] = {
 
 REGISTERED = {
     name: tokenizer_class
-    for tokenizer_class, names in {
-        "CodeLlamaTokenizer": "code_llama",
-        "CohereTokenizer": "cohere cohere2",
-        "GPT2Tokenizer": "codegen dbrx emu3 gpt2 gpt_neo gptj jais2 opt phi starcoder2",
-        "GPTNeoXTokenizer": "falcon_mamba gpt_neox mamba mamba2 mpt olmo olmoe rwkv xlstm",
-        "GemmaTokenizer": ("gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma zaya"),
-        "Qwen2Tokenizer": ("dots3_note moss_transcribe_diarize qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next"),
-        "Qwen3_5Tokenizer": "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen4_exp",
-        GENERIC: (
-            "beam bigbird_pegasus ernie4_5 ernie4_5_moe flex_olmo fuyu glm glm4 glm4_moe glm4_moe_lite "
-            "got_ocr2 gpt_bigcode granite granitemoe granitemoehybrid granitemoeshared hyperclovax internlm3 "
-            "iquestcoder jamba kimi_linear mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 mistral "
-            "mixtral modernbert-decoder nemotron olmo2 olmo3 olmo_hybrid persimmon phi3 phimoe stablelm "
-            "xlm-roberta-xl"
+    for tokenizer_class, names in (
+        ("CodeLlamaTokenizer", "code_llama"),
+        ("CohereTokenizer", "cohere cohere2"),
+        ("GPT2Tokenizer", "codegen dbrx emu3 gpt2 gpt_neo gptj jais2 opt phi starcoder2"),
+        ("GPTNeoXTokenizer", "falcon_mamba gpt_neox mamba mamba2 mpt olmo olmoe rwkv xlstm"),
+        ("GemmaTokenizer", "gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma zaya"),
+        ("Qwen2Tokenizer", "dots3_note moss_transcribe_diarize qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next"),
+        ("Qwen3_5Tokenizer", "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen4_exp"),
+        (
+            GENERIC,
+            "beam bigbird_pegasus ernie4_5 ernie4_5_moe flex_olmo fuyu glm glm4 glm4_moe glm4_moe_lite",
         ),
-    }.items()
+        (GENERIC, "got_ocr2 gpt_bigcode granite granitemoe granitemoehybrid granitemoeshared hyperclovax"),
+        (GENERIC, "internlm3 iquestcoder jamba kimi_linear mimo_v2_flash minicpm3 minimax_m2 ministral"),
+        (GENERIC, "ministral3 mistral mixtral modernbert-decoder nemotron olmo2 olmo3 olmo_hybrid persimmon"),
+        (GENERIC, "phi3 phimoe stablelm xlm-roberta-xl"),
+    )
     for name in names.split()
 }
 """The class that transformers registers for the `model_type` of a causal language model."""
