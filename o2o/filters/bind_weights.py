@@ -24,7 +24,8 @@ class BindWeights(Filter):
     into the model, and converts it to the graph's dtype. Tensors with equal bytes are stored once.
     A model without references passes unchanged. Binding adds no entry to the history: the result equals an
     export with embedded weights.
-    Refused: tensors that are missing, unused or of another shape; the message names them.
+    Refused: tensors that are missing, unused or of another shape, and numbers that are not finite or do not
+    fit the dtype; the message names them (O2O_ALLOW_NON_FINITE=1 accepts such numbers).
     """
 
     name = "bind.weights.py"

@@ -47,10 +47,7 @@ class QuantizedTensor(StreamedTensor):
         for w in _rows(source, columns):
             maxima = block_maxima(w, scheme)
             if not maxima.max() <= scheme.largest:  # also true for NaN
-                raise ModelError(
-                    f"{name} has numbers that are not finite, or beyond {scheme.largest:.3g}: {scheme.name} "
-                    "cannot store them"
-                )
+                raise _unstorable(name, source, scheme, columns)
             if scheme.limit:
                 self.stored_scales[start : start + len(w)] = best_scales(w, maxima, scheme)
             start += len(w)
@@ -73,6 +70,23 @@ class QuantizedTensor(StreamedTensor):
             yield quantizer.quantize(w, self.stored_scales[start : start + len(w)], error).tobytes()
             start += len(w)
         self.error = error
+
+
+def _unstorable(name: str, source: ir.TensorProtocol, scheme: Scheme, columns: int) -> ModelError:
+    """The error for numbers that the scheme cannot store: how many, and the first."""
+    count, row, first = 0, 0, ""
+    for w in _rows(source, columns):
+        wrong = np.argwhere(~(np.abs(w) <= scheme.largest))  # also NaN
+        if len(wrong) and not count:
+            at = wrong[0]
+            first = f"{w[at[0], at[1]]:g} at {[row + int(at[0]), int(at[1])]}"
+        count += len(wrong)
+        row += len(w)
+    numbers = "number that is" if count == 1 else "numbers that are"
+    return ModelError(
+        f"{name} has {count:,} {numbers} not finite, or beyond {scheme.largest:.3g}, the first is {first}: "
+        f"{scheme.name} cannot store them"
+    )
 
 
 def _rows(source: ir.TensorProtocol, columns: int) -> Iterator[np.ndarray]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 from o2o.formats.tensors import CHUNK, StreamedTensor
 from o2o.streams.copying import EndsEarly, copy
+from o2o.weights.finite import cast
 from o2o.weights.stored_tensor import StoredTensor
 
 # The dtypes that a weight can have in a model: the name in a checkpoint, and NumPy's dtype.
@@ -54,16 +55,19 @@ class CheckpointTensor(StreamedTensor):
         return True
 
     def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
-        for chunk in self.stored.chunks(size // DTYPES[self.dtype][1].itemsize):
-            yield chunk.astype(DTYPES[self.dtype][1], copy=False).view(np.uint8).data
+        dtype = DTYPES[self.dtype][1]
+        for chunk in self.stored.chunks(size // dtype.itemsize):
+            yield cast(chunk, dtype, self.stored.path, self.stored.name).view(np.uint8).data
 
     def tofile(self, file: BinaryIO) -> None:
         if DTYPES[self.dtype][0] != self.stored.dtype:
             super().tofile(file)
             return
+        offset = self.stored.offset
         with open(self.stored.path, "rb", buffering=0) as source:
             try:
-                copy(source.fileno(), self.stored.offset, self.stored.length, file)
+                for block in self.stored.blocks():  # checked while it passes; the kernel copies it
+                    offset += copy(source.fileno(), offset, block.nbytes, file)
             except EndsEarly:
                 raise ModelError(f"{self.stored.path}: the file became shorter while it was read") from None
 

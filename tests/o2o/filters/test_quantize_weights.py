@@ -166,7 +166,8 @@ def test_what_cannot_be_stored_is_refused(command: Command) -> None:
     code, message = command.refusal(model)
     assert (code, message) == (
         1,
-        "up has numbers that are not finite, or beyond 3.4e+38: int8 cannot store them",
+        "up has 1 number that is not finite, or beyond 3.4e+38, the first is inf at [3, 4]: "
+        "int8 cannot store them",
     )
 
 
