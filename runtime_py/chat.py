@@ -13,7 +13,7 @@ from o2o.cli.arguments import Parser
 from o2o.cli.command import run
 from runtime_py import run as run_command
 
-HIDDEN = ("chat", "stream")
+HIDDEN = ("chat", "stream", "log_probabilities")
 """Flags of `run` that mean nothing here; they are taken and not shown."""
 
 

@@ -16,6 +16,7 @@ FILES = [
     "tests/export/test_model.py",
     "tests/export/test_pipeline.py",
     "tests/tinyllama/test_tinyllama.py",
+    "tests/tinyllama/test_verify_package.py",
     "tests/export/test_parameter_binding.py",
     "tests/o2o/cli/test_interrupt.py",
     "tests/o2o/filters/test_any_size.py",
