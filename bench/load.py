@@ -65,6 +65,7 @@ def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
     """
     from runtime_py.generation.generate import generate
     from runtime_py.generation.session import Session
+    from runtime_py.generation.session_pool import SessionPool
     from runtime_py.package import Package
     from runtime_py.text.detokenizer import Detokenizer
 
@@ -74,9 +75,7 @@ def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
     load = time.time() - started
     resident, private = _memory()
     list(
-        generate(
-            Session(engine.open_session()), prompt, Detokenizer(package.tokenizer), max_new_tokens=TOKENS
-        )
+        generate(Session(SessionPool(engine)), prompt, Detokenizer(package.tokenizer), max_new_tokens=TOKENS)
     )
     answer_resident, answer_private = _memory()
     packing = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Protocol, Unpack
 
 from runtime_py.generation.generate import GenerationOptions, Token
@@ -14,11 +15,18 @@ from runtime_py.text.tokenizer import Tokenizer
 class Stream(Protocol):
     """Generates a continuation, as `runtime_py.package.Package.stream` does."""
 
-    def __call__(self, prompt: Sequence[int], **options: Unpack[GenerationOptions]) -> Iterator[Token]: ...
+    def __call__(
+        self, prompt: Sequence[int], session: Session, **options: Unpack[GenerationOptions]
+    ) -> Generator[Token, None, None]: ...
 
 
 class Conversation:
-    """The messages of a conversation. Each turn computes only its new tokens."""
+    """The messages of a conversation, and the session of its text. Each turn computes only its new tokens.
+
+    with package.chat() as conversation:
+        for token in conversation.say("Hello"):
+            ...
+    """
 
     def __init__(
         self,
@@ -32,7 +40,7 @@ class Conversation:
         """Start a conversation.
 
         Args:
-            session: The session that `stream` uses.
+            session: The session of the conversation, which `close` closes.
             tokenizer: The model's tokenizer.
             template: The checkpoint's chat template.
             stream: Generates an answer from token ids.
@@ -52,6 +60,16 @@ class Conversation:
         """Remove all messages except the system message."""
         self.messages = list(self._system)
 
+    def close(self) -> None:
+        """Close the session. The messages stay."""
+        self.session.close()
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def say(self, message: str | Message) -> Generator[Token, None, None]:
         """Add a message and generate the answer.
 
@@ -65,15 +83,17 @@ class Conversation:
             The tokens of the answer.
 
         Raises:
-            UsageError: The conversation does not fit into the context, or the template refuses it.
+            UsageError: The conversation does not fit into the context, or was closed, or the template
+                refuses it.
         """
         self.messages.append({"role": "user", "content": message} if isinstance(message, str) else message)
         answer: str | None = None
         try:
             ids = self._tokenizer.encode(self._template.render(self.messages), special=False)
-            for token in self._stream(ids, **self._options):
-                answer = (answer or "") + token.text
-                yield token
+            with closing(self._stream(ids, self.session, **self._options)) as tokens:
+                for token in tokens:
+                    answer = (answer or "") + token.text
+                    yield token
         finally:
             if answer is None:
                 self.messages.pop()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from o2o.errors import ModelError
+from runtime_py import forks
 from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import LoadedEngine, load_engine
 from runtime_py.engines.model_file import model_size
@@ -22,6 +25,7 @@ from runtime_py.generation.generation_config import (
     read_generation_config,
 )
 from runtime_py.generation.session import Session
+from runtime_py.generation.session_pool import MAX_SESSIONS, SessionPool
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
@@ -41,25 +45,39 @@ class Package:
     `merges.txt`. The checkpoint's other files of `export.package_files` count if they are there. Files are
     read when they are first needed.
 
+    Several texts may be generated at once, in turns or in different threads: each has its own `session`. All
+    use one engine, which is loaded at the first use. In a forked child process the package loads its own.
+
     Raises:
         ModelError: A file is missing or damaged.
         OSError: The system cannot read a file.
     """
 
-    def __init__(self, directory: Path, model: Path, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        model: Path,
+        options: EngineOptions | None = None,
+        max_sessions: int = MAX_SESSIONS,
+    ) -> None:
         """Describe a package; `load` finds its files.
 
         Args:
             directory: The folder of the tokenizer and the configuration.
             model: The model's file.
             options: How to load the model; None for the defaults.
+            max_sessions: The largest number of texts that are generated at the same time. Each needs memory
+                for its KV caches. Idle sessions beyond it read their texts again.
         """
         self.directory = directory
         self.model = model
         self.options = options
         self.loaded: LoadedEngine | None = None
         """The engine that was loaded last."""
-        self._session_engine: Engine | None = None
+        self.max_sessions = max_sessions
+        self._pool: SessionPool | None = None
+        self._opening = threading.Lock()
+        forks.watch(self)
         self._warned = False
 
     @classmethod
@@ -68,6 +86,7 @@ class Package:
         path: str | os.PathLike[str],
         tokenizer: str | os.PathLike[str] | None = None,
         options: EngineOptions | None = None,
+        max_sessions: int = MAX_SESSIONS,
     ) -> Package:
         """Find the files of a package.
 
@@ -75,6 +94,7 @@ class Package:
             path: The folder, or the model's file.
             tokenizer: The folder of the tokenizer and the configuration, if they are not with the model.
             options: How to load the model; see `EngineOptions`.
+            max_sessions: See `Package.__init__`.
 
         Returns:
             The package.
@@ -91,12 +111,12 @@ class Package:
         if place.is_file():
             if place.suffix not in SUFFIXES:
                 raise ModelError(f"{place} is not a {' or '.join(SUFFIXES)} file; {_EXPECTED}")
-            return cls(Path(tokenizer or place.parent), place, options)
+            return cls(Path(tokenizer or place.parent), place, options, max_sessions)
         # The README's pipeline writes the model next to the folder, not into it.
         for folder in (place, place.resolve().parent):
             for name in MODELS:
                 if (model := folder / name).is_file():
-                    return cls(Path(tokenizer or place), model, options)
+                    return cls(Path(tokenizer or place), model, options, max_sessions)
         raise ModelError(
             f"{place} has no {' and no '.join(MODELS)}: build the package, or copy the model there"
         )
@@ -125,7 +145,8 @@ class Package:
             changes: Fields of `EngineOptions` that differ from `options`.
 
         Returns:
-            A new engine, which the caller closes. `loaded` describes it.
+            A new engine, which the caller closes. `loaded` describes it. Its sessions may be used in
+            different threads.
 
         Raises:
             ModelError: No engine can run the model, or the tokenizer belongs to another one.
@@ -141,13 +162,27 @@ class Package:
         """Bytes of the model, including the external data of an ONNX file."""
         return model_size(self.model)
 
-    @cached_property
     def session(self) -> Session:
-        """The session that `stream`, `generate` and `chat` share. Loads the model at first use."""
-        self._session_engine = self.engine()
-        return Session(self._session_engine.open_session())
+        """Open a session: one text of the model. Loads the model at the first use.
 
-    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Iterator[Token]:
+            with package.session() as session:
+                package.generate("Once upon a time", session=session)
+
+        Returns:
+            A session without a text. It takes no memory until it reads one.
+
+        Raises:
+            ModelError: See `engine`.
+            UsageError: See `engine`.
+        """
+        return Session(self._open_pool())
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        session: Session | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Generator[Token, None, None]:
         """Generate a continuation, token by token.
 
         `generation_config.json` says how, as for `generate` of transformers; `options` go before it.
@@ -155,10 +190,12 @@ class Package:
             for token in Package.load("tinyllama").stream("Once upon a time", max_new_tokens=20):
                 print(token.text, end="", flush=True)
 
-        A prefix that `prompt` shares with the previous text is not computed again.
+        A prefix that `prompt` shares with an earlier text is not computed again while its KV caches exist.
 
         Args:
             prompt: A text, or its token ids [P].
+            session: The session to generate in; None for a new one, which is opened at the first token and
+                closed with the generator.
             options: See `runtime_py.generation.generate.GenerationOptions`.
 
         Returns:
@@ -167,29 +204,48 @@ class Package:
 
         Raises:
             ModelError: See the class. May be raised at the first token.
-            UsageError: The prompt is empty or does not fit. May be raised at the first token.
+            UsageError: The prompt is empty or does not fit; `max_sessions` texts are being generated; the
+                session generates another text, or was closed. May be raised at the first token.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         config = self.generation_config
         if getattr(options.get("sampling"), "greedy", False) is False:
             self._warn_unsupported()
-        return generate(self.session, ids, Detokenizer(self.tokenizer), config=config, **options)
+        return self._generate(ids, session, config, options)
 
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> str:
+    def _generate(
+        self,
+        ids: Sequence[int],
+        session: Session | None,
+        config: GenerationConfig,
+        options: GenerationOptions,
+    ) -> Generator[Token, None, None]:
+        detokenizer = Detokenizer(self.tokenizer)
+        with self.session() if session is None else nullcontext(session) as session:
+            yield from generate(session, ids, detokenizer, config=config, **options)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        session: Session | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> str:
         """Generate a continuation.
 
         Args:
             prompt: As for `stream`.
+            session: As for `stream`.
             options: As for `stream`.
 
         Returns:
             The text that follows the prompt.
         """
-        return "".join(token.text for token in self.stream(prompt, **options))
+        return "".join(token.text for token in self.stream(prompt, session, **options))
 
     def chat(
         self,
         system: str | None = None,
+        session: Session | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
@@ -203,6 +259,7 @@ class Package:
 
         Args:
             system: The system message.
+            session: The session of the conversation, which closes it; None for a new one.
             tools: JSON schemas of the tools that the model may call.
             documents: Documents with a `title` and a `text`.
             template: The name of the chat template, if the checkpoint has several.
@@ -210,7 +267,7 @@ class Package:
             options: As for `stream`, for every answer.
 
         Returns:
-            A conversation in `session`.
+            A conversation.
 
         Raises:
             ModelError: The checkpoint has no chat template.
@@ -227,15 +284,19 @@ class Package:
             template=template,
             template_args=template_args,
         )
-        return Conversation(self.session, self.tokenizer, chat_template, self.stream, system, **options)
+        session = session or self.session()
+        return Conversation(session, self.tokenizer, chat_template, self.stream, system, **options)
 
     def close(self) -> None:
-        """Free the engine and caches of `session`, if it is open. Its next use opens it again."""
-        if (session := self.__dict__.pop("session", None)) is not None:
-            session.close()
-            assert self._session_engine is not None
-            self._session_engine.close()
-            self._session_engine = None
+        """Free the engine and the KV caches of all sessions. Waits for the current run.
+
+        Sessions that are open, and streams that are not finished, raise UsageError at their next use. The
+        next `session`, `stream`, `generate` or `chat` loads the model again. Closing twice does nothing.
+        """
+        with self._opening:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
 
     def __enter__(self) -> Package:
         return self
@@ -251,6 +312,17 @@ class Package:
             keys = ", ".join(config.unsupported)
             message = f"{config.path}: not supported, and ignored: {keys}"
             warnings.warn(message, UnsupportedSettingWarning, stacklevel=3)
+
+    def after_fork_in_child(self) -> None:
+        """Let the next use load an engine for this process. The parent's cannot be used or freed here."""
+        self._pool = None
+        self._opening = threading.Lock()  # another thread of the parent may hold it
+
+    def _open_pool(self) -> SessionPool:
+        with self._opening:
+            if self._pool is None:
+                self._pool = SessionPool(self.engine(), self.max_sessions)
+            return self._pool
 
     def _check_tokenizer(self, engine: Engine) -> None:
         """Close the engine and raise ModelError if the tokenizer has more ids than the model."""

@@ -28,6 +28,7 @@ from runtime_py.generation_flags import add_generation_flags, generation_options
 if TYPE_CHECKING:
     from runtime_py.benchmark.timing import Stats
     from runtime_py.generation.generate import GenerationOptions, Token
+    from runtime_py.generation.session import Session
     from runtime_py.package import Package
     from runtime_py.text.tokenizer import Tokenizer
 
@@ -137,12 +138,12 @@ def execute(args: argparse.Namespace) -> int:
         options = _with_seed(options, package, args.stats)
         conversation = package.chat(args.system, **options) if args.chat else None
         prompt = package.tokenizer.encode(DEFAULT_PROMPT if args.prompt is None else args.prompt)
-        _ = package.session  # loads the model
+        session = conversation.session if conversation else package.session()  # loads the model
         stats.loaded()
         if args.stats and package.loaded is not None:
             print(f"engine:  {package.loaded.description}", file=sys.stderr)
         if conversation is None:
-            return _continue(package, prompt, args, options, stats)
+            return _continue(package, session, prompt, args, options, stats)
         from runtime_py.repl import chat_loop
 
         return chat_loop(conversation, args.prompt, stats if args.stats else None, _log)
@@ -172,6 +173,7 @@ def _with_seed(options: GenerationOptions, package: Package, stats: bool) -> Gen
 
 def _continue(
     package: Package,
+    session: Session,
     prompt: Sequence[int],
     args: argparse.Namespace,
     options: GenerationOptions,
@@ -182,7 +184,7 @@ def _continue(
     ids: list[int] = []
     lines: list[str] = []
     text, finish, code = "", None, 0
-    tokens = package.stream(prompt, **options)
+    tokens = package.stream(prompt, session, **options)
     stats.begin()
     try:
         for token in tokens:
@@ -207,9 +209,9 @@ def _continue(
         _print(f"{header}{generated}detokenized: {text}\n")
     _print("".join(lines))
     if finish == "capacity":
-        _log(package.session.context_full_message)
+        _log(session.context_full_message)
     if args.stats:
-        print(stats.report(package.session.runs), file=sys.stderr)
+        print(stats.report(session.runs), file=sys.stderr)
     return code
 
 

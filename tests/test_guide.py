@@ -25,6 +25,7 @@ from runtime_py.engines.registry import installed
 from runtime_py.generation.generate import generate
 from runtime_py.generation.generation_config import GenerationConfig
 from runtime_py.generation.session import Session
+from runtime_py.generation.session_pool import SessionPool
 from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
@@ -142,12 +143,12 @@ def assert_generates_the_same(
     """
     untold = SimpleNamespace(push=lambda token: "", flush=lambda: "")
     started = package.engine(buckets=buckets if engine == "litert" else None, engine=engine)
-    session, config = started.open_session(), GenerationConfig(eos_token_id=tuple(package.eos))
+    session, config = Session(SessionPool(started)), GenerationConfig(eos_token_id=tuple(package.eos))
     for prompt in prompts:
         tokens, logits = generated_by_transformers(checkpoint, tuple(prompt), started.capacity + 1)
-        found = [token.id for token in generate(Session(session), prompt, untold, config=config)]
+        found = [token.id for token in generate(session, prompt, untold, config=config)]
         assert found == tokens
-        assert_close(session.prefill(prompt), logits)
+        assert_close(session.read(prompt), logits)
     started.close()
 
 

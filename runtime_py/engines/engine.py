@@ -1,22 +1,26 @@
 """The engine interface: a loaded model, and sessions that hold the KV caches of one text each.
 
-An engine owns what all texts share: the compiled model and its weights. A session owns what belongs to one
-text: the KV caches, the bound input and output buffers, and the number of valid rows.
+An engine owns what all texts share: the compiled model and its weights. A session owns the KV caches of one
+text.
+
+Any number of sessions may be used at once, each in one thread at a time. Their runs take turns: an engine
+takes its `runtime_py.engines.step_lock.StepLock` for each chunk of a prompt and for each token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
 from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.engines.step_lock import StepLock
 from runtime_py.model.contract import Contract
 
 
-class EngineSession(Protocol):
-    """The KV caches of one text, and the calls that fill them."""
+class CausalLM(Protocol):
+    """Reads one text and predicts its next token."""
 
     @property
     def capacity(self) -> int:
@@ -48,7 +52,10 @@ class EngineSession(Protocol):
             num_cached: How many leading ids, fewer than P, have their rows in the KV caches already.
 
         Returns:
-            The logits [V] float32 that follow the last token.
+            The logits [V] float32 that follow the last token, which the caller owns.
+
+        Raises:
+            EngineClosed: The session or its engine was closed.
         """
         ...
 
@@ -60,17 +67,48 @@ class EngineSession(Protocol):
             position: Its position, below S. The rows of all positions before it must be valid.
 
         Returns:
-            The logits [V] float32 that follow it.
+            The logits [V] float32 that follow it, which the caller owns.
+
+        Raises:
+            EngineClosed: The session or its engine was closed.
         """
         ...
 
     def close(self) -> None:
-        """Free the KV caches and buffers. The session cannot be used afterwards."""
+        """Free the KV caches. The session cannot be used afterwards. Closing twice does nothing."""
+        ...
+
+
+class EngineSession(CausalLM, Protocol):
+    """The KV caches of one text, and the calls that fill them."""
+
+    def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
+        """Read a part of a prompt. Call it in a turn of `Engine.steps`.
+
+        Args:
+            tokens: Token ids [P].
+            chunk: The first run of `plan(P, num_cached)`, where rows below `num_cached` are valid.
+        """
+        ...
+
+    def copy_rows(self, source: Self, start: int, stop: int) -> None:
+        """Copy rows from another session of the same engine. Call it in a turn of `Engine.steps`.
+
+        Args:
+            source: The other session, which may be in use in another thread.
+            start: The first row. The rows before it are valid, and hold the same tokens in `source`.
+            stop: The end of the rows, which are valid in `source`.
+        """
         ...
 
 
 class Engine(Protocol):
     """A loaded model: its weights, compiled for one runtime."""
+
+    @property
+    def steps(self) -> StepLock:
+        """The lock that sessions take for each run."""
+        ...
 
     @property
     def contract(self) -> Contract:
@@ -100,10 +138,16 @@ class Engine(Protocol):
         """Open a session with empty KV caches.
 
         Returns:
-            A new session. Close it before the engine.
+            A new session.
+
+        Raises:
+            EngineClosed: The engine was closed.
         """
         ...
 
     def close(self) -> None:
-        """Free the model. The engine cannot be used afterwards."""
+        """Wait for the current run, and free the model. Closing twice does nothing.
+
+        The engine and its sessions cannot be used afterwards.
+        """
         ...

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from o2o.errors import ModelError
-from runtime_py.engines.engine import EngineSession
+from runtime_py.engines.engine import CausalLM
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ def take_tokens(documents: Iterable[Sequence[int]], tokens: int | None) -> Itera
             remaining -= len(ids) - 1
 
 
-def negative_log_likelihoods(session: EngineSession, ids: Sequence[int]) -> np.ndarray:
+def negative_log_likelihoods(session: CausalLM, ids: Sequence[int]) -> np.ndarray:
     """Compute the negative log-likelihood of each token of a document.
 
     Args:
-        session: An engine session.
+        session: An engine session, or another model.
         ids: The document's ids [P].
 
     Returns:

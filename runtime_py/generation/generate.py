@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -88,7 +88,7 @@ def generate(
     sampling: Sampling | None = None,
     logits_processors: Sequence[LogitsProcessor] = (),
     log_probabilities: int | None = None,
-) -> Iterator[Token]:
+) -> Generator[Token, None, None]:
     """Continue a prompt.
 
     P prompt ids are followed by up to S + 1 - P new ones. A token needs a cache row only when it is fed back.
@@ -110,8 +110,8 @@ def generate(
         The new tokens, including the end-of-sequence token.
 
     Raises:
-        UsageError: At the first token: the prompt is empty, too long or no list of ids, or an option is out
-            of range.
+        UsageError: At the first token: the prompt is empty, too long or no list of ids; an option is out of
+            range; the session generates another text. At any token: the session or its engine was closed.
         ModelError: A token id of the prompt or of `config` is not below V, logits are not finite, or no token
             can be chosen.
     """
@@ -127,30 +127,31 @@ def generate(
     choose = _sampler(session, prompt, config, limit, min_new_tokens, sampling, logits_processors)
     stops = StopStrings(((stop,) if isinstance(stop, str) else (*stop,)) + config.stop_strings)
     deadline = math.inf if config.max_time is None else time.monotonic() + config.max_time
-    logits = session.read(ids)
-    while True:
-        token = choose(ids, logits)
-        evidence = () if log_probabilities is None else _evidence(logits, token, log_probabilities)
-        ids.append(token)
-        text, stopped = stops.push(detokenizer.push(token))
-        finish: Finish | None = None
-        if token in config.eos_token_id:
-            finish = "eos"
-        elif stopped or token in stop_tokens:
-            finish = "stop"
-        elif (limit is not None and len(ids) >= limit) or time.monotonic() >= deadline:
-            finish = "length"
-        elif len(ids) > session.capacity:
-            finish = "capacity"
-        if finish:
-            if not stopped:
-                rest, stopped = stops.push(detokenizer.flush())
-                text += rest if stopped else rest + stops.flush()
-                finish = "stop" if stopped and finish != "eos" else finish
-            yield Token(token, text, finish, *evidence)
-            return
-        yield Token(token, text, None, *evidence)
-        logits = session.append(token)
+    with session.generation():
+        logits = session.read(ids)
+        while True:
+            token = choose(ids, logits)
+            evidence = () if log_probabilities is None else _evidence(logits, token, log_probabilities)
+            ids.append(token)
+            text, stopped = stops.push(detokenizer.push(token))
+            finish: Finish | None = None
+            if token in config.eos_token_id:
+                finish = "eos"
+            elif stopped or token in stop_tokens:
+                finish = "stop"
+            elif (limit is not None and len(ids) >= limit) or time.monotonic() >= deadline:
+                finish = "length"
+            elif len(ids) > session.capacity:
+                finish = "capacity"
+            if finish:
+                if not stopped:
+                    rest, stopped = stops.push(detokenizer.flush())
+                    text += rest if stopped else rest + stops.flush()
+                    finish = "stop" if stopped and finish != "eos" else finish
+                yield Token(token, text, finish, *evidence)
+                return
+            yield Token(token, text, None, *evidence)
+            logits = session.append(token)
 
 
 def _sampler(

@@ -1,42 +1,58 @@
-"""A text session that reuses its KV caches: a prefix that was read before is not read again."""
+"""A session: one text, and its place in the session pool."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import takewhile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
-from runtime_py.engines.engine import EngineSession
+from o2o.errors import UsageError
 from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.engines.step_lock import SESSION_CLOSED, EngineClosed
+from runtime_py.engines.token_ids import check_prompt
+from runtime_py.generation.session_pool import Caches, SessionPool
+
+BUSY = "the session is generating another text: close that stream first, or open a session for each text"
 
 
 class Session:
-    """One text in an engine session. It remembers the token ids of the text.
+    """One text of a model. It remembers the token ids of the text.
 
-    Each turn of a conversation begins with all turns before it; only the new tokens are computed.
+    Each turn of a conversation begins with all turns before it; only the new tokens are computed. A session
+    without a text has no KV caches. `runtime_py.generation.session_pool` gives it caches when it reads a
+    prompt. Sessions of one engine may be used in different threads.
+
+        with package.session() as session:
+            for token in package.stream("Once upon a time", session=session):
+                ...
     """
 
-    def __init__(self, engine_session: EngineSession) -> None:
-        """Wrap an engine session.
+    def __init__(self, pool: SessionPool) -> None:
+        """Create a session without a text.
 
         Args:
-            engine_session: A session of an engine, which nothing else may use.
+            pool: The KV caches of the engine.
         """
         self.runs: Sequence[Chunk] = ()
         """The runs that read the last prompt."""
-        self._engine_session = engine_session
-        self._tokens: list[int] = []  # the ids of the valid rows of the KV caches
+        self._pool = pool
+        self._tokens: list[int] = []
+        self._caches: Caches | None = None  # of the last step; another session may have taken them since
+        self._closed = False
+        self._stepping = threading.Lock()
+        self._generating = threading.Lock()
 
     @property
     def capacity(self) -> int:
         """S, the number of rows of the KV caches."""
-        return self._engine_session.capacity
+        return self._pool.engine.capacity
 
     @property
     def vocab_size(self) -> int:
         """V, the number of logits."""
-        return self._engine_session.vocab_size
+        return self._pool.engine.vocab_size
 
     @property
     def context_full_message(self) -> str:
@@ -46,17 +62,26 @@ class Session:
             f"larger --max-length for longer texts"
         )
 
-    def num_cached(self, tokens: Sequence[int]) -> int:
-        """Return how many leading tokens have valid rows in the KV caches.
+    @contextmanager
+    def generation(self) -> Iterator[None]:
+        """Hold the KV caches between the steps inside: no other session takes them.
 
-        Args:
-            tokens: Token ids [P].
+        Yields:
+            Nothing.
 
-        Returns:
-            At most P - 1: the last token is always read, for its logits.
+        Raises:
+            UsageError: The session is in another `generation` already.
+            EngineClosed: The session or its engine was closed.
         """
-        pairs = zip(tokens[:-1], self._tokens, strict=False)
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self._check_open()
+        if not self._generating.acquire(blocking=False):
+            raise UsageError(BUSY)
+        try:
+            yield
+        finally:
+            self._generating.release()
+            if self._caches is not None and self._caches.owner() is self:
+                self._caches.release()
 
     def read(self, tokens: Sequence[int]) -> np.ndarray:
         """Read a prompt.
@@ -66,13 +91,16 @@ class Session:
 
         Returns:
             The logits [V] float32 that follow the last token.
+
+        Raises:
+            TooManySessions: All KV caches belong to texts that are being generated.
+            EngineClosed: The session or its engine was closed.
+            UsageError: See `runtime_py.engines.token_ids.check_prompt`.
+            ModelError: An id is not below V, or logits are not finite.
         """
-        num_cached = self.num_cached(tokens)
-        del self._tokens[num_cached:]  # first, so that after an interrupt only valid rows are remembered
-        self.runs = self._engine_session.plan(len(tokens), num_cached)
-        logits = self._engine_session.prefill(tokens, num_cached)
-        self._tokens = list(tokens)
-        return logits
+        with self._stepping:
+            self._check_open()
+            return self._read(check_prompt(tokens, self))
 
     def append(self, token: int) -> np.ndarray:
         """Feed the next token of the text.
@@ -82,11 +110,48 @@ class Session:
 
         Returns:
             The logits [V] float32 that follow it.
+
+        Raises:
+            TooManySessions: See `read`.
+            EngineClosed: See `read`.
         """
-        logits = self._engine_session.decode(token, len(self._tokens))
-        self._tokens.append(token)
-        return logits
+        with self._stepping:
+            self._check_open()
+            if self._generating.locked() and self._caches is not None:
+                logits = self._caches.append(token)
+                self._tokens.append(token)
+                return logits
+            return self._read(
+                check_prompt([*self._tokens, token], self)
+            )  # only the new token, unless the caches were taken
 
     def close(self) -> None:
-        """Free the KV caches. The session cannot be used afterwards."""
-        self._engine_session.close()
+        """Give the KV caches back. Waits for the current step. The session cannot be used afterwards."""
+        if self._pool.refusal is None:
+            with self._stepping:
+                self._closed = True
+                if self._caches is not None and self._caches.owner() is self:
+                    self._caches.give_back()
+        self._closed, self._caches = True, None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, tokens: list[int]) -> np.ndarray:
+        self._caches = caches = self._pool.claim(self, tokens)
+        try:
+            logits = caches.read(tokens)
+        finally:
+            self.runs = caches.runs
+            if not self._generating.locked():
+                caches.release()
+        self._tokens = tokens
+        return logits
+
+    def _check_open(self) -> None:
+        self._pool.check_open()
+        if self._closed:
+            raise EngineClosed(SESSION_CLOSED)

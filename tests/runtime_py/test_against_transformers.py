@@ -17,6 +17,7 @@ from runtime_py.engines.disk_cache import user_cache
 from runtime_py.generation.generate import generate
 from runtime_py.generation.generation_config import read_generation_config
 from runtime_py.generation.session import Session
+from runtime_py.generation.session_pool import SessionPool
 from runtime_py.package import Package
 from runtime_py.text.detokenizer import Detokenizer
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
@@ -129,7 +130,7 @@ def test_greedy_tokens_after_every_prompt(package, theirs):
     for length in range(1, S + 1):
         prompt = torch.tensor([ids[:length]])
         expected = theirs.generate(prompt, do_sample=False, max_length=S + 1, eos_token_id=-1)[0, length:]
-        tokens = generate(Session(engine.open_session()), ids[:length], Detokenizer(loaded.tokenizer))
+        tokens = generate(Session(SessionPool(engine)), ids[:length], Detokenizer(loaded.tokenizer))
         assert [token.id for token in tokens] == expected.tolist()
     engine.close()
 
@@ -180,7 +181,7 @@ def test_settings_of_the_checkpoint(package, theirs, engine, name, tmp_path):
         config = GenerationConfig.from_pretrained(tmp_path)
         expected = theirs.generate(ids, generation_config=config)[0, len(prompt) :].tolist()
         ours = generate(
-            Session(engine.open_session()),
+            Session(SessionPool(engine)),
             prompt,
             Detokenizer(Package.load(package).tokenizer),
             config=read_generation_config(tmp_path),
@@ -207,7 +208,7 @@ def test_weights_packed_once_for_all_signatures(package, monkeypatch, tmp_path):
     expected = []
     for cache in (None, user_cache(), user_cache()):
         engine = loaded.engine(threads=1, disk_cache=cache, engine="litert")
-        tokens = generate(Session(engine.open_session()), ids, Detokenizer(loaded.tokenizer))
+        tokens = generate(Session(SessionPool(engine)), ids, Detokenizer(loaded.tokenizer))
         expected.append([token.id for token in tokens])
         engine.close()
     assert expected[0] == expected[1] == expected[2]

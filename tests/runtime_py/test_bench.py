@@ -88,7 +88,7 @@ def test_each_length_is_begun_anew() -> None:
     assert list(firsts) == [5, 60]
     assert list(steps) == [1, 40]
     assert len(engine.fed) == 44
-    assert engine.read == 40
+    assert engine.read == 5 + 60 + 1 + 40
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from o2o.weights.checkpoint import open_checkpoint
 from runtime_py.generation.generate import generate
 from runtime_py.generation.generation_config import GenerationConfig
 from runtime_py.generation.session import Session
+from runtime_py.generation.session_pool import SessionPool
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.tokenizer import Tokenizer
 from tinyllama.verification import comparison
@@ -110,7 +111,7 @@ class Verification:
         """Whether the first tokens are the same, or drift explains the difference."""
         generated = list(
             generate(
-                Session(self.file),
+                Session(SessionPool(self.file.engine)),
                 prompt,
                 Detokenizer(self.tokenizer),
                 config=GenerationConfig(eos_token_id=tuple(self.eos)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime_py.engines.engine import EngineSession
+from runtime_py.engines.engine import CausalLM
 from tinyllama.verification.protocol import Predictor
 from tinyllama.verification.trace import differences, first_difference
 
@@ -57,8 +57,8 @@ def step(expected: np.ndarray, actual: np.ndarray) -> Step:
 
 
 def drift(
-    reference: EngineSession,
-    subject: EngineSession,
+    reference: CausalLM,
+    subject: CausalLM,
     prompt: Sequence[int],
     tokens: int,
     eos: Collection[int] = (),

@@ -7,11 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime_py.engines.engine import EngineSession
+from runtime_py.engines.engine import CausalLM
 from tinyllama.verification.trace import Trace
 
 
-class Predictor(EngineSession, Protocol):
+class Predictor(CausalLM, Protocol):
     """An engine session with a name and with access to its intermediate tensors."""
 
     label: str

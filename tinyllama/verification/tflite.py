@@ -37,10 +37,10 @@ class TfliteFile:
         self.model, self.contract = _read(file)
         _check(file, self.contract, self.language_model, directory)
         self.package = Package(directory, file)
-        self._engine = self.package.engine()
-        self._session = self._engine.open_session()
-        self.capacity = self._engine.capacity
-        self.vocab_size = self._engine.vocab_size
+        self.engine = self.package.engine()
+        self._session = self.engine.open_session()
+        self.capacity = self.engine.capacity
+        self.vocab_size = self.engine.vocab_size
 
     def check(self, prompts: Mapping[str, Sequence[int]], max_new_tokens: int) -> None:
         """Check that the caches hold each prompt and the tokens generated after it.
@@ -75,7 +75,7 @@ class TfliteFile:
     def close(self) -> None:
         """See `EngineSession`."""
         self._session.close()
-        self._engine.close()
+        self.engine.close()
 
     @cached_property
     def _interpreter(self) -> TracingInterpreter:

@@ -1,14 +1,16 @@
 """LiteRT engine: TFLite models through CompiledModel, on the CPU (XNNPACK).
 
-Each KV cache is one buffer. Decode, and prefills that start at any position, take it as input and as output:
-DYNAMIC_UPDATE_SLICE writes the new rows in place, and nothing is copied from run to run. A model with decode
-graphs of several capacities decodes in the smallest that holds the text.
+The engine owns the buffers of tokens, positions and logits, which all sessions use in turns. A session owns
+its KV caches. Each is one buffer. Decode, and prefills that start at any position, take it as input and as
+output: DYNAMIC_UPDATE_SLICE writes the new rows in place, and nothing is copied from run to run. A model with
+decode graphs of several capacities decodes in the smallest that holds the text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from runtime_py.engines.litert.tensor_views import view
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
+from runtime_py.engines.step_lock import CLOSED_SESSION, EngineClosed, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
 
@@ -97,11 +100,20 @@ class LiteRtEngine:
         for signature in (*contract.prefills, *contract.decodes.values()):
             _check_in_place(signature)
         self._file = model  # LiteRT reads weights from this memory
+        self.steps = StepLock(self)
         if not debug:
             silence_at_exit()
         with self._quiet():
             self._model = compile_model(model, packed, threads)
             try:
+                self._prefills = {
+                    prefill.length: _BoundSignature(self._model, prefill, contract.decode.caches)
+                    for prefill in contract.prefills
+                }
+                self._decodes = {
+                    capacity: _BoundSignature(self._model, decode, decode.caches)
+                    for capacity, decode in contract.decodes.items()
+                }
                 session = self.open_session()
                 session.decode(0, 0)  # warm up: one-time work and its log lines happen here
                 session.close()
@@ -123,78 +135,120 @@ class LiteRtEngine:
 
     def open_session(self) -> LiteRtSession:
         """See `Engine`."""
-        with self._quiet():
-            return LiteRtSession(self, self._model)
+        return LiteRtSession(self)
 
     def close(self) -> None:
         """See `Engine`."""
+        self.steps.close(self._free)
+
+    def _free(self) -> None:
         with self._quiet():
+            del self._prefills, self._decodes
             self._model.close()
             del self._model
         if isinstance(self._file, MappedBytes):
             self._file.close()
 
-
-class LiteRtSession:
-    """A `runtime_py.engines.engine.EngineSession` on LiteRT."""
-
-    def __init__(self, engine: LiteRtEngine, model: CompiledModel) -> None:
-        """Allocate the buffers of a session.
+    def run(
+        self, caches: KVCaches[TensorBuffer], length: int, tokens: Sequence[int], position: int
+    ) -> _BoundSignature:
+        """Run the signature of one length. Call it in a turn of `steps`.
 
         Args:
-            engine: The engine, which outlives the session.
-            model: The engine's model.
+            caches: The KV caches of a session.
+            length: T, which identifies the signature; 1 for decode.
+            tokens: At most T ids.
+            position: The position of the first.
+
+        Returns:
+            The signature, with the logits of this run.
         """
-        self.capacity, self.vocab_size, self.plan = engine.capacity, engine.vocab_size, engine.plan
-        self._model = model
-        contract = engine.contract
-        self._caches = contract.decode.caches
-        self.kv_caches: KVCaches[TensorBuffer] = KVCaches(contract.decodes, self._allocate)
-        self._prefills = {
-            prefill.length: _BoundSignature(model, prefill, self._caches) for prefill in contract.prefills
-        }
-        self._decodes = {
-            capacity: _BoundSignature(model, decode, decode.caches)
-            for capacity, decode in contract.decodes.items()
-        }
-
-    def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
-        """See `EngineSession`."""
-        tokens = check_prompt(tokens, self, num_cached)
-        for chunk in self.plan(len(tokens), num_cached):
-            signature = self._run(chunk.length, tokens[chunk.start : chunk.stop], chunk.start)
-        return check_logits(signature.logits(chunk.stop - chunk.start - 1), chunk.stop - 1)
-
-    def decode(self, token: int, position: int) -> np.ndarray:
-        """See `EngineSession`."""
-        token = check_token(token, position, self)
-        return check_logits(self._run(1, [token], position).logits(0), position)
-
-    def close(self) -> None:
-        """See `EngineSession`."""
-        del self._prefills, self._decodes, self.kv_caches, self._model
-
-    def _run(self, length: int, tokens: Sequence[int], position: int) -> _BoundSignature:
-        """Feed at most `length` ids, the first at `position`, to the signature of that length."""
-        capacity = self.kv_caches.smallest_capacity(position) if length == 1 else self.capacity
+        capacity = caches.smallest_capacity(position) if length == 1 else self.capacity
         signature = self._decodes[capacity] if length == 1 else self._prefills[length]
-        buffers = self.kv_caches.select(capacity, position, position + len(tokens))
+        buffers = caches.select(capacity, position, position + len(tokens))
         signature.run(tokens, position, buffers)
         for slot, (tensor, rows) in signature.rows.items():
-            layout = self._caches[slot].layout
+            layout = self.contract.decode.caches[slot].layout
             rows = rows.transpose([tensor.layout.index(axis) for axis in layout])
             written = (slice(None),) * layout.index("T") + (slice(len(tokens)),)
             buffers[slot][1][written] = rows[written]
         return signature
 
-    def _allocate(self, decode: SignatureSpec) -> CacheBuffers[TensorBuffer]:
-        """New KV caches for `decode`, filled with zeros."""
+    def allocate(self, decode: SignatureSpec) -> CacheBuffers[TensorBuffer]:
+        """Allocate the KV caches of a session.
+
+        Args:
+            decode: The decode signature of the requested capacity.
+
+        Returns:
+            The buffers, filled with zeros.
+        """
         buffers: dict[Slot, tuple[TensorBuffer, np.ndarray]] = {}
         for slot, cache in decode.caches.items():
             buffer = self._model.create_input_buffer_by_name(decode.name, cache.name)
             buffers[slot] = buffer, view(buffer, cache.shape, cache.dtype)
             buffers[slot][1].fill(0)
         return buffers
+
+    def unbind(self, caches: KVCaches[TensorBuffer]) -> None:
+        """Drop all references to the KV caches of a session.
+
+        Args:
+            caches: The KV caches.
+        """
+        for signature in (*self._prefills.values(), *self._decodes.values()):
+            signature.unbind(caches.allocated.values())
+
+
+class LiteRtSession:
+    """A `runtime_py.engines.engine.EngineSession` on LiteRT."""
+
+    def __init__(self, engine: LiteRtEngine) -> None:
+        """Open a session. Its KV caches are allocated at the first run.
+
+        Args:
+            engine: The engine.
+        """
+        self.capacity, self.vocab_size, self.plan = engine.capacity, engine.vocab_size, engine.plan
+        self.kv_caches: KVCaches[TensorBuffer] = KVCaches(engine.contract.decodes, engine.allocate)
+        self._engine = engine
+        self._steps = engine.steps
+
+    def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
+        """See `EngineSession`."""
+        tokens = check_prompt(tokens, self, num_cached)
+        *chunks, last = self.plan(len(tokens), num_cached)
+        for chunk in chunks:
+            with self._steps.turn():
+                self.run(tokens, chunk)
+        with self._steps.turn():
+            logits = self._run(tokens, last).logits(last.stop - last.start - 1)
+        return check_logits(logits, last.stop - 1)
+
+    def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
+        """See `EngineSession`."""
+        self._run(tokens, chunk)
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        """See `EngineSession`."""
+        token = check_token(token, position, self)
+        with self._steps.turn():
+            logits = self._engine.run(self.kv_caches, 1, [token], position).logits(0)
+        return check_logits(logits, position)
+
+    def copy_rows(self, source: LiteRtSession, start: int, stop: int) -> None:
+        """See `EngineSession`."""
+        self.kv_caches.copy_rows(source.kv_caches, start, stop)
+
+    def close(self) -> None:
+        """See `EngineSession`."""
+        with contextlib.suppress(EngineClosed), self._steps.turn():
+            self._engine.unbind(self.kv_caches)
+        self._steps = CLOSED_SESSION
+        self.kv_caches.close()
+
+    def _run(self, tokens: Sequence[int], chunk: Chunk) -> _BoundSignature:
+        return self._engine.run(self.kv_caches, chunk.length, tokens[chunk.start : chunk.stop], chunk.start)
 
 
 class _BoundSignature:
@@ -240,6 +294,11 @@ class _BoundSignature:
                         self.rows[tensor.slot] = tensor, array
                     else:
                         self._arrays[tensor.kind] = array
+
+    def unbind(self, caches: Iterable[CacheBuffers[TensorBuffer]]) -> None:
+        """Drop the references to these KV caches."""
+        if any(buffers is self._bound for buffers in caches):
+            self._bound, self._buffers = None, []
 
     def run(self, tokens: Sequence[int], position: int, caches: CacheBuffers[TensorBuffer]) -> None:
         """Feed at most T ids, the first at `position`."""

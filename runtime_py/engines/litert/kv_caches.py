@@ -68,19 +68,40 @@ class KVCaches(Generic[Buffer]):
             buffers = self.allocated[capacity] = self._allocate(self._decodes[capacity])
             self._valid_rows[capacity] = 0
         for other in self.allocated.keys() - {capacity}:
-            self._copy_rows(start, other, capacity)
+            self._copy_valid(start, other, capacity)
             self._valid_rows[other] = min(self._valid_rows[other], start)
             if capacity != self._largest and other != self._largest:
                 del self.allocated[other], self._valid_rows[other]
         self._valid_rows[capacity] = stop
         return buffers
 
-    def _copy_rows(self, count: int, source: int, target: int) -> None:
+    def copy_rows(self, source: KVCaches[Buffer], start: int, stop: int) -> None:
+        """Copy rows from the KV caches of another session.
+
+        Args:
+            source: The other session's caches. One of its capacities has all rows below `stop`.
+            start: The first row; the rows before it are valid.
+            stop: The end of the rows.
+        """
+        capacity = min(capacity for capacity, valid in source._valid_rows.items() if valid >= stop)
+        buffers = self.select(self._largest, start, stop)  # prefills, which usually follow, use the largest
+        self._copy(source.allocated[capacity], buffers, start, stop)
+
+    def close(self) -> None:
+        """Free all buffers."""
+        self.allocated.clear()
+        self._valid_rows.clear()
+
+    def _copy_valid(self, count: int, source: int, target: int) -> None:
         """Copy the rows below `count` that are valid in `source` but not in `target`."""
         first, last = self._valid_rows[target], min(count, self._valid_rows[source])
-        if first >= last:
-            return
-        for slot, cache in self._decodes[target].caches.items():
+        if first < last:
+            self._copy(self.allocated[source], self.allocated[target], first, last)
+            self._valid_rows[target] = last
+
+    def _copy(
+        self, source: CacheBuffers[Buffer], target: CacheBuffers[Buffer], first: int, last: int
+    ) -> None:
+        for slot, cache in self._decodes[self._largest].caches.items():
             rows = (slice(None),) * cache.layout.index("T") + (slice(first, last),)
-            self.allocated[target][slot][1][rows] = self.allocated[source][slot][1][rows]
-        self._valid_rows[target] = last
+            target[slot][1][rows] = source[slot][1][rows]

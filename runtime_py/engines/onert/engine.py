@@ -19,6 +19,7 @@ from runtime_py.engines.onert.nnfw import check_in_child, open_nnfw_session
 from runtime_py.engines.onert.prepare import prepare
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
+from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
 
@@ -75,6 +76,7 @@ class OnertEngine:
         self.weight_dtype = weight_dtype
         self.capacity = contract.capacity
         self.vocab_size = contract.vocab_size
+        self.steps = StepLock(self)
         _check_rows(contract.decode)
         if not debug:
             check_in_child(model)
@@ -94,10 +96,13 @@ class OnertEngine:
 
     def close(self) -> None:
         """See `Engine`."""
+        self.steps.close(self._free)
+
+    def _free(self) -> None:
         del self._model, self._bound
 
     def run(self, session: OnertSession) -> None:
-        """Run the model on the arrays of a session.
+        """Run the model on the arrays of a session. Call it in a turn of `steps`.
 
         Args:
             session: A session of this engine. Its arrays become onert's inputs if they are not yet.
@@ -131,6 +136,7 @@ class OnertSession:
         """
         self.capacity, self.vocab_size, self.plan = engine.capacity, engine.vocab_size, engine.plan
         self._engine = engine
+        self._steps = engine.steps
         decode = engine.contract.decode
         self.inputs = [np.zeros(tensor.shape, tensor.dtype) for tensor in decode.inputs]
         """The arrays that onert reads, in the order of the decode signature."""
@@ -152,18 +158,35 @@ class OnertSession:
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         """See `EngineSession`."""
         tokens = check_prompt(tokens, self, num_cached)
-        for chunk in self.plan(len(tokens), num_cached):
-            self._step(tokens[chunk.start], chunk.start)
-        return check_logits(self._read_logits(), len(tokens) - 1)
+        *chunks, last = self.plan(len(tokens), num_cached)
+        for chunk in chunks:
+            with self._steps.turn():
+                self.run(tokens, chunk)
+        return self.decode(tokens[last.start], last.start)
 
     def decode(self, token: int, position: int) -> np.ndarray:
         """See `EngineSession`."""
-        self._step(check_token(token, position, self), position)
-        return check_logits(self._read_logits(), position)
+        token = check_token(token, position, self)
+        with self._steps.turn():
+            self._step(token, position)
+            logits = self._read_logits()
+        return check_logits(logits, position)
+
+    def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
+        """See `EngineSession`."""
+        self._step(tokens[chunk.start], chunk.start)
+
+    def copy_rows(self, source: OnertSession, start: int, stop: int) -> None:
+        """See `EngineSession`."""
+        for slot, cache in self.kv_caches.items():
+            cache[start:stop] = source.kv_caches[slot][start:stop]
 
     def close(self) -> None:
         """See `EngineSession`."""
-        del self._engine  # onert has its own reference to the arrays until another session runs
+        if self._steps is not CLOSED_SESSION:
+            self._steps = CLOSED_SESSION
+            # onert has its own reference to the arrays until another session runs
+            del self._engine, self.inputs, self.kv_caches, self._rows, self._tokens, self._position
 
     def _step(self, token: int, position: int) -> None:
         self._tokens[...] = token

@@ -23,6 +23,7 @@ from runtime_py.engines.onnx.lowered_file import WEIGHT_DTYPE
 from runtime_py.engines.onnx.prepare import prepare
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.model.contract import Contract, Slot
 from runtime_py.model.weight_dtype import onnx_weight_dtype
@@ -80,6 +81,7 @@ class OnnxEngine:
         """
         self._file = model
         self._max_chunk = max_chunk
+        self.steps = StepLock(self)
         with silenced_stderr(not debug):
             self._model = open_inference_session(model, session_options(threads, debug))
             self._metadata: dict[str, str] = self._model.get_modelmeta().custom_metadata_map
@@ -106,11 +108,27 @@ class OnnxEngine:
 
     def open_session(self) -> OnnxSession:
         """See `Engine`."""
-        return OnnxSession(self, self._model, self._every_logit)
+        return OnnxSession(self)
 
     def close(self) -> None:
         """See `Engine`."""
+        self.steps.close(self._free)
+
+    def _free(self) -> None:
         del self._model
+
+    def bind(self, caches: Mapping[Slot, np.ndarray], length: int) -> _BoundGraph:
+        """Bind the graph to the KV caches of a session. Call it in a turn of `steps`.
+
+        Args:
+            caches: The KV caches.
+            length: T, the number of tokens of a run.
+
+        Returns:
+            The bound graph.
+        """
+        rows = length if self._every_logit else 1
+        return _BoundGraph(self._model, self.contract, caches, length, rows)
 
     def _check_contract(self) -> None:
         """The graph must have the inputs and outputs of its contract, and return its KV caches."""
@@ -135,44 +153,62 @@ class OnnxEngine:
 class OnnxSession:
     """A `runtime_py.engines.engine.EngineSession` on ONNX Runtime."""
 
-    def __init__(self, engine: OnnxEngine, model: onnxruntime.InferenceSession, every_logit: bool) -> None:
+    def __init__(self, engine: OnnxEngine) -> None:
         """Allocate the KV caches and the buffers of a decode step.
 
         Args:
-            engine: The engine, which outlives the session.
-            model: The engine's model.
-            every_logit: Whether the model returns the logits of all tokens.
+            engine: The engine.
         """
         self.capacity, self.vocab_size, self.plan = engine.capacity, engine.vocab_size, engine.plan
-        self._model = model
+        self._steps, self._bind = engine.steps, engine.bind
         self._contract = engine.contract
-        self._every_logit = every_logit
-        # Masked rows are still multiplied, by 0, so they must be finite.
-        self.kv_caches: dict[Slot, np.ndarray] = {
-            slot: np.zeros(cache.shape, cache.dtype) for slot, cache in self._contract.decode.caches.items()
-        }
-        self._step = self._bind(1)
+        with self._steps.turn():
+            # Masked rows are still multiplied, by 0, so they must be finite.
+            self.kv_caches: dict[Slot, np.ndarray] = {
+                slot: np.zeros(cache.shape, cache.dtype)
+                for slot, cache in engine.contract.decode.caches.items()
+            }
+            self._step = self._bind(self.kv_caches, 1)
 
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         """See `EngineSession`."""
         tokens = check_prompt(tokens, self, num_cached)
-        for chunk in self.plan(len(tokens), num_cached):
-            run = self._bind(chunk.length)
-            run(tokens[chunk.start : chunk.stop], chunk.start)
-        return check_logits(run.logits[-1].copy(), len(tokens) - 1)
+        *chunks, last = self.plan(len(tokens), num_cached)
+        for chunk in chunks:
+            with self._steps.turn():
+                self.run(tokens, chunk)
+        with self._steps.turn():
+            logits = self._run(tokens, last).logits[-1].copy()
+        return check_logits(logits, last.stop - 1)
 
     def decode(self, token: int, position: int) -> np.ndarray:
         """See `EngineSession`."""
-        self._step(check_token(token, position, self), position)
-        return check_logits(self._step.logits[-1].copy(), position)
+        token = check_token(token, position, self)
+        with self._steps.turn():
+            self._step(token, position)
+            logits = self._step.logits[-1].copy()
+        return check_logits(logits, position)
+
+    def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
+        """See `EngineSession`."""
+        self._run(tokens, chunk)
+
+    def copy_rows(self, source: OnnxSession, start: int, stop: int) -> None:
+        """See `EngineSession`."""
+        for slot, cache in self._contract.decode.caches.items():
+            rows = (slice(None),) * cache.layout.index("T") + (slice(start, stop),)
+            self.kv_caches[slot][rows] = source.kv_caches[slot][rows]
 
     def close(self) -> None:
         """See `EngineSession`."""
-        del self._step, self.kv_caches, self._model
+        if self._steps is not CLOSED_SESSION:
+            self._steps = CLOSED_SESSION
+            del self._step, self.kv_caches, self._bind
 
-    def _bind(self, length: int) -> _BoundGraph:
-        rows = length if self._every_logit else 1
-        return _BoundGraph(self._model, self._contract, self.kv_caches, length, rows)
+    def _run(self, tokens: Sequence[int], chunk: Chunk) -> _BoundGraph:
+        run = self._bind(self.kv_caches, chunk.length)
+        run(tokens[chunk.start : chunk.stop], chunk.start)
+        return run
 
 
 class _BoundGraph:

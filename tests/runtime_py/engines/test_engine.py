@@ -8,6 +8,7 @@ import pytest
 from runtime_py.engines.registry import installed
 from runtime_py.engines.selection import EngineChoice
 from runtime_py.generation.session import Session
+from runtime_py.generation.session_pool import SessionPool
 from tests.runtime_py.engines.conftest import S
 from tests.tolerances import assert_close
 
@@ -33,7 +34,7 @@ def test_greedy_tokens_are_those_of_transformers(pipeline_package, reference, en
 @pytest.mark.parametrize("engine", [name for name in installed() if name != "litert"])
 def test_a_session_gives_the_logits_of_litert(pipeline_package, engine):
     engines = [pipeline_package.engine(threads=1, engine=name) for name in ("litert", engine)]
-    sessions = [Session(loaded.open_session()) for loaded in engines]
+    sessions = [Session(SessionPool(loaded)) for loaded in engines]
     rng = np.random.default_rng(2)
     text = rng.integers(3, sessions[0].vocab_size, S).tolist()
     for length in rng.integers(1, S, 12).tolist():  # shorter prompts, too: only a prefix is reused

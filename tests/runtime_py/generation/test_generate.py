@@ -9,10 +9,12 @@ import pytest
 
 from o2o.errors import ModelError, UsageError
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
+from runtime_py.engines.step_lock import StepLock
 from runtime_py.generation.generate import generate
 from runtime_py.generation.generation_config import GenerationConfig
 from runtime_py.generation.sampling import GREEDY, Sampling
 from runtime_py.generation.session import Session
+from runtime_py.generation.session_pool import SessionPool
 from runtime_py.text.detokenizer import Detokenizer
 
 
@@ -25,6 +27,7 @@ class CountingEngine:
         self.capacity = capacity
         self.fed: list[int] = []
         self.read = 0
+        self.steps = StepLock(self)
 
     def _next(self) -> np.ndarray:
         return np.eye(self.vocab_size, dtype=np.float32)[(self.fed[-1] + 1) % self.vocab_size]
@@ -32,11 +35,20 @@ class CountingEngine:
     def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
         return plan_chunks(length, self.capacity, [1], num_cached=num_cached)
 
+    def open_session(self) -> CountingEngine:
+        return self
+
+    def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
+        assert chunk.start < chunk.stop < len(tokens) <= self.capacity
+        assert self.fed[: chunk.start] == list(tokens[: chunk.start])
+        self.read += chunk.stop - chunk.start
+        self.fed = list(tokens[: chunk.stop])
+
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         assert 1 <= len(tokens) <= self.capacity
         assert num_cached < len(tokens)
         assert self.fed[:num_cached] == list(tokens[:num_cached])
-        self.read = len(tokens) - num_cached
+        self.read += len(tokens) - num_cached
         self.fed = list(tokens)
         return self._next()
 
@@ -69,7 +81,7 @@ class Digits:
 
 def run(capacity: int, prompt: list[int], **options):
     engine = CountingEngine(capacity)
-    return list(generate(Session(engine), prompt, Detokenizer(Digits()), **options)), engine
+    return list(generate(Session(SessionPool(engine)), prompt, Detokenizer(Digits()), **options)), engine
 
 
 @pytest.mark.parametrize("length", range(1, 9))
@@ -112,7 +124,7 @@ def test_text_held_back_comes_with_the_last_token():
 
 def test_nothing_is_computed_before_it_is_wanted():
     engine = CountingEngine(8)
-    tokens = generate(Session(engine), [1], Detokenizer(Digits()))
+    tokens = generate(Session(SessionPool(engine)), [1], Detokenizer(Digits()))
     assert engine.fed == []
     next(tokens)
     assert engine.fed == [1]

@@ -31,6 +31,7 @@ from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.generation.session import Session
+from runtime_py.generation.session_pool import SessionPool
 from runtime_py.model.contract import Contract
 from tests.exported import checkpoint
 from tests.o2o.language_model_graphs import S as ROWS
@@ -101,7 +102,7 @@ def test_logits_after_every_prompt_and_every_step(exported: tuple[Path, Path]) -
 
 
 def greedy(engine: OnertEngine | LiteRtEngine, prompt: list[int]) -> list[int]:
-    session = Session(engine.open_session())
+    session = Session(SessionPool(engine))
     tokens = [int(session.read(prompt).argmax())]
     for _ in range(len(prompt), engine.capacity):
         tokens.append(int(session.append(tokens[-1]).argmax()))

@@ -13,6 +13,7 @@ from onnx import helper
 from o2o.errors import ModelError
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.generation.session import Session
+from runtime_py.generation.session_pool import SessionPool
 from tests.runtime_py.engines.litert.test_engine import assert_close
 from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import toy_onnx, write_onnx
@@ -57,7 +58,7 @@ def test_plan():
 def test_reusing_a_prefix_changes_nothing():
     toy = Toy(capacity=8)
     engine = engine_of(toy)
-    session = Session(engine.open_session())
+    session = Session(SessionPool(engine))
     rng = np.random.default_rng(2)
     for _ in range(60):
         text = rng.integers(0, 2, 8).tolist()  # of two ids, so that beginnings are often the same

@@ -1,0 +1,256 @@
+"""The session pool: a bounded number of KV caches, which the texts of one engine use in turns.
+
+When a text reads a prompt, it gets the first of these that there is:
+
+    its own KV caches, if no other session took them
+    caches of a closed session, those with the longest common prefix
+    new caches, while there are fewer than `max_sessions`
+    caches of an idle open session, the least recently used; it reads its text again when it continues
+
+A prefix that other caches hold is copied, not computed. Between two chunks of a prompt the pool looks again,
+so of several texts that begin alike at the same time, one computes the beginning.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import count
+from weakref import ref
+
+import numpy as np
+
+from o2o.cli.text import counted
+from o2o.errors import UsageError
+from runtime_py import forks
+from runtime_py.engines.engine import Engine, EngineSession
+from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.engines.step_lock import CLOSED, FORKED, EngineClosed
+
+MAX_SESSIONS = 4
+"""Default of the largest number of texts that have KV caches at the same time."""
+MIN_COPY = 8
+"""The smallest number of rows worth copying instead of computing."""
+
+
+class TooManySessions(UsageError):
+    """All KV caches that `max_sessions` allows belong to texts that are being generated."""
+
+
+class SessionPool:
+    """The KV caches of one engine. Methods may be called in any thread."""
+
+    def __init__(self, engine: Engine, max_sessions: int = MAX_SESSIONS) -> None:
+        """Create a pool without KV caches.
+
+        Args:
+            engine: The engine. `close` closes it.
+            max_sessions: The largest number of texts that have KV caches at the same time.
+
+        Raises:
+            UsageError: `max_sessions` is below 1.
+        """
+        if max_sessions < 1:
+            raise UsageError(f"max_sessions is {max_sessions}: it must be at least 1")
+        self.engine = engine
+        self.max_sessions = max_sessions
+        self.caches: list[Caches] = []
+        """All KV caches, in use or not."""
+        self.refusal: str | None = None
+        """Why the pool cannot be used any more; None while it can."""
+        self._uses = count()
+        self._choosing = threading.Lock()
+        forks.watch(self)
+
+    def claim(self, owner: object, tokens: Sequence[int]) -> Caches:
+        """Choose the KV caches for a text, which keeps them until `Caches.release`.
+
+        Args:
+            owner: The session of the text. It can be weakly referenced.
+            tokens: The ids [P] that the text is to read.
+
+        Returns:
+            The caches, which only the caller's thread may change.
+
+        Raises:
+            TooManySessions: All caches belong to texts that are being generated.
+            EngineClosed: The pool was closed, or this process was forked since it was created.
+        """
+        self.check_open()  # in a forked child `_choosing` may be locked forever
+        with self._choosing:
+            self.check_open()
+            caches = self._choose(owner, tokens)
+            caches.owner, caches.last_use, caches.generating = ref(owner), next(self._uses), True
+        try:
+            caches.allocate()
+        except BaseException:
+            caches.give_back()
+            raise
+        return caches
+
+    def check_open(self) -> None:
+        """Raise EngineClosed if the pool was closed, or this process was forked since it was created."""
+        if self.refusal is not None:
+            raise EngineClosed(self.refusal)
+
+    def close(self) -> None:
+        """Close the engine and free all KV caches. Waits for the current run. Closing twice does nothing.
+
+        Sessions that are open raise EngineClosed at their next use.
+        """
+        if self.refusal is not None:
+            return
+        self.refusal = CLOSED
+        self.engine.close()
+        with self._choosing:
+            for caches in self.caches:
+                caches.free()
+
+    def after_fork_in_child(self) -> None:
+        """Refuse the sessions of the parent process."""
+        self.refusal = self.refusal or FORKED
+
+    def _choose(self, owner: object, tokens: Sequence[int]) -> Caches:
+        if own := [caches for caches in self.caches if caches.owner() is owner]:
+            return own[0]
+        free = [caches for caches in self.caches if not caches.generating]
+        if closed := [caches for caches in free if caches.owner() is None]:
+            return max(closed, key=lambda caches: (num_shared(tokens, caches.tokens), -caches.last_use))
+        if len(self.caches) < self.max_sessions:
+            self.caches.append(caches := Caches(self))
+            return caches
+        if free:
+            return min(free, key=lambda caches: caches.last_use)
+        raise TooManySessions(
+            f"{counted(self.max_sessions, 'text')} are being generated, the limit of max_sessions: finish or "
+            "close one of them first, or load the package with a larger max_sessions"
+        )
+
+
+class Caches:
+    """The KV caches of one text, and the ids of their valid rows."""
+
+    def __init__(self, pool: SessionPool) -> None:
+        """Create an entry of the pool. `allocate` opens its engine session.
+
+        Args:
+            pool: The pool.
+        """
+        self.owner: Callable[[], object] = _no_owner
+        """Returns the session; None if it was closed or does not exist any more."""
+        self.generating = False
+        """Whether a session uses the caches now. Then no other session may take them."""
+        self.last_use = 0
+        self.tokens: list[int] = []
+        """The ids of the valid rows. Between turns of the engine other threads may copy these rows."""
+        self.runs: list[Chunk] = []
+        """The runs that read the last prompt."""
+        self._pool = pool
+        self._session: EngineSession | None = None
+
+    def allocate(self) -> None:
+        """Open the engine session, if it is not open."""
+        if self._session is None:
+            self._session = self._pool.engine.open_session()
+
+    def read(self, tokens: Sequence[int]) -> np.ndarray:
+        """Read a prompt, except for rows that these or other caches hold.
+
+        Args:
+            tokens: Token ids [P], 1 <= P <= S.
+
+        Returns:
+            The logits [V] float32 that follow the last token.
+        """
+        assert self._session is not None
+        tokens = list(tokens)
+        del self.tokens[num_shared(tokens, self.tokens) :]  # before a run overwrites their rows
+        self.runs = []
+        chunks = self._plan(tokens)
+        while len(chunks) > 1 or self._longer_prefix(tokens):
+            with self._pool.engine.steps.turn():
+                if longer := self._longer_prefix(tokens):
+                    source, shared = longer
+                    self._session.copy_rows(source, len(self.tokens), shared)
+                    self.tokens = tokens[:shared]
+                    chunks = self._plan(tokens)
+                else:
+                    self._session.run(tokens, chunks[0])
+                    self.tokens = tokens[: chunks[0].stop]
+                    self.runs.append(chunks.popleft())
+        logits = self._session.prefill(tokens, len(self.tokens))
+        self.tokens = tokens
+        self.runs += chunks
+        return logits
+
+    def append(self, token: int) -> np.ndarray:
+        """Feed the next token of the text.
+
+        Args:
+            token: A token id; fewer than S have been fed.
+
+        Returns:
+            The logits [V] float32 that follow it.
+        """
+        assert self._session is not None
+        logits = self._session.decode(token, len(self.tokens))
+        self.tokens.append(token)
+        return logits
+
+    def release(self) -> None:
+        """End the use of the caches. Another session may take them when none are free."""
+        self.generating = False
+
+    def give_back(self) -> None:
+        """End the use of the caches by a session that is closed. Another session takes these first."""
+        self.owner = _no_owner
+        self.generating = False
+
+    def free(self) -> None:
+        """Free the KV caches, after the engine was closed."""
+        if self._session is not None:
+            self._session.close()
+
+    def _plan(self, tokens: Sequence[int]) -> deque[Chunk]:
+        assert self._session is not None
+        return deque(self._session.plan(len(tokens), len(self.tokens)))
+
+    def _longer_prefix(self, tokens: list[int]) -> tuple[EngineSession, int] | None:
+        """Other caches with more rows of this text, and the number of these rows.
+
+        In a turn of the engine these rows are valid: a thread shortens `tokens` before it runs the engine.
+        """
+        enough = len(self.tokens) + MIN_COPY
+        best: tuple[EngineSession, int] | None = None
+        for other in [*self._pool.caches]:
+            if other is not self and other._session is not None and len(other.tokens) >= enough:
+                shared = num_shared(tokens, other.tokens)
+                if shared >= enough:
+                    best, enough = (other._session, shared), shared + 1
+        return best
+
+
+def _no_owner() -> None:
+    return None
+
+
+def num_shared(tokens: Sequence[int], cached: Sequence[int]) -> int:
+    """Return how many leading tokens need not be read, because their rows are cached.
+
+    Args:
+        tokens: The ids [P] of a text.
+        cached: The ids of the cached rows.
+
+    Returns:
+        At most P - 1: the last token is always read, for its logits.
+    """
+    tokens, cached = list(tokens[:-1]), list(cached)
+    low, high = 0, min(len(tokens), len(cached))
+    while low < high:  # by bisection: comparing slices is much faster than a loop over ids
+        middle = (low + high + 1) // 2
+        if tokens[low:middle] == cached[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
