@@ -223,7 +223,11 @@ def test_settings_of_the_checkpoint(config, options, ids, finish):
     """13 is the end of sequence. Without the next token, all others are equally likely."""
     engine = CountingEngine(50)
     tokens = generate(
-        Session(engine), [10], Detokenizer(Digits()), config=settings(eos_token_id=(13,), **config), **options
+        Session(SessionPool(engine)),
+        [10],
+        Detokenizer(Digits()),
+        config=settings(eos_token_id=(13,), **config),
+        **options,
     )
     first = [next(tokens) for _ in ids]
     assert [token.id for token in first] == ids

@@ -1,0 +1,294 @@
+"""The session pool: who gets which KV caches, and that each text is read right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from o2o.errors import UsageError
+from runtime_py.engines.prefill_plan import Chunk, plan_chunks
+from runtime_py.engines.step_lock import CLOSED, SESSION_CLOSED, EngineClosed, StepLock
+from runtime_py.generation.session import BUSY, Session
+from runtime_py.generation.session_pool import MIN_COPY, SessionPool, TooManySessions, num_shared
+
+CAPACITY, LENGTHS = 40, [1, 4, 8]
+
+
+class Rows:
+    """An engine session: its rows are the ids themselves. It refuses wrong calls."""
+
+    def __init__(self, engine: RowsEngine) -> None:
+        self.engine = engine
+        self.rows = [-1] * CAPACITY
+        self.closed = False
+
+    def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
+        return plan_chunks(length, CAPACITY, LENGTHS, num_cached=num_cached)
+
+    def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
+        assert not self.closed
+        assert self.rows[: chunk.start] == list(tokens[: chunk.start])
+        self.rows[chunk.start : chunk.start + chunk.length] = [-1] * chunk.length
+        self.rows[chunk.start : chunk.stop] = tokens[chunk.start : chunk.stop]
+        self.engine.computed += chunk.stop - chunk.start
+
+    def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
+        for chunk in self.plan(len(tokens), num_cached):
+            with self.engine.steps.turn():
+                self.run(tokens, chunk)
+        return np.array(tokens)
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        with self.engine.steps.turn():
+            self.rows[position] = token
+        self.engine.computed += 1
+        assert -1 not in self.rows[: position + 1]
+        return np.array(self.rows[: position + 1])
+
+    def copy_rows(self, source: Rows, start: int, stop: int) -> None:
+        assert -1 not in source.rows[:stop]
+        assert self.rows[:start] == source.rows[:start]
+        self.rows[start:stop] = source.rows[start:stop]
+        self.engine.copied += stop - start
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class RowsEngine:
+    """An engine that counts what it computes. The logits after a text are the text."""
+
+    capacity, vocab_size = CAPACITY, 10
+
+    def __init__(self) -> None:
+        self.steps = StepLock(self)
+        self.opened: list[Rows] = []
+        self.computed = self.copied = 0
+
+    def open_session(self) -> Rows:
+        self.opened.append(Rows(self))
+        return self.opened[-1]
+
+    def close(self) -> None:
+        self.steps.close(lambda: None)
+
+
+def opened(max_sessions: int = 4) -> tuple[RowsEngine, SessionPool]:
+    engine = RowsEngine()
+    return engine, SessionPool(engine, max_sessions)
+
+
+def text(*ids: int) -> list[int]:
+    """Each id several times: as many as are worth copying."""
+    return [token for token in ids for _ in range(MIN_COPY)]
+
+
+def test_texts_one_after_the_other_use_one_set_of_caches() -> None:
+    engine, pool = opened()
+    for token in range(10):
+        with Session(pool) as session:
+            session.read([token, 1, 2])
+    assert len(engine.opened) == 1
+
+
+def test_a_dropped_session_counts_as_closed() -> None:
+    engine, pool = opened()
+    for token in range(10):
+        Session(pool).read([token, 1, 2])
+    assert len(engine.opened) == 1
+
+
+def test_a_session_without_a_text_has_no_caches() -> None:
+    engine, pool = opened(1)
+    sessions = [Session(pool) for _ in range(10)]
+    assert engine.opened == []
+    sessions[3].read([1])
+    assert len(engine.opened) == 1
+
+
+def test_the_closed_caches_with_the_longest_prefix_are_taken() -> None:
+    engine, pool = opened()
+    texts = [[1, 1, 1], [1, 2, 1], [1, 2, 3], [2, 2, 2]]
+    sessions = [Session(pool) for _ in texts]
+    for session, ids in zip(sessions, texts, strict=True):
+        session.read(ids)
+    for session in sessions:
+        session.close()
+    engine.computed = 0
+    Session(pool).read([1, 2, 3, 4])
+    assert engine.computed == 1
+    assert engine.opened[2].rows[:4] == [1, 2, 3, 4]
+
+
+def test_the_least_recently_used_idle_session_gives_way_and_reads_again() -> None:
+    engine, pool = opened(2)
+    one, two, three = Session(pool), Session(pool), Session(pool)
+    one.read([1, 1, 1])
+    two.read([2, 2, 2])
+    one.append(5)
+    three.read([3, 3, 3])
+    assert engine.opened[0].rows[:4] == [1, 1, 1, 5]
+    assert engine.opened[1].rows[:3] == [3, 3, 3]
+    assert two.append(6).tolist() == [2, 2, 2, 6]
+    assert one.append(7).tolist() == [1, 1, 1, 5, 7]
+    assert len(engine.opened) == 2
+
+
+def test_rows_of_others_are_copied_if_there_are_enough() -> None:
+    engine, pool = opened()
+    source, other, short = Session(pool), Session(pool), Session(pool)
+    source.read(text(1, 2, 3))
+    engine.computed = 0
+    assert other.read([*text(1, 2), 7]).tolist() == [*text(1, 2), 7]
+    assert (engine.computed, engine.copied) == (1, 2 * MIN_COPY)
+    assert short.read([*text(1)[1:], 7]).tolist() == [*text(1)[1:], 7]
+    assert (engine.computed, engine.copied) == (1 + MIN_COPY, 2 * MIN_COPY)
+    assert other.read([*text(1, 2, 3), 7]).tolist() == [*text(1, 2, 3), 7]  # of its own and of the first
+    assert (engine.computed, engine.copied) == (2 + MIN_COPY, 3 * MIN_COPY)
+
+
+def test_more_texts_than_the_bound() -> None:
+    _, pool = opened(2)
+    sessions = [Session(pool) for _ in range(3)]
+    with sessions[0].generation(), sessions[1].generation():
+        sessions[0].read([1])
+        sessions[1].read([2])
+        with pytest.raises(TooManySessions, match="2 texts are being generated, the limit of max_sessions"):
+            sessions[2].read([3])
+        sessions[1].close()
+        sessions[2].read([3])
+    sessions[2].append(4)
+    with pytest.raises(UsageError, match="max_sessions is 0"):
+        SessionPool(RowsEngine(), 0)
+
+
+def test_one_session_for_two_texts_at_once_is_refused() -> None:
+    _, pool = opened()
+    session = Session(pool)
+    with session.generation(), pytest.raises(UsageError) as refused, session.generation():
+        pass
+    assert str(refused.value) == BUSY
+    with session.generation():
+        session.read([1])
+
+
+def test_after_close() -> None:
+    engine, pool = opened()
+    one, two, unused = Session(pool), Session(pool), Session(pool)
+    one.read([1])
+    one.close()
+    one.close()
+    for use in (lambda: one.read([1]), lambda: one.append(1), lambda: one.generation().__enter__()):
+        with pytest.raises(EngineClosed, match=SESSION_CLOSED):
+            use()
+    two.read([1])
+    pool.close()
+    pool.close()
+    for session in (two, unused):
+        with pytest.raises(EngineClosed, match=CLOSED):
+            session.read([1])
+        session.close()
+    assert all(session.closed for session in engine.opened)
+
+
+def test_an_engine_session_that_cannot_be_opened_is_tried_again() -> None:
+    engine, pool = opened(1)
+    engine.open_session = lambda: 1 // 0  # type: ignore[assignment, return-value]
+    session = Session(pool)
+    with pytest.raises(ZeroDivisionError):
+        session.read([1])
+    del engine.open_session
+    assert Session(pool).read([1, 2]).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cached", "count"),
+    [([1], [1], 0), ([1, 2], [1, 2], 1), ([1, 2, 3], [1, 2], 2), ([1, 2, 3], [2, 2, 3], 0), ([5, 6], [], 0)],
+)
+def test_the_number_of_shared_tokens(tokens: list[int], cached: list[int], count: int) -> None:
+    assert num_shared(tokens, cached) == count
+
+
+class Sessions(RuleBasedStateMachine):
+    """Texts of few ids in any number of sessions, each equal to the text alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine, self.pool = opened(3)
+        self.texts: dict[Session, list[int]] = {}
+        self.generating: dict[Session, object] = {}
+
+    indexes = st.integers(0, 5)
+    pieces = st.lists(st.sampled_from([0, 1]), min_size=1, max_size=4).map(lambda ids: text(*ids))
+
+    def session(self, index: int) -> Session:
+        return list(self.texts)[index % len(self.texts)]
+
+    @precondition(lambda self: len(self.texts) < 6)
+    @rule()
+    def open(self) -> None:
+        self.texts[Session(self.pool)] = []
+
+    @precondition(lambda self: self.texts)
+    @rule(index=indexes, ids=pieces, end=st.integers(0, 9))
+    def read(self, index: int, ids: list[int], end: int) -> None:
+        session = self.session(index)
+        prompt = [*ids, end]
+        if len(self.generating) == 3 and session not in self.generating:
+            with pytest.raises(TooManySessions):
+                session.read(prompt)
+            return
+        assert session.read(prompt).tolist() == prompt
+        self.texts[session] = prompt
+
+    @precondition(lambda self: self.texts)
+    @rule(index=indexes, token=st.integers(0, 1))
+    def append(self, index: int, token: int) -> None:
+        session = self.session(index)
+        if not self.texts[session] or len(self.texts[session]) == CAPACITY:
+            return
+        if len(self.generating) == 3 and session not in self.generating:
+            with pytest.raises(TooManySessions):
+                session.append(token)
+            return
+        self.texts[session].append(token)
+        assert session.append(token).tolist() == self.texts[session]
+
+    @precondition(lambda self: self.texts and len(self.generating) < 3)
+    @rule(index=indexes, token=st.integers(0, 9))
+    def begin(self, index: int, token: int) -> None:
+        session = self.session(index)
+        if session not in self.generating:
+            self.generating[session] = generation = session.generation()
+            generation.__enter__()
+            session.read([token])
+            self.texts[session] = [token]
+
+    @precondition(lambda self: self.generating)
+    @rule(index=indexes)
+    def end(self, index: int) -> None:
+        session = list(self.generating)[index % len(self.generating)]
+        self.generating.pop(session).__exit__(None, None, None)
+
+    @precondition(lambda self: self.texts)
+    @rule(index=indexes, drop=st.booleans())
+    def close(self, index: int, drop: bool) -> None:
+        session = self.session(index)
+        if session in self.generating:
+            self.generating.pop(session).__exit__(None, None, None)
+        del self.texts[session]
+        if not drop:
+            session.close()
+
+    @invariant()
+    def bounded(self) -> None:
+        assert len(self.engine.opened) <= 3
+
+
+Sessions.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSessions = Sessions.TestCase
