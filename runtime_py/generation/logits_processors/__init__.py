@@ -1,7 +1,13 @@
 """Logits processors: functions that change the logits before a token is chosen.
 
 Each has the meaning, and `runtime_py.generation.processor_chain` the order, of the class of the same task in
-`transformers.generation.logits_process`.
+`transformers.generation.logits_process`. A caller adds functions of its own:
+
+    def without_token_7(ids, logits):
+        logits[7] = -numpy.inf
+        return logits
+
+    package.generate("Once upon a time", logits_processors=[without_token_7])
 """
 
 from __future__ import annotations

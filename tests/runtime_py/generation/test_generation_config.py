@@ -85,6 +85,61 @@ def test_settings_in_the_config_of_the_text_model(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("config", "sampling", "eos"),
+    [
+        (
+            {
+                "bos_token_id": 128000,
+                "do_sample": True,
+                "eos_token_id": [128001, 128008, 128009],
+                "temperature": 0.6,
+                "top_p": 0.9,
+                "transformers_version": "4.45.0.dev0",
+            },
+            Sampling(do_sample=True, temperature=0.6, top_p=0.9, top_k=50),
+            (128001, 128008, 128009),
+        ),
+        (
+            {
+                "bos_token_id": 151643,
+                "pad_token_id": 151643,
+                "do_sample": True,
+                "eos_token_id": [151645, 151643],
+                "repetition_penalty": 1.05,
+                "temperature": 0.7,
+                "top_p": 0.8,
+                "top_k": 20,
+                "transformers_version": "4.37.0",
+            },
+            Sampling(do_sample=True, repetition_penalty=1.05, temperature=0.7, top_p=0.8, top_k=20),
+            (151645, 151643),
+        ),
+        (
+            {
+                "cache_implementation": "hybrid",
+                "do_sample": True,
+                "eos_token_id": [1, 106],
+                "pad_token_id": 0,
+                "top_k": 64,
+                "top_p": 0.95,
+            },
+            Sampling(do_sample=True, top_k=64, top_p=0.95),
+            (1, 106),
+        ),
+        (
+            {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+            Sampling(do_sample=False),
+            (2,),
+        ),
+    ],
+    ids=["llama-3", "qwen2.5", "gemma-3", "mistral"],
+)
+def test_files_of_common_checkpoints(tmp_path, config, sampling, eos):
+    found = read(tmp_path, config)
+    assert (found.sampling, found.eos_token_id, found.unsupported) == (sampling, eos, ())
+
+
+@pytest.mark.parametrize(
     ("config", "unsupported"),
     [
         ({"num_beams": 4, "penalty_alpha": 0.6}, ["num_beams", "penalty_alpha"]),
