@@ -5,6 +5,7 @@
 #                  of TFLite                       FORMAT=tflite, QUANTIZE=dynamic_int8
 #   make test      all tests        make lint   style, types and imports      make docs   the filters' pages
 #   make test-fast the quick tests of every package: a tenth of the time
+#   make wheel     the wheel and its extras in empty environments of each Python   PYTHONS=3.11,3.12,3.13
 #   make demo      train the demo model again: half an hour (see tinyllama/demo/README.md)
 
 VENV       ?= .venv
@@ -21,6 +22,7 @@ DTYPE      ?= float32
 FORMAT     ?= circle
 QUANTIZE   ?= none
 PROMPT     ?= Lily picked up a flower.
+PYTHONS    ?= 3.11,3.12,3.13
 # Set this to the index of PyTorch's CPU builds where the plain index serves CUDA builds.
 TORCH      ?= torch==2.13.0
 
@@ -30,17 +32,20 @@ $(foreach name,$(INPUTS),$(eval override $(name) := $$(value $(name))))
 export $(INPUTS)
 
 BIN := $(VENV)/bin
+# On a terminal pip names each package and shows its progress; in a pipe only errors.
+PIP := $(BIN)/pip install --disable-pip-version-check $$(test -t 2 || echo --quiet)
 
-.PHONY: setup package run test test-fast lint docs demo clean
+.PHONY: setup package run test test-fast lint docs demo wheel clean
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
 
 # torch first and pinned: later installs find it and do not fetch a larger build.
 $(BIN)/.ready: pyproject.toml
+	@echo "setup: installing PyTorch and the other packages into $(VENV), 2 to 5 minutes" >&2
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[export,dev]'
 	touch $@
 
 # The command itself checks whether the package is up to date: PACKAGE is no target, since it may hold spaces.
@@ -66,6 +71,9 @@ lint: setup
 
 docs: setup
 	$(BIN)/python -m o2o.docs
+
+wheel: setup
+	$(BIN)/python -m tests.wheel --pythons $(PYTHONS) --torch "$(TORCH)"
 
 demo: setup
 	$(BIN)/python -m tinyllama.demo.train --out tinyllama/demo/checkpoint --steps 15000 --seed 0 --threads 1
