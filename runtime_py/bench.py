@@ -61,6 +61,7 @@ def measure(args: argparse.Namespace) -> Report:
         ModelError: The package cannot be run.
         UsageError: A prompt or context does not fit.
     """
+    from runtime_py.benchmark.machine import processor_cache, processor_name
     from runtime_py.benchmark.report import Decode, Prefill, Report
     from runtime_py.benchmark.roofline import bandwidth, step_bytes
     from runtime_py.benchmark.timing import peak_memory
@@ -92,6 +93,8 @@ def measure(args: argparse.Namespace) -> Report:
         cold=None if args.warm else _load_time(package, empty_cache=True),
         warm=statistics.median(_load_time(package) for _ in range(args.rounds)),
         memory=memory,
+        processor=processor_name(),
+        processor_cache=processor_cache(),
     )
     for tokens in prompts:
         report.prefill.append(Prefill(tokens, statistics.median(firsts[tokens] for firsts, _ in rounds)))

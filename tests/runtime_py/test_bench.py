@@ -44,6 +44,7 @@ def test_every_line_and_every_figure(
         rf"{package}: {size / 1e6:.1f} MB, 200 tokens of context, 1 thread\n"
         rf"engine    litert \(float32, 1 thread\): the only engine for \.tflite files\n"
         rf"load +{number} s cold, {number} s warm\n{prefills}{decodes}"
+        r"(?: +above 100%: .+\n)?"
         rf"memory +{number} MB at most, {number} of the file\n"
         rf"reads +{number} MB a step and {number} kB a token of context; "
         rf"memory bandwidth {number} GB/s\n",
@@ -80,6 +81,74 @@ def test_ratios() -> None:
     assert "memory    150 MB at most, 1.50 of the file" in lines
     reads = "reads     10.0 MB a step and 1.0 kB a token of context; memory bandwidth 20.0 GB/s"
     assert reads in lines
+
+
+@pytest.mark.parametrize(
+    ("cache", "note"),
+    [
+        (32_000_000, "a step reads 10.0 MB, which stay in the processor's cache of 32 MB; its bandwidth"),
+        (1_000_000, "a part of the 10.0 MB of a step stays in the processor's cache, or other processes"),
+        (0, "what a step reads stays in the processor's cache"),
+    ],
+)
+def test_speeds_beyond_the_memory_bandwidth_are_explained(cache: int, note: str) -> None:
+    report = Report(
+        "p", "litert", 100_000_000, 2, 64, 20e9, 10_000_000, 1_000, None, 0.5, processor_cache=cache
+    )
+    report.decode += [Decode(16, 0.001, 0.5), Decode(32, 0.0002, 2.29)]
+    lines = list(report.lines())
+    assert any(line.endswith("229% of the memory bandwidth") for line in lines)
+    assert any(line.startswith(f"          above 100%: {note}") for line in lines)
+    report.decode.pop()
+    assert not any("above 100%" in line for line in report.lines())
+
+
+def test_the_plot_shows_axes_from_zero_and_the_roofline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: drawn.append(figure))
+    report = Report(
+        str(tmp_path / "my-model"),
+        "litert (int8): x",
+        1,
+        2,
+        64,
+        20e9,
+        10_000_000,
+        1_000,
+        None,
+        0.5,
+        processor="CPU 7",
+    )
+    report.decode += [Decode(16, 0.001, 0.5), Decode(2048, 0.002, 0.3)]
+    report.prefill += [Prefill(16, 0.01), Prefill(2048, 0.5)]
+    report.plot(tmp_path / "x.png")
+    (figure,) = drawn
+    assert figure.get_suptitle() == "my-model on litert (int8)\nCPU 7"
+    for axes in figure.axes:
+        assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
+        assert axes.get_xlabel()
+        assert axes.get_ylabel() == "tokens per second"
+        assert axes.get_legend() is not None
+    decode = figure.axes[0]
+    roofline = next(line for line in decode.get_lines() if "roofline" in line.get_label())
+    assert roofline.get_ydata()[0] == pytest.approx(2000)
+    assert max(roofline.get_ydata()) < decode.get_ylim()[1]
+
+
+def test_the_files_have_default_names(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--rounds", "1", "--tokens", "1", "--contexts", "4", "--prompts", "4", "--warm"]
+    assert main([str(package), *options, "--json", "--plot"]) == 0
+    assert json.loads((tmp_path / "bench.json").read_text())["processor"]
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["--json", str(package)]) == 2
+    assert "is a folder: give PACKAGE before this flag" in capsys.readouterr().err
 
 
 def test_each_length_is_begun_anew() -> None:
