@@ -1,11 +1,15 @@
-"""`--check`: run a model before and after a filter and compare the outputs.
+"""`--check`: run a model before and after a filter and compare the results.
 
-litert_runner   a model on LiteRT, with shape, dtype and role of its inputs and outputs
-compare         two models on LiteRT
-onnx            a Circle model on LiteRT and its ONNX model on ONNX Runtime
+interface          what a filter may change: signatures, inputs and outputs of the result
+runner             a model on an engine: its inputs and outputs, and what they hold
+litert_runner      a model on LiteRT
+reference_runner   a model by the operators' meaning in numpy, for operators that LiteRT lacks
+engine_process     the process that runs an engine, which may crash
+engine_worker      what that process executes
+feeds              random inputs
+constants          constants of the same name in two models
+compare            two models
+onnx               a Circle model and its ONNX model on ONNX Runtime
+
+This package imports nothing: `engine_worker` must start quickly.
 """
-
-from o2o.check.compare import SEED, TOLERANCE, check
-from o2o.check.litert_runner import IoTensor, LiteRtRunner
-
-__all__ = ["SEED", "TOLERANCE", "IoTensor", "LiteRtRunner", "check"]

@@ -1,34 +1,66 @@
-"""Compare two models on LiteRT: the same inputs through a model before and after a filter.
+"""Compare two models: the same inputs through a model before and after a filter.
 
-Inputs and outputs are paired by their names in the signatures, renamed ones by role, else by order. A filter
-may change shapes, dtypes, cache layouts and cache capacities. Such changes are undone before comparing. Both
-models run at position 0 and at the last position that both models have.
+Which inputs and outputs belong together is `interface`. A filter may change shapes, dtypes, cache layouts and
+cache capacities. Such changes are undone before comparing. Each model runs as it is on LiteRT, or by the
+operators' meaning in numpy if it has operators that LiteRT lacks.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from o2o.check.litert_runner import IoTensor, LiteRtRunner
+from o2o import formats
+from o2o.check.constants import refuse_changed_constants
+from o2o.check.feeds import Case, cases, random_feeds
+from o2o.check.interface import (
+    Expected,
+    ExpectedSignature,
+    refuse_changed_interface,
+    signature_of,
+    unchanged,
+)
+from o2o.check.reference_runner import runner_of
+from o2o.check.runner import Arrays, Io, IoTensor, Results, Runner, Slot, signatures_io
 from o2o.cli.text import counted
 from o2o.errors import ModelError
 from o2o.model import Model
+from o2o.quantization.schemes import INT8
+from o2o.weights.binding import bind
 
 TOLERANCE = 1e-4
-"""Relative to the largest number of a float tensor, at least 1. Other tensors must be equal."""
-SEED = 0
+"""Relative to the largest number of a float tensor. Other tensors must be equal."""
+SMALLEST = 1e-3
+"""What counts as the largest number of a tensor at least."""
+PERTURBATION = 1e-6
+"""Relative change of the inputs that shows how far rounding changes results."""
+NOISE = 10.0
+"""By how much rounding may exceed the effect of `PERTURBATION`."""
+OUTLIER = 4.0
+"""How often the tolerance the error of a single number may be, after quantization."""
 
 
-def check(before: Sequence[Model], after: Model, tolerance: float = TOLERANCE) -> str:
-    """Run the signatures of `before` and their counterparts in `after`, and compare the outputs.
+def check(
+    before: Sequence[Model],
+    after: Model,
+    expected: Expected | None = None,
+    tolerance: float = TOLERANCE,
+    names: tuple[str, str] = ("the original", "the result"),
+    any_interface: bool = False,
+) -> str:
+    """Run the signatures of `after` and those that they derive from, and compare the outputs.
 
     Args:
         before: The models that a filter read.
         after: Its result.
+        expected: The interface that the result must have; None for that of `before`.
         tolerance: The largest difference, as a share of a tensor's largest number.
+        names: What the originals and the result are called in messages.
+        any_interface: Do not compare shapes, dtypes and roles, nor the constants.
 
     Returns:
         A sentence for the user: how many outputs were compared, and the largest difference.
@@ -36,186 +68,381 @@ def check(before: Sequence[Model], after: Model, tolerance: float = TOLERANCE) -
     Raises:
         ModelError: An output differs (the first tensor that does is named), or the two cannot be compared.
     """
-    new = LiteRtRunner(after, "the result")
-    olds = [(old, name) for old in (LiteRtRunner(model, "the input") for model in before) for name in old.io]
-    new_names = _paired_signatures([name for _, name in olds], list(new.io))
-    differences = [
-        difference
-        for (old, name), new_name in zip(olds, new_names, strict=True)
-        if new_name is not None
-        for position in _positions(old.io[name][0], new.io[new_name][0])
-        for difference in _Comparison(old, name, new, new_name, position).run(tolerance)
-    ]
-    if not differences:
-        raise ModelError("--check: the result has none of the input's outputs")
-    return (
-        f"checked on LiteRT: {counted(len(differences), 'output')} the same, within {max(differences):.1e} "
-        "of the largest number"
-    )
+    with tempfile.TemporaryDirectory() as folder:  # models may be larger than memory
+        olds = [
+            copied(model, os.path.join(folder, f"before_{number}")) for number, model in enumerate(before)
+        ]
+        new = copied(after, os.path.join(folder, "after"))
+        expected = unchanged(olds) if expected is None else expected
+        if not any_interface:
+            refuse_changed_interface(expected, [signatures_io(model) for model in olds], signatures_io(new))
+            for signature in expected:
+                graph = next(s.graph for s in new.signatures if s.name == signature.name)
+                refuse_changed_constants(signature.name, signature_of(olds, signature).graph, graph)
+        runners = [runner_of(model, names[0]) for model in olds]  # first: it may be what cannot be run
+        result = runner_of(new, names[1])
+        report = _Report()
+        for signature in expected:
+            _compare_signature(runners[signature.model], result, signature, tolerance, report)
+    return report.sentence()
 
 
-def _paired_signatures(old: Sequence[str], new: Sequence[str]) -> list[str | None]:
-    """Map old signature names to new ones: the same name, or by order if only the names changed."""
-    if len(old) == len(new) and not set(old) <= set(new):
-        return list(new)
-    return [name if name in new else None for name in old]
+def copied(model: Model, path: str) -> Model:
+    """Return what a file of a model holds, with its weights.
+
+    Args:
+        model: The model. It is not changed.
+        path: Where to write the file. It must exist as long as the result.
+
+    Returns:
+        A copy, in which a main graph without a signature has one called `main`.
+
+    Raises:
+        ModelError: Weights are missing.
+    """
+    formats.save(model, path)
+    copy = formats.load(path)
+    bind(copy, partial=True)
+    copy.add_default_signature("main")
+    return copy
 
 
-def _paired_tensors(old: Mapping[str, IoTensor], new: Mapping[str, IoTensor]) -> list[str | None]:
-    """Map old tensor names to new ones: the same name, else the same role, else by order."""
-    roles = {_role_key(tensor): name for name, tensor in new.items() if tensor.role is not None}
-    pairs = [name if name in new else roles.get(_role_key(tensor)) for name, tensor in old.items()]
-    return list(new) if None in pairs and len(old) == len(new) else pairs
+@dataclass
+class _Report:
+    """What was compared."""
+
+    outputs: int = 0
+    runs: int = 0
+    largest: float = 0.0
+    engines: dict[str, None] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        if not self.outputs:
+            raise ModelError("--check: the model has no outputs to compare")
+        return (
+            f"checked on {' and '.join(self.engines)}: {counted(self.outputs, 'output')} the same, "
+            f"within {self.largest:.1e} of the largest number, in {counted(self.runs, 'run')}"
+        )
 
 
-def _positions(*inputs: Mapping[str, IoTensor]) -> list[int]:
-    """The first position, and the last at which all caches of both models have room."""
-    tokens = max(
-        (t.shape[-1] for tensors in inputs for t in tensors.values() if _kind(t) == "tokens"), default=1
-    )
-    rows = [
-        tensor.shape[tensor.token_axis]
-        for tensors in inputs
-        for tensor in tensors.values()
-        if tensor.token_axis is not None and _kind(tensor) in ("key_cache", "value_cache")
-    ]
-    return sorted({0, max(0, min(rows) - tokens)}) if rows else [0]
+def _compare_signature(
+    old: Runner, new: Runner, expected: ExpectedSignature, tolerance: float, report: _Report
+) -> None:
+    """Run a signature and its source on all cases. Raises ModelError where they differ."""
+    compared: set[str] = set()
+    for case in cases(old.io[expected.source].inputs, new.io[expected.name].inputs):
+        comparison = _Comparison(old, new, expected, case, tolerance)
+        try:
+            differences = comparison.run()
+        except _OriginalFails as failure:
+            if case.is_optional:
+                continue
+            raise failure.error from failure
+        compared.update(differences)
+        report.runs += 1
+        report.largest = max(report.largest, *differences.values(), 0.0)
+        report.engines |= dict.fromkeys((old.engine, new.engine))
+    report.outputs += len(compared)
 
 
-def _kind(tensor: IoTensor) -> str | None:
-    return tensor.role.kind if tensor.role is not None else None
+class _OriginalFails(Exception):
+    """The original cannot be run on some inputs."""
+
+    def __init__(self, error: ModelError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
-def _role_key(tensor: IoTensor) -> tuple[str, int | None] | None:
-    """The kind and layer of a role, without its layout."""
-    return (tensor.role.kind, tensor.role.layer) if tensor.role is not None else None
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Comparison:
-    """A signature of the old model and its counterpart in the new one, run at one position."""
+    """A signature of the result and its source, run on the inputs of one case."""
 
-    old: LiteRtRunner
-    name: str
-    new: LiteRtRunner
-    new_name: str
-    position: int
+    old: Runner
+    new: Runner
+    expected: ExpectedSignature
+    case: Case
+    tolerance: float
 
-    def run(self, tolerance: float) -> Iterator[float]:
-        """Yield the relative difference of each output. Raises ModelError for one above the tolerance."""
-        feeds, new_feeds = self._feeds()
-        outputs, new_outputs = self.old.io[self.name][1], self.new.io[self.new_name][1]
-        results, new_results = self.old.run(self.name, feeds), self.new.run(self.new_name, new_feeds)
-        for key, new_key in zip(outputs, _paired_tensors(outputs, new_outputs), strict=True):
-            if new_key is None:
-                continue
-            expected, tensor = _new_rows(results[key], outputs[key], new_outputs[new_key], self.position)
-            actual = _adapted(new_results[new_key], new_outputs[new_key], tensor)
-            if actual is None:
-                shape = list(new_outputs[new_key].shape)
-                raise ModelError(
-                    f"--check: output {key} of {self.name} became {shape}, which cannot be compared"
-                )
-            difference = _difference(expected, actual)
-            if difference > tolerance:
-                raise ModelError(
-                    f"--check: output {key} of {self.name} differs at position {self.position} by "
-                    f"{difference:.1e} of its largest value; {self._first_difference(feeds, new_feeds)}"
-                )
-            yield difference
+    def __post_init__(self) -> None:
+        self.before: Io = self.old.io[self.expected.source]
+        self.after: Io = self.new.io[self.expected.name]
+        if self.old.rounds_activations != self.new.rounds_activations:
+            self.tolerance = max(self.tolerance, INT8.tolerance)
 
-    def _feeds(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Random inputs, the same for both models."""
-        inputs, new_inputs = self.old.io[self.name][0], self.new.io[self.new_name][0]
-        feeds = _random_feeds(inputs, self.position)
-        new_feeds = {}
-        for key, new_key in zip(inputs, _paired_tensors(inputs, new_inputs), strict=True):
-            if new_key is None:
-                continue
-            numbers = _adapted(feeds[key], inputs[key], new_inputs[new_key])
-            if numbers is None:
-                shape = list(new_inputs[new_key].shape)
-                raise ModelError(
-                    f"--check: input {key} of {self.name} became {shape}, which is not a "
-                    f"supported change of shape"
-                )
-            new_feeds[new_key] = numbers
-        if unknown := [key for key in new_inputs if key not in new_feeds]:
-            raise ModelError(
-                f"--check: the original model has no input that corresponds to {unknown[0]} "
-                f"of {self.new_name}"
+    def run(self) -> dict[str, float]:
+        """Run both, and return the difference of each output. Raises ModelError for one that is too large."""
+        feeds = self._feeds()
+        try:
+            results = self.old.run(self.expected.source, feeds)
+            tensors = (
+                dict(self.old.every_tensor(self.expected.source, feeds)) if self._needs_tensors() else {}
             )
-        return feeds, new_feeds
+        except ModelError as error:
+            raise _OriginalFails(error) from error
+        new_feeds = self._new_feeds(feeds, tensors)
+        new_results = self.new.run(self.expected.name, new_feeds)
+        differences = {}
+        for name, wanted, actual in self._pairs(results, new_results, feeds, new_feeds, tensors):
+            if actual is None:
+                raise ModelError(
+                    f"--check: {name} of {self.expected.name} was {list(wanted.shape)}, and has "
+                    "a shape now that cannot be compared"
+                )
+            difference = self._difference(wanted, actual, self._is_rounded(name))
+            if difference > self.tolerance and not self._is_noise(name, wanted, actual, feeds):
+                raise ModelError(
+                    f"--check: {name} of {self.expected.name} differs at {self.case} by "
+                    f"{_described(difference)} of its largest value; "
+                    f"{self._first_difference(feeds, new_feeds)}"
+                )
+            differences[name] = min(difference, self.tolerance)
+        return differences
 
-    def _first_difference(self, feeds: Mapping[str, np.ndarray], new_feeds: Mapping[str, np.ndarray]) -> str:
-        """Describe the first tensor that both models compute under one name and that differs."""
-        new_tensors = dict(self.new.every_tensor(self.new_name, new_feeds))
-        for tensor, expected in self.old.every_tensor(self.name, feeds):
-            actual = new_tensors.get(tensor)
-            if actual is None or actual.shape != expected.shape:
+    def _needs_tensors(self) -> bool:
+        """Whether results derive from tensors that the original does not return."""
+        returned = {tensor.slot for tensor in self.before.outputs.values()}
+        updated = {self.after.inputs[name].slot for name in self.after.updated}
+        appended = {self.before.inputs[name].slot for name in self.before.appended}
+        return self.expected.is_part or bool((updated & appended) - returned - {None})
+
+    def _is_noise(self, name: str, wanted: np.ndarray, actual: np.ndarray, feeds: Arrays) -> bool:
+        """Whether rounding explains a difference: of small numbers that are made from large ones."""
+        output = self.expected.outputs.get(name.removeprefix("output "))
+        if output is None or wanted.dtype.kind != "f" or wanted.shape != actual.shape:
+            return False
+        if not np.abs(wanted[np.isfinite(wanted)]).max(initial=0) < 1:
+            return False
+        signs = np.random.default_rng(0)
+        perturbed = {
+            key: (x * (1 + PERTURBATION * signs.choice((-1, 1), x.shape))).astype(x.dtype)
+            if x.dtype.kind == "f"
+            else x
+            for key, x in feeds.items()
+        }
+        other = self.old.run(self.expected.source, perturbed).outputs.get(output.source)
+        if other is None or other.shape != wanted.shape:
+            return False
+        with np.errstate(all="ignore"):
+            noise = np.abs(other.astype(np.float64) - wanted).max(initial=0)
+            gap = np.abs(actual.astype(np.float64) - wanted).max(initial=0)
+        return bool(gap <= NOISE * noise <= self.tolerance)
+
+    def _difference(self, wanted: np.ndarray, actual: np.ndarray, rounded: bool = False) -> float:
+        """The difference that counts. Where weights were quantized, that is the error of most numbers."""
+        difference = _difference(wanted, actual, rounded)
+        if self.tolerance <= TOLERANCE or not np.isfinite(difference) or wanted.dtype.kind != "f":
+            return difference
+        finite = np.isfinite(wanted)
+        squares = np.square(wanted[finite], dtype=np.float64).sum()
+        errors = np.square(actual[finite].astype(np.float64) - wanted[finite]).sum()
+        return max(float(np.sqrt(errors / max(squares, SMALLEST**2))), difference / OUTLIER)
+
+    def _is_rounded(self, output: str) -> bool:
+        name = output.removeprefix("output ")
+        return name in self.after.outputs and self.after.outputs[name].quantized
+
+    def _feeds(self) -> Arrays:
+        try:
+            return random_feeds(self.before.inputs, self.case)
+        except TypeError as error:
+            raise ModelError(
+                f"--check: input {error} of {self.expected.source} has a dtype that cannot be fed"
+            ) from None
+
+    def _new_feeds(self, feeds: Arrays, tensors: Arrays) -> Arrays:
+        """The inputs of the result, from those of the original."""
+        new_feeds = {}
+        named = {tensor.tensor: feeds[name] for name, tensor in self.before.inputs.items()}
+        for name, tensor in self.expected.inputs.items():
+            if self.expected.is_part:
+                numbers = named.get(tensor.source, tensors.get(tensor.source))
+                if numbers is None:
+                    raise ModelError(
+                        f"--check: the original computes no {tensor.source} to feed to input {name}"
+                    )
+                new_feeds[name] = numbers
                 continue
-            if (difference := _difference(expected, actual)) > TOLERANCE:
-                return f"the first tensor that differs is {tensor}, by {difference:.1e}"
-        return "no intermediate tensor has the same name in both"
+            numbers = _adapted(
+                feeds[tensor.source], self.before.inputs[tensor.source], self.after.inputs[name]
+            )
+            if numbers is None:
+                shape = list(self.after.inputs[name].shape)
+                raise ModelError(
+                    f"--check: input {tensor.source} of {self.expected.source} became {shape}, "
+                    "which is not a supported change of shape"
+                )
+            new_feeds[name] = numbers
+        return new_feeds
+
+    def _pairs(
+        self, results: Results, new_results: Results, feeds: Arrays, new_feeds: Arrays, tensors: Arrays
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+        """What was compared, its numbers in the original, and those of the result in the same form."""
+        before, after = self.before, self.after
+        if self.expected.is_part:
+            of_outputs = {t.tensor: results.outputs[name] for name, t in before.outputs.items()}
+            of_inputs = {t.tensor: feeds[name] for name, t in before.inputs.items()}
+            known = of_inputs | of_outputs | tensors
+            for name, tensor in self.expected.outputs.items():
+                if tensor.source not in known:
+                    raise ModelError(
+                        f"--check: the original computes no {tensor.source} to compare {name} with"
+                    )
+                yield f"output {name}", known[tensor.source], new_results.outputs[name]
+            return
+        old_caches = _caches(before, results, feeds, tensors, self.case.position)
+        new_caches = _caches(after, new_results, new_feeds, {}, self.case.position)
+        for name, tensor in self.expected.outputs.items():
+            if name not in after.outputs:
+                continue  # a cache that the result updates in place: compared below
+            old, new = before.outputs[tensor.source], after.outputs[name]
+            wanted, actual = results.outputs[tensor.source], new_results.outputs[name]
+            if old.slot is not None and old.slot in old_caches and old.slot in new_caches:
+                if old.token_axis is None or new.token_axis is None:
+                    yield f"output {name}", wanted, _adapted(actual, new, old)
+                    continue
+                a, b = old_caches[old.slot], new_caches[old.slot]
+                yield f"output {name}", *_same_rows(a, b)
+            else:
+                yield f"output {name}", wanted, _adapted(actual, new, old, wanted.shape)
+        slots = {t.slot for io in (before, after) for t in io.outputs.values()}
+        names = {io.inputs[name].slot: name for io in (before, after) for name in io.updated}
+        for slot, name in names.items():  # written in place by one of them
+            if slot is None or (slot in slots and slot in _output_slots(before, after, self.expected)):
+                continue
+            if slot in old_caches and slot in new_caches:
+                yield f"the updated cache {name}", *_same_rows(old_caches[slot], new_caches[slot])
+        for name in before.updated:  # without a role
+            if before.inputs[name].slot is None and name in new_results.updated:
+                wanted = results.updated[name]
+                actual_ = _adapted(new_results.updated[name], after.inputs[name], before.inputs[name])
+                yield f"the updated cache {name}", wanted, actual_
+
+    def _first_difference(self, feeds: Arrays, new_feeds: Arrays) -> str:
+        """Describe the first tensor that both models compute under one name and that differs."""
+        new_tensors = dict(self.new.every_tensor(self.expected.name, new_feeds))
+        for tensor, wanted in self.old.every_tensor(self.expected.source, feeds):
+            actual = new_tensors.get(tensor)
+            if actual is None or actual.size != wanted.size or _squeezed(actual) != _squeezed(wanted):
+                continue
+            difference = self._difference(wanted, actual.reshape(wanted.shape))
+            if difference > self.tolerance:
+                return f"the first tensor that differs is {tensor}, by {_described(difference)}"
+        return "no intermediate tensor of the same name differs"
 
 
-def _random_feeds(inputs: Mapping[str, IoTensor], position: int) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(SEED + position)
-    feeds = {}
-    numbers: np.ndarray
-    for name, tensor in inputs.items():
-        if _kind(tensor) == "position":
-            numbers = position + np.arange(int(np.prod(tensor.shape))).reshape(tensor.shape)
-        elif tensor.dtype.kind in "iub":
-            numbers = generator.integers(0, tensor.limit, tensor.shape)
-        else:
-            numbers = generator.standard_normal(tensor.shape)
-        feeds[name] = numbers.astype(tensor.dtype)
-    return feeds
+def _described(difference: float) -> str:
+    return "more than any share" if difference == np.inf else f"{difference:.1e}"
 
 
-def _adapted(numbers: np.ndarray, old: IoTensor, new: IoTensor) -> np.ndarray | None:
+def _squeezed(numbers: np.ndarray) -> list[int]:
+    return [dim for dim in numbers.shape if dim != 1]
+
+
+def _output_slots(before: Io, after: Io, expected: ExpectedSignature) -> set[Slot | None]:
+    """The slots that both return as outputs."""
+    return {
+        after.outputs[name].slot
+        for name, tensor in expected.outputs.items()
+        if name in after.outputs and tensor.source in before.outputs
+    }
+
+
+def _caches(
+    io: Io, results: Results, feeds: Mapping[str, np.ndarray], tensors: Arrays, position: int
+) -> dict[Slot, np.ndarray]:
+    """The keys and values of each slot after a run, [B, N, rows, H]: of the whole cache, where there is one.
+
+    A model returns whole caches, or new rows. New rows are written into the cache that the model was fed.
+    """
+    fed = {}
+    for name, tensor in io.inputs.items():
+        if (
+            tensor.slot is not None
+            and tensor.role is not None
+            and tensor.role.is_cache
+            and tensor.role.layout
+        ):
+            fed[tensor.slot] = _by_head(feeds[name], tensor)
+    tokens = max((t.shape[-1] for t in io.inputs.values() if t.kind == "tokens" and t.shape), default=1)
+    returned = {name: (tensor, results.outputs[name]) for name, tensor in io.outputs.items()}
+    for name, rows_name in io.appended.items():
+        if rows_name in tensors:
+            returned[f"appended {name}"] = io.inputs[name], tensors[rows_name]
+    caches: dict[Slot, np.ndarray] = {}
+    for tensor, numbers in returned.values():
+        if tensor.slot is None or tensor.role is None or not tensor.role.layout or tensor.slot in caches:
+            continue
+        rows = _by_head(numbers, tensor)
+        whole = fed.get(tensor.slot)
+        if whole is not None and rows.shape[2] < whole.shape[2] and rows.shape[2] == tokens:
+            whole = whole.copy()
+            whole[:, :, position : position + tokens] = rows[:, :, : whole.shape[2] - position]
+            rows = whole
+        caches[tensor.slot] = rows
+    for name, numbers in results.updated.items():
+        tensor = io.inputs[name]
+        if tensor.slot is not None and tensor.role is not None and tensor.role.layout:
+            caches[tensor.slot] = _by_head(numbers, tensor)
+    return caches
+
+
+def _by_head(numbers: np.ndarray, tensor: IoTensor) -> np.ndarray:
+    """`numbers` as [B, N, rows, H]."""
+    assert tensor.role is not None
+    assert tensor.role.layout is not None
+    return numbers.transpose([tensor.role.layout.index(axis) for axis in "BNTH"])
+
+
+def _same_rows(old: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The rows that both caches have."""
+    if old.ndim != new.ndim or old.shape[:2] != new.shape[:2] or old.shape[3:] != new.shape[3:]:
+        return old, None
+    rows = min(old.shape[2], new.shape[2])
+    return old[:, :, :rows], new[:, :, :rows]
+
+
+def _adapted(
+    numbers: np.ndarray, old: IoTensor, new: IoTensor, shape: Sequence[int] | None = None
+) -> np.ndarray | None:
     """`numbers` of `old` in the layout, capacity, shape and dtype of `new`; None if they do not fit.
 
-    Positions of several tokens count up from the first.
+    Positions of several tokens count up from the first. `shape` is that of a run in which axes vary.
     """
-    if _kind(old) == _kind(new) == "position":
+    if old.is_position and new.is_position:
         return (numbers.flat[0] + np.arange(int(np.prod(new.shape)))).reshape(new.shape).astype(new.dtype)
+    if shape is None:
+        shape = numbers.shape if new.dynamic and numbers.ndim == len(new.shape) else new.shape
     if old.role is not None and new.role is not None and old.role.layout and new.role.layout:
         numbers = numbers.transpose([old.role.layout.index(axis) for axis in new.role.layout])
         axis = new.role.layout.index("T")
-        missing = new.shape[axis] - numbers.shape[axis]
+        missing = shape[axis] - numbers.shape[axis]
         if missing > 0:
             numbers = np.pad(numbers, [(0, missing if i == axis else 0) for i in range(numbers.ndim)])
         else:
-            numbers = numbers.take(range(new.shape[axis]), axis)
-    if numbers.size != np.prod(new.shape):
+            numbers = numbers.take(range(shape[axis]), axis)
+    if numbers.size != np.prod(shape):
         return None
-    return np.ascontiguousarray(numbers.reshape(new.shape).astype(new.dtype))
+    return np.ascontiguousarray(numbers.reshape(shape).astype(new.dtype))
 
 
-def _new_rows(
-    numbers: np.ndarray, old: IoTensor, new: IoTensor, position: int
-) -> tuple[np.ndarray, IoTensor]:
-    """The rows of `old`, whole caches, that `new` returns: those from `position` on. For keys and values."""
-    if (
-        old.token_axis is None
-        or new.token_axis is None
-        or new.shape[new.token_axis] >= old.shape[old.token_axis]
-    ):
-        return numbers, old
-    if _kind(old) not in ("key", "value"):
-        return numbers, old
-    numbers = numbers.take(range(position, position + new.shape[new.token_axis]), old.token_axis)
-    return numbers, replace(old, shape=numbers.shape)
+def _difference(expected: np.ndarray, actual: np.ndarray, rounded: bool = False) -> float:
+    """The largest difference, relative to the largest number; infinite for other integers, NaN or infinity.
 
-
-def _difference(expected: np.ndarray, actual: np.ndarray) -> float:
-    """The largest difference, relative to the largest number; infinite for integers that differ."""
-    if expected.dtype.kind not in "f":
-        return 0.0 if np.array_equal(expected, actual) else np.inf
-    if not np.array_equal(np.isfinite(expected), np.isfinite(actual)):
+    `rounded`: integers may differ by 1, as they stand for numbers that were rounded.
+    """
+    if expected.shape != actual.shape:
         return np.inf
-    finite = np.isfinite(expected)
-    gap = np.abs(expected[finite].astype(np.float64) - actual[finite])
-    return float(gap.max(initial=0) / max(1.0, np.abs(expected[finite]).max(initial=0)))
+    if expected.dtype.kind in "iu" and rounded:
+        return 0.0 if np.abs(expected.astype(np.int64) - actual).max(initial=0) <= 1 else np.inf
+    if expected.dtype.kind not in "fc" and expected.dtype.name != "bfloat16":
+        return 0.0 if np.array_equal(expected, actual) else np.inf
+    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+    a, b = expected.astype(wide), actual.astype(wide)
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(
+        a[~finite], b[~finite], equal_nan=True
+    ):
+        return np.inf
+    gap = np.abs(a[finite] - b[finite])
+    return float(gap.max(initial=0) / max(SMALLEST, np.abs(a[finite]).max(initial=0)))

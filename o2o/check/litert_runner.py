@@ -1,165 +1,153 @@
-"""Runner of a model on LiteRT, with shape, dtype and role of each input and output."""
+"""A model on LiteRT, which runs in a process of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o import formats
-from o2o.cli.silence_stderr import silenced_stderr
-from o2o.contract import Role, role_of
+from o2o.check.engine_process import ENGINE, EngineFailure
+from o2o.check.runner import Results, signatures_io
 from o2o.errors import ModelError
-from o2o.model import Model, attribute, shape_of
-from o2o.operators.traits import PASS_THROUGH_OPS, lookup_operands, traits_of
-from o2o.weights.binding import bind
+from o2o.formats.dialects import convert
+from o2o.formats.litert_ops import is_registered, minimum_version
+from o2o.formats.tensors import is_constant, is_quantized
+from o2o.model import CUSTOM_DOMAIN, Model, Signature
 
-
-@dataclass(frozen=True)
-class IoTensor:
-    """An input or output before lowering.
-
-    Attributes:
-        shape: Its dimensions.
-        dtype: The dtype of its elements.
-        role: From the contract, if there is one.
-        limit: Exclusive upper bound of valid integers, such as the number of rows of a table.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    role: Role | None
-    limit: int
-
-    @classmethod
-    def of(cls, value: ir.Value) -> IoTensor:
-        """Describe an input or output.
-
-        Args:
-            value: The input or output in the graph.
-
-        Returns:
-            Its shape, dtype, role and limit.
-
-        Raises:
-            ModelError: Its dtype cannot be fed or compared.
-        """
-        if value.dtype is None:
-            raise ModelError(f"--check: {value.name} has a dtype that cannot be fed or compared")
-        return cls(shape_of(value), value.dtype.numpy(), role_of(value), min(_table_rows(value), default=2))
-
-    @property
-    def token_axis(self) -> int | None:
-        """The token axis of a key, value or cache whose layout is known."""
-        if self.role is None or self.role.layout is None:
-            return None
-        return self.role.layout.index("T")
-
-
-def _table_rows(value: ir.Value) -> Iterator[int]:
-    """The number of rows of each table that `value` indexes."""
-    for node, operand in value.uses():
-        if operand == traits_of(node).index and (lookup := lookup_operands(node)) is not None:
-            table, _ = lookup
-            yield shape_of(table)[attribute(node, "axis", 0)]
-        elif operand == 0 and node.op_type in PASS_THROUGH_OPS:
-            yield from _table_rows(node.outputs[0])
+BATCH = 64
+"""Tensors that are fetched at a time."""
 
 
 class LiteRtRunner:
-    """A model on LiteRT: a copy, which is lowered if it is Circle.
+    """A model on LiteRT: see `Runner`.
 
-    Attributes:
-        io: Inputs and outputs by signature name, as they were before lowering.
+    Circle's own operators are lowered. A model without them runs as it is: nothing is rewritten.
     """
 
-    def __init__(self, model: Model, label: str) -> None:
-        """Copy, lower and load a model.
+    engine = "LiteRT"
+
+    def __init__(self, model: Model, label: str, lower: bool = False) -> None:
+        """Write a model to a file that LiteRT reads.
 
         Args:
-            model: It is not changed.
-            label: Its name in error messages.
+            model: A model without external weights. It becomes the runner's own.
+            label: Its name in messages.
+            lower: Lower Circle's own operators, by the code of lower.litert.py.
 
         Raises:
             ModelError: LiteRT cannot load it.
         """
-        from o2o.lower.litert import lower_to_litert
-
         self.label = label
         self._folder = tempfile.TemporaryDirectory()  # models may be larger than memory
-        formats.save(model, self._file("model"))
-        copy = formats.load(self._file("model"))
-        bind(copy, partial=True)
-        copy.add_default_signature("main")
-        inputs = {s.name: {n: IoTensor.of(v) for n, v in s.inputs.items()} for s in copy.signatures}
-        self.lowered = lower_to_litert(copy)  # adds an output for each cache that ATTENTION writes
-        self.io = {
-            s.name: (inputs[s.name], {n: IoTensor.of(v) for n, v in s.outputs.items()})
-            for s in copy.signatures
-        }
-        formats.save(self.lowered, self._file("lowered"))
-        self._interpreter = self._load()
+        self.model = model
+        self.io = signatures_io(self.model)
+        self.rounds_activations = any(
+            multiplies_quantized(node) for graph in self.model.graphs for node in graph
+        )
+        self._updated: dict[str, dict[str, str]] = {name: {} for name in self.io}
+        if lower:
+            self._lower()
+        else:
+            self._check_operators()
+            convert(self.model, "tflite")
+        formats.save(self.model, self._file("runnable"))
+        self._keys: dict[bool, tuple[int, int]] = {}  # by whether it keeps tensors: (process, key)
+        self._finalizer = weakref.finalize(self, _release, self._keys)
+        self._key(False)
 
     def _file(self, name: str) -> str:
         return os.path.join(self._folder.name, name)
 
-    def _load(self, **options: object) -> object:
+    def _check_operators(self) -> None:
+        """Give operators the versions that LiteRT registers; they compute the same. Refuse unknown ones."""
+        for graph in self.model.graphs:
+            for node in graph:
+                if node.domain == CUSTOM_DOMAIN:
+                    continue
+                if not is_registered(node.op_type):
+                    raise self._error(f"it has no operator {self.model.locate(graph, node)}")
+                node.version = max(node.version or 1, minimum_version(node))
+
+    def _lower(self) -> None:
+        """Lower the model. An output for each updated cache is added; outputs keep their order."""
+        from o2o.lower.litert import lower_to_litert
+
+        caches = {s.name: {n: s.inputs[n] for n in self.io[s.name].updated} for s in self.model.signatures}
+        lower_to_litert(self.model)
+        for signature in self.model.signatures:
+            for name, cache in caches[signature.name].items():
+                self._updated[signature.name][name] = _output_of(signature, cache)
+
+    def _key(self, keep_tensors: bool) -> int:
+        """The model's number in the engine's process, which may have been started anew."""
+        starts, key = self._keys.get(keep_tensors, (-1, -1))
+        if starts != ENGINE.starts or not ENGINE.alive:
+            key = ENGINE.new_key()
+            self._request("load_litert", key, self._file("runnable"), keep_tensors)
+            self._keys[keep_tensors] = ENGINE.starts, key
+        return key
+
+    def _request(self, *request: Any, name: str | None = None) -> Any:
         try:
-            with silenced_stderr():  # LiteRT logs its delegates
-                from ai_edge_litert.interpreter import Interpreter
+            return ENGINE.request(*request)
+        except EngineFailure as failure:
+            raise self._error(str(failure), name) from failure
 
-                interpreter = Interpreter(model_path=self._file("lowered"), **options)
-                interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ModelError(f"--check: LiteRT cannot run {self.label}: {reason}") from error
-        return interpreter
+    def _error(self, reason: str, name: str | None = None) -> ModelError:
+        what = self.label if name is None else f"{name} of {self.label}"
+        return ModelError(f"--check: LiteRT cannot run {what}: {reason}")
 
-    def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run a signature.
-
-        Args:
-            name: The name of the signature.
-            feeds: Inputs by their names in the signature.
-
-        Returns:
-            Outputs by their names in the signature.
-
-        Raises:
-            ModelError: LiteRT fails.
-        """
-        runner = self._interpreter.get_signature_runner(name)  # type: ignore[attr-defined]
-        try:
-            return {key: np.array(value) for key, value in runner(**feeds).items()}
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ModelError(f"--check: LiteRT cannot run {name} of {self.label}: {reason}") from error
+    def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> Results:
+        """See `Runner`."""
+        outputs = self._request("run_litert", self._key(False), name, dict(feeds), name=name)
+        updated = {cache: outputs[output] for cache, output in self._updated[name].items()}
+        return Results({key: outputs[key] for key in self.io[name].outputs}, updated)
 
     def every_tensor(self, name: str, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-        """Run a signature and yield every tensor that an operator computes.
+        """See `Runner`."""
+        key = self._key(True)
+        self._request("run_litert", key, name, dict(feeds), name=name)
+        signature = next(s for s in self.model.signatures if s.name == name)
+        index = self.model.graphs.index(signature.graph)
+        names = [value.name for node in signature.graph for value in node.outputs if value.name]
+        for start in range(0, len(names), BATCH):
+            batch = names[start : start + BATCH]
+            numbers = self._request("tensors", key, index, batch, name=name)
+            yield from ((tensor, numbers[tensor]) for tensor in batch if tensor in numbers)
 
-        Args:
-            name: The name of the signature.
-            feeds: Inputs by their names in the signature.
 
-        Yields:
-            Name and numbers, in the order of the graph.
-        """
-        from ai_edge_litert.interpreter import OpResolverType
+def _release(keys: Mapping[bool, tuple[int, int]]) -> None:
+    for starts, key in keys.values():
+        if ENGINE.alive and starts == ENGINE.starts:
+            with contextlib.suppress(EngineFailure):
+                ENGINE.request("release", key)
 
-        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # delegates keep no tensors
-        interpreter = self._load(experimental_preserve_all_tensors=True, experimental_op_resolver_type=plain)
-        interpreter.get_signature_runner(name)(**feeds)  # type: ignore[attr-defined]
-        signature = next(s for s in self.lowered.signatures if s.name == name)
-        index = self.lowered.graphs.index(signature.graph)
-        details = interpreter.get_tensor_details(index)  # type: ignore[attr-defined]
-        indices = {detail["name"]: detail["index"] for detail in details}
-        for node in signature.graph:
-            for value in node.outputs:
-                if value.name is not None and value.name in indices:
-                    numbers = interpreter.get_tensor(indices[value.name], index)  # type: ignore[attr-defined]
-                    yield value.name, numbers
+
+def _output_of(signature: Signature, cache: ir.Value) -> str:
+    """The output of a lowered signature that is the updated `cache`."""
+    for name, value in signature.outputs.items():
+        node = value.producer()
+        if node is not None and node.op_type == "DYNAMIC_UPDATE_SLICE" and node.inputs[0] is cache:
+            return name
+    raise ModelError(f"--check: {signature.name} does not return the updated cache {cache.name}")
+
+
+def multiplies_quantized(node: ir.Node) -> bool:
+    """Whether `node` multiplies activations with quantized weights.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True if kernels may round the activations.
+    """
+    return node.op_type in ("FULLY_CONNECTED", "ATTENTION", "CONV_2D", "BATCH_MATMUL") and any(
+        value is not None and is_constant(value) and is_quantized(value) for value in node.inputs
+    )

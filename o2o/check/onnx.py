@@ -1,16 +1,21 @@
-"""`--check`: run the decode graph on LiteRT and the ONNX model on ONNX Runtime, and compare."""
+"""`--check` of lower.onnx.py: the decode graph as it is, and the ONNX model on ONNX Runtime."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from o2o.check import SEED, TOLERANCE, IoTensor, LiteRtRunner
-from o2o.cli.silence_stderr import silenced_stderr
+from o2o.check.compare import TOLERANCE, copied
+from o2o.check.engine_process import ENGINE, EngineFailure
+from o2o.check.feeds import SEED
+from o2o.check.reference_runner import runner_of
+from o2o.check.runner import IoTensor, Slot
 from o2o.errors import ModelError
 from o2o.formats.onnx_writer import write
 from o2o.formats.tensors import is_quantized
@@ -20,8 +25,6 @@ from o2o.signatures import decode_of
 
 TOKENS = 6
 """Tokens to read from position 0 on: all but the last in one run of ONNX."""
-RoleKey = tuple[str, int | None]
-"""(role, layer) of an input or output."""
 
 
 def check(before: Model, lowered: ir.Model) -> str:
@@ -40,135 +43,213 @@ def check(before: Model, lowered: ir.Model) -> str:
     Raises:
         ModelError: Logits or caches differ, or ONNX Runtime is missing or rejects the model.
     """
-    decode = decode_of(before)
-    quantized = any(is_quantized(value) for value in decode.graph.initializers.values())
-    tolerance = INT8.tolerance if quantized else TOLERANCE
     with tempfile.TemporaryDirectory() as folder:  # models may be larger than memory
-        write(lowered, Path(folder) / "model.onnx")
-        onnx = _OnnxRunner(Path(folder) / "model.onnx")
-        circle = _CircleRunner(before, decode.name)
-        worst = max(_differences(circle, onnx, tolerance))
-    return f"checked on ONNX Runtime against LiteRT: the same, within {worst:.1e} of the largest number"
+        circle = _CircleRunner(copied(before, os.path.join(folder, "before")))
+        path = Path(folder) / "model.onnx"
+        write(lowered, path)
+        onnx = _OnnxRunner(path, circle)
+        worst = max(_differences(circle, onnx, path))
+    return (
+        f"checked on ONNX Runtime against {circle.engine}: the same, within {worst:.1e} of the largest number"
+    )
 
 
-def _differences(circle: _CircleRunner, onnx: _OnnxRunner, tolerance: float) -> Iterator[float]:
+def _differences(circle: _CircleRunner, onnx: _OnnxRunner, path: Path) -> Iterator[float]:
     """Yield the difference of each result. Raises ModelError for one above the tolerance."""
     count = min(TOKENS, circle.capacity - 1)
     ids = np.random.default_rng(SEED).integers(0, circle.limit, count + 1)
     expected = [circle.step(int(token), position) for position, token in enumerate(ids[:count])]
     runs = [(0, ids[: count - 1]), (count - 1, ids[count - 1 : count])] if count > 1 else [(0, ids[:count])]
+    where = _Place(circle, path, int(ids[0]))
     for start, some in runs:
-        position = start + len(some) - 1
-        yield _difference("logits", position, expected[position], onnx.step(some, start), tolerance)
+        logits = onnx.step(some, start)
+        positions = range(start, start + len(some))[-len(logits) :]
+        for position, of_token in zip(positions, logits, strict=True):
+            yield where.difference("logits", position, expected[position], of_token)
     position = circle.capacity - 1
-    logits = circle.step(int(ids[count]), position)
-    yield _difference("logits", position, logits, onnx.step(ids[count:], position), tolerance)
+    logits = onnx.step(ids[count:], position)
+    yield where.difference("logits", position, circle.step(int(ids[count]), position), logits[-1])
     for slot, cache in circle.caches.items():
-        yield _difference(f"{slot[0]} of layer {slot[1]}", position, cache, onnx.caches[slot], tolerance)
+        yield where.difference(f"{slot[0]} of layer {slot[1]}", position, cache, onnx.caches[slot])
 
 
-def _difference(
-    name: str, position: int, expected: np.ndarray, actual: np.ndarray, tolerance: float
-) -> float:
-    """The largest error relative to the largest number, at least 1. Raises ModelError above `tolerance`."""
+class _Place:
+    """Comparison of results; the first tensor that differs is found where they do."""
+
+    def __init__(self, circle: _CircleRunner, path: Path, token: int) -> None:
+        self.circle, self.path, self.token = circle, path, token
+
+    def difference(self, name: str, position: int, expected: np.ndarray, actual: np.ndarray) -> float:
+        """Return the largest error relative to the largest number. Raises ModelError above the tolerance."""
+        difference = _relative(expected, actual)
+        if not difference <= self.circle.tolerance:  # NaN fails too
+            raise ModelError(
+                f"--check: {name} at position {position} differs between ONNX Runtime and "
+                f"{self.circle.engine} by {difference:.1e} of its largest value; {self._first_difference()}"
+            )
+        return difference
+
+    def _first_difference(self) -> str:
+        """Describe the first tensor that both models compute under one name and that differs."""
+        expected = {name: x for name, x in self.circle.every_tensor(self.token) if x.dtype.kind == "f"}
+        actual = _OnnxRunner(_with_outputs(self.path, set(expected)), self.circle).every_tensor(self.token)
+        for name, numbers in expected.items():
+            if name in actual and actual[name].size == numbers.size:
+                difference = _relative(numbers, actual[name].reshape(numbers.shape))
+                if not difference <= self.circle.tolerance:
+                    return f"the first tensor that differs is {name}, by {difference:.1e}"
+        return "no intermediate tensor of the same name differs at position 0"
+
+
+def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
+    if expected.shape != actual.shape:
+        return np.inf
     gap = np.abs(expected.astype(np.float64) - actual).max(initial=0)
-    difference = float(gap / max(1.0, np.abs(expected).max(initial=0)))
-    if not difference <= tolerance:  # NaN fails too
-        raise ModelError(
-            f"--check: {name} at position {position} differs between ONNX Runtime and LiteRT by "
-            f"{difference:.1e} of its largest value"
-        )
-    return difference
+    return float(gap / max(1.0, np.abs(expected).max(initial=0)))
+
+
+def _with_outputs(path: Path, names: set[str]) -> Path:
+    """A copy of an ONNX file that also returns its tensors of these names."""
+    import onnx
+
+    proto = onnx.load(path, load_external_data=False)
+    known = {output.name for output in proto.graph.output}
+    for node in proto.graph.node:
+        for name in node.output:
+            if name in names - known:
+                proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+                proto.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    copy = path.with_name("tensors.onnx")
+    copy.write_bytes(proto.SerializeToString())
+    return copy
 
 
 class _CircleRunner:
-    """The decode graph on LiteRT, one token at a time."""
+    """The decode graph, one token at a time, with its caches."""
 
-    def __init__(self, model: Model, name: str) -> None:
-        self._runner, self._name = LiteRtRunner(model, "the input"), name
-        inputs, outputs = self._runner.io[name]
-        self._inputs, self._outputs = _by_slot(inputs), _by_slot(outputs)
-        self._caches = {
-            slot: np.zeros(tensor.shape, tensor.dtype)
-            for slot, (_, tensor) in self._inputs.items()
-            if slot[0].endswith("_cache")
+    def __init__(self, model: Model) -> None:
+        decode = decode_of(model)
+        quantized = any(is_quantized(value) for value in decode.graph.initializers.values())
+        self.tolerance = INT8.tolerance if quantized else TOLERANCE
+        self._name = decode.name
+        self._runner = runner_of(model, "the original")
+        io = self._runner.io[self._name]
+        self._io = io
+        self._caches: dict[Slot, np.ndarray] = {
+            tensor.slot: np.zeros(tensor.shape, tensor.dtype)
+            for tensor in io.inputs.values()
+            if tensor.slot is not None
         }
-        cache = self._inputs[next(iter(self._caches))][1]
+        cache = next(tensor for tensor in io.inputs.values() if tensor.slot is not None)
         assert cache.token_axis is not None
         self.capacity = cache.shape[cache.token_axis]
-        self.limit = self._inputs["tokens", None][1].limit
+        self.limit = next(tensor.limit for tensor in io.inputs.values() if tensor.kind == "tokens")
+        self.slots = list(self._caches)
+
+    @property
+    def engine(self) -> str:
+        return self._runner.engine
+
+    def _feeds(self, token: int, position: int) -> dict[str, np.ndarray]:
+        def numbers(tensor: IoTensor) -> np.ndarray | int:
+            if tensor.slot is not None:
+                return self._caches[tensor.slot]
+            return token if tensor.kind == "tokens" else position
+
+        return {
+            name: np.broadcast_to(numbers(tensor), tensor.shape).astype(tensor.dtype)
+            for name, tensor in self._io.inputs.items()
+        }
 
     def step(self, token: int, position: int) -> np.ndarray:
         """Run one token; return its logits [V]."""
-        by_slot: dict[RoleKey, np.ndarray | int] = {
-            **self._caches,
-            ("tokens", None): token,
-            ("position", None): position,
-        }
-        feeds = {
-            name: np.broadcast_to(by_slot[slot], tensor.shape).astype(tensor.dtype)
-            for slot, (name, tensor) in self._inputs.items()
-        }
-        results = self._runner.run(self._name, feeds)
-        for kind, layer in self._caches:
-            name, _ = self._outputs[kind.removesuffix("_cache"), layer]
-            self._caches[kind, layer] = results[name]
-        return results[self._outputs["logits", None][0]].reshape(-1)
+        results = self._runner.run(self._name, self._feeds(token, position))
+        logits = next(name for name, tensor in self._io.outputs.items() if tensor.kind == "logits")
+        for name, tensor in self._io.outputs.items():
+            if tensor.slot is not None:
+                self._caches[tensor.slot] = results.outputs[name]
+        for name, cache in results.updated.items():
+            slot = self._io.inputs[name].slot
+            if slot is not None:
+                self._caches[slot] = cache
+        return results.outputs[logits].reshape(-1)
+
+    def every_tensor(self, token: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Run one token on empty caches; yield each tensor."""
+        self._caches = {slot: np.zeros_like(cache) for slot, cache in self._caches.items()}
+        yield from self._runner.every_tensor(self._name, self._feeds(token, 0))
 
     @property
-    def caches(self) -> dict[RoleKey, np.ndarray]:
+    def caches(self) -> dict[Slot, np.ndarray]:
         """The KV caches [K, S, H]."""
         caches = {}
-        for slot, cache in self._caches.items():
-            role = self._inputs[slot][1].role
-            assert role is not None
-            assert role.layout is not None
-            caches[slot] = cache.transpose([role.layout.index(axis) for axis in "BNTH"])[0]
+        for tensor in self._io.inputs.values():
+            if tensor.slot is not None:
+                assert tensor.role is not None
+                assert tensor.role.layout is not None
+                axes = [tensor.role.layout.index(axis) for axis in "BNTH"]
+                caches[tensor.slot] = self._caches[tensor.slot].transpose(axes)[0]
         return caches
-
-
-def _by_slot(tensors: Mapping[str, IoTensor]) -> dict[RoleKey, tuple[str, IoTensor]]:
-    return {(t.role.kind, t.role.layer): (name, t) for name, t in tensors.items() if t.role is not None}
 
 
 class _OnnxRunner:
     """The ONNX model on ONNX Runtime, any number of tokens at a time."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            with silenced_stderr():
-                import onnxruntime
+    def __init__(self, path: Path, circle: _CircleRunner) -> None:
+        self._key = ENGINE.new_key()
+        inputs = _request("load_onnx", self._key, str(path))
+        self._shapes: Mapping[str, list[int]] = {
+            name: shape for name, shape, _ in inputs if name.startswith("past_")
+        }
+        wanted = {f"past_{kind}_{layer}" for kind, layer in circle.slots}
+        if self._shapes.keys() != wanted:
+            raise ModelError(
+                f"--check: the ONNX model takes the caches {sorted(self._shapes)}, not {sorted(wanted)}"
+            )
+        self._ids_dtype = next(
+            np.dtype(np.int64 if "int64" in type_ else np.int32)
+            for name, _, type_ in inputs
+            if name == "tokens"
+        )
+        self._caches = self._empty()
 
-                options = onnxruntime.SessionOptions()
-                options.log_severity_level = 4
-                self._session = onnxruntime.InferenceSession(
-                    path, options, providers=["CPUExecutionProvider"]
-                )
-        except ImportError as error:
-            raise ModelError("--check needs ONNX Runtime: pip install onnxruntime") from error
-        except RuntimeError as error:
-            raise ModelError(f"--check: ONNX Runtime rejects the model: {error}") from error
-        tokens, _, *caches = self._session.get_inputs()
-        self._ids_dtype = np.int64 if "int64" in tokens.type else np.int32
-        self._caches = {cache.name: np.zeros(cache.shape, np.float32) for cache in caches}
+    def _empty(self) -> dict[str, np.ndarray]:
+        return {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
+
+    def _run(self, ids: np.ndarray, position: int) -> dict[str, np.ndarray]:
+        feeds = {"tokens": ids[None].astype(self._ids_dtype), "position": np.array([position])}
+        results: dict[str, np.ndarray] = _request("run_onnx", self._key, {**feeds, **self._caches})
+        present = {name.replace("past_", "present_", 1) for name in self._shapes}
+        if missing := sorted({"logits", *present} - results.keys()):
+            raise ModelError(f"--check: output {missing[0]} disappeared")
+        return results
 
     def step(self, ids: np.ndarray, position: int) -> np.ndarray:
-        """Run these tokens; return the logits [V] of the last one."""
-        feeds = {
-            "tokens": ids[None].astype(self._ids_dtype),
-            "position": np.array([position]),
-            **self._caches,
-        }
-        logits, *present = self._session.run(None, feeds)
-        self._caches = dict(zip(self._caches, present, strict=True))
-        last: np.ndarray = logits[0, -1]
-        return last
+        """Run these tokens; return the logits [T, V] of all or [1, V] of the last one."""
+        results = self._run(ids, position)
+        self._caches = {name: results[name.replace("past_", "present_", 1)] for name in self._shapes}
+        logits: np.ndarray = results["logits"][0]
+        return logits
+
+    def every_tensor(self, token: int) -> dict[str, np.ndarray]:
+        """Run one token on empty caches; return all outputs."""
+        self._caches = self._empty()
+        return self._run(np.array([token]), 0)
 
     @property
-    def caches(self) -> dict[RoleKey, np.ndarray]:
+    def caches(self) -> dict[Slot, np.ndarray]:
         """The KV caches [K, S, H]."""
-        caches: dict[RoleKey, np.ndarray] = {}
+        caches = {}
         for name, cache in self._caches.items():
             _, kind, layer = name.split("_")
-            caches[f"{kind}_cache", int(layer)] = cache[0]
+            caches[kind, int(layer)] = cache[0]
         return caches
+
+
+def _request(*request: Any) -> Any:
+    try:
+        return ENGINE.request(*request)
+    except EngineFailure as failure:
+        if "No module named" in str(failure):
+            raise ModelError("--check needs ONNX Runtime: pip install onnxruntime") from failure
+        raise ModelError(f"--check: ONNX Runtime cannot run the result: {failure}") from failure

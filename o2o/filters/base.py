@@ -7,7 +7,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -18,6 +18,9 @@ from o2o.errors import ModelError, UsageError
 from o2o.formats.fingerprint import fingerprint
 from o2o.model import Format, Model
 from o2o.rewriting.topological_sort import topological_sort
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected
 
 Result = Model | ir.Model
 """What a filter writes: an `ir.Model` is ONNX, and then `check` and `write` are overridden."""
@@ -49,7 +52,7 @@ class Filter:
     usage_example: ClassVar[str]
     input_formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # of the input
     records_history: ClassVar[bool] = True
-    check_help: ClassVar[str | None] = "run the model before and after on LiteRT and compare the outputs"
+    check_help: ClassVar[str | None] = "run the model before and after, and compare the outputs"
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -227,6 +230,35 @@ class Filter:
         """
         raise NotImplementedError
 
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        """Describe the interface that the result must have, for `--check`, without the filter's own steps.
+
+        A filter that changes signatures, inputs or outputs overrides this.
+
+        Args:
+            models: The input, read again.
+            args: The arguments.
+
+        Returns:
+            Each signature of the result, and what it derives from.
+        """
+        from o2o.check.interface import unchanged
+
+        return unchanged(models)
+
+    def tolerance(self, args: argparse.Namespace) -> float:
+        """Return the largest difference that `--check` accepts.
+
+        Args:
+            args: The arguments.
+
+        Returns:
+            A share of the largest number of a tensor.
+        """
+        from o2o.check.compare import TOLERANCE
+
+        return TOLERANCE
+
     def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
         """Compare the outputs of the input models with the outputs of the result, for `--check`.
 
@@ -239,12 +271,12 @@ class Filter:
             A message: what was compared, and the largest difference.
 
         Raises:
-            ModelError: An output differs, or a model cannot be run.
+            ModelError: An output differs, something disappeared, or a model cannot be run.
         """
-        from o2o.check import check
+        from o2o.check.compare import check
 
         assert isinstance(result, Model)
-        return check(models, result)
+        return check(models, result, self.expected(models, args), self.tolerance(args))
 
     def write(self, result: Result, output: str | None, sources: Sequence[streams.Source]) -> None:
         """Write the result.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from o2o.cli.text import counted
-from o2o.filters.base import Filter
+from o2o.filters.base import Filter, Result
 from o2o.model import Model
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.weights.binding import bind
@@ -51,6 +52,11 @@ class BindWeights(Filter):
         _, _, saved = deduplicate_constants(model, only=CheckpointTensor)
         bound = f"bound {counted(count, 'tensor')}"
         self.log(bound + (f"; equal ones are stored once, which saves {saved:,} bytes" if saved else ""))
+
+    def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
+        for model in models:
+            bind(model, args.checkpoint, args.partial)
+        return super().check(models, result, args)
 
 
 main = BindWeights.main

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from o2o.cli.arguments import number_list
 from o2o.cli.text import counted, listed
+from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
-from o2o.model import Model
+from o2o.model import Model, shape_of
 from o2o.rewriting.cache_buckets import SMALLEST_CAPACITY, add_cache_buckets, default_capacities
 from o2o.rewriting.matchers import MatchFailure
 from o2o.signatures import buckets_of, capacity_of, find_decode
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected, Tensors
 
 
 class BucketKvcache(Filter):
@@ -71,6 +80,36 @@ class BucketKvcache(Filter):
         names = [f"{decode.name}_{rows}" for rows in capacities]
         self.log(f"added {listed(names)}; {decode.name} has {counted(own, 'position')}")
         return True
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import unchanged
+
+        expected = unchanged(models)
+        (model,) = models
+        decode = find_decode(model)
+        if decode is None:
+            return expected
+        own = capacity_of(decode)
+        source = next(entry for entry in expected if entry.source == decode.name)
+        for rows in default_capacities(own) if args.capacities is None else sorted(set(args.capacities)):
+            inputs = _shortened(source.inputs, decode.inputs, own, rows)
+            outputs = _shortened(source.outputs, decode.outputs, own, rows)
+            expected.append(replace(source, name=f"{decode.name}_{rows}", inputs=inputs, outputs=outputs))
+        return expected
+
+
+def _shortened(tensors: Tensors, values: Mapping[str, ir.Value], own: int, rows: int) -> Tensors:
+    """`tensors` with `rows` cache rows in place of `own`."""
+    changed = dict(tensors)
+    for name, value in values.items():
+        role = role_of(value)
+        if role is not None and role.layout is not None:
+            shape = list(shape_of(value))
+            axis = role.layout.index("T")
+            if shape[axis] == own:
+                shape[axis] = rows
+                changed[name] = replace(changed[name], shape=tuple(shape))
+    return changed
 
 
 main = BucketKvcache.main

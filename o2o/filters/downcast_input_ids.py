@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from o2o.cli.arguments import name_list
@@ -14,6 +18,9 @@ from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.downcast_inputs import INT32, downcast_input
 from o2o.rewriting.selectors import entry_graphs, io_names
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected, ExpectedSignature, Tensors
 
 TOKEN_NAMES = {"input_ids", "tokens"}  # of token ids in a model without roles
 
@@ -62,6 +69,28 @@ class DowncastInputIds(Filter):
         for graph, value in inputs:
             if value in tokens or names[value] & also:
                 self._downcast(model, graph, value)
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import signature_of, unchanged, with_inputs
+
+        (model,) = models
+        names = {
+            value: set(io_names(model, graph, value, "input"))
+            for graph in model.graphs
+            for value in graph.inputs
+        }
+        tokens = _tokens(names)
+
+        def downcast(expected: ExpectedSignature) -> Tensors:
+            inputs = signature_of(models, expected).inputs
+            return {
+                name: replace(tensor, dtype=np.dtype(np.int32))
+                if (value := inputs[name]) in tokens or names[value] & set(args.also)
+                else tensor
+                for name, tensor in expected.inputs.items()
+            }
+
+        return with_inputs(unchanged(models), downcast)
 
     def _downcast(self, model: Model, graph: ir.Graph, value: ir.Value) -> None:
         label = f"{model.label(graph)}: {value.name}"

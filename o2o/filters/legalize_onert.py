@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from o2o.cli.text import counted, listed
+from o2o.contract import role_of
 from o2o.filters.base import Filter
 from o2o.lower.onert import lower_to_onert
 from o2o.model import Model
+from o2o.signatures import decode_of
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected
 
 
 class LegalizeOnert(Filter):
@@ -38,6 +46,26 @@ class LegalizeOnert(Filter):
         if summary.dropped:
             self.log(f"removed {listed(summary.dropped)}: onert runs only decode")
         self.log(f"{counted(summary.before, 'operator')} became {summary.after:,}")
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import signature_of, unchanged
+
+        (model,) = models
+        decode = decode_of(model).name
+        expected = []
+        for entry in unchanged(models):
+            if entry.name != decode:
+                continue
+            source = signature_of(models, entry)
+            inputs, outputs = (
+                {
+                    name: replace(tensor, is_reshaped=role_of(values[name]) is not None)
+                    for name, tensor in tensors.items()
+                }
+                for tensors, values in ((entry.inputs, source.inputs), (entry.outputs, source.outputs))
+            )
+            expected.append(replace(entry, inputs=inputs, outputs=outputs, is_ordered=False))
+        return expected
 
 
 main = LegalizeOnert.main

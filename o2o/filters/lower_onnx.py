@@ -40,7 +40,7 @@ class LowerOnnx(Filter):
     purpose = "Convert to another format or runtime"
     usage_example = "lower.onnx.py --form ort model.circle -o model.onnx"
     input_formats = ("circle",)
-    check_help = "run the model on LiteRT and the result on ONNX Runtime, and compare the outputs"
+    check_help = "run the result on ONNX Runtime, and compare the outputs with those of the model"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
@@ -14,6 +15,9 @@ from o2o.formats.fingerprint import fingerprint
 from o2o.model import Model, Signature, attribute
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.rewriting.topological_sort import topological_sort
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected
 
 
 class MergeCircles(Filter):
@@ -68,6 +72,17 @@ class MergeCircles(Filter):
         if entry is not None:
             merged.history.append(entry)
         return merged
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import unchanged
+
+        for model, file in zip(models, args.files, strict=True):
+            model.add_default_signature("model" if file == "-" else Path(file).stem)
+        expected = unchanged(models)
+        if args.sig_names is None:
+            return expected
+        names = args.sig_names.split(";" if ";" in args.sig_names else ",")
+        return [replace(entry, name=name.strip()) for entry, name in zip(expected, names, strict=True)]
 
     def merged(self, models: Sequence[Model], files: Sequence[str]) -> Model:
         """Merge models.

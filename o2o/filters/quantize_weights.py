@@ -10,7 +10,7 @@ from pathlib import Path
 
 from o2o import streams
 from o2o.errors import UsageError
-from o2o.filters.base import Filter, Result
+from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.quantization.quantize import MatrixResult, quantize
 from o2o.quantization.recipes import PARTS, RECIPES, find_recipe
@@ -79,13 +79,8 @@ class QuantizeWeights(Filter):
         )
         return any(result.scheme for result in self._results)
 
-    def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
-        from o2o.check import TOLERANCE, check
-
-        assert isinstance(result, Model)
-        return check(
-            models, result, find_recipe(args.recipe, args.embedding, args.head).tolerance or TOLERANCE
-        )
+    def tolerance(self, args: argparse.Namespace) -> float:
+        return find_recipe(args.recipe, args.embedding, args.head).tolerance or super().tolerance(args)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
         # The report comes last: errors are known when the weights have been streamed.

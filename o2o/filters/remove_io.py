@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -11,10 +12,13 @@ from o2o.cli.arguments import add_io, add_signature, id_list, name_list
 from o2o.cli.text import counted
 from o2o.errors import ModelError
 from o2o.filters.base import Filter
-from o2o.model import Model
+from o2o.model import Model, Signature
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.rewire import IoKind, io_values, set_io_values, sync_signatures
 from o2o.rewriting.selectors import entry_graphs, io_positions
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected, ExpectedSignature, Tensors
 
 
 class RemoveIo(Filter):
@@ -47,6 +51,36 @@ class RemoveIo(Filter):
             removed = _remove(graph, args.io, set(keep))
             sync_signatures(model, graph)
             self.log(f"{model.label(graph)}: kept {counted(len(set(keep)), args.io)}, removed {removed}")
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import signature_of, unchanged, with_inputs, with_outputs
+
+        def remaining(expected: ExpectedSignature) -> Tensors:
+            signature = signature_of(models, expected)
+            values = list(signature.graph.inputs if args.io == "input" else signature.graph.outputs)
+            public = signature.inputs if args.io == "input" else signature.outputs
+            tensors = expected.inputs if args.io == "input" else expected.outputs
+            names = [
+                {value.name} | {n for s in models[0].signatures_of(signature.graph) for n in _named(s, value)}
+                for value in values
+            ]
+            if args.keep_by_name is not None:
+                wanted = [v for v, own in zip(values, names, strict=True) if own & set(args.keep_by_name)]
+            else:
+                wanted = [value for index, value in enumerate(values) if index in args.keep_by_id]
+            count = len(set(args.keep_by_id if args.keep_by_name is None else args.keep_by_name))
+            if args.signature not in (None, expected.source) or len(wanted) < count:
+                return tensors  # the filter leaves graphs alone that lack some of them
+            return {name: tensor for name, tensor in tensors.items() if public[name] in wanted}
+
+        change = with_inputs if args.io == "input" else with_outputs
+        return change(unchanged(models), remaining)
+
+
+def _named(signature: Signature, value: ir.Value) -> list[str]:
+    """The public names of an input or output."""
+    pairs = (*signature.inputs.items(), *signature.outputs.items())
+    return [name for name, other in pairs if other is value]
 
 
 def _remove(graph: ir.Graph, io: IoKind, keep: Collection[int]) -> int:

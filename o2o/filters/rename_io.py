@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from o2o.cli.arguments import add_io, add_signature
 from o2o.cli.text import listed
@@ -13,6 +15,9 @@ from o2o.model import Model
 from o2o.rewriting.rename_io import rename_io
 from o2o.rewriting.rewire import io_values
 from o2o.rewriting.selectors import entry_graphs
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected
 
 
 class RenameIo(Filter):
@@ -65,6 +70,15 @@ class RenameIo(Filter):
             if old not in used:
                 what = "matches" if args.regex else "is called"
                 raise UsageError(f"no {args.io} {what} {old!r}; there are: {there}")
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import renamed
+
+        def rename(name: str) -> str | None:
+            matches = ((pattern.fullmatch(name), new) for _, pattern, new in args.renames)
+            return next(((m.expand(new) if args.regex else new) for m, new in matches if m), None)
+
+        return renamed(models, rename, [args.io], args.signature)
 
 
 def _split(item: str) -> list[str]:

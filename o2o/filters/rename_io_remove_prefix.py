@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from o2o.cli.arguments import add_signature
 from o2o.cli.text import counted
@@ -12,6 +14,9 @@ from o2o.model import Model
 from o2o.rewriting.rename_io import rename_io
 from o2o.rewriting.rewire import IoKind
 from o2o.rewriting.selectors import entry_graphs
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected
 
 
 class RenameIoRemovePrefix(Filter):
@@ -48,6 +53,14 @@ class RenameIoRemovePrefix(Filter):
         if not changed:
             raise UsageError(f"no input or output has a name that starts with {args.prefix!r}")
         self.log(f"removed the prefix from {counted(changed, 'name')}")
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import renamed
+
+        def rename(name: str) -> str | None:
+            return name[len(args.prefix) :] if name.startswith(args.prefix) else None
+
+        return renamed(models, rename, ["input", "output"], args.signature)
 
 
 main = RenameIoRemovePrefix.main

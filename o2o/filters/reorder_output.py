@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -13,6 +15,9 @@ from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.rewire import set_io_values, sync_signatures
 from o2o.rewriting.selectors import entry_graphs, io_positions
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected, ExpectedSignature, Tensors
 
 
 class ReorderOutput(Filter):
@@ -46,6 +51,26 @@ class ReorderOutput(Filter):
             _check_permutation(model.label(graph), graph, order)
             reorder(model, graph, order)
             self.log(f"{model.label(graph)}: {listed([value.name or '' for value in graph.outputs])}")
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import signature_of, unchanged, with_outputs
+
+        def reordered(expected: ExpectedSignature) -> Tensors:
+            signature = signature_of(models, expected)
+            values = list(signature.graph.outputs)
+            if args.signature not in (None, expected.source):
+                return expected.outputs
+            if args.by_id is not None:
+                wanted = [values[index] for index in args.by_id if index < len(values)]
+            else:
+                known = {value.name: value for value in values}
+                known |= {name: v for name, v in signature.outputs.items() if name not in known}
+                wanted = [known[name] for name in args.by_name if name in known]
+            if len(wanted) < len(values):
+                return expected.outputs
+            return {n: t for v in wanted for n, t in expected.outputs.items() if signature.outputs[n] is v}
+
+        return with_outputs(unchanged(models), reordered)
 
 
 def reorder(model: Model, graph: ir.Graph, order: list[int]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from o2o.cli.arguments import add_signature
 from o2o.cli.text import listed
@@ -11,6 +13,9 @@ from o2o.filters.base import Filter
 from o2o.filters.reorder_output import reorder
 from o2o.model import Model
 from o2o.rewriting.selectors import entry_graphs
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected, ExpectedSignature, Tensors
 
 
 class ReorderOutputMove0ToLast(Filter):
@@ -39,6 +44,19 @@ class ReorderOutputMove0ToLast(Filter):
         for graph in graphs:
             reorder(model, graph, [*range(1, len(graph.outputs)), 0])
             self.log(f"{model.label(graph)}: {listed([value.name or '' for value in graph.outputs])}")
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import signature_of, unchanged, with_outputs
+
+        def moved(expected: ExpectedSignature) -> Tensors:
+            signature = signature_of(models, expected)
+            first, *_ = signature.graph.outputs
+            if args.signature not in (None, expected.source):
+                return expected.outputs
+            last = {n: t for n, t in expected.outputs.items() if signature.outputs[n] is first}
+            return {n: t for n, t in expected.outputs.items() if n not in last} | last
+
+        return with_outputs(unchanged(models), moved)
 
 
 main = ReorderOutputMove0ToLast.main

@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -20,6 +21,9 @@ from o2o.operators.attention import Attention, is_attention, takes_as_cache
 from o2o.rewriting.matchers import producer_of
 from o2o.rewriting.rewire import insert_after_input, insert_before_output, io_values
 from o2o.rewriting.selectors import entry_graphs
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected, ExpectedSignature, Tensors
 
 
 class ReshapeIo(Filter):
@@ -72,6 +76,23 @@ class ReshapeIo(Filter):
             self.log(f"reshaped {counted(changed, args.io)} {_text(old)} to {_text(new)}")
         for graph in graphs:
             _check_caches(graph)
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import signature_of, unchanged, with_inputs, with_outputs
+
+        def reshaped(expected: ExpectedSignature) -> Tensors:
+            source = signature_of(models, expected)
+            values = source.inputs if args.io == "input" else source.outputs
+            changed = dict(expected.inputs if args.io == "input" else expected.outputs)
+            for name, value in values.items():
+                shape = shape_of(value)
+                for old, new in args.by_shape:
+                    shape = new if shape == old else shape
+                if shape != shape_of(value):
+                    changed[name] = replace(changed[name], shape=shape)
+            return changed
+
+        return (with_inputs if args.io == "input" else with_outputs)(unchanged(models), reshaped)
 
 
 def _reshape_input(graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -14,6 +15,9 @@ from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.rewire import set_io_values, sync_signatures
 from o2o.rewriting.selectors import entry_graphs
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected
 
 
 class SelectOp(Filter):
@@ -54,6 +58,18 @@ class SelectOp(Filter):
             f"{model.label(graph)}: kept {len(selected)} of {len(nodes)} operators; "
             f"{counted(len(graph.inputs), 'input')}, {counted(len(graph.outputs), 'output')}"
         )
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import part, signature_of, unchanged
+
+        expected = unchanged(models)
+        name = args.signature if args.signature is not None else expected[0].name
+        graph = next(signature_of(models, entry).graph for entry in expected if entry.name == name)
+        selected = [node for index, node in enumerate(graph) if index in args.by_id]
+        return [
+            part(models, entry, selected) if signature_of(models, entry).graph is graph else entry
+            for entry in expected
+        ]
 
 
 def select(model: Model, graph: ir.Graph, nodes: Collection[ir.Node]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,9 @@ from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_de
 from o2o.rewriting.downcast_inputs import INT32, downcast_input
 from o2o.rewriting.rename_io import rename_io
 from o2o.signatures import Classified, buckets_of, capacity_of, decode_of, prefills_of
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected, Tensors
 
 CACHES = {"key": "kv_cache_k_{}", "value": "kv_cache_v_{}"}
 INPUT_ROLES = ("tokens", "position", "key_cache", "value_cache")
@@ -91,6 +95,54 @@ class SignAiEdge(Filter):
             remove_dead_constants(graph)
         shape = list(shape_of(next(iter(decode.caches.values()))))
         self.log(f"{listed(list(signed))}: {counted(len(decode.caches), 'cache')} of {shape}")
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import ExpectedSignature
+
+        (model,) = models
+        prefills, decode = prefills_of(model), decode_of(model)
+        named = [("prefill", prefills[0])] if len(prefills) == 1 else []
+        if len(prefills) > 1:
+            named = [(f"prefill_{_number_of_tokens(signature)}", signature) for signature in prefills]
+        names = {s.name: name for name, s in named} | {decode.name: "decode"}
+        names |= {bucket.name: f"decode_{capacity_of(bucket)}" for bucket in buckets_of(model)}
+        expected = []
+        for source, name in names.items():
+            signature = next(s for s in model.signatures if s.name == source)
+            inputs = _expected_tensors(signature.inputs, _number_of_tokens(signature))
+            outputs = _expected_tensors(signature.outputs, _number_of_tokens(signature))
+            if name.startswith("prefill") and not args.output_logits_on_prefill:
+                outputs.pop("logits", None)
+            expected.append(ExpectedSignature(name, 0, source, inputs, outputs, is_ordered=False))
+        return expected
+
+
+def _number_of_tokens(signature: Signature) -> int:
+    tokens = (v for v in signature.inputs.values() if (role := role_of(v)) and role.kind == "tokens")
+    return max((shape_of(value)[-1] for value in tokens), default=1)
+
+
+def _expected_tensors(values: Mapping[str, ir.Value], tokens: int) -> Tensors:
+    """The inputs or outputs of the interface that derive from `values`, for `--check`."""
+    from o2o.check.interface import ExpectedTensor
+
+    expected: Tensors = {}
+    for name, value in values.items():
+        role = role_of(value)
+        if role is None:
+            continue
+        shape = shape_of(value)
+        if role.kind == "tokens":
+            expected["tokens"] = ExpectedTensor(name, dtype=np.dtype(np.int32))
+        elif role.kind == "position":
+            expected["input_pos"] = ExpectedTensor(name, (tokens,), np.dtype(np.int32))
+        elif role.kind == "logits":
+            expected["logits"] = ExpectedTensor(name)
+        else:
+            kind = "k" if role.kind.startswith("key") else "v"
+            transposed = tuple(shape[(role.layout or "BTNH").index(axis)] for axis in "BTNH")
+            expected[f"kv_cache_{kind}_{role.layer}"] = ExpectedTensor(name, transposed)
+    return expected
 
 
 def _entry(model: Model, signature: Signature) -> Entry:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, get_args
 
-from o2o.contract import Layout
+import onnx_ir as ir
+
+from o2o.contract import Layout, role_of
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
-from o2o.model import Model
+from o2o.model import Model, shape_of
+from o2o.operators.attention import takes_as_cache
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.selectors import entry_graphs
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected, Tensors
 
 
 class TransposeIoKvcache(Filter):
@@ -43,6 +51,27 @@ class TransposeIoKvcache(Filter):
                 "no input or output is a KV cache: the model has no contract with caches and no ATTENTION"
             )
         self.log(f"transposed {transposed} of {total} key/value tensors to {args.to}")
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import signature_of, unchanged
+
+        def transposed(tensors: Tensors, values: Mapping[str, ir.Value]) -> Tensors:
+            changed = dict(tensors)
+            for name, value in values.items():
+                role = role_of(value)
+                if role is not None and role.layout is not None and len(shape_of(value)) == 4:
+                    shape = tuple(shape_of(value)[role.layout.index(axis)] for axis in args.to)
+                    changed[name] = replace(tensors[name], shape=shape)
+                elif any(takes_as_cache(use.node, use.idx) for use in value.uses()):
+                    changed[name] = replace(tensors[name], is_reshaped=True)
+            return changed
+
+        expected = []
+        for entry in unchanged(models):
+            source = signature_of(models, entry)
+            inputs = transposed(entry.inputs, source.inputs)
+            expected.append(replace(entry, inputs=inputs, outputs=transposed(entry.outputs, source.outputs)))
+        return expected
 
 
 main = TransposeIoKvcache.main

@@ -24,7 +24,7 @@ ROPE(x [B, N, T, H], sin, cos; mode GPT_NEOX), with tables broadcast to x:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.tensors import constant_array, is_constant, is_quantized
-from o2o.model import DOMAIN, attribute, shape_of
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, attribute, shape_of
+from o2o.operators import causal_attention
 from o2o.operators.attention import Attention
 from o2o.operators.traits import has_side_effects
 
@@ -74,10 +75,53 @@ def run_graph(graph: ir.Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
         NotEvaluable: An operator has no kernel.
     """
     known = {value: np.asarray(feeds[value.name or ""]) for value in graph.inputs}
+    computed = dict(run_nodes(graph, known))
+    results = (computed[value] if value in computed else evaluate(value, known) for value in graph.outputs)
+    return {value.name or "": result for value, result in zip(graph.outputs, results, strict=True)}
+
+
+def run_nodes(graph: ir.Graph, known: Mapping[ir.Value, Array]) -> Iterator[tuple[ir.Value, Array]]:
+    """Run the nodes of a graph in order. A result is kept only until its last user has run.
+
+    Args:
+        graph: The graph.
+        known: Its inputs. ATTENTION updates caches among them in place. Also the numbers that quantized
+            constants stand for: kernels take no others.
+
+    Yields:
+        Each result and its numbers.
+
+    Raises:
+        NotEvaluable: An operator has no kernel.
+    """
     evaluation = _Evaluation(known)
+    users = {value: len(value.uses()) for node in graph for value in node.outputs}
     for node in graph:
         evaluation.node(node)
-    return {value.name or "": evaluation.value(value) for value in graph.outputs}
+        yield from ((value, evaluation.known[value]) for value in node.outputs)
+        for value in node.inputs:
+            if value is not None and value in users:
+                users[value] -= 1
+                if users[value] == 0:
+                    evaluation.known.pop(value, None)
+
+
+def has_kernel(node: ir.Node) -> bool:
+    """Whether an operator has a kernel here.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True for an operator that `run_nodes` can run, on operands that its kernel takes.
+    """
+    return _kernel_of(node) is not None
+
+
+def _kernel_of(node: ir.Node) -> Kernel | None:
+    if node.domain == DOMAIN and (kernel := _KERNELS.get(node.op_type)) is not None:
+        return kernel
+    return _OTHER_KERNELS.get((node.domain, node.op_type))
 
 
 def is_pure(node: ir.Node) -> bool:
@@ -144,10 +188,11 @@ class _Evaluation:
         return self.known[value]
 
     def node(self, node: ir.Node) -> None:
-        kernel = _KERNELS.get(node.op_type) if node.domain == DOMAIN else None
+        kernel = _kernel_of(node)
         if kernel is None:
             raise NotEvaluable(f"{node.op_type} has no reference kernel")
-        if any(value is not None and is_quantized(value) for value in (*node.inputs, *node.outputs)):
+        operands = (value for value in (*node.inputs, *node.outputs) if value is not None)
+        if any(is_quantized(value) and value not in self.known for value in operands):
             raise NotEvaluable(f"{node.op_type} on quantized numbers has no reference kernel")
         inputs = [None if value is None else self.value(value) for value in node.inputs]
         try:
@@ -283,6 +328,15 @@ def _attention(
     return (y.transpose(1, 0, 2).reshape(1, T, N * H) @ wo.T).astype(x.dtype)
 
 
+def _causal_attention(node: ir.Node, q: Array, k: Array, v: Array, position: Array) -> Array:
+    scale, _ = causal_attention.decode_options(node)
+    N, T, K, S = q.shape[1], q.shape[2], k.shape[1], k.shape[2]
+    k, v = (np.repeat(y, N // K, 1) for y in (k, v))
+    visible = np.arange(S)[None, :] <= int(position.reshape(-1)[0]) + np.arange(T)[:, None]
+    scores = np.where(visible, q @ k.swapaxes(-1, -2) * scale, -np.inf)
+    return (softmax(scores) @ v).swapaxes(1, 2)
+
+
 def _fully_connected(node: ir.Node, x: Array, w: Array, bias: Array | None = None) -> Array:
     if attribute(node, "weightsFormat", 0):
         raise NotEvaluable("FULLY_CONNECTED with shuffled weights")
@@ -404,3 +458,8 @@ _KERNELS: dict[str, Kernel] = {
     "ROPE": _rope,
     "ATTENTION": _attention,
 }
+_OTHER_KERNELS: dict[tuple[str, str], Kernel] = {
+    (CUSTOM_DOMAIN, causal_attention.NAME): _causal_attention,
+    (DOMAIN, "DEQUANTIZE"): _each(lambda x: x),  # of what a quantized constant stands for, or of float16
+}
+"""Operators that are not `is_pure`: passes neither merge nor move them."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from o2o.check import IoTensor, LiteRtRunner
-from o2o.errors import ModelError
+from o2o.check.litert_runner import LiteRtRunner
+from o2o.check.runner import IoTensor
 from tests.o2o.graphs import decoder, feeds, linear, run
 
 
@@ -23,21 +22,13 @@ def test_facts_of_inputs() -> None:
     assert cache.token_axis == cache.role.layout.index("T")
 
 
-def test_a_dtype_that_cannot_be_fed() -> None:
-    value = linear().graphs[0].inputs[0]
-    value.type = None
-    with pytest.raises(ModelError, match="x has a dtype that cannot be fed or compared"):
-        IoTensor.of(value)
-
-
-def test_runs_a_signature_without_changing_the_model() -> None:
+def test_runs_a_signature() -> None:
     model = linear()
     before = [value.name for value in model.graphs[0].outputs]
     runner = LiteRtRunner(model, "the model")
     (name,) = runner.io
     given = feeds(model)
-    results = runner.run(name, given)
-    assert [value.name for value in model.graphs[0].outputs] == before
+    results = runner.run(name, given).outputs
     for key, expected in run(linear(), given).items():
         np.testing.assert_allclose(results[key], expected, rtol=1e-5)
     assert {tensor for tensor, _ in runner.every_tensor(name, given)} >= set(before)

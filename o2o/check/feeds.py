@@ -1,0 +1,126 @@
+"""Random inputs of a signature: at several positions of its caches, of several sizes and magnitudes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from o2o.check.runner import Arrays, IoTensor
+
+SEED = 0
+WORDS = (b"", b"a", b"two words", "sch\u00f6n".encode(), b"0123456789" * 3)
+"""What strings are fed."""
+DYNAMIC_SIZE = 3
+"""The size of axes that the caller chooses, besides the example in the file."""
+SMALL = 1e-3
+"""The magnitude of small numbers, with which a wrong epsilon is seen."""
+
+Numbers = Literal["normal", "small", "positive"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to draw the inputs of one run.
+
+    Attributes:
+        position: The position of the first token.
+        numbers: `normal`: standard normal numbers. `small`: the same times `SMALL`. `positive`: from 0 to 1,
+            and larger integers.
+        size: The size of axes that the caller chooses; None for the examples in the file.
+    """
+
+    position: int = 0
+    numbers: Numbers = "normal"
+    size: int | None = None
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether an original that fails with these inputs may still be checked with others."""
+        return self.numbers != "normal" or self.size is not None
+
+    def __str__(self) -> str:
+        size = "" if self.size is None else f", sizes {self.size}"
+        return f"position {self.position}{size}" + (
+            "" if self.numbers == "normal" else f", {self.numbers} inputs"
+        )
+
+
+def cases(inputs: Mapping[str, IoTensor], new_inputs: Mapping[str, IoTensor]) -> Iterator[Case]:
+    """Choose the runs that compare two signatures.
+
+    Args:
+        inputs: The inputs of the one.
+        new_inputs: The inputs of the other, which may have fewer cache rows.
+
+    Yields:
+        The first position, a middle one, and the last at which all caches have room.
+    """
+    for position in _positions(inputs, new_inputs):
+        yield Case(position)
+    drawn = [tensor for tensor in inputs.values() if tensor.kind != "tokens" and not tensor.is_position]
+    if any(tensor.slot is None and tensor.capacity is None for tensor in drawn):
+        yield Case(numbers="small")
+        yield Case(numbers="positive")
+    if any(tensor.dynamic for tensor in inputs.values()):
+        yield Case(size=DYNAMIC_SIZE)
+
+
+def _positions(*inputs: Mapping[str, IoTensor]) -> list[int]:
+    tensors = [tensor for some in inputs for tensor in some.values()]
+    tokens = max((t.shape[-1] for t in tensors if t.kind == "tokens" and t.shape), default=1)
+    rows = [t.capacity - max(t.rows_written, tokens) for t in tensors if t.capacity is not None]
+    last = max(0, min(rows, default=0))
+    return sorted({0, last // 2, last})
+
+
+def random_feeds(inputs: Mapping[str, IoTensor], case: Case) -> Arrays:
+    """Draw the inputs of a run. The same case draws the same numbers.
+
+    Args:
+        inputs: The inputs of a signature.
+        case: How to draw.
+
+    Returns:
+        Inputs by name.
+
+    Raises:
+        TypeError: The engine has numbers that numpy lacks; the message is the name of the input.
+    """
+    generator = np.random.default_rng((SEED, case.position))
+    feeds = {}
+    for name, tensor in inputs.items():
+        if tensor.dtype is None:
+            raise TypeError(name)
+        sizes = enumerate(tensor.shape)
+        shape = [case.size if case.size and axis in tensor.dynamic else dim for axis, dim in sizes]
+        if tensor.is_position:
+            numbers = case.position + np.arange(int(np.prod(shape))).reshape(shape)
+        else:
+            numbers = _draw(generator, tensor, shape, case.numbers)
+        feeds[name] = numbers.astype(tensor.dtype)
+    return feeds
+
+
+def _draw(generator: np.random.Generator, tensor: IoTensor, shape: list[int], numbers: Numbers) -> np.ndarray:
+    dtype = tensor.dtype
+    assert dtype is not None
+    if dtype.kind in "OSU":
+        words = np.empty(len(WORDS), object)
+        words[:] = WORDS
+        return words[generator.integers(0, len(WORDS), shape)]
+    if dtype.kind in "iu":
+        if tensor.quantized or dtype.itemsize < 4:  # numbers or pixels, not indices
+            limits = np.iinfo(dtype)
+            return generator.integers(limits.min, limits.max + 1, shape)
+        known = tensor.limit if tensor.limit > 2 or numbers != "positive" else 100
+        return generator.integers(0, known, shape)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, shape)
+    if dtype.kind == "c":
+        return generator.standard_normal(shape) + 1j * generator.standard_normal(shape)
+    if numbers == "positive":
+        return generator.random(shape)
+    return generator.standard_normal(shape) * (SMALL if numbers == "small" else 1.0)

@@ -1,0 +1,109 @@
+"""A model by the operators' meaning in numpy (`o2o.operators.reference`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.check.litert_runner import LiteRtRunner
+from o2o.check.runner import Results, Runner, signatures_io
+from o2o.formats.tensors import is_constant, is_quantized
+from o2o.lower.litert.lowering import lowerings
+from o2o.model import Model
+from o2o.operators import reference
+from o2o.quantization.compare import dequantized
+
+
+class ReferenceRunner:
+    """A model in numpy: see `Runner`.
+
+    Quantized weights are what they stand for, and activations are not rounded. A model with an operand that
+    no kernel takes is lowered and runs on LiteRT.
+    """
+
+    def __init__(self, model: Model, label: str) -> None:
+        """Take a model.
+
+        Args:
+            model: A model without external weights. It becomes the runner's own.
+            label: Its name in messages.
+        """
+        self.label = label
+        self.engine = "numpy"
+        self.rounds_activations = False
+        self.model = model
+        self.io = signatures_io(self.model)
+        self._constants: dict[ir.Graph, dict[ir.Value, np.ndarray]] = {}
+        self._fallback: LiteRtRunner | None = None
+
+    def _known(
+        self, name: str, feeds: Mapping[str, np.ndarray]
+    ) -> tuple[ir.Graph, dict[ir.Value, np.ndarray]]:
+        signature = next(s for s in self.model.signatures if s.name == name)
+        graph = signature.graph
+        if graph not in self._constants:
+            self._constants[graph] = {
+                value: dequantized(value)
+                for value in graph.initializers.values()
+                if is_constant(value) and is_quantized(value)
+            }
+        inputs = {value: np.array(feeds[key]) for key, value in signature.inputs.items()}
+        return graph, {**self._constants[graph], **inputs}
+
+    def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> Results:
+        """See `Runner`."""
+        if self._fallback is None:
+            try:
+                return self._run(name, feeds)
+            except reference.NotEvaluable:
+                self._fallback = LiteRtRunner(self.model, self.label, lower=True)
+                self.engine, self.rounds_activations = "LiteRT", self._fallback.rounds_activations
+        return self._fallback.run(name, feeds)
+
+    def _run(self, name: str, feeds: Mapping[str, np.ndarray]) -> Results:
+        graph, known = self._known(name, feeds)
+        signature = next(s for s in self.model.signatures if s.name == name)
+        outputs = set(signature.outputs.values())
+        with np.errstate(all="ignore"):
+            computed = {value: x for value, x in reference.run_nodes(graph, known) if value in outputs}
+        rest = {value: reference.evaluate(value, known) for value in outputs if value not in computed}
+        results = {key: (computed | rest)[value] for key, value in signature.outputs.items()}
+        return Results(results, {key: known[signature.inputs[key]] for key in self.io[name].updated})
+
+    def every_tensor(self, name: str, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """See `Runner`."""
+        if self._fallback is not None:
+            yield from self._fallback.every_tensor(name, feeds)
+            return
+        graph, known = self._known(name, feeds)
+        with np.errstate(all="ignore"):
+            for value, numbers in reference.run_nodes(graph, known):
+                if value.name:
+                    yield value.name, numbers
+
+
+def runner_of(model: Model, label: str) -> Runner:
+    """Choose how a model is run: as it is on LiteRT, or in numpy if it has operators that LiteRT lacks.
+
+    So a lowering is never compared with itself. Only where numpy has no kernel, Circle's operators are
+    lowered to run on LiteRT.
+
+    Args:
+        model: A model without external weights. It becomes the runner's own.
+        label: Its name in messages.
+
+    Returns:
+        The model, ready to run.
+
+    Raises:
+        ModelError: LiteRT cannot load it.
+    """
+    nodes = [node for graph in model.graphs for node in graph]
+    own = lowerings()
+    if not any((node.domain, node.op_type) in own for node in nodes):
+        return LiteRtRunner(model, label)
+    if all(map(reference.has_kernel, nodes)):
+        return ReferenceRunner(model, label)
+    return LiteRtRunner(model, label, lower=True)

@@ -1,0 +1,241 @@
+"""A model on an engine: its inputs and outputs, and how to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.contract import Role, role_of
+from o2o.formats.tensors import is_quantized
+from o2o.model import Model, attribute, shape_of
+from o2o.operators.attention import Attention, takes_as_cache
+from o2o.operators.traits import PASS_THROUGH_OPS, lookup_operands, traits_of
+
+Arrays = dict[str, np.ndarray]
+Slot = tuple[str, int]
+UNKNOWN_LIMIT = 2
+"""The limit of integers that index no table: they may be conditions, axes or shapes."""
+
+
+@dataclass(frozen=True)
+class IoTensor:
+    """An input or output of a signature.
+
+    Attributes:
+        tensor: The name of its tensor in the graph.
+        shape: Its dimensions; examples for the axes in `dynamic`.
+        dtype: The dtype of its elements; None for one that numpy lacks.
+        role: From the contract, if there is one.
+        limit: Exclusive upper bound of valid integers, such as the number of rows of a table.
+        dynamic: The axes whose size the caller chooses.
+        quantized: Whether its integers stand for other numbers.
+        is_position: Whether it is a token position, by its role or by an operator that takes one.
+        capacity: The number of rows of a cache; None for other tensors, and for a cache of unknown layout.
+        rows_written: How many of them ATTENTION writes; 1 without ATTENTION.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: np.dtype | None
+    role: Role | None = None
+    limit: int = UNKNOWN_LIMIT
+    dynamic: tuple[int, ...] = ()
+    quantized: bool = False
+    is_position: bool = False
+    capacity: int | None = None
+    rows_written: int = 1
+
+    @classmethod
+    def of(cls, value: ir.Value) -> IoTensor:
+        """Describe an input or output.
+
+        Args:
+            value: The input or output in the graph.
+
+        Returns:
+            What a check needs to know about it.
+        """
+        dynamic = value.meta.get("fields", {}).get("shapeSignature")
+        return cls(
+            value.name or "",
+            shape_of(value),
+            value.dtype.numpy() if value.dtype is not None else None,
+            role_of(value),
+            min(_table_rows(value), default=UNKNOWN_LIMIT),
+            tuple(axis for axis, dim in enumerate(dynamic if dynamic is not None else ()) if dim < 0),
+            is_quantized(value),
+            _is_position(value),
+            _capacity(value),
+            max((attention.T for attention in _writers(value)), default=1),
+        )
+
+    @property
+    def token_axis(self) -> int | None:
+        """The token axis of a key, value or cache whose layout is known."""
+        if self.role is None or self.role.layout is None:
+            return None
+        return self.role.layout.index("T")
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of the role."""
+        return self.role.kind if self.role is not None else None
+
+    @property
+    def slot(self) -> Slot | None:
+        """The slot of a key, value or cache."""
+        if self.role is None or not (self.role.is_cache or self.role.is_rows):
+            return None
+        return self.role.slot
+
+
+def _is_position(value: ir.Value) -> bool:
+    role = role_of(value)
+    if role is not None:
+        return role.kind == "position"
+    return any(
+        operand == traits_of(node).position
+        or (operand == 0 and node.op_type in PASS_THROUGH_OPS and _is_position(node.outputs[0]))
+        for node, operand in value.uses()
+    )
+
+
+def _capacity(value: ir.Value) -> int | None:
+    role = role_of(value)
+    if role is not None:
+        return shape_of(value)[role.layout.index("T")] if role.is_cache and role.layout else None
+    return min((attention.S for attention in _writers(value)), default=None)
+
+
+def _writers(value: ir.Value) -> list[Attention]:
+    """The ATTENTIONs that update a cache in place."""
+    return [Attention.of(node) for node, operand in value.uses() if takes_as_cache(node, operand)]
+
+
+def _table_rows(value: ir.Value) -> Iterator[int]:
+    """The number of rows of each table that `value` indexes."""
+    for node, operand in value.uses():
+        if operand == traits_of(node).index and (lookup := lookup_operands(node)) is not None:
+            table, _ = lookup
+            yield shape_of(table)[attribute(node, "axis", 0)]
+        elif operand == 0 and node.op_type in PASS_THROUGH_OPS:
+            yield from _table_rows(node.outputs[0])
+
+
+@dataclass(frozen=True)
+class Io:
+    """The inputs and outputs of a signature, by their names in it.
+
+    Attributes:
+        inputs: Its inputs.
+        outputs: Its outputs.
+        updated: Names of the inputs that a run updates in place: caches of ATTENTION.
+        appended: By input: the tensor with the new rows that a CONCATENATION appends to the cache.
+    """
+
+    inputs: Mapping[str, IoTensor]
+    outputs: Mapping[str, IoTensor]
+    updated: tuple[str, ...] = ()
+    appended: Mapping[str, str] = field(default_factory=dict)
+
+
+def signatures_io(model: Model) -> dict[str, Io]:
+    """Describe the signatures of a model.
+
+    Args:
+        model: The model. A main graph without a signature gets one called `main`.
+
+    Returns:
+        Inputs and outputs by signature.
+    """
+    model.add_default_signature("main")
+    return {
+        signature.name: Io(
+            {name: IoTensor.of(value) for name, value in signature.inputs.items()},
+            {name: IoTensor.of(value) for name, value in signature.outputs.items()},
+            tuple(name for name, value in signature.inputs.items() if _is_updated(value)),
+            {
+                name: rows
+                for name, value in signature.inputs.items()
+                if (rows := _appended(value, role_of(value))) is not None
+            },
+        )
+        for signature in model.signatures
+    }
+
+
+def _is_updated(value: ir.Value) -> bool:
+    return any(takes_as_cache(use.node, use.idx) for use in value.uses())
+
+
+def _appended(value: ir.Value, role: Role | None) -> str | None:
+    """The tensor of new rows that is concatenated to a cache."""
+    if role is None or not role.is_cache or role.layout is None:
+        return None
+    for node, _ in value.uses():
+        axis = attribute(node, "axis", 0)
+        if node.op_type == "CONCATENATION" and axis % len(shape_of(value)) == role.layout.index("T"):
+            others = [other for other in node.inputs if other is not None and other is not value]
+            if len(others) == 1 and others[0].producer() is not None:
+                return others[0].name
+    return None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run returns.
+
+    Attributes:
+        outputs: Outputs by their names in the signature.
+        updated: The inputs that the run updates in place, as they are afterwards, by name.
+    """
+
+    outputs: Arrays
+    updated: Arrays = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """A model on an engine.
+
+    Attributes:
+        label: Its name in messages.
+        engine: The engine's name.
+        io: Inputs and outputs by signature, as they are in the file.
+        rounds_activations: Whether the engine quantizes activations before it multiplies quantized weights.
+    """
+
+    label: str
+    engine: str
+    io: dict[str, Io]
+    rounds_activations: bool
+
+    def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> Results:
+        """Run a signature.
+
+        Args:
+            name: The name of the signature.
+            feeds: Inputs by their names in the signature. They are not changed.
+
+        Returns:
+            Outputs and updated inputs.
+
+        Raises:
+            ModelError: The engine fails.
+        """
+        ...
+
+    def every_tensor(self, name: str, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """Run a signature and yield every tensor that an operator computes.
+
+        Args:
+            name: The name of the signature.
+            feeds: Inputs by their names in the signature.
+
+        Yields:
+            Name and numbers, in the order of the graph.
+        """
+        ...
