@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from runtime_py.text.tokenizer.classes import CLASSES, TokenizerClass, class_of,
 from runtime_py.text.tokenizer.files import read_model_config, read_tokenizer_config
 from runtime_py.text.tokenizer.special_tokens import SpecialTokens, read_special_tokens
 from runtime_py.text.tokenizer.vocabulary import Vocabulary, has_vocabulary, read_vocabulary
-
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
@@ -35,10 +32,9 @@ class Tokenizer:
         self._special = {
             token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special
         }
-        self._bytes: set[int] = set()
-        if "ByteFallback" in repr(tokenizer.decoder):
-            vocab = tokenizer.get_vocab(with_added_tokens=False)
-            self._bytes = {token for piece, token in vocab.items() if _BYTE.fullmatch(piece)}
+        falls_back = "ByteFallback" in repr(tokenizer.decoder)
+        pieces = [f"<0x{byte:02X}>" for byte in range(256)] if falls_back else []
+        self._bytes = {tokenizer.token_to_id(piece) for piece in pieces} - {None}
 
     @property
     def vocab_size(self) -> int:
