@@ -22,6 +22,7 @@ from o2o.cli.arguments import Parser, number_list, utf8_text
 from o2o.cli.command import report, run
 from o2o.cli.interrupt import INTERRUPTED
 from o2o.errors import UsageError
+from runtime_py.chat_flags import add_chat_flags, chat_options
 from runtime_py.engine_flags import add_engine_flags, options_from
 from runtime_py.generation_flags import add_generation_flags, generation_options
 
@@ -94,14 +95,7 @@ def parser() -> Parser:
     )
     add("--debug", action="store_true", help="show the engine's log, and tracebacks")
 
-    chat = parser.add_argument_group("chat").add_argument
-    chat(
-        "--chat",
-        action="store_true",
-        help="chat by the checkpoint's template: read one message from each line of stdin, or from --prompt",
-    )
-    chat("--system", metavar="TEXT", type=utf8_text, help="system message")
-
+    add_chat_flags(parser)
     add_generation_flags(parser)
     return parser
 
@@ -125,8 +119,7 @@ def execute(args: argparse.Namespace) -> int:
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack some characters
-    if args.system is not None and not args.chat:
-        raise UsageError("--system needs --chat")
+    chat = chat_options(args)
     options = generation_options(args)
     if args.chat and args.log_probabilities is not None:
         raise UsageError("--log-probabilities does not go with --chat")
@@ -136,7 +129,7 @@ def execute(args: argparse.Namespace) -> int:
         _log(f"{package.directory} has no model: using {package.model}")
     with package, _warnings_as_log_lines():
         options = _with_seed(options, package, args.stats)
-        conversation = package.chat(args.system, **options) if args.chat else None
+        conversation = package.chat(**chat, **options) if args.chat else None
         prompt = package.tokenizer.encode(DEFAULT_PROMPT if args.prompt is None else args.prompt)
         session = conversation.session if conversation else package.session()  # loads the model
         stats.loaded()

@@ -186,3 +186,100 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(directory: Path, tmp_pat
                 output += os.read(process.stdout.fileno(), 1 << 16)
         _, err = process.communicate(timeout=20)
         assert (process.returncode, err) == (0, b"")
+
+
+# Text that is not UTF-8, and what templates see.
+
+
+def chat_bytes(monkeypatch: pytest.MonkeyPatch, directory: Path, lines: bytes, *options: str) -> int:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+    return main([str(directory), "--chat", "--max-new-tokens", "3", *options])
+
+
+def test_bytes_that_are_no_text_are_refused_and_the_rest_goes_on(
+    toy: Toy, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = expected(toy, directory, [{"role": "user", "content": "a dog"}], 3)[1]
+    for bad, name in (
+        (b"\xff", "0xFF"),
+        (b"a \xc3", "0xC3"),
+        (b"\xed\xa0\x80", "0xED"),
+        (b"x\x80" * 9, "0x80"),
+    ):
+        assert chat_bytes(monkeypatch, directory, bad + b"\na dog\r\n") == 0
+        out, err = capsys.readouterr()
+        assert out == f"{answer}\n", "the refused message is not in the conversation"
+        assert (
+            err == f"run: the text is not UTF-8: it has the byte {name} (/reset starts a new conversation)\n"
+        )
+    assert chat_bytes(monkeypatch, directory, b"a dog\n\xff") == 2, "the last message was refused"
+
+
+def test_unusual_lines(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = b"nul\x00inside\n" + b"a" * 1_000_000 + b"\n\x0b\n\x1b[31m\n"
+    assert chat_bytes(monkeypatch, directory, lines) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 2
+    assert err.count("\n") == 1
+    assert "KV caches hold 48" in err
+
+
+def test_a_lone_surrogate(directory: Path) -> None:
+    with Package.load(directory) as package:
+        with pytest.raises(UsageError, match=r"the text is not UTF-8: it has the lone surrogate U\+D800"):
+            package.generate("a \ud800 dog")
+        conversation = package.chat(max_new_tokens=2)
+        with pytest.raises(UsageError, match=r"not UTF-8: it has the lone surrogate U\+DFFF"):
+            list(conversation.say("\udfff"))
+        assert conversation.messages == []
+        assert len(list(conversation.say("a dog"))) == 2
+
+
+TOOLS = (
+    "{{ tools | tojson }}{{ mode }}{% for m in messages %}{{ m.role }}{{ m.name }}{{ m.content }}{% endfor %}"
+)
+
+
+def test_tools_and_their_answers(toy: Toy, directory: Path, tmp_path: Path) -> None:
+    for file in directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(TOOLS)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    with Package.load(tmp_path) as package:
+        conversation = package.chat(tools=[{"name": "f"}], template_args={"mode": "x"}, max_new_tokens=3)
+        conversation.messages = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "tool_calls": [call]},
+        ]
+        result = {"role": "tool", "name": "f", "content": "b"}
+        ids = theirs.apply_chat_template(
+            [*conversation.messages, result], tools=[{"name": "f"}], mode="x", add_generation_prompt=True
+        ).input_ids
+        assert [token.id for token in conversation.say(result)] == toy.greedy(ids, 3)
+        assert [message["role"] for message in conversation.messages] == [
+            "user",
+            "assistant",
+            "tool",
+            "assistant",
+        ]
+
+
+def test_variables_from_the_command_line(
+    toy: Toy, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(TOOLS)
+    (tmp_path / "tools.json").write_text('[{"name": "f"}]')
+    flags = ["--tools", str(tmp_path / "tools.json"), "--template-arg", "mode=7", "--max-new-tokens", "3"]
+    assert main([str(tmp_path), "--chat", "--prompt", "a", *flags]) == 0
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ids = theirs.apply_chat_template(
+        [{"role": "user", "content": "a"}], tools=[{"name": "f"}], mode=7, add_generation_prompt=True
+    ).input_ids
+    assert capsys.readouterr().out == f"{theirs.decode(toy.greedy(ids, 3), skip_special_tokens=True)}\n"
+    assert main([str(tmp_path), "--chat", "--prompt", "a", "--template", "rag"]) == 2
+    assert "has no chat template 'rag': it has default" in capsys.readouterr().err

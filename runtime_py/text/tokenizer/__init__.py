@@ -52,18 +52,16 @@ class Tokenizer:
             The token ids.
 
         Raises:
-            UsageError: The text is not UTF-8: it has a lone surrogate.
-            ModelError: The tokenizer has no token for a character, and no token for unknown ones.
+            UsageError: The text is not UTF-8: it has a lone surrogate. Or the tokenizer has no token for a
+                character, and no token for unknown ones.
         """
         try:
+            text.encode()  # the library does not say which character is wrong
             return self._tokenizer.encode(text, add_special_tokens=special).ids
         except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the text is not UTF-8: character {error.start + 1} is the lone surrogate "
-                f"U+{ord(text[error.start]):04X}"
-            ) from error
+            raise UsageError(f"the text is not UTF-8: it has {_surrogate(text[error.start])}") from error
         except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"the tokenizer cannot encode the text: {error}") from error
+            raise UsageError(f"the tokenizer cannot encode the text: {error}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode token ids.
@@ -99,6 +97,14 @@ class Tokenizer:
             Whether its text depends on the tokens after it.
         """
         return token in self._bytes
+
+
+def _surrogate(character: str) -> str:
+    """Name a lone surrogate. Python decodes a byte that is not UTF-8 as one."""
+    code = ord(character)
+    return (
+        f"the byte 0x{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else f"the lone surrogate U+{code:04X}"
+    )
 
 
 def has_tokenizer(directory: Path) -> bool:
