@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import argparse
 import io
 import json
+import math
 import secrets
 import sys
 import warnings
@@ -209,13 +210,14 @@ def _continue(
 
 
 def _log_probability_line(tokenizer: Tokenizer, previous: int, token: Token) -> str:
-    """A line of JSON. Texts are those after the token `previous`, because spaces are parts of tokens."""
+    """A line of JSON. Texts are those after the token `previous`, because spaces are parts of tokens. null is log 0."""
     before = tokenizer.decode([previous])
 
     def entry(id: int, log_probability: float | None) -> dict[str, Any]:
         text = tokenizer.decode([previous, id])
         text = text.removeprefix(before) if text.startswith(before) else tokenizer.decode([id])
-        return {"id": id, "text": text, "log_probability": log_probability}
+        finite = log_probability is not None and math.isfinite(log_probability)
+        return {"id": id, "text": text, "log_probability": log_probability if finite else None}
 
     top = [entry(*one) for one in token.top]
     return json.dumps({**entry(token.id, token.log_probability), "top": top}) + "\n"

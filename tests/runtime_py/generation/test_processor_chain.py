@@ -57,6 +57,10 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+CALLER = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size")
+"""Settings that flags of `runtime_py.run` replace."""
+
+
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -66,6 +70,7 @@ def model() -> LlamaForCausalLM:
 @settings(max_examples=150)
 @given(
     file=st.fixed_dictionaries({}, optional=SETTINGS),
+    caller=st.fixed_dictionaries({}, optional={name: SETTINGS[name] for name in CALLER}),
     prompt=st.lists(token, min_size=1, max_size=4),
     new=st.lists(token, max_size=8),
     seed=st.integers(0, 999),
@@ -74,21 +79,24 @@ def test_the_scores_are_those_of_generate(
     model: LlamaForCausalLM,
     tmp_path_factory: pytest.TempPathFactory,
     file: dict[str, Any],
+    caller: dict[str, Any],
     prompt: list[int],
     new: list[int],
     seed: int,
 ) -> None:
-    """Any settings, without regard to which of them have an effect, at any step of a text."""
+    """Any settings, whether they have an effect or not, and of a caller over them, at any step of a text."""
     # Of the smallest number, which replaces -inf, transformers computes NaN.
     assume(not file.get("remove_invalid_values") or "exponential_decay_length_penalty" not in file)
+    if not file.get("do_sample"):
+        caller = {}  # sampling options turn sampling on here, but not in transformers
     folder = tmp_path_factory.getbasetemp() / "random-settings"
     folder.mkdir(exist_ok=True)
     (folder / "generation_config.json").write_text(json.dumps(file | {"eos_token_id": EOS}))
     logits = np.random.default_rng(seed).normal(0, 2, V).astype(np.float32)
-    theirs = scores_of_generate(model, folder, prompt, new, logits)
+    theirs = scores_of_generate(model, folder, prompt, new, logits, **caller)
     ours = logits
     with np.errstate(over="ignore", invalid="ignore"):
-        for process in chain(folder, prompt):
+        for process in chain(folder, prompt, Sampling(**caller)):
             ours = process(prompt + new, ours)
     removed = theirs < -1e30  # remove_invalid_values replaces -inf, and a division may restore it
     np.testing.assert_array_equal(ours < -1e30, removed)
@@ -126,7 +134,12 @@ def test_tokens_are_drawn_as_often_as_generate_draws_them(
 
 
 def scores_of_generate(
-    model: LlamaForCausalLM, folder: Path, prompt: list[int], new: list[int], logits: np.ndarray
+    model: LlamaForCausalLM,
+    folder: Path,
+    prompt: list[int],
+    new: list[int],
+    logits: np.ndarray,
+    **caller: Any,
 ) -> np.ndarray:
     """The processed scores, by the steps of `GenerationMixin.generate`."""
     logging.set_verbosity_error()
@@ -136,7 +149,7 @@ def scores_of_generate(
         for name in ("max_length", "min_length")
     }
     inputs = torch.tensor([prompt])
-    config, _ = model._prepare_generation_config(None)
+    config, _ = model._prepare_generation_config(None, **caller)
     model._prepare_special_tokens(config, True, device=inputs.device, batch_size=1)
     config = model._prepare_generated_length(
         generation_config=config,
