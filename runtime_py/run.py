@@ -210,7 +210,7 @@ def _continue(
 
 
 def _log_probability_line(tokenizer: Tokenizer, previous: int, token: Token) -> str:
-    """A line of JSON. Texts are those after the token `previous`, because spaces are parts of tokens. null is log 0."""
+    """A line of JSON, with null for log 0. Texts are decoded after `previous`: spaces are parts of tokens."""
     before = tokenizer.decode([previous])
 
     def entry(id: int, log_probability: float | None) -> dict[str, Any]:
