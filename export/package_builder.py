@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from export import shell
+from export import known_answers, shell
 from export.circle_commands import LOWER_TO_ONNX, circle_commands, is_fusing
 from export.config import CheckpointConfig
 from export.families import family_of
@@ -30,7 +30,7 @@ from o2o.weights.checkpoint import open_checkpoint
 INPUTS = ".built-from"
 """A package's record of what it was built from: the digest of its commands, checkpoint and toolchain."""
 MODELS = ("model.circle", "model.tflite", "model.onnx")
-FILES = (*MODELS, "model.onnx.data")
+FILES = (*MODELS, "model.onnx.data", known_answers.FILE)
 
 PackageFormat = Literal["circle", "tflite", "onnx"]
 """The format of a package's model."""
@@ -208,11 +208,15 @@ class PackageBuilder:
             except shell.StepFailed as error:
                 hint = "; --cache static leaves attention unfused" * is_fusing(error.step)
                 raise ModelError(f"{error}, {self.package} is unchanged{hint}") from None
+            if reason := known_answers.store_known_answers(folder / model):
+                self.log(f"the package has no known answers for --self-test: {reason}")
             (folder / INPUTS).write_text(inputs)
             record.unlink(missing_ok=True)
             copy_package_files(self.package, self.checkpoint)
             data = f"{model}.data"  # of a large ONNX model
-            published = [name for name in (data, model, INPUTS) if (folder / name).exists()]
+            published = [
+                name for name in (known_answers.FILE, data, model, INPUTS) if (folder / name).exists()
+            ]
             publish(folder, self.package, published)
         for other in (self.package / name for name in FILES if name not in published):
             if other.exists():  # of an earlier build: a package has one model

@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,8 @@ from runtime_py.generation.generation_config import (
 )
 from runtime_py.generation.session import Session
 from runtime_py.generation.session_pool import MAX_SESSIONS, SessionPool
+from runtime_py.self_test import Passed, check
+from runtime_py.self_test import read as read_answers
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
@@ -59,6 +61,7 @@ class Package:
         model: Path,
         options: EngineOptions | None = None,
         max_sessions: int = MAX_SESSIONS,
+        self_test: bool = False,
     ) -> None:
         """Describe a package; `load` finds its files.
 
@@ -68,6 +71,7 @@ class Package:
             options: How to load the model; None for the defaults.
             max_sessions: The largest number of texts that are generated at the same time. Each needs memory
                 for its KV caches. Idle sessions beyond it read their texts again.
+            self_test: Check each engine that is loaded with the known answers of the package.
         """
         self.directory = directory
         self.model = model
@@ -75,6 +79,9 @@ class Package:
         self.loaded: LoadedEngine | None = None
         """The engine that was loaded last."""
         self.max_sessions = max_sessions
+        self.tested: Passed | None = None
+        """The result of the last self-test."""
+        self._self_test = self_test
         self._pool: SessionPool | None = None
         self._opening = threading.Lock()
         forks.watch(self)
@@ -87,6 +94,7 @@ class Package:
         tokenizer: str | os.PathLike[str] | None = None,
         options: EngineOptions | None = None,
         max_sessions: int = MAX_SESSIONS,
+        self_test: bool = False,
     ) -> Package:
         """Find the files of a package.
 
@@ -95,6 +103,7 @@ class Package:
             tokenizer: The folder of the tokenizer and the configuration, if they are not with the model.
             options: How to load the model; see `EngineOptions`.
             max_sessions: See `Package.__init__`.
+            self_test: See `Package.__init__`.
 
         Returns:
             The package.
@@ -111,12 +120,12 @@ class Package:
         if place.is_file():
             if place.suffix not in SUFFIXES:
                 raise ModelError(f"{place} is not a {' or '.join(SUFFIXES)} file; {_EXPECTED}")
-            return cls(Path(tokenizer or place.parent), place, options, max_sessions)
+            return cls(Path(tokenizer or place.parent), place, options, max_sessions, self_test)
         # The README's pipeline writes the model next to the folder, not into it.
         for folder in (place, place.resolve().parent):
             for name in MODELS:
                 if (model := folder / name).is_file():
-                    return cls(Path(tokenizer or place), model, options, max_sessions)
+                    return cls(Path(tokenizer or place), model, options, max_sessions, self_test)
         raise ModelError(
             f"{place} has no {' and no '.join(MODELS)}: build the package, or copy the model there"
         )
@@ -149,13 +158,43 @@ class Package:
             different threads.
 
         Raises:
-            ModelError: No engine can run the model, or the tokenizer belongs to another one.
+            ModelError: No engine can run the model, the tokenizer belongs to another one, or the self-test
+                fails.
             UsageError: The requested engine does not run such files, or lacks a requested option.
         """
         loaded = load_engine(self.model, replace(options or self.options or EngineOptions(), **changes))
         self._check_tokenizer(loaded.engine)
+        if self._self_test:
+            self.tested = self._check_answers(loaded)
         self.loaded = loaded
         return loaded.engine
+
+    def self_test(self, options: EngineOptions | None = None, **changes: Any) -> Passed:
+        """Load the model, and compare its engine with the known answers of the package.
+
+            print(package.self_test(engine="onnx"))
+
+        Args:
+            options: As for `engine`.
+            changes: As for `engine`.
+
+        Returns:
+            The engine, the number of steps and the largest error.
+
+        Raises:
+            ModelError: See `engine`; or the engine computes other logits, or the package has no answers.
+            UsageError: See `engine`.
+        """
+        loaded = load_engine(self.model, replace(options or self.options or EngineOptions(), **changes))
+        with closing(loaded.engine):
+            return self._check_answers(loaded)
+
+    def _check_answers(self, loaded: LoadedEngine) -> Passed:
+        try:
+            return check(loaded.engine, loaded.choice.engine, read_answers(self.model))
+        except BaseException:
+            loaded.engine.close()
+            raise
 
     @property
     def size(self) -> int:

@@ -94,6 +94,11 @@ def parser() -> Parser:
         action="store_true",
         help="do not store prepared artifacts of large models in the disk cache",
     )
+    add(
+        "--self-test",
+        action="store_true",
+        help="check the engine with the known answers of the package; generates only with --prompt or --chat",
+    )
     add("--debug", action="store_true", help="show the engine's log, and tracebacks")
 
     add_chat_flags(parser)
@@ -125,7 +130,10 @@ def execute(args: argparse.Namespace) -> int:
     if args.chat and args.log_probabilities is not None:
         raise UsageError("--log-probabilities does not go with --chat")
     stats = Stats()
-    package = Package.load(args.package, args.tokenizer, options_from(args, _log))
+    package = Package.load(args.package, args.tokenizer, options_from(args, _log), self_test=args.self_test)
+    if args.self_test and args.prompt is None and not args.chat:
+        print(package.self_test())
+        return 0
     if not args.tokenizer and package.model.parent.resolve() != package.directory.resolve():
         _log(f"{package.directory} has no model: using {package.model}")
     with package, _warnings_as_log_lines():
@@ -134,6 +142,8 @@ def execute(args: argparse.Namespace) -> int:
         prompt = package.tokenizer.encode(DEFAULT_PROMPT if args.prompt is None else args.prompt)
         session = conversation.session if conversation else package.session()  # loads the model
         stats.loaded()
+        if package.tested is not None:
+            _log(str(package.tested))
         if args.stats and package.loaded is not None:
             print(f"engine:  {package.loaded.description}", file=sys.stderr)
         if conversation is None:

@@ -2,7 +2,7 @@
 
     python -m runtime_py.self_test MODEL [-o FILE]     store the answers of this machine
 
-`self_test.json` beside the model has a prompt of token ids, greedy tokens, and the largest logits of each
+`self_test.json` next to the model has a prompt of token ids, greedy tokens, and the largest logits of each
 step. They come from the engine of the machine that built the package. An engine that computes wrongly on
 another machine gives other logits.
 
@@ -48,6 +48,7 @@ from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import load_engine
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prepared_artifacts import file_digest
+from runtime_py.engines.token_ids import token_ids
 
 FILE = "self_test.json"
 VERSION = 1
@@ -173,6 +174,9 @@ def check(engine: Engine, name: str, answers: KnownAnswers) -> Passed:
     limit = dynamic_limit if "dynamic" in answers.weight_dtype else FLOAT_LIMIT
     errors: list[float] = []
     try:
+        for step in answers.steps:
+            if max(token_ids(step.tokens)) >= engine.vocab_size:
+                raise ModelError(f"the answers in {FILE} are those of another model")
         predictions = _predictions(engine, answers.prompt, answers.split, answers.tokens)
         for step, (_, logits) in zip(answers.steps, predictions, strict=False):
             error = _error(step, logits)
@@ -237,7 +241,7 @@ def model_digest(model: Path) -> str:
 
 
 def read(model: Path) -> KnownAnswers:
-    """Read the known answers beside a model.
+    """Read the known answers next to a model.
 
     Args:
         model: The model's file.
@@ -336,7 +340,7 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", type=Path, help="model.circle, model.tflite or model.onnx of a package")
-    add("-o", "--output", metavar="FILE", type=Path, help=f"default: {FILE} beside the model")
+    add("-o", "--output", metavar="FILE", type=Path, help=f"default: {FILE} next to the model")
     add("--debug", action="store_true", help="show tracebacks")
     return parser
 

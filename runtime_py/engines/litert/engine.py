@@ -227,6 +227,7 @@ class LiteRtSession:
 
     def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
         """See `EngineSession`."""
+        tokens = check_prompt(tokens, self)
         self._run(tokens, chunk)
 
     def decode(self, token: int, position: int) -> np.ndarray:

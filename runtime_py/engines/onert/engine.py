@@ -174,6 +174,7 @@ class OnertSession:
 
     def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
         """See `EngineSession`."""
+        tokens = check_prompt(tokens, self)
         self._step(tokens[chunk.start], chunk.start)
 
     def copy_rows(self, source: OnertSession, start: int, stop: int) -> None:

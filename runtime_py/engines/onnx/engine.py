@@ -191,6 +191,7 @@ class OnnxSession:
 
     def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
         """See `EngineSession`."""
+        tokens = check_prompt(tokens, self)
         self._run(tokens, chunk)
 
     def copy_rows(self, source: OnnxSession, start: int, stop: int) -> None:
