@@ -54,14 +54,20 @@ def test_each_token_after_the_first_by_all_before_it(ai_edge):
 
 
 def test_logits_that_are_no_numbers_are_refused():
-    toy = Toy()
-    broken = toy.file.replace(toy.lm_head.tobytes(), np.full_like(toy.lm_head, np.nan).tobytes())
-    assert broken != toy.file
-    with (
-        session_of(broken) as session,
-        pytest.raises(ModelError, match="token 1 of a document are not finite"),
-    ):
-        negative_log_likelihoods(session, [1, 2, 3])
+    toy = Toy(damage=np.nan)
+    with session_of(toy.file) as session:
+        assert np.isfinite(negative_log_likelihoods(session, [1, 2, 3])).all()
+        with pytest.raises(ModelError, match="the logits after token 2 are NaN"):
+            negative_log_likelihoods(session, [1, toy.vocab - 1, 3])
+
+    class Masks:
+        capacity = 4
+
+        def prefill(self, tokens):
+            return np.array([0, -np.inf, 0], np.float32)
+
+    with pytest.raises(ModelError, match="token 1 of a document are not finite"):
+        negative_log_likelihoods(Masks(), [0, 1])
 
 
 def test_huge_logits_are_numbers():
