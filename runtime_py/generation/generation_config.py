@@ -158,7 +158,7 @@ def _checked(config: Mapping[str, Any]) -> GenerationConfig:
     config = dict(config)
     if isinstance(pairs := config.get("sequence_bias"), list):
         config["sequence_bias"] = _biases(pairs)
-    for key in config.keys() & setting_types.TYPES.keys() - _NOT_IN_FILE:
+    for key in sorted(config.keys() & (setting_types.TYPES.keys() - _NOT_IN_FILE)):
         setting_types.check(key, config[key])
     in_file = {field.name for field in fields(Sampling)} - _NOT_IN_FILE
     choice = {"do_sample": False} | {key: value for key, value in config.items() if key in in_file}
@@ -176,7 +176,7 @@ def _checked(config: Mapping[str, Any]) -> GenerationConfig:
 
 
 def _biases(pairs: list[Any]) -> Any:
-    """The lists of `sequence_bias` as a mapping; another value as it is, which its check refuses."""
+    """The lists of `sequence_bias` as a mapping. A value of another form is returned: its check refuses it."""
     if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], list) for pair in pairs):
         return pairs
     return {tuple(map(_hashable, ids)): bias for ids, bias in pairs}

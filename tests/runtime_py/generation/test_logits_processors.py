@@ -132,7 +132,7 @@ PAIRS: dict[str, st.SearchStrategy[Callable[..., Case]]] = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_the_logits_are_those_of_transformers(name: str, data: st.DataObject) -> None:
     """Random logits, of which some are -inf, and random ids with many repetitions."""

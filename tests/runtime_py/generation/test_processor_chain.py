@@ -67,7 +67,7 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=V, **size))
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     file=st.fixed_dictionaries({}, optional=SETTINGS),
     caller=st.fixed_dictionaries({}, optional={name: SETTINGS[name] for name in CALLER}),
