@@ -176,7 +176,7 @@ def _checked(config: Mapping[str, Any]) -> GenerationConfig:
 
 
 def _biases(pairs: list[Any]) -> Any:
-    """The lists of `sequence_bias` as a mapping. A value of another form is returned: its check refuses it."""
+    """The lists of `sequence_bias` as a mapping. Another value is returned: its check refuses it."""
     if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], list) for pair in pairs):
         return pairs
     return {tuple(map(_hashable, ids)): bias for ids, bias in pairs}
