@@ -25,7 +25,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 from o2o.cli.arguments import Parser, positive_int
 from o2o.cli.command import report, run
 from o2o.cli.extras import install_command
+from o2o.cli.progress import progress
 from o2o.errors import UsageError
 from runtime_py.engine_flags import add_engine_flags, options_from
 
@@ -76,10 +77,15 @@ def measure(args: argparse.Namespace) -> Report:
         contexts = _lengths(args.contexts, engine.capacity - decoded, "context")
         prompts = _lengths(args.prompts, engine.capacity, "prompt")
         rounds, bandwidths = [], []
-        for _ in range(args.rounds):
-            bandwidths.append(bandwidth(threads))  # in each round: other processes share the machine
-            rounds.append(measure_round(session, prompts, contexts, decoded))
+        with progress("measure", args.rounds, "round") as advance:
+            for _ in range(args.rounds):
+                bandwidths.append(bandwidth(threads))  # in each round: other processes share the machine
+                rounds.append(measure_round(session, prompts, contexts, decoded))
+                advance(1)
     memory = peak_memory() * 1e6
+    with progress("load", args.rounds + (not args.warm), "time") as advance:
+        cold = None if args.warm else _load_time(package, advance, empty_cache=True)
+        warm = [_load_time(package, advance) for _ in range(args.rounds)]
     reads, speed = step_bytes(package.model, engine.contract), max(bandwidths)
     report = Report(
         package=str(args.package),
@@ -90,8 +96,8 @@ def measure(args: argparse.Namespace) -> Report:
         bandwidth=speed,
         weight_bytes=reads.weights,
         row_bytes=reads.row,
-        cold=None if args.warm else _load_time(package, empty_cache=True),
-        warm=statistics.median(_load_time(package) for _ in range(args.rounds)),
+        cold=cold,
+        warm=statistics.median(warm),
         memory=memory,
         processor=processor_name(),
         processor_cache=processor_cache(),
@@ -156,8 +162,8 @@ def _timed() -> Iterator[list[float]]:
     seconds.append(time.perf_counter() - started)
 
 
-def _load_time(package: Package, empty_cache: bool = False) -> float:
-    """Seconds that a new process takes to load the package on the same engine.
+def _load_time(package: Package, advance: Callable[[int], object], empty_cache: bool = False) -> float:
+    """Seconds that a new process takes to load the package on the same engine. Then calls `advance(1)`.
 
     An empty disk cache is created on the same disk as the user's cache.
     """
@@ -171,7 +177,9 @@ def _load_time(package: Package, empty_cache: bool = False) -> float:
     parent = usual.folder if usual and usual.folder.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder:
         environment = {"O2O_CACHE": folder} if empty_cache else None
-        return float(run_module(__spec__.name, *command, environment=environment))
+        seconds = float(run_module(__spec__.name, *command, environment=environment))
+    advance(1)
+    return seconds
 
 
 def _load(args: argparse.Namespace) -> None:

@@ -93,6 +93,7 @@ def export(args: argparse.Namespace) -> None:
     from export.options import check_attention, check_length
     from export.package_files import copy_package_files
     from o2o import formats
+    from o2o.cli.progress import progress
     from o2o.cli.silence_stderr import suppressed_warnings
     from o2o.weights.checkpoint import open_checkpoint
 
@@ -103,10 +104,12 @@ def export(args: argparse.Namespace) -> None:
     config = CheckpointConfig.read(directory)
     check_attention(config, args.attn_implementation, args.cache if args.mode == "decode" else None)
     check_length(config, args.max_length)
-    with contextlib.nullcontext() if args.debug else suppressed_warnings():
-        spec = prefill if args.mode == "prefill" else decode
-        model = spec.build(directory, args.attn_implementation, args.weights, "float32")
+    spec = prefill if args.mode == "prefill" else decode
     output = args.output or DEFAULT_OUTPUT[args.mode]
+    with progress(f"export {args.mode}", 1, "graph") as advance:
+        with contextlib.nullcontext() if args.debug else suppressed_warnings():
+            model = spec.build(directory, args.attn_implementation, args.weights, "float32")
+        advance(1)
     formats.save(model, output)
     if package := args.package or (None if args.output else "tinyllama"):
         copy_package_files(package, directory)

@@ -82,6 +82,7 @@ def verify(args: argparse.Namespace) -> int:
         O2oError: The export extra is missing.
     """
     from o2o.cli.extras import require
+    from o2o.cli.progress import progress
     from o2o.errors import ModelError
     from runtime_py.package import Package
 
@@ -105,7 +106,8 @@ def verify(args: argparse.Namespace) -> int:
 
         from tinyllama.verification.hugging_face import HuggingFace  # imports torch, which takes seconds
 
-        reference = HuggingFace(directory)
+        with progress("load the checkpoint", 1, "model"):
+            reference = HuggingFace(directory)
         if reference.vocab_size != engine.vocab_size:
             raise ModelError(
                 f"{package.model} has a vocabulary of {engine.vocab_size} tokens, {directory} has "
@@ -116,7 +118,8 @@ def verify(args: argparse.Namespace) -> int:
         result.write(f"{package.model}: {precision.stored} weights, engine {package.loaded.description}")
         result.write(f"{directory}: Hugging Face transformers in float32")
         for text, ids in prompts.items():
-            steps = drift(reference, session, ids, tokens[text], package.eos)
+            with progress(f"compare {tokens[text]} tokens", 1, "prompt"):
+                steps = drift(reference, session, ids, tokens[text], package.eos)
             result.write()
             result.write(f'Prompt: "{text}", {len(ids)} tokens')
             result.verdict(_compare(result, package, steps, precision), f'prompt "{text}"')

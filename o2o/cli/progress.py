@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
+
+TICK = 1.0
+"""Seconds between two updates of the elapsed time."""
+LONG = 256_000_000
+"""Bytes from which work on them takes seconds, and has a bar."""
 
 
 @contextlib.contextmanager
 def progress(title: str, total: int, unit: str = "B", shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar.
+    """Show a progress bar with the elapsed time, which runs on while nothing advances.
 
     Without a terminal, or if `shown` is false, nothing is shown and tqdm is not imported.
 
@@ -30,4 +36,14 @@ def progress(title: str, total: int, unit: str = "B", shown: bool = True) -> Ite
     with tqdm(
         desc=title, total=total, unit=unit, unit_scale=unit == "B", leave=False, file=sys.stderr
     ) as bar:
-        yield bar.update
+        ended = threading.Event()
+
+        def refresh() -> None:
+            while not ended.wait(TICK):
+                bar.refresh()
+
+        threading.Thread(target=refresh, daemon=True).start()
+        try:
+            yield bar.update
+        finally:
+            ended.set()

@@ -19,6 +19,7 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
+from o2o.cli.progress import LONG, progress
 from o2o.errors import ModelError
 from o2o.formats.tensors import source_tensors
 from o2o.formats.tensors import stream as stream_tensor
@@ -57,10 +58,13 @@ def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
     with open_output(target, len(graph_bytes)) as graph, open_output(data_path, size) as data:
         position = 0
         _retain_sources(large)
-        for value, offset in zip(large, offsets, strict=True):
-            data.write(bytes(offset - position))
-            stream_tensor(_tensor(value), data)
-            position = offset + _tensor(value).nbytes
+        with progress("write", size, shown=size >= LONG) as advance:
+            for value, offset in zip(large, offsets, strict=True):
+                data.write(bytes(offset - position))
+                stream_tensor(_tensor(value), data)
+                end = offset + _tensor(value).nbytes
+                advance(end - position)
+                position = end
         graph.write(graph_bytes)
 
 

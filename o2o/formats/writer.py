@@ -25,7 +25,7 @@ import flatbuffers
 import numpy as np
 import onnx_ir as ir
 
-from o2o.cli.progress import progress
+from o2o.cli.progress import LONG, progress
 from o2o.errors import ModelError
 from o2o.formats.associated_files import pack_archive
 from o2o.formats.concatenated_tensor import ConcatenatedTensor
@@ -40,7 +40,6 @@ ALIGNMENT = 16  # bytes, of small constants: `force_align` in the schemas
 LARGE_ALIGNMENT = 64  # bytes, of large constants: a cache line, fastest for XNNPACK
 FLATBUFFER_LIMIT = (1 << 31) - 1
 SHARED = 64  # bytes from which equal vectors in the tables are stored once
-LONG = 256_000_000  # bytes from which writing shows a progress bar
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from o2o.cli.progress import LONG, progress
 from o2o.formats.litert_ops import minimum_version
 from o2o.formats.schema import DIALECTS
 from o2o.formats.tensors import with_shape
@@ -69,7 +70,13 @@ def quantize(model: Model, recipe: Recipe) -> list[MatrixResult]:
         OSError: A checkpoint cannot be read.
     """
     split = [part for matrix in matrices(model) for part in _untied(matrix, recipe)]
-    results = [_quantize(model, matrix, recipe) for matrix in split]
+    total = sum(matrix.tensor.nbytes for matrix in split)
+    results = []
+    with progress("quantize", total, shown=total >= LONG) as advance:
+        for matrix in split:
+            size = matrix.tensor.nbytes
+            results.append(_quantize(model, matrix, recipe))
+            advance(size)
     sizes = [sum(result.before for result in results), sum(result.after for result in results)]
     record_step(model, recipe, [result.scheme.name for result in results if result.scheme], sizes)
     return results
