@@ -1,4 +1,4 @@
-"""The verbs of the command `o2o`: entry points of the groups `o2o.verbs.GROUP`.
+"""The verbs of the command `o2o`: entry points of groups below `o2o.verbs`.
 
 The package that has a verb declares it, in pyproject.toml:
 
