@@ -41,7 +41,11 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
         "A flag replaces one setting of the file. Each flag except --greedy and --temperature 0 turns "
         "sampling on.",
     ).add_argument
-    add("--greedy", action="store_true", help="choose the token with the largest logit, in spite of all else")
+    add(
+        "--greedy",
+        action="store_true",
+        help="choose the token with the largest logit; ignore the file and the flags below",
+    )
     add("--temperature", metavar="X", type=float, help="divide the logits by X; 0 is the most likely token")
     add("--top-k", metavar="N", type=int, help="sample from the N most likely tokens; 0 is all")
     add(
