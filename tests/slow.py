@@ -46,6 +46,7 @@ FILES = [
     "tests/runtime_py/text/test_chat_template.py",
     "tests/runtime_py/text/tokenizer/test_classes.py",
     "tests/runtime_py/text/tokenizer/test_special_tokens.py",
+    "tests/runtime_py/text/tokenizer/test_vocabulary.py",
     "tests/test_guide.py",
     "tests/test_prefill_lengths.py",
     "tests/tinyllama/test_demo_checkpoint.py",

@@ -20,9 +20,6 @@ COVERED = {
     "tests/export/test_flash_attention.py": [
         "export/attention.py",
     ],
-    "tests/export/test_main.py": [
-        "export/package_files.py",
-    ],
     "tests/export/test_package_builder.py": [
         "export/circle_commands.py",
         "tinyllama/pipeline.py",
@@ -165,9 +162,6 @@ COVERED = {
     ],
     "tests/runtime_py/test_perplexity.py": [
         "runtime_py/evaluation/dataset.py",
-    ],
-    "tests/runtime_py/text/test_tokenizer.py": [
-        "runtime_py/text/tokenizer/vocabulary.py",
     ],
     "tests/tinyllama/test_convert_to_tflite.py": [
         "export/shell.py",
