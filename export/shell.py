@@ -79,7 +79,9 @@ def run(steps: Iterable[str], folder: Path) -> None:
 def _run(step: str, folder: Path) -> int:
     bin_ = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-    command = ["bash", "-v", "-euo", "pipefail", "-c", step]
+    command = ["bash", "-euo", "pipefail", "-c", step]
+    if sys.stderr is not None:  # not shown by bash, which does not escape control characters
+        print(step.rstrip("\n"), file=sys.stderr, flush=True)
     process: subprocess.Popen[bytes] | None = None
     try:
         with signals_blocked() as mask:

@@ -242,6 +242,11 @@ TESTS = {
         "test_a_child_process_stores_them",
         "test_the_reason_why_there_are_none",
     ],
+    "tests/o2o/cli/test_terminal.py": [
+        "test_error_messages",
+        "test_names_of_tensors",
+        "test_prompts_answers_and_templates",
+    ],
     "tests/runtime_py/engines/test_token_ids.py": [
         "test_onert_refuses_alike",
     ],

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from o2o.cli import interrupt
+from o2o.cli import interrupt, terminal
 from o2o.cli.extras import extra_of, install_command
 from o2o.cli.interrupt import INTERRUPTED
 from o2o.cli.program import program_name
@@ -36,6 +36,11 @@ def run(program: str, body: Callable[[], int | None], debug: bool = False) -> in
         The exit code of `body`, or of an `O2oError` (1 model, 2 usage). Errors of the system (full disk,
         missing file) are 1, SIGINT is 130. A closed pipe is 141, without a message, as in any Unix tool.
     """
+    with terminal.escaping():
+        return _run(program, body, debug)
+
+
+def _run(program: str, body: Callable[[], int | None], debug: bool) -> int:
     try:
         with interrupt.interruptible():
             code = body() or 0

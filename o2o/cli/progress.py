@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from o2o.cli.terminal import escaped, unescaped
+
 TICK = 1.0
 """Seconds between two updates of the elapsed time."""
 LONG = 256_000_000
@@ -34,7 +36,12 @@ def progress(title: str, total: int, unit: str = "B", shown: bool = True) -> Ite
     from tqdm import tqdm
 
     with tqdm(
-        desc=title, total=total, unit=unit, unit_scale=unit == "B", leave=False, file=sys.stderr
+        desc=escaped(title),
+        total=total,
+        unit=unit,
+        unit_scale=unit == "B",
+        leave=False,
+        file=unescaped(sys.stderr),  # a bar moves the cursor
     ) as bar:
         ended = threading.Event()
 
