@@ -59,6 +59,11 @@ FILES = [
 """Files in which all tests are slow. `make test-fast` does not import them."""
 
 TESTS = {
+    "tests/runtime_py/test_several_texts.py": [
+        "test_a_forked_child_loads_its_own_engine",
+        "test_closing_the_package_while_texts_are_generated",
+        "test_two_packages_in_two_threads",
+    ],
     "tests/o2o/check/test_compare.py": [
         "test_the_guide_proves_itself",
     ],

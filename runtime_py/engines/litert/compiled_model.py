@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import threading
 from pathlib import Path
 
 from o2o.cli.silence_stderr import silence_stderr_forever, silenced_stderr
@@ -64,7 +65,11 @@ def silence_at_exit() -> None:
     atexit.register(silence_stderr_forever)
 
 
-@functools.cache
 def _environment() -> Environment:
     """The process's only environment: LiteRT logs the creation and the end of each."""
-    return Environment.create()
+    with _creating:  # `functools.cache` alone calls the function twice for two threads
+        return _create_environment()
+
+
+_create_environment = functools.cache(Environment.create)
+_creating = threading.Lock()

@@ -17,7 +17,6 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from onert.native import libnnfw_api_pybind as nnfw
 
+from o2o.cli.silence_stderr import captured_stderr
 from o2o.errors import ModelError
 from runtime_py.child_process import ChildFailed, exit_with, run_module
 
@@ -66,10 +66,8 @@ def open_nnfw_session(model: Path, threads: int, debug: bool = False) -> Any:
         ModelError: onert refuses the file; the message is the last line of its log.
     """
     log: list[str] = []
-    before = os.environ.get(_THREADS)
-    os.environ[_THREADS] = str(threads)
     try:
-        with _capture_stderr(log):
+        with captured_stderr(log), _environment_variable(_THREADS, str(threads)):
             session = nnfw.infer.nnfw_session(str(model), "cpu")
             session.set_prepare_config(nnfw.prepare_config.ENABLE_INTERNAL_OUTPUT_ALLOC)
             session.prepare()
@@ -78,34 +76,21 @@ def open_nnfw_session(model: Path, threads: int, debug: bool = False) -> Any:
     finally:
         if debug:
             print(*log, sep="\n", end="", file=sys.stderr)
-        if before is None:
-            del os.environ[_THREADS]
-        else:
-            os.environ[_THREADS] = before
     return session
 
 
 @contextlib.contextmanager
-def _capture_stderr(lines: list[str]) -> Iterator[None]:
-    """Append the lines that are written to the file descriptor of stderr inside the block to `lines`."""
-    if sys.stderr is not None:
-        sys.stderr.flush()
+def _environment_variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable of this process inside the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
-        stderr = os.dup(2)
-    except OSError:  # stderr is closed
         yield
-        return
-    try:
-        with tempfile.TemporaryFile() as captured:
-            os.dup2(captured.fileno(), 2)
-            try:
-                yield
-            finally:
-                os.dup2(stderr, 2)
-                captured.seek(0)
-                lines += captured.read().decode(errors="replace").split("\n")[:-1]
     finally:
-        os.close(stderr)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _run_once(model: Path) -> None:

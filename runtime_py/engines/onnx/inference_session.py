@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
+
+# A thread would send usage data to its developers, and a forked child process would wait for it at its end.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 with silenced_stderr():  # it logs hardware that it does not find
     import onnxruntime
