@@ -130,7 +130,10 @@ class PackageBuilder:
             lengths = self.prefill_lengths
             if lengths is None:
                 lengths = [spec.tokens for spec in graph_specs(self.max_length, None, "static")[:-1]]
-            steps = Conversion(self.checkpoint, self.max_length, lengths, recipe).commands()
+            # Texts are scored by prefills with logits; the runtime removes these where it generates faster.
+            steps = Conversion(
+                self.checkpoint, self.max_length, lengths, recipe, prefill_logits=True
+            ).commands()
             graphs = graph_specs(self.max_length, lengths, "static")
         else:
             form = cache or self._cache_for_family()

@@ -83,6 +83,7 @@ class Package:
         """The result of the last self-test."""
         self._self_test = self_test
         self._pool: SessionPool | None = None
+        self._scorer: Engine | None = None
         self._opening = threading.Lock()
         forks.watch(self)
         self._warned = False
@@ -281,6 +282,33 @@ class Package:
         """
         return "".join(token.text for token in self.stream(prompt, session, **options))
 
+    def score(self, text: str | Sequence[int], top: int = 0) -> list[Token]:
+        """Compute the log-probabilities of the tokens of a text.
+
+            for token in package.score("Lily picked up a flower."):
+                print(token.text, token.log_probability)
+
+        The model is loaded once more, in a form whose prefills give the logits of each token. It stays loaded
+        until `close`.
+
+        Args:
+            text: A text, or its token ids [P], P <= S + 1.
+            top: How many of the most likely tokens to return for each place.
+
+        Returns:
+            The tokens of the text with `log_probability` and `top`. The first has no log-probability: nothing
+            predicts it.
+
+        Raises:
+            ModelError: See `engine`.
+            UsageError: The text is empty or does not fit.
+        """
+        from runtime_py.generation.scoring import score_tokens
+
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else text
+        with closing(self._open_scorer().open_session()) as session:
+            return list(score_tokens(session, ids, Detokenizer(self.tokenizer), top))
+
     def chat(
         self,
         system: str | None = None,
@@ -334,8 +362,11 @@ class Package:
         """
         with self._opening:
             pool, self._pool = self._pool, None
+            scorer, self._scorer = self._scorer, None
         if pool is not None:
             pool.close()
+        if scorer is not None:
+            scorer.close()
 
     def __enter__(self) -> Package:
         return self
@@ -354,7 +385,7 @@ class Package:
 
     def after_fork_in_child(self) -> None:
         """Let the next use load an engine for this process. The parent's cannot be used or freed here."""
-        self._pool = None
+        self._pool = self._scorer = None
         self._opening = threading.Lock()  # another thread of the parent may hold it
 
     def _open_pool(self) -> SessionPool:
@@ -362,6 +393,14 @@ class Package:
             if self._pool is None:
                 self._pool = SessionPool(self.engine(), self.max_sessions)
             return self._pool
+
+    def _open_scorer(self) -> Engine:
+        with self._opening:
+            if self._scorer is None:
+                loaded = self.loaded
+                self._scorer = self.engine(all_logits=True)
+                self.loaded = loaded or self.loaded
+            return self._scorer
 
     def _check_tokenizer(self, engine: Engine) -> None:
         """Close the engine and raise ModelError if the tokenizer has more ids than the model."""

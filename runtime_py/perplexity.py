@@ -41,7 +41,7 @@ def parser() -> Parser:
         description="Measure how well packages predict a text. Prints the mean negative log-likelihood "
         "in nats per token, and its exponential, the perplexity. Each document starts with the "
         "tokenizer's begin token. A document longer than a package's context is cut to it, for all packages. "
-        "Tokens are fed one by one, as in generation.",
+        "Prefills read many tokens at once, if they give the logits of each.",
         examples=["o2o perplexity before after --text held_out.txt"],
     )
     parser.add_argument(

@@ -44,8 +44,9 @@ def parser() -> Parser:
     parser = Parser(
         prog="python -m runtime_py.quality",
         description="Compare a model before and after quantization: the quantization error of each tensor, "
-        "file sizes, and the perplexity on a text (runtime_py.perplexity). Errors are relative: rms "
-        "error to the root mean square of a tensor's numbers, max error to the largest number.",
+        "file sizes, and their predictions of a text: perplexity, KL divergence of AFTER from BEFORE in "
+        "nats a token, and how often the most likely token is the same. Errors are relative: rms error to "
+        "the root mean square of a tensor's numbers, max error to the largest number.",
         examples=["o2o compare before after --text held_out.txt --json"],
     )
     parser.add_argument("before", metavar="BEFORE", help="package or model file before quantization")
@@ -69,9 +70,11 @@ def _run(args: argparse.Namespace) -> None:
     report["bytes"] = [package.model.stat().st_size for package in packages]
     report |= tensor_report(tensors)
     if documents:
-        nlls = [dataset.evaluate(package, documents, args) for package in packages]
-        before, after = scores(nlls)
-        report["text"] = dataset.summary(args, documents, nlls)
+        divergence = dataset.diverge(packages[0], packages[1], documents, args)
+        before, after = scores(divergence.nlls)
+        report["text"] = dataset.summary(args, documents, divergence.nlls)
+        report["kl_divergence"] = {"mean": divergence.mean, "percentile_99": divergence.percentile_99}
+        report["top1_agreement"] = divergence.top1_agreement
         report["nats"] = [before.nats, after.nats]
         report["perplexity"] = [before.perplexity, after.perplexity]
         report["change"] = after.change(before)
@@ -142,6 +145,9 @@ def render(report: dict[str, Any]) -> str:
     if "perplexity" in report:
         before, after = report["perplexity"]
         lines.append(f"perplexity  {before:.4f} to {after:.4f}, {report['change']:+.2%} ({report['text']})")
+        kl = report["kl_divergence"]
+        lines.append(f"divergence  {kl['mean']:.6f} nats a token, 99th percentile {kl['percentile_99']:.6f}")
+        lines.append(f"top token   the same for {report['top1_agreement']:.2%} of the tokens")
     return "\n".join(line.rstrip() for line in lines)
 
 

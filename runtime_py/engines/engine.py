@@ -9,7 +9,7 @@ takes its `runtime_py.engines.step_lock.StepLock` for each chunk of a prompt and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, Self
 
 import numpy as np
@@ -91,6 +91,23 @@ class EngineSession(CausalLM, Protocol):
         """
         ...
 
+    def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        """Read a text from its beginning, and yield the logits that follow each of its tokens.
+
+        This is fast if the engine was loaded with `all_logits`, and `Engine.gives_all_logits`. Otherwise
+        tokens are read one by one.
+
+        Args:
+            tokens: Token ids [P], 1 <= P <= S.
+
+        Yields:
+            The logits [T, V] float32 of each part of the text in order, which the caller owns.
+
+        Raises:
+            EngineClosed: The session or its engine was closed.
+        """
+        ...
+
     def copy_rows(self, source: Self, start: int, stop: int) -> None:
         """Copy rows from another session of the same engine. Call it in a turn of `Engine.steps`.
 
@@ -128,6 +145,11 @@ class Engine(Protocol):
     @property
     def vocab_size(self) -> int:
         """V, the number of logits."""
+        ...
+
+    @property
+    def gives_all_logits(self) -> bool:
+        """Whether a prefill returns the logits of each token, so that `EngineSession.logits` is fast."""
         ...
 
     def plan(self, length: int, num_cached: int = 0) -> Sequence[Chunk]:

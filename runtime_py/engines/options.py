@@ -19,6 +19,8 @@ class EngineOptions:
         engine: A name of `runtime_py.engines.registry.ENGINES`, or `AUTO`.
         threads: Number of threads; None for what suits the model's size.
         buckets: Capacities of additional decode graphs, each below S; None for the engine's default.
+        all_logits: Whether prefills return the logits of each token, for scoring. A text is then read fast by
+            `EngineSession.logits`, and generated no faster, and slower on LiteRT.
         disk_cache: Where prepared large models are stored for the next load; None to store nothing.
         debug: Whether the runtime's own log goes to stderr.
         log: Called with one line when something slow happens or fails.
@@ -27,6 +29,7 @@ class EngineOptions:
     engine: str = AUTO
     threads: int | None = None
     buckets: Sequence[int] | None = None
+    all_logits: bool = False
     disk_cache: DiskCache | None = field(default_factory=user_cache)
     debug: bool = False
     log: Callable[[str], None] = lambda line: None

@@ -37,7 +37,7 @@ def find_or_build(
     Args:
         model: The model's file.
         cache: Where artifacts are stored.
-        engine: The engine's name. It stores one artifact of each file.
+        engine: The engine's name, and what it is to be used for. It stores one artifact of each file.
         variant: Further values that the artifacts depend on, besides the model, processor and code.
         estimate_size: Returns about how many bytes they take.
         build: Writes them to an empty folder.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from runtime_py.engine_flags import add_engine_flags, options_from
 if TYPE_CHECKING:
     import numpy as np
 
+    from runtime_py.engines.engine import EngineSession
+    from runtime_py.evaluation.divergence import Divergence
     from runtime_py.package import Package
 
 
@@ -113,11 +116,57 @@ def evaluate(
     """
     from runtime_py.evaluation.log_likelihood import negative_log_likelihoods
 
+    with open_scorer(package, documents, args) as session, _names(package):
+        return [negative_log_likelihoods(session, ids) for ids in documents]
+
+
+def diverge(
+    before: Package, after: Package, documents: Sequence[Sequence[int]], args: argparse.Namespace
+) -> Divergence:
+    """Compare the predictions of two packages on a dataset. Both are loaded at the same time.
+
+    Args:
+        before: The reference.
+        after: The other package.
+        documents: The ids of each document.
+        args: The command's arguments.
+
+    Returns:
+        The figures of each predicted token.
+
+    Raises:
+        ModelError: See `evaluate`; or the numbers of logits differ.
+    """
+    from runtime_py.evaluation.divergence import compare_predictions
+
+    with open_scorer(before, documents, args) as one, open_scorer(after, documents, args) as other:
+        return compare_predictions(one, other, documents)
+
+
+@contextlib.contextmanager
+def open_scorer(
+    package: Package, documents: Sequence[Sequence[int]], args: argparse.Namespace
+) -> Iterator[EngineSession]:
+    """Load a package in the form that scores texts fast.
+
+    Args:
+        package: The package.
+        documents: The ids of each document, which the model must know.
+        args: The command's arguments.
+
+    Yields:
+        A session.
+
+    Raises:
+        ModelError: The model cannot be run, or an id is not below V.
+    """
+
     def log(message: str) -> None:
         print(f"{package.model}: {message}", file=sys.stderr)
 
+    options = replace(options_from(args, log), all_logits=True)
     with (
-        contextlib.closing(package.engine(options_from(args, log))) as engine,
+        contextlib.closing(package.engine(options)) as engine,
         contextlib.closing(engine.open_session()) as session,
     ):
         if (highest := max(map(max, documents))) >= engine.vocab_size:
@@ -125,10 +174,18 @@ def evaluate(
                 f"{package.model} has token ids below {engine.vocab_size}, the dataset has {highest}: use "
                 f"ids of this model's tokenizer"
             )
-        try:
-            return [negative_log_likelihoods(session, ids) for ids in documents]
-        except ModelError as error:
-            raise ModelError(f"{package.model}: {error}") from error
+        if not engine.gives_all_logits:
+            log("its prefills give no logits: tokens are read one by one, which takes longer")
+        yield session
+
+
+@contextlib.contextmanager
+def _names(package: Package) -> Iterator[None]:
+    """Let ModelErrors begin with the name of the model."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{package.model}: {error}") from error
 
 
 def summary(

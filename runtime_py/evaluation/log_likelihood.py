@@ -1,7 +1,7 @@
 """Negative log-likelihood and perplexity of texts.
 
-A model reads each document from its beginning, one token at a time as in generation. The negative
-log-likelihood of a token with predicted probability p is -log p, in nats.
+A model reads each document from its beginning, in prefills that return the logits of each token. The
+negative log-likelihood of a token with predicted probability p is -log p, in nats.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from o2o.errors import ModelError
-from runtime_py.engines.engine import CausalLM
+from runtime_py.engines.engine import EngineSession
+from runtime_py.generation.scoring import log_probability_rows
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def take_tokens(documents: Iterable[Sequence[int]], tokens: int | None) -> Itera
             remaining -= len(ids) - 1
 
 
-def negative_log_likelihoods(session: CausalLM, ids: Sequence[int]) -> np.ndarray:
+def negative_log_likelihoods(session: EngineSession, ids: Sequence[int]) -> np.ndarray:
     """Compute the negative log-likelihood of each token of a document.
 
     Args:
@@ -91,17 +91,15 @@ def negative_log_likelihoods(session: CausalLM, ids: Sequence[int]) -> np.ndarra
         -log p of ids[1:] in nats, float64 [min(P - 1, S)].
 
     Raises:
-        ModelError: Logits are not finite.
+        ModelError: Logits are not finite, an id is not below V, or a token has the probability 0.
+        UsageError: An id is negative.
     """
     ids = ids[: session.capacity + 1]
-    nlls = np.empty(len(ids) - 1)
-    for position, (token, target) in enumerate(pairwise(ids)):
-        logits = session.decode(token, position) if position else session.prefill([token])
-        logits = logits.astype(np.float64)
-        highest = logits.max()
-        nlls[position] = highest + math.log(np.exp(logits - highest).sum()) - logits[target]
-        if not math.isfinite(nlls[position]):
-            raise ModelError(f"the logits after token {position + 1} of a document are not finite")
+    nlls = np.array(
+        [-row[token] for token, row in zip(ids[1:], log_probability_rows(session, ids), strict=True)]
+    )
+    if (impossible := np.flatnonzero(~np.isfinite(nlls))).size:
+        raise ModelError(f"token {impossible[0] + 2} of a document has the probability 0")
     return nlls
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +133,25 @@ class LiteRtEngine:
         last = Chunk(1, length - 1, length)
         return [*plan_chunks(length - 1, self.capacity, anywhere, at_start, num_cached), last]
 
+    @property
+    def gives_all_logits(self) -> bool:
+        """See `Engine`."""
+        return any(prefill.gives_logits for prefill in self.contract.prefills)
+
+    def plan_logits(self, length: int) -> list[Chunk]:
+        """Return the runs that give the logits of each token of a text.
+
+        Args:
+            length: P, the number of tokens.
+
+        Returns:
+            The runs in order. Decode counts as a prefill of one token.
+        """
+        prefills = [prefill for prefill in self.contract.prefills if prefill.gives_logits]
+        anywhere = {1, *(prefill.length for prefill in prefills if prefill.caches)}
+        at_start = {prefill.length for prefill in prefills} - anywhere
+        return plan_chunks(length, self.capacity, anywhere, at_start)
+
     def open_session(self) -> LiteRtSession:
         """See `Engine`."""
         return LiteRtSession(self)
@@ -237,6 +256,17 @@ class LiteRtSession:
             logits = self._engine.run(self.kv_caches, 1, [token], position).logits(0)
         return check_logits(logits, position)
 
+    def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        """See `EngineSession`."""
+        tokens = check_prompt(tokens, self, name="the text")
+        done = 0
+        for chunk in self._engine.plan_logits(len(tokens)):
+            new = slice(done - chunk.start, chunk.stop - chunk.start)  # without tokens that are fed again
+            with self._steps.turn():
+                logits = self._run(tokens, chunk).logits(new)
+            yield check_logits(logits, done)
+            done = chunk.stop
+
     def copy_rows(self, source: LiteRtSession, start: int, stop: int) -> None:
         """See `EngineSession`."""
         self.kv_caches.copy_rows(source.kv_caches, start, stop)
@@ -316,9 +346,9 @@ class _BoundSignature:
             ]
         self._model.run_by_index(self._index, *self._buffers)
 
-    def logits(self, row: int) -> np.ndarray:
-        """A copy of one row of the logits, [V] float32."""
-        return self._arrays["logits"][0, row].astype(np.float32)
+    def logits(self, rows: int | slice) -> np.ndarray:
+        """A copy of one row of the logits, [V] float32, or of several, [T, V]."""
+        return self._arrays["logits"][0, rows].astype(np.float32)
 
 
 def _check_in_place(signature: SignatureSpec) -> None:

@@ -113,12 +113,15 @@ class LoweredFile:
         return cls(header, offsets, metadata["contract"], metadata["weight_dtype"], metadata["growth"])
 
 
-def lower_file(model: ModelFile, buckets: Sequence[int] | None = None) -> LoweredFile:
+def lower_file(
+    model: ModelFile, buckets: Sequence[int] | None = None, all_logits: bool = False
+) -> LoweredFile:
     """Lower a model to TFLite.
 
     Args:
         model: A Circle or TFLite file.
         buckets: Capacities of additional decode graphs, as for `o2o.lower.litert.tuning.tune`.
+        all_logits: Whether prefills keep their logits; otherwise they are removed where that is faster.
 
     Returns:
         The lowered file.
@@ -133,13 +136,15 @@ def lower_file(model: ModelFile, buckets: Sequence[int] | None = None) -> Lowere
     from o2o.lower.litert.tuning import remove_prefill_logits, tune
 
     graphs, source = model.read()
+    contract = None
     if graphs.format == "tflite":
         contract = contract_of(graphs)
-        if not any([tune(graphs, buckets), remove_prefill_logits(graphs)]):
-            return LoweredFile(None, (), contract, model.weight_dtype, _growth(graphs))
     else:
-        tune(lower_to_litert(graphs), buckets)
-        remove_prefill_logits(graphs)
+        lower_to_litert(graphs)
+    tuned = tune(graphs, buckets)
+    tuned |= not all_logits and remove_prefill_logits(graphs)
+    if contract is not None and not tuned:
+        return LoweredFile(None, (), contract, model.weight_dtype, _growth(graphs))
     header, offsets = _split(plan(graphs, limit=0), source)
     return LoweredFile(header, offsets, contract_of(graphs), model.weight_dtype, _growth(graphs))
 

@@ -61,7 +61,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
     Args:
         model: A Circle or TFLite file.
-        options: `buckets`, `disk_cache` and `log` are used.
+        options: `buckets`, `all_logits`, `disk_cache` and `log` are used.
 
     Yields:
         The prepared model.
@@ -70,7 +70,11 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
         ModelError: LiteRT cannot run the model.
         OSError: The file cannot be read. Errors of the disk cache are logged.
     """
-    yield _from_cache(model, options) or PreparedModel(model, lower_file(model, options.buckets))
+    yield _from_cache(model, options) or PreparedModel(model, _lower(model, options))
+
+
+def _lower(model: ModelFile, options: EngineOptions) -> LoweredFile:
+    return lower_file(model, options.buckets, options.all_logits)
 
 
 def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | None:
@@ -80,7 +84,7 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | Non
     """
     if options.disk_cache is None or model.size < prepared_artifacts.MIN_BYTES:
         return None
-    lowered = functools.cache(lambda: lower_file(model, options.buckets))
+    lowered = functools.cache(lambda: _lower(model, options))
 
     def build(entry: Path) -> None:
         lowered().save(entry)
@@ -89,7 +93,7 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | Non
     entry = prepared_artifacts.find_or_build(
         model,
         options.disk_cache,
-        "litert",
+        "litert scoring" if options.all_logits else "litert",
         variant=[importlib.metadata.version("ai-edge-litert"), options.buckets],
         estimate_size=lambda: int((model.size + lowered().growth) * _MARGIN),
         build=build,

@@ -7,7 +7,7 @@ token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,11 @@ class OnertEngine:
     def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
         """See `EngineSession.plan`. One token a run."""
         return plan_chunks(length, self.capacity, [1], num_cached=num_cached)
+
+    @property
+    def gives_all_logits(self) -> bool:
+        """See `Engine`. There is no prefill."""
+        return False
 
     def open_session(self) -> OnertSession:
         """See `Engine`."""
@@ -176,6 +181,11 @@ class OnertSession:
         """See `EngineSession`."""
         tokens = check_prompt(tokens, self)
         self._step(tokens[chunk.start], chunk.start)
+
+    def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        """See `EngineSession`."""
+        for position, token in enumerate(check_prompt(tokens, self, name="the text")):
+            yield self.decode(token, position)[np.newaxis]
 
     def copy_rows(self, source: OnertSession, start: int, stop: int) -> None:
         """See `EngineSession`."""

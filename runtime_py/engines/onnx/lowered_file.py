@@ -15,12 +15,13 @@ WEIGHT_DTYPE = "o2o.weight_dtype"
 """Name of the metadata entry with the dtype of the weights, for display."""
 
 
-def lower_file(model: ModelFile, onnx: Path) -> None:
+def lower_file(model: ModelFile, onnx: Path, all_logits: bool = False) -> None:
     """Lower a model to ONNX.
 
     Args:
         model: A Circle file.
         onnx: The new file. Large weights go to other files in its folder.
+        all_logits: Whether it returns the logits of each token; otherwise of the last.
 
     Raises:
         ModelError: The model cannot be lowered to ONNX.
@@ -31,7 +32,7 @@ def lower_file(model: ModelFile, onnx: Path) -> None:
 
     graphs, _ = model.read()
     try:
-        lowered = lower_to_onnx(graphs, FORM)
+        lowered = lower_to_onnx(graphs, FORM, "all" if all_logits else "last")
         lowered.metadata_props[WEIGHT_DTYPE] = model.weight_dtype
         write(lowered, onnx)
     except ModelError as error:

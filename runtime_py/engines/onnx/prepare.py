@@ -37,7 +37,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
     Args:
         model: A Circle file, or an ONNX file, which is used unchanged.
-        options: `disk_cache` and `log` are used.
+        options: `all_logits`, `disk_cache` and `log` are used.
 
     Yields:
         The prepared model, which may be loaded within the block.
@@ -53,7 +53,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
     else:
         with tempfile.TemporaryDirectory(prefix="o2o-onnx-") as folder:
             file = Path(folder) / MODEL
-            lower_file(model, file)
+            lower_file(model, file, options.all_logits)
             yield PreparedModel(model, file)
 
 
@@ -64,23 +64,24 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> Path | None:
     return prepared_artifacts.find_or_build(
         model,
         options.disk_cache,
-        "onnx",
+        "onnx scoring" if options.all_logits else "onnx",
         variant=[importlib.metadata.version("onnxruntime"), FORM],
         estimate_size=lambda: int(model.size * _MAX_GROWTH),
-        build=lambda entry: pack_in_child(model.path, entry),
+        build=lambda entry: pack_in_child(model.path, entry, options.all_logits),
         log=options.log,
     )
 
 
-def pack_in_child(file: Path, entry: Path) -> None:
+def pack_in_child(file: Path, entry: Path, all_logits: bool = False) -> None:
     """Run `runtime_py.engines.onnx.pack` as a child process.
 
     Args:
         file: A Circle file.
         entry: The folder to write the packed model to.
+        all_logits: See `lower_file`.
 
     Raises:
         ModelError: The model cannot be lowered to ONNX.
         OSError: The child failed.
     """
-    run_module("runtime_py.engines.onnx.pack", file, entry)
+    run_module("runtime_py.engines.onnx.pack", file, entry, *["all"] * all_logits)
