@@ -44,9 +44,9 @@ def parser() -> Parser:
     parser = Parser(
         prog="python -m runtime_py.quality",
         description="Compare a model before and after quantization: the quantization error of each tensor, "
-        "file sizes, and their predictions of a text: perplexity, KL divergence of AFTER from BEFORE in "
-        "nats a token, and how often the most likely token is the same. Errors are relative: rms error to "
-        "the root mean square of a tensor's numbers, max error to the largest number.",
+        "file sizes, and predictions of a text. Errors are relative: rms error to the root mean square of a "
+        "tensor's numbers, max error to the largest number. Predictions are compared by perplexity and by "
+        "the KL divergence of AFTER from BEFORE in nats a token.",
         examples=["o2o compare before after --text held_out.txt --json"],
     )
     parser.add_argument("before", metavar="BEFORE", help="package or model file before quantization")

@@ -38,7 +38,8 @@ class EngineOptions:
     def requested(self) -> frozenset[str]:
         """The names of the options that an engine must support.
 
-        `disk_cache` is not included: an engine without support for it stores nothing, as with None.
+        `disk_cache` is not included: an engine without support for it stores nothing, as with None. Nor is
+        `all_logits`: every session gives all logits, fast or slowly.
         """
         names = {name for name in ("threads", "buckets") if getattr(self, name) is not None}
         return frozenset(names | ({"debug"} if self.debug else set()))

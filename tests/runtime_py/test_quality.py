@@ -68,7 +68,13 @@ def test_perplexity_where_there_is_a_text(tmp_path, capsys):
     assert main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "all tensors are stored as before"
-    assert lines[-1].startswith(f"perplexity  {before:.4f} to {after:.4f}, {report['change']:+.2%} (")
+    assert lines[-3].startswith(f"perplexity  {before:.4f} to {after:.4f}, {report['change']:+.2%} (")
+    divergence = report["kl_divergence"]
+    assert 0 < divergence["mean"] <= divergence["percentile_99"]
+    mean, high = divergence["mean"], divergence["percentile_99"]
+    assert lines[-2] == f"divergence  {mean:.6f} nats a token, 99th percentile {high:.6f}"
+    assert report["top1_agreement"] in (0, 1 / 3, 2 / 3, 1)
+    assert lines[-1] == f"top token   the same for {report['top1_agreement']:.2%} of the tokens"
 
 
 def test_files_of_different_models(files, tmp_path, capsys):

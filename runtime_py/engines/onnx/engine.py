@@ -57,7 +57,12 @@ def load(model: ModelFile, options: EngineOptions) -> OnnxEngine:
     """
     with prepare(model, options) as prepared:
         try:
-            return OnnxEngine(prepared.file, threads=options.threads or 1, debug=options.debug)
+            return OnnxEngine(
+                prepared.content or prepared.file,
+                threads=options.threads or 1,
+                debug=options.debug,
+                folder=prepared.file.parent if prepared.content else None,
+            )
         except ModelError as error:
             raise ModelError(f"{model.path}: {error}") from error
 
@@ -66,7 +71,13 @@ class OnnxEngine:
     """A `runtime_py.engines.engine.Engine` on ONNX Runtime."""
 
     def __init__(
-        self, model: bytes | Path, *, threads: int = 1, debug: bool = False, max_chunk: int = MAX_CHUNK
+        self,
+        model: bytes | Path,
+        *,
+        threads: int = 1,
+        debug: bool = False,
+        max_chunk: int = MAX_CHUNK,
+        folder: Path | None = None,
     ) -> None:
         """Load an ONNX model whose `o2o.contract` metadata describes one graph for any number of tokens.
 
@@ -78,6 +89,7 @@ class OnnxEngine:
             threads: Number of threads.
             debug: Whether ONNX Runtime's log goes to stderr.
             max_chunk: Maximum number of tokens per run.
+            folder: The folder of the external data of a model that is given as bytes.
 
         Raises:
             ModelError: The model is of another form, or ONNX Runtime refuses it.
@@ -86,7 +98,7 @@ class OnnxEngine:
         self._max_chunk = max_chunk
         self.steps = StepLock(self)
         with silenced_stderr(not debug):
-            self._model = open_inference_session(model, session_options(threads, debug))
+            self._model = open_inference_session(model, session_options(threads, debug), folder)
             self._metadata: dict[str, str] = self._model.get_modelmeta().custom_metadata_map
             self.contract, self._every_logit = Contract.parse_dynamic(self._metadata.get(METADATA_NAME))
             self.capacity = self.contract.capacity

@@ -36,13 +36,14 @@ def session_options(threads: int, debug: bool = False) -> onnxruntime.SessionOpt
 
 
 def open_inference_session(
-    model: bytes | Path, options: onnxruntime.SessionOptions
+    model: bytes | Path, options: onnxruntime.SessionOptions, folder: Path | None = None
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX model.
 
     Args:
         model: The file's bytes, or the path of the file, with external data in the same folder.
         options: See `session_options`.
+        folder: The folder of the external data of a model that is given as bytes.
 
     Returns:
         ONNX Runtime's session.
@@ -50,6 +51,8 @@ def open_inference_session(
     Raises:
         ModelError: ONNX Runtime refuses the model.
     """
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     source = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from runtime_py.child_process import run_module
 from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.onnx.all_logits import return_all_logits
 from runtime_py.engines.onnx.lowered_file import FORM, MODEL, lower_file
 from runtime_py.engines.options import EngineOptions
 
@@ -25,10 +26,17 @@ _MAX_GROWTH = 2.5
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """What ONNX Runtime loads: `file`, an ONNX file made from `model`, or that file itself."""
+    """What ONNX Runtime loads.
+
+    Attributes:
+        model: The file that was prepared.
+        file: An ONNX file made from it, or the file itself.
+        content: What to load in place of `file`, with the external data of `file`; None for `file`.
+    """
 
     model: ModelFile
     file: Path
+    content: bytes | None = None
 
 
 @contextlib.contextmanager
@@ -47,7 +55,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
         OSError: The file cannot be read. Errors of the disk cache are logged.
     """
     if model.path.suffix == ".onnx":
-        yield PreparedModel(model, model.path)
+        yield PreparedModel(model, model.path, return_all_logits(model.path) if options.all_logits else None)
     elif (entry := _from_cache(model, options)) is not None:
         yield PreparedModel(model, entry / MODEL)
     else:

@@ -46,3 +46,19 @@ def test_a_session_gives_the_logits_of_litert(pipeline_package, engine):
     for session, loaded in zip(sessions, engines, strict=True):
         session.close()
         loaded.close()
+
+
+@pytest.mark.parametrize("engine", installed())
+def test_the_logits_of_each_token_are_those_of_decode_steps(pipeline_package, engine):
+    text = np.random.default_rng(3).integers(3, 100, S).tolist()
+    scorer = pipeline_package.engine(threads=1, engine=engine, all_logits=True)
+    assert scorer.gives_all_logits == (engine != "onert")
+    plain = pipeline_package.engine(threads=1, engine=engine)
+    session, steps = scorer.open_session(), plain.open_session()
+    expected = np.array([steps.decode(token, position) for position, token in enumerate(text)])
+    for length in (1, 2, 7, S - 1, S):
+        parts = [*session.logits(text[:length])]
+        assert sum(map(len, parts)) == length
+        assert_close(np.concatenate(parts), expected[:length])
+    scorer.close()
+    plain.close()

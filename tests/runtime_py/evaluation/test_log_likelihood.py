@@ -60,25 +60,27 @@ def test_logits_that_are_no_numbers_are_refused():
         with pytest.raises(ModelError, match="the logits after token 2 are NaN"):
             negative_log_likelihoods(session, [1, toy.vocab - 1, 3])
 
-    class Masks:
-        capacity = 4
-
-        def prefill(self, tokens):
-            return np.array([0, -np.inf, 0], np.float32)
-
-    with pytest.raises(ModelError, match="token 1 of a document are not finite"):
-        negative_log_likelihoods(Masks(), [0, 1])
-
 
 def test_huge_logits_are_numbers():
     class Sure:
         capacity = 4
 
-        def prefill(self, tokens):
-            return np.array([1e30, -1e30, 0], np.float32)
+        def logits(self, tokens):
+            yield np.array([[1e30, -1e30, 0]], np.float32)
 
     assert negative_log_likelihoods(Sure(), [0, 0])[0] == 0
     assert negative_log_likelihoods(Sure(), [0, 1])[0] == pytest.approx(2e30)
+
+
+def test_a_token_of_probability_zero_is_refused():
+    class Masking:
+        capacity = 4
+
+        def logits(self, tokens):
+            yield np.array([[0, -np.inf]], np.float32)
+
+    with pytest.raises(ModelError, match="token 2 of a document has the probability 0"):
+        negative_log_likelihoods(Masking(), [0, 1])
 
 
 @pytest.mark.parametrize(

@@ -204,3 +204,31 @@ def test_refuses_a_model_that_does_not_return_its_caches():
     contract["signatures"]["prefill_4"]["outputs"][1]["shape"] = [1, 4, 2, 3]
     with pytest.raises(ModelError, match="prefill_4 does not return the KV cache 'past_key_0'"):
         LiteRtEngine(b"", Contract.parse(contract))
+
+
+@pytest.mark.parametrize("prefill_length", [0, 6, 10])
+@pytest.mark.parametrize("cached_lengths", [[], [4], [5, 3], [8]])
+def test_the_logits_of_each_token_of_a_text(prefill_length, cached_lengths):
+    """Also where the last run starts earlier, and feeds tokens again."""
+    if not (prefill_length or cached_lengths):
+        return
+    toy = Toy(prefill_length=prefill_length, cached_lengths=cached_lengths, capacity=8)
+    engine = engine_of(toy)
+    session = engine.open_session()
+    assert engine.gives_all_logits
+    text = np.random.default_rng(4).integers(0, toy.vocab, 8).tolist()
+    for length in [8, *range(1, 9)]:
+        poison(session)
+        logits = np.concatenate([*session.logits(text[:length])])
+        assert_close(logits, np.array([toy.logits(text[: count + 1]) for count in range(length)]))
+    engine.close()
+
+
+def test_without_logits_of_prefills_decode_gives_them():
+    toy = Toy(prefill_length=0, cached_lengths=[4], ai_edge=True)
+    engine = engine_of(toy)
+    assert not engine.gives_all_logits
+    parts = [*engine.open_session().logits([1, 2, 3, 4, 5])]
+    assert [len(part) for part in parts] == [1] * 5
+    assert_close(np.concatenate(parts)[-1], toy.logits([1, 2, 3, 4, 5]))
+    engine.close()

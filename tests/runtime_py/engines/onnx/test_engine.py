@@ -19,6 +19,7 @@ from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import toy_onnx, write_onnx
 
 pytest.importorskip("onnxruntime")
+from runtime_py.engines.onnx import engine as engine_module
 from runtime_py.engines.onnx.engine import MAX_CHUNK, OnnxEngine
 
 
@@ -181,3 +182,18 @@ def test_refuses_what_onnx_runtime_refuses(tmp_path):
 
 def test_the_toy_is_onnx():
     onnx.checker.check_model(toy_onnx(Toy(), every_logit=True), full_check=True)
+
+
+@pytest.mark.parametrize("every_logit", [False, True])
+def test_the_logits_of_each_token_of_a_text(every_logit, monkeypatch):
+    toy = Toy(capacity=8)
+    monkeypatch.setattr(engine_module, "MAX_LOGITS", 3 * 4 * toy.vocab)  # three tokens a run
+    model = toy_onnx(toy, every_logit=every_logit)
+    engine = OnnxEngine(model.SerializeToString())
+    assert engine.gives_all_logits == every_logit
+    session = engine.open_session()
+    text = np.random.default_rng(4).integers(0, toy.vocab, 8).tolist()
+    parts = [*session.logits(text)]
+    assert [len(part) for part in parts] == ([3, 3, 2] if every_logit else [1] * 8)
+    assert_close(np.concatenate(parts), np.array([toy.logits(text[: count + 1]) for count in range(8)]))
+    engine.close()

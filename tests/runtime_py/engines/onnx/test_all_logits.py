@@ -1,0 +1,55 @@
+"""ONNX models that return the logits of the last token, made to return those of each."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from o2o.filters import lower_onnx
+from runtime_py.engines.onnx.all_logits import return_all_logits
+from runtime_py.engines.onnx.engine import OnnxEngine
+from tests.runtime_py.toy import Toy
+from tests.runtime_py.toy_onnx import toy_onnx
+from tests.tolerances import assert_close
+
+
+@pytest.mark.parametrize("form", ["standard", "ort"])
+def test_a_lowered_model_with_external_data(pipeline_package, form, tmp_path):
+    file = tmp_path / "model.onnx"
+    assert lower_onnx.main([str(pipeline_package.model), "--form", form, "-o", str(file)]) == 0
+    assert file.with_name("model.onnx.data").exists()
+    before = file.read_bytes()
+    changed = return_all_logits(file)
+    assert changed is not None
+    engines = OnnxEngine(changed, folder=tmp_path), OnnxEngine(file)
+    assert [engine.gives_all_logits for engine in engines] == [True, False]
+    text = np.random.default_rng(0).integers(3, 100, 20).tolist()
+    every, one_by_one = (np.concatenate([*engine.open_session().logits(text)]) for engine in engines)
+    assert_close(every, one_by_one)
+    for engine in engines:
+        engine.close()
+    assert file.read_bytes() == before
+
+
+def test_a_model_that_returns_all_logits_needs_no_change(tmp_path):
+    onnx.save(toy_onnx(Toy(), every_logit=True), tmp_path / "model.onnx")
+    assert return_all_logits(tmp_path / "model.onnx") is None
+
+
+def test_another_selection_is_left_alone(tmp_path):
+    """The toy selects by Gather, and a Slice from another row is not the last row."""
+    model = toy_onnx(Toy())
+    onnx.save(model, tmp_path / "model.onnx")
+    assert return_all_logits(tmp_path / "model.onnx") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x89PNG\r\n"])
+def test_files_that_are_no_model_are_left_to_onnx_runtime(content, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(content)
+    assert return_all_logits(tmp_path / "model.onnx") is None
+
+
+def test_a_model_without_contract(tmp_path):
+    onnx.save(toy_onnx(Toy(), with_contract=False), tmp_path / "model.onnx")
+    assert return_all_logits(tmp_path / "model.onnx") is None
