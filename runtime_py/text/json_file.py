@@ -20,26 +20,32 @@ class Type:
     """A type of JSON values.
 
     Attributes:
-        name: Its name in error messages, such as `a string`.
+        names: Its name in error messages, such as `a string`; several for a choice of types.
         accepts: Whether a value has the type.
     """
 
-    name: str
+    names: tuple[str, ...]
     accepts: Callable[[Any], bool]
 
+    @property
+    def name(self) -> str:
+        *names, last = self.names
+        return f"{', '.join(names)} or {last}" if names else last
+
     def __or__(self, other: Type) -> Type:
-        return Type(f"{self.name} or {other.name}", lambda value: self.accepts(value) or other.accepts(value))
+        return Type(self.names + other.names, lambda value: self.accepts(value) or other.accepts(value))
 
 
-NULL = Type("null", lambda value: value is None)
-TEXT = Type("a string", lambda value: isinstance(value, str))
-FLAG = Type("true or false", lambda value: isinstance(value, bool))
+NULL = Type(("null",), lambda value: value is None)
+TEXT = Type(("a string",), lambda value: isinstance(value, str))
+FLAG = Type(("true", "false"), lambda value: isinstance(value, bool))
 NUMBER = Type(
-    "a number",
+    ("a number",),
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value == value,
 )
 NATURAL = Type(
-    "an integer from 0", lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    ("an integer from 0",),
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
 )
 
 
@@ -53,7 +59,7 @@ def list_of(item: Type) -> Type:
         The type.
     """
     return Type(
-        f"a list, each element {item.name}",
+        (f"a list (each element {item.name})",),
         lambda value: isinstance(value, list) and all(map(item.accepts, value)),
     )
 
@@ -68,7 +74,7 @@ def object_of(item: Type) -> Type:
         The type.
     """
     return Type(
-        f"an object, each value {item.name}",
+        (f"an object (each value {item.name})",),
         lambda value: isinstance(value, dict) and all(map(item.accepts, value.values())),
     )
 

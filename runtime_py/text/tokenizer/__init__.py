@@ -115,8 +115,11 @@ def has_tokenizer(directory: Path) -> bool:
 
     Returns:
         Whether it has the files that `load_tokenizer` needs.
+
+    Raises:
+        ModelError: A configuration file is damaged, or a value in it has the wrong type.
     """
-    return has_vocabulary(directory)
+    return has_vocabulary(directory, as_byte_pairs=_class(directory, byte_level=False) is not None)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -124,8 +127,11 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
     The vocabulary is `tokenizer.json`, else `tokenizer.model`, else `vocab.json` with `merges.txt`.
 
-    The ids are those of transformers 5 if the tokenizer's class has no steps of its own, or is in
-    `runtime_py.text.tokenizer.classes`. Any other class works as `tokenizer.json` says.
+    The ids are those of transformers 5 if the tokenizer's class is in `runtime_py.text.tokenizer.classes`. Any
+    other class works as `tokenizer.json` says, which is the same if the class has no steps of its own. Without
+    that file it works as the SentencePiece model says. transformers 5 then leaves out the leading space.
+
+    `clean_up_tokenization_spaces` has no effect, as in transformers for byte-pair encoding.
 
     Args:
         directory: The package's folder.
@@ -136,13 +142,13 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     Raises:
         ModelError: There is no vocabulary, a file is damaged, or a value in it has the wrong type.
     """
-    config, model_config = read_tokenizer_config(directory), read_model_config(directory)
-    tokenizer_class = CLASSES.get(class_of(config, model_config, byte_level=False))
+    config = read_tokenizer_config(directory)
+    tokenizer_class = _class(directory, byte_level=False)
     vocabulary = read_vocabulary(
         directory, config.get("added_tokens_decoder"), as_byte_pairs=tokenizer_class is not None
     )
     if is_byte_level(vocabulary.tokenizer):
-        tokenizer_class = CLASSES.get(class_of(config, model_config, byte_level=True))
+        tokenizer_class = _class(directory, byte_level=True)
     special = read_special_tokens(directory, config, vocabulary.added, vocabulary.extra)
     special.set_defaults({**vocabulary.roles, **(tokenizer_class.roles if tokenizer_class else {})})
     if tokenizer_class and merges_pairs(vocabulary.tokenizer):
@@ -159,6 +165,12 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         tokenizer.add_tokens([AddedToken(text, special=True) for text in texts])
     _set_post_processor(tokenizer, tokenizer_class, vocabulary.complete, config, special)
     return Tokenizer(tokenizer, special.texts())
+
+
+def _class(directory: Path, byte_level: bool) -> TokenizerClass | None:
+    """Return the class of a tokenizer; None if it has no steps of its own."""
+    name = class_of(read_tokenizer_config(directory), read_model_config(directory), byte_level)
+    return CLASSES.get(name)
 
 
 def _with_steps(

@@ -21,7 +21,7 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 """The flags of `tokenizers.AddedToken`."""
 
 TOKEN_OBJECT = Type(
-    'an object with a string "content"',
+    ('an object {"content": "..."}',),
     lambda value: (
         isinstance(value, dict)
         and TEXT.accepts(value.get("content"))
@@ -30,7 +30,7 @@ TOKEN_OBJECT = Type(
 )
 TOKEN = TEXT | TOKEN_OBJECT
 ADDED_TOKENS = Type(
-    'an object of token ids, each value an object with a string "content"',
+    ('an object by token id (each value an object {"content": "..."})',),
     lambda value: (
         isinstance(value, dict)
         and all(key.isascii() and key.isdigit() for key in value)
@@ -38,7 +38,7 @@ ADDED_TOKENS = Type(
     ),
 )
 TEMPLATE = Type(
-    'an object with the strings "name" and "template"',
+    ('an object with the strings "name" and "template"',),
     lambda value: (
         isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("name", "template"))
     ),

@@ -43,20 +43,18 @@ class Vocabulary:
     complete: bool = False
 
 
-def has_vocabulary(directory: Path) -> bool:
+def has_vocabulary(directory: Path, as_byte_pairs: bool) -> bool:
     """Check for a vocabulary.
 
     Args:
         directory: A folder.
+        as_byte_pairs: As for `read_vocabulary`.
 
     Returns:
         Whether `read_vocabulary` finds its files.
     """
-    return any((directory / name).exists() for name in FILES) or _has_byte_pairs(directory)
-
-
-def _has_byte_pairs(directory: Path) -> bool:
-    return all((directory / name).exists() for name in BYTE_PAIR_FILES)
+    pairs = as_byte_pairs and all((directory / name).exists() for name in BYTE_PAIR_FILES)
+    return pairs or any((directory / name).exists() for name in FILES)
 
 
 def read_vocabulary(directory: Path, added: Mapping[str, Any] | None, as_byte_pairs: bool) -> Vocabulary:
@@ -65,7 +63,8 @@ def read_vocabulary(directory: Path, added: Mapping[str, Any] | None, as_byte_pa
     Args:
         directory: The tokenizer's folder.
         added: `added_tokens_decoder` of `tokenizer_config.json`. It may rename pieces of `tokenizer.model`.
-        as_byte_pairs: Read `tokenizer.model` as pairs to merge, whatever its own type is.
+        as_byte_pairs: Read `tokenizer.model` as pairs to merge, whatever its own type is. Only then do
+            `vocab.json` and `merges.txt` count.
 
     Returns:
         The vocabulary.
@@ -77,7 +76,7 @@ def read_vocabulary(directory: Path, added: Mapping[str, Any] | None, as_byte_pa
         return _tokenizer_json(path)
     if (path := directory / "tokenizer.model").exists():
         return _sentence_piece(path, added or {}, as_byte_pairs)
-    if _has_byte_pairs(directory) and as_byte_pairs:
+    if has_vocabulary(directory, as_byte_pairs):
         return _byte_pairs(*(directory / name for name in BYTE_PAIR_FILES))
     raise ModelError(
         f"{directory} has no {' and no '.join(FILES)}: copy it there from the checkpoint, or "
@@ -178,15 +177,13 @@ def _sentence_piece_steps(proto: Any) -> tuple[normalizers.Normalizer, decoders.
 
 
 def _merges(pieces: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return the pairs that make each piece: pieces by id, then pairs by the ids of their halves."""
-    merges: list[tuple[int, int, int, str, str]] = []
-    for piece, number in pieces.items():
-        halves = [(piece[:index], piece[index:]) for index in range(1, len(piece))]
-        pairs = [(left, right) for left, right in halves if left in pieces and right in pieces]
-        pairs.sort(key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
-        merges += [(number, len(left), len(right), left, right) for left, right in pairs]
-    merges.sort(key=lambda merge: merge[:3])
-    return [(left, right) for *_, left, right in merges]
+    """Return the pairs that make each piece: pieces by id, then pairs by the length of the left half."""
+    return [
+        (piece[:index], piece[index:])
+        for piece in sorted(pieces, key=pieces.__getitem__)
+        for index in range(1, len(piece))
+        if piece[:index] in pieces and piece[index:] in pieces
+    ]
 
 
 def _rename(pieces: dict[str, int], added: Mapping[str, Any]) -> None:

@@ -51,9 +51,9 @@ def test_right_types(tmp_path: Path, content: str) -> None:
         ('{"natural": -1}', "natural must be an integer from 0, not -1"),
         ('{"natural": 1.0}', "natural must be an integer from 0, not 1.0"),
         ('{"natural": true}', "natural must be an integer from 0, not true"),
-        ('{"list": "abc"}', 'list must be a list, each element a string, not "abc"'),
-        ('{"list": ["a", 5]}', 'list must be a list, each element a string, not ["a", 5]'),
-        ('{"object": ["x"]}', 'object must be an object, each value an integer from 0, not ["x"]'),
+        ('{"list": "abc"}', 'list must be a list (each element a string), not "abc"'),
+        ('{"list": ["a", 5]}', 'list must be a list (each element a string), not ["a", 5]'),
+        ('{"object": ["x"]}', 'object must be an object (each value an integer from 0), not ["x"]'),
         ('{"any_thing": []}', "any_thing must be a string, not []"),
     ],
 )

@@ -51,6 +51,7 @@ def test_pairs_of_an_unknown_class_are_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")
     write_config(tmp_path, tokenizer_class="NoSuchTokenizer")
+    assert not has_tokenizer(tmp_path)
     with pytest.raises(ModelError, match=r"no tokenizer\.json and no tokenizer\.model"):
         load_tokenizer(tmp_path)
 
