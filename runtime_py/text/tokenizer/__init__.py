@@ -127,9 +127,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
     The vocabulary is `tokenizer.json`, else `tokenizer.model`, else `vocab.json` with `merges.txt`.
 
-    The ids are those of transformers 5 if the tokenizer's class is in `runtime_py.text.tokenizer.classes`. Any
-    other class works as `tokenizer.json` says, which is the same if the class has no steps of its own. Without
-    that file it works as the SentencePiece model says. transformers 5 then leaves out the leading space.
+    The ids are those of transformers 5 if the tokenizer's class is in `runtime_py.text.tokenizer.classes`.
+    Another class works as `tokenizer.json` says, which is the same if the class has no steps of its own.
+    Without that file it works as the SentencePiece model says. transformers 5 then leaves out the leading space.
 
     `clean_up_tokenization_spaces` has no effect, as in transformers for byte-pair encoding.
 
