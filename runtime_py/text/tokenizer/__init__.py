@@ -129,7 +129,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
     The ids are those of transformers 5 if the tokenizer's class is in `runtime_py.text.tokenizer.classes`.
     Another class works as `tokenizer.json` says, which is the same if the class has no steps of its own.
-    Without that file it works as the SentencePiece model says. transformers 5 then leaves out the leading space.
+    Without that file it works as the SentencePiece model says; transformers 5 then adds no leading space.
 
     `clean_up_tokenization_spaces` has no effect, as in transformers for byte-pair encoding.
 
