@@ -23,6 +23,7 @@ FILES = [
     "tests/o2o/filters/test_any_size.py",
     "tests/o2o/filters/test_bind_weights.py",
     "tests/o2o/filters/test_composites_pass_filters.py",
+    "tests/o2o/filters/test_defects.py",
     "tests/o2o/filters/test_mutations.py",
     "tests/o2o/filters/test_processes.py",
     "tests/o2o/filters/test_quantize_weights.py",

@@ -27,7 +27,6 @@ COVERED = {
     "tests/o2o/check/test_compare.py": [
         "o2o/check/constants.py",
         "o2o/check/feeds.py",
-        "o2o/check/interface.py",
         "o2o/check/reference_runner.py",
         "o2o/check/runner.py",
     ],
@@ -36,6 +35,11 @@ COVERED = {
     ],
     "tests/o2o/cli/test_command.py": [
         "o2o/errors.py",
+    ],
+    "tests/o2o/filters/test_defects.py": [
+        "o2o/check/checkpoint.py",
+        "o2o/check/derived_roles.py",
+        "o2o/check/interface.py",
     ],
     "tests/o2o/filters/test_downcast_input_ids.py": [
         "o2o/rewriting/downcast_inputs.py",

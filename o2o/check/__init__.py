@@ -2,11 +2,13 @@
 
 interface          what a filter may change: signatures, inputs and outputs of the result
 runner             a model on an engine: its inputs and outputs, and what they hold
+derived_roles      roles of caches and positions that no contract names
 litert_runner      a model on LiteRT
 reference_runner   a model by the operators' meaning in numpy, for operators that LiteRT lacks
 engine_process     the process that runs an engine, which may crash
 engine_worker      what that process executes
 feeds              random inputs
+checkpoint         weights against the files of a checkpoint
 constants          constants of the same name in two models
 compare            two models
 onnx               a Circle model and its ONNX model on ONNX Runtime

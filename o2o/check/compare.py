@@ -16,6 +16,7 @@ import numpy as np
 
 from o2o import formats
 from o2o.check.constants import refuse_changed_constants
+from o2o.check.derived_roles import derive_roles, share_derived_roles
 from o2o.check.feeds import Case, cases, random_feeds
 from o2o.check.interface import (
     Expected,
@@ -24,7 +25,7 @@ from o2o.check.interface import (
     signature_of,
     unchanged,
 )
-from o2o.check.reference_runner import runner_of
+from o2o.check.reference_runner import runner_of, runners_of_result
 from o2o.check.runner import Arrays, Io, IoTensor, Results, Runner, Slot, signatures_io
 from o2o.cli.text import counted
 from o2o.errors import ModelError
@@ -74,16 +75,19 @@ def check(
         ]
         new = copied(after, os.path.join(folder, "after"))
         expected = unchanged(olds) if expected is None else expected
+        share_derived_roles(expected, olds, new)
         if not any_interface:
             refuse_changed_interface(expected, [signatures_io(model) for model in olds], signatures_io(new))
             for signature in expected:
                 graph = next(s.graph for s in new.signatures if s.name == signature.name)
                 refuse_changed_constants(signature.name, signature_of(olds, signature).graph, graph)
-        runners = [runner_of(model, names[0]) for model in olds]  # first: it may be what cannot be run
-        result = runner_of(new, names[1])
+        originals = [runner_of(model, names[0], or_numpy=True) for model in olds]  # first: they may fail
+        or_numpy = any(runner.engine != "LiteRT" and runner.refusal for runner in originals)
+        results = runners_of_result(new, names[1], or_numpy)
         report = _Report()
         for signature in expected:
-            _compare_signature(runners[signature.model], result, signature, tolerance, report)
+            for result in results:
+                _compare_signature(originals[signature.model], result, signature, tolerance, report)
     return report.sentence()
 
 
@@ -104,6 +108,7 @@ def copied(model: Model, path: str) -> Model:
     copy = formats.load(path)
     bind(copy, partial=True)
     copy.add_default_signature("main")
+    derive_roles(copy)
     return copy
 
 
@@ -111,7 +116,7 @@ def copied(model: Model, path: str) -> Model:
 class _Report:
     """What was compared."""
 
-    outputs: int = 0
+    outputs: set[tuple[str, str]] = field(default_factory=set)
     runs: int = 0
     largest: float = 0.0
     engines: dict[str, None] = field(default_factory=dict)
@@ -120,7 +125,7 @@ class _Report:
         if not self.outputs:
             raise ModelError("--check: the model has no outputs to compare")
         return (
-            f"checked on {' and '.join(self.engines)}: {counted(self.outputs, 'output')} the same, "
+            f"checked on {' and '.join(self.engines)}: {counted(len(self.outputs), 'output')} the same, "
             f"within {self.largest:.1e} of the largest number, in {counted(self.runs, 'run')}"
         )
 
@@ -129,7 +134,6 @@ def _compare_signature(
     old: Runner, new: Runner, expected: ExpectedSignature, tolerance: float, report: _Report
 ) -> None:
     """Run a signature and its source on all cases. Raises ModelError where they differ."""
-    compared: set[str] = set()
     for case in cases(old.io[expected.source].inputs, new.io[expected.name].inputs):
         comparison = _Comparison(old, new, expected, case, tolerance)
         try:
@@ -138,11 +142,10 @@ def _compare_signature(
             if case.is_optional:
                 continue
             raise failure.error from failure
-        compared.update(differences)
+        report.outputs.update((expected.name, output) for output in differences)
         report.runs += 1
         report.largest = max(report.largest, *differences.values(), 0.0)
         report.engines |= dict.fromkeys((old.engine, new.engine))
-    report.outputs += len(compared)
 
 
 class _OriginalFails(Exception):
@@ -312,11 +315,6 @@ class _Comparison:
                 continue
             if slot in old_caches and slot in new_caches:
                 yield f"the updated cache {name}", *_same_rows(old_caches[slot], new_caches[slot])
-        for name in before.updated:  # without a role
-            if before.inputs[name].slot is None and name in new_results.updated:
-                wanted = results.updated[name]
-                actual_ = _adapted(new_results.updated[name], after.inputs[name], before.inputs[name])
-                yield f"the updated cache {name}", wanted, actual_
 
     def _first_difference(self, feeds: Arrays, new_feeds: Arrays) -> str:
         """Describe the first tensor that both models compute under one name and that differs."""
@@ -409,7 +407,7 @@ def _adapted(
 
     Positions of several tokens count up from the first. `shape` is that of a run in which axes vary.
     """
-    if old.is_position and new.is_position:
+    if old.kind == new.kind == "position":
         return (numbers.flat[0] + np.arange(int(np.prod(new.shape)))).reshape(new.shape).astype(new.dtype)
     if shape is None:
         shape = numbers.shape if new.dynamic and numbers.ndim == len(new.shape) else new.shape

@@ -60,7 +60,7 @@ def cases(inputs: Mapping[str, IoTensor], new_inputs: Mapping[str, IoTensor]) ->
     """
     for position in _positions(inputs, new_inputs):
         yield Case(position)
-    drawn = [tensor for tensor in inputs.values() if tensor.kind != "tokens" and not tensor.is_position]
+    drawn = [tensor for tensor in inputs.values() if tensor.kind not in ("tokens", "position")]
     if any(tensor.slot is None and tensor.capacity is None for tensor in drawn):
         yield Case(numbers="small")
         yield Case(numbers="positive")
@@ -96,7 +96,7 @@ def random_feeds(inputs: Mapping[str, IoTensor], case: Case) -> Arrays:
             raise TypeError(name)
         sizes = enumerate(tensor.shape)
         shape = [case.size if case.size and axis in tensor.dynamic else dim for axis, dim in sizes]
-        if tensor.is_position:
+        if tensor.kind == "position":
             numbers = case.position + np.arange(int(np.prod(shape))).reshape(shape)
         else:
             numbers = _draw(generator, tensor, shape, case.numbers)

@@ -244,6 +244,8 @@ def _refuse_names(expected: ExpectedSignature, source: Io, result: Io) -> None:
     ):
         replaced = _slots(result, result.updated) if io == "output" else set()
         returned = _slots(source, source.updated) if io == "output" else set()
+        if io == "output":
+            _refuse_lost_caches(expected, source, result)
         for name, tensor in names.items():
             known = source.outputs if io == "output" else source.inputs
             slot = known[tensor.source].slot if tensor.source in known else None
@@ -258,6 +260,16 @@ def _refuse_names(expected: ExpectedSignature, source: Io, result: Io) -> None:
         order = [name for name in names if name in actual]
         if expected.is_ordered and [name for name in actual if name in names] != order:
             raise ModelError(f"--check: the {io}s of {expected.name} have another order: {', '.join(actual)}")
+
+
+def _refuse_lost_caches(expected: ExpectedSignature, source: Io, result: Io) -> None:
+    """A cache that the original updates is updated by the result too, or returned."""
+    if expected.is_part:
+        return
+    there = _slots(result, result.updated) | {tensor.slot for tensor in result.outputs.values()}
+    for name in source.updated:
+        if source.inputs[name].slot not in there:
+            raise ModelError(f"--check: the updated cache {name} of {expected.name} disappeared")
 
 
 def _slots(io: Io, updated: Iterable[str]) -> set:

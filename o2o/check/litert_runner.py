@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import tempfile
 import weakref
@@ -32,6 +33,8 @@ class LiteRtRunner:
     """
 
     engine = "LiteRT"
+    refusal = ""
+    delegates = True
 
     def __init__(self, model: Model, label: str, lower: bool = False) -> None:
         """Write a model to a file that LiteRT reads.
@@ -61,6 +64,16 @@ class LiteRtRunner:
         self._keys: dict[bool, tuple[int, int]] = {}  # by whether it keeps tensors: (process, key)
         self._finalizer = weakref.finalize(self, _release, self._keys)
         self._key(False)
+
+    def without_delegates(self) -> LiteRtRunner:
+        """Return the same model on LiteRT's own kernels: no delegate takes a composite as a whole.
+
+        Returns:
+            A runner that shares the file.
+        """
+        other = copy.copy(self)
+        other.delegates = False
+        return other
 
     def _file(self, name: str) -> str:
         return os.path.join(self._folder.name, name)
@@ -106,7 +119,7 @@ class LiteRtRunner:
 
     def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> Results:
         """See `Runner`."""
-        outputs = self._request("run_litert", self._key(False), name, dict(feeds), name=name)
+        outputs = self._request("run_litert", self._key(not self.delegates), name, dict(feeds), name=name)
         updated = {cache: outputs[output] for cache, output in self._updated[name].items()}
         return Results({key: outputs[key] for key in self.io[name].outputs}, updated)
 

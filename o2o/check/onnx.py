@@ -60,7 +60,7 @@ def _differences(circle: _CircleRunner, onnx: _OnnxRunner, path: Path) -> Iterat
     ids = np.random.default_rng(SEED).integers(0, circle.limit, count + 1)
     expected = [circle.step(int(token), position) for position, token in enumerate(ids[:count])]
     runs = [(0, ids[: count - 1]), (count - 1, ids[count - 1 : count])] if count > 1 else [(0, ids[:count])]
-    where = _Place(circle, path, int(ids[0]))
+    where = _Place(circle, path, ids[:count])
     for start, some in runs:
         logits = onnx.step(some, start)
         positions = range(start, start + len(some))[-len(logits) :]
@@ -76,8 +76,8 @@ def _differences(circle: _CircleRunner, onnx: _OnnxRunner, path: Path) -> Iterat
 class _Place:
     """Comparison of results; the first tensor that differs is found where they do."""
 
-    def __init__(self, circle: _CircleRunner, path: Path, token: int) -> None:
-        self.circle, self.path, self.token = circle, path, token
+    def __init__(self, circle: _CircleRunner, path: Path, ids: np.ndarray) -> None:
+        self.circle, self.path, self.ids = circle, path, ids
 
     def difference(self, name: str, position: int, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return the largest error relative to the largest number. Raises ModelError above the tolerance."""
@@ -91,14 +91,14 @@ class _Place:
 
     def _first_difference(self) -> str:
         """Describe the first tensor that both models compute under one name and that differs."""
-        expected = {name: x for name, x in self.circle.every_tensor(self.token) if x.dtype.kind == "f"}
-        actual = _OnnxRunner(_with_outputs(self.path, set(expected)), self.circle).every_tensor(self.token)
+        expected = {name: x for name, x in self.circle.every_tensor(self.ids) if x.dtype.kind == "f"}
+        actual = _OnnxRunner(_with_outputs(self.path, set(expected)), self.circle).every_tensor(self.ids)
         for name, numbers in expected.items():
             if name in actual and actual[name].size == numbers.size:
                 difference = _relative(numbers, actual[name].reshape(numbers.shape))
                 if not difference <= self.circle.tolerance:
                     return f"the first tensor that differs is {name}, by {difference:.1e}"
-        return "no intermediate tensor of the same name differs at position 0"
+        return f"no intermediate tensor of the same name differs at position {len(self.ids) - 1}"
 
 
 def _relative(expected: np.ndarray, actual: np.ndarray) -> float:
@@ -132,7 +132,7 @@ class _CircleRunner:
         quantized = any(is_quantized(value) for value in decode.graph.initializers.values())
         self.tolerance = INT8.tolerance if quantized else TOLERANCE
         self._name = decode.name
-        self._runner = runner_of(model, "the original")
+        self._runner = runner_of(model, "the original", or_numpy=True)
         io = self._runner.io[self._name]
         self._io = io
         self._caches: dict[Slot, np.ndarray] = {
@@ -174,10 +174,12 @@ class _CircleRunner:
                 self._caches[slot] = cache
         return results.outputs[logits].reshape(-1)
 
-    def every_tensor(self, token: int) -> Iterator[tuple[str, np.ndarray]]:
-        """Run one token on empty caches; yield each tensor."""
+    def every_tensor(self, ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Run tokens on empty caches; yield each tensor of the last one."""
         self._caches = {slot: np.zeros_like(cache) for slot, cache in self._caches.items()}
-        yield from self._runner.every_tensor(self._name, self._feeds(token, 0))
+        for position, token in enumerate(ids[:-1]):
+            self.step(int(token), position)
+        yield from self._runner.every_tensor(self._name, self._feeds(int(ids[-1]), len(ids) - 1))
 
     @property
     def caches(self) -> dict[Slot, np.ndarray]:
@@ -231,10 +233,12 @@ class _OnnxRunner:
         logits: np.ndarray = results["logits"][0]
         return logits
 
-    def every_tensor(self, token: int) -> dict[str, np.ndarray]:
-        """Run one token on empty caches; return all outputs."""
+    def every_tensor(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Run tokens on empty caches; return all outputs of the last one."""
         self._caches = self._empty()
-        return self._run(np.array([token]), 0)
+        for position in range(len(ids) - 1):
+            self.step(ids[position : position + 1], position)
+        return self._run(ids[-1:], len(ids) - 1)
 
     @property
     def caches(self) -> dict[Slot, np.ndarray]:

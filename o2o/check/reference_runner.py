@@ -9,11 +9,13 @@ import onnx_ir as ir
 
 from o2o.check.litert_runner import LiteRtRunner
 from o2o.check.runner import Results, Runner, signatures_io
+from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.litert.lowering import lowerings
 from o2o.model import Model
 from o2o.operators import reference
 from o2o.quantization.compare import dequantized
+from o2o.rewriting.outline import decompositions
 
 
 class ReferenceRunner:
@@ -33,6 +35,7 @@ class ReferenceRunner:
         self.label = label
         self.engine = "numpy"
         self.rounds_activations = False
+        self.refusal = ""
         self.model = model
         self.io = signatures_io(self.model)
         self._constants: dict[ir.Graph, dict[ir.Value, np.ndarray]] = {}
@@ -84,7 +87,7 @@ class ReferenceRunner:
                     yield value.name, numbers
 
 
-def runner_of(model: Model, label: str) -> Runner:
+def runner_of(model: Model, label: str, or_numpy: bool) -> Runner:
     """Choose how a model is run: as it is on LiteRT, or in numpy if it has operators that LiteRT lacks.
 
     So a lowering is never compared with itself. Only where numpy has no kernel, Circle's operators are
@@ -93,6 +96,7 @@ def runner_of(model: Model, label: str) -> Runner:
     Args:
         model: A model without external weights. It becomes the runner's own.
         label: Its name in messages.
+        or_numpy: Run a model that LiteRT refuses in numpy, where that is possible.
 
     Returns:
         The model, ready to run.
@@ -102,8 +106,35 @@ def runner_of(model: Model, label: str) -> Runner:
     """
     nodes = [node for graph in model.graphs for node in graph]
     own = lowerings()
-    if not any((node.domain, node.op_type) in own for node in nodes):
+    has_kernels = all(map(reference.has_kernel, nodes))
+    if any((node.domain, node.op_type) in own for node in nodes):
+        return ReferenceRunner(model, label) if has_kernels else LiteRtRunner(model, label, lower=True)
+    try:
         return LiteRtRunner(model, label)
-    if all(map(reference.has_kernel, nodes)):
-        return ReferenceRunner(model, label)
-    return LiteRtRunner(model, label, lower=True)
+    except ModelError as error:
+        if not (or_numpy and has_kernels):
+            raise
+        runner = ReferenceRunner(model, label)
+        runner.refusal = str(error)
+        return runner
+
+
+def runners_of_result(model: Model, label: str, or_numpy: bool) -> list[Runner]:
+    """Choose how a result is run: like `runner_of`, and without delegates too if it has composites.
+
+    Args:
+        model: A model without external weights. It becomes the runner's own.
+        label: Its name in messages.
+        or_numpy: Run a model that LiteRT refuses in numpy.
+
+    Returns:
+        One or two runners: a delegate may compute a composite by its name, other kernels by its graph.
+
+    Raises:
+        ModelError: LiteRT cannot load it.
+    """
+    has_composites = bool(decompositions(model))
+    runner = runner_of(model, label, or_numpy)
+    if has_composites and isinstance(runner, LiteRtRunner):
+        return [runner, runner.without_delegates()]
+    return [runner]

@@ -33,7 +33,6 @@ class IoTensor:
         limit: Exclusive upper bound of valid integers, such as the number of rows of a table.
         dynamic: The axes whose size the caller chooses.
         quantized: Whether its integers stand for other numbers.
-        is_position: Whether it is a token position, by its role or by an operator that takes one.
         capacity: The number of rows of a cache; None for other tensors, and for a cache of unknown layout.
         rows_written: How many of them ATTENTION writes; 1 without ATTENTION.
     """
@@ -45,7 +44,6 @@ class IoTensor:
     limit: int = UNKNOWN_LIMIT
     dynamic: tuple[int, ...] = ()
     quantized: bool = False
-    is_position: bool = False
     capacity: int | None = None
     rows_written: int = 1
 
@@ -68,7 +66,6 @@ class IoTensor:
             min(_table_rows(value), default=UNKNOWN_LIMIT),
             tuple(axis for axis, dim in enumerate(dynamic if dynamic is not None else ()) if dim < 0),
             is_quantized(value),
-            _is_position(value),
             _capacity(value),
             max((attention.T for attention in _writers(value)), default=1),
         )
@@ -93,22 +90,11 @@ class IoTensor:
         return self.role.slot
 
 
-def _is_position(value: ir.Value) -> bool:
-    role = role_of(value)
-    if role is not None:
-        return role.kind == "position"
-    return any(
-        operand == traits_of(node).position
-        or (operand == 0 and node.op_type in PASS_THROUGH_OPS and _is_position(node.outputs[0]))
-        for node, operand in value.uses()
-    )
-
-
 def _capacity(value: ir.Value) -> int | None:
     role = role_of(value)
-    if role is not None:
-        return shape_of(value)[role.layout.index("T")] if role.is_cache and role.layout else None
-    return min((attention.S for attention in _writers(value)), default=None)
+    if role is None or not role.is_cache or role.layout is None:
+        return None
+    return shape_of(value)[role.layout.index("T")]
 
 
 def _writers(value: ir.Value) -> list[Attention]:
@@ -206,12 +192,14 @@ class Runner(Protocol):
         engine: The engine's name.
         io: Inputs and outputs by signature, as they are in the file.
         rounds_activations: Whether the engine quantizes activations before it multiplies quantized weights.
+        refusal: Why LiteRT does not run the model, where numpy runs it in its place; else empty.
     """
 
     label: str
     engine: str
     io: dict[str, Io]
     rounds_activations: bool
+    refusal: str
 
     def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> Results:
         """Run a signature.

@@ -54,6 +54,10 @@ class BindWeights(Filter):
         self.log(bound + (f"; equal ones are stored once, which saves {saved:,} bytes" if saved else ""))
 
     def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
+        from o2o.check.checkpoint import refuse_wrong_weights
+
+        assert isinstance(result, Model)
+        refuse_wrong_weights(models, result, args.checkpoint)
         for model in models:
             bind(model, args.checkpoint, args.partial)
         return super().check(models, result, args)

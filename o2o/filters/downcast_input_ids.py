@@ -79,13 +79,19 @@ class DowncastInputIds(Filter):
             for graph in model.graphs
             for value in graph.inputs
         }
-        tokens = _tokens(names)
+        has_roles = any(role_of(value) is not None for value in names)
+
+        def is_tokens(value: ir.Value) -> bool:
+            role = role_of(value)
+            return (
+                role is not None and role.kind == "tokens" if has_roles else bool(names[value] & TOKEN_NAMES)
+            )
 
         def downcast(expected: ExpectedSignature) -> Tensors:
             inputs = signature_of(models, expected).inputs
             return {
                 name: replace(tensor, dtype=np.dtype(np.int32))
-                if (value := inputs[name]) in tokens or names[value] & set(args.also)
+                if is_tokens(value := inputs[name]) or names[value] & set(args.also)
                 else tensor
                 for name, tensor in expected.inputs.items()
             }
