@@ -201,10 +201,10 @@ def _set_post_processor(
     if complete and tokenizer.post_processor is not None and not own:
         return
     add_bos = flags.get("add_bos_token")
-    begin = special.named.get("bos_token") if (default if add_bos is None else add_bos) else None
-    end = special.named.get("eos_token") if flags.get("add_eos_token") else None
-    texts = {str(token): tokenizer.token_to_id(str(token)) for token in (begin, end) if token is not None}
-    steps = [None if begin is None else str(begin), "$A", None if end is None else str(end)]
+    texts = special.texts()
+    begin = texts.get("bos_token", "") if (default if add_bos is None else add_bos) else ""
+    end = texts.get("eos_token", "") if flags.get("add_eos_token") else ""
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[step for step in steps if step is not None], special_tokens=list(texts.items())
+        single=[step for step in (begin, "$A", end) if step],
+        special_tokens=[(text, tokenizer.token_to_id(text)) for text in {begin, end} if text],
     )

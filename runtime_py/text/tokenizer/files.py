@@ -57,7 +57,9 @@ TOKENIZER_CONFIG: dict[str, Type] = {
     "added_tokens_decoder": ADDED_TOKENS | NULL,
     **dict.fromkeys(_FLAGS, FLAG | NULL),
     "chat_template": TEXT | list_of(TEMPLATE) | object_of(TEXT) | NULL,
+    "*_token": TOKEN | FLAG | NUMBER | NULL,
     "tokenizer_class": TEXT | NULL,
+    "auto_map": Type(("a list", "an object"), lambda value: isinstance(value, list | dict)) | NULL,
     "model_max_length": NUMBER | NULL,
 }
 SPECIAL_TOKENS_MAP: dict[str, Type] = {**_TOKENS, "*": TOKEN | NULL}
