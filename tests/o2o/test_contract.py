@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any, get_args
 
 import pytest
 
 from o2o import formats
-from o2o.contract import METADATA_NAME, Role, attach, contract_of, dumps, role_of
+from o2o.contract import (
+    METADATA_NAME,
+    VERSION,
+    Kind,
+    Layout,
+    OnertLayout,
+    Role,
+    attach,
+    contract_of,
+    dumps,
+    role_of,
+)
 from o2o.errors import ModelError
+from tests import schemas
 from tests.o2o.graphs import INT32, Graph, decoder, linear
 
 
@@ -112,3 +126,38 @@ def test_the_role_of_a_cache() -> None:
         ("value", 3),
     )
     assert not Role("tokens").is_cache
+
+
+def test_its_schema_knows_what_this_module_knows() -> None:
+    schema = schemas.validator("contract").schema
+    tensor = schema["$defs"]["tensor"]["properties"]
+    assert tensor["role"]["enum"] == list(get_args(Kind))
+    assert tensor["layout"]["enum"] == [*get_args(Layout), *get_args(OnertLayout)]
+    assert schema["properties"]["version"]["const"] == VERSION
+
+
+WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
+    "an unknown role": lambda entry: entry.update(role="adapter"),
+    "another spelling": lambda entry: entry.update(Role="tokens"),
+    "no name": lambda entry: entry.pop("name"),
+    "no shape": lambda entry: entry.pop("shape"),
+    "a shape of text": lambda entry: entry.update(shape="[1, 1]"),
+    "a negative dimension": lambda entry: entry.update(shape=[-1]),
+    "a layer of tokens": lambda entry: entry.update(layer=0),
+    "a cache without a layer": lambda entry: entry.update(role="key_cache"),
+    "an unknown layout": lambda entry: entry.update(role="key_cache", layer=0, layout="THNB"),
+    "an output's role": lambda entry: entry.update(role="logits"),
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_its_schema_refuses(change: Callable[[dict[str, Any]], object]) -> None:
+    contract, validator = contract_of(decoder()), schemas.validator("contract")
+    assert validator.is_valid(contract)
+    change(contract["signatures"]["decode"]["inputs"][0])
+    assert not validator.is_valid(contract)
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"version": "1"}, {"signatures": {}}, {"more": 1}])
+def test_its_schema_refuses_another_document(change: dict[str, Any]) -> None:
+    assert not schemas.validator("contract").is_valid(contract_of(decoder()) | change)

@@ -32,6 +32,7 @@ from tests.o2o.graphs import (
     sign,
     weights,
 )
+from tests.schemas import ENTRY
 from tests.tolerances import assert_close
 
 Merge = Callable[..., Model]
@@ -380,10 +381,10 @@ def test_contracts_are_joined(merging: Merging) -> None:
 
 def test_histories_are_kept_by_file(merging: Merging) -> None:
     one, two = fc("one", weights(3, 3)), fc("two", weights(3, 3))
-    one.history = [{"filter": "a"}]
+    one.history = [ENTRY]
     merged = merging({"one": one, "two": two})
     assert merged.history[:2] == [
-        {"merged": "one.circle", "history": [{"filter": "a"}]},
+        {"merged": "one.circle", "history": [ENTRY]},
         {"merged": "two.circle", "history": []},
     ]
     assert merged.history[2]["input"].startswith("sha256:")

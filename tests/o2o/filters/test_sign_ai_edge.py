@@ -21,6 +21,7 @@ from o2o.rewriting.cache_buckets import add_cache_buckets
 from o2o.signatures import buckets_of, capacity_of, find_decode
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.model.contract import Contract
+from tests import schemas
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import INT32, Graph, interpreter, linear, operators
@@ -199,7 +200,6 @@ def without_output(model: Model) -> None:
     [
         (linear, "the input x has no role"),
         (lambda: spoilt(forget(0)), "prefill_4: the input input_ids has no role"),
-        (lambda: spoilt(stranger), "prefill_4: the interface has no input for mask, which is a logits"),
         (
             lambda: spoilt(without_output),
             "decode does not return the updated cache past_value_0: run lower",
@@ -225,6 +225,13 @@ def test_refusals(command: Command, make: Callable[[], Model], message: str) -> 
     code, actual = command.refusal(make())
     assert code == 1
     assert re.search(message, actual), actual
+
+
+def test_an_input_with_the_role_of_an_output_is_refused(command: Command) -> None:
+    with schemas.unchecked():
+        code, message = command.refusal(spoilt(stranger))
+    assert code == 1
+    assert "prefill_4: the interface has no input for mask, which is a logits" in message
 
 
 def test_logits_that_are_gone_are_not_promised(command: Command) -> None:

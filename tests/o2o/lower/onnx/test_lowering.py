@@ -18,6 +18,7 @@ from tests.o2o.graphs import FLOAT, INT32, Graph
 from tests.o2o.graphs import decoder as little_decoder
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
 from tests.o2o.lower.onnx.running import FORMS, Running, checked, chunks
+from tests.schemas import ENTRY
 from tests.tolerances import assert_close
 
 pytest.importorskip("onnxruntime")
@@ -141,7 +142,7 @@ def test_onnx_runtimes_own_operators() -> None:
 
 def test_contract_and_history() -> None:
     model = decoder()
-    model.history.append({"filter": "before.py"})
+    model.history.append(ENTRY)
     lowered = lower_to_onnx(model, "ort")
     contract = json.loads(lowered.metadata_props["o2o.contract"])["signatures"]["decode"]
     assert contract["inputs"][:3] == [
@@ -158,7 +159,7 @@ def test_contract_and_history() -> None:
     }
     assert [entry["name"] for entry in contract["outputs"][1:3]] == ["present_key_0", "present_value_0"]
     assert contract["outputs"][1]["role"] == "key"
-    assert json.loads(lowered.metadata_props["o2o.history"]) == [{"filter": "before.py"}]
+    assert json.loads(lowered.metadata_props["o2o.history"]) == [ENTRY]
 
 
 def test_a_tied_matrix_is_there_once() -> None:
