@@ -3,7 +3,8 @@
 #   make run       a story from the demo model     PROMPT=, and the variables of package
 #   make package   checkpoint to package folder    MODEL=, PACKAGE=, MAX_LENGTH=, PREFILL_LENGTHS=, DTYPE=, CACHE=
 #                  of TFLite                       FORMAT=tflite, QUANTIZE=dynamic_int8
-#   make test      all tests        make lint   style, types and imports      make docs   the filters' pages
+#   make test      all tests        make lint   style, types and imports
+#   make docs      the documentation in build/site      make docs-test   runs the examples of README and docs
 #   make test-fast the quick tests of every package: a tenth of the time
 #   make wheel     the wheel and its extras in empty environments of each Python   PYTHONS=3.11,3.12,3.13
 #   make demo      train the demo model again: half an hour (see tinyllama/demo/README.md)
@@ -35,7 +36,7 @@ BIN := $(VENV)/bin
 # On a terminal pip names each package and shows its progress; in a pipe only errors.
 PIP := $(BIN)/pip install --disable-pip-version-check $$(test -t 2 || echo --quiet)
 
-.PHONY: setup package run test test-fast lint docs demo wheel clean
+.PHONY: setup package run test test-fast lint docs docs-test demo wheel clean
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
@@ -69,8 +70,18 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: setup
-	$(BIN)/python -m o2o.docs
+# Strict: a broken link or reference fails. Zensical is installed here only; nothing else needs it.
+docs: $(BIN)/.docs-ready
+	$(BIN)/python -m docs.tools.generate
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python -m docs.tools.check_site build/site
+
+$(BIN)/.docs-ready: $(BIN)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+docs-test: setup
+	$(BIN)/python -m docs.tools.run_examples
 
 wheel: setup
 	$(BIN)/python -m tests.wheel --pythons $(PYTHONS) --torch "$(TORCH)"

@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import argparse
 import inspect
+import json
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from o2o.cli.arguments import Parser
 from o2o.filters.base import Filter
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "filters"
+DEMO_MODEL = DIRECTORY.parent / "tools" / "demo_model.json"
+"""What each filter prints for the demo model, written by docs/tools/demo_model.py."""
 WIDTH = 96  # of the usage text, whatever the terminal's
 
 INDEX = """\
@@ -61,7 +64,20 @@ def page(filter_: type[Filter]) -> str:
     first, rest = _paragraphs(filter_)
     return (
         f"# {filter_.name}\n\n{first}\n\n{rest}\n\n## Example\n\n```sh\n{filter_.usage_example}\n```\n\n"
-        f"## Arguments\n\n```\n{_arguments(filter_)}```\n"
+        f"{_on_the_demo_model(filter_.name)}## Arguments\n\n```text\n{_arguments(filter_)}```\n"
+    )
+
+
+def _on_the_demo_model(name: str) -> str:
+    """The section about what a filter prints for the demo model; empty where that was not measured."""
+    if not DEMO_MODEL.is_file() or (result := json.loads(DEMO_MODEL.read_text()).get(name)) is None:
+        return ""
+    messages = "".join(f"{name}: {message}\n" for message in result["messages"])
+    return (
+        "## On the demo model\n\nOn the graphs of `make run`:\n\n"
+        f"```sh\n{result['command']} > out\n```\n\n"
+        + (f"```text\n{messages}```\n\n" if messages else "")
+        + (f"{result['note']}\n\n" if result["note"] else "")
     )
 
 

@@ -7,6 +7,7 @@ FILES = [
     "tests/bench/peers/test_rounds.py",
     "tests/bench/test_make_checkpoint.py",
     "tests/bench/test_tokenizers.py",
+    "tests/docs/test_demo_model.py",
     "tests/export/test_build_graph.py",
     "tests/export/test_circle.py",
     "tests/export/test_config.py",

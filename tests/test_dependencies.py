@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = {"bench", "export", "o2o", "runtime_py", "tests", "tinyllama"}
+OURS = {"bench", "docs", "export", "o2o", "runtime_py", "tests", "tinyllama"}
 
 # Packages that their importers do not require: programs measured in environments of their own
 # (bench/peers/environments.py), and sympy, which onnx_ir requires.
@@ -80,6 +80,7 @@ def undeclared(folder: str, extras: set[str]) -> list[str]:
         ("export", {"export"}),
         ("tinyllama", {"export"}),
         ("bench", {"dev"}),
+        ("docs", {"dev", "docs"}),
         ("tests", {"dev"}),
     ],
 )

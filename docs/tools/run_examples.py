@@ -1,0 +1,131 @@
+"""Run every example of README and docs, in a clean copy of the repository: `make docs-test`.
+
+    python -m docs.tools.run_examples [PAGE ...]
+
+The pages run one after the other in one folder, `getting-started.md` first: it makes the packages that others
+use. Blocks that cannot be run have a comment with the reason (`docs.tools.examples`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from docs.tools.examples import PAGES, ROOT, Block, blocks
+
+TIMEOUT = 900  # seconds
+NOT_RUN = {
+    r"make (setup|test|test-fast|lint|demo|docs|docs-test|wheel|clean)\b": "it takes long",
+    r"o2o chat\b|.* --chat\b": "the demo model has no chat template",
+    r"source |cd |git |pip ": "the environment is active",
+}
+"""Commands that are not run, and why."""
+PLACEHOLDERS = {
+    "MODEL": "tinyllama/demo/checkpoint",
+    "DIR": "tinyllama/demo/checkpoint",
+    "path/or/hub-id": "tinyllama/demo/checkpoint",
+    "BEFORE": "my-tflite",
+    "AFTER": "my-int8",
+    "BEFORE.tflite": "my-tflite/model.tflite",
+    "AFTER.tflite": "my-int8/model.tflite",
+}
+
+
+def script_of(block: Block) -> str:
+    """Return the shell script of a `sh` block: its commands, with placeholders filled in.
+
+    Args:
+        block: The block.
+
+    Returns:
+        The script; empty if none of its commands is run.
+    """
+    lines = []
+    for line in block.commands:
+        if not any(re.match(pattern, line) for pattern in NOT_RUN):
+            names = "|".join(re.escape(name) for name in sorted(PLACEHOLDERS, key=len, reverse=True))
+            lines.append(re.sub(rf"(?<![\w./-])({names})(?![\w./-])", lambda m: PLACEHOLDERS[m[1]], line))
+    return "\n".join(lines)
+
+
+def run(block: Block, folder: Path) -> str:
+    """Run a block.
+
+    Args:
+        block: A `sh` or `python` block.
+        folder: Where.
+
+    Returns:
+        What is wrong; empty if it succeeded.
+    """
+    if block.language == "sh":
+        command = ["bash", "-euo", "pipefail", "-c", script_of(block)]
+    else:
+        command = [sys.executable, "-c", block.text]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "VENV": sys.prefix, "O2O_CACHE": str(folder / ".cache")}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        return f"took more than {TIMEOUT} s"
+    return "" if done.returncode == 0 else f"exit code {done.returncode}: {done.stderr.strip()[-1000:]}"
+
+
+def copy_repository(folder: Path) -> None:
+    """Copy the files of the repository that git knows, as a new clone would have them.
+
+    Args:
+        folder: Where to.
+    """
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, done.stdout.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+
+
+def main() -> int:
+    """Run the examples, and print a line for each.
+
+    Returns:
+        The exit code: 1 if one failed.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pages", nargs="*", default=PAGES, help="(all)")
+    pages = parser.parse_args().pages
+    failed = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_repository(folder)
+        for block in (block for page in pages for block in blocks(page)):
+            if block.language not in ("sh", "python"):
+                continue
+            if block.reason or (block.language == "sh" and not script_of(block)):
+                print(f"{block.place}: not run: {block.reason or 'see NOT_RUN'}", flush=True)
+                continue
+            started = time.monotonic()
+            problem = run(block, folder)
+            failed += bool(problem)
+            print(f"{block.place}: {problem or f'{time.monotonic() - started:.1f} s'}", flush=True)
+    print(f"{failed} failed" if failed else "all examples ran", flush=True)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
