@@ -77,7 +77,7 @@ docs: $(BIN)/.docs-ready
 	$(BIN)/python -m docs.tools.check_site build/site
 
 $(BIN)/.docs-ready: $(BIN)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 docs-test: setup

@@ -57,7 +57,7 @@ class Drawing:
             kind: Its color.
             lines: The text. A line in backticks is code, one after `#` is a title, one after `-` is small.
         """
-        self._parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{w}" height="{h}" rx="8"/>')
+        self._parts.append(f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="8"/>')
         top = y + h / 2 - (len(lines) - 1) * LINE / 2 + 5
         for number, line in enumerate(lines):
             self.text(x + w / 2, top + number * LINE, line)
@@ -73,7 +73,7 @@ class Drawing:
         """
         kind = {"`": "code", "#": "title", "-": "small"}.get(line[:1], "")
         content = escape(line.strip("`") if kind == "code" else line.lstrip("#- ") if kind else line)
-        self._parts.append(f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{content}</text>')
+        self._parts.append(f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{content}</text>')
 
     def arrow(self, *points: tuple[float, float], kind: str = "") -> None:
         """Add an arrow along points.
