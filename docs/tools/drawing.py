@@ -73,7 +73,8 @@ class Drawing:
         """
         kind = {"`": "code", "#": "title", "-": "small"}.get(line[:1], "")
         content = escape(line.strip("`") if kind == "code" else line.lstrip("#- ") if kind else line)
-        self._parts.append(f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{content}</text>')
+        place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
+        self._parts.append(f'<text class="{kind}" {place}>{content}</text>')
 
     def arrow(self, *points: tuple[float, float], kind: str = "") -> None:
         """Add an arrow along points.
