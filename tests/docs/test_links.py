@@ -55,9 +55,7 @@ def test_pages_link_only_to_pages() -> None:
 
 def test_a_broken_link_is_a_problem(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(
-        "# A title: of words\n[a](page.md#a-title-of-words) [b](other.md) [c](#no) `[d](no.md)`"
-    )
+    page.write_text("# A title: of words\n[a](page.md#a-title-of-words) [b](other.md) [c](#no) `[d](no.md)`")
     assert links(page.read_text()) == ["page.md#a-title-of-words", "other.md", "#no"]
     assert [problem(page, link) for link in links(page.read_text())] == [
         "",
