@@ -37,6 +37,7 @@ def circle_commands(
     cache: CacheForm,
     dtype: WeightsType,
     recipe: str = NONE.name,
+    attn_implementation: str = "eager",
 ) -> list[str]:
     """List the commands that write model.circle into the working folder.
 
@@ -50,6 +51,7 @@ def circle_commands(
         cache: The form of decode's KV cache.
         dtype: The dtype of stored matrices.
         recipe: A recipe of `o2o.quantization.recipes`.
+        attn_implementation: See `export.options.parse_attention`.
 
     Returns:
         The commands, in order.
@@ -63,7 +65,8 @@ def circle_commands(
     *prefills, _ = graphs = graph_specs(max_length, prefill_lengths, cache)
     with_caches = [spec for spec in prefills if spec.capacity is not None]
     lengths = ",".join(str(spec.tokens) for spec in with_caches)
-    steps = [export_command(checkpoint, max_length, lengths, cache, "--dtype", dtype)]
+    attention = ("--attn-implementation", attn_implementation) if attn_implementation != "eager" else ()
+    steps = [export_command(checkpoint, max_length, lengths, cache, "--dtype", dtype, *attention)]
     if cache == "concat":
         steps += [FUSE_PREFILL.format(raw=spec.file, fused=_fused_file(spec)) for spec in with_caches]
         exported, resized = (

@@ -17,7 +17,7 @@ from export.circle_commands import LOWER_TO_ONNX, circle_commands, is_fusing
 from export.config import CheckpointConfig
 from export.families import family_of
 from export.graph_specs import GraphSpec, graph_specs
-from export.options import ITEM_SIZE, CacheForm, WeightsType
+from export.options import GROUPED, ITEM_SIZE, CacheForm, WeightsType
 from export.package_files import copy_package_files
 from export.processes import signals_interrupt
 from export.resources import Needs, check_disk, estimate_needs, processes_that_fit, quantized_bytes
@@ -135,13 +135,25 @@ class PackageBuilder:
                 self.checkpoint, self.max_length, lengths, recipe, prefill_logits=True
             ).commands()
             graphs = graph_specs(self.max_length, lengths, "static")
+        elif format == "onnx":
+            # lower.onnx.py takes attention as one operator: fused, or exported as such with static caches.
+            family = family_of(config)
+            form = cache or ("concat" if family.fuses else "static")
+            attention = "eager" if form == "concat" else GROUPED
+            if reason := family.eager_only_reason:
+                raise UsageError(
+                    f"--format onnx: this {config.model_type} model {reason}, which lower.onnx.py does not "
+                    "compute: use --format circle or tflite"
+                )
+            graphs = graph_specs(self.max_length, (), form)
+            steps = circle_commands(self.checkpoint, self.max_length, (), form, dtype, recipe, attention)
+            steps.append(LOWER_TO_ONNX.format(form=onnx_form))
         else:
             form = cache or self._cache_for_family()
-            lengths = () if format == "onnx" else self.prefill_lengths
-            steps = circle_commands(self.checkpoint, self.max_length, lengths, form, dtype, recipe)
-            graphs = graph_specs(self.max_length, lengths, form)
-        if format == "onnx":
-            steps.append(LOWER_TO_ONNX.format(form=onnx_form))
+            graphs = graph_specs(self.max_length, self.prefill_lengths, form)
+            steps = circle_commands(
+                self.checkpoint, self.max_length, self.prefill_lengths, form, dtype, recipe
+            )
         estimate = needs(len(graphs), dtype, embed=False)
         parameters = needs(1, dtype, embed=True).parameters
         size = parameters * ITEM_SIZE[dtype] if recipe == NONE.name else quantized_bytes(parameters, recipe)

@@ -110,6 +110,32 @@ def test_models_that_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureF
     assert "`hf download no/such-model` fetches it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("fields", "code", "text"),
+    [
+        ({"model_type": "gpt2"}, 0, "--cache static --dtype float32 --attn-implementation grouped"),
+        ({}, 0, "fuse.attention.py"),
+        ({"attn_logit_softcapping": 50.0}, 2, "caps its attention scores, which lower.onnx.py does not"),
+    ],
+)
+def test_attention_for_onnx(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fields: dict[str, object],
+    code: int,
+    text: str,
+) -> None:
+    """One operator: fused where the family allows it, else exported as one."""
+    config = json.loads((checkpoint / "config.json").read_text()) | fields
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(checkpoint / "model.safetensors")
+    flags = ["--format", "onnx", "--max-length", 16, "--dry-run"]
+    assert run(tmp_path, "-o", tmp_path / "p", *flags) == code
+    captured = capsys.readouterr()
+    assert text in " ".join((captured.out + captured.err).replace("\\", " ").split())
+
+
 def test_the_output_is_a_file(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p").write_text("mine")
     assert run(checkpoint, "-o", tmp_path / "p", "--dry-run") == 2
