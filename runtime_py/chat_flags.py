@@ -1,4 +1,4 @@
-"""Command-line flags of a chat: the system message, and what its template sees."""
+"""Command-line flags of a chat: the system message, and the variables of its template."""
 
 from __future__ import annotations
 

@@ -52,22 +52,6 @@ class Message(TypedDict, total=False):
     tool_call_id: str
 
 
-class TemplateArguments(TypedDict, total=False):
-    """What a chat template sees beside the messages.
-
-    Attributes:
-        tools: JSON schemas of the tools that the model may call.
-        documents: Documents with a `title` and a `text`.
-        template: The name of the template, if the checkpoint has several.
-        template_args: Other variables of the template, such as `enable_thinking`.
-    """
-
-    tools: Sequence[Mapping[str, Any]] | None
-    documents: Sequence[Mapping[str, Any]] | None
-    template: str | None
-    template_args: Mapping[str, Any]
-
-
 class ChatTemplate:
     """The chat templates of a checkpoint, with the variables of one conversation."""
 
@@ -86,10 +70,11 @@ class ChatTemplate:
         Args:
             directory: The folder of the checkpoint's tokenizer.
             special_tokens: Text by role, such as `bos_token`.
-            tools: See `TemplateArguments`.
-            documents: See `TemplateArguments`.
-            template: See `TemplateArguments`.
-            template_args: See `TemplateArguments`. They override special tokens.
+            tools: JSON schemas of the tools that the model may call.
+            documents: Documents with a `title` and a `text`.
+            template: The name of the template, if the checkpoint has several.
+            template_args: Other variables of the template, such as `enable_thinking`. They override special
+                tokens.
 
         Raises:
             ModelError: There is no template, or it is not Jinja.

@@ -1,4 +1,4 @@
-"""The JSON files of a tokenizer beside its vocabulary, and the types of the values in them."""
+"""The JSON files of a tokenizer except its vocabulary, and the types of their values."""
 
 from __future__ import annotations
 

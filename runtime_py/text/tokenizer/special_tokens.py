@@ -1,4 +1,4 @@
-"""Special and added tokens: what the JSON files of a tokenizer declare, by the rules of transformers 5.
+"""Special and added tokens of the JSON files of a tokenizer, by the rules of transformers 5.
 
 `added_tokens_decoder` of `tokenizer_config.json` decides alone, where it exists. Otherwise the added tokens
 are those of `added_tokens.json` and `tokenizer.json`, and `special_tokens_map.json` overrides
@@ -174,7 +174,7 @@ def _with_flags(value: Mapping[str, Any], **flags: bool) -> AddedToken:
 
 
 def _with_special_flag(token: Token, roles: set[str]) -> AddedToken:
-    """Return a token as it is added. A token with a role is special, and so is a text without flags."""
+    """Set the flag `special`: a token with a role is special, and so is a text without flags."""
     if isinstance(token, str):
         return AddedToken(token, special=True)
     if token.content in roles:
