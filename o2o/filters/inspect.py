@@ -10,6 +10,7 @@ from pathlib import Path
 
 from o2o import streams
 from o2o.describe import render, summarize
+from o2o.errors import UsageError
 from o2o.filters.base import Filter
 
 
@@ -36,9 +37,13 @@ class Inspect(Filter):
         parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
     def input_files(self, args: argparse.Namespace) -> list[str]:
-        folder = Path(args.file or "-")
-        models = [folder / f"model.{format_}" for format_ in self.input_formats]
-        return [next((str(model) for model in models if model.is_file()), args.file or "-")]
+        file = args.file or "-"
+        if not Path(file).is_dir():
+            return [file]
+        models = [Path(file) / f"model.{format_}" for format_ in self.input_formats]
+        if existing := [str(model) for model in models if model.is_file()]:
+            return existing[:1]
+        raise UsageError(f"{file}: this folder has no model.circle and no model.tflite to inspect")
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
         (source,) = sources = self.open(args)

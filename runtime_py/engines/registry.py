@@ -91,7 +91,7 @@ _SPECS = (
     EngineSpec(
         "onert",
         "onert",
-        "pip install onert==0.1.0",
+        "pip install onert==0.1.0 (Linux, Python before 3.13)",
         (".circle",),
         math.inf,
         frozenset({"threads", "debug"}),

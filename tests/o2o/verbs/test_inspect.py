@@ -22,3 +22,10 @@ def test_a_package_stands_for_its_model(tmp_path: Path, capsys: pytest.CaptureFi
     outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] == outputs[2]
     assert "model.circle: Circle" in outputs[0]
+
+
+def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.onnx").touch()
+    assert main(["inspect", str(tmp_path)], "o2o") == 2
+    message = f"o2o inspect: {tmp_path}: this folder has no model.circle and no model.tflite to inspect\n"
+    assert capsys.readouterr().err == message
