@@ -130,10 +130,7 @@ class PackageBuilder:
             lengths = self.prefill_lengths
             if lengths is None:
                 lengths = [spec.tokens for spec in graph_specs(self.max_length, None, "static")[:-1]]
-            # Texts are scored by prefills with logits; the runtime removes these where it generates faster.
-            steps = Conversion(
-                self.checkpoint, self.max_length, lengths, recipe, prefill_logits=True
-            ).commands()
+            steps = Conversion(self.checkpoint, self.max_length, lengths, recipe).commands()
             graphs = graph_specs(self.max_length, lengths, "static")
         elif format == "onnx":
             # lower.onnx.py takes attention as one operator: fused, or exported as such with static caches.

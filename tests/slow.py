@@ -33,6 +33,7 @@ FILES = [
     "tests/o2o/lower/onnx/test_mutations.py",
     "tests/o2o/lower/onnx/test_quantized.py",
     "tests/o2o/quantization/test_tensors.py",
+    "tests/o2o/rewriting/test_prefill_logits.py",
     "tests/o2o/rewriting/test_cache_buckets.py",
     "tests/o2o/rewriting/test_grouped_query.py",
     "tests/o2o/weights/test_checkpoint.py",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,9 @@ with silenced_stderr():
     from ai_edge_litert.compiled_model import CompiledModel
     from ai_edge_litert.tensor_buffer import TensorBuffer
 
+MAX_DIFFERENCE = 0.02
+"""Largest difference of a prefill's logits from decode's, in standard deviations of the logits."""
+
 
 def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
     """Load a model on LiteRT.
@@ -56,7 +60,7 @@ def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
         except ModelError as error:
             raise ModelError(f"{model.path}: {error}") from error
         _log_missing_buckets(contract, options)
-        return LiteRtEngine(
+        engine = LiteRtEngine(
             prepared.open(),
             contract,
             weight_dtype=prepared.lowered.weight_dtype,
@@ -64,6 +68,23 @@ def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
             threads=options.threads or 1,
             debug=options.debug,
         )
+    if options.all_logits and not _prefills_agree_with_decode(engine):
+        engine.close()
+        options.log("the logits of its prefills differ from those of decode, which is used instead")
+        return load(model, replace(options, all_logits=False))
+    return engine
+
+
+def _prefills_agree_with_decode(engine: LiteRtEngine) -> bool:
+    """Compare the logits of a few tokens. Prefills may have been given logits (`restore_prefill_logits`)."""
+    if not engine.gives_all_logits:
+        return True
+    count = min(5, engine.capacity)
+    ids = [(index * 7 + 1) % engine.vocab_size for index in range(count)]
+    with contextlib.closing(engine.open_session()) as session:
+        logits = np.concatenate([*session.logits(ids)])
+        expected = np.array([session.decode(token, position) for position, token in enumerate(ids)])
+    return bool(np.abs(logits - expected).max() <= MAX_DIFFERENCE * expected.std())
 
 
 class LiteRtEngine:

@@ -134,6 +134,7 @@ def lower_file(
     from o2o.formats import plan
     from o2o.lower.litert import lower_to_litert
     from o2o.lower.litert.tuning import remove_prefill_logits, tune
+    from o2o.rewriting.prefill_logits import restore_prefill_logits
 
     graphs, source = model.read()
     contract = None
@@ -141,8 +142,9 @@ def lower_file(
         contract = contract_of(graphs)
     else:
         lower_to_litert(graphs)
+    restored = all_logits and restore_prefill_logits(graphs)
     tuned = tune(graphs, buckets)
-    tuned |= not all_logits and remove_prefill_logits(graphs)
+    tuned |= restored or (not all_logits and remove_prefill_logits(graphs))
     if contract is not None and not tuned:
         return LoweredFile(None, (), contract, model.weight_dtype, _growth(graphs))
     header, offsets = _split(plan(graphs, limit=0), source)
