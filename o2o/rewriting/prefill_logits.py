@@ -244,10 +244,10 @@ def _hidden_states(signature: Signature) -> tuple[list[ir.Value], Pairs]:
     last = max((layer for _, layer in rows), default=0)
     if last < 1 or any((kind, layer) not in rows for kind in ("key", "value") for layer in (last, last - 1)):
         fail("there are no two layers with keys and values")
-    pairs, ends = align([(rows[kind, last], rows[kind, last - 1]) for kind in ("key", "value")])
-    if len(ends) != 1:
+    pairs, unaligned = align([(rows[kind, last], rows[kind, last - 1]) for kind in ("key", "value")])
+    if len(unaligned) != 1:
         fail("the last two layers differ")
-    ((second, first),) = ends
+    ((second, first),) = unaligned
     following = {earlier: later for later, earlier in pairs.items()}
     states = [first, second]
     while (state := following.get(states[-1])) is not None:
@@ -268,8 +268,8 @@ def _next_state(graph: ir.Graph, before: ir.Value, last: ir.Value) -> tuple[ir.V
     for node in graph:
         for value in node.outputs:
             if value in inside and value is not last and node.op_type == producer.op_type:
-                pairs, ends = align([(value, last)], stop=(last, before))
-                if not ends and pairs.get(last) is before:
+                pairs, unaligned = align([(value, last)], stop=(last, before))
+                if not unaligned and pairs.get(last) is before:
                     return value, pairs
     fail("decode has no layer after its last cache")
 
@@ -287,25 +287,25 @@ def align(
         The aligned pairs, and pairs that are computed in different ways.
     """
     pairs: dict[ir.Value, ir.Value] = {}
-    ends: dict[tuple[ir.Value, ir.Value], None] = {}
+    unaligned: dict[tuple[ir.Value, ir.Value], None] = {}
     pending = [*start]
     while pending:
         value, other = pending.pop()
         if value in pairs:
             if pairs[value] is not other:
-                ends[value, other] = None
+                unaligned[value, other] = None
             continue
         one, two = value.producer(), other.producer()
         if value is other or (value, other) == stop or _same_place(value, other):
             pairs[value] = other
         elif one is None or two is None or not _same_operator(one, two, value, other):
-            ends[value, other] = None
+            unaligned[value, other] = None
         else:
             pairs |= dict(zip(one.outputs, two.outputs, strict=True))
             pending += [
                 (a, b) for a, b in zip(one.inputs, two.inputs, strict=True) if a is not None and b is not None
             ]
-    return pairs, [*ends]
+    return pairs, [*unaligned]
 
 
 def _same_place(value: ir.Value, other: ir.Value) -> bool:
