@@ -4,6 +4,9 @@ A block is fenced (```sh, ```python, ```json, ...) or, for commands, indented by
 a block keeps `docs.tools.run_examples` from running it:
 
     <!-- not run: needs the hub -->
+
+A block with `title="FILE"` is the content of a new file. In ```diff it changes a file: the lines that begin
+with a space or `-` are in the file, and those that begin with a space or `+` replace them.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class Block:
         language: What follows the fence; `sh` for indented commands.
         text: Its lines.
         reason: Why it cannot be run; empty if it can.
+        title: The file that it writes or changes; empty for most blocks.
     """
 
     page: str
@@ -43,6 +47,14 @@ class Block:
     language: str
     text: str
     reason: str = ""
+    title: str = ""
+
+    @property
+    def change(self) -> tuple[str, str]:
+        """The lines of a diff before and after, each with its newline."""
+        lines = [(line[:1], f"{line[1:]}\n") for line in self.text.splitlines()]
+        before, after = ("".join(text for sign, text in lines if sign in keep) for keep in ("- ", "+ "))
+        return before, after
 
     @property
     def place(self) -> str:
@@ -73,7 +85,9 @@ def blocks(page: str) -> Iterator[Block]:
             reason = match[1]
         elif line.startswith("```"):
             end = lines.index("```", number + 1)
-            yield Block(page, number + 1, line[3:].strip(), "\n".join(lines[number + 1 : end]), reason)
+            language, _, rest = line[3:].strip().partition(" ")
+            title = rest.removeprefix('title="').removesuffix('"')
+            yield Block(page, number + 1, language, "\n".join(lines[number + 1 : end]), reason, title)
             reason, number = "", end
         elif line.startswith("    ") and not lines[number - 1].strip():
             end = number

@@ -65,12 +65,20 @@ def run(block: Block, folder: Path) -> str:
     Returns:
         What is wrong; empty if it succeeded.
     """
+    if block.title:
+        return apply(block, folder)
     if block.language == "sh":
         command = ["bash", "-euo", "pipefail", "-c", script_of(block)]
     else:
         command = [sys.executable, "-c", block.text]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "VENV": sys.prefix, "O2O_CACHE": str(folder / ".cache")}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(folder),
+        "VENV": sys.prefix,
+        "O2O_CACHE": str(folder / ".cache"),
+    }
     try:
         done = subprocess.run(
             command,
@@ -83,7 +91,31 @@ def run(block: Block, folder: Path) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"took more than {TIMEOUT} s"
-    return "" if done.returncode == 0 else f"exit code {done.returncode}: {done.stderr.strip()[-1000:]}"
+    output = f"{done.stdout[-2000:]}{done.stderr[-2000:]}".strip()
+    return "" if done.returncode == 0 else f"exit code {done.returncode}:\n{output}"
+
+
+def apply(block: Block, folder: Path) -> str:
+    """Write or change a file as a block says.
+
+    Args:
+        block: A block with a title.
+        folder: The copy of the repository.
+
+    Returns:
+        What is wrong; empty if it succeeded.
+    """
+    file = folder / block.title
+    if block.language != "diff":
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{block.text}\n")
+        return ""
+    before, after = block.change
+    text = file.read_text()
+    if text.count(before) != 1:
+        return f"{block.title} has these lines {text.count(before)} times"
+    file.write_text(text.replace(before, after))
+    return ""
 
 
 def copy_repository(folder: Path) -> None:
@@ -114,7 +146,7 @@ def main() -> int:
         folder = Path(name)
         copy_repository(folder)
         for block in (block for page in pages for block in blocks(page)):
-            if block.language not in ("sh", "python"):
+            if block.language not in ("sh", "python", "diff"):
                 continue
             if block.reason or (block.language == "sh" and not script_of(block)):
                 print(f"{block.place}: not run: {block.reason or 'see NOT_RUN'}", flush=True)
