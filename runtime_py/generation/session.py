@@ -80,8 +80,9 @@ class Session:
             yield
         finally:
             self._generating.release()
-            if self._caches is not None and self._caches.owner() is self:
-                self._caches.release()
+            self._pool.engine.steps.end_slice()
+            if self._caches is not None:
+                self._caches.release(self)
 
     def read(self, tokens: Sequence[int]) -> np.ndarray:
         """Read a prompt.
@@ -130,8 +131,8 @@ class Session:
         if self._pool.refusal is None:
             with self._stepping:
                 self._closed = True
-                if self._caches is not None and self._caches.owner() is self:
-                    self._caches.give_back()
+                if self._caches is not None:
+                    self._caches.give_back(self)
         self._closed, self._caches = True, None
 
     def __enter__(self) -> Session:
@@ -147,7 +148,7 @@ class Session:
         finally:
             self.runs = caches.runs
             if not self._generating.locked():
-                caches.release()
+                caches.release(self)
         self._tokens = tokens
         return logits
 

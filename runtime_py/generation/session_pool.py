@@ -60,7 +60,8 @@ class SessionPool:
         self.refusal: str | None = None
         """Why the pool cannot be used any more; None while it can."""
         self._uses = count()
-        self._choosing = threading.Lock()
+        # Reentrant: a generator that is collected inside such a block gives its caches back.
+        self.choosing = threading.RLock()
         forks.watch(self)
 
     def claim(self, owner: object, tokens: Sequence[int]) -> Caches:
@@ -77,15 +78,14 @@ class SessionPool:
             TooManySessions: All caches belong to texts that are being generated.
             EngineClosed: The pool was closed, or this process was forked since it was created.
         """
-        self.check_open()  # in a forked child `_choosing` may be locked forever
-        with self._choosing:
+        with self.choosing:
             self.check_open()
             caches = self._choose(owner, tokens)
             caches.owner, caches.last_use, caches.generating = ref(owner), next(self._uses), True
         try:
             caches.allocate()
         except BaseException:
-            caches.give_back()
+            caches.give_back(owner)
             raise
         return caches
 
@@ -103,12 +103,13 @@ class SessionPool:
             return
         self.refusal = CLOSED
         self.engine.close()
-        with self._choosing:
+        with self.choosing:
             for caches in self.caches:
                 caches.free()
 
     def after_fork_in_child(self) -> None:
         """Refuse the sessions of the parent process."""
+        self.choosing = threading.RLock()  # another thread of the parent may hold it
         self.refusal = self.refusal or FORKED
 
     def _choose(self, owner: object, tokens: Sequence[int]) -> Caches:
@@ -175,7 +176,7 @@ class Caches:
                     self._session.copy_rows(source, len(self.tokens), shared)
                     self.tokens = tokens[:shared]
                     chunks = self._plan(tokens)
-                else:
+                elif len(chunks) > 1:
                     self._session.run(tokens, chunks[0])
                     self.tokens = tokens[: chunks[0].stop]
                     self.runs.append(chunks.popleft())
@@ -198,14 +199,25 @@ class Caches:
         self.tokens.append(token)
         return logits
 
-    def release(self) -> None:
-        """End the use of the caches. Another session may take them when none are free."""
-        self.generating = False
+    def release(self, owner: object) -> None:
+        """End the use of the caches. Another session may take them when none are free.
 
-    def give_back(self) -> None:
-        """End the use of the caches by a session that is closed. Another session takes these first."""
-        self.owner = _no_owner
-        self.generating = False
+        Args:
+            owner: The session that used them. Nothing is changed if they were taken away from it.
+        """
+        with self._pool.choosing:
+            if self.owner() is owner:
+                self.generating = False
+
+    def give_back(self, owner: object) -> None:
+        """End the use of the caches by a session that is closed. Another session takes these first.
+
+        Args:
+            owner: See `release`.
+        """
+        with self._pool.choosing:
+            if self.owner() is owner:
+                self.owner, self.generating = _no_owner, False
 
     def free(self) -> None:
         """Free the KV caches, after the engine was closed."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from runtime_py.engines import step_lock
 from runtime_py.engines.step_lock import CLOSED, FORKED, EngineClosed, StepLock
 from tests.runtime_py.forking import in_child
 
@@ -44,16 +46,39 @@ class Queue:
         return self.order
 
 
-def test_turns_come_in_order_of_arrival() -> None:
+def test_waiting_turns_come_in_order_of_arrival() -> None:
     lock = StepLock(object())
     queue = Queue(lock)
     names = [str(number) for number in range(20)]
     with lock.turn():
         for name in names:
             queue.join(name)
-    with lock.turn():  # behind those that wait, although this thread has just had a turn
+    lock.end_slice()
+    with lock.turn():
         assert queue.order == names
     assert queue.finish() == names
+
+
+def test_a_thread_goes_first_in_its_slice_only() -> None:
+    lock = StepLock(object())
+    queue = Queue(lock)
+    with lock.turn():
+        queue.join("other")
+    turns = 0
+    while not queue.order:
+        with lock.turn():
+            turns += 1
+    assert turns > 1, "the first of them is within the slice"
+    assert queue.finish() == ["other"]
+
+
+def test_an_engine_that_its_thread_leaves_unused_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_lock, "SLICE", 1e6)
+    lock = StepLock(object())
+    with lock.turn():
+        pass
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lambda: lock.turn().__enter__()).result(10)
 
 
 def test_an_exception_ends_a_turn() -> None:

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from o2o.errors import UsageError
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
 from runtime_py.engines.step_lock import CLOSED, SESSION_CLOSED, EngineClosed, StepLock
+from runtime_py.generation import session_pool
 from runtime_py.generation.session import BUSY, Session
 from runtime_py.generation.session_pool import MIN_COPY, SessionPool, TooManySessions, num_shared
 
@@ -165,6 +166,37 @@ def test_more_texts_than_the_bound() -> None:
     sessions[2].append(4)
     with pytest.raises(UsageError, match="max_sessions is 0"):
         SessionPool(RowsEngine(), 0)
+
+
+def test_a_session_that_lost_its_caches_does_not_give_them_back() -> None:
+    _, pool = opened(1)
+    one, two = Session(pool), Session(pool)
+    one.read([1])
+    with two.generation():
+        two.read([2])
+        one.close()
+        with pytest.raises(TooManySessions):
+            Session(pool).read([3])
+    assert two.append(4).tolist() == [2, 4]
+
+
+def test_a_prefix_that_is_gone_before_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other session reads another text while this one waits for its turn."""
+    monkeypatch.setattr(session_pool, "MIN_COPY", 2)
+    engine, pool = opened()
+    source, target = Session(pool), Session(pool)
+    source.read([1, 2, 3, 4])
+    target.read([5])
+    turn = engine.steps.turn
+
+    def turn_after_another() -> object:
+        monkeypatch.setattr(engine.steps, "turn", turn)
+        source.read([9])
+        return turn()
+
+    monkeypatch.setattr(engine.steps, "turn", turn_after_another)
+    assert target.read([1, 2, 3, 6]).tolist() == [1, 2, 3, 6]
+    assert engine.copied == 0
 
 
 def test_one_session_for_two_texts_at_once_is_refused() -> None:
