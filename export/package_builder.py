@@ -38,7 +38,7 @@ PackageFormat = Literal["circle", "tflite", "onnx"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build does and needs.
+    """The steps of a build, and the resources that it needs.
 
     Attributes:
         steps: The shell commands.
@@ -189,7 +189,7 @@ class PackageBuilder:
         self._build(plan.steps, plan.model, plan.disk)
 
     def check(self, plan: Plan) -> None:
-        """Refuse what the machine or the package's place does not allow.
+        """Check that the machine and the output folder allow a build.
 
         Args:
             plan: The plan.

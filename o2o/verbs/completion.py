@@ -65,7 +65,6 @@ def tree() -> argparse.ArgumentParser:
     Returns:
         The parser of `o2o`, with a subparser for each verb and each filter.
     """
-    from o2o.cli.program import called_as
     from o2o.verbs import verbs
 
     root = argparse.ArgumentParser(prog="o2o", description="graph rewriting for on-device language models")
@@ -73,17 +72,14 @@ def tree() -> argparse.ArgumentParser:
     children = root.add_subparsers(metavar="VERB")
 
     def add(name: str, parser: argparse.ArgumentParser, summary: str) -> None:
-        parser.prog = f"o2o {name}"
-        children._name_parser_map[name] = _with_files(parser)  # `add_parser` makes an empty one
-        children._choices_actions.append(children._ChoicesPseudoAction(name, (), summary))
+        children.add_parser(name, parents=[_with_files(parser)], add_help=False, help=summary)
 
-    with called_as("o2o"):
-        for verb in verbs():
-            add(verb.name, verb.parser(), verb.summary)
-        for module in filters.names():
-            filter_ = filters.load(module)
-            summary = (filter_.__doc__ or "").strip().partition("\n")[0]
-            add(filter_.name.removesuffix(".py"), filter_().parser(), summary)
+    for verb in verbs():
+        add(verb.name, verb.parser(), verb.summary)
+    for module in filters.names():
+        filter_ = filters.load(module)
+        summary = (filter_.__doc__ or "").strip().partition("\n")[0]
+        add(filter_.name.removesuffix(".py"), filter_().parser(), summary)
     return root
 
 
