@@ -21,6 +21,7 @@ from o2o.check.feeds import Case, cases, random_feeds
 from o2o.check.interface import (
     Expected,
     ExpectedSignature,
+    paired,
     refuse_changed_interface,
     signature_of,
     unchanged,
@@ -46,12 +47,7 @@ OUTLIER = 4.0
 
 
 def check(
-    before: Sequence[Model],
-    after: Model,
-    expected: Expected | None = None,
-    tolerance: float = TOLERANCE,
-    names: tuple[str, str] = ("the original", "the result"),
-    any_interface: bool = False,
+    before: Sequence[Model], after: Model, expected: Expected | None = None, tolerance: float = TOLERANCE
 ) -> str:
     """Run the signatures of `after` and those that they derive from, and compare the outputs.
 
@@ -60,8 +56,6 @@ def check(
         after: Its result.
         expected: The interface that the result must have; None for that of `before`.
         tolerance: The largest difference, as a share of a tensor's largest number.
-        names: What the originals and the result are called in messages.
-        any_interface: Do not compare shapes, dtypes and roles, nor the constants.
 
     Returns:
         A sentence for the user: how many outputs were compared, and the largest difference.
@@ -76,18 +70,47 @@ def check(
         new = copied(after, os.path.join(folder, "after"))
         expected = unchanged(olds) if expected is None else expected
         share_derived_roles(expected, olds, new)
-        if not any_interface:
-            refuse_changed_interface(expected, [signatures_io(model) for model in olds], signatures_io(new))
-            for signature in expected:
-                graph = next(s.graph for s in new.signatures if s.name == signature.name)
-                refuse_changed_constants(signature.name, signature_of(olds, signature).graph, graph)
-        originals = [runner_of(model, names[0], or_numpy=True) for model in olds]  # first: they may fail
-        or_numpy = any(runner.engine != "LiteRT" and runner.refusal for runner in originals)
-        results = runners_of_result(new, names[1], or_numpy)
-        report = _Report()
+        refuse_changed_interface(expected, [signatures_io(model) for model in olds], signatures_io(new))
         for signature in expected:
-            for result in results:
-                _compare_signature(originals[signature.model], result, signature, tolerance, report)
+            graph = next(s.graph for s in new.signatures if s.name == signature.name)
+            refuse_changed_constants(signature.name, signature_of(olds, signature).graph, graph)
+        return _compare(olds, new, expected, tolerance, ("the original", "the result"))
+
+
+def check_models(first: Model, second: Model, tolerance: float, names: tuple[str, str]) -> str:
+    """Run two models of any history and compare the outputs.
+
+    Args:
+        first: A model.
+        second: Another, with as many signatures, inputs and outputs.
+        tolerance: The largest difference, as a share of a tensor's largest number.
+        names: What the models are called in messages.
+
+    Returns:
+        A sentence for the user: how many outputs were compared, and the largest difference.
+
+    Raises:
+        ModelError: An output differs (the first tensor that does is named), or the two cannot be compared.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        old, new = (
+            copied(model, os.path.join(folder, name)) for model, name in ((first, "a"), (second, "b"))
+        )
+        share_derived_roles(paired(signatures_io(old), signatures_io(new), same_outputs=True), [old], new)
+        expected = paired(signatures_io(old), signatures_io(new))
+        return _compare([old], new, expected, tolerance, names)
+
+
+def _compare(
+    olds: Sequence[Model], new: Model, expected: Expected, tolerance: float, names: tuple[str, str]
+) -> str:
+    """Run copies of the models. Raises ModelError for an output that differs."""
+    originals = [runner_of(model, names[0], or_numpy=True) for model in olds]  # first: they may fail
+    results = runners_of_result(new, names[1], or_numpy=any(runner.refusal for runner in originals))
+    report = _Report()
+    for signature in expected:
+        for result in results:
+            _compare_signature(originals[signature.model], result, signature, tolerance, report)
     return report.sentence()
 
 

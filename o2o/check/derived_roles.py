@@ -69,6 +69,7 @@ def share_derived_roles(expected: Expected, olds: Sequence[Model], new: Model) -
             if name in result.inputs:
                 _share(source.inputs[tensor.source], result.inputs[name])
         _name_updated(source, result, set(entry.outputs))
+        _name_updated(result, source, {tensor.source for tensor in entry.outputs.values()})
 
 
 def _share(a: ir.Value, b: ir.Value) -> None:

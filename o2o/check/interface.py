@@ -304,12 +304,13 @@ def _role(tensor: IoTensor) -> str:
     return tensor.role.kind + ("" if tensor.role.layer is None else f" of layer {tensor.role.layer}")
 
 
-def paired(old: Sequence[Mapping[str, Io]], new: Mapping[str, Io]) -> Expected:
+def paired(first: Mapping[str, Io], new: Mapping[str, Io], same_outputs: bool = False) -> Expected:
     """Pair the interfaces of two models of unknown history: by names, roles, or order.
 
     Args:
-        old: Inputs and outputs of the first model, by signature, as a list of one.
+        first: Inputs and outputs of the first model, by signature.
         new: Those of the second.
+        same_outputs: Leave outputs out that only one of them has.
 
     Returns:
         The interface to expect of the second model.
@@ -317,7 +318,6 @@ def paired(old: Sequence[Mapping[str, Io]], new: Mapping[str, Io]) -> Expected:
     Raises:
         ModelError: They have different numbers of signatures, inputs or outputs.
     """
-    (first,) = old
     names = _pairs("signature", "the models", dict.fromkeys(new), dict.fromkeys(first))
     expected = []
     for name, source in names.items():
@@ -325,12 +325,17 @@ def paired(old: Sequence[Mapping[str, Io]], new: Mapping[str, Io]) -> Expected:
         inputs = _pairs("input", name, _keys(b.inputs), _keys(a.inputs))
         # Keys and values that one model writes in place, and the other returns, are compared by their slots.
         written = _slots(a, a.updated), _slots(b, b.updated)
-        outputs = _pairs(
-            "output",
-            name,
-            _keys({n: t for n, t in b.outputs.items() if n in a.outputs or t.slot not in written[0]}),
-            _keys({n: t for n, t in a.outputs.items() if n in b.outputs or t.slot not in written[1]}),
-        )
+        returned = [
+            _keys(
+                {
+                    name: tensor
+                    for name, tensor in io.outputs.items()
+                    if name in other.outputs or not (same_outputs or tensor.slot in caches)
+                }
+            )
+            for io, other, caches in ((b, a, written[0]), (a, b, written[1]))
+        ]
+        outputs = _pairs("output", name, returned[0], returned[1])
         expected.append(
             ExpectedSignature(
                 name,

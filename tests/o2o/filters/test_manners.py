@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from o2o import filters
 from o2o.lower.litert import lower_to_litert
-from tests.o2o.filters.manners import Manners
+from tests.o2o.filters.manners import Manners, sample_data
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import decoder
 from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.onnx.decoders import plain as one_token
+
+# A file of the little decoder, for all tests of a process.
+DECODER = str(Path(tempfile.mkdtemp(), "decoder.circle"))
+Path(DECODER).write_bytes(sample_data("decoder"))
 
 # What a run that succeeds on the little decoder needs, where that is anything at all.
 GIVEN: dict[str, dict[str, Any]] = {
@@ -18,6 +24,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "arguments": ["--capacities", "4"],
         "model": staticmethod(lambda: lower_to_litert(attention(Form(layout="BNTH")))),
     },
+    "check_models": {"arguments": [DECODER], "writes_model": False},
     "inspect": {"writes_model": False},
     "legalize_onert": {"model": staticmethod(language_model)},
     "lower_onnx": {"model": staticmethod(one_token), "writes_model": False},
