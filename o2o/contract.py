@@ -192,6 +192,16 @@ def parse_role(entry: Mapping[str, Any]) -> Role | None:
 
     Returns:
         The role; None if the entry has no role or a role of unknown kind.
+
+    Raises:
+        ValueError: The layer is no integer, or the layout has no axis T.
     """
     kind: Any = entry.get("role")
-    return Role(kind, entry.get("layer"), entry.get("layout")) if kind in get_args(Kind) else None
+    if kind not in get_args(Kind):
+        return None
+    layer, layout = entry.get("layer"), entry.get("layout")
+    if not (layer is None or isinstance(layer, int)):
+        raise ValueError(f"the layer {layer!r} is no integer")
+    if layout is not None and (not isinstance(layout, str) or "T" not in layout):
+        raise ValueError(f"the layout {layout!r} has no axis T")
+    return Role(kind, layer, layout)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from o2o.contract import (
     attach,
     contract_of,
     dumps,
+    parse_role,
     role_of,
 )
 from o2o.errors import ModelError
@@ -161,3 +162,11 @@ def test_its_schema_refuses(change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize("change", [{"version": 2}, {"version": "1"}, {"signatures": {}}, {"more": 1}])
 def test_its_schema_refuses_another_document(change: dict[str, Any]) -> None:
     assert not schemas.validator("contract").is_valid(contract_of(decoder()) | change)
+
+
+@pytest.mark.parametrize(
+    "field", [{"layout": 5}, {"layout": "BNH"}, {"layout": []}, {"layer": "0"}, {"layer": 0.5}]
+)
+def test_roles_of_a_wrong_type(field):
+    with pytest.raises(ValueError, match=r"the (layout|layer) .* (has no axis T|is no integer)"):
+        parse_role({"role": "key_cache", "layer": 0, "layout": "BNTH", **field})

@@ -20,7 +20,7 @@ from o2o.cli.silence_stderr import silenced_stderr
 from o2o.cli.text import listed
 from o2o.errors import ModelError
 from runtime_py.engines.finite_logits import check_logits
-from runtime_py.engines.litert.compiled_model import compile_model, model_error_from, silence_at_exit
+from runtime_py.engines.litert.compiled_model import RefusedByLiteRt, compile_model, silence_at_exit
 from runtime_py.engines.litert.kv_caches import CacheBuffers, KVCaches
 from runtime_py.engines.litert.mapped_bytes import MappedBytes
 from runtime_py.engines.litert.prepare import prepare
@@ -55,19 +55,20 @@ def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
         OSError: The file cannot be read.
     """
     with prepare(model, options) as prepared:
+        file = prepared.open()
         try:
             contract = Contract.parse(prepared.lowered.contract)
+            _log_missing_buckets(contract, options)
+            engine = LiteRtEngine(
+                file,
+                contract,
+                weight_dtype=prepared.lowered.weight_dtype,
+                packed=prepared.packed,
+                threads=options.threads or 1,
+                debug=options.debug,
+            )
         except ModelError as error:
             raise ModelError(f"{model.path}: {error}") from error
-        _log_missing_buckets(contract, options)
-        engine = LiteRtEngine(
-            prepared.open(),
-            contract,
-            weight_dtype=prepared.lowered.weight_dtype,
-            packed=prepared.packed,
-            threads=options.threads or 1,
-            debug=options.debug,
-        )
     if options.all_logits and not _prefills_agree_with_decode(engine):
         engine.close()
         options.log("the logits of its prefills differ from those of decode, which is used instead")
@@ -124,22 +125,30 @@ class LiteRtEngine:
         self.steps = StepLock(self)
         if not debug:
             silence_at_exit()
-        with self._quiet():
-            self._model = compile_model(model, packed, threads)
-            try:
-                self._prefills = {
-                    prefill.length: _BoundSignature(self._model, prefill, contract.decode.caches)
-                    for prefill in contract.prefills
-                }
-                self._decodes = {
-                    capacity: _BoundSignature(self._model, decode, decode.caches)
-                    for capacity, decode in contract.decodes.items()
-                }
-                session = self.open_session()
-                session.decode(0, 0)  # warm up: one-time work and its log lines happen here
-                session.close()
-            except RuntimeError as error:
-                raise model_error_from(error) from error
+        start = functools.partial(self._start, model, packed, threads)
+        try:
+            with self._quiet():
+                start()
+        except RefusedByLiteRt as error:
+            raise (error if debug else error.with_reason(start)) from error
+
+    def _start(self, model: bytes | MappedBytes | Path, packed: Path | None, threads: int) -> None:
+        """Compile the model, allocate the buffers of all signatures, and run decode once."""
+        self._model = compile_model(model, packed, threads)
+        try:
+            self._prefills = {
+                prefill.length: _BoundSignature(self._model, prefill, self.contract.decode.caches)
+                for prefill in self.contract.prefills
+            }
+            self._decodes = {
+                capacity: _BoundSignature(self._model, decode, decode.caches)
+                for capacity, decode in self.contract.decodes.items()
+            }
+            session = self.open_session()
+            session.decode(0, 0)  # warm up: one-time work and its log lines happen here
+            session.close()
+        except RuntimeError as error:
+            raise RefusedByLiteRt.from_error(error) from error
 
     def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
         """See `EngineSession.plan`. Decode counts as a prefill of one token.
@@ -365,7 +374,10 @@ class _BoundSignature:
                 [caches[buffer][0] if isinstance(buffer, tuple) else buffer for buffer in buffers]
                 for buffers in (self._inputs, self._outputs)
             ]
-        self._model.run_by_index(self._index, *self._buffers)
+        try:
+            self._model.run_by_index(self._index, *self._buffers)
+        except RuntimeError as error:
+            raise RefusedByLiteRt.from_error(error) from error
 
     def logits(self, rows: int | slice) -> np.ndarray:
         """A copy of one row of the logits, [V] float32, or of several, [T, V]."""

@@ -15,7 +15,7 @@ import numpy as np
 from o2o.errors import ModelError
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
-from runtime_py.engines.onert.nnfw import check_in_child, open_nnfw_session
+from runtime_py.engines.onert.nnfw import ERRORS, check_in_child, open_nnfw_session
 from runtime_py.engines.onert.prepare import prepare
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
@@ -116,7 +116,10 @@ class OnertEngine:
             for index, array in enumerate(session.inputs):
                 self._model.set_input(index, array)
             self._bound = session
-        self._model.run()
+        try:
+            self._model.run()
+        except ERRORS as error:
+            raise ModelError(f"onert cannot run the model: {error}") from error
 
     def output(self, index: int) -> np.ndarray:
         """Return an output of the last run.

@@ -28,6 +28,8 @@ from o2o.cli.silence_stderr import captured_stderr
 from o2o.errors import ModelError
 from runtime_py.child_process import ChildFailed, exit_with, run_module
 
+ERRORS = (nnfw.exception.OnertError, ValueError, RuntimeError)
+"""The errors that onert raises."""
 _THREADS = "NUM_THREADS"  # the variable that onert reads when it loads a model
 
 
@@ -71,7 +73,7 @@ def open_nnfw_session(model: Path, threads: int, debug: bool = False) -> Any:
             session = nnfw.infer.nnfw_session(str(model), "cpu")
             session.set_prepare_config(nnfw.prepare_config.ENABLE_INTERNAL_OUTPUT_ALLOC)
             session.prepare()
-    except (nnfw.exception.OnertError, ValueError, RuntimeError) as error:
+    except ERRORS as error:
         raise ModelError(f"onert refuses the model: {log[-1] if log else error}") from error
     finally:
         if debug:

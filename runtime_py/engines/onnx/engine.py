@@ -18,7 +18,11 @@ from o2o.contract import METADATA_NAME
 from o2o.errors import ModelError
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
-from runtime_py.engines.onnx.inference_session import open_inference_session, session_options
+from runtime_py.engines.onnx.inference_session import (
+    model_error_from,
+    open_inference_session,
+    session_options,
+)
 from runtime_py.engines.onnx.lowered_file import WEIGHT_DTYPE
 from runtime_py.engines.onnx.prepare import prepare
 from runtime_py.engines.options import EngineOptions
@@ -289,7 +293,10 @@ class _BoundGraph:
         """Feed T ids, the first at `position`."""
         self._tokens[0] = tokens
         self._position[0] = position
-        self._model.run_with_iobinding(self._binding)
+        try:
+            self._model.run_with_iobinding(self._binding)
+        except Exception as error:  # its exceptions have no common base class
+            raise model_error_from(error) from error
 
     @property
     def logits(self) -> np.ndarray:

@@ -57,7 +57,19 @@ def open_inference_session(
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base class
-        raise ModelError(f"ONNX Runtime refuses the model: {_reason(error)}") from error
+        raise model_error_from(error) from error
+
+
+def model_error_from(error: Exception) -> ModelError:
+    """Return the ModelError for an error of ONNX Runtime.
+
+    Args:
+        error: ONNX Runtime's error.
+
+    Returns:
+        An error with its message alone.
+    """
+    return ModelError(f"ONNX Runtime refuses the model: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

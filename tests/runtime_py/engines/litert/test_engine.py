@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from ai_edge_litert.compiled_model import CompiledModel
 
 from o2o.errors import ModelError
 from runtime_py.engines.litert.engine import LiteRtEngine, LiteRtSession
+from runtime_py.engines.loading import load_engine
+from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.model.contract import Contract
 from tests.runtime_py.toy import Toy
@@ -193,6 +198,56 @@ def test_refuses_what_litert_refuses():
     toy = Toy()
     with pytest.raises(ModelError, match="LiteRT refuses the model"):
         LiteRtEngine(toy.file[:200], Contract.parse(toy.contract))
+
+
+def changed(change: Callable[[Any], None]) -> bytes:
+    """The file of a toy after a change of its tables."""
+    import ai_edge_litert.schema_py_generated as tfl
+    import flatbuffers
+
+    table = tfl.ModelT.InitFromObj(tfl.Model.GetRootAs(Toy().file, 0))
+    change(table)
+    builder = flatbuffers.Builder(1 << 16)
+    builder.Finish(table.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def newer_operator(table: Any) -> None:
+    table.operatorCodes[0].version = 99
+
+
+def custom_operator(table: Any) -> None:
+    code = table.operatorCodes[0]
+    code.builtinCode = code.deprecatedBuiltinCode = 32
+    code.customCode = b"unheard"
+
+
+def missing_weights(table: Any) -> None:
+    for buffer in table.buffers:
+        if buffer.data is not None and len(buffer.data) == 11 * 6 * 4:
+            buffer.data = np.zeros(0, np.uint8)
+
+
+def missing_operand(table: Any) -> None:
+    table.subgraphs[-1].operators[-1].inputs = table.subgraphs[-1].operators[-1].inputs[:1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (newer_operator, "Didn't find op for builtin opcode '[A-Z]+' version '99'"),
+        (custom_operator, r"unresolved custom op: unheard; Node number \d+ \(unheard\) failed to prepare"),
+        (missing_weights, "invalidly specified in schema"),
+        (missing_operand, r"Node number \d+ \(FULLY_CONNECTED\) failed to prepare"),
+    ],
+)
+def test_refuses_in_one_line_with_the_reason_of_litert(tmp_path, capfd, change, reason):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(changed(change))
+    with pytest.raises(ModelError, match=rf"model.tflite: LiteRT refuses the model: .*{reason}") as caught:
+        load_engine(path, EngineOptions(disk_cache=None))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_refuses_a_model_that_does_not_return_its_caches():

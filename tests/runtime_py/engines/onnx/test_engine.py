@@ -180,6 +180,15 @@ def test_refuses_what_onnx_runtime_refuses(tmp_path):
         OnnxEngine(path)
 
 
+@pytest.mark.parametrize(("old", "new"), [("11]", "13]"), ("8,", "80,"), ("int64", "float32")])
+def test_a_contract_that_contradicts_the_graph(old, new):
+    model = toy_onnx(Toy())
+    model.metadata_props[0].value = model.metadata_props[0].value.replace(old, new)
+    with pytest.raises(ModelError, match=r"ONNX Runtime refuses the model: Error in execution: ") as error:
+        OnnxEngine(model.SerializeToString())
+    assert "\n" not in str(error.value)
+
+
 def test_the_toy_is_onnx():
     onnx.checker.check_model(toy_onnx(Toy(), every_logit=True), full_check=True)
 
