@@ -237,7 +237,7 @@ def missing_operand(table: Any) -> None:
     [
         (newer_operator, "Didn't find op for builtin opcode '[A-Z]+' version '99'"),
         (custom_operator, r"unresolved custom op: unheard; Node number \d+ \(unheard\) failed to prepare"),
-        (missing_weights, "invalidly specified in schema"),
+        (missing_weights, r"Input tensor \d+ lacks data"),
         (missing_operand, r"Node number \d+ \(FULLY_CONNECTED\) failed to prepare"),
     ],
 )
