@@ -19,7 +19,7 @@ from export.staging import publish, staging_folder
 from o2o.cli.progress import progress
 from o2o.cli.text import counted, listed
 from o2o.cores import cores
-from o2o.weights.checkpoint import Checkpoint, open_checkpoint
+from o2o.weights.checkpoint import Checkpoint, adapter_file, open_checkpoint
 
 
 def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
@@ -45,6 +45,8 @@ def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
         checkpoint.tensors, config.layers, len(graphs), options.dtype, options.weights == "embed"
     )
     _log_estimate(checkpoint, config, graphs, options, needs)
+    if adapter := adapter_file(checkpoint.directory):
+        _log(f"warning: {adapter} is an adapter (LoRA) next to the weights; it is not applied")
     check_disk(folder, needs.graphs, counted(len(graphs), "graph"))
     processes = processes_that_fit(needs.memory, min(options.processes or cores(), len(graphs)))
     with signals_interrupt(SystemExit), staging_folder(folder) as staged:

@@ -20,6 +20,8 @@ WEIGHT_FILES: tuple[tuple[str, str, Reader], ...] = (
     ("pytorch_model.bin.index.json", "pytorch_model.bin", pytorch_file.read_header),
 )
 
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -32,6 +34,18 @@ class Checkpoint:
 
     directory: Path
     tensors: dict[str, StoredTensor]
+
+
+def adapter_file(directory: Path) -> str | None:
+    """Find an adapter (LoRA) in a checkpoint's folder. Reading the checkpoint passes over it.
+
+    Args:
+        directory: The folder.
+
+    Returns:
+        The name of its first file; None if there is none.
+    """
+    return next((name for name in ADAPTER_FILES if (directory / name).exists()), None)
 
 
 def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
@@ -50,14 +64,18 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         OSError: A file cannot be read.
     """
     directory = Path(directory)
+    adapter = f"it holds an adapter (LoRA) alone, {adapter_file(directory)}: merge it into its base model"
     if not (directory / "config.json").is_file():
-        raise ModelError(f"{directory} has no config.json: not a Hugging Face checkpoint")
+        reason = adapter if adapter_file(directory) else "not a Hugging Face checkpoint"
+        raise ModelError(f"{directory} has no config.json: {reason}")
     for index, single, read_header in WEIGHT_FILES:
         if (directory / index).is_file():
             return Checkpoint(directory, _sharded(directory / index, read_header))
         if (directory / single).is_file():
             return Checkpoint(directory, read_header(directory / single))
     files = sorted(file for file in directory.iterdir() if file.suffix in (".pt", ".pth") and file.is_file())
+    if not files and adapter_file(directory):
+        raise ModelError(f"{directory} has no weights of a model: {adapter}")
     if not files:
         raise ModelError(f"{directory} has no weights: it needs .safetensors, .bin, .pt or .pth files")
     if len(files) > 1:

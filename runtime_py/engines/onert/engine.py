@@ -111,6 +111,9 @@ class OnertEngine:
 
         Args:
             session: A session of this engine. Its arrays become onert's inputs if they are not yet.
+
+        Raises:
+            ModelError: onert cannot run the model.
         """
         if self._bound is not session:
             for index, array in enumerate(session.inputs):

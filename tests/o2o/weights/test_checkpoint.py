@@ -9,7 +9,7 @@ import pytest
 from export.model import LanguageModel
 from export.parameter_matching import match_parameters
 from o2o.errors import ModelError
-from o2o.weights.checkpoint import open_checkpoint
+from o2o.weights.checkpoint import adapter_file, open_checkpoint
 from tests.checkpoints import GROUPED, write_checkpoint
 
 FORMATS = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
@@ -99,3 +99,22 @@ def test_damaged_shards(tmp_path: Path, format: str) -> None:
     shutil.move(directory / f"{stem}-00002-of-00002.{suffix}", tmp_path / "away")
     with pytest.raises(ModelError, match=rf"lacks the shard {stem}-00002-of-00002\.{suffix}"):
         open_checkpoint(directory)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"])
+def test_an_adapter_is_no_checkpoint(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    message = f"holds an adapter \\(LoRA\\) alone, {name}: merge it into its base model"
+    with pytest.raises(ModelError, match=f"has no config.json: it {message}"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=f"has no weights of a model: it {message}"):
+        open_checkpoint(tmp_path)
+
+
+def test_an_adapter_next_to_the_weights(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, **GROUPED)
+    assert adapter_file(folder) is None
+    (folder / "adapter_config.json").write_text("{}")
+    assert adapter_file(folder) == "adapter_config.json"
+    assert "model.norm.weight" in open_checkpoint(folder).tensors
