@@ -39,6 +39,7 @@ class Rows:
         self.engine.computed += chunk.stop - chunk.start
 
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
+        assert num_cached < len(tokens)
         for chunk in self.plan(len(tokens), num_cached):
             with self.engine.steps.turn():
                 self.run(tokens, chunk)
