@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -89,6 +91,15 @@ def test_an_exception_ends_a_turn() -> None:
         pass
 
 
+@pytest.fixture
+def _sigint_raises() -> Iterator[None]:
+    """Other tests may leave SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_sigint_raises")
 def test_who_is_interrupted_while_waiting_passes_the_turn_on() -> None:
     """Two of four leave the queue in the middle of it."""
     lock = StepLock(object())
@@ -98,7 +109,7 @@ def test_who_is_interrupted_while_waiting_passes_the_turn_on() -> None:
         queue.join("first")
         for name in ("second", "third"):
             turn = lock.turn()
-            timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), 2))
+            timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
             assert main == threading.get_ident()
             timer.start()
             with pytest.raises(KeyboardInterrupt), turn:
