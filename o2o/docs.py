@@ -11,12 +11,15 @@ import argparse
 import inspect
 import json
 import sys
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import get_args
 
 from o2o import filters
 from o2o.cli import command
 from o2o.cli.arguments import Parser
-from o2o.filters.base import Filter
+from o2o.filters.base import Filter, Purpose
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "filters"
 DEMO_MODEL = DIRECTORY.parent / "tools" / "demo_model.json"
@@ -45,11 +48,21 @@ def pages() -> dict[str, str]:
         Their texts in Markdown, by file name.
     """
     by_name = {filter_.name: filter_ for filter_ in map(filters.load, filters.names())}
-    rows = [f"- [`{name}`]({name}.md): {_paragraphs(filter_)[0]}" for name, filter_ in by_name.items()]
     return {
-        "README.md": INDEX + "\n".join(rows) + "\n",
+        "README.md": INDEX + "\n".join(_index(by_name)),
         **{f"{name}.md": page(filter_) for name, filter_ in by_name.items()},
     }
+
+
+def _index(by_name: Mapping[str, type[Filter]]) -> Iterator[str]:
+    """The filters by purpose, in the order of `o2o filters`."""
+    for purpose in get_args(Purpose):
+        yield f"## {purpose}\n"
+        yield "| filter | |\n|---|---|"
+        for name, filter_ in by_name.items():
+            if filter_.purpose == purpose:
+                yield f"| [`{name}`]({name}.md) | {_paragraphs(filter_)[0]} |"
+        yield ""
 
 
 def page(filter_: type[Filter]) -> str:
@@ -77,7 +90,7 @@ def _on_the_demo_model(name: str) -> str:
         "## On the demo model\n\nOn the graphs of `make run`:\n\n"
         f"```sh\n{result['command']} > out\n```\n\n"
         + (f"```text\n{messages}```\n\n" if messages else "")
-        + (f"{result['note']}\n\n" if result["note"] else "")
+        + (f"{textwrap.fill(result['note'], 110)}\n\n" if result["note"] else "")
     )
 
 
