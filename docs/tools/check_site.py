@@ -2,8 +2,8 @@
 
     python -m docs.tools.check_site build/site
 
-Zensical's strict mode checks links between pages. This checks what it does not: images, other files, and
-requests to third parties.
+Zensical's strict mode checks links between pages. This command also checks images, other files, and requests
+to third parties.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Page(HTMLParser):
 
 
 def problems(site: Path) -> list[str]:
-    """Find what is wrong in a site.
+    """Find the problems of a site.
 
     Args:
         site: Its folder.

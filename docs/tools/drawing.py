@@ -33,12 +33,12 @@ LINE = 19  # of text, in pixels
 
 @dataclass
 class Drawing:
-    """A drawing, to which parts are added in the order in which they are painted.
+    """A drawing. Parts are painted in the order of the calls that add them.
 
     Attributes:
         width: Its width in pixels.
         height: Its height in pixels.
-        title: What it shows, for readers who cannot see it.
+        title: The description for readers who cannot see the drawing.
     """
 
     width: int
@@ -66,7 +66,7 @@ class Drawing:
         """Add a line of text.
 
         Args:
-            x: Where it is anchored.
+            x: Its anchor.
             y: Its baseline.
             line: The text, as in `box`.
             anchor: `start`, `middle` or `end`.

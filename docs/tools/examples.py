@@ -58,7 +58,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
+        """Page and line, for messages."""
         return f"{self.page}:{self.line}"
 
     @property

@@ -2,7 +2,7 @@
 
     python -m docs.tools.generate
 
-`make docs` runs it before it builds the site. `tests/docs` compares the files with what it would write.
+`make docs` runs it before it builds the site. `tests/docs` compares the files with its output.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from __future__ import annotations
 from docs.tools.drawing import Drawing
 
 TITLE = (
-    "The pipeline: a checkpoint is exported to graphs that refer to their weights; filters rewrite and merge "
-    "the graphs; the weights are bound; a runtime runs the package."
+    "The pipeline. A checkpoint is exported to graphs that refer to their weights. Filters rewrite and merge "
+    "the graphs. The last filter inserts the weights. A runtime runs the package."
 )
 
 

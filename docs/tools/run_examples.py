@@ -60,10 +60,10 @@ def run(block: Block, folder: Path) -> str:
 
     Args:
         block: A `sh` or `python` block.
-        folder: Where.
+        folder: The working directory.
 
     Returns:
-        What is wrong; empty if it succeeded.
+        The problem; empty if it succeeded.
     """
     if block.title:
         return apply(block, folder)
@@ -103,7 +103,7 @@ def apply(block: Block, folder: Path) -> str:
         folder: The copy of the repository.
 
     Returns:
-        What is wrong; empty if it succeeded.
+        The problem; empty if it succeeded.
     """
     file = folder / block.title
     if block.language != "diff":
