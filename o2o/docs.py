@@ -58,7 +58,7 @@ def _index(by_name: Mapping[str, type[Filter]]) -> Iterator[str]:
     """The filters by purpose, in the order of `o2o filters`."""
     for purpose in get_args(Purpose):
         yield f"## {purpose}\n"
-        yield "| filter | |\n|---|---|"
+        yield "| filter | task |\n|---|---|"
         for name, filter_ in by_name.items():
             if filter_.purpose == purpose:
                 yield f"| [`{name}`]({name}.md) | {_paragraphs(filter_)[0]} |"
