@@ -29,6 +29,7 @@ from safetensors.numpy import save_file
 
 from o2o.cli.arguments import Parser, name_list
 from o2o.cli.command import run
+from o2o.errors import O2oError
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "tinyllama" / "demo" / "checkpoint"
@@ -57,7 +58,7 @@ CONFIG = {
 }
 
 
-class Failed(Exception):
+class Failed(O2oError):
     """A check failed; the message names the command and what it printed."""
 
 
@@ -97,7 +98,15 @@ def write_checkpoint(folder: Path) -> Path:
 
 def build_wheel(folder: Path) -> Path:
     """Build the wheel and check what it contains."""
-    execute([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, ROOT], folder)
+    source = (
+        folder / "source"
+    )  # a copy: setuptools writes into the folder, and packs what an earlier build left
+    source.mkdir()
+    for name in ("export", "o2o", "runtime_py", "tinyllama"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.circle"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    execute([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, source], folder)
     (wheel,) = folder.glob("o2o-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
