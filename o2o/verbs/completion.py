@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def body() -> None:
-        import shtab
-
         args = parser().parse_args(arguments)
+        import shtab  # late, so that --help is fast
+
         sys.stdout.write(shtab.complete(tree(), args.shell) + "\n")
 
     return command.run("completion", body, debug="--debug" in arguments)
