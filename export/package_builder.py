@@ -18,7 +18,7 @@ from export.config import CheckpointConfig
 from export.families import family_of
 from export.graph_specs import GraphSpec, graph_specs
 from export.options import GROUPED, ITEM_SIZE, CacheForm, WeightsType
-from export.package_files import copy_package_files
+from export.package_files import copy_package_files, stale_package_files
 from export.processes import signals_interrupt
 from export.resources import Needs, check_disk, estimate_needs, processes_that_fit, quantized_bytes
 from export.staging import publish, staging_folder
@@ -223,8 +223,12 @@ class PackageBuilder:
             if reason := known_answers.store_known_answers(folder / model):
                 self.log(f"the package has no known answers for --self-test: {reason}")
             (folder / INPUTS).write_text(inputs)
+            rebuilt = record.exists()  # otherwise these files may be the user's own
             record.unlink(missing_ok=True)
             copy_package_files(self.package, self.checkpoint)
+            for stale in stale_package_files(self.package, self.checkpoint) if rebuilt else ():
+                stale.unlink()
+                self.log(f"removed {stale}, which {self.checkpoint} does not have")
             data = f"{model}.data"  # of a large ONNX model
             published = [
                 name for name in (known_answers.FILE, data, model, INPUTS) if (folder / name).exists()

@@ -35,3 +35,18 @@ def copy_package_files(package: str | os.PathLike[str], checkpoint: str | os.Pat
             part = target.with_name(f".{target.name}.part")
             shutil.copyfile(source, part)
             os.replace(part, target)
+
+
+def stale_package_files(package: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> list[Path]:
+    """List the files of `FILES` that a package has from another checkpoint.
+
+    Args:
+        package: The package's folder.
+        checkpoint: The checkpoint that it is built from now.
+
+    Returns:
+        The files in the package that the checkpoint does not have.
+    """
+    folder, origin = Path(package), Path(checkpoint)
+    there = (path for pattern in FILES for path in sorted(folder.glob(pattern)))
+    return [path for path in there if not (origin / path.relative_to(folder)).exists()]

@@ -81,6 +81,22 @@ def test_a_package_is_built_once(tmp_path: Path, checkpoint: Path, steps: list[S
     assert len(steps) == 6, "without if_changed"
 
 
+def test_files_of_another_checkpoint_do_not_stay(
+    tmp_path: Path, checkpoint: Path, steps: list[Sequence[str]]
+) -> None:
+    """An old added_tokens.json would change the tokens of a text."""
+    package, log = tmp_path / "p", Log()
+    package.mkdir()
+    (package / "merges.txt").write_text("the user's own")
+    PackageBuilder(checkpoint, package, 16, None, log).circle(None, "float32")
+    assert (package / "merges.txt").exists(), "the folder was no package"
+    (package / "added_tokens.json").write_text("{}")
+    PackageBuilder(checkpoint, package, 16, None, log).circle(None, "float32")
+    assert not (package / "added_tokens.json").exists()
+    assert (package / "config.json").exists()
+    assert any(f"removed {package / 'added_tokens.json'}, which {checkpoint}" in line for line in log)
+
+
 def test_a_package_in_its_checkpoints_folder(tmp_path: Path, steps: list[Sequence[str]]) -> None:
     folder = write_checkpoint(tmp_path / "both", **GROUPED | {"num_hidden_layers": 1})
     log = Log()
