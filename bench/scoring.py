@@ -8,14 +8,21 @@ take turns, so that other work on the machine slows both. Exit code 1 if nats di
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("scoring.py")
+
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 

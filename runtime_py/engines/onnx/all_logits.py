@@ -36,12 +36,11 @@ def return_all_logits(path: Path) -> bytes | None:
         OSError: The file cannot be read.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except DecodeError:
-        return None  # ONNX Runtime refuses it with a reason
+    except Exception:  # protobuf's DecodeError: ONNX Runtime refuses the file with a reason
+        return None
     graph = model.graph
     metadata = next((entry for entry in model.metadata_props if entry.key == METADATA_NAME), None)
     if metadata is None:
