@@ -16,6 +16,9 @@ from pathlib import Path
 if __name__ == "__main__":
     # The repository, not this folder, where this module would hide the library of the same name.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from o2o.cli import interrupt
+
+    interrupt.exit_on_interrupt("tokenizers.py")
 
 import importlib.util
 import json
