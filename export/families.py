@@ -60,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family("has attention sinks", eager_only_reason="has attention sinks"),
     "gptj": Family(INTERLEAVED_ROTATION),
     "hunyuan_v1_dense": Family(QK_NORMS),
+    "nemotron": Family(PARTIAL_ROTATION),
     "olmo2": Family(QK_NORMS),
     "olmo3": Family(QK_NORMS),
     "opt": Family(BIASES),
