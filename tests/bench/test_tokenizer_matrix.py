@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import tokenizers as bench
+from bench import tokenizer_matrix as bench
 from tests.runtime_py.tokenizers_on_disk import write_byte_level
 
 

@@ -131,6 +131,8 @@ class LiteRtEngine:
                 start()
         except RefusedByLiteRt as error:
             raise (error if debug else error.with_reason(start)) from error
+        for bound in (*self._prefills.values(), *self._decodes.values()):
+            bound.silences = not debug
 
     def _start(self, model: bytes | MappedBytes | Path, packed: Path | None, threads: int) -> None:
         """Compile the model, allocate the buffers of all signatures, and run decode once."""
@@ -333,6 +335,8 @@ class _BoundSignature:
         self._outputs: list[TensorBuffer | Slot] = []
         self._bound: CacheBuffers[TensorBuffer] | None = None  # the KV caches of the last run
         self._buffers: list[list[TensorBuffer]] = []
+        self.silences = False
+        """Whether the next run is the first one: LiteRT then allocates tensors, and logs why it cannot."""
         self.rows: dict[Slot, tuple[TensorSpec, np.ndarray]] = {}
         """The returned keys and values that are not in the KV caches."""
         names = model.get_signature_list()[signature.name]
@@ -374,6 +378,17 @@ class _BoundSignature:
                 [caches[buffer][0] if isinstance(buffer, tuple) else buffer for buffer in buffers]
                 for buffers in (self._inputs, self._outputs)
             ]
+        if not self.silences:
+            self._run()
+            return
+        try:
+            with silenced_stderr():
+                self._run()
+        except RefusedByLiteRt as error:
+            raise error.with_reason(self._run) from error
+        self.silences = False
+
+    def _run(self) -> None:
         try:
             self._model.run_by_index(self._index, *self._buffers)
         except RuntimeError as error:

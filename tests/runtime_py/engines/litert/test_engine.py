@@ -287,3 +287,30 @@ def test_without_logits_of_prefills_decode_gives_them():
     assert [len(part) for part in parts] == [1] * 5
     assert_close(np.concatenate(parts)[-1], toy.logits([1, 2, 3, 4, 5]))
     engine.close()
+
+
+def test_a_prefill_that_litert_cannot_prepare_is_one_line(capfd):
+    """LiteRT allocates the tensors of a signature at its first run, and logs why it cannot."""
+    import ai_edge_litert.schema_py_generated as tfl
+    import flatbuffers
+
+    toy = Toy(prefill_length=0, cached_lengths=[3])
+    table = tfl.ModelT.InitFromObj(tfl.Model.GetRootAs(toy.file, 0))
+    (index,) = (s.subgraphIndex for s in table.signatureDefs if s.signatureKey == b"prefill_3")
+    graph = table.subgraphs[index]
+    reshape = next(
+        op for op in graph.operators[::-1] if op.builtinOptionsType == tfl.BuiltinOptions.ReshapeOptions
+    )
+    shape = table.buffers[graph.tensors[reshape.inputs[1]].buffer]
+    shape.data = (np.asarray(shape.data, np.uint8).view(np.int32) + 1).view(np.uint8)
+    builder = flatbuffers.Builder(1 << 16)
+    builder.Finish(table.Pack(builder), b"TFL3")
+    engine = LiteRtEngine(bytes(builder.Output()), Contract.parse(toy.contract))
+    session = engine.open_session()
+    assert_close(session.prefill([1]), toy.logits([1]))
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"^LiteRT refuses the model: .*Node number \d+"):
+            session.prefill([1, 2, 3])
+    assert_close(session.prefill([1]), toy.logits([1]))
+    engine.close()
+    assert capfd.readouterr().err == ""
