@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [
-    "docs/getting-started.md",
-    *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
-    "README.md",
-]
-PAGES = list(dict.fromkeys(PAGES))  # getting-started makes the packages that other pages use
+_FIRST, _LAST = "docs/getting-started.md", "docs/adding.md"  # makes packages; changes the code
+_OTHERS = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {_FIRST, _LAST}
+PAGES = [_FIRST, *sorted(_OTHERS), "README.md", _LAST]
+"""The pages with examples, in the order in which these run."""
 PROGRAM = re.compile(r"(?:o2o|python3?|make|pip|source|cd|git|[a-z]\w*(?:\.\w+)+\.py)(?= |$)")
 _NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 _SEPARATORS = {"|", ">", "<", ">>", "&&", ";"}
