@@ -222,7 +222,7 @@ class Package:
         prompt: str | Sequence[int],
         session: Session | None = None,
         **options: Unpack[GenerationOptions],
-    ) -> Generator[Token, None, None]:
+    ) -> Generator[Token]:
         """Generate a continuation, token by token.
 
         `generation_config.json` says how, as for `generate` of transformers; `options` go before it.
