@@ -23,13 +23,15 @@ import numpy as np
 
 from o2o.cli.arguments import Parser, positive_int
 from o2o.cli.command import run
-from o2o.errors import ModelError
+from o2o.errors import ModelError, UsageError
 from runtime_py.package import Package
 
 BOUNDS = {"resident bytes": 16e6, "descriptors": 2.0, "mappings": 20.0}
 """The largest growth over all repetitions."""
 WARM_UP, SAMPLES = 0.2, 50
 """The share of repetitions that are not measured, and the number of measurements."""
+SMALLEST = 50
+"""The smallest number of repetitions. A process grows in its first ones, as caches fill."""
 PROMPT = "Lily picked up a flower."
 
 
@@ -93,6 +95,8 @@ def parser() -> Parser:
 def _run(args: argparse.Namespace) -> None:
     from runtime_py.engines.options import EngineOptions
 
+    if min(args.generations, args.loads) < SMALLEST:
+        raise UsageError(f"--generations and --loads must be at least {SMALLEST}: fewer show no slope")
     good = True
     for engine in args.engines:
         options = EngineOptions(engine=engine, threads=1, disk_cache=None)

@@ -110,6 +110,7 @@ def load_onnx(models: dict[int, Any], key: int, path: str) -> list[tuple[str, li
     Returns:
         Name, shape and type of each input.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would send usage data
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from o2o.cli.arguments import positive_int
+from o2o.cli.progress import progress
 from o2o.cli.text import counted
 from o2o.errors import ModelError, UsageError
 from runtime_py.engine_flags import add_engine_flags, options_from
@@ -116,8 +117,16 @@ def evaluate(
     """
     from runtime_py.evaluation.log_likelihood import negative_log_likelihoods
 
-    with open_scorer(package, documents, args) as session, _names(package):
-        return [negative_log_likelihoods(session, ids) for ids in documents]
+    nlls = []
+    with (
+        open_scorer(package, documents, args) as session,
+        _names(package),
+        progress(package.model.name, sum(map(len, documents)), "tokens") as advance,
+    ):
+        for ids in documents:
+            nlls.append(negative_log_likelihoods(session, ids))
+            advance(len(ids))
+    return nlls
 
 
 def diverge(
@@ -139,8 +148,12 @@ def diverge(
     """
     from runtime_py.evaluation.divergence import compare_predictions
 
-    with open_scorer(before, documents, args) as one, open_scorer(after, documents, args) as other:
-        return compare_predictions(one, other, documents)
+    with (
+        open_scorer(before, documents, args) as one,
+        open_scorer(after, documents, args) as other,
+        progress("compare", sum(map(len, documents)), "tokens") as advance,
+    ):
+        return compare_predictions(one, other, documents, advance)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ models read the same ids, as `llama-perplexity --kl-divergence` of llama.cpp doe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,10 @@ class Divergence:
 
 
 def compare_predictions(
-    reference: EngineSession, other: EngineSession, documents: Sequence[Sequence[int]]
+    reference: EngineSession,
+    other: EngineSession,
+    documents: Sequence[Sequence[int]],
+    advance: Callable[[int], None] = lambda tokens: None,
 ) -> Divergence:
     """Let two models predict the same documents.
 
@@ -55,6 +58,7 @@ def compare_predictions(
         reference: A session of the reference.
         other: A session of the other model.
         documents: The ids of each document. The smaller capacity cuts a longer one.
+        advance: Called with the number of tokens of each document when it is read.
 
     Returns:
         The figures.
@@ -68,7 +72,10 @@ def compare_predictions(
             "cannot be compared"
         )
     limit = min(reference.capacity, other.capacity) + 1
-    rows = [[*_rows(reference, other, ids[:limit])] for ids in documents]
+    rows = []
+    for ids in documents:
+        rows.append([*_rows(reference, other, ids[:limit])])
+        advance(len(ids))
     tokens = np.array([row for of_document in rows for row in of_document])
     if not np.isfinite(tokens).all():
         raise ModelError("a token of the dataset, or one that the reference predicts, has the probability 0")
