@@ -42,23 +42,29 @@ def serve() -> None:
         replies.flush()
 
 
-def load_litert(models: dict[int, Any], key: int, path: str, keep_tensors: bool) -> None:
+def load_litert(
+    models: dict[int, Any], key: int, path: str, delegates: bool, keep_tensors: bool, allocate: bool
+) -> None:
     """Load a TFLite file.
 
     Args:
         models: Gets the interpreter.
         key: Its number in later requests.
         path: The file.
-        keep_tensors: Keep the tensors of all operators, for `tensors`; without delegates, which keep none.
+        delegates: Let delegates, such as XNNPACK, run operators.
+        keep_tensors: Keep the tensors of all operators, for `tensors`. Delegates keep none.
+        allocate: Check now that the model runs on inputs of the sizes in the file.
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     options: dict[str, Any] = {}
     if keep_tensors:
         options["experimental_preserve_all_tensors"] = True
+    if not delegates:
         options["experimental_op_resolver_type"] = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     interpreter = Interpreter(model_path=path, **options)
-    interpreter.allocate_tensors()
+    if allocate:
+        interpreter.allocate_tensors()
     models[key] = interpreter
 
 
@@ -75,7 +81,9 @@ def run_litert(models: dict[int, Any], key: int, signature: str, feeds: Arrays) 
         Outputs by their names in the signature.
     """
     runner = models[key].get_signature_runner(signature)
-    return {name: np.array(value) for name, value in runner(**feeds).items()}
+    # LiteRT reads the pointer, not the text, of one string in an array of objects.
+    taken = {n: np.array(x.item()) if x.dtype == object and x.ndim == 0 else x for n, x in feeds.items()}
+    return {name: np.array(value) for name, value in runner(**taken).items()}
 
 
 def tensors(models: dict[int, Any], key: int, graph: int, names: Sequence[str]) -> dict[str, np.ndarray]:

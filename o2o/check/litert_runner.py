@@ -7,8 +7,8 @@ import copy
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +21,8 @@ from o2o.formats.dialects import convert
 from o2o.formats.litert_ops import is_registered, minimum_version
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import CUSTOM_DOMAIN, Model, Signature
+
+Result = TypeVar("Result")
 
 BATCH = 64
 """Tensors that are fetched at a time."""
@@ -61,9 +63,10 @@ class LiteRtRunner:
             self._check_operators()
             convert(self.model, "tflite")
         formats.save(self.model, self._file("runnable"))
-        self._keys: dict[bool, tuple[int, int]] = {}  # by whether it keeps tensors: (process, key)
+        self._allocate = not any(t.dynamic for io in self.io.values() for t in io.inputs.values())
+        self._keys: dict[tuple[bool, bool], tuple[int, int]] = {}  # (process, key)
         self._finalizer = weakref.finalize(self, _release, self._keys)
-        self._key(False)
+        self._try(lambda: self._key())
 
     def without_delegates(self) -> LiteRtRunner:
         """Return the same model on LiteRT's own kernels: no delegate takes a composite as a whole.
@@ -98,14 +101,29 @@ class LiteRtRunner:
             for name, cache in caches[signature.name].items():
                 self._updated[signature.name][name] = _output_of(signature, cache)
 
-    def _key(self, keep_tensors: bool) -> int:
+    def _key(self, keep_tensors: bool = False) -> int:
         """The model's number in the engine's process, which may have been started anew."""
-        starts, key = self._keys.get(keep_tensors, (-1, -1))
+        how = self.delegates and not keep_tensors, keep_tensors
+        starts, key = self._keys.get(how, (-1, -1))
         if starts != ENGINE.starts or not ENGINE.alive:
             key = ENGINE.new_key()
-            self._request("load_litert", key, self._file("runnable"), keep_tensors)
-            self._keys[keep_tensors] = ENGINE.starts, key
+            self._request("load_litert", key, self._file("runnable"), *how, self._allocate)
+            self._keys[how] = ENGINE.starts, key
         return key
+
+    def _try(self, attempt: Callable[[], Result]) -> Result:
+        """Make an attempt, and a second one without delegates, which fail on some models that are valid."""
+        try:
+            return attempt()
+        except ModelError:
+            if not self.delegates:
+                raise
+            self.delegates = False
+            try:
+                return attempt()
+            except ModelError:
+                self.delegates = True
+                raise
 
     def _request(self, *request: Any, name: str | None = None) -> Any:
         try:
@@ -119,24 +137,27 @@ class LiteRtRunner:
 
     def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> Results:
         """See `Runner`."""
-        outputs = self._request("run_litert", self._key(not self.delegates), name, dict(feeds), name=name)
+        outputs = self._try(lambda: self._request("run_litert", self._key(), name, dict(feeds), name=name))
         updated = {cache: outputs[output] for cache, output in self._updated[name].items()}
         return Results({key: outputs[key] for key in self.io[name].outputs}, updated)
 
-    def every_tensor(self, name: str, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    def every_tensor(
+        self, name: str, feeds: Mapping[str, np.ndarray], wanted: Collection[str] | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """See `Runner`."""
-        key = self._key(True)
+        key = self._key(keep_tensors=True)
         self._request("run_litert", key, name, dict(feeds), name=name)
         signature = next(s for s in self.model.signatures if s.name == name)
         index = self.model.graphs.index(signature.graph)
-        names = [value.name for node in signature.graph for value in node.outputs if value.name]
+        values = [value for node in signature.graph for value in node.outputs if value.dtype is not None]
+        names = [v.name for v in values if v.name and (wanted is None or v.name in wanted)]
         for start in range(0, len(names), BATCH):
             batch = names[start : start + BATCH]
             numbers = self._request("tensors", key, index, batch, name=name)
             yield from ((tensor, numbers[tensor]) for tensor in batch if tensor in numbers)
 
 
-def _release(keys: Mapping[bool, tuple[int, int]]) -> None:
+def _release(keys: Mapping[tuple[bool, bool], tuple[int, int]]) -> None:
     for starts, key in keys.values():
         if ENGINE.alive and starts == ENGINE.starts:
             with contextlib.suppress(EngineFailure):

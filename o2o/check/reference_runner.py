@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -75,15 +75,17 @@ class ReferenceRunner:
         results = {key: (computed | rest)[value] for key, value in signature.outputs.items()}
         return Results(results, {key: known[signature.inputs[key]] for key in self.io[name].updated})
 
-    def every_tensor(self, name: str, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    def every_tensor(
+        self, name: str, feeds: Mapping[str, np.ndarray], wanted: Collection[str] | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """See `Runner`."""
         if self._fallback is not None:
-            yield from self._fallback.every_tensor(name, feeds)
+            yield from self._fallback.every_tensor(name, feeds, wanted)
             return
         graph, known = self._known(name, feeds)
         with np.errstate(all="ignore"):
             for value, numbers in reference.run_nodes(graph, known):
-                if value.name:
+                if value.name and (wanted is None or value.name in wanted):
                     yield value.name, numbers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -121,12 +121,14 @@ class Io:
         outputs: Its outputs.
         updated: Names of the inputs that a run updates in place: caches of ATTENTION.
         appended: By input: the tensor with the new rows that a CONCATENATION appends to the cache.
+        in_order: Whether inputs and outputs are in the order of the graph.
     """
 
     inputs: Mapping[str, IoTensor]
     outputs: Mapping[str, IoTensor]
     updated: tuple[str, ...] = ()
     appended: Mapping[str, str] = field(default_factory=dict)
+    in_order: bool = True
 
 
 def signatures_io(model: Model) -> dict[str, Io]:
@@ -149,6 +151,8 @@ def signatures_io(model: Model) -> dict[str, Io]:
                 for name, value in signature.inputs.items()
                 if (rows := _appended(value, role_of(value))) is not None
             },
+            list(signature.inputs.values()) == list(signature.graph.inputs)
+            and list(signature.outputs.values()) == list(signature.graph.outputs),
         )
         for signature in model.signatures
     }
@@ -216,12 +220,15 @@ class Runner(Protocol):
         """
         ...
 
-    def every_tensor(self, name: str, feeds: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    def every_tensor(
+        self, name: str, feeds: Mapping[str, np.ndarray], wanted: Collection[str] | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """Run a signature and yield every tensor that an operator computes.
 
         Args:
             name: The name of the signature.
             feeds: Inputs by their names in the signature.
+            wanted: The names of the tensors to yield; None for all.
 
         Yields:
             Name and numbers, in the order of the graph.

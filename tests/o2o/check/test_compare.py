@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from o2o import formats
+from o2o.check import engine_process
 from o2o.check.compare import check
 from o2o.errors import ModelError
 from o2o.filters import (
@@ -27,6 +28,8 @@ from o2o.filters import (
 from o2o.filters.base import Filter
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model
+from o2o.quantization.quantize import quantize
+from o2o.quantization.recipes import find_recipe
 from tests.o2o import graphs
 
 
@@ -170,3 +173,104 @@ def test_weights_outside_are_found(tmp_path, capsys) -> None:
     assert gc.main([str(tmp_path / "in.circle"), "-o", str(tmp_path / "out.circle"), "--check"]) == 0
     assert "checked on LiteRT: 1 output the same" in capsys.readouterr().err
     assert (tmp_path / "out.circle").stat().st_size < numbers.nbytes
+
+
+def scalars() -> Model:
+    """A number and a text without axes."""
+    graph = graphs.Graph("main")
+    x, text = graph.input("x", []), graph.input("text", [], ir.DataType.STRING)
+    graph.output(graph.op("ABS", [x], [], name="y"))
+    shape = graph.constant("shape", np.int32([1]))
+    graph.output(graph.op("RESHAPE", [text, shape], [1], ir.DataType.STRING, name="words"))
+    return graph.model()
+
+
+def of_any_length() -> Model:
+    """An axis of which the caller chooses the size; an example of 1 is too small for the SLICE."""
+    graph = graphs.Graph("main")
+    x = graph.input("x", [1, 4])
+    begin, size = graph.constant("begin", np.int32([1, 0])), graph.constant("size", np.int32([2, 4]))
+    y = graph.op("SLICE", [x, begin, size], [2, 4], name="y")
+    for value, signature in ((x, [-1, 4]), (y, [-1, 4])):
+        value.meta["fields"] = {"shapeSignature": np.int32(signature), "hasRank": True}
+    graph.output(y)
+    return graph.model()
+
+
+def infinities() -> Model:
+    """-inf, inf and NaN."""
+    graph = graphs.Graph("main")
+    x = graph.input("x", [3])
+    zero = graph.op("SUB", [x, x], [3])
+    one = graph.constant("one", np.float32([1, -1, 0]))
+    graph.output(graph.op("DIV", [one, zero], [3], name="y"))
+    return graph.model()
+
+
+@pytest.mark.parametrize("make", [scalars, of_any_length, infinities])
+def test_a_copy_of_odd_numbers_agrees(make: Callable[[], Model]) -> None:
+    before, after = copies(make())
+    assert "within 0.0e+00" in check([before], after)
+
+
+def test_another_infinity_is_another_number() -> None:
+    before, after = copies(infinities())
+    node = next(node for node in after.graphs[0] if node.op_type == "DIV")
+    one = node.inputs[0]
+    assert one is not None
+    one.name = "other"
+    one.const_value = ir.Tensor(np.float32([1, 1, 0]), name="other")
+    with pytest.raises(ModelError, match="output y of main differs"):
+        check([before], after)
+
+
+def test_an_original_that_litert_lacks_operators_of_is_blamed() -> None:
+    before, after = copies(graphs.custom())
+    with pytest.raises(ModelError, match="--check: LiteRT cannot run the original: "):
+        check([before], after)
+
+
+def test_an_original_that_crashes_the_engine_is_blamed(monkeypatch) -> None:
+    """The process of the engine ends, this one goes on."""
+    original = engine_process.PROGRAM
+    monkeypatch.setattr(engine_process, "PROGRAM", "import os; os.abort() #" + original)
+    engine_process.ENGINE.close()
+    before, after = copies(graphs.conditional())
+    with pytest.raises(ModelError, match="LiteRT cannot run the original: its process ended by SIGABRT"):
+        check([before], after)
+    before, after = copies(graphs.linear())
+    assert "checked on numpy: 2 outputs the same" in check([before], after)
+    monkeypatch.setattr(engine_process, "PROGRAM", original)
+    assert "the same" in check([before], after)
+
+
+def test_a_result_that_litert_cannot_run_is_blamed() -> None:
+    before, after = copies(graphs.linear())
+    node = next(node for node in after.graphs[0] if node.op_type == "FULLY_CONNECTED")
+    node.op_type, node.domain = "Unknown", "circle.custom"
+    with pytest.raises(ModelError, match="--check: LiteRT cannot run the result: "):
+        check([before], after)
+
+
+def test_a_result_that_changes_with_the_size_of_an_axis() -> None:
+    before, after = copies(of_any_length())
+    graph = after.graphs[0]
+    for value in (*graph.inputs, *graph.outputs):
+        value.meta["fields"].pop("shapeSignature")
+    with pytest.raises(ModelError, match="input x of main has axes of other sizes"):
+        check([before], after)
+
+
+def test_an_honest_rounding_is_not_named(tmp_path, capsys) -> None:
+    """What differs beyond the recipe's tolerance is the negated result, not the int8 product before it."""
+    graph = graphs.Graph("main")
+    x = graph.input("x", [1, 64])
+    y = graph.fc(x, graph.constant("w", graphs.weights(96, 64)), "y")
+    graph.output(graph.op("NEG", [y], [1, 96], name="z"))
+    before, after = copies(graph.model())
+    quantize(after, find_recipe("dynamic_int8"))
+    last = next(node for node in after.graphs[0] if node.op_type == "NEG")
+    assert "the same" in check([before], after, tolerance=0.1)
+    last.op_type = "ABS"
+    with pytest.raises(ModelError, match="the first tensor that differs is z,"):
+        check([before], after, tolerance=0.1)

@@ -26,7 +26,7 @@ def load(engine: EngineProcess, path) -> int:
     model = linear("tflite")
     formats.save(model, path)
     key = engine.new_key()
-    engine.request("load_litert", key, str(path), False)
+    engine.request("load_litert", key, str(path), True, False, True)
     return key
 
 
@@ -42,7 +42,7 @@ def test_a_model_runs(engine: EngineProcess, tmp_path) -> None:
 def test_a_file_that_the_engine_refuses(engine: EngineProcess, tmp_path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"TFL3" * 20)
     with pytest.raises(EngineFailure) as failure:
-        engine.request("load_litert", engine.new_key(), str(tmp_path / "model.tflite"), False)
+        engine.request("load_litert", engine.new_key(), str(tmp_path / "model.tflite"), True, False, True)
     assert "\n" not in str(failure.value)
     load(engine, tmp_path / "model.tflite")
     assert engine.starts == 1, "the process goes on"
