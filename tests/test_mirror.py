@@ -40,6 +40,7 @@ COVERED = {
         "o2o/check/checkpoint.py",
         "o2o/check/derived_roles.py",
         "o2o/check/interface.py",
+        "o2o/check/small_tables.py",
     ],
     "tests/o2o/filters/test_downcast_input_ids.py": [
         "o2o/rewriting/downcast_inputs.py",

@@ -9,6 +9,7 @@ engine_process     the process that runs an engine, which may crash
 engine_worker      what that process executes
 feeds              random inputs
 checkpoint         weights against the files of a checkpoint
+small_tables       small embeddings, with which a wrong epsilon is seen
 constants          constants of the same name in two models
 compare            two models
 onnx               a Circle model and its ONNX model on ONNX Runtime

@@ -1039,7 +1039,7 @@ DEFECTS = {
         "lower_onnx",
         [],
         decoder,
-        changed_argument(f"{STANDARD}norm", 3, lambda epsilon: epsilon * 10),
+        changed_argument(f"{STANDARD}norm", 3, lambda epsilon: epsilon / 10),
         r"is layers\.0\.norm",
     ),
     "keys and values swapped in ONNX": Defect(
