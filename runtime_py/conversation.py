@@ -71,10 +71,10 @@ class Conversation:
         self.close()
 
     def say(self, message: str | Message) -> Generator[Token, None, None]:
-        """Add a message and generate the answer.
+        """Generate the answer to a message, then add both to the conversation.
 
-        If generation is interrupted, the tokens so far stay in the conversation. If generation stops before
-        the first token, the message is removed. `messages` may be changed between two answers.
+        If generation is interrupted, the tokens so far are the answer. If it stops before the first token,
+        nothing is added. `messages` may be changed between two answers. `reset` during an answer forgets it.
 
         Args:
             message: The text of a user message, or a message of any role, such as a tool's answer.
@@ -86,16 +86,15 @@ class Conversation:
             UsageError: The conversation does not fit into the context, or was closed, or the template
                 refuses it.
         """
-        self.messages.append({"role": "user", "content": message} if isinstance(message, str) else message)
+        new: Message = {"role": "user", "content": message} if isinstance(message, str) else message
+        messages = self.messages
         answer: str | None = None
         try:
-            ids = self._tokenizer.encode(self._template.render(self.messages), special=False)
+            ids = self._tokenizer.encode(self._template.render([*messages, new]), special=False)
             with closing(self._stream(ids, self.session, **self._options)) as tokens:
                 for token in tokens:
                     answer = (answer or "") + token.text
                     yield token
         finally:
-            if answer is None:
-                self.messages.pop()
-            else:
-                self.messages.append({"role": "assistant", "content": answer})
+            if answer is not None:
+                messages += [new, {"role": "assistant", "content": answer}]

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from o2o.errors import ModelError
+from o2o.errors import ModelError, UsageError
 from runtime_py import forks
 from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import LoadedEngine, load_engine
@@ -25,7 +25,7 @@ from runtime_py.generation.generation_config import (
     read_generation_config,
 )
 from runtime_py.generation.session import Session
-from runtime_py.generation.session_pool import MAX_SESSIONS, SessionPool
+from runtime_py.generation.session_pool import MAX_SESSIONS, SessionPool, check_max_sessions
 from runtime_py.self_test import Passed, check
 from runtime_py.self_test import read as read_answers
 from runtime_py.text.detokenizer import Detokenizer
@@ -73,6 +73,7 @@ class Package:
                 for its KV caches. Idle sessions beyond it read their texts again.
             self_test: Check each engine that is loaded with the known answers of the package.
         """
+        check_max_sessions(max_sessions)
         self.directory = directory
         self.model = model
         self.options = options
@@ -261,7 +262,7 @@ class Package:
         options: GenerationOptions,
     ) -> Generator[Token, None, None]:
         detokenizer = Detokenizer(self.tokenizer)
-        with self.session() if session is None else nullcontext(session) as session:
+        with self.session() if session is None else nullcontext(self._checked(session)) as session:
             yield from generate(session, ids, detokenizer, config=config, **options)
 
     def generate(
@@ -373,6 +374,17 @@ class Package:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _checked(self, session: Any) -> Session:
+        """Raise UsageError for a session of another model: its KV caches would give wrong tokens."""
+        if not isinstance(session, Session):
+            raise UsageError(f"session is of type {type(session).__name__}: open one with Package.session")
+        if session.pool is not self._pool and session.pool.refusal is None:
+            raise UsageError(
+                f"the session belongs to another package than {self.directory}: open one with "
+                f"Package.session of this package"
+            )
+        return session
 
     def _warn_unsupported(self) -> None:
         """Warn once of settings of `generation_config.json` that are not supported."""

@@ -31,6 +31,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,6 @@ from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import load_engine
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prepared_artifacts import file_digest
-from runtime_py.engines.token_ids import token_ids
 
 FILE = "self_test.json"
 VERSION = 1
@@ -172,11 +172,12 @@ def check(engine: Engine, name: str, answers: KnownAnswers) -> Passed:
     """
     dynamic_limit = SAME_ENGINE_LIMIT if name == answers.engine else OTHER_ENGINE_LIMIT
     limit = dynamic_limit if "dynamic" in answers.weight_dtype else FLOAT_LIMIT
+    ids = {*answers.prompt, *answers.tokens, *(token for step in answers.steps for token in step.tokens)}
+    read = len(answers.prompt) + len(answers.tokens) - 1
+    if not 0 <= min(ids) <= max(ids) < engine.vocab_size or read > engine.capacity:
+        raise ModelError(f"self-test failed on {name}: the answers in {FILE} are those of another model")
     errors: list[float] = []
     try:
-        for step in answers.steps:
-            if max(token_ids(step.tokens)) >= engine.vocab_size:
-                raise ModelError(f"the answers in {FILE} are those of another model")
         predictions = _predictions(engine, answers.prompt, answers.split, answers.tokens)
         for step, (_, logits) in zip(answers.steps, predictions, strict=False):
             error = _error(step, logits)
@@ -259,7 +260,11 @@ def read(model: Path) -> KnownAnswers:
         raise ModelError(f"{path.parent} has no {FILE} with known answers: {again}")
     try:
         answers = _parse(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise ModelError(f"{path} is damaged (it has no {error}): {again}") from error
+    except (TypeError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged (a value has a wrong type): {again}") from error
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ModelError(f"{path} is damaged ({error}): {again}") from error
     if answers is None:
         raise ModelError(f"{path} was written by a newer version: {again}")
@@ -269,7 +274,7 @@ def read(model: Path) -> KnownAnswers:
 
 
 def _parse(content: Any) -> KnownAnswers | None:
-    """None for a newer version. Other errors are ValueError, KeyError, TypeError, AttributeError."""
+    """None for a newer version. Other content raises KeyError, TypeError, AttributeError, ValueError."""
     if int(content["version"]) > VERSION:
         return None
     steps = tuple(
@@ -290,10 +295,18 @@ def _parse(content: Any) -> KnownAnswers | None:
         tuple(map(int, content["tokens"])),
         steps,
     )
-    sound = all(step.tokens and len(step.tokens) == len(step.logits) for step in steps)
-    if not sound or len(steps) != len(answers.tokens) + bool(answers.split) or not answers.tokens:
+    if not answers.tokens or len(steps) != len(answers.tokens) + bool(answers.split):
         raise ValueError("steps are missing")
+    if not 0 <= answers.split < len(answers.prompt) or len(answers.tokens) > TOKENS:
+        raise ValueError("the prompt or the number of tokens is wrong")
+    if not all(map(_is_sound, steps)):
+        raise ValueError("a step has wrong numbers")
     return answers
+
+
+def _is_sound(step: Step) -> bool:
+    numbers_are_finite = all(map(math.isfinite, step.logits)) and 0 <= step.deviation < math.inf
+    return numbers_are_finite and 0 < len(step.tokens) == len(step.logits)
 
 
 def write(answers: KnownAnswers, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -125,7 +125,7 @@ def generate(
             setting_types.check(name, value)
     limit = config.length_limit(len(prompt), max_new_tokens)
     choose = _sampler(session, prompt, config, limit, min_new_tokens, sampling, logits_processors)
-    stops = StopStrings(((stop,) if isinstance(stop, str) else (*stop,)) + config.stop_strings)
+    stops = StopStrings(_stop_strings(stop) + config.stop_strings)
     deadline = math.inf if config.max_time is None else time.monotonic() + config.max_time
     with session.generation():
         logits = session.read(ids)
@@ -194,6 +194,12 @@ def _evidence(logits: np.ndarray, token: int, count: int) -> tuple[float, tuple[
     """The log-probability of a token and of the `count` most likely ones, for the end of a `Token`."""
     log_probabilities = log_softmax(logits)
     return float(log_probabilities[token]), top_tokens(log_probabilities, count)
+
+
+def _stop_strings(stop: Any) -> tuple[str, ...]:
+    if not isinstance(stop, Iterable):
+        raise UsageError(f"stop is {stop!r}: it must be a string or a list of strings")
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _check(prompt: Any, session: Session) -> list[int]:

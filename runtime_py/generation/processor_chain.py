@@ -167,15 +167,17 @@ def _checked(custom: Sequence[LogitsProcessor]) -> list[LogitsProcessor]:
 
 
 def _with_checked_result(process: LogitsProcessor) -> LogitsProcessor:
-    """Protect the logits of the session, and check the result."""
+    """Protect the ids and logits of the session, and check the result."""
 
     def checked(ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
-        processed = process(ids, logits.copy())
+        processed = process([*ids], logits.copy())
         if not isinstance(processed, np.ndarray) or processed.shape != logits.shape:
             raise UsageError(
                 f"a logits processor returned {_shape(processed)}: it must return an array of the logits' "
                 f"shape {list(logits.shape)}"
             )
+        if processed.dtype.kind not in "fiu":
+            raise UsageError(f"a logits processor returned {processed.dtype} numbers: it must return floats")
         if np.isnan(processed).any():
             raise UsageError("a logits processor returned NaN: give -inf to a forbidden token")
         return processed

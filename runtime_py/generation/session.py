@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import numpy as np
 
@@ -37,7 +38,8 @@ class Session:
         """
         self.runs: Sequence[Chunk] = ()
         """The runs that read the last prompt."""
-        self._pool = pool
+        self.pool = pool
+        """The KV caches of the engine."""
         self._tokens: list[int] = []
         self._caches: Caches | None = None  # of the last step; another session may have taken them since
         self._closed = False
@@ -47,12 +49,12 @@ class Session:
     @property
     def capacity(self) -> int:
         """S, the number of rows of the KV caches."""
-        return self._pool.engine.capacity
+        return self.pool.engine.capacity
 
     @property
     def vocab_size(self) -> int:
         """V, the number of logits."""
-        return self._pool.engine.vocab_size
+        return self.pool.engine.vocab_size
 
     @property
     def context_full_message(self) -> str:
@@ -80,7 +82,7 @@ class Session:
             yield
         finally:
             self._generating.release()
-            self._pool.engine.steps.end_slice()
+            self.pool.engine.steps.end_slice()
             if self._caches is not None:
                 self._caches.release(self)
 
@@ -128,12 +130,15 @@ class Session:
 
     def close(self) -> None:
         """Give the KV caches back. Waits for the current step. The session cannot be used afterwards."""
-        if self._pool.refusal is None:
+        if self.pool.refusal is None:
             with self._stepping:
                 self._closed = True
                 if self._caches is not None:
                     self._caches.give_back(self)
         self._closed, self._caches = True, None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session cannot be copied or pickled: open a session for each text")
 
     def __enter__(self) -> Session:
         return self
@@ -142,7 +147,7 @@ class Session:
         self.close()
 
     def _read(self, tokens: list[int]) -> np.ndarray:
-        self._caches = caches = self._pool.claim(self, tokens)
+        self._caches = caches = self.pool.claim(self, tokens)
         try:
             logits = caches.read(tokens)
         finally:
@@ -153,6 +158,6 @@ class Session:
         return logits
 
     def _check_open(self) -> None:
-        self._pool.check_open()
+        self.pool.check_open()
         if self._closed:
             raise EngineClosed(SESSION_CLOSED)

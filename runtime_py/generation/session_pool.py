@@ -17,11 +17,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any
 from weakref import ref
 
 import numpy as np
 
-from o2o.cli.text import counted
 from o2o.errors import UsageError
 from runtime_py import forks
 from runtime_py.engines.engine import Engine, EngineSession
@@ -49,10 +49,9 @@ class SessionPool:
             max_sessions: The largest number of texts that have KV caches at the same time.
 
         Raises:
-            UsageError: `max_sessions` is below 1.
+            UsageError: `max_sessions` is no integer of 1 or more.
         """
-        if max_sessions < 1:
-            raise UsageError(f"max_sessions is {max_sessions}: it must be at least 1")
+        check_max_sessions(max_sessions)
         self.engine = engine
         self.max_sessions = max_sessions
         self.caches: list[Caches] = []
@@ -123,8 +122,9 @@ class SessionPool:
             return caches
         if free:
             return min(free, key=lambda caches: caches.last_use)
+        texts = "1 text is" if self.max_sessions == 1 else f"{self.max_sessions} texts are"
         raise TooManySessions(
-            f"{counted(self.max_sessions, 'text')} are being generated, the limit of max_sessions: finish or "
+            f"{texts} being generated, the limit of max_sessions: finish or "
             "close one of them first, or load the package with a larger max_sessions"
         )
 
@@ -241,6 +241,19 @@ class Caches:
                 if shared >= enough:
                     best, enough = (other._session, shared), shared + 1
         return best
+
+
+def check_max_sessions(number: Any) -> None:
+    """Check the largest number of texts that have KV caches.
+
+    Args:
+        number: The number.
+
+    Raises:
+        UsageError: It is no integer of 1 or more.
+    """
+    if type(number) is not int or number < 1:
+        raise UsageError(f"max_sessions is {number!r}: it must be an integer of 1 or more")
 
 
 def _no_owner() -> None:

@@ -88,6 +88,28 @@ def test_an_answer_that_is_broken_off_is_what_was_said(directory: Path) -> None:
             assert list(again.say("go on")) == whole
 
 
+def test_a_message_during_an_answer_is_refused_and_leaves_it(toy: Toy, directory: Path) -> None:
+    with Package.load(directory) as package:
+        conversation = package.chat(max_new_tokens=4)
+        ids, answer = expected(toy, directory, [{"role": "user", "content": "a dog"}], 4)
+        tokens = conversation.say("a dog")
+        first = next(tokens)
+        with pytest.raises(UsageError, match="is generating another text"):
+            next(conversation.say("the cat"))
+        assert [first.id, *(token.id for token in tokens)] == ids
+        assert [message["content"] for message in conversation.messages] == ["a dog", answer]
+
+
+def test_reset_during_an_answer_forgets_it(directory: Path) -> None:
+    with Package.load(directory) as package:
+        conversation = package.chat("Be kind.", max_new_tokens=4)
+        tokens = conversation.say("a dog")
+        next(tokens)
+        conversation.reset()
+        list(tokens)
+        assert conversation.messages == [{"role": "system", "content": "Be kind."}]
+
+
 def test_what_does_not_fit_was_not_said(directory: Path) -> None:
     with Package.load(directory) as package:
         conversation = package.chat(max_new_tokens=2)

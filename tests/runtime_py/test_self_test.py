@@ -174,7 +174,17 @@ def test_small_capacities(tmp_path, capacity):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"{}", b"\xff", b'{"version": 1}', b'{"version": "x"}', b'{"version": null}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"version": 1}',
+        b'{"version": "x"}',
+        b'{"version": null}',
+        b'{"version": 1e999}',
+    ],
 )
 def test_damaged_answers(model, content):
     (model.parent / self_test.FILE).write_bytes(content)
@@ -183,13 +193,41 @@ def test_damaged_answers(model, content):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("steps", []), ("prompt", "ab"), ("tokens", [None]), ("split", {})]
+    ("key", "value"),
+    [("steps", []), ("prompt", "ab"), ("tokens", [None]), ("split", {}), ("split", -1), ("prompt", [])],
 )
 def test_damaged_values(model, key, value):
     path = model.parent / self_test.FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(ModelError, match="is damaged"):
         self_test.read(model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("deviation", 1e999),
+        ("deviation", -1),
+        ("logits", [float("nan")] * 8),
+        ("logits", [1.0]),
+        ("tokens", []),
+    ],
+)
+def test_a_step_that_would_let_everything_pass(model, key, value):
+    path = model.parent / self_test.FILE
+    content = json.loads(path.read_text())
+    content["steps"][3][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"is damaged \(a step has wrong numbers\)"):
+        self_test.read(model)
+
+
+def test_a_prompt_that_does_not_fit_is_not_the_fault_of_the_engine(model):
+    path = model.parent / self_test.FILE
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"prompt": content["prompt"] * 2}))
+    with pytest.raises(ModelError, match=r"are those of another model$"):
+        Package.load(model.parent).self_test()
 
 
 def test_wrong_ids_in_answers(model):

@@ -247,6 +247,16 @@ def test_one_text_too_many(package: Package, known: Known) -> None:
     assert ids(package.stream((1, 2, 9))) == known.alone((1, 2, 9))
 
 
+def test_a_session_of_another_package_is_refused(package: Package, known: Known, engine: str) -> None:
+    with opened(known, engine) as other, other.session() as session:
+        other.generate((1, 2), session, max_new_tokens=1)
+        with pytest.raises(UsageError, match="the session belongs to another package"):
+            next(package.stream((1, 2), session))
+        assert ids(other.stream((1, 2), session)) == known.alone((1, 2))
+    with pytest.raises(UsageError, match="session is of type int"):
+        next(package.stream((1, 2), 5))  # type: ignore[arg-type]
+
+
 def test_a_second_stream_in_a_session(package: Package, known: Known) -> None:
     with package.session() as session:
         first = package.stream((1, 2), session)

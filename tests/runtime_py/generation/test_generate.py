@@ -143,12 +143,24 @@ def test_a_processor_of_the_caller_sees_the_ids_and_changes_the_choice():
         assert [token.top[0].id for token in tokens] == [21, 24, 28], "the model's own logits"
 
 
+def test_a_processor_cannot_change_the_text():
+    def shorten(ids, logits):
+        ids.clear()
+        return logits
+
+    tokens, _ = run(50, [10, 20], max_new_tokens=3, logits_processors=[shorten])
+    assert [token.id for token in tokens] == [21, 22, 23]
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
     [
         (None, "returned NoneType: it must return an array of the logits' shape"),
         (np.zeros(99, np.float32), r"returned an array of shape \[99\]: .*\[100\]"),
         (np.full(100, np.nan, np.float32), "returned NaN"),
+        (np.zeros(100, bool), "returned bool numbers: it must return floats"),
+        (np.zeros(100, object), "returned object numbers"),
+        (np.zeros(100, complex), "returned complex128 numbers"),
     ],
 )
 def test_a_processor_that_returns_no_logits(result, message):
@@ -180,6 +192,7 @@ def test_log_probabilities():
         ({"logits_processors": lambda ids, logits: logits}, "must be a list of functions"),
         ({"logits_processors": [None]}, "must be a list of functions"),
         ({"stop": [5]}, "a stop string is 5: it must be a string"),
+        ({"stop": 5}, "stop is 5: it must be a string or a list of strings"),
         ({"sampling": Sampling(logit_bias={100: 1.0})}, "logit_bias has the token id 100, the model has ids"),
     ],
 )

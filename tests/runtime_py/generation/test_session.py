@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,3 +91,10 @@ def test_on_litert_reusing_a_prefix_changes_nothing(shape: dict) -> None:
             assert_close(session.append(text[end]), toy.logits(text[: end + 1]))
     session.close()
     engine.close()
+
+
+def test_no_copies() -> None:
+    session = Session(SessionPool(CountingEngine(8)))
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="a session cannot be copied or pickled"):
+            duplicate(session)

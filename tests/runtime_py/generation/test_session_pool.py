@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,8 +166,12 @@ def test_more_texts_than_the_bound() -> None:
         sessions[1].close()
         sessions[2].read([3])
     sessions[2].append(4)
-    with pytest.raises(UsageError, match="max_sessions is 0"):
-        SessionPool(RowsEngine(), 0)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, None, "4"])
+def test_a_bound_that_is_no_number_of_texts(number: Any) -> None:
+    with pytest.raises(UsageError, match=r"max_sessions is .*: it must be an integer of 1 or more"):
+        SessionPool(RowsEngine(), number)
 
 
 def test_a_session_that_lost_its_caches_does_not_give_them_back() -> None:
