@@ -542,6 +542,17 @@ def numbers_of_other(result: Any, model: Model, *_: Any) -> None:
                 constant.const_value.stored = replace(stored, offset=stored.offset - 4 * 48)  # type: ignore
 
 
+def exchange_rows(result: ir.Model, *_: Any) -> None:
+    """Of two tokens that no run reads."""
+    table = result.graph.initializers["embed_tokens.weight"]
+    assert table.const_value is not None
+    numbers = table.const_value.numpy().copy()
+    ids = np.random.default_rng(0).integers(0, len(numbers), 7)  # those of the check
+    unread = [row for row in range(len(numbers)) if row not in ids][:2]
+    numbers[unread] = numbers[unread[::-1]]
+    table.const_value = ir.Tensor(numbers, name=table.name)
+
+
 DEFECTS = {
     # fuse.attention.py: the operands of ATTENTION
     "keys and values swapped": Defect(
@@ -1088,6 +1099,13 @@ DEFECTS = {
         decoder,
         after("filters.lower_onnx:lower_to_onnx", lambda result, *_: result.graph.outputs.pop()),
         "output present_value_1 disappeared",
+    ),
+    "rows of the embedding exchanged in ONNX": Defect(
+        "lower_onnx",
+        [],
+        decoder,
+        after("filters.lower_onnx:lower_to_onnx", exchange_rows),
+        "constant embed_tokens.weight has other numbers",
     ),
     # wrap.composites.py
     "another scale of a composite": Defect(
