@@ -16,9 +16,17 @@ from tests.conftest import ROOT
 
 PACKAGES = ("bench", "export", "o2o", "runtime_py", "tinyllama")
 NAME = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+(?![\w/(-]*\.(?:py|md)\b)")
-NOT_CODE = {"o2o.causal_attention", "o2o.weight_dtype", "o2o.filters.MODULE", "o2o.nothing", "o2o.x"}
+NOT_CODE = {
+    "o2o.causal_attention",
+    "o2o.weight_dtype",
+    "o2o.filters.MODULE",
+    "o2o.nothing",
+    "o2o.x",
+    "runtime_py.engines.plain",
+    "runtime_py.engines.plain.engine",
+}
 NOT_CODE |= {f"o2o.verbs.{group}" for group in ("build", "generate", "measure", "tools")}
-"""An operator, a metadata entry, a placeholder, names of what does not exist, groups of entry points."""
+"""An operator, metadata, a placeholder, names of what does not exist, groups of entry points, an example."""
 SUFFIXES = ("json", "md", "png", "py", "toml")
 
 
