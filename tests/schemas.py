@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ def checked() -> Iterator[None]:
             contracts.validate(result)
         return result
 
+    @functools.wraps(dumps)
     def checked_dumps(entries: list[dict[str, Any]]) -> bytes | None:
         data = dumps(entries)
         if data is not None:
@@ -53,7 +55,9 @@ def checked() -> Iterator[None]:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Within the block, a test may write a wrong contract on purpose."""
-    original = getattr(contract.contract_of, "__wrapped__", contract.contract_of)
-    with patch.object(contract, "contract_of", original):
+    """Within the block, a test may write wrong metadata on purpose."""
+    with (
+        patch.object(contract, "contract_of", inspect.unwrap(contract.contract_of)),
+        patch.object(history, "dumps", inspect.unwrap(history.dumps)),
+    ):
         yield
