@@ -86,7 +86,7 @@ class ChatTemplate:
         for name, value in variables.items():
             if value is not None and not _is_list_of_objects(value):
                 raise UsageError(f"{name} must be a list of JSON objects")
-        self._variables = {**special_tokens, **_json(template_args or {}), **_json(variables)}
+        self._variables = {**special_tokens, **_template_args(template_args), **_json(variables)}
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -162,6 +162,16 @@ def _select(directory: Path, sources: Mapping[str, str], name: str | None, has_t
 
 def _is_list_of_objects(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
+
+
+def _template_args(variables: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The variables as JSON. Raises UsageError for those that have arguments of their own."""
+    variables = {} if variables is None else variables
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise UsageError("template_args must be an object with the names of variables")
+    if reserved := sorted(variables.keys() & {"messages", "tools", "documents"}):
+        raise UsageError(f"template_args cannot set {reserved[0]}: it has an argument of its own")
+    return dict(_json(variables))
 
 
 def _json(value: Any) -> Any:

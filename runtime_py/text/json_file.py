@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from o2o.errors import ModelError
 
 LONGEST_VALUE = 60
 """Characters of a wrong value in an error message."""
+
+
+_LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")  # JSON may escape one; no library encodes it
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,8 @@ def read_json(path: Path, types: Mapping[str, Type] | None = None) -> dict[str, 
         raise ModelError(f"{path} is not JSON: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object")
+    if surrogate := _LONE_SURROGATE.search(json.dumps(content, ensure_ascii=False)):
+        raise ModelError(f"{path} has the lone surrogate U+{ord(surrogate[0]):X}: it is not Unicode text")
     for key, value in content.items():
         pattern = next((pattern for pattern in types or () if fnmatch.fnmatchcase(key, pattern)), None)
         if types and pattern and not types[pattern].accepts(value):

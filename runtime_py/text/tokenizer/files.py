@@ -17,6 +17,7 @@ from runtime_py.text.json_file import (
     read_json,
 )
 
+ADDED_TOKENS_NAME = "added_tokens.json"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 """The flags of `tokenizers.AddedToken`."""
 
@@ -109,7 +110,7 @@ def read_added_tokens(directory: Path) -> dict[str, int]:
     Raises:
         ModelError: It is not JSON, or a value has the wrong type.
     """
-    return read_json(directory / "added_tokens.json", ADDED_TOKENS_FILE)
+    return read_json(directory / ADDED_TOKENS_NAME, ADDED_TOKENS_FILE)
 
 
 def read_model_config(directory: Path) -> dict[str, Any]:

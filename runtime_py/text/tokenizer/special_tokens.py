@@ -16,7 +16,12 @@ import tokenizers
 from tokenizers import AddedToken
 
 from o2o.errors import ModelError
-from runtime_py.text.tokenizer.files import FLAGS, read_added_tokens, read_special_tokens_map
+from runtime_py.text.tokenizer.files import (
+    ADDED_TOKENS_NAME,
+    FLAGS,
+    read_added_tokens,
+    read_special_tokens_map,
+)
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -119,6 +124,9 @@ def read_special_tokens(
         special = {str(_token(values[role])) for role in ROLES if values.get(role)}
         special |= {str(_token(token)) for token in values.get("extra_special_tokens") or ()}
         for text, number in read_added_tokens(directory).items():
+            if number in added:
+                both = f"{added[number].content!r} and {text!r}"
+                raise ModelError(f"{directory / ADDED_TOKENS_NAME}: {both} both have id {number}")
             added[number] = AddedToken(text, normalized=text not in special, special=text in special)
         added |= in_tokenizer_json
     by_text = {token.content: token for token in added.values()}

@@ -278,6 +278,9 @@ def test_the_file_of_a_processor_is_read_last(checkpoint, tmp_path):
         ({"documents": {"title": "x"}}, "documents must be a list of JSON objects"),
         ({"tools": [{"name": print}]}, "a variable of the chat template is not JSON"),
         ({"template_args": {"x": object()}}, "a variable of the chat template is not JSON"),
+        ({"template_args": 5}, "template_args must be an object with the names of variables"),
+        ({"template_args": {5: 1}}, "template_args must be an object with the names of variables"),
+        ({"template_args": {"messages": []}}, "template_args cannot set messages"),
     ],
 )
 def test_variables_that_are_not_json(checkpoint, tmp_path, variables, message):

@@ -98,3 +98,13 @@ def test_a_folder_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "file.json").mkdir()
     with pytest.raises(ModelError, match=r"file\.json is a folder, not a JSON file"):
         read_json(tmp_path / "file.json", TYPES)
+
+
+@pytest.mark.parametrize("content", [r'{"\ud800": 1}', r'{"text": "a\udfff"}', r'{"a": [{"b": "\ud800"}]}'])
+def test_a_lone_surrogate(tmp_path: Path, content: str) -> None:
+    with pytest.raises(ModelError, match=r"file.json has the lone surrogate U\+D"):
+        read(tmp_path, content)
+
+
+def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
+    assert read(tmp_path, r'{"text": "\ud83d\ude00"}') == {"text": "\N{GRINNING FACE}"}

@@ -111,6 +111,12 @@ def test_an_id_that_leaves_a_gap_is_refused(kinds: dict[str, Path], tmp_path: Pa
         load_tokenizer(folder)
 
 
+def test_two_tokens_with_one_id_are_refused(kinds: dict[str, Path], tmp_path: Path) -> None:
+    folder = write(kinds["llama"], tmp_path / "two", {"added_tokens.json": {"<im>": 380, "<im2>": 380}})
+    with pytest.raises(ModelError, match=r"added_tokens.json: '<im>' and '<im2>' both have id 380"):
+        load_tokenizer(folder)
+
+
 flags = st.fixed_dictionaries(
     {},
     optional={flag: st.booleans() for flag in ("lstrip", "rstrip", "single_word", "normalized", "special")},
