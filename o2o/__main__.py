@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None, program: str = MODULE) -> int:
         The exit code.
     """
     word, *rest = arguments = list(sys.argv[1:] if argv is None else argv) or [""]
+    if word == "help":  # `o2o help run` is `o2o run --help`
+        word, *rest = [*rest[:1], "--help"]
     if (name := filters.find(word)) is not None:
         if program == MODULE:  # the older spelling: the filter keeps its own name in messages
             return filters.load(name).main(rest)

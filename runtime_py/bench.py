@@ -272,6 +272,8 @@ def _run(args: argparse.Namespace) -> None:
         args.json.write_text(json.dumps(figures.to_json(), indent=2) + "\n")
     if args.plot:
         figures.plot(args.plot)
+    if written := [str(file) for file in (args.json, args.plot) if file]:
+        _log(f"wrote {' and '.join(written)}")
 
 
 def _log(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator
 
@@ -15,10 +16,13 @@ from runtime_py.generation.generate import Finish
 
 RESET = "/reset"
 HELP = f"each line is a message; Ctrl-C stops an answer, {RESET} starts a new conversation, Ctrl-D ends"
+COMMAND = re.compile(r"/[a-z?]+\s*")  # also the commands of other programs, such as /help and /exit
 
 
 def read_messages() -> Iterator[str]:
     """Read messages from stdin, on a terminal with a prompt and line editing.
+
+    On a terminal, an unknown command such as `/help` is no message: it prints the commands.
 
     Yields:
         The lines.
@@ -34,7 +38,11 @@ def read_messages() -> Iterator[str]:
     print(HELP, file=sys.stderr)
     with contextlib.suppress(EOFError):
         while True:
-            yield input("> ")
+            line = input("> ")
+            if COMMAND.fullmatch(line) and line.strip() != RESET:
+                print(HELP, file=sys.stderr)
+            else:
+                yield line
     print()
 
 

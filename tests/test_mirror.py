@@ -162,9 +162,7 @@ COVERED = {
     "tests/runtime_py/test_bench.py": [
         "runtime_py/benchmark/report.py",
     ],
-    "tests/runtime_py/test_conversation.py": [
-        "runtime_py/repl.py",
-    ],
+    "tests/runtime_py/test_conversation.py": [],
     "tests/runtime_py/test_perplexity.py": [
         "runtime_py/evaluation/dataset.py",
     ],

@@ -72,6 +72,14 @@ def test_the_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, flag in ((["help"], ["--help"]), (["help", "run"], ["run", "--help"])):
+        assert run(*words) == 0
+        text = capsys.readouterr().out
+        assert run(*flag) == 0
+        assert capsys.readouterr().out == text
+
+
 def test_filters_run_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("gc", "gc.py"):
         assert run(name, "--help") == 0

@@ -18,6 +18,7 @@ if __name__ == "__main__":
     interrupt.exit_on_interrupt("verify")
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -164,7 +165,8 @@ def _compare(result: Report, package: Package, steps: Sequence[Step], precision:
         chosen = right = precision.explains(steps, parted)
         reason = "as the difference of the logits explains" if right else "which no rounding explains"
         line += f"; then {actual!r}, not {expected!r}, {reason}"
-    result.write(f'  text: "{package.tokenizer.decode([step.expected for step in steps])}"')
+    text = json.dumps(package.tokenizer.decode([step.expected for step in steps]), ensure_ascii=False)
+    result.write(f"  text: {text}")
     result.check(chosen, line)
     for stage, part in (("prefill", steps[:1]), ("decode", steps[1:])):
         if part:

@@ -20,6 +20,7 @@ CLOSED_PIPE = 141  # as a shell reports SIGPIPE
 REMEDIES = {
     errno.ENOSPC: "make room, or write elsewhere",
     errno.EDQUOT: "make room, or write elsewhere",
+    errno.EISDIR: "give a file in it, such as model.circle",
     errno.EFBIG: "the limit of `ulimit -f` or of the file system is reached: write elsewhere",
 }
 

@@ -10,6 +10,7 @@ from typing import get_args
 from o2o import filters
 from o2o.cli import command
 from o2o.cli.arguments import Parser
+from o2o.errors import UsageError
 
 
 def parser() -> Parser:
@@ -43,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def body() -> int:
-        text = listing(parser().parse_args(arguments).word)
+        word = parser().parse_args(arguments).word
+        if not (text := listing(word)):
+            raise UsageError(f"no filter has {word!r} in its line: `o2o filters` lists all")
         sys.stdout.write(text)
-        return 0 if text else 1
+        return 0
 
     return command.run("filters", body, debug="--debug" in arguments)
 

@@ -87,7 +87,7 @@ class Report:
         if note := self._note():
             yield f"          above 100%: {note}"
         share = self.memory / self.model_bytes
-        yield f"memory    {self.memory / 1e6:,.0f} MB at most, {share:.2f} of the file"
+        yield f"memory    {self.memory / 1e6:,.0f} MB at most, {share:.2f} times the file"
         yield (
             f"reads     {self.weight_bytes / 1e6:,.1f} MB a step and {self.row_bytes / 1e3:,.1f} kB a token "
             f"of context; memory bandwidth {self.bandwidth / 1e9:.1f} GB/s"

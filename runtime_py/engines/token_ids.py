@@ -98,7 +98,7 @@ def check_prompt(ids: Any, limits: Limits, num_cached: int = 0, name: str = "the
     if len(numbers) > limits.capacity:
         raise UsageError(
             f"{name} has {len(numbers)} tokens, the KV caches hold {limits.capacity}: shorten it, or "
-            f"export the model with a larger --max-length"
+            f"convert the model with a larger --max-length"
         )
     if not 0 <= num_cached < len(numbers):
         raise UsageError(
@@ -135,7 +135,7 @@ def check_token(token: Any, position: Any, limits: Limits) -> int:
     if not 0 <= position < limits.capacity:
         raise UsageError(
             f"position {position} is outside of the KV caches, which hold 0 to {limits.capacity - 1}: "
-            f"export the model with a larger --max-length"
+            f"convert the model with a larger --max-length"
         )
     if token >= limits.vocab_size:
         raise ModelError(_too_large("the text", token, limits))

@@ -65,7 +65,7 @@ def check_text(ids: Any, session: EngineSession) -> list[int]:
     if len(numbers) > session.capacity + 1:
         raise UsageError(
             f"the text has {len(numbers)} tokens, and {session.capacity + 1} can be scored: split it, or "
-            f"export the model with a larger --max-length"
+            f"convert the model with a larger --max-length"
         )
     check_prompt(numbers[1:] or numbers, session, name="the text")  # the last one is not read
     check_prompt(numbers[:1], session, name="the text")

@@ -60,7 +60,7 @@ class Session:
     def context_full_message(self) -> str:
         """The message for the user when the KV caches are full."""
         return (
-            f"the context is full: the KV caches hold {self.capacity} tokens; export the model with a "
+            f"the context is full: the KV caches hold {self.capacity} tokens; convert the model with a "
             f"larger --max-length for longer texts"
         )
 

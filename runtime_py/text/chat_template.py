@@ -147,7 +147,7 @@ def _select(directory: Path, sources: Mapping[str, str], name: str | None, has_t
     if not sources:
         raise ModelError(
             f"{directory} has no chat template ({FILE}, or chat_template in {CONFIG}): the model was not "
-            f"trained to chat: use --prompt without --chat"
+            f"trained to chat: continue a prompt with `o2o run`"
         )
     names = ", ".join(sorted(sources))
     if name is not None:

@@ -224,7 +224,7 @@ def test_run_prints_what_transformers_generates(package, theirs, run_module):
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     expected = theirs.generate(ids, do_sample=False, max_length=S + 1)[0, ids.shape[1] :].tolist()
     done = run_module("runtime_py.run", package, "--prompt", prompt)
-    full = f"run: the context is full: the KV caches hold {S} tokens; export the model with a"
+    full = f"run: the context is full: the KV caches hold {S} tokens; convert the model with a"
     assert done.stderr == (
         "" if expected[-1] == theirs.config.eos_token_id else f"{full} larger --max-length for longer texts\n"
     )

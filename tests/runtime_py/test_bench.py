@@ -45,12 +45,12 @@ def test_every_line_and_every_figure(
         rf"engine    litert \(float32, 1 thread\): the only engine for \.tflite files\n"
         rf"load +{number} s cold, {number} s warm\n{prefills}{decodes}"
         r"(?: +above 100%: .+\n)?"
-        rf"memory +{number} MB at most, {number} of the file\n"
+        rf"memory +{number} MB at most, {number} times the file\n"
         rf"reads +{number} MB a step and {number} kB a token of context; "
         rf"memory bandwidth {number} GB/s\n",
         out,
     )
-    assert err == ""
+    assert err == f"bench: wrote {files[0]} and {files[1]}\n"
     figures = json.loads(files[0].read_text())
     assert [one["tokens"] for one in figures["prefill"]] == [16, 128]
     assert [one["context"] for one in figures["decode"]] == [16, 128]
@@ -78,7 +78,7 @@ def test_ratios() -> None:
     assert "load      0.50 s warm" in lines
     assert "prefill      128 tokens: first token after 500.0 ms, 256.0 tokens/s" in lines
     assert "decode    after      16: 1,000.0 tokens/s, 50% of the memory bandwidth" in lines
-    assert "memory    150 MB at most, 1.50 of the file" in lines
+    assert "memory    150 MB at most, 1.50 times the file" in lines
     reads = "reads     10.0 MB a step and 1.0 kB a token of context; memory bandwidth 20.0 GB/s"
     assert reads in lines
 

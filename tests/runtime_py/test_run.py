@@ -23,7 +23,7 @@ from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import write_onnx
 
 VOCAB = 380  # of the trained tokenizer
-FULL = "run: the context is full: the KV caches hold 24 tokens; export the model with a larger --max-length"
+FULL = "run: the context is full: the KV caches hold 24 tokens; convert the model with a larger --max-length"
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_empty_prompt_without_begin_of_sequence(package, capsys):
 def test_prompt_too_long(package, capsys):
     assert main([str(package), "--prompt", "a dog " * 20]) == 2
     message = one_line(capsys)
-    assert re.search(r"has \d+ tokens, the KV caches hold 24: shorten it, or export .* --max-length", message)
+    assert re.search(r"has \d+ tokens, the KV caches hold 24: shorten it, or convert .* --max-length", message)
 
 
 def one_line(capsys) -> str:

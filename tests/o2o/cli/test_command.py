@@ -29,6 +29,11 @@ def run(error: BaseException | None, debug: bool = False) -> int:
             1,
             "x: File too large: the limit of `ulimit -f` or of the file system is reached: write elsewhere",
         ),
+        (
+            IsADirectoryError(21, "Is a directory", "my-package"),
+            1,
+            "my-package: Is a directory: give a file in it, such as model.circle",
+        ),
         (OSError("odd"), 1, "odd"),
         (MemoryError(), 1, "out of memory"),
         (RecursionError(), 1, "the graph is nested too deeply"),

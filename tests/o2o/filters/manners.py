@@ -63,6 +63,7 @@ class Manners:
     arguments: ClassVar[Sequence[str]] = ()
     model: ClassVar[Callable[[], Model]] = staticmethod(decoder)
     writes_model: ClassVar[bool] = True
+    folder_refused: ClassVar[tuple[int, str]] = (1, "Is a directory: give a file in it")
     turns_tflite_into: ClassVar[str] = "tflite"
 
     @pytest.fixture(autouse=True)
@@ -208,7 +209,8 @@ class Manners:
         assert f"{missing}: No such file or directory" in self.run(*self.arguments, missing).failed(1)
 
     def test_a_folder_instead_of_a_file(self) -> None:
-        assert "Is a directory" in self.run(*self.arguments, str(self.directory)).failed(1)
+        code, complaint = self.folder_refused
+        assert complaint in self.run(*self.arguments, str(self.directory)).failed(code)
 
     def test_no_folder_for_the_output(self) -> None:
         target = str(self.directory / "nowhere" / "out.circle")

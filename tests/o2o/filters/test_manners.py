@@ -25,7 +25,10 @@ GIVEN: dict[str, dict[str, Any]] = {
         "model": staticmethod(lambda: lower_to_litert(attention(Form(layout="BNTH")))),
     },
     "check_models": {"arguments": [DECODER], "writes_model": False},
-    "inspect": {"writes_model": False},
+    "inspect": {
+        "writes_model": False,
+        "folder_refused": (2, "this folder has no model.circle and no model.tflite"),
+    },
     "legalize_onert": {"model": staticmethod(language_model)},
     "lower_onnx": {"model": staticmethod(one_token), "writes_model": False},
     "raise_circle": {

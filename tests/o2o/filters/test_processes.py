@@ -328,7 +328,7 @@ def test_the_output_is_the_input(script: str, place: Path) -> None:
     ("target", "complaint"),
     [
         ("nowhere/out", "nowhere/out: No such file or directory"),
-        ("folder", "folder: Is a directory"),
+        ("folder", "folder: Is a directory: give a file in it, such as model.circle"),
         ("file/out", "file/out: Not a directory"),
         ("closed/out", "closed/out: Permission denied"),
     ],

@@ -19,5 +19,7 @@ def test_headings_and_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "KV caches"
     assert [line.split()[0] for line in lines[1:]] == ["bucket.kvcache.py", "transpose.io.kvcache.py"]
-    assert main(["nothing like that"]) == 1
-    assert capsys.readouterr().out == ""
+    assert main(["nothing like that"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "filters: no filter has 'nothing like that' in its line: `o2o filters` lists all\n"

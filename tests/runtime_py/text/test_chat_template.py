@@ -128,7 +128,7 @@ def test_the_sandbox(checkpoint, tmp_path, source):
 
 
 def test_what_is_no_template(checkpoint, tmp_path):
-    with pytest.raises(ModelError, match=r"has no chat template .*use --prompt without --chat"):
+    with pytest.raises(ModelError, match=r"has no chat template .*continue a prompt with `o2o run`"):
         load_template(checkpoint)
     with_template(checkpoint, tmp_path, "{% for %}", "file")
     with pytest.raises(ModelError, match="the chat template is not Jinja: "):
