@@ -135,7 +135,8 @@ def test_empty_prompt_without_begin_of_sequence(package, capsys):
 def test_prompt_too_long(package, capsys):
     assert main([str(package), "--prompt", "a dog " * 20]) == 2
     message = one_line(capsys)
-    assert re.search(r"has \d+ tokens, the KV caches hold 24: shorten it, or convert .* --max-length", message)
+    reason = r"has \d+ tokens, the KV caches hold 24: shorten it, or convert .* --max-length\n$"
+    assert re.search(reason, message)
 
 
 def one_line(capsys) -> str:
