@@ -44,10 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def body() -> int:
-        word = parser().parse_args(arguments).word
-        if not (text := listing(word)):
-            raise UsageError(f"no filter has {word!r} in its line: `o2o filters` lists all")
-        sys.stdout.write(text)
+        sys.stdout.write(listing(parser().parse_args(arguments).word))
         return 0
 
     return command.run("filters", body, debug="--debug" in arguments)
@@ -61,6 +58,9 @@ def listing(word: str = "") -> str:
 
     Returns:
         A heading for each purpose, and a line for each filter.
+
+    Raises:
+        UsageError: No line has the text.
     """
     from o2o.filters.base import Purpose
 
@@ -75,4 +75,6 @@ def listing(word: str = "") -> str:
         ]
         if rows := [row for row in rows if word.lower() in row.lower()]:
             lines += [purpose, *rows]
+    if not lines:
+        raise UsageError(f"no filter has {word!r} in its line: `o2o filters` lists all")
     return "".join(f"{line}\n" for line in lines)
