@@ -81,7 +81,8 @@ def _run(step: str, folder: Path) -> int:
     environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
     command = ["bash", "-euo", "pipefail", "-c", step]
     if sys.stderr is not None:  # not shown by bash, which does not escape control characters
-        print(step.rstrip("\n"), file=sys.stderr, flush=True)
+        sys.stderr.write(step.rstrip("\n") + "\n")  # in one call, which SIGINT does not cut
+        sys.stderr.flush()
     process: subprocess.Popen[bytes] | None = None
     try:
         with signals_blocked() as mask:
