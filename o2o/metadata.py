@@ -56,5 +56,9 @@ def reports_damage(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ModelError(f"its metadata {name} is damaged: {error!r}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"its metadata {name} is damaged: {error}") from error
+    except KeyError as error:
+        raise ModelError(f"its metadata {name} is damaged: it has no {error}") from error
+    except (TypeError, IndexError, AttributeError) as error:
+        raise ModelError(f"its metadata {name} is damaged: a value has a wrong type or length") from error

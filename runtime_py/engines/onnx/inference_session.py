@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from o2o.cli.silence_stderr import silenced_stderr
@@ -14,6 +15,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 with silenced_stderr():  # it logs hardware that it does not find
     import onnxruntime
 
+_NOISE = re.compile(r"^Load model from .*? failed: ?|( Error:)? ?\b\w+\.cc:\d+ \S+ ")
 _FATAL, _INFO = 4, 1  # ONNX Runtime's log severities
 
 
@@ -73,7 +75,7 @@ def model_error_from(error: Exception) -> ModelError:
 
 
 def _reason(error: Exception) -> str:
-    """The message without error codes and hints for ONNX Runtime's own developers."""
+    """The message without error codes, the model's path, and places in ONNX Runtime's source code."""
     _, prefix, message = str(error).partition("[ONNXRuntimeError] : ")
     *_, message = message.split(" : ", 2) if prefix else [str(error)]
-    return " ".join(message.split()) or repr(error)
+    return " ".join(_NOISE.sub(" ", message).split()) or repr(error)

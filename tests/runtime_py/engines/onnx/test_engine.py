@@ -176,8 +176,13 @@ def test_refuses_what_onnx_runtime_refuses(tmp_path):
         assert "\n" not in str(error.value)
     path = write_onnx(Toy(), tmp_path / "model.onnx", external=True)
     (tmp_path / "model.onnx.data").unlink()
-    with pytest.raises(ModelError, match=r"model\.onnx\.data"):
+    with pytest.raises(ModelError, match=r"model\.onnx\.data") as error:
         OnnxEngine(path)
+    assert ".cc:" not in str(error.value), "a place in the source code of ONNX Runtime"
+    path.write_bytes(b"\x89PNG")
+    with pytest.raises(ModelError) as error:
+        OnnxEngine(path)
+    assert str(path) not in str(error.value), "the caller names it"
 
 
 @pytest.mark.parametrize(("old", "new"), [("11]", "13]"), ("8,", "80,"), ("int64", "float32")])
