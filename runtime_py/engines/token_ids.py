@@ -100,6 +100,7 @@ def check_prompt(ids: Any, limits: Limits, num_cached: int = 0, name: str = "the
             f"{name} has {len(numbers)} tokens, the KV caches hold {limits.capacity}: shorten it, or "
             f"convert the model with a larger --max-length"
         )
+    num_cached = _integer(num_cached, f"the number of cached tokens is {_shown(num_cached)}")
     if not 0 <= num_cached < len(numbers):
         raise UsageError(
             f"{num_cached} of {len(numbers)} tokens are cached: at least the last one must be read"

@@ -123,6 +123,8 @@ def generate(
     for name, value in (options | {"log_probabilities": log_probabilities}).items():
         if value is not None:
             setting_types.check(name, value)
+    if max_new_tokens is not None and min_new_tokens is not None and min_new_tokens > max_new_tokens:
+        raise UsageError(f"min_new_tokens is {min_new_tokens}, and max_new_tokens only {max_new_tokens}")
     limit = config.length_limit(len(prompt), max_new_tokens)
     choose = _sampler(session, prompt, config, limit, min_new_tokens, sampling, logits_processors)
     stops = StopStrings(_stop_strings(stop) + config.stop_strings)

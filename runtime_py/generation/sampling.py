@@ -103,7 +103,7 @@ class Sampling:
         if self.do_sample is not None:
             return self.do_sample
         if self.temperature is not None:
-            return self.temperature > 0
+            return bool(self.temperature > 0)  # not a bool of numpy
         return True if any(name in SAMPLING_ONLY for name in self._set) else None
 
     def over(self, defaults: Sampling) -> Sampling:

@@ -84,6 +84,9 @@ def test_messages_say_what_and_where():
         check_prompt([11], Limits())
     with pytest.raises(UsageError, match=r"2 of 2 tokens are cached"):
         check_prompt([1, 2], Limits(), num_cached=2)
+    for number in (1.0, None, "1", True):
+        with pytest.raises(UsageError, match=r"the number of cached tokens is .*, which is not an integer"):
+            check_prompt([1, 2], Limits(), num_cached=number)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"stop_tokens has 11, the model has token ids below 11"):
         stop_ids([1, 11], VOCAB, "stop_tokens")
 

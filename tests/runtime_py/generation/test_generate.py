@@ -192,6 +192,7 @@ def test_log_probabilities():
         ({"logits_processors": lambda ids, logits: logits}, "must be a list of functions"),
         ({"logits_processors": [None]}, "must be a list of functions"),
         ({"stop": [5]}, "a stop string is 5: it must be a string"),
+        ({"min_new_tokens": 3, "max_new_tokens": 2}, "min_new_tokens is 3, and max_new_tokens only 2"),
         ({"stop": 5}, "stop is 5: it must be a string or a list of strings"),
         ({"sampling": Sampling(logit_bias={100: 1.0})}, "logit_bias has the token id 100, the model has ids"),
     ],

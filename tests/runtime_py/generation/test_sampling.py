@@ -23,6 +23,7 @@ from runtime_py.generation.sampling import GREEDY, Sampling
         (Sampling(typical_p=0.5), True),
         (Sampling(temperature=0.0, seed=3), False),
         (Sampling(temperature=0.1), True),
+        (Sampling(temperature=np.float32(0.1)), True),  # type: ignore[arg-type]
         (Sampling(temperature=0.1, do_sample=False), False),
         (Sampling(do_sample=True), True),
         (Sampling(temperature=0.1, greedy=True), False),
