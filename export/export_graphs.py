@@ -55,7 +55,8 @@ def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
     copy_package_files(folder, directory)
     size = sum((folder / spec.file).stat().st_size for spec in graphs)
     files = listed([spec.file for spec in graphs])
-    _log(f"wrote {files} into {folder}, {format_bytes(size)} in {time.monotonic() - started:.1f} s")
+    place = "" if folder == Path() else f" into {folder}"
+    _log(f"wrote {files}{place}, {format_bytes(size)} in {time.monotonic() - started:.1f} s")
 
 
 def _export(

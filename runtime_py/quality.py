@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from o2o.cli.arguments import Parser
 from o2o.cli.command import run
+from o2o.cli.progress import progress
 from o2o.cli.text import counted
 from runtime_py.evaluation import dataset
 
@@ -65,7 +66,8 @@ def _run(args: argparse.Namespace) -> None:
 
     packages = [Package.load(path, args.tokenizer) for path in (args.before, args.after)]
     documents = dataset.read(args, packages) if args.text or args.ids else []
-    tensors = compare(*(formats.load(package.model) for package in packages))
+    with progress("compare the weights", 1, "model"):
+        tensors = compare(*(formats.load(package.model) for package in packages))
     report: dict[str, Any] = {"files": [str(package.model) for package in packages]}
     report["bytes"] = [package.model.stat().st_size for package in packages]
     report |= tensor_report(tensors)

@@ -105,9 +105,9 @@ def verify(args: argparse.Namespace) -> int:
         }
         directory = resolve(args.checkpoint)
 
-        from tinyllama.verification.hugging_face import HuggingFace  # imports torch, which takes seconds
-
         with progress("load the checkpoint", 1, "model"):
+            from tinyllama.verification.hugging_face import HuggingFace  # imports torch, which takes seconds
+
             reference = HuggingFace(directory)
         if reference.vocab_size != engine.vocab_size:
             raise ModelError(

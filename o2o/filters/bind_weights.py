@@ -47,7 +47,7 @@ class BindWeights(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         count = bind(model, args.checkpoint, args.partial)
         if not count:
-            self.log("the model has no external weights")
+            self.log("nothing to bind: the model holds its weights")
             return
         _, _, saved = deduplicate_constants(model, only=CheckpointTensor)
         bound = f"bound {counted(count, 'tensor')}"

@@ -175,7 +175,7 @@ def test_a_model_without_references_passes_as_it_is(
     path = tmp_path / "in.circle"
     formats.save(linear(), path)
     assert bound(path).read_bytes() == path.read_bytes()
-    assert capsys.readouterr().err == "bind.weights.py: the model has no external weights\n"
+    assert capsys.readouterr().err == "bind.weights.py: nothing to bind: the model holds its weights\n"
 
 
 def test_bound_twice_is_bound_once(checkpoint: Path, export: Exporter) -> None:
