@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Protocol, Unpack
 
+from o2o.errors import UsageError
 from runtime_py.generation.generate import GenerationOptions, Token
-from runtime_py.generation.session import Session
+from runtime_py.generation.session import BUSY, Session
 from runtime_py.text.chat_template import ChatTemplate, Message
 from runtime_py.text.tokenizer import Tokenizer
 
@@ -53,6 +55,7 @@ class Conversation:
         self._template = template
         self._stream = stream
         self._options = options
+        self._answering = threading.Lock()
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.reset()
 
@@ -84,9 +87,11 @@ class Conversation:
 
         Raises:
             UsageError: The conversation does not fit into the context, or was closed, or the template
-                refuses it.
+                refuses it; or another answer is being generated.
         """
         new: Message = {"role": "user", "content": message} if isinstance(message, str) else message
+        if not self._answering.acquire(blocking=False):
+            raise UsageError(BUSY)
         messages = self.messages
         answer: str | None = None
         try:
@@ -98,3 +103,4 @@ class Conversation:
         finally:
             if answer is not None:
                 messages += [new, {"role": "assistant", "content": answer}]
+            self._answering.release()
