@@ -86,6 +86,7 @@ class Package:
         self._pool: SessionPool | None = None
         self._scorer: Engine | None = None
         self._opening = threading.Lock()
+        self._scoring = threading.Semaphore(max_sessions)  # each text that is scored has KV caches
         forks.watch(self)
         self._warned = False
 
@@ -290,7 +291,7 @@ class Package:
                 print(token.text, token.log_probability)
 
         The model is loaded once more, in a form whose prefills give the logits of each token. It stays loaded
-        until `close`.
+        until `close`. At most `max_sessions` texts are scored at the same time; other threads wait.
 
         Args:
             text: A text, or its token ids [P], P <= S + 1.
@@ -307,7 +308,7 @@ class Package:
         from runtime_py.generation.scoring import score_tokens
 
         ids = self.tokenizer.encode(text) if isinstance(text, str) else text
-        with closing(self._open_scorer().open_session()) as session:
+        with self._scoring, closing(self._open_scorer().open_session()) as session:
             return list(score_tokens(session, ids, Detokenizer(self.tokenizer), top))
 
     def chat(
@@ -399,6 +400,7 @@ class Package:
         """Let the next use load an engine for this process. The parent's cannot be used or freed here."""
         self._pool = self._scorer = None
         self._opening = threading.Lock()  # another thread of the parent may hold it
+        self._scoring = threading.Semaphore(self.max_sessions)
 
     def _open_pool(self) -> SessionPool:
         with self._opening:

@@ -18,6 +18,7 @@ import pytest
 
 from o2o import formats
 from o2o.errors import UsageError
+from runtime_py.engines.engine import Engine, EngineSession
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.registry import installed
 from runtime_py.engines.step_lock import CLOSED, FORKED, SESSION_CLOSED, EngineClosed
@@ -391,3 +392,34 @@ def test_two_packages_in_two_threads(models: dict[str, Known], capfd: pytest.Cap
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(read, installed() * 2))
     assert capfd.readouterr() == ("", "")
+
+
+def test_scoring_is_bounded_too(known: Known, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[EngineSession] = []
+    most = 0
+    text = (1, 2, 3, 4, 5, 6)
+    with opened(known, engine, max_sessions=2) as package:
+        expected = package.score(text)
+        package.close()
+        load = package.engine
+
+        def counting(**changes: Any) -> Engine:
+            started = load(**changes)
+            open_session = started.open_session
+
+            def opened_session() -> EngineSession:
+                nonlocal most
+                session = open_session()
+                alive.append(session)
+                most = max(most, len(alive))
+                close = session.close
+                monkeypatch.setattr(session, "close", lambda: (alive.remove(session), close()))
+                return session
+
+            monkeypatch.setattr(started, "open_session", opened_session)
+            return started
+
+        monkeypatch.setattr(package, "engine", counting)
+        with ThreadPoolExecutor(6) as threads:
+            assert list(threads.map(package.score, [text] * 12)) == [expected] * 12
+    assert 1 <= most <= 2
