@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from o2o.errors import UsageError
 from runtime_py.engines.disk_cache import DiskCache, user_cache
 
 AUTO = "auto"
 """The engine name that stands for the fastest installed one."""
+
+MAX_THREADS = 1024
+"""More threads than this can exhaust the system before an engine runs."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,9 @@ class EngineOptions:
         disk_cache: Where prepared large models are stored for the next load; None to store nothing.
         debug: Whether the runtime's own log goes to stderr.
         log: Called with one line when something slow happens or fails.
+
+    Raises:
+        UsageError: `threads` or `buckets` has another type or is out of range.
     """
 
     engine: str = AUTO
@@ -34,6 +43,15 @@ class EngineOptions:
     debug: bool = False
     log: Callable[[str], None] = lambda line: None
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and not _is_count(self.threads, MAX_THREADS):
+            raise UsageError(f"threads is {self.threads!r}: it must be an integer from 1 to {MAX_THREADS}")
+        buckets = () if self.buckets is None else self.buckets
+        if not isinstance(buckets, list | tuple) or not all(map(_is_count, buckets)):
+            raise UsageError(
+                f"buckets is {buckets!r}: it must be a list of capacities, each an integer from 1"
+            )
+
     @property
     def requested(self) -> frozenset[str]:
         """The names of the options that an engine must support.
@@ -43,3 +61,7 @@ class EngineOptions:
         """
         names = {name for name in ("threads", "buckets") if getattr(self, name) is not None}
         return frozenset(names | ({"debug"} if self.debug else set()))
+
+
+def _is_count(value: Any, largest: float = math.inf) -> bool:
+    return type(value) is int and 1 <= value <= largest

@@ -52,11 +52,14 @@ def candidates(model: ModelFile, options: EngineOptions) -> Iterator[EngineChoic
         The requested engine only, else the installed engines, the fastest first.
 
     Raises:
-        UsageError: The requested engine does not run such files, or no engine supports the options.
+        UsageError: The requested engine does not exist, or does not run such files. No engine supports the
+            options.
     """
     suffix = model.path.suffix
     able = [spec for spec in ENGINES.values() if suffix in spec.suffixes]
     if options.engine != AUTO:
+        if options.engine not in ENGINES:
+            raise UsageError(f"there is no engine {options.engine!r}: choose {AUTO}, {' or '.join(ENGINES)}")
         requested = ENGINES[options.engine]
         if requested not in able:
             raise UsageError(

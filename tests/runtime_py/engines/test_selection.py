@@ -127,3 +127,9 @@ def test_buckets_that_cannot_be_made_are_logged(pipeline_package):
     messages: list[str] = []
     pipeline_package.engine(buckets=[8, S, 1000], log=messages.append).close()
     assert messages == ["--buckets: no decode graph of capacity 1000; the model has 8, 32"]
+
+
+def test_an_engine_that_does_not_exist(tmp_path):
+    (tmp_path / "model.circle").write_bytes(b"")
+    with pytest.raises(UsageError, match="there is no engine 'tensorrt': choose auto, "):
+        list(candidates(ModelFile(tmp_path / "model.circle"), EngineOptions(engine="tensorrt")))
