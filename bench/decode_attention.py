@@ -28,6 +28,7 @@ if __name__ == "__main__":
     interrupt.exit_on_interrupt("decode_attention.py")
 
 import argparse
+import atexit
 import statistics
 import tempfile
 import time
@@ -126,8 +127,9 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
 
 def _load(file: Path, threads: int) -> Callable[[int], float]:
     """A function that runs the file at a position and returns the seconds. Caches are updated in place."""
-    from o2o.cli.silence_stderr import silenced_stderr
+    from o2o.cli.silence_stderr import silence_stderr_forever, silenced_stderr
 
+    atexit.register(silence_stderr_forever)  # LiteRT logs when a model is freed
     with silenced_stderr():
         from ai_edge_litert.compiled_model import CompiledModel
         from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options

@@ -33,6 +33,7 @@ if __name__ == "__main__":
     interrupt.exit_on_interrupt("flash.py")
 
 import argparse
+import atexit
 import json
 import statistics
 import subprocess
@@ -103,8 +104,9 @@ def measure(file: str, position: int, runs: int, packed: str = "") -> dict[str, 
     Returns:
         Peak MB while it runs, and CPU seconds of the fastest run.
     """
-    from o2o.cli.silence_stderr import silenced_stderr
+    from o2o.cli.silence_stderr import silence_stderr_forever, silenced_stderr
 
+    atexit.register(silence_stderr_forever)  # LiteRT logs when a model is freed
     with silenced_stderr():
         from ai_edge_litert.compiled_model import CompiledModel
         from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
