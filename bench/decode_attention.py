@@ -28,7 +28,6 @@ if __name__ == "__main__":
     interrupt.exit_on_interrupt("decode_attention.py")
 
 import argparse
-import atexit
 import statistics
 import tempfile
 import time
@@ -127,16 +126,13 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
 
 def _load(file: Path, threads: int) -> Callable[[int], float]:
     """A function that runs the file at a position and returns the seconds. Caches are updated in place."""
-    from o2o.cli.silence_stderr import silence_stderr_forever, silenced_stderr
+    from o2o.cli.silence_stderr import silenced_stderr
 
-    atexit.register(silence_stderr_forever)  # LiteRT logs when a model is freed
     with silenced_stderr():
-        from ai_edge_litert.compiled_model import CompiledModel
-        from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
+        from runtime_py.engines.litert.compiled_model import compile_model, silence_at_exit
 
-        model = CompiledModel.from_file(
-            str(file), options=Options(HardwareAccelerator.CPU, CpuOptions(num_threads=threads))
-        )
+        silence_at_exit()
+        model = compile_model(file, None, threads)
         names, details = model.get_signature_list()["main"], model.get_input_tensor_details("main")
         generator = np.random.default_rng(0)
         buffers = {}
