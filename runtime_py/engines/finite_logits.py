@@ -25,7 +25,7 @@ def check_logits(logits: np.ndarray, position: int) -> np.ndarray:
         ModelError: A logit is NaN or +inf, or all logits of a token are -inf.
     """
     if logits.ndim == 1:
-        highest = logits.max()  # NaN if one is NaN
+        highest = logits[logits.argmax()]  # NaN if one is NaN; faster than `max` for small V
         if math.isfinite(highest):
             return logits
     else:

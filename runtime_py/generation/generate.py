@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ def generate(
     limit = config.length_limit(len(prompt), max_new_tokens)
     choose = _sampler(session, prompt, config, limit, min_new_tokens, sampling, logits_processors)
     stops = StopStrings(_stop_strings(stop) + config.stop_strings)
-    deadline = math.inf if config.max_time is None else time.monotonic() + config.max_time
+    deadline = None if config.max_time is None else time.monotonic() + config.max_time
     with session.generation():
         logits = session.read(ids)
         while True:
@@ -141,7 +140,7 @@ def generate(
                 finish = "eos"
             elif stopped or token in stop_tokens:
                 finish = "stop"
-            elif (limit is not None and len(ids) >= limit) or time.monotonic() >= deadline:
+            elif (limit is not None and len(ids) >= limit) or (deadline and time.monotonic() >= deadline):
                 finish = "length"
             elif len(ids) > session.capacity:
                 finish = "capacity"
