@@ -15,7 +15,7 @@ import numpy as np
 
 from o2o.errors import ModelError
 from runtime_py.engines.engine import EngineSession
-from runtime_py.generation.scoring import log_probability_rows
+from runtime_py.generation.scoring import blocks
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,15 @@ def negative_log_likelihoods(session: EngineSession, ids: Sequence[int]) -> np.n
         UsageError: An id is negative.
     """
     ids = ids[: session.capacity + 1]
-    nlls = np.array(
-        [-row[token] for token, row in zip(ids[1:], log_probability_rows(session, ids), strict=True)]
-    )
+    targets = iter(ids[1:])
+    parts = [np.empty(0)]
+    for logits in blocks(session.logits(ids[:-1])) if len(ids) > 1 else ():
+        highest = logits.max(axis=-1, keepdims=True)
+        # exp in float32 is several times as fast; the sum of V numbers needs float64
+        log_sums = np.log(np.exp(logits - highest).sum(axis=-1, dtype=np.float64))
+        predicted = logits[np.arange(len(logits)), [next(targets) for _ in logits]]
+        parts.append(log_sums + highest[:, 0].astype(np.float64) - predicted)
+    nlls = np.concatenate(parts)
     if (impossible := np.flatnonzero(~np.isfinite(nlls))).size:
         raise ModelError(f"token {impossible[0] + 2} of a document has the probability 0")
     return nlls
