@@ -13,7 +13,7 @@ import numpy as np
 
 from o2o.errors import ModelError
 from runtime_py.engines.engine import EngineSession
-from runtime_py.generation.scoring import log_probability_rows
+from runtime_py.generation.scoring import check_text, log_probability_rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def compare_predictions(
         The figures.
 
     Raises:
-        ModelError: The numbers of logits differ, logits are not finite, or a token has the probability 0.
+        ModelError: The numbers of logits differ, logits are not finite, an id is not below V, or a token has
+            the probability 0.
+        UsageError: An id is negative or no integer.
     """
     if reference.vocab_size != other.vocab_size:
         raise ModelError(
@@ -74,7 +76,7 @@ def compare_predictions(
     limit = min(reference.capacity, other.capacity) + 1
     rows = []
     for ids in documents:
-        rows.append([*_rows(reference, other, ids[:limit])])
+        rows.append([*_rows(reference, other, check_text(ids[:limit], reference))])
         advance(len(ids))
     tokens = np.array([row for of_document in rows for row in of_document])
     if not np.isfinite(tokens).all():

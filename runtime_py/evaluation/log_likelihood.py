@@ -15,7 +15,7 @@ import numpy as np
 
 from o2o.errors import ModelError
 from runtime_py.engines.engine import EngineSession
-from runtime_py.generation.scoring import blocks
+from runtime_py.generation.scoring import blocks, check_text
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def negative_log_likelihoods(session: EngineSession, ids: Sequence[int]) -> np.n
         ModelError: Logits are not finite, an id is not below V, or a token has the probability 0.
         UsageError: An id is negative.
     """
-    ids = ids[: session.capacity + 1]
+    ids = check_text(ids[: session.capacity + 1], session)
     targets = iter(ids[1:])
     parts = [np.empty(0)]
     for logits in blocks(session.logits(ids[:-1])) if len(ids) > 1 else ():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from o2o.errors import ModelError
+from o2o.errors import ModelError, O2oError
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.evaluation.divergence import compare_predictions
 from runtime_py.model.contract import Contract
@@ -59,6 +59,12 @@ def test_tokens_of_probability_zero_in_the_reference_add_nothing():
 def test_tokens_of_probability_zero_in_the_other_are_refused():
     with pytest.raises(ModelError, match="has the probability 0"):
         compare_predictions(Fixed([log(0.5, 0.5)] * 2), Fixed([log(1, 0)] * 2), [[0, 0]])
+
+
+@pytest.mark.parametrize("last", [-1, 2])
+def test_a_last_id_that_is_no_token_is_refused(last):
+    with pytest.raises(O2oError, match="the text has"):
+        compare_predictions(Fixed([log(1, 1)] * 2), Fixed([log(1, 1)] * 2), [[0, last]])
 
 
 def test_other_vocabularies_are_refused():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from o2o.contract import contract_of
-from o2o.errors import ModelError
+from o2o.errors import ModelError, O2oError
 from o2o.formats import loads
 from runtime_py.engines.litert.engine import LiteRtEngine, LiteRtSession
 from runtime_py.evaluation.log_likelihood import (
@@ -62,9 +62,16 @@ def test_logits_that_are_no_numbers_are_refused():
             negative_log_likelihoods(session, [1, toy.vocab - 1, 3])
 
 
+@pytest.mark.parametrize("ids", [[1, -1], [-1, 1], [1, 2.5], [1, VOCAB]])
+def test_ids_that_are_no_token_are_refused_also_at_the_end(ids):
+    """The last id is not read by the model: it only selects a logit."""
+    with session_of(Toy().file) as session, pytest.raises(O2oError, match="the text has"):
+        negative_log_likelihoods(session, ids)
+
+
 def test_huge_logits_are_numbers():
     class Sure:
-        capacity = 4
+        capacity, vocab_size = 4, 3
 
         def logits(self, tokens):
             yield np.array([[1e30, -1e30, 0]], np.float32)
@@ -75,7 +82,7 @@ def test_huge_logits_are_numbers():
 
 def test_a_token_of_probability_zero_is_refused():
     class Masking:
-        capacity = 4
+        capacity, vocab_size = 4, 2
 
         def logits(self, tokens):
             yield np.array([[0, -np.inf]], np.float32)
