@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,8 +27,9 @@ from o2o.check.interface import (
     unchanged,
 )
 from o2o.check.reference_runner import runner_of, runners_of_result
-from o2o.check.runner import Arrays, Io, IoTensor, Results, Runner, Slot, signatures_io
+from o2o.check.runner import Arrays, Io, Results, Runner, Slot, signatures_io
 from o2o.check.small_tables import scale_constants, tables_of
+from o2o.check.tensors import SMALLEST, adapted, caches_after, relative_difference, shared_rows
 from o2o.cli.text import counted
 from o2o.errors import ModelError
 from o2o.model import Model
@@ -37,8 +38,6 @@ from o2o.weights.binding import bind
 
 TOLERANCE = 1e-4
 """Relative to the largest number of a float tensor. Other tensors must be equal."""
-SMALLEST = 1e-3
-"""What counts as the largest number of a tensor at least."""
 PERTURBATION = 1e-6
 """Relative change of the inputs that shows how far rounding changes results."""
 NOISE = 10.0
@@ -328,7 +327,7 @@ class _Comparison:
 
     def _difference(self, wanted: np.ndarray, actual: np.ndarray, rounded: bool = False) -> float:
         """The difference that counts. Where weights were quantized, that is the error of most numbers."""
-        difference = _difference(wanted, actual, rounded)
+        difference = relative_difference(wanted, actual, rounded)
         if self.tolerance <= TOLERANCE or not np.isfinite(difference) or wanted.dtype.kind != "f":
             return difference
         finite = np.isfinite(wanted)
@@ -364,7 +363,7 @@ class _Comparison:
                     )
                 new_feeds[name] = numbers
                 continue
-            numbers = _adapted(
+            numbers = adapted(
                 feeds[tensor.source], self.before.inputs[tensor.source], self.after.inputs[name]
             )
             if numbers is None:
@@ -392,8 +391,8 @@ class _Comparison:
                     )
                 yield f"output {name}", known[tensor.source], new_results.outputs[name]
             return
-        old_caches = _caches(before, results, feeds, tensors, self.case.position)
-        new_caches = _caches(after, new_results, new_feeds, {}, self.case.position)
+        old_caches = caches_after(before, results, feeds, tensors, self.case.position)
+        new_caches = caches_after(after, new_results, new_feeds, {}, self.case.position)
         for name, tensor in self.expected.outputs.items():
             if name not in after.outputs:
                 continue  # a cache that the result updates in place: compared below
@@ -401,19 +400,19 @@ class _Comparison:
             wanted, actual = results.outputs[tensor.source], new_results.outputs[name]
             if old.slot is not None and old.slot in old_caches and old.slot in new_caches:
                 if old.token_axis is None or new.token_axis is None:
-                    yield f"output {name}", wanted, _adapted(actual, new, old)
+                    yield f"output {name}", wanted, adapted(actual, new, old)
                     continue
                 a, b = old_caches[old.slot], new_caches[old.slot]
-                yield f"output {name}", *_same_rows(a, b)
+                yield f"output {name}", *shared_rows(a, b)
             else:
-                yield f"output {name}", wanted, _adapted(actual, new, old, wanted.shape)
+                yield f"output {name}", wanted, adapted(actual, new, old, wanted.shape)
         slots = {t.slot for io in (before, after) for t in io.outputs.values()}
         names = {io.inputs[name].slot: name for io in (before, after) for name in io.updated}
         for slot, name in names.items():  # written in place by one of them
             if slot is None or (slot in slots and slot in _output_slots(before, after, self.expected)):
                 continue
             if slot in old_caches and slot in new_caches:
-                yield f"the updated cache {name}", *_same_rows(old_caches[slot], new_caches[slot])
+                yield f"the updated cache {name}", *shared_rows(old_caches[slot], new_caches[slot])
 
     def _first_difference(self, feeds: Arrays, new_feeds: Arrays) -> str:
         """Describe the first tensor that both models compute under one name and that differs."""
@@ -443,103 +442,3 @@ def _output_slots(before: Io, after: Io, expected: ExpectedSignature) -> set[Slo
         for name, tensor in expected.outputs.items()
         if name in after.outputs and tensor.source in before.outputs
     }
-
-
-def _caches(
-    io: Io, results: Results, feeds: Mapping[str, np.ndarray], tensors: Arrays, position: int
-) -> dict[Slot, np.ndarray]:
-    """The keys and values of each slot after a run, [B, N, rows, H]: of the whole cache, where there is one.
-
-    A model returns whole caches, or new rows. New rows are written into the cache that the model was fed.
-    """
-    fed = {}
-    for name, tensor in io.inputs.items():
-        if (
-            tensor.slot is not None
-            and tensor.role is not None
-            and tensor.role.is_cache
-            and tensor.role.layout
-        ):
-            fed[tensor.slot] = _by_head(feeds[name], tensor)
-    tokens = max((t.shape[-1] for t in io.inputs.values() if t.kind == "tokens" and t.shape), default=1)
-    returned = {name: (tensor, results.outputs[name]) for name, tensor in io.outputs.items()}
-    for name, rows_name in io.appended.items():
-        if rows_name in tensors:
-            returned[f"appended {name}"] = io.inputs[name], tensors[rows_name]
-    caches: dict[Slot, np.ndarray] = {}
-    for tensor, numbers in returned.values():
-        if tensor.slot is None or tensor.role is None or not tensor.role.layout or tensor.slot in caches:
-            continue
-        rows = _by_head(numbers, tensor)
-        whole = fed.get(tensor.slot)
-        if whole is not None and rows.shape[2] < whole.shape[2] and rows.shape[2] == tokens:
-            whole = whole.copy()
-            whole[:, :, position : position + tokens] = rows[:, :, : whole.shape[2] - position]
-            rows = whole
-        caches[tensor.slot] = rows
-    for name, numbers in results.updated.items():
-        tensor = io.inputs[name]
-        if tensor.slot is not None and tensor.role is not None and tensor.role.layout:
-            caches[tensor.slot] = _by_head(numbers, tensor)
-    return caches
-
-
-def _by_head(numbers: np.ndarray, tensor: IoTensor) -> np.ndarray:
-    """`numbers` as [B, N, rows, H]."""
-    assert tensor.role is not None
-    assert tensor.role.layout is not None
-    return numbers.transpose([tensor.role.layout.index(axis) for axis in "BNTH"])
-
-
-def _same_rows(old: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """The rows that both caches have."""
-    if old.ndim != new.ndim or old.shape[:2] != new.shape[:2] or old.shape[3:] != new.shape[3:]:
-        return old, None
-    rows = min(old.shape[2], new.shape[2])
-    return old[:, :, :rows], new[:, :, :rows]
-
-
-def _adapted(
-    numbers: np.ndarray, old: IoTensor, new: IoTensor, shape: Sequence[int] | None = None
-) -> np.ndarray | None:
-    """`numbers` of `old` in the layout, capacity, shape and dtype of `new`; None if they do not fit.
-
-    Positions of several tokens count up from the first. `shape` is that of a run in which axes vary.
-    """
-    if old.kind == new.kind == "position":
-        return (numbers.flat[0] + np.arange(int(np.prod(new.shape)))).reshape(new.shape).astype(new.dtype)
-    if shape is None:
-        shape = numbers.shape if new.dynamic and numbers.ndim == len(new.shape) else new.shape
-    if old.role is not None and new.role is not None and old.role.layout and new.role.layout:
-        numbers = numbers.transpose([old.role.layout.index(axis) for axis in new.role.layout])
-        axis = new.role.layout.index("T")
-        missing = shape[axis] - numbers.shape[axis]
-        if missing > 0:
-            numbers = np.pad(numbers, [(0, missing if i == axis else 0) for i in range(numbers.ndim)])
-        else:
-            numbers = numbers.take(range(shape[axis]), axis)
-    if numbers.size != np.prod(shape):
-        return None
-    return np.asarray(numbers.reshape(shape), new.dtype, order="C")  # a scalar stays one
-
-
-def _difference(expected: np.ndarray, actual: np.ndarray, rounded: bool = False) -> float:
-    """The largest difference, relative to the largest number; infinite for other integers, NaN or infinity.
-
-    `rounded`: integers may differ by 1, as they stand for numbers that were rounded.
-    """
-    if expected.shape != actual.shape:
-        return np.inf
-    if expected.dtype.kind in "iu" and rounded:
-        return 0.0 if np.abs(expected.astype(np.int64) - actual).max(initial=0) <= 1 else np.inf
-    if expected.dtype.kind not in "fc" and expected.dtype.name != "bfloat16":
-        return 0.0 if np.array_equal(expected, actual) else np.inf
-    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
-    a, b = expected.astype(wide), actual.astype(wide)
-    finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(
-        a[~finite], b[~finite], equal_nan=True
-    ):
-        return np.inf
-    gap = np.abs(a[finite] - b[finite])
-    return float(gap.max(initial=0) / max(SMALLEST, np.abs(a[finite]).max(initial=0)))
