@@ -48,4 +48,4 @@ def test_a_quoted_message_exists(message: str) -> None:
 
 def test_there_are_messages_and_others_do_not_exist() -> None:
     assert len(MESSAGES) > 30
-    assert not exists("... has no such ...: message of nobody")
+    assert not exists("... has no such ...: a message that no code prints")
