@@ -57,7 +57,7 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
     from o2o.lower.litert.flash_attention import flash_attention
     from o2o.lower.litert.sdpa import scaled_dot_product_attention, shifted_causal_mask
     from o2o.model import DOMAIN, Model, Signature
-    from o2o.operators.causal_attention import FlashBlockSizes
+    from o2o.operators.core_attention import FlashBlockSizes
     from o2o.rewriting.builder import Builder
 
     N, K, H = heads

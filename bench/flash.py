@@ -17,7 +17,7 @@ Then follows the prefill of a whole model of that shape with --layers layers, wi
 `--use_flash_attention`. Printed are peak MB of the process without the weights, which are mapped. Each
 additional layer adds its caches; the matrices after attention need memory, too.
 
-Block sizes are the defaults of `--use_flash_attention` (`o2o.operators.causal_attention.adaptive_blocks`), or
+Block sizes are the defaults of `--use_flash_attention` (`o2o.operators.core_attention.adaptive_blocks`), or
 --blocks Q,KV.
 """
 
@@ -47,7 +47,7 @@ import onnx_ir as ir
 
 from o2o.cli.arguments import Parser, number_list
 from o2o.cli.command import run
-from o2o.operators.causal_attention import FlashBlockSizes
+from o2o.operators.core_attention import FlashBlockSizes
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMS = ("nothing", "standard", "flash")
@@ -59,8 +59,8 @@ def _save(
     """Write a TFLite file: q [1, N, T, H], k and v [1, K, S, H], position -> y [1, T, N, H]."""
     from o2o import formats
     from o2o.lower.litert import lower_to_litert
-    from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
-    from o2o.operators import causal_attention
+    from o2o.model import DOMAIN, Model, Signature
+    from o2o.operators.core_attention import CoreAttention, adaptive_blocks
     from o2o.rewriting.builder import Builder
 
     N, K, H = shape
@@ -76,14 +76,10 @@ def _save(
     if form == "nothing":
         attended = op.transpose(q, (0, 2, 1, 3), "attended")
     else:
-        attended = value("attended", (1, T, N, H))
-        node = ir.Node(CUSTOM_DOMAIN, causal_attention.NAME, [q, k, v, position], outputs=[attended])
-        sizes = None if form == "standard" else blocks or causal_attention.adaptive_blocks(T)
-        node.meta["fields"] = {
-            "customOptions": np.frombuffer(causal_attention.encode_options(H**-0.5, sizes), np.uint8)
-        }
-        node.meta["options"] = None
+        sizes = None if form == "standard" else blocks or adaptive_blocks(T)
+        node = CoreAttention(q, k, v, position, H**-0.5, blocks=sizes).build("attended")
         graph.append(node)
+        attended = node.outputs[0]
     y = op.node("NEG", [attended], (1, T, N, H), name="y")
     graph.outputs.append(y)
     inputs = {value.name or "": value for value in graph.inputs}

@@ -1,8 +1,11 @@
 """Attention implementations for any model that uses transformers' attention interface.
 
+Whatever a family adds to attention (scale, soft-cap, window, sinks, bias) arrives as an argument of the
+interface, so no family needs code of its own. An argument that is not understood is refused by name.
+
 `grouped` computes all scores at once. `blocked` computes them in blocks with an online softmax, so that only
 one block exists at a time (Dao et al., FlashAttention, 2022). Options call it `flash`; transformers reserves
-names with `flash` for its own kernels. Both become one operator, `o2o.causal_attention`, which does not
+names with `flash` for its own kernels. Both become one operator, `o2o.attention`, which does not
 repeat keys and values for the query heads that share them.
 
     AutoModelForCausalLM.from_pretrained(DIR, attn_implementation="blocked")     # also for `generate`
@@ -19,35 +22,54 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
-from export.custom_ops import causal_attention
+from export.custom_ops import core_attention
 from export.options import FLASH, GROUPED
 from o2o.errors import ModelError
-from o2o.operators.causal_attention import FlashBlockSizes, adaptive_blocks
+from o2o.operators.core_attention import FlashBlockSizes, adaptive_blocks
+from o2o.operators.masks import LOWEST
 
 NAMES = {GROUPED: "grouped", FLASH: "blocked"}  # transformers' names; it treats names with `flash` specially
 
-# Context that attention is not given as arguments: the position of the queries, and the block sizes.
+# Context that attention is not given as arguments.
 _POSITION: ContextVar[torch.Tensor | None] = ContextVar("position", default=None)
+_CAUSAL_MASK: ContextVar[torch.Tensor | None] = ContextVar("causal_mask", default=None)
 _BLOCKS: ContextVar[FlashBlockSizes | None] = ContextVar("blocks", default=None)
+
+_IGNORED = {
+    *(
+        "dropout",
+        "is_causal",
+        "position_ids",
+        "cache_position",
+        "past_key_values",
+        "use_cache",
+        "return_dict",
+    ),
+    *("output_attentions", "output_hidden_states", "logits_to_keep", "labels"),
+}
+"""Arguments of models that reach the interface and do not change attention; `is_causal` is checked."""
 
 
 @contextlib.contextmanager
-def queries_at(position: torch.Tensor | None) -> Iterator[None]:
+def queries_at(position: torch.Tensor | None, causal_mask: torch.Tensor | None = None) -> Iterator[None]:
     """Set the position of the first query of every attention.
 
     Without it, the queries belong to the last T keys, as with transformers' own growing cache.
 
     Args:
         position: int [1].
+        causal_mask: The mask that the model is called with, if it is the causal mask of that position. A
+            layer that passes it on needs no mask operand. Any other mask becomes an operand.
 
     Yields:
         Nothing.
     """
-    token = _POSITION.set(position)
+    tokens = _POSITION.set(position), _CAUSAL_MASK.set(causal_mask)
     try:
         yield
     finally:
-        _POSITION.reset(token)
+        _POSITION.reset(tokens[0])
+        _CAUSAL_MASK.reset(tokens[1])
 
 
 @contextlib.contextmanager
@@ -55,7 +77,7 @@ def blocks_of(blocks: FlashBlockSizes | None) -> Iterator[None]:
     """Set the block sizes of `blocked`.
 
     Args:
-        blocks: The block sizes; None for `o2o.operators.causal_attention.adaptive_blocks`.
+        blocks: The block sizes; None for `o2o.operators.core_attention.adaptive_blocks`.
 
     Yields:
         Nothing.
@@ -85,32 +107,59 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [B, N, T, H], key and value [B, K, S, H] -> [B, T, N, H].
 
-    Raises ModelError for what `o2o.causal_attention` does not compute.
+    Raises ModelError for what `o2o.attention` does not compute.
     """
     T, S, H = query.shape[2], key.shape[2], query.shape[3]
     kind = type(module).__name__
-    if softcap is not None or others.get("s_aux") is not None or others.get("position_bias") is not None:
+    if unknown := sorted(name for name, item in others.items() if item is not None and name not in _IGNORED):
+        raise ModelError(f"{kind} passes {', '.join(unknown)} to attention, which export does not know")
+    if False in (getattr(module, "is_causal", True), others.get("is_causal")):
+        raise ModelError(f"{kind} is not causal: export supports causal attention only")
+    if value.shape != key.shape:
         raise ModelError(
-            f"{kind} has a softcap, sinks or a bias in its scores: export it with eager attention"
+            f"{kind} has keys of size {H} and values of size {value.shape[3]}: export needs equal sizes"
         )
-    if getattr(module, "is_causal", True) is False:
-        raise ModelError(f"{kind} is not causal: export it with eager attention")
-    position = _POSITION.get()
-    if position is None:
-        if attention_mask is not None and attention_mask.dim() == 2 and not attention_mask.all():
+    position, mask = _POSITION.get(), None
+    if attention_mask is not None and attention_mask is not _CAUSAL_MASK.get():
+        if attention_mask.dim() == 4:
+            mask = _additive(attention_mask)
+        elif not attention_mask.all():
             raise ModelError("the prompt is padded: use eager attention")
-        if sliding_window is not None and sliding_window < S:
-            raise ModelError(
-                f"{kind} has a sliding window of {sliding_window} keys, {S} are given: use eager attention"
-            )
+    if position_bias is not None:
+        causal = _CAUSAL_MASK.get()
+        if mask is None and causal is None:
+            raise ModelError(f"{kind} adds a position bias to its scores: use eager attention")
+        mask = position_bias + (mask if mask is not None else causal)  # type: ignore[operator]
+    if position is None:
         position = torch.tensor([S - T], dtype=torch.int64)
-    scale = H**-0.5 if scaling is None else float(scaling)
+    window = sliding_window if sliding_window is not None and sliding_window < S and mask is None else 0
     q_block, kv_block = (blocks.q, blocks.kv) if blocks else (0, 0)
-    return causal_attention(query, key, value, position, scale, q_block, kv_block), None
+    attended = core_attention(
+        query,
+        key,
+        value,
+        position,
+        H**-0.5 if scaling is None else float(scaling),
+        mask,
+        None,
+        s_aux,
+        float(softcap or 0.0),
+        window,
+        q_block,
+        kv_block,
+    )
+    return attended, None
+
+
+def _additive(mask: torch.Tensor) -> torch.Tensor:
+    """A mask of booleans as one of float32 that is added."""
+    return mask if mask.dtype != torch.bool else torch.where(mask, 0.0, LOWEST)
 
 
 for _name, _attention in (("grouped", _grouped), ("blocked", _blocked)):

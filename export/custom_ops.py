@@ -9,8 +9,8 @@ from circle_schema import circle
 from tico.serialize.operators.node_visitor import NodeVisitor, register_node_visitor
 from tico.serialize.operators.utils import create_builtin_opcode, create_builtin_operator, get_op_index
 
-from export.flash_attention import attend, flash_attend
-from o2o.operators.causal_attention import NAME, FlashBlockSizes, encode_options
+from export.flash_attention import attend
+from o2o.operators.core_attention import NAME, FlashBlockSizes, encode_options
 
 
 @torch.library.custom_op("o2o::dynamic_update_slice", mutates_args=())
@@ -53,17 +53,22 @@ class DynamicUpdateSliceVisitor(NodeVisitor):
         return operator
 
 
-@torch.library.custom_op("o2o::causal_attention", mutates_args=())
-def causal_attention(
+@torch.library.custom_op("o2o::attention", mutates_args=())
+def core_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     position: torch.Tensor,
     scale: float,
-    q_block: int,
-    kv_block: int,
+    mask: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+    q_block: int = 0,
+    kv_block: int = 0,
 ) -> torch.Tensor:
-    """Compute causal attention; see `o2o.operators.causal_attention`.
+    """Compute the core of attention; see `o2o.operators.core_attention`.
 
     Args:
         q: [B, N, T, H].
@@ -71,44 +76,60 @@ def causal_attention(
         v: [B, K, S, H].
         position: int [1]. The position of the first query.
         scale: The factor of the scores.
+        mask: See `export.flash_attention.attend`, also for the following ones.
+        slopes: [N].
+        sinks: [N].
+        softcap: 0 for none.
+        window: 0 for all keys.
         q_block: Queries of a block; 0 for all.
         kv_block: Keys of a block; 0 for all.
 
     Returns:
         [B, T, N, H].
     """
-    first = int(position[0])
-    if q_block and kv_block:
-        return flash_attend(q, k, v, first, scale, q_block, kv_block)
-    return attend(q, k, v, first, scale)
+    optional = {"mask": mask, "slopes": slopes, "sinks": sinks, "softcap": softcap, "window": window}
+    return attend(q, k, v, int(position[0]), scale, q_block, kv_block, **optional)  # type: ignore[arg-type]
 
 
-@causal_attention.register_fake
+@core_attention.register_fake
 def _(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     position: torch.Tensor,
     scale: float,
-    q_block: int,
-    kv_block: int,
+    mask: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+    q_block: int = 0,
+    kv_block: int = 0,
 ) -> torch.Tensor:
     B, N, T, H = q.shape
     return q.new_empty(B, T, N, H)
 
 
 @register_node_visitor
-class CausalAttentionVisitor(NodeVisitor):
-    """Writes o2o::causal_attention as the custom operator of that name."""
+class CoreAttentionVisitor(NodeVisitor):
+    """Writes o2o::attention as the custom operator of that name."""
 
-    target: ClassVar = [torch.ops.o2o.causal_attention.default]
+    target: ClassVar = [torch.ops.o2o.attention.default]
 
     def define_node(self, node: torch.fx.Node) -> Any:
-        q, k, v, position, scale, q_block, kv_block = node.args
+        parameters = torch.ops.o2o.attention.default._schema.arguments
+        values: dict[str, Any] = {p.name: p.default_value for p in parameters if p.has_default_value()}
+        values |= dict(zip((p.name for p in parameters), node.args, strict=False)) | node.kwargs
+        operands = [values[name] for name in ("q", "k", "v", "position", "mask", "slopes", "sinks")]
+        while operands[-1] is None:
+            operands.pop()
         code = create_builtin_opcode(circle.BuiltinOperator.BuiltinOperator.CUSTOM)
         code.customCode = NAME
         index = self._op_codes.setdefault(code, len(self._op_codes))
-        operator = create_builtin_operator(self.graph, index, [q, k, v, position], [node])
-        blocks = FlashBlockSizes(q_block, kv_block) if q_block and kv_block else None  # type: ignore[arg-type]
-        operator.customOptions = list(encode_options(scale, blocks))  # type: ignore[arg-type]
+        operator = create_builtin_operator(self.graph, index, operands, [node])
+        blocks = FlashBlockSizes(values["q_block"], values["kv_block"])
+        options = encode_options(
+            values["scale"], blocks if blocks.q and blocks.kv else None, values["softcap"], values["window"]
+        )
+        operator.customOptions = list(options)
         return operator

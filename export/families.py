@@ -3,7 +3,7 @@
 transformers builds and computes the model. A family needs a row here only if a general rule does not fit it.
 
 - fuse.attention.py cannot fuse its attention: Circle's ATTENTION has no operand for a part of it.
-- `o2o.causal_attention` does not compute its attention. Only eager attention exports.
+- `o2o.attention` does not compute its attention. Only eager attention exports.
 - Its old checkpoints store tensors that the model computes.
 
 A family without a row follows the general rules. `family_of` adds what `config.json` alone decides.

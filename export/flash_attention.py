@@ -1,12 +1,28 @@
-"""Causal attention in torch: all scores at once, or blocks of them with an online softmax."""
+"""The core of attention in torch: all scores at once, or blocks of them with an online softmax."""
 
 from __future__ import annotations
 
 import torch
 
+from o2o.operators.masks import LOWEST
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: int, scale: float) -> torch.Tensor:
-    """Compute softmax(scale q k') v; query t sees the keys 0 to `position` + t.
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    position: int,
+    scale: float,
+    q_block: int = 0,
+    kv_block: int = 0,
+    *,
+    mask: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+) -> torch.Tensor:
+    """Compute the core of attention; see `o2o.operators.core_attention`. Hidden blocks are skipped.
 
     Args:
         q: [B, N, T, H].
@@ -14,60 +30,60 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: int, sca
         v: [B, K, S, H].
         position: The position of the first query.
         scale: The factor of the scores.
+        q_block: Queries of a block; 0 for all.
+        kv_block: Keys of a block; 0 for all.
+        mask: Added to the scores, instead of causality and window; broadcast to [B, N, T, S].
+        slopes: ALiBi's slope of each head, [N].
+        sinks: One more logit of each head, [N].
+        softcap: The bound of the scores; 0 for none.
+        window: The number of keys that a query sees at most; 0 for all.
 
     Returns:
         [B, T, N, H].
     """
-    q = _group_heads(q, k) * scale
-    visible = _causal_mask(q.shape[3], k.shape[2], position, 0, q.device)
-    scores = (q @ k[:, :, None].transpose(-1, -2)).masked_fill(~visible, -torch.inf)
-    return _merge_heads(scores.softmax(-1) @ v[:, :, None])
-
-
-def flash_attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    position: int,
-    scale: float,
-    q_block: int,
-    kv_block: int,
-) -> torch.Tensor:
-    """As `attend`, in blocks of `q_block` by `kv_block` scores. Blocks that the mask hides are skipped."""
-    q = _group_heads(q, k) * scale
-    T, S = q.shape[3], k.shape[2]
+    (_, N, T, _), (_, K, S, _) = q.shape, k.shape
+    q_block, kv_block = q_block or T, kv_block or S
+    groups = q.unflatten(1, (K, -1)) * scale  # [B, K, G, T, H]
+    if mask is not None:
+        mask = mask.expand(q.shape[0], N, T, S).unflatten(1, (K, -1))
+    per_head = (K, N // K, 1, 1)
     parts = []
     for first in range(0, T, q_block):
-        rows = q[:, :, :, first : first + q_block]
-        last = position + first + rows.shape[3]  # keys from here on are masked for these queries
+        rows = groups[:, :, :, first : first + q_block]
+        count = rows.shape[3]
         total = torch.zeros_like(rows)
         weight = rows.new_zeros(*rows.shape[:-1], 1)
-        highest = rows.new_full(weight.shape, -torch.inf)
-        for begin in range(0, min(S, last), kv_block):
-            keys, values = (x[:, :, None, begin : begin + kv_block] for x in (k, v))
+        highest = rows.new_full(weight.shape, LOWEST)
+        if sinks is not None:
+            weight, highest = weight + 1, sinks.reshape(per_head).expand(weight.shape)
+        begin, end = 0, S
+        if mask is None:
+            end = min(S, position + first + count)
+            begin = max(0, position + first - window + 1) // kv_block * kv_block if window else 0
+        for start in range(begin, end, kv_block):
+            keys, values = (x[:, :, None, start : start + kv_block] for x in (k, v))
             scores = rows @ keys.transpose(-1, -2)
-            visible = _causal_mask(rows.shape[3], keys.shape[3], position + first, begin, q.device)
-            scores = scores.masked_fill(~visible, -torch.inf)
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            distance = _distance(count, keys.shape[3], position + first, start, q.device)
+            if slopes is not None:
+                scores = scores + slopes.reshape(per_head) * distance
+            if mask is not None:
+                scores = scores + mask[..., first : first + count, start : start + keys.shape[3]]
+            else:
+                is_hidden = distance > 0
+                is_hidden = is_hidden | (distance <= -window) if window else is_hidden
+                scores = scores.masked_fill(is_hidden, LOWEST)
             new = torch.maximum(highest, scores.amax(-1, keepdim=True))
             shrink, exps = (highest - new).exp(), (scores - new).exp()
             total = total * shrink + exps @ values
             weight = weight * shrink + exps.sum(-1, keepdim=True)
             highest = new
         parts.append(total / weight)
-    return _merge_heads(torch.cat(parts, 3))
+    return torch.cat(parts, 3).flatten(1, 2).transpose(1, 2).contiguous()
 
 
-def _group_heads(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """[B, N, T, H] -> [B, K, G, T, H]."""
-    return q.unflatten(1, (k.shape[1], -1))
-
-
-def _merge_heads(y: torch.Tensor) -> torch.Tensor:
-    """[B, K, G, T, H] -> [B, T, N, H]."""
-    return y.flatten(1, 2).transpose(1, 2).contiguous()
-
-
-def _causal_mask(T: int, S: int, position: int, begin: int, device: torch.device) -> torch.Tensor:
-    """Causal mask [T, S] of queries from `position` on and keys from `begin` on."""
+def _distance(T: int, S: int, position: int, begin: int, device: torch.device) -> torch.Tensor:
+    """The distance [T, S] of each key from each query: keys from `begin` on, queries from `position` on."""
     keys = torch.arange(begin, begin + S, device=device)
-    return keys <= position + torch.arange(T, device=device)[:, None]
+    return keys - (position + torch.arange(T, device=device)[:, None])

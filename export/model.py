@@ -32,7 +32,7 @@ class LanguageModel:
         head_dim: H.
         family: The rules of its model family.
         attn_implementation: The argument.
-        causal_operator: Whether attention is `o2o.causal_attention`, which is masked by position, not by a
+        causal_operator: Whether attention is `o2o.attention`, which is masked by position, not by a
             mask operand.
     """
 

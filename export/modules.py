@@ -69,7 +69,7 @@ class ExportModule(torch.nn.Module):
         Raises:
             ModelError: A layer does not use the cache.
         """
-        with queries_at(position):
+        with queries_at(position, mask):
             logits = self.model(weights, input_ids, position_ids, mask, cache)
         if len(cache) != self.model.layers:
             raise ModelError(

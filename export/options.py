@@ -13,7 +13,7 @@ from typing import Literal
 from export.config import CheckpointConfig
 from export.families import family_of
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import FlashBlockSizes
+from o2o.operators.core_attention import FlashBlockSizes
 
 CacheForm = Literal["concat", "static"]
 """How decode updates its cache: `concat` appends the new row, `static` writes the row in place."""
@@ -26,7 +26,7 @@ ITEM_SIZE: dict[WeightsType, int] = {"float32": 4, "float16": 2}
 """Bytes of one number."""
 
 GROUPED = "grouped"
-"""Attention as one operator, `o2o.causal_attention`; all scores at once."""
+"""Attention as one operator, `o2o.attention`; all scores at once."""
 FLASH = "flash"
 """The same operator, computed in blocks; `flash:Q,KV` names the block sizes."""
 

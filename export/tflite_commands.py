@@ -13,7 +13,7 @@ from export.graph_specs import graph_specs
 from export.options import FLASH, GROUPED, check_length
 from export.shell import export_command
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import adaptive_blocks
+from o2o.operators.core_attention import adaptive_blocks
 from o2o.quantization.recipes import NONE, find_recipe
 
 PIPE = """
@@ -47,7 +47,7 @@ class Conversion:
         recipe: A recipe of `o2o.quantization.recipes`, or an alias of one.
         flash: Compute attention in blocks.
         q_block: Queries of a block; None for the default for the longest prefill
-            (`o2o.operators.causal_attention.adaptive_blocks`).
+            (`o2o.operators.core_attention.adaptive_blocks`).
         kv_block: Keys of a block; None as for `q_block`.
         hlfb: Wrap attention and norms in composites.
         prefill_logits: Let prefills return logits.

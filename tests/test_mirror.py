@@ -86,9 +86,6 @@ COVERED = {
     "tests/o2o/formats/test_lossless.py": [
         "o2o/formats/tables.py",
     ],
-    "tests/o2o/lower/litert/test_flash_attention.py": [
-        "o2o/operators/causal_attention.py",
-    ],
     "tests/o2o/lower/litert/test_lowering.py": [
         "o2o/lower/cache_outputs.py",
         "o2o/lower/litert/attention.py",

@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 PACKAGES = ("bench", "export", "o2o", "runtime_py", "tinyllama")
 NAME = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+(?![\w/(-]*\.(?:py|md)\b)")
 NOT_CODE = {
+    "o2o.attention",
     "o2o.causal_attention",
     "o2o.weight_dtype",
     "o2o.filters.MODULE",

@@ -24,7 +24,7 @@ from export.modules import StaticCacheModule
 from export.options import FLASH, GROUPED
 from export.parameter_matching import match_parameters
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import FlashBlockSizes
+from o2o.operators.core_attention import FlashBlockSizes
 from o2o.weights.checkpoint import open_checkpoint
 from tinyllama.kv_cache import KVCache, KVCacheEntry
 from tinyllama.model_config import ModelConfig

@@ -13,7 +13,7 @@ from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.attention import FlashBlocks
 from o2o.lower.litert.composites import wrap_composites
 from o2o.model import CUSTOM_DOMAIN, Model
-from o2o.operators.causal_attention import FlashBlockSizes
+from o2o.operators.core_attention import FlashBlockSizes
 
 
 class LowerLitert(Filter):
@@ -25,7 +25,7 @@ class LowerLitert(Filter):
         decode.tflite: MUL -- MEAN -- RSQRT -- ... -- BATCH_MATMUL -- SOFTMAX -- ... -- logits
                                     DYNAMIC_UPDATE_SLICE -- present_key_0
 
-    RMS_NORM, ROPE, ATTENTION and o2o.causal_attention become builtin operators. Query heads share keys and
+    RMS_NORM, ROPE, ATTENTION and o2o.attention become builtin operators. Query heads share keys and
     values without copies of them. A cache that ATTENTION updates in place becomes an output too. Operators
     get the versions that LiteRT registers. Weights are not read, so references to a checkpoint stay: run
     bind.weights.py afterwards. A TFLite model passes unchanged.

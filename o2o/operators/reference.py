@@ -19,6 +19,9 @@ ROPE(x [B, N, T, H], sin, cos; mode GPT_NEOX), with tables broadcast to x:
     The mask is added if there is one. Else query t sees row j if j <= pos + t.
     result = softmax(scores) v, heads concatenated, times wo'.
   (Operand order: Samsung ONE's `circle_custom::attention`.)
+
+`o2o.attention`, the core of attention without projections and caches, is defined in
+`o2o.operators.core_attention`.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 from o2o.formats.tensors import constant_array, is_constant, is_quantized
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, attribute, shape_of
-from o2o.operators import causal_attention
 from o2o.operators.attention import Attention
+from o2o.operators.core_attention import NAMES, CoreAttention
 from o2o.operators.traits import has_side_effects
 
 Array = np.ndarray
@@ -328,13 +331,67 @@ def _attention(
     return (y.transpose(1, 0, 2).reshape(1, T, N * H) @ wo.T).astype(x.dtype)
 
 
-def _causal_attention(node: ir.Node, q: Array, k: Array, v: Array, position: Array) -> Array:
-    scale, _ = causal_attention.decode_options(node)
+def core_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    position: int,
+    scale: float,
+    mask: Array | None = None,
+    slopes: Array | None = None,
+    sinks: Array | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+) -> Array:
+    """Compute the core of attention; see `o2o.operators.core_attention`.
+
+    Args:
+        q: [1, N, T, H].
+        k: [1, K, S, H].
+        v: [1, K, S, H].
+        position: The position of the first query.
+        scale: The factor of q k'.
+        mask: Added to the scores, instead of causality and window; broadcast to [1, N, T, S].
+        slopes: ALiBi's slope of each head, [N].
+        sinks: One more logit of each head, [N].
+        softcap: The bound of the scores; 0 for none.
+        window: The number of keys that a query sees at most; 0 for all.
+
+    Returns:
+        [1, T, N, H].
+    """
     N, T, K, S = q.shape[1], q.shape[2], k.shape[1], k.shape[2]
     k, v = (np.repeat(y, N // K, 1) for y in (k, v))
-    visible = np.arange(S)[None, :] <= int(position.reshape(-1)[0]) + np.arange(T)[:, None]
-    scores = np.where(visible, q @ k.swapaxes(-1, -2) * scale, -np.inf)
-    return (softmax(scores) @ v).swapaxes(1, 2)
+    scores = q @ k.swapaxes(-1, -2) * scale
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    distance = np.arange(S)[None, :] - (position + np.arange(T)[:, None])  # of the key from the query
+    if slopes is not None:
+        scores = scores + slopes.reshape(N, 1, 1) * distance
+    if mask is not None:
+        scores = scores + mask
+    else:
+        is_visible = (distance <= 0) & ((distance > -window) if window else True)
+        scores = np.where(is_visible, scores, -np.inf)
+    if sinks is not None:
+        column = np.broadcast_to(sinks.reshape(1, N, 1, 1), (1, N, T, 1))
+        scores = np.concatenate([scores, column], -1)
+    return np.asarray((softmax(scores)[..., :S] @ v).swapaxes(1, 2), q.dtype)
+
+
+def _core_attention(
+    node: ir.Node,
+    q: Array,
+    k: Array,
+    v: Array,
+    position: Array,
+    mask: Array | None = None,
+    slopes: Array | None = None,
+    sinks: Array | None = None,
+) -> Array:
+    of = CoreAttention.of(node)
+    start = int(position.reshape(-1)[0])
+    return core_attention(q, k, v, start, of.scale, mask, slopes, sinks, of.softcap, of.window)
 
 
 def _fully_connected(node: ir.Node, x: Array, w: Array, bias: Array | None = None) -> Array:
@@ -459,7 +516,7 @@ _KERNELS: dict[str, Kernel] = {
     "ATTENTION": _attention,
 }
 _OTHER_KERNELS: dict[tuple[str, str], Kernel] = {
-    (CUSTOM_DOMAIN, causal_attention.NAME): _causal_attention,
+    **{(CUSTOM_DOMAIN, name): _core_attention for name in NAMES},
     (DOMAIN, "DEQUANTIZE"): _each(lambda x: x),  # of what a quantized constant stands for, or of float16
 }
 """Operators that are not `is_pure`: passes neither merge nor move them."""

@@ -12,7 +12,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, attribute, inner_graphs, shape_of
-from o2o.operators import attention, causal_attention
+from o2o.operators import attention, core_attention
 
 Movement = Literal["reshape", "transpose", "broadcast", "subset"]
 
@@ -60,7 +60,7 @@ BUILTIN: dict[str, OpTraits] = {
     "ATTENTION": OpTraits(weights=attention.WEIGHTS, position=attention.POSITION),
     **dict.fromkeys(("ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE_IMPORT"), OpTraits(side_effects=True)),
 }
-CUSTOM: dict[str, OpTraits] = {causal_attention.NAME: OpTraits(position=causal_attention.POSITION)}
+CUSTOM: dict[str, OpTraits] = dict.fromkeys(core_attention.NAMES, OpTraits(position=core_attention.POSITION))
 
 RESHAPE_OPS = tuple(name for name, traits in BUILTIN.items() if traits.movement == "reshape")
 LAYOUT_OPS = tuple(

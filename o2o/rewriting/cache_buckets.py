@@ -17,7 +17,6 @@ import onnx_ir as ir
 from o2o.contract import role_of
 from o2o.formats.tensors import constant_array, is_constant, is_quantized
 from o2o.model import (
-    CUSTOM_DOMAIN,
     DOMAIN,
     Model,
     Signature,
@@ -26,8 +25,8 @@ from o2o.model import (
     quantization_constants,
     shape_of,
 )
-from o2o.operators import causal_attention
 from o2o.operators.attention import Attention, is_attention
+from o2o.operators.core_attention import is_core_attention
 from o2o.operators.masks import HIDDEN_THRESHOLD
 from o2o.operators.reference import unknown_sources
 from o2o.operators.traits import RESHAPE_OPS, is_elementwise
@@ -136,9 +135,9 @@ def _tied_values(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir
     operands = [operand for operand in node.inputs if operand is not None]
     if is_attention(node) and value in operands and Attention.of(node).mask is None:
         return  # it sees no row beyond its position
-    if node.domain == CUSTOM_DOMAIN and node.op_type == causal_attention.NAME:
+    if is_core_attention(node):
         if value not in (keys_and_values := operands[1:3]) or axis != 2:
-            fail("the queries of an attention are cache rows", output)
+            fail("the queries or the mask of an attention have cache rows", output)
         yield from ((operand, 2) for operand in keys_and_values)
         return
     if node.domain != DOMAIN or len(node.outputs) != 1:

@@ -254,7 +254,7 @@ def test_attention_as_one_operator(shared_directory: Path, one_layer: Path, name
     with compiled_once(shared_directory):
         eager = build_graph.prefill(one_layer, 4, capacity=9)
     model = build_graph.prefill(one_layer, 4, name, capacity=9)
-    assert [n.op_type for n in model.graphs[0]].count("o2o.causal_attention") == 1
+    assert [n.op_type for n in model.graphs[0]].count("o2o.attention") == 1
     assert not {n.op_type for n in model.graphs[0]} & {"SOFTMAX", "BROADCAST_TO", "SELECT_V2"}
     run, expected = (
         graphs.interpreter(formats.dumps(lower_to_litert(m))).get_signature_runner() for m in (model, eager)

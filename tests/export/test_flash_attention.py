@@ -11,14 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 import export.attention  # noqa: F401  (registers `grouped` and `blocked`)
 from export.attention import blocks_of, queries_at
-from export.custom_ops import causal_attention
-from export.flash_attention import attend, flash_attend
+from export.custom_ops import core_attention
+from export.flash_attention import attend
 from o2o.errors import ModelError
-from o2o.operators.causal_attention import FlashBlockSizes, adaptive_blocks
+from o2o.operators import reference
+from o2o.operators.core_attention import FlashBlockSizes, adaptive_blocks
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.tolerances import assert_close
 
@@ -78,7 +79,7 @@ BLOCKS = {"q_block": st.integers(1, 48), "kv_block": st.integers(1, 48)}
 def test_blocks_give_what_torch_gives(case: dict[str, Any], q_block: int, kv_block: int) -> None:
     wanted = expected(**case)
 
-    result = flash_attend(**case, q_block=q_block, kv_block=kv_block)
+    result = attend(**case, q_block=q_block, kv_block=kv_block)
 
     assert result.shape == wanted.shape
     torch.testing.assert_close(result, wanted, rtol=0, atol=rounding(**case))
@@ -99,9 +100,7 @@ def test_what_is_hidden_is_not_seen(case: dict[str, Any], q_block: int, kv_block
     for tensor in other.values():
         tensor[:, :, behind:] = 1e30
 
-    one, two = (
-        flash_attend(**tensors, q_block=q_block, kv_block=kv_block) for tensors in (case, case | other)
-    )
+    one, two = (attend(**tensors, q_block=q_block, kv_block=kv_block) for tensors in (case, case | other))
 
     torch.testing.assert_close(one, two, rtol=0, atol=0)
 
@@ -132,7 +131,7 @@ def test_no_block_is_computed_that_the_mask_empties(
         for key in range(0, S, kv_block)  # a block's first key is the one that is seen soonest
     )
     with Matmuls() as counted:
-        flash_attend(**case, q_block=q_block, kv_block=kv_block)
+        attend(**case, q_block=q_block, kv_block=kv_block)
 
     assert len(counted.shapes) == 2 * needed  # scores, then values
 
@@ -140,7 +139,7 @@ def test_no_block_is_computed_that_the_mask_empties(
 def test_never_more_scores_than_a_block() -> None:
     q, k, v = (torch.randn(1, heads, 256, 4) for heads in (8, 2, 2))
     with Matmuls() as counted:
-        flash_attend(q, k, v, 0, 0.5, 32, 64)
+        attend(q, k, v, 0, 0.5, 32, 64)
 
     assert max(rows for rows, _ in counted.shapes) <= 32 * 4  # four query heads share their keys
     assert max(columns for _, columns in counted.shapes) <= 64
@@ -150,10 +149,10 @@ def test_a_position_is_absolute() -> None:
     """Decode at position 26 sees 27 keys: a query that stands at 0 would see one."""
     q, k, v = torch.randn(1, 2, 1, 4), torch.randn(1, 2, 64, 4), torch.randn(1, 2, 64, 4)
 
-    result = flash_attend(q, k, v, 26, 0.5, 32, 8)
+    result = attend(q, k, v, 26, 0.5, 32, 8)
 
     torch.testing.assert_close(result, expected(q, k, v, 26, 0.5))
-    assert (result - flash_attend(q, k, v, 0, 0.5, 32, 8)).abs().max() > 0.1
+    assert (result - attend(q, k, v, 0, 0.5, 32, 8)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(("tokens", "q_block"), [(1, 32), (191, 32), (192, 64), (767, 64), (768, 256)])
@@ -165,22 +164,22 @@ def test_adaptive_blocks(tokens: int, q_block: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_is_a_proper_operator(q_block: int, kv_block: int, dtype: torch.dtype) -> None:
     q, k, v = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
-    arguments = q, k, v, torch.tensor([5], dtype=dtype), 0.3, q_block, kv_block
+    arguments = q, k, v, torch.tensor([5], dtype=dtype), 0.3, None, None, None, 0.0, 0, q_block, kv_block
 
-    torch.library.opcheck(causal_attention, arguments, test_utils=("test_schema", "test_faketensor"))
-    torch.testing.assert_close(causal_attention(*arguments), expected(q, k, v, 5, 0.3))
+    torch.library.opcheck(core_attention, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.testing.assert_close(core_attention(*arguments), expected(q, k, v, 5, 0.3))
 
 
 def test_exports_as_one_operator() -> None:
     class Attention(torch.nn.Module):
         def forward(self, q: torch.Tensor, k: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-            return causal_attention(q, k, k, position, 0.5, 2, 4)
+            return core_attention(q, k, k, position, 0.5, q_block=2, kv_block=4)
 
     arguments = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 9, 8), torch.tensor([2])
     program = torch.export.export(Attention(), arguments, strict=False)
 
     called = [node for node in program.graph.nodes if node.op == "call_function"]
-    assert [node.target for node in called] == [torch.ops.o2o.causal_attention.default]
+    assert [node.target for node in called] == [torch.ops.o2o.attention.default]
     torch.testing.assert_close(program.module()(*arguments), Attention()(*arguments))
 
 
@@ -254,11 +253,11 @@ def test_blocks_are_those_that_were_asked_for(
 ) -> None:
     used = []
 
-    def spy(q: torch.Tensor, *args: Any) -> torch.Tensor:
+    def spy(q: torch.Tensor, *args: Any, **optional: Any) -> torch.Tensor:
         used.append(args[-2:])
-        return flash_attend(q, *args)
+        return attend(q, *args, **optional)
 
-    monkeypatch.setattr("export.custom_ops.flash_attend", spy)
+    monkeypatch.setattr("export.custom_ops.attend", spy)
     model = model_of("llama", "blocked")
     model(PROMPT)
     with blocks_of(FlashBlockSizes(3, 5)):
@@ -305,23 +304,111 @@ def test_a_mask_that_hides_nothing_is_fine(model_of: Callable[..., Any]) -> None
 
 
 @torch.no_grad()
-def test_sliding_windows_in_reach_are_refused(model_of: Callable[..., Any]) -> None:
-    window = PROMPT.shape[1]
-    model = model_of("mistral", "blocked", sliding_window=window)
-    eager = model_of("mistral", "eager", sliding_window=window)
+@pytest.mark.parametrize("name", ["grouped", "blocked"])
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [
+        ("mistral", {"sliding_window": 5}),
+        ("gemma2", {"head_dim": 10, "query_pre_attn_scalar": 7, "sliding_window": 6}),  # and soft-capped
+        ("granite", {"attention_multiplier": 0.3}),
+    ],
+)
+def test_what_families_add(
+    model_of: Callable[..., Any], model_type: str, config: dict[str, Any], name: str
+) -> None:
+    eager, other = (model_of(model_type, attention, **config) for attention in ("eager", name))
+    with blocks_of(FlashBlockSizes(3, 4)):
+        assert_close(other(PROMPT).logits, eager(PROMPT).logits)
 
-    assert_close(model(PROMPT).logits, eager(PROMPT).logits)
-    with pytest.raises(
-        ModelError, match=f"a sliding window of {window} keys, {window + 1} are given: use eager"
-    ):
-        model(torch.cat([PROMPT, PROMPT[:, :1]], 1))
+
+class Layer(torch.nn.Module):
+    """A layer of some model."""
 
 
-@torch.no_grad()
-def test_capped_scores_are_refused(model_of: Callable[..., Any]) -> None:
-    model = model_of("gemma2", "blocked", head_dim=10, query_pre_attn_scalar=10)
+def drawn(N: int = 4, K: int = 2, T: int = 5, S: int = 9, H: int = 8) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    return tuple(
+        torch.randn(1, heads, rows, H, generator=generator) for heads, rows in ((N, T), (K, S), (K, S))
+    )
 
-    with pytest.raises(
-        ModelError, match="has a softcap, sinks or a bias in its scores: export it with eager"
-    ):
-        model(PROMPT)
+
+@pytest.mark.parametrize("name", ["grouped", "blocked"])
+def test_sinks_are_those_of_transformers(name: str) -> None:
+    from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
+
+    q, k, v = drawn()
+    layer = Layer()
+    layer.sinks, layer.num_key_value_groups = torch.tensor([0.5, 3.0, -2.0, 9.0]), 2  # type: ignore[assignment]
+    mask = torch.full((5, 9), torch.finfo(torch.float32).min).triu(5)[None, None]
+    wanted, _ = eager_attention_forward(layer, q, k, v, mask, 0.3)
+    with queries_at(torch.tensor([4]), mask), blocks_of(FlashBlockSizes(2, 4)):
+        result, _ = AttentionInterface()[name](layer, q, k, v, mask, scaling=0.3, s_aux=layer.sinks)
+    torch.testing.assert_close(result, wanted)
+
+
+def test_another_mask_is_an_operand() -> None:
+    q, k, v = drawn()
+    mask = torch.randn(1, 4, 5, 9)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    for blocks in (None, FlashBlockSizes(2, 4)):
+        with blocks_of(blocks):
+            result, _ = AttentionInterface()["blocked"](Layer(), q, k, v, mask)
+        torch.testing.assert_close(result, wanted.transpose(1, 2))
+    with queries_at(torch.tensor([4]), torch.zeros(1, 1, 5, 9)):
+        result, _ = AttentionInterface()["grouped"](Layer(), q, k, v, mask[:, :1] < 0)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask[:, :1] < 0, enable_gqa=True)
+    torch.testing.assert_close(result, wanted.transpose(1, 2))
+
+
+def test_a_position_bias_is_added_to_the_mask() -> None:
+    q, k, v = drawn()
+    bias = torch.randn(1, 4, 5, 9)
+    mask = torch.full((5, 9), torch.finfo(torch.float32).min).triu(5)[None, None]
+    with queries_at(torch.tensor([4]), mask):
+        result, _ = AttentionInterface()["grouped"](Layer(), q, k, v, mask, position_bias=bias)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask + bias, enable_gqa=True)
+    torch.testing.assert_close(result, wanted.transpose(1, 2))
+    with pytest.raises(ModelError, match="Layer adds a position bias"):
+        AttentionInterface()["grouped"](Layer(), q, k, v, None, position_bias=bias)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"block_indices": torch.zeros(1)}, "Layer passes block_indices to attention"),
+        ({"is_causal": False}, "Layer is not causal"),
+    ],
+)
+def test_unknown_arguments_are_refused(arguments: dict[str, Any], complaint: str) -> None:
+    q, k, v = drawn()
+    with pytest.raises(ModelError, match=complaint):
+        AttentionInterface()["grouped"](Layer(), q, k, v, None, **arguments)
+
+
+def test_values_of_another_size_are_refused() -> None:
+    q, k, v = drawn()
+    with pytest.raises(ModelError, match="keys of size 8 and values of size 4"):
+        AttentionInterface()["grouped"](Layer(), q, k, v[..., :4], None)
+
+
+EXTRAS = {
+    "softcap": {"softcap": 2.0},
+    "window": {"window": 3},
+    "slopes": {"slopes": torch.tensor([0.5, 0.25, 0.125, 1.0])},
+    "sinks": {"sinks": torch.tensor([0.5, 3.0, -2.0, 9.0])},
+    "mask": {"mask": torch.randn(1, 1, 5, 9)},
+}
+
+
+@pytest.mark.parametrize(("q_block", "kv_block"), [(0, 0), (2, 4), (1, 1), (5, 3)])
+@pytest.mark.parametrize("extras", [*([name] for name in EXTRAS), ["softcap", "window", "slopes", "sinks"]])
+def test_is_the_reference(extras: list[str], q_block: int, kv_block: int) -> None:
+    q, k, v = drawn()
+    optional: dict[str, Any] = {name: value for extra in extras for name, value in EXTRAS[extra].items()}
+    wanted = reference.core_attention(
+        *(x.double().numpy() for x in (q, k, v)),
+        position=4,
+        scale=0.3,
+        **{name: value.numpy() if hasattr(value, "numpy") else value for name, value in optional.items()},
+    )
+    assert_close(attend(q, k, v, 4, 0.3, q_block, kv_block, **optional), wanted)

@@ -13,7 +13,7 @@ import pytest
 from export.config import CheckpointConfig
 from export.options import ExportOptions, check_attention, check_length, parse_attention
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import FlashBlockSizes
+from o2o.operators.core_attention import FlashBlockSizes
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
 

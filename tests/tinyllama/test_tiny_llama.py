@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from o2o.errors import ModelError, UsageError
-from o2o.operators.causal_attention import FlashBlockSizes
+from o2o.operators.core_attention import FlashBlockSizes
 from tests.checkpoints import GROUPED
 from tests.tolerances import assert_close
 from tinyllama import kv_cache as kv_utils

@@ -13,7 +13,7 @@ import torch
 
 from export.options import GROUPED
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import FlashBlockSizes
+from o2o.operators.core_attention import FlashBlockSizes
 from runtime_py.package import Package
 from runtime_py.text.tokenizer import Tokenizer
 from tinyllama.verification import comparison, flags

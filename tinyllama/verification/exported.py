@@ -16,7 +16,7 @@ from export.options import GROUPED
 from export.parameter_matching import match_parameters
 from o2o.cli.silence_stderr import suppressed_warnings
 from o2o.errors import ModelError, O2oError, UsageError
-from o2o.operators.causal_attention import FlashBlockSizes
+from o2o.operators.core_attention import FlashBlockSizes
 from o2o.weights.checkpoint import open_checkpoint
 from runtime_py.engines.prefill_plan import Chunk
 from tinyllama.verification.trace import Operator, Trace, heads_as_rows, rows, traced_tensors

@@ -11,7 +11,7 @@ from pathlib import Path
 from o2o.cli.arguments import Parser, positive_int
 from o2o.cli.command import run
 from o2o.errors import UsageError
-from o2o.operators.causal_attention import FlashBlockSizes, adaptive_blocks
+from o2o.operators.core_attention import FlashBlockSizes, adaptive_blocks
 from runtime_py.text.tokenizer import Tokenizer, load_tokenizer
 from tinyllama.checkpoint_flag import add_checkpoint_path, checkpoint_at
 

@@ -1,7 +1,7 @@
 """Circle to TFLite that LiteRT runs.
 
     lowering          the pass over a model, and the table of operators that it lowers
-    attention         ATTENTION and `o2o.causal_attention`
+    attention         ATTENTION and `o2o.attention`
     sdpa              scaled dot-product attention, all scores at once
     flash_attention   the same in blocks of queries and keys
     rms_norm, rope    RMS_NORM and ROPE

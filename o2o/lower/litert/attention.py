@@ -1,4 +1,4 @@
-"""ATTENTION and `o2o.causal_attention` in TFLite builtins.
+"""ATTENTION and `o2o.attention` in TFLite builtins.
 
 ATTENTION becomes its projections, a DYNAMIC_UPDATE_SLICE into each cache, and the builtins of
 `o2o.lower.litert.sdpa` or `flash_attention`.
@@ -20,7 +20,7 @@ from o2o.lower.litert.sdpa import scaled_dot_product_attention, swap_heads
 from o2o.lower.rotate_halves import rotate_halves
 from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention
-from o2o.operators.causal_attention import FlashBlockSizes, adaptive_blocks, decode_options, operands
+from o2o.operators.core_attention import CoreAttention, FlashBlockSizes, adaptive_blocks
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import producer_of
 from o2o.rewriting.rewire import replace_output
@@ -28,7 +28,7 @@ from o2o.rewriting.rewire import replace_output
 FlashBlocks = FlashBlockSizes | bool | None
 """Blocks of attention: their sizes, True for the usual sizes, False for none, None for the default.
 
-The default: the sizes in the options of `o2o.causal_attention`; for ATTENTION, blocks where they are faster.
+The default: the sizes in the options of `o2o.attention`; for ATTENTION, blocks where they are faster.
 """
 
 
@@ -83,8 +83,8 @@ def lower_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: FlashBl
     replace_output(model, old, linear(y, of.wo, shape_of(old), "output"))
 
 
-def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: FlashBlocks = None) -> None:
-    """Insert builtins in the place of `o2o.causal_attention`.
+def lower_core_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: FlashBlocks = None) -> None:
+    """Insert builtins in the place of `o2o.attention`.
 
     Args:
         model: The model of `graph`.
@@ -92,9 +92,11 @@ def lower_causal_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: 
         node: Attention of q [1, N, T, H] to k and v [1, K, S, H] from a position on, giving [1, T, N, H].
         flash: Blocks to compute in; None for the sizes in the operator's options.
     """
-    q, k, v, position = operands(node)
-    scale, own_blocks = decode_options(node)
-    blocks = own_blocks if flash is None else _blocks(flash, shape_of(q)[2], shape_of(k)[2])
+    of = CoreAttention.of(node)
+    if of.extras:
+        raise ModelError(f"{model.locate(graph, node)} has {', '.join(of.extras)}")
+    q, k, v, position, scale = of.q, of.k, of.v, of.position, of.scale
+    blocks = of.blocks if flash is None else _blocks(flash, of.T, of.S)
     old = node.outputs[0]
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     constant = constant_array(position)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from o2o.lower.litert.sdpa import scaled_dot_product_attention, shifted_causal_mask, swap_heads
 from o2o.model import DOMAIN, Model, shape_of
-from o2o.operators.causal_attention import FlashBlockSizes
+from o2o.operators.core_attention import FlashBlockSizes
 from o2o.operators.masks import HIDDEN_STEP
 from o2o.rewriting.builder import Builder
 

@@ -1,6 +1,6 @@
 """Circle to TFLite: Circle's own operators become TFLite builtins.
 
-RMS_NORM and ROPE become arithmetic. `o2o.lower.litert.attention` lowers ATTENTION and `o2o.causal_attention`.
+RMS_NORM and ROPE become arithmetic. `o2o.lower.litert.attention` lowers ATTENTION and `o2o.attention`.
 A cache that ATTENTION updates in place becomes an input and an output (`present_key_0` for `past_key_0`). A
 runtime that binds both to one buffer still updates it in place.
 """
@@ -16,11 +16,11 @@ from o2o.errors import ModelError
 from o2o.formats.dialects import convert
 from o2o.formats.litert_ops import is_registered, minimum_version
 from o2o.formats.tensors import is_constant, is_quantized
-from o2o.lower.litert.attention import FlashBlocks, lower_attention, lower_causal_attention
+from o2o.lower.litert.attention import FlashBlocks, lower_attention, lower_core_attention
 from o2o.lower.litert.rms_norm import lower_rms_norm
 from o2o.lower.litert.rope import lower_rope
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, inner_graphs, is_dynamic
-from o2o.operators import causal_attention
+from o2o.operators import core_attention
 from o2o.operators.attention import writes_cache
 from o2o.operators.traits import traits_of
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
@@ -40,11 +40,12 @@ def lowerings(flash: FlashBlocks = None) -> dict[tuple[str, str], Lowering]:
     Returns:
         The lowering of each operator, by domain and type.
     """
+    core = partial(lower_core_attention, flash=flash)
     return {
         (DOMAIN, "RMS_NORM"): lower_rms_norm,
         (DOMAIN, "ROPE"): lower_rope,
         (DOMAIN, "ATTENTION"): partial(lower_attention, flash=flash),
-        (CUSTOM_DOMAIN, causal_attention.NAME): partial(lower_causal_attention, flash=flash),
+        **{(CUSTOM_DOMAIN, name): core for name in core_attention.NAMES},
     }
 
 
@@ -54,7 +55,7 @@ def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:
     Args:
         model: The Circle model.
         flash: Blocks of attention without a mask: sizes, True for the usual sizes, False for no blocks. None:
-            the sizes in the options of `o2o.causal_attention`; for ATTENTION, blocks where they are faster.
+            the sizes in the options of `o2o.attention`; for ATTENTION, blocks where they are faster.
 
     Returns:
         The same model.

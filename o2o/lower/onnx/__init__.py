@@ -4,7 +4,7 @@
     per_token             the graph of one token, for T tokens
     fuse_norms_and_rope   RMSNorm and RoPE that exporters decompose, fused first
     operators             all operators without a module of their own
-    attention             ATTENTION and `o2o.causal_attention` with their caches
+    attention             ATTENTION and `o2o.attention` with their caches
     weights               matrices and their quantization
     standard_form         the form `standard`
     ort_form              the form `ort`

@@ -1,6 +1,6 @@
 """Attention of a decode graph in ONNX, from either of its two forms.
 
-These are ATTENTION with caches, and `o2o.causal_attention` after a DYNAMIC_UPDATE_SLICE into each cache.
+These are ATTENTION with caches, and `o2o.attention` after a DYNAMIC_UPDATE_SLICE into each cache.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from o2o.cli.text import listed
 from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.lower.onnx.builder import FLOAT
@@ -26,8 +27,8 @@ from o2o.lower.onnx.standard_form import (
 )
 from o2o.lower.onnx.weights import Matrix, matrix_of
 from o2o.model import attribute, shape_of
-from o2o.operators import causal_attention
 from o2o.operators.attention import Attention
+from o2o.operators.core_attention import CoreAttention
 from o2o.rewriting.attention.causality import Keys, prove_start
 from o2o.rewriting.axes import trace_layout
 from o2o.rewriting.matchers import MatchFailure, constant_ints, producer_of
@@ -175,8 +176,8 @@ def lower_attention(tokens: TokenValues, form: StandardForm, caches: Caches, nod
     tokens.assign(output, form.linear(y, matrix_of(of.wo, user), None, output.name or ""))
 
 
-def lower_causal_attention(tokens: TokenValues, form: StandardForm, caches: Caches, node: ir.Node) -> None:
-    """Lower `o2o.causal_attention` over caches that DYNAMIC_UPDATE_SLICE writes.
+def lower_core_attention(tokens: TokenValues, form: StandardForm, caches: Caches, node: ir.Node) -> None:
+    """Lower `o2o.attention` over caches that DYNAMIC_UPDATE_SLICE writes.
 
     Projections in front of it are lowered together with it where `form` has one operator for both.
 
@@ -184,13 +185,15 @@ def lower_causal_attention(tokens: TokenValues, form: StandardForm, caches: Cach
         tokens: The values of the graph.
         form: The ONNX operators to use.
         caches: The KV caches of the graph.
-        node: `o2o.causal_attention`.
+        node: `o2o.attention`.
 
     Raises:
         ModelError: Its keys or values are not caches, or its position is not the token's.
     """
-    q, k, v, position = causal_attention.operands(node)
-    scale, _ = causal_attention.decode_options(node)
+    of = CoreAttention.of(node)
+    if of.extras:
+        raise tokens.error(node, f"it has {listed(of.extras)}, which lower.onnx.py does not compute")
+    q, k, v, position, scale = of.q, of.k, of.v, of.position, of.scale
     if not tokens.is_position(position):
         raise tokens.error(node, f"its position operand {position.name} is not the graph's position input")
     _, N, _, H = shape_of(q)

@@ -20,7 +20,7 @@ from o2o import __version__, contract, history
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
-from o2o.lower.onnx.attention import Caches, lower_attention, lower_causal_attention, lower_rope
+from o2o.lower.onnx.attention import Caches, lower_attention, lower_core_attention, lower_rope
 from o2o.lower.onnx.builder import FLOAT, OnnxBuilder, dims
 from o2o.lower.onnx.fuse_norms_and_rope import fuse_norms_and_rope
 from o2o.lower.onnx.operators import cast, constant_vector, lower_operator, with_activation
@@ -29,7 +29,7 @@ from o2o.lower.onnx.per_token import TokenValues, token_shape
 from o2o.lower.onnx.standard_form import StandardForm
 from o2o.lower.onnx.weights import matrix_of
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_of
-from o2o.operators import causal_attention
+from o2o.operators import core_attention
 from o2o.operators.traits import is_elementwise, lookup_operands, traits_of
 from o2o.quantization import metadata
 from o2o.rewriting.dead_code_elimination import live_nodes
@@ -109,8 +109,9 @@ class _Lowering:
         self._check_outputs()
         self._lowerings: dict[tuple[str, str], Callable[[ir.Node], None]] = {
             (DOMAIN, "ATTENTION"): lambda node: lower_attention(self.tokens, self.form, self.caches, node),
-            (CUSTOM_DOMAIN, causal_attention.NAME): lambda node: lower_causal_attention(
-                self.tokens, self.form, self.caches, node
+            **dict.fromkeys(
+                ((CUSTOM_DOMAIN, name) for name in core_attention.NAMES),
+                lambda node: lower_core_attention(self.tokens, self.form, self.caches, node),
             ),
             (DOMAIN, "ROPE"): lambda node: lower_rope(self.tokens, self.form, node),
             (DOMAIN, "DYNAMIC_UPDATE_SLICE"): self.caches.update,

@@ -12,15 +12,12 @@ from hypothesis import strategies as st
 
 from o2o import formats
 from o2o.cli.silence_stderr import silenced_stderr
-from o2o.errors import ModelError
 from o2o.lower.litert import lower_to_litert
-from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature
-from o2o.operators.causal_attention import (
-    NAME,
+from o2o.model import DOMAIN, Model, Signature
+from o2o.operators.core_attention import (
+    CoreAttention,
     FlashBlockSizes,
     adaptive_blocks,
-    decode_options,
-    encode_options,
 )
 from tests.tolerances import assert_close
 
@@ -42,10 +39,8 @@ def causal_model(
     graph = ir.Graph(list(inputs.values()), [], nodes=[], name="main", opset_imports={DOMAIN: 1})
     outputs = {}
     for layer in range(layers):
-        y = ir.Value(name=f"y{layer}", shape=ir.Shape((1, T, N, H)), type=ir.TensorType(ir.DataType.FLOAT))
-        node = ir.Node(CUSTOM_DOMAIN, NAME, list(inputs.values()), outputs=[y])
-        node.meta["fields"] = {"customOptions": np.frombuffer(encode_options(H**-0.5, blocks), np.uint8)}
-        node.meta["options"] = None
+        node = CoreAttention(*inputs.values(), scale=H**-0.5, blocks=blocks).build(f"y{layer}")
+        (y,) = node.outputs
         graph.append(node)
         graph.outputs.append(y)
         outputs[f"y{layer}"] = y
@@ -146,40 +141,4 @@ def test_adaptive_blocks() -> None:
 @pytest.mark.parametrize("blocks", [None, FlashBlockSizes(64, 512)])
 def test_options_survive(blocks: FlashBlockSizes | None) -> None:
     (node,) = causal_model(1, 2, 1, 1, 4, blocks).graphs[0]
-    assert decode_options(node) == (0.5, blocks)
-
-
-@pytest.mark.parametrize(
-    ("operand", "shape"),
-    [("q", (2, 4, 3, 8)), ("q", (1, 3, 3, 8)), ("k", (1, 2, 6, 4)), ("v", (1, 2, 5, 8)), ("position", None)],
-)
-def test_other_operands_are_refused(operand: str, shape: tuple[int, ...] | None) -> None:
-    model = causal_model(3, 6, 4, 2, 8, None)
-    (node,) = model.graphs[0]
-    index = ("q", "k", "v", "position").index(operand)
-    if shape is None:
-        node.replace_input_with(index, None)
-    else:
-        model.graphs[0].inputs[index].shape = ir.Shape(shape)
-    with pytest.raises(ModelError, match=r"o2o\.causal_attention y0 takes .*, not q \[1, N, T, H\]"):
-        lower_to_litert(model)
-
-
-def test_blocks_as_they_are_written() -> None:
-    assert FlashBlockSizes.parse("64,512") == FlashBlockSizes(64, 512)
-    for text in ("", "64", "a,b", "1,2,3"):
-        with pytest.raises(ValueError, match="give two block sizes, such as 64,512"):
-            FlashBlockSizes.parse(text)
-    with pytest.raises(ValueError, match="a block has at least one query and one key"):
-        FlashBlockSizes.parse("64,0")
-
-
-@pytest.mark.parametrize(
-    "options", [None, b"", b"\x01\x02\x03", b"\x05\x04\x01", encode_options(1.0, FlashBlockSizes(-4, 8))]
-)
-def test_damaged_options(options: bytes | None) -> None:
-    model = causal_model(1, 2, 1, 1, 4, None)
-    (node,) = model.graphs[0]
-    node.meta["fields"] = {} if options is None else {"customOptions": options}
-    with pytest.raises(ModelError, match=r"o2o\.causal_attention y0 has damaged options"):
-        lower_to_litert(model)
+    assert (CoreAttention.of(node).scale, CoreAttention.of(node).blocks) == (0.5, blocks)

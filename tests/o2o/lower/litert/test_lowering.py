@@ -23,7 +23,7 @@ from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.attention import FlashBlocks
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators import reference
-from o2o.operators.causal_attention import FlashBlockSizes
+from o2o.operators.core_attention import FlashBlockSizes
 from tests.o2o import graphs
 from tests.o2o.fused_graphs import D, Form, attention, feeds_at
 from tests.o2o.graphs import BOOL, FLOAT, INT32, INT64, Graph, exported_feeds, feeds, operators, sign, weights

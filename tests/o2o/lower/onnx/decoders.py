@@ -12,8 +12,9 @@ import onnx_ir as ir
 from o2o.contract import Role, role_of
 from o2o.formats.tensors import is_quantized
 from o2o.lower.litert import lower_to_litert
-from o2o.model import CUSTOM_DOMAIN, Model, shape_of
-from o2o.operators import causal_attention, reference
+from o2o.model import Model, shape_of
+from o2o.operators import reference
+from o2o.operators.core_attention import CoreAttention
 from o2o.quantization.compare import dequantized
 from tests.o2o.graphs import FLOAT, INT32, INT64, Graph, run, weights
 
@@ -124,11 +125,9 @@ def plain() -> Model:
         new = graph.op("DYNAMIC_UPDATE_SLICE", [past, heads, start], [1, K, S, H], name=f"present_{kind}_0")
         new.meta["role"] = Role(kind, 0, "BNTH")  # type: ignore[arg-type]
         written.append(new)
-    y = graph.value("attended", [1, 1, K, H])
-    node = graph.node(causal_attention.NAME, [heads, *written, position], [y], domain=CUSTOM_DOMAIN)
-    node.meta["fields"] = {
-        "customOptions": np.frombuffer(causal_attention.encode_options(H**-0.5, None), np.uint8)
-    }
+    node = CoreAttention(heads, *written, position, scale=H**-0.5).build("attended")
+    graph.ir.append(node)
+    (y,) = node.outputs
     flat = graph.op("RESHAPE", [y, graph.constant("flat", np.int32([1, 1, K * H]))], [1, 1, K * H])
     logits = graph.fc(flat, graph.constant("head", weights(V, K * H, seed=1)), "logits")
     logits.meta["role"] = Role("logits")

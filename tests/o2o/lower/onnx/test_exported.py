@@ -87,7 +87,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def variants(
     shared_directory: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Path, Path]]:
-    """Checkpoint and decode graph, with `o2o.causal_attention` on caches written in place."""
+    """Checkpoint and decode graph, with `o2o.attention` on caches written in place."""
 
     @cache
     def paths(name: str) -> tuple[Path, Path]:
