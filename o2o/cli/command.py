@@ -25,23 +25,25 @@ REMEDIES = {
 }
 
 
-def run(program: str, body: Callable[[], int | None], debug: bool = False) -> int:
+def run(program: str, body: Callable[[], int | None], debug: bool = False, failure_code: int = 1) -> int:
     """Run the body of a command and report every exception as one line on stderr.
 
     Args:
         program: The command's name, which begins the line; see `o2o.cli.program`.
         body: Returns the exit code; None is 0.
         debug: Print the traceback before the line.
+        failure_code: The exit code for a model or file that cannot be taken. 2 if 1 is an answer, as of diff.
 
     Returns:
         The exit code of `body`, or of an `O2oError` (1 model, 2 usage). Errors of the system (full disk,
-        missing file) are 1, SIGINT is 130. A closed pipe is 141, without a message, as in any Unix tool.
+        missing file) are `failure_code`, SIGINT is 130. A closed pipe is 141, without a message, as in any
+        Unix tool.
     """
     with terminal.escaping():
-        return _run(program, body, debug)
+        return _run(program, body, debug, failure_code)
 
 
-def _run(program: str, body: Callable[[], int | None], debug: bool) -> int:
+def _run(program: str, body: Callable[[], int | None], debug: bool, failure_code: int) -> int:
     try:
         with interrupt.interruptible():
             code = body() or 0
@@ -58,7 +60,8 @@ def _run(program: str, body: Callable[[], int | None], debug: bool) -> int:
         if debug:
             traceback.print_exception(error)
         report(program, _message(error))
-        return error.exit_code if isinstance(error, O2oError) else 1
+        code = error.exit_code if isinstance(error, O2oError) else 1
+        return failure_code if code == 1 else code
     if code == INTERRUPTED:
         if interrupt.claim_report():
             report(program, interrupt.MESSAGE)

@@ -52,6 +52,7 @@ class Filter:
     usage_example: ClassVar[str]
     input_formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # of the input
     records_history: ClassVar[bool] = True
+    failure_code: ClassVar[int] = 1  # the exit code for a model or file that cannot be taken
     check_help: ClassVar[str | None] = "run the model before and after, and compare the outputs"
 
     def __init__(self) -> None:
@@ -306,12 +307,46 @@ class Filter:
         """
         self.messages.append(message)
 
-    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
+    def print(self, text: str, args: argparse.Namespace) -> None:
+        """Write the text of a filter that writes no model.
+
+        Args:
+            text: The text, with line breaks.
+            args: The arguments; `output` is a path, or None for stdout.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        if args.output is None:
+            sys.stdout.write(text)
+        else:
+            with streams.open_output(args.output) as sink:
+                sink.write(text.encode())
+
+    def parse(self, parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse the command line.
+
+        Args:
+            parser: From `parser`.
+            arguments: The arguments.
+
+        Returns:
+            The parsed arguments.
+
+        Raises:
+            UsageError: They are wrong.
+        """
+        return parser.parse_intermixed_args(arguments)
+
+    def run(self, args: argparse.Namespace, argv: Sequence[str]) -> int | None:
         """Take all steps.
 
         Args:
             args: The arguments.
             argv: The same as text, for the history.
+
+        Returns:
+            The exit code; None is 0.
         """
         sources = self.open(args)
         models = self.read(sources)
@@ -320,6 +355,7 @@ class Filter:
         if args.check:
             self.log(self.check(self.read(sources), result, args))
         self.write(result, args.output, sources)
+        return None
 
     @classmethod
     def main(cls, argv: Sequence[str] | None = None) -> int:
@@ -337,21 +373,21 @@ class Filter:
 
         def body() -> int:
             try:
-                args = parser.parse_intermixed_args(arguments)
+                args = filter_.parse(parser, arguments)
             except SystemExit as exit_:  # --help and --version
                 return int(exit_.code or 0)
             filter_.check_arguments(args)
-            filter_.run(args, arguments)
+            code = filter_.run(args, arguments)
             for message in filter_.messages:
                 command.report(cls.name, message)
-            return 0
+            return code or 0
 
         # A process handles one model and needs most of its objects to the end. Garbage collection would only
         # cost time.
         collecting = gc.isenabled()
         gc.disable()
         try:
-            return command.run(cls.name, body, debug="--debug" in arguments)
+            return command.run(cls.name, body, debug="--debug" in arguments, failure_code=cls.failure_code)
         finally:
             if collecting:
                 gc.enable()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 
-from o2o import streams
 from o2o.filters.base import Filter
 
 
@@ -57,12 +55,7 @@ class CheckModels(Filter):
         )
         for source in sources:
             source.finish()
-        text = f"{message}\n"
-        if args.output is None:
-            sys.stdout.write(text)
-        else:
-            with streams.open_output(args.output) as sink:
-                sink.write(text.encode())
+        self.print(f"{message}\n", args)
 
 
 def _share(text: str) -> float:

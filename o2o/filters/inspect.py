@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from o2o import streams
 from o2o.describe import render, summarize
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
@@ -54,11 +52,7 @@ class Inspect(Filter):
             text = json.dumps({"bytes": source.size, **summary}, indent=2) + "\n"
         else:
             text = render(summary, source.name, source.size or 0)
-        if args.output is None:
-            sys.stdout.write(text)
-        else:
-            with streams.open_output(args.output) as sink:
-                sink.write(text.encode())
+        self.print(text, args)
 
 
 main = Inspect.main

@@ -50,5 +50,6 @@ def test_each_filter_that_changes_a_model_is_measured_on_the_demo_model() -> Non
     measured = {demo_model.name_of(command) for command in demo_model.COMMANDS}
     assert measured == {filters.load(name).name for name in filters.names()} - {
         "check.models.py",
+        "diff.model.py",
         "inspect.model.py",
     }

@@ -25,6 +25,12 @@ GIVEN: dict[str, dict[str, Any]] = {
         "model": staticmethod(lambda: lower_to_litert(attention(Form(layout="BNTH")))),
     },
     "check_models": {"arguments": [DECODER], "writes_model": False},
+    "diff_model": {
+        "arguments": ["--json", DECODER],
+        "writes_model": False,
+        "answers_by_code": True,
+        "folder_refused": (2, "Is a directory: give a file in it"),
+    },
     "inspect": {
         "writes_model": False,
         "folder_refused": (2, "this folder has no model.circle and no model.tflite"),
