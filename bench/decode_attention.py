@@ -55,9 +55,9 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
     from o2o import formats
     from o2o.lower.litert import lower_to_litert
     from o2o.lower.litert.flash_attention import flash_attention
-    from o2o.lower.litert.sdpa import scaled_dot_product_attention, shifted_causal_mask
+    from o2o.lower.litert.sdpa import causal_mask, scaled_dot_product_attention
     from o2o.model import DOMAIN, Model, Signature
-    from o2o.operators.core_attention import FlashBlockSizes
+    from o2o.operators.core_attention import CoreAttention, FlashBlockSizes
     from o2o.rewriting.builder import Builder
 
     N, K, H = heads
@@ -89,7 +89,7 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
         shown, hidden = (op.constant(number, "mask", np.float32) for number in (0, -1e9))
         mask = op.node("SELECT_V2", [seen, shown, hidden], [1, S], ir.DataType.FLOAT)
     else:
-        mask = shifted_causal_mask(op, at, np.zeros((1, 1)), steps)
+        mask = causal_mask(op, at, np.zeros((1, 1)), steps)
     starts = [start(3 if transposed == cache else 1 if by_token else 2) for cache in "kv"]
     scale = op.constant(H**-0.5, "scale", np.float32)
     for layer, (key, value_) in enumerate(caches):
@@ -105,9 +105,10 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
         if by_token:
             k, v = (op.transpose(x, (0, 2, 1, 3)) for x in (k, v))
         if form == "flash":
-            y = flash_attention(model, op, y, k, v, H**-0.5, position, FlashBlockSizes(1, FLASH_KEYS))
+            of = CoreAttention(y, k, v, position, H**-0.5)
+            y = flash_attention(model, op, of, position, FlashBlockSizes(1, FLASH_KEYS))
         elif form in ("by head", "by token", "compared"):
-            y = scaled_dot_product_attention(op, y, k, v, H**-0.5, mask=mask)
+            y = scaled_dot_product_attention(op, CoreAttention(y, k, v, position, H**-0.5, mask), None)
         else:
             q = op.reshape(op.node("MUL", [y, scale], [1, N, 1, H]), [1, K, G, H])
             if form == "keys first":

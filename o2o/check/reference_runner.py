@@ -11,7 +11,7 @@ from o2o.check.litert_runner import LiteRtRunner
 from o2o.check.runner import Results, Runner, signatures_io
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
-from o2o.lower.litert.lowering import lowerings
+from o2o.lower.litert.lowering import is_lowered
 from o2o.model import Model
 from o2o.operators import reference
 from o2o.quantization.compare import dequantized
@@ -107,9 +107,8 @@ def runner_of(model: Model, label: str, or_numpy: bool) -> Runner:
         ModelError: LiteRT cannot load it.
     """
     nodes = [node for graph in model.graphs for node in graph]
-    own = lowerings()
     has_kernels = all(map(reference.has_kernel, nodes))
-    if any((node.domain, node.op_type) in own for node in nodes):
+    if any(map(is_lowered, nodes)):
         return ReferenceRunner(model, label) if has_kernels else LiteRtRunner(model, label, lower=True)
     try:
         return LiteRtRunner(model, label)

@@ -23,8 +23,8 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import constant_array, is_quantized
 from o2o.lower.litert.rms_norm import lower_rms_norm
-from o2o.lower.litert.sdpa import swap_heads
 from o2o.model import DOMAIN, Model, is_dynamic, shape_of
+from o2o.rewriting.attention.expand_attention import swap_heads
 from o2o.rewriting.attention.sdpa import LabeledValue, Mask, Sdpa, key_axes, match_sdpa, query_axes
 from o2o.rewriting.axes import Axes, Factors
 from o2o.rewriting.builder import Builder

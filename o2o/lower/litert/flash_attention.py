@@ -15,10 +15,19 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from o2o.lower.litert.sdpa import scaled_dot_product_attention, shifted_causal_mask, swap_heads
+from o2o.formats.tensors import constant_array
+from o2o.lower.litert.sdpa import (
+    causal_mask,
+    rows_of_heads,
+    scaled_dot_product_attention,
+    scaled_queries,
+    soft_capped,
+    steps_between,
+)
 from o2o.model import DOMAIN, Model, shape_of
-from o2o.operators.core_attention import FlashBlockSizes
+from o2o.operators.core_attention import CoreAttention, FlashBlockSizes
 from o2o.operators.masks import HIDDEN_STEP
+from o2o.rewriting.attention.expand_attention import swap_heads
 from o2o.rewriting.builder import Builder
 
 HEADS = 8
@@ -28,36 +37,26 @@ _LOOP_KEY = "flash"  # in the meta of a loop's subgraphs: the shapes and block s
 
 
 def flash_attention(
-    model: Model,
-    op: Builder,
-    q: ir.Value,
-    k: ir.Value,
-    v: ir.Value,
-    scale: float,
-    position: ir.Value | None,
-    blocks: FlashBlockSizes,
+    model: Model, op: Builder, of: CoreAttention, position: ir.Value | None, blocks: FlashBlockSizes
 ) -> ir.Value:
-    """Build causal attention in blocks: what `scaled_dot_product_attention` computes without a mask.
+    """Build `o2o.attention` without a mask in blocks.
 
     Args:
         model: Subgraphs of the loop are added to it.
         op: Where to insert the nodes.
-        q: Queries [1, N, T, H], float32.
-        k: Keys [1, K, S, H], float32.
-        v: Values [1, K, S, H], float32.
-        scale: Factor of the scores.
+        of: Its operands, float32, and its options.
         position: The position of the first query, int32 [1]; None for 0.
         blocks: Queries and keys of a block.
 
     Returns:
         The attention output [1, T, N, H].
     """
-    (_, N, T, H), (_, K, S, _) = shape_of(q), shape_of(k)
+    N, K, T, S, H = of.N, of.K, of.T, of.S, of.H
     if blocks.q >= T and blocks.kv >= S:
-        return scaled_dot_product_attention(op, q, k, v, scale, position)
+        return scaled_dot_product_attention(op, of, position)
     if position is None:
         position = op.constant([0], "pos", np.int32)
-    factor = op.constant(scale, "scale", np.float32)
+    q, k, v = of.q, of.k, of.v
     G = N // K
     heads_at_once = max(1, HEADS // G)
     # The results overwrite this copy of q in place: LiteRT does so for a tensor without other readers.
@@ -82,9 +81,8 @@ def flash_attention(
         for begin in range(0, T, blocks.q):
             count = min(blocks.q, T - begin)
             rows = part(q, head * G, offset, heads * G, count, "queries")
-            rows = op.node("MUL", [rows, factor], shape_of(rows), name="scaled")
-            rows = op.reshape(rows, [1, heads, G * count, H], name="groups")
-            first, y = _attend_block(model, op, rows, keys, values, first, count, blocks.kv)
+            rows = op.reshape(scaled_queries(op, of, rows), [1, heads, G * count, H], name="groups")
+            first, y = _attend_block(model, op, of, head * G, rows, keys, values, first, count, blocks.kv)
             offset = op.node("SUB", [first, position], [1], name="offset")
             y = swap_heads(op, op.reshape(y, [1, heads * G, count, H], name="ungrouped"))
             corner = op.constant([0, begin, head * G, 0], "corner", np.int32)
@@ -92,9 +90,24 @@ def flash_attention(
     return result
 
 
+def _rows_of_heads(
+    op: Builder, vector: ir.Value | None, first: int, K: int, G: int, T: int, name: str, factor: float = 1.0
+) -> ir.Value | None:
+    """The numbers of K * G query heads from `first` on, for the rows of their scores: [1, K, G * T, 1]."""
+    if vector is None:
+        return None
+    if (numbers := constant_array(vector)) is not None:
+        vector = op.constant(numbers[first : first + K * G], name, np.float32)
+    elif shape_of(vector) != (K * G,):
+        vector = op.slice(vector, [first], [K * G], name=name)
+    return rows_of_heads(op, vector, K, G, T, name, factor)
+
+
 def _attend_block(
     model: Model,
     op: Builder,
+    of: CoreAttention,
+    head: int,
     rows: ir.Value,
     k: ir.Value,
     v: ir.Value,
@@ -104,17 +117,26 @@ def _attend_block(
 ) -> tuple[ir.Value, ir.Value]:
     """The position behind the last query, int32 [1], and the attention output [1, K, R, H].
 
-    rows: [1, K, R, H], `count` queries of each head; `first`: the position of the first one, int32 [1].
+    rows: [1, K, R, H], `count` queries of each head from `head` on; `first`: the position of the first one,
+    int32 [1].
     """
     _, K, R, H = shape_of(rows)
+    G = R // count
+    slopes = _rows_of_heads(op, of.slopes, head, K, G, count, "slopes", -1 / HIDDEN_STEP)
+    sinks = _rows_of_heads(op, of.sinks, head, K, G, count, "sinks")
     columns = min(columns, shape_of(k)[2])
     start = op.constant([0], "start", np.int32)
+    if of.window:
+        oldest = op.node("SUB", [first, op.constant([of.window - 1], "window", np.int32)], [1], name="oldest")
+        start = op.node("MAXIMUM", [oldest, start], [1], name="start")
     end = op.node("ADD", [first, op.constant([count], "count", np.int32)], [1], name="end")
-    highest = op.constant(np.full((1, K, R, 1), -HIDDEN_STEP), "lowest", np.float32)
-    weight = op.constant(np.zeros((1, K, R, 1)), "no_weight", np.float32)
+    # A sink is a score that was seen before all others, with weight exp(0) = 1 and no value.
+    lowest = np.full((1, K, R, 1), -HIDDEN_STEP)
+    highest = op.constant(lowest, "lowest", np.float32) if sinks is None else sinks
+    weight = op.constant(np.full((1, K, R, 1), float(sinks is not None)), "weight", np.float32)
     total = op.node("MUL", [rows, op.constant(0.0, "zero", np.float32)], [1, K, R, H], name="no_total")
-    state = [start, end, first, rows, k, v, highest, weight, total]
-    condition, body = _loop_subgraphs(model, state, count, columns)
+    state = [start, end, first, rows, k, v, highest, weight, total, *([] if slopes is None else [slopes])]
+    condition, body = _loop_subgraphs(model, of, state, count, columns)
     outputs = [
         ir.Value(name=op.fresh(f"final_{value.name}"), shape=value.shape, type=value.type)
         for value in condition.inputs
@@ -128,48 +150,52 @@ def _attend_block(
             outputs=outputs,
         )
     )
-    _, end, *_, weight, total = outputs
+    end, weight, total = outputs[1], outputs[7], outputs[8]
     return end, op.node("DIV", [total, weight], [1, K, R, H], name="mixed")
 
 
-_STATE_NAMES = ("start", "end", "first", "queries", "keys", "values", "highest", "weight", "total")
+_STATE_NAMES = ("start", "end", "first", "queries", "keys", "values", "highest", "weight", "total", "slopes")
 
 
 def _loop_subgraphs(
-    model: Model, state: Sequence[ir.Value], count: int, columns: int
+    model: Model, of: CoreAttention, state: Sequence[ir.Value], count: int, columns: int
 ) -> tuple[ir.Graph, ir.Graph]:
     """The condition and the body for such a state, shared by loops of equal shapes and blocks."""
-    key = tuple(shape_of(value) for value in state), count, columns
+    key = tuple(shape_of(value) for value in state), count, columns, of.softcap, of.window
     subgraphs = [graph for graph in model.graphs if graph.meta.get(_LOOP_KEY) == key]
     if not subgraphs:
         number = sum(_LOOP_KEY in graph.meta for graph in model.graphs) // 2
         for name, build in (("condition", _condition), ("body", _body)):
             inputs = [
                 ir.Value(name=input_name, shape=value.shape, type=value.type)
-                for input_name, value in zip(_STATE_NAMES, state, strict=True)
+                for input_name, value in zip(_STATE_NAMES, state, strict=False)
             ]
             graph = ir.Graph(inputs, [], nodes=[], name=f"flash_{number}_{name}", opset_imports={DOMAIN: 1})
             graph.meta[_LOOP_KEY] = key
-            graph.outputs.extend(build(Builder(graph), inputs, count, columns))
+            graph.outputs.extend(build(Builder(graph), of, inputs, count, columns))
             model.graphs.append(graph)
             subgraphs.append(graph)
     condition, body = subgraphs
     return condition, body
 
 
-def _condition(op: Builder, state: Sequence[ir.Value], count: int, columns: int) -> list[ir.Value]:
+def _condition(
+    op: Builder, of: CoreAttention, state: Sequence[ir.Value], count: int, columns: int
+) -> list[ir.Value]:
     """Whether a query sees the key at `start`."""
     start, end, *_ = state
     return [op.node("LESS", [start, end], [1], ir.DataType.BOOL, name="is_visible")]
 
 
-def _body(op: Builder, state: Sequence[ir.Value], count: int, columns: int) -> list[ir.Value]:
+def _body(
+    op: Builder, of: CoreAttention, state: Sequence[ir.Value], count: int, columns: int
+) -> list[ir.Value]:
     """The state after the next `columns` keys from `start` on, or after all that remain."""
-    start, end, first, q, k, v, highest, weight, total = state
+    start, end, first, q, k, v, highest, weight, total, *slopes = state
     (_, K, R, H), (_, _, S, _) = shape_of(q), shape_of(k)
     C = columns
     begin = start
-    if S % C:  # the last block starts earlier, to be as large as the others
+    if S % C or of.window:  # the last block starts earlier, to be as large as the others
         begin = op.node("MINIMUM", [start, op.constant([S - C], "last", np.int32)], [1], name="begin")
     zeros = [op.constant([0] * n, "zeros", np.int32) for n in (2, 1)]
     corner = op.node("CONCATENATION", [zeros[0], begin, zeros[1]], [4], name="corner", axis=0)
@@ -178,7 +204,18 @@ def _body(op: Builder, state: Sequence[ir.Value], count: int, columns: int) -> l
     scores = op.node(
         "BATCH_MATMUL", [q, keys], [1, K, R, C], name="scores", adjointLhs=False, adjointRhs=True
     )
-    mask = _block_mask(op, start, begin, first, count, R, C)
+    scores = soft_capped(op, of, scores)
+    offset = op.reshape(op.node("SUB", [first, begin], [1], name="query_offset"), [1, 1])
+    query, key = np.tile(np.arange(count), R // count)[:, None], np.arange(C)[None]
+    if slopes:
+        ahead = steps_between(op, offset, query, key)
+        bias = op.node("MUL", [ahead, slopes[0]], [1, K, R, C], name="bias")
+        scores = op.node("ADD", [scores, bias], [1, K, R, C], name="biased")
+    mask = causal_mask(op, offset, query, key, of.window)
+    if begin is not start:  # keys before `start` are in the block before
+        overlap = op.reshape(op.node("SUB", [begin, start], [1], name="overlap"), [1, 1])
+        repeated = causal_mask(op, overlap, np.zeros((1, 1)), -key)
+        mask = op.node("ADD", [mask, repeated], [R, C], name="mask")
     scores = op.node("ADD", [scores, mask], [1, K, R, C], name="masked")
     axis = op.constant([3], "axis", np.int32)
     top = op.node("REDUCE_MAX", [scores, axis], [1, K, R, 1], name="top", keepDims=True)
@@ -194,18 +231,4 @@ def _body(op: Builder, state: Sequence[ir.Value], count: int, columns: int) -> l
     weight = op.node("ADD", [op.node("MUL", [weight, shrink], [1, K, R, 1]), sums], [1, K, R, 1])
     total = op.node("ADD", [op.node("MUL", [total, shrink], [1, K, R, H]), mixed], [1, K, R, H])
     next_start = op.node("ADD", [start, op.constant([C], "step", np.int32)], [1], name="next")
-    return [next_start, end, first, q, k, v, new_highest, weight, total]
-
-
-def _block_mask(
-    op: Builder, start: ir.Value, begin: ir.Value, first: ir.Value, count: int, R: int, C: int
-) -> ir.Value:
-    """The mask [R, C] of the keys from `begin` on; keys before `start` are hidden too."""
-    queries, keys = np.tile(np.arange(count), R // count)[:, None], np.arange(C)[None]
-    offset = op.node("SUB", [first, begin], [1], name="query_offset")
-    causal = shifted_causal_mask(op, op.reshape(offset, [1, 1]), queries, keys)
-    if begin is start:
-        return causal
-    overlap = op.node("SUB", [begin, start], [1], name="overlap")
-    repeated = shifted_causal_mask(op, op.reshape(overlap, [1, 1]), np.zeros((1, 1)), -keys)
-    return op.node("ADD", [causal, repeated], [R, C], name="mask")
+    return [next_start, end, first, q, k, v, new_highest, weight, total, *slopes]

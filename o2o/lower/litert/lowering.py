@@ -1,8 +1,8 @@
 """Circle to TFLite: Circle's own operators become TFLite builtins.
 
-RMS_NORM and ROPE become arithmetic. `o2o.lower.litert.attention` lowers ATTENTION and `o2o.attention`.
-A cache that ATTENTION updates in place becomes an input and an output (`present_key_0` for `past_key_0`). A
-runtime that binds both to one buffer still updates it in place.
+RMS_NORM and ROPE become arithmetic. ATTENTION is expanded to its parts; `o2o.lower.litert.attention` lowers
+the core, `o2o.attention`. A cache that ATTENTION updates in place becomes an input and an output
+(`present_key_0` for `past_key_0`). A runtime that binds both to one buffer still updates it in place.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from o2o.errors import ModelError
 from o2o.formats.dialects import convert
 from o2o.formats.litert_ops import is_registered, minimum_version
 from o2o.formats.tensors import is_constant, is_quantized
-from o2o.lower.litert.attention import FlashBlocks, lower_attention, lower_core_attention
+from o2o.lower.litert.attention import FlashBlocks, lower_core_attention
 from o2o.lower.litert.rms_norm import lower_rms_norm
 from o2o.lower.litert.rope import lower_rope
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, inner_graphs, is_dynamic
 from o2o.operators import core_attention
-from o2o.operators.attention import writes_cache
+from o2o.operators.attention import is_attention, writes_cache
 from o2o.operators.traits import traits_of
+from o2o.rewriting.attention.expand_attention import expand_attentions
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.grouped_query import fold_grouped_queries
@@ -44,9 +45,20 @@ def lowerings(flash: FlashBlocks = None) -> dict[tuple[str, str], Lowering]:
     return {
         (DOMAIN, "RMS_NORM"): lower_rms_norm,
         (DOMAIN, "ROPE"): lower_rope,
-        (DOMAIN, "ATTENTION"): partial(lower_attention, flash=flash),
         **{(CUSTOM_DOMAIN, name): core for name in core_attention.NAMES},
     }
+
+
+def is_lowered(node: ir.Node) -> bool:
+    """Whether LiteRT needs builtins in the place of an operator.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True for ATTENTION and the operators of `lowerings`.
+    """
+    return is_attention(node) or (node.domain, node.op_type) in lowerings()
 
 
 def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:
@@ -55,7 +67,7 @@ def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:
     Args:
         model: The Circle model.
         flash: Blocks of attention without a mask: sizes, True for the usual sizes, False for no blocks. None:
-            the sizes in the options of `o2o.attention`; for ATTENTION, blocks where they are faster.
+            the sizes in the options of `o2o.attention`; without these, blocks where they are faster.
 
     Returns:
         The same model.
@@ -67,15 +79,19 @@ def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:
     lowering_of = lowerings(flash)
     subgraphs = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
     for graph in model.graphs:
+        for node in graph:
+            if is_attention(node):
+                _check_operands(model, graph, node)
+            if writes_cache(node) and graph in subgraphs:
+                raise ModelError(
+                    f"{model.locate(graph, node)} writes caches in a subgraph that "
+                    f"another operator runs, which is not supported"
+                )
+        expand_attentions(model, graph)
         for node in list(graph):
             lowering = lowering_of.get((node.domain, node.op_type))
             if lowering is not None:
                 _check_operands(model, graph, node)
-                if writes_cache(node) and graph in subgraphs:
-                    raise ModelError(
-                        f"{model.locate(graph, node)} writes caches in a subgraph that "
-                        f"another operator runs, which is not supported"
-                    )
                 lowering(model, graph, node)
                 graph.remove(node, safe=True)
         remove_dead_nodes(graph)

@@ -19,12 +19,12 @@ import onnx_ir as ir
 
 from o2o.contract import Layout, OnertLayout, role_of
 from o2o.errors import ModelError
-from o2o.lower.cache_outputs import add_rows_output
 from o2o.lower.onert.rope import rotate_one
 from o2o.model import Model, is_dynamic, shape_of
 from o2o.operators.attention import Attention
 from o2o.operators.masks import HIDDEN_SCORE
 from o2o.rewriting.builder import Builder
+from o2o.rewriting.cache_outputs import add_rows_output
 from o2o.rewriting.rewire import replace_output
 
 

@@ -509,8 +509,8 @@ def swapped_arguments(place: str, first: int, second: int) -> Patch:
 
 def one_key_more(original: Wrapper, *given: Any) -> Any:
     """Query t sees the key after its own."""
-    op, offset, query, key = given
-    return original(op, offset, query + 1, key)
+    op, offset, query, key, *window = given
+    return original(op, offset, query + 1, key, *window)
 
 
 def nothing_hidden(original: Wrapper, op: Builder, *given: Any) -> Any:
@@ -911,10 +911,18 @@ DEFECTS = {
     ),
     # lower.litert.py
     "another scale": Defect(
-        "lower_litert", [], DECODE, changed_argument(SDPA, 4, lambda scale: scale * 1.01), "is attended"
+        "lower_litert",
+        [],
+        DECODE,
+        changed_argument(SDPA, 1, lambda of: replace(of, scale=of.scale * 1.01)),
+        "is attended",
     ),
     "lowered keys and values swapped": Defect(
-        "lower_litert", [], DECODE, swapped_arguments(SDPA, 2, 3), "is attended"
+        "lower_litert",
+        [],
+        DECODE,
+        changed_argument(SDPA, 1, lambda of: replace(of, k=of.v, v=of.k)),
+        "is attended",
     ),
     "lowered mask dropped": Defect(
         "lower_litert",
@@ -922,8 +930,8 @@ DEFECTS = {
         functools.partial(fused_attention, layout="BNTH", mask=(1, 1, 1, 7)),
         around(
             SDPA,
-            lambda original, op, q, k, v, scale, position, mask: original(
-                op, q, k, v, scale, position, op.node("SUB", [mask, mask], shape_of(mask))
+            lambda original, op, of, position: original(
+                op, replace(of, mask=op.node("SUB", [of.mask, of.mask], shape_of(of.mask))), position
             ),
         ),
         "is attended",
@@ -932,7 +940,7 @@ DEFECTS = {
         "lower_litert",
         [],
         PREFILL,
-        around("lower.litert.sdpa:shifted_causal_mask", one_key_more),
+        around("lower.litert.sdpa:causal_mask", one_key_more),
         "is attended",
     ),
     "heads of another group": Defect(
@@ -962,8 +970,8 @@ DEFECTS = {
         [],
         DECODE,
         around(
-            "lower.litert.attention:_update_start",
-            lambda original, op, of: op.constant([0, 0, 3, 0], "start", np.int32),
+            "rewriting.attention.expand_attention:_update_start",
+            lambda original, op, *given: op.constant([0, 0, 3, 0], "start", np.int32),
         ),
         "attended|present_key_0",
     ),
@@ -971,21 +979,21 @@ DEFECTS = {
         "lower_litert",
         [],
         DECODE,
-        swapped_arguments("lower.litert.attention:rotate_halves", 2, 3),
+        swapped_arguments("lower.litert.rope:rotate_halves", 2, 3),
         "past_key_0",
     ),
     "the updated cache not returned": Defect(
         "lower_litert",
         [],
         DECODE,
-        around("lower.litert.attention:_output_cache", no_rows_output),
+        around("rewriting.attention.expand_attention:_output_cache", no_rows_output),
         "past_key_0",
     ),
     "updated caches crossed": Defect(
         "lower_litert",
         [],
         functools.partial(fused_attention, layout="BNTH", has_roles=False),
-        around("lower.litert.attention:add_rows_output", crossed_rows_outputs),
+        around("rewriting.attention.expand_attention:add_rows_output", crossed_rows_outputs),
         "past_(key|value)_0|present_(key|value)_0",
     ),
     "another lowered epsilon": Defect(
@@ -1006,7 +1014,7 @@ DEFECTS = {
         "lower_litert",
         ["--flash", "2,4"],
         functools.partial(fused_attention, layout="BNTH", T=3, S=8),
-        around("lower.litert.flash_attention:_block_mask", nothing_hidden),
+        around("lower.litert.flash_attention:causal_mask", nothing_hidden),
         "is attended",
     ),
     # legalize.onert.py
