@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         The parser.
     """
     from export.graph_specs import PREFILL_LENGTHS
+    from export.loading_flags import add_loading_flags
     from export.options import CacheForm, WeightsForm, WeightsType
 
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
         help="an implementation of transformers; or grouped, flash, flash:Q,KV (block sizes): attention as "
         "one operator, with --cache static (%(default)s)",
     )
+    add_loading_flags(parser)
     add("--jobs", metavar="N", type=positive_int, help="graphs to export at a time (cores and memory)")
     add("--debug", action="store_true", help="show warnings and tracebacks")
     return parser
@@ -88,6 +90,7 @@ def export(args: argparse.Namespace) -> None:
         UsageError: The name of the output folder is empty.
     """
     from export.export_graphs import export_graphs
+    from export.loading_flags import is_strict
     from export.options import ExportOptions
 
     options = ExportOptions(
@@ -99,6 +102,7 @@ def export(args: argparse.Namespace) -> None:
         args.dtype,
         args.jobs,
         args.debug,
+        is_strict(),
     )
     if not args.output:
         raise UsageError("--output: the folder's name is empty")

@@ -11,6 +11,7 @@ import importlib.util
 from pathlib import Path
 
 from export.config import CheckpointConfig
+from export.loading_flags import is_trusted, needs_code_error
 from o2o.cli.arguments import suggestion
 from o2o.errors import ModelError
 
@@ -30,6 +31,10 @@ def check_architecture(config: CheckpointConfig, directory: Path) -> None:
     """
     known = causal_models()
     if known and config.model_type not in known:
+        if config.needs_code:
+            if is_trusted():
+                return
+            raise needs_code_error(config.model_type, directory)
         raise ModelError(
             f"{directory}: the installed transformers has no causal language model of type "
             f"{config.model_type!r}{suggestion(config.model_type, known)}"

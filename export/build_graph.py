@@ -25,6 +25,8 @@ def prefill(
     capacity: int | None = None,
     weights: WeightsForm = "embed",
     dtype: WeightsType = "float32",
+    strict: bool = False,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Model:
     """Build a graph that reads T tokens of a prompt.
 
@@ -38,6 +40,8 @@ def prefill(
         weights: `embed` for a model that is saved with the checkpoint's weights; its files must stay until
             then. `external` for a model with references, which `bind.weights.py` resolves.
         dtype: The dtype of large matrices.
+        strict: Refuse a checkpoint with tensors that the model does not use.
+        log: Receives a line about tensors that are skipped.
 
     Returns:
         A Circle model of one signature.
@@ -52,7 +56,7 @@ def prefill(
             return PrefillModule(model, tokens)
         return StaticCacheModule(model, f"prefill_{tokens}", tokens, capacity)
 
-    return _build(directory, graph, attn_implementation, weights, dtype)
+    return _build(directory, graph, attn_implementation, weights, dtype, strict, log)
 
 
 def decode(
@@ -62,6 +66,8 @@ def decode(
     attn_implementation: str = "eager",
     weights: WeightsForm = "embed",
     dtype: WeightsType = "float32",
+    strict: bool = False,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Model:
     """Build the graph that reads one token after up to `capacity` others.
 
@@ -72,6 +78,8 @@ def decode(
         attn_implementation: See `prefill`.
         weights: See `prefill`.
         dtype: See `prefill`.
+        strict: See `prefill`.
+        log: See `prefill`.
 
     Returns:
         A Circle model of one signature, `decode`.
@@ -86,7 +94,7 @@ def decode(
     }
     if cache not in forms:
         raise UsageError(f"no cache form {cache!r}: choose {' or '.join(forms)}")
-    return _build(directory, forms[cache], attn_implementation, weights, dtype)
+    return _build(directory, forms[cache], attn_implementation, weights, dtype, strict, log)
 
 
 def _build(
@@ -95,10 +103,12 @@ def _build(
     attn_implementation: str,
     weights: WeightsForm,
     dtype: WeightsType,
+    strict: bool,
+    log: Callable[[str], None],
 ) -> Model:
     checkpoint = open_checkpoint(directory)
     language_model = LanguageModel.read(directory, attn_implementation)
-    matched = match_parameters(language_model, checkpoint)  # fail before tracing, which may take minutes
+    matched = match_parameters(language_model, checkpoint, strict, log)  # fail before tracing takes minutes
     model = convert_to_circle(graph_of(language_model))
     bind_parameters(model.graphs[0], matched, weights, dtype)
     deduplicate_constants(

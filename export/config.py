@@ -69,6 +69,11 @@ class CheckpointConfig:
         return model_type
 
     @property
+    def needs_code(self) -> bool:
+        """Whether the checkpoint has Python code for transformers, under `auto_map`."""
+        return bool(self._fallback.get("auto_map"))
+
+    @property
     def layers(self) -> int:
         """Number of transformer layers."""
         return self._required(LAYERS)

@@ -41,6 +41,7 @@ def parser() -> Parser:
     Returns:
         The parser.
     """
+    from export.loading_flags import add_loading_flags
     from export.options import CacheForm, WeightsType
     from o2o.quantization.recipes import RECIPES
 
@@ -90,6 +91,7 @@ def parser() -> Parser:
         default="ort",
         help="ort: ONNX Runtime's own operators too, the fastest; standard: ONNX opset 24 only (%(default)s)",
     )
+    add_loading_flags(parser)
     add("--dry-run", action="store_true", help="print the plan, check what can be checked, write nothing")
     add("--if-changed", action="store_true", help="do nothing if the package is up to date")
     add("--debug", action="store_true", help="show tracebacks")

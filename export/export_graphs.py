@@ -50,9 +50,11 @@ def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
     check_disk(folder, needs.graphs, counted(len(graphs), "graph"))
     processes = processes_that_fit(needs.memory, min(options.processes or cores(), len(graphs)))
     with signals_interrupt(SystemExit), staging_folder(folder) as staged:
-        _export(graphs, processes, directory, staged, options)
+        lines = _export(graphs, processes, directory, staged, options)
         publish(staged, folder, [spec.file for spec in graphs])
     copy_package_files(folder, directory)
+    for line in dict.fromkeys(lines):
+        _log(line)
     size = sum((folder / spec.file).stat().st_size for spec in graphs)
     files = listed([spec.file for spec in graphs])
     place = "" if folder == Path() else f" into {folder}"
@@ -61,8 +63,8 @@ def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
 
 def _export(
     graphs: Sequence[GraphSpec], processes: int, directory: Path, folder: Path, options: ExportOptions
-) -> None:
-    """Export each graph, in this process or in children, which give their memory back."""
+) -> list[str]:
+    """Export each graph, in this process or in children, which give their memory back. Lines for the user."""
     arguments = (
         directory,
         folder,
@@ -70,14 +72,17 @@ def _export(
         options.weights,
         options.dtype,
         options.debug,
+        options.strict,
     )
     with progress("export", len(graphs), "graph") as advance:
         if processes > 1:
-            run_parallel([partial(spec.export, *arguments) for spec in graphs], processes, advance)
-            return
+            results = run_parallel([partial(spec.export, *arguments) for spec in graphs], processes, advance)
+            return [line for result in results for line in result]
+        lines: list[str] = []
         for spec in graphs:
-            spec.export(*arguments)
+            lines += spec.export(*arguments)
             advance(1)
+        return lines
 
 
 def _log_estimate(

@@ -4,14 +4,12 @@ transformers builds and computes the model. A family needs a row here only if a 
 
 - fuse.attention.py cannot fuse its attention: Circle's ATTENTION has no operand for a part of it.
 - `o2o.attention` does not compute its attention. Only eager attention exports.
-- Its old checkpoints store tensors that the model computes.
 
 A family without a row follows the general rules. `family_of` adds what `config.json` alone decides.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 from export.config import CheckpointConfig
@@ -25,12 +23,10 @@ class Family:
         unfusable_reason: Why fuse.attention.py cannot fuse its attention, as a predicate; empty if it can.
         eager_only_reason: Why only eager attention computes it, as a predicate; empty if `grouped` and
             `flash` do.
-        ignored_tensors: A pattern for the names of stored tensors that the model computes itself.
     """
 
     unfusable_reason: str = ""
     eager_only_reason: str = ""
-    ignored_tensors: re.Pattern[str] = re.compile(r"rotary_emb\.inv_freq$")
 
     @property
     def fuses(self) -> bool:
@@ -52,11 +48,8 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(QK_NORMS),
     "glm": Family(PARTIAL_ROTATION),
     "glm4": Family(PARTIAL_ROTATION),
-    # Causal masks, which old versions of transformers stored as buffers.
-    "gpt2": Family(BIASES, ignored_tensors=re.compile(r"\.attn\.(masked_)?bias$")),
-    "gpt_neox": Family(
-        BIASES, ignored_tensors=re.compile(r"attention\.(masked_)?bias$|rotary_emb\.inv_freq$")
-    ),
+    "gpt2": Family(BIASES),
+    "gpt_neox": Family(BIASES),
     "gpt_oss": Family("has attention sinks", eager_only_reason="has attention sinks"),
     "gptj": Family(INTERLEAVED_ROTATION),
     "hunyuan_v1_dense": Family(QK_NORMS),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,8 @@ class GraphSpec:
         attn_implementation: str,
         weights: WeightsForm,
         dtype: WeightsType,
+        strict: bool = False,
+        log: Callable[[str], None] = lambda line: None,
     ) -> Model:
         """Build the graph. Imports torch, which takes seconds.
 
@@ -51,6 +53,8 @@ class GraphSpec:
             attn_implementation: See `export.build_graph.prefill`.
             weights: See `export.build_graph.prefill`.
             dtype: See `export.build_graph.prefill`.
+            strict: See `export.build_graph.prefill`.
+            log: See `export.build_graph.prefill`.
 
         Returns:
             A Circle model of one signature.
@@ -59,10 +63,12 @@ class GraphSpec:
 
         if self.signature != "decode":
             return build_graph.prefill(
-                directory, self.tokens, attn_implementation, self.capacity, weights, dtype
+                directory, self.tokens, attn_implementation, self.capacity, weights, dtype, strict, log
             )
         assert self.capacity is not None
-        return build_graph.decode(directory, self.capacity, self.cache, attn_implementation, weights, dtype)
+        return build_graph.decode(
+            directory, self.capacity, self.cache, attn_implementation, weights, dtype, strict, log
+        )
 
     def export(
         self,
@@ -72,7 +78,8 @@ class GraphSpec:
         weights: WeightsForm,
         dtype: WeightsType,
         debug: bool = False,
-    ) -> None:
+        strict: bool = False,
+    ) -> list[str]:
         """Build the graph and write its file.
 
         Args:
@@ -82,12 +89,18 @@ class GraphSpec:
             weights: See `export.build_graph.prefill`.
             dtype: See `export.build_graph.prefill`.
             debug: Show the warnings of torch, transformers and TICO.
+            strict: See `export.build_graph.prefill`.
+
+        Returns:
+            Lines for the user, such as tensors of the checkpoint that are skipped.
         """
         from o2o import formats
 
+        lines: list[str] = []
         with contextlib.nullcontext() if debug else suppressed_warnings():
-            model = self.build(directory, attn_implementation, weights, dtype)
+            model = self.build(directory, attn_implementation, weights, dtype, strict, lines.append)
         formats.save(model, folder / self.file)
+        return lines
 
 
 def graph_specs(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
@@ -14,8 +15,12 @@ from transformers.cache_utils import Cache
 from export.attention import NAMES, blocks_of
 from export.config import CheckpointConfig
 from export.families import Family, family_of
+from export.loading_flags import is_trusted, needs_code_error
 from export.options import check_length, parse_attention
+from export.stored_names import match_names
 from o2o.errors import ModelError
+from o2o.weights.checkpoint import open_checkpoint
+from o2o.weights.weight_source import WeightSource
 
 
 class LanguageModel:
@@ -53,14 +58,18 @@ class LanguageModel:
         self.kind: str = config.model_type
         self._checkpoint_config = CheckpointConfig(config.to_dict(), self.kind)
         self.family: Family = family_of(self._checkpoint_config)
-        if getattr(config, "quantization_config", None):
-            raise ModelError("the checkpoint is quantized: export needs float32, float16 or bfloat16 weights")
+        if quantization := getattr(config, "quantization_config", None):
+            raise ModelError(
+                f"the checkpoint is quantized{_quantization_name(quantization)}: export needs float32, "
+                "float16 or bfloat16 weights, or a GGUF file"
+            )
         try:
             with torch.device("meta"):
                 self.module = AutoModelForCausalLM.from_config(
                     config,
                     dtype=torch.float32,
                     attn_implementation=NAMES.get(kind, kind),
+                    trust_remote_code=is_trusted(),
                 ).eval()
         except Exception as error:
             reason = summarize_error(error)
@@ -89,6 +98,8 @@ class LanguageModel:
     def read(cls, directory: str | os.PathLike[str], attn_implementation: str = "eager") -> LanguageModel:
         """Build the model of `directory/config.json`.
 
+        Tied parameters that are stored with different values are separate, as in transformers.
+
         Args:
             directory: The checkpoint's folder.
             attn_implementation: See `__init__`.
@@ -99,11 +110,13 @@ class LanguageModel:
         Raises:
             ModelError: transformers does not know the configuration, or cannot build its architecture.
         """
-        try:
-            config = AutoConfig.from_pretrained(Path(directory), local_files_only=True)
-        except Exception as error:
-            raise ModelError(f"{Path(directory) / 'config.json'}: {summarize_error(error)}") from error
-        return cls(config, attn_implementation)
+        config = read_config(directory)
+        model = cls(config, attn_implementation)
+        if model.aliases and _ties_different_values(model, Path(directory)):
+            config.tie_word_embeddings = False
+            config.get_text_config(decoder=True).tie_word_embeddings = False
+            return cls(config, attn_implementation)
+        return model
 
     def __call__(
         self,
@@ -189,6 +202,59 @@ def _compute_buffers(model: Any) -> None:
                     f"{model.config.model_type}: transformers does not compute the buffer {prefix}{name}: "
                     f"export does not support this architecture"
                 )
+
+
+def read_config(directory: str | os.PathLike[str]) -> Any:
+    """Read a checkpoint's configuration with transformers. Code of the checkpoint runs only if it is trusted.
+
+    Args:
+        directory: The checkpoint's folder.
+
+    Returns:
+        transformers' configuration.
+
+    Raises:
+        ModelError: transformers does not know the configuration.
+    """
+    try:
+        return AutoConfig.from_pretrained(
+            Path(directory), local_files_only=True, trust_remote_code=is_trusted()
+        )
+    except Exception as error:
+        if not is_trusted():
+            config = CheckpointConfig.read(directory)
+            if config.needs_code:
+                raise needs_code_error(config.model_type, Path(directory)) from error
+        raise ModelError(f"{Path(directory) / 'config.json'}: {summarize_error(error)}") from error
+
+
+def _quantization_name(quantization: Any) -> str:
+    """` by METHOD`, if the configuration names its method."""
+    fields = quantization if isinstance(quantization, dict) else vars(quantization)
+    method = fields.get("quant_method")
+    return f" by {getattr(method, 'value', method)}" if method else ""
+
+
+def _ties_different_values(model: LanguageModel, directory: Path) -> bool:
+    """Whether a checkpoint has two tensors with different numbers for one tied parameter."""
+    try:
+        tensors = open_checkpoint(directory).tensors
+    except ModelError:
+        return False  # a configuration without weights
+    stored = match_names(model.module, tensors).of_parameters
+    for name, aliases in model.aliases.items():
+        sources = [tensors[stored[one]] for one in (name, *aliases) if one in stored]
+        if not all(_same_numbers(sources[0], other) for other in sources[1:]):
+            return True
+    return False
+
+
+def _same_numbers(a: WeightSource, b: WeightSource) -> bool:
+    if a.key == b.key:
+        return True
+    if a.shape != b.shape:
+        return False
+    return all(np.array_equal(x, y) for x, y in zip(a.chunks(), b.chunks(), strict=True))
 
 
 def summarize_error(error: BaseException) -> str:

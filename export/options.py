@@ -67,6 +67,7 @@ class ExportOptions:
         dtype: The dtype of large matrices.
         processes: Graphs to export at a time; None for as many as cores and memory allow.
         debug: Show the warnings of torch, transformers and TICO.
+        strict: Refuse a checkpoint with tensors that the model does not use.
     """
 
     max_length: int = 1024
@@ -77,6 +78,7 @@ class ExportOptions:
     dtype: WeightsType = "float32"
     processes: int | None = None
     debug: bool = False
+    strict: bool = False
 
     def check(self, config: CheckpointConfig) -> None:
         """Refuse what cannot be exported.

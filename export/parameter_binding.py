@@ -13,12 +13,12 @@ from o2o.model import shape_of
 from o2o.rewriting.builder import Builder
 from o2o.weights.checkpoint import Checkpoint
 from o2o.weights.checkpoint_tensor import CheckpointTensor
-from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight_source import WeightSource
 
 
 def bind_parameters(
     graph: ir.Graph,
-    matched: Mapping[str, StoredTensor],
+    matched: Mapping[str, WeightSource],
     form: WeightsForm = "embed",
     dtype: WeightsType = "float32",
 ) -> None:
@@ -62,7 +62,7 @@ def _insert_float16(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 def unused_tensors(
-    checkpoint: Checkpoint, graph: ir.Graph, matched: Mapping[str, StoredTensor]
+    checkpoint: Checkpoint, graph: ir.Graph, matched: Mapping[str, WeightSource]
 ) -> dict[str, dict[str, str]]:
     """List the tensors of `checkpoint` that no constant of `graph` refers to.
 

@@ -2,64 +2,86 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Collection, Mapping
+
 from export.model import LanguageModel
-from o2o.cli.text import listed
+from export.stored_names import match_names
+from o2o.cli.text import counted, listed
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import Checkpoint
-from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight_source import WeightSource
 
 
-def match_parameters(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+def match_parameters(
+    model: LanguageModel,
+    checkpoint: Checkpoint,
+    strict: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, WeightSource]:
     """Match each parameter of `model` with a tensor of `checkpoint` by name and shape.
 
-    A tied parameter may be stored under any of its names.
+    A tied parameter may be stored under any of its names. Tensors that no parameter takes are skipped.
 
     Args:
         model: The model without weights.
         checkpoint: Its weights.
+        strict: Refuse tensors that would be skipped.
+        log: Receives a line about the tensors that are skipped.
 
     Returns:
         {parameter name: stored tensor}, in the model's order.
 
     Raises:
-        ModelError: A tensor is missing, superfluous or of another shape, or tied parameters are stored with
-            different values.
+        ModelError: A tensor is missing or of another shape, or superfluous and `strict`; or it
+            is not floating point.
     """
-    ignored = model.family.ignored_tensors
-    unmatched = {name: tensor for name, tensor in checkpoint.tensors.items() if not ignored.search(name)}
-    matched: dict[str, StoredTensor] = {}
+    names = match_names(model.module, checkpoint.tensors)
+    stored = names.of_parameters
+    matched: dict[str, WeightSource] = {}
     for name in model.parameters:
-        names = (name, *model.aliases.get(name, ()))
-        stored = [unmatched.pop(alias) for alias in names if alias in unmatched]
-        if stored:
-            matched[name] = stored[0]
-        for other in stored[1:]:
-            if not _same_bytes(stored[0], other):
-                raise ModelError(
-                    f"{checkpoint.directory}: config.json ties {name} to {other.name}, but they are stored "
-                    "with different values: set tie_word_embeddings to false there"
-                )
+        alias = next((alias for alias in (name, *model.aliases.get(name, ())) if alias in stored), None)
+        if alias is not None:
+            matched[name] = checkpoint.tensors[stored[alias]]
+    for source in matched.values():
+        source.check_float()
     missing = [name for name in model.parameters if name not in matched]
-    problems = [f"lacks {listed(missing, 4)}"] if missing else []
-    problems += [f"holds {listed(unmatched, 4)}, which the model does not use"] if unmatched else []
+    problems = [f"lacks {_described(missing, names.unexpected)}"] if missing else []
     problems += [
-        f"has {name} as {list(matched[name].shape)}, not {list(shape)}"
+        f"has {matched[name].name} as {list(matched[name].shape)}, not {list(shape)}"
         for name, shape in model.parameters.items()
         if name in matched and matched[name].shape != shape
     ][:3]
+    if names.unexpected and (strict or missing):
+        problems.append(f"holds {listed(names.unexpected, 4)}, which the model does not use")
     if problems:
         raise ModelError(f"{checkpoint.directory} does not fit its config.json: {'; '.join(problems)}")
+    if names.unexpected:
+        log(skipped(names.unexpected, checkpoint.tensors))
     return matched
 
 
-def _same_bytes(a: StoredTensor, b: StoredTensor, chunk: int = 16 << 20) -> bool:
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    with open(a.path, "rb") as left, open(b.path, "rb") as right:
-        left.seek(a.offset)
-        right.seek(b.offset)
-        for start in range(0, a.length, chunk):
-            size = min(chunk, a.length - start)
-            if left.read(size) != right.read(size):
-                return False
-    return True
+def skipped(names: Collection[str], tensors: Mapping[str, WeightSource]) -> str:
+    """Describe stored tensors that the model does not use.
+
+    Args:
+        names: Their names.
+        tensors: The tensors of the checkpoint.
+
+    Returns:
+        One line.
+    """
+    from export.resources import format_bytes
+
+    size = format_bytes(sum(tensors[name].length for name in names))
+    return (
+        f"skipped {counted(len(names), 'tensor')} that the model does not use, {size}: {listed(names, 4)} "
+        "(--strict refuses them)"
+    )
+
+
+def _described(missing: Collection[str], unexpected: Collection[str]) -> str:
+    """The names of missing parameters; the first with the most similar stored name, if there is one."""
+    first = next(iter(missing))
+    similar = difflib.get_close_matches(first, unexpected, 1, 0.8)
+    return listed(missing, 4) + (f" (the most similar name stored is {similar[0]})" if similar else "")

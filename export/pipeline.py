@@ -37,6 +37,7 @@ def parser(
     Returns:
         The parser.
     """
+    from export.loading_flags import add_loading_flags
     from export.options import CacheForm, WeightsType
     from o2o.quantization.recipes import RECIPES
 
@@ -85,6 +86,7 @@ def parser(
         action="store_true",
         help="do nothing if the package was built from the same model, options and toolchain",
     )
+    add_loading_flags(parser)
     add("--debug", action="store_true", help="show tracebacks")
     return parser
 

@@ -8,22 +8,28 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
 
 from o2o.errors import O2oError
+
+Result = TypeVar("Result")
 
 INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 """SIGALRM is the second try of SIGINT, see `o2o.cli.interrupt`."""
 
 
 def run_parallel(
-    tasks: Sequence[Callable[[], object]], processes: int, on_done: Callable[[int], object]
-) -> None:
+    tasks: Sequence[Callable[[], Result]], processes: int, on_done: Callable[[int], object]
+) -> list[Result]:
     """Run tasks in child processes. On an error or an interrupt, all children are killed at once.
 
     Args:
         tasks: What to call; each must be picklable.
         processes: How many children run at a time.
         on_done: Called with 1 after each task.
+
+    Returns:
+        The result of each task, in their order.
 
     Raises:
         O2oError: A child was killed.
@@ -35,6 +41,7 @@ def run_parallel(
         for future in as_completed(futures):
             future.result()
             on_done(1)
+        return [future.result() for future in futures]
     except BrokenProcessPool:
         raise O2oError(
             "a process was killed during the export, most likely because memory ran out: try --jobs 1"

@@ -13,7 +13,7 @@ import psutil
 
 from export.options import ITEM_SIZE, WeightsType
 from o2o.errors import O2oError
-from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight_source import WeightSource
 
 # Memory of one process that exports one graph after the other; measured by `bench/export.py`.
 MEMORY = 450_000_000  # bytes for Python with torch, transformers and TICO
@@ -44,7 +44,7 @@ class Needs:
 
 
 def estimate_needs(
-    tensors: Mapping[str, StoredTensor], layers: int, graphs: int, dtype: WeightsType, embed: bool
+    tensors: Mapping[str, WeightSource], layers: int, graphs: int, dtype: WeightsType, embed: bool
 ) -> Needs:
     """Estimate what an export needs. `parameters` and `stored` are exact.
 
@@ -58,7 +58,7 @@ def estimate_needs(
     Returns:
         The estimate.
     """
-    places = {(tensor.path, tensor.offset): tensor for tensor in tensors.values()}.values()
+    places = {tensor.key: tensor for tensor in tensors.values()}.values()
     parameters = sum(math.prod(tensor.shape) for tensor in places)
     bound = parameters * ITEM_SIZE[dtype]
     graph = layers * DISK_PER_LAYER

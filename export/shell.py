@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from export.loading_flags import set_flags
 from export.processes import signals_blocked
 from o2o.cli import interrupt
 
@@ -57,7 +58,7 @@ def export_command(model: Path, max_length: int, prefill_lengths: str, cache: st
         max_length=max_length,
         lengths=prefill_lengths or "''",
         cache=cache,
-        more=shlex.join(more),
+        more=shlex.join([*more, *set_flags()]),
     )
 
 

@@ -58,6 +58,9 @@ COVERED = {
         "o2o/rewriting/attention/token_axis.py",
         "o2o/rewriting/attention/visibility.py",
     ],
+    "tests/o2o/weights/test_stored_tensor.py": [
+        "o2o/weights/weight_source.py",
+    ],
     "tests/o2o/filters/test_fuse_bmm_lhs_const.py": [
         "o2o/rewriting/bmm_lhs_const.py",
     ],

@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     Returns:
         The parser.
     """
+    from export.loading_flags import add_loading_flags
     from o2o.quantization.recipes import RECIPES
 
     parser = Parser(
@@ -104,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
         default="tinyllama",
         help="NAME of NAME_q8_ekv1280.tflite (%(default)s)",
     )
+    add_loading_flags(parser)
     add("--debug", action="store_true", help="show tracebacks")
     return parser
 

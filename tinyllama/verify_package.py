@@ -43,6 +43,8 @@ def parser() -> Parser:
     Returns:
         The parser.
     """
+    from export.loading_flags import TRUST, add_loading_flags
+
     parser = Parser(
         prog="python -m tinyllama.verify_package",
         description=__doc__,
@@ -63,6 +65,7 @@ def parser() -> Parser:
     )
     add("--max-new-tokens", metavar="N", type=positive_int, default=16, help="(%(default)s)")
     add("--tolerance", metavar="X", type=float, help="largest difference of logits (0.01 in float32)")
+    add_loading_flags(parser, TRUST)
     add_engine_flags(parser)
     add("--debug", action="store_true", help="show the engine's log, and tracebacks")
     return parser

@@ -16,7 +16,7 @@ from o2o.model import Model
 from o2o.weights import pytorch_file, safetensors
 from o2o.weights.checkpoint import open_checkpoint
 from o2o.weights.checkpoint_tensor import CheckpointTensor
-from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight_source import WeightSource
 
 
 def unbound_tensors(model: Model) -> Iterator[tuple[ir.Value, UnboundTensor]]:
@@ -34,7 +34,7 @@ def unbound_tensors(model: Model) -> Iterator[tuple[ir.Value, UnboundTensor]]:
                 yield value, value.const_value
 
 
-def weight_of(external: UnboundTensor, stored: StoredTensor | None = None) -> CheckpointTensor:
+def weight_of(external: UnboundTensor, stored: WeightSource | None = None) -> CheckpointTensor:
     """Return the constant that an external tensor refers to.
 
     Args:
@@ -61,7 +61,7 @@ def weight_of(external: UnboundTensor, stored: StoredTensor | None = None) -> Ch
     return CheckpointTensor(external.name or external.tensor_name, stored, external.dtype, shape)
 
 
-def tensors_in(path: Path, required_by: str) -> dict[str, StoredTensor]:
+def tensors_in(path: Path, required_by: str) -> dict[str, WeightSource]:
     """Return the tensors in a checkpoint's file, without their data.
 
     Args:
@@ -85,7 +85,7 @@ def tensors_in(path: Path, required_by: str) -> dict[str, StoredTensor]:
 
 
 @functools.cache
-def _tensors_in(path: Path, size: int, mtime: int) -> dict[str, StoredTensor]:
+def _tensors_in(path: Path, size: int, mtime: int) -> dict[str, WeightSource]:
     """Read the header once for all constants, and again if the file has changed."""
     return (safetensors if path.suffix == ".safetensors" else pytorch_file).read_header(path)
 
@@ -121,7 +121,7 @@ def bind(model: Model, checkpoint: str | os.PathLike[str] | None = None, partial
 def _problems(
     model: Model,
     external: Sequence[UnboundTensor],
-    stored: Mapping[tuple[Path, str], StoredTensor],
+    stored: Mapping[tuple[Path, str], WeightSource],
     partial: bool,
 ) -> list[str]:
     """Why the stored tensors cannot be bound; empty if they can."""
@@ -146,7 +146,7 @@ def _problems(
     return problems
 
 
-def _changed(model: Model, stored: Mapping[tuple[Path, str], StoredTensor]) -> list[str]:
+def _changed(model: Model, stored: Mapping[tuple[Path, str], WeightSource]) -> list[str]:
     """Problems of tensors whose numbers were copied into the model at export, as small ones are."""
     embedded = [
         (stored.get((Path(file), name)), name, digest)
@@ -164,7 +164,7 @@ def _changed(model: Model, stored: Mapping[tuple[Path, str], StoredTensor]) -> l
 
 def _stored_tensors(
     external: Iterable[UnboundTensor], checkpoint: str | os.PathLike[str] | None
-) -> dict[tuple[Path, str], StoredTensor]:
+) -> dict[tuple[Path, str], WeightSource]:
     """All tensors of the referenced files, or of `checkpoint` if it is given, by file and name."""
     files = {tensor.path: tensor.name or tensor.tensor_name for tensor in external}
     if checkpoint is None:

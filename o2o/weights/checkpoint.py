@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from o2o.errors import ModelError
 from o2o.weights import pytorch_file, safetensors
-from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight_source import WeightSource
 
-Reader = Callable[[Path], dict[str, StoredTensor]]
+Reader = Callable[[Path], Mapping[str, WeightSource]]
 
 # The files that may hold the weights, in the order of preference: an index of shards, or a single file.
 WEIGHT_FILES: tuple[tuple[str, str, Reader], ...] = (
@@ -33,7 +33,7 @@ class Checkpoint:
     """
 
     directory: Path
-    tensors: dict[str, StoredTensor]
+    tensors: Mapping[str, WeightSource]
 
 
 def adapter_file(directory: Path) -> str | None:
@@ -84,13 +84,13 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(directory, pytorch_file.read_header(files[0]))
 
 
-def _sharded(index: Path, read_header: Reader) -> dict[str, StoredTensor]:
+def _sharded(index: Path, read_header: Reader) -> dict[str, WeightSource]:
     directory = index.parent
     try:
         weight_map = dict(json.loads(index.read_bytes())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{index} is damaged: it has no object `weight_map`") from error
-    shards: dict[str, dict[str, StoredTensor]] = {}
+    shards: dict[str, Mapping[str, WeightSource]] = {}
     for file in sorted({str(file) for file in weight_map.values()}):
         if Path(file).name != file:
             raise ModelError(f"{index} names a shard outside its folder: {file}")

@@ -14,6 +14,7 @@ from o2o.formats.tensors import CHUNK, StreamedTensor
 from o2o.streams.copying import EndsEarly, copy
 from o2o.weights.finite import cast
 from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight_source import WeightSource
 
 # The dtypes that a weight can have in a model: the name in a checkpoint, and NumPy's dtype.
 DTYPES = {
@@ -27,13 +28,13 @@ class CheckpointTensor(StreamedTensor):
     """A tensor of a checkpoint, read and converted in chunks while it is written."""
 
     def __init__(
-        self, name: str, stored: StoredTensor, dtype: ir.DataType, shape: tuple[int, ...] | None = None
+        self, name: str, stored: WeightSource, dtype: ir.DataType, shape: tuple[int, ...] | None = None
     ) -> None:
         """Refer to a tensor of a checkpoint.
 
         Args:
             name: The name of the constant.
-            stored: The tensor in the checkpoint's file.
+            stored: The tensor in the checkpoint.
             dtype: The dtype of the constant: float32, float16 or bfloat16.
             shape: The shape of the constant; None for the stored shape.
 
@@ -48,7 +49,7 @@ class CheckpointTensor(StreamedTensor):
 
     @property
     def key(self) -> Hashable:
-        return self.stored.path, self.stored.offset, self.stored.length, self.dtype
+        return self.stored.key, self.dtype
 
     @property
     def is_converted(self) -> bool:
@@ -60,16 +61,17 @@ class CheckpointTensor(StreamedTensor):
             yield cast(chunk, dtype, self.stored.path, self.stored.name).view(np.uint8).data
 
     def tofile(self, file: BinaryIO) -> None:
-        if DTYPES[self.dtype][0] != self.stored.dtype:
+        stored = self.stored
+        if not isinstance(stored, StoredTensor) or DTYPES[self.dtype][0] != stored.dtype:
             super().tofile(file)
             return
-        offset = self.stored.offset
-        with open(self.stored.path, "rb", buffering=0) as source:
+        offset = stored.offset
+        with open(stored.path, "rb", buffering=0) as source:
             try:
-                for block in self.stored.blocks():  # checked while it passes; the kernel copies it
+                for block in stored.blocks():  # checked while it passes; the kernel copies it
                     offset += copy(source.fileno(), offset, block.nbytes, file)
             except EndsEarly:
-                raise ModelError(f"{self.stored.path}: the file became shorter while it was read") from None
+                raise ModelError(f"{stored.path}: the file became shorter while it was read") from None
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> CheckpointTensor:
         return CheckpointTensor(name, self.stored, self.dtype, shape)

@@ -30,11 +30,12 @@ def test_an_export_that_fails_leaves_nothing(
     """The second graph fails, when the first has been written."""
     written = []
 
-    def export(self: graph_specs.GraphSpec, directory: Path, folder: Path, *_: object) -> None:
+    def export(self: graph_specs.GraphSpec, directory: Path, folder: Path, *_: object) -> list[str]:
         if self.signature == "decode":
             raise ModelError("no")
         (folder / self.file).write_text("a graph")
         written.append(folder / self.file)
+        return []
 
     monkeypatch.setattr(graph_specs.GraphSpec, "export", export)
     options = ExportOptions(16, [], processes=1)

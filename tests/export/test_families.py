@@ -45,18 +45,3 @@ def test_only_caps_and_sinks_need_eager_attention() -> None:
     assert family("gemma2", attn_logit_softcapping=50.0).eager_only_reason
     assert family("gpt_oss").eager_only_reason
     assert not family("qwen2").eager_only_reason
-
-
-@pytest.mark.parametrize(
-    ("model_type", "name", "computed"),
-    [
-        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq", True),
-        ("gpt2", "transformer.h.0.attn.bias", True),
-        ("gpt2", "transformer.h.0.attn.masked_bias", True),
-        ("gpt2", "transformer.h.0.attn.c_attn.bias", False),
-        ("gpt_neox", "gpt_neox.layers.0.attention.bias", True),
-        ("gpt_neox", "gpt_neox.layers.0.attention.dense.bias", False),
-    ],
-)
-def test_tensors_that_the_model_computes(model_type: str, name: str, computed: bool) -> None:
-    assert bool(family(model_type).ignored_tensors.search(name)) is computed

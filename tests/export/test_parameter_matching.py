@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ def matched(directory: Path) -> dict[str, Any]:
     ("edit", "complaint"),
     [
         (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "lacks model.layers.1.mlp.up_proj.weight"),
-        (lambda t: t.update(extra=torch.zeros(1)), "holds extra, which the model does not use"),
         (lambda t: t.update({"model.norm.weight": torch.zeros(7)}), "has model.norm.weight as [7], not [48]"),
         (lambda t: [t.pop(name) for name in sorted(t)[:9]], "and 5 more"),
     ],
@@ -63,10 +61,30 @@ def test_a_tied_parameter_stored_twice(tmp_path: Path) -> None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + difference
 
     assert "lm_head.weight" not in matched(edited(tmp_path / "same", twice))
-    directory = edited(tmp_path / "other", lambda tensors: twice(tensors, 1.0))
-    with pytest.raises(ModelError, match="set tie_word_embeddings to false"):
-        matched(directory)
+    # transformers does not tie them either.
+    assert "lm_head.weight" in matched(edited(tmp_path / "other", lambda tensors: twice(tensors, 1.0)))
 
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    assert "lm_head.weight" in matched(directory)
+
+def test_tensors_that_the_model_does_not_use(tmp_path: Path) -> None:
+    directory = edited(tmp_path, lambda t: t.update(extra=torch.zeros(1000)))
+    model, checkpoint = LanguageModel.read(directory), open_checkpoint(directory)
+    lines: list[str] = []
+    assert list(match_parameters(model, checkpoint, log=lines.append)) == list(model.parameters)
+    assert lines == ["skipped 1 tensor that the model does not use, 0.0 MB: extra (--strict refuses them)"]
+    with pytest.raises(ModelError, match="holds extra, which the model does not use"):
+        match_parameters(model, checkpoint, strict=True)
+
+
+def test_a_missing_tensor_and_the_most_similar_name(tmp_path: Path) -> None:
+    def misspell(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.1.mlp.upproj.weight"] = tensors.pop("model.layers.1.mlp.up_proj.weight")
+
+    with pytest.raises(ModelError, match=r"most similar name stored is model.layers.1.mlp.upproj.weight"):
+        matched(edited(tmp_path, misspell))
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8")])
+def test_a_tensor_of_another_dtype(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    directory = edited(tmp_path, lambda t: t.update({"model.norm.weight": torch.zeros(48).to(dtype)}))
+    with pytest.raises(ModelError, match=f"model.norm.weight is stored as {name}"):
+        matched(directory)

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
-from export.model import summarize_error
+from export.loading_flags import is_trusted
+from export.model import LanguageModel, summarize_error
+from export.parameter_matching import match_parameters
 from o2o.cli.silence_stderr import suppressed_warnings
-from o2o.errors import ModelError
-from o2o.weights.checkpoint import open_checkpoint
+from o2o.errors import ModelError, O2oError
+from o2o.weights.checkpoint import Checkpoint, open_checkpoint
 from runtime_py.engines.prefill_plan import Chunk
 from tinyllama.verification.trace import Trace, heads_as_rows, rows
 
@@ -149,19 +151,27 @@ def load(directory: Path, attn_implementation: str | None = None) -> Any:
     how: dict[str, Any] = {"dtype": torch.float32}
     if attn_implementation:
         how["attn_implementation"] = attn_implementation
+    how["trust_remote_code"] = is_trusted()
     files = {tensor.path for tensor in checkpoint.tensors.values()}
     try:
         with suppressed_warnings():
-            if all(
-                file.suffix in (".pt", ".pth") for file in files
-            ):  # transformers does not search for these
-                (file,) = files
-                state = torch.load(file, map_location="cpu", weights_only=True)
-                config = AutoConfig.from_pretrained(directory, local_files_only=True)
-                model = AutoModelForCausalLM.from_config(config, **how)
-                model.load_state_dict(state, strict=False)
-            else:
+            if all(file.suffix in (".safetensors", ".bin") for file in files):
                 model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, **how)
+            else:  # transformers does not search for these
+                model = _filled(directory, checkpoint, how)
+    except O2oError:
+        raise
     except Exception as error:
         raise ModelError(f"transformers cannot load {directory}: {summarize_error(error)}") from error
     return model.eval()
+
+
+@torch.no_grad()
+def _filled(directory: Path, checkpoint: Checkpoint, how: dict[str, Any]) -> Any:
+    """transformers' model with the tensors that export reads, one at a time."""
+    structure = LanguageModel.read(directory)
+    model = AutoModelForCausalLM.from_config(structure.config, **how)
+    parameters = model.state_dict(keep_vars=True)
+    for name, source in match_parameters(structure, checkpoint).items():
+        parameters[name].copy_(torch.from_numpy(source.read_float32()))
+    return model

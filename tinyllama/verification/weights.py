@@ -12,7 +12,7 @@ from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import Model, quantization_constants, shape_of
 from o2o.quantization.compare import dequantized, scales
 from o2o.rewriting.stacked_weights import Shapes, unstack
-from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight_source import WeightSource
 
 INT4 = ir.DataType.INT4
 HALF = 2.0**-10  # relative distance of neighboring float16 numbers
@@ -58,7 +58,7 @@ def weights_in(model: Model, parameters: Shapes) -> dict[str, ir.Value]:
 
 
 def compare_weights(
-    constants: Mapping[str, ir.Value], stored: Mapping[str, StoredTensor]
+    constants: Mapping[str, ir.Value], stored: Mapping[str, WeightSource]
 ) -> list[WeightComparison]:
     """Compare constants with the checkpoint's tensors.
 

@@ -13,7 +13,8 @@ import pytest
 from o2o.errors import ModelError
 from o2o.weights.checkpoint_tensor import CheckpointTensor
 from o2o.weights.finite import ALLOW, all_finite, cast
-from o2o.weights.stored_tensor import BLOCK, StoredTensor
+from o2o.weights.stored_tensor import StoredTensor
+from o2o.weights.weight_source import BLOCK
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
