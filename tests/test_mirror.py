@@ -86,6 +86,9 @@ COVERED = {
     "tests/o2o/filters/test_rename_io.py": [
         "o2o/rewriting/rename_io.py",
     ],
+    "tests/o2o/filters/test_select_op.py": [
+        "o2o/rewriting/boundaries.py",
+    ],
     "tests/o2o/filters/test_transpose_io_kvcache.py": [
         "o2o/rewriting/cache_layout.py",
         "o2o/rewriting/simplify_layout_ops.py",

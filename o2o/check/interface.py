@@ -169,13 +169,21 @@ def renamed(
     return expected
 
 
-def part(models: Sequence[Model], expected: ExpectedSignature, nodes: Sequence[ir.Node]) -> ExpectedSignature:
+def part(
+    models: Sequence[Model],
+    expected: ExpectedSignature,
+    nodes: Sequence[ir.Node],
+    first: Sequence[ir.Value] = (),
+    last: Sequence[ir.Value] | None = None,
+) -> ExpectedSignature:
     """Expect a part of a graph: some of its nodes.
 
     Args:
         models: The originals.
         expected: A signature of an original.
         nodes: The nodes that stay, of its graph.
+        first: Tensors that are its first inputs, also if one of the nodes computes them.
+        last: Its outputs; None for those that remain and those that other nodes use.
 
     Returns:
         The signature with the tensors that enter and leave the part.
@@ -183,30 +191,35 @@ def part(models: Sequence[Model], expected: ExpectedSignature, nodes: Sequence[i
     source = signature_of(models, expected)
     computed = [value for node in nodes for value in node.outputs]
     used = [value for node in nodes for value in node.inputs if value is not None]
-    outside = [node for node in source.graph if node not in nodes]
-    leaving = [value for value in computed if any(value in node.inputs for node in outside)]
-    outputs = {
-        name: value for name, value in source.outputs.items() if value in computed or value.producer() is None
-    }
-    outputs |= _fresh((v for v in leaving if not v.is_graph_output()), outputs)
-    inputs = {
-        name: value
-        for name, value in source.inputs.items()
-        if value in used or not value.uses() or value.is_graph_output()
-    }
-    inputs |= _fresh((v for v in used if v.producer() is not None and v not in computed), inputs)
+    entering = [v for v in used if v.producer() is not None and v not in computed]
+    if last is None:
+        outside = [node for node in source.graph if node not in nodes]
+        leaving = [value for value in computed if any(value in node.inputs for node in outside)]
+        stays = [v for v in source.graph.outputs if v in computed or v.producer() is None]
+        last = [*stays, *(v for v in leaving if not v.is_graph_output())]
+        unused = [v for v in source.graph.inputs if not v.uses()]
+    else:
+        unused = []
+    needed = [v for v in source.graph.inputs if v in used or v in unused or v in last]
     return replace(
         expected,
-        inputs={name: ExpectedTensor(value.name or "") for name, value in inputs.items()},
-        outputs={name: ExpectedTensor(value.name or "") for name, value in outputs.items()},
+        inputs=_tensors([*first, *needed, *entering], source.inputs),
+        outputs=_tensors(last, source.outputs),
         is_part=True,
     )
 
 
-def _fresh(values: Iterable[ir.Value], taken: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
-    """The values by their names, computed unique."""
-    names = set(taken)
-    return {unique_name(value.name or "", names): value for value in dict.fromkeys(values)}
+def _tensors(values: Iterable[ir.Value], public: Mapping[str, ir.Value]) -> Tensors:
+    """Values by their names in a signature, or else by their own, made unique."""
+    values = list(dict.fromkeys(values))
+    names = {name: value for name, value in public.items() if value in values}
+    taken = set(names)
+    tensors: Tensors = {}
+    for value in values:
+        of_value = [name for name, other in names.items() if other is value]
+        for name in of_value or [unique_name(value.name or "", taken)]:
+            tensors[name] = ExpectedTensor(value.name or "")
+    return tensors
 
 
 def refuse_changed_interface(

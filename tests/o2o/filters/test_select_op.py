@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from tests.o2o.graphs import (
     decoder,
     feeds,
     float_models,
+    linear,
     run,
     stateful,
 )
@@ -85,6 +87,106 @@ def test_head_and_tail_compute_what_the_whole_does(model: Model, data: st.DataOb
             select(part, graph, nodes)
             known |= run(part, {value.name or "": known[value.name or ""] for value in graph.inputs})
     assert_same_results(before, {name: known[name] for name in before})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "operators", "inputs", "outputs"),
+    [
+        ("--from a --to c", ["ADD", "NEG"], ["a", "u"], ["c"]),
+        ("--from a --to c,b", ["ADD", "NEG"], ["a", "u"], ["c", "b"]),
+        ("--from b,a --to d", ["NEG", "MUL"], ["b", "a"], ["d"]),
+        ("--from a", ["ADD", "NEG", "MUL"], ["a", "u"], ["c", "d"]),
+        ("--to b", ["ABS", "ADD"], ["x", "u"], ["b"]),
+        ("--from u --to d", ["ADD", "NEG", "MUL"], ["u", "a"], ["d"]),
+        ("--from x --from u --to [bc]", ["ABS", "ADD", "NEG"], ["x", "u"], ["b", "c"]),
+    ],
+)
+def test_between_boundaries(
+    command: Command, arguments: str, operators: list[str], inputs: list[str], outputs: list[str]
+) -> None:
+    after = command(chain(), *arguments.split(), "--check")
+    assert names(after) == (inputs, outputs)
+    assert [list(after.signatures[0].inputs), list(after.signatures[0].outputs)] == [inputs, outputs]
+    assert [node.op_type for node in after.graphs[0]] == operators
+    needed = [name for name in inputs if name not in arguments]
+    assert ("it needs these inputs too: " + ", ".join(needed) in command.said) == bool(
+        needed and "--from" in arguments
+    )
+    before = run(chain(), feeds(chain()))
+    every = chain()
+    every.graphs[0].outputs[:] = [node.outputs[0] for node in every.graphs[0]]
+    known = {**feeds(chain()), **run(every, feeds(chain())), **before}
+    results = run(after, {name: known[name] for name in inputs})
+    assert_same_results({name: known[name] for name in outputs}, results)
+
+
+def test_constants_stay(command: Command) -> None:
+    """Also those that an operator computes from constants alone."""
+    graph = Graph("main")
+    x = graph.input("x", [2])
+    table = graph.op("NEG", [graph.constant("table", np.float32([1, 2]))], [2], name="negated")
+    y = graph.op("MUL", [graph.op("ABS", [x], [2], name="a"), table], [2], name="y")
+    graph.output(y)
+    after = command(graph.model(), "--from", "a", "--to", "y", "--check")
+    assert names(after) == (["a"], ["y"])
+    np.testing.assert_array_equal(run(after, {"a": np.float32([3, 4])})["y"], [-3, -8])
+
+
+def test_a_part_of_the_results_of_an_operator(command: Command) -> None:
+    """One result of SPLIT is a boundary, the other is computed."""
+    graph = Graph("main")
+    x = graph.input("x", [4])
+    left, right = graph.value("left", [2]), graph.value("right", [2])
+    graph.node(
+        "SPLIT", [graph.constant("axis", np.int32(0)), x], [left, right], [ir.AttrInt64("numSplits", 2)]
+    )
+    graph.output(graph.op("SUB", [left, right], [2], name="y"))
+    after = command(graph.model(), "--from", "x,left", "--to", "y", "--check")
+    assert names(after) == (["x", "left"], ["y"])
+    given = {"x": np.float32([1, 2, 3, 4]), "left": np.float32([10, 20])}
+    np.testing.assert_array_equal(run(after, given)["y"], [7, 16])
+
+
+def test_names_in_signatures(command: Command) -> None:
+    model = chain()
+    signature = model.signatures[0]
+    signature.inputs = {f"in_{name}": value for name, value in signature.inputs.items()}
+    signature.outputs = {f"out_{name}": value for name, value in signature.outputs.items()}
+    after = command(model, "--from", "in_x", "--to", "out_d", "--signature", "main", "--check")
+    assert list(after.signatures[0].inputs) == ["in_x", "in_u"]
+    assert list(after.signatures[0].outputs) == ["out_d"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "give either --by_id, or --from and --to (--help explains)"),
+        ("--by_id 0 --to a", "give either --by_id, or --from and --to (--help explains)"),
+        ("--to hidden", "main has no tensor 'hidden'; inspect.model.py --html shows all tensors"),
+        (
+            "--from model.layer --to d",
+            "main has no tensor 'model.layer'; inspect.model.py --html shows all tensors",
+        ),
+        ("--from v --to d", "no operator leads from a tensor of --from to d"),
+        ("--from c --to b", "no operator leads from a tensor of --from to b"),
+        ("--to x", "no operator leads from an input to x"),
+        (
+            "--from a,v --to d",
+            "no operator leads from v to a tensor of --to, or all paths cross another --from",
+        ),
+        ("--from v", "no operator leads from v to an output, or all paths cross another --from"),
+    ],
+)
+def test_boundaries_that_do_not_fit(command: Command, arguments: str, message: str) -> None:
+    assert command.refusal(chain(), *arguments.split()) == (2, message)
+
+
+def test_a_constant_is_no_boundary(command: Command) -> None:
+    code, message = command.refusal(linear(), "--from", "weight")
+    assert (code, message) == (
+        2,
+        "weight of main is a constant: name a tensor that an operator computes",
+    )
 
 
 def test_one_of_several_graphs(command: Command) -> None:
