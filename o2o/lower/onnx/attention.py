@@ -17,12 +17,12 @@ from o2o.errors import ModelError
 from o2o.lower.onnx.builder import FLOAT
 from o2o.lower.onnx.operators import constant_vector, permutes_token
 from o2o.lower.onnx.per_token import TokenValues
+from o2o.lower.onnx.rotation import rope_tables, rotation_of
 from o2o.lower.onnx.standard_form import (
     Cache,
     CachedAttention,
     Heads,
     ProjectedAttention,
-    RopeTables,
     StandardForm,
 )
 from o2o.lower.onnx.weights import Matrix, matrix_of
@@ -162,7 +162,7 @@ def lower_attention(tokens: TokenValues, form: StandardForm, caches: Caches, nod
     x = tokens.reshaped(of.x, node, shape_of(of.x)[-1:])
     tables = None
     if of.cos is not None and of.sin is not None:
-        tables = RopeTables.of(tokens, of.cos, of.sin, of.H)
+        tables = rope_tables(tokens, of.cos, of.sin, of.H)
         if tables is None:
             raise tokens.error(node, "its rotation tables depend on more than the position")
     user = tokens.locate(node)
@@ -200,10 +200,8 @@ def lower_core_attention(tokens: TokenValues, form: StandardForm, caches: Caches
     K = shape_of(k)[1]
     (key_cache, new_key), (value_cache, new_value) = (_written_cache(tokens, caches, node, y) for y in (k, v))
     keys, values = caches.claim(key_cache, node), caches.claim(value_cache, node)
-    q_tables, k_tables = None, None
-    q_rope, k_rope = (_rope_operands(tokens, y) for y in (q, new_key))
-    if q_rope is not None and k_rope is not None:
-        (q, q_tables), (new_key, k_tables) = q_rope, k_rope
+    q, q_tables = rotation_of(tokens, q) or (q, None)
+    new_key, k_tables = rotation_of(tokens, new_key) or (new_key, None)
     output = node.outputs[0]
     name = output.name or ""
     projections = _projections(tokens, (q, new_key, new_value), node)
@@ -256,21 +254,8 @@ def _written_cache(
     return written
 
 
-def _rope_operands(tokens: TokenValues, value: ir.Value) -> tuple[ir.Value, RopeTables] | None:
-    """x and the tables, if `value` is ROPE of x by tables of the position; else None."""
-    node = producer_of(value, "ROPE")
-    if node is None or attribute(node, "mode", 0) != 0:
-        return None
-    x, sin, cos = node.inputs
-    assert x is not None
-    assert sin is not None
-    assert cos is not None
-    tables = RopeTables.of(tokens, cos, sin, shape_of(x)[-1])
-    return None if tables is None else (x, tables)
-
-
 def lower_rope(tokens: TokenValues, form: StandardForm, node: ir.Node) -> None:
-    """Lower a ROPE outside of attention.
+    """Lower a ROPE that is not in front of attention.
 
     Args:
         tokens: The values of the graph.
@@ -282,15 +267,13 @@ def lower_rope(tokens: TokenValues, form: StandardForm, node: ir.Node) -> None:
     """
     x, sin, cos = node.inputs
     assert x is not None
-    assert sin is not None
-    assert cos is not None
     if attribute(node, "mode", 0) != 0:
         raise tokens.error(node, "it rotates neighbors (GPT_J): only GPT_NEOX is supported")
     _, N, _, H = shape_of(x)
-    tables = RopeTables.of(tokens, cos, sin, H)
-    heads = tokens.reshaped(x, node, [N, H])
-    if tables is not None:
-        tokens.assign(node.outputs[0], form.rope(heads, tables, node.outputs[0].name or ""))
+    if (rotation := rotation_of(tokens, node.outputs[0])) is not None:
+        heads = Heads(tokens.reshaped(x, node, [N * H]), N, H, rotation[1])
+        rotated = form.rope(heads, node.outputs[0].name or "")
+        tokens.assign(node.outputs[0], tokens.op.reshape(rotated, [*tokens.leading, N, H]))
         return
     broadcast = (tokens.operand(table, node, 2) for table in (cos, sin))
-    tokens.assign(node.outputs[0], form.rope_broadcast(heads, *broadcast))
+    tokens.assign(node.outputs[0], form.rope_broadcast(tokens.reshaped(x, node, [N, H]), *broadcast))

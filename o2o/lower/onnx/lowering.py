@@ -20,9 +20,10 @@ from o2o import __version__, contract, history
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
+from o2o.lower.onnx.activations import activation_of
 from o2o.lower.onnx.attention import Caches, lower_attention, lower_core_attention, lower_rope
 from o2o.lower.onnx.builder import FLOAT, OnnxBuilder, dims
-from o2o.lower.onnx.fuse_norms_and_rope import fuse_norms_and_rope
+from o2o.lower.onnx.norms import NormNodes, Norms
 from o2o.lower.onnx.operators import cast, constant_vector, lower_operator, with_activation
 from o2o.lower.onnx.ort_form import OrtForm
 from o2o.lower.onnx.per_token import TokenValues, token_shape
@@ -32,6 +33,7 @@ from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_
 from o2o.operators import core_attention
 from o2o.operators.traits import is_elementwise, lookup_operands, traits_of
 from o2o.quantization import metadata
+from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.matchers import producer_of
 from o2o.signatures import decode_of
@@ -78,7 +80,7 @@ class _Lowering:
 
     def __init__(self, model: Model, decode: Signature, form: type[StandardForm], last: bool) -> None:
         self.model, self.graph, self.last = model, decode.graph, last
-        fuse_norms_and_rope(model, self.graph)
+        eliminate_common_subexpressions(model, self.graph)  # rotation tables that every layer repeats
         roles = {value: role_of(value) for value in self.graph.inputs}
         inputs: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
         label = model.label(self.graph)
@@ -102,6 +104,7 @@ class _Lowering:
         self.logits_output = self.op.value("logits", FLOAT, [1])
         self.form = form(self.tokens)
         self.caches = Caches(self.tokens)
+        self.norms = Norms(self.tokens)
         self.logits = next(
             v for v in self.graph.outputs if (role := role_of(v)) is not None and role.kind == "logits"
         )
@@ -115,7 +118,6 @@ class _Lowering:
             ),
             (DOMAIN, "ROPE"): lambda node: lower_rope(self.tokens, self.form, node),
             (DOMAIN, "DYNAMIC_UPDATE_SLICE"): self.caches.update,
-            (DOMAIN, "RMS_NORM"): self._lower_norm,
             (DOMAIN, "FULLY_CONNECTED"): self._lower_fully_connected,
             (DOMAIN, "GATHER"): self._lower_lookup,
             (DOMAIN, "EMBEDDING_LOOKUP"): self._lower_lookup,
@@ -145,7 +147,7 @@ class _Lowering:
         return self._model()
 
     def _lower(self, node: ir.Node) -> None:
-        if node.domain == DOMAIN and self._lower_pattern(node):
+        if node.domain == DOMAIN and self._lower_group(node):
             return
         lowering = self._lowerings.get((node.domain, node.op_type))
         if lowering is not None:
@@ -155,35 +157,44 @@ class _Lowering:
         else:
             raise self.tokens.error(node, "no ONNX lowering for a custom operator")
 
-    def _lower_pattern(self, node: ir.Node) -> bool:
-        """Lower `node` together with its neighbors, or as part of them; whether it matched a pattern."""
+    def _lower_group(self, node: ir.Node) -> bool:
+        """Lower the group of operators that `node` ends or begins, as one; whether there is one.
+
+        The operators inside are lowered too. Where nothing else uses them, `_live_nodes` removes them.
+        """
+        output = node.outputs[0]
         if node.op_type == "TRANSPOSE" and node.inputs[0] in self.caches.written:
             return True  # a cache by head: attention reads that layout anyway
-        if node.op_type == "ADD" and (norm := _following_norm(node)) is not None:
-            self._lower_add_norm(node, norm)
+        if node.op_type == "ADD" and (group := self._following_norm(node)) is not None:
+            self._lower_add_norm(node, group)
             return True
-        if node.op_type == "MUL" and (x := _silu_operand(node)) is not None:
-            y = self.form.silu(self.tokens.get(x, node), node.outputs[0].name or "")
-            self.tokens.assign(node.outputs[0], y)
+        if (group := self.norms.by_last.get(node)) is not None:
+            x = self.tokens.operand(group.x, node, max(1, len(token_shape(output))))
+            self.tokens.assign(output, self.form.norm(x, group.norm, output.name or ""))
+            return True
+        if (activation := activation_of(self.tokens.regions, node)) is not None:
+            x = self.tokens.get(activation.x, node)
+            self.tokens.assign(output, self.form.activation(x, activation.kind, output.name or ""))
             return True
         return False
 
-    def _lower_norm(self, node: ir.Node) -> None:
-        x, weight = node.inputs
+    def _following_norm(self, node: ir.Node) -> NormNodes | None:
+        """The norm of the result of `node`, an ADD of two vectors of a token; None if there is none."""
         output = node.outputs[0]
-        scale = constant_vector(self.tokens, weight, node)
-        operand = self.tokens.operand(x, node, max(1, len(token_shape(output))))
-        epsilon = float(attribute(node, "epsilon", 0.0))
-        self.tokens.assign(output, self.form.norm(operand, scale, epsilon, output.name or ""))
+        shape = token_shape(output)
+        same_shape = all(
+            v is not None and not is_constant(v) and token_shape(v) == shape for v in node.inputs
+        )
+        if not same_shape or len(shape) != 1 or attribute(node, "fusedActivationFunction", 0):
+            return None
+        return self.norms.by_operand.get(output)
 
-    def _lower_add_norm(self, node: ir.Node, norm: ir.Node) -> None:
-        """Lower ADD and the RMS_NORM of its result."""
-        total, output = node.outputs[0], norm.outputs[0]
+    def _lower_add_norm(self, node: ir.Node, group: NormNodes) -> None:
+        """Lower ADD and the norm of its result."""
+        total, output = node.outputs[0], group.last.outputs[0]
         rank = len(token_shape(total))
         x, y = (self.tokens.operand(value, node, rank) for value in node.inputs)
-        scale = constant_vector(self.tokens, norm.inputs[1], norm)
-        epsilon = float(attribute(norm, "epsilon", 0.0))
-        results = self.form.add_norm(x, y, scale, epsilon, (total.name or "", output.name or ""))
+        results = self.form.add_norm(x, y, group.norm, (total.name or "", output.name or ""))
         for value, result in zip((total, output), results, strict=True):
             self.tokens.assign(value, result)
 
@@ -295,28 +306,6 @@ def _find_lm_head(logits: ir.Value) -> ir.Node | None:
         if len(operands) != 1 or not (is_elementwise(node) or traits_of(node).movement == "reshape"):
             return None
         (value,) = operands
-    return None
-
-
-def _following_norm(node: ir.Node) -> ir.Node | None:
-    """The RMS_NORM of the result of `node`, an ADD of two vectors of a token; None if there is none."""
-    output = node.outputs[0]
-    shape = token_shape(output)
-    same_shape = all(v is not None and not is_constant(v) and token_shape(v) == shape for v in node.inputs)
-    if not same_shape or len(shape) != 1 or attribute(node, "fusedActivationFunction", 0):
-        return None
-    users = [use.node for use in output.uses() if use.idx == 0]
-    return next((user for user in users if (user.domain, user.op_type) == (DOMAIN, "RMS_NORM")), None)
-
-
-def _silu_operand(node: ir.Node) -> ir.Value | None:
-    """x, if `node`, a MUL, computes x * LOGISTIC(x); else None."""
-    if attribute(node, "fusedActivationFunction", 0):
-        return None
-    for x, gate in (node.inputs, reversed(node.inputs)):
-        logistic = producer_of(gate, "LOGISTIC")
-        if logistic is not None and logistic.inputs[0] is x:
-            return x
     return None
 
 

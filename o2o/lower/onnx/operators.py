@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import constant_array, is_quantized
+from o2o.formats.tensors import is_quantized
 from o2o.lower.onnx.builder import dims
 from o2o.lower.onnx.per_token import TokenValues, token_shape
 from o2o.model import attribute, shape_of
@@ -305,8 +305,8 @@ def constant_vector(tokens: TokenValues, value: ir.Value | None, node: ir.Node) 
     Raises:
         ModelError: It is missing, quantized or not a constant.
     """
-    array = constant_array(value)
-    if array is None or value is None or math.prod(array.shape) != array.size:
+    array = None if value is None else tokens.fold(value)
+    if array is None or value is None:
         raise tokens.error(node, "its weight is not a constant")
     return tokens.op.constant(array.reshape(-1), value.name or "weight", array.dtype)
 

@@ -15,11 +15,22 @@ import onnx_ir as ir
 
 from o2o.lower.onnx.builder import CONTRIB, FLOAT, INT32, Dim, dims
 from o2o.lower.onnx.lazy_tensors import UnsignedBlocks
-from o2o.lower.onnx.standard_form import CachedAttention, Heads, ProjectedAttention, StandardForm
+from o2o.lower.onnx.norms import Norm
+from o2o.lower.onnx.rotation import RopeTables
+from o2o.lower.onnx.standard_form import (
+    GELU,
+    QUICK_GELU_FACTOR,
+    CachedAttention,
+    Heads,
+    ProjectedAttention,
+    StandardForm,
+)
 from o2o.lower.onnx.weights import Matrix, concatenate
 
 BLOCKS = (128, 64, 32, 16)
 """Block sizes of MatMulNBits, the fastest first."""
+HEAD_MULTIPLE, ROTATION_MULTIPLE = 8, 16
+"""GroupQueryAttention takes heads of a multiple of 8 elements, and rotates multiples of 16 in multiples of 16."""
 INT8_COMPUTE = 4
 """The accuracy_level with which MatMulNBits multiplies int8."""
 
@@ -35,20 +46,23 @@ class OrtForm(StandardForm):
         return [1, "T"] if quantized else ["T"]  # MatMulNBits and GroupQueryAttention both take [1, T, ...]
 
     def add_norm(
-        self, x: ir.Value, y: ir.Value, weight: ir.Value, epsilon: float, names: tuple[str, str]
+        self, x: ir.Value, y: ir.Value, norm: Norm, names: tuple[str, str]
     ) -> tuple[ir.Value, ir.Value]:
         total, normed = (self.op.value(name, FLOAT, dims(x)) for name in names)
         self.op.add(
-            "SkipSimplifiedLayerNormalization",
-            [x, y, weight],
+            "SkipLayerNormalization" if norm.centered else "SkipSimplifiedLayerNormalization",
+            [x, y, norm.weight, norm.bias],
             [normed, None, None, total],
             CONTRIB,
-            epsilon=epsilon,
+            epsilon=norm.epsilon,
         )
         return total, normed
 
-    def silu(self, x: ir.Value, name: str) -> ir.Value:
-        return self.op.node("QuickGelu", [x], dims(x), name=name, domain=CONTRIB, alpha=1.0)
+    def activation(self, x: ir.Value, kind: str, name: str) -> ir.Value:
+        if kind in GELU:
+            return super().activation(x, kind, name)
+        alpha = QUICK_GELU_FACTOR if kind == "quick_gelu" else 1.0
+        return self.op.node("QuickGelu", [x], dims(x), name=name, domain=CONTRIB, alpha=alpha)
 
     # weights -----------------------------------------------------------------------------------------
 
@@ -118,16 +132,20 @@ class OrtForm(StandardForm):
     # attention ---------------------------------------------------------------------------------------
 
     def attend(self, of: CachedAttention) -> ir.Value:
-        H = of.q.H
-        if H % 8 or of.q.tables != of.k.tables:  # GroupQueryAttention does not support these
+        if of.q.H % HEAD_MULTIPLE:
             return super().attend(of)
-        q, k, v = of.q, of.k, of.v
-        if q.tables is not None and H % 16:
-            q, k = (
-                self._with_rope_applied(heads, f"{of.name}/{name}") for heads, name in ((q, "q"), (k, "k"))
-            )
-        operands = [self.op.reshape(heads.value, [1, "T", heads.count * H]) for heads in (q, k, v)]
-        return self._group_query_attention(operands, replace(of, q=q, k=k))
+        if not _rotates(of.q, of.k):
+            q, k = (self._rotated(heads, f"{of.name}/{name}") for heads, name in ((of.q, "q"), (of.k, "k")))
+            of = replace(of, q=q, k=k)
+        operands = [
+            self.op.reshape(heads.value, [1, "T", heads.count * heads.H]) for heads in (of.q, of.k, of.v)
+        ]
+        return self._group_query_attention(operands, of)
+
+    def _rotated(self, heads: Heads, name: str) -> Heads:
+        if heads.tables is None:
+            return heads
+        return Heads(self.rope(heads, f"{name}_rotated"), heads.count, heads.H)
 
     def attend_projected(self, of: ProjectedAttention) -> ir.Value:
         matrices, biases = of.matrices, [bias for bias in of.biases if bias is not None]
@@ -135,18 +153,20 @@ class OrtForm(StandardForm):
             (m.tensor.dtype, m.columns, m.block == m.columns or m.block, m.dequantize_first) for m in matrices
         }
         partial_bytes = any(m.rows * m.columns * m.tensor.dtype.bitwidth % 8 for m in matrices)
+        heads = Heads(of.x, of.N, of.H, of.tables)
         if (
             len(kinds) > 1
             or partial_bytes
             or len(biases) not in (0, 3)
-            or of.H % (8 if of.tables is None else 16)
+            or of.H % HEAD_MULTIPLE
+            or not _rotates(heads, heads)
         ):
             return super().attend_projected(of)
         packed = concatenate(matrices, f"{of.name}/qkv")  # one multiplication instead of three
         bias = self._concatenated(biases, f"{of.name}/bias") if biases else None
         y = self.op.reshape(self.linear(of.x, packed, bias, packed.name), [1, "T", packed.rows])
-        heads = Heads(y, of.N, of.H, of.tables), Heads(y, of.K, of.H, of.tables), Heads(y, of.K, of.H)
-        attend = CachedAttention(*heads, of.keys, of.values, of.scale, of.name)
+        q, k, v = Heads(y, of.N, of.H, of.tables), Heads(y, of.K, of.H, of.tables), Heads(y, of.K, of.H)
+        attend = CachedAttention(q, k, v, of.keys, of.values, of.scale, of.name)
         return self._group_query_attention([y, None, None], attend)
 
     def _concatenated(self, vectors: Sequence[ir.Value], name: str) -> ir.Value:
@@ -155,30 +175,42 @@ class OrtForm(StandardForm):
 
     def _group_query_attention(self, operands: Sequence[ir.Value | None], of: CachedAttention) -> ir.Value:
         """operands: q, k and v, [1, T, heads * H]; or all three in one tensor, None and None."""
-        tables = [of.q.tables.cos, of.q.tables.sin] if of.q.tables is not None else []
+        tables = of.q.tables
         last = self._shared_value("last_position", self._last_position)
         total = self._shared_value("total", self._total)
         width = of.q.count * of.q.H
         y = self.op.value(of.name, FLOAT, [1, "T", width])
         self.op.add(
             "GroupQueryAttention",
-            [*operands, of.keys.past, of.values.past, last, total, *tables],
+            [
+                *operands,
+                of.keys.past,
+                of.values.past,
+                last,
+                total,
+                *(self._rotation_inputs(tables) if tables else []),
+            ],
             [y, of.keys.present, of.values.present],
             CONTRIB,
             num_heads=of.q.count,
             kv_num_heads=of.k.count,
             scale=of.scale,
-            do_rotary=int(bool(tables)),
+            do_rotary=int(tables is not None),
+            rotary_interleaved=int(tables is not None and tables.interleaved),
         )
         return self.op.reshape(y, [*self.tokens.leading, width], f"{of.name}/concatenated")
 
-    def _with_rope_applied(self, heads: Heads, name: str) -> Heads:
-        assert heads.tables is not None
-        by_head = self.op.reshape(heads.value, [*self.tokens.leading, heads.count, heads.H])
-        rotated = self.rope(by_head, heads.tables, f"{name}_rotated")
-        return Heads(
-            self.op.reshape(rotated, [*self.tokens.leading, heads.count * heads.H]), heads.count, heads.H
-        )
+    def _rotation_inputs(self, tables: RopeTables) -> list[ir.Value]:
+        """cos and sin of as many elements as GroupQueryAttention takes: neighbors turned by 0 are added."""
+        padding = -tables.R % ROTATION_MULTIPLE // 2
+        if not padding:
+            return [tables.cos, tables.sin]
+        padded = []
+        for table, number in ((tables.cos, 1), (tables.sin, 0)):
+            assert table.const_value is not None
+            array = np.pad(table.const_value.numpy(), ((0, 0), (0, padding)), constant_values=number)
+            padded.append(self.op.constant(array, f"{table.name}/padded", np.float32))
+        return padded
 
     def _last_position(self, name: str) -> ir.Value:
         """The position of the last token, int32 [1]."""
@@ -193,3 +225,14 @@ class OrtForm(StandardForm):
         """The number of tokens after this run, int32 []."""
         scalar = self.op.node("Squeeze", [self._shared_value("end", self._end)], [])
         return self.op.node("Cast", [scalar], [], INT32, name, to=int(INT32))
+
+
+def _rotates(q: Heads, k: Heads) -> bool:
+    """Whether GroupQueryAttention can rotate queries and keys, or there is nothing to rotate."""
+    tables = q.tables
+    if tables is None or tables != k.tables:
+        return tables is k.tables
+    padded = tables.R + -tables.R % ROTATION_MULTIPLE
+    if q.H % ROTATION_MULTIPLE or padded > q.H:
+        return False
+    return padded == tables.R or tables.interleaved

@@ -27,6 +27,7 @@ from o2o.lower.onnx.builder import INT64, Dim, OnnxBuilder, dims
 from o2o.model import Model, shape_of
 from o2o.operators.reference import NotEvaluable, evaluate
 from o2o.operators.traits import RESHAPE_OPS
+from o2o.rewriting.regions import Regions
 
 LIMIT = 1 << 28  # elements of a table
 
@@ -67,6 +68,7 @@ class TokenValues:
         positions: The position of each token, int64 [*leading].
         count: T, int64 [1].
         position_input: The Circle input of the role `position`.
+        regions: The regions of the Circle graph.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class TokenValues:
         self.positions = op.reshape(positions, self.leading)
         self._constant, self._by_position = _token_independent_values(graph, position)
         self._tables: dict[ir.Value, np.ndarray] = {}
+        self.regions = Regions(graph)
 
     def locate(self, node: ir.Node) -> str:
         """See `o2o.model.Model.locate`."""

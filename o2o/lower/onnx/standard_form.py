@@ -12,41 +12,14 @@ import onnx_ir as ir
 from o2o.formats.tensors import with_shape
 from o2o.lower.onnx.builder import BOOL, FLOAT, Dim, dims
 from o2o.lower.onnx.lazy_tensors import lazy_float32
+from o2o.lower.onnx.norms import Norm
 from o2o.lower.onnx.per_token import TokenValues
+from o2o.lower.onnx.rotation import RopeTables
 from o2o.lower.onnx.weights import Matrix
 
-
-@dataclass(frozen=True)
-class RopeTables:
-    """Rotation tables: cos and sin at each position, float32 [S, H / 2]."""
-
-    cos: ir.Value
-    sin: ir.Value
-
-    @classmethod
-    def of(cls, tokens: TokenValues, cos: ir.Value, sin: ir.Value, H: int) -> RopeTables | None:
-        """Compute the tables of a rotation.
-
-        Args:
-            tokens: The values of the graph.
-            cos: cos in the Circle graph, H elements.
-            sin: sin in the Circle graph, H elements.
-            H: The head dimension.
-
-        Returns:
-            The tables; None if they depend on more than the position, or differ between the halves of a head.
-        """
-        tables = []
-        for value in (cos, sin):
-            table = tokens.table(value)
-            if (
-                table is None
-                or table.shape[1:] != (H,)
-                or not np.array_equal(table[:, : H // 2], table[:, H // 2 :])
-            ):
-                return None
-            tables.append(tokens.op.constant(table[:, : H // 2], f"{value.name}/table", np.float32))
-        return cls(*tables)
+GELU = {"gelu": "none", "gelu_tanh": "tanh"}
+"""The attribute `approximate` of Gelu, by the kind of activation."""
+QUICK_GELU_FACTOR = 1.702
 
 
 @dataclass(frozen=True)
@@ -125,49 +98,56 @@ class StandardForm:
         self.tokens, self.op = tokens, tokens.op
         self._shared: dict[str, ir.Value] = {}
 
-    def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
-        """Build RMS_NORM over the last axis.
+    def norm(self, x: ir.Value, norm: Norm, name: str) -> ir.Value:
+        """Build a norm over the last axis.
 
         Args:
             x: [..., D].
-            weight: [D].
-            epsilon: Added to the mean of squares.
+            norm: Its weight, bias and epsilon.
             name: The name of the result.
 
         Returns:
             [..., D].
         """
-        return self.op.node("RMSNormalization", [x, weight], dims(x), name=name, axis=-1, epsilon=epsilon)
+        op_type = "LayerNormalization" if norm.centered else "RMSNormalization"
+        operands = [x, norm.weight, norm.bias]
+        return self.op.node(op_type, operands, dims(x), name=name, axis=-1, epsilon=norm.epsilon)
 
     def add_norm(
-        self, x: ir.Value, y: ir.Value, weight: ir.Value, epsilon: float, names: tuple[str, str]
+        self, x: ir.Value, y: ir.Value, norm: Norm, names: tuple[str, str]
     ) -> tuple[ir.Value, ir.Value]:
-        """Build x + y, and RMS_NORM of the sum.
+        """Build x + y, and the norm of the sum.
 
         Args:
             x: [..., D].
             y: [..., D].
-            weight: [D].
-            epsilon: Added to the mean of squares.
+            norm: Its weight, bias and epsilon.
             names: The names of the two results.
 
         Returns:
             The sum and the norm, [..., D].
         """
         total = self.op.node("Add", [x, y], dims(x), name=names[0])
-        return total, self.norm(total, weight, epsilon, names[1])
+        return total, self.norm(total, norm, names[1])
 
-    def silu(self, x: ir.Value, name: str) -> ir.Value:
-        """Build x * sigmoid(x).
+    def activation(self, x: ir.Value, kind: str, name: str) -> ir.Value:
+        """Build an activation.
 
         Args:
             x: Any shape.
+            kind: A key of `o2o.lower.onnx.activations.FUNCTIONS`.
             name: The name of the result.
 
         Returns:
             The shape of x.
         """
-        gate = self.op.node("Sigmoid", [x], dims(x), name=f"{name}/gate")
+        if kind in GELU:
+            return self.op.node("Gelu", [x], dims(x), name=name, approximate=GELU[kind])
+        scaled = x
+        if kind == "quick_gelu":
+            factor = self.op.constant(QUICK_GELU_FACTOR, "factor", np.float32)
+            scaled = self.op.node("Mul", [x, factor], dims(x), name=f"{name}/scaled")
+        gate = self.op.node("Sigmoid", [scaled], dims(x), name=f"{name}/gate")
         return self.op.node("Mul", [x, gate], dims(x), name=name)
 
     # weights -----------------------------------------------------------------------------------------
@@ -275,20 +255,46 @@ class StandardForm:
 
     # attention ---------------------------------------------------------------------------------------
 
-    def rope(self, x: ir.Value, tables: RopeTables, name: str) -> ir.Value:
-        """Build ROPE by tables of the position.
+    def rope(self, heads: Heads, name: str) -> ir.Value:
+        """Build the rotation of heads.
 
         Args:
-            x: [*leading, heads, H].
-            tables: The tables.
+            heads: Queries or keys, to be rotated by their tables.
             name: The name of the result.
 
         Returns:
-            [*leading, heads, H].
+            [1, T, count * H].
         """
-        count, H = (int(dim) for dim in dims(x)[-2:])
-        by_head = self.by_head(Heads(x, count, H, tables), name)
-        return self.op.reshape(self.op.transpose(by_head, [0, 2, 1, 3]), dims(x))
+        x = self.op.reshape(heads.value, [1, "T", heads.count * heads.H])
+        return self.rotary_embedding(x, heads, name)
+
+    def rotary_embedding(self, x: ir.Value, heads: Heads, name: str) -> ir.Value:
+        """Build RotaryEmbedding.
+
+        Args:
+            x: Queries or keys, [1, T, count * H] or [1, count, T, H].
+            heads: Their number, size and tables.
+            name: The name of the result.
+
+        Returns:
+            The shape of x.
+        """
+        tables = heads.tables
+        assert tables is not None
+        ids = self._shared_value(
+            "position_ids", lambda name: self.op.reshape(self.tokens.positions, [1, "T"], name)
+        )
+        attributes = {"rotary_embedding_dim": tables.R} if tables.R != heads.H else {}
+        if tables.R != heads.H or len(dims(x)) == 3:
+            attributes["num_heads"] = heads.count
+        return self.op.node(
+            "RotaryEmbedding",
+            [x, tables.cos, tables.sin, ids],
+            dims(x),
+            name=name,
+            interleaved=int(tables.interleaved),
+            **attributes,
+        )
 
     def rope_broadcast(self, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
         """Build ROPE by computed tables, as arithmetic.
@@ -311,7 +317,7 @@ class StandardForm:
         return self.op.node("Add", products, shape, name="rotated")
 
     def by_head(self, heads: Heads, name: str) -> ir.Value:
-        """Build the layout of attention operators, after the rotation.
+        """Build the layout of attention operators, rotated.
 
         Args:
             heads: Queries, keys or values.
@@ -322,13 +328,7 @@ class StandardForm:
         """
         y = self.op.reshape(heads.value, [1, "T", heads.count, heads.H], f"{name}_heads")
         y = self.op.transpose(y, [0, 2, 1, 3], f"{name}_by_head")
-        if heads.tables is None:
-            return y
-        ids = self._shared_value(
-            "position_ids", lambda name: self.op.reshape(self.tokens.positions, [1, "T"], name)
-        )
-        operands = [y, heads.tables.cos, heads.tables.sin, ids]
-        return self.op.node("RotaryEmbedding", operands, dims(y), name=f"{name}_rotated")
+        return y if heads.tables is None else self.rotary_embedding(y, heads, f"{name}_rotated")
 
     def attend_projected(self, of: ProjectedAttention) -> ir.Value:
         """Build projections and attention.
