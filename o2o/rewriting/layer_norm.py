@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from o2o.formats.tensors import is_constant
-
 from o2o.model import attribute, shape_of
 from o2o.rewriting.matchers import (
     MatchFailure,

@@ -76,7 +76,7 @@ def activation_of(regions: Regions, node: ir.Node) -> Activation | None:
 
 
 def _is_scalar_function(node: ir.Node) -> bool:
-    """Whether a node computes each element from one element of its operand, and from one-element constants."""
+    """Whether a node computes each element from one element of its operand, and from scalars."""
     if not is_elementwise(node) and node.op_type not in RESHAPE_OPS:
         return False
     constants = [value for value in node.inputs if value is not None and is_constant(value)]

@@ -9,26 +9,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
-from o2o.cli.text import listed
 from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.lower.onnx.builder import FLOAT
+from o2o.lower.onnx.cached_attention import Cache, CachedAttention, Heads, ProjectedAttention, Scores
 from o2o.lower.onnx.operators import constant_vector, permutes_token
 from o2o.lower.onnx.per_token import TokenValues
 from o2o.lower.onnx.rotation import rope_tables, rotation_of
-from o2o.lower.onnx.standard_form import (
-    Cache,
-    CachedAttention,
-    Heads,
-    ProjectedAttention,
-    StandardForm,
-)
+from o2o.lower.onnx.standard_form import StandardForm
 from o2o.lower.onnx.weights import Matrix, matrix_of
 from o2o.model import attribute, shape_of
 from o2o.operators.attention import Attention
 from o2o.operators.core_attention import CoreAttention
+from o2o.operators.masks import HIDDEN_THRESHOLD
 from o2o.rewriting.attention.causality import Keys, prove_start
 from o2o.rewriting.axes import trace_layout
 from o2o.rewriting.matchers import MatchFailure, constant_ints, producer_of
@@ -171,7 +167,7 @@ def lower_attention(tokens: TokenValues, form: StandardForm, caches: Caches, nod
     heads = of.N, of.K, of.H
     name = f"{output.name}/attention"
     y = form.attend_projected(
-        ProjectedAttention(x, matrices, [None] * 3, *heads, tables, keys, values, of.H**-0.5, name)
+        ProjectedAttention(x, matrices, [None] * 3, *heads, tables, keys, values, Scores(of.H**-0.5), name)
     )
     tokens.assign(output, form.linear(y, matrix_of(of.wo, user), None, output.name or ""))
 
@@ -191,30 +187,69 @@ def lower_core_attention(tokens: TokenValues, form: StandardForm, caches: Caches
         ModelError: Its keys or values are not caches, or its position is not the token's.
     """
     of = CoreAttention.of(node)
-    if of.extras:
-        raise tokens.error(node, f"it has {listed(of.extras)}, which lower.onnx.py does not compute")
-    q, k, v, position, scale = of.q, of.k, of.v, of.position, of.scale
-    if not tokens.is_position(position):
-        raise tokens.error(node, f"its position operand {position.name} is not the graph's position input")
-    _, N, _, H = shape_of(q)
-    K = shape_of(k)[1]
-    (key_cache, new_key), (value_cache, new_value) = (_written_cache(tokens, caches, node, y) for y in (k, v))
+    if not tokens.is_position(of.position):
+        raise tokens.error(node, f"its position operand {of.position.name} is not the graph's position input")
+    (key_cache, k), (value_cache, v) = (_written_cache(tokens, caches, node, y) for y in (of.k, of.v))
+    scores = _scores(tokens, of, node)
     keys, values = caches.claim(key_cache, node), caches.claim(value_cache, node)
-    q, q_tables = rotation_of(tokens, q) or (q, None)
-    new_key, k_tables = rotation_of(tokens, new_key) or (new_key, None)
+    q, q_tables = rotation_of(tokens, of.q) or (of.q, None)
+    k, k_tables = rotation_of(tokens, k) or (k, None)
     output = node.outputs[0]
     name = output.name or ""
-    projections = _projections(tokens, (q, new_key, new_value), node)
+    projections = _projections(tokens, (q, k, v), node)
     if projections is not None and q_tables == k_tables:
-        projected = ProjectedAttention(*projections, N, K, H, q_tables, keys, values, scale, name)
+        projected = ProjectedAttention(*projections, of.N, of.K, of.H, q_tables, keys, values, scores, name)
         tokens.assign(output, form.attend_projected(projected))
         return
     queries, new_keys, new_values = (
-        Heads(tokens.reshaped(y, node, [count * H]), count, H, tables)
-        for y, count, tables in ((q, N, q_tables), (new_key, K, k_tables), (new_value, K, None))
+        Heads(tokens.reshaped(y, node, [count * of.H]), count, of.H, tables)
+        for y, count, tables in ((q, of.N, q_tables), (k, of.K, k_tables), (v, of.K, None))
     )
-    y = form.attend(CachedAttention(queries, new_keys, new_values, keys, values, scale, name))
-    tokens.assign(output, y)
+    attend = CachedAttention(queries, new_keys, new_values, keys, values, scores, name)
+    tokens.assign(output, form.attend(attend))
+
+
+def _scores(tokens: TokenValues, of: CoreAttention, node: ir.Node) -> Scores:
+    """The options and the small operands of attention. Raises ModelError for what depends on the tokens."""
+    vectors: dict[str, ir.Value | None] = {}
+    for name, value in (("slopes", of.slopes), ("sinks", of.sinks)):
+        array = None if value is None else tokens.fold(value)
+        if value is not None and array is None:
+            raise tokens.error(node, f"its {name} operand {value.name} is not a constant")
+        vectors[name] = (
+            None if array is None else tokens.op.constant(array, f"{of.q.name}/{name}", np.float32)
+        )
+    window, mask = of.window, None
+    if of.mask is not None:
+        window, mask = _mask(tokens, of.mask, of, node)
+    return Scores(of.scale, of.softcap, window, **vectors, mask=mask)
+
+
+def _mask(
+    tokens: TokenValues, mask: ir.Value, of: CoreAttention, node: ir.Node
+) -> tuple[int, ir.Value | None]:
+    """The window, if the mask only hides keys, and None; else 0 and the mask in ONNX, [1, 1 or N, T, S]."""
+    S = of.S
+    constant = tokens.fold(mask)
+    table = tokens.table(mask) if constant is None else np.broadcast_to(constant, (S, *constant.shape))
+    if table is None:
+        raise tokens.error(node, f"its mask {mask.name} depends on more than the position")
+    heads = [1, 1, 1, *shape_of(mask)][-3]
+    table = np.broadcast_to(table.reshape(S, heads, -1), (S, heads, S))
+    hidden = table <= HIDDEN_THRESHOLD
+    distance = np.arange(S)[:, None, None] - np.arange(S)
+    if not np.all(hidden[np.broadcast_to(distance < 0, hidden.shape)]):
+        raise tokens.error(node, f"its mask {mask.name} shows keys after the position of the query")
+    if np.all(hidden | (table == 0)):
+        window = int((~hidden[-1, 0]).sum())
+        if np.array_equal(hidden, np.broadcast_to((distance < 0) | (distance >= window), hidden.shape)):
+            return window if window < S else 0, None
+    name = mask.name or "mask"
+    rows = tokens.op.constant(table, f"{name}/table", np.float32)
+    shape = [*tokens.leading, heads, S]
+    gathered = tokens.op.node("Gather", [rows, tokens.positions], shape, axis=0, name=name)
+    by_token = tokens.op.reshape(gathered, [1, "T", heads, S])
+    return 0, tokens.op.transpose(by_token, [0, 2, 1, 3], f"{name}/by_head")
 
 
 def _projections(

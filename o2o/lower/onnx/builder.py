@@ -55,7 +55,7 @@ class OnnxBuilder:
         return ir.Value(name=self.fresh(name), shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
     def constant(
-        self, numbers: np.ndarray | Sequence[int] | int, name: str, dtype: Any = np.int64
+        self, numbers: np.ndarray | Sequence[int] | float, name: str, dtype: Any = np.int64
     ) -> ir.Value:
         """Return a small constant. Equal ones are shared.
 

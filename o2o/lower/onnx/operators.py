@@ -5,7 +5,6 @@ A new operator needs one entry in `RULES`. Axes are counted from the end, becaus
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np

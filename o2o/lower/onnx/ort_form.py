@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o.lower.onnx.builder import CONTRIB, FLOAT, INT32, Dim, dims
+from o2o.lower.onnx.cached_attention import CachedAttention, Heads, ProjectedAttention, Scores
 from o2o.lower.onnx.lazy_tensors import UnsignedBlocks
 from o2o.lower.onnx.norms import Norm
 from o2o.lower.onnx.rotation import RopeTables
 from o2o.lower.onnx.standard_form import (
     GELU,
     QUICK_GELU_FACTOR,
-    CachedAttention,
-    Heads,
-    ProjectedAttention,
     StandardForm,
 )
 from o2o.lower.onnx.weights import Matrix, concatenate
@@ -30,7 +28,7 @@ from o2o.lower.onnx.weights import Matrix, concatenate
 BLOCKS = (128, 64, 32, 16)
 """Block sizes of MatMulNBits, the fastest first."""
 HEAD_MULTIPLE, ROTATION_MULTIPLE = 8, 16
-"""GroupQueryAttention takes heads of a multiple of 8 elements, and rotates multiples of 16 in multiples of 16."""
+"""GroupQueryAttention takes H of multiples of 8. It rotates multiples of 16, if H is one, too."""
 INT8_COMPUTE = 4
 """The accuracy_level with which MatMulNBits multiplies int8."""
 
@@ -166,7 +164,7 @@ class OrtForm(StandardForm):
         bias = self._concatenated(biases, f"{of.name}/bias") if biases else None
         y = self.op.reshape(self.linear(of.x, packed, bias, packed.name), [1, "T", packed.rows])
         q, k, v = Heads(y, of.N, of.H, of.tables), Heads(y, of.K, of.H, of.tables), Heads(y, of.K, of.H)
-        attend = CachedAttention(q, k, v, of.keys, of.values, of.scale, of.name)
+        attend = CachedAttention(q, k, v, of.keys, of.values, of.scores, of.name)
         return self._group_query_attention([y, None, None], attend)
 
     def _concatenated(self, vectors: Sequence[ir.Value], name: str) -> ir.Value:
@@ -175,30 +173,55 @@ class OrtForm(StandardForm):
 
     def _group_query_attention(self, operands: Sequence[ir.Value | None], of: CachedAttention) -> ir.Value:
         """operands: q, k and v, [1, T, heads * H]; or all three in one tensor, None and None."""
-        tables = of.q.tables
+        tables, scores = of.q.tables, of.scores
         last = self._shared_value("last_position", self._last_position)
         total = self._shared_value("total", self._total)
+        rotation = self._rotation_inputs(tables) if tables is not None else [None, None]
         width = of.q.count * of.q.H
         y = self.op.value(of.name, FLOAT, [1, "T", width])
+        position_ids = None  # it counts from the number of rows in use
+        optional: dict[str, Any] = {}
+        if scores.softcap:
+            optional["softcap"] = scores.softcap
+        if scores.window:
+            optional["local_window_size"] = scores.window
+        if tables is not None and tables.interleaved:
+            optional["rotary_interleaved"] = 1
+        bias = self._attention_bias(scores)
+        caches = of.keys.past, of.values.past, last, total
         self.op.add(
             "GroupQueryAttention",
-            [
-                *operands,
-                of.keys.past,
-                of.values.past,
-                last,
-                total,
-                *(self._rotation_inputs(tables) if tables else []),
-            ],
+            [*operands, *caches, *rotation, position_ids, bias, scores.sinks],
             [y, of.keys.present, of.values.present],
             CONTRIB,
             num_heads=of.q.count,
             kv_num_heads=of.k.count,
-            scale=of.scale,
+            scale=scores.scale,
             do_rotary=int(tables is not None),
-            rotary_interleaved=int(tables is not None and tables.interleaved),
+            **optional,
         )
         return self.op.reshape(y, [*self.tokens.leading, width], f"{of.name}/concatenated")
+
+    def _attention_bias(self, scores: Scores) -> ir.Value | None:
+        """Slopes and mask of the keys in use, float32 [1, 1 or N, T, total]; None without these."""
+        bias, mask = None, scores.mask
+        if scores.slopes is not None:
+            bias = self.alibi(scores.slopes, self._shared_value("keys_in_use", self._keys_in_use))
+        if mask is None:
+            return bias
+        start, end, axis = self.op.constant([0], "start"), self._shared_value("end", self._end), [-1]
+        operands = [mask, start, end, self.op.constant(axis, "axis")]
+        visible = self._shared_value(
+            f"{mask.name}/in_use",
+            lambda name: self.op.node("Slice", operands, [*dims(mask)[:-1], "total"], name=name),
+        )
+        return visible if bias is None else self.op.node("Add", [bias, visible], dims(bias))
+
+    def _keys_in_use(self, name: str) -> ir.Value:
+        """The positions of the rows in use, int64 [total]."""
+        end = self.op.node("Squeeze", [self._shared_value("end", self._end)], [])
+        zero, one = self.op.constant(0, "zero"), self.op.constant(1, "one")
+        return self.op.node("Range", [zero, end, one], ["total"], name=name)
 
     def _rotation_inputs(self, tables: RopeTables) -> list[ir.Value]:
         """cos and sin of as many elements as GroupQueryAttention takes: neighbors turned by 0 are added."""

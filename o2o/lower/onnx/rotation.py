@@ -1,8 +1,8 @@
 """The rotation of queries and keys (RoPE), proven by evaluation.
 
-Exporters write a rotation in many ways: of halves or of neighbors, of a part of the head, with tables that are
-sliced, repeated or interleaved on the way. All are linear functions of the heads, with coefficients from tables
-of the position. Here each coefficient is read off the results for chosen operands.
+Exporters write a rotation in many ways: of halves or of neighbors, of a part of the head, with tables that
+are sliced, repeated or interleaved on the way. All are linear functions of the heads, with coefficients from
+tables of the position. Here each coefficient is read off the results for chosen operands.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RopeTables:
     Attributes:
         cos: Factors of an element itself.
         sin: Factors of the other element of its pair.
-        interleaved: Whether pairs are neighbors (0, 1), (2, 3), ...; otherwise (0, R / 2), (1, R / 2 + 1), ...
+        interleaved: Whether pairs are (0, 1), (2, 3), ..., instead of (0, R / 2), (1, R / 2 + 1), ...
     """
 
     cos: ir.Value
@@ -83,13 +83,13 @@ def rope_tables(tokens: TokenValues, cos: ir.Value, sin: ir.Value, H: int) -> Ro
         if table is None or table.shape[1:] != (H,) or not np.array_equal(table[:, :half], table[:, half:]):
             return None
         constants.append(tokens.op.constant(table[:, :half], f"{value.name}/table", np.float32))
-    return RopeTables(*constants, interleaved=False)
+    return RopeTables(constants[0], constants[1], interleaved=False)
 
 
 def _is_linear(node: ir.Node) -> bool:
     if node.domain != DOMAIN or attribute(node, "fusedActivationFunction", 0):
         return False
-    return node.op_type in _LINEAR or traits_of(node).movement is not None and node.op_type != "GATHER"
+    return node.op_type in _LINEAR or (traits_of(node).movement is not None and node.op_type != "GATHER")
 
 
 def _proven(
@@ -132,11 +132,9 @@ def _proven(
     if not terms.agree_with(cos, sin, first, second, heads, tokens):
         return None
     stem = region.result.name or "rotation"
-    constants = (
-        tokens.op.constant(table, f"{stem}/{name}", np.float32)
-        for table, name in ((cos, "cos"), (sin, "sin"))
-    )
-    return region.source, RopeTables(*constants, interleaved)
+    cos_table = tokens.op.constant(cos, f"{stem}/cos", np.float32)
+    sin_table = tokens.op.constant(sin, f"{stem}/sin", np.float32)
+    return region.source, RopeTables(cos_table, sin_table, interleaved)
 
 
 @dataclass(frozen=True)

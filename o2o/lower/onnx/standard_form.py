@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,69 +10,15 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import with_shape
 from o2o.lower.onnx.builder import BOOL, FLOAT, Dim, dims
+from o2o.lower.onnx.cached_attention import CachedAttention, Heads, ProjectedAttention
 from o2o.lower.onnx.lazy_tensors import lazy_float32
 from o2o.lower.onnx.norms import Norm
 from o2o.lower.onnx.per_token import TokenValues
-from o2o.lower.onnx.rotation import RopeTables
 from o2o.lower.onnx.weights import Matrix
 
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 """The attribute `approximate` of Gelu, by the kind of activation."""
 QUICK_GELU_FACTOR = 1.702
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Queries, keys or values of T tokens, float32 [*leading, count * H], to be rotated by `tables`."""
-
-    value: ir.Value
-    count: int
-    H: int
-    tables: RopeTables | None = None
-
-
-@dataclass(frozen=True)
-class Cache:
-    """A KV cache: the ONNX input and output, [1, K, S, H], and the layout of the Circle input."""
-
-    past: ir.Value
-    present: ir.Value
-    layout: str
-
-
-@dataclass(frozen=True)
-class CachedAttention:
-    """Causal attention of q to the caches `keys` and `values`, after k and v are written into them."""
-
-    q: Heads
-    k: Heads
-    v: Heads
-    keys: Cache
-    values: Cache
-    scale: float
-    name: str
-
-
-@dataclass(frozen=True)
-class ProjectedAttention:
-    """Causal attention of N query heads to K key heads, with the projections in front of it.
-
-    Queries, keys and values are x [*leading, D] times `matrices`, plus `biases`. `tables` rotate the queries
-    and keys.
-    """
-
-    x: ir.Value
-    matrices: Sequence[Matrix]
-    biases: Sequence[ir.Value | None]
-
-    N: int
-    K: int
-    H: int
-    tables: RopeTables | None
-    keys: Cache
-    values: Cache
-    scale: float
-    name: str
 
 
 class StandardForm:
@@ -284,7 +229,7 @@ class StandardForm:
         ids = self._shared_value(
             "position_ids", lambda name: self.op.reshape(self.tokens.positions, [1, "T"], name)
         )
-        attributes = {"rotary_embedding_dim": tables.R} if tables.R != heads.H else {}
+        attributes: dict[str, Any] = {"rotary_embedding_dim": tables.R} if tables.R != heads.H else {}
         if tables.R != heads.H or len(dims(x)) == 3:
             attributes["num_heads"] = heads.count
         return self.op.node(
@@ -344,7 +289,7 @@ class StandardForm:
             for matrix, bias in zip(of.matrices, of.biases, strict=True)
         )
         heads = Heads(q, of.N, of.H, of.tables), Heads(k, of.K, of.H, of.tables), Heads(v, of.K, of.H)
-        return self.attend(CachedAttention(*heads, of.keys, of.values, of.scale, of.name))
+        return self.attend(CachedAttention(*heads, of.keys, of.values, of.scores, of.name))
 
     def attend(self, of: CachedAttention) -> ir.Value:
         """Build the cache updates and attention.
@@ -362,18 +307,115 @@ class StandardForm:
         position = self.tokens.position
         for cache, new in ((of.keys, k), (of.values, v)):
             self.op.add("TensorScatter", [cache.past, new, position], [cache.present], axis=2)
-        S = dims(of.keys.past)[2]
-        mask = self._shared_value("visible", lambda name: self._causal_mask(int(S), name))
-        operands = [q, of.keys.present, of.values.present, mask]
-        y = self.op.node("Attention", operands, dims(q), name=of.name, scale=of.scale)
+        y = self._attention(q, of) if of.scores.sinks is None else self._attention_with_sinks(q, of)
         y = self.op.transpose(y, [0, 2, 1, 3], f"{of.name}/by_token")
         return self.op.reshape(y, [*self.tokens.leading, of.q.count * of.q.H], f"{of.name}/concatenated")
 
-    def _causal_mask(self, S: int, name: str) -> ir.Value:
-        """The mask, bool [T, S]: query t sees the keys 0 to position + t."""
+    def _attention(self, q: ir.Value, of: CachedAttention) -> ir.Value:
+        """q [1, N, T, H] -> [1, N, T, H]."""
+        operands = [q, of.keys.present, of.values.present, self._mask(of)]
+        softcap: dict[str, Any] = {"softcap": of.scores.softcap} if of.scores.softcap else {}
+        return self.op.node("Attention", operands, dims(q), name=of.name, scale=of.scores.scale, **softcap)
+
+    def _attention_with_sinks(self, q: ir.Value, of: CachedAttention) -> ir.Value:
+        """q [1, N, T, H] -> [1, N, T, H], by operators that any attention consists of."""
+        op, scores, name = self.op, of.scores, of.name
+        N, K, H, S = of.q.count, of.k.count, of.q.H, int(dims(of.keys.past)[2])
+        assert scores.sinks is not None
+        scaled = op.node("Mul", [q, op.constant(scores.scale, "scale", np.float32)], dims(q))
+        grouped = op.reshape(scaled, [1, K, "rows", H])  # the heads that share keys, one below the other
+        keys = op.transpose(of.keys.present, [0, 1, 3, 2], f"{name}/keys")
+        y = op.node("MatMul", [grouped, keys], [1, K, "rows", S], name=f"{name}/scores")
+        y = op.reshape(y, [1, N, "T", S])
+        if scores.softcap:
+            cap = op.constant(scores.softcap, "softcap", np.float32)
+            bounded = op.node("Tanh", [op.node("Div", [y, cap], dims(y))], dims(y))
+            y = op.node("Mul", [bounded, cap], dims(y), name=f"{name}/capped")
+        mask = self._mask(of)
+        if mask.dtype == BOOL:
+            hidden = op.constant(-np.inf, "hidden", np.float32)
+            y = op.node("Where", [mask, y, hidden], dims(y), FLOAT)
+        else:
+            y = op.node("Add", [y, mask], dims(y))
+        y = op.node("Concat", [y, self._sink_logits(scores.sinks, N)], [1, N, "T", "keys"], axis=-1)
+        y = op.node("Softmax", [y], dims(y), name=f"{name}/weights", axis=-1)
+        bounds = [op.constant([bound], "bound") for bound in (0, S, -1)]
+        y = op.node("Slice", [y, *bounds], [1, N, "T", S])
+        y = op.reshape(y, [1, K, "rows", S])
+        y = op.node("MatMul", [y, of.values.present], [1, K, "rows", H])
+        return op.reshape(y, dims(q), name)
+
+    def _sink_logits(self, sinks: ir.Value, N: int) -> ir.Value:
+        """The sinks of each token, [1, N, T, 1]."""
+
+        def make(name: str) -> ir.Value:
+            by_head = self.op.reshape(sinks, [1, N, 1, 1])
+            ends = self.op.constant([1, N], "heads"), self.op.constant([1], "one")
+            shape = self.op.node("Concat", [ends[0], self.tokens.count, ends[1]], [4], axis=0)
+            return self.op.node("Expand", [by_head, shape], [1, N, "T", 1], name=name)
+
+        return self._shared_value(f"{sinks.name}/by_token", make)
+
+    def _mask(self, of: CachedAttention) -> ir.Value:
+        """The mask of all keys in the cache: bool [T, S], or float32 [1, 1 or N, T, S]."""
+        scores, S = of.scores, dims(of.keys.past)[2]
+        if scores.mask is not None:
+            if scores.slopes is None:
+                return scores.mask
+            bias = self.alibi(scores.slopes, self.op.constant(np.arange(S), "keys"))
+            return self.op.node("Add", [bias, scores.mask], dims(bias))
+        visible = self._shared_value(
+            f"visible/{scores.window}" if scores.window else "visible",
+            lambda name: self._visible(int(S), scores.window, name),
+        )
+        if scores.slopes is None:
+            return visible
+        bias = self.alibi(scores.slopes, self.op.constant(np.arange(S), "keys"))
+        hidden = self.op.constant(-np.inf, "hidden", np.float32)
+        return self._shared_value(
+            f"{bias.name}/{visible.name}",
+            lambda name: self.op.node("Where", [visible, bias, hidden], dims(bias), FLOAT, name),
+        )
+
+    def alibi(self, slopes: ir.Value, keys: ir.Value) -> ir.Value:
+        """Build ALiBi's bias: slopes times the distance from query to key.
+
+        Args:
+            slopes: [N].
+            keys: Positions of the keys, int64.
+
+        Returns:
+            float32 [1, N, T, keys].
+        """
+
+        def distances(name: str) -> ir.Value:
+            queries = self._shared_value("queries", self._queries)
+            difference = self.op.node("Sub", [keys, queries], ["T", *dims(keys)])
+            return self.op.node("Cast", [difference], dims(difference), FLOAT, name, to=int(FLOAT))
+
+        (N,) = dims(slopes)
+        distance = self._shared_value(f"distances/{keys.name}", distances)
+        factors = self.op.reshape(slopes, [1, N, 1, 1])
+        return self._shared_value(
+            f"{slopes.name}/alibi",
+            lambda name: self.op.node("Mul", [factors, distance], [1, N, *dims(distance)], FLOAT, name),
+        )
+
+    def _visible(self, S: int, window: int, name: str) -> ir.Value:
+        """The mask, bool [T, S]: query t sees the keys 0 to position + t, of these the last `window`."""
         keys = self.op.constant(np.arange(S), "keys")
-        queries = self.op.reshape(self.tokens.positions, ["T", 1], "queries")
-        return self.op.node("LessOrEqual", [keys, queries], ["T", S], BOOL, name)
+        queries = self._shared_value("queries", self._queries)
+        shape: list[Dim] = ["T", S]
+        causal = self.op.node("LessOrEqual", [keys, queries], shape, BOOL, name if not window else "causal")
+        if not window:
+            return causal
+        first = self.op.node("Sub", [queries, self.op.constant(window, "window")], dims(queries))
+        near = self.op.node("Greater", [keys, first], shape, BOOL)
+        return self.op.node("And", [causal, near], shape, BOOL, name)
+
+    def _queries(self, name: str) -> ir.Value:
+        """The positions of the queries, int64 [T, 1]."""
+        return self.op.reshape(self.tokens.positions, ["T", 1], name)
 
     def _shared_value(self, name: str, make: Callable[[str], ir.Value]) -> ir.Value:
         """The value of a name that all layers share; `make(name)` builds it at the first call."""
