@@ -116,16 +116,20 @@ COVERED = {
         "o2o/lower/onert/rope.py",
         "o2o/lower/onert/split_v.py",
     ],
-    "tests/o2o/lower/onnx/test_exported.py": [
-        "o2o/lower/onnx/fuse_norms_and_rope.py",
+    "tests/o2o/lower/onnx/test_attention.py": [
+        "o2o/lower/onnx/cached_attention.py",
+        "o2o/lower/onnx/rotation.py",
     ],
     "tests/o2o/lower/onnx/test_lowering.py": [
-        "o2o/lower/onnx/attention.py",
         "o2o/lower/onnx/builder.py",
         "o2o/lower/onnx/lazy_tensors.py",
+        "o2o/lower/onnx/norms.py",
         "o2o/lower/onnx/ort_form.py",
         "o2o/lower/onnx/per_token.py",
         "o2o/lower/onnx/standard_form.py",
+    ],
+    "tests/o2o/lower/onnx/test_operators.py": [
+        "o2o/lower/onnx/layout.py",
     ],
     "tests/o2o/lower/onnx/test_quantized.py": [
         "o2o/lower/onnx/weights.py",

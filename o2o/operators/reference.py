@@ -445,6 +445,19 @@ def _split(node: ir.Node, axis: Array, x: Array) -> Sequence[Array]:
     return np.split(x, len(node.outputs), int(axis))
 
 
+def _split_v(node: ir.Node, x: Array, sizes: Array, axis: Array) -> Sequence[Array]:
+    axis_ = int(np.reshape(axis, -1)[0])
+    lengths = [shape_of(output)[axis_] for output in node.outputs]
+    return np.split(x, np.cumsum(lengths)[:-1], axis_)
+
+
+def _gelu(node: ir.Node, x: Array) -> Array:
+    if attribute(node, "approximate", False):
+        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    erf = np.vectorize(math.erf, otypes=[np.float64])
+    return np.asarray(0.5 * x * (1 + erf(x / math.sqrt(2))))
+
+
 def _each(function: Callable[..., Any]) -> Kernel:
     """A kernel of an operator without relevant options."""
     return lambda node, *inputs: np.asarray(function(*inputs))
@@ -473,6 +486,7 @@ _KERNELS: dict[str, Kernel] = {
     "TANH": _each(np.tanh),
     "LOGISTIC": _each(lambda x: 1 / (1 + np.exp(-x))),
     "RELU": _each(lambda x: np.maximum(x, 0)),
+    "GELU": _gelu,
     "FLOOR": _each(np.floor),
     "CEIL": _each(np.ceil),
     "CAST": _each(lambda x: x),  # `node` casts every result to its value's dtype
@@ -495,6 +509,7 @@ _KERNELS: dict[str, Kernel] = {
     "CONCATENATION": lambda node, *xs: np.concatenate(xs, attribute(node, "axis", 0)),
     "PACK": lambda node, *xs: np.stack(xs, attribute(node, "axis", 0)),
     "SPLIT": _split,
+    "SPLIT_V": _split_v,
     "SLICE": _sliced,
     "STRIDED_SLICE": _sliced,
     "TILE": _each(lambda x, times: np.tile(x, [int(n) for n in times])),

@@ -1,15 +1,19 @@
 """Circle's decode graph to ONNX, in standard operators or in ONNX Runtime's own.
 
-    lowering              which graph, its inputs and outputs, and the order of its operators
-    per_token             the graph of one token, for T tokens
-    fuse_norms_and_rope   RMSNorm and RoPE that exporters decompose, fused first
-    operators             all operators without a module of their own
-    attention             ATTENTION and `o2o.attention` with their caches
-    weights               matrices and their quantization
-    standard_form         the form `standard`
-    ort_form              the form `ort`
-    builder               building nodes and constants
-    lazy_tensors          constants that are converted while they are written
+    lowering          which graph, its inputs and outputs, and the order of its operators
+    per_token         the graph of one token, for T tokens
+    operators         all operators without a module of their own
+    layout            operators that move elements
+    norms             RMSNorm and LayerNorm, also decomposed
+    activations       SiLU and GELU, also decomposed
+    rotation          RoPE in any form
+    attention         ATTENTION and `o2o.attention` with their caches
+    cached_attention  the operands of attention, as a form takes them
+    weights           matrices and their quantization
+    standard_form     the form `standard`
+    ort_form          the form `ort`
+    builder           building nodes and constants
+    lazy_tensors      constants that are converted while they are written
 
 To lower another operator, add an entry to `RULES` in `operators`.
 """

@@ -1,7 +1,8 @@
-"""Activation functions that exporters decompose: SiLU, GELU by tanh and by erf.
+"""Activation functions: those fused into an operator, and those that exporters decompose.
 
-A chain of elementwise operators is evaluated at points between -8 and 8. If its results are those of an
-activation, it is that activation, in whichever order its operators are written.
+These are SiLU and GELU by tanh, by erf and by the logistic function. A chain of elementwise operators is
+evaluated at points between -8 and 8. If its results are those of an activation, it is that activation, in
+whichever order its operators are written.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import constant_array, is_constant
-from o2o.model import shape_of
+from o2o.lower.onnx.builder import dims
+from o2o.lower.onnx.per_token import TokenValues
+from o2o.model import attribute, shape_of
 from o2o.operators.reference import NotEvaluable, evaluate
 from o2o.operators.traits import RESHAPE_OPS, is_elementwise
 from o2o.rewriting.regions import Regions
@@ -100,3 +103,29 @@ def _kind(result: ir.Value, source: ir.Value) -> str | None:
     actual = np.concatenate(values)[: len(_POINTS)]
     bound = TOLERANCE * np.maximum(1, np.abs(_POINTS))
     return next((kind for kind, want in _VALUES.items() if np.all(np.abs(actual - want) <= bound)), None)
+
+
+def with_activation(tokens: TokenValues, node: ir.Node, y: ir.Value) -> ir.Value:
+    """Apply the activation that is fused into a node.
+
+    Args:
+        tokens: The values of the graph.
+        node: An operator with `fusedActivationFunction`.
+        y: Its result before the activation.
+
+    Returns:
+        The result after it; `y` without an activation.
+
+    Raises:
+        ModelError: ONNX has no such activation.
+    """
+    kind = attribute(node, "fusedActivationFunction", 0)
+    bounds = {2: (-1, 1), 3: (0, 6)}
+    if kind == 0:
+        return y
+    if kind in bounds:
+        limits = [tokens.op.constant(limit, "bound", np.float32) for limit in bounds[kind]]
+        return tokens.op.node("Clip", [y, *limits], dims(y), name=f"{y.name}/activated")
+    if kind in (1, 4):
+        return tokens.op.node("Relu" if kind == 1 else "Tanh", [y], dims(y), name=f"{y.name}/activated")
+    raise tokens.error(node, f"no ONNX lowering for its fused activation {kind}")

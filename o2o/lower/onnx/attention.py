@@ -16,7 +16,8 @@ from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.lower.onnx.builder import FLOAT
 from o2o.lower.onnx.cached_attention import Cache, CachedAttention, Heads, ProjectedAttention, Scores
-from o2o.lower.onnx.operators import constant_vector, permutes_token
+from o2o.lower.onnx.layout import permutes_token
+from o2o.lower.onnx.operators import constant_vector
 from o2o.lower.onnx.per_token import TokenValues
 from o2o.lower.onnx.rotation import rope_tables, rotation_of
 from o2o.lower.onnx.standard_form import StandardForm

@@ -20,11 +20,11 @@ from o2o import __version__, contract, history
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
-from o2o.lower.onnx.activations import activation_of
+from o2o.lower.onnx.activations import activation_of, with_activation
 from o2o.lower.onnx.attention import Caches, lower_attention, lower_core_attention, lower_rope
 from o2o.lower.onnx.builder import FLOAT, OnnxBuilder, dims
 from o2o.lower.onnx.norms import NormNodes, Norms
-from o2o.lower.onnx.operators import cast, constant_vector, lower_operator, with_activation
+from o2o.lower.onnx.operators import cast, constant_vector, lower_operator
 from o2o.lower.onnx.ort_form import OrtForm
 from o2o.lower.onnx.per_token import TokenValues, token_shape
 from o2o.lower.onnx.standard_form import StandardForm
@@ -225,6 +225,9 @@ class _Lowering:
         assert lookup is not None
         table, ids = lookup
         output = node.outputs[0]
+        if table in self.tokens.lowered:
+            lower_operator(self.tokens, node)  # a lookup in the elements of the token
+            return
         if attribute(node, "axis", 0) or attribute(node, "batchDims", 0):
             raise self.tokens.error(node, "only lookups of rows are supported")
         matrix = matrix_of(table, self.tokens.locate(node))

@@ -6,15 +6,18 @@ A new operator needs one entry in `RULES`. Axes are counted from the end, becaus
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import is_quantized
-from o2o.lower.onnx.builder import dims
+from o2o.lower.onnx import layout
+from o2o.lower.onnx.activations import with_activation
+from o2o.lower.onnx.builder import BOOL, dims
 from o2o.lower.onnx.per_token import TokenValues, token_shape
 from o2o.model import attribute, shape_of
-from o2o.operators.reference import NotEvaluable, slice_bounds
+from o2o.operators.traits import is_elementwise
 from o2o.rewriting.matchers import constant_ints
 
 Rule = Callable[[TokenValues, ir.Node], None]
@@ -33,7 +36,8 @@ def lower_operator(tokens: TokenValues, node: ir.Node) -> None:
     """
     rule = RULES.get(node.op_type)
     if rule is None:
-        raise tokens.error(node, f"no ONNX lowering for {node.op_type} (see o2o/lower/onnx/operators.py)")
+        reason = f"{node.op_type} has no ONNX lowering: use the LiteRT engine, or report this model"
+        raise tokens.error(node, reason)
     rule(tokens, node)
 
 
@@ -64,30 +68,41 @@ def _chain(*op_types: str) -> Rule:
     return rule
 
 
-def with_activation(tokens: TokenValues, node: ir.Node, y: ir.Value) -> ir.Value:
-    """Apply the activation that is fused into a node.
+def _with_attributes(op_type: str, **attributes: tuple[str, float]) -> Rule:
+    """An elementwise operator of one operand. `attributes`: the name in Circle and the default of each."""
 
-    Args:
-        tokens: The values of the graph.
-        node: An operator with `fusedActivationFunction`.
-        y: Its result before the activation.
+    def rule(tokens: TokenValues, node: ir.Node) -> None:
+        output = node.outputs[0]
+        x = tokens.operand(node.inputs[0], node, len(token_shape(output)))
+        values: dict[str, Any] = {
+            name: float(attribute(node, circle, default)) for name, (circle, default) in attributes.items()
+        }
+        tokens.assign(output, tokens.op.node(op_type, [x], dims(x), name=output.name or "", **values))
 
-    Returns:
-        The result after it; `y` without an activation.
+    return rule
 
-    Raises:
-        ModelError: ONNX has no such activation.
-    """
-    kind = attribute(node, "fusedActivationFunction", 0)
-    bounds = {2: (-1, 1), 3: (0, 6)}
-    if kind == 0:
-        return y
-    if kind in bounds:
-        limits = [tokens.op.constant(limit, "bound", np.float32) for limit in bounds[kind]]
-        return tokens.op.node("Clip", [y, *limits], dims(y), name=f"{y.name}/activated")
-    if kind in (1, 4):
-        return tokens.op.node("Relu" if kind == 1 else "Tanh", [y], dims(y), name=f"{y.name}/activated")
-    raise tokens.error(node, f"no ONNX lowering for its fused activation {kind}")
+
+def _clip(low: float, high: float) -> Rule:
+    def rule(tokens: TokenValues, node: ir.Node) -> None:
+        output = node.outputs[0]
+        x = tokens.operand(node.inputs[0], node, len(token_shape(output)))
+        limits = [tokens.op.constant(limit, "limit", np.float32) for limit in (low, high)]
+        tokens.assign(output, tokens.op.node("Clip", [x, *limits], dims(x), name=output.name or ""))
+
+    return rule
+
+
+def _not_equal(tokens: TokenValues, node: ir.Node) -> None:
+    output = node.outputs[0]
+    _elementwise("Equal")(tokens, node)
+    equal = tokens.lowered[output]
+    tokens.assign(output, tokens.op.node("Not", [equal], dims(equal), BOOL))
+
+
+def _select(tokens: TokenValues, node: ir.Node) -> None:
+    if not is_elementwise(node):
+        raise tokens.error(node, "it selects rows: only SELECT of equal shapes and SELECT_V2 are supported")
+    _elementwise("Where")(tokens, node)
 
 
 def _squared(tokens: TokenValues, node: ir.Node) -> None:
@@ -129,115 +144,6 @@ def _lower_cast(tokens: TokenValues, node: ir.Node) -> None:
     tokens.assign(output, cast(tokens, tokens.operand(x, node, len(token_shape(output))), output))
 
 
-def _reshape(tokens: TokenValues, node: ir.Node) -> None:
-    output, x = node.outputs[0], node.inputs[0]
-    assert x is not None
-    tokens.assign(output, tokens.get(x, node))
-
-
-def permutes_token(node: ir.Node) -> bool:
-    """Return whether a layout operator changes the order of a token's elements.
-
-    Args:
-        node: A layout operator such as RESHAPE or TRANSPOSE.
-
-    Returns:
-        Whether it is a TRANSPOSE that moves more than axes of size 1.
-    """
-    if node.op_type != "TRANSPOSE":
-        return False
-    axes, x = constant_ints(node.inputs[1]), node.inputs[0]
-    moving = [axis for axis in axes or () if x is None or shape_of(x)[axis] != 1]
-    return axes is None or moving != sorted(moving)
-
-
-def _transpose(tokens: TokenValues, node: ir.Node) -> None:
-    x, axes = node.inputs[0], constant_ints(node.inputs[1])
-    assert x is not None
-    if axes is None:
-        raise tokens.error(node, "its permutation is not a constant")
-    shape = shape_of(x)
-    y = tokens.get(x, node)
-    if permutes_token(node):
-        leading = range(len(tokens.leading))
-        y = tokens.op.reshape(y, [*tokens.leading_of(y), *shape])
-        order = [*leading, *(len(leading) + axis for axis in axes)]
-        y = tokens.op.transpose(y, order, name=node.outputs[0].name or "")
-    tokens.assign(node.outputs[0], y)
-
-
-def _concatenation(tokens: TokenValues, node: ir.Node) -> None:
-    output = node.outputs[0]
-    rank = len(shape_of(output))
-    axis = attribute(node, "axis", 0) % rank - rank
-    keep = max(len(token_shape(output)), -axis)
-    parts = []
-    for value in node.inputs:
-        assert value is not None
-        folded = tokens.fold(value)
-        if folded is not None:  # a constant needs the leading axes too
-            table = np.broadcast_to(folded, shape_of(value)).reshape(shape_of(value)[rank - keep :])
-            constant = tokens.op.constant(table, value.name or "constant", table.dtype)
-            leading = [tokens.op.constant([1], "one")] * (len(tokens.leading) - 1) + [tokens.count]
-            shapes = [*leading, tokens.op.constant(table.shape, "shape")]
-            target = tokens.op.node("Concat", shapes, [len(leading) + keep], axis=0)
-            parts.append(tokens.op.node("Expand", [constant, target], [*tokens.leading, *table.shape]))
-        else:
-            parts.append(tokens.reshaped(value, node, shape_of(value)[rank - keep :]))
-    shape = [*tokens.leading_of(*parts), *shape_of(output)[rank - keep :]]
-    y = tokens.op.node("Concat", parts, shape, name=output.name or "", axis=axis)
-    tokens.assign(output, with_activation(tokens, node, y))
-
-
-def _slice(tokens: TokenValues, node: ir.Node) -> None:
-    x, output = node.inputs[0], node.outputs[0]
-    assert x is not None
-    try:
-        bounds = slice_bounds(node)
-    except NotEvaluable as reason:
-        raise tokens.error(node, str(reason)) from reason
-    shape = shape_of(x)
-    cut = [axis for axis, bound in enumerate(bounds) if bound != (0, shape[axis], 1)]
-    if any(bounds[axis][2] < 0 for axis in cut):
-        raise tokens.error(node, "negative steps are not supported")
-    keep = max(len(token_shape(x)), *(len(shape) - axis for axis in cut), 0) if cut else len(token_shape(x))
-    y = tokens.reshaped(x, node, shape[len(shape) - keep :])
-    if cut:
-        columns = zip(*(bounds[axis] for axis in cut), strict=True)
-        starts, stops, steps = (
-            tokens.op.constant(list(column), name)
-            for name, column in zip(("starts", "ends", "steps"), columns, strict=True)
-        )
-        axes = tokens.op.constant([axis - len(shape) for axis in cut], "axes")
-        new_shape = [*tokens.leading_of(y), *shape_of(output)[len(shape) - keep :]]
-        y = tokens.op.node("Slice", [y, starts, stops, axes, steps], new_shape, name=output.name or "")
-    tokens.assign(output, y)
-
-
-def _split(tokens: TokenValues, node: ir.Node) -> None:
-    if node.op_type == "SPLIT_V":
-        x, sizes, axes = node.inputs[0], constant_ints(node.inputs[1]), constant_ints(node.inputs[2])
-    else:
-        x, sizes, axes = node.inputs[1], [], constant_ints(node.inputs[0])
-    assert x is not None
-    if axes is None or sizes is None:
-        raise tokens.error(node, "its axis or its sizes are not constants")
-    shape = shape_of(x)
-    axis = axes[0] % len(shape) - len(shape)
-    keep = max(len(token_shape(x)), -axis)
-    operand = tokens.reshaped(x, node, shape[len(shape) - keep :])
-    lengths = [shape_of(output)[axis] for output in node.outputs]
-    parts = []
-    for output, length in zip(node.outputs, lengths, strict=True):
-        part_shape = dims(operand)
-        part_shape[axis] = length
-        assert operand.dtype is not None
-        parts.append(tokens.op.value(output.name or "part", operand.dtype, part_shape))
-    tokens.op.add("Split", [operand, tokens.op.constant(lengths, "lengths")], parts, axis=axis)
-    for output, part in zip(node.outputs, parts, strict=True):
-        tokens.assign(output, part)
-
-
 def _reduce(op_type: str) -> Rule:
     def rule(tokens: TokenValues, node: ir.Node) -> None:
         x, axes = node.inputs[0], constant_ints(node.inputs[1])
@@ -259,10 +165,27 @@ def _reduce(op_type: str) -> Rule:
 
 def _softmax(tokens: TokenValues, node: ir.Node) -> None:
     output = node.outputs[0]
-    if attribute(node, "beta", 1.0) != 1:
-        raise tokens.error(node, "its beta is not 1")
     x = tokens.operand(node.inputs[0], node, len(token_shape(output)) or 1)
-    tokens.assign(output, tokens.op.node("Softmax", [x], dims(x), name=output.name or "", axis=-1))
+    beta = attribute(node, "beta", 1.0)
+    if node.op_type == "SOFTMAX" and beta != 1:
+        x = tokens.op.node("Mul", [x, tokens.op.constant(beta, "beta", np.float32)], dims(x))
+    op_type = "Softmax" if node.op_type == "SOFTMAX" else "LogSoftmax"
+    tokens.assign(output, tokens.op.node(op_type, [x], dims(x), name=output.name or "", axis=-1))
+
+
+def _cumsum(tokens: TokenValues, node: ir.Node) -> None:
+    x, axes = node.inputs[0], constant_ints(node.inputs[1])
+    assert x is not None
+    if axes is None:
+        raise tokens.error(node, "its axis is not a constant")
+    shape = shape_of(x)
+    axis = axes[0] % len(shape) - len(shape)
+    keep = max(len(token_shape(x)), -axis)
+    operand = tokens.reshaped(x, node, shape[len(shape) - keep :])
+    flags = {name: int(attribute(node, name, 0)) for name in ("exclusive", "reverse")}
+    places = [operand, tokens.op.constant(axis, "axis")]
+    y = tokens.op.node("CumSum", places, dims(operand), name=node.outputs[0].name or "", **flags)  # type: ignore[arg-type]
+    tokens.assign(node.outputs[0], y)
 
 
 def _batch_matmul(tokens: TokenValues, node: ir.Node) -> None:
@@ -331,7 +254,15 @@ RULES: dict[str, Rule] = {
     "TANH": _chain("Tanh"),
     "LOGISTIC": _chain("Sigmoid"),
     "RELU": _chain("Relu"),
+    "RELU6": _clip(0, 6),
+    "RELU_N1_TO_1": _clip(-1, 1),
+    "LEAKY_RELU": _with_attributes("LeakyRelu", alpha=("alpha", 0.0)),
+    "ELU": _with_attributes("Elu"),
+    "PRELU": _elementwise("PRelu"),
+    "HARD_SWISH": _chain("HardSwish"),
     "GELU": _gelu,
+    "SIGN": _chain("Sign"),
+    "ROUND": _chain("Round"),
     "FLOOR": _chain("Floor"),
     "CEIL": _chain("Ceil"),
     "CAST": _lower_cast,
@@ -341,23 +272,35 @@ RULES: dict[str, Rule] = {
     "GREATER": _elementwise("Greater"),
     "GREATER_EQUAL": _elementwise("GreaterOrEqual"),
     "EQUAL": _elementwise("Equal"),
+    "NOT_EQUAL": _not_equal,
     "LOGICAL_AND": _elementwise("And"),
     "LOGICAL_OR": _elementwise("Or"),
     "LOGICAL_NOT": _chain("Not"),
+    "SELECT": _select,
     "SELECT_V2": _elementwise("Where"),
-    "RESHAPE": _reshape,
-    "EXPAND_DIMS": _reshape,
-    "SQUEEZE": _reshape,
-    "TRANSPOSE": _transpose,
-    "CONCATENATION": _concatenation,
-    "SLICE": _slice,
-    "STRIDED_SLICE": _slice,
-    "SPLIT": _split,
-    "SPLIT_V": _split,
+    "RESHAPE": layout.reshape,
+    "EXPAND_DIMS": layout.reshape,
+    "SQUEEZE": layout.reshape,
+    "TRANSPOSE": layout.transpose,
+    "BROADCAST_TO": layout.broadcast,
+    "TILE": layout.tile,
+    "CONCATENATION": layout.concatenation,
+    "PACK": layout.pack,
+    "UNPACK": layout.unpack,
+    "PAD": layout.pad,
+    "PADV2": layout.pad,
+    "GATHER": layout.gather,
+    "SLICE": layout.cut,
+    "STRIDED_SLICE": layout.cut,
+    "SPLIT": layout.split,
+    "SPLIT_V": layout.split,
     "MEAN": _reduce("ReduceMean"),
     "SUM": _reduce("ReduceSum"),
     "REDUCE_MAX": _reduce("ReduceMax"),
     "REDUCE_MIN": _reduce("ReduceMin"),
+    "REDUCE_PROD": _reduce("ReduceProd"),
     "SOFTMAX": _softmax,
+    "LOG_SOFTMAX": _softmax,
+    "CUMSUM": _cumsum,
     "BATCH_MATMUL": _batch_matmul,
 }

@@ -147,6 +147,16 @@ def _layout() -> list[Case]:
         ),
         Case("PACK", [x, floats(2, 3, 4, seed=1)], (2, 2, 3, 4), attributes={"axis": 1, "valuesCount": 2}),
         Case(
+            "SPLIT_V",
+            [x, ints(2, 2), np.array(2, np.int32)],
+            (2, 3, 2),
+            constants=(1, 2),
+            outputs=2,
+            attributes={"numSplits": 2},
+        ),
+        Case("GELU", [x], (2, 3, 4), attributes={"approximate": True}),
+        Case("GELU", [x], (2, 3, 4), attributes={"approximate": False}),
+        Case(
             "SPLIT",
             [np.array(2, np.int32), x],
             (2, 3, 2),

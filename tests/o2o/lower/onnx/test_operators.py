@@ -13,7 +13,7 @@ from o2o.errors import ModelError
 from o2o.lower.onnx import lower_to_onnx
 from o2o.model import Model, shape_of
 from tests.o2o.graphs import BOOL, FLOAT, Graph, weights
-from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
+from tests.o2o.lower.onnx.decoders import Shape, answers, decoder, on_litert
 from tests.o2o.lower.onnx.running import FORMS, Running, checked
 from tests.tolerances import assert_close
 
@@ -154,7 +154,89 @@ def wide_linear(graph: Graph, x: ir.Value) -> ir.Value:
     return graph.op("FULLY_CONNECTED", [outer(graph, x), weight, bias], [1, 19, 4], keepNumDims=1)
 
 
+def strided(begin: list[int], end: list[int], step: list[int], shape: tuple[int, ...]) -> Build:
+    def build(graph: Graph, x: ir.Value) -> ir.Value:
+        bounds = [graph.constant(n, np.int32(v)) for n, v in (("b", begin), ("e", end), ("s", step))]
+        return graph.op("STRIDED_SLICE", [outer(graph, x), *bounds], shape)
+
+    return build
+
+
+def packed(axis: int, shape: tuple[int, ...]) -> Build:
+    """x, a constant, and x times 2, along a new axis."""
+
+    def build(graph: Graph, x: ir.Value) -> ir.Value:
+        twice = graph.op("MUL", [x, graph.constant("two", np.float32(2))], [1, 1, 19])
+        fixed = graph.constant("fixed", weights(1, 1, 19))
+        return graph.op("PACK", [x, fixed, twice], shape, FLOAT, axis=axis, valuesCount=3)
+
+    return build
+
+
+def unpacked(graph: Graph, x: ir.Value) -> ir.Value:
+    y = graph.op("MUL", [column(graph, x), graph.constant("pair", weights(2))], [1, 19, 2])
+    halves = [graph.value(f"part{k}", [1, 19]) for k in (0, 1)]
+    unpack = graph.node("UNPACK", [y], halves)
+    unpack.attributes.update({a.name: a for a in ir.convenience.convert_attributes({"axis": 2, "num": 2})})
+    return graph.op("SUB", halves[::-1], [1, 19])
+
+
+def split_by_sizes(graph: Graph, x: ir.Value) -> ir.Value:
+    y = outer(graph, x)
+    parts = [graph.value(f"part{k}", [1, n, 19]) for k, n in enumerate((4, 15))]
+    constants = graph.constant("sizes", np.int32([4, 15])), graph.constant("axis", np.int32(1))
+    graph.node("SPLIT_V", [y, *constants], parts)
+    return graph.op("CONCATENATION", parts[::-1], [1, 19, 19], axis=1)
+
+
+def with_ints(op_type: str, numbers: list[int], shape: tuple[int, ...], **options: object) -> Build:
+    """Of the outer product and a vector of integers."""
+
+    def build(graph: Graph, x: ir.Value) -> ir.Value:
+        constant = graph.constant("numbers", np.int32(numbers))
+        return graph.op(op_type, [outer(graph, x), constant], shape, **options)  # type: ignore[arg-type]
+
+    return build
+
+
+def broadcast(graph: Graph, x: ir.Value) -> ir.Value:
+    shape = graph.constant("shape", np.int32([2, 19, 3]))
+    return graph.op("BROADCAST_TO", [column(graph, x), shape], [2, 19, 3])
+
+
+def padded(graph: Graph, x: ir.Value) -> ir.Value:
+    amounts = graph.constant("amounts", np.int32([[0, 0], [1, 0], [2, 3]]))
+    number = graph.constant("number", np.float32(0.5))
+    y = graph.op("PADV2", [outer(graph, x), amounts, number], [1, 20, 24])
+    return graph.op("PAD", [y, graph.constant("more", np.int32([[0, 0], [0, 2], [0, 0]]))], [1, 22, 24])
+
+
+def leaky(graph: Graph, x: ir.Value) -> ir.Value:
+    y = graph.op("LEAKY_RELU", [x], [1, 1, 19], alpha=0.3)
+    return graph.op("PRELU", [y, graph.constant("slopes", weights(1, 1, 19))], [1, 1, 19])
+
+
+LITERT_OPERATORS: dict[str, Build] = {
+    **{name: unary(name) for name in ("RELU6", "RELU_N1_TO_1", "ELU", "HARD_SWISH", "SIGN", "ROUND")},
+    "LOG_SOFTMAX": unary("LOG_SOFTMAX"),
+    "SOFTMAX of a factor": unary("SOFTMAX", beta=0.3),
+    "LEAKY_RELU and PRELU": leaky,
+    "PAD": padded,
+    "UNPACK": unpacked,
+    "CUMSUM": with_ints("CUMSUM", [1], (1, 19, 19)),
+}
 OPERATORS: dict[str, Build] = {
+    "reversed": strided([0, 18, 17], [1, -20, 2], [1, -1, -3], (1, 19, 5)),
+    "PACK in front": packed(0, (3, 1, 1, 19)),
+    "PACK in the middle": packed(2, (1, 1, 3, 19)),
+    "PACK at the end": packed(-1, (1, 1, 19, 3)),
+    "SPLIT_V": split_by_sizes,
+    "TILE": with_ints("TILE", [1, 2, 3], (1, 38, 57)),
+    "BROADCAST_TO": broadcast,
+    "GATHER of constant places": with_ints("GATHER", [3, 3, 0, 18], (1, 4, 19), axis=1, batchDims=0),
+    "NOT_EQUAL": binary("NOT_EQUAL", (19,), BOOL),
+    "GELU": unary("GELU", approximate=False),
+    "GELU by tanh": unary("GELU", approximate=True),
     **{
         name: unary(name)
         for name in ("NEG", "ABS", "SQUARE", "EXP", "SIN", "COS", "TANH", "LOGISTIC", "RELU")
@@ -225,15 +307,23 @@ def test_in_front_of_the_other_axes() -> None:
         assert_close(found, expected)
 
 
+def test_by_litert() -> None:
+    """Operators that o2o.operators.reference does not have, against LiteRT."""
+    ids = [3, 1, 4, 1, 5, 9]
+    for name, build in LITERT_OPERATORS.items():
+        expected = on_litert(with_operator(build), ids)
+        for form in FORMS:
+            running = Running(checked(with_operator(build), form, logits="all"))
+            actual = np.concatenate([running.step(ids[:4], 0)[0], running.step(ids[4:], 4)[0]])
+            assert_close(actual, expected, err_msg=name)
+
+
 def test_refusals_name_the_operator_and_its_place() -> None:
-    def reversed_(graph: Graph, x: ir.Value) -> ir.Value:
-        bounds = [
-            graph.constant(n, np.int32(v))
-            for n, v in (("b", [0, 0, 18]), ("e", [1, 1, -20]), ("s", [1, 1, -1]))
-        ]
-        return graph.op("STRIDED_SLICE", [x, *bounds], [1, 1, 19], name="model.layers.7/reversed")
+    def by_sign(graph: Graph, x: ir.Value) -> ir.Value:
+        name = "model.layers.7/signs"
+        return graph.op("ADD", [x, x], [1, 1, 19], name=name, fusedActivationFunction=5)
 
     with pytest.raises(ModelError) as caught:
-        lower_to_onnx(with_operator(reversed_))
-    place = "STRIDED_SLICE (model.layers.7/reversed in decode, module model.layers.7)"
-    assert str(caught.value) == f"{place}: negative steps are not supported"
+        lower_to_onnx(with_operator(by_sign))
+    place = "ADD (model.layers.7/signs in decode, module model.layers.7)"
+    assert str(caught.value) == f"{place}: no ONNX lowering for its fused activation 5"
