@@ -1,8 +1,8 @@
 """Activation functions: those fused into an operator, and those that exporters decompose.
 
 These are SiLU and GELU by tanh, by erf and by the logistic function. A chain of elementwise operators is
-evaluated at points between -8 and 8. If its results are those of an activation, it is that activation, in
-whichever order its operators are written.
+evaluated at points between -8 and 8. If its results equal the results of an activation, it is that
+activation, in whichever order its operators are written.
 """
 
 from __future__ import annotations

@@ -12,14 +12,13 @@ import onnx_ir as ir
 
 from o2o.lower.onnx.activations import with_activation
 from o2o.lower.onnx.builder import Dim, dims
-from o2o.lower.onnx.per_token import TokenValues, token_shape
+from o2o.lower.onnx.per_token import Rule, TokenValues, token_shape
 from o2o.model import attribute, shape_of
 from o2o.operators.reference import NotEvaluable, slice_bounds
 from o2o.rewriting.matchers import constant_ints
 
 
-def reshape(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower RESHAPE, EXPAND_DIMS and SQUEEZE."""
+def _reshape(tokens: TokenValues, node: ir.Node) -> None:
     output, x = node.outputs[0], node.inputs[0]
     assert x is not None
     tokens.assign(output, tokens.get(x, node))
@@ -41,8 +40,7 @@ def permutes_token(node: ir.Node) -> bool:
     return axes is None or moving != sorted(moving)
 
 
-def transpose(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower TRANSPOSE."""
+def _transpose(tokens: TokenValues, node: ir.Node) -> None:
     x, axes = node.inputs[0], constant_ints(node.inputs[1])
     assert x is not None
     if axes is None:
@@ -57,8 +55,7 @@ def transpose(tokens: TokenValues, node: ir.Node) -> None:
     tokens.assign(node.outputs[0], y)
 
 
-def concatenation(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower CONCATENATION."""
+def _concatenation(tokens: TokenValues, node: ir.Node) -> None:
     output = node.outputs[0]
     rank = len(shape_of(output))
     axis = attribute(node, "axis", 0) % rank - rank
@@ -86,8 +83,7 @@ def _part(tokens: TokenValues, node: ir.Node, value: ir.Value, shape: Sequence[i
     return tokens.op.node("Expand", [constant, target], [*tokens.leading, *table.shape])
 
 
-def pack(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower PACK."""
+def _pack(tokens: TokenValues, node: ir.Node) -> None:
     output = node.outputs[0]
     shape = shape_of(output)
     axis = attribute(node, "axis", 0) % len(shape) - len(shape)
@@ -102,16 +98,14 @@ def pack(tokens: TokenValues, node: ir.Node) -> None:
     tokens.assign(output, tokens.op.node("Concat", parts, full, name=output.name or "", axis=axis))
 
 
-def unpack(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower UNPACK."""
+def _unpack(tokens: TokenValues, node: ir.Node) -> None:
     x = node.inputs[0]
     assert x is not None
     axis = attribute(node, "axis", 0) % len(shape_of(x)) - len(shape_of(x))
     _split_along(tokens, node, x, axis, [1] * len(node.outputs))
 
 
-def broadcast(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower BROADCAST_TO."""
+def _broadcast(tokens: TokenValues, node: ir.Node) -> None:
     x, output = node.inputs[0], node.outputs[0]
     assert x is not None
     shape = token_shape(output)
@@ -124,8 +118,7 @@ def broadcast(tokens: TokenValues, node: ir.Node) -> None:
     tokens.assign(output, operand)
 
 
-def tile(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower TILE."""
+def _tile(tokens: TokenValues, node: ir.Node) -> None:
     x, output, times = node.inputs[0], node.outputs[0], constant_ints(node.inputs[1])
     assert x is not None
     if times is None:
@@ -138,8 +131,7 @@ def tile(tokens: TokenValues, node: ir.Node) -> None:
     tokens.assign(output, tokens.op.node("Tile", [operand, repeats], full, name=output.name or ""))
 
 
-def pad(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower PAD and PADV2."""
+def _pad(tokens: TokenValues, node: ir.Node) -> None:
     x, output, amounts = node.inputs[0], node.outputs[0], constant_ints(node.inputs[1])
     number = node.inputs[2] if node.op_type == "PADV2" else None
     assert x is not None
@@ -150,16 +142,15 @@ def pad(tokens: TokenValues, node: ir.Node) -> None:
     keep = max([len(token_shape(x)), *(len(shape) - axis for axis, pair in enumerate(pairs) if any(pair))])
     operand = tokens.reshaped(x, node, shape[len(shape) - keep :])
     axes = tokens.op.constant(list(range(-keep, 0)), "axes")
-    kept = pairs[len(shape) - keep :]
-    pads = tokens.op.constant([before for before, _ in kept] + [after for _, after in kept], "pads")
+    pairs = pairs[len(shape) - keep :]
+    pads = tokens.op.constant([before for before, _ in pairs] + [after for _, after in pairs], "pads")
     value = None if number is None else tokens.operand(number, node, 0)
     full = [*tokens.leading_of(operand), *shape_of(output)[len(shape) - keep :]]
     y = tokens.op.node("Pad", [operand, pads, value, axes], full, name=output.name or "")
     tokens.assign(output, y)
 
 
-def gather(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower GATHER of constant places in a token's elements."""
+def _gather(tokens: TokenValues, node: ir.Node) -> None:
     x, indices, output = node.inputs[0], node.inputs[1], node.outputs[0]
     places = None if indices is None else tokens.fold(indices)
     assert x is not None
@@ -176,8 +167,7 @@ def gather(tokens: TokenValues, node: ir.Node) -> None:
     tokens.assign(output, y)
 
 
-def cut(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower SLICE and STRIDED_SLICE."""
+def _cut(tokens: TokenValues, node: ir.Node) -> None:
     x, output = node.inputs[0], node.outputs[0]
     assert x is not None
     try:
@@ -206,8 +196,7 @@ def _onnx_bounds(bound: tuple[int, int, int], dim: int) -> tuple[int, int, int]:
     return start, (stop if stop >= 0 else -dim - 1), step
 
 
-def split(tokens: TokenValues, node: ir.Node) -> None:
-    """Lower SPLIT and SPLIT_V."""
+def _split(tokens: TokenValues, node: ir.Node) -> None:
     if node.op_type == "SPLIT_V":
         x, sizes, axes = node.inputs[0], constant_ints(node.inputs[1]), constant_ints(node.inputs[2])
     else:
@@ -232,3 +221,23 @@ def _split_along(tokens: TokenValues, node: ir.Node, x: ir.Value, axis: int, len
     tokens.op.add("Split", [operand, tokens.op.constant(lengths, "lengths")], parts, axis=axis)
     for output, part in zip(node.outputs, parts, strict=True):
         tokens.assign(output, part)
+
+
+LAYOUT_RULES: dict[str, Rule] = {
+    "RESHAPE": _reshape,
+    "EXPAND_DIMS": _reshape,
+    "SQUEEZE": _reshape,
+    "TRANSPOSE": _transpose,
+    "BROADCAST_TO": _broadcast,
+    "TILE": _tile,
+    "CONCATENATION": _concatenation,
+    "PACK": _pack,
+    "UNPACK": _unpack,
+    "PAD": _pad,
+    "PADV2": _pad,
+    "GATHER": _gather,
+    "SLICE": _cut,
+    "STRIDED_SLICE": _cut,
+    "SPLIT": _split,
+    "SPLIT_V": _split,
+}

@@ -34,7 +34,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class NormNodes:
-    """A norm of `x` in the Circle graph, whose result `last` computes."""
+    """A norm of `x` in the Circle graph. `last` computes its result."""
 
     last: ir.Node
     x: ir.Value

@@ -5,23 +5,19 @@ A new operator needs one entry in `RULES`. Axes are counted from the end, becaus
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import is_quantized
-from o2o.lower.onnx import layout
 from o2o.lower.onnx.activations import with_activation
 from o2o.lower.onnx.builder import BOOL, dims
-from o2o.lower.onnx.per_token import TokenValues, token_shape
+from o2o.lower.onnx.layout import LAYOUT_RULES
+from o2o.lower.onnx.per_token import Rule, TokenValues, token_shape
 from o2o.model import attribute, shape_of
 from o2o.operators.traits import is_elementwise
 from o2o.rewriting.matchers import constant_ints
-
-Rule = Callable[[TokenValues, ir.Node], None]
-"""Builds the ONNX operators of a node and assigns its results."""
 
 
 def lower_operator(tokens: TokenValues, node: ir.Node) -> None:
@@ -234,6 +230,7 @@ def constant_vector(tokens: TokenValues, value: ir.Value | None, node: ir.Node) 
 
 
 RULES: dict[str, Rule] = {
+    **LAYOUT_RULES,
     "ADD": _elementwise("Add"),
     "SUB": _elementwise("Sub"),
     "MUL": _elementwise("Mul"),
@@ -278,22 +275,6 @@ RULES: dict[str, Rule] = {
     "LOGICAL_NOT": _chain("Not"),
     "SELECT": _select,
     "SELECT_V2": _elementwise("Where"),
-    "RESHAPE": layout.reshape,
-    "EXPAND_DIMS": layout.reshape,
-    "SQUEEZE": layout.reshape,
-    "TRANSPOSE": layout.transpose,
-    "BROADCAST_TO": layout.broadcast,
-    "TILE": layout.tile,
-    "CONCATENATION": layout.concatenation,
-    "PACK": layout.pack,
-    "UNPACK": layout.unpack,
-    "PAD": layout.pad,
-    "PADV2": layout.pad,
-    "GATHER": layout.gather,
-    "SLICE": layout.cut,
-    "STRIDED_SLICE": layout.cut,
-    "SPLIT": layout.split,
-    "SPLIT_V": layout.split,
     "MEAN": _reduce("ReduceMean"),
     "SUM": _reduce("ReduceSum"),
     "REDUCE_MAX": _reduce("ReduceMax"),

@@ -16,7 +16,7 @@ becomes a table, and a Gather takes the rows of the T positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -292,3 +292,7 @@ def _token_independent_values(graph: ir.Graph, position: ir.Value) -> tuple[set[
         elif varying and all(value in by_position for value in varying):
             by_position |= set(node.outputs)
     return constant, by_position
+
+
+Rule = Callable[[TokenValues, ir.Node], None]
+"""Builds the ONNX operators of a node and assigns its results."""

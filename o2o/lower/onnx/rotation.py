@@ -1,6 +1,6 @@
 """The rotation of queries and keys (RoPE), proven by evaluation.
 
-Exporters write a rotation in many ways: of halves or of neighbors, of a part of the head, with tables that
+Exporters write a rotation in many ways. It rotates halves or neighbors, of a whole head or of a part. Its tables
 are sliced, repeated or interleaved on the way. All are linear functions of the heads, with coefficients from
 tables of the position. Here each coefficient is read off the results for chosen operands.
 """
@@ -166,7 +166,7 @@ class _Terms:
         return evaluate(self._region.result, known).astype(np.float64).reshape(-1, self._H)
 
     def of(self, operand: ir.Value | None) -> _Term | None:
-        """The term of a table, or of none: what is left where all are 0."""
+        """The term of a table, or the term without any table, where all tables are 0."""
         ones, numbers = self._without_tables
         column = np.zeros(self._H, np.int64)
         if operand is not None:

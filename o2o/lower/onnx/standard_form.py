@@ -350,8 +350,8 @@ class StandardForm:
 
         def make(name: str) -> ir.Value:
             by_head = self.op.reshape(sinks, [1, N, 1, 1])
-            ends = self.op.constant([1, N], "heads"), self.op.constant([1], "one")
-            shape = self.op.node("Concat", [ends[0], self.tokens.count, ends[1]], [4], axis=0)
+            first, last = self.op.constant([1, N], "heads"), self.op.constant([1], "one")
+            shape = self.op.node("Concat", [first, self.tokens.count, last], [4], axis=0)
             return self.op.node("Expand", [by_head, shape], [1, N, "T", 1], name=name)
 
         return self._shared_value(f"{sinks.name}/by_token", make)

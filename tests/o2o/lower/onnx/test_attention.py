@@ -121,10 +121,10 @@ def rotated(graph: Graph, x: ir.Value, position: ir.Value, of: Shape) -> ir.Valu
         negative = graph.op("NEG", [cut(part, half, R)], [1, n, 1, half])  # type: ignore[list-item]
         swapped = graph.op("CONCATENATION", [negative, cut(part, 0, half)], [1, n, 1, R], axis=-1)  # type: ignore[list-item]
     products = [graph.op("MUL", pair, [1, n, 1, R]) for pair in ([part, cos], [swapped, sin])]  # type: ignore[list-item]
-    turned = graph.op("ADD", products, [1, n, 1, R])  # type: ignore[list-item]
+    rotated_part = graph.op("ADD", products, [1, n, 1, R])  # type: ignore[list-item]
     if R == of.H:
-        return turned
-    return graph.op("CONCATENATION", [turned, cut(x, R, of.H)], [1, n, 1, of.H], axis=-1)  # type: ignore[list-item]
+        return rotated_part
+    return graph.op("CONCATENATION", [rotated_part, cut(x, R, of.H)], [1, n, 1, of.H], axis=-1)  # type: ignore[list-item]
 
 
 def compare(shape: Shape, extras: Callable[[Graph, ir.Value], dict[str, Any]] | None, form: str) -> ir.Model:
