@@ -1,6 +1,6 @@
 """The rotation of queries and keys (RoPE), proven by evaluation.
 
-Exporters write a rotation in many ways. It rotates halves or neighbors, of a whole head or of a part. Its tables
+Exporters write a rotation in many ways. It rotates halves or neighbors, of a whole head or a part. Its tables
 are sliced, repeated or interleaved on the way. All are linear functions of the heads, with coefficients from
 tables of the position. Here each coefficient is read off the results for chosen operands.
 """
