@@ -1,9 +1,11 @@
-"""Compare the README's pipe of seven filters with seven Python processes that only copy.
+"""Compare the README's pipe of seven filters with `o2o pipe`, and with seven processes that only copy.
 
-    python bench/pipe.py [--rounds 5]
+    python bench/pipe.py [--rounds 5] [--repeat 1]
 
-Exports the demo model once. Then runs the pipe in turn with seven processes that import numpy and copy stdin
-to stdout. These take the minimum time for seven Python programs. Prints the medians of both and of the ratio.
+Exports the demo model once. Then runs in turn: the pipe; the same pipelines in one process, by `o2o pipe -f`;
+and seven processes that import numpy and copy stdin to stdout. These take the minimum time for seven Python
+programs. Prints the medians of the times and of the ratios. The two models must be equal, byte for byte.
+--repeat N runs the second pipeline's gc.py N times, for a longer pipe.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from collections.abc import Sequence
 
 from o2o.cli.arguments import Parser
 from o2o.cli.command import run
+from o2o.errors import O2oError
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -40,6 +43,7 @@ fuse.attention.py < decode_.circle | reshape.io.py input --by_shape [1,16,30,4] 
 merge.circles.py prefill.circle decode.circle \
   | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py > model.circle
 """
+ONE_PROCESS = "o2o pipe -f {file}"
 PROGRAM = "import sys, shutil, numpy; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
 COPY = f"python -c {shlex.quote(PROGRAM)}"
 BASELINE = "".join(
@@ -73,18 +77,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    return run("pipe.py", lambda: _run(parser.parse_args(argv).rounds))
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="run gc.py N times (%(default)s)")
+    args = parser.parse_args(argv)
+    return run("pipe.py", lambda: _run(args.rounds, args.repeat))
 
 
-def _run(rounds: int) -> None:
+def _run(rounds: int, repeat: int) -> None:
+    script = PIPE.replace("| gc.py", "| gc.py" * repeat)
     with tempfile.TemporaryDirectory() as folder:
         _timed(EXPORT, folder)
-        pairs = [(_timed(PIPE, folder), _timed(BASELINE, folder)) for _ in range(rounds)]
-    pipe, baseline = (statistics.median(times) for times in zip(*pairs, strict=True))
-    ratios = sorted(a / b for a, b in pairs)
-    print(f"seven filters      {pipe:.2f} s (median of {rounds})")
-    print(f"seven bare Pythons {baseline:.2f} s")
-    print(f"ratio              {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        Path(folder, "model.pipe").write_text(script, encoding="utf-8")
+        model = Path(folder, "model.circle")
+        times: list[tuple[float, float, float]] = []
+        for _ in range(rounds):
+            processes = _timed(script, folder)
+            data = model.read_bytes()
+            one = _timed(ONE_PROCESS.format(file="model.pipe"), folder)
+            if model.read_bytes() != data:
+                raise O2oError("o2o pipe wrote another model than the pipe")
+            times.append((processes, one, _timed(BASELINE, folder)))
+    pipe, one, baseline = (statistics.median(column) for column in zip(*times, strict=True))
+    print(f"{6 + repeat} filters, a pipe  {pipe:.2f} s (median of {rounds})")
+    print(f"o2o pipe           {one:.2f} s: {_ratios([a / b for a, b, _ in times])} times as fast")
+    print(f"seven bare Pythons {baseline:.2f} s: {_ratios([a / b for a, _, b in times])} of the pipe's time")
+
+
+def _ratios(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 
 PACKAGES = ["export", "o2o", "runtime_py", "tinyllama"]
 COVERED = {
+    "tests/o2o/formats/test_handover.py": ["o2o/formats/tensor_order.py"],
+    "tests/o2o/filters/test_history_model.py": ["o2o/filters/recorded_pipelines.py"],
     "tests/export/test_build_graph.py": [
         "export/modules.py",
         "export/traced_cache.py",

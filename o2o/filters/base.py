@@ -6,7 +6,7 @@ import argparse
 import gc
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import onnx_ir as ir
@@ -16,6 +16,7 @@ from o2o.cli import command
 from o2o.cli.arguments import Parser
 from o2o.errors import ModelError, UsageError
 from o2o.formats.fingerprint import fingerprint
+from o2o.formats.handover import HandedModel
 from o2o.model import Format, Model
 from o2o.rewriting.topological_sort import topological_sort
 
@@ -52,11 +53,16 @@ class Filter:
     usage_example: ClassVar[str]
     input_formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # of the input
     records_history: ClassVar[bool] = True
+    writes_model: ClassVar[bool] = True
     failure_code: ClassVar[int] = 1  # the exit code for a model or file that cannot be taken
     check_help: ClassVar[str | None] = "run the model before and after, and compare the outputs"
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.stdin: streams.Source | None = None
+        """What stands for stdin; None for stdin itself. `o2o.filters.pipeline` sets it."""
+        self.receiver: Callable[[Result, Sequence[streams.Source]], None] | None = None
+        """Takes the result and its sources in place of `write`; None to write."""
 
     # ---- arguments ---------------------------------------------------------------------------------
 
@@ -139,7 +145,10 @@ class Filter:
         files = self.input_files(args)
         if files.count("-") > 1:
             raise UsageError("stdin (`-`) can be read only once")
-        return [streams.open_source(file) for file in files]
+        return [
+            self.stdin if file == "-" and self.stdin is not None else streams.open_source(file)
+            for file in files
+        ]
 
     def read(self, sources: Sequence[streams.Source]) -> list[Model]:
         """Read a model from each source. A source can be read again.
@@ -153,7 +162,9 @@ class Filter:
         Raises:
             ModelError: A source holds no model, or one of a format that the filter does not take.
         """
-        models = [formats.read(source) for source in sources]
+        models = [
+            source.take() if isinstance(source, HandedModel) else formats.read(source) for source in sources
+        ]
         for model, source in zip(models, sources, strict=True):
             if model.format not in self.input_formats:
                 needed = " or ".join(self.input_formats)
@@ -354,7 +365,10 @@ class Filter:
         result = self.transform(models, args, entry)
         if args.check:
             self.log(self.check(self.read(sources), result, args))
-        self.write(result, args.output, sources)
+        if self.receiver is not None:
+            self.receiver(result, sources)
+        else:
+            self.write(result, args.output, sources)
         return None
 
     @classmethod

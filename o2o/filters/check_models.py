@@ -29,6 +29,7 @@ class CheckModels(Filter):
     purpose = "Combine, cut, clean up, inspect"
     usage_example = "check.models.py before.circle after.circle"
     check_help = None
+    writes_model = False
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(

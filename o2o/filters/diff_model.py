@@ -32,6 +32,7 @@ class DiffModel(Filter):
     purpose = "Combine, cut, clean up, inspect"
     usage_example = "diff.model.py before.circle after.circle"
     check_help = None
+    writes_model = False
     failure_code = 2
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

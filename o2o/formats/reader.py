@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,15 @@ from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, quantization_cons
 from o2o.streams import Source
 
 # Fields that the IR represents itself. Every other field with a value goes to meta["fields"].
-_TENSOR_FIELDS = {"shape", "type", "buffer", "name"}
-_OPERATOR_FIELDS = {
+TENSOR_FIELDS = {"shape", "type", "buffer", "name"}
+OPERATOR_FIELDS = {
     "opcodeIndex", "inputs", "outputs", "builtinOptions", "builtinOptionsType",
     "builtinOptions2", "builtinOptions2Type", "intermediates",
     "largeCustomOptionsOffset", "largeCustomOptionsSize",
 }  # fmt: skip
-_SUBGRAPH_FIELDS = {"tensors", "inputs", "outputs", "operators", "name"}
-_OWN_METADATA = (contract.METADATA_NAME, history.METADATA_NAME, unbound_tensor.METADATA_NAME)
-_MODEL_FIELDS = {"operatorCodes", "subgraphs", "buffers", "metadata", "metadataBuffer", "signatureDefs"}
+OWN_SUBGRAPH_FIELDS = {"tensors", "inputs", "outputs", "operators", "name"}
+OWN_METADATA = (contract.METADATA_NAME, history.METADATA_NAME, unbound_tensor.METADATA_NAME)
+MODEL_FIELDS = {"operatorCodes", "subgraphs", "buffers", "metadata", "metadataBuffer", "signatureDefs"}
 
 
 def read(source: Source) -> Model:
@@ -62,12 +62,28 @@ def read(source: Source) -> Model:
         raise ModelError(f"{name}: {description} (--debug shows what is missing)") from error
 
 
-def _text(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
+    """Decode a string of a table.
+
+    Args:
+        value: Bytes, text or None.
+
+    Returns:
+        The text; None for None.
+    """
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _other_fields(table: Any, known: set[str]) -> dict[str, Any]:
-    """The fields of `table` that are not in `known` and differ from the schema's default."""
+def other_fields(table: Any, known: set[str]) -> dict[str, Any]:
+    """Return the fields of a table that the IR does not represent itself.
+
+    Args:
+        table: An object-API table.
+        known: Names of the fields that the IR represents.
+
+    Returns:
+        The other fields that differ from the schema's default.
+    """
     default = vars(type(table)())
     return {
         key: value
@@ -89,7 +105,7 @@ class _Reader:
         self.external, self.unused = self._read_external()
         # Operators refer to subgraphs by number, also to later ones. So all graphs are created first.
         self.graphs = [
-            ir.Graph([], [], nodes=[], name=_text(subgraph.name), opset_imports={DOMAIN: 1})
+            ir.Graph([], [], nodes=[], name=text_of(subgraph.name), opset_imports={DOMAIN: 1})
             for subgraph in self.table.subgraphs or ()
         ]
         self.first_values: list[list[ir.Value]] = []
@@ -103,16 +119,16 @@ class _Reader:
         if not self.graphs:
             raise ModelError("it holds no subgraph")
         metadata = [
-            (_text(entry.name) or "", self._bytes(entry.buffer)) for entry in self.table.metadata or ()
+            (text_of(entry.name) or "", self._bytes(entry.buffer)) for entry in self.table.metadata or ()
         ]
-        fields = _other_fields(self.table, _MODEL_FIELDS)
+        fields = other_fields(self.table, MODEL_FIELDS)
         if self.table.metadataBuffer is not None:
             fields["metadataBuffer"] = [self._bytes(index) for index in self.table.metadataBuffer]
         model = Model(
             self.dialect.name,
             self.graphs,
             [self._signature(signature) for signature in self.table.signatureDefs or ()],
-            [entry for entry in metadata if entry[0] not in _OWN_METADATA],
+            [entry for entry in metadata if entry[0] not in OWN_METADATA],
             fields=fields,
             unused=self.unused,
             associated_files=read_archive(self.source),
@@ -132,7 +148,7 @@ class _Reader:
 
     def _read_external(self) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, str]]]:
         for entry in self.table.metadata or ():
-            if _text(entry.name) == unbound_tensor.METADATA_NAME:
+            if text_of(entry.name) == unbound_tensor.METADATA_NAME:
                 return unbound_tensor.loads(self._bytes(entry.buffer))
         return {}, {}
 
@@ -182,35 +198,24 @@ class _Reader:
         for value in values:
             if value.const_value is not None and value.producer() is None and not value.is_graph_input():
                 graph.register_initializer(value)
-        used = {id(value) for node in nodes for value in (*node.inputs, *node.outputs)}
-        used |= {id(value) for node in nodes for value in node.meta.get("intermediates", ())}
-        used |= {id(other) for value in values for other in quantization_constants(value).values()}
-        loose = [
-            value
-            for value in values
-            if id(value) not in used
-            and not (value.is_graph_input() or value.is_graph_output() or value.is_initializer())
-        ]
+        loose = loose_values(values, nodes)
         if loose:
             graph.meta["loose"] = loose
-        if fields := _other_fields(table, _SUBGRAPH_FIELDS):
+        if fields := other_fields(table, OWN_SUBGRAPH_FIELDS):
             graph.meta["fields"] = fields
         return values
 
     def _value(self, tensor: Any, names: set[str], index: int) -> ir.Value:
         """A tensor as a value. Names are unique in the IR; `meta["name"]` has the file's name if it is
         not."""
-        raw_name = _text(tensor.name)
-        name = raw_name or f"tensor_{index}"
-        while name in names:
-            name += f"#{index}"
-        names.add(name)
+        raw_name = text_of(tensor.name)
+        name = unique_name(raw_name, index, names)
         shape = tuple(int(dim) for dim in tensor.shape) if tensor.shape is not None else ()
         dtype = self.dialect.dtypes.get(tensor.type)
         value = ir.Value(
             name=name, shape=ir.Shape(shape), type=None if dtype is None else ir.TensorType(dtype)
         )
-        fields = _other_fields(tensor, _TENSOR_FIELDS)
+        fields = other_fields(tensor, TENSOR_FIELDS)
         if tensor.shape is None:
             fields["shape"] = None  # a scalar, or unknown; the file distinguishes it from an empty vector
         if dtype is None:
@@ -233,8 +238,8 @@ class _Reader:
             )
         domain, op_type = DOMAIN, name
         if name == "CUSTOM":
-            domain, op_type = CUSTOM_DOMAIN, _text(code.customCode) or ""
-        attributes, options, fields = self._options(operator)
+            domain, op_type = CUSTOM_DOMAIN, text_of(code.customCode) or ""
+        attributes, options, fields = options_of(operator, self.dialect, self.graphs)
         node = ir.Node(
             domain,
             op_type,
@@ -246,7 +251,7 @@ class _Reader:
             version=code.version,
         )  # fmt: skip
         node.meta["options"] = options
-        fields |= _other_fields(operator, _OPERATOR_FIELDS)
+        fields |= other_fields(operator, OPERATOR_FIELDS)
         if operator.largeCustomOptionsSize:
             start, size = operator.largeCustomOptionsOffset, operator.largeCustomOptionsSize
             fields["customOptions"] = self.source.view(start, size)
@@ -256,40 +261,16 @@ class _Reader:
             node.meta["intermediates"] = [values[index] for index in _indices(operator.intermediates)]
         return node
 
-    def _options(self, operator: Any) -> tuple[list[ir.Attr], str | None, dict[str, Any]]:
-        """The attributes, the name of the options table, and the fields that no attribute can hold."""
-        options = operator.builtinOptions if operator.builtinOptions is not None else operator.builtinOptions2
-        if options is None:
-            return [], None, {}
-        table = type(options).__name__[:-1]
-        attributes, fields = [], {}
-        for key, item in vars(options).items():
-            name = self.dialect.ir_field(table, key)
-            if (table, key) in SUBGRAPH_FIELDS:
-                attributes.append(self._subgraph_attribute(name, item))
-            elif item is not None:
-                attribute = _attribute(name, item)
-                if attribute is None:
-                    fields[f"options.{key}"] = item
-                else:
-                    attributes.append(attribute)
-        return attributes, table, fields
-
-    def _subgraph_attribute(self, name: str, item: Any) -> ir.Attr:
-        if item is None or isinstance(item, (list, np.ndarray)):
-            return ir.AttrGraphs(name, [self.graphs[index] for index in _indices(item)])
-        return ir.AttrGraph(name, self.graphs[item]) if item >= 0 else ir.AttrInt64(name, item)
-
     def _signature(self, table: Any) -> Signature:
         index = table.subgraphIndex
         inputs, outputs = (
-            {_text(entry.name) or "": values[entry.tensorIndex] for entry in entries or ()}
+            {text_of(entry.name) or "": values[entry.tensorIndex] for entry in entries or ()}
             for values, entries in (
                 (self.first_values[index], table.inputs),
                 (self.values[index], table.outputs),
             )
         )
-        signature = _text(table.signatureKey) or ""
+        signature = text_of(table.signatureKey) or ""
         for name, value in (*inputs.items(), *outputs.items()):
             if not (value.is_graph_input() or value.is_graph_output()):
                 raise ModelError(
@@ -297,6 +278,83 @@ class _Reader:
                     "neither an input nor an output of its subgraph"
                 )
         return Signature(signature, self.graphs[index], inputs, outputs)
+
+
+def unique_name(raw: str | None, index: int, names: set[str]) -> str:
+    """Return the name of a tensor in the IR, where names are unique.
+
+    Args:
+        raw: The name in the file.
+        index: The number of the tensor.
+        names: The names of the tensors before it; the result is added.
+
+    Returns:
+        The file's name, with a suffix if it is empty or not unique.
+    """
+    name = raw or f"tensor_{index}"
+    while name in names:
+        name += f"#{index}"
+    names.add(name)
+    return name
+
+
+def loose_values(values: Iterable[ir.Value], nodes: Iterable[ir.Node]) -> list[ir.Value]:
+    """Return the values of a graph that nothing uses.
+
+    Args:
+        values: All values of the graph.
+        nodes: All nodes of the graph.
+
+    Returns:
+        Those that are no input, output, initializer, operand, result or quantization parameter.
+    """
+    values = list(values)
+    used = {id(value) for node in nodes for value in (*node.inputs, *node.outputs)}
+    used |= {id(value) for node in nodes for value in node.meta.get("intermediates", ())}
+    used |= {id(other) for value in values for other in quantization_constants(value).values()}
+    return [
+        value
+        for value in values
+        if id(value) not in used
+        and not (value.is_graph_input() or value.is_graph_output() or value.is_initializer())
+    ]
+
+
+def options_of(
+    operator: Any, dialect: Dialect, graphs: Sequence[ir.Graph]
+) -> tuple[list[ir.Attr], str | None, dict[str, Any]]:
+    """Return the options of an operator.
+
+    Args:
+        operator: The object-API table.
+        dialect: Its dialect.
+        graphs: The graphs of the model, by number.
+
+    Returns:
+        The attributes, the name of the options table, and the fields that no attribute can hold.
+    """
+    options = operator.builtinOptions if operator.builtinOptions is not None else operator.builtinOptions2
+    if options is None:
+        return [], None, {}
+    table = type(options).__name__[:-1]
+    attributes, fields = [], {}
+    for key, item in vars(options).items():
+        name = dialect.ir_field(table, key)
+        if (table, key) in SUBGRAPH_FIELDS:
+            attributes.append(_subgraph_attribute(name, item, graphs))
+        elif item is not None:
+            attribute = _attribute(name, item)
+            if attribute is None:
+                fields[f"options.{key}"] = item
+            else:
+                attributes.append(attribute)
+    return attributes, table, fields
+
+
+def _subgraph_attribute(name: str, item: Any, graphs: Sequence[ir.Graph]) -> ir.Attr:
+    if item is None or isinstance(item, (list, np.ndarray)):
+        return ir.AttrGraphs(name, [graphs[index] for index in _indices(item)])
+    return ir.AttrGraph(name, graphs[item]) if item >= 0 else ir.AttrInt64(name, item)
 
 
 def _indices(vector: Iterable[int] | None) -> list[int]:
@@ -338,7 +396,7 @@ def _attribute(name: str, item: Any) -> ir.Attr | None:
     if isinstance(item, (float, np.floating)):
         return ir.AttrFloat32(name, float(item))
     if isinstance(item, (bytes, str)):
-        return ir.AttrString(name, _text(item) or "")
+        return ir.AttrString(name, text_of(item) or "")
     if isinstance(item, (np.ndarray, list)):
         array = np.asarray(item)
         if array.dtype.kind in "iub" or array.size == 0:

@@ -136,6 +136,18 @@ class Dialect:
             raise ModelError(f"{self.name} has no table {name}")
         return table
 
+    @functools.cache  # noqa: B019 - the two dialects live as long as the program
+    def defaults(self, name: str) -> dict[str, Any]:
+        """Return the fields of a table and their defaults.
+
+        Args:
+            name: The table, such as `Tensor`.
+
+        Returns:
+            The defaults in the order of the schema. They must not be changed.
+        """
+        return vars(self.table(name)())
+
     def has_table(self, name: str) -> bool:
         return getattr(self._module(name), f"{name}T", None) is not None
 

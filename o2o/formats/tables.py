@@ -12,6 +12,7 @@ from o2o import contract, history
 from o2o.errors import ModelError
 from o2o.formats import unbound_tensor
 from o2o.formats.schema import DIALECTS, SUBGRAPH_FIELDS
+from o2o.formats.tensor_order import is_absent, tensor_order
 from o2o.formats.tensors import storage_key
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import CUSTOM_DOMAIN, Model, Signature, quantization_constants
@@ -46,7 +47,7 @@ class Tables:
         """
         root = self.dialect.table("Model")()
         root.version = self.dialect.version
-        self._set_fields(root, {k: v for k, v in self.model.fields.items() if k != "metadataBuffer"})
+        self.set_fields(root, {k: v for k, v in self.model.fields.items() if k != "metadataBuffer"})
         root.subgraphs = [self._subgraph(graph) for graph in self.model.graphs]
         root.operatorCodes = [self._operator_code(*key) for key in self.opcode_of]
         root.signatureDefs = [self._signature(s) for s in self.model.signatures] or None
@@ -80,37 +81,13 @@ class Tables:
         table.inputs = _ints([index[id(value)] for value in graph.inputs])
         table.outputs = _ints([index[id(value)] for value in graph.outputs])
         table.operators = [self._operator(node, index) for node in graph]
-        self._set_fields(table, graph.meta.get("fields", {}))
+        self.set_fields(table, graph.meta.get("fields", {}))
         return table
 
     def _number_values(self, graph: ir.Graph) -> dict[int, int]:
-        """Tensor numbers by id(value): inputs, initializers, then the values of operators in their order."""
-        values: list[ir.Value] = []
-        index: dict[int, int] = {}
-        nodes = list(graph)
-        node_ids = {id(node) for node in nodes}
-
-        def number(value: ir.Value | None) -> None:
-            if value is None or id(value) in index or _is_absent(value):
-                return
-            producer = value.producer()
-            if producer is not None and id(producer) not in node_ids:
-                raise ModelError(
-                    f"{value.name} is used, but its producer {producer.op_type} is not in the graph"
-                )
-            index[id(value)] = len(values)
-            values.append(value)
-
-        for value in (*graph.inputs, *graph.initializers.values()):
-            number(value)
-        for node in nodes:
-            for value in (*node.inputs, *node.outputs, *node.meta.get("intermediates", ())):
-                number(value)
-        for value in (*graph.outputs, *graph.meta.get("loose", ())):
-            number(value)
-        for value in values:  # grows during the loop
-            for other in quantization_constants(value).values():
-                number(other)
+        """Tensor numbers by id(value)."""
+        values = tensor_order(graph)
+        index = {id(value): number for number, value in enumerate(values)}
         self.tensors = [self._tensor(value, index) for value in values]
         return index
 
@@ -134,7 +111,7 @@ class Tables:
         fields = value.meta.get("fields", {})
         if value.shape:  # the shape of a scalar may be absent; a filter may have changed it since
             fields = {key: item for key, item in fields.items() if (key, item) != ("shape", None)}
-        self._set_fields(table, fields)
+        self.set_fields(table, fields)
         if "type" in fields and fields["type"] not in self.dialect.enum("TensorType").values():
             raise ModelError(f"{value.name}: {self.dialect.name} has no tensor type {fields['type']}")
         for field, other in quantization_constants(value).items():
@@ -147,11 +124,11 @@ class Tables:
         key = ("CUSTOM" if custom else node.op_type, node.op_type if custom else "", _version(node))
         table.opcodeIndex = self.opcode_of.setdefault(key, len(self.opcode_of))
         table.inputs = _ints([-1 if value is None else index[id(value)] for value in node.inputs])
-        table.outputs = _ints([-1 if _is_absent(value) else index[id(value)] for value in node.outputs])
-        self._set_options(table, node, key[0])
+        table.outputs = _ints([-1 if is_absent(value) else index[id(value)] for value in node.outputs])
+        self.set_options(table, node, key[0])
         if "intermediates" in node.meta:
             table.intermediates = _ints([index[id(value)] for value in node.meta["intermediates"]])
-        self._set_fields(table, _without_options(node.meta.get("fields", {})))
+        self.set_fields(table, _without_options(node.meta.get("fields", {})))
         return table
 
     def _operator_code(self, operator: str, custom_code: str, version: int) -> Any:
@@ -164,7 +141,17 @@ class Tables:
         table.version = version
         return table
 
-    def _set_options(self, table: Any, node: ir.Node, operator: str) -> None:
+    def set_options(self, table: Any, node: ir.Node, operator: str) -> None:
+        """Set the options of an operator.
+
+        Args:
+            table: The object-API table of the operator.
+            node: The operator.
+            operator: The name of its builtin; `CUSTOM` for a custom operator.
+
+        Raises:
+            ModelError: The dialect lacks an option.
+        """
         name = node.meta.get("options", self.dialect.options_table(operator))
         if name is None:
             return
@@ -180,7 +167,7 @@ class Tables:
             setattr(options, field, self._option(name, field, attribute, defaults[field]))
         for key, item in node.meta.get("fields", {}).items():
             if key.startswith("options."):
-                self._set_fields(options, {key.removeprefix("options."): item})
+                self.set_fields(options, {key.removeprefix("options."): item})
         union = "builtinOptions" if name in self.dialect.unions["BuiltinOptions"] else "builtinOptions2"
         setattr(table, union, options)
         setattr(table, f"{union}Type", self.dialect.unions[union[0].upper() + union[1:]][name])
@@ -223,7 +210,16 @@ class Tables:
         table.buffer = self._payload(data)
         return table
 
-    def _set_fields(self, table: Any, fields: dict[str, Any]) -> None:
+    def set_fields(self, table: Any, fields: dict[str, Any]) -> None:
+        """Set fields of a table, with every table among them converted to this dialect.
+
+        Args:
+            table: An object-API table.
+            fields: The fields by name.
+
+        Raises:
+            ModelError: The dialect lacks a field.
+        """
         names = vars(table)
         for key, value in fields.items():
             if key not in names:
@@ -239,7 +235,7 @@ class Tables:
             return value
         converted = self.dialect.table(type(value).__name__[:-1])()
         default = vars(type(value)())
-        self._set_fields(
+        self.set_fields(
             converted,
             {
                 key: item
@@ -259,10 +255,6 @@ def _ints(values: list[int]) -> np.ndarray:
 
 def _version(node: ir.Node) -> int:
     return 1 if node.version is None else node.version
-
-
-def _is_absent(value: ir.Value) -> bool:
-    return value.name == ""
 
 
 def _without_options(fields: dict[str, Any]) -> dict[str, Any]:

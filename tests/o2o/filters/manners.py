@@ -25,6 +25,8 @@ from typing import BinaryIO, ClassVar
 import pytest
 
 from o2o import filters, formats
+from o2o.cli.pipelines import Pipeline
+from o2o.filters import pipeline
 from o2o.filters.base import Filter
 from o2o.model import Model
 from tests.conftest import ROOT
@@ -87,6 +89,14 @@ class Manners:
 
     def run(self, *arguments: str, stdin: bytes = b"", stdout: BinaryIO | None = None) -> Outcome:
         """Run the command in this process, with files as its standard streams."""
+        return self.captured(lambda: self.filter.main(list(arguments)), stdin, stdout)
+
+    def run_filter(self, module: str, *arguments: str, stdin: bytes = b"") -> Outcome:
+        """Run another filter."""
+        return self.captured(lambda: filters.load(module).main(list(arguments)), stdin)
+
+    def captured(self, main: Callable[[], int], stdin: bytes, stdout: BinaryIO | None = None) -> Outcome:
+        """Run a command in this process, with files as its standard streams."""
         (self.directory / "stdin").write_bytes(stdin)
         out, err = self.directory / "stdout", io.StringIO()
         with open(self.directory / "stdin", "rb") as source, open(out, "w+b") as sink:
@@ -94,7 +104,7 @@ class Manners:
             self.patch.setattr(sys, "stdout", io.TextIOWrapper(stdout or sink))
             self.patch.setattr(sys, "stderr", err)
             try:
-                code = self.filter.main(list(arguments))
+                code = main()
                 sys.stdout.flush()
             finally:
                 for stream in (sys.stdin, sys.stdout):
@@ -157,6 +167,21 @@ class Manners:
         assert (filed.code, filed.out) == (0, b"")
         assert target.read_bytes() == piped.out
         assert sorted(path.name for path in self.directory.glob("*out.circle*")) == ["out.circle"]
+
+    @pytest.mark.parametrize("sample", ["", *sorted(SAMPLES)])
+    def test_in_a_pipeline_of_one_process_it_writes_the_same_bytes(self, sample: str) -> None:
+        first = self.run_filter("gc", "-", stdin=sample_data(sample) if sample else self.data)
+        alone = self.filtered(first.out)
+        words = [["gc"], [self.filter.name, *self.arguments, "-"]]
+        if alone.code == 0 and self.writes_model:
+            alone = self.run_filter("gc", "-", stdin=alone.out)
+            words.append(["gc"])
+        (self.directory / "first").write_bytes(sample_data(sample) if sample else self.data)
+        piped = self.captured(
+            lambda: pipeline.run([Pipeline(words, str(self.directory / "first"), None)]), stdin=b""
+        )
+        assert piped.code == alone.code, (piped.err, alone.err)
+        assert piped.out == alone.out
 
     @pytest.mark.parametrize("sample", sorted(SAMPLES))
     def test_takes_or_refuses_anything_that_a_file_can_hold(self, sample: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from o2o import filters
 from o2o.lower.litert import lower_to_litert
+from o2o.model import Model
 from tests.o2o.filters.manners import Manners, sample_data
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import decoder
@@ -17,6 +18,14 @@ from tests.o2o.lower.onnx.decoders import plain as one_token
 # A file of the little decoder, for all tests of a process.
 DECODER = str(Path(tempfile.mkdtemp(), "decoder.circle"))
 Path(DECODER).write_bytes(sample_data("decoder"))
+
+
+def filtered_decoder() -> Model:
+    """The little decoder with a history."""
+    model = decoder()
+    model.history = [{"filter": "gc.py", "arguments": [], "version": "0", "input": f"sha256:{0:064}"}]
+    return model
+
 
 # What a run that succeeds on the little decoder needs, where that is anything at all.
 GIVEN: dict[str, dict[str, Any]] = {
@@ -31,6 +40,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "answers_by_code": True,
         "folder_refused": (2, "Is a directory: give a file in it"),
     },
+    "history_model": {"writes_model": False, "model": staticmethod(filtered_decoder)},
     "inspect": {
         "writes_model": False,
         "folder_refused": (2, "this folder has no model.circle and no model.tflite"),
