@@ -4,6 +4,7 @@
 #   make package   checkpoint to package folder    MODEL=, PACKAGE=, MAX_LENGTH=, PREFILL_LENGTHS=, DTYPE=, CACHE=
 #                  of TFLite                       FORMAT=tflite, QUANTIZE=dynamic_int8
 #   make test      all tests        make lint   style, types and imports
+#   make families  every model family: convert, run, compare with transformers: half an hour   ONLY=gemma,phi
 #   make docs      the documentation in build/site      make docs-test   runs the examples of README and docs
 #   make test-fast the quick tests of every package: a tenth of the time
 #   make wheel     the wheel and its extras in empty environments of each Python   PYTHONS=3.11,3.12,3.13
@@ -24,11 +25,13 @@ FORMAT     ?= circle
 QUANTIZE   ?= none
 PROMPT     ?= Lily picked up a flower.
 PYTHONS    ?= 3.11,3.12,3.13
+# Model types or parts of their names, such as gemma,phi. Empty: all.
+ONLY       ?=
 # Set this to the index of PyTorch's CPU builds where the plain index serves CUDA builds.
 TORCH      ?= torch==2.13.0
 
 # Recipes read these from the environment and quote them: they may hold any character, also `$`.
-INPUTS := MODEL PACKAGE MAX_LENGTH PREFILL_LENGTHS CACHE DTYPE FORMAT QUANTIZE PROMPT
+INPUTS := MODEL PACKAGE MAX_LENGTH PREFILL_LENGTHS CACHE DTYPE FORMAT QUANTIZE PROMPT ONLY
 $(foreach name,$(INPUTS),$(eval override $(name) := $$(value $(name))))
 export $(INPUTS)
 
@@ -36,7 +39,7 @@ BIN := $(VENV)/bin
 # On a terminal pip names each package and shows its progress; in a pipe only errors.
 PIP := $(BIN)/pip install --disable-pip-version-check $$(test -t 2 || echo --quiet)
 
-.PHONY: setup package run test test-fast lint docs docs-test demo wheel clean
+.PHONY: setup package run test test-fast families lint docs docs-test demo wheel clean
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
@@ -63,6 +66,10 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
+
+# Results are in build/families; `make families ONLY=gemma,phi` checks a part. See docs/families.md.
+families: setup
+	$(BIN)/python -m tests.families $${ONLY:+--only="$$ONLY"}
 
 lint: setup
 	$(BIN)/ruff check .

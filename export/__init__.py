@@ -1,7 +1,10 @@
 """From a Hugging Face checkpoint to a package for a device.
 
-    config              the shape facts of config.json
+    architectures       what transformers' source says about a model type
+    config              the facts of config.json
     families            what a model family needs beyond the general rules
+    preflight           refusal of models that cannot be converted
+    model_traits        what is special about a model, for the plan
     options             the options of an export, and which exclude each other
     hub                 a checkpoint's folder, or a model of the hub
     model               the model's structure without weights

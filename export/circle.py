@@ -12,7 +12,6 @@ import tico
 import torch
 
 from export.fx_passes import drop_empty, quick_passes
-from export.model import summarize_error
 from export.modules import ExportModule
 from export.tensor_names import rename_tensors
 from o2o.errors import ModelError, O2oError
@@ -53,9 +52,9 @@ def compile_graph(graph: ExportModule) -> bytes:
     except O2oError:
         raise
     except Exception as error:
-        reason = summarize_error(error)
         raise ModelError(
-            f"torch.export cannot trace {graph.signature} of this {kind} model: {reason}"
+            f"torch.export cannot trace {graph.signature} of this {kind} model, which conversion does not "
+            "support (--debug shows its error)"
         ) from error
     drop_empty(program.graph)
     # torch.export emits O(inputs^2) input guards from these, which are never run.
@@ -67,10 +66,8 @@ def compile_graph(graph: ExportModule) -> bytes:
             return tico.convert_from_exported_program(program, config=config).circle_binary
         except Exception as error:
             lacking = sorted({name for text in messages for name in re.findall(r"\(op\) (\S+)", text)})
-            reason = f"it lacks {', '.join(lacking)}" if lacking else summarize_error(error)
-            raise ModelError(
-                f"TICO cannot convert {graph.signature} of this {kind} model: {reason}"
-            ) from error
+            reason = f": it lacks {', '.join(lacking)}" if lacking else " (--debug shows its error)"
+            raise ModelError(f"TICO cannot convert {graph.signature} of this {kind} model{reason}") from error
 
 
 def convert_to_circle(graph: ExportModule) -> Model:

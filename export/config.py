@@ -1,25 +1,54 @@
-"""The shape facts of a checkpoint's `config.json`, read without torch or transformers.
+"""The facts of a checkpoint's `config.json`, read without torch or transformers.
 
 All packages and benchmarks read these facts here. transformers reads `config.json` itself to build the model
-(`export.model`); a test compares both for many families.
+(`export.model`); a test compares both for many families. Fields that the file lacks have the defaults that
+transformers' source declares, and names that families use for one fact are those of its `attribute_map`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.architectures import declaration
 from o2o.errors import ModelError
 
 # The names that families use for one fact; the first is the usual one.
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+HEAD_DIM = ("head_dim", "kv_channels", "attention_head_dim")
 WIDTH = ("hidden_size", "n_embd", "n_embed", "d_model")
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length")
 SOFTCAPS = ("attn_logit_softcapping", "attn_logit_softcap")
+ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation", "activation", "afn")
+LAYER_TYPES = ("layer_types", "layers_block_type", "attention_layers", "attention_types")
+"""Lists of the kind of each layer. GPT-Neo's `attention_types` are nested lists with repetitions."""
+
+# A window under any name: sliding_window, window_size, attention_chunk_size, attention_window_size, ...
+_WINDOW = re.compile(r"window|attention_chunk_size$|local_attention$")
+_NO_SIZE = re.compile(r"layer|pattern|use_|every|mode|type")
+_WINDOWED = re.compile(r"sliding|local|chunk")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embeddings of some layers.
+
+    Attributes:
+        kind: `default`, `linear`, `dynamic`, `yarn`, `llama3`, `longrope`, ...
+        factor: By how much the context is extended; 1 for not.
+        original: Positions before the extension; None if the file does not say it.
+    """
+
+    kind: str
+    factor: float
+    original: int | None
 
 
 class CheckpointConfig:
@@ -37,9 +66,22 @@ class CheckpointConfig:
             directory: The checkpoint's folder, for messages.
         """
         text = fields.get("text_config")
-        self.fields: dict[str, Any] = dict(fields) if text is None else dict(text)
         self._fallback = fields
         self._directory = directory
+        self.stored: Mapping[str, Any] = dict(fields) if text is None else dict(text)
+        """The fields of the file."""
+        self.fields: dict[str, Any] = self._completed(self.stored)
+        """These, and the defaults of transformers. Aliases are under both names."""
+
+    def _completed(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        model_type = stored.get("model_type", self._fallback.get("model_type"))
+        declared = declaration(model_type) if isinstance(model_type, str) else declaration("")
+        fields = {**declared.defaults, **stored}
+        for usual, own in declared.aliases.items():
+            names = [name for name in (usual, own) if name in stored] or [own, usual]
+            value = next((fields[name] for name in names if name in fields), None)
+            fields[usual] = fields[own] = value
+        return fields
 
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> CheckpointConfig:
@@ -74,6 +116,12 @@ class CheckpointConfig:
         return bool(self._fallback.get("auto_map"))
 
     @property
+    def architectures(self) -> list[str]:
+        """The class that saved the checkpoint, such as `LlamaForCausalLM`; empty if unknown."""
+        value = self._fallback.get("architectures")
+        return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+    @property
     def layers(self) -> int:
         """Number of transformer layers."""
         return self._required(LAYERS)
@@ -85,13 +133,17 @@ class CheckpointConfig:
 
     @property
     def kv_heads(self) -> int:
-        """K, key/value heads of a layer."""
-        return self._optional(("num_key_value_heads",)) or self.heads
+        """K, key/value heads of a layer's cache."""
+        if self.fields.get("new_decoder_architecture"):
+            return self.heads  # Falcon repeats keys and values before it caches them
+        if self.fields.get("multi_query"):
+            return 1
+        return self._optional(KV_HEADS) or self.heads
 
     @property
     def head_dim(self) -> int:
         """H, the size of a head."""
-        return self._optional(("head_dim",)) or self.hidden_size // self.heads
+        return self._optional(HEAD_DIM) or self.hidden_size // self.heads
 
     @property
     def hidden_size(self) -> int:
@@ -110,10 +162,72 @@ class CheckpointConfig:
 
     @property
     def sliding_window(self) -> int | None:
-        """How many keys a query sees; None for all. `use_sliding_window: false` switches it off (Qwen2)."""
-        if self.fields.get("use_sliding_window") is False:
+        """How many keys a query sees in some layers, under whatever name; None for all keys in all layers."""
+        if self.fields.get("use_sliding_window") is False or not self.windowed_layers:
             return None
-        return self._optional(("sliding_window",))
+        sizes = [
+            value // 2 if name == "local_attention" else value  # ModernBERT: on both sides
+            for name, value in self._with_parts()
+            if _WINDOW.search(name)
+            and not _NO_SIZE.search(name)
+            and isinstance(value, int)
+            and not isinstance(value, bool)
+            and value > 0
+        ]
+        return min(sizes, default=None)
+
+    @property
+    def windowed_layers(self) -> int:
+        """How many layers have a window, if the model has one."""
+        if kinds := self.layer_types:
+            return sum(bool(_WINDOWED.search(kind)) for kind in kinds)
+        full = self.fields.get("max_window_layers")  # of Qwen: the first layers have none
+        if isinstance(full, int) and "use_sliding_window" in self.fields:
+            return max(0, self.layers - full)
+        return self._optional(LAYERS) or 1
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The kind of each layer, such as `sliding_attention`; empty if the file does not say it."""
+        for name in LAYER_TYPES:
+            value = self.fields.get(name)
+            if isinstance(value, list | tuple) and value:
+                return list(_expanded(value))
+        return []
+
+    @property
+    def ropes(self) -> list[Rope]:
+        """Rotary position embeddings that `config.json` describes: one for each kind of layer."""
+        value = self.fields.get("rope_parameters") or self.fields.get("rope_scaling")
+        if not isinstance(value, dict):
+            return []
+        parts = [part for part in value.values() if isinstance(part, dict)] or [value]
+        return [
+            Rope(
+                str(part.get("rope_type") or part.get("type") or "default"),
+                float(part.get("factor") or 1.0),
+                part.get("original_max_position_embeddings")
+                or self.fields.get("original_max_position_embeddings"),
+            )
+            for part in parts
+        ]
+
+    @property
+    def alibi(self) -> bool:
+        """Whether scores have a bias that is linear in the distance (ALiBi), as far as the file says it."""
+        return any(name == "alibi" and value is True for name, value in self._with_parts())
+
+    @property
+    def activation(self) -> str | None:
+        """The activation of the MLP, such as `silu`; None if the file does not say it."""
+        return next((str(self.fields[name]) for name in ACTIVATIONS if self.fields.get(name)), None)
+
+    def _with_parts(self) -> Iterator[tuple[str, Any]]:
+        """All fields, and those of MPT's and DBRX's `attn_config`."""
+        for name, value in self.fields.items():
+            yield name, value
+            if isinstance(value, dict) and name == "attn_config":
+                yield from value.items()
 
     @property
     def attention_softcap(self) -> float | None:
@@ -139,3 +253,12 @@ class CheckpointConfig:
     def _unusable(self, name: str, value: object) -> ModelError:
         reason = f"it lacks {name}" if value is None else f"{name} is {value!r}"
         return ModelError(f"{self._directory}: no usable config.json ({reason})")
+
+
+def _expanded(kinds: Sequence[Any]) -> Iterator[str]:
+    """The kinds of layers, also from GPT-Neo's `[[["global", "local"], 12]]`."""
+    for kind in kinds:
+        if isinstance(kind, str):
+            yield kind
+        elif isinstance(kind, list | tuple) and len(kind) == 2 and isinstance(kind[1], int):
+            yield from [name for name in kind[0] if isinstance(name, str)] * kind[1]

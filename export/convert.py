@@ -19,7 +19,9 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -116,14 +118,16 @@ def convert(args: argparse.Namespace) -> None:
     if not args.output:
         raise UsageError("--output: the folder's name is empty")
 
-    from export.architectures import check_architecture
     from export.config import CheckpointConfig
     from export.hub import resolve
     from export.package_builder import PackageBuilder
+    from export.preflight import check_model
+    from export.shell import with_debug
+    from o2o.weights.checkpoint import open_checkpoint
 
     directory = resolve(args.model, fetch=not args.dry_run).absolute()
     config = CheckpointConfig.read(directory)
-    check_architecture(config, directory)
+    check_model(config, directory)
     builder = PackageBuilder(
         directory,
         Path(args.output),
@@ -135,11 +139,14 @@ def convert(args: argparse.Namespace) -> None:
         "o2o run",
     )
     plan = builder.plan(args.format, args.quantize, args.cache, args.dtype, args.onnx_form)
+    if args.debug:
+        plan = replace(plan, steps=[with_debug(step) for step in plan.steps])
     builder.check(plan)
     if not any((directory / name).is_file() for name in TOKENIZERS):
         command.report("convert", f"note: {directory} has no tokenizer: run the package with --tokenizer DIR")
     if args.dry_run:
-        print(*describe(config, builder, plan), sep="\n")
+        tensors = open_checkpoint(directory).tensors
+        print(*describe(config, tensors, builder, plan), sep="\n")
     else:
         builder.build(plan)
 
@@ -156,28 +163,34 @@ def default_length(config: CheckpointConfig) -> int:
     return min(limit for limit in (MAX_LENGTH, config.positions, config.sliding_window) if limit)
 
 
-def describe(config: CheckpointConfig, builder: PackageBuilder, plan: Plan) -> Iterator[str]:
+def describe(
+    config: CheckpointConfig, tensors: Collection[str], builder: PackageBuilder, plan: Plan
+) -> Iterator[str]:
     """Describe a plan.
 
     Args:
         config: The checkpoint's configuration.
+        tensors: The names of its tensors.
         builder: It made the plan.
         plan: The plan.
 
     Yields:
         Lines for the user.
     """
+    from export.model_traits import targets, traits
     from export.package_files import FILES
     from export.resources import available_memory, format_bytes
     from o2o.cli.text import counted, listed
 
     needs = plan.needs
-    yield (
-        f"checkpoint  {builder.checkpoint}: {config.model_type}, {counted(config.layers, 'layer')}, "
-        f"{needs.parameters:,} parameters, {format_bytes(needs.stored)}"
-    )
+    yield (f"checkpoint  {builder.checkpoint}: {needs.parameters:,} parameters, {format_bytes(needs.stored)}")
+    phrases = [f"{config.model_type}, {counted(config.layers, 'layer')}", *traits(config, tensors)]
+    yield from _wrapped("model", "; ".join(phrases))
+    for number, line in enumerate(targets(config, tensors)):
+        yield f"{'' if number else 'targets':12}{line}"
     yield f"package     {builder.package / plan.model}: about {format_bytes(plan.size)}"
-    yield f"context     {counted(builder.max_length, 'token')}"
+    cache = 8 * config.layers * config.kv_heads * config.head_dim * builder.max_length
+    yield f"context     {counted(builder.max_length, 'token')}, {format_bytes(cache)} of KV caches"
     yield f"graphs      {listed([spec.signature for spec in plan.graphs])}"
     yield f"files       {listed([name for name in FILES if (builder.checkpoint / name).is_file()])}"
     yield f"disk        {format_bytes(plan.disk)} while it is built"
@@ -188,6 +201,11 @@ def describe(config: CheckpointConfig, builder: PackageBuilder, plan: Plan) -> I
     yield "commands"
     for step in plan.steps:
         yield from (f"    {line}" for line in step.strip().splitlines())
+
+
+def _wrapped(title: str, text: str) -> list[str]:
+    """Lines of 110 characters; the title stands before the first."""
+    return textwrap.wrap(text, 110, initial_indent=f"{title:12}", subsequent_indent=" " * 12)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

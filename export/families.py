@@ -10,7 +10,9 @@ A family without a row follows the general rules. `family_of` adds what `config.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from export.config import CheckpointConfig
 
@@ -23,15 +25,42 @@ class Family:
         unfusable_reason: Why fuse.attention.py cannot fuse its attention, as a predicate; empty if it can.
         eager_only_reason: Why only eager attention computes it, as a predicate; empty if `grouped` and
             `flash` do.
+        refusal: Why the family cannot be converted, as a predicate; empty if it can, or if fields of
+            config.json say it (`export.preflight`).
+        positions: How positions enter, if config.json does not say it: `alibi`, `learned`, `sinusoidal`;
+            empty for rotary positions.
+        unscaled: Whether scores are q k' without a factor.
+        parallel: Whether attention and MLP read the same input; None if a field of config.json says it.
     """
 
     unfusable_reason: str = ""
     eager_only_reason: str = ""
+    refusal: str = ""
+    positions: str = ""
+    unscaled: bool = False
+    parallel: bool | None = None
+
+    def parallel_residual(self, fields: Mapping[str, Any]) -> bool:
+        """Check whether attention and MLP are computed side by side.
+
+        Args:
+            fields: The fields of config.json.
+
+        Returns:
+            `parallel`, or what `use_parallel_residual` or `parallel_attn` says.
+        """
+        if self.parallel is not None:
+            return self.parallel
+        return any(fields.get(name) is True for name in ("use_parallel_residual", "parallel_attn"))
 
     @property
     def fuses(self) -> bool:
         return not self.unfusable_reason
 
+
+EXPERTS = "is a mixture of experts"
+LARGER_HEADS = "has larger heads in some layers"
+POSITIONS_FROM_PADDING = "counts positions from its padding token"
 
 BIASES = "has biases in its attention"
 QK_NORMS = "normalizes queries and keys"
@@ -40,24 +69,52 @@ INTERLEAVED_ROTATION = "rotates neighboring elements of each head"
 SOFTCAP = "caps its attention scores"
 
 FAMILIES: dict[str, Family] = {
-    "cohere": Family(INTERLEAVED_ROTATION),
-    "cohere2": Family(INTERLEAVED_ROTATION),
+    "blt": Family(refusal="reads bytes in patches of varying length"),
+    "camembert": Family(refusal=POSITIONS_FROM_PADDING),
+    "cpmant": Family(refusal="adds learned distances to its attention scores"),
+    "dbrx": Family(refusal=EXPERTS),
+    "data2vec-text": Family(refusal=POSITIONS_FROM_PADDING),
+    "dots1": Family(refusal=EXPERTS),
+    "gemma4_text": Family(refusal=LARGER_HEADS),
+    "gemma4_unified_text": Family(refusal=LARGER_HEADS),
+    "hrm_text": Family(refusal="reads a prompt in both directions"),
+    "hunyuan_v1_moe": Family(refusal=EXPERTS),
+    "openai-gpt": Family(refusal="computes without a KV cache in transformers"),
+    "reformer": Family(refusal="hashes its attention"),
+    "roberta": Family(refusal=POSITIONS_FROM_PADDING),
+    "roberta-prelayernorm": Family(refusal=POSITIONS_FROM_PADDING),
+    "roformer": Family(refusal="computes positions without position_ids in transformers"),
+    "xlm": Family(refusal="computes with caches of its own in transformers"),
+    "xlm-roberta": Family(refusal=POSITIONS_FROM_PADDING),
+    "xlm-roberta-xl": Family(refusal=POSITIONS_FROM_PADDING),
+    "xlnet": Family(refusal="attends in two streams, without a KV cache"),
+    "xlstm": Family(refusal="is recurrent"),
+    "xmod": Family(refusal=POSITIONS_FROM_PADDING),
+    "cohere": Family(INTERLEAVED_ROTATION, parallel=True),
+    "cohere2": Family(INTERLEAVED_ROTATION, parallel=True),
     "ernie4_5": Family(INTERLEAVED_ROTATION),
     "exaone4": Family(QK_NORMS),
     "gemma3": Family(QK_NORMS),
     "gemma3_text": Family(QK_NORMS),
     "glm": Family(PARTIAL_ROTATION),
     "glm4": Family(PARTIAL_ROTATION),
-    "gpt2": Family(BIASES),
+    "biogpt": Family(BIASES, positions="learned"),
+    "bloom": Family(positions="alibi"),
+    "codegen": Family(INTERLEAVED_ROTATION, parallel=True),
+    "ctrl": Family(BIASES, positions="sinusoidal"),
+    "gpt2": Family(BIASES, positions="learned"),
+    "gpt_bigcode": Family(BIASES, positions="learned"),
+    "gpt_neo": Family(positions="learned", unscaled=True),
     "gpt_neox": Family(BIASES),
     "gpt_oss": Family("has attention sinks", eager_only_reason="has attention sinks"),
-    "gptj": Family(INTERLEAVED_ROTATION),
+    "gptj": Family(INTERLEAVED_ROTATION, parallel=True),
     "hunyuan_v1_dense": Family(QK_NORMS),
+    "mpt": Family(positions="alibi"),
     "nemotron": Family(PARTIAL_ROTATION),
     "olmo2": Family(QK_NORMS),
     "olmo3": Family(QK_NORMS),
-    "opt": Family(BIASES),
-    "phi": Family(BIASES),
+    "opt": Family(BIASES, positions="learned"),
+    "phi": Family(BIASES, parallel=True),
     "phi3": Family(PARTIAL_ROTATION),
     "qwen2": Family(BIASES),
     "qwen2_moe": Family(BIASES),

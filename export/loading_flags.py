@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
-
-from o2o.errors import ModelError
 
 STRICT = "--strict"
 TRUST = "--trust-remote-code"
@@ -69,17 +66,16 @@ def is_trusted() -> bool:
     return TRUST in set_flags()
 
 
-def needs_code_error(model_type: str, directory: Path) -> ModelError:
+def needs_code_reason(model_type: str) -> str:
     """Describe a model that only code of its checkpoint can build.
 
     Args:
         model_type: Its type.
-        directory: The checkpoint's folder.
 
     Returns:
-        The error.
+        Why it is not built, and what to do.
     """
-    return ModelError(
-        f"{directory}: transformers does not know the model type {model_type!r}. The checkpoint has Python "
+    return (
+        f"transformers does not know the model type {model_type!r}. The checkpoint has Python "
         f"code for it (auto_map), which does not run: read the code, then give {TRUST} if you trust it"
     )

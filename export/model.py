@@ -15,8 +15,9 @@ from transformers.cache_utils import Cache
 from export.attention import NAMES, blocks_of
 from export.config import CheckpointConfig
 from export.families import Family, family_of
-from export.loading_flags import is_trusted, needs_code_error
+from export.loading_flags import is_trusted, needs_code_reason
 from export.options import check_length, parse_attention
+from export.preflight import check_model
 from export.stored_names import match_names
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import open_checkpoint
@@ -57,12 +58,9 @@ class LanguageModel:
         self.config = config
         self.kind: str = config.model_type
         self._checkpoint_config = CheckpointConfig(config.to_dict(), self.kind)
+        check_model(self._checkpoint_config, self.kind)
+        _fix_frequencies(config)
         self.family: Family = family_of(self._checkpoint_config)
-        if quantization := getattr(config, "quantization_config", None):
-            raise ModelError(
-                f"the checkpoint is quantized{_quantization_name(quantization)}: export needs float32, "
-                "float16 or bfloat16 weights, or a GGUF file"
-            )
         try:
             with torch.device("meta"):
                 self.module = AutoModelForCausalLM.from_config(
@@ -73,16 +71,12 @@ class LanguageModel:
                 ).eval()
         except Exception as error:
             reason = summarize_error(error)
-            raise ModelError(f"transformers cannot build this {self.kind} model: {reason}") from error
+            raise ModelError(f"transformers cannot build this {self.kind} model{reason}") from error
         _compute_buffers(self.module)
 
-        text = config.get_text_config(decoder=True)
-        heads = getattr(text, "num_attention_heads", None)
-        if not heads:
-            raise ModelError(f"a {self.kind} model has no attention heads, so no keys and values to cache")
-        self.layers: int = text.num_hidden_layers
-        self.key_value_heads: int = getattr(text, "num_key_value_heads", None) or heads
-        self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // heads
+        self.layers: int = self._checkpoint_config.layers
+        self.key_value_heads: int = self._checkpoint_config.kv_heads
+        self.head_dim: int = self._checkpoint_config.head_dim
 
         self.parameters: dict[str, tuple[int, ...]] = {}
         self.aliases: dict[str, list[str]] = {}
@@ -224,15 +218,9 @@ def read_config(directory: str | os.PathLike[str]) -> Any:
         if not is_trusted():
             config = CheckpointConfig.read(directory)
             if config.needs_code:
-                raise needs_code_error(config.model_type, Path(directory)) from error
-        raise ModelError(f"{Path(directory) / 'config.json'}: {summarize_error(error)}") from error
-
-
-def _quantization_name(quantization: Any) -> str:
-    """` by METHOD`, if the configuration names its method."""
-    fields = quantization if isinstance(quantization, dict) else vars(quantization)
-    method = fields.get("quant_method")
-    return f" by {getattr(method, 'value', method)}" if method else ""
+                raise ModelError(f"{directory}: {needs_code_reason(config.model_type)}") from error
+        file = Path(directory) / "config.json"
+        raise ModelError(f"{file}: transformers cannot read it{summarize_error(error)}") from error
 
 
 def _ties_different_values(model: LanguageModel, directory: Path) -> bool:
@@ -257,14 +245,29 @@ def _same_numbers(a: WeightSource, b: WeightSource) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a.chunks(), b.chunks(), strict=True))
 
 
+def _fix_frequencies(config: Any) -> None:
+    """Fix the rotary frequencies of a model whose frequencies grow with the text (dynamic NTK).
+
+    They grow beyond `max_position_embeddings` only, which is the longest context of a graph. Up to there they
+    are those of the type `default`.
+    """
+    text = config.get_text_config(decoder=True)
+    parameters = getattr(text, "rope_parameters", None) or {}
+    for part in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
+        if part.get("rope_type") == "dynamic":
+            part["rope_type"] = "default"
+
+
 def summarize_error(error: BaseException) -> str:
-    """Summarize an exception of another library for a one-line message.
+    """Summarize an exception of another library for the end of a one-line message.
 
     Args:
         error: The exception.
 
     Returns:
-        Its class and the first line of its message.
+        The first line of its message after a colon if it is a sentence, which may help; else how to see it.
     """
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    lines = str(error).strip().splitlines()
+    if isinstance(error, ValueError | AssertionError | OSError) and lines and lines[0].count(" ") >= 3:
+        return f": {lines[0].rstrip('.:')}"
+    return " (--debug shows its error)"

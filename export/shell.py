@@ -62,6 +62,18 @@ def export_command(model: Path, max_length: int, prefill_lengths: str, cache: st
     )
 
 
+def with_debug(step: str) -> str:
+    """Let a command that exports show warnings and tracebacks.
+
+    Args:
+        step: A shell command.
+
+    Returns:
+        `export_command` with --debug; another command as it is.
+    """
+    return f"{step.rstrip()} --debug\n" if " -m export " in step else step
+
+
 def run(steps: Iterable[str], folder: Path) -> None:
     """Run shell commands in a folder, up to the first that fails. Each is shown on stderr before it runs.
 

@@ -24,9 +24,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         ("olmo", "olmo2", "granite", "starcoder2", "cohere", "smollm3", "glm", "exaone4"), GROUPED
     ),
     **dict.fromkeys(("phi", "stablelm"), WITHOUT_HEAD_DIM),
-    **dict.fromkeys(("gpt2", "gpt_neox", "opt", "gptj"), MULTI_HEAD),
+    **dict.fromkeys(("gpt2", "gpt_neox", "opt", "gptj", "codegen", "xglm", "biogpt", "ctrl"), MULTI_HEAD),
+    "falcon": MULTI_HEAD,
+    "falcon of the new architecture": MULTI_HEAD | {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon of the first layout": MULTI_HEAD | {"multi_query": False},
+    "bloom": MULTI_HEAD,
+    "mpt": MULTI_HEAD,
+    "gpt_bigcode": MULTI_HEAD,
     "qwen2 without a window": GROUPED | {"use_sliding_window": False, "sliding_window": 16},
-    "qwen2 with a window": GROUPED | {"use_sliding_window": True, "sliding_window": 16},
+    "qwen2 with a window": GROUPED
+    | {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+    "qwen2 with a window in no layer": GROUPED | {"use_sliding_window": True, "sliding_window": 16},
     "mistral with a window": GROUPED | {"sliding_window": 16},
     "gemma2 without caps": GROUPED | {"attn_logit_softcapping": None},
 }
@@ -43,13 +51,56 @@ def test_facts_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     assert (ours.kv_heads, ours.head_dim) == (theirs.key_value_heads, theirs.head_dim)
     text = theirs.config.get_text_config(decoder=True)
     assert ours.positions == getattr(text, "max_position_embeddings", None)
-    assert ours.sliding_window == getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
+    windowed = "sliding_attention" in kinds
+    assert ours.sliding_window == (getattr(text, "sliding_window", None) if windowed else None)
     assert (ours.heads, ours.hidden_size, ours.vocab_size) == (
         text.num_attention_heads,
         text.hidden_size,
         text.vocab_size,
     )
     assert ours.attention_softcap == getattr(text, "attn_logit_softcapping", None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "window"),
+    [
+        ({"model_type": "mistral"}, 4096),  # a default of transformers
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "qwen2", "sliding_window": 16}, None),  # use_sliding_window is false by default
+        ({"model_type": "gpt_neo", "window_size": 16}, 16),
+        ({"model_type": "gpt_neo", "attention_types": [[["global"], 24]]}, None),
+        ({"model_type": "gpt_neo", "attention_layers": ["global", "local"], "window_size": 8}, 8),
+        ({"model_type": "gemma2", "layer_types": ["full_attention"] * 2}, None),
+        ({"model_type": "llama", "attention_chunk_size": 16}, 16),
+        ({"model_type": "no-such-type", "attention_window_size": 16, "num_window_layers": 3}, 16),
+        ({"model_type": "no-such-type", "attn_config": {"sliding_window_size": 16}}, 16),
+        ({"model_type": "no-such-type", "sliding_window_size": -1}, None),
+        ({"model_type": "modernbert-decoder", "local_attention": 32, "sliding_window": 64}, 16),
+    ],
+)
+def test_a_window_under_any_name(fields: dict[str, Any], window: int | None) -> None:
+    assert CheckpointConfig(fields, "folder").sliding_window == window
+
+
+def test_rotary_positions() -> None:
+    def ropes(**fields: Any) -> list[tuple[str, float, int | None]]:
+        return [(rope.kind, rope.factor, rope.original) for rope in config_of(**fields).ropes]
+
+    assert ropes() == []
+    assert ropes(rope_scaling=None) == []
+    assert ropes(rope_scaling={"type": "linear", "factor": 2}) == [("linear", 2.0, None)]
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    assert ropes(rope_parameters=yarn) == [("yarn", 4.0, 32)]
+    layers = {"full_attention": yarn, "sliding_attention": {"rope_type": "default"}}
+    assert ropes(rope_parameters=layers) == [("yarn", 4.0, 32), ("default", 1.0, None)]
+
+
+def test_fields_that_the_file_lacks_are_those_of_transformers() -> None:
+    config = config_of(model_type="qwen3", hidden_size=64, num_attention_heads=4)
+    assert (config.layers, config.head_dim, config.positions) == (32, 128, 32768)
+    assert config_of(model_type="gpt2", hidden_size=64, n_head=4).head_dim == 16
+    assert config_of(model_type="gpt2", n_embd=64, num_attention_heads=4).head_dim == 16
 
 
 def config_of(**fields: Any) -> CheckpointConfig:

@@ -105,7 +105,7 @@ def test_models_that_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureF
     assert "no usable config.json" in capsys.readouterr().err
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
     assert run(tmp_path, "-o", tmp_path / "p", "--dry-run") == 1
-    assert "no causal language model of type 'resnet'" in capsys.readouterr().err
+    assert "this resnet model is a vision model" in capsys.readouterr().err
     assert run("no/such-model", "-o", tmp_path / "p", "--dry-run") == 1
     assert "`hf download no/such-model` fetches it" in capsys.readouterr().err
 

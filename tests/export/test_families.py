@@ -22,9 +22,25 @@ def test_a_family_without_a_row_follows_the_general_rules(model_type: str) -> No
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_row_gives_a_reason(model_type: str) -> None:
-    assert not family(model_type).fuses
-    assert not family(model_type).unfusable_reason.endswith(".")
+def test_a_row_says_something(model_type: str) -> None:
+    row = family(model_type)
+    assert row != Family()
+    assert not row.unfusable_reason.endswith(".")
+    assert not row.refusal.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "parallel"),
+    [
+        ("phi", {}, True),
+        ("llama", {}, False),
+        ("gpt_neox", {"use_parallel_residual": True}, True),
+        ("gpt_neox", {"use_parallel_residual": False}, False),
+        ("falcon", {"parallel_attn": True}, True),
+    ],
+)
+def test_attention_and_mlp_in_parallel(model_type: str, fields: dict[str, Any], parallel: bool) -> None:
+    assert family(model_type, **fields).parallel_residual(fields) is parallel
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ def test_frequencies_that_are_scaled_are_computed_too() -> None:
     [
         ({"model_type": "nonesuch"}, "nonesuch"),
         ({}, "config.json"),
-        ({"model_type": "mamba"}, "no attention heads"),
-        ({"model_type": "t5"}, "cannot build this t5 model"),
+        ({"model_type": "mamba"}, "state-space"),
+        ({"model_type": "t5"}, "this t5 model is an encoder-decoder"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized"),
     ],
 )

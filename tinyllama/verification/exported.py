@@ -187,5 +187,5 @@ def _traced(graph: ExportModule) -> Any:
     except Exception as error:
         kind = graph.model.kind
         raise ModelError(
-            f"torch.export cannot trace {graph.signature} of this {kind} model: {summarize_error(error)}"
+            f"torch.export cannot trace {graph.signature} of this {kind} model{summarize_error(error)}"
         ) from error

@@ -162,7 +162,7 @@ def load(directory: Path, attn_implementation: str | None = None) -> Any:
     except O2oError:
         raise
     except Exception as error:
-        raise ModelError(f"transformers cannot load {directory}: {summarize_error(error)}") from error
+        raise ModelError(f"transformers cannot load {directory}{summarize_error(error)}") from error
     return model.eval()
 
 

@@ -1,0 +1,185 @@
+"""The families, and a tiny configuration of each layout that a family has.
+
+Sizes are odd on purpose: D = 48, but N * H = 60; V = 131; 6 query heads over 2 key/value heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CONTEXT = 100
+"""S, tokens of context of each package: no multiple of a prefill's length."""
+POSITIONS = 128
+
+PLAIN: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Every head has its own keys and values; H = D / N."""
+GROUPED = PLAIN | {"num_key_value_heads": 2}
+WIDE = GROUPED | {"head_dim": 10}
+"""Head sizes that do not follow from D."""
+TIED = {"tie_word_embeddings": True}
+UNTIED = {"tie_word_embeddings": False}
+GPT: dict[str, Any] = {
+    "vocab_size": 131,
+    "n_embd": 48,
+    "n_layer": 2,
+    "n_head": 6,
+    "n_positions": POSITIONS,
+}
+
+
+def rope(kind: str, **fields: Any) -> dict[str, Any]:
+    """Return the configuration of rotary position embeddings.
+
+    Args:
+        kind: The `rope_type`.
+        **fields: Its parameters.
+
+    Returns:
+        Fields of config.json.
+    """
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **fields}}
+
+
+LLAMA3 = rope(
+    "llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)
+YARN = rope("yarn", factor=4.0, original_max_position_embeddings=32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration.
+
+    Attributes:
+        name: Its name in the table.
+        model_type: The `model_type` of config.json.
+        fields: Its other fields.
+        ci: Whether CI checks it.
+    """
+
+    name: str
+    model_type: str
+    fields: Mapping[str, Any]
+    ci: bool = False
+
+
+CASES = (
+    Case("llama 2", "llama", PLAIN | UNTIED),
+    Case("llama 3, smollm 1-2", "llama", WIDE | TIED | LLAMA3, ci=True),
+    Case("llama, linear", "llama", WIDE | UNTIED | rope("linear", factor=2.0)),
+    Case("llama, dynamic", "llama", WIDE | TIED | rope("dynamic", factor=2.0)),
+    Case(
+        "llama, yarn and biases", "llama", WIDE | UNTIED | YARN | {"attention_bias": True, "mlp_bias": True}
+    ),
+    Case("smollm3", "smollm3", GROUPED | TIED | {"no_rope_layers": [1, 0]}),
+    Case("gemma", "gemma", WIDE | TIED | {"num_key_value_heads": 1}, ci=True),
+    Case(
+        "gemma2", "gemma2", WIDE | TIED | {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 5.0}, ci=True
+    ),
+    Case("gemma3", "gemma3_text", WIDE | TIED | {"query_pre_attn_scalar": 7, "sliding_window": CONTEXT}),
+    Case("phi-1.5, phi-2", "phi", PLAIN | UNTIED | {"partial_rotary_factor": 0.5}, ci=True),
+    Case(
+        "phi, grouped-query", "phi", GROUPED | UNTIED | {"qk_layernorm": True, "partial_rotary_factor": 0.5}
+    ),
+    Case("phi3", "phi3", GROUPED | UNTIED | {"sliding_window": None}),
+    Case("phi4-mini", "phi3", GROUPED | TIED | {"partial_rotary_factor": 0.5}),
+    Case("qwen2, qwen2.5", "qwen2", WIDE | TIED, ci=True),
+    Case("qwen2, untied", "qwen2", PLAIN | UNTIED | {"num_key_value_heads": 6}),
+    Case("qwen3", "qwen3", WIDE | UNTIED, ci=True),
+    Case("mistral", "mistral", WIDE | UNTIED | {"sliding_window": None}),
+    Case("ministral", "ministral", WIDE | TIED | {"sliding_window": CONTEXT}),
+    Case("olmo", "olmo", GROUPED | TIED | {"clip_qkv": 2.0}),
+    Case("olmo2", "olmo2", GROUPED | UNTIED),
+    Case("olmo3", "olmo3", GROUPED | UNTIED | {"sliding_window": CONTEXT}),
+    Case("stablelm", "stablelm", GROUPED | UNTIED | {"use_qkv_bias": True, "partial_rotary_factor": 0.25}),
+    Case(
+        "stablelm 2",
+        "stablelm",
+        PLAIN
+        | TIED
+        | {
+            "num_key_value_heads": 6,
+            "qk_layernorm": True,
+            "use_parallel_residual": True,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
+    Case("gpt_neox", "gpt_neox", PLAIN | UNTIED | {"rotary_pct": 0.25}, ci=True),
+    Case("gpt_neox, sequential", "gpt_neox", PLAIN | TIED | {"use_parallel_residual": False}),
+    Case("gpt2", "gpt2", GPT, ci=True),
+    Case("gpt2, scaled by layer", "gpt2", GPT | UNTIED | {"scale_attn_by_inverse_layer_idx": True}),
+    Case(
+        "gpt_neo",
+        "gpt_neo",
+        {
+            "vocab_size": 131,
+            "hidden_size": 48,
+            "num_layers": 2,
+            "num_heads": 6,
+            "max_position_embeddings": POSITIONS,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": CONTEXT,
+        },
+        ci=True,
+    ),
+    Case("gptj", "gptj", GPT | {"rotary_dim": 4}),
+    Case("gptj, all rotated", "gptj", GPT | TIED | {"rotary_dim": 8}),
+    Case("opt", "opt", PLAIN | {"ffn_dim": 72, "word_embed_proj_dim": 48}, ci=True),
+    Case(
+        "opt-350m",
+        "opt",
+        PLAIN | {"ffn_dim": 72, "word_embed_proj_dim": 40, "do_layer_norm_before": False},
+    ),
+    Case("falcon-7b", "falcon", PLAIN | {"multi_query": True, "parallel_attn": True}, ci=True),
+    Case("falcon-40b", "falcon", PLAIN | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    Case(
+        "falcon-rw",
+        "falcon",
+        PLAIN | UNTIED | {"multi_query": False, "parallel_attn": False, "alibi": True, "bias": True},
+    ),
+    Case("bloom", "bloom", {"vocab_size": 131, "hidden_size": 48, "n_layer": 2, "n_head": 6}, ci=True),
+    Case(
+        "mpt",
+        "mpt",
+        {"vocab_size": 131, "d_model": 48, "n_layers": 2, "n_heads": 6, "max_seq_len": POSITIONS},
+    ),
+    Case(
+        "granite",
+        "granite",
+        GROUPED
+        | TIED
+        | {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+    ),
+    Case("starcoder2", "starcoder2", GROUPED | TIED),
+    Case("cohere", "cohere", GROUPED | TIED | {"use_qk_norm": True}),
+    Case("cohere2", "cohere2", WIDE | TIED | {"sliding_window": CONTEXT}),
+    Case("glm", "glm", WIDE | UNTIED | {"attention_bias": True}),
+    Case("glm4", "glm4", WIDE | UNTIED | {"attention_bias": True}),
+    Case("exaone4", "exaone4", GROUPED | UNTIED | {"sliding_window": None}),
+    Case("helium", "helium", WIDE | UNTIED),
+    Case("nemotron", "nemotron", WIDE | UNTIED, ci=True),
+    Case("persimmon", "persimmon", PLAIN | UNTIED),
+    Case("codegen", "codegen", GPT | {"n_head": 4, "rotary_dim": 4}),
+    Case("gpt_bigcode", "gpt_bigcode", GPT),
+    Case("gpt_bigcode, multi-head", "gpt_bigcode", GPT | {"multi_query": False}),
+    Case("seed_oss", "seed_oss", WIDE | UNTIED | {"attention_bias": True, "attention_out_bias": True}),
+    Case("arcee", "arcee", WIDE | UNTIED),
+    Case("apertus", "apertus", WIDE | UNTIED),
+)
+"""All cases, in the order of the table."""

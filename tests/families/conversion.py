@@ -1,0 +1,46 @@
+"""Packages of a checkpoint, by the commands of `o2o convert`. torch is imported once, not once a command."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from pathlib import Path
+
+from export import __main__ as export_command
+from export import shell
+from export.package_builder import PackageBuilder, PackageFormat
+from o2o.errors import ModelError
+from tests.families.cases import CONTEXT
+
+
+def convert(checkpoint: Path, package: Path, format: PackageFormat, recipe: str = "none") -> Path:
+    """Build a package with the default flags.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        package: The folder to fill.
+        format: The format of the model.
+        recipe: A recipe of `o2o.quantization.recipes`.
+
+    Returns:
+        The model's file.
+
+    Raises:
+        ModelError: A command failed.
+    """
+    builder = PackageBuilder(checkpoint, package, CONTEXT, None, lambda line: None)
+    plan = builder.plan(format, recipe)
+    package.mkdir(parents=True)
+    with contextlib.chdir(package):
+        for step in plan.steps:
+            words = shlex.split(step.replace("\\\n", " "))
+            if words[1:3] == ["-m", "export"]:
+                code = export_command.main([*words[3:], "--jobs", "1"])
+                if code:
+                    raise ModelError(f"export failed with exit code {code}")
+            else:
+                try:
+                    shell.run([step], package)
+                except shell.StepFailed as error:
+                    raise ModelError(f"{' '.join(step.split())}: {error}") from error
+    return package / plan.model
