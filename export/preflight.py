@@ -60,7 +60,7 @@ def reasons(config: CheckpointConfig) -> Iterator[str]:
     kind, fields = config.model_type, config.fields
     yield from _other_tasks(config)
     if method := _quantization(config):
-        yield f"the weights are quantized ({method}): convert the float32, float16 or bfloat16 checkpoint, or a GGUF file"
+        yield f"the weights are quantized ({method}): convert the original checkpoint or a GGUF file"
     if fields.get("kv_lora_rank"):
         yield (
             f"this {kind} model has multi-head latent attention (MLA): its cache holds no keys and values, "
