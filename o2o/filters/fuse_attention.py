@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import argparse
 
-from o2o.filters.fusion import Fusion
+from o2o.filters.fusion import Fusion, static_graphs
 from o2o.model import Model
+from o2o.rewriting.attention.core_rule import CoreRule
+from o2o.rewriting.attention.mask_rule import MaskRule
+from o2o.rewriting.attention.proofs import Proofs
 from o2o.rewriting.attention.rule import AttentionRule
+from o2o.rewriting.rewrite_rule import apply_rule
 
 
 class FuseAttention(Fusion):
-    """Fuse scattered attention blocks into ATTENTION.
+    """Fuse scattered attention into `o2o.attention`, and this into ATTENTION where its operands allow.
 
         x - FC wq - heads - rotate - q --+
         x - FC wk - heads - rotate - k - cache' - q k' - scale - mask - SOFTMAX - p v - FC wo - y
         x - FC wv - heads ---------- v - cache' ------------------------------------+
                                        =>
+        q, k, v, position, mask?, slopes?, sinks? -- o2o.attention
+                                       =>
         x, wq, wk, wv, wo, cos, sin, mask?, k_cache?, v_cache?, pos? -- ATTENTION -- y
 
-    Each block is matched by its data flow from a SOFTMAX; names and order of operators do not matter. Prefill
-    and decode graphs match, with grouped-query attention or not, with RoPE or not. Caches may be updated by
-    CONCATENATION or DYNAMIC_UPDATE_SLICE. Axes are followed through every reshape and transpose.
+    Each attention is matched by its data flow from a SOFTMAX; names and order of operators do not matter.
+    Axes are followed through every reshape and transpose. Anything may precede q, k and v. Scores may be
+    scaled, soft-capped, masked by sums or selections, biased by ALiBi, and have sinks.
 
-    A mask is computed at every position. A causal mask needs no operand; any other mask becomes the mask
-    operand. ATTENTION writes keys and values into its caches, in place, at `pos`. Outputs that the contract
-    names as these caches are removed, since the inputs hold them now. A full concatenated cache gets room for
-    new rows only through reshape.io.py. Positions of several tokens must be consecutive.
+    A mask is computed at every position. One that is causal, with or without a window, needs no operand, and
+    ALiBi becomes one slope a head. Any other mask becomes the mask operand.
 
-    Left alone, with the reason (--explain): biases, scales other than 1/sqrt(H), caches with other readers,
+    ATTENTION has operands for plain projections, one rotation of whole heads, and caches only. It writes keys
+    and values into its caches, in place, at `pos`. Outputs that the contract names as these caches are
+    removed, since the inputs hold them now. A full concatenated cache gets room for new rows only through
+    reshape.io.py. Positions of several tokens must be consecutive.
+
+    Left as `o2o.attention`, with the reason (--explain): biases, norms of queries and keys, rotation of a
+    part of a head, scales other than 1/sqrt(H), soft-caps, windows, ALiBi, sinks, caches with other readers,
     masks that a concatenated cache cannot keep. A concatenation without a mask equals ATTENTION only while
     the cache is full; --assume-full-cache asserts that it always is.
     """
@@ -46,8 +56,24 @@ class FuseAttention(Fusion):
             help="fuse concatenated caches without a mask too; the input POSITION always holds their length",
         )
 
-    def rule(self, model: Model, args: argparse.Namespace) -> AttentionRule:
-        return AttentionRule(model, args.assume_full_cache)
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        proofs = Proofs()
+        attention = AttentionRule(model, proofs, args.assume_full_cache)
+        for graph in static_graphs(self, model):
+            core = apply_rule(model, graph, CoreRule())
+            masks = apply_rule(model, graph, MaskRule(proofs))
+            result = apply_rule(model, graph, attention)
+            left = {node for node, _ in result.failures}
+            masked = [(node, failure) for node, failure in masks.failures if node in left]
+            self.report(
+                model.label(graph),
+                result.rewritten,
+                [("as o2o.attention", result.failures), ("alone", core.failures)],
+                args.explain,
+            )
+            if args.explain:
+                for node, failure in masked:
+                    self.log(f"{model.label(graph)}: the mask of {node.outputs[0].name} stays: {failure}")
 
 
 main = FuseAttention.main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -10,7 +11,10 @@ import onnx_ir as ir
 from o2o.cli.text import counted
 from o2o.filters.base import Filter
 from o2o.model import Model, is_dynamic
-from o2o.rewriting.rewrite_rule import RewriteRule, RuleResult, apply_rule
+from o2o.rewriting.matchers import MatchFailure
+from o2o.rewriting.rewrite_rule import RewriteRule, apply_rule
+
+Failures = Sequence[tuple[ir.Node, MatchFailure]]
 
 
 class Fusion(Filter):
@@ -37,22 +41,42 @@ class Fusion(Filter):
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         rule = self.rule(model, args)
-        for graph in model.graphs:
-            label = model.label(graph)
-            if (dynamic := _dynamic_value(graph)) is not None:
-                self.log(f"{label}: left alone, as {dynamic.name} has no fixed shape")
-            else:
-                self._report(label, apply_rule(model, graph, rule), args.explain)
+        for graph in static_graphs(self, model):
+            result = apply_rule(model, graph, rule)
+            self.report(model.label(graph), result.rewritten, [("alone", result.failures)], args.explain)
 
-    def _report(self, label: str, result: RuleResult, explain: bool) -> None:
-        left = ""
-        if result.failures:
-            left = f", left {counted(len(result.failures), 'candidate')} alone"
-            left += "" if explain else " (--explain gives reasons)"
-        self.log(f"{label}: fused {counted(result.rewritten, self.noun)}{left}")
+    def report(self, label: str, fused: int, left: Sequence[tuple[str, Failures]], explain: bool) -> None:
+        """Log the result for one graph.
+
+        Args:
+            label: The name of the graph.
+            fused: The number of groups that were fused.
+            left: Candidates that were not, by what became of them.
+            explain: Whether to log the reasons.
+        """
+        rest = [f", left {counted(len(failures), 'candidate')} {how}" for how, failures in left if failures]
+        hint = " (--explain gives reasons)" if rest and not explain else ""
+        self.log(f"{label}: fused {counted(fused, self.noun)}{''.join(rest)}{hint}")
         if explain:
-            for node, failure in result.failures:
+            for node, failure in (failed for _, failures in left for failed in failures):
                 self.log(f"{label}: {node.op_type} {node.outputs[0].name}: {failure}")
+
+
+def static_graphs(filter_: Filter, model: Model) -> Iterator[ir.Graph]:
+    """Yield the graphs of fixed shapes, and log the others.
+
+    Args:
+        filter_: The filter that logs.
+        model: The model.
+
+    Yields:
+        Each graph without a value of unknown shape.
+    """
+    for graph in model.graphs:
+        if (dynamic := _dynamic_value(graph)) is not None:
+            filter_.log(f"{model.label(graph)}: left alone, as {dynamic.name} has no fixed shape")
+        else:
+            yield graph
 
 
 def _dynamic_value(graph: ir.Graph) -> ir.Value | None:

@@ -21,12 +21,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import constant_array, is_quantized
+from o2o.formats.tensors import is_quantized
 from o2o.lower.litert.rms_norm import lower_rms_norm
 from o2o.model import DOMAIN, Model, is_dynamic, shape_of
 from o2o.rewriting.attention.expand_attention import swap_heads
-from o2o.rewriting.attention.sdpa import LabeledValue, Mask, Sdpa, key_axes, match_sdpa, query_axes
-from o2o.rewriting.axes import Axes, Factors
+from o2o.rewriting.attention.layouts import LabeledValue, in_layout
+from o2o.rewriting.attention.mask_operand import MaskOperands
+from o2o.rewriting.attention.sdpa import Sdpa, by_token, match_sdpa
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.matchers import MatchFailure, fail
@@ -101,48 +102,50 @@ class _AttentionWrapper:
 
     def __init__(self, model: Model, graph: ir.Graph) -> None:
         self.model, self.graph = model, graph
-        self.masks: dict[tuple[int, int], ir.Value] = {}  # by (id of the mask, rows); (0, S) without a mask
+        self.masks = MaskOperands()
+        self.no_masks: dict[int, ir.Value] = {}  # by S
 
     def wrap(self, softmax: ir.Node) -> None:
         """Rebuild the attention around `softmax` in the composite's layout, and outline it."""
-        sdpa = match_sdpa(softmax)
-        factors = sdpa.factors
+        sdpa = match_sdpa(softmax, by_token)
+        factors, layouts = sdpa.factors, by_token(sdpa.factors)
         operands = [sdpa.q.value, sdpa.k.value, sdpa.v.value]
-        _require_static_float32(*operands, sdpa.result.value, *([sdpa.mask.value] if sdpa.mask else []))
+        added = [term.value for term, _ in sdpa.terms if term.kind == "add"]
+        _require_static_float32(*operands, sdpa.result.value, *added)
+        if sdpa.sinks is not None:
+            fail("the composite has no sinks", sdpa.sinks)
         old = sdpa.result.value
+        mask = self._mask(softmax, sdpa)
         op = Builder(self.graph, before=sdpa.last, prefix=f"{old.name}/")
-        layouts = (query_axes(factors), key_axes(factors), key_axes(factors))
         inputs = [
-            _in_layout(op, factors, labeled, axes, name)
-            for labeled, axes, name in zip((sdpa.q, sdpa.k, sdpa.v), layouts, ("q", "k", "v"), strict=True)
+            in_layout(op, factors, labeled, axes, name)
+            for labeled, axes, name in (
+                (sdpa.q, layouts.q, "q"),
+                (sdpa.k, layouts.kv, "k"),
+                (sdpa.v, layouts.kv, "v"),
+            )
         ]
-        inputs.append(self._mask(op, sdpa))
+        inputs.append(mask)
         y = _decomposition(op, sdpa, *inputs)
-        result = _in_layout(op, factors, LabeledValue(y, query_axes(factors)), sdpa.result.axes, "result")
+        result = in_layout(op, factors, LabeledValue(y, layouts.result), sdpa.result.axes, "result")
         result = op.reshape(result, shape_of(old), name="result")
         replace_output(self.model, old, result)
         attributes = {"scale": sdpa.scale} | ({"logit_cap": sdpa.cap} if sdpa.cap is not None else {})
         outline(self.model, self.graph, nodes_between(inputs, [y]), inputs, [y], ATTENTION, attributes)
 
-    def _mask(self, op: Builder, sdpa: Sdpa) -> ir.Value:
-        """The mask [1, 1, T or 1, S]."""
+    def _mask(self, softmax: ir.Node, sdpa: Sdpa) -> ir.Value:
+        """The mask [1, 1, T or 1, S]. Raises MatchFailure for one by head."""
         S = sdpa.factors.sizes["S"]
-        key = (0, S) if sdpa.mask is None else (id(sdpa.mask.value), sdpa.mask.rows)
-        if key not in self.masks:
-            self.masks[key] = _mask_of_one_head(op, sdpa.mask, S)
-        return self.masks[key]
-
-
-def _mask_of_one_head(op: Builder, mask: Mask | None, S: int) -> ir.Value:
-    if mask is None:
-        return op.constant(np.zeros((1, 1, 1, S), np.float32), "no_mask")
-    shape = [1, 1, mask.rows, S]
-    if mask.repeated == 1:
-        return op.reshape(mask.value, shape, name="mask")
-    if (array := constant_array(mask.value)) is not None:
-        return op.constant(array.reshape(-1, S)[: mask.rows].reshape(shape), "mask")
-    all_rows = op.reshape(mask.value, [1, 1, mask.rows * mask.repeated, S], name="masks")
-    return op.slice(all_rows, [0] * 4, shape, name="mask")
+        op = Builder(self.graph, before=softmax)
+        mask = self.masks.build(op, sdpa)
+        if mask is None:
+            if S not in self.no_masks:
+                self.no_masks[S] = op.constant(np.zeros((1, 1, 1, S), np.float32), "no_mask")
+            return self.no_masks[S]
+        shape = shape_of(mask)
+        if shape[-1:] != (S,) or any(dim != 1 for dim in shape[:-2]):
+            fail("the heads are masked differently", mask)
+        return op.reshape(mask, [1, 1, shape[-2] if len(shape) > 1 else 1, S], name="mask")
 
 
 def _decomposition(
@@ -171,21 +174,6 @@ def _decomposition(
     scores = op.node("ADD", [scores, mask], [1, N, T, S], name="masked")
     weights = op.node("SOFTMAX", [scores], [1, N, T, S], name="weights", beta=1.0)
     return swap_heads(op, product(weights, v, H, "mixed", adjoint=False))
-
-
-def _in_layout(op: Builder, factors: Factors, labeled: LabeledValue, axes: Axes, name: str) -> ir.Value:
-    """`labeled` with these axes: a RESHAPE when its axes are in the same order, else a TRANSPOSE too."""
-    units = [axis for axis in axes if axis]
-    current = [name for axis in labeled.axes for name in axis]
-    if [name for axis in units for name in axis] == current:
-        return op.reshape(labeled.value, factors.shape(axes), name=name)
-    order = sorted(range(len(units)), key=lambda i: current.index(units[i][0]))
-    if [name for i in order for name in units[i]] != current:  # a unit has to be split
-        units = [(name,) for axis in units for name in axis]
-        order = sorted(range(len(units)), key=lambda i: current.index(units[i][0]))
-    x = op.reshape(labeled.value, [1, *factors.shape(tuple(units[i] for i in order))], name=name)
-    x = op.transpose(x, [0, *(1 + order.index(i) for i in range(len(units)))], name=name)
-    return op.reshape(x, factors.shape(axes), name=name)
 
 
 def _is_static_float32(value: ir.Value) -> bool:

@@ -1,9 +1,13 @@
-"""Attention, matched by its data flow.
+"""Attention, matched by its data flow: scattered operators to `o2o.attention`, and this to ATTENTION.
 
-`parts` finds the parts of a block, from a softmax up to q k' and down to the result. `proof` follows named
-axes through the block. `causality` proves what a mask hides, at every position; `token_axis` proves that a
-row of a mask depends on one token's position alone. `visibility` makes masks and positions operands of
-ATTENTION. `match` puts all this together for one softmax, and `rule` is the rewrite rule.
+To the core: `scores` follows a softmax up to q k', and down to the product with v. `sdpa` reads the axes of
+both products, in any layout. `mask_operand` makes one operand of all masks and biases. `mask_proof` proves
+what it means. The rules are `core_rule` and `mask_rule`.
 
-`sdpa` matches softmax(scale q k' + mask) v alone, without projections, caches and rotations.
+To ATTENTION: `parts` finds projections, rotations and cache updates around a core. `proof` follows named axes
+through them, `visibility` makes masks and positions operands. `match` puts this together for one core, and
+`rule` is the rewrite rule.
+
+`causality` computes masks and positions at every position. `token_axis` proves that a row of a mask depends
+on one token's position alone. `proofs` shares results between layers.
 """

@@ -52,11 +52,12 @@ class Keys:
             return range(1)
         return range(self.past - self.T + 1)
 
-    def visible(self, position: int) -> np.ndarray:
+    def visible(self, position: int, window: int = 0) -> np.ndarray:
         """Return which keys each query of a causal model sees.
 
         Args:
             position: The position of the first token.
+            window: How many keys a query sees at most, not for appended keys; 0 for all.
 
         Returns:
             bool [T, S].
@@ -64,7 +65,7 @@ class Keys:
         query = np.arange(self.T)[:, None]
         key = np.arange(self.S)[None, :]
         if not self.appended:
-            return key <= position + query
+            return (key <= position + query) & (key > position + query - (window or position + self.S))
         return np.where(key < self.past, key < position, key - self.past <= query)
 
 
@@ -172,6 +173,29 @@ def prove_start(start: ir.Value, keys: Keys, axis: int) -> ir.Value:
         numbers = at_position(start, leaf, position, "the row that is written")
         if [int(n) for n in numbers] != [position if i == axis else 0 for i in range(len(numbers))]:
             fail(f"at position {position} the cache is written at {numbers.tolist()}", start)
+    return leaf
+
+
+def prove_position(position: ir.Value, keys: Keys) -> ir.Value:
+    """Prove that a value is the position of the first query.
+
+    Args:
+        position: int [1].
+        keys: The keys of the attention.
+
+    Returns:
+        The input that it follows.
+
+    Raises:
+        MatchFailure: It is another number at some position, or cannot be computed.
+    """
+    leaf = position_leaf(position, "the position")
+    if leaf is None:
+        fail("the position is always the same", position)
+    for first in keys.positions:
+        numbers = at_position(position, leaf, first, "the position").reshape(-1)
+        if numbers.tolist() != [first]:
+            fail(f"the position of the queries is {numbers.tolist()} at position {first}", position)
     return leaf
 
 

@@ -1,4 +1,4 @@
-"""The parts of an attention block: up from its softmax to q k', and down to its result.
+"""The parts of an attention block around its core: projections, rotations, cache updates.
 
 This module checks operators and operands only. `proof` checks axes, `visibility` masks and positions.
 """
@@ -12,45 +12,16 @@ import onnx_ir as ir
 
 from o2o.contract import Layout
 from o2o.model import attribute, shape_of
-from o2o.operators.traits import LAYOUT_OPS, RESHAPE_OPS
+from o2o.operators.traits import RESHAPE_OPS
 from o2o.rewriting.axes import trace_layout
 from o2o.rewriting.matchers import (
     check_no_activation,
     fail,
     operand_and_factor,
     producer_of,
-    require_producer,
     single_user,
 )
 from o2o.rewriting.rope import Rotation, match_rope
-
-
-@dataclass
-class LayoutPath:
-    """The path from a source to a value: layout operators in order, and the product of all scales."""
-
-    source: ir.Value
-    layout: list[ir.Node]
-    scale: float = 1.0
-
-
-@dataclass
-class Scores:
-    """The path from q k' to the softmax: layout operators, one scale, at most one mask.
-
-    Attributes:
-        matmul: The product q k'.
-        steps: The nodes after it, in order, with the one that adds the mask.
-        scale: The product of all scales.
-        mask: The mask, if there is one.
-        masked_by: The node that adds it.
-    """
-
-    matmul: ir.Node
-    steps: list[ir.Node] = field(default_factory=list)
-    scale: float = 1.0
-    mask: ir.Value | None = None
-    masked_by: ir.Node | None = None
 
 
 @dataclass
@@ -81,146 +52,6 @@ class CacheUpdate:
     axis: int = 2
     layout: Layout | None = None
     cache_outputs: list[ir.Value] = field(default_factory=list)
-
-
-def find_scores(softmax: ir.Node) -> Scores:
-    """Follow the operand of a softmax up to q k'.
-
-    Args:
-        softmax: The SOFTMAX.
-
-    Returns:
-        The path from q k' to it.
-
-    Raises:
-        MatchFailure: Other operators stand between them.
-    """
-    value = softmax.inputs[0]
-    assert value is not None
-    beta = float(attribute(softmax, "beta", 1.0))
-    steps: list[ir.Node] = []
-    scale = 1.0
-    masks: list[tuple[ir.Value, ir.Node]] = []
-    while True:
-        node = require_producer(
-            value,
-            "the scores",
-            "BATCH_MATMUL",
-            "ADD",
-            "MUL",
-            "DIV",
-            "SELECT_V2",
-            "SELECT",
-            *LAYOUT_OPS,
-        )
-        if node.op_type == "BATCH_MATMUL":
-            break
-        steps.append(node)
-        check_no_activation(node)
-        if node.op_type in ("MUL", "DIV") and (product := operand_and_factor(node)) is not None:
-            value, factor = product
-            scale *= factor
-            continue
-        if node.op_type in ("ADD", "SELECT", "SELECT_V2"):
-            if scale != 1.0 and not masks:
-                fail("the scale is applied to the mask too", node.outputs[0])
-            value, mask = _scores_and_mask(node)
-            masks.append((mask, node))
-            continue
-        if node.op_type in ("MUL", "DIV"):
-            fail("the scores are multiplied by something that is not one constant number", node.outputs[0])
-        value = node.inputs[0]
-        assert value is not None
-    if len(masks) > 1:
-        fail("the scores have two masks", masks[0][0])
-    if beta != 1 and masks:
-        fail("the softmax scales the mask too", softmax.outputs[0])
-    scores = Scores(node, steps[::-1], scale * beta)
-    if masks:
-        scores.mask, scores.masked_by = masks[0]
-    return scores
-
-
-def _scores_and_mask(node: ir.Node) -> tuple[ir.Value, ir.Value]:
-    """The operands of the node that adds the mask: the scores, which lead to q k', and the mask."""
-    if node.op_type in ("SELECT", "SELECT_V2"):
-        fail("the mask selects instead of being added", node.outputs[0])
-    first, second = node.inputs
-    assert first is not None
-    assert second is not None
-    for scores, mask in ((first, second), (second, first)):
-        if _leads_to_product(scores):
-            if shape_of(scores) != shape_of(node.outputs[0]):
-                fail("the mask is larger than the scores", mask)
-            return scores, mask
-    fail("no operand of the sum comes from a product of q and k", node.outputs[0])
-
-
-def _leads_to_product(value: ir.Value) -> bool:
-    while (node := producer_of(value, "MUL", "DIV", "ADD", *LAYOUT_OPS)) is not None:
-        if node.op_type == "ADD":
-            return any(v is not None and _leads_to_product(v) for v in node.inputs)
-        product = operand_and_factor(node) if node.op_type in ("MUL", "DIV") else None
-        value = product[0] if product is not None else node.inputs[0]  # type: ignore[assignment]
-    return producer_of(value, "BATCH_MATMUL") is not None
-
-
-def follow_down(value: ir.Value, what: str, until: str) -> tuple[ir.Node, list[ir.Value]]:
-    """Follow `value` down through layout operators.
-
-    Args:
-        value: Where to start.
-        what: What `value` is, for the message.
-        until: The operator at which to stop.
-
-    Returns:
-        The node `until`, and the values from `value` to its operand.
-
-    Raises:
-        MatchFailure: A value on the path has another user.
-    """
-    path = [value]
-    while True:
-        node = single_user(path[-1], what)
-        if node.op_type == until:
-            return node, path
-        if node.op_type not in LAYOUT_OPS:
-            fail(f"{what} should go into {until}, not {node.op_type}", path[-1])
-        path.append(node.outputs[0])
-
-
-def nodes_of(path: list[ir.Value]) -> list[ir.Node]:
-    """Return the layout operators on a path.
-
-    Args:
-        path: The values that `follow_down` returns.
-
-    Returns:
-        The producers of all but the first.
-    """
-    return [value.producer() for value in path[1:]]  # type: ignore[misc]
-
-
-def follow_up(value: ir.Value) -> LayoutPath:
-    """Follow `value` up through layout operators and scales.
-
-    Args:
-        value: Where to start.
-
-    Returns:
-        The path from the source.
-    """
-    path = LayoutPath(value, [])
-    while True:
-        path.source, nodes = trace_layout(path.source)
-        path.layout = nodes + path.layout
-        node = producer_of(path.source, "MUL", "DIV")
-        product = operand_and_factor(node) if node is not None else None
-        if node is None or product is None:
-            return path
-        check_no_activation(node)
-        path.source, factor = product
-        path.scale *= factor
 
 
 def find_cache_update(value: ir.Value, inner: Collection[ir.Graph]) -> tuple[CacheUpdate, ir.Value]:
@@ -262,8 +93,11 @@ def find_rotated(value: ir.Value, what: str) -> tuple[Rotation | None, Projectio
 
     Returns:
         The rotation, None without one, and the projection.
+
+    Raises:
+        MatchFailure: Something else precedes the attention, or a projection has a bias.
     """
-    if producer_of(value, "FULLY_CONNECTED") is not None:
+    if producer_of(value, "ADD", "ROPE") is None:
         return None, find_projection(value, what)
     rotation = match_rope(value)
     source, _ = trace_layout(rotation.x)
@@ -283,11 +117,13 @@ def find_projection(value: ir.Value, what: str) -> Projection:
     Raises:
         MatchFailure: It has a bias or an activation, or its weights are no float matrix.
     """
-    node = require_producer(value, what, "FULLY_CONNECTED")
+    node = producer_of(value, "FULLY_CONNECTED")
+    if node is None:
+        fail(f"{_other_step(value, what)}, for which Circle's ATTENTION has no operand", value)
     check_no_activation(node)
     x, w, *bias = node.inputs
     if bias and bias[0] is not None:
-        fail(f"the projection of {what} has a bias", bias[0])
+        fail(f"the projection of {what} has a bias, for which Circle's ATTENTION has no operand", bias[0])
     assert x is not None
     assert w is not None
     x = _unflattened(x)
@@ -296,6 +132,31 @@ def find_projection(value: ir.Value, what: str) -> Projection:
     if w.dtype != x.dtype or attribute(node, "weightsFormat", 0):
         fail(f"the weights of {what} are quantized or shuffled (fuse before quantizing)", w)
     return Projection(node, x, w)
+
+
+def _other_step(value: ir.Value, what: str) -> str:
+    """What stands between a projection and the attention, in words."""
+    node = value.producer()
+    if node is None:
+        return f"{what} is a graph input or constant"
+    steps = [node, *(v.producer() for v in node.inputs if v is not None)]
+    operators = {step.op_type for step in steps if step is not None}
+    if operators & {"RMS_NORM", "RSQRT", "SQRT"} or _is_normalized(node):
+        return f"{what} is normalized"
+    if node.op_type == "CONCATENATION":
+        return f"only a part of each head of {what} is rotated"
+    if node.op_type in ("SPLIT", "SPLIT_V", "SLICE", "STRIDED_SLICE", "GATHER"):
+        return f"{what} is a part of one projection for q, k and v"
+    if node.op_type in ("MUL", "DIV") and operand_and_factor(node) is not None:
+        return f"{what} is scaled between its projection and the attention"
+    return f"{what} is computed by {node.op_type}"
+
+
+def _is_normalized(node: ir.Node) -> bool:
+    """Whether `node` multiplies (x * inverse root) by a weight."""
+    factors = (producer_of(value, "MUL", "DIV") for value in node.inputs)
+    roots = (root for factor in factors if factor is not None for root in factor.inputs)
+    return node.op_type in ("MUL", "ADD") and any(producer_of(root, "RSQRT", "SQRT") for root in roots)
 
 
 def _unflattened(x: ir.Value) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Named axes through an attention block, from its projections to its result."""
+"""Named axes through an attention block, from its projections to its core."""
 
 from __future__ import annotations
 
@@ -12,46 +12,36 @@ from o2o.contract import Layout, role_of
 from o2o.errors import ModelError
 from o2o.model import attribute, shape_of
 from o2o.operators.attention import Attention
-from o2o.operators.traits import LAYOUT_OPS, RESHAPE_OPS
-from o2o.rewriting.attention.parts import CacheUpdate, Projection, Scores
+from o2o.operators.core_attention import CoreAttention
+from o2o.operators.traits import RESHAPE_OPS
+from o2o.rewriting.attention.parts import CacheUpdate, Projection
 from o2o.rewriting.axes import Axes, Factors, trace_layout
 from o2o.rewriting.matchers import MatchFailure, fail, single_user
 from o2o.rewriting.rope import Rotation
 
 
-def factors_of(q: Projection, k: Projection, v: Projection, scores: Scores, update: CacheUpdate) -> Factors:
+def factors_of(core: CoreAttention, q: Projection, k: Projection, v: Projection) -> Factors:
     """Return the sizes of a block: T tokens, S keys, K key heads, G query heads per key head, head dim H.
 
     Args:
+        core: The core of the block.
         q: The projection of q.
         k: The projection of k.
         v: The projection of v.
-        scores: The scores q k'.
-        update: The update of the key cache.
 
     Returns:
         The sizes T, S, K, G and H.
 
     Raises:
-        MatchFailure: The projections do not divide into heads.
+        MatchFailure: The projections are not those of these heads, or there are several batches.
     """
-    shape = shape_of(q.x)
-    if any(dim != 1 for dim in shape[:-2]):
+    if any(dim != 1 for dim in shape_of(q.x)[:-2]):
         fail("ATTENTION takes one batch", q.x)
-    T = shape[-2] if len(shape) > 1 else 1
-    lhs = shape_of(scores.matmul.inputs[0])  # type: ignore[arg-type]
-    H = lhs[-2] if attribute(scores.matmul, "adjointLhs") else lhs[-1]
-    rows = [shape_of(p.w)[0] for p in (q, k, v)]
-    if rows[1] != rows[2]:
-        fail("keys and values differ in size", v.w)
-    if any(n % H for n in rows) or rows[0] % rows[1]:
-        fail(f"projections of {rows} rows do not divide into heads of {H}", scores.matmul.outputs[0])
-    S = T
-    if update.node is not None:
-        output = shape_of(update.node.outputs[0])
-        S = math.prod(output) // rows[1]
-    K = rows[1] // H
-    return Factors({"T": T, "S": S, "K": K, "G": rows[0] // rows[1], "H": H})
+    sizes = {"T": core.T, "S": core.S, "K": core.K, "G": core.N // core.K, "H": core.H}
+    for projection, heads in ((q, core.N), (k, core.K), (v, core.K)):
+        if shape_of(projection.w)[0] != heads * core.H:
+            fail(f"a projection does not have {heads} heads of {core.H}", projection.w)
+    return Factors(sizes)
 
 
 def projection_axes(factors: Factors, projection: Projection, tokens: str, heads: str) -> Axes:
@@ -137,14 +127,14 @@ def rotated_axes(
     return factors.through(layout, axes)
 
 
-def cache_axes(factors: Factors, update: CacheUpdate, axes: Axes, until: ir.Node) -> Axes:
+def cache_axes(factors: Factors, update: CacheUpdate, axes: Axes, core: ir.Node) -> Axes:
     """Return the axes after a cache update, whose token axis is the cache's.
 
     Args:
         factors: The sizes of the block.
         update: The cache update; its `axis`, `layout` and `cache_outputs` are set.
         axes: The axes of the new rows.
-        until: The node up to which nothing else may read the updated cache.
+        core: The core of the block. Nothing else may read a concatenated cache.
 
     Returns:
         The axes of the updated cache.
@@ -166,8 +156,8 @@ def cache_axes(factors: Factors, update: CacheUpdate, axes: Axes, until: ir.Node
         if attribute(update.node, "axis", 0) % len(after) != update.axis:
             fail("the cache is not concatenated along its tokens", output)
         # another reader would see the cache after ATTENTION has written it
-        while (user := single_user(output, "the updated cache")) is not until:
-            output = user.outputs[0]
+        while {use.node for use in output.uses()} != {core} or output.is_graph_output():
+            output = single_user(output, "the updated cache").outputs[0]
     axes = (*axes[: update.axis], ("S",), *axes[update.axis + 1 :])
     past = shape_of(update.node.inputs[0])  # type: ignore[arg-type]
     cache = Factors({**factors.sizes, "S": past[update.axis]})
@@ -229,26 +219,6 @@ def check_layouts(attention: Attention, k: CacheUpdate, v: CacheUpdate) -> None:
         fail(str(error), k.past)
     if inferred != k.layout:
         fail(f"the caches are updated as {k.layout}, but the contract says otherwise", k.past)
-
-
-def score_axes(factors: Factors, scores: Scores, axes: Axes) -> tuple[Axes, Axes]:
-    """Follow the axes of the scores to the softmax.
-
-    Args:
-        factors: The sizes of the block.
-        scores: The path from q k' to the softmax.
-        axes: The axes of q k'.
-
-    Returns:
-        The axes at the softmax, and those where the mask is added.
-    """
-    at_mask = axes
-    for node in scores.steps:
-        if node.op_type in LAYOUT_OPS:
-            axes = factors.through([node], axes)
-        if node is scores.masked_by:
-            at_mask = axes
-    return axes, at_mask
 
 
 def shared_tables(

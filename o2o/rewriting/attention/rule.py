@@ -1,12 +1,15 @@
-"""The rewrite rule that fuses attention blocks into ATTENTION."""
+"""The rewrite rule that fuses the core of attention and what surrounds it into ATTENTION."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from o2o.model import Model, inner_graphs, shape_of
+from o2o.operators.core_attention import is_core_attention
 from o2o.rewriting.attention.match import AttentionMatch, match_attention
+from o2o.rewriting.attention.proofs import Proofs
 from o2o.rewriting.attention.visibility import Visibility
 from o2o.rewriting.builder import Builder, add_constant
 from o2o.rewriting.rewire import replace_output, set_io_values, sync_signatures
@@ -14,19 +17,22 @@ from o2o.rewriting.rewrite_rule import RewriteRule
 
 
 class AttentionRule(RewriteRule):
-    """Fuse the attention block around each SOFTMAX into ATTENTION."""
+    """Fuse the projections, rotations and caches around each `o2o.attention` into ATTENTION."""
 
-    anchors = ("SOFTMAX",)
-
-    def __init__(self, model: Model, full_cache: str | None = None) -> None:
+    def __init__(self, model: Model, proofs: Proofs, full_cache: str | None = None) -> None:
         """Create the rule.
 
         Args:
             model: The model that the rule is applied to.
+            proofs: The proofs of the model, which layers share.
             full_cache: The name of the input that holds the length of concatenated caches without a mask.
         """
-        self._visibility = Visibility(full_cache)
+        self._visibility = Visibility(proofs, full_cache)
         self._inner = {inner for graph in model.graphs for node in graph for inner in inner_graphs(node)}
+
+    def candidates(self, graph: ir.Graph) -> Iterable[ir.Node]:
+        """See `RewriteRule`."""
+        return (node for node in graph if is_core_attention(node))
 
     def match(self, node: ir.Node) -> AttentionMatch:
         """See `RewriteRule`."""
@@ -35,9 +41,8 @@ class AttentionRule(RewriteRule):
     def rewrite(self, model: Model, graph: ir.Graph, match: AttentionMatch) -> None:
         """See `RewriteRule`."""
         attention, old = match.attention, match.last.outputs[0]
-        if match.zero_mask is not None:
-            zeros = np.zeros(match.zero_mask, attention.x.dtype.numpy())  # type: ignore[union-attr]
-            attention.mask = add_constant(graph, zeros, "no_mask")
+        if match.mask is not None:
+            attention.mask = add_constant(graph, match.mask, "mask" if match.mask.any() else "no_mask")
         op = Builder(graph, before=match.last)
         T, H = attention.T, attention.H
         for table in ("cos", "sin"):

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention around a softmax: softmax(scale q k' + mask) v, in any layout.
+"""Scaled dot-product attention around a softmax, in any layout: what `o2o.attention` computes.
 
 Projections, caches and rotations are not matched, only the two products and the operators between them. There
 are T queries of N = K * G heads, and S keys and values of K heads. Either the keys are repeated for the G
@@ -8,42 +8,26 @@ query heads of their group, or the query heads of a group are rows of one matrix
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import onnx_ir as ir
 
-from o2o.formats.tensors import constant_array
 from o2o.model import attribute, shape_of
-from o2o.operators.traits import LAYOUT_OPS, RESHAPE_OPS, is_elementwise
-from o2o.rewriting.attention.parts import follow_down, nodes_of
-from o2o.rewriting.axes import Axes, Factors
-from o2o.rewriting.matchers import (
-    MatchFailure,
-    check_no_activation,
-    constant_ints,
-    fail,
-    operand_and_factor,
-    producer_of,
-    require_producer,
-)
+from o2o.operators.traits import LAYOUT_OPS
+from o2o.rewriting.attention.layouts import LabeledValue
+from o2o.rewriting.attention.mask_axes import own_axes, repeats_rows
+from o2o.rewriting.attention.scores import Scores, Term, find_scores, follow_weights, nodes_of
+from o2o.rewriting.axes import Axes, Factors, trace_layout
+from o2o.rewriting.matchers import MatchFailure, constant_ints, fail, operand_and_factor, producer_of
 
 
-@dataclass(frozen=True)
-class LabeledValue:
-    """A value and its named axes."""
+class LabeledTerm(NamedTuple):
+    """A mask or bias, and the named axes of the scores to which it is broadcast."""
 
-    value: ir.Value
+    term: Term
     axes: Axes
-
-
-@dataclass(frozen=True)
-class Mask:
-    """The tensor [.., rows, S] that is added to the scores. Its first `rows` rows apply to each head."""
-
-    value: ir.Value
-    rows: int  # T, or 1
-    repeated: int  # how many times the tensor holds these rows
 
 
 @dataclass(frozen=True)
@@ -53,9 +37,10 @@ class Sdpa:
     Attributes:
         factors: The sizes T, S, K, G and H.
         q, k, v: The operands.
-        mask: The mask, or None.
+        terms: Masks and biases, in order.
+        sinks: One more logit of each head, or None.
         scale: The scale of q k'.
-        cap: Before the mask is added, scores become cap * tanh(score / cap). None: they do not.
+        cap: Before a mask is added, scores become cap * tanh(score / cap). None: they do not.
         result: The result.
         last: The node that computes it. All operands are computed before this node.
     """
@@ -64,45 +49,64 @@ class Sdpa:
     q: LabeledValue
     k: LabeledValue
     v: LabeledValue
-    mask: Mask | None
+    terms: tuple[LabeledTerm, ...]
+    sinks: ir.Value | None
     scale: float
     cap: float | None
     result: LabeledValue
     last: ir.Node
 
 
-def query_axes(factors: Factors) -> Axes:
-    """Return the axes of queries, or of the result, as [1, T, N, H].
+@dataclass(frozen=True)
+class Layouts:
+    """The wanted axes of queries, of keys and values, and of the result."""
+
+    q: Axes
+    kv: Axes
+    result: Axes
+
+
+LayoutsOf = Callable[[Factors], Layouts]
+
+
+def by_head(factors: Factors) -> Layouts:
+    """Return the layouts of `o2o.attention`: q [1, N, T, H], k and v [1, K, S, H], result [1, T, N, H].
 
     Args:
         factors: The sizes.
 
     Returns:
-        The axes.
+        The layouts.
     """
-    return factors.axes("", "T", "KG", "H")
+    return Layouts(
+        factors.axes("", "KG", "T", "H"), factors.axes("", "K", "S", "H"), factors.axes("", "T", "KG", "H")
+    )
 
 
-def key_axes(factors: Factors) -> Axes:
-    """Return the axes of keys, or values, as [1, S, K, H].
+def by_token(factors: Factors) -> Layouts:
+    """Return the layouts of LiteRT's composite: q and result [1, T, N, H], k and v [1, S, K, H].
 
     Args:
         factors: The sizes.
 
     Returns:
-        The axes.
+        The layouts.
     """
-    return factors.axes("", "S", "K", "H")
+    return Layouts(
+        factors.axes("", "T", "KG", "H"), factors.axes("", "S", "K", "H"), factors.axes("", "T", "KG", "H")
+    )
 
 
-def match_sdpa(softmax: ir.Node) -> Sdpa:
+def match_sdpa(softmax: ir.Node, wanted: LayoutsOf) -> Sdpa:
     """Match scaled dot-product attention around a softmax.
 
     Several readings of the axes may be right: one token of many heads is many tokens of one head. The one
-    that needs the fewest transposes to [1, T, N, H] is returned.
+    with as many tokens as keys are new is returned, with the fewest masks by head, and then the fewest
+    transposes to the wanted layouts.
 
     Args:
         softmax: The SOFTMAX.
+        wanted: The layouts in which operands and result are needed.
 
     Returns:
         The operands and the result.
@@ -110,110 +114,43 @@ def match_sdpa(softmax: ir.Node) -> Sdpa:
     Raises:
         MatchFailure: The first condition that fails.
     """
-    scores = _find_scores(softmax)
-    product, path = follow_down(softmax.outputs[0], "the attention weights", "BATCH_MATMUL")
-    if product.inputs[0] is not path[-1]:
-        fail("the attention weights are not the left operand of their product with v", product.outputs[0])
-    matches: list[Sdpa] = []
+    scores = find_scores(softmax)
+    product, path = follow_weights(softmax, scores)
     first: MatchFailure | None = None
-    for reading in _readings(scores.product):
-        try:
-            matches.append(_read(reading, scores, nodes_of(path), product))
-        except MatchFailure as failure:
-            first = first or failure
-    if not matches:
-        raise first or MatchFailure("the heads of q and k do not agree", scores.product.outputs[0])
-    return min(matches, key=_num_transposes)
+    for readings in _readings(scores.product):
+        matches: list[Sdpa] = []
+        for reading in readings:
+            try:
+                matches.append(_read(reading, scores, nodes_of(path), product, wanted))
+            except MatchFailure as failure:
+                first = first or failure
+        if matches:
+            return min(matches, key=lambda match: _cost(match, wanted))
+    raise first or MatchFailure("the heads of q and k do not agree", scores.product.outputs[0])
 
 
-def _num_transposes(core: Sdpa) -> int:
-    """How many operands and results have another layout than wanted."""
-    factors = core.factors
-    wanted = {
-        "q": query_axes(factors),
-        "k": key_axes(factors),
-        "v": key_axes(factors),
-        "result": query_axes(factors),
-    }
-    return sum(getattr(core, name).axes != axes for name, axes in wanted.items())
+def _cost(match: Sdpa, wanted: LayoutsOf) -> tuple[int, bool, int]:
+    """Its masks by head; whether tokens are not the new keys; operands and results in other layouts."""
+    layouts = wanted(match.factors)
+    differing = sum(_differs_by_head(match.factors, *labeled) for labeled in match.terms)
+    transposed = (match.q.axes != layouts.q) + (match.result.axes != layouts.result)
+    transposed += sum(labeled.axes != layouts.kv for labeled in (match.k, match.v))
+    return differing, match.factors.sizes["T"] not in _new_keys(match), transposed
 
 
-# ---- the scores --------------------------------------------------------------------------------------
+def _new_keys(match: Sdpa) -> Container[int]:
+    """How many keys may be new: as many as are joined with earlier ones, or any number without a cache."""
+    sizes = match.factors.sizes
+    source, _ = trace_layout(match.k.value)
+    node = producer_of(source, "CONCATENATION", "DYNAMIC_UPDATE_SLICE")
+    new = node.inputs[1] if node is not None and len(node.inputs) > 1 else None
+    return range(sizes["T"] + 1) if new is None else {math.prod(shape_of(new)) // (sizes["K"] * sizes["H"])}
 
 
-@dataclass
-class _Scores:
-    """From q k' down to the softmax."""
-
-    product: ir.Node
-    steps: list[ir.Node] = field(default_factory=list)
-    scale: float = 1.0
-    cap: float | None = None
-    mask: ir.Value | None = None
-    masked_by: ir.Node | None = None
-
-
-def _find_scores(softmax: ir.Node) -> _Scores:
-    if attribute(softmax, "beta", 1.0) != 1:
-        fail("the softmax scales its operand", softmax.outputs[0])
-    value = softmax.inputs[0]
-    assert value is not None
-    steps: list[ir.Node] = []
-    mask: tuple[ir.Value, ir.Node] | None = None
-    factor, cap = 1.0, None
-    while True:
-        node = require_producer(value, "the scores", "BATCH_MATMUL", "ADD", "MUL", "DIV", "TANH", *LAYOUT_OPS)
-        if node.op_type == "BATCH_MATMUL":
-            break
-        steps.append(node)
-        check_no_activation(node)
-        source = node.inputs[0]
-        if node.op_type == "ADD":
-            if mask is not None:
-                fail("the scores have two masks", node.outputs[0])
-            if factor != 1 or cap is not None:
-                fail("the mask is scaled or capped too", node.outputs[0])
-            source, other = _scores_and_mask(node)
-            mask = other, node
-        elif node.op_type == "TANH":
-            if cap is not None:
-                fail("the scores are capped twice", node.outputs[0])
-            factor, cap = 1.0, factor
-        elif node.op_type in ("MUL", "DIV"):
-            product = operand_and_factor(node)
-            if product is None:
-                fail(
-                    "the scores are multiplied by something that is not one constant number", node.outputs[0]
-                )
-            source, number = product
-            factor *= number
-        assert source is not None
-        value = source
-    return _Scores(node, steps[::-1], factor * (cap or 1.0), cap, *(mask or (None, None)))
-
-
-def _scores_and_mask(node: ir.Node) -> tuple[ir.Value, ir.Value]:
-    one, two = node.inputs
-    assert one is not None
-    assert two is not None
-    for scores, mask in ((one, two), (two, one)):
-        if shape_of(scores) == shape_of(node.outputs[0]) and _comes_from_product(scores):
-            return scores, mask
-    fail("no operand of the sum is a product of q and k", node.outputs[0])
-
-
-def _comes_from_product(value: ir.Value) -> bool:
-    while (node := producer_of(value, "MUL", "DIV", "TANH", *LAYOUT_OPS)) is not None:
-        value = _operand(node)
-    return producer_of(value, "BATCH_MATMUL") is not None
-
-
-def _operand(node: ir.Node) -> ir.Value:
-    """The operand of `node` that leads to the product, not the constant factor."""
-    product = operand_and_factor(node) if node.op_type in ("MUL", "DIV") else None
-    source = product[0] if product is not None else node.inputs[0]
-    assert source is not None
-    return source
+def _differs_by_head(factors: Factors, term: Term, axes: Axes) -> bool:
+    axes = own_axes(factors, term.value, axes)
+    by_head = any(name in ("K", "G") for axis in axes for name in axis)
+    return by_head and not repeats_rows(factors, term.value, axes)
 
 
 # ---- readings of the heads ---------------------------------------------------------------------------
@@ -221,36 +158,68 @@ def _operand(node: ir.Node) -> ir.Value:
 
 @dataclass(frozen=True)
 class _Reading:
-    """One meaning of the axes of q k': [.., heads, rows, S]."""
+    """One meaning of the axes of q k': [.., heads, rows, S]. Keys repeat no heads of their own."""
 
     factors: Factors
-    heads: tuple[str, ...]
+    heads: tuple[tuple[str, ...], ...]  # of the left operand and the product
+    key_heads: tuple[tuple[str, ...], ...]
     rows: tuple[str, ...]
 
 
-def _readings(product: ir.Node) -> Iterator[_Reading]:
+def _readings(product: ir.Node) -> Iterator[Iterator[_Reading]]:
+    """Groups of readings; a later group only counts if all of the earlier ones fail."""
     left, right = product.inputs[:2]
     assert left is not None
     assert right is not None
     *batch, rows, H = _plain(left, attribute(product, "adjointLhs", 0))
     *others, H_, S = _plain(right, attribute(product, "adjointRhs", 0))
-    if batch != others or H != H_ or not 1 <= len(batch) <= 2 or any(dim != 1 for dim in batch[:-1]):
+    pairs = list(zip(batch, others, strict=False))
+    places = [place for place, dim in enumerate(batch) if dim != 1] or [len(batch) - 1]
+    repeated = [place for place, (dim, other) in enumerate(pairs) if dim != other]
+    if (
+        H != H_
+        or not 1 <= len(batch) == len(others)
+        or any(other not in (1, dim) for dim, other in pairs)
+        or len(places) > 2
+        or (repeated and repeated != places[-1:])
+    ):
         fail("q k' is not a product of one batch of heads", product.outputs[0])
-    A = batch[-1]
-    value = right
+
+    def reading(K: int, G: int, T: int, heads: Sequence[str], rows: str) -> _Reading:
+        names = [""] * len(batch)
+        for place, name in zip(places, heads, strict=True):
+            names[place] = name
+        key_names = ["" if place in repeated else name for place, name in enumerate(names)]
+        factors = Factors({"K": K, "G": G, "T": T, "S": S, "H": H})
+        return _Reading(factors, tuple(map(tuple, names)), tuple(map(tuple, key_names)), tuple(rows))
+
+    *outer, A = [batch[place] for place in places]
+    if outer:
+        yield iter([reading(outer[0], A, rows, "KG", "T")])
+    elif repeated:  # BATCH_MATMUL repeats the only head of the keys
+        yield iter([reading(1, A, rows, "G", "T")])
+    else:
+        G = _repeats(right)
+        if G > 1 and A % G == 0:
+            yield iter([reading(A // G, G, rows, ["KG"], "T")])
+        divisors = (G for G in range(rows, 0, -1) if rows % G == 0)
+        yield (reading(A, G, rows // G, "K", "GT") for G in divisors)
+
+
+def _repeats(value: ir.Value) -> int:
+    """How many times a BROADCAST_TO above `value` repeats heads; 1 for never."""
     while (node := producer_of(value, "MUL", "DIV", *LAYOUT_OPS)) is not None:
+        source = node.inputs[0]
+        if node.op_type in ("MUL", "DIV"):
+            product = operand_and_factor(node)
+            source = product[0] if product is not None else source
+        assert source is not None
         if node.op_type == "BROADCAST_TO":
-            before, after = (math.prod(shape_of(v)) for v in (node.inputs[0], node.outputs[0]))  # type: ignore[arg-type]
-            G = after // max(before, 1)
-            if before * G == after and G > 1 and A % G == 0:
-                sizes = {"K": A // G, "G": G, "T": rows, "S": S, "H": H}
-                yield _Reading(Factors(sizes), ("K", "G"), ("T",))
-                return
-        value = _operand(node)
-    for G in range(rows, 0, -1):
-        if rows % G == 0:
-            sizes = {"K": A, "G": G, "T": rows // G, "S": S, "H": H}
-            yield _Reading(Factors(sizes), ("K",), ("G", "T"))
+            before, after = math.prod(shape_of(source)), math.prod(shape_of(node.outputs[0]))
+            if before and before != after and after % before == 0:
+                return after // before
+        value = source
+    return 1
 
 
 def _plain(value: ir.Value, adjoint: int) -> list[int]:
@@ -258,49 +227,68 @@ def _plain(value: ir.Value, adjoint: int) -> list[int]:
     return [*batch, b, a] if adjoint else [*batch, a, b]
 
 
-def _read(reading: _Reading, scores: _Scores, path: Sequence[ir.Node], product: ir.Node) -> Sdpa:
-    factors, heads, rows = reading.factors, reading.heads, reading.rows
+def _read(
+    reading: _Reading, scores: Scores, path: Sequence[ir.Node], product: ir.Node, wanted: LayoutsOf
+) -> Sdpa:
+    factors, rows = reading.factors, reading.rows
+    layouts = wanted(factors)
     q, k = scores.product.inputs[:2]
     v = product.inputs[1]
     assert q is not None
     assert k is not None
     assert v is not None
-    lead: list[tuple[str, ...]] = [()] * (len(shape_of(q)) - 2)
-    lead[-1] = heads
-    q_axes = _swapped(factors.axes(*lead, rows, "H"), attribute(scores.product, "adjointLhs", 0))
-    k_axes = _swapped(factors.axes(*lead, "H", "S"), attribute(scores.product, "adjointRhs", 0))
-    axes = factors.axes(*lead, rows, "S")
-    mask = None
+    q_axes = _swapped(factors.axes(*reading.heads, rows, "H"), attribute(scores.product, "adjointLhs", 0))
+    k_axes = _swapped(factors.axes(*reading.key_heads, "H", "S"), attribute(scores.product, "adjointRhs", 0))
+    axes = factors.axes(*reading.heads, rows, "S")
+    keys = factors.axes("S")[0]
+    at: dict[ir.Node, Axes] = {}
     for node in scores.steps:
         if node.op_type in LAYOUT_OPS:
             axes = factors.through([node], axes)
-        if node is scores.masked_by:
-            assert scores.mask is not None
-            mask = _mask(factors, scores.mask, axes)
-    if axes[-1] != factors.axes("S")[0]:
+        at[node] = axes
+    if axes[-1] != keys:
         fail("the softmax does not go over the keys", scores.product.outputs[0])
-    axes = factors.through(path, axes)
-    if attribute(product, "adjointLhs", 0) or axes[-1] != factors.axes("S")[0]:
+    softmax_axes, axes = axes, factors.through(path, axes)
+    if attribute(product, "adjointLhs", 0) or axes[-1] != keys:
         fail("the weights are not multiplied with the values over the keys", product.outputs[0])
     if shape_of(product.outputs[0])[-1] != factors.sizes["H"]:
         fail("values have another head dimension than keys", product.outputs[0])
-    if shape_of(v)[:-2] != factors.shape(axes[:-2]):
-        fail("the values are repeated by BATCH_MATMUL itself", v)
-    v_axes = _swapped((*axes[:-2], *factors.axes("S", "H")), attribute(product, "adjointRhs", 0))
+    lead = _value_heads(factors, shape_of(v)[:-2], axes[:-2], v)
+    v_axes = _swapped((*lead, *factors.axes("S", "H")), attribute(product, "adjointRhs", 0))
 
-    q_labeled, q_scale = _source(factors, q, q_axes, query_axes(factors), scaled=True)
-    k_labeled, k_scale = _source(factors, k, k_axes, key_axes(factors), scaled=True)
-    v_labeled, _ = _source(factors, v, v_axes, key_axes(factors), scaled=False)
+    q_labeled, q_scale = _source(factors, q, q_axes, layouts.q, scaled=True)
+    k_labeled, k_scale = _source(factors, k, k_axes, layouts.kv, scaled=True)
+    v_labeled, _ = _source(factors, v, v_axes, layouts.kv, scaled=False)
     for labeled in (k_labeled, v_labeled):
         if "G" in {name for axis in labeled.axes for name in axis}:
             fail("each query head has keys or values of its own", labeled.value)
-    result = _result(factors, product.outputs[0], (*axes[:-1], *factors.axes("H")))
+    result = _result(factors, product.outputs[0], (*axes[:-1], *factors.axes("H")), layouts.result)
+    terms = tuple(LabeledTerm(term, at[term.node]) for term in scores.terms)
+    for term, term_axes in terms:
+        own_axes(factors, term.value, term_axes)  # it fits the scores
+    sinks = _sinks(factors, scores.sinks, softmax_axes) if scores.sinks is not None else None
     scale = scores.scale * q_scale * k_scale
-    return Sdpa(factors, q_labeled, k_labeled, v_labeled, mask, scale, scores.cap, result, product)
+    return Sdpa(factors, q_labeled, k_labeled, v_labeled, terms, sinks, scale, scores.cap, result, product)
 
 
 def _swapped(axes: Axes, adjoint: int) -> Axes:
     return (*axes[:-2], axes[-1], axes[-2]) if adjoint else axes
+
+
+def _value_heads(factors: Factors, shape: tuple[int, ...], axes: Axes, v: ir.Value) -> Axes:
+    """The axes of the heads of v, which has this shape, at the product with weights of these axes.
+
+    BATCH_MATMUL itself may repeat v for all query heads of a group.
+    """
+    if shape == factors.shape(axes):
+        return axes
+    groups = factors.axes("G")[0]
+    if len(shape) == len(axes) and all(
+        dim == size or (dim == 1 and axis == groups)
+        for dim, size, axis in zip(shape, factors.shape(axes), axes, strict=True)
+    ):
+        return tuple(axis if dim != 1 else () for dim, axis in zip(shape, axes, strict=True))
+    fail("the values are repeated by BATCH_MATMUL itself", v)
 
 
 # ---- outwards ----------------------------------------------------------------------------------------
@@ -311,10 +299,11 @@ def _source(
 ) -> tuple[LabeledValue, float]:
     """The source of `value` through layout operators, and the scale on the path if `scaled` allows one.
 
-    It is the nearest source with axes `wanted`, else the farthest.
+    All scales are passed. Above them it is the nearest source with axes `wanted`, else the farthest.
     """
     scale = 1.0
-    while axes != wanted:
+    candidates = [LabeledValue(value, axes)]
+    while True:
         node = producer_of(value, *(("MUL", "DIV") if scaled else ()), *LAYOUT_OPS)
         if node is None:
             break
@@ -326,13 +315,16 @@ def _source(
                 break
             value, number = product
             scale *= number
-            continue
-        try:
-            axes = _before(factors, node, source, axes)
-        except MatchFailure:
-            break
-        value = source
-    return LabeledValue(value, axes), scale
+            candidates.clear()
+        else:
+            try:
+                axes = _before(factors, node, source, axes)
+            except MatchFailure:
+                break
+            value = source
+        candidates.append(LabeledValue(value, axes))
+    nearest = (candidate for candidate in candidates if candidate.axes == wanted)
+    return next(nearest, candidates[-1]), scale
 
 
 def _before(factors: Factors, node: ir.Node, source: ir.Value, axes: Axes) -> Axes:
@@ -359,9 +351,9 @@ def _before(factors: Factors, node: ir.Node, source: ir.Value, axes: Axes) -> Ax
     return factors.regroup(axes, source)
 
 
-def _result(factors: Factors, value: ir.Value, axes: Axes) -> LabeledValue:
-    """`value`, or its only descendant through layout operators that is [1, T, N, H]."""
-    first, wanted = LabeledValue(value, axes), query_axes(factors)
+def _result(factors: Factors, value: ir.Value, axes: Axes, wanted: Axes) -> LabeledValue:
+    """`value`, or its only descendant through layout operators that has the wanted axes."""
+    first = LabeledValue(value, axes)
     while axes != wanted:
         users = {use.node for use in value.uses()}
         user = users.pop() if len(users) == 1 and not value.is_graph_output() else None
@@ -375,41 +367,24 @@ def _result(factors: Factors, value: ir.Value, axes: Axes) -> LabeledValue:
     return LabeledValue(value, axes)
 
 
-# ---- the mask ----------------------------------------------------------------------------------------
+# ---- sinks -------------------------------------------------------------------------------------------
 
 
-def _mask(factors: Factors, mask: ir.Value, axes: Axes) -> Mask:
-    """`mask`, added to scores with these axes."""
-    shape = shape_of(mask)
-    shape = (1,) * (len(axes) - len(shape)) + shape
-    *outer, rows, columns = shape
-    if len(shape) != len(axes) or any(dim != 1 for dim in outer):
-        fail("the heads are masked differently", mask)
-    if columns != factors.sizes["S"] or axes[-1] != factors.axes("S")[0]:
-        fail("the last axis of the mask is not the keys", mask)
-    T, G = factors.sizes["T"], factors.sizes["G"]
-    if rows == 1 or (rows == T and axes[-2] == factors.axes("T")[0]):
-        return Mask(mask, rows, 1)
-    if rows == G * T and axes[-2] == factors.axes("GT")[0] and _is_periodic(mask, T):
-        return Mask(mask, T, G)
-    fail("the heads are masked differently", mask)
-
-
-def _is_periodic(value: ir.Value, period: int) -> bool:
-    """Whether row t + `period` of `value` [.., rows, columns] always equals row t."""
-    shape = shape_of(value)
-    if len(shape) < 2 or shape[-2] in (1, period):
-        return True
-    if (array := constant_array(value)) is not None:
-        blocks = array.reshape(-1, shape[-2] // period, period, shape[-1])
-        return bool((blocks == blocks[:, :1]).all())
-    node = value.producer()
-    if node is None:
-        return False
-    if node.op_type == "CONCATENATION" and attribute(node, "axis", 0) % len(shape) == len(shape) - 2:
-        same = all(v is node.inputs[0] for v in node.inputs)
-        return same and shape_of(node.inputs[0])[-2] == period  # type: ignore[arg-type]
-    if node.op_type in RESHAPE_OPS:
+def _sinks(factors: Factors, value: ir.Value, scores_axes: Axes) -> ir.Value:
+    """The source [N] of sinks, which are concatenated with scores of these axes."""
+    axes: Axes = (*scores_axes[:-1], ())
+    heads = list(factors.axes("KG")[0])
+    while [name for axis in axes for name in axis] != heads:
+        node = producer_of(value, *LAYOUT_OPS)
+        if node is None:
+            fail("the sinks are not one number a head", value)
         source = node.inputs[0]
-        return source is not None and shape_of(source)[-2:] == shape[-2:] and _is_periodic(source, period)
-    return is_elementwise(node) and all(v is not None and _is_periodic(v, period) for v in node.inputs)
+        assert source is not None
+        if node.op_type == "BROADCAST_TO":
+            shape = shape_of(source)
+            added = len(axes) - len(shape)
+            axes = tuple(() if dim == 1 else axis for dim, axis in zip(shape, axes[added:], strict=True))
+        else:
+            axes = _before(factors, node, source, axes)
+        value = source
+    return value

@@ -3,107 +3,92 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o.model import shape_of
 from o2o.operators.attention import Attention
-from o2o.rewriting.attention.causality import Keys, at_position, position_leaf, prove_causal, prove_start
-from o2o.rewriting.attention.parts import CacheUpdate, Scores
-from o2o.rewriting.axes import Axes, Factors
-from o2o.rewriting.matchers import MatchFailure, fail
+from o2o.operators.core_attention import CoreAttention
+from o2o.operators.masks import LOWEST
+from o2o.operators.reference import unknown_sources
+from o2o.rewriting.attention.causality import (
+    Keys,
+    at_position,
+    position_leaf,
+    prove_causal,
+    prove_position,
+    prove_start,
+)
+from o2o.rewriting.attention.parts import CacheUpdate
+from o2o.rewriting.attention.proofs import Proofs
+from o2o.rewriting.matchers import fail
 
 
 class Visibility:
-    """Masks and positions of a model's attention blocks. Layers share them, so each proof runs once."""
+    """Masks and positions of a model's attention blocks."""
 
-    def __init__(self, full_cache: str | None = None) -> None:
-        """Begin without proofs.
+    def __init__(self, proofs: Proofs, full_cache: str | None = None) -> None:
+        """Begin.
 
         Args:
+            proofs: The proofs of the model, which layers share.
             full_cache: The name of the input that holds the length of caches concatenated without a mask. The
                 caller promises that such caches are full.
         """
         self.full_cache = full_cache
-        self._proofs: dict[tuple[Any, ...], ir.Value | MatchFailure | None] = {}
+        self._proofs = proofs
 
     def set_operands(
-        self,
-        attention: Attention,
-        scores: Scores,
-        mask_axes: Axes,
-        k: CacheUpdate,
-        v: CacheUpdate,
-        factors: Factors,
-        last: ir.Node,
-    ) -> tuple[int, ...] | None:
+        self, attention: Attention, core: CoreAttention, k: CacheUpdate, v: CacheUpdate, last: ir.Node
+    ) -> np.ndarray | None:
         """Set the mask and position operands.
 
         Args:
             attention: The operands, changed in place.
-            scores: The scores with their mask.
-            mask_axes: The axes of the scores where the mask is added.
+            core: The core of the block.
             k: The update of the key cache.
             v: The update of the value cache.
-            factors: The sizes of the block.
             last: The node that computes the block's result, for messages.
 
         Returns:
-            The shape of the mask of zeros that is needed if every query sees every key, else None.
+            A constant mask that is needed besides, float32 [1, 1, T, S], or None. ATTENTION without a mask is
+            causal at the position at which rows are written.
 
         Raises:
             MatchFailure: No operands of ATTENTION mean the same.
         """
-        T, S = factors.sizes["T"], factors.sizes["S"]
+        T, S = core.T, core.S
         kind = k.node.op_type if k.node is not None else None
         if kind != (v.node.op_type if v.node is not None else None):
             fail("key and value caches are updated by different operators", last.outputs[0])
-        mask = _aligned(scores.mask, mask_axes, factors)
+        _check_mask(core)
         if kind == "CONCATENATION":
-            attention.pos = self._concatenated_position(mask, Keys(T, S - T, appended=True), last)
+            attention.pos = self._concatenated_position(core, Keys(T, S - T, appended=True), last)
             return None
         keys = Keys(T, 0 if kind is None else S, appended=kind is None)
         if kind == "DYNAMIC_UPDATE_SLICE":
             attention.pos = self._written_position(k, keys)
             if self._written_position(v, keys) is not attention.pos:
                 fail("keys and values are written at different positions", last.outputs[0])
-        if mask is None:
-            return None if kind is None and T == 1 else (1, 1, T, S)
-        try:
-            leaf = self.prove_once(prove_causal, mask, keys)
-            if leaf is not None and leaf is not attention.pos:
-                fail("the mask follows another position than the cache", mask)
-        except MatchFailure:
-            attention.mask = mask  # not causal, or not provably: it stays an operand
+        if core.mask is not None:
+            attention.mask = core.mask
+            return None
+        if not unknown_sources(core.position):
+            position = int(at_position(core.position, None, 0, "the position").reshape(-1)[0])
+            if kind is None and position == 0:
+                return None
+            visible = Keys(T, S, appended=False).visible(position)
+            return np.where(visible, np.float32(0), np.float32(LOWEST))[None, None]
+        if kind is None:
+            fail("the position of the queries changes, but there is no cache", core.position)
+        if self._proofs.once(prove_position, core.position, keys) is not attention.pos:
+            fail("the queries are at another position than the rows that are written", core.position)
         return None
 
-    def prove_once(self, prove: Callable[..., ir.Value | None], *arguments: Any) -> ir.Value | None:
-        """Run a proof, or return its cached result.
-
-        Args:
-            prove: A proof that returns the position a value follows, and raises MatchFailure if it fails.
-            *arguments: Its arguments, which are hashable.
-
-        Returns:
-            The position, or None.
-        """
-        key = (prove, *arguments)
-        if key not in self._proofs:
-            try:
-                self._proofs[key] = prove(*arguments)
-            except MatchFailure as failure:
-                self._proofs[key] = failure
-        result = self._proofs[key]
-        if isinstance(result, MatchFailure):
-            raise result
-        return result
-
-    def _concatenated_position(self, mask: ir.Value | None, keys: Keys, last: ir.Node) -> ir.Value:
+    def _concatenated_position(self, core: CoreAttention, keys: Keys, last: ir.Node) -> ir.Value:
         """The position at which a concatenated cache equals a cache that is written in place."""
-        if mask is not None and (leaf := self._causal_or_zero(mask, keys)) is not None:
+        if core.mask is not None and (leaf := self._causal_or_zero(core.mask, keys)) is not None:
             return leaf
         if self.full_cache is not None and keys.T == 1:
             graph = last.graph
@@ -125,7 +110,7 @@ class Visibility:
         """The position that a causal mask follows; None for a mask that hides nothing."""
         if position_leaf(mask, "the mask") is None and not np.any(at_position(mask, None, 0, "the mask")):
             return None
-        leaf = self.prove_once(prove_causal, mask, keys)
+        leaf = self._proofs.once(prove_causal, mask, keys)
         if leaf is None:
             fail("the mask does not follow a position", mask)
         return leaf
@@ -135,21 +120,13 @@ class Visibility:
         assert update.node is not None
         start = update.node.inputs[2]
         assert start is not None
-        return self.prove_once(prove_start, start, keys, update.axis)
+        return self._proofs.once(prove_start, start, keys, update.axis)
 
 
-def _aligned(mask: ir.Value | None, axes: Axes, factors: Factors) -> ir.Value | None:
-    """Return the mask if its last two axes are queries and keys and all heads share it. Else MatchFailure.
-
-    `axes` are the axes of the scores at the addition.
-    """
-    if mask is None:
-        return None
-    T, S = factors.sizes["T"], factors.sizes["S"]
-    tokens, keys = factors.axes("T", "S")
-    shape = (1,) * (len(axes) - len(shape_of(mask))) + shape_of(mask)
-    if axes[-1] != keys or shape[-1] not in (1, S):
-        fail(f"the mask is not [.., {T}, {S}], or is added to scores that are not", mask)
-    if any(dim != 1 for dim in shape[:-2]) or (shape[-2] != 1 and axes[-2] != tokens):
-        fail("the mask differs from head to head", mask)
-    return mask
+def _check_mask(core: CoreAttention) -> None:
+    """Check that all heads share the mask. Raises MatchFailure."""
+    if core.mask is None:
+        return
+    shape = (1,) * (4 - len(shape_of(core.mask))) + shape_of(core.mask)
+    if any(dim != 1 for dim in shape[:-2]):
+        fail("the mask differs from head to head", core.mask)

@@ -62,7 +62,7 @@ def test_explains_what_is_left_alone(command: Command) -> None:
     messages = command.said.splitlines()
     assert messages[0].endswith("left 1 candidate alone")
     assert messages[1].startswith(
-        "wrap.composites.py: decode: SOFTMAX z: the scores should come from BATCH_MATMUL"
+        "wrap.composites.py: decode: SOFTMAX z: the softmax is not over products of queries and keys"
     )
 
 

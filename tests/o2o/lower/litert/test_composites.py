@@ -383,24 +383,39 @@ def test_members_of_a_group_with_masks_of_their_own_are_tokens() -> None:
     assert_same_everywhere(before, after, given_for(form, before))
 
 
-def test_a_mask_that_is_scaled_is_left_alone() -> None:
+def test_a_scale_of_scores_and_mask_is_the_scale_of_both() -> None:
+    def build() -> Model:
+        graph = Sdpa(form)
+        (scores,) = (node for node in graph.ir if node.op_type == "ADD")
+        softmax = next(node for node in graph.ir if node.op_type == "SOFTMAX")
+        half = graph.number("MUL", scores.outputs[0], 0.5)
+        softmax.replace_input_with(0, half)
+        graph.ir.insert_before(softmax, half.producer())  # type: ignore[arg-type]
+        return graph.model(format="tflite")
+
+    form = Form(T=3)
+    before, after = build(), build()
+    assert wrap_composites(after) == {ATTENTION: 1}
+    (node,) = composites(after)
+    assert attributes_of(node) == pytest.approx({"scale": form.scale / 2}, rel=1e-6)
+    assert_same_everywhere(before, after, given_for(form, before))
+
+
+def test_a_mask_that_is_capped_is_left_alone() -> None:
     graph = Sdpa(Form())
     (scores,) = (node for node in graph.ir if node.op_type == "ADD")
     softmax = next(node for node in graph.ir if node.op_type == "SOFTMAX")
-    half = graph.number("MUL", scores.outputs[0], 0.5)
-    softmax.replace_input_with(0, half)
-    graph.ir.insert_before(softmax, half.producer())  # type: ignore[arg-type]
-    assert reasons(graph.model(format="tflite")) == ["the mask is scaled or capped too"]
+    capped = graph.op("TANH", [scores.outputs[0]], shape_of(scores.outputs[0]))
+    softmax.replace_input_with(0, capped)
+    graph.ir.insert_before(softmax, capped.producer())  # type: ignore[arg-type]
+    assert reasons(graph.model(format="tflite")) == ["the mask is capped too"]
 
 
 def test_a_softmax_of_something_else_is_left_alone() -> None:
     graph = Graph("main")
     x = graph.input("x", [2, 5])
     graph.output(graph.op("SOFTMAX", [x], [2, 5], name="y", beta=1.0))
-    assert reasons(graph.model(format="tflite")) == [
-        "the scores should come from BATCH_MATMUL or ADD or MUL or DIV or TANH or RESHAPE or EXPAND_DIMS or "
-        "SQUEEZE or TRANSPOSE or BROADCAST_TO, not from a graph input or constant"
-    ]
+    assert reasons(graph.model(format="tflite")) == ["the softmax is not over products of queries and keys"]
 
 
 def test_a_norm_whose_mean_is_given_out_is_left_alone() -> None:

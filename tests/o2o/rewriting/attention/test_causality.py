@@ -13,7 +13,7 @@ from o2o.model import Model, shape_of
 from o2o.operators.reference import NotEvaluable
 from o2o.rewriting.attention import causality
 from o2o.rewriting.attention.causality import Keys, at_position, prove_causal, prove_start
-from o2o.rewriting.attention.visibility import Visibility
+from o2o.rewriting.attention.proofs import Proofs
 from o2o.rewriting.matchers import MatchFailure
 from tests.o2o.attention_graphs import Form, build
 from tests.o2o.graphs import INT64, Graph
@@ -147,11 +147,11 @@ def test_layers_share_their_proofs(evaluated: Counter[str]) -> None:
     model = build(Form(T=2, join="slice", past=9))
     graph = model.graphs[0]
     starts = {node.inputs[2] for node in graph if node.op_type == "DYNAMIC_UPDATE_SLICE"}
-    visibility = Visibility()
+    proofs = Proofs()
     keys = Keys(2, 9, appended=False)
     for start in starts:
         for _ in range(3):
-            visibility.prove_once(prove_start, start, keys, 2)
+            proofs.once(prove_start, start, keys, 2)
     for _ in range(3):
-        visibility.prove_once(prove_causal, mask_of(model), keys)
+        proofs.once(prove_causal, mask_of(model), keys)
     assert set(evaluated.values()) == {8}
