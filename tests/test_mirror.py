@@ -56,6 +56,7 @@ COVERED = {
         "o2o/rewriting/attention/layouts.py",
         "o2o/rewriting/attention/mask_axes.py",
         "o2o/rewriting/attention/mask_operand.py",
+        "o2o/rewriting/attention/mask_proof.py",
         "o2o/rewriting/attention/mask_rule.py",
         "o2o/rewriting/attention/match.py",
         "o2o/rewriting/attention/parts.py",

@@ -60,9 +60,13 @@ class FuseAttention(Fusion):
         proofs = Proofs()
         attention = AttentionRule(model, proofs, args.assume_full_cache)
         for graph in static_graphs(self, model):
+            constants = set(graph.initializers)
             core = apply_rule(model, graph, CoreRule())
             masks = apply_rule(model, graph, MaskRule(proofs))
             result = apply_rule(model, graph, attention)
+            for name in set(graph.initializers) - constants:  # of masks that turned out to be no operands
+                if not graph.initializers[name].uses():
+                    del graph.initializers[name]
             left = {node for node, _ in result.failures}
             masked = [(node, failure) for node, failure in masks.failures if node in left]
             self.report(

@@ -582,7 +582,7 @@ DEFECTS = {
         "fuse_attention",
         [],
         MASKED,
-        on_model("fusion:Fusion", drop_output("y")),
+        on_model("fuse_attention:FuseAttention", drop_output("y")),
         "output y of .* disappeared",
     ),
     # fuse.rms_norm.py, fuse.rope.py
