@@ -171,7 +171,8 @@ def _load_time(package: Package, advance: Callable[[int], object], empty_cache: 
     from runtime_py.engines.disk_cache import user_cache
 
     assert package.loaded
-    command = ["--load", package.model, "--tokenizer", package.directory]
+    command = ["--load", package.model]
+    command += ["--tokenizer", package.directory] if isinstance(package.directory, Path) else []
     command += ["--threads", package.loaded.threads, "--engine", package.loaded.choice.engine]
     usual = user_cache()
     parent = usual.folder if usual and usual.folder.is_dir() else None

@@ -29,23 +29,27 @@ from runtime_py.generation.session_pool import MAX_SESSIONS, SessionPool, check_
 from runtime_py.self_test import Passed, check
 from runtime_py.self_test import read as read_answers
 from runtime_py.text.detokenizer import Detokenizer
+from runtime_py.text.files import MemoryPath, Place
 from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from runtime_py.conversation import Conversation
 
-MODELS = ("model.circle", "model.tflite", "model.onnx")
-SUFFIXES = (".circle", ".tflite", ".onnx")
-_EXPECTED = "a package is a folder with a tokenizer and model.circle, model.tflite or model.onnx"
+MODELS = ("model.circle", "model.tflite", "model.onnx", "model.litertlm")
+SUFFIXES = (".circle", ".tflite", ".onnx", ".litertlm")
+_EXPECTED = (
+    "a package is a folder with a tokenizer and model.circle, model.tflite or model.onnx, or with "
+    "model.litertlm"
+)
 
 
 class Package:
     """A folder with a model, its tokenizer and its configuration.
 
-    The model is `model.circle`, `model.tflite` or `model.onnx`, in the folder or its parent folder, or a
-    file of another name. The vocabulary is `tokenizer.json`, `tokenizer.model`, or `vocab.json` with
-    `merges.txt`. The checkpoint's other files of `export.package_files` count if they are there. Files are
-    read when they are first needed.
+    The model is `model.circle`, `model.tflite`, `model.onnx` or `model.litertlm`, in the folder or its parent
+    folder, or a file of another name. The vocabulary is `tokenizer.json`, `tokenizer.model`, or `vocab.json`
+    with `merges.txt`. The checkpoint's other files of `export.package_files` count if they are there. Files are
+    read when they are first needed. `model.litertlm` has all of these in itself.
 
     Several texts may be generated at once, in turns or in different threads: each has its own `session`. All
     use one engine, which is loaded at the first use. In a forked child process the package loads its own.
@@ -57,7 +61,7 @@ class Package:
 
     def __init__(
         self,
-        directory: Path,
+        directory: Place,
         model: Path,
         options: EngineOptions | None = None,
         max_sessions: int = MAX_SESSIONS,
@@ -66,7 +70,7 @@ class Package:
         """Describe a package; `load` finds its files.
 
         Args:
-            directory: The folder of the tokenizer and the configuration.
+            directory: The place of the tokenizer and the configuration: a folder, or a file that holds them.
             model: The model's file.
             options: How to load the model; None for the defaults.
             max_sessions: The largest number of texts that are generated at the same time. Each needs memory
@@ -123,12 +127,12 @@ class Package:
         if place.is_file():
             if place.suffix not in SUFFIXES:
                 raise ModelError(f"{place} is not a {' or '.join(SUFFIXES)} file; {_EXPECTED}")
-            return cls(Path(tokenizer or place.parent), place, options, max_sessions, self_test)
+            return cls(_files_of(place, tokenizer, place.parent), place, options, max_sessions, self_test)
         # The README's pipeline writes the model next to the folder, not into it.
         for folder in (place, place.resolve().parent):
             for name in MODELS:
                 if (model := folder / name).is_file():
-                    return cls(Path(tokenizer or place), model, options, max_sessions, self_test)
+                    return cls(_files_of(model, tokenizer, place), model, options, max_sessions, self_test)
         raise ModelError(
             f"{place} has no {' and no '.join(MODELS)}: build the package, or copy the model there"
         )
@@ -425,3 +429,16 @@ class Package:
                 f"{self.directory}: the tokenizer has {ids} ids, the model {vocab_size}: use the "
                 f"tokenizer of the model's checkpoint"
             )
+
+
+def _files_of(model: Path, tokenizer: str | os.PathLike[str] | None, folder: Path) -> Place:
+    """The place of the tokenizer and the configuration: a folder, or the `.litertlm` file itself."""
+    if tokenizer is not None:
+        return Path(tokenizer)
+    if model.suffix != ".litertlm":
+        return folder
+    from o2o.litertlm import read_bundle
+    from o2o.litertlm.package_files import files_of
+    from o2o.streams import open_file
+
+    return MemoryPath(str(model), files_of(read_bundle(open_file(model))))

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from o2o.cli.arguments import Parser, number_list, utf8_text
@@ -69,7 +70,8 @@ def parser() -> Parser:
     add(
         "package",
         metavar="PACKAGE",
-        help="folder with a tokenizer and model.circle, model.tflite or model.onnx; or a model file",
+        help="folder with a tokenizer and model.circle, model.tflite or model.onnx; or a model file, such as "
+        "model.litertlm",
     )
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer (default: the folder of the model)")
     add("--prompt", metavar="TEXT", type=utf8_text, help=f"text to continue (default: {DEFAULT_PROMPT})")
@@ -134,7 +136,8 @@ def execute(args: argparse.Namespace) -> int:
     if args.self_test and args.prompt is None and not args.chat:
         print(package.self_test())
         return 0
-    if not args.tokenizer and package.model.parent.resolve() != package.directory.resolve():
+    folder = package.directory
+    if not args.tokenizer and isinstance(folder, Path) and package.model.parent.resolve() != folder.resolve():
         _log(f"{package.directory} has no model: using {package.model}")
     with package, _warnings_as_log_lines():
         options = _with_seed(options, package, args.stats)

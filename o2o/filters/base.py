@@ -407,7 +407,7 @@ class Filter:
                 gc.enable()
 
 
-_FILE_FLAGS = ("-o", "--output", "--report")  # where results went
+_FILE_FLAGS = ("-o", "--output", "--report", "--tokenizer")  # where results went, and files came from
 _MESSAGE_FLAGS = ("--check", "--debug", "--explain")  # what was printed
 
 
@@ -418,7 +418,9 @@ def _recorded_arguments(argv: Sequence[str], args: argparse.Namespace) -> list[s
     for argument in rest:
         if argument in _FILE_FLAGS:
             next(rest, None)
-        elif argument not in _MESSAGE_FLAGS and not argument.startswith(("--output=", "--report=", "-o")):
+        elif argument not in _MESSAGE_FLAGS and not argument.startswith(
+            ("--output=", "--report=", "--tokenizer=", "-o")
+        ):
             recorded.append(argument)
     for file in getattr(args, "files", [getattr(args, "file", None)]):
         if file in recorded:

@@ -53,25 +53,38 @@ class TransposeIoKvcache(Filter):
         self.log(f"transposed {transposed} of {total} key/value tensors to {args.to}")
 
     def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
-        from o2o.check.interface import signature_of, unchanged
+        return transposed(models, args.to)
 
-        def transposed(tensors: Tensors, values: Mapping[str, ir.Value]) -> Tensors:
-            changed = dict(tensors)
-            for name, value in values.items():
-                role = role_of(value)
-                if role is not None and role.layout is not None and len(shape_of(value)) == 4:
-                    shape = tuple(shape_of(value)[role.layout.index(axis)] for axis in args.to)
-                    changed[name] = replace(tensors[name], shape=shape)
-                elif any(takes_as_cache(use.node, use.idx) for use in value.uses()):
-                    changed[name] = replace(tensors[name], is_reshaped=True)
-            return changed
 
-        expected = []
-        for entry in unchanged(models):
-            source = signature_of(models, entry)
-            inputs = transposed(entry.inputs, source.inputs)
-            expected.append(replace(entry, inputs=inputs, outputs=transposed(entry.outputs, source.outputs)))
-        return expected
+def transposed(models: Sequence[Model], layout: Layout) -> Expected:
+    """Describe the interface of models whose caches have another layout, for `--check`.
+
+    Args:
+        models: The input.
+        layout: The new layout.
+
+    Returns:
+        Each signature, with the new shapes of its caches.
+    """
+    from o2o.check.interface import signature_of, unchanged
+
+    def changed(tensors: Tensors, values: Mapping[str, ir.Value]) -> Tensors:
+        new = dict(tensors)
+        for name, value in values.items():
+            role = role_of(value)
+            if role is not None and role.layout is not None and len(shape_of(value)) == 4:
+                shape = tuple(shape_of(value)[role.layout.index(axis)] for axis in layout)
+                new[name] = replace(tensors[name], shape=shape)
+            elif any(takes_as_cache(use.node, use.idx) for use in value.uses()):
+                new[name] = replace(tensors[name], is_reshaped=True)
+        return new
+
+    expected = []
+    for entry in unchanged(models):
+        source = signature_of(models, entry)
+        inputs = changed(entry.inputs, source.inputs)
+        expected.append(replace(entry, inputs=inputs, outputs=changed(entry.outputs, source.outputs)))
+    return expected
 
 
 main = TransposeIoKvcache.main

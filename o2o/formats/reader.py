@@ -15,6 +15,7 @@ from o2o.formats import unbound_tensor
 from o2o.formats.associated_files import read_archive
 from o2o.formats.schema import QUANTIZATION_CONSTANTS, SUBGRAPH_FIELDS, Dialect, Span, detect
 from o2o.formats.tensors import LARGE, SourceTensor, constant
+from o2o.litertlm import language_model
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, quantization_constants
 from o2o.streams import Source
 
@@ -33,9 +34,11 @@ MODEL_FIELDS = {"operatorCodes", "subgraphs", "buffers", "metadata", "metadataBu
 def read(source: Source) -> Model:
     """Read a model without loss: writing the result gives an equivalent file, field by field.
 
+    Of a `.litertlm` file its language model is read, a TFLite file.
+
     Args:
-        source: The bytes of a Circle or TFLite file. It must outlive the model, which reads constants on
-            demand.
+        source: The bytes of a Circle, TFLite or `.litertlm` file. It must outlive the model, which reads
+            constants on demand.
 
     Returns:
         The model.
@@ -43,6 +46,7 @@ def read(source: Source) -> Model:
     Raises:
         ModelError: The file is truncated, damaged or has another format.
     """
+    source = language_model(source)
     name, data = source.name, source.header
     dialect = detect(data, name)
     try:

@@ -7,6 +7,6 @@ output    outputs, which appear when they are complete
 """
 
 from o2o.streams.output import open_output
-from o2o.streams.source import FileSource, MemorySource, Source, open_file, open_source
+from o2o.streams.source import FileSource, MemorySource, RangeSource, Source, open_file, open_source
 
-__all__ = ["FileSource", "MemorySource", "Source", "open_file", "open_output", "open_source"]
+__all__ = ["FileSource", "MemorySource", "RangeSource", "Source", "open_file", "open_output", "open_source"]

@@ -40,6 +40,8 @@ class Source:
 
     name: str
     header: memoryview
+    origin: int = 0
+    """The position of the first byte in the file that the system knows: not 0 for a part of a file."""
 
     def view(self, start: int, size: int) -> np.ndarray:
         """Return bytes of the file as an array that is mapped on demand.
@@ -193,6 +195,50 @@ class FileSource(Source):
             copy(self._file.fileno(), start, size, sink)
         except EndsEarly:
             raise ModelError(f"{self.name}: the file became shorter while it was read") from None
+
+
+class RangeSource(Source):
+    """A part of another source: a model within a file."""
+
+    def __init__(self, source: Source, start: int, size: int) -> None:
+        """Describe the part.
+
+        Args:
+            source: The other source, whose bytes are all available.
+            start: The first byte.
+            size: The number of bytes.
+
+        Raises:
+            ModelError: The source is shorter, or the model in it is longer than the part.
+        """
+        self.name, self.origin = source.name, source.origin + start
+        self._source, self._start, self._size = source, start, size
+        whole = source.view(start, size).data
+        frame = parse_frame(whole[: AT + LENGTH])
+        if frame is not None:
+            _check_end(self, frame.file, size)
+        self._framed = frame is not None and frame.file == size
+        self.header = whole if frame is None else whole[: frame.header]
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def unframed(self) -> memoryview | None:
+        return None if self._framed else self._source.view(self._start, self._size).data
+
+    def view(self, start: int, size: int) -> np.ndarray:
+        _check_end(self, start + size, self._size)
+        return self._source.view(self._start + start, size)
+
+    def chunks(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
+        _check_end(self, start + size, self._size)
+        yield from self._source.chunks(self._start + start, size, chunk)
+
+    def copy(self, start: int, size: int, sink: BinaryIO) -> None:
+        _check_end(self, start + size, self._size)
+        self._source.copy(self._start + start, size, sink)
 
 
 class PipeSource(Source):

@@ -6,16 +6,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from o2o.cli.text import listed
 from o2o.errors import ModelError
 from runtime_py.model.weight_dtype import onnx_weight_dtype, weight_dtype
 
 if TYPE_CHECKING:
+    from o2o.litertlm import Bundle
     from o2o.model import Model
     from o2o.streams import Source
 
 
 class Contents(NamedTuple):
-    """A Circle or TFLite model, and the file that its weights are read from."""
+    """A Circle or TFLite model, and the file, or the part of a file, that its weights are read from."""
 
     model: Model
     source: Source
@@ -70,10 +72,15 @@ class ModelFile:
         from o2o.contract import contract_of
         from o2o.formats import read
         from o2o.formats.unbound_tensor import UnboundTensor
+        from o2o.litertlm import is_bundle, read_bundle
         from o2o.streams import open_file
         from runtime_py.model.ai_edge_roles import guess_roles
 
         source = open_file(self.path)
+        if is_bundle(source.header):
+            bundle = read_bundle(source)
+            _check_complete(bundle)
+            source = bundle.language_model()
         model = read(source)
         constants = (value.const_value for graph in model.graphs for value in graph.initializers.values())
         if any(isinstance(constant, UnboundTensor) for constant in constants):
@@ -81,6 +88,19 @@ class ModelFile:
         if not contract_of(model)["signatures"]:
             guess_roles(model)
         return Contents(model, source)
+
+
+def _check_complete(bundle: Bundle) -> None:
+    """Raise ModelError for a language model that needs other models of the file."""
+    if needed := [model for model in bundle.model_types if model in _NEEDED]:
+        raise ModelError(
+            f"{bundle.source.name}: its language model needs the sections {listed(needed)}, which this "
+            "runtime does not run: run the file with LiteRT-LM"
+        )
+
+
+_NEEDED = ("tf_lite_embedder", "tf_lite_per_layer_embedder", "tf_lite_aux")
+"""Models of a `.litertlm` file that compute inputs of its language model."""
 
 
 def model_size(file: Path) -> int:

@@ -74,7 +74,7 @@ _SPECS = (
         "litert",
         "ai_edge_litert",
         "pip install ai-edge-litert==2.3.0",
-        (".circle", ".tflite"),
+        (".circle", ".tflite", ".litertlm"),
         8_000_000,
         frozenset({"threads", "buckets", "disk_cache", "debug"}),
         _load_litert,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from o2o.errors import ModelError, UsageError
 from runtime_py.generation import setting_types
 from runtime_py.generation.processor_chain import check_ids
 from runtime_py.generation.sampling import Sampling
+from runtime_py.text.files import Place
 from runtime_py.text.json_file import read_json
 
 FILE_NAME = "generation_config.json"
@@ -48,7 +48,7 @@ class GenerationConfig:
     max_time: float | None = None
     stop_strings: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
-    path: Path | None = None
+    path: Place | None = None
 
     def length_limit(self, prompt_length: int, max_new_tokens: int | None = None) -> int | None:
         """Return the number of ids at which a text ends.
@@ -102,7 +102,7 @@ class GenerationConfig:
             raise ModelError(f"{self.path}: {error}") from error
 
 
-def read_generation_config(directory: Path) -> GenerationConfig:
+def read_generation_config(directory: Place) -> GenerationConfig:
     """Read the settings of a checkpoint.
 
     As in transformers, the file is `generation_config.json` or, where there is none, `config.json`. Beyond
@@ -127,7 +127,7 @@ def read_generation_config(directory: Path) -> GenerationConfig:
     return _parse(_model_config(config_path), config_path)
 
 
-def _model_config(path: Path) -> dict[str, Any]:
+def _model_config(path: Place) -> dict[str, Any]:
     """The content of `config.json`; keys that it lacks are those of its text model."""
     config = _without_none(read_json(path))
     parts = (config.get(name) for name in ("decoder", "generator", "text_config"))
@@ -146,7 +146,7 @@ def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if value is not None}
 
 
-def _parse(config: Mapping[str, Any], path: Path) -> GenerationConfig:
+def _parse(config: Mapping[str, Any], path: Place) -> GenerationConfig:
     try:
         return replace(_checked(config), path=path)
     except UsageError as error:

@@ -7,9 +7,8 @@ checkpoints, which are untrusted, so they run in Jinja's sandbox.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn, Required, TypedDict
 
 import jinja2
@@ -21,6 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from o2o.errors import ModelError, UsageError
+from runtime_py.text.files import Place
 from runtime_py.text.json_file import TEXT, read_json
 from runtime_py.text.tokenizer.files import read_tokenizer_config
 
@@ -57,7 +57,7 @@ class ChatTemplate:
 
     def __init__(
         self,
-        directory: Path,
+        directory: Place,
         special_tokens: Mapping[str, str],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -118,10 +118,11 @@ class ChatTemplate:
             ) from error
 
 
-def _sources(directory: Path) -> dict[str, str]:
+def _sources(directory: Place) -> dict[str, str]:
     """Return the templates by name. Files of their own replace those in `tokenizer_config.json`."""
-    files = {DEFAULT: directory / FILE}
-    files |= {path.stem: path for path in sorted((directory / FOLDER).glob("*.jinja"))}
+    files: dict[str, Place] = {DEFAULT: directory / FILE}
+    others: Iterable[Place] = (directory / FOLDER).glob("*.jinja")
+    files |= {path.stem: path for path in sorted(others, key=str)}
     if sources := {name: _text(path) for name, path in files.items() if path.exists()}:
         return sources
     template = read_tokenizer_config(directory).get("chat_template")
@@ -134,7 +135,7 @@ def _sources(directory: Path) -> dict[str, str]:
     return {} if template is None else {DEFAULT: template}
 
 
-def _text(path: Path) -> str:
+def _text(path: Place) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except ValueError as error:
@@ -143,7 +144,7 @@ def _text(path: Path) -> str:
         raise ModelError(f"{path} is a folder, not a chat template") from error
 
 
-def _select(directory: Path, sources: Mapping[str, str], name: str | None, has_tools: bool) -> str:
+def _select(directory: Place, sources: Mapping[str, str], name: str | None, has_tools: bool) -> str:
     if not sources:
         raise ModelError(
             f"{directory} has no chat template ({FILE}, or chat_template in {CONFIG}): the model was not "

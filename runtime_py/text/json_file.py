@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from o2o.errors import ModelError
+from runtime_py.text.files import Place
 
 LONGEST_VALUE = 60
 """Characters of a wrong value in an error message."""
@@ -83,7 +83,7 @@ def object_of(item: Type) -> Type:
     )
 
 
-def read_json(path: Path, types: Mapping[str, Type] | None = None) -> dict[str, Any]:
+def read_json(path: Place, types: Mapping[str, Type] | None = None) -> dict[str, Any]:
     """Read a JSON file.
 
     Args:

@@ -35,7 +35,7 @@ class LoweredFile:
     """The TFLite form of a model file.
 
     Attributes:
-        header: TFLite tables and small constants; None when the file is TFLite and needs no change.
+        header: TFLite tables and small constants; None when the whole file is TFLite and needs no change.
         offsets: For each constant that stays in the model file: (where `header` stores its Buffer.offset, its
             offset in that file), in bytes.
         contract: As `o2o.contract.contract_of` returns it.
@@ -145,7 +145,7 @@ def lower_file(
     restored = all_logits and restore_prefill_logits(graphs)
     tuned = tune(graphs, buckets)
     tuned |= restored or (not all_logits and remove_prefill_logits(graphs))
-    if contract is not None and not tuned:
+    if contract is not None and not tuned and source.origin == 0:
         return LoweredFile(None, (), contract, model.weight_dtype, _growth(graphs))
     header, offsets = _split(plan(graphs, limit=0), source)
     return LoweredFile(header, offsets, contract_of(graphs), model.weight_dtype, _growth(graphs))
@@ -182,7 +182,7 @@ def _split(planned: Plan, source: Source) -> tuple[bytes, tuple[tuple[int, int],
         payload, start = segment.payload, segment.start
         field = fields.get(start)
         if field is not None and isinstance(payload, SourceTensor) and payload.source is source:
-            offsets.append((field, payload.span.start))
+            offsets.append((field, source.origin + payload.span.start))
             continue
         if field is not None:  # a large constant that lowering created: it goes to the end of the header
             start = -(-len(header) // LARGE_ALIGNMENT) * LARGE_ALIGNMENT

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, processors
 
 from o2o.errors import ModelError, UsageError
+from runtime_py.text.files import Place
 from runtime_py.text.tokenizer.classes import CLASSES, TokenizerClass, class_of, is_byte_level, merges_pairs
 from runtime_py.text.tokenizer.files import read_model_config, read_tokenizer_config
 from runtime_py.text.tokenizer.special_tokens import SpecialTokens, read_special_tokens
@@ -107,7 +107,7 @@ def _surrogate(character: str) -> str:
     )
 
 
-def has_tokenizer(directory: Path) -> bool:
+def has_tokenizer(directory: Place) -> bool:
     """Check for a tokenizer.
 
     Args:
@@ -122,7 +122,7 @@ def has_tokenizer(directory: Path) -> bool:
     return has_vocabulary(directory, as_byte_pairs=_class(directory, byte_level=False) is not None)
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
+def load_tokenizer(directory: Place) -> Tokenizer:
     """Load a package's tokenizer.
 
     The vocabulary is `tokenizer.json`, else `tokenizer.model`, else `vocab.json` with `merges.txt`.
@@ -167,7 +167,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer(tokenizer, special.texts())
 
 
-def _class(directory: Path, byte_level: bool) -> TokenizerClass | None:
+def _class(directory: Place, byte_level: bool) -> TokenizerClass | None:
     """Return the class of a tokenizer; None if it has no steps of its own."""
     name = class_of(read_tokenizer_config(directory), read_model_config(directory), byte_level)
     return CLASSES.get(name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from runtime_py.text.files import Place
 from runtime_py.text.json_file import (
     FLAG,
     NATURAL,
@@ -68,7 +68,7 @@ ADDED_TOKENS_FILE: dict[str, Type] = {"*": NATURAL}
 MODEL_CONFIG: dict[str, Type] = {"tokenizer_class": TEXT | NULL, "model_type": TEXT | NULL}
 
 
-def read_tokenizer_config(directory: Path) -> dict[str, Any]:
+def read_tokenizer_config(directory: Place) -> dict[str, Any]:
     """Read `tokenizer_config.json`.
 
     Args:
@@ -83,7 +83,7 @@ def read_tokenizer_config(directory: Path) -> dict[str, Any]:
     return read_json(directory / "tokenizer_config.json", TOKENIZER_CONFIG)
 
 
-def read_special_tokens_map(directory: Path) -> dict[str, Any]:
+def read_special_tokens_map(directory: Place) -> dict[str, Any]:
     """Read `special_tokens_map.json`, which older versions of transformers write.
 
     Args:
@@ -98,7 +98,7 @@ def read_special_tokens_map(directory: Path) -> dict[str, Any]:
     return read_json(directory / "special_tokens_map.json", SPECIAL_TOKENS_MAP)
 
 
-def read_added_tokens(directory: Path) -> dict[str, int]:
+def read_added_tokens(directory: Place) -> dict[str, int]:
     """Read `added_tokens.json`, which older versions of transformers write.
 
     Args:
@@ -113,7 +113,7 @@ def read_added_tokens(directory: Path) -> dict[str, int]:
     return read_json(directory / ADDED_TOKENS_NAME, ADDED_TOKENS_FILE)
 
 
-def read_model_config(directory: Path) -> dict[str, Any]:
+def read_model_config(directory: Place) -> dict[str, Any]:
     """Read `config.json`.
 
     Args:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken
 
 from o2o.errors import ModelError
+from runtime_py.text.files import Place
 from runtime_py.text.tokenizer.files import (
     ADDED_TOKENS_NAME,
     FLAGS,
@@ -92,7 +92,7 @@ class SpecialTokens:
 
 
 def read_special_tokens(
-    directory: Path,
+    directory: Place,
     config: Mapping[str, Any],
     in_tokenizer_json: Mapping[int, AddedToken],
     in_vocabulary: Iterable[AddedToken],

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers
 
 from o2o.errors import ModelError
+from runtime_py.text.files import Place
 
 BYTE_PAIR_FILES = ("vocab.json", "merges.txt")
 FILES = ("tokenizer.json", "tokenizer.model")
@@ -43,7 +43,7 @@ class Vocabulary:
     complete: bool = False
 
 
-def has_vocabulary(directory: Path, as_byte_pairs: bool) -> bool:
+def has_vocabulary(directory: Place, as_byte_pairs: bool) -> bool:
     """Check for a vocabulary.
 
     Args:
@@ -57,7 +57,7 @@ def has_vocabulary(directory: Path, as_byte_pairs: bool) -> bool:
     return pairs or any((directory / name).exists() for name in FILES)
 
 
-def read_vocabulary(directory: Path, added: Mapping[str, Any] | None, as_byte_pairs: bool) -> Vocabulary:
+def read_vocabulary(directory: Place, added: Mapping[str, Any] | None, as_byte_pairs: bool) -> Vocabulary:
     """Read the vocabulary of a tokenizer.
 
     Args:
@@ -84,9 +84,9 @@ def read_vocabulary(directory: Path, added: Mapping[str, Any] | None, as_byte_pa
     )
 
 
-def _tokenizer_json(path: Path) -> Vocabulary:
+def _tokenizer_json(path: Place) -> Vocabulary:
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises bare Exception
         raise ModelError(f"{path} is not a tokenizer: {_line(error)}") from error
     padding = tokenizer.padding
@@ -96,14 +96,14 @@ def _tokenizer_json(path: Path) -> Vocabulary:
     return Vocabulary(tokenizer, tokenizer.get_added_tokens_decoder(), roles=roles, complete=True)
 
 
-def _byte_pairs(vocab: Path, merges: Path) -> Vocabulary:
+def _byte_pairs(vocab: Place, merges: Place) -> Vocabulary:
     try:
         return Vocabulary(tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges))))
     except Exception as error:  # the library raises bare Exception
         raise ModelError(f"{vocab} and {merges.name} are not a vocabulary: {_line(error)}") from error
 
 
-def _sentence_piece(path: Path, added: Mapping[str, Any], as_byte_pairs: bool) -> Vocabulary:
+def _sentence_piece(path: Place, added: Mapping[str, Any], as_byte_pairs: bool) -> Vocabulary:
     from sentencepiece import sentencepiece_model_pb2 as schema
 
     proto = schema.ModelProto()
