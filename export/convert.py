@@ -6,6 +6,7 @@ configuration; `o2o run PACKAGE` runs it.
     circle   Samsung ONE's format. All engines run it: litert, onnx and onert
     tflite   TensorFlow Lite with AI Edge's signatures, for LiteRT and programs made for such files
     onnx     one graph for prompts and decoding, for ONNX Runtime; --onnx-form standard for other runtimes
+    litertlm TFLite, tokenizer and chat template in one file, for Google's LiteRT-LM
 
 Each command is shown before it runs. The package changes when all of them have succeeded.
 """
@@ -59,7 +60,7 @@ def parser() -> Parser:
     add = parser.add_argument
     add("model", metavar="MODEL", help="the checkpoint's folder, or its id on the Hugging Face hub")
     add("-o", "--output", metavar="PACKAGE", required=True, help="folder to fill")
-    add("--format", choices=("circle", "tflite", "onnx"), default="circle", help="(%(default)s)")
+    add("--format", choices=("circle", "tflite", "onnx", "litertlm"), default="circle", help="(%(default)s)")
     add(
         "--quantize", metavar="RECIPE", default="none", help=f"of weights: {', '.join(RECIPES)} (%(default)s)"
     )

@@ -29,10 +29,10 @@ from o2o.weights.checkpoint import open_checkpoint
 
 INPUTS = ".built-from"
 """A package's record of what it was built from: the digest of its commands, checkpoint and toolchain."""
-MODELS = ("model.circle", "model.tflite", "model.onnx")
+MODELS = ("model.circle", "model.tflite", "model.onnx", "model.litertlm")
 FILES = (*MODELS, "model.onnx.data", known_answers.FILE)
 
-PackageFormat = Literal["circle", "tflite", "onnx"]
+PackageFormat = Literal["circle", "tflite", "onnx", "litertlm"]
 """The format of a package's model."""
 
 
@@ -126,11 +126,13 @@ class PackageBuilder:
         _check_combination(format, recipe, cache, dtype, self.prefill_lengths)
         config = CheckpointConfig.read(self.checkpoint)
         needs = partial(estimate_needs, open_checkpoint(self.checkpoint).tensors, config.layers)
-        if format == "tflite":
+        if format in ("tflite", "litertlm"):
             lengths = self.prefill_lengths
             if lengths is None:
                 lengths = [spec.tokens for spec in graph_specs(self.max_length, None, "static")[:-1]]
-            steps = Conversion(self.checkpoint, self.max_length, lengths, recipe).commands()
+            steps = Conversion(
+                self.checkpoint, self.max_length, lengths, recipe, for_litert_lm=format == "litertlm"
+            ).commands()
             graphs = graph_specs(self.max_length, lengths, "static")
         elif format == "onnx":
             # lower.onnx.py takes attention as one operator: fused, or exported as such with static caches.
@@ -263,9 +265,10 @@ def _check_combination(
     prefill_lengths: Sequence[int] | None,
 ) -> None:
     """Raises UsageError for options that exclude each other."""
-    if format == "tflite" and dtype != "float32":
-        raise UsageError(f"--format tflite: give --quantize {dtype} instead of --dtype {dtype}")
-    if format == "tflite" and cache == "concat":
+    is_tflite = format in ("tflite", "litertlm")
+    if is_tflite and dtype != "float32":
+        raise UsageError(f"--format {format}: give --quantize {dtype} instead of --dtype {dtype}")
+    if is_tflite and cache == "concat":
         raise UsageError("--cache concat needs --format circle: TFLite models have static caches")
     if recipe != NONE.name and dtype != "float32":
         raise UsageError(f"--quantize {recipe} excludes --dtype {dtype}: give one of them")

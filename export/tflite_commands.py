@@ -1,4 +1,4 @@
-"""The shell commands that make one TFLite file with AI Edge's signatures of a checkpoint."""
+"""The shell commands that make one TFLite or `.litertlm` file with AI Edge's signatures of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from o2o.quantization.recipes import NONE, find_recipe
 PIPE = """
 merge.circles.py {graphs} \\
   | fuse.rms_norm.py | fuse.rope.py | gc.py {quantize}\\
-  | lower.litert.py | {sign} {bucket}{wrap}| bind.weights.py -o model.tflite
+  | lower.litert.py | {sign} {bucket}{wrap}| bind.weights.py {output}
 """
+WRITE = "-o model.tflite"
+PACK = "| pack.litertlm.py --tokenizer {checkpoint} -o model.litertlm"
 
 QUANTIZE = """| quantize.weights.py --recipe {recipe} {report}| fuse.fc.py """
 
@@ -54,6 +56,7 @@ class Conversion:
         report: Where to write the quantization report; None for nowhere.
         buckets: Capacities of further decode signatures.
         capacity_flag: The flag that set the capacity, for messages.
+        for_litert_lm: Pack the model with its tokenizer into model.litertlm.
 
     Raises:
         UsageError: The recipe is unknown, values exclude each other, or the model excludes one.
@@ -71,6 +74,7 @@ class Conversion:
     report: Path | None = None
     buckets: Sequence[int] = ()
     capacity_flag: str = "--max-length"
+    for_litert_lm: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", find_recipe(self.recipe).name)
@@ -91,7 +95,7 @@ class Conversion:
         return f"{TAGS.get(self.recipe, self.recipe)}_ekv{self.capacity}"
 
     def commands(self) -> list[str]:
-        """List the commands that write model.tflite into the working folder.
+        """List the commands that write model.tflite or model.litertlm into the working folder.
 
         Returns:
             The commands, in order.
@@ -108,6 +112,7 @@ class Conversion:
             sign="sign.ai_edge.py" + " --output_logits_on_prefill" * self.prefill_logits,
             bucket=f"| bucket.kvcache.py --capacities {buckets} " * bool(buckets),
             wrap="| wrap.composites.py " * self.hlfb,
+            output=PACK.format(checkpoint=shlex.quote(str(self.checkpoint))) if self.for_litert_lm else WRITE,
         )
         return [export, pipe]
 

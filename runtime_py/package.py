@@ -48,8 +48,8 @@ class Package:
 
     The model is `model.circle`, `model.tflite`, `model.onnx` or `model.litertlm`, in the folder or its parent
     folder, or a file of another name. The vocabulary is `tokenizer.json`, `tokenizer.model`, or `vocab.json`
-    with `merges.txt`. The checkpoint's other files of `export.package_files` count if they are there. Files are
-    read when they are first needed. `model.litertlm` has all of these in itself.
+    with `merges.txt`. The checkpoint's other files of `export.package_files` count if they are there. Files
+    are read when they are first needed. `model.litertlm` has all of these in itself.
 
     Several texts may be generated at once, in turns or in different threads: each has its own `session`. All
     use one engine, which is loaded at the first use. In a forked child process the package loads its own.

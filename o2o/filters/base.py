@@ -408,6 +408,7 @@ class Filter:
 
 
 _FILE_FLAGS = ("-o", "--output", "--report", "--tokenizer")  # where results went, and files came from
+_FILE_PREFIXES = (*(f"{flag}=" for flag in _FILE_FLAGS if flag != "-o"), "-o")
 _MESSAGE_FLAGS = ("--check", "--debug", "--explain")  # what was printed
 
 
@@ -418,9 +419,7 @@ def _recorded_arguments(argv: Sequence[str], args: argparse.Namespace) -> list[s
     for argument in rest:
         if argument in _FILE_FLAGS:
             next(rest, None)
-        elif argument not in _MESSAGE_FLAGS and not argument.startswith(
-            ("--output=", "--report=", "--tokenizer=", "-o")
-        ):
+        elif argument not in _MESSAGE_FLAGS and not argument.startswith(_FILE_PREFIXES):
             recorded.append(argument)
     for file in getattr(args, "files", [getattr(args, "file", None)]):
         if file in recorded:

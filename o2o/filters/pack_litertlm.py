@@ -36,9 +36,9 @@ class PackLitertlm(Filter):
                                                                               TFLite: kv_cache_k_0 [1,K,S,H]
 
     The model has the signatures of AI Edge's generative models, as `sign.ai_edge.py` makes them. Its KV
-    caches are transposed to [1,K,S,H]. The metadata gets the begin and end tokens, the chat template, the sampler of
-    `generation_config.json` and the length of the context. LiteRT-LM runs and serves the file; so does
-    `o2o run`. A package's folder stands for its model, and is the folder of the tokenizer.
+    caches are transposed to [1,K,S,H]. The metadata gets the begin and end tokens, the chat template, the
+    sampler of `generation_config.json` and the length of the context. LiteRT-LM runs and serves the file, and
+    `o2o run` runs it. A package's folder stands for its model, and is the folder of the tokenizer.
     The input is streamed, as by every filter. The same input gives the same bytes.
     Refused: a model with other signatures or without a prefill, and a folder without tokenizer.
     """
