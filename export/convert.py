@@ -74,7 +74,8 @@ def parser() -> Parser:
         "--prefill-lengths",
         metavar="A,B",
         type=number_list,
-        help="tokens that one prefill reads, one graph for each length (64,128,256, if they fit)",
+        help="tokens that one prefill reads, one graph for each length (64,128,256, if they fit; "
+        "for litertlm also 8)",
     )
     add(
         "--cache",

@@ -32,6 +32,9 @@ INPUTS = ".built-from"
 MODELS = ("model.circle", "model.tflite", "model.onnx", "model.litertlm")
 FILES = (*MODELS, "model.onnx.data", known_answers.FILE)
 
+SHORT_PREFILL = 8
+"""T of one more prefill for LiteRT-LM: near the end of the context, it fails without one that fits."""
+
 PackageFormat = Literal["circle", "tflite", "onnx", "litertlm"]
 """The format of a package's model."""
 
@@ -65,7 +68,8 @@ class PackageBuilder:
         checkpoint: The checkpoint's folder.
         package: The folder to fill; nothing outside it is written.
         max_length: S, tokens of context.
-        prefill_lengths: T of each prefill; None for 64, 128 and 256 as far as they fit, else S.
+        prefill_lengths: T of each prefill; None for 64, 128 and 256 as far as they fit, else S. For LiteRT-LM
+            also 8.
         log: Prints a line for the user.
         if_changed: Do nothing if the package was built from the same inputs.
         package_flag: The flag that named `package`, for messages.
@@ -130,6 +134,8 @@ class PackageBuilder:
             lengths = self.prefill_lengths
             if lengths is None:
                 lengths = [spec.tokens for spec in graph_specs(self.max_length, None, "static")[:-1]]
+                if format == "litertlm" and lengths[0] > SHORT_PREFILL:
+                    lengths.insert(0, SHORT_PREFILL)
             steps = Conversion(
                 self.checkpoint, self.max_length, lengths, recipe, for_litert_lm=format == "litertlm"
             ).commands()

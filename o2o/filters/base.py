@@ -17,6 +17,7 @@ from o2o.cli.arguments import Parser
 from o2o.errors import ModelError, UsageError
 from o2o.formats.fingerprint import fingerprint
 from o2o.formats.handover import HandedModel
+from o2o.litertlm import is_bundle
 from o2o.model import Format, Model
 from o2o.rewriting.topological_sort import topological_sort
 
@@ -363,6 +364,9 @@ class Filter:
         models = self.read(sources)
         entry = self.history_entry(models, args, argv) if self.records_history else None
         result = self.transform(models, args, entry)
+        for source in sources:
+            if is_bundle(source.header):
+                self.log(f"{source.name}: only its language model is written, without tokenizer and metadata")
         if args.check:
             self.log(self.check(self.read(sources), result, args))
         if self.receiver is not None:

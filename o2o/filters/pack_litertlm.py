@@ -15,8 +15,10 @@ from o2o.filters.base import Filter, Result
 from o2o.filters.transpose_io_kvcache import transposed
 from o2o.litertlm.container import MODEL_TYPE, PREFILL_DECODE, Contents, plan_bundle
 from o2o.litertlm.package_files import has_vocabulary, sections_of
-from o2o.model import Model
+from o2o.model import Model, Signature, shape_of
 from o2o.rewriting.cache_layout import transpose_caches
+from o2o.rewriting.dead_code_elimination import remove_dead_constants
+from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
 from o2o.signatures import buckets_of, capacity_of, decode_of, prefills_of
 
 if TYPE_CHECKING:
@@ -81,8 +83,9 @@ class PackLitertlm(Filter):
         self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
     ) -> Result:
         (model,) = models
-        capacity = _check_signatures(model)
-        self._sections, notes = sections_of(Path(args.tokenizer), capacity)
+        decode = _check_signatures(model)
+        vocab_size = shape_of(decode.outputs["logits"])[-1]
+        self._sections, notes = sections_of(Path(args.tokenizer), capacity_of(decode), vocab_size)
         result = super().transform(models, args, entry)
         for note in notes:
             self.log(note)
@@ -91,6 +94,8 @@ class PackLitertlm(Filter):
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         for signature in model.signatures:
             transpose_caches(model, signature.graph, LAYOUT)
+            simplify_layout_ops(model, signature.graph)  # a TRANSPOSE of a whole cache and its inverse
+            remove_dead_constants(signature.graph)
         prefills = [signature.name for signature in prefills_of(model)]
         self.log(f"{listed(prefills)}, decode: {counted(capacity_of(decode_of(model)), 'token')} of context")
 
@@ -113,8 +118,8 @@ class PackLitertlm(Filter):
                 source.finish()
 
 
-def _check_signatures(model: Model) -> int:
-    """Return S. Raises ModelError for signatures that LiteRT-LM does not know."""
+def _check_signatures(model: Model) -> Signature:
+    """Return decode. Raises ModelError for signatures that LiteRT-LM does not know."""
     names = [signature.name for signature in model.signatures]
     for signature in model.signatures:
         if not {"tokens", "input_pos", "kv_cache_k_0"} <= signature.inputs.keys():
@@ -123,14 +128,14 @@ def _check_signatures(model: Model) -> int:
                 "sign.ai_edge.py first"
             )
     decode = decode_of(model)
-    if decode.name != "decode" or not prefills_of(model):
+    if decode.name != "decode" or "logits" not in decode.outputs or not prefills_of(model):
         raise ModelError(f"it has no prefill and decode, only {listed(names)}: run sign.ai_edge.py first")
     if buckets := [signature.name for signature in buckets_of(model)]:
         raise ModelError(
             f"LiteRT-LM has no use for decode signatures of other capacities, {listed(buckets)}: convert "
             "without buckets"
         )
-    return capacity_of(decode)
+    return decode
 
 
 main = PackLitertlm.main

@@ -208,6 +208,8 @@ def read_bundle(source: Source) -> Bundle:
     """
     data, name = source.header, source.name
     size = source.size or len(data)
+    if not is_bundle(data):
+        raise ModelError(f"{name}: no LiteRT-LM file: it starts with {bytes(data[:8])!r}")
     if len(data) < _PREFIX.size:
         raise ModelError(f"{name}: truncated LiteRT-LM file of {len(data)} bytes")
     _, *version, end = _PREFIX.unpack_from(data)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from o2o.errors import ModelError
+from o2o.litertlm import chat_template
 from o2o.litertlm.container import Bundle, Contents
 from o2o.litertlm.llm_metadata import TOP_K, TOP_P, LlmMetadata, Sampler
 
@@ -31,11 +32,6 @@ ARCHIVE_KEY, ARCHIVE = "o2o.content", "package files"
 """The item that marks the section with the archive."""
 LIMIT = 1 << 28
 """Bytes of an unpacked section at most. It is in memory."""
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{% endfor %}"
-)
-"""The template for a model without one: the texts of the messages, as LiteRT-LM's server needs some."""
 _TIME = (1980, 1, 1, 0, 0, 0)  # of every file in the archive: the same files give the same bytes
 _DEFAULT_TOP_K = 50  # of transformers, where the file samples and has no `top_k`
 
@@ -55,12 +51,13 @@ def has_vocabulary(folder: Path) -> bool:
 # ---- from files to sections -------------------------------------------------------------------------------
 
 
-def sections_of(folder: Path, capacity: int) -> tuple[list[Contents], list[str]]:
+def sections_of(folder: Path, capacity: int, vocab_size: int) -> tuple[list[Contents], list[str]]:
     """Return the sections for the files of a package.
 
     Args:
         folder: The folder with the tokenizer and the configuration.
         capacity: S, tokens of context.
+        vocab_size: V, number of logits.
 
     Returns:
         The sections before the model, and notes for the user: what LiteRT-LM will not do.
@@ -69,7 +66,7 @@ def sections_of(folder: Path, capacity: int) -> tuple[list[Contents], list[str]]
         ModelError: There is no vocabulary, or a file is damaged.
         OSError: A file cannot be read.
     """
-    metadata, notes = _metadata(folder, capacity)
+    metadata, notes = _metadata(folder, capacity, vocab_size)
     return [
         Contents.of("LlmMetadataProto", metadata.packed()),
         _vocabulary(folder),
@@ -98,7 +95,7 @@ def _archive(folder: Path) -> bytes:
     return data.getvalue()
 
 
-def _metadata(folder: Path, capacity: int) -> tuple[LlmMetadata, list[str]]:
+def _metadata(folder: Path, capacity: int, vocab_size: int) -> tuple[LlmMetadata, list[str]]:
     config, tokenizer_config = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
     config = {**_object(config.get("text_config")), **config}
     # As in transformers: the settings of config.json count where there is no generation_config.json.
@@ -115,13 +112,16 @@ def _metadata(folder: Path, capacity: int) -> tuple[LlmMetadata, list[str]]:
         key for key in _UNSUPPORTED if key in generation and generation[key] != _UNSUPPORTED[key]
     ):
         notes.append(f"LiteRT-LM's metadata has no field for {', '.join(lost)}: pass it to the runtime")
+    start = _start(folder, tokenizer_config)
+    special = _special_tokens(tokenizer_config, _json(folder / "special_tokens_map.json"))
+    adapted = chat_template.adapt(template, special, start is not None) if template else chat_template.PLAIN
     pad = _ids(generation.get("pad_token_id")) or _ids(config.get("pad_token_id"))
     metadata = LlmMetadata(
-        start=_start(folder, tokenizer_config),
+        start=start,
         stops=tuple((stop,) for stop in stops),
         max_tokens=capacity,
-        template=template or PLAIN_TEMPLATE,
-        sampler=_sampler(generation),
+        template=adapted,
+        sampler=_sampler(generation, vocab_size),
         pad=pad[0] if pad else None,
         suppressed=tuple(_ids(generation.get("suppress_tokens"))),
         supports_thinking="enable_thinking" in template,
@@ -145,15 +145,14 @@ _UNSUPPORTED: Mapping[str, Any] = {
 """Settings that change the text, have no field in LiteRT-LM's metadata, and their values without effect."""
 
 
-def _sampler(generation: Mapping[str, Any]) -> Sampler:
+def _sampler(generation: Mapping[str, Any], vocab_size: int) -> Sampler:
     if not generation.get("do_sample"):
         return Sampler()
     settings = {"top_k": _DEFAULT_TOP_K, "top_p": 1.0, "temperature": 1.0}
     settings |= {key: generation[key] for key in settings if generation.get(key) is not None}
     try:
-        return Sampler(
-            TOP_P, int(settings["top_k"]), float(settings["top_p"]), float(settings["temperature"])
-        )
+        top_k = int(settings["top_k"]) or vocab_size  # LiteRT-LM has no value for all tokens
+        return Sampler(TOP_P, top_k, float(settings["top_p"]), float(settings["temperature"]))
     except (TypeError, ValueError) as error:
         raise ModelError("generation_config.json: top_k, top_p and temperature must be numbers") from error
 
@@ -171,6 +170,17 @@ def _start(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[int, ...]
 def _sentence_piece_start(data: bytes, name: str) -> tuple[int, ...] | None:
     start = _sentence_piece(data, name).trainer_spec.bos_id
     return (start,) if start >= 0 else None
+
+
+def _special_tokens(*files: Mapping[str, Any]) -> dict[str, str]:
+    """Text by role. Later files override earlier ones."""
+    tokens: dict[str, str] = {}
+    for content in files:
+        for role, token in content.items():
+            text = token.get("content") if isinstance(token, dict) else token
+            if role.endswith("_token") and isinstance(text, str):
+                tokens[role] = text
+    return tokens
 
 
 def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
