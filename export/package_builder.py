@@ -24,6 +24,7 @@ from export.resources import Needs, check_disk, estimate_needs, processes_that_f
 from export.staging import publish, staging_folder
 from export.tflite_commands import Conversion
 from o2o.errors import ModelError, UsageError
+from o2o.litertlm.package_files import has_vocabulary
 from o2o.quantization.recipes import NONE, find_recipe
 from o2o.weights.checkpoint import open_checkpoint
 
@@ -127,6 +128,10 @@ class PackageBuilder:
             ModelError: The checkpoint is incomplete.
         """
         recipe = find_recipe(recipe).name
+        if format == "litertlm" and not has_vocabulary(self.checkpoint):
+            raise ModelError(
+                f"{self.checkpoint} has no tokenizer.json and no tokenizer.model: --format litertlm needs one"
+            )
         _check_combination(format, recipe, cache, dtype, self.prefill_lengths)
         config = CheckpointConfig.read(self.checkpoint)
         needs = partial(estimate_needs, open_checkpoint(self.checkpoint).tensors, config.layers)

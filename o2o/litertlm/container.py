@@ -3,8 +3,8 @@
     byte 0          8         20      24           32
          "LITERTLM" | version | zeros | header end | FlatBuffers: the table of sections | zeros | sections
 
-`version` is three uint32. `header end` is a uint64: the end of the FlatBuffers data. The table says what kind
-of data each section holds, where it is, and further items, such as the type of a model.
+`version` is three uint32. `header end` is a uint64: the end of the FlatBuffers data. The table gives
+the kind of each section, its place, and further items, such as the type of a model.
 
 Source: `litertlm_core` and `litertlm_header_schema_py_generated` of litert-lm-builder 0.18.1.
 """
@@ -45,7 +45,7 @@ KINDS = (
 )
 """Kinds of sections by their number in the schema."""
 MODEL_TYPE = "model_type"
-"""The item that tells the TFLite models of a file apart."""
+"""The item with the purpose of a TFLite model."""
 PREFILL_DECODE = "tf_lite_prefill_decode"
 """The model type of the language model."""
 
@@ -418,7 +418,7 @@ def _pack_items(builder: flatbuffers.Builder, items: Mapping[str, str]) -> int:
 
 
 def _pack_parent(builder: flatbuffers.Builder, child: int) -> int:
-    """A table whose only field is a string or a vector."""
+    """A table with one field: a string or a vector."""
     builder.StartObject(1)
     builder.PrependUOffsetTRelativeSlot(0, child, 0)
     return int(builder.EndObject())

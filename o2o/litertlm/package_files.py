@@ -2,7 +2,7 @@
 
 LiteRT-LM reads the sections `LlmMetadataProto` and `HF_Tokenizer_Zlib` or `SP_Tokenizer`. The configuration
 files themselves are stored in a section `GenericBinaryData`, which it ignores: a ZIP archive. So a package
-that was packed has the same files as before. Those of another file are derived from what LiteRT-LM reads.
+that was packed has the same files as before. For other files, they are derived from the metadata.
 """
 
 from __future__ import annotations
@@ -333,7 +333,7 @@ def _unpacked(data: bytes) -> dict[str, bytes]:
 def _derived(
     metadata: LlmMetadata, vocabulary: Mapping[str, bytes], name: str
 ) -> Iterator[tuple[str, bytes]]:
-    """Files that say what the metadata of another program's file says."""
+    """Configuration files with the settings of the metadata, for a file of another program."""
     pieces: Sequence[str] = ()
     tokenizer: Any = None
     if (data := vocabulary.get(TOKENIZER_JSON)) is not None:

@@ -34,6 +34,7 @@ def run(*arguments: object) -> int:
         ([], ["fuse.attention.py", "bind.weights.py -o model.circle"]),
         (["--quantize", "dynamic_int8"], ["quantize.weights.py --recipe dynamic_int8 | bind.weights.py"]),
         (["--format", "tflite", "--quantize", "float16"], ["recipe float16", "sign.ai_edge.py"]),
+        (["--format", "litertlm"], ["-o model.litertlm", "prefill_8", "pack.litertlm.py --tokenizer"]),
         (["--format", "onnx"], ["lower.onnx.py --form ort model.circle -o model.onnx"]),
         (["--format", "onnx", "--onnx-form", "standard"], ["lower.onnx.py --form standard"]),
         (["--cache", "static", "--dtype", "float16"], ["--cache static", "--dtype float16"]),

@@ -8,9 +8,13 @@ import warnings
 import pytest
 
 from o2o.errors import ModelError
+from o2o.litertlm.container import Contents, plan_bundle, read_bundle
+from o2o.streams import open_file
 from runtime_py.generation.generation_config import UnsupportedSettingWarning
 from runtime_py.generation.sampling import GREEDY
 from runtime_py.package import Package
+from tests.litertlm import pack
+from tests.litertlm import write_package as write_litertlm_package
 from tests.runtime_py.tokenizers_on_disk import write_sentencepiece
 from tests.runtime_py.toy import Toy
 
@@ -82,3 +86,58 @@ def test_files_are_read_when_asked_for(tmp_path):
     opened = package(tmp_path)
     with pytest.raises(ModelError, match="is not JSON"):
         _ = opened.eos
+
+
+def test_a_litertlm_file_is_a_package(tmp_path):
+    folder = write_litertlm_package(tmp_path / "toy")
+    file = pack(folder)
+    with Package.load(folder) as expected, Package.load(file) as packed:
+        assert packed.tokenizer.encode("a b c") == expected.tokenizer.encode("a b c") == [0, 3, 4, 5]
+        assert packed.eos == {1}
+        prompt = "a b c d e f g"
+        assert packed.generate(prompt, max_new_tokens=6) == expected.generate(prompt, max_new_tokens=6)
+        assert packed.chat()._template.render([{"role": "user", "content": "a"}]) == "<s><u> a "
+    (folder / "model.tflite").unlink()
+    file.rename(folder / "model.litertlm")
+    with Package.load(folder) as moved:
+        assert moved.generate("a b", max_new_tokens=3)
+
+
+def test_a_litertlm_file_of_another_program(tmp_path):
+    """Without the package's files: what LiteRT-LM itself reads is enough."""
+    folder = write_litertlm_package(tmp_path / "toy")
+    bundle = read_bundle(open_file(pack(folder)))
+    foreign = tmp_path / "foreign.litertlm"
+    sections = [
+        Contents.of(section.kind, bundle.data(section), section.items)
+        for section in bundle.sections
+        if section.kind != "GenericBinaryData"
+    ]
+    with open(foreign, "wb") as sink:
+        plan_bundle({}, sections).write(sink)
+    with Package.load(folder) as expected, Package.load(foreign) as opened:
+        assert opened.generate("a b c", max_new_tokens=6) == expected.generate("a b c", max_new_tokens=6)
+        assert opened.eos == {1}
+
+
+def test_a_language_model_in_parts_is_refused(tmp_path):
+    """As Gemma 3n's, whose embeddings another model computes."""
+    bundle = read_bundle(open_file(pack(write_litertlm_package(tmp_path / "toy"))))
+    sections = [Contents.of(one.kind, bundle.data(one), one.items) for one in bundle.sections]
+    sections.append(Contents.of("TFLiteModel", b"", {"model_type": "tf_lite_embedder"}))
+    with open(tmp_path / "parts.litertlm", "wb") as sink:
+        plan_bundle({}, sections).write(sink)
+    with pytest.raises(ModelError, match=r"parts.litertlm: .* needs the sections tf_lite_embedder"):
+        Package.load(tmp_path / "parts.litertlm").engine()
+
+
+def test_damaged_litertlm_files(tmp_path):
+    data = pack(write_litertlm_package(tmp_path / "toy")).read_bytes()
+    for content, message in (
+        (data[:20_000], "truncated LiteRT-LM file"),
+        (b"\x89PNG\r\n", "no LiteRT-LM file"),
+        (b"", "no LiteRT-LM file"),
+    ):
+        (tmp_path / "x.litertlm").write_bytes(content)
+        with pytest.raises(ModelError, match=message):
+            Package.load(tmp_path / "x.litertlm")

@@ -10,6 +10,7 @@ from o2o import filters
 from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
 from tests.o2o.filters.manners import Manners, sample_data
+from tests.o2o.filters.test_pack_litertlm import signed_model, tokenizer_folder
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import decoder
 from tests.o2o.language_model_graphs import language_model
@@ -47,6 +48,12 @@ GIVEN: dict[str, dict[str, Any]] = {
     },
     "legalize_onert": {"model": staticmethod(language_model)},
     "lower_onnx": {"model": staticmethod(one_token), "writes_model": False},
+    "pack_litertlm": {
+        "arguments": ["--tokenizer", str(tokenizer_folder(Path(DECODER).parent / "words"))],
+        "model": staticmethod(signed_model),
+        "writes_model": False,
+        "folder_refused": (2, "this folder has no model.tflite"),
+    },
     "raise_circle": {
         "model": staticmethod(lambda: lower_to_litert(decoder())),
         "turns_tflite_into": "circle",
