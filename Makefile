@@ -7,6 +7,7 @@
 #   make families  every model family: convert, run, compare with transformers: half an hour   ONLY=gemma,phi
 #   make docs      the documentation in build/site      make docs-test   runs the examples of README and docs
 #   make test-fast the quick tests of every package: a tenth of the time
+#   make litertlm  LiteRT-LM's texts and this project's, word for word   LITERTLM_MODEL=
 #   make wheel     the wheel and its extras in empty environments of each Python   PYTHONS=3.11,3.12,3.13
 #   make demo      train the demo model again: half an hour (see tinyllama/demo/README.md)
 
@@ -24,6 +25,7 @@ DTYPE      ?= float32
 FORMAT     ?= circle
 QUANTIZE   ?= none
 PROMPT     ?= Lily picked up a flower.
+LITERTLM_MODEL ?= tinyllama/demo/checkpoint
 PYTHONS    ?= 3.11,3.12,3.13
 # Model types or parts of their names, such as gemma,phi. Empty: all.
 ONLY       ?=
@@ -39,7 +41,7 @@ BIN := $(VENV)/bin
 # On a terminal pip names each package and shows its progress; in a pipe only errors.
 PIP := $(BIN)/pip install --disable-pip-version-check $$(test -t 2 || echo --quiet)
 
-.PHONY: setup package run test test-fast families lint docs docs-test demo wheel clean
+.PHONY: setup package run test test-fast families lint docs docs-test demo litertlm wheel clean
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
@@ -89,6 +91,10 @@ $(BIN)/.docs-ready: $(BIN)/.ready
 
 docs-test: setup
 	$(BIN)/python -m docs.tools.run_examples
+
+# Installs LiteRT-LM into an environment of its own.
+litertlm: setup
+	$(BIN)/python -m bench.litert_lm "$(LITERTLM_MODEL)"
 
 wheel: setup
 	$(BIN)/python -m tests.wheel --pythons $(PYTHONS) --torch "$(TORCH)"

@@ -59,7 +59,10 @@ def model_of(variant: Variant, python: str, checkpoint: Path, capacity: int, log
     """
     if not variant.peer.converts:
         return checkpoint
-    convert = [python, "-m", f"bench.peers.converters.{variant.peer.key}", str(checkpoint)]
+    maker = variant.peer.files_of or variant.peer.key
+    if variant.peer.files_of:
+        python = sys.executable
+    convert = [python, "-m", f"bench.peers.converters.{maker}", str(checkpoint)]
     options = [variant.precision, str(capacity), *([variant.form] if variant.form else [])]
     folder = _create(folder_of(variant, checkpoint, capacity), convert, options, log)
     return folder / variant.peer.model.format(form=variant.form)
@@ -77,7 +80,7 @@ def folder_of(variant: Variant, checkpoint: Path, capacity: int) -> Path:
         A folder next to the checkpoint.
     """
     fixed = str(capacity) if variant.peer.fixed else ""
-    parts = filter(None, (variant.peer.key, variant.precision, variant.form, fixed))
+    parts = filter(None, (variant.peer.files_of or variant.peer.key, variant.precision, variant.form, fixed))
     return checkpoint.with_name("-".join(parts))
 
 

@@ -213,7 +213,7 @@ def _start(contender: Contender, plan: Plan, stack: ExitStack) -> tuple[Worker, 
         model=str(contender.model),
         checkpoint=str(contender.checkpoint),
         precision=variant.precision,
-        engine=variant.engine,
+        engine=variant.runtime,
         threads=plan.threads,
         capacity=plan.capacity,
     )

@@ -23,6 +23,7 @@ class Peer:
         torch: Whether PyTorch is installed first.
         converts: Whether it has a converter; otherwise it loads the checkpoint.
         fixed: Whether a conversion has one fixed capacity.
+        files_of: The key of the peer whose converter makes its files; "" for its own.
         runners: The package of its runner.
         ours: Whether it is this project.
     """
@@ -35,6 +36,7 @@ class Peer:
     torch: bool = False
     converts: bool = True
     fixed: bool = False
+    files_of: str = ""
     runners: str = "bench.peers.runners"
     ours: bool = False
 
@@ -47,7 +49,7 @@ class Variant:
         peer: The peer.
         precision: The weight dtype, in the peer's own words.
         bits: Nominal bits of a weight: 4, 8, 16 or 32.
-        engine: The engine, of this project only.
+        engine: The engine of this project, or the kind of file that is loaded.
         shapes: The shapes that it is measured on.
     """
 
@@ -59,19 +61,26 @@ class Variant:
 
     @property
     def name(self) -> str:
-        return " ".join(filter(None, (self.peer.name, self.precision, self.engine)))
+        return " ".join(filter(None, (self.peer.name, self.precision, self.engine if self.ours else "")))
 
     @property
     def form(self) -> str:
         return FORMS.get(self.engine, "")
 
     @property
+    def runtime(self) -> str:
+        """The name of the engine of this project."""
+        return "litert" if self.engine == BUNDLE else self.engine
+
+    @property
     def ours(self) -> bool:
         return self.peer.ours
 
 
-FORMS = {"litert": "tflite", "onnx": "circle"}
-"""File format by engine. Circle files run on both; for LiteRT there is a command that converts to TFLite."""
+BUNDLE = "litertlm"
+FORMS = {"litert": "tflite", "onnx": "circle", BUNDLE: "litertlm"}
+"""File format by engine. Circle files run on both; for LiteRT there is a command that converts to TFLite.
+LiteRT-LM and this project on LiteRT load the same `.litertlm` files."""
 
 THIS_PROJECT = Peer("this_project", "this project", "model.{form}", fixed=True, ours=True)
 LLAMA_CPP = Peer(
@@ -103,7 +112,15 @@ LITERT_TORCH = Peer(
     torch=True,
     fixed=True,
 )
-PEERS = (THIS_PROJECT, LLAMA_CPP, ORT_GENAI, HUGGING_FACE, LITERT_TORCH)
+LITERT_LM = Peer(
+    "litert_lm",
+    "LiteRT-LM",
+    "model.litertlm",
+    ("litert-lm==0.18.1", "numpy"),
+    fixed=True,
+    files_of="this_project",
+)
+PEERS = (THIS_PROJECT, LLAMA_CPP, ORT_GENAI, HUGGING_FACE, LITERT_TORCH, LITERT_LM)
 
 VARIANTS = (
     Variant(THIS_PROJECT, "int8", 8, "litert"),
@@ -124,4 +141,10 @@ VARIANTS = (
     # For 1.1 billion weights, its converter needs 13.7 GB and four minutes.
     Variant(LITERT_TORCH, "int8", 8, shapes=SMALL_SHAPES),
     Variant(LITERT_TORCH, "float32", 32, shapes=SMALL_SHAPES),
+    Variant(THIS_PROJECT, "int8", 8, BUNDLE, SMALL_SHAPES),
+    Variant(LITERT_LM, "int8", 8, BUNDLE, SMALL_SHAPES),
+    Variant(THIS_PROJECT, "int4", 4, BUNDLE, SMALL_SHAPES),
+    Variant(LITERT_LM, "int4", 4, BUNDLE, SMALL_SHAPES),
+    Variant(THIS_PROJECT, "float32", 32, BUNDLE, SMALL_SHAPES),
+    Variant(LITERT_LM, "float32", 32, BUNDLE, SMALL_SHAPES),
 )

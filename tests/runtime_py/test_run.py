@@ -196,7 +196,7 @@ def test_no_such_folder_and_no_folder(package, capsys):
     assert main([str(package / "nowhere.tflite")]) == 1
     assert "no such file" in one_line(capsys)
     assert main([str(package / "config.json")]) == 1
-    assert "is not a .circle or .tflite or .onnx file" in one_line(capsys)
+    assert "is not a .circle or .tflite or .onnx or .litertlm file" in one_line(capsys)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from export.config import CheckpointConfig
 
 RECIPES = {
     "float32": "none",
@@ -68,6 +73,31 @@ def circle(checkpoint: Path, output: Path, precision: str, capacity: str) -> Non
             float32.unlink()
 
 
+def litertlm(checkpoint: Path, output: Path, precision: str, capacity: str) -> None:
+    """Convert a checkpoint to the file of LiteRT-LM, with a tokenizer that has a word `tN` for each id N.
+
+    Args:
+        checkpoint: Its folder.
+        output: The folder for `model.litertlm`.
+        precision: A key of `RECIPES`.
+        capacity: S, the number of cache rows.
+    """
+    file = checkpoint.with_name(f"this_project-{precision}-tflite-{capacity}") / "model.tflite"
+    if not file.is_file():
+        tflite(checkpoint, output, precision, capacity)
+        file = output / "model.tflite"
+    with tempfile.TemporaryDirectory(dir=output) as folder:
+        vocab_size = CheckpointConfig.read(checkpoint).vocab_size
+        words = models.WordLevel({f"t{number}": number for number in range(vocab_size)}, unk_token="t0")
+        tokenizer = Tokenizer(words)
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.save(f"{folder}/tokenizer.json")
+        pack = ["-m", "o2o", "pack.litertlm.py", file, "--tokenizer", folder]
+        run(*pack, "-o", output / "model.litertlm")
+    if file.is_relative_to(output):
+        file.unlink()
+
+
 if __name__ == "__main__":
-    form = {"tflite": tflite, "circle": circle}[sys.argv[5]]
+    form = {"tflite": tflite, "circle": circle, "litertlm": litertlm}[sys.argv[5]]
     form(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -129,6 +129,8 @@ def prefill(runner: Runner, ids: Sequence[int], seconds: float) -> dict[str, Any
         started = time.perf_counter()
         runner.prefill(ids)
         times.append(time.perf_counter() - started)
+        if stop := getattr(runner, "stop", None):  # of a runner that computes ahead
+            stop()
     return {"seconds": times}
 
 
