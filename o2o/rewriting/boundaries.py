@@ -32,7 +32,7 @@ def find_tensors(model: Model, graph: ir.Graph, patterns: Sequence[str]) -> list
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         for name in (value.name or "", *_public_names(model, graph, value)):
             names.setdefault(name, []).append(value)
-    found: dict[ir.Value, None] = {}
+    tensors: dict[ir.Value, None] = {}
     for pattern in patterns:
         if pattern in names:
             matching = names[pattern][:1]  # a tensor's own name precedes names in signatures
@@ -40,8 +40,8 @@ def find_tensors(model: Model, graph: ir.Graph, patterns: Sequence[str]) -> list
             matching = [v for name, values in names.items() if fnmatchcase(name, pattern) for v in values]
         if not matching:
             raise UsageError(_missing(model, graph, pattern, names))
-        found |= dict.fromkeys(matching)
-    return list(found)
+        tensors |= dict.fromkeys(matching)
+    return list(tensors)
 
 
 def _public_names(model: Model, graph: ir.Graph, value: ir.Value) -> list[str]:

@@ -29,6 +29,8 @@ from o2o.cli.pipelines import Pipeline
 from o2o.filters import pipeline
 from o2o.filters.base import Filter
 from o2o.model import Model
+from o2o.streams import MemorySource
+from o2o.verifier.verify import verify
 from tests.conftest import ROOT
 from tests.o2o.formats.tico import verifier_errors
 from tests.o2o.graphs import SAMPLES, decoder
@@ -203,6 +205,16 @@ class Manners:
         formats.write(model, by_offset, limit=0)
         for data in (outcome.out, by_offset.getvalue()):
             assert verifier_errors(data) == []
+
+    def test_the_verifier_accepts_the_result(self) -> None:
+        """No rule of verify.model.py is broken, for any input that the filter takes."""
+        if not self.writes_model:
+            return
+        for data in (self.data, *map(sample_data, ("blockwise", "conditional", "odd_names", "quantized"))):
+            outcome = self.filtered(data)
+            if outcome.code == 0:
+                issues = verify(MemorySource(outcome.out))
+                assert [issue.text() for issue in issues if issue.severity == "error"] == []
 
     # ---- failure -----------------------------------------------------------------------------------
 
