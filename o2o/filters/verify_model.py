@@ -36,6 +36,7 @@ class VerifyModel(Filter):
     purpose = "Combine, cut, clean up, inspect"
     usage_example = "verify.model.py --engine litert model.circle"
     check_help = None
+    writes_model = False
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
