@@ -34,12 +34,16 @@ def parser() -> argparse.ArgumentParser:
         The parser.
     """
     from export.graph_specs import PREFILL_LENGTHS
-    from export.loading_flags import add_loading_flags
+    from export.loading_flags import add_adapter_flag, add_loading_flags
     from export.options import CacheForm, WeightsForm, WeightsType
 
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("model", metavar="MODEL", help="the checkpoint's folder, or its id on the Hugging Face hub")
+    add(
+        "model",
+        metavar="MODEL",
+        help="the checkpoint's folder, a GGUF file, or an id on the Hugging Face hub",
+    )
     add("-o", "--output", metavar="DIR", required=True, help="folder for the graphs")
     add("--max-length", metavar="S", type=int, default=1024, help="tokens of context (%(default)s)")
     add(
@@ -74,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
         help="an implementation of transformers; or grouped, flash, flash:Q,KV (block sizes): attention as "
         "one operator, with --cache static (%(default)s)",
     )
+    add_adapter_flag(parser)
     add_loading_flags(parser)
     add("--jobs", metavar="N", type=positive_int, help="graphs to export at a time (cores and memory)")
     add("--debug", action="store_true", help="show warnings and tracebacks")
@@ -90,6 +95,7 @@ def export(args: argparse.Namespace) -> None:
         UsageError: The name of the output folder is empty.
     """
     from export.export_graphs import export_graphs
+    from export.hub import resolve
     from export.loading_flags import is_strict
     from export.options import ExportOptions
 
@@ -106,7 +112,10 @@ def export(args: argparse.Namespace) -> None:
     )
     if not args.output:
         raise UsageError("--output: the folder's name is empty")
-    export_graphs(args.model, Path(args.output), options)
+    directory = resolve(
+        args.model, adapter=args.adapter, log=lambda line: command.report("export", f"note: {line}")
+    )
+    export_graphs(str(directory), Path(args.output), options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,6 +34,16 @@ TASKS = {
     "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES": "audio",
 }
 """{table of transformers: what its models are}; a type in several tables is what the first says."""
+TEXT_MODELS = {
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl": "qwen3",
+    "qwen3_vl_text": "qwen3",
+}
+"""{model type: the model that computes its text part}. Their rotary positions have three axes (mrope), which
+are equal for text."""
 _ROTATED_PART = re.compile(r'setdefault\("partial_rotary_factor", (?:kwargs\.(?:pop|get)\("\w+", )?([0-9.]+)')
 
 

@@ -1,7 +1,7 @@
 """Convert a checkpoint to a package: `o2o convert MODEL -o PACKAGE`.
 
-MODEL is a folder, or an id on the Hugging Face hub. PACKAGE is a folder with one model, its tokenizer and its
-configuration; `o2o run PACKAGE` runs it.
+MODEL is a checkpoint's folder, a GGUF file, or an id on the Hugging Face hub. PACKAGE is a folder with one
+model, its tokenizer and its configuration; `o2o run PACKAGE` runs it.
 
     circle   Samsung ONE's format. All engines run it: litert, onnx and onert
     tflite   TensorFlow Lite with AI Edge's signatures, for LiteRT and programs made for such files
@@ -23,6 +23,7 @@ import sys
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -44,7 +45,7 @@ def parser() -> Parser:
     Returns:
         The parser.
     """
-    from export.loading_flags import add_loading_flags
+    from export.loading_flags import add_adapter_flag, add_loading_flags
     from export.options import CacheForm, WeightsType
     from o2o.quantization.recipes import RECIPES
 
@@ -58,7 +59,11 @@ def parser() -> Parser:
         ],
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="the checkpoint's folder, or its id on the Hugging Face hub")
+    add(
+        "model",
+        metavar="MODEL",
+        help="the checkpoint's folder, a GGUF file, or an id on the Hugging Face hub",
+    )
     add("-o", "--output", metavar="PACKAGE", required=True, help="folder to fill")
     add("--format", choices=("circle", "tflite", "onnx", "litertlm"), default="circle", help="(%(default)s)")
     add(
@@ -95,6 +100,7 @@ def parser() -> Parser:
         default="ort",
         help="ort: ONNX Runtime's own operators too, the fastest; standard: ONNX opset 24 only (%(default)s)",
     )
+    add_adapter_flag(parser)
     add_loading_flags(parser)
     add("--dry-run", action="store_true", help="print the plan, check what can be checked, write nothing")
     add("--if-changed", action="store_true", help="do nothing if the package is up to date")
@@ -125,9 +131,14 @@ def convert(args: argparse.Namespace) -> None:
     from export.package_builder import PackageBuilder
     from export.preflight import check_model
     from export.shell import with_debug
-    from o2o.weights.checkpoint import open_checkpoint
+    from o2o.weights.checkpoint import adapter_file, open_checkpoint
 
-    directory = resolve(args.model, fetch=not args.dry_run).absolute()
+    log = partial(command.report, "convert")
+    directory = resolve(
+        args.model, not args.dry_run, args.adapter, lambda line: log(f"note: {line}")
+    ).absolute()
+    if name := adapter_file(directory):
+        log(f"note: {name} is an adapter (LoRA) beside the weights: --adapter {directory} merges it")
     config = CheckpointConfig.read(directory)
     check_model(config, directory)
     builder = PackageBuilder(
@@ -135,7 +146,7 @@ def convert(args: argparse.Namespace) -> None:
         Path(args.output),
         args.max_length or default_length(config),
         args.prefill_lengths,
-        lambda line: command.report("convert", line),
+        log,
         args.if_changed,
         "--output",
         "o2o run",
@@ -145,7 +156,7 @@ def convert(args: argparse.Namespace) -> None:
         plan = replace(plan, steps=[with_debug(step) for step in plan.steps])
     builder.check(plan)
     if not any((directory / name).is_file() for name in TOKENIZERS):
-        command.report("convert", f"note: {directory} has no tokenizer: run the package with --tokenizer DIR")
+        log(f"note: {directory} has no tokenizer: run the package with --tokenizer DIR")
     if args.dry_run:
         tensors = open_checkpoint(directory).tensors
         print(*describe(config, tensors, builder, plan), sep="\n")

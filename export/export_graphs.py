@@ -46,7 +46,7 @@ def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
     )
     _log_estimate(checkpoint, config, graphs, options, needs)
     if adapter := adapter_file(checkpoint.directory):
-        _log(f"warning: {adapter} is an adapter (LoRA) next to the weights; it is not applied")
+        _log(f"note: {adapter} is an adapter (LoRA) beside the weights: --adapter {directory} merges it")
     check_disk(folder, needs.graphs, counted(len(graphs), "graph"))
     processes = processes_that_fit(needs.memory, min(options.processes or cores(), len(graphs)))
     with signals_interrupt(SystemExit), staging_folder(folder) as staged:

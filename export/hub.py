@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from export.derive import derived, needs_derivation
 from o2o.errors import ModelError, UsageError
+from o2o.weights.gguf_file import is_gguf
 
 # Files to fetch from the hub, in addition to the weights in the first available format of WEIGHTS.
 WANTED = [
@@ -15,41 +19,84 @@ WANTED = [
     *("*.tiktoken", "chat_template*", "additional_chat_templates/*"),
 ]
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth")
+ADAPTER_WANTED = (
+    "adapter_config.json",
+    "adapter_model.*",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template*",
+)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def resolve(model: str | os.PathLike[str], fetch: bool = True) -> Path:
-    """Return a checkpoint's folder. A local folder wins over a hub id of the same name.
+def resolve(
+    model: str | os.PathLike[str],
+    fetch: bool = True,
+    adapter: str | os.PathLike[str] | None = None,
+    log: Callable[[str], None] = lambda line: print(f"note: {line}", file=sys.stderr),
+) -> Path:
+    """Return a checkpoint's folder that export can read.
+
+    It is a derived checkpoint (`export.derive`) for a GGUF file, an adapter, or a multimodal model.
 
     Args:
-        model: A folder, or a hub id, which is fetched or found in the hub's local cache.
+        model: A folder, a GGUF file, or a hub id, which is fetched or found in the hub's local cache. A local
+            folder wins over a hub id of the same name.
         fetch: False to fetch nothing.
+        adapter: The folder or hub id of an adapter (LoRA) to merge; None for none.
+        log: Receives lines for the user: what is left out.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: The path is no folder.
-        ModelError: The hub does not provide the model.
+        UsageError: The path is no folder and no GGUF file.
+        ModelError: The hub does not provide the model, or the model is damaged or not supported.
     """
+    path = _only_gguf(_local(model, fetch))
+    lora = None if adapter is None else _local(adapter, fetch, ADAPTER_WANTED)
+    if lora is not None and not lora.is_dir():
+        raise UsageError(f"--adapter {adapter}: give the folder that holds adapter_config.json")
+    if lora is None and not needs_derivation(path):
+        return path
+    return derived(path, lora, log)
+
+
+def _only_gguf(path: Path) -> Path:
+    """The GGUF file of a folder that has nothing else, as on the hub; else the path itself."""
+    if path.is_file() or (path / "config.json").is_file():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        raise UsageError(f"{path} has {len(files)} GGUF files: give one of them, such as {files[0]}")
+    return files[0] if files else path
+
+
+def _local(model: str | os.PathLike[str], fetch: bool, wanted: Sequence[str] = ()) -> Path:
+    """A folder or a GGUF file on this machine."""
     name = os.fspath(model)
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path
+    if name and path.is_file() and is_gguf(path):
+        return path
     if name and path.exists():
-        raise UsageError(f"{name} is a file: give the folder that holds config.json and the weights")
+        wrong = "is not a GGUF file" if path.suffix == ".gguf" else "is a file"
+        raise UsageError(
+            f"{name} {wrong}: give a GGUF file, or the folder that holds config.json and the weights"
+        )
     looks_like_a_path = name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or "\\" in name
     if looks_like_a_path or not HUB_ID.fullmatch(name):
         raise UsageError(f"no such folder: {name}")
-    return _download(name) if fetch else _cached(name)
+    return _download(name, wanted) if fetch else _cached(name)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, wanted: Sequence[str]) -> Path:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     nowhere = f"{hub_id} is no local folder, and"
     try:
-        return _snapshot(hub_id)
+        return _snapshot(hub_id, wanted)
     except LocalEntryNotFoundError as error:
         raise ModelError(f"{nowhere} the Hugging Face hub cannot be reached to fetch it") from error
     except GatedRepoError as error:
@@ -75,10 +122,12 @@ def _cached(hub_id: str) -> Path:
         ) from error
 
 
-def _snapshot(hub_id: str) -> Path:
+def _snapshot(hub_id: str, wanted: Sequence[str] = ()) -> Path:
     """Fetch the model's newest state, with its weights in one format only: they may be gigabytes."""
     from huggingface_hub import snapshot_download
 
+    if wanted:
+        return Path(snapshot_download(hub_id, allow_patterns=list(wanted)))
     for pattern in WEIGHTS:
         folder = Path(snapshot_download(hub_id, allow_patterns=[*WANTED, pattern]))
         if any(folder.glob(pattern)):

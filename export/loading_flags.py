@@ -39,6 +39,19 @@ def add_loading_flags(parser: argparse.ArgumentParser, *flags: str) -> None:
         parser.add_argument(flag, action=_Set, nargs=0, default=argparse.SUPPRESS, help=helps[flag])
 
 
+def add_adapter_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag `--adapter`, which `export.hub.resolve` takes.
+
+    Args:
+        parser: The command's parser.
+    """
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="an adapter (LoRA) of PEFT to merge: its folder, or its id on the hub",
+    )
+
+
 def set_flags() -> list[str]:
     """List the flags that are set.
 

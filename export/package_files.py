@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 FILES = (
@@ -16,12 +17,15 @@ FILES = (
 """The files that decide which tokens a text has. Each is a name or a pattern."""
 
 
-def copy_package_files(package: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> None:
+def copy_package_files(
+    package: str | os.PathLike[str], checkpoint: str | os.PathLike[str], without: Collection[str] = ()
+) -> None:
     """Copy the files of `FILES` that a checkpoint has. Each appears when it is complete.
 
     Args:
         package: The package's folder; created if it does not exist.
         checkpoint: The checkpoint's folder.
+        without: Names of files to leave out.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -29,6 +33,8 @@ def copy_package_files(package: str | os.PathLike[str], checkpoint: str | os.Pat
     folder, origin = Path(package), Path(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     for source in (path for pattern in FILES for path in sorted(origin.glob(pattern))):
+        if source.name in without:
+            continue
         target = folder / source.relative_to(origin)
         if source.resolve() != target.resolve():
             target.parent.mkdir(exist_ok=True)

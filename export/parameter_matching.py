@@ -38,6 +38,11 @@ def match_parameters(
     """
     names = match_names(model.module, checkpoint.tensors)
     stored = names.of_parameters
+    for target, (name, operations) in names.converted.items():
+        raise ModelError(
+            f"{checkpoint.directory}: transformers computes {target} from the stored {name} ({operations}), "
+            "which export does not: save the model with `save_pretrained(DIR, save_original_format=False)`"
+        )
     matched: dict[str, WeightSource] = {}
     for name in model.parameters:
         alias = next((alias for alias in (name, *model.aliases.get(name, ())) if alias in stored), None)

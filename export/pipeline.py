@@ -37,7 +37,7 @@ def parser(
     Returns:
         The parser.
     """
-    from export.loading_flags import add_loading_flags
+    from export.loading_flags import add_adapter_flag, add_loading_flags
     from export.options import CacheForm, WeightsType
     from o2o.quantization.recipes import RECIPES
 
@@ -50,7 +50,7 @@ def parser(
         metavar="DIR_OR_HUB_ID",
         default=model,
         required=model is None,
-        help="the checkpoint's folder, or its id on the Hugging Face hub"
+        help="the checkpoint's folder, a GGUF file, or an id on the Hugging Face hub"
         + " (default: the demo model)" * (model is not None),
     )
     add(
@@ -86,6 +86,7 @@ def parser(
         action="store_true",
         help="do nothing if the package was built from the same model, options and toolchain",
     )
+    add_adapter_flag(parser)
     add_loading_flags(parser)
     add("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -110,7 +111,7 @@ def build(args: argparse.Namespace, program: str) -> None:
     if args.format == "circle" and args.quantize != "none":
         raise UsageError("--quantize needs --format tflite")
     builder = PackageBuilder(
-        resolve(args.model).absolute(),
+        resolve(args.model, adapter=args.adapter).absolute(),
         Path(args.package),
         args.max_length,
         args.prefill_lengths,

@@ -16,8 +16,6 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from o2o.errors import ModelError
-
 
 @dataclass(frozen=True)
 class StoredNames:
@@ -27,11 +25,13 @@ class StoredNames:
         of_parameters: {parameter: stored name}. A tied parameter may have an entry for each of its names.
         ignored: Tensors that transformers skips without a word, such as masks that the model computes.
         unexpected: Other tensors that no parameter takes.
+        converted: {parameter: (stored name, operations)} that transformers splits, joins or transposes.
     """
 
     of_parameters: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    converted: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def match_names(model: Any, stored: Iterable[str]) -> StoredNames:
@@ -45,10 +45,6 @@ def match_names(model: Any, stored: Iterable[str]) -> StoredNames:
 
     Returns:
         The names.
-
-    Raises:
-        ModelError: transformers computes a parameter from stored tensors: it splits, joins or transposes
-            them.
     """
     rules = copy.deepcopy(get_model_conversion_mapping(model))  # they are stateful
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -63,11 +59,8 @@ def match_names(model: Any, stored: Iterable[str]) -> StoredNames:
         if target in parameters and pattern is not None:
             rule = next(rule for rule in converters if pattern in rule.source_patterns)
             operations = ", ".join(type(operation).__name__ for operation in rule.operations)
-            raise ModelError(
-                f"transformers computes {target} from the stored {name} ({operations}), which export does "
-                "not: save the model with transformers' `save_pretrained(DIR, save_original_format=False)`"
-            )
-        if target in parameters and target not in names.of_parameters:
+            names.converted[target] = name, operations
+        elif target in parameters and target not in names.of_parameters:
             names.of_parameters[target] = name
         elif ignored is not None and ignored.search(target):
             names.ignored.append(name)

@@ -68,6 +68,13 @@ COVERED = {
         "o2o/rewriting/attention/token_axis.py",
         "o2o/rewriting/attention/visibility.py",
     ],
+    "tests/export/test_gguf_checkpoint.py": [
+        "export/gguf_config.py",
+        "export/gguf_weights.py",
+    ],
+    "tests/o2o/weights/test_gguf_file.py": [
+        "o2o/weights/gguf_tensor.py",
+    ],
     "tests/o2o/weights/test_stored_tensor.py": [
         "o2o/weights/weight_source.py",
     ],

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.loading_flags import add_adapter_flag
 from o2o.errors import ModelError
 
 if TYPE_CHECKING:
@@ -25,15 +26,18 @@ def add_checkpoint_path(parser: argparse.ArgumentParser) -> None:
         "--checkpoint_path",
         metavar="PATH",
         default=str(DEMO),
-        help="a checkpoint's folder, its weights file, or its id on the Hugging Face hub (the demo model)",
+        help="a checkpoint's folder, its weights file, a GGUF file, or an id on the Hugging Face hub (the "
+        "demo model)",
     )
+    add_adapter_flag(parser)
 
 
-def checkpoint_at(path: str) -> Checkpoint:
+def checkpoint_at(path: str, adapter: str | None = None) -> Checkpoint:
     """Open the checkpoint that a flag names.
 
     Args:
-        path: A folder, a file of weights, or an id on the hub.
+        path: A folder, a file of weights, a GGUF file, or an id on the hub.
+        adapter: The folder of an adapter (LoRA) to merge; None for none.
 
     Returns:
         The checkpoint.
@@ -44,10 +48,11 @@ def checkpoint_at(path: str) -> Checkpoint:
     """
     from export.hub import resolve
     from o2o.weights.checkpoint import open_checkpoint
+    from o2o.weights.gguf_file import is_gguf
 
     file = Path(path).expanduser()
-    if not file.is_file():
-        return open_checkpoint(resolve(path).absolute())
+    if not file.is_file() or is_gguf(file):
+        return open_checkpoint(resolve(path, adapter=adapter).absolute())
     if file.suffix not in FORMATS:
         raise ModelError(f"{file}: file format not supported: use .safetensors, .bin, .pt or .pth")
     checkpoint = open_checkpoint(file.absolute().parent)
@@ -57,4 +62,6 @@ def checkpoint_at(path: str) -> Checkpoint:
             f"{file.parent} also holds {min(used).name}, which takes precedence: give the folder, or move "
             f"{file.name} into a folder with config.json and no other weights"
         )
-    return checkpoint
+    return (
+        checkpoint if adapter is None else open_checkpoint(resolve(file.absolute().parent, adapter=adapter))
+    )

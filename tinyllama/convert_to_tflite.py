@@ -126,7 +126,7 @@ def convert(args: argparse.Namespace) -> None:
     from o2o.errors import ModelError
 
     started = time.monotonic()
-    checkpoint = checkpoint_at(args.checkpoint_path)
+    checkpoint = checkpoint_at(args.checkpoint_path, args.adapter)
     conversion = conversion_of(args, checkpoint.directory)
     target = target_of(args, conversion)
     parameters = estimate_needs(checkpoint.tensors, 0, 1, "float32", embed=True).parameters

@@ -1,4 +1,4 @@
-"""Verify a package against the model that it was converted from: `o2o verify PACKAGE --checkpoint MODEL`.
+"""Verify a package against the model that it was converted from: `o2o verify PACKAGE MODEL`.
 
 Both read each prompt: the package on its engine, Hugging Face transformers in float32. Then both read the
 tokens that transformers chooses. The command compares the logits after each token, and the choices.
@@ -22,6 +22,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from o2o.cli.arguments import Parser, positive_int
@@ -43,7 +44,7 @@ def parser() -> Parser:
     Returns:
         The parser.
     """
-    from export.loading_flags import TRUST, add_loading_flags
+    from export.loading_flags import TRUST, add_adapter_flag, add_loading_flags
 
     parser = Parser(
         prog="python -m tinyllama.verify_package",
@@ -55,7 +56,8 @@ def parser() -> Parser:
     )
     add = parser.add_argument
     add("package", metavar="PACKAGE", help="folder, or model file")
-    add("--checkpoint", metavar="MODEL", required=True, help="the checkpoint's folder, or its id on the hub")
+    add("model", metavar="MODEL", nargs="?", help="the model that it was converted from, as --checkpoint")
+    add("--checkpoint", metavar="MODEL", help="the checkpoint's folder, a GGUF file, or an id on the hub")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer, if it is not with the model")
     add(
         "--prompts",
@@ -65,6 +67,7 @@ def parser() -> Parser:
     )
     add("--max-new-tokens", metavar="N", type=positive_int, default=16, help="(%(default)s)")
     add("--tolerance", metavar="X", type=float, help="largest difference of logits (0.01 in float32)")
+    add_adapter_flag(parser)
     add_loading_flags(parser, TRUST)
     add_engine_flags(parser)
     add("--debug", action="store_true", help="show the engine's log, and tracebacks")
@@ -87,10 +90,13 @@ def verify(args: argparse.Namespace) -> int:
     """
     from o2o.cli.extras import require
     from o2o.cli.progress import progress
-    from o2o.errors import ModelError
+    from o2o.errors import ModelError, UsageError
     from runtime_py.package import Package
 
     require("export")
+    checkpoint = args.checkpoint or args.model
+    if checkpoint is None:
+        raise UsageError("give the model that the package was converted from: --checkpoint MODEL")
 
     from export.hub import resolve
     from tinyllama.verification.comparison import drift
@@ -106,7 +112,7 @@ def verify(args: argparse.Namespace) -> int:
             text: _fitting(text, len(ids), args.max_new_tokens, engine.capacity)
             for text, ids in prompts.items()
         }
-        directory = resolve(args.checkpoint)
+        directory = resolve(checkpoint, adapter=args.adapter, log=partial(report, "verify"))
 
         with progress("load the checkpoint", 1, "model"):
             from tinyllama.verification.hugging_face import HuggingFace  # imports torch, which takes seconds

@@ -13,7 +13,7 @@ from o2o.cli.text import listed
 from o2o.errors import ModelError
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model
-from o2o.weights import pytorch_file, safetensors
+from o2o.weights import derived_checkpoint, pytorch_file, safetensors
 from o2o.weights.checkpoint import open_checkpoint
 from o2o.weights.checkpoint_tensor import CheckpointTensor
 from o2o.weights.weight_source import WeightSource
@@ -87,7 +87,9 @@ def tensors_in(path: Path, required_by: str) -> dict[str, WeightSource]:
 @functools.cache
 def _tensors_in(path: Path, size: int, mtime: int) -> dict[str, WeightSource]:
     """Read the header once for all constants, and again if the file has changed."""
-    return (safetensors if path.suffix == ".safetensors" else pytorch_file).read_header(path)
+    if path.name == derived_checkpoint.FILE:
+        return derived_checkpoint.read_index(path)
+    return dict((safetensors if path.suffix == ".safetensors" else pytorch_file).read_header(path))
 
 
 def bind(model: Model, checkpoint: str | os.PathLike[str] | None = None, partial: bool = False) -> int:

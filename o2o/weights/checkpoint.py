@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from o2o.errors import ModelError
-from o2o.weights import pytorch_file, safetensors
+from o2o.weights import derived_checkpoint, pytorch_file, safetensors
 from o2o.weights.weight_source import WeightSource
 
 Reader = Callable[[Path], Mapping[str, WeightSource]]
 
 # The files that may hold the weights, in the order of preference: an index of shards, or a single file.
 WEIGHT_FILES: tuple[tuple[str, str, Reader], ...] = (
+    (derived_checkpoint.FILE, derived_checkpoint.FILE, derived_checkpoint.read_index),
     ("model.safetensors.index.json", "model.safetensors", safetensors.read_header),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", pytorch_file.read_header),
 )
@@ -64,12 +65,15 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         OSError: A file cannot be read.
     """
     directory = Path(directory)
-    adapter = f"it holds an adapter (LoRA) alone, {adapter_file(directory)}: merge it into its base model"
+    adapter = (
+        f"it holds an adapter (LoRA) alone, {adapter_file(directory)}: give the base model, and this folder "
+        "as --adapter"
+    )
     if not (directory / "config.json").is_file():
         reason = adapter if adapter_file(directory) else "not a Hugging Face checkpoint"
         raise ModelError(f"{directory} has no config.json: {reason}")
     for index, single, read_header in WEIGHT_FILES:
-        if (directory / index).is_file():
+        if index != single and (directory / index).is_file():
             return Checkpoint(directory, _sharded(directory / index, read_header))
         if (directory / single).is_file():
             return Checkpoint(directory, read_header(directory / single))

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from export.stored_names import StoredNames, match_names
-from o2o.errors import ModelError
 
 TINY = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -60,7 +59,7 @@ def test_tensors_that_no_parameter_takes(model_type: str, name: str, ignored: bo
 
 def test_tensors_that_transformers_joins() -> None:
     model = structure("mixtral", intermediate_size=8, num_key_value_heads=2, num_local_experts=2)
-    with pytest.raises(
-        ModelError, match=r"transformers computes .*gate_up_proj from the stored .*MergeModulelist"
-    ):
-        match_names(model, ["model.layers.0.block_sparse_moe.experts.0.w1.weight"])
+    stored = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    ((target, (name, operations)),) = match_names(model, [stored]).converted.items()
+    assert target.endswith("experts.gate_up_proj")
+    assert (name, operations) == (stored, "MergeModulelist, Concatenate")

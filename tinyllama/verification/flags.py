@@ -116,7 +116,7 @@ def directory_of(args: argparse.Namespace) -> Path:
     Returns:
         The folder.
     """
-    return checkpoint_at(args.checkpoint_path).directory
+    return checkpoint_at(args.checkpoint_path, args.adapter).directory
 
 
 def encode_prompts(args: argparse.Namespace, directory: Path) -> tuple[Tokenizer, dict[str, list[int]]]:

@@ -104,7 +104,7 @@ def test_damaged_shards(tmp_path: Path, format: str) -> None:
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"])
 def test_an_adapter_is_no_checkpoint(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
-    message = f"holds an adapter \\(LoRA\\) alone, {name}: merge it into its base model"
+    message = f"holds an adapter \\(LoRA\\) alone, {name}: give the base model, and this folder as --adapter"
     with pytest.raises(ModelError, match=f"has no config.json: it {message}"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")

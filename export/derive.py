@@ -1,0 +1,221 @@
+"""Derived checkpoints: a folder that export reads, made of a GGUF file, an adapter, or a multimodal model.
+
+    python -m export.derive MODEL -o FOLDER --adapter DIR
+
+`derived` makes such a folder in the user's cache, or takes it from there. The folder holds no weights. It
+says how each one is computed from the files of MODEL (`o2o.weights.derived_checkpoint`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from export.architectures import TEXT_MODELS, causal_models
+from export.loading_flags import set_flags
+from o2o.cli import command
+from o2o.cli.arguments import Parser
+from o2o.errors import ModelError, O2oError
+from o2o.weights.derived_checkpoint import FILE
+
+RECORD = "derived_from.json"
+"""What a folder was made from, and the lines for the user."""
+MULTIMODAL = ("text_config", "vision_config", "audio_config")
+"""Fields of config.json that a multimodal model has."""
+
+
+def needs_derivation(model: Path) -> bool:
+    """Check whether a model has to become a derived checkpoint.
+
+    Args:
+        model: A GGUF file, or a checkpoint's folder.
+
+    Returns:
+        Whether it is a GGUF file, or a multimodal model with a text part that transformers knows.
+    """
+    if model.is_file():
+        return True
+    try:
+        fields = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(fields, dict) or not any(isinstance(fields.get(name), dict) for name in MULTIMODAL):
+        return False
+    text = fields.get("text_config")
+    names = {(text if isinstance(text, dict) else {}).get("model_type"), fields.get("model_type")}
+    return any(name in TEXT_MODELS for name in names) or (
+        isinstance(text, dict) and text.get("model_type") in causal_models()
+    )
+
+
+def derive(model: Path, adapter: Path | None, folder: Path) -> list[str]:
+    """Make a derived checkpoint. Imports torch and transformers, which takes seconds.
+
+    Args:
+        model: A GGUF file, or a checkpoint's folder.
+        adapter: The folder of an adapter (LoRA) to merge; None for none.
+        folder: An empty folder to fill.
+
+    Returns:
+        Lines for the user: what was left out.
+
+    Raises:
+        ModelError: The model or the adapter is damaged or not supported.
+        OSError: A file cannot be read or written.
+    """
+    if adapter is None:
+        return _derive_base(model, folder)
+    from export.adapter import merge_adapter
+
+    if not needs_derivation(model):
+        return merge_adapter(model, adapter, folder)
+    with tempfile.TemporaryDirectory() as base:
+        lines = _derive_base(model, Path(base))
+        return lines + merge_adapter(Path(base), adapter, folder)
+
+
+def _derive_base(model: Path, folder: Path) -> list[str]:
+    if model.is_file():
+        from export.gguf_checkpoint import derive_gguf
+
+        return derive_gguf(model, folder)
+    from export.text_part import derive_text_part
+
+    return derive_text_part(model, folder)
+
+
+def derived(model: Path, adapter: Path | None, log: Callable[[str], None]) -> Path:
+    """Return the derived checkpoint of a model, from the user's cache if it is there and up to date.
+
+    Args:
+        model: A GGUF file, or a checkpoint's folder.
+        adapter: See `derive`.
+        log: Receives lines for the user.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: See `derive`.
+        OSError: The cache cannot be written.
+    """
+    model, adapter = model.absolute(), adapter and adapter.absolute()
+    inputs = _inputs(model, adapter)
+    name = hashlib.sha256(json.dumps([str(model), str(adapter)]).encode("utf-8", "surrogatepass")).hexdigest()
+    folder = _cache() / f"{(adapter or model).name.removesuffix('.gguf')}-{name[:12]}"
+    record = _read(folder / RECORD)
+    if record.get("inputs") != inputs:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".derived-", dir=folder.parent) as staged:
+            lines = _derive_in_child(model, adapter, Path(staged))
+            record = {"inputs": inputs, "lines": lines}
+            (Path(staged) / RECORD).write_text(json.dumps(record), encoding="utf-8")
+            _replace(Path(staged), folder)
+    for line in record["lines"]:
+        log(line)
+    return folder
+
+
+def _derive_in_child(model: Path, adapter: Path | None, folder: Path) -> list[str]:
+    """Derive in a child process, whose memory is free afterwards; in this one if it has torch already."""
+    if "torch" in sys.modules:
+        return derive(model, adapter, folder)
+    more = [] if adapter is None else ["--adapter", str(adapter)]
+    arguments = [str(model), "-o", str(folder), *more, *(flag for flag in set_flags() if "trust" in flag)]
+    child = subprocess.run(
+        [sys.executable, "-m", "export.derive", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if child.returncode:
+        lines = child.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1].removeprefix("derive: ") if lines else f"exit code {child.returncode}"
+        raise (ModelError if child.returncode == 1 else O2oError)(reason.removeprefix("error: "))
+    return json.loads(child.stdout)
+
+
+def _replace(staged: Path, folder: Path) -> None:
+    """Move a complete folder to its place, in place of an older one."""
+    complete = Path(tempfile.mkdtemp(prefix=".complete-", dir=folder.parent))
+    for file in staged.iterdir():
+        os.replace(file, complete / file.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.rename(complete, folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(complete, ignore_errors=True)
+
+
+def _inputs(model: Path, adapter: Path | None) -> list[list[Any]]:
+    """The state of all files that a derived checkpoint depends on: of the model, and of this program."""
+    sources = [path for name in ("export", "o2o/weights") for path in (_ROOT / name).glob("*.py")]
+    folders = [folder for folder in (model, adapter) if folder is not None and folder.is_dir()]
+    files = [model] if model.is_file() else []
+    files += [path for folder in folders for path in folder.iterdir() if path.is_file()]
+    states = ((path, path.stat()) for path in sorted([*files, *sources]))
+    return [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
+
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def _cache() -> Path:
+    """The folder of derived checkpoints, in the user's cache folder as `runtime_py` has it."""
+    if named := os.environ.get("O2O_CACHE"):
+        return Path(named) / "checkpoints"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (base if base.is_absolute() else Path.home() / ".cache") / "o2o" / "checkpoints"
+    except RuntimeError:  # a user without a home folder
+        return Path(tempfile.gettempdir()) / f"o2o-{os.getuid()}" / "checkpoints"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if (path.parent / FILE).is_file() else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. The lines for the user are written to stdout, as JSON.
+
+    Args:
+        argv: The arguments; None for `sys.argv[1:]`.
+
+    Returns:
+        The exit code.
+    """
+    from export.loading_flags import TRUST, add_loading_flags
+
+    parser = Parser(prog="derive", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", type=Path)
+    parser.add_argument("-o", "--output", metavar="FOLDER", type=Path, required=True)
+    parser.add_argument("--adapter", metavar="DIR", type=Path)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_loading_flags(parser, TRUST)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> None:
+        from o2o.cli.silence_stderr import suppressed_warnings
+
+        args = parser.parse_args(arguments)
+        with suppressed_warnings():
+            lines = derive(args.model, args.adapter, args.output)
+        print(json.dumps(lines))
+
+    return command.run("derive", body, debug="--debug" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""GGUF files: header, quantized tensors, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+
+from o2o.errors import ModelError
+from o2o.weights import gguf_tensor
+from o2o.weights.gguf_file import read_gguf
+
+RNG = np.random.default_rng(0)
+QUANTIZED = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS IQ2_XXS IQ3_S IQ1_M TQ2_0 MXFP4"
+
+
+def write(path: Path, tensors: dict[str, tuple[np.ndarray, Kind | None]], **strings: str) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "bc"])
+    for name, value in strings.items():
+        writer.add_string(name, value)
+    for name, (data, kind) in tensors.items():
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_metadata_and_plain_tensors(tmp_path: Path) -> None:
+    w = RNG.normal(size=(3, 4)).astype(np.float32)
+    bits = (w.view(np.uint32) >> 16).astype(np.uint16)
+    tensors = {
+        "w": (w, None),
+        "half": (w.astype(np.float16), None),
+        "brain": (bits.view(np.uint8), Kind.BF16),
+    }
+    file = read_gguf(write(tmp_path / "a.gguf", tensors))
+    assert (file.architecture, file.metadata["tokenizer.ggml.tokens"]) == ("llama", ["a", "bc"])
+    assert {name: (one.dtype, one.shape) for name, one in file.tensors.items()} == {
+        "w": ("F32", (3, 4)),
+        "half": ("F16", (3, 4)),
+        "brain": ("BF16", (3, 4)),
+    }
+    np.testing.assert_array_equal(file.tensors["w"].read_float32(), w)
+    np.testing.assert_array_equal(
+        file.tensors["half"].read_float32(), w.astype(np.float16).astype(np.float32)
+    )
+    np.testing.assert_array_equal(
+        file.tensors["brain"].read_float32(), (bits.astype(np.uint32) << 16).view("f4")
+    )
+
+
+@pytest.mark.parametrize("name", QUANTIZED.split())
+def test_quantized_tensors(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_tensor, "ROWS_AT_A_TIME", 1000)  # several reads
+    kind = Kind[name]
+    _, width = gguf.GGML_QUANT_SIZES[kind]
+    data = RNG.integers(0, 256, (7, 2 * width), dtype=np.uint8)
+    try:
+        with np.errstate(all="ignore"):
+            expected = gguf.dequantize(data, kind)
+    except NotImplementedError:
+        pytest.skip(f"gguf does not read {name}")
+    tensor = read_gguf(write(tmp_path / "a.gguf", {"w": (data, kind)})).tensors["w"]
+    tensor.check_float()
+    assert (tensor.dtype, tensor.shape, tensor.length) == (name, expected.shape, data.nbytes)
+    got = np.concatenate(
+        [tensor.read(start, min(33, tensor.size - start)) for start in range(0, tensor.size, 33)]
+    )
+    np.testing.assert_array_equal(got.reshape(expected.shape), expected)
+
+
+def test_a_type_that_gguf_does_not_read(tmp_path: Path) -> None:
+    _, width = gguf.GGML_QUANT_SIZES[Kind.Q8_K]
+    file = read_gguf(write(tmp_path / "a.gguf", {"w": (np.zeros((1, width), np.uint8), Kind.Q8_K)}))
+    with pytest.raises(ModelError, match="w is stored as Q8_K, which the package gguf does not read"):
+        file.tensors["w"].check_float()
+
+
+def test_a_damaged_number_is_named(tmp_path: Path) -> None:
+    data = np.zeros((2, 34), np.uint8)
+    data[1, :2] = np.array([np.nan], np.float16).view(np.uint8)  # the scale of the second row
+    file = read_gguf(write(tmp_path / "a.gguf", {"w": (data, Kind.Q8_0)}))
+    with pytest.raises(
+        ModelError, match=r"w has 32 numbers that are not finite, the first is nan at \[1, 0\]"
+    ):
+        file.tensors["w"].read_float32()
+
+
+@pytest.mark.parametrize("keep", [0, 3, 10, 100, -40])
+def test_a_truncated_file(tmp_path: Path, keep: int) -> None:
+    path = write(tmp_path / "a.gguf", {"w": (np.ones((8, 32), np.float32), None)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"truncated or damaged|is not a GGUF file|is truncated") as error:
+        read_gguf(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"version https://git-lfs", "Git LFS pointer"), (b"PK\x03\x04" + bytes(99), "is not a GGUF file")],
+)
+def test_another_file(tmp_path: Path, content: bytes, complaint: str) -> None:
+    (tmp_path / "a.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=complaint):
+        read_gguf(tmp_path / "a.gguf")
