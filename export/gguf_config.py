@@ -306,7 +306,8 @@ def _llama3(
     """The parameters of Llama 3's scaling that give these divisors of the frequencies.
 
     A divisor is 1 for short wavelengths and `factor` for long ones. Between them it is
-    1 / ((1 - s) / factor + s). Here s = (length / wavelength - low) / (high - low), a line over 1 / wavelength.
+    1 / ((1 - s) / factor + s). Here s = (length / wavelength - low) / (high - low), which is linear in
+    1 / wavelength.
     """
     if len(factors) != rotated // 2:
         raise ModelError(f"{file.path}: rope_freqs.weight has {len(factors)} numbers, not {rotated // 2}")
