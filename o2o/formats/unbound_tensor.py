@@ -9,6 +9,9 @@ file, under the name `o2o.weights`, keyed by the number of the (empty) buffer:
 `unused` lists, for each file, the tensors without a reference. The value is "" for a tensor that the model
 does not need. Otherwise the tensor's numbers are in the model, and the value is their digest
 (`o2o.weights.stored_tensor.StoredTensor.digest`).
+
+A buffer with `"added": 1.0` holds the tensor's numbers plus 1, as Gemma's norms multiply by 1 + weight. Such
+a record has version 2.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from o2o.errors import ModelError
 from o2o.formats.tensors import CHUNK, StreamedTensor
 
 METADATA_NAME = "o2o.weights"
-VERSION = 1
+VERSION = 2
 
 
 class UnboundTensor(StreamedTensor):
@@ -40,6 +43,7 @@ class UnboundTensor(StreamedTensor):
         dtype: ir.DataType,
         stored_shape: tuple[int, ...],
         shape: tuple[int, ...] | None = None,
+        added: float = 0.0,
     ) -> None:
         """Refer to a tensor of a checkpoint.
 
@@ -50,6 +54,7 @@ class UnboundTensor(StreamedTensor):
             dtype: The dtype of the constant; the file may store another one.
             stored_shape: The shape of the tensor in the file.
             shape: The shape of the constant; None for `stored_shape`.
+            added: A number that is added to each element.
 
         Raises:
             ModelError: The two shapes differ in their number of elements.
@@ -59,10 +64,11 @@ class UnboundTensor(StreamedTensor):
             raise ModelError(f"{name} is {list(shape)} but refers to {tensor_name}, {list(stored_shape)}")
         super().__init__(dtype, shape, name)
         self.path, self.tensor_name, self.stored_shape = path, tensor_name, stored_shape
+        self.added = added
 
     @property
     def key(self) -> Hashable:
-        return self.path, self.tensor_name, self.dtype
+        return self.path, self.tensor_name, self.dtype, self.added
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         raise ModelError(
@@ -70,7 +76,21 @@ class UnboundTensor(StreamedTensor):
         )
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> UnboundTensor:
-        return UnboundTensor(name, self.path, self.tensor_name, self.dtype, self.stored_shape, shape)
+        stored = self.path, self.tensor_name, self.dtype, self.stored_shape
+        return UnboundTensor(name, *stored, shape, self.added)
+
+    def plus(self, number: float, name: str) -> UnboundTensor:
+        """Return a tensor whose elements are larger by a number.
+
+        Args:
+            number: The number.
+            name: The name of the new tensor.
+
+        Returns:
+            A reference to the same stored tensor.
+        """
+        stored = self.path, self.tensor_name, self.dtype, self.stored_shape
+        return UnboundTensor(name, *stored, tuple(self.shape.numpy()), self.added + number)
 
 
 def dumps(tensors: Mapping[int, UnboundTensor], unused: Mapping[str, Mapping[str, str]]) -> bytes | None:
@@ -87,7 +107,7 @@ def dumps(tensors: Mapping[int, UnboundTensor], unused: Mapping[str, Mapping[str
         return None
     files = list(dict.fromkeys([*(str(tensor.path) for tensor in tensors.values()), *unused]))
     record = {
-        "version": VERSION,
+        "version": VERSION if any(tensor.added for tensor in tensors.values()) else 1,
         "files": files,
         "unused": [dict(sorted(unused.get(file, {}).items())) for file in files],
         "buffers": {
@@ -95,6 +115,7 @@ def dumps(tensors: Mapping[int, UnboundTensor], unused: Mapping[str, Mapping[str
                 "file": files.index(str(tensor.path)),
                 "tensor": tensor.tensor_name,
                 "shape": list(tensor.stored_shape),
+                **({"added": tensor.added} if tensor.added else {}),
             }
             for index, tensor in tensors.items()
         },
@@ -109,8 +130,8 @@ def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, s
         data: The JSON.
 
     Returns:
-        By buffer number, the arguments `path`, `tensor_name` and `stored_shape` of an `UnboundTensor`; and
-        the unused tensors of each file.
+        By buffer number, the arguments `path`, `tensor_name`, `stored_shape` and `added` of an
+        `UnboundTensor`; and the unused tensors of each file.
 
     Raises:
         ModelError: The JSON is damaged, or its version is newer than this program.
@@ -122,6 +143,7 @@ def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, s
                 "path": Path(record["files"][entry["file"]]),
                 "tensor_name": str(entry["tensor"]),
                 "stored_shape": tuple(int(dim) for dim in entry["shape"]),
+                "added": float(entry.get("added", 0)),
             }
             for index, entry in record["buffers"].items()
         }

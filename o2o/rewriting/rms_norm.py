@@ -6,17 +6,23 @@ x / sqrt(mean(x^2) + epsilon) * weight, the mean over the last axis (Zhang and S
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import is_constant
-from o2o.model import Model, attribute, shape_of
-from o2o.rewriting.builder import Builder
+from o2o.formats.unbound_tensor import UnboundTensor
+from o2o.model import DOMAIN, Model, attribute, shape_of
+from o2o.operators.reference import NotEvaluable, evaluate, unknown_sources
+from o2o.rewriting.builder import Builder, add_constant, add_tensor
 from o2o.rewriting.matchers import (
+    MatchFailure,
     check_no_activation,
     constant_ints,
     fail,
     operand_and_scalar,
+    producer_of,
     require_producer,
     scalar,
     single_user,
@@ -37,28 +43,83 @@ class RmsNorm:
     epsilon: float
 
 
+@dataclass(frozen=True)
+class Normalized:
+    """x / sqrt(mean(x^2) + epsilon), and the products of this with weights.
+
+    Attributes:
+        x: The operand.
+        value: The normalized tensor.
+        products: Its products with a constant [D], which are all of its uses; empty if there are others.
+        epsilon: Added to the mean.
+    """
+
+    x: ir.Value
+    value: ir.Value
+    products: tuple[RmsNorm, ...]
+    epsilon: float
+
+
 class RmsNormRule(RewriteRule):
-    """Fuse RMSNorm with a constant weight [D] into RMS_NORM."""
+    """Fuse RMSNorm into RMS_NORM, with a constant weight [D] or without a weight.
+
+    The weight may be computed from constants, such as Gemma's 1 + weight. Several products of one normalized
+    tensor become several RMS_NORM, one for each weight. If the tensor has other uses, it becomes RMS_NORM
+    with a weight of ones.
+    """
 
     anchors = RMS_NORM_ANCHORS
+    takes_layer_norm: ClassVar[bool] = False  # LayerNorm is RMSNorm of what is left of x without its mean
 
-    def match(self, node: ir.Node) -> RmsNorm:
-        """See `RewriteRule`."""
-        norm = match_rms_norm(node)
-        if not is_constant(norm.weight):
-            fail("the weight is not a constant", norm.weight)
-        return norm
+    def __init__(self) -> None:
+        self._weights: dict[tuple[ir.Graph, object], ir.Value] = {}
 
-    def rewrite(self, model: Model, graph: ir.Graph, match: RmsNorm) -> None:
+    def match(self, node: ir.Node) -> Normalized:
         """See `RewriteRule`."""
-        old = match.last.outputs[0]
-        op = Builder(graph, before=match.last)
-        new = op.node("RMS_NORM", [match.x, match.weight], shape_of(old), epsilon=match.epsilon)
-        replace_output(model, old, new)
+        normalized = match_normalized(node)
+        if not self.takes_layer_norm and _is_centered(normalized.x):
+            fail("a mean is subtracted: it is LayerNorm", normalized.x)
+        return normalized
+
+    def rewrite(self, model: Model, graph: ir.Graph, match: Normalized) -> None:
+        """See `RewriteRule`."""
+        op = Builder(graph, before=match.value.producer())
+        size = shape_of(match.x)[-1]
+        if not match.products:
+            replace_output(model, match.value, self._norm(op, match, self._ones(graph, size, match.x.dtype)))
+        shared: dict[ir.Value, ir.Value] = {}
+        for product in match.products:
+            old, weight = product.last.outputs[0], self._constant(graph, product.weight)
+            if weight in shared and not old.is_graph_output():
+                old.replace_all_uses_with(shared[weight])
+            else:
+                shared[weight] = self._norm(op, match, weight)
+                replace_output(model, old, shared[weight])
+
+    def _norm(self, op: Builder, match: Normalized, weight: ir.Value) -> ir.Value:
+        return op.node("RMS_NORM", [match.x, weight], shape_of(match.x), epsilon=match.epsilon)
+
+    def _ones(self, graph: ir.Graph, size: int, dtype: ir.DataType | None) -> ir.Value:
+        key = graph, (size, dtype)
+        if key not in self._weights:
+            numbers = np.ones(size, np.float32 if dtype is None else dtype.numpy())
+            self._weights[key] = add_constant(graph, numbers, "ones")
+        return self._weights[key]
+
+    def _constant(self, graph: ir.Graph, weight: ir.Value) -> ir.Value:
+        """`weight` as a constant [D]."""
+        if is_constant(weight) and len(shape_of(weight)) == 1:
+            return weight
+        key = graph, weight
+        if key not in self._weights:
+            tensor = _folded(weight)
+            assert tensor is not None
+            self._weights[key] = add_tensor(graph, tensor, weight.name or "weight")
+        return self._weights[key]
 
 
 def match_rms_norm(node: ir.Node) -> RmsNorm:
-    """Match the RMSNorm around its root.
+    """Match the RMSNorm around its root, whose only use is one product with a weight.
 
     Args:
         node: An RSQRT or SQRT.
@@ -69,6 +130,40 @@ def match_rms_norm(node: ir.Node) -> RmsNorm:
     Raises:
         MatchFailure: The first condition that fails.
     """
+    x, root, epsilon = _root(node)
+    normalized = _normalized(root, x)
+    last = single_user(normalized, "the normalized tensor")
+    return _product(last, x, normalized, epsilon)
+
+
+def match_normalized(node: ir.Node) -> Normalized:
+    """Match a normalized tensor, and its products with constant weights.
+
+    Args:
+        node: An RSQRT or SQRT.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        MatchFailure: The first condition that fails.
+    """
+    x, root, epsilon = _root(node)
+    value = _normalized(root, x)
+    if shape_of(value) != shape_of(x):
+        fail(f"the result does not have the shape {list(shape_of(x))}", value)
+    users = dict.fromkeys(use.node for use in value.uses())
+    try:
+        products = [_product(user, x, value, epsilon) for user in users]
+    except MatchFailure:
+        products = []
+    if value.is_graph_output() or any(_folded(product.weight) is None for product in products):
+        products = []
+    return Normalized(x, value, tuple(products), epsilon)
+
+
+def _root(node: ir.Node) -> tuple[ir.Value, ir.Node, float]:
+    """x, the root and epsilon, given the node that computes sqrt(mean(x^2) + epsilon) or its inverse."""
     add = require_producer(_input(node), "the root", "ADD")
     check_no_activation(add)
     sum_operands = operand_and_scalar(add)
@@ -84,10 +179,12 @@ def match_rms_norm(node: ir.Node) -> RmsNorm:
         fail(f"the mean goes over axes {axes}, not the last one", mean)
     if not attribute(mean_node, "keepDims", 0):
         fail("the mean does not keep its axis", mean)
-    x = _squared(squared)
-    normalized = _normalized(node, x)
-    last = single_user(normalized, "the normalized tensor")
-    if last.op_type != "MUL":
+    return _squared(squared), node, epsilon
+
+
+def _product(last: ir.Node, x: ir.Value, normalized: ir.Value, epsilon: float) -> RmsNorm:
+    """The RMSNorm whose last node multiplies `normalized` by a weight."""
+    if last.domain != DOMAIN or last.op_type != "MUL":
         fail("the normalized tensor is not multiplied by a weight", normalized)
     check_no_activation(last)
     weight = next((v for v in last.inputs if v is not normalized), None)
@@ -142,3 +239,28 @@ def _inverse(node: ir.Node, value: ir.Value) -> ir.Value | None:
         check_no_activation(node)
         return node.outputs[0]
     return None
+
+
+def _is_centered(x: ir.Value) -> bool:
+    """Whether x is a tensor minus its mean over the last axis."""
+    node = producer_of(x, "SUB")
+    mean = producer_of(node.inputs[1], "MEAN") if node is not None else None
+    return node is not None and mean is not None and mean.inputs[0] is node.inputs[0]
+
+
+def _folded(weight: ir.Value) -> ir.TensorProtocol | None:
+    """The constant that `weight` is, or is computed from constants; None if it is not."""
+    if is_constant(weight):
+        return weight.const_value
+    node = producer_of(weight, "ADD")
+    if node is not None and not attribute(node, "fusedActivationFunction", 0):
+        for stored, added in (node.inputs, node.inputs[::-1]):
+            number, tensor = scalar(added), stored.const_value if stored is not None else None
+            if number is not None and isinstance(tensor, UnboundTensor) and tensor.shape == weight.shape:
+                return tensor.plus(number, weight.name or "weight")
+    if unknown_sources(weight):
+        return None
+    try:
+        return ir.Tensor(np.ascontiguousarray(evaluate(weight, {})))
+    except NotEvaluable:
+        return None

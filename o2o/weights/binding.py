@@ -58,7 +58,8 @@ def weight_of(external: UnboundTensor, stored: WeightSource | None = None) -> Ch
         shapes = f"with shape {list(stored.shape)}, the model expects {list(external.stored_shape)}"
         raise ModelError(f"{stored.path} has {stored.name} {shapes}")
     shape = tuple(external.shape.numpy())
-    return CheckpointTensor(external.name or external.tensor_name, stored, external.dtype, shape)
+    name = external.name or external.tensor_name
+    return CheckpointTensor(name, stored, external.dtype, shape, external.added)
 
 
 def tensors_in(path: Path, required_by: str) -> dict[str, WeightSource]:

@@ -11,7 +11,7 @@ from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import fail
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rewrite_rule import apply_rule
-from o2o.rewriting.rms_norm import RmsNorm, RmsNormRule
+from o2o.rewriting.rms_norm import Normalized, RmsNormRule
 
 RANKS = (3, 4)
 
@@ -19,9 +19,11 @@ RANKS = (3, 4)
 class OnertRmsNormRule(RmsNormRule):
     """RMSNorm of float32 with three or four axes, which onert's kernel computes correctly."""
 
-    def match(self, node: ir.Node) -> RmsNorm:
+    takes_layer_norm = True
+
+    def match(self, node: ir.Node) -> Normalized:
         norm = super().match(node)
-        value = norm.last.outputs[0]
+        value = norm.value
         if value.dtype != ir.DataType.FLOAT or len(shape_of(value)) not in RANKS:
             fail("onert's RMS_NORM takes float32 in three or four axes", value)
         return norm

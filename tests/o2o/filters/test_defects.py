@@ -591,7 +591,7 @@ DEFECTS = {
         [],
         rms_norm,
         after(
-            "rewriting.rms_norm:match_rms_norm",
+            "rewriting.rms_norm:match_normalized",
             lambda result, node: object.__setattr__(result, "epsilon", 0.24),
         ),
         "the first tensor that differs is",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from o2o import formats
 from o2o.contract import contract_of
-from o2o.model import CUSTOM_DOMAIN, Model
+from o2o.formats.unbound_tensor import UnboundTensor
+from o2o.model import Model
 from o2o.operators import reference
+from o2o.rewriting.builder import Builder
+from o2o.weights.binding import bind
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import Graph, assert_means_the_same, exported_feeds, operators, weights
@@ -47,25 +52,27 @@ BROKEN = {
     "another axis": "the mean goes over axes [1], not the last one",
     "two axes": "the mean goes over axes [1, 2], not the last one",
     "no axis kept": "the mean does not keep its axis",
-    "weight an input": "the weight is not a constant",
-    "weight of one number": "the weight should be [6]",
-    "weight of every row": "the weight should be [6]",
-    "no weight": "the normalized tensor is not multiplied by a weight",
     "larger result": "the result does not have the shape",
     "mean subtracted": "the inverse root does not multiply the tensor that was squared",
     "two tensors": "the mean's operand is a product of two tensors, not a square",
     "cube": "the mean's operand is a power other than the square",
     "root used elsewhere": "the root is used elsewhere too",
-    "normalized is an output": "the normalized tensor is used elsewhere too",
     "no epsilon": "the root should come from ADD",
     "epsilon an input": "no constant epsilon is added to the mean",
     "epsilon negative": "epsilon is -0.25",
     "activation of the sum": "ADD has a fused activation",
     "activation of the inverse": "DIV has a fused activation",
-    "activation of the result": "MUL has a fused activation",
     "activation of the square": "MUL has a fused activation",
-    "custom product": "the normalized tensor goes into the custom operator MUL",
+    "layer norm": "a mean is subtracted: it is LayerNorm",
 }
+NO_WEIGHT = [
+    "weight an input",
+    "weight of one number",
+    "weight of every row",
+    "no weight",
+    "normalized is an output",
+    "activation of the result",
+]
 
 
 def build(form: Form) -> Model:
@@ -80,9 +87,10 @@ def build(form: Form) -> Model:
         return graph.op(kind, operands, shape, name=name, **active)
 
     source = x
-    if broken == "mean subtracted":
+    if broken in ("mean subtracted", "layer norm"):
         middle = graph.op("MEAN", [x, graph.constant("last", np.int32([-1]))], [*form.batch, 1], keepDims=1)
         source = op("SUB", [x, middle], shape, "centered")
+        x = source if broken == "layer norm" else x
     if form.square == "POW":
         power = graph.constant("power", np.float32(3 if broken == "cube" else 2))
         squared = graph.op("POW", [source, power], shape)
@@ -124,11 +132,7 @@ def build(form: Form) -> Model:
         weight = (
             graph.input("w", size) if broken == "weight an input" else graph.constant("w", weights(*size))
         )
-        if broken == "custom product":
-            result = graph.value("y", shape)
-            graph.node("MUL", [normalized, weight], [result], domain=CUSTOM_DOMAIN)
-        else:
-            result = op("MUL", [normalized, weight], shape, "scaled", "result")
+        result = op("MUL", [normalized, weight], shape, "scaled", "result")
     graph.output(graph.op("NEG", [result], shape, name="negated"))
     if broken != "no weight":
         graph.output(result)
@@ -180,6 +184,82 @@ def test_a_near_miss_is_left_alone_and_explained(command: Command, broken: str, 
     assert operators(after) == operators(before)
     assert "left 1 candidate alone" in command.said
     assert BROKEN[broken] in command.said
+
+
+@pytest.mark.parametrize("broken", NO_WEIGHT)
+def test_a_norm_without_a_constant_weight_gets_ones(command: Command, broken: str) -> None:
+    before = build(Form(broken=broken))
+    after = command(before)
+    assert command.said == "fuse.rms_norm.py: main: fused 1 normalization\n"
+    (node,) = (node for node in after.graphs[0] if node.op_type == "RMS_NORM")
+    weight = node.inputs[1]
+    assert weight is not None
+    assert (weight.const_value.numpy() == 1).all()  # type: ignore[union-attr]
+    assert_means_the_same(before, after)
+
+
+def two_products(same: bool) -> Model:
+    """The normalized tensor times two weights, as ONE's exports have it for each projection."""
+    model = build(Form(broken="no weight"))
+    (graph,) = model.graphs
+    (negated,) = (node for node in graph if node.op_type == "NEG")
+    normalized = negated.inputs[0]
+    assert normalized is not None
+    op = Builder(graph, before=negated)
+    first = op.constant(weights(D), "w1", np.float32)
+    second = first if same else op.constant(weights(D, seed=5), "w2", np.float32)
+    products = [op.node("MUL", [normalized, w], [2, 3, D]) for w in (first, second)]
+    negated.replace_input_with(0, products[0])
+    product = Builder(graph).node("ABS", [products[1]], [2, 3, D], name="second")
+    graph.outputs.append(product)
+    model.signatures.clear()
+    return model
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_each_weight_of_one_normalized_tensor_is_a_norm(command: Command, same: bool) -> None:
+    before, after = two_products(same), command(two_products(same))
+    assert operators(after) == {"RMS_NORM": 1 if same else 2, "NEG": 1, "ABS": 1}
+    assert_means_the_same(before, after)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_weight_that_is_computed_from_constants_is_folded(command: Command, swapped: bool) -> None:
+    """Gemma multiplies by 1 + weight."""
+
+    def gemma() -> Model:
+        model = build(Form())
+        (graph,) = model.graphs
+        product = next(node for node in graph if node.outputs[0].name == "scaled")
+        op = Builder(graph, before=graph[0])
+        operands = [graph.initializers["w"], op.constant(1, "one", np.float32)]
+        product.replace_input_with(1, op.node("ADD", operands[::-1] if swapped else operands, [D], name="g"))
+        return model
+
+    before, after = gemma(), command(gemma())
+    assert operators(after) == {"RMS_NORM": 1, "NEG": 1}
+    assert_means_the_same(before, after)
+
+
+def test_a_weight_of_a_checkpoint_is_computed_when_it_is_bound(command: Command, tmp_path: Path) -> None:
+    save_file({"w": weights(D)}, tmp_path / "model.safetensors")
+
+    def gemma(bound: bool) -> Model:
+        model = build(Form())
+        (graph,) = model.graphs
+        product = next(node for node in graph if node.outputs[0].name == "scaled")
+        w = graph.initializers["w"]
+        w.const_value = UnboundTensor("w", tmp_path / "model.safetensors", "w", ir.DataType.FLOAT, (D,))
+        op = Builder(graph, before=graph[0])
+        product.replace_input_with(1, op.node("ADD", [w, op.constant(1, "one", np.float32)], [D]))
+        if bound:
+            bind(model)
+        return model
+
+    after = command(gemma(bound=False))
+    assert operators(after) == {"RMS_NORM": 1, "NEG": 1}
+    bind(after)
+    assert_means_the_same(gemma(bound=True), after)
 
 
 def test_a_root_that_divides_another_tensor_is_none(command: Command) -> None:
