@@ -33,7 +33,7 @@ from o2o.model import Model
 METADATA_NAME = "o2o.contract"
 VERSION = 1
 
-Kind = Literal["tokens", "position", "key_cache", "value_cache", "key", "value", "logits"]
+Kind = Literal["tokens", "position", "mask", "key_cache", "value_cache", "key", "value", "logits"]
 Layout = Literal["BNTH", "BTNH"]
 OnertLayout = Literal["BNHT"]
 Slot = tuple[str, int]
@@ -48,7 +48,8 @@ class Role:
 
     Attributes:
         kind: `tokens`: token ids [B, T]. `position`: the position of the first token [1], or consecutive
-            positions [T]. `key_cache` and `value_cache`: KV caches, inputs. `key` and `value`: new rows of a
+            positions [T]. `mask`: which keys a query sees, [.., T, S]: bool, 1 or 0, or additive 0 or -inf.
+            `key_cache` and `value_cache`: KV caches, inputs. `key` and `value`: new rows of a
             cache or the whole cache, outputs; keys are rotated. `logits`: [B, T, V]; a graph that only fills
             caches has none.
         layer: The layer of keys, values and caches.
@@ -106,6 +107,13 @@ def _describe(name: str, value: ir.Value) -> dict[str, Any]:
     return entry
 
 
+def _describe_input(name: str, value: ir.Value) -> dict[str, Any]:
+    """The entry of an input. `unused`: it has no role, and no operator reads it."""
+    entry = _describe(name, value)
+    is_unused = "role" not in entry and not value.uses() and not value.is_graph_output()
+    return entry | ({"unused": True} if is_unused else {})
+
+
 def _shape(value: ir.Value) -> list[int | str] | None:
     """The shape for JSON. A symbolic dimension (ONNX) is its name."""
     if value.shape is None:
@@ -127,7 +135,7 @@ def contract_of(model: Model) -> dict[str, Any]:
         values = [*signature.inputs.values(), *signature.outputs.values()]
         if any(role_of(value) is not None for value in values):
             signatures[signature.name] = {
-                "inputs": [_describe(name, value) for name, value in signature.inputs.items()],
+                "inputs": [_describe_input(name, value) for name, value in signature.inputs.items()],
                 "outputs": [_describe(name, value) for name, value in signature.outputs.items()],
             }
     return {"version": VERSION, "signatures": signatures}

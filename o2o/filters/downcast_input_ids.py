@@ -18,6 +18,7 @@ from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.downcast_inputs import INT32, downcast_input
 from o2o.rewriting.selectors import entry_graphs, io_names
+from o2o.roles.positions import integer_inputs
 
 if TYPE_CHECKING:
     from o2o.check.interface import Expected, ExpectedSignature, Tensors
@@ -33,10 +34,12 @@ class DowncastInputIds(Filter):
 
     GATHER and EMBEDDING_LOOKUP take either type. A CAST of the ids is adjusted, or removed if it has become
     superfluous. All other operators get the ids through one CAST.
-    The token ids are the input with the role `tokens`. Without a contract they are the input called input_ids
-    or tokens. --also names other inputs, such as positions. An input that is int32 already stays.
-    The filter changes the first graph and all graphs with a signature.
-    Refused: an input that is also an output or is no integer, and a model without token ids.
+    The token ids are the input with the role `tokens`. Without a contract they are the integer inputs that
+    index an embedding, by data flow, and are no position; else the input called input_ids or tokens.
+    --also names other inputs, such as positions. An input that is int32 already stays.
+    The filter changes the first graph and all graphs with a signature. An output that is such an input itself
+    stays int64, through a CAST.
+    Refused: an input that is no integer, and a model without token ids.
     """
 
     name = "downcast.input_ids.py"
@@ -61,11 +64,9 @@ class DowncastInputIds(Filter):
         for name in sorted(also):
             if not any(name in known for known in names.values()):
                 raise UsageError(f"there is no input {name!r}; there are: {there}")
-        tokens = _tokens(names)
-        if not tokens:
-            raise UsageError(
-                f"no input has the role tokens or is called input_ids or tokens; there are: {there}"
-            )
+        tokens = _tokens(model)
+        if not tokens and not also:
+            raise UsageError(f"no input is token ids, by role, data flow or name; there are: {there}")
         for graph, value in inputs:
             if value in tokens or names[value] & also:
                 self._downcast(model, graph, value)
@@ -74,24 +75,18 @@ class DowncastInputIds(Filter):
         from o2o.check.interface import signature_of, unchanged, with_inputs
 
         (model,) = models
+        tokens = _tokens(model)
         names = {
             value: set(io_names(model, graph, value, "input"))
             for graph in model.graphs
             for value in graph.inputs
         }
-        has_roles = any(role_of(value) is not None for value in names)
-
-        def is_tokens(value: ir.Value) -> bool:
-            role = role_of(value)
-            return (
-                role is not None and role.kind == "tokens" if has_roles else bool(names[value] & TOKEN_NAMES)
-            )
 
         def downcast(expected: ExpectedSignature) -> Tensors:
             inputs = signature_of(models, expected).inputs
             return {
                 name: replace(tensor, dtype=np.dtype(np.int32))
-                if is_tokens(value := inputs[name]) or names[value] & set(args.also)
+                if (value := inputs[name]) in tokens or names[value] & set(args.also)
                 else tensor
                 for name, tensor in expected.inputs.items()
             }
@@ -107,12 +102,14 @@ class DowncastInputIds(Filter):
         self.log(f"{label} is int32 now{', with a CAST for other users' if casts else ''}")
 
 
-def _tokens(names: dict[ir.Value, set[str]]) -> set[ir.Value]:
-    """The token ids, by role; by name if no input has a role."""
-    roles = {value: role_of(value) for value in names}
-    if any(role is not None for role in roles.values()):
-        return {value for value, role in roles.items() if role is not None and role.kind == "tokens"}
-    return {value for value, known in names.items() if known & TOKEN_NAMES}
+def _tokens(model: Model) -> set[ir.Value]:
+    """The token ids of each graph: by role, else by data flow, else by name."""
+    tokens: set[ir.Value] = set()
+    for graph in entry_graphs(model, None):
+        by_role = [v for v in graph.inputs if (role := role_of(v)) is not None and role.kind == "tokens"]
+        by_name = [v for v in graph.inputs if TOKEN_NAMES & set(io_names(model, graph, v, "input"))]
+        tokens.update(by_role or integer_inputs(graph).tokens or by_name)
+    return tokens
 
 
 main = DowncastInputIds.main

@@ -19,7 +19,7 @@ from o2o.formats.tensors import is_quantized
 from o2o.model import Model, shape_of
 from o2o.operators.attention import Attention, is_attention, takes_as_cache
 from o2o.rewriting.matchers import producer_of
-from o2o.rewriting.rewire import insert_after_input, insert_before_output, io_values
+from o2o.rewriting.rewire import insert_after_input, insert_before_output, io_values, replace_graph_output
 from o2o.rewriting.selectors import entry_graphs
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class ReshapeIo(Filter):
             for graph in graphs:
                 for value in dict.fromkeys(v for v in io_values(graph, args.io) if shape_of(v) == old):
                     if args.io == "input":
-                        _reshape_input(graph, value, new)
+                        _reshape_input(model, graph, value, new)
                     else:
                         _reshape_output(model, graph, value, new)
                     changed += 1
@@ -92,22 +92,37 @@ class ReshapeIo(Filter):
                     changed[name] = replace(changed[name], shape=shape)
             return changed
 
-        return (with_inputs if args.io == "input" else with_outputs)(unchanged(models), reshaped)
+        def updated_in_place(expected: ExpectedSignature) -> Tensors:
+            """The outputs. One that is an input, updated in place by ATTENTION, has the input's shape."""
+            source = signature_of(models, expected)
+            shapes = reshaped(expected)
+            written = {id(value): shapes[name] for name, value in source.inputs.items() if _written(value)}
+            return {
+                name: replace(tensor, shape=written[id(value)].shape)
+                if id(value := source.outputs[name]) in written
+                else tensor
+                for name, tensor in expected.outputs.items()
+            }
+
+        if args.io == "output":
+            return with_outputs(unchanged(models), reshaped)
+        return with_inputs(with_outputs(unchanged(models), updated_in_place), reshaped)
 
 
-def _reshape_input(graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> None:
+def _reshape_input(model: Model, graph: ir.Graph, value: ir.Value, new: tuple[int, ...]) -> None:
     old = shape_of(value)
-    if value.is_graph_output():
-        raise ModelError(f"cannot reshape the input {value.name}: it is also an output")
     if math.prod(old) == math.prod(new) and not _written(value):
-        if not is_quantized(value) and _is_reshaped_anyway(value):
+        if not is_quantized(value) and not value.is_graph_output() and _is_reshaped_anyway(value):
             _set_shape(value, new)
             _forget_layout(value)
             return
         op, inner = insert_after_input(graph, value)
         _set_shape(value, new)
         _forget_layout(value)
-        inner.replace_all_uses_with(op.reshape(value, old, name=f"{value.name}_reshaped"))
+        reshaped = op.reshape(value, old, name=f"{value.name}_reshaped")
+        inner.replace_all_uses_with(reshaped)
+        if value.is_graph_output():
+            replace_graph_output(model, graph, value, reshaped)
         return
     for use in value.uses():
         _check_resizable(value, use.node, use.idx, new)
@@ -138,8 +153,10 @@ def _check_resizable(value: ir.Value, node: ir.Node, operand: int, new: tuple[in
         raise ModelError(
             f"{wanted}: only axis {token_axis} of a {attention.layout} cache, its capacity, can change"
         )
-    if attention.mask is not None:
-        raise ModelError(f"{wanted}: ATTENTION has a mask {attention.mask.name} for {old[token_axis]} rows")
+    # TICO's adapter gives the mask the final capacity before the caches have it.
+    if attention.mask is not None and shape_of(attention.mask)[-1] not in (1, new[token_axis]):
+        rows = shape_of(attention.mask)[-1]
+        raise ModelError(f"{wanted}: ATTENTION has a mask {attention.mask.name} for {rows} rows")
     if new[token_axis] < attention.T:
         raise ModelError(f"{wanted}: ATTENTION writes {attention.T} rows at a time")
 

@@ -15,6 +15,7 @@ from o2o.errors import ModelError
 from o2o.model import DOMAIN, shape_of
 
 WEIGHTS = (1, 2, 3, 4)  # operands wq, wk, wv and wo
+MASK = 7  # operand mask
 CACHES = (8, 9)  # operands k_cache and v_cache
 POSITION = 10  # operand pos
 

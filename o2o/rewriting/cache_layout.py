@@ -40,7 +40,7 @@ def transpose_caches(model: Model, graph: ir.Graph, layout: Layout) -> Transpose
         The number of values transposed, and of all values with a cache layout.
 
     Raises:
-        ModelError: A cache cannot be transposed: not four axes, quantized by channel, or also an output.
+        ModelError: A cache cannot be transposed: not four axes, or quantized by channel.
     """
     caches = _caches(graph)
     others = {value: role for value, role in caches.items() if role.layout != layout}
@@ -105,8 +105,6 @@ def _transpose_input(graph: ir.Graph, value: ir.Value) -> None:
     """Transpose the input `value`. ATTENTION reads it directly; other users read it transposed back."""
     others = [use for use in value.uses() if not takes_as_cache(use.node, use.idx)]
     attentions = [use for use in value.uses() if use not in others]
-    if value.is_graph_output():
-        raise ModelError(f"the cache {value.name} is also an output")
     if others:
         op, inner = insert_after_input(graph, value)
     _permute_shape(value)

@@ -9,6 +9,7 @@ from o2o.formats.schema import DIALECTS
 from o2o.model import DOMAIN, Model, dtype_name, shape_of
 from o2o.operators.traits import traits_of
 from o2o.rewriting.builder import Builder
+from o2o.rewriting.rewire import replace_graph_output
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 
@@ -17,7 +18,7 @@ def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> int:
     """Make an int64 input int32, and adapt its users.
 
     Lookups take either width. A CAST to int32 goes; another CAST is adjusted. All other users read one new
-    CAST back to int64.
+    CAST back to int64, and so does an output that is the input itself.
 
     Args:
         model: The model of `graph`.
@@ -28,13 +29,11 @@ def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> int:
         The number of CASTs inserted: 0 or 1.
 
     Raises:
-        ModelError: `value` is not int64, or it is also an output.
+        ModelError: `value` is not int64.
     """
     label = f"{model.label(graph)}: {value.name}"
     if value.dtype != INT64:
         raise ModelError(f"{label} is {dtype_name(value)}, not int64")
-    if value.is_graph_output():
-        raise ModelError(f"{label} cannot become int32: it is also an output")
     code = DIALECTS[model.format].dtype_codes[INT32]
     value.type = ir.TensorType(INT32)
     int64_uses = []
@@ -50,12 +49,14 @@ def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> int:
                 use.node.attributes["inDataType"] = ir.AttrInt64("inDataType", code)
         elif use.idx != traits_of(use.node).index:
             int64_uses.append(use)
-    if not int64_uses:
+    if not int64_uses and not value.is_graph_output():
         return 0
     users = {use.node for use in int64_uses}
-    op = Builder(graph, before=next(node for node in graph if node in users))
+    op = Builder(graph, before=next((node for node in graph if node in users), None))
     codes = {"inDataType": code, "outDataType": DIALECTS[model.format].dtype_codes[INT64]}
     wide = op.node("CAST", [value], shape_of(value), INT64, f"{value.name}_int64", **codes)
     for use in int64_uses:
         use.node.replace_input_with(use.idx, wide)
+    if value.is_graph_output():
+        replace_graph_output(model, graph, value, wide)
     return 1

@@ -40,11 +40,11 @@ def set_io_values(graph: ir.Graph, io: IoKind, values: Sequence[ir.Value]) -> No
 
 
 def insert_after_input(graph: ir.Graph, value: ir.Value) -> tuple[Builder, ir.Value]:
-    """Detach an input from its users, so that operators can be inserted between.
+    """Detach an input from the operators that use it, so that others can be inserted between.
 
     Args:
         graph: The graph of `value`.
-        value: An input of `graph`.
+        value: An input of `graph`. It may also be an output, which it stays.
 
     Returns:
         A builder in front of the users, and the placeholder that they use now. The caller builds a value from
@@ -52,8 +52,27 @@ def insert_after_input(graph: ir.Graph, value: ir.Value) -> tuple[Builder, ir.Va
     """
     first = next((node for node in graph if value in node.inputs), None)
     inner = ir.Value(name=f"{value.name}/inner", shape=value.shape, type=value.type)
-    value.replace_all_uses_with(inner)
+    for use in value.uses():
+        use.node.replace_input_with(use.idx, inner)
     return Builder(graph, before=first), inner
+
+
+def replace_graph_output(model: Model, graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Replace a value among the outputs of a graph and of its signatures, not elsewhere.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        old: An output, such as an input that is also an output. It keeps its name.
+        new: The output in its place.
+    """
+    for index, value in enumerate(graph.outputs):
+        if value is old:
+            graph.outputs[index] = new
+    for signature in model.signatures_of(graph):
+        signature.outputs = {
+            name: new if value is old else value for name, value in signature.outputs.items()
+        }
 
 
 def insert_before_output(

@@ -1,12 +1,12 @@
 """A model's signatures, with every tensor named by its role, as engines need them.
 
-The roles come from the file's `o2o.contract`, or for a file without one from
-`runtime_py.model.ai_edge_roles`. This module reads a contract and refuses what cannot be run, so that no
-engine has to check it again.
+The roles come from the file's `o2o.contract`, or for a file without one from `o2o.roles`. This module reads
+a contract and refuses what cannot be run, so that no engine has to check it again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,9 +34,9 @@ class TensorSpec:
         name: Its public name.
         role: Its role in the contract.
         dtype: Its numpy dtype.
-        shape: Tokens [1, T]; position [1] of the first token, or [T] of each; logits [1, T, V]. Keys, values
-            and caches as `layout` says: "BNTH" is [1, K, T, H], "BTNH" is [1, T, K, H], with S for T in a
-            cache.
+        shape: Tokens [1, T]; position [1] of the first token, or [T] of each; mask [.., T, S] or [1, S];
+            logits [1, T, V]. Keys, values and caches as `layout` says: "BNTH" is [1, K, T, H], "BTNH" is
+            [1, T, K, H], with S for T in a cache.
     """
 
     name: str
@@ -117,7 +117,7 @@ class SignatureSpec:
 
     @cached_property
     def cache_outputs(self) -> dict[Slot, TensorSpec]:
-        """The keys and values that it returns: whole caches if it takes caches, else the T new rows."""
+        """The keys and values that it returns: whole caches, or the T new rows."""
         return {tensor.slot: tensor for tensor in self.outputs if tensor.role.is_rows}
 
 
@@ -202,6 +202,23 @@ class Contract:
         capacity, vocab_size = _check_decode(decode)
         return cls((), {capacity: decode}, vocab_size)
 
+    def require_plain_inputs(self) -> Contract:
+        """Check that there is one position and no mask, for an engine that feeds nothing else.
+
+        Returns:
+            This contract.
+
+        Raises:
+            ModelError: A signature takes a mask, or several positions.
+        """
+        for signature in (*self.prefills, *self.decodes.values()):
+            kinds = [tensor.kind for tensor in signature.inputs]
+            if "mask" in kinds or kinds.count("position") > 1:
+                raise ModelError(
+                    f"{signature.name} takes a mask or several positions: run it with --engine litert"
+                )
+        return self
+
     @classmethod
     def parse_dynamic(cls, text: str | None) -> tuple[Contract, bool]:
         """Parse the contract of a graph for any number of tokens (ONNX).
@@ -247,7 +264,7 @@ def _require_signatures(contract: Mapping[str, Any]) -> None:
     if not contract.get("signatures"):
         raise ModelError(
             f"the model has no {METADATA_NAME}, which describes its inputs and outputs: "
-            "build it with this toolchain's export and filters"
+            "find them with sign.contract.py"
         )
 
 
@@ -258,7 +275,7 @@ def _signature(contract: Mapping[str, Any], name: str) -> SignatureSpec:
             f"the model has no signature {name!r}, only {', '.join(map(repr, signatures))}: "
             "merge prefill and decode with merge.circles.py"
         )
-    inputs = [_tensor(name, "input", entry) for entry in entries["inputs"]]
+    inputs = [_tensor(name, "input", entry) for entry in entries["inputs"] if not entry.get("unused")]
     outputs = [_tensor(name, "output", entry) for entry in entries["outputs"] if "role" in entry]
     return SignatureSpec(name, tuple(inputs), tuple(outputs))
 
@@ -282,7 +299,7 @@ def _tensor(signature: str, direction: str, entry: Mapping[str, Any]) -> TensorS
 
 def _serves(role: Role, direction: str) -> bool:
     if direction == "input":
-        return role.is_cache or role.kind in ("tokens", "position")
+        return role.is_cache or role.kind in ("tokens", "position", "mask")
     return role.is_rows or role.kind == "logits"
 
 
@@ -325,12 +342,13 @@ def _check_bucket(bucket: SignatureSpec, decode: SignatureSpec, capacity: int, v
 
 
 def _check_position(signature: SignatureSpec) -> None:
-    position = _required(signature, "position")
-    if position.shape not in ((1,), (signature.length,)):
-        raise ModelError(
-            f"{signature.name}: {position.name!r} has shape {list(position.shape)}, neither [1] nor one "
-            "position for each token"
-        )
+    _required(signature, "position")
+    for tensor in signature.inputs:
+        if tensor.kind == "position" and math.prod(tensor.shape) not in (1, signature.length):
+            raise ModelError(
+                f"{signature.name}: {tensor.name!r} has shape {list(tensor.shape)}, neither [1] nor one "
+                "position for each token"
+            )
 
 
 def _check_prefill(prefill: SignatureSpec, decode: SignatureSpec, capacity: int, vocab_size: int) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import onnx_ir as ir
 
-from o2o.contract import role_of
+from o2o.contract import Layout, role_of
 from o2o.model import Model, Signature, shape_of
 from o2o.rewriting.axes import skip_reshapes
 from o2o.rewriting.cache_buckets import add_cache_buckets, default_capacities
@@ -43,7 +44,7 @@ def tune(model: Model, buckets: Sequence[int] | None = None) -> bool:
     capacity = capacity_of(decode) if decode is not None else 0
     capacities = default_capacities(capacity) if buckets is None else buckets
     smaller = [rows for rows in capacities if rows < capacity]
-    if decode is None or not smaller:
+    if decode is None or not smaller or not _has_known_layouts(model):
         return False
     for signature in model.signatures:
         transpose_caches(model, signature.graph, "BNTH")
@@ -52,6 +53,13 @@ def tune(model: Model, buckets: Sequence[int] | None = None) -> bool:
         with contextlib.suppress(MatchFailure):
             add_cache_buckets(model, decode, smaller)
     return True
+
+
+def _has_known_layouts(model: Model) -> bool:
+    """Whether each KV cache has a layout that can be transposed; others stay as they are."""
+    values = (value for one in model.signatures for value in (*one.inputs.values(), *one.outputs.values()))
+    layouts = {role.layout for value in values if (role := role_of(value)) is not None}
+    return layouts <= {None, *get_args(Layout)}
 
 
 def remove_prefill_logits(model: Model) -> bool:

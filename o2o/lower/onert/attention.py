@@ -91,8 +91,8 @@ def _check(model: Model, graph: ir.Graph, node: ir.Node, of: Attention) -> None:
     if of.T != 1:
         raise ModelError(f"{where} takes {of.T} tokens: onert runs decode only, one token at a time")
     for cache in (of.k_cache, of.v_cache):
-        if not cache.is_graph_input() or cache.is_graph_output():
-            raise ModelError(f"{where}: its cache {cache.name} is not an input, or is also an output")
+        if not cache.is_graph_input():
+            raise ModelError(f"{where}: its cache {cache.name} is not an input")
         if len(cache.uses()) > 1:
             raise ModelError(f"{where}: its cache {cache.name} has other users too")
         if role_of(cache) is None:

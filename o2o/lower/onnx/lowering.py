@@ -128,6 +128,7 @@ class _Lowering:
         for value in self.graph.outputs:
             role = role_of(value)
             is_cache = role is not None and role.is_rows and producer_of(value, "DYNAMIC_UPDATE_SLICE")
+            is_cache |= role is not None and role.is_cache and value.is_graph_input()  # updated in place
             if value is not self.logits and not is_cache:
                 raise ModelError(
                     f"{self.model.label(self.graph)}: the output {value.name} is neither logits nor a "

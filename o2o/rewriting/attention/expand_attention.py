@@ -36,7 +36,7 @@ def expand_attentions(model: Model, graph: ir.Graph) -> int:
         The number of operators expanded.
 
     Raises:
-        ModelError: One updates a cache that is not an input, or is also an output.
+        ModelError: One updates a cache that is not an input.
     """
     nodes = [node for node in graph if is_attention(node)]
     for node in nodes:
@@ -53,7 +53,7 @@ def expand_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         node: ATTENTION, as `o2o.operators.reference` defines it.
 
     Raises:
-        ModelError: It updates a cache that is not an input, or is also an output.
+        ModelError: It updates a cache that is not an input.
     """
     of = Attention.of(node)
     T, N, K, H = of.T, of.N, of.K, of.H
@@ -157,8 +157,6 @@ def _output_cache(model: Model, graph: ir.Graph, cache: ir.Value, updated: ir.Va
     label = model.label(graph)
     if not cache.is_graph_input():
         raise ModelError(f"ATTENTION updates {cache.name} in place, which is not an input of {label}")
-    if cache.is_graph_output():
-        raise ModelError(f"ATTENTION updates {cache.name} in place, which is also an output of {label}")
     role = role_of(cache)
     if role is not None:
         updated.meta["role"] = role.output_role

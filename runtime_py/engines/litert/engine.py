@@ -13,12 +13,15 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.cli.text import listed
 from o2o.errors import ModelError
+from o2o.signatures import classify_contract
+from runtime_py.engines.attention_mask import fill_mask
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.litert.compiled_model import RefusedByLiteRt, compile_model, silence_at_exit
 from runtime_py.engines.litert.kv_caches import CacheBuffers, KVCaches
@@ -57,7 +60,7 @@ def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
     with prepare(model, options) as prepared:
         file = prepared.open()
         try:
-            contract = Contract.parse(prepared.lowered.contract)
+            contract = _parse(prepared.lowered.contract)
             _log_missing_buckets(contract, options)
             engine = LiteRtEngine(
                 file,
@@ -74,6 +77,14 @@ def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
         options.log("the logits of its prefills differ from those of decode, which is used instead")
         return load(model, replace(options, all_logits=False))
     return engine
+
+
+def _parse(contract: Mapping[str, Any]) -> Contract:
+    """The contract of a model. Without any prefill, decode reads prompts."""
+    classified = classify_contract(contract.get("signatures", {}))
+    if classified.decode is not None and not classified.prefills and len(contract["signatures"]) == 1:
+        return Contract.parse_decode(contract)
+    return Contract.parse(contract)
 
 
 def _prefills_agree_with_decode(engine: LiteRtEngine) -> bool:
@@ -221,8 +232,9 @@ class LiteRtEngine:
         for slot, (tensor, rows) in signature.rows.items():
             layout = self.contract.decode.caches[slot].layout
             rows = rows.transpose([tensor.layout.index(axis) for axis in layout])
-            written = (slice(None),) * layout.index("T") + (slice(len(tokens)),)
-            buffers[slot][1][written] = rows[written]
+            before = (slice(None),) * layout.index("T")
+            written = (*before, slice(position, position + len(tokens)))
+            buffers[slot][1][written] = rows[(*before, slice(len(tokens)))]
         return signature
 
     def allocate(self, decode: SignatureSpec) -> CacheBuffers[TensorBuffer]:
@@ -330,7 +342,9 @@ class _BoundSignature:
         """
         self._model = model
         self._index = model.get_signature_index(signature.name)
-        self._arrays: dict[str, np.ndarray] = {}  # by role: tokens, position, logits
+        self._ids = self._logits = np.zeros((1, 0))
+        self._positions: list[np.ndarray] = []
+        self._masks: list[np.ndarray] = []
         self._inputs: list[TensorBuffer | Slot] = []
         self._outputs: list[TensorBuffer | Slot] = []
         self._bound: CacheBuffers[TensorBuffer] | None = None  # the KV caches of the last run
@@ -354,11 +368,20 @@ class _BoundSignature:
                 buffer = create(signature.name, name)
                 buffers.append(buffer)
                 if tensor:
-                    array = view(buffer, tensor.shape, tensor.dtype)
-                    if cache:
-                        self.rows[tensor.slot] = tensor, array
-                    else:
-                        self._arrays[tensor.kind] = array
+                    self._add(tensor, view(buffer, tensor.shape, tensor.dtype))
+
+    def _add(self, tensor: TensorSpec, array: np.ndarray) -> None:
+        match tensor.kind:
+            case "tokens":
+                self._ids = array[0]
+            case "position":
+                self._positions.append(array.reshape(-1))
+            case "mask":
+                self._masks.append(array)
+            case "logits":
+                self._logits = array.reshape(-1, array.shape[-1])
+            case _:
+                self.rows[tensor.slot] = tensor, array
 
     def unbind(self, caches: Iterable[CacheBuffers[TensorBuffer]]) -> None:
         """Drop the references to these KV caches."""
@@ -367,11 +390,12 @@ class _BoundSignature:
 
     def run(self, tokens: Sequence[int], position: int, caches: CacheBuffers[TensorBuffer]) -> None:
         """Feed at most T ids, the first at `position`."""
-        ids = self._arrays["tokens"][0]
-        ids[: len(tokens)] = tokens
-        ids[len(tokens) :] = 0
-        if (positions := self._arrays.get("position")) is not None:
+        self._ids[: len(tokens)] = tokens
+        self._ids[len(tokens) :] = 0
+        for positions in self._positions:
             positions[:] = range(position, position + len(positions))
+        for mask in self._masks:
+            fill_mask(mask, position, len(tokens), len(self._ids))
         if caches is not self._bound:
             self._bound = caches
             self._buffers = [
@@ -396,16 +420,22 @@ class _BoundSignature:
 
     def logits(self, rows: int | slice) -> np.ndarray:
         """A copy of one row of the logits, [V] float32, or of several, [T, V]."""
-        return self._arrays["logits"][0, rows].astype(np.float32)
+        return self._logits[rows].astype(np.float32)
 
 
 def _check_in_place(signature: SignatureSpec) -> None:
     for slot, cache in signature.caches.items():
         updated = signature.cache_outputs.get(slot)
-        if updated is None or (updated.shape, updated.layout) != (cache.shape, cache.layout):
+        if updated is None:
             raise ModelError(
-                f"{signature.name} does not return the KV cache {cache.name!r} in its own shape: "
-                "lower the model for LiteRT"
+                f"{signature.name} does not return the KV cache {cache.name!r}: lower it for LiteRT"
+            )
+        is_rows = updated.heads == cache.heads and updated.num_rows == signature.length
+        if (updated.shape, updated.layout) != (cache.shape, cache.layout) and not is_rows:
+            raise ModelError(
+                f"{signature.name} returns {list(updated.shape)} for the KV cache {cache.name!r} "
+                f"{list(cache.shape)}, neither this cache nor its {signature.length} new rows: "
+                "run fuse.attention.py, then lower.litert.py"
             )
 
 

@@ -46,7 +46,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
     graphs, _ = model.read()
     before = fingerprint(graphs)
     lower_to_onert(graphs)
-    contract = Contract.parse_decode(contract_of(graphs))
+    contract = Contract.parse_decode(contract_of(graphs)).require_plain_inputs()
     if fingerprint(graphs) == before:
         yield PreparedModel(model, model.path, contract)
         return

@@ -1,0 +1,411 @@
+"""The roles of a model's inputs and outputs: by data flow, then by names, then by what the user says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import onnx_ir as ir
+
+from o2o.cli.text import listed
+from o2o.contract import Role, role_of
+from o2o.formats.tensors import is_constant
+from o2o.model import Model, Signature, shape_of
+from o2o.operators.attention import takes_as_cache
+from o2o.operators.traits import LAYOUT_OPS
+from o2o.roles.attention_blocks import MATMULS, AttentionBlock, Trace, attention_blocks
+from o2o.roles.axis_labels import after, layout_of
+from o2o.roles.flow import Point, Step, all_operands, graph_inputs, origin, producer, sources, steps
+from o2o.roles.names import role_by_name
+from o2o.roles.positions import integer_inputs
+
+_COPIES = (*LAYOUT_OPS, "CAST", "QUANTIZE", "DEQUANTIZE")  # the result is operand 0 in another form
+
+_COMMAND = "sign.contract.py"
+BY_FLOW, BY_NAME, GIVEN, KNOWN = "data flow", "name", "given", "contract"
+
+
+@dataclass
+class Findings:
+    """The roles of one signature.
+
+    Attributes:
+        signature: The signature.
+        roles: The role of each input and output that has one.
+        reasons: For each of them: data flow, name, given or contract.
+        unused: Inputs that no operator reads.
+        unknown: Inputs that operators read, and outputs, without a role.
+    """
+
+    signature: Signature
+    roles: dict[ir.Value, Role] = field(default_factory=dict)
+    reasons: dict[ir.Value, str] = field(default_factory=dict)
+
+    def add(self, value: ir.Value, role: Role, reason: str) -> None:
+        """Add a role, unless the value has one already.
+
+        Args:
+            value: An input or output.
+            role: Its role.
+            reason: Where it comes from.
+        """
+        if value not in self.roles:
+            self.roles[value], self.reasons[value] = role, reason
+
+    @property
+    def unused(self) -> list[str]:
+        """Names of the inputs that no operator reads."""
+        return [
+            name
+            for name, value in self.signature.inputs.items()
+            if not value.uses() and value not in self.roles
+        ]
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names of the inputs that an operator reads, and whose role is not known."""
+        return [
+            name for name, value in self.signature.inputs.items() if value.uses() and value not in self.roles
+        ]
+
+    @property
+    def caches(self) -> dict[ir.Value, Role]:
+        """The KV caches among the inputs."""
+        return {value: role for value, role in self.roles.items() if role.is_cache}
+
+    def names(self, kind: str) -> list[str]:
+        """Return the names of the inputs and outputs of one kind.
+
+        Args:
+            kind: A kind of role.
+
+        Returns:
+            Their names, the inputs first.
+        """
+        both = (*self.signature.inputs.items(), *self.signature.outputs.items())
+        names = (name for name, value in both if value in self.roles and self.roles[value].kind == kind)
+        return list(dict.fromkeys(names))
+
+    def missing(self) -> list[str]:
+        """Return what a language model needs and this signature lacks, one line each.
+
+        Returns:
+            The lines; none for a signature that a runtime can use.
+        """
+        return list(_missing(self))
+
+
+def find_roles(
+    model: Model,
+    given: Mapping[str, Role] | None = None,
+    layouts: Mapping[str, str] | None = None,
+) -> list[Findings]:
+    """Find the role of each input and output of a model, and attach it to the value.
+
+    Args:
+        model: A model; its values get `meta["role"]`. Roles that they have already stay.
+        given: Roles that the user gives, by name of an input or output.
+        layouts: Layouts that the user gives, by name; "" is for all caches whose layout is unknown.
+
+    Returns:
+        The findings for each signature.
+    """
+    results = []
+    for signature in model.signatures:
+        found = Findings(signature)
+        _take_given(found, given or {})
+        both = [*signature.inputs.values(), *signature.outputs.values()]
+        for value in both:
+            if (role := role_of(value)) is not None:
+                found.add(value, role, KNOWN)
+        _by_data_flow(found)
+        _by_name(found)
+        _find_logits(found)
+        _complete_layouts(found, layouts or {})
+        for value, role in found.roles.items():
+            value.meta["role"] = role
+        results.append(found)
+    return results
+
+
+def _take_given(found: Findings, given: Mapping[str, Role]) -> None:
+    for values in (found.signature.inputs, found.signature.outputs):
+        for name, value in values.items():
+            role = given.get(name) or given.get(value.name or "")
+            if role is not None:
+                found.add(value, role, GIVEN)
+
+
+# ---- by data flow ----------------------------------------------------------------------------------
+
+
+def _by_data_flow(found: Findings) -> None:
+    graph = found.signature.graph
+    blocks = attention_blocks(graph)
+    rows = _Rows(found)
+    layer = 0
+    for block in blocks:
+        layer += rows.take(block, layer)
+    rows.take_unread(layer)
+    integers = integer_inputs(graph)
+    inputs = [value for value in found.signature.inputs.values() if value.uses() and value not in found.roles]
+    tokens = next((value for value in integers.tokens if value in inputs), None)
+    if tokens is not None:
+        found.add(tokens, Role("tokens"), BY_FLOW)
+    count = _count(found)
+    capacity = _capacity(found)
+    reached = dict.fromkeys(point for block in blocks for point in block.masks)
+    for value in graph_inputs(reached):
+        if value in inputs and _is_mask(value, count, capacity, value in integers.positions):
+            found.add(value, Role("mask"), BY_FLOW)
+    for value in integers.positions:
+        if value in inputs and math.prod(shape_of(value)) in (1, count):
+            found.add(value, Role("position"), BY_FLOW)
+    for value in integers.tables:  # a table of learned positions
+        if value in inputs and math.prod(shape_of(value)) == count and integers.tables[value] >= capacity > 0:
+            found.add(value, Role("position"), BY_FLOW)
+
+
+def _count(found: Findings) -> int:
+    """T: the number of tokens that the signature reads."""
+    tokens = (value for value, role in found.roles.items() if role.kind == "tokens")
+    return max((math.prod(shape_of(value)) for value in tokens), default=1)
+
+
+def _capacity(found: Findings) -> int:
+    """S: the number of rows of the caches; 0 without caches of a known layout."""
+    return max(
+        (shape_of(value)[role.layout.index("T")] for value, role in found.caches.items() if role.layout),
+        default=0,
+    )
+
+
+def _is_mask(value: ir.Value, count: int, capacity: int, is_position: bool) -> bool:
+    shape = shape_of(value)
+    last = shape[-1] if shape else 1
+    if value.dtype in (ir.DataType.INT32, ir.DataType.INT64):
+        return len(shape) >= 2 and last == (capacity or count) and (last != count or not is_position)
+    return len(shape) >= 2 and last == (capacity or count)
+
+
+def _find_logits(found: Findings) -> None:
+    """The logits: the floating-point output of most classes that is no key or value."""
+    if any(role.kind == "logits" for role in found.roles.values()):
+        return
+    others = [
+        value
+        for value in found.signature.outputs.values()
+        if value not in found.roles
+        and value.dtype is not None
+        and value.dtype.is_floating_point()
+        and 1 <= len(shape_of(value)) <= 3
+    ]
+    widest = max(others, key=lambda value: shape_of(value)[-1], default=None)
+    if (
+        widest is not None
+        and shape_of(widest)[-1] > 1
+        and any(role.kind == "tokens" for role in found.roles.values())
+    ):
+        found.add(widest, Role("logits"), BY_FLOW)
+
+
+class _Rows:
+    """The caches and rows of a signature, assigned to layers in the order of its attention blocks."""
+
+    def __init__(self, found: Findings) -> None:
+        self.found = found
+        self.outputs = [
+            (value, _layout_chain(value)) for value in dict.fromkeys(found.signature.outputs.values())
+        ]
+
+    def take(self, block: AttentionBlock, layer: int) -> bool:
+        """Assign the caches and rows of one block; False if all are those of an earlier layer."""
+        before = len(self.found.roles)
+        for kind, own in (("key", block.key), ("value", block.value)):
+            role = Role("key_cache" if kind == "key" else "value_cache", layer)
+            caches = [value for value in own.inputs if value in self.found.signature.inputs.values()]
+            for cache in caches:
+                layout: Any = layout_of(own.labels.get(Point(cache)), shape_of(cache))
+                self.found.add(cache, replace(role, layout=layout), BY_FLOW)
+            for output, chain in self.outputs:
+                self._take_output(output, chain, own, role)
+        return len(self.found.roles) > before
+
+    def take_unread(self, layer: int) -> None:
+        """Assign the caches of a last layer that is written and never read, as in a prefill without logits.
+
+        The keys are the rows that depend on the position; without such rows, the first cache.
+        """
+        pairs = []
+        for output, chain in self.outputs:
+            step = producer(chain[-1])
+            if output in self.found.roles or step is None or step.node.op_type != "DYNAMIC_UPDATE_SLICE":
+                continue
+            cache = sources([step.operand(0)], lambda one: (0,) if one.node.op_type in _COPIES else ())
+            inputs = [value for value in graph_inputs(cache) if value not in self.found.roles]
+            if len(inputs) == 1 and not is_constant(inputs[0]):
+                pairs.append((inputs[0], output, _depends_on_position(step)))
+        if len(pairs) != 2:
+            return
+        pairs.sort(key=lambda pair: not pair[2])  # the sort is stable
+        for kind, (cache_input, output, _) in zip(("key_cache", "value_cache"), pairs, strict=True):
+            role = Role(kind, layer)  # type: ignore[arg-type]
+            self.found.add(cache_input, role, BY_FLOW)
+            self.found.add(output, role.output_role, BY_FLOW)
+
+    def _take_output(self, output: ir.Value, chain: list[Point], own: Trace, role: Role) -> None:
+        if output in self.found.roles:
+            return
+        for position, point in enumerate(chain):
+            if point in own.labels:
+                labels = own.labels[point]
+                for later in chain[:position][::-1]:
+                    node = later.value.producer()
+                    labels = after(node, 0, labels) if labels is not None and node is not None else None
+                layout: Any = layout_of(labels, shape_of(output))
+                self.found.add(output, replace(role.output_role, layout=layout), BY_FLOW)
+                return
+
+
+def _depends_on_position(write: Step) -> bool:
+    """Whether the rows that are written into a cache are rotated, by sines or by a table."""
+    reached = sources(
+        [write.operand(1)], lambda step: () if step.node.op_type in MATMULS else all_operands(step)
+    )
+    nodes = [step.node for step in reached.values() if step is not None]
+    return any(node.op_type in ("SIN", "COS", "ROPE", "GATHER") for node in nodes)
+
+
+def _layout_chain(output: ir.Value) -> list[Point]:
+    """An output, and what it is a copy of in another layout, each by operand 0 of the one before."""
+    chain = []
+    point = origin(Point(output))
+    while True:
+        chain.append(point)
+        step = producer(point)
+        if step is None or step.node.op_type not in _COPIES:
+            return chain
+        operand = step.operand(0)
+        if operand is None:
+            return chain
+        point = operand
+
+
+# ---- by name ---------------------------------------------------------------------------------------
+
+
+def _by_name(found: Findings) -> None:
+    """Roles of the values that data flow leaves, where no other value has that role."""
+    taken = {replace(role, layout=None) for role in found.roles.values()}
+    for values, is_input in ((found.signature.inputs, True), (found.signature.outputs, False)):
+        for name, value in values.items():
+            if value in found.roles or (is_input and not value.uses()):
+                continue
+            role = role_by_name(name, is_input=is_input) or role_by_name(value.name or "", is_input=is_input)
+            if role is None and not is_input:  # AI Edge: a cache has one name as input and as output
+                cache = role_by_name(name, is_input=True)
+                role = cache.output_role if cache is not None and cache.is_cache else None
+            if role is not None and role not in taken:
+                found.add(value, role, BY_NAME)
+
+
+# ---- layouts ---------------------------------------------------------------------------------------
+
+
+def _complete_layouts(found: Findings, layouts: Mapping[str, str]) -> None:
+    """Layouts of caches and rows without one: given, of the same cache, or by the axis that is written."""
+    names = {
+        value: {name, value.name or ""}
+        for values in (found.signature.inputs, found.signature.outputs)
+        for name, value in values.items()
+    }
+    for value, role in list(found.roles.items()):
+        given = next((layouts[name] for name in names.get(value, ()) if name in layouts), None)
+        if given is not None and (role.is_cache or role.is_rows):
+            found.roles[value] = replace(role, layout=given)  # type: ignore[arg-type]
+    for value, role in list(found.roles.items()):
+        if role.layout is None and role.is_cache:
+            layout: Any = _written_layout(found.signature.graph, value) or layouts.get("")
+            found.roles[value] = replace(role, layout=layout)
+    by_slot = {role.slot: (role.layout, shape_of(value)) for value, role in found.caches.items()}
+    for value, role in list(found.roles.items()):
+        if role.layout is None and role.is_rows:
+            layout, _ = by_slot.get(role.slot, (None, ()))
+            found.roles[value] = replace(role, layout=layout or layouts.get(""))  # type: ignore[arg-type]
+
+
+def _written_layout(graph: ir.Graph, cache: ir.Value) -> str | None:
+    """The layout of a cache by the axis of new rows in a DYNAMIC_UPDATE_SLICE or CONCATENATION.
+
+    Heads are before the head dimension, as in all layouts in use.
+    """
+    if len(shape_of(cache)) != 4:
+        return None
+    for step in steps(graph):
+        if step.node.op_type not in ("DYNAMIC_UPDATE_SLICE", "CONCATENATION") or len(step.node.inputs) < 2:
+            continue
+        operands = dict(step.operands())
+        if 0 in operands and operands[0] == Point(cache):
+            rows = shape_of(operands[1].value)
+            whole = shape_of(step.node.outputs[0])
+            differing = [axis for axis in range(4) if rows[axis] != whole[axis]]
+            if len(differing) == 1 and differing[0] > 0:
+                return {1: "BTNH", 2: "BNTH", 3: "BNHT"}[differing[0]]
+    return None
+
+
+# ---- what is missing -------------------------------------------------------------------------------
+
+
+def _missing(found: Findings) -> Iterator[str]:
+    roles, names = found.roles, _names(found)
+    kinds = {role.kind for role in roles.values()}
+    has_caches = bool(found.caches or kinds & {"key", "value"})
+    if "tokens" not in kinds and not has_caches:
+        yield f"no input is token ids, and none is a KV cache: name them with {_COMMAND} --role"
+        return
+    if "tokens" not in kinds:
+        yield f"no input indexes an embedding: name the token ids with {_COMMAND} --role NAME=tokens"
+    if not has_caches:
+        yield f"no input or output is a KV cache: name each with {_COMMAND} --role NAME=key_cache:LAYER"
+    slots = {role.slot for role in roles.values() if role.is_cache or role.is_rows}
+    for kind, layer in sorted(slots):
+        other = "value" if kind == "key" else "key"
+        if (other, layer) not in slots:
+            yield (
+                f"layer {layer} has a {kind} cache and no {other} cache: "
+                f"name it with {_COMMAND} --role NAME={other}_cache:{layer}"
+            )
+    for value, role in roles.items():
+        if (role.is_cache or role.is_rows) and role.layout is None:
+            yield (
+                f"the layout of {names[value]!r} {list(shape_of(value))} is not clear: "
+                f"give it with {_COMMAND} --layout, such as BNTH for [1,K,S,H]"
+            )
+    if found.caches and "position" not in kinds:
+        yield f"no input is the position of the first token: name it with {_COMMAND} --role NAME=position"
+    returned = {role.slot for role in roles.values() if role.is_rows}
+    for value, role in found.caches.items():
+        if role.slot not in returned and not _is_updated_in_place(value):
+            yield (
+                f"no output returns the cache {names[value]!r}: "
+                f"name it with {_COMMAND} --role NAME={role.output_role.kind}:{role.layer}"
+            )
+    if len(masks := found.names("mask")) > 1:
+        yield (
+            f"{listed(masks)} are masks, and nothing shows which has a window: "
+            f"export the model with one mask, or with masks inside"
+        )
+    if found.unknown:
+        yield f"the role of {listed(found.unknown)} is not clear: name it with {_COMMAND} --role"
+
+
+def _names(found: Findings) -> dict[ir.Value, str]:
+    both = (*found.signature.inputs.items(), *found.signature.outputs.items())
+    return {value: name for name, value in both}
+
+
+def _is_updated_in_place(cache: ir.Value) -> bool:
+    return any(takes_as_cache(use.node, use.idx) for use in cache.uses())
