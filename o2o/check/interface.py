@@ -32,12 +32,14 @@ class ExpectedTensor:
         shape: Its shape; None for that of the source.
         dtype: Its dtype; None for that of the source.
         is_reshaped: Whether its shape may be any that holds the same elements, by layout or in order.
+        gets_role: Whether the filter may give it another role in the contract.
     """
 
     source: str
     shape: Shape | None = None
     dtype: np.dtype | None = None
     is_reshaped: bool = False
+    gets_role: bool = False
 
 
 Tensors = dict[str, ExpectedTensor]
@@ -308,7 +310,7 @@ def _refuse_tensors(
             raise ModelError(
                 f"{where} has axes of other sizes: {list(new.dynamic)} vary, not {list(old.dynamic)}"
             )
-        if _role(old) != _role(new):
+        if _role(old) != _role(new) and not tensor.gets_role:
             raise ModelError(f"{where} has the role {_role(new)} in the contract, not {_role(old)}")
 
 

@@ -3,8 +3,8 @@
     keys   -> BATCH_MATMUL with queries -> mask -> SOFTMAX -> BATCH_MATMUL with values -> ...
     ATTENTION, o2o.attention and o2o.causal_attention: one operator
 
-A block is recognized by data flow: a product of two computed matrices, one of which comes from a SOFTMAX (or
-an EXP) of another such product.
+A block is recognized by data flow. It ends in a product of two computed matrices. One of them comes from a
+SOFTMAX, or an EXP, of another such product.
 """
 
 from __future__ import annotations

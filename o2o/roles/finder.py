@@ -82,11 +82,12 @@ class Findings:
             kind: A kind of role.
 
         Returns:
-            Their names, the inputs first.
+            Their names, the inputs first, then by layer.
         """
         both = (*self.signature.inputs.items(), *self.signature.outputs.items())
-        names = (name for name, value in both if value in self.roles and self.roles[value].kind == kind)
-        return list(dict.fromkeys(names))
+        named = [(name, self.roles[value]) for name, value in both if value in self.roles]
+        of_kind = [(name, role.layer or 0) for name, role in named if role.kind == kind]
+        return list(dict.fromkeys(name for name, _ in sorted(of_kind, key=lambda pair: pair[1])))
 
     def missing(self) -> list[str]:
         """Return what a language model needs and this signature lacks, one line each.
@@ -101,6 +102,7 @@ def find_roles(
     model: Model,
     given: Mapping[str, Role] | None = None,
     layouts: Mapping[str, str] | None = None,
+    only: str | None = None,
 ) -> list[Findings]:
     """Find the role of each input and output of a model, and attach it to the value.
 
@@ -108,76 +110,80 @@ def find_roles(
         model: A model; its values get `meta["role"]`. Roles that they have already stay.
         given: Roles that the user gives, by name of an input or output.
         layouts: Layouts that the user gives, by name; "" is for all caches whose layout is unknown.
+        only: The signature that `given` and `layouts` are for; None for all.
 
     Returns:
         The findings for each signature.
     """
     results = []
     for signature in model.signatures:
-        found = Findings(signature)
-        _take_given(found, given or {})
+        findings = Findings(signature)
+        is_meant = only in (None, signature.name)
+        _take_given(findings, given or {} if is_meant else {})
         both = [*signature.inputs.values(), *signature.outputs.values()]
         for value in both:
             if (role := role_of(value)) is not None:
-                found.add(value, role, KNOWN)
-        _by_data_flow(found)
-        _by_name(found)
-        _find_logits(found)
-        _complete_layouts(found, layouts or {})
-        for value, role in found.roles.items():
+                findings.add(value, role, KNOWN)
+        _by_data_flow(findings)
+        _by_name(findings)
+        _find_logits(findings)
+        _complete_layouts(findings, layouts or {} if is_meant else {})
+        for value, role in findings.roles.items():
             value.meta["role"] = role
-        results.append(found)
+        results.append(findings)
     return results
 
 
-def _take_given(found: Findings, given: Mapping[str, Role]) -> None:
-    for values in (found.signature.inputs, found.signature.outputs):
+def _take_given(findings: Findings, given: Mapping[str, Role]) -> None:
+    for values in (findings.signature.inputs, findings.signature.outputs):
         for name, value in values.items():
             role = given.get(name) or given.get(value.name or "")
             if role is not None:
-                found.add(value, role, GIVEN)
+                findings.add(value, role, GIVEN)
 
 
 # ---- by data flow ----------------------------------------------------------------------------------
 
 
-def _by_data_flow(found: Findings) -> None:
-    graph = found.signature.graph
+def _by_data_flow(findings: Findings) -> None:
+    graph = findings.signature.graph
     blocks = attention_blocks(graph)
-    rows = _Rows(found)
+    rows = _Rows(findings)
     layer = 0
     for block in blocks:
         layer += rows.take(block, layer)
     rows.take_unread(layer)
     integers = integer_inputs(graph)
-    inputs = [value for value in found.signature.inputs.values() if value.uses() and value not in found.roles]
+    inputs = [
+        value for value in findings.signature.inputs.values() if value.uses() and value not in findings.roles
+    ]
     tokens = next((value for value in integers.tokens if value in inputs), None)
     if tokens is not None:
-        found.add(tokens, Role("tokens"), BY_FLOW)
-    count = _count(found)
-    capacity = _capacity(found)
+        findings.add(tokens, Role("tokens"), BY_FLOW)
+    count = _count(findings)
+    capacity = _capacity(findings)
     reached = dict.fromkeys(point for block in blocks for point in block.masks)
     for value in graph_inputs(reached):
         if value in inputs and _is_mask(value, count, capacity, value in integers.positions):
-            found.add(value, Role("mask"), BY_FLOW)
+            findings.add(value, Role("mask"), BY_FLOW)
     for value in integers.positions:
         if value in inputs and math.prod(shape_of(value)) in (1, count):
-            found.add(value, Role("position"), BY_FLOW)
+            findings.add(value, Role("position"), BY_FLOW)
     for value in integers.tables:  # a table of learned positions
         if value in inputs and math.prod(shape_of(value)) == count and integers.tables[value] >= capacity > 0:
-            found.add(value, Role("position"), BY_FLOW)
+            findings.add(value, Role("position"), BY_FLOW)
 
 
-def _count(found: Findings) -> int:
+def _count(findings: Findings) -> int:
     """T: the number of tokens that the signature reads."""
-    tokens = (value for value, role in found.roles.items() if role.kind == "tokens")
+    tokens = (value for value, role in findings.roles.items() if role.kind == "tokens")
     return max((math.prod(shape_of(value)) for value in tokens), default=1)
 
 
-def _capacity(found: Findings) -> int:
+def _capacity(findings: Findings) -> int:
     """S: the number of rows of the caches; 0 without caches of a known layout."""
     return max(
-        (shape_of(value)[role.layout.index("T")] for value, role in found.caches.items() if role.layout),
+        (shape_of(value)[role.layout.index("T")] for value, role in findings.caches.items() if role.layout),
         default=0,
     )
 
@@ -190,14 +196,14 @@ def _is_mask(value: ir.Value, count: int, capacity: int, is_position: bool) -> b
     return len(shape) >= 2 and last == (capacity or count)
 
 
-def _find_logits(found: Findings) -> None:
+def _find_logits(findings: Findings) -> None:
     """The logits: the floating-point output of most classes that is no key or value."""
-    if any(role.kind == "logits" for role in found.roles.values()):
+    if any(role.kind == "logits" for role in findings.roles.values()):
         return
     others = [
         value
-        for value in found.signature.outputs.values()
-        if value not in found.roles
+        for value in findings.signature.outputs.values()
+        if value not in findings.roles
         and value.dtype is not None
         and value.dtype.is_floating_point()
         and 1 <= len(shape_of(value)) <= 3
@@ -206,32 +212,32 @@ def _find_logits(found: Findings) -> None:
     if (
         widest is not None
         and shape_of(widest)[-1] > 1
-        and any(role.kind == "tokens" for role in found.roles.values())
+        and any(role.kind == "tokens" for role in findings.roles.values())
     ):
-        found.add(widest, Role("logits"), BY_FLOW)
+        findings.add(widest, Role("logits"), BY_FLOW)
 
 
 class _Rows:
     """The caches and rows of a signature, assigned to layers in the order of its attention blocks."""
 
-    def __init__(self, found: Findings) -> None:
-        self.found = found
+    def __init__(self, findings: Findings) -> None:
+        self.findings = findings
         self.outputs = [
-            (value, _layout_chain(value)) for value in dict.fromkeys(found.signature.outputs.values())
+            (value, _layout_chain(value)) for value in dict.fromkeys(findings.signature.outputs.values())
         ]
 
     def take(self, block: AttentionBlock, layer: int) -> bool:
         """Assign the caches and rows of one block; False if all are those of an earlier layer."""
-        before = len(self.found.roles)
+        before = len(self.findings.roles)
         for kind, own in (("key", block.key), ("value", block.value)):
             role = Role("key_cache" if kind == "key" else "value_cache", layer)
-            caches = [value for value in own.inputs if value in self.found.signature.inputs.values()]
+            caches = [value for value in own.inputs if value in self.findings.signature.inputs.values()]
             for cache in caches:
                 layout: Any = layout_of(own.labels.get(Point(cache)), shape_of(cache))
-                self.found.add(cache, replace(role, layout=layout), BY_FLOW)
+                self.findings.add(cache, replace(role, layout=layout), BY_FLOW)
             for output, chain in self.outputs:
                 self._take_output(output, chain, own, role)
-        return len(self.found.roles) > before
+        return len(self.findings.roles) > before
 
     def take_unread(self, layer: int) -> None:
         """Assign the caches of a last layer that is written and never read, as in a prefill without logits.
@@ -241,10 +247,10 @@ class _Rows:
         pairs = []
         for output, chain in self.outputs:
             step = producer(chain[-1])
-            if output in self.found.roles or step is None or step.node.op_type != "DYNAMIC_UPDATE_SLICE":
+            if output in self.findings.roles or step is None or step.node.op_type != "DYNAMIC_UPDATE_SLICE":
                 continue
             cache = sources([step.operand(0)], lambda one: (0,) if one.node.op_type in _COPIES else ())
-            inputs = [value for value in graph_inputs(cache) if value not in self.found.roles]
+            inputs = [value for value in graph_inputs(cache) if value not in self.findings.roles]
             if len(inputs) == 1 and not is_constant(inputs[0]):
                 pairs.append((inputs[0], output, _depends_on_position(step)))
         if len(pairs) != 2:
@@ -252,11 +258,11 @@ class _Rows:
         pairs.sort(key=lambda pair: not pair[2])  # the sort is stable
         for kind, (cache_input, output, _) in zip(("key_cache", "value_cache"), pairs, strict=True):
             role = Role(kind, layer)  # type: ignore[arg-type]
-            self.found.add(cache_input, role, BY_FLOW)
-            self.found.add(output, role.output_role, BY_FLOW)
+            self.findings.add(cache_input, role, BY_FLOW)
+            self.findings.add(output, role.output_role, BY_FLOW)
 
     def _take_output(self, output: ir.Value, chain: list[Point], own: Trace, role: Role) -> None:
-        if output in self.found.roles:
+        if output in self.findings.roles:
             return
         for position, point in enumerate(chain):
             if point in own.labels:
@@ -265,7 +271,7 @@ class _Rows:
                     node = later.value.producer()
                     labels = after(node, 0, labels) if labels is not None and node is not None else None
                 layout: Any = layout_of(labels, shape_of(output))
-                self.found.add(output, replace(role.output_role, layout=layout), BY_FLOW)
+                self.findings.add(output, replace(role.output_role, layout=layout), BY_FLOW)
                 return
 
 
@@ -296,44 +302,44 @@ def _layout_chain(output: ir.Value) -> list[Point]:
 # ---- by name ---------------------------------------------------------------------------------------
 
 
-def _by_name(found: Findings) -> None:
+def _by_name(findings: Findings) -> None:
     """Roles of the values that data flow leaves, where no other value has that role."""
-    taken = {replace(role, layout=None) for role in found.roles.values()}
-    for values, is_input in ((found.signature.inputs, True), (found.signature.outputs, False)):
+    taken = {replace(role, layout=None) for role in findings.roles.values()}
+    for values, is_input in ((findings.signature.inputs, True), (findings.signature.outputs, False)):
         for name, value in values.items():
-            if value in found.roles or (is_input and not value.uses()):
+            if value in findings.roles or (is_input and not value.uses()):
                 continue
             role = role_by_name(name, is_input=is_input) or role_by_name(value.name or "", is_input=is_input)
             if role is None and not is_input:  # AI Edge: a cache has one name as input and as output
                 cache = role_by_name(name, is_input=True)
                 role = cache.output_role if cache is not None and cache.is_cache else None
             if role is not None and role not in taken:
-                found.add(value, role, BY_NAME)
+                findings.add(value, role, BY_NAME)
 
 
 # ---- layouts ---------------------------------------------------------------------------------------
 
 
-def _complete_layouts(found: Findings, layouts: Mapping[str, str]) -> None:
+def _complete_layouts(findings: Findings, layouts: Mapping[str, str]) -> None:
     """Layouts of caches and rows without one: given, of the same cache, or by the axis that is written."""
     names = {
         value: {name, value.name or ""}
-        for values in (found.signature.inputs, found.signature.outputs)
+        for values in (findings.signature.inputs, findings.signature.outputs)
         for name, value in values.items()
     }
-    for value, role in list(found.roles.items()):
+    for value, role in list(findings.roles.items()):
         given = next((layouts[name] for name in names.get(value, ()) if name in layouts), None)
         if given is not None and (role.is_cache or role.is_rows):
-            found.roles[value] = replace(role, layout=given)  # type: ignore[arg-type]
-    for value, role in list(found.roles.items()):
+            findings.roles[value] = replace(role, layout=given)  # type: ignore[arg-type]
+    for value, role in list(findings.roles.items()):
         if role.layout is None and role.is_cache:
-            layout: Any = _written_layout(found.signature.graph, value) or layouts.get("")
-            found.roles[value] = replace(role, layout=layout)
-    by_slot = {role.slot: (role.layout, shape_of(value)) for value, role in found.caches.items()}
-    for value, role in list(found.roles.items()):
+            layout: Any = _written_layout(findings.signature.graph, value) or layouts.get("")
+            findings.roles[value] = replace(role, layout=layout)
+    by_slot = {role.slot: (role.layout, shape_of(value)) for value, role in findings.caches.items()}
+    for value, role in list(findings.roles.items()):
         if role.layout is None and role.is_rows:
             layout, _ = by_slot.get(role.slot, (None, ()))
-            found.roles[value] = replace(role, layout=layout or layouts.get(""))  # type: ignore[arg-type]
+            findings.roles[value] = replace(role, layout=layout or layouts.get(""))  # type: ignore[arg-type]
 
 
 def _written_layout(graph: ir.Graph, cache: ir.Value) -> str | None:
@@ -359,10 +365,10 @@ def _written_layout(graph: ir.Graph, cache: ir.Value) -> str | None:
 # ---- what is missing -------------------------------------------------------------------------------
 
 
-def _missing(found: Findings) -> Iterator[str]:
-    roles, names = found.roles, _names(found)
+def _missing(findings: Findings) -> Iterator[str]:
+    roles, names = findings.roles, _names(findings)
     kinds = {role.kind for role in roles.values()}
-    has_caches = bool(found.caches or kinds & {"key", "value"})
+    has_caches = bool(findings.caches or kinds & {"key", "value"})
     if "tokens" not in kinds and not has_caches:
         yield f"no input is token ids, and none is a KV cache: name them with {_COMMAND} --role"
         return
@@ -384,26 +390,26 @@ def _missing(found: Findings) -> Iterator[str]:
                 f"the layout of {names[value]!r} {list(shape_of(value))} is not clear: "
                 f"give it with {_COMMAND} --layout, such as BNTH for [1,K,S,H]"
             )
-    if found.caches and "position" not in kinds:
+    if findings.caches and "position" not in kinds:
         yield f"no input is the position of the first token: name it with {_COMMAND} --role NAME=position"
     returned = {role.slot for role in roles.values() if role.is_rows}
-    for value, role in found.caches.items():
+    for value, role in findings.caches.items():
         if role.slot not in returned and not _is_updated_in_place(value):
             yield (
                 f"no output returns the cache {names[value]!r}: "
                 f"name it with {_COMMAND} --role NAME={role.output_role.kind}:{role.layer}"
             )
-    if len(masks := found.names("mask")) > 1:
+    if len(masks := findings.names("mask")) > 1:
         yield (
             f"{listed(masks)} are masks, and nothing shows which has a window: "
             f"export the model with one mask, or with masks inside"
         )
-    if found.unknown:
-        yield f"the role of {listed(found.unknown)} is not clear: name it with {_COMMAND} --role"
+    if findings.unknown:
+        yield f"the role of {listed(findings.unknown)} is not clear: name it with {_COMMAND} --role"
 
 
-def _names(found: Findings) -> dict[ir.Value, str]:
-    both = (*found.signature.inputs.items(), *found.signature.outputs.items())
+def _names(findings: Findings) -> dict[ir.Value, str]:
+    both = (*findings.signature.inputs.items(), *findings.signature.outputs.items())
     return {value: name for name, value in both}
 
 

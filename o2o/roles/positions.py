@@ -33,8 +33,8 @@ class IntegerInputs:
     @property
     def tokens(self) -> list[ir.Value]:
         """The inputs that index a table and are no position: token ids, the largest table first."""
-        found = [value for value in self.tables if value not in self.positions]
-        return sorted(found, key=lambda value: -self.tables[value])
+        candidates = [value for value in self.tables if value not in self.positions]
+        return sorted(candidates, key=lambda value: -self.tables[value])
 
 
 def integer_inputs(graph: ir.Graph) -> IntegerInputs:

@@ -12,9 +12,9 @@ def fill_mask(mask: np.ndarray, position: int, count: int, length: int) -> None:
     """Fill a causal mask, in place.
 
     Args:
-        mask: Of rank 3 or more: [.., T, S], a row for each query, float (0, or a large negative number for a
-            hidden key) or bool or integer (1 for a visible key). Of rank 2, [1, S]: 1 for each key that
-            holds a token, of any dtype.
+        mask: Of rank 3 or more: [.., T, S], a row for each query. A float is 0, or a large negative number
+            for a hidden key. A bool or integer is 1 for a visible key. Of rank 2, [1, S]: 1 for each key
+            that holds a token, of any dtype.
         position: The position of the first query. Query t sees the keys 0 to `position` + t.
         count: The number of queries that are tokens, 1 <= `count` <= T.
         length: T.

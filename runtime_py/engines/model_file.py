@@ -74,7 +74,7 @@ class ModelFile:
         from o2o.formats.unbound_tensor import UnboundTensor
         from o2o.litertlm import is_bundle, read_bundle
         from o2o.streams import open_file
-        from runtime_py.model.found_roles import add_roles
+        from runtime_py.model.inferred_roles import infer_roles
 
         source = open_file(self.path)
         if is_bundle(source.header):
@@ -86,7 +86,7 @@ class ModelFile:
         if any(isinstance(constant, UnboundTensor) for constant in constants):
             raise ModelError(f"{self.path}: its weights are in other files: insert them with bind.weights.py")
         if not contract_of(model)["signatures"]:
-            add_roles(model)
+            infer_roles(model)
         return Contents(model, source)
 
 

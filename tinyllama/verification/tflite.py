@@ -15,7 +15,7 @@ from o2o.errors import ModelError, UsageError
 from o2o.model import Model
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.model.contract import Contract
-from runtime_py.model.found_roles import add_roles
+from runtime_py.model.inferred_roles import infer_roles
 from runtime_py.package import Package
 from tinyllama.verification.litert_interpreter import TracingInterpreter
 from tinyllama.verification.trace import Trace
@@ -110,7 +110,7 @@ def _read(file: Path) -> tuple[Model, Contract]:
     if model.format != "tflite":
         raise ModelError(f"{file} is Circle, not TFLite: run lower.litert.py first")
     if not contract_of(model)["signatures"]:
-        add_roles(model)
+        infer_roles(model)
     try:
         return model, Contract.parse(contract_of(model))
     except ModelError as error:

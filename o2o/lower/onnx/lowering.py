@@ -127,8 +127,9 @@ class _Lowering:
         """Raise ModelError for outputs other than logits and updated caches: ONNX would not have them."""
         for value in self.graph.outputs:
             role = role_of(value)
-            is_cache = role is not None and role.is_rows and producer_of(value, "DYNAMIC_UPDATE_SLICE")
-            is_cache |= role is not None and role.is_cache and value.is_graph_input()  # updated in place
+            written = producer_of(value, "DYNAMIC_UPDATE_SLICE") is not None
+            in_place = value.is_graph_input()  # by ATTENTION
+            is_cache = role is not None and ((role.is_rows and written) or (role.is_cache and in_place))
             if value is not self.logits and not is_cache:
                 raise ModelError(
                     f"{self.model.label(self.graph)}: the output {value.name} is neither logits nor a "

@@ -728,7 +728,7 @@ DEFECTS = {
         language_model,
         around(
             "filters.downcast_input_ids:_tokens",
-            lambda original, names: {v for v in names if v.dtype == graphs.INT64},
+            lambda original, model: {v for g in model.graphs for v in g.inputs if v.dtype == graphs.INT64},
         ),
         "input cache_position",
     ),

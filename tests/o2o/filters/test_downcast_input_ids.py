@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 
 from o2o.contract import Role, contract_of
 from o2o.model import CUSTOM_DOMAIN, Model
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import (
+    BOOL,
     FLOAT,
     INT32,
     INT64,
@@ -18,6 +18,7 @@ from tests.o2o.graphs import (
     feeds,
     linear,
     run,
+    sign,
     weights,
 )
 
@@ -106,16 +107,53 @@ def test_a_role_goes_before_a_name(command: Command) -> None:
 def test_refusals(command: Command) -> None:
     code, message = command.refusal(linear())
     assert code == 2
-    assert message == "no input has the role tokens or is called input_ids or tokens; there are: x"
+    assert message == "no input is token ids, by role, data flow or name; there are: x"
     code, message = command.refusal(decoder(), "--also", "nope")
     assert code == 2
     assert message == "there is no input 'nope'; there are: input_ids, cache_position, past_key_0"
     code, message = command.refusal(decoder(), "--also", "past_key_0")
     assert (code, message) == (1, "prefill: past_key_0 is float32, not int64")
+
+
+def test_an_output_that_is_the_input_stays_int64(command: Command) -> None:
     graph = Graph("main")
-    graph.output(graph.input("input_ids", [2], ir.DataType.INT64))
-    code, message = command.refusal(graph.model())
-    assert (code, message) == (1, "main: input_ids cannot become int32: it is also an output")
+    ids = graph.input("input_ids", [2], INT64)
+    graph.output(ids, graph.op("ADD", [ids, ids], [2], name="y"))
+    model = graph.model()
+    after = command(model)
+    assert [value.dtype for value in after.graphs[0].outputs] == [INT64, INT64]
+    given = feeds(model)
+    before, results = run(model, given), run(after, narrowed(given, "input_ids"))
+    assert [array.tolist() for array in results.values()] == [array.tolist() for array in before.values()]
+
+
+def test_ids_index_an_embedding_whatever_their_name(command: Command) -> None:
+    """As TICO names them. A position that indexes a table too, and is compared, stays."""
+    graph = Graph("main")
+    ids, position = graph.input("tico::input_ids", [3], INT64), graph.input("args_1", [3], INT64)
+    table, angles = graph.constant("table", weights(9, 2)), graph.constant("angles", weights(5, 2))
+    rows = [
+        graph.op("GATHER", [values, index], [3, 2], FLOAT, name=name, axis=0, batchDims=0)
+        for values, index, name in ((table, ids, "embedded"), (angles, position, "rotation"))
+    ]
+    later = graph.op("GREATER", [graph.constant("keys", np.arange(3)), position], [3], BOOL, name="later")
+    graph.output(*rows, later)
+    after = command(graph.model())
+    assert [value.dtype for value in after.graphs[0].inputs] == [INT32, INT64]
+
+
+def test_each_signature_without_a_contract(command: Command) -> None:
+    graphs = []
+    for name, count in (("prefill", 4), ("decode", 1)):
+        graph = Graph(name)
+        ids = graph.input(f"tico::input_ids_{count}", [1, count], INT64)
+        table = graph.constant("table", weights(9, 2))
+        graph.output(graph.op("GATHER", [table, ids], [1, count, 2], FLOAT, axis=0, batchDims=0))
+        graphs.append(graph)
+    model = graphs[0].model(graphs[1])
+    sign(model, graphs[1].ir)
+    after = command(model)
+    assert [value.dtype for graph in after.graphs for value in graph.inputs] == [INT32, INT32]
 
 
 def test_a_custom_operator_called_cast_gets_what_it_got(command: Command) -> None:

@@ -65,6 +65,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "reshape_io": {"arguments": ["input", "--by_shape", "[1,4]", "[4,1]"]},
     "sign_ai_edge": {"model": staticmethod(language_model)},
     "verify_model": {"writes_model": False, "answers_by_code": True},
+    "sign_contract": {"model": staticmethod(language_model)},
     "select_op": {"arguments": ["--by_id", "0-1", "--signature", "decode"]},
 }
 

@@ -13,7 +13,7 @@ from o2o.contract import Role, contract_of, role_of
 from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
 from o2o.lower.litert import lower_to_litert
-from o2o.model import Model
+from o2o.model import Model, shape_of
 from o2o.operators import reference
 from tests.o2o import graphs
 from tests.o2o.attention_graphs import Form as Scattered
@@ -243,11 +243,15 @@ def test_a_layout_that_does_not_fit_the_shape(command: Command) -> None:
     assert said.endswith("[1, 2, 7, 4] of 2 heads is ambiguous: its o2o.contract declares BTNH")
 
 
-def test_a_cache_that_is_given_out_as_it_came_is_refused(command: Command) -> None:
+def test_a_cache_that_is_an_output_too_is_transposed_as_both(command: Command) -> None:
+    """TICO's adapter returns the caches that ATTENTION updates in place."""
     model = attention(Form(layout="BNTH"))
-    model.graphs[0].outputs.append(model.graphs[0].inputs[3])
-    code, said = command.refusal(model)
-    assert (code, said) == (1, "the cache past_key_0 is also an output")
+    graph = model.graphs[0]
+    graph.outputs.append(graph.inputs[3])
+    before = shape_of(graph.inputs[3])
+    (after,) = command(model).graphs
+    assert after.inputs[3] is after.outputs[-1]
+    assert shape_of(after.inputs[3]) == tuple(before[axis] for axis in (0, 2, 1, 3))
 
 
 def test_a_cache_that_is_computed_is_refused(command: Command) -> None:

@@ -69,7 +69,7 @@ def wrong(signature: str, end: str, index: int, **fields):
             lambda c: c["signatures"]["decode"]["inputs"].__delitem__(slice(2, None)),
             "decode takes no KV caches",
         ),
-        (wrong("decode", "inputs", 0, role="mask"), "'input_ids' has the role 'mask'"),
+        (wrong("decode", "inputs", 0, role="mood"), "'input_ids' has the role 'mood'"),
         (wrong("decode", "inputs", 0, role=""), "'input_ids' has no role"),
         (wrong("decode", "inputs", 0, dtype=None), "damaged"),
         (wrong("decode", "inputs", 0, shape=None), "damaged"),

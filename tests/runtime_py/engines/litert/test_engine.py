@@ -256,8 +256,8 @@ def test_refuses_a_model_that_does_not_return_its_caches():
     with pytest.raises(ModelError, match="past_value_0"):
         LiteRtEngine(b"", Contract.parse(contract))
     contract = Toy(cached_lengths=[4]).contract
-    contract["signatures"]["prefill_4"]["outputs"][1]["shape"] = [1, 4, 2, 3]
-    with pytest.raises(ModelError, match="prefill_4 does not return the KV cache 'past_key_0'"):
+    contract["signatures"]["prefill_4"]["outputs"][1]["shape"] = [1, 5, 2, 3]
+    with pytest.raises(ModelError, match="neither this cache nor its 4 new rows"):
         LiteRtEngine(b"", Contract.parse(contract))
 
 

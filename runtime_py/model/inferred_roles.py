@@ -1,4 +1,4 @@
-"""Roles of the inputs and outputs of a model file without a contract, found by `o2o.roles`."""
+"""Roles of the inputs and outputs of a model file without a contract, inferred by `o2o.roles`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from o2o.roles import find_roles
 from o2o.signatures import find_decode
 
 
-def add_roles(model: Model) -> None:
+def infer_roles(model: Model) -> None:
     """Attach roles to a model without a contract. A model without signatures gets one.
 
     A signature that lacks a role, such as an image encoder, stays without roles if there is a decode.
@@ -21,15 +21,15 @@ def add_roles(model: Model) -> None:
     """
     if not model.signatures:
         model.add_default_signature("decode")
-    incomplete = [found for found in find_roles(model) if found.missing()]
-    for found in incomplete:
-        for value in found.roles:
+    incomplete = [findings for findings in find_roles(model) if findings.missing()]
+    for findings in incomplete:
+        for value in findings.roles:
             del value.meta["role"]
     if find_decode(model) is not None:
         return
-    incomplete.sort(key=lambda found: not found.caches)  # the nearest to a decode comes first
-    for found in incomplete:
-        raise ModelError(f"the model has no o2o.contract; {found.signature.name}: {found.missing()[0]}")
+    incomplete.sort(key=lambda findings: not findings.caches)  # the nearest to a decode comes first
+    for findings in incomplete:
+        raise ModelError(f"the model has no o2o.contract; {findings.signature.name}: {findings.missing()[0]}")
     raise ModelError(
         "no signature reads one token and takes KV caches: merge prefill and decode with merge.circles.py"
     )
