@@ -14,7 +14,7 @@ To add a role, extend `Kind` here. Roles are attached by `export.modules`. They 
 an engine).
 
 A layout names the axes: B batch, N heads (key/value heads for a cache), T tokens, H head dimension. Filters
-use BNTH and BTNH. `o2o.lower.onert` writes value caches as BNHT, for the engine only.
+use BNTH and BTNH. `o2o.lower.onert` and AI Edge's newer exporter write value caches as BNHT.
 """
 
 from __future__ import annotations
@@ -114,6 +114,13 @@ def _describe_input(name: str, value: ir.Value) -> dict[str, Any]:
     return entry | ({"unused": True} if is_unused else {})
 
 
+def _describe_output(name: str, value: ir.Value) -> dict[str, Any]:
+    """The entry of an output. One that is also a cache input, updated in place, returns that cache."""
+    entry = _describe(name, value)
+    role = role_of(value)
+    return entry | ({"role": role.output_role.kind} if role is not None and role.is_cache else {})
+
+
 def _shape(value: ir.Value) -> list[int | str] | None:
     """The shape for JSON. A symbolic dimension (ONNX) is its name."""
     if value.shape is None:
@@ -136,7 +143,7 @@ def contract_of(model: Model) -> dict[str, Any]:
         if any(role_of(value) is not None for value in values):
             signatures[signature.name] = {
                 "inputs": [_describe_input(name, value) for name, value in signature.inputs.items()],
-                "outputs": [_describe(name, value) for name, value in signature.outputs.items()],
+                "outputs": [_describe_output(name, value) for name, value in signature.outputs.items()],
             }
     return {"version": VERSION, "signatures": signatures}
 
@@ -188,8 +195,10 @@ def attach(model: Model, data: bytes) -> None:
             entries = signatures.get(signature.name, {})
             for values, direction in ((signature.inputs, "inputs"), (signature.outputs, "outputs")):
                 for entry in entries.get(direction, ()):
-                    if entry["name"] in values and (role := parse_role(entry)) is not None:
-                        values[entry["name"]].meta["role"] = role
+                    value, role = values.get(entry["name"]), parse_role(entry)
+                    is_input = direction == "outputs" and value in signature.inputs.values()
+                    if value is not None and role is not None and not is_input:
+                        value.meta["role"] = role
 
 
 def parse_role(entry: Mapping[str, Any]) -> Role | None:
