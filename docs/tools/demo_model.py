@@ -54,6 +54,7 @@ COMMANDS = [
     "select.op.py --by_id 0-20 < decode.circle",
     "lower.litert.py < model.circle | sign.ai_edge.py",
     "fuse.attention.py < decode_.circle | transpose.io.kvcache.py",
+    "merge.circles.py prefill.circle decode.circle | sign.contract.py",
     "lower.litert.py < model.circle | wrap.composites.py",
 ]
 """One command for each filter that changes a model. The filter is the last of its pipe."""
