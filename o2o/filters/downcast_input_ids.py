@@ -75,7 +75,12 @@ class DowncastInputIds(Filter):
         from o2o.check.interface import signature_of, unchanged, with_inputs
 
         (model,) = models
-        tokens = _tokens(model)
+        tokens = set()  # without the filter's own step
+        for graph in entry_graphs(model, None):
+            roles = {value: role for value in graph.inputs if (role := role_of(value)) is not None}
+            known = [value for value, role in roles.items() if role.kind == "tokens"]
+            named = [v for v in graph.inputs if TOKEN_NAMES & set(io_names(model, graph, v, "input"))]
+            tokens.update(known or integer_inputs(graph).tokens or named)
         names = {
             value: set(io_names(model, graph, value, "input"))
             for graph in model.graphs
