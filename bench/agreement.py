@@ -51,7 +51,7 @@ def _by_hugging_face(checkpoint: str, tokens: int, threads: int) -> list[tuple[l
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=torch.float32, local_files_only=True
+        checkpoint, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     ).eval()
     results = []
     with torch.no_grad():

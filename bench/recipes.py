@@ -94,7 +94,9 @@ def transformers_model(checkpoint: Path) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    ).eval()
 
 
 def sampled(checkpoint: Path, count: int, length: int) -> Ids:

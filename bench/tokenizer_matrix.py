@@ -241,7 +241,7 @@ def compare(folder: Path) -> Result:
     begin = time.perf_counter()
     ours = load_tokenizer(folder)
     middle = time.perf_counter()
-    theirs = AutoTokenizer.from_pretrained(folder)
+    theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     seconds = (middle - begin, time.perf_counter() - middle)
     result = Result(folder.name, type(theirs).__name__, seconds)
     for text in STRINGS:

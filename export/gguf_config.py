@@ -38,6 +38,22 @@ MODEL_TYPES = {
 TIED = ("bloom", "falcon")
 """Architectures that write `output.weight` although it is tied, as transformers' reader knows."""
 
+ONLY_OF = {
+    "attention.causal": (),
+    "attention.clamp_kqv": ("olmo",),
+    "attention.max_alibi_bias": ("bloom",),
+    "attention.scale": ("granite",),
+    "attn_logit_softcapping": ("gemma2", "gemma3"),
+    "embedding_scale": ("granite",),
+    "expert_count": (),
+    "final_logit_softcapping": ("gemma2", "gemma3"),
+    "logit_scale": ("command-r", "granite"),
+    "residual_scale": ("granite",),
+}
+"""{key that changes what a model computes: the architectures for which it is honoured}."""
+HARMLESS = {"attention.causal": True, "expert_count": 0}
+"""Values that change nothing; 0 and an absent key do not either."""
+
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "padding": "pad"}
 ROTARY_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -68,8 +84,14 @@ def config_of(file: GgufFile) -> dict[str, Any]:
             f"{file.path} has the architecture {architecture!r}, which is not supported: use one of "
             f"{', '.join(sorted(MODEL_TYPES))}"
         )
-    if file.get("expert_count"):
-        raise ModelError(f"{file.path} is a mixture of experts, which export does not support")
+    for key, architectures in ONLY_OF.items():
+        value = file.get(key)
+        if value is not None and architecture not in architectures and value != HARMLESS.get(key, 0):
+            what = " (a mixture of experts)" if key == "expert_count" else ""
+            raise ModelError(
+                f"{file.path} has {architecture}.{key} {value}{what}, which is not supported for "
+                f"{architecture}"
+            )
     model_type = MODEL_TYPES[
         architecture
     ]  # llama.cpp calls Mistral's first models `llama`: they compute the same

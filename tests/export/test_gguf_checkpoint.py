@@ -231,6 +231,8 @@ def test_scaled_rotary_embeddings(scaling: dict[str, Any], metadata: dict[str, A
             "not a scaling of Llama 3",
         ),
         ({"expert_count": 8}, {}, "mixture of experts"),
+        ({"logit_scale": 0.5}, {}, "llama.logit_scale 0.5, which is not supported for llama"),
+        ({"attention.causal": False}, {}, "attention.causal False"),
         ({"attention.head_count_kv": [2, 4]}, {}, "head_count_kv differs between layers"),
         ({"rope.dimension_count": 8, "attention.key_length": 16}, {}, "rotates 8 of 16 numbers"),
         ({"feed_forward_length": 95}, {}, r"has blk.0.ffn_gate.weight as \[96, 64\], not as \[95, 64\]"),

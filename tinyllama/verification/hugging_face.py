@@ -17,7 +17,7 @@ from export.model import LanguageModel, summarize_error
 from export.parameter_matching import match_parameters
 from o2o.cli.silence_stderr import suppressed_warnings
 from o2o.errors import ModelError, O2oError
-from o2o.weights.checkpoint import Checkpoint, open_checkpoint
+from o2o.weights.checkpoint import Checkpoint, adapter_file, open_checkpoint
 from runtime_py.engines.prefill_plan import Chunk
 from tinyllama.verification.trace import Trace, heads_as_rows, rows
 
@@ -155,7 +155,8 @@ def load(directory: Path, attn_implementation: str | None = None) -> Any:
     files = {tensor.path for tensor in checkpoint.tensors.values()}
     try:
         with suppressed_warnings():
-            if all(file.suffix in (".safetensors", ".bin") for file in files):
+            readable = all(file.suffix in (".safetensors", ".bin") for file in files)
+            if readable and not adapter_file(directory):  # with PEFT, transformers would load the adapter
                 model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, **how)
             else:  # transformers does not search for these
                 model = _filled(directory, checkpoint, how)

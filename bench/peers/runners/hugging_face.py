@@ -18,7 +18,9 @@ class HuggingFace:
     def __init__(self, model: str, precision: str, threads: int, **_: Any) -> None:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, precision)).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            model, dtype=getattr(torch, precision), trust_remote_code=False
+        ).eval()
 
     def prefill(self, ids: Sequence[int]) -> int:
         self._cache = DynamicCache(config=self._model.config)
