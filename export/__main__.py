@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--cache",
         choices=get_args(CacheForm),
         default="concat",
-        help="concat: for fuse.attention.py; static: for models that it does not fuse (%(default)s)",
+        help="concat: decode appends its row; static: it writes the row into the caches (%(default)s)",
     )
     add(
         "--weights",
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         default="eager",
         help="an implementation of transformers; or grouped, flash, flash:Q,KV (block sizes): attention as "
-        "one operator, with --cache static (%(default)s)",
+        "one operator, with --cache static; eager where a model has its own attention (%(default)s)",
     )
     add_adapter_flag(parser)
     add_loading_flags(parser)

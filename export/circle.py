@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import tico
 import torch
 
-from export.fx_passes import drop_empty, quick_passes
+from export.fx_passes import drop_empty, express_less_than, quick_passes
 from export.modules import ExportModule
 from export.tensor_names import rename_tensors
 from o2o.errors import ModelError, O2oError
 from o2o.formats import loads
 from o2o.model import Model, Signature
+from o2o.rewriting.negative_indices import count_from_the_front
 
 
 @contextlib.contextmanager
@@ -57,6 +58,7 @@ def compile_graph(graph: ExportModule) -> bytes:
             "support (--debug shows its error)"
         ) from error
     drop_empty(program.graph)
+    express_less_than(program.graph)
     # torch.export emits O(inputs^2) input guards from these, which are never run.
     program.example_inputs = None
     config = tico.get_default_config()
@@ -92,6 +94,7 @@ def convert_to_circle(graph: ExportModule) -> Model:
         )
     rename_tensors(circle, inputs, list(graph.outputs))
     circle.name = graph.signature
+    count_from_the_front(circle)
     for value in (*circle.inputs, *circle.outputs):
         role = {**graph.inputs, **graph.outputs}.get(value.name or "")
         if role is not None:

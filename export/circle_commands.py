@@ -7,7 +7,7 @@ from pathlib import Path
 
 from export.config import CheckpointConfig
 from export.graph_specs import GraphSpec, graph_specs
-from export.options import CacheForm, WeightsType, check_length
+from export.options import GROUPED, CacheForm, WeightsType, check_length
 from export.shell import export_command
 from o2o.quantization.recipes import NONE
 
@@ -21,9 +21,11 @@ fuse.attention.py < decode_.circle \\
   | transpose.io.kvcache.py > decode.circle
 """
 MERGE = """
-merge.circles.py {graphs} \\
+merge.circles.py {graphs} {fuse}\\
   | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py {quantize}| bind.weights.py -o model.circle
 """
+FUSE_MERGED = """\\
+  | fuse.attention.py | fuse.rms_norm.py | fuse.rope.py """
 QUANTIZE = """| quantize.weights.py --recipe {recipe} """
 LOWER_TO_ONNX = """
 lower.onnx.py --form {form} model.circle -o model.onnx
@@ -37,12 +39,12 @@ def circle_commands(
     cache: CacheForm,
     dtype: WeightsType,
     recipe: str = NONE.name,
-    attn_implementation: str = "eager",
 ) -> list[str]:
     """List the commands that write model.circle into the working folder.
 
+    With `static`, attention is exported as one operator where the model uses transformers' interface for it.
     With `concat`, decode is exported with S - 2 rows and then reshaped to S. For the demo model these shapes
-    are [1, 16, 30, 4] and [1, 16, 32, 4]. With `static`, attention is not fused.
+    are [1, 16, 30, 4] and [1, 16, 32, 4].
 
     Args:
         checkpoint: The checkpoint's folder.
@@ -51,7 +53,6 @@ def circle_commands(
         cache: The form of decode's KV cache.
         dtype: The dtype of stored matrices.
         recipe: A recipe of `o2o.quantization.recipes`.
-        attn_implementation: See `export.options.parse_attention`.
 
     Returns:
         The commands, in order.
@@ -65,7 +66,7 @@ def circle_commands(
     *prefills, _ = graphs = graph_specs(max_length, prefill_lengths, cache)
     with_caches = [spec for spec in prefills if spec.capacity is not None]
     lengths = ",".join(str(spec.tokens) for spec in with_caches)
-    attention = ("--attn-implementation", attn_implementation) if attn_implementation != "eager" else ()
+    attention = ("--attn-implementation", GROUPED) if cache == "static" else ()
     steps = [export_command(checkpoint, max_length, lengths, cache, "--dtype", dtype, *attention)]
     if cache == "concat":
         steps += [FUSE_PREFILL.format(raw=spec.file, fused=_fused_file(spec)) for spec in with_caches]
@@ -74,7 +75,8 @@ def circle_commands(
         )
         steps.append(FUSE_DECODE.format(exported=exported, resized=resized))
     quantize = QUANTIZE.format(recipe=recipe) * (recipe != NONE.name)
-    return [*steps, MERGE.format(graphs=" ".join(map(_fused_file, graphs)), quantize=quantize)]
+    fuse = FUSE_MERGED * (cache == "static")
+    return [*steps, MERGE.format(graphs=" ".join(map(_fused_file, graphs)), fuse=fuse, quantize=quantize)]
 
 
 def is_fusing(step: str) -> bool:

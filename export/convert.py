@@ -85,8 +85,8 @@ def parser() -> Parser:
     add(
         "--cache",
         choices=get_args(CacheForm),
-        help="concat: fuse attention; static: leave it unfused (default: concat, or static for TFLite and "
-        "for families that cannot be fused)",
+        help="static: decode writes its row into the caches; concat: it appends the row, and fusing makes a "
+        "write of it (default: static)",
     )
     add(
         "--dtype",

@@ -118,3 +118,18 @@ def drop_empty(graph: Graph) -> None:
             changed = True
     if changed:
         graph.eliminate_dead_code()
+
+
+def express_less_than(graph: Graph) -> None:
+    """Express x < number, which TICO lacks, as not (x >= number). Falcon's mask for ALiBi has it.
+
+    Args:
+        graph: The graph; changed in place.
+    """
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.lt.Scalar):
+        with graph.inserting_before(node):
+            at_least = graph.call_function(torch.ops.aten.ge.Scalar, node.args)
+            less = graph.call_function(torch.ops.aten.logical_not.default, (at_least,))
+        at_least.meta, less.meta = dict(node.meta), dict(node.meta)
+        node.replace_all_uses_with(less)
+        graph.erase_node(node)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
 from export.attention import NAMES, blocks_of
@@ -19,6 +21,7 @@ from export.loading_flags import is_trusted, needs_code_reason
 from export.options import check_length, parse_attention
 from export.preflight import check_model
 from export.stored_names import match_names
+from export.trial_run import Trial, trial_run
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import open_checkpoint
 from o2o.weights.weight_source import WeightSource
@@ -38,8 +41,7 @@ class LanguageModel:
         head_dim: H.
         family: The rules of its model family.
         attn_implementation: The argument.
-        causal_operator: Whether attention is `o2o.attention`, which is masked by position, not by a
-            mask operand.
+        has_core_operator: Whether attention is `o2o.attention`: each key must be in the row of its position.
     """
 
     def __init__(self, config: Any, attn_implementation: str = "eager") -> None:
@@ -47,14 +49,18 @@ class LanguageModel:
 
         Args:
             config: transformers' configuration.
-            attn_implementation: `grouped`, `flash`, `flash:Q,KV`, or a name that transformers knows.
+            attn_implementation: `grouped`, `flash`, `flash:Q,KV`, or a name that transformers knows. A model
+                that does not use transformers' attention interface has eager attention instead of the first
+                three.
 
         Raises:
             ModelError: transformers cannot build this architecture, or it has no attention heads.
         """
         self.attn_implementation = attn_implementation
         kind, self._blocks = parse_attention(attn_implementation)
-        self.causal_operator = kind in NAMES
+        if kind in NAMES and not _uses_attention_interface(config):
+            kind = "eager"
+        self.has_core_operator = kind in NAMES
         self.config = config
         self.kind: str = config.model_type
         self._checkpoint_config = CheckpointConfig(config.to_dict(), self.kind)
@@ -132,6 +138,19 @@ class LanguageModel:
         Returns:
             float32 [B, T, V].
         """
+        if self._trial.takes_padding_mask:
+            mask = torch.ones(mask.shape[0], mask.shape[-1])
+        return self._call(weights, input_ids, position_ids, mask, cache)
+
+    def _call(
+        self,
+        weights: Sequence[torch.Tensor],
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        mask: torch.Tensor,
+        cache: Cache,
+    ) -> torch.Tensor:
+        """`__call__` with the mask that the model takes."""
         with blocks_of(self._blocks):
             result = torch.func.functional_call(
                 self.module,
@@ -154,6 +173,15 @@ class LanguageModel:
         """
         return tuple(torch.zeros(()).expand(shape) for shape in self.parameters.values())
 
+    @functools.cached_property
+    def _trial(self) -> Trial:
+        return trial_run(self._call, self.dummies())
+
+    @property
+    def cache_shapes(self) -> Sequence[tuple[int, int]]:
+        """(number of heads, size of a head) of the cached rows: key 0, value 0, key 1, ..."""
+        return self._trial.caches or [(self.key_value_heads, self.head_dim)] * (2 * self.layers)
+
     @property
     def max_positions(self) -> int | None:
         """The longest context in tokens; None for no limit."""
@@ -169,6 +197,13 @@ class LanguageModel:
             UsageError: See `export.options.check_length`.
         """
         check_length(self._checkpoint_config, tokens, "a context of")
+
+
+def _uses_attention_interface(config: Any) -> bool:
+    """Whether the model looks its attention up in transformers' `AttentionInterface`."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    module = sys.modules.get(getattr(model_class, "__module__", ""))
+    return module is None or hasattr(module, "ALL_ATTENTION_FUNCTIONS")
 
 
 @torch.no_grad()

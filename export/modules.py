@@ -137,8 +137,10 @@ class CachedModule(ExportModule):
         self.register_buffer("slots", slots)
 
     def example(self) -> tuple[Any, ...]:
-        shape = 1, self.model.key_value_heads, self.capacity, self.model.head_dim
-        caches = tuple(torch.zeros(()).expand(shape) for _ in range(2 * self.model.layers))  # no memory
+        caches = tuple(
+            torch.zeros(()).expand(1, heads, self.capacity, size)  # no memory
+            for heads, size in self.model.cache_shapes
+        )
         position = torch.zeros(1, dtype=torch.int64)
         return torch.zeros_like(self.steps)[None], position, caches, self.model.dummies()
 
@@ -184,7 +186,7 @@ class ConcatenatedCacheModule(CachedModule):
         """
         model.check_length(capacity)
         model.check_length(capacity + 1)
-        if model.causal_operator:
+        if model.has_core_operator:
             raise UsageError("attention implementations grouped and flash need --cache static")
         # The new key comes last and is always visible: its slot is -1.
         super().__init__(model, "decode", 1, capacity, torch.tensor([*range(capacity), -1]))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from export.config import CheckpointConfig
-from export.families import family_of
 from o2o.errors import UsageError
 from o2o.operators.core_attention import FlashBlockSizes
 
@@ -89,15 +88,14 @@ class ExportOptions:
         Raises:
             UsageError: Two options exclude each other, or the model excludes one.
         """
-        check_attention(config, self.attn_implementation, self.cache)
+        check_attention(self.attn_implementation, self.cache)
         check_length(config, self.max_length)
 
 
-def check_attention(config: CheckpointConfig, attn_implementation: str, cache: CacheForm | None) -> None:
-    """Refuse an attention implementation that the cache form or the model's family excludes.
+def check_attention(attn_implementation: str, cache: CacheForm | None) -> None:
+    """Refuse an attention implementation that the cache form excludes.
 
     Args:
-        config: The checkpoint's configuration.
         attn_implementation: See `parse_attention`.
         cache: The form of decode's KV cache; None if no decode graph is exported.
 
@@ -109,11 +107,6 @@ def check_attention(config: CheckpointConfig, attn_implementation: str, cache: C
         return
     if cache == "concat":
         raise UsageError(f"--attn-implementation {attn_implementation} needs --cache static")
-    if reason := family_of(config).eager_only_reason:
-        raise UsageError(
-            f"--attn-implementation {attn_implementation}: this {config.model_type} model {reason}, which "
-            "only eager attention computes"
-        )
 
 
 def check_length(config: CheckpointConfig, tokens: int, flag: str = "--max-length") -> None:

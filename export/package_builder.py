@@ -15,9 +15,8 @@ from typing import Literal
 from export import known_answers, shell
 from export.circle_commands import LOWER_TO_ONNX, circle_commands, is_fusing
 from export.config import CheckpointConfig
-from export.families import family_of
 from export.graph_specs import GraphSpec, graph_specs
-from export.options import GROUPED, ITEM_SIZE, CacheForm, WeightsType
+from export.options import ITEM_SIZE, CacheForm, WeightsType
 from export.package_files import copy_package_files, stale_package_files
 from export.processes import signals_interrupt
 from export.resources import Needs, check_disk, estimate_needs, processes_that_fit, quantized_bytes
@@ -90,7 +89,7 @@ class PackageBuilder:
         """Build a package of Circle. See `plan` and `build`.
 
         Args:
-            cache: The form of decode's KV cache; None for the default of the model's family.
+            cache: The form of decode's KV cache; None for `static`.
             dtype: The dtype of stored matrices.
         """
         self.build(self.plan("circle", cache=cache, dtype=dtype))
@@ -116,7 +115,7 @@ class PackageBuilder:
         Args:
             format: The format of the model.
             recipe: A recipe of `o2o.quantization.recipes`.
-            cache: The form of decode's KV cache; None for the default of the format or the model's family.
+            cache: The form of decode's KV cache; None for `static`.
             dtype: The dtype of stored matrices, before they are quantized.
             onnx_form: A form of `o2o.lower.onnx`, for `onnx`.
 
@@ -135,35 +134,17 @@ class PackageBuilder:
         _check_combination(format, recipe, cache, dtype, self.prefill_lengths)
         config = CheckpointConfig.read(self.checkpoint)
         needs = partial(estimate_needs, open_checkpoint(self.checkpoint).tensors, config.layers)
+        form = cache or "static"
+        lengths = self._lengths(format, form)
+        graphs = graph_specs(self.max_length, lengths, form)
         if format in ("tflite", "litertlm"):
-            lengths = self.prefill_lengths
-            if lengths is None:
-                lengths = [spec.tokens for spec in graph_specs(self.max_length, None, "static")[:-1]]
-                if format == "litertlm" and lengths[0] > SHORT_PREFILL:
-                    lengths.insert(0, SHORT_PREFILL)
             steps = Conversion(
-                self.checkpoint, self.max_length, lengths, recipe, for_litert_lm=format == "litertlm"
+                self.checkpoint, self.max_length, lengths or (), recipe, for_litert_lm=format == "litertlm"
             ).commands()
-            graphs = graph_specs(self.max_length, lengths, "static")
-        elif format == "onnx":
-            # lower.onnx.py takes attention as one operator: fused, or exported as such with static caches.
-            family = family_of(config)
-            form = cache or ("concat" if family.fuses else "static")
-            attention = "eager" if form == "concat" else GROUPED
-            if reason := family.eager_only_reason:
-                raise UsageError(
-                    f"--format onnx: this {config.model_type} model {reason}, which lower.onnx.py does not "
-                    "compute: use --format circle or tflite"
-                )
-            graphs = graph_specs(self.max_length, (), form)
-            steps = circle_commands(self.checkpoint, self.max_length, (), form, dtype, recipe, attention)
-            steps.append(LOWER_TO_ONNX.format(form=onnx_form))
         else:
-            form = cache or self._cache_for_family()
-            graphs = graph_specs(self.max_length, self.prefill_lengths, form)
-            steps = circle_commands(
-                self.checkpoint, self.max_length, self.prefill_lengths, form, dtype, recipe
-            )
+            steps = circle_commands(self.checkpoint, self.max_length, lengths, form, dtype, recipe)
+        if format == "onnx":
+            steps.append(LOWER_TO_ONNX.format(form=onnx_form))
         estimate = needs(len(graphs), dtype, embed=False)
         parameters = needs(1, dtype, embed=True).parameters
         size = parameters * ITEM_SIZE[dtype] if recipe == NONE.name else quantized_bytes(parameters, recipe)
@@ -177,16 +158,16 @@ class PackageBuilder:
             estimate.graphs + size * (1 + (format == "onnx")),
         )
 
-    def _cache_for_family(self) -> CacheForm:
-        config = CheckpointConfig.read(self.checkpoint)
-        family = family_of(config)
-        if family.fuses:
-            return "concat"
-        self.log(
-            f"this {config.model_type} model {family.unfusable_reason}, which fuse.attention.py does not "
-            "fuse: using --cache static"
-        )
-        return "static"
+    def _lengths(self, format: PackageFormat, cache: CacheForm) -> Sequence[int] | None:
+        """Tokens of each prefill; None for the default of `graph_specs`."""
+        if format == "onnx":
+            return ()
+        if self.prefill_lengths is not None or cache == "concat":
+            return self.prefill_lengths
+        lengths = [spec.tokens for spec in graph_specs(self.max_length, None, cache)[:-1]]
+        if format == "litertlm" and lengths[0] > SHORT_PREFILL:
+            lengths.insert(0, SHORT_PREFILL)
+        return lengths
 
     def build(self, plan: Plan) -> None:
         """Run the commands of a plan.

@@ -70,8 +70,8 @@ def parser(
     add(
         "--cache",
         choices=get_args(CacheForm),
-        help="concat: fuse attention; static: leave it unfused (default: concat, or static for model "
-        "families that cannot be fused)",
+        help="static: decode writes its row into the caches; concat: it appends the row, and fusing makes a "
+        "write of it (default: static" + ("; concat for the demo model" * (model is not None)) + ")",
     )
     add("--dtype", choices=get_args(WeightsType), default="float32", help="of stored matrices (%(default)s)")
     add("--format", choices=("circle", "tflite"), default="circle", help="of the model (%(default)s)")
@@ -92,17 +92,19 @@ def parser(
     return parser
 
 
-def build(args: argparse.Namespace, program: str) -> None:
+def build(args: argparse.Namespace, program: str, demo: Path | None = None) -> None:
     """Build the package that the command line describes.
 
     Args:
         args: The parsed command line.
         program: The command's name, for its log.
+        demo: The checkpoint that is built by the guide's commands, with a concatenated cache; None for none.
 
     Raises:
         UsageError: Options exclude each other.
     """
     from export.hub import resolve
+    from export.options import CacheForm
     from export.package_builder import PackageBuilder
     from o2o.errors import UsageError
 
@@ -118,7 +120,10 @@ def build(args: argparse.Namespace, program: str) -> None:
         lambda line: print(f"{program}: {line}", file=sys.stderr),
         args.if_changed,
     )
-    builder.build(builder.plan(args.format, args.quantize, args.cache, args.dtype))
+    cache: CacheForm | None = args.cache or (
+        "concat" if args.format == "circle" and args.model == demo else None
+    )
+    builder.build(builder.plan(args.format, args.quantize, cache, args.dtype))
 
 
 def main(
@@ -143,7 +148,7 @@ def main(
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def body() -> None:
-        build(parser(program, description, model, package).parse_args(arguments), program)
+        build(parser(program, description, model, package).parse_args(arguments), program, model)
 
     return command.run(program, body, debug="--debug" in arguments)
 

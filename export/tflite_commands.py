@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.config import CheckpointConfig
-from export.families import family_of
 from export.graph_specs import graph_specs
 from export.options import FLASH, GROUPED, check_length
 from export.shell import export_command
@@ -19,7 +18,7 @@ from o2o.quantization.recipes import NONE, find_recipe
 PIPE = """
 merge.circles.py {graphs} \\
   | fuse.rms_norm.py | fuse.rope.py | gc.py {quantize}\\
-  | lower.litert.py | {sign} {bucket}{wrap}| bind.weights.py {output}
+  | lower.litert.py{lower} | {sign} {bucket}{wrap}| bind.weights.py {output}
 """
 WRITE = "-o model.tflite"
 PACK = "| pack.litertlm.py --tokenizer {checkpoint} -o model.litertlm"
@@ -86,8 +85,6 @@ class Conversion:
         graph_specs(self.capacity, self.prefill_lengths, "static")
         config = CheckpointConfig.read(self.checkpoint)
         check_length(config, self.capacity, self.capacity_flag)
-        if self.flash and (reason := family_of(config).eager_only_reason):
-            raise UsageError(f"this {config.model_type} model {reason}: convert it without flash attention")
 
     @property
     def tag(self) -> str:
@@ -109,6 +106,7 @@ class Conversion:
         pipe = PIPE.format(
             graphs=graphs,
             quantize=QUANTIZE.format(recipe=self.recipe, report=report) * (self.recipe != NONE.name),
+            lower="" if self.flash else " --flash never",
             sign="sign.ai_edge.py" + " --output_logits_on_prefill" * self.prefill_logits,
             bucket=f"| bucket.kvcache.py --capacities {buckets} " * bool(buckets),
             wrap="| wrap.composites.py " * self.hlfb,
@@ -118,8 +116,6 @@ class Conversion:
 
     def _attention(self) -> str:
         """The attention implementation to export. The file never repeats key/value heads."""
-        if family_of(CheckpointConfig.read(self.checkpoint)).eager_only_reason:
-            return "eager"  # lower.litert.py removes the repetition
         if not self.flash:
             return GROUPED
         if self.q_block is None and self.kv_block is None:

@@ -44,6 +44,14 @@ class RecordingCache(Cache):
         self._recorded[layer_idx] = self.visible(layer_idx, key_states, value_states)
         return self._recorded[layer_idx]
 
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
+        """Return the position of the first token, for models that make their own mask."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return the number of keys and the position of the first, for models that make their own mask."""
+        return query_length, 0
+
     def __len__(self) -> int:
         """Number of layers that have used this cache."""
         return len(self._recorded)
@@ -117,6 +125,7 @@ class UpdatedCache(PastCache):
             position: int64 [1], the row of the first new token.
         """
         super().__init__(past)
+        self.position = position
         zero = torch.zeros(1, dtype=torch.int32)
         self.start = torch.cat([zero, zero, position.to(torch.int32), zero])
 
@@ -128,3 +137,9 @@ class UpdatedCache(PastCache):
             dynamic_update_slice(past_key, key, self.start),
             dynamic_update_slice(past_value, value, self.start),
         )
+
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
+        return self.position
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.past[0].shape[2], 0

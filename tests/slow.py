@@ -27,6 +27,7 @@ FILES = [
     "tests/tinyllama/test_tinyllama.py",
     "tests/tinyllama/test_verify_package.py",
     "tests/export/test_parameter_binding.py",
+    "tests/export/test_trial_run.py",
     "tests/o2o/cli/test_interrupt.py",
     "tests/o2o/filters/test_any_size.py",
     "tests/o2o/filters/test_bind_weights.py",

@@ -102,7 +102,7 @@ def export(args: argparse.Namespace) -> None:
     directory = resolve(args.model)
     open_checkpoint(directory)  # report defects before torch, transformers and TICO are loaded
     config = CheckpointConfig.read(directory)
-    check_attention(config, args.attn_implementation, args.cache if args.mode == "decode" else None)
+    check_attention(args.attn_implementation, args.cache if args.mode == "decode" else None)
     check_length(config, args.max_length)
     spec = prefill if args.mode == "prefill" else decode
     output = args.output or DEFAULT_OUTPUT[args.mode]

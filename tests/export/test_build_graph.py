@@ -220,18 +220,31 @@ def test_lengths_and_forms_that_cannot_be(demo: Path) -> None:
         build_graph.prefill(demo, 0, capacity=8)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "complaint"),
-    [
-        ("mamba", "cannot trace decode of this mamba model"),
-        ("gpt_bigcode", "layer 0 computes keys with 1 heads of size 4, but config.json has 16 of size 4"),
-    ],
-)
-def test_an_architecture_without_such_a_cache(tmp_path: Path, model_type: str, complaint: str) -> None:
-    settings = DEMO | {"num_hidden_layers": 1}
-    settings.pop("head_dim")
-    directory = write_checkpoint(tmp_path, model_type=model_type, **settings)
-    with pytest.raises(ModelError, match=complaint) as error:
+WITHOUT_HEAD_DIM = {name: value for name, value in DEMO.items() if name != "head_dim"}
+WITHOUT_HEAD_DIM["num_hidden_layers"] = 1
+
+
+def test_key_heads_that_the_configuration_does_not_name(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, model_type="gpt_bigcode", **WITHOUT_HEAD_DIM)
+    model = build_graph.decode(directory, 8, "static", "grouped")
+    assert model.signatures[0].inputs["past_key_0"].shape.numpy() == (1, 1, 8, 4)  # type: ignore[union-attr]
+    assert [node.op_type for node in model.graphs[0]].count("o2o.attention") == 1
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neo", "bloom"])
+def test_a_model_with_attention_of_its_own_is_exported_eager(tmp_path: Path, model_type: str) -> None:
+    directory = write_checkpoint(
+        tmp_path, model_type=model_type, **WITHOUT_HEAD_DIM, num_layers=1, attention_types=[[["global"], 1]]
+    )
+    model = build_graph.decode(directory, 8, "static", "grouped")
+    names = [node.op_type for node in model.graphs[0]]
+    assert names.count("SOFTMAX") == 1
+    assert "o2o.attention" not in names
+
+
+def test_an_architecture_without_such_a_cache(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, model_type="mamba", **WITHOUT_HEAD_DIM)
+    with pytest.raises(ModelError, match="cannot trace decode of this mamba model") as error:
         build_graph.decode(directory, 8)
     assert "\n" not in str(error.value)
 

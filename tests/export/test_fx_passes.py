@@ -11,7 +11,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import tree_structure
 
 from export import fx_passes
-from export.fx_passes import quick_passes
+from export.fx_passes import express_less_than, quick_passes
 
 ONE = torch.ones(1)
 
@@ -187,3 +187,16 @@ def test_another_torch_is_let_alone(more: bool, monkeypatch: pytest.MonkeyPatch)
     before = GraphModule.recompile
     with quick_passes():
         assert GraphModule.recompile is before
+
+
+def test_less_than_a_number_is_not_at_least_that_number() -> None:
+    class Less(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x < 0.5
+
+    x = torch.tensor([0.0, 0.5, 1.0])
+    program = torch.export.export(Less(), (x,))
+    express_less_than(program.graph)
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert targets == [torch.ops.aten.ge.Scalar, torch.ops.aten.logical_not.default]
+    assert program.module()(x).tolist() == [True, False, False]

@@ -149,20 +149,20 @@ def test_a_package_that_is_a_file(tmp_path: Path, checkpoint: Path) -> None:
     assert (tmp_path / "p").read_text() == "not yours"
 
 
-def test_a_family_that_cannot_be_fused_gets_static_caches(tmp_path: Path, steps: list[Sequence[str]]) -> None:
-    folder = write_checkpoint(tmp_path / "gpt2", model_type="gpt2", **GPT2)
-    log = Log()
-    builder = PackageBuilder(folder, tmp_path / "p", 16, None, log)
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_every_family_gets_static_caches_and_one_operator(
+    tmp_path: Path, steps: list[Sequence[str]], model_type: str
+) -> None:
+    folder = write_checkpoint(tmp_path / model_type, model_type=model_type, **GPT2)
+    builder = PackageBuilder(folder, tmp_path / "p", 16, None, Log())
     builder.circle(None, "float32")
     (commands,) = steps
-    assert "--cache static" in commands[0]
-    assert not any("fuse.attention.py" in step for step in commands)
-    assert log[0] == (
-        "this gpt2 model has biases in its attention, which fuse.attention.py does not fuse: "
-        "using --cache static"
-    )
+    assert "--prefill-lengths 16 --cache static" in commands[0]
+    assert "--attn-implementation grouped" in commands[0]
+    assert "| fuse.attention.py | fuse.rms_norm.py | fuse.rope.py" in commands[1]
     builder.circle("concat", "float32")
     assert "--cache concat" in steps[-1][0], "as the user says"
+    assert "--attn-implementation" not in steps[-1][0]
 
 
 def test_the_shapes_of_any_family(tmp_path: Path) -> None:

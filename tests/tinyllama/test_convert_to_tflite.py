@@ -93,7 +93,7 @@ def test_the_commands() -> None:
     assert "--attn-implementation grouped" in commands
     assert "merge.circles.py prefill_64.circle prefill_128.circle decode.circle" in commands
     assert "| quantize.weights.py --recipe dynamic_int8 " in commands
-    assert "| lower.litert.py | sign.ai_edge.py | bind.weights.py -o model.tflite" in commands
+    assert "| lower.litert.py --flash never | sign.ai_edge.py | bind.weights.py -o model.tflite" in commands
     reported = "".join(asked("--report=a b.json").commands())
     assert (
         f"| quantize.weights.py --recipe dynamic_int8 --report '{Path.cwd()}/a b.json' | fuse.fc.py | lower"
@@ -118,16 +118,12 @@ def test_blocks_of_flash_attention(flags: list[str], blocks: str) -> None:
     assert f"--attn-implementation {blocks}\n" in asked("--use_flash_attention", *flags).commands()[0]
 
 
-def test_scores_that_are_capped(tmp_path: Path) -> None:
-    """What Gemma 2 does, and no attention of ours: transformers' own is exported."""
+def test_scores_that_are_capped_are_one_operator_too(tmp_path: Path) -> None:
     config = {"model_type": "gemma2", "max_position_embeddings": 128, "attn_logit_softcapping": 50.0}
     (tmp_path / "config.json").write_text(json.dumps(config))
     conversion = conversion_of(parser().parse_args([]), tmp_path)
-    assert "--attn-implementation eager\n" in conversion.commands()[0]
-    with pytest.raises(
-        UsageError, match="gemma2 model caps its attention scores: convert it without flash attention"
-    ):
-        replace(conversion, flash=True)
+    assert "--attn-implementation grouped\n" in conversion.commands()[0]
+    assert "--attn-implementation flash\n" in replace(conversion, flash=True).commands()[0]
 
 
 def test_positions_in_the_words_of_gpt_2(tmp_path: Path) -> None:
