@@ -1,17 +1,13 @@
 """What export must know about a model family: one table, keyed by the `model_type` of `config.json`.
 
-transformers builds and computes the model. A family needs a row here only if a general rule does not fit it.
-
-- fuse.attention.py cannot fuse its attention: Circle's ATTENTION has no operand for a part of it.
-- `o2o.attention` does not compute its attention. Only eager attention exports.
-
-A family without a row follows the general rules. `family_of` adds what `config.json` alone decides.
+transformers builds and computes the model. A family needs a row here only if it cannot be converted for a
+reason that no field of `config.json` says, or if the plan would describe it wrong without the row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from export.config import CheckpointConfig
@@ -22,9 +18,6 @@ class Family:
     """The rules of one model family.
 
     Attributes:
-        unfusable_reason: Why fuse.attention.py cannot fuse its attention, as a predicate; empty if it can.
-        eager_only_reason: Why only eager attention computes it, as a predicate; empty if `grouped` and
-            `flash` do.
         refusal: Why the family cannot be converted, as a predicate; empty if it can, or if fields of
             config.json say it (`export.preflight`).
         positions: How positions enter, if config.json does not say it: `alibi`, `learned`, `sinusoidal`;
@@ -33,8 +26,6 @@ class Family:
         parallel: Whether attention and MLP read the same input; None if a field of config.json says it.
     """
 
-    unfusable_reason: str = ""
-    eager_only_reason: str = ""
     refusal: str = ""
     positions: str = ""
     unscaled: bool = False
@@ -53,20 +44,11 @@ class Family:
             return self.parallel
         return any(fields.get(name) is True for name in ("use_parallel_residual", "parallel_attn"))
 
-    @property
-    def fuses(self) -> bool:
-        return not self.unfusable_reason
-
 
 EXPERTS = "is a mixture of experts"
 LARGER_HEADS = "has larger heads in some layers"
 POSITIONS_FROM_PADDING = "counts positions from its padding token"
 
-BIASES = "has biases in its attention"
-QK_NORMS = "normalizes queries and keys"
-PARTIAL_ROTATION = "rotates a part of each head"
-INTERLEAVED_ROTATION = "rotates neighboring elements of each head"
-SOFTCAP = "caps its attention scores"
 
 FAMILIES: dict[str, Family] = {
     "blt": Family(refusal="reads bytes in patches of varying length"),
@@ -90,38 +72,19 @@ FAMILIES: dict[str, Family] = {
     "xlnet": Family(refusal="attends in two streams, without a KV cache"),
     "xlstm": Family(refusal="is recurrent"),
     "xmod": Family(refusal=POSITIONS_FROM_PADDING),
-    "cohere": Family(INTERLEAVED_ROTATION, parallel=True),
-    "cohere2": Family(INTERLEAVED_ROTATION, parallel=True),
-    "ernie4_5": Family(INTERLEAVED_ROTATION),
-    "exaone4": Family(QK_NORMS),
-    "gemma3": Family(QK_NORMS),
-    "gemma3_text": Family(QK_NORMS),
-    "glm": Family(PARTIAL_ROTATION),
-    "glm4": Family(PARTIAL_ROTATION),
-    "biogpt": Family(BIASES, positions="learned"),
+    "cohere": Family(parallel=True),
+    "cohere2": Family(parallel=True),
+    "biogpt": Family(positions="learned"),
     "bloom": Family(positions="alibi"),
-    "codegen": Family(INTERLEAVED_ROTATION, parallel=True),
-    "ctrl": Family(BIASES, positions="sinusoidal"),
-    "gpt2": Family(BIASES, positions="learned"),
-    "gpt_bigcode": Family(BIASES, positions="learned"),
+    "codegen": Family(parallel=True),
+    "ctrl": Family(positions="sinusoidal"),
+    "gpt2": Family(positions="learned"),
+    "gpt_bigcode": Family(positions="learned"),
     "gpt_neo": Family(positions="learned", unscaled=True),
-    "gpt_neox": Family(BIASES),
-    "gpt_oss": Family("has attention sinks", eager_only_reason="has attention sinks"),
-    "gptj": Family(INTERLEAVED_ROTATION, parallel=True),
-    "hunyuan_v1_dense": Family(QK_NORMS),
+    "gptj": Family(parallel=True),
     "mpt": Family(positions="alibi"),
-    "nemotron": Family(PARTIAL_ROTATION),
-    "olmo2": Family(QK_NORMS),
-    "olmo3": Family(QK_NORMS),
-    "opt": Family(BIASES, positions="learned"),
-    "phi": Family(BIASES, parallel=True),
-    "phi3": Family(PARTIAL_ROTATION),
-    "qwen2": Family(BIASES),
-    "qwen2_moe": Family(BIASES),
-    "qwen3": Family(QK_NORMS),
-    "qwen3_moe": Family(QK_NORMS),
-    "stablelm": Family(PARTIAL_ROTATION),
-    "starcoder2": Family(BIASES),
+    "opt": Family(positions="learned"),
+    "phi": Family(parallel=True),
 }
 
 
@@ -129,19 +92,9 @@ def family_of(config: CheckpointConfig) -> Family:
     """Return the rules for a model.
 
     Args:
-        config: The model's `config.json`, whose fields may add to its family's row.
+        config: The model's `config.json`.
 
     Returns:
         The row of its `model_type`, or the general rules.
     """
-    family = FAMILIES.get(config.model_type, Family())
-    if config.attention_softcap:
-        return replace(family, unfusable_reason=SOFTCAP, eager_only_reason=SOFTCAP)
-    if family.fuses and config.fields.get("attention_bias"):
-        return replace(family, unfusable_reason=BIASES)
-    scale = config.fields.get("attention_multiplier")  # Granite
-    if family.fuses and scale and abs(scale - config.head_dim**-0.5) > 1e-6 * scale:
-        return replace(
-            family, unfusable_reason="scales its attention scores by another factor than 1/sqrt(H)"
-        )
-    return family
+    return FAMILIES.get(config.model_type, Family())

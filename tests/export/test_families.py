@@ -18,14 +18,12 @@ def family(model_type: str, **fields: Any) -> Family:
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma", "olmo", "smollm3", "nonesuch"])
 def test_a_family_without_a_row_follows_the_general_rules(model_type: str) -> None:
     assert family(model_type) == Family()
-    assert family(model_type).fuses
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_row_says_something(model_type: str) -> None:
     row = family(model_type)
     assert row != Family()
-    assert not row.unfusable_reason.endswith(".")
     assert not row.refusal.endswith(".")
 
 
@@ -41,23 +39,3 @@ def test_a_row_says_something(model_type: str) -> None:
 )
 def test_attention_and_mlp_in_parallel(model_type: str, fields: dict[str, Any], parallel: bool) -> None:
     assert family(model_type, **fields).parallel_residual(fields) is parallel
-
-
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"attention_bias": True}, "has biases in its attention"),
-        ({"attn_logit_softcapping": 50.0}, "caps its attention scores"),
-        ({"attention_multiplier": 0.5}, "scales its attention scores by another factor than 1/sqrt(H)"),
-        ({"attention_multiplier": 10**-0.5}, ""),
-        ({"attention_bias": False}, ""),
-    ],
-)
-def test_config_json_alone_may_decide(fields: dict[str, Any], reason: str) -> None:
-    assert family("llama", **fields).unfusable_reason == reason
-
-
-def test_only_caps_and_sinks_need_eager_attention() -> None:
-    assert family("gemma2", attn_logit_softcapping=50.0).eager_only_reason
-    assert family("gpt_oss").eager_only_reason
-    assert not family("qwen2").eager_only_reason
