@@ -26,6 +26,7 @@ class ExportModule(torch.nn.Module):
         signature: The signature's name.
         inputs: {name: role} in calling order, without parameters.
         outputs: {name: role} in calling order.
+        cache_shapes: See `LanguageModel.cache_shapes`.
     """
 
     signature: str
@@ -33,6 +34,7 @@ class ExportModule(torch.nn.Module):
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.model = model
+        self.cache_shapes = model.cache_shapes  # of a run of its own, which must not be within a trace
         self.inputs: dict[str, Role] = {"input_ids": Role("tokens")}
         self.outputs: dict[str, Role] = {"logits": Role("logits")}
 
@@ -139,7 +141,7 @@ class CachedModule(ExportModule):
     def example(self) -> tuple[Any, ...]:
         caches = tuple(
             torch.zeros(()).expand(1, heads, self.capacity, size)  # no memory
-            for heads, size in self.model.cache_shapes
+            for heads, size in self.cache_shapes
         )
         position = torch.zeros(1, dtype=torch.int64)
         return torch.zeros_like(self.steps)[None], position, caches, self.model.dummies()
