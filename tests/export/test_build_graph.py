@@ -244,7 +244,9 @@ def test_a_model_with_attention_of_its_own_is_exported_eager(tmp_path: Path, mod
 
 def test_an_architecture_without_such_a_cache(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path, model_type="mamba", **WITHOUT_HEAD_DIM)
-    with pytest.raises(ModelError, match="this mamba model has state-space or other recurrent layers") as error:
+    with pytest.raises(
+        ModelError, match="this mamba model has state-space or other recurrent layers"
+    ) as error:
         build_graph.decode(directory, 8)
     assert "\n" not in str(error.value)
 
