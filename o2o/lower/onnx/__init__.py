@@ -7,7 +7,7 @@
     norms             RMSNorm and LayerNorm, also decomposed
     activations       SiLU and GELU, also decomposed
     rotation          RoPE in any form
-    attention         ATTENTION and `o2o.attention` with their caches
+    attention         `o2o.attention` with its caches
     cached_attention  the operands of attention, as a form takes them
     weights           matrices and their quantization
     standard_form     the form `standard`

@@ -1,6 +1,6 @@
-"""Attention of a decode graph in ONNX, from either of its two forms.
+"""Attention of a decode graph in ONNX: `o2o.attention` after a DYNAMIC_UPDATE_SLICE into each cache.
 
-These are ATTENTION with caches, and `o2o.attention` after a DYNAMIC_UPDATE_SLICE into each cache.
+ATTENTION is expanded to it first (`o2o.rewriting.attention.expand_attention`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from o2o.lower.onnx.cached_attention import Cache, CachedAttention, Heads, Proje
 from o2o.lower.onnx.layout import permutes_token
 from o2o.lower.onnx.operators import constant_vector
 from o2o.lower.onnx.per_token import TokenValues
-from o2o.lower.onnx.rotation import rope_tables, rotation_of
+from o2o.lower.onnx.rotation import rotation_of
 from o2o.lower.onnx.standard_form import StandardForm
 from o2o.lower.onnx.weights import Matrix, matrix_of
 from o2o.model import attribute, shape_of
-from o2o.operators.attention import Attention
 from o2o.operators.core_attention import CoreAttention
 from o2o.operators.masks import HIDDEN_THRESHOLD
-from o2o.rewriting.attention.causality import Keys, prove_start
 from o2o.rewriting.axes import trace_layout
-from o2o.rewriting.matchers import MatchFailure, constant_ints, producer_of
+from o2o.rewriting.matchers import constant_ints, producer_of
 
 
 class Caches:
@@ -103,13 +101,12 @@ class Caches:
         shape = shape_of(value)
         if shape_of(row) != (*shape[:axis], 1, *shape[axis + 1 :]):
             raise self.tokens.error(node, "it writes something other than one token's row")
-        try:
-            source = prove_start(start, Keys(1, self.tokens.capacity, appended=False), axis)
-        except MatchFailure as failure:
-            raise self.tokens.error(node, str(failure)) from failure
-        if source is not self.tokens.position_input:
+        starts = self.tokens.table(start)
+        wanted = np.zeros((self.tokens.capacity, 4))
+        wanted[:, axis] = np.arange(self.tokens.capacity)
+        if starts is None or not np.array_equal(starts.reshape(self.tokens.capacity, -1), wanted):
             raise self.tokens.error(
-                node, f"it writes at {source.name}, which is not the graph's position input"
+                node, f"it writes at {start.name}, which is not the graph's position input"
             )
         self.written[node.outputs[0]] = value, row
 
@@ -134,43 +131,6 @@ class Caches:
 def _order(value: ir.Value) -> tuple[int, str]:
     role = role_of(value)
     return (role.layer or 0, role.kind) if role is not None else (0, "")
-
-
-def lower_attention(tokens: TokenValues, form: StandardForm, caches: Caches, node: ir.Node) -> None:
-    """Lower ATTENTION: input projections, attention to the caches, output projection.
-
-    Args:
-        tokens: The values of the graph.
-        form: The ONNX operators to use.
-        caches: The KV caches of the graph.
-        node: ATTENTION, as `o2o.operators.reference` defines it.
-
-    Raises:
-        ModelError: It is not causal attention to two caches at the token's position.
-    """
-    of = Attention.of(node)
-    output = node.outputs[0]
-    if of.k_cache is None or of.v_cache is None or of.pos is None:
-        raise tokens.error(node, "it has no caches or no position: ONNX needs the decode graph")
-    if of.mask is not None:
-        raise tokens.error(node, "its mask is an operand: only the causal mask is supported")
-    if not tokens.is_position(of.pos):
-        raise tokens.error(node, f"its position operand {of.pos.name} is not the graph's position input")
-    x = tokens.reshaped(of.x, node, shape_of(of.x)[-1:])
-    tables = None
-    if of.cos is not None and of.sin is not None:
-        tables = rope_tables(tokens, of.cos, of.sin, of.H)
-        if tables is None:
-            raise tokens.error(node, "its rotation tables depend on more than the position")
-    user = tokens.locate(node)
-    matrices = [matrix_of(w, user) for w in (of.wq, of.wk, of.wv)]
-    keys, values = caches.claim(of.k_cache, node), caches.claim(of.v_cache, node)
-    heads = of.N, of.K, of.H
-    name = f"{output.name}/attention"
-    y = form.attend_projected(
-        ProjectedAttention(x, matrices, [None] * 3, *heads, tables, keys, values, Scores(of.H**-0.5), name)
-    )
-    tokens.assign(output, form.linear(y, matrix_of(of.wo, user), None, output.name or ""))
 
 
 def lower_core_attention(tokens: TokenValues, form: StandardForm, caches: Caches, node: ir.Node) -> None:

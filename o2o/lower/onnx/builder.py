@@ -150,7 +150,7 @@ class OnnxBuilder:
         return output
 
     def reshape(self, x: ir.Value, shape: Sequence[Dim], name: str = "") -> ir.Value:
-        """Append a Reshape.
+        """Append a Reshape, instead of those that `x` comes from.
 
         Args:
             x: The operand.
@@ -158,14 +158,16 @@ class OnnxBuilder:
             name: The preferred name of the result.
 
         Returns:
-            The result; `x` itself if it has the shape.
+            The result; `x`, or what it is a Reshape of, if that has the shape.
         """
+        stem = name or f"{x.name}/reshaped"
+        while dims(x) != list(shape) and (source := x.producer()) is not None and source.op_type == "Reshape":
+            assert source.inputs[0] is not None
+            x = source.inputs[0]
         if dims(x) == list(shape):
             return x
         target = [-1 if isinstance(dim, str) else dim for dim in shape]
-        return self.node(
-            "Reshape", [x, self.constant(target, "shape")], shape, name=name or f"{x.name}/reshaped"
-        )
+        return self.node("Reshape", [x, self.constant(target, "shape")], shape, name=stem)
 
     def transpose(self, x: ir.Value, axes: Sequence[int], name: str = "") -> ir.Value:
         """Append a Transpose.

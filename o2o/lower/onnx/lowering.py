@@ -21,7 +21,7 @@ from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.onnx.activations import activation_of, with_activation
-from o2o.lower.onnx.attention import Caches, lower_attention, lower_core_attention, lower_rope
+from o2o.lower.onnx.attention import Caches, lower_core_attention, lower_rope
 from o2o.lower.onnx.builder import FLOAT, OnnxBuilder, dims
 from o2o.lower.onnx.norms import NormNodes, Norms
 from o2o.lower.onnx.operators import cast, constant_vector, lower_operator
@@ -33,6 +33,7 @@ from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_
 from o2o.operators import core_attention
 from o2o.operators.traits import is_elementwise, lookup_operands, traits_of
 from o2o.quantization import metadata
+from o2o.rewriting.attention.expand_attention import expand_attentions
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.matchers import producer_of
@@ -80,6 +81,7 @@ class _Lowering:
 
     def __init__(self, model: Model, decode: Signature, form: type[StandardForm], last: bool) -> None:
         self.model, self.graph, self.last = model, decode.graph, last
+        expand_attentions(model, self.graph)
         eliminate_common_subexpressions(model, self.graph)  # rotation tables that every layer repeats
         roles = {value: role_of(value) for value in self.graph.inputs}
         inputs: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
@@ -111,7 +113,6 @@ class _Lowering:
         self.lm_head = _find_lm_head(self.logits)
         self._check_outputs()
         self._lowerings: dict[tuple[str, str], Callable[[ir.Node], None]] = {
-            (DOMAIN, "ATTENTION"): lambda node: lower_attention(self.tokens, self.form, self.caches, node),
             **dict.fromkeys(
                 ((CUSTOM_DOMAIN, name) for name in core_attention.NAMES),
                 lambda node: lower_core_attention(self.tokens, self.form, self.caches, node),

@@ -64,28 +64,6 @@ def rotation_of(tokens: TokenValues, value: ir.Value) -> tuple[ir.Value, RopeTab
     return None
 
 
-def rope_tables(tokens: TokenValues, cos: ir.Value, sin: ir.Value, H: int) -> RopeTables | None:
-    """Return the tables of a ROPE that rotates halves.
-
-    Args:
-        tokens: The values of the graph.
-        cos: cos in the Circle graph, H elements.
-        sin: sin in the Circle graph, H elements.
-        H: The head dimension.
-
-    Returns:
-        The tables; None if they depend on more than the position, or differ between the halves of a head.
-    """
-    constants = []
-    for value in (cos, sin):
-        table = tokens.table(value)
-        half = H // 2
-        if table is None or table.shape[1:] != (H,) or not np.array_equal(table[:, :half], table[:, half:]):
-            return None
-        constants.append(tokens.op.constant(table[:, :half], f"{value.name}/table", np.float32))
-    return RopeTables(constants[0], constants[1], interleaved=False)
-
-
 def _is_linear(node: ir.Node) -> bool:
     if node.domain != DOMAIN or attribute(node, "fusedActivationFunction", 0):
         return False

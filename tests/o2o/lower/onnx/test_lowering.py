@@ -200,7 +200,9 @@ def test_attention_with_a_mask() -> None:
     node = next(node for node in graph if node.op_type == "ATTENTION")
     mask = add_constant(graph, np.zeros((1, 1, 1, 14), np.float32), "mask")
     node.replace_input_with(7, mask)
-    assert "ATTENTION (layers.0.attention in decode" in refusal(model)
+    message = refusal(model)
+    assert message.startswith("o2o.attention (layers.0.attention/attended in decode")
+    assert message.endswith("its mask mask shows keys after the position of the query")
 
 
 def test_a_cache_that_is_looked_at() -> None:
@@ -216,7 +218,7 @@ def test_a_cache_that_is_looked_at() -> None:
     graph.ir.outputs[0] = spoiled
     message = refusal(model)
     assert message.startswith("SUM (total in decode")
-    assert "past_key_0" in message
+    assert "present_key_0" in message
     assert "run fuse.attention.py first" in message
 
 
