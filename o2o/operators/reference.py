@@ -415,6 +415,10 @@ def _gather(node: ir.Node, x: Array, indices: Array) -> Array:
     return np.take(x, indices, attribute(node, "axis", 0))
 
 
+def _gather_nd(node: ir.Node, x: Array, indices: Array) -> Array:
+    return np.asarray(x[tuple(np.moveaxis(indices, -1, 0))])
+
+
 def _batch_matmul(node: ir.Node, x: Array, y: Array) -> Array:
     x = x.swapaxes(-1, -2) if attribute(node, "adjointLhs") else x
     y = y.swapaxes(-1, -2) if attribute(node, "adjointRhs") else y
@@ -517,6 +521,7 @@ _KERNELS: dict[str, Kernel] = {
     "RANGE": _each(lambda start, limit, delta: np.arange(start.item(), limit.item(), delta.item())),
     "SHAPE": _each(lambda x: np.asarray(x.shape)),
     "GATHER": _gather,
+    "GATHER_ND": _gather_nd,
     "EMBEDDING_LOOKUP": _each(lambda i, x: x[i]),
     "MEAN": _reduce(np.mean),
     "SUM": _reduce(np.sum),

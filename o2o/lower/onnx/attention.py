@@ -58,6 +58,10 @@ class Caches:
             past.meta["role"] = replace(role, layout="BNTH")
             present.meta["role"] = past.meta["role"].output_role
             self.by_input[value] = Cache(past, present, role.layout)
+            for use in value.uses():
+                if use.node.op_type == "CONCATENATION":
+                    reason = f"it concatenates {value.name} and new rows"
+                    raise tokens.error(use.node, f"{reason}: export the decode graph with --cache static")
 
     def claim(self, value: ir.Value, node: ir.Node) -> Cache:
         """Return the cache that a node writes.

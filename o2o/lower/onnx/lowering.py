@@ -33,10 +33,14 @@ from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_
 from o2o.operators import core_attention
 from o2o.operators.traits import is_elementwise, lookup_operands, traits_of
 from o2o.quantization import metadata
+from o2o.rewriting.attention.core_rule import CoreRule
 from o2o.rewriting.attention.expand_attention import expand_attentions
+from o2o.rewriting.attention.mask_rule import MaskRule
+from o2o.rewriting.attention.proofs import Proofs
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.matchers import producer_of
+from o2o.rewriting.rewrite_rule import apply_rule
 from o2o.signatures import decode_of
 
 FORMS: dict[str, type[StandardForm]] = {form.name: form for form in (StandardForm, OrtForm)}
@@ -76,13 +80,25 @@ def _check_roles(decode: Signature) -> None:
         raise ModelError(f"{decode.name}: its position input has shape {list(shape)}, not [1]")
 
 
+def _raise_attention(model: Model, graph: ir.Graph) -> str:
+    """Turn each attention, fused or scattered, into `o2o.attention`. Return why one is left, or ""."""
+    expand_attentions(model, graph)
+    failures = apply_rule(model, graph, CoreRule()).failures
+    apply_rule(model, graph, MaskRule(Proofs()))
+    eliminate_common_subexpressions(model, graph)  # rotation tables that every layer repeats
+    return (
+        f"{model.locate(graph, failures[0][0])} is not recognized as attention: {failures[0][1]}"
+        if failures
+        else ""
+    )
+
+
 class _Lowering:
     """The lowering of one decode graph."""
 
     def __init__(self, model: Model, decode: Signature, form: type[StandardForm], last: bool) -> None:
         self.model, self.graph, self.last = model, decode.graph, last
-        expand_attentions(model, self.graph)
-        eliminate_common_subexpressions(model, self.graph)  # rotation tables that every layer repeats
+        unrecognized = _raise_attention(model, self.graph)
         roles = {value: role_of(value) for value in self.graph.inputs}
         inputs: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
         label = model.label(self.graph)
@@ -102,7 +118,7 @@ class _Lowering:
         capacity = shape_of(cache)[layout.index("T")]
         quantized = any(is_quantized(value) for value in self.graph.initializers.values())
         leading = form.leading_axes(quantized)
-        self.tokens = TokenValues(model, self.graph, self.op, inputs, capacity, leading)
+        self.tokens = TokenValues(model, self.graph, self.op, inputs, capacity, leading, unrecognized)
         self.logits_output = self.op.value("logits", FLOAT, [1])
         self.form = form(self.tokens)
         self.caches = Caches(self.tokens)

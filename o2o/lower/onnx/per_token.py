@@ -79,9 +79,10 @@ class TokenValues:
         inputs: Mapping[str, ir.Value],
         capacity: int,
         leading: Sequence[Dim],
+        unrecognized: str = "",
     ) -> None:
         self.model, self.graph, self.op, self.capacity = model, graph, op, capacity
-        self.leading = list(leading)
+        self.leading, self._unrecognized = list(leading), unrecognized
         tokens, position = inputs["tokens"], inputs["position"]
         self.position_input = position
         self.lowered: dict[ir.Value, ir.Value] = {}
@@ -209,9 +210,8 @@ class TokenValues:
             return self.lowered[value]
         table = self.table(value)
         if table is None:
-            raise self.error(
-                node, f"it takes {value.name}, which depends on several tokens: run fuse.attention.py first"
-            )
+            reason = f"it takes {value.name}, which depends on other tokens"
+            raise self.error(node, f"{reason}; {self._unrecognized}" if self._unrecognized else reason)
         rows = self.op.constant(table, f"{value.name}/table", table.dtype)
         shape = [*self.leading, *token_shape(value)]
         self.lowered[value] = self.op.node(

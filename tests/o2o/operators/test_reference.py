@@ -146,6 +146,7 @@ def _layout() -> list[Case]:
             attributes={"axis": -1},
         ),
         Case("PACK", [x, floats(2, 3, 4, seed=1)], (2, 2, 3, 4), attributes={"axis": 1, "valuesCount": 2}),
+        Case("GATHER_ND", [x, ints(1, 2, 0, 0).reshape(2, 2)], (2, 4), constants=(1,)),
         Case(
             "SPLIT_V",
             [x, ints(2, 2), np.array(2, np.int32)],

@@ -263,11 +263,10 @@ def refusal(extras: Callable[[Graph, ir.Value], dict[str, Any]]) -> str:
 
 
 def test_refusals() -> None:
-    sees_all = refusal(
-        lambda graph, position: {"mask": graph.constant("mask", np.zeros((1, 13), np.float32))}
-    )
+    visible = np.random.default_rng(2).standard_normal((13, 1, 1, 13))
+    sees_all = refusal(lambda graph, position: {"mask": _table(graph, position, visible)})
     assert sees_all.startswith("o2o.attention (attended in decode")
-    assert "mask shows keys after the position of the query" in sees_all
+    assert "shows keys after the position of the query" in sees_all
 
     def from_tokens(graph: Graph, position: ir.Value) -> dict[str, Any]:
         number = graph.op("CAST", [graph.ir.inputs[0]], [1, 1], FLOAT)

@@ -120,6 +120,16 @@ def test_one_product_for_queries_keys_and_values(variants: Callable[[str], tuple
     assert kinds.count("Gemm") == 2 * 5 + 1
 
 
-def test_scattered_attention(exported_model: Callable[[str, str], Path]) -> None:
-    with pytest.raises(ModelError, match=r"model\.layers\.0\.self_attn.*: run fuse\.attention\.py first"):
-        lower_to_onnx(formats.load(exported_model("demo", "static")))
+@pytest.mark.parametrize("form", FORMS)
+def test_scattered_attention(
+    form: str, exported_model: Callable[[str, str], Path], shared_directory: Path
+) -> None:
+    """Attention that no filter has fused."""
+    path = exported_model("demo", "static")
+    directory = random_checkpoint(shared_directory, "demo")
+    compare(lambda: formats.load(path), directory, SHAPES["demo"]["vocab_size"], form)
+
+
+def test_scattered_attention_of_concatenated_caches(exported_model: Callable[[str, str], Path]) -> None:
+    with pytest.raises(ModelError, match=r"export the decode graph with --cache static"):
+        lower_to_onnx(formats.load(exported_model("demo", "concat")))

@@ -202,7 +202,7 @@ def test_attention_with_a_mask() -> None:
     node.replace_input_with(7, mask)
     message = refusal(model)
     assert message.startswith("o2o.attention (layers.0.attention/attended in decode")
-    assert message.endswith("its mask mask shows keys after the position of the query")
+    assert "position operand" in message, "a mask of zeros shows all rows at every position"
 
 
 def test_a_cache_that_is_looked_at() -> None:
@@ -219,7 +219,24 @@ def test_a_cache_that_is_looked_at() -> None:
     message = refusal(model)
     assert message.startswith("SUM (total in decode")
     assert "present_key_0" in message
-    assert "run fuse.attention.py first" in message
+    assert message.endswith("which depends on other tokens")
+
+
+def test_a_softmax_that_is_no_attention() -> None:
+    """The reason is that of the attention that is not recognized."""
+    model = decoder()
+    graph = Graph("unused")
+    graph.ir = model.graphs[0]
+    rows = graph.op("SOFTMAX", [graph.ir.inputs[2]], [1, 14, 2, 16], FLOAT, "weights", beta=1.0)
+    axes = graph.constant("axes", np.int32([0, 1, 2, 3]))
+    total = graph.op("SUM", [rows, axes], [1], FLOAT, "total")
+    spoiled = graph.op("ADD", [total, graph.ir.outputs[0]], [1, 1, 67], FLOAT, "spoiled")
+    del graph.ir.outputs[0].meta["role"]
+    spoiled.meta["role"] = Role("logits")
+    graph.ir.outputs[0] = spoiled
+    message = refusal(model)
+    assert "it takes present_key_0, which depends on other tokens; SOFTMAX (weights in decode) is" in message
+    assert "not recognized as attention: " in message
 
 
 def test_a_cache_that_nothing_writes() -> None:
