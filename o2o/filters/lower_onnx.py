@@ -32,7 +32,7 @@ class LowerOnnx(Filter):
     The form `standard` uses operators of ONNX opset 24 only, for any conforming runtime. The form `ort` uses
     ONNX Runtime's own operators too (GroupQueryAttention, MatMulNBits, ...). Weights stay quantized.
     With -o FILE, large weights go to a second file, FILE.data. stdout gets one file of up to 2 GiB.
-    Attention may be ATTENTION, `o2o.attention` or scattered, with any mask that depends on the position alone.
+    Attention may be ATTENTION, `o2o.attention` or scattered, with a mask that depends on the position alone.
     Refused: TFLite, a model without a decode graph, concatenated caches, and other operators that mix tokens.
     Run bind.weights.py before if weights are not in the file.
     """
