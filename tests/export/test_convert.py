@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,6 @@ def run(*arguments: object) -> int:
         ([], ["fuse.attention.py", "bind.weights.py -o model.circle"]),
         (["--quantize", "dynamic_int8"], ["quantize.weights.py --recipe dynamic_int8 | bind.weights.py"]),
         (["--format", "tflite", "--quantize", "float16"], ["recipe float16", "sign.ai_edge.py"]),
-        (["--format", "litertlm"], ["-o model.litertlm", "prefill_8", "pack.litertlm.py --tokenizer"]),
         (["--format", "onnx"], ["lower.onnx.py --form ort model.circle -o model.onnx"]),
         (["--format", "onnx", "--onnx-form", "standard"], ["lower.onnx.py --form standard"]),
         (["--cache", "static", "--dtype", "float16"], ["--cache static", "--dtype float16"]),
@@ -51,6 +51,23 @@ def test_a_dry_run_prints_the_plan(
     for text in ("llama, 1 layer", "context     16 tokens", "memory", "disk", *steps):
         assert text in captured.out
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_plan_of_a_litertlm_file(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It holds the tokenizer, so the checkpoint must have one. Its shortest prefill has 8 tokens."""
+    flags = ["-o", tmp_path / "p", "--max-length", 16, "--format", "litertlm", "--dry-run"]
+    assert run(checkpoint, *flags) == 1
+    assert "--format litertlm needs one" in capsys.readouterr().err
+    with_tokenizer = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, with_tokenizer)
+    (with_tokenizer / "tokenizer.json").write_text("{}")
+    assert run(with_tokenizer, *flags) == 0
+    printed = capsys.readouterr().out
+    assert "p/model.litertlm" in printed
+    assert "prefill_8, prefill_16, decode" in printed
+    assert f"| pack.litertlm.py --tokenizer {with_tokenizer} -o model.litertlm" in printed
 
 
 def test_a_dry_run_does_not_import_torch(checkpoint: Path, tmp_path: Path) -> None:
@@ -75,6 +92,7 @@ REFUSED = [
     (["--quantize", "int8"], 2, "unknown recipe 'int8'"),
     (["--format", "tflite", "--dtype", "float16"], 2, "give --quantize float16 instead"),
     (["--format", "tflite", "--cache", "concat"], 2, "--cache concat needs --format circle"),
+    (["--format", "litertlm", "--cache", "concat"], 1, "has no tokenizer.json and no tokenizer.model"),
     (["--quantize", "dynamic_int8", "--dtype", "float16"], 2, "give one of them"),
     (["--format", "onnx", "--prefill-lengths", "8"], 2, "reads prompts of any length"),
     (["--prefill-lengths", "99"], 2, "99 tokens do not fit"),

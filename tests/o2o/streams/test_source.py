@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from o2o.errors import ModelError, O2oError, UsageError
-from o2o.streams import FileSource, MemorySource, Source, open_file, open_source
+from o2o.streams import FileSource, MemorySource, RangeSource, Source, open_file, open_source
 from o2o.streams.framing import AT, LENGTH, Frame
 from o2o.streams.source import PipeSource
 
@@ -390,3 +390,32 @@ def test_a_file_source_closes_what_it_opened(tmp_path: Path) -> None:
         source = FileSource(file.fileno(), "f")
         del source
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("of_file", [False, True])
+def test_a_part_of_a_source(tmp_path: Path, of_file: bool) -> None:
+    """It has positions of its own, whatever is before and behind it."""
+    inner = framed(100, 300)
+    data = bytes(50) + inner + b"behind"
+    (tmp_path / "whole").write_bytes(data)
+    whole: Source = open_file(tmp_path / "whole") if of_file else MemorySource(data)
+    part = RangeSource(whole, 50, 300)
+    assert (part.size, part.origin, part.header.tobytes(), part.unframed) == (300, 50, inner[:100], None)
+    assert part.view(7, 9).tobytes() == inner[7:16]
+    assert b"".join(part.chunks(0, 300, 64)) == inner
+    sink = io.BytesIO()
+    part.copy(200, 100, sink)
+    assert sink.getvalue() == inner[200:]
+    assert RangeSource(part, 10, 20).origin == 60
+    for read in (lambda: part.view(299, 2), lambda: part.copy(0, 301, sink)):
+        with pytest.raises(ModelError, match="truncated"):
+            read()
+    with pytest.raises(ModelError, match="truncated"):
+        RangeSource(whole, 50, 299)  # the model's frame says 300
+
+
+def test_a_part_without_a_frame() -> None:
+    part = RangeSource(MemorySource(b"beforeTFL3 and an archive"), 6, 19)
+    assert part.header.tobytes() == b"TFL3 and an archive"
+    assert part.unframed is not None
+    assert part.unframed.tobytes() == b"TFL3 and an archive"
