@@ -6,10 +6,11 @@ Each round starts with another variant.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -155,26 +156,41 @@ def _check(results: Results, ids: Sequence[int], plan: Plan, log: Log) -> int:
 
     It is also the first start of each: afterwards its artifacts are cached and its file is in memory.
     """
-    logits, peaks = {}, {}
+    answers, peaks = {}, {}
     for contender in list(results.contenders):
         name = contender.variant.name
         with results.leaves_out_failures(contender, log), ExitStack() as stack:
             worker, _ = _start(contender, plan, stack)
             answer = worker.ask("logits", ids=ids)
-            if not (agreement := correlation(answer["logits"], answer["steps"])) >= MIN_DECODE_CORRELATION:
+            by_steps = {"logits": answer.get("steps"), "tokens": answer["step_tokens"]}
+            if not (agreement := _agreement(answer, by_steps)) >= MIN_DECODE_CORRELATION:
                 raise PeerFailed(f"decode and prefill do not agree: correlation {agreement:.3f}")
-            logits[name], peaks[name] = answer["logits"], worker.ask("memory")["peak"]
+            answers[name], peaks[name] = answer, worker.ask("memory")["peak"]
     most = max(results.contenders, key=lambda one: (one.variant.bits, not one.variant.ours), default=None)
     for contender in list(results.contenders):
         assert most is not None
         with results.leaves_out_failures(contender, log):
             name, reference = contender.variant.name, most.variant.name
-            agreement = results.correlations[name] = correlation(logits[name], logits[reference])
+            if "logits" not in answers[name]:  # its ids can be compared with those of the same file only
+                reference = _same_file(contender, results.contenders).variant.name
+            agreement = results.correlations[name] = _agreement(answers[name], answers[reference])
             if not agreement >= MIN_CORRELATION[contender.variant.bits]:
                 del peaks[name]
                 raise PeerFailed(f"computes something else than {reference}: correlation {agreement:.3f}")
             log(f"{name}: correlation {agreement:.4f} with {reference}")
     return sum(peaks.values())
+
+
+def _agreement(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """The correlation of logits; without them the share of ids that are the same."""
+    if one.get("logits") and other.get("logits"):
+        return correlation(one["logits"], other["logits"])
+    return statistics.mean(a == b for a, b in zip(one["tokens"], other["tokens"], strict=True))
+
+
+def _same_file(contender: Contender, others: Sequence[Contender]) -> Contender:
+    """This project's variant that loads the same file, else `contender` itself."""
+    return next((one for one in others if one.variant.ours and one.model == contender.model), contender)
 
 
 def _round(

@@ -61,7 +61,8 @@ class Variant:
 
     @property
     def name(self) -> str:
-        return " ".join(filter(None, (self.peer.name, self.precision, self.engine if self.ours else "")))
+        engine = "" if self.engine == BUNDLE and not self.ours else self.engine
+        return " ".join(filter(None, (self.peer.name, self.precision, engine)))
 
     @property
     def form(self) -> str:

@@ -105,6 +105,7 @@ def _metadata(folder: Path, capacity: int, vocab_size: int) -> tuple[LlmMetadata
     stops = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
     if not stops:
         notes.append("no file has an eos_token_id: an answer ends with the context")
+        stops = [vocab_size]  # LiteRT-LM needs a stop token: the id of none
     template = _template(folder, tokenizer_config)
     if not template:
         notes.append("the checkpoint has no chat template: LiteRT-LM joins the messages without one")

@@ -10,12 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import litert_lm
-import numpy as np
 
 from bench.peers.runners.serving import serve
-
-SCORED = 24
-"""Number of ids whose log-probabilities stand for the logits: each takes a session."""
 
 
 class LiteRtLm:
@@ -43,15 +39,6 @@ class LiteRtLm:
             self._parts.append([token])
             self._last = next(self._tokens)
         return self._last
-
-    def logits(self) -> np.ndarray:
-        """The log-probabilities of the first ids: the logits, up to a constant."""
-        self.stop()
-        scores = []
-        for token in range(SCORED):
-            with self._read(self._parts) as session:
-                scores += session.run_text_scoring([_text([token])]).scores
-        return np.array(scores)
 
     def stop(self) -> None:
         """End the session, which computes ahead."""

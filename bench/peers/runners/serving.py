@@ -5,6 +5,7 @@
         {"load": seconds until the model is ready, without importing libraries}
     {"do": "logits", "ids": [...]}
         {"logits": [...], "steps": [...]}: logits after the prompt, by prefill and with the last id decoded
+        {"tokens": [...], "step_tokens": [...]}: the same two ways, the ids that follow greedily
     {"do": "prefill", "ids": [...], "seconds": 1}
         {"seconds": [...]}: time of each prefill, repeated for that many seconds, at least once
     {"do": "decode", "ids": [...], "tokens": 32, "seconds": 1}
@@ -29,6 +30,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+FOLLOWING = 4
+"""Number of ids that follow a prompt, to compare runners."""
 MIN_STEPS = 8
 """The lowest number of steps for a median."""
 
@@ -59,7 +62,7 @@ class Runner(Protocol):
         ...
 
     def logits(self) -> np.ndarray:
-        """Return the logits of the next token.
+        """Return the logits of the next token. A runner of an API without logits lacks this method.
 
         Returns:
             [V].
@@ -96,7 +99,7 @@ def serve(load: Callable[..., Runner]) -> None:
 
 
 def logits(runner: Runner, ids: Sequence[int]) -> dict[str, Any]:
-    """Compute logits in two ways.
+    """Compute logits in two ways, and the ids that follow. Some runners have no logits.
 
     Args:
         runner: The runner.
@@ -105,11 +108,17 @@ def logits(runner: Runner, ids: Sequence[int]) -> dict[str, Any]:
     Returns:
         The answer to "logits".
     """
-    runner.prefill(ids)
-    whole = runner.logits().tolist()
-    runner.prefill(ids[:-1])
-    runner.decode(ids[-1])
-    return {"logits": whole, "steps": runner.logits().tolist()}
+    answer: dict[str, Any] = {}
+    for logits, tokens, first in (
+        ("logits", "tokens", lambda: runner.prefill(ids)),
+        ("steps", "step_tokens", lambda: (runner.prefill(ids[:-1]), runner.decode(ids[-1]))[1]),
+    ):
+        answer[tokens] = [first()]
+        if hasattr(runner, "logits"):
+            answer[logits] = runner.logits().tolist()
+        while len(answer[tokens]) < FOLLOWING:
+            answer[tokens].append(runner.decode(answer[tokens][-1]))
+    return answer
 
 
 def prefill(runner: Runner, ids: Sequence[int], seconds: float) -> dict[str, Any]:

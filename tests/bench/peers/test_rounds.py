@@ -70,6 +70,14 @@ def test_who_fails_is_left_out_with_the_reason(tmp_path: Path) -> None:
     assert reasons["fails later"].startswith("ValueError: too long (")
 
 
+def test_a_runner_without_logits_is_compared_by_ids(tmp_path: Path) -> None:
+    """With this project's variant that loads the same file."""
+    ours, theirs = contender(tmp_path, "good", peer=OURS), contender(tmp_path, "text")
+    results = measure([ours, theirs], VOCABULARY, plan(tmp_path), lambda line: None)
+    assert results.failed == {}
+    assert results.correlations[theirs.variant.name] == 1
+
+
 def test_one_at_a_time_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "_free_memory", lambda: 1_000_000)
     messages: list[str] = []

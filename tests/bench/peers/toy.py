@@ -46,5 +46,17 @@ class Toy:
         return int(self.logits().argmax())
 
 
+class TextToy:
+    """A runner of an API without logits."""
+
+    def __init__(self, precision: str, engine: str, **_: Any) -> None:
+        self._toy = Toy(precision, engine)
+        self.prefill, self.decode = self._toy.prefill, self._toy.decode
+
+
+def load(precision: str, **fields: Any) -> Toy | TextToy:
+    return (TextToy if precision.startswith("text") else Toy)(precision, **fields)
+
+
 if __name__ == "__main__":
-    serve(Toy)
+    serve(load)

@@ -80,6 +80,7 @@ def test_config_json_counts_without_a_generation_config(tmp_path: Path) -> None:
 
 def test_what_litert_lm_has_no_field_for_is_named(tmp_path: Path) -> None:
     write_package(tmp_path, {"repetition_penalty": 1.1, "no_repeat_ngram_size": 0})
+    assert metadata(tmp_path).stops == ((11,),)  # LiteRT-LM needs one: the id of no token
     notes = sections_of(tmp_path, 16, 11)[1]
     assert notes == [
         "no file has an eos_token_id: an answer ends with the context",
