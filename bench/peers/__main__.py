@@ -1,8 +1,9 @@
 """Benchmark this project and its peers: `python -m bench.peers`.
 
 The command creates a random checkpoint of each shape and converts it for llama.cpp, onnxruntime-genai,
-Hugging Face, litert-torch, LiteRT-LM and this project. All of them read the same prompts in turn, with equal threads.
-It prints tokens/s, loading times and memory, and the ratios of this project to each peer in the same round.
+Hugging Face, litert-torch, LiteRT-LM and this project. All of them read the same prompts in turn, with equal
+threads. It prints tokens/s, loading times and memory, and the ratios of this project to each peer in the same
+round.
 
 Peers are installed when they are first needed, each in its own virtual environment. A peer that cannot be
 installed, converted or run, or that computes something else, is left out; the reason is printed. Conversions
