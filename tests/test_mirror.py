@@ -105,6 +105,7 @@ COVERED = {
     ],
     "tests/o2o/filters/test_select_op.py": [
         "o2o/rewriting/boundaries.py",
+        "o2o/rewriting/extraction.py",
     ],
     "tests/o2o/filters/test_transpose_io_kvcache.py": [
         "o2o/rewriting/cache_layout.py",
@@ -160,6 +161,9 @@ COVERED = {
     ],
     "tests/o2o/lower/onnx/test_quantized.py": [
         "o2o/lower/onnx/weights.py",
+    ],
+    "tests/o2o/reduction/test_reducer.py": [
+        "o2o/reduction/changes.py",
     ],
     "tests/o2o/operators/test_reference.py": [
         "o2o/operators/attention.py",

@@ -44,6 +44,7 @@ COMMANDS = [
     "merge.circles.py prefill.circle decode.circle",
     "quantize.weights.py --recipe dynamic_int8 < model.circle",
     "lower.litert.py < model.circle | raise.circle.py",
+    "reduce.model.py decode.circle -- sh -c '! grep -q rsqrt_[1] {}'",
     "remove.io.py output --keep_by_name logits < prefill.circle",
     "rename.io.py input input_ids=tokens < decode.circle",
     "rename.io.remove_prefix.py past_ < decode.circle",

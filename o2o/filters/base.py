@@ -369,11 +369,24 @@ class Filter:
                 self.log(f"{source.name}: only its language model is written, without tokenizer and metadata")
         if args.check:
             self.log(self.check(self.read(sources), result, args))
+        self.deliver(result, args, sources)
+        return None
+
+    def deliver(self, result: Result, args: argparse.Namespace, sources: Sequence[streams.Source]) -> None:
+        """Write the result, or pass it to the next filter of a pipeline in this process.
+
+        Args:
+            result: From `transform`.
+            args: The arguments.
+            sources: See `write`.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         if self.receiver is not None:
             self.receiver(result, sources)
         else:
             self.write(result, args.output, sources)
-        return None
 
     @classmethod
     def main(cls, argv: Sequence[str] | None = None) -> int:

@@ -65,6 +65,7 @@ class Outcome:
 class Manners:
     module: ClassVar[str]
     arguments: ClassVar[Sequence[str]] = ()
+    trailing: ClassVar[Sequence[str]] = ()  # behind all other arguments
     model: ClassVar[Callable[[], Model]] = staticmethod(decoder)
     writes_model: ClassVar[bool] = True
     folder_refused: ClassVar[tuple[int, str]] = (1, "Is a directory: give a file in it")
@@ -91,7 +92,7 @@ class Manners:
 
     def run(self, *arguments: str, stdin: bytes = b"", stdout: BinaryIO | None = None) -> Outcome:
         """Run the command in this process, with files as its standard streams."""
-        return self.captured(lambda: self.filter.main(list(arguments)), stdin, stdout)
+        return self.captured(lambda: self.filter.main([*arguments, *self.trailing]), stdin, stdout)
 
     def run_filter(self, module: str, *arguments: str, stdin: bytes = b"") -> Outcome:
         """Run another filter."""
@@ -174,7 +175,7 @@ class Manners:
     def test_in_a_pipeline_of_one_process_it_writes_the_same_bytes(self, sample: str) -> None:
         first = self.run_filter("gc", "-", stdin=sample_data(sample) if sample else self.data)
         alone = self.filtered(first.out)
-        words = [["gc"], [self.filter.name, *self.arguments, "-"]]
+        words = [["gc"], [self.filter.name, *self.arguments, "-", *self.trailing]]
         if alone.code == 0 and self.writes_model:
             alone = self.run_filter("gc", "-", stdin=alone.out)
             words.append(["gc"])

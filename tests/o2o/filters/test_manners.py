@@ -11,6 +11,7 @@ from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
 from tests.o2o.filters.manners import Manners, sample_data
 from tests.o2o.filters.test_pack_litertlm import signed_model, tokenizer_folder
+from tests.o2o.filters.test_select_op import chain
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import decoder
 from tests.o2o.language_model_graphs import language_model
@@ -58,6 +59,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "model": staticmethod(lambda: lower_to_litert(decoder())),
         "turns_tflite_into": "circle",
     },
+    "reduce_model": {"trailing": ["--", "false"], "model": staticmethod(chain)},
     "remove_io": {"arguments": ["output", "--keep_by_id", "0"]},
     "rename_io": {"arguments": ["input", "input_ids=tokens"]},
     "rename_io_remove_prefix": {"arguments": ["input_"]},

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from o2o import formats
-from o2o.filters.select_op import select
 from o2o.model import Model
+from o2o.rewriting.extraction import extract
 from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import (
     Graph,
@@ -84,7 +84,7 @@ def test_head_and_tail_compute_what_the_whole_does(model: Model, data: st.DataOb
         part = formats.loads(formats.dumps(model))
         graph = part.graphs[0]
         if nodes := set(list(graph)[keep]):
-            select(part, graph, nodes)
+            extract(part, graph, nodes)
             known |= run(part, {value.name or "": known[value.name or ""] for value in graph.inputs})
     assert_same_results(before, {name: known[name] for name in before})
 
