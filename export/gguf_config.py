@@ -27,11 +27,18 @@ MODEL_TYPES = {
         name: name
         for name in ("gemma", "granite", "olmo", "olmo2", "qwen3", "smollm3", "stablelm", "starcoder2")
     },
+    "arcee": "arcee",
+    "cohere2": "cohere2",
     "command-r": "cohere",
     "gemma3": "gemma3_text",
     "gptneox": "gpt_neox",
     "mistral": "mistral",
+    "mpt": "mpt",
     "phi2": "phi",
+    "qwen2vl": "qwen2",
+    "qwen3vl": "qwen3",
+    "seed_oss": "seed_oss",
+    "starcoder": "gpt_bigcode",
 }
 """{llama.cpp's name of an architecture: transformers' model type}."""
 
@@ -40,14 +47,14 @@ TIED = ("bloom", "falcon")
 
 ONLY_OF = {
     "attention.causal": (),
-    "attention.clamp_kqv": ("olmo",),
-    "attention.max_alibi_bias": ("bloom",),
+    "attention.clamp_kqv": ("mpt", "olmo"),
+    "attention.max_alibi_bias": ("bloom", "mpt"),
     "attention.scale": ("granite",),
     "attn_logit_softcapping": ("gemma2", "gemma3"),
     "embedding_scale": ("granite",),
     "expert_count": (),
     "final_logit_softcapping": ("gemma2", "gemma3"),
-    "logit_scale": ("command-r", "granite"),
+    "logit_scale": ("cohere2", "command-r", "granite"),
     "residual_scale": ("granite",),
 }
 """{key that changes what a model computes: the architectures for which it is honoured}."""
@@ -110,12 +117,16 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     fields |= _family_fields(file, fields)
     fields |= _head_fields(file, fields, defaults)
     fields |= _rotary_fields(file, fields, defaults)
-    if "sliding_window" in defaults:
-        window = _scalar(file, "attention.sliding_window")
-        if window is None and model_type == "mistral":
-            fields["sliding_window"] = None  # the class has the window of the first Mistral
-        elif window is not None:
-            fields["sliding_window"] = window
+    window = _scalar(file, "attention.sliding_window")
+    if window is not None:
+        if "sliding_window" not in defaults or "use_sliding_window" in defaults:
+            raise ModelError(
+                f"{file.path} has {architecture}.attention.sliding_window {window}, which transformers' "
+                f"{model_type} does not have"
+            )
+        fields["sliding_window"] = window
+    elif model_type == "mistral":
+        fields["sliding_window"] = None  # the class has the window of the first Mistral
     return fields
 
 
@@ -215,8 +226,25 @@ def _family_fields(file: GgufFile, fields: Mapping[str, Any]) -> dict[str, Any]:
                 "logit_scale": "logits_scaling",
             }
             return {ours: get(theirs) for theirs, ours in names.items() if get(theirs)}
-        case "command-r":
+        case "command-r" | "cohere2":
             return {"logit_scale": get("logit_scale", 1.0)}
+        case "mpt":
+            alibi = {"alibi_bias_max": int(get("attention.max_alibi_bias", 8))}
+            clip = {"clip_qkv": get("attention.clamp_kqv")}
+            sizes = {"d_model": get("embedding_length"), "n_heads": _scalar(file, "attention.head_count")}
+            ratio = {"expansion_ratio": get("feed_forward_length") // get("embedding_length")}
+            length = {"n_layers": get("block_count"), "max_seq_len": get("context_length")}
+            return {
+                "attn_config": {"attn_type": "multihead_attention", **alibi, **clip},
+                **sizes,
+                **ratio,
+                **length,
+            }
+        case "starcoder":
+            multi = (_scalar(file, "attention.head_count_kv") or 1) == 1
+            sizes = {"n_embd": get("embedding_length"), "n_head": _scalar(file, "attention.head_count")}
+            length = {"n_layer": get("block_count"), "n_positions": _rows(file, "position_embd.weight")}
+            return {"multi_query": multi, "n_inner": get("feed_forward_length"), **sizes, **length}
         case "olmo":
             return {"clip_qkv": get("attention.clamp_kqv")}
         case "gptneox":

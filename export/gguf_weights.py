@@ -44,6 +44,7 @@ class _FalconProcessor(TensorProcessor):
 
 PROCESSORS: dict[str, type[TensorProcessor]] = {
     **TENSOR_PROCESSORS,
+    "arcee": LlamaTensorProcessor,
     "falcon": _FalconProcessor,
     "gemma": Gemma2TensorProcessor,
     "gptneox": BloomTensorProcessor,

@@ -87,7 +87,7 @@ def _local(model: str | os.PathLike[str], fetch: bool, wanted: Sequence[str] = (
         )
     looks_like_a_path = name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or "\\" in name
     if looks_like_a_path or not HUB_ID.fullmatch(name):
-        raise UsageError(f"no such folder: {name}")
+        raise UsageError(f"no such {'file' if name.endswith('.gguf') else 'folder'}: {name}")
     return _download(name, wanted) if fetch else _cached(name)
 
 

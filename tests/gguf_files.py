@@ -57,7 +57,7 @@ def unchanged(name: str, weights: np.ndarray, config: Any) -> np.ndarray:
 
 
 LAYOUTS: dict[str, Layout] = {
-    **dict.fromkeys(("llama", "mistral", "granite", "smollm3", "olmo"), permuted),
+    **dict.fromkeys(("llama", "mistral", "granite", "smollm3", "olmo", "arcee"), permuted),
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "nemotron"), plus_one),
     **dict.fromkeys(("bloom", "gptneox"), split_heads),
     "falcon": grouped,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -17,11 +18,12 @@ RNG = np.random.default_rng(0)
 QUANTIZED = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS IQ2_XXS IQ3_S IQ1_M TQ2_0 MXFP4"
 
 
-def write(path: Path, tensors: dict[str, tuple[np.ndarray, Kind | None]], **strings: str) -> Path:
+def write(path: Path, tensors: dict[str, tuple[np.ndarray, Kind | None]], **metadata: Any) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_array("tokenizer.ggml.tokens", ["a", "bc"])
-    for name, value in strings.items():
-        writer.add_string(name, value)
+    add = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float64, list: writer.add_array}
+    for name, value in metadata.items():
+        add[type(value)](name, value)
     for name, (data, kind) in tensors.items():
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
@@ -39,8 +41,17 @@ def test_metadata_and_plain_tensors(tmp_path: Path) -> None:
         "half": (w.astype(np.float16), None),
         "brain": (bits.view(np.uint8), Kind.BF16),
     }
-    file = read_gguf(write(tmp_path / "a.gguf", tensors))
-    assert (file.architecture, file.metadata["tokenizer.ggml.tokens"]) == ("llama", ["a", "bc"])
+    file = read_gguf(
+        write(tmp_path / "a.gguf", tensors, numbers=[3, 1], switch=True, scale=0.5, name="naïve")
+    )
+    assert file.architecture == "llama"
+    assert file.metadata == {  # without the vocabulary, which transformers reads
+        "general.architecture": "llama",
+        "numbers": [3, 1],
+        "switch": True,
+        "scale": 0.5,
+        "name": "naïve",
+    }
     assert {name: (one.dtype, one.shape) for name, one in file.tensors.items()} == {
         "w": ("F32", (3, 4)),
         "half": ("F16", (3, 4)),
@@ -103,7 +114,14 @@ def test_a_truncated_file(tmp_path: Path, keep: int) -> None:
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(b"version https://git-lfs", "Git LFS pointer"), (b"PK\x03\x04" + bytes(99), "is not a GGUF file")],
+    [
+        (b"version https://git-lfs", "Git LFS pointer"),
+        (b"PK" + bytes(99), "is not a GGUF file"),
+        (b"GGUF" + (3).to_bytes(4, "big") + bytes(99), "big endian"),
+        (b"GGUF" + (9).to_bytes(4, "little") + bytes(99), "version 9 of GGUF"),
+        (b"GGUF" + (3).to_bytes(4, "little") + bytes(16), r"no general\.architecture"),
+        (b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 99, "truncated or damaged"),
+    ],
 )
 def test_another_file(tmp_path: Path, content: bytes, complaint: str) -> None:
     (tmp_path / "a.gguf").write_bytes(content)
