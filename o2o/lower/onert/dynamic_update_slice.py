@@ -37,7 +37,7 @@ def legalize_dynamic_update_slice(model: Model, graph: ir.Graph, node: ir.Node) 
         )
     op = Builder(graph, before=node, prefix=f"{updated.name}/")
     if updated.is_graph_output():
-        _output_row(model, graph, op, updated, row, role)
+        output_row(model, graph, op, updated, row, role_of(updated) or role.output_role)
     if updated.uses():
         size = shape_of(cache)[axis]
         along_axis = [size if index == axis else 1 for index in range(len(shape_of(cache)))]
@@ -58,15 +58,23 @@ def _written_axis(cache: ir.Value, row: ir.Value) -> int | None:
     return shorter[0] if len(shorter) == 1 and pairs[shorter[0]][1] == 1 else None
 
 
-def _output_row(
+def output_row(
     model: Model, graph: ir.Graph, op: Builder, updated: ir.Value, row: ir.Value, role: Role
 ) -> None:
-    """Replace the output `updated` by `row`, under its name and role."""
+    """Replace an output that is an updated cache by the new row, under its name.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        op: Where to insert a copy of the row, if it needs one.
+        updated: The output.
+        row: The new row.
+        role: The role of the row.
+    """
     if row.is_graph_output() or row.producer() is None:  # it already has a name as an output or input
         row = copied(op, row)
-    row_role = role_of(updated) or role.output_role
     name = updated.name
     model.replace(updated, row)
     updated.name, row.name = fresh_name(graph, f"{name}_whole"), name
-    row.meta["role"] = row_role
+    row.meta["role"] = role
     updated.meta.pop("role", None)

@@ -1,7 +1,8 @@
 """Circle to Circle that onert 0.1.0 runs: one decode step on its `cpu` backend.
 
-onert runs subgraph 0 only, has no ATTENTION, and updates nothing in place. So the model keeps its decode
-graph alone. That graph reads the KV caches and returns the new rows; the runtime writes them into the caches.
+onert runs subgraph 0 only, has neither ATTENTION nor `o2o.attention`, and updates nothing in place. So the
+model keeps its decode graph alone. That graph reads the KV caches and returns the new rows. The runtime then
+writes them into the caches.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.formats.tensors import storage_key
-from o2o.lower.onert.attention import legalize_attention
+from o2o.lower.onert.attention import check_attention, legalize_core_attentions
 from o2o.lower.onert.dynamic_update_slice import legalize_dynamic_update_slice
 from o2o.lower.onert.fully_connected import legalize_fully_connected
 from o2o.lower.onert.lookup import legalize_dequantize, legalize_lookup
@@ -24,6 +25,8 @@ from o2o.lower.onert.rope import legalize_rope
 from o2o.lower.onert.split_v import legalize_split_v
 from o2o.lower.onert.supported_ops import check_supported
 from o2o.model import DOMAIN, Model, Signature, shape_of
+from o2o.operators.attention import is_attention
+from o2o.rewriting.attention.expand_attention import expand_attentions
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.grouped_query import fold_grouped_queries
@@ -35,7 +38,6 @@ LIMIT = (1 << 31) - (1 << 20)
 Legalization = Callable[[Model, ir.Graph, ir.Node], None]
 
 _FIRST_PASS: dict[str, Legalization] = {
-    "ATTENTION": legalize_attention,
     "DYNAMIC_UPDATE_SLICE": legalize_dynamic_update_slice,
     "ROPE": legalize_rope,
     "SPLIT_V": legalize_split_v,
@@ -83,6 +85,12 @@ def lower_to_onert(model: Model) -> Summary:
     dropped = [signature.name for signature in model.signatures if signature is not decode]
     before = len(graph)
     model.graphs, model.signatures = [graph], [decode]
+    for node in graph:
+        if is_attention(node):
+            check_attention(model, graph, node)
+    expand_attentions(model, graph)
+    eliminate_common_subexpressions(model, graph)  # layers share their position and are proven once
+    legalize_core_attentions(model, graph)
     for legalizations in (_FIRST_PASS, _SECOND_PASS):
         for node in list(graph):
             if node.graph is graph and node.domain == DOMAIN and node.op_type in legalizations:

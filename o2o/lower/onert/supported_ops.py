@@ -13,7 +13,6 @@ import onnx_ir as ir
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import CUSTOM_DOMAIN, Model, attribute, is_dynamic, shape_of
-from o2o.operators import core_attention
 
 _FLOAT, _BOOL = ir.DataType.FLOAT, ir.DataType.BOOL
 _INTEGERS = frozenset({ir.DataType.INT32, ir.DataType.INT64})
@@ -42,7 +41,6 @@ _DATA_OPERANDS = {"SELECT": 1, "SELECT_V2": 1, "SPLIT": 1}  # numbers of data op
 RANKS = {"SLICE": 4, "STRIDED_SLICE": 5, "BATCH_MATMUL": 4, "MEAN": 4, "SUM": 4, "REDUCE_MAX": 4}
 """The highest supported rank, where it is below 6. SLICE of rank 5, for example, returns wrong numbers."""
 _ALTERNATIVES = {
-    **dict.fromkeys(core_attention.NAMES, "export without --attn-implementation"),
     "BATCH_MATMUL": "fuse.bmm_lhs_const.py turns it into FULLY_CONNECTED",
 }
 

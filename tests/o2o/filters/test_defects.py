@@ -1024,17 +1024,26 @@ DEFECTS = {
         DECODE,
         around(
             f"{ONERT}_mask",
-            lambda original, op, position, S: original(
-                op, op.node("ADD", [position, op.constant([1], "one", np.int64)], shape_of(position)), S
+            lambda original, op, position, S, window: original(
+                op, op.node("ADD", [position, op.constant([1], "one", np.int32)], shape_of(position)), S
             ),
         ),
         "is attended",
     ),
-    "rotated by swapped tables for onert": Defect(
-        "legalize_onert", [], DECODE, swapped_arguments(f"{ONERT}rotate_one", 2, 3), "past_key_0"
+    "another new row for onert": Defect(
+        "legalize_onert",
+        [],
+        DECODE,
+        around(
+            f"{ONERT}_change_cache",
+            lambda original, model, graph, op, write, layout, row: original(
+                model, graph, op, write, layout, op.node("ADD", [row, row], shape_of(row))
+            ),
+        ),
+        "past_(key|value)_0",
     ),
     "the new row not returned": Defect(
-        "legalize_onert", [], DECODE, around(f"{ONERT}add_rows_output", no_rows_output), "past_(key|value)_0"
+        "legalize_onert", [], DECODE, around(f"{ONERT}output_row", no_rows_output), "past_(key|value)_0"
     ),
     "scales of other rows": Defect(
         "legalize_onert",

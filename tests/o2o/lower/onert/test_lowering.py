@@ -17,6 +17,7 @@ from o2o.lower.litert import lower_to_litert
 from o2o.lower.onert import Summary, lower_to_onert, lowering
 from o2o.model import CUSTOM_DOMAIN, Model, shape_of
 from o2o.operators import reference
+from o2o.operators.core_attention import CoreAttention
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find_recipe
 from o2o.rewriting.cache_layout import transpose_caches
@@ -134,6 +135,77 @@ def test_attention_on_onert() -> None:
         assert_the_same(by_role(after, found), expected)
 
 
+def core(operands: str = "", T: int = 1, **options: object) -> Model:
+    """`o2o.attention` over two caches that DYNAMIC_UPDATE_SLICE writes; slopes and sinks are constants."""
+    K, G, S, H = 2, 2, 7, 4
+    graph = Graph("decode")
+    position = graph.input("pos", [1], INT32)
+    zeros = [graph.constant(f"zeros_{n}", np.zeros(n, np.int32)) for n in (2, 1)]
+    start = graph.op("CONCATENATION", [zeros[0], position, zeros[1]], [4], INT32, axis=0)
+    graph.op("NEG", [graph.input("q", [1, K * G, T, H])], [1, K * G, T, H], name="queries")
+    written = []
+    for kind in ("key", "value"):
+        past = graph.input(f"past_{kind}_0", [1, K, S, H])
+        past.meta["role"] = Role(f"{kind}_cache", 0, "BNTH")  # type: ignore[arg-type]
+        row = graph.op("NEG", [graph.input(f"new_{kind}", [1, K, T, H])], [1, K, T, H], name=f"{kind}_row")
+        new = graph.op("DYNAMIC_UPDATE_SLICE", [past, row, start], [1, K, S, H], name=f"present_{kind}_0")
+        new.meta["role"] = past.meta["role"].output_role
+        written.append(new)
+    shapes = {"mask": (1, 1, T, S), "slopes": (K * G,), "sinks": (K * G,)}
+    optional = {
+        name: graph.constant(name, np.linspace(0.1, 2, int(np.prod(shape))).astype(np.float32).reshape(shape))
+        for name, shape in shapes.items()
+        if name in operands.split()
+    }
+    queries = next(value for node in graph.ir for value in node.outputs if value.name == "queries")
+    settings = {"scale": 0.3} | options | optional
+    node = CoreAttention(queries, *written, position, **settings).build("attended")  # type: ignore[arg-type]
+    graph.ir.append(node)
+    graph.output(graph.op("NEG", [node.outputs[0]], [1, T, K * G, H], name="y"), *written)
+    return graph.model()
+
+
+CORES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "a soft-cap": {"softcap": 1.5},
+    "a window": {"window": 3},
+    "a window of one": {"window": 1},
+    "slopes": {"operands": "slopes"},
+    "sinks": {"operands": "sinks"},
+    "everything": {"operands": "slopes sinks", "softcap": 1.5, "window": 2},
+}
+
+
+def test_the_core_of_attention_on_onert() -> None:
+    cases = []
+    for options in CORES.values():
+        before, after = core(**options), legalized(core(**options))  # type: ignore[arg-type]
+        for position in (0, 3, 6):
+            given_ = feeds(before) | {"pos": np.int32([position])}
+            cases.append((after, in_layouts_of(given_, before, after), expected_of(before, given_, position)))
+    for (after, feeds_, expected), result in zip(cases, run_all([case[:2] for case in cases]), strict=True):
+        assert not isinstance(result, str), result
+        assert_the_same(by_role(after, reference.run_graph(after.graphs[0], feeds_)), expected)
+        assert_the_same(by_role(after, result), expected)
+
+
+def written_elsewhere() -> Model:
+    model = core()
+    node = next(node for node in model.graphs[0] if node.op_type == "CONCATENATION")
+    zero, last = node.inputs[0], node.inputs[2]
+    node.replace_input_with(0, last)
+    node.replace_input_with(2, zero)
+    return model
+
+
+def over_plain_inputs() -> Model:
+    model = core()
+    (graph,) = model.graphs
+    node = next(node for node in graph if node.op_type == "o2o.attention")
+    node.replace_input_with(1, next(value for value in graph.inputs if value.name == "past_key_0"))
+    return model
+
+
 def test_the_contract_tells_the_layouts_and_the_rows() -> None:
     model = legalized(attention(Form(layout="BTNH")))
     assert [role_of(v) for v in model.graphs[0].inputs if role_of(v)] == [
@@ -245,12 +317,12 @@ def with_weights(
     return graph.model()
 
 
-def causal() -> Model:
+def custom() -> Model:
     graph = Graph("decode")
-    q, k, v = graph.input("q", [1, 2, 1, 4]), graph.input("k", [1, 2, 8, 4]), graph.input("v", [1, 2, 8, 4])
-    k.meta["role"] = Role("key_cache", 0, "BNTH")
-    y = graph.value("y", [1, 1, 2, 4])
-    graph.node("o2o.causal_attention", [q, k, v, graph.input("p", [1], INT32)], [y], domain=CUSTOM_DOMAIN)
+    x = graph.input("x", [1, 2])
+    graph.input("past_key_0", [1, 2, 8, 4]).meta["role"] = Role("key_cache", 0, "BNTH")
+    y = graph.value("y", [1, 2])
+    graph.node("somebodys.operator", [x], [y], domain=CUSTOM_DOMAIN)
     graph.output(y)
     return graph.model()
 
@@ -366,7 +438,14 @@ REFUSED = {
     ),
     "another axis": (lambda: writing(1, axis=1), "no operator DYNAMIC_UPDATE_SLICE"),
     "a cache that is none": (lambda: writing(1, with_role=False), "no operator DYNAMIC_UPDATE_SLICE"),
-    "a custom operator": (causal, "no operator o2o.causal_attention .*: export without --attn-impl"),
+    "a custom operator": (custom, "no operator somebodys.operator"),
+    "a core with a mask": (lambda: core("mask"), "o2o.attention .* has a mask"),
+    "a core of several tokens": (lambda: core(T=2), "takes 2 tokens: onert runs decode only"),
+    "a core over plain inputs": (
+        over_plain_inputs,
+        "past_key_0 is not a cache that DYNAMIC",
+    ),
+    "a row at another axis": (written_elsewhere, "o2o.attention .*: at position 1 the cache is written at"),
     "no such operator": (
         lambda: with_operator("FLOOR_MOD", FLOAT),
         r"no operator FLOOR_MOD \(layer.0/y in decode, module layer.0\)",
