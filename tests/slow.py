@@ -199,6 +199,7 @@ TESTS = {
         "test_attention_takes_quantized_weights",
         "test_both_formats_say_the_same",
     ],
+    "tests/o2o/rewriting/attention/test_core_rule.py": ["test_any_attention_becomes_its_core"],
     "tests/o2o/rewriting/attention/test_causality.py": [
         "test_what_is_said_to_go_by_tokens_does",
     ],

@@ -20,7 +20,8 @@ class FuseRope(Fusion):
 
     x is [B, N, T, H]. The tables are [1, 1, T, H]: one row per token, the same for all heads. The halves may
     be sliced by STRIDED_SLICE, SLICE or SPLIT, and negated by NEG or MUL.
-    Left alone: rotation of neighboring pairs (GPT-J) or of part of a head; tables that differ by head.
+    Of a head that is rotated in part, the sliced part is x.
+    Left alone: rotation of neighboring pairs (GPT-J, Cohere, GLM); tables that differ by head.
     """
 
     name = "fuse.rope.py"

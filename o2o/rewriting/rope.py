@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from o2o.model import Model, attribute, shape_of
 from o2o.operators.reference import NotEvaluable, slice_bounds
+from o2o.rewriting.axes import skip_reshapes
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import (
     check_no_activation,
@@ -40,7 +41,8 @@ class RopeRule(RewriteRule):
 
     def candidates(self, graph: ir.Graph) -> list[ir.Node]:
         """See `RewriteRule`: only sums with a term that multiplies a concatenation."""
-        return [node for node in super().candidates(graph) if _multiplies_concatenation(node)]
+        sums = super().candidates(graph)
+        return [node for node in sums if _multiplies_concatenation(node) or rotates_neighbors(node)]
 
     def match(self, node: ir.Node) -> tuple[ir.Node, Rotation]:
         """See `RewriteRule`."""
@@ -107,7 +109,33 @@ def match_rope(value: ir.Value) -> Rotation:
             check_no_activation(cos_term)
             check_no_activation(sin_term)
             return Rotation(x, _other_operand(cos_term, x), _other_operand(sin_term, half))
+    if rotates_neighbors(add):
+        fail("neighboring elements are rotated (GPT-J), not the halves of a head", value)
     fail("no term of the sum is a rotated half times a table", value)
+
+
+def rotates_neighbors(add: ir.Node) -> bool:
+    """Whether a sum rotates each element with its neighbor, as GPT-J does.
+
+    Args:
+        add: An ADD.
+
+    Returns:
+        True if one of its terms multiplies (-x1, x0, -x3, x2, ...) by a table.
+    """
+    for term in add.inputs:
+        product = producer_of(term, "MUL")
+        for factor in product.inputs if product is not None else ():
+            joined = (
+                producer_of(skip_reshapes(factor), "CONCATENATION", "PACK") if factor is not None else None
+            )
+            if joined is None or len(joined.inputs) != 2 or joined.inputs[0] is None:
+                continue
+            shape = shape_of(joined.outputs[0])
+            pairs = shape[-1] == 2 and attribute(joined, "axis", 0) % len(shape) == len(shape) - 1
+            if pairs and _negated(skip_reshapes(joined.inputs[0])) is not None:
+                return True
+    return False
 
 
 def _other_operand(node: ir.Node, value: ir.Value) -> ir.Value:

@@ -65,7 +65,9 @@ class Keys:
         query = np.arange(self.T)[:, None]
         key = np.arange(self.S)[None, :]
         if not self.appended:
-            return (key <= position + query) & (key > position + query - (window or position + self.S))
+            return (key <= position + query) & (
+                key > position + query - (window or position + self.T + self.S)
+            )
         return np.where(key < self.past, key < position, key - self.past <= query)
 
 

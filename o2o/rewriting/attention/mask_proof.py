@@ -78,25 +78,26 @@ def prove_meaning(
     positions: Sequence[int] = keys.positions
     if fixed.shape[1] == 1 and depends_on_token_positions(mask, leaf, keys):
         positions = sorted({*positions[:: keys.T], positions[-1]})  # these cover each token's position
-    slopes = _slopes(fixed, np.ones((1, keys.S), bool))
-    linear = _follows(fixed, np.ones((1, keys.S), bool), slopes) and not (exact and fixed.any())
-    if linear:  # then what follows the position must not bias anything
-        fixed, biases = zero, np.zeros(1)
+    all_keys = np.ones((1, keys.S), bool)
+    slopes = _slopes(fixed, all_keys)
+    if _follows(fixed, all_keys, slopes) and not (exact and fixed.any()):
+        fixed = zero  # it adds the same at every position
+    else:
+        slopes = np.zeros(1)
     if len(positions) * fixed.shape[0] * keys.T * keys.S > BUDGET:
         fail(f"the mask is too large for a proof at {len(positions)} positions", mask)
-    window = 0
+    window, others = 0, slopes
     for position in reversed(positions):
         numbers = sum((_numbers(term, leaf, position, keys) for term in following), fixed)
         is_visible = _visible(mask, numbers, keys, position)
         if position == positions[-1]:  # here the last query sees the most keys
             seen = int(is_visible[-1].sum())
-            window = seen if seen < keys.S else 0
-            biases = biases if linear else _slopes(numbers, is_visible)
+            window, others = seen if seen < keys.S else 0, _slopes(numbers, is_visible)
         if not np.array_equal(is_visible, keys.visible(position, window)):
             fail(f"the mask is not causal at position {position}", mask)
-        if not _follows(numbers, is_visible, biases) or (exact and np.where(is_visible, numbers, 0).any()):
+        if not _follows(numbers, is_visible, others) or (exact and np.where(is_visible, numbers, 0).any()):
             fail(f"the mask biases the scores of visible keys at position {position}", mask)
-    return MaskMeaning(leaf, window=window, slopes=_by_head(slopes if linear else biases, heads))
+    return MaskMeaning(leaf, window=window, slopes=_by_head(slopes + others, heads))
 
 
 def _terms(mask: ir.Value) -> Iterator[ir.Value]:

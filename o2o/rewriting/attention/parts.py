@@ -15,13 +15,14 @@ from o2o.model import attribute, shape_of
 from o2o.operators.traits import RESHAPE_OPS
 from o2o.rewriting.axes import trace_layout
 from o2o.rewriting.matchers import (
+    MatchFailure,
     check_no_activation,
     fail,
     operand_and_factor,
     producer_of,
     single_user,
 )
-from o2o.rewriting.rope import Rotation, match_rope
+from o2o.rewriting.rope import Rotation, match_rope, rotates_neighbors
 
 
 @dataclass
@@ -99,7 +100,14 @@ def find_rotated(value: ir.Value, what: str) -> tuple[Rotation | None, Projectio
     """
     if producer_of(value, "ADD", "ROPE") is None:
         return None, find_projection(value, what)
-    rotation = match_rope(value)
+    try:
+        rotation = match_rope(value)
+    except MatchFailure:
+        if (node := producer_of(value, "ADD")) is not None and rotates_neighbors(node):
+            fail(
+                f"{what} is rotated by pairs of neighbors, for which Circle's ATTENTION has no operand", value
+            )
+        raise
     source, _ = trace_layout(rotation.x)
     return rotation, find_projection(source, what)
 

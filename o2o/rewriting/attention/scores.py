@@ -294,7 +294,7 @@ def _leads_to_product(value: ir.Value | None) -> bool:
             pending += node.inputs[1:]
         elif node.op_type in ("MUL", "DIV"):
             product = operand_and_factor(node)
-            pending.append(product[0] if product is not None else None)
+            pending += node.inputs if product is None else [product[0]]
         else:
             pending.append(node.inputs[0])
     return False

@@ -129,13 +129,13 @@ def match_sdpa(softmax: ir.Node, wanted: LayoutsOf) -> Sdpa:
     raise first or MatchFailure("the heads of q and k do not agree", scores.product.outputs[0])
 
 
-def _cost(match: Sdpa, wanted: LayoutsOf) -> tuple[int, bool, int]:
-    """Its masks by head; whether tokens are not the new keys; operands and results in other layouts."""
+def _cost(match: Sdpa, wanted: LayoutsOf) -> tuple[bool, int, int]:
+    """Whether tokens are not the new keys; its masks by head; operands and results in other layouts."""
     layouts = wanted(match.factors)
     differing = sum(_differs_by_head(match.factors, *labeled) for labeled in match.terms)
     transposed = (match.q.axes != layouts.q) + (match.result.axes != layouts.result)
     transposed += sum(labeled.axes != layouts.kv for labeled in (match.k, match.v))
-    return differing, match.factors.sizes["T"] not in _new_keys(match), transposed
+    return match.factors.sizes["T"] not in _new_keys(match), differing, transposed
 
 
 def _new_keys(match: Sdpa) -> Container[int]:
