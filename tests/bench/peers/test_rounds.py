@@ -73,9 +73,13 @@ def test_who_fails_is_left_out_with_the_reason(tmp_path: Path) -> None:
 def test_a_runner_without_logits_is_compared_by_ids(tmp_path: Path) -> None:
     """With this project's variant that loads the same file."""
     ours, theirs = contender(tmp_path, "good", peer=OURS), contender(tmp_path, "text")
-    results = measure([ours, theirs], VOCABULARY, plan(tmp_path), lambda line: None)
+    messages: list[str] = []
+    results = measure([ours, theirs], VOCABULARY, plan(tmp_path), messages.append)
     assert results.failed == {}
     assert results.correlations[theirs.variant.name] == 1
+    assert [line for line in messages if "correlation" in line] == [
+        f"{one.variant.name}: correlation 1.0000 with {ours.variant.name}" for one in (ours, theirs)
+    ]
 
 
 def test_one_at_a_time_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
