@@ -86,7 +86,7 @@ def compare(
         log: The file for LiteRT-LM's messages.
 
     Yields:
-        What was compared, and whether it is the same.
+        The subject, and whether both are the same.
     """
     request = {"model": str(file), "prompts": list(prompts), "tokens": tokens}
     answer = file.with_name("texts.json")

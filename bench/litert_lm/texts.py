@@ -100,9 +100,9 @@ def _server(command: Sequence[str], environment: dict[str, str]) -> Iterator[int
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
+    request = json.loads(sys.argv[1])
     result = {
-        "texts": texts(**asked),
-        "served": served(asked["model"], asked["prompts"][0], asked["tokens"]),
+        "texts": texts(**request),
+        "served": served(request["model"], request["prompts"][0], request["tokens"]),
     }
     Path(sys.argv[2]).write_text(json.dumps(result))

@@ -8,12 +8,13 @@ import warnings
 import pytest
 
 from o2o.errors import ModelError
-from o2o.litertlm.container import Contents, plan_bundle, read_bundle
+from o2o.litertlm.container import PREFILL_DECODE, Contents, plan_bundle, read_bundle
+from o2o.litertlm.package_files import sections_of
 from o2o.streams import open_file
 from runtime_py.generation.generation_config import UnsupportedSettingWarning
 from runtime_py.generation.sampling import GREEDY
 from runtime_py.package import Package
-from tests.litertlm import pack
+from tests.litertlm import TOY, pack
 from tests.litertlm import write_package as write_litertlm_package
 from tests.runtime_py.tokenizers_on_disk import write_sentencepiece
 from tests.runtime_py.toy import Toy
@@ -118,6 +119,21 @@ def test_a_litertlm_file_of_another_program(tmp_path):
     with Package.load(folder) as expected, Package.load(foreign) as opened:
         assert opened.generate("a b c", max_new_tokens=6) == expected.generate("a b c", max_new_tokens=6)
         assert opened.eos == {1}
+
+
+@pytest.mark.parametrize("layout", ["BTNH", "BNTH"])
+def test_a_litertlm_file_whose_model_has_no_contract(tmp_path, layout):
+    """As those of Google's converter: what an input is shows in the graph."""
+    toy = Toy(**TOY | {"cache_layout": layout})
+    sections = sections_of(write_litertlm_package(tmp_path / "toy"), 16, toy.vocab)[0]
+    sections.append(Contents.of("TFLiteModel", toy.file_without_contract, {"model_type": PREFILL_DECODE}))
+    with open(tmp_path / "x.litertlm", "wb") as sink:
+        plan_bundle({}, sections).write(sink)
+    with Package.load(tmp_path / "x.litertlm") as opened:
+        generated = [token.id for token in opened.stream("a b c", max_new_tokens=5)]
+    expected = toy.greedy([0, 3, 4, 5], 5)
+    assert generated == expected[: len(generated)]
+    assert len(generated) == 5 or generated[-1] == 1
 
 
 def test_a_language_model_in_parts_is_refused(tmp_path):
