@@ -9,6 +9,7 @@
 #   make test-fast the quick tests of every package: a tenth of the time
 #   make litertlm  LiteRT-LM's texts and this project's, word for word   LITERTLM_MODEL=
 #   make wheel     the wheel and its extras in empty environments of each Python   PYTHONS=3.11,3.12,3.13
+#   make view      a model or package in Netron, installed into build/netron   MODEL=tinyllama/model.circle
 #   make demo      train the demo model again: half an hour (see tinyllama/demo/README.md)
 
 VENV       ?= .venv
@@ -98,6 +99,16 @@ litertlm: setup
 
 wheel: setup
 	$(BIN)/python -m tests.wheel --pythons $(PYTHONS) --torch "$(TORCH)"
+
+# Netron has an environment of its own. Its page first asks for consent to usage reports.
+# `inspect.model.py --html` needs no installation, and reports nothing.
+view: build/netron/.ready
+	build/netron/bin/netron "$$(test -d "$$MODEL" && ls "$$MODEL"/model.* | head -1 || echo "$$MODEL")"
+
+build/netron/.ready:
+	$(PYTHON) -m venv build/netron
+	build/netron/bin/pip install --disable-pip-version-check --quiet netron
+	touch $@
 
 demo: setup
 	$(BIN)/python -m tinyllama.demo.train --out tinyllama/demo/checkpoint --steps 15000 --seed 0 --threads 1

@@ -19,11 +19,12 @@ from o2o.quantization.metadata import recorded_steps
 LARGEST = 5  # number of constants in the text
 
 
-def summarize(model: Model) -> dict[str, Any]:
+def summarize(model: Model, largest: int = LARGEST) -> dict[str, Any]:
     """Describe a model as data.
 
     Args:
         model: A model that was read from a file.
+        largest: How many of the largest constants are listed.
 
     Returns:
         Data for JSON: format, graphs, constants in the file, references to constants in other files,
@@ -32,7 +33,7 @@ def summarize(model: Model) -> dict[str, Any]:
     return {
         "format": model.format,
         "graphs": [_graph(model, graph) for graph in model.graphs],
-        "constants": _constants(model),
+        "constants": _constants(model, largest),
         "references": _references(model),
         "metadata": [{"name": name, "bytes": len(data)} for name, data in model.metadata],
         "associated_files": [
@@ -91,7 +92,7 @@ def _shape(value: ir.Value) -> list[int]:
     return [] if value.shape is None else list(value.shape.numpy())
 
 
-def _constants(model: Model) -> dict[str, Any]:
+def _constants(model: Model, count: int) -> dict[str, Any]:
     """The constants in the file. Their form is `inside` the FlatBuffer, or `by offset`, behind its 2 GiB."""
     users: dict[Hashable, list[tuple[str, ir.Value]]] = defaultdict(list)
     form = "inside"
@@ -104,7 +105,7 @@ def _constants(model: Model) -> dict[str, Any]:
     by_dtype: Counter[str] = Counter()
     for key, uses in users.items():
         by_dtype[dtype_name(uses[0][1])] += sizes[key]
-    largest = sorted(users, key=lambda key: (-sizes[key], users[key][0][1].name or ""))[:LARGEST]
+    largest = sorted(users, key=lambda key: (-sizes[key], users[key][0][1].name or ""))[:count]
     return {
         "count": sum(map(len, users.values())),
         "buffers": len(users),

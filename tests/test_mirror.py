@@ -169,6 +169,9 @@ COVERED = {
     "tests/o2o/operators/test_reference.py": [
         "o2o/operators/attention.py",
     ],
+    "tests/o2o/visualization/test_blocks.py": [
+        "o2o/visualization/layer_drawing.py",
+    ],
     "tests/runtime_py/engines/litert/test_engine.py": [
         "runtime_py/engines/litert/compiled_model.py",
         "runtime_py/engines/litert/tensor_views.py",

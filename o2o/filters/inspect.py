@@ -6,12 +6,15 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from o2o import streams
 from o2o.describe import render, summarize
-from o2o.errors import UsageError
+from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.litertlm import is_bundle, language_model, read_bundle
 from o2o.litertlm import summary as bundles
+from o2o.model import Model
 
 
 class Inspect(Filter):
@@ -24,7 +27,11 @@ class Inspect(Filter):
 
     A package's folder stands for its model. Of a `.litertlm` file, the sections and the metadata are printed
     too.
-    The output is text on stdout, or JSON with --json. No model is written.
+    The output is text on stdout, JSON with --json, or one page for a browser with --html. The page shows
+    layers, operators, the largest tensors, contract and history. It loads nothing from elsewhere.
+    --node-data is for Google's Model Explorer. The output is then a number for each operator: bytes of its
+    constants, or with --report the errors in a report of quantize.weights.py.
+    No model is written.
     Only the graph is read, not the weights: a large model takes no longer than a small one.
     Refused: a file that is neither Circle nor TFLite nor `.litertlm`.
     """
@@ -36,7 +43,21 @@ class Inspect(Filter):
     writes_model = False
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+        form = parser.add_mutually_exclusive_group()
+        form.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+        form.add_argument("--html", action="store_true", help="print one page in HTML, for a browser")
+        form.add_argument(
+            "--node-data",
+            action="store_true",
+            help="print JSON for Model Explorer: a number for each operator",
+        )
+        parser.add_argument(
+            "--report", metavar="FILE", help="with --node-data: errors of this report of quantize.weights.py"
+        )
+
+    def check_arguments(self, args: argparse.Namespace) -> None:
+        if args.report is not None and not args.node_data:
+            raise UsageError("--report needs --node-data")
 
     def input_files(self, args: argparse.Namespace) -> list[str]:
         file = args.file or "-"
@@ -51,16 +72,36 @@ class Inspect(Filter):
         (source,) = sources = self.open(args)
         (model,) = self.read(sources)
         source.finish()
-        summary, size = summarize(model), source.size or 0
-        bundle = bundles.summarize(read_bundle(source)) if is_bundle(source.header) else None
-        if args.json:
-            outer = {"bytes": size} | ({"litertlm": bundle} if bundle else {})
-            text = json.dumps({**outer, **summary}, indent=2) + "\n"
-        else:
-            text = render(summary, source.name, language_model(source).size or 0)
-            if bundle:
-                text = bundles.render(bundle, source.name, size) + text
-        self.print(text, args)
+        self.print(_text(model, source, args), args)
+
+
+def _text(model: Model, source: streams.Source, args: argparse.Namespace) -> str:
+    size = source.size or 0
+    if args.html:
+        from o2o.visualization.page import page
+
+        return page(model, Path(source.name).name, size)
+    if args.node_data:
+        from o2o.visualization.node_data import node_data
+
+        return json.dumps(node_data(model, _report(args.report)), indent=2) + "\n"
+    bundle = bundles.summarize(read_bundle(source)) if is_bundle(source.header) else None
+    if args.json:
+        outer = {"bytes": size} | ({"litertlm": bundle} if bundle else {})
+        return json.dumps({**outer, **summarize(model)}, indent=2) + "\n"
+    text = render(summarize(model), source.name, language_model(source).size or 0)
+    return bundles.render(bundle, source.name, size) + text if bundle else text
+
+
+def _report(file: str | None) -> Any:
+    """Raises ModelError for a file that is no JSON."""
+    if file is None:
+        return None
+    with open(file, encoding="utf-8") as report:
+        try:
+            return json.load(report)
+        except ValueError as error:
+            raise ModelError(f"{file}: the report is no JSON: {error}") from error
 
 
 main = Inspect.main
