@@ -268,7 +268,7 @@ def lower_rope(tokens: TokenValues, form: StandardForm, node: ir.Node) -> None:
     x, sin, cos = node.inputs
     assert x is not None
     if attribute(node, "mode", 0) != 0:
-        raise tokens.error(node, "it rotates neighbors (GPT_J): only GPT_NEOX is supported")
+        raise tokens.error(node, "its mode GPT_J has no ONNX lowering: only GPT_NEOX has one")
     _, N, _, H = shape_of(x)
     if (rotation := rotation_of(tokens, node.outputs[0])) is not None:
         heads = Heads(tokens.reshaped(x, node, [N * H]), N, H, rotation[1])

@@ -70,12 +70,14 @@ def _selection(graph: onnx.GraphProto, logits: str) -> onnx.NodeProto | None:
 
     producers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    name = logits
-    for _ in range(_MAX_STEPS):
-        if (node := producers.get(name)) is None:
+
+    def before(name: str, steps: int) -> onnx.NodeProto | None:
+        if not steps or (node := producers.get(name)) is None:
             return None
         if node.op_type == "Slice" and (start := constants.get(node.input[1])) is not None:
-            last = np.array_equal(onnx.numpy_helper.to_array(start), [-1])
-            return node if last else None
-        name = node.input[0]
-    return None
+            return node if np.array_equal(onnx.numpy_helper.to_array(start), [-1]) else None
+        # The row may be any operand: `2 * logits` is a Mul of a constant and the logits.
+        selections = (before(operand, steps - 1) for operand in node.input)
+        return next((selection for selection in selections if selection is not None), None)
+
+    return before(logits, _MAX_STEPS)

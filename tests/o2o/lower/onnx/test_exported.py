@@ -69,6 +69,8 @@ def test_the_guides_decode(
     compare(lambda: formats.load(path), directory, SHAPES[shape]["vocab_size"], form)
 
 
+SMALL = {"vocab_size": 131, "bos_token_id": 1, "eos_token_id": 2}
+GPT = SMALL | {"n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 64}
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 2},
     "qwen2": {"model_type": "qwen2"},  # biases
@@ -80,23 +82,32 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.4,
         **{f"{token}_token_id": 0 for token in ("pad", "bos", "eos")},
     },
+    "gemma2, soft-cap": {"model_type": "gemma2", "query_pre_attn_scalar": 7, "sliding_window": 64},
+    "cohere, neighbors rotated": {"model_type": "cohere", "use_qk_norm": True, "logit_scale": 0.25},
 }
+SCATTERED: dict[str, dict[str, Any]] = {
+    "gptj": GPT | {"model_type": "gptj", "rotary_dim": 4, "tie_word_embeddings": False},
+    "mpt": SMALL | {"model_type": "mpt", "d_model": 48, "n_layers": 2, "n_heads": 6, "max_seq_len": 64},
+}
+"""Families without transformers' attention interface."""
 
 
 @pytest.fixture(scope="module")
 def variants(
     shared_directory: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Path, Path]]:
-    """Checkpoint and decode graph, with `o2o.attention` on caches written in place."""
+    """Checkpoint and decode graph, with `o2o.attention` or scattered attention on caches written in place."""
 
     @cache
     def paths(name: str) -> tuple[Path, Path]:
         from export import build_graph
 
         folder = tmp_path_factory.mktemp("variant")
-        write_checkpoint(folder, **{**GROUPED, "num_hidden_layers": 1, **VARIANTS[name]})
+        scattered = name in SCATTERED
+        config = SCATTERED[name] if scattered else {**GROUPED, "num_hidden_layers": 1, **VARIANTS[name]}
+        write_checkpoint(folder, **config)
         with compiled_once(shared_directory):
-            model = build_graph.decode(folder, S, "static", "grouped")
+            model = build_graph.decode(folder, S, "static", "eager" if scattered else "grouped")
         formats.save(model, folder / "decode.circle")
         return folder, folder / "decode.circle"
 
@@ -104,7 +115,7 @@ def variants(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *SCATTERED])
 def test_attention_that_is_not_fused(
     name: str, form: str, variants: Callable[[str], tuple[Path, Path]]
 ) -> None:

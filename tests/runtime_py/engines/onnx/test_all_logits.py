@@ -7,8 +7,13 @@ import onnx
 import pytest
 
 from o2o.filters import lower_onnx
+from o2o.formats import onnx_writer
+from o2o.lower.onnx import lower_to_onnx
+from o2o.model import Model
 from runtime_py.engines.onnx.all_logits import return_all_logits
 from runtime_py.engines.onnx.engine import OnnxEngine
+from tests.o2o.graphs import Graph
+from tests.o2o.lower.onnx.decoders import Shape, answers, decoder
 from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import toy_onnx
 from tests.tolerances import assert_close
@@ -30,6 +35,33 @@ def test_a_lowered_model_with_external_data(pipeline_package, form, tmp_path):
     for engine in engines:
         engine.close()
     assert file.read_bytes() == before
+
+
+def test_logits_that_are_scaled_and_bounded(tmp_path):
+    """As in Gemma 2 and Cohere: the constant is the first operand."""
+    shape = Shape(S=9)
+
+    def scaled() -> Model:
+        model = decoder(shape)
+        graph = Graph("unused")
+        graph.ir = model.graphs[0]
+        (logits,) = graph.ir.outputs
+        bounded = graph.op("TANH", [logits], [1, 1, shape.V])
+        final = graph.op(
+            "MUL", [graph.constant("factor", np.float32(3)), bounded], [1, 1, shape.V], name="final"
+        )
+        final.meta["role"] = logits.meta.pop("role")
+        graph.ir.outputs[0] = final
+        return model
+
+    file = tmp_path / "model.onnx"
+    onnx_writer.write(lower_to_onnx(scaled(), "ort"), str(file))
+    changed = return_all_logits(file)
+    assert changed is not None
+    engine = OnnxEngine(changed, folder=tmp_path)
+    ids = [3, 1, 4, 1, 5]
+    assert_close(np.concatenate([*engine.open_session().logits(ids)]), answers(scaled(), ids))
+    engine.close()
 
 
 def test_a_model_that_returns_all_logits_needs_no_change(tmp_path):

@@ -211,3 +211,30 @@ def test_the_logits_of_each_token_of_a_text(every_logit, monkeypatch):
     assert [len(part) for part in parts] == ([3, 3, 2] if every_logit else [1] * 8)
     assert_close(np.concatenate(parts), np.array([toy.logits(text[: count + 1]) for count in range(8)]))
     engine.close()
+
+
+@pytest.mark.parametrize("extras", ["softcap", "window", "slopes", "sinks", "bias of each head in a mask"])
+def test_circle_files_with_more_than_causal_attention(extras, tmp_path):
+    """Prompts in chunks, decode, copied rows and all logits are those of the Circle graph."""
+    from o2o import formats
+    from runtime_py.engines.model_file import ModelFile
+    from runtime_py.engines.onnx.prepare import prepare
+    from runtime_py.engines.options import EngineOptions
+    from tests.o2o.lower.onnx.decoders import answers
+    from tests.o2o.lower.onnx.test_attention import EXTRAS, Shape, attention_model
+
+    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+    expected = answers(attention_model(Shape(), EXTRAS[extras]), ids)
+    file = tmp_path / "model.circle"
+    formats.save(attention_model(Shape(), EXTRAS[extras]), file)
+    with prepare(ModelFile(file), EngineOptions(threads=1, all_logits=True)) as prepared:
+        engine = OnnxEngine(prepared.file, max_chunk=4)
+    first, second = engine.open_session(), engine.open_session()
+    assert_close(first.prefill(ids[:7]), expected[6])
+    second.copy_rows(first, 0, 5)
+    assert_close(second.prefill(ids[:8], 5), expected[7])
+    for session, start in ((first, 7), (second, 8)):
+        for position in range(start, len(ids)):
+            assert_close(session.decode(ids[position], position), expected[position])
+    assert_close(np.concatenate([*first.logits(ids)]), expected)
+    engine.close()
