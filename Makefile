@@ -114,4 +114,4 @@ demo: setup
 	$(BIN)/python -m tinyllama.demo.train --out tinyllama/demo/checkpoint --steps 15000 --seed 0 --threads 1
 
 clean:
-	rm -rf $(VENV) build *.egg-info *.circle tinyllama/*.circle tinyllama/*.tflite tinyllama/tokenizer* tinyllama/*config.json tinyllama/.built-from
+	rm -rf $(VENV) build *.egg-info *.circle tinyllama/*.circle tinyllama/*.tflite tinyllama/*.litertlm tinyllama/tokenizer* tinyllama/*config.json tinyllama/.built-from
