@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from o2o.cli.text import counted
 from o2o.filters.base import Filter
 from o2o.verifier.issue import Issue
 from o2o.verifier.verify import verify
+
+SHOWN = 12
+"""Warnings of one code that the text shows."""
 
 
 class VerifyModel(Filter):
@@ -28,7 +32,8 @@ class VerifyModel(Filter):
         V3xx   with --engine: operators that this engine lacks after the runtime's lowering
         V4xx   with --tico: what Samsung's verifier reports
 
-    --codes lists all codes. The output is text on stdout, or JSON with --json.
+    --codes lists all codes. The output is text on stdout, errors first, or JSON with --json. The text shows a
+    dozen warnings of each code.
     The exit code is 1 for an error, else 0. --warnings-as-errors counts warnings as errors.
     """
 
@@ -69,11 +74,18 @@ class VerifyModel(Filter):
 
 
 def _text(issues: Sequence[Issue], name: str) -> str:
-    errors = sum(issue.severity == "error" for issue in issues)
-    counts = [(errors, "error"), (len(issues) - errors, "warning")]
+    errors = [issue.text() for issue in issues if issue.severity == "error"]
+    warnings = [issue for issue in issues if issue.severity == "warning"]
+    lines = list(errors)
+    for code, group in groupby(sorted(warnings, key=lambda issue: issue.code), key=lambda issue: issue.code):
+        of_code = [issue.text() for issue in group]
+        lines += of_code[:SHOWN]
+        if len(of_code) > SHOWN:
+            lines.append(f"... and {len(of_code) - SHOWN:,} more {code} (--json shows all)")
+    counts = [(len(errors), "error"), (len(warnings), "warning")]
     summary = ", ".join(counted(count, noun) for count, noun in counts if count) or "no issues"
     source = "stdin" if name == "-" else Path(name).name
-    return "".join(f"{line}\n" for line in (*(issue.text() for issue in issues), f"{source}: {summary}"))
+    return "".join(f"{line}\n" for line in (*lines, f"{source}: {summary}"))
 
 
 def _codes() -> str:

@@ -81,7 +81,7 @@ def nodes_on_paths(
     Raises:
         UsageError: No path leads to one of `targets`, or from one of `sources`.
     """
-    after = _dependents(graph, sources)
+    after, constant = _dependents(graph, sources), _constant_nodes(graph)
     if targets is None:
         targets = [value for value in graph.outputs if value.producer() in after]
     part: set[ir.Node] = set()
@@ -103,7 +103,7 @@ def nodes_on_paths(
                 continue
             used.add(value)
             producer = value.producer()
-            if value not in stops and (producer in after or _depends_on_constants(producer)):
+            if value not in stops and (producer in after or producer in constant):
                 pending.append(producer)
     for source in sources or ():
         if source not in used:
@@ -128,18 +128,11 @@ def _dependents(graph: ir.Graph, sources: Collection[ir.Value] | None) -> set[ir
     return dependents
 
 
-def _depends_on_constants(node: ir.Node | None) -> bool:
-    """Whether a node, and all that it is computed from, has constants alone as operands."""
-    seen: set[ir.Node] = set()
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if current is None or current in seen:
-            continue
-        seen.add(current)
-        for value in current.inputs:
-            if value is not None and not is_constant(value):
-                if value.producer() is None:
-                    return False
-                pending.append(value.producer())
-    return node is not None
+def _constant_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """The operators that depend on constants alone. Operators are in the order of their dependencies."""
+    nodes: set[ir.Node] = set()
+    for node in graph:
+        values = [value for value in node.inputs if value is not None]
+        if values and all(is_constant(value) or value.producer() in nodes for value in values):
+            nodes.add(node)
+    return nodes

@@ -460,6 +460,19 @@ def test_samples_have_no_errors(sample: str, verified: Verify) -> None:
     assert code == 0, text
 
 
+def test_errors_come_first_and_warnings_are_cut(verified: Verify) -> None:
+    model = one("ADD", [([2, 3],), ([4],)], [2, 3])
+    graph = Graph("main")
+    graph.ir = model.graphs[0]
+    for k in range(20):
+        graph.constant(f"nobody{k}", weights(3))
+    lines = verified(model)[1].splitlines()
+    assert lines[0].startswith("error V103 ")
+    assert lines[-2:] == ["... and 8 more V010 (--json shows all)", "model: 1 error, 20 warnings"]
+    assert len(lines) == 1 + 12 + 2
+    assert len(json.loads(verified(model, "--json")[1])["issues"]) == 21
+
+
 def test_all_codes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--codes"]) == 0
     lines = capsys.readouterr().out.splitlines()
