@@ -56,6 +56,8 @@ COMMANDS = [
     "lower.litert.py < model.circle | sign.ai_edge.py",
     "fuse.attention.py < decode_.circle | transpose.io.kvcache.py",
     "merge.circles.py prefill.circle decode.circle | sign.contract.py",
+    "with.py decode.circle",
+    "rename.io.py input input_ids=tico::tokens < decode.circle | rename.io.remove_namespace.py",
     "lower.litert.py < model.circle | wrap.composites.py",
 ]
 """One command for each filter that changes a model. The filter is the last of its pipe."""

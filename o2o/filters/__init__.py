@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from o2o.filters.base import Filter
 
 _SHARED = {"__init__", "base", "fusion", "pipeline", "recorded_pipelines"}  # modules that are not filters
-_OTHERS = {"inspect_model": "inspect"}  # why the command is not `inspect.py`: pyproject.toml
+_OTHERS = {
+    "inspect_model": "inspect",  # why the command is not `inspect.py`: pyproject.toml
+    "with": "with_file",  # a keyword is no name of a module
+}
+OLDER_NAMES = {
+    "retype.input_ids.py": "downcast.input_ids.py",
+    "transpose.io.kcache.py": "transpose.io.kvcache.py",
+    "merge.circle.py": "merge.circles.py",
+}
+"""Commands of earlier versions of ONE's tools, and the commands of the same filters today."""
 
 
 def names() -> list[str]:
@@ -35,14 +44,20 @@ def find(command: str) -> str | None:
     """Find the module of a command.
 
     Args:
-        command: `rename.io.remove_prefix.py`, with or without `.py`, with `.` or `_` between the words.
+        command: `rename.io.remove_prefix.py`, with or without `.py`, with `.` or `_` between the words; also
+            an older name.
 
     Returns:
         The name of the module, or None if there is no such filter.
     """
-    name = os.path.basename(command).removesuffix(".py").replace(".", "_")
-    name = _OTHERS.get(name, name)
+    older = {_module(name): _module(today) for name, today in OLDER_NAMES.items()}
+    name = _module(os.path.basename(command))
+    name = older.get(name, _OTHERS.get(name, name))
     return name if name in names() else None
+
+
+def _module(command: str) -> str:
+    return command.removesuffix(".py").replace(".", "_")
 
 
 def load(name: str) -> type[Filter]:

@@ -39,7 +39,7 @@ class DowncastInputIds(Filter):
     --also names other inputs, such as positions. An input that is int32 already stays.
     The filter changes the first graph and all graphs with a signature. An output that is such an input itself
     stays int64, through a CAST.
-    Refused: an input that is no integer, and a model without token ids.
+    Refused: an input that is no integer, and a model without token ids. Older name: retype.input_ids.py.
     """
 
     name = "downcast.input_ids.py"

@@ -33,6 +33,7 @@ class MergeCircles(Filter):
     how many, and the bytes saved.
     Variables with the same name in two files become one variable, which the filter reports.
     Refused: two signatures with the same name; Circle and TFLite mixed.
+    Older name: merge.circle.py.
     """
 
     name = "merge.circles.py"

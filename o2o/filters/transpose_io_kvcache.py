@@ -32,6 +32,7 @@ class TransposeIoKvcache(Filter):
     ATTENTION. ATTENTION takes either layout; the contract records which. A DYNAMIC_UPDATE_SLICE that writes a
     cache in place still does. All other users read the cache through a TRANSPOSE.
     Refused: a model with neither ATTENTION nor caches in its contract; caches quantized by channel.
+    Older name: transpose.io.kcache.py.
     """
 
     name = "transpose.io.kvcache.py"

@@ -11,6 +11,7 @@ from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
 from tests.o2o.filters.manners import Manners, sample_data
 from tests.o2o.filters.test_pack_litertlm import signed_model, tokenizer_folder
+from tests.o2o.filters.test_rename_io_remove_namespace import from_tico
 from tests.o2o.filters.test_select_op import chain
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import decoder
@@ -62,6 +63,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "reduce_model": {"trailing": ["--", "false"], "model": staticmethod(chain)},
     "remove_io": {"arguments": ["output", "--keep_by_id", "0"]},
     "rename_io": {"arguments": ["input", "input_ids=tokens"]},
+    "rename_io_remove_namespace": {"model": staticmethod(lambda: from_tico(("tico::x", "y")))},
     "rename_io_remove_prefix": {"arguments": ["input_"]},
     "reorder_output": {"arguments": ["--by_id", "1,0"]},
     "reshape_io": {"arguments": ["input", "--by_shape", "[1,4]", "[4,1]"]},
