@@ -9,6 +9,7 @@ cannot represent is stored in the `meta` of its owner, so that reading and writi
     value.meta["quantization_constants"]  see `quantization_constants`
     node.meta["fields"]    fields of the Operator table (customOptions, intermediates, ...)
     node.meta["options"]   the name of the operator's options table, or None if it has none
+    value.meta["input_description"], ["output_description"]  see `o2o.formats.tensor_descriptions`
     graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: values without any operator
 """
 
@@ -149,8 +150,21 @@ class Model:
                 for index, value in enumerate(values):
                     if value is old:
                         values[index] = new
+                        keep_description(old, new)
         for signature in self.signatures:
             signature.replace(old, new)
+
+
+def keep_description(old: ir.Value, new: ir.Value) -> None:
+    """Let an input or output that replaces another have its description (`o2o.formats.tensor_descriptions`).
+
+    Args:
+        old: The value that was there.
+        new: The value that takes its place.
+    """
+    for key in ("input_description", "output_description"):
+        if (description := old.meta.get(key)) is not None:
+            new.meta.setdefault(key, description)
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
+from o2o.formats import tensor_descriptions
 from o2o.formats.fingerprint import fingerprint
 from o2o.model import Model, Signature, attribute
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
@@ -131,6 +132,8 @@ class MergeCircles(Filter):
 
     def _add_metadata(self, result: Model, model: Model, file: str) -> None:
         known = dict(result.metadata)
+        if tensor_descriptions.METADATA_NAME in known:  # it describes the tensors of the first file
+            tensor_descriptions.detach(model)
         new_index: dict[int, int] = {}  # of the entries of `model`
         for index, (name, data) in enumerate(model.metadata):
             if name in known and known[name] != data:

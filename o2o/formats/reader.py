@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats import unbound_tensor
+from o2o.formats import tensor_descriptions, unbound_tensor
 from o2o.formats.associated_files import read_archive
 from o2o.formats.schema import QUANTIZATION_CONSTANTS, SUBGRAPH_FIELDS, Dialect, Span, detect
 from o2o.formats.tensors import LARGE, SourceTensor, constant
@@ -142,6 +142,7 @@ class _Reader:
                 contract.attach(model, data)
             elif key == history.METADATA_NAME:
                 model.history = history.loads(data)
+        tensor_descriptions.attach(model)
         return model
 
     def _check_size(self) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats import unbound_tensor
+from o2o.formats import tensor_descriptions, unbound_tensor
 from o2o.formats.schema import DIALECTS, SUBGRAPH_FIELDS
 from o2o.formats.tensor_order import is_absent, tensor_order
 from o2o.formats.tensors import storage_key
@@ -66,7 +66,13 @@ class Tables:
             (history.METADATA_NAME, history.dumps(self.model.history)),
             (unbound_tensor.METADATA_NAME, unbound_tensor.dumps(self.external, self.model.unused)),
         ]
-        return [*self.model.metadata, *((name, data) for name, data in entries if data is not None)]
+        stored = [
+            (name, tensor_descriptions.updated(self.model, data))
+            if name == tensor_descriptions.METADATA_NAME
+            else (name, data)
+            for name, data in self.model.metadata
+        ]
+        return [*stored, *((name, data) for name, data in entries if data is not None)]
 
     def _payload(self, payload: bytes | ir.TensorProtocol) -> int:
         self.payloads.append(payload)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from o2o.model import Model
+from o2o.model import Model, keep_description
 from o2o.rewriting.builder import Builder, fresh_name, unique_name
 
 IoKind = Literal["input", "output"]
@@ -69,6 +69,7 @@ def replace_graph_output(model: Model, graph: ir.Graph, old: ir.Value, new: ir.V
     for index, value in enumerate(graph.outputs):
         if value is old:
             graph.outputs[index] = new
+            keep_description(old, new)
     for signature in model.signatures_of(graph):
         signature.outputs = {
             name: new if value is old else value for name, value in signature.outputs.items()
