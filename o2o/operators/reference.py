@@ -194,6 +194,8 @@ class _Evaluation:
         kernel = _kernel_of(node)
         if kernel is None:
             raise NotEvaluable(f"{node.op_type} has no reference kernel")
+        if not node.outputs:
+            raise NotEvaluable(f"{node.op_type} has no outputs")
         operands = (value for value in (*node.inputs, *node.outputs) if value is not None)
         if any(is_quantized(value) and value not in self.known for value in operands):
             raise NotEvaluable(f"{node.op_type} on quantized numbers has no reference kernel")

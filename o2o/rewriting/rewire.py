@@ -92,7 +92,7 @@ def insert_before_output(
     """
     new = build(Builder(graph), value)
     name, role = value.name, value.meta.get("role")
-    model.replace(value, new)
+    replace_graph_output(model, graph, value, new)
     if value.is_graph_input():  # an input that is also an output keeps its name as an input
         new.name = fresh_name(graph, f"{name}_out")
     else:

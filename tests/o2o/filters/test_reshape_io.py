@@ -255,6 +255,15 @@ def test_an_output_that_is_the_input_keeps_its_shape(command: Command) -> None:
     assert [array.tolist() for array in results.values()] == [array.tolist() for array in expected.values()]
 
 
+def test_the_output_that_is_an_input_is_reshaped_alone(command: Command) -> None:
+    graph = Graph("main")
+    x = graph.input("x", [2, 3])
+    graph.output(x, graph.op("NEG", [x], [2, 3]))
+    after = command(graph.model(), "output", "--by_shape", "[2,3]", "[6]", "--check")
+    assert shape_of(after.graphs[0].inputs[0]) == (2, 3)
+    assert [shape_of(value) for value in after.graphs[0].outputs] == [(6,), (6,)]
+
+
 def refusals() -> dict[str, tuple[Model, list[str], str]]:
     """What is refused: the model, the arguments, and a part of the message."""
     grow = ["input", "--by_shape", "[1,2,7,4]", "[1,2,9,4]"]
