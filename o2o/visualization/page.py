@@ -20,33 +20,34 @@ MAX_OPERATORS = 20_000
 """Operators of all graphs beyond which they are not listed."""
 
 _STYLE = """
-:root { --text: #1f2328; --quiet: #57606a; --line: #d0d7de; --back: #fff; --shade: #f6f8fa; --bar: #54aeff }
-* { box-sizing: border-box }
-body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: var(--text);
-  background: var(--back); max-width: 1100px; margin: 0 auto; padding: 16px }
-h1 { font-size: 22px; margin: 0; overflow-wrap: anywhere } h2 { font-size: 18px; margin: 32px 0 8px }
-h3 { font-size: 15px; margin: 20px 0 6px } p { margin: 4px 0; color: var(--quiet) }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
-th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line) }
-td { vertical-align: top; white-space: nowrap } td.name { white-space: normal }
-th { font-weight: 600; white-space: nowrap } td.number { text-align: right; white-space: nowrap }
-td.name { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; overflow-wrap: anywhere;
-  min-width: 140px }
-.bar { background: var(--bar); height: 8px; border-radius: 3px; margin: 6px 0 3px }
-.columns { display: flex; flex-wrap: wrap; gap: 32px } .columns > div { flex: 1 1 340px; min-width: 0 }
-details { border: 1px solid var(--line); border-radius: 7px; padding: 8px 12px; margin: 10px 0 }
-summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere }
-ol { padding-left: 28px } li, code { overflow-wrap: anywhere }
-svg { width: 100%; max-width: 420px; height: auto; display: block }
-svg text { font: 13px system-ui, "Segoe UI", Arial, sans-serif; fill: var(--text) }
-svg .title { font-weight: 600 } rect { stroke: #8c959f; fill: var(--shade) }
-rect.layer { fill: #e3f0ff; stroke: #0969da } rect.io { fill: #fff4e0; stroke: #bf8700 }
-.arrow { stroke: var(--quiet); stroke-width: 1.6; fill: none } .head { fill: var(--quiet) }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6edf3; --quiet: #9da7b3; --line: #3d444d; --back: #0d1117;
-    --shade: #1f252d; --bar: #1f6feb }
-  rect.layer { fill: #10263f; stroke: #54aeff } rect.io { fill: #33270f; stroke: #d4a72c }
-}
+    :root { --text: #1f2328; --quiet: #57606a; --line: #d0d7de; --back: #fff;
+        --shade: #f6f8fa; --bar: #54aeff }
+    * { box-sizing: border-box }
+    body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: var(--text);
+      background: var(--back); max-width: 1100px; margin: 0 auto; padding: 16px }
+    h1 { font-size: 22px; margin: 0; overflow-wrap: anywhere } h2 { font-size: 18px; margin: 32px 0 8px }
+    h3 { font-size: 15px; margin: 20px 0 6px } p { margin: 4px 0; color: var(--quiet) }
+    .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
+    th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line) }
+    td { vertical-align: top; white-space: nowrap } td.name { white-space: normal }
+    th { font-weight: 600; white-space: nowrap } td.number { text-align: right; white-space: nowrap }
+    td.name { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; overflow-wrap: anywhere;
+      min-width: 140px }
+    .bar { background: var(--bar); height: 8px; border-radius: 3px; margin: 6px 0 3px }
+    .columns { display: flex; flex-wrap: wrap; gap: 32px } .columns > div { flex: 1 1 340px; min-width: 0 }
+    details { border: 1px solid var(--line); border-radius: 7px; padding: 8px 12px; margin: 10px 0 }
+    summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere }
+    ol { padding-left: 28px } li, code { overflow-wrap: anywhere }
+    svg { width: 100%; max-width: 420px; height: auto; display: block }
+    svg text { font: 13px system-ui, "Segoe UI", Arial, sans-serif; fill: var(--text) }
+    svg .title { font-weight: 600 } rect { stroke: #8c959f; fill: var(--shade) }
+    rect.layer { fill: #e3f0ff; stroke: #0969da } rect.io { fill: #fff4e0; stroke: #bf8700 }
+    .arrow { stroke: var(--quiet); stroke-width: 1.6; fill: none } .head { fill: var(--quiet) }
+    @media (prefers-color-scheme: dark) {
+      :root { --text: #e6edf3; --quiet: #9da7b3; --line: #3d444d; --back: #0d1117;
+        --shade: #1f252d; --bar: #1f6feb }
+      rect.layer { fill: #10263f; stroke: #54aeff } rect.io { fill: #33270f; stroke: #d4a72c }
+    }
 """
 
 
