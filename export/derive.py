@@ -105,6 +105,7 @@ def derived(model: Path, adapter: Path | None, log: Callable[[str], None]) -> Pa
 
     Raises:
         ModelError: See `derive`.
+        O2oError: The cache's folder cannot be made.
         OSError: The cache cannot be written.
     """
     model, adapter = model.absolute(), adapter and adapter.absolute()
@@ -113,7 +114,10 @@ def derived(model: Path, adapter: Path | None, log: Callable[[str], None]) -> Pa
     folder = _cache() / f"{(adapter or model).name.removesuffix('.gguf')}-{name[:12]}"
     record = _read(folder / RECORD)
     if record.get("inputs") != inputs:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise O2oError(f"{folder.parent}: {error.strerror}: set O2O_CACHE to a folder for it") from error
         with tempfile.TemporaryDirectory(prefix=".derived-", dir=folder.parent) as staged:
             lines = _derive_in_child(model, adapter, Path(staged))
             record = {"inputs": inputs, "lines": lines}

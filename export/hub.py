@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from export.derive import derived, needs_derivation
+from export.loading_flags import is_trusted
 from o2o.errors import ModelError, UsageError
 from o2o.weights.gguf_file import is_gguf
 
@@ -129,7 +130,8 @@ def _snapshot(hub_id: str, wanted: Sequence[str] = ()) -> Path:
     if wanted:
         return Path(snapshot_download(hub_id, allow_patterns=list(wanted)))
     for pattern in WEIGHTS:
-        folder = Path(snapshot_download(hub_id, allow_patterns=[*WANTED, pattern]))
+        code = ["*.py"] if is_trusted() else []
+        folder = Path(snapshot_download(hub_id, allow_patterns=[*WANTED, *code, pattern]))
         if any(folder.glob(pattern)):
             break
     return folder
