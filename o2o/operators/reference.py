@@ -64,6 +64,64 @@ def evaluate(value: ir.Value, known: Mapping[ir.Value, Array]) -> Array:
     return _Evaluation(known).value(value)
 
 
+def function_of(value: ir.Value, unknown: ir.Value) -> Callable[[Array], Array]:
+    """Prepare the computation of a value from one unknown: everything else is computed once.
+
+    Args:
+        value: Any value.
+        unknown: The only unknown from which it is computed.
+
+    Returns:
+        A function from the numbers of `unknown` to the numbers of `value`.
+
+    Raises:
+        NotEvaluable: Another operand is unknown, or an operator has no kernel.
+    """
+    prepared = _Evaluation({})
+    following = {unknown}
+    steps: list[tuple[ir.Node, Kernel]] = []
+    for node in producers(value):
+        if following.isdisjoint(node.inputs):
+            continue
+        following.update(node.outputs)
+        steps.append((node, prepared.kernel(node)))
+        for operand in node.inputs:
+            if operand is not None and operand not in following:
+                prepared.value(operand)
+    if value not in following:
+        prepared.value(value)
+
+    def compute(numbers: Array) -> Array:
+        evaluation = _Evaluation({**prepared.known, unknown: numbers})
+        for node, kernel in steps:
+            evaluation.compute(node, kernel)
+        return evaluation.known[value]
+
+    return compute
+
+
+def producers(value: ir.Value) -> list[ir.Node]:
+    """Return the nodes that compute a value.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The nodes in graph order; none for a value that no node of a graph computes.
+    """
+    nodes: set[ir.Node] = set()
+    pending = [value.producer()]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            pending += [operand.producer() for operand in node.inputs if operand is not None]
+    last = value.producer()
+    if last is None or last.graph is None:
+        return []
+    return [node for node in last.graph if node in nodes]
+
+
 def run_graph(graph: ir.Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run a graph.
 
@@ -191,6 +249,13 @@ class _Evaluation:
         return self.known[value]
 
     def node(self, node: ir.Node) -> None:
+        kernel = self.kernel(node)
+        for value in node.inputs:
+            if value is not None:
+                self.value(value)
+        self.compute(node, kernel)
+
+    def kernel(self, node: ir.Node) -> Kernel:
         kernel = _kernel_of(node)
         if kernel is None:
             raise NotEvaluable(f"{node.op_type} has no reference kernel")
@@ -199,7 +264,10 @@ class _Evaluation:
         operands = (value for value in (*node.inputs, *node.outputs) if value is not None)
         if any(is_quantized(value) and value not in self.known for value in operands):
             raise NotEvaluable(f"{node.op_type} on quantized numbers has no reference kernel")
-        inputs = [None if value is None else self.value(value) for value in node.inputs]
+        return kernel
+
+    def compute(self, node: ir.Node, kernel: Kernel) -> None:
+        inputs = [None if value is None else self.known[value] for value in node.inputs]
         try:
             results = kernel(node, *inputs)
         except (ValueError, IndexError, TypeError, ArithmeticError, ModelError) as error:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from o2o.model import shape_of
 from o2o.operators.masks import HIDDEN_THRESHOLD
-from o2o.operators.reference import NotEvaluable, evaluate, unknown_sources
+from o2o.operators.reference import NotEvaluable, evaluate, function_of, unknown_sources
 from o2o.rewriting.attention.token_axis import token_axis
 from o2o.rewriting.matchers import fail
 
@@ -96,8 +96,55 @@ def position_leaf(value: ir.Value, what: str) -> ir.Value | None:
     return leaf
 
 
+class AtPosition:
+    """A value as a function of the position of the first token."""
+
+    def __init__(self, value: ir.Value, leaf: ir.Value | None, what: str) -> None:
+        """Prepare the function.
+
+        Args:
+            value: A mask or a start index.
+            leaf: The unknown from which it is computed (`position_leaf`).
+            what: What `value` is, for the message.
+
+        Raises:
+            MatchFailure: An operator has no reference kernel.
+        """
+        self.value, self.what, self._leaf = value, what, leaf
+        self._numbers: np.ndarray | None = None
+        try:
+            if leaf is None:
+                self._numbers = evaluate(value, {})
+            else:
+                self._compute = function_of(value, leaf)
+                self._steps = np.arange(math.prod(shape_of(leaf)), dtype=leaf.dtype.numpy())  # type: ignore[union-attr]
+        except NotEvaluable as reason:
+            fail(f"{what} cannot be computed: {reason}", value)
+
+    def __call__(self, position: int) -> np.ndarray:
+        """Compute the value.
+
+        Args:
+            position: The position of the first token.
+
+        Returns:
+            The numbers of the value.
+
+        Raises:
+            MatchFailure: An operator has no reference kernel for these operands.
+        """
+        if self._leaf is None or self._numbers is not None:
+            assert self._numbers is not None
+            return self._numbers
+        steps = self._steps + self._steps.dtype.type(position)
+        try:
+            return self._compute(steps.reshape(shape_of(self._leaf)))
+        except NotEvaluable as reason:
+            fail(f"{self.what} cannot be computed: {reason}", self.value)
+
+
 def at_position(value: ir.Value, leaf: ir.Value | None, position: int, what: str) -> np.ndarray:
-    """Compute `value` for tokens that start at `position`.
+    """Compute a value for tokens that start at one position. `AtPosition` is faster for several.
 
     Args:
         value: A mask or a start index.
@@ -111,14 +158,7 @@ def at_position(value: ir.Value, leaf: ir.Value | None, position: int, what: str
     Raises:
         MatchFailure: An operator has no reference kernel.
     """
-    known = {}
-    if leaf is not None:
-        steps = position + np.arange(math.prod(shape_of(leaf))).reshape(shape_of(leaf))
-        known[leaf] = steps.astype(leaf.dtype.numpy())  # type: ignore[union-attr]
-    try:
-        return evaluate(value, known)
-    except NotEvaluable as reason:
-        fail(f"{what} cannot be computed: {reason}", value)
+    return AtPosition(value, leaf, what)(position)
 
 
 def prove_causal(mask: ir.Value, keys: Keys) -> ir.Value | None:
@@ -144,8 +184,9 @@ def prove_causal(mask: ir.Value, keys: Keys) -> ir.Value | None:
         positions = sorted({*positions[:: keys.T], positions[-1]})  # these cover each token's position
     if len(positions) * keys.T * keys.S > BUDGET:
         fail(f"the mask is too large for a proof at {len(positions)} positions", mask)
+    mask_at = AtPosition(mask, leaf, "the mask")
     for position in positions:
-        numbers = np.broadcast_to(at_position(mask, leaf, position, "the mask"), (1, 1, keys.T, keys.S))[0, 0]
+        numbers = np.broadcast_to(mask_at(position), (1, 1, keys.T, keys.S))[0, 0]
         visible = keys.visible(position)
         if not (np.all(numbers[visible] == 0) and np.all(numbers[~visible] <= HIDDEN_THRESHOLD)):
             fail(f"the mask is not causal at position {position}", mask)
@@ -171,8 +212,9 @@ def prove_start(start: ir.Value, keys: Keys, axis: int) -> ir.Value:
         fail("the cache is always written at the same row", start)
     if math.prod(shape_of(leaf)) not in (1, keys.T):
         fail(f"the written row depends on {leaf.name}, which is not a position of {keys.T} tokens", start)
+    start_at = AtPosition(start, leaf, "the row that is written")
     for position in keys.positions:
-        numbers = at_position(start, leaf, position, "the row that is written")
+        numbers = start_at(position)
         if [int(n) for n in numbers] != [position if i == axis else 0 for i in range(len(numbers))]:
             fail(f"at position {position} the cache is written at {numbers.tolist()}", start)
     return leaf
@@ -194,8 +236,11 @@ def prove_position(position: ir.Value, keys: Keys) -> ir.Value:
     leaf = position_leaf(position, "the position")
     if leaf is None:
         fail("the position is always the same", position)
+    if position is leaf and shape_of(leaf) == (1,):
+        return leaf
+    position_at = AtPosition(position, leaf, "the position")
     for first in keys.positions:
-        numbers = at_position(position, leaf, first, "the position").reshape(-1)
+        numbers = position_at(first).reshape(-1)
         if numbers.tolist() != [first]:
             fail(f"the position of the queries is {numbers.tolist()} at position {first}", position)
     return leaf
@@ -214,11 +259,10 @@ def depends_on_token_positions(mask: ir.Value, leaf: ir.Value, keys: Keys) -> bo
     """
 
     def counts(vector: ir.Value) -> bool:
-        at_start = at_position(vector, leaf, 0, "the mask").reshape(-1)
-        steps = at_start[:1] + np.arange(keys.T)
+        vector_at = AtPosition(vector, leaf, "the mask")
+        steps = vector_at(0).reshape(-1)[:1] + np.arange(keys.T)
         return all(
-            np.array_equal(at_position(vector, leaf, position, "the mask").reshape(-1), steps + position)
-            for position in keys.positions
+            np.array_equal(vector_at(position).reshape(-1), steps + position) for position in keys.positions
         )
 
     return keys.T > 1 and not keys.appended and token_axis(mask, leaf, keys.T, counts) == -2

@@ -15,8 +15,8 @@ from o2o.operators.masks import HIDDEN_THRESHOLD
 from o2o.operators.reference import unknown_sources
 from o2o.rewriting.attention.causality import (
     BUDGET,
+    AtPosition,
     Keys,
-    at_position,
     depends_on_token_positions,
     position_leaf,
 )
@@ -66,8 +66,9 @@ def prove_meaning(
     """
     terms = list(_terms(mask))
     zero = np.zeros((1, 1, keys.S), np.float32)
-    fixed = sum((_numbers(term, None, 0, keys) for term in terms if not unknown_sources(term)), zero)
     following = [term for term in terms if unknown_sources(term)]
+    constant = [AtPosition(term, None, "the mask") for term in terms if not unknown_sources(term)]
+    fixed = sum((_by_row(term_at(0), keys) for term_at in constant), zero)
     if not following:
         return _constant_meaning(mask, fixed, keys, heads, exact)
     leaf = position_leaf(mask, "the mask")
@@ -87,8 +88,9 @@ def prove_meaning(
     if len(positions) * fixed.shape[0] * keys.T * keys.S > BUDGET:
         fail(f"the mask is too large for a proof at {len(positions)} positions", mask)
     window, others = 0, slopes
+    terms_at = [AtPosition(term, leaf, "the mask") for term in following]
     for position in reversed(positions):
-        numbers = sum((_numbers(term, leaf, position, keys) for term in following), fixed)
+        numbers = sum((_by_row(term_at(position), keys) for term_at in terms_at), fixed)
         is_visible = _visible(mask, numbers, keys, position)
         if position == positions[-1]:  # here the last query sees the most keys
             seen = int(is_visible[-1].sum())
@@ -113,9 +115,8 @@ def _terms(mask: ir.Value) -> Iterator[ir.Value]:
         pending += [operand for operand in node.inputs if operand is not None]
 
 
-def _numbers(term: ir.Value, leaf: ir.Value | None, position: int, keys: Keys) -> np.ndarray:
+def _by_row(numbers: np.ndarray, keys: Keys) -> np.ndarray:
     """A term as [N or 1, T or 1, S]."""
-    numbers = at_position(term, leaf, position, "the mask")
     numbers = numbers.reshape((1,) * (4 - numbers.ndim) + numbers.shape)[0]
     return np.broadcast_to(numbers, (*numbers.shape[:2], keys.S))
 

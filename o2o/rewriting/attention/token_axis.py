@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from o2o.model import attribute, shape_of
-from o2o.operators.reference import is_pure
+from o2o.operators.reference import is_pure, producers
 from o2o.operators.traits import RESHAPE_OPS, is_elementwise
 from o2o.rewriting.matchers import constant_ints
 
@@ -35,7 +35,7 @@ def token_axis(
     axes: dict[ir.Value, int | None] = {position: None}  # token axes, by value
     if (vector := _vector_axis(position, tokens)) is not None and counts(position):
         axes[position] = vector
-    for node in _producers(value):
+    for node in producers(value):
         if not any(operand in axes for operand in node.inputs):
             continue
         axis = _result_axis(node, axes, tokens) if is_pure(node) else None
@@ -49,21 +49,6 @@ def _vector_axis(value: ir.Value, tokens: int) -> int | None:
     """The axis that holds all elements of `value`, if there are `tokens` elements."""
     shape = shape_of(value)
     return shape.index(tokens) - len(shape) if tokens in shape and math.prod(shape) == tokens else None
-
-
-def _producers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that compute `value`, in graph order."""
-    nodes: set[ir.Node] = set()
-    pending = [value.producer()]
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in nodes:
-            nodes.add(node)
-            pending += [operand.producer() for operand in node.inputs if operand is not None]
-    last = value.producer()
-    if last is None or last.graph is None:
-        return []
-    return [node for node in last.graph if node in nodes]
 
 
 def _result_axis(node: ir.Node, axes: Mapping[ir.Value, int | None], tokens: int) -> int | None:

@@ -32,11 +32,13 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each value was computed."""
     count: Counter[str] = Counter()
 
-    def counted(value: ir.Value, leaf: ir.Value | None, position: int, what: str) -> np.ndarray:
-        count[value.name or ""] += 1
-        return at_position(value, leaf, position, what)
+    compute = causality.AtPosition.__call__
 
-    monkeypatch.setattr(causality, "at_position", counted)
+    def counted(self: causality.AtPosition, position: int) -> np.ndarray:
+        count[self.value.name or ""] += 1
+        return compute(self, position)
+
+    monkeypatch.setattr(causality.AtPosition, "__call__", counted)
     return count
 
 
