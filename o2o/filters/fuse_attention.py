@@ -55,6 +55,11 @@ class FuseAttention(Fusion):
             metavar="POSITION",
             help="fuse concatenated caches without a mask too; the input POSITION always holds their length",
         )
+        parser.add_argument(
+            "--core",
+            action="store_true",
+            help="stop at o2o.attention: projections and caches stay operators of their own",
+        )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         proofs = Proofs()
@@ -63,6 +68,9 @@ class FuseAttention(Fusion):
             constants = set(graph.initializers)
             core = apply_rule(model, graph, CoreRule())
             masks = apply_rule(model, graph, MaskRule(proofs))
+            if args.core:
+                self.report(model.label(graph), core.rewritten, [("alone", core.failures)], args.explain)
+                continue
             result = apply_rule(model, graph, attention)
             for name in set(graph.initializers) - constants:  # of masks that turned out to be no operands
                 if not graph.initializers[name].uses():

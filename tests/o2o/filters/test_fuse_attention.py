@@ -27,7 +27,7 @@ from tests.tolerances import assert_close
 def fuse(model: Model, full_cache: str | None = None) -> list[str]:
     """Run the filter and return its messages."""
     filter_ = FuseAttention()
-    filter_.apply(model, argparse.Namespace(explain=True, assume_full_cache=full_cache))
+    filter_.apply(model, argparse.Namespace(explain=True, assume_full_cache=full_cache, core=False))
     return filter_.messages
 
 
@@ -59,6 +59,22 @@ def test_every_form_is_fused_and_means_the_same(form: Form) -> None:
         for name in expected:
             now = actual[name] if name in actual else feeds[name.replace("present", "past")]
             assert_close(now, expected[name])
+
+
+def test_the_core_alone_leaves_projections_and_caches() -> None:
+    form = Form()
+    before, after = build(form), build(form)
+    filter_ = FuseAttention()
+    filter_.apply(after, argparse.Namespace(explain=False, assume_full_cache=None, core=True))
+    assert filter_.messages == ["main: fused 1 attention block"]
+    assert operators(after)["o2o.attention"] == 1
+    assert operators(after)["ATTENTION"] == 0
+    assert operators(after)["FULLY_CONNECTED"] == operators(before)["FULLY_CONNECTED"]
+    assert [value.name for value in after.graphs[0].outputs] == [v.name for v in before.graphs[0].outputs]
+    feeds = feeds_at(form, 0)
+    expected = reference.run_graph(before.graphs[0], feeds)
+    for name, numbers in reference.run_graph(after.graphs[0], feeds).items():
+        assert_close(numbers, expected[name])
 
 
 @settings(max_examples=25, deadline=None)

@@ -367,7 +367,7 @@ def test_a_scalar(command: Command) -> None:
 def test_the_guides_line_on_an_exported_graph(exported_model) -> None:
     """30 rows to 32: the same logits at every old position, and those of the form of 32 rows at the new."""
     model = formats.load(exported_model("demo", "concat"))
-    FuseAttention().apply(model, argparse.Namespace(explain=False, assume_full_cache=None))
+    FuseAttention().apply(model, argparse.Namespace(explain=False, assume_full_cache=None, core=False))
     short = formats.loads(formats.dumps(model))
     ReshapeIo().apply(model, argparse.Namespace(io="input", by_shape=[((1, 16, 30, 4), (1, 16, 32, 4))]))
     after = formats.loads(formats.dumps(model))

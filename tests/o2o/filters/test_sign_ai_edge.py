@@ -143,7 +143,7 @@ def test_exported(command: Command, exported_model: Callable[[str, str], Path], 
     """As it comes, and with ATTENTION, which gives its caches out once it is lowered."""
     models = [formats.load(exported_model("grouped", form)) for form in ("prefill_8", "static")]
     for model in models if fused else ():
-        FuseAttention().apply(model, argparse.Namespace(explain=False, assume_full_cache=None))
+        FuseAttention().apply(model, argparse.Namespace(explain=False, assume_full_cache=None, core=False))
     merged = MergeCircles().merged(models, ["prefill_8.circle", "decode.circle"])
     assert bool(operators(merged)["ATTENTION"]) == fused
     after = command(lower_to_litert(merged), "--check")

@@ -100,10 +100,10 @@ def test_fusing_may_come_afterwards(command: Command, join: str) -> None:
     """The TRANSPOSE goes: ATTENTION writes the transposed cache in place."""
     form = Scattered(T=2, join=join)
     before, after = build(form), command(build(form))
-    FuseAttention().apply(after, argparse.Namespace(explain=True, assume_full_cache=None))
+    FuseAttention().apply(after, argparse.Namespace(explain=True, assume_full_cache=None, core=False))
     assert operators(after)["ATTENTION"] == 1
     assert operators(after)["TRANSPOSE"] == 0
-    FuseAttention().apply(before, argparse.Namespace(explain=True, assume_full_cache=None))
+    FuseAttention().apply(before, argparse.Namespace(explain=True, assume_full_cache=None, core=False))
     assert_turned(before, after, feeds_at(form, 3))
 
 
@@ -286,8 +286,8 @@ def test_a_model_without_caches_is_refused(command: Command) -> None:
 def test_exported_graphs(exported_model, form: str, fuse: bool) -> None:
     before, after = (formats.load(exported_model("grouped", form)) for _ in range(2))
     if fuse:
-        FuseAttention().apply(after, argparse.Namespace(explain=False, assume_full_cache=None))
-        FuseAttention().apply(before, argparse.Namespace(explain=False, assume_full_cache=None))
+        FuseAttention().apply(after, argparse.Namespace(explain=False, assume_full_cache=None, core=False))
+        FuseAttention().apply(before, argparse.Namespace(explain=False, assume_full_cache=None, core=False))
     TransposeIoKvcache().apply(after, argparse.Namespace(to="BTNH"))
     after = formats.loads(formats.dumps(after))
     contract = contract_of(after)["signatures"]["decode"]

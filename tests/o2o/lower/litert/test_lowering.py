@@ -362,7 +362,7 @@ def test_lowering_twice_is_lowering_once(layout: str) -> None:
 def decode_of(exported_model, shape: str, form: str, layout: str) -> Model:
     """Decode as the guide makes it: fused, 32 rows, caches in `layout`."""
     model = formats.load(exported_model(shape, form))
-    FuseAttention().apply(model, argparse.Namespace(explain=False, assume_full_cache=None))
+    FuseAttention().apply(model, argparse.Namespace(explain=False, assume_full_cache=None, core=False))
     FuseRmsNorm().apply(model, argparse.Namespace(explain=False))
     if form == "concat":
         (old,) = {tuple(v.shape.numpy()) for v in model.graphs[0].inputs if len(v.shape) == 4}  # type: ignore[union-attr, arg-type]

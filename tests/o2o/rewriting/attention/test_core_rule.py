@@ -224,7 +224,7 @@ class Attention(Graph):
 
 def fused(form: Form) -> tuple[Model, list[str]]:
     model, filter_ = Attention(form).model(), FuseAttention()
-    filter_.apply(model, argparse.Namespace(explain=True, assume_full_cache=None))
+    filter_.apply(model, argparse.Namespace(explain=True, assume_full_cache=None, core=False))
     return formats.loads(formats.dumps(model)), filter_.messages
 
 
