@@ -156,6 +156,7 @@ class Draws:
             piece: The number of elements drawn at a time.
         """
         mean, deviation = (1, 0.1) if len(shape) == 1 else (0, 1.5 / math.sqrt(shape[-1]))
+        mean *= not name.endswith("bias")
         table = mean + deviation * self._quantiles
         # numpy cannot write ml_dtypes' bfloat16, but unsigned integers of the same size.
         table = table.astype(self._dtype).view(f"u{np.dtype(self._dtype).itemsize}")
@@ -189,8 +190,15 @@ def split(shapes: Shapes, shards: int) -> Iterator[Shapes]:
         yield part
 
 
-def _write_safetensors(path: Path, shapes: Shapes, dtype: str, draws: Draws) -> None:
-    """Write a safetensors file."""
+def write_safetensors(path: Path, shapes: Shapes, dtype: str, draws: Draws) -> None:
+    """Write a safetensors file.
+
+    Args:
+        path: The file.
+        shapes: The shape of each tensor.
+        dtype: A key of `DTYPES`.
+        draws: The random tensors.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -228,7 +236,7 @@ def _write_bin(path: Path, shapes: Shapes, dtype: str, draws: Draws) -> None:
 
 
 WRITERS = {
-    "safetensors": (_write_safetensors, "model", "safetensors"),
+    "safetensors": (write_safetensors, "model", "safetensors"),
     "bin": (_write_bin, "pytorch_model", "bin"),
 }
 
