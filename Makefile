@@ -42,7 +42,7 @@ BIN := $(VENV)/bin
 # On a terminal pip names each package and shows its progress; in a pipe only errors.
 PIP := $(BIN)/pip install --disable-pip-version-check $$(test -t 2 || echo --quiet)
 
-.PHONY: setup package run test test-fast families lint docs docs-test demo litertlm wheel clean
+.PHONY: setup package run test test-fast families families-ci lint docs docs-test demo litertlm wheel clean
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
@@ -73,6 +73,9 @@ test-fast: setup
 # Results are in build/families; `make families ONLY=gemma,phi` checks a part. See docs/families.md.
 families: setup
 	$(BIN)/python -m tests.families $${ONLY:+--only="$$ONLY"}
+
+families-ci: setup
+	$(BIN)/python -m tests.families --ci
 
 lint: setup
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from docs.tools.examples import PAGES, ROOT, Block, blocks
 
 TIMEOUT = 900  # seconds
 NOT_RUN = {
-    r"make (setup|test|test-fast|lint|demo|docs|docs-test|wheel|clean)\b": "it takes long",
+    r"make (setup|test|test-fast|families|lint|demo|docs|docs-test|wheel|clean)\b": "it takes long",
     r"o2o chat\b|.* --chat\b": "the demo model has no chat template",
     r"source |cd |git |pip ": "the environment is active",
 }

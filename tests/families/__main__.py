@@ -5,7 +5,7 @@ ONNX Runtime read prompts of many lengths and decode up to 40 tokens; every logi
 transformers. int8 is compared, too.
 
 Results are stored in build/families. With --resume, a case that was checked with the same sources is not
-checked again. --table writes the table of docs/families.md.
+checked again. When all cases were checked, the table of docs/families.md is written.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from o2o.cli.arguments import Parser, name_list, positive_int
 from o2o.cli.command import run
 from o2o.cores import cores
 from o2o.errors import UsageError
+from tests.families import table
 from tests.families.cases import CASES, Case
 from tests.families.check import check_in_child
 from tests.families.results import ROOT, Result, store, stored
@@ -106,6 +107,8 @@ def check_all(args: argparse.Namespace) -> int:
 
     with ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(one, cases))
+    if len(cases) == len(CASES):
+        table.write(cases, results)
     passed = sum(result.passed for result in results)
     print(f"{passed} of {len(results)} cases pass")
     return 0 if passed == len(results) else 1
@@ -139,12 +142,10 @@ def line(result: Result) -> str:
     Returns:
         A line, and one more for each failure.
     """
-    largest = max((run.largest for run in result.runs if "int8" not in run.road), default=0.0)
-    int8 = max((run.rms for run in result.runs if "int8" in run.road), default=0.0)
     mark = "ok  " if result.passed else "FAIL"
     lines = [
-        f"{mark} {result.name:24} fused {result.fused} of {result.attentions}, float32 {largest:.1e}, "
-        f"int8 {int8:.2f}, {result.seconds:.0f} s"
+        f"{mark} {result.name:24} fused {result.fused} of {result.attentions}, float32 {result.largest:.1e}, "
+        f"int8 {result.int8:.2f}, {result.seconds:.0f} s"
     ]
     lines += [f"       {result.error}"] if result.error else []
     lines += [f"       {run.road} on {run.engine}: {run.error}" for run in result.runs if run.error]

@@ -1,4 +1,8 @@
-"""Packages of a checkpoint, by the commands of `o2o convert`. torch is imported once, not once a command."""
+"""Packages of a checkpoint, by the commands of `o2o convert`, all in this process.
+
+`o2o convert` starts a process for each command. Here torch is imported once for all exports, and `o2o pipe`
+runs the filters, which write the same bytes as in processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,9 @@ import shlex
 from pathlib import Path
 
 from export import __main__ as export_command
-from export import shell
 from export.package_builder import PackageBuilder, PackageFormat
 from o2o.errors import ModelError
+from o2o.verbs import pipe
 from tests.families.cases import CONTEXT
 
 
@@ -36,11 +40,8 @@ def convert(checkpoint: Path, package: Path, format: PackageFormat, recipe: str 
             words = shlex.split(step.replace("\\\n", " "))
             if words[1:3] == ["-m", "export"]:
                 code = export_command.main([*words[3:], "--jobs", "1"])
-                if code:
-                    raise ModelError(f"export failed with exit code {code}")
             else:
-                try:
-                    shell.run([step], package)
-                except shell.StepFailed as error:
-                    raise ModelError(f"{' '.join(step.split())}: {error}") from error
+                code = pipe.main([step])
+            if code:
+                raise ModelError(f"{' '.join(words)}: exit code {code}")
     return package / plan.model

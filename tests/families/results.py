@@ -53,6 +53,16 @@ class Result:
     error: str = ""
 
     @property
+    def largest(self) -> float:
+        """The largest difference of a float32 logit, in standard deviations."""
+        return max((run.largest for run in self.runs if "int8" not in run.road), default=0.0)
+
+    @property
+    def int8(self) -> float:
+        """The largest root mean square of int8, in standard deviations."""
+        return max((run.rms for run in self.runs if "int8" in run.road), default=0.0)
+
+    @property
     def passed(self) -> bool:
         """Whether every run agrees, and every attention is one operator."""
         agree = bool(self.runs) and not any(run.error for run in self.runs)
