@@ -11,6 +11,7 @@ from pathlib import Path
 from export.derive import derived, needs_derivation
 from export.loading_flags import is_trusted
 from o2o.errors import ModelError, UsageError
+from o2o.weights import derived_checkpoint
 from o2o.weights.gguf_file import is_gguf
 
 # Files to fetch from the hub, in addition to the weights in the first available format of WEIGHTS.
@@ -64,8 +65,9 @@ def resolve(
 
 
 def _only_gguf(path: Path) -> Path:
-    """The GGUF file of a folder that has nothing else, as on the hub; else the path itself."""
-    if path.is_file() or (path / "config.json").is_file():
+    """The GGUF file of a folder that has no other weights, as on the hub; else the path itself."""
+    others = (*WEIGHTS, derived_checkpoint.FILE)
+    if path.is_file() or any(True for pattern in others for _ in path.glob(pattern)):
         return path
     files = sorted(path.glob("*.gguf"))
     if len(files) > 1:

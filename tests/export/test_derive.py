@@ -47,6 +47,7 @@ def test_a_gguf_file_is_converted_once(gguf: Path, cache: Path, monkeypatch: pyt
     assert list(cache.iterdir()) == [folder]
 
     monkeypatch.setattr(derive, "derive", lambda *_: pytest.fail("derived again"))
+    (gguf.parent / "config.json").write_text("{}")  # of the model before it was quantized
     again: list[str] = []
     assert resolve(gguf.parent, log=again.append) == folder  # the only file of a folder
     assert again == lines  # what is left out is said each time
