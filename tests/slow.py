@@ -103,6 +103,7 @@ TESTS = {
         "test_caches_that_were_turned_before_fusing_are_written_in_place_too",
         "test_every_form_is_fused_and_means_the_same",
         "test_exported_graphs_fuse_in_every_layer",
+        "test_other_families_are_raised_to_the_core",
         "test_rotations_that_are_fused_already_are_known",
         "test_what_is_fused_lowers_to_the_same",
     ],

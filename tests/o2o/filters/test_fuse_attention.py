@@ -17,7 +17,9 @@ from o2o.filters.transpose_io_kvcache import TransposeIoKvcache
 from o2o.lower.litert import lower_to_litert
 from o2o.model import Model, shape_of
 from o2o.operators import reference
+from o2o.operators.core_attention import CoreAttention, is_core_attention
 from o2o.rewriting.dead_code_elimination import remove_dead_constants
+from tests.checkpoints import write_checkpoint
 from tests.o2o import graphs
 from tests.o2o.attention_graphs import BROKEN, D, Form, build, feeds_at, forms
 from tests.o2o.graphs import exported_feeds, operators
@@ -402,3 +404,41 @@ def test_rotations_that_are_fused_already_are_known(exported_model, tmp_path: Pa
     assert operators(model)["ROPE"] == 2 * operators(model)["SOFTMAX"]
     assert fuse(model) == ["decode: fused 3 attention blocks"]
     assert operators(model)["ROPE"] == 0
+
+
+FAMILIES = {  # whose attention transformers' attention interface does not compute
+    "gpt_neo": {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "max_position_embeddings": 32,
+        "window_size": 16,
+    },
+    "mpt": {"vocab_size": 61, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 32},
+}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_other_families_are_raised_to_the_core(tmp_path: Path, model_type: str) -> None:
+    """Masks that select, masks among constants, ALiBi of keys: no mask operand is left."""
+    from export import build_graph
+
+    write_checkpoint(tmp_path, model_type=model_type, **FAMILIES[model_type])
+    data = formats.dumps(build_graph.decode(tmp_path, 16, "static"))
+    before, after = formats.loads(data), formats.loads(data)
+    assert fuse(after)[0] == "decode: fused 0 attention blocks, left 2 candidates as o2o.attention"
+    cores = [CoreAttention.of(node) for node in after.graphs[0] if is_core_attention(node)]
+    assert [core.mask for core in cores] == [None, None]
+    assert {core.position.name for core in cores} == {"cache_position"}
+    assert all((core.slopes is None) == (model_type == "gpt_neo") for core in cores)
+    after = reread(after)
+    for position in (0, 7, 15):
+        feeds = exported_feeds(before, position)
+        feeds["input_ids"] = feeds["input_ids"] % 61
+        expected = reference.run_graph(before.graphs[0], feeds)
+        actual = reference.run_graph(after.graphs[0], feeds)
+        for name in expected:
+            assert_close(actual[name], expected[name], err_msg=name)
