@@ -174,7 +174,8 @@ class _Lowering:
         elif node.domain == DOMAIN:
             lower_operator(self.tokens, node)
         else:
-            raise self.tokens.error(node, "no ONNX lowering for a custom operator")
+            reason = "a custom operator has no ONNX lowering: use the LiteRT engine, or report this model"
+            raise self.tokens.error(node, reason)
 
     def _lower_group(self, node: ir.Node) -> bool:
         """Lower the group of operators that `node` ends or begins, as one; whether there is one.

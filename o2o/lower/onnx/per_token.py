@@ -25,7 +25,7 @@ from o2o.errors import ModelError
 from o2o.formats.tensors import constant_array, is_constant
 from o2o.lower.onnx.builder import INT64, Dim, OnnxBuilder, dims
 from o2o.model import Model, shape_of
-from o2o.operators.reference import NotEvaluable, evaluate
+from o2o.operators.reference import NotEvaluable, evaluate, has_kernel
 from o2o.operators.traits import RESHAPE_OPS
 from o2o.rewriting.regions import Regions
 
@@ -95,9 +95,13 @@ class TokenValues:
         steps = op.node("Range", [zero, scalar, one], ["T"], name="steps")
         positions = op.node("Add", [steps, self.position], ["T"], name="positions")
         self.positions = op.reshape(positions, self.leading)
+        self.lowered[position] = self._cast(self.positions, position.dtype or INT64)
         self._constant, self._by_position = _token_independent_values(graph, position)
         self._tables: dict[ir.Value, np.ndarray] = {}
         self.regions = Regions(graph)
+
+    def _cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+        return x if x.dtype == dtype else self.op.node("Cast", [x], dims(x), dtype, to=int(dtype))
 
     def locate(self, node: ir.Node) -> str:
         """See `o2o.model.Model.locate`."""
@@ -157,8 +161,12 @@ class TokenValues:
 
     def _table_at_positions(self, value: ir.Value) -> np.ndarray:
         shape = token_shape(value)
+        place = self.locate(node) if (node := value.producer()) is not None else str(value.name)
         if self.capacity * int(np.prod(shape)) > LIMIT:
-            raise ModelError(f"{value.name} is too large to be computed at {self.capacity} positions")
+            raise ModelError(
+                f"{place}: it is too large to be computed at {self.capacity} positions: "
+                "convert with a smaller --max-length"
+            )
         leaf = self.position_input
         assert leaf.dtype is not None
         try:
@@ -167,7 +175,7 @@ class TokenValues:
                 for position in range(self.capacity)
             ]
         except NotEvaluable as reason:
-            raise ModelError(f"{value.name} cannot be computed at every position: {reason}") from reason
+            raise ModelError(f"{place}: it cannot be computed at every position: {reason}") from reason
         return np.stack(rows)
 
     def is_token_independent(self, value: ir.Value) -> bool:
@@ -281,7 +289,10 @@ class TokenValues:
 
 
 def _token_independent_values(graph: ir.Graph, position: ir.Value) -> tuple[set[ir.Value], set[ir.Value]]:
-    """The values computed from constants alone, and the values computed from constants and the position."""
+    """The values computed from constants alone, and the values computed from constants and the position.
+
+    The second are only those with a reference kernel: others are computed at run time.
+    """
     constant: set[ir.Value] = set()
     by_position = {position}
     for node in graph:
@@ -289,7 +300,7 @@ def _token_independent_values(graph: ir.Graph, position: ir.Value) -> tuple[set[
         varying = [value for value in operands if not (is_constant(value) or value in constant)]
         if operands and not varying:
             constant |= set(node.outputs)
-        elif varying and all(value in by_position for value in varying):
+        elif varying and all(value in by_position for value in varying) and has_kernel(node):
             by_position |= set(node.outputs)
     return constant, by_position
 

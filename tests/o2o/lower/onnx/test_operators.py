@@ -327,3 +327,18 @@ def test_refusals_name_the_operator_and_its_place() -> None:
         lower_to_onnx(with_operator(by_sign))
     place = "ADD (model.layers.7/signs in decode, module model.layers.7)"
     assert str(caught.value) == f"{place}: no ONNX lowering for its fused activation 5"
+
+
+def test_what_depends_on_the_position_by_an_operator_without_a_reference_kernel() -> None:
+    """It is computed at run time, not looked up."""
+
+    def build(graph: Graph, x: ir.Value) -> ir.Value:
+        position = graph.op("CAST", [graph.ir.inputs[1]], [1], FLOAT)
+        return graph.op("MUL", [x, graph.op("SIGN", [position], [1])], [1, 1, 19])
+
+    ids = [3, 1, 4, 1]
+    expected = on_litert(with_operator(build), ids)
+    for form in FORMS:
+        lowered = checked(with_operator(build), form, logits="all")
+        assert "Sign" in {node.op_type for node in lowered.graph}
+        assert_close(Running(lowered).step(ids, 0)[0], expected)
