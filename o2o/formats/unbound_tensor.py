@@ -8,7 +8,7 @@ file, under the name `o2o.weights`, keyed by the number of the (empty) buffer:
 
 `unused` lists, for each file, the tensors without a reference. The value is "" for a tensor that the model
 does not need. Otherwise the tensor's numbers are in the model, and the value is their digest
-(`o2o.weights.stored_tensor.StoredTensor.digest`).
+(`o2o.weights.weight_source.WeightSource.digest`).
 
 A buffer with `"added": 1.0` holds the tensor's numbers plus 1, as Gemma's norms multiply by 1 + weight. Such
 a record has version 2.

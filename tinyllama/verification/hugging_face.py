@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
 from export.loading_flags import is_trusted
-from export.model import LanguageModel, summarize_error
+from export.model import LanguageModel, read_config, summarize_error
 from export.parameter_matching import match_parameters
 from o2o.cli.silence_stderr import suppressed_warnings
 from o2o.errors import ModelError, O2oError
@@ -171,7 +171,9 @@ def load(directory: Path, attn_implementation: str | None = None) -> Any:
 def _filled(directory: Path, checkpoint: Checkpoint, how: dict[str, Any]) -> Any:
     """transformers' model with the tensors that export reads, one at a time."""
     structure = LanguageModel.read(directory)
-    model = AutoModelForCausalLM.from_config(structure.config, **how)
+    config = read_config(directory)  # not the one of `structure`, which has another attention
+    config.tie_word_embeddings = bool(structure.aliases)
+    model = AutoModelForCausalLM.from_config(config, **how)
     parameters = model.state_dict(keep_vars=True)
     for name, source in match_parameters(structure, checkpoint).items():
         parameters[name].copy_(torch.from_numpy(source.read_float32()))

@@ -179,7 +179,7 @@ def test_a_large_tensor_is_never_whole(tmp_path: Path, monkeypatch: pytest.Monke
     result = QuantizedTensor("w", CheckpointTensor("w", read_header(path)["w"], FLOAT), INT8)
     assert max(len(chunk) for chunk in result.chunks()) <= 1024
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("o2o.weights.stored_tensor.StoredTensor.read_float32", _never)
+        patch.setattr("o2o.weights.weight_source.WeightSource.read_float32", _never)
         result.tofile(io.BytesIO())
 
 
