@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         default="eager",
         help="an implementation of transformers; or grouped, flash, flash:Q,KV (block sizes): attention as "
-        "one operator, with --cache static; eager where a model has its own attention (%(default)s)",
+        "one operator, with --cache static. Models that have no choice keep their own (%(default)s)",
     )
     add_adapter_flag(parser)
     add_loading_flags(parser)

@@ -1,7 +1,7 @@
 """Attention implementations for any model that uses transformers' attention interface.
 
-Whatever a family adds to attention (scale, soft-cap, window, sinks, bias) arrives as an argument of the
-interface, so no family needs code of its own. An argument that is not understood is refused by name.
+What a family adds (scale, soft-cap, window, sinks, bias) arrives as an argument of the interface. So no
+family needs code of its own. An argument that is not understood is refused by name.
 
 `grouped` computes all scores at once. `blocked` computes them in blocks with an online softmax, so that only
 one block exists at a time (Dao et al., FlashAttention, 2022). Options call it `flash`; transformers reserves

@@ -1,7 +1,7 @@
 """What export must know about a model family: one table, keyed by the `model_type` of `config.json`.
 
-transformers builds and computes the model. A family needs a row here only if it cannot be converted for a
-reason that no field of `config.json` says, or if the plan would describe it wrong without the row.
+transformers builds and computes the model. A row holds what no field of `config.json` says: a reason to
+refuse the family, or a fact for the plan.
 """
 
 from __future__ import annotations

@@ -45,11 +45,26 @@ class RecordingCache(Cache):
         return self._recorded[layer_idx]
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:
-        """Return the position of the first token, for models that make their own mask."""
+        """Return the position of the first token, for models that make their own mask.
+
+        Args:
+            layer_idx: The layer's number.
+
+        Returns:
+            An integer, or int64 [1].
+        """
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Return the number of keys and the position of the first, for models that make their own mask."""
+        """Return which keys attention sees, for models that make their own mask.
+
+        Args:
+            query_length: T.
+            layer_idx: The layer's number.
+
+        Returns:
+            The number of keys, and the position of the first.
+        """
         return query_length, 0
 
     def __len__(self) -> int:

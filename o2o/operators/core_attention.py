@@ -158,7 +158,7 @@ class CoreAttention:
 
     @property
     def extras(self) -> list[str]:
-        """What it has beyond plain causal attention, in words for messages."""
+        """Parts beyond plain causal attention, in words for messages."""
         named = {
             "a mask": self.mask,
             "ALiBi slopes": self.slopes,
@@ -217,8 +217,8 @@ def _check_shapes(node: ir.Node) -> None:
             return
     actual = ", ".join("nothing" if shape is None else str(list(shape)) for shape in shapes)
     raise ModelError(
-        f"{node.op_type} {node.outputs[0].name} takes {actual}, not q [1, N, T, H], k and v [1, K, S, H] "
-        "(K divides N), a position, and optionally a mask [1, N, T, S], slopes [N] and sinks [N]"
+        f"{node.op_type} {node.outputs[0].name} takes {actual}, not q [1, N, T, H], k and v [1, K, S, H], a "
+        "position; optional mask [1, N, T, S], slopes [N], sinks [N]; K divides N"
     )
 
 
