@@ -36,10 +36,10 @@ class FuseAttention(Fusion):
     removed, since the inputs hold them now. A full concatenated cache gets room for new rows only through
     reshape.io.py. Positions of several tokens must be consecutive.
 
-    Left as `o2o.attention`, with the reason (--explain): biases, norms of queries and keys, rotation of a
-    part of a head, scales other than 1/sqrt(H), soft-caps, windows, ALiBi, sinks, caches with other readers,
-    masks that a concatenated cache cannot keep. A concatenation without a mask equals ATTENTION only while
-    the cache is full; --assume-full-cache asserts that it always is.
+    The rest stays `o2o.attention`, and --explain gives the reason. ATTENTION lacks biases, norms of queries
+    and keys, partial rotation, other scales than 1/sqrt(H), soft-caps, windows, ALiBi and sinks. It cannot
+    write caches with other readers, and concatenated caches need a mask that it can do without. Without a
+    mask these equal ATTENTION only while the cache is full; --assume-full-cache asserts that it always is.
     """
 
     name = "fuse.attention.py"

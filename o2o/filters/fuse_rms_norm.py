@@ -17,8 +17,8 @@ class FuseRmsNorm(Fusion):
            +-----------------------------------+ - MUL w
 
     The square may be MUL(x, x), SQUARE or POW(x, 2). The root may be RSQRT, or SQRT and a division. The mean
-    goes over the last axis D (Zhang and Sennrich 2019). w is a constant [D], or is computed from constants,
-    as Gemma's 1 + w. If the weights are still in a checkpoint, the sum is computed when they are bound. A
+    goes over the last axis D (Zhang and Sennrich 2019). The weight is a constant [D], or is computed from
+    constants, as Gemma's 1 + w. If the weights are still in a checkpoint, the sum is computed when they are bound. A
     normalized tensor without such a weight, or with other uses, becomes RMS_NORM with a weight of ones.
     Left alone: other axes, a mean that is subtracted (LayerNorm).
     """

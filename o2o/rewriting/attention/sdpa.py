@@ -100,8 +100,8 @@ def by_token(factors: Factors) -> Layouts:
 def match_sdpa(softmax: ir.Node, wanted: LayoutsOf) -> Sdpa:
     """Match scaled dot-product attention around a softmax.
 
-    Several readings of the axes may be right: one token of many heads is many tokens of one head. The one
-    with as many tokens as keys are new is returned, with the fewest masks by head, and then the fewest
+    Several readings of the axes may be right: one token of many heads is many tokens of one head. The best
+    one has as many tokens as new keys in a cache. Then it has the fewest masks by head, and the fewest
     transposes to the wanted layouts.
 
     Args:
