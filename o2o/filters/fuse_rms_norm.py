@@ -18,8 +18,9 @@ class FuseRmsNorm(Fusion):
 
     The square may be MUL(x, x), SQUARE or POW(x, 2). The root may be RSQRT, or SQRT and a division. The mean
     goes over the last axis D (Zhang and Sennrich 2019). The weight is a constant [D], or is computed from
-    constants, as Gemma's 1 + w. If the weights are still in a checkpoint, the sum is computed when they are bound. A
-    normalized tensor without such a weight, or with other uses, becomes RMS_NORM with a weight of ones.
+    constants, as Gemma's 1 + w. If the weights are still in a checkpoint, the sum is computed when they are
+    bound. A normalized tensor without such a weight, or with other uses, becomes RMS_NORM with a weight of
+    ones.
     Left alone: other axes, a mean that is subtracted (LayerNorm).
     """
 
