@@ -312,6 +312,16 @@ PREFILL = functools.partial(fused_attention, layout="BNTH", G=2, T=3)
 RULE = "rewriting.attention.rule:AttentionRule.rewrite"
 SDPA = "lower.litert.attention:scaled_dot_product_attention"
 ONERT = "lower.onert.attention:"
+
+
+def swapped_tables(rotation: Any) -> Any:
+    """The result of `rotation_of` with cos and sin exchanged."""
+    if rotation is None:
+        return None
+    x, tables = rotation
+    return x, replace(tables, cos=tables.sin, sin=tables.cos)
+
+
 STANDARD = "lower.onnx.standard_form:StandardForm."
 
 
@@ -1060,14 +1070,18 @@ DEFECTS = {
         "lower_onnx",
         [],
         decoder,
-        changed_argument(f"{STANDARD}attend", 1, lambda of: replace(of, scale=of.scale * 1.1)),
+        changed_argument(
+            f"{STANDARD}attend",
+            1,
+            lambda of: replace(of, scores=replace(of.scores, scale=of.scores.scale * 1.1)),
+        ),
         r"is layers\.0\.attention",
     ),
     "another epsilon in ONNX": Defect(
         "lower_onnx",
         [],
         decoder,
-        changed_argument(f"{STANDARD}norm", 3, lambda epsilon: epsilon / 10),
+        changed_argument(f"{STANDARD}norm", 2, lambda norm: replace(norm, epsilon=norm.epsilon / 10)),
         r"is layers\.0\.norm",
     ),
     "keys and values swapped in ONNX": Defect(
@@ -1086,8 +1100,8 @@ DEFECTS = {
         [],
         decoder,
         around(
-            f"{STANDARD}_causal_mask",
-            lambda original, self, S, name: self.op.node(
+            f"{STANDARD}_visible",
+            lambda original, self, S, window, name: self.op.node(
                 "LessOrEqual",
                 [
                     self.op.constant(np.arange(S) - 1, "keys"),
@@ -1105,8 +1119,8 @@ DEFECTS = {
         [],
         decoder,
         around(
-            "lower.onnx.standard_form:RopeTables.of",
-            lambda original, *given: replace(t := original(*given), cos=t.sin, sin=t.cos),
+            "lower.onnx.attention:rotation_of",
+            lambda original, *given: swapped_tables(original(*given)),
         ),
         r"is layers\.0\.attention|logits",
     ),
