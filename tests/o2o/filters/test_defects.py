@@ -588,6 +588,23 @@ DEFECTS = {
     "written one row on": Defect(
         "fuse_attention", [], CACHED, before(RULE, next_position), "present_key_0|past_key_0|output y"
     ),
+    "mask of the core dropped": Defect(
+        "fuse_attention",
+        [],
+        functools.partial(attention_block, mask="input", T=3, broken="bias"),
+        around("rewriting.attention.mask_operand:MaskOperands.build", lambda original, *_: None),
+        "output y of main differs .* the first tensor that differs is transpose_4",
+    ),
+    "a window of one key less": Defect(
+        "fuse_attention",
+        [],
+        functools.partial(attention_block, join="slice", layout="BNTH", T=2, past=7, broken="bias"),
+        after(
+            "rewriting.attention.mask_rule:prove_meaning",
+            lambda result, *_: object.__setattr__(result, "window", 1),
+        ),
+        "output y",
+    ),
     "an output dropped by the fusion": Defect(
         "fuse_attention",
         [],
