@@ -42,15 +42,34 @@ def attend(
         [B, T, N, H].
     """
     (_, N, T, _), (_, K, S, _) = q.shape, k.shape
-    q_block, kv_block = q_block or T, kv_block or S
     groups = q.unflatten(1, (K, -1)) * scale  # [B, K, G, T, H]
     if mask is not None:
         mask = mask.expand(q.shape[0], N, T, S).unflatten(1, (K, -1))
     per_head = (K, N // K, 1, 1)
+
+    def scores_of(rows: torch.Tensor, first: int, start: int, columns: int) -> torch.Tensor:
+        """Scores [B, K, G, number of rows, columns] of queries from `first` on and keys from `start` on."""
+        count = rows.shape[3]
+        scores = rows @ k[:, :, None, start : start + columns].transpose(-1, -2)
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        distance = _distance(count, scores.shape[-1], position + first, start, q.device)
+        if slopes is not None:
+            scores = scores + slopes.reshape(per_head) * distance
+        if mask is not None:
+            return scores + mask[..., first : first + count, start : start + columns]
+        is_hidden = distance > 0
+        is_hidden = is_hidden | (distance <= -window) if window else is_hidden
+        return scores.masked_fill(is_hidden, LOWEST)
+
+    if not (q_block and kv_block):
+        scores = scores_of(groups, 0, 0, S)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.reshape(per_head).expand(*scores.shape[:-1], 1)], -1)
+        return _merge_heads(scores.softmax(-1)[..., :S] @ v[:, :, None])
     parts = []
     for first in range(0, T, q_block):
         rows = groups[:, :, :, first : first + q_block]
-        count = rows.shape[3]
         total = torch.zeros_like(rows)
         weight = rows.new_zeros(*rows.shape[:-1], 1)
         highest = rows.new_full(weight.shape, LOWEST)
@@ -58,29 +77,22 @@ def attend(
             weight, highest = weight + 1, sinks.reshape(per_head).expand(weight.shape)
         begin, end = 0, S
         if mask is None:
-            end = min(S, position + first + count)
+            end = min(S, position + first + rows.shape[3])
             begin = max(0, position + first - window + 1) // kv_block * kv_block if window else 0
         for start in range(begin, end, kv_block):
-            keys, values = (x[:, :, None, start : start + kv_block] for x in (k, v))
-            scores = rows @ keys.transpose(-1, -2)
-            if softcap:
-                scores = softcap * torch.tanh(scores / softcap)
-            distance = _distance(count, keys.shape[3], position + first, start, q.device)
-            if slopes is not None:
-                scores = scores + slopes.reshape(per_head) * distance
-            if mask is not None:
-                scores = scores + mask[..., first : first + count, start : start + keys.shape[3]]
-            else:
-                is_hidden = distance > 0
-                is_hidden = is_hidden | (distance <= -window) if window else is_hidden
-                scores = scores.masked_fill(is_hidden, LOWEST)
+            scores = scores_of(rows, first, start, kv_block)
             new = torch.maximum(highest, scores.amax(-1, keepdim=True))
             shrink, exps = (highest - new).exp(), (scores - new).exp()
-            total = total * shrink + exps @ values
+            total = total * shrink + exps @ v[:, :, None, start : start + kv_block]
             weight = weight * shrink + exps.sum(-1, keepdim=True)
             highest = new
         parts.append(total / weight)
-    return torch.cat(parts, 3).flatten(1, 2).transpose(1, 2).contiguous()
+    return _merge_heads(torch.cat(parts, 3))
+
+
+def _merge_heads(y: torch.Tensor) -> torch.Tensor:
+    """[B, K, G, T, H] -> [B, T, N, H]."""
+    return y.flatten(1, 2).transpose(1, 2).contiguous()
 
 
 def _distance(T: int, S: int, position: int, begin: int, device: torch.device) -> torch.Tensor:

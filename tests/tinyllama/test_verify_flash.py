@@ -34,10 +34,12 @@ def grouped(make_checkpoint: Callable[..., Path]) -> Path:
 def relative(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug of the seeds: queries numbered from 0, wherever they stand."""
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: int, *how: Any) -> torch.Tensor:
-        return flash_attention.flash_attend(q, k, v, 0, *how)
+    def attend(*operands: Any, **optional: Any) -> torch.Tensor:
+        q, k, v, position, scale, *blocks = operands
+        position = 0 if all(blocks) else position
+        return flash_attention.attend(q, k, v, position, scale, *blocks, **optional)
 
-    monkeypatch.setattr(custom_ops, "flash_attend", attend)
+    monkeypatch.setattr(custom_ops, "attend", attend)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

@@ -188,7 +188,7 @@ def relative(grouped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with graphs that have the bug of the seeds: queries count from 0."""
     folder = tmp_path_factory.mktemp("relative")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.modules.queries_at", lambda at: queries_at(at * 0))
+        patch.setattr("export.modules.queries_at", lambda at, mask: queries_at(at * 0, mask))
         patch.setattr("export.circle.compile_graph", compile_graph)  # none that was compiled before
         write_graphs(grouped, folder, "flash")
     return folder
