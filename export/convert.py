@@ -203,7 +203,8 @@ def describe(
         yield f"{'' if number else 'targets':12}{line}"
     yield f"package     {builder.package / plan.model}: about {format_bytes(plan.size)}"
     cache = 8 * config.layers * config.kv_heads * config.head_dim * builder.max_length
-    yield f"context     {counted(builder.max_length, 'token')}, {format_bytes(cache)} of KV caches"
+    limit = " (the model's window)" * (builder.max_length == config.sliding_window)
+    yield f"context     {counted(builder.max_length, 'token')}{limit}, {format_bytes(cache)} of KV caches"
     yield f"graphs      {listed([spec.signature for spec in plan.graphs])}"
     yield f"files       {listed([name for name in FILES if (builder.checkpoint / name).is_file()])}"
     yield f"disk        {format_bytes(plan.disk)} while it is built"

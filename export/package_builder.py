@@ -212,7 +212,7 @@ class PackageBuilder:
             try:
                 shell.run(steps, folder)
             except shell.StepFailed as error:
-                hint = "; --cache static leaves attention unfused" * is_fusing(error.step)
+                hint = "; --cache static, the default, does without this command" * is_fusing(error.step)
                 raise ModelError(f"{error}, {self.package} is unchanged{hint}") from None
             if reason := known_answers.store_known_answers(folder / model):
                 self.log(f"the package has no known answers for --self-test: {reason}")

@@ -11,7 +11,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import tree_structure
 
 from export import fx_passes
-from export.fx_passes import express_less_than, quick_passes
+from export.fx_passes import express_expm1, express_less_than, quick_passes
 
 ONE = torch.ones(1)
 
@@ -200,3 +200,16 @@ def test_less_than_a_number_is_not_at_least_that_number() -> None:
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert targets == [torch.ops.aten.ge.Scalar, torch.ops.aten.logical_not.default]
     assert program.module()(x).tolist() == [True, False, False]
+
+
+def test_expm1_is_expressed_by_exp() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.expm1(x) * 2
+
+    program = torch.export.export(Module(), (torch.ones(3),))
+    express_expm1(program.graph)
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert torch.ops.aten.expm1.default not in targets
+    x = torch.tensor([-2.0, 1e-3, 0.5])
+    torch.testing.assert_close(program.module()(x), torch.expm1(x) * 2, rtol=0, atol=5e-7)

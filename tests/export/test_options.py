@@ -140,3 +140,10 @@ def test_refused_before_torch_is_imported(results: list[list[Any]], number: int,
     assert errors.count("\n") == 1
     assert heavy == []
     assert files == []
+
+
+def test_a_context_beyond_which_rotary_embeddings_grow() -> None:
+    config = config_of(rope_scaling={"type": "dynamic", "factor": 2.0})
+    check_length(config, 64)
+    with pytest.raises(UsageError, match="has 64 positions, and dynamic rotary embeddings beyond these"):
+        check_length(config, 65)

@@ -131,7 +131,10 @@ def test_a_command_that_fails_leaves_nothing(tmp_path: Path, checkpoint: Path) -
 @pytest.mark.parametrize(
     ("step", "hint"),
     [
-        ("\nfuse.attention.py < missing | cat > out\n", "; --cache static leaves attention unfused"),
+        (
+            "\nfuse.attention.py < missing | cat > out\n",
+            "; --cache static, the default, does without this command",
+        ),
         ("exit 1", ""),
     ],
 )
