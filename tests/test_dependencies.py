@@ -24,6 +24,8 @@ UNDECLARED = {
     "bench/peers/converters/llama_cpp.py": {"gguf", "llama_cpp"},
     "bench/peers/runners/llama_cpp.py": {"llama_cpp"},
     "bench/peers/runners/ort_genai.py": {"onnxruntime_genai"},
+    "bench/peers/runners/litert_lm.py": {"litert_lm"},
+    "bench/litert_lm/texts.py": {"litert_lm"},
 }
 
 

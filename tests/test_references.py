@@ -22,6 +22,7 @@ NOT_CODE = {
     "o2o.weight_dtype",
     "o2o.filters.MODULE",
     "o2o.nothing",
+    "o2o.content",
     "o2o.x",
     "runtime_py.engines.plain",
     "runtime_py.engines.plain.engine",

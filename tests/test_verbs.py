@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import subprocess
 import sys
@@ -45,9 +46,8 @@ def test_its_examples_are_right(verb: verbs.Verb) -> None:
     assert isinstance(parser, Parser)
     assert parser.examples
     for example in parser.examples:
-        program, *words = shlex.split(
-            example.partition(">")[0].partition("|")[0].partition("<")[0], comments=True
-        )
+        words = shlex.split(example, comments=True)
+        program, *words = itertools.takewhile(lambda word: word not in ("<", "|", ">"), words)
         if program == "o2o":
             assert words.pop(0) == verb.name
         parser.parse_args(words)

@@ -40,8 +40,9 @@ def check_command(words: list[str]) -> None:
     elif name == "o2o" or filters.find(name) is not None:
         module = filters.find(rest.pop(0) if name == "o2o" else name)
         assert module is not None, words
-        parser = filters.load(module)().parser()
-        parser.parse_intermixed_args(parser.canonical(rest))
+        filter_ = filters.load(module)()
+        parser = filter_.parser()
+        filter_.parse(parser, parser.canonical(rest))
     elif name == "make":
         targets = [word for word in rest if "=" not in word]
         assert set(targets) <= TARGETS

@@ -27,5 +27,5 @@ def test_a_package_stands_for_its_model(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.onnx").touch()
     assert main(["inspect", str(tmp_path)], "o2o") == 2
-    message = f"o2o inspect: {tmp_path}: this folder has no model.circle and no model.tflite to inspect\n"
-    assert capsys.readouterr().err == message
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith(f"o2o inspect: {tmp_path}: this folder has no model.circle")
