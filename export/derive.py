@@ -8,6 +8,11 @@ says how each one is computed from the files of MODEL (`o2o.weights.derived_chec
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from o2o.cli.interrupt import exit_on_interrupt
+
+    exit_on_interrupt(None)  # the command that started it prints the line
+
 import hashlib
 import json
 import os

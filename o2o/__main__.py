@@ -16,7 +16,6 @@ MODULE = "python -m o2o"
 
 USAGE = """\
 usage: {program} VERB ...      {program} FILTER ...      {program} --help | --version
-
 From a Hugging Face checkpoint to a package that runs on a device.
 """
 FILTERS = "Filters: each is a command too, such as gc.py (`o2o filters` explains them)"

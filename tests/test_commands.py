@@ -91,7 +91,7 @@ TEXTS += [path for folder in ("tinyllama", "bench") for path in (ROOT / folder).
 TEXTS += sorted((ROOT / "bench").rglob("*.py"))
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 FILTER_COMMANDS = {filters.load(name).name for name in filters.names()}
-FILTER_COMMANDS |= {"remove.reshape.py"}  # the example of docs/adding.md
+FILTER_COMMANDS |= {"remove.reshape.py", *filters.OLDER_NAMES}  # the example of docs/adding.md
 
 
 def texts(path: Path) -> Iterator[str]:
