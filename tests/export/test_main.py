@@ -97,7 +97,7 @@ def test_the_words_of_gpt_2(tmp_path: Path) -> None:
 
 def test_a_config_without_layers(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
     directory = Path(shutil.copytree(checkpoint, tmp_path / "model"))
-    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": None}))
     assert command.main([str(directory), "-o", str(tmp_path / "out")]) == 1
     assert "no usable config.json (it lacks num_hidden_layers)" in capsys.readouterr().err
 
