@@ -74,6 +74,18 @@ def causal_models() -> frozenset[str]:
     return frozenset(_tables().get(CAUSAL, {}))
 
 
+def causal_class(model_type: str) -> str:
+    """Return the class of a type's causal language model.
+
+    Args:
+        model_type: The `model_type` of config.json.
+
+    Returns:
+        Its name, such as `LlamaForCausalLM`; empty if there is none.
+    """
+    return _tables().get(CAUSAL, {}).get(model_type, "")
+
+
 def tasks_of(model_type: str) -> frozenset[str]:
     """Return what a model type can be, besides a causal language model.
 

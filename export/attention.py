@@ -45,7 +45,7 @@ _IGNORED = {
         "use_cache",
         "return_dict",
     ),
-    *("output_attentions", "output_hidden_states", "logits_to_keep", "labels"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "logits_to_keep", "labels"),
 }
 """Arguments of models that reach the interface and do not change attention; `is_causal` is checked."""
 

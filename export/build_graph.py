@@ -9,7 +9,7 @@ from export.circle import convert_to_circle
 from export.model import LanguageModel
 from export.modules import ConcatenatedCacheModule, ExportModule, PrefillModule, StaticCacheModule
 from export.options import CacheForm, WeightsForm, WeightsType
-from export.parameter_binding import bind_parameters, unused_tensors
+from export.parameter_binding import bind_parameters, drop_unread, unused_tensors
 from export.parameter_matching import match_parameters
 from o2o.errors import UsageError
 from o2o.model import Model
@@ -110,6 +110,7 @@ def _build(
     language_model = LanguageModel.read(directory, attn_implementation)
     matched = match_parameters(language_model, checkpoint, strict, log)  # fail before tracing takes minutes
     model = convert_to_circle(graph_of(language_model))
+    matched = drop_unread(model.graphs[0], matched)
     bind_parameters(model.graphs[0], matched, weights, dtype)
     deduplicate_constants(
         model, only=CheckpointTensor

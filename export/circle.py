@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import tico
 import torch
 
-from export.fx_passes import drop_empty, express_expm1, express_less_than, quick_passes
+from export.fx_passes import prepare_for_tico, quick_passes
 from export.modules import ExportModule
 from export.tensor_names import rename_tensors
 from o2o.errors import ModelError, O2oError
@@ -57,9 +57,7 @@ def compile_graph(graph: ExportModule) -> bytes:
             f"torch.export cannot trace {graph.signature} of this {kind} model, which conversion does not "
             "support (--debug shows its error)"
         ) from error
-    drop_empty(program.graph)
-    express_less_than(program.graph)
-    express_expm1(program.graph)
+    prepare_for_tico(program.graph)
     # torch.export emits O(inputs^2) input guards from these, which are never run.
     program.example_inputs = None
     config = tico.get_default_config()

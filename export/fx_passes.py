@@ -150,3 +150,77 @@ def express_expm1(graph: Graph) -> None:
         power.meta, less_one.meta = dict(node.meta), dict(node.meta)
         node.replace_all_uses_with(less_one)
         graph.erase_node(node)
+
+
+def express_floor(graph: Graph) -> None:
+    """Express floor(x), which TICO lacks, by an integer: n = integer(x) is rounded towards 0, n - (n > x).
+
+    Ministral 3 scales its queries by the floor of a position divided by a length.
+
+    Args:
+        graph: The graph; changed in place.
+    """
+
+    def node_of(target: Any, *operands: Any, dtype: torch.dtype, cast: bool = False) -> torch.fx.Node:
+        node = graph.call_function(target, operands, {"dtype": dtype} if cast else {})
+        node.meta = {"val": floor.meta["val"].to(dtype)}
+        return node
+
+    to, above, minus = torch.ops.aten._to_copy.default, torch.ops.aten.gt.Tensor, torch.ops.aten.sub.Tensor
+    for floor in graph.find_nodes(op="call_function", target=torch.ops.aten.floor.default):
+        x, dtype = floor.args[0], floor.meta["val"].dtype
+        with graph.inserting_before(floor):
+            integer = node_of(to, x, dtype=torch.int32, cast=True)
+            rounded = node_of(to, integer, dtype=dtype, cast=True)
+            is_above = node_of(above, rounded, x, dtype=torch.bool)
+            one_if_above = node_of(to, is_above, dtype=dtype, cast=True)
+            result = node_of(minus, rounded, one_if_above, dtype=dtype)
+        floor.replace_all_uses_with(result)
+        graph.erase_node(floor)
+
+
+def divide_as_floats(graph: Graph) -> None:
+    """Convert integers to floats before they are divided: TICO divides integers as integers.
+
+    Args:
+        graph: The graph; changed in place.
+    """
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.div.Tensor):
+        dtype = node.meta["val"].dtype
+        for operand in node.all_input_nodes:
+            value = operand.meta["val"]
+            if not value.dtype.is_floating_point:
+                with graph.inserting_before(node):
+                    cast = graph.call_function(torch.ops.aten._to_copy.default, (operand,), {"dtype": dtype})
+                cast.meta = {"val": value.to(dtype)}
+                node.replace_input_with(operand, cast)
+
+
+def weigh_norms(graph: Graph) -> None:
+    """Give RMSNorm without a weight, as in DiffLlama, a weight of ones: TICO wants one.
+
+    Args:
+        graph: The graph; changed in place.
+    """
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.rms_norm.default):
+        x, shape, weight, eps = (*node.args, None, None)[:4]
+        if weight is None:
+            value = node.meta["val"]
+            with graph.inserting_before(node):
+                ones = graph.call_function(torch.ops.aten.full.default, (shape, 1.0), {"dtype": value.dtype})
+            ones.meta = {"val": value.new_ones(shape)}
+            node.args = (x, shape, ones, eps)
+
+
+def prepare_for_tico(graph: Graph) -> None:
+    """Express what TICO lacks or computes otherwise.
+
+    Args:
+        graph: The graph; changed in place.
+    """
+    drop_empty(graph)
+    express_less_than(graph)
+    express_expm1(graph)
+    divide_as_floats(graph)
+    express_floor(graph)
+    weigh_norms(graph)

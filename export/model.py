@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from export.attention import NAMES, blocks_of
@@ -213,8 +213,12 @@ def _compute_buffers(model: Any) -> None:
     The model's `_init_weights` fills them, as in transformers itself. Raises ModelError if one stays empty.
     """
     stored = set(model.state_dict())
+    owners: dict[str, Any] = {}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
+        # The innermost model that contains the module, as in `initialize_weights` of transformers.
+        owner = module if isinstance(module, PreTrainedModel) else owners[path.rpartition(".")[0]]
+        owners[path] = owner
         empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         empty = [name for name in empty if prefix + name not in stored]
         if not empty:
@@ -224,7 +228,13 @@ def _compute_buffers(model: Any) -> None:
             if unset.is_floating_point():
                 unset.fill_(torch.nan)
             setattr(module, name, unset)
-        model._init_weights(module)
+        try:
+            owner._init_weights(module)
+        except Exception as error:
+            raise ModelError(
+                f"{model.config.model_type}: transformers cannot compute the buffers of {path}, so export "
+                f"does not support this architecture{summarize_error(error)}"
+            ) from error
         for name in empty:
             if getattr(module, name).isnan().any():
                 raise ModelError(

@@ -52,6 +52,23 @@ def bind_parameters(
         graph.register_initializer(value)
 
 
+def drop_unread(graph: ir.Graph, matched: Mapping[str, WeightSource]) -> dict[str, WeightSource]:
+    """Remove the graph inputs of parameters that no operator reads, such as the pooler of BigBird.
+
+    Args:
+        graph: An exported graph; changed in place.
+        matched: {input name: stored tensor}.
+
+    Returns:
+        The entries of `matched` that remain.
+    """
+    unread = [value for value in graph.inputs if value.name in matched and not value.uses()]
+    for value in unread:
+        graph.inputs.remove(value)
+    names = {value.name for value in unread}
+    return {name: stored for name, stored in matched.items() if name not in names}
+
+
 def _insert_float16(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """Put a DEQUANTIZE before the readers of `value`; return its float16 input."""
     half = ir.Value(name=f"{value.name}_float16", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT16))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from export.architectures import causal_models, declaration, is_known, tasks_of
+from export.architectures import causal_class, causal_models, declaration, is_known, tasks_of
 from export.config import CheckpointConfig
 from export.families import family_of
 from export.loading_flags import is_trusted, needs_code_reason
@@ -21,7 +21,9 @@ from o2o.errors import ModelError
 
 ROPES = frozenset({"default", "linear", "dynamic", "llama3", "yarn", "mrope"})
 """Kinds of rotary position embeddings that are exported. `mrope` is `default` for texts."""
-ATTENTIONS = frozenset({"full_attention", "sliding_attention", "chunked_attention"} | {"global", "local"})
+ATTENTIONS = frozenset(
+    {"attention", "full_attention", "sliding_attention", "chunked_attention"} | {"global", "local"}
+)
 """Kinds of layers that have ordinary keys and values."""
 
 _EXPERTS = re.compile(r"^(moe_)?(n|num)_(routed_|local_)?experts$|^moe_num_experts$")
@@ -68,7 +70,7 @@ def reasons(config: CheckpointConfig) -> Iterator[str]:
         )
     if other := sorted(set(config.layer_types) - ATTENTIONS):
         yield f"this {kind} model has layers of kind {listed(other, 3)}, which conversion does not support"
-    if any(map(_RECURRENT.match, fields)):
+    if not config.layer_types and any(map(_RECURRENT.match, fields)):
         yield (
             f"this {kind} model has state-space or other recurrent layers, which conversion does not support"
         )
@@ -76,6 +78,8 @@ def reasons(config: CheckpointConfig) -> Iterator[str]:
         yield f"this {kind} model is a mixture of {experts} experts, which conversion does not support"
     if reason := family_of(config).refusal:
         yield f"this {kind} model {reason}, which conversion does not support"
+    if fields.get("use_bidirectional_attention") in (True, "all") or fields.get("is_causal") is False:
+        yield f"this {kind} model attends in both directions: conversion supports causal attention only"
     if fields.get("num_kv_shared_layers"):
         yield f"layers of this {kind} model share keys and values, which conversion does not support"
     if _varying_heads(fields):
@@ -111,7 +115,7 @@ def _other_tasks(config: CheckpointConfig) -> Iterator[str]:
     elif any(map(_OTHER_INPUTS.match, fields)):
         yield f"this {kind} model reads more than text, and has no separate language model (text_config)"
     heads = config.architectures
-    if heads and not any(_HEADS.search(name) for name in heads):
+    if heads and not any(_HEADS.search(name) or name == causal_class(kind) for name in heads):
         yield f"the checkpoint is a {listed(heads)}: a language model ends in ForCausalLM or LMHeadModel"
 
 

@@ -49,7 +49,7 @@ def derive_text_part(model: Path, folder: Path) -> list[str]:
         raise
     except Exception as error:
         raise ModelError(
-            f"transformers cannot build this {config.model_type} model: {summarize_error(error)}"
+            f"transformers cannot build this {config.model_type} model{summarize_error(error)}"
         ) from error
     fields["tie_word_embeddings"] = bool(getattr(whole, "all_tied_weights_keys", None))
     names = match_names(whole, checkpoint.tensors)
@@ -109,8 +109,9 @@ def text_config(config: Any) -> dict[str, Any]:
                 plain.pop("type", None)
             fields[name] = plain
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if (token := getattr(config, name, None)) is not None:
-            fields[name] = token
+        token = getattr(config, name, None)
+        if token is not None and (not isinstance(token, int) or token < text.vocab_size):
+            fields[name] = token  # SmolVLM's pad_token_id is outside of its vocabulary
     fields["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]
     return fields | {"model_type": kind}
 

@@ -11,7 +11,14 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import tree_structure
 
 from export import fx_passes
-from export.fx_passes import express_expm1, express_less_than, quick_passes
+from export.fx_passes import (
+    divide_as_floats,
+    express_expm1,
+    express_floor,
+    express_less_than,
+    quick_passes,
+    weigh_norms,
+)
 
 ONE = torch.ones(1)
 
@@ -213,3 +220,43 @@ def test_expm1_is_expressed_by_exp() -> None:
     assert torch.ops.aten.expm1.default not in targets
     x = torch.tensor([-2.0, 1e-3, 0.5])
     torch.testing.assert_close(program.module()(x), torch.expm1(x) * 2, rtol=0, atol=5e-7)
+
+
+def test_floor_without_its_operator() -> None:
+    class Floor(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.floor(x)
+
+    x = torch.tensor([-1.5, -1.0, -0.25, 0.0, 0.75, 2.0])
+    program = torch.export.export(Floor(), (x,))
+    express_floor(program.graph)
+    assert torch.ops.aten.floor.default not in {node.target for node in program.graph.nodes}
+    assert program.module()(x).tolist() == x.floor().tolist()
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.gt.Tensor):
+        assert node.meta["val"].dtype == torch.bool
+
+
+def test_integers_are_divided_as_floats() -> None:
+    class Ratio(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / 4
+
+    x = torch.tensor([1, 2, 8])
+    program = torch.export.export(Ratio(), (x,))
+    divide_as_floats(program.graph)
+    (node,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.div.Tensor)
+    assert all(operand.meta["val"].dtype == torch.float32 for operand in node.all_input_nodes)
+    assert program.module()(x).tolist() == [0.25, 0.5, 2.0]
+
+
+def test_norms_without_a_weight_have_ones() -> None:
+    class Norm(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.rms_norm(x, (4,), None, 1e-6)
+
+    x = torch.randn(3, 4)
+    program = torch.export.export(Norm(), (x,))
+    weigh_norms(program.graph)
+    (node,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.rms_norm.default)
+    assert node.args[2] is not None
+    torch.testing.assert_close(program.module()(x), Norm()(x))

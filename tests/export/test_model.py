@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from export.model import LanguageModel
 from o2o.errors import ModelError, UsageError
@@ -94,3 +94,34 @@ def test_a_context_that_the_model_cannot_see(tmp_path: Path) -> None:
         model.check_length(65)
     with pytest.raises(UsageError, match="a context of 0: use 1 or more"):
         model.check_length(0)
+
+
+GEMMA3N = {
+    "vocab_size": 96,
+    "vocab_size_per_layer_input": 96,
+    "hidden_size": 48,
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 4,
+    "intermediate_size": [64, 64],
+    "num_hidden_layers": 2,
+    "num_kv_shared_layers": 0,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "activation_sparsity_pattern": [0.0, 0.0],
+}
+
+
+def test_buffers_are_those_of_the_innermost_model() -> None:
+    """The head of Gemma 3n cannot initialize its text model."""
+    model = LanguageModel(AutoConfig.for_model("gemma3n_text", **GEMMA3N))
+    assert not any(buffer.isnan().any() for buffer in model.module.buffers())
+
+
+def test_buffers_that_transformers_fails_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: object, module: object) -> None:
+        raise AttributeError("no attribute")
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaPreTrainedModel._init_weights", fails)
+    with pytest.raises(
+        ModelError, match=r"^llama: transformers cannot compute the buffers of model\.rotary_emb"
+    ):
+        LanguageModel(AutoConfig.for_model("llama", **GROUPED))

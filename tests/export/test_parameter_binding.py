@@ -11,7 +11,7 @@ import torch
 
 from export.model import LanguageModel
 from export.options import WeightsForm
-from export.parameter_binding import bind_parameters, unused_tensors
+from export.parameter_binding import bind_parameters, drop_unread, unused_tensors
 from export.parameter_matching import match_parameters
 from o2o.errors import ModelError
 from o2o.formats.unbound_tensor import UnboundTensor
@@ -117,3 +117,18 @@ def test_what_is_not_needed_is_known(tmp_path: Path) -> None:
         names_with_digest = {name for name, digest in names.items() if digest}
         assert names_with_digest == {parameter} - {large}, "small ones are in the graph, with a digest"
         assert set(names) == checkpoint.tensors.keys() - {large if parameter == large else ""}
+
+
+def test_parameters_that_nothing_reads_are_dropped(tmp_path: Path) -> None:
+    """Else bind.weights.py would look for a constant that dead code elimination removed."""
+    directory = write_checkpoint(tmp_path, **GROUPED)
+    found = matched(directory)
+    read, unread = "model.norm.weight", "model.embed_tokens.weight"
+    graph = graph_of(read, found[read].shape)
+    graph.inputs.append(ir.Value(name=unread, shape=ir.Shape(found[unread].shape)))
+    kept = drop_unread(graph, {name: found[name] for name in (read, unread)})
+    assert list(kept) == [read]
+    assert [value.name for value in graph.inputs] == ["x", read]
+    bind_parameters(graph, kept, "external")
+    (unused,) = unused_tensors(open_checkpoint(directory), graph, kept).values()
+    assert unused[unread] == ""

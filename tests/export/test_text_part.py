@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from export.derive import derive, needs_derivation
+from export.text_part import text_config
 from tests.checkpoints import GROUPED, write_checkpoint
 from tinyllama.verification.hugging_face import load
 
@@ -100,3 +101,11 @@ def test_the_text_part(kind: str, tmp_path: Path) -> None:
 
 def test_a_text_model_is_left_alone(tmp_path: Path) -> None:
     assert not needs_derivation(write_checkpoint(tmp_path, **GROUPED))
+
+
+def test_tokens_outside_of_the_vocabulary_are_not_taken() -> None:
+    """SmolVLM has such a pad_token_id, which no text model can be built with."""
+    config = AutoConfig.for_model("mistral3", **CASES["mistral3"], eos_token_id=7)
+    config.pad_token_id, config.text_config.pad_token_id = 128_002, 2
+    assert text_config(config)["pad_token_id"] == 2
+    assert text_config(config)["eos_token_id"] == 7
