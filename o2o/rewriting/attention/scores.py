@@ -29,7 +29,7 @@ from o2o.rewriting.matchers import (
 )
 
 _SELECTS = ("SELECT", "SELECT_V2")
-_STEPS = ("ADD", "MUL", "DIV", "TANH", *_SELECTS, *LAYOUT_OPS)
+_STEPS = ("ADD", "MUL", "DIV", "TANH", "MAXIMUM", *_SELECTS, *LAYOUT_OPS)
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ def find_scores(softmax: ir.Node) -> Scores:
         elif node.op_type in _SELECTS:
             value, term = _selected(node, factor)
             terms.append(term)
+        elif node.op_type == "MAXIMUM":
+            value = _above_hidden(node, factor)
         elif node.op_type == "TANH":
             if cap is not None:
                 fail("the scores are capped twice", node.outputs[0])
@@ -269,6 +271,18 @@ def _selected(node: ir.Node, factor: float) -> tuple[ir.Value, Term]:
     fail("no choice of the selection comes from a product of q and k", node.outputs[0])
 
 
+def _above_hidden(node: ir.Node, factor: float) -> ir.Value:
+    """The scores of a MAXIMUM with a number that hides a key, as in XGLM: a softmax hides lower ones as well."""
+    for scores, number in (node.inputs, node.inputs[::-1]):
+        assert scores is not None
+        assert number is not None
+        if _leads_to_product(scores) and shape_of(scores) == shape_of(node.outputs[0]):
+            if _hides(number, factor):
+                return scores
+            fail("the scores have a lower bound", node.outputs[0])
+    fail("no operand of the maximum comes from a product of q and k", node.outputs[0])
+
+
 def _hides(value: ir.Value, factor: float) -> bool:
     """Whether `value` is constant, and so negative that no key with this score is seen."""
     if unknown_sources(value):
@@ -288,7 +302,7 @@ def _leads_to_product(value: ir.Value | None) -> bool:
             continue
         if node.op_type == "BATCH_MATMUL":
             return True
-        if node.op_type == "ADD":
+        if node.op_type in ("ADD", "MAXIMUM"):
             pending += node.inputs
         elif node.op_type in _SELECTS:
             pending += node.inputs[1:]
