@@ -272,7 +272,7 @@ def _selected(node: ir.Node, factor: float) -> tuple[ir.Value, Term]:
 
 
 def _above_hidden(node: ir.Node, factor: float) -> ir.Value:
-    """The scores of a MAXIMUM with a number that hides a key, as in XGLM: a softmax hides lower ones as well."""
+    """The scores of a MAXIMUM with a number that hides a key, as in XGLM: a softmax hides lower ones too."""
     for scores, number in (node.inputs, node.inputs[::-1]):
         assert scores is not None
         assert number is not None

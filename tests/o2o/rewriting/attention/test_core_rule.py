@@ -46,6 +46,7 @@ class Form:
     alibi: str = ""
     sinks: str = ""  # last, first
     less_maximum: bool = False
+    bounded: bool = False
     broken: str = ""
 
     @property
@@ -79,6 +80,7 @@ def forms() -> st.SearchStrategy[Form]:
             alibi="" if sinks else draw(st.sampled_from(biases)),
             sinks=sinks,
             less_maximum=draw(st.booleans()),
+            bounded=draw(st.booleans()),
         )
 
     return draw()
@@ -113,6 +115,9 @@ class Attention(Graph):
         if form.broken == "capped after the mask":
             x = self.capped(x)
         shape = [1, N, T, S]
+        if form.bounded or form.broken == "a bound that is no mask":
+            bound = np.float32(-2.0) if form.broken == "a bound that is no mask" else np.finfo(np.float32).min
+            x = self.binary("MAXIMUM", x, self.constant("bound", bound))
         if form.sinks:
             numbers = np.linspace(-1, 1, N, dtype=np.float32).reshape(1, N, 1, 1)
             wide = self.constant("wide", np.int32([1, N, T, 1]))
@@ -271,6 +276,7 @@ NEAR_MISSES = {
     "capped after the mask": (Form(cap=True), "the mask is capped too"),
     "a key sliced off": (Form(sinks="last"), "does not leave out the sinks alone"),
     "hidden keys count": (Form(mask="show"), "selects something else than a very negative number"),
+    "a bound that is no mask": (Form(), "the scores have a lower bound"),
 }
 
 
