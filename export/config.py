@@ -205,7 +205,7 @@ class CheckpointConfig:
         return [
             Rope(
                 str(part.get("rope_type") or part.get("type") or "default"),
-                float(part.get("factor") or 1.0),
+                self._factor(part.get("factor")),
                 part.get("original_max_position_embeddings")
                 or self.fields.get("original_max_position_embeddings"),
             )
@@ -233,6 +233,12 @@ class CheckpointConfig:
     def attention_softcap(self) -> float | None:
         """The bound of attention scores before the softmax, as in Gemma 2; None for none."""
         return next((float(self.fields[name]) for name in SOFTCAPS if self.fields.get(name)), None)
+
+    def _factor(self, value: object) -> float:
+        """The factor of a rotary embedding; 1 if the file does not say it."""
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise self._unusable("factor of the rotary embedding", value)
+        return float(value or 1.0)
 
     def _required(self, names: tuple[str, ...]) -> int:
         value = self._optional(names)

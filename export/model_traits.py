@@ -50,6 +50,7 @@ def attention_traits(config: CheckpointConfig, tensors: Collection[str]) -> list
     parts = {
         "biases": any(map(ATTENTION_BIAS.search, tensors)),
         "norms of queries and keys": _normalizes_queries(config, tensors),
+        "clipping of queries, keys and values": bool(config.fields.get("clip_qkv")),
         "a cap of scores": config.attention_softcap is not None,
         "another scale": _scale(config) != "",
         "ALiBi": config.alibi or family.positions == "alibi",

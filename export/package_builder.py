@@ -16,12 +16,14 @@ from export import known_answers, shell
 from export.circle_commands import LOWER_TO_ONNX, circle_commands, is_fusing
 from export.config import CheckpointConfig
 from export.graph_specs import GraphSpec, graph_specs
+from export.model_traits import attention_traits
 from export.options import ITEM_SIZE, CacheForm, WeightsType
 from export.package_files import copy_package_files, stale_package_files
 from export.processes import signals_interrupt
 from export.resources import Needs, check_disk, estimate_needs, processes_that_fit, quantized_bytes
 from export.staging import publish, staging_folder
 from export.tflite_commands import Conversion
+from o2o.cli.text import listed
 from o2o.errors import ModelError, UsageError
 from o2o.litertlm.package_files import has_vocabulary
 from o2o.quantization.recipes import NONE, find_recipe
@@ -133,7 +135,13 @@ class PackageBuilder:
             )
         _check_combination(format, recipe, cache, dtype, self.prefill_lengths)
         config = CheckpointConfig.read(self.checkpoint)
-        needs = partial(estimate_needs, open_checkpoint(self.checkpoint).tensors, config.layers)
+        tensors = open_checkpoint(self.checkpoint).tensors
+        if cache == "concat" and (special := attention_traits(config, tensors)):
+            raise UsageError(
+                f"--cache concat needs Circle's ATTENTION, which has no operand for {listed(special)}: leave "
+                "--cache out"
+            )
+        needs = partial(estimate_needs, tensors, config.layers)
         form = cache or "static"
         lengths = self._lengths(format, form)
         graphs = graph_specs(self.max_length, lengths, form)

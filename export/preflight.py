@@ -32,7 +32,7 @@ _RECURRENT = re.compile(
 )
 _OTHER_INPUTS = re.compile(r"^(vision|audio|image|speech|vq)\w*_config$")
 _HEADS = re.compile(
-    r"For(CausalLM|ConditionalGeneration|VisualQuestionAnswering)$|LMHeadModel$|LMHead$|Model$"
+    r"For(CausalLM|ConditionalGeneration|VisualQuestionAnswering)$|LMHeadModel$|LMHead$|^((?!For).)*Model$"
 )
 
 
@@ -177,7 +177,8 @@ def _varying_heads(fields: dict[str, Any]) -> bool:
 def _missing_facts(config: CheckpointConfig) -> Iterator[str]:
     """Facts that conversion needs and the file does not say."""
     try:
-        _ = config.layers, config.heads, config.kv_heads, config.head_dim, config.vocab_size
+        _ = config.layers, config.head_dim, config.vocab_size
+        N, K = config.heads, config.kv_heads
     except ModelError as error:
         reason = str(error).partition("no usable config.json (")[2].removesuffix(")")
         if "num_attention_heads" in reason:
@@ -187,3 +188,6 @@ def _missing_facts(config: CheckpointConfig) -> Iterator[str]:
             )
         else:
             yield f"no usable config.json ({reason})"
+    else:
+        if N % K:
+            yield f"no usable config.json ({N} query heads cannot share {K} key/value heads evenly)"

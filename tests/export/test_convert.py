@@ -119,6 +119,18 @@ def test_refusals_come_before_anything_is_written(
     assert not (tmp_path / "p").exists()
 
 
+def test_rows_that_are_appended_need_an_operator_of_circle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint", **GROUPED)
+    config = json.loads((folder / "config.json").read_text()) | {"attention_multiplier": 0.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert run(folder, "-o", tmp_path / "p", "--cache", "concat") == 2
+    error = capsys.readouterr().err
+    assert "--cache concat needs Circle's ATTENTION, which has no operand for another scale" in error
+    assert run(folder, "-o", tmp_path / "p", "--cache", "static", "--dry-run") == 0
+
+
 def test_models_that_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "-o", tmp_path / "p", "--dry-run") == 1
     assert "no usable config.json" in capsys.readouterr().err

@@ -72,6 +72,7 @@ def test_traits(model_type: str, fields: dict[str, Any], tensors: list[str], phr
         ("granite", {"attention_multiplier": 0.2}, [], "another scale"),
         ("bloom", {}, [], "ALiBi"),
         ("gpt2", {}, [], "no rotation"),
+        ("olmo", {"clip_qkv": 2.0}, [], "clipping of queries, keys and values"),
         ("phi", {}, [], "partial rotation"),
         ("cohere", {}, [], "interleaved rotation"),
     ],

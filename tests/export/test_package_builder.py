@@ -163,6 +163,10 @@ def test_every_family_gets_static_caches_and_one_operator(
     assert "--prefill-lengths 16 --cache static" in commands[0]
     assert "--attn-implementation grouped" in commands[0]
     assert "| fuse.attention.py | fuse.rms_norm.py | fuse.rope.py" in commands[1]
+    if model_type == "gpt2":
+        with pytest.raises(UsageError, match="--cache concat needs Circle's ATTENTION, which has no operand"):
+            builder.circle("concat", "float32")
+        return
     builder.circle("concat", "float32")
     assert "--cache concat" in steps[-1][0], "as the user says"
     assert "--attn-implementation" not in steps[-1][0]

@@ -103,6 +103,11 @@ def test_facts_of_planned_models(model_type: str) -> None:
         ({"model_type": "bert", "is_decoder": True}, ""),
         ({"model_type": "gpt2", "is_decoder": False, "add_cross_attention": False}, ""),
         ({"model_type": "llama", "num_experts": 1}, ""),
+        (
+            {"model_type": "llama", "num_attention_heads": 6, "num_key_value_heads": 4},
+            "6 query heads cannot share 4 key/value heads evenly",
+        ),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "ends in ForCausalLM"),
         ({"model_type": "granitemoehybrid", "layer_types": ["attention"], "num_local_experts": 0}, ""),
         ({"model_type": "lfm2", "layer_types": ["full_attention"]}, ""),
         (
@@ -121,6 +126,13 @@ def test_reasons(fields: dict[str, Any], text: str) -> None:
     actual = next(reasons(CheckpointConfig(fields, "folder")), "")
     assert text in actual
     assert bool(text) == bool(actual)
+
+
+def test_a_factor_that_is_no_number() -> None:
+    with pytest.raises(
+        ModelError, match=r"no usable config\.json \(factor of the rotary embedding is '2'\)$"
+    ):
+        check_model(config_of("llama", rope_scaling={"type": "linear", "factor": "2"}), "folder")
 
 
 def test_the_message_names_the_checkpoint() -> None:
