@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,26 @@ def _settings(adapter: Path) -> Mapping[str, Any]:
             f"{adapter} was trained with init_lora_weights {start}, which changes the base model's weights: "
             "merge it with PEFT's merge_and_unload"
         )
+    for name, value in _numbers(settings):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ModelError(f"{adapter} has no usable {CONFIG}: {name} is {value!r}, not a number")
     return settings
+
+
+def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The ranks and alphas of an adapter. A pattern that is no table, or no regular expression, is one, too."""
+    yield from ((name, settings[name]) for name in ("r", "lora_alpha") if name in settings)
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = settings.get(name) or {}
+        if not isinstance(pattern, dict):
+            yield name, pattern
+            continue
+        for module, value in pattern.items():
+            try:
+                re.compile(module)
+            except re.error:
+                yield f"the module of {name}", module
+            yield f"{name} of {module}", value
 
 
 def _sorted_tensors(adapter: Path) -> tuple[dict[str, _Update], dict[str, WeightSource]]:

@@ -134,9 +134,10 @@ def convert(args: argparse.Namespace) -> None:
     from o2o.weights.checkpoint import adapter_file, open_checkpoint
 
     log = partial(command.report, "convert")
-    directory = resolve(
-        args.model, not args.dry_run, args.adapter, lambda line: log(f"note: {line}")
-    ).absolute()
+    notes: list[str] = []
+    directory = resolve(args.model, not args.dry_run, args.adapter, notes.append).absolute()
+    for note in notes:
+        log(f"note: {note}")
     if name := adapter_file(directory):
         log(f"note: {name} is an adapter (LoRA) beside the weights: --adapter {directory} merges it")
     config = CheckpointConfig.read(directory)
@@ -155,8 +156,9 @@ def convert(args: argparse.Namespace) -> None:
     if args.debug:
         plan = replace(plan, steps=[with_debug(step) for step in plan.steps])
     builder.check(plan)
-    if not any((directory / name).is_file() for name in TOKENIZERS):
-        log(f"note: {directory} has no tokenizer: run the package with --tokenizer DIR")
+    has_tokenizer = any((directory / name).is_file() for name in TOKENIZERS)
+    if not has_tokenizer and not any("--tokenizer DIR" in note for note in notes):
+        log(f"note: {args.model} has no tokenizer: run the package with --tokenizer DIR")
     if args.dry_run:
         tensors = open_checkpoint(directory).tensors
         print(*describe(config, tensors, builder, plan), sep="\n")

@@ -34,6 +34,6 @@ def write_tokenizer(file: GgufFile, folder: Path) -> str | None:
         backend, _ = convert_gguf_tokenizer(architecture, tokenizer)
         TokenizersBackend(tokenizer_object=backend, **config).save_pretrained(folder)
     except Exception as error:
-        reason = f"transformers cannot convert its tokenizer {kind!r} ({summarize_error(error)})"
-        return f"{file.path}: {reason}: run the package with --tokenizer DIR"
+        reason = f"transformers cannot convert its tokenizer {kind!r}{summarize_error(error)}"
+        return f"{file.path}: {reason}; run the package with --tokenizer DIR"
     return None

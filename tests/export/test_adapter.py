@@ -158,6 +158,11 @@ def test_biases(tmp_path: Path) -> None:
         ({"some_new_method": True}, "uses some_new_method"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights pissa_niter_4"),
         ({"r": 8}, "its rank is 8"),
+        ({"lora_alpha": None}, "lora_alpha is None, not a number"),
+        ({"r": "4"}, "r is '4', not a number"),
+        ({"rank_pattern": [1]}, r"rank_pattern is \[1\], not a number"),
+        ({"rank_pattern": {"(": 8}}, r"the module of rank_pattern is '\('"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern of q_proj is 'x', not a number"),
     ],
 )
 def test_adapters_that_are_not_merged(base: Path, settings: dict[str, Any], complaint: str) -> None:

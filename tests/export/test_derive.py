@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from export import build_graph, derive
+from export import build_graph, convert, derive
 from export.hub import resolve
 from o2o.errors import ModelError, UsageError
 from o2o.weights.binding import bind
@@ -87,6 +87,13 @@ def test_the_command(gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert derive.main([str(gguf), "-o", str(tmp_path / "out")]) == 0
     lines = json.loads(capsys.readouterr().out)
     assert lines == [f"{gguf} has no tokenizer: run the package with --tokenizer DIR"]
+
+
+def test_a_missing_tokenizer_is_named_once(
+    gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert.main([str(gguf), "-o", str(tmp_path / "p"), "--dry-run"]) == 0
+    assert capsys.readouterr().err.count("has no tokenizer") == 1
 
 
 def test_a_graph_with_dequantized_weights_and_an_adapter(gguf: Path, tmp_path: Path) -> None:
