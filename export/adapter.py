@@ -142,7 +142,7 @@ def _settings(adapter: Path) -> Mapping[str, Any]:
 
 
 def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The ranks and alphas of an adapter. A pattern that is no table, or no regular expression, is one, too."""
+    """The ranks and alphas of an adapter, and what stands in place of a table or a regular expression."""
     yield from ((name, settings[name]) for name in ("r", "lora_alpha") if name in settings)
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = settings.get(name) or {}
