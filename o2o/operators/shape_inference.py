@@ -277,6 +277,11 @@ def _gather(node: ir.Node) -> Shapes:
     return [(*x[:axis], *indices[batch:], *x[axis + 1 :])]
 
 
+def _gather_nd(node: ir.Node) -> Shapes:
+    x, indices = _x(node), _x(node, 1)
+    return [(*indices[:-1], *x[indices[-1] :])]
+
+
 def _embedding_lookup(node: ir.Node) -> Shapes:
     ids, table = _x(node), _x(node, 1)
     if len(ids) != 1:
@@ -420,6 +425,7 @@ _BUILTIN: dict[str, Inference] = {
     "RANGE": _range,
     "SHAPE": _shape,
     "GATHER": _gather,
+    "GATHER_ND": _gather_nd,
     "EMBEDDING_LOOKUP": _embedding_lookup,
     "BATCH_MATMUL": _batch_matmul,
     "FULLY_CONNECTED": _fully_connected,

@@ -178,12 +178,6 @@ def test_truncated_model(package, toy, capsys):
         assert "model.tflite" in one_line(capsys)
 
 
-def test_model_without_contract(package, toy, capsys):
-    (package / "model.tflite").write_bytes(toy.file_without_contract)
-    assert main([str(package)]) == 1
-    assert "no o2o.contract" in one_line(capsys)
-
-
 def test_tokenizer_of_another_model(package, capsys):
     (package / "model.tflite").write_bytes(Toy(vocab=100).file)
     assert main([str(package)]) == 1

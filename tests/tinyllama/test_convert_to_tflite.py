@@ -185,8 +185,8 @@ def test_a_checkpoint_in_the_wrong_format(
 ) -> None:
     suffixes = ".safetensors, .bin"
     shutil.copy(checkpoint / "config.json", tmp_path)
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    for path in (tmp_path, tmp_path / "model.gguf"):
+    (tmp_path / "model.h5").write_bytes(b"\x89HDF")
+    for path in (tmp_path, tmp_path / "model.h5"):
         code, said = refused(capsys, f"--checkpoint_path={path}")
         assert code == 1
         assert suffixes in said

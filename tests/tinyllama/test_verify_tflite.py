@@ -281,7 +281,7 @@ def test_a_checkpoint_in_the_wrong_format(
     file_of: Callable[..., Path], grouped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(grouped, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "model.safetensors").rename(tmp_path / "model.gguf")
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.h5")
 
     assert verify(file_of(), tmp_path, *PROMPTS) == 1
     assert "has no weights: " in refused(capsys)

@@ -532,6 +532,15 @@ def no_rows_output(*given: Any) -> None:
     """The updated cache is no output."""
 
 
+def no_row_returned(
+    _: Wrapper, model: Model, graph: ir.Graph, op: Any, updated: ir.Value, *given: Any
+) -> None:
+    """The updated cache is no output, and neither is its row."""
+    graph.outputs.remove(updated)
+    for signature in model.signatures:
+        signature.outputs = {name: v for name, v in signature.outputs.items() if v is not updated}
+
+
 def crossed_rows_outputs(
     original: Wrapper, model: Any, graph: Any, cache: ir.Value, rows: Any, role: Any
 ) -> None:
@@ -834,7 +843,7 @@ DEFECTS = {
         "select_op",
         ["--by_id", "3"],
         two_inputs,
-        changed_argument("filters.select_op:select", 2, lambda chosen: set(next(iter(chosen)).graph[1:4])),
+        changed_argument("filters.select_op:extract", 2, lambda chosen: set(next(iter(chosen)).graph[1:4])),
         "input|output",
     ),
     "an output of a part dropped": Defect(
@@ -1070,7 +1079,7 @@ DEFECTS = {
         "past_(key|value)_0",
     ),
     "the new row not returned": Defect(
-        "legalize_onert", [], DECODE, around(f"{ONERT}output_row", no_rows_output), "past_(key|value)_0"
+        "legalize_onert", [], DECODE, around(f"{ONERT}output_row", no_row_returned), "past_(key|value)_0"
     ),
     "scales of other rows": Defect(
         "legalize_onert",
