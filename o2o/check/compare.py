@@ -26,7 +26,7 @@ from o2o.check.interface import (
     signature_of,
     unchanged,
 )
-from o2o.check.reference_runner import runner_of, runners_of_result
+from o2o.check.reference_runner import alike, runner_of, runners_of_result
 from o2o.check.runner import Arrays, Io, Results, Runner, Slot, signatures_io
 from o2o.check.small_tables import scale_constants, tables_of
 from o2o.check.tensors import SMALLEST, adapted, caches_after, relative_difference, shared_rows
@@ -154,7 +154,8 @@ def _compare(
     results = runners_of_result(new, names[1], or_numpy=any(runner.refusal for runner in originals))
     for signature in expected:
         for result in results:
-            _compare_signature(originals[signature.model], result, signature, tolerance, report, only)
+            original = alike(originals[signature.model], result)
+            _compare_signature(original, result, signature, tolerance, report, only)
 
 
 def copied(model: Model, path: str) -> Model:

@@ -19,6 +19,7 @@ from o2o.check.runner import Results, signatures_io
 from o2o.errors import ModelError
 from o2o.formats.dialects import convert
 from o2o.formats.litert_ops import is_registered, minimum_version
+from o2o.formats.tensor_order import tensor_order
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.model import CUSTOM_DOMAIN, Model, Signature
 
@@ -62,6 +63,9 @@ class LiteRtRunner:
         else:
             self._check_operators()
             convert(self.model, "tflite")
+        for graph in self.model.graphs:
+            for value in tensor_order(graph):
+                value.meta.pop("name", None)  # unique names in the file too: tensors are read by name
         formats.save(self.model, self._file("runnable"))
         self._allocate = not any(t.dynamic for io in self.io.values() for t in io.inputs.values())
         self._keys: dict[tuple[bool, bool], tuple[int, int]] = {}  # (process, key)

@@ -139,3 +139,20 @@ def runners_of_result(model: Model, label: str, or_numpy: bool) -> list[Runner]:
     if has_composites and isinstance(runner, LiteRtRunner):
         return [runner, runner.without_delegates()]
     return [runner]
+
+
+def alike(runner: Runner, other: Runner) -> Runner:
+    """Choose the kernels of a model like those of another one: kernels differ in how they round to int8.
+
+    Args:
+        runner: The model.
+        other: The model with which it is compared.
+
+    Returns:
+        The model on LiteRT's own kernels if the other one is run on them and both round; else `runner`.
+    """
+    if isinstance(runner, LiteRtRunner) and isinstance(other, LiteRtRunner):
+        rounding = runner.rounds_activations and other.rounds_activations
+        if rounding and runner.delegates and not other.delegates:
+            return runner.without_delegates()
+    return runner

@@ -16,7 +16,7 @@ from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.formats.tensors import is_quantized
-from o2o.model import Model, shape_of
+from o2o.model import Model, is_dynamic, shape_of
 from o2o.operators.attention import Attention, is_attention, takes_as_cache
 from o2o.rewriting.matchers import producer_of
 from o2o.rewriting.rewire import insert_after_input, insert_before_output, io_values, replace_graph_output
@@ -64,6 +64,8 @@ class ReshapeIo(Filter):
             changed = 0
             for graph in graphs:
                 for value in dict.fromkeys(v for v in io_values(graph, args.io) if shape_of(v) == old):
+                    if is_dynamic(value):
+                        raise ModelError(f"{value.name} has no fixed shape: {_text(old)} is an example")
                     if args.io == "input":
                         _reshape_input(model, graph, value, new)
                     else:

@@ -15,6 +15,8 @@ import pytest
 from o2o import formats
 from o2o.check import engine_process
 from o2o.check.compare import check
+from o2o.check.litert_runner import LiteRtRunner
+from o2o.check.reference_runner import alike, runner_of
 from o2o.errors import ModelError
 from o2o.filters import (
     fuse_attention,
@@ -274,3 +276,22 @@ def test_an_honest_rounding_is_not_named(tmp_path, capsys) -> None:
     last.op_type = "ABS"
     with pytest.raises(ModelError, match="the first tensor that differs is z,"):
         check([before], after, tolerance=0.1)
+
+
+def test_models_that_round_are_compared_on_the_same_kernels() -> None:
+    """XNNPACK and LiteRT's own kernels round activations to int8 differently."""
+    graph = graphs.Graph("main")
+    graph.output(graph.fc(graph.input("x", [1, 128]), graph.constant("w", graphs.weights(64, 128)), "y"))
+    model = graph.model(format="tflite")
+    graphs.sign(model, model.graphs[0])
+    quantize(model, find_recipe("dynamic_int8"))
+    first, second = (
+        runner_of(formats.loads(formats.dumps(model)), name, or_numpy=False) for name in ("first", "second")
+    )
+    assert isinstance(first, LiteRtRunner)
+    assert isinstance(second, LiteRtRunner)
+    assert alike(first, second) is first
+    feeds = {"x": graphs.weights(1, 128, seed=1)}
+    plain = second.without_delegates()
+    like = alike(first, plain)
+    assert np.array_equal(like.run("main", feeds).outputs["y"], plain.run("main", feeds).outputs["y"])

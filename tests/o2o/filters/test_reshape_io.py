@@ -353,6 +353,18 @@ def test_wrong_usage(command: Command, arguments: list[str], reason: str) -> Non
     assert reason in said
 
 
+@pytest.mark.parametrize(("io", "old"), [("input", [2, 4]), ("output", [2, 3])])
+def test_a_shape_that_is_only_an_example(command: Command, io: str, old: list[int]) -> None:
+    """The file may say that a runtime resizes the tensor: another example would not fit the graph."""
+    model = linear()
+    graph = model.graphs[0]
+    for value in (*graph.inputs, *graph.outputs):
+        value.meta["fields"] = {"shapeSignature": np.int32([-1, value.shape[1]])}  # type: ignore[index]
+    code, said = command.refusal(model, io, "--by_shape", f"[{old[0]},{old[1]}]", f"[{old[0] * old[1]}]")
+    assert code == 1
+    assert "has no fixed shape" in said
+
+
 def test_a_scalar(command: Command) -> None:
     graph = Graph("main")
     graph.output(graph.op("NEG", [graph.input("x", [1])], [1], name="y"))

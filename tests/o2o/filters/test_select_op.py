@@ -20,6 +20,7 @@ from tests.o2o.graphs import (
     feeds,
     float_models,
     linear,
+    odd_names,
     run,
     stateful,
 )
@@ -211,3 +212,7 @@ def test_variables_stay_variables(command: Command) -> None:
 def test_numbers_beyond_the_end(command: Command) -> None:
     code, message = command.refusal(chain(), "--by_id", "0-181,200")
     assert (code, message) == (2, "main has no operator 200; the last one is 3")
+
+
+def test_check_compares_tensors_without_names_and_with_equal_names(command: Command) -> None:
+    assert names(command(odd_names(), "--by_id", "1", "--check"))[0] != []
