@@ -34,6 +34,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ from o2o.cli import command
 from o2o.cli.arguments import Parser
 from o2o.cli.text import counted
 from o2o.errors import ModelError, O2oError
+from runtime_py.engines.disk_cache import DiskCache
 from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import load_engine
 from runtime_py.engines.options import EngineOptions
@@ -360,7 +362,9 @@ def _parser() -> Parser:
 
 def _run(args: argparse.Namespace) -> None:
     output = args.output or args.model.parent / FILE
-    answers = store(args.model, output, EngineOptions(disk_cache=None))
+    # Packed weights go into a file beside the model, which is mapped: memory stays free of them.
+    with tempfile.TemporaryDirectory(prefix=".self_test-", dir=output.absolute().parent) as folder:
+        answers = store(args.model, output, EngineOptions(disk_cache=DiskCache(Path(folder))))
     steps = counted(len(answers.steps), "step")
     command.report("self_test", f"wrote {output}: {steps} on {answers.engine} ({answers.weight_dtype})")
 
