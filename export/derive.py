@@ -8,11 +8,14 @@ says how each one is computed from the files of MODEL (`o2o.weights.derived_chec
 
 from __future__ import annotations
 
+from o2o.streams.temporary import temporary_folder
+
 if __name__ == "__main__":
     from o2o.cli.interrupt import exit_on_interrupt
 
     exit_on_interrupt(None)  # the command that started it prints the line
 
+import contextlib
 import hashlib
 import json
 import os
@@ -82,9 +85,9 @@ def derive(model: Path, adapter: Path | None, folder: Path) -> list[str]:
 
     if not needs_derivation(model):
         return merge_adapter(model, adapter, folder)
-    with tempfile.TemporaryDirectory() as base:
-        lines = _derive_base(model, Path(base))
-        return lines + merge_adapter(Path(base), adapter, folder)
+    with temporary_folder() as base:
+        lines = _derive_base(model, base)
+        return lines + merge_adapter(base, adapter, folder)
 
 
 def _derive_base(model: Path, folder: Path) -> list[str]:
@@ -123,11 +126,11 @@ def derived(model: Path, adapter: Path | None, log: Callable[[str], None]) -> Pa
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise O2oError(f"{folder.parent}: {error.strerror}: set O2O_CACHE to a folder for it") from error
-        with tempfile.TemporaryDirectory(prefix=".derived-", dir=folder.parent) as staged:
-            lines = _derive_in_child(model, adapter, Path(staged))
+        with temporary_folder(folder.parent, ".derived-") as staged:
+            lines = _derive_in_child(model, adapter, staged)
             record = {"inputs": inputs, "lines": lines}
-            (Path(staged) / RECORD).write_text(json.dumps(record), encoding="utf-8")
-            _replace(Path(staged), folder)
+            (staged / RECORD).write_text(json.dumps(record), encoding="utf-8")
+            _replace(staged, folder)
     for line in record["lines"]:
         log(line)
     return folder
@@ -154,14 +157,9 @@ def _derive_in_child(model: Path, adapter: Path | None, folder: Path) -> list[st
 
 def _replace(staged: Path, folder: Path) -> None:
     """Move a complete folder to its place, in place of an older one."""
-    complete = Path(tempfile.mkdtemp(prefix=".complete-", dir=folder.parent))
-    for file in staged.iterdir():
-        os.replace(file, complete / file.name)
     shutil.rmtree(folder, ignore_errors=True)
-    try:
-        os.rename(complete, folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(complete, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another process was faster
+        os.rename(staged, folder)
 
 
 def _inputs(model: Path, adapter: Path | None) -> list[list[Any]]:

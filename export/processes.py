@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from o2o.cli.interrupt import cleanup_at_exit
 from o2o.errors import O2oError
 
 Result = TypeVar("Result")
@@ -36,22 +37,31 @@ def run_parallel(
     """
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
     try:
-        with signals_blocked():
-            futures = [pool.submit(task) for task in tasks]
-        for future in as_completed(futures):
-            future.result()
-            on_done(1)
-        return [future.result() for future in futures]
+        with cleanup_at_exit(_kill_children):
+            with signals_blocked():
+                futures = [pool.submit(task) for task in tasks]
+            for future in as_completed(futures):
+                future.result()
+                on_done(1)
+            return [future.result() for future in futures]
     except BrokenProcessPool:
         raise O2oError(
             "a process was killed during the export, most likely because memory ran out: try --jobs 1"
         ) from None
     except BaseException:
-        for child in multiprocessing.active_children():
-            child.kill()
+        _kill_children()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _kill_children() -> None:
+    """Kill all children and wait until they are gone: they must not write while their files are removed."""
+    children = multiprocessing.active_children()
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join(1)
 
 
 @contextlib.contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from o2o.cli import interrupt
+from o2o.streams.temporary import temporary_folder
 
 
 @contextlib.contextmanager
@@ -25,24 +25,21 @@ def staging_folder(target: Path) -> Iterator[Path]:
         The temporary folder.
     """
     created = [folder for folder in (target, *target.parents) if not folder.exists()]
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=".build-", dir=target) as folder,
-            interrupt.cleanup_at_exit(lambda: _remove(Path(folder), created)),
-        ):
-            yield Path(folder)
-    except BaseException:
-        _remove(None, created)
-        raise
+    remove = partial(_remove_empty, created)
+    with interrupt.cleanup_at_exit(remove):
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            with temporary_folder(target, ".build-") as folder:
+                yield folder
+        except BaseException:
+            remove()
+            raise
 
 
-def _remove(folder: Path | None, parents: Iterable[Path]) -> None:
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-    for parent in parents:
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
         with contextlib.suppress(OSError):
-            parent.rmdir()  # fails if another process has put files there, which must stay
+            folder.rmdir()  # fails if another process has put files there, which must stay
 
 
 def publish(staged: Path, target: Path, names: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 
 from o2o.cli import interrupt
+from o2o.streams.temporary import temporary_folder
 
 if __name__ == "__main__":
     interrupt.exit_on_interrupt(None if "--load" in sys.argv else "bench")  # before the slow imports
@@ -23,7 +24,6 @@ import argparse
 import importlib.util
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -176,8 +176,8 @@ def _load_time(package: Package, advance: Callable[[int], object], empty_cache: 
     command += ["--threads", package.loaded.threads, "--engine", package.loaded.choice.engine]
     usual = user_cache()
     parent = usual.folder if usual and usual.folder.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder:
-        environment = {"O2O_CACHE": folder} if empty_cache else None
+    with temporary_folder(parent, "bench-") as folder:
+        environment = {"O2O_CACHE": str(folder)} if empty_cache else None
         seconds = float(run_module(__spec__.name, *command, environment=environment))
     advance(1)
     return seconds

@@ -22,6 +22,8 @@ with float32 weights, and from 0.07 on with int8 weights.
 
 from __future__ import annotations
 
+from o2o.streams.temporary import temporary_folder
+
 if __name__ == "__main__":
     from o2o.cli.interrupt import exit_on_interrupt
 
@@ -34,7 +36,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -363,8 +364,8 @@ def _parser() -> Parser:
 def _run(args: argparse.Namespace) -> None:
     output = args.output or args.model.parent / FILE
     # Packed weights go into a file beside the model, which is mapped: memory stays free of them.
-    with tempfile.TemporaryDirectory(prefix=".self_test-", dir=output.absolute().parent) as folder:
-        answers = store(args.model, output, EngineOptions(disk_cache=DiskCache(Path(folder))))
+    with temporary_folder(output.absolute().parent, ".self_test-") as folder:
+        answers = store(args.model, output, EngineOptions(disk_cache=DiskCache(folder)))
     steps = counted(len(answers.steps), "step")
     command.report("self_test", f"wrote {output}: {steps} on {answers.engine} ({answers.weight_dtype})")
 

@@ -8,7 +8,6 @@ operators' meaning in numpy if it has operators that LiteRT lacks.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +33,7 @@ from o2o.cli.text import counted
 from o2o.errors import ModelError
 from o2o.model import Model
 from o2o.quantization.schemes import INT8
+from o2o.streams.temporary import temporary_folder
 from o2o.weights.binding import bind
 
 TOLERANCE = 1e-4
@@ -63,7 +63,7 @@ def check(
     Raises:
         ModelError: An output differs (the first tensor that does is named), or the two cannot be compared.
     """
-    with tempfile.TemporaryDirectory() as folder:  # models may be larger than memory
+    with temporary_folder() as folder:  # models may be larger than memory
         olds = [
             copied(model, os.path.join(folder, f"before_{number}")) for number, model in enumerate(before)
         ]
@@ -98,7 +98,7 @@ def check_models(first: Model, second: Model, tolerance: float, names: tuple[str
     Raises:
         ModelError: An output differs (the first tensor that does is named), or the two cannot be compared.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         old, new = (
             copied(model, os.path.join(folder, name)) for model, name in ((first, "a"), (second, "b"))
         )

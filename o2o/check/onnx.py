@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from o2o.formats.tensors import constant_array, is_quantized
 from o2o.model import Model
 from o2o.quantization.schemes import INT8
 from o2o.signatures import decode_of
+from o2o.streams.temporary import temporary_folder
 
 FLOAT = ir.DataType.FLOAT
 TOKENS = 6
@@ -45,14 +45,14 @@ def check(before: Model, lowered: ir.Model) -> str:
     Raises:
         ModelError: Logits or caches differ, or ONNX Runtime is missing or rejects the model.
     """
-    with tempfile.TemporaryDirectory() as folder:  # models may be larger than memory
+    with temporary_folder() as folder:  # models may be larger than memory
         circle = _CircleRunner(copied(before, os.path.join(folder, "before")))
-        path = Path(folder) / "model.onnx"
+        path = folder / "model.onnx"
         write(lowered, path)
         onnx = _OnnxRunner(path, circle)
         worst = max(_differences(circle, onnx, path))
         _refuse_changed_constants(decode_of(loaded(os.path.join(folder, "before"))).graph, lowered)
-        worst = max([worst, *_small_differences(os.path.join(folder, "before"), lowered, folder)])
+        worst = max([worst, *_small_differences(os.path.join(folder, "before"), lowered, str(folder))])
     return (
         f"checked on ONNX Runtime against {circle.engine}: the same, within {worst:.1e} of the largest number"
     )

@@ -52,10 +52,7 @@ class _Handler:
         if self.claim_report() and self.program is not None and self.stderr is not None:
             with contextlib.suppress(OSError):  # not `print`, which the signal may have interrupted
                 os.write(self.stderr, f"{self.program}: {MESSAGE}\n".encode())
-        for cleanup in reversed(_cleanups):
-            with contextlib.suppress(Exception):
-                cleanup()
-        os._exit(INTERRUPTED)
+        exit_process()
 
     def claim_report(self) -> bool:
         """Whether the caller is the first to ask, and so prints the line: the main thread or `watch`."""
@@ -123,12 +120,14 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def cleanup_at_exit(cleanup: Callable[[], object]) -> Iterator[None]:
-    """Call a function if SIGINT ends the process inside the block, without unwinding it.
+    """Call a function if SIGINT ends the process: without unwinding the block, or after cutting it short.
 
-    This happens `DEADLINE` after SIGINT, for example during a slow import.
+    The first happens `DEADLINE` after SIGINT, for example during a slow import. The second happens if
+    KeyboardInterrupt is raised while the block is entered, or while it cleans up.
 
     Args:
-        cleanup: Removes what the block must not leave behind. The block does the same when it is unwound.
+        cleanup: Removes what the block must not leave behind. The block does the same when it is unwound, so
+            this must be harmless when it is called again.
 
     Yields:
         Nothing.
@@ -136,8 +135,19 @@ def cleanup_at_exit(cleanup: Callable[[], object]) -> Iterator[None]:
     _cleanups.append(cleanup)
     try:
         yield
-    finally:
+    except KeyboardInterrupt:
+        raise  # it may have cut short the block's own cleaning up: `exit_process` does it again
+    except BaseException:
         _cleanups.remove(cleanup)
+        raise
+    _cleanups.remove(cleanup)
+
+
+def clean_up() -> None:
+    """Call the functions of all blocks of `cleanup_at_exit` that SIGINT has cut short, the last one first."""
+    while _cleanups:
+        with contextlib.suppress(Exception):
+            _cleanups.pop()()
 
 
 def survive_interrupts() -> None:
@@ -165,12 +175,13 @@ def claim_report() -> bool:
 
 
 def exit_process() -> None:
-    """End this process at once, if it called `exit_on_interrupt`. Everything has been cleaned up.
+    """Clean up what is left, and end this process at once, if it called `exit_on_interrupt`.
 
     Python's own exit may take seconds to free libraries. It may also end by SIGINT instead of an exit code:
     it remembers a KeyboardInterrupt that passed through an extension module.
     """
     if _handler is not None:
+        clean_up()
         os._exit(INTERRUPTED)
 
 

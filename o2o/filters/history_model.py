@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from o2o.filters.base import Filter
 from o2o.filters.recorded_pipelines import MERGED, Recorded, recorded_pipelines
 from o2o.formats.fingerprint import fingerprint
 from o2o.model import Model
+from o2o.streams.temporary import temporary_folder
 
 
 class HistoryModel(Filter):
@@ -91,14 +91,14 @@ def _replay(model: Model, files: Sequence[str]) -> str:
     fingerprints = {file: fingerprint(formats.load(file)) for file in files}
     recorded = recorded_pipelines(model.history, f"model.{model.format}", fingerprints.values())
     places = _places(recorded, fingerprints)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for name, file in places.items():
-            Path(folder, name).symlink_to(Path(file).resolve())
+            folder.joinpath(name).symlink_to(Path(file).resolve())
         with contextlib.chdir(folder):  # histories have the names of files without folders
             code = pipeline.run(recorded.pipelines, quiet=True)
         if code:
             raise ModelError("the replay failed, as the line above says")
-        result = formats.load(Path(folder, str(recorded.pipelines[-1].output)))
+        result = formats.load(folder.joinpath(str(recorded.pipelines[-1].output)))
         count = sum(len(each.stages) for each in recorded.pipelines)
         replayed, result.history = result.history, model.history
         if fingerprint(result) != fingerprint(model):

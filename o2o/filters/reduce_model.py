@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from o2o import formats
 from o2o.cli import command
@@ -16,6 +14,7 @@ from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.reduction.failing_command import FailingCommand
 from o2o.reduction.reducer import Reducer
+from o2o.streams.temporary import temporary_folder
 
 
 class ReduceModel(Filter):
@@ -61,10 +60,10 @@ class ReduceModel(Filter):
         sources = self.open(args)
         (model,) = models = self.read(sources)
         model.history.append(self.history_entry(models, args, argv))
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             failing = FailingCommand(args.command, args.expect, args.timeout)
             line = _ProgressLine(sum(len(graph) for graph in model.graphs))
-            reducer = Reducer(model, Path(folder), failing, args.seed, line.show)
+            reducer = Reducer(model, folder, failing, args.seed, line.show)
             for source in sources:
                 source.finish()
             self.log(f"the command {failing.watch(reducer.smallest).describe()}")

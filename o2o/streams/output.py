@@ -8,9 +8,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from o2o.cli import interrupt
 from o2o.errors import O2oError, UsageError
 from o2o.streams.source import enlarge_pipe
 
@@ -130,15 +132,12 @@ def _open_unnamed(folder: Path) -> int | None:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[BinaryIO]:
-    umask = os.umask(0)
-    os.umask(umask)
-    descriptor, name = tempfile.mkstemp(prefix=_temporary_prefix(target), dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as sink:
-            yield sink
-            sink.flush()
-            os.fchmod(sink.fileno(), 0o666 & ~umask)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    name = Path(tempfile.mktemp(prefix=_temporary_prefix(target), dir=target.parent))
+    remove = partial(name.unlink, missing_ok=True)
+    with interrupt.cleanup_at_exit(remove):
+        try:
+            with open(name, "xb") as sink:
+                yield sink
+            os.replace(name, target)
+        finally:
+            remove()

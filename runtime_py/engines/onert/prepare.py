@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from o2o.streams.temporary import temporary_folder
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.model.contract import Contract
@@ -50,8 +50,8 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
     if fingerprint(graphs) == before:
         yield PreparedModel(model, model.path, contract)
         return
-    with tempfile.TemporaryDirectory(prefix="o2o-onert-") as folder:
-        file = Path(folder) / "decode.circle"
+    with temporary_folder(prefix="o2o-onert-") as folder:
+        file = folder / "decode.circle"
         topological_sort(graphs.graphs[0])
         save(graphs, file)
         yield PreparedModel(model, file, contract)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from o2o.streams.temporary import temporary_folder
 from runtime_py.child_process import run_module
 from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.model_file import ModelFile
@@ -59,8 +59,8 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
     elif (entry := _from_cache(model, options)) is not None:
         yield PreparedModel(model, entry / MODEL)
     else:
-        with tempfile.TemporaryDirectory(prefix="o2o-onnx-") as folder:
-            file = Path(folder) / MODEL
+        with temporary_folder(prefix="o2o-onnx-") as folder:
+            file = folder / MODEL
             lower_file(model, file, options.all_logits)
             yield PreparedModel(model, file)
 
