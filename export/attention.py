@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from export.custom_ops import core_attention
+from export.mask_rules import RECORDER, MaskRule, next_rule
 from export.options import FLASH, GROUPED
 from o2o.errors import ModelError
 from o2o.operators.core_attention import FlashBlockSizes, adaptive_blocks
@@ -117,6 +118,9 @@ def _attend(
     """
     T, S, H = query.shape[2], key.shape[2], query.shape[3]
     kind = type(module).__name__
+    if (recorder := RECORDER.get()) is not None:
+        recorder.attend(module, attention_mask, sliding_window)
+        attention_mask = None
     if unknown := sorted(name for name, item in others.items() if item is not None and name not in _IGNORED):
         raise ModelError(f"{kind} passes {', '.join(unknown)} to attention, which export does not know")
     if False in (getattr(module, "is_causal", True), others.get("is_causal")):
@@ -138,7 +142,12 @@ def _attend(
         mask = position_bias + (mask if mask is not None else causal)  # type: ignore[operator]
     if position is None:
         position = torch.tensor([S - T], dtype=torch.int64)
-    window = sliding_window if sliding_window is not None and sliding_window < S and mask is None else 0
+    rule = next_rule() or MaskRule(sliding_window)
+    window = 0
+    if rule.chunk is None and mask is None:
+        window = rule.window or 0 if rule.limits(S) else 0
+    elif rule.limits(S):
+        mask = _limited(mask, rule, position, T, S)
     q_block, kv_block = (blocks.q, blocks.kv) if blocks else (0, 0)
     attended = core_attention(
         query,
@@ -155,6 +164,17 @@ def _attend(
         kv_block,
     )
     return attended, None
+
+
+def _limited(
+    mask: torch.Tensor | None, rule: MaskRule, position: torch.Tensor, T: int, S: int
+) -> torch.Tensor:
+    """A mask, or the causal one, that also hides what a rule hides: float32 [.., T, S]."""
+    queries, keys = (position + torch.arange(T))[:, None], torch.arange(S)
+    hidden = rule.hidden(queries, keys)
+    if mask is None:
+        mask, hidden = torch.zeros(1, 1, T, S), hidden | (keys > queries)
+    return torch.where(hidden, LOWEST, mask)
 
 
 def _additive(mask: torch.Tensor) -> torch.Tensor:

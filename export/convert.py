@@ -173,9 +173,9 @@ def default_length(config: CheckpointConfig) -> int:
         config: The checkpoint's configuration.
 
     Returns:
-        `MAX_LENGTH`, or less if the model has fewer positions or a shorter sliding window.
+        `MAX_LENGTH`, or less if the model has fewer positions.
     """
-    return min(limit for limit in (MAX_LENGTH, config.positions, config.sliding_window) if limit)
+    return min(limit for limit in (MAX_LENGTH, config.positions) if limit)
 
 
 def describe(
@@ -205,8 +205,7 @@ def describe(
         yield f"{'' if number else 'targets':12}{line}"
     yield f"package     {builder.package / plan.model}: about {format_bytes(plan.size)}"
     cache = 8 * config.layers * config.kv_heads * config.head_dim * builder.max_length
-    limit = " (the model's window)" * (builder.max_length == config.sliding_window)
-    yield f"context     {counted(builder.max_length, 'token')}{limit}, {format_bytes(cache)} of KV caches"
+    yield f"context     {counted(builder.max_length, 'token')}, {format_bytes(cache)} of KV caches"
     yield f"graphs      {listed([spec.signature for spec in plan.graphs])}"
     yield f"files       {listed([name for name in FILES if (builder.checkpoint / name).is_file()])}"
     yield f"disk        {format_bytes(plan.disk)} while it is built"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from export import gpt_neo
 from export.attention import NAMES, blocks_of
 from export.config import CheckpointConfig
 from export.families import Family, family_of
 from export.loading_flags import is_trusted, needs_code_reason
-from export.options import check_length, parse_attention
+from export.mask_rules import CAUSAL, MaskRule, rules_of
+from export.options import GROUPED, check_length, parse_attention
 from export.preflight import check_model
 from export.stored_names import match_names
 from export.trial_run import Trial, trial_run
-from o2o.errors import ModelError
+from o2o.errors import ModelError, UsageError
+from o2o.operators.masks import LOWEST
 from o2o.weights.checkpoint import open_checkpoint
 from o2o.weights.weight_source import WeightSource
 
@@ -58,9 +61,11 @@ class LanguageModel:
         """
         self.attn_implementation = attn_implementation
         kind, self._blocks = parse_attention(attn_implementation)
-        if kind in NAMES and not _uses_attention_interface(config):
+        hook = _ATTENTION_HOOKS.get(config.model_type) if kind in NAMES else None
+        if kind in NAMES and hook is None and not _uses_attention_interface(config):
             kind = "eager"
         self.has_core_operator = kind in NAMES
+        self._implementation = "eager" if hook else NAMES.get(kind, kind)
         self.config = config
         self.kind: str = config.model_type
         self._checkpoint_config = CheckpointConfig(config.to_dict(), self.kind)
@@ -72,13 +77,15 @@ class LanguageModel:
                 self.module = AutoModelForCausalLM.from_config(
                     config,
                     dtype=torch.float32,
-                    attn_implementation=NAMES.get(kind, kind),
+                    attn_implementation=self._implementation,
                     trust_remote_code=is_trusted(),
                 ).eval()
         except Exception as error:
             reason = summarize_error(error)
             raise ModelError(f"transformers cannot build this {self.kind} model{reason}") from error
         _compute_buffers(self.module)
+        if hook:
+            hook(self.module, NAMES[kind])
 
         self.layers: int = self._checkpoint_config.layers
         self.key_value_heads: int = self._checkpoint_config.kv_heads
@@ -123,7 +130,7 @@ class LanguageModel:
         weights: Sequence[torch.Tensor],
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | dict[str, torch.Tensor],
         cache: Cache,
     ) -> torch.Tensor:
         """Compute the logits.
@@ -132,22 +139,24 @@ class LanguageModel:
             weights: One tensor for each of `parameters`, in that order.
             input_ids: int64 [B, T].
             position_ids: int64 [B, T].
-            mask: Additive float [B, 1, T, number of keys], 0 where a key is visible.
+            mask: Additive float [B, 1, T, number of keys], 0 where a key is visible, or the masks of
+                `masks_of`.
             cache: Its `update` receives the rotated keys and the values [B, K, T, H] of each layer.
 
         Returns:
             float32 [B, T, V].
         """
-        if self._trial.takes_padding_mask:
+        if self._trial.takes_padding_mask and isinstance(mask, torch.Tensor):
             mask = torch.ones(mask.shape[0], mask.shape[-1])
-        return self._call(weights, input_ids, position_ids, mask, cache)
+        with rules_of([rule for _, rule in self._rules_of_calls]):
+            return self._call(weights, input_ids, position_ids, mask, cache)
 
     def _call(
         self,
         weights: Sequence[torch.Tensor],
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | dict[str, torch.Tensor] | None,
         cache: Cache,
     ) -> torch.Tensor:
         """`__call__` with the mask that the model takes."""
@@ -175,7 +184,68 @@ class LanguageModel:
 
     @functools.cached_property
     def _trial(self) -> Trial:
-        return trial_run(self._call, self.dummies())
+        return trial_run(self._call, self.dummies(), self._implementation)
+
+    @functools.cached_property
+    def _rules_of_calls(self) -> list[tuple[int, MaskRule]]:
+        """(layer, rule) of each call of `o2o.attention`; empty without that operator."""
+        masks = self._trial.masks
+        return masks.rules_by_attention(self._longest) if masks and self.has_core_operator else []
+
+    @functools.cached_property
+    def mask_rules(self) -> list[MaskRule]:
+        """Which keys the queries of each layer see, as far as masks decide it."""
+        if self._rules_of_calls:
+            first = dict(reversed(self._rules_of_calls))
+            return [first.get(layer, CAUSAL) for layer in range(self.layers)]
+        masks = self._trial.masks
+        rules = dict.fromkeys(masks.rules_by_mask(self._longest)) if masks else {}
+        if len(rules) < 2:
+            return [*rules, CAUSAL][:1] * self.layers
+        by_kind = {kind: next(filter(matches, rules), CAUSAL) for kind, matches in _KINDS.items()}
+        kinds = self._checkpoint_config.layer_types
+        if len(kinds) != self.layers:
+            raise ModelError(
+                f"config.json of this {self.kind} model has no `layer_types`, which say the layers with a "
+                "window: use --attn-implementation grouped"
+            )
+        return [by_kind.get(kind, CAUSAL) for kind in kinds]
+
+    @property
+    def _longest(self) -> int:
+        """A context that shows every rule at its edges."""
+        config = self._checkpoint_config
+        return max(config.positions or 0, 4 * (config.sliding_window or 0) + 3)
+
+    def masks_of(
+        self, mask: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Return the masks of all layers, as the model takes them.
+
+        `o2o.attention` has the rule of each layer itself. Other attention gets its window by the mask.
+
+        Args:
+            mask: Additive float32 [1, 1, T, number of keys], causal.
+            queries: int64 [T], the position of each query.
+            keys: int64 [number of keys], the position of each key.
+
+        Returns:
+            One mask, or one for each kind of layer.
+        """
+        if self.has_core_operator or self._trial.takes_padding_mask:
+            return mask
+        rules = self.mask_rules
+        masks = {
+            rule: torch.where(rule.hidden(queries[:, None], keys), LOWEST, mask)
+            if rule.limits(len(keys))
+            else mask
+            for rule in dict.fromkeys(rules)
+        }
+        if len(masks) == 1:
+            return masks[rules[0]]
+        return {
+            kind: masks[rule] for kind, rule in zip(self._checkpoint_config.layer_types, rules, strict=True)
+        }
 
     @property
     def cache_shapes(self) -> Sequence[tuple[int, int]]:
@@ -194,9 +264,30 @@ class LanguageModel:
             tokens: The length of the context.
 
         Raises:
-            UsageError: See `export.options.check_length`.
+            UsageError: See `export.options.check_length`; or the window of the model's layers is not known.
         """
         check_length(self._checkpoint_config, tokens, "a context of")
+        window = self._checkpoint_config.sliding_window
+        if not window or tokens <= window:
+            return
+        if self._trial.masks is None or not (
+            self.has_core_operator or any(map(CAUSAL.__ne__, self.mask_rules))
+        ):
+            raise UsageError(
+                f"a context of {tokens}: with attention implementation {self.attn_implementation} this "
+                f"{self.kind} model does not show which layers have its window of {window} tokens: use "
+                f"{window} or less, or --attn-implementation {GROUPED}"
+            )
+
+
+_ATTENTION_HOOKS: dict[str, Callable[[Any, str], None]] = {"gpt_neo": gpt_neo.use_interface}
+"""Families whose layers do not use the interface by themselves, and what makes them use it."""
+_KINDS: dict[str, Callable[[MaskRule], bool]] = {
+    "full_attention": lambda rule: rule == CAUSAL,
+    "sliding_attention": lambda rule: rule.window is not None,
+    "chunked_attention": lambda rule: rule.chunk is not None,
+}
+"""transformers' kinds of layers, and the rule of each."""
 
 
 def _uses_attention_interface(config: Any) -> bool:

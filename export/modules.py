@@ -52,6 +52,7 @@ class ExportModule(torch.nn.Module):
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         mask: torch.Tensor,
+        keys: torch.Tensor,
         cache: RecordingCache,
         position: torch.Tensor,
     ) -> torch.Tensor:
@@ -61,7 +62,8 @@ class ExportModule(torch.nn.Module):
             weights: See `LanguageModel`.
             input_ids: int64 [1, T].
             position_ids: int64 [1, T].
-            mask: Additive float32 [1, 1, T, number of keys].
+            mask: Additive float32 [1, 1, T, number of keys], causal.
+            keys: int64 [number of keys], the position of each key.
             cache: Receives the keys and values of each layer.
             position: int64 [1], the position of the first token.
 
@@ -72,7 +74,8 @@ class ExportModule(torch.nn.Module):
             ModelError: A layer does not use the cache.
         """
         with queries_at(position, mask):
-            logits = self.model(weights, input_ids, position_ids, mask, cache)
+            masks = self.model.masks_of(mask, position_ids[0], keys)
+            logits = self.model(weights, input_ids, position_ids, masks, cache)
         if len(cache) != self.model.layers:
             raise ModelError(
                 f"{len(cache)} of the {self.model.layers} layers of this {self.model.kind} model use a KV "
@@ -113,7 +116,9 @@ class PrefillModule(ExportModule):
 
     def forward(self, input_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         cache = RecordingCache()
-        logits = self.logits(weights, input_ids, self.positions, self.mask, cache, self.positions[0, :1])
+        logits = self.logits(
+            weights, input_ids, self.positions, self.mask, self.positions[0], cache, self.positions[0, :1]
+        )
         return logits, *cache.flat()
 
 
@@ -126,9 +131,16 @@ class CachedModule(ExportModule):
 
     steps: torch.Tensor  # int64 [T]: each token's distance from p
     slots: torch.Tensor  # int64 [number of keys]: a token sees the keys whose slot is below its position
+    keys: torch.Tensor  # int64 [number of keys]: the position of each key, for windows
 
     def __init__(
-        self, model: LanguageModel, signature: str, tokens: int, capacity: int, slots: torch.Tensor
+        self,
+        model: LanguageModel,
+        signature: str,
+        tokens: int,
+        capacity: int,
+        slots: torch.Tensor,
+        keys: torch.Tensor,
     ) -> None:
         super().__init__(model)
         self.signature = signature
@@ -137,6 +149,7 @@ class CachedModule(ExportModule):
         self.inputs |= {"cache_position": Role("position")} | caches
         self.register_buffer("steps", torch.arange(tokens))
         self.register_buffer("slots", slots)
+        self.register_buffer("keys", keys)
 
     def example(self) -> tuple[Any, ...]:
         caches = tuple(
@@ -166,7 +179,7 @@ class CachedModule(ExportModule):
         """
         positions = cache_position + self.steps
         mask = torch.where(self.slots < positions[:, None], 0.0, LOWEST)[None, None]
-        return self.logits(weights, input_ids, positions[None], mask, cache, cache_position)
+        return self.logits(weights, input_ids, positions[None], mask, self.keys, cache, cache_position)
 
 
 class ConcatenatedCacheModule(CachedModule):
@@ -190,8 +203,9 @@ class ConcatenatedCacheModule(CachedModule):
         model.check_length(capacity + 1)
         if model.has_core_operator:
             raise UsageError("attention implementations grouped and flash need --cache static")
-        # The new key comes last and is always visible: its slot is -1.
-        super().__init__(model, "decode", 1, capacity, torch.tensor([*range(capacity), -1]))
+        # The new key comes last and is always visible: its slot is -1, and it is behind every window.
+        slots, keys = [*range(capacity), -1], [*range(capacity), capacity]
+        super().__init__(model, "decode", 1, capacity, torch.tensor(slots), torch.tensor(keys))
 
     def forward(
         self,
@@ -228,7 +242,8 @@ class StaticCacheModule(CachedModule):
         if tokens > capacity:
             raise UsageError(f"{tokens} tokens do not fit into caches of {capacity}")
         # Counted from -1, so that each token sees the key at its own position.
-        super().__init__(model, signature, tokens, capacity, torch.arange(capacity) - 1)
+        keys = torch.arange(capacity)
+        super().__init__(model, signature, tokens, capacity, keys - 1, keys)
         self.outputs |= _cache_roles(model, "present", "key", "value")
 
     def forward(
@@ -246,7 +261,7 @@ class StaticCacheModule(CachedModule):
 def _cache_roles(model: LanguageModel, prefix: str, key: Any, value: Any) -> dict[str, Role]:
     """{prefix_key_0: ..., prefix_value_0: ..., prefix_key_1: ...} with the roles `key` and `value`."""
     return {
-        f"{prefix}_{noun}_{layer}": Role(kind, layer, LAYOUT)
-        for layer in range(model.layers)
+        f"{prefix}_{noun}_{layer}": Role(kind, layer, LAYOUT, rule.window, rule.chunk)
+        for layer, rule in enumerate(model.mask_rules)
         for noun, kind in (("key", key), ("value", value))
     }

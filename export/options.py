@@ -110,7 +110,7 @@ def check_attention(attn_implementation: str, cache: CacheForm | None) -> None:
 
 
 def check_length(config: CheckpointConfig, tokens: int, flag: str = "--max-length") -> None:
-    """Raise UsageError if `tokens` exceeds the model's positions or its sliding window.
+    """Raise UsageError if `tokens` exceeds the model's positions.
 
     Args:
         config: The checkpoint's configuration.
@@ -118,7 +118,7 @@ def check_length(config: CheckpointConfig, tokens: int, flag: str = "--max-lengt
         flag: The flag that set it, for the message.
 
     Raises:
-        UsageError: `tokens` is below 1, or exceeds the model's positions or its sliding window.
+        UsageError: `tokens` is below 1, or exceeds the model's positions.
     """
     if tokens < 1:
         raise UsageError(f"{flag} {tokens}: use 1 or more")
@@ -128,9 +128,4 @@ def check_length(config: CheckpointConfig, tokens: int, flag: str = "--max-lengt
         raise UsageError(
             f"{flag} {tokens}: this {config.model_type} model has {config.positions} positions{beyond}: use "
             f"{config.positions} or less"
-        )
-    if config.sliding_window and tokens > config.sliding_window:
-        raise UsageError(
-            f"{flag} {tokens} exceeds this {config.model_type} model's sliding window, which exported "
-            f"graphs do not support: use {config.sliding_window} or less"
         )

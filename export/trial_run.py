@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from export.attention import queries_at
+from export.mask_rules import MaskRecorder, recording
 from export.traced_cache import RecordingCache
 from o2o.errors import O2oError
 
@@ -27,18 +28,23 @@ class Trial:
     Attributes:
         caches: (number of heads, size of a head): key 0, value 0, key 1, ... None if the model cannot run so.
         takes_padding_mask: Whether the model's mask is [B, number of keys], 1 for each token.
+        masks: The masks that the model makes itself, if it gets none; None if it cannot run so.
     """
 
     caches: Sequence[tuple[int, int]] | None = None
     takes_padding_mask: bool = False
+    masks: MaskRecorder | None = None
 
 
-def trial_run(call: Callable[..., Any], weights: Sequence[torch.Tensor]) -> Trial:
+def trial_run(
+    call: Callable[..., Any], weights: Sequence[torch.Tensor], implementation: str = "eager"
+) -> Trial:
     """Run a model on tensors that have shapes only.
 
     Args:
         call: Takes weights, input_ids, position_ids, mask and cache.
         weights: Tensors of the shapes of its parameters.
+        implementation: transformers' name of the model's attention.
 
     Returns:
         The result. A model that cannot run without numbers fails when it is traced, with the reason.
@@ -58,5 +64,24 @@ def trial_run(call: Callable[..., Any], weights: Sequence[torch.Tensor]) -> Tria
             raise
         except Exception:
             continue
-        return Trial([(rows.shape[1], rows.shape[3]) for rows in cache.flat()], takes_padding_mask)
+        caches = [(rows.shape[1], rows.shape[3]) for rows in cache.flat()]
+        return Trial(caches, takes_padding_mask, _record_masks(call, weights, implementation))
     return Trial()
+
+
+def _record_masks(
+    call: Callable[..., Any], weights: Sequence[torch.Tensor], implementation: str
+) -> MaskRecorder | None:
+    """Run the model without a mask, so that it makes its own. None if it cannot run so."""
+    with recording(implementation) as recorder:
+        try:
+            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+                positions = torch.arange(TOKENS)
+                with queries_at(positions[:1]):
+                    ids = torch.zeros(1, TOKENS, dtype=torch.int64)
+                    call(weights, ids, positions[None], None, RecordingCache())
+        except O2oError:
+            raise
+        except Exception:
+            return None
+    return recorder

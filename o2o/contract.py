@@ -39,6 +39,7 @@ OnertLayout = Literal["BNHT"]
 Slot = tuple[str, int]
 """One of a model's KV caches: ("key" or "value", layer)."""
 
+_RULES = ("window", "chunk")  # which keys the queries of a layer see
 _ROWS_OF: dict[Kind, Kind] = {"key_cache": "key", "value_cache": "value"}
 
 
@@ -54,11 +55,15 @@ class Role:
             caches has none.
         layer: The layer of keys, values and caches.
         layout: The axes of keys, values and caches.
+        window: How many keys a query of this layer sees at most, the last ones up to its own; None for all.
+        chunk: The size of the chunks of positions that attention of this layer is confined to; None for none.
     """
 
     kind: Kind
     layer: int | None = None
     layout: Layout | OnertLayout | None = None
+    window: int | None = None
+    chunk: int | None = None
 
     @property
     def is_cache(self) -> bool:
@@ -102,6 +107,7 @@ def _describe(name: str, value: ir.Value) -> dict[str, Any]:
             entry["layer"] = role.layer
         if role.layout is not None:
             entry["layout"] = role.layout
+        entry |= {name: size for name in _RULES if (size := getattr(role, name)) is not None}
     entry["dtype"] = str(value.dtype.numpy()) if value.dtype is not None else None
     entry["shape"] = _shape(value)
     return entry
@@ -211,7 +217,7 @@ def parse_role(entry: Mapping[str, Any]) -> Role | None:
         The role; None if the entry has no role or a role of unknown kind.
 
     Raises:
-        ValueError: The layer is no integer, or the layout has no axis T.
+        ValueError: The layer is no integer, the layout has no axis T, or a size is no positive integer.
     """
     kind: Any = entry.get("role")
     if kind not in get_args(Kind):
@@ -221,4 +227,8 @@ def parse_role(entry: Mapping[str, Any]) -> Role | None:
         raise ValueError(f"the layer {layer!r} is no integer")
     if layout is not None and (not isinstance(layout, str) or "T" not in layout):
         raise ValueError(f"the layout {layout!r} has no axis T")
-    return Role(kind, layer, layout)  # type: ignore[arg-type]
+    sizes = {name: entry.get(name) for name in _RULES}
+    for name, size in sizes.items():
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ValueError(f"the {name} {size!r} is no positive integer")
+    return Role(kind, layer, layout, **sizes)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import onnx_ir as ir
@@ -79,7 +80,7 @@ def _io_value(model: Model, graph: ir.Graph, value: ir.Value) -> dict[str, Any]:
     if public:
         entry["public"] = list(public)
     if (role := role_of(value)) is not None:
-        fields = {"role": role.kind, "layer": role.layer, "layout": role.layout}
+        fields = {"role": role.kind} | {key: field for key, field in asdict(role).items() if key != "kind"}
         entry |= {key: field for key, field in fields.items() if field is not None}
     if (quantization := value.meta.get("fields", {}).get("quantization")) is not None:
         scale = getattr(quantization, "scale", None)
@@ -196,6 +197,7 @@ def _row(index: int, entry: dict[str, Any]) -> list[str]:
     notes = [entry["role"]] if "role" in entry else []
     notes += [f"layer {entry['layer']}"] if "layer" in entry else []
     notes += [entry["layout"]] if "layout" in entry else []
+    notes += [f"{rule} {entry[rule]}" for rule in ("window", "chunk") if rule in entry]
     notes += [counted(entry["scales"], "scale")] if "scales" in entry else []
     notes += [f"called {', '.join(entry['public'])}"] if "public" in entry else []
     return [str(index), entry["name"] or "(no name)", entry["dtype"], shape, ", ".join(notes)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -293,7 +293,7 @@ def _tensor(signature: str, direction: str, entry: Mapping[str, Any]) -> TensorS
                 f"{name!r}: shape {list(shape)} with layout {layout!r}: keys, values and "
                 f"caches need the four axes B, N, T, H"
             )
-        role = Role(role.kind, layer, layout)
+        role = replace(role, layer=layer, layout=layout)
     return TensorSpec(name, role, dtype, shape)
 
 

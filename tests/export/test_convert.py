@@ -155,14 +155,12 @@ def test_attention_for_onnx(
     assert "| fuse.attention.py | fuse.rms_norm.py | fuse.rope.py" in printed
 
 
-def test_a_window_limits_the_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_window_does_not_limit_the_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_checkpoint(tmp_path, model_type="mistral", **GROUPED | {"sliding_window": 32})
     assert run(folder, "-o", tmp_path / "p", "--dry-run") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "context 32 tokens (the model's window)" in out
+    assert "context 64 tokens, " in out
     assert "a window of 32 tokens in 3 layers" in out
-    assert run(folder, "-o", tmp_path / "p", "--dry-run", "--max-length", 33) == 2
-    assert "exceeds this mistral model's sliding window" in capsys.readouterr().err
 
 
 def test_the_output_is_a_file(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +186,7 @@ def test_the_default_length() -> None:
     assert length() == 1024
     assert length(max_position_embeddings=4096) == 1024
     assert length(max_position_embeddings=512) == 512
-    assert length(max_position_embeddings=4096, sliding_window=256) == 256
+    assert length(max_position_embeddings=4096, sliding_window=256) == 1024
 
 
 def test_an_onnx_package_runs(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

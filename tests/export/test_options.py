@@ -58,10 +58,7 @@ def test_a_context_that_the_model_cannot_see() -> None:
     check_length(config_of(), 64)
     with pytest.raises(UsageError, match="--kv_len 65: this llama model has 64 positions: use 64 or less"):
         check_length(config_of(), 65, "--kv_len")
-    with pytest.raises(
-        UsageError, match=r"--max-length 17 exceeds this .* model's sliding window, .*: use 16 or less"
-    ):
-        check_length(config_of(sliding_window=16), 17)
+    check_length(config_of(sliding_window=16), 64)
     check_length(config_of(max_position_embeddings=None), 10**9)
 
 
@@ -81,20 +78,18 @@ CASES = [
     ([*EXPORT, "--max-length=16", "--attn-implementation=grouped"], "grouped needs --cache static"),
     ([*EXPORT, "--max-length=16", "--attn-implementation=flash:2,0", "--cache=static"], "at least one"),
     ([*EXPORT, "--max-length=65"], "this mistral model has 64 positions"),
-    ([*EXPORT, "--max-length=33"], "exceeds this mistral model's sliding window"),
     ([*EXPORT, "--max-length=16", "--prefill-lengths=17"], "17 tokens do not fit"),
     ([*EXPORT, "--max-length=16", "--jobs=0"], "is not a positive integer"),
     ([*SEED, "decode", "--attn-implementation=grouped"], "grouped needs --cache static"),
-    ([*SEED, "prefill", "--max-length=33"], "exceeds this mistral model's sliding window"),
-    ([*PACKAGE, "--max-length=33"], "exceeds this mistral model's sliding window"),
-    ([*PACKAGE, "--max-length=33", "--format=tflite"], "exceeds this mistral model's sliding window"),
+    ([*SEED, "prefill", "--max-length=65"], "this mistral model has 64 positions"),
+    ([*PACKAGE, "--max-length=65"], "this mistral model has 64 positions"),
+    ([*PACKAGE, "--max-length=65", "--format=tflite"], "this mistral model has 64 positions"),
     ([*PACKAGE, "--format=tflite", "--cache=concat"], "--cache concat needs --format circle"),
     ([*PACKAGE, "--format=tflite", "--dtype=float16"], "give --quantize float16 instead of --dtype"),
     ([*PACKAGE, "--quantize=float16"], "--quantize needs --format tflite"),
     ([*PACKAGE, "--package="], "the folder's name is empty"),
     ([*CONVERT, "--kv_cache_max_len=65"], "this mistral model has 64 positions"),
-    ([*CONVERT, "--kv_cache_max_len=33", "--prefill_seq_lens=8"], "exceeds this mistral"),
-    ([*CONVERT, "--kv_cache_buckets=64", "--prefill_seq_lens=8"], "give capacities from 1 to 31"),
+    ([*CONVERT, "--kv_cache_buckets=64", "--prefill_seq_lens=8"], "give capacities from 1 to 63"),
 ]
 
 PROGRAM = """

@@ -59,6 +59,12 @@ LLAMA3 = rope(
     high_freq_factor=4.0,
     original_max_position_embeddings=32,
 )
+WINDOW = {"sliding_window": 13}
+"""Contexts hold more than seven windows. No multiple of a prefill's length, or of a bucket."""
+ALTERNATING = {
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=32)
 
 
@@ -92,21 +98,32 @@ CASES = (
     Case(
         "gemma2", "gemma2", WIDE | TIED | {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 5.0}, ci=True
     ),
+    Case("gemma2, window", "gemma2", WIDE | TIED | WINDOW | ALTERNATING | {"attn_logit_softcapping": 5.0}),
+    Case("gemma3, window", "gemma3_text", WIDE | TIED | WINDOW | ALTERNATING, ci=True),
     Case("gemma3", "gemma3_text", WIDE | TIED | {"query_pre_attn_scalar": 7, "sliding_window": CONTEXT}),
     Case("phi-1.5, phi-2", "phi", PLAIN | UNTIED | {"partial_rotary_factor": 0.5}, ci=True),
     Case(
         "phi, grouped-query", "phi", GROUPED | UNTIED | {"qk_layernorm": True, "partial_rotary_factor": 0.5}
     ),
     Case("phi3", "phi3", GROUPED | UNTIED | {"sliding_window": None}),
+    Case("phi3, window", "phi3", GROUPED | UNTIED | WINDOW),
     Case("phi4-mini", "phi3", GROUPED | TIED | {"partial_rotary_factor": 0.5}),
     Case("qwen2, qwen2.5", "qwen2", WIDE | TIED, ci=True),
     Case("qwen2, untied", "qwen2", PLAIN | UNTIED | {"num_key_value_heads": 6}),
+    Case(
+        "qwen2, window",
+        "qwen2",
+        WIDE | TIED | WINDOW | {"use_sliding_window": True, "max_window_layers": 1},
+    ),
     Case("qwen3", "qwen3", WIDE | UNTIED, ci=True),
     Case("mistral", "mistral", WIDE | UNTIED | {"sliding_window": None}),
+    Case("mistral, window", "mistral", WIDE | UNTIED | WINDOW, ci=True),
+    Case("ministral, window", "ministral", WIDE | TIED | WINDOW),
     Case("ministral", "ministral", WIDE | TIED | {"sliding_window": CONTEXT}),
     Case("olmo", "olmo", GROUPED | TIED | {"clip_qkv": 2.0}),
     Case("olmo2", "olmo2", GROUPED | UNTIED),
     Case("olmo3", "olmo3", GROUPED | UNTIED | {"sliding_window": CONTEXT}),
+    Case("olmo3, window", "olmo3", GROUPED | UNTIED | WINDOW | ALTERNATING),
     Case("stablelm", "stablelm", GROUPED | UNTIED | {"use_qkv_bias": True, "partial_rotary_factor": 0.25}),
     Case(
         "stablelm 2",
@@ -138,6 +155,19 @@ CASES = (
         },
         ci=True,
     ),
+    Case(
+        "gpt_neo, window",
+        "gpt_neo",
+        {
+            "vocab_size": 131,
+            "hidden_size": 48,
+            "num_layers": 2,
+            "num_heads": 6,
+            "max_position_embeddings": POSITIONS,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 13,
+        },
+    ),
     Case("gptj", "gptj", GPT | {"rotary_dim": 4}),
     Case("gptj, all rotated", "gptj", GPT | TIED | {"rotary_dim": 8}),
     Case("opt", "opt", PLAIN | {"ffn_dim": 72, "word_embed_proj_dim": 48}, ci=True),
@@ -167,11 +197,14 @@ CASES = (
         | {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
     ),
     Case("starcoder2", "starcoder2", GROUPED | TIED),
+    Case("starcoder2, window", "starcoder2", GROUPED | TIED | WINDOW),
     Case("cohere", "cohere", GROUPED | TIED | {"use_qk_norm": True}),
     Case("cohere2", "cohere2", WIDE | TIED | {"sliding_window": CONTEXT}),
+    Case("cohere2, window", "cohere2", WIDE | TIED | WINDOW | ALTERNATING),
     Case("glm", "glm", WIDE | UNTIED | {"attention_bias": True}),
     Case("glm4", "glm4", WIDE | UNTIED | {"attention_bias": True}),
     Case("exaone4", "exaone4", GROUPED | UNTIED | {"sliding_window": CONTEXT}),
+    Case("exaone4, window", "exaone4", GROUPED | UNTIED | WINDOW | ALTERNATING),
     Case("helium", "helium", GROUPED | UNTIED | {"head_dim": 8}),
     Case("nemotron", "nemotron", WIDE | UNTIED, ci=True),
     Case("persimmon", "persimmon", PLAIN | UNTIED),
