@@ -20,6 +20,7 @@ FILES = [
     "tests/export/test_gguf_checkpoint.py",
     "tests/export/test_gguf_tokenizer.py",
     "tests/export/test_loading_flags.py",
+    "tests/export/test_gpt_neo.py",
     "tests/export/test_mask_rules.py",
     "tests/export/test_model.py",
     "tests/export/test_stored_names.py",

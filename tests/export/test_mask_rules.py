@@ -17,7 +17,7 @@ from transformers.masking_utils import (
 from export.mask_rules import CAUSAL, MaskRule, rule_of
 from export.model import LanguageModel
 from export.modules import ConcatenatedCacheModule, PrefillModule, StaticCacheModule
-from o2o.errors import ModelError, UsageError
+from o2o.errors import ModelError
 from tests.checkpoints import GROUPED
 
 WINDOW = GROUPED | {"num_hidden_layers": 3, "sliding_window": 5, "vocab_size": 97}
@@ -89,15 +89,6 @@ def test_the_layers_with_a_window(
     assert [rule.window for rule in model.mask_rules] == windows
     roles = PrefillModule(model, 4).outputs
     assert [roles[f"present_key_{layer}"].window for layer in range(3)] == windows
-
-
-def test_the_window_of_gpt_neo_is_in_no_mask() -> None:
-    fields = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "window_size": 5}
-    fields |= {"attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64}
-    assert [rule.window for rule in structure("gpt_neo", "grouped", **fields).mask_rules] == [None, 5]
-    with pytest.raises(UsageError, match="does not show which layers have its window of 5 tokens"):
-        structure("gpt_neo", "eager", **fields).check_length(6)
-    structure("gpt_neo", "eager", **fields).check_length(5)
 
 
 CHUNKED = {

@@ -89,7 +89,7 @@ CASES = [
     ([*PACKAGE, "--quantize=float16"], "--quantize needs --format tflite"),
     ([*PACKAGE, "--package="], "the folder's name is empty"),
     ([*CONVERT, "--kv_cache_max_len=65"], "this mistral model has 64 positions"),
-    ([*CONVERT, "--kv_cache_buckets=64", "--prefill_seq_lens=8"], "give capacities from 1 to 63"),
+    ([*CONVERT, "--kv_cache_buckets=64", "--prefill_seq_lens=8"], "give capacities from 1 to"),
 ]
 
 PROGRAM = """
