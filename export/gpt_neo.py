@@ -1,7 +1,7 @@
 """GPT-Neo's attention as `o2o.attention`.
 
-Its layers do not use transformers' attention interface. The window of a local layer is a buffer, whose rows
-are taken by the number of keys: right for a cache that grows, wrong for one of fixed size.
+Its layers do not use transformers' attention interface. The window of a local layer is a buffer. Its rows are
+selected by the number of keys: that is right for a cache that grows, and wrong for one of fixed size.
 """
 
 from __future__ import annotations
