@@ -81,7 +81,17 @@ class MaskRecorder:
         local_size: int | None = None,
         **__: object,
     ) -> torch.Tensor:
-        """Serve as transformers' mask interface: return a mask that stands for its function."""
+        """Serve as transformers' mask interface: return a mask that stands for its function.
+
+        Args:
+            q_length: T.
+            kv_length: The number of keys.
+            mask_function: Computes the mask.
+            local_size: The window or chunk of the mask.
+
+        Returns:
+            Zeros [1, 1, T, number of keys].
+        """
         mask = torch.zeros(1, 1, q_length, kv_length)
         self.masks.append((mask, mask_function, local_size))
         return mask
