@@ -11,21 +11,26 @@ cannot represent is stored in the `meta` of its owner, so that reading and writi
     node.meta["options"]   the name of the operator's options table, or None if it has none
     value.meta["input_description"], ["output_description"]  see `o2o.formats.tensor_descriptions`
     graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: values without any operator
+
+An ONNX model is what `onnx_ir` makes of it. Nodes have ONNX domains. Branches are graphs in attributes,
+and may use outer values. Dimensions may be symbolic. Callers run one graph; nodes may call functions.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import onnx_ir as ir
 
+from o2o.errors import ModelError
+
 DOMAIN = "circle"
 CUSTOM_DOMAIN = "circle.custom"
 
-Format = Literal["circle", "tflite"]
+Format = Literal["circle", "tflite", "onnx"]
 
 
 @dataclass
@@ -69,14 +74,15 @@ class Model:
     """The contents of one model file.
 
     Attributes:
-        format: The dialect of the file.
-        graphs: Its graphs; the first is the main graph.
+        format: The format of the file.
+        graphs: Its graphs; the first is the main graph. Of ONNX it is the only one.
         signatures: Its signatures.
         metadata: Name and contents of each metadata entry that this project does not interpret.
         history: The history of filters (`o2o.history`).
-        fields: Other fields of the schema's Model table.
+        fields: Other fields of the schema's Model table, or of ONNX's ModelProto.
         unused: Tensors of a checkpoint without a reference (`o2o.formats.unbound_tensor`), by file.
         associated_files: Files in an archive behind the model, such as labels.
+        functions: The functions of an ONNX model, by domain, name and overload.
     """
 
     format: Format
@@ -87,6 +93,22 @@ class Model:
     fields: dict[str, Any] = field(default_factory=dict)
     unused: dict[str, dict[str, str]] = field(default_factory=dict)
     associated_files: list[AssociatedFile] = field(default_factory=list)
+    functions: dict[ir.OperatorIdentifier, ir.Function] = field(default_factory=dict)
+
+    def all_graphs(self) -> Iterator[ir.Graph]:
+        """Yield every graph: those of `graphs`, of functions, and the graphs in attributes of their nodes.
+
+        Yields:
+            Each graph once, an outer graph before the graphs in it.
+        """
+        pending = [*self.graphs, *(function.graph for function in self.functions.values())]
+        seen: set[int] = set()
+        while pending:
+            graph = pending.pop(0)
+            if id(graph) not in seen:
+                seen.add(id(graph))
+                yield graph
+                pending += [inner for node in graph for inner in inner_graphs(node)]
 
     def signatures_of(self, graph: ir.Graph) -> Iterator[Signature]:
         """Find the signatures of a graph.
@@ -175,8 +197,33 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
 
     Returns:
         Its dimensions; empty if its shape is unknown.
+
+    Raises:
+        ModelError: It has symbolic dimensions.
     """
-    return tuple(value.shape.numpy()) if value.shape is not None else ()
+    if value.shape is None:
+        return ()
+    if not value.shape.is_static():
+        dims = ",".join(map(str, dims_of(value) or ()))
+        raise ModelError(f"{value.name} has the shape [{dims}]: fix.shape.py gives its dimensions numbers")
+    return tuple(value.shape.numpy())
+
+
+def dims_of(value: ir.Value) -> tuple[int | str, ...] | None:
+    """Return the dimensions of a value.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        Numbers, and names of symbolic dimensions: `?` for one without a name. None if its rank is unknown.
+    """
+    if value.shape is None:
+        return None
+    return tuple(
+        dim if isinstance(dim, int) else str(dim.value) if dim.value is not None else "?"
+        for dim in value.shape
+    )
 
 
 def dtype_name(value: ir.Value) -> str:
@@ -214,8 +261,11 @@ def is_dynamic(value: ir.Value) -> bool:
         value: Any value.
 
     Returns:
-        True if the schema's `shapeSignature` has a dimension of -1. The static shape is then only an example.
+        True if the schema's `shapeSignature` has a dimension of -1: the static shape is then only an example.
+        True also if a dimension is symbolic.
     """
+    if value.shape is not None and not value.shape.is_static():
+        return True
     signature = value.meta.get("fields", {}).get("shapeSignature")
     return signature is not None and any(dim < 0 for dim in signature)
 
@@ -249,6 +299,91 @@ def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield item.as_graph()
         elif item.type == ir.AttributeType.GRAPHS:
             yield from item.as_graphs()
+
+
+def captured_values(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield the outer values that the graphs of a node use without taking them as inputs (ONNX).
+
+    Args:
+        node: Any node.
+
+    Yields:
+        Values of the graphs around the node. A value may occur several times.
+    """
+    if node.domain in (DOMAIN, CUSTOM_DOMAIN):
+        return
+    for graph in inner_graphs(node):
+        own = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+        own |= {id(value) for inner in graph for value in inner.outputs}
+        for inner in graph:
+            for value in operands(inner):
+                if id(value) not in own:
+                    yield value
+
+
+def operands(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield the values that a node needs: its inputs, and those that its graphs capture.
+
+    Args:
+        node: Any node.
+
+    Yields:
+        Values. A value may occur several times.
+    """
+    yield from (value for value in node.inputs if value is not None)
+    yield from captured_values(node)
+
+
+def users(value: ir.Value, graph: ir.Graph) -> list[ir.Node]:
+    """Return the nodes of a graph that need a value, also for graphs that they run.
+
+    Args:
+        value: A value of `graph`.
+        graph: The graph.
+
+    Returns:
+        Nodes of `graph`, each once.
+    """
+    nodes = [use.node for use in value.uses()]
+    if all(node.graph is graph for node in nodes):
+        return list(dict.fromkeys(nodes))
+    outer = owners(graph)
+    return list(dict.fromkeys(outer[id(node.graph)] if node.graph is not graph else node for node in nodes))
+
+
+def owners(graph: ir.Graph) -> dict[int, ir.Node]:
+    """Return the nodes of a graph that run other graphs and may capture values (ONNX).
+
+    Args:
+        graph: The graph.
+
+    Returns:
+        A node of `graph` by the id of each graph in it, at any depth.
+    """
+    return {id(inner): node for node in graph for inner in _nested_graphs(node)}
+
+
+def remove_nodes(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
+    """Remove nodes of a graph. The values that graphs in them captured lose these uses.
+
+    Args:
+        graph: Changed in place.
+        nodes: Some of its nodes. Their results have no other users.
+    """
+    nodes = list(nodes)
+    for node in nodes:
+        for inner in _nested_graphs(node):
+            for user in inner:
+                for index in range(len(user.inputs)):
+                    user.replace_input_with(index, None)
+    graph.remove(nodes, safe=True)
+
+
+def _nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for graph in inner_graphs(node) if node.domain not in (DOMAIN, CUSTOM_DOMAIN) else ():
+        yield graph
+        for inner in graph:
+            yield from _nested_graphs(inner)
 
 
 def _module(name: str) -> str:

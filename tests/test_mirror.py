@@ -145,6 +145,10 @@ COVERED = {
         "o2o/lower/onert/rope.py",
         "o2o/lower/onert/split_v.py",
     ],
+    "tests/o2o/formats/test_onnx_reader.py": [
+        "o2o/formats/onnx_proto.py",
+        "o2o/streams/external_file.py",
+    ],
     "tests/o2o/lower/onnx/test_attention.py": [
         "o2o/lower/onnx/cached_attention.py",
         "o2o/lower/onnx/rotation.py",

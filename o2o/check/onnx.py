@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from o2o import formats
 from o2o.check.compare import TOLERANCE, copied, loaded
 from o2o.check.engine_process import ENGINE, EngineFailure
 from o2o.check.feeds import SEED
@@ -17,7 +18,6 @@ from o2o.check.reference_runner import runner_of
 from o2o.check.runner import IoTensor, Slot
 from o2o.check.small_tables import scale_constants, token_tables
 from o2o.errors import ModelError
-from o2o.formats.onnx_writer import write
 from o2o.formats.tensors import constant_array, is_quantized
 from o2o.model import Model
 from o2o.quantization.schemes import INT8
@@ -29,7 +29,7 @@ TOKENS = 6
 """Tokens to read from position 0 on: all but the last in one run of ONNX."""
 
 
-def check(before: Model, lowered: ir.Model) -> str:
+def check(before: Model, lowered: Model) -> str:
     """Run both models on the same tokens, at the beginning and at the end of the caches.
 
     Each runtime rounds activations its own way before it multiplies quantized weights. Such models get the
@@ -48,7 +48,7 @@ def check(before: Model, lowered: ir.Model) -> str:
     with temporary_folder() as folder:  # models may be larger than memory
         circle = _CircleRunner(copied(before, os.path.join(folder, "before")))
         path = folder / "model.onnx"
-        write(lowered, path)
+        formats.save(lowered, path)
         onnx = _OnnxRunner(path, circle)
         worst = max(_differences(circle, onnx, path))
         _refuse_changed_constants(decode_of(loaded(os.path.join(folder, "before"))).graph, lowered)
@@ -58,13 +58,13 @@ def check(before: Model, lowered: ir.Model) -> str:
     )
 
 
-def _refuse_changed_constants(graph: ir.Graph, lowered: ir.Model) -> None:
+def _refuse_changed_constants(graph: ir.Graph, lowered: Model) -> None:
     """Compare the constants of floats that both models have under one name and in one shape.
 
     A run reads few rows of an embedding table.
     """
     for name, value in graph.initializers.items():
-        other = lowered.graph.initializers.get(name)
+        other = lowered.graphs[0].initializers.get(name)
         numbers = constant_array(value)
         if numbers is None or other is None or other.const_value is None or other.dtype != value.dtype:
             continue
@@ -73,11 +73,11 @@ def _refuse_changed_constants(graph: ir.Graph, lowered: ir.Model) -> None:
             raise ModelError(f"--check: constant {name} has other numbers than before")
 
 
-def _small_differences(before: str, lowered: ir.Model, folder: str) -> Iterator[float]:
+def _small_differences(before: str, lowered: Model, folder: str) -> Iterator[float]:
     """Yield the differences with small embeddings, where both models have the tables."""
     model = loaded(before)
     tables = token_tables(decode_of(model).graph)
-    constants = lowered.graph.initializers
+    constants = lowered.graphs[0].initializers
     if tables is None or any(name not in constants or constants[name].dtype != FLOAT for name in tables):
         return
     scale_constants(decode_of(model).graph.initializers, tables)
@@ -85,7 +85,7 @@ def _small_differences(before: str, lowered: ir.Model, folder: str) -> Iterator[
     try:
         scale_constants(constants, tables)
         path = Path(folder) / "small.onnx"
-        write(lowered, path)
+        formats.save(lowered, path)
     finally:
         for name, tensor in tensors.items():
             constants[name].const_value = tensor

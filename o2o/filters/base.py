@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import onnx_ir as ir
-
 from o2o import __version__, formats, streams
 from o2o.cli import command
 from o2o.cli.arguments import Parser
@@ -24,9 +22,8 @@ from o2o.rewriting.topological_sort import topological_sort
 if TYPE_CHECKING:
     from o2o.check.interface import Expected
 
-Result = Model | ir.Model
-"""What a filter writes: an `ir.Model` is ONNX, and then `check` and `write` are overridden."""
-
+FLATBUFFERS: tuple[Format, ...] = ("circle", "tflite")
+ALL_FORMATS: tuple[Format, ...] = (*FLATBUFFERS, "onnx")
 
 Purpose = Literal[
     "Combine, cut, clean up, inspect",
@@ -52,7 +49,7 @@ class Filter:
     name: ClassVar[str]
     purpose: ClassVar[Purpose]
     usage_example: ClassVar[str]
-    input_formats: ClassVar[tuple[Format, ...]] = ("circle", "tflite")  # of the input
+    input_formats: ClassVar[tuple[Format, ...]] = FLATBUFFERS  # of the input
     records_history: ClassVar[bool] = True
     writes_model: ClassVar[bool] = True
     failure_code: ClassVar[int] = 1  # the exit code for a model or file that cannot be taken
@@ -62,7 +59,7 @@ class Filter:
         self.messages: list[str] = []
         self.stdin: streams.Source | None = None
         """What stands for stdin; None for stdin itself. `o2o.filters.pipeline` sets it."""
-        self.receiver: Callable[[Result, Sequence[streams.Source]], None] | None = None
+        self.receiver: Callable[[Model, Sequence[streams.Source]], None] | None = None
         """Takes the result and its sources in place of `write`; None to write."""
 
     # ---- arguments ---------------------------------------------------------------------------------
@@ -169,7 +166,10 @@ class Filter:
         for model, source in zip(models, sources, strict=True):
             if model.format not in self.input_formats:
                 needed = " or ".join(self.input_formats)
-                raise ModelError(f"{source.name}: a {model.format} model, but this filter needs {needed}")
+                article = "an" if model.format == "onnx" else "a"
+                raise ModelError(
+                    f"{source.name}: {article} {model.format} model, but this filter needs {needed}"
+                )
         return models
 
     def history_entry(
@@ -206,8 +206,8 @@ class Filter:
 
     def transform(
         self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
-    ) -> Result:
-        """Make the result of the filter. A filter of one Circle or TFLite model overrides `apply` instead.
+    ) -> Model:
+        """Make the result of the filter. A filter that changes one model overrides `apply` instead.
 
         Args:
             models: The input, which may be changed.
@@ -222,7 +222,7 @@ class Filter:
         """
         (model,) = models
         changed = self.apply(model, args)
-        for graph in model.graphs:
+        for graph in model.all_graphs():
             topological_sort(graph)
         if entry is not None and changed is not False:
             model.history.append(entry)
@@ -272,7 +272,7 @@ class Filter:
 
         return TOLERANCE
 
-    def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
+    def check(self, models: Sequence[Model], result: Model, args: argparse.Namespace) -> str:
         """Compare the outputs of the input models with the outputs of the result, for `--check`.
 
         Args:
@@ -288,10 +288,9 @@ class Filter:
         """
         from o2o.check.compare import check
 
-        assert isinstance(result, Model)
         return check(models, result, self.expected(models, args), self.tolerance(args))
 
-    def write(self, result: Result, output: str | None, sources: Sequence[streams.Source]) -> None:
+    def write(self, result: Model, output: str | None, sources: Sequence[streams.Source]) -> None:
         """Write the result.
 
         Args:
@@ -302,12 +301,7 @@ class Filter:
         Raises:
             OSError: It cannot be written.
         """
-        assert isinstance(result, Model)
-        plan = formats.plan(result)
-        with streams.open_output(output, plan.size) as sink:
-            plan.write(sink, consume_sources=True)
-            for source in sources:
-                source.finish()
+        formats.save(result, output, sources)
 
     # ---- the command -------------------------------------------------------------------------------
 
@@ -372,7 +366,7 @@ class Filter:
         self.deliver(result, args, sources)
         return None
 
-    def deliver(self, result: Result, args: argparse.Namespace, sources: Sequence[streams.Source]) -> None:
+    def deliver(self, result: Model, args: argparse.Namespace, sources: Sequence[streams.Source]) -> None:
         """Write the result, or pass it to the next filter of a pipeline in this process.
 
         Args:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from o2o.cli.text import counted
-from o2o.filters.base import Filter, Result
+from o2o.filters.base import Filter
 from o2o.model import Model
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.weights.binding import bind
@@ -53,7 +53,7 @@ class BindWeights(Filter):
         bound = f"bound {counted(count, 'tensor')}"
         self.log(bound + (f"; equal ones are stored once, which saves {saved:,} bytes" if saved else ""))
 
-    def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
+    def check(self, models: Sequence[Model], result: Model, args: argparse.Namespace) -> str:
         from o2o.check.checkpoint import refuse_wrong_weights
 
         assert isinstance(result, Model)

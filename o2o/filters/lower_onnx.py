@@ -7,12 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import onnx_ir as ir
-
-from o2o import streams
 from o2o.cli.text import counted, listed
-from o2o.filters.base import Filter, Result
-from o2o.formats.onnx_writer import stream, write
+from o2o.filters.base import Filter
+from o2o.formats.onnx_writer import new_model
 from o2o.lower.onnx import FORMS, lower_to_onnx
 from o2o.model import Model
 
@@ -59,7 +56,7 @@ class LowerOnnx(Filter):
 
     def transform(
         self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
-    ) -> ir.Model:
+    ) -> Model:
         (model,) = models
         if entry is not None:
             model.history.append(entry)
@@ -70,24 +67,13 @@ class LowerOnnx(Filter):
         operators = Counter(node.op_type for node in lowered.graph)
         most_common = ", ".join(f"{count} {name}" for name, count in operators.most_common(4))
         self.log(f"{args.form}: {counted(sum(operators.values()), 'operator')}: {most_common}, ...")
-        return lowered
+        return new_model(lowered)
 
-    def check(self, models: Sequence[Model], result: Result, args: argparse.Namespace) -> str:
+    def check(self, models: Sequence[Model], result: Model, args: argparse.Namespace) -> str:
         from o2o.check.onnx import check
 
         (model,) = models
-        assert isinstance(result, ir.Model)
         return check(model, result)
-
-    def write(self, result: Result, output: str | None, sources: Sequence[streams.Source]) -> None:
-        assert isinstance(result, ir.Model)
-        if output is None:
-            with streams.open_output(None) as sink:
-                stream(result, sink)
-        else:
-            write(result, output)
-        for source in sources:
-            source.finish()
 
 
 main = LowerOnnx.main

@@ -11,7 +11,7 @@ from o2o import formats, streams
 from o2o.cli.text import counted, listed
 from o2o.contract import Layout
 from o2o.errors import ModelError, UsageError
-from o2o.filters.base import Filter, Result
+from o2o.filters.base import Filter
 from o2o.filters.transpose_io_kvcache import transposed
 from o2o.litertlm.container import MODEL_TYPE, PREFILL_DECODE, Contents, plan_bundle
 from o2o.litertlm.package_files import has_vocabulary, sections_of
@@ -81,7 +81,7 @@ class PackLitertlm(Filter):
 
     def transform(
         self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
-    ) -> Result:
+    ) -> Model:
         (model,) = models
         decode = _check_signatures(model)
         vocab_size = shape_of(decode.outputs["logits"])[-1]
@@ -102,7 +102,7 @@ class PackLitertlm(Filter):
     def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
         return transposed(models, LAYOUT)
 
-    def write(self, result: Result, output: str | None, sources: Sequence[streams.Source]) -> None:
+    def write(self, result: Model, output: str | None, sources: Sequence[streams.Source]) -> None:
         assert isinstance(result, Model)
         model = formats.plan(result)
         contents = Contents(

@@ -18,7 +18,7 @@ from o2o.cli.arguments import suggestion
 from o2o.cli.pipelines import Pipeline
 from o2o.cli.program import called_as
 from o2o.errors import UsageError
-from o2o.filters.base import Filter, Result
+from o2o.filters.base import Filter
 from o2o.formats.handover import HandedModel, Handover
 from o2o.model import Model
 
@@ -132,11 +132,9 @@ def _run(pipeline: Pipeline, stages: Sequence[_Stage], debug: bool, quiet: bool)
 
 
 def _handed(
-    result: Result, sources: Sequence[streams.Source], following: _Stage, hand_over: Handover
+    result: Model, sources: Sequence[streams.Source], following: _Stage, hand_over: Handover
 ) -> streams.Source:
     """What the next filter reads."""
-    if not isinstance(result, Model):
-        raise UsageError("it writes ONNX, which no filter reads: it must be the last filter of the pipeline")
     if following.filter.writes_model and not following.args.check:
         return HandedModel(hand_over(result), sources)
     with tempfile.TemporaryFile() as file:  # `--check` reads its input twice, and others describe its bytes

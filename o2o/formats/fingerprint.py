@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from o2o.formats.onnx_writer import header
 from o2o.formats.tensors import LARGE
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model, quantization_constants
@@ -27,6 +28,9 @@ def fingerprint(model: Model) -> str:
         `sha256:` and 64 hexadecimal digits.
     """
     digest = hashlib.sha256()
+    if model.format == "onnx":
+        digest.update(header(model))
+        return f"sha256:{digest.hexdigest()}"
     for item in _items(model):
         digest.update(item if isinstance(item, bytes) else item.encode())
         digest.update(b"\0")

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import O2oError
+from o2o.formats.onnx_writer import handed_over
 from o2o.formats.reader import (
     MODEL_FIELDS,
     OPERATOR_FIELDS,
@@ -66,12 +67,14 @@ class Handover:
             model: The model, changed in place.
 
         Returns:
-            The same model.
+            The same model; another one of ONNX.
 
         Raises:
             ModelError: The model cannot be written in its format.
             O2oError: There is no room for constants that are computed.
         """
+        if model.format == "onnx":
+            return handed_over(model)
         dialect = DIALECTS[model.format]
         tables = Tables(model)
         roles = contract.dumps(model)

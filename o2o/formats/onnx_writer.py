@@ -1,178 +1,336 @@
-"""Writer of ONNX files. Large weights are streamed, one at a time.
+"""Writer of ONNX files: `Model` -> bytes. Large constants are streamed, one at a time.
 
-A file gets its large tensors as external data in `FILE.data`, each aligned to a page so that it can be
-mapped. A pipe gets one self-contained model of at most 2 GiB.
+Constants stay where the model has them. Data inside the file stays inside. External data stays in its file,
+whose place is written relative to the current folder: a filter writes to stdout. With `-o FILE` external data
+is copied to `FILE.data`, each tensor aligned to a page so that it can be mapped. So FILE and FILE.data can be
+moved together. A model that is too large for one message gets external data too.
 
 `onnx_ir.save(external_data=...)` is not used. It replaces the data file before it writes the graph. A failure
 between the two leaves a graph with the weights of another model. Nor can it write to a pipe. Here both files
-appear together, when both are complete.
+are laid out, and `o2o.formats.save` writes them. They appear together, when both are complete.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from o2o.cli.progress import LONG, progress
+from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats.tensors import source_tensors
-from o2o.formats.tensors import stream as stream_tensor
-from o2o.streams import open_output
+from o2o.formats import onnx_proto
+from o2o.formats.onnx_proto import SparseTensor
+from o2o.formats.onnx_reader import PROPERTIES, TRAINING_INFO, decode, from_ir
+from o2o.formats.protobuf_wire import MARK, paste
+from o2o.formats.tensors import LARGE, SourceTensor, storage_key
+from o2o.formats.writer import Plan, Segment
+from o2o.model import Model
+from o2o.streams import ExternalFile
 
-LARGE = 1 << 14
+LARGE_EXTERNAL = 1 << 14
 """Bytes from which a tensor becomes external data."""
 PAGE = 4096
 LIMIT = (1 << 31) - 1
 """Bytes of a protobuf message."""
+EXTERNAL = "external_data"
+"""The field of a model whose large constants become external data in any file."""
+
+_Path = str | os.PathLike[str] | None
 
 
-def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
-    """Write a model to a file, and its large tensors to `path`.data.
+@dataclass(frozen=True)
+class _Placed:
+    """A tensor in a file of external data."""
 
-    A pipe or device gets the whole model, as `stream` writes it.
+    tensor: ir.TensorProtocol
+    location: str
+    offset: int
+
+    @property
+    def entries(self) -> dict[str, str]:
+        return {
+            "location": self.location,
+            "offset": str(self.offset),
+            "length": str(self.tensor.nbytes),
+        }
+
+
+def new_model(graph_model: ir.Model) -> Model:
+    """Take a model of `onnx_ir` that was built here. Its large constants become external data of any file.
 
     Args:
-        model: The model.
-        path: The file. A symbolic link is followed.
+        graph_model: The model. Its graph and functions become those of the result.
+
+    Returns:
+        The model.
 
     Raises:
-        ModelError: The model is too large for a pipe.
-        OSError: A file cannot be written. Neither file is replaced then.
+        ModelError: Its contract or history is damaged.
     """
-    target = Path(path).resolve()
-    large = _large_values(model)
-    if (target.exists() and not target.is_file()) or not large:
-        with open_output(path) as sink:
-            stream(model, sink)
-        return
-    data_path = target.with_name(f"{target.name}.data")
-    offsets, size = _offsets(large)
-    with _external(large, data_path.name, offsets):
-        graph_bytes = ir.to_proto(model).SerializeToString(deterministic=True)
-    with open_output(target, len(graph_bytes)) as graph, open_output(data_path, size) as data:
-        position = 0
-        _retain_sources(large)
-        with progress("write", size, shown=size >= LONG) as advance:
-            for value, offset in zip(large, offsets, strict=True):
-                data.write(bytes(offset - position))
-                stream_tensor(_tensor(value), data)
-                end = offset + _tensor(value).nbytes
-                advance(end - position)
-                position = end
-        graph.write(graph_bytes)
+    model = from_ir(graph_model)
+    model.fields[EXTERNAL] = True
+    return model
 
 
-def stream(model: ir.Model, sink: BinaryIO) -> None:
-    """Write a self-contained model, front to back.
+def plan(model: Model) -> Plan:
+    """Lay out the file of a model. External data stays in its files.
 
     Args:
         model: The model.
-        sink: Where to write.
+
+    Returns:
+        The layout.
 
     Raises:
         ModelError: The model is larger than a protobuf message can be.
     """
-    large = _large_values(model)
-    size = sum(_tensor(value).nbytes for value in large)
-    with _external(large, "data", [0] * len(large)):
-        proto = ir.to_proto(model)
-    names = {value.name for value in large}
-    large_protos = [tensor for tensor in proto.graph.initializer if tensor.name in names]
-    small_protos = [tensor for tensor in proto.graph.initializer if tensor.name not in names]
-    headers = [_header(tensor) for tensor in large_protos]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(small_protos)
-    graph = proto.graph.SerializeToString(deterministic=True)
-    proto.ClearField("graph")
-    # The wire format of protobuf: fields may come in any order, and repeated fields in parts. So the large
-    # initializers are appended to the serialized graph.
-    prefixes = []
-    for header, value in zip(headers, large, strict=True):
-        nbytes = _tensor(value).nbytes
-        start = header + _field_start(_RAW_DATA, nbytes)
-        prefixes.append(_field_start(_INITIALIZER, len(start) + nbytes) + start)
-    length = len(graph) + sum(map(len, prefixes)) + size
-    start = proto.SerializeToString(deterministic=True) + _field_start(_GRAPH, length)
-    if len(start) + length > LIMIT:
+    planned = _plan(*encode(model, _in_place))
+    if planned.size > LIMIT:
         raise ModelError(
-            f"the model takes {len(start) + length:,} bytes, and one ONNX file holds at most {LIMIT:,}: "
-            "-o FILE writes the weights to a second file, FILE.data"
+            f"the model takes {planned.size:,} bytes, and one ONNX file holds at most {LIMIT:,}: -o FILE "
+            "writes the weights to a second file, FILE.data"
         )
-    _retain_sources(large)
-    sink.write(start + graph)
-    for prefix, value in zip(prefixes, large, strict=True):
-        sink.write(prefix)
-        stream_tensor(_tensor(value), sink)
+    return planned
 
 
-_GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
-_INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
-_RAW_DATA = onnx.TensorProto.RAW_DATA_FIELD_NUMBER
+def plan_files(
+    model: Model, path: str | os.PathLike[str] | None
+) -> dict[str | os.PathLike[str] | None, Plan]:
+    """Lay out the files of a model. External data is copied to `path`.data.
+
+    A pipe or device gets the model alone.
+
+    Args:
+        model: The model.
+        path: The file. A symbolic link is followed. None for stdout.
+
+    Returns:
+        The layout of each file by its path, the graph's first.
+
+    Raises:
+        ModelError: The graph is larger than a protobuf message can be.
+    """
+    target = Path(path).resolve() if path is not None else None
+    if target is None or (target.exists() and not target.is_file()):
+        return {path: plan(model)}
+    data = target.with_name(f"{target.name}.data")
+    for everything in sorted({bool(model.fields.get(EXTERNAL)), True}):
+        layout = _Layout(data.name, everything)
+        planned = _plan(*encode(model, layout.place))
+        if planned.size <= LIMIT:
+            files: dict[_Path, Plan] = {path: planned}
+            return files | ({data: Plan(b"", layout.segments, layout.size)} if layout.segments else {})
+    raise ModelError(
+        f"the graph and its small constants take {planned.size:,} bytes, and one ONNX file holds at most "
+        f"{LIMIT:,}"
+    )
 
 
-def _header(tensor: onnx.TensorProto) -> bytes:
-    """The tensor without its data."""
-    bare = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-    return bare.SerializeToString(deterministic=True)
+class _Layout:
+    """The file of external data while it is laid out."""
+
+    def __init__(self, location: str, everything: bool) -> None:
+        """Begin with an empty file.
+
+        Args:
+            location: Its name in the model.
+            everything: Place all large tensors, not only those that are external already.
+        """
+        self.location, self.everything = location, everything
+        self.segments: list[Segment] = []
+        self.size = 0
+        self._offsets: dict[Any, int] = {}
+
+    def place(self, tensor: ir.TensorProtocol) -> _Placed | None:
+        """Return the place of a tensor; None if it is written into the graph's file."""
+        is_large = self.everything and tensor.nbytes >= LARGE_EXTERNAL
+        if not (is_large or is_external(tensor)) or tensor.dtype == ir.DataType.STRING:
+            return None
+        key = storage_key(tensor)
+        if key not in self._offsets:
+            offset = -(-self.size // PAGE) * PAGE
+            self._offsets[key] = offset
+            self.segments.append(Segment(offset, tensor))
+            self.size = offset + tensor.nbytes
+        return _Placed(tensor, self.location, self._offsets[key])
 
 
-def _field_start(number: int, length: int) -> bytes:
-    """The tag and the length of a length-delimited field."""
-    return _varint(number << 3 | 2) + _varint(length)
+def is_external(tensor: object) -> bool:
+    """Return whether a tensor is external data of the model that was read.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        True if its bytes are in a file that the model names.
+    """
+    return isinstance(tensor, SourceTensor) and isinstance(tensor.source, ExternalFile)
 
 
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 127:
-        encoded.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*encoded, number])
+def _in_place(tensor: ir.TensorProtocol) -> _Placed | None:
+    """External data stays in its file."""
+    if not is_external(tensor):
+        return None
+    assert isinstance(tensor, SourceTensor)
+    assert isinstance(tensor.source, ExternalFile)
+    location = Path(os.path.relpath(tensor.source.path)).as_posix()
+    return _Placed(tensor, location, tensor.span.start)
 
 
-def _large_values(model: ir.Model) -> list[ir.Value]:
-    return [value for value in model.graph.initializers.values() if _tensor(value).nbytes >= LARGE]
+def handed_over(model: Model) -> Model:
+    """Return what reading the file of a model would give, without the file.
+
+    Args:
+        model: The model, which must not be used afterwards.
+
+    Returns:
+        The model with the same large constants.
+
+    Raises:
+        ModelError: The model cannot be written.
+    """
+    message, tensors = encode(model, lambda tensor: None)
+    return decode(onnx.ModelProto.FromString(message), tensors, None)
 
 
-def _tensor(value: ir.Value) -> ir.TensorProtocol:
-    assert value.const_value is not None
-    return value.const_value
+def header(model: Model) -> bytes:
+    """Return the message of a model without its large constants: what its fingerprint covers.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The serialized message. A large constant is its dtype and shape.
+
+    Raises:
+        ModelError: The model cannot be written.
+    """
+    message, _ = encode(model, lambda tensor: _Placed(tensor, "", 0))
+    return message
 
 
-def _offsets(large: list[ir.Value]) -> tuple[list[int], int]:
-    """The offset of each tensor in the data file, and the size of that file."""
-    offsets = []
-    end = 0
-    for value in large:
-        offset = -(-end // PAGE) * PAGE
-        offsets.append(offset)
-        end = offset + _tensor(value).nbytes
-    return offsets, end
+def encode(
+    model: Model, place: Callable[[ir.TensorProtocol], _Placed | None]
+) -> tuple[bytes, list[ir.TensorProtocol]]:
+    """Turn a model into a message with references in place of large constants.
+
+    Args:
+        model: The model.
+        place: Returns the place of a constant's data in another file; None for data in the message.
+
+    Returns:
+        The serialized message, and the constants by the numbers of their references.
+
+    Raises:
+        ModelError: The model cannot be written.
+    """
+    graph_model = _to_ir(model)
+    with _references(model) as tensors:
+        placed = [place(tensor) for tensor in tensors]
+        try:
+            proto = ir.serde.serialize_model(graph_model)
+        except (ir.serde.SerdeError, TypeError, ValueError) as error:
+            raise ModelError(f"the graph cannot be written as ONNX: {_reason(error)}") from error
+
+        def entries(number: int) -> dict[str, str]:
+            at = placed[number]
+            return at.entries if at is not None else {}
+
+        onnx_proto.restore(proto, graph_model, tensors, entries)
+    for info in model.fields.get(TRAINING_INFO, ()):
+        proto.training_info.add().ParseFromString(info)
+    return proto.SerializeToString(deterministic=True), tensors
 
 
-@contextmanager
-def _external(large: list[ir.Value], location: str, offsets: list[int]) -> Iterator[None]:
-    """Replace tensors by external ones in the file `location`, for as long as the context lasts."""
-    tensors = [_tensor(value) for value in large]
+def _to_ir(model: Model) -> ir.Model:
+    metadata = {key: data.decode(errors="replace") for key, data in model.metadata}
+    for name, contents in (
+        (contract.METADATA_NAME, contract.dumps(model)),
+        (history.METADATA_NAME, history.dumps(model.history)),
+    ):
+        if contents is not None:
+            metadata[name] = contents.decode()
+    properties = {name: model.fields[name] for name in PROPERTIES if name in model.fields}
+    properties.setdefault("ir_version", onnx.IR_VERSION)
+    functions = list(model.functions.values())
+    return ir.Model(model.graphs[0], **properties, functions=functions, metadata_props=metadata)
+
+
+@contextlib.contextmanager
+def _references(model: Model) -> Iterator[list[ir.TensorProtocol]]:
+    """Replace large constants by references, for as long as the context lasts. Yield them by number."""
+    tensors: list[ir.TensorProtocol] = []
+    undo: list[Callable[[], None]] = []
+
+    def reference(tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
+        tensors.append(tensor)
+        return ir.ExternalTensor(
+            MARK,
+            len(tensors) - 1,
+            None,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=name,
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
+
     try:
-        for value, tensor, offset in zip(large, tensors, offsets, strict=True):
-            shape = ir.Shape(tensor.shape.numpy())
-            value.const_value = ir.ExternalTensor(
-                location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=value.name or ""
-            )
-        yield
+        for graph in model.all_graphs():
+            for value in graph.initializers.values():
+                if (tensor := value.const_value) is not None and _is_referenced(tensor):
+                    undo.append(partial(setattr, value, "const_value", tensor))
+                    value.const_value = reference(tensor, value.name or "")
+            for node in graph:
+                for name, attribute in list(node.attributes.items()):
+                    if attribute.type not in _TENSORS or attribute.is_ref():
+                        continue
+                    is_list = attribute.type == ir.AttributeType.TENSORS
+                    each = list(attribute.value) if is_list else [attribute.value]
+                    if not any(map(_is_referenced, each)):
+                        continue
+                    undo.append(partial(node.attributes.__setitem__, name, attribute))
+                    each = [reference(t, t.name or "") if _is_referenced(t) else t for t in each]
+                    node.attributes[name] = (
+                        ir.AttrTensors(name, each, doc_string=attribute.doc_string)
+                        if is_list
+                        else ir.AttrTensor(name, each[0], doc_string=attribute.doc_string)
+                    )
+        yield tensors
     finally:
-        for value, tensor in zip(large, tensors, strict=True):
-            value.const_value = tensor
+        for step in undo:
+            step()
 
 
-def _retain_sources(large: list[ir.Value]) -> None:
-    """Make an input pipe retain its constants: they are written in another order than they arrive."""
-    for value in large:
-        for part in source_tensors(_tensor(value)):
-            part.source.spool()
+_TENSORS = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
+
+
+def _is_referenced(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor's data is not in the message while `onnx_ir` writes it."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor) or tensor.dtype == ir.DataType.STRING:
+        return False  # the message that was read is written again
+    return isinstance(tensor, SparseTensor) or is_external(tensor) or tensor.nbytes >= LARGE
+
+
+def _plan(message: bytes, tensors: Sequence[ir.TensorProtocol]) -> Plan:
+    parts = paste(message, lambda number: (tensors[number], tensors[number].nbytes))
+    segments = []
+    position = 0
+    for part in parts:
+        if len_ := len(part) if isinstance(part, bytes) else part.nbytes:
+            segments.append(Segment(position, part))
+            position += len_
+    return Plan(b"", segments, position)
+
+
+def _reason(error: Exception) -> str:
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return " ".join(str(error).split())[:200]

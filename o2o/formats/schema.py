@@ -288,7 +288,19 @@ def _spans(buffers: Sequence[Any], header: Any) -> list[Span]:
 
 CIRCLE = Dialect("circle", b"CIR0", version=0)
 TFLITE = Dialect("tflite", b"TFL3", version=3)
-DIALECTS: dict[Format, Dialect] = {"circle": CIRCLE, "tflite": TFLITE}
+DIALECTS: dict[Format, Dialect] = {"circle": CIRCLE, "tflite": TFLITE}  # the FlatBuffers formats
+
+
+def is_flatbuffer(data: memoryview) -> bool:
+    """Return whether a file has the FlatBuffers identifier of a dialect.
+
+    Args:
+        data: The first bytes of the file.
+
+    Returns:
+        True for Circle and TFLite.
+    """
+    return bytes(data[4:8]) in {dialect.identifier for dialect in DIALECTS.values()}
 
 
 def detect(data: memoryview, name: str) -> Dialect:
@@ -302,7 +314,7 @@ def detect(data: memoryview, name: str) -> Dialect:
         The dialect.
 
     Raises:
-        ModelError: The file is empty or neither Circle nor TFLite.
+        ModelError: The file is empty or neither Circle nor TFLite, nor ONNX.
     """
     if len(data) == 0:
         raise ModelError(f"{name} is empty (did the command before it in the pipe fail?)")
@@ -310,11 +322,11 @@ def detect(data: memoryview, name: str) -> Dialect:
     for dialect in DIALECTS.values():
         if identifier == dialect.identifier:
             return dialect
-    kinds = {b"\x89PNG": "a PNG image", b"PK\x03\x04": "a zip archive", b"\x08": "perhaps an ONNX model"}
+    kinds = {b"\x89PNG": "a PNG image", b"PK\x03\x04": "a zip archive"}
     start = bytes(data[:9])
     kind = next((kind for magic, kind in kinds.items() if start.startswith(magic)), "something else")
     if start.endswith(b"\0\0{"):  # the JSON header begins behind its length, 8 bytes
         kind = "perhaps weights in safetensors"
     raise ModelError(
-        f"{name}: neither a Circle nor a TFLite model ({kind}: it starts with {bytes(data[:8])!r})"
+        f"{name}: not a Circle, TFLite or ONNX model ({kind}: it starts with {bytes(data[:8])!r})"
     )

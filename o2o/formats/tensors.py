@@ -251,7 +251,22 @@ def is_constant(value: ir.Value) -> bool:
     Returns:
         False for values without data and for graph inputs, whose data is only a default.
     """
-    return value.const_value is not None and value.producer() is None and not value.is_graph_input()
+    if value.const_value is None or value.is_graph_input():
+        return False
+    producer = value.producer()
+    return producer is None or is_constant_node(producer)
+
+
+def is_constant_node(node: ir.Node) -> bool:
+    """Return whether a node is ONNX's `Constant`, whose result is an attribute.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True for a `Constant`.
+    """
+    return node.op_type == "Constant" and node.domain == ""
 
 
 def is_quantized(value: ir.Value) -> bool:
@@ -347,6 +362,21 @@ def storage_key(tensor: ir.TensorProtocol) -> Hashable:
     return id(tensor), tensor.nbytes
 
 
+def constants_of(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Yield the values of a graph that have stored data.
+
+    Args:
+        graph: The graph.
+
+    Yields:
+        Inputs with defaults, initializers, loose values, and results of ONNX's `Constant`. A value may occur
+        several times.
+    """
+    values = [*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())]
+    values += [value for node in graph if is_constant_node(node) for value in node.outputs]
+    yield from (value for value in values if value.const_value is not None)
+
+
 def stored_bytes(model: Model) -> int:
     """Return how many bytes the constants of `model` take in a file. Shared storage counts once.
 
@@ -357,8 +387,8 @@ def stored_bytes(model: Model) -> int:
         The number of bytes.
     """
     sizes: dict[Hashable, int] = {}
-    for graph in model.graphs:
-        for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
-            if value.const_value is not None:
-                sizes[storage_key(value.const_value)] = value.const_value.nbytes
+    for graph in model.all_graphs():
+        for value in constants_of(graph):
+            assert value.const_value is not None
+            sizes[storage_key(value.const_value)] = value.const_value.nbytes
     return sum(sizes.values())

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from o2o.cli.arguments import suggestion
 from o2o.errors import UsageError
 from o2o.formats.tensors import is_constant
-from o2o.model import Model
+from o2o.model import Model, operands, users
 from o2o.rewriting.selectors import io_names
 
 
@@ -98,9 +98,7 @@ def nodes_on_paths(
         if node is None or node in part:
             continue
         part.add(node)
-        for value in node.inputs:
-            if value is None:
-                continue
+        for value in operands(node):
             used.add(value)
             producer = value.producer()
             if value not in stops and (producer in after or producer in constant):
@@ -121,7 +119,7 @@ def _dependents(graph: ir.Graph, sources: Collection[ir.Value] | None) -> set[ir
     dependents: set[ir.Node] = set()
     pending = list(sources)
     while pending:
-        for node, _ in pending.pop().uses():
+        for node in users(pending.pop(), graph):
             if node not in dependents:
                 dependents.add(node)
                 pending += node.outputs
@@ -132,7 +130,7 @@ def _constant_nodes(graph: ir.Graph) -> set[ir.Node]:
     """The operators that depend on constants alone. Operators are in the order of their dependencies."""
     nodes: set[ir.Node] = set()
     for node in graph:
-        values = [value for value in node.inputs if value is not None]
+        values = list(operands(node))
         if values and all(is_constant(value) or value.producer() in nodes for value in values):
             nodes.add(node)
     return nodes

@@ -1,5 +1,7 @@
 """Dead-code elimination: unused nodes, constants, loose tensors and graphs.
 
+An operator needs what the graphs in its attributes use, too (ONNX).
+
 Counterparts in `onnx_ir.passes.common`: `RemoveUnusedNodesPass` and `RemoveUnusedFunctionsPass`. Those know
 ONNX operators. Circle has operators with side effects (ATTENTION writes its caches), constants that hold
 other constants' quantization parameters, and graphs that operators run by number.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from o2o.model import Model, inner_graphs, quantization_constants
+from o2o.model import Model, inner_graphs, operands, quantization_constants, remove_nodes
 from o2o.operators.traits import has_side_effects
 
 
@@ -29,7 +31,7 @@ def live_nodes(graph: ir.Graph) -> set[ir.Node]:
         node = pending.pop()
         if node not in live:
             live.add(node)
-            pending += [p for v in node.inputs if v is not None and (p := v.producer()) is not None]
+            pending += [p for value in operands(node) if (p := value.producer()) is not None]
     return live
 
 
@@ -44,7 +46,7 @@ def remove_dead_nodes(graph: ir.Graph) -> int:
     """
     live = live_nodes(graph)
     dead = [node for node in graph if node not in live]
-    graph.remove(dead, safe=True)
+    remove_nodes(graph, dead)
     if (names := graph.meta.get("names")) is not None:  # see `builder.fresh_name`
         names -= {value.name for node in dead for value in node.outputs}
     return len(dead)
@@ -61,7 +63,7 @@ def remove_dead_constants(graph: ir.Graph) -> int:
     """
     pending = [*graph.inputs, *graph.outputs]
     for node in graph:
-        pending += [value for value in (*node.inputs, *node.outputs) if value is not None]
+        pending += [*operands(node), *node.outputs]
     used: set[int] = set()
     while pending:
         value = pending.pop()
@@ -93,6 +95,30 @@ def remove_dead_graphs(model: Model) -> int:
     before = len(model.graphs)
     model.graphs = [graph for graph in model.graphs if id(graph) in reachable]
     return before - len(model.graphs)
+
+
+def remove_dead_functions(model: Model) -> int:
+    """Remove the functions of an ONNX model that no graph and no other function calls.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        The number of functions removed.
+    """
+    before = len(model.functions)
+    called: dict[ir.OperatorIdentifier, ir.Function] = {}
+    pending = list(model.graphs)
+    while pending:
+        graph = pending.pop()
+        for node in graph:
+            pending += inner_graphs(node)
+            function = model.functions.get(node.op_identifier())
+            if function is not None and function.identifier() not in called:
+                called[function.identifier()] = function
+                pending.append(function.graph)
+    model.functions = {key: function for key, function in model.functions.items() if key in called}
+    return before - len(model.functions)
 
 
 def remove_loose_values(model: Model) -> int:

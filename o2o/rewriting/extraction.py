@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
-from o2o.model import Model
+from o2o.model import Model, operands, owners, remove_nodes, users
 from o2o.rewriting.builder import fresh_name
 from o2o.rewriting.rewire import set_io_values, sync_signatures
 
@@ -33,15 +33,16 @@ def extract(
         old = [value for value in graph.outputs if value.producer() is None or value.producer() in nodes]
         outputs = [*old, *_crossing_out(graph, nodes)]
     crossing = [*(value for value in first if not value.is_graph_input()), *_crossing_in(graph, nodes)]
+    outer = owners(graph)
     replaced = {value: _as_input(value) for value in dict.fromkeys(crossing)}
     for value, new in replaced.items():
         for use in list(value.uses()):
-            if use.node in nodes:
+            if outer.get(id(use.node.graph), use.node) in nodes:
                 use.node.replace_input_with(use.idx, new)
         if value.producer() in nodes:  # a result beside others of its operator
             value.name = fresh_name(graph, f"{value.name}_inner")
     set_io_values(graph, "output", outputs)
-    graph.remove(removed, safe=True)
+    remove_nodes(graph, removed)
     leading = [replaced.get(value, value) for value in first]
     inputs = [v for v in graph.inputs if v.uses() or v.is_graph_output() or v in unused_before]
     set_io_values(graph, "input", list(dict.fromkeys([*leading, *inputs, *replaced.values()])))
@@ -56,7 +57,7 @@ def _crossing_out(graph: ir.Graph, nodes: Collection[ir.Node]) -> list[ir.Value]
         for node in graph
         if node in nodes
         for value in node.outputs
-        if any(user not in nodes for user in value.consumers()) and not value.is_graph_output()
+        if any(user not in nodes for user in users(value, graph)) and not value.is_graph_output()
     ]
 
 
@@ -66,8 +67,8 @@ def _crossing_in(graph: ir.Graph, nodes: Collection[ir.Node]) -> list[ir.Value]:
         value
         for node in graph
         if node in nodes
-        for value in node.inputs
-        if value is not None and (producer := value.producer()) is not None and producer not in nodes
+        for value in operands(node)
+        if (producer := value.producer()) is not None and producer not in nodes
     ]
     return list(dict.fromkeys(crossing))
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from o2o.model import Model, keep_description
+from o2o.model import Model, keep_description, operands
 from o2o.rewriting.builder import Builder, fresh_name, unique_name
 
 IoKind = Literal["input", "output"]
@@ -50,7 +50,7 @@ def insert_after_input(graph: ir.Graph, value: ir.Value) -> tuple[Builder, ir.Va
         A builder in front of the users, and the placeholder that they use now. The caller builds a value from
         `value` and replaces all uses of the placeholder by it.
     """
-    first = next((node for node in graph if value in node.inputs), None)
+    first = next((node for node in graph if value in operands(node)), None)
     inner = ir.Value(name=f"{value.name}/inner", shape=value.shape, type=value.type)
     for use in value.uses():
         use.node.replace_input_with(use.idx, inner)

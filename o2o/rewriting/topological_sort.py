@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from o2o.errors import ModelError
+from o2o.model import operands
 
 
 def topological_sort(graph: ir.Graph) -> int:
@@ -57,8 +58,8 @@ def topological_sort(graph: ir.Graph) -> int:
 
 
 def _producers(node: ir.Node, own: set[ir.Node]) -> Iterator[ir.Node]:
-    for value in node.inputs:
-        if value is not None and (producer := value.producer()) is not None and producer in own:
+    for value in operands(node):
+        if (producer := value.producer()) is not None and producer in own:
             yield producer
 
 

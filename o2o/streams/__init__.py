@@ -1,12 +1,23 @@
 """Input and output of model files: stdin, stdout, files and pipes.
 
-framing   the frame of a file: where its header ends, and its length
-source    inputs: a file, a pipe, bytes in memory
-copying   copies between file descriptors, in the kernel where possible
-output    outputs, which appear when they are complete
+framing         the frame of a file: where its header ends, and its length
+source          inputs: a file, a pipe, bytes in memory
+external_file   a file of weights that a model names
+copying         copies between file descriptors, in the kernel where possible
+output          outputs, which appear when they are complete
 """
 
+from o2o.streams.external_file import ExternalFile
 from o2o.streams.output import open_output
 from o2o.streams.source import FileSource, MemorySource, RangeSource, Source, open_file, open_source
 
-__all__ = ["FileSource", "MemorySource", "RangeSource", "Source", "open_file", "open_output", "open_source"]
+__all__ = [
+    "ExternalFile",
+    "FileSource",
+    "MemorySource",
+    "RangeSource",
+    "Source",
+    "open_file",
+    "open_output",
+    "open_source",
+]

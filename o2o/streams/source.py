@@ -18,6 +18,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -42,6 +43,8 @@ class Source:
     header: memoryview
     origin: int = 0
     """The position of the first byte in the file that the system knows: not 0 for a part of a file."""
+    folder: Path | None = None
+    """The folder of the file; None for stdin and for bytes in memory."""
 
     def view(self, start: int, size: int) -> np.ndarray:
         """Return bytes of the file as an array that is mapped on demand.
@@ -425,7 +428,9 @@ def open_file(path: str | os.PathLike[str]) -> Source:
     """
     with open(path, "rb", buffering=0) as file:
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        return _opened(file.fileno(), regular, os.fspath(path))
+        source = _opened(file.fileno(), regular, os.fspath(path))
+        source.folder = Path(path).parent
+        return source
 
 
 def _open_stdin() -> Source:

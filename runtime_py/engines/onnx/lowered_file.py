@@ -27,13 +27,14 @@ def lower_file(model: ModelFile, onnx: Path, all_logits: bool = False) -> None:
         ModelError: The model cannot be lowered to ONNX.
         OSError: A file cannot be read or written.
     """
-    from o2o.formats.onnx_writer import write
+    from o2o import formats
+    from o2o.formats.onnx_writer import new_model
     from o2o.lower.onnx import lower_to_onnx
 
     graphs, _ = model.read()
     try:
         lowered = lower_to_onnx(graphs, FORM, "all" if all_logits else "last")
         lowered.metadata_props[WEIGHT_DTYPE] = model.weight_dtype
-        write(lowered, onnx)
+        formats.save(new_model(lowered), onnx)
     except ModelError as error:
         raise ModelError(f"{model.path}: {error}") from error

@@ -11,6 +11,7 @@ import pytest
 from o2o import formats
 from o2o.check.onnx import check
 from o2o.errors import ModelError
+from o2o.formats.onnx_writer import new_model
 from o2o.lower.onnx import lower_to_onnx
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find_recipe
@@ -24,13 +25,13 @@ pytest.importorskip("onnxruntime")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [Shape(), Shape(layout="BNTH", tied=True), Shape(S=2)])
 def test_the_same(shape: Shape, form: str) -> None:
-    said = check(decoder(shape), lower_to_onnx(decoder(shape), form))
+    said = check(decoder(shape), new_model(lower_to_onnx(decoder(shape), form)))
     (worst,) = re.findall(r"within ([\d.e-]+) of", said)
     assert float(worst) < 1e-5
 
 
 def test_written_by_the_graph_itself() -> None:
-    assert "the same" in check(plain(), lower_to_onnx(plain(), "ort", "all"))
+    assert "the same" in check(plain(), new_model(lower_to_onnx(plain(), "ort", "all")))
 
 
 def test_quantized() -> None:
@@ -39,7 +40,7 @@ def test_quantized() -> None:
         quantize(made, find_recipe("dynamic_int8"))
         return formats.loads(formats.dumps(made))
 
-    assert "the same" in check(model(), lower_to_onnx(model(), "ort"))
+    assert "the same" in check(model(), new_model(lower_to_onnx(model(), "ort")))
 
 
 def test_another_weight() -> None:
@@ -52,7 +53,7 @@ def test_another_weight() -> None:
         match=r"--check: logits at position 4 differs between ONNX Runtime and numpy by .*; "
         r"the first tensor that differs is layers.1.down, by",
     ):
-        check(decoder(), lowered)
+        check(decoder(), new_model(lowered))
 
 
 def test_by_flag(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -12,9 +13,9 @@ import pytest
 
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.formats import onnx_writer
+from o2o.formats import onnx_writer, writer
 from o2o.formats.concatenated_tensor import ConcatenatedTensor
-from o2o.formats.onnx_writer import stream, write
+from o2o.formats.onnx_writer import new_model
 from o2o.formats.tensors import SourceTensor
 from o2o.lower.onnx import lower_to_onnx
 from o2o.lower.onnx.lazy_tensors import UnsignedBlocks
@@ -26,6 +27,14 @@ from tests.tolerances import assert_close
 
 pytest.importorskip("onnxruntime")
 BIG = Shape(D=128, I=256, V=301)
+
+
+def write(model: ir.Model, path: Path) -> None:
+    formats.save(new_model(model), path)
+
+
+def stream(model: ir.Model, sink: BinaryIO) -> None:
+    formats.write(new_model(model), sink)
 
 
 def lowered(recipe: str = "none", form: str = "ort") -> ir.Model:
@@ -66,7 +75,7 @@ def test_beside_it_lie_the_large_ones_on_pages(tmp_path: Path) -> None:
     assert len(outside) > 10
     assert {entry["location"] for entry in outside} == {"model.onnx.data"}
     assert all(int(entry["offset"]) % 4096 == 0 for entry in outside)
-    assert max(t.ByteSize() for t in graph.initializer) < onnx_writer.LARGE + 100
+    assert max(t.ByteSize() for t in graph.initializer) < onnx_writer.LARGE_EXTERNAL + 100
     ids = [3, 1, 4, 1, 5]
     logits = Running(tmp_path / "model.onnx").step(ids, 0).reshape(-1)
     assert_close(logits, answers(decoder(BIG), ids)[-1])
@@ -95,7 +104,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if len(copied) == 4:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx_writer, "stream_tensor", fail)
+    monkeypatch.setattr(writer, "stream", fail)
     with pytest.raises(OSError, match="No space left"):
         write(lowered(), tmp_path / "model.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]

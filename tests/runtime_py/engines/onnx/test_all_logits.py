@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from o2o import formats
 from o2o.filters import lower_onnx
 from o2o.formats import onnx_writer
 from o2o.lower.onnx import lower_to_onnx
@@ -55,7 +56,7 @@ def test_logits_that_are_scaled_and_bounded(tmp_path):
         return model
 
     file = tmp_path / "model.onnx"
-    onnx_writer.write(lower_to_onnx(scaled(), "ort"), str(file))
+    formats.save(onnx_writer.new_model(lower_to_onnx(scaled(), "ort")), file)
     changed = return_all_logits(file)
     assert changed is not None
     engine = OnnxEngine(changed, folder=tmp_path)

@@ -1,0 +1,123 @@
+"""ONNX models by hand: branches, functions, sparse tensors, metadata, symbolic dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+LARGE = 4096  # elements of a weight that the reader leaves in its file
+
+
+def branches() -> onnx.ModelProto:
+    """If and Loop whose graphs use outer values, and an initializer of their own."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 21, "local" : 1], producer_name: "by hand", doc_string: "a doc">
+    g (float[N, 4] x, bool c) => (float[N, 4] y, float[N, 4] z)
+    <float[4] w = {1, 2, 3, 4}, float[4] unused = {0, 0, 0, 0}, int64 three = {3}, bool yes = {1}>
+    {
+        dead = Neg (x)
+        h = Mul (x, w)
+        y = If (c) <
+            then_branch = then () => (float[N, 4] t) <float[4] inner = {5, 6, 7, 8}> {
+                idle = Abs (h)
+                t = Add (h, inner)
+            },
+            else_branch = otherwise () => (float[N, 4] e) { e = Sub (h, x) }
+        >
+        z = Loop (three, yes, x) <
+            body = body (int64 i, bool go, float[N, 4] a) => (bool go_out, float[N, 4] b) {
+                go_out = Identity (go)
+                s = local.twice (h)
+                b = Add (a, s)
+            }
+        >
+    }
+    <domain: "local", opset_import: ["" : 21], overload: "">
+    twice (p) => (q) { q = Add (p, p) }
+    <domain: "local", opset_import: ["" : 21]>
+    never (p) => (q) { q = Neg (p) }
+    """
+    return onnx.parser.parse_model(text)
+
+
+def everything() -> onnx.ModelProto:
+    """What `onnx_ir` alone would lose, change or refuse."""
+    proto = branches()
+    graph = proto.graph
+    values = numpy_helper.from_array(np.array([2.5, 7.0], np.float32), "sparse")
+    indices = numpy_helper.from_array(np.array([1, 3], np.int64), "sparse_indices")
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [6]))
+    graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [2], [b"a", "ö".encode()]))
+    packed = helper.make_tensor("int4", TensorProto.INT4, [3], [1, -2, 7])
+    packed.metadata_props.add(key="of", value="tensor")
+    graph.initializer.append(packed)
+    graph.initializer.append(numpy_helper.from_array(np.arange(LARGE, dtype=np.float32), "large"))
+    sparse = helper.make_node("Constant", [], ["constant"])
+    sparse.attribute.append(helper.make_attribute("sparse_value", graph.sparse_initializer[0]))
+    graph.node.append(sparse)
+    custom = helper.make_node("Opaque", ["x", ""], ["o", "", ""], domain="custom", overload="f32")
+    custom.attribute.append(helper.make_attribute("bytes", [b"\xff\xfe", b"text"]))
+    custom.attribute.append(helper.make_attribute("data", numpy_helper.from_array(np.ones(LARGE))))
+    custom.metadata_props.add(key="pkg", value="exporter")
+    graph.node.append(custom)
+    graph.node.append(helper.make_node("Map", ["x"], ["m"], domain="custom"))
+    float_type = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    map_type = onnx.TypeProto()
+    map_type.map_type.key_type = TensorProto.INT64
+    map_type.map_type.value_type.CopyFrom(float_type)
+    graph.value_info.append(helper.make_value_info("m", map_type))
+    graph.output.append(helper.make_tensor_value_info("o", TensorProto.FLOAT, None))
+    graph.output[-1].metadata_props.add(key="of", value="value")
+    graph.quantization_annotation.add(tensor_name="h").quant_parameter_tensor_names.add(
+        key="SCALE_TENSOR", value="w"
+    )
+    graph.metadata_props.add(key="of", value="graph")
+    proto.metadata_props.add(key="author", value="somebody")
+    proto.opset_import.append(helper.make_opsetid("custom", 3))
+    proto.training_info.add().algorithm.name = "step"
+    return proto
+
+
+def chain(large: bool = False) -> onnx.ModelProto:
+    """x [B, T, 8] - MatMul - Add - Reshape - y, with symbolic dimensions and an input that has a default."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[B, T, 8] x, float[8] bias) => (float[B, T, 2, 4] y, int64[3] length)
+    <int64[4] split = {0, 0, 2, 4}>
+    {
+        length = Shape (x)
+        h = MatMul (x, w)
+        a = Add (h, bias)
+        y = Reshape (a, split)
+    }
+    """
+    proto = onnx.parser.parse_model(text)
+    rows = LARGE if large else 8
+    generator = np.random.default_rng(0)
+    w = generator.standard_normal((rows, 8)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(w, "w"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(8, np.float32), "bias"))
+    if large:
+        proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = rows
+    return proto
+
+
+def data_of(proto: onnx.ModelProto) -> bytes:
+    """The file of a model, as `onnx_ir` writes strings that may be empty or absent."""
+    _drop_empty_strings(proto)
+    return proto.SerializeToString(deterministic=True)
+
+
+def _drop_empty_strings(message: Any) -> None:
+    if isinstance(message, onnx.OperatorSetIdProto):
+        message.domain = str(message.domain)
+        return
+    for field, item in message.ListFields():
+        if field.name in ("domain", "overload", "doc_string", "name") and item == "":
+            message.ClearField(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for each in [item] if hasattr(item, "ListFields") else item:
+                _drop_empty_strings(each)
