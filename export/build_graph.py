@@ -27,6 +27,7 @@ def prefill(
     dtype: WeightsType = "float32",
     strict: bool = False,
     log: Callable[[str], None] = lambda line: None,
+    context: int | None = None,
 ) -> Model:
     """Build a graph that reads T tokens of a prompt.
 
@@ -42,6 +43,8 @@ def prefill(
         dtype: The dtype of large matrices.
         strict: Refuse a checkpoint with tensors that the model does not use.
         log: Receives a line about tensors that are skipped.
+        context: Rows of the caches that `prefill` fills, for rotary frequencies that depend on it; None for
+            `capacity`, or T.
 
     Returns:
         A Circle model of one signature.
@@ -56,7 +59,8 @@ def prefill(
             return PrefillModule(model, tokens)
         return StaticCacheModule(model, f"prefill_{tokens}", tokens, capacity)
 
-    return _build(directory, graph, attn_implementation, weights, dtype, strict, log)
+    context = context or capacity or tokens
+    return _build(directory, graph, attn_implementation, context, weights, dtype, strict, log)
 
 
 def decode(
@@ -68,6 +72,7 @@ def decode(
     dtype: WeightsType = "float32",
     strict: bool = False,
     log: Callable[[str], None] = lambda line: None,
+    context: int | None = None,
 ) -> Model:
     """Build the graph that reads one token after up to `capacity` others.
 
@@ -80,6 +85,7 @@ def decode(
         dtype: See `prefill`.
         strict: See `prefill`.
         log: See `prefill`.
+        context: See `prefill`; None for `capacity`.
 
     Returns:
         A Circle model of one signature, `decode`.
@@ -94,20 +100,23 @@ def decode(
     }
     if cache not in forms:
         raise UsageError(f"no cache form {cache!r}: choose {' or '.join(forms)}")
-    return _build(directory, forms[cache], attn_implementation, weights, dtype, strict, log)
+    return _build(
+        directory, forms[cache], attn_implementation, context or capacity, weights, dtype, strict, log
+    )
 
 
 def _build(
     directory: str | os.PathLike[str],
     graph_of: Callable[[LanguageModel], ExportModule],
     attn_implementation: str,
+    context: int,
     weights: WeightsForm,
     dtype: WeightsType,
     strict: bool,
     log: Callable[[str], None],
 ) -> Model:
     checkpoint = open_checkpoint(directory)
-    language_model = LanguageModel.read(directory, attn_implementation)
+    language_model = LanguageModel.read(directory, attn_implementation, context)
     matched = match_parameters(language_model, checkpoint, strict, log)  # fail before tracing takes minutes
     model = convert_to_circle(graph_of(language_model))
     matched = drop_unread(model.graphs[0], matched)

@@ -35,6 +35,10 @@ _WINDOW = re.compile(r"window|attention_chunk_size$|local_attention$")
 _NO_SIZE = re.compile(r"layer|pattern|use_|every|mode|type")
 _WINDOWED = re.compile(r"sliding|local|chunk")
 
+_ROPE_ALIASES = {"su": "longrope"}  # as the first Phi-3 files call it
+VARYING_ROPES = frozenset({"dynamic", "longrope"})
+"""Kinds of rotary embeddings whose frequencies depend on the length of the context."""
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -44,11 +48,36 @@ class Rope:
         kind: `default`, `linear`, `dynamic`, `yarn`, `llama3`, `longrope`, ...
         factor: By how much the context is extended; 1 for not.
         original: Positions before the extension; None if the file does not say it.
+        missing: Fields that this kind needs and the file lacks.
     """
 
     kind: str
     factor: float
     original: int | None
+    missing: tuple[str, ...] = ()
+
+    def choice(self, context: int, positions: int | None) -> str | None:
+        """Describe the frequencies that a context has, if they depend on it.
+
+        Args:
+            context: S, tokens.
+            positions: The `max_position_embeddings` of the model.
+
+        Returns:
+            A phrase such as `longrope with long factors (beyond 4,096 positions)`; None for fixed
+            frequencies.
+        """
+        if self.kind not in VARYING_ROPES:
+            return None
+        limit = (self.original if self.kind == "longrope" else positions) or positions or context
+        side = "up to" if context <= limit else "beyond"
+        what = {
+            ("longrope", "up to"): "short factors",
+            ("longrope", "beyond"): "long factors",
+            ("dynamic", "up to"): "the plain base",
+            ("dynamic", "beyond"): f"the base of {context:,}",
+        }
+        return f"{self.kind} with {what[self.kind, side]} ({side} {limit:,} positions)"
 
 
 class CheckpointConfig:
@@ -202,15 +231,22 @@ class CheckpointConfig:
         if not isinstance(value, dict):
             return []
         parts = [part for part in value.values() if isinstance(part, dict)] or [value]
-        return [
-            Rope(
-                str(part.get("rope_type") or part.get("type") or "default"),
-                self._factor(part.get("factor")),
-                part.get("original_max_position_embeddings")
-                or self.fields.get("original_max_position_embeddings"),
-            )
-            for part in parts
+        return [self._rope(part) for part in parts]
+
+    def _rope(self, part: Mapping[str, Any]) -> Rope:
+        kind = str(part.get("rope_type") or part.get("type") or "default")
+        kind = _ROPE_ALIASES.get(kind, kind)
+        original = "original_max_position_embeddings"
+        needed = ("short_factor", "long_factor", original) if kind == "longrope" else ()
+        missing = [
+            name for name in needed if not part.get(name) and not (name == original and self.fields.get(name))
         ]
+        return Rope(
+            kind,
+            self._factor(part.get("factor")),
+            part.get(original) or self.fields.get(original),
+            tuple(missing),
+        )
 
     @property
     def alibi(self) -> bool:

@@ -205,7 +205,9 @@ def describe(
         yield f"{'' if number else 'targets':12}{line}"
     yield f"package     {builder.package / plan.model}: about {format_bytes(plan.size)}"
     cache = 8 * config.layers * config.kv_heads * config.head_dim * builder.max_length
-    yield f"context     {counted(builder.max_length, 'token')}, {format_bytes(cache)} of KV caches"
+    ropes = (rope.choice(builder.max_length, config.positions) for rope in config.ropes)
+    choices = "".join(f", {choice}" for choice in dict.fromkeys(ropes) if choice)
+    yield f"context     {counted(builder.max_length, 'token')}{choices}, {format_bytes(cache)} of KV caches"
     yield f"graphs      {listed([spec.signature for spec in plan.graphs])}"
     yield f"files       {listed([name for name in FILES if (builder.checkpoint / name).is_file()])}"
     yield f"disk        {format_bytes(plan.disk)} while it is built"

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ class GraphSpec:
         tokens: T, tokens that it reads at a time.
         capacity: S, rows of its KV caches; None for a prefill without caches.
         cache: The form of decode's cache.
+        context: Tokens of context of all graphs of the package; None for `capacity`, or `tokens`.
     """
 
     signature: str
@@ -36,6 +38,7 @@ class GraphSpec:
     tokens: int
     capacity: int | None
     cache: CacheForm = "static"
+    context: int | None = None
 
     def build(
         self,
@@ -63,11 +66,27 @@ class GraphSpec:
 
         if self.signature != "decode":
             return build_graph.prefill(
-                directory, self.tokens, attn_implementation, self.capacity, weights, dtype, strict, log
+                directory,
+                self.tokens,
+                attn_implementation,
+                self.capacity,
+                weights,
+                dtype,
+                strict,
+                log,
+                self.context,
             )
         assert self.capacity is not None
         return build_graph.decode(
-            directory, self.capacity, self.cache, attn_implementation, weights, dtype, strict, log
+            directory,
+            self.capacity,
+            self.cache,
+            attn_implementation,
+            weights,
+            dtype,
+            strict,
+            log,
+            self.context,
         )
 
     def export(
@@ -133,6 +152,7 @@ def graph_specs(
         if not 1 <= length <= max_length:
             raise UsageError(f"--prefill-lengths: {length} tokens do not fit into --max-length {max_length}")
     suffix = "_" if cache == "concat" else ""
-    prefills = [GraphSpec(f"prefill_{n}", f"prefill_{n}{suffix}.circle", n, max_length) for n in lengths]
-    decode = GraphSpec("decode", f"decode{suffix}.circle", 1, max_length - (2 if suffix else 0), cache)
-    return [*(prefills or [GraphSpec("prefill", "prefill.circle", max_length, None)]), decode]
+    of_package = partial(GraphSpec, context=max_length)
+    prefills = [of_package(f"prefill_{n}", f"prefill_{n}{suffix}.circle", n, max_length) for n in lengths]
+    decode = of_package("decode", f"decode{suffix}.circle", 1, max_length - (2 if suffix else 0), cache)
+    return [*(prefills or [of_package("prefill", "prefill.circle", max_length, None)]), decode]

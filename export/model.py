@@ -22,6 +22,7 @@ from export.loading_flags import is_trusted, needs_code_reason
 from export.mask_rules import CAUSAL, MaskRule, rules_of
 from export.options import GROUPED, check_length, parse_attention
 from export.preflight import check_model
+from export.rotary import fix_frequencies
 from export.stored_names import match_names
 from export.trial_run import Trial, trial_run
 from o2o.errors import ModelError, UsageError
@@ -47,7 +48,7 @@ class LanguageModel:
         has_core_operator: Whether attention is `o2o.attention`: each key must be in the row of its position.
     """
 
-    def __init__(self, config: Any, attn_implementation: str = "eager") -> None:
+    def __init__(self, config: Any, attn_implementation: str = "eager", context: int | None = None) -> None:
         """Build the model's structure.
 
         Args:
@@ -55,6 +56,8 @@ class LanguageModel:
             attn_implementation: `grouped`, `flash`, `flash:Q,KV`, or a name that transformers knows. A model
                 that does not use transformers' attention interface has eager attention instead of the first
                 three.
+            context: S, the capacity of its graphs, for rotary frequencies that depend on it, see
+                `export.rotary`; None for its `max_position_embeddings`.
 
         Raises:
             ModelError: transformers cannot build this architecture, or it has no attention heads.
@@ -70,7 +73,6 @@ class LanguageModel:
         self.kind: str = config.model_type
         self._checkpoint_config = CheckpointConfig(config.to_dict(), self.kind)
         check_model(self._checkpoint_config, self.kind)
-        _fix_frequencies(config)
         self.family: Family = family_of(self._checkpoint_config)
         try:
             with torch.device("meta"):
@@ -84,6 +86,8 @@ class LanguageModel:
             reason = summarize_error(error)
             raise ModelError(f"transformers cannot build this {self.kind} model{reason}") from error
         _compute_buffers(self.module)
+        self._context = context or self._checkpoint_config.positions or 1
+        fix_frequencies(self.module, self._context)
         if hook:
             hook(self.module, NAMES[kind])
 
@@ -102,7 +106,12 @@ class LanguageModel:
                 self.aliases.setdefault(first, []).append(name)
 
     @classmethod
-    def read(cls, directory: str | os.PathLike[str], attn_implementation: str = "eager") -> LanguageModel:
+    def read(
+        cls,
+        directory: str | os.PathLike[str],
+        attn_implementation: str = "eager",
+        context: int | None = None,
+    ) -> LanguageModel:
         """Build the model of `directory/config.json`.
 
         Tied parameters that are stored with different values are separate, as in transformers.
@@ -110,6 +119,7 @@ class LanguageModel:
         Args:
             directory: The checkpoint's folder.
             attn_implementation: See `__init__`.
+            context: See `__init__`.
 
         Returns:
             The model without weights.
@@ -118,11 +128,11 @@ class LanguageModel:
             ModelError: transformers does not know the configuration, or cannot build its architecture.
         """
         config = read_config(directory)
-        model = cls(config, attn_implementation)
+        model = cls(config, attn_implementation, context)
         if model.aliases and _ties_different_values(model, Path(directory)):
             config.tie_word_embeddings = False
             config.get_text_config(decoder=True).tie_word_embeddings = False
-            return cls(config, attn_implementation)
+            return cls(config, attn_implementation, context)
         return model
 
     def __call__(
@@ -253,6 +263,13 @@ class LanguageModel:
         return self._trial.caches or [(self.key_value_heads, self.head_dim)] * (2 * self.layers)
 
     @property
+    def rope_choices(self) -> list[str]:
+        """What rotary embeddings that depend on the context have: see `export.config.Rope.choice`."""
+        config = self._checkpoint_config
+        choices = (rope.choice(self._context, config.positions) for rope in config.ropes)
+        return list(dict.fromkeys(choice for choice in choices if choice))
+
+    @property
     def max_positions(self) -> int | None:
         """The longest context in tokens; None for no limit."""
         return self._checkpoint_config.positions
@@ -379,19 +396,6 @@ def _same_numbers(a: WeightSource, b: WeightSource) -> bool:
     if a.shape != b.shape:
         return False
     return all(np.array_equal(x, y) for x, y in zip(a.chunks(), b.chunks(), strict=True))
-
-
-def _fix_frequencies(config: Any) -> None:
-    """Fix the rotary frequencies of a model whose frequencies grow with the text (dynamic NTK).
-
-    They grow beyond `max_position_embeddings` only, which is the longest context of a graph. Up to there they
-    are those of the type `default`.
-    """
-    text = config.get_text_config(decoder=True)
-    parameters = getattr(text, "rope_parameters", None) or {}
-    for part in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
-        if part.get("rope_type") == "dynamic":
-            part["rope_type"] = "default"
 
 
 def summarize_error(error: BaseException) -> str:

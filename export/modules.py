@@ -146,7 +146,9 @@ class CachedModule(ExportModule):
         self.signature = signature
         self.capacity = capacity
         caches = _cache_roles(model, "past", "key_cache", "value_cache")
-        self.inputs |= {"cache_position": Role("position")} | caches
+        self.inputs |= {
+            "cache_position": Role("position", rope="; ".join(model.rope_choices) or None)
+        } | caches
         self.register_buffer("steps", torch.arange(tokens))
         self.register_buffer("slots", slots)
         self.register_buffer("keys", keys)

@@ -122,10 +122,9 @@ def check_length(config: CheckpointConfig, tokens: int, flag: str = "--max-lengt
     """
     if tokens < 1:
         raise UsageError(f"{flag} {tokens}: use 1 or more")
-    if config.positions and tokens > config.positions:
-        grows = any(rope.kind == "dynamic" for rope in config.ropes)
-        beyond = ", and dynamic rotary embeddings beyond these are not supported" * grows
+    grows = any(rope.kind == "dynamic" for rope in config.ropes)
+    if config.positions and tokens > config.positions and not grows:
         raise UsageError(
-            f"{flag} {tokens}: this {config.model_type} model has {config.positions} positions{beyond}: use "
+            f"{flag} {tokens}: this {config.model_type} model has {config.positions} positions: use "
             f"{config.positions} or less"
         )

@@ -19,7 +19,7 @@ from o2o.cli.arguments import suggestion
 from o2o.cli.text import listed
 from o2o.errors import ModelError
 
-ROPES = frozenset({"default", "linear", "dynamic", "llama3", "yarn", "mrope"})
+ROPES = frozenset({"default", "linear", "dynamic", "longrope", "llama3", "yarn", "mrope"})
 """Kinds of rotary position embeddings that are exported. `mrope` is `default` for texts."""
 ATTENTIONS = frozenset(
     {"attention", "full_attention", "sliding_attention", "chunked_attention"} | {"global", "local"}
@@ -92,6 +92,11 @@ def reasons(config: CheckpointConfig) -> Iterator[str]:
             yield (
                 f"this {kind} model has rotary embeddings of type {rope.kind}, which conversion does not "
                 f"support: it supports {listed(sorted(ROPES - {'mrope'}))}"
+            )
+        elif rope.missing:
+            yield (
+                f"this {kind} model has rotary embeddings of type {rope.kind} without "
+                f"{listed(rope.missing)}, which config.json must say"
             )
     yield from _missing_facts(config)
 

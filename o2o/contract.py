@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import onnx_ir as ir
@@ -39,7 +39,7 @@ OnertLayout = Literal["BNHT"]
 Slot = tuple[str, int]
 """One of a model's KV caches: ("key" or "value", layer)."""
 
-_RULES = ("window", "chunk")  # which keys the queries of a layer see
+_SIZES = ("window", "chunk")  # which keys the queries of a layer see
 _ROWS_OF: dict[Kind, Kind] = {"key_cache": "key", "value_cache": "value"}
 
 
@@ -57,6 +57,7 @@ class Role:
         layout: The axes of keys, values and caches.
         window: How many keys a query of this layer sees at most, the last ones up to its own; None for all.
         chunk: The size of the chunks of positions that attention of this layer is confined to; None for none.
+        rope: Of a position: what its rotary embeddings have, if that depends on the capacity; for people.
     """
 
     kind: Kind
@@ -64,6 +65,7 @@ class Role:
     layout: Layout | OnertLayout | None = None
     window: int | None = None
     chunk: int | None = None
+    rope: str | None = field(default=None, compare=False)
 
     @property
     def is_cache(self) -> bool:
@@ -107,7 +109,7 @@ def _describe(name: str, value: ir.Value) -> dict[str, Any]:
             entry["layer"] = role.layer
         if role.layout is not None:
             entry["layout"] = role.layout
-        entry |= {name: size for name in _RULES if (size := getattr(role, name)) is not None}
+        entry |= {name: size for name in (*_SIZES, "rope") if (size := getattr(role, name)) is not None}
     entry["dtype"] = str(value.dtype.numpy()) if value.dtype is not None else None
     entry["shape"] = _shape(value)
     return entry
@@ -227,8 +229,9 @@ def parse_role(entry: Mapping[str, Any]) -> Role | None:
         raise ValueError(f"the layer {layer!r} is no integer")
     if layout is not None and (not isinstance(layout, str) or "T" not in layout):
         raise ValueError(f"the layout {layout!r} has no axis T")
-    sizes = {name: entry.get(name) for name in _RULES}
+    sizes = {name: entry.get(name) for name in _SIZES}
     for name, size in sizes.items():
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ValueError(f"the {name} {size!r} is no positive integer")
-    return Role(kind, layer, layout, **sizes)  # type: ignore[arg-type]
+    rope = entry.get("rope")
+    return Role(kind, layer, layout, rope=None if rope is None else str(rope), **sizes)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ FILES = [
     "tests/export/test_gpt_neo.py",
     "tests/export/test_mask_rules.py",
     "tests/export/test_model.py",
+    "tests/export/test_rotary.py",
     "tests/export/test_stored_names.py",
     "tests/export/test_text_part.py",
     "tests/export/test_pipeline.py",

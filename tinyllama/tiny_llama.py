@@ -169,7 +169,7 @@ def build_model(
     """
     directory = resolve(checkpoint_path)
     checkpoint = open_checkpoint(directory)
-    model = LanguageModel.read(directory, FLASH if use_flash_attention else GROUPED)
+    model = LanguageModel.read(directory, FLASH if use_flash_attention else GROUPED, kv_cache_max_len)
     config = config_of(model, kv_cache_max_len, use_flash_attention)
     weights = {
         name: torch.from_numpy(stored.read_float32())

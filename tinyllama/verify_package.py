@@ -117,7 +117,7 @@ def verify(args: argparse.Namespace) -> int:
         with progress("load the checkpoint", 1, "model"):
             from tinyllama.verification.hugging_face import HuggingFace  # imports torch, which takes seconds
 
-            reference = HuggingFace(directory)
+            reference = HuggingFace(directory, context=engine.capacity)
         if reference.vocab_size != engine.vocab_size:
             raise ModelError(
                 f"{package.model} has a vocabulary of {engine.vocab_size} tokens, {directory} has "

@@ -12,20 +12,20 @@ from o2o.errors import UsageError
 
 def test_the_guide() -> None:
     assert graph_specs(32) == [
-        GraphSpec("prefill", "prefill.circle", 32, None),
-        GraphSpec("decode", "decode_.circle", 1, 30, "concat"),
+        GraphSpec("prefill", "prefill.circle", 32, None, context=32),
+        GraphSpec("decode", "decode_.circle", 1, 30, "concat", 32),
     ]
     assert graph_specs(1024, ()) == [
-        GraphSpec("prefill", "prefill.circle", 1024, None),
-        GraphSpec("decode", "decode_.circle", 1, 1022, "concat"),
+        GraphSpec("prefill", "prefill.circle", 1024, None, context=1024),
+        GraphSpec("decode", "decode_.circle", 1, 1022, "concat", 1024),
     ]
 
 
 def test_several_prefills_shortest_first() -> None:
     assert graph_specs(300, [128, 64]) == [
-        GraphSpec("prefill_64", "prefill_64_.circle", 64, 300),
-        GraphSpec("prefill_128", "prefill_128_.circle", 128, 300),
-        GraphSpec("decode", "decode_.circle", 1, 298, "concat"),
+        GraphSpec("prefill_64", "prefill_64_.circle", 64, 300, context=300),
+        GraphSpec("prefill_128", "prefill_128_.circle", 128, 300, context=300),
+        GraphSpec("decode", "decode_.circle", 1, 298, "concat", 300),
     ]
 
 
@@ -36,7 +36,7 @@ def test_without_fusing_nothing_is_left_to_do() -> None:
         "prefill_128.circle",
         "prefill_256.circle",
     ]
-    assert decode == GraphSpec("decode", "decode.circle", 1, 300, "static")
+    assert decode == GraphSpec("decode", "decode.circle", 1, 300, "static", 300)
 
 
 @given(st.integers(3, 5000))

@@ -137,8 +137,7 @@ def test_refused_before_torch_is_imported(results: list[list[Any]], number: int,
     assert files == []
 
 
-def test_a_context_beyond_which_rotary_embeddings_grow() -> None:
-    config = config_of(rope_scaling={"type": "dynamic", "factor": 2.0})
-    check_length(config, 64)
-    with pytest.raises(UsageError, match="has 64 positions, and dynamic rotary embeddings beyond these"):
-        check_length(config, 65)
+def test_rotary_embeddings_that_grow_have_no_longest_context() -> None:
+    check_length(config_of(rope_scaling={"type": "dynamic", "factor": 2.0}), 65)
+    with pytest.raises(UsageError, match="has 64 positions: use 64 or less"):
+        check_length(config_of(rope_scaling={"type": "linear", "factor": 2.0}), 65)

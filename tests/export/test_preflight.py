@@ -94,7 +94,11 @@ def test_facts_of_planned_models(model_type: str) -> None:
         ({"model_type": "gemma3n_text"}, "share keys and values"),
         ({"model_type": "llama", "num_key_value_heads_per_layer": [1, 2]}, "differ in the number or size"),
         ({"model_type": "llama", "per_layer_config": {"5": {"head_dim": 8}}}, "differ in the number"),
-        ({"model_type": "llama", "rope_scaling": {"type": "longrope", "factor": 2.0}}, "of type longrope"),
+        ({"model_type": "llama", "rope_scaling": {"type": "proportional"}}, "of type proportional"),
+        (
+            {"model_type": "llama", "rope_scaling": {"type": "longrope", "short_factor": [1.0]}},
+            "rotary embeddings of type longrope without long_factor, original_max_position_embeddings",
+        ),
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantized (gptq)"),
         ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "ends in ForCausalLM"),
         ({"model_type": "llama", "num_attention_heads": [4, 8]}, "differ in the number or size"),

@@ -68,6 +68,25 @@ ALTERNATING = {
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=32)
 
 
+def longrope(pairs: int, original: int, **fields: Any) -> dict[str, Any]:
+    """Return the configuration of LongRoPE.
+
+    Args:
+        pairs: The number of pairs of elements that are rotated.
+        original: Positions that short factors are for.
+        **fields: Other parameters.
+
+    Returns:
+        Fields of config.json.
+    """
+    factors = {
+        "short_factor": [1.0 + 0.1 * i for i in range(pairs)],
+        "long_factor": [2.0 + i for i in range(pairs)],
+    }
+    parameters = rope("longrope", original_max_position_embeddings=original, **factors, **fields)
+    return parameters | {"original_max_position_embeddings": original}
+
+
 @dataclass(frozen=True)
 class Case:
     """One configuration.
@@ -91,6 +110,11 @@ CASES = (
     Case("llama, linear", "llama", WIDE | UNTIED | rope("linear", factor=2.0)),
     Case("llama, dynamic", "llama", WIDE | TIED | rope("dynamic", factor=2.0)),
     Case(
+        "llama, dynamic beyond its positions",
+        "llama",
+        WIDE | TIED | rope("dynamic", factor=2.0) | {"max_position_embeddings": 64},
+    ),
+    Case(
         "llama, yarn and biases", "llama", WIDE | UNTIED | YARN | {"attention_bias": True, "mlp_bias": True}
     ),
     Case("smollm3", "smollm3", GROUPED | TIED | {"no_rope_layers": [1, 0]}),
@@ -107,6 +131,13 @@ CASES = (
     ),
     Case("phi3", "phi3", GROUPED | UNTIED | {"sliding_window": None}),
     Case("phi3, window", "phi3", GROUPED | UNTIED | WINDOW),
+    Case("phi3, longrope, short", "phi3", GROUPED | UNTIED | longrope(4, original=CONTEXT)),
+    Case("phi3.5, longrope, long", "phi3", GROUPED | UNTIED | longrope(4, original=32)),
+    Case(
+        "phi4-mini, longrope",
+        "phi3",
+        GROUPED | TIED | longrope(3, original=32, partial_rotary_factor=0.75),
+    ),
     Case("phi4-mini", "phi3", GROUPED | TIED | {"partial_rotary_factor": 0.5}),
     Case("qwen2, qwen2.5", "qwen2", WIDE | TIED, ci=True),
     Case("qwen2, untied", "qwen2", PLAIN | UNTIED | {"num_key_value_heads": 6}),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime_py.package import Package
-from tests.families.cases import Case
+from tests.families.cases import CONTEXT, Case
 from tests.families.results import Result, Run
 
 LIMIT = 1e-4
@@ -46,6 +46,7 @@ def check(case: Case, log: Path) -> Result:
     """
     import torch
 
+    from export.rotary import fix_frequencies
     from tests.compiled import compiled_once
     from tests.families import checkpoint, reference
     from tests.families.conversion import convert
@@ -62,6 +63,7 @@ def check(case: Case, log: Path) -> Result:
         os.dup2(messages.fileno(), 2)  # commands inherit it
         folder = Path(temporary)
         model = checkpoint.write(folder / "checkpoint", case.model_type, case.fields)
+        fix_frequencies(model, CONTEXT)  # transformers would take those of each text's own length
         texts = reference.texts(model)
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
         with compiled_once(folder):

@@ -69,7 +69,7 @@ class Exported:
         self.label = label
         self.capacity = capacity
         self._length = tokens
-        model = LanguageModel.read(directory, attn_implementation)
+        model = LanguageModel.read(directory, attn_implementation, capacity)
         self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
         self._names = list(model.parameters)
         self._weights = tuple(weights)

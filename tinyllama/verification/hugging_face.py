@@ -15,6 +15,7 @@ from transformers.utils import logging
 from export.loading_flags import is_trusted
 from export.model import LanguageModel, read_config, summarize_error
 from export.parameter_matching import match_parameters
+from export.rotary import fix_frequencies
 from o2o.cli.silence_stderr import suppressed_warnings
 from o2o.errors import ModelError, O2oError
 from o2o.weights.checkpoint import Checkpoint, adapter_file, open_checkpoint
@@ -26,10 +27,17 @@ class HuggingFace:
     """A `PromptPredictor`: the checkpoint in `directory`, computed as transformers does by default, or with
     the attention implementation of that name."""
 
-    def __init__(self, directory: Path, attn_implementation: str | None = None) -> None:
-        """Raises ModelError for a checkpoint that is damaged, incomplete or in another format."""
+    def __init__(
+        self, directory: Path, attn_implementation: str | None = None, context: int | None = None
+    ) -> None:
+        """Load the model. Rotary embeddings that depend on the length of a text have those of `context`.
+
+        Raises ModelError for a checkpoint that is damaged, incomplete or in another format.
+        """
         self.label = f"Hugging Face, {attn_implementation}" if attn_implementation else "Hugging Face"
         self.model = load(directory, attn_implementation)
+        if context is not None:
+            fix_frequencies(self.model, context)
         text = self.model.config.get_text_config(decoder=True)
         self.vocab_size: int = text.vocab_size
         self.capacity: int = getattr(text, "max_position_embeddings", None) or 1 << 30
