@@ -34,6 +34,7 @@ NAMES = {GROUPED: "grouped", FLASH: "blocked"}  # transformers' names; it treats
 # Context that attention is not given as arguments.
 _POSITION: ContextVar[torch.Tensor | None] = ContextVar("position", default=None)
 _CAUSAL_MASK: ContextVar[torch.Tensor | None] = ContextVar("causal_mask", default=None)
+_IMPLEMENTATION: ContextVar[str] = ContextVar("implementation", default="eager")
 _BLOCKS: ContextVar[FlashBlockSizes | None] = ContextVar("blocks", default=None)
 
 _IGNORED = {
@@ -88,6 +89,32 @@ def blocks_of(blocks: FlashBlockSizes | None) -> Iterator[None]:
         yield
     finally:
         _BLOCKS.reset(token)
+
+
+@contextlib.contextmanager
+def implementation_of(name: str) -> Iterator[None]:
+    """Set the attention implementation of a model of one's own.
+
+    Args:
+        name: A name of transformers.
+
+    Yields:
+        Nothing.
+    """
+    token = _IMPLEMENTATION.set(name)
+    try:
+        yield
+    finally:
+        _IMPLEMENTATION.reset(token)
+
+
+def core_implementation() -> Any:
+    """Return what computes `o2o.attention` in a model of one's own.
+
+    Returns:
+        A function of transformers' attention interface; None outside of an export, or of an eager one.
+    """
+    return {"grouped": _grouped, "blocked": _blocked}.get(_IMPLEMENTATION.get())
 
 
 def _grouped(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kw: Any) -> Any:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from export.architectures import TEXT_MODELS, causal_models
-from export.loading_flags import set_flags
+from export.loading_flags import STRICT, defining_file, model_file, set_flags
 from o2o.cli import command
 from o2o.cli.arguments import Parser
 from o2o.errors import ModelError, O2oError
@@ -47,21 +47,47 @@ def needs_derivation(model: Path) -> bool:
         model: A GGUF file, or a checkpoint's folder.
 
     Returns:
-        Whether it is a GGUF file, or a multimodal model with a text part that transformers knows.
+        Whether it is a GGUF file, a multimodal model with a text part that transformers knows, or a model
+        that a Python file defines.
     """
     if model.is_file():
         return True
-    try:
-        fields = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    if (model / FILE).is_file():
         return False
-    if not isinstance(fields, dict) or not any(isinstance(fields.get(name), dict) for name in MULTIMODAL):
+    if authored_type(model) is not None:
+        return True
+    fields = _config(model)
+    if not any(isinstance(fields.get(name), dict) for name in MULTIMODAL):
         return False
     text = fields.get("text_config")
     names = {(text if isinstance(text, dict) else {}).get("model_type"), fields.get("model_type")}
     return any(name in TEXT_MODELS for name in names) or (
         isinstance(text, dict) and text.get("model_type") in causal_models()
     )
+
+
+def authored_type(model: Path) -> str | None:
+    """Return the model type of a model that a Python file defines.
+
+    Args:
+        model: A checkpoint's folder, or a file.
+
+    Returns:
+        The stem of `--model-file`, or the `model_type` of a model of this package; None for other models.
+    """
+    if (path := model_file()) is not None:
+        return path.stem
+    kind = _config(model).get("model_type") if model.is_dir() else None
+    return str(kind) if defining_file(kind) is not None else None
+
+
+def _config(model: Path) -> dict[str, Any]:
+    """The fields of config.json; empty if it cannot be read."""
+    try:
+        fields = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def derive(model: Path, adapter: Path | None, folder: Path) -> list[str]:
@@ -91,6 +117,11 @@ def derive(model: Path, adapter: Path | None, folder: Path) -> list[str]:
 
 
 def _derive_base(model: Path, folder: Path) -> list[str]:
+    kind = authored_type(model)
+    if kind is not None and (path := defining_file(kind)) is not None:
+        from export.authoring.checkpoint import derive_authored
+
+        return derive_authored(model, path, kind, folder)
     if model.is_file():
         from export.gguf_checkpoint import derive_gguf
 
@@ -118,7 +149,8 @@ def derived(model: Path, adapter: Path | None, log: Callable[[str], None]) -> Pa
     """
     model, adapter = model.absolute(), adapter and adapter.absolute()
     inputs = _inputs(model, adapter)
-    name = hashlib.sha256(json.dumps([str(model), str(adapter)]).encode("utf-8", "surrogatepass")).hexdigest()
+    identity = json.dumps([str(model), str(adapter), *set_flags()]).encode("utf-8", "surrogatepass")
+    name = hashlib.sha256(identity).hexdigest()
     folder = _cache() / f"{(adapter or model).name.removesuffix('.gguf')}-{name[:12]}"
     record = _read(folder / RECORD)
     if record.get("inputs") != inputs:
@@ -141,7 +173,7 @@ def _derive_in_child(model: Path, adapter: Path | None, folder: Path) -> list[st
     if "torch" in sys.modules:
         return derive(model, adapter, folder)
     more = [] if adapter is None else ["--adapter", str(adapter)]
-    arguments = [str(model), "-o", str(folder), *more, *(flag for flag in set_flags() if "trust" in flag)]
+    arguments = [str(model), "-o", str(folder), *more, *(flag for flag in set_flags() if flag != STRICT)]
     child = subprocess.run(
         [sys.executable, "-m", "export.derive", *arguments],
         stdin=subprocess.DEVNULL,
@@ -164,9 +196,10 @@ def _replace(staged: Path, folder: Path) -> None:
 
 def _inputs(model: Path, adapter: Path | None) -> list[list[Any]]:
     """The state of all files that a derived checkpoint depends on: of the model, and of this program."""
-    sources = [path for name in ("export", "o2o/weights") for path in (_ROOT / name).glob("*.py")]
+    code = ("export", "export/authoring", "export/models", "o2o/weights")
+    sources = [path for name in code for path in (_ROOT / name).glob("*.py")]
     folders = [folder for folder in (model, adapter) if folder is not None and folder.is_dir()]
-    files = [model] if model.is_file() else []
+    files = [path for path in (model, model_file()) if path is not None and path.is_file()]
     files += [path for folder in folders for path in folder.iterdir() if path.is_file()]
     states = ((path, path.stat()) for path in sorted([*files, *sources]))
     return [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
@@ -203,14 +236,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    from export.loading_flags import TRUST, add_loading_flags
+    from export.loading_flags import MODEL_FILE, TRUST, add_loading_flags
 
     parser = Parser(prog="derive", description=__doc__)
     parser.add_argument("model", metavar="MODEL", type=Path)
     parser.add_argument("-o", "--output", metavar="FOLDER", type=Path, required=True)
     parser.add_argument("--adapter", metavar="DIR", type=Path)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    add_loading_flags(parser, TRUST)
+    add_loading_flags(parser, TRUST, MODEL_FILE)
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def body() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from export.derive import derived, needs_derivation
-from export.loading_flags import is_trusted
+from export.loading_flags import is_trusted, model_file
 from o2o.errors import ModelError, UsageError
 from o2o.weights import derived_checkpoint
 from o2o.weights.gguf_file import is_gguf
@@ -21,6 +21,7 @@ WANTED = [
     *("*.tiktoken", "chat_template*", "additional_chat_templates/*"),
 ]
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 ADAPTER_WANTED = (
     "adapter_config.json",
     "adapter_model.*",
@@ -81,7 +82,7 @@ def _local(model: str | os.PathLike[str], fetch: bool, wanted: Sequence[str] = (
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path
-    if name and path.is_file() and is_gguf(path):
+    if name and path.is_file() and (is_gguf(path) or (model_file() and path.suffix in WEIGHT_SUFFIXES)):
         return path
     if name and path.exists():
         wrong = "is not a GGUF file" if path.suffix == ".gguf" else "is a file"

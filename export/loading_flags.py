@@ -1,4 +1,4 @@
-"""The flags that decide how a checkpoint is loaded: `--strict` and `--trust-remote-code`.
+"""The flags that decide how a checkpoint is loaded: `--strict`, `--trust-remote-code`, `--model-file`.
 
 A flag is set for the process and for its child processes: each command of a conversion loads the checkpoint.
 
@@ -11,17 +11,24 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
+
+from export.models import built_in
 
 STRICT = "--strict"
 TRUST = "--trust-remote-code"
-VARIABLES = {STRICT: "O2O_STRICT", TRUST: "O2O_TRUST_REMOTE_CODE"}
-"""The environment variable behind each flag; it is set to 1."""
+MODEL_FILE = "--model-file"
+VARIABLES = {STRICT: "O2O_STRICT", TRUST: "O2O_TRUST_REMOTE_CODE", MODEL_FILE: "O2O_MODEL_FILE"}
+"""The environment variable behind each flag: 1, or the path of the model file."""
 
 
 class _Set(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        os.environ[VARIABLES[self.option_strings[0]]] = "1"
+        path = None if self.nargs == 0 else Path(values)
+        if path is not None and not path.is_file():
+            parser.error(f"{self.option_strings[0]} {path}: no such file")
+        os.environ[VARIABLES[self.option_strings[0]]] = "1" if path is None else str(path.absolute())
 
 
 def add_loading_flags(parser: argparse.ArgumentParser, *flags: str) -> None:
@@ -33,10 +40,12 @@ def add_loading_flags(parser: argparse.ArgumentParser, *flags: str) -> None:
     """
     helps = {
         STRICT: "refuse a checkpoint with tensors that the model does not use",
+        MODEL_FILE: "the Python file that defines the model, which transformers does not know; it is run",
         TRUST: "run the checkpoint's Python code (auto_map) if transformers needs it; else it never runs",
     }
     for flag in flags or VARIABLES:
-        parser.add_argument(flag, action=_Set, nargs=0, default=argparse.SUPPRESS, help=helps[flag])
+        arguments: dict[str, Any] = {"metavar": "FILE"} if flag == MODEL_FILE else {"nargs": 0}
+        parser.add_argument(flag, action=_Set, default=argparse.SUPPRESS, help=helps[flag], **arguments)
 
 
 def add_adapter_flag(parser: argparse.ArgumentParser) -> None:
@@ -53,12 +62,36 @@ def add_adapter_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def set_flags() -> list[str]:
-    """List the flags that are set.
+    """List the flags that are set, as arguments of a command.
 
     Returns:
-        Some of `VARIABLES`.
+        Some of `VARIABLES`, `--model-file` with its path.
     """
-    return [flag for flag, variable in VARIABLES.items() if os.environ.get(variable) == "1"]
+    flags = [flag for flag in (STRICT, TRUST) if os.environ.get(VARIABLES[flag]) == "1"]
+    return [*flags, MODEL_FILE, str(path)] if (path := model_file()) else flags
+
+
+def model_file() -> Path | None:
+    """Return the Python file of `--model-file`.
+
+    Returns:
+        Its absolute path; None if the flag is not set.
+    """
+    path = os.environ.get(VARIABLES[MODEL_FILE])
+    return Path(path) if path else None
+
+
+def defining_file(model_type: object) -> Path | None:
+    """Return the Python file that defines a model type that transformers does not have.
+
+    Args:
+        model_type: The `model_type` of a config.json.
+
+    Returns:
+        The file of `--model-file`, or one of this package (`export.models`); None for other models.
+    """
+    path = model_file()
+    return path if path is not None and path.stem == model_type else built_in(model_type)
 
 
 def is_strict() -> bool:

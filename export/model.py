@@ -18,7 +18,7 @@ from export import gpt_neo
 from export.attention import NAMES, blocks_of
 from export.config import CheckpointConfig
 from export.families import Family, family_of
-from export.loading_flags import is_trusted, needs_code_reason
+from export.loading_flags import defining_file, is_trusted, needs_code_reason
 from export.mask_rules import CAUSAL, MaskRule, rules_of
 from export.options import GROUPED, check_length, parse_attention
 from export.preflight import check_model
@@ -363,6 +363,11 @@ def read_config(directory: str | os.PathLike[str]) -> Any:
     Raises:
         ModelError: transformers does not know the configuration.
     """
+    kind = CheckpointConfig.read(directory).fields.get("model_type")
+    if (path := defining_file(kind)) is not None:
+        from export.authoring.adapter import register
+
+        register(str(kind), path)
     try:
         return AutoConfig.from_pretrained(
             Path(directory), local_files_only=True, trust_remote_code=is_trusted()

@@ -14,7 +14,7 @@ from typing import Any
 from export.architectures import causal_class, causal_models, declaration, is_known, tasks_of
 from export.config import CheckpointConfig
 from export.families import family_of
-from export.loading_flags import is_trusted, needs_code_reason
+from export.loading_flags import defining_file, is_trusted, needs_code_reason
 from o2o.cli.arguments import suggestion
 from o2o.cli.text import listed
 from o2o.errors import ModelError
@@ -109,6 +109,8 @@ def _other_tasks(config: CheckpointConfig) -> Iterator[str]:
     if fields.get("is_encoder_decoder"):
         yield f"this {kind} model is an encoder-decoder: conversion supports decoder-only language models"
     elif known and kind not in known:
+        if defining_file(kind) is not None:
+            return
         if not config.needs_code:
             yield _not_causal(kind, tasks)
         elif not is_trusted():

@@ -44,7 +44,7 @@ def parser() -> Parser:
     Returns:
         The parser.
     """
-    from export.loading_flags import TRUST, add_adapter_flag, add_loading_flags
+    from export.loading_flags import MODEL_FILE, TRUST, add_adapter_flag, add_loading_flags
 
     parser = Parser(
         prog="python -m tinyllama.verify_package",
@@ -68,7 +68,7 @@ def parser() -> Parser:
     add("--max-new-tokens", metavar="N", type=positive_int, default=16, help="(%(default)s)")
     add("--tolerance", metavar="X", type=float, help="largest difference of logits (0.01 in float32)")
     add_adapter_flag(parser)
-    add_loading_flags(parser, TRUST)
+    add_loading_flags(parser, TRUST, MODEL_FILE)
     add_engine_flags(parser)
     add("--debug", action="store_true", help="show the engine's log, and tracebacks")
     return parser

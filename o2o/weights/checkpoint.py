@@ -65,27 +65,50 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         OSError: A file cannot be read.
     """
     directory = Path(directory)
-    adapter = (
-        f"it holds an adapter (LoRA) alone, {adapter_file(directory)}: give the base model, and this folder "
-        "as --adapter"
-    )
     if not (directory / "config.json").is_file():
-        reason = adapter if adapter_file(directory) else "not a Hugging Face checkpoint"
+        reason = _adapter_alone(directory) if adapter_file(directory) else "not a Hugging Face checkpoint"
         raise ModelError(f"{directory} has no config.json: {reason}")
+    return Checkpoint(directory, open_weights(directory))
+
+
+def open_weights(place: Path) -> Mapping[str, WeightSource]:
+    """Find the tensors of a folder, or of one file.
+
+    Args:
+        place: A folder, with or without `config.json`, or a file of safetensors or of `torch.save`.
+
+    Returns:
+        The tensors by name. Only headers were read.
+
+    Raises:
+        ModelError: A file is missing, truncated or has another format; the message names it.
+        OSError: A file cannot be read.
+    """
+    if place.is_file():
+        reader = safetensors.read_header if place.suffix == ".safetensors" else pytorch_file.read_header
+        return reader(place)
+    directory = place
     for index, single, read_header in WEIGHT_FILES:
         if index != single and (directory / index).is_file():
-            return Checkpoint(directory, _sharded(directory / index, read_header))
+            return _sharded(directory / index, read_header)
         if (directory / single).is_file():
-            return Checkpoint(directory, read_header(directory / single))
+            return read_header(directory / single)
     files = sorted(file for file in directory.iterdir() if file.suffix in (".pt", ".pth") and file.is_file())
     if not files and adapter_file(directory):
-        raise ModelError(f"{directory} has no weights of a model: {adapter}")
+        raise ModelError(f"{directory} has no weights of a model: {_adapter_alone(directory)}")
     if not files:
         raise ModelError(f"{directory} has no weights: it needs .safetensors, .bin, .pt or .pth files")
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:4])
         raise ModelError(f"{directory} has several files of weights ({names}): remove all but one")
-    return Checkpoint(directory, pytorch_file.read_header(files[0]))
+    return pytorch_file.read_header(files[0])
+
+
+def _adapter_alone(directory: Path) -> str:
+    return (
+        f"it holds an adapter (LoRA) alone, {adapter_file(directory)}: give the base model, and this folder "
+        "as --adapter"
+    )
 
 
 def _sharded(index: Path, read_header: Reader) -> dict[str, WeightSource]:

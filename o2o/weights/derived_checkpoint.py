@@ -22,6 +22,7 @@ from o2o.errors import ModelError
 from o2o.weights.derived_tensor import (
     Concatenated,
     DerivedTensor,
+    Element,
     Expression,
     Leaf,
     LowRank,
@@ -123,6 +124,8 @@ def _dump(expression: Expression, files: list[Path]) -> dict[str, Any]:
     fields: dict[str, Any] = {"op": type(expression).__name__, "of": operands}
     if isinstance(expression, Rows):
         fields["ranges"] = [list(part) for part in expression.ranges]
+    if isinstance(expression, Element):
+        fields["index"] = expression.index
     if isinstance(expression, Shifted):
         fields["value"] = expression.value
     if isinstance(expression, Sum):
@@ -140,6 +143,8 @@ def _load(fields: dict[str, Any], files: list[Path]) -> Expression:
     match fields["op"]:
         case "Rows":
             return Rows(operands[0], tuple((int(a), int(b), int(c)) for a, b, c in fields["ranges"]))
+        case "Element":
+            return Element(operands[0], int(fields["index"]))
         case "Concatenated":
             return Concatenated(tuple(operands))
         case "Transposed":

@@ -142,6 +142,36 @@ def _taken(of: Expression, index: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Element(Expression):
+    """One element of a tensor along its first axis: one layer of a stack of layers.
+
+    Attributes:
+        of: The stack [layers, rows, ...].
+        index: The layer.
+    """
+
+    of: Expression
+    index: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape[1:]
+
+    @property
+    def operands(self) -> Sequence[Expression]:
+        return (self.of,)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        if isinstance(self.of, Leaf):
+            width = math.prod(self.shape[1:])
+            first = self.index * self.shape[0] + start
+            source = self.of.source
+            numbers = source.as_float32(source.read(first * width, (stop - start) * width))
+            return numbers.reshape(stop - start, *self.shape[1:])
+        return self.of.rows(self.index, self.index + 1)[0][start:stop]
+
+
+@dataclass(frozen=True)
 class Concatenated(Expression):
     """The rows of several tensors, one after the other.
 

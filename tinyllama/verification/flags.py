@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from export.loading_flags import TRUST, add_loading_flags
+from export.loading_flags import MODEL_FILE, TRUST, add_loading_flags
 from o2o.cli.arguments import Parser, positive_int
 from o2o.cli.command import run
 from o2o.errors import UsageError
@@ -40,7 +40,7 @@ def parser(program: str, doc: str | None, prompts: Sequence[str] = TURBOPROP) ->
         help=f"may be given several times (default: {' '.join(map(repr, prompts))})",
     )
     add("--max_new_tokens", metavar="N", type=positive_int, default=30, help="(%(default)s)")
-    add_loading_flags(parser, TRUST)
+    add_loading_flags(parser, TRUST, MODEL_FILE)
     add("--debug", action="store_true", help="show where an error comes from")
     parser.set_defaults(default_prompts=list(prompts))
     return parser

@@ -1,0 +1,93 @@
+"""The derived checkpoint of a model of one's own: its configuration, and its weights by their own names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.authoring.adapter import SOURCE
+from export.authoring.model_file import PER_LAYER, SIZES, load
+from export.authoring.tensor_names import apply
+from export.package_files import copy_package_files
+from o2o.cli.text import counted, listed
+from o2o.errors import ModelError
+from o2o.weights.checkpoint import open_weights
+from o2o.weights.derived_checkpoint import FILE, write_index
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+PREFIX = "model."  # of the model within `AuthoredModel`
+
+
+def derive_authored(model: Path, model_file: Path, model_type: str, folder: Path) -> list[str]:
+    """Make a derived checkpoint.
+
+    Args:
+        model: The checkpoint's folder, which need not have a config.json, or one file of weights.
+        model_file: The Python file that defines the model.
+        model_type: The model type of the derived checkpoint.
+        folder: An empty folder to fill.
+
+    Returns:
+        Lines for the user: what was left out.
+
+    Raises:
+        ModelError: The model file fails, or the checkpoint does not fit it.
+        OSError: A file cannot be read or written.
+    """
+    source = load(model_file)
+    directory = model if model.is_dir() else model.parent
+    fields = _fields(directory / "config.json") if model.is_dir() else {}
+    config = source.config(fields)
+    with torch.device("meta"):
+        built = source.build(config)
+    parameters: dict[str, tuple[int, ...]] = {}
+    aliases: dict[str, list[str]] = {}
+    names: dict[int, str] = {}
+    for name, tensor in built.state_dict(keep_vars=True).items():
+        first = names.setdefault(id(tensor), name)
+        if first == name:
+            parameters[name] = tuple(tensor.shape)
+        else:
+            aliases.setdefault(first, []).append(name)
+    try:
+        weights, surplus = apply(source.tensor_names, parameters, aliases, open_weights(model))
+    except ModelError as error:
+        raise ModelError(f"{model}, {model_file.name}: {error}") from error
+    derived = {**_sizes(config), "model_type": model_type, "architectures": ["AuthoredForCausalLM"]}
+    derived |= {SOURCE: fields} | {name: fields[name] for name in TOKEN_IDS if name in fields}
+    derived["tie_word_embeddings"] = bool(aliases)
+    (folder / "config.json").write_text(json.dumps(derived), encoding="utf-8")
+    write_index(folder / FILE, {PREFIX + name: expression for name, expression in weights.items()})
+    if model.is_dir():
+        copy_package_files(folder, model, without=("config.json",))
+    if not surplus:
+        return []
+    count = counted(len(surplus), "tensor")
+    return [f"{model.name}: skipped {count} without a parameter: {listed(surplus, 4)}"]
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    """The sizes that plans and estimates read; the largest of those that differ from layer to layer."""
+    sizes: dict[str, Any] = {name: getattr(config, name) for name in SIZES}
+    for name in (*PER_LAYER, "intermediate_size"):
+        value = getattr(config, name, None)
+        sizes[name] = max(value) if isinstance(value, list | tuple) else value
+    window = getattr(config, "sliding_window", None)
+    windows = [size for size in (window if isinstance(window, list | tuple) else [window]) if size]
+    return sizes | {"sliding_window": min(windows, default=None)}
+
+
+def _fields(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return fields
