@@ -6,21 +6,27 @@ import argparse
 
 from o2o.filters.fusion import Fusion
 from o2o.model import Model
-from o2o.rewriting.bmm_lhs_const import BmmLhsConstRule
+from o2o.rewriting.bmm_const import BmmConstRule
 
 
 class FuseBmmLhsConst(Fusion):
-    """Convert BATCH_MATMUL with a constant left operand to FULLY_CONNECTED.
+    """Convert BATCH_MATMUL with a constant operand to FULLY_CONNECTED.
 
         A const [.., M, K] -+                                  x [.., K, N] - TRANSPOSE [.., N, K]
                             BATCH_MATMUL [.., M, N]     =>                        |
         x [.., K, N] -------+      |                              A [M, K] -- FULLY_CONNECTED [.., N, M]
                                TRANSPOSE [.., N, M]
 
+        x [.., M, K] -------+                           =>    x [.., M, K] -- FULLY_CONNECTED [.., M, N]
+        A const [K, N] -----BATCH_MATMUL [.., M, N]                   A' [N, K] -+
+
     A x = (x' A')', and FULLY_CONNECTED with weights A computes x' A'. If a TRANSPOSE of the result exists,
     its output is replaced; else a TRANSPOSE is added. If K or N is 1, x is reshaped, not transposed: rotary
     frequencies times positions are such a product.
-    Left alone: a left operand that differs between batches or is not float.
+    A constant right operand is transposed: it becomes the weights of a linear layer, as in GPT-2, which
+    quantize.weights.py then quantizes. A reference to a checkpoint's tensor stays one; bind.weights.py
+    transposes the numbers.
+    Left alone: a constant that differs between batches or is not float.
     """
 
     name = "fuse.bmm_lhs_const.py"
@@ -28,8 +34,8 @@ class FuseBmmLhsConst(Fusion):
     usage_example = "merge.circles.py prefill.circle decode.circle | fuse.bmm_lhs_const.py > model.circle"
     noun = "product"
 
-    def rule(self, model: Model, args: argparse.Namespace) -> BmmLhsConstRule:
-        return BmmLhsConstRule()
+    def rule(self, model: Model, args: argparse.Namespace) -> BmmConstRule:
+        return BmmConstRule()
 
 
 main = FuseBmmLhsConst.main

@@ -10,8 +10,8 @@ file, under the name `o2o.weights`, keyed by the number of the (empty) buffer:
 does not need. Otherwise the tensor's numbers are in the model, and the value is their digest
 (`o2o.weights.weight_source.WeightSource.digest`).
 
-A buffer with `"added": 1.0` holds the tensor's numbers plus 1, as Gemma's norms multiply by 1 + weight. Such
-a record has version 2.
+A buffer with `"transposed": true` holds the transposed matrix (GPT-2 stores its linear layers so). One with
+`"added": 1.0` holds the numbers plus 1 (Gemma's norms multiply by 1 + weight). Such a record has version 2.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class UnboundTensor(StreamedTensor):
         stored_shape: tuple[int, ...],
         shape: tuple[int, ...] | None = None,
         added: float = 0.0,
+        transposed: bool = False,
     ) -> None:
         """Refer to a tensor of a checkpoint.
 
@@ -53,22 +54,24 @@ class UnboundTensor(StreamedTensor):
             tensor_name: The name of the tensor in that file.
             dtype: The dtype of the constant; the file may store another one.
             stored_shape: The shape of the tensor in the file.
-            shape: The shape of the constant; None for `stored_shape`.
+            shape: The shape of the constant; None for `stored_shape`, reversed if it is transposed.
             added: A number that is added to each element.
+            transposed: Whether the constant holds the transposed matrix.
 
         Raises:
             ModelError: The two shapes differ in their number of elements.
         """
-        shape = stored_shape if shape is None else shape
+        if shape is None:
+            shape = stored_shape[::-1] if transposed else stored_shape
         if math.prod(shape) != math.prod(stored_shape):
             raise ModelError(f"{name} is {list(shape)} but refers to {tensor_name}, {list(stored_shape)}")
         super().__init__(dtype, shape, name)
         self.path, self.tensor_name, self.stored_shape = path, tensor_name, stored_shape
-        self.added = added
+        self.added, self.transposed = added, transposed
 
     @property
     def key(self) -> Hashable:
-        return self.path, self.tensor_name, self.dtype, self.added
+        return self.path, self.tensor_name, self.dtype, self.added, self.transposed
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         raise ModelError(
@@ -76,8 +79,7 @@ class UnboundTensor(StreamedTensor):
         )
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> UnboundTensor:
-        stored = self.path, self.tensor_name, self.dtype, self.stored_shape
-        return UnboundTensor(name, *stored, shape, self.added)
+        return self._changed(name, shape, self.added, self.transposed)
 
     def plus(self, number: float, name: str) -> UnboundTensor:
         """Return a tensor whose elements are larger by a number.
@@ -89,8 +91,30 @@ class UnboundTensor(StreamedTensor):
         Returns:
             A reference to the same stored tensor.
         """
+        return self._changed(name, tuple(self.shape.numpy()), self.added + number, self.transposed)
+
+    def transpose(self, name: str) -> UnboundTensor:
+        """Return the transposed matrix.
+
+        Args:
+            name: The name of the new tensor.
+
+        Returns:
+            A reference to the same stored tensor.
+
+        Raises:
+            ModelError: The stored tensor is no matrix of this tensor's shape.
+        """
+        shape = tuple(self.shape.numpy())
+        if shape != (self.stored_shape[::-1] if self.transposed else self.stored_shape) or len(shape) != 2:
+            raise ModelError(f"{self.name} {list(shape)} cannot be transposed: bind its weights first")
+        return self._changed(name, shape[::-1], self.added, not self.transposed)
+
+    def _changed(
+        self, name: str, shape: tuple[int, ...], added: float, transposed: bool
+    ) -> UnboundTensor:
         stored = self.path, self.tensor_name, self.dtype, self.stored_shape
-        return UnboundTensor(name, *stored, tuple(self.shape.numpy()), self.added + number)
+        return UnboundTensor(name, *stored, shape, added, transposed)
 
 
 def dumps(tensors: Mapping[int, UnboundTensor], unused: Mapping[str, Mapping[str, str]]) -> bytes | None:
@@ -107,7 +131,7 @@ def dumps(tensors: Mapping[int, UnboundTensor], unused: Mapping[str, Mapping[str
         return None
     files = list(dict.fromkeys([*(str(tensor.path) for tensor in tensors.values()), *unused]))
     record = {
-        "version": VERSION if any(tensor.added for tensor in tensors.values()) else 1,
+        "version": VERSION if any(t.added or t.transposed for t in tensors.values()) else 1,
         "files": files,
         "unused": [dict(sorted(unused.get(file, {}).items())) for file in files],
         "buffers": {
@@ -116,6 +140,7 @@ def dumps(tensors: Mapping[int, UnboundTensor], unused: Mapping[str, Mapping[str
                 "tensor": tensor.tensor_name,
                 "shape": list(tensor.stored_shape),
                 **({"added": tensor.added} if tensor.added else {}),
+                **({"transposed": True} if tensor.transposed else {}),
             }
             for index, tensor in tensors.items()
         },
@@ -130,8 +155,8 @@ def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, s
         data: The JSON.
 
     Returns:
-        By buffer number, the arguments `path`, `tensor_name`, `stored_shape` and `added` of an
-        `UnboundTensor`; and the unused tensors of each file.
+        By buffer number, the arguments `path`, `tensor_name`, `stored_shape`, `added` and `transposed` of
+        an `UnboundTensor`; and the unused tensors of each file.
 
     Raises:
         ModelError: The JSON is damaged, or its version is newer than this program.
@@ -144,6 +169,7 @@ def loads(data: bytes) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, s
                 "tensor_name": str(entry["tensor"]),
                 "stored_shape": tuple(int(dim) for dim in entry["shape"]),
                 "added": float(entry.get("added", 0)),
+                "transposed": bool(entry.get("transposed", False)),
             }
             for index, entry in record["buffers"].items()
         }

@@ -16,6 +16,7 @@ from o2o.model import Model
 from o2o.weights import derived_checkpoint, pytorch_file, safetensors
 from o2o.weights.checkpoint import open_checkpoint
 from o2o.weights.checkpoint_tensor import CheckpointTensor
+from o2o.weights.derived_tensor import DerivedTensor, Shifted, Transposed, expression_of
 from o2o.weights.weight_source import WeightSource
 
 
@@ -57,9 +58,20 @@ def weight_of(external: UnboundTensor, stored: WeightSource | None = None) -> Ch
     if stored.shape != external.stored_shape:
         shapes = f"with shape {list(stored.shape)}, the model expects {list(external.stored_shape)}"
         raise ModelError(f"{stored.path} has {stored.name} {shapes}")
-    shape = tuple(external.shape.numpy())
     name = external.name or external.tensor_name
-    return CheckpointTensor(name, stored, external.dtype, shape, external.added)
+    return CheckpointTensor(name, _computed(external, stored), external.dtype, tuple(external.shape.numpy()))
+
+
+def _computed(external: UnboundTensor, stored: WeightSource) -> WeightSource:
+    """The stored tensor as the external one refers to it: transposed, and with a number added."""
+    expression = expression_of(stored)
+    if external.transposed:
+        expression = Transposed(expression)
+    if external.added:
+        expression = Shifted(expression, external.added)
+    if not (external.transposed or external.added):
+        return stored
+    return DerivedTensor(stored.name, stored.path, expression)
 
 
 def tensors_in(path: Path, required_by: str) -> dict[str, WeightSource]:

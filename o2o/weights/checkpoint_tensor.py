@@ -33,7 +33,6 @@ class CheckpointTensor(StreamedTensor):
         stored: WeightSource,
         dtype: ir.DataType,
         shape: tuple[int, ...] | None = None,
-        added: float = 0.0,
     ) -> None:
         """Refer to a tensor of a checkpoint.
 
@@ -42,7 +41,6 @@ class CheckpointTensor(StreamedTensor):
             stored: The tensor in the checkpoint.
             dtype: The dtype of the constant: float32, float16 or bfloat16.
             shape: The shape of the constant; None for the stored shape.
-            added: A number that is added to each element, in float32.
 
         Raises:
             ModelError: The stored tensor is not floating point, or `dtype` is another one.
@@ -51,11 +49,11 @@ class CheckpointTensor(StreamedTensor):
         if dtype not in DTYPES:
             raise ModelError(f"cannot store weight {name} as {dtype}: use float32, float16 or bfloat16")
         super().__init__(dtype, stored.shape if shape is None else shape, name)
-        self.stored, self.added = stored, added
+        self.stored = stored
 
     @property
     def key(self) -> Hashable:
-        return self.stored.key, self.dtype, self.added
+        return self.stored.key, self.dtype
 
     @property
     def is_converted(self) -> bool:
@@ -64,13 +62,11 @@ class CheckpointTensor(StreamedTensor):
     def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
         dtype = DTYPES[self.dtype][1]
         for chunk in self.stored.chunks(size // dtype.itemsize):
-            if self.added:
-                chunk = chunk.astype(np.float32) + np.float32(self.added)
             yield cast(chunk, dtype, self.stored.path, self.stored.name).view(np.uint8).data
 
     def tofile(self, file: BinaryIO) -> None:
         stored = self.stored
-        if self.added or not isinstance(stored, StoredTensor) or DTYPES[self.dtype][0] != stored.dtype:
+        if not isinstance(stored, StoredTensor) or DTYPES[self.dtype][0] != stored.dtype:
             super().tofile(file)
             return
         offset = stored.offset
@@ -82,17 +78,4 @@ class CheckpointTensor(StreamedTensor):
                 raise ModelError(f"{stored.path}: the file became shorter while it was read") from None
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> CheckpointTensor:
-        return CheckpointTensor(name, self.stored, self.dtype, shape, self.added)
-
-    def plus(self, number: float, name: str) -> CheckpointTensor:
-        """Return a tensor whose elements are larger by a number.
-
-        Args:
-            number: The number.
-            name: The name of the new tensor.
-
-        Returns:
-            A reference to the same stored tensor.
-        """
-        shape = tuple(self.shape.numpy())
-        return CheckpointTensor(name, self.stored, self.dtype, shape, self.added + number)
+        return CheckpointTensor(name, self.stored, self.dtype, shape)

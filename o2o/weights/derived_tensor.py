@@ -334,9 +334,7 @@ class DerivedTensor(WeightSource):
 
     @property
     def key(self) -> Hashable:
-        if isinstance(self.expression, Leaf):
-            return self.expression.source.key
-        return self.path, self.name
+        return self.expression.source.key if isinstance(self.expression, Leaf) else self.expression
 
     @property
     def read_size(self) -> int:
