@@ -17,7 +17,7 @@ from o2o.quantization.recipes import NONE, find_recipe
 
 PIPE = """
 merge.circles.py {graphs} \\
-  | fuse.attention.py --core | fuse.rms_norm.py | fuse.rope.py | gc.py {quantize}\\
+  | fuse.attention.py --core | fuse.rms_norm.py | fuse.rope.py | fuse.bmm_lhs_const.py | gc.py {quantize}\\
   | lower.litert.py{lower} | {sign} {bucket}{wrap}| bind.weights.py {output}
 """
 WRITE = "-o model.tflite"

@@ -39,7 +39,6 @@ COVERED = {
         "o2o/errors.py",
     ],
     "tests/o2o/filters/test_defects.py": [
-        "o2o/check/checkpoint.py",
         "o2o/check/derived_roles.py",
         "o2o/check/interface.py",
         "o2o/check/small_tables.py",
@@ -80,7 +79,7 @@ COVERED = {
         "o2o/rewriting/attention/sdpa.py",
     ],
     "tests/o2o/filters/test_fuse_bmm_lhs_const.py": [
-        "o2o/rewriting/bmm_lhs_const.py",
+        "o2o/rewriting/bmm_const.py",
     ],
     "tests/o2o/filters/test_fuse_fc.py": [
         "o2o/rewriting/stacked_fully_connected.py",

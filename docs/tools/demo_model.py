@@ -18,8 +18,9 @@ RESULTS = Path(__file__).with_name("demo_model.json")
 
 NOTES = {
     "bind.weights.py": "These graphs hold their weights. `o2o convert` exports graphs that refer to them.",
-    "fuse.bmm_lhs_const.py": "No graph has a BATCH_MATMUL with a constant left operand: rotary frequencies "
-    "times positions are a MUL here. The pipeline has this filter for models that have such a product.",
+    "fuse.bmm_lhs_const.py": "No graph has a BATCH_MATMUL with a constant operand. Linear layers are "
+    "FULLY_CONNECTED; rotary frequencies times positions are a MUL. The pipeline has this filter for "
+    "models with such products: GPT-2's linear layers.",
     "fuse.rope.py": "In decode, ATTENTION rotates the queries and keys: no rotation is left.",
     "raise.circle.py": "It prints nothing when it succeeds.",
     "reshape.fc_weight.py": "All weights are matrices already.",

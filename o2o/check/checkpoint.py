@@ -63,5 +63,13 @@ def _read(tensor: UnboundTensor, checkpoint: str | None) -> np.ndarray | None:
         if entry is not None and entry["dtype"] in DTYPES:
             first, end = entry["data_offsets"]
             dtype = np.dtype(DTYPES[entry["dtype"]])
-            return np.fromfile(path, dtype, (end - first) // dtype.itemsize, offset=8 + size + first)
+            numbers = np.fromfile(path, dtype, (end - first) // dtype.itemsize, offset=8 + size + first)
+            return _computed(tensor, numbers)
     return None
+
+
+def _computed(tensor: UnboundTensor, numbers: np.ndarray) -> np.ndarray:
+    """The numbers that a reference stands for [count], given those of the stored tensor [count]."""
+    if tensor.transposed:
+        numbers = numbers.reshape(tensor.stored_shape).T.reshape(-1)
+    return numbers.astype(np.float32) + np.float32(tensor.added) if tensor.added else numbers

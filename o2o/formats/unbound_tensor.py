@@ -93,6 +93,12 @@ class UnboundTensor(StreamedTensor):
         """
         return self._changed(name, tuple(self.shape.numpy()), self.added + number, self.transposed)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has the axes of a stored matrix."""
+        axes = self.stored_shape[::-1] if self.transposed else self.stored_shape
+        return len(axes) == 2 and tuple(self.shape.numpy()) == axes
+
     def transpose(self, name: str) -> UnboundTensor:
         """Return the transposed matrix.
 
@@ -105,14 +111,11 @@ class UnboundTensor(StreamedTensor):
         Raises:
             ModelError: The stored tensor is no matrix of this tensor's shape.
         """
-        shape = tuple(self.shape.numpy())
-        if shape != (self.stored_shape[::-1] if self.transposed else self.stored_shape) or len(shape) != 2:
-            raise ModelError(f"{self.name} {list(shape)} cannot be transposed: bind its weights first")
-        return self._changed(name, shape[::-1], self.added, not self.transposed)
+        if not self.is_matrix:
+            raise ModelError(f"{self.name} {list(self.shape)} cannot be transposed: bind its weights first")
+        return self._changed(name, tuple(self.shape.numpy())[::-1], self.added, not self.transposed)
 
-    def _changed(
-        self, name: str, shape: tuple[int, ...], added: float, transposed: bool
-    ) -> UnboundTensor:
+    def _changed(self, name: str, shape: tuple[int, ...], added: float, transposed: bool) -> UnboundTensor:
         stored = self.path, self.tensor_name, self.dtype, self.stored_shape
         return UnboundTensor(name, *stored, shape, added, transposed)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import is_constant, is_plain, storage_key, with_shape
+from o2o.formats.tensors import is_constant, is_plain, with_shape
+from o2o.formats.transposed_tensor import TransposedTensor
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import DOMAIN, Model, attribute, shape_of
 from o2o.rewriting.builder import Builder, add_tensor
@@ -16,73 +15,68 @@ from o2o.rewriting.matchers import constant_ints, fail
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rewrite_rule import RewriteRule
 
-LEFT, RIGHT = 0, 1
 ADJOINT = ("adjointLhs", "adjointRhs")
 
 
 @dataclass(frozen=True)
 class Product:
-    """BATCH_MATMUL of a constant and x, and the TRANSPOSE of its result, if any.
+    """A BATCH_MATMUL with a constant operand, as a product of x [..., rows, K] and weights [columns, K].
 
     Attributes:
-        matmul: A x, A [..., M, K] and x [..., K, N]; or x A, x [..., M, K] and A [K, N].
-        side: `LEFT` or `RIGHT`, the operand that is A.
-        transposed: A TRANSPOSE of the last two axes of A x, its only user.
+        matmul: A x, where A is constant, or x A.
+        constant: A.
+        x: The other operand.
+        swaps_x: Whether the last two axes of x must be swapped before.
+        weights: A or its transpose, as a matrix.
+        result: The value to replace: A x, its transpose if a TRANSPOSE is its only user, or x A.
+        swaps_result: Whether the last two axes must be swapped after.
     """
 
     matmul: ir.Node
-    side: int
-    transposed: ir.Node | None = None
-
-    @property
-    def constant(self) -> ir.Value:
-        value = self.matmul.inputs[self.side]
-        assert value is not None
-        return value
-
-    @property
-    def x(self) -> ir.Value:
-        value = self.matmul.inputs[1 - self.side]
-        assert value is not None
-        return value
-
-    def is_adjoint(self, side: int) -> bool:
-        """Whether the operator transposes an operand."""
-        return bool(attribute(self.matmul, ADJOINT[side], 0))
+    constant: ir.Value
+    x: ir.Value
+    swaps_x: bool
+    weights: ir.TensorProtocol
+    result: ir.Value
+    swaps_result: bool
 
 
 class BmmConstRule(RewriteRule):
-    """Replace A x by (x' A')', and x A by x (A')', where A is constant: FULLY_CONNECTED with weights A or A'."""
+    """Replace A x by (x' A')', and x A by x (A')', A constant. FULLY_CONNECTED has the weights A or A'."""
 
     anchors = ("BATCH_MATMUL",)
-
-    def __init__(self) -> None:
-        self._transposed: dict[Hashable, ir.TensorProtocol] = {}  # by storage: graphs share weights
 
     def candidates(self, graph: ir.Graph) -> list[ir.Node]:
         return [node for node in super().candidates(graph) if any(map(_is_constant, node.inputs))]
 
     def match(self, node: ir.Node) -> Product:
-        product = Product(node, LEFT if _is_constant(node.inputs[LEFT]) else RIGHT)
-        constant, x = product.constant, product.x
+        is_left = _is_constant(node.inputs[0])
+        constant, x = node.inputs if is_left else node.inputs[::-1]
+        assert constant is not None
+        assert x is not None
         if not is_plain(constant) or constant.dtype is None or not constant.dtype.is_floating_point():
             fail("the constant does not hold floats", constant)
         if constant.dtype != x.dtype:
             fail("the operands differ in dtype", x)
         if any(dim != 1 for dim in shape_of(constant)[:-2]):
             fail("the constant differs from batch to batch", constant)
-        if len(shape_of(node.outputs[0])) != len(shape_of(x)):
-            fail("the constant adds batch axes", node.outputs[0])
-        if product.side == RIGHT:
-            return product
-        return Product(node, LEFT, _transpose_of(node.outputs[0]))
+        result = node.outputs[0]
+        if len(shape_of(result)) != len(shape_of(x)):
+            fail("the constant adds batch axes", result)
+        left_swaps, right_swaps = (bool(attribute(node, name, 0)) for name in ADJOINT)
+        if not is_left:
+            return Product(node, constant, x, left_swaps, _weights(constant, not right_swaps), result, False)
+        weights, transposed = _weights(constant, left_swaps), _transpose_of(result)
+        if transposed is None:
+            return Product(node, constant, x, not right_swaps, weights, result, True)
+        return Product(node, constant, x, not right_swaps, weights, transposed.outputs[0], False)
 
     def rewrite(self, model: Model, graph: ir.Graph, match: Product) -> None:
-        node, x = match.matmul, match.x
-        op = Builder(graph, before=node)
-        if match.is_adjoint(1 - match.side) != (match.side == LEFT):  # its last axis is to be K
-            x = _swap(op, x, "rhs" if match.side == LEFT else "lhs")
-        weights = add_tensor(graph, self._weights(match), match.constant.name or "weights")
+        op = Builder(graph, before=match.matmul)
+        x = match.x
+        if match.swaps_x:
+            x = _swap(op, x, "lhs" if x is match.matmul.inputs[0] else "rhs")
+        weights = _weights_value(graph, match)
         product = op.node(
             "FULLY_CONNECTED",
             [x, weights, None],
@@ -91,27 +85,31 @@ class BmmConstRule(RewriteRule):
             weightsFormat=0,
             fusedActivationFunction=0,
         )
-        if match.transposed is not None:
-            replace_output(model, match.transposed.outputs[0], product)
-        elif match.side == LEFT:
-            replace_output(model, node.outputs[0], _swap(op, product, "product"))
-        else:
-            replace_output(model, node.outputs[0], product)
+        replace_output(model, match.result, _swap(op, product, "product") if match.swaps_result else product)
 
-    def _weights(self, match: Product) -> ir.TensorProtocol:
-        """The weights [rows, K], over the same bytes unless they must be transposed."""
-        tensor = match.constant.const_value
-        assert tensor is not None
-        name = match.constant.name or ""
-        matrix = with_shape(tensor, shape_of(match.constant)[-2:], name)
-        if match.is_adjoint(match.side) == (match.side == RIGHT):
-            return matrix
-        if isinstance(matrix, UnboundTensor):
-            return matrix.transpose(name)
-        key = storage_key(tensor), matrix.shape
-        if key not in self._transposed:
-            self._transposed[key] = ir.Tensor(np.ascontiguousarray(matrix.numpy().T), matrix.dtype)
-        return self._transposed[key]
+
+def _weights_value(graph: ir.Graph, match: Product) -> ir.Value:
+    """The constant with other axes; another constant if it has other users."""
+    value = match.constant
+    if value.is_graph_output() or {use.node for use in value.uses()} != {match.matmul}:
+        return add_tensor(graph, match.weights, value.name or "weights")
+    value.const_value, value.shape = match.weights, ir.Shape(match.weights.shape.numpy())
+    return value
+
+
+def _weights(value: ir.Value, swapped: bool) -> ir.TensorProtocol:
+    """A constant as a matrix, over the same bytes unless its axes are swapped."""
+    tensor, name = value.const_value, value.name or ""
+    assert tensor is not None
+    matrix = with_shape(tensor, shape_of(value)[-2:], name)
+    if not swapped:
+        return matrix
+    if not isinstance(matrix, UnboundTensor):
+        return TransposedTensor(name, matrix)
+    if not matrix.is_matrix:
+        stored = f"{matrix.tensor_name} of the checkpoint is {list(matrix.stored_shape)}"
+        fail(f"{stored}: bind weights first", value)
+    return matrix.transpose(name)
 
 
 def _is_constant(value: ir.Value | None) -> bool:

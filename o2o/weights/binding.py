@@ -63,14 +63,14 @@ def weight_of(external: UnboundTensor, stored: WeightSource | None = None) -> Ch
 
 
 def _computed(external: UnboundTensor, stored: WeightSource) -> WeightSource:
-    """The stored tensor as the external one refers to it: transposed, and with a number added."""
+    """The stored tensor, transposed and with a number added as the external one refers to it."""
+    if not (external.transposed or external.added):
+        return stored
     expression = expression_of(stored)
     if external.transposed:
         expression = Transposed(expression)
     if external.added:
         expression = Shifted(expression, external.added)
-    if not (external.transposed or external.added):
-        return stored
     return DerivedTensor(stored.name, stored.path, expression)
 
 

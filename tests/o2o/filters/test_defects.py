@@ -665,7 +665,7 @@ DEFECTS = {
         [],
         lambda: test_fuse_bmm_lhs_const.build(test_fuse_bmm_lhs_const.Form(M=5)),
         around(
-            "rewriting.bmm_lhs_const:_swap",
+            "rewriting.bmm_const:_swap",
             lambda original, op, x, name: x if name == "product" else original(op, x, name),
         ),
         "output",

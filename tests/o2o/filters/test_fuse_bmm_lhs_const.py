@@ -1,26 +1,38 @@
-"""fuse.bmm_lhs_const: a constant left operand becomes FULLY_CONNECTED's weights, and nothing changes."""
+"""fuse.bmm_lhs_const: a constant operand becomes FULLY_CONNECTED's weights, and nothing changes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o2o import formats
 from o2o.contract import Role
+from o2o.filters.fuse_bmm_lhs_const import FuseBmmLhsConst
+from o2o.filters.quantize_weights import QuantizeWeights
+from o2o.formats.tensors import storage_key, stored_bytes
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import CUSTOM_DOMAIN, Format, Model
+from o2o.quantization.recipes import NONE, RECIPES
+from o2o.weights.binding import bind
 from tests.o2o import graphs
 from tests.o2o.filters.conftest import Command
-from tests.o2o.graphs import Graph, assert_means_the_same, operators, weights
+from tests.o2o.graphs import Graph, assert_means_the_same, operators, run, weights
+from tests.o2o.weights.test_binding import NUMBERS, checkpoint
 
 
 @dataclass(frozen=True)
 class Form:
-    """A [M, K] times x [*batch, K, N], with leading axes of size 1 on A, transposed operands and results."""
+    """A [M, K] times x [*batch, K, N], with leading axes of size 1 on A, transposed operands and results.
+
+    If `constant` is "right", it is x [*batch, M, K] times A [K, N].
+    """
 
     M: int = 3
     K: int = 4
@@ -30,6 +42,7 @@ class Form:
     adjoint_lhs: bool = False
     adjoint_rhs: bool = False
     transposed: bool = False  # a TRANSPOSE of the result's last two axes follows
+    constant: str = "left"
     format: Format = "circle"
     broken: str = ""
 
@@ -46,26 +59,27 @@ BROKEN = {
 def build(form: Form) -> Model:
     broken, graph = form.broken, Graph("main")
     M, K, N, batch = form.M, form.K, form.N, list(form.batch)
-    left = weights(*[1] * form.ones, M, K)
-    if broken == "by batch":
-        left = weights(*batch, M, K)
-    if form.adjoint_lhs:
-        left = left.swapaxes(-1, -2).copy()
+    is_left = form.constant == "left"
+    matrix, other = ([M, K], [K, N]) if is_left else ([K, N], [M, K])
+    swaps, swaps_other = (form.adjoint_lhs, form.adjoint_rhs)[:: 1 if is_left else -1]
+    numbers = weights(*(batch if broken == "by batch" else [1] * form.ones), *matrix)
+    if swaps:
+        numbers = numbers.swapaxes(-1, -2).copy()
     dtype = ir.DataType.FLOAT
     if broken == "integers":
-        left, dtype = left.astype(np.int32), ir.DataType.INT32
+        numbers, dtype = numbers.astype(np.int32), ir.DataType.INT32
     if broken == "quantized":
-        left = left.astype(np.int8)
+        numbers = numbers.astype(np.int8)
     if broken == "of halves":
-        left = left.astype(np.float16)
-    constant = graph.constant("A", left)
+        numbers = numbers.astype(np.float16)
+    constant = graph.constant("A", numbers)
     if broken == "quantized":
         constant.meta["fields"] = {"quantization": graphs.per_channel([0.5])}
-    x = graph.input("x", [*batch, N, K] if form.adjoint_rhs else [*batch, K, N], dtype)
+    x = graph.input("x", [*batch, *(other[::-1] if swaps_other else other)], dtype)
     shape = [*[1] * max(form.ones - len(batch), 0), *batch, M, N]
     y = graph.op(
         "BATCH_MATMUL",
-        [constant, x],
+        [constant, x] if is_left else [x, constant],
         shape,
         dtype,
         "y",
@@ -82,8 +96,6 @@ def build(form: Form) -> Model:
 
 
 def fused(form: Form) -> tuple[Model, Model]:
-    from o2o.filters.fuse_bmm_lhs_const import FuseBmmLhsConst
-
     before, after = build(form), build(form)
     filter_ = FuseBmmLhsConst()
     filter_.apply(after, filter_.parser().parse_args([]))
@@ -100,6 +112,7 @@ def fused(form: Form) -> tuple[Model, Model]:
         adjoint_lhs=st.booleans(),
         adjoint_rhs=st.booleans(),
         transposed=st.booleans(),
+        constant=st.sampled_from(["left", "right"]),
         format=st.sampled_from(["circle", "tflite"]),
     ),
     ones=st.integers(0, 2),
@@ -108,7 +121,9 @@ def test_every_form_is_fused_and_means_the_same(form: Form, ones: int) -> None:
     before, after = fused(replace(form, ones=min(ones, len(form.batch))))
     assert operators(after)["BATCH_MATMUL"] == 0
     assert operators(after)["FULLY_CONNECTED"] == 1
-    if 1 in (form.M, form.N):  # then the result needs no moving, unless it came with a TRANSPOSE
+    if form.constant == "right":  # only an operand that was transposed before is transposed again
+        assert operators(after)["TRANSPOSE"] <= form.adjoint_lhs + form.transposed
+    elif 1 in (form.M, form.N):  # then the result needs no moving, unless it came with a TRANSPOSE
         assert operators(after)["TRANSPOSE"] <= (1 not in (form.K, form.N))
     assert_means_the_same(before, after)
 
@@ -181,22 +196,88 @@ def test_another_permutation_is_not_the_transpose_behind_it(command: Command, do
         assert_means_the_same(before, after)
 
 
+@pytest.mark.parametrize("constant", ["left", "right"])
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_near_miss_is_left_alone_and_explained(command: Command, broken: str) -> None:
+def test_a_near_miss_is_left_alone_and_explained(command: Command, broken: str, constant: str) -> None:
     form = Form(ones=2) if broken == "batch axes added" else Form()
-    before = build(replace(form, broken=broken))
+    before = build(replace(form, broken=broken, constant=constant))
     after = command(before, "--explain")
     assert operators(after) == operators(before)
     assert BROKEN[broken] in command.said
 
 
-def test_a_left_operand_that_is_no_constant_is_no_candidate(command: Command) -> None:
+def test_without_a_constant_operand_it_is_no_candidate(command: Command) -> None:
     graph = Graph("main")
     a, x = graph.input("a", [2, 3]), graph.input("x", [3, 4])
-    graph.output(
-        graph.op("BATCH_MATMUL", [a, x], [2, 4]),
-        graph.op("BATCH_MATMUL", [a, graph.constant("c", weights(3, 4))], [2, 4]),
-    )
+    graph.output(graph.op("BATCH_MATMUL", [a, x], [2, 4]))
     after = command(graph.model(), "--explain")
     assert command.said == "fuse.bmm_lhs_const.py: main: fused 0 products\n"
-    assert operators(after) == {"BATCH_MATMUL": 2}
+    assert operators(after) == {"BATCH_MATMUL": 1}
+
+
+def test_weights_that_graphs_share_are_transposed_once(command: Command) -> None:
+    model = build(Form(M=2, K=64, N=96, constant="right"))
+    other = build(Form(M=5, K=64, N=96, constant="right"))
+    other.graphs[0].initializers["A"].const_value = model.graphs[0].initializers["A"].const_value
+    model.graphs += other.graphs
+    model.signatures += [replace(other.signatures[0], name="other")]
+    size = len(formats.dumps(model))
+    after = command(model)
+    assert operators(after)["FULLY_CONNECTED"] == 2
+    assert len(formats.dumps(after)) < size + 4096
+    first, second = (graph.initializers["A"].const_value for graph in after.graphs)
+    assert storage_key(first) == storage_key(second)  # type: ignore[arg-type]
+    assert_means_the_same(model, after)
+
+
+def _with_reference(path: Path, stored_shape: tuple[int, ...]) -> Model:
+    """x [2, 5, 64] times A [64, 48], which is a tensor of a checkpoint."""
+    model = build(Form(M=5, K=64, N=48, constant="right", ones=0))
+    reference = UnboundTensor("A", path, "w", ir.DataType.FLOAT, stored_shape, (64, 48))
+    model.graphs[0].initializers["A"].const_value = reference
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_reference_to_a_checkpoint_stays_one(command: Command, tmp_path: Path, dtype: torch.dtype) -> None:
+    path = checkpoint(tmp_path, dtype)
+    before = _with_reference(path, (64, 48))
+    after = command(before)
+    reference = after.graphs[0].initializers["A"].const_value
+    assert isinstance(reference, UnboundTensor)
+    assert reference.transposed
+    assert tuple(reference.shape.numpy()) == (48, 64)
+    bind(before, partial=True)
+    bind(after, partial=True)
+    written = formats.loads(formats.dumps(after))
+    np.testing.assert_array_equal(
+        written.graphs[0].initializers["A"].const_value.numpy(),  # type: ignore[union-attr]
+        NUMBERS.to(dtype).float().numpy().T,
+    )
+    assert_means_the_same(before, written)
+
+
+def test_a_reference_to_no_matrix_is_left_alone(command: Command, tmp_path: Path) -> None:
+    """Its numbers as a matrix in another order are not known before they are bound."""
+    after = command(_with_reference(tmp_path / "model.safetensors", (64, 6, 8)), "--explain")
+    assert operators(after)["BATCH_MATMUL"] == 1
+    assert "w of the checkpoint is [64, 6, 8]: bind weights first" in command.said
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != NONE.name])
+def test_every_recipe_quantizes_the_weights(recipe: str, tmp_path: Path) -> None:
+    """Those in the model as those of a checkpoint."""
+    inside, referred = (_with_reference(checkpoint(tmp_path), (64, 48)) for _ in range(2))
+    bind(inside, partial=True)
+    exact = formats.loads(formats.dumps(inside))
+    outputs = []
+    for model in (inside, referred):
+        for filter_, *arguments in ((FuseBmmLhsConst(), []), (QuantizeWeights(), ["--recipe", recipe])):
+            filter_.apply(model, filter_.parser().parse_args(*arguments))
+        outputs.append(formats.dumps(model))
+    assert outputs[0] == outputs[1]
+    quantized = formats.loads(outputs[0])
+    assert stored_bytes(quantized) < 0.6 * stored_bytes(exact)
+    x = {"x": weights(2, 5, 64, seed=5)}
+    expected, actual = run(exact, x)["y"], run(quantized, x)["y"]
+    assert np.sqrt(((actual - expected) ** 2).mean()) < (0.12 if "int4" in recipe else 0.02) * expected.std()
