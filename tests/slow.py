@@ -22,6 +22,7 @@ FILES = [
     "tests/export/test_loading_flags.py",
     "tests/export/test_gpt_neo.py",
     "tests/export/test_mask_rules.py",
+    "tests/export/models/test_openelm.py",
     "tests/export/test_model.py",
     "tests/export/test_rotary.py",
     "tests/export/test_stored_names.py",

@@ -54,7 +54,7 @@ def derive_authored(model: Path, model_file: Path, model_type: str, folder: Path
         else:
             aliases.setdefault(first, []).append(name)
     try:
-        weights, surplus = apply(source.tensor_names, parameters, aliases, open_weights(model))
+        weights, surplus = apply(source.tensor_names(config), parameters, aliases, open_weights(model))
     except ModelError as error:
         raise ModelError(f"{model}, {model_file.name}: {error}") from error
     derived = {**_sizes(config), "model_type": model_type, "architectures": ["AuthoredForCausalLM"]}

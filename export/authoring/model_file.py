@@ -2,7 +2,8 @@
 
     get_model_config(fields)   the configuration, from the fields of config.json ({} without that file)
     build_model(config)        the model, a `torch.nn.Module`; see `export.authoring.building_blocks`
-    TENSOR_NAMES               optional: the names of stored tensors, see `export.authoring.tensor_names`
+    TENSOR_NAMES               optional: the names of stored tensors, see `export.authoring.tensor_names`;
+                               or a function of the configuration, `tensor_names(config)`
 
 The file runs because the user names it with `--model-file`, or because it belongs to this package.
 """
@@ -41,10 +42,22 @@ class ModelFile:
     path: Path
     module: ModuleType
 
-    @property
-    def tensor_names(self) -> TensorNames:
-        """Its table of names; empty if it has none."""
-        return getattr(self.module, "TENSOR_NAMES", {})
+    def tensor_names(self, config: Any) -> TensorNames:
+        """Return its table of names.
+
+        Args:
+            config: What `config` returned.
+
+        Returns:
+            `TENSOR_NAMES`, or what `tensor_names` returns; empty if it has neither.
+
+        Raises:
+            ModelError: The function fails.
+        """
+        function = getattr(self.module, "tensor_names", None)
+        with reports_line(self.path):
+            names: TensorNames = function(config) if function else getattr(self.module, "TENSOR_NAMES", {})
+        return names
 
     def config(self, fields: Mapping[str, Any]) -> Any:
         """Make the configuration.

@@ -197,11 +197,9 @@ def apply(
     result: dict[str, Expression] = {}
     missing: dict[str, str] = {}
     misshaped: list[str] = []
-    matched: set[str] = set()
     for parameter, shape in parameters.items():
         for alias in (parameter, *aliases.get(parameter, ())):
-            key, layer, source = _match(alias, patterns)
-            matched.add(key)
+            layer, source = _match(alias, patterns)
             try:
                 expression = source.expression(layer, read)
             except LookupError:
@@ -217,7 +215,8 @@ def apply(
     surplus = [name for name in stored if name not in used]
     problems = [f"no tensor for {_missing(missing, surplus)}"] if missing else []
     problems += misshaped[:3]
-    if unmatched := [key for key, _, _ in patterns if key not in matched]:
+    names_of_model = [*parameters, *(alias for others in aliases.values() for alias in others)]
+    if unmatched := [key for key, pattern, _ in patterns if not any(map(pattern.fullmatch, names_of_model))]:
         near = difflib.get_close_matches(unmatched[0].replace(LAYER, "0"), parameters, 1, 0.6)
         hint = f" (the nearest is {near[0]})" if near else ""
         problems.append(f"the model has no parameter {unmatched[0]}{hint}")
@@ -228,13 +227,12 @@ def apply(
     return result, surplus
 
 
-def _match(
-    name: str, patterns: Sequence[tuple[str, re.Pattern[str], Source]]
-) -> tuple[str, int | None, Source]:
-    for key, pattern, source in patterns:
-        if found := pattern.fullmatch(name):
-            return key, int(found[1]) if found.groups() else None, source
-    return "", None, _Stored(name)
+def _match(name: str, patterns: Sequence[_Pattern]) -> tuple[int | None, Source]:
+    """The number of a parameter's layer, and what the parameter is made of."""
+    for _, pattern, source in patterns:
+        if match := pattern.fullmatch(name):
+            return int(match[1]) if match.groups() else None, source
+    return None, _Stored(name)
 
 
 def _missing(missing: Mapping[str, str], surplus: Sequence[str]) -> str:
