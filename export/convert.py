@@ -100,6 +100,12 @@ def parser() -> Parser:
         default="ort",
         help="ort: ONNX Runtime's own operators too, the fastest; standard: ONNX opset 24 only (%(default)s)",
     )
+    add(
+        "--tokenizer",
+        metavar="PATH",
+        type=Path,
+        help="folder or file of the tokenizer, for a checkpoint that has none",
+    )
     add_adapter_flag(parser)
     add_loading_flags(parser)
     add("--dry-run", action="store_true", help="print the plan, check what can be checked, write nothing")
@@ -151,14 +157,15 @@ def convert(args: argparse.Namespace) -> None:
         args.if_changed,
         "--output",
         "o2o run",
+        args.tokenizer and args.tokenizer.absolute(),
     )
     plan = builder.plan(args.format, args.quantize, args.cache, args.dtype, args.onnx_form)
     if args.debug:
         plan = replace(plan, steps=[with_debug(step) for step in plan.steps])
     builder.check(plan)
-    has_tokenizer = any((directory / name).is_file() for name in TOKENIZERS)
+    has_tokenizer = args.tokenizer or any((directory / name).is_file() for name in TOKENIZERS)
     if not has_tokenizer and not any("--tokenizer DIR" in note for note in notes):
-        log(f"note: {args.model} has no tokenizer: run the package with --tokenizer DIR")
+        log(f"note: {args.model} has no tokenizer: give one with --tokenizer DIR, here or to o2o run")
     if args.dry_run:
         tensors = open_checkpoint(directory).tensors
         print(*describe(config, tensors, builder, plan), sep="\n")

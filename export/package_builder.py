@@ -18,7 +18,7 @@ from export.config import CheckpointConfig
 from export.graph_specs import GraphSpec, graph_specs
 from export.model_traits import attention_traits
 from export.options import ITEM_SIZE, CacheForm, WeightsType
-from export.package_files import copy_package_files, stale_package_files
+from export.package_files import copy_package_files, package_files, stale_package_files
 from export.processes import signals_interrupt
 from export.resources import Needs, check_disk, estimate_needs, processes_that_fit, quantized_bytes
 from export.staging import publish, staging_folder
@@ -76,6 +76,7 @@ class PackageBuilder:
         if_changed: Do nothing if the package was built from the same inputs.
         package_flag: The flag that named `package`, for messages.
         run_command: The command that runs the package, for the last message.
+        tokenizer: A folder or a file with the tokenizer, in place of the checkpoint's own.
     """
 
     checkpoint: Path
@@ -86,6 +87,7 @@ class PackageBuilder:
     if_changed: bool = False
     package_flag: str = "--package"
     run_command: str = "python -m runtime_py.run"
+    tokenizer: Path | None = None
 
     def circle(self, cache: CacheForm | None, dtype: WeightsType) -> None:
         """Build a package of Circle. See `plan` and `build`.
@@ -129,6 +131,11 @@ class PackageBuilder:
             ModelError: The checkpoint is incomplete.
         """
         recipe = find_recipe(recipe).name
+        if format == "litertlm" and self.tokenizer:
+            raise UsageError(
+                "--tokenizer excludes --format litertlm: put the files into the checkpoint's folder"
+            )
+        package_files(self.checkpoint, self.tokenizer)  # raises UsageError before anything is built
         if format == "litertlm" and not has_vocabulary(self.checkpoint):
             raise ModelError(
                 f"{self.checkpoint} has no tokenizer.json and no tokenizer.model: --format litertlm needs one"
@@ -227,8 +234,10 @@ class PackageBuilder:
             (folder / INPUTS).write_text(inputs)
             rebuilt = record.exists()  # otherwise these files may be the user's own
             record.unlink(missing_ok=True)
-            copy_package_files(self.package, self.checkpoint)
-            for stale in stale_package_files(self.package, self.checkpoint) if rebuilt else ():
+            copy_package_files(self.package, self.checkpoint, tokenizer=self.tokenizer)
+            for stale in (
+                stale_package_files(self.package, self.checkpoint, self.tokenizer) if rebuilt else ()
+            ):
                 stale.unlink()
                 self.log(f"removed {stale}, which {self.checkpoint} does not have")
             data = f"{model}.data"  # of a large ONNX model
@@ -248,6 +257,7 @@ class PackageBuilder:
         root = Path(__file__).resolve().parents[1]
         sources = sorted(path for name in ("export", "o2o") for path in (root / name).rglob("*.py"))
         files = sorted(path for path in self.checkpoint.iterdir() if path.is_file() and _is_input(path))
+        files += sorted(package_files(self.checkpoint, self.tokenizer).values()) if self.tokenizer else []
         digest = hashlib.sha256()
         state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         digest.update(json.dumps([list(steps), state, sys.version]).encode("utf-8", "surrogatepass"))

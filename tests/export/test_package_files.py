@@ -6,8 +6,11 @@ import json
 from fnmatch import fnmatch
 from pathlib import Path
 
+import pytest
+
 from export.hub import WANTED
-from export.package_files import FILES, copy_package_files
+from export.package_files import FILES, copy_package_files, package_files, stale_package_files
+from o2o.errors import UsageError
 from runtime_py.text.chat_template import ChatTemplate
 from runtime_py.text.tokenizer import load_tokenizer
 from tests.runtime_py.tokenizers_on_disk import write_byte_level
@@ -48,6 +51,40 @@ def test_a_package_has_the_tokenizer_of_its_checkpoint(tmp_path: Path) -> None:
     copied = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     there = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     assert copied == there - set(OTHERS)
+
+
+def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
+    """It replaces the checkpoint's; the configuration stays the checkpoint's."""
+    source, other = checkpoint(tmp_path / "checkpoint"), tmp_path / "other"
+    (source / "config.json").write_text("of the checkpoint")
+    other.mkdir()
+    (other / "config.json").write_text("of the tokenizer")
+    with pytest.raises(UsageError, match=r"has no tokenizer\.json and no tokenizer\.model"):
+        package_files(source, other)
+    (other / "tokenizer.json").write_text("a tokenizer")
+    package = tmp_path / "package"
+    copy_package_files(package, source, tokenizer=other)
+    names = {path.name for path in package.iterdir()}
+    assert names == {"config.json", "tokenizer.json"}
+    assert (package / "config.json").read_text() == "of the checkpoint"
+    (package / "vocab.json").write_text("of an earlier tokenizer")
+    assert stale_package_files(package, source, other) == [package / "vocab.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [("llama.model", "tokenizer.model"), ("t.json", "tokenizer.json")]
+)
+def test_a_tokenizer_of_one_file(name: str, target: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("a tokenizer")
+    assert package_files(tmp_path, tmp_path / name) == {Path(target): tmp_path / name}
+
+
+def test_a_tokenizer_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file or folder"):
+        package_files(tmp_path, tmp_path / "missing")
+    (tmp_path / "picture.png").write_text("x")
+    with pytest.raises(UsageError, match=r"give a folder, or a \.json or \.model file"):
+        package_files(tmp_path, tmp_path / "picture.png")
 
 
 def test_into_its_own_folder(tmp_path: Path) -> None:
