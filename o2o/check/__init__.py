@@ -10,6 +10,7 @@ engine_worker      what that process executes
 feeds              random inputs
 checkpoint         weights against the files of a checkpoint
 small_tables       small embeddings, with which a wrong epsilon is seen
+activation_rounding  a float model that rounds activations, as kernels of int8 weights do
 constants          constants of the same name in two models
 compare            two models
 onnx               a Circle model and its ONNX model on ONNX Runtime

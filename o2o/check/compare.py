@@ -7,30 +7,35 @@ operators' meaning in numpy if it has operators that LiteRT lacks.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from o2o import formats
-from o2o.check.constants import refuse_changed_constants
+from o2o.check.activation_rounding import is_explained, round_activations
+from o2o.check.constants import refuse_changed_constants, replace_rounded_constants
 from o2o.check.derived_roles import derive_roles, share_derived_roles
 from o2o.check.feeds import Case, cases, random_feeds
 from o2o.check.interface import (
     Expected,
     ExpectedSignature,
+    name_all,
     paired,
     refuse_changed_interface,
     signature_of,
     unchanged,
 )
-from o2o.check.reference_runner import alike, runner_of, runners_of_result
+from o2o.check.litert_runner import LiteRtRunner
+from o2o.check.reference_runner import alike, on_own_kernels, runner_of, runners_of_result
 from o2o.check.runner import Arrays, Io, Results, Runner, Slot, signatures_io
 from o2o.check.small_tables import scale_constants, tables_of
 from o2o.check.tensors import SMALLEST, adapted, caches_after, relative_difference, shared_rows
 from o2o.cli.text import counted
 from o2o.errors import ModelError
+from o2o.formats.tensor_order import tensor_order
 from o2o.model import Model
 from o2o.quantization.schemes import INT8
 from o2o.streams.temporary import temporary_folder
@@ -76,10 +81,14 @@ def check(
             refuse_changed_constants(signature.name, signature_of(olds, signature).graph, graph)
         report = _Report()
         names = "the original", "the result"
-        _compare(olds, new, expected, tolerance, names, report)
+        paths = [os.path.join(folder, f"before_{number}") for number in range(len(olds))]
+        path = os.path.join(folder, "after")
         if tolerance <= TOLERANCE:
-            paths = [os.path.join(folder, f"before_{number}") for number in range(len(olds))]
-            _compare_small(paths, os.path.join(folder, "after"), expected, tolerance, names, report)
+            _compare(olds, new, expected, tolerance, names, report)
+            _compare_small(paths, path, expected, tolerance, names, report)
+        else:
+            rounded = functools.partial(_rounded_originals, paths, path, expected)
+            _compare(olds, new, expected, tolerance, names, report, rounded=rounded)
         return report.sentence()
 
 
@@ -100,7 +109,8 @@ def check_models(first: Model, second: Model, tolerance: float, names: tuple[str
     """
     with temporary_folder() as folder:
         old, new = (
-            copied(model, os.path.join(folder, name)) for model, name in ((first, "a"), (second, "b"))
+            copied(model, os.path.join(folder, name), is_completed=False)
+            for model, name in ((first, "a"), (second, "b"))
         )
         share_derived_roles(paired(signatures_io(old), signatures_io(new), same_outputs=True), [old], new)
         expected = paired(signatures_io(old), signatures_io(new))
@@ -148,22 +158,79 @@ def _compare(
     names: tuple[str, str],
     report: _Report,
     only: Sequence[Case] | None = None,
+    rounded: Callable[[], list[_Rounded] | None] = lambda: None,
 ) -> None:
-    """Run copies of the models. Raises ModelError for an output that differs."""
+    """Run copies of the models. Raises ModelError for an output that differs.
+
+    Where one does, `rounded` gives the originals with the weights of the result. What differs from them too
+    is not explained by the rounding of weights.
+    """
     originals = [runner_of(model, names[0], or_numpy=True) for model in olds]  # first: they may fail
     results = runners_of_result(new, names[1], or_numpy=any(runner.refusal for runner in originals))
     for signature in expected:
-        for result in results:
+        for runner in results:
+            # Inner tensors of the original are read on kernels that no delegate replaces.
+            result = on_own_kernels(runner) if signature.is_part else runner
             original = alike(originals[signature.model], result)
-            _compare_signature(original, result, signature, tolerance, report, only)
+            try:
+                _compare_signature(original, result, signature, tolerance, report, only)
+            except ModelError:
+                known = rounded()
+                if known is None:
+                    raise
+                plain, rounding = known[signature.model]
+                plain = alike(plain, result)
+                _compare_signature(plain, result, signature, tolerance, report, only, rounding)
+            _refuse_failed_delegate(original, runner)
 
 
-def copied(model: Model, path: str) -> Model:
+def _refuse_failed_delegate(original: Runner, result: Runner) -> None:
+    """Refuse a result that LiteRT runs without its delegate alone, where it ran the original with it."""
+    if not (isinstance(result, LiteRtRunner) and isinstance(original, LiteRtRunner)):
+        return
+    if result.delegate_failure and not original.delegate_failure:
+        raise ModelError(
+            "--check: XNNPACK, which LiteRT uses by default, cannot run the result: "
+            f"{result.delegate_failure}"
+        )
+
+
+_Rounded = tuple[Runner, Runner]
+"""An original with the weights of the result; and the same with rounded activations."""
+
+
+def _rounded_originals(paths: Sequence[str], path: str, expected: Expected) -> list[_Rounded] | None:
+    """The originals, with the numbers that quantized weights of the result stand for; None if it has none.
+
+    `refuse_changed_constants` has compared each of these with the weight that it stands for.
+    """
+    runners: list[list[Runner]] = []
+    is_rounded = False
+    for rounds_activations in (False, True):
+        olds, new = [loaded(old) for old in paths], loaded(path)
+        share_derived_roles(expected, olds, new)
+        graphs = {
+            signature_of(olds, entry).graph: next(s.graph for s in new.signatures if s.name == entry.name)
+            for entry in expected
+        }
+        for graph, of_result in graphs.items():
+            weights = replace_rounded_constants(graph, of_result)
+            is_rounded |= bool(weights)
+            if rounds_activations:
+                round_activations(graph, weights)
+        runners.append([runner_of(old, "the original", or_numpy=True) for old in olds])
+    return list(zip(*runners, strict=True)) if is_rounded else None
+
+
+def copied(model: Model, path: str, is_completed: bool = True) -> Model:
     """Return what a file of a model holds, with its weights.
+
+    Names of tensors are those of `model`, where each is unique: a file may have one name for several tensors.
 
     Args:
         model: The model. It is not changed.
         path: Where to write the file. It must exist as long as the result.
+        is_completed: See `loaded`.
 
     Returns:
         A copy, in which a main graph without a signature has one called `main`.
@@ -171,15 +238,25 @@ def copied(model: Model, path: str) -> Model:
     Raises:
         ModelError: Weights are missing.
     """
-    formats.save(model, path)
-    return loaded(path)
+    names = {}
+    for graph in model.graphs:
+        for value in tensor_order(graph):
+            if "name" in value.meta:
+                names[value] = value.meta.pop("name")
+    try:
+        formats.save(model, path)
+    finally:
+        for value, name in names.items():
+            value.meta["name"] = name
+    return loaded(path, is_completed)
 
 
-def loaded(path: str) -> Model:
+def loaded(path: str, is_completed: bool = True) -> Model:
     """Read a model, with its weights and with roles for caches and positions.
 
     Args:
         path: The file.
+        is_completed: Complete the signatures, see `interface.name_all`.
 
     Returns:
         The model, in which a main graph without a signature has one called `main`.
@@ -189,6 +266,8 @@ def loaded(path: str) -> Model:
     """
     copy = formats.load(path)
     bind(copy, partial=True)
+    if is_completed:
+        name_all(copy)
     copy.add_default_signature("main")
     derive_roles(copy)
     return copy
@@ -219,6 +298,7 @@ def _compare_signature(
     tolerance: float,
     report: _Report,
     only: Sequence[Case] | None,
+    rounding: Runner | None = None,
 ) -> None:
     """Run a signature and its source on all cases. Raises ModelError where they differ."""
     inputs = old.io[expected.source].inputs
@@ -228,7 +308,7 @@ def _compare_signature(
         if case.is_last_resort and succeeded:
             break
         try:
-            differences = _Comparison(old, new, expected, case, tolerance).run()
+            differences = _Comparison(old, new, expected, case, tolerance, rounding).run()
         except _OriginalFails as error:
             failure = failure or error
             continue
@@ -258,6 +338,7 @@ class _Comparison:
     expected: ExpectedSignature
     case: Case
     tolerance: float
+    rounding: Runner | None = None  # `old` with rounded activations
 
     def __post_init__(self) -> None:
         self.before: Io = self.old.io[self.expected.source]
@@ -285,7 +366,10 @@ class _Comparison:
                     "a shape now that cannot be compared"
                 )
             difference = self._difference(wanted, actual, self._is_rounded(name))
-            if difference > self.tolerance and not self._is_noise(name, wanted, actual, feeds):
+            if difference > self.tolerance and not (
+                self._is_noise(name, wanted, actual, feeds)
+                or self._is_activation_rounding(name, wanted, actual, feeds)
+            ):
                 raise ModelError(
                     f"--check: {name} of {self.expected.name} differs at {self.case} by "
                     f"{_described(difference)} of its largest value; "
@@ -325,6 +409,22 @@ class _Comparison:
             noise = np.abs(other.astype(np.float64) - wanted).max(initial=0)
             gap = np.abs(actual.astype(np.float64) - wanted).max(initial=0)
         return bool(gap <= NOISE * noise <= self.tolerance)
+
+    def _is_activation_rounding(
+        self, name: str, wanted: np.ndarray, actual: np.ndarray, feeds: Arrays
+    ) -> bool:
+        """Whether an error is as large as the effect of rounded activations."""
+        output = self.expected.outputs.get(name.removeprefix("output "))
+        if self.rounding is None or output is None or not self.new.rounds_activations:
+            return False
+        if (
+            wanted.dtype.kind != "f"
+            or wanted.shape != actual.shape
+            or output.source not in self.before.outputs
+        ):
+            return False
+        error = actual.astype(np.float64) - wanted
+        return is_explained(self.old, self.rounding, self.expected.source, output.source, feeds, error)
 
     def _difference(self, wanted: np.ndarray, actual: np.ndarray, rounded: bool = False) -> float:
         """The difference that counts. Where weights were quantized, that is the error of most numbers."""

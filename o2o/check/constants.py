@@ -45,6 +45,31 @@ def refuse_changed_constants(label: str, old: ir.Graph, new: ir.Graph) -> None:
             )
 
 
+def replace_rounded_constants(old: ir.Graph, new: ir.Graph) -> list[str]:
+    """Give the constants of a graph the numbers that quantized constants of the same name stand for.
+
+    Args:
+        old: A graph of the original, changed in place.
+        new: The graph of the result that derives from it.
+
+    Returns:
+        The names of the constants that were replaced.
+    """
+    names = []
+    for name, value in new.initializers.items():
+        before = old.initializers.get(name)
+        if before is None or not (is_constant(before) and is_constant(value)):
+            continue
+        assert before.dtype is not None
+        assert before.const_value is not None
+        assert value.const_value is not None
+        is_rounded = before.dtype != value.dtype and before.dtype.is_floating_point()
+        if is_rounded and before.const_value.shape == value.const_value.shape:
+            before.const_value = ir.Tensor(dequantized(value).astype(before.dtype.numpy()), name=name)
+            names.append(name)
+    return names
+
+
 def _difference(old: ir.Value, new: ir.Value) -> str | None:
     assert old.const_value is not None
     assert new.const_value is not None

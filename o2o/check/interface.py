@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from o2o.check.runner import Io, IoTensor
+from o2o.check.runner import UNNAMED, Io, IoTensor
 from o2o.errors import ModelError
 from o2o.model import Model, Signature
 from o2o.rewriting.builder import unique_name
@@ -75,14 +75,14 @@ def unchanged(models: Sequence[Model]) -> Expected:
     """Expect the signatures of the originals, with the same inputs and outputs.
 
     Args:
-        models: The originals. A main graph without a signature gets one called `main`.
+        models: The originals. Their signatures are completed, see `name_all`.
 
     Returns:
         The expected interface.
     """
     expected = []
     for number, model in enumerate(models):
-        model.add_default_signature("main")
+        name_all(model)
         for signature in model.signatures:
             inputs, outputs = (
                 {name: ExpectedTensor(name) for name in names}
@@ -90,6 +90,26 @@ def unchanged(models: Sequence[Model]) -> Expected:
             )
             expected.append(ExpectedSignature(signature.name, number, signature.name, inputs, outputs))
     return expected
+
+
+def name_all(model: Model) -> None:
+    """Complete the signatures, so that every input and output can be fed and compared.
+
+    Args:
+        model: A model that is not written. A main graph without a signature gets one called `main`. Inputs
+            and outputs that a signature lacks get their own names in it, which `Io.unnamed` lists.
+    """
+    model.add_default_signature("main")
+    for signature in model.signatures:
+        graph = signature.graph
+        for public, values in ((signature.inputs, graph.inputs), (signature.outputs, graph.outputs)):
+            present, taken = {id(value) for value in public.values()}, set(public)
+            for value in values:
+                if id(value) not in present:
+                    name = unique_name(value.name or "", taken)
+                    public[name] = value
+                    present.add(id(value))
+                    signature.graph.meta.setdefault(UNNAMED, set()).add((signature.name, name))
 
 
 def signature_of(models: Sequence[Model], expected: ExpectedSignature) -> Signature:
@@ -189,6 +209,9 @@ def part(
 
     Returns:
         The signature with the tensors that enter and leave the part.
+
+    Raises:
+        ModelError: A resource or variant enters or leaves it.
     """
     source = signature_of(models, expected)
     computed = [value for node in nodes for value in node.outputs]
@@ -203,6 +226,12 @@ def part(
     else:
         unused = []
     needed = [v for v in source.graph.inputs if v in used or v in unused or v in last]
+    for value in (*first, *entering, *last):
+        if value.dtype is None:
+            raise ModelError(
+                f"--check: the part is cut at {value.name}, a resource or variant, which no engine can be "
+                "fed: select all operators of the original that use it"
+            )
     return replace(
         expected,
         inputs=_tensors([*first, *needed, *entering], source.inputs),
@@ -266,6 +295,8 @@ def _refuse_names(expected: ExpectedSignature, source: Io, result: Io) -> None:
             slot = known[tensor.source].slot if tensor.source in known else None
             if name not in actual and (slot is None or slot not in replaced):
                 raise ModelError(f"--check: {io} {name} of {expected.name} disappeared")
+            if name in result.unnamed and tensor.source not in source.unnamed and not expected.is_part:
+                raise ModelError(f"--check: {io} {name} of {expected.name} disappeared from the signature")
         for name, tensor_ in actual.items():
             if name not in names and (tensor_.slot is None or tensor_.slot not in returned):
                 raise ModelError(

@@ -38,6 +38,8 @@ class LiteRtRunner:
     engine = "LiteRT"
     refusal = ""
     delegates = True
+    delegate_failure = ""
+    """Why the model ran without delegates, although they were allowed."""
 
     def __init__(self, model: Model, label: str, lower: bool = False) -> None:
         """Write a model to a file that LiteRT reads.
@@ -119,15 +121,17 @@ class LiteRtRunner:
         """Make an attempt, and a second one without delegates, which fail on some models that are valid."""
         try:
             return attempt()
-        except ModelError:
+        except ModelError as error:
             if not self.delegates:
                 raise
             self.delegates = False
             try:
-                return attempt()
+                result = attempt()
             except ModelError:
                 self.delegates = True
                 raise
+            self.delegate_failure = str(error).rpartition("of the result: ")[2]
+            return result
 
     def _request(self, *request: Any, name: str | None = None) -> Any:
         try:

@@ -156,3 +156,15 @@ def alike(runner: Runner, other: Runner) -> Runner:
         if rounding and runner.delegates and not other.delegates:
             return runner.without_delegates()
     return runner
+
+
+def on_own_kernels(runner: Runner) -> Runner:
+    """Choose the kernels on which every tensor of a model can be read: those of LiteRT itself.
+
+    Args:
+        runner: The model.
+
+    Returns:
+        The model without delegates if it runs on LiteRT; else `runner`.
+    """
+    return runner.without_delegates() if isinstance(runner, LiteRtRunner) else runner

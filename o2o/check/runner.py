@@ -19,6 +19,8 @@ Arrays = dict[str, np.ndarray]
 Slot = tuple[str, int]
 UNKNOWN_LIMIT = 2
 """The limit of integers that index no table: they may be conditions, axes or shapes."""
+UNNAMED = "unnamed"
+"""The meta entry of a graph: (signature, name) of inputs and outputs that the signature lacks in the file."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Io:
         updated: Names of the inputs that a run updates in place: caches of ATTENTION.
         appended: By input: the tensor with the new rows that a CONCATENATION appends to the cache.
         in_order: Whether inputs and outputs are in the order of the graph.
+        unnamed: Names of inputs and outputs of the graph that the signature lacks in the file.
     """
 
     inputs: Mapping[str, IoTensor]
@@ -129,6 +132,7 @@ class Io:
     updated: tuple[str, ...] = ()
     appended: Mapping[str, str] = field(default_factory=dict)
     in_order: bool = True
+    unnamed: frozenset[str] = frozenset()
 
 
 def signatures_io(model: Model) -> dict[str, Io]:
@@ -153,6 +157,9 @@ def signatures_io(model: Model) -> dict[str, Io]:
             },
             list(signature.inputs.values()) == list(signature.graph.inputs)
             and list(signature.outputs.values()) == list(signature.graph.outputs),
+            frozenset(
+                name for owner, name in signature.graph.meta.get(UNNAMED, ()) if owner == signature.name
+            ),
         )
         for signature in model.signatures
     }

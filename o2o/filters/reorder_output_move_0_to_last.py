@@ -50,11 +50,15 @@ class ReorderOutputMove0ToLast(Filter):
 
         def moved(expected: ExpectedSignature) -> Tensors:
             signature = signature_of(models, expected)
-            first, *_ = signature.graph.outputs
             if args.signature not in (None, expected.source):
                 return expected.outputs
-            last = {n: t for n, t in expected.outputs.items() if signature.outputs[n] is first}
-            return {n: t for n, t in expected.outputs.items() if n not in last} | last
+            first, *others = signature.graph.outputs
+            return {
+                n: t
+                for value in (*others, first)
+                for n, t in expected.outputs.items()
+                if signature.outputs[n] is value
+            }
 
         return with_outputs(unchanged(models), moved)
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from o2o.cli.progress import LONG, progress
 from o2o.formats.litert_ops import minimum_version
 from o2o.formats.schema import DIALECTS
-from o2o.formats.tensors import with_shape
+from o2o.formats.tensors import constant_array, with_shape
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model, shape_of
 from o2o.quantization.metadata import record_step
@@ -184,9 +184,24 @@ def _apply(model: Model, use: Use, explicit: bool) -> None:
         use.node.replace_input_with(use.operand, _dequantized(use.graph, value))
     else:
         use.node.replace_input_with(use.operand, value)
+        _widen_bias(use)
         use.node.version = max(use.node.version or 1, minimum_version(use.node))
     if use.widened is not None and not use.widened.outputs[0].uses():
         use.graph.remove(use.widened, safe=True)
+
+
+def _widen_bias(use: Use) -> None:
+    """Make a float16 bias behind a DEQUANTIZE a float32 constant: XNNPACK needs one beside int8 weights."""
+    bias = use.node.inputs[2] if len(use.node.inputs) > 2 else None
+    widening = bias.producer() if bias is not None else None
+    if use.node.op_type != "FULLY_CONNECTED" or widening is None or widening.op_type != "DEQUANTIZE":
+        return
+    numbers = constant_array(widening.inputs[0])
+    if numbers is not None and numbers.dtype == np.float16:
+        name = f"{widening.outputs[0].name}_float32"
+        use.node.replace_input_with(2, add_constant(use.graph, numbers.astype(np.float32), name))
+        if not widening.outputs[0].uses() and not widening.outputs[0].is_graph_output():
+            use.graph.remove(widening, safe=True)
 
 
 def _dequantized(graph: ir.Graph, value: ir.Value) -> ir.Value:

@@ -20,7 +20,8 @@ def find_tensors(model: Model, graph: ir.Graph, patterns: Sequence[str]) -> list
     Args:
         model: The model of `graph`.
         graph: The graph to search.
-        patterns: Names, or patterns with `*`, `?` and `[...]`. A name that exists is no pattern.
+        patterns: Names, or patterns with `*`, `?` and `[...]`. A name that exists is no pattern. Of several
+            tensors with one name in the file, it is that of the first one that is used.
 
     Returns:
         The tensors in the order of the patterns, and of the graph for each pattern.
@@ -32,6 +33,11 @@ def find_tensors(model: Model, graph: ir.Graph, patterns: Sequence[str]) -> list
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         for name in (value.name or "", *_public_names(model, graph, value)):
             names.setdefault(name, []).append(value)
+    for value in [value for values in names.values() for value in values]:
+        own, in_file = value.meta.get("name", (None, None))
+        if own == value.name and in_file in names:  # an operator writes an input, or names are not unique
+            is_unused = not names[in_file][0].uses() and not names[in_file][0].is_graph_output()
+            names[in_file].insert(0 if is_unused else len(names[in_file]), value)
     tensors: dict[ir.Value, None] = {}
     for pattern in patterns:
         if pattern in names:

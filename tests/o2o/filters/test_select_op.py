@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+import flatbuffers
 import numpy as np
 import onnx_ir as ir
 import pytest
+from ai_edge_litert import schema_py_generated as tfl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +19,7 @@ from tests.o2o.filters.conftest import Command
 from tests.o2o.graphs import (
     Graph,
     assert_same_results,
+    call_once,
     conditional,
     decoder,
     feeds,
@@ -216,3 +221,43 @@ def test_numbers_beyond_the_end(command: Command) -> None:
 
 def test_check_compares_tensors_without_names_and_with_equal_names(command: Command) -> None:
     assert names(command(odd_names(), "--by_id", "1", "--check"))[0] != []
+
+
+def overwritten() -> bytes:
+    """z = x + 1, w = z + y, in which the first operator writes z, an input of the graph."""
+    graph = Graph("main")
+    x, y, _ = (graph.input(name, [3]) for name in "xyz")
+    one = graph.constant("one", np.ones(3, np.float32))
+    sums = graph.op("ADD", [x, one], [3], name="sums")
+    graph.output(graph.op("ADD", [sums, y], [3], name="w"))
+    table = tfl.ModelT.InitFromObj(tfl.Model.GetRootAs(formats.dumps(graph.model(format="tflite")), 0))
+    (subgraph,) = table.subgraphs
+    names = [tensor.name for tensor in subgraph.tensors]
+    first, second = subgraph.operators
+    first.outputs = second.inputs = [names.index(b"z")]
+    second.inputs = [names.index(b"z"), names.index(b"y")]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(table.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "inputs", "output"),
+    [
+        (["--by_id", "0"], ["x", "z"], "z#"),
+        (["--by_id", "1"], ["y", "z", "z#"], "w"),
+        (["--by_id", "0-1"], ["x", "y", "z"], "w"),
+        (["--from", "z", "--to", "w"], ["z", "y"], "w"),
+    ],
+)
+def test_an_operator_that_writes_an_input(
+    command: Command, chosen: list[str], inputs: list[str], output: str
+) -> None:
+    part = command(formats.loads(overwritten()), *chosen, "--check")
+    assert [re.sub("#.*", "#", name or "") for some in names(part) for name in some] == [*inputs, output]
+
+
+def test_a_part_cannot_be_cut_at_a_resource(command: Command) -> None:
+    code, error = command.refusal(call_once(), "--by_id", "0-1", "--check")
+    assert code == 1
+    assert re.search("cut at .*, a resource or variant", error)
