@@ -54,6 +54,18 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+OPENELM = {
+    "vocab_size": 32000,
+    "head_dim": 64,
+    "num_gqa_groups": 4,
+    "max_context_length": 2048,
+    "qkv_multipliers": [0.5, 1.0],
+    "ffn_multipliers": [0.5, 4.0],
+    "ffn_dim_divisor": 256,
+    "normalize_qk_projections": True,
+    "share_input_output_layers": True,
+    "rope_freq_constant": 10000,
+}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm-135m": (
         "llama",
@@ -81,6 +93,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32, "vocab_size": 51200}
         | {"num_attention_heads": 32, "partial_rotary_factor": 0.4},
     ),
+    "openelm-270m": ("openelm", OPENELM | {"num_transformer_layers": 16, "model_dim": 1280}),
+    "openelm-3b": (
+        "openelm",
+        OPENELM | {"num_transformer_layers": 36, "model_dim": 3072, "head_dim": 128},
+    ),
 }
 """{name: model_type and fields of config.json}, as in the checkpoints of these names."""
 
@@ -92,21 +109,66 @@ def make(directory: Path, shape: str) -> None:
         directory: The folder to create.
         shape: A key of `SHAPES`.
     """
+    model_type, fields = SHAPES[shape]
+    directory.mkdir(parents=True)
+    for name in BESIDE:
+        shutil.copy(DEMO / name, directory / name)
+    if model_type == "openelm":
+        (directory / "config.json").write_text(json.dumps({"model_type": model_type, **fields}))
+        shapes = openelm_tensors(fields)
+    else:
+        shapes = transformers_tensors(directory, model_type, fields)
+    write_safetensors(directory / "model.safetensors", shapes, "bfloat16", Draws("bfloat16", 0))
+
+
+def transformers_tensors(
+    directory: Path, model_type: str, fields: dict[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """Write config.json of a model of transformers.
+
+    Args:
+        directory: The checkpoint's folder.
+        model_type: The family.
+        fields: The sizes.
+
+    Returns:
+        {name: shape} of its parameters.
+    """
     from transformers import AutoConfig
 
     from export.model import LanguageModel
 
-    model_type, fields = SHAPES[shape]
     with suppressed_warnings():
         config = AutoConfig.for_model(model_type, **fields)
         config.dtype = "bfloat16"
         model = LanguageModel(config)
-    directory.mkdir(parents=True)
     config.architectures = [type(model.module).__name__]
     config.save_pretrained(directory)
-    for name in BESIDE:
-        shutil.copy(DEMO / name, directory / name)
-    write_safetensors(directory / "model.safetensors", model.parameters, "bfloat16", Draws("bfloat16", 0))
+    return model.parameters
+
+
+def openelm_tensors(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """List the tensors of an OpenELM under Apple's names.
+
+    Args:
+        fields: The fields of its config.json.
+
+    Returns:
+        {name: shape}.
+    """
+    from export.models.openelm import get_model_config
+
+    config = get_model_config(fields)
+    D, H = config.hidden_size, config.head_dim
+    tensors: dict[str, tuple[int, ...]] = {"token_embeddings": (config.vocab_size, D), "norm": (D,)}
+    for layer in range(config.num_hidden_layers):
+        N, K = config.num_attention_heads[layer], config.num_key_value_heads[layer]
+        width, name = config.intermediate_size[layer], f"layers.{layer}"
+        tensors |= {f"{name}.attn.qkv_proj": ((N + 2 * K) * H, D), f"{name}.attn.out_proj": (D, N * H)}
+        tensors |= {f"{name}.ffn.proj_1": (2 * width, D), f"{name}.ffn.proj_2": (D, width)}
+        tensors |= {f"{name}.attn_norm": (D,), f"{name}.ffn_norm": (D,)}
+        tensors |= {f"{name}.attn.q_norm": (H,), f"{name}.attn.k_norm": (H,)}
+    return {f"transformer.{name}.weight": shape for name, shape in tensors.items()}
 
 
 @dataclass
@@ -231,6 +293,8 @@ def measure(shape: str, folder: Path, recipe: str, rounds: int) -> str:
     Returns:
         A row of the table.
     """
+    from export.hub import resolve
+
     place = folder / shape
     checkpoint, package, plain = place / "checkpoint", place / "package", place / "unfused"
     try:
@@ -238,8 +302,9 @@ def measure(shape: str, folder: Path, recipe: str, rounds: int) -> str:
         words = [sys.executable, "-m", "o2o", "convert", checkpoint, "-o", package, "--max-length", LENGTH]
         seconds, memory = measured([*words, "--quantize", recipe], place / "convert.log")
         size = (package / "model.circle").stat().st_size
-        layers = json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
-        unfused(checkpoint, plain, recipe)
+        config = json.loads((package / "config.json").read_text())
+        layers = config["num_hidden_layers"]
+        unfused(resolve(checkpoint), plain, recipe)
         fast, slow = decoding([package, plain], rounds)
     finally:
         shutil.rmtree(place, ignore_errors=True)
