@@ -57,12 +57,14 @@ class Declaration:
             {"hidden_size": "n_embd"}.
         rotated_part: The part of each head that is rotated by default; None for all of it.
         interleaved_rotation: Whether neighboring elements of a head are rotated together, not its halves.
+        post_init: The statements that complete an instance.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     rotated_part: float | None = None
     interleaved_rotation: bool = False
+    post_init: tuple[ast.stmt, ...] = ()
 
 
 def causal_models() -> frozenset[str]:
@@ -134,6 +136,7 @@ def declaration(model_type: str) -> Declaration:
                     MappingProxyType({str(k): str(v) for k, v in aliases.items()}),
                     float(part[1]) if part else None,
                     "::2]" in _text(modeling),
+                    _post_init(node, classes),
                 )
     return Declaration()
 
@@ -155,6 +158,16 @@ def _constants(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[
                 except ValueError:
                     fields.pop(name, None)
     return copy.deepcopy(fields)
+
+
+def _post_init(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> tuple[ast.stmt, ...]:
+    """The body of the `__post_init__` of a class, or of its first base of the same file that has one."""
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__post_init__":
+            return tuple(statement.body)
+    bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != node.name]
+    inherited = (_post_init(classes[name], classes) for name in bases if name in classes)
+    return next(filter(None, inherited), ())
 
 
 def _evaluated(value: ast.expr) -> Any:

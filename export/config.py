@@ -7,6 +7,7 @@ transformers' source declares, and names that families use for one fact are thos
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from export.architectures import declaration
+from export.completed_fields import completed_fields
 from o2o.errors import ModelError
 
 # The names that families use for one fact; the first is the usual one.
@@ -206,23 +208,21 @@ class CheckpointConfig:
         return min(sizes, default=None)
 
     @property
-    def windowed_layers(self) -> int:
-        """How many layers have a window, if the model has one."""
+    def windowed_layers(self) -> list[int]:
+        """The layers that have a window, if the model has one."""
         if kinds := self.layer_types:
-            return sum(bool(_WINDOWED.search(kind)) for kind in kinds)
-        full = self.fields.get("max_window_layers")  # of Qwen: the first layers have none
-        if isinstance(full, int) and "use_sliding_window" in self.fields:
-            return max(0, self.layers - full)
-        return self._optional(LAYERS) or 1
+            return [layer for layer, kind in enumerate(kinds) if _WINDOWED.search(kind)]
+        return list(range(self._optional(LAYERS) or 1))
 
-    @property
+    @functools.cached_property
     def layer_types(self) -> list[str]:
-        """The kind of each layer, such as `sliding_attention`; empty if the file does not say it."""
-        for name in LAYER_TYPES:
-            value = self.fields.get(name)
-            if isinstance(value, list | tuple) and value:
-                return list(_expanded(value))
-        return []
+        """The kind of each layer, such as `sliding_attention`; empty if nothing says it."""
+        if kinds := _layer_types(self.fields):
+            return kinds
+        model_type, layers = self.fields.get("model_type"), self._optional(LAYERS)
+        if not isinstance(model_type, str) or layers is None:
+            return []
+        return _layer_types(completed_fields(model_type, self.fields, layers))
 
     @property
     def ropes(self) -> list[Rope]:
@@ -295,6 +295,12 @@ class CheckpointConfig:
     def _unusable(self, name: str, value: object) -> ModelError:
         reason = f"it lacks {name}" if value is None else f"{name} is {value!r}"
         return ModelError(f"{self._directory}: no usable config.json ({reason})")
+
+
+def _layer_types(fields: Mapping[str, Any]) -> list[str]:
+    """The kind of each layer under any name; empty if the fields do not have it."""
+    values = (fields.get(name) for name in LAYER_TYPES)
+    return next((list(_expanded(value)) for value in values if value and isinstance(value, list | tuple)), [])
 
 
 def _expanded(kinds: Sequence[Any]) -> Iterator[str]:

@@ -208,7 +208,7 @@ def describe(
     yield (f"checkpoint  {builder.checkpoint}: {needs.parameters:,} parameters, {format_bytes(needs.stored)}")
     phrases = [f"{config.model_type}, {counted(config.layers, 'layer')}", *traits(config, tensors)]
     yield from _wrapped("model", "; ".join(phrases))
-    for number, line in enumerate(targets(config, tensors)):
+    for number, line in enumerate(targets(config, tensors, builder.max_length)):
         yield f"{'' if number else 'targets':12}{line}"
     yield f"package     {builder.package / plan.model}: about {format_bytes(plan.size)}"
     cache = 8 * config.layers * config.kv_heads * config.head_dim * builder.max_length

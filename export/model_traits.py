@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
 
 from export.architectures import declaration
 from export.config import CheckpointConfig
 from export.families import family_of
-from o2o.cli.text import counted
+from o2o.cli.text import counted, listed
 
 _ATTENTION = r"(q|k|v|c_attn|qkv|query_key_value|q_proj|k_proj|v_proj|qkv_proj|Wqkv|W_pack|query|key|value)"
 ATTENTION_BIAS = re.compile(rf"(att\w*|attn|self)\.(attention\.)?{_ATTENTION}\.bias$")
@@ -36,12 +37,15 @@ def traits(config: CheckpointConfig, tensors: Collection[str]) -> list[str]:
     ]
 
 
-def attention_traits(config: CheckpointConfig, tensors: Collection[str]) -> list[str]:
+def attention_traits(
+    config: CheckpointConfig, tensors: Collection[str], context: int | None = None
+) -> list[str]:
     """List what Circle's ATTENTION has no operand for.
 
     Args:
         config: The checkpoint's configuration.
         tensors: The names of its tensors.
+        context: S, tokens of the package's context; None for one that no window limits.
 
     Returns:
         Nouns; empty if Circle's ATTENTION computes the model's attention.
@@ -52,6 +56,7 @@ def attention_traits(config: CheckpointConfig, tensors: Collection[str]) -> list
         "norms of queries and keys": _normalizes_queries(config, tensors),
         "clipping of queries, keys and values": bool(config.fields.get("clip_qkv")),
         "a cap of scores": config.attention_softcap is not None,
+        "a window": (config.sliding_window or context or 0) < (context or 0),
         "another scale": _scale(config) != "",
         "ALiBi": config.alibi or family.positions == "alibi",
         "no rotation": _learned(config, tensors),
@@ -78,7 +83,28 @@ def _attention(config: CheckpointConfig, tensors: Collection[str]) -> Iterator[s
     if scale := _scale(config):
         yield scale
     if window := config.sliding_window:
-        yield f"a window of {window:,} tokens in {counted(config.windowed_layers, 'layer')}"
+        yield from _windows(config, window)
+
+
+def _windows(config: CheckpointConfig, window: int) -> Iterator[str]:
+    """Which layers see a window, and which see all tokens."""
+    layers = range(config.layers)
+    windowed = [layer for layer in layers if layer in config.windowed_layers]
+    sizes = f"{'chunks' if 'chunked_attention' in config.layer_types else 'a window'} of {window:,} tokens"
+    if len(windowed) == len(layers):
+        yield f"{sizes} in {counted(len(layers), 'layer')}"
+        return
+    yield f"{sizes} in {_layer_numbers(windowed)}"
+    yield f"all tokens in {_layer_numbers([layer for layer in layers if layer not in windowed])}"
+
+
+def _layer_numbers(layers: Sequence[int]) -> str:
+    """Layers in words, such as `layers 0-4, 6-10, and 3 more`."""
+    runs = [
+        [layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])
+    ]
+    names = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    return f"{'layer' if len(layers) == 1 else 'layers'} {listed(names, 6)}"
 
 
 def _positions(config: CheckpointConfig, tensors: Collection[str]) -> Iterator[str]:
@@ -163,17 +189,18 @@ def _partial_rotation(config: CheckpointConfig) -> float | None:
     return float(part) if part is not None and part < 1 else None
 
 
-def targets(config: CheckpointConfig, tensors: Collection[str]) -> Sequence[str]:
+def targets(config: CheckpointConfig, tensors: Collection[str], context: int | None = None) -> Sequence[str]:
     """Describe what each engine does with the model's attention.
 
     Args:
         config: The checkpoint's configuration.
         tensors: The names of its tensors.
+        context: See `attention_traits`.
 
     Returns:
         One line for each engine.
     """
-    special = attention_traits(config, tensors)
+    special = attention_traits(config, tensors, context)
     one = "Circle's ATTENTION" if not special else "o2o.attention"
     why = f" (ATTENTION has no operand for {', '.join(special)})" if special else ""
     return (

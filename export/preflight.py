@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from export.architectures import causal_class, causal_models, declaration, is_known, tasks_of
-from export.config import CheckpointConfig
+from export.config import LAYER_TYPES, CheckpointConfig
 from export.families import family_of
 from export.loading_flags import defining_file, is_trusted, needs_code_reason
 from o2o.cli.arguments import suggestion
@@ -70,7 +70,7 @@ def reasons(config: CheckpointConfig) -> Iterator[str]:
         )
     if other := sorted(set(config.layer_types) - ATTENTIONS):
         yield f"this {kind} model has layers of kind {listed(other, 3)}, which conversion does not support"
-    if not config.layer_types and any(map(_RECURRENT.match, fields)):
+    if not any(map(fields.get, LAYER_TYPES)) and any(map(_RECURRENT.match, fields)):
         yield (
             f"this {kind} model has state-space or other recurrent layers, which conversion does not support"
         )

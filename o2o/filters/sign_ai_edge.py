@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -185,13 +185,13 @@ def _entry(model: Model, signature: Signature) -> Entry:
 
 
 def _by_role(where: str, io: str, values: Iterable[ir.Value]) -> dict[Role, ir.Value]:
-    """The values by role, without layouts. Raises ModelError if a value has no role or two have the same."""
+    """The values by kind and layer. Raises ModelError if a value has no role or two have the same."""
     by_role: dict[Role, ir.Value] = {}
     for value in values:
         role = role_of(value)
         if role is None:
             raise ModelError(f"{where}: the {io} {value.name} has no role in the o2o.contract")
-        key = replace(role, layout=None)
+        key = Role(role.kind, role.layer)
         if key in by_role:
             raise ModelError(f"{where}: {by_role[key].name} and {value.name} have the same role {role.kind}")
         by_role[key] = value

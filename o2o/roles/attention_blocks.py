@@ -19,7 +19,7 @@ from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant
 from o2o.model import attribute, shape_of
 from o2o.operators.attention import CACHES, MASK, Attention, is_attention
-from o2o.operators.core_attention import is_core_attention
+from o2o.operators.core_attention import CoreAttention, is_core_attention
 from o2o.operators.traits import LAYOUT_OPS, PASS_THROUGH_OPS, is_elementwise, traits_of
 from o2o.roles.axis_labels import SAME_AXES, Labels, before
 from o2o.roles.flow import Point, Step, graph_inputs, origin, producer, sources, steps
@@ -59,11 +59,13 @@ class AttentionBlock:
     Attributes:
         key, value: Where its keys and values come from.
         masks: Values that decide which keys a query sees, up to graph inputs.
+        window: How many keys a query sees at most; 0 for all; None if a mask decides it.
     """
 
     key: Trace
     value: Trace
     masks: dict[Point, Step | None] = field(default_factory=dict)
+    window: int | None = None
 
 
 def attention_blocks(graph: ir.Graph) -> list[AttentionBlock]:
@@ -85,7 +87,11 @@ def _block(step: Step) -> AttentionBlock | None:
     if is_core_attention(node):
         axes: Labels = ("B", "N", "T", "H")
         masks = sources([step.operand(4)], _all)
-        return AttentionBlock(trace(step.operand(1), axes), trace(step.operand(2), axes), masks)
+        window = None
+        if step.operand(4) is None:
+            with contextlib.suppress(ModelError):  # damaged options
+                window = CoreAttention.of(node).window
+        return AttentionBlock(trace(step.operand(1), axes), trace(step.operand(2), axes), masks, window)
     return _of_products(step) if _is_product(node) else None
 
 
@@ -96,7 +102,8 @@ def _of_attention(step: Step) -> AttentionBlock:
         with contextlib.suppress(ModelError):  # both layouts fit the shape
             labels = tuple(Attention.of(step.node).layout)
     key, value = (trace(step.operand(index), labels) for index in CACHES)
-    return AttentionBlock(key, value, sources([step.operand(MASK)], _all))
+    window = 0 if step.operand(MASK) is None else None
+    return AttentionBlock(key, value, sources([step.operand(MASK)], _all), window)
 
 
 def _of_products(step: Step) -> AttentionBlock | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -128,10 +128,26 @@ def find_roles(
         _by_name(findings)
         _find_logits(findings)
         _complete_layouts(findings, layouts or {} if is_meant else {})
+        results.append(findings)
+    _share_windows(results)
+    for findings in results:
         for value, role in findings.roles.items():
             value.meta["role"] = role
-        results.append(findings)
     return results
+
+
+def _share_windows(results: Sequence[Findings]) -> None:
+    """Give each layer the window that it has in another signature: a short one needs none for its mask."""
+    windows = {
+        role.slot: role.window
+        for findings in results
+        for role in findings.roles.values()
+        if role.window is not None
+    }
+    for findings in results:
+        for value, role in findings.roles.items():
+            if role.slot in windows and role.window is None and findings.reasons[value] == BY_FLOW:
+                findings.roles[value] = replace(role, window=windows[role.slot])
 
 
 def _take_given(findings: Findings, given: Mapping[str, Role]) -> None:
@@ -230,7 +246,7 @@ class _Rows:
         """Assign the caches and rows of one block; False if all are those of an earlier layer."""
         before = len(self.findings.roles)
         for kind, own in (("key", block.key), ("value", block.value)):
-            role = Role("key_cache" if kind == "key" else "value_cache", layer)
+            role = Role("key_cache" if kind == "key" else "value_cache", layer, window=block.window or None)
             caches = [value for value in own.inputs if value in self.findings.signature.inputs.values()]
             for cache in caches:
                 layout: Any = layout_of(own.labels.get(Point(cache)), shape_of(cache))
@@ -304,7 +320,7 @@ def _layout_chain(output: ir.Value) -> list[Point]:
 
 def _by_name(findings: Findings) -> None:
     """Roles of the values that data flow leaves, where no other value has that role."""
-    taken = {replace(role, layout=None) for role in findings.roles.values()}
+    taken = {Role(role.kind, role.layer) for role in findings.roles.values()}
     for values, is_input in ((findings.signature.inputs, True), (findings.signature.outputs, False)):
         for name, value in values.items():
             if value in findings.roles or (is_input and not value.uses()):

@@ -37,6 +37,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "V205": ("warning", "the contract has another dtype or shape than the tensor"),
     "V206": ("error", "signatures that disagree about the model's dimensions"),
     "V207": ("warning", "a layer with keys and no values, the reverse, or without any cache"),
+    "V208": ("error", "a window of the contract that attention does not have, or the reverse"),
     "V301": ("error", "LiteRT cannot run it, not even lowered"),
     "V302": ("error", "LiteRT has no such version of an operator"),
     "V311": ("error", "onert cannot run it, not even legalized"),

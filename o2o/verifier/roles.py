@@ -8,6 +8,9 @@ import onnx_ir as ir
 
 from o2o.contract import Role, role_of
 from o2o.model import Model, Signature, dtype_name, shape_of
+from o2o.operators.attention import is_attention
+from o2o.operators.core_attention import is_core_attention
+from o2o.roles.attention_blocks import attention_blocks
 from o2o.verifier.issue import Issue
 
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
@@ -22,7 +25,7 @@ def verify_roles(model: Model) -> Iterator[Issue]:
         model: The model.
 
     Yields:
-        Issues V201, V202, V203, V206 and V207.
+        Issues V201, V202, V203, V206, V207 and V208.
     """
     of_model: Dimensions = {}
     for signature in model.signatures:
@@ -36,6 +39,7 @@ def verify_roles(model: Model) -> Iterator[Issue]:
         yield from _slots(signature)
         dimensions: Dimensions = {}
         yield from _caches(signature, dimensions)
+        yield from _windows(signature)
         for name, value, role, _ in _roles(signature):
             if role.kind == "logits":
                 dimensions["V"] = shape_of(value)[-1], name
@@ -109,18 +113,37 @@ def _caches(signature: Signature, dimensions: Dimensions) -> Iterator[Issue]:
             continue
         sizes: Mapping[str, int] = dict(zip(role.layout, shape_of(value), strict=True))
         of_layer = by_layer.setdefault(role.layer, {})
-        for axis, key in (
-            ("B", "B"),
-            ("N", "K"),
-            ("H", f"H of {'keys' if 'key' in role.kind else 'values'}"),
+        for key, size in (
+            ("B", sizes["B"]),
+            ("K", sizes["N"]),
+            (f"H of {'keys' if 'key' in role.kind else 'values'}", sizes["H"]),
+            ("window", role.window or 0),
+            ("chunk", role.chunk or 0),
         ):
-            size, other = of_layer.setdefault(key, (sizes[axis], name))
-            dimensions.setdefault(f"{key} of layer {role.layer}", (sizes[axis], name))
-            if size != sizes[axis]:
-                message = f"{key} is {sizes[axis]}, and {size} in {other}"
-                yield Issue("V202", message, signature.name, tensor=name)
+            known, other = of_layer.setdefault(key, (size, name))
+            dimensions.setdefault(f"{key} of layer {role.layer}", (size, name))
+            if known != size:
+                yield Issue("V202", f"{key} is {size}, and {known} in {other}", signature.name, tensor=name)
         if role.is_cache:
             size, other = dimensions.setdefault("S", (sizes["T"], name))
             if size != sizes["T"]:
                 message = f"its capacity is {sizes['T']}, and {size} in {other}"
                 yield Issue("V202", message, signature.name, tensor=name)
+
+
+def _windows(signature: Signature) -> Iterator[Issue]:
+    """Compare windows with what attention computes. A mask operand may hide any keys, and is not computed."""
+    graph = signature.graph
+    if not any(is_attention(node) or is_core_attention(node) for node in graph):
+        return
+    names = {value: name for name, value in signature.inputs.items()}
+    for block in attention_blocks(graph):
+        for cache in block.key.inputs:
+            role = role_of(cache)
+            if block.window is None or role is None or role.layout is None or cache not in names:
+                continue
+            S = shape_of(cache)[role.layout.index("T")]
+            seen, declared = min(block.window or S, S), min(S, role.window or S, role.chunk or S)
+            if seen != declared:
+                message = f"a query sees {seen} of {S} keys, and {declared} by the contract"
+                yield Issue("V208", message, signature.name, tensor=names[cache])

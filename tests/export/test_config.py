@@ -83,6 +83,35 @@ def test_a_window_under_any_name(fields: dict[str, Any], window: int | None) -> 
     assert CheckpointConfig(fields, "folder").sliding_window == window
 
 
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [
+        ({"model_type": "gemma2", "num_hidden_layers": 4}, [0, 2]),
+        ({"model_type": "gemma3_text", "num_hidden_layers": 7}, [0, 1, 2, 3, 4, 6]),
+        ({"model_type": "gemma3_text", "num_hidden_layers": 4, "sliding_window_pattern": 2}, [0, 2]),
+        ({"model_type": "cohere2", "num_hidden_layers": 5}, [0, 1, 2, 4]),
+        ({"model_type": "cohere2", "num_hidden_layers": 5, "sliding_window_pattern": 3}, [0, 1, 3, 4]),
+        ({"model_type": "olmo3", "num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}, []),
+        (
+            {
+                "model_type": "qwen2",
+                "num_hidden_layers": 3,
+                "use_sliding_window": True,
+                "max_window_layers": 1,
+            },
+            [1, 2],
+        ),
+        ({"model_type": "gpt_neo", "num_layers": 4, "attention_types": [[["global", "local"], 2]]}, [1, 3]),
+        ({"model_type": "mistral", "num_hidden_layers": 2}, [0, 1]),
+    ],
+)
+def test_which_layers_have_a_window(fields: dict[str, Any], layers: list[int]) -> None:
+    """Also where the file has no list of layers, as the original Gemma 2 and 3."""
+    config = CheckpointConfig(fields, "folder")
+    assert config.windowed_layers == layers
+    assert bool(config.sliding_window) == bool(layers)
+
+
 def test_rotary_positions() -> None:
     def ropes(**fields: Any) -> list[tuple[str, float, int | None]]:
         return [(rope.kind, rope.factor, rope.original) for rope in config_of(**fields).ropes]

@@ -45,6 +45,23 @@ def test_a_llama() -> None:
         ("gemma2", {"attn_logit_softcapping": 50.0}, [], "scores capped at 50"),
         ("gemma2", {"query_pre_attn_scalar": 4}, [], "scores scaled by 0.5"),
         ("mistral", {"sliding_window": 16}, [], "a window of 16 tokens in 3 layers"),
+        ("gemma2", {"sliding_window": 16}, [], "a window of 16 tokens in layers 0, 2"),
+        ("gemma2", {"sliding_window": 16}, [], "all tokens in layer 1"),
+        (
+            "gemma3_text",
+            {"num_hidden_layers": 16, "sliding_window": 16},
+            [],
+            "a window of 16 tokens in layers 0-4, 6-10, 12-15",
+        ),
+        ("gemma3_text", {"num_hidden_layers": 16}, [], "all tokens in layers 5, 11"),
+        (
+            "gemma2",
+            {"num_hidden_layers": 42},
+            [],
+            "a window of 4,096 tokens in layers 0, 2, 4, 6, 8, 10, and 15 more",
+        ),
+        ("llama4_text", {"num_hidden_layers": 4}, [], "chunks of 8,192 tokens in layers 0-2"),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, [], "all tokens in layers 0-1"),
         ("bloom", {}, [], "ALiBi positions"),
         ("falcon", {"alibi": True}, [], "ALiBi positions"),
         ("gpt2", {"max_position_embeddings": 32}, [], "learned positions (32)"),
@@ -86,3 +103,10 @@ def test_what_circle_attention_has_no_operand_for(
         f"o2o.attention (ATTENTION has no operand for {', '.join(attention_traits(config, tensors))})"
         in (targets(config, tensors)[0])
     )
+
+
+def test_a_context_beyond_the_window_is_not_for_attention() -> None:
+    config = config_of("mistral", sliding_window=16)
+    assert attention_traits(config, LLAMA, 16) == []
+    assert attention_traits(config, LLAMA, 17) == ["a window"]
+    assert "o2o.attention (ATTENTION has no operand for a window)" in targets(config, LLAMA, 17)[0]

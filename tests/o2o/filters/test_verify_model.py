@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,15 @@ def changed_role(index: int, role: Role) -> Model:
     return model
 
 
+def windowed(window: int) -> Model:
+    """ATTENTION over all 7 keys, whose contract has a window."""
+    model = attention(Form(layout="BNTH"))
+    for value in model.graphs[0].inputs[3:5]:
+        value.meta["role"] = replace(value.meta["role"], window=window)
+    sign(model, model.graphs[0])
+    return model
+
+
 def retyped(name: str, shape: list[int], dtype: ir.DataType = FLOAT) -> Model:
     """Decode takes a cache of another shape, or ids of another dtype: only its declaration changes."""
     model = language_model()
@@ -414,6 +424,14 @@ def other_vocabulary() -> Model:
             lambda: with_contract(stale_shape),
             "warning V205 decode, input_ids: its shape is [1, 1], and [1, 9] in the contract",
         ),
+        (
+            lambda: changed_role(3, Role("value_cache", 0, "BNTH", window=3)),
+            "error V202 decode, past_value_0: window is 3, and 0 in past_key_0",
+        ),
+        (
+            lambda: windowed(6),
+            "error V208 decode, past_key_0: a query sees 7 of 7 keys, and 6 by the contract",
+        ),
         (other_vocabulary, "error V206 decode, logits: V is 5, and 11 in logits of prefill_4"),
     ],
 )
@@ -426,6 +444,11 @@ def test_each_damage_has_its_code(damage: Callable[[], bytes | Model], line: str
     assert verified(damage(), "--warnings-as-errors")[0] == 1
     code, data = verified(damage(), "--json")
     assert number in {issue["code"] for issue in json.loads(data)["issues"]}
+
+
+def test_a_window_that_hides_no_key_needs_no_mask(verified: Verify) -> None:
+    assert "V208" in verified(windowed(6))[1]
+    assert "V208" not in verified(windowed(7))[1]
 
 
 @pytest.mark.parametrize(

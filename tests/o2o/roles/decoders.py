@@ -26,6 +26,7 @@ class Form:
     mask: str = "position"  # float, bool
     rows_only: bool = False  # returns the new rows, not the caches
     logits: bool = True
+    window: int = 0  # in the mask from the position
 
 
 def decoder(form: Form, lengths: Sequence[int] = (1,)) -> tuple[Model, dict[ir.Value, Role]]:
@@ -68,7 +69,7 @@ def _graph(form: Form, T: int, roles: dict[ir.Value, Role]) -> Graph:
         (kind, layer): given(
             [{"B": 1, "N": K, "T": S, "H": H}[axis] for axis in layout],
             FLOAT,
-            Role(f"{kind}_cache", layer, layout),  # type: ignore[arg-type]
+            Role(f"{kind}_cache", layer, layout, form.window or None),  # type: ignore[arg-type]
         )
         for layer in reversed(range(form.layers))
         for kind, layout in (("value", form.value_layout), ("key", form.key_layout))
@@ -88,7 +89,12 @@ def _graph(form: Form, T: int, roles: dict[ir.Value, Role]) -> Graph:
         )
         keys = graph.constant("keys", np.arange(S, dtype=np.int32).reshape(1, 1, 1, S))
         hidden = graph.op("GREATER", [keys, queries], [1, 1, T, S], BOOL)
-        mask = graph.op("CAST", [hidden], [1, 1, T, S], inDataType=6, outDataType=0)
+        if form.window:
+            size = graph.constant("window", np.int32(form.window))
+            oldest = graph.op("SUB", [queries, size], [1, 1, T, 1], INT32)
+            far = graph.op("LESS_EQUAL", [keys, oldest], [1, 1, T, S], BOOL)
+            hidden = graph.op("LOGICAL_OR", [hidden, far], [1, 1, T, S], BOOL)
+        mask = graph.op("CAST", [hidden], [1, 1, T, S], FLOAT, inDataType=6, outDataType=0)
         mask = graph.op("MUL", [mask, graph.constant("low", np.float32(-1e9))], [1, 1, T, S])
     else:
         mask = given([1, 1, T, S], FLOAT if form.mask == "float" else BOOL, Role("mask"))
@@ -107,7 +113,7 @@ def _graph(form: Form, T: int, roles: dict[ir.Value, Role]) -> Graph:
             )
             updated = graph.op("DYNAMIC_UPDATE_SLICE", [cache, new, start], list(cache.shape))  # type: ignore[arg-type]
             output = new if form.rows_only else updated
-            roles[output] = Role(kind, layer, layout)  # type: ignore[arg-type]
+            roles[output] = Role(kind, layer, layout, form.window or None)  # type: ignore[arg-type]
             outputs.append(output)
             rows[kind] = arrange(updated, layout, "BNTH")
         q = arrange(reshape(linear(x, K * H), [1, T, K, H]), "BTNH", "BNTH")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from o2o import formats
 from o2o.contract import Role, contract_of, role_of
+from o2o.filters.fuse_attention import FuseAttention
 from o2o.model import Model
 from o2o.rewriting.dead_code_elimination import remove_dead_nodes
 from o2o.roles import find_roles
@@ -56,6 +58,19 @@ def test_a_prefill_without_logits_writes_a_last_layer_that_nothing_reads() -> No
     (findings,) = find_roles(model)
     assert findings.roles == roles
     assert findings.missing() == []
+
+
+def test_windows_are_those_of_attention() -> None:
+    """Also of a last layer that a prefill without logits writes and never reads: decode says it."""
+    model, roles = decoder(Form(window=2), (1, 3))
+    FuseAttention().apply(model, argparse.Namespace(explain=False, assume_full_cache=None, core=True))
+    prefill = model.signatures[1]
+    logits = prefill.graph.outputs.pop(0)
+    del prefill.outputs[logits.name or ""], roles[logits]
+    remove_dead_nodes(prefill.graph)
+    decode, short = find_roles(model)
+    assert {**decode.roles, **short.roles} == roles
+    assert {role.window for role in roles.values() if role.layer is not None} == {2}
 
 
 def test_names_say_what_data_flow_does_not() -> None:
