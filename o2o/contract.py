@@ -28,7 +28,7 @@ import onnx_ir as ir
 
 from o2o import metadata
 from o2o.errors import ModelError
-from o2o.model import Model
+from o2o.model import Model, dims_of
 
 METADATA_NAME = "o2o.contract"
 VERSION = 1
@@ -131,9 +131,8 @@ def _describe_output(name: str, value: ir.Value) -> dict[str, Any]:
 
 def _shape(value: ir.Value) -> list[int | str] | None:
     """The shape for JSON. A symbolic dimension (ONNX) is its name."""
-    if value.shape is None:
-        return None
-    return [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+    dims = dims_of(value)
+    return None if dims is None else list(dims)
 
 
 def contract_of(model: Model) -> dict[str, Any]:

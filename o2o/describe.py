@@ -12,11 +12,13 @@ import onnx_ir as ir
 
 from o2o.cli.text import counted
 from o2o.contract import contract_of, role_of
-from o2o.formats.tensors import SourceTensor, storage_key
+from o2o.formats.tensors import SourceTensor, constants_of, storage_key
 from o2o.formats.unbound_tensor import UnboundTensor
-from o2o.model import CUSTOM_DOMAIN, Model, dtype_name, inner_graphs
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, Format, Model, dims_of, dtype_name, inner_graphs, nested_graphs
 from o2o.quantization.metadata import recorded_steps
 
+TITLES: dict[Format, str] = {"circle": "Circle", "tflite": "TFLite", "onnx": "ONNX"}
+"""The formats as they are written in text."""
 LARGEST = 5  # number of constants in the text
 
 
@@ -33,6 +35,7 @@ def summarize(model: Model, largest: int = LARGEST) -> dict[str, Any]:
     """
     return {
         "format": model.format,
+        **({"onnx": _onnx(model)} if model.format == "onnx" else {}),
         "graphs": [_graph(model, graph) for graph in model.graphs],
         "constants": _constants(model, largest),
         "references": _references(model),
@@ -46,8 +49,20 @@ def summarize(model: Model, largest: int = LARGEST) -> dict[str, Any]:
     }
 
 
+def _onnx(model: Model) -> dict[str, Any]:
+    """What only ONNX has: versions, exporter and functions."""
+    exporter = [str(model.fields.get(key, "")) for key in ("producer_name", "producer_version")]
+    return {
+        "ir_version": model.fields.get("ir_version"),
+        "opsets": dict(model.graphs[0].opset_imports),
+        "producer": " ".join(exporter).strip(),
+        "functions": [":".join(filter(None, key)) for key in model.functions],
+    }
+
+
 def _graph(model: Model, graph: ir.Graph) -> dict[str, Any]:
-    operators = Counter(_operator(node) for node in graph)
+    nodes = [*graph, *(node for outer in graph for inner in nested_graphs(outer) for node in inner)]
+    operators = Counter(map(_operator, nodes))
     return {
         "name": graph.name,
         "label": model.label(graph),
@@ -65,7 +80,9 @@ def _graph(model: Model, graph: ir.Graph) -> dict[str, Any]:
 
 
 def _operator(node: ir.Node) -> str:
-    return f"CUSTOM {node.op_type}" if node.domain == CUSTOM_DOMAIN else node.op_type
+    if node.domain == CUSTOM_DOMAIN:
+        return f"CUSTOM {node.op_type}"
+    return node.op_type if node.domain in ("", DOMAIN) else f"{node.domain}.{node.op_type}"
 
 
 def _io_value(model: Model, graph: ir.Graph, value: ir.Value) -> dict[str, Any]:
@@ -89,19 +106,22 @@ def _io_value(model: Model, graph: ir.Graph, value: ir.Value) -> dict[str, Any]:
     return entry
 
 
-def _shape(value: ir.Value) -> list[int]:
-    return [] if value.shape is None else list(value.shape.numpy())
+def _shape(value: ir.Value) -> list[int | str]:
+    return list(dims_of(value) or ())
 
 
 def _constants(model: Model, count: int) -> dict[str, Any]:
-    """The constants in the file. Their form is `inside` the FlatBuffer, or `by offset`, behind its 2 GiB."""
+    """The constants of the model.
+
+    Their form is `inside` the file, `by offset` behind the 2 GiB of a FlatBuffer, or `external` (ONNX).
+    """
     users: dict[Hashable, list[tuple[str, ir.Value]]] = defaultdict(list)
     form = "inside"
     for label, value, tensor in _constant_values(model):
         if not isinstance(tensor, UnboundTensor):
             users[storage_key(tensor)].append((label, value))
         if isinstance(tensor, SourceTensor) and tensor.span.outside:
-            form = "by offset"
+            form = "external" if model.format == "onnx" else "by offset"
     sizes = {key: uses[0][1].const_value.nbytes for key, uses in users.items()}  # type: ignore[union-attr]
     by_dtype: Counter[str] = Counter()
     for key, uses in users.items():
@@ -141,9 +161,9 @@ def _references(model: Model) -> dict[str, Any]:
 
 
 def _constant_values(model: Model) -> Iterator[tuple[str, ir.Value, ir.TensorProtocol]]:
-    for graph in model.graphs:
+    for graph in model.all_graphs():
         seen: set[int] = set()
-        for value in (*graph.inputs, *graph.initializers.values(), *graph.meta.get("loose", ())):
+        for value in constants_of(graph):
             if value.const_value is not None and id(value) not in seen:
                 seen.add(id(value))
                 yield model.label(graph), value, value.const_value
@@ -164,8 +184,10 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
         Lines of text.
     """
     graphs = summary["graphs"]
-    title = {"circle": "Circle", "tflite": "TFLite"}[summary["format"]]
+    title = TITLES[summary["format"]]
     lines = [f"{source}: {title}, {size:,} bytes, {counted(len(graphs), 'subgraph')}"]
+    if "onnx" in summary:
+        lines += _onnx_lines(summary["onnx"])
     for index, graph in enumerate(graphs):
         lines += ["", _heading(index, graph)]
         sides = ("inputs", "outputs")
@@ -183,6 +205,13 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
     lines += ["", "history:" if summary["history"] else "history: none"]
     lines += [f"  {index}  {_history(entry)}" for index, entry in enumerate(summary["history"], 1)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _onnx_lines(entry: dict[str, Any]) -> list[str]:
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in entry["opsets"].items())
+    producer = f", from {entry['producer']}" if entry["producer"] else ""
+    functions = _wrapped("functions:", entry["functions"]) if entry["functions"] else []
+    return [f"  IR version {entry['ir_version']}, opsets: {opsets}{producer}", *functions]
 
 
 def _heading(index: int, graph: dict[str, Any]) -> str:
@@ -224,7 +253,11 @@ def _constant_lines(summary: dict[str, Any]) -> list[str]:
         return ["constants: none"]
     by_dtype = ", ".join(f"{name} {size:,}" for name, size in summary["by_dtype"].items())
     buffers = counted(summary["buffers"], "buffer")
-    where = {"inside": "inside", "by offset": "by offset, beyond what FlatBuffers address"}[summary["form"]]
+    where = {
+        "inside": "inside",
+        "by offset": "by offset, beyond what FlatBuffers address",
+        "external": "as external data",
+    }[summary["form"]]
     lines = [f"constants: {summary['count']} in {buffers}, {summary['bytes']:,} bytes {where} ({by_dtype})"]
     if summary["shared"]:
         lines.append(

@@ -132,7 +132,9 @@ class Model:
         """
         for signature in self.signatures_of(graph):
             return signature.name
-        return graph.name or f"subgraph {self.graphs.index(graph)}"
+        return graph.name or (
+            f"subgraph {self.graphs.index(graph)}" if graph in self.graphs else "inner graph"
+        )
 
     def locate(self, graph: ir.Graph, node: ir.Node) -> str:
         """Return a node's description for a message.
@@ -360,7 +362,7 @@ def owners(graph: ir.Graph) -> dict[int, ir.Node]:
     Returns:
         A node of `graph` by the id of each graph in it, at any depth.
     """
-    return {id(inner): node for node in graph for inner in _nested_graphs(node)}
+    return {id(inner): node for node in graph for inner in nested_graphs(node)}
 
 
 def remove_nodes(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
@@ -372,18 +374,26 @@ def remove_nodes(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
     """
     nodes = list(nodes)
     for node in nodes:
-        for inner in _nested_graphs(node):
+        for inner in nested_graphs(node):
             for user in inner:
                 for index in range(len(user.inputs)):
                     user.replace_input_with(index, None)
     graph.remove(nodes, safe=True)
 
 
-def _nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+def nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs in the attributes of an ONNX node, at any depth.
+
+    Args:
+        node: Any node. Those of Circle run graphs of the model, which are not in them.
+
+    Yields:
+        Each graph.
+    """
     for graph in inner_graphs(node) if node.domain not in (DOMAIN, CUSTOM_DOMAIN) else ():
         yield graph
         for inner in graph:
-            yield from _nested_graphs(inner)
+            yield from nested_graphs(inner)
 
 
 def _module(name: str) -> str:

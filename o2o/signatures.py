@@ -10,7 +10,7 @@ Several signatures may take KV caches and read one token. Decode is then chosen 
 that give logits; the largest capacity S; the name `decode`. If several remain, the model has no decode.
 
 T is the number of elements of the input with the role `tokens`. A signature without that input, such as one
-that reads embeddings, counts as reading one token.
+that reads embeddings, counts as reading one token. So does an ONNX graph for any number of tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from o2o.contract import Role, parse_role, role_of
 from o2o.errors import ModelError
-from o2o.model import Model, Signature, shape_of
+from o2o.model import Model, Signature, dims_of
 
 S = TypeVar("S")
 
@@ -33,7 +33,7 @@ class SignatureFacts:
 
     Attributes:
         name: The signature's name, which only breaks ties.
-        tokens: T; None without an input of the role `tokens`.
+        tokens: T; None without an input of the role `tokens`, and where T is symbolic (ONNX).
         takes_caches: Whether KV caches are among the inputs.
         capacity: The largest capacity S of these caches; 0 where no layout says which axis that is.
         gives_logits: Whether logits are among the outputs.
@@ -47,7 +47,7 @@ class SignatureFacts:
 
     @classmethod
     def of(
-        cls, name: str, inputs: Iterable[tuple[Role, Sequence[int]]], outputs: Iterable[Role]
+        cls, name: str, inputs: Iterable[tuple[Role, Sequence[int | str]]], outputs: Iterable[Role]
     ) -> SignatureFacts:
         """Return the facts about a signature.
 
@@ -62,11 +62,12 @@ class SignatureFacts:
         tokens, takes_caches, capacity = None, False, 0
         for role, shape in inputs:
             if role.kind == "tokens":
-                tokens = math.prod(shape)
+                sizes = [dim for dim in shape if isinstance(dim, int)]
+                tokens = math.prod(sizes) if len(sizes) == len(shape) else None
             elif role.is_cache:
                 takes_caches = True
-                if role.layout is not None:
-                    capacity = max(capacity, shape[role.layout.index("T")])
+                rows = shape[role.layout.index("T")] if role.layout is not None else None
+                capacity = max(capacity, rows) if isinstance(rows, int) else capacity
         return cls(name, tokens, takes_caches, capacity, any(role.kind == "logits" for role in outputs))
 
     @property
@@ -221,6 +222,6 @@ def _classified(model: Model) -> Classified[Signature]:
 
 
 def _facts_of(signature: Signature) -> SignatureFacts:
-    inputs = [(role, shape_of(v)) for v in signature.inputs.values() if (role := role_of(v)) is not None]
+    inputs = [(role, dims_of(v) or ()) for v in signature.inputs.values() if (role := role_of(v)) is not None]
     outputs = [role for v in signature.outputs.values() if (role := role_of(v)) is not None]
     return SignatureFacts.of(signature.name, inputs, outputs)

@@ -1,4 +1,7 @@
-"""Roles of caches and positions by the operators that take them, for models whose contract names none."""
+"""Roles of caches and positions by the operators that take them, for models whose contract names none.
+
+Decoders in ONNX have the names that transformers gives to their inputs. These show what to feed.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from o2o.check.interface import Expected, signature_of
 from o2o.contract import Role, role_of
 from o2o.model import Model, Signature
 from o2o.operators.attention import Attention, is_attention
-from o2o.operators.traits import PASS_THROUGH_OPS, traits_of
+from o2o.operators.traits import passes_through, traits_of
+from o2o.roles.names import role_by_name
 
 DERIVED = "derived_role"  # the meta entry that marks them
 
 
 def derive_roles(model: Model) -> None:
-    """Give inputs a role that ATTENTION takes as caches, or an operator takes as position.
+    """Give inputs a role that ATTENTION takes as caches, an operator takes as position, or a name says.
 
     Args:
         model: A copy that is not written. Roles of the contract stay.
@@ -33,6 +37,11 @@ def derive_roles(model: Model) -> None:
                     layer += 1
             for source in _position_inputs(node):
                 _derive(source, Role("position"))
+    if model.format == "onnx":
+        for value in model.graphs[0].inputs:
+            role = role_by_name(value.name or "", is_input=True)
+            if role is not None and role.kind in ("tokens", "position", "mask"):
+                _derive(value, role)
 
 
 def _derive(value: ir.Value, role: Role) -> None:
@@ -47,7 +56,7 @@ def _position_inputs(node: ir.Node) -> Iterator[ir.Value]:
     value = node.inputs[position] if position is not None and position < len(node.inputs) else None
     while value is not None and not value.is_graph_input():
         producer = value.producer()
-        value = producer.inputs[0] if producer is not None and producer.op_type in PASS_THROUGH_OPS else None
+        value = producer.inputs[0] if producer is not None and passes_through(producer) else None
     if value is not None:
         yield value
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from o2o.check.runner import Arrays, IoTensor
+from o2o.check.runner import Arrays, IoTensor, symbols_of
+from o2o.check.symbolic_sizes import EXAMPLE, sizes_of
 
 SEED = 0
 WORDS = (b"", b"a", b"two words", "sch\u00f6n".encode(), b"0123456789" * 3)
@@ -93,15 +94,26 @@ def random_feeds(inputs: Mapping[str, IoTensor], case: Case) -> Arrays:
     """
     generator = np.random.default_rng((SEED, case.position))
     feeds = {}
+    symbols = sizes_of(symbols_of(tensor.dims for tensor in inputs.values()), case.size or EXAMPLE)
     for name, tensor in inputs.items():
-        sizes = enumerate(tensor.shape)
-        shape = [case.size if case.size and axis in tensor.dynamic else dim for axis, dim in sizes]
+        shape = [_size(tensor, axis, case, symbols) for axis in range(len(tensor.shape))]
+        if tensor.default is not None:
+            feeds[name] = tensor.default.numpy()
+            continue
         if tensor.kind == "position":
             numbers = case.position + np.arange(int(np.prod(shape))).reshape(shape)
         else:
             numbers = _draw(generator, tensor, shape, case.numbers)
         feeds[name] = np.asarray(numbers, tensor.dtype)
     return feeds
+
+
+def _size(tensor: IoTensor, axis: int, case: Case, symbols: Mapping[str, int]) -> int:
+    """The size of an axis in a run."""
+    dim = tensor.dims[axis] if tensor.dims else tensor.shape[axis]
+    if isinstance(dim, str):
+        return symbols[dim]
+    return case.size if case.size and axis in tensor.dynamic else tensor.shape[axis]
 
 
 def _draw(generator: np.random.Generator, tensor: IoTensor, shape: list[int], numbers: Numbers) -> np.ndarray:
@@ -115,6 +127,8 @@ def _draw(generator: np.random.Generator, tensor: IoTensor, shape: list[int], nu
         chosen = np.empty(shape, object)
         chosen[...] = words[generator.integers(0, len(WORDS), shape)]
         return chosen
+    if tensor.kind == "mask" and dtype.kind in "iu" and len(shape) == 2:  # no padding: each key is seen
+        return np.ones(shape)
     if dtype.kind in "iu":
         if tensor.quantized or dtype.itemsize < 4:  # numbers or pixels, not indices
             limits = np.iinfo(dtype)

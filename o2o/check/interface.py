@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from o2o.check.runner import UNNAMED, Io, IoTensor
 from o2o.errors import ModelError
-from o2o.model import Model, Signature
+from o2o.model import Model, Signature, operands
 from o2o.rewriting.builder import unique_name
 
 Shape = tuple[int, ...]
@@ -215,11 +215,12 @@ def part(
     """
     source = signature_of(models, expected)
     computed = [value for node in nodes for value in node.outputs]
-    used = [value for node in nodes for value in node.inputs if value is not None]
+    used = [value for node in nodes for value in operands(node)]
     entering = [v for v in used if v.producer() is not None and v not in computed]
     if last is None:
         outside = [node for node in source.graph if node not in nodes]
-        leaving = [value for value in computed if any(value in node.inputs for node in outside)]
+        needed_outside = {id(value) for node in outside for value in operands(node)}
+        leaving = [value for value in computed if id(value) in needed_outside]
         stays = [v for v in source.graph.outputs if v in computed or v.producer() is None]
         last = [*stays, *(v for v in leaving if not v.is_graph_output())]
         unused = [v for v in source.graph.inputs if not v.uses()]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.check.litert_runner import LiteRtRunner
+from o2o.check.onnx_runner import OnnxRunner
 from o2o.check.runner import Results, Runner, signatures_io
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
@@ -92,6 +93,8 @@ class ReferenceRunner:
 def runner_of(model: Model, label: str, or_numpy: bool) -> Runner:
     """Choose how a model is run: as it is on LiteRT, or in numpy if it has operators that LiteRT lacks.
 
+    ONNX runs on ONNX Runtime.
+
     So a lowering is never compared with itself. Only where numpy has no kernel, Circle's operators are
     lowered to run on LiteRT.
 
@@ -106,6 +109,8 @@ def runner_of(model: Model, label: str, or_numpy: bool) -> Runner:
     Raises:
         ModelError: LiteRT cannot load it.
     """
+    if model.format == "onnx":
+        return OnnxRunner(model, label)
     nodes = [node for graph in model.graphs for node in graph]
     has_kernels = all(map(reference.has_kernel, nodes))
     if any(map(is_lowered, nodes)):

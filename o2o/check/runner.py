@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
+from o2o.check.symbolic_sizes import EXAMPLE, sizes_of
 from o2o.contract import Role, role_of
 from o2o.formats.tensors import is_quantized
-from o2o.model import Model, attribute, shape_of
+from o2o.model import Model, attribute, dims_of, shape_of
 from o2o.operators.attention import Attention, takes_as_cache
-from o2o.operators.traits import PASS_THROUGH_OPS, lookup_operands, traits_of
+from o2o.operators.traits import lookup_operands, passes_through, traits_of
 
 Arrays = dict[str, np.ndarray]
 Slot = tuple[str, int]
@@ -34,6 +35,8 @@ class IoTensor:
         role: From the contract, if there is one.
         limit: Exclusive upper bound of valid integers, such as the number of rows of a table.
         dynamic: The axes whose size the caller chooses.
+        default: The numbers of an input that ONNX gives a default; they are fed.
+        dims: Its dimensions with the names of symbolic ones.
         quantized: Whether its integers stand for other numbers.
         capacity: The number of rows of a cache; None for other tensors, and for a cache of unknown layout.
         rows_written: How many of them ATTENTION writes; 1 without ATTENTION.
@@ -45,30 +48,41 @@ class IoTensor:
     role: Role | None = None
     limit: int = UNKNOWN_LIMIT
     dynamic: tuple[int, ...] = ()
+    dims: tuple[int | str, ...] = ()
+    default: ir.TensorProtocol | None = None
     quantized: bool = False
     capacity: int | None = None
     rows_written: int = 1
 
     @classmethod
-    def of(cls, value: ir.Value) -> IoTensor:
+    def of(cls, value: ir.Value, sizes: Mapping[str, int]) -> IoTensor:
         """Describe an input or output.
 
         Args:
             value: The input or output in the graph.
+            sizes: Examples of symbolic dimensions, by name.
 
         Returns:
             What a check needs to know about it.
         """
-        dynamic = value.meta.get("fields", {}).get("shapeSignature")
+        signature = value.meta.get("fields", {}).get("shapeSignature")
+        dims = dims_of(value) or ()
+        shape = tuple(dim if isinstance(dim, int) else sizes[dim] for dim in dims)
+        dynamic: Iterable[bool] = (isinstance(dim, str) for dim in dims)
+        if signature is not None:
+            dynamic = (dim < 0 for dim in signature)
+        has_numbers = value.dtype is not None and isinstance(value.type, ir.TensorType)
         return cls(
             value.name or "",
-            shape_of(value),
-            value.dtype.numpy() if value.dtype is not None else None,
+            shape,
+            value.dtype.numpy() if value.dtype is not None and has_numbers else None,
             role_of(value),
             min(_table_rows(value), default=UNKNOWN_LIMIT),
-            tuple(axis for axis, dim in enumerate(dynamic if dynamic is not None else ()) if dim < 0),
+            tuple(axis for axis, varies in enumerate(dynamic) if varies),
+            dims,
+            value.const_value if value.is_graph_input() and value.is_initializer() else None,
             is_quantized(value),
-            _capacity(value),
+            _capacity(value, shape),
             max((attention.T for attention in _writers(value)), default=1),
         )
 
@@ -92,11 +106,11 @@ class IoTensor:
         return self.role.slot
 
 
-def _capacity(value: ir.Value) -> int | None:
+def _capacity(value: ir.Value, shape: Sequence[int]) -> int | None:
     role = role_of(value)
     if role is None or not role.is_cache or role.layout is None:
         return None
-    return shape_of(value)[role.layout.index("T")]
+    return shape[role.layout.index("T")]
 
 
 def _writers(value: ir.Value) -> list[Attention]:
@@ -109,8 +123,10 @@ def _table_rows(value: ir.Value) -> Iterator[int]:
     for node, operand in value.uses():
         if operand == traits_of(node).index and (lookup := lookup_operands(node)) is not None:
             table, _ = lookup
-            yield shape_of(table)[attribute(node, "axis", 0)]
-        elif operand == 0 and node.op_type in PASS_THROUGH_OPS:
+            rows = (dims_of(table) or (0,))[attribute(node, "axis", 0)]
+            if isinstance(rows, int) and rows:
+                yield rows
+        elif operand == 0 and passes_through(node):
             yield from _table_rows(node.outputs[0])
 
 
@@ -145,10 +161,12 @@ def signatures_io(model: Model) -> dict[str, Io]:
         Inputs and outputs by signature.
     """
     model.add_default_signature("main")
+    values = [v for s in model.signatures for v in (*s.inputs.values(), *s.outputs.values())]
+    sizes = sizes_of(symbols_of(dims_of(value) for value in values), EXAMPLE)
     return {
         signature.name: Io(
-            {name: IoTensor.of(value) for name, value in signature.inputs.items()},
-            {name: IoTensor.of(value) for name, value in signature.outputs.items()},
+            {name: IoTensor.of(value, sizes) for name, value in signature.inputs.items()},
+            {name: IoTensor.of(value, sizes) for name, value in signature.outputs.items()},
             tuple(name for name, value in signature.inputs.items() if _is_updated(value)),
             {
                 name: rows
@@ -163,6 +181,18 @@ def signatures_io(model: Model) -> dict[str, Io]:
         )
         for signature in model.signatures
     }
+
+
+def symbols_of(shapes: Iterable[tuple[int | str, ...] | None]) -> list[str]:
+    """Return the symbolic dimensions of some shapes.
+
+    Args:
+        shapes: Numbers and names; None for an unknown rank.
+
+    Returns:
+        The names in the order of the shapes.
+    """
+    return [dim for dims in shapes for dim in dims or () if isinstance(dim, str)]
 
 
 def _is_updated(value: ir.Value) -> bool:

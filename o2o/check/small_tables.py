@@ -13,7 +13,7 @@ import onnx_ir as ir
 from o2o.contract import role_of
 from o2o.formats.tensors import constant_array, is_constant
 from o2o.model import Model
-from o2o.operators.traits import PASS_THROUGH_OPS, lookup_operands, traits_of
+from o2o.operators.traits import lookup_operands, passes_through, traits_of
 
 FACTOR = np.float32(1e-3)
 
@@ -45,7 +45,7 @@ def _indexed(value: ir.Value) -> Iterator[ir.Value]:
         lookup = lookup_operands(node)
         if lookup is not None and operand == traits_of(node).index:
             yield lookup[0]
-        elif operand == 0 and node.op_type in PASS_THROUGH_OPS:
+        elif operand == 0 and passes_through(node):
             yield from _indexed(node.outputs[0])
 
 

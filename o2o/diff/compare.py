@@ -13,7 +13,7 @@ from o2o.diff.constants import distance, same_bytes
 from o2o.diff.matching import Matching, match_graphs, operator_name, options_of
 from o2o.formats.tensors import is_constant, is_quantized, storage_key
 from o2o.formats.unbound_tensor import UnboundTensor
-from o2o.model import Model, Signature, dtype_name, quantization_constants
+from o2o.model import Model, Signature, dims_of, dtype_name, quantization_constants
 
 Json = dict[str, Any]
 Pair = tuple[ir.Graph, ir.Graph]
@@ -213,11 +213,11 @@ def _tensor(value: ir.Value) -> Json:
     return entry
 
 
-def _shape(value: ir.Value) -> list[int] | None:
-    if value.shape is None:
+def _shape(value: ir.Value) -> list[int | str] | None:
+    if (dims := dims_of(value)) is None:
         return None
     dynamic = value.meta.get("fields", {}).get("shapeSignature")
-    return [int(dim) for dim in (dynamic if dynamic is not None else value.shape.numpy())]
+    return list(dims) if dynamic is None else [int(dim) for dim in dynamic]
 
 
 def _quantization(value: ir.Value) -> str:

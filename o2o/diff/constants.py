@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import CHUNK, SourceTensor, bytes_in_memory, is_quantized
 from o2o.formats.unbound_tensor import UnboundTensor
-from o2o.model import quantization_constants, shape_of
+from o2o.model import dims_of, quantization_constants, shape_of
 
 
 @dataclass
@@ -85,7 +85,7 @@ def distance(first: ir.Value, second: ir.Value) -> Distance | None:
     Returns:
         The distance. None if one has no numbers to read: text, references, zero points by block.
     """
-    if shape_of(first) != shape_of(second) or not (_has_numbers(first) and _has_numbers(second)):
+    if dims_of(first) != dims_of(second) or not (_has_numbers(first) and _has_numbers(second)):
         return None
     result = Distance()
     squares = reference = 0.0

@@ -7,6 +7,7 @@ compare one of both, then the names of its weights, then of its results. Each ma
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import LARGE, is_constant
+from o2o.formats.tensors import LARGE, chunks, is_constant, is_constant_node
 from o2o.formats.unbound_tensor import UnboundTensor
-from o2o.model import dtype_name, shape_of
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, dims_of, dtype_name
 
 LONGEST_RUN = 2000
 """Operators without a match between two matches, beyond which none of them are aligned."""
@@ -58,18 +59,49 @@ def options_of(node: ir.Node) -> dict[str, Any]:
         node: Any node.
 
     Returns:
-        Numbers, texts and tuples by name. Graphs are left out.
+        Numbers, texts and tuples by name. Tensors, and graphs in attributes (ONNX), are digests. Graphs of
+        Circle are left out: they are compared as graphs of the model.
     """
     options: dict[str, Any] = {}
     for name, attribute in node.attributes.items():
-        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            continue
         value = attribute.value
-        options[name] = tuple(value) if isinstance(value, list | tuple | np.ndarray) else value
+        if attribute.is_ref():
+            options[name] = f"attribute {attribute.ref_attr_name}"
+        elif attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            if node.domain not in (DOMAIN, CUSTOM_DOMAIN):
+                is_one = attribute.type == ir.AttributeType.GRAPH
+                inner = [attribute.as_graph()] if is_one else attribute.as_graphs()
+                options[name] = ", ".join(map(_graph_digest, inner))
+        elif attribute.type == ir.AttributeType.TENSOR and not is_constant_node(node):
+            options[name] = _tensor_digest(value)
+        elif attribute.type == ir.AttributeType.TENSOR:
+            options[name] = f"{value.dtype} {list(value.shape)}"  # its numbers are compared as a constant
+        else:
+            options[name] = tuple(value) if isinstance(value, list | tuple | np.ndarray) else value
     custom = node.meta.get("fields", {}).get("customOptions")
     if custom is not None:
         options["customOptions"] = bytes(np.asarray(custom, np.uint8)).hex()
     return options
+
+
+def _graph_digest(graph: ir.Graph) -> str:
+    """A digest of a graph in an attribute: its operators, options, small constants and names."""
+    digest = hashlib.sha256()
+    for value in (*graph.inputs, *graph.outputs):
+        digest.update(f"{value.name} {dims_of(value)};".encode())
+    for name, value in graph.initializers.items():
+        digest.update(f"{name} {_constant(value)!r};".encode())
+    for node in graph:
+        names = [value.name if value is not None else None for value in (*node.inputs, *node.outputs)]
+        digest.update(f"{_kind(node)} {names} {sorted(options_of(node).items())!r};".encode())
+    return f"graph {digest.hexdigest()[:16]}"
+
+
+def _tensor_digest(tensor: ir.TensorProtocol) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks(tensor):
+        digest.update(chunk)
+    return f"{tensor.dtype} {list(tensor.shape)} {digest.hexdigest()[:16]}"
 
 
 def operator_name(node: ir.Node) -> str:
@@ -88,6 +120,7 @@ class _Matcher:
     def __init__(
         self, first: ir.Graph, second: ir.Graph, known: Collection[tuple[ir.Value, ir.Value]]
     ) -> None:
+        self.graphs = (first, second)
         self.first, self.second = list(first), list(second)
         self.matching = Matching()
         self.matched: set[ir.Node] = set()
@@ -203,7 +236,7 @@ class _Matcher:
         for value, matched in ((x, self.matching.nodes), (y, self.matched)):
             users = defaultdict(list)
             for node, operand in value.uses():
-                if node not in matched:
+                if node not in matched and node.graph in self.graphs:
                     users[_kind(node), operand].append(node)
             sides.append(users)
         for key, nodes in sides[0].items():
@@ -267,7 +300,7 @@ def _kind(node: ir.Node) -> tuple[str, str]:
 
 def _operator(node: ir.Node) -> int:
     """Equal for operators that compute the same from their operands."""
-    results = tuple((dtype_name(value), shape_of(value)) for value in node.outputs)
+    results = tuple((dtype_name(value), dims_of(value)) for value in node.outputs)
     return hash((_kind(node), tuple(sorted((k, repr(v)) for k, v in options_of(node).items())), results))
 
 
@@ -284,8 +317,8 @@ def _constant(value: ir.Value) -> Hashable:
     tensor = value.const_value
     assert tensor is not None
     if isinstance(tensor, UnboundTensor) or tensor.nbytes >= LARGE:
-        return "constant", value.name, shape_of(value)
-    return "constant", dtype_name(value), shape_of(value), tensor.tobytes()
+        return "constant", value.name, dims_of(value)
+    return "constant", dtype_name(value), dims_of(value), tensor.tobytes()
 
 
 def _hashes_of_sources(

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 
 
 class CheckModels(Filter):
@@ -27,6 +27,7 @@ class CheckModels(Filter):
 
     name = "check.models.py"
     purpose = "Combine, cut, clean up, inspect"
+    input_formats = ALL_FORMATS
     usage_example = "check.models.py before.circle after.circle"
     check_help = None
     writes_model = False

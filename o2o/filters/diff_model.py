@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from o2o.diff.compare import diff
 from o2o.diff.text import render
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 
 
 class DiffModel(Filter):
@@ -30,6 +30,7 @@ class DiffModel(Filter):
 
     name = "diff.model.py"
     purpose = "Combine, cut, clean up, inspect"
+    input_formats = ALL_FORMATS
     usage_example = "diff.model.py before.circle after.circle"
     check_help = None
     writes_model = False

@@ -14,7 +14,7 @@ from o2o.cli.arguments import name_list
 from o2o.cli.text import listed
 from o2o.contract import role_of
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.model import Model
 from o2o.rewriting.downcast_inputs import INT32, downcast_input
 from o2o.rewriting.selectors import entry_graphs, io_names
@@ -44,6 +44,7 @@ class DowncastInputIds(Filter):
 
     name = "downcast.input_ids.py"
     purpose = "Inputs and outputs"
+    input_formats = ALL_FORMATS
     usage_example = "downcast.input_ids.py --also cache_position < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

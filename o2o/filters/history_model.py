@@ -14,7 +14,7 @@ from o2o.cli import pipelines
 from o2o.cli.text import counted
 from o2o.errors import ModelError, UsageError
 from o2o.filters import pipeline
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.filters.recorded_pipelines import MERGED, Recorded, recorded_pipelines
 from o2o.formats.fingerprint import fingerprint
 from o2o.model import Model
@@ -40,6 +40,7 @@ class HistoryModel(Filter):
 
     name = "history.model.py"
     purpose = "Combine, cut, clean up, inspect"
+    input_formats = ALL_FORMATS
     usage_example = "history.model.py model.circle --replay prefill_.circle decode_.circle"
     check_help = None
     writes_model = False

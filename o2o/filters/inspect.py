@@ -11,7 +11,7 @@ from typing import Any
 from o2o import streams
 from o2o.describe import render, summarize
 from o2o.errors import ModelError, UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.litertlm import is_bundle, language_model, read_bundle
 from o2o.litertlm import summary as bundles
 from o2o.model import Model
@@ -38,6 +38,7 @@ class Inspect(Filter):
 
     name = "inspect.model.py"
     purpose = "Combine, cut, clean up, inspect"
+    input_formats = ALL_FORMATS
     usage_example = "inspect.model.py model.circle"
     check_help = None
     writes_model = False

@@ -11,7 +11,7 @@ from o2o.cli import command
 from o2o.cli.arguments import Parser, positive_int
 from o2o.cli.text import counted
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.reduction.failing_command import FailingCommand
 from o2o.reduction.reducer import Reducer
 from o2o.streams.temporary import temporary_folder
@@ -35,6 +35,7 @@ class ReduceModel(Filter):
 
     name = "reduce.model.py"
     purpose = "Combine, cut, clean up, inspect"
+    input_formats = ALL_FORMATS
     usage_example = "reduce.model.py model.circle -o small.circle -- lower.onnx.py {} -o /dev/null"
     check_help = None
 

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from o2o.cli.arguments import add_io, add_signature, id_list, name_list
 from o2o.cli.text import counted
 from o2o.errors import ModelError
-from o2o.filters.base import Filter
-from o2o.model import Model, Signature
+from o2o.filters.base import ALL_FORMATS, Filter
+from o2o.model import Model, Signature, users
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.rewire import IoKind, io_values, set_io_values, sync_signatures
 from o2o.rewriting.selectors import entry_graphs, io_positions
@@ -30,11 +30,13 @@ class RemoveIo(Filter):
 
     Signatures lose the same names. gc.py removes the operators that only a removed output needs.
     The filter changes every graph that has all inputs or outputs to keep. --signature chooses one graph.
+    An input of ONNX that has a default becomes a constant.
     Refused: an input to remove that an operator or an output uses, and a name or number that does not exist.
     """
 
     name = "remove.io.py"
     purpose = "Inputs and outputs"
+    input_formats = ALL_FORMATS
     usage_example = "remove.io.py output --keep_by_name logits < in.circle | gc.py > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -97,9 +99,10 @@ def _check_unused(graph: ir.Graph, value: ir.Value) -> None:
     cannot = f"cannot remove the input {value.name}"
     if value.is_graph_output():
         raise ModelError(f"{cannot}: it is also an output")
-    users = value.consumers()
+    if value.is_initializer():  # ONNX: an input with a default becomes a constant
+        return
     live = live_nodes(graph)
-    for node in sorted(users, key=lambda node: node not in live):
+    for node in sorted(users(value, graph), key=lambda node: node not in live):
         user = f"{node.op_type} {node.outputs[0].name if node.outputs else ''}".strip()
         hint = "" if node in live else ", although no output needs that: run gc.py first"
         raise ModelError(f"{cannot}: {user} uses it{hint}")

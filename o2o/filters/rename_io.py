@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from o2o.cli.arguments import add_io, add_signature
 from o2o.cli.text import listed
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.model import Model
 from o2o.rewriting.rename_io import rename_io
 from o2o.rewriting.rewire import io_values
@@ -35,6 +35,7 @@ class RenameIo(Filter):
 
     name = "rename.io.py"
     purpose = "Inputs and outputs"
+    input_formats = ALL_FORMATS
     usage_example = "rename.io.py input args_0=input_ids args_1=position < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from o2o.cli.arguments import add_signature
 from o2o.cli.text import counted
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.model import Model
 from o2o.rewriting.rename_io import rename_io
 from o2o.rewriting.rewire import IoKind
@@ -34,6 +34,7 @@ class RenameIoRemoveNamespace(Filter):
 
     name = "rename.io.remove_namespace.py"
     purpose = "Inputs and outputs"
+    input_formats = ALL_FORMATS
     usage_example = "rename.io.remove_namespace.py < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

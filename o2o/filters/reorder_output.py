@@ -11,7 +11,7 @@ import onnx_ir as ir
 from o2o.cli.arguments import add_signature, id_list, name_list
 from o2o.cli.text import listed
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.model import Model
 from o2o.rewriting.rewire import set_io_values, sync_signatures
 from o2o.rewriting.selectors import entry_graphs, io_positions
@@ -35,6 +35,7 @@ class ReorderOutput(Filter):
 
     name = "reorder.output.py"
     purpose = "Inputs and outputs"
+    input_formats = ALL_FORMATS
     usage_example = "reorder.output.py --by_name logits,key_0,value_0 < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

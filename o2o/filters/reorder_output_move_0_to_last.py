@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from o2o.cli.arguments import add_signature
 from o2o.cli.text import listed
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.filters.reorder_output import reorder
 from o2o.model import Model
 from o2o.rewriting.selectors import entry_graphs
@@ -32,6 +32,7 @@ class ReorderOutputMove0ToLast(Filter):
 
     name = "reorder.output.move_0_to_last.py"
     purpose = "Inputs and outputs"
+    input_formats = ALL_FORMATS
     usage_example = "reorder.output.move_0_to_last.py < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -14,9 +14,9 @@ from o2o.cli.arguments import add_io, shape
 from o2o.cli.text import counted
 from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.formats.tensors import is_quantized
-from o2o.model import Model, is_dynamic, shape_of
+from o2o.model import Model, dims_of, is_dynamic, shape_of
 from o2o.operators.attention import Attention, is_attention, takes_as_cache
 from o2o.rewriting.matchers import producer_of
 from o2o.rewriting.rewire import insert_after_input, insert_before_output, io_values, replace_graph_output
@@ -42,6 +42,7 @@ class ReshapeIo(Filter):
 
     name = "reshape.io.py"
     purpose = "Inputs and outputs"
+    input_formats = ALL_FORMATS
     usage_example = "reshape.io.py input --by_shape [1,16,30,4] [1,16,32,4] < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ class ReshapeIo(Filter):
                 raise UsageError(f"old and new shape are both {_text(old)}")
             changed = 0
             for graph in graphs:
-                for value in dict.fromkeys(v for v in io_values(graph, args.io) if shape_of(v) == old):
+                for value in dict.fromkeys(v for v in io_values(graph, args.io) if (dims_of(v) or ()) == old):
                     if is_dynamic(value):
                         raise ModelError(f"{value.name} has no fixed shape: {_text(old)} is an example")
                     if args.io == "input":
@@ -72,8 +73,8 @@ class ReshapeIo(Filter):
                         _reshape_output(model, graph, value, new)
                     changed += 1
             if not changed:
-                shapes = sorted({shape_of(value) for graph in graphs for value in io_values(graph, args.io)})
-                there = ", ".join(_text(shape) for shape in shapes)
+                shapes = {_text(dims_of(v) or ()) for graph in graphs for v in io_values(graph, args.io)}
+                there = ", ".join(sorted(shapes))
                 raise UsageError(f"no {args.io} has the shape {_text(old)}; there are {there}")
             self.log(f"reshaped {counted(changed, args.io)} {_text(old)} to {_text(new)}")
         for graph in graphs:
@@ -87,11 +88,11 @@ class ReshapeIo(Filter):
             values = source.inputs if args.io == "input" else source.outputs
             changed = dict(expected.inputs if args.io == "input" else expected.outputs)
             for name, value in values.items():
-                shape = shape_of(value)
+                shape = unchanged_shape = dims_of(value) or ()
                 for old, new in args.by_shape:
                     shape = new if shape == old else shape
-                if shape != shape_of(value):
-                    changed[name] = replace(changed[name], shape=shape)
+                if shape != unchanged_shape:
+                    changed[name] = replace(changed[name], shape=tuple(map(int, shape)))
             return changed
 
         def updated_in_place(expected: ExpectedSignature) -> Tensors:
@@ -196,7 +197,7 @@ def _set_shape(value: ir.Value, shape: Sequence[int]) -> None:
     value.meta.get("fields", {}).pop("shapeSignature", None)  # it described the old shape
 
 
-def _text(shape: Sequence[int]) -> str:
+def _text(shape: Sequence[int | str]) -> str:
     return f"[{','.join(map(str, shape))}]"
 
 

@@ -11,8 +11,10 @@ import onnx_ir as ir
 from o2o.cli.arguments import add_signature, id_list, name_list
 from o2o.cli.text import counted, listed
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
-from o2o.model import Model
+from o2o.filters.base import ALL_FORMATS, Filter
+from o2o.formats.tensors import is_constant_node
+from o2o.model import Model, operands
+from o2o.operators.onnx_shape_inference import infer_shapes
 from o2o.rewriting.boundaries import find_tensors, nodes_on_paths
 from o2o.rewriting.extraction import extract
 from o2o.rewriting.selectors import entry_graphs
@@ -42,6 +44,7 @@ class SelectOp(Filter):
 
     name = "select.op.py"
     purpose = "Combine, cut, clean up, inspect"
+    input_formats = ALL_FORMATS
     usage_example = "select.op.py --from model.embed_tokens --to logits < in.circle > part.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -75,6 +78,8 @@ class SelectOp(Filter):
             labels = listed([model.label(graph) for graph in graphs])
             raise UsageError(f"there are several graphs ({labels}): choose one with --signature")
         graph = graphs[0]
+        if model.format == "onnx":
+            infer_shapes(model)  # a tensor at the cut needs a type
         count = len(graph)
         selected, inputs, outputs = _chosen(model, graph, args)
         extract(model, graph, selected, inputs, outputs)
@@ -115,13 +120,19 @@ def _chosen(
         if (last := max(args.by_id)) >= len(nodes):
             there = f"the last one is {len(nodes) - 1}" if nodes else "there are none"
             raise UsageError(f"{model.label(graph)} has no operator {last}; {there}")
-        return {nodes[index] for index in args.by_id}, [], None
+        return _with_constants({nodes[index] for index in args.by_id}), [], None
     sources = find_tensors(model, graph, args.sources) if args.sources is not None else None
     targets = find_tensors(model, graph, args.targets) if args.targets is not None else None
     selected = nodes_on_paths(graph, sources, targets)
     if targets is None:
         targets = [value for value in graph.outputs if value.producer() in selected]
-    return selected, sources or [], targets
+    return _with_constants(selected), sources or [], targets
+
+
+def _with_constants(nodes: set[ir.Node]) -> set[ir.Node]:
+    """Some operators, and the `Constant`s of ONNX that these read."""
+    producers = (value.producer() for node in nodes for value in operands(node))
+    return nodes | {node for node in producers if node is not None and is_constant_node(node)}
 
 
 main = SelectOp.main

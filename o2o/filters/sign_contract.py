@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, get_args
 from o2o.cli.text import counted, listed
 from o2o.contract import Kind, Role
 from o2o.errors import ModelError, UsageError
-from o2o.filters.base import Filter
-from o2o.model import Model, shape_of
+from o2o.filters.base import ALL_FORMATS, Filter
+from o2o.model import Model, dims_of
 from o2o.roles import Findings, find_roles
 from o2o.signatures import buckets_of, capacity_of, find_decode, prefills_of
 
@@ -39,6 +39,7 @@ class SignContract(Filter):
 
     name = "sign.contract.py"
     purpose = "Inputs and outputs"
+    input_formats = ALL_FORMATS
     usage_example = "sign.contract.py --role args_0=tokens --layout BNTH < in.tflite > out.tflite"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -137,7 +138,7 @@ def _named_layout(text: str) -> tuple[str, str]:
 
 def _default_name(model: Model) -> str:
     """The name of the only graph's signature: `decode` if it may take caches, else `prefill`."""
-    takes_caches = any(len(shape_of(value)) >= 3 for value in model.graphs[0].inputs)
+    takes_caches = any(len(dims_of(value) or ()) >= 3 for value in model.graphs[0].inputs)
     return "decode" if takes_caches else "prefill"
 
 
@@ -150,7 +151,7 @@ def _summary(findings: Findings) -> list[str]:
             continue
         names = findings.names(kind)
         reasons = listed(list(dict.fromkeys(findings.reasons[value] for value in values)))
-        shape = f"[{','.join(map(str, shape_of(values[0])))}]"
+        shape = f"[{','.join(map(str, dims_of(values[0]) or ()))}]"
         if kind in _LAYERED:
             layout = findings.roles[values[0]].layout
             layers = counted(len(values), "layer")

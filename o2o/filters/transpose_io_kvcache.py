@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from o2o.contract import Layout, role_of
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
-from o2o.model import Model, shape_of
+from o2o.filters.base import ALL_FORMATS, Filter
+from o2o.model import Model, dims_of
 from o2o.operators.attention import takes_as_cache
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.selectors import entry_graphs
@@ -37,6 +37,7 @@ class TransposeIoKvcache(Filter):
 
     name = "transpose.io.kvcache.py"
     purpose = "KV caches"
+    input_formats = ALL_FORMATS
     usage_example = "transpose.io.kvcache.py < in.circle > out.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -73,9 +74,14 @@ def transposed(models: Sequence[Model], layout: Layout) -> Expected:
         new = dict(tensors)
         for name, value in values.items():
             role = role_of(value)
-            if role is not None and role.layout is not None and len(shape_of(value)) == 4:
-                shape = tuple(shape_of(value)[role.layout.index(axis)] for axis in layout)
-                new[name] = replace(tensors[name], shape=shape)
+            dims = dims_of(value) or ()
+            if role is not None and role.layout is not None and len(dims) == 4:
+                shape = tuple(dims[role.layout.index(axis)] for axis in layout)
+                static = tuple(dim for dim in shape if isinstance(dim, int))
+                is_static = len(static) == len(shape)
+                new[name] = replace(
+                    tensors[name], shape=static if is_static else None, is_reshaped=not is_static
+                )
             elif any(takes_as_cache(use.node, use.idx) for use in value.uses()):
                 new[name] = replace(tensors[name], is_reshaped=True)
         return new

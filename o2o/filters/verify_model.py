@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from o2o.cli.text import counted
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.verifier.issue import Issue
 from o2o.verifier.verify import verify
 
@@ -39,6 +39,7 @@ class VerifyModel(Filter):
 
     name = "verify.model.py"
     purpose = "Combine, cut, clean up, inspect"
+    input_formats = ALL_FORMATS
     usage_example = "verify.model.py --engine litert model.circle"
     check_help = None
     writes_model = False

@@ -75,6 +75,19 @@ def read(source: Source) -> Model:
         raise ModelError(f"{source.name}: damaged ONNX model: {_reason(error)}") from error
 
 
+def metadata_of(source: Source) -> dict[str, str]:
+    """Return the metadata of a file as it is stored.
+
+    Args:
+        source: The bytes of an ONNX file that can be read.
+
+    Returns:
+        Its `metadata_props`.
+    """
+    message, _ = cut(source.header, LARGE)
+    return {entry.key: entry.value for entry in onnx.ModelProto.FromString(message).metadata_props}
+
+
 def decode(proto: onnx.ModelProto, tensors: Sequence[Any], folder: Path | None) -> Model:
     """Turn a message into a model.
 

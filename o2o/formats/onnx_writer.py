@@ -29,10 +29,11 @@ from o2o.formats import onnx_proto
 from o2o.formats.onnx_proto import SparseTensor
 from o2o.formats.onnx_reader import PROPERTIES, TRAINING_INFO, decode, from_ir
 from o2o.formats.protobuf_wire import MARK, paste
-from o2o.formats.tensors import LARGE, SourceTensor, storage_key
+from o2o.formats.schema import Span
+from o2o.formats.tensors import LARGE, SourceTensor, constants_of, storage_key
 from o2o.formats.writer import Plan, Segment
 from o2o.model import Model
-from o2o.streams import ExternalFile
+from o2o.streams import ExternalFile, Source, open_file, open_output
 
 LARGE_EXTERNAL = 1 << 14
 """Bytes from which a tensor becomes external data."""
@@ -133,6 +134,24 @@ def plan_files(
     )
 
 
+def write_without_data(model: Model, path: Path) -> None:
+    """Write a model whose large constants are external data without contents: a file of the right size.
+
+    Args:
+        model: The model. Its large constants are not read.
+        path: The file. The data is `path`.data, which takes no room on the disk.
+
+    Raises:
+        ModelError: The model cannot be written.
+        OSError: A file cannot be written.
+    """
+    layout = _Layout(f"{path.name}.data", everything=True)
+    with open_output(path) as sink:
+        _plan(*encode(model, layout.place)).write(sink)
+    with open(path.with_name(layout.location), "wb") as data:
+        data.truncate(layout.size)
+
+
 class _Layout:
     """The file of external data while it is laid out."""
 
@@ -160,6 +179,27 @@ class _Layout:
             self.segments.append(Segment(offset, tensor))
             self.size = offset + tensor.nbytes
         return _Placed(tensor, self.location, self._offsets[key])
+
+
+def inline(model: Model) -> None:
+    """Let external data be written inside the file of the model.
+
+    Args:
+        model: Changed in place. Its data is not read.
+
+    Raises:
+        OSError: A file of data does not exist.
+    """
+    sources: dict[int, Source] = {}
+    for graph in model.all_graphs():
+        for value in constants_of(graph):
+            tensor = value.const_value
+            if isinstance(tensor, SourceTensor) and isinstance(tensor.source, ExternalFile):
+                source = sources.setdefault(id(tensor.source), open_file(tensor.source.path))
+                span = Span(tensor.span.start, tensor.span.size)
+                value.const_value = SourceTensor(
+                    source, span, tensor.dtype, tuple(tensor.shape.numpy()), tensor.name or ""
+                )
 
 
 def is_external(tensor: object) -> bool:
@@ -198,6 +238,23 @@ def handed_over(model: Model) -> Model:
     """
     message, tensors = encode(model, lambda tensor: None)
     return decode(onnx.ModelProto.FromString(message), tensors, None)
+
+
+def decoded_header(model: Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Model:
+    """Return the model of a message that a function of `onnx` has changed.
+
+    Args:
+        model: The model. It is not changed.
+        change: Takes the message without large constants, and returns another one.
+
+    Returns:
+        A model of its own, with the same large constants.
+
+    Raises:
+        ModelError: The model cannot be written.
+    """
+    message, tensors = encode(model, lambda tensor: None)
+    return decode(change(onnx.ModelProto.FromString(message)), tensors, None)
 
 
 def header(model: Model) -> bytes:

@@ -1,4 +1,4 @@
-"""Traits of Circle and TFLite operators, in one table that every pass reads.
+"""Traits of operators of Circle, TFLite and ONNX, in tables that every pass reads.
 
 What an operator computes is in `reference`; operands of ATTENTION are in `attention`. What one runtime
 supports (registered operators, versions, dtypes) is a property of that runtime, and stands in its lowering.
@@ -62,6 +62,36 @@ BUILTIN: dict[str, OpTraits] = {
 }
 CUSTOM: dict[str, OpTraits] = dict.fromkeys(core_attention.NAMES, OpTraits(position=core_attention.POSITION))
 
+_ONNX_UNARY = (
+    "Neg",
+    "Abs",
+    "Sqrt",
+    "Reciprocal",
+    "Exp",
+    "Log",
+    "Sin",
+    "Cos",
+    "Tanh",
+    "Sigmoid",
+    "Relu",
+    "Erf",
+)
+_ONNX_BINARY = ("Add", "Sub", "Mul", "Div", "Mod", "Pow", "Max", "Min", "And", "Or", "Xor", "Not", "Where")
+_ONNX_COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
+_ONNX_OTHER = ("Floor", "Ceil", "Cast", "CastLike", "Gelu", "Softplus", "Clip")
+
+ONNX: dict[str, OpTraits] = {
+    **dict.fromkeys(
+        (*_ONNX_UNARY, *_ONNX_BINARY, *_ONNX_COMPARISONS, *_ONNX_OTHER), OpTraits(elementwise=True)
+    ),
+    **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"), OpTraits(movement="reshape")),
+    "Transpose": OpTraits(movement="transpose"),
+    **dict.fromkeys(("Expand", "Tile"), OpTraits(movement="broadcast")),
+    "Slice": OpTraits(movement="subset"),
+    "Gather": OpTraits(movement="subset", table=0, index=1),
+}
+"""Operators of ONNX's own domain."""
+
 RESHAPE_OPS = tuple(name for name, traits in BUILTIN.items() if traits.movement == "reshape")
 LAYOUT_OPS = tuple(
     n for n, traits in BUILTIN.items() if traits.movement in ("reshape", "transpose", "broadcast")
@@ -78,7 +108,34 @@ def traits_of(node: ir.Node) -> OpTraits:
     Returns:
         Its traits.
     """
-    return {DOMAIN: BUILTIN, CUSTOM_DOMAIN: CUSTOM}.get(node.domain, {}).get(node.op_type, _UNKNOWN)
+    return _BY_DOMAIN.get(node.domain, {}).get(node.op_type, _UNKNOWN)
+
+
+_BY_DOMAIN = {DOMAIN: BUILTIN, CUSTOM_DOMAIN: CUSTOM, "": ONNX}
+
+
+def is_cast(node: ir.Node) -> bool:
+    """Whether `node` converts numbers to another dtype.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True for CAST, and for ONNX's Cast.
+    """
+    return (node.domain, node.op_type) in ((DOMAIN, "CAST"), ("", "Cast"))
+
+
+def passes_through(node: ir.Node) -> bool:
+    """Whether the result of `node` holds numbers of operand 0, unchanged but for the dtype.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True for layout operators, lookups, slices and casts.
+    """
+    return traits_of(node).movement is not None or is_cast(node)
 
 
 def is_elementwise(node: ir.Node) -> bool:

@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import is_constant, is_quantized
-from o2o.model import Model, inner_graphs, quantization_constants, shape_of
+from o2o.model import Model, dims_of, inner_graphs, quantization_constants, shape_of
 from o2o.rewriting.builder import add_constant
 from o2o.rewriting.dead_code_elimination import (
     remove_dead_constants,
+    remove_dead_functions,
     remove_dead_graphs,
     remove_dead_nodes,
     remove_loose_values,
@@ -33,11 +34,12 @@ def clean(model: Model) -> None:
     Args:
         model: Changed in place.
     """
-    for graph in model.graphs:
+    for graph in model.all_graphs():
         topological_sort(graph)
         remove_dead_nodes(graph)
     remove_loose_values(model)
     remove_dead_graphs(model)
+    remove_dead_functions(model)
     run = {id(inner) for graph in model.graphs for node in graph for inner in inner_graphs(node)}
     for graph in model.graphs:
         if id(graph) not in run:
@@ -96,7 +98,7 @@ def bypass(graph: ir.Graph, position: int) -> bool:
         return False
     result = node.outputs[0]
     for value in node.inputs:
-        if value is not None and value.dtype == result.dtype and shape_of(value) == shape_of(result):
+        if value is not None and value.dtype == result.dtype and dims_of(value) == dims_of(result):
             result.replace_all_uses_with(value)
             graph.remove(node, safe=True)
             return True
@@ -197,8 +199,9 @@ def dimensions(graph: ir.Graph) -> list[int]:
     """
     counts: Counter[int] = Counter()
     for value in _values(graph):
-        for size in shape_of(value):
-            counts[size] += math.prod(shape_of(value))
+        shape = [dim for dim in dims_of(value) or () if isinstance(dim, int)]
+        for size in shape:
+            counts[size] += math.prod(shape)
     return [size for size, _ in counts.most_common() if size > 1]
 
 
@@ -218,13 +221,13 @@ def shrink_dimension(graph: ir.Graph, old: int, new: int) -> None:
         new: The smaller size.
     """
     for value in _values(graph):
-        shape, constant = shape_of(value), value.const_value
+        shape, constant = dims_of(value) or (), value.const_value
         if constant is not None and constant.dtype == value.dtype and old in shape:
             cut = tuple(slice(new) if dim == old else slice(None) for dim in shape)
             numbers = np.ascontiguousarray(constant.numpy()[cut])
             value.const_value = ir.Tensor(numbers, value.dtype, name=value.name)
         if value.shape is not None:
-            value.shape = ir.Shape([new if dim == old else dim for dim in shape])
+            value.shape = ir.Shape([new if dim == old else dim for dim in value.shape])
         _shrink_scales(value, shape, old, new)
         _shrink_numbers(value, old, new)
     for node in graph:
@@ -233,7 +236,7 @@ def shrink_dimension(graph: ir.Graph, old: int, new: int) -> None:
             node.attributes["newShape"] = ir.AttrInt64s("newShape", sizes)
 
 
-def _shrink_scales(value: ir.Value, shape: tuple[int, ...], old: int, new: int) -> None:
+def _shrink_scales(value: ir.Value, shape: tuple[int | str, ...], old: int, new: int) -> None:
     quantization = value.meta.get("fields", {}).get("quantization")
     scale = getattr(quantization, "scale", None)
     if scale is None or len(scale) != old or shape[quantization.quantizedDimension] != old:

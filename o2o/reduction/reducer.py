@@ -12,6 +12,7 @@ from typing import TypeVar
 from o2o import formats
 from o2o.cli.text import counted
 from o2o.errors import O2oError
+from o2o.formats.onnx_writer import inline
 from o2o.formats.tensors import stored_bytes
 from o2o.model import Model, inner_graphs
 from o2o.reduction import changes
@@ -58,6 +59,7 @@ class Reducer:
         self.command, self._folder, self._seed, self._progress = command, folder, seed, progress
         self._suffix = f".{model.format}"
         self.smallest = folder / f"smallest{self._suffix}"
+        inline(model)
         formats.save(model, self.smallest)
         self.operators = _count(model)
         self._errors = _codes(self.smallest)

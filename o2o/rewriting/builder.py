@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.schema import CIRCLE
-from o2o.model import DOMAIN, quantization_constants, shape_of
+from o2o.model import DOMAIN, nested_graphs, quantization_constants, shape_of
 
 
 def fresh_name(graph: ir.Graph, stem: str) -> str:
@@ -34,6 +34,10 @@ def fresh_name(graph: ir.Graph, stem: str) -> str:
     if taken is None:
         taken = {value.name or "" for value in graph.inputs} | set(graph.initializers)
         taken |= {value.name or "" for node in graph for value in node.outputs}
+        for node in graph:  # names of ONNX are unique across a graph and the graphs in it
+            for inner in nested_graphs(node):
+                taken |= {value.name or "" for value in inner.inputs} | set(inner.initializers)
+                taken |= {value.name or "" for other in inner for value in other.outputs}
         graph.meta["names"] = taken
     return unique_name(stem, taken)
 
@@ -179,6 +183,19 @@ class Builder:
             The name.
         """
         return fresh_name(self.graph, f"{self.prefix}{name}")
+
+    def cast(self, x: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+        """Insert CAST of `x` to another dtype.
+
+        Args:
+            x: Any tensor.
+            dtype: The dtype of the result.
+            name: The name of the result.
+
+        Returns:
+            The converted tensor.
+        """
+        return self.node("CAST", [x], shape_of(x), dtype, name)
 
     def slice(self, x: ir.Value, begin: Sequence[int], size: Sequence[int], name: str) -> ir.Value:
         """Insert SLICE: the block of shape `size` of `x` that starts at `begin`.

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from o2o.contract import Layout, Role, role_of
 from o2o.errors import ModelError
-from o2o.model import Model, shape_of
+from o2o.model import Model, dims_of
 from o2o.operators.attention import Attention, is_attention, takes_as_cache
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import constant_ints, producer_of
@@ -85,8 +85,8 @@ def _caches(graph: ir.Graph) -> dict[ir.Value, Role]:
 
 
 def _check(value: ir.Value) -> None:
-    if len(shape_of(value)) != 4:
-        raise ModelError(f"the cache {value.name} has shape {list(shape_of(value))}, not four axes")
+    if len(dims := dims_of(value) or ()) != 4:
+        raise ModelError(f"the cache {value.name} has shape {list(dims)}, not four axes")
     quantization = value.meta.get("fields", {}).get("quantization")
     scale = getattr(quantization, "scale", None)
     if scale is not None and len(scale) > 1:
@@ -95,7 +95,8 @@ def _check(value: ir.Value) -> None:
 
 def _permute_shape(value: ir.Value) -> None:
     """Give `value` the shape that it has in the other layout."""
-    value.shape = ir.Shape([shape_of(value)[axis] for axis in PERMUTATION])
+    assert value.shape is not None
+    value.shape = ir.Shape([value.shape[axis] for axis in PERMUTATION])
     fields = value.meta.get("fields", {})
     if (signature := fields.get("shapeSignature")) is not None:  # other values may share these fields
         value.meta["fields"] = fields | {"shapeSignature": signature[list(PERMUTATION)]}

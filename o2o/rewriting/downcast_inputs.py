@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.schema import DIALECTS
-from o2o.model import DOMAIN, Model, dtype_name, shape_of
-from o2o.operators.traits import traits_of
-from o2o.rewriting.builder import Builder
+from o2o.model import DOMAIN, Model, dtype_name, owners
+from o2o.operators.traits import is_cast, traits_of
+from o2o.rewriting.onnx_builder import builder_for
 from o2o.rewriting.rewire import replace_graph_output
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
@@ -34,27 +34,26 @@ def downcast_input(model: Model, graph: ir.Graph, value: ir.Value) -> int:
     label = f"{model.label(graph)}: {value.name}"
     if value.dtype != INT64:
         raise ModelError(f"{label} is {dtype_name(value)}, not int64")
-    code = DIALECTS[model.format].dtype_codes[INT32]
     value.type = ir.TensorType(INT32)
+    outer = owners(graph)
     int64_uses = []
     for use in value.uses():
-        if use.node.domain != DOMAIN:
-            int64_uses.append(use)
-        elif use.node.op_type == "CAST":
+        if is_cast(use.node):
             result = use.node.outputs[0]
             if result.dtype == INT32 and not result.is_graph_output():
                 result.replace_all_uses_with(value)
-                graph.remove(use.node, safe=True)
-            else:
+                assert use.node.graph is not None
+                use.node.graph.remove(use.node, safe=True)
+            elif use.node.domain == DOMAIN:
+                code = DIALECTS[model.format].dtype_codes[INT32]
                 use.node.attributes["inDataType"] = ir.AttrInt64("inDataType", code)
         elif use.idx != traits_of(use.node).index:
             int64_uses.append(use)
     if not int64_uses and not value.is_graph_output():
         return 0
-    users = {use.node for use in int64_uses}
-    op = Builder(graph, before=next((node for node in graph if node in users), None))
-    codes = {"inDataType": code, "outDataType": DIALECTS[model.format].dtype_codes[INT64]}
-    wide = op.node("CAST", [value], shape_of(value), INT64, f"{value.name}_int64", **codes)
+    users = {outer.get(id(use.node.graph), use.node) for use in int64_uses}
+    op = builder_for(graph, before=next((node for node in graph if node in users), None))
+    wide = op.cast(value, INT64, f"{value.name}_int64")
     for use in int64_uses:
         use.node.replace_input_with(use.idx, wide)
     if value.is_graph_output():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import onnx_ir as ir
 
 from o2o.errors import ModelError
-from o2o.model import Model
+from o2o.model import Model, nested_graphs
 from o2o.rewriting.rewire import IoKind, io_values
 from o2o.rewriting.selectors import io_names
 
@@ -78,6 +78,10 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.initializers.values()
     for node in graph:
         yield from node.outputs
+        for inner in nested_graphs(node):  # names of ONNX are unique across a graph and the graphs in it
+            yield from inner.inputs
+            yield from inner.initializers.values()
+            yield from (value for other in inner for value in other.outputs)
     yield from graph.meta.get("loose", ())
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from o2o.model import Model, keep_description, operands
 from o2o.rewriting.builder import Builder, fresh_name, unique_name
+from o2o.rewriting.onnx_builder import builder_for
 
 IoKind = Literal["input", "output"]
 
@@ -54,7 +55,7 @@ def insert_after_input(graph: ir.Graph, value: ir.Value) -> tuple[Builder, ir.Va
     inner = ir.Value(name=f"{value.name}/inner", shape=value.shape, type=value.type)
     for use in value.uses():
         use.node.replace_input_with(use.idx, inner)
-    return Builder(graph, before=first), inner
+    return builder_for(graph, before=first), inner
 
 
 def replace_graph_output(model: Model, graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
@@ -90,7 +91,7 @@ def insert_before_output(
     Returns:
         The new output, under the name and role of `value`.
     """
-    new = build(Builder(graph), value)
+    new = build(builder_for(graph), value)
     name, role = value.name, value.meta.get("role")
     replace_graph_output(model, graph, value, new)
     if value.is_graph_input():  # an input that is also an output keeps its name as an input

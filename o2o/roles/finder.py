@@ -12,13 +12,14 @@ import onnx_ir as ir
 from o2o.cli.text import listed
 from o2o.contract import Role, role_of
 from o2o.formats.tensors import is_constant
-from o2o.model import Model, Signature, shape_of
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, dims_of, shape_of
 from o2o.operators.attention import takes_as_cache
 from o2o.operators.traits import LAYOUT_OPS
 from o2o.roles.attention_blocks import MATMULS, AttentionBlock, Trace, attention_blocks
 from o2o.roles.axis_labels import after, layout_of
 from o2o.roles.flow import Point, Step, all_operands, graph_inputs, origin, producer, sources, steps
 from o2o.roles.names import role_by_name
+from o2o.roles.onnx_caches import cache_roles, written_layout
 from o2o.roles.positions import integer_inputs
 
 _COPIES = (*LAYOUT_OPS, "CAST", "QUANTIZE", "DEQUANTIZE")  # the result is operand 0 in another form
@@ -124,8 +125,12 @@ def find_roles(
         for value in both:
             if (role := role_of(value)) is not None:
                 findings.add(value, role, KNOWN)
-        _by_data_flow(findings)
-        _by_name(findings)
+        if model.format == "onnx":  # exporters name what they export; shapes may be symbolic
+            _by_name(findings)
+            _by_onnx_flow(findings)
+        else:
+            _by_data_flow(findings)
+            _by_name(findings)
         _find_logits(findings)
         _complete_layouts(findings, layouts or {} if is_meant else {})
         results.append(findings)
@@ -222,15 +227,21 @@ def _find_logits(findings: Findings) -> None:
         if value not in findings.roles
         and value.dtype is not None
         and value.dtype.is_floating_point()
-        and 1 <= len(shape_of(value)) <= 3
+        and 1 <= len(dims_of(value) or ()) <= 3
     ]
-    widest = max(others, key=lambda value: shape_of(value)[-1], default=None)
+    widest = max(others, key=_classes, default=None)
     if (
         widest is not None
-        and shape_of(widest)[-1] > 1
+        and _classes(widest) > 1
         and any(role.kind == "tokens" for role in findings.roles.values())
     ):
         findings.add(widest, Role("logits"), BY_FLOW)
+
+
+def _classes(value: ir.Value) -> int:
+    """The size of the last axis; 0 if it is symbolic."""
+    last = (dims_of(value) or (0,))[-1]
+    return last if isinstance(last, int) else 0
 
 
 class _Rows:
@@ -315,6 +326,19 @@ def _layout_chain(output: ir.Value) -> list[Point]:
         point = operand
 
 
+def _by_onnx_flow(findings: Findings) -> None:
+    """Roles of what names leave open in ONNX: token ids, and caches that an operator appends to or writes."""
+    kinds = {role.kind for role in findings.roles.values()}
+    inputs = [value for value in findings.signature.inputs.values() if value not in findings.roles]
+    if "tokens" not in kinds:
+        tokens = (value for value in integer_inputs(findings.signature.graph).tokens if value in inputs)
+        if (value := next(tokens, None)) is not None:
+            findings.add(value, Role("tokens"), BY_FLOW)
+    if not findings.caches:
+        for value, role in cache_roles(findings.signature.graph).items():
+            findings.add(value, role, BY_FLOW)
+
+
 # ---- by name ---------------------------------------------------------------------------------------
 
 
@@ -351,10 +375,10 @@ def _complete_layouts(findings: Findings, layouts: Mapping[str, str]) -> None:
         if role.layout is None and role.is_cache:
             layout: Any = _written_layout(findings.signature.graph, value) or layouts.get("")
             findings.roles[value] = replace(role, layout=layout)
-    by_slot = {role.slot: (role.layout, shape_of(value)) for value, role in findings.caches.items()}
+    by_slot = {role.slot: role.layout for role in findings.caches.values()}
     for value, role in list(findings.roles.items()):
         if role.layout is None and role.is_rows:
-            layout, _ = by_slot.get(role.slot, (None, ()))
+            layout = by_slot.get(role.slot)
             findings.roles[value] = replace(role, layout=layout or layouts.get(""))  # type: ignore[arg-type]
 
 
@@ -363,8 +387,10 @@ def _written_layout(graph: ir.Graph, cache: ir.Value) -> str | None:
 
     Heads are before the head dimension, as in all layouts in use.
     """
-    if len(shape_of(cache)) != 4:
+    if len(dims_of(cache) or ()) != 4:
         return None
+    if any(node.domain not in (DOMAIN, CUSTOM_DOMAIN) for node in graph):
+        return written_layout(cache)
     for step in steps(graph):
         if step.node.op_type not in ("DYNAMIC_UPDATE_SLICE", "CONCATENATION") or len(step.node.inputs) < 2:
             continue
@@ -403,7 +429,7 @@ def _missing(findings: Findings) -> Iterator[str]:
     for value, role in roles.items():
         if (role.is_cache or role.is_rows) and role.layout is None:
             yield (
-                f"the layout of {names[value]!r} {list(shape_of(value))} is not clear: "
+                f"the layout of {names[value]!r} {list(dims_of(value) or ())} is not clear: "
                 f"give it with {_COMMAND} --layout, such as BNTH for [1,K,S,H]"
             )
     if findings.caches and "position" not in kinds:

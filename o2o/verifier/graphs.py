@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import is_constant
 from o2o.formats.unbound_tensor import UnboundTensor
-from o2o.model import Model, Signature, quantization_constants
+from o2o.model import Model, Signature, dims_of, quantization_constants
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.verifier.issue import Issue, Places
 
@@ -66,8 +66,12 @@ def _constants(graph: ir.Graph, places: Places) -> Iterator[Issue]:
         tensor, fields = value.const_value, value.meta.get("fields", {})
         if tensor is None or isinstance(tensor, UnboundTensor) or value.dtype in (None, ir.DataType.STRING):
             continue
-        shape = () if value.shape is None else tuple(value.shape.numpy())
-        fits = tensor.dtype == value.dtype and tuple(tensor.shape.numpy()) == shape
+        shape = dims_of(value) or ()
+        sizes = tuple(tensor.shape.numpy())
+        fits = tensor.dtype == value.dtype and len(sizes) == len(shape)
+        fits &= all(
+            dim in (size, "?") or isinstance(dim, str) for dim, size in zip(shape, sizes, strict=False)
+        )
         if not fits and "sparsity" not in fields and "type" not in fields:
             message = f"{tensor.nbytes} bytes for {value.dtype} {list(shape)}"
             yield places.of("V002", value, message)
@@ -93,6 +97,8 @@ def _order(graph: ir.Graph, places: Places) -> Iterator[Issue]:
             if value is None:
                 continue
             producer = value.producer()
+            if producer is not None and producer.graph is not graph:
+                continue  # a value of an outer graph (ONNX)
             if producer is not None and producer not in computed:
                 yield places.at(
                     "V007", node, f"operand {operand}, {value.name}, is computed by a later operator"

@@ -42,6 +42,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "V302": ("error", "LiteRT has no such version of an operator"),
     "V311": ("error", "onert cannot run it, not even legalized"),
     "V321": ("error", "it has no ONNX form"),
+    "V331": ("error", "an error of ONNX's checker"),
     "V401": ("error", "an error of TICO's verifier"),
     "V402": ("warning", "a warning of TICO's verifier"),
 }

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from o2o.contract import Role, role_of
-from o2o.model import Model, Signature, dtype_name, shape_of
+from o2o.model import Model, Signature, dims_of, dtype_name
 from o2o.operators.attention import is_attention
 from o2o.operators.core_attention import is_core_attention
 from o2o.roles.attention_blocks import attention_blocks
 from o2o.verifier.issue import Issue
 
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
-Dimensions = dict[str, tuple[int, str]]
+Dimensions = dict[str, tuple[int | str, str]]
 """By name of a dimension: its size, and the tensor that has it."""
 
 
@@ -42,7 +42,7 @@ def verify_roles(model: Model) -> Iterator[Issue]:
         yield from _windows(signature)
         for name, value, role, _ in _roles(signature):
             if role.kind == "logits":
-                dimensions["V"] = shape_of(value)[-1], name
+                dimensions["V"] = (dims_of(value) or ("?",))[-1], name
         for dimension, (size, name) in dimensions.items():
             if dimension == "S":  # a bucket has a smaller capacity
                 continue
@@ -62,7 +62,7 @@ def _roles(signature: Signature) -> Iterator[tuple[str, ir.Value, Role, bool]]:
 
 def _wrong(value: ir.Value, role: Role, is_input: bool) -> str | None:
     """Why a role does not fit its tensor."""
-    shape, dtype = shape_of(value), dtype_name(value)
+    shape, dtype = dims_of(value) or (), dtype_name(value)
     if is_input != (role.kind in ("tokens", "position") or role.is_cache):
         return f"a role of {'outputs' if is_input else 'inputs'} on an {'input' if is_input else 'output'}"
     if role.kind in ("tokens", "position") and value.dtype not in _INTEGERS:
@@ -111,7 +111,7 @@ def _caches(signature: Signature, dimensions: Dimensions) -> Iterator[Issue]:
     for name, value, role, _ in _roles(signature):
         if not (role.is_cache or role.is_rows) or role.layout is None:
             continue
-        sizes: Mapping[str, int] = dict(zip(role.layout, shape_of(value), strict=True))
+        sizes: Mapping[str, int | str] = dict(zip(role.layout, dims_of(value) or (), strict=True))
         of_layer = by_layer.setdefault(role.layer, {})
         for key, size in (
             ("B", sizes["B"]),

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from o2o import contract
+from o2o.formats.onnx_reader import metadata_of
 from o2o.formats.schema import SUBGRAPH_FIELDS, Span, detect
-from o2o.model import dtype_name
+from o2o.model import dims_of, dtype_name
 from o2o.streams import Source
 from o2o.verifier.issue import Issue
 
@@ -108,12 +109,17 @@ def stale_contract(source: Source, model: Any) -> Iterator[Issue]:
     Yields:
         Issues V204 and V205.
     """
+    if model.format == "onnx":
+        text = metadata_of(source).get(contract.METADATA_NAME)
+        if text is not None:
+            yield from _stale(json.loads(text)["signatures"], model)
+        return
     table, spans = detect(source.header, source.name).unpack_header(source.header)
     for entry in table.metadata or ():
         if _text(entry.name) == contract.METADATA_NAME:
             span = spans[entry.buffer]
-            text = source.view(span.start, span.size).tobytes()
-            yield from _stale(json.loads(text)["signatures"], model)
+            data = source.view(span.start, span.size).tobytes()
+            yield from _stale(json.loads(data)["signatures"], model)
 
 
 def _stale(contract_of_file: dict[str, Any], model: Any) -> Iterator[Issue]:
@@ -130,8 +136,7 @@ def _stale(contract_of_file: dict[str, Any], model: Any) -> Iterator[Issue]:
                     message = f"the contract has the {side[:-1]} {entry['name']}, which does not exist"
                     yield Issue("V204", message, name)
                     continue
-                shape = [] if value.shape is None else list(value.shape.numpy())
-                actual = {"dtype": dtype_name(value), "shape": shape}
+                actual = {"dtype": dtype_name(value), "shape": list(dims_of(value) or ())}
                 for key, fact in actual.items():
                     if key in entry and entry[key] != fact:
                         message = f"its {key} is {fact}, and {entry[key]} in the contract"

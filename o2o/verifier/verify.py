@@ -6,12 +6,13 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from o2o import formats
-from o2o.errors import ModelError
+from o2o.errors import ModelError, UsageError
 from o2o.model import Model
 from o2o.streams import Source
 from o2o.verifier.engines import ENGINES
 from o2o.verifier.graphs import verify_graph, verify_signatures
 from o2o.verifier.issue import Issue
+from o2o.verifier.onnx_checker import checker_issues
 from o2o.verifier.operators import verify_operators
 from o2o.verifier.roles import verify_roles
 from o2o.verifier.tables import stale_contract, verify_tables
@@ -24,7 +25,7 @@ def verify(source: Source, engines: Sequence[str] = (), tico: bool = False) -> l
     """Check a file.
 
     Args:
-        source: A Circle or TFLite file.
+        source: A Circle, TFLite or ONNX file.
         engines: Keys of `ENGINES`: report what these lack, too.
         tico: Ask TICO's verifier, too.
 
@@ -33,6 +34,7 @@ def verify(source: Source, engines: Sequence[str] = (), tico: bool = False) -> l
 
     Raises:
         ModelError: It cannot be read, and its tables do not show why: it is truncated, or no model.
+        UsageError: The engines take no model of this format.
     """
     try:
         model = formats.read(source)
@@ -41,6 +43,8 @@ def verify(source: Source, engines: Sequence[str] = (), tico: bool = False) -> l
         if not issues:
             raise
         return issues
+    if engines and model.format == "onnx":
+        raise UsageError(f"{source.name}: --engine is for Circle and TFLite, and this is ONNX")
     issues = [*_issues_of_model(source, model)]
     if not any(issue.severity == "error" for issue in issues):
         for engine in engines:
@@ -64,10 +68,14 @@ def _issues_of_tables(source: Source, error: ModelError) -> list[Issue]:
 
 
 def _issues_of_model(source: Source, model: Model) -> Iterator[Issue]:
-    yield from verify_tables(source)
-    for graph in model.graphs:
+    if model.format == "onnx":
+        yield from checker_issues(model)
+    else:
+        yield from verify_tables(source)
+    for graph in model.all_graphs():
         yield from verify_graph(model, graph)
-        yield from verify_operators(model, graph)
+        if model.format != "onnx":
+            yield from verify_operators(model, graph)
     yield from verify_signatures(model)
     yield from verify_roles(model)
     yield from stale_contract(source, model)

@@ -9,8 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from o2o.describe import summarize
-from o2o.model import Model, dtype_name
+from o2o.describe import TITLES, summarize
+from o2o.model import Model, dims_of, dtype_name
 from o2o.visualization.blocks import blocks_of
 from o2o.visualization.layer_drawing import draw_layers
 
@@ -63,9 +63,8 @@ def page(model: Model, name: str, size: int | None) -> str:
         A document in HTML, with style and drawings. Names from the model are escaped.
     """
     summary = summarize(model, LARGEST)
-    formats = {"circle": "Circle", "tflite": "TFLite"}
     count = len(model.graphs)
-    facts = [formats[model.format]] + ([] if size is None else [f"{size:,} bytes"])
+    facts = [TITLES[model.format]] + ([] if size is None else [f"{size:,} bytes"])
     facts.append(f"{count} graph{'s' if count > 1 else ''}")
     parts = [f"<h1>{escape(name)}</h1><p>{escape(', '.join(facts))}</p>"]
     listed = sum(map(len, model.graphs)) <= MAX_OPERATORS
@@ -149,8 +148,8 @@ def _operator_list(graph: ir.Graph) -> str:
 def _value(value: ir.Value | None) -> str:
     if value is None:
         return "none"
-    shape = [] if value.shape is None else list(value.shape.numpy())
-    return f"{escape(value.name or '(no name)')} {escape(dtype_name(value))}{escape(_shape(shape))}"
+    shape = _shape(dims_of(value) or ())
+    return f"{escape(value.name or '(no name)')} {escape(dtype_name(value))}{escape(shape)}"
 
 
 # ---- the rest ------------------------------------------------------------------------------------------
@@ -240,7 +239,7 @@ def _role(entry: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _shape(shape: Iterable[int]) -> str:
+def _shape(shape: Iterable[int | str]) -> str:
     return f"[{','.join(map(str, shape))}]"
 
 
