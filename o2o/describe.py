@@ -125,7 +125,7 @@ def _constants(model: Model, count: int) -> dict[str, Any]:
     sizes = {key: uses[0][1].const_value.nbytes for key, uses in users.items()}  # type: ignore[union-attr]
     by_dtype: Counter[str] = Counter()
     for key, uses in users.items():
-        by_dtype[dtype_name(uses[0][1])] += sizes[key]
+        by_dtype[_dtype(uses[0][1])] += sizes[key]
     largest = sorted(users, key=lambda key: (-sizes[key], users[key][0][1].name or ""))[:count]
     return {
         "count": sum(map(len, users.values())),
@@ -139,13 +139,26 @@ def _constants(model: Model, count: int) -> dict[str, Any]:
             {
                 "name": users[key][0][1].name,
                 "bytes": sizes[key],
-                "dtype": dtype_name(users[key][0][1]),
+                "dtype": _dtype(users[key][0][1]),
                 "shape": _shape(users[key][0][1]),
                 "graphs": list(dict.fromkeys(label for label, _ in users[key])),
             }
             for key in largest
         ],
     }
+
+
+def _dtype(value: ir.Value) -> str:
+    """The dtype of a constant; of its tensor, if the value declares none (`Constant` of ONNX)."""
+    tensor = value.const_value
+    if (
+        value.dtype is None
+        and value.type is None
+        and tensor is not None
+        and "type" not in value.meta.get("fields", {})
+    ):
+        return dtype_name(ir.Value(type=ir.TensorType(tensor.dtype)))
+    return dtype_name(value)
 
 
 def _references(model: Model) -> dict[str, Any]:

@@ -47,6 +47,10 @@ PERTURBATION = 1e-6
 """Relative change of the inputs that shows how far rounding changes results."""
 NOISE = 10.0
 """By how much rounding may exceed the effect of `PERTURBATION`."""
+MAIN = "main"
+"""The name of a signature for a main graph that has none."""
+_MAIN_NAME = "o2o.check.main"
+"""The metadata entry with that name, in the copies that are compared."""
 OUTLIER = 4.0
 """How often the tolerance the error of a single number may be, after quantization."""
 
@@ -239,13 +243,18 @@ def copied(model: Model, path: str, is_completed: bool = True) -> Model:
         ModelError: Weights are missing.
     """
     names = {}
-    for graph in model.graphs:
+    for graph in model.graphs if model.format != "onnx" else ():
         for value in tensor_order(graph):
             if "name" in value.meta:
                 names[value] = value.meta.pop("name")
+    metadata = model.metadata
     try:
+        if model.format == "onnx":  # a file of ONNX has the name of a signature only with roles
+            main = next((s.name for s in model.signatures_of(model.graphs[0])), MAIN)
+            model.metadata = [*metadata, (_MAIN_NAME, main.encode())]
         formats.save(model, path)
     finally:
+        model.metadata = metadata
         for value, name in names.items():
             value.meta["name"] = name
     return loaded(path, is_completed)
@@ -259,7 +268,7 @@ def loaded(path: str, is_completed: bool = True) -> Model:
         is_completed: Complete the signatures, see `interface.name_all`.
 
     Returns:
-        The model, in which a main graph without a signature has one called `main`.
+        The model.
 
     Raises:
         ModelError: Weights are missing.
@@ -268,7 +277,7 @@ def loaded(path: str, is_completed: bool = True) -> Model:
     bind(copy, partial=True)
     if is_completed:
         name_all(copy)
-    copy.add_default_signature("main")
+    copy.add_default_signature(dict(copy.metadata).get(_MAIN_NAME, MAIN.encode()).decode())
     derive_roles(copy)
     return copy
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from o2o.check.runner import Arrays, IoTensor, symbols_of
+from o2o.check.runner import Arrays, IoTensor
 from o2o.check.symbolic_sizes import EXAMPLE, sizes_of
 
 SEED = 0
@@ -94,7 +94,7 @@ def random_feeds(inputs: Mapping[str, IoTensor], case: Case) -> Arrays:
     """
     generator = np.random.default_rng((SEED, case.position))
     feeds = {}
-    symbols = sizes_of(symbols_of(tensor.dims for tensor in inputs.values()), case.size or EXAMPLE)
+    symbols = sizes_of([(tensor.kind, tensor.dims) for tensor in inputs.values()], case.size or EXAMPLE)
     for name, tensor in inputs.items():
         shape = [_size(tensor, axis, case, symbols) for axis in range(len(tensor.shape))]
         if tensor.default is not None:

@@ -55,19 +55,19 @@ class IoTensor:
     rows_written: int = 1
 
     @classmethod
-    def of(cls, value: ir.Value, sizes: Mapping[str, int]) -> IoTensor:
+    def of(cls, value: ir.Value, sizes: Mapping[str, int] | None = None) -> IoTensor:
         """Describe an input or output.
 
         Args:
             value: The input or output in the graph.
-            sizes: Examples of symbolic dimensions, by name.
+            sizes: Examples of symbolic dimensions, by name; None for a static shape.
 
         Returns:
             What a check needs to know about it.
         """
         signature = value.meta.get("fields", {}).get("shapeSignature")
         dims = dims_of(value) or ()
-        shape = tuple(dim if isinstance(dim, int) else sizes[dim] for dim in dims)
+        shape = tuple(dim if isinstance(dim, int) else (sizes or {})[dim] for dim in dims)
         dynamic: Iterable[bool] = (isinstance(dim, str) for dim in dims)
         if signature is not None:
             dynamic = (dim < 0 for dim in signature)
@@ -162,7 +162,7 @@ def signatures_io(model: Model) -> dict[str, Io]:
     """
     model.add_default_signature("main")
     values = [v for s in model.signatures for v in (*s.inputs.values(), *s.outputs.values())]
-    sizes = sizes_of(symbols_of(dims_of(value) for value in values), EXAMPLE)
+    sizes = sizes_of([(_kind(value), dims_of(value) or ()) for value in values], EXAMPLE)
     return {
         signature.name: Io(
             {name: IoTensor.of(value, sizes) for name, value in signature.inputs.items()},
@@ -183,16 +183,9 @@ def signatures_io(model: Model) -> dict[str, Io]:
     }
 
 
-def symbols_of(shapes: Iterable[tuple[int | str, ...] | None]) -> list[str]:
-    """Return the symbolic dimensions of some shapes.
-
-    Args:
-        shapes: Numbers and names; None for an unknown rank.
-
-    Returns:
-        The names in the order of the shapes.
-    """
-    return [dim for dims in shapes for dim in dims or () if isinstance(dim, str)]
+def _kind(value: ir.Value) -> str | None:
+    role = role_of(value)
+    return role.kind if role is not None else None
 
 
 def _is_updated(value: ir.Value) -> bool:

@@ -98,13 +98,15 @@ def adapted(
     Returns:
         The numbers for `new`; None if they do not fit.
     """
-    if old.kind == new.kind == "position":
+    if old.kind == new.kind == "position" and not new.dynamic:
         return (numbers.flat[0] + np.arange(int(np.prod(new.shape)))).reshape(new.shape).astype(new.dtype)
+    before, after = (tensor.role.layout if tensor.role is not None else None for tensor in (old, new))
+    if before is not None and after is not None:
+        numbers = numbers.transpose([before.index(axis) for axis in after])
     if shape is None:
         shape = numbers.shape if new.dynamic and numbers.ndim == len(new.shape) else new.shape
-    if old.role is not None and new.role is not None and old.role.layout and new.role.layout:
-        numbers = numbers.transpose([old.role.layout.index(axis) for axis in new.role.layout])
-        axis = new.role.layout.index("T")
+    if before is not None and after is not None:
+        axis = after.index("T")
         missing = shape[axis] - numbers.shape[axis]
         if missing > 0:
             numbers = np.pad(numbers, [(0, missing if i == axis else 0) for i in range(numbers.ndim)])

@@ -33,7 +33,7 @@ class Inspect(Filter):
     constants, or with --report the errors in a report of quantize.weights.py.
     No model is written.
     Only the graph is read, not the weights: a large model takes no longer than a small one.
-    Refused: a file that is neither Circle nor TFLite nor `.litertlm`.
+    Refused: a file that is not Circle, TFLite, ONNX or `.litertlm`.
     """
 
     name = "inspect.model.py"
@@ -67,7 +67,9 @@ class Inspect(Filter):
         models = [Path(file) / f"model.{suffix}" for suffix in (*self.input_formats, "litertlm")]
         if existing := [str(model) for model in models if model.is_file()]:
             return existing[:1]
-        raise UsageError(f"{file}: this folder has no model.circle and no model.tflite or model.litertlm")
+        raise UsageError(
+            f"{file}: this folder has no model.circle and no model.tflite, model.onnx or model.litertlm"
+        )
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
         (source,) = sources = self.open(args)

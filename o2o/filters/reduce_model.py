@@ -28,6 +28,7 @@ class ReduceModel(Filter):
     Signatures, outputs and operators are removed. Inputs become constants. Operators are replaced by an
     operand of the same shape. Dimensions are shrunk. Weights are replaced by random numbers, where COMMAND
     still fails without the real ones. This is repeated until nothing helps.
+    External data of ONNX is put into the candidates.
     Candidates break no rule of verify.model.py that the model keeps.
     Interrupted (Ctrl-C), the command writes the smallest model so far.
     Refused: a command that succeeds for the model, or cannot be started.

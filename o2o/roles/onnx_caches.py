@@ -63,14 +63,17 @@ def _caches(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value, bool, str | Non
 
 
 def written_layout(cache: ir.Value) -> str | None:
-    """Return the layout of a cache by the axis on which an operator appends or writes rows.
+    """Return the layout of a cache: T is the only symbolic axis, or the axis that an operator writes.
 
     Args:
         cache: An input with four axes.
 
     Returns:
-        A permutation of BNTH; None if no operator shows it.
+        A permutation of BNTH; None if nothing shows it.
     """
+    symbolic = [axis for axis, dim in enumerate(dims_of(cache) or ()) if axis and isinstance(dim, str)]
+    if len(symbolic) == 1:
+        return _LAYOUTS[symbolic[0]]
     for node, operand in cache.uses():
         for fused, _, layout in _FUSED.get((node.domain, node.op_type), ()):
             if fused == operand:

@@ -63,7 +63,7 @@ def _roles(signature: Signature) -> Iterator[tuple[str, ir.Value, Role, bool]]:
 def _wrong(value: ir.Value, role: Role, is_input: bool) -> str | None:
     """Why a role does not fit its tensor."""
     shape, dtype = dims_of(value) or (), dtype_name(value)
-    if is_input != (role.kind in ("tokens", "position") or role.is_cache):
+    if is_input != (role.kind in ("tokens", "position", "mask") or role.is_cache):
         return f"a role of {'outputs' if is_input else 'inputs'} on an {'input' if is_input else 'output'}"
     if role.kind in ("tokens", "position") and value.dtype not in _INTEGERS:
         return f"{dtype}, not an integer"

@@ -121,3 +121,77 @@ def _drop_empty_strings(message: Any) -> None:
         elif field.type == field.TYPE_MESSAGE:
             for each in [item] if hasattr(item, "ListFields") else item:
                 _drop_empty_strings(each)
+
+
+def decoder(static: bool = False) -> onnx.ModelProto:
+    """One layer with caches that grow, named as transformers names them; dimensions are symbolic.
+
+    Args:
+        static: One token after 4 others, with numbers for the dimensions.
+    """
+    sizes = {"B": "1", "T": "1", "P": "4", "S": "5"} if static else {}
+    B, T, P, S = (sizes.get(name, name) for name in "BTPS")
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (int64[{B}, {T}] input_ids, int64[{B}, {S}] attention_mask, int64[{B}, {T}] position_ids,
+       float[{B}, 2, {P}, 4] past_key_values_0_key, float[{B}, 2, {P}, 4] past_key_values_0_value)
+      => (float[{B}, {T}, 16] logits,
+          float[{B}, 2, {S}, 4] present_0_key, float[{B}, 2, {S}, 4] present_0_value)
+    <int64[4] heads = {{0, 0, 2, 4}}, int64[3] flat = {{0, 0, 8}}, float scale = {{0.5}},
+     float low = {{-10000}}, float one = {{1}}, int64[2] inner = {{1, 2}}>
+    {{
+        e = Gather (embedding, input_ids)
+        at = Gather (positions, position_ids)
+        h = Add (e, at)
+        q2 = MatMul (h, wq)
+        q3 = Reshape (q2, heads)
+        q = Transpose <perm = [0, 2, 1, 3]> (q3)
+        k2 = MatMul (h, wk)
+        k3 = Reshape (k2, heads)
+        k = Transpose <perm = [0, 2, 1, 3]> (k3)
+        v2 = MatMul (h, wv)
+        v3 = Reshape (v2, heads)
+        v = Transpose <perm = [0, 2, 1, 3]> (v3)
+        present_0_key = Concat <axis = 2> (past_key_values_0_key, k)
+        present_0_value = Concat <axis = -2> (past_key_values_0_value, v)
+        kt = Transpose <perm = [0, 1, 3, 2]> (present_0_key)
+        scores = MatMul (q, kt)
+        scaled = Mul (scores, scale)
+        seen = Cast <to = 1> (attention_mask)
+        hidden = Sub (one, seen)
+        bias2 = Mul (hidden, low)
+        bias = Unsqueeze (bias2, inner)
+        masked = Add (scaled, bias)
+        weights = Softmax <axis = -1> (masked)
+        mixed = MatMul (weights, present_0_value)
+        back = Transpose <perm = [0, 2, 1, 3]> (mixed)
+        all = Reshape (back, flat)
+        added = Add (h, all)
+        logits = MatMul (added, head)
+    }}
+    """
+    proto = onnx.parser.parse_model(text)
+    generator = np.random.default_rng(0)
+    shapes = {
+        "embedding": (16, 8),
+        "positions": (64, 8),
+        "wq": (8, 8),
+        "wk": (8, 8),
+        "wv": (8, 8),
+        "head": (8, 16),
+    }
+    for name, shape in shapes.items():
+        numbers = generator.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(numbers, name))
+    for letter in ("key", "value"):  # the parser takes no dots in names
+        for old, new in (("past_key_values_0_", "past_key_values.0."), ("present_0_", "present.0.")):
+            _rename(proto, f"{old}{letter}", f"{new}{letter}")
+    return proto
+
+
+def _rename(proto: onnx.ModelProto, old: str, new: str) -> None:
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.name = new if value.name == old else value.name
+    for node in proto.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
