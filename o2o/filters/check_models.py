@@ -19,8 +19,8 @@ class CheckModels(Filter):
     Any filter does this with --check. This command does it for two files.
     Signatures, inputs and outputs are paired by their names, else by their roles in the contract, else by
     their order. Shapes, integer widths, cache layouts and capacities may differ. Each model runs as it is on
-    LiteRT. A model with operators that LiteRT lacks runs by their meaning in numpy. ONNX runs on ONNX Runtime,
-    or on ONNX's reference evaluator if ONNX Runtime refuses it.
+    LiteRT. A model with operators that LiteRT lacks runs by their meaning in numpy.
+    ONNX runs on ONNX Runtime, or on ONNX's reference evaluator if ONNX Runtime refuses it.
     The exit code is 0 if the outputs are the same, and 1 if they differ. The message names the output, and
     the first tensor of the same name that differs.
     Refused: models with different numbers of signatures, inputs or outputs.

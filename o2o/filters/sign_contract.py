@@ -32,8 +32,8 @@ class SignContract(Filter):
     Roles come from data flow first, then from names, and --role says the rest. The token ids index an
     embedding. A position is a place of writing, or turns keys. Keys are multiplied with queries before a
     SOFTMAX, and values after it. Layers are numbered in the order of execution.
-    Of ONNX, names come first: exporters use those of transformers. Then come the operators that append rows to
-    a cache or write rows into it.
+    Of ONNX, names come first: exporters use those of transformers. Then come operators that append rows to a
+    cache or write rows into it.
     Decode is the signature that takes caches and reads one token; the others that read tokens are prefills.
     Roles that a contract gives already stay, except for those in --role. Only the contract changes.
     Refused: a model without any signature that is complete; the message says what is missing.

@@ -1,7 +1,7 @@
 """KV caches of a decoder in ONNX, by the operators that append rows to them or write rows into them.
 
-`Concat` appends rows to a cache that grows: torch.onnx and Optimum export these. `TensorScatter` writes rows into
-a cache of fixed capacity. `Attention` and `GroupQueryAttention` do one of both themselves.
+`Concat` appends rows to a cache that grows: torch.onnx and Optimum export these. `TensorScatter` writes rows
+into a cache of fixed capacity. `Attention` and `GroupQueryAttention` do one of both themselves.
 """
 
 from __future__ import annotations
