@@ -275,9 +275,9 @@ def loaded(path: str, is_completed: bool = True) -> Model:
     """
     copy = formats.load(path)
     bind(copy, partial=True)
+    copy.add_default_signature(dict(copy.metadata).get(_MAIN_NAME, MAIN.encode()).decode())
     if is_completed:
         name_all(copy)
-    copy.add_default_signature(dict(copy.metadata).get(_MAIN_NAME, MAIN.encode()).decode())
     derive_roles(copy)
     return copy
 

@@ -96,6 +96,8 @@ class SelectOp(Filter):
     def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
         from o2o.check.interface import part, signature_of, unchanged
 
+        if models[0].format == "onnx":
+            infer_shapes(models[0])
         expected = unchanged(models)
         name = args.signature if args.signature is not None else expected[0].name
         graph = next(signature_of(models, entry).graph for entry in expected if entry.name == name)
