@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from o2o.contract import Role, role_of
-from o2o.model import Model, Signature, dims_of, dtype_name
+from o2o.model import Model, Signature, dims_of, dtype_name, shape_of
 from o2o.operators.attention import is_attention
 from o2o.operators.core_attention import is_core_attention
 from o2o.roles.attention_blocks import attention_blocks
