@@ -330,7 +330,9 @@ class DerivedTensor(WeightSource):
 
     @property
     def length(self) -> int:  # type: ignore[override]
-        return sum(leaf.source.length for leaf in self.expression.leaves())
+        sources = [leaf.source for leaf in self.expression.leaves()]
+        shares = [source.length * self.size // max(1, source.size) for source in sources]  # a part of its rows
+        return sum(min(source.length, share) for source, share in zip(sources, shares, strict=True))
 
     @property
     def key(self) -> Hashable:
