@@ -331,7 +331,7 @@ class DerivedTensor(WeightSource):
     @property
     def length(self) -> int:  # type: ignore[override]
         sources = [leaf.source for leaf in self.expression.leaves()]
-        shares = [source.length * self.size // max(1, source.size) for source in sources]  # a part of its rows
+        shares = [source.length * self.size // max(1, source.size) for source in sources]  # or a part
         return sum(min(source.length, share) for source, share in zip(sources, shares, strict=True))
 
     @property
