@@ -10,6 +10,7 @@ the same, byte for byte.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -212,6 +213,48 @@ def weigh_norms(graph: Graph) -> None:
             node.args = (x, shape, ones, eps)
 
 
+def express_variance(graph: Graph) -> None:
+    """Express variance and standard deviation, which TICO lacks, as a mean of squares.
+
+    Gemma 3n's sparse activations have the second.
+
+    Args:
+        graph: The graph; changed in place.
+    """
+    mean, scale, aten = torch.ops.aten.mean.dim, torch.ops.aten.mul.Tensor, torch.ops.aten
+    roots = {aten.var.correction: False, aten.var.dim: False, aten.std.correction: True, aten.std.dim: True}
+    for op, takes_root in roots.items():
+        for old in graph.find_nodes(op="call_function", target=op):
+            x, axes, correction, keeps = _spread_options(old)
+            whole, result = x.meta["val"], old.meta["val"]
+            count = math.prod(whole.shape[axis] for axis in axes)
+            steps: list[tuple[Any, tuple[Any, ...]]] = [(mean, (axes, keeps))]
+            steps += [(scale, (count / (count - correction),))] if correction else []
+            steps += [(aten.sqrt.default, ())] if takes_root else []
+            with graph.inserting_before(old):
+                centre = graph.call_function(mean, (x, axes, True))
+                distance = graph.call_function(aten.sub.Tensor, (x, centre))
+                node = graph.call_function(scale, (distance, distance))
+                centre.meta = {"val": whole.mean(axes, keepdim=True)}
+                distance.meta, node.meta = {"val": whole}, {"val": whole}
+                for target, operands in steps:
+                    node = graph.call_function(target, (node, *operands))
+                    node.meta = {"val": result}
+            old.replace_all_uses_with(node)
+            graph.erase_node(old)
+
+
+def _spread_options(node: torch.fx.Node) -> tuple[torch.fx.Node, list[int], float, bool]:
+    """x, axes, what is subtracted from the count, and keepdim of a variance or standard deviation."""
+    x, *positional = node.args
+    options = dict(zip(("dim", "unbiased", "keepdim"), positional, strict=False)) | dict(node.kwargs)
+    correction = options.get("correction", options.get("unbiased"))
+    axes = options.get("dim")
+    if axes is None or axes == []:
+        axes = list(range(x.meta["val"].dim()))
+    return x, list(axes), 1 if correction is None else correction, bool(options.get("keepdim"))
+
+
 def prepare_for_tico(graph: Graph) -> None:
     """Express what TICO lacks or computes otherwise.
 
@@ -224,3 +267,4 @@ def prepare_for_tico(graph: Graph) -> None:
     divide_as_floats(graph)
     express_floor(graph)
     weigh_norms(graph)
+    express_variance(graph)

@@ -16,6 +16,7 @@ from export.fx_passes import (
     express_expm1,
     express_floor,
     express_less_than,
+    express_variance,
     quick_passes,
     weigh_norms,
 )
@@ -234,6 +235,24 @@ def test_floor_without_its_operator() -> None:
     assert program.module()(x).tolist() == x.floor().tolist()
     for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.gt.Tensor):
         assert node.meta["val"].dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"correction": 0}, {"dim": -1, "unbiased": False}, {"dim": -1, "keepdim": True}, {"dim": (0, 2)}],
+)
+@pytest.mark.parametrize("compute", [torch.var, torch.std])
+def test_variance_without_its_operator(compute: Callable[..., torch.Tensor], options: dict[str, Any]) -> None:
+    class Spread(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return compute(x, **options)
+
+    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Spread(), (x,))
+    express_variance(program.graph)
+    names = {str(node.target) for node in program.graph.nodes}
+    assert not any(name.startswith(("aten.var", "aten.std")) for name in names)
+    torch.testing.assert_close(program.module()(x), compute(x, **options))
 
 
 def test_integers_are_divided_as_floats() -> None:

@@ -67,6 +67,23 @@ ALTERNATING = {
 }
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=32)
 
+XGLM: dict[str, Any] = {
+    "vocab_size": 131,
+    "d_model": 48,
+    "ffn_dim": 72,
+    "num_layers": 2,
+    "attention_heads": 6,
+    "max_position_embeddings": POSITIONS,
+}
+GEMMA3N: dict[str, Any] = ALTERNATING | {
+    "intermediate_size": [72, 72, 72],
+    "num_kv_shared_layers": 0,
+    "vocab_size_per_layer_input": 131,
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 8,
+    "activation_sparsity_pattern": [0.95, 0.0, 0.0],
+}
+
 
 def longrope(pairs: int, original: int, **fields: Any) -> dict[str, Any]:
     """Return the configuration of LongRoPE.
@@ -96,12 +113,14 @@ class Case:
         model_type: The `model_type` of config.json.
         fields: Its other fields.
         ci: Whether CI checks it.
+        attentions: The number of attentions of a layer.
     """
 
     name: str
     model_type: str
     fields: Mapping[str, Any]
     ci: bool = False
+    attentions: int = 1
 
 
 CASES = (
@@ -245,5 +264,31 @@ CASES = (
     Case("seed_oss", "seed_oss", WIDE | UNTIED | {"attention_bias": True, "attention_out_bias": True}),
     Case("arcee", "arcee", WIDE | UNTIED),
     Case("apertus", "apertus", WIDE | UNTIED),
+    Case(
+        "ministral3",
+        "ministral3",
+        WIDE
+        | UNTIED
+        | rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=32,
+            mscale=1.0,
+            mscale_all_dim=1.0,
+            llama_4_scaling_beta=0.1,
+        ),
+    ),
+    Case("xglm", "xglm", XGLM),
+    Case("diffllama", "diffllama", WIDE | UNTIED, attentions=2),
+    Case(
+        "granite 4, no experts",
+        "granitemoehybrid",
+        GROUPED
+        | TIED
+        | {"layer_types": ["attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 72}
+        | {"mamba_n_heads": 12, "mamba_d_head": 8}
+        | {"position_embedding_type": "rope", "attention_multiplier": 0.2, "logits_scaling": 2.0},
+    ),
+    Case("gemma3n, own keys", "gemma3n_text", WIDE | TIED | WINDOW | GEMMA3N),
 )
 """All cases, in the order of the table."""

@@ -72,7 +72,7 @@ def check(case: Case, log: Path) -> Result:
                 try:
                     file = convert(folder / "checkpoint", folder / road.replace(" ", "-"), format, recipe)
                     if road == "circle":
-                        result.fused, result.attentions = fused(file, layers)
+                        result.fused, result.attentions = fused(file, layers * case.attentions)
                 except BaseException as error:
                     result.runs += [Run(road, engine, error=_reason(error, log)) for engine in engines]
                     continue

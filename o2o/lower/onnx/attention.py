@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from o2o.contract import role_of
 from o2o.errors import ModelError
-from o2o.lower.onnx.builder import FLOAT
+from o2o.lower.onnx.builder import FLOAT, dims
 from o2o.lower.onnx.cached_attention import Cache, CachedAttention, Heads, ProjectedAttention, Scores
 from o2o.lower.onnx.layout import permutes_token
 from o2o.lower.onnx.operators import constant_vector
@@ -41,7 +41,7 @@ class Caches:
         self.tokens = tokens
         self.by_input: dict[ir.Value, Cache] = {}
         self.written: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
-        self._claimed: set[ir.Value] = set()
+        self._claimed: dict[ir.Value, ir.Value] = {}
         for value in sorted(tokens.graph.inputs, key=_order):
             role = role_of(value)
             if role is None or not role.is_cache:
@@ -63,25 +63,57 @@ class Caches:
                     reason = f"it concatenates {value.name} and new rows"
                     raise tokens.error(use.node, f"{reason}: export the decode graph with --cache static")
 
-    def claim(self, value: ir.Value, node: ir.Node) -> Cache:
+    def claim(self, written: ir.Value, node: ir.Node) -> Cache:
         """Return the cache that a node writes.
 
         Args:
-            value: The Circle input.
-            node: The node that writes it, for messages.
+            written: The result of the DYNAMIC_UPDATE_SLICE, a key of `written`.
+            node: The node that writes the row, for messages.
 
         Returns:
             Its ONNX input and output.
 
         Raises:
-            ModelError: It is not a cache, or another node writes it.
+            ModelError: Another row was written into the cache.
         """
-        if value not in self.by_input:
-            raise self.tokens.error(node, f"it writes {value.name}, which is not a cache in the o2o.contract")
-        if value in self._claimed:
+        value, _ = self.written[written]
+        if self._claimed.setdefault(value, written) is not written:
             raise self.tokens.error(node, f"{value.name} is written twice")
-        self._claimed.add(value)
         return self.by_input[value]
+
+    def is_claimed(self, written: ir.Value) -> bool:
+        """Return whether a node writes a row already.
+
+        Args:
+            written: The result of the DYNAMIC_UPDATE_SLICE, a key of `written`.
+
+        Returns:
+            Whether `claim` or `present` was called for its cache.
+        """
+        return self.written[written][0] in self._claimed
+
+    def present(self, written: ir.Value, node: ir.Node) -> Cache:
+        """Return a cache that holds its new rows. They are written now if no attention writes them.
+
+        Args:
+            written: The result of the DYNAMIC_UPDATE_SLICE, a key of `written`.
+            node: The node that reads the cache, for messages.
+
+        Returns:
+            Its ONNX input and output.
+
+        Raises:
+            ModelError: Another row was written into the cache.
+        """
+        is_claimed, cache = self.is_claimed(written), self.claim(written, node)
+        if not is_claimed:
+            op, (_, row) = self.tokens.op, self.written[written]
+            _, K, _, H = dims(cache.past)
+            rows = op.reshape(self.tokens.get(row, node), [1, "T", K, H])
+            rows = op.transpose(rows, [0, 2, 1, 3], f"{row.name}/by_head")
+            operands = [cache.past, rows, self.tokens.position]
+            op.add("TensorScatter", operands, [cache.present], axis=2)
+        return cache
 
     def update(self, node: ir.Node) -> None:
         """Register a DYNAMIC_UPDATE_SLICE of one token's row into a cache.
@@ -154,13 +186,19 @@ def lower_core_attention(tokens: TokenValues, form: StandardForm, caches: Caches
     of = CoreAttention.of(node)
     if not tokens.is_position(of.position):
         raise tokens.error(node, f"its position operand {of.position.name} is not the graph's position input")
-    (key_cache, k), (value_cache, v) = (_written_cache(tokens, caches, node, y) for y in (of.k, of.v))
-    scores = _scores(tokens, of, node)
-    keys, values = caches.claim(key_cache, node), caches.claim(value_cache, node)
+    scores = _scores(tokens, form, of, node)
     q, q_tables = rotation_of(tokens, of.q) or (of.q, None)
-    k, k_tables = rotation_of(tokens, k) or (k, None)
     output = node.outputs[0]
     name = output.name or ""
+    writes = [_cache_write(caches, y) for y in (of.k, of.v)]
+    if any(write is None or caches.is_claimed(write) for write in writes):
+        queries = Heads(tokens.reshaped(q, node, [of.N * of.H]), of.N, of.H, q_tables)
+        keys_and_values = (_by_head(tokens, y, node) for y in (of.k, of.v))
+        tokens.assign(output, form.attend_to(queries, *keys_and_values, scores, name))
+        return
+    keys, values = (caches.claim(write, node) for write in writes if write is not None)
+    k, v = (caches.written[write][1] for write in writes if write is not None)
+    k, k_tables = rotation_of(tokens, k) or (k, None)
     projections = _projections(tokens, (q, k, v), node)
     if projections is not None and q_tables == k_tables:
         projected = ProjectedAttention(*projections, of.N, of.K, of.H, q_tables, keys, values, scores, name)
@@ -174,7 +212,7 @@ def lower_core_attention(tokens: TokenValues, form: StandardForm, caches: Caches
     tokens.assign(output, form.attend(attend))
 
 
-def _scores(tokens: TokenValues, of: CoreAttention, node: ir.Node) -> Scores:
+def _scores(tokens: TokenValues, form: StandardForm, of: CoreAttention, node: ir.Node) -> Scores:
     """The options and the small operands of attention. Raises ModelError for what depends on the tokens."""
     vectors: dict[str, ir.Value | None] = {}
     for name, value in (("slopes", of.slopes), ("sinks", of.sinks)):
@@ -186,6 +224,8 @@ def _scores(tokens: TokenValues, of: CoreAttention, node: ir.Node) -> Scores:
         )
     window, mask = of.window, None
     if of.mask is not None:
+        if tokens.rows.axes.get(of.mask) == -1:
+            return Scores(of.scale, of.softcap, **vectors, mask=_computed_mask(tokens, form, of.mask, node))
         window, mask = _mask(tokens, of.mask, of, node)
     return Scores(of.scale, of.softcap, window, **vectors, mask=mask)
 
@@ -198,7 +238,7 @@ def _mask(
     constant = tokens.fold(mask)
     table = tokens.table(mask) if constant is None else np.broadcast_to(constant, (S, *constant.shape))
     if table is None:
-        raise tokens.error(node, f"its mask {mask.name} depends on more than the position")
+        raise tokens.error(node, f"its mask {mask.name} depends on more than position and caches")
     heads = [1, 1, 1, *shape_of(mask)][-3]
     table = np.broadcast_to(table.reshape(S, heads, -1), (S, heads, S))
     hidden = table <= HIDDEN_THRESHOLD
@@ -215,6 +255,15 @@ def _mask(
     gathered = tokens.op.node("Gather", [rows, tokens.positions], shape, axis=0, name=name)
     by_token = tokens.op.reshape(gathered, [1, "T", heads, S])
     return 0, tokens.op.transpose(by_token, [0, 2, 1, 3], f"{name}/by_head")
+
+
+def _computed_mask(tokens: TokenValues, form: StandardForm, mask: ir.Value, node: ir.Node) -> ir.Value:
+    """A mask that is computed from cached rows, and hides those behind the query: [1, 1 or N, T, S]."""
+    shape, name = [1, 1, 1, *shape_of(mask)], mask.name or "mask"
+    heads, S = shape[-3], shape[-1]
+    lowered = tokens.reshaped(mask, node, [heads, S])
+    by_token = tokens.op.reshape(lowered, [1, tokens.leading_of(lowered)[-1], heads, S])
+    return form.hide_later(tokens.op.transpose(by_token, [0, 2, 1, 3], f"{name}/by_head"))
 
 
 def _projections(
@@ -241,17 +290,24 @@ def _projections(
 _OPTIONS = ("fusedActivationFunction", "weightsFormat")
 
 
-def _written_cache(
-    tokens: TokenValues, caches: Caches, node: ir.Node, value: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """The cache and the new row behind `value`, keys or values by head. Raises ModelError for others."""
+def _cache_write(caches: Caches, value: ir.Value) -> ir.Value | None:
+    """The result of the DYNAMIC_UPDATE_SLICE behind `value`, keys or values by head; None for others."""
     transpose = producer_of(value, "TRANSPOSE")
     by_head = transpose is not None and constant_ints(transpose.inputs[1]) == [0, 2, 1, 3]
     source = transpose.inputs[0] if transpose is not None and by_head else value
     written = caches.written.get(source) if source is not None else None
     if written is None or caches.by_input[written[0]].layout != ("BNTH" if source is value else "BTNH"):
-        raise tokens.error(node, f"{value.name} is not a cache that a DYNAMIC_UPDATE_SLICE has written")
-    return written
+        return None
+    return source
+
+
+def _by_head(tokens: TokenValues, value: ir.Value, node: ir.Node) -> ir.Value:
+    """Keys or values that are computed from cached rows, [1, K, S, H]. Raises ModelError for others."""
+    if (by_head := tokens.rows.by_head(value)) is None:
+        raise tokens.error(
+            node, f"{value.name} is not computed row by row from caches that DYNAMIC_UPDATE_SLICE writes"
+        )
+    return by_head
 
 
 def lower_rope(tokens: TokenValues, form: StandardForm, node: ir.Node) -> None:

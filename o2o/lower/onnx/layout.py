@@ -77,6 +77,8 @@ def _part(tokens: TokenValues, node: ir.Node, value: ir.Value, shape: Sequence[i
         return tokens.reshaped(value, node, shape)
     table = np.broadcast_to(folded, shape_of(value)).reshape(shape)
     constant = tokens.op.constant(table, value.name or "constant", table.dtype)
+    if not tokens.leading:
+        return constant
     leading = [tokens.op.constant([1], "one")] * (len(tokens.leading) - 1) + [tokens.count]
     shapes = [*leading, tokens.op.constant(table.shape, "shape")]
     target = tokens.op.node("Concat", shapes, [len(leading) + len(shape)], axis=0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -23,10 +22,11 @@ from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.onnx.activations import activation_of, with_activation
 from o2o.lower.onnx.attention import Caches, lower_core_attention, lower_rope
 from o2o.lower.onnx.builder import FLOAT, OnnxBuilder, dims
+from o2o.lower.onnx.cached_rows import CachedRows
 from o2o.lower.onnx.norms import NormNodes, Norms
 from o2o.lower.onnx.operators import cast, constant_vector, lower_operator
 from o2o.lower.onnx.ort_form import OrtForm
-from o2o.lower.onnx.per_token import TokenValues, token_shape
+from o2o.lower.onnx.per_token import Rule, TokenValues, token_shape
 from o2o.lower.onnx.standard_form import StandardForm
 from o2o.lower.onnx.weights import matrix_of
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_of
@@ -122,19 +122,20 @@ class _Lowering:
         self.logits_output = self.op.value("logits", FLOAT, [1])
         self.form = form(self.tokens)
         self.caches = Caches(self.tokens)
+        self.rows = CachedRows(self.tokens, self.caches, self._lower)
         self.norms = Norms(self.tokens)
         self.logits = next(
             v for v in self.graph.outputs if (role := role_of(v)) is not None and role.kind == "logits"
         )
         self.lm_head = _find_lm_head(self.logits)
         self._check_outputs()
-        self._lowerings: dict[tuple[str, str], Callable[[ir.Node], None]] = {
+        self._lowerings: dict[tuple[str, str], Rule] = {
             **dict.fromkeys(
                 ((CUSTOM_DOMAIN, name) for name in core_attention.NAMES),
-                lambda node: lower_core_attention(self.tokens, self.form, self.caches, node),
+                lambda tokens, node: lower_core_attention(tokens, self.form, self.caches, node),
             ),
-            (DOMAIN, "ROPE"): lambda node: lower_rope(self.tokens, self.form, node),
-            (DOMAIN, "DYNAMIC_UPDATE_SLICE"): self.caches.update,
+            (DOMAIN, "ROPE"): lambda tokens, node: lower_rope(tokens, self.form, node),
+            (DOMAIN, "DYNAMIC_UPDATE_SLICE"): lambda tokens, node: self.caches.update(node),
             (DOMAIN, "FULLY_CONNECTED"): self._lower_fully_connected,
             (DOMAIN, "GATHER"): self._lower_lookup,
             (DOMAIN, "EMBEDDING_LOOKUP"): self._lower_lookup,
@@ -159,42 +160,42 @@ class _Lowering:
         for node in self.graph:
             if node.outputs[0] in self.tokens.lowered:
                 continue  # lowered together with another node
+            if node.outputs[0] in self.rows.shared and node.op_type != "DYNAMIC_UPDATE_SLICE":
+                continue  # lowered where something needs it
             if node in live and not all(map(self.tokens.is_token_independent, node.outputs)):
-                self._lower(node)
+                self._lower(self.tokens, node)
         if unwritten := self.caches.unwritten():
             raise ModelError(f"{self.model.label(self.graph)}: no operator writes its cache {unwritten[0]}")
         return self._model()
 
-    def _lower(self, node: ir.Node) -> None:
-        if node.domain == DOMAIN and self._lower_group(node):
+    def _lower(self, tokens: TokenValues, node: ir.Node) -> None:
+        if node.domain == DOMAIN and self._lower_group(tokens, node):
             return
         lowering = self._lowerings.get((node.domain, node.op_type))
         if lowering is not None:
-            lowering(node)
+            lowering(tokens, node)
         elif node.domain == DOMAIN:
-            lower_operator(self.tokens, node)
+            lower_operator(tokens, node)
         else:
             reason = "a custom operator has no ONNX lowering: use the LiteRT engine, or report this model"
-            raise self.tokens.error(node, reason)
+            raise tokens.error(node, reason)
 
-    def _lower_group(self, node: ir.Node) -> bool:
+    def _lower_group(self, tokens: TokenValues, node: ir.Node) -> bool:
         """Lower the group of operators that `node` ends or begins, as one; whether there is one.
 
         The operators inside are lowered too. Where nothing else uses them, `_live_nodes` removes them.
         """
         output = node.outputs[0]
-        if node.op_type == "TRANSPOSE" and node.inputs[0] in self.caches.written:
-            return True  # a cache by head: attention reads that layout anyway
         if node.op_type == "ADD" and (group := self._following_norm(node)) is not None:
-            self._lower_add_norm(node, group)
+            self._lower_add_norm(tokens, node, group)
             return True
         if (group := self.norms.by_last.get(node)) is not None:
-            x = self.tokens.operand(group.x, node, max(1, len(token_shape(output))))
-            self.tokens.assign(output, self.form.norm(x, group.norm, output.name or ""))
+            x = tokens.operand(group.x, node, max(1, len(token_shape(output))))
+            tokens.assign(output, self.form.norm(x, group.norm, output.name or ""))
             return True
-        if (activation := activation_of(self.tokens.regions, node)) is not None:
-            x = self.tokens.get(activation.x, node)
-            self.tokens.assign(output, self.form.activation(x, activation.kind, output.name or ""))
+        if (activation := activation_of(tokens.regions, node)) is not None:
+            x = tokens.get(activation.x, node)
+            tokens.assign(output, self.form.activation(x, activation.kind, output.name or ""))
             return True
         return False
 
@@ -209,29 +210,29 @@ class _Lowering:
             return None
         return self.norms.by_operand.get(output)
 
-    def _lower_add_norm(self, node: ir.Node, group: NormNodes) -> None:
+    def _lower_add_norm(self, tokens: TokenValues, node: ir.Node, group: NormNodes) -> None:
         """Lower ADD and the norm of its result."""
         total, output = node.outputs[0], group.last.outputs[0]
         rank = len(token_shape(total))
-        x, y = (self.tokens.operand(value, node, rank) for value in node.inputs)
+        x, y = (tokens.operand(value, node, rank) for value in node.inputs)
         results = self.form.add_norm(x, y, group.norm, (total.name or "", output.name or ""))
         for value, result in zip((total, output), results, strict=True):
-            self.tokens.assign(value, result)
+            tokens.assign(value, result)
 
-    def _lower_fully_connected(self, node: ir.Node) -> None:
+    def _lower_fully_connected(self, tokens: TokenValues, node: ir.Node) -> None:
         x, w, bias = [*node.inputs, None][:3]
         output = node.outputs[0]
         assert x is not None
         if attribute(node, "weightsFormat", 0):
-            raise self.tokens.error(node, "shuffled weights are not supported")
-        matrix = matrix_of(w, self.tokens.locate(node))
+            raise tokens.error(node, "shuffled weights are not supported")
+        matrix = matrix_of(w, tokens.locate(node))
         rows = math.prod(shape_of(x)) // matrix.columns  # of one token
-        operand = self.tokens.reshaped(x, node, [matrix.columns] if rows == 1 else [rows, matrix.columns])
+        operand = tokens.reshaped(x, node, [matrix.columns] if rows == 1 else [rows, matrix.columns])
         if node is self.lm_head and self.last:
             operand = self._last_row(operand)
-        bias_vector = None if bias is None else constant_vector(self.tokens, bias, node)
+        bias_vector = None if bias is None else constant_vector(tokens, bias, node)
         y = self.form.linear(operand, matrix, bias_vector, output.name or "")
-        self.tokens.assign(output, with_activation(self.tokens, node, y))
+        tokens.assign(output, with_activation(tokens, node, y))
 
     def _last_row(self, x: ir.Value) -> ir.Value:
         """The row of the last token in `x` [*leading, ...]."""
@@ -240,19 +241,19 @@ class _Lowering:
         shape = [1] * (axis + 1) + dims(x)[axis + 1 :]
         return self.op.node("Slice", [x, *bounds], shape, name="last")
 
-    def _lower_lookup(self, node: ir.Node) -> None:
+    def _lower_lookup(self, tokens: TokenValues, node: ir.Node) -> None:
         lookup = lookup_operands(node)
         assert lookup is not None
         table, ids = lookup
         output = node.outputs[0]
-        if table in self.tokens.lowered:
-            lower_operator(self.tokens, node)  # a lookup in the elements of the token
+        if table in tokens.lowered:
+            lower_operator(tokens, node)  # a lookup in the elements of the token
             return
         if attribute(node, "axis", 0) or attribute(node, "batchDims", 0):
-            raise self.tokens.error(node, "only lookups of rows are supported")
-        matrix = matrix_of(table, self.tokens.locate(node))
-        rows = self.form.embedding(self.tokens.get(ids, node), matrix, output.name or "")
-        self.tokens.assign(output, cast(self.tokens, rows, output))
+            raise tokens.error(node, "only lookups of rows are supported")
+        matrix = matrix_of(table, tokens.locate(node))
+        rows = self.form.embedding(tokens.get(ids, node), matrix, output.name or "")
+        tokens.assign(output, cast(tokens, rows, output))
 
     def _model(self) -> ir.Model:
         """The ONNX model of the nodes that were built."""

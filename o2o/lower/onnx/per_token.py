@@ -17,6 +17,7 @@ becomes a table, and a Gather takes the rows of the T positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -25,9 +26,13 @@ from o2o.errors import ModelError
 from o2o.formats.tensors import constant_array, is_constant
 from o2o.lower.onnx.builder import INT64, Dim, OnnxBuilder, dims
 from o2o.model import Model, shape_of
+from o2o.operators.core_attention import is_core_attention
 from o2o.operators.reference import NotEvaluable, evaluate, has_kernel
 from o2o.operators.traits import RESHAPE_OPS
 from o2o.rewriting.regions import Regions
+
+if TYPE_CHECKING:
+    from o2o.lower.onnx.cached_rows import CachedRows
 
 LIMIT = 1 << 28  # elements of a table
 
@@ -69,7 +74,10 @@ class TokenValues:
         count: T, int64 [1].
         position_input: The Circle input of the role `position`.
         regions: The regions of the Circle graph.
+        rows: The values that are computed from cached rows.
     """
+
+    rows: CachedRows
 
     def __init__(
         self,
@@ -189,6 +197,17 @@ class TokenValues:
         """
         return value in self._by_position or value in self._constant
 
+    def is_constant(self, value: ir.Value) -> bool:
+        """Return whether a value depends on neither token nor position.
+
+        Args:
+            value: A value of the Circle graph.
+
+        Returns:
+            Whether it is a constant, or computed from constants alone.
+        """
+        return value in self._constant or is_constant(value)
+
     def is_position(self, value: ir.Value) -> bool:
         """Return whether a value is the token's position.
 
@@ -212,9 +231,15 @@ class TokenValues:
             [*leading, *token_shape(value)].
 
         Raises:
-            ModelError: It depends on more than one token.
+            ModelError: It depends on more than one token, and `node` mixes these.
         """
-        if value in self.lowered:
+        in_rows = node.outputs[0] in self.rows.axes or is_core_attention(node)
+        mixes = value in self.rows.axes and not in_rows
+        if value in self.lowered and not mixes:
+            return self.lowered[value]
+        if value in self.rows.shared and not mixes:
+            shape = [*[1] * len(self.leading), *token_shape(value)]
+            self.lowered[value] = self.op.reshape(self.rows.get(value), shape)
             return self.lowered[value]
         table = self.table(value)
         if table is None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import with_shape
 from o2o.lower.onnx.builder import BOOL, FLOAT, Dim, dims
-from o2o.lower.onnx.cached_attention import CachedAttention, Heads, ProjectedAttention
+from o2o.lower.onnx.cached_attention import CachedAttention, Heads, ProjectedAttention, Scores
 from o2o.lower.onnx.lazy_tensors import lazy_float32
 from o2o.lower.onnx.norms import Norm
 from o2o.lower.onnx.per_token import TokenValues
@@ -307,31 +307,57 @@ class StandardForm:
         position = self.tokens.position
         for cache, new in ((of.keys, k), (of.values, v)):
             self.op.add("TensorScatter", [cache.past, new, position], [cache.present], axis=2)
-        y = self._attention(q, of) if of.scores.sinks is None else self._attention_with_sinks(q, of)
-        y = self.op.transpose(y, [0, 2, 1, 3], f"{of.name}/by_token")
-        return self.op.reshape(y, [*self.tokens.leading, of.q.count * of.q.H], f"{of.name}/concatenated")
+        return self._attended(q, of.keys.present, of.values.present, of.scores, of.name)
 
-    def _attention(self, q: ir.Value, of: CachedAttention) -> ir.Value:
+    def attend_to(
+        self, heads: Heads, keys: ir.Value, values: ir.Value, scores: Scores, name: str
+    ) -> ir.Value:
+        """Build attention to rows that are written already.
+
+        Args:
+            heads: Queries.
+            keys: [1, K, S, H].
+            values: [1, K, S, H].
+            scores: How scores are computed.
+            name: The name of the result.
+
+        Returns:
+            [*leading, N * H].
+        """
+        return self._attended(self.by_head(heads, f"{name}/q"), keys, values, scores, name)
+
+    def _attended(self, q: ir.Value, keys: ir.Value, values: ir.Value, scores: Scores, name: str) -> ir.Value:
+        """q [1, N, T, H] -> [*leading, N * H]."""
+        N, H = (int(dims(q)[axis]) for axis in (1, 3))
+        attend = self._attention if scores.sinks is None else self._attention_with_sinks
+        y = self.op.transpose(attend(q, keys, values, scores, name), [0, 2, 1, 3], f"{name}/by_token")
+        return self.op.reshape(y, [*self.tokens.leading, N * H], f"{name}/concatenated")
+
+    def _attention(
+        self, q: ir.Value, keys: ir.Value, values: ir.Value, scores: Scores, name: str
+    ) -> ir.Value:
         """q [1, N, T, H] -> [1, N, T, H]."""
-        operands = [q, of.keys.present, of.values.present, self._mask(of)]
-        softcap: dict[str, Any] = {"softcap": of.scores.softcap} if of.scores.softcap else {}
-        return self.op.node("Attention", operands, dims(q), name=of.name, scale=of.scores.scale, **softcap)
+        operands = [q, keys, values, self._mask(scores, int(dims(keys)[2]))]
+        softcap: dict[str, Any] = {"softcap": scores.softcap} if scores.softcap else {}
+        return self.op.node("Attention", operands, dims(q), name=name, scale=scores.scale, **softcap)
 
-    def _attention_with_sinks(self, q: ir.Value, of: CachedAttention) -> ir.Value:
+    def _attention_with_sinks(
+        self, q: ir.Value, keys: ir.Value, values: ir.Value, scores: Scores, name: str
+    ) -> ir.Value:
         """q [1, N, T, H] -> [1, N, T, H], by operators that any attention consists of."""
-        op, scores, name = self.op, of.scores, of.name
-        N, K, H, S = of.q.count, of.k.count, of.q.H, int(dims(of.keys.past)[2])
+        op, N = self.op, int(dims(q)[1])
+        _, K, S, H = map(int, dims(keys))
         assert scores.sinks is not None
         scaled = op.node("Mul", [q, op.constant(scores.scale, "scale", np.float32)], dims(q))
         grouped = op.reshape(scaled, [1, K, "rows", H])  # the heads that share keys, one below the other
-        keys = op.transpose(of.keys.present, [0, 1, 3, 2], f"{name}/keys")
-        y = op.node("MatMul", [grouped, keys], [1, K, "rows", S], name=f"{name}/scores")
+        columns = op.transpose(keys, [0, 1, 3, 2], f"{name}/keys")
+        y = op.node("MatMul", [grouped, columns], [1, K, "rows", S], name=f"{name}/scores")
         y = op.reshape(y, [1, N, "T", S])
         if scores.softcap:
             cap = op.constant(scores.softcap, "softcap", np.float32)
             bounded = op.node("Tanh", [op.node("Div", [y, cap], dims(y))], dims(y))
             y = op.node("Mul", [bounded, cap], dims(y), name=f"{name}/capped")
-        mask = self._mask(of)
+        mask = self._mask(scores, S)
         if mask.dtype == BOOL:
             hidden = op.constant(-np.inf, "hidden", np.float32)
             y = op.node("Where", [mask, y, hidden], dims(y), FLOAT)
@@ -342,7 +368,7 @@ class StandardForm:
         bounds = [op.constant([bound], "bound") for bound in (0, S, -1)]
         y = op.node("Slice", [y, *bounds], [1, N, "T", S])
         y = op.reshape(y, [1, K, "rows", S])
-        y = op.node("MatMul", [y, of.values.present], [1, K, "rows", H])
+        y = op.node("MatMul", [y, values], [1, K, "rows", H])
         return op.reshape(y, dims(q), name)
 
     def _sink_logits(self, sinks: ir.Value, N: int) -> ir.Value:
@@ -356,9 +382,24 @@ class StandardForm:
 
         return self._shared_value(f"{sinks.name}/by_token", make)
 
-    def _mask(self, of: CachedAttention) -> ir.Value:
+    def hide_later(self, mask: ir.Value) -> ir.Value:
+        """Build a mask that also hides the keys after the position of each query.
+
+        Args:
+            mask: float32 [1, 1 or N, 1 or T, S].
+
+        Returns:
+            float32 [1, 1 or N, T, S].
+        """
+        _, heads, _, S = dims(mask)
+        visible = self._shared_value("visible", lambda name: self._visible(int(S), 0, name))
+        hidden = self.op.constant(-np.inf, "hidden", np.float32)
+        return self.op.node(
+            "Where", [visible, mask, hidden], [1, heads, "T", S], FLOAT, f"{mask.name}/causal"
+        )
+
+    def _mask(self, scores: Scores, S: int) -> ir.Value:
         """The mask of all keys in the cache: bool [T, S], or float32 [1, 1 or N, T, S]."""
-        scores, S = of.scores, dims(of.keys.past)[2]
         if scores.mask is not None:
             if scores.slopes is None:
                 return scores.mask
@@ -366,7 +407,7 @@ class StandardForm:
             return self.op.node("Add", [bias, scores.mask], dims(bias))
         visible = self._shared_value(
             f"visible/{scores.window}" if scores.window else "visible",
-            lambda name: self._visible(int(S), scores.window, name),
+            lambda name: self._visible(S, scores.window, name),
         )
         if scores.slopes is None:
             return visible

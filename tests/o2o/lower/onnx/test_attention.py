@@ -74,8 +74,9 @@ def attention_model(
         y = graph.op("DYNAMIC_UPDATE_SLICE", [past, row, start], shape_, name=f"present_{kind}_0")
         y.meta["role"] = Role(kind, 0, "BNTH")  # type: ignore[arg-type]
         written.append(y)
-    fields = {"scale": of.H**-0.5, **(extras(graph, position) if extras else {})}
-    node = CoreAttention(q, *written, position, **fields).build("attended")
+    fields = dict(zip("kv", written, strict=True)) | {"scale": of.H**-0.5}
+    fields |= extras(graph, position) if extras else {}
+    node = CoreAttention(q, position=position, **fields).build("attended")
     graph.ir.append(node)
     flat = graph.op("RESHAPE", [node.outputs[0], ints(1, 1, D)], [1, 1, D])
     logits = graph.fc(flat, graph.constant("head", weights(of.V, D, seed=9)), "logits")
@@ -274,7 +275,7 @@ def test_refusals() -> None:
             "mask": graph.op("ADD", [number, graph.constant("row", np.zeros((1, 13), np.float32))], [1, 13])
         }
 
-    assert "depends on more than the position" in refusal(from_tokens)
+    assert "depends on more than position and caches" in refusal(from_tokens)
 
     def other_position(graph: Graph, position: ir.Value) -> dict[str, Any]:
         return {}

@@ -235,7 +235,7 @@ def test_a_softmax_that_is_no_attention() -> None:
     spoiled.meta["role"] = Role("logits")
     graph.ir.outputs[0] = spoiled
     message = refusal(model)
-    assert "it takes present_key_0, which depends on other tokens; SOFTMAX (weights in decode) is" in message
+    assert "it takes weights, which depends on other tokens; SOFTMAX (weights in decode) is" in message
     assert "not recognized as attention: " in message
 
 
