@@ -246,8 +246,10 @@ def express_variance(graph: Graph) -> None:
 
 def _spread_options(node: torch.fx.Node) -> tuple[torch.fx.Node, list[int], float, bool]:
     """x, axes, what is subtracted from the count, and keepdim of a variance or standard deviation."""
-    x, *positional = node.args
-    options = dict(zip(("dim", "unbiased", "keepdim"), positional, strict=False)) | dict(node.kwargs)
+    (x,), positional = node.all_input_nodes, node.args[1:]
+    options: dict[str, Any] = dict(zip(("dim", "unbiased", "keepdim"), positional, strict=False)) | dict(
+        node.kwargs
+    )
     correction = options.get("correction", options.get("unbiased"))
     axes = options.get("dim")
     if axes is None or axes == []:

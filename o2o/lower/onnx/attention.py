@@ -193,8 +193,8 @@ def lower_core_attention(tokens: TokenValues, form: StandardForm, caches: Caches
     writes = [_cache_write(caches, y) for y in (of.k, of.v)]
     if any(write is None or caches.is_claimed(write) for write in writes):
         queries = Heads(tokens.reshaped(q, node, [of.N * of.H]), of.N, of.H, q_tables)
-        keys_and_values = (_by_head(tokens, y, node) for y in (of.k, of.v))
-        tokens.assign(output, form.attend_to(queries, *keys_and_values, scores, name))
+        computed_keys, computed_values = (_by_head(tokens, y, node) for y in (of.k, of.v))
+        tokens.assign(output, form.attend_to(queries, computed_keys, computed_values, scores, name))
         return
     keys, values = (caches.claim(write, node) for write in writes if write is not None)
     k, v = (caches.written[write][1] for write in writes if write is not None)
@@ -222,10 +222,11 @@ def _scores(tokens: TokenValues, form: StandardForm, of: CoreAttention, node: ir
         vectors[name] = (
             None if array is None else tokens.op.constant(array, f"{of.q.name}/{name}", np.float32)
         )
-    window, mask = of.window, None
-    if of.mask is not None:
-        if tokens.rows.axes.get(of.mask) == -1:
-            return Scores(of.scale, of.softcap, **vectors, mask=_computed_mask(tokens, form, of.mask, node))
+    window: int = of.window
+    mask: ir.Value | None = None
+    if of.mask is not None and tokens.rows.axes.get(of.mask) == -1:
+        window, mask = 0, _computed_mask(tokens, form, of.mask, node)
+    elif of.mask is not None:
         window, mask = _mask(tokens, of.mask, of, node)
     return Scores(of.scale, of.softcap, window, **vectors, mask=mask)
 

@@ -17,7 +17,7 @@ becomes a table, and a Gather takes the rows of the T positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -30,9 +30,6 @@ from o2o.operators.core_attention import is_core_attention
 from o2o.operators.reference import NotEvaluable, evaluate, has_kernel
 from o2o.operators.traits import RESHAPE_OPS
 from o2o.rewriting.regions import Regions
-
-if TYPE_CHECKING:
-    from o2o.lower.onnx.cached_rows import CachedRows
 
 LIMIT = 1 << 28  # elements of a table
 
@@ -62,6 +59,19 @@ def strip_leading_ones(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[first:])
 
 
+class RowValues(Protocol):
+    """Values of cached rows: see `o2o.lower.onnx.cached_rows.CachedRows`."""
+
+    axes: dict[ir.Value, int]
+    shared: set[ir.Value]
+
+    def get(self, value: ir.Value) -> ir.Value:
+        """Return the ONNX value that all tokens share."""
+
+    def by_head(self, value: ir.Value) -> ir.Value | None:
+        """Return keys or values of attention."""
+
+
 class TokenValues:
     """The values of a decode graph, in Circle and in ONNX.
 
@@ -77,7 +87,7 @@ class TokenValues:
         rows: The values that are computed from cached rows.
     """
 
-    rows: CachedRows
+    rows: RowValues
 
     def __init__(
         self,
@@ -238,8 +248,8 @@ class TokenValues:
         if value in self.lowered and not mixes:
             return self.lowered[value]
         if value in self.rows.shared and not mixes:
-            shape = [*[1] * len(self.leading), *token_shape(value)]
-            self.lowered[value] = self.op.reshape(self.rows.get(value), shape)
+            ones = [1] * len(self.leading)
+            self.lowered[value] = self.op.reshape(self.rows.get(value), [*ones, *token_shape(value)])
             return self.lowered[value]
         table = self.table(value)
         if table is None:
