@@ -289,6 +289,6 @@ CASES = (
         | {"mamba_n_heads": 12, "mamba_d_head": 8}
         | {"position_embedding_type": "rope", "attention_multiplier": 0.2, "logits_scaling": 2.0},
     ),
-    Case("gemma3n, own keys", "gemma3n_text", WIDE | TIED | WINDOW | GEMMA3N),
+    Case("gemma3n, own keys, window", "gemma3n_text", WIDE | TIED | WINDOW | GEMMA3N),
 )
 """All cases, in the order of the table."""

@@ -34,7 +34,7 @@ class CachedRows:
 
     Attributes:
         axes: {value: the axis of its rows, counted from the end}.
-        shared: Those of them that depend on caches and constants alone. All tokens share these.
+        shared: Values with rows that depend on caches and constants alone. All tokens share them.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ def row_axis(node: ir.Node, axes: Mapping[ir.Value, int]) -> int | None:
         The axis, counted from the end; None if no operand has rows, or the operator may mix them.
     """
     rows = [value for value in node.inputs if value in axes]
-    found = {axes[value] for value in rows if value is not None}
-    if node.domain != DOMAIN or len(found) != 1 or rows[0] is None:
+    row_axes = {axes[value] for value in rows if value is not None}
+    if node.domain != DOMAIN or len(row_axes) != 1 or rows[0] is None:
         return None
-    (axis,), x, y = found, shape_of(rows[0]), shape_of(node.outputs[0])
+    (axis,), x, y = row_axes, shape_of(rows[0]), shape_of(node.outputs[0])
     if is_elementwise(node):
         return axis
     if traits_of(node).movement == "reshape":

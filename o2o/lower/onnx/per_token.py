@@ -66,10 +66,24 @@ class RowValues(Protocol):
     shared: set[ir.Value]
 
     def get(self, value: ir.Value) -> ir.Value:
-        """Return the ONNX value that all tokens share."""
+        """Return the ONNX value that all tokens share.
+
+        Args:
+            value: One of `shared`.
+
+        Returns:
+            [*token_shape(value)], without an axis of tokens.
+        """
 
     def by_head(self, value: ir.Value) -> ir.Value | None:
-        """Return keys or values of attention."""
+        """Return keys or values of attention.
+
+        Args:
+            value: [1, K, S, H] in the Circle graph.
+
+        Returns:
+            The ONNX value [1, K, S, H]; None if it is no value of cached rows that tokens share.
+        """
 
 
 class TokenValues:
