@@ -34,6 +34,7 @@ FILES = [
     "tests/export/test_trial_run.py",
     "tests/o2o/cli/test_interrupt.py",
     "tests/o2o/filters/test_any_size.py",
+    "tests/o2o/filters/test_fix_shape.py",
     "tests/o2o/filters/test_onnx_models.py",
     "tests/o2o/filters/test_bind_weights.py",
     "tests/o2o/filters/test_composites_pass_filters.py",

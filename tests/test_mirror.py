@@ -144,6 +144,11 @@ COVERED = {
         "o2o/lower/onert/rope.py",
         "o2o/lower/onert/split_v.py",
     ],
+    "tests/o2o/check/test_symbolic_sizes.py": ["o2o/dimension_expressions.py"],
+    "tests/o2o/filters/test_fix_shape.py": [
+        "o2o/rewriting/fix_dimensions.py",
+        "o2o/rewriting/onnx_folding.py",
+    ],
     "tests/o2o/filters/test_onnx_models.py": [
         "o2o/check/onnx_runner.py",
         "o2o/operators/onnx_shape_inference.py",

@@ -7,23 +7,14 @@ Exporters also make names up, such as `s43`. Then the roles of the inputs show w
 
 from __future__ import annotations
 
-import ast
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+
+from o2o.dimension_expressions import evaluated
 
 Dims = tuple[int | str, ...]
 
 EXAMPLE = 4
 """The size of a symbolic dimension in the first runs."""
-
-_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Div: operator.floordiv,
-    ast.Mod: operator.mod,
-}
 
 
 def sizes_of(tensors: Sequence[tuple[str | None, Dims]], size: int) -> dict[str, int]:
@@ -86,30 +77,3 @@ def _by_name(symbols: Sequence[str], size: int) -> dict[str, int]:
             value = evaluated(symbol, sizes)
             sizes[symbol] = size if value is None else value
     return sizes
-
-
-def evaluated(expression: str, sizes: Mapping[str, int]) -> int | None:
-    """Compute the size that an expression gives.
-
-    Args:
-        expression: Names and whole numbers with `+ - * // / %`.
-        sizes: The sizes of names.
-
-    Returns:
-        The size; None if it is no such expression, or has an unknown name.
-    """
-
-    def value(node: ast.expr) -> int:
-        match node:
-            case ast.Constant(value=int(number)):
-                return number
-            case ast.Name(id=name):
-                return sizes[name]
-            case ast.BinOp(left, op, right):
-                return _OPERATORS[type(op)](value(left), value(right))
-        raise KeyError(expression)
-
-    try:
-        return value(ast.parse(expression, mode="eval").body)
-    except (SyntaxError, KeyError, ZeroDivisionError, ValueError):
-        return None

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from o2o import filters
+from o2o import filters, formats
 from o2o.lower.litert import lower_to_litert
 from o2o.model import Model
 from tests.o2o.filters.manners import Manners, sample_data
@@ -17,6 +17,8 @@ from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import decoder
 from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.onnx.decoders import plain as one_token
+from tests.o2o.onnx_graphs import chain as onnx_chain
+from tests.o2o.onnx_graphs import data_of
 
 # A file of the little decoder, for all tests of a process.
 DECODER = str(Path(tempfile.mkdtemp(), "decoder.circle"))
@@ -42,6 +44,10 @@ GIVEN: dict[str, dict[str, Any]] = {
         "writes_model": False,
         "answers_by_code": True,
         "folder_refused": (2, "Is a directory: give a file in it"),
+    },
+    "fix_shape": {
+        "arguments": ["B=1", "T=2"],
+        "model": staticmethod(lambda: formats.loads(data_of(onnx_chain()))),
     },
     "history_model": {"writes_model": False, "model": staticmethod(filtered_decoder)},
     "inspect": {

@@ -1,0 +1,123 @@
+"""`fix.shape.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from o2o.cli.arguments import shape
+from o2o.cli.text import counted, listed
+from o2o.errors import UsageError
+from o2o.filters.base import Filter
+from o2o.model import Model, dims_of
+from o2o.operators.onnx_shape_inference import infer_shapes
+from o2o.rewriting.fix_dimensions import fix_dimensions, symbols_of
+from o2o.rewriting.onnx_folding import fold_constants
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected
+
+ROUNDS = 20
+"""Rounds of shape inference and folding, which each may make more shapes known."""
+
+
+class FixShape(Filter):
+    """Give the symbolic dimensions of an ONNX model numbers, and compute what becomes constant.
+
+        ids [B,T] -+- Shape -- Concat -+               ids [1,8] -- Gather -- Reshape [1,8,2,4]
+                   +- Gather ------ Reshape   =>
+                           fix.shape.py B=1 T=8
+
+    A dimension is named as in the model: inspect.model.py prints the names, and so does this filter without
+    any number. An expression of names, such as `past + T`, follows from its names. A dimension without a name
+    gets its number by --input, the shape of a whole input.
+    Shapes are inferred (onnx.shape_inference). Nodes that depend on small constants alone are replaced by
+    their results, an If with a constant condition by its branch. Results above 1 MiB stay operators.
+    Caches that grow get the fixed lengths that their dimensions have.
+    Refused: a name that no input has, a dimension without a number, and Circle or TFLite (reshape.io.py).
+    """
+
+    name = "fix.shape.py"
+    purpose = "Inputs and outputs"
+    usage_example = "fix.shape.py batch_size=1 sequence_length=1 < in.onnx > out.onnx"
+    input_formats = ("onnx",)
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("sizes", nargs="*", metavar="NAME=N", help="the number of a dimension")
+        parser.add_argument(
+            "--input",
+            nargs=2,
+            action="append",
+            default=[],
+            dest="shapes",
+            metavar=("NAME", "SHAPE"),
+            help="the shape of an input, such as x [1,8]; repeatable",
+        )
+
+    def add_input(self, parser: argparse.ArgumentParser) -> None:
+        parser.set_defaults(file=None)  # argparse cannot distinguish a file from the numbers before it
+
+    def check_arguments(self, args: argparse.Namespace) -> None:
+        if args.sizes and "=" not in args.sizes[-1]:
+            args.file = args.sizes.pop()
+        args.numbers = dict(_size(text) for text in args.sizes)
+        args.by_input = {}
+        for name, text in args.shapes:
+            try:
+                args.by_input[name] = shape(text)
+            except argparse.ArgumentTypeError as error:
+                raise UsageError(f"--input {name}: {error}") from error
+
+    def apply(self, model: Model, args: argparse.Namespace) -> None:
+        symbols = symbols_of(model)
+        if not args.numbers and not args.by_input and symbols:
+            there = ", ".join(f"{name} ({counted(len(of), 'input')})" for name, of in symbols.items())
+            raise UsageError(
+                f"give each symbolic dimension a number, as {next(iter(symbols))}=1; there are: {there}"
+            )
+        known = fix_dimensions(model, args.numbers, args.by_input)
+        nodes = sum(len(graph) for graph in model.all_graphs())
+        for _ in range(ROUNDS):
+            infer_shapes(model)
+            if not fold_constants(model):
+                break
+        folded = nodes - sum(len(graph) for graph in model.all_graphs())
+        if known:
+            self.log("fixed " + ", ".join(f"{name}={size}" for name, size in known.items()))
+        self.log(f"{counted(folded, 'operator')} became constant; {_remaining(model)}")
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        from o2o.check.interface import Tensors, unchanged, with_outputs
+
+        def inferred(tensors: Tensors) -> Tensors:
+            return {name: replace(tensor, is_reshaped=True) for name, tensor in tensors.items()}
+
+        return with_outputs(unchanged(models), lambda entry: inferred(entry.outputs))
+
+    def check(self, models: Sequence[Model], result: Model, args: argparse.Namespace) -> str:
+        for model in models:
+            fix_dimensions(model, args.numbers, args.by_input)
+        return super().check(models, result, args)
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, equals, number = text.rpartition("=")
+    if not equals or not name or not number.isdecimal():
+        raise UsageError(f"{text!r} is not NAME=N with a number from 0 on, such as batch_size=1")
+    return name, int(number)
+
+
+def _remaining(model: Model) -> str:
+    """What is still dynamic."""
+    values = [value for node in model.graphs[0] for value in node.outputs if value.name]
+    dynamic = [
+        v.name or "" for v in values if v.shape is None or any(isinstance(d, str) for d in dims_of(v) or ())
+    ]
+    if not dynamic:
+        return "all shapes are static"
+    return f"{counted(len(dynamic), 'tensor')} of {len(values)} still vary: {listed(dynamic, 3)}"
+
+
+main = FixShape.main

@@ -1,0 +1,141 @@
+"""Constant folding in ONNX: what depends on constants and on static shapes alone is computed, once.
+
+`onnx_ir` has no such pass, and onnxscript's optimizer is no dependency. Nodes are evaluated by ONNX's
+reference evaluator. An `If` whose condition is constant becomes the nodes of its branch. Large constants of
+the file are no operands: what is computed from weights stays an operator.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from o2o.formats.tensors import SourceTensor, is_constant, is_constant_node
+from o2o.model import Model, inner_graphs
+from o2o.rewriting.builder import add_constant, fresh_name
+from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
+
+LARGEST = 1 << 20
+"""Bytes of a result that is stored as a constant: masks and tables of positions, but no weights."""
+_RANDOM = (
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+)
+
+
+def fold_constants(model: Model) -> int:
+    """Replace nodes of the main graph by their results where these are known.
+
+    Args:
+        model: An ONNX model with inferred shapes, changed in place.
+
+    Returns:
+        The number of nodes that are gone.
+    """
+    graph = model.graphs[0]
+    before = len(graph)
+    for node in list(graph):
+        if is_constant_node(node):
+            continue
+        if node.op_type == "If" and node.domain == "" and _inline_branch(graph, node):
+            continue
+        results = _shape(node) if node.op_type in ("Shape", "Size") else _evaluated(model, node)
+        if results is None:
+            continue
+        for value, numbers in zip(node.outputs, results, strict=True):
+            _replace(graph, value, numbers)
+    for each in model.all_graphs():
+        remove_dead_nodes(each)
+        remove_dead_constants(each)
+    return before - len(graph)
+
+
+def _replace(graph: ir.Graph, value: ir.Value, numbers: np.ndarray) -> None:
+    """Let a constant take the place of a result. An output of the graph gets it through its own node."""
+    if value.is_graph_output() or not value.uses():
+        return
+    constant = add_constant(graph, numbers, f"{value.name}_folded")
+    value.replace_all_uses_with(constant)
+
+
+def _shape(node: ir.Node) -> list[np.ndarray] | None:
+    """The result of Shape or Size, of an operand whose shape is known where it matters."""
+    operand = node.inputs[0]
+    if node.domain != "" or operand is None or operand.shape is None:
+        return None
+    dims = list(operand.shape)
+    if node.op_type == "Shape":
+        start, end = (node.attributes.get(name) for name in ("start", "end"))
+        dims = dims[start.as_int() if start else 0 : end.as_int() if end else len(dims)]
+    if not all(isinstance(dim, int) for dim in dims):
+        return None
+    sizes = [int(dim) for dim in dims]  # type: ignore[arg-type]
+    return [np.asarray(math.prod(sizes) if node.op_type == "Size" else sizes, np.int64)]
+
+
+def _evaluated(model: Model, node: ir.Node) -> list[np.ndarray] | None:
+    """The results of a node whose operands are all small constants; None for another."""
+    if node.domain != "" or node.op_type in _RANDOM or any(True for _ in inner_graphs(node)):
+        return None
+    if not any(value is not None for value in node.inputs):
+        return None
+    for value in node.inputs:
+        if value is not None and not (is_constant(value) and not isinstance(value.const_value, SourceTensor)):
+            return None  # also for a large constant of the file: its transpose would be stored twice
+    for value in node.outputs:
+        if not value.name or value.shape is None or not value.shape.is_static() or value.dtype is None:
+            return None
+        if math.prod(value.shape.numpy()) * value.dtype.bitwidth // 8 > LARGEST:
+            return None
+    feeds = {v.name or "": v.const_value.numpy() for v in node.inputs if v is not None}  # type: ignore[union-attr]
+    inputs = [onnx.ValueInfoProto(name=name) for name in feeds]
+    outputs = [onnx.ValueInfoProto(name=value.name) for value in node.outputs]
+    proto = onnx.helper.make_graph([ir.serde.serialize_node(node)], "node", inputs, outputs)
+    opset = onnx.helper.make_opsetid("", model.graphs[0].opset_imports.get("", 1))
+    try:
+        evaluator = ReferenceEvaluator(onnx.helper.make_model(proto, opset_imports=[opset]))
+        results = evaluator.run(None, feeds)
+    except Exception:  # the evaluator lacks an operator, or the operands break its rules
+        return None
+    arrays = [np.asarray(result) for result in results]
+    fits = all(
+        tuple(array.shape) == tuple(value.shape.numpy())  # type: ignore[union-attr]
+        for array, value in zip(arrays, node.outputs, strict=True)
+    )
+    return arrays if fits else None
+
+
+def _inline_branch(graph: ir.Graph, node: ir.Node) -> bool:
+    """Replace an If by the branch that a constant condition chooses."""
+    condition = node.inputs[0]
+    if condition is None or not is_constant(condition):
+        return False
+    assert condition.const_value is not None
+    chosen = bool(np.asarray(condition.const_value.numpy()).reshape(-1)[0])
+    branch = node.attributes["then_branch" if chosen else "else_branch"].as_graph()
+    if any(value.is_graph_output() for value in node.outputs):
+        return False
+    results = list(branch.outputs)
+    if any(value.producer() is None and not value.is_initializer() for value in results):
+        return False
+    for name in list(branch.initializers):
+        value = branch.initializers.pop(name)
+        value.name = fresh_name(graph, name)
+        graph.register_initializer(value)
+    inner = list(branch)
+    branch.outputs.clear()
+    branch.remove(inner)
+    for each in inner:
+        graph.insert_before(node, each)
+    for old, new in zip(node.outputs, results, strict=True):
+        old.replace_all_uses_with(new)
+    graph.remove(node, safe=True)
+    return True
