@@ -203,10 +203,9 @@ class Attention(Graph):
         keys, rows = self.constant("keys", np.arange(form.keys)), self.rows()
         visible = self.op("LESS_EQUAL", [keys, rows], shape, BOOL)
         if form.window:
-            far = self.op(
-                "SUB", [rows, self.constant("window", np.int64(form.window))], shape_of(rows), dtype=INT64
-            )
-            near = self.op("GREATER", [keys, far], shape, BOOL)
+            far = self.op("SUB", [rows, self.window()], shape_of(rows), dtype=INT64)
+            kind = "GREATER_EQUAL" if form.broken == "a window of one key more" else "GREATER"
+            near = self.op(kind, [keys, far], shape, BOOL)
             visible = self.op("LOGICAL_AND", [visible, near], shape, BOOL)
         fill = np.float32(-2) if form.broken == "hidden keys count" else HIDDEN
         shown, hidden = self.constant("shown", np.float32(0)), self.constant("hidden", fill)
@@ -217,6 +216,18 @@ class Attention(Graph):
             return self.op("SELECT_V2", [visible, x, hidden], shape_of(x), ir.DataType.FLOAT)
         invisible = self.op("LOGICAL_NOT", [visible], shape, BOOL)
         return self.op("SELECT_V2", [invisible, hidden, x], shape_of(x), ir.DataType.FLOAT)
+
+    def window(self) -> ir.Value:
+        """What is subtracted from the queries' positions, int64, for the last key that is too far."""
+        form = self.form
+        if form.broken == "chunks":  # of `window` positions: the distance to the end of the last chunk
+            size, one = self.constant("size", np.int64(form.window)), self.constant("one", np.int64(1))
+            rows = self.rows()
+            rest = self.op("FLOOR_MOD", [rows, size], shape_of(rows), dtype=INT64)
+            return self.op("ADD", [rest, one], shape_of(rows), dtype=INT64)
+        if form.broken == "a window of each query":
+            return self.constant("window", np.arange(form.window, form.window + form.T)[:, None])
+        return self.constant("window", np.int64(form.window))
 
     def binary(self, kind: str, x: ir.Value, y: ir.Value) -> ir.Value:
         return self.op(kind, [x, y], shape_of(x))
@@ -305,6 +316,37 @@ def test_a_mask_with_another_meaning_stays(broken: str) -> None:
     after, messages = fused(form)
     assert core_of(after).mask is not None
     assert reason in messages[-1]
+    assert_means_the_same(form, after)
+
+
+WINDOWS = {
+    "a window of one key more": (Form(T=2, window=3, S=7), 4),
+    "chunks": (Form(T=2, window=3, S=7), None),
+    "a window of each query": (Form(T=2, window=3, S=7), None),
+    "mask one on": (Form(T=2, window=3, S=7), None),
+}
+
+
+@pytest.mark.parametrize("mask", ["add", "show", "hide"])
+@pytest.mark.parametrize("broken", WINDOWS)
+def test_windows_by_their_visible_keys(broken: str, mask: str) -> None:
+    """A window has the size that it has at every position; what only looks like a window stays a mask."""
+    form, window = WINDOWS[broken]
+    form = dataclasses.replace(form, broken=broken, mask=mask)
+    after, messages = fused(form)
+    core = core_of(after)
+    assert (core.mask is None) == (window is not None), messages
+    assert core.window == (window or 0)
+    assert_means_the_same(form, after)
+
+
+@pytest.mark.parametrize("window", range(1, 9))
+def test_windows_of_every_size(window: int) -> None:
+    """Up to the capacity and beyond, where a window hides no key."""
+    form = Form(T=3, S=7, window=window)
+    after, _ = fused(form)
+    core = core_of(after)
+    assert (core.mask, core.window) == (None, window if window < 7 else 0)
     assert_means_the_same(form, after)
 
 
