@@ -9,9 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from export.config import CheckpointConfig
+
 CONTEXT = 100
 """S, tokens of context of each package: no multiple of a prefill's length."""
 POSITIONS = 128
+PROMPTS = (1, 5, 33, 63, 64, 65, 99)
+"""P, lengths of prompts: around the edges of the prefill and of the buckets, and nearly the whole context."""
+BUCKETS = [32, 64]
+"""Capacities of LiteRT's additional decode graphs: each text crosses the edges of these."""
+SHORT = 8
+"""Tokens of a prefill and of a bucket that are shorter than `WINDOW`."""
 
 PLAIN: dict[str, Any] = {
     "vocab_size": 131,
@@ -121,6 +129,33 @@ class Case:
     fields: Mapping[str, Any]
     ci: bool = False
     attentions: int = 1
+
+    @property
+    def window(self) -> int | None:
+        """The window of some layers, if the context is longer."""
+        window = CheckpointConfig({"model_type": self.model_type, **self.fields}, self.name).sliding_window
+        return window if window is not None and window < CONTEXT else None
+
+    @property
+    def prefill_lengths(self) -> list[int] | None:
+        """T of each prefill: shorter and longer than the window; None for the default."""
+        return None if self.window is None else [SHORT, 64]
+
+    @property
+    def buckets(self) -> list[int]:
+        """Capacities of LiteRT's additional decode graphs: shorter and longer than the window."""
+        return BUCKETS if self.window is None else [SHORT, *BUCKETS]
+
+    @property
+    def steps(self) -> int:
+        """The largest number of tokens that follow a prompt."""
+        return 40 if self.window is None else 60
+
+    @property
+    def prompts(self) -> list[int]:
+        """P, lengths of prompts: also around the edges of the first windows."""
+        edges = range(self.window, 4 * self.window, self.window) if self.window else ()
+        return sorted({*PROMPTS, *(edge + step for edge in edges for step in (-1, 0, 1))})
 
 
 CASES = (

@@ -23,8 +23,6 @@ LIMIT = 1e-4
 Greedy tokens may differ where transformers' two best logits are closer."""
 INT8_LIMIT = 0.2
 """The same for int8, as a root mean square."""
-BUCKETS = [32, 64]
-"""Capacities of LiteRT's additional decode graphs: each text crosses the edges of these."""
 ROADS = (
     ("circle", "none", ("litert", "onnx")),
     ("tflite", "none", ("litert",)),
@@ -64,20 +62,22 @@ def check(case: Case, log: Path) -> Result:
         folder = Path(temporary)
         model = checkpoint.write(folder / "checkpoint", case.model_type, case.fields)
         fix_frequencies(model, CONTEXT)  # transformers would take those of each text's own length
-        texts = reference.texts(model)
+        texts = reference.texts(model, case.prompts, case.steps)
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
         with compiled_once(folder):
             for format, recipe, engines in ROADS:
                 road = format if recipe == "none" else f"{format} int8"
                 try:
-                    file = convert(folder / "checkpoint", folder / road.replace(" ", "-"), format, recipe)
+                    package = folder / road.replace(" ", "-")
+                    lengths = None if format == "onnx" else case.prefill_lengths
+                    file = convert(folder / "checkpoint", package, format, recipe, lengths)
                     if road == "circle":
                         result.fused, result.attentions = fused(file, layers * case.attentions)
                 except BaseException as error:
                     result.runs += [Run(road, engine, error=_reason(error, log)) for engine in engines]
                     continue
                 for engine in engines:
-                    result.runs.append(_run(file, road, engine, texts, recipe))
+                    result.runs.append(_run(file, road, engine, texts, recipe, case.buckets))
     result.seconds = time.monotonic() - started
     return result
 
@@ -97,10 +97,10 @@ def check_in_child(case: Case, log: Path, sender: Connection) -> None:
     sender.send(result)
 
 
-def _run(file: Path, road: str, engine: str, texts: Sequence, recipe: str) -> Run:
+def _run(file: Path, road: str, engine: str, texts: Sequence, recipe: str, buckets: list[int]) -> Run:
     run = Run(road, engine)
     try:
-        compared = _compare(file, engine, texts)
+        compared = _compare(file, engine, texts, buckets)
         run.largest, run.rms = max(item[0] for item in compared), max(item[1] for item in compared)
         if recipe != "none":
             run.error = "" if run.rms <= INT8_LIMIT else f"rms of {run.rms:.2g} deviations"
@@ -114,9 +114,11 @@ def _run(file: Path, road: str, engine: str, texts: Sequence, recipe: str) -> Ru
     return run
 
 
-def _compare(file: Path, engine: str, texts: Sequence) -> list[tuple[float, float, str, int, str]]:
+def _compare(
+    file: Path, engine: str, texts: Sequence, buckets: list[int]
+) -> list[tuple[float, float, str, int, str]]:
     """For each text: largest difference and root mean square in deviations, another choice, the place."""
-    options = {"buckets": BUCKETS} if engine == "litert" else {}
+    options = {"buckets": buckets} if engine == "litert" else {}
     results = []
     with (
         closing(Package.load(file).engine(threads=1, engine=engine, disk_cache=None, **options)) as loaded,

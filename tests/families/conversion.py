@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from export import __main__ as export_command
@@ -17,7 +18,13 @@ from o2o.verbs import pipe
 from tests.families.cases import CONTEXT
 
 
-def convert(checkpoint: Path, package: Path, format: PackageFormat, recipe: str = "none") -> Path:
+def convert(
+    checkpoint: Path,
+    package: Path,
+    format: PackageFormat,
+    recipe: str = "none",
+    prefill_lengths: Sequence[int] | None = None,
+) -> Path:
     """Build a package with the default flags.
 
     Args:
@@ -25,6 +32,7 @@ def convert(checkpoint: Path, package: Path, format: PackageFormat, recipe: str 
         package: The folder to fill.
         format: The format of the model.
         recipe: A recipe of `o2o.quantization.recipes`.
+        prefill_lengths: T of each prefill; None for the default.
 
     Returns:
         The model's file.
@@ -32,7 +40,7 @@ def convert(checkpoint: Path, package: Path, format: PackageFormat, recipe: str 
     Raises:
         ModelError: A command failed.
     """
-    builder = PackageBuilder(checkpoint, package, CONTEXT, None, lambda line: None)
+    builder = PackageBuilder(checkpoint, package, CONTEXT, prefill_lengths, lambda line: None)
     plan = builder.plan(format, recipe)
     package.mkdir(parents=True)
     with contextlib.chdir(package):

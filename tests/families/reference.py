@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,6 @@ import numpy as np
 import torch
 
 from tests.families.cases import CONTEXT
-
-STEPS = 40
-"""Tokens that follow a prompt."""
-PROMPTS = (1, 5, 33, 63, 64, 65, 99)
-"""P, lengths of prompts: around the edges of the prefill and of the buckets, and nearly the whole context."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +27,27 @@ class Text:
     logits: np.ndarray
 
 
-def texts(model: Any, seed: int = 1) -> list[Text]:
+def texts(model: Any, prompts: Sequence[int], steps: int, seed: int = 1) -> list[Text]:
     """Continue random prompts greedily.
 
     Args:
         model: transformers' model.
+        prompts: P, lengths of prompts.
+        steps: The largest number of tokens that follow a prompt.
         seed: The seed of the random tokens.
 
     Returns:
-        One text for each length of `PROMPTS`, of up to `CONTEXT` tokens.
+        One text for each prompt, of up to `CONTEXT` tokens.
     """
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     random = np.random.default_rng(seed)
-    return [_continued(model, random.integers(1, vocabulary, length).tolist()) for length in PROMPTS]
+    return [_continued(model, random.integers(1, vocabulary, length).tolist(), steps) for length in prompts]
 
 
 @torch.no_grad()
-def _continued(model: Any, prompt: list[int]) -> Text:
+def _continued(model: Any, prompt: list[int], steps: int) -> Text:
     tokens, new, cache = list(prompt), list(prompt), None
-    for _ in range(min(STEPS, CONTEXT - len(prompt))):
+    for _ in range(min(steps, CONTEXT - len(prompt))):
         output = model(torch.tensor([new]), past_key_values=cache, use_cache=True)
         new, cache = [int(output.logits[0, -1].argmax())], output.past_key_values
         tokens += new
