@@ -14,6 +14,8 @@ runtime uses `by head`; its rows show what decode saves with buckets (`o2o.lower
     k turned     by head; keys stored as [1, K, H, S]
     v turned     by head; values stored as [1, K, H, S]
     flash        by head; blocks of 256 keys in a loop that stops at the last visible one
+    window       by head; a window of 512 tokens as a part of the mask
+    last keys    by head; a window of 512 tokens: its rows are copied, and the others are not read
 """
 
 from __future__ import annotations
@@ -40,8 +42,19 @@ from o2o.cli.arguments import Parser, number_list
 from o2o.cli.command import run
 
 ROOT = Path(__file__).resolve().parents[1]
-FORMS = ("by head", "by token", "compared", "keys first", "k turned", "v turned", "flash")
+FORMS = (
+    "by head",
+    "by token",
+    "compared",
+    "keys first",
+    "k turned",
+    "v turned",
+    "flash",
+    "window",
+    "last keys",
+)
 FLASH_KEYS = 256
+WINDOW = 512
 INT32 = ir.DataType.INT32
 
 
@@ -55,7 +68,7 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
     from o2o import formats
     from o2o.lower.litert import lower_to_litert
     from o2o.lower.litert.flash_attention import flash_attention
-    from o2o.lower.litert.sdpa import causal_mask, scaled_dot_product_attention
+    from o2o.lower.litert.sdpa import causal_mask, last_keys, scaled_dot_product_attention
     from o2o.model import DOMAIN, Model, Signature
     from o2o.operators.core_attention import CoreAttention, FlashBlockSizes
     from o2o.rewriting.builder import Builder
@@ -107,6 +120,11 @@ def _save(form: str, S: int, layers: int, heads: tuple[int, int, int], file: Pat
         if form == "flash":
             of = CoreAttention(y, k, v, position, H**-0.5)
             y = flash_attention(model, op, of, position, FlashBlockSizes(1, FLASH_KEYS))
+        elif form in ("window", "last keys"):
+            of, place = CoreAttention(y, k, v, position, H**-0.5, window=min(WINDOW, S)), position
+            if form == "last keys":
+                of, place = last_keys(op, of, place)
+            y = scaled_dot_product_attention(op, of, place)
         elif form in ("by head", "by token", "compared"):
             y = scaled_dot_product_attention(op, CoreAttention(y, k, v, position, H**-0.5, mask), None)
         else:

@@ -294,11 +294,12 @@ def _activate(node: ir.Node, x: Array) -> Array:
     raise NotEvaluable(f"{node.op_type} with fused activation {kind}")
 
 
-def slice_bounds(node: ir.Node) -> list[tuple[int, int, int]]:
+def slice_bounds(node: ir.Node, operands: Sequence[Array] = ()) -> list[tuple[int, int, int]]:
     """Return the bounds of a slice.
 
     Args:
         node: A SLICE or STRIDED_SLICE.
+        operands: The numbers of its operands after the first; none for constant ones.
 
     Returns:
         (begin, end, step) for each axis.
@@ -307,7 +308,7 @@ def slice_bounds(node: ir.Node) -> list[tuple[int, int, int]]:
         NotEvaluable: The bounds are not constant, or STRIDED_SLICE adds or removes axes.
     """
     shape = shape_of(node.inputs[0])  # type: ignore[arg-type]
-    vectors = [constant_array(value) for value in node.inputs[1:]]
+    vectors: list[Array | None] = [*operands] or [constant_array(value) for value in node.inputs[1:]]
     if any(vector is None for vector in vectors):
         raise NotEvaluable(f"{node.op_type} has bounds that are not constant")
     if node.op_type == "SLICE":
@@ -504,7 +505,7 @@ def _dynamic_update_slice(node: ir.Node, operand: Array, update: Array, start: A
 
 
 def _sliced(node: ir.Node, x: Array, *bounds: Array) -> Array:
-    return x[tuple(slice(b, e if e >= 0 else None, s) for b, e, s in slice_bounds(node))]
+    return x[tuple(slice(b, e if e >= 0 else None, s) for b, e, s in slice_bounds(node, bounds))]
 
 
 def _reduce(function: Callable[..., Array]) -> Kernel:

@@ -32,7 +32,7 @@ from o2o.operators.reference import unknown_sources
 from o2o.operators.traits import RESHAPE_OPS, is_elementwise
 from o2o.rewriting.attention.causality import BUDGET, at_position, position_leaf
 from o2o.rewriting.builder import Builder
-from o2o.rewriting.dead_code_elimination import remove_dead_constants
+from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.matchers import constant_ints, fail, producer_of
 
 SMALLEST_CAPACITY = 256
@@ -97,6 +97,14 @@ def default_capacities(capacity: int) -> list[int]:
         buckets.append(rows)
         rows *= 2
     return buckets
+
+
+_ROWS_BY_POSITION = {
+    "SOFTMAX": (None, "the mask"),
+    "DYNAMIC_UPDATE_SLICE": (2, "the row that is written"),
+    "SLICE": (1, "the first row of a window"),
+}
+"""{operator: the operand that decides its rows, None for the mask of its scores; what that is}"""
 
 
 def _follow(graph: ir.Graph) -> Rows:
@@ -165,6 +173,11 @@ def _tied_values(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir
             if value in (update, start):
                 fail("cache rows are written into another tensor", output)
             yield from ((cache, axis), (output, axis))
+        case "SLICE" if value in (operands[0], output):
+            others = ([*sizes[:axis], *sizes[axis + 1 :]] for sizes in map(shape_of, (operands[0], output)))
+            if next(others) != next(others):
+                fail("a SLICE of another axis", output)
+            yield from ((operands[0], axis), (output, axis))
         case "BATCH_MATMUL":
             yield from _product(node, value, axis)
         case _:
@@ -224,17 +237,18 @@ def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> Non
             fail(f"the masks are too large for a proof at {most:,} positions", value)
     for node in graph:
         output = node.outputs[0]
-        if output not in rows or node.op_type not in ("SOFTMAX", "DYNAMIC_UPDATE_SLICE"):
+        if output not in rows or node.op_type not in _ROWS_BY_POSITION:
             continue
-        mask_or_start = _mask(node, rows) if node.op_type == "SOFTMAX" else node.inputs[2]
+        operand, what = _ROWS_BY_POSITION[node.op_type]
+        mask_or_start = _mask(node, rows) if operand is None else node.inputs[operand]
+        size = shape_of(output)[rows[output]] if node.op_type == "SLICE" else 1
         assert mask_or_start is not None
         if mask_or_start in proven:
             continue
-        what = "the mask" if node.op_type == "SOFTMAX" else "the row that is written"
         leaf = position_leaf(mask_or_start, what)
         if leaf is None:
             fail(f"{what} is the same at every position", mask_or_start)
-        last = np.empty(most, int)  # the last row that is seen, or written, at each position
+        last = np.empty(most, int)  # the last row that is seen, or the first of `size`, at each position
         for position in range(len(last)):
             numbers_ = at_position(mask_or_start, leaf, position, what)
             if node.op_type == "SOFTMAX":
@@ -243,7 +257,7 @@ def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> Non
             else:
                 last[position] = numbers_[rows[output]]
         for capacity in capacities:
-            if last[:capacity].max() >= capacity:
+            if last[:capacity].max() + min(size, capacity) > capacity:
                 fail(
                     f"{what} goes beyond {capacity} rows at a position below {capacity}",
                     mask_or_start,
@@ -285,17 +299,26 @@ def _copied(graph: ir.Graph) -> tuple[ir.Graph, dict[ir.Value, ir.Value]]:
 
 
 def _shorten(graph: ir.Graph, rows: Rows, capacity: int) -> None:
-    """Cut the row axis of each value of `rows` to `capacity`."""
+    """Cut the row axis of each value of `rows` to `capacity` at most."""
     for value, axis in rows.items():
         shape = list(shape_of(value))
-        shape[axis] = capacity
+        shape[axis] = min(shape[axis], capacity)  # a window has fewer rows
         value.shape = ir.Shape(shape)
         if (array := constant_array(value)) is not None:
-            first = array.take(range(capacity), axis)
+            first = array.take(range(shape[axis]), axis)
             value.const_value = ir.Tensor(np.ascontiguousarray(first), name=value.name)
     for value in rows:
         if (node := producer_of(value, "RESHAPE")) is not None:
             op = Builder(graph, before=node)
             node.replace_input_with(1, op.constant(shape_of(value), f"{value.name}/shape", np.int32))
             node.attributes["newShape"] = ir.AttrInt64s("newShape", list(shape_of(value)))
+        elif (node := producer_of(value, "SLICE")) is not None:
+            whole = node.inputs[0]
+            assert whole is not None
+            if shape_of(whole) == shape_of(value) and not value.is_graph_output():
+                value.replace_all_uses_with(whole)
+                continue
+            op = Builder(graph, before=node)
+            node.replace_input_with(2, op.constant(shape_of(value), f"{value.name}/size", np.int32))
+    remove_dead_nodes(graph)
     remove_dead_constants(graph)

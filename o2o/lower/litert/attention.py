@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import constant_array
 from o2o.lower.litert.flash_attention import flash_attention
-from o2o.lower.litert.sdpa import scaled_dot_product_attention
+from o2o.lower.litert.sdpa import last_keys, scaled_dot_product_attention
 from o2o.model import Model, shape_of
 from o2o.operators.core_attention import CoreAttention, FlashBlockSizes, adaptive_blocks
 from o2o.rewriting.builder import Builder
@@ -22,6 +22,11 @@ FlashBlocks = FlashBlockSizes | bool | None
 
 The default: the sizes in the operator's options; without these, blocks where they are faster.
 """
+
+WINDOWS = 3
+"""Caches of this many windows are not read whole by one query: copying the window's rows costs less.
+
+`bench/decode_attention.py` measures it."""
 
 
 def lower_core_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: FlashBlocks = None) -> None:
@@ -41,6 +46,8 @@ def lower_core_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: Fl
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     constant = constant_array(of.position)
     start = None if constant is not None and not constant.any() else _first(op, of.position)
+    if start is not None and of.mask is None and of.T == 1 and 0 < WINDOWS * of.window <= of.S:
+        of, start = last_keys(op, of, start)
     blocks = _blocks(flash, of)
     if blocks is None or of.mask is not None:
         y = scaled_dot_product_attention(op, of, start)

@@ -6,6 +6,8 @@ heads of a group are rows of one matrix, so keys and values are never repeated. 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -59,6 +61,30 @@ def scaled_dot_product_attention(op: Builder, of: CoreAttention, position: ir.Va
         weights = op.slice(weights, [0] * 4, [1, K, R, S], name="weights_of_keys")
     y = op.node("BATCH_MATMUL", [weights, of.v], [1, K, R, H], name="mixed")
     return swap_heads(op, op.reshape(y, [1, N, T, H], name="ungrouped"))
+
+
+def last_keys(op: Builder, of: CoreAttention, position: ir.Value) -> tuple[CoreAttention, ir.Value]:
+    """Take the keys of the window only, for one query: `window` rows of the S that the caches have.
+
+    Args:
+        op: Where to insert the nodes.
+        of: An attention of one token with a window, without a mask operand.
+        position: The position of the query, int32 [1].
+
+    Returns:
+        The same attention over `window` keys, without a window, and the query's position among these.
+    """
+    window, K, H = of.window, of.K, of.H
+    oldest = op.node("SUB", [position, op.constant([window - 1], "window", np.int32)], [1], name="oldest")
+    first = op.node("MAXIMUM", [oldest, op.constant([0], "zero", np.int32)], [1], name="first")
+    before, after = (op.constant([0] * count, "zeros", np.int32) for count in (2, 1))
+    begin = op.node("CONCATENATION", [before, first, after], [4], name="begin", axis=0)
+    size = op.constant([1, K, window, H], "size", np.int32)
+    k, v = (
+        op.node("SLICE", [x, begin, size], [1, K, window, H], name=name)
+        for x, name in ((of.k, "last_keys"), (of.v, "last_values"))
+    )
+    return replace(of, k=k, v=v, window=0), op.node("SUB", [position, first], [1], name="place")
 
 
 def scaled_queries(op: Builder, of: CoreAttention, q: ir.Value) -> ir.Value:

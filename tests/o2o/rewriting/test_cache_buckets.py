@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -9,21 +10,26 @@ import onnx_ir as ir
 import pytest
 
 from o2o import formats
-from o2o.contract import Role, contract_of
+from o2o.contract import Role, contract_of, role_of
+from o2o.filters.fuse_attention import FuseAttention
 from o2o.formats.tensors import storage_key
+from o2o.lower.litert import attention as lowered_attention
 from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.tuning import tune
 from o2o.model import Model, Signature
 from o2o.operators import reference
 from o2o.rewriting import cache_buckets as capacity_module
+from o2o.rewriting.builder import Builder
 from o2o.rewriting.cache_buckets import add_cache_buckets, default_capacities
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.matchers import MatchFailure, producer_of
 from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
 from tests.o2o.fused_graphs import Form, attention
-from tests.o2o.graphs import Graph, exported_feeds, operators
+from tests.o2o.graphs import Graph, exported_feeds, feeds, operators
 from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.litert.test_lowering import decode_of
+from tests.o2o.roles.decoders import Form as DecoderForm
+from tests.o2o.roles.decoders import decoder
 from tests.tolerances import assert_close
 
 S = 32
@@ -231,3 +237,48 @@ def test_collapsing_keeps_the_numbers(exported_model) -> None:
     actual = outputs(decode(model), feeds)
     for name, array in expected.items():
         np.testing.assert_array_equal(actual[name], array)
+
+
+def windowed(window: int, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A lowered decode over 6 rows, of which each attention reads the window's alone."""
+    monkeypatch.setattr(lowered_attention, "WINDOWS", 2)
+    model, roles = decoder(DecoderForm(window=window))
+    for value, role in roles.items():
+        value.meta["role"] = role
+    FuseAttention().apply(model, argparse.Namespace(explain=False, assume_full_cache=None, core=True))
+    lower_to_litert(model)
+    assert operators(model)["SLICE"] == 4
+    return model
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_buckets_on_both_sides_of_a_window(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket of at most the window's rows reads all of them; a larger one reads the window."""
+    model, capacities = windowed(window, monkeypatch), [1, 2, 3, 4, 5]
+    add_cache_buckets(model, model.signatures[0], capacities)
+    model = formats.loads(formats.dumps(model))
+    whole, *parts = model.signatures
+    position = next(name for name, value in whole.inputs.items() if role_of(value) == Role("position"))
+    all_feeds = feeds(Model(model.format, [whole.graph], [whole]))
+    for capacity, part in zip(capacities, parts, strict=True):
+        assert operators(Model("tflite", [part.graph]))["SLICE"] == (4 if capacity > window else 0)
+        cut = {
+            n: np.ascontiguousarray(a[:, :, :capacity]) if a.ndim == 4 else a for n, a in all_feeds.items()
+        }
+        for row in range(capacity):
+            all_feeds[position] = cut[position] = np.int32([row])
+            expected, actual = outputs(whole, all_feeds), outputs(part, cut)
+            for name in part.outputs:
+                array = expected[name]
+                assert_close(actual[name], array[:, :, :capacity] if array.ndim == 4 else array)
+
+
+def test_a_window_that_reaches_beyond_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = windowed(3, monkeypatch)
+    for node in model.graphs[0]:
+        if any(use.node.op_type == "MAXIMUM" for use in node.outputs[0].uses()):
+            node.replace_input_with(1, Builder(model.graphs[0], before=node).constant([1], "one", np.int32))
+    with pytest.raises(
+        MatchFailure, match="the first row of a window goes beyond 4 rows at a position below 4"
+    ):
+        add_cache_buckets(model, model.signatures[0], [4])

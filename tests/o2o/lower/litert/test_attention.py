@@ -119,3 +119,22 @@ def test_blocks_of_a_window_begin_at_the_window() -> None:
     for name in ("k", "v"):
         feeds[name][:, :, :16] = np.nan
     assert np.isfinite(graphs.run(lowered, feeds)["y"]).all()
+
+
+def test_one_query_reads_the_window_alone() -> None:
+    """Keys and values outside of the window are not read: NaN there changes nothing."""
+
+    def build() -> Model:
+        return core_model(2, 2, 1, 32, {"slopes": (4,), "sinks": (4,)}, window=4, softcap=1.5)
+
+    lowered = lower_to_litert(build())
+    for position in (0, 2, 3, 4, 20, 31):
+        feeds = graphs.feeds(lowered) | {"position": np.int32([position])}
+        first = max(position - 3, 0)
+        for name in ("k", "v"):
+            feeds[name][:, :, :first] = feeds[name][:, :, first + 4 :] = np.nan
+        y = graphs.run(lowered, feeds)["y"]
+        assert np.isfinite(y).all()
+        for name in ("k", "v"):
+            feeds[name][np.isnan(feeds[name])] = 0
+        assert_close(y, run_graph(build().graphs[0], feeds)["y"])
