@@ -33,6 +33,7 @@ from o2o.cli import command
 from o2o.cli.arguments import Parser
 from o2o.errors import ModelError, O2oError
 from o2o.weights.derived_checkpoint import FILE
+from o2o.weights.gguf_file import part_paths
 
 RECORD = "derived_from.json"
 """What a folder was made from, and the lines for the user."""
@@ -199,7 +200,7 @@ def _inputs(model: Path, adapter: Path | None) -> list[list[Any]]:
     code = ("export", "export/authoring", "export/models", "o2o/weights")
     sources = [path for name in code for path in (_ROOT / name).glob("*.py")]
     folders = [folder for folder in (model, adapter) if folder is not None and folder.is_dir()]
-    files = [path for path in (model, model_file()) if path is not None and path.is_file()]
+    files = [path for path in (*part_paths(model), model_file()) if path is not None and path.is_file()]
     files += [path for folder in folders for path in folder.iterdir() if path.is_file()]
     states = ((path, path.stat()) for path in sorted([*files, *sources]))
     return [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]

@@ -12,7 +12,7 @@ from export.derive import derived, needs_derivation
 from export.loading_flags import is_trusted, model_file
 from o2o.errors import ModelError, UsageError
 from o2o.weights import derived_checkpoint
-from o2o.weights.gguf_file import is_gguf
+from o2o.weights.gguf_file import is_gguf, part_paths
 
 # Files to fetch from the hub, in addition to the weights in the first available format of WEIGHTS.
 WANTED = [
@@ -66,11 +66,16 @@ def resolve(
 
 
 def _only_gguf(path: Path) -> Path:
-    """The GGUF file of a folder that has no other weights, as on the hub; else the path itself."""
+    """The GGUF file, or its first part, of a folder that has no other weights; else the path itself."""
     others = (*WEIGHTS, derived_checkpoint.FILE)
-    if path.is_file() or any(True for pattern in others for _ in path.glob(pattern)):
+    if path.is_file():
+        first = part_paths(path)[0]
+        return first if first.is_file() else path
+    if any(True for pattern in others for _ in path.glob(pattern)):
         return path
     files = sorted(path.glob("*.gguf"))
+    if files and files == part_paths(files[0]):
+        return files[0]
     if len(files) > 1:
         raise UsageError(f"{path} has {len(files)} GGUF files: give one of them, such as {files[0]}")
     return files[0] if files else path

@@ -74,19 +74,20 @@ def write_gguf(
     tensors: Mapping[str, np.ndarray] | None = None,
     general: Mapping[str, Any] | None = None,
     edit: Callable[[str, np.ndarray], dict[str, np.ndarray]] = lambda name, weights: {name: weights},
+    tensors_per_file: int = 0,
 ) -> dict[str, np.ndarray]:
     """Write a model and return what the file says: {parameter: dequantized weights}, in transformers' layout.
 
     kind: the type of matrices whose rows are multiples of its block; others are float32.
     metadata: keys of the architecture; general: other keys, such as those of the tokenizer.
-    tensors: further tensors. edit: splits or renames a tensor.
+    tensors: further tensors. edit: splits or renames a tensor. tensors_per_file: 0 for one file.
     """
     layers = model.config.num_hidden_layers
     like = "llama" if architecture == "mistral" else architecture
     kinds = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[like], layers)
     layout = LAYOUTS.get(architecture, unchanged)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_file)
     for key, value in {
         **{f"{architecture}.{name}": one for name, one in metadata.items()},
         **(general or {}),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ VERSIONS = (2, 3)
 PLAIN = {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"}
 """The types of tensors that are not quantized; safetensors has the same names."""
 
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _LONG_ARRAY = 1 << 14  # elements; longer arrays belong to a vocabulary
@@ -80,20 +82,75 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
-    """Read a GGUF file's header.
+def part_paths(path: Path) -> list[Path]:
+    """List the files of a model that llama.cpp's `llama-gguf-split` has split, by the name of one part.
 
     Args:
-        path: The file.
+        path: A GGUF file, such as `model-00002-of-00003.gguf`.
 
     Returns:
-        Its metadata and tensors.
+        The paths of all parts, the first one first; the path itself if its name is not that of a part.
+    """
+    match = _PART.fullmatch(path.name)
+    if match is None or not 1 <= int(match[2]) <= int(match[3]):
+        return [path]
+    count = int(match[3])
+    return [path.with_name(f"{match[1]}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
+
+
+def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
+    """Read a GGUF file's header, or those of all parts of a split one.
+
+    Args:
+        path: The file, or any part.
+
+    Returns:
+        Its metadata and tensors. Those of a split file have the path and the metadata of the first part.
 
     Raises:
-        ModelError: The file is truncated, has another format, or is a part of several.
+        ModelError: A file is truncated or missing, has another format, or is no part of the same model.
         OSError: The file cannot be read.
     """
     path = Path(path).absolute()
+    file = _read_one(path)
+    count = int(file.metadata.get("split.count", 1))
+    if count > 1:
+        file = _joined(path, count)
+    if "general.architecture" not in file.metadata:
+        raise ModelError(f"{file.path} has no general.architecture: it is not a model")
+    return file
+
+
+def _joined(path: Path, count: int) -> GgufFile:
+    """All parts of a split file."""
+    paths = part_paths(path)
+    if len(paths) != count:
+        raise ModelError(
+            f"{path} is one of {count} parts: give all of them the names of llama.cpp's `llama-gguf-split`, "
+            f"such as NAME-00001-of-{count:05}.gguf"
+        )
+    tensors: dict[str, StoredTensor | GgufTensor] = {}
+    metadata: dict[str, Any] = {}
+    for number, part in enumerate(paths):
+        if not part.is_file():
+            raise ModelError(f"{path} is one of {count} parts, and {part.name} is missing beside it")
+        file = _read_one(part)
+        if (file.metadata.get("split.no"), file.metadata.get("split.count")) != (number, count):
+            raise ModelError(f"{part} is not part {number + 1} of {count}: download it again")
+        if twice := tensors.keys() & file.tensors.keys():
+            raise ModelError(f"{part} has the tensor {min(twice)}, which another part has too")
+        tensors |= file.tensors
+        metadata = metadata or file.metadata
+    if len(tensors) != metadata.get("split.tensors.count", len(tensors)):
+        raise ModelError(
+            f"{paths[0]} has {len(tensors)} tensors in its {count} parts, not "
+            f"{metadata['split.tensors.count']}: download it again"
+        )
+    return GgufFile(paths[0], metadata, tensors)
+
+
+def _read_one(path: Path) -> GgufFile:
+    """One file, which may be a part."""
     with open(path, "rb") as file:
         head = file.read(8)
         if head == b"version ":
@@ -105,13 +162,6 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
                 metadata, tensors = _parse(path, data)
         except (struct.error, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
             raise ModelError(f"{path} is truncated or damaged: download it again") from error
-    if "general.architecture" not in metadata:
-        raise ModelError(f"{path} has no general.architecture: it is not a model")
-    if metadata.get("split.count", 1) > 1:
-        raise ModelError(
-            f"{path} is one of {metadata['split.count']} parts: join them with llama.cpp's "
-            "`llama-gguf-split --merge`"
-        )
     return GgufFile(path, metadata, tensors)
 
 

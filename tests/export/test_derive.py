@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,27 @@ def test_a_file_that_has_changed_is_converted_again(gguf: Path) -> None:
     np.testing.assert_allclose(
         open_checkpoint(folder).tensors["model.norm.weight"].read_float32(), before + 1, atol=1e-6
     )
+
+
+def test_a_split_gguf_file(gguf: Path, tmp_path: Path) -> None:
+    """As `llama-gguf-split` and `gguf` write it: any part, or the folder, is the whole model."""
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    model = random_model("llama", SHAPE | {"rope_theta": 5e5})
+    write_gguf(gguf, model, "llama", LLAMA_KEYS, Kind.Q8_0)
+    write_gguf(parts / "tiny.gguf", model, "llama", LLAMA_KEYS, Kind.Q8_0, tensors_per_file=8)
+    first, *_, last = sorted(parts.iterdir())
+    assert first.name.startswith("tiny-00001-of-")
+    folder = resolve(parts)
+    whole, split = (open_checkpoint(one).tensors for one in (resolve(gguf), folder))
+    assert whole.keys() == split.keys()
+    for name, tensor in whole.items():
+        np.testing.assert_array_equal(split[name].read_float32(), tensor.read_float32())
+    assert resolve(last) == folder
+    before = json.loads((folder / "derived_from.json").read_text())
+    os.utime(last, (0, 0))
+    assert resolve(first) == folder
+    assert json.loads((folder / "derived_from.json").read_text()) != before
 
 
 def test_folders_and_files_that_are_no_model(tmp_path: Path, gguf: Path) -> None:

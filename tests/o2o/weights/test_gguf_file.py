@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from o2o.errors import ModelError
 from o2o.weights import gguf_tensor
-from o2o.weights.gguf_file import read_gguf
+from o2o.weights.gguf_file import part_paths, read_gguf
 
 RNG = np.random.default_rng(0)
 QUANTIZED = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS IQ2_XXS IQ3_S IQ1_M TQ2_0 MXFP4"
@@ -127,3 +127,62 @@ def test_another_file(tmp_path: Path, content: bytes, complaint: str) -> None:
     (tmp_path / "a.gguf").write_bytes(content)
     with pytest.raises(ModelError, match=complaint):
         read_gguf(tmp_path / "a.gguf")
+
+
+def write_parts(folder: Path, count: int = 2, **metadata: Any) -> list[Path]:
+    """A model in parts, as llama-gguf-split writes it: metadata in the first part only."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for number in range(count):
+        path = folder / f"model-{number + 1:05}-of-{count:05}.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.kv_data[0].pop("general.architecture") if number else None
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_uint32("split.tensors.count", metadata.get("tensors", count))
+        writer.add_tensor(
+            metadata.get(f"name{number}", f"part{number}.weight"), np.full(4, number, np.float32)
+        )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_any_part_stands_for_the_model(tmp_path: Path, number: int) -> None:
+    paths = write_parts(tmp_path, 3)
+    assert part_paths(paths[number]) == paths
+    file = read_gguf(paths[number])
+    assert (file.path, file.architecture) == (paths[0], "llama")
+    assert [tensor.read_float32().tolist() for tensor in file.tensors.values()] == [
+        [0.0] * 4,
+        [1.0] * 4,
+        [2.0] * 4,
+    ]
+
+
+def test_parts_that_are_no_model(tmp_path: Path) -> None:
+    def complaint(path: Path) -> str:
+        with pytest.raises(ModelError) as caught:
+            read_gguf(path)
+        return str(caught.value)
+
+    first, second = write_parts(tmp_path / "missing")
+    second.unlink()
+    assert "model-00002-of-00002.gguf is missing beside it" in complaint(first)
+    first, second = write_parts(tmp_path / "renamed")
+    other = first.rename(first.with_name("other.gguf"))
+    assert "such as NAME-00001-of-00002.gguf" in complaint(other)
+    first, second = write_parts(tmp_path / "swapped")
+    first.replace(second)
+    assert "is missing beside it" in complaint(second)
+    write_parts(tmp_path / "swapped")[0].replace(second)
+    write_parts(tmp_path / "again")[0].rename(first)
+    assert "is not part 2 of 2" in complaint(first)
+    first, _ = write_parts(tmp_path / "twice", name1="part0.weight")
+    assert "which another part has too" in complaint(first)
+    first, _ = write_parts(tmp_path / "fewer", tensors=5)
+    assert "has 2 tensors in its 2 parts, not 5" in complaint(first)
