@@ -10,6 +10,7 @@ from export.graph_specs import GraphSpec, graph_specs
 from export.options import GROUPED, CacheForm, WeightsType, check_length
 from export.shell import export_command
 from o2o.quantization.recipes import NONE
+from o2o.rewriting.window_caches import WindowLayers
 
 FUSE = "fuse.attention.py"
 FUSE_PREFILL = """
@@ -22,8 +23,9 @@ fuse.attention.py < decode_.circle \\
 """
 MERGE = """
 merge.circles.py {graphs} {fuse}\\
-  | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py {quantize}| bind.weights.py -o model.circle
+  | fuse.bmm_lhs_const.py | downcast.input_ids.py | gc.py {window}{quantize}| bind.weights.py -o model.circle
 """
+WINDOW = """| window.kvcache.py """
 FUSE_MERGED = """\\
   | fuse.attention.py | fuse.rms_norm.py | fuse.rope.py """
 QUANTIZE = """| quantize.weights.py --recipe {recipe} """
@@ -39,6 +41,7 @@ def circle_commands(
     cache: CacheForm,
     dtype: WeightsType,
     recipe: str = NONE.name,
+    full_caches: bool = False,
 ) -> list[str]:
     """List the commands that write model.circle into the working folder.
 
@@ -53,6 +56,7 @@ def circle_commands(
         cache: The form of decode's KV cache.
         dtype: The dtype of stored matrices.
         recipe: A recipe of `o2o.quantization.recipes`.
+        full_caches: Let layers with a sliding window have full caches, even where window caches are smaller.
 
     Returns:
         The commands, in order.
@@ -76,7 +80,31 @@ def circle_commands(
         steps.append(FUSE_DECODE.format(exported=exported, resized=resized))
     quantize = QUANTIZE.format(recipe=recipe) * (recipe != NONE.name)
     fuse = FUSE_MERGED * (cache == "static")
-    return [*steps, MERGE.format(graphs=" ".join(map(_fused_file, graphs)), fuse=fuse, quantize=quantize)]
+    has_window_caches = (
+        cache == "static" and not full_caches and window_cache_rows(config, graphs) is not None
+    )
+    window = WINDOW * has_window_caches
+    files = " ".join(map(_fused_file, graphs))
+    return [*steps, MERGE.format(graphs=files, fuse=fuse, window=window, quantize=quantize)]
+
+
+def window_cache_rows(config: CheckpointConfig, graphs: Sequence[GraphSpec]) -> int | None:
+    """Return the rows of the caches of layers with a window.
+
+    Args:
+        config: The model's configuration.
+        graphs: The graphs of the model.
+
+    Returns:
+        R; None if full caches are better, or no layer has a window.
+    """
+    window = config.sliding_window
+    if window is None:
+        return None
+    tokens = max(spec.tokens for spec in graphs)
+    capacity = max(spec.capacity or 0 for spec in graphs)
+    of = WindowLayers(config.windowed_layers, window, tokens, capacity)
+    return of.default_rows if of.pays else None
 
 
 def is_fusing(step: str) -> bool:

@@ -89,6 +89,12 @@ def parser() -> Parser:
         "write of it (default: static)",
     )
     add(
+        "--full-caches",
+        action="store_true",
+        help="keep all rows in the KV caches of layers with a sliding window, too: a text can go back to any "
+        "position. By default, a long context has smaller caches there (circle and onnx)",
+    )
+    add(
         "--dtype",
         choices=get_args(WeightsType),
         default="float32",
@@ -159,7 +165,7 @@ def convert(args: argparse.Namespace) -> None:
         "o2o run",
         args.tokenizer and args.tokenizer.absolute(),
     )
-    plan = builder.plan(args.format, args.quantize, args.cache, args.dtype, args.onnx_form)
+    plan = builder.plan(args.format, args.quantize, args.cache, args.dtype, args.onnx_form, args.full_caches)
     if args.debug:
         plan = replace(plan, steps=[with_debug(step) for step in plan.steps])
     builder.check(plan)
@@ -211,7 +217,9 @@ def describe(
     for number, line in enumerate(targets(config, tensors, builder.max_length)):
         yield f"{'' if number else 'targets':12}{line}"
     yield f"package     {builder.package / plan.model}: about {format_bytes(plan.size)}"
-    cache = 8 * config.layers * config.kv_heads * config.head_dim * builder.max_length
+    windows = len(config.windowed_layers) if plan.window_rows is not None else 0
+    rows = builder.max_length * (config.layers - windows) + (plan.window_rows or 0) * windows
+    cache = 8 * config.kv_heads * config.head_dim * rows
     ropes = (rope.choice(builder.max_length, config.positions) for rope in config.ropes)
     choices = "".join(f", {choice}" for choice in dict.fromkeys(ropes) if choice)
     yield f"context     {counted(builder.max_length, 'token')}{choices}, {format_bytes(cache)} of KV caches"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from export import known_answers, shell
-from export.circle_commands import LOWER_TO_ONNX, circle_commands, is_fusing
+from export.circle_commands import LOWER_TO_ONNX, circle_commands, is_fusing, window_cache_rows
 from export.config import CheckpointConfig
 from export.graph_specs import GraphSpec, graph_specs
 from export.model_traits import attention_traits
@@ -52,6 +52,7 @@ class Plan:
         needs: What their export needs.
         size: Bytes of the model, about.
         disk: Bytes on disk at most, about.
+        window_rows: Rows of the KV caches of layers with a window; None if all caches are full.
     """
 
     steps: Sequence[str]
@@ -60,6 +61,7 @@ class Plan:
     needs: Needs
     size: int
     disk: int
+    window_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class PackageBuilder:
         cache: CacheForm | None = None,
         dtype: WeightsType = "float32",
         onnx_form: str = "ort",
+        full_caches: bool = False,
     ) -> Plan:
         """Plan a build. Nothing is written, and neither torch nor transformers is imported.
 
@@ -122,6 +125,7 @@ class PackageBuilder:
             cache: The form of decode's KV cache; None for `static`.
             dtype: The dtype of stored matrices, before they are quantized.
             onnx_form: A form of `o2o.lower.onnx`, for `onnx`.
+            full_caches: See `export.circle_commands.circle_commands`.
 
         Returns:
             The plan.
@@ -157,9 +161,12 @@ class PackageBuilder:
                 self.checkpoint, self.max_length, lengths or (), recipe, for_litert_lm=format == "litertlm"
             ).commands()
         else:
-            steps = circle_commands(self.checkpoint, self.max_length, lengths, form, dtype, recipe)
+            steps = circle_commands(
+                self.checkpoint, self.max_length, lengths, form, dtype, recipe, full_caches
+            )
         if format == "onnx":
             steps.append(LOWER_TO_ONNX.format(form=onnx_form))
+        has_window_caches = format in ("circle", "onnx") and form == "static" and not full_caches
         estimate = needs(len(graphs), dtype, embed=False)
         parameters = needs(1, dtype, embed=True).parameters
         size = parameters * ITEM_SIZE[dtype] if recipe == NONE.name else quantized_bytes(parameters, recipe)
@@ -171,6 +178,7 @@ class PackageBuilder:
             estimate,
             size,
             estimate.graphs + size * (1 + (format == "onnx")),
+            window_cache_rows(config, graphs) if has_window_caches else None,
         )
 
     def _lengths(self, format: PackageFormat, cache: CacheForm) -> Sequence[int] | None:

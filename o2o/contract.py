@@ -13,6 +13,10 @@ To add a role, extend `Kind` here. Roles are attached by `export.modules`. They 
 (decode, prefill, bucket), `o2o.lower`, `o2o.filters.sign_ai_edge` and `runtime_py.model.contract` (inputs of
 an engine).
 
+A window cache (`capacity`) holds a part of the text: row r has position b + r, where the caller chooses b. So
+`window_row` is the position of the first token minus b. Rows from b + r on, up to the last token, must hold
+what queries see. The caller moves rows to the front where a run needs more rows than there are.
+
 A layout names the axes: B batch, N heads (key/value heads for a cache), T tokens, H head dimension. Filters
 use BNTH and BTNH. `o2o.lower.onert` and AI Edge's newer exporter write value caches as BNHT.
 """
@@ -33,13 +37,15 @@ from o2o.model import Model, dims_of
 METADATA_NAME = "o2o.contract"
 VERSION = 1
 
-Kind = Literal["tokens", "position", "mask", "key_cache", "value_cache", "key", "value", "logits"]
+Kind = Literal[
+    "tokens", "position", "window_row", "mask", "key_cache", "value_cache", "key", "value", "logits"
+]
 Layout = Literal["BNTH", "BTNH"]
 OnertLayout = Literal["BNHT"]
 Slot = tuple[str, int]
 """One of a model's KV caches: ("key" or "value", layer)."""
 
-_SIZES = ("window", "chunk")  # which keys the queries of a layer see
+_SIZES = ("window", "chunk", "capacity")
 _ROWS_OF: dict[Kind, Kind] = {"key_cache": "key", "value_cache": "value"}
 
 
@@ -49,7 +55,8 @@ class Role:
 
     Attributes:
         kind: `tokens`: token ids [B, T]. `position`: the position of the first token [1], or consecutive
-            positions [T]. `mask`: which keys a query sees, [.., T, S]: bool, 1 or 0, or additive 0 or -inf.
+            positions [T]. `window_row`: the row of the window caches that the first token is written to, [1].
+            `mask`: which keys a query sees, [.., T, S]: bool, 1 or 0, or additive 0 or -inf.
             `key_cache` and `value_cache`: KV caches, inputs. `key` and `value`: new rows of a
             cache or the whole cache, outputs; keys are rotated. `logits`: [B, T, V]; a graph that only fills
             caches has none.
@@ -57,6 +64,8 @@ class Role:
         layout: The axes of keys, values and caches.
         window: How many keys a query of this layer sees at most, the last ones up to its own; None for all.
         chunk: The size of the chunks of positions that attention of this layer is confined to; None for none.
+        capacity: Of a window cache: S, the number of positions of a text. The cache has fewer rows. None
+            for a full cache, which has a row for each position.
         rope: Of a position: what its rotary embeddings have, if that depends on the capacity; for people.
     """
 
@@ -65,6 +74,7 @@ class Role:
     layout: Layout | OnertLayout | None = None
     window: int | None = None
     chunk: int | None = None
+    capacity: int | None = None
     rope: str | None = field(default=None, compare=False)
 
     @property

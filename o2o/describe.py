@@ -239,7 +239,7 @@ def _row(index: int, entry: dict[str, Any]) -> list[str]:
     notes = [entry["role"]] if "role" in entry else []
     notes += [f"layer {entry['layer']}"] if "layer" in entry else []
     notes += [entry["layout"]] if "layout" in entry else []
-    notes += [f"{rule} {entry[rule]}" for rule in ("window", "chunk") if rule in entry]
+    notes += [f"{rule} {entry[rule]}" for rule in ("window", "chunk", "capacity") if rule in entry]
     notes += [entry["rope"]] if "rope" in entry else []
     notes += [counted(entry["scales"], "scale")] if "scales" in entry else []
     notes += [f"called {', '.join(entry['public'])}"] if "public" in entry else []

@@ -35,7 +35,8 @@ class SignatureFacts:
         name: The signature's name, which only breaks ties.
         tokens: T; None without an input of the role `tokens`, and where T is symbolic (ONNX).
         takes_caches: Whether KV caches are among the inputs.
-        capacity: The largest capacity S of these caches; 0 where no layout says which axis that is.
+        capacity: The largest capacity S of these caches, also of window caches, which have fewer rows; 0
+            where no layout says which axis that is.
         gives_logits: Whether logits are among the outputs.
     """
 
@@ -67,6 +68,7 @@ class SignatureFacts:
             elif role.is_cache:
                 takes_caches = True
                 rows = shape[role.layout.index("T")] if role.layout is not None else None
+                rows = role.capacity or rows
                 capacity = max(capacity, rows) if isinstance(rows, int) else capacity
         return cls(name, tokens, takes_caches, capacity, any(role.kind == "logits" for role in outputs))
 
@@ -212,7 +214,7 @@ def capacity_of(signature: Signature) -> int:
         signature: A signature with roles attached to its values.
 
     Returns:
-        The largest number of rows of a cache input; 0 without caches, or without a known layout.
+        The number of positions that the cache inputs serve; 0 without caches, or without a known layout.
     """
     return _facts_of(signature).capacity
 

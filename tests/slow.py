@@ -64,6 +64,7 @@ FILES = [
     "tests/runtime_py/text/tokenizer/test_classes.py",
     "tests/runtime_py/text/tokenizer/test_special_tokens.py",
     "tests/runtime_py/text/tokenizer/test_vocabulary.py",
+    "tests/runtime_py/engines/test_window_caches.py",
     "tests/test_guide.py",
     "tests/test_prefill_lengths.py",
     "tests/tinyllama/test_demo_checkpoint.py",

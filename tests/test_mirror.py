@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 PACKAGES = ["export", "o2o", "runtime_py", "tinyllama"]
 COVERED = {
     "tests/o2o/formats/test_handover.py": ["o2o/formats/tensor_order.py"],
+    "tests/runtime_py/engines/test_window_rows.py": ["runtime_py/model/window_size.py"],
     "tests/o2o/filters/test_history_model.py": ["o2o/filters/recorded_pipelines.py"],
     "tests/export/test_build_graph.py": [
         "export/modules.py",

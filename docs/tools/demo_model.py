@@ -24,6 +24,7 @@ NOTES = {
     "fuse.rope.py": "In decode, ATTENTION rotates the queries and keys: no rotation is left.",
     "raise.circle.py": "It prints nothing when it succeeds.",
     "reshape.fc_weight.py": "All weights are matrices already.",
+    "window.kvcache.py": "No layer of the demo model has a window.",
     "sign.ai_edge.py": "This pipeline's prefill begins at position 0. `o2o convert --format tflite` exports "
     "prefills that take a position, and signs them.",
 }
@@ -56,6 +57,7 @@ COMMANDS = [
     "select.op.py --by_id 0-20 < decode.circle",
     "lower.litert.py < model.circle | sign.ai_edge.py",
     "fuse.attention.py < decode_.circle | transpose.io.kvcache.py",
+    "window.kvcache.py < model.circle",
     "merge.circles.py prefill.circle decode.circle | sign.contract.py",
     "with.py decode.circle",
     "rename.io.py input input_ids=tico::tokens < decode.circle | rename.io.remove_namespace.py",

@@ -18,7 +18,7 @@ from o2o import formats
 from o2o.check.activation_rounding import is_explained, round_activations
 from o2o.check.constants import refuse_changed_constants, replace_rounded_constants
 from o2o.check.derived_roles import derive_roles, share_derived_roles
-from o2o.check.feeds import Case, cases, random_feeds
+from o2o.check.feeds import Case, cases, random_feeds, window_row
 from o2o.check.interface import (
     Expected,
     ExpectedSignature,
@@ -474,7 +474,10 @@ class _Comparison:
                 new_feeds[name] = numbers
                 continue
             numbers = adapted(
-                feeds[tensor.source], self.before.inputs[tensor.source], self.after.inputs[name]
+                feeds[tensor.source],
+                self.before.inputs[tensor.source],
+                self.after.inputs[name],
+                first=self._first_position,
             )
             if numbers is None:
                 shape = list(self.after.inputs[name].shape)
@@ -484,6 +487,11 @@ class _Comparison:
                 )
             new_feeds[name] = numbers
         return new_feeds
+
+    @property
+    def _first_position(self) -> int:
+        """The position in row 0 of the window caches that the result has in place of full caches."""
+        return self.case.position - window_row(self.after.inputs, self.case.position)
 
     def _pairs(
         self, results: Results, new_results: Results, feeds: Arrays, new_feeds: Arrays, tensors: Arrays
@@ -513,6 +521,8 @@ class _Comparison:
                     yield f"output {name}", wanted, adapted(actual, new, old)
                     continue
                 a, b = old_caches[old.slot], new_caches[old.slot]
+                if new.is_window_cache and not old.is_window_cache:
+                    a = a[:, :, self._first_position :]
                 yield f"output {name}", *shared_rows(a, b)
             else:
                 yield f"output {name}", wanted, adapted(actual, new, old, wanted.shape)

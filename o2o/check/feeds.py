@@ -63,7 +63,7 @@ def cases(inputs: Mapping[str, IoTensor], new_inputs: Mapping[str, IoTensor]) ->
     """
     for position in _positions(inputs, new_inputs):
         yield Case(position)
-    drawn = [tensor for tensor in inputs.values() if tensor.kind not in ("tokens", "position")]
+    drawn = [tensor for tensor in inputs.values() if tensor.kind not in ("tokens", "position", "window_row")]
     if any(tensor.slot is None and tensor.capacity is None for tensor in drawn):
         yield Case(numbers="small")
         yield Case(numbers="positive")
@@ -82,6 +82,23 @@ def _positions(*inputs: Mapping[str, IoTensor]) -> list[int]:
     return sorted({0, last // 2, last})
 
 
+def window_row(inputs: Mapping[str, IoTensor], position: int) -> int:
+    """Choose the row of the first token in window caches.
+
+    Args:
+        inputs: The inputs of a signature.
+        position: The position of the first token.
+
+    Returns:
+        The position, or the last row in which there is room; the position without window caches.
+    """
+    tensors = inputs.values()
+    tokens = max((t.shape[-1] for t in tensors if t.kind == "tokens" and t.shape), default=1)
+    axes = [(t.shape, t.token_axis) for t in tensors if t.is_window_cache]
+    rows = [shape[axis] for shape, axis in axes if axis is not None]
+    return min([position, *(count - tokens for count in rows)])
+
+
 def random_feeds(inputs: Mapping[str, IoTensor], case: Case) -> Arrays:
     """Draw the inputs of a run. The same case draws the same numbers.
 
@@ -93,6 +110,7 @@ def random_feeds(inputs: Mapping[str, IoTensor], case: Case) -> Arrays:
         Inputs by name.
     """
     generator = np.random.default_rng((SEED, case.position))
+    row = window_row(inputs, case.position)
     feeds = {}
     symbols = sizes_of([(tensor.kind, tensor.dims) for tensor in inputs.values()], case.size or EXAMPLE)
     for name, tensor in inputs.items():
@@ -100,8 +118,9 @@ def random_feeds(inputs: Mapping[str, IoTensor], case: Case) -> Arrays:
         if tensor.default is not None:
             feeds[name] = tensor.default.numpy()
             continue
-        if tensor.kind == "position":
-            numbers = case.position + np.arange(int(np.prod(shape))).reshape(shape)
+        if tensor.kind in ("position", "window_row"):
+            first = row if tensor.kind == "window_row" else case.position
+            numbers = first + np.arange(int(np.prod(shape))).reshape(shape)
         else:
             numbers = _draw(generator, tensor, shape, case.numbers)
         feeds[name] = np.asarray(numbers, tensor.dtype)

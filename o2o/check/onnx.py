@@ -179,9 +179,8 @@ class _CircleRunner:
             for tensor in io.inputs.values()
             if tensor.slot is not None
         }
-        cache = next(tensor for tensor in io.inputs.values() if tensor.slot is not None)
-        assert cache.token_axis is not None
-        self.capacity = cache.shape[cache.token_axis]
+        axes = [(tensor.shape, tensor.token_axis) for tensor in io.inputs.values() if tensor.slot is not None]
+        self.capacity = min(shape[axis] for shape, axis in axes if axis is not None)
         self.limit = next(tensor.limit for tensor in io.inputs.values() if tensor.kind == "tokens")
         self.slots = list(self._caches)
 
@@ -252,6 +251,7 @@ class _OnnxRunner:
             for name, _, type_ in inputs
             if name == "tokens"
         )
+        self._has_window_row = any(name == "window_row" for name, _, _ in inputs)
         self._caches = self._empty()
 
     def _empty(self) -> dict[str, np.ndarray]:
@@ -259,6 +259,8 @@ class _OnnxRunner:
 
     def _run(self, ids: np.ndarray, position: int) -> dict[str, np.ndarray]:
         feeds = {"tokens": ids[None].astype(self._ids_dtype), "position": np.array([position])}
+        if self._has_window_row:
+            feeds["window_row"] = feeds["position"]
         results: dict[str, np.ndarray] = _request("run_onnx", self._key, {**feeds, **self._caches})
         present = {name.replace("past_", "present_", 1) for name in self._shapes}
         if missing := sorted({"logits", *present} - results.keys()):

@@ -38,7 +38,8 @@ class IoTensor:
         default: The numbers of an input that ONNX gives a default; they are fed.
         dims: Its dimensions with the names of symbolic ones.
         quantized: Whether its integers stand for other numbers.
-        capacity: The number of rows of a cache; None for other tensors, and for a cache of unknown layout.
+        capacity: The number of positions that a cache serves; None for other tensors, and for a cache of
+            unknown layout.
         rows_written: How many of them ATTENTION writes; 1 without ATTENTION.
     """
 
@@ -99,6 +100,11 @@ class IoTensor:
         return self.role.kind if self.role is not None else None
 
     @property
+    def is_window_cache(self) -> bool:
+        """Whether this is a window cache, or its rows (`o2o.contract`)."""
+        return self.role is not None and self.role.capacity is not None
+
+    @property
     def slot(self) -> Slot | None:
         """The slot of a key, value or cache."""
         if self.role is None or not (self.role.is_cache or self.role.is_rows):
@@ -110,7 +116,7 @@ def _capacity(value: ir.Value, shape: Sequence[int]) -> int | None:
     role = role_of(value)
     if role is None or not role.is_cache or role.layout is None:
         return None
-    return shape[role.layout.index("T")]
+    return role.capacity or shape[role.layout.index("T")]
 
 
 def _writers(value: ir.Value) -> list[Attention]:

@@ -39,6 +39,7 @@ def caches_after(
         ):
             fed[tensor.slot] = _by_head(feeds[name], tensor)
     tokens = max((t.shape[-1] for t in io.inputs.values() if t.kind == "tokens" and t.shape), default=1)
+    window_rows = [int(feeds[n].flat[0]) for n, t in io.inputs.items() if t.kind == "window_row"]
     returned = {name: (tensor, results.outputs[name]) for name, tensor in io.outputs.items()}
     for name, rows_name in io.appended.items():
         if rows_name in tensors:
@@ -51,7 +52,8 @@ def caches_after(
         whole = fed.get(tensor.slot)
         if whole is not None and rows.shape[2] < whole.shape[2] and rows.shape[2] == tokens:
             whole = whole.copy()
-            whole[:, :, position : position + tokens] = rows[:, :, : whole.shape[2] - position]
+            row = window_rows[0] if window_rows and tensor.is_window_cache else position
+            whole[:, :, row : row + tokens] = rows[:, :, : whole.shape[2] - row]
             rows = whole
         caches[tensor.slot] = rows
     for name, numbers in results.updated.items():
@@ -85,7 +87,7 @@ def shared_rows(old: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def adapted(
-    numbers: np.ndarray, old: IoTensor, new: IoTensor, shape: Sequence[int] | None = None
+    numbers: np.ndarray, old: IoTensor, new: IoTensor, shape: Sequence[int] | None = None, first: int = 0
 ) -> np.ndarray | None:
     """Bring numbers of one tensor into the layout, capacity, shape and dtype of another.
 
@@ -94,12 +96,14 @@ def adapted(
         old: A tensor of one model. Positions of several tokens count up from the first.
         new: Its counterpart in the other model.
         shape: The shape in a run in which axes vary; None for that of `new`.
+        first: The position in row 0 of `new`, if that is a window cache, and `old` is a full cache.
 
     Returns:
         The numbers for `new`; None if they do not fit.
     """
-    if old.kind == new.kind == "position" and not new.dynamic:
-        return (numbers.flat[0] + np.arange(int(np.prod(new.shape)))).reshape(new.shape).astype(new.dtype)
+    if old.kind == "position" and new.kind in ("position", "window_row") and not new.dynamic:
+        start = numbers.flat[0] - (first if new.kind == "window_row" else 0)
+        return (start + np.arange(int(np.prod(new.shape)))).reshape(new.shape).astype(new.dtype)
     before, after = (tensor.role.layout if tensor.role is not None else None for tensor in (old, new))
     if before is not None and after is not None:
         numbers = numbers.transpose([before.index(axis) for axis in after])
@@ -107,6 +111,8 @@ def adapted(
         shape = numbers.shape if new.dynamic and numbers.ndim == len(new.shape) else new.shape
     if before is not None and after is not None:
         axis = after.index("T")
+        if new.is_window_cache and not old.is_window_cache:
+            numbers = numbers.take(range(first, numbers.shape[axis]), axis)
         missing = shape[axis] - numbers.shape[axis]
         if missing > 0:
             numbers = np.pad(numbers, [(0, missing if i == axis else 0) for i in range(numbers.ndim)])

@@ -15,7 +15,7 @@ from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model, shape_of
-from o2o.rewriting.cache_buckets import SMALLEST_CAPACITY, add_cache_buckets, default_capacities
+from o2o.rewriting.cache_buckets import SMALLEST_CAPACITY, add_cache_buckets, default_capacities, most_rows
 from o2o.rewriting.matchers import MatchFailure
 from o2o.signatures import buckets_of, capacity_of, find_decode
 
@@ -59,7 +59,7 @@ class BucketKvcache(Filter):
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
         decode = find_decode(model)
-        if decode is None or not (own := capacity_of(decode)):
+        if decode is None or not (own := most_rows(decode)):
             raise ModelError(
                 "no decode signature has KV caches in the o2o.contract: merge one with merge.circles.py"
             )
@@ -78,7 +78,7 @@ class BucketKvcache(Filter):
         except MatchFailure as failure:
             raise ModelError(f"decode cannot be computed with fewer rows: {failure}") from None
         names = [f"{decode.name}_{rows}" for rows in capacities]
-        self.log(f"added {listed(names)}; {decode.name} has {counted(own, 'position')}")
+        self.log(f"added {listed(names)}; {decode.name} has {counted(capacity_of(decode), 'position')}")
         return True
 
     def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
@@ -89,24 +89,24 @@ class BucketKvcache(Filter):
         decode = find_decode(model)
         if decode is None:
             return expected
-        own = capacity_of(decode)
+        own = most_rows(decode)
         source = next(entry for entry in expected if entry.source == decode.name)
         for rows in default_capacities(own) if args.capacities is None else sorted(set(args.capacities)):
-            inputs = _shortened(source.inputs, decode.inputs, own, rows)
-            outputs = _shortened(source.outputs, decode.outputs, own, rows)
+            inputs = _shortened(source.inputs, decode.inputs, rows)
+            outputs = _shortened(source.outputs, decode.outputs, rows)
             expected.append(replace(source, name=f"{decode.name}_{rows}", inputs=inputs, outputs=outputs))
         return expected
 
 
-def _shortened(tensors: Tensors, values: Mapping[str, ir.Value], own: int, rows: int) -> Tensors:
-    """`tensors` with `rows` cache rows in place of `own`."""
+def _shortened(tensors: Tensors, values: Mapping[str, ir.Value], rows: int) -> Tensors:
+    """`tensors` with `rows` cache rows at most."""
     changed = dict(tensors)
     for name, value in values.items():
         role = role_of(value)
         if role is not None and role.layout is not None:
             shape = list(shape_of(value))
             axis = role.layout.index("T")
-            if shape[axis] == own:
+            if shape[axis] > rows:
                 shape[axis] = rows
                 changed[name] = replace(changed[name], shape=tuple(shape))
     return changed

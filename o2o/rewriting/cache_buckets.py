@@ -3,13 +3,15 @@
 A decode step computes with all S rows of its caches, written or not. At a position below a smaller capacity,
 the mask hides all rows beyond that capacity. A graph over fewer rows gives the same result, faster. This
 module proves that at every position. To find the axes to shorten, it follows the cache rows through the
-graph: forward to their users, and backward to masks.
+graph: forward to their users, and backward to masks. A window cache (`o2o.rewriting.window_caches`) stays as
+it is in a bucket that has more positions than the cache has rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -47,7 +49,7 @@ def add_cache_buckets(model: Model, signature: Signature, capacities: Sequence[i
     Args:
         model: Gets the new graphs and signatures.
         signature: It reads one token. Its caches are [1, K, S, H] or [1, S, K, H], by their roles.
-        capacities: Numbers of rows, each below S.
+        capacities: Numbers of rows, each below `most_rows`.
 
     Raises:
         MatchFailure: The graph cannot be proven to compute the same with fewer rows.
@@ -82,11 +84,31 @@ def is_provable(capacity: int, rows: int) -> bool:
     return capacity * rows <= BUDGET
 
 
+def most_rows(signature: Signature) -> int:
+    """Return the number of rows of the largest KV cache. Only buckets with fewer positions are smaller.
+
+    Args:
+        signature: Decode, with roles attached to its values.
+
+    Returns:
+        The rows; below the capacity S if all caches are window caches. 0 without caches of a known layout.
+    """
+    caches = ((value, role_of(value)) for value in signature.inputs.values())
+    return max(
+        (
+            shape_of(value)[role.layout.index("T")]
+            for value, role in caches
+            if role is not None and role.is_cache and role.layout is not None
+        ),
+        default=0,
+    )
+
+
 def default_capacities(capacity: int) -> list[int]:
     """Return the default capacities of buckets.
 
     Args:
-        capacity: S, the rows of decode's KV caches.
+        capacity: `most_rows` of decode.
 
     Returns:
         256, 512, ... below S, as far as `is_provable` allows.
@@ -242,6 +264,9 @@ def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> Non
         operand, what = _ROWS_BY_POSITION[node.op_type]
         mask_or_start = _mask(node, rows) if operand is None else node.inputs[operand]
         size = shape_of(output)[rows[output]] if node.op_type == "SLICE" else 1
+        rows_of = node.inputs[0] if node.op_type == "SLICE" else output
+        assert rows_of is not None
+        whole = shape_of(rows_of)[rows[rows_of]]  # a window cache may have fewer rows than a bucket
         assert mask_or_start is not None
         if mask_or_start in proven:
             continue
@@ -257,7 +282,7 @@ def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> Non
             else:
                 last[position] = numbers_[rows[output]]
         for capacity in capacities:
-            if last[:capacity].max() + min(size, capacity) > capacity:
+            if capacity < whole and last[:capacity].max() + min(size, capacity) > capacity:
                 fail(
                     f"{what} goes beyond {capacity} rows at a position below {capacity}",
                     mask_or_start,
@@ -302,7 +327,9 @@ def _shorten(graph: ir.Graph, rows: Rows, capacity: int) -> None:
     """Cut the row axis of each value of `rows` to `capacity` at most."""
     for value, axis in rows.items():
         shape = list(shape_of(value))
-        shape[axis] = min(shape[axis], capacity)  # a window has fewer rows
+        if (role := role_of(value)) is not None and role.capacity is not None:
+            value.meta["role"] = replace(role, capacity=capacity if shape[axis] < capacity else None)
+        shape[axis] = min(shape[axis], capacity)  # a window, or a window cache, has fewer rows
         value.shape = ir.Shape(shape)
         if (array := constant_array(value)) is not None:
             first = array.take(range(shape[axis]), axis)

@@ -13,6 +13,7 @@ from o2o.operators.core_attention import is_core_attention
 from o2o.roles.attention_blocks import attention_blocks
 from o2o.verifier.issue import Issue
 
+_INPUTS = ("tokens", "position", "window_row", "mask")
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 Dimensions = dict[str, tuple[int | str, str]]
 """By name of a dimension: its size, and the tensor that has it."""
@@ -44,7 +45,7 @@ def verify_roles(model: Model) -> Iterator[Issue]:
             if role.kind == "logits":
                 dimensions["V"] = (dims_of(value) or ("?",))[-1], name
         for dimension, (size, name) in dimensions.items():
-            if dimension == "S":  # a bucket has a smaller capacity
+            if dimension in ("S", "R"):  # a bucket has a smaller capacity
                 continue
             known, where = of_model.setdefault(dimension, (size, f"{name} of {signature.name}"))
             if known != size:
@@ -63,9 +64,9 @@ def _roles(signature: Signature) -> Iterator[tuple[str, ir.Value, Role, bool]]:
 def _wrong(value: ir.Value, role: Role, is_input: bool) -> str | None:
     """Why a role does not fit its tensor."""
     shape, dtype = dims_of(value) or (), dtype_name(value)
-    if is_input != (role.kind in ("tokens", "position", "mask") or role.is_cache):
+    if is_input != (role.kind in _INPUTS or role.is_cache):
         return f"a role of {'outputs' if is_input else 'inputs'} on an {'input' if is_input else 'output'}"
-    if role.kind in ("tokens", "position") and value.dtype not in _INTEGERS:
+    if role.kind in ("tokens", "position", "window_row") and value.dtype not in _INTEGERS:
         return f"{dtype}, not an integer"
     if role.kind == "tokens" and len(shape) != 2:
         return f"{list(shape)}, not [B, T]"
@@ -73,6 +74,8 @@ def _wrong(value: ir.Value, role: Role, is_input: bool) -> str | None:
         return f"{list(shape)}, not [1] or [T]"
     if role.kind == "logits" and (len(shape) not in (2, 3) or dtype not in ("float32", "float16")):
         return f"{dtype} {list(shape)}, not float32 [B, T, V]"
+    if role.kind == "window_row" and shape != (1,):
+        return f"{list(shape)}, not [1]"
     if role.is_cache or role.is_rows:
         if len(shape) != 4:
             return f"{list(shape)}, not 4 axes"
@@ -125,10 +128,31 @@ def _caches(signature: Signature, dimensions: Dimensions) -> Iterator[Issue]:
             if known != size:
                 yield Issue("V202", f"{key} is {size}, and {known} in {other}", signature.name, tensor=name)
         if role.is_cache:
-            size, other = dimensions.setdefault("S", (sizes["T"], name))
-            if size != sizes["T"]:
-                message = f"its capacity is {sizes['T']}, and {size} in {other}"
+            capacity = role.capacity or sizes["T"]
+            size, other = dimensions.setdefault("S", (capacity, name))
+            if size != capacity:
+                message = f"its capacity is {capacity}, and {size} in {other}"
                 yield Issue("V202", message, signature.name, tensor=name)
+            if role.capacity is not None and isinstance(sizes["T"], int):
+                yield from _window_cache(signature, name, role, sizes["T"], dimensions)
+
+
+def _window_cache(
+    signature: Signature, name: str, role: Role, rows: int, dimensions: Dimensions
+) -> Iterator[Issue]:
+    """A window cache needs rows for a run, as many as other window caches, and the input of its row."""
+    roles = [(of, value) for _, value, of, is_input in _roles(signature) if is_input]
+    tokens = max((shape_of(value)[-1] for of, value in roles if of.kind == "tokens"), default=1)
+    needed = (role.window or rows) - 1 + tokens
+    if rows < needed:
+        message = f"it has {rows} rows, and a run of {tokens} with a window of {role.window} needs {needed}"
+        yield Issue("V202", message, signature.name, tensor=name)
+    size, other = dimensions.setdefault("R", (rows, name))
+    if size != rows:
+        yield Issue("V202", f"it has {rows} rows, and {other} {size}", signature.name, tensor=name)
+    if all(of.kind != "window_row" for of, _ in roles):
+        message = "it is a window cache, and there is no input window_row"
+        yield Issue("V202", message, signature.name, tensor=name)
 
 
 def _windows(signature: Signature) -> Iterator[Issue]:

@@ -49,7 +49,8 @@ class CausalLM(Protocol):
 
         Args:
             tokens: Token ids [P], 1 <= P <= S.
-            num_cached: How many leading ids, fewer than P, have their rows in the KV caches already.
+            num_cached: How many leading ids, fewer than P, have their rows in the KV caches already. They
+                are read again if `EngineSession.reusable` says so.
 
         Returns:
             The logits [V] float32 that follow the last token, which the caller owns.
@@ -108,13 +109,25 @@ class EngineSession(CausalLM, Protocol):
         """
         ...
 
+    def reusable(self, count: int) -> int:
+        """Return how many leading rows a run can continue from.
+
+        Args:
+            count: The wanted number, at most the number of tokens that were read.
+
+        Returns:
+            `count`; 0 if window caches do not hold the rows before it any more. Then `prefill` reads the
+            prompt from its beginning, and `decode` raises ValueError.
+        """
+        ...
+
     def copy_rows(self, source: Self, start: int, stop: int) -> None:
         """Copy rows from another session of the same engine. Call it in a turn of `Engine.steps`.
 
         Args:
             source: The other session, which may be in use in another thread.
             start: The first row. The rows before it are valid, and hold the same tokens in `source`.
-            stop: The end of the rows, which are valid in `source`.
+            stop: The end of the rows, which are valid in `source`; `source.reusable(stop)` is `stop`.
         """
         ...
 

@@ -25,6 +25,7 @@ def plan_chunks(
     anywhere: Collection[int],
     at_start: Collection[int] = (),
     num_cached: int = 0,
+    feeds_again: bool = True,
 ) -> list[Chunk]:
     """Return the runs that fill rows `num_cached` to `length` - 1 of the KV caches.
 
@@ -38,6 +39,8 @@ def plan_chunks(
         anywhere: Lengths T <= S of the prefills that start at any position, at least one.
         at_start: Lengths T, of any size, of the prefills that start at position 0 only.
         num_cached: Number of leading rows that are valid already.
+        feeds_again: Whether a run may start earlier. If not, runs at the end of the capacity are shorter;
+            one of the lengths is then 1.
 
     Returns:
         The runs in order.
@@ -51,6 +54,8 @@ def plan_chunks(
     done = num_cached
     while done < length:
         lengths = [*anywhere, *at_start] if done == 0 else [*anywhere]
+        if not feeds_again:
+            lengths = [T for T in lengths if done + T <= capacity]
         size = min((T for T in lengths if length - done <= T), default=max(lengths))
         start = min(done, capacity - size) if size in anywhere else 0
         done = min(start + size, length)

@@ -166,7 +166,8 @@ class Caches:
         """
         assert self._session is not None
         tokens = list(tokens)
-        del self.tokens[num_shared(tokens, self.tokens) :]  # before a run overwrites their rows
+        # before a run overwrites their rows
+        del self.tokens[self._session.reusable(num_shared(tokens, self.tokens)) :]
         self.runs = []
         chunks = self._plan(tokens)
         while len(chunks) > 1 or self._longer_prefix(tokens):
@@ -237,7 +238,7 @@ class Caches:
         best: tuple[EngineSession, int] | None = None
         for other in [*self._pool.caches]:
             if other is not self and other._session is not None and len(other.tokens) >= enough:
-                shared = num_shared(tokens, other.tokens)
+                shared = other._session.reusable(num_shared(tokens, other.tokens))
                 if shared >= enough:
                     best, enough = (other._session, shared), shared + 1
         return best

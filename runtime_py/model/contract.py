@@ -19,6 +19,7 @@ from o2o import metadata
 from o2o.contract import METADATA_NAME, Role, Slot, loads, parse_role
 from o2o.errors import ModelError
 from o2o.signatures import classify_contract
+from runtime_py.model.window_size import WindowSize
 
 __all__ = ["Contract", "SignatureSpec", "Slot", "TensorSpec"]
 
@@ -36,7 +37,7 @@ class TensorSpec:
         dtype: Its numpy dtype.
         shape: Tokens [1, T]; position [1] of the first token, or [T] of each; mask [.., T, S] or [1, S];
             logits [1, T, V]. Keys, values and caches as `layout` says: "BNTH" is [1, K, T, H], "BTNH" is
-            [1, T, K, H], with S for T in a cache.
+            [1, T, K, H], with S for T in a cache, and fewer rows in a window cache.
     """
 
     name: str
@@ -61,8 +62,13 @@ class TensorSpec:
 
     @property
     def num_rows(self) -> int:
-        """The number of positions: S of a cache, T of keys and values."""
+        """The number of rows: of a cache, or T of keys and values."""
         return self.shape[self.layout.index("T")]
+
+    @property
+    def capacity(self) -> int:
+        """The number of positions of a text that a cache serves: S, also for a window cache of fewer rows."""
+        return self.role.capacity or self.num_rows
 
     @property
     def heads(self) -> tuple[int, int]:
@@ -114,6 +120,14 @@ class SignatureSpec:
     def caches(self) -> dict[Slot, TensorSpec]:
         """The KV caches that it takes. A prefill that starts at position 0 only takes none."""
         return {tensor.slot: tensor for tensor in self.inputs if tensor.role.is_cache}
+
+    @cached_property
+    def window(self) -> WindowSize | None:
+        """The size of its window caches; None if all caches are full."""
+        caches = [cache for cache in self.caches.values() if cache.role.capacity is not None]
+        if not caches:
+            return None
+        return WindowSize(caches[0].num_rows, max(cache.role.window or 1 for cache in caches))
 
     @cached_property
     def cache_outputs(self) -> dict[Slot, TensorSpec]:
@@ -299,7 +313,7 @@ def _tensor(signature: str, direction: str, entry: Mapping[str, Any]) -> TensorS
 
 def _serves(role: Role, direction: str) -> bool:
     if direction == "input":
-        return role.is_cache or role.kind in ("tokens", "position", "mask")
+        return role.is_cache or role.kind in ("tokens", "position", "window_row", "mask")
     return role.is_rows or role.kind == "logits"
 
 
@@ -318,11 +332,12 @@ def _check_decode(decode: SignatureSpec) -> tuple[int, int]:
         raise ModelError(f"{decode.name} takes tokens {list(shape)}, not one token [1, 1]")
     if not decode.caches:
         raise ModelError(f"{decode.name} takes no KV caches: export it with python -m export")
-    capacities = {cache.num_rows for cache in decode.caches.values()}
+    capacities = {cache.capacity for cache in decode.caches.values()}
     if len(capacities) > 1:
         raise ModelError(
             f"the caches differ in capacity, {sorted(capacities)} positions: reshape them with reshape.io.py"
         )
+    _check_window(decode)
     return capacities.pop(), logits.shape[-1]
 
 
@@ -339,6 +354,24 @@ def _check_bucket(bucket: SignatureSpec, decode: SignatureSpec, capacity: int, v
             f"{own} positions, decode {vocab_size} from {capacity}: build it with bucket.kvcache.py"
         )
     return own
+
+
+def _check_window(signature: SignatureSpec) -> None:
+    """Window caches must have rows for a run, and the signature an input for the row of its first token."""
+    if (size := signature.window) is None:
+        return
+    row = signature.input("window_row")
+    caches = [cache for cache in signature.caches.values() if cache.role.capacity is not None]
+    if row is None or math.prod(row.shape) != 1 or any(cache.num_rows != size.rows for cache in caches):
+        raise ModelError(
+            f"{signature.name} needs one input window_row [1] and the same number of rows in all window "
+            "caches: build it with window.kvcache.py"
+        )
+    if signature.length > size.max_tokens:
+        raise ModelError(
+            f"{signature.name} reads {signature.length} tokens, and its window caches of {size.rows} rows "
+            f"have room for {size.max_tokens}: build it with window.kvcache.py"
+        )
 
 
 def _check_position(signature: SignatureSpec) -> None:
@@ -377,14 +410,15 @@ def _check_prefill(prefill: SignatureSpec, decode: SignatureSpec, capacity: int,
 def _check_caches(prefill: SignatureSpec, decode: SignatureSpec, capacity: int) -> None:
     """A prefill that writes into caches must take the same caches as decode, at any position."""
     _check_position(prefill)
+    _check_window(prefill)
     if unpaired := prefill.caches.keys() ^ decode.caches.keys():
         kind, layer = min(unpaired)
         raise ModelError(f"layer {layer}: only one of {prefill.name} and decode takes a {kind} cache")
     for slot, cache in decode.caches.items():
         own = prefill.caches[slot]
-        if own.num_rows != capacity:
+        if own.capacity != capacity:
             raise ModelError(
-                f"{prefill.name} has caches of {own.num_rows} positions, decode has {capacity}: export "
+                f"{prefill.name} has caches of {own.capacity} positions, decode has {capacity}: export "
                 f"them with the same --max-length"
             )
         if (own.shape, own.layout, own.dtype) != (cache.shape, cache.layout, cache.dtype):

@@ -16,12 +16,12 @@ import onnx_ir as ir
 from o2o.contract import Layout, role_of
 from o2o.model import Model, Signature, shape_of
 from o2o.rewriting.axes import skip_reshapes
-from o2o.rewriting.cache_buckets import add_cache_buckets, default_capacities
+from o2o.rewriting.cache_buckets import add_cache_buckets, default_capacities, most_rows
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.matchers import MatchFailure, producer_of
 from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
-from o2o.signatures import buckets_of, capacity_of, find_decode, prefills_of
+from o2o.signatures import buckets_of, find_decode, prefills_of
 
 MULTIPLICATIONS = 12
 """Multiplications with a weight in the time of reading it: 11 for float32 on two cores, 13 for int8."""
@@ -41,7 +41,7 @@ def tune(model: Model, buckets: Sequence[int] | None = None) -> bool:
         Whether the model was changed.
     """
     decode = find_decode(model)
-    capacity = capacity_of(decode) if decode is not None else 0
+    capacity = most_rows(decode) if decode is not None else 0
     capacities = default_capacities(capacity) if buckets is None else buckets
     smaller = [rows for rows in capacities if rows < capacity]
     if decode is None or not smaller or not _has_known_layouts(model):

@@ -50,14 +50,15 @@ class Caches:
                 raise ModelError(f"the cache {value.name} needs a layer, a layout and four axes of float32")
             shape = shape_of(value)
             B, K, S, H = (shape[role.layout.index(axis)] for axis in "BNTH")
-            if (1, tokens.capacity) != (B, S):
+            row = tokens.position if role.capacity is None else tokens.window_row
+            if (1, tokens.capacity) != (B, role.capacity or S) or row is None:
                 raise ModelError(f"{value.name} {list(shape)} is not a cache of {tokens.capacity} tokens")
             kind, _ = role.slot
             names = (f"{when}_{kind}_{role.layer}" for when in ("past", "present"))
             past, present = (tokens.op.value(name, FLOAT, [1, K, S, H]) for name in names)
             past.meta["role"] = replace(role, layout="BNTH")
             present.meta["role"] = past.meta["role"].output_role
-            self.by_input[value] = Cache(past, present, role.layout)
+            self.by_input[value] = Cache(past, present, role.layout, row)
             for use in value.uses():
                 if use.node.op_type == "CONCATENATION":
                     reason = f"it concatenates {value.name} and new rows"
@@ -111,7 +112,7 @@ class Caches:
             _, K, _, H = dims(cache.past)
             rows = op.reshape(self.tokens.get(row, node), [1, "T", K, H])
             rows = op.transpose(rows, [0, 2, 1, 3], f"{row.name}/by_head")
-            operands = [cache.past, rows, self.tokens.position]
+            operands = [cache.past, rows, cache.row]
             op.add("TensorScatter", operands, [cache.present], axis=2)
         return cache
 
@@ -137,12 +138,13 @@ class Caches:
         shape = shape_of(value)
         if shape_of(row) != (*shape[:axis], 1, *shape[axis + 1 :]):
             raise self.tokens.error(node, "it writes something other than one token's row")
-        starts = self.tokens.table(start)
-        wanted = np.zeros((self.tokens.capacity, 4))
-        wanted[:, axis] = np.arange(self.tokens.capacity)
-        if starts is None or not np.array_equal(starts.reshape(self.tokens.capacity, -1), wanted):
+        rows = shape[axis]
+        starts = self.tokens.row_table(start, cache.row, rows)
+        wanted = np.zeros((rows, 4))
+        wanted[:, axis] = np.arange(rows)
+        if starts is None or not np.array_equal(starts.reshape(rows, -1), wanted):
             raise self.tokens.error(
-                node, f"it writes at {start.name}, which is not the graph's position input"
+                node, f"it writes at {start.name}, which is not the graph's {cache.row.name} input"
             )
         self.written[node.outputs[0]] = value, row
 
@@ -184,9 +186,11 @@ def lower_core_attention(tokens: TokenValues, form: StandardForm, caches: Caches
         ModelError: Its keys or values are not caches, or its position is not the token's.
     """
     of = CoreAttention.of(node)
-    if not tokens.is_position(of.position):
+    rows = [tokens.position] if tokens.window_row is None else [tokens.position, tokens.window_row]
+    row = next((row for row in rows if tokens.is_row(of.position, row, of.S)), None)
+    if row is None:
         raise tokens.error(node, f"its position operand {of.position.name} is not the graph's position input")
-    scores = _scores(tokens, form, of, node)
+    scores = _scores(tokens, form, of, node, row)
     q, q_tables = rotation_of(tokens, of.q) or (of.q, None)
     output = node.outputs[0]
     name = output.name or ""
@@ -197,6 +201,8 @@ def lower_core_attention(tokens: TokenValues, form: StandardForm, caches: Caches
         tokens.assign(output, form.attend_to(queries, computed_keys, computed_values, scores, name))
         return
     keys, values = (caches.claim(write, node) for write in writes if write is not None)
+    if keys.row is not row or values.row is not row:
+        raise tokens.error(node, f"its queries are in row {row.name}, and its keys in {keys.row.name}")
     k, v = (caches.written[write][1] for write in writes if write is not None)
     k, k_tables = rotation_of(tokens, k) or (k, None)
     projections = _projections(tokens, (q, k, v), node)
@@ -212,7 +218,9 @@ def lower_core_attention(tokens: TokenValues, form: StandardForm, caches: Caches
     tokens.assign(output, form.attend(attend))
 
 
-def _scores(tokens: TokenValues, form: StandardForm, of: CoreAttention, node: ir.Node) -> Scores:
+def _scores(
+    tokens: TokenValues, form: StandardForm, of: CoreAttention, node: ir.Node, row: ir.Value
+) -> Scores:
     """The options and the small operands of attention. Raises ModelError for what depends on the tokens."""
     vectors: dict[str, ir.Value | None] = {}
     for name, value in (("slopes", of.slopes), ("sinks", of.sinks)):
@@ -228,7 +236,7 @@ def _scores(tokens: TokenValues, form: StandardForm, of: CoreAttention, node: ir
         window, mask = 0, _computed_mask(tokens, form, of.mask, node)
     elif of.mask is not None:
         window, mask = _mask(tokens, of.mask, of, node)
-    return Scores(of.scale, of.softcap, window, **vectors, mask=mask)
+    return Scores(row, of.scale, of.softcap, window, **vectors, mask=mask)
 
 
 def _mask(

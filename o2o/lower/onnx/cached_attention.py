@@ -23,11 +23,19 @@ class Heads:
 
 @dataclass(frozen=True)
 class Cache:
-    """A KV cache: the ONNX input and output, [1, K, S, H], and the layout of the Circle input."""
+    """A KV cache.
+
+    Attributes:
+        past: The ONNX input, [1, K, S, H]; of a window cache [1, K, R, H].
+        present: The ONNX output, of the same shape.
+        layout: The layout of the Circle input.
+        row: The ONNX input with the row of the first token: its position, or `window_row`.
+    """
 
     past: ir.Value
     present: ir.Value
     layout: str
+    row: ir.Value
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Scores:
     """How scores are computed from q k', as `o2o.operators.core_attention` defines it. ONNX values.
 
     Attributes:
+        row: The ONNX input with the row of the first query: its position, or `window_row`.
         scale: The factor of q k'.
         softcap: The bound of the scores; 0 for none.
         window: The number of keys that a query sees at most; 0 for all up to its own position.
@@ -44,6 +53,7 @@ class Scores:
             for none.
     """
 
+    row: ir.Value
     scale: float
     softcap: float = 0.0
     window: int = 0

@@ -1,6 +1,7 @@
 """Circle's decode graph to ONNX: one graph for prefill and decode, for any number of tokens T.
 
-    inputs    tokens [1, T]; position of the first token, int64 [1]; past_key_0, past_value_0, ...
+    inputs    tokens [1, T]; position of the first token, int64 [1]; past_key_0, past_value_0, ...;
+              window_row int64 [1], if there are window caches
     outputs   logits [1, 1, V] of the last token, or [1, T, V]; present_key_0, present_value_0, ...
 
 Caches are [1, K, S, H]. A present cache is the past one with T rows written. Both may be bound to one buffer.
@@ -41,7 +42,7 @@ from o2o.rewriting.common_subexpression_elimination import eliminate_common_sube
 from o2o.rewriting.dead_code_elimination import live_nodes
 from o2o.rewriting.matchers import producer_of
 from o2o.rewriting.rewrite_rule import apply_rule
-from o2o.signatures import decode_of
+from o2o.signatures import capacity_of, decode_of
 
 FORMS: dict[str, type[StandardForm]] = {form.name: form for form in (StandardForm, OrtForm)}
 
@@ -115,7 +116,7 @@ class _Lowering:
                 "export the model with python -m export"
             )
         self.op = OnnxBuilder()
-        capacity = shape_of(cache)[layout.index("T")]
+        capacity = capacity_of(decode)
         quantized = any(is_quantized(value) for value in self.graph.initializers.values())
         leading = form.leading_axes(quantized)
         self.tokens = TokenValues(model, self.graph, self.op, inputs, capacity, leading, unrecognized)
@@ -259,10 +260,13 @@ class _Lowering:
         """The ONNX model of the nodes that were built."""
         logits = self._logits()
         past, present = self.caches.inputs_and_outputs()
-        inputs = [self.tokens.tokens, self.tokens.position, *past]
+        window_row = [] if self.tokens.window_row is None else [self.tokens.window_row]
+        inputs = [self.tokens.tokens, self.tokens.position, *window_row, *past]
         outputs = [logits, *present]
         for value, role in zip((*inputs[:2], logits), _ROLES, strict=True):
             value.meta["role"] = role
+        for value in window_row:
+            value.meta["role"] = Role("window_row")
         graph = ir.Graph(
             inputs,
             outputs,

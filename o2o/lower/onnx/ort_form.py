@@ -174,12 +174,15 @@ class OrtForm(StandardForm):
     def _group_query_attention(self, operands: Sequence[ir.Value | None], of: CachedAttention) -> ir.Value:
         """operands: q, k and v, [1, T, heads * H]; or all three in one tensor, None and None."""
         tables, scores = of.q.tables, of.scores
-        last = self._shared_value("last_position", self._last_position)
-        total = self._shared_value("total", self._total)
+        row = scores.row
+        last = self._shared_by_row("last_position", row, lambda name: self._last_position(row, name))
+        total = self._shared_by_row("total", row, lambda name: self._total(row, name))
         rotation = self._rotation_inputs(tables) if tables is not None else [None, None]
         width = of.q.count * of.q.H
         y = self.op.value(of.name, FLOAT, [1, "T", width])
-        position_ids = None  # it counts from the number of rows in use
+        position_ids = None  # it counts from the number of rows in use, except in a window cache
+        if tables is not None and row is not self.tokens.position:
+            position_ids = self._shared_value("position_ids", self._position_ids)
         optional: dict[str, Any] = {}
         if scores.softcap:
             optional["softcap"] = scores.softcap
@@ -206,10 +209,12 @@ class OrtForm(StandardForm):
         """Slopes and mask of the keys in use, float32 [1, 1 or N, T, total]; None without these."""
         bias, mask = None, scores.mask
         if scores.slopes is not None:
-            bias = self.alibi(scores.slopes, self._shared_value("keys_in_use", self._keys_in_use))
+            row = scores.row
+            in_use = self._shared_by_row("keys_in_use", row, lambda name: self._keys_in_use(row, name))
+            bias = self.alibi(scores.slopes, in_use, row)
         if mask is None:
             return bias
-        start, end, axis = self.op.constant([0], "start"), self._shared_value("end", self._end), [-1]
+        start, end, axis = self.op.constant([0], "start"), self._end(scores.row), [-1]
         operands = [mask, start, end, self.op.constant(axis, "axis")]
         visible = self._shared_value(
             f"{mask.name}/in_use",
@@ -217,9 +222,9 @@ class OrtForm(StandardForm):
         )
         return visible if bias is None else self.op.node("Add", [bias, visible], dims(bias))
 
-    def _keys_in_use(self, name: str) -> ir.Value:
-        """The positions of the rows in use, int64 [total]."""
-        end = self.op.node("Squeeze", [self._shared_value("end", self._end)], [])
+    def _keys_in_use(self, row: ir.Value, name: str) -> ir.Value:
+        """The numbers of the rows in use, int64 [total]."""
+        end = self.op.node("Squeeze", [self._end(row)], [])
         zero, one = self.op.constant(0, "zero"), self.op.constant(1, "one")
         return self.op.node("Range", [zero, end, one], ["total"], name=name)
 
@@ -235,18 +240,19 @@ class OrtForm(StandardForm):
             padded.append(self.op.constant(array, f"{table.name}/padded", np.float32))
         return padded
 
-    def _last_position(self, name: str) -> ir.Value:
-        """The position of the last token, int32 [1]."""
-        last = self.op.node("Sub", [self._shared_value("end", self._end), self.op.constant([1], "one")], [1])
+    def _last_position(self, row: ir.Value, name: str) -> ir.Value:
+        """The row of the last token, int32 [1]."""
+        last = self.op.node("Sub", [self._end(row), self.op.constant([1], "one")], [1])
         return self.op.node("Cast", [last], [1], INT32, name, to=int(INT32))
 
-    def _end(self, name: str) -> ir.Value:
-        """The number of tokens after this run, int64 [1]."""
-        return self.op.node("Add", [self.tokens.position, self.tokens.count], [1], name=name)
+    def _end(self, row: ir.Value) -> ir.Value:
+        """The number of rows in use after this run, int64 [1]."""
+        operands = [row, self.tokens.count]
+        return self._shared_by_row("end", row, lambda name: self.op.node("Add", operands, [1], name=name))
 
-    def _total(self, name: str) -> ir.Value:
-        """The number of tokens after this run, int32 []."""
-        scalar = self.op.node("Squeeze", [self._shared_value("end", self._end)], [])
+    def _total(self, row: ir.Value, name: str) -> ir.Value:
+        """The number of rows in use after this run, int32 []."""
+        scalar = self.op.node("Squeeze", [self._end(row)], [])
         return self.op.node("Cast", [scalar], [], INT32, name, to=int(INT32))
 
 

@@ -97,6 +97,9 @@ class TokenValues:
         positions: The position of each token, int64 [*leading].
         count: T, int64 [1].
         position_input: The Circle input of the role `position`.
+        window_row: The ONNX input, int64 [1]: the row of the first token in window caches; None without
+            such caches.
+        steps: 0 to T - 1, int64 [T].
         regions: The regions of the Circle graph.
         rows: The values that are computed from cached rows.
     """
@@ -124,11 +127,17 @@ class TokenValues:
         zero, one = op.constant(0, "zero"), op.constant(1, "one")
         self.count = op.node("Shape", [self.tokens], [1], INT64, "T", start=1, end=2)
         scalar = op.node("Squeeze", [self.count], [], name="T/scalar")
-        steps = op.node("Range", [zero, scalar, one], ["T"], name="steps")
-        positions = op.node("Add", [steps, self.position], ["T"], name="positions")
+        self.steps = op.node("Range", [zero, scalar, one], ["T"], name="steps")
+        positions = op.node("Add", [self.steps, self.position], ["T"], name="positions")
         self.positions = op.reshape(positions, self.leading)
         self.lowered[position] = self._cast(self.positions, position.dtype or INT64)
         self._constant, self._by_position = _token_independent_values(graph, position)
+        self._window_row_input = inputs.get("window_row")
+        self.window_row: ir.Value | None = None
+        self._by_window_row: set[ir.Value] = set()
+        if self._window_row_input is not None:
+            self.window_row = op.value("window_row", INT64, [1])
+            _, self._by_window_row = _token_independent_values(graph, self._window_row_input)
         self._tables: dict[ir.Value, np.ndarray] = {}
         self.regions = Regions(graph)
 
@@ -188,23 +197,46 @@ class TokenValues:
                 break
             value = source
         if value not in self._tables:
-            self._tables[value] = self._table_at_positions(value)
+            self._tables[value] = self._table_at(value, self.position_input, self.capacity)
         return self._tables[value]
 
-    def _table_at_positions(self, value: ir.Value) -> np.ndarray:
+    def row_table(self, value: ir.Value, row: ir.Value, rows: int) -> np.ndarray | None:
+        """Compute a value at every row of a cache.
+
+        Args:
+            value: A value of the Circle graph.
+            row: The ONNX input with the row of the first token: `position` or `window_row`.
+            rows: The number of rows.
+
+        Returns:
+            [rows, *token_shape(value)]; None if it depends on anything else.
+
+        Raises:
+            ModelError: See `table`.
+        """
+        if row is self.position:
+            return self.table(value)
+        if value not in self._by_window_row:
+            return None
+        if value not in self._tables:
+            assert self._window_row_input is not None
+            self._tables[value] = self._table_at(value, self._window_row_input, rows)
+        return self._tables[value]
+
+    def _table_at(self, value: ir.Value, leaf: ir.Value, count: int) -> np.ndarray:
+        """`value` at each number of `leaf` below `count`."""
         shape = token_shape(value)
         place = self.locate(node) if (node := value.producer()) is not None else str(value.name)
-        if self.capacity * int(np.prod(shape)) > LIMIT:
+        if count * int(np.prod(shape)) > LIMIT:
             raise ModelError(
-                f"{place}: it is too large to be computed at {self.capacity} positions: "
+                f"{place}: it is too large to be computed at {count} positions: "
                 "convert with a smaller --max-length"
             )
-        leaf = self.position_input
         assert leaf.dtype is not None
         try:
             rows = [
                 evaluate(value, {leaf: np.full(shape_of(leaf), position, leaf.dtype.numpy())}).reshape(shape)
-                for position in range(self.capacity)
+                for position in range(count)
             ]
         except NotEvaluable as reason:
             raise ModelError(f"{place}: it cannot be computed at every position: {reason}") from reason
@@ -217,9 +249,9 @@ class TokenValues:
             value: A value of the Circle graph.
 
         Returns:
-            Whether it depends on constants and the position alone.
+            Whether it depends on constants, and the position or the row in window caches alone.
         """
-        return value in self._by_position or value in self._constant
+        return value in self._by_position or value in self._constant or value in self._by_window_row
 
     def is_constant(self, value: ir.Value) -> bool:
         """Return whether a value depends on neither token nor position.
@@ -232,17 +264,19 @@ class TokenValues:
         """
         return value in self._constant or is_constant(value)
 
-    def is_position(self, value: ir.Value) -> bool:
-        """Return whether a value is the token's position.
+    def is_row(self, value: ir.Value, row: ir.Value, rows: int) -> bool:
+        """Return whether a value is the token's row in a cache.
 
         Args:
             value: A value of the Circle graph.
+            row: The ONNX input with the row of the first token.
+            rows: The number of rows.
 
         Returns:
-            Whether it equals the position at every position, in any dtype and shape.
+            Whether it equals the row at every row, in any dtype and shape.
         """
-        table = self.table(value)
-        return table is not None and np.array_equal(table.reshape(-1), np.arange(self.capacity))
+        table = self.row_table(value, row, rows)
+        return table is not None and np.array_equal(table.reshape(-1), np.arange(rows))
 
     def get(self, value: ir.Value, node: ir.Node) -> ir.Value:
         """Return the ONNX value of an operand.

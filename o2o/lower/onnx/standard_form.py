@@ -226,9 +226,7 @@ class StandardForm:
         """
         tables = heads.tables
         assert tables is not None
-        ids = self._shared_value(
-            "position_ids", lambda name: self.op.reshape(self.tokens.positions, [1, "T"], name)
-        )
+        ids = self._shared_value("position_ids", self._position_ids)
         attributes: dict[str, Any] = {"rotary_embedding_dim": tables.R} if tables.R != heads.H else {}
         if tables.R != heads.H or len(dims(x)) == 3:
             attributes["num_heads"] = heads.count
@@ -304,9 +302,8 @@ class StandardForm:
             self.by_head(heads, f"{of.name}/{name}")
             for heads, name in ((of.q, "q"), (of.k, "k"), (of.v, "v"))
         )
-        position = self.tokens.position
         for cache, new in ((of.keys, k), (of.values, v)):
-            self.op.add("TensorScatter", [cache.past, new, position], [cache.present], axis=2)
+            self.op.add("TensorScatter", [cache.past, new, cache.row], [cache.present], axis=2)
         return self._attended(q, of.keys.present, of.values.present, of.scores, of.name)
 
     def attend_to(
@@ -392,7 +389,9 @@ class StandardForm:
             float32 [1, 1 or N, T, S].
         """
         _, heads, _, S = dims(mask)
-        visible = self._shared_value("visible", lambda name: self._visible(int(S), 0, name))
+        visible = self._shared_value(
+            "visible", lambda name: self._visible(int(S), self.tokens.position, 0, name)
+        )
         hidden = self.op.constant(-np.inf, "hidden", np.float32)
         return self.op.node(
             "Where", [visible, mask, hidden], [1, heads, "T", S], FLOAT, f"{mask.name}/causal"
@@ -403,49 +402,52 @@ class StandardForm:
         if scores.mask is not None:
             if scores.slopes is None:
                 return scores.mask
-            bias = self.alibi(scores.slopes, self.op.constant(np.arange(S), "keys"))
+            bias = self.alibi(scores.slopes, self.op.constant(np.arange(S), "keys"), scores.row)
             return self.op.node("Add", [bias, scores.mask], dims(bias))
-        visible = self._shared_value(
+        visible = self._shared_by_row(
             f"visible/{scores.window}" if scores.window else "visible",
-            lambda name: self._visible(S, scores.window, name),
+            scores.row,
+            lambda name: self._visible(S, scores.row, scores.window, name),
         )
         if scores.slopes is None:
             return visible
-        bias = self.alibi(scores.slopes, self.op.constant(np.arange(S), "keys"))
+        bias = self.alibi(scores.slopes, self.op.constant(np.arange(S), "keys"), scores.row)
         hidden = self.op.constant(-np.inf, "hidden", np.float32)
         return self._shared_value(
             f"{bias.name}/{visible.name}",
             lambda name: self.op.node("Where", [visible, bias, hidden], dims(bias), FLOAT, name),
         )
 
-    def alibi(self, slopes: ir.Value, keys: ir.Value) -> ir.Value:
+    def alibi(self, slopes: ir.Value, keys: ir.Value, row: ir.Value) -> ir.Value:
         """Build ALiBi's bias: slopes times the distance from query to key.
 
         Args:
             slopes: [N].
-            keys: Positions of the keys, int64.
+            keys: Rows of the keys, int64.
+            row: The ONNX input with the row of the first query.
 
         Returns:
             float32 [1, N, T, keys].
         """
 
         def distances(name: str) -> ir.Value:
-            queries = self._shared_value("queries", self._queries)
+            queries = self._queries(row)
             difference = self.op.node("Sub", [keys, queries], ["T", *dims(keys)])
             return self.op.node("Cast", [difference], dims(difference), FLOAT, name, to=int(FLOAT))
 
         (N,) = dims(slopes)
-        distance = self._shared_value(f"distances/{keys.name}", distances)
+        distance = self._shared_by_row(f"distances/{keys.name}", row, distances)
         factors = self.op.reshape(slopes, [1, N, 1, 1])
-        return self._shared_value(
+        return self._shared_by_row(
             f"{slopes.name}/alibi",
+            row,
             lambda name: self.op.node("Mul", [factors, distance], [1, N, *dims(distance)], FLOAT, name),
         )
 
-    def _visible(self, S: int, window: int, name: str) -> ir.Value:
-        """The mask, bool [T, S]: query t sees the keys 0 to position + t, of these the last `window`."""
+    def _visible(self, S: int, row: ir.Value, window: int, name: str) -> ir.Value:
+        """The mask, bool [T, S]: query t sees the keys 0 to its own row, of these the last `window`."""
         keys = self.op.constant(np.arange(S), "keys")
-        queries = self._shared_value("queries", self._queries)
+        queries = self._queries(row)
         shape: list[Dim] = ["T", S]
         causal = self.op.node("LessOrEqual", [keys, queries], shape, BOOL, name if not window else "causal")
         if not window:
@@ -454,9 +456,25 @@ class StandardForm:
         near = self.op.node("Greater", [keys, first], shape, BOOL)
         return self.op.node("And", [causal, near], shape, BOOL, name)
 
-    def _queries(self, name: str) -> ir.Value:
-        """The positions of the queries, int64 [T, 1]."""
-        return self.op.reshape(self.tokens.positions, ["T", 1], name)
+    def _position_ids(self, name: str) -> ir.Value:
+        """The position of each token, int64 [1, T]."""
+        return self.op.reshape(self.tokens.positions, [1, "T"], name)
+
+    def _queries(self, row: ir.Value) -> ir.Value:
+        """The rows of the queries in a cache, int64 [T, 1]."""
+
+        def make(name: str) -> ir.Value:
+            rows = self.tokens.positions
+            if row is not self.tokens.position:
+                rows = self.op.node("Add", [self.tokens.steps, row], ["T"], name="window_rows")
+            return self.op.reshape(rows, ["T", 1], name)
+
+        return self._shared_by_row("queries", row, make)
+
+    def _shared_by_row(self, name: str, row: ir.Value, make: Callable[[str], ir.Value]) -> ir.Value:
+        """`_shared_value` for all layers that have the first token in the same row."""
+        is_window = row is not self.tokens.position
+        return self._shared_value(f"{name}/window" if is_window else name, make)
 
     def _shared_value(self, name: str, make: Callable[[str], ir.Value]) -> ir.Value:
         """The value of a name that all layers share; `make(name)` builds it at the first call."""

@@ -172,9 +172,15 @@ class LiteRtEngine:
         anywhere = {1, *(prefill.length for prefill in prefills if prefill.caches)}
         at_start = {prefill.length for prefill in prefills} - anywhere
         if all(prefill.gives_logits for prefill in prefills):
-            return plan_chunks(length, self.capacity, anywhere, at_start, num_cached)
+            return plan_chunks(length, self.capacity, anywhere, at_start, num_cached, self._feeds_again)
         last = Chunk(1, length - 1, length)
-        return [*plan_chunks(length - 1, self.capacity, anywhere, at_start, num_cached), last]
+        chunks = plan_chunks(length - 1, self.capacity, anywhere, at_start, num_cached, self._feeds_again)
+        return [*chunks, last]
+
+    @property
+    def _feeds_again(self) -> bool:
+        """Whether a run may start at any earlier position. Window caches hold the last positions only."""
+        return self.contract.decode.window is None
 
     @property
     def gives_all_logits(self) -> bool:
@@ -193,7 +199,7 @@ class LiteRtEngine:
         prefills = [prefill for prefill in self.contract.prefills if prefill.gives_logits]
         anywhere = {1, *(prefill.length for prefill in prefills if prefill.caches)}
         at_start = {prefill.length for prefill in prefills} - anywhere
-        return plan_chunks(length, self.capacity, anywhere, at_start)
+        return plan_chunks(length, self.capacity, anywhere, at_start, feeds_again=self._feeds_again)
 
     def open_session(self) -> LiteRtSession:
         """See `Engine`."""
@@ -227,14 +233,17 @@ class LiteRtEngine:
         """
         capacity = caches.smallest_capacity(position) if length == 1 else self.capacity
         signature = self._decodes[capacity] if length == 1 else self._prefills[length]
-        buffers = caches.select(capacity, position, position + len(tokens))
-        signature.run(tokens, position, buffers)
+        buffers = caches.select(capacity, position, position + len(tokens), length)
+        window_row = position - caches.first_position(capacity)
+        signature.run(tokens, position, window_row, buffers)
         for slot, (tensor, rows) in signature.rows.items():
-            layout = self.contract.decode.caches[slot].layout
-            rows = rows.transpose([tensor.layout.index(axis) for axis in layout])
-            before = (slice(None),) * layout.index("T")
-            written = (*before, slice(position, position + len(tokens)))
-            buffers[slot][1][written] = rows[(*before, slice(len(tokens)))]
+            cache = self._decodes[capacity].spec.caches[slot]
+            rows = rows.transpose([tensor.layout.index(axis) for axis in cache.layout])
+            before = (slice(None),) * cache.layout.index("T")
+            first = position if cache.role.capacity is None else window_row
+            buffers[slot][1][(*before, slice(first, first + len(tokens)))] = rows[
+                (*before, slice(len(tokens)))
+            ]
         return signature
 
     def allocate(self, decode: SignatureSpec) -> CacheBuffers[TensorBuffer]:
@@ -280,7 +289,7 @@ class LiteRtSession:
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         """See `EngineSession`."""
         tokens = check_prompt(tokens, self, num_cached)
-        *chunks, last = self.plan(len(tokens), num_cached)
+        *chunks, last = self.plan(len(tokens), self.reusable(num_cached))
         for chunk in chunks:
             with self._steps.turn():
                 self.run(tokens, chunk)
@@ -311,6 +320,10 @@ class LiteRtSession:
             yield check_logits(logits, done)
             done = chunk.stop
 
+    def reusable(self, count: int) -> int:
+        """See `EngineSession`."""
+        return self.kv_caches.reusable(count)
+
     def copy_rows(self, source: LiteRtSession, start: int, stop: int) -> None:
         """See `EngineSession`."""
         self.kv_caches.copy_rows(source.kv_caches, start, stop)
@@ -340,10 +353,12 @@ class _BoundSignature:
             caches: The KV caches that it runs on. A prefill without cache inputs may return rows of the
                 shape of a cache, which are then written to it directly.
         """
+        self.spec = signature
         self._model = model
         self._index = model.get_signature_index(signature.name)
         self._ids = self._logits = np.zeros((1, 0))
         self._positions: list[np.ndarray] = []
+        self._window_rows: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
         self._inputs: list[TensorBuffer | Slot] = []
         self._outputs: list[TensorBuffer | Slot] = []
@@ -376,6 +391,8 @@ class _BoundSignature:
                 self._ids = array[0]
             case "position":
                 self._positions.append(array.reshape(-1))
+            case "window_row":
+                self._window_rows.append(array.reshape(-1))
             case "mask":
                 self._masks.append(array)
             case "logits":
@@ -388,12 +405,16 @@ class _BoundSignature:
         if any(buffers is self._bound for buffers in caches):
             self._bound, self._buffers = None, []
 
-    def run(self, tokens: Sequence[int], position: int, caches: CacheBuffers[TensorBuffer]) -> None:
-        """Feed at most T ids, the first at `position`."""
+    def run(
+        self, tokens: Sequence[int], position: int, window_row: int, caches: CacheBuffers[TensorBuffer]
+    ) -> None:
+        """Feed at most T ids, the first at `position`, in row `window_row` of window caches."""
         self._ids[: len(tokens)] = tokens
         self._ids[len(tokens) :] = 0
         for positions in self._positions:
             positions[:] = range(position, position + len(positions))
+        for row in self._window_rows:
+            row[:] = window_row
         for mask in self._masks:
             fill_mask(mask, position, len(tokens), len(self._ids))
         if caches is not self._bound:

@@ -7,7 +7,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from runtime_py.model.contract import SignatureSpec, Slot
+from runtime_py.engines.window_rows import WindowRows, move_to_front
+from runtime_py.model.contract import SignatureSpec, Slot, TensorSpec
+from runtime_py.model.window_size import WindowSize
 
 Buffer = TypeVar("Buffer")
 
@@ -20,6 +22,9 @@ class KVCaches(Generic[Buffer]):
 
     These are the largest, which prefills fill, and the one that decode uses. A row is copied from one to the
     other once, when it is first needed there.
+
+    Layers with a window may have window caches, which hold the last positions only
+    (`runtime_py.engines.window_rows`). Buckets that are small enough have full caches of these layers.
     """
 
     def __init__(
@@ -37,7 +42,11 @@ class KVCaches(Generic[Buffer]):
         self._decodes = decodes
         self._allocate = allocate
         self._valid_rows: dict[int, int] = {}  # by capacity: the number of leading rows that hold the text
+        self._windows: dict[int, WindowRows] = {}  # by capacity, if the largest has window caches
         self._largest = max(decodes)
+        largest = decodes[self._largest]
+        self._window_slots = {slot: of for slot, of in largest.caches.items() if of.role.capacity is not None}
+        self._window = largest.window
 
     def smallest_capacity(self, position: int) -> int:
         """Return the smallest capacity with a row for a position.
@@ -50,58 +59,150 @@ class KVCaches(Generic[Buffer]):
         """
         return next(capacity for capacity in self._decodes if capacity > position)
 
-    def select(self, capacity: int, start: int, stop: int) -> CacheBuffers[Buffer]:
+    def reusable(self, count: int) -> int:
+        """Return how many leading rows a run can continue from.
+
+        Args:
+            count: The wanted number, at most the number of tokens that were read.
+
+        Returns:
+            `count`; 0 if window caches do not hold the rows before it any more.
+        """
+        return count if self._capacity_with(count) is not None else 0
+
+    def select(self, capacity: int, start: int, stop: int, length: int | None = None) -> CacheBuffers[Buffer]:
         """Return the buffers of one capacity for a run that writes rows `start` to `stop` - 1.
 
         Rows from `start` on are no longer valid in other capacities.
 
         Args:
             capacity: A capacity of the decode signatures.
-            start: The first row that the caller writes. Rows before it are valid in the result.
+            start: The first row that the caller writes. Rows before it are valid in the result, of window
+                caches those that a query sees. `reusable(start)` is `start`.
             stop: The end of the rows that the caller writes.
+            length: The number of rows that the run overwrites; None for `stop` - `start`.
 
         Returns:
             The buffers.
         """
-        buffers = self.allocated.get(capacity)
-        if buffers is None:
-            buffers = self.allocated[capacity] = self._allocate(self._decodes[capacity])
-            self._valid_rows[capacity] = 0
+        buffers = self._allocated(capacity)
+        self._move_windows(capacity, start, stop - start if length is None else length)
         for other in self.allocated.keys() - {capacity}:
             self._copy_valid(start, other, capacity)
             self._valid_rows[other] = min(self._valid_rows[other], start)
             if capacity != self._largest and other != self._largest:
-                del self.allocated[other], self._valid_rows[other]
+                self._free(other)
         self._valid_rows[capacity] = stop
         return buffers
+
+    def first_position(self, capacity: int) -> int:
+        """Return the position in row 0 of the window caches.
+
+        Args:
+            capacity: One of the allocated capacities.
+
+        Returns:
+            The position; 0 if its caches are full.
+        """
+        return self._windows[capacity].first if self._windows else 0
 
     def copy_rows(self, source: KVCaches[Buffer], start: int, stop: int) -> None:
         """Copy rows from the KV caches of another session.
 
         Args:
-            source: The other session's caches. One of its capacities has all rows below `stop`.
+            source: The other session's caches. `source.reusable(stop)` is `stop`.
             start: The first row; the rows before it are valid.
             stop: The end of the rows.
         """
-        capacity = min(capacity for capacity, valid in source._valid_rows.items() if valid >= stop)
-        buffers = self.select(self._largest, start, stop)  # prefills, which usually follow, use the largest
-        self._copy(source.allocated[capacity], buffers, start, stop)
+        holder = source._capacity_with(stop)
+        assert holder is not None
+        largest = self._largest  # prefills, which usually follow, use it
+        target = self._allocated(largest)
+        for other in self.allocated.keys() - {largest}:
+            self._copy_valid(start, other, largest)
+            self._valid_rows[other] = min(self._valid_rows[other], start)
+        complete = min(capacity for capacity, valid in source._valid_rows.items() if valid >= stop)
+        for slot, cache in self._full_slots.items():
+            _copy(source.allocated[complete][slot][1], target[slot][1], cache, start, stop)
+        self._copy_windows(source, holder, largest, stop)
+        self._valid_rows[largest] = stop
 
     def close(self) -> None:
         """Free all buffers."""
         self.allocated.clear()
         self._valid_rows.clear()
+        self._windows.clear()
+
+    @property
+    def _full_slots(self) -> dict[Slot, TensorSpec]:
+        caches = self._decodes[self._largest].caches
+        return {slot: cache for slot, cache in caches.items() if slot not in self._window_slots}
+
+    def _allocated(self, capacity: int) -> CacheBuffers[Buffer]:
+        if capacity not in self.allocated:
+            decode = self._decodes[capacity]
+            self.allocated[capacity] = self._allocate(decode)
+            self._valid_rows[capacity] = 0
+            if self._window is not None:
+                size = decode.window or WindowSize(capacity, self._window.window)
+                self._windows[capacity] = WindowRows(size)
+        return self.allocated[capacity]
+
+    def _free(self, capacity: int) -> None:
+        del self.allocated[capacity], self._valid_rows[capacity]
+        self._windows.pop(capacity, None)
+
+    def _holds(self, capacity: int, position: int) -> bool:
+        """Whether the window caches of a capacity hold what a query at a position sees before it."""
+        windows = self._windows.get(capacity)  # None: another thread has just freed it
+        return (
+            windows is not None and position <= self._valid_rows.get(capacity, -1) and windows.holds(position)
+        )
+
+    def _capacity_with(self, position: int) -> int | None:
+        """The smallest capacity whose window caches hold what a query at a position sees; None for none."""
+        capacities = sorted(self.allocated)
+        if not self._window_slots:
+            return self._largest
+        return next((one for one in capacities if self._holds(one, position)), None)
+
+    def _move_windows(self, capacity: int, start: int, length: int) -> None:
+        """Let the window caches of a capacity hold what a run sees, and make room for its rows."""
+        if not self._window_slots:
+            return
+        if start and not self._holds(capacity, start):
+            holder = self._capacity_with(start)
+            if holder is None:
+                raise ValueError(f"the window caches do not hold the rows before position {start} any more")
+            self._copy_windows(self, holder, capacity, start)
+        moved = self._windows[capacity].make_room(start, length)
+        if moved is not None:
+            for slot, cache in self._window_slots.items():
+                move_to_front(self.allocated[capacity][slot][1], cache.layout.index("T"), moved)
+
+    def _copy_windows(self, source: KVCaches[Buffer], holder: int, capacity: int, stop: int) -> None:
+        """Copy the rows of window caches before position `stop`, from a capacity of `source` to one here."""
+        if not self._window_slots:
+            return
+        held, windows = source._windows[holder], self._windows[capacity]
+        has_window_caches = self._decodes[capacity].window is not None
+        windows.first, windows.lowest = held.first if has_window_caches else 0, held.lowest
+        for slot, cache in self._window_slots.items():
+            from_rows, to_rows = source.allocated[holder][slot][1], self.allocated[capacity][slot][1]
+            _copy(from_rows, to_rows, cache, 0, stop - held.first, held.first - windows.first)
 
     def _copy_valid(self, count: int, source: int, target: int) -> None:
-        """Copy the rows below `count` that are valid in `source` but not in `target`."""
+        """Copy the rows of full caches below `count` that are valid in `source` but not in `target`."""
         first, last = self._valid_rows[target], min(count, self._valid_rows[source])
         if first < last:
-            self._copy(self.allocated[source], self.allocated[target], first, last)
+            for slot, cache in self._full_slots.items():
+                _copy(self.allocated[source][slot][1], self.allocated[target][slot][1], cache, first, last)
             self._valid_rows[target] = last
 
-    def _copy(
-        self, source: CacheBuffers[Buffer], target: CacheBuffers[Buffer], first: int, last: int
-    ) -> None:
-        for slot, cache in self._decodes[self._largest].caches.items():
-            rows = (slice(None),) * cache.layout.index("T") + (slice(first, last),)
-            target[slot][1][rows] = source[slot][1][rows]
+
+def _copy(
+    source: np.ndarray, target: np.ndarray, cache: TensorSpec, first: int, last: int, offset: int = 0
+) -> None:
+    """Copy rows `first` to `last` - 1, to the same rows plus `offset`."""
+    before = (slice(None),) * cache.layout.index("T")
+    target[(*before, slice(first + offset, last + offset))] = source[(*before, slice(first, last))]

@@ -21,6 +21,7 @@ from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
 from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
+from runtime_py.engines.window_rows import WindowRows
 from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
 
 
@@ -160,8 +161,11 @@ class OnertSession:
             if tensor.slot in decode.caches
         }
         """Views of the KV caches by position: [S, K, H]."""
+        self._windows = WindowRows(decode.window) if decode.window is not None else None
+        self._window_row = by_role.get("window_row")
+        self._window_slots = {slot for slot, of in decode.caches.items() if of.role.capacity is not None}
         self._rows = [
-            (index, tensor.heads, self.kv_caches[tensor.slot])
+            (index, tensor.heads, tensor.slot)
             for index, tensor in enumerate(decode.outputs)
             if tensor.slot in decode.cache_outputs
         ]
@@ -169,7 +173,7 @@ class OnertSession:
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         """See `EngineSession`."""
         tokens = check_prompt(tokens, self, num_cached)
-        *chunks, last = self.plan(len(tokens), num_cached)
+        *chunks, last = self.plan(len(tokens), self.reusable(num_cached))
         for chunk in chunks:
             with self._steps.turn():
                 self.run(tokens, chunk)
@@ -193,24 +197,38 @@ class OnertSession:
         for position, token in enumerate(check_prompt(tokens, self, name="the text")):
             yield self.decode(token, position)[np.newaxis]
 
+    def reusable(self, count: int) -> int:
+        """See `EngineSession`."""
+        return count if self._windows is None or self._windows.holds(count) else 0
+
     def copy_rows(self, source: OnertSession, start: int, stop: int) -> None:
         """See `EngineSession`."""
+        if self._windows is not None and source._windows is not None:
+            self._windows.copy(source._windows)
         for slot, cache in self.kv_caches.items():
-            cache[start:stop] = source.kv_caches[slot][start:stop]
+            copied = slice(None) if slot in self._window_slots else slice(start, stop)
+            cache[copied] = source.kv_caches[slot][copied]
 
     def close(self) -> None:
         """See `EngineSession`."""
         if self._steps is not CLOSED_SESSION:
             self._steps = CLOSED_SESSION
             # onert has its own reference to the arrays until another session runs
-            del self._engine, self.inputs, self.kv_caches, self._rows, self._tokens, self._position
+            del self._engine, self.inputs, self.kv_caches, self._tokens, self._position, self._window_row
 
     def _step(self, token: int, position: int) -> None:
         self._tokens[...] = token
         self._position[...] = position
+        window_row = position
+        if self._windows is not None:
+            caches = [(self.kv_caches[slot], 0) for slot in self._window_slots]
+            window_row = self._windows.row_of(position, 1, caches)
+        if self._window_row is not None:
+            self._window_row[...] = window_row
         self._engine.run(self)
-        for index, heads, cache in self._rows:
-            cache[position] = self._engine.output(index).reshape(heads)
+        for index, heads, slot in self._rows:
+            row = window_row if slot in self._window_slots else position
+            self.kv_caches[slot][row] = self._engine.output(index).reshape(heads)
 
     def _read_logits(self) -> np.ndarray:
         """The logits of the last step, [V] float32."""

@@ -29,6 +29,7 @@ from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
+from runtime_py.engines.window_rows import WindowRows
 from runtime_py.model.contract import Contract, Slot
 from runtime_py.model.weight_dtype import onnx_weight_dtype
 
@@ -99,13 +100,14 @@ class OnnxEngine:
             ModelError: The model is of another form, or ONNX Runtime refuses it.
         """
         self._file = model
-        self._max_chunk = max_chunk
         self.steps = StepLock(self)
         with silenced_stderr(not debug):
             self._model = open_inference_session(model, session_options(threads, debug), folder)
             self._metadata: dict[str, str] = self._model.get_modelmeta().custom_metadata_map
             self.contract, self._every_logit = Contract.parse_dynamic(self._metadata.get(METADATA_NAME))
             self.capacity = self.contract.capacity
+            window = self.contract.decode.window
+            self._max_chunk = min(max_chunk, window.max_tokens) if window is not None else max_chunk
             self.vocab_size = self.contract.vocab_size
             self._check_contract()
             session = self.open_session()
@@ -209,11 +211,13 @@ class OnnxSession:
                 for slot, cache in engine.contract.decode.caches.items()
             }
             self._step = self._bind(self.kv_caches, 1)
+        size = engine.contract.decode.window
+        self._windows = WindowRows(size) if size is not None else None
 
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         """See `EngineSession`."""
         tokens = check_prompt(tokens, self, num_cached)
-        *chunks, last = self.plan(len(tokens), num_cached)
+        *chunks, last = self.plan(len(tokens), self.reusable(num_cached))
         for chunk in chunks:
             with self._steps.turn():
                 self.run(tokens, chunk)
@@ -225,7 +229,7 @@ class OnnxSession:
         """See `EngineSession`."""
         token = check_token(token, position, self)
         with self._steps.turn():
-            self._step(token, position)
+            self._feed(self._step, token, position, 1)
             logits = self._step.logits[-1].copy()
         return check_logits(logits, position)
 
@@ -242,10 +246,18 @@ class OnnxSession:
                 logits = self._run(tokens, chunk).logits.copy()
             yield check_logits(logits, chunk.start)
 
+    def reusable(self, count: int) -> int:
+        """See `EngineSession`."""
+        return count if self._windows is None or self._windows.holds(count) else 0
+
     def copy_rows(self, source: OnnxSession, start: int, stop: int) -> None:
         """See `EngineSession`."""
+        if self._windows is not None and source._windows is not None:
+            self._windows.copy(source._windows)
         for slot, cache in self._contract.decode.caches.items():
-            rows = (slice(None),) * cache.layout.index("T") + (slice(start, stop),)
+            axis = cache.layout.index("T")
+            copied = slice(start, stop) if cache.role.capacity is None else slice(None)
+            rows = (slice(None),) * axis + (copied,)
             self.kv_caches[slot][rows] = source.kv_caches[slot][rows]
 
     def close(self) -> None:
@@ -256,8 +268,20 @@ class OnnxSession:
 
     def _run(self, tokens: Sequence[int], chunk: Chunk) -> _BoundGraph:
         run = self._bind(self.kv_caches, chunk.length)
-        run(tokens[chunk.start : chunk.stop], chunk.start)
+        self._feed(run, tokens[chunk.start : chunk.stop], chunk.start, chunk.length)
         return run
+
+    def _feed(self, run: _BoundGraph, tokens: Sequence[int] | int, position: int, length: int) -> None:
+        """Run the graph on T tokens, after the rows of window caches were moved if they must be."""
+        if self._windows is None:
+            run(tokens, position, position)
+            return
+        caches = [
+            (self.kv_caches[slot], cache.layout.index("T"))
+            for slot, cache in self._contract.decode.caches.items()
+            if cache.role.capacity is not None
+        ]
+        run(tokens, position, self._windows.row_of(position, length, caches))
 
 
 class _BoundGraph:
@@ -279,8 +303,15 @@ class _BoundGraph:
         assert tokens and position and logits  # noqa: PT018
         self._tokens = np.zeros((1, length), tokens.dtype)
         self._position = np.zeros(1, position.dtype)
+        row = decode.input("window_row")
+        self._window_row = np.zeros(1, row.dtype if row is not None else position.dtype)
         self._logits = np.zeros((1, rows, logits.shape[-1]), logits.dtype)
-        arrays = {"tokens": self._tokens, "position": self._position, "logits": self._logits}
+        arrays = {
+            "tokens": self._tokens,
+            "position": self._position,
+            "window_row": self._window_row,
+            "logits": self._logits,
+        }
         for tensors, bind in (
             (decode.inputs, self._binding.bind_input),
             (decode.outputs, self._binding.bind_output),
@@ -289,10 +320,10 @@ class _BoundGraph:
                 array = caches[tensor.slot] if tensor.slot in caches else arrays[tensor.kind]
                 bind(tensor.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
-    def __call__(self, tokens: Sequence[int] | int, position: int) -> None:
-        """Feed T ids, the first at `position`."""
+    def __call__(self, tokens: Sequence[int] | int, position: int, window_row: int) -> None:
+        """Feed T ids, the first at `position`, in row `window_row` of window caches."""
         self._tokens[0] = tokens
-        self._position[0] = position
+        self._position[0], self._window_row[0] = position, window_row
         try:
             self._model.run_with_iobinding(self._binding)
         except Exception as error:  # its exceptions have no common base class

@@ -38,6 +38,7 @@ from tests.o2o.filters import (
 from tests.o2o.graphs import Graph, weights
 from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.onnx.decoders import decoder
+from tests.o2o.window_graphs import window_model
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 Wrapper = Callable[..., Any]
@@ -469,6 +470,15 @@ def bucket_outputs_crossed(result: None, model: Model, *_: Any) -> None:
     names = [name for name, one in signature.outputs.items() if (role := role_of(one)) and role.is_rows]
     first, second = (signature.outputs[name] for name in names)
     signature.outputs |= dict(zip(names, (second, first), strict=True))
+
+
+def read_at_position(result: None, model: Model, *_: Any) -> None:
+    """The rows are written where they should be, and attention masks others."""
+    for graph in model.graphs:
+        position = next(value for value in graph.inputs if value.name == "position")
+        for node in graph:
+            if node.op_type == "o2o.attention":
+                node.replace_input_with(3, position)
 
 
 def swap_nibbles(original: Wrapper, self: Any, *given: Any) -> Any:
@@ -909,6 +919,14 @@ DEFECTS = {
         bucketed,
         after("filters.bucket_kvcache:add_cache_buckets", bucket_outputs_crossed),
         "present_.*_0 of decode_8",
+    ),
+    # window.kvcache.py
+    "a window cache that is read at the position": Defect(
+        "window_kvcache",
+        [],
+        window_model,
+        after("filters.window_kvcache:shrink_window_caches", read_at_position),
+        "of prefill_4|of decode",
     ),
     "a bucket of another capacity": Defect(
         "bucket_kvcache",

@@ -19,6 +19,7 @@ from tests.o2o.language_model_graphs import language_model
 from tests.o2o.lower.onnx.decoders import plain as one_token
 from tests.o2o.onnx_graphs import chain as onnx_chain
 from tests.o2o.onnx_graphs import data_of
+from tests.o2o.window_graphs import window_model
 
 # A file of the little decoder, for all tests of a process.
 DECODER = str(Path(tempfile.mkdtemp(), "decoder.circle"))
@@ -34,6 +35,7 @@ def filtered_decoder() -> Model:
 
 # What a run that succeeds on the little decoder needs, where that is anything at all.
 GIVEN: dict[str, dict[str, Any]] = {
+    "window_kvcache": {"model": staticmethod(window_model)},
     "bucket_kvcache": {
         "arguments": ["--capacities", "4"],
         "model": staticmethod(lambda: lower_to_litert(attention(Form(layout="BNTH")))),

@@ -24,6 +24,7 @@ from o2o.verifier.issue import CODES
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import BOOL, FLOAT, INT32, SAMPLES, Graph, custom, linear, per_channel, sign, weights
 from tests.o2o.language_model_graphs import language_model
+from tests.o2o.window_graphs import window_model
 
 Verify = Callable[..., tuple[int, str]]
 
@@ -256,6 +257,17 @@ def windowed(window: int) -> Model:
     return model
 
 
+def window_caches(window_row: bool = True, rows: int | None = None) -> Model:
+    """Decode with window caches, without `window_row`, or with another number of rows in one of them."""
+    model = window_model(rows=11, lengths=[1])
+    for value in model.graphs[0].inputs:
+        if value.name == "window_row" and not window_row:
+            del value.meta["role"]
+        if value.name == "past_value_0" and rows is not None:
+            value.shape = ir.Shape((1, 1, rows, 8))
+    return model
+
+
 def retyped(name: str, shape: list[int], dtype: ir.DataType = FLOAT) -> Model:
     """Decode takes a cache of another shape, or ids of another dtype: only its declaration changes."""
     model = language_model()
@@ -399,6 +411,18 @@ def other_vocabulary() -> Model:
         (
             lambda: retyped("past_key_0", [1, 4, 8, 3]),
             "error V202 decode, past_value_0: K is 2, and 4 in past_key_0",
+        ),
+        (
+            lambda: window_caches(window_row=False),
+            "error V202 decode, past_value_0: it is a window cache, and there is no input window_row",
+        ),
+        (
+            lambda: window_caches(rows=4),
+            "error V202 decode, past_value_0: it has 4 rows, and a run of 1 with a window of 5 needs 5",
+        ),
+        (
+            lambda: window_caches(rows=9),
+            "error V202 decode, past_value_0: it has 9 rows, and past_key_0 11",
         ),
         (
             lambda: changed_role(3, Role("key_cache", 0, "BNTH")),

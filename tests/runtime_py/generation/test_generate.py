@@ -44,6 +44,9 @@ class CountingEngine:
         self.read += chunk.stop - chunk.start
         self.fed = list(tokens[: chunk.stop])
 
+    def reusable(self, count: int) -> int:
+        return count
+
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         assert 1 <= len(tokens) <= self.capacity
         assert num_cached < len(tokens)

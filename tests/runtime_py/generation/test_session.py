@@ -47,6 +47,9 @@ class Interrupted(CountingEngine):
 
     interrupts = False
 
+    def reusable(self, count: int) -> int:
+        return count
+
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         logits = super().prefill(tokens, num_cached)
         if self.interrupts:

@@ -22,10 +22,14 @@ CAPACITY, LENGTHS = 40, [1, 4, 8]
 
 
 class Rows:
-    """An engine session: its rows are the ids themselves. It refuses wrong calls."""
+    """An engine session: its rows are the ids themselves. It refuses wrong calls.
+
+    With a window, rows before `lowest` are gone for it after each run of many.
+    """
 
     def __init__(self, engine: RowsEngine) -> None:
         self.engine = engine
+        self.lowest = 0
         self.rows = [-1] * CAPACITY
         self.closed = False
 
@@ -34,26 +38,40 @@ class Rows:
 
     def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
         assert not self.closed
+        assert self.reusable(chunk.start) == chunk.start
         assert self.rows[: chunk.start] == list(tokens[: chunk.start])
         self.rows[chunk.start : chunk.start + chunk.length] = [-1] * chunk.length
         self.rows[chunk.start : chunk.stop] = tokens[chunk.start : chunk.stop]
         self.engine.computed += chunk.stop - chunk.start
+        self._forget(chunk.start)
 
     def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
         assert num_cached < len(tokens)
+        assert self.reusable(num_cached) == num_cached
         for chunk in self.plan(len(tokens), num_cached):
             with self.engine.steps.turn():
                 self.run(tokens, chunk)
         return np.array(tokens)
 
     def decode(self, token: int, position: int) -> np.ndarray:
+        assert self.reusable(position) == position
         with self.engine.steps.turn():
             self.rows[position] = token
         self.engine.computed += 1
+        self._forget(position)
         assert -1 not in self.rows[: position + 1]
         return np.array(self.rows[: position + 1])
 
+    def reusable(self, count: int) -> int:
+        return count if self.lowest <= max(0, count - (self.engine.window or CAPACITY)) else 0
+
+    def _forget(self, start: int) -> None:
+        if self.engine.window is not None:
+            self.lowest = 0 if start == 0 else max(self.lowest, start - self.engine.window - 3)
+
     def copy_rows(self, source: Rows, start: int, stop: int) -> None:
+        assert source.reusable(stop) == stop
+        self.lowest = source.lowest
         assert -1 not in source.rows[:stop]
         assert self.rows[:start] == source.rows[:start]
         self.rows[start:stop] = source.rows[start:stop]
@@ -68,7 +86,8 @@ class RowsEngine:
 
     capacity, vocab_size = CAPACITY, 10
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None = None) -> None:
+        self.window = window
         self.steps = StepLock(self)
         self.opened: list[Rows] = []
         self.computed = self.copied = 0
@@ -81,8 +100,8 @@ class RowsEngine:
         self.steps.close(lambda: None)
 
 
-def opened(max_sessions: int = 4) -> tuple[RowsEngine, SessionPool]:
-    engine = RowsEngine()
+def opened(max_sessions: int = 4, window: int | None = None) -> tuple[RowsEngine, SessionPool]:
+    engine = RowsEngine(window)
     return engine, SessionPool(engine, max_sessions)
 
 
@@ -255,9 +274,11 @@ def test_the_number_of_shared_tokens(tokens: list[int], cached: list[int], count
 class Sessions(RuleBasedStateMachine):
     """Texts of few ids in any number of sessions, each equal to the text alone."""
 
+    window: int | None = None
+
     def __init__(self) -> None:
         super().__init__()
-        self.engine, self.pool = opened(3)
+        self.engine, self.pool = opened(3, self.window)
         self.texts: dict[Session, list[int]] = {}
         self.generating: dict[Session, object] = {}
 
@@ -330,3 +351,23 @@ class Sessions(RuleBasedStateMachine):
 
 Sessions.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestSessions = Sessions.TestCase
+
+
+class WindowSessions(Sessions):
+    """Sessions whose engine forgets the rows before a window."""
+
+    window = 6
+
+
+WindowSessions.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestWindowSessions = WindowSessions.TestCase
+
+
+def test_a_text_that_windows_do_not_hold_is_read_again() -> None:
+    engine, pool = opened(1, window=2)
+    session = Session(pool)
+    session.read([*range(10)])
+    assert session.read([*range(10), 1]).tolist() == [*range(10), 1]
+    assert engine.computed == 11
+    assert session.read([0, 1, 2, 3]).tolist() == [0, 1, 2, 3]
+    assert engine.computed == 15
