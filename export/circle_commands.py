@@ -101,7 +101,7 @@ def window_cache_rows(config: CheckpointConfig, graphs: Sequence[GraphSpec]) -> 
     window = config.sliding_window
     if window is None:
         return None
-    tokens = max(spec.tokens for spec in graphs)
+    tokens = max(spec.tokens for spec in graphs if spec.capacity is not None)
     capacity = max(spec.capacity or 0 for spec in graphs)
     of = WindowLayers(config.windowed_layers, window, tokens, capacity)
     return of.default_rows if of.pays else None

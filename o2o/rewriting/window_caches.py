@@ -45,7 +45,7 @@ class WindowLayers:
     Attributes:
         layers: Their numbers.
         window: W, the largest of their windows.
-        tokens: T, the most tokens that a signature reads.
+        tokens: T, the most tokens that a signature with KV caches reads.
         capacity: S.
     """
 
@@ -108,7 +108,7 @@ def window_layers(model: Model) -> WindowLayers | None:
             fail(f"{signature.name} and {first} have windows in different layers")
     roles = [
         (signature, value, role)
-        for signature in model.signatures
+        for signature in with_caches
         for value in signature.inputs.values()
         if (role := role_of(value)) is not None
     ]

@@ -71,6 +71,14 @@ class WindowRows:
                 move_to_front(rows, axis, moved)
         return position - self.first
 
+    def hold_last(self, stop: int) -> None:
+        """Hold the last rows of a run from position 0 that returned its rows.
+
+        Args:
+            stop: The number of its tokens.
+        """
+        self.first = self.lowest = max(0, stop - self.size.rows)
+
     def make_room(self, position: int, length: int) -> slice | None:
         """Choose what row 0 holds from now on, before a run. `holds` is true for its position, or it is 0.
 
@@ -83,6 +91,7 @@ class WindowRows:
         """
         if position == 0:
             self.first = self.lowest = 0
+            return None
         stop = position - self.first
         if stop + length <= self.size.rows:
             return None

@@ -236,14 +236,15 @@ class LiteRtEngine:
         buffers = caches.select(capacity, position, position + len(tokens), length)
         window_row = position - caches.first_position(capacity)
         signature.run(tokens, position, window_row, buffers)
+        if signature.rows and not signature.spec.caches:
+            window_row = -caches.hold_last(capacity, len(tokens))
         for slot, (tensor, rows) in signature.rows.items():
             cache = self._decodes[capacity].spec.caches[slot]
             rows = rows.transpose([tensor.layout.index(axis) for axis in cache.layout])
             before = (slice(None),) * cache.layout.index("T")
-            first = position if cache.role.capacity is None else window_row
-            buffers[slot][1][(*before, slice(first, first + len(tokens)))] = rows[
-                (*before, slice(len(tokens)))
-            ]
+            row = position if cache.role.capacity is None else window_row
+            written = (*before, slice(max(0, row), row + len(tokens)))
+            buffers[slot][1][written] = rows[(*before, slice(max(0, -row), len(tokens)))]
         return signature
 
     def allocate(self, decode: SignatureSpec) -> CacheBuffers[TensorBuffer]:

@@ -106,6 +106,20 @@ class KVCaches(Generic[Buffer]):
         """
         return self._windows[capacity].first if self._windows else 0
 
+    def hold_last(self, capacity: int, stop: int) -> int:
+        """Let window caches hold the last rows of a run from position 0 that returned its rows.
+
+        Args:
+            capacity: The capacity that was selected for it.
+            stop: The number of its tokens.
+
+        Returns:
+            The first position that they hold.
+        """
+        if self._windows:
+            self._windows[capacity].hold_last(stop)
+        return self.first_position(capacity)
+
     def copy_rows(self, source: KVCaches[Buffer], start: int, stop: int) -> None:
         """Copy rows from the KV caches of another session.
 
