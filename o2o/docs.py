@@ -19,6 +19,7 @@ from typing import get_args
 from o2o import filters
 from o2o.cli import command
 from o2o.cli.arguments import Parser
+from o2o.describe import TITLES
 from o2o.filters.base import Filter, Purpose
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "filters"
@@ -33,6 +34,7 @@ Each filter reads a model from stdin or from a file, changes it, and writes it t
 Messages go to stderr. The exit code is 0 for success, and 1 for a model that the filter cannot take. It is 2
 for wrong usage or a selector that matches nothing. A filter that fails prints one line and writes nothing.
 A filter that changes a model adds an entry to the model's history.
+The tables say which formats a filter takes. All others it refuses.
 
 Flags take `_` and `-` alike: `--keep_by_name` and `--keep-by-name` are the same flag.
 
@@ -58,10 +60,11 @@ def _index(by_name: Mapping[str, type[Filter]]) -> Iterator[str]:
     """The filters by purpose, in the order of `o2o filters`."""
     for purpose in get_args(Purpose):
         yield f"## {purpose}\n"
-        yield "| filter | task |\n|---|---|"
+        yield f"| filter | task | {' | '.join(TITLES.values())} |\n|---|---|{'---|' * len(TITLES)}"
         for name, filter_ in by_name.items():
             if filter_.purpose == purpose:
-                yield f"| [`{name}`]({name}.md) | {_paragraphs(filter_)[0]} |"
+                takes = " | ".join("yes" if one in filter_.input_formats else "" for one in TITLES)
+                yield f"| [`{name}`]({name}.md) | {_paragraphs(filter_)[0]} | {takes} |"
         yield ""
 
 

@@ -134,14 +134,16 @@ def run_onnx(models: dict[int, Any], key: int, feeds: Arrays) -> dict[str, np.nd
     Args:
         models: Has the session.
         key: Its number.
-        feeds: Inputs by name.
+        feeds: Inputs by name. Defaults of inputs that cannot be replaced (IR version 3) are left out.
 
     Returns:
         Outputs by name.
     """
     session = models[key]
     names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+    inputs = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
+    taken = {name: numbers for name, numbers in feeds.items() if name in inputs}
+    return dict(zip(names, session.run(None, taken), strict=True))
 
 
 def release(models: dict[int, Any], key: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.model import Model
 
 
@@ -18,6 +18,7 @@ class WithFile(Filter):
 
     name = "with.py"
     purpose = "Combine, cut, clean up, inspect"
+    input_formats = ALL_FORMATS
     usage_example = "with.py decode.circle | gc.py > out.circle"
     records_history = False
 

@@ -185,13 +185,15 @@ def decoder(static: bool = False) -> onnx.ModelProto:
         proto.graph.initializer.append(numpy_helper.from_array(numbers, name))
     for letter in ("key", "value"):  # the parser takes no dots in names
         for old, new in (("past_key_values_0_", "past_key_values.0."), ("present_0_", "present.0.")):
-            _rename(proto, f"{old}{letter}", f"{new}{letter}")
+            renamed(proto, f"{old}{letter}", f"{new}{letter}")
     return proto
 
 
-def _rename(proto: onnx.ModelProto, old: str, new: str) -> None:
+def renamed(proto: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto:
+    """Give an input, output or tensor of the main graph another name, in place."""
     for value in (*proto.graph.input, *proto.graph.output):
         value.name = new if value.name == old else value.name
     for node in proto.graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
         node.output[:] = [new if name == old else name for name in node.output]
+    return proto

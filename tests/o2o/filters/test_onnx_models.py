@@ -15,7 +15,7 @@ from o2o.cli.pipelines import parse
 from o2o.filters import pipeline
 from o2o.filters.base import ALL_FORMATS
 from o2o.model import Model, dims_of
-from tests.o2o.onnx_graphs import branches, chain, data_of, decoder, everything
+from tests.o2o.onnx_graphs import branches, chain, data_of, decoder, everything, renamed
 
 pytest.importorskip("onnxruntime")
 
@@ -36,7 +36,7 @@ RUNS: dict[str, list[tuple[Callable[[], onnx.ModelProto], list[str]]]] = {
         (decoder, ["input", "--regex", r"past_key_values\.(\d)\.(\w+)=past_\2_\1"]),
     ],
     "rename_io_remove_prefix": [(decoder, ["past_key_values."])],
-    "rename_io_remove_namespace": [],
+    "rename_io_remove_namespace": [(lambda: renamed(chain(), "x", "tico::x"), [])],
     "reorder_output": [(branches, ["--by_name", "z,y"]), (decoder, ["--by_id", "1,2,0"])],
     "reorder_output_move_0_to_last": [(branches, []), (decoder, [])],
     "reshape_io": [
@@ -50,7 +50,7 @@ RUNS: dict[str, list[tuple[Callable[[], onnx.ModelProto], list[str]]]] = {
     "verify_model": [(branches, []), (chain, []), (decoder, [])],
 }
 READERS = {"inspect", "verify_model"}
-ELSEWHERE = {"diff_model", "check_models", "history_model", "reduce_model"}
+ELSEWHERE = {"diff_model", "check_models", "history_model", "reduce_model", "with_file"}
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,11 @@ def test_the_others_refuse_in_one_line(module: str, capsys: pytest.CaptureFixtur
     assert code == 1
     assert "an onnx model, but this filter needs circle" in error
     assert error.count("\n") == 1
+
+
+def test_passed_on_unchanged() -> None:
+    assert run("with_file", given(everything), "-o", "out.onnx") == 0
+    assert Path("out.onnx").read_bytes() == Path("in.onnx").read_bytes()
 
 
 def test_gc_cleans_branches_and_functions() -> None:
