@@ -34,6 +34,7 @@ COMMANDS = [
     "bind.weights.py < model.circle",
     "lower.litert.py < model.circle | bucket.kvcache.py --capacities 16",
     "merge.circles.py prefill.circle decode.circle | downcast.input_ids.py",
+    "lower.onnx.py < model.circle | fix.shape.py T=1",
     "fuse.attention.py < decode_.circle",
     "merge.circles.py prefill.circle decode.circle | fuse.bmm_lhs_const.py",
     "fuse.fc.py < model.circle",
