@@ -142,6 +142,16 @@ class CheckpointConfig:
         return model_type
 
     @property
+    def whole_type(self) -> str:
+        """The family of the whole checkpoint, such as `mllama` for the text part `mllama_text_model`."""
+        return str(self._fallback.get("model_type", self.model_type))
+
+    @property
+    def is_text_part(self) -> bool:
+        """Whether these are the fields of a multimodal model's text part."""
+        return self.whole_type != self.model_type
+
+    @property
     def needs_code(self) -> bool:
         """Whether the checkpoint has Python code for transformers, under `auto_map`."""
         return bool(self._fallback.get("auto_map"))

@@ -16,7 +16,7 @@ from export.config import LAYER_TYPES, CheckpointConfig
 from export.families import family_of
 from export.loading_flags import defining_file, is_trusted, needs_code_reason
 from o2o.cli.arguments import suggestion
-from o2o.cli.text import listed
+from o2o.cli.text import counted, listed
 from o2o.errors import ModelError
 
 ROPES = frozenset({"default", "linear", "dynamic", "longrope", "llama3", "yarn", "mrope"})
@@ -74,8 +74,11 @@ def reasons(config: CheckpointConfig) -> Iterator[str]:
         yield (
             f"this {kind} model has state-space or other recurrent layers, which conversion does not support"
         )
-    if (experts := _experts(config)) > 1:
-        yield f"this {kind} model is a mixture of {experts} experts, which conversion does not support"
+    if experts := _experts(config):
+        yield (
+            f"this {kind} model is a mixture of {counted(experts, 'expert')}, which conversion does not "
+            "support"
+        )
     if reason := family_of(config).refusal:
         yield f"this {kind} model {reason}, which conversion does not support"
     if fields.get("use_bidirectional_attention") in (True, "all") or fields.get("is_causal") is False:
@@ -112,7 +115,7 @@ def _other_tasks(config: CheckpointConfig) -> Iterator[str]:
         if defining_file(kind) is not None:
             return
         if not config.needs_code:
-            yield _not_causal(kind, tasks)
+            yield _no_text_part(config) if config.is_text_part else _not_causal(kind, tasks)
         elif not is_trusted():
             yield needs_code_reason(kind)
     elif "decoder_layers" in fields:
@@ -129,6 +132,19 @@ def _other_tasks(config: CheckpointConfig) -> Iterator[str]:
 def _may_be_encoder(kind: str) -> bool:
     """Whether a family's `is_decoder` makes a decoder of an encoder."""
     return {"is_decoder", "add_cross_attention"} <= declaration(kind).defaults.keys()
+
+
+def _no_text_part(config: CheckpointConfig) -> str:
+    """Why the text part of a multimodal model is no model of its own."""
+    if config.fields.get("cross_attention_layers"):
+        return (
+            f"this {config.whole_type} model has layers that attend to images, which conversion does not "
+            "support"
+        )
+    return (
+        f"transformers has no language model of its own for the text part ({config.model_type}) of this "
+        f"{config.whole_type} model, so it cannot be converted"
+    )
 
 
 def _not_causal(kind: str, tasks: frozenset[str]) -> str:
@@ -158,18 +174,22 @@ def _quantization(config: CheckpointConfig) -> str:
 
 
 def _experts(config: CheckpointConfig) -> int:
-    """The number of experts of a layer; 1 for an ordinary MLP."""
+    """The number of experts of a layer; 0 for an ordinary MLP.
+
+    One expert counts where transformers' class has experts, as Mixtral's: its MLP has a router, too.
+    """
     fields = config.fields
     if fields.get("is_moe") is False or fields.get("enable_moe_block") is False:
-        return 1
-    ffn = fields.get("ffn_config")
+        return 0
+    ffn, declared = fields.get("ffn_config"), declaration(config.model_type).defaults
     named = [*fields.items(), *(ffn.items() if isinstance(ffn, dict) else ())]
-    counts = [
-        max(value) if isinstance(value, list) and value else value
-        for name, value in named
-        if _EXPERTS.match(name)
-    ]
-    return max((count for count in counts if isinstance(count, int)), default=1)
+    counts = [0]
+    for name, value in named:
+        if _EXPERTS.match(name):
+            count = max(value) if isinstance(value, list) and value else value
+            if isinstance(count, int) and (count > 1 or name in declared):
+                counts.append(count)
+    return max(counts)
 
 
 def _varying_heads(fields: dict[str, Any]) -> bool:

@@ -76,6 +76,22 @@ def test_facts_of_planned_models(model_type: str) -> None:
         ({"model_type": "llava"}, "is a multimodal model"),
         ({"model_type": "mixtral"}, "a mixture of 8 experts"),
         ({"model_type": "olmoe"}, "a mixture of 64 experts"),
+        ({"model_type": "mixtral", "num_local_experts": 1}, "a mixture of 1 expert, "),
+        (
+            {"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}},
+            "no language model of its own for the text part (mllama_text_model) of this mllama model",
+        ),
+        (
+            {
+                "model_type": "mllama",
+                "text_config": {"model_type": "mllama_text_model", "cross_attention_layers": [3]},
+            },
+            "this mllama model has layers that attend to images",
+        ),
+        (
+            {"model_type": "emu3", "text_config": {"model_type": "emu3_text_model"}},
+            "no language model of its own for the text part (emu3_text_model) of this emu3 model",
+        ),
         ({"model_type": "dbrx", "ffn_config": {"moe_num_experts": 16}}, "a mixture of 16 experts"),
         ({"model_type": "deepseek_v3"}, "multi-head latent attention (MLA)"),
         ({"model_type": "minicpm3"}, "multi-head latent attention (MLA)"),
