@@ -30,6 +30,9 @@ from o2o.cli.command import run
 from o2o.cli.progress import progress
 from o2o.errors import ModelError, UsageError
 
+EQUAL = ("the same", "not evaluated")
+"""Verdicts on a model that is written as it was read. The second one: no outputs could be compared."""
+
 
 def without_empty_strings(message: Any) -> Any:
     """Drop strings that are empty: absent ones mean the same.
@@ -96,7 +99,7 @@ def verdict(proto: onnx.ModelProto, data_sets: Sequence[Any], chosen: Sequence[s
         folder: For temporary files.
 
     Returns:
-        What was found: `the same`, `not evaluated` or a difference.
+        One of `EQUAL`, or what differs.
     """
     data = proto.SerializeToString(deterministic=True)
     try:
@@ -131,6 +134,14 @@ def verdict(proto: onnx.ModelProto, data_sets: Sequence[Any], chosen: Sequence[s
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments; None for `sys.argv[1:]`.
+
+    Returns:
+        The exit code.
+    """
     parser = Parser("onnx_nodes.py", __doc__, examples=["python -m bench.onnx_nodes gc.py"])
     parser.add_argument("filters", nargs="*", metavar="FILTER", help="a filter without arguments to run")
 
@@ -147,10 +158,10 @@ def main(argv: list[str] | None = None) -> int:
         counts: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as folder, progress("nodes", len(cases)) as advance:
             for case in cases:
-                found = verdict(case.model, case.data_sets or (), chosen, Path(folder))
-                counts[found if found in ("the same", "not evaluated") else "different"] += 1
-                if found not in ("the same", "not evaluated"):
-                    print(f"{case.name}: {found}")
+                result = verdict(case.model, case.data_sets or (), chosen, Path(folder))
+                counts[result if result in EQUAL else "different"] += 1
+                if result not in EQUAL:
+                    print(f"{case.name}: {result}")
                 advance(1)
         print(f"{len(cases):,} models: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
         return int(counts["different"] > 0)

@@ -49,7 +49,7 @@ NOISE = 10.0
 """By how much rounding may exceed the effect of `PERTURBATION`."""
 MAIN = "main"
 """The name of a signature for a main graph that has none."""
-_MAIN_NAME = "o2o.check.main"
+_MAIN_NAME = "name of the main signature"
 """The metadata entry with that name, in the copies that are compared."""
 OUTLIER = 4.0
 """How often the tolerance the error of a single number may be, after quantization."""

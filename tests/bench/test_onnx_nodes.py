@@ -18,8 +18,8 @@ FILES = sorted(DATA.glob("simple/*/model.onnx")) + sorted(DATA.glob("pytorch-ope
 def test_a_sample(chosen: list[str], tmp_path: Path) -> None:
     assert len(FILES) > 40
     for file in FILES:
-        found = verdict(onnx.load(file), (), chosen, tmp_path)
-        assert found == "not evaluated", (file.parent.name, found)
+        result = verdict(onnx.load(file), (), chosen, tmp_path)
+        assert result == "not evaluated", (file.parent.name, result)
 
 
 def test_what_differs_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
