@@ -3,6 +3,7 @@
 interface          what a filter may change: signatures, inputs and outputs of the result
 runner             a model on an engine: its inputs and outputs, and what they hold
 derived_roles      roles of caches and positions that no contract names
+role_behavior      roles of a contract against the behavior of the model
 litert_runner      a model on LiteRT
 reference_runner   a model by the operators' meaning in numpy, for operators that LiteRT lacks
 engine_process     the process that runs an engine, which may crash

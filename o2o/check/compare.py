@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from o2o.check.interface import (
 )
 from o2o.check.litert_runner import LiteRtRunner
 from o2o.check.reference_runner import alike, on_own_kernels, runner_of, runners_of_result
-from o2o.check.runner import Arrays, Io, Results, Runner, Slot, signatures_io
+from o2o.check.runner import UNNAMED, Arrays, Io, Results, Runner, Slot, signatures_io
 from o2o.check.small_tables import scale_constants, tables_of
 from o2o.check.tensors import SMALLEST, adapted, caches_after, relative_difference, shared_rows
 from o2o.cli.text import counted
@@ -170,7 +170,12 @@ def _compare(
     is not explained by the rounding of weights.
     """
     originals = [runner_of(model, names[0], or_numpy=True) for model in olds]  # first: they may fail
-    results = runners_of_result(new, names[1], or_numpy=any(runner.refusal for runner in originals))
+    try:
+        results = runners_of_result(new, names[1], or_numpy=any(runner.refusal for runner in originals))
+    except ModelError:
+        for signature in expected:
+            _refuse_false_dtypes(originals[signature.model], olds[signature.model], signature)
+        raise
     for signature in expected:
         for runner in results:
             # Inner tensors of the original are read on kernels that no delegate replaces.
@@ -186,6 +191,23 @@ def _compare(
                 plain = alike(plain, result)
                 _compare_signature(plain, result, signature, tolerance, report, only, rounding)
             _refuse_failed_delegate(original, runner)
+
+
+def _refuse_false_dtypes(original: Runner, model: Model, expected: ExpectedSignature) -> None:
+    """Refuse a part of an original whose file names other dtypes than an engine computes."""
+    if not expected.is_part:
+        return
+    wanted = {tensor.source for tensor in expected.inputs.values()}
+    feeds = random_feeds(original.io[expected.source].inputs, Case())
+    computed = dict(original.every_tensor(expected.source, feeds, wanted))
+    for node in signature_of([model], replace(expected, model=0)).graph:
+        for value in node.outputs:
+            numbers = computed.get(value.name or "")
+            if numbers is not None and value.dtype is not None and numbers.dtype != value.dtype.numpy():
+                raise ModelError(
+                    f"--check: {value.name} of the original is {value.dtype.numpy()} in the file, and "
+                    f"{original.engine} computes {numbers.dtype}: no part that takes it can be run"
+                )
 
 
 def _refuse_failed_delegate(original: Runner, result: Runner) -> None:
@@ -257,7 +279,11 @@ def copied(model: Model, path: str, is_completed: bool = True) -> Model:
         model.metadata = metadata
         for value, name in names.items():
             value.meta["name"] = name
-    return loaded(path, is_completed)
+    copy = loaded(path, is_completed)
+    for graph, other in zip(model.graphs, copy.graphs, strict=True):
+        if UNNAMED in graph.meta:  # `name_all` has named them in `model`, and so in the file
+            other.meta[UNNAMED] = graph.meta[UNNAMED] | other.meta.get(UNNAMED, set())
+    return copy
 
 
 def loaded(path: str, is_completed: bool = True) -> Model:
@@ -293,7 +319,7 @@ class _Report:
 
     def sentence(self) -> str:
         if not self.outputs:
-            raise ModelError("--check: the model has no outputs to compare")
+            raise ModelError("--check: the original has no outputs to compare")
         return (
             f"checked on {' and '.join(self.engines)}: {counted(len(self.outputs), 'output')} the same, "
             f"within {self.largest:.1e} of the largest number, in {counted(self.runs, 'run')}"

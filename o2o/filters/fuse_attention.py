@@ -40,6 +40,8 @@ class FuseAttention(Fusion):
     and keys, partial rotation, other scales than 1/sqrt(H), soft-caps, windows, ALiBi and sinks. It cannot
     write caches with other readers, and concatenated caches need a mask that it can do without. Without a
     mask these equal ATTENTION only while the cache is full; --assume-full-cache asserts that it always is.
+    A concatenated cache that the model also returns grows by a row at each step. It stays, as ATTENTION
+    writes into caches of a fixed size and returns none.
     """
 
     name = "fuse.attention.py"

@@ -32,8 +32,9 @@ class LegalizeOnert(Filter):
     [rows, D]. Scales per row are applied after the multiplication, because onert applies the first scale to
     all rows. Tables and constants of DEQUANTIZE become float32.
     Refused, with the place: operators, dtypes and ranks that onert lacks or computes incorrectly. Attention
-    is refused if it has a mask, several tokens, or a cache without a role in the contract. Weights are
-    refused in int4, with scales by block, or over 2 GB: onert crashes on data behind a FlatBuffer.
+    is refused if it has a mask that is not proven to be causal with a window or ALiBi slopes, several tokens,
+    or a cache without a role in the contract. Weights are refused in int4, with scales by block, or over
+    2 GB: onert crashes on data behind a FlatBuffer.
     """
 
     name = "legalize.onert.py"

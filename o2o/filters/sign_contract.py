@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from o2o.cli.text import counted, listed
@@ -14,6 +15,7 @@ from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.model import Model, dims_of
 from o2o.roles import Findings, find_roles
 from o2o.signatures import buckets_of, capacity_of, find_decode, prefills_of
+from o2o.streams.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from o2o.check.interface import Expected
@@ -98,6 +100,15 @@ class SignContract(Filter):
             return signed(expected.outputs)
 
         return with_inputs(with_outputs(unchanged(models), outputs), inputs)
+
+    def check(self, models: Sequence[Model], result: Model, args: argparse.Namespace) -> str:
+        from o2o.check.compare import copied
+        from o2o.check.role_behavior import refuse_wrong_roles
+
+        sentence = super().check(models, result, args)
+        with temporary_folder() as folder:
+            refuse_wrong_roles(copied(result, str(Path(folder) / "result")))
+        return sentence
 
     def _check_names(self, model: Model, names: Sequence[str], only: str | None) -> None:
         signatures = [one for one in model.signatures if only in (None, one.name)]

@@ -62,13 +62,11 @@ def check_attention(model: Model, graph: ir.Graph, node: ir.Node) -> None:
         node: ATTENTION.
 
     Raises:
-        ModelError: It has a mask, several tokens, no caches, or caches that are not plain inputs with a role.
+        ModelError: It has several tokens, no caches, or caches that are not plain inputs with a role.
     """
     of, where = Attention.of(node), model.locate(graph, node)
     if of.k_cache is None or of.v_cache is None:
         raise ModelError(f"{where} has no caches: onert runs decode only")
-    if of.mask is not None:
-        raise ModelError(f"{where} has a mask: only causal attention can be legalized for onert")
     for value in node.inputs:
         if value is not None and is_dynamic(value):
             raise ModelError(f"{where}: {value.name} has no fixed shape")
@@ -108,11 +106,14 @@ def legalize_core_attention(model: Model, graph: ir.Graph, node: ir.Node, proven
         proven: What was proven of other layers; gets what is proven here.
 
     Raises:
-        ModelError: It has a mask or several tokens, or its keys and values are no such caches.
+        ModelError: It has another mask or several tokens, or its keys and values are no such caches.
     """
     of, where = CoreAttention.of(node), model.locate(graph, node)
     if of.mask is not None:
-        raise ModelError(f"{where} has a mask: only causal attention can be legalized for onert")
+        raise ModelError(
+            f"{where} has a mask, {of.mask.name}, that is not proven to be causal with a window or slopes at "
+            "most: no other can be legalized for onert"
+        )
     if of.T != 1:
         raise ModelError(f"{where} takes {of.T} tokens: onert runs decode only, one token at a time")
     N, K, H, S = of.N, of.K, of.H, of.S

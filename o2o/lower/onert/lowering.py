@@ -27,9 +27,12 @@ from o2o.lower.onert.supported_ops import check_supported
 from o2o.model import DOMAIN, Model, Signature, shape_of
 from o2o.operators.attention import is_attention
 from o2o.rewriting.attention.expand_attention import expand_attentions
+from o2o.rewriting.attention.mask_rule import MaskRule
+from o2o.rewriting.attention.proofs import Proofs
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.grouped_query import fold_grouped_queries
+from o2o.rewriting.rewrite_rule import apply_rule
 from o2o.signatures import decode_of
 
 LIMIT = (1 << 31) - (1 << 20)
@@ -90,6 +93,7 @@ def lower_to_onert(model: Model) -> Summary:
             check_attention(model, graph, node)
     expand_attentions(model, graph)
     eliminate_common_subexpressions(model, graph)  # layers share their position and are proven once
+    apply_rule(model, graph, MaskRule(Proofs()))
     legalize_core_attentions(model, graph)
     for legalizations in (_FIRST_PASS, _SECOND_PASS):
         for node in list(graph):

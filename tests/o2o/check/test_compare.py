@@ -76,6 +76,26 @@ def test_what_cannot_be_fed_or_compared_is_said() -> None:
         check([before], after)
 
 
+def test_an_output_without_a_public_name_is_compared() -> None:
+    before, after = copies(graphs.linear())
+    for model in (before, after):
+        del model.signatures[0].outputs["z"]
+    assert "2 outputs the same" in check([before], after)
+    before, after = copies(before)
+    after.signatures[0].graph.outputs.pop()
+    with pytest.raises(ModelError, match="output z of main disappeared"):
+        check([before], after)
+
+
+def test_an_original_without_outputs_is_named() -> None:
+    model = graphs.linear()
+    model.graphs[0].outputs.clear()
+    model.signatures[0].outputs.clear()
+    before, after = copies(model)
+    with pytest.raises(ModelError, match="the original has no outputs to compare"):
+        check([before], after)
+
+
 class Breaks(Filter):
     """Negates the first weight it finds.
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from flatbuffers import flexbuffers
 from safetensors.numpy import save_file
 
 from o2o import filters, formats
@@ -37,7 +38,7 @@ from tests.o2o.filters import (
 )
 from tests.o2o.graphs import Graph, weights
 from tests.o2o.language_model_graphs import language_model
-from tests.o2o.lower.onnx.decoders import decoder
+from tests.o2o.lower.onnx.decoders import Shape, decoder
 from tests.o2o.window_graphs import window_model
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -398,6 +399,73 @@ def relabel_layout(model: Model) -> None:
             role = role_of(one)
             if role is not None and role.kind == "value":
                 one.meta["role"] = replace(role, layout="BNTH")
+
+
+def plain_decoder() -> Model:
+    """A decoder of builtin operators without a contract."""
+    model = lower_to_litert(decoder(Shape(N=4, K=4)))
+    forget_roles(model)
+    return formats.loads(formats.dumps(model))
+
+
+def change_roles(change: Callable[[Role], Role | None]) -> Callable[[Model], None]:
+    """Give inputs and outputs other roles."""
+
+    def damage(model: Model) -> None:
+        for graph in model.graphs:
+            for one in (*graph.inputs, *graph.outputs):
+                if (role := role_of(one)) is not None and (new := change(role)) is not None:
+                    one.meta["role"] = new
+
+    return damage
+
+
+def crossed_kind(role: Role) -> Role | None:
+    kinds = {"key_cache": "value_cache", "value_cache": "key_cache"}
+    return replace(role, kind=kinds[role.kind]) if role.kind in kinds else None  # type: ignore[arg-type]
+
+
+def half_of_fc(model: Model) -> None:
+    """The weights of two layers are exchanged."""
+    first, second = nodes(model, "FULLY_CONNECTED")
+    a, b = first.inputs[1], second.inputs[1]
+    first.replace_input_with(1, b)
+    second.replace_input_with(1, a)
+
+
+def two_layers() -> Model:
+    graph = Graph("main")
+    x = graph.input("x", [2, 64])
+    h = graph.fc(x, graph.constant("w", weights(64, 64)), "h", graph.constant("b", weights(64)))
+    graph.output(graph.fc(h, graph.constant("w2", weights(64, 64, seed=3)), "y"))
+    return graph.model(format="tflite")
+
+
+def parameters_of_scale(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Model], None]:
+    """Change a parameter of the quantization of int8 constants."""
+
+    def damage(model: Model) -> None:
+        for graph in model.graphs:
+            for constant in graph.initializers.values():
+                if constant.dtype == ir.DataType.INT8:
+                    quantization = constant.meta["fields"]["quantization"]
+                    setattr(quantization, name, change(np.array(getattr(quantization, name))))
+
+    return damage
+
+
+def lose_public_input(model: Model) -> None:
+    """The graph keeps it."""
+    del model.signatures[0].inputs["input_ids"]
+
+
+def change_composite(model: Model) -> None:
+    """The scale among the options of composites, which a delegate reads."""
+    for node in nodes(model, "STABLEHLO_COMPOSITE"):
+        name = "compositeAttributes"
+        options = flexbuffers.Loads(bytes(np.asarray(node.attributes[name].value, np.uint8)))
+        options = {key: x * 1.5 if isinstance(x, float) else x for key, x in options.items()}
+        node.attributes[name] = ir.AttrInt64s(name, list(flexbuffers.Dumps(options)))
 
 
 def drop_cast(model: Model) -> None:
@@ -874,6 +942,13 @@ DEFECTS = {
     "an output collected": Defect(
         "gc", [], graphs.linear, on_model("gc:Gc", drop_output("z")), "output z of main disappeared"
     ),
+    "an input lost by a signature": Defect(
+        "gc",
+        [],
+        language_model,
+        on_model("gc:Gc", lose_public_input),
+        "input input_ids of prefill_4 disappeared from the signature",
+    ),
     "a signature collected": Defect(
         "gc",
         [],
@@ -962,6 +1037,42 @@ DEFECTS = {
         lowered_language_model,
         on_model("sign_ai_edge:SignAiEdge", drop_output("logits")),
         "output logits of decode disappeared",
+    ),
+    # sign.contract.py
+    "keys and values crossed in the contract": Defect(
+        "sign_contract",
+        [],
+        plain_decoder,
+        on_model("sign_contract:SignContract", change_roles(crossed_kind)),
+        "past_key_0 of decode reaches|past_key_0 of decode acts|so it is no value_cache",
+    ),
+    "tokens for the position": Defect(
+        "sign_contract",
+        [],
+        plain_decoder,
+        on_model(
+            "sign_contract:SignContract",
+            change_roles(
+                lambda role: {"tokens": Role("position"), "position": Role("tokens")}.get(role.kind)
+            ),
+        ),
+        "before the position input_ids do not change|after position . change the logits",
+    ),
+    "another layout in the contract": Defect(
+        "sign_contract",
+        [],
+        plain_decoder,
+        on_model(
+            "sign_contract:SignContract",
+            change_roles(
+                lambda role: (
+                    replace(role, layout="BNTH" if role.layout == "BTNH" else "BTNH")
+                    if role.is_cache
+                    else None
+                )
+            ),
+        ),
+        "rows of past_key_0 of decode after position",
     ),
     # lower.litert.py
     "another scale": Defect(
@@ -1197,7 +1308,45 @@ DEFECTS = {
         on_model("wrap_composites:WrapComposites", swap_composite_operands),
         "output y",
     ),
+    "other options of a composite": Defect(
+        "wrap_composites",
+        [],
+        test_wrap_composites.attention,
+        on_model("wrap_composites:WrapComposites", change_composite),
+        "output y",
+    ),
     # quantize.weights.py
+    "weights of two layers": Defect(
+        "quantize_weights",
+        [],
+        two_layers,
+        on_model("quantize_weights:QuantizeWeights", half_of_fc),
+        "first tensor that differs is h",
+    ),
+    "a bias dropped": Defect(
+        "quantize_weights",
+        ["--recipe", "weight_only_int8"],
+        two_layers,
+        on_model(
+            "quantize_weights:QuantizeWeights",
+            lambda model: nodes(model, "FULLY_CONNECTED")[0].replace_input_with(2, None),
+        ),
+        "first tensor that differs is h",
+    ),
+    "a zero point": Defect(
+        "quantize_weights",
+        [],
+        two_layers,
+        on_model("quantize_weights:QuantizeWeights", parameters_of_scale("zeroPoint", lambda x: x + 3)),
+        "constant w",
+    ),
+    "a negative scale": Defect(
+        "quantize_weights",
+        [],
+        two_layers,
+        on_model("quantize_weights:QuantizeWeights", parameters_of_scale("scale", np.negative)),
+        "constant w",
+    ),
     "nibbles swapped": Defect(
         "quantize_weights",
         ["--recipe", "dynamic_int4_block32"],

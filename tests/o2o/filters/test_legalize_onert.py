@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 from safetensors.numpy import save_file
 
 from o2o.contract import Role, contract_of
 from o2o.formats.unbound_tensor import UnboundTensor
+from o2o.model import Model
+from o2o.rewriting.builder import Builder
 from o2o.weights.binding import unbound_tensors
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import FLOAT, Graph, decoder, operators, weights
 from tests.o2o.language_model_graphs import language_model
+from tests.o2o.lower.onnx import decoders
 
 
 def test_decode_alone(command: Command) -> None:
@@ -71,3 +76,30 @@ def test_tflite_is_refused(command: Command) -> None:
     code, message = command.refusal(language_model((4,), ("prefill_4",)))
     assert code == 1
     assert message.startswith("no decode signature: exactly one of 'prefill_4'")
+
+
+def masked(window: int) -> Model:
+    """A decoder whose ATTENTION has a mask: the last `window` keys up to the position."""
+    model, S = decoders.decoder(), decoders.Shape().S
+    (graph,) = model.graphs
+    op = Builder(graph, before=graph[0])
+    (position,) = (value for value in graph.inputs if value.name == "cache_position")
+    here = op.node("CAST", [position], [1], ir.DataType.INT32)
+    first = op.node("SUB", [here, op.constant([window], "window", np.int32)], [1])
+    keys, shape = op.constant(np.arange(S).reshape(1, 1, 1, S), "keys", np.int32), [1, 1, 1, S]
+    bounds = (("GREATER", first), ("LESS_EQUAL", here))
+    sides = [op.node(kind, [keys, bound], shape, ir.DataType.BOOL) for kind, bound in bounds]
+    visible = op.node("LOGICAL_AND", sides, shape)
+    scores = [op.constant(score, "score", np.float32) for score in (0.0, -1e9)]
+    mask = op.node("SELECT_V2", [visible, *scores], shape, ir.DataType.FLOAT, name="mask")
+    for node in graph:
+        if node.op_type == "ATTENTION":
+            node.replace_input_with(7, mask)
+    return model
+
+
+@pytest.mark.parametrize("window", [3, 99])
+def test_a_mask_that_is_causal(command: Command, window: int) -> None:
+    after = command(masked(window), "--check")
+    assert "the same" in command.said
+    assert not operators(after)["ATTENTION"]

@@ -153,7 +153,9 @@ def core(operands: str = "", T: int = 1, **options: object) -> Model:
         written.append(new)
     shapes = {"mask": (1, 1, T, S), "slopes": (K * G,), "sinks": (K * G,)}
     optional = {
-        name: graph.constant(name, np.linspace(0.1, 2, int(np.prod(shape))).astype(np.float32).reshape(shape))
+        name: graph.constant(
+            name, (np.linspace(0.3, 1.4, int(np.prod(shape))) ** 2).astype(np.float32).reshape(shape)
+        )
         for name, shape in shapes.items()
         if name in operands.split()
     }
@@ -414,7 +416,10 @@ def dynamic() -> Model:
 
 
 REFUSED = {
-    "a mask": (lambda: attention(Form(layout="BNTH", mask=(1, 7))), "ATTENTION .* has a mask"),
+    "a mask": (
+        lambda: attention(Form(layout="BNTH", mask=(1, 7))),
+        "o2o.attention .* has a mask, mask, that",
+    ),
     "no caches": (lambda: attention(Form()), "no decode signature: exactly one of 'decode' must"),
     "caches without a role": (
         lambda: attention(Form(layout="BNTH", has_roles=False)),
