@@ -78,14 +78,29 @@ def _difference(old: ir.Value, new: ir.Value) -> str | None:
             return None  # reshaped, cut or padded: another constant
         if storage_key(old.const_value) != storage_key(new.const_value) and _bytes(old) != _bytes(new):
             return "their bytes differ"
-        if is_quantized(old) and is_quantized(new) and not np.array_equal(scales(old), scales(new)):
-            return "their scales differ"
+        if is_quantized(old) and is_quantized(new):
+            for kind, before, after in zip(
+                ("scales", "zero points"), _parameters(old), _parameters(new), strict=True
+            ):
+                if not np.array_equal(before, after):
+                    return f"their {kind} differ"
         return None
     if old.dtype is None or new.dtype is None or is_quantized(old) or not old.dtype.is_floating_point():
         return None
     if old.const_value.shape.numpy() != new.const_value.shape.numpy():
         return None
     return _rounding_difference(old, new)
+
+
+def _parameters(value: ir.Value) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points as they are stored: by row or block, empty where there are none."""
+    quantization = value.meta["fields"]["quantization"]
+    stored = []
+    for field, name in (("scale", "scales"), ("zeroPoint", "zeroPoints")):
+        blocks = quantization_constants(value).get(name)
+        array = getattr(quantization, field) if blocks is None else blocks.const_value.numpy()  # type: ignore
+        stored.append(np.asarray(() if array is None else array))
+    return stored[0], stored[1]
 
 
 def _bytes(value: ir.Value) -> bytes:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
+LONGEST = 300
+"""Characters of a reason: LiteRT may name hundreds of tensors in one line."""
 
 
 def serve() -> None:
@@ -37,7 +39,8 @@ def serve() -> None:
             reply = True, REQUESTS[name](models, *arguments)
         except Exception as error:  # any failure of an engine is a reply
             lines = str(error).strip().splitlines()
-            reply = False, lines[-1] if lines else type(error).__name__
+            reason = lines[-1] if lines else type(error).__name__
+            reply = False, reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}..."
         pickle.dump(reply, replies)
         replies.flush()
 

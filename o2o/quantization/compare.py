@@ -155,7 +155,10 @@ def _along(value: ir.Value, parameters: np.ndarray) -> np.ndarray:
     """Parameters for the whole tensor or along one axis, in a shape that broadcasts to it."""
     along = [1] * len(shape_of(value))
     if len(parameters) > 1:
-        along[value.meta["fields"]["quantization"].quantizedDimension] = -1
+        axis = value.meta["fields"]["quantization"].quantizedDimension
+        if not 0 <= axis < len(along):
+            raise ModelError(f"{value.name} has scales along axis {axis}, and only {len(along)} axes")
+        along[axis] = -1
     return np.asarray(parameters, np.float32).reshape(along)
 
 

@@ -96,6 +96,22 @@ def test_an_original_without_outputs_is_named() -> None:
         check([before], after)
 
 
+def test_scales_along_an_axis_that_does_not_exist() -> None:
+    """As old converters write them: LiteRT is asked, and the original is to blame."""
+    model = graphs.quantized()
+    quantized = [
+        value
+        for value in model.graphs[0].initializers.values()
+        if "quantization" in value.meta.get("fields", {})
+    ]
+    assert quantized
+    for value in quantized:
+        value.meta["fields"]["quantization"] = graphs.per_channel([0.1, 0.2, 0.3], axis=9)
+    before, after = copies(model)
+    with pytest.raises(ModelError, match="the original"):
+        check([before], after)
+
+
 class Breaks(Filter):
     """Negates the first weight it finds.
 
