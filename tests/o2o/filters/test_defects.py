@@ -1256,7 +1256,7 @@ DEFECTS = {
         decoder,
         around(
             f"{STANDARD}_visible",
-            lambda original, self, S, window, name: self.op.node(
+            lambda original, self, S, row, window, name: self.op.node(
                 "LessOrEqual",
                 [
                     self.op.constant(np.arange(S) - 1, "keys"),
