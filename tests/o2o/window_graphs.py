@@ -20,11 +20,18 @@ WINDOWS = (WINDOW, 0)
 
 
 def window_model(
-    rows: int | None = None, lengths: Sequence[int] = (T, 1), windows: Sequence[int] = WINDOWS
+    rows: int | None = None,
+    lengths: Sequence[int] = (T, 1),
+    windows: Sequence[int] = WINDOWS,
+    without_caches: int = 0,
 ) -> Model:
-    """A graph for each of `lengths`; with `rows`, window caches of so many rows."""
+    """A graph for each of `lengths`; with `rows`, window caches of so many rows.
+
+    without_caches: T of one more prefill, which starts at position 0 and returns its rows; 0 for none.
+    """
     names = [f"prefill_{length}" if length > 1 else "decode" for length in lengths]
     built = [_graph(name, length, windows) for name, length in zip(names, lengths, strict=True)]
+    built += [_graph("prefill", without_caches, windows, False)] if without_caches else []
     model = Model("circle", [graph.ir for graph in built])
     for graph in built:
         sign(model, graph.ir)
@@ -57,7 +64,7 @@ def _matrix(layer: int, name: str, rows: int) -> np.ndarray:
     return weights(rows, D, seed=10 * layer + 3 + ["q", "k", "v", "out"].index(name)) * 0.3
 
 
-def _graph(name: str, length: int, windows: Sequence[int]) -> Graph:
+def _graph(name: str, length: int, windows: Sequence[int], has_caches: bool = True) -> Graph:
     graph = Graph(name)
 
     def given(name: str, shape: Sequence[int], role: Role, **dtype: ir.DataType) -> ir.Value:
@@ -74,7 +81,10 @@ def _graph(name: str, length: int, windows: Sequence[int]) -> Graph:
         return graph.op("TRANSPOSE", [split, order], [1, heads, length, H])
 
     ids = given("ids", [1, length], Role("tokens"), dtype=INT32)
-    position = given("position", [1], Role("position"), dtype=INT32)
+    if has_caches:
+        position = given("position", [1], Role("position"), dtype=INT32)
+    else:
+        position = graph.constant("position", np.int32([0]))
     zero = graph.constant("zero", np.int32([0]))
     start = graph.op("CONCATENATION", [zero, zero, position, zero], [4], INT32, "start", axis=0)
     steps = graph.constant("steps", np.arange(length, dtype=np.int32))
@@ -94,6 +104,11 @@ def _graph(name: str, length: int, windows: Sequence[int]) -> Graph:
         caches = []
         for kind, new in (("key", heads["k"]), ("value", heads["v"])):
             role = Role(f"{kind}_cache", layer, "BNTH", window or None)  # type: ignore[arg-type]
+            if not has_caches:
+                new.meta["role"] = role.output_role
+                new.name = f"present_{kind}_{layer}"
+                caches.append(new)
+                continue
             past = given(f"past_{kind}_{layer}", [1, K, S, H], role)
             cache = graph.op(
                 "DYNAMIC_UPDATE_SLICE", [past, new, start], [1, K, S, H], name=f"present_{kind}_{layer}"

@@ -23,10 +23,10 @@ FlashBlocks = FlashBlockSizes | bool | None
 The default: the sizes in the operator's options; without these, blocks where they are faster.
 """
 
-WINDOWS = 3
+WINDOWS = 2
 """Caches of this many windows are not read whole by one query: copying the window's rows costs less.
 
-`bench/decode_attention.py` measures it."""
+`bench/decode_attention.py` measures it, and `bench/window.py` in window caches of two windows."""
 
 
 def lower_core_attention(model: Model, graph: ir.Graph, node: ir.Node, flash: FlashBlocks = None) -> None:

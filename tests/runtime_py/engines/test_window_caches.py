@@ -124,6 +124,21 @@ def test_texts_of_a_pool(case: tuple[Engine, Callable], data: st.DataObject) -> 
         caches.free()
 
 
+@pytest.mark.parametrize("length", [4, 30])
+def test_a_prefill_without_caches(tmp_path: Path, length: int) -> None:
+    """It returns all its rows, also more than the window caches hold; then decode continues."""
+    file = tmp_path / "model.circle"
+    formats.save(window_model(ROWS, [1], without_caches=length), file)
+    ids = np.random.default_rng(2).integers(0, V, S).tolist()
+    wanted = logits_of(ids)
+    options = EngineOptions(engine="litert", buckets=[8, 16, 32])
+    with closing(load_engine(file, options).engine) as engine, closing(engine.open_session()) as session:
+        for prompt in range(1, S + 1, 4):
+            assert_close(session.prefill(ids[:prompt]), wanted[prompt - 1])
+            for position in range(prompt, min(prompt + 9, S)):
+                assert_close(session.decode(ids[position], position), wanted[position])
+
+
 def test_a_step_at_a_position_that_is_not_held(case: tuple[Engine, Callable]) -> None:
     engine, _ = case
     with closing(engine.open_session()) as session:
