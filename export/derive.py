@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from export.architectures import TEXT_MODELS, causal_models
-from export.loading_flags import STRICT, defining_file, model_file, set_flags
+from export.loading_flags import STRICT, defining_file, model_file, own_type, set_flags
 from o2o.cli import command
 from o2o.cli.arguments import Parser
 from o2o.errors import ModelError, O2oError
@@ -74,10 +74,10 @@ def authored_type(model: Path) -> str | None:
         model: A checkpoint's folder, or a file.
 
     Returns:
-        The stem of `--model-file`, or the `model_type` of a model of this package; None for other models.
+        That of `--model-file`, or the `model_type` of a model of this package; None for other models.
     """
     if (path := model_file()) is not None:
-        return path.stem
+        return own_type(path)
     kind = _config(model).get("model_type") if model.is_dir() else None
     return str(kind) if defining_file(kind) is not None else None
 
@@ -200,7 +200,9 @@ def _inputs(model: Path, adapter: Path | None) -> list[list[Any]]:
     code = ("export", "export/authoring", "export/models", "o2o/weights")
     sources = [path for name in code for path in (_ROOT / name).glob("*.py")]
     folders = [folder for folder in (model, adapter) if folder is not None and folder.is_dir()]
-    files = [path for path in (*part_paths(model), model_file()) if path is not None and path.is_file()]
+    files = [path for path in part_paths(model) if path.is_file()]
+    if (own := model_file()) is not None:
+        files += own.parent.glob("*.py")  # it may import those beside it
     files += [path for folder in folders for path in folder.iterdir() if path.is_file()]
     states = ((path, path.stat()) for path in sorted([*files, *sources]))
     return [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]

@@ -21,7 +21,6 @@ WANTED = [
     *("*.tiktoken", "chat_template*", "additional_chat_templates/*"),
 ]
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth")
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 ADAPTER_WANTED = (
     "adapter_config.json",
     "adapter_model.*",
@@ -87,7 +86,7 @@ def _local(model: str | os.PathLike[str], fetch: bool, wanted: Sequence[str] = (
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path
-    if name and path.is_file() and (is_gguf(path) or (model_file() and path.suffix in WEIGHT_SUFFIXES)):
+    if name and path.is_file() and (is_gguf(path) or model_file()):
         return path
     if name and path.exists():
         wrong = "is not a GGUF file" if path.suffix == ".gguf" else "is a file"

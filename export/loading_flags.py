@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from export.architectures import is_known
 from export.models import built_in
 
 STRICT = "--strict"
@@ -91,7 +92,19 @@ def defining_file(model_type: object) -> Path | None:
         The file of `--model-file`, or one of this package (`export.models`); None for other models.
     """
     path = model_file()
-    return path if path is not None and path.stem == model_type else built_in(model_type)
+    return path if path is not None and own_type(path) == model_type else built_in(model_type)
+
+
+def own_type(path: Path) -> str:
+    """Return the model type of the model that a file defines.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The file's name without suffix, after `own_` if transformers has such a model type.
+    """
+    return f"own_{path.stem}" if is_known(path.stem) else path.stem
 
 
 def is_strict() -> bool:

@@ -30,7 +30,8 @@ from runtime_py.self_test import Passed, check
 from runtime_py.self_test import read as read_answers
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.files import MemoryPath, Place
-from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, token_ids
+from runtime_py.text.tokenizer.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from runtime_py.conversation import Conversation
@@ -107,7 +108,8 @@ class Package:
 
         Args:
             path: The folder, or the model's file.
-            tokenizer: The folder of the tokenizer and the configuration, if they are not with the model.
+            tokenizer: The folder of the tokenizer and the configuration, if they are not with the model; or
+                `ids` for a model without a tokenizer: texts are numbers (`TokenIds`).
             options: How to load the model; see `EngineOptions`.
             max_sessions: See `Package.__init__`.
             self_test: See `Package.__init__`.
@@ -123,7 +125,11 @@ class Package:
             kind = "file" if place.suffix in SUFFIXES else "folder"
             raise ModelError(f"{place}: no such {kind}; {_EXPECTED}")
         if tokenizer is not None and not Path(tokenizer).is_dir():
-            raise ModelError(f"--tokenizer {tokenizer}: no such folder")
+            if str(tokenizer) != token_ids.NAME:
+                raise ModelError(f"--tokenizer {tokenizer}: no such folder")
+            package = cls.load(path, None, options, max_sessions, self_test)
+            package.tokenizer = TokenIds()
+            return package
         if place.is_file():
             if place.suffix not in SUFFIXES:
                 raise ModelError(f"{place} is not a {' or '.join(SUFFIXES)} file; {_EXPECTED}")

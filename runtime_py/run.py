@@ -73,7 +73,11 @@ def parser() -> Parser:
         help="folder with a tokenizer and model.circle, model.tflite or model.onnx; or a model file, such as "
         "model.litertlm",
     )
-    add("--tokenizer", metavar="DIR", help="folder of the tokenizer (default: the folder of the model)")
+    add(
+        "--tokenizer",
+        metavar="DIR",
+        help="folder of the tokenizer (default: the folder of the model); or ids: texts are token ids",
+    )
     add("--prompt", metavar="TEXT", type=utf8_text, help=f"text to continue (default: {DEFAULT_PROMPT})")
     add("--stream", action="store_true", help="print the text while it is generated, then the token ids")
     add(

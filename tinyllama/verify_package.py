@@ -1,7 +1,8 @@
 """Verify a package against the model that it was converted from: `o2o verify PACKAGE MODEL`.
 
-Both read each prompt: the package on its engine, Hugging Face transformers in float32. Then both read the
-tokens that transformers chooses. The command compares the logits after each token, and the choices.
+Both read each prompt: the package on its engine, Hugging Face transformers in float32, or PyTorch for a model
+of --model-file. Then both read the tokens that the latter chooses. The command compares the logits after each
+token, and the choices.
 
 - A float32 package must choose the same tokens. Its logits must agree within --tolerance (0.01).
 - A quantized package may choose another token if both candidates are within twice the median difference.
@@ -30,6 +31,7 @@ from o2o.cli.command import report, run
 from runtime_py.engine_flags import add_engine_flags, options_from
 
 if TYPE_CHECKING:
+    from runtime_py.engines.engine import Engine
     from runtime_py.package import Package
     from tinyllama.verification.comparison import Step
     from tinyllama.verification.output import Report
@@ -58,7 +60,7 @@ def parser() -> Parser:
     add("package", metavar="PACKAGE", help="folder, or model file")
     add("model", metavar="MODEL", nargs="?", help="the model that it was converted from, as --checkpoint")
     add("--checkpoint", metavar="MODEL", help="the checkpoint's folder, a GGUF file, or an id on the hub")
-    add("--tokenizer", metavar="DIR", help="folder of the tokenizer, if it is not with the model")
+    add("--tokenizer", metavar="DIR", help="folder of the tokenizer, or ids: prompts are token ids")
     add(
         "--prompts",
         metavar="TEXT",
@@ -92,6 +94,7 @@ def verify(args: argparse.Namespace) -> int:
     from o2o.cli.progress import progress
     from o2o.errors import ModelError, UsageError
     from runtime_py.package import Package
+    from runtime_py.text.tokenizer import has_tokenizer, token_ids
 
     require("export")
     checkpoint = args.checkpoint or args.model
@@ -102,12 +105,14 @@ def verify(args: argparse.Namespace) -> int:
     from tinyllama.verification.comparison import drift
     from tinyllama.verification.output import Report
 
-    package = Package.load(
-        args.package, args.tokenizer, options_from(args, lambda line: report("verify", line))
-    )
-    prompts = {text: package.tokenizer.encode(text) for text in args.prompts or PROMPTS}
+    options = options_from(args, lambda line: report("verify", line))
+    package = Package.load(args.package, args.tokenizer, options)
+    if args.tokenizer is None and not has_tokenizer(package.directory):
+        package = Package.load(args.package, token_ids.NAME, options)
+        report("verify", f"note: {args.package} has no tokenizer: prompts are token ids")
     result = Report()
     with closing(package.engine()) as engine, closing(engine.open_session()) as session:
+        prompts = {text: package.tokenizer.encode(text) for text in args.prompts or _prompts(package, engine)}
         tokens = {
             text: _fitting(text, len(ids), args.max_new_tokens, engine.capacity)
             for text, ids in prompts.items()
@@ -126,7 +131,7 @@ def verify(args: argparse.Namespace) -> int:
         precision = _precision(package, args.tolerance)
         assert package.loaded
         result.write(f"{package.model}: {precision.stored} weights, engine {package.loaded.description}")
-        result.write(f"{directory}: Hugging Face transformers in float32")
+        result.write(f"{directory}: {reference.source} in float32")
         for text, ids in prompts.items():
             with progress(f"compare {tokens[text]} tokens", 1, "prompt"):
                 steps = drift(reference, session, ids, tokens[text], package.eos)
@@ -136,6 +141,16 @@ def verify(args: argparse.Namespace) -> int:
     result.write()
     result.total()
     return result.code
+
+
+def _prompts(package: Package, engine: Engine) -> Sequence[str]:
+    """The prompts of a run without --prompts."""
+    from runtime_py.text.tokenizer.token_ids import TokenIds
+
+    if not isinstance(package.tokenizer, TokenIds):
+        return PROMPTS
+    lengths = (min(length, engine.capacity) for length in (3, 17))
+    return [" ".join(str((1 + 7 * at) % engine.vocab_size) for at in range(length)) for length in lengths]
 
 
 def _fitting(text: str, prompt: int, tokens: int, capacity: int) -> int:

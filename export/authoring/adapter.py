@@ -37,9 +37,7 @@ class AuthoredModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if callable(reset := getattr(module, "reset_buffers", None)):
-            with reports_line(self.model_file.path):
-                reset()
+        """Leave a module as the model file has made it."""
 
     def forward(
         self,

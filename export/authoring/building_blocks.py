@@ -5,9 +5,9 @@ A model of one's own may use all of them, some, or none: only the call of the mo
     logits = model(input_ids, position_ids, mask, cache)
     keys, values = cache.update(keys, values, layer)
 
-input_ids and position_ids are int64 [1, T]; mask is additive float32 [1, 1, T, S], 0 where a key is visible;
-logits are float32 [1, T, V]. `update` takes the rotated keys and the values of the new tokens [1, K, T, H]
-and returns those that attention sees [1, K, S, H].
+input_ids and position_ids are int64 [1, T]. mask is float32 [1, 1, T, S], 0 where a key is visible, else very
+negative: it is added to the scores. logits are float32 [1, T, V]. `update` takes the rotated keys and the values
+of the new tokens [1, K, T, H]. It returns those that attention sees [1, K, S, H].
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def attend(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute attention; in an exported graph it is one operator, `o2o.attention`.
 
@@ -117,6 +118,7 @@ def attend(
         scale: The factor of the scores; None for H ** -0.5.
         window: How many keys a query sees at most; None or 0 for all.
         softcap: Scores become softcap * tanh(score / softcap); None or 0 for none.
+        sinks: [N], one more logit of each head, which takes weight from the values; None for none.
 
     Returns:
         [1, T, N * H].
@@ -124,18 +126,38 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if (core := core_implementation()) is not None:
         attended, _ = core(
-            module, query, key, value, None, scaling=scale, sliding_window=window or None, softcap=softcap
+            module,
+            query,
+            key,
+            value,
+            None,
+            scaling=scale,
+            sliding_window=window or None,
+            softcap=softcap,
+            s_aux=sinks,
         )
         return attended.flatten(2)
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    key, value = _repeated(key, groups), _repeated(value, groups)
     scores = query @ key.transpose(2, 3) * scale
     if softcap:
         scores = softcap * (scores / softcap).tanh()
     if window:
         hidden = torch.arange(key.shape[2]) <= positions.ids[..., None] - window
         mask = torch.where(hidden[:, None], LOWEST, mask)
-    return ((scores + mask).softmax(-1) @ value).transpose(1, 2).flatten(2)
+    scores = scores + mask
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], -1)
+    weights = scores.softmax(-1)[..., : key.shape[2]]
+    return (weights @ value).transpose(1, 2).flatten(2)
+
+
+def _repeated(x: torch.Tensor, count: int) -> torch.Tensor:
+    """[1, K, S, H] -> [1, K * count, S, H], each head `count` times."""
+    if count == 1:
+        return x
+    B, K, S, H = x.shape
+    return x[:, :, None].expand(B, K, count, S, H).reshape(B, K * count, S, H)
 
 
 class Attention(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import torch
 from export.authoring.adapter import SOURCE
 from export.authoring.model_file import PER_LAYER, SIZES, load
 from export.authoring.tensor_names import apply
+from export.loading_flags import STRICT, is_strict
 from export.package_files import copy_package_files
 from o2o.cli.text import counted, listed
 from o2o.errors import ModelError
-from o2o.weights.checkpoint import open_weights
 from o2o.weights.derived_checkpoint import FILE, write_index
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -39,8 +38,7 @@ def derive_authored(model: Path, model_file: Path, model_type: str, folder: Path
         OSError: A file cannot be read or written.
     """
     source = load(model_file)
-    directory = model if model.is_dir() else model.parent
-    fields = _fields(directory / "config.json") if model.is_dir() else {}
+    fields, stored = source.read_checkpoint(model)
     config = source.config(fields)
     with torch.device("meta"):
         built = source.build(config)
@@ -54,7 +52,7 @@ def derive_authored(model: Path, model_file: Path, model_type: str, folder: Path
         else:
             aliases.setdefault(first, []).append(name)
     try:
-        weights, surplus = apply(source.tensor_names(config), parameters, aliases, open_weights(model))
+        weights, surplus = apply(source.tensor_names(config), parameters, aliases, stored)
     except ModelError as error:
         raise ModelError(f"{model}, {model_file.name}: {error}") from error
     derived = {**_sizes(config), "model_type": model_type, "architectures": ["AuthoredForCausalLM"]}
@@ -66,28 +64,20 @@ def derive_authored(model: Path, model_file: Path, model_type: str, folder: Path
         copy_package_files(folder, model, without=("config.json",))
     if not surplus:
         return []
-    count = counted(len(surplus), "tensor")
-    return [f"{model.name}: skipped {count} without a parameter: {listed(surplus, 4)}"]
+    what = f"{counted(len(surplus), 'tensor')} without a parameter: {listed(surplus, 4)}"
+    if is_strict():
+        raise ModelError(f"{model} has {what} ({STRICT})")
+    return [f"{model.name}: skipped {what} ({STRICT} refuses them)"]
 
 
 def _sizes(config: Any) -> dict[str, Any]:
-    """The sizes that plans and estimates read; the largest of those that differ from layer to layer."""
+    """The sizes that plans and estimates read; the largest of those that differ from layer to layer.
+
+    Not a window: transformers' cache would leave out the keys before it, of all layers. The model's own
+    attention hides them.
+    """
     sizes: dict[str, Any] = {name: getattr(config, name) for name in SIZES}
     for name in (*PER_LAYER, "intermediate_size"):
         value = getattr(config, name, None)
         sizes[name] = max(value) if isinstance(value, list | tuple) else value
-    window = getattr(config, "sliding_window", None)
-    windows = [size for size in (window if isinstance(window, list | tuple) else [window]) if size]
-    return sizes | {"sliding_window": min(windows, default=None)}
-
-
-def _fields(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return fields
+    return sizes

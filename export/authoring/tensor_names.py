@@ -1,5 +1,7 @@
 """A table that maps the tensors of a checkpoint onto the parameters of a model.
 
+    from export.authoring.tensor_names import rows, stacked, transposed
+
     TENSOR_NAMES = {
         "embedding.weight": "tok_embeddings.weight",
         "layers.{layer}.attention.q_proj.weight": rows("blocks.{layer}.qkv.weight", 0, 64),
@@ -21,7 +23,15 @@ from dataclasses import dataclass
 
 from o2o.cli.text import counted, listed
 from o2o.errors import ModelError
-from o2o.weights.derived_tensor import Concatenated, Element, Expression, Rows, Transposed, expression_of
+from o2o.weights.derived_tensor import (
+    Concatenated,
+    Element,
+    Expression,
+    Rows,
+    Shifted,
+    Transposed,
+    expression_of,
+)
 from o2o.weights.weight_source import WeightSource
 
 LAYER = "{layer}"
@@ -52,6 +62,9 @@ class _Stored(Source):
 
     def expression(self, layer: int | None, read: Callable[[str], Expression]) -> Expression:
         return read(self.name if layer is None else self.name.replace(LAYER, str(layer)))
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,32 @@ class _Stacked(Source):
         return Element(of, layer)
 
 
+@dataclass(frozen=True)
+class _Blocks(Source):
+    of: Source
+    index: int
+    count: int
+    size: int
+
+    def expression(self, layer: int | None, read: Callable[[str], Expression]) -> Expression:
+        of = self.of.expression(layer, read)
+        step = self.count * self.size
+        if not 0 <= self.index < self.count or of.shape[0] % step:
+            raise ModelError(f"{of.shape[0]} rows are not groups of {self.count} blocks of {self.size} rows")
+        first = self.index * self.size
+        starts = range(first, of.shape[0], step)
+        return Rows(of, tuple((start, start + self.size, 1) for start in starts))
+
+
+@dataclass(frozen=True)
+class _Shifted(Source):
+    of: Source
+    value: float
+
+    def expression(self, layer: int | None, read: Callable[[str], Expression]) -> Expression:
+        return Shifted(self.of.expression(layer, read), self.value)
+
+
 TensorNames = Mapping[str, str | Source]
 """{parameter, or pattern of parameters: what it is made of}"""
 
@@ -125,6 +164,34 @@ def rows(of: str | Source, start: int | Callable[[int], int], stop: int | Callab
         The source.
     """
     return _Rows(_source(of), start, stop)
+
+
+def blocks(of: str | Source, index: int, count: int, size: int) -> Source:
+    """Take every `count`-th block of rows, such as the queries of a projection that is fused head by head.
+
+    Args:
+        of: A stored tensor or another source.
+        index: The number of the first block.
+        count: How many blocks form a group; one block of each group is taken.
+        size: The rows of a block, such as H.
+
+    Returns:
+        The source.
+    """
+    return _Blocks(_source(of), index, count, size)
+
+
+def shifted(of: str | Source, value: float) -> Source:
+    """Add a number to each element, such as 1 to norms that are stored as a difference from 1.
+
+    Args:
+        of: A stored tensor or another source.
+        value: The number.
+
+    Returns:
+        The source.
+    """
+    return _Shifted(_source(of), value)
 
 
 def joined(*parts: str | Source) -> Source:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from o2o.errors import ModelError
 from o2o.weights import derived_checkpoint, pytorch_file, safetensors
+from o2o.weights.gguf_file import is_gguf, read_gguf
 from o2o.weights.weight_source import WeightSource
 
 Reader = Callable[[Path], Mapping[str, WeightSource]]
@@ -75,7 +76,7 @@ def open_weights(place: Path) -> Mapping[str, WeightSource]:
     """Find the tensors of a folder, or of one file.
 
     Args:
-        place: A folder, with or without `config.json`, or a file of safetensors or of `torch.save`.
+        place: A folder, with or without `config.json`, or a file of safetensors, of `torch.save`, or GGUF.
 
     Returns:
         The tensors by name. Only headers were read.
@@ -84,6 +85,8 @@ def open_weights(place: Path) -> Mapping[str, WeightSource]:
         ModelError: A file is missing, truncated or has another format; the message names it.
         OSError: A file cannot be read.
     """
+    if place.is_file() and is_gguf(place):
+        return read_gguf(place).tensors
     if place.is_file():
         reader = safetensors.read_header if place.suffix == ".safetensors" else pytorch_file.read_header
         return reader(place)

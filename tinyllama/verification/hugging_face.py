@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
-from export.loading_flags import is_trusted
+from export.loading_flags import defining_file, is_trusted
 from export.model import LanguageModel, read_config, summarize_error
 from export.parameter_matching import match_parameters
 from export.rotary import fix_frequencies
@@ -36,6 +36,8 @@ class HuggingFace:
         """
         self.label = f"Hugging Face, {attn_implementation}" if attn_implementation else "Hugging Face"
         self.model = load(directory, attn_implementation)
+        file = defining_file(self.model.config.model_type)
+        self.source = "Hugging Face transformers" if file is None else f"{file.name}, run by PyTorch"
         if context is not None:
             fix_frequencies(self.model, context)
         text = self.model.config.get_text_config(decoder=True)
