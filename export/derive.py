@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from export.architectures import TEXT_MODELS, causal_models
-from export.loading_flags import STRICT, defining_file, model_file, own_type, set_flags
+from export.loading_flags import STRICT, defining_file, is_strict, model_file, own_type, set_flags
 from o2o.cli import command
 from o2o.cli.arguments import Parser
 from o2o.errors import ModelError, O2oError
@@ -122,7 +122,7 @@ def _derive_base(model: Path, folder: Path) -> list[str]:
     if kind is not None and (path := defining_file(kind)) is not None:
         from export.authoring.checkpoint import derive_authored
 
-        return derive_authored(model, path, kind, folder)
+        return derive_authored(model, path, kind, folder, is_strict())
     if model.is_file():
         from export.gguf_checkpoint import derive_gguf
 

@@ -11,7 +11,6 @@ import torch
 from export.authoring.adapter import SOURCE
 from export.authoring.model_file import PER_LAYER, SIZES, load
 from export.authoring.tensor_names import apply
-from export.loading_flags import STRICT, is_strict
 from export.package_files import copy_package_files
 from o2o.cli.text import counted, listed
 from o2o.errors import ModelError
@@ -21,7 +20,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PREFIX = "model."  # of the model within `AuthoredModel`
 
 
-def derive_authored(model: Path, model_file: Path, model_type: str, folder: Path) -> list[str]:
+def derive_authored(model: Path, model_file: Path, model_type: str, folder: Path, strict: bool) -> list[str]:
     """Make a derived checkpoint.
 
     Args:
@@ -29,6 +28,7 @@ def derive_authored(model: Path, model_file: Path, model_type: str, folder: Path
         model_file: The Python file that defines the model.
         model_type: The model type of the derived checkpoint.
         folder: An empty folder to fill.
+        strict: Refuse tensors without a parameter.
 
     Returns:
         Lines for the user: what was left out.
@@ -65,9 +65,9 @@ def derive_authored(model: Path, model_file: Path, model_type: str, folder: Path
     if not surplus:
         return []
     what = f"{counted(len(surplus), 'tensor')} without a parameter: {listed(surplus, 4)}"
-    if is_strict():
-        raise ModelError(f"{model} has {what} ({STRICT})")
-    return [f"{model.name}: skipped {what} ({STRICT} refuses them)"]
+    if strict:
+        raise ModelError(f"{model} has {what} (--strict)")
+    return [f"{model.name}: skipped {what} (--strict refuses them)"]
 
 
 def _sizes(config: Any) -> dict[str, Any]:
