@@ -1,4 +1,4 @@
-"""Convert a llama2.c checkpoint (version 0 of its export format) to a Hugging Face Llama.
+"""Checkpoints of llama2.c (version 0 of its export format): conversion to a Hugging Face Llama, random ones.
 
 The file has seven int32: dim, hidden_dim, layers, heads, key/value heads, vocabulary, sequence length. A
 positive vocabulary means tied embeddings. Then follow float32 arrays, each with one kind of weight of all
@@ -10,9 +10,35 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+
+def write_random(path: Path, sizes: Sequence[int] = (64, 172, 5, 8, 4, 512, 512), seed: int = 0) -> None:
+    """Write a checkpoint of random weights.
+
+    Args:
+        path: The file; its folder is created if it does not exist.
+        sizes: The seven numbers of the header; the defaults are those of stories260K.
+        seed: The seed of the numbers.
+    """
+    dim, hidden, layers, heads, kv_heads, vocabulary, length = sizes
+    size = dim // heads
+    per_layer = dim * size * 2 * (heads + kv_heads) + 3 * dim * hidden
+    random = np.random.default_rng(seed)
+    parts = [
+        random.normal(0, 0.3, vocabulary * dim),
+        1 + random.normal(0, 0.2, layers * dim),
+        random.normal(0, dim**-0.5, layers * (per_layer - 3 * dim * hidden)),
+        1 + random.normal(0, 0.2, layers * dim),
+        random.normal(0, dim**-0.5, layers * 3 * dim * hidden),
+        1 + random.normal(0, 0.2, dim),
+        np.zeros(length * size),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<7i", *sizes) + np.concatenate(parts).astype("<f4").tobytes())
 
 
 def convert(source: Path, directory: Path) -> Path:

@@ -8,6 +8,7 @@
     options             the options of an export, and which exclude each other
     hub                 a checkpoint's folder, or a model of the hub
     model               the model's structure without weights
+    authoring, models   models that transformers does not have: a user's, and those of this package
     attention           attention as one operator, for any model of transformers
     traced_cache        stand-ins for transformers' KV cache while a graph is traced
     custom_ops          operators that Circle has and torch lacks

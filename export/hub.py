@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from export.derive import derived, needs_derivation
-from export.loading_flags import is_trusted, model_file
+from export.loading_flags import MODEL_FILE, is_trusted, model_file
 from o2o.errors import ModelError, UsageError
 from o2o.weights import derived_checkpoint
 from o2o.weights.gguf_file import is_gguf, part_paths
@@ -52,9 +52,11 @@ def resolve(
         The folder.
 
     Raises:
-        UsageError: The path is no folder and no GGUF file.
+        UsageError: The path is no folder and no GGUF file, or `--model-file` does not exist.
         ModelError: The hub does not provide the model, or the model is damaged or not supported.
     """
+    if (own := model_file()) is not None and not own.is_file():
+        raise UsageError(f"{MODEL_FILE} {own}: no such file")
     path = _only_gguf(_local(model, fetch))
     lora = None if adapter is None else _local(adapter, fetch, ADAPTER_WANTED)
     if lora is not None and not lora.is_dir():

@@ -27,8 +27,6 @@ VARIABLES = {STRICT: "O2O_STRICT", TRUST: "O2O_TRUST_REMOTE_CODE", MODEL_FILE: "
 class _Set(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
         path = None if self.nargs == 0 else Path(values)
-        if path is not None and not path.is_file():
-            parser.error(f"{self.option_strings[0]} {path}: no such file")
         os.environ[VARIABLES[self.option_strings[0]]] = "1" if path is None else str(path.absolute())
 
 

@@ -6,11 +6,12 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from export.loading_flags import VARIABLES
 from tests import slow
 from tests.exported import exported
 
@@ -44,6 +45,18 @@ def pytest_collection_finish() -> None:
 def file_of(path: Path) -> str:
     """Return the path of a test file below the repository's root."""
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
+
+
+@pytest.fixture(autouse=True)
+def loading_flags_stay_in_a_test() -> Iterator[None]:
+    """Unset `--model-file` and the other flags that a parser has set for its process."""
+    before = {name: os.environ.get(name) for name in VARIABLES.values()}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ FILES = [
     "tests/bench/peers/test_rounds.py",
     "tests/bench/test_make_checkpoint.py",
     "tests/bench/test_tokenizer_matrix.py",
+    "tests/docs/test_author_a_model.py",
     "tests/docs/test_demo_model.py",
     "tests/export/authoring/test_adapter.py",
     "tests/export/authoring/test_building_blocks.py",

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.llama2c import write_random
 from docs.tools.examples import PAGES, ROOT, Block, blocks
 
 TIMEOUT = 900  # seconds
@@ -131,6 +132,21 @@ def copy_repository(folder: Path) -> None:
     os.utime(folder / "pyproject.toml", (0, 0))  # `make` has nothing to install: the environment is shared
 
 
+def provide_data(folder: Path) -> None:
+    """Provide the checkpoint of `docs/author-a-model.md`: the one beside the repository, else a random one.
+
+    Args:
+        folder: The folder of data beside the copy of the repository.
+    """
+    name = "stories260K/stories260K.bin"
+    beside, file = ROOT.parent / "shared" / "data" / name, folder / name
+    if beside.is_file():
+        file.parent.mkdir(parents=True)
+        file.symlink_to(beside)
+    else:
+        write_random(file)
+
+
 def main() -> int:
     """Run the examples, and print a line for each.
 
@@ -144,8 +160,10 @@ def main() -> int:
     pages = parser.parse_args().pages
     failed = 0
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = Path(name) / "repository"
+        folder.mkdir()
         copy_repository(folder)
+        provide_data(folder.parent / "shared" / "data")
         for block in (block for page in pages for block in blocks(page)):
             if block.language not in ("sh", "python", "diff"):
                 continue
