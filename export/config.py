@@ -20,6 +20,9 @@ from export.architectures import declaration
 from export.completed_fields import completed_fields
 from o2o.errors import ModelError
 
+SOURCE = "source_config"
+"""The field of the derived config.json of an authored model that has the fields of the original file."""
+
 # The names that families use for one fact; the first is the usual one.
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
@@ -150,6 +153,11 @@ class CheckpointConfig:
     def is_text_part(self) -> bool:
         """Whether these are the fields of a multimodal model's text part."""
         return self.whole_type != self.model_type
+
+    @property
+    def is_authored(self) -> bool:
+        """Whether a Python file defines the model: that of `--model-file`, or one of `export.models`."""
+        return SOURCE in self.fields
 
     @property
     def needs_code(self) -> bool:

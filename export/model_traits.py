@@ -30,6 +30,8 @@ def traits(config: CheckpointConfig, tensors: Collection[str]) -> list[str]:
     Returns:
         One phrase for each part that differs between families.
     """
+    if config.is_authored:  # its names mean whatever its file says
+        return [next(_attention(config, ())), "defined by a Python file"]
     return [
         *_attention(config, tensors),
         *_positions(config, tensors),
@@ -202,6 +204,8 @@ def targets(config: CheckpointConfig, tensors: Collection[str], context: int | N
     """
     special = attention_traits(config, tensors, context)
     one = "Circle's ATTENTION" if not special else "o2o.attention"
+    if config.is_authored:
+        one, special = "o2o.attention, or Circle's ATTENTION if its operands allow it", []
     why = f" (ATTENTION has no operand for {', '.join(special)})" if special else ""
     return (
         f"Circle        each layer's attention is one operator, {one}{why}",

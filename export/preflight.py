@@ -14,7 +14,7 @@ from typing import Any
 from export.architectures import causal_class, causal_models, declaration, is_known, tasks_of
 from export.config import LAYER_TYPES, CheckpointConfig
 from export.families import family_of
-from export.loading_flags import defining_file, is_trusted, needs_code_reason
+from export.loading_flags import MODEL_FILE, defining_file, is_trusted, needs_code_reason
 from o2o.cli.arguments import suggestion
 from o2o.cli.text import counted, listed
 from o2o.errors import ModelError
@@ -161,7 +161,7 @@ def _not_causal(kind: str, tasks: frozenset[str]) -> str:
         return f"a {kind} model is no causal language model: conversion supports decoder-only language models"
     return (
         "the installed transformers has no causal language model of type "
-        f"{kind!r}{suggestion(kind, causal_models())}"
+        f"{kind!r}{suggestion(kind, causal_models())}; {MODEL_FILE} FILE converts a model of your own"
     )
 
 

@@ -17,10 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: F401  #
 
 from export.attention import implementation_of
 from export.authoring.model_file import ModelFile, load, reports_line
+from export.config import SOURCE
 from o2o.operators.masks import LOWEST
-
-SOURCE = "source_config"
-"""The field of a derived config.json that has the fields of the original file."""
 
 
 class AuthoredModel(PreTrainedModel):

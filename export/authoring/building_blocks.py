@@ -5,9 +5,9 @@ A model of one's own may use all of them, some, or none: only the call of the mo
     logits = model(input_ids, position_ids, mask, cache)
     keys, values = cache.update(keys, values, layer)
 
-input_ids and position_ids are int64 [1, T]. mask is float32 [1, 1, T, S] and is added to the scores: 0 where
-a key is visible, else very negative. logits are float32 [1, T, V]. `update` takes the rotated keys and the
-values of the new tokens [1, K, T, H]. It returns those that attention sees [1, K, S, H].
+Token ids and positions are int64 [1, T]. The mask is float32 [1, 1, T, S] and is added to the scores: 0 where
+a key is visible, else very negative. Logits are float32 [1, T, V]. The rotated keys and the values of the new
+tokens are [1, K, T, H]. Attention sees those that `update` returns, [1, K, S, H].
 """
 
 from __future__ import annotations

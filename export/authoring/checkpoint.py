@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from export.authoring.adapter import SOURCE
 from export.authoring.model_file import PER_LAYER, SIZES, load
 from export.authoring.tensor_names import apply
+from export.config import SOURCE
 from export.package_files import copy_package_files
 from o2o.cli.text import counted, listed
 from o2o.errors import ModelError

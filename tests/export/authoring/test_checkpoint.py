@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from export.config import CheckpointConfig
 from export.hub import resolve
 from export.loading_flags import STRICT, VARIABLES
+from export.model_traits import targets, traits
 from export.preflight import check_model
 from o2o.errors import ModelError, UsageError
 from o2o.weights.checkpoint import open_checkpoint
@@ -103,3 +104,14 @@ def test_without_the_flag_a_file_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pt")
     with pytest.raises(UsageError, match="is a file"):
         resolve(tmp_path / "weights.pt")
+
+
+def test_the_plan_says_nothing_that_it_does_not_know(with_weights: Any) -> None:
+    _, weights, _ = with_weights(PLAIN)  # with learned positions and a head that is tied by hand
+    folder = resolve(weights)
+    config, tensors = CheckpointConfig.read(folder), open_checkpoint(folder).tensors
+    assert traits(config, tensors) == [
+        "grouped-query attention (4 query heads of 6 over 2)",
+        "defined by a Python file",
+    ]
+    assert "o2o.attention, or Circle's ATTENTION if" in targets(config, tensors)[0]
