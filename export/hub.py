@@ -93,8 +93,8 @@ def _local(model: str | os.PathLike[str], fetch: bool, wanted: Sequence[str] = (
     if name and path.exists():
         wrong = "is not a GGUF file" if path.suffix == ".gguf" else "is a file"
         raise UsageError(
-            f"{name} {wrong}: give a GGUF file, or the folder that holds config.json and the weights; or a file "
-            f"of weights with {MODEL_FILE}"
+            f"{name} {wrong}: give a GGUF file, or the folder that holds config.json and the weights; "
+            f"or a file of weights with {MODEL_FILE}"
         )
     looks_like_a_path = name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or "\\" in name
     if looks_like_a_path or not HUB_ID.fullmatch(name):
