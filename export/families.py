@@ -23,12 +23,14 @@ class Family:
         positions: How positions enter, if config.json does not say it: `alibi`, `learned`, `sinusoidal`;
             empty for rotary positions.
         unscaled: Whether scores are q k' without a factor.
+        attention: What Circle's ATTENTION has no operand for, if config.json does not say it; a noun.
         parallel: Whether attention and MLP read the same input; None if a field of config.json says it.
     """
 
     refusal: str = ""
     positions: str = ""
     unscaled: bool = False
+    attention: str = ""
     parallel: bool | None = None
 
     def parallel_residual(self, fields: Mapping[str, Any]) -> bool:
@@ -78,6 +80,8 @@ FAMILIES: dict[str, Family] = {
     "bloom": Family(positions="alibi"),
     "codegen": Family(parallel=True),
     "ctrl": Family(positions="sinusoidal"),
+    "diffllama": Family(attention="a difference of two attentions"),
+    "doge": Family(attention="a mask that is computed from values"),
     "gpt2": Family(positions="learned"),
     "gpt_bigcode": Family(positions="learned"),
     "gpt_neo": Family(positions="learned", unscaled=True),
@@ -85,6 +89,7 @@ FAMILIES: dict[str, Family] = {
     "mpt": Family(positions="alibi"),
     "opt": Family(positions="learned"),
     "phi": Family(parallel=True),
+    "xglm": Family(positions="sinusoidal"),
 }
 
 

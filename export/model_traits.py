@@ -64,6 +64,8 @@ def attention_traits(
         "no rotation": _learned(config, tensors),
         "partial rotation": _partial_rotation(config) is not None,
         "interleaved rotation": declaration(config.model_type).interleaved_rotation,
+        "queries scaled by position": "llama_4_scaling_beta" in (config.fields.get("rope_parameters") or {}),
+        family.attention: family.attention != "",
     }
     return [name for name, there in parts.items() if there]
 

@@ -92,6 +92,8 @@ def test_traits(model_type: str, fields: dict[str, Any], tensors: list[str], phr
         ("olmo", {"clip_qkv": 2.0}, [], "clipping of queries, keys and values"),
         ("phi", {}, [], "partial rotation"),
         ("cohere", {}, [], "interleaved rotation"),
+        ("ministral3", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, [], "queries scaled by position"),
+        ("diffllama", {}, [], "a difference of two attentions"),
     ],
 )
 def test_what_circle_attention_has_no_operand_for(
