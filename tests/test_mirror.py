@@ -174,6 +174,7 @@ COVERED = {
         "o2o/lower/onnx/standard_form.py",
     ],
     "tests/o2o/lower/onnx/test_operators.py": [
+        "o2o/lower/onnx/fused_activation.py",
         "o2o/lower/onnx/layout.py",
     ],
     "tests/o2o/lower/onnx/test_quantized.py": [

@@ -24,11 +24,13 @@ class Region:
         result: The result.
         source: The one operand that all other operands are computed from.
         side_operands: Operands of the region that are neither constants nor computed from `source`.
+        nodes: The operators, the last one first.
     """
 
     result: ir.Value
     source: ir.Value
     side_operands: tuple[ir.Value, ...]
+    nodes: tuple[ir.Node, ...]
 
 
 class Regions:
@@ -58,11 +60,12 @@ class Regions:
         Yields:
             Regions of up to `MAX_NODES` nodes.
         """
-        frontier, side_operands = {result}, dict[ir.Value, None]()
+        frontier, side_operands, nodes = {result}, dict[ir.Value, None](), list[ir.Node]()
         for _ in range(MAX_NODES):
             node = max(frontier, key=self._position).producer()
             if node is None or not enters(node):
                 return
+            nodes.append(node)
             frontier.difference_update(node.outputs)
             for operand in node.inputs:
                 if operand is None or is_constant(operand):
@@ -75,7 +78,7 @@ class Regions:
                 return
             if len(frontier) == 1:
                 (source,) = frontier
-                yield Region(result, source, tuple(side_operands))
+                yield Region(result, source, tuple(side_operands), tuple(nodes))
 
     def _position(self, value: ir.Value) -> int:
         node = value.producer()

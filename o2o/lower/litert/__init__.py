@@ -5,6 +5,7 @@
     sdpa              scaled dot-product attention, all scores at once
     flash_attention   the same in blocks of queries and keys
     rms_norm, rope    RMS_NORM and ROPE
+    gelu              GELU that is written in several operators
     composites        attention and norms wrapped in STABLEHLO_COMPOSITE
     tuning            a lowered model for speed: cache layout, buckets, prefills without logits
 

@@ -1,8 +1,9 @@
 """Circle to TFLite: Circle's own operators become TFLite builtins.
 
-RMS_NORM and ROPE become arithmetic. ATTENTION is expanded to its parts; `o2o.lower.litert.attention` lowers
-the core, `o2o.attention`. A cache that ATTENTION updates in place becomes an input and an output
-(`present_key_0` for `past_key_0`). A runtime that binds both to one buffer still updates it in place.
+RMS_NORM and ROPE become arithmetic. Arithmetic that computes GELU becomes GELU. ATTENTION is expanded to its
+parts; `o2o.lower.litert.attention` lowers the core, `o2o.attention`. A cache that ATTENTION updates in place
+becomes an input and an output (`present_key_0` for `past_key_0`). A runtime that binds both to one buffer
+still updates it in place.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from o2o.formats.dialects import convert
 from o2o.formats.litert_ops import is_registered, minimum_version
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.litert.attention import FlashBlocks, lower_core_attention
+from o2o.lower.litert.gelu import fuse_gelu
 from o2o.lower.litert.rms_norm import lower_rms_norm
 from o2o.lower.litert.rope import lower_rope
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, inner_graphs, is_dynamic
@@ -94,6 +96,7 @@ def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:
                 _check_operands(model, graph, node)
                 lowering(model, graph, node)
                 graph.remove(node, safe=True)
+        fuse_gelu(model, graph)
         remove_dead_nodes(graph)
         fold_grouped_queries(model, graph)
         eliminate_common_subexpressions(model, graph)

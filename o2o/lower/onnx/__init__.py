@@ -5,7 +5,7 @@
     operators         all operators without a module of their own
     layout            operators that move elements
     norms             RMSNorm and LayerNorm, also decomposed
-    activations       SiLU and GELU, also decomposed
+    fused_activation  activations that are fused into an operator
     rotation          RoPE in any form
     attention         `o2o.attention` with its caches
     cached_attention  the operands of attention, as a form takes them

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from o2o.lower.onnx.activations import with_activation
 from o2o.lower.onnx.builder import Dim, dims
+from o2o.lower.onnx.fused_activation import with_activation
 from o2o.lower.onnx.per_token import Rule, TokenValues, token_shape
 from o2o.model import attribute, shape_of
 from o2o.operators.reference import NotEvaluable, slice_bounds

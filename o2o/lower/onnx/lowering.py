@@ -20,10 +20,10 @@ from o2o import __version__, contract, history
 from o2o.contract import Role, role_of
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
-from o2o.lower.onnx.activations import activation_of, with_activation
 from o2o.lower.onnx.attention import Caches, lower_core_attention, lower_rope
 from o2o.lower.onnx.builder import FLOAT, OnnxBuilder, dims
 from o2o.lower.onnx.cached_rows import CachedRows
+from o2o.lower.onnx.fused_activation import with_activation
 from o2o.lower.onnx.norms import NormNodes, Norms
 from o2o.lower.onnx.operators import cast, constant_vector, lower_operator
 from o2o.lower.onnx.ort_form import OrtForm
@@ -34,6 +34,7 @@ from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_
 from o2o.operators import core_attention
 from o2o.operators.traits import is_elementwise, lookup_operands, traits_of
 from o2o.quantization import metadata
+from o2o.rewriting.activations import activation_of
 from o2o.rewriting.attention.core_rule import CoreRule
 from o2o.rewriting.attention.expand_attention import expand_attentions
 from o2o.rewriting.attention.mask_rule import MaskRule

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import is_quantized
-from o2o.lower.onnx.activations import with_activation
 from o2o.lower.onnx.builder import BOOL, dims
+from o2o.lower.onnx.fused_activation import with_activation
 from o2o.lower.onnx.layout import LAYOUT_RULES
 from o2o.lower.onnx.per_token import Rule, TokenValues, token_shape
 from o2o.model import attribute, shape_of

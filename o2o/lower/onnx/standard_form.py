@@ -80,7 +80,7 @@ class StandardForm:
 
         Args:
             x: Any shape.
-            kind: A key of `o2o.lower.onnx.activations.FUNCTIONS`.
+            kind: A key of `o2o.rewriting.activations.FUNCTIONS`.
             name: The name of the result.
 
         Returns:

@@ -1,8 +1,7 @@
-"""Activation functions: those fused into an operator, and those that exporters decompose.
+"""Activation functions that exporters decompose: SiLU, and GELU by tanh, by erf and by the logistic function.
 
-These are SiLU and GELU by tanh, by erf and by the logistic function. A chain of elementwise operators is
-evaluated at points between -8 and 8. If its results equal the results of an activation, it is that
-activation, in whichever order its operators are written.
+A chain of elementwise operators is evaluated at points between -8 and 8. If its results equal the results of
+an activation, it is that activation, in whichever order its operators are written.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import constant_array, is_constant
-from o2o.lower.onnx.builder import dims
-from o2o.lower.onnx.per_token import TokenValues
-from o2o.model import attribute, shape_of
+from o2o.model import shape_of
 from o2o.operators.reference import NotEvaluable, evaluate
 from o2o.operators.traits import RESHAPE_OPS, is_elementwise
-from o2o.rewriting.regions import Regions
+from o2o.rewriting.regions import Region, Regions
 
 TOLERANCE = 2e-6
 """Largest difference of a point, relative to max(1, |x|): the rounding of a few float32 operations."""
 _POINTS = np.linspace(-8, 8, 257)
+_RATIONAL_OPS = ("ADD", "SUB", "MUL", "DIV", "NEG", *RESHAPE_OPS)
+"""Operators that compute rational functions. No activation is one."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def activation_of(regions: Regions, node: ir.Node) -> Activation | None:
     for region in regions.before(node.outputs[0], _is_scalar_function):
         if math.prod(shape_of(region.source)) != math.prod(shape_of(region.result)):
             return None
-        kind = _kind(region.result, region.source)
+        kind = _kind(region)
         if kind is not None:
             return Activation(region.source, kind)
     return None
@@ -88,44 +87,23 @@ def _is_scalar_function(node: ir.Node) -> bool:
     return all((array := constant_array(value)) is not None and array.size == 1 for value in constants)
 
 
-def _kind(result: ir.Value, source: ir.Value) -> str | None:
-    shape = shape_of(source)
-    count = math.prod(shape)
-    if source.dtype is None or source.dtype.numpy() != np.float32:
+def _kind(region: Region) -> str | None:
+    dtype = region.source.dtype
+    if dtype is None or dtype.numpy() != np.float32:
         return None
+    if all(node.op_type in _RATIONAL_OPS for node in region.nodes):
+        return None
+    # Only a reshape depends on the shape, so other regions are evaluated at no more points than needed.
+    is_reshaped = any(node.op_type in RESHAPE_OPS for node in region.nodes)
+    shape = shape_of(region.source) if is_reshaped else _POINTS.shape
+    count = math.prod(shape)
     values = []
     try:
         for start in range(0, len(_POINTS), count):
             part = np.resize(_POINTS[start:], count).astype(np.float32)
-            values.append(evaluate(result, {source: part.reshape(shape)}).reshape(-1))
+            values.append(evaluate(region.result, {region.source: part.reshape(shape)}).reshape(-1))
     except NotEvaluable:
         return None
     actual = np.concatenate(values)[: len(_POINTS)]
     bound = TOLERANCE * np.maximum(1, np.abs(_POINTS))
     return next((kind for kind, want in _VALUES.items() if np.all(np.abs(actual - want) <= bound)), None)
-
-
-def with_activation(tokens: TokenValues, node: ir.Node, y: ir.Value) -> ir.Value:
-    """Apply the activation that is fused into a node.
-
-    Args:
-        tokens: The values of the graph.
-        node: An operator with `fusedActivationFunction`.
-        y: Its result before the activation.
-
-    Returns:
-        The result after it; `y` without an activation.
-
-    Raises:
-        ModelError: ONNX has no such activation.
-    """
-    kind = attribute(node, "fusedActivationFunction", 0)
-    bounds = {2: (-1, 1), 3: (0, 6)}
-    if kind == 0:
-        return y
-    if kind in bounds:
-        limits = [tokens.op.constant(limit, "bound", np.float32) for limit in bounds[kind]]
-        return tokens.op.node("Clip", [y, *limits], dims(y), name=f"{y.name}/activated")
-    if kind in (1, 4):
-        return tokens.op.node("Relu" if kind == 1 else "Tanh", [y], dims(y), name=f"{y.name}/activated")
-    raise tokens.error(node, f"no ONNX lowering for its fused activation {kind}")
