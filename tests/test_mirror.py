@@ -68,6 +68,7 @@ COVERED = {
         "o2o/weights/gguf_tensor.py",
     ],
     "tests/o2o/weights/test_stored_tensor.py": [
+        "o2o/weights/file_tensor.py",
         "o2o/weights/weight_source.py",
     ],
     "tests/o2o/rewriting/attention/test_core_rule.py": [

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 
 from o2o.errors import ModelError
-from o2o.weights.weight_source import WeightSource
+from o2o.weights.file_tensor import FileTensor
 
 ROWS_AT_A_TIME = 1 << 20
 """Elements that are dequantized at a time, about: `gguf` needs several times their memory."""
 
 
-@dataclass(frozen=True)
-class GgufTensor(WeightSource):
+class GgufTensor(FileTensor):
     """A tensor of a GGUF file in a quantized type. The package `gguf` computes its numbers.
 
-    Attributes:
-        name: Its name in the file.
-        path: The file.
-        dtype: Its type, as GGUF names it: Q4_0, Q6_K, IQ4_NL, ...
-        shape: Its shape, the slowest axis first.
-        offset: Its first byte in the file.
-        length: Its length in bytes.
+    `dtype` is named as in GGUF: Q4_0, Q6_K, IQ4_NL, ...
     """
-
-    name: str
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    length: int
-
-    @property
-    def key(self) -> Hashable:
-        return self.path, self.offset, self.length
 
     @property
     def read_size(self) -> int:
@@ -63,10 +41,7 @@ class GgufTensor(WeightSource):
         kind = GGMLQuantizationType[self.dtype]
         block, width = GGML_QUANT_SIZES[kind]
         first, last = start // block, -(-(start + count) // block)
-        size = (last - first) * width
-        data = np.fromfile(self.path, np.uint8, size, offset=self.offset + first * width)
-        if len(data) < size:
-            raise ModelError(f"{self.path}: the file became shorter while it was read")
+        data = self.read_items(np.dtype(f"V{width}"), first, last - first).view(np.uint8)
         with np.errstate(all="ignore"):  # scales that are not finite are reported later
             numbers = dequantize(data.reshape(last - first, width), kind).reshape(-1)
         return numbers[start - first * block :][:count]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 
 from o2o.errors import ModelError
-from o2o.weights.weight_source import FLOATS, WeightSource
+from o2o.weights.file_tensor import FileTensor
+from o2o.weights.weight_source import FLOATS
 
 # Bytes of one element, by dtype as safetensors names it.
 ITEM_SIZE = {
@@ -18,29 +15,8 @@ ITEM_SIZE = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class StoredTensor(WeightSource):
-    """A tensor of a file, in C order.
-
-    Attributes:
-        name: Its name in the checkpoint.
-        path: The file.
-        dtype: Its dtype, as safetensors names it: F32, BF16, F16, ...
-        shape: Its shape.
-        offset: Its first byte in the file.
-        length: Its length in bytes.
-    """
-
-    name: str
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    length: int
-
-    @property
-    def key(self) -> Hashable:
-        return self.path, self.offset, self.length
+class StoredTensor(FileTensor):
+    """A tensor of a file, in C order. `dtype` is named as in safetensors: F32, BF16, F16, ..."""
 
     def check_float(self) -> None:
         """Check that the tensor is floating point of 16 bits or more.
@@ -57,8 +33,4 @@ class StoredTensor(WeightSource):
             raise ModelError(f"{self.path}: {self.name} is stored as {self.dtype}, not as a float")
 
     def read(self, start: int, count: int) -> np.ndarray:
-        dtype = FLOATS[self.dtype]
-        data = np.fromfile(self.path, dtype, count, offset=self.offset + start * dtype.itemsize)
-        if len(data) < count:
-            raise ModelError(f"{self.path}: the file became shorter while it was read")
-        return data
+        return self.read_items(FLOATS[self.dtype], start, count)
