@@ -32,6 +32,8 @@ from export.loading_flags import STRICT, defining_file, is_strict, model_file, o
 from o2o.cli import command
 from o2o.cli.arguments import Parser
 from o2o.errors import ModelError, O2oError
+from o2o.streams.cache_folder import cache_folder
+from o2o.weights.cached_checkpoints import FOLDER, folder_name
 from o2o.weights.derived_checkpoint import FILE
 from o2o.weights.gguf_file import part_paths
 
@@ -152,7 +154,7 @@ def derived(model: Path, adapter: Path | None, log: Callable[[str], None]) -> Pa
     inputs = _inputs(model, adapter)
     identity = json.dumps([str(model), str(adapter), *set_flags()]).encode("utf-8", "surrogatepass")
     name = hashlib.sha256(identity).hexdigest()
-    folder = _cache() / f"{(adapter or model).name.removesuffix('.gguf')}-{name[:12]}"
+    folder = _cache() / folder_name((adapter or model).name.removesuffix(".gguf"), name)
     record = _read(folder / RECORD)
     if record.get("inputs") != inputs:
         try:
@@ -212,14 +214,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def _cache() -> Path:
-    """The folder of derived checkpoints, in the user's cache folder as `runtime_py` has it."""
-    if named := os.environ.get("O2O_CACHE"):
-        return Path(named) / "checkpoints"
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        return (base if base.is_absolute() else Path.home() / ".cache") / "o2o" / "checkpoints"
-    except RuntimeError:  # a user without a home folder
-        return Path(tempfile.gettempdir()) / f"o2o-{os.getuid()}" / "checkpoints"
+    """The folder of derived checkpoints."""
+    cache = cache_folder() or Path(tempfile.gettempdir()) / f"o2o-{os.getuid()}"
+    return cache / FOLDER
 
 
 def _read(path: Path) -> dict[str, Any]:

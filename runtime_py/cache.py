@@ -1,4 +1,4 @@
-"""List, verify or clear the disk cache of packed weights: `o2o cache [list|verify|clear]`."""
+"""List, verify or clear the disk cache: `o2o cache [list|verify|clear]`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,73 @@ if __name__ == "__main__":
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from o2o.cli.arguments import Parser
 from o2o.cli.command import run
 from o2o.cli.text import counted
 from o2o.errors import ModelError, UsageError
-from runtime_py.engines.disk_cache import DiskCache, Entry, user_cache
+from o2o.weights.cached_checkpoints import cached_checkpoints
+from runtime_py.engines.disk_cache import DiskCache, user_cache
+
+
+@dataclass(frozen=True)
+class Line:
+    """An entry or a derived checkpoint, as it is printed.
+
+    Attributes:
+        key: Its key.
+        label: Its source, for people.
+        size: Bytes of its files.
+        last_use: In seconds since the epoch.
+        problem: Why the next use makes it again: "damaged", "outdated"; empty if it does not.
+    """
+
+    key: str
+    label: str
+    size: int
+    last_use: float
+    problem: str
+
+    def text(self, state: str) -> str:
+        """Format it.
+
+        Args:
+            state: What to print about its state.
+
+        Returns:
+            The line.
+        """
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.last_use))
+        return f"{self.key[:12]}  {self.size / 1e6:>9,.1f} MB  {used}  {state:<8}{self.label}".rstrip()
+
+
+def lines(cache: DiskCache) -> list[Line]:
+    """List packed weights and derived checkpoints.
+
+    Args:
+        cache: The disk cache.
+
+    Returns:
+        The packed weights, the last used first; then the derived checkpoints.
+    """
+    packed = [
+        Line(entry.key, entry.label, entry.size, entry.last_use, "" if entry.intact else "damaged")
+        for entry in cache.entries()
+    ]
+    derived = [
+        Line(
+            one.key,
+            f"checkpoint: {one.model}",
+            one.size,
+            one.folder.stat().st_mtime,
+            "" if one.is_current else "outdated",
+        )
+        for one in cached_checkpoints(cache.folder)
+    ]
+    return packed + derived
 
 
 def list_entries(cache: DiskCache) -> None:
@@ -25,29 +85,32 @@ def list_entries(cache: DiskCache) -> None:
     Args:
         cache: The disk cache.
     """
-    entries = cache.entries()
+    entries = lines(cache)
     for entry in entries:
-        print(_line(entry, "" if entry.intact else "damaged"))
+        print(entry.text(entry.problem))
     total = sum(entry.size for entry in entries)
     print(f"{cache.folder}: {counted(len(entries), 'entry', 'entries')}, {total / 1e6:,.1f} MB")
 
 
 def verify_entries(cache: DiskCache) -> None:
-    """Print for each entry whether its files are as they were written.
+    """Print for each entry whether its files, or its sources, have changed since it was written.
 
     Args:
         cache: The disk cache.
 
     Raises:
-        ModelError: An entry is damaged.
+        ModelError: An entry is damaged or outdated.
     """
-    entries = cache.entries()
+    entries = lines(cache)
     for entry in entries:
-        print(_line(entry, "intact" if entry.intact else "damaged"))
-    if damaged := sum(not entry.intact for entry in entries):
+        print(entry.text(entry.problem or "intact"))
+    if problems := Counter(entry.problem for entry in entries if entry.problem):
+        counts = " and ".join(
+            counted(count, f"{kind} entry", f"{kind} entries") for kind, count in problems.items()
+        )
         raise ModelError(
-            f"{cache.folder}: {counted(damaged, 'damaged entry', 'damaged entries')}: the next load of the "
-            "model replaces it, and `o2o cache clear` removes all"
+            f"{cache.folder}: {counts}: the next load or conversion of the model replaces it, and "
+            "`o2o cache clear` removes all"
         )
     print(f"{cache.folder}: {counted(len(entries), 'intact entry', 'intact entries')}")
 
@@ -61,7 +124,11 @@ def clear_entries(cache: DiskCache) -> None:
     Raises:
         OSError: An entry cannot be removed.
     """
-    print(f"{cache.folder}: removed {cache.clear() / 1e6:,.1f} MB")
+    size = cache.clear()
+    for checkpoint in cached_checkpoints(cache.folder):
+        size += checkpoint.size
+        checkpoint.remove()
+    print(f"{cache.folder}: removed {size / 1e6:,.1f} MB")
 
 
 ACTIONS: dict[str, Callable[[DiskCache], None]] = {
@@ -80,8 +147,9 @@ def parser() -> Parser:
     parser = Parser(
         prog="python -m runtime_py.cache",
         description="The disk cache holds the packed weights of large models, which later loads map into "
-        "memory. It is in $O2O_CACHE, or in o2o of the user's cache folder. Removing an entry is always "
-        "safe: the next load makes it again.",
+        "memory. It also holds derived checkpoints, which conversions make of GGUF files, adapters and "
+        "multimodal models. It is in $O2O_CACHE, or in o2o of the user's cache folder. Removing an entry is "
+        "always safe: the next load or conversion makes it again.",
         examples=["o2o cache", "o2o cache verify", "o2o cache clear"],
     )
     parser.add_argument(
@@ -114,11 +182,6 @@ def _run(args: argparse.Namespace) -> None:
     if cache is None:
         raise UsageError("this user has no home folder: name the cache in $O2O_CACHE")
     ACTIONS[args.action](cache)
-
-
-def _line(entry: Entry, state: str) -> str:
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_use))
-    return f"{entry.key[:12]}  {entry.size / 1e6:>9,.1f} MB  {used}  {state:<8}{entry.label}".rstrip()
 
 
 if __name__ == "__main__":

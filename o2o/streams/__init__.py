@@ -5,6 +5,7 @@ source          inputs: a file, a pipe, bytes in memory
 external_file   a file of weights that a model names
 copying         copies between file descriptors, in the kernel where possible
 output          outputs, which appear when they are complete
+cache_folder    the folder of what later runs reuse
 """
 
 from o2o.streams.external_file import ExternalFile

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from o2o.streams.cache_folder import cache_folder
+
 ENTRY = "entry.json"
 MAX_ALIASES = 16
 MAX_SHARE = 0.5
@@ -56,17 +58,11 @@ def user_cache() -> DiskCache | None:
     """Return the disk cache of the user.
 
     Returns:
-        The cache in $O2O_CACHE, else in `o2o` of the user's cache folder ($XDG_CACHE_HOME, ~/.cache); None
-        for a user without a home folder.
+        The cache in the user's cache folder (`o2o.streams.cache_folder`); None for a user without a home
+        folder.
     """
-    if named := os.environ.get("O2O_CACHE"):
-        return DiskCache(Path(named))
-    # The XDG specification says to ignore a relative path.
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        return DiskCache((base if base.is_absolute() else Path.home() / ".cache") / "o2o")
-    except RuntimeError:
-        return None
+    folder = cache_folder()
+    return None if folder is None else DiskCache(folder)
 
 
 class DiskCache:

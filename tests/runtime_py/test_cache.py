@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from o2o.weights.cached_checkpoints import FOLDER, folder_name
+from o2o.weights.derived_checkpoint import FILE, write_index
+from o2o.weights.derived_tensor import Leaf
+from o2o.weights.stored_tensor import StoredTensor
 from runtime_py.cache import main
 from runtime_py.engines.disk_cache import DiskCache
 
@@ -50,6 +54,51 @@ def test_clear_keeps_files_of_others(cache: DiskCache, capsys: pytest.CaptureFix
     assert [path.name for path in cache.folder.iterdir()] == ["notes"]
     assert main(["list"]) == 0
     assert capsys.readouterr().out == f"{cache.folder}: 0 entries, 0.0 MB\n"
+
+
+@pytest.fixture
+def gguf(cache: DiskCache, tmp_path: Path) -> Path:
+    """A file, and a derived checkpoint in the cache that refers to it."""
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(bytes(64))
+    folder = cache.folder / FOLDER / folder_name("tiny", "ab" * 32)
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_bytes(bytes(2_000_000))
+    write_index(folder / FILE, {"w": Leaf(StoredTensor("w", path, "F32", (16,), 0, 64))})
+    return path
+
+
+def test_derived_checkpoints_are_listed(
+    cache: DiskCache, gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([]) == 0
+    *_, line, total = capsys.readouterr().out.splitlines()
+    assert line.startswith("abababababab  ")
+    assert "2.0 MB" in line
+    assert line.endswith("checkpoint: tiny")
+    assert total == f"{cache.folder}: 3 entries, 12.0 MB"
+
+
+def test_a_derived_checkpoint_of_a_changed_file_is_outdated(
+    cache: DiskCache, gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify"]) == 0
+    gguf.write_bytes(bytes(128))
+    capsys.readouterr()
+    assert main(["verify"]) == 1
+    captured = capsys.readouterr()
+    assert "outdated" in captured.out.splitlines()[-1]
+    assert captured.err.startswith(f"cache: {cache.folder}: 1 outdated entry: the next load or conversion")
+
+
+def test_derived_checkpoints_are_cleared(
+    cache: DiskCache, gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cache.folder / FOLDER / "mine").mkdir()
+    assert main(["clear"]) == 0
+    assert capsys.readouterr().out == f"{cache.folder}: removed 12.0 MB\n"
+    assert [path.name for path in (cache.folder / FOLDER).iterdir()] == ["mine"]
+    assert gguf.exists()
 
 
 def test_no_cache_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

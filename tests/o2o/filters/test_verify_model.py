@@ -182,7 +182,7 @@ def dead_operator() -> Model:
 def unused_constant() -> Model:
     graph = Graph("main")
     graph.output(graph.op("ABS", [graph.input("x", [2])], [2], name="y"))
-    graph.constant("nobody", weights(3))
+    graph.constant("unused", weights(3))
     return graph.model()
 
 
@@ -332,7 +332,7 @@ def other_vocabulary() -> Model:
         (nothing_computes_an_operand, "error V008 main, operator 1, z: ADD: nothing computes operand 1, one"),
         (nothing_computes_an_output, "error V008 main, z: nothing computes this output"),
         (dead_operator, "warning V009 main, operator 1, z: ADD: no output depends on it (gc.py removes it)"),
-        (unused_constant, "warning V010 main, nobody: nothing uses this constant (gc.py removes it)"),
+        (unused_constant, "warning V010 main, unused: nothing uses this constant (gc.py removes it)"),
         (damaged_contract, "error V011 its metadata o2o.contract is damaged: it has no object `signatures`"),
         (newer_contract, "error V011 its o2o.contract has version 99"),
         (
@@ -512,7 +512,7 @@ def test_errors_come_first_and_warnings_are_cut(verified: Verify) -> None:
     graph = Graph("main")
     graph.ir = model.graphs[0]
     for k in range(20):
-        graph.constant(f"nobody{k}", weights(3))
+        graph.constant(f"unused{k}", weights(3))
     lines = verified(model)[1].splitlines()
     assert lines[0].startswith("error V103 ")
     assert lines[-2:] == ["... and 8 more V010 (--json shows all)", "model: 1 error, 20 warnings"]
