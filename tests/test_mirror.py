@@ -227,6 +227,7 @@ COVERED = {
     "tests/runtime_py/test_bench.py": [
         "runtime_py/benchmark/report.py",
     ],
+    "tests/o2o/rewriting/test_layer_norm.py": ["o2o/rewriting/normalization.py"],
     "tests/runtime_py/test_cache.py": ["o2o/streams/cache_folder.py", "o2o/weights/cached_checkpoints.py"],
     "tests/runtime_py/test_conversation.py": [],
     "tests/runtime_py/test_perplexity.py": [

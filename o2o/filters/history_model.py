@@ -28,14 +28,14 @@ class HistoryModel(Filter):
                                                 merge.circles.py prefill.circle decode.circle \\
                                                   | gc.py > model.circle
 
-    A model records each filter that changed it, with its arguments and a fingerprint of its input. It does
-    not record the names of files, except of those that were merged. The names of inputs are therefore made
-    up, with their fingerprints in comments.
-    --replay INPUT ... takes the inputs in any order, finds each by its fingerprint, runs the pipelines with
-    this version, and compares the result with the model. Weights that bind.weights.py put into the model are
-    not compared: fingerprints cover graphs, small constants, signatures, metadata and history.
-    The output is text, or JSON with --json. No model is written. The exit code is 1 if the replay differs.
-    Refused: a model without history; an input that is missing, or that the history does not name.
+    Each filter that changes a model records in it: the filter's name, its arguments, and a fingerprint of its
+    input. Only merge.circles.py records the names of files. Another input is named after the result, such as
+    decode_.circle for decode.circle, and a comment has its fingerprint.
+    With --replay INPUT ..., this version of the filters runs the pipelines, and the result is compared with
+    the model. The inputs may be in any order: fingerprints identify them. Weights that bind.weights.py added
+    are not compared: a fingerprint covers graphs, small constants, signatures, metadata and history.
+    The output is text, or JSON with --json. No model is written. The exit code is 1 if the results differ.
+    Refused: a model without a history; a missing input; an input that the history does not have.
     """
 
     name = "history.model.py"

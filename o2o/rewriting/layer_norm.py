@@ -12,19 +12,8 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import is_constant
 from o2o.model import attribute, shape_of
-from o2o.rewriting.matchers import (
-    MatchFailure,
-    check_no_activation,
-    constant_ints,
-    fail,
-    operand_and_scalar,
-    producer_of,
-    require_producer,
-    scalar,
-    single_user,
-)
-
-LAYER_NORM_ANCHORS = ("RSQRT", "SQRT")
+from o2o.rewriting.matchers import MatchFailure, check_no_activation, fail, producer_of, single_user
+from o2o.rewriting.normalization import divided_by_root, mean_and_epsilon, operand_of_mean, operand_of_square
 
 
 @dataclass(frozen=True)
@@ -60,16 +49,11 @@ def match_layer_norm(node: ir.Node, is_weight: Callable[[ir.Value], bool] = is_c
     Raises:
         MatchFailure: The first condition that fails.
     """
-    add = require_producer(_input(node), "the root", "ADD")
-    check_no_activation(add)
-    operands = operand_and_scalar(add)
-    if operands is None or operands[1] <= 0:
-        fail("no positive epsilon is added to the variance", add.outputs[0])
-    variance, epsilon = operands
-    x, mean = _deviation_of_square(_mean_operand(variance))
-    if _mean_operand(mean) is not x:
+    variance, epsilon = mean_and_epsilon(node)
+    x, mean = _deviation_of_square(operand_of_mean(variance, "the variance"))
+    if operand_of_mean(mean, "a mean") is not x:
         fail("the tensor and its mean differ", mean)
-    last = _normalized(node, x, mean)
+    last = divided_by_root(node, lambda value: _deviation(value) == (x, mean))
     D = shape_of(x)[-1]
     weight = bias = None
     if (product := _user_with_vector(last, "MUL", D, is_weight)) is not None:
@@ -79,34 +63,13 @@ def match_layer_norm(node: ir.Node, is_weight: Callable[[ir.Value], bool] = is_c
     return LayerNorm(last, x, weight, bias, epsilon)
 
 
-def _input(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
-def _mean_operand(value: ir.Value) -> ir.Value:
-    """x, if `value` is the mean of x over its last axis."""
-    node = require_producer(value, "a mean", "MEAN")
-    x = _input(node)
-    if constant_ints(node.inputs[1]) not in ([-1], [len(shape_of(x)) - 1]):
-        fail("the mean goes over other axes than the last one", value)
-    if not attribute(node, "keepDims", 0):
-        fail("the mean does not keep its axis", value)
-    return x
-
-
 def _deviation_of_square(squared: ir.Value) -> tuple[ir.Value, ir.Value]:
     """x and its mean, given the square of their difference."""
-    node = require_producer(squared, "the variance's operand", "SQUARED_DIFFERENCE", "MUL", "SQUARE", "POW")
-    check_no_activation(node)
-    if node.op_type == "SQUARED_DIFFERENCE":
-        return _input(node), node.inputs[1]  # type: ignore[return-value]
-    if node.op_type == "MUL" and _deviation(node.inputs[0]) != _deviation(node.inputs[1]):
-        fail("the variance's operand is no square", squared)
-    if node.op_type == "POW" and scalar(node.inputs[1]) != 2:
-        fail("the variance's operand is a power other than the square", squared)
-    deviation = _deviation(node.inputs[0])
+    if (node := producer_of(squared, "SQUARED_DIFFERENCE")) is not None:
+        check_no_activation(node)
+        return node.inputs[0], node.inputs[1]  # type: ignore[return-value]
+    difference = operand_of_square(squared, lambda a, b: _deviation(a) == _deviation(b))
+    deviation = _deviation(difference)
     if deviation is None:
         fail("the square is not one of a deviation from the mean", squared)
     return deviation
@@ -118,25 +81,6 @@ def _deviation(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
     if node is None or attribute(node, "fusedActivationFunction", 0):
         return None
     return node.inputs[0], node.inputs[1]  # type: ignore[return-value]
-
-
-def _normalized(root: ir.Node, x: ir.Value, mean: ir.Value) -> ir.Node:
-    """The node that divides x - mean by the root."""
-    value = root.outputs[0]
-    user = single_user(value, "the root")
-    check_no_activation(user)
-    if root.op_type == "SQRT":
-        if user.op_type == "DIV" and user.inputs[1] is value and _deviation(user.inputs[0]) == (x, mean):
-            return user
-        if user.op_type != "DIV" or scalar(user.inputs[0]) != 1:
-            fail("the root does not divide the deviation", value)
-        value = user.outputs[0]
-        user = single_user(value, "the inverse root")
-        check_no_activation(user)
-    others = [operand for operand in user.inputs if operand is not value]
-    if user.op_type != "MUL" or len(others) != 1 or _deviation(others[0]) != (x, mean):
-        fail("the inverse root does not multiply the deviation", value)
-    return user
 
 
 def _user_with_vector(

@@ -16,21 +16,16 @@ from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import DOMAIN, Model, attribute, shape_of
 from o2o.operators.reference import NotEvaluable, evaluate, unknown_sources
 from o2o.rewriting.builder import Builder, add_constant, add_tensor
-from o2o.rewriting.matchers import (
-    MatchFailure,
-    check_no_activation,
-    constant_ints,
-    fail,
-    operand_and_scalar,
-    producer_of,
-    require_producer,
-    scalar,
-    single_user,
+from o2o.rewriting.matchers import MatchFailure, check_no_activation, fail, producer_of, scalar, single_user
+from o2o.rewriting.normalization import (
+    NORM_ANCHORS,
+    divided_by_root,
+    mean_and_epsilon,
+    operand_of_mean,
+    operand_of_square,
 )
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rewrite_rule import RewriteRule
-
-RMS_NORM_ANCHORS = ("RSQRT", "SQRT")
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class RmsNormRule(RewriteRule):
     with a weight of ones.
     """
 
-    anchors = RMS_NORM_ANCHORS
+    anchors = NORM_ANCHORS
     takes_layer_norm: ClassVar[bool] = False  # LayerNorm is RMSNorm of what is left of x without its mean
 
     def __init__(self) -> None:
@@ -130,8 +125,8 @@ def match_rms_norm(node: ir.Node) -> RmsNorm:
     Raises:
         MatchFailure: The first condition that fails.
     """
-    x, root, epsilon = _root(node)
-    normalized = _normalized(root, x)
+    x, epsilon = _root(node)
+    normalized = _normalized(node, x)
     last = single_user(normalized, "the normalized tensor")
     return _product(last, x, normalized, epsilon)
 
@@ -148,8 +143,8 @@ def match_normalized(node: ir.Node) -> Normalized:
     Raises:
         MatchFailure: The first condition that fails.
     """
-    x, root, epsilon = _root(node)
-    value = _normalized(root, x)
+    x, epsilon = _root(node)
+    value = _normalized(node, x)
     if shape_of(value) != shape_of(x):
         fail(f"the result does not have the shape {list(shape_of(x))}", value)
     users = dict.fromkeys(use.node for use in value.uses())
@@ -162,24 +157,14 @@ def match_normalized(node: ir.Node) -> Normalized:
     return Normalized(x, value, tuple(products), epsilon)
 
 
-def _root(node: ir.Node) -> tuple[ir.Value, ir.Node, float]:
-    """x, the root and epsilon, given the node that computes sqrt(mean(x^2) + epsilon) or its inverse."""
-    add = require_producer(_input(node), "the root", "ADD")
-    check_no_activation(add)
-    sum_operands = operand_and_scalar(add)
-    if sum_operands is None:
-        fail("no constant epsilon is added to the mean", add.outputs[0])
-    mean, epsilon = sum_operands
-    if epsilon <= 0:
-        fail(f"epsilon is {epsilon}", mean)
-    mean_node = require_producer(mean, "the mean of squares", "MEAN")
-    squared = _input(mean_node)
-    axes = constant_ints(mean_node.inputs[1])
-    if axes not in ([-1], [len(shape_of(squared)) - 1]):
-        fail(f"the mean goes over axes {axes}, not the last one", mean)
-    if not attribute(mean_node, "keepDims", 0):
-        fail("the mean does not keep its axis", mean)
-    return _squared(squared), node, epsilon
+def _root(node: ir.Node) -> tuple[ir.Value, float]:
+    """x and epsilon, given the node that computes sqrt(mean(x^2) + epsilon) or its inverse."""
+    mean, epsilon = mean_and_epsilon(node)
+    return operand_of_square(operand_of_mean(mean, "the mean of squares")), epsilon
+
+
+def _normalized(root: ir.Node, x: ir.Value) -> ir.Value:
+    return divided_by_root(root, lambda value: value is x).outputs[0]
 
 
 def _product(last: ir.Node, x: ir.Value, normalized: ir.Value, epsilon: float) -> RmsNorm:
@@ -195,50 +180,6 @@ def _product(last: ir.Node, x: ir.Value, normalized: ir.Value, epsilon: float) -
     if shape_of(last.outputs[0]) != shape_of(x):
         fail(f"the result does not have the shape {list(shape_of(x))}", last.outputs[0])
     return RmsNorm(last, x, weight, epsilon)
-
-
-def _squared(squared: ir.Value) -> ir.Value:
-    """x, given x * x, SQUARE(x) or POW(x, 2)."""
-    node = require_producer(squared, "the mean's operand", "MUL", "SQUARE", "POW")
-    check_no_activation(node)
-    x = _input(node)
-    if node.op_type == "MUL" and node.inputs[1] is not x:
-        fail("the mean's operand is a product of two tensors, not a square", squared)
-    if node.op_type == "POW" and scalar(node.inputs[1]) != 2:
-        fail("the mean's operand is a power other than the square", squared)
-    return x
-
-
-def _normalized(root: ir.Node, x: ir.Value) -> ir.Value:
-    """x times the inverse root, or x divided by the root."""
-    value = root.outputs[0]
-    user = single_user(value, "the root")
-    if root.op_type == "SQRT" and (inverse := _inverse(user, value)) is not None:
-        value = inverse
-        user = single_user(value, "the inverse root")
-    elif root.op_type == "SQRT":
-        if user.op_type != "DIV" or user.inputs[0] is not x or user.inputs[1] is not value:
-            fail("the root does not divide the tensor that was squared", value)
-        check_no_activation(user)
-        return user.outputs[0]
-    if user.op_type != "MUL" or {user.inputs[0], user.inputs[1]} != {x, value}:
-        fail("the inverse root does not multiply the tensor that was squared", value)
-    check_no_activation(user)
-    return user.outputs[0]
-
-
-def _input(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
-def _inverse(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    """The result of `node` if it computes 1 / value."""
-    if node.op_type == "DIV" and scalar(node.inputs[0]) == 1 and node.inputs[1] is value:
-        check_no_activation(node)
-        return node.outputs[0]
-    return None
 
 
 def _is_centered(x: ir.Value) -> bool:

@@ -31,9 +31,10 @@ from o2o.rewriting.attention.sdpa import Sdpa, by_token, match_sdpa
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.matchers import MatchFailure, fail
+from o2o.rewriting.normalization import NORM_ANCHORS
 from o2o.rewriting.outline import decompositions, nodes_between, outline
 from o2o.rewriting.rewire import replace_output
-from o2o.rewriting.rms_norm import RMS_NORM_ANCHORS, match_rms_norm
+from o2o.rewriting.rms_norm import match_rms_norm
 from o2o.rewriting.topological_sort import topological_sort
 
 ATTENTION = "odml.scaled_dot_product_attention"
@@ -64,7 +65,7 @@ def wrap_composites(model: Model, explain: Explain | None = None) -> Counter[str
             if node.domain != DOMAIN or node.graph is not graph:
                 continue
             try:
-                if node.op_type in RMS_NORM_ANCHORS:
+                if node.op_type in NORM_ANCHORS:
                     _wrap_norm(model, graph, node)
                     wrapped[RMS_NORM] += 1
                 elif node.op_type == "SOFTMAX":

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from o2o.lower.onnx.operators import constant_vector
 from o2o.lower.onnx.per_token import TokenValues
 from o2o.model import DOMAIN, attribute, shape_of
-from o2o.rewriting.layer_norm import LAYER_NORM_ANCHORS, match_layer_norm
+from o2o.rewriting.layer_norm import match_layer_norm
 from o2o.rewriting.matchers import MatchFailure
+from o2o.rewriting.normalization import NORM_ANCHORS
 from o2o.rewriting.rms_norm import match_rms_norm
 
 
@@ -66,7 +67,7 @@ class Norms:
             epsilon = float(attribute(node, "epsilon", 0.0))
             assert x is not None
             return NormNodes(node, x, Norm(constant_vector(self._tokens, weight, node), None, epsilon, False))
-        if node.op_type not in LAYER_NORM_ANCHORS:
+        if node.op_type not in NORM_ANCHORS:
             return None
         # LayerNorm first: behind the subtraction of the mean, it is an RMSNorm.
         return self._layer_norm(node) or self._rms_norm(node)
