@@ -82,6 +82,7 @@ COVERED = {
     ],
     "tests/o2o/filters/test_fuse_bmm_lhs_const.py": [
         "o2o/rewriting/bmm_const.py",
+        "o2o/rewriting/constant_matrices.py",
     ],
     "tests/o2o/filters/test_fuse_fc.py": [
         "o2o/rewriting/stacked_fully_connected.py",

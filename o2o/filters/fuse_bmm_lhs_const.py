@@ -26,6 +26,7 @@ class FuseBmmLhsConst(Fusion):
     A constant right operand is transposed: it becomes the weights of a linear layer, as in GPT-2, which
     quantize.weights.py then quantizes. A reference to a checkpoint's tensor stays one; bind.weights.py
     transposes the numbers.
+    Reshapes, transposes and broadcasts between a constant and the product, as einsum writes them, go away.
     Left alone: a constant that differs between batches or is not float, and a reference with other axes than
     the checkpoint's tensor if it would have to be transposed.
     """

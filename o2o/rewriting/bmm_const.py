@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from o2o.formats.tensors import is_constant, is_plain, with_shape
+from o2o.formats.tensors import is_plain, with_shape
 from o2o.formats.transposed_tensor import TransposedTensor
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import DOMAIN, Model, attribute, shape_of
 from o2o.rewriting.builder import Builder, add_tensor
+from o2o.rewriting.constant_matrices import ConstantMatrix, constant_behind, constant_matrix
 from o2o.rewriting.matchers import constant_ints, fail
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rewrite_rule import RewriteRule
@@ -47,26 +48,34 @@ class BmmConstRule(RewriteRule):
     anchors = ("BATCH_MATMUL",)
 
     def candidates(self, graph: ir.Graph) -> list[ir.Node]:
-        return [node for node in super().candidates(graph) if any(map(_is_constant, node.inputs))]
+        return [
+            node
+            for node in super().candidates(graph)
+            if any(constant_behind(value) is not None for value in node.inputs)
+        ]
 
     def match(self, node: ir.Node) -> Product:
-        is_left = _is_constant(node.inputs[0])
-        constant, x = node.inputs if is_left else node.inputs[::-1]
+        left, right = node.inputs
+        assert left is not None
+        assert right is not None
+        result, is_left = node.outputs[0], constant_behind(left) is not None
+        operand, x = (left, right) if is_left else (right, left)
+        constant = constant_behind(operand)
         assert constant is not None
-        assert x is not None
         if not is_plain(constant) or constant.dtype is None or not constant.dtype.is_floating_point():
             fail("the constant does not hold floats", constant)
         if constant.dtype != x.dtype:
             fail("the operands differ in dtype", x)
-        if any(dim != 1 for dim in shape_of(constant)[:-2]):
-            fail("the constant differs from batch to batch", constant)
-        result = node.outputs[0]
-        if len(shape_of(result)) != len(shape_of(x)):
+        matrix = constant_matrix(operand)
+        if matrix is None:
+            fail("the constant differs from batch to batch, or its elements are moved", operand)
+        if shape_of(result)[:-2] != shape_of(x)[:-2]:
             fail("the constant adds batch axes", result)
         left_swaps, right_swaps = (bool(attribute(node, name, 0)) for name in ADJOINT)
         if not is_left:
-            return Product(node, constant, x, left_swaps, _weights(constant, not right_swaps), result, False)
-        weights, transposed = _weights(constant, left_swaps), _transpose_of(result)
+            weights = _weights(matrix if right_swaps else matrix.transposed)
+            return Product(node, constant, x, left_swaps, weights, result, False)
+        weights, transposed = _weights(matrix.transposed if left_swaps else matrix), _transpose_of(result)
         if transposed is None:
             return Product(node, constant, x, not right_swaps, weights, result, True)
         return Product(node, constant, x, not right_swaps, weights, transposed.outputs[0], False)
@@ -97,23 +106,19 @@ def _weights_value(graph: ir.Graph, match: Product) -> ir.Value:
     return value
 
 
-def _weights(value: ir.Value, swapped: bool) -> ir.TensorProtocol:
-    """A constant as a matrix, over the same bytes unless its axes are swapped."""
-    tensor, name = value.const_value, value.name or ""
+def _weights(matrix: ConstantMatrix) -> ir.TensorProtocol:
+    """A constant matrix, over the same bytes unless it is transposed."""
+    tensor, name = matrix.constant.const_value, matrix.constant.name or ""
     assert tensor is not None
-    matrix = with_shape(tensor, shape_of(value)[-2:], name)
-    if not swapped:
-        return matrix
-    if not isinstance(matrix, UnboundTensor):
-        return TransposedTensor(name, matrix)
-    if not matrix.is_matrix:
-        stored = f"{matrix.tensor_name} of the checkpoint is {list(matrix.stored_shape)}"
-        fail(f"{stored}: bind weights first", value)
-    return matrix.transpose(name)
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and is_constant(value)
+    if not matrix.is_transposed:
+        return with_shape(tensor, (matrix.rows, matrix.columns), name)
+    stored = with_shape(tensor, (matrix.columns, matrix.rows), name)
+    if not isinstance(stored, UnboundTensor):
+        return TransposedTensor(name, stored)
+    if not stored.is_matrix:
+        shape = f"{stored.tensor_name} of the checkpoint is {list(stored.stored_shape)}"
+        fail(f"{shape}: bind weights first", matrix.constant)
+    return stored.transpose(name)
 
 
 def _transpose_of(value: ir.Value) -> ir.Node | None:

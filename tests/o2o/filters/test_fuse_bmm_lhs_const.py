@@ -206,6 +206,79 @@ def test_a_near_miss_is_left_alone_and_explained(command: Command, broken: str, 
     assert BROKEN[broken] in command.said
 
 
+def behind(graph: Graph, value: ir.Value, *steps: tuple[str, list[int], list[int]]) -> ir.Value:
+    """Apply operators (type, second operand, shape of the result)."""
+    for op_type, numbers, shape in steps:
+        value = graph.op(op_type, [value, graph.constant("numbers", np.int32(numbers))], shape)
+    return value
+
+
+# The constant's shape, and the operators between it and the product with x [2, 5, 6] or [6, 5].
+MOVED: dict[str, tuple[list[int], list[tuple[str, list[int], list[int]]]]] = {
+    "einsum td,df": ([6, 8], [("RESHAPE", [1, 6, 8], [1, 6, 8])]),
+    "einsum td,fd": (
+        [8, 6],
+        [
+            ("RESHAPE", [8, 6, 1, 1], [8, 6, 1, 1]),
+            ("TRANSPOSE", [2, 3, 1, 0], [1, 1, 6, 8]),
+            ("RESHAPE", [1, 6, 8], [1, 6, 8]),
+        ],
+    ),
+    "einsum td,dhk": ([6, 2, 4], [("RESHAPE", [1, 6, 8], [1, 6, 8])]),
+    "einsum td,hkd": (
+        [2, 4, 6],
+        [("TRANSPOSE", [2, 0, 1], [6, 2, 4]), ("RESHAPE", [1, 6, 8], [1, 6, 8])],
+    ),
+    "broadcast": ([6, 8], [("BROADCAST_TO", [2, 6, 8], [2, 6, 8])]),
+    "transposed twice": (
+        [6, 8],
+        [("TRANSPOSE", [1, 0], [8, 6]), ("TRANSPOSE", [1, 0], [6, 8]), ("EXPAND_DIMS", [0], [1, 6, 8])],
+    ),
+}
+OTHERWISE = {
+    "heads in another order": (
+        [6, 2, 4],
+        [("TRANSPOSE", [0, 2, 1], [6, 4, 2]), ("RESHAPE", [1, 6, 8], [1, 6, 8])],
+    ),
+    "the axes mixed": (
+        [8, 6],
+        [("RESHAPE", [6, 8], [6, 8]), ("TRANSPOSE", [1, 0], [8, 6]), ("RESHAPE", [6, 8], [6, 8])],
+    ),
+    "batches that differ": ([2, 6, 8], [("TRANSPOSE", [0, 1, 2], [2, 6, 8])]),
+}
+
+
+def moved(name: str, is_left: bool) -> Model:
+    """x times a constant behind operators that move elements; or the constant times x, both adjoint."""
+    shape, steps = (MOVED | OTHERWISE)[name]
+    graph = Graph("main")
+    x = graph.input("x", [2, 5, 6])
+    w = behind(graph, graph.constant("A", weights(*shape)), *steps)
+    if is_left:
+        y = graph.op("BATCH_MATMUL", [w, x], [2, 8, 5], adjointLhs=True, adjointRhs=True)
+    else:
+        y = graph.op("BATCH_MATMUL", [x, w], [2, 5, 8])
+    graph.output(y)
+    return graph.model()
+
+
+@pytest.mark.parametrize("is_left", [False, True], ids=["right", "left"])
+@pytest.mark.parametrize("name", MOVED)
+def test_constants_behind_operators_that_move_elements(command: Command, name: str, is_left: bool) -> None:
+    after = command(moved(name, is_left))
+    assert set(operators(after)) <= {"FULLY_CONNECTED", "TRANSPOSE"}
+    assert operators(after)["FULLY_CONNECTED"] == 1
+    assert operators(after)["TRANSPOSE"] == is_left
+    assert_means_the_same(moved(name, is_left), after)
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_constants_in_another_order_are_left_alone(command: Command, name: str) -> None:
+    after = command(moved(name, is_left=False), "--explain")
+    assert operators(after) == operators(moved(name, is_left=False))
+    assert "the constant differs from batch to batch, or its elements are moved" in command.said
+
+
 def test_without_a_constant_operand_it_is_no_candidate(command: Command) -> None:
     graph = Graph("main")
     a, x = graph.input("a", [2, 3]), graph.input("x", [3, 4])
