@@ -34,6 +34,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from export.circle_commands import reshaping
 from export.config import CheckpointConfig
 from o2o.cli.arguments import Parser
 from o2o.cli.command import run
@@ -122,11 +123,10 @@ def _filter(folder: Path, rounds: int) -> Iterator[str]:
 def _pipe(checkpoint: Path, folder: Path, rounds: int) -> Iterator[str]:
     """Measure the seven filters."""
     config = CheckpointConfig.read(checkpoint)
-    heads, size = config.kv_heads, config.head_dim
     measured(f"python -m export {checkpoint} -o . --max-length {LENGTH} --prefill-lengths ''", folder)
     script = f"""
     fuse.attention.py < decode_.circle | \\
-      reshape.io.py input --by_shape [1,{heads},{LENGTH - 2},{size}] [1,{heads},{LENGTH},{size}] | \\
+      reshape.io.py input {reshaping(config, LENGTH)} | \\
       transpose.io.kvcache.py > decode.circle
     merge.circles.py prefill.circle decode.circle | fuse.bmm_lhs_const.py | downcast.input_ids.py | \\
       gc.py > graph.circle

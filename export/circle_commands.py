@@ -18,7 +18,7 @@ fuse.attention.py < {raw} | transpose.io.kvcache.py > {fused}
 """
 FUSE_DECODE = """
 fuse.attention.py < decode_.circle \\
-  | reshape.io.py input --by_shape {exported} {resized} \\
+  | reshape.io.py input {shapes} \\
   | transpose.io.kvcache.py > decode.circle
 """
 MERGE = """
@@ -74,10 +74,7 @@ def circle_commands(
     steps = [export_command(checkpoint, max_length, lengths, cache, "--dtype", dtype, *attention)]
     if cache == "concat":
         steps += [FUSE_PREFILL.format(raw=spec.file, fused=_fused_file(spec)) for spec in with_caches]
-        exported, resized = (
-            f"[1,{config.kv_heads},{rows},{config.head_dim}]" for rows in (max_length - 2, max_length)
-        )
-        steps.append(FUSE_DECODE.format(exported=exported, resized=resized))
+        steps.append(FUSE_DECODE.format(shapes=reshaping(config, max_length)))
     quantize = QUANTIZE.format(recipe=recipe) * (recipe != NONE.name)
     fuse = FUSE_MERGED * (cache == "static")
     has_window_caches = (
@@ -105,6 +102,20 @@ def window_cache_rows(config: CheckpointConfig, graphs: Sequence[GraphSpec]) -> 
     capacity = max(spec.capacity or 0 for spec in graphs)
     of = WindowLayers(config.windowed_layers, window, tokens, capacity)
     return of.default_rows if of.pays else None
+
+
+def reshaping(config: CheckpointConfig, max_length: int) -> str:
+    """Return the flags of reshape.io.py that add two rows to the caches of all layers.
+
+    Args:
+        config: The checkpoint's configuration.
+        max_length: S, the rows that the caches get.
+
+    Returns:
+        One `--by_shape` for each shape; layers may differ in their heads.
+    """
+    shapes = dict.fromkeys((K, H) for _, K, H in config.attention_layers)
+    return " ".join(f"--by_shape [1,{K},{max_length - 2},{H}] [1,{K},{max_length},{H}]" for K, H in shapes)
 
 
 def is_fusing(step: str) -> bool:

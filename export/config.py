@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from export.architectures import declaration
 from export.completed_fields import completed_fields
@@ -83,6 +83,20 @@ class Rope:
             ("dynamic", "beyond"): f"the base of {context:,}",
         }
         return f"{self.kind} with {what[self.kind, side]} ({side} {limit:,} positions)"
+
+
+class AttentionSizes(NamedTuple):
+    """The heads of one layer.
+
+    Attributes:
+        heads: N.
+        kv_heads: K, of its cache.
+        head_dim: H.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
 
 
 class CheckpointConfig:
@@ -177,22 +191,34 @@ class CheckpointConfig:
 
     @property
     def heads(self) -> int:
-        """N, query heads of a layer."""
-        return self._required(HEADS)
+        """N, query heads of a layer; the most if layers differ."""
+        return max(layer.heads for layer in self.attention_layers)
 
     @property
     def kv_heads(self) -> int:
-        """K, key/value heads of a layer's cache."""
-        if self.fields.get("new_decoder_architecture"):
-            return self.heads  # Falcon repeats keys and values before it caches them
-        if self.fields.get("multi_query"):
-            return 1
-        return self._optional(KV_HEADS) or self.heads
+        """K, key/value heads of a layer's cache; the most if layers differ."""
+        return max(layer.kv_heads for layer in self.attention_layers)
 
     @property
     def head_dim(self) -> int:
-        """H, the size of a head."""
-        return self._optional(HEAD_DIM) or self.hidden_size // self.heads
+        """H, the size of a head; the largest if layers differ."""
+        return max(layer.head_dim for layer in self.attention_layers)
+
+    @property
+    def attention_layers(self) -> list[AttentionSizes]:
+        """The heads of each layer; one entry if the file does not say how many layers there are."""
+        return [self._attention_sizes(layer) for layer in range(self._optional(LAYERS) or 1)]
+
+    def _attention_sizes(self, layer: int) -> AttentionSizes:
+        heads = self._optional(HEADS, layer)
+        if heads is None:
+            raise self._unusable(HEADS[0], None)
+        kv_heads = self._optional(KV_HEADS, layer) or heads
+        if self.fields.get("new_decoder_architecture"):
+            kv_heads = heads  # Falcon repeats keys and values before it caches them
+        elif self.fields.get("multi_query"):
+            kv_heads = 1
+        return AttentionSizes(heads, kv_heads, self._optional(HEAD_DIM, layer) or self.hidden_size // heads)
 
     @property
     def hidden_size(self) -> int:
@@ -300,10 +326,12 @@ class CheckpointConfig:
             raise self._unusable(names[0], None)
         return value
 
-    def _optional(self, names: tuple[str, ...]) -> int | None:
-        """The first of `names` that has a value. 0 counts as none."""
+    def _optional(self, names: tuple[str, ...], layer: int | None = None) -> int | None:
+        """The first of `names` that has a value, for one layer if that is a list. 0 counts as none."""
         name = next((name for name in names if self.fields.get(name)), names[0])
         value = self.fields.get(name)
+        if layer is not None and isinstance(value, list) and layer < len(value):
+            value = value[layer]
         if not value and not isinstance(value, str):
             return None
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:

@@ -217,9 +217,10 @@ def describe(
     for number, line in enumerate(targets(config, tensors, builder.max_length)):
         yield f"{'' if number else 'targets':12}{line}"
     yield f"package     {builder.package / plan.model}: about {format_bytes(plan.size)}"
-    windows = len(config.windowed_layers) if plan.window_rows is not None else 0
-    rows = builder.max_length * (config.layers - windows) + (plan.window_rows or 0) * windows
-    cache = 8 * config.kv_heads * config.head_dim * rows
+    windowed = config.windowed_layers if plan.window_rows is not None else ()
+    cache = 0
+    for layer, (_, K, H) in enumerate(config.attention_layers):
+        cache += 8 * K * H * ((plan.window_rows or 0) if layer in windowed else builder.max_length)
     ropes = (rope.choice(builder.max_length, config.positions) for rope in config.ropes)
     choices = "".join(f", {choice}" for choice in dict.fromkeys(ropes) if choice)
     yield f"context     {counted(builder.max_length, 'token')}{choices}, {format_bytes(cache)} of KV caches"

@@ -41,8 +41,7 @@ class LanguageModel:
         parameters: {name: shape}, in the model's order.
         aliases: {name: its other names}, for tied parameters.
         layers: Number of transformer layers.
-        key_value_heads: K.
-        head_dim: H.
+        query_heads: N, the most of a layer.
         family: The rules of its model family.
         attn_implementation: The argument.
         has_core_operator: Whether attention is `o2o.attention`: each key must be in the row of its position.
@@ -92,8 +91,7 @@ class LanguageModel:
             hook(self.module, NAMES[kind])
 
         self.layers: int = self._checkpoint_config.layers
-        self.key_value_heads: int = self._checkpoint_config.kv_heads
-        self.head_dim: int = self._checkpoint_config.head_dim
+        self.query_heads: int = self._checkpoint_config.heads
 
         self.parameters: dict[str, tuple[int, ...]] = {}
         self.aliases: dict[str, list[str]] = {}
@@ -260,7 +258,9 @@ class LanguageModel:
     @property
     def cache_shapes(self) -> Sequence[tuple[int, int]]:
         """(number of heads, size of a head) of the cached rows: key 0, value 0, key 1, ..."""
-        return self._trial.caches or [(self.key_value_heads, self.head_dim)] * (2 * self.layers)
+        if self._trial.caches:
+            return self._trial.caches
+        return [(K, H) for _, K, H in self._checkpoint_config.attention_layers for _ in ("key", "value")]
 
     @property
     def rope_choices(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from export.architectures import declaration
@@ -71,13 +71,16 @@ def attention_traits(
 
 
 def _attention(config: CheckpointConfig, tensors: Collection[str]) -> Iterator[str]:
-    N, K = config.heads, config.kv_heads
-    if K == N:
-        yield f"multi-head attention ({counted(N, 'head')} of {config.head_dim})"
-    elif K == 1:
-        yield f"multi-query attention ({N} query heads of {config.head_dim})"
+    layers = config.attention_layers
+    N, K, H = (_range(sizes) for sizes in zip(*layers, strict=True))
+    if all(layer.kv_heads == layer.heads for layer in layers):
+        yield f"multi-head attention ({N} {'head' if N == '1' else 'heads'} of {H})"
+    elif K == "1":
+        yield f"multi-query attention ({N} query heads of {H})"
     else:
-        yield f"grouped-query attention ({N} query heads of {config.head_dim} over {K})"
+        yield f"grouped-query attention ({N} query heads of {H} over {K})"
+    if len(set(layers)) > 1:
+        yield "heads that differ from layer to layer"
     if any(map(ATTENTION_BIAS.search, tensors)):
         yield "biases of queries, keys, values"
     if _normalizes_queries(config, tensors):
@@ -109,6 +112,12 @@ def _layer_numbers(layers: Sequence[int]) -> str:
     ]
     names = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
     return f"{'layer' if len(layers) == 1 else 'layers'} {listed(names, 6)}"
+
+
+def _range(sizes: Iterable[int]) -> str:
+    """`8`, or `8 to 16` for sizes that differ."""
+    low, high = min(sizes := [*sizes]), max(sizes)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _positions(config: CheckpointConfig, tensors: Collection[str]) -> Iterator[str]:

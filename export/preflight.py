@@ -85,7 +85,7 @@ def reasons(config: CheckpointConfig) -> Iterator[str]:
         yield f"this {kind} model attends in both directions: conversion supports causal attention only"
     if fields.get("num_kv_shared_layers"):
         yield f"layers of this {kind} model share keys and values, which conversion does not support"
-    if _varying_heads(fields):
+    if _varying_heads(fields) and defining_file(kind) is None:
         yield (
             f"the layers of this {kind} model differ in the number or size of their heads, which conversion "
             "does not support"
@@ -204,8 +204,8 @@ def _varying_heads(fields: dict[str, Any]) -> bool:
 def _missing_facts(config: CheckpointConfig) -> Iterator[str]:
     """Facts that conversion needs and the file does not say."""
     try:
-        _ = config.layers, config.head_dim, config.vocab_size
-        N, K = config.heads, config.kv_heads
+        _ = config.layers, config.vocab_size
+        layers = config.attention_layers
     except ModelError as error:
         reason = str(error).partition("no usable config.json (")[2].removesuffix(")")
         if "num_attention_heads" in reason:
@@ -216,5 +216,7 @@ def _missing_facts(config: CheckpointConfig) -> Iterator[str]:
         else:
             yield f"no usable config.json ({reason})"
     else:
-        if N % K:
-            yield f"no usable config.json ({N} query heads cannot share {K} key/value heads evenly)"
+        for N, K, _ in layers:
+            if N % K:
+                yield f"no usable config.json ({N} query heads cannot share {K} key/value heads evenly)"
+                return

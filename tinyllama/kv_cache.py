@@ -57,13 +57,8 @@ class KVCache:
         Returns:
             The caches.
         """
-        shape = 1, config.kv_cache_max_len, config.num_key_value_heads, config.head_dim
-        layers = range(config.num_layers)
-        return cls(
-            tuple(
-                KVCacheEntry(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in layers
-            )
-        )
+        caches = [torch.zeros(shape, dtype=dtype) for shape in _shapes(config)]
+        return cls(tuple(map(KVCacheEntry, caches[::2], caches[1::2])))
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """k_0, v_0, k_1, v_1, ..."""
@@ -84,12 +79,15 @@ class KVCache:
                 f"KV caches of {len(self.caches)} layers for a model of {config.num_layers}: make them with "
                 "KVCache.from_model_config(model.config)"
             )
-        wanted = [1, config.kv_cache_max_len, config.num_key_value_heads, config.head_dim]
-        for layer, entry in enumerate(self.caches):
-            for name, tensor in (("k", entry.k_cache), ("v", entry.v_cache)):
-                if list(tensor.shape) != wanted or tensor.dtype != torch.float32:
-                    raise UsageError(
-                        f"kv_cache_{name}_{layer} is {tensor.dtype} {list(tensor.shape)}, not float32 "
-                        f"{wanted} ([1, capacity, key/value heads, head dimension]): make it with "
-                        "KVCache.from_model_config(model.config)"
-                    )
+        for number, (tensor, shape) in enumerate(zip(self, _shapes(config), strict=True)):
+            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+                raise UsageError(
+                    f"kv_cache_{'kv'[number % 2]}_{number // 2} is {tensor.dtype} {list(tensor.shape)}, not "
+                    f"float32 {list(shape)} ([1, capacity, key/value heads, head dimension]): make it with "
+                    "KVCache.from_model_config(model.config)"
+                )
+
+
+def _shapes(config: ModelConfig) -> list[tuple[int, int, int, int]]:
+    """The shape of each cache: key 0, value 0, key 1, ..."""
+    return [(1, config.kv_cache_max_len, K, H) for K, H in config.cache_heads]

@@ -199,11 +199,12 @@ def config_of(model: LanguageModel, kv_cache_max_len: int, use_flash_attention: 
     text = model.config.get_text_config(decoder=True)
     return ModelConfig(
         num_layers=model.layers,
-        num_query_heads=text.num_attention_heads,
-        num_key_value_heads=model.key_value_heads,
-        head_dim=model.head_dim,
+        num_query_heads=model.query_heads,
+        num_key_value_heads=max(K for K, _ in model.cache_shapes),
+        head_dim=max(H for _, H in model.cache_shapes),
         embedding_dim=text.hidden_size,
         vocab_size=text.vocab_size,
         kv_cache_max_len=kv_cache_max_len,
         use_flash_attention=use_flash_attention,
+        cache_heads=tuple(model.cache_shapes),
     )

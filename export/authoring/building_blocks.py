@@ -292,9 +292,10 @@ class Decoder(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.rotary_dim = config.rotary_dim or config.of_layer("head_dim", 0)
+        layers = range(config.num_hidden_layers)
+        self.rotary_dims = [config.rotary_dim or config.of_layer("head_dim", layer) for layer in layers]
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(TransformerBlock(config, layer) for layer in layers)
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -314,9 +315,10 @@ class Decoder(nn.Module):
         Returns:
             float32 [1, T, V].
         """
-        positions = Positions.of(position_ids, self.rotary_dim, self.config.rope_theta)
+        theta = self.config.rope_theta
+        positions = {dim: Positions.of(position_ids, dim, theta) for dim in dict.fromkeys(self.rotary_dims)}
         x = self.embedding(input_ids)
-        for layer in self.layers:
-            x = layer(x, positions, mask, cache)
+        for layer, dim in zip(self.layers, self.rotary_dims, strict=True):
+            x = layer(x, positions[dim], mask, cache)
         logits: torch.Tensor = self.lm_head(self.norm(x))
         return logits

@@ -71,13 +71,9 @@ def derive_authored(model: Path, model_file: Path, model_type: str, folder: Path
 
 
 def _sizes(config: Any) -> dict[str, Any]:
-    """The sizes that plans and estimates read; the largest of those that differ from layer to layer.
+    """The sizes that plans and estimates read. A list has one for each layer.
 
     Not a window: transformers' cache would leave out the keys before it, of all layers. The model's own
     attention hides them.
     """
-    sizes: dict[str, Any] = {name: getattr(config, name) for name in SIZES}
-    for name in (*PER_LAYER, "intermediate_size"):
-        value = getattr(config, name, None)
-        sizes[name] = max(value) if isinstance(value, list | tuple) else value
-    return sizes
+    return {name: getattr(config, name, None) for name in (*SIZES, *PER_LAYER, "intermediate_size")}

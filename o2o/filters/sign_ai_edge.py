@@ -93,8 +93,8 @@ class SignAiEdge(Filter):
         for graph in model.graphs:
             remove_dead_nodes(graph)
             remove_dead_constants(graph)
-        shape = list(shape_of(next(iter(decode.caches.values()))))
-        self.log(f"{listed(list(signed))}: {counted(len(decode.caches), 'cache')} of {shape}")
+        shapes = dict.fromkeys(str(list(shape_of(cache))) for cache in decode.caches.values())
+        self.log(f"{listed(list(signed))}: {counted(len(decode.caches), 'cache')} of {listed([*shapes], 3)}")
 
     def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
         from o2o.check.interface import ExpectedSignature

@@ -247,8 +247,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
     [
         ({"vocab_size": 400}, "has a vocabulary of 380 tokens, {} has 400"),
         ({"num_hidden_layers": 3}, "has KV caches of 2 layers, {} has 3"),
-        ({"num_key_value_heads": 3}, "has KV caches of 2 heads, {} has 3"),
-        ({"head_dim": 12}, "has KV caches with heads of size 32, {} has 12"),
+        ({"num_key_value_heads": 3}, "has KV caches of 2 heads in layer 0, {} has 3"),
+        ({"head_dim": 12}, "has KV caches with heads of size 32 in layer 0, {} has 12"),
     ],
     ids=["vocabulary", "layers", "heads", "head"],
 )

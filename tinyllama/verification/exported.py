@@ -73,8 +73,7 @@ class Exported:
         self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
         self._names = list(model.parameters)
         self._weights = tuple(weights)
-        self._cache_shape = 1, model.key_value_heads, capacity, model.head_dim
-        self._layers = model.layers
+        self._cache_shapes = [(1, K, capacity, H) for K, H in model.cache_shapes]
         with suppressed_warnings(), blocks_of(blocks):
             self._prefill, self._decode = (
                 _traced(StaticCacheModule(model, name, count, capacity))
@@ -115,7 +114,7 @@ class Exported:
     def _start(self, tokens: Sequence[int], watch: bool = False) -> Trace:
         """Read a prompt, padded at its end, onto empty caches."""
         self.plan(len(tokens))
-        self._caches = tuple(torch.zeros(self._cache_shape) for _ in range(2 * self._layers))
+        self._caches = tuple(torch.zeros(shape) for shape in self._cache_shapes)
         padded = [*tokens, *[0] * (self._length - len(tokens))]
         trace = self._run(self._prefill, padded, 0, watch)
         return {name: numbers[: len(tokens)] for name, numbers in trace.items()}

@@ -121,13 +121,18 @@ def _check(file: Path, contract: Contract, model: LanguageModel, directory: Path
     """Check that the file's sizes are the checkpoint's. Raises ModelError."""
     vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
     caches = contract.decode.caches
-    heads = next(iter(caches.values())).heads
-    for noun, actual, expected in (
+    facts = [
         ("a vocabulary of {} tokens", contract.vocab_size, vocab_size),
         ("KV caches of {} layers", len(caches) // 2, model.layers),
-        ("KV caches of {} heads", heads[0], model.key_value_heads),
-        ("KV caches with heads of size {}", heads[1], model.head_dim),
-    ):
+    ]
+    shapes = dict(enumerate(model.cache_shapes))  # key 0, value 0, key 1, ...
+    for (kind, layer), cache in caches.items():
+        (K, H), expected_heads = cache.heads, shapes.get(2 * layer + (kind == "value"), cache.heads)
+        facts += [
+            (f"KV caches of {{}} heads in layer {layer}", K, expected_heads[0]),
+            (f"KV caches with heads of size {{}} in layer {layer}", H, expected_heads[1]),
+        ]
+    for noun, actual, expected in facts:
         if actual != expected:
             raise ModelError(
                 f"{file} has {noun.format(actual)}, {directory} has {expected}: they are not from the "
