@@ -46,8 +46,8 @@ class Positions(NamedTuple):
 
     Attributes:
         ids: int64 [1, T].
-        cos: float32 [1, 1, T, H / 2].
-        sin: float32 [1, 1, T, H / 2].
+        cos: float32 [1, 1, T, H]; both halves of a row are equal.
+        sin: float32 [1, 1, T, H]; the same.
     """
 
     ids: torch.Tensor
@@ -68,6 +68,7 @@ class Positions(NamedTuple):
         """
         frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
         angles = position_ids[:, None, :, None].to(torch.float32) * frequencies
+        angles = torch.cat([angles, angles], -1)
         return cls(position_ids, angles.cos(), angles.sin())
 
 
@@ -82,15 +83,16 @@ def rotate(x: torch.Tensor, positions: Positions, interleaved: bool = False) -> 
     Returns:
         [1, N, T, H].
     """
-    half = positions.cos.shape[-1]
-    if x.shape[-1] > 2 * half:
-        return torch.cat([rotate(x[..., : 2 * half], positions, interleaved), x[..., 2 * half :]], -1)
     cos, sin = positions.cos, positions.sin
+    dim = cos.shape[-1]
+    half = dim // 2
+    if x.shape[-1] > dim:
+        return torch.cat([rotate(x[..., :dim], positions, interleaved), x[..., dim:]], -1)
     if interleaved:
+        cos, sin = cos[..., :half], sin[..., :half]
         pairs = x.unflatten(-1, (half, 2))
         a, b = pairs[..., 0], pairs[..., 1]
         return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
-    cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
 
 
