@@ -34,6 +34,7 @@ FILES = [
     "tests/export/test_rotary.py",
     "tests/export/test_stored_names.py",
     "tests/export/test_text_part.py",
+    "tests/export/test_varying_heads.py",
     "tests/export/test_pipeline.py",
     "tests/tinyllama/test_tinyllama.py",
     "tests/tinyllama/test_verify_package.py",
