@@ -79,8 +79,6 @@ def _attention(config: CheckpointConfig, tensors: Collection[str]) -> Iterator[s
         yield f"multi-query attention ({N} query heads of {H})"
     else:
         yield f"grouped-query attention ({N} query heads of {H} over {K})"
-    if len(set(layers)) > 1:
-        yield "heads that differ from layer to layer"
     if any(map(ATTENTION_BIAS.search, tensors)):
         yield "biases of queries, keys, values"
     if _normalizes_queries(config, tensors):
