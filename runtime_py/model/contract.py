@@ -254,7 +254,7 @@ class Contract:
         _require_signatures(contract)
         decode = contract["signatures"].get("decode")
         if decode is None:
-            return cls.parse(contract), False  # raises, naming what is missing
+            _signature(contract, "decode")  # raises, naming what is missing
         with metadata.reports_damage(METADATA_NAME):
             dynamic = {
                 entry["role"]: LENGTH in entry["shape"]

@@ -98,7 +98,7 @@ CHUNKED = {
     "attention_chunk_size": 5,
     "moe_layers": [],
     "intermediate_size_mlp": 48,
-    "num_local_experts": 1,
+    "num_local_experts": 0,
     "head_dim": 8,
 }
 

@@ -70,7 +70,7 @@ def test_a_signature_that_is_no_decoder_stays_without(command: Command) -> None:
     ("arguments", "message"),
     [
         (["--role", "nope=tokens"], "there is no input or output 'nope'"),
-        (["--role", "args_0"], "'args_0' is not NAME=ROLE with tokens, position, mask"),
+        (["--role", "args_0"], "'args_0' is not NAME=ROLE with tokens, position, window_row, mask"),
         (["--role", "args_0=words"], "'args_0=words' is not NAME=ROLE"),
         (["--role", "args_1=key_cache"], "write the role as key_cache:0"),
         (["--role", "args_0=tokens:1"], "write the role as tokens"),

@@ -28,7 +28,8 @@ def test_it_is_what_the_operator_computes(case: Case) -> None:
     (node,) = nodes(model)
     inferred = infer_shapes(node)
     if inferred is None:
-        assert case.op == "RESHAPE"
+        to_the_end = case.op == "SLICE" and -1 in case.inputs[2]  # of a size that begins at a computed place
+        assert case.op == "RESHAPE" or to_the_end
         return
     results = reference.run_graph(model.graphs[0], feeds)
     assert [tuple(shape or ()) for shape in inferred] == [numbers.shape for numbers in results.values()]

@@ -18,7 +18,8 @@ def test_headings_and_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kv CACHE"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "KV caches"
-    assert [line.split()[0] for line in lines[1:]] == ["bucket.kvcache.py", "transpose.io.kvcache.py"]
+    names = ["bucket.kvcache.py", "transpose.io.kvcache.py", "window.kvcache.py"]
+    assert [line.split()[0] for line in lines[1:]] == names
     assert main(["nothing like that"]) == 2
     out, err = capsys.readouterr()
     assert out == ""

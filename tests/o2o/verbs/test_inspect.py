@@ -25,7 +25,7 @@ def test_a_package_stands_for_its_model(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "model.onnx").touch()
+    (tmp_path / "model.safetensors").touch()
     assert main(["inspect", str(tmp_path)], "o2o") == 2
     (message,) = capsys.readouterr().err.splitlines()
     assert message.startswith(f"o2o inspect: {tmp_path}: this folder has no model.circle")
