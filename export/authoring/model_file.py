@@ -208,7 +208,8 @@ def reports_line(path: Path) -> Iterator[None]:
     except O2oError:
         raise
     except SyntaxError as error:
-        raise ModelError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+        place = f"{error.filename}:{error.lineno}" if error.filename else str(path)  # none for binary data
+        raise ModelError(f"{place}: {error.msg}") from error
     except (Exception, SystemExit) as error:
         trace = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in trace if Path(frame.filename).parent == path.parent]

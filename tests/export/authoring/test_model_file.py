@@ -40,6 +40,7 @@ def test_a_module_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("a\0b", "mine.py: source code string cannot contain null bytes"),
         ("def f(:\n", ":1: invalid syntax"),
         ("import no_such_module\n", ":1: ModuleNotFoundError: No module named 'no_such_module'"),
         ("x = 1\n\n1 / 0\n", ":3: ZeroDivisionError: division by zero"),
