@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import subprocess
 import sys
@@ -48,7 +50,7 @@ def file_of(shared_directory: Path, grouped: Path) -> Callable[..., Path]:
 
     def file(**how: str) -> Path:
         path = folder / f"{'-'.join(how.values()) or 'model'}.tflite"
-        with FileLock(folder / "lock"):
+        with FileLock(folder / "lock"), contextlib.redirect_stderr(io.StringIO()):  # whichever test is first
             return path if path.exists() else write_tflite(grouped, path, **how)
 
     return file
