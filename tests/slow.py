@@ -47,6 +47,7 @@ FILES = [
     "tests/o2o/filters/test_bind_weights.py",
     "tests/o2o/filters/test_composites_pass_filters.py",
     "tests/o2o/filters/test_defects.py",
+    "tests/o2o/filters/test_manners.py",
     "tests/o2o/filters/test_mutations.py",
     "tests/o2o/filters/test_processes.py",
     "tests/o2o/filters/test_quantize_weights.py",
@@ -85,6 +86,16 @@ FILES = [
 """Files in which all tests are slow. `make test-fast` does not import them."""
 
 TESTS = {
+    "tests/o2o/lower/litert/test_attention.py": [
+        "test_all_at_once",
+        "test_in_blocks",
+    ],
+    "tests/o2o/roles/test_finder.py": [
+        "test_exported",
+    ],
+    "tests/runtime_py/engines/onnx/test_all_logits.py": [
+        "test_a_lowered_model_with_external_data",
+    ],
     "tests/runtime_py/test_several_texts.py": [
         "test_a_forked_child_loads_its_own_engine",
         "test_closing_the_package_while_texts_are_generated",
@@ -103,6 +114,7 @@ TESTS = {
         "test_ctrl_c_ends_a_command",
     ],
     "tests/export/test_main.py": [
+        "test_weights_may_come_along",
         "test_all_graphs_and_the_tokenizer",
     ],
     "tests/export/test_options.py": [
@@ -189,6 +201,7 @@ TESTS = {
     ],
     "tests/o2o/lower/litert/test_tuning.py": [
         "test_decode_gives_the_logits_of_a_prompt",
+        "test_who_has_no_decode_keeps_them",
         "test_what_made_the_logits_is_gone",
     ],
     "tests/o2o/lower/onert/test_lowering.py": [
@@ -206,6 +219,7 @@ TESTS = {
         "test_prefill_and_decode_to_the_end_of_the_capacity",
     ],
     "tests/o2o/lower/onnx/test_operators.py": [
+        "test_by_litert",
         "test_by_token",
     ],
     "tests/o2o/operators/test_reference.py": [
