@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, chunked_overlay
 
 from o2o.errors import ModelError
 
@@ -216,10 +216,14 @@ def rule_of(function: MaskFunction, size: int | None, positions: int) -> MaskRul
     keys = torch.arange(count)
     try:
         window = count - int(_row(function, count - 1, keys).nonzero()[0])
-    except Exception:  # the function of chunks holds a tensor without numbers
-        if size is None:
-            raise
-        return MaskRule(chunk=size)
+    except Exception as error:
+        if size is not None and any(
+            part.__qualname__.startswith(chunked_overlay.__name__) for part in _parts(function)
+        ):
+            return MaskRule(chunk=size)  # it holds a tensor without numbers, the padding, which is none here
+        raise ModelError(
+            "its attention mask cannot be computed from positions alone: export needs that"
+        ) from error
     candidates = [CAUSAL, MaskRule(window=window), *([MaskRule(chunk=size)] if size else [])]
     edges = {size or window, window}
     queries = {
@@ -240,6 +244,16 @@ def rule_of(function: MaskFunction, size: int | None, positions: int) -> MaskRul
     raise ModelError(
         "its attention mask is neither causal nor a sliding window nor chunks: export needs one of these"
     )
+
+
+def _parts(function: Any) -> Iterator[Any]:
+    """A mask function and those that it combines."""
+    yield function
+    for cell in getattr(function, "__closure__", None) or ():
+        inner = cell.cell_contents
+        for part in inner if isinstance(inner, tuple) else (inner,):
+            if callable(part) and hasattr(part, "__closure__"):
+                yield from _parts(part)
 
 
 def _row(function: MaskFunction, query: int, keys: torch.Tensor) -> torch.Tensor:

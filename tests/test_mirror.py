@@ -30,8 +30,10 @@ COVERED = {
     "tests/o2o/check/test_compare.py": [
         "o2o/check/constants.py",
         "o2o/check/feeds.py",
+        "o2o/check/model_copies.py",
         "o2o/check/reference_runner.py",
         "o2o/check/runner.py",
+        "o2o/check/signature_comparison.py",
     ],
     "tests/o2o/check/test_engine_process.py": [
         "o2o/check/engine_worker.py",

@@ -11,11 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o import formats
-from o2o.check.compare import TOLERANCE, copied, loaded
 from o2o.check.engine_process import ENGINE, EngineFailure
 from o2o.check.feeds import SEED
+from o2o.check.model_copies import copied, loaded
 from o2o.check.reference_runner import runner_of
 from o2o.check.runner import IoTensor, Slot
+from o2o.check.signature_comparison import TOLERANCE
 from o2o.check.small_tables import scale_constants, token_tables
 from o2o.errors import ModelError
 from o2o.formats.tensors import constant_array, is_quantized

@@ -268,7 +268,7 @@ class Filter:
         Returns:
             A share of the largest number of a tensor.
         """
-        from o2o.check.compare import TOLERANCE
+        from o2o.check.signature_comparison import TOLERANCE
 
         return TOLERANCE
 

@@ -48,7 +48,8 @@ class CheckModels(Filter):
         return list(args.files)
 
     def run(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
-        from o2o.check.compare import TOLERANCE, check_models
+        from o2o.check.compare import check_models
+        from o2o.check.signature_comparison import TOLERANCE
 
         sources = self.open(args)
         first, second = self.read(sources)

@@ -102,7 +102,7 @@ class SignContract(Filter):
         return with_inputs(with_outputs(unchanged(models), outputs), inputs)
 
     def check(self, models: Sequence[Model], result: Model, args: argparse.Namespace) -> str:
-        from o2o.check.compare import copied
+        from o2o.check.model_copies import copied
         from o2o.check.role_behavior import refuse_wrong_roles
 
         sentence = super().check(models, result, args)

@@ -110,26 +110,6 @@ class Plan:
         return ranges
 
 
-def write(model: Model, sink: BinaryIO, limit: int = FLATBUFFER_LIMIT) -> int:
-    """Write a model, front to back.
-
-    Args:
-        model: The model.
-        sink: A binary file; it need not be seekable.
-        limit: See `plan`.
-
-    Returns:
-        The number of bytes written.
-
-    Raises:
-        ModelError: The model cannot be written, or a source ends early.
-        OSError: The sink cannot be written.
-    """
-    planned = plan(model, limit)
-    planned.write(sink)
-    return planned.size
-
-
 def plan(model: Model, limit: int = FLATBUFFER_LIMIT) -> Plan:
     """Lay out the file of a model. Constants are neither read nor copied.
 

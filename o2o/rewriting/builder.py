@@ -140,16 +140,10 @@ class Builder:
         Returns:
             The result.
         """
-        if dtype is None:
-            dtype = next(value.dtype for value in inputs if value is not None)
-        output = ir.Value(
-            name=self.fresh(name or op_type.lower()),
-            shape=ir.Shape(shape),
-            type=ir.TensorType(dtype) if dtype is not None else None,
-        )
+        output = self.result(op_type, inputs, shape, dtype, name)
         options = {**_default_options(op_type), **attributes}
         if op_type == "CAST" and inputs[0] is not None:
-            for option, kind in (("inDataType", inputs[0].dtype), ("outDataType", dtype)):
+            for option, kind in (("inDataType", inputs[0].dtype), ("outDataType", output.dtype)):
                 if kind is not None:
                     options[option] = CIRCLE.dtype_codes[kind]
         node = ir.Node(
@@ -161,6 +155,34 @@ class Builder:
         )
         self.add(node)
         return output
+
+    def result(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        shape: Sequence[Any],
+        dtype: ir.DataType | None = None,
+        name: str | None = None,
+    ) -> ir.Value:
+        """Make the output of a node that is not built yet.
+
+        Args:
+            op_type: See `node`.
+            inputs: See `node`.
+            shape: See `node`.
+            dtype: See `node`.
+            name: See `node`.
+
+        Returns:
+            A value of a unique name.
+        """
+        if dtype is None:
+            dtype = next(value.dtype for value in inputs if value is not None)
+        return ir.Value(
+            name=self.fresh(name or op_type.lower()),
+            shape=ir.Shape(shape),
+            type=ir.TensorType(dtype) if dtype is not None else None,
+        )
 
     def add(self, node: ir.Node) -> None:
         """Insert an existing node.

@@ -58,13 +58,7 @@ class OnnxBuilder(Builder):
         Returns:
             The result.
         """
-        if dtype is None:
-            dtype = next(value.dtype for value in inputs if value is not None)
-        output = ir.Value(
-            name=self.fresh(name or op_type.lower()),
-            shape=ir.Shape(shape),
-            type=ir.TensorType(dtype) if dtype is not None else None,
-        )
+        output = self.result(op_type, inputs, shape, dtype, name)
         options = [ir.convenience.convert_attribute(key, item) for key, item in attributes.items()]
         self.add(ir.Node("", op_type, inputs, options, outputs=[output], name=output.name))
         return output

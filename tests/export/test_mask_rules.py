@@ -53,6 +53,14 @@ def test_another_mask_is_refused(function: Any) -> None:
         rule_of(function, 5, 64)
 
 
+def test_a_mask_that_needs_more_than_positions() -> None:
+    def fails(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        raise IndexError("no such row")
+
+    with pytest.raises(ModelError, match="cannot be computed from positions alone"):
+        rule_of(fails, 5, 64)
+
+
 def test_what_a_rule_hides() -> None:
     positions = torch.arange(12)
     for rule, function in (

@@ -46,6 +46,15 @@ GPT: dict[str, Any] = {
     "n_positions": POSITIONS,
 }
 
+GPT_NEO: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "num_layers": 2,
+    "num_heads": 6,
+    "max_position_embeddings": POSITIONS,
+    "attention_types": [[["global", "local"], 1]],
+}
+
 
 def rope(kind: str, **fields: Any) -> dict[str, Any]:
     """Return the configuration of rotary position embeddings.
@@ -226,33 +235,8 @@ CASES = (
     Case("gpt_neox, sequential", "gpt_neox", PLAIN | TIED | {"use_parallel_residual": False}),
     Case("gpt2", "gpt2", GPT, ci=True),
     Case("gpt2, scaled by layer", "gpt2", GPT | UNTIED | {"scale_attn_by_inverse_layer_idx": True}),
-    Case(
-        "gpt_neo",
-        "gpt_neo",
-        {
-            "vocab_size": 131,
-            "hidden_size": 48,
-            "num_layers": 2,
-            "num_heads": 6,
-            "max_position_embeddings": POSITIONS,
-            "attention_types": [[["global", "local"], 1]],
-            "window_size": CONTEXT,
-        },
-        ci=True,
-    ),
-    Case(
-        "gpt_neo, window",
-        "gpt_neo",
-        {
-            "vocab_size": 131,
-            "hidden_size": 48,
-            "num_layers": 2,
-            "num_heads": 6,
-            "max_position_embeddings": POSITIONS,
-            "attention_types": [[["global", "local"], 1]],
-            "window_size": 13,
-        },
-    ),
+    Case("gpt_neo", "gpt_neo", GPT_NEO | {"window_size": CONTEXT}, ci=True),
+    Case("gpt_neo, window", "gpt_neo", GPT_NEO | {"window_size": 13}),
     Case("gptj", "gptj", GPT | {"rotary_dim": 4}),
     Case("gptj, all rotated", "gptj", GPT | TIED | {"rotary_dim": 8}),
     Case("opt", "opt", PLAIN | {"ffn_dim": 72, "word_embed_proj_dim": 48}, ci=True),

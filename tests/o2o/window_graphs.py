@@ -25,7 +25,7 @@ def window_model(
     windows: Sequence[int] = WINDOWS,
     without_caches: int = 0,
 ) -> Model:
-    """A graph for each of `lengths`; with `rows`, window caches of so many rows.
+    """A graph for each of `lengths`; with `rows`, window caches of that number of rows.
 
     without_caches: T of one more prefill, which starts at position 0 and returns its rows; 0 for none.
     """

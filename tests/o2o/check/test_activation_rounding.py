@@ -47,7 +47,7 @@ def quantized(tmp_path, capsys):
 def test_the_effect_of_rounded_activations_is_accepted(quantized, monkeypatch) -> None:
     code, text = quantized()
     assert code == 0, text
-    monkeypatch.setattr("o2o.check.compare.is_explained", lambda *given: False)
+    monkeypatch.setattr("o2o.check.signature_comparison.is_explained", lambda *given: False)
     code, text = quantized()
     assert code == 1
     assert "output y of main differs" in text

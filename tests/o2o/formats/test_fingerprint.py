@@ -13,10 +13,10 @@ import pytest
 
 from o2o import formats
 from o2o.contract import Role
+from o2o.formats import write
 from o2o.formats.fingerprint import fingerprint
 from o2o.formats.tensors import LARGE
 from o2o.formats.unbound_tensor import UnboundTensor
-from o2o.formats.writer import write
 from o2o.model import Model
 from o2o.streams.source import PipeSource
 from o2o.weights.binding import bind

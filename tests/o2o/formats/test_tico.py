@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from o2o import formats
+from o2o.formats import write
 from o2o.formats.dialects import convert
 from o2o.formats.tensors import LARGE, SourceTensor
-from o2o.formats.writer import FLATBUFFER_LIMIT, write
+from o2o.formats.writer import FLATBUFFER_LIMIT
 from o2o.model import Model
 from tests.o2o.formats.tico import verifier_errors
 from tests.o2o.graphs import SAMPLES, Graph, weights

@@ -12,9 +12,9 @@ import pytest
 
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.formats import writer
+from o2o.formats import write, writer
 from o2o.formats.tensors import LARGE
-from o2o.formats.writer import plan, write
+from o2o.formats.writer import plan
 from o2o.model import Model
 from tests.o2o.formats.trees import canonical, unpack
 from tests.o2o.graphs import (
