@@ -13,7 +13,7 @@ cannot represent is stored in the `meta` of its owner, so that reading and writi
     graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: values without any operator
 
 An ONNX model is what `onnx_ir` makes of it. Nodes have ONNX domains. Branches are graphs in attributes,
-and may use outer values. Dimensions may be symbolic. Callers run one graph; nodes may call functions.
+and may use outer values. In a file, several graphs are branches of one (`o2o.formats.onnx_branches`). Dimensions may be symbolic. Callers run one graph; nodes may call functions.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Model:
 
     Attributes:
         format: The format of the file.
-        graphs: Its graphs; the first is the main graph. Of ONNX it is the only one.
+        graphs: Its graphs; the first is the main graph. In ONNX each is an entry point.
         signatures: Its signatures.
         metadata: Name and contents of each metadata entry that this project does not interpret.
         history: The history of filters (`o2o.history`).
@@ -254,6 +254,24 @@ def quantization_constants(value: ir.Value) -> Mapping[str, ir.Value]:
     """
     constants: Mapping[str, ir.Value] = value.meta.get("quantization_constants", {})
     return constants
+
+
+def unique_name(stem: str, taken: set[str]) -> str:
+    """Return the first of `stem`, `stem_1`, `stem_2`, ... that is not taken, and take it.
+
+    Args:
+        stem: The wanted name.
+        taken: The names in use; gets the new one.
+
+    Returns:
+        The name.
+    """
+    name, count = stem, 0
+    while name in taken:
+        count += 1
+        name = f"{stem}_{count}"
+    taken.add(name)
+    return name
 
 
 def is_dynamic(value: ir.Value) -> bool:

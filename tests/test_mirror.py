@@ -161,6 +161,12 @@ COVERED = {
         "o2o/roles/onnx_caches.py",
         "o2o/verifier/onnx_checker.py",
     ],
+    "tests/o2o/formats/test_onnx_composition.py": [
+        "o2o/formats/onnx_branches.py",
+        "o2o/formats/onnx_names.py",
+        "o2o/formats/onnx_splitting.py",
+        "o2o/rewriting/onnx_merging.py",
+    ],
     "tests/o2o/formats/test_onnx_reader.py": [
         "o2o/formats/onnx_proto.py",
         "o2o/streams/external_file.py",

@@ -38,7 +38,7 @@ def derive_roles(model: Model) -> None:
             for source in _position_inputs(node):
                 _derive(source, Role("position"))
     if model.format == "onnx":
-        for value in model.graphs[0].inputs:
+        for value in (value for graph in model.graphs for value in graph.inputs):
             role = role_by_name(value.name or "", is_input=True)
             if role is not None and role.kind in ("tokens", "position", "mask"):
                 _derive(value, role)

@@ -16,8 +16,7 @@ import onnx_ir as ir
 
 from o2o.check.runner import UNNAMED, Io, IoTensor
 from o2o.errors import ModelError
-from o2o.model import Model, Signature, operands
-from o2o.rewriting.builder import unique_name
+from o2o.model import Model, Signature, operands, unique_name
 
 Shape = tuple[int, ...]
 

@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 import weakref
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from o2o import formats
 from o2o.check.engine_process import ENGINE, EngineFailure
 from o2o.check.runner import Arrays, Results, signatures_io
 from o2o.errors import ModelError
-from o2o.model import Model
+from o2o.formats.onnx_writer import selector_of
+from o2o.model import Model, dims_of
 
 
 class OnnxRunner:
@@ -75,8 +77,20 @@ class OnnxRunner:
 
     def run(self, name: str, feeds: Mapping[str, np.ndarray]) -> Results:
         """See `Runner`."""
-        results = self._run(self._path, self._key, feeds)
+        results = self._run(self._path, self._key, self._selecting(name, feeds))
         return Results({key: results[key] for key in self.io[name].outputs})
+
+    def _selecting(self, name: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """The feeds of the file: those of a signature, and what a file of several graphs takes besides."""
+        complete = dict(feeds)
+        if len(self.model.graphs) > 1:
+            selector = selector_of(self.model)
+            signature = next(s for s in self.model.signatures if s.name == name)
+            value = selector.value_for(self.model.graphs.index(signature.graph))
+            if value is not None:
+                complete[selector.input] = value
+            complete = {**_absent_inputs(self.model), **complete}
+        return complete
 
     def _run(self, path: Path, key: int, feeds: Mapping[str, np.ndarray]) -> Arrays:
         if not self.refusal:
@@ -98,11 +112,14 @@ class OnnxRunner:
         self, name: str, feeds: Mapping[str, np.ndarray], wanted: Collection[str] | None = None
     ) -> Iterator[tuple[str, np.ndarray]]:
         """See `Runner`."""
-        graph = self.model.graphs[0]
+        graph = next(s.graph for s in self.model.signatures if s.name == name)
         names = [value.name or "" for node in graph for value in node.outputs if _is_tensor(value)]
         names = [tensor for tensor in names if tensor and (wanted is None or tensor in wanted)]
         path = self._path.with_name("tensors.onnx")
-        proto = onnx.load(self._path, load_external_data=False)
+        formats.save(
+            replace(self.model, graphs=[graph], signatures=list(self.model.signatures_of(graph))), path
+        )
+        proto = onnx.load(path, load_external_data=False)
         known = {output.name for output in proto.graph.output}
         proto.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in names if tensor not in known)
         path.write_bytes(proto.SerializeToString())
@@ -114,6 +131,18 @@ class OnnxRunner:
                 self._take_reference(failure)
         results = self._run(path, key, feeds)
         yield from ((tensor, results[tensor]) for tensor in names if isinstance(results[tensor], np.ndarray))
+
+
+def _absent_inputs(model: Model) -> Arrays:
+    """Zeros for each input of a model of several graphs."""
+    values = {value.name or "": value for graph in model.graphs for value in graph.inputs}
+    return {
+        name: np.zeros(
+            [dim if isinstance(dim, int) else 0 for dim in dims_of(value) or ()], value.dtype.numpy()
+        )
+        for name, value in values.items()
+        if value.dtype is not None and value.dtype != ir.DataType.STRING
+    }
 
 
 def _is_tensor(value: ir.Value) -> bool:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from o2o.check.symbolic_sizes import EXAMPLE, sizes_of
 from o2o.contract import Role, role_of
 from o2o.formats.tensors import is_quantized
-from o2o.model import Model, attribute, dims_of, shape_of
+from o2o.model import Model, Signature, attribute, dims_of, shape_of
 from o2o.operators.attention import Attention, takes_as_cache
 from o2o.operators.traits import lookup_operands, passes_through, traits_of
 
@@ -167,26 +167,25 @@ def signatures_io(model: Model) -> dict[str, Io]:
         Inputs and outputs by signature.
     """
     model.add_default_signature("main")
-    values = [v for s in model.signatures for v in (*s.inputs.values(), *s.outputs.values())]
+    return {signature.name: _io(signature) for signature in model.signatures}
+
+
+def _io(signature: Signature) -> Io:
+    values = [*signature.inputs.values(), *signature.outputs.values()]
     sizes = sizes_of([(_kind(value), dims_of(value) or ()) for value in values], EXAMPLE)
-    return {
-        signature.name: Io(
-            {name: IoTensor.of(value, sizes) for name, value in signature.inputs.items()},
-            {name: IoTensor.of(value, sizes) for name, value in signature.outputs.items()},
-            tuple(name for name, value in signature.inputs.items() if _is_updated(value)),
-            {
-                name: rows
-                for name, value in signature.inputs.items()
-                if (rows := _appended(value, role_of(value))) is not None
-            },
-            list(signature.inputs.values()) == list(signature.graph.inputs)
-            and list(signature.outputs.values()) == list(signature.graph.outputs),
-            frozenset(
-                name for owner, name in signature.graph.meta.get(UNNAMED, ()) if owner == signature.name
-            ),
-        )
-        for signature in model.signatures
-    }
+    return Io(
+        {name: IoTensor.of(value, sizes) for name, value in signature.inputs.items()},
+        {name: IoTensor.of(value, sizes) for name, value in signature.outputs.items()},
+        tuple(name for name, value in signature.inputs.items() if _is_updated(value)),
+        {
+            name: rows
+            for name, value in signature.inputs.items()
+            if (rows := _appended(value, role_of(value))) is not None
+        },
+        list(signature.inputs.values()) == list(signature.graph.inputs)
+        and list(signature.outputs.values()) == list(signature.graph.outputs),
+        frozenset(name for owner, name in signature.graph.meta.get(UNNAMED, ()) if owner == signature.name),
+    )
 
 
 def _kind(value: ir.Value) -> str | None:

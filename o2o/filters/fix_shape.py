@@ -111,7 +111,7 @@ def _size(text: str) -> tuple[str, int]:
 
 def _remaining(model: Model) -> str:
     """What is still dynamic."""
-    values = [value for node in model.graphs[0] for value in node.outputs if value.name]
+    values = [value for graph in model.graphs for node in graph for value in node.outputs if value.name]
     dynamic = [
         v.name or "" for v in values if v.shape is None or any(isinstance(d, str) for d in dims_of(v) or ())
     ]

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from o2o.errors import ModelError, UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.formats import tensor_descriptions
 from o2o.formats.fingerprint import fingerprint
 from o2o.model import Model, Signature, attribute
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
+from o2o.rewriting.onnx_merging import add_functions, raise_opsets, selection
 from o2o.rewriting.topological_sort import topological_sort
 
 if TYPE_CHECKING:
@@ -33,12 +34,18 @@ class MergeCircles(Filter):
     Constants with equal bytes (SHA-256), within a file or across files, share one buffer. The filter reports
     how many, and the bytes saved.
     Variables with the same name in two files become one variable, which the filter reports.
-    Refused: two signatures with the same name; Circle and TFLite mixed.
+    ONNX has one graph a file. There, signatures are the branches of an If, which ONNX Runtime takes. The file
+    has the inputs and outputs of all graphs. The size of an input selects the branch, such as the number of
+    tokens, if it differs in all graphs. Otherwise an input does, which a message names. Other filters see
+    several signatures, as in Circle.
+    Refused: two signatures with the same name; files of different formats; of ONNX, inputs or outputs of one
+    name and different types.
     Older name: merge.circle.py.
     """
 
     name = "merge.circles.py"
     purpose = "Combine, cut, clean up, inspect"
+    input_formats = ALL_FORMATS
     usage_example = "merge.circles.py prefill.circle decode.circle > model.circle"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -49,7 +56,7 @@ class MergeCircles(Filter):
         )
 
     def add_input(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("files", nargs="+", metavar="MODEL", help="Circle or TFLite files; `-` is stdin")
+        parser.add_argument("files", nargs="+", metavar="MODEL", help="files of one format; `-` is stdin")
 
     def input_files(self, args: argparse.Namespace) -> list[str]:
         return list(args.files)
@@ -69,7 +76,7 @@ class MergeCircles(Filter):
                 args.sig_names.split(";" if ";" in args.sig_names else ","),
             )
         merged = self.merged(models, args.files)
-        for graph in merged.graphs:
+        for graph in merged.all_graphs():
             topological_sort(graph)
         if entry is not None:
             merged.history.append(entry)
@@ -114,6 +121,8 @@ class MergeCircles(Filter):
                     raise ModelError(f"{clash}: rename them with --sig-names")
                 owner[signature.name] = file
                 result.signatures.append(signature)
+            if model.format == "onnx":
+                self._join_onnx(result, model)
             result.graphs += model.graphs
             for weights, tensors in model.unused.items():
                 result.unused.setdefault(weights, {}).update(tensors)
@@ -128,7 +137,17 @@ class MergeCircles(Filter):
         total, shared, saved = deduplicate_constants(result)
         names = ", ".join(signature.name for signature in result.signatures)
         self.log(f"merged {names}: shared {shared} of {total} constants, which saves {saved:,} bytes")
+        if result.format == "onnx" and len(result.graphs) > 1:
+            self.log(selection(result))
         return result
+
+    def _join_onnx(self, result: Model, model: Model) -> None:
+        """Let a model of ONNX be part of `result`: one opset, one IR version, one set of functions."""
+        if result.graphs:
+            self.messages += raise_opsets([result, model])
+        version = max(model.fields.get("ir_version", 0), result.fields.get("ir_version", 0))
+        result.fields = {**model.fields, **result.fields, "ir_version": version}
+        add_functions(result, model)
 
     def _add_metadata(self, result: Model, model: Model, file: str) -> None:
         known = dict(result.metadata)

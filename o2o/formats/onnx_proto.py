@@ -219,16 +219,13 @@ def _is_text(data: bytes) -> bool:
     return True
 
 
-def restore(
-    proto: onnx.ModelProto, model: ir.Model, tensors: Sequence[Any], external: Callable[[int], dict[str, str]]
-) -> None:
+def restore(proto: onnx.ModelProto, model: ir.Model, tensors: Sequence[Any]) -> None:
     """Undo `prepare` in a message that `onnx_ir` wrote.
 
     Args:
         proto: The message, changed in place.
         model: The model that it was written from.
         tensors: What references stand for, by number.
-        external: Returns the entries of external data for a reference; none for one that stays a reference.
     """
     _restore_graph(proto.graph, model.graph, tensors)
     for function, of in zip(model.functions.values(), proto.functions, strict=True):
@@ -237,6 +234,15 @@ def restore(
             _restore_type(info)
         for attribute in of.attribute_proto:
             _restore_attribute(attribute)
+
+
+def make_external(proto: onnx.ModelProto, external: Callable[[int], dict[str, str]]) -> None:
+    """Replace references by external data.
+
+    Args:
+        proto: The message, changed in place.
+        external: Returns the entries of external data for a reference; none for one that stays a reference.
+    """
     for tensor in tensors_of(proto):
         number = referenced(tensor) if tensor.external_data else None
         entries = external(number) if number is not None else {}

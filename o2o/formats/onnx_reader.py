@@ -18,7 +18,8 @@ from google.protobuf.message import DecodeError
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats import onnx_proto
+from o2o.formats import onnx_branches, onnx_proto
+from o2o.formats.onnx_splitting import split
 from o2o.formats.protobuf_wire import Range, cut
 from o2o.formats.schema import Span
 from o2o.formats.tensors import LARGE, SourceTensor, is_constant_node
@@ -106,20 +107,43 @@ def decode(proto: onnx.ModelProto, tensors: Sequence[Any], folder: Path | None) 
         raise ModelError("it holds no graph")
     training = [info.SerializeToString(deterministic=True) for info in proto.training_info]
     table = list(tensors)
-    onnx_proto.prepare(proto, table)
-    graph_model = ir.serde.deserialize_model(proto)
-    _Constants(table, folder).attach(graph_model)
-    model = from_ir(graph_model)
+    constants = _Constants(table, folder)
+    names, protos = _protos(proto)
+    models = []
+    for one in protos:
+        onnx_proto.prepare(one, table)
+        models.append(ir.serde.deserialize_model(one))
+        constants.attach(models[-1])
+    model = from_ir(models[0], [other.graph for other in models[1:]], names)
     if training:
         model.fields[TRAINING_INFO] = training
     return model
 
 
-def from_ir(graph_model: ir.Model) -> Model:
+def _protos(proto: onnx.ModelProto) -> tuple[list[list[str]], list[onnx.ModelProto]]:
+    """A message for each graph, and the names of its signatures; no names for a single graph."""
+    record = next((e for e in proto.metadata_props if e.key == onnx_branches.METADATA_NAME), None)
+    parts = split(proto.graph, record.value) if record is not None else None
+    if record is None or parts is None:
+        return [], [proto]
+    proto.metadata_props.remove(record)
+    proto.ClearField("graph")
+    protos = []
+    for part in parts:
+        protos.append(onnx.ModelProto(graph=part.graph))
+        protos[-1].MergeFrom(proto)
+    return [part.names for part in parts], protos
+
+
+def from_ir(
+    graph_model: ir.Model, others: Sequence[ir.Graph] = (), names: Sequence[Sequence[str]] = ()
+) -> Model:
     """Take a model of `onnx_ir`: its metadata gives the contract and the history.
 
     Args:
         graph_model: The model. Its graph and functions become those of the result.
+        others: Further graphs of the model.
+        names: The signatures of each graph. Without these, the contract names those of the only one.
 
     Returns:
         The model.
@@ -131,25 +155,23 @@ def from_ir(graph_model: ir.Model) -> Model:
     metadata = dict(graph_model.metadata_props)
     model = Model(
         "onnx",
-        [graph_model.graph],
+        [graph_model.graph, *others],
         metadata=[(key, text.encode()) for key, text in metadata.items() if key not in OWN_METADATA],
         fields={name: item for name, item in properties.items() if item},
         functions=dict(graph_model.functions),
     )
-    if (text := metadata.get(contract.METADATA_NAME)) is not None:
-        _attach_contract(model, text)
+    text = metadata.get(contract.METADATA_NAME)
+    if not names and text is not None:
+        names = [list(contract.loads(text)["signatures"])]
+    for graph, of_graph in zip(model.graphs, names, strict=False):
+        for name in of_graph:
+            inputs, outputs = ({v.name or "": v for v in values} for values in (graph.inputs, graph.outputs))
+            model.signatures.append(Signature(name, graph, inputs, outputs))
+    if text is not None:
+        contract.attach(model, text.encode())
     if (text := metadata.get(history.METADATA_NAME)) is not None:
         model.history = history.loads(text.encode())
     return model
-
-
-def _attach_contract(model: Model, text: str) -> None:
-    """Give the main graph the signature of its contract, and its inputs and outputs their roles."""
-    graph = model.graphs[0]
-    for name in contract.loads(text)["signatures"]:
-        inputs, outputs = ({v.name or "": v for v in values} for values in (graph.inputs, graph.outputs))
-        model.signatures.append(Signature(name, graph, inputs, outputs))
-    contract.attach(model, text.encode())
 
 
 class _Data:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ import onnx_ir as ir
 
 from o2o import contract, history
 from o2o.errors import ModelError
-from o2o.formats import onnx_proto
+from o2o.formats import onnx_branches, onnx_proto
+from o2o.formats.onnx_branches import Part, Selector
+from o2o.formats.onnx_composition import compose
 from o2o.formats.onnx_proto import SparseTensor
 from o2o.formats.onnx_reader import PROPERTIES, TRAINING_INFO, decode, from_ir
 from o2o.formats.protobuf_wire import MARK, paste
@@ -241,20 +243,47 @@ def handed_over(model: Model) -> Model:
 
 
 def decoded_header(model: Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Model:
-    """Return the model of a message that a function of `onnx` has changed.
+    """Return the model of messages that a function of `onnx` has changed.
 
     Args:
         model: The model. It is not changed.
-        change: Takes the message without large constants, and returns another one.
+        change: Takes the message of a graph, without large constants, and returns another one.
 
     Returns:
-        A model of its own, with the same large constants.
+        A model of its own, with the same graphs and large constants.
 
     Raises:
         ModelError: The model cannot be written.
     """
-    message, tensors = encode(model, lambda tensor: None)
-    return decode(change(onnx.ModelProto.FromString(message)), tensors, None)
+    changed: Model | None = None
+    for graph in model.graphs:
+        alone = replace(model, graphs=[graph], signatures=list(model.signatures_of(graph)))
+        message, tensors = encode(alone, lambda tensor: None)
+        one = decode(change(onnx.ModelProto.FromString(message)), tensors, None)
+        if changed is None:
+            changed = one
+        else:
+            changed.graphs += one.graphs
+    assert changed is not None
+    return changed
+
+
+def selector_of(model: Model) -> Selector:
+    """Return what selects the graph that runs.
+
+    Args:
+        model: A model of several graphs.
+
+    Returns:
+        The selector.
+
+    Raises:
+        ModelError: The graphs cannot be in one file.
+    """
+    with _references(model) as tensors:
+        proto = _message(model, tensors)
+    (record,) = (e.value for e in proto.metadata_props if e.key == onnx_branches.METADATA_NAME)
+    return onnx_branches.selector_in(record)
 
 
 def header(model: Model) -> bytes:
@@ -288,25 +317,47 @@ def encode(
     Raises:
         ModelError: The model cannot be written.
     """
-    graph_model = _to_ir(model)
     with _references(model) as tensors:
         placed = [place(tensor) for tensor in tensors]
-        try:
-            proto = ir.serde.serialize_model(graph_model)
-        except (ir.serde.SerdeError, TypeError, ValueError) as error:
-            raise ModelError(f"the graph cannot be written as ONNX: {_reason(error)}") from error
+        proto = _message(model, tensors)
 
-        def entries(number: int) -> dict[str, str]:
-            at = placed[number]
-            return at.entries if at is not None else {}
+    def entries(number: int) -> dict[str, str]:
+        at = placed[number]
+        return at.entries if at is not None else {}
 
-        onnx_proto.restore(proto, graph_model, tensors, entries)
+    onnx_proto.make_external(proto, entries)
     for info in model.fields.get(TRAINING_INFO, ()):
         proto.training_info.add().ParseFromString(info)
     return proto.SerializeToString(deterministic=True), tensors
 
 
-def _to_ir(model: Model) -> ir.Model:
+def _message(model: Model, tensors: Sequence[ir.TensorProtocol]) -> onnx.ModelProto:
+    """The message of a model with references: of several graphs, they are branches of one."""
+    protos = []
+    for graph in model.graphs:
+        graph_model = _to_ir(model, graph)
+        try:
+            protos.append(ir.serde.serialize_model(graph_model))
+        except (ir.serde.SerdeError, TypeError, ValueError) as error:
+            raise ModelError(f"the graph cannot be written as ONNX: {_reason(error)}") from error
+        onnx_proto.restore(protos[-1], graph_model, tensors)
+    proto = protos[0]
+    if len(protos) > 1:
+        names = [[signature.name for signature in model.signatures_of(graph)] for graph in model.graphs]
+        parts = [Part(of, each.graph) for of, each in zip(names, protos, strict=True)]
+        graph, record = compose(parts, partial(_data_key, tensors))
+        proto.graph.CopyFrom(graph)
+        proto.metadata_props.add(key=onnx_branches.METADATA_NAME, value=record)
+    return proto
+
+
+def _data_key(tensors: Sequence[ir.TensorProtocol], proto: onnx.TensorProto) -> Hashable:
+    """What identifies the data of a large constant; None for a small one, whose data is in the message."""
+    number = onnx_proto.referenced(proto) if proto.external_data else None
+    return storage_key(tensors[number]) if number is not None else None
+
+
+def _to_ir(model: Model, graph: ir.Graph) -> ir.Model:
     metadata = {key: data.decode(errors="replace") for key, data in model.metadata}
     for name, contents in (
         (contract.METADATA_NAME, contract.dumps(model)),
@@ -317,7 +368,7 @@ def _to_ir(model: Model) -> ir.Model:
     properties = {name: model.fields[name] for name in PROPERTIES if name in model.fields}
     properties.setdefault("ir_version", onnx.IR_VERSION)
     functions = list(model.functions.values())
-    return ir.Model(model.graphs[0], **properties, functions=functions, metadata_props=metadata)
+    return ir.Model(graph, **properties, functions=functions, metadata_props=metadata)
 
 
 @contextlib.contextmanager

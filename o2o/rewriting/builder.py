@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.schema import CIRCLE
-from o2o.model import DOMAIN, nested_graphs, quantization_constants, shape_of
+from o2o.model import DOMAIN, nested_graphs, quantization_constants, shape_of, unique_name
 
 
 def fresh_name(graph: ir.Graph, stem: str) -> str:
@@ -40,24 +40,6 @@ def fresh_name(graph: ir.Graph, stem: str) -> str:
                 taken |= {value.name or "" for other in inner for value in other.outputs}
         graph.meta["names"] = taken
     return unique_name(stem, taken)
-
-
-def unique_name(stem: str, taken: set[str]) -> str:
-    """Return the first of `stem`, `stem_1`, `stem_2`, ... that is not taken, and take it.
-
-    Args:
-        stem: The wanted name.
-        taken: The names in use; gets the new one.
-
-    Returns:
-        The name.
-    """
-    name, count = stem, 0
-    while name in taken:
-        count += 1
-        name = f"{stem}_{count}"
-    taken.add(name)
-    return name
 
 
 def add_constant(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:

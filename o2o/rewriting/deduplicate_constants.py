@@ -15,7 +15,16 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import StreamedTensor, can_share_bytes, chunks, constant, storage_key, with_shape
+from o2o.formats.onnx_proto import SparseTensor
+from o2o.formats.tensors import (
+    LARGE,
+    StreamedTensor,
+    can_share_bytes,
+    chunks,
+    constant,
+    storage_key,
+    with_shape,
+)
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model, shape_of
 
@@ -127,5 +136,11 @@ def _shareable(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 def _constants(model: Model) -> Iterator[ir.Value]:
     for graph in model.graphs:
         for value in (*graph.initializers.values(), *graph.meta.get("loose", ())):
-            if value.const_value is not None:
+            if value.const_value is not None and (model.format != "onnx" or _is_large(value.const_value)):
                 yield value
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    """Whether graphs of an ONNX file can share a constant: small ones are in each graph."""
+    is_plain = tensor.dtype != ir.DataType.STRING and not isinstance(tensor, SparseTensor)
+    return is_plain and tensor.nbytes >= LARGE

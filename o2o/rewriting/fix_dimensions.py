@@ -23,7 +23,7 @@ def symbols_of(model: Model) -> dict[str, list[str]]:
         The inputs that have each dimension, by its name; `?` for dimensions without a name.
     """
     symbols: dict[str, list[str]] = {}
-    for value in model.graphs[0].inputs:
+    for value in (value for graph in model.graphs for value in graph.inputs):
         for dim in dims_of(value) or ():
             if isinstance(dim, str):
                 symbols.setdefault(dim, []).append(value.name or "")
@@ -46,9 +46,9 @@ def fix_dimensions(
     Raises:
         UsageError: A name does not exist, two numbers contradict each other, or a dimension has no number.
     """
-    graph = model.graphs[0]
+    of_graphs = [value for graph in model.graphs for value in graph.inputs]
     known = dict(sizes)
-    inputs = {value.name: value for value in graph.inputs}
+    inputs = {value.name: value for value in of_graphs}
     for name, shape in shapes.items():
         _take_shape(inputs, name, shape, known)
     there = symbols_of(model)
@@ -62,7 +62,7 @@ def fix_dimensions(
                 f"the dimension {dim!r} of {of[0]} has no number: give {dim}=N, or the shape of an input; "
                 f"symbolic dimensions: {names}"
             )
-    for value in graph.inputs:
+    for value in of_graphs:
         if (name := value.name or "") in shapes:
             value.shape = ir.Shape(shapes[name])
         elif UNKNOWN in (dims := dims_of(value) or ()):

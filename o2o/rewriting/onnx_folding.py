@@ -32,7 +32,7 @@ _RANDOM = (
 
 
 def fold_constants(model: Model) -> int:
-    """Replace nodes of the main graph by their results where these are known.
+    """Replace nodes of main graphs by their results where these are known.
 
     Args:
         model: An ONNX model with inferred shapes, changed in place.
@@ -40,9 +40,8 @@ def fold_constants(model: Model) -> int:
     Returns:
         The number of nodes that are gone.
     """
-    graph = model.graphs[0]
-    before = len(graph)
-    for node in list(graph):
+    before = sum(map(len, model.graphs))
+    for graph, node in [(each, node) for each in model.graphs for node in each]:
         if is_constant_node(node):
             continue
         if node.op_type == "If" and node.domain == "" and _inline_branch(graph, node):
@@ -55,7 +54,7 @@ def fold_constants(model: Model) -> int:
     for each in model.all_graphs():
         remove_dead_nodes(each)
         remove_dead_constants(each)
-    return before - len(graph)
+    return before - sum(map(len, model.graphs))
 
 
 def _replace(graph: ir.Graph, value: ir.Value, numbers: np.ndarray) -> None:

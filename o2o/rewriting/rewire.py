@@ -7,8 +7,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from o2o.model import Model, keep_description, operands
-from o2o.rewriting.builder import Builder, fresh_name, unique_name
+from o2o.model import Model, keep_description, operands, unique_name
+from o2o.rewriting.builder import Builder, fresh_name
 from o2o.rewriting.onnx_builder import builder_for
 
 IoKind = Literal["input", "output"]

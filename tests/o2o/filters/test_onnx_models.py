@@ -50,7 +50,7 @@ RUNS: dict[str, list[tuple[Callable[[], onnx.ModelProto], list[str]]]] = {
     "verify_model": [(branches, []), (chain, []), (decoder, [])],
 }
 READERS = {"inspect", "verify_model"}
-ELSEWHERE = {"diff_model", "check_models", "history_model", "reduce_model", "with_file"}
+ELSEWHERE = {"merge_circles", "diff_model", "check_models", "history_model", "reduce_model", "with_file"}
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_each_filter_is_here() -> None:
     assert len(takes) >= 18
 
 
-@pytest.mark.parametrize("module", ["fuse_attention", "quantize_weights", "lower_litert", "merge_circles"])
+@pytest.mark.parametrize("module", ["fuse_attention", "quantize_weights", "lower_litert"])
 def test_the_others_refuse_in_one_line(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = run(module, given(chain), *(["--recipe", "float16"] if module == "quantize_weights" else []))
     error = capsys.readouterr().err
