@@ -13,7 +13,8 @@ cannot represent is stored in the `meta` of its owner, so that reading and writi
     graph.meta["fields"]   fields of the SubGraph table; graph.meta["loose"]: values without any operator
 
 An ONNX model is what `onnx_ir` makes of it. Nodes have ONNX domains. Branches are graphs in attributes,
-and may use outer values. In a file, several graphs are branches of one (`o2o.formats.onnx_branches`). Dimensions may be symbolic. Callers run one graph; nodes may call functions.
+and may use outer values. Dimensions may be symbolic. Nodes may call functions. In a file, several graphs are
+branches of one (`o2o.formats.onnx_branches`).
 """
 
 from __future__ import annotations
