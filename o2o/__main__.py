@@ -112,7 +112,7 @@ def overview(program: str) -> str:
     indented = textwrap.fill(
         names, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
     )
-    return "\n".join([*lines, "", FILTERS, indented, MORE, ""])
+    return "\n".join([*lines, FILTERS, indented, MORE, ""])
 
 
 def _spelling(module: str) -> str:

@@ -237,6 +237,20 @@ COVERED = {
         "runtime_py/benchmark/report.py",
     ],
     "tests/o2o/rewriting/test_layer_norm.py": ["o2o/rewriting/normalization.py"],
+    "tests/runtime_py/server/test_app.py": [
+        "runtime_py/server/errors.py",
+        "runtime_py/server/metrics.py",
+        "runtime_py/server/models.py",
+        "runtime_py/server/request_log.py",
+    ],
+    "tests/runtime_py/server/test_completions.py": [
+        "runtime_py/server/log_probabilities.py",
+        "runtime_py/server/responses.py",
+        "runtime_py/server/schemas.py",
+        "runtime_py/server/service.py",
+        "runtime_py/server/texts.py",
+    ],
+    "tests/runtime_py/server/test_listener.py": ["runtime_py/server/settings.py"],
     "tests/runtime_py/test_cache.py": ["o2o/streams/cache_folder.py", "o2o/weights/cached_checkpoints.py"],
     "tests/runtime_py/test_conversation.py": [],
     "tests/runtime_py/test_perplexity.py": [

@@ -43,6 +43,7 @@ class Session:
         self._tokens: list[int] = []
         self._caches: Caches | None = None  # of the last step; another session may have taken them since
         self._closed = False
+        self._interrupted = False
         self._stepping = threading.Lock()
         self._generating = threading.Lock()
 
@@ -98,6 +99,7 @@ class Session:
         Raises:
             TooManySessions: All KV caches belong to texts that are being generated.
             EngineClosed: The session or its engine was closed.
+            Interrupted: See `interrupt`.
             UsageError: See `runtime_py.engines.token_ids.check_prompt`.
             ModelError: An id is not below V, or logits are not finite.
         """
@@ -128,6 +130,13 @@ class Session:
                 check_prompt([*self._tokens, token], self)
             )  # only the new token, unless the caches were taken
 
+    def interrupt(self) -> None:
+        """End the reading of a prompt in another thread, between two of its runs.
+
+        There `read` raises Interrupted, now or at its next prompt.
+        """
+        self._interrupted = True
+
     def close(self) -> None:
         """Give the KV caches back. Waits for the current step. The session cannot be used afterwards."""
         if self.pool.refusal is None:
@@ -149,7 +158,7 @@ class Session:
     def _read(self, tokens: list[int]) -> np.ndarray:
         self._caches = caches = self.pool.claim(self, tokens)
         try:
-            logits = caches.read(tokens)
+            logits = caches.read(tokens, lambda: self._interrupted)
         finally:
             self.runs = caches.runs
             if not self._generating.locked():

@@ -38,6 +38,10 @@ class TooManySessions(UsageError):
     """All KV caches that `max_sessions` allows belong to texts that are being generated."""
 
 
+class Interrupted(UsageError):
+    """Another thread interrupted the reading of a prompt."""
+
+
 class SessionPool:
     """The KV caches of one engine. Methods may be called in any thread."""
 
@@ -155,14 +159,18 @@ class Caches:
         if self._session is None:
             self._session = self._pool.engine.open_session()
 
-    def read(self, tokens: Sequence[int]) -> np.ndarray:
+    def read(self, tokens: Sequence[int], interrupted: Callable[[], bool] = lambda: False) -> np.ndarray:
         """Read a prompt, except for rows that these or other caches hold.
 
         Args:
             tokens: Token ids [P], 1 <= P <= S.
+            interrupted: Is asked before each run of a prompt that needs several.
 
         Returns:
             The logits [V] float32 that follow the last token.
+
+        Raises:
+            Interrupted: `interrupted` returned true. The rows so far stay valid.
         """
         assert self._session is not None
         tokens = list(tokens)
@@ -171,6 +179,8 @@ class Caches:
         self.runs = []
         chunks = self._plan(tokens)
         while len(chunks) > 1 or self._longer_prefix(tokens):
+            if interrupted():
+                raise Interrupted("the reading of the prompt was interrupted")
             with self._pool.engine.steps.turn():
                 if longer := self._longer_prefix(tokens):
                     source, shared = longer

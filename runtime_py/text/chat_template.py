@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn, Required, TypedDict
 
 import jinja2
@@ -64,6 +65,7 @@ class ChatTemplate:
         documents: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
         template_args: Mapping[str, Any] | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         """Load a template. Of several, `tool_use` is selected for tools, otherwise `default`.
 
@@ -75,12 +77,14 @@ class ChatTemplate:
             template: The name of the template, if the checkpoint has several.
             template_args: Other variables of the template, such as `enable_thinking`. They override special
                 tokens.
+            sources: The result of `template_sources`; None to read the files.
 
         Raises:
             ModelError: There is no template, or it is not Jinja.
             UsageError: No template has the name `template`, or the variables are not JSON.
         """
-        source = _select(directory, _sources(directory), template, tools is not None)
+        sources = template_sources(directory) if sources is None else sources
+        source = _select(directory, sources, template, tools is not None)
         self._directory = directory
         variables = {"tools": tools, "documents": documents}
         for name, value in variables.items():
@@ -88,7 +92,7 @@ class ChatTemplate:
                 raise UsageError(f"{name} must be a list of JSON objects")
         self._variables = {**special_tokens, **_template_args(template_args), **_json(variables)}
         try:
-            self._template = _environment().from_string(source)
+            self._template = _compiled(source)
         except jinja2.TemplateError as error:
             raise ModelError(f"{directory}: the chat template is not Jinja: {error}") from error
 
@@ -118,8 +122,18 @@ class ChatTemplate:
             ) from error
 
 
-def _sources(directory: Place) -> dict[str, str]:
-    """Return the templates by name. Files of their own replace those in `tokenizer_config.json`."""
+def template_sources(directory: Place) -> dict[str, str]:
+    """Read the templates of a checkpoint. Files of their own replace those in `tokenizer_config.json`.
+
+    Args:
+        directory: The folder of the checkpoint's tokenizer.
+
+    Returns:
+        The templates by name; empty if there are none.
+
+    Raises:
+        ModelError: A file is damaged.
+    """
     files: dict[str, Place] = {DEFAULT: directory / FILE}
     others: Iterable[Place] = (directory / FOLDER).glob("*.jinja")
     files |= {path.stem: path for path in sorted(others, key=str)}
@@ -190,6 +204,11 @@ def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
     if reasoning is None:
         return present
     return {"thinking": reasoning, **present, "reasoning_content": reasoning}
+
+
+@lru_cache(maxsize=16)  # compiling takes longer than rendering
+def _compiled(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -93,3 +93,34 @@ def write_byte_level(directory: Path) -> Path:
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
     return write_config(directory, tokenizer_class="PreTrainedTokenizerFast", eos_token="<|endoftext|>")
+
+
+SPECIAL = ("<s>", "</s>", "[TOOL_CALLS]")
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+
+
+NUM_CHARACTERS = len(SPECIAL) + len(CHARACTERS) + 2
+"""V of `write_characters`."""
+
+
+def write_characters(folder: Path) -> None:
+    """Write a byte-level tokenizer: a token for each ASCII character, and for each of the two bytes of é."""
+    import tokenizers
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+
+    letters = ["\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"]
+    pieces = [letters["\n ".index(each)] if each in "\n " else each for each in CHARACTERS]
+    pieces += ["\N{LATIN CAPITAL LETTER A WITH TILDE}", "\N{COPYRIGHT SIGN}"]
+    vocab = {piece: number for number, piece in enumerate([*SPECIAL, *pieces])}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["<s>", "$A"], special_tokens=[("<s>", 0)]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1}')

@@ -29,9 +29,8 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens)
         """The text of the special tokens that have a role, by role. Chat templates see them."""
         self._tokenizer = tokenizer
-        self._special = {
-            token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special
-        }
+        self._added = tokenizer.get_added_tokens_decoder()
+        self._special = {token for token, added in self._added.items() if added.special}
         falls_back = "ByteFallback" in repr(tokenizer.decoder)
         pieces = [f"<0x{byte:02X}>" for byte in range(256)] if falls_back else []
         self._bytes = {tokenizer.token_to_id(piece) for piece in pieces} - {None}
@@ -73,6 +72,41 @@ class Tokenizer:
             Their text, without hidden tokens.
         """
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether the pieces write bytes as characters, as GPT-2 does."""
+        return is_byte_level(self._tokenizer)
+
+    def piece(self, token: int) -> str | None:
+        """Return the piece of the vocabulary that a token is.
+
+        Args:
+            token: An id.
+
+        Returns:
+            The piece as the vocabulary writes it; None if no token has the id.
+        """
+        return self._tokenizer.id_to_token(token)
+
+    def is_added(self, token: int) -> bool:
+        """Check for an added token, whose piece is its text.
+
+        Args:
+            token: An id.
+
+        Returns:
+            Whether it was added to the vocabulary.
+        """
+        return token in self._added
+
+    def to_json(self) -> str:
+        """Write the tokenizer in the format of `tokenizer.json`.
+
+        Returns:
+            The content of the file.
+        """
+        return self._tokenizer.to_str()
 
     def is_hidden(self, token: int) -> bool:
         """Check whether `decode` omits a token.

@@ -16,7 +16,13 @@ from runtime_py.engines.prefill_plan import Chunk, plan_chunks
 from runtime_py.engines.step_lock import CLOSED, SESSION_CLOSED, EngineClosed, StepLock
 from runtime_py.generation import session_pool
 from runtime_py.generation.session import BUSY, Session
-from runtime_py.generation.session_pool import MIN_COPY, SessionPool, TooManySessions, num_shared
+from runtime_py.generation.session_pool import (
+    MIN_COPY,
+    Interrupted,
+    SessionPool,
+    TooManySessions,
+    num_shared,
+)
 
 CAPACITY, LENGTHS = 40, [1, 4, 8]
 
@@ -371,3 +377,21 @@ def test_a_text_that_windows_do_not_hold_is_read_again() -> None:
     assert engine.computed == 11
     assert session.read([0, 1, 2, 3]).tolist() == [0, 1, 2, 3]
     assert engine.computed == 15
+
+
+def test_the_reading_of_a_prompt_can_be_interrupted() -> None:
+    engine, pool = opened(1)
+    session = Session(pool)
+
+    class Interrupting(Rows):
+        def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
+            super().run(tokens, chunk)
+            session.interrupt()
+
+    engine.open_session = lambda: Interrupting(engine)  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        session.read([1] * 30)
+    assert engine.computed == 8
+    session.close()
+    assert Session(pool).read([1] * 20).tolist() == [1] * 20
+    assert engine.computed == 20, "the rows that were read stay"

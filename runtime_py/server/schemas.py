@@ -1,0 +1,235 @@
+"""The fields of requests: their types, for validation and for OpenAPI."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from runtime_py.server.errors import ApiError
+
+MAX_CHOICES = 128
+MAX_STOPS = 64
+MAX_TOP = 20
+"""The largest `top_logprobs`."""
+LARGEST_SEED = 2**63 - 1
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Fields(BaseModel):
+    """Fields of a request. Others are ignored, and named in the header `X-Ignored-Fields`."""
+
+    model_config = ConfigDict(strict=True, extra="allow", populate_by_name=True)
+
+    @property
+    def ignored(self) -> list[str]:
+        """The names of the fields that have no effect."""
+        return sorted(self.model_extra or ())
+
+
+class StreamOptions(Fields):
+    """How a stream is written."""
+
+    include_usage: bool | None = None
+
+
+class FunctionCall(Fields):
+    """A call of a function, by the assistant. `arguments` is JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Fields):
+    """A call of a tool."""
+
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCall
+
+
+class ContentPart(Fields):
+    """A part of a message. Only text is supported."""
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(Fields):
+    """A message of a conversation. Further fields reach the chat template."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class FunctionDefinition(Fields):
+    """A function that the model may call. `parameters` is a JSON schema."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Fields):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(Fields):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Fields):
+    """The choice of one tool."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchemaFormat(Fields):
+    """A JSON schema that the answer must match."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | bool | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Fields):
+    """The format of the answer."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "lark"]
+    json_schema: JsonSchemaFormat | None = None
+    schema_: Annotated[dict[str, Any] | bool | None, Field(alias="schema")] = None
+    regex: str | None = None
+    lark: str | None = None
+
+
+class SamplingFields(Fields):
+    """How tokens are chosen. Fields that are not set have the values of `generation_config.json`."""
+
+    temperature: Annotated[float, Field(ge=0, le=1000)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=1000)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=1000)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-1000, le=1000)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-1000, le=1000)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        if stop == "" or (isinstance(stop, list) and "" in stop):
+            raise ValueError("a stop string is empty: it would end every text at once")
+        return stop
+
+
+class OpenAIFields(SamplingFields):
+    """The common fields of OpenAI's endpoints."""
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    max_tokens: Count | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    ignore_eos: bool | None = None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_ids(cls, biases: dict[str, float] | None) -> dict[str, float] | None:
+        for key in biases or ():
+            if not (key.isascii() and key.isdecimal() and len(key) < 10):
+                raise ValueError(f"the key {key[:20]!r} is no token id")
+        return biases
+
+
+class ChatRequest(OpenAIFields):
+    """A request to `/v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    reasoning_effort: str | None = None
+
+
+class CompletionRequest(OpenAIFields):
+    """A request to `/v1/completions`."""
+
+    prompt: str | list[TokenId] | list[str | list[TokenId]]
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    suffix: str | None = None
+    response_format: ResponseFormat | None = None
+
+
+F = TypeVar("F", bound=Fields)
+
+
+def parse(kind: type[F], body: bytes) -> F:
+    """Read the body of a request.
+
+    Args:
+        kind: Its fields.
+        body: JSON.
+
+    Returns:
+        The fields.
+
+    Raises:
+        ApiError: The body is not JSON, or a field has a wrong type or is out of range.
+    """
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ApiError(400, "the body is not a JSON object")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    """The first field that is wrong. A field of several types has an error for each of them."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for each in error.errors(include_url=False, include_input=False, include_context=False):
+        place = tuple(str(part) for part in each["loc"] if not _is_type(str(part)))
+        places.setdefault(place, []).append(each["msg"].removeprefix("Value error, "))
+    place, messages = next(iter(places.items()))
+    message = "; or ".join(dict.fromkeys(messages))
+    name = ".".join(place) or "the body"
+    return ApiError(400, f"{name}: {message}", param=place[0] if place else None)
+
+
+def _is_type(part: str) -> bool:
+    """Whether a part of a place is no field, but a type of a union."""
+    return part in ("str", "int", "bool", "float") or "[" in part or "-" in part or part[:1].isupper()
