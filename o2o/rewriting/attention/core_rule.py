@@ -10,6 +10,7 @@ from o2o.model import Model, shape_of
 from o2o.operators.core_attention import CoreAttention
 from o2o.rewriting.attention.layouts import LabeledValue, in_layout
 from o2o.rewriting.attention.mask_operand import MaskOperands
+from o2o.rewriting.attention.scores import is_finite
 from o2o.rewriting.attention.sdpa import Sdpa, by_head, match_sdpa
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import fail
@@ -34,6 +35,10 @@ class CoreRule(RewriteRule):
         """See `RewriteRule`."""
         sdpa = match_sdpa(node, by_head)
         biases = [term.value for term, _ in sdpa.terms if term.kind == "add"]
+        if sdpa.zeroes_nan and not all(
+            term.kind == "add" and is_finite(term.value) for term, _ in sdpa.terms
+        ):
+            fail("a query that sees no key gets zeros, and o2o.attention gives it a mean", sdpa.result.value)
         operands = [sdpa.q.value, sdpa.k.value, sdpa.v.value, *biases]
         if sdpa.sinks is not None:
             operands.append(sdpa.sinks)

@@ -37,7 +37,7 @@ def factors_of(core: CoreAttention, q: Projection, k: Projection, v: Projection)
     """
     if any(dim != 1 for dim in shape_of(q.x)[:-2]):
         fail("ATTENTION takes one batch", q.x)
-    sizes = {"T": core.T, "S": core.S, "K": core.K, "G": core.N // core.K, "H": core.H}
+    sizes = {"B": 1, "T": core.T, "S": core.S, "K": core.K, "G": core.N // core.K, "H": core.H}
     for projection, heads in ((q, core.N), (k, core.K), (v, core.K)):
         if shape_of(projection.w)[0] != heads * core.H:
             fail(f"a projection does not have {heads} heads of {core.H}", projection.w)

@@ -15,16 +15,18 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from o2o.model import attribute, shape_of
+from o2o.formats.tensors import constant_array
+from o2o.model import DOMAIN, attribute, shape_of
 from o2o.operators.masks import HIDDEN_THRESHOLD
 from o2o.operators.reference import NotEvaluable, evaluate, slice_bounds, unknown_sources
-from o2o.operators.traits import LAYOUT_OPS
+from o2o.operators.traits import LAYOUT_OPS, PASS_THROUGH_OPS
 from o2o.rewriting.matchers import (
     check_no_activation,
     constant_ints,
     fail,
     operand_and_factor,
     producer_of,
+    scalar,
     single_user,
 )
 
@@ -62,6 +64,7 @@ class Scores:
         terms: Masks and biases, in order.
         sinks: The logits that are concatenated with the scores, or None.
         sinks_first: Whether they stand in front of the keys.
+        zeroes_nan: Whether weights that are no numbers become 0: a query that sees no key gets zeros.
     """
 
     product: ir.Node
@@ -71,6 +74,7 @@ class Scores:
     terms: list[Term] = field(default_factory=list)
     sinks: ir.Value | None = None
     sinks_first: bool = False
+    zeroes_nan: bool = False
 
 
 def find_scores(softmax: ir.Node) -> Scores:
@@ -146,12 +150,15 @@ def follow_weights(softmax: ir.Node, scores: Scores) -> tuple[ir.Node, list[ir.V
         scores: The path to it. Its sinks are sliced off after the softmax.
 
     Returns:
-        The BATCH_MATMUL, and the values from the weights of the keys to its operand.
+        The BATCH_MATMUL, and the values from the weights of the keys to its operand. `scores.zeroes_nan` is
+        set.
 
     Raises:
         MatchFailure: The weights have another user, or sinks stay among them.
     """
     weights = softmax.outputs[0]
+    if (zeroed := _without_nan(weights)) is not None:
+        weights, scores.zeroes_nan = zeroed, True
     if scores.sinks is not None:
         node = single_user(weights, "the attention weights")
         if node.op_type not in ("SLICE", "STRIDED_SLICE"):
@@ -170,6 +177,42 @@ def follow_weights(softmax: ir.Node, scores: Scores) -> tuple[ir.Node, list[ir.V
     if product.inputs[0] is not path[-1] or product.inputs[1] is path[-1]:
         fail("the attention weights are not the left operand of their product with v", product.outputs[0])
     return product, path
+
+
+def _without_nan(weights: ir.Value) -> ir.Value | None:
+    """The weights with 0 in place of NaN, if these are their only use; torch.onnx writes them so."""
+    users = {use.node for use in weights.uses()}
+    select = next((user for user in users if user.op_type in _SELECTS), None)
+    if select is None or select.domain != DOMAIN or weights.is_graph_output():
+        return None
+    condition, if_true, if_false = select.inputs
+    test = producer_of(condition, "NOT_EQUAL")
+    if test is None or users != {select, test} or list(test.inputs) != [weights, weights]:
+        return None
+    is_only_use = condition is not None and len(condition.uses()) == 1 and not condition.is_graph_output()
+    return select.outputs[0] if is_only_use and if_false is weights and scalar(if_true) == 0 else None
+
+
+def is_finite(value: ir.Value) -> bool:
+    """Whether a mask is proven to have no infinite entry.
+
+    Args:
+        value: A mask.
+
+    Returns:
+        True for numbers, and for choices and moves of such.
+    """
+    if (array := constant_array(value)) is not None:
+        return bool(np.isfinite(array).all())
+    node = producer_of(value, *_SELECTS, *PASS_THROUGH_OPS)
+    if node is None:
+        return False
+    first = node.inputs[0]
+    dtype = first.dtype if node.op_type == "CAST" and first is not None else None
+    if dtype is not None and not dtype.is_floating_point():
+        return True
+    operands = node.inputs[1:] if node.op_type in _SELECTS else [first]
+    return all(operand is not None and is_finite(operand) for operand in operands)
 
 
 def follow_down(value: ir.Value, what: str, until: str) -> tuple[ir.Node, list[ir.Value]]:

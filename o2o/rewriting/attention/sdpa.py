@@ -1,8 +1,8 @@
 """Scaled dot-product attention around a softmax, in any layout: what `o2o.attention` computes.
 
 Projections, caches and rotations are not matched, only the two products and the operators between them. There
-are T queries of N = K * G heads, and S keys and values of K heads. Either the keys are repeated for the G
-query heads of their group, or the query heads of a group are rows of one matrix.
+are B texts, T queries of N = K * G heads, and S keys and values of K heads. Either the keys are repeated for
+the G query heads of their group, or the query heads of a group are rows of one matrix.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Sdpa:
     """Proven scaled dot-product attention.
 
     Attributes:
-        factors: The sizes T, S, K, G and H.
+        factors: The sizes B, T, S, K, G and H.
         q, k, v: The operands.
         terms: Masks and biases, in order.
         sinks: One more logit of each head, or None.
@@ -43,6 +43,7 @@ class Sdpa:
         cap: Before a mask is added, scores become cap * tanh(score / cap). None: they do not.
         result: The result.
         last: The node that computes it. All operands are computed before this node.
+        zeroes_nan: Whether a query that sees no key gets zeros.
     """
 
     factors: Factors
@@ -55,6 +56,7 @@ class Sdpa:
     cap: float | None
     result: LabeledValue
     last: ir.Node
+    zeroes_nan: bool
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ LayoutsOf = Callable[[Factors], Layouts]
 
 
 def by_head(factors: Factors) -> Layouts:
-    """Return the layouts of `o2o.attention`: q [1, N, T, H], k and v [1, K, S, H], result [1, T, N, H].
+    """Return the layouts of `o2o.attention`: q [B, N, T, H], k and v [B, K, S, H], result [B, T, N, H].
 
     Args:
         factors: The sizes.
@@ -79,12 +81,12 @@ def by_head(factors: Factors) -> Layouts:
         The layouts.
     """
     return Layouts(
-        factors.axes("", "KG", "T", "H"), factors.axes("", "K", "S", "H"), factors.axes("", "T", "KG", "H")
+        factors.axes("B", "KG", "T", "H"), factors.axes("B", "K", "S", "H"), factors.axes("B", "T", "KG", "H")
     )
 
 
 def by_token(factors: Factors) -> Layouts:
-    """Return the layouts of LiteRT's composite: q and result [1, T, N, H], k and v [1, S, K, H].
+    """Return the layouts of LiteRT's composite: q and result [B, T, N, H], k and v [B, S, K, H].
 
     Args:
         factors: The sizes.
@@ -93,11 +95,11 @@ def by_token(factors: Factors) -> Layouts:
         The layouts.
     """
     return Layouts(
-        factors.axes("", "T", "KG", "H"), factors.axes("", "S", "K", "H"), factors.axes("", "T", "KG", "H")
+        factors.axes("B", "T", "KG", "H"), factors.axes("B", "S", "K", "H"), factors.axes("B", "T", "KG", "H")
     )
 
 
-def match_sdpa(softmax: ir.Node, wanted: LayoutsOf) -> Sdpa:
+def match_sdpa(softmax: ir.Node, wanted: LayoutsOf, batch: int = 1) -> Sdpa:
     """Match scaled dot-product attention around a softmax.
 
     Several readings of the axes may be right: one token of many heads is many tokens of one head. The best
@@ -107,6 +109,7 @@ def match_sdpa(softmax: ir.Node, wanted: LayoutsOf) -> Sdpa:
     Args:
         softmax: The SOFTMAX.
         wanted: The layouts in which operands and result are needed.
+        batch: B. Another number than 1 must be unlike all numbers of heads and tokens.
 
     Returns:
         The operands and the result.
@@ -117,7 +120,7 @@ def match_sdpa(softmax: ir.Node, wanted: LayoutsOf) -> Sdpa:
     scores = find_scores(softmax)
     product, path = follow_weights(softmax, scores)
     first: MatchFailure | None = None
-    for readings in _readings(scores.product):
+    for readings in _readings(scores.product, batch):
         matches: list[Sdpa] = []
         for reading in readings:
             try:
@@ -144,7 +147,8 @@ def _new_keys(match: Sdpa) -> Container[int]:
     source, _ = trace_layout(match.k.value)
     node = producer_of(source, "CONCATENATION", "DYNAMIC_UPDATE_SLICE")
     new = node.inputs[1] if node is not None and len(node.inputs) > 1 else None
-    return range(sizes["T"] + 1) if new is None else {math.prod(shape_of(new)) // (sizes["K"] * sizes["H"])}
+    row = sizes["B"] * sizes["K"] * sizes["H"]
+    return range(sizes["T"] + 1) if new is None else {math.prod(shape_of(new)) // row}
 
 
 def _differs_by_head(factors: Factors, term: Term, axes: Axes) -> bool:
@@ -166,7 +170,7 @@ class _Reading:
     rows: tuple[str, ...]
 
 
-def _readings(product: ir.Node) -> Iterator[Iterator[_Reading]]:
+def _readings(product: ir.Node, texts: int) -> Iterator[Iterator[_Reading]]:
     """Groups of readings; a later group only counts if all of the earlier ones fail."""
     left, right = product.inputs[:2]
     assert left is not None
@@ -174,10 +178,11 @@ def _readings(product: ir.Node) -> Iterator[Iterator[_Reading]]:
     *batch, rows, H = _plain(left, attribute(product, "adjointLhs", 0))
     *others, H_, S = _plain(right, attribute(product, "adjointRhs", 0))
     pairs = list(zip(batch, others, strict=False))
-    places = [place for place, dim in enumerate(batch) if dim != 1] or [len(batch) - 1]
+    of_texts, sizes, places = _without_texts(batch, texts)
     repeated = [place for place, (dim, other) in enumerate(pairs) if dim != other]
     if (
         H != H_
+        or sizes is None
         or not 1 <= len(batch) == len(others)
         or any(other not in (1, dim) for dim, other in pairs)
         or len(places) > 2
@@ -187,13 +192,14 @@ def _readings(product: ir.Node) -> Iterator[Iterator[_Reading]]:
 
     def reading(K: int, G: int, T: int, heads: Sequence[str], rows: str) -> _Reading:
         names = [""] * len(batch)
+        names[of_texts] = "B"
         for place, name in zip(places, heads, strict=True):
-            names[place] = name
+            names[place] += name
         key_names = ["" if place in repeated else name for place, name in enumerate(names)]
-        factors = Factors({"K": K, "G": G, "T": T, "S": S, "H": H})
+        factors = Factors({"B": texts, "K": K, "G": G, "T": T, "S": S, "H": H})
         return _Reading(factors, tuple(map(tuple, names)), tuple(map(tuple, key_names)), tuple(rows))
 
-    *outer, A = [batch[place] for place in places]
+    *outer, A = [sizes[place] for place in places]
     if outer:
         yield iter([reading(outer[0], A, rows, "KG", "T")])
     elif repeated:  # BATCH_MATMUL repeats the only head of the keys
@@ -204,6 +210,18 @@ def _readings(product: ir.Node) -> Iterator[Iterator[_Reading]]:
             yield iter([reading(A // G, G, rows, ["KG"], "T")])
         divisors = (G for G in range(rows, 0, -1) if rows % G == 0)
         yield (reading(A, G, rows // G, "K", "GT") for G in divisors)
+
+
+def _without_texts(batch: Sequence[int], texts: int) -> tuple[int, list[int] | None, list[int]]:
+    """The axis of B, the sizes of the batch axes without B, and the axes that hold heads.
+
+    B is the first axis that is not 1, alone or joined with heads. The sizes are None if it is not there.
+    """
+    first = next((place for place, dim in enumerate(batch) if dim != 1), 0) if texts != 1 else 0
+    if not batch or batch[first] % texts != 0:
+        return first, None, [0]
+    sizes = [dim // texts if place == first else dim for place, dim in enumerate(batch)]
+    return first, sizes, [place for place, dim in enumerate(sizes) if dim != 1] or [len(batch) - 1]
 
 
 def _repeats(value: ir.Value) -> int:
@@ -268,7 +286,8 @@ def _read(
         own_axes(factors, term.value, term_axes)  # it fits the scores
     sinks = _sinks(factors, scores.sinks, softmax_axes) if scores.sinks is not None else None
     scale = scores.scale * q_scale * k_scale
-    return Sdpa(factors, q_labeled, k_labeled, v_labeled, terms, sinks, scale, scores.cap, result, product)
+    operands = q_labeled, k_labeled, v_labeled, terms, sinks
+    return Sdpa(factors, *operands, scale, scores.cap, result, product, scores.zeroes_nan)
 
 
 def _swapped(axes: Axes, adjoint: int) -> Axes:
