@@ -38,8 +38,24 @@ METADATA_NAME = "o2o.contract"
 VERSION = 1
 
 Kind = Literal[
-    "tokens", "position", "window_row", "mask", "key_cache", "value_cache", "key", "value", "logits"
+    "tokens",
+    "position",
+    "last_position",
+    "length",
+    "window_row",
+    "mask",
+    "use_cache",
+    "num_logits",
+    "key_cache",
+    "value_cache",
+    "key",
+    "value",
+    "logits",
 ]
+NUMBERS = ("position", "last_position", "length", "window_row", "num_logits")
+"""Kinds of inputs that are integers computed from the place of a run in the text."""
+INPUTS = ("tokens", *NUMBERS, "mask", "use_cache")
+"""Kinds of inputs that are no caches."""
 Layout = Literal["BNTH", "BTNH"]
 OnertLayout = Literal["BNHT"]
 Slot = tuple[str, int]
@@ -56,7 +72,12 @@ class Role:
     Attributes:
         kind: `tokens`: token ids [B, T]. `position`: the position of the first token [1], or consecutive
             positions [T]. `window_row`: the row of the window caches that the first token is written to, [1].
-            `mask`: which keys a query sees, [.., T, S]: bool, 1 or 0, or additive 0 or -inf.
+            `last_position`: the position of the last token [1]. `length`: the number of tokens up to the
+            last one of the run [1].
+            `mask`: which keys a query sees, [.., T, S]: bool, 1 or 0, or additive 0 or -inf. Of rank 2,
+            [B, S]: which keys are tokens.
+            `use_cache`: a bool [1] that is false for the first run of a text, which takes no caches.
+            `num_logits`: how many of the last tokens get logits, a number; 0 for all.
             `key_cache` and `value_cache`: KV caches, inputs. `key` and `value`: new rows of a
             cache or the whole cache, outputs; keys are rotated. `logits`: [B, T, V]; a graph that only fills
             caches has none.

@@ -26,6 +26,7 @@ from runtime_py.generation.generation_config import (
 )
 from runtime_py.generation.session import Session
 from runtime_py.generation.session_pool import MAX_SESSIONS, SessionPool, check_max_sessions
+from runtime_py.model.find_model import MODELS, files_folder, find_model
 from runtime_py.self_test import Passed, check
 from runtime_py.self_test import read as read_answers
 from runtime_py.text.detokenizer import Detokenizer
@@ -36,10 +37,9 @@ from runtime_py.text.tokenizer.token_ids import TokenIds
 if TYPE_CHECKING:
     from runtime_py.conversation import Conversation
 
-MODELS = ("model.circle", "model.tflite", "model.onnx", "model.litertlm")
 SUFFIXES = (".circle", ".tflite", ".onnx", ".litertlm")
 _EXPECTED = (
-    "a package is a folder with a tokenizer and model.circle, model.tflite or model.onnx, or with "
+    "a package is a folder with a tokenizer and model.circle, model.tflite or an ONNX decoder, or with "
     "model.litertlm"
 )
 
@@ -48,9 +48,10 @@ class Package:
     """A folder with a model, its tokenizer and its configuration.
 
     The model is `model.circle`, `model.tflite`, `model.onnx` or `model.litertlm`, in the folder or its parent
-    folder, or a file of another name. The vocabulary is `tokenizer.json`, `tokenizer.model`, or `vocab.json`
-    with `merges.txt`. The checkpoint's other files of `export.package_files` count if they are there. Files
-    are read when they are first needed. `model.litertlm` has all of these in itself.
+    folder. It may also be a decoder in ONNX that another tool exported (`runtime_py.model.find_model`), or a
+    given file. The vocabulary is `tokenizer.json`, `tokenizer.model`, or `vocab.json` with `merges.txt`. The
+    checkpoint's other files of `export.package_files` count if they are there. Files are read when they are
+    first needed. `model.litertlm` has all of these in itself.
 
     Several texts may be generated at once, in turns or in different threads: each has its own `session`. All
     use one engine, which is loaded at the first use. In a forked child process the package loads its own.
@@ -133,15 +134,16 @@ class Package:
         if place.is_file():
             if place.suffix not in SUFFIXES:
                 raise ModelError(f"{place} is not a {' or '.join(SUFFIXES)} file; {_EXPECTED}")
-            return cls(_files_of(place, tokenizer, place.parent), place, options, max_sessions, self_test)
+            folder = files_folder(place)
+            return cls(_files_of(place, tokenizer, folder), place, options, max_sessions, self_test)
         # The README's pipeline writes the model next to the folder, not into it.
-        for folder in (place, place.resolve().parent):
-            for name in MODELS:
-                if (model := folder / name).is_file():
-                    return cls(_files_of(model, tokenizer, place), model, options, max_sessions, self_test)
-        raise ModelError(
-            f"{place} has no {' and no '.join(MODELS)}: build the package, or copy the model there"
-        )
+        beside = (place.resolve().parent / name for name in MODELS)
+        model = find_model(place) or next((file for file in beside if file.is_file()), None)
+        if model is None:
+            raise ModelError(
+                f"{place} has no {' and no '.join(MODELS)}: build the package, or copy the model there"
+            )
+        return cls(_files_of(model, tokenizer, place), model, options, max_sessions, self_test)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -158,7 +158,6 @@ COVERED = {
         "o2o/check/onnx_runner.py",
         "o2o/operators/onnx_shape_inference.py",
         "o2o/rewriting/onnx_builder.py",
-        "o2o/roles/onnx_caches.py",
         "o2o/verifier/onnx_checker.py",
     ],
     "tests/o2o/formats/test_onnx_composition.py": [
@@ -199,6 +198,18 @@ COVERED = {
     "tests/o2o/visualization/test_blocks.py": [
         "o2o/visualization/layer_drawing.py",
     ],
+    "tests/runtime_py/engines/onnx/decoder/test_engine.py": [
+        "runtime_py/engines/onnx/decoder/caches.py",
+        "runtime_py/engines/onnx/decoder/graph.py",
+        "runtime_py/engines/onnx/decoder/inputs.py",
+        "runtime_py/engines/onnx/decoder/interface.py",
+        "runtime_py/engines/onnx/decoder/trial.py",
+    ],
+    "tests/o2o/roles/test_onnx_inputs.py": [
+        "o2o/roles/onnx_caches.py",
+        "o2o/roles/onnx_flow.py",
+    ],
+    "tests/runtime_py/model/test_find_model.py": ["runtime_py/model/model_config.py"],
     "tests/runtime_py/engines/litert/test_engine.py": [
         "runtime_py/engines/litert/compiled_model.py",
         "runtime_py/engines/litert/tensor_views.py",

@@ -20,6 +20,7 @@ from o2o.roles.axis_labels import after, layout_of
 from o2o.roles.flow import Point, Step, all_operands, graph_inputs, origin, producer, sources, steps
 from o2o.roles.names import role_by_name
 from o2o.roles.onnx_caches import cache_roles, written_layout
+from o2o.roles.onnx_inputs import input_roles
 from o2o.roles.positions import integer_inputs
 
 _COPIES = (*LAYOUT_OPS, "CAST", "QUANTIZE", "DEQUANTIZE")  # the result is operand 0 in another form
@@ -327,16 +328,15 @@ def _layout_chain(output: ir.Value) -> list[Point]:
 
 
 def _by_onnx_flow(findings: Findings) -> None:
-    """Roles of what names leave open in ONNX: token ids, and caches that an operator appends to or writes."""
-    kinds = {role.kind for role in findings.roles.values()}
-    inputs = [value for value in findings.signature.inputs.values() if value not in findings.roles]
-    if "tokens" not in kinds:
-        tokens = (value for value in integer_inputs(findings.signature.graph).tokens if value in inputs)
-        if (value := next(tokens, None)) is not None:
-            findings.add(value, Role("tokens"), BY_FLOW)
+    """Roles of what names leave open in ONNX."""
+    graph = findings.signature.graph
     if not findings.caches:
-        for value, role in cache_roles(findings.signature.graph).items():
+        for value, role in cache_roles(graph).items():
             findings.add(value, role, BY_FLOW)
+    unnamed = [v for v in findings.signature.inputs.values() if v not in findings.roles and v.uses()]
+    has_tokens = any(role.kind == "tokens" for role in findings.roles.values())
+    for value, role in input_roles(graph, unnamed, has_tokens).items():
+        findings.add(value, role, BY_FLOW)
 
 
 # ---- by name ---------------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ def _missing(findings: Findings) -> Iterator[str]:
                 f"the layout of {names[value]!r} {list(dims_of(value) or ())} is not clear: "
                 f"give it with {_COMMAND} --layout, such as BNTH for [1,K,S,H]"
             )
-    if findings.caches and "position" not in kinds:
+    if findings.caches and "position" not in kinds and not _shows_place(findings):
         yield f"no input is the position of the first token: name it with {_COMMAND} --role NAME=position"
     returned = {role.slot for role in roles.values() if role.is_rows}
     for value, role in findings.caches.items():
@@ -448,6 +448,16 @@ def _missing(findings: Findings) -> Iterator[str]:
         )
     if findings.unknown:
         yield f"the role of {listed(findings.unknown)} is not clear: name it with {_COMMAND} --role"
+
+
+def _shows_place(findings: Findings) -> bool:
+    """Whether something else than a position says where a run is in the text: a length, or growing caches."""
+    kinds = {role.kind for role in findings.roles.values()}
+    grows = any(
+        role.layout is not None and isinstance((dims_of(value) or (0,) * 4)[role.layout.index("T")], str)
+        for value, role in findings.caches.items()
+    )
+    return bool(kinds & {"last_position", "length"}) or grows
 
 
 def _names(findings: Findings) -> dict[ir.Value, str]:

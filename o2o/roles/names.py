@@ -19,6 +19,11 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(_TOKENS, "tokens"),
     **dict.fromkeys(_POSITIONS, "position"),
     **dict.fromkeys(_MASKS, "mask"),
+    **dict.fromkeys(("use_cache_branch", "use_cache"), "use_cache"),
+    **dict.fromkeys(("num_logits_to_keep", "logits_to_keep", "num_logits"), "num_logits"),
+    **dict.fromkeys(("seqlens_k", "last_position"), "last_position"),
+    **dict.fromkeys(("total_sequence_length", "total_seq_len", "nonpad_kv_seqlen"), "length"),
+    **dict.fromkeys(("past_sequence_length", "past_seq_len", "write_indices"), "position"),
     **dict.fromkeys(("logits", "lm_logits", "prediction_scores"), "logits"),
 }
 _LETTERS = {

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from o2o.contract import Role, role_of
+from o2o.contract import INPUTS, NUMBERS, Role, role_of
 from o2o.model import Model, Signature, dims_of, dtype_name, shape_of
 from o2o.operators.attention import is_attention
 from o2o.operators.core_attention import is_core_attention
 from o2o.roles.attention_blocks import attention_blocks
 from o2o.verifier.issue import Issue
 
-_INPUTS = ("tokens", "position", "window_row", "mask")
+_LOGITS = ("float32", "float16", "bfloat16")
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 Dimensions = dict[str, tuple[int | str, str]]
 """By name of a dimension: its size, and the tensor that has it."""
@@ -64,15 +64,19 @@ def _roles(signature: Signature) -> Iterator[tuple[str, ir.Value, Role, bool]]:
 def _wrong(value: ir.Value, role: Role, is_input: bool) -> str | None:
     """Why a role does not fit its tensor."""
     shape, dtype = dims_of(value) or (), dtype_name(value)
-    if is_input != (role.kind in _INPUTS or role.is_cache):
+    if is_input != (role.kind in INPUTS or role.is_cache):
         return f"a role of {'outputs' if is_input else 'inputs'} on an {'input' if is_input else 'output'}"
-    if role.kind in ("tokens", "position", "window_row") and value.dtype not in _INTEGERS:
+    if role.kind in ("tokens", *NUMBERS) and value.dtype not in _INTEGERS:
         return f"{dtype}, not an integer"
     if role.kind == "tokens" and len(shape) != 2:
         return f"{list(shape)}, not [B, T]"
-    if role.kind == "position" and len(shape) > 2:
+    if role.kind == "position" and len(shape) > 3:
         return f"{list(shape)}, not [1] or [T]"
-    if role.kind == "logits" and (len(shape) not in (2, 3) or dtype not in ("float32", "float16")):
+    if role.kind == "use_cache" and value.dtype != ir.DataType.BOOL:
+        return f"{dtype}, not bool"
+    if role.kind == "logits" and (
+        len(shape) not in (2, 3) or dtype not in ("float32", "float16", "bfloat16")
+    ):
         return f"{dtype} {list(shape)}, not float32 [B, T, V]"
     if role.kind == "window_row" and shape != (1,):
         return f"{list(shape)}, not [1]"

@@ -14,6 +14,7 @@ from runtime_py.text.files import Place
 from runtime_py.text.json_file import read_json
 
 FILE_NAME = "generation_config.json"
+GENAI_CONFIG = "genai_config.json"
 DEFAULT_TOP_K = 50
 """`top_k` of transformers where the file samples and has no `top_k`."""
 
@@ -106,7 +107,8 @@ def read_generation_config(directory: Place) -> GenerationConfig:
     """Read the settings of a checkpoint.
 
     As in transformers, the file is `generation_config.json` or, where there is none, `config.json`. Beyond
-    transformers, `eos_token_id` of `config.json` counts if `generation_config.json` has none.
+    transformers, `eos_token_id` of `config.json` counts if `generation_config.json` has none. Without both
+    files, `genai_config.json` of onnxruntime-genai counts.
 
     Args:
         directory: The folder of the files.
@@ -124,7 +126,18 @@ def read_generation_config(directory: Place) -> GenerationConfig:
             return _parse(config, path)
         eos = _parse(_eos_only(_model_config(config_path)), config_path).eos_token_id
         return replace(_parse(config, path), eos_token_id=eos)
+    genai_path = directory / GENAI_CONFIG
+    if genai_path.exists() and not config_path.exists():
+        return _parse(_genai_config(read_json(genai_path)), genai_path)
     return _parse(_model_config(config_path), config_path)
+
+
+def _genai_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `genai_config.json` by their names in `generation_config.json`."""
+    model, search = (
+        part if isinstance(part, Mapping) else {} for part in map(config.get, ("model", "search"))
+    )
+    return {**_eos_only(_without_none(model)), **_without_none(search)}
 
 
 def _model_config(path: Place) -> dict[str, Any]:

@@ -16,8 +16,11 @@ import numpy as np
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.contract import METADATA_NAME
 from o2o.errors import ModelError
+from o2o.formats.onnx_reader import metadata_of
+from o2o.streams import open_file
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.onnx.decoder.engine import DecoderEngine
 from runtime_py.engines.onnx.inference_session import (
     model_error_from,
     open_inference_session,
@@ -46,7 +49,7 @@ MAX_LOGITS = 64_000_000
 """Bytes of the logits of a run that returns them for each token."""
 
 
-def load(model: ModelFile, options: EngineOptions) -> OnnxEngine:
+def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine:
     """Load a model on ONNX Runtime.
 
     Args:
@@ -54,22 +57,45 @@ def load(model: ModelFile, options: EngineOptions) -> OnnxEngine:
         options: All but `buckets` are used.
 
     Returns:
-        The engine.
+        The engine: `OnnxEngine` for one graph of `o2o.lower.onnx`, `DecoderEngine` for any other decoder.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model.
         OSError: The file cannot be read.
     """
+    threads = options.threads or 1
+    try:
+        if model.path.suffix == ".onnx" and not _is_one_graph(model.path):
+            return DecoderEngine(model.path, threads=threads, debug=options.debug, log=options.log)
+    except ModelError as error:
+        raise _at(model.path, error) from error
     with prepare(model, options) as prepared:
         try:
             return OnnxEngine(
                 prepared.content or prepared.file,
-                threads=options.threads or 1,
+                threads=threads,
                 debug=options.debug,
                 folder=prepared.file.parent if prepared.content else None,
             )
         except ModelError as error:
-            raise ModelError(f"{model.path}: {error}") from error
+            raise _at(model.path, error) from error
+
+
+def _is_one_graph(file: Path) -> bool:
+    """Whether a file has the contract of `o2o.lower.onnx`."""
+    text = metadata_of(open_file(file)).get(METADATA_NAME)
+    if text is None:
+        return False
+    try:
+        Contract.parse_dynamic(text)
+    except ModelError:
+        return False
+    return True
+
+
+def _at(path: Path, error: ModelError) -> ModelError:
+    text = str(error)
+    return ModelError(text if text.startswith(str(path)) else f"{path}: {text}")
 
 
 class OnnxEngine:

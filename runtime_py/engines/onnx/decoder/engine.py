@@ -1,0 +1,240 @@
+"""Engine for decoders in ONNX that other tools exported, and its sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from o2o.cli.silence_stderr import silenced_stderr
+from o2o.contract import Role
+from runtime_py.engines.finite_logits import check_logits
+from runtime_py.engines.onnx.decoder.caches import TextCache
+from runtime_py.engines.onnx.decoder.graph import DecoderGraph
+from runtime_py.engines.onnx.decoder.inputs import Run
+from runtime_py.engines.onnx.decoder.interface import Cache
+from runtime_py.engines.onnx.decoder.trial import Abilities, matching, try_out
+from runtime_py.engines.onnx.inference_session import session_options
+from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
+from runtime_py.engines.token_ids import check_prompt, check_token
+from runtime_py.model.contract import Contract, SignatureSpec, TensorSpec
+from runtime_py.model.model_config import read_model_config
+from runtime_py.model.weight_dtype import onnx_weight_dtype
+
+MAX_CHUNK = 512
+"""Maximum number of tokens per run."""
+MAX_LOGITS = 64_000_000
+"""Bytes of the logits of a run after which a chunk is not made longer."""
+MIN_CHUNK = 64
+DEFAULT_POSITIONS = 4096
+"""S, where neither the graph nor a file beside it says how many positions the model has."""
+STEP_FILES = {"decoder_model.onnx": "decoder_with_past_model.onnx"}
+"""By the file that begins a text: the file that continues it, as Optimum writes both."""
+
+
+class DecoderEngine:
+    """A `runtime_py.engines.engine.Engine` for a decoder in ONNX as it was exported."""
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        threads: int = 1,
+        debug: bool = False,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Load a decoder. Its inputs and outputs are recognized by `o2o.roles`.
+
+        Args:
+            file: The ONNX file, with external data in its folder.
+            threads: Number of threads.
+            debug: Whether ONNX Runtime's log goes to stderr.
+            log: Called with one line if the decoder cannot be run in the usual way.
+
+        Raises:
+            ModelError: It is no decoder of text, or ONNX Runtime refuses it.
+            OSError: The file cannot be read.
+        """
+        self.steps = StepLock(self)
+        self._file = file
+        with silenced_stderr(not debug):
+            self.step, self.first = _load_graphs(file, threads, debug)
+            config = read_model_config(file)
+            self.abilities: Abilities = try_out(self.step, self.first, config)
+        self.vocab_size = self.abilities.vocab_size
+        limits = (self.abilities.rows, config.positions, self.step.interface.positions)
+        self.capacity = min((limit for limit in limits if limit is not None), default=DEFAULT_POSITIONS)
+        if not any(limits):
+            log(f"no config.json says how many positions the model has: it gets {DEFAULT_POSITIONS}")
+        if not self.abilities.openers:
+            log("the model has no KV caches that work: each token reads the whole text again")
+        elif not self.abilities.continues:
+            log("the model reads only one token after others: long prompts are slow")
+        self.contract = Contract((), {self.capacity: self._signature()}, self.vocab_size)
+
+    @cached_property
+    def weight_dtype(self) -> str:
+        """See `Engine`."""
+        return onnx_weight_dtype(self._file)
+
+    @property
+    def gives_all_logits(self) -> bool:
+        """See `Engine`."""
+        return self.abilities.gives_all_logits and (self.abilities.continues or not self.abilities.openers)
+
+    @cached_property
+    def _max_chunk(self) -> int:
+        if not self.abilities.gives_all_logits:
+            return MAX_CHUNK
+        return max(MIN_CHUNK, min(MAX_CHUNK, MAX_LOGITS // (4 * self.vocab_size)))
+
+    def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
+        """See `EngineSession.plan`. One run for a decoder without KV caches."""
+        able = self.abilities
+        if not able.openers:
+            return [Chunk(length - num_cached, num_cached, length)]
+        if able.continues and (able.starts or num_cached):
+            return _chunks(num_cached, length, self._max_chunk)
+        start = num_cached
+        first = []
+        if start == 0 and able.starts:
+            first = [Chunk(length, 0, length)]
+            start = length
+        return [*first, *_chunks(start, length, 1)]
+
+    def open_session(self) -> DecoderSession:
+        """See `Engine`."""
+        return DecoderSession(self)
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self.steps.close(self._free)
+
+    def _free(self) -> None:
+        del self.step, self.first
+
+    def _signature(self) -> SignatureSpec:
+        """What the decoder takes and returns for one token, as far as roles say it."""
+        interface = self.step.interface
+        tokens = TensorSpec(interface.tokens.name, Role("tokens"), interface.tokens.dtype.numpy(), (1, 1))
+        logits = TensorSpec(
+            interface.logits.name, Role("logits"), np.dtype(np.float32), (1, 1, self.vocab_size)
+        )
+        caches = []
+        for cache in self.abilities.openers:
+            assert cache.past is not None
+            role = cache.role
+            if role is not None and role.layout is not None and len(cache.past.dims) == 4:
+                sizes = dict(zip(role.layout, self.abilities.shapes[cache], strict=True))
+                shape = tuple({**sizes, "T": self.capacity}[axis] for axis in role.layout)
+                caches.append(TensorSpec(cache.past.name, role, cache.past.dtype.numpy(), shape))
+        return SignatureSpec("decode", (tokens, *caches), (logits,))
+
+
+def _load_graphs(file: Path, threads: int, debug: bool) -> tuple[DecoderGraph, DecoderGraph | None]:
+    """The graph that reads tokens after others, and another one for the beginning of a text."""
+    step = DecoderGraph(file, session_options(threads, debug))
+    pair = STEP_FILES.get(file.name)
+    if pair is None or not (other := file.with_name(pair)).is_file():
+        return step, None
+    if any(cache.past for cache in step.interface.caches):
+        return step, None
+    return DecoderGraph(other, session_options(threads, debug)), step
+
+
+def _chunks(start: int, stop: int, size: int) -> list[Chunk]:
+    starts = range(start, stop, size)
+    stops = [min(begin + size, stop) for begin in starts]
+    return [Chunk(end - begin, begin, end) for begin, end in zip(starts, stops, strict=True)]
+
+
+class DecoderSession:
+    """A `runtime_py.engines.engine.EngineSession` for a decoder in ONNX as it was exported."""
+
+    def __init__(self, engine: DecoderEngine) -> None:
+        """Create the caches of a text.
+
+        Args:
+            engine: The engine.
+        """
+        self.capacity, self.vocab_size, self.plan = engine.capacity, engine.vocab_size, engine.plan
+        self._steps, self._able = engine.steps, engine.abilities
+        self._max_chunk = engine._max_chunk
+        with self._steps.turn():
+            self._caches: dict[Cache, TextCache] = {
+                cache: create() for cache, create in engine.abilities.openers.items()
+            }
+            self._step = engine.step.bind(self._caches)
+            self._first = self._step
+            if engine.first is not None:
+                self._first = engine.first.bind(matching(engine.first, self._caches))
+        self._read: list[int] = []  # of a decoder without caches
+
+    def prefill(self, tokens: Sequence[int], num_cached: int = 0) -> np.ndarray:
+        """See `EngineSession`."""
+        tokens = check_prompt(tokens, self, num_cached)
+        *chunks, last = self.plan(len(tokens), self.reusable(num_cached))
+        for chunk in chunks:
+            with self._steps.turn():
+                self.run(tokens, chunk)
+        with self._steps.turn():
+            logits = self._run(tokens, last)[-1]
+        return check_logits(logits, last.stop - 1)
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        """See `EngineSession`."""
+        token = check_token(token, position, self)
+        with self._steps.turn():
+            logits = self._feed([token], position)[-1]
+        return check_logits(logits, position)
+
+    def run(self, tokens: Sequence[int], chunk: Chunk) -> None:
+        """See `EngineSession`."""
+        tokens = check_prompt(tokens, self)
+        self._run(tokens, chunk)
+
+    def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+        """See `EngineSession`."""
+        tokens = check_prompt(tokens, self, name="the text")
+        every = self._able.gives_all_logits
+        whole = every and not self._able.openers
+        size = len(tokens) if whole else self._max_chunk if every and self._able.continues else 1
+        for chunk in _chunks(0, len(tokens), size):
+            with self._steps.turn():
+                logits = self._run(tokens, chunk, all_logits=True)
+            yield check_logits(logits[-chunk.length :], chunk.start)
+
+    def reusable(self, count: int) -> int:
+        """See `EngineSession`."""
+        return min((cache.reusable(count) for cache in self._caches.values()), default=count)
+
+    def copy_rows(self, source: DecoderSession, start: int, stop: int) -> None:
+        """See `EngineSession`."""
+        for cache, own in self._caches.items():
+            own.copy(source._caches[cache], stop)
+        self._read = source._read[:stop]
+
+    def close(self) -> None:
+        """See `EngineSession`."""
+        if self._steps is not CLOSED_SESSION:
+            self._steps = CLOSED_SESSION
+            del self._step, self._first, self._caches
+
+    def _run(self, tokens: Sequence[int], chunk: Chunk, all_logits: bool = False) -> np.ndarray:
+        return self._feed(tokens[chunk.start : chunk.stop], chunk.start, all_logits)
+
+    def _feed(self, tokens: Sequence[int], start: int, all_logits: bool = False) -> np.ndarray:
+        """The logits [rows, V] of a run. Call it in a turn of the engine."""
+        if not self._able.openers:
+            self._read = [*self._read[:start], *tokens]
+            return self._whole(self._read, all_logits)
+        if start and self.reusable(start) != start:
+            raise ValueError(f"the caches do not hold the rows before position {start} any more")
+        return (self._step if start else self._first)(Run(tokens, start, all_logits))
+
+    def _whole(self, tokens: Sequence[int], all_logits: bool) -> np.ndarray:
+        logits = self._first(Run(tokens, 0, all_logits))
+        return logits[: len(tokens)] if len(logits) > 1 else logits

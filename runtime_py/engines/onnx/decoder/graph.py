@@ -1,0 +1,135 @@
+"""One graph of a decoder: its session in ONNX Runtime, and a binding for each text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.cli.silence_stderr import silenced_stderr
+from o2o.errors import ModelError
+from runtime_py.engines.onnx.decoder.caches import TextCache, value_of
+from runtime_py.engines.onnx.decoder.inputs import Run, feed
+from runtime_py.engines.onnx.decoder.interface import Cache, Interface, read_interface, tensors_of
+from runtime_py.engines.onnx.inference_session import model_error_from, open_inference_session
+
+with silenced_stderr():
+    import onnxruntime
+
+EXACT, ROUNDED = 1e-3, 0.15
+"""Errors of logits of float32, and of a graph that rounds activations by ranges that depend on the run."""
+
+
+class DecoderGraph:
+    """A graph that ONNX Runtime has loaded.
+
+    Attributes:
+        file: Its file.
+        interface: Its inputs and outputs.
+        mask_rows: See `runtime_py.engines.onnx.decoder.inputs.feed`.
+    """
+
+    def __init__(self, file: Path, options: onnxruntime.SessionOptions) -> None:
+        """Load a graph.
+
+        Args:
+            file: The ONNX file.
+            options: Options for ONNX Runtime.
+
+        Raises:
+            ModelError: It is no decoder, or ONNX Runtime refuses it.
+            OSError: The file cannot be read.
+        """
+        self.file = file
+        self._model = open_inference_session(file, options)
+        inputs, outputs = self._model.get_inputs(), self._model.get_outputs()
+        odd = [f"{value.name!r} ({value.type})" for value in inputs if not tensors_of([value])]
+        if odd:
+            raise ModelError(f"it needs the input {odd[0]}, which this runtime does not compute")
+        self.interface: Interface = read_interface(file, tensors_of(inputs), tensors_of(outputs))
+        self.mask_rows: int | None = None
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error of logits that rounding explains, relative to their standard deviation."""
+        return ROUNDED if self.interface.is_rounded else EXACT
+
+    @cached_property
+    def length(self) -> int | None:
+        """T, where the graph reads a fixed number of tokens."""
+        last = self.interface.tokens.dims[-1]
+        return last if isinstance(last, int) else None
+
+    def bind(self, caches: Mapping[Cache, TextCache]) -> BoundGraph:
+        """Bind the graph to the caches of a text.
+
+        Args:
+            caches: The cache of the text for each of the interface.
+
+        Returns:
+            The bound graph.
+        """
+        return BoundGraph(self, self._model, caches)
+
+
+class BoundGraph:
+    """A graph that runs on the caches of one text."""
+
+    def __init__(
+        self, graph: DecoderGraph, model: onnxruntime.InferenceSession, caches: Mapping[Cache, TextCache]
+    ) -> None:
+        """Prepare a binding.
+
+        Args:
+            graph: The graph.
+            model: Its session.
+            caches: The cache of the text for each of the interface.
+        """
+        self._graph, self._model, self._caches = graph, model, list(caches.items())
+        self._binding = model.io_binding()
+
+    def __call__(self, run: Run) -> np.ndarray:
+        """Run the graph on some tokens, after the rows of the tokens before them.
+
+        Args:
+            run: The tokens.
+
+        Returns:
+            The logits float32 of the tokens that the graph gives logits of, the last [V] or all [T, V]. The
+            caller owns them.
+
+        Raises:
+            ModelError: ONNX Runtime fails.
+        """
+        interface, binding = self._graph.interface, self._binding
+        feeds = feed(interface, run, self._graph.mask_rows)
+        for tensor, numbers in feeds:
+            binding.bind_ortvalue_input(tensor.name, value_of(numbers, tensor.dtype))
+        binding.clear_binding_outputs()
+        binding.bind_output(interface.logits.name, "cpu")
+        for cache, own in self._caches:
+            own.seek(run.start)
+            if cache.past is not None:
+                binding.bind_ortvalue_input(cache.past.name, own.past(run.stop))
+            if (present := own.present(run.stop)) is None:
+                binding.bind_output(cache.present.name, "cpu")
+            else:
+                binding.bind_ortvalue_output(cache.present.name, present)
+        try:
+            self._model.run_with_iobinding(binding)
+        except Exception as error:  # its exceptions have no common base class
+            raise model_error_from(error) from error
+        logits, *presents = binding.get_outputs()
+        for (_, own), present in zip(self._caches, presents, strict=True):
+            own.accept(present, run.stop)
+        return _float32(logits.numpy(), interface.logits.dtype).reshape(-1, logits.shape()[-1])
+
+
+def _float32(logits: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    """Logits as float32. ONNX Runtime returns bfloat16 as its bits."""
+    if dtype == ir.DataType.BFLOAT16:
+        return (logits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return logits.astype(np.float32, copy=False)
