@@ -40,17 +40,17 @@ VERSION = 1
 Kind = Literal[
     "tokens",
     "position",
-    "last_position",
-    "length",
     "window_row",
     "mask",
-    "use_cache",
-    "num_logits",
     "key_cache",
     "value_cache",
     "key",
     "value",
     "logits",
+    "last_position",
+    "length",
+    "use_cache",
+    "num_logits",
 ]
 NUMBERS = ("position", "last_position", "length", "window_row", "num_logits")
 """Kinds of inputs that are integers computed from the place of a run in the text."""

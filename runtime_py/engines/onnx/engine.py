@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.contract import METADATA_NAME
 from o2o.errors import ModelError
-from o2o.formats.onnx_reader import metadata_of
-from o2o.streams import open_file
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
-from runtime_py.engines.onnx.decoder.engine import DecoderEngine
 from runtime_py.engines.onnx.inference_session import (
     model_error_from,
     open_inference_session,
@@ -35,6 +33,9 @@ from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.engines.window_rows import WindowRows
 from runtime_py.model.contract import Contract, Slot
 from runtime_py.model.weight_dtype import onnx_weight_dtype
+
+if TYPE_CHECKING:
+    from runtime_py.engines.onnx.decoder.engine import DecoderEngine
 
 with silenced_stderr():
     import onnxruntime
@@ -66,6 +67,8 @@ def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine
     threads = options.threads or 1
     try:
         if model.path.suffix == ".onnx" and not _is_one_graph(model.path):
+            from runtime_py.engines.onnx.decoder.engine import DecoderEngine
+
             return DecoderEngine(model.path, threads=threads, debug=options.debug, log=options.log)
     except ModelError as error:
         raise _at(model.path, error) from error
@@ -83,6 +86,9 @@ def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine
 
 def _is_one_graph(file: Path) -> bool:
     """Whether a file has the contract of `o2o.lower.onnx`."""
+    from o2o.formats.onnx_reader import metadata_of
+    from o2o.streams import open_file
+
     text = metadata_of(open_file(file)).get(METADATA_NAME)
     if text is None:
         return False
