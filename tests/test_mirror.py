@@ -195,6 +195,9 @@ COVERED = {
     "tests/o2o/operators/test_reference.py": [
         "o2o/operators/attention.py",
     ],
+    "tests/o2o/lower/litert/test_block_weights.py": [
+        "o2o/formats/quantization_parameters.py",
+    ],
     "tests/o2o/visualization/test_blocks.py": [
         "o2o/visualization/layer_drawing.py",
     ],

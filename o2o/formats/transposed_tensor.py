@@ -18,7 +18,7 @@ class TransposedTensor(StreamedTensor):
 
         Args:
             name: The name of the result.
-            matrix: The constant [rows, columns], of whole bytes.
+            matrix: The constant [rows, columns], of whole bytes, or of 4 bits and an even number of rows.
             shape: The shape of the result; None for [columns, rows].
         """
         super().__init__(matrix.dtype, shape or matrix.shape.numpy()[::-1], name, [matrix])
@@ -32,8 +32,9 @@ class TransposedTensor(StreamedTensor):
         numbers = self.parts[0].numpy()
         step = max(1, size // max(1, numbers.shape[0] * numbers.itemsize))
         for start in range(0, numbers.shape[1], step):
-            block = np.ascontiguousarray(numbers[:, start : start + step].T)
-            yield block.reshape(-1).view(np.uint8).data
+            block = np.ascontiguousarray(numbers[:, start : start + step].T).reshape(-1).view(np.uint8)
+            packed = (block[0::2] & 15) | (block[1::2] << 4) if self.dtype.bitwidth == 4 else block
+            yield packed.data
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> TransposedTensor:
         return TransposedTensor(name, self.parts[0], shape)

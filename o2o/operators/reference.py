@@ -564,6 +564,7 @@ _KERNELS: dict[str, Kernel] = {
     "GELU": _gelu,
     "FLOOR": _each(np.floor),
     "CEIL": _each(np.ceil),
+    "ROUND": _each(np.rint),
     "CAST": _each(lambda x: x),  # `node` casts every result to its value's dtype
     "LESS": _each(np.less),
     "LESS_EQUAL": _each(np.less_equal),

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o.cli.progress import LONG, progress
 from o2o.formats.litert_ops import minimum_version
-from o2o.formats.schema import DIALECTS
+from o2o.formats.quantization_parameters import set_axis_quantization, set_block_quantization
 from o2o.formats.tensors import constant_array, with_shape
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model, shape_of
@@ -127,9 +126,8 @@ def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> MatrixResult:
         return unchanged
     quantized = QuantizedTensor(name, tensor, scheme, (rows, columns))
     _add_to_unused(model, tensor)
-    quantization = _quantization(model, quantized)
     for graph, value in matrix.values:
-        _set_constant(graph, value, quantized, quantization)
+        _set_constant(model, graph, value, quantized)
     for use in matrix.uses:
         _apply(model, use, explicit)
     return MatrixResult(name, parts, (rows, columns), scheme, before, after, tensor=quantized)
@@ -148,30 +146,13 @@ def _add_to_unused(model: Model, tensor: ir.TensorProtocol) -> None:
         model.unused.setdefault(str(tensor.path), {})[tensor.tensor_name] = ""
 
 
-def _quantization(model: Model, tensor: QuantizedTensor) -> Any:
-    """The schema's `QuantizationParameters`; None for float16. Scales of blocks belong to the value."""
-    if not tensor.scheme.limit:
-        return None
-    table = DIALECTS[model.format].table
-    parameters = table("QuantizationParameters")()
-    if tensor.scheme.block:
-        details = table("BlockwiseQuantization")()
-        details.blockSize, details.zeroPoints = tensor.scheme.block, -1
-        parameters.details = details
-        return parameters
-    parameters.scale = tensor.scales.reshape(-1)
-    parameters.zeroPoint = np.zeros(len(parameters.scale), np.int64)
-    parameters.quantizedDimension = 0
-    return parameters
-
-
-def _set_constant(graph: ir.Graph, value: ir.Value, tensor: QuantizedTensor, quantization: Any) -> None:
+def _set_constant(model: Model, graph: ir.Graph, value: ir.Value, tensor: QuantizedTensor) -> None:
     value.const_value, value.type = tensor, ir.TensorType(tensor.dtype)
-    if quantization is not None:
-        value.meta["fields"] = {**value.meta.get("fields", {}), "quantization": quantization}
     if tensor.scheme.block:
         scales = add_constant(graph, tensor.stored_scales, f"{value.name}_scales")
-        value.meta["quantization_constants"] = {"scales": scales}
+        set_block_quantization(value, scales, tensor.scheme.block, model.format)
+    elif tensor.scheme.limit:
+        set_axis_quantization(value, tensor.scales, of=model.format)
 
 
 def _apply(model: Model, use: Use, explicit: bool) -> None:

@@ -23,6 +23,16 @@ def test_chunks_are_the_bytes_of_the_transpose(size: int, dtype: type) -> None:
     np.testing.assert_array_equal(tensor.numpy(), MATRIX.astype(dtype).T)
 
 
+@pytest.mark.parametrize("size", [1, 20, 4 << 20])
+def test_two_integers_of_4_bits_share_a_byte(size: int) -> None:
+    integers = (np.arange(42).reshape(6, 7) % 16 - 8).astype(ml_dtypes.int4)
+    tensor = TransposedTensor("w", ir.Tensor(integers, ir.DataType.INT4))
+    assert (
+        b"".join(map(bytes, tensor.chunks(size))) == ir.Tensor(integers.T.copy(), ir.DataType.INT4).tobytes()
+    )
+    np.testing.assert_array_equal(tensor.numpy(), integers.T)
+
+
 def test_equal_keys_are_equal_bytes() -> None:
     matrix = ir.Tensor(MATRIX)
     tensor = TransposedTensor("w", matrix)
