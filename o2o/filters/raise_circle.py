@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
-from o2o.filters.base import Filter
+from o2o.cli.text import counted
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.formats.dialects import convert
 from o2o.model import Model
+from o2o.raising import raise_model
 
 
 class RaiseCircle(Filter):
-    """Convert TFLite to Circle, without loss.
+    """Convert TFLite or ONNX to Circle.
 
         model.tflite: FULLY_CONNECTED -- SOFTMAX      =>      model.circle: FULLY_CONNECTED -- SOFTMAX
 
-    Operators stay the same; filters such as fuse.attention.py then replace them by operators of Circle.
-    A Circle model passes unchanged.
+        model.onnx:   MatMul -- Add -- Softmax        =>      model.circle: FULLY_CONNECTED -- ADD -- SOFTMAX
+
+    TFLite: operators stay the same, without loss. ONNX: each operator becomes one or several operators of
+    Circle; shapes must be fixed (fix.shape.py). Dtypes of inputs and outputs stay. Weights are not read.
+    Signatures, contract and history come along. Filters such as fuse.attention.py then replace groups of
+    operators by operators of Circle. A Circle model passes unchanged.
     Refused: operators, options and tensor types that Circle lacks; the message names each and its place.
     """
 
     name = "raise.circle.py"
     purpose = "Convert to another format or runtime"
-    usage_example = "raise.circle.py < model.tflite | fuse.rms_norm.py > model.circle"
+    usage_example = "raise.circle.py < model.onnx | fuse.rms_norm.py > model.circle"
+    input_formats = ALL_FORMATS
+
+    def transform(
+        self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
+    ) -> Model:
+        (model,) = models
+        if model.format != "onnx":
+            return super().transform(models, args, entry)
+        before = sum(len(graph) for graph in model.graphs)
+        raised = raise_model(model)
+        if entry is not None:
+            raised.history.append(entry)
+        operators = Counter(node.op_type for graph in raised.graphs for node in graph)
+        self.log(f"{counted(before, 'ONNX operator')} became {counted(sum(operators.values()), 'operator')}")
+        return raised
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
         if model.format == "circle":

@@ -401,7 +401,8 @@ def _shape(node: ir.Node) -> Shapes:
 _BINARY_OR_SELECT = {name for name, traits in BUILTIN.items() if traits.elementwise}
 _BUILTIN: dict[str, Inference] = {
     **dict.fromkeys(_BINARY_OR_SELECT, _elementwise),
-    **dict.fromkeys(("GELU", "RELU6", "RELU_N1_TO_1", "LEAKY_RELU", "ELU", "HARD_SWISH", "ROUND"), _unary),
+    **dict.fromkeys(("GELU", "RELU6", "RELU_N1_TO_1", "LEAKY_RELU", "ELU", "HARD_SWISH"), _unary),
+    **dict.fromkeys(("ROUND", "SIGN"), _unary),
     **dict.fromkeys(("SOFTMAX", "LOG_SOFTMAX", "QUANTIZE", "DEQUANTIZE", "ZEROS_LIKE"), _unary),
     **dict.fromkeys(("SUM", "MEAN", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"), _reduce),
     **dict.fromkeys(("REDUCE_ANY", "REDUCE_ALL"), _reduce),

@@ -8,6 +8,7 @@ the file are no operands: what is computed from weights stays an operator.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -29,6 +30,7 @@ _RANDOM = (
     "Multinomial",
     "Bernoulli",
 )
+_QUANTIZED = ("DequantizeLinear", "QuantizeLinear")  # a quantized weight stays quantized
 
 
 def fold_constants(model: Model) -> int:
@@ -82,9 +84,7 @@ def _shape(node: ir.Node) -> list[np.ndarray] | None:
 
 def _evaluated(model: Model, node: ir.Node) -> list[np.ndarray] | None:
     """The results of a node whose operands are all small constants; None for another."""
-    if node.domain != "" or node.op_type in _RANDOM or any(True for _ in inner_graphs(node)):
-        return None
-    if not any(value is not None for value in node.inputs):
+    if not is_foldable(node) or not any(value is not None for value in node.inputs):
         return None
     for value in node.inputs:
         if value is not None and not (is_constant(value) and not isinstance(value.const_value, SourceTensor)):
@@ -94,22 +94,56 @@ def _evaluated(model: Model, node: ir.Node) -> list[np.ndarray] | None:
             return None
         if math.prod(value.shape.numpy()) * value.dtype.bitwidth // 8 > LARGEST:
             return None
-    feeds = {v.name or "": v.const_value.numpy() for v in node.inputs if v is not None}  # type: ignore[union-attr]
-    inputs = [onnx.ValueInfoProto(name=name) for name in feeds]
-    outputs = [onnx.ValueInfoProto(name=value.name) for value in node.outputs]
-    proto = onnx.helper.make_graph([ir.serde.serialize_node(node)], "node", inputs, outputs)
-    opset = onnx.helper.make_opsetid("", model.graphs[0].opset_imports.get("", 1))
-    try:
-        evaluator = ReferenceEvaluator(onnx.helper.make_model(proto, opset_imports=[opset]))
-        results = evaluator.run(None, feeds)
-    except Exception:  # the evaluator lacks an operator, or the operands break its rules
-        return None
-    arrays = [np.asarray(result) for result in results]
-    fits = all(
+    operands = [None if v is None or v.const_value is None else v.const_value.numpy() for v in node.inputs]
+    arrays = results_of(node, operands, model.graphs[0].opset_imports.get("", 1))
+    fits = arrays is not None and all(
         tuple(array.shape) == tuple(value.shape.numpy())  # type: ignore[union-attr]
         for array, value in zip(arrays, node.outputs, strict=True)
     )
     return arrays if fits else None
+
+
+def is_foldable(node: ir.Node) -> bool:
+    """Return whether a node may be replaced by its results.
+
+    Args:
+        node: An ONNX node.
+
+    Returns:
+        False for operators of other domains, for random ones, for those that run graphs, and for those that
+        quantize: a quantized weight stays quantized.
+    """
+    is_other = node.domain not in ("", "ai.onnx") or node.op_type in (*_RANDOM, *_QUANTIZED)
+    return not is_other and not any(True for _ in inner_graphs(node))
+
+
+def results_of(node: ir.Node, operands: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray] | None:
+    """Evaluate a node.
+
+    Args:
+        node: A node of ONNX's own domain.
+        operands: The numbers of its operands; None for one that is absent.
+        opset: The version of ONNX's operators.
+
+    Returns:
+        The numbers of its results; None if ONNX's evaluator cannot compute them.
+    """
+    names = ["" if array is None else f"x{index}" for index, array in enumerate(operands)]
+    proto = ir.serde.serialize_node(node)
+    proto.input[:] = names
+    proto.output[:] = [f"y{index}" if value.name else "" for index, value in enumerate(node.outputs)]
+    inputs = [onnx.ValueInfoProto(name=name) for name in names if name]
+    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+    graph = onnx.helper.make_graph([proto], "node", inputs, outputs)
+    feeds = {name: array for name, array in zip(names, operands, strict=True) if array is not None}
+    try:
+        evaluator = ReferenceEvaluator(
+            onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+        )
+        results = iter(evaluator.run(None, feeds))
+    except Exception:  # the evaluator lacks an operator, or the operands break its rules
+        return None
+    return [np.asarray(next(results)) if value.name else np.empty(0) for value in node.outputs]
 
 
 def _inline_branch(graph: ir.Graph, node: ir.Node) -> bool:

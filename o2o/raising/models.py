@@ -1,0 +1,111 @@
+"""An ONNX model of fixed shapes as a Circle model, in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from o2o.errors import ModelError
+from o2o.model import Model, Signature, dims_of, dtype_name
+from o2o.raising.graphs import Raised, Unsupported, raise_graph
+from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
+from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
+
+_LISTED = 5
+"""Operators that an error message names one by one."""
+
+
+def raise_model(model: Model) -> Model:
+    """Raise an ONNX model to Circle.
+
+    Args:
+        model: An ONNX model of fixed shapes; it stays as it is. Constants share their data with the result.
+
+    Returns:
+        The Circle model, with the signatures, roles, metadata and history of the ONNX model.
+
+    Raises:
+        ModelError: An operator has no counterpart, or a dimension is symbolic. The message names each place.
+    """
+    model = _without_functions(model)
+    raised = {graph: raise_graph(graph) for graph in model.graphs}
+    failed = [(graph, each) for graph, result in raised.items() for each in result.unsupported]
+    if failed:
+        raise ModelError(_message(model, failed))
+    if not model.signatures:
+        model.add_default_signature("main")
+    signatures = [_signature(signature, raised[signature.graph]) for signature in model.signatures]
+    result = Model(
+        "circle",
+        [each.graph for each in raised.values()],
+        signatures,
+        metadata=list(model.metadata),
+        history=list(model.history),
+    )
+    for graph in result.graphs:
+        remove_dead_nodes(graph)
+        eliminate_common_subexpressions(result, graph)
+        remove_dead_constants(graph)
+    return result
+
+
+def _without_functions(model: Model) -> Model:
+    """The model with its functions inlined."""
+    if not model.functions:
+        return model
+    graph = model.graphs[0].clone()
+    inlined = ir.Model(graph, ir_version=10, functions=list(model.functions.values()))
+    from onnx_ir.passes.common import InlinePass
+
+    InlinePass()(inlined)
+    pairs = dict(
+        zip((*model.graphs[0].inputs, *model.graphs[0].outputs), (*graph.inputs, *graph.outputs), strict=True)
+    )
+    signatures = [
+        Signature(
+            each.name,
+            graph,
+            {name: pairs[value] for name, value in each.inputs.items()},
+            {name: pairs[value] for name, value in each.outputs.items()},
+        )
+        for each in model.signatures
+    ]
+    return Model("onnx", [graph], signatures, list(model.metadata), list(model.history))
+
+
+def _signature(signature: Signature, raised: Raised) -> Signature:
+    graph = raised.graph
+    outputs = dict(zip(signature.outputs, graph.outputs, strict=True))
+    inputs = {
+        name: raised.values[value] for name, value in signature.inputs.items() if value in raised.values
+    }
+    return Signature(signature.name, graph, inputs, outputs)
+
+
+def _message(model: Model, failed: Sequence[tuple[ir.Graph, Unsupported]]) -> str:
+    counts = Counter(each.node.op_type for _, each in failed)
+    first = {each.node.op_type: (graph, each) for graph, each in reversed(failed)}
+    places = []
+    for op_type, count in counts.items():
+        more = f" and {count - 1} more" if count > 1 else ""
+        places.append(f"{_place(model, *first[op_type])}{more}")
+    hidden = f"; and {len(places) - _LISTED} other operators" if len(places) > _LISTED else ""
+    return f"no counterpart in Circle: {'; '.join(places[:_LISTED])}{hidden}"
+
+
+def _place(model: Model, graph: ir.Graph, unsupported: Unsupported) -> str:
+    node = unsupported.node
+    operands = ", ".join(_described(value) for value in node.inputs if value is not None)
+    domain = f"{node.domain}." if node.domain else ""
+    opset = graph.opset_imports.get(node.domain)
+    name = node.name or (node.outputs[0].name if node.outputs else "") or "?"
+    version = f", opset {opset}" if opset is not None else ""
+    return f"{domain}{node.op_type} {name} ({operands}{version}): {unsupported.reason}"
+
+
+def _described(value: ir.Value) -> str:
+    dims = dims_of(value)
+    shape = "" if dims is None else f" {list(dims)}"
+    return f"{value.name} {dtype_name(value)}{shape}"

@@ -1,0 +1,84 @@
+"""Norms, as their parts: the forms that `o2o.rewriting` matches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from o2o.model import shape_of
+from o2o.raising.operation import Operation, Rules
+
+
+def normalized(of: Operation, x: ir.Value, axes: Sequence[int], epsilon: float, centered: bool) -> ir.Value:
+    """Divide by the root of the mean square over axes.
+
+    Args:
+        of: The operation.
+        x: The numbers.
+        axes: The axes of the mean.
+        epsilon: Added to the mean square.
+        centered: Whether the mean is subtracted first.
+
+    Returns:
+        The normalized numbers.
+    """
+    over = of.indices(list(axes), "axes")
+    if centered:
+        x = of.emit("SUB", x, of.emit("MEAN", x, over, keepDims=True))
+    square = of.emit("MEAN", of.emit("MUL", x, x), over, keepDims=True)
+    root = of.emit("RSQRT", of.emit("ADD", square, of.like(epsilon, x, "epsilon")))
+    return of.emit("MUL", x, root)
+
+
+def _layer_normalization(of: Operation) -> Sequence[ir.Value]:
+    x, rank = of.operand(), len(shape_of(of.operand()))
+    first = of.axis(int(of.get("axis", -1)), rank)
+    y = normalized(of, x, range(first, rank), float(of.get("epsilon", 1e-5)), centered=True)
+    y = of.emit("MUL", y, of.operand(1)) if of.has(1) else y
+    return [of.emit("ADD", y, of.operand(2)) if of.has(2) else y]
+
+
+def _by_channel(of: Operation, value: ir.Value, rank: int) -> ir.Value:
+    return of.reshape(value, [1, shape_of(value)[0], *[1] * (rank - 2)])
+
+
+def _batch_normalization(of: Operation) -> Sequence[ir.Value]:
+    if of.get("training_mode", 0):
+        of.refuse("it trains")
+    x = of.operand()
+    rank = len(shape_of(x))
+    scale, bias, mean, variance = (of.operand(index) for index in range(1, 5))
+    root = of.emit("RSQRT", of.emit("ADD", variance, of.like(float(of.get("epsilon", 1e-5)), variance)))
+    factor = of.emit("MUL", scale, root)
+    offset = of.emit("SUB", bias, of.emit("MUL", mean, factor))
+    product = of.emit("MUL", x, _by_channel(of, factor, rank))
+    return [of.emit("ADD", product, _by_channel(of, offset, rank))]
+
+
+def _instance_normalization(of: Operation) -> ir.Value:
+    x, rank = of.operand(), len(shape_of(of.operand()))
+    y = normalized(of, x, range(2, rank), float(of.get("epsilon", 1e-5)), centered=True)
+    y = of.emit("MUL", y, _by_channel(of, of.operand(1), rank))
+    return of.emit("ADD", y, _by_channel(of, of.operand(2), rank))
+
+
+def _lp_normalization(of: Operation) -> ir.Value:
+    x = of.operand()
+    axis = of.axis(int(of.get("axis", -1)), len(shape_of(x)))
+    over = of.indices([axis], "axes")
+    if int(of.get("p", 2)) == 1:
+        norm = of.emit("SUM", of.emit("ABS", x), over, keepDims=True)
+    else:
+        norm = of.emit("SQRT", of.emit("SUM", of.emit("MUL", x, x), over, keepDims=True))
+    is_zero = of.emit("EQUAL", norm, of.like(0, norm), dtype=ir.DataType.BOOL)
+    divisor = of.emit("SELECT_V2", is_zero, of.like(1, norm), norm, dtype=norm.dtype)
+    return of.emit("DIV", x, divisor)
+
+
+RULES: Rules = {
+    "LayerNormalization": _layer_normalization,
+    "BatchNormalization": _batch_normalization,
+    "InstanceNormalization": _instance_normalization,
+    "LpNormalization": _lp_normalization,
+}
