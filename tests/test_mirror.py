@@ -268,6 +268,7 @@ COVERED = {
         "runtime_py/server/service.py",
         "runtime_py/server/texts.py",
     ],
+    "tests/runtime_py/server/test_llama_cpp.py": ["runtime_py/server/tokens.py"],
     "tests/runtime_py/server/test_listener.py": ["runtime_py/server/settings.py"],
     "tests/runtime_py/test_cache.py": ["o2o/streams/cache_folder.py", "o2o/weights/cached_checkpoints.py"],
     "tests/runtime_py/test_conversation.py": [],

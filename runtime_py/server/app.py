@@ -12,17 +12,28 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runtime_py.package import Package
-from runtime_py.server.access import Access
+from runtime_py.server.access import PUBLIC, Access
 from runtime_py.server.body import LimitedBody
 from runtime_py.server.chat import chat_completions
 from runtime_py.server.completions import completions
 from runtime_py.server.errors import ApiError
+from runtime_py.server.llama_cpp import completion, props, slots
 from runtime_py.server.metrics import CONTENT_TYPE, Metrics
 from runtime_py.server.models import ModelRegistry, ServedModel
+from runtime_py.server.openapi import Document, Endpoint
 from runtime_py.server.request_log import RequestLog
 from runtime_py.server.responses import Json
+from runtime_py.server.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    NativeRequest,
+    TemplateRequest,
+    TokenizeRequest,
+)
 from runtime_py.server.service import Service, service_of
 from runtime_py.server.settings import ServerSettings
+from runtime_py.server.tokens import apply_template, detokenize, tokenize
 
 PAGE = Path(__file__).with_name("page")
 """The folder of the chat page."""
@@ -49,7 +60,7 @@ class App:
         settings = settings or ServerSettings()
         metrics = Metrics()
         self.service = Service(settings, ModelRegistry(packages, settings, metrics), metrics)
-        router = Router(routes(), redirect_slashes=False, default=_not_found)
+        router = Router(routes(settings), redirect_slashes=False, default=_not_found)
         app: ASGIApp = LimitedBody(router, settings)
         app = Access(app, settings)
         self._app: ASGIApp = RequestLog(app, metrics, log, debug)
@@ -75,52 +86,86 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def routes() -> list[BaseRoute]:
-    """List the endpoints.
+def routes(settings: ServerSettings) -> list[BaseRoute]:
+    """List the routes of all endpoints.
+
+    Args:
+        settings: The settings of the server.
 
     Returns:
-        The routes.
+        The routes, with those of the chat page, if its folder is there.
     """
-    listed: list[BaseRoute] = [
-        Route("/health", health),
-        Route("/v1/health", health),
-        Route("/metrics", metrics),
-        Route("/v1/models", models),
-        Route("/models", models),
-        Route("/v1/models/{model:path}", model),
-        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-        Route("/chat/completions", chat_completions, methods=["POST"]),
-        Route("/v1/completions", completions, methods=["POST"]),
-    ]
+    document = Document(ENDPOINTS, bool(settings.api_keys), PUBLIC).content
+
+    async def openapi(request: Request) -> Response:
+        return Json(document)
+
+    listed: list[BaseRoute] = [Route("/openapi.json", openapi)]
+    listed += [Route(each.path, each.handler, methods=[each.method]) for each in ENDPOINTS]
     if PAGE.is_dir():
         listed += [Route("/", page), Mount("/page", StaticFiles(directory=PAGE))]
     return listed
 
 
 async def health(request: Request) -> Response:
-    """Answer that the server runs."""
+    """Answer that the server runs.
+
+    Args:
+        request: The request.
+
+    Returns:
+        The answer.
+    """
     return Json({"status": "ok"})
 
 
 async def metrics(request: Request) -> Response:
-    """Write the metrics."""
+    """Write the metrics.
+
+    Args:
+        request: The request.
+
+    Returns:
+        Prometheus' text format.
+    """
     return PlainTextResponse(service_of(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 async def models(request: Request) -> Response:
-    """List the models."""
+    """List the models.
+
+    Args:
+        request: The request.
+
+    Returns:
+        The list.
+    """
     registry = service_of(request).models
     return Json({"object": "list", "data": [_described(each, registry) for each in registry.models.values()]})
 
 
 async def model(request: Request) -> Response:
-    """Describe a model."""
+    """Describe a model.
+
+    Args:
+        request: The request.
+
+    Returns:
+        The description.
+    """
     registry = service_of(request).models
     return Json(_described(registry.find(request.path_params["model"]), registry))
 
 
 async def page(request: Request) -> Response:
-    """Send the chat page."""
+    """Send the chat page.
+
+    Args:
+        request: The request.
+
+    Returns:
+        The page.
+    """
     response = await StaticFiles(directory=PAGE).get_response("index.html", request.scope)
     response.headers["Cache-Control"] = "no-cache"
     return response
@@ -134,6 +179,41 @@ def _described(model: ServedModel, registry: ModelRegistry) -> dict[str, object]
         "owned_by": "o2o",
         "meta": {"loaded": model.name in registry.loaded, "chat": model.has_template},
     }
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/health", health, "Check that the server runs."),
+    Endpoint("GET", "/v1/health", health, "Check that the server runs."),
+    Endpoint("GET", "/metrics", metrics, "Metrics for Prometheus.", answer=None),
+    Endpoint("GET", "/v1/models", models, "List the models.", answer="Models"),
+    Endpoint("GET", "/models", models, "List the models.", answer="Models"),
+    Endpoint("GET", "/v1/models/{model:path}", model, "Describe a model.", answer="Model"),
+    Endpoint(
+        "POST",
+        "/v1/chat/completions",
+        chat_completions,
+        "Answer a conversation.",
+        ChatRequest,
+        "ChatCompletion",
+    ),
+    Endpoint(
+        "POST",
+        "/chat/completions",
+        chat_completions,
+        "Answer a conversation.",
+        ChatRequest,
+        "ChatCompletion",
+    ),
+    Endpoint("POST", "/v1/completions", completions, "Continue texts.", CompletionRequest, "Completion"),
+    Endpoint("POST", "/completion", completion, "Continue texts.", NativeRequest, "NativeCompletion"),
+    Endpoint("POST", "/completions", completion, "Continue texts.", NativeRequest, "NativeCompletion"),
+    Endpoint("POST", "/tokenize", tokenize, "Encode a text.", TokenizeRequest, "Tokens"),
+    Endpoint("POST", "/detokenize", detokenize, "Decode token ids.", DetokenizeRequest, "Content"),
+    Endpoint("POST", "/apply-template", apply_template, "Render messages.", TemplateRequest, "Prompt"),
+    Endpoint("GET", "/props", props, "Defaults of requests.", query=("model",)),
+    Endpoint("GET", "/slots", slots, "Texts being generated.", answer="Slots", query=("model",)),
+)
+"""The endpoints, except those of the chat page and of OpenAPI."""
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -120,7 +120,7 @@ class _Writer:
                 self._index = item.index
                 self._parser = self._make_parser()
                 self._pending = PendingTokens(self._model.token_bytes)
-                return [self._choice({"role": "assistant", "content": ""})]
+                return [self._choice({"role": "assistant", "content": None})]
             case Piece():
                 self.completion.num_new += 1
                 deltas = self._parser.push(item.token.text, item.token.id)
@@ -160,9 +160,8 @@ def _joined(parts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         else:
             choice["logprobs"] = choice["logprobs"] or part["logprobs"]
     for choice in choices.values():
-        message = choice["message"]
-        if message.get("tool_calls") and not message["content"]:
-            message["content"] = None
+        if choice["message"].get("tool_calls"):
+            choice["message"]["content"] = choice["message"]["content"] or None
     return list(choices.values())
 
 
@@ -171,7 +170,7 @@ def _add(message: dict[str, Any], delta: dict[str, Any]) -> None:
         if name == "tool_calls":
             _add_calls(message.setdefault("tool_calls", []), value)
         else:
-            message[name] = message.get(name, "") + value
+            message[name] = (message.get(name) or "") + (value or "")
 
 
 def _add_calls(calls: list[dict[str, Any]], deltas: list[dict[str, Any]]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from runtime_py.generation.generate import Token
+from runtime_py.server import schemas
 from runtime_py.server.errors import ApiError
 from runtime_py.server.log_probabilities import PendingTokens, completion_entries
 from runtime_py.server.models import ServedModel
@@ -24,6 +25,7 @@ from runtime_py.server.texts import (
     Prompt,
     Started,
     Texts,
+    encoded,
     generate_texts,
     sampling_of,
 )
@@ -83,11 +85,11 @@ def common_texts(service: Service, fields: OpenAIFields, max_tokens: int | None)
     )
 
 
-def prompts_of(prompt: str | Sequence[int] | Sequence[str | Sequence[int]]) -> list[Prompt]:
+def prompts_of(prompt: schemas.Prompt) -> list[Prompt]:
     """Return the prompts of a request.
 
     Args:
-        prompt: A text, texts, token ids, or lists of token ids.
+        prompt: See `runtime_py.server.schemas.Prompt`.
 
     Returns:
         The prompts.
@@ -99,9 +101,9 @@ def prompts_of(prompt: str | Sequence[int] | Sequence[str | Sequence[int]]) -> l
         return [prompt]
     if not prompt:
         raise ApiError(400, "the prompt is empty", param="prompt")
-    if isinstance(prompt[0], int):
-        return [prompt]  # type: ignore[list-item]
-    return list(prompt)  # type: ignore[arg-type]
+    if any(isinstance(part, int) for part in prompt):
+        return [cast(Prompt, prompt)]
+    return cast(list[Prompt], prompt)
 
 
 def _check(fields: CompletionRequest) -> None:
@@ -132,7 +134,7 @@ def _score(
     for index, prompt in enumerate(numbered):
         if cancelled:
             return
-        ids = model.package.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = encoded(model, prompt)
         yield Started(index, prompt, ids, None)
         if fields.logprobs is not None:
             yield model.package.score(ids, fields.logprobs)

@@ -173,6 +173,21 @@ class ModelRegistry:
         async with thread_stream(make, model.executor, end) as batches:
             yield batches
 
+    async def capacity(self, model: ServedModel) -> int:
+        """Return the number of tokens of the context of a model. Loads it if it was never loaded.
+
+        Args:
+            model: The model.
+
+        Returns:
+            S.
+        """
+        if model.package.loaded is None:
+            async with self.run(model, lambda _: _loading(model.package)) as batches:
+                _ = [batch async for batch in batches]
+        assert model.package.loaded is not None
+        return model.package.loaded.engine.capacity
+
     async def close(self) -> None:
         """Unload all models. Running generators end with an error."""
         for model in self.models.values():
@@ -203,3 +218,8 @@ class ModelRegistry:
     async def _wake(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def _loading(package: Package) -> Iterator[None]:
+    package.session().close()
+    yield

@@ -19,7 +19,8 @@ from runtime_py.server.models import ServedModel
 from runtime_py.server.schemas import Fields
 from runtime_py.server.texts import Ended, Started
 
-FINGERPRINT = f"o2o-{__version__}"
+FINGERPRINT = f"build-o2o-{__version__}"
+"""Begins with b, as that of llama.cpp."""
 DONE = b"data: [DONE]\n\n"
 REASONS: Mapping[Finish, str] = {"eos": "stop", "stop": "stop", "length": "length", "capacity": "length"}
 """OpenAI's `finish_reason` by reason."""

@@ -179,10 +179,60 @@ class ChatRequest(OpenAIFields):
     reasoning_effort: str | None = None
 
 
+Prompt = str | list[TokenId | str] | list[str | list[TokenId | str]]
+"""A text; token ids and texts in a row; or several of these."""
+
+
+class NativeRequest(SamplingFields):
+    """A request to llama.cpp's `/completion`."""
+
+    prompt: Prompt
+    n_predict: Annotated[int, Field(ge=-2, lt=2**31)] | None = None
+    max_tokens: Annotated[int, Field(ge=-2, lt=2**31)] | None = None
+    model: str | None = None
+    logit_bias: dict[str, float | bool] | list[list[int | str | float | bool]] | None = None
+    n_probs: Annotated[int, Field(ge=0, le=1000)] | None = None
+    post_sampling_probs: bool | None = None
+    return_tokens: bool | None = None
+    response_fields: list[str] | None = None
+    ignore_eos: bool | None = None
+    cache_prompt: bool | None = None
+    id_slot: int | None = None
+    timings_per_token: bool | None = None
+    t_max_predict_ms: Annotated[int, Field(ge=0)] | None = None
+
+
+class TokenizeRequest(Fields):
+    """A request to `/tokenize`."""
+
+    content: str
+    model: str | None = None
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeRequest(Fields):
+    """A request to `/detokenize`."""
+
+    tokens: list[TokenId]
+    model: str | None = None
+
+
+class TemplateRequest(Fields):
+    """A request to `/apply-template`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    model: str | None = None
+    tools: list[Tool] | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 class CompletionRequest(OpenAIFields):
     """A request to `/v1/completions`."""
 
-    prompt: str | list[TokenId] | list[str | list[TokenId]]
+    prompt: Prompt
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None

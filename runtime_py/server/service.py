@@ -52,20 +52,6 @@ class Service:
         async with self.models.run(model, make) as batches:
             yield batches
 
-    def count(self, model: ServedModel, completion: Completion) -> None:
-        """Add the tokens of a response to the metrics.
-
-        Args:
-            model: The model.
-            completion: The response.
-        """
-        usage, name = completion.usage, model.name
-        self.metrics.prompt_tokens.labels(name).inc(usage["prompt_tokens"])
-        self.metrics.cached_tokens.labels(name).inc(usage["prompt_tokens_details"]["cached_tokens"])
-        self.metrics.new_tokens.labels(name).inc(completion.num_new)
-        if completion.ended:
-            self.metrics.first_token.labels(name).observe(completion.ended[0].prompt_seconds)
-
     async def respond(
         self,
         request: Request,
@@ -102,7 +88,7 @@ class Service:
             async for batch in batches:
                 for each in batch:
                     parts += push(each)
-        self._finish(request, model, completion)
+        self.finish(request, model, completion)
         body = {**completion.head, "choices": join(parts), "usage": completion.usage}
         return Json({**body, "timings": completion.timings}, headers=headers)
 
@@ -136,11 +122,22 @@ class Service:
             try:
                 yield events()
             finally:
-                self._finish(request, model, completion)
+                self.finish(request, model, completion)
 
-    def _finish(self, request: Request, model: ServedModel, completion: Completion) -> None:
-        self.count(model, completion)
-        usage = completion.usage
+    def finish(self, request: Request, model: ServedModel, completion: Completion) -> None:
+        """Count the tokens of a response, and add them to its line in the log.
+
+        Args:
+            request: The request.
+            model: The model.
+            completion: The response.
+        """
+        usage, name = completion.usage, model.name
+        self.metrics.prompt_tokens.labels(name).inc(usage["prompt_tokens"])
+        self.metrics.cached_tokens.labels(name).inc(usage["prompt_tokens_details"]["cached_tokens"])
+        self.metrics.new_tokens.labels(name).inc(completion.num_new)
+        if completion.ended:
+            self.metrics.first_token.labels(name).observe(completion.ended[0].prompt_seconds)
         request.scope["state"]["note"] = (
             f" {usage['prompt_tokens']} prompt tokens, {completion.num_new} new tokens,"
         )

@@ -18,7 +18,8 @@ from runtime_py.server.schemas import SamplingFields
 from runtime_py.server.thread_stream import Cancelled
 from runtime_py.text.detokenizer import Detokenizer
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int | str]
+"""A text, or token ids and texts in a row."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def generate_texts(model: ServedModel, texts: Texts, cancelled: Cancelled) -> It
         ModelError: See `runtime_py.generation.generate.generate`.
     """
     package = model.package
-    prompts = [(prompt, _encoded(model, prompt)) for prompt in texts.prompts(model)]
+    prompts = [(prompt, encoded(model, prompt)) for prompt in texts.prompts(model)]
     config = package.generation_config
     if texts.ignore_eos:
         config = replace(config, eos_token_id=())
@@ -187,8 +188,26 @@ def sampling_of(fields: SamplingFields, logit_bias: Mapping[int, float] | None =
     return Sampling(**values)
 
 
-def _encoded(model: ServedModel, prompt: Prompt) -> Sequence[int]:
-    return model.package.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+def encoded(model: ServedModel, prompt: Prompt) -> list[int]:
+    """Return the token ids of a prompt.
+
+    Args:
+        model: The model.
+        prompt: The prompt.
+
+    Returns:
+        The ids [P]. Only a text at the beginning has begin and end tokens.
+
+    Raises:
+        UsageError: The tokenizer refuses the text.
+    """
+    encode = model.package.tokenizer.encode
+    if isinstance(prompt, str):
+        return encode(prompt)
+    ids: list[int] = []
+    for part in prompt:
+        ids += [part] if isinstance(part, int) else encode(part, special=not ids)
+    return ids
 
 
 def _check_length(length: int, capacity: int, ids: Sequence[int], vocab_size: int) -> None:

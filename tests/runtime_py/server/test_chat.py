@@ -43,7 +43,7 @@ def test_a_stream_begins_with_the_role_and_ends_with_a_reason(client: TestClient
     response = client.post(URL, json={"messages": HELLO, "max_tokens": 9, "stream": True})
     first, *parts = events_of(response.text)
     assert first["object"] == "chat.completion.chunk"
-    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": None}
     text = "".join(part["choices"][0]["delta"].get("content", "") for part in parts)
     assert text == whole["choices"][0]["message"]["content"]
     assert parts[-1]["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}
