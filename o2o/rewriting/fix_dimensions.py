@@ -67,10 +67,21 @@ def fix_dimensions(
             value.shape = ir.Shape(shapes[name])
         elif UNKNOWN in (dims := dims_of(value) or ()):
             raise UsageError(f"a dimension of {value.name} {list(dims)} has no name: give its whole shape")
-    for of_model in model.all_graphs():
-        for value in _values(of_model):
-            _fix(value, known)
+    fix_values(model, known, keep_others=False)
     return known
+
+
+def fix_values(model: Model, sizes: Mapping[str, int], keep_others: bool = True) -> None:
+    """Give the dimensions of all values their numbers.
+
+    Args:
+        model: An ONNX model, changed in place.
+        sizes: Numbers by the names of dimensions.
+        keep_others: Whether a dimension that has no number keeps its name. If not, it becomes unknown.
+    """
+    for graph in model.all_graphs():
+        for value in _values(graph):
+            _fix(value, sizes, keep_others)
 
 
 def _take_shape(
@@ -96,12 +107,15 @@ def _number(dim: str, known: Mapping[str, int]) -> int | None:
     return known[dim] if dim in known else evaluated(dim, known)
 
 
-def _fix(value: ir.Value, known: Mapping[str, int]) -> None:
-    """Replace names by numbers; dimensions that follow from no number become unknown."""
+def _fix(value: ir.Value, known: Mapping[str, int], keep_others: bool) -> None:
+    """Replace names by numbers."""
     if value.shape is None or value.shape.is_static():
         return
-    dims = dims_of(value) or ()
-    value.shape = ir.Shape([dim if isinstance(dim, int) else _number(dim, known) for dim in dims])
+    dims: list[int | str | None] = []
+    for dim in dims_of(value) or ():
+        number = dim if isinstance(dim, int) else _number(dim, known)
+        dims.append(dim if number is None and keep_others and dim != UNKNOWN else number)
+    value.shape = ir.Shape(dims)
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:

@@ -33,11 +33,12 @@ _RANDOM = (
 _QUANTIZED = ("DequantizeLinear", "QuantizeLinear")  # a quantized weight stays quantized
 
 
-def fold_constants(model: Model) -> int:
+def fold_constants(model: Model, record: dict[str, np.ndarray] | None = None) -> int:
     """Replace nodes of main graphs by their results where these are known.
 
     Args:
         model: An ONNX model with inferred shapes, changed in place.
+        record: Gets each result by its name.
 
     Returns:
         The number of nodes that are gone.
@@ -52,6 +53,8 @@ def fold_constants(model: Model) -> int:
         if results is None:
             continue
         for value, numbers in zip(node.outputs, results, strict=True):
+            if record is not None and value.name:
+                record[value.name] = numbers
             _replace(graph, value, numbers)
     for each in model.all_graphs():
         remove_dead_nodes(each)

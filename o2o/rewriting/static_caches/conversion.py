@@ -1,0 +1,329 @@
+"""The rewriting of a growing graph into a static one: see the package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+
+from o2o.contract import Role
+from o2o.errors import ModelError, UsageError
+from o2o.formats.onnx_writer import decoded_header
+from o2o.formats.tensors import is_constant
+from o2o.model import Model, Signature, attribute, captured_values, dims_of
+from o2o.operators.onnx_shape_inference import infer_shapes
+from o2o.rewriting.builder import add_constant, fresh_name
+from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
+from o2o.rewriting.fix_dimensions import fix_values
+from o2o.rewriting.onnx_builder import OnnxBuilder
+from o2o.rewriting.onnx_folding import fold_constants
+from o2o.rewriting.onnx_opset import raise_opset
+from o2o.rewriting.static_caches.instances import ROUNDS, instance
+from o2o.rewriting.static_caches.interface import Interface, Sizes, fixed_input
+from o2o.rewriting.static_caches.masks import combined, compute_inputs, hide_unmasked
+from o2o.rewriting.static_caches.moving_rows import resolve_indices, static_slice
+from o2o.rewriting.static_caches.past_numbers import Kind, PastNumbers, is_size_operand
+from o2o.rewriting.static_caches.position_numbers import PositionNumbers
+
+OPSET = 24
+"""The first opset with TensorScatter."""
+POSITION = "position"
+"""The name of the new input, if it is free."""
+SMALLEST_PAST = 4
+"""Positions that a capacity has beyond the tokens of a run: three lengths of the past are compared."""
+_ALONG_ROWS = (
+    *("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ArgMax", "ArgMin", "TopK"),
+    *("Split", "LayerNormalization"),
+)
+"""Operators whose result shows rows behind the position, if they work along an axis that grows."""
+
+
+def make_static(model: Model, roles: Mapping[ir.Value, Role], sizes: Sizes) -> Model:
+    """Give a decoder whose caches grow static caches, and the position of its first token as an input.
+
+    Masks and positions that are inputs are computed from the new input, and are inputs no more. Token t of a
+    run has the position `position + t`, and sees the keys up to that position.
+
+    Args:
+        model: An ONNX model whose caches grow. It is not changed.
+        roles: The roles of inputs and outputs of its graph.
+        sizes: The sizes of the result.
+
+    Returns:
+        A model with one sequence, static shapes, and roles in its contract.
+
+    Raises:
+        ModelError: A part of the graph has no static form; the message names it.
+        UsageError: The capacity has no room for the tokens and some past.
+    """
+    if sizes.capacity < sizes.tokens + SMALLEST_PAST:
+        raise UsageError(
+            f"--cache-length {sizes.capacity} is too short for runs of {sizes.tokens} tokens: "
+            f"give at least {sizes.tokens + SMALLEST_PAST}"
+        )
+    names = {value.name: role for value, role in roles.items() if value.name}
+    copy = decoded_header(model, _without_functions)
+    copy.add_default_signature("main")
+    _Conversion(copy, Interface(copy.graphs[0], names), sizes).run()
+    return copy
+
+
+def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+
+
+class _Conversion:
+    def __init__(self, model: Model, interface: Interface, sizes: Sizes) -> None:
+        self.model, self.graph = model, model.graphs[0]
+        self.interface, self.sizes = interface, sizes
+        self.dimensions = interface.dimensions(sizes)
+
+    def run(self) -> None:
+        """Rewrite the graph."""
+        self._remove_copies()
+        if any(node.domain == "" for cache in self.interface.caches for node, _ in cache.uses()):
+            raise_opset(self.model, OPSET)
+        self._fix_inputs()
+        past = self.sizes.capacity - self.sizes.tokens
+        one, other = self.dimensions(past), self.dimensions(1)
+        fix_values(self.model, {name: size for name, size in one.items() if size == other[name]})
+        self._fold()  # branches that do not depend on the past become nodes
+        self._fix_head_sizes()
+        instances = [instance(self.model, p, self.dimensions(p)) for p in (past, past - 1, 1)]
+        self.numbers = PastNumbers(self.graph, instances)
+        self.positions = self._positions()
+        for node in list(self.graph):
+            self._rewrite(node)
+        compute_inputs(self.interface, self.positions)
+        self._set_shapes()
+        hide_unmasked(self.graph, self.numbers, self.positions)
+        self._remove_inputs()
+        self._fold()
+
+    # ---- before ------------------------------------------------------------------------------------
+
+    def _fold(self) -> None:
+        for _ in range(ROUNDS):
+            infer_shapes(self.model)
+            if not fold_constants(self.model):
+                break
+
+    def _remove_copies(self) -> None:
+        """Let users read the original of a copy: Identity, or a Concat of one operand."""
+        for node in list(self.graph):
+            operand = node.inputs[0] if len(node.inputs) == 1 else None
+            is_copy = node.domain == "" and node.op_type in ("Identity", "Concat")
+            if is_copy and operand is not None and not node.outputs[0].is_graph_output():
+                node.outputs[0].replace_all_uses_with(operand)
+                self.graph.remove(node, safe=True)
+
+    def _fix_inputs(self) -> None:
+        """Inputs that are neither tokens, positions, masks nor caches have one value, or are refused."""
+        for value in list(self.graph.inputs):
+            role = self.interface.roles.get(value)
+            is_known = role is not None and (role.is_cache or role.kind in ("tokens", "position", "mask"))
+            if is_known or not value.uses():
+                continue
+            array = fixed_input(value, self.sizes)
+            if array is None:
+                raise ModelError(
+                    f"the role of the input {value.name} {list(dims_of(value) or ())} is not clear: "
+                    "name it with sign.contract.py --role, or remove it"
+                )
+            value.replace_all_uses_with(add_constant(self.graph, array, f"{value.name}_fixed"))
+
+    def _fix_head_sizes(self) -> None:
+        """H of caches where it is a symbol: by the keys of the operator that reads the cache."""
+        sizes: dict[str, int] = {}
+        for cache in self.interface.caches:
+            last = (dims_of(cache) or (0,))[-1]
+            for node, _ in cache.uses() if isinstance(last, str) else ():
+                query, keys = node.inputs[0], node.inputs[1]
+                heads = attribute(node, "kv_num_heads", attribute(node, "num_heads", 0))
+                if keys is None:  # packed: queries, keys and values are one operand
+                    keys, heads = query, 2 * heads + attribute(node, "num_heads", 0)
+                width = (dims_of(keys) or (0,))[-1] if keys is not None else 0
+                if isinstance(width, int) and heads and width % heads == 0:
+                    sizes[str(last)] = width // heads
+        fix_values(self.model, sizes)
+
+    def _positions(self) -> PositionNumbers:
+        """Add the position to the inputs."""
+        names = [value.name for value in self.graph.inputs]
+        name = POSITION if POSITION not in names else fresh_name(self.graph, POSITION)
+        position = ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+        position.meta["role"] = Role("position")
+        tokens = self.interface.inputs("tokens")
+        self.graph.inputs.insert(self.graph.inputs.index(tokens[0]) + 1 if tokens else 0, position)
+        op = OnnxBuilder(self.graph, before=next(iter(self.graph)), prefix="position_")
+        return PositionNumbers(position, op, self.sizes)
+
+    # ---- nodes -------------------------------------------------------------------------------------
+
+    def _rewrite(self, node: ir.Node) -> None:
+        """Replace a node, or its operands, if it is computed in the static graph, too."""
+        where = self.model.locate(self.graph, node)
+        if all(self.numbers.kind(value) is not Kind.VARYING for value in node.outputs):
+            if outputs := [value.name for value in node.outputs if value.is_graph_output()]:
+                raise ModelError(f"the output {outputs[0]} is a number that follows from sizes alone")
+            return
+        for captured in captured_values(node):
+            kind = self.numbers.kind(captured)
+            if kind in (Kind.LINEAR, Kind.PREFIX) or self.numbers.growing_axes(captured):
+                raise ModelError(f"{where}: a graph in it depends on the length of caches")
+        if self._write_cache(node, where):
+            return
+        op_type = node.op_type if node.domain == "" else ""
+        if op_type == "Slice":
+            self._replace_slice(node, where)
+            return
+        if op_type in ("Shape", "Size"):
+            raise ModelError(f"{where}: this size is not known")
+        if op_type:
+            self._refuse_rows(node, where)
+        if op_type == "Gather":
+            resolve_indices(node, self.numbers, self.positions, where)
+        for index, operand in enumerate(node.inputs):
+            if operand is None:
+                continue
+            is_size = is_size_operand(node, index) or op_type == "Range"
+            if self.numbers.kind(operand) is not Kind.VARYING:
+                node.replace_input_with(index, self._static(operand, is_size))
+            elif is_size and operand in self.numbers.kinds:
+                raise ModelError(f"{where}: its shape depends on more than the past")
+
+    def _static(self, value: ir.Value, is_size: bool = False) -> ir.Value:
+        """What takes the place of an operand. If it follows from the past, it follows from the position."""
+        kind = self.numbers.kind(value)
+        if kind is Kind.VARYING or is_constant(value):
+            return value
+        if kind is Kind.LINEAR and not is_size:
+            line = self.numbers.linear(value)
+            assert value.dtype is not None
+            return self.positions.line(line.offset, line.slope, value.dtype)
+        return add_constant(self.graph, self.numbers.numbers(value), f"{value.name}_static")
+
+    def _refuse_rows(self, node: ir.Node, where: str) -> None:
+        """Refuse operators whose result would show rows behind the position."""
+        output, operand = node.outputs[0], node.inputs[0] if node.inputs else None
+        growing = self.numbers.growing_axes(output)
+        if node.op_type in ("Concat", "Pad"):
+            axes = set(growing)
+            if node.op_type == "Concat" and growing:
+                axes &= {attribute(node, "axis") % len(self.numbers.instances[0].shapes[output.name or ""])}
+            if axes:
+                raise ModelError(f"{where} appends to something that grows, and this is no KV cache")
+        loses_rows = node.op_type in _ALONG_ROWS and (not growing or node.op_type == "Split")
+        if loses_rows and operand is not None and self.numbers.growing_axes(operand):
+            raise ModelError(f"{where} works along the tokens of the past, with rows behind the position")
+
+    def _replace_slice(self, node: ir.Node, where: str) -> None:
+        data = node.inputs[0]
+        assert data is not None
+        op = self._before(node)
+        rows = static_slice(node, self._static(data), self.numbers, self.positions, op, where)
+        if rows is not None:
+            self._replace(node.outputs[0], rows)
+
+    def _replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let a value take the place of a result. Its kind becomes that of the old one."""
+        name = old.name or ""
+        if old.is_graph_output():
+            if new.producer() is None or new.is_graph_output():
+                producer = old.producer()
+                assert producer is not None
+                new = self._before(producer).node("Identity", [new], list(dims_of(new) or ()), name="output")
+            old.name, new.name = fresh_name(self.graph, f"{old.name}_before"), old.name
+            self.interface.replace_output(old, new)
+        self.numbers.kinds[new] = self.numbers.kind(old)
+        for one in self.numbers.instances:
+            shape = one.shapes.get(name)
+            if shape is not None and new.name:
+                one.shapes[new.name] = shape
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+    def _before(self, node: ir.Node) -> OnnxBuilder:
+        return OnnxBuilder(self.graph, before=node, prefix=f"{node.outputs[0].name}_")
+
+    # ---- caches ------------------------------------------------------------------------------------
+
+    def _cache_shape(self, cache: ir.Value) -> list[int]:
+        dims = list(self.numbers.instances[0].shapes.get(cache.name or "", ()))
+        dims[self.interface.token_axis(cache)] = self.sizes.capacity
+        return dims
+
+    def _write_cache(self, node: ir.Node, where: str) -> bool:
+        """Write rows at the position instead of appending them."""
+        if (node.domain, node.op_type) == ("", "Attention"):
+            return self._write_caches_of_attention(node, where)
+        if (node.domain, node.op_type) != ("", "Concat") or len(node.inputs) != 2:
+            return False
+        past, rows = node.inputs
+        if past is None or rows is None or past not in self.interface.caches:
+            return False
+        axis = attribute(node, "axis") % 4
+        if axis != self.interface.token_axis(past):
+            return False
+        self._replace(node.outputs[0], self._written(node, past, rows, axis))
+        return True
+
+    def _written(self, node: ir.Node, past: ir.Value, rows: ir.Value, axis: int) -> ir.Value:
+        op, shape = self._before(node), self._cache_shape(past)
+        operands = [past, rows, self.positions.position]
+        return op.node("TensorScatter", operands, shape, name="written", axis=axis)
+
+    def _write_caches_of_attention(self, node: ir.Node, where: str) -> bool:
+        """Attention that appends to caches itself reads written caches, and gets a mask."""
+        operands = [*node.inputs, *[None] * (7 - len(node.inputs))]
+        _, *rows, given, key_cache, value_cache, lengths = operands
+        caches = [key_cache, value_cache]
+        if key_cache is None and value_cache is None:
+            return False
+        if lengths is not None or any(cache not in self.interface.caches for cache in caches):
+            raise ModelError(f"{where}: its caches are no inputs of the graph")
+        if any(len(dims_of(value) or ()) != 4 for value in rows if value is not None):
+            raise ModelError(f"{where}: its operands have three axes; only four have a static form")
+        for index, (cache, new) in enumerate(zip(caches, rows, strict=True), 1):
+            assert cache is not None
+            assert new is not None
+            written = self._written(node, cache, new, 2)
+            node.replace_input_with(index, written)
+            node.replace_input_with(index + 3, None)
+            if index < len(node.outputs):
+                self._replace(node.outputs[index], written)
+        op = self._before(node)
+        mask = self.positions.visible(op, is_causal=bool(attribute(node, "is_causal", 0)))
+        node.attributes["is_causal"] = ir.AttrInt64("is_causal", 0)
+        given = None if given is None else self._static(given)
+        shape = [] if given is None else list(self.numbers.instances[0].shapes.get(given.name or "", ()))
+        node.replace_input_with(3, combined(op, mask, given, shape))
+        return True
+
+    # ---- after -------------------------------------------------------------------------------------
+
+    def _set_shapes(self) -> None:
+        """All shapes are those of the instance that fills the capacity."""
+        known = self.numbers.instances[0].shapes
+        for value in (*self.graph.inputs, *(v for node in self.graph for v in node.outputs)):
+            if value.name in known and (value.shape is None or not value.shape.is_static()):
+                value.shape = ir.Shape(known[value.name])
+        for cache, role in self.interface.caches.items():
+            cache.shape = ir.Shape(self._cache_shape(cache))
+            if (output := self.interface.outputs.get(role.slot)) is not None:
+                output.shape = ir.Shape(self._cache_shape(cache))
+
+    def _remove_inputs(self) -> None:
+        """Inputs that nothing reads go, but for tokens and caches. The others get their roles."""
+        remove_dead_nodes(self.graph)
+        remove_dead_constants(self.graph)
+        caches, tokens = self.interface.caches, self.interface.inputs("tokens")
+        needed = (*caches, *tokens, self.positions.position)
+        self.graph.inputs[:] = [value for value in self.graph.inputs if value.uses() or value in needed]
+        for value, role in self.interface.roles.items():
+            value.meta["role"] = role
+        inputs = {value.name or "": value for value in self.graph.inputs}
+        outputs = {value.name or "": value for value in self.graph.outputs}
+        name = self.model.signatures[0].name
+        self.model.signatures[:] = [Signature(name, self.graph, inputs, outputs)]
