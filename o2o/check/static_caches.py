@@ -21,7 +21,7 @@ from o2o.cli.text import counted
 from o2o.contract import Role
 from o2o.errors import ModelError
 from o2o.model import Model, dims_of
-from o2o.rewriting.static_caches.interface import Sizes, fixed_input
+from o2o.rewriting.static_caches.interface import FROM_POSITION, Sizes, fixed_input
 from o2o.streams.temporary import temporary_folder
 
 UNREAD = 1e3
@@ -134,8 +134,10 @@ class _Comparison:
                     growing[name] = self._mask(past, rank, value.dtype)
                 case "key_cache" | "value_cache":
                     growing[name] = np.take(static[name], np.arange(past), self._token_axis(value))
+                case kind if kind in FROM_POSITION:
+                    growing[name] = np.full([1] * rank, past + len(ids) + FROM_POSITION[kind], dtype)
                 case _:
-                    number = fixed_input(value, self.sizes)
+                    number = fixed_input(value, self.roles.get(name), self.sizes)
                     if number is not None:
                         growing[name] = number
         return static, growing

@@ -21,7 +21,7 @@ from o2o.rewriting.onnx_builder import OnnxBuilder
 from o2o.rewriting.onnx_folding import fold_constants
 from o2o.rewriting.onnx_opset import raise_opset
 from o2o.rewriting.static_caches.instances import ROUNDS, instance
-from o2o.rewriting.static_caches.interface import Interface, Sizes, fixed_input
+from o2o.rewriting.static_caches.interface import FROM_POSITION, Interface, Sizes, fixed_input
 from o2o.rewriting.static_caches.masks import combined, compute_inputs, hide_unmasked
 from o2o.rewriting.static_caches.moving_rows import resolve_indices, static_slice
 from o2o.rewriting.static_caches.past_numbers import Kind, PastNumbers, is_size_operand
@@ -123,10 +123,10 @@ class _Conversion:
         """Inputs that are neither tokens, positions, masks nor caches have one value, or are refused."""
         for value in list(self.graph.inputs):
             role = self.interface.roles.get(value)
-            is_known = role is not None and (role.is_cache or role.kind in ("tokens", "position", "mask"))
-            if is_known or not value.uses():
+            kinds = ("tokens", "position", "mask", *FROM_POSITION)
+            if (role is not None and (role.is_cache or role.kind in kinds)) or not value.uses():
                 continue
-            array = fixed_input(value, self.sizes)
+            array = fixed_input(value, role, self.sizes)
             if array is None:
                 raise ModelError(
                     f"the role of the input {value.name} {list(dims_of(value) or ())} is not clear: "

@@ -14,12 +14,8 @@ from o2o.errors import ModelError, UsageError
 from o2o.model import dims_of
 from o2o.rewriting.fix_dimensions import UNKNOWN
 
-_FIXED_INPUTS: dict[str, Callable[[int], int]] = {
-    "use_cache_branch": lambda tokens: True,
-    "logits_to_keep": lambda tokens: tokens,
-    "num_logits_to_keep": lambda tokens: tokens,
-}
-"""Inputs of exporters that a static decoder has at one value."""
+FROM_POSITION: dict[str, int] = {"last_position": -1, "length": 0}
+"""Kinds of numbers that follow from the number of tokens up to the end of a run, and what is added to it."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +31,21 @@ class Sizes:
     capacity: int
 
 
-def fixed_input(value: ir.Value, sizes: Sizes) -> np.ndarray | None:
+def fixed_input(value: ir.Value, role: Role | None, sizes: Sizes) -> np.ndarray | None:
     """Return what an input of an exporter always is for a static decoder.
 
     Args:
         value: An input that holds no tokens, positions, masks or caches.
+        role: Its role.
         sizes: The sizes of the decoder.
 
     Returns:
-        Its numbers; None for an unknown input.
+        Its numbers; None for an input whose numbers differ from run to run.
     """
-    number = _FIXED_INPUTS.get(value.name or "")
-    if number is None or value.dtype is None:
+    numbers = {"use_cache": 1, "num_logits": sizes.tokens}
+    if role is None or role.kind not in numbers or value.dtype is None:
         return None
-    return np.full([1] * len(dims_of(value) or ()), number(sizes.tokens), value.dtype.numpy())
+    return np.full([1] * len(dims_of(value) or ()), numbers[role.kind], value.dtype.numpy())
 
 
 class Interface:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from o2o.model import attribute, dims_of
 from o2o.rewriting.onnx_builder import OnnxBuilder
-from o2o.rewriting.static_caches.interface import Interface
+from o2o.rewriting.static_caches.interface import FROM_POSITION, Interface
 from o2o.rewriting.static_caches.past_numbers import PastNumbers
 from o2o.rewriting.static_caches.position_numbers import PositionNumbers
 
@@ -18,7 +18,7 @@ _COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
 
 
 def compute_inputs(interface: Interface, positions: PositionNumbers) -> None:
-    """Compute the positions and masks that were inputs.
+    """Compute positions, lengths and masks that were inputs.
 
     Args:
         interface: The inputs.
@@ -29,6 +29,11 @@ def compute_inputs(interface: Interface, positions: PositionNumbers) -> None:
         assert value.dtype is not None
         offset = np.arange(t, dtype=np.int64).reshape([1] * (len(dims_of(value) or ()) - 1) + [t])
         value.replace_all_uses_with(positions.line(offset, np.ones_like(offset), value.dtype))
+    for kind, more in FROM_POSITION.items():
+        for value in interface.inputs(kind):
+            assert value.dtype is not None
+            offset = np.full([1] * len(dims_of(value) or ()), t + more, np.int64)
+            value.replace_all_uses_with(positions.line(offset, np.ones_like(offset), value.dtype))
     for value in interface.inputs("mask"):
         assert value.dtype is not None
         is_matrix = len(dims_of(value) or ()) == 4
