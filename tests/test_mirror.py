@@ -77,6 +77,16 @@ COVERED = {
         "o2o/weights/file_tensor.py",
         "o2o/weights/weight_source.py",
     ],
+    "tests/o2o/rewriting/static_caches/test_conversion.py": [
+        "o2o/check/static_caches.py",
+        "o2o/rewriting/onnx_opset.py",
+        "o2o/rewriting/static_caches/instances.py",
+        "o2o/rewriting/static_caches/interface.py",
+        "o2o/rewriting/static_caches/masks.py",
+        "o2o/rewriting/static_caches/moving_rows.py",
+        "o2o/rewriting/static_caches/past_numbers.py",
+        "o2o/rewriting/static_caches/position_numbers.py",
+    ],
     "tests/o2o/rewriting/attention/test_core_rule.py": [
         "o2o/rewriting/attention/layouts.py",
         "o2o/rewriting/attention/mask_axes.py",
@@ -84,7 +94,6 @@ COVERED = {
         "o2o/rewriting/attention/mask_proof.py",
         "o2o/rewriting/attention/mask_rule.py",
         "o2o/rewriting/attention/scores.py",
-        "o2o/rewriting/attention/sdpa.py",
     ],
     "tests/o2o/filters/test_fuse_bmm_lhs_const.py": [
         "o2o/rewriting/bmm_const.py",
