@@ -115,6 +115,9 @@ COVERED = {
     "tests/o2o/filters/test_inspect.py": [
         "o2o/describe.py",
     ],
+    "tests/o2o/rewriting/test_cache_buckets.py": [
+        "o2o/rewriting/graph_copies.py",
+    ],
     "tests/o2o/filters/test_remove_io.py": [
         "o2o/rewriting/selectors.py",
     ],

@@ -33,6 +33,7 @@ NAME = "o2o.attention"
 OLD_NAME = "o2o.causal_attention"
 NAMES = (NAME, OLD_NAME)
 POSITION = 3  # operand position
+MASK = 4  # operand mask
 
 
 @dataclass(frozen=True)

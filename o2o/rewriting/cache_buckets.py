@@ -24,7 +24,6 @@ from o2o.model import (
     Signature,
     attribute,
     is_dynamic,
-    quantization_constants,
     shape_of,
 )
 from o2o.operators.attention import Attention, is_attention
@@ -35,6 +34,7 @@ from o2o.operators.traits import RESHAPE_OPS, is_elementwise
 from o2o.rewriting.attention.causality import BUDGET, at_position, position_leaf
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
+from o2o.rewriting.graph_copies import copied
 from o2o.rewriting.matchers import constant_ints, fail, producer_of
 
 SMALLEST_CAPACITY = 256
@@ -60,7 +60,7 @@ def add_cache_buckets(model: Model, signature: Signature, capacities: Sequence[i
         fail(f"{signature.name} has no KV caches in its contract")
     _prove_hidden(graph, rows, capacities)
     for capacity in capacities:
-        copy, copies = _copied(graph)
+        copy, copies = copied(graph)
         _shorten(copy, {copies[value]: axis for value, axis in rows.items()}, capacity)
         inputs, outputs = (
             {name: copies[value] for name, value in values.items()}
@@ -304,23 +304,6 @@ def _mask(node: ir.Node, rows: Rows) -> ir.Value:
 def _is_cache(value: ir.Value) -> bool:
     role = role_of(value)
     return role is not None and role.is_cache
-
-
-def _copied(graph: ir.Graph) -> tuple[ir.Graph, dict[ir.Value, ir.Value]]:
-    """A copy of `graph` over the same constants, and the copy of each value."""
-    copy = graph.clone()
-    copies = dict(zip(graph.inputs, copy.inputs, strict=True))
-    copies |= {value: copy.initializers[name] for name, value in graph.initializers.items()}
-    for node, copied in zip(graph, copy, strict=True):
-        copies |= dict(zip(node.outputs, copied.outputs, strict=True))
-        copied.attributes.update(node.attributes)  # inner graphs are shared, not copied
-    for new in copies.values():
-        if constants := quantization_constants(new):
-            new.meta["quantization_constants"] = {key: copies[value] for key, value in constants.items()}
-    copy.meta.clear()
-    if (fields := graph.meta.get("fields")) is not None:
-        copy.meta["fields"] = fields
-    return copy, copies
 
 
 def _shorten(graph: ir.Graph, rows: Rows, capacity: int) -> None:

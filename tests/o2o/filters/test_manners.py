@@ -75,6 +75,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "rename_io_remove_prefix": {"arguments": ["input_"]},
     "reorder_output": {"arguments": ["--by_id", "1,0"]},
     "reshape_io": {"arguments": ["input", "--by_shape", "[1,4]", "[4,1]"]},
+    "resize_tokens": {"arguments": ["--tokens", "2"], "model": staticmethod(language_model)},
     "sign_ai_edge": {"model": staticmethod(language_model)},
     "verify_model": {"writes_model": False, "answers_by_code": True},
     "sign_contract": {"model": staticmethod(language_model)},
