@@ -55,6 +55,7 @@ COMMANDS = [
     "remove.io.py output --keep_by_id 0,1 < prefill.circle | reorder.output.py --by_id 1,0",
     "reshape.fc_weight.py < model.circle",
     "fuse.attention.py < decode_.circle | reshape.io.py input --by_shape [1,16,30,4] [1,16,32,4]",
+    "resize.tokens.py --tokens 8 < prefill.circle",
     "select.op.py --by_id 0-20 < decode.circle",
     "lower.litert.py < model.circle | sign.ai_edge.py",
     "fuse.attention.py < decode_.circle | transpose.io.kvcache.py",

@@ -3,7 +3,7 @@
 The token axis is followed from the token ids through the graph (`o2o.rewriting.axis_following`). Shapes
 change, and so do operands that are shapes, and constants with one row for each token. The results of a token
 must not depend on how many tokens follow it. Most operators compute each token alone. Attention is proven to
-be causal: a query sees no key of a later token, and no cache row that a later token would have written. So
+be causal: a query sees no key of a later token, and no cache row that one would have written. So
 row t of T tokens is row t of T0 tokens, for each t below both. For more tokens than T0, constants must
 continue: they grow in equal steps, or are equal for all tokens.
 """
