@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from runtime_py.engines.disk_cache import user_cache
+    from o2o.streams.disk_cache import user_cache
     from runtime_py.package import Package
 
     usual = user_cache()

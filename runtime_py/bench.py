@@ -167,8 +167,8 @@ def _load_time(package: Package, advance: Callable[[int], object], empty_cache: 
 
     An empty disk cache is created on the same disk as the user's cache.
     """
+    from o2o.streams.disk_cache import user_cache
     from runtime_py.child_process import run_module
-    from runtime_py.engines.disk_cache import user_cache
 
     assert package.loaded
     command = ["--load", package.model]

@@ -18,8 +18,8 @@ from o2o.cli.arguments import Parser
 from o2o.cli.command import run
 from o2o.cli.text import counted
 from o2o.errors import ModelError, UsageError
+from o2o.streams.disk_cache import DiskCache, user_cache
 from o2o.weights.cached_checkpoints import cached_checkpoints
-from runtime_py.engines.disk_cache import DiskCache, user_cache
 
 
 @dataclass(frozen=True)

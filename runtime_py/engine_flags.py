@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from o2o.cli.arguments import positive_int
-from runtime_py.engines.disk_cache import user_cache
+from o2o.streams.disk_cache import user_cache
 from runtime_py.engines.options import AUTO, EngineOptions
 from runtime_py.engines.registry import ENGINES
 

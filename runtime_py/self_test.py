@@ -47,7 +47,7 @@ from o2o.cli import command
 from o2o.cli.arguments import Parser
 from o2o.cli.text import counted
 from o2o.errors import ModelError, O2oError
-from runtime_py.engines.disk_cache import DiskCache
+from o2o.streams.disk_cache import DiskCache
 from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import load_engine
 from runtime_py.engines.options import EngineOptions

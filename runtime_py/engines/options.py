@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from o2o.errors import UsageError
-from runtime_py.engines.disk_cache import DiskCache, user_cache
+from o2o.streams.disk_cache import DiskCache, user_cache
 
 AUTO = "auto"
 """The engine name that stands for the fastest installed one."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import o2o
-from runtime_py.engines.disk_cache import DiskCache
+from o2o.streams.disk_cache import DiskCache
 from runtime_py.engines.model_file import ModelFile
 
 MIN_BYTES = 100_000_000

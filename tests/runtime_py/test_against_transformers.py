@@ -12,8 +12,8 @@ import pytest
 
 from o2o.filters import fuse_attention, merge_circles, reshape_io, transpose_io_kvcache
 from o2o.formats import save
+from o2o.streams.disk_cache import user_cache
 from runtime_py.engines import prepared_artifacts
-from runtime_py.engines.disk_cache import user_cache
 from runtime_py.generation.generate import generate
 from runtime_py.generation.generation_config import read_generation_config
 from runtime_py.generation.session import Session

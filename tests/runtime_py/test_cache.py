@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from o2o.streams.disk_cache import DiskCache
 from o2o.weights.cached_checkpoints import FOLDER, folder_name
 from o2o.weights.derived_checkpoint import FILE, write_index
 from o2o.weights.derived_tensor import Leaf
 from o2o.weights.stored_tensor import StoredTensor
 from runtime_py.cache import main
-from runtime_py.engines.disk_cache import DiskCache
 
 KEY, OTHER = "1" * 32, "2" * 32
 

@@ -8,8 +8,8 @@ import pytest
 
 from o2o.cli.arguments import Parser
 from o2o.errors import UsageError
+from o2o.streams.disk_cache import user_cache
 from runtime_py.engine_flags import add_engine_flags, options_from
-from runtime_py.engines.disk_cache import user_cache
 from runtime_py.engines.registry import ENGINES
 
 

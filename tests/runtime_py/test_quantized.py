@@ -13,8 +13,8 @@ from o2o.model import Model, shape_of
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import RECIPES, find_recipe
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
+from o2o.streams.disk_cache import DiskCache
 from runtime_py.engines import prepared_artifacts
-from runtime_py.engines.disk_cache import DiskCache
 from runtime_py.engines.litert import compiled_model
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.engines.litert.lowered_file import lower_file

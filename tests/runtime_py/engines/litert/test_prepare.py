@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from o2o.errors import ModelError
+from o2o.streams.disk_cache import DiskCache
 from runtime_py.engines import prepared_artifacts
-from runtime_py.engines.disk_cache import DiskCache
 from runtime_py.engines.litert import pack as pack_module
 from runtime_py.engines.litert import prepare as prepare_module
 from runtime_py.engines.litert.engine import LiteRtEngine

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_py.engines.disk_cache import ENTRY, DiskCache, user_cache
+from o2o.streams.disk_cache import ENTRY, DiskCache, user_cache
 
 TICK = 0.02  # seconds, more than what file times are counted in
 ONE, TWO, THREE = "1" * 32, "2" * 32, "3" * 32
@@ -52,7 +52,7 @@ def test_aliases(cache, monkeypatch):
     assert [cache.find_alias(alias) for alias in "abcd"] == [ONE, TWO, TWO, None]
     assert cache.get(ONE)
     assert cache.get(TWO), "an alias leaves the entry intact"
-    monkeypatch.setattr("runtime_py.engines.disk_cache.MAX_ALIASES", 2)
+    monkeypatch.setattr("o2o.streams.disk_cache.MAX_ALIASES", 2)
     cache.add_alias(TWO, "b")
     cache.add_alias(TWO, "d")
     assert [cache.find_alias(alias) for alias in "bcd"] == [TWO, None, TWO]
