@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import onnx_ir as ir
 
@@ -56,6 +56,8 @@ NUMBERS = ("position", "last_position", "length", "window_row", "num_logits")
 """Kinds of inputs that are integers computed from the place of a run in the text."""
 INPUTS = ("tokens", *NUMBERS, "mask", "use_cache")
 """Kinds of inputs that are no caches."""
+NUM_LOGITS: Final = "num_logits"
+"""The kind of an input that says how many of the last tokens get logits, and its name in ONNX."""
 Layout = Literal["BNTH", "BTNH"]
 OnertLayout = Literal["BNHT"]
 Slot = tuple[str, int]

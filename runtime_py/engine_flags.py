@@ -34,7 +34,7 @@ def options_from(args: argparse.Namespace, log: Callable[[str], None]) -> Engine
     """Return the engine options of a command line.
 
     Args:
-        args: Parsed flags. Of `--buckets`, `--no-cache` and `--debug` a command may lack any.
+        args: Parsed flags. Of `--buckets`, `--speculate`, `--no-cache` and `--debug` a command may lack any.
         log: See `EngineOptions`.
 
     Returns:
@@ -45,6 +45,7 @@ def options_from(args: argparse.Namespace, log: Callable[[str], None]) -> Engine
         engine=args.engine,
         threads=args.threads,
         buckets=flags.get("buckets"),
+        speculate=flags.get("speculate") != "off",
         disk_cache=None if flags.get("no_cache") else user_cache(),
         debug=flags.get("debug", False),
         log=log,

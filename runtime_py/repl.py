@@ -98,5 +98,5 @@ def _answer(conversation: Conversation, message: str, stats: Stats | None) -> Fi
             finish = token.finish
     print()
     if stats:
-        print(stats.report(conversation.session.runs), file=sys.stderr)
+        print(stats.report(conversation.session.runs, conversation.session.drafts), file=sys.stderr)
     return finish

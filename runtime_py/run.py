@@ -96,6 +96,13 @@ def parser() -> Parser:
         "(default: 256,512,... below the model's capacity)",
     )
     add(
+        "--speculate",
+        choices=("auto", "off"),
+        default="auto",
+        help="auto: draft tokens by looking up the text, and verify several in one run, where that is "
+        "faster; the text is the same",
+    )
+    add(
         "--no-cache",
         action="store_true",
         help="do not store prepared artifacts of large models in the disk cache",
@@ -222,7 +229,7 @@ def _continue(
     if finish == "capacity":
         _log(session.context_full_message)
     if args.stats:
-        print(stats.report(session.runs), file=sys.stderr)
+        print(stats.report(session.runs, session.drafts), file=sys.stderr)
     return code
 
 

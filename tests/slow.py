@@ -93,7 +93,7 @@ TESTS = {
     "tests/o2o/roles/test_finder.py": [
         "test_exported",
     ],
-    "tests/runtime_py/engines/onnx/test_all_logits.py": [
+    "tests/runtime_py/engines/onnx/test_num_logits.py": [
         "test_a_lowered_model_with_external_data",
     ],
     "tests/runtime_py/test_several_texts.py": [

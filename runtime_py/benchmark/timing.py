@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from o2o.cli.text import counted
 from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.generation.speculation import DraftStats
 
 
 def peak_memory() -> float:
@@ -55,14 +57,15 @@ class Stats:
             self.first = self._lap()
         self.new_tokens += 1
 
-    def report(self, runs: Sequence[Chunk]) -> str:
-        """Return up to four lines for a reader.
+    def report(self, runs: Sequence[Chunk], drafts: DraftStats | None = None) -> str:
+        """Return up to five lines for a reader.
 
         Args:
             runs: The prefill runs that read the prompt.
+            drafts: What became of the drafts of the text, or of all texts of the session.
 
         Returns:
-            Load time, speed of prefill and decode, and peak memory.
+            Load time, speed of prefill and decode, accepted drafts, and peak memory.
         """
         tokens = runs[-1].stop - runs[0].start
         counts = [(length, len(list(group))) for length, group in groupby(run.length for run in runs)]
@@ -75,4 +78,7 @@ class Stats:
         if self.new_tokens > 1:
             steps = self.new_tokens - 1
             lines.append(f"decode:  {steps / self.rest:.1f} tokens/s ({steps} steps)")
+        if drafts is not None and drafts.runs:
+            runs_text = counted(drafts.runs, "run")
+            lines.append(f"drafts:  {drafts.accepted} of {drafts.drafted} tokens accepted, in {runs_text}")
         return "\n".join([*lines, f"memory:  {peak_memory():.0f} MB at most"])

@@ -109,6 +109,22 @@ class EngineSession(CausalLM, Protocol):
         """
         ...
 
+    def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Feed several tokens in one run and write their rows: tokens that a draft predicts, to be verified.
+
+        Args:
+            tokens: Token ids [T], at most the largest of `Engine.verify_lengths` that fits behind `position`.
+            position: The position of the first. The rows of all positions before it must be valid.
+
+        Returns:
+            The logits [T, V] float32 that follow each of them, which the caller owns. They are not checked
+            (`runtime_py.engines.finite_logits`): a draft may be wrong.
+
+        Raises:
+            EngineClosed: The session or its engine was closed.
+        """
+        ...
+
     def reusable(self, count: int) -> int:
         """Return how many leading rows a run can continue from.
 
@@ -163,6 +179,15 @@ class Engine(Protocol):
     @property
     def gives_all_logits(self) -> bool:
         """Whether a prefill returns the logits of each token, so that `EngineSession.logits` is fast."""
+        ...
+
+    @property
+    def verify_lengths(self) -> Sequence[int]:
+        """The numbers of tokens that `EngineSession.verify` reads in one run, ascending; empty for none.
+
+        A run of fewer tokens takes as long as one of the next length. It writes the rows of all T positions,
+        so position + T <= S.
+        """
         ...
 
     def plan(self, length: int, num_cached: int = 0) -> Sequence[Chunk]:

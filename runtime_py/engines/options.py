@@ -27,6 +27,8 @@ class EngineOptions:
         buckets: Capacities of additional decode graphs, each below S; None for the engine's default.
         all_logits: Whether prefills return the logits of each token, for scoring. A text is then read fast by
             `EngineSession.logits`, and generated no faster, and slower on LiteRT.
+        speculate: Whether texts are generated with speculative decoding where that is faster
+            (`runtime_py.generation.speculation`).
         disk_cache: Where prepared large models are stored for the next load; None to store nothing.
         debug: Whether the runtime's own log goes to stderr.
         log: Called with one line when something slow happens or fails.
@@ -39,6 +41,7 @@ class EngineOptions:
     threads: int | None = None
     buckets: Sequence[int] | None = None
     all_logits: bool = False
+    speculate: bool = True
     disk_cache: DiskCache | None = field(default_factory=user_cache)
     debug: bool = False
     log: Callable[[str], None] = lambda line: None

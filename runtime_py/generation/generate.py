@@ -19,6 +19,7 @@ from runtime_py.generation.processor_chain import check_ids, processor_chain
 from runtime_py.generation.sampler import Sampler, sampler
 from runtime_py.generation.sampling import Sampling
 from runtime_py.generation.session import Session
+from runtime_py.generation.speculation import SpeculativeDecoding
 from runtime_py.generation.stop_strings import StopStrings
 from runtime_py.text.detokenizer import Detokenizer
 
@@ -130,6 +131,7 @@ def generate(
     deadline = None if config.max_time is None else time.monotonic() + config.max_time
     with session.generation():
         logits = session.read(ids)
+        decoding = SpeculativeDecoding(session, prompt, limit)
         while True:
             token = choose(ids, logits)
             evidence = () if log_probabilities is None else _evidence(logits, token, log_probabilities)
@@ -152,7 +154,7 @@ def generate(
                 yield Token(token, text, finish, *evidence)
                 return
             yield Token(token, text, None, *evidence)
-            logits = session.append(token)
+            logits = decoding.append(token)
 
 
 def _sampler(

@@ -14,6 +14,7 @@ from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import SESSION_CLOSED, EngineClosed
 from runtime_py.engines.token_ids import check_prompt
 from runtime_py.generation.session_pool import Caches, SessionPool
+from runtime_py.generation.speculation import DraftStats, StepCosts
 
 BUSY = "the session is generating another text: close that stream first, or open a session for each text"
 
@@ -40,6 +41,8 @@ class Session:
         """The runs that read the last prompt."""
         self.pool = pool
         """The KV caches of the engine."""
+        self.drafts = DraftStats()
+        """What became of the drafts of all its texts (`runtime_py.generation.speculation`)."""
         self._tokens: list[int] = []
         self._caches: Caches | None = None  # of the last step; another session may have taken them since
         self._closed = False
@@ -56,6 +59,16 @@ class Session:
     def vocab_size(self) -> int:
         """V, the number of logits."""
         return self.pool.engine.vocab_size
+
+    @property
+    def verify_lengths(self) -> Sequence[int]:
+        """See `runtime_py.engines.engine.Engine`."""
+        return self.pool.engine.verify_lengths
+
+    @property
+    def costs(self) -> StepCosts:
+        """The times of the runs of its engine."""
+        return self.pool.costs
 
     @property
     def context_full_message(self) -> str:
@@ -123,7 +136,7 @@ class Session:
         with self._stepping:
             self._check_open()
             if self._generating.locked() and self._caches is not None:
-                logits = self._caches.append(token)
+                logits = self._caches.append(token, len(self._tokens))
                 self._tokens.append(token)
                 return logits
             return self._read(
@@ -136,6 +149,36 @@ class Session:
         There `read` raises Interrupted, now or at its next prompt.
         """
         self._interrupted = True
+
+    def verify(self, token: int, draft: Sequence[int]) -> np.ndarray:
+        """Feed the next token of the text and a draft of the tokens behind it. Only inside of `generation`.
+
+        Args:
+            token: A token id; fewer than S - D have been fed.
+            draft: Token ids [D]. `accept` makes the first ones a part of the text.
+
+        Returns:
+            The logits [1 + D, V] float32 that follow each. They are not checked.
+
+        Raises:
+            EngineClosed: See `read`.
+        """
+        with self._stepping:
+            self._check_open()
+            assert self._caches is not None
+            logits = self._caches.verify([token, *draft], len(self._tokens))
+            self._tokens.append(token)
+            return logits
+
+    def accept(self, token: int) -> None:
+        """Make the next drafted token a part of the text, instead of feeding it.
+
+        Args:
+            token: The first token of the draft that was not accepted yet.
+        """
+        with self._stepping:
+            self._check_open()
+            self._tokens.append(token)
 
     def close(self) -> None:
         """Give the KV caches back. Waits for the current step. The session cannot be used afterwards."""

@@ -27,6 +27,7 @@ from runtime_py import forks
 from runtime_py.engines.engine import Engine, EngineSession
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import CLOSED, FORKED, EngineClosed
+from runtime_py.generation.speculation import StepCosts
 
 MAX_SESSIONS = 4
 """Default of the largest number of texts that have KV caches at the same time."""
@@ -60,6 +61,8 @@ class SessionPool:
         self.max_sessions = max_sessions
         self.caches: list[Caches] = []
         """All KV caches, in use or not."""
+        self.costs = StepCosts()
+        """How long runs of several tokens take."""
         self.refusal: str | None = None
         """Why the pool cannot be used any more; None while it can."""
         self._uses = count()
@@ -196,18 +199,36 @@ class Caches:
         self.runs += chunks
         return logits
 
-    def append(self, token: int) -> np.ndarray:
+    def append(self, token: int, position: int) -> np.ndarray:
         """Feed the next token of the text.
 
         Args:
-            token: A token id; fewer than S have been fed.
+            token: A token id.
+            position: Its position, below S. Later rows, of a draft, are dropped.
 
         Returns:
             The logits [V] float32 that follow it.
         """
         assert self._session is not None
-        logits = self._session.decode(token, len(self.tokens))
+        del self.tokens[position:]
+        logits = self._session.decode(token, position)
         self.tokens.append(token)
+        return logits
+
+    def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Feed the next token of the text and a draft.
+
+        Args:
+            tokens: Their ids [T]; see `EngineSession.verify`.
+            position: The position of the first. Later rows, of another draft, are dropped.
+
+        Returns:
+            The logits [T, V] float32 that follow each.
+        """
+        assert self._session is not None
+        del self.tokens[position:]
+        logits = self._session.verify(tokens, position)
+        self.tokens += tokens
         return logits
 
     def release(self, owner: object) -> None:

@@ -16,15 +16,12 @@ from typing import Any
 import numpy as np
 
 from o2o import metadata
-from o2o.contract import METADATA_NAME, Role, Slot, loads, parse_role
+from o2o.contract import METADATA_NAME, NUM_LOGITS, Role, Slot, loads, parse_role
 from o2o.errors import ModelError
 from o2o.signatures import classify_contract
 from runtime_py.model.window_size import WindowSize
 
 __all__ = ["Contract", "SignatureSpec", "Slot", "TensorSpec"]
-
-LENGTH = "T"
-"""Name of the dimension that stands for any number of tokens in the contract of an ONNX model."""
 
 
 @dataclass(frozen=True)
@@ -240,12 +237,12 @@ class Contract:
         Its one signature `decode` serves as prefill, too: it is checked as both, for one token.
 
         Args:
-            text: The JSON text of the contract, where the dimension "T" is the number of tokens; None for a
-                model without.
+            text: The JSON text of the contract, where a name stands for a number of tokens, as "T"; None for
+                a model without.
 
         Returns:
-            The contract with T = 1, and whether the graph returns logits of every token, not only of the
-            last.
+            The contract with T = 1, and whether the graph returns logits of several tokens, not only of the
+            last: of all, or of as many as its input `num_logits` says.
 
         Raises:
             ModelError: The contract is missing, damaged or newer, or no engine could run it.
@@ -257,13 +254,13 @@ class Contract:
             _signature(contract, "decode")  # raises, naming what is missing
         with metadata.reports_damage(METADATA_NAME):
             dynamic = {
-                entry["role"]: LENGTH in entry["shape"]
+                entry["role"]: any(isinstance(size, str) for size in entry["shape"])
                 for entry in (*decode["inputs"], *decode["outputs"])
                 if "role" in entry
             }
             one_token = {
                 direction: [
-                    {**entry, "shape": [1 if size == LENGTH else size for size in entry["shape"]]}
+                    {**entry, "shape": [1 if isinstance(size, str) else size for size in entry["shape"]]}
                     for entry in decode[direction]
                 ]
                 for direction in ("inputs", "outputs")
@@ -313,7 +310,7 @@ def _tensor(signature: str, direction: str, entry: Mapping[str, Any]) -> TensorS
 
 def _serves(role: Role, direction: str) -> bool:
     if direction == "input":
-        return role.is_cache or role.kind in ("tokens", "position", "window_row", "mask")
+        return role.is_cache or role.kind in ("tokens", "position", "window_row", "mask", NUM_LOGITS)
     return role.is_rows or role.kind == "logits"
 
 

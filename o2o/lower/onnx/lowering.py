@@ -4,6 +4,8 @@
               window_row int64 [1], if there are window caches
     outputs   logits [1, 1, V] of the last token, or [1, T, V]; present_key_0, present_value_0, ...
 
+With `num_logits`, int64 [1], as the last input, the logits are those of this number of last tokens.
+
 Caches are [1, K, S, H]. A present cache is the past one with T rows written. Both may be bound to one buffer.
 """
 
@@ -17,11 +19,11 @@ import onnx
 import onnx_ir as ir
 
 from o2o import __version__, contract, history
-from o2o.contract import Role, role_of
+from o2o.contract import NUM_LOGITS, Role, role_of
 from o2o.errors import ModelError
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.onnx.attention import Caches, lower_core_attention, lower_rope
-from o2o.lower.onnx.builder import FLOAT, OnnxBuilder, dims
+from o2o.lower.onnx.builder import FLOAT, INT64, Dim, OnnxBuilder, dims
 from o2o.lower.onnx.cached_rows import CachedRows
 from o2o.lower.onnx.fused_activation import with_activation
 from o2o.lower.onnx.norms import NormNodes, Norms
@@ -54,7 +56,8 @@ def lower_to_onnx(model: Model, form: str = "standard", logits: str = "last") ->
     Args:
         model: A Circle model with roles attached (`o2o.contract`). Its decode graph is changed.
         form: `standard`, or `ort` for ONNX Runtime's own operators.
-        logits: `last` for the logits of the last token only, or `all`.
+        logits: `last` for the logits of the last token only, `all`, or `num_logits` for an input that says
+            how many of the last tokens get logits.
 
     Returns:
         The ONNX model. Its weights are read when it is written (`o2o.formats.onnx_writer`).
@@ -66,7 +69,7 @@ def lower_to_onnx(model: Model, form: str = "standard", logits: str = "last") ->
         raise ModelError("ONNX needs a Circle model: pass the model that lower.litert.py read")
     decode = decode_of(model)
     _check_roles(decode)
-    return _Lowering(model, decode, FORMS[form], logits == "last").run()
+    return _Lowering(model, decode, FORMS[form], logits).run()
 
 
 def _check_roles(decode: Signature) -> None:
@@ -98,8 +101,8 @@ def _raise_attention(model: Model, graph: ir.Graph) -> str:
 class _Lowering:
     """The lowering of one decode graph."""
 
-    def __init__(self, model: Model, decode: Signature, form: type[StandardForm], last: bool) -> None:
-        self.model, self.graph, self.last = model, decode.graph, last
+    def __init__(self, model: Model, decode: Signature, form: type[StandardForm], logits: str) -> None:
+        self.model, self.graph, self.last = model, decode.graph, logits != "all"
         unrecognized = _raise_attention(model, self.graph)
         roles = {value: role_of(value) for value in self.graph.inputs}
         inputs: dict[str, ir.Value] = {role.kind: value for value, role in roles.items() if role is not None}
@@ -122,6 +125,8 @@ class _Lowering:
         leading = form.leading_axes(quantized)
         self.tokens = TokenValues(model, self.graph, self.op, inputs, capacity, leading, unrecognized)
         self.logits_output = self.op.value("logits", FLOAT, [1])
+        selected = logits == NUM_LOGITS
+        self.num_logits = self.op.value(NUM_LOGITS, INT64, [1]) if selected else None
         self.form = form(self.tokens)
         self.caches = Caches(self.tokens)
         self.rows = CachedRows(self.tokens, self.caches, self._lower)
@@ -237,11 +242,14 @@ class _Lowering:
         tokens.assign(output, with_activation(tokens, node, y))
 
     def _last_row(self, x: ir.Value) -> ir.Value:
-        """The row of the last token in `x` [*leading, ...]."""
+        """The row of the last token in `x` [*leading, ...], or the last `num_logits` rows."""
         axis = len(self.tokens.leading) - 1
-        bounds = [self.op.constant([bound], "bound") for bound in (-1, np.iinfo(np.int64).max, axis)]
-        shape = [1] * (axis + 1) + dims(x)[axis + 1 :]
-        return self.op.node("Slice", [x, *bounds], shape, name="last")
+        start, *bounds = (self.op.constant([bound], "bound") for bound in (-1, np.iinfo(np.int64).max, axis))
+        rows: Dim = 1
+        if self.num_logits is not None:
+            start, rows = self.op.node("Neg", [self.num_logits], [1], INT64, name="first"), NUM_LOGITS
+        shape = [1] * axis + [rows] + dims(x)[axis + 1 :]
+        return self.op.node("Slice", [x, start, *bounds], shape, name="last")
 
     def _lower_lookup(self, tokens: TokenValues, node: ir.Node) -> None:
         lookup = lookup_operands(node)
@@ -262,12 +270,15 @@ class _Lowering:
         logits = self._logits()
         past, present = self.caches.inputs_and_outputs()
         window_row = [] if self.tokens.window_row is None else [self.tokens.window_row]
-        inputs = [self.tokens.tokens, self.tokens.position, *window_row, *past]
+        num_logits = [] if self.num_logits is None else [self.num_logits]
+        inputs = [self.tokens.tokens, self.tokens.position, *window_row, *past, *num_logits]
         outputs = [logits, *present]
         for value, role in zip((*inputs[:2], logits), _ROLES, strict=True):
             value.meta["role"] = role
         for value in window_row:
             value.meta["role"] = Role("window_row")
+        for value in num_logits:
+            value.meta["role"] = Role(NUM_LOGITS)
         graph = ir.Graph(
             inputs,
             outputs,

@@ -183,6 +183,11 @@ class LiteRtEngine:
         return self.contract.decode.window is None
 
     @property
+    def verify_lengths(self) -> tuple[int, ...]:
+        """See `Engine`."""
+        return ()
+
+    @property
     def gives_all_logits(self) -> bool:
         """See `Engine`."""
         return any(prefill.gives_logits for prefill in self.contract.prefills)
@@ -320,6 +325,10 @@ class LiteRtSession:
                 logits = self._run(tokens, chunk).logits(new)
             yield check_logits(logits, done)
             done = chunk.stop
+
+    def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        """See `EngineSession`."""
+        raise NotImplementedError
 
     def reusable(self, count: int) -> int:
         """See `EngineSession`."""

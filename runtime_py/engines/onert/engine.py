@@ -92,6 +92,11 @@ class OnertEngine:
         return plan_chunks(length, self.capacity, [1], num_cached=num_cached)
 
     @property
+    def verify_lengths(self) -> tuple[int, ...]:
+        """See `Engine`. onert runs one token at a time."""
+        return ()
+
+    @property
     def gives_all_logits(self) -> bool:
         """See `Engine`. There is no prefill."""
         return False
@@ -196,6 +201,10 @@ class OnertSession:
         """See `EngineSession`."""
         for position, token in enumerate(check_prompt(tokens, self, name="the text")):
             yield self.decode(token, position)[np.newaxis]
+
+    def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        """See `EngineSession`. There are no runs of several tokens: `Engine.verify_lengths` is empty."""
+        raise NotImplementedError
 
     def reusable(self, count: int) -> int:
         """See `EngineSession`."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from o2o.cli.silence_stderr import silenced_stderr
-from o2o.contract import METADATA_NAME
+from o2o.contract import METADATA_NAME, NUM_LOGITS
 from o2o.errors import ModelError
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
@@ -49,6 +49,9 @@ With 135 million parameters, one run of 512 is 3 to 12% faster than four of 128,
 MAX_LOGITS = 64_000_000
 """Bytes of the logits of a run that returns them for each token."""
 
+VERIFY_LENGTHS = (4, 8, 16)
+"""Tokens of a run that verifies a draft. Any number would do; speculation compares a few."""
+
 
 def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine:
     """Load a model on ONNX Runtime.
@@ -78,7 +81,8 @@ def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine
                 prepared.content or prepared.file,
                 threads=threads,
                 debug=options.debug,
-                folder=prepared.file.parent if prepared.content else None,
+                origin=prepared.file,
+                speculate=options.speculate,
             )
         except ModelError as error:
             raise _at(model.path, error) from error
@@ -114,29 +118,38 @@ class OnnxEngine:
         threads: int = 1,
         debug: bool = False,
         max_chunk: int = MAX_CHUNK,
-        folder: Path | None = None,
+        origin: Path | None = None,
+        speculate: bool = True,
     ) -> None:
         """Load an ONNX model whose `o2o.contract` metadata describes one graph for any number of tokens.
 
         It takes tokens [1, T], the position [1] of the first token, and the KV caches. It returns the KV
-        caches, and the logits [1, 1, V] of the last token or [1, T, V] of all.
+        caches, and the logits [1, 1, V] of the last token, [1, T, V] of all, or those of as many last tokens
+        as an input `num_logits` says.
 
         Args:
             model: The file's bytes, or the path of the file, with external data in the same folder.
             threads: Number of threads.
             debug: Whether ONNX Runtime's log goes to stderr.
             max_chunk: Maximum number of tokens per run.
-            folder: The folder of the external data of a model that is given as bytes.
+            origin: The file that the bytes were made from, whose folder has the external data.
+            speculate: See `EngineOptions`.
 
         Raises:
             ModelError: The model is of another form, or ONNX Runtime refuses it.
         """
-        self._file = model
+        self._file = origin if isinstance(model, bytes) else model
+        self._speculates = speculate
         self.steps = StepLock(self)
         with silenced_stderr(not debug):
-            self._model = open_inference_session(model, session_options(threads, debug), folder)
+            self._model = open_inference_session(
+                model, session_options(threads, debug), origin and origin.parent
+            )
             self._metadata: dict[str, str] = self._model.get_modelmeta().custom_metadata_map
-            self.contract, self._every_logit = Contract.parse_dynamic(self._metadata.get(METADATA_NAME))
+            self.contract, self.gives_all_logits = Contract.parse_dynamic(self._metadata.get(METADATA_NAME))
+            """See `Engine`."""
+            selects = self.contract.decode.input(NUM_LOGITS) is not None
+            self._every_logit = self.gives_all_logits and not selects
             self.capacity = self.contract.capacity
             window = self.contract.decode.window
             self._max_chunk = min(max_chunk, window.max_tokens) if window is not None else max_chunk
@@ -151,16 +164,17 @@ class OnnxEngine:
         """See `Engine`. Reads an ONNX file that was not lowered by this package when it is first used."""
         if stored := self._metadata.get(WEIGHT_DTYPE):
             return stored
-        return onnx_weight_dtype(self._file) if isinstance(self._file, Path) else ""
+        return onnx_weight_dtype(self._file) if self._file is not None else ""
 
     def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
         """See `EngineSession.plan`. Runs of `max_chunk` tokens, then one of the rest, without padding."""
         return _plan(num_cached, length, self._max_chunk)
 
     @property
-    def gives_all_logits(self) -> bool:
+    def verify_lengths(self) -> tuple[int, ...]:
         """See `Engine`."""
-        return self._every_logit
+        lengths = VERIFY_LENGTHS if self.gives_all_logits and self._speculates else ()
+        return tuple(length for length in lengths if length <= self._max_chunk)
 
     def plan_logits(self, length: int) -> list[Chunk]:
         """Return the runs that give the logits of each token of a text.
@@ -172,7 +186,7 @@ class OnnxEngine:
             The runs in order. The logits of a run have at most `MAX_LOGITS` bytes.
         """
         fitting = max(1, MAX_LOGITS // (4 * self.vocab_size))
-        return _plan(0, length, min(self._max_chunk, fitting) if self._every_logit else 1)
+        return _plan(0, length, min(self._max_chunk, fitting) if self.gives_all_logits else 1)
 
     def open_session(self) -> OnnxSession:
         """See `Engine`."""
@@ -185,17 +199,18 @@ class OnnxEngine:
     def _free(self) -> None:
         del self._model
 
-    def bind(self, caches: Mapping[Slot, np.ndarray], length: int) -> _BoundGraph:
+    def bind(self, caches: Mapping[Slot, np.ndarray], length: int, all_logits: bool = False) -> _BoundGraph:
         """Bind the graph to the KV caches of a session. Call it in a turn of `steps`.
 
         Args:
             caches: The KV caches.
             length: T, the number of tokens of a run.
+            all_logits: Whether the logits of each token are needed, and not only those of the last.
 
         Returns:
             The bound graph.
         """
-        rows = length if self._every_logit else 1
+        rows = length if self._every_logit or all_logits else 1
         return _BoundGraph(self._model, self.contract, caches, length, rows)
 
     def _check_contract(self) -> None:
@@ -243,6 +258,7 @@ class OnnxSession:
                 for slot, cache in engine.contract.decode.caches.items()
             }
             self._step = self._bind(self.kv_caches, 1)
+        self._verifiers: dict[int, _BoundGraph] = {}
         size = engine.contract.decode.window
         self._windows = WindowRows(size) if size is not None else None
 
@@ -275,8 +291,18 @@ class OnnxSession:
         tokens = check_prompt(tokens, self, name="the text")
         for chunk in self._plan_logits(len(tokens)):
             with self._steps.turn():
-                logits = self._run(tokens, chunk).logits.copy()
+                logits = self._run(tokens, chunk, all_logits=True).logits.copy()
             yield check_logits(logits, chunk.start)
+
+    def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        """See `EngineSession`."""
+        length = len(tokens)
+        with self._steps.turn():
+            if length not in self._verifiers:
+                self._verifiers[length] = self._bind(self.kv_caches, length, all_logits=True)
+            run = self._verifiers[length]
+            self._feed(run, tokens, position, length)
+            return run.logits.copy()
 
     def reusable(self, count: int) -> int:
         """See `EngineSession`."""
@@ -296,10 +322,10 @@ class OnnxSession:
         """See `EngineSession`."""
         if self._steps is not CLOSED_SESSION:
             self._steps = CLOSED_SESSION
-            del self._step, self.kv_caches, self._bind
+            del self._step, self._verifiers, self.kv_caches, self._bind
 
-    def _run(self, tokens: Sequence[int], chunk: Chunk) -> _BoundGraph:
-        run = self._bind(self.kv_caches, chunk.length)
+    def _run(self, tokens: Sequence[int], chunk: Chunk, all_logits: bool = False) -> _BoundGraph:
+        run = self._bind(self.kv_caches, chunk.length, all_logits)
         self._feed(run, tokens[chunk.start : chunk.stop], chunk.start, chunk.length)
         return run
 
@@ -335,6 +361,8 @@ class _BoundGraph:
         assert tokens and position and logits  # noqa: PT018
         self._tokens = np.zeros((1, length), tokens.dtype)
         self._position = np.zeros(1, position.dtype)
+        num_logits = decode.input(NUM_LOGITS)
+        self._num_logits = np.full(1, rows, num_logits.dtype if num_logits is not None else np.int64)
         row = decode.input("window_row")
         self._window_row = np.zeros(1, row.dtype if row is not None else position.dtype)
         self._logits = np.zeros((1, rows, logits.shape[-1]), logits.dtype)
@@ -343,6 +371,7 @@ class _BoundGraph:
             "position": self._position,
             "window_row": self._window_row,
             "logits": self._logits,
+            NUM_LOGITS: self._num_logits,
         }
         for tensors, bind in (
             (decode.inputs, self._binding.bind_input),

@@ -53,7 +53,7 @@ def open_inference_session(
     Raises:
         ModelError: ONNX Runtime refuses the model.
     """
-    if folder is not None:
+    if folder is not None and isinstance(model, bytes):
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     source = model if isinstance(model, bytes) else str(model)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from o2o.contract import NUM_LOGITS
 from o2o.errors import ModelError
 from runtime_py.engines.model_file import ModelFile
 
@@ -15,13 +16,12 @@ WEIGHT_DTYPE = "o2o.weight_dtype"
 """Name of the metadata entry with the dtype of the weights, for display."""
 
 
-def lower_file(model: ModelFile, onnx: Path, all_logits: bool = False) -> None:
-    """Lower a model to ONNX.
+def lower_file(model: ModelFile, onnx: Path) -> None:
+    """Lower a model to ONNX, with an input `num_logits`.
 
     Args:
         model: A Circle file.
         onnx: The new file. Large weights go to other files in its folder.
-        all_logits: Whether it returns the logits of each token; otherwise of the last.
 
     Raises:
         ModelError: The model cannot be lowered to ONNX.
@@ -33,7 +33,7 @@ def lower_file(model: ModelFile, onnx: Path, all_logits: bool = False) -> None:
 
     graphs, _ = model.read()
     try:
-        lowered = lower_to_onnx(graphs, FORM, "all" if all_logits else "last")
+        lowered = lower_to_onnx(graphs, FORM, NUM_LOGITS)
         lowered.metadata_props[WEIGHT_DTYPE] = model.weight_dtype
         formats.save(new_model(lowered), onnx)
     except ModelError as error:

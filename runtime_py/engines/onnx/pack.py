@@ -1,8 +1,6 @@
 """Lowering of a Circle file to ONNX with weights packed as ONNX Runtime computes with them on this machine.
 
-    python -m runtime_py.engines.onnx.pack MODEL ENTRY [all]
-
-With `all`, the model returns the logits of each token.
+    python -m runtime_py.engines.onnx.pack MODEL ENTRY
 
 Packing takes the memory of all weights, so `runtime_py.engines.onnx.prepare` runs this as a child process.
 """
@@ -27,20 +25,19 @@ from runtime_py.engines.onnx.lowered_file import MODEL, lower_file
 _PLAIN = "plain.onnx"
 
 
-def lower_and_pack(file: Path, entry: Path, all_logits: bool = False) -> None:
+def lower_and_pack(file: Path, entry: Path) -> None:
     """Write a packed ONNX model.
 
     Args:
         file: A Circle file.
         entry: The folder to write the model to.
-        all_logits: See `lower_file`.
 
     Raises:
         ModelError: The model cannot be lowered to ONNX.
         OSError: It cannot be packed, as on a full disk.
     """
     plain = entry / _PLAIN
-    lower_file(ModelFile(file), plain, all_logits)
+    lower_file(ModelFile(file), plain)
     try:
         pack(plain, entry / MODEL)
     except ModelError as error:  # ONNX Runtime reports a full disk and a bad model alike
@@ -72,5 +69,4 @@ def pack(model: Path, packed: Path) -> None:
 
 
 if __name__ == "__main__":
-    model, folder, *logits = sys.argv[1:]
-    exit_with(lambda: lower_and_pack(Path(model), Path(folder), logits == ["all"]))
+    exit_with(lambda: lower_and_pack(*map(Path, sys.argv[1:])))

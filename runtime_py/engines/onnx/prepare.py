@@ -16,8 +16,8 @@ from o2o.streams.temporary import temporary_folder
 from runtime_py.child_process import run_module
 from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.model_file import ModelFile
-from runtime_py.engines.onnx.all_logits import return_all_logits
 from runtime_py.engines.onnx.lowered_file import FORM, MODEL, lower_file
+from runtime_py.engines.onnx.num_logits import select_logits
 from runtime_py.engines.options import EngineOptions
 
 _MAX_GROWTH = 2.5
@@ -44,8 +44,8 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
     """Lower a Circle file to ONNX, and pack its weights into the disk cache if it is large.
 
     Args:
-        model: A Circle file, or an ONNX file, which is used unchanged.
-        options: `all_logits`, `disk_cache` and `log` are used.
+        model: A Circle file, or an ONNX file, which is used unchanged but for an input `num_logits`.
+        options: `all_logits`, `speculate`, `disk_cache` and `log` are used.
 
     Yields:
         The prepared model, which may be loaded within the block.
@@ -55,13 +55,14 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
         OSError: The file cannot be read. Errors of the disk cache are logged.
     """
     if model.path.suffix == ".onnx":
-        yield PreparedModel(model, model.path, return_all_logits(model.path) if options.all_logits else None)
+        selects = options.all_logits or options.speculate
+        yield PreparedModel(model, model.path, select_logits(model.path) if selects else None)
     elif (entry := _from_cache(model, options)) is not None:
         yield PreparedModel(model, entry / MODEL)
     else:
         with temporary_folder(prefix="o2o-onnx-") as folder:
             file = folder / MODEL
-            lower_file(model, file, options.all_logits)
+            lower_file(model, file)
             yield PreparedModel(model, file)
 
 
@@ -72,24 +73,23 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> Path | None:
     return prepared_artifacts.find_or_build(
         model,
         options.disk_cache,
-        "onnx scoring" if options.all_logits else "onnx",
+        "onnx",
         variant=[importlib.metadata.version("onnxruntime"), FORM],
         estimate_size=lambda: int(model.size * _MAX_GROWTH),
-        build=lambda entry: pack_in_child(model.path, entry, options.all_logits),
+        build=lambda entry: pack_in_child(model.path, entry),
         log=options.log,
     )
 
 
-def pack_in_child(file: Path, entry: Path, all_logits: bool = False) -> None:
+def pack_in_child(file: Path, entry: Path) -> None:
     """Run `runtime_py.engines.onnx.pack` as a child process.
 
     Args:
         file: A Circle file.
         entry: The folder to write the packed model to.
-        all_logits: See `lower_file`.
 
     Raises:
         ModelError: The model cannot be lowered to ONNX.
         OSError: The child failed.
     """
-    run_module("runtime_py.engines.onnx.pack", file, entry, *["all"] * all_logits)
+    run_module("runtime_py.engines.onnx.pack", file, entry)

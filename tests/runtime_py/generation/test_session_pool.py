@@ -68,6 +68,11 @@ class Rows:
         assert -1 not in self.rows[: position + 1]
         return np.array(self.rows[: position + 1])
 
+    def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        length = next(length for length in LENGTHS if length >= len(tokens))
+        self.run([*self.rows[:position], *tokens], Chunk(length, position, position + len(tokens)))
+        return np.array(self.rows[: position + len(tokens)])
+
     def reusable(self, count: int) -> int:
         return count if self.lowest <= max(0, count - (self.engine.window or CAPACITY)) else 0
 
@@ -333,6 +338,20 @@ class Sessions(RuleBasedStateMachine):
             generation.__enter__()
             session.read([token])
             self.texts[session] = [token]
+
+    @precondition(lambda self: self.generating)
+    @rule(
+        index=indexes, token=st.integers(0, 1), draft=st.lists(st.integers(0, 1), max_size=6), data=st.data()
+    )
+    def verify(self, index: int, token: int, draft: list[int], data: st.DataObject) -> None:
+        session = list(self.generating)[index % len(self.generating)]
+        if len(self.texts[session]) + 8 > CAPACITY:
+            return
+        self.texts[session].append(token)
+        assert session.verify(token, draft).tolist() == self.texts[session] + draft
+        for accepted in draft[: data.draw(st.integers(0, len(draft)))]:
+            session.accept(accepted)
+            self.texts[session].append(accepted)
 
     @precondition(lambda self: self.generating)
     @rule(index=indexes)

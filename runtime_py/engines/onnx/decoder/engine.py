@@ -85,6 +85,11 @@ class DecoderEngine:
         """See `Engine`."""
         return self.abilities.gives_all_logits and (self.abilities.continues or not self.abilities.openers)
 
+    @property
+    def verify_lengths(self) -> tuple[int, ...]:
+        """See `Engine`. Some caches cannot go back to an earlier token, so there are no drafts."""
+        return ()
+
     @cached_property
     def _max_chunk(self) -> int:
         if not self.abilities.gives_all_logits:
@@ -206,6 +211,10 @@ class DecoderSession:
             with self._steps.turn():
                 logits = self._run(tokens, chunk, all_logits=True)
             yield check_logits(logits[-chunk.length :], chunk.start)
+
+    def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        """See `EngineSession`. `Engine.verify_lengths` is empty."""
+        raise NotImplementedError
 
     def reusable(self, count: int) -> int:
         """See `EngineSession`."""

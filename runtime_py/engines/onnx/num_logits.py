@@ -1,7 +1,7 @@
-"""An ONNX model that returns the logits of each token, made from one that returns those of the last.
+"""An ONNX model with an input `num_logits`, made from one that returns the logits of the last token.
 
-`o2o.lower.onnx` selects the row of the last token before the LM head. Without this node, the head computes
-the logits of all tokens.
+`o2o.lower.onnx` selects the row of the last token before the LM head: a Slice that begins at -1. Here it
+begins at -`num_logits`, so each run says how many of its last tokens get logits.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from o2o.contract import METADATA_NAME
-from runtime_py.model.contract import LENGTH
+from o2o.contract import METADATA_NAME, NUM_LOGITS
 
 if TYPE_CHECKING:
     import onnx
@@ -22,8 +21,8 @@ _MAX_STEPS = 8
 """The largest number of nodes between the selection of the row and the logits."""
 
 
-def return_all_logits(path: Path) -> bytes | None:
-    """Remove the selection of the last token's row.
+def select_logits(path: Path) -> bytes | None:
+    """Let an input select the rows of the last tokens, instead of the last one.
 
     Args:
         path: An ONNX file with an `o2o.contract`.
@@ -51,16 +50,18 @@ def return_all_logits(path: Path) -> bytes | None:
     row = _selection(graph, logits["name"]) if logits else None
     if logits is None or row is None:
         return None
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == row.output[0]:
-                node.input[index] = row.input[0]
-    graph.node.remove(row)
+    start = f"{NUM_LOGITS}/start"
+    place = next(index for index, node in enumerate(graph.node) if node is row)
+    graph.node.insert(place, onnx.helper.make_node("Neg", [NUM_LOGITS], [start]))
+    row.input[1] = start
+    graph.input.append(onnx.helper.make_tensor_value_info(NUM_LOGITS, onnx.TensorProto.INT64, [1]))
     del graph.value_info[:]  # shapes with one row
-    logits["shape"][-2] = LENGTH
+    entry = {"name": NUM_LOGITS, "dtype": "int64", "shape": [1], "role": NUM_LOGITS}
+    contract["signatures"]["decode"]["inputs"].append(entry)
+    logits["shape"][-2] = NUM_LOGITS
     metadata.value = json.dumps(contract, separators=(",", ":"))
     (output,) = (value for value in graph.output if value.name == logits["name"])
-    output.type.tensor_type.shape.dim[len(logits["shape"]) - 2].dim_param = LENGTH
+    output.type.tensor_type.shape.dim[len(logits["shape"]) - 2].dim_param = NUM_LOGITS
     return model.SerializeToString()
 
 
