@@ -11,7 +11,7 @@ from itertools import groupby
 
 from o2o.cli.text import counted
 from runtime_py.engines.prefill_plan import Chunk
-from runtime_py.generation.speculation import DraftStats
+from runtime_py.generation.session import DraftStats
 
 
 def peak_memory() -> float:

@@ -60,7 +60,7 @@ class EngineOptions:
         """The names of the options that an engine must support.
 
         `disk_cache` is not included: an engine without support for it stores nothing, as with None. Nor is
-        `all_logits`: every session gives all logits, fast or slowly.
+        `all_logits`: every session gives all logits, fast or slowly. Nor is `speculate`: it changes no text.
         """
         names = {name for name in ("threads", "buckets") if getattr(self, name) is not None}
         return frozenset(names | ({"debug"} if self.debug else set()))

@@ -3,9 +3,9 @@
     text    a b c d e f g x y  b c d           the last tokens "b c d" occurred before
     draft                            e f g x   so what followed there may follow here
 
-Summaries, edits, code and JSON repeat their prompt. Other texts do so now and then. The number of tokens
-that the two places have in common says how likely the next one is to agree, and each new token shows whether
-it did. So the draft's quality is known at every place, also while no draft is used.
+Summaries, edits, code and JSON repeat their prompt. Other texts do so now and then. The more tokens the two
+places have in common, the more likely the next one agrees. Each new token shows whether it did, also while no
+draft is used. So the quality of drafts is always known.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
@@ -14,9 +15,24 @@ from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import SESSION_CLOSED, EngineClosed
 from runtime_py.engines.token_ids import check_prompt
 from runtime_py.generation.session_pool import Caches, SessionPool
-from runtime_py.generation.speculation import DraftStats, StepCosts
+from runtime_py.generation.step_costs import StepCosts
 
 BUSY = "the session is generating another text: close that stream first, or open a session for each text"
+
+
+@dataclass
+class DraftStats:
+    """Counts of one session.
+
+    Attributes:
+        runs: Runs that verified a draft.
+        drafted: Tokens of these drafts.
+        accepted: Drafted tokens that were chosen.
+    """
+
+    runs: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Session:

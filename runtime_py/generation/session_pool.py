@@ -27,7 +27,7 @@ from runtime_py import forks
 from runtime_py.engines.engine import Engine, EngineSession
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import CLOSED, FORKED, EngineClosed
-from runtime_py.generation.speculation import StepCosts
+from runtime_py.generation.step_costs import StepCosts
 
 MAX_SESSIONS = 4
 """Default of the largest number of texts that have KV caches at the same time."""

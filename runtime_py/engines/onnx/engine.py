@@ -124,8 +124,8 @@ class OnnxEngine:
         """Load an ONNX model whose `o2o.contract` metadata describes one graph for any number of tokens.
 
         It takes tokens [1, T], the position [1] of the first token, and the KV caches. It returns the KV
-        caches, and the logits [1, 1, V] of the last token, [1, T, V] of all, or those of as many last tokens
-        as an input `num_logits` says.
+        caches and logits: [1, 1, V] of the last token, or [1, T, V] of all. With an input `num_logits`, they
+        are those of this number of last tokens.
 
         Args:
             model: The file's bytes, or the path of the file, with external data in the same folder.

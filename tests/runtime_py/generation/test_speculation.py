@@ -15,7 +15,7 @@ from runtime_py.generation.generate import Token, generate
 from runtime_py.generation.sampling import Sampling
 from runtime_py.generation.session import Session
 from runtime_py.generation.session_pool import SessionPool
-from runtime_py.generation.speculation import COST_PER_TOKEN, FORGET, StepCosts
+from runtime_py.generation.step_costs import StepCosts
 from runtime_py.text.detokenizer import Detokenizer
 from tests.runtime_py.generation.test_generate import Digits
 
@@ -78,9 +78,8 @@ class Engine:
 
 
 @pytest.fixture(autouse=True)
-def drafts_cost_nothing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if "costs" not in request.node.name:
-        monkeypatch.setattr(StepCosts, "relative", lambda self, length: 1.0 + 0.01 * length)
+def drafts_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepCosts, "relative", lambda self, length: 1.0 + 0.01 * length)
 
 
 def run(engine: Engine, prompt: Sequence[int] = (1, 2, 3), **options: Any) -> tuple[list[Token], Session]:
@@ -173,20 +172,6 @@ def test_logits_that_are_not_finite_are_reported_where_they_are_used() -> None:
     engine.table[text[40], text[41]] = np.nan
     with pytest.raises(ModelError, match="not finite"):
         run(engine)
-
-
-def test_costs_are_medians_relative_to_a_step() -> None:
-    costs = StepCosts()
-    assert costs.relative(4) == 1 + 3 * COST_PER_TOKEN
-    for length, seconds in ((1, 9.0), (4, 9.0)):  # the first run of each does not count
-        costs.add(length, seconds)
-    for seconds in (1.0, 1.0, 7.0):
-        costs.add(1, seconds)
-        costs.add(4, 3 * seconds)
-    assert costs.relative(4) == 3
-    for _ in range(FORGET + 1):
-        costs.add(1, 1.0)
-    assert costs.relative(4) == 1 + 3 * COST_PER_TOKEN  # tried again
 
 
 def test_drafts_whose_costs_are_high_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
