@@ -41,6 +41,10 @@ COVERED = {
     "tests/o2o/cli/test_command.py": [
         "o2o/errors.py",
     ],
+    "tests/o2o/raising/test_attention_onnx.py": [
+        "o2o/raising/cache_rows.py",
+        "o2o/raising/dot_product.py",
+    ],
     "tests/o2o/raising/test_graphs.py": [
         "o2o/raising/operation.py",
         "o2o/raising/rules.py",

@@ -125,6 +125,8 @@ def load_onnx(models: dict[int, Any], key: int, path: str) -> list[tuple[str, li
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    # By default, products with a DequantizeLinear of 4 bits round the other operand to int8.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     models[key] = session

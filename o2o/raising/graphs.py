@@ -174,12 +174,13 @@ class _Raising:
             return
         operation = Operation(node, values, opset, self.result.graph, self.result.values)
         results = rule(operation)
-        results = [results] if isinstance(results, ir.Value) else list(results)
-        for value in node.outputs[len(results) :]:
-            if value.name and (value.uses() or value.is_graph_output()):
+        given = [results] if isinstance(results, ir.Value) else list(results)
+        given += [None] * (len(node.outputs) - len(given))
+        for value, result in zip(node.outputs, given, strict=False):
+            if result is not None:
+                self._bind(value, result)
+            elif value.name and (value.uses() or value.is_graph_output()):
                 operation.refuse(f"its result {value.name} is used")
-        for value, result in zip(node.outputs, results, strict=False):
-            self._bind(value, result)
 
     def _bind(self, value: ir.Value, raised: ir.Value) -> None:
         """Map a result, which takes the name of the ONNX value if it is new."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from o2o.formats.schema import CIRCLE
 from o2o.formats.tensors import constant_array
-from o2o.model import DOMAIN, attribute, shape_of
+from o2o.model import CUSTOM_DOMAIN, DOMAIN, attribute, shape_of
 from o2o.operators.shape_inference import Mismatch, infer_shapes
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import constant_ints, producer_of
@@ -317,6 +317,9 @@ class Operation:
         """
         if dtype is None or x.dtype == dtype:
             return x
+        for kind in (x.dtype, dtype):
+            if kind not in CIRCLE.dtype_codes:
+                self.refuse(f"Circle has no {kind}")
         array = constant_array(x)
         if array is not None and array.size <= SMALL:
             return self.constant(array.astype(dtype.numpy()), "constant")
@@ -370,8 +373,8 @@ class Operation:
 SMALL = 1 << 14
 """Elements of a constant that is converted at once instead of by an operator."""
 
-Rule = Callable[[Operation], "ir.Value | Sequence[ir.Value]"]
-"""Raises one operator: returns its results. Fewer results than the node has leave its last ones unraised."""
+Rule = Callable[[Operation], "ir.Value | Sequence[ir.Value | None]"]
+"""Raises one operator: returns its results. Those that are None or not there stay unraised."""
 
 Rules = dict[str, Rule]
 """The rules of one domain by operator."""
@@ -386,4 +389,4 @@ def is_builtin(node: ir.Node) -> bool:
     Returns:
         False for an ONNX node that stayed.
     """
-    return node.domain == DOMAIN
+    return node.domain in (DOMAIN, CUSTOM_DOMAIN)

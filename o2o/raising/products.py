@@ -9,7 +9,8 @@ import onnx_ir as ir
 from o2o.formats.tensors import is_plain
 from o2o.formats.transposed_tensor import TransposedTensor
 from o2o.model import shape_of
-from o2o.raising.operation import INT32, Operation, Rules
+from o2o.raising.operation import Operation, Rules
+from o2o.raising.quantized import quantized_product
 from o2o.rewriting.builder import add_tensor
 
 
@@ -17,6 +18,8 @@ def _matmul(of: Operation) -> ir.Value:
     x, y = of.operand(0), of.operand(1)
     if len(shape_of(y)) == 2 and is_plain(y) and len(shape_of(x)) > 0:
         return fully_connected(of, x, transposed_weights(of, y))
+    if len(shape_of(x)) > 0 and (product := quantized_product(of, x, y)) is not None:
+        return product
     return matmul(of, x, y)
 
 
@@ -110,7 +113,9 @@ def _gemm(of: Operation) -> ir.Value:
             return fully_connected(of, x, weights, of.reshape(bias, [shape_of(weights)[0]]))
         result = fully_connected(of, x, weights)
     else:
-        result = of.emit("BATCH_MATMUL", x, y, adjointRhs=bool(of.get("transB", 0)))
+        is_transposed = bool(of.get("transB", 0))
+        product = quantized_product(of, x, y, is_transposed=is_transposed)
+        result = of.emit("BATCH_MATMUL", x, y, adjointRhs=is_transposed) if product is None else product
     if alpha != 1:
         result = of.emit("MUL", result, of.like(alpha, result))
     if bias is not None:
@@ -166,25 +171,8 @@ def _without(of: Operation, x: ir.Value, axes: str, needed: str) -> tuple[ir.Val
     return total, "".join(name for name in axes if name in needed)
 
 
-def _matmul_integer(of: Operation) -> ir.Value:
-    """Integers minus their zero points, multiplied in float32: exact for up to 2^24 / 2^16 summands."""
-    sides = []
-    for index in (0, 1):
-        x = of.cast(of.operand(index), ir.DataType.FLOAT)
-        if of.has(index + 2):
-            zero = of.cast(of.operand(index + 2), ir.DataType.FLOAT)
-            if index == 0 and len(shape_of(zero)) == 1 and shape_of(zero)[0] > 1:
-                zero = of.reshape(zero, [*shape_of(zero), 1])
-            x = of.emit("SUB", x, zero)
-        sides.append(x)
-    if shape_of(sides[0])[-1] > 1 << 8:
-        of.refuse("float32 does not hold sums of that many products")
-    return of.cast(matmul(of, *sides), INT32)
-
-
 RULES: Rules = {
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Einsum": _einsum,
-    "MatMulInteger": _matmul_integer,
 }

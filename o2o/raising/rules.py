@@ -5,14 +5,22 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from o2o.raising import (
+    activations_ort,
     arithmetic,
+    attention_onnx,
+    attention_ort,
+    block_quantized,
+    cache_rows,
     comparisons,
     generators,
     indexing,
     layout,
     normalization,
+    norms,
     products,
+    quantized,
     reductions,
+    rotation,
     scatter,
 )
 from o2o.raising.operation import Rule, Rules
@@ -27,10 +35,25 @@ ONNX: Rules = {
     **scatter.RULES,
     **generators.RULES,
     **normalization.RULES,
+    **norms.RULES,
+    **rotation.RULES,
+    **cache_rows.RULES,
+    **attention_onnx.RULES,
+    **quantized.RULES,
 }
 """Operators of ONNX's own domain."""
 
-RULES: dict[str, Rules] = {"": ONNX, "ai.onnx": ONNX}
+ORT: Rules = {
+    **activations_ort.ORT_RULES,
+    **norms.ORT_RULES,
+    **rotation.ORT_RULES,
+    **attention_ort.ORT_RULES,
+    **block_quantized.ORT_RULES,
+    **quantized.ORT_RULES,
+}
+"""Operators of com.microsoft, which ONNX Runtime adds."""
+
+RULES: dict[str, Rules] = {"": ONNX, "ai.onnx": ONNX, "com.microsoft": ORT}
 """The rules by domain."""
 
 

@@ -212,19 +212,6 @@ def _written_elements(
     return None if first is None else write_rows(of, x, updates, axis, first)
 
 
-def _tensor_scatter(of: Operation) -> ir.Value:
-    x, updates = of.operand(0), of.operand(1)
-    if _text(of.get("mode", "linear")) != "linear":
-        of.refuse("Circle has no scatter that wraps around")
-    shape = shape_of(x)
-    axis = of.axis(int(of.get("axis", -2)), len(shape))
-    if shape[0] != 1 and axis != 0:
-        of.refuse("it writes a batch at several positions")
-    if not of.has(2):
-        return write_rows(of, x, updates, axis, of.indices([0], "start"))
-    return write_rows(of, x, updates, axis, of.operand(2))
-
-
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
@@ -233,5 +220,4 @@ RULES: Rules = {
     "ScatterND": _scatter_nd,
     "ScatterElements": _scatter_elements,
     "Scatter": _scatter_elements,
-    "TensorScatter": _tensor_scatter,
 }

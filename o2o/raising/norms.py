@@ -1,0 +1,76 @@
+"""Normalization by the root mean square, and additions in front of a normalization (com.microsoft)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from o2o.model import shape_of
+from o2o.raising.normalization import normalized
+from o2o.raising.operation import FLOAT, Operation, Rules
+
+
+def rms_norm(of: Operation, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+    """Emit RMS_NORM, in float32.
+
+    Args:
+        of: The node that is raised.
+        x: [..., D].
+        weight: [D].
+        epsilon: Added to the mean square.
+
+    Returns:
+        x / sqrt(mean(x^2) + epsilon) * weight, in the dtype of x.
+    """
+    D = shape_of(x)[-1]
+    operands = [of.cast(x, FLOAT), of.cast(of.reshape(weight, [D]), FLOAT)]
+    return of.cast(of.emit("RMS_NORM", *operands, epsilon=epsilon, name="normalized"), x.dtype)
+
+
+def _rms_normalization(of: Operation) -> ir.Value:
+    """RMSNormalization, SimplifiedLayerNormalization: x, scale; over the axes from `axis` on."""
+    x, scale = of.operand(0), of.operand(1)
+    shape = shape_of(x)
+    axis = of.axis(of.get("axis", -1), len(shape))
+    size = math.prod(shape[axis:])
+    x = of.reshape(x, [*shape[:axis], size])
+    epsilon = of.get("epsilon", 1e-5)
+    if math.prod(shape_of(scale)) == size:
+        return of.reshape(rms_norm(of, x, scale, epsilon), shape)
+    ones = of.constant(np.ones(size), "ones", np.float32)
+    y = of.reshape(rms_norm(of, x, ones, epsilon), shape)
+    return of.emit("MUL", y, scale, name="scaled")
+
+
+def _sum(of: Operation, bias: int) -> ir.Value:
+    """input + skip, and the bias if there is one."""
+    total = of.emit("ADD", of.operand(0), of.operand(1), name="sum")
+    return of.emit("ADD", total, of.operand(bias), name="sum") if of.has(bias) else total
+
+
+def _skip_simplified(of: Operation) -> list[ir.Value | None]:
+    """SkipSimplifiedLayerNormalization(input, skip, gamma, bias): also the sum, as output 3."""
+    total = _sum(of, 3)
+    return [rms_norm(of, total, of.operand(2), of.get("epsilon", 1e-12)), None, None, total]
+
+
+def _skip(of: Operation) -> list[ir.Value | None]:
+    """SkipLayerNormalization(input, skip, gamma, beta, bias): also the sum, as output 3."""
+    total = _sum(of, 4)
+    last = len(shape_of(total)) - 1
+    y = normalized(of, total, [last], of.get("epsilon", 1e-12), centered=True)
+    y = of.emit("MUL", y, of.operand(2), name="scaled")
+    return [of.emit("ADD", y, of.operand(3), name="shifted") if of.has(3) else y, None, None, total]
+
+
+RULES: Rules = {"RMSNormalization": _rms_normalization, "SimplifiedLayerNormalization": _rms_normalization}
+"""Rules of ONNX's own domain. ONNX Runtime puts SimplifiedLayerNormalization there, too."""
+
+ORT_RULES: Rules = {
+    "SimplifiedLayerNormalization": _rms_normalization,
+    "SkipSimplifiedLayerNormalization": _skip_simplified,
+    "SkipLayerNormalization": _skip,
+}
+"""Rules of com.microsoft."""
