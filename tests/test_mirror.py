@@ -180,11 +180,19 @@ COVERED = {
         "o2o/rewriting/onnx_builder.py",
         "o2o/verifier/onnx_checker.py",
     ],
+    "tests/o2o/quantization/test_onnx_forms.py": [
+        "o2o/formats/computed_tensors.py",
+        "o2o/quantization/onnx_weight_uses.py",
+    ],
+    "tests/o2o/quantization/test_weight_uses.py": [
+        "o2o/quantization/matrix.py",
+    ],
     "tests/o2o/formats/test_onnx_composition.py": [
         "o2o/formats/onnx_branches.py",
         "o2o/formats/onnx_names.py",
         "o2o/formats/onnx_splitting.py",
         "o2o/rewriting/onnx_merging.py",
+        "o2o/rewriting/onnx_opsets.py",
     ],
     "tests/o2o/formats/test_onnx_reader.py": [
         "o2o/formats/onnx_proto.py",
@@ -196,7 +204,6 @@ COVERED = {
     ],
     "tests/o2o/lower/onnx/test_lowering.py": [
         "o2o/lower/onnx/builder.py",
-        "o2o/lower/onnx/lazy_tensors.py",
         "o2o/lower/onnx/norms.py",
         "o2o/lower/onnx/ort_form.py",
         "o2o/lower/onnx/per_token.py",

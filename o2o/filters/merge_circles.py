@@ -15,7 +15,8 @@ from o2o.formats import tensor_descriptions
 from o2o.formats.fingerprint import fingerprint
 from o2o.model import Model, Signature, attribute
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
-from o2o.rewriting.onnx_merging import add_functions, raise_opsets, selection
+from o2o.rewriting.onnx_merging import add_functions, selection
+from o2o.rewriting.onnx_opsets import raise_opsets
 from o2o.rewriting.topological_sort import topological_sort
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from o2o import streams
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.model import Model
+from o2o.quantization.onnx_forms import FORMS, prepare
 from o2o.quantization.quantize import MatrixResult, quantize
 from o2o.quantization.recipes import PARTS, RECIPES, find_recipe
 from o2o.quantization.report import report, summary
@@ -43,6 +44,9 @@ class QuantizeWeights(Filter):
     --head select another scheme for these two. A tied table gets the more accurate of both schemes.
     Weights may be external (--weights external). Quantized ones are read from the checkpoint, a few rows at a
     time, and become part of the model. The others stay external until bind.weights.py.
+    ONNX: weights of MatMul, Gemm and Gather. --form ort uses ONNX Runtime's own operators; kernels quantize
+    the activations. That is the default of the recipes `dynamic_...`. --form standard, the default of others,
+    puts DequantizeLinear or Cast before the operator, for any runtime.
     The file records the recipe (o2o.quantization). --report writes the error of each tensor.
     Not quantized: operands of other operators, quantized weights, tensors that would not become smaller. Rows
     without a whole number of blocks get shorter blocks, else int8.
@@ -51,6 +55,7 @@ class QuantizeWeights(Filter):
 
     name = "quantize.weights.py"
     purpose = "Weights"
+    input_formats = ALL_FORMATS
     usage_example = (
         "quantize.weights.py --recipe dynamic_int8 < graph.circle | bind.weights.py > model.circle"
     )
@@ -65,6 +70,11 @@ class QuantizeWeights(Filter):
                 metavar="SCHEME",
                 help=f"scheme of the {description}: {', '.join(PARTS)} (default: the recipe's)",
             )
+        parser.add_argument(
+            "--form",
+            choices=FORMS,
+            help="which operators of ONNX to use (default: ort for the recipes dynamic_..., else standard)",
+        )
         parser.add_argument("--report", metavar="FILE", help="write errors and sizes to this file, as JSON")
 
     def check_arguments(self, args: argparse.Namespace) -> None:
@@ -74,9 +84,13 @@ class QuantizeWeights(Filter):
             raise UsageError(f"--report and -o are both {args.report}: one would replace the other")
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
-        self._results: list[MatrixResult] = quantize(
-            model, find_recipe(args.recipe, args.embedding, args.head)
-        )
+        recipe = find_recipe(args.recipe, args.embedding, args.head)
+        if args.form is not None and model.format != "onnx":
+            raise UsageError("--form is for ONNX models")
+        form = args.form or ("standard" if recipe.explicit else "ort")
+        if model.format == "onnx":
+            self.messages += prepare(model, recipe, form)
+        self._results: list[MatrixResult] = quantize(model, recipe, form)
         return any(result.scheme for result in self._results)
 
     def tolerance(self, args: argparse.Namespace) -> float:

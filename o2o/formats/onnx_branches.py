@@ -14,7 +14,8 @@ messages. `onnx_splitting` undoes it, by the metadata entry `o2o.signatures`:
 
 - The file has the inputs and outputs of all graphs, each name once.
 - Dimensions that differ become symbolic.
-- Large constants are in the outer graph, equal ones once, and branches refer to them.
+- Large constants are in the outer graph, equal ones once, and branches refer to them. Only the operands of
+  DequantizeLinear are in the branches. As external data they are stored once.
 - The size of an input selects the branch, where sizes differ. Else an input does. It is `use_cache_branch`
   (bool [1], as in Optimum's files) if one of two graphs takes more inputs, or `signature_index` (int64 [1]).
 - An input that the selected branch lacks is not read: an empty tensor will do.

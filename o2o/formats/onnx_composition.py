@@ -19,7 +19,7 @@ from o2o.formats.onnx_branches import (
     dims_in,
     united,
 )
-from o2o.formats.onnx_names import all_names, rename, used_names
+from o2o.formats.onnx_names import all_names, graphs_in, rename, used_names
 from o2o.model import unique_name
 
 RENAME = "rename.io.py gives one of them another name"
@@ -214,7 +214,7 @@ def _share_constants(
     names: dict[Hashable, str] = {}
     renamed: list[dict[str, str]] = []
     for part in parts:
-        used = used_names(part.graph)
+        used = used_names(part.graph) - _dequantized_names(part.graph)
         here: dict[str, str] = {}
         rest = []
         for tensor in part.graph.initializer:
@@ -232,6 +232,20 @@ def _share_constants(
         part.graph.initializer.extend(rest)
         renamed.append(here)
     return renamed
+
+
+def _dequantized_names(graph: onnx.GraphProto) -> set[str]:
+    """The operands of DequantizeLinear, which must be in its own graph.
+
+    ONNX Runtime 1.31 refuses a model whose DequantizeLinear takes a constant of an outer graph.
+    """
+    names: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear":
+            names.update(node.input)
+        for inner in graphs_in(node):
+            names |= _dequantized_names(inner)
+    return names
 
 
 def _branch(

@@ -18,7 +18,7 @@ class TransposedTensor(StreamedTensor):
 
         Args:
             name: The name of the result.
-            matrix: The constant [rows, columns], of whole bytes, or of 4 bits and an even number of rows.
+            matrix: The constant [rows, columns].
             shape: The shape of the result; None for [columns, rows].
         """
         super().__init__(matrix.dtype, shape or matrix.shape.numpy()[::-1], name, [matrix])
@@ -28,8 +28,11 @@ class TransposedTensor(StreamedTensor):
         (matrix,) = self.parts
         return "transposed", storage_key(matrix), matrix.shape.numpy()
 
-    def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         numbers = self.parts[0].numpy()
+        if self.dtype.bitwidth < 8 and (self.dtype.bitwidth < 4 or numbers.shape[0] % 2):
+            yield ir.Tensor(np.ascontiguousarray(numbers.T), self.dtype).tobytes()
+            return
         step = max(1, size // max(1, numbers.shape[0] * numbers.itemsize))
         for start in range(0, numbers.shape[1], step):
             block = np.ascontiguousarray(numbers[:, start : start + step].T).reshape(-1).view(np.uint8)

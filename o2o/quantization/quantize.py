@@ -3,23 +3,28 @@ written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o.cli.progress import LONG, progress
 from o2o.formats.litert_ops import minimum_version
+from o2o.formats.onnx_writer import EXTERNAL, is_external
 from o2o.formats.quantization_parameters import set_axis_quantization, set_block_quantization
-from o2o.formats.tensors import constant_array, with_shape
+from o2o.formats.tensors import constant_array, source_tensors, with_shape
+from o2o.formats.transposed_tensor import TransposedTensor
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model, shape_of
+from o2o.quantization.matrix import Matrix, Use
 from o2o.quantization.metadata import record_step
+from o2o.quantization.onnx_forms import OnnxForm
 from o2o.quantization.recipes import Recipe
 from o2o.quantization.schemes import Scheme, fitting, more_accurate
 from o2o.quantization.tensors import QuantizedTensor
-from o2o.quantization.weight_uses import LM_HEAD_SUFFIX, Matrix, Use, matrices
+from o2o.quantization.weight_uses import LM_HEAD_SUFFIX, matrices
 from o2o.rewriting.builder import Builder, add_constant, add_tensor
 from o2o.rewriting.rewire import replace_output
 
@@ -27,6 +32,7 @@ from o2o.rewriting.rewire import replace_output
 ROW_SCALE, BLOCK_SCALE = 12, 2
 # Upper bounds of the bytes of tables: for each value of a quantized constant, and for each added operator.
 VALUE, OPERATOR = 256, 512
+Apply = Callable[[Matrix, QuantizedTensor, bool], None]
 
 
 @dataclass
@@ -54,12 +60,13 @@ class MatrixResult:
     tensor: QuantizedTensor | None = field(default=None, repr=False)
 
 
-def quantize(model: Model, recipe: Recipe) -> list[MatrixResult]:
+def quantize(model: Model, recipe: Recipe, form: str = "standard") -> list[MatrixResult]:
     """Quantize the matrices of a model. They are read once, for their scales.
 
     Args:
-        model: The model, changed in place.
+        model: The model, changed in place. `onnx_forms.prepare` has prepared one of ONNX.
         recipe: The recipe.
+        form: Of ONNX: `standard` or `ort`.
 
     Returns:
         The result for each matrix, in the order of the model.
@@ -69,12 +76,15 @@ def quantize(model: Model, recipe: Recipe) -> list[MatrixResult]:
         OSError: A checkpoint cannot be read.
     """
     split = [part for matrix in matrices(model) for part in _untied(matrix, recipe)]
+    if any(is_external(part) for matrix in split for part in source_tensors(matrix.tensor)):
+        model.fields[EXTERNAL] = True  # quantized weights are written beside the model, too
     total = sum(matrix.tensor.nbytes for matrix in split)
+    apply = partial(_put, model) if model.format != "onnx" else OnnxForm(model, form).apply
     results = []
     with progress("quantize", total, shown=total >= LONG) as advance:
         for matrix in split:
             size = matrix.tensor.nbytes
-            results.append(_quantize(model, matrix, recipe))
+            results.append(_quantize(model, matrix, recipe, apply))
             advance(size)
     sizes = [sum(result.before for result in results), sum(result.after for result in results)]
     record_step(model, recipe, [result.scheme.name for result in results if result.scheme], sizes)
@@ -90,22 +100,23 @@ def _untied(matrix: Matrix, recipe: Recipe) -> list[Matrix]:
     for use in matrix.uses:
         (lm_head if use.part == "head" else table).uses.append(use)
     for graph in {id(use.graph): use.graph for use in lm_head.uses}.values():
-        (value,) = (value for owner, value in matrix.values if owner is graph)
+        value = next(value for owner, value in matrix.values if owner is graph)
         copy = add_tensor(
             graph, with_shape(matrix.tensor, shape_of(value), ""), f"{value.name}{LM_HEAD_SUFFIX}"
         )
         lm_head.values.append((graph, copy))
         for use in lm_head.uses:
             if use.graph is graph:
-                use.node.replace_input_with(use.operand, copy)
+                node, operand = use.first
+                node.replace_input_with(operand, copy)
     return [table, lm_head]
 
 
-def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> MatrixResult:
+def _quantize(model: Model, matrix: Matrix, recipe: Recipe, apply: Apply) -> MatrixResult:
     name, tensor = matrix.value.name or "", matrix.tensor
-    parts, shape = sorted(matrix.parts), shape_of(matrix.value)
+    parts, shape = sorted(matrix.parts), matrix.shape
     before = 0 if matrix.copied else tensor.nbytes
-    unchanged = MatrixResult(name, parts, shape, None, before, tensor.nbytes)  # type: ignore[arg-type]
+    unchanged = MatrixResult(name, parts, shape, None, before, tensor.nbytes)
     unchanged.reason = matrix.reason
     if unchanged.reason:
         return unchanged
@@ -124,13 +135,19 @@ def _quantize(model: Model, matrix: Matrix, recipe: Recipe) -> MatrixResult:
     if after + _overhead(matrix, scheme, explicit) >= tensor.nbytes:
         unchanged.reason = "it would not become smaller"
         return unchanged
-    quantized = QuantizedTensor(name, tensor, scheme, (rows, columns))
+    source = TransposedTensor(name, tensor) if matrix.by_columns else tensor
+    quantized = QuantizedTensor(name, source, scheme, (rows, columns))
     _add_to_unused(model, tensor)
+    apply(matrix, quantized, explicit)
+    return MatrixResult(name, parts, (rows, columns), scheme, before, after, tensor=quantized)
+
+
+def _put(model: Model, matrix: Matrix, quantized: QuantizedTensor, explicit: bool) -> None:
+    """Let all uses of a matrix compute with its quantized numbers."""
     for graph, value in matrix.values:
         _set_constant(model, graph, value, quantized)
     for use in matrix.uses:
         _apply(model, use, explicit)
-    return MatrixResult(name, parts, (rows, columns), scheme, before, after, tensor=quantized)
 
 
 def _overhead(matrix: Matrix, scheme: Scheme, explicit: bool) -> int:

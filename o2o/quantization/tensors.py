@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.formats.tensors import SourceTensor, StreamedTensor, storage_key
+from o2o.formats.transposed_tensor import TransposedTensor
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.quantization.error import QuantizationError
 from o2o.quantization.rounding import RowQuantizer, best_scales, block_maxima
@@ -107,7 +108,7 @@ def _numbers(source: ir.TensorProtocol, size: int) -> Iterator[np.ndarray]:
         yield from source.stored.chunks(size)
         return
     dtype = source.dtype.numpy()
-    if isinstance(source, SourceTensor):
+    if isinstance(source, SourceTensor | TransposedTensor):
         for chunk in source.chunks(size * dtype.itemsize):
             yield np.frombuffer(chunk, dtype).astype(np.float32, copy=False)
         return

@@ -2,83 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal
 
 import onnx_ir as ir
 
-from o2o.contract import role_of
 from o2o.formats.tensors import is_constant, is_quantized, storage_key
 from o2o.model import DOMAIN, Model, attribute, is_dynamic, shape_of
 from o2o.operators.traits import PASS_THROUGH_OPS, lookup_operands, traits_of
+from o2o.quantization.matrix import FLOATS, INTEGERS, Matrix, Part, Use, is_tokens, logits_of
+from o2o.quantization.onnx_weight_uses import onnx_uses
 from o2o.rewriting.matchers import producer_of
 
-Part = Literal["matrix", "embedding", "head"]
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 LM_HEAD_SUFFIX = "_head"  # suffix of the name of an LM head that was untied from the embedding
-TOKENS = re.compile(r"token|ids", re.IGNORECASE)  # in the name of an input of token ids
-
-
-@dataclass(frozen=True)
-class Use:
-    """A use of a constant matrix by a node.
-
-    Attributes:
-        graph: The graph of the node.
-        node: The node.
-        operand: The number of the operand.
-        part: The part that the matrix plays for the node; None if it cannot be quantized.
-        reason: Why it cannot be quantized.
-        widened: The DEQUANTIZE from float16 to float32 between matrix and node, if any.
-    """
-
-    graph: ir.Graph
-    node: ir.Node
-    operand: int
-    part: Part | None
-    reason: str = ""
-    widened: ir.Node | None = None
-
-
-@dataclass
-class Matrix:
-    """A floating-point constant matrix with all its uses.
-
-    Attributes:
-        values: The values that have it as their constant, and their graphs.
-        uses: The uses of these values.
-        copied: It is a copy of another matrix of the model, made when embedding and LM head were untied.
-    """
-
-    values: list[tuple[ir.Graph, ir.Value]] = field(default_factory=list)
-    uses: list[Use] = field(default_factory=list)
-    copied: bool = False
-
-    @property
-    def value(self) -> ir.Value:
-        return self.values[0][1]
-
-    @property
-    def tensor(self) -> ir.TensorProtocol:
-        assert self.value.const_value is not None
-        return self.value.const_value
-
-    @property
-    def parts(self) -> set[Part]:
-        return {use.part for use in self.uses if use.part is not None}
-
-    @property
-    def reason(self) -> str:
-        """Why it cannot be quantized; "" if it can."""
-        values = [value for _, value in self.values]
-        if len({shape_of(value) for value in values}) > 1:
-            return "its bytes are used in several shapes"
-        if any(value.is_graph_output() for value in values):
-            return "it is an output"
-        return next((use.reason for use in self.uses if use.part is None), "")
 
 
 def matrices(model: Model) -> list[Matrix]:
@@ -91,14 +26,22 @@ def matrices(model: Model) -> list[Matrix]:
         The matrices in the order of the graphs. Values that share their bytes are one matrix.
     """
     by_storage: dict[Hashable, Matrix] = {}
+    find = onnx_uses if model.format == "onnx" else _all_uses
+    for graph, value, uses in find(model):
+        assert value.const_value is not None
+        matrix = by_storage.setdefault(storage_key(value.const_value), Matrix())
+        matrix.values.append((graph, value))
+        matrix.uses += uses
+    return [matrix for matrix in by_storage.values() if matrix.parts]
+
+
+def _all_uses(model: Model) -> Iterator[tuple[ir.Graph, ir.Value, list[Use]]]:
+    """Each floating-point constant, its graph and its uses."""
     for graph in model.graphs:
         lm_heads = set(_lm_heads(model, graph))
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype in FLOATS and value.dtype in FLOATS:
-                matrix = by_storage.setdefault(storage_key(value.const_value), Matrix())
-                matrix.values.append((graph, value))
-                matrix.uses += _uses(model, graph, value, lm_heads)
-    return [matrix for matrix in by_storage.values() if matrix.parts]
+                yield graph, value, list(_uses(model, graph, value, lm_heads))
 
 
 def _uses(
@@ -148,24 +91,16 @@ def _unfit(model: Model, graph: ir.Graph, node: ir.Node, operand: int, value: ir
 
 
 def _are_tokens(model: Model, graph: ir.Graph, ids: ir.Value) -> bool:
-    """Whether `ids` come from the input of token ids, by its role or else by its name."""
     while (node := producer_of(ids, *PASS_THROUGH_OPS)) is not None and node.inputs[0] is not None:
         ids = node.inputs[0]
-    if (role := role_of(ids)) is not None:
-        return role.kind == "tokens"
-    inputs = [item for signature in model.signatures_of(graph) for item in signature.inputs.items()]
-    names = [ids.name or "", *(name for name, value in inputs if value is ids)]
-    return ids.is_graph_input() and any(TOKENS.search(name) for name in names)
+    return is_tokens(model, graph, ids)
 
 
 def _lm_heads(model: Model, graph: ir.Graph) -> Iterator[ir.Node]:
-    """The FULLY_CONNECTED nodes of `graph` that compute logits, by role or else by the output's name."""
-    names = {id(v) for s in model.signatures_of(graph) for n, v in s.outputs.items() if n == "logits"}
-    for value in graph.outputs:
-        role = role_of(value)
-        if role.kind == "logits" if role else (id(value) in names or value.name == "logits"):
-            node = value.producer()
-            while node is not None and (moved := producer_of(node.outputs[0], *PASS_THROUGH_OPS)) is not None:
-                node = moved.inputs[0].producer() if moved.inputs[0] is not None else None
-            if node is not None and node.op_type == "FULLY_CONNECTED":
-                yield node
+    """The FULLY_CONNECTED nodes of `graph` that compute logits."""
+    for value in logits_of(model, graph):
+        node = value.producer()
+        while node is not None and (moved := producer_of(node.outputs[0], *PASS_THROUGH_OPS)) is not None:
+            node = moved.inputs[0].producer() if moved.inputs[0] is not None else None
+        if node is not None and node.op_type == "FULLY_CONNECTED":
+            yield node

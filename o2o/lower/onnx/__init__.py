@@ -13,7 +13,6 @@
     standard_form     the form `standard`
     ort_form          the form `ort`
     builder           building nodes and constants
-    lazy_tensors      constants that are converted while they are written
 
 To lower another operator, add an entry to `RULES` in `operators`.
 """

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from o2o.formats.computed_tensors import UnsignedBlocks
 from o2o.lower.onnx.builder import CONTRIB, FLOAT, INT32, Dim, dims
 from o2o.lower.onnx.cached_attention import CachedAttention, Heads, ProjectedAttention, Scores
-from o2o.lower.onnx.lazy_tensors import UnsignedBlocks
 from o2o.lower.onnx.norms import Norm
 from o2o.lower.onnx.rotation import RopeTables
 from o2o.lower.onnx.standard_form import (

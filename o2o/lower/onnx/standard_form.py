@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from o2o.formats.computed_tensors import lazy_floats
 from o2o.formats.tensors import with_shape
 from o2o.lower.onnx.builder import BOOL, FLOAT, Dim, dims
 from o2o.lower.onnx.cached_attention import CachedAttention, Heads, ProjectedAttention, Scores
-from o2o.lower.onnx.lazy_tensors import lazy_float32
 from o2o.lower.onnx.norms import Norm
 from o2o.lower.onnx.per_token import TokenValues
 from o2o.lower.onnx.weights import Matrix
@@ -174,7 +174,7 @@ class StandardForm:
             return (np.broadcast_to(scales, shape[:2]) if len(shape) > 1 else scales).reshape(shape)
 
         key = "scales", shape, *matrix.key
-        return self.op.constant_once(key, lambda: lazy_float32(reshaped, shape), f"{matrix.name}/scales")
+        return self.op.constant_once(key, lambda: lazy_floats(reshaped, shape), f"{matrix.name}/scales")
 
     def embedding(self, ids: ir.Value, matrix: Matrix, name: str) -> ir.Value:
         """Build an embedding lookup.

@@ -50,7 +50,15 @@ RUNS: dict[str, list[tuple[Callable[[], onnx.ModelProto], list[str]]]] = {
     "verify_model": [(branches, []), (chain, []), (decoder, [])],
 }
 READERS = {"inspect", "verify_model"}
-ELSEWHERE = {"merge_circles", "diff_model", "check_models", "history_model", "reduce_model", "with_file"}
+ELSEWHERE = {
+    "merge_circles",
+    "quantize_weights",
+    "diff_model",
+    "check_models",
+    "history_model",
+    "reduce_model",
+    "with_file",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +106,9 @@ def test_each_filter_is_here() -> None:
     assert len(takes) >= 18
 
 
-@pytest.mark.parametrize("module", ["fuse_attention", "quantize_weights", "lower_litert"])
+@pytest.mark.parametrize("module", ["fuse_attention", "lower_litert"])
 def test_the_others_refuse_in_one_line(module: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code = run(module, given(chain), *(["--recipe", "float16"] if module == "quantize_weights" else []))
+    code = run(module, given(chain))
     error = capsys.readouterr().err
     assert code == 1
     assert "an onnx model, but this filter needs circle" in error

@@ -14,11 +14,11 @@ import pytest
 from o2o import formats
 from o2o.errors import ModelError
 from o2o.formats import onnx_writer, writer
+from o2o.formats.computed_tensors import UnsignedBlocks
 from o2o.formats.concatenated_tensor import ConcatenatedTensor
 from o2o.formats.onnx_writer import new_model
 from o2o.formats.tensors import SourceTensor
 from o2o.lower.onnx import lower_to_onnx
-from o2o.lower.onnx.lazy_tensors import UnsignedBlocks
 from o2o.quantization.quantize import quantize
 from o2o.quantization.recipes import find_recipe
 from tests.o2o.lower.onnx.decoders import Shape, answers, decoder

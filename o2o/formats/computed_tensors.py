@@ -10,18 +10,23 @@ import onnx_ir as ir
 from o2o.formats.tensors import CHUNK, StreamedTensor, chunks, storage_key
 
 
-def lazy_float32(make: Callable[[], np.ndarray], shape: Sequence[int]) -> ir.LazyTensor:
+def lazy_floats(
+    make: Callable[[], np.ndarray], shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT
+) -> ir.LazyTensor:
     """Return a constant that is computed each time it is written, and not cached.
 
     Args:
         make: Computes its elements.
         shape: Their shape.
+        dtype: Their dtype.
 
     Returns:
-        The constant, float32.
+        The constant.
     """
     return ir.LazyTensor(
-        lambda: ir.Tensor(np.ascontiguousarray(make(), np.float32)), ir.DataType.FLOAT, ir.Shape(shape)
+        lambda: ir.Tensor(np.ascontiguousarray(make().astype(dtype.numpy(), copy=False))),
+        dtype,
+        ir.Shape(shape),
     )
 
 
