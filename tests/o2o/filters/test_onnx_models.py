@@ -53,6 +53,7 @@ READERS = {"inspect", "verify_model"}
 ELSEWHERE = {
     "merge_circles",
     "quantize_weights",
+    "raise_circle",
     "diff_model",
     "check_models",
     "history_model",
