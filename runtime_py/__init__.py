@@ -19,10 +19,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from runtime_py.generation.grammar import Grammar
     from runtime_py.generation.sampling import Sampling
     from runtime_py.package import Package
 
-__all__ = ["Package", "Sampling"]
+__all__ = ["Grammar", "Package", "Sampling"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,6 +32,10 @@ def __getattr__(name: str) -> Any:
         from runtime_py.package import Package
 
         return Package
+    if name == "Grammar":
+        from runtime_py.generation.grammar import Grammar
+
+        return Grammar
     if name == "Sampling":
         from runtime_py.generation.sampling import Sampling
 

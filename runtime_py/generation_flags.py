@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from o2o.cli.arguments import number_list, positive_int, utf8_text
+from o2o.errors import UsageError
 
 if TYPE_CHECKING:
     from runtime_py.generation.generate import GenerationOptions
+    from runtime_py.generation.grammar import Grammar
 
 
 def add_generation_flags(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +91,21 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
         help="add X to the logit of the token ID; -inf forbids it; repeatable",
     )
 
+    group = parser.add_argument_group("form of the text (needs the extra `grammar`)")
+    add = group.add_mutually_exclusive_group().add_argument
+    add(
+        "--json-schema",
+        metavar="FILE|JSON",
+        help='generate JSON that matches a schema: a file, or JSON such as \'{"type": "object"}\'',
+    )
+    add(
+        "--regex",
+        metavar="PATTERN",
+        type=utf8_text,
+        help="generate a text that matches the pattern as a whole",
+    )
+    add("--grammar", metavar="FILE", help="generate a text of a grammar, in the syntax of Lark or GBNF")
+
 
 def generation_options(args: argparse.Namespace) -> GenerationOptions:
     """Return the options of a command line.
@@ -114,7 +132,29 @@ def generation_options(args: argparse.Namespace) -> GenerationOptions:
         "stop_tokens": args.stop_token,
         "sampling": Sampling(**values),
         "log_probabilities": args.log_probabilities,
+        "grammar": _grammar(args),
     }
+
+
+def _grammar(args: argparse.Namespace) -> Grammar | None:
+    from runtime_py.generation.grammar import Grammar
+
+    if args.json_schema is not None:
+        inline = args.json_schema.lstrip()[:1] in ("{", "t", "f") and not Path(args.json_schema).exists()
+        schema = args.json_schema if inline else _text("--json-schema", args.json_schema)
+        return Grammar.json_schema(schema)
+    if args.regex is not None:
+        return Grammar.regex(args.regex)
+    return None if args.grammar is None else Grammar.lark(_text("--grammar", args.grammar))
+
+
+def _text(flag: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: {error.strerror}") from None
+    except ValueError:
+        raise UsageError(f"{flag} {path}: the file is not UTF-8") from None
 
 
 def _biases(text: str) -> list[tuple[int, float]]:

@@ -36,6 +36,9 @@ from runtime_py.text.tokenizer.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from runtime_py.conversation import Conversation
+    from runtime_py.generation.grammar import Grammar
+    from runtime_py.generation.logits_processors import LogitsProcessor
+    from runtime_py.generation.logits_processors.grammar import GrammarCompiler
 
 SUFFIXES = (".circle", ".tflite", ".onnx", ".litertlm")
 _EXPECTED = (
@@ -274,9 +277,31 @@ class Package:
         config: GenerationConfig,
         options: GenerationOptions,
     ) -> Generator[Token, None, None]:
-        detokenizer = Detokenizer(self.tokenizer)
+        plain: dict[str, Any] = {**options}
+        grammar: Grammar | None = plain.pop("grammar", None)
+        if grammar is not None:
+            processors = plain.get("logits_processors", ())
+            plain["logits_processors"] = [*processors, self.grammar_processor(grammar)]
+        detokenizer = Detokenizer(self.tokenizer, continues=grammar is not None)
         with self.session() if session is None else nullcontext(self._checked(session)) as session:
-            yield from generate(session, ids, detokenizer, config=config, **options)
+            yield from generate(session, ids, detokenizer, config=config, **plain)
+
+    def grammar_processor(self, grammar: Grammar) -> LogitsProcessor:
+        """Compile a grammar for the tokenizer of this package.
+
+        The first grammar takes a second for a large vocabulary; others take milliseconds.
+
+        Args:
+            grammar: The form of a text.
+
+        Returns:
+            The logits processor that `grammar` of `GenerationOptions` adds. It may be used for several texts,
+            one after the other.
+
+        Raises:
+            UsageError: The grammar is malformed or not supported, or the package has no end of sequence.
+        """
+        return self._grammar_compiler.processor(grammar)
 
     def generate(
         self,
@@ -413,6 +438,12 @@ class Package:
         self._pool = self._scorer = None
         self._opening = threading.Lock()  # another thread of the parent may hold it
         self._scoring = threading.Semaphore(self.max_sessions)
+
+    @cached_property
+    def _grammar_compiler(self) -> GrammarCompiler:
+        from runtime_py.generation.logits_processors.grammar import GrammarCompiler  # needs an extra
+
+        return GrammarCompiler(self.tokenizer, self.generation_config.eos_token_id)
 
     def _open_pool(self) -> SessionPool:
         with self._opening:

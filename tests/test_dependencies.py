@@ -78,7 +78,7 @@ def undeclared(folder: str, extras: set[str]) -> list[str]:
     ("folder", "extras"),
     [
         ("o2o", {"export", "onnx-runtime"}),  # torch reads pickled checkpoints
-        ("runtime_py", {"plot", "onnx-runtime", "onert", "serve"}),
+        ("runtime_py", {"plot", "onnx-runtime", "onert", "grammar", "serve"}),
         ("export", {"export"}),
         ("tinyllama", {"export"}),
         ("bench", {"dev"}),

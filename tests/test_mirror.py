@@ -271,9 +271,6 @@ COVERED = {
         "runtime_py/generation/setting_types.py",
         "runtime_py/sampling.py",
     ],
-    "tests/runtime_py/test_run.py": [
-        "runtime_py/generation_flags.py",
-    ],
     "tests/runtime_py/test_bench.py": [
         "runtime_py/benchmark/report.py",
     ],

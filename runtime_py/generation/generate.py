@@ -13,6 +13,7 @@ from o2o.errors import UsageError
 from runtime_py.engines.token_ids import check_prompt, stop_ids, token_ids
 from runtime_py.generation import setting_types
 from runtime_py.generation.generation_config import GenerationConfig
+from runtime_py.generation.grammar import Grammar
 from runtime_py.generation.log_probabilities import TokenLogProbability, log_softmax, top_tokens
 from runtime_py.generation.logits_processors import LogitsProcessor
 from runtime_py.generation.processor_chain import check_ids, processor_chain
@@ -64,6 +65,8 @@ class GenerationOptions(TypedDict, total=False):
             constraints of `sampling` and of the file, and before the temperature.
         log_probabilities: Compute the log-probability of each token, and of this number of most likely
             tokens at its place. 0 is the token's alone; None is none.
+        grammar: The form of the text: `Package.stream` adds its logits processor. None for any text. Such a
+            text keeps its leading space.
     """
 
     max_new_tokens: int | None
@@ -73,6 +76,7 @@ class GenerationOptions(TypedDict, total=False):
     sampling: Sampling | None
     logits_processors: Sequence[LogitsProcessor]
     log_probabilities: int | None
+    grammar: Grammar | None
 
 
 def generate(

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from runtime_py.server.completions import common_texts
 from runtime_py.server.errors import ApiError
+from runtime_py.server.formats import grammar_of
 from runtime_py.server.log_probabilities import PendingTokens, chat_entry
 from runtime_py.server.models import ServedModel
 from runtime_py.server.output_parser import Delta, OutputParser, PlainText
@@ -52,6 +53,7 @@ async def chat_completions(request: Request) -> Response:
     texts = replace(
         common_texts(service, fields, limit),
         prompts=prompts,
+        grammar=grammar_of(fields, fields.response_format, service.settings.max_grammar),
         log_probabilities=(fields.top_logprobs or 0) if fields.logprobs else None,
     )
     writer = _Writer(model, texts.choices, bool(fields.logprobs), PlainText)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from runtime_py.generation.generate import Token
 from runtime_py.server import schemas
 from runtime_py.server.errors import ApiError
+from runtime_py.server.formats import grammar_of
 from runtime_py.server.log_probabilities import PendingTokens, completion_entries
 from runtime_py.server.models import ServedModel
 from runtime_py.server.responses import REASONS, Completion
@@ -54,6 +55,7 @@ async def completions(request: Request) -> Response:
         prompts=lambda _: prompts_of(fields.prompt),
         log_probabilities=fields.logprobs,
         continues=True,
+        grammar=grammar_of(fields, fields.response_format, service.settings.max_grammar),
     )
     make = partial(_score if fields.max_tokens == 0 else _generate, model, texts, fields)
     writer = _Writer(model, fields, texts.choices)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from runtime_py.generation.generate import Finish, Token
 from runtime_py.server.completions import prompts_of
 from runtime_py.server.errors import ApiError
+from runtime_py.server.formats import grammar_of
 from runtime_py.server.log_probabilities import PendingTokens, chat_entry
 from runtime_py.server.models import ServedModel
 from runtime_py.server.responses import (
@@ -144,6 +145,7 @@ def _texts(service: Service, model: ServedModel, fields: NativeRequest) -> Texts
         log_probabilities=fields.n_probs or None,
         ignore_eos=bool(fields.ignore_eos),
         continues=True,
+        grammar=grammar_of(fields, None, service.settings.max_grammar),
         timeout=timeout,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -14,6 +15,7 @@ MAX_STOPS = 64
 MAX_TOP = 20
 """The largest `top_logprobs`."""
 LARGEST_SEED = 2**63 - 1
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -131,6 +133,8 @@ class SamplingFields(Fields):
     seed: Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)] | None = None
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    grammar: str | None = None
 
     @field_validator("stop")
     @classmethod
@@ -262,6 +266,8 @@ def parse(kind: type[F], body: bytes) -> F:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ApiError(400, "the body is not a JSON object")
+    if b"\\u" in body and _SURROGATE.search(json.dumps(content, ensure_ascii=False)):
+        raise ApiError(400, "the body has a lone surrogate, such as \\ud800: it is not Unicode text")
     try:
         return kind.model_validate(content)
     except ValidationError as error:

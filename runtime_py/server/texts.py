@@ -9,9 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from o2o.errors import UsageError
 from runtime_py.generation.generate import Finish, Token, generate
+from runtime_py.generation.grammar import Grammar
 from runtime_py.generation.logits_processors import LogitsProcessor
 from runtime_py.generation.sampling import Sampling
+from runtime_py.package import Package
 from runtime_py.server.errors import ApiError
 from runtime_py.server.models import ServedModel
 from runtime_py.server.schemas import SamplingFields
@@ -35,7 +38,7 @@ class Texts:
         stop: Stop strings.
         log_probabilities: See `GenerationOptions`.
         ignore_eos: Generate beyond the end of sequence.
-        processors: Makes the logits processors of a text, in the thread.
+        grammar: The form of the texts; None for any.
         continues: The text continues the prompt, with its leading space.
         timeout: Seconds after which a text ends.
     """
@@ -48,7 +51,7 @@ class Texts:
     stop: Sequence[str] = ()
     log_probabilities: int | None = None
     ignore_eos: bool = False
-    processors: Callable[[ServedModel], Sequence[LogitsProcessor]] = lambda model: ()
+    grammar: Grammar | None = None
     continues: bool = False
     timeout: float | None = None
 
@@ -121,7 +124,8 @@ def generate_texts(model: ServedModel, texts: Texts, cancelled: Cancelled) -> It
     package = model.package
     prompts = [(prompt, encoded(model, prompt)) for prompt in texts.prompts(model)]
     config = package.generation_config
-    if texts.ignore_eos:
+    processors = _processors(package, texts)
+    if texts.ignore_eos and texts.grammar is None:
         config = replace(config, eos_token_id=())
     if texts.timeout is not None:
         config = replace(config, max_time=min(config.max_time or texts.timeout, texts.timeout))
@@ -138,12 +142,12 @@ def generate_texts(model: ServedModel, texts: Texts, cancelled: Cancelled) -> It
             tokens = generate(
                 session,
                 ids,
-                Detokenizer(package.tokenizer, ids if texts.continues else ()),
+                Detokenizer(package.tokenizer, texts.continues or texts.grammar is not None),
                 config=config,
                 stop=texts.stop,
                 max_new_tokens=texts.max_tokens,
                 sampling=replace(texts.sampling, seed=seed),
-                logits_processors=texts.processors(model),
+                logits_processors=processors,
                 log_probabilities=texts.log_probabilities,
             )
             begin = time.perf_counter()
@@ -158,6 +162,15 @@ def generate_texts(model: ServedModel, texts: Texts, cancelled: Cancelled) -> It
             end = time.perf_counter()
             cached = session.runs[0].start if session.runs else 0
             yield Ended(index, finish, cached, count, first - begin, end - first)
+
+
+def _processors(package: Package, texts: Texts) -> list[LogitsProcessor]:
+    if texts.grammar is None:
+        return []
+    try:
+        return [package.grammar_processor(texts.grammar)]
+    except UsageError as error:
+        raise ApiError(400, str(error), code="invalid_grammar") from error
 
 
 def sampling_of(fields: SamplingFields, logit_bias: Mapping[int, float] | None = None) -> Sampling:

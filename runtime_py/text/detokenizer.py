@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from runtime_py.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_OTHER_TEXT = "0"
+"""A text of every tokenizer, also of `TokenIds`."""
 
 
 class Detokenizer:
@@ -20,22 +20,20 @@ class Detokenizer:
     The time for a token does not grow with the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, continues: bool = False) -> None:
         """Start a text.
 
         Args:
             tokenizer: The tokenizer of the ids.
-            prompt: The ids that the text continues. The text then keeps its leading space.
+            continues: The text follows another one: it keeps its leading space.
         """
         self._tokenizer = tokenizer
         self._window: list[int] = []
         self._first_new = 0  # the window's index of the first id that is not shown
         self._shown = ""  # the text of the window that is shown
-        last = next((token for token in reversed(prompt) if not tokenizer.is_hidden(token)), None)
-        if last is not None and not tokenizer.is_byte(last):
-            text = tokenizer.decode([last])
-            if text.strip() and not text.endswith(REPLACEMENT):
-                self._window, self._first_new, self._shown = [last], 1, text
+        if continues:
+            self._window = tokenizer.encode(_OTHER_TEXT, special=False)
+            self._first_new, self._shown = len(self._window), tokenizer.decode(self._window)
 
     def push(self, token: int) -> str:
         """Append a token.

@@ -74,6 +74,11 @@ class Tokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     @property
+    def num_ids(self) -> int:
+        """The number of ids, with added tokens."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
     def is_byte_level(self) -> bool:
         """Whether the pieces write bytes as characters, as GPT-2 does."""
         return is_byte_level(self._tokenizer)
@@ -99,14 +104,6 @@ class Tokenizer:
             Whether it was added to the vocabulary.
         """
         return token in self._added
-
-    def to_json(self) -> str:
-        """Write the tokenizer in the format of `tokenizer.json`.
-
-        Returns:
-            The content of the file.
-        """
-        return self._tokenizer.to_str()
 
     def is_hidden(self, token: int) -> bool:
         """Check whether `decode` omits a token.

@@ -1,4 +1,4 @@
-"""A toy package with a chat template, and a client of a server that offers it."""
+"""A client of a server that offers the toy package."""
 
 from __future__ import annotations
 
@@ -13,28 +13,6 @@ from starlette.testclient import TestClient
 from runtime_py.package import Package
 from runtime_py.server.app import App
 from runtime_py.server.settings import ServerSettings
-from tests.runtime_py.tokenizers_on_disk import NUM_CHARACTERS, write_characters
-from tests.runtime_py.toy import Toy
-
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}"
-    "{% if tools %}{{ tools | length }} {% endif %}a"
-)
-VOCAB, CAPACITY = NUM_CHARACTERS, 160
-
-
-@pytest.fixture(scope="session")
-def toy() -> Toy:
-    return Toy(vocab=VOCAB, prefill_length=0, cached_lengths=[8], capacity=CAPACITY, seed=7)
-
-
-@pytest.fixture(scope="session")
-def folder(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "toy"
-    write_characters(folder)
-    (folder / "model.tflite").write_bytes(toy.file)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from starlette.testclient import TestClient
 from runtime_py.package import Package
 from runtime_py.sampling import Sampling
 from runtime_py.server.log_probabilities import LOWEST
-from tests.runtime_py.server.conftest import CAPACITY, MakeClient
+from tests.runtime_py.conftest import CAPACITY
+from tests.runtime_py.server.conftest import MakeClient
 from tests.runtime_py.server.sse import events_of
 
 URL = "/v1/completions"

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from runtime_py.package import Package
-from tests.runtime_py.server.conftest import CAPACITY, TEMPLATE
+from tests.runtime_py.conftest import CAPACITY, TEMPLATE
 
 URL = "/completion"
 

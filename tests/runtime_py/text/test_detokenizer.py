@@ -51,21 +51,20 @@ def test_hidden_tokens_have_no_text_and_an_unfinished_character_comes_at_the_end
     assert detokenizer.flush() == REPLACEMENT
 
 
-@given(st.lists(st.sampled_from([" ", "  a", "b", " c", "\n"]), min_size=1), st.integers(0, 9))
-def test_after_a_prompt_a_text_keeps_its_leading_space(words, length):
+@given(st.lists(st.sampled_from([" ", "  a", "b", " c", "\n"])), st.booleans())
+def test_a_text_that_continues_another_keeps_its_leading_space(words, continues):
     class Stripping:
+        def encode(self, text, special):
+            return [len(words)]
+
         def decode(self, ids):
-            return "".join(words[i] for i in ids).lstrip(" ")
+            return "".join([*words, " 0"][i] for i in ids).lstrip(" ")
 
         def is_hidden(self, token):
-            return words[token] == "\n"
-
-        def is_byte(self, token):
             return False
 
-    prompt, new = list(range(len(words)))[:length], list(range(len(words)))[length:]
-    detokenizer = Detokenizer(Stripping(), prompt)
-    text = "".join([*map(detokenizer.push, new), detokenizer.flush()])
-    shown = "".join(words[token] for token in new if words[token] != "\n")
-    visible = [token for token in prompt if words[token] != "\n"]
-    assert text == (shown if visible and words[visible[-1]].strip() else shown.lstrip(" "))
+        is_byte = is_hidden
+
+    detokenizer = Detokenizer(Stripping(), continues)
+    text = "".join([*map(detokenizer.push, range(len(words))), detokenizer.flush()])
+    assert text == "".join(words).lstrip("" if continues else " ")
