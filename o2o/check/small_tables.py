@@ -63,7 +63,7 @@ def tables_of(model: Model) -> dict[str, dict[str, np.ndarray]]:
 
 
 def scale_constants(constants: Mapping[str, ir.Value], tables: Mapping[str, np.ndarray]) -> None:
-    """Scale tables, and all constants of the same numbers: a head may share them.
+    """Scale tables, and all constants of the same numbers or their transpose: a head may share them.
 
     Args:
         constants: The initializers of a graph, changed in place.
@@ -75,5 +75,6 @@ def scale_constants(constants: Mapping[str, ir.Value], tables: Mapping[str, np.n
         size = value.const_value.nbytes
         if any(size == t.nbytes for t in tables.values()) and is_constant(value):
             numbers = value.const_value.numpy()
-            if any(np.array_equal(numbers.reshape(-1), t.reshape(-1)) for t in tables.values()):
+            orders = (numbers.reshape(-1), numbers.T.reshape(-1))
+            if any(np.array_equal(order, t.reshape(-1)) for order in orders for t in tables.values()):
                 value.const_value = ir.Tensor(numbers * FACTOR, name=value.name)

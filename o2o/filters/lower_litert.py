@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 from o2o.cli.text import counted, listed
 from o2o.errors import UsageError
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.filters.wrap_composites import wrapped_message
 from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.attention import FlashBlocks
 from o2o.lower.litert.composites import wrap_composites
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators.core_attention import FlashBlockSizes
+from o2o.raising import as_circle
 
 
 class LowerLitert(Filter):
-    """Turn Circle into TFLite that LiteRT runs.
+    """Turn Circle or ONNX into TFLite that LiteRT runs.
 
         decode.circle: RMS_NORM -- ATTENTION -- logits
                                     |  (writes past_key_0)
@@ -28,7 +31,7 @@ class LowerLitert(Filter):
     RMS_NORM, ROPE, ATTENTION and o2o.attention become builtin operators. Query heads share keys and
     values without copies of them. A cache that ATTENTION updates in place becomes an output too. Operators
     get the versions that LiteRT registers. Weights are not read, so references to a checkpoint stay: run
-    bind.weights.py afterwards. A TFLite model passes unchanged.
+    bind.weights.py afterwards. A TFLite model passes unchanged. ONNX is first raised as raise.circle.py does.
     Flash attention (--flash) computes several queries in blocks, with an online softmax.
     Refused: operators that LiteRT lacks; the message names their place and module. The four operators above
     must have operands of fixed shape, and none that are quantized except the weights of ATTENTION.
@@ -37,6 +40,7 @@ class LowerLitert(Filter):
     name = "lower.litert.py"
     purpose = "Convert to another format or runtime"
     usage_example = "lower.litert.py < model.circle | bind.weights.py -o model.tflite"
+    input_formats = ALL_FORMATS
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -51,6 +55,11 @@ class LowerLitert(Filter):
             action="store_true",
             help="then wrap attention and norms, as wrap.composites.py does",
         )
+
+    def transform(
+        self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
+    ) -> Model:
+        return super().transform([as_circle(model) for model in models], args, entry)
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
         if model.format == "tflite":

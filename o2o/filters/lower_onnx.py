@@ -12,6 +12,7 @@ from o2o.filters.base import Filter
 from o2o.formats.onnx_writer import new_model
 from o2o.lower.onnx import FORMS, lower_to_onnx
 from o2o.model import Model
+from o2o.raising import as_circle
 
 
 class LowerOnnx(Filter):
@@ -29,6 +30,7 @@ class LowerOnnx(Filter):
     The form `standard` uses operators of ONNX opset 24 only, for any conforming runtime. The form `ort` uses
     ONNX Runtime's own operators too (GroupQueryAttention, MatMulNBits, ...). Weights stay quantized.
     With -o FILE, large weights go to a second file, FILE.data. stdout gets one file of up to 2 GiB.
+    ONNX is first raised as raise.circle.py does; sign.contract.py before gives it roles.
     Attention may be ATTENTION, `o2o.attention` or scattered, with a mask that depends on the position alone.
     Refused: TFLite, a model without a decode graph, concatenated caches, and other operators that mix tokens.
     Run bind.weights.py before if weights are not in the file.
@@ -37,7 +39,7 @@ class LowerOnnx(Filter):
     name = "lower.onnx.py"
     purpose = "Convert to another format or runtime"
     usage_example = "lower.onnx.py --form ort model.circle -o model.onnx"
-    input_formats = ("circle",)
+    input_formats = ("circle", "onnx")
     check_help = "run the result on ONNX Runtime, and compare the outputs with those of the model"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -57,7 +59,7 @@ class LowerOnnx(Filter):
     def transform(
         self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
     ) -> Model:
-        (model,) = models
+        model = as_circle(models[0])
         if entry is not None:
             model.history.append(entry)
         lowered = lower_to_onnx(model, args.form, args.logits)
@@ -72,8 +74,7 @@ class LowerOnnx(Filter):
     def check(self, models: Sequence[Model], result: Model, args: argparse.Namespace) -> str:
         from o2o.check.onnx import check
 
-        (model,) = models
-        return check(model, result)
+        return check(as_circle(models[0]), result)
 
 
 main = LowerOnnx.main

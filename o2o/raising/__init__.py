@@ -10,6 +10,6 @@ operators, and returns the results. Shapes follow from the operands of each buil
 """
 
 from o2o.raising.graphs import Raised, Unsupported, raise_graph
-from o2o.raising.models import raise_model
+from o2o.raising.models import as_circle, raise_model
 
-__all__ = ["Raised", "Unsupported", "raise_graph", "raise_model"]
+__all__ = ["Raised", "Unsupported", "as_circle", "raise_graph", "raise_model"]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from o2o.errors import ModelError
 from o2o.model import Model, Signature, dims_of, dtype_name
@@ -13,6 +14,7 @@ from o2o.raising.graphs import Raised, Unsupported, raise_graph
 from o2o.rewriting.common_subexpression_elimination import eliminate_common_subexpressions
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 
+_IR_VERSION = 10
 _LISTED = 5
 """Operators that an error message names one by one."""
 
@@ -51,28 +53,38 @@ def raise_model(model: Model) -> Model:
     return result
 
 
+def as_circle(model: Model) -> Model:
+    """Raise a model if it is ONNX.
+
+    Args:
+        model: A model of any format.
+
+    Returns:
+        The Circle model of an ONNX model; any other model itself.
+
+    Raises:
+        ModelError: See `raise_model`.
+    """
+    return raise_model(model) if model.format == "onnx" else model
+
+
 def _without_functions(model: Model) -> Model:
-    """The model with its functions inlined."""
+    """The model with its functions inlined. Its graphs stay as they are."""
     if not model.functions:
         return model
-    graph = model.graphs[0].clone()
-    inlined = ir.Model(graph, ir_version=10, functions=list(model.functions.values()))
-    from onnx_ir.passes.common import InlinePass
-
-    InlinePass()(inlined)
-    pairs = dict(
-        zip((*model.graphs[0].inputs, *model.graphs[0].outputs), (*graph.inputs, *graph.outputs), strict=True)
-    )
-    signatures = [
-        Signature(
-            each.name,
-            graph,
-            {name: pairs[value] for name, value in each.inputs.items()},
-            {name: pairs[value] for name, value in each.outputs.items()},
+    copies = {graph: graph.clone() for graph in model.graphs}
+    for copy in copies.values():
+        InlinePass()(ir.Model(copy, ir_version=_IR_VERSION, functions=list(model.functions.values())))
+    signatures = []
+    for each in model.signatures:
+        graph = copies[each.graph]
+        old, new = ([*of.inputs, *of.outputs] for of in (each.graph, graph))
+        pairs = dict(zip(old, new, strict=True))
+        inputs, outputs = (
+            {name: pairs[value] for name, value in values.items()} for values in (each.inputs, each.outputs)
         )
-        for each in model.signatures
-    ]
-    return Model("onnx", [graph], signatures, list(model.metadata), list(model.history))
+        signatures.append(Signature(each.name, graph, inputs, outputs))
+    return Model("onnx", list(copies.values()), signatures, list(model.metadata), list(model.history))
 
 
 def _signature(signature: Signature, raised: Raised) -> Signature:

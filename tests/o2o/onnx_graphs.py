@@ -197,3 +197,69 @@ def renamed(proto: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto:
         node.input[:] = [new if name == old else name for name in node.input]
         node.output[:] = [new if name == old else name for name in node.output]
     return proto
+
+
+def static_decoder(first_hidden: int = 1) -> onnx.ModelProto:
+    """A decoder of one layer, as the older exporter of torch.onnx writes it, with static caches [1,1,8,4].
+
+    Key row r is hidden from the token at position p if r >= p + `first_hidden`. Weights that are no numbers
+    become 0.
+    """
+    text = f"""
+    <ir_version: 11, opset_import: ["" : 24]>
+    decode (int64[1,1] input_ids, int64[1] position, float[1,1,8,4] past_key_0, float[1,1,8,4] past_value_0)
+        => (float[1,1,16] logits, float[1,1,8,4] present_key_0, float[1,1,8,4] present_value_0)
+    <float two = {{2}}, float one = {{1}}, float epsilon = {{0.00001}}, float zero = {{0}},
+     float scale = {{0.5}},
+     int64[4] heads = {{1, 1, 2, 4}}, int64[4] head = {{1, 1, 1, 4}}, int64[3] joined = {{1, 1, 8}},
+     int64[5] wide = {{1, 1, 2, 8, 4}}, int64[4] repeated = {{1, 2, 8, 4}},
+     int64[1] at2 = {{2}}, int64[1] start = {{0}}, int64[1] half = {{2}}, int64[1] stop = {{9}},
+     int64[1] last = {{-1}},
+     int64[8] rows = {{0, 1, 2, 3, 4, 5, 6, 7}}, int64 first = {{{first_hidden}}},
+     float[1] shown = {{0}}, int64[4] row = {{1, 1, 1, 8}}>
+    {{
+        x = Gather (table, input_ids)
+        square = Pow (x, two) mean = ReduceMean (square, last)
+        sum = Add (mean, epsilon) root = Sqrt (sum) inverse = Div (one, root)
+        scaled = Mul (x, inverse) n = Mul (norm, scaled)
+        q0 = MatMul (n, wq) q1 = Reshape (q0, heads) q2 = Transpose <perm = [0, 2, 1, 3]> (q1)
+        k0 = MatMul (n, wk) k1 = Reshape (k0, head) k2 = Transpose <perm = [0, 2, 1, 3]> (k1)
+        v0 = MatMul (n, wv) v1 = Reshape (v0, head) v2 = Transpose <perm = [0, 2, 1, 3]> (v1)
+        cos0 = Gather (cosines, position) cos = Unsqueeze (cos0, start)
+        sin0 = Gather (sines, position) sin = Unsqueeze (sin0, start)
+        q3 = Mul (q2, cos) qa = Slice (q2, start, half, last) qb = Slice (q2, half, stop, last)
+        qn = Neg (qb) q4 = Concat <axis = -1> (qn, qa) q5 = Mul (q4, sin) q = Add (q3, q5)
+        k3 = Mul (k2, cos) ka = Slice (k2, start, half, last) kb = Slice (k2, half, stop, last)
+        kn = Neg (kb) k4 = Concat <axis = -1> (kn, ka) k5 = Mul (k4, sin) k = Add (k3, k5)
+        present_key_0 = TensorScatter (past_key_0, k, position)
+        present_value_0 = TensorScatter (past_value_0, v2, position)
+        key0 = Unsqueeze (present_key_0, at2) key1 = Expand (key0, wide)
+        key = Reshape (key1, repeated)
+        value0 = Unsqueeze (present_value_0, at2) value1 = Expand (value0, wide)
+        value = Reshape (value1, repeated)
+        limit = Add (position, first) seen = Less (rows, limit) m = Where (seen, shown, hidden)
+        mask = Reshape (m, row)
+        kt = Transpose <perm = [0, 1, 3, 2]> (key) s0 = MatMul (q, kt) s1 = Mul (s0, scale)
+        s = Add (s1, mask) p0 = Softmax <axis = -1> (s) bad = IsNaN (p0) p = Where (bad, zero, p0)
+        y0 = MatMul (p, value) y1 = Transpose <perm = [0, 2, 1, 3]> (y0) y2 = Reshape (y1, joined)
+        y3 = MatMul (y2, wo) y = Add (x, y3)
+        head_weight = Transpose <perm = [1, 0]> (table) logits = MatMul (y, head_weight)
+    }}
+    """
+    proto = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    angles = np.arange(8)[:, None] * np.tile([1.0, 0.1], 2)
+    weights = {
+        "table": random.standard_normal((16, 8)),
+        "norm": random.random(8) + 0.5,
+        **{
+            name: random.standard_normal((8, n)) / 3
+            for name, n in (("wq", 8), ("wk", 4), ("wv", 4), ("wo", 8))
+        },
+        "cosines": np.cos(angles)[:, None],
+        "sines": np.sin(angles)[:, None],
+        "hidden": np.full(1, -np.inf),
+    }
+    for name, numbers in weights.items():
+        proto.graph.initializer.append(numpy_helper.from_array(numbers.astype(np.float32), name))
+    return proto

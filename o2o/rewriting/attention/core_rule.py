@@ -12,6 +12,7 @@ from o2o.rewriting.attention.layouts import LabeledValue, in_layout
 from o2o.rewriting.attention.mask_operand import MaskOperands
 from o2o.rewriting.attention.scores import is_finite
 from o2o.rewriting.attention.sdpa import Sdpa, by_head, match_sdpa
+from o2o.rewriting.attention.seen_keys import SeenKeys
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.matchers import fail
 from o2o.rewriting.rewire import replace_output
@@ -29,15 +30,15 @@ class CoreRule(RewriteRule):
 
     def __init__(self) -> None:
         self._masks = MaskOperands()
+        self._seen = SeenKeys()
         self._positions: dict[int, ir.Value] = {}
 
     def match(self, node: ir.Node) -> tuple[ir.Node, Sdpa]:
         """See `RewriteRule`."""
         sdpa = match_sdpa(node, by_head)
         biases = [term.value for term, _ in sdpa.terms if term.kind == "add"]
-        if sdpa.zeroes_nan and not all(
-            term.kind == "add" and is_finite(term.value) for term, _ in sdpa.terms
-        ):
+        is_finite_mask = all(term.kind == "add" and is_finite(term.value) for term, _ in sdpa.terms)
+        if sdpa.zeroes_nan and not is_finite_mask and not self._seen.each_query_sees_one(sdpa):
             fail("a query that sees no key gets zeros, and o2o.attention gives it a mean", sdpa.result.value)
         operands = [sdpa.q.value, sdpa.k.value, sdpa.v.value, *biases]
         if sdpa.sinks is not None:

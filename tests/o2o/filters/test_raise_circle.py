@@ -1,16 +1,26 @@
-"""raise.circle: TFLite in, Circle out, where nothing is lost."""
+"""raise.circle: TFLite or ONNX in, Circle out."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx
 import onnx_ir as ir
 import pytest
 
-from o2o import formats
+from o2o import filters, formats
+from o2o.contract import role_of
+from o2o.filters.fuse_attention import FuseAttention
 from o2o.filters.fuse_rms_norm import FuseRmsNorm
+from o2o.filters.fuse_rope import FuseRope
+from o2o.filters.sign_contract import SignContract
+from o2o.formats.onnx_reader import decode
 from o2o.lower.litert import lower_to_litert
+from o2o.model import Model
 from tests.o2o.filters.conftest import Command
 from tests.o2o.fused_graphs import Form, attention
 from tests.o2o.graphs import SAMPLES, Graph, decoder, operators, weights
+from tests.o2o.onnx_graphs import static_decoder
 
 
 @pytest.mark.parametrize("sample", sorted(SAMPLES))
@@ -63,3 +73,68 @@ def test_an_option_that_circle_lacks(command: Command) -> None:
     code, said = command.refusal(graph.model(format="tflite"))
     assert code == 1
     assert said.startswith("CAST (a/y in main, module a): circle has no tensor type FLOAT8E5M2 (option")
+
+
+def onnx_decoder(first_hidden: int = 1) -> Model:
+    """A decoder of the older exporter, with a contract."""
+    model = decode(static_decoder(first_hidden), [], None)
+    SignContract().apply(model, SignContract().parser().parse_args([]))
+    return model
+
+
+def test_an_onnx_decoder_is_fused_as_one_of_circle(command: Command) -> None:
+    """Signature, roles and history come along; norms, rotations and attention are recognized."""
+    model = onnx_decoder()
+    raised = command(model, "--check")
+    assert "61 ONNX operators became" in command.said
+    assert "on ONNX Runtime and LiteRT: 3 outputs the same" in command.said
+    (signature,) = raised.signatures
+    assert signature.name == "decode"
+    kinds = [role.kind for value in signature.inputs.values() if (role := role_of(value)) is not None]
+    assert kinds == ["tokens", "position", "key_cache", "value_cache"]
+    assert [entry["filter"] for entry in raised.history] == ["raise.circle.py"]
+    for fusion in (FuseRmsNorm, FuseRope, FuseAttention):
+        filter_ = fusion()
+        filter_.apply(raised, filter_.parser().parse_args([]))
+    counts = operators(raised)
+    assert (counts["RMS_NORM"], counts["ATTENTION"], counts["SOFTMAX"]) == (1, 1, 0)
+
+
+def test_a_query_that_sees_no_key_gets_zeros(command: Command) -> None:
+    """A mask that hides all keys from the first token: the guard against NaN is not removed."""
+    raised = command(onnx_decoder(first_hidden=0), "--check")
+    fusion = FuseAttention()
+    fusion.apply(raised, fusion.parser().parse_args(["--explain"]))
+    assert any("a query that sees no key gets zeros" in message for message in fusion.messages)
+    assert operators(raised)["SOFTMAX"] == 1
+
+
+def test_a_head_that_holds_the_transposed_table(command: Command) -> None:
+    """`--check` scales the table of tokens in both models, and so its copies."""
+    proto = static_decoder()
+    (transpose,) = (node for node in proto.graph.node if node.output[0] == "head_weight")
+    proto.graph.node.remove(transpose)
+    (table,) = (onnx.numpy_helper.to_array(each) for each in proto.graph.initializer if each.name == "table")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(table.T.copy(), "head_weight"))
+    model = decode(proto, [], None)
+    SignContract().apply(model, SignContract().parser().parse_args([]))
+    command(model, "--check")
+    assert "3 outputs the same" in command.said
+
+
+@pytest.mark.parametrize("name", ["lower_litert", "lower_onnx"])
+def test_lowering_raises_onnx_first(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "in.onnx", tmp_path / "out"
+    formats.save(onnx_decoder(), source)
+    assert filters.load(name).main([str(source), "--check", "-o", str(target)]) == 0
+    assert "the same, within" in capsys.readouterr().err
+    assert formats.load(target).format == ("tflite" if name == "lower_litert" else "onnx")
+
+
+def test_onnx_operators_without_a_counterpart(command: Command) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 21]> g (float[2,2] x) => (float y) { y = Det (x) }'
+    code, said = command.refusal(decode(onnx.parser.parse_model(text), [], None))
+    assert (code, said) == (
+        1,
+        "no counterpart in Circle: Det y (x float32 [2, 2], opset 21): Circle has no such operator",
+    )
