@@ -44,6 +44,7 @@ COVERED = {
     "tests/o2o/raising/test_attention_onnx.py": [
         "o2o/raising/cache_rows.py",
         "o2o/raising/dot_product.py",
+    ],
     "tests/o2o/filters/test_raise_circle.py": [
         "o2o/rewriting/attention/seen_keys.py",
     ],
