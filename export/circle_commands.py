@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ QUANTIZE = """| quantize.weights.py --recipe {recipe} """
 LOWER_TO_ONNX = """
 lower.onnx.py --form {form} model.circle -o model.onnx
 """
+GENAI = "genai"
+"""The form of a model for onnxruntime-genai: `ort` with its inputs and outputs."""
 
 
 def circle_commands(
@@ -116,6 +119,21 @@ def reshaping(config: CheckpointConfig, max_length: int) -> str:
     """
     shapes = dict.fromkeys((K, H) for _, K, H in config.attention_layers)
     return " ".join(f"--by_shape [1,{K},{max_length - 2},{H}] [1,{K},{max_length},{H}]" for K, H in shapes)
+
+
+def lower_to_onnx(form: str, checkpoint: Path) -> str:
+    """Return the command that writes model.onnx.
+
+    Args:
+        form: A form of `o2o.lower.onnx`, or `GENAI`.
+        checkpoint: The checkpoint's folder.
+
+    Returns:
+        The command.
+    """
+    if form == GENAI:
+        form = f"ort --genai {shlex.quote(str(checkpoint))}"
+    return LOWER_TO_ONNX.format(form=form)
 
 
 def is_fusing(step: str) -> bool:

@@ -102,9 +102,10 @@ def parser() -> Parser:
     )
     add(
         "--onnx-form",
-        choices=("ort", "standard"),
+        choices=("ort", "standard", "genai"),
         default="ort",
-        help="ort: ONNX Runtime's own operators too, the fastest; standard: ONNX opset 24 only (%(default)s)",
+        help="ort: ONNX Runtime's own operators too, the fastest; standard: ONNX opset 24 only; genai: for "
+        "onnxruntime-genai, with genai_config.json (%(default)s)",
     )
     add(
         "--tokenizer",

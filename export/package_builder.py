@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from export import known_answers, shell
-from export.circle_commands import LOWER_TO_ONNX, circle_commands, is_fusing, window_cache_rows
+from export.circle_commands import GENAI, circle_commands, is_fusing, lower_to_onnx, window_cache_rows
 from export.config import CheckpointConfig
 from export.graph_specs import GraphSpec, graph_specs
 from export.model_traits import attention_traits
@@ -32,7 +32,8 @@ from o2o.weights.checkpoint import open_checkpoint
 INPUTS = ".built-from"
 """A package's record of what it was built from: the digest of its commands, checkpoint and toolchain."""
 MODELS = ("model.circle", "model.tflite", "model.onnx", "model.litertlm")
-FILES = (*MODELS, "model.onnx.data", known_answers.FILE)
+GENAI_CONFIG = "genai_config.json"
+FILES = (*MODELS, "model.onnx.data", GENAI_CONFIG, known_answers.FILE)
 
 SHORT_PREFILL = 8
 """T of one more prefill for LiteRT-LM: near the end of the context, it fails without one that fits."""
@@ -124,7 +125,7 @@ class PackageBuilder:
             recipe: A recipe of `o2o.quantization.recipes`.
             cache: The form of decode's KV cache; None for `static`.
             dtype: The dtype of stored matrices, before they are quantized.
-            onnx_form: A form of `o2o.lower.onnx`, for `onnx`.
+            onnx_form: A form of `o2o.lower.onnx`, or `GENAI`, for `onnx`.
             full_caches: See `export.circle_commands.circle_commands`.
 
         Returns:
@@ -145,6 +146,7 @@ class PackageBuilder:
                 f"{self.checkpoint} has no tokenizer.json and no tokenizer.model: --format litertlm needs one"
             )
         _check_combination(format, recipe, cache, dtype, self.prefill_lengths)
+        full_caches = full_caches or (format == "onnx" and onnx_form == GENAI)  # it knows no window caches
         config = CheckpointConfig.read(self.checkpoint)
         tensors = open_checkpoint(self.checkpoint).tensors
         if cache == "concat" and (special := attention_traits(config, tensors)):
@@ -165,7 +167,7 @@ class PackageBuilder:
                 self.checkpoint, self.max_length, lengths, form, dtype, recipe, full_caches
             )
         if format == "onnx":
-            steps.append(LOWER_TO_ONNX.format(form=onnx_form))
+            steps.append(lower_to_onnx(onnx_form, self.checkpoint))
         has_window_caches = format in ("circle", "onnx") and form == "static" and not full_caches
         estimate = needs(len(graphs), dtype, embed=False)
         parameters = needs(1, dtype, embed=True).parameters
@@ -250,7 +252,9 @@ class PackageBuilder:
                 self.log(f"removed {stale}, which {self.checkpoint} does not have")
             data = f"{model}.data"  # of a large ONNX model
             published = [
-                name for name in (known_answers.FILE, data, model, INPUTS) if (folder / name).exists()
+                name
+                for name in (known_answers.FILE, GENAI_CONFIG, data, model, INPUTS)
+                if (folder / name).exists()
             ]
             publish(folder, self.package, published)
         for other in (self.package / name for name in FILES if name not in published):

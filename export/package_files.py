@@ -8,13 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from o2o.errors import UsageError
+from o2o.weights.checkpoint_files import CONFIGS, TOKENIZER
 
-CONFIGS = ("config.json", "generation_config.json")
-TOKENIZER = (
-    *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
-)
 FILES = (*CONFIGS, *TOKENIZER)
 """The files that decide which tokens a text has. Each is a name or a pattern."""
 VOCABULARIES = {".json": "tokenizer.json", ".model": "tokenizer.model"}

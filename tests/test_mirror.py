@@ -242,6 +242,7 @@ COVERED = {
         "o2o/roles/onnx_caches.py",
         "o2o/roles/onnx_flow.py",
     ],
+    "tests/o2o/lower/onnx/test_genai.py": ["o2o/weights/checkpoint_files.py"],
     "tests/runtime_py/model/test_find_model.py": ["runtime_py/model/model_config.py"],
     "tests/runtime_py/engines/litert/test_engine.py": [
         "runtime_py/engines/litert/compiled_model.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from o2o.check.reference_runner import runner_of
 from o2o.check.runner import IoTensor, Slot
 from o2o.check.signature_comparison import TOLERANCE
 from o2o.check.small_tables import scale_constants, token_tables
+from o2o.contract import role_of
 from o2o.errors import ModelError
 from o2o.formats.tensors import constant_array, is_quantized
-from o2o.model import Model
+from o2o.model import Model, dims_of, dtype_name
 from o2o.quantization.schemes import INT8
 from o2o.signatures import decode_of
 from o2o.streams.temporary import temporary_folder
@@ -50,8 +51,7 @@ def check(before: Model, lowered: Model) -> str:
         circle = _CircleRunner(copied(before, os.path.join(folder, "before")))
         path = folder / "model.onnx"
         formats.save(lowered, path)
-        onnx = _OnnxRunner(path, circle)
-        worst = max(_differences(circle, onnx, path))
+        worst = max(_differences(circle, path, lowered))
         _refuse_changed_constants(decode_of(loaded(os.path.join(folder, "before"))).graph, lowered)
         worst = max([worst, *_small_differences(os.path.join(folder, "before"), lowered, str(folder))])
     return (
@@ -91,16 +91,17 @@ def _small_differences(before: str, lowered: Model, folder: str) -> Iterator[flo
         for name, tensor in tensors.items():
             constants[name].const_value = tensor
     circle = _CircleRunner(model)
-    yield from _differences(circle, _OnnxRunner(path, circle), path)
+    yield from _differences(circle, path, lowered)
 
 
-def _differences(circle: _CircleRunner, onnx: _OnnxRunner, path: Path) -> Iterator[float]:
+def _differences(circle: _CircleRunner, path: Path, lowered: Model) -> Iterator[float]:
     """Yield the difference of each result. Raises ModelError for one above the tolerance."""
+    onnx = _OnnxRunner(path, circle, lowered)
     count = min(TOKENS, circle.capacity - 1)
     ids = np.random.default_rng(SEED).integers(0, circle.limit, count + 1)
     expected = [circle.step(int(token), position) for position, token in enumerate(ids[:count])]
     runs = [(0, ids[: count - 1]), (count - 1, ids[count - 1 : count])] if count > 1 else [(0, ids[:count])]
-    where = _Place(circle, path, ids[:count])
+    where = _Place(circle, path, lowered, ids[:count])
     for start, some in runs:
         logits = onnx.step(some, start)
         positions = range(start, start + len(some))[-len(logits) :]
@@ -116,8 +117,8 @@ def _differences(circle: _CircleRunner, onnx: _OnnxRunner, path: Path) -> Iterat
 class _Place:
     """Comparison of results; the first tensor that differs is found where they do."""
 
-    def __init__(self, circle: _CircleRunner, path: Path, ids: np.ndarray) -> None:
-        self.circle, self.path, self.ids = circle, path, ids
+    def __init__(self, circle: _CircleRunner, path: Path, lowered: Model, ids: np.ndarray) -> None:
+        self.circle, self.path, self.lowered, self.ids = circle, path, lowered, ids
 
     def difference(self, name: str, position: int, expected: np.ndarray, actual: np.ndarray) -> float:
         """Return the largest error relative to the largest number. Raises ModelError above the tolerance."""
@@ -132,7 +133,8 @@ class _Place:
     def _first_difference(self) -> str:
         """Describe the first tensor that both models compute under one name and that differs."""
         expected = {name: x for name, x in self.circle.every_tensor(self.ids) if x.dtype.kind == "f"}
-        actual = _OnnxRunner(_with_outputs(self.path, set(expected)), self.circle).every_tensor(self.ids)
+        path = _with_outputs(self.path, set(expected))
+        actual = _OnnxRunner(path, self.circle, self.lowered).every_tensor(self.ids)
         for name, numbers in expected.items():
             if name in actual and actual[name].size == numbers.size:
                 difference = _relative(numbers, actual[name].reshape(numbers.shape))
@@ -234,45 +236,53 @@ class _CircleRunner:
 
 
 class _OnnxRunner:
-    """The ONNX model on ONNX Runtime, any number of tokens at a time."""
+    """The ONNX model on ONNX Runtime, any number of tokens at a time. Roles say what its inputs are."""
 
-    def __init__(self, path: Path, circle: _CircleRunner) -> None:
+    def __init__(self, path: Path, circle: _CircleRunner, lowered: Model) -> None:
         self._key = ENGINE.new_key()
-        inputs = _request("load_onnx", self._key, str(path))
-        self._shapes: Mapping[str, list[int]] = {
-            name: shape for name, shape, _ in inputs if name.startswith("past_")
+        _request("load_onnx", self._key, str(path))
+        graph = lowered.graphs[0]
+        self._inputs = [(value, role) for value in graph.inputs if (role := role_of(value)) is not None]
+        self._outputs = {role: value.name for value in graph.outputs if (role := role_of(value)) is not None}
+        self._shapes: dict[Slot, list[int]] = {
+            role.slot: [dim if isinstance(dim, int) else circle.capacity for dim in dims_of(value) or ()]
+            for value, role in self._inputs
+            if role.is_cache
         }
-        wanted = {f"past_{kind}_{layer}" for kind, layer in circle.slots}
-        if self._shapes.keys() != wanted:
+        if self._shapes.keys() != set(circle.slots):
             raise ModelError(
-                f"--check: the ONNX model takes the caches {sorted(self._shapes)}, not {sorted(wanted)}"
+                f"--check: the ONNX model takes the caches {sorted(self._shapes)}, not {sorted(circle.slots)}"
             )
-        self._ids_dtype = next(
-            np.dtype(np.int64 if "int64" in type_ else np.int32)
-            for name, _, type_ in inputs
-            if name == "tokens"
-        )
-        self._has_window_row = any(name == "window_row" for name, _, _ in inputs)
         self._caches = self._empty()
 
-    def _empty(self) -> dict[str, np.ndarray]:
-        return {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
+    def _empty(self) -> dict[Slot, np.ndarray]:
+        return {slot: np.zeros(shape, np.float32) for slot, shape in self._shapes.items()}
 
     def _run(self, ids: np.ndarray, position: int) -> dict[str, np.ndarray]:
-        feeds = {"tokens": ids[None].astype(self._ids_dtype), "position": np.array([position])}
-        if self._has_window_row:
-            feeds["window_row"] = feeds["position"]
-        results: dict[str, np.ndarray] = _request("run_onnx", self._key, {**feeds, **self._caches})
-        present = {name.replace("past_", "present_", 1) for name in self._shapes}
-        if missing := sorted({"logits", *present} - results.keys()):
+        numbers: dict[str, np.ndarray] = {
+            "tokens": ids[None],
+            "position": np.array([position]),
+            "window_row": np.array([position]),
+            "mask": np.ones((1, position + len(ids))),
+        }
+        feeds = {
+            value.name: self._caches[role.slot]
+            if role.is_cache
+            else numbers[role.kind].astype(dtype_name(value))
+            for value, role in self._inputs
+        }
+        results: dict[str, np.ndarray] = _request("run_onnx", self._key, feeds)
+        if missing := sorted({name or "" for name in self._outputs.values()} - results.keys()):
             raise ModelError(f"--check: output {missing[0]} disappeared")
         return results
 
     def step(self, ids: np.ndarray, position: int) -> np.ndarray:
         """Run these tokens; return the logits [T, V] of all or [1, V] of the last one."""
         results = self._run(ids, position)
-        self._caches = {name: results[name.replace("past_", "present_", 1)] for name in self._shapes}
-        logits: np.ndarray = results["logits"][0]
+        present = {role.slot: name or "" for role, name in self._outputs.items() if role.is_rows}
+        self._caches = {slot: results[name] for slot, name in present.items()}
+        (name,) = (name or "" for role, name in self._outputs.items() if role.kind == "logits")
+        logits: np.ndarray = results[name][0]
         return logits
 
     def every_tensor(self, ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -285,11 +295,7 @@ class _OnnxRunner:
     @property
     def caches(self) -> dict[Slot, np.ndarray]:
         """The KV caches [K, S, H]."""
-        caches = {}
-        for name, cache in self._caches.items():
-            _, kind, layer = name.split("_")
-            caches[kind, int(layer)] = cache[0]
-        return caches
+        return {slot: cache[0] for slot, cache in self._caches.items()}
 
 
 def _request(*request: Any) -> Any:

@@ -418,7 +418,7 @@ class Filter:
                 gc.enable()
 
 
-_FILE_FLAGS = ("-o", "--output", "--report", "--tokenizer")  # where results went, and files came from
+_FILE_FLAGS = ("-o", "--output", "--report", "--tokenizer", "--genai")  # of results, and of other files
 _FILE_PREFIXES = (*(f"{flag}=" for flag in _FILE_FLAGS if flag != "-o"), "-o")
 _MESSAGE_FLAGS = ("--check", "--debug", "--explain")  # what was printed
 

@@ -184,8 +184,8 @@ class InPlaceCache:
         self._grows = shape[axis] == 0
         if self._grows:
             self._shape[axis] = MIN_ROWS
-        self._rows = np.zeros(self._shape, _storage(dtype))
-        self._other = self._rows if one_buffer else np.zeros(self._shape, _storage(dtype))
+        self._one_buffer = one_buffer
+        self._allocate()
 
     def reusable(self, count: int) -> int:
         return count
@@ -195,27 +195,34 @@ class InPlaceCache:
 
     def past(self, stop: int) -> onnxruntime.OrtValue:
         self._reserve(stop)
-        return value_of(self._rows, self._dtype)
+        return self._values[0]
 
     def present(self, stop: int) -> onnxruntime.OrtValue:
-        return value_of(self._other, self._dtype)
+        return self._values[-1]
 
     def accept(self, result: onnxruntime.OrtValue | None, stop: int) -> None:
-        self._rows, self._other = self._other, self._rows
+        self._buffers.reverse()
+        self._values.reverse()
 
     def copy(self, source: InPlaceCache, stop: int) -> None:
         self._reserve(stop)
         rows = (slice(None),) * self._axis + (slice(stop),)
-        self._rows[rows] = source._rows[rows]
+        self._buffers[0][rows] = source._buffers[0][rows]
+
+    def _allocate(self) -> None:
+        """Allocate one buffer, or one for the input and one for the output."""
+        count = 1 if self._one_buffer else 2
+        self._buffers = [np.zeros(self._shape, _storage(self._dtype)) for _ in range(count)]
+        self._values = [value_of(buffer, self._dtype) for buffer in self._buffers]
 
     def _reserve(self, rows: int) -> None:
         size = self._shape[self._axis]
         if not self._grows or rows <= size:
             return
+        before = self._buffers[0]
         self._shape[self._axis] = 1 << (rows - 1).bit_length()
-        larger = np.zeros(self._shape, self._rows.dtype)
-        larger[(slice(None),) * self._axis + (slice(size),)] = self._rows
-        self._rows = self._other = larger
+        self._allocate()
+        self._buffers[0][(slice(None),) * self._axis + (slice(size),)] = before
 
 
 class OpaqueCache:

@@ -90,6 +90,8 @@ class BoundGraph:
         """
         self._graph, self._model, self._caches = graph, model, list(caches.items())
         self._binding = model.io_binding()
+        self._bound: dict[str, onnxruntime.OrtValue] = {}
+        self._step_logits: onnxruntime.OrtValue | None = None  # of a run of one token
 
     def __call__(self, run: Run) -> np.ndarray:
         """Run the graph on some tokens, after the rows of the tokens before them.
@@ -98,34 +100,52 @@ class BoundGraph:
             run: The tokens.
 
         Returns:
-            The logits float32 of the tokens that the graph gives logits of, the last [V] or all [T, V]. The
-            caller owns them.
+            The logits float32 of the tokens that the graph gives logits of, the last [1, V] or all [T, V].
+            The caller owns them.
 
         Raises:
             ModelError: ONNX Runtime fails.
         """
-        interface, binding = self._graph.interface, self._binding
-        feeds = feed(interface, run, self._graph.mask_rows)
+        feeds = feed(self._graph.interface, run, self._graph.mask_rows)
         for tensor, numbers in feeds:
-            binding.bind_ortvalue_input(tensor.name, value_of(numbers, tensor.dtype))
-        binding.clear_binding_outputs()
-        binding.bind_output(interface.logits.name, "cpu")
-        for cache, own in self._caches:
-            own.seek(run.start)
-            if cache.past is not None:
-                binding.bind_ortvalue_input(cache.past.name, own.past(run.stop))
-            if (present := own.present(run.stop)) is None:
-                binding.bind_output(cache.present.name, "cpu")
-            else:
-                binding.bind_ortvalue_output(cache.present.name, present)
+            self._binding.bind_ortvalue_input(tensor.name, value_of(numbers, tensor.dtype))
+        logits_name = self._graph.interface.logits.name
+        logits = self._step_logits if len(run.tokens) == 1 else None
+        self._bind_output(logits_name, logits)
+        presents = [self._bind_cache(cache, own, run) for cache, own in self._caches]
         try:
-            self._model.run_with_iobinding(binding)
+            self._model.run_with_iobinding(self._binding)
         except Exception as error:  # its exceptions have no common base class
             raise model_error_from(error) from error
-        logits, *presents = binding.get_outputs()
+        if logits is None or None in presents:
+            logits, *presents = self._binding.get_outputs()
         for (_, own), present in zip(self._caches, presents, strict=True):
             own.accept(present, run.stop)
-        return _float32(logits.numpy(), interface.logits.dtype).reshape(-1, logits.shape()[-1])
+        numbers = logits.numpy()
+        if len(run.tokens) == 1:
+            self._step_logits, numbers = logits, numbers.copy()  # the next step overwrites them
+        rows = _float32(numbers, self._graph.interface.logits.dtype)
+        return rows.reshape(-1, rows.shape[-1])
+
+    def _bind_cache(self, cache: Cache, own: TextCache, run: Run) -> onnxruntime.OrtValue | None:
+        """Bind a cache; return its output, None if ONNX Runtime allocates it."""
+        own.seek(run.start)
+        if cache.past is not None:
+            past = own.past(run.stop)
+            if self._bound.get(cache.past.name) is not past:
+                self._bound[cache.past.name] = past
+                self._binding.bind_ortvalue_input(cache.past.name, past)
+        present = own.present(run.stop)
+        self._bind_output(cache.present.name, present)
+        return present
+
+    def _bind_output(self, name: str, value: onnxruntime.OrtValue | None) -> None:
+        if value is None:
+            self._bound.pop(name, None)
+            self._binding.bind_output(name, "cpu")
+        elif self._bound.get(name) is not value:
+            self._bound[name] = value
+            self._binding.bind_ortvalue_output(name, value)
 
 
 def _float32(logits: np.ndarray, dtype: ir.DataType) -> np.ndarray:
