@@ -29,7 +29,8 @@ class VerifyModel(Filter):
         V0xx   references between tables, operators, tensors and signatures
         V1xx   operators: operands, inferred shapes, dtypes, versions, quantization parameters
         V2xx   the contract: roles, caches, agreement of signatures
-        V3xx   with --engine: operators that this engine lacks after the runtime's lowering; onnx.checker
+        V3xx   with --engine: what this engine lacks after the runtime's lowering, or says when it loads ONNX;
+               onnx.checker
         V4xx   with --tico: what Samsung's verifier reports
 
     --codes lists all codes. The output is text on stdout, errors first, or JSON with --json. The text shows a

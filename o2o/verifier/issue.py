@@ -43,6 +43,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "V311": ("error", "onert cannot run it, not even legalized"),
     "V321": ("error", "it has no ONNX form"),
     "V331": ("error", "an error of ONNX's checker"),
+    "V332": ("error", "ONNX Runtime cannot load it"),
     "V401": ("error", "an error of TICO's verifier"),
     "V402": ("warning", "a warning of TICO's verifier"),
 }

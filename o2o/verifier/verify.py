@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from o2o import formats
-from o2o.errors import ModelError, UsageError
+from o2o.errors import ModelError
 from o2o.model import Model
 from o2o.streams import Source
 from o2o.verifier.engines import ENGINES
@@ -34,7 +34,6 @@ def verify(source: Source, engines: Sequence[str] = (), tico: bool = False) -> l
 
     Raises:
         ModelError: It cannot be read, and its tables do not show why: it is truncated, or no model.
-        UsageError: The engines take no model of this format.
     """
     try:
         model = formats.read(source)
@@ -43,12 +42,11 @@ def verify(source: Source, engines: Sequence[str] = (), tico: bool = False) -> l
         if not issues:
             raise
         return issues
-    if engines and model.format == "onnx":
-        raise UsageError(f"{source.name}: --engine is for Circle and TFLite, and this is ONNX")
     issues = [*_issues_of_model(source, model)]
-    if not any(issue.severity == "error" for issue in issues):
+    # ONNX's checker refuses ONNX Runtime's own operators in the domain of ONNX.
+    if model.format == "onnx" or not any(issue.severity == "error" for issue in issues):
         for engine in engines:
-            issues += ENGINES[engine](formats.read(source))
+            issues += ENGINES[engine](formats.read(source), source)
     if tico:
         issues += tico_issues(source, model.format)
     return issues

@@ -96,11 +96,11 @@ def _compute_position(graph: ir.Graph, tokens: ir.Value, position: ir.Value, mas
     """Compute the position of the first token: the size of the mask minus the number of tokens."""
 
     def node(op_type: str, inputs: Sequence[ir.Value], dtype: ir.DataType, **options: Any) -> ir.Node:
-        made = ir.node(op_type, inputs, options or None)
-        made.outputs[0].name = f"position/{op_type.lower()}_{len(nodes)}"
-        made.outputs[0].shape, made.outputs[0].type = ir.Shape([1]), ir.TensorType(dtype)
-        nodes.append(made)
-        return made
+        result = ir.node(op_type, inputs, options or None)
+        result.outputs[0].name = f"position/{op_type.lower()}_{len(nodes)}"
+        result.outputs[0].shape, result.outputs[0].type = ir.Shape([1]), ir.TensorType(dtype)
+        nodes.append(result)
+        return result
 
     nodes: list[ir.Node] = []
     total = node("Shape", [mask], ir.DataType.INT64, start=1).outputs[0]

@@ -196,8 +196,16 @@ def test_what_the_verifier_finds(capsys: pytest.CaptureFixture[str]) -> None:
     Path("in.onnx").write_bytes(data_of(proto))
     assert run("verify_model", "in.onnx") == 1
     assert "error V331" in capsys.readouterr().out
-    assert run("verify_model", "--engine", "litert", given(chain)) == 2
-    assert "--engine is for Circle and TFLite" in capsys.readouterr().err
+    assert run("verify_model", "--engine", "onnx", given(chain)) == 0
+    proto = chain()
+    proto.graph.node[0].domain = "of.nobody"
+    proto.opset_import.add(domain="of.nobody", version=1)
+    Path("other.onnx").write_bytes(data_of(proto))
+    capsys.readouterr()
+    assert run("verify_model", "--engine", "onnx", "--engine", "litert", "other.onnx") == 1
+    said = capsys.readouterr().out
+    assert "error V332" in said
+    assert "error V301" in said
 
 
 def test_check_names_the_first_difference(
