@@ -14,7 +14,7 @@ from o2o.lower.litert import lower_to_litert
 from o2o.lower.onert import lower_to_onert
 from o2o.lower.onnx import lower_to_onnx
 from o2o.model import CUSTOM_DOMAIN, Model
-from o2o.raising import raise_model
+from o2o.raising import as_circle
 from o2o.streams import Source
 from o2o.streams.temporary import temporary_folder
 from o2o.verifier.issue import Issue, Places
@@ -32,7 +32,7 @@ def litert(model: Model, source: Source) -> Iterator[Issue]:
     """
     if model.format != "tflite":
         try:
-            model = raise_model(model) if model.format == "onnx" else model
+            model = as_circle(model)
             lower_to_litert(model)
         except ModelError as error:
             yield Issue("V301", str(error))
@@ -60,7 +60,7 @@ def onert(model: Model, source: Source) -> Iterator[Issue]:
         Issues V311: the first reason.
     """
     try:
-        lower_to_onert(raise_model(model) if model.format == "onnx" else model)
+        lower_to_onert(as_circle(model))
     except ModelError as error:
         yield Issue("V311", str(error))
 
