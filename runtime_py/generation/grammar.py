@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from o2o.errors import UsageError
 
+WHITESPACE = r"[ \t\n\r]{0,16}"
+"""Between the tokens of JSON. A model that writes spaces without end would never end the text."""
 Kind = Literal["json_schema", "regex", "lark", "gbnf"]
 """The language of a grammar: GBNF is llama.cpp's."""
 

@@ -63,7 +63,9 @@ class App:
         router = Router(routes(settings), redirect_slashes=False, default=_not_found)
         app: ASGIApp = LimitedBody(router, settings)
         app = Access(app, settings)
-        self._app: ASGIApp = RequestLog(app, metrics, log, debug)
+        self.names = {str(package.directory): name for name, package in packages.items()}
+        """The names of models by the paths of their folders."""
+        self._app: ASGIApp = RequestLog(app, metrics, log, self.names, debug)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a connection.

@@ -11,16 +11,18 @@ from typing import Any, cast
 from starlette.requests import Request
 from starlette.responses import Response
 
+from runtime_py.generation.grammar import Grammar
 from runtime_py.server.completions import common_texts
 from runtime_py.server.errors import ApiError
 from runtime_py.server.formats import grammar_of
 from runtime_py.server.log_probabilities import PendingTokens, chat_entry
 from runtime_py.server.models import ServedModel
-from runtime_py.server.output_parser import Delta, OutputParser, PlainText
+from runtime_py.server.output_parser import REASONING, Delta, OutputParser, PlainText, ReasoningParser
 from runtime_py.server.responses import REASONS, Completion
-from runtime_py.server.schemas import ChatMessage, ChatRequest, parse
+from runtime_py.server.schemas import ChatMessage, ChatRequest, NamedTool, Tool, parse
 from runtime_py.server.service import service_of
 from runtime_py.server.texts import Ended, Event, Piece, Started, generate_texts
+from runtime_py.server.tool_formats import ToolFormat, format_of
 from runtime_py.text.chat_template import Message
 
 
@@ -44,21 +46,111 @@ async def chat_completions(request: Request) -> Response:
         raise ApiError(400, "max_tokens must be at least 1", param="max_tokens")
     if fields.top_logprobs is not None and not fields.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
-    messages = template_messages(fields.messages)
-
-    def prompts(model: ServedModel) -> Sequence[Sequence[int]]:
-        text = model.render(messages, template_args=fields.chat_template_kwargs)
-        return [model.package.tokenizer.encode(text, special=False)]
-
+    answer = Answer.of(fields, model)
     texts = replace(
         common_texts(service, fields, limit),
-        prompts=prompts,
-        grammar=grammar_of(fields, fields.response_format, service.settings.max_grammar),
+        prompts=answer.prompts,
+        grammar=answer.grammar or grammar_of(fields, fields.response_format, service.settings.max_grammar),
         log_probabilities=(fields.top_logprobs or 0) if fields.logprobs else None,
     )
-    writer = _Writer(model, texts.choices, bool(fields.logprobs), PlainText)
+    writer = _Writer(model, texts.choices, bool(fields.logprobs), answer)
     make = partial(generate_texts, model, texts)
     return await service.respond(request, model, make, writer.push, writer.completion, fields, _joined)
+
+
+class Answer:
+    """The form of the answers to a request: their tools, the prompt, the parser of their texts."""
+
+    def __init__(self, fields: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat | None) -> None:
+        """Describe the answers.
+
+        Args:
+            fields: The request.
+            tools: The tools that the model may call.
+            tool_format: How it calls them; None without tools.
+        """
+        self._fields = fields
+        self._tools = tools
+        self._format = tool_format
+        self._prompt = ""
+        self.grammar: Grammar | None = None
+        """The grammar of an answer that must call a tool."""
+
+    @classmethod
+    def of(cls, fields: ChatRequest, model: ServedModel) -> Answer:
+        """Return the form of the answers to a request.
+
+        Args:
+            fields: The request.
+            model: The model.
+
+        Returns:
+            The form.
+
+        Raises:
+            ApiError: There is no such tool, or the template of the model takes no tools.
+        """
+        tools, choice = fields.tools or [], fields.tool_choice
+        if choice == "none":
+            tools = []
+        elif choice not in (None, "auto") and not tools:
+            raise ApiError(400, "tool_choice needs tools", param="tool_choice")
+        if not tools:
+            return cls(fields, (), None)
+        tool_format = format_of(model.template_source(with_tools=True))
+        if tool_format is None:
+            raise ApiError(
+                400,
+                f"the chat template of {model.name} has no known format of tools: leave out tools",
+                param="tools",
+            )
+        answer = cls(fields, tools, tool_format)
+        if choice not in (None, "auto"):
+            callable_tools = tools
+            if isinstance(choice, NamedTool):
+                callable_tools = [tool for tool in tools if tool.function.name == choice.function.name]
+            if not callable_tools:
+                raise ApiError(400, "tool_choice names none of the tools", param="tool_choice")
+            several = choice == "required" and fields.parallel_tool_calls is not False
+            answer.grammar = tool_format.grammar(callable_tools, several, model.special_marks)
+        return answer
+
+    def prompts(self, model: ServedModel) -> list[list[int]]:
+        """Render the conversation.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The only prompt.
+
+        Raises:
+            UsageError: The template refuses the messages.
+        """
+        messages = template_messages(self._fields.messages)
+        tools = [tool.model_dump(exclude_none=True) for tool in self._tools] or None
+        self._prompt = model.render(messages, tools, self._fields.chat_template_kwargs)
+        return [model.package.tokenizer.encode(self._prompt, special=False)]
+
+    def parser(self, model: ServedModel) -> OutputParser:
+        """Make the parser of an answer, after `prompts`.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The parser.
+        """
+        names = frozenset(tool.function.name for tool in self._tools)
+        parser: OutputParser = PlainText() if self._format is None else self._format.parser(names)
+        source = model.template_source(with_tools=bool(self._tools))
+        if self._fields.reasoning_format == "none":
+            return parser
+        for begin, end in REASONING:
+            if end in source:
+                begun = self._prompt.rstrip().endswith(begin)
+                return ReasoningParser(begin, end, begun, parser)
+        return parser
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -77,7 +169,7 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
 
 
 def _template_message(index: int, message: ChatMessage) -> Message:
-    fields = message.model_dump(exclude_none=True)
+    fields = {"content": "", **message.model_dump(exclude_none=True)}  # templates expect a content
     fields["role"] = "system" if message.role == "developer" else message.role
     if isinstance(message.content, list):
         for part in message.content:
@@ -102,15 +194,14 @@ def _template_message(index: int, message: ChatMessage) -> Message:
 class _Writer:
     """Writes the events as choices of a stream."""
 
-    def __init__(
-        self, model: ServedModel, choices: int, logs: bool, parser: type[OutputParser] | Any
-    ) -> None:
+    def __init__(self, model: ServedModel, choices: int, logs: bool, answer: Answer) -> None:
         self.completion = _ChatCompletion("chat.completion", "chatcmpl", model)
         self._model = model
         self._choices = choices
         self._logs = logs
-        self._make_parser = parser
-        self._parser: OutputParser = parser()
+        self._answer = answer
+        self._marks = {token: mark for mark, token in model.special_marks.items()}
+        self._parser: OutputParser = PlainText()
         self._pending = PendingTokens(model.token_bytes)
         self._index = 0
 
@@ -120,12 +211,12 @@ class _Writer:
             case Started():
                 self.completion.start(item, self._choices)
                 self._index = item.index
-                self._parser = self._make_parser()
+                self._parser = self._answer.parser(self._model)
                 self._pending = PendingTokens(self._model.token_bytes)
                 return [self._choice({"role": "assistant", "content": None})]
             case Piece():
                 self.completion.num_new += 1
-                deltas = self._parser.push(item.token.text, item.token.id)
+                deltas = self._parser.push(item.token.text + self._marks.get(item.token.id, ""))
                 if item.token.finish is not None:
                     deltas += self._parser.end()
                 choices = [self._choice(delta.json) for delta in deltas]

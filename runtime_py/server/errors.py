@@ -65,11 +65,12 @@ class ApiError(Exception):
         }
 
 
-def api_error(error: Exception) -> ApiError:
+def api_error(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
     """Translate an exception.
 
     Args:
         error: An exception of an endpoint.
+        names: The names of models by the paths of their folders, which no client sees.
 
     Returns:
         The error that the client sees. It does not show internals.
@@ -84,7 +85,14 @@ def api_error(error: Exception) -> ApiError:
         case EngineClosed():
             return ApiError(503, "the model was unloaded: try again", headers={"Retry-After": "1"})
         case UsageError():
-            return ApiError(400, str(error))
+            return ApiError(400, _without_paths(error, names or {}))
         case ModelError():
-            return ApiError(500, str(error))
+            return ApiError(500, _without_paths(error, names or {}))
     return ApiError(500, "internal error: the log of the server has the request id and the exception")
+
+
+def _without_paths(error: Exception, names: Mapping[str, str]) -> str:
+    message = str(error)
+    for path, name in names.items():
+        message = message.replace(path, name)
+    return message

@@ -11,12 +11,14 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from runtime_py.package import Package
+from runtime_py.server import tool_formats
 from runtime_py.server.admission import Admission
 from runtime_py.server.errors import ApiError
 from runtime_py.server.metrics import Metrics
+from runtime_py.server.output_parser import REASONING_MARKS
 from runtime_py.server.settings import ServerSettings
 from runtime_py.server.thread_stream import Cancelled, thread_stream
-from runtime_py.text.chat_template import ChatTemplate, Message, template_sources
+from runtime_py.text.chat_template import DEFAULT, TOOL_USE, ChatTemplate, Message, template_sources
 from runtime_py.text.token_bytes import TokenBytes
 
 T = TypeVar("T")
@@ -44,6 +46,25 @@ class ServedModel:
     def token_bytes(self) -> TokenBytes:
         """The bytes of each token."""
         return TokenBytes(self.package.tokenizer)
+
+    @cached_property
+    def special_marks(self) -> Mapping[str, int]:
+        """The ids of the special tokens that mark tool calls or reasoning, by text. No text shows them."""
+        tokenizer = self.package.tokenizer
+        ids = {mark: tokenizer.token_id(mark) for mark in (*tool_formats.MARKS, *REASONING_MARKS)}
+        return {mark: id for mark, id in ids.items() if id is not None and tokenizer.is_hidden(id)}
+
+    def template_source(self, with_tools: bool) -> str:
+        """Return the source of a chat template.
+
+        Args:
+            with_tools: Whether there are tools.
+
+        Returns:
+            The template that `render` uses; "" if there is none.
+        """
+        sources = self.template_sources
+        return sources.get(TOOL_USE, sources.get(DEFAULT, "")) if with_tools else sources.get(DEFAULT, "")
 
     @cached_property
     def template_sources(self) -> Mapping[str, str]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+REASONING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+"""The marks before and after reasoning, of which a template has one pair or none."""
+REASONING_MARKS = tuple(mark for pair in REASONING for mark in pair)
+
 
 @dataclass(frozen=True)
 class Delta:
-    """What a piece of text adds to an answer.
+    """An addition to an answer.
 
     Attributes:
         content: Text for the user.
@@ -52,15 +56,14 @@ class OutputParser(Protocol):
         """The number of tool calls so far."""
         ...
 
-    def push(self, text: str, token: int) -> list[Delta]:
+    def push(self, text: str) -> list[Delta]:
         """Read a piece.
 
         Args:
-            text: The piece; "" for a special token, and while a character is incomplete.
-            token: The id of the token.
+            text: The piece, with the names of special tokens that mark tool calls or reasoning.
 
         Returns:
-            What it adds to the answer.
+            The additions to the answer. Text that may be the beginning of a mark is held back.
         """
         ...
 
@@ -68,7 +71,7 @@ class OutputParser(Protocol):
         """Finish the answer.
 
         Returns:
-            What was held back.
+            The additions of the text that was held back.
         """
         ...
 
@@ -78,10 +81,89 @@ class PlainText:
 
     num_calls = 0
 
-    def push(self, text: str, token: int) -> list[Delta]:
+    def push(self, text: str) -> list[Delta]:
         """See `OutputParser`."""
         return [Delta(content=text)] if text else []
 
     def end(self) -> list[Delta]:
         """See `OutputParser`."""
         return []
+
+
+class ReasoningParser:
+    """Reasoning at the beginning of an answer, between two marks; another parser reads the rest."""
+
+    def __init__(self, begin: str, end: str, begun: bool, rest: OutputParser) -> None:
+        """Start an answer.
+
+        Args:
+            begin: The mark before the reasoning.
+            end: The mark after it.
+            begun: Whether the prompt ends with `begin`.
+            rest: Reads the text after the reasoning.
+        """
+        self._begin, self._end, self._rest = begin, end, rest
+        self._state = "reasoning" if begun else "begin"
+        self._buffer = ""
+        self._shown = False  # whether reasoning was shown: spaces before it do not count
+
+    @property
+    def num_calls(self) -> int:
+        """See `OutputParser`."""
+        return self._rest.num_calls
+
+    def push(self, text: str) -> list[Delta]:
+        """See `OutputParser`."""
+        if self._state == "rest":
+            return self._rest.push(text)
+        self._buffer += text
+        if self._state == "begin":
+            start = self._buffer.lstrip()
+            if not start.startswith(self._begin):
+                return [] if self._begin.startswith(start) else self._finish(self._buffer)
+            self._state, self._buffer = "reasoning", start.removeprefix(self._begin)
+        if self._state == "reasoning":
+            text = self._buffer if self._shown else self._buffer.lstrip()
+            before, rest, complete = split_at(text, self._end)
+            shown = before.rstrip()  # spaces before the mark do not count
+            self._buffer = before[len(shown) :] + rest
+            self._shown = self._shown or bool(shown)
+            deltas = [Delta(reasoning=shown)] if shown else []
+            if not complete:
+                return deltas
+            self._state = "after"
+            self._buffer = rest
+            return deltas + self.push("")
+        content = self._buffer.lstrip()  # the line breaks after the reasoning
+        return self._finish(content) if content else []
+
+    def end(self) -> list[Delta]:
+        """See `OutputParser`."""
+        if self._state == "rest":
+            return self._rest.end()
+        if self._state == "reasoning":
+            return [Delta(reasoning=self._buffer)] if self._buffer.strip() else []
+        return self._finish(self._buffer if self._state == "begin" else "") + self._rest.end()
+
+    def _finish(self, text: str) -> list[Delta]:
+        self._state, self._buffer = "rest", ""
+        return self._rest.push(text) if text else []
+
+
+def split_at(text: str, mark: str) -> tuple[str, str, bool]:
+    """Split a text at the first mark.
+
+    Args:
+        text: A text that may go on.
+        mark: The mark.
+
+    Returns:
+        The text before the mark, the text after it, and true. Without a mark: the text that is before any
+        mark to come, the rest, which may begin one, and false.
+    """
+    place = text.find(mark)
+    if place >= 0:
+        return text[:place], text[place + len(mark) :], True
+    lengths = range(min(len(text), len(mark) - 1), 0, -1)
+    held = next((n for n in lengths if text.endswith(mark[:n])), 0)
+    return text[: len(text) - held], text[len(text) - held :], False

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -29,7 +29,12 @@ class RequestLog:
     """Wraps the whole application."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, log: Callable[[str], None], debug: bool = False
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        log: Callable[[str], None],
+        names: Mapping[str, str],
+        debug: bool = False,
     ) -> None:
         """Wrap an application.
 
@@ -37,11 +42,13 @@ class RequestLog:
             app: The application.
             metrics: Counts the requests.
             log: Takes a line for each request.
+            names: See `api_error`.
             debug: Print the traceback of an exception that is not an `ApiError`.
         """
         self._app = app
         self._metrics = metrics
         self._log = log
+        self._names = names
         self._debug = debug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +86,7 @@ class RequestLog:
             status = status or 503
             raise
         except Exception as error:
-            shown = api_error(error)
+            shown = api_error(error, self._names)
             if shown is not error and shown.status == 500:
                 self._report(request_id, error)
             if status:  # the response has begun: close the connection

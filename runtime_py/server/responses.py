@@ -98,7 +98,7 @@ class EventStream(Response):
         except Exception as error:
             if not started:
                 raise
-            data = event(api_error(error).body)
+            data = event(api_error(error, scope["app"].names).body)
             await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

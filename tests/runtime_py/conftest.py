@@ -13,7 +13,7 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}"
     "{% if tools %}{{ tools | length }} {% endif %}a"
 )
-VOCAB, CAPACITY = NUM_CHARACTERS, 160
+VOCAB, CAPACITY = NUM_CHARACTERS, 700
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,11 @@ import llguidance
 import numpy as np
 
 from o2o.errors import ModelError, UsageError
-from runtime_py.generation.grammar import Grammar
+from runtime_py.generation.grammar import WHITESPACE, Grammar
 from runtime_py.text.token_bytes import TokenBytes
 from runtime_py.text.tokenizer import Tokenizer
 from runtime_py.text.tokenizer.token_ids import TokenIds
 
-WHITESPACE = r"[ \t\n\r]{0,16}"
-"""Between the tokens of JSON. A model that writes spaces without end would never end the text."""
 _LONGEST_MESSAGE = 300
 _MARK = "\x02"
 

@@ -94,6 +94,17 @@ class Tokenizer:
         """
         return self._tokenizer.id_to_token(token)
 
+    def token_id(self, piece: str) -> int | None:
+        """Return the id of a piece of the vocabulary.
+
+        Args:
+            piece: The piece as the vocabulary writes it.
+
+        Returns:
+            Its id; None if there is no such piece.
+        """
+        return self._tokenizer.token_to_id(piece)
+
     def is_added(self, token: int) -> bool:
         """Check for an added token, whose piece is its text.
 

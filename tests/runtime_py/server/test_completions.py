@@ -151,12 +151,12 @@ def test_wrong_fields_are_named(client: TestClient, fields: dict[str, Any], mess
 
 
 def test_a_long_prompt_is_refused_before_the_stream_begins(client: TestClient) -> None:
-    response = client.post(URL, json={"prompt": "a" * 500, "stream": True})
+    response = client.post(URL, json={"prompt": "a" * 800, "stream": True})
     assert response.status_code == 400
     error = response.json()["error"]
     assert (error["code"], error["n_prompt_tokens"], error["n_ctx"]) == (
         "context_length_exceeded",
-        501,
+        801,
         CAPACITY,
     )
 
