@@ -147,6 +147,7 @@ class Io:
         appended: By input: the tensor with the new rows that a CONCATENATION appends to the cache.
         in_order: Whether inputs and outputs are in the order of the graph.
         unnamed: Names of inputs and outputs of the graph that the signature lacks in the file.
+        leaves_rows_undefined: Whether rows of returned caches behind the last token are of no meaning.
     """
 
     inputs: Mapping[str, IoTensor]
@@ -155,6 +156,11 @@ class Io:
     appended: Mapping[str, str] = field(default_factory=dict)
     in_order: bool = True
     unnamed: frozenset[str] = frozenset()
+    leaves_rows_undefined: bool = False
+
+
+_UNDEFINED_ROWS = ("GroupQueryAttention",)
+"""Operators that copy only the rows in front of the position from a cache to the one that they return."""
 
 
 def signatures_io(model: Model) -> dict[str, Io]:
@@ -185,6 +191,7 @@ def _io(signature: Signature) -> Io:
         list(signature.inputs.values()) == list(signature.graph.inputs)
         and list(signature.outputs.values()) == list(signature.graph.outputs),
         frozenset(name for owner, name in signature.graph.meta.get(UNNAMED, ()) if owner == signature.name),
+        any(node.op_type in _UNDEFINED_ROWS for node in signature.graph),
     )
 
 

@@ -17,7 +17,8 @@ def caches_after(
 ) -> dict[Slot, np.ndarray]:
     """Return the keys and values of each slot after a run: of the whole cache, where there is one.
 
-    A model returns whole caches, or new rows. New rows are written into the cache that the model was fed.
+    A model returns whole caches, or new rows. New rows are written into the cache that the model was fed, as
+    are all rows up to these if the others are undefined.
 
     Args:
         io: The inputs and outputs of the model.
@@ -55,6 +56,9 @@ def caches_after(
             row = window_rows[0] if window_rows and tensor.is_window_cache else position
             whole[:, :, row : row + tokens] = rows[:, :, : whole.shape[2] - row]
             rows = whole
+        elif whole is not None and rows.shape == whole.shape and io.leaves_rows_undefined:
+            defined = np.arange(rows.shape[2]).reshape(1, 1, -1, 1) < position + tokens
+            rows = np.where(defined, rows, whole)
         caches[tensor.slot] = rows
     for name, numbers in results.updated.items():
         tensor = io.inputs[name]

@@ -104,20 +104,26 @@ def _matmul_nbits(of: Operation) -> ir.Value:
     return of.cast(y, dtype)
 
 
-def _weights(of: Operation, packed: ir.Value, bits: int, scales: np.ndarray, block: int) -> ir.Value:
+def _weights(of: Operation, stored: ir.Value, bits: int, scales: np.ndarray, block: int) -> ir.Value:
     """The quantized matrix, int4 or int8 [rows, columns]. Nodes that share one share its constant."""
-    assert packed.const_value is not None
+    assert stored.const_value is not None
     rows, blocks = scales.shape
+    shape = rows, blocks * block
     known = of.op.graph.meta.setdefault("block_quantized", {})
-    key = (packed, of.operand(2), bits, block)
+    key = (stored, of.operand(2), block)
     if key not in known:
-        tensor = BitPackedTensor("", packed.const_value, bits, (rows, blocks * block))
-        weights = known[key] = add_tensor(of.op.graph, tensor, packed.name or "weights")
+        is_signed = stored.dtype == ir.DataType.INT4
+        tensor = (
+            with_shape(stored.const_value, shape, "")
+            if is_signed
+            else BitPackedTensor("", stored.const_value, bits, shape)
+        )
+        weights = known[key] = add_tensor(of.op.graph, tensor, stored.name or "weights")
         if blocks == 1 and tensor.dtype == ir.DataType.INT8:
             set_axis_quantization(weights, scales.reshape(-1))
         else:
-            stored = add_constant(of.op.graph, block_scales(scales), f"{weights.name}_scales")
-            set_block_quantization(weights, stored, block)
+            constant = add_constant(of.op.graph, block_scales(scales), f"{weights.name}_scales")
+            set_block_quantization(weights, constant, block)
     value = known[key]
     assert isinstance(value, ir.Value)
     return value
@@ -148,66 +154,50 @@ def with_zero_points(of: Operation, y: ir.Value, x: ir.Value, shifts: np.ndarray
 
 
 def _gather(of: Operation) -> ir.Value:
-    """GatherBlockQuantized(data, indices, scales, zero_points): rows are looked up as they are stored."""
+    """GatherBlockQuantized(data, indices, scales, zero_points)."""
     table, ids = constant_of(of, 0), of.cast(of.operand(1), INT32)
-    scales = of.operand(2)
     shape, dtype = list(shape_of(of.operand(0))), table.dtype
     bits, block = int(of.get("bits", 4)), int(of.get("block_size", 128))
-    if of.axis(of.get("gather_axis", 0), len(shape)) != 0:
-        of.refuse("it gathers along another axis than the first")
-    if of.axis(of.get("quantize_axis", 1), len(shape)) != len(shape) - 1 or len(shape) != 2:
-        of.refuse("its blocks are not along the last axis of a matrix")
-    if dtype not in (ir.DataType.UINT8, ir.DataType.UINT4, ir.DataType.INT4) or bits not in (4, 8):
-        of.refuse(f"its table is {dtype} of {bits} bits")
     if dtype != ir.DataType.UINT8:
         bits = 4
-    rows, columns = shape[0], shape[1] * 8 // bits if dtype == ir.DataType.UINT8 else shape[1]
-    if columns % block:
-        of.refuse(f"{columns} columns are not whole blocks of {block}")
-    numbers = _rows(of, table, ids, rows, columns, bits)
-    numbers = of.reshape(numbers, [*shape_of(ids), columns // block, block])
-    if of.has(3):
-        packed = constant_of(of, 3)
-        assert packed.const_value is not None
-        zeros = packed.const_value.numpy()
-        if packed.dtype == ir.DataType.UINT8:
-            zeros = block_zero_points(zeros, bits, rows, columns // block)
-        middle = 0 if dtype == ir.DataType.INT4 else 1 << (bits - 1)
-        shifts = np.asarray(zeros, np.float32).reshape(rows, -1) - middle
-        if shifts.any():
-            zero = of.emit("GATHER", of.constant(shifts, "zero_points", np.float32), ids, axis=0, name="zero")
-            numbers = of.emit("SUB", numbers, of.reshape(zero, [*shape_of(zero), 1]), name="centered")
-    elif dtype == ir.DataType.UINT4:  # its zero point is 0
-        numbers = of.emit("ADD", numbers, of.like(8, numbers, "middle"), name="unsigned")
-    scale = of.cast(of.emit("GATHER", scales, ids, axis=0, name="scale"), FLOAT)
-    real = of.emit("MUL", numbers, of.reshape(scale, [*shape_of(scale), 1]), name="scaled")
-    return of.cast(of.reshape(real, [*shape_of(ids), columns]), scales.dtype)
+    if dtype not in (ir.DataType.UINT8, ir.DataType.UINT4, ir.DataType.INT4):
+        of.refuse(f"its table is {dtype}")
+    if of.axis(of.get("gather_axis", 0), len(shape)) != 0:
+        of.refuse("it gathers along another axis than the first")
+    rows, size = shape[0], math.prod(shape[1:])
+    columns = size * 8 // bits if dtype == ir.DataType.UINT8 else size
+    if of.axis(of.get("quantize_axis", 1), len(shape)) != len(shape) - 1 or columns % block:
+        of.refuse(f"its blocks of {block} are not along the last axis of {shape}")
+    blocks = columns // block
+    scales = of.array(2).astype(np.float32).reshape(rows, blocks)
+    weights = _weights(of, table, bits, scales, block)
+    flat = of.reshape(ids, [math.prod(shape_of(ids))])
+    y = of.emit("EMBEDDING_LOOKUP", flat, weights, dtype=FLOAT, name="rows")
+    shifts = scales * (_middle(dtype, bits) - _zeros(of, bits, rows, blocks))
+    if shifts.any():
+        shift = of.emit("GATHER", of.constant(shifts, "zero_points", np.float32), flat, axis=0, name="shift")
+        split = of.reshape(y, [*shape_of(flat), blocks, block])
+        y = of.emit("ADD", split, of.reshape(shift, [*shape_of(shift), 1]), name="shifted")
+    shape[-1] = columns // math.prod(shape[1:-1])
+    return of.cast(of.reshape(y, [*shape_of(ids), *shape[1:]]), of.operand(2).dtype)
 
 
-def _rows(of: Operation, table: ir.Value, ids: ir.Value, rows: int, columns: int, bits: int) -> ir.Value:
-    """Rows of integers of 4 or 8 bits, less the middle of their range, as float32 [..., columns].
+def _middle(dtype: ir.DataType | None, bits: int) -> int:
+    """The number that stored integers are less than those of the table."""
+    return 0 if dtype == ir.DataType.INT4 else 1 << (bits - 1)
 
-    The table has the bytes of the int4 or int8 matrix, so a product with the same matrix shares them.
-    """
-    assert table.const_value is not None
-    size = columns * bits // 8
-    if table.dtype == ir.DataType.INT4:
-        tensor = with_shape(table.const_value, (rows, size), "", ir.DataType.UINT8)
-    else:
-        dtype = ir.DataType.UINT8 if bits == 4 else None
-        tensor = BitPackedTensor("", table.const_value, bits, (rows, size), dtype)
-    stored = add_tensor(of.op.graph, tensor, f"{table.name}_rows")
-    stored_rows = of.cast(of.emit("GATHER", stored, ids, axis=0, name="stored_rows"), FLOAT)
-    if bits == 8:
-        return stored_rows
-    high = of.emit("FLOOR", of.emit("MUL", stored_rows, of.like(1 / 16, stored_rows)), name="high")
-    low = of.emit("SUB", stored_rows, of.emit("MUL", high, of.like(16.0, high)), name="low")
-    pairs = [of.reshape(half, [*shape_of(half), 1]) for half in (low, high)]
-    both = of.emit("CONCATENATION", *pairs, axis=len(shape_of(pairs[0])) - 1, name="integers")
-    eight, sixteen = of.like(8.0, both, "eight"), of.like(16.0, both, "sixteen")
-    # Of 4 bits with a sign: 0 to 7, and then -8 to -1.
-    shifted = of.emit("FLOOR_MOD", of.emit("ADD", both, eight), sixteen)
-    return of.reshape(of.emit("SUB", shifted, eight, name="signed"), [*shape_of(ids), columns])
+
+def _zeros(of: Operation, bits: int, rows: int, blocks: int) -> np.ndarray:
+    """The zero points of a table, float32 [rows, blocks]."""
+    table = constant_of(of, 0)
+    if not of.has(3):  # bytes have the middle of their range, integers of 4 bits 0
+        return np.full((rows, blocks), 1 << (bits - 1) if table.dtype == ir.DataType.UINT8 else 0, np.float32)
+    packed = constant_of(of, 3)
+    assert packed.const_value is not None
+    numbers = packed.const_value.numpy()
+    if packed.dtype == ir.DataType.UINT8:
+        return block_zero_points(numbers, bits, rows, blocks)
+    return numbers.astype(np.float32).reshape(rows, blocks)
 
 
 ORT_RULES: Rules = {"MatMulNBits": _matmul_nbits, "GatherBlockQuantized": _gather}

@@ -47,7 +47,13 @@ class Blocks4Bit(StreamedTensor):
     """An int4 matrix [rows, columns]: 4 bits of each integer, inverted in some blocks, in padded blocks."""
 
     def __init__(
-        self, source: ir.TensorProtocol, part: str, block: int, padded: int, inverted: np.ndarray
+        self,
+        source: ir.TensorProtocol,
+        part: str,
+        block: int,
+        padded: int,
+        inverted: np.ndarray,
+        dtype: ir.DataType = ir.DataType.INT4,
     ) -> None:
         """Take a part of a matrix.
 
@@ -57,13 +63,17 @@ class Blocks4Bit(StreamedTensor):
             block: Columns of a block.
             padded: Columns of a block of the result.
             inverted: Which blocks have inverted bits, bool [rows, blocks].
+            dtype: int4; or uint8 for the same bytes, [rows, bytes of a row].
         """
         rows, blocks = inverted.shape
-        super().__init__(ir.DataType.INT4, (rows, blocks * padded), source.name, [source])
+        columns = blocks * padded * 4 // dtype.bitwidth
+        super().__init__(dtype, (rows, columns), source.name, [source])
         self.part, self.block, self.padded, self.inverted = part, block, padded, inverted
 
     @property
     def key(self) -> Hashable:
+        if not self.part and self.padded == self.block and not self.inverted.any():
+            return storage_key(self.parts[0])
         of = self.part, self.block, self.padded, self.inverted.tobytes()
         return type(self), of, storage_key(self.parts[0])
 
@@ -110,10 +120,18 @@ def _is_foreign(weights: ir.Value | None) -> bool:
     if weights is None or scales is None:
         return False
     is_native = weights.dtype == ir.DataType.INT4 and scales.dtype == ir.DataType.FLOAT16
-    return not is_native or _block(weights) % GROUP != 0
+    return not is_native or block_of(weights) % GROUP != 0
 
 
-def _block(weights: ir.Value) -> int:
+def block_of(weights: ir.Value) -> int:
+    """Return the size of the blocks of a matrix.
+
+    Args:
+        weights: A constant in blocks.
+
+    Returns:
+        The number of columns that share a scale.
+    """
     return int(weights.meta["fields"]["quantization"].details.blockSize)
 
 
@@ -121,7 +139,7 @@ def _lower(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     x, weights, bias = [*node.inputs, None][:3]
     assert x is not None
     assert weights is not None
-    old, block = node.outputs[0], _block(weights)
+    old, block = node.outputs[0], block_of(weights)
     scales = constant_array(quantization_constants(weights)["scales"])
     assert scales is not None
     rows, columns = shape_of(weights)[-2:]

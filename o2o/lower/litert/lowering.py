@@ -18,6 +18,7 @@ from o2o.formats.dialects import convert
 from o2o.formats.litert_ops import is_registered, minimum_version
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.litert.attention import FlashBlocks, lower_core_attention
+from o2o.lower.litert.block_lookup import lower_block_lookups
 from o2o.lower.litert.block_weights import lower_block_weights
 from o2o.lower.litert.gelu import fuse_gelu
 from o2o.lower.litert.rms_norm import lower_rms_norm
@@ -98,6 +99,7 @@ def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:
                 lowering(model, graph, node)
                 graph.remove(node, safe=True)
         lower_block_weights(model, graph)
+        lower_block_lookups(model, graph)
         fuse_gelu(model, graph)
         remove_dead_nodes(graph)
         fold_grouped_queries(model, graph)
