@@ -6,6 +6,7 @@ import argparse
 
 from o2o.filters.fusion import Fusion, static_graphs
 from o2o.model import Model
+from o2o.onnx_fusion.attention import OnnxAttentionRule
 from o2o.rewriting.attention.core_rule import CoreRule
 from o2o.rewriting.attention.mask_rule import MaskRule
 from o2o.rewriting.attention.proofs import Proofs
@@ -47,8 +48,9 @@ class FuseAttention(Fusion):
     name = "fuse.attention.py"
     purpose = "Fuse"
     usage_example = "fuse.attention.py < decode_.circle > decode.circle"
-    input_formats = ("circle",)
+    input_formats = ("circle", "onnx")
     noun = "attention block"
+    onnx_rule = OnnxAttentionRule
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
@@ -64,6 +66,9 @@ class FuseAttention(Fusion):
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
+        if model.format == "onnx":
+            self.apply_to_onnx(model, args)
+            return
         proofs = Proofs()
         attention = AttentionRule(model, proofs, args.assume_full_cache)
         for graph in static_graphs(self, model):

@@ -6,6 +6,7 @@ import argparse
 
 from o2o.filters.fusion import Fusion
 from o2o.model import Model
+from o2o.onnx_fusion.rms_norm import OnnxRmsNormRule
 from o2o.rewriting.rms_norm import RmsNormRule
 
 
@@ -27,8 +28,9 @@ class FuseRmsNorm(Fusion):
     name = "fuse.rms_norm.py"
     purpose = "Fuse"
     usage_example = "fuse.rms_norm.py < decode.circle > fused.circle"
-    input_formats = ("circle",)
+    input_formats = ("circle", "onnx")
     noun = "normalization"
+    onnx_rule = OnnxRmsNormRule
 
     def rule(self, model: Model, args: argparse.Namespace) -> RmsNormRule:
         return RmsNormRule()

@@ -6,6 +6,7 @@ import argparse
 
 from o2o.filters.fusion import Fusion
 from o2o.model import Model
+from o2o.onnx_fusion.rotation import OnnxRopeRule
 from o2o.rewriting.rope import RopeRule
 
 
@@ -27,8 +28,9 @@ class FuseRope(Fusion):
     name = "fuse.rope.py"
     purpose = "Fuse"
     usage_example = "fuse.rope.py < decode.circle > fused.circle"
-    input_formats = ("circle",)
+    input_formats = ("circle", "onnx")
     noun = "rotation"
+    onnx_rule = OnnxRopeRule
 
     def rule(self, model: Model, args: argparse.Namespace) -> RopeRule:
         return RopeRule()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import onnx_ir as ir
 
 from o2o.cli.text import counted
+from o2o.errors import ModelError
 from o2o.filters.base import Filter
 from o2o.model import Model, is_dynamic
+from o2o.onnx_fusion.rule import Form, OnnxRule, apply_to_onnx
 from o2o.rewriting.matchers import MatchFailure
 from o2o.rewriting.rewrite_rule import RewriteRule, apply_rule
 
@@ -21,8 +23,16 @@ class Fusion(Filter):
     """A filter that replaces groups of operators by one operator. A subclass gives `noun` and `rule`."""
 
     noun: ClassVar[str]  # what is fused, in the singular
+    onnx_rule: ClassVar[type[OnnxRule] | None] = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        if self.onnx_rule is not None:
+            parser.add_argument(
+                "--form",
+                choices=get_args(Form),
+                default="standard",
+                help="for ONNX: operators of ONNX, opset 23, or of ONNX Runtime (default: standard)",
+            )
         parser.add_argument(
             "--explain", action="store_true", help="for each candidate left alone, the condition that failed"
         )
@@ -40,10 +50,29 @@ class Fusion(Filter):
         raise NotImplementedError
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
+        if model.format == "onnx":
+            self.apply_to_onnx(model, args)
+            return
         rule = self.rule(model, args)
         for graph in static_graphs(self, model):
             result = apply_rule(model, graph, rule)
             self.report(model.label(graph), result.rewritten, [("alone", result.failures)], args.explain)
+
+    def apply_to_onnx(self, model: Model, args: argparse.Namespace) -> None:
+        """Fuse in an ONNX model.
+
+        Args:
+            model: The model, changed in place.
+            args: The parsed arguments.
+        """
+        assert self.onnx_rule is not None
+        for graph in model.graphs:
+            try:
+                result = apply_to_onnx(model, graph, self.onnx_rule(args.form))
+            except ModelError as error:
+                self.log(f"{model.label(graph)}: left alone: {error}")
+            else:
+                self.report(model.label(graph), result.rewritten, [("alone", result.failures)], args.explain)
 
     def report(self, label: str, fused: int, left: Sequence[tuple[str, Failures]], explain: bool) -> None:
         """Log the result for one graph.
