@@ -48,6 +48,10 @@ COVERED = {
     "tests/o2o/filters/test_raise_circle.py": [
         "o2o/rewriting/attention/seen_keys.py",
     ],
+    "tests/o2o/onnx_fusion/test_attention.py": [
+        "o2o/onnx_fusion/rule.py",
+        "o2o/onnx_fusion/twin.py",
+    ],
     "tests/o2o/raising/test_graphs.py": [
         "o2o/raising/operation.py",
         "o2o/raising/rules.py",

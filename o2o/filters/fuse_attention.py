@@ -43,6 +43,11 @@ class FuseAttention(Fusion):
     mask these equal ATTENTION only while the cache is full; --assume-full-cache asserts that it always is.
     A concatenated cache that the model also returns grows by a row at each step. It stays, as ATTENTION
     writes into caches of a fixed size and returns none.
+
+    In ONNX the result is Attention of opset 23, or MultiHeadAttention of ONNX Runtime (--form ort), for any
+    number of texts, tokens and keys. A model of an older opset is raised to 23 where each of its operators
+    means the same there. Masks stay as they are computed, as one operand. Keys repeated for groups of queries
+    and concatenated caches become operands of Attention.
     """
 
     name = "fuse.attention.py"

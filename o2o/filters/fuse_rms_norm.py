@@ -22,6 +22,8 @@ class FuseRmsNorm(Fusion):
     constants, as Gemma's 1 + w. If the weights are still in a checkpoint, the sum is computed when they are
     bound. A normalized tensor without such a weight, or with other uses, becomes RMS_NORM with a weight of
     ones.
+    In ONNX the result is RMSNormalization, with any weight [D], or SimplifiedLayerNormalization (--form ort).
+    A model of an older opset is raised to 23 where each of its operators means the same there.
     Left alone: other axes, a mean that is subtracted (LayerNorm).
     """
 

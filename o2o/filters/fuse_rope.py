@@ -22,6 +22,8 @@ class FuseRope(Fusion):
     x is [B, N, T, H]. The tables are [1, 1, T, H]: one row per token, the same for all heads. The halves may
     be sliced by STRIDED_SLICE, SLICE or SPLIT, and negated by NEG or MUL.
     Of a head that is rotated in part, the sliced part is x.
+    In ONNX the result is RotaryEmbedding, of opset 23 or of ONNX Runtime (--form ort). Its tables are
+    halves of cos and sin, so both halves must be proven to be equal. Each text may have its own tables.
     Left alone: rotation of neighboring pairs (GPT-J, Cohere, GLM); tables that differ by head.
     """
 

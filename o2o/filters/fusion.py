@@ -12,16 +12,20 @@ from o2o.cli.text import counted
 from o2o.errors import ModelError
 from o2o.filters.base import Filter
 from o2o.model import Model, is_dynamic
+from o2o.onnx_fusion.rms_norm import HALF
 from o2o.onnx_fusion.rule import Form, OnnxRule, apply_to_onnx
 from o2o.rewriting.matchers import MatchFailure
 from o2o.rewriting.rewrite_rule import RewriteRule, apply_rule
 
+HALF_TOLERANCE = 2.0**-6
+"""Of --check for a model in half precision: a fused operator rounds fewer times."""
 Failures = Sequence[tuple[ir.Node, MatchFailure]]
 
 
 class Fusion(Filter):
     """A filter that replaces groups of operators by one operator. A subclass gives `noun` and `rule`."""
 
+    _is_half = False  # whether the model computes in half precision
     noun: ClassVar[str]  # what is fused, in the singular
     onnx_rule: ClassVar[type[OnnxRule] | None] = None
 
@@ -66,6 +70,7 @@ class Fusion(Filter):
             args: The parsed arguments.
         """
         assert self.onnx_rule is not None
+        self._is_half = any(v.dtype in HALF for graph in model.graphs for node in graph for v in node.outputs)
         for graph in model.graphs:
             try:
                 result = apply_to_onnx(model, graph, self.onnx_rule(args.form))
@@ -73,6 +78,9 @@ class Fusion(Filter):
                 self.log(f"{model.label(graph)}: left alone: {error}")
             else:
                 self.report(model.label(graph), result.rewritten, [("alone", result.failures)], args.explain)
+
+    def tolerance(self, args: argparse.Namespace) -> float:
+        return HALF_TOLERANCE if self._is_half else super().tolerance(args)
 
     def report(self, label: str, fused: int, left: Sequence[tuple[str, Failures]], explain: bool) -> None:
         """Log the result for one graph.

@@ -1,7 +1,7 @@
 """Attention in ONNX: Attention, or ONNX Runtime's MultiHeadAttention.
 
 Masks stay what the model computes. They become one operand that is added to the scores, so nothing about
-their meaning has to be proven. Attention takes concatenated caches as operands too, and returns the longer ones.
+their meaning has to be proven. Attention takes concatenated caches as operands too, and returns longer ones.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class _Match:
     dtype: ir.DataType
     sizes: dict[str, int]
     zeroes_nan: bool
+    precision: ir.DataType | None
     caches: _Caches | None
 
 
@@ -128,7 +129,8 @@ class OnnxAttentionRule(OnnxRule):
         if self.form == "standard":
             caches = _concatenated(twin, k, v, [q, *(term.value for term in terms)])
         scale, cap = sdpa.scale, sdpa.cap or 0.0
-        return _Match(result, q, k, v, terms, scale, cap, dtype, sizes, sdpa.zeroes_nan, caches)
+        more = sdpa.zeroes_nan, sdpa.precision, caches
+        return _Match(result, q, k, v, terms, scale, cap, dtype, sizes, *more)
 
     def _terms(self, twin: Twin, sdpa: Sdpa, dtype: ir.DataType) -> list[_Term]:
         terms = []
@@ -197,8 +199,8 @@ class OnnxAttentionRule(OnnxRule):
     def _above_lowest(self, site: Site, term: _Term, dtype: ir.DataType) -> ir.Value:
         """A bias without the lowest number of its type.
 
-        ONNX Runtime's Attention returns zeros for a query whose entries all are the lowest number. It is finite:
-        the model itself returns the mean of the values then.
+        ONNX Runtime's Attention returns zeros for a query whose entries all are the lowest number. It is
+        finite: the model itself returns the mean of the values then.
         """
         if self.form != "standard" or not term.is_finite or dtype != ir.DataType.FLOAT:
             return term.value
@@ -215,8 +217,8 @@ def _hidden(dtype: ir.DataType) -> float:
 
 def _scalar(graph: ir.Graph, number: float, dtype: ir.DataType) -> ir.Value:
     name = f"o2o/{dtype.name.lower()}_{number:g}"
-    found = graph.initializers.get(name)
-    return found if found is not None else add_constant(graph, np.asarray(number, dtype.numpy()), name)
+    existing = graph.initializers.get(name)
+    return existing if existing is not None else add_constant(graph, np.asarray(number, dtype.numpy()), name)
 
 
 # ---- ONNX's Attention --------------------------------------------------------------------------------
@@ -260,6 +262,8 @@ def _insert_attention(site: Site, match: _Match, mask: ir.Value | None) -> None:
     options: dict[str, Any] = {"scale": float(match.scale)}
     if match.cap:
         options["softcap"] = float(match.cap)
+    if match.precision is not None:
+        options["softmax_precision"] = int(match.precision)
     if match.caches is None:
         (result,) = site.insert("Attention", [match.q, match.k, match.v, mask], [match.result], **options)
     else:
@@ -307,6 +311,7 @@ def _insert_multi_head_attention(site: Site, match: _Match, mask: ir.Value | Non
 
 def _by_token(site: Site, value: ir.Value) -> ir.Value:
     """[B, T, N, H], given [B, N, T, H]."""
+    value = site.twin.current(value)
     node = value.producer()
     if node is not None and node.op_type == "Transpose" and attribute(node, "perm") == _HEADS_LAST:
         source = node.inputs[0]

@@ -11,8 +11,10 @@ from o2o.model import Model, shape_of
 from o2o.onnx_fusion.rule import OnnxRule, Site, node_after
 from o2o.onnx_fusion.twin import Twin
 from o2o.rewriting.builder import add_constant
-from o2o.rewriting.matchers import fail
-from o2o.rewriting.rms_norm import RmsNormRule
+from o2o.rewriting.matchers import MatchFailure, fail, producer_of, single_user
+from o2o.rewriting.rms_norm import Normalized, RmsNormRule, with_products
+
+HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class OnnxRmsNormRule(OnnxRule):
 
     def match(self, twin: Twin, node: ir.Node) -> _Match:
         """See `OnnxRule`."""
-        normalized = RmsNormRule().match(node)
+        normalized = _in_half_precision(RmsNormRule().match(node))
         dtype = normalized.x.dtype
         if dtype is None or not dtype.is_floating_point():
             fail(f"it computes {dtype}, not floats", normalized.x)
@@ -76,5 +78,24 @@ class OnnxRmsNormRule(OnnxRule):
 
     def _ones(self, graph: ir.Graph, size: int, dtype: ir.DataType) -> ir.Value:
         name = f"ones_{size}_{dtype.name.lower()}"
-        found = graph.initializers.get(name)
-        return found if found is not None else add_constant(graph, np.ones(size, dtype.numpy()), name)
+        existing = graph.initializers.get(name)
+        return existing if existing is not None else add_constant(graph, np.ones(size, dtype.numpy()), name)
+
+
+def _in_half_precision(match: Normalized) -> Normalized:
+    """The norm of x in half precision that is computed in float32, as RMSNormalization does by itself.
+
+    x is cast to float32, and the normalized tensor is cast back before it is multiplied by the weight.
+    """
+    widened = producer_of(match.x, "CAST")
+    half = widened.inputs[0] if widened is not None else None
+    if half is None or half.dtype not in HALF or match.x.dtype != ir.DataType.FLOAT or match.products:
+        return match
+    try:
+        cast = single_user(match.value, "the normalized tensor")
+    except MatchFailure:
+        return match
+    value = cast.outputs[0]
+    if cast.op_type != "CAST" or value.dtype != half.dtype:
+        return match
+    return with_products(half, value, match.epsilon)

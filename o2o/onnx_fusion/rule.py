@@ -13,7 +13,7 @@ from o2o.model import Model
 from o2o.onnx_fusion.opsets import opset_of, raise_opset
 from o2o.onnx_fusion.twin import Twin
 from o2o.rewriting.builder import add_constant, fresh_name
-from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
+from o2o.rewriting.dead_code_elimination import remove_dead_nodes
 from o2o.rewriting.matchers import MatchFailure, fail
 from o2o.rewriting.onnx_builder import OnnxBuilder
 from o2o.rewriting.rewire import replace_output
@@ -64,7 +64,7 @@ class Site:
             ir.Value(name=fresh_name(self.graph, f"{v.name}/fused"), shape=v.shape, type=v.type) for v in like
         ]
         options = [ir.convenience.convert_attribute(key, item) for key, item in attributes.items()]
-        inputs = _without_absent_at_end(inputs)
+        inputs = self._current(inputs)
         name = f"{like[0].name}/{op_type}"
         self.op.add(ir.Node(domain, op_type, inputs, options, outputs=results, name=name))
         return results
@@ -91,12 +91,12 @@ class Site:
         Returns:
             The result.
         """
+        inputs = self._current(inputs)
         first = inputs[0]
         assert first is not None
         type_ = first.type if dtype is None else ir.TensorType(dtype)
         result = ir.Value(name=fresh_name(self.graph, f"{first.name}/{name}"), type=type_)
         options = [ir.convenience.convert_attribute(key, item) for key, item in attributes.items()]
-        inputs = _without_absent_at_end(inputs)
         self.op.add(ir.Node(domain, op_type, inputs, options, outputs=[result], name=result.name))
         return result
 
@@ -123,8 +123,8 @@ class Site:
         return self._constant(np.asarray(number, np.int64), f"int_{number}")
 
     def _constant(self, array: np.ndarray, name: str) -> ir.Value:
-        found = self.graph.initializers.get(f"o2o/{name}")
-        return found if found is not None else add_constant(self.graph, array, f"o2o/{name}")
+        existing = self.graph.initializers.get(f"o2o/{name}")
+        return existing if existing is not None else add_constant(self.graph, array, f"o2o/{name}")
 
     def dims(self, value: ir.Value, start: int, end: int) -> ir.Value:
         """Insert operators that compute dimensions of a value.
@@ -151,6 +151,13 @@ class Site:
         """
         return self.compute("Concat", parts, "shape", axis=0)
 
+    def _current(self, inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+        """The operands as they are now, without absent ones at the end."""
+        current = [None if value is None else self.twin.current(value) for value in inputs]
+        while current[-1] is None:
+            current.pop()
+        return current
+
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let a new value take the place of a result.
 
@@ -160,12 +167,6 @@ class Site:
         """
         replace_output(self.model, old, new)
         self.twin.replace(old, new)
-
-
-def _without_absent_at_end(inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value | None]:
-    while inputs and inputs[-1] is None:
-        inputs = inputs[:-1]
-    return inputs
 
 
 class OnnxRule:
@@ -232,28 +233,32 @@ def apply_to_onnx(model: Model, graph: ir.Graph, rule: OnnxRule) -> RuleResult:
     Raises:
         ModelError: The graph has no twin, or the opset cannot be raised.
     """
-    twin, result, matched = Twin(graph), RuleResult(), False
+    twin, result = Twin(graph), RuleResult()
+    matches = []
     for node in rule.candidates(twin):
         try:
-            match = rule.match(twin, node)
+            matches.append(rule.match(twin, node))
         except MatchFailure as failure:
             result.failures.append((node, failure))
-            continue
-        if not matched and rule.form == "standard" and opset_of(model) < rule.opset:
-            try:
-                raise_opset(model, rule.opset)
-            except ModelError as error:
-                raise ModelError(
-                    f"its operators need opset {rule.opset}, and {error}; --form ort takes ONNX Runtime's"
-                ) from error
-        matched = True
+    if not matches:
+        return result
+    if rule.form == "standard" and opset_of(model) < rule.opset:
+        try:
+            raise_opset(model, rule.opset)
+        except ModelError as error:
+            raise ModelError(
+                f"its operators need opset {rule.opset}, and {error}; --form ort takes ONNX Runtime's"
+            ) from error
+    used = {name for name, value in graph.initializers.items() if value.uses()}
+    for match in matches:
         rule.apply(model, twin, match)
-        result.rewritten += 1
-    if matched:
-        if rule.form == "ort":
-            _import_contrib(model, graph)
-        remove_dead_nodes(graph)
-        remove_dead_constants(graph)
+    result.rewritten = len(matches)
+    if rule.form == "ort":
+        _import_contrib(model, graph)
+    remove_dead_nodes(graph)
+    for name in used:
+        if not graph.initializers[name].uses() and not graph.initializers[name].is_graph_output():
+            del graph.initializers[name]
     return result
 
 

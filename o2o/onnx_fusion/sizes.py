@@ -6,6 +6,7 @@ numbers, and no axis of tokens is mistaken for an axis of heads.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,13 +24,14 @@ _SHAPE_RANK = 16
 """The most numbers of a constant that may be a shape."""
 
 
-def twin_sizes(graph: ir.Graph) -> tuple[dict[str, int], int]:
+def twin_sizes(graph: ir.Graph, skip: int = 0) -> tuple[dict[str, int], int]:
     """Choose the number of each symbolic dimension of a graph's inputs.
 
     Inputs of a language model agree in their numbers of texts, tokens and cache rows, under whatever names.
 
     Args:
         graph: An ONNX graph.
+        skip: How many primes are not chosen.
 
     Returns:
         The numbers by name, and the number of texts B; 1 if that is no symbol.
@@ -37,21 +39,22 @@ def twin_sizes(graph: ir.Graph) -> tuple[dict[str, int], int]:
     Raises:
         ModelError: There are too many symbols.
     """
-    primes = _free_primes(graph)
+    primes = itertools.islice(_free_primes(graph), skip, None)
     batch, tokens, past = next(primes), next(primes), next(primes)
     sizes: dict[str, int] = {}
     texts: set[str] = set()
     inputs = [(value, _kind(value), dims_of(value) or ()) for value in graph.inputs]
-    has_caches = any(_is_cache(kind, value, dims) for value, kind, dims in inputs)
+    has_tokens = any(kind == "tokens" for _, kind, _ in inputs)
+    caches = {value for value, kind, dims in inputs if _is_cache(kind, value, dims, has_tokens)}
     for value, kind, dims in inputs:
         symbols = {axis: dim for axis, dim in enumerate(dims) if isinstance(dim, str) and dim.isidentifier()}
         by_axis: dict[int, int] = {}
-        if _is_cache(kind, value, dims):
+        if value in caches:
             by_axis = {0: batch} | {axis: past for axis in symbols if axis}
         elif kind in ("tokens", "position") and len(dims) <= 2:
             by_axis = {len(dims) - 1: tokens} | ({0: batch} if len(dims) == 2 else {})
         elif kind == "mask" and len(dims) in (2, 4):
-            keys = past + tokens if has_caches else tokens
+            keys = past + tokens if caches else tokens
             by_axis = {0: batch, len(dims) - 1: keys} | ({2: tokens} if len(dims) == 4 else {})
         for axis, symbol in symbols.items():
             if axis in by_axis:
@@ -73,9 +76,11 @@ def _kind(value: ir.Value) -> str | None:
     return role.kind if role is not None else None
 
 
-def _is_cache(kind: str | None, value: ir.Value, dims: tuple[int | str, ...]) -> bool:
+def _is_cache(kind: str | None, value: ir.Value, dims: tuple[int | str, ...], has_tokens: bool) -> bool:
     is_float = value.dtype is not None and value.dtype.is_floating_point()
-    return len(dims) == 4 and is_float and kind not in ("tokens", "position", "mask")
+    if len(dims) != 4 or not is_float:
+        return False
+    return kind in ("key_cache", "value_cache") or (kind is None and has_tokens)
 
 
 def _free_primes(graph: ir.Graph) -> Iterator[int]:

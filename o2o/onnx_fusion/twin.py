@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
 import onnx_ir as ir
 
+from o2o.formats.tensors import constant_array
 from o2o.model import attribute, shape_of
 from o2o.onnx_fusion.sizes import twin_sizes
 from o2o.operators.traits import traits_of
@@ -16,6 +18,8 @@ from o2o.rewriting.matchers import constant_ints, fail
 _ONLY_FIRST = ("reshape", "transpose", "broadcast", "subset")
 """Movements whose other operands are shapes and indices."""
 _COMPUTES = ("Concat", "MatMul", "Gemm", "Softmax", "ReduceMean", "ReduceMax", "ReduceSum", "Split", "IsNaN")
+_SKIP = 4
+"""How many primes the sizes of another twin leave out."""
 _COMPUTES_MORE = ("Dropout", "LpNormalization", "Constant", "FusedMatMul")
 
 
@@ -43,6 +47,7 @@ class Twin:
         remove_dead_nodes(raised.graph)  # ONNX operators that became others leave their operands behind
         self.graph, self._values, self._origins = raised.graph, raised.values, raised.origins
         self._replaced: dict[ir.Value, ir.Value] = {}
+        self._other: dict[ir.Value, ir.Value] | None = None
 
     def original(self, value: ir.Value, what: str) -> ir.Value:
         """Return the ONNX value that a value of the twin stands for.
@@ -52,17 +57,46 @@ class Twin:
             what: What it is, for the message.
 
         Returns:
-            The value of the ONNX graph as it is now.
+            The value of the ONNX graph. `current` follows what replaced it.
 
         Raises:
             MatchFailure: The ONNX graph has no such value.
         """
-        found = self._origins.get(value)
-        if found is None or not (found.graph is self.source or found.is_initializer()):
+        origin = self._origins.get(value)
+        if origin is None or not (origin.graph is self.source or origin.is_initializer()):
             fail(f"{what} is no tensor of the ONNX graph", value)
-        while found in self._replaced:
-            found = self._replaced[found]
-        return found
+        return origin
+
+    def current(self, value: ir.Value) -> ir.Value:
+        """Return the value that stands for a value of the ONNX graph now.
+
+        Args:
+            value: A value of the graph that was raised, or a newer one.
+
+        Returns:
+            The last value in its place.
+        """
+        while value in self._replaced:
+            value = self._replaced[value]
+        return value
+
+    def is_fixed(self, value: ir.Value) -> bool:
+        """Whether a value of the ONNX graph is the same number at all sizes. Only before the graph changes.
+
+        Args:
+            value: A value of the graph.
+
+        Returns:
+            True if it is the same constant in the twin and in another one of other sizes.
+        """
+        numbers = constant_array(self._values.get(value))
+        if numbers is None:
+            return False
+        if self._other is None:
+            sizes, _ = twin_sizes(self.source, skip=_SKIP)
+            self._other = raise_graph(self.source, sizes).values
+        other = constant_array(self._other.get(value))
+        return other is not None and np.array_equal(numbers, other)
 
     def has(self, value: ir.Value) -> bool:
         """Whether the ONNX graph has a value of the twin.
@@ -73,8 +107,8 @@ class Twin:
         Returns:
             False for intermediate results of one ONNX operator.
         """
-        found = self._origins.get(value)
-        return found is not None and (found.graph is self.source or found.is_initializer())
+        origin = self._origins.get(value)
+        return origin is not None and (origin.graph is self.source or origin.is_initializer())
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
         """Return the shape of an ONNX value in the twin.
@@ -124,6 +158,8 @@ class Twin:
             if value in seen or node is None:
                 continue
             seen.add(value)
+            if self.is_fixed(value):
+                continue
             traits = traits_of(node)
             known = node.domain in ("", "ai.onnx", "com.microsoft")
             if not known or not (

@@ -119,7 +119,9 @@ class _Raising:
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
         graph, name = self.result.graph, value.name or "constant"
-        name = fresh_name(graph, name) if name in graph.initializers else name
+        if name in graph.initializers:  # of an expansion or a branch, whose names are their own
+            graph.meta["names"].add(name)
+            name = fresh_name(graph, name)
         shape, type_ = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
         raised = ir.Value(name=name, shape=shape, type=type_, const_value=tensor)
         raised.meta.update(value.meta)

@@ -147,6 +147,20 @@ def match_normalized(node: ir.Node) -> Normalized:
     value = _normalized(node, x)
     if shape_of(value) != shape_of(x):
         fail(f"the result does not have the shape {list(shape_of(x))}", value)
+    return with_products(x, value, epsilon)
+
+
+def with_products(x: ir.Value, value: ir.Value, epsilon: float) -> Normalized:
+    """Find the products of a normalized tensor with constant weights.
+
+    Args:
+        x: The operand.
+        value: The normalized tensor.
+        epsilon: Added to the mean.
+
+    Returns:
+        The tensor, without products if it has other uses.
+    """
     users = dict.fromkeys(use.node for use in value.uses())
     try:
         products = [_product(user, x, value, epsilon) for user in users]

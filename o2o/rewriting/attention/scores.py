@@ -65,6 +65,7 @@ class Scores:
         sinks: The logits that are concatenated with the scores, or None.
         sinks_first: Whether they stand in front of the keys.
         zeroes_nan: Whether weights that are no numbers become 0: a query that sees no key gets zeros.
+        precision: The dtype of the softmax, if the scores are cast to it and the weights are cast back.
     """
 
     product: ir.Node
@@ -75,6 +76,7 @@ class Scores:
     sinks: ir.Value | None = None
     sinks_first: bool = False
     zeroes_nan: bool = False
+    precision: ir.DataType | None = None
 
 
 def find_scores(softmax: ir.Node) -> Scores:
@@ -92,6 +94,7 @@ def find_scores(softmax: ir.Node) -> Scores:
     value = softmax.inputs[0]
     assert value is not None
     factor = float(attribute(softmax, "beta", 1.0))
+    value, precision = _before_cast(value)
     value = _before_maximum(value)
     sinks, sinks_first = None, False
     joined = producer_of(value, "CONCATENATION")
@@ -139,7 +142,7 @@ def find_scores(softmax: ir.Node) -> Scores:
     if cap is not None and cap <= 0:
         fail(f"the scores are capped to {cap:.6g}", softmax.outputs[0])
     scale = factor * (1.0 if cap is None else cap)
-    return Scores(node, steps[::-1], scale, cap, terms[::-1], sinks, sinks_first)
+    return Scores(node, steps[::-1], scale, cap, terms[::-1], sinks, sinks_first, precision=precision)
 
 
 def follow_weights(softmax: ir.Node, scores: Scores) -> tuple[ir.Node, list[ir.Value]]:
@@ -159,6 +162,7 @@ def follow_weights(softmax: ir.Node, scores: Scores) -> tuple[ir.Node, list[ir.V
     weights = softmax.outputs[0]
     if (zeroed := _without_nan(weights)) is not None:
         weights, scores.zeroes_nan = zeroed, True
+    weights = _cast_to(weights, scores.product.outputs[0].dtype)
     if scores.sinks is not None:
         node = single_user(weights, "the attention weights")
         if node.op_type not in ("SLICE", "STRIDED_SLICE"):
@@ -254,6 +258,27 @@ def nodes_of(path: list[ir.Value]) -> list[ir.Node]:
 def _operand(node: ir.Node) -> ir.Value:
     value = node.inputs[0]
     assert value is not None
+    return value
+
+
+def _before_cast(value: ir.Value) -> tuple[ir.Value, ir.DataType | None]:
+    """The scores in half precision, and the dtype to which they are cast for the softmax."""
+    node = producer_of(value, "CAST")
+    source = node.inputs[0] if node is not None else None
+    if source is None or source.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        return value, None
+    return (source, value.dtype) if value.dtype == ir.DataType.FLOAT else (value, None)
+
+
+def _cast_to(weights: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+    """The weights in the dtype of the scores. In half precision they may become float32 in between."""
+    value = weights
+    while (node := single_user(value, "the attention weights")).op_type == "CAST":
+        value = node.outputs[0]
+        if value.dtype not in (dtype, ir.DataType.FLOAT):
+            fail(f"the attention weights are cast to {value.dtype}", value)
+    if value.dtype != dtype:
+        fail(f"the attention weights are {value.dtype}, not {dtype} as the scores", value)
     return value
 
 

@@ -44,6 +44,7 @@ class Sdpa:
         result: The result.
         last: The node that computes it. All operands are computed before this node.
         zeroes_nan: Whether a query that sees no key gets zeros.
+        precision: The dtype of the softmax, if it is another than that of the scores.
     """
 
     factors: Factors
@@ -57,6 +58,7 @@ class Sdpa:
     result: LabeledValue
     last: ir.Node
     zeroes_nan: bool
+    precision: ir.DataType | None
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def _read(
     sinks = _sinks(factors, scores.sinks, softmax_axes) if scores.sinks is not None else None
     scale = scores.scale * q_scale * k_scale
     operands = q_labeled, k_labeled, v_labeled, terms, sinks
-    return Sdpa(factors, *operands, scale, scores.cap, result, product, scores.zeroes_nan)
+    return Sdpa(factors, *operands, scale, scores.cap, result, product, scores.zeroes_nan, scores.precision)
 
 
 def _swapped(axes: Axes, adjoint: int) -> Axes:

@@ -107,7 +107,7 @@ def test_each_filter_is_here() -> None:
     assert len(takes) >= 18
 
 
-@pytest.mark.parametrize("module", ["fuse_attention", "lower_litert"])
+@pytest.mark.parametrize("module", ["wrap_composites", "legalize_onert"])
 def test_the_others_refuse_in_one_line(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = run(module, given(chain))
     error = capsys.readouterr().err
