@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from runtime_py.engines.onnx.decoder.inputs import Run
 from runtime_py.engines.onnx.decoder.interface import Cache
 from runtime_py.engines.onnx.decoder.trial import Abilities, matching, try_out
 from runtime_py.engines.onnx.inference_session import session_options
-from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.engines.prefill_plan import Chunk, plan_chunks
 from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.model.contract import Contract, SignatureSpec, TensorSpec
@@ -65,13 +65,16 @@ class DecoderEngine:
             config = read_model_config(file)
             self.abilities: Abilities = try_out(self.step, self.first, config)
         self.vocab_size = self.abilities.vocab_size
-        limits = (self.abilities.rows, config.positions, self.step.interface.positions)
+        rows, lengths = self.abilities.rows, self.abilities.lengths
+        if rows is not None and lengths is not None and self.abilities.openers:
+            rows -= min(lengths) - 1  # a token is read with padding after it
+        limits = (rows, config.positions, self.step.interface.positions)
         self.capacity = min((limit for limit in limits if limit is not None), default=DEFAULT_POSITIONS)
         if not any(limits):
             log(f"no config.json says how many positions the model has: it gets {DEFAULT_POSITIONS}")
         if not self.abilities.openers:
             log("the model has no KV caches that work: each token reads the whole text again")
-        elif not self.abilities.continues:
+        elif not self.abilities.continues or self.abilities.lengths == {1: True}:
             log("the model reads only one token after others: long prompts are slow")
         self.contract = Contract((), {self.capacity: self._signature()}, self.vocab_size)
 
@@ -83,7 +86,8 @@ class DecoderEngine:
     @property
     def gives_all_logits(self) -> bool:
         """See `Engine`."""
-        return self.abilities.gives_all_logits and (self.abilities.continues or not self.abilities.openers)
+        able = self.abilities
+        return able.gives_all_logits and (able.continues or not able.openers) and able.lengths != {1: True}
 
     @property
     def verify_lengths(self) -> tuple[int, ...]:
@@ -101,6 +105,8 @@ class DecoderEngine:
         able = self.abilities
         if not able.openers:
             return [Chunk(length - num_cached, num_cached, length)]
+        if able.lengths is not None:
+            return self._plan_fixed(able.lengths, length, num_cached)
         if able.continues and (able.starts or num_cached):
             return _chunks(num_cached, length, self._max_chunk)
         start = num_cached
@@ -109,6 +115,30 @@ class DecoderEngine:
             first = [Chunk(length, 0, length)]
             start = length
         return [*first, *_chunks(start, length, 1)]
+
+    def _plan_fixed(self, lengths: Mapping[int, bool], length: int, num_cached: int) -> list[Chunk]:
+        """Runs of fixed lengths. The last one returns logits."""
+        if all(lengths.values()):
+            return plan_chunks(length, self.capacity, lengths, num_cached=num_cached)
+        last = length - 1
+        before = plan_chunks(last, self.capacity, lengths, num_cached=num_cached) if last > num_cached else []
+        return [*before, Chunk(min(lengths), last, length)]
+
+    def plan_logits(self, length: int) -> list[Chunk]:
+        """Return the runs that give the logits of each token of a text.
+
+        Args:
+            length: P, the number of tokens.
+
+        Returns:
+            The runs in order. Some may begin before the end of the run before.
+        """
+        able = self.abilities
+        if not able.openers:
+            return _chunks(0, length, length if able.gives_all_logits else 1)
+        if able.lengths is not None:
+            return plan_chunks(length, self.capacity, [T for T, every in able.lengths.items() if every])
+        return _chunks(0, length, self._max_chunk if able.gives_all_logits and able.continues else 1)
 
     def open_session(self) -> DecoderSession:
         """See `Engine`."""
@@ -167,7 +197,7 @@ class DecoderSession:
         """
         self.capacity, self.vocab_size, self.plan = engine.capacity, engine.vocab_size, engine.plan
         self._steps, self._able = engine.steps, engine.abilities
-        self._max_chunk = engine._max_chunk
+        self._plan_logits = engine.plan_logits
         with self._steps.turn():
             self._caches: dict[Cache, TextCache] = {
                 cache: create() for cache, create in engine.abilities.openers.items()
@@ -204,13 +234,12 @@ class DecoderSession:
     def logits(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         """See `EngineSession`."""
         tokens = check_prompt(tokens, self, name="the text")
-        every = self._able.gives_all_logits
-        whole = every and not self._able.openers
-        size = len(tokens) if whole else self._max_chunk if every and self._able.continues else 1
-        for chunk in _chunks(0, len(tokens), size):
+        count = 0
+        for chunk in self._plan_logits(len(tokens)):
             with self._steps.turn():
                 logits = self._run(tokens, chunk, all_logits=True)
-            yield check_logits(logits[-chunk.length :], chunk.start)
+            yield check_logits(logits[count - chunk.stop :], count)
+            count = chunk.stop
 
     def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
         """See `EngineSession`. `Engine.verify_lengths` is empty."""
@@ -233,17 +262,24 @@ class DecoderSession:
             del self._step, self._first, self._caches
 
     def _run(self, tokens: Sequence[int], chunk: Chunk, all_logits: bool = False) -> np.ndarray:
-        return self._feed(tokens[chunk.start : chunk.stop], chunk.start, all_logits)
+        return self._feed(tokens[chunk.start : chunk.stop], chunk.start, all_logits, chunk.length)
 
-    def _feed(self, tokens: Sequence[int], start: int, all_logits: bool = False) -> np.ndarray:
+    def _feed(
+        self, tokens: Sequence[int], start: int, all_logits: bool = False, length: int | None = None
+    ) -> np.ndarray:
         """The logits [rows, V] of a run. Call it in a turn of the engine."""
+        lengths = self._able.lengths
+        if lengths is not None and length is None:
+            length = min(lengths)
         if not self._able.openers:
             self._read = [*self._read[:start], *tokens]
             return self._whole(self._read, all_logits)
         if start and self.reusable(start) != start:
             raise ValueError(f"the caches do not hold the rows before position {start} any more")
-        return (self._step if start else self._first)(Run(tokens, start, all_logits))
+        padded = length is not None and length > len(tokens)
+        run = Run(tokens, start, all_logits or padded, length)
+        return (self._step if start else self._first)(run)
 
     def _whole(self, tokens: Sequence[int], all_logits: bool) -> np.ndarray:
-        logits = self._first(Run(tokens, 0, all_logits))
-        return logits[: len(tokens)] if len(logits) > 1 else logits
+        length = min(self._able.lengths) if self._able.lengths else None
+        return self._first(Run(tokens, 0, all_logits or length is not None, length))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +56,6 @@ class DecoderGraph:
         """The largest error of logits that rounding explains, relative to their standard deviation."""
         return ROUNDED if self.interface.is_rounded else EXACT
 
-    @cached_property
-    def length(self) -> int | None:
-        """T, where the graph reads a fixed number of tokens."""
-        last = self.interface.tokens.dims[-1]
-        return last if isinstance(last, int) else None
-
     def bind(self, caches: Mapping[Cache, TextCache]) -> BoundGraph:
         """Bind the graph to the caches of a text.
 
@@ -100,8 +93,8 @@ class BoundGraph:
             run: The tokens.
 
         Returns:
-            The logits float32 of the tokens that the graph gives logits of, the last [1, V] or all [T, V].
-            The caller owns them.
+            The logits float32 of the tokens that the graph gives logits of: of the last [1, V], of all, or of
+            none [0, V]. The caller owns them.
 
         Raises:
             ModelError: ONNX Runtime fails.
@@ -110,7 +103,8 @@ class BoundGraph:
         for tensor, numbers in feeds:
             self._binding.bind_ortvalue_input(tensor.name, value_of(numbers, tensor.dtype))
         logits_name = self._graph.interface.logits.name
-        logits = self._step_logits if len(run.tokens) == 1 else None
+        is_step = (run.length or len(run.tokens)) == 1
+        logits = self._step_logits if is_step else None
         self._bind_output(logits_name, logits)
         presents = [self._bind_cache(cache, own, run) for cache, own in self._caches]
         try:
@@ -122,10 +116,11 @@ class BoundGraph:
         for (_, own), present in zip(self._caches, presents, strict=True):
             own.accept(present, run.stop)
         numbers = logits.numpy()
-        if len(run.tokens) == 1:
+        if is_step:
             self._step_logits, numbers = logits, numbers.copy()  # the next step overwrites them
         rows = _float32(numbers, self._graph.interface.logits.dtype)
-        return rows.reshape(-1, rows.shape[-1])
+        rows = rows.reshape(-1, rows.shape[-1])
+        return rows[: len(run.tokens)] if len(rows) == run.length else rows
 
     def _bind_cache(self, cache: Cache, own: TextCache, run: Run) -> onnxruntime.OrtValue | None:
         """Bind a cache; return its output, None if ONNX Runtime allocates it."""

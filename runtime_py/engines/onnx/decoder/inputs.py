@@ -21,11 +21,13 @@ class Run:
         tokens: The ids [T].
         start: The position of the first.
         all_logits: Whether the logits of each token are wanted, not only of the last.
+        length: T, of which the last tokens are padding; None for the number of tokens.
     """
 
     tokens: Sequence[int]
     start: int
     all_logits: bool = False
+    length: int | None = None
 
     @property
     def stop(self) -> int:
@@ -45,7 +47,7 @@ def feed(interface: Interface, run: Run, mask_rows: int | None = None) -> list[t
         Each input and its numbers.
     """
     tokens = interface.tokens
-    length = _fixed(tokens, -1) or len(run.tokens)
+    length = run.length or len(run.tokens)
     ids = np.zeros((1, length), _numpy(tokens.dtype))
     ids[0, : len(run.tokens)] = run.tokens
     feeds = [(tokens, ids)]

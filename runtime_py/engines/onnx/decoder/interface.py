@@ -19,8 +19,9 @@ from o2o import formats
 from o2o.cli.text import listed
 from o2o.contract import Role
 from o2o.errors import ModelError
-from o2o.model import Model
+from o2o.model import Model, dims_of
 from o2o.roles import find_roles
+from o2o.roles.names import role_by_name
 from o2o.roles.onnx_caches import CachePair, cache_pairs
 from o2o.roles.onnx_inputs import position_limit
 
@@ -74,6 +75,7 @@ class Interface:
         logits: The logits.
         is_rounded: Whether activations are rounded, so that logits depend on how a text is split into runs.
         positions: How many positions the graph has tables for; None if it has none.
+        lengths: The numbers of tokens that a run may have, where they are fixed; None for any.
     """
 
     tokens: Tensor
@@ -82,6 +84,7 @@ class Interface:
     logits: Tensor
     is_rounded: bool
     positions: int | None
+    lengths: tuple[int, ...] | None
 
     @property
     def batch(self) -> str | None:
@@ -120,32 +123,47 @@ def read_interface(path: Path, inputs: Sequence[Tensor], outputs: Sequence[Tenso
     past = {cache.past for cache in caches}
     others = []
     for tensor in inputs:
-        known = roles.get(tensor.name)
+        known = roles.get(tensor.name) or role_by_name(tensor.name, is_input=True)
         kind = known.kind if known is not None else None
         if tensor in past or kind == "tokens":
             continue
-        if kind is None or known is None or known.is_cache:
+        if kind is None or (known is not None and known.is_cache):
             raise ModelError(_unknown(tensor, known))
         others.append((tensor, kind))
     (tokens,) = (tensor for tensor in inputs if tensor.name == by_kind["tokens"])
     (logits,) = (tensor for tensor in outputs if tensor.name == by_kind["logits"])
-    rounds = any(node.op_type in _ROUNDING for node in model.graphs[0].all_nodes())
+    rounds = any(node.op_type in _ROUNDING for graph in model.graphs for node in graph.all_nodes())
     is_rounded = rounds or logits.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-    (ids,) = (value for value in model.graphs[0].inputs if value.name == tokens.name)
-    positions = position_limit(model.graphs[0], ids)
-    return Interface(tokens, tuple(others), caches, logits, is_rounded, positions)
+    ids = [one.inputs[tokens.name] for one in model.signatures if tokens.name in one.inputs]
+    limits = (position_limit(one.graph, one.inputs[tokens.name]) for one in model.signatures)
+    positions = min((limit for limit in limits if limit is not None), default=None)
+    lengths = {(dims_of(value) or ("",))[-1] for value in ids}
+    fixed = tuple(sorted(length for length in lengths if isinstance(length, int)))
+    return Interface(
+        tokens,
+        tuple(others),
+        caches,
+        logits,
+        is_rounded,
+        positions,
+        fixed if len(fixed) == len(lengths) else None,
+    )
 
 
 def _roles(model: Model) -> dict[str, Role]:
-    """The roles by name, of the first signature that has logits."""
+    """The roles by name, of all signatures that read tokens. Others are dropped from the model."""
     if not model.signatures:
         model.add_default_signature("decode")
+    roles: dict[str, Role] = {}
     for findings in find_roles(model):
-        names = (*findings.signature.inputs.items(), *findings.signature.outputs.items())
-        roles = {name: findings.roles[value] for name, value in names if value in findings.roles}
-        if any(role.kind == "logits" for role in roles.values()):
-            return roles
-    return {}
+        signature = findings.signature
+        names = (*signature.inputs.items(), *signature.outputs.items())
+        own = {name: findings.roles[value] for name, value in names if value in findings.roles}
+        if any(role.kind == "tokens" for role in own.values()):
+            roles = own | roles
+        else:
+            model.signatures.remove(signature)
+    return roles
 
 
 def _unknown(tensor: Tensor, role: Role | None) -> str:
@@ -165,8 +183,12 @@ def _caches(
     model: Model, roles: Mapping[str, Role], inputs: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> Iterator[Cache]:
     """Pair the inputs with outputs: by role, by data flow, then by name."""
-    graph = model.graphs[0]
-    flow = {pair.past.name: pair for pair in cache_pairs(graph)}
+    flow: dict[str | None, CachePair] = {}
+    for graph in dict.fromkeys(signature.graph for signature in model.signatures):
+        for pair in cache_pairs(graph):
+            other = flow.setdefault(pair.past.name, pair)
+            in_place, is_cut = pair.in_place and other.in_place, pair.is_cut or other.is_cut
+            flow[pair.past.name] = pair._replace(in_place=in_place, is_cut=is_cut)
     by_slot = {role.slot: name for name, role in roles.items() if role.is_rows}
     named = {tensor.name: tensor for tensor in outputs}
     free = {name: tensor for name, tensor in named.items() if name not in roles or roles[name].is_rows}
@@ -174,19 +196,20 @@ def _caches(
         role = roles.get(past.name)
         if role is not None and not role.is_cache:
             continue
-        pair: CachePair | None = flow.get(past.name)
+        known = flow.get(past.name)
         name = by_slot.get(role.slot) if role is not None else None
-        if name is None and pair is not None:
-            name = pair.present.name
+        if name is None and known is not None:
+            name = known.present.name
         if name is None:
             same = [one for one in free if _stem(one) == _stem(past.name) and one != past.name]
             name = same[0] if len(same) == 1 else None
         present = free.pop(name, None) if name is not None else None
         if present is None:
             continue
-        fits = pair is not None and pair.present.name == name
-        in_place, is_cut = (pair.in_place, pair.is_cut) if fits and pair is not None else (False, True)
-        yield Cache(past, present, role, in_place, is_cut)
+        if known is not None and known.present.name == name:
+            yield Cache(past, present, role, known.in_place, known.is_cut)
+        else:
+            yield Cache(past, present, role, in_place=False, is_cut=True)
     taken = [role for role in roles.values() if role.is_cache]
     if not taken and not flow:
         for name, tensor in free.items():

@@ -33,6 +33,7 @@ class Abilities:
         openers: By cache of the graph that reads a token after others: how to create one for a text. Empty
             for a graph that reads each text as a whole.
         shapes: By cache: its shape before the first token.
+        lengths: Where T is fixed: by T, whether a run returns the logits of each token. None for any T.
         starts: Whether a run of several tokens may begin a text.
         continues: Whether a run of several tokens may follow others.
         gives_all_logits: Whether a run of several tokens can return the logits of each.
@@ -42,6 +43,7 @@ class Abilities:
     rows: int | None
     openers: Mapping[Cache, Opener]
     shapes: Mapping[Cache, Sequence[int]]
+    lengths: Mapping[int, bool] | None
     starts: bool
     continues: bool
     gives_all_logits: bool
@@ -69,58 +71,58 @@ def try_out(step: DecoderGraph, first: DecoderGraph | None, config: ModelConfig)
 def _without_caches(graph: DecoderGraph) -> Abilities:
     """A graph that reads whole texts. A token must not change the logits of those before it."""
     run = graph.bind({})
-    tokens = TOKENS[: graph.length]
-    before, after = run(Run(tokens[:1], 0, all_logits=True)), run(Run(tokens, 0, all_logits=True))
-    if len(after) < len(tokens) and graph.length is not None:
+    length = max(graph.interface.lengths or (0,)) or None
+    tokens = TOKENS[:length]
+    before = run(Run(tokens[:1], 0, all_logits=True, length=length))
+    after = run(Run(tokens, 0, all_logits=True, length=length))
+    if len(after) < len(tokens) and length is not None:
         raise ModelError(
-            f"it reads exactly {graph.length} tokens and gives logits of the last alone: export it with a "
-            "symbolic number of tokens"
+            f"it reads exactly {length} tokens and gives logits of the last alone: export it with a symbolic "
+            "number of tokens"
         )
     every = len(after) >= len(tokens)
-    if every:
-        _require_causal(before[:1], after[:1], graph)
-    return Abilities(before.shape[-1], graph.length, {}, {}, True, False, every)
-
-
-def _require_causal(before: np.ndarray, after: np.ndarray, graph: DecoderGraph) -> None:
-    if error_of(before, after) > graph.tolerance:
+    if every and error_of(before[:1], after[:1]) > graph.tolerance:
         raise ModelError("the logits of a token depend on the tokens after it: this is no causal decoder")
+    lengths = {length: True} if length is not None else None
+    return Abilities(before.shape[-1], length, {}, {}, lengths, True, False, every)
 
 
 class _Trial:
     def __init__(self, step: DecoderGraph, first: DecoderGraph | None, config: ModelConfig) -> None:
         self.step, self.first = step, first
-        if step.length not in (None, 1):
-            raise ModelError(
-                f"it reads exactly {step.length} tokens after others, and one is needed: give its number of "
-                "tokens a symbolic dimension"
-            )
+        self.lengths = step.interface.lengths
         self.shapes = {
             cache: _first_shape(cache.past, step.interface.batch, config)
             for cache in step.interface.caches
             if cache.past is not None
         }
+        if self.lengths is not None and self.lengths[0] > 1 and any(0 in s for s in self.shapes.values()):
+            raise ModelError(
+                f"it reads exactly {self.lengths[0]} tokens after others, and one is needed: give its number "
+                "of tokens a symbolic dimension"
+            )
 
     def abilities(self) -> Abilities:
         caches = self._open()
-        traces = {cache: _CacheTrace(cache, shape) for cache, shape in self.shapes.items()}
-        reference = []
+        length = self.lengths[0] if self.lengths is not None else 1
+        traces = {cache: _CacheTrace(cache, shape, length) for cache, shape in self.shapes.items()}
+        singles = []
         for position, token in enumerate(TOKENS):
-            reference.append(self._single(caches, token, position))
+            singles.append(self._single(caches, token, position))
             for cache, own in caches.items():
                 traces[cache].note(own, position)
         openers = {cache: trace.opener() for cache, trace in traces.items()}
-        starts, every, whole_alone = self._starts(np.concatenate(reference))
+        reference = np.concatenate(singles)
         rows = [trace.rows for trace in traces.values() if trace.rows is not None]
-        return Abilities(
-            reference[0].shape[-1],
-            min(rows, default=None),
-            {} if whole_alone else openers,
-            self.shapes,
-            starts,
-            not whole_alone and self._continues(np.concatenate(reference)),
-            every,
-        )
+        vocab_size, capacity = reference.shape[-1], min(rows, default=None)
+        if self.lengths is not None:
+            lengths = self._fixed_runs(reference)
+            every = all(lengths.values())
+            return Abilities(vocab_size, capacity, openers, self.shapes, lengths, True, True, every)
+        starts, every, whole_alone = self._starts(reference)
+        continues = not whole_alone and self._continues(reference)
+        openers = {} if whole_alone else openers
+        return Abilities(vocab_size, capacity, openers, self.shapes, None, starts, continues, every)
 
     def _open(self) -> dict[Cache, OpaqueCache]:
         return {
@@ -131,26 +133,46 @@ class _Trial:
 
     def _single(self, caches: Mapping[Cache, OpaqueCache], token: int, position: int) -> np.ndarray:
         """The logits [1, V] of one token. A mask of any size may have to cover all rows of the caches."""
-        run = Run((token,), position)
+        length = self.lengths[0] if self.lengths is not None else None
+        run = Run((token,), position, all_logits=length is not None and length > 1, length=length)
         graph = self._bound(caches, position)
         try:
-            return graph(run)
+            logits = graph(run)
         except ModelError:
             fixed = [max(shape[1:-1]) for shape in self.shapes.values() if 0 not in shape and len(shape) > 2]
             if position or not fixed or self.step.mask_rows is not None:
                 raise
             self.step.mask_rows = min(fixed)
-            return graph(run)
+            logits = graph(run)
+        if not len(logits):
+            raise ModelError(
+                f"a run of {length or 1} tokens returns no logits: merge it with one of one token"
+            )
+        return logits
 
     def _bound(self, caches: Mapping[Cache, TextCache], position: int) -> BoundGraph:
         if position or self.first is None:
             return self.step.bind(caches)
         return self.first.bind(matching(self.first, caches))
 
+    def _fixed_runs(self, reference: np.ndarray) -> dict[int, bool]:
+        """By number of tokens: whether a run returns the logits of each. Wrong ones are left out."""
+        assert self.lengths is not None
+        result = {self.lengths[0]: True}
+        for length in self.lengths[1:]:
+            tokens = TOKENS[:length]
+            try:
+                logits = self.step.bind(self._open())(Run(tokens, 0, all_logits=True, length=length))
+            except ModelError:
+                continue
+            every = len(logits) == len(tokens)
+            if not every or error_of(reference[: len(tokens)], logits) <= self.step.tolerance:
+                result[length] = every
+        return result
+
     def _starts(self, reference: np.ndarray) -> tuple[bool, bool, bool]:
         """Whether a run may begin a text, gives all logits, and is right where single tokens are wrong."""
-        begin = self.first or self.step
-        if begin.length is not None:
+        if (self.first or self.step).interface.lengths is not None:
             return False, False, False
         try:
             logits = self._bound(self._open(), 0)(Run(TOKENS, 0, all_logits=True))
@@ -162,8 +184,6 @@ class _Trial:
         return right or causal, every, causal and not right
 
     def _continues(self, reference: np.ndarray) -> bool:
-        if self.step.length is not None:
-            return False
         caches = self._open()
         try:
             self._single(caches, TOKENS[0], 0)
@@ -241,10 +261,10 @@ def _first_shape(past: Tensor, batch: str | None, config: ModelConfig) -> list[i
 
 
 class _CacheTrace:
-    """What three tokens, one by one, do to a cache."""
+    """What three tokens, one by one, do to a cache. Each run has T tokens, all but the first padding."""
 
-    def __init__(self, cache: Cache, shape: list[int]) -> None:
-        self.cache, self.shape = cache, shape
+    def __init__(self, cache: Cache, shape: list[int], length: int) -> None:
+        self.cache, self.shape, self.length = cache, shape, length
         self._grown: set[tuple[int, ...]] = set()  # by how much each axis grew with a token
         self._written = set(range(len(shape)))  # axes along which token number i changed index i alone
         self._last_shape = shape
@@ -261,7 +281,8 @@ class _CacheTrace:
             self._last = bits
             for axis in [*self._written]:
                 others = tuple(other for other in range(len(shape)) if other != axis)
-                if np.flatnonzero(changed.any(others)).tolist() != [position]:
+                indices = set(np.flatnonzero(changed.any(others)).tolist())
+                if position not in indices or not indices <= set(range(position, position + self.length)):
                     self._written.remove(axis)
 
     @property

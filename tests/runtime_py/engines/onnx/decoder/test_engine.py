@@ -14,6 +14,7 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto
 
 from o2o.errors import ModelError
+from o2o.filters import merge_circles
 from runtime_py.engines.onnx.decoder.engine import DecoderEngine
 from tests.runtime_py.toy_decoder import NAMES, POSITIONS, ROWS, Form, expected, write_decoder
 
@@ -35,6 +36,7 @@ FORMS = {
     "bfloat16 caches": Form(cache_dtype=TensorProto.BFLOAT16),
     "traced with one token": Form(causal=False),
     "one token": Form(length=1),
+    "four tokens": Form(cache="static", length=4),
     "no caches": Form(cache="none"),
     "no caches, fixed length": Form(cache="none", length=16),
 }
@@ -74,7 +76,12 @@ def test_logits_of_prompts_steps_and_texts(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("form", "capacity"),
-    [(Form(), POSITIONS), (Form(cache="static"), ROWS), (Form(cache="none", length=16), 16)],
+    [
+        (Form(), POSITIONS),
+        (Form(cache="static"), ROWS),
+        (Form(cache="static", length=4), ROWS - 3),
+        (Form(cache="none", length=16), 16),
+    ],
 )
 def test_the_capacity_is_that_of_the_graph(form: Form, capacity: int, tmp_path: Path) -> None:
     with closing(engine(form, tmp_path)) as loaded:
@@ -91,6 +98,30 @@ def test_a_text_outgrows_its_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         session.prefill(text[:3])
         steps = [session.decode(token, position) for position, token in enumerate(text) if position >= 3]
         np.testing.assert_allclose(steps, expected(text)[3:], atol=1e-5)
+
+
+@pytest.mark.parametrize("cache", ["static", "scatter"])
+def test_graphs_of_several_lengths_in_one_file(cache: str, tmp_path: Path) -> None:
+    """Runs of 4 tokens, padded at the end, also up to the end of the caches; and of 1 token."""
+    parts = [
+        write_decoder(Form(cache=cache, length=length), tmp_path / f"{length}.onnx") for length in (4, 1)
+    ]
+    merged = tmp_path / "model.onnx"
+    assert merge_circles.main([*map(str, parts), "-o", str(merged)]) == 0
+    text = list(itertools.islice(itertools.cycle(IDS), ROWS))
+    logits = expected(text)
+    with closing(DecoderEngine(merged)) as loaded:
+        assert loaded.capacity == ROWS
+        assert [(chunk.length, chunk.start, chunk.stop) for chunk in loaded.plan(9, 2)] == [
+            (4, 2, 6),
+            (4, 6, 9),
+        ]
+        session = loaded.open_session()
+        for count in (1, 3, 6, ROWS - 1, ROWS):
+            np.testing.assert_allclose(session.prefill(text[:count]), logits[count - 1], atol=1e-5)
+        np.testing.assert_allclose(session.prefill(text[:10], 3), logits[9], atol=1e-5)
+        np.testing.assert_allclose(session.decode(text[10], 10), logits[10], atol=1e-5)
+        np.testing.assert_allclose(np.concatenate([*session.logits(text)]), logits, atol=1e-5)
 
 
 def test_one_line_says_how_a_text_is_read(tmp_path: Path) -> None:
