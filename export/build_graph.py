@@ -9,13 +9,11 @@ from export.circle import convert_to_circle
 from export.model import LanguageModel
 from export.modules import ConcatenatedCacheModule, ExportModule, PrefillModule, StaticCacheModule
 from export.options import CacheForm, WeightsForm, WeightsType
-from export.parameter_binding import bind_parameters, drop_unread, unused_tensors
 from export.parameter_matching import match_parameters
+from export.traced_graph import StoredParameters, TracedGraph
 from o2o.errors import UsageError
 from o2o.model import Model
-from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.weights.checkpoint import open_checkpoint
-from o2o.weights.checkpoint_tensor import CheckpointTensor
 
 
 def prefill(
@@ -54,13 +52,8 @@ def prefill(
         UsageError: The model cannot see T tokens, or the caches cannot hold them.
     """
 
-    def graph(model: LanguageModel) -> ExportModule:
-        if capacity is None:
-            return PrefillModule(model, tokens)
-        return StaticCacheModule(model, f"prefill_{tokens}", tokens, capacity)
-
-    context = context or capacity or tokens
-    return _build(directory, graph, attn_implementation, context, weights, dtype, strict, log)
+    traced = trace_prefill(directory, tokens, attn_implementation, capacity, strict, log, context)
+    return traced.bind(open_checkpoint(directory), weights, dtype)
 
 
 def decode(
@@ -94,36 +87,95 @@ def decode(
         ModelError: The checkpoint is incomplete, or its architecture cannot be exported.
         UsageError: The model cannot see `capacity` tokens, or `cache` is unknown.
     """
+    traced = trace_decode(directory, capacity, cache, attn_implementation, strict, log, context)
+    return traced.bind(open_checkpoint(directory), weights, dtype)
+
+
+def trace_prefill(
+    directory: str | os.PathLike[str],
+    tokens: int,
+    attn_implementation: str = "eager",
+    capacity: int | None = None,
+    strict: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+    context: int | None = None,
+) -> TracedGraph:
+    """Trace the graph of `prefill`, without weights.
+
+    Args:
+        directory: See `prefill`.
+        tokens: See `prefill`.
+        attn_implementation: See `prefill`.
+        capacity: See `prefill`.
+        strict: See `prefill`.
+        log: See `prefill`.
+        context: See `prefill`.
+
+    Returns:
+        The graph.
+
+    Raises:
+        ModelError: See `prefill`.
+        UsageError: See `prefill`.
+    """
+
+    def graph(model: LanguageModel) -> ExportModule:
+        if capacity is None:
+            return PrefillModule(model, tokens)
+        return StaticCacheModule(model, f"prefill_{tokens}", tokens, capacity)
+
+    return _trace(directory, graph, attn_implementation, context or capacity or tokens, strict, log)
+
+
+def trace_decode(
+    directory: str | os.PathLike[str],
+    capacity: int,
+    cache: CacheForm,
+    attn_implementation: str = "eager",
+    strict: bool = False,
+    log: Callable[[str], None] = lambda line: None,
+    context: int | None = None,
+) -> TracedGraph:
+    """Trace the graph of `decode`, without weights.
+
+    Args:
+        directory: See `decode`.
+        capacity: See `decode`.
+        cache: See `decode`.
+        attn_implementation: See `decode`.
+        strict: See `decode`.
+        log: See `decode`.
+        context: See `decode`.
+
+    Returns:
+        The graph.
+
+    Raises:
+        ModelError: See `decode`.
+        UsageError: See `decode`.
+    """
     forms: dict[str, Callable[[LanguageModel], ExportModule]] = {
         "concat": lambda model: ConcatenatedCacheModule(model, capacity),
         "static": lambda model: StaticCacheModule(model, "decode", 1, capacity),
     }
     if cache not in forms:
         raise UsageError(f"no cache form {cache!r}: choose {' or '.join(forms)}")
-    return _build(
-        directory, forms[cache], attn_implementation, context or capacity, weights, dtype, strict, log
-    )
+    return _trace(directory, forms[cache], attn_implementation, context or capacity, strict, log)
 
 
-def _build(
+def _trace(
     directory: str | os.PathLike[str],
     graph_of: Callable[[LanguageModel], ExportModule],
     attn_implementation: str,
     context: int,
-    weights: WeightsForm,
-    dtype: WeightsType,
     strict: bool,
     log: Callable[[str], None],
-) -> Model:
+) -> TracedGraph:
     checkpoint = open_checkpoint(directory)
-    language_model = LanguageModel.read(directory, attn_implementation, context)
-    matched = match_parameters(language_model, checkpoint, strict, log)  # fail before tracing takes minutes
-    model = convert_to_circle(graph_of(language_model))
-    matched = drop_unread(model.graphs[0], matched)
-    bind_parameters(model.graphs[0], matched, weights, dtype)
-    deduplicate_constants(
-        model, only=CheckpointTensor
-    )  # as bind.weights.py does for weights that are bound later
-    if weights == "external":
-        model.unused = unused_tensors(checkpoint, model.graphs[0], matched)
-    return model
+    model = LanguageModel.read(directory, attn_implementation, context)
+    names = {id(source): name for name, source in checkpoint.tensors.items()}
+    skipped: list[str] = []
+    matched = match_parameters(model, checkpoint, strict, log, skipped.append)  # tracing may take minutes
+    stored = {name: names[id(source)] for name, source in matched.items()}
+    parameters = StoredParameters(stored, skipped, model.ties, model.are_ties_equal)
+    return TracedGraph(convert_to_circle(graph_of(model)), parameters)

@@ -28,7 +28,15 @@ from pathlib import Path
 from typing import Any
 
 from export.architectures import TEXT_MODELS, causal_models
-from export.loading_flags import STRICT, defining_file, is_strict, model_file, own_type, set_flags
+from export.loading_flags import (
+    NO_GRAPH_CACHE,
+    STRICT,
+    defining_file,
+    is_strict,
+    model_file,
+    own_type,
+    set_flags,
+)
 from o2o.cli import command
 from o2o.cli.arguments import Parser
 from o2o.errors import ModelError, O2oError
@@ -152,7 +160,9 @@ def derived(model: Path, adapter: Path | None, log: Callable[[str], None]) -> Pa
     """
     model, adapter = model.absolute(), adapter and adapter.absolute()
     inputs = _inputs(model, adapter)
-    identity = json.dumps([str(model), str(adapter), *set_flags()]).encode("utf-8", "surrogatepass")
+    identity = json.dumps(
+        [str(model), str(adapter), *(flag for flag in set_flags() if flag != NO_GRAPH_CACHE)]
+    ).encode("utf-8", "surrogatepass")
     name = hashlib.sha256(identity).hexdigest()
     folder = _cache() / folder_name((adapter or model).name.removesuffix(".gguf"), name)
     record = _read(folder / RECORD)
@@ -176,7 +186,13 @@ def _derive_in_child(model: Path, adapter: Path | None, folder: Path) -> list[st
     if "torch" in sys.modules:
         return derive(model, adapter, folder)
     more = [] if adapter is None else ["--adapter", str(adapter)]
-    arguments = [str(model), "-o", str(folder), *more, *(flag for flag in set_flags() if flag != STRICT)]
+    arguments = [
+        str(model),
+        "-o",
+        str(folder),
+        *more,
+        *(flag for flag in set_flags() if flag not in (STRICT, NO_GRAPH_CACHE)),
+    ]
     child = subprocess.run(
         [sys.executable, "-m", "export.derive", *arguments],
         stdin=subprocess.DEVNULL,

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from export.config import CheckpointConfig
+from export.graph_cache import GraphCache
+from export.graph_groups import graph_groups
 from export.graph_specs import GraphSpec, graph_specs
 from export.hub import resolve
 from export.options import ExportOptions
@@ -64,7 +66,7 @@ def export_graphs(model: str, folder: Path, options: ExportOptions) -> None:
 def _export(
     graphs: Sequence[GraphSpec], processes: int, directory: Path, folder: Path, options: ExportOptions
 ) -> list[str]:
-    """Export each graph, in this process or in children, which give their memory back. Lines for the user."""
+    """Export all graphs, in this process or in children, which give their memory back. Lines for the user."""
     arguments = (
         directory,
         folder,
@@ -74,14 +76,19 @@ def _export(
         options.debug,
         options.strict,
     )
+    groups = graph_groups(graphs)
+    cache = GraphCache(open_checkpoint(directory))
+    is_fast = all(group.is_cached(cache, options.attn_implementation) for group in groups)
+    processes = 1 if is_fast else min(processes, len(groups))
     with progress("export", len(graphs), "graph") as advance:
         if processes > 1:
-            results = run_parallel([partial(spec.export, *arguments) for spec in graphs], processes, advance)
+            tasks = [partial(group.export, *arguments) for group in groups]
+            results = run_parallel(tasks, processes, lambda group: advance(len(groups[group].specs)))
             return [line for result in results for line in result]
         lines: list[str] = []
-        for spec in graphs:
-            lines += spec.export(*arguments)
-            advance(1)
+        for group in groups:
+            lines += group.export(*arguments)
+            advance(len(group.specs))
         return lines
 
 

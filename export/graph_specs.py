@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.options import CacheForm, WeightsForm, WeightsType
-from o2o.cli.silence_stderr import suppressed_warnings
+from export.options import CacheForm
 from o2o.errors import UsageError
 
 if TYPE_CHECKING:
-    from o2o.model import Model
+    from export.traced_graph import TracedGraph
 
 PREFILL_LENGTHS = (64, 128, 256)  # the default: those that fit the context
 
@@ -40,86 +37,35 @@ class GraphSpec:
     cache: CacheForm = "static"
     context: int | None = None
 
-    def build(
+    def trace(
         self,
-        directory: str | os.PathLike[str],
+        directory: Path,
         attn_implementation: str,
-        weights: WeightsForm,
-        dtype: WeightsType,
         strict: bool = False,
         log: Callable[[str], None] = lambda line: None,
-    ) -> Model:
-        """Build the graph. Imports torch, which takes seconds.
+    ) -> TracedGraph:
+        """Trace the graph. Imports torch, which takes seconds.
 
         Args:
             directory: The checkpoint's folder.
             attn_implementation: See `export.build_graph.prefill`.
-            weights: See `export.build_graph.prefill`.
-            dtype: See `export.build_graph.prefill`.
             strict: See `export.build_graph.prefill`.
             log: See `export.build_graph.prefill`.
 
         Returns:
-            A Circle model of one signature.
+            The graph, without weights.
+
+        Raises:
+            ModelError: See `export.build_graph.prefill`.
+            UsageError: See `export.build_graph.prefill`.
         """
         from export import build_graph
 
+        attention, more = attn_implementation, (strict, log, self.context)
         if self.signature != "decode":
-            return build_graph.prefill(
-                directory,
-                self.tokens,
-                attn_implementation,
-                self.capacity,
-                weights,
-                dtype,
-                strict,
-                log,
-                self.context,
-            )
+            return build_graph.trace_prefill(directory, self.tokens, attention, self.capacity, *more)
         assert self.capacity is not None
-        return build_graph.decode(
-            directory,
-            self.capacity,
-            self.cache,
-            attn_implementation,
-            weights,
-            dtype,
-            strict,
-            log,
-            self.context,
-        )
-
-    def export(
-        self,
-        directory: Path,
-        folder: Path,
-        attn_implementation: str,
-        weights: WeightsForm,
-        dtype: WeightsType,
-        debug: bool = False,
-        strict: bool = False,
-    ) -> list[str]:
-        """Build the graph and write its file.
-
-        Args:
-            directory: The checkpoint's folder.
-            folder: The folder to write into.
-            attn_implementation: See `export.build_graph.prefill`.
-            weights: See `export.build_graph.prefill`.
-            dtype: See `export.build_graph.prefill`.
-            debug: Show the warnings of torch, transformers and TICO.
-            strict: See `export.build_graph.prefill`.
-
-        Returns:
-            Lines for the user, such as tensors of the checkpoint that are skipped.
-        """
-        from o2o import formats
-
-        lines: list[str] = []
-        with contextlib.nullcontext() if debug else suppressed_warnings():
-            model = self.build(directory, attn_implementation, weights, dtype, strict, lines.append)
-        formats.save(model, folder / self.file)
-        return lines
+        return build_graph.trace_decode(directory, self.capacity, self.cache, attention, *more)
 
 
 def graph_specs(

@@ -1,4 +1,4 @@
-"""The flags that decide how a checkpoint is loaded: `--strict`, `--trust-remote-code`, `--model-file`.
+"""The flags that decide how a checkpoint is loaded and traced, such as `--strict` and `--trust-remote-code`.
 
 A flag is set for the process and for its child processes: each command of a conversion loads the checkpoint.
 
@@ -20,7 +20,13 @@ from export.models import built_in
 STRICT = "--strict"
 TRUST = "--trust-remote-code"
 MODEL_FILE = "--model-file"
-VARIABLES = {STRICT: "O2O_STRICT", TRUST: "O2O_TRUST_REMOTE_CODE", MODEL_FILE: "O2O_MODEL_FILE"}
+NO_GRAPH_CACHE = "--no-graph-cache"
+VARIABLES = {
+    STRICT: "O2O_STRICT",
+    TRUST: "O2O_TRUST_REMOTE_CODE",
+    MODEL_FILE: "O2O_MODEL_FILE",
+    NO_GRAPH_CACHE: "O2O_NO_GRAPH_CACHE",
+}
 """The environment variable behind each flag: 1, or the path of the model file."""
 
 
@@ -41,6 +47,7 @@ def add_loading_flags(parser: argparse.ArgumentParser, *flags: str) -> None:
         STRICT: "refuse a checkpoint with tensors that the model does not use",
         MODEL_FILE: "the Python file that defines the model, which transformers does not know; it is run",
         TRUST: "run the checkpoint's Python code (auto_map) if transformers needs it; else it never runs",
+        NO_GRAPH_CACHE: "trace all graphs again, and store none for other checkpoints of the architecture",
     }
     for flag in flags or VARIABLES:
         arguments: dict[str, Any] = {"metavar": "FILE"} if flag == MODEL_FILE else {"nargs": 0}
@@ -66,7 +73,7 @@ def set_flags() -> list[str]:
     Returns:
         Some of `VARIABLES`, `--model-file` with its path.
     """
-    flags = [flag for flag in (STRICT, TRUST) if os.environ.get(VARIABLES[flag]) == "1"]
+    flags = [flag for flag in (STRICT, TRUST, NO_GRAPH_CACHE) if os.environ.get(VARIABLES[flag]) == "1"]
     return [*flags, MODEL_FILE, str(path)] if (path := model_file()) else flags
 
 
@@ -112,6 +119,15 @@ def is_strict() -> bool:
         Whether it is set.
     """
     return STRICT in set_flags()
+
+
+def uses_graph_cache() -> bool:
+    """Check for `--no-graph-cache`.
+
+    Returns:
+        Whether it is not set.
+    """
+    return NO_GRAPH_CACHE not in set_flags()
 
 
 def is_trusted() -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -24,6 +23,7 @@ from export.options import GROUPED, check_length, parse_attention
 from export.preflight import check_model
 from export.rotary import fix_frequencies
 from export.stored_names import match_names
+from export.tied_parameters import have_equal_numbers
 from export.trial_run import Trial, trial_run
 from o2o.errors import ModelError, UsageError
 from o2o.operators.masks import LOWEST
@@ -44,6 +44,7 @@ class LanguageModel:
         query_heads: N, the most of a layer.
         family: The rules of its model family.
         attn_implementation: The argument.
+        ties, are_ties_equal: See `export.traced_graph.StoredParameters`; set by `read`.
         has_core_operator: Whether attention is `o2o.attention`: each key must be in the row of its position.
     """
 
@@ -93,6 +94,8 @@ class LanguageModel:
         self.layers: int = self._checkpoint_config.layers
         self.query_heads: int = self._checkpoint_config.heads
 
+        self.ties: list[list[str]] = []
+        self.are_ties_equal = True
         self.parameters: dict[str, tuple[int, ...]] = {}
         self.aliases: dict[str, list[str]] = {}
         first_name: dict[int, str] = {}
@@ -127,10 +130,19 @@ class LanguageModel:
         """
         config = read_config(directory)
         model = cls(config, attn_implementation, context)
-        if model.aliases and _ties_different_values(model, Path(directory)):
+        if not model.aliases:
+            return model
+        try:
+            tensors = open_checkpoint(directory).tensors
+        except ModelError:
+            return model  # a configuration without weights
+        ties = _stored_ties(model, tensors)
+        are_equal = have_equal_numbers(ties, tensors)
+        if not are_equal:
             config.tie_word_embeddings = False
             config.get_text_config(decoder=True).tie_word_embeddings = False
-            return cls(config, attn_implementation, context)
+            model = cls(config, attn_implementation, context)
+        model.ties, model.are_ties_equal = ties, are_equal
         return model
 
     def __call__(
@@ -381,26 +393,13 @@ def read_config(directory: str | os.PathLike[str]) -> Any:
         raise ModelError(f"{file}: transformers cannot read it{summarize_error(error)}") from error
 
 
-def _ties_different_values(model: LanguageModel, directory: Path) -> bool:
-    """Whether a checkpoint has two tensors with different numbers for one tied parameter."""
-    try:
-        tensors = open_checkpoint(directory).tensors
-    except ModelError:
-        return False  # a configuration without weights
+def _stored_ties(model: LanguageModel, tensors: Mapping[str, WeightSource]) -> list[list[str]]:
+    """The names of the stored tensors of each tied parameter that is stored more than once."""
     stored = match_names(model.module, tensors).of_parameters
-    for name, aliases in model.aliases.items():
-        sources = [tensors[stored[one]] for one in (name, *aliases) if one in stored]
-        if not all(_same_numbers(sources[0], other) for other in sources[1:]):
-            return True
-    return False
-
-
-def _same_numbers(a: WeightSource, b: WeightSource) -> bool:
-    if a.key == b.key:
-        return True
-    if a.shape != b.shape:
-        return False
-    return all(np.array_equal(x, y) for x, y in zip(a.chunks(), b.chunks(), strict=True))
+    groups = [
+        [stored[one] for one in (name, *others) if one in stored] for name, others in model.aliases.items()
+    ]
+    return [group for group in groups if len(group) > 1]
 
 
 def summarize_error(error: BaseException) -> str:

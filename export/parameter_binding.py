@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
 from export.options import WeightsForm, WeightsType
+from export.resources import format_bytes
+from o2o.cli.text import counted, listed
 from o2o.formats.tensors import LARGE
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import shape_of
@@ -104,3 +106,20 @@ def unused_tensors(
             digest = tensor.digest() if key in embedded else ""
             unused.setdefault(str(tensor.path), {})[tensor.name] = digest
     return unused
+
+
+def describe_skipped(names: Collection[str], tensors: Mapping[str, WeightSource]) -> str:
+    """Describe stored tensors that the model does not use.
+
+    Args:
+        names: Their names.
+        tensors: The tensors of the checkpoint.
+
+    Returns:
+        One line.
+    """
+    size = format_bytes(sum(tensors[name].length for name in names))
+    return (
+        f"skipped {counted(len(names), 'tensor')} that the model does not use, {size}: {listed(names, 4)} "
+        "(--strict refuses them)"
+    )

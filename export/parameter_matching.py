@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 from export.model import LanguageModel
+from export.parameter_binding import describe_skipped
 from export.stored_names import match_names
-from o2o.cli.text import counted, listed
+from o2o.cli.text import listed
 from o2o.errors import ModelError
 from o2o.weights.checkpoint import Checkpoint
 from o2o.weights.weight_source import WeightSource
@@ -18,6 +19,7 @@ def match_parameters(
     checkpoint: Checkpoint,
     strict: bool = False,
     log: Callable[[str], None] = lambda line: None,
+    skip: Callable[[str], object] = lambda name: None,
 ) -> dict[str, WeightSource]:
     """Match each parameter of `model` with a tensor of `checkpoint` by name and shape.
 
@@ -28,6 +30,7 @@ def match_parameters(
         checkpoint: Its weights.
         strict: Refuse tensors that would be skipped.
         log: Receives a line about the tensors that are skipped.
+        skip: Receives the name of each of them.
 
     Returns:
         {parameter name: stored tensor}, in the model's order.
@@ -61,28 +64,11 @@ def match_parameters(
         problems.append(f"holds {listed(names.unexpected, 4)}, which the model does not use")
     if problems:
         raise ModelError(f"{checkpoint.directory} does not fit its config.json: {'; '.join(problems)}")
+    for name in names.unexpected:
+        skip(name)
     if names.unexpected:
-        log(skipped(names.unexpected, checkpoint.tensors))
+        log(describe_skipped(names.unexpected, checkpoint.tensors))
     return matched
-
-
-def skipped(names: Collection[str], tensors: Mapping[str, WeightSource]) -> str:
-    """Describe stored tensors that the model does not use.
-
-    Args:
-        names: Their names.
-        tensors: The tensors of the checkpoint.
-
-    Returns:
-        One line.
-    """
-    from export.resources import format_bytes
-
-    size = format_bytes(sum(tensors[name].length for name in names))
-    return (
-        f"skipped {counted(len(names), 'tensor')} that the model does not use, {size}: {listed(names, 4)} "
-        "(--strict refuses them)"
-    )
 
 
 def _described(missing: Collection[str], unexpected: Collection[str]) -> str:

@@ -100,7 +100,7 @@ def export(args: argparse.Namespace) -> None:
     started = time.monotonic()
     prefill, decode = graph_specs(args.max_length, (), args.cache)
     directory = resolve(args.model)
-    open_checkpoint(directory)  # report defects before torch, transformers and TICO are loaded
+    checkpoint = open_checkpoint(directory)  # report defects before torch, transformers and TICO are loaded
     config = CheckpointConfig.read(directory)
     check_attention(args.attn_implementation, args.cache if args.mode == "decode" else None)
     check_length(config, args.max_length)
@@ -108,7 +108,7 @@ def export(args: argparse.Namespace) -> None:
     output = args.output or DEFAULT_OUTPUT[args.mode]
     with progress(f"export {args.mode}", 1, "graph") as advance:
         with contextlib.nullcontext() if args.debug else suppressed_warnings():
-            model = spec.build(directory, args.attn_implementation, args.weights, "float32")
+            model = spec.trace(directory, args.attn_implementation).bind(checkpoint, args.weights, "float32")
         advance(1)
     formats.save(model, output)
     if package := args.package or (None if args.output else "tinyllama"):

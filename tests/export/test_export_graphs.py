@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from export import graph_specs
+from export import graph_groups
 from export.export_graphs import export_graphs
 from export.options import ExportOptions
 from o2o.errors import ModelError
@@ -30,14 +30,14 @@ def test_an_export_that_fails_leaves_nothing(
     """The second graph fails, when the first has been written."""
     written = []
 
-    def export(self: graph_specs.GraphSpec, directory: Path, folder: Path, *_: object) -> list[str]:
-        if self.signature == "decode":
+    def export(self: graph_groups.GraphGroup, directory: Path, folder: Path, *_: object) -> list[str]:
+        if self.traced.signature == "decode":
             raise ModelError("no")
-        (folder / self.file).write_text("a graph")
-        written.append(folder / self.file)
+        (folder / self.traced.file).write_text("a graph")
+        written.append(folder / self.traced.file)
         return []
 
-    monkeypatch.setattr(graph_specs.GraphSpec, "export", export)
+    monkeypatch.setattr(graph_groups.GraphGroup, "export", export)
     options = ExportOptions(16, [], processes=1)
     with pytest.raises(ModelError, match="no"):
         export_graphs(str(checkpoint), tmp_path / "new" / "out", options)
