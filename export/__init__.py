@@ -18,8 +18,11 @@
     fx_passes           torch.fx for TICO
     parameter_matching  which stored tensor belongs to which parameter
     parameter_binding   parameters become weights, or references to the checkpoint
+    traced_graph        a graph without weights, and those of other lengths that follow from it
+    graph_cache         traced graphs, for all checkpoints of one architecture
     build_graph         one graph, from a checkpoint's folder to an `o2o` model
     graph_specs         the graphs of a package
+    graph_groups        which of them is traced, and which are derived
     resources           estimates of disk and memory
     export_graphs       all graphs of a package: `python -m export MODEL -o DIR`
     pipeline            the command that builds a package: `python -m export.pipeline`

@@ -80,15 +80,16 @@ def _export(
     cache = GraphCache(open_checkpoint(directory))
     is_fast = all(group.is_cached(cache, options.attn_implementation) for group in groups)
     processes = 1 if is_fast else min(processes, len(groups))
-    with progress("export", len(graphs), "graph") as advance:
+    with progress("export", len(groups), "graph") as advance:  # those that are traced
         if processes > 1:
-            tasks = [partial(group.export, *arguments) for group in groups]
-            results = run_parallel(tasks, processes, lambda group: advance(len(groups[group].specs)))
+            results = run_parallel(
+                [partial(group.export, *arguments) for group in groups], processes, advance
+            )
             return [line for result in results for line in result]
         lines: list[str] = []
         for group in groups:
             lines += group.export(*arguments)
-            advance(len(group.specs))
+            advance(1)
         return lines
 
 

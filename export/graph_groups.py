@@ -20,6 +20,7 @@ from export.traced_graph import TracedGraph
 from o2o import formats
 from o2o.cli.silence_stderr import suppressed_warnings
 from o2o.rewriting.matchers import MatchFailure
+from o2o.rewriting.resize_tokens import TokenResizer
 from o2o.weights.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -90,13 +91,13 @@ class GraphGroup:
 
         first = trace(self.traced)
         graphs = {self.traced: first}
+        resizer: TokenResizer | None = None
         for spec in self.derived:
             try:
-                (graphs[spec],) = first.resized({spec.signature: spec.tokens}, attn_implementation)
+                resizer = resizer or TokenResizer(first.model.signatures[0])
+                graphs[spec] = first.resized(resizer, spec.signature, spec.tokens, attn_implementation)
             except MatchFailure as failure:
-                lines.append(
-                    f"{spec.signature} is traced, not derived from {self.traced.signature}: {failure}"
-                )
+                lines.append(f"{spec.signature} is not derived from {self.traced.signature}: {failure}")
                 graphs[spec] = trace(spec)
         for spec, graph in graphs.items():
             formats.save(graph.bind(checkpoint, weights, dtype), folder / spec.file)

@@ -27,7 +27,7 @@ def run_parallel(
     Args:
         tasks: What to call; each must be picklable.
         processes: How many children run at a time.
-        on_done: Called with the number of each task after it.
+        on_done: Called with 1 after each task.
 
     Returns:
         The result of each task, in their order.
@@ -42,7 +42,7 @@ def run_parallel(
                 futures = [pool.submit(task) for task in tasks]
             for future in as_completed(futures):
                 future.result()
-                on_done(futures.index(future))
+                on_done(1)
             return [future.result() for future in futures]
     except BrokenProcessPool:
         raise O2oError(

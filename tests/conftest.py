@@ -59,6 +59,14 @@ def loading_flags_stay_in_a_test() -> Iterator[None]:
             os.environ[name] = value
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_this_run(shared_directory: Path) -> Iterator[None]:
+    """Let commands store nothing in the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("O2O_CACHE", str(shared_directory / "o2o-cache"))
+        yield
+
+
 @pytest.fixture
 def run_module() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python -m MODULE ARGS...` from the repository's root, in a process of its own."""

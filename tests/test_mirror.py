@@ -23,6 +23,12 @@ COVERED = {
     "tests/export/test_flash_attention.py": [
         "export/attention.py",
     ],
+    "tests/export/test_graph_groups.py": [
+        "export/traced_graph.py",
+    ],
+    "tests/export/test_graph_cache.py": [
+        "export/tied_parameters.py",
+    ],
     "tests/export/test_package_builder.py": [
         "export/circle_commands.py",
         "tinyllama/pipeline.py",
