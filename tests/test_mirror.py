@@ -96,7 +96,6 @@ COVERED = {
     ],
     "tests/o2o/rewriting/static_caches/test_conversion.py": [
         "o2o/check/static_caches.py",
-        "o2o/rewriting/onnx_opset.py",
         "o2o/rewriting/static_caches/instances.py",
         "o2o/rewriting/static_caches/interface.py",
         "o2o/rewriting/static_caches/masks.py",

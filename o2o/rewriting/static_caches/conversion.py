@@ -19,7 +19,7 @@ from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_de
 from o2o.rewriting.fix_dimensions import fix_values
 from o2o.rewriting.onnx_builder import OnnxBuilder
 from o2o.rewriting.onnx_folding import fold_constants
-from o2o.rewriting.onnx_opset import raise_opset
+from o2o.rewriting.onnx_opsets import raise_opsets
 from o2o.rewriting.static_caches.instances import ROUNDS, instance
 from o2o.rewriting.static_caches.interface import FROM_POSITION, Interface, Sizes, fixed_input
 from o2o.rewriting.static_caches.masks import combined, compute_inputs, hide_unmasked
@@ -66,12 +66,26 @@ def make_static(model: Model, roles: Mapping[ir.Value, Role], sizes: Sizes) -> M
     names = {value.name: role for value, role in roles.items() if value.name}
     copy = decoded_header(model, _without_functions)
     copy.add_default_signature("main")
+    _remove_copies(copy.graphs[0])
+    caches = [value for value in copy.graphs[0].inputs if value.name in names and names[value.name].is_cache]
+    if any(node.domain == "" for cache in caches for node, _ in cache.uses()):
+        raise_opsets([copy], {"": OPSET})
     _Conversion(copy, Interface(copy.graphs[0], names), sizes).run()
     return copy
 
 
 def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+
+
+def _remove_copies(graph: ir.Graph) -> None:
+    """Let users read the original of a copy: Identity, or a Concat of one operand."""
+    for node in list(graph):
+        operand = node.inputs[0] if len(node.inputs) == 1 else None
+        is_copy = node.domain == "" and node.op_type in ("Identity", "Concat")
+        if is_copy and operand is not None and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(operand)
+            graph.remove(node, safe=True)
 
 
 class _Conversion:
@@ -82,9 +96,6 @@ class _Conversion:
 
     def run(self) -> None:
         """Rewrite the graph."""
-        self._remove_copies()
-        if any(node.domain == "" for cache in self.interface.caches for node, _ in cache.uses()):
-            raise_opset(self.model, OPSET)
         self._fix_inputs()
         past = self.sizes.capacity - self.sizes.tokens
         one, other = self.dimensions(past), self.dimensions(1)
@@ -109,15 +120,6 @@ class _Conversion:
             infer_shapes(self.model)
             if not fold_constants(self.model):
                 break
-
-    def _remove_copies(self) -> None:
-        """Let users read the original of a copy: Identity, or a Concat of one operand."""
-        for node in list(self.graph):
-            operand = node.inputs[0] if len(node.inputs) == 1 else None
-            is_copy = node.domain == "" and node.op_type in ("Identity", "Concat")
-            if is_copy and operand is not None and not node.outputs[0].is_graph_output():
-                node.outputs[0].replace_all_uses_with(operand)
-                self.graph.remove(node, safe=True)
 
     def _fix_inputs(self) -> None:
         """Inputs that are neither tokens, positions, masks nor caches have one value, or are refused."""
