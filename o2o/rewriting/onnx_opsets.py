@@ -1,6 +1,6 @@
 """Newer opsets for ONNX models.
 
-Most operators mean the same in both: operands and attributes were added, which are optional. A few, whose form
+Most operators mean the same in both: new operands and attributes are optional. A few, whose form
 changed in opset 18, are rewritten here. For others, ONNX's version converter rewrites the model. It takes no
 operators of runtimes in ONNX's own domain, such as SimplifiedLayerNormalization.
 """
