@@ -116,7 +116,7 @@ COVERED = {
         "o2o/rewriting/constant_matrices.py",
     ],
     "tests/o2o/filters/test_fuse_fc.py": [
-        "o2o/rewriting/stacked_fully_connected.py",
+        "o2o/rewriting/stacked_products.py",
         "o2o/rewriting/stacked_weights.py",
     ],
     "tests/o2o/filters/test_fuse_rms_norm.py": [

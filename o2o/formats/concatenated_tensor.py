@@ -1,4 +1,4 @@
-"""Several constants as one: their bytes, concatenated along the first axis while they are written."""
+"""Several constants as one: their rows or columns, concatenated while they are written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import CHUNK, StreamedTensor, chunks, storage_key, stream
@@ -55,3 +56,41 @@ class ConcatenatedTensor(StreamedTensor):
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> ConcatenatedTensor:
         return ConcatenatedTensor(name, self.parts, shape)
+
+
+class ConcatenatedColumns(StreamedTensor):
+    """The columns of several matrices, in order. They are read a few rows at a time."""
+
+    def __init__(self, name: str, parts: Sequence[ir.TensorProtocol]) -> None:
+        """Concatenate matrices along their last axis.
+
+        Args:
+            name: The name of the result.
+            parts: Constants [D, columns] for which `fit` holds.
+        """
+        columns = sum(part.shape.numpy()[1] for part in parts)
+        super().__init__(parts[0].dtype, (parts[0].shape.numpy()[0], columns), name, parts)
+
+    @staticmethod
+    def fit(parts: Sequence[ir.TensorProtocol]) -> bool:
+        """Return whether matrices can be concatenated.
+
+        Args:
+            parts: Constants [D, columns].
+
+        Returns:
+            True if they are matrices of one dtype of whole bytes, and differ only in their columns.
+        """
+        kinds = {(part.dtype, len(part.shape), part.shape.numpy()[:1]) for part in parts}
+        return len(kinds) == 1 and len(parts[0].shape) == 2 and parts[0].dtype.bitwidth % 8 == 0
+
+    @property
+    def key(self) -> Hashable:
+        return "columns", tuple(storage_key(part) for part in self.parts)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
+        matrices = [part.numpy() for part in self.parts]
+        step = max(1, size // max(1, sum(matrix[:1].nbytes for matrix in matrices)))
+        for start in range(0, matrices[0].shape[0], step):
+            rows = np.concatenate([matrix[start : start + step] for matrix in matrices], axis=1)
+            yield rows.reshape(-1).view(np.uint8).data

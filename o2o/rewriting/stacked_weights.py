@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.concatenated_tensor import ConcatenatedTensor
+from o2o.formats.concatenated_tensor import ConcatenatedColumns, ConcatenatedTensor
 from o2o.formats.tensors import SourceTensor, constant, is_quantized
 from o2o.model import quantization_constants, shape_of
 from o2o.rewriting.matchers import constant_ints, producer_of
@@ -48,20 +48,23 @@ def part_names(name: str) -> list[str]:
     return name.split(_SEPARATOR)
 
 
-def stack_weights(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value | None:
-    """Add a constant with the rows of several matrices, one below the other.
+def stack_weights(graph: ir.Graph, values: Sequence[ir.Value], axis: int = 0) -> ir.Value | None:
+    """Add a constant with the rows of several matrices, one below the other, or with their columns.
 
     Args:
         graph: The graph that gets the constant.
         values: Constants [rows, D] of one dtype and one quantization scheme.
+        axis: 0 to stack rows; 1 to stack the columns of matrices that are not quantized.
 
     Returns:
-        The constant [sum of rows, D], stored and quantized as its parts are. None if they do not fit.
+        The constant [sum of rows, D] or [D, sum of columns], stored and quantized as its parts are. None if
+        they do not fit.
     """
+    stacked_type = ConcatenatedTensor if axis == 0 else ConcatenatedColumns
     tensors = [value.const_value for value in values if value.const_value is not None]
     fields = [value.meta.get("fields", {}) for value in values]
     references = [quantization_constants(value) for value in values]
-    if len(tensors) < len(values) or not ConcatenatedTensor.fit(tensors):
+    if len(tensors) < len(values) or not stacked_type.fit(tensors):
         return None
     if any(tensor.dtype != value.dtype for tensor, value in zip(tensors, values, strict=True)):
         return None
@@ -78,7 +81,7 @@ def stack_weights(graph: ir.Graph, values: Sequence[ir.Value]) -> ir.Value | Non
         if stacked is None:
             return None
         stacked_references[key] = stacked
-    tensor = ConcatenatedTensor(stacked_name(value.name or "" for value in values), tensors)
+    tensor = stacked_type(stacked_name(value.name or "" for value in values), tensors)
     if (existing := graph.initializers.get(tensor.name or "")) is not None:
         return existing
     value = _constant_value(tensor, quantization, stacked_references)

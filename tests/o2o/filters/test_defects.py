@@ -721,7 +721,7 @@ DEFECTS = {
         "fuse_fc",
         [],
         lambda: test_fuse_fc.projections("qkv"),
-        changed_argument("rewriting.stacked_fully_connected:stack_weights", 1, lambda values: values[::-1]),
+        changed_argument("rewriting.stacked_products:stack_weights", 1, lambda values: values[::-1]),
         "q|k|v",
     ),
     "split at the wrong column": Defect(

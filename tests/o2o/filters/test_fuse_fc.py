@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from o2o import formats
 from o2o.filters.fuse_fc import FuseFc
@@ -138,3 +140,83 @@ def test_a_whole_layer(command: Command) -> None:
     after = command(before, "--check")
     assert command.said.splitlines()[0] == "fuse.fc.py: fused 3 FULLY_CONNECTED into 1"
     assert operators(after)["FULLY_CONNECTED"] == 2
+
+
+# ---- ONNX --------------------------------------------------------------------------------------------
+
+ONNX_PRODUCTS = {  # of one operator, with a matrix and a bias
+    "MatMul": "{0}0 = MatMul (x, w{0}) ",
+    "Gemm": "{0}0 = Gemm (x, w{0}, b{0}) ",
+    "transposed Gemm": "{0}0 = Gemm <transB = 1> (x, t{0}) ",
+}
+
+
+def onnx_products(nodes: str, opset: int = 17) -> onnx.ModelProto:
+    """Three products of x [T, 4] with matrices of 6, 2 and 3 columns."""
+    proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        g (float[T, 4] x) => (float[T, 6] q, float[T, 2] k, float[T, 3] v)
+        {{ {nodes} q = Neg (q0) k = Neg (k0) v = Neg (v0) }}""")
+    for seed, (name, columns) in enumerate({"q": 6, "k": 2, "v": 3}.items()):
+        matrix, bias = weights(4, columns, seed=seed), weights(columns, seed=seed)
+        for key, array in (("w", matrix), ("t", np.ascontiguousarray(matrix.T)), ("b", bias)):
+            if f"{key}{name}" in nodes:
+                proto.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{key}{name}"))
+    return proto
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("kind", ONNX_PRODUCTS)
+def test_products_of_onnx(kind: str, opset: int, tmp_path: Path) -> None:
+    before = tmp_path / "before.onnx"
+    before.write_bytes(
+        onnx_products("".join(ONNX_PRODUCTS[kind].format(name) for name in "qkv"), opset).SerializeToString()
+    )
+    after = tmp_path / "after.onnx"
+    assert FuseFc.main([str(before), "--check", "-o", str(after)]) == 0
+    proto = onnx.load(after)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [node.op_type for node in proto.graph.node] == [kind.split()[-1], "Split", *["Neg"] * 3]
+    x = weights(5, 4, seed=9)
+    expected, actual = (ReferenceEvaluator(str(path)).run(None, {"x": x}) for path in (before, after))
+    for wanted, array in zip(expected, actual, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+
+
+def test_blocks_of_onnx_runtime(tmp_path: Path) -> None:
+    """MatMulNBits: the rows of int4 blocks and their scales are stacked."""
+    make = onnx.helper.make_node
+    common = {"domain": "com.microsoft", "K": 32, "bits": 4, "block_size": 32}
+    nodes = [make("MatMulNBits", ["x", f"w{n}", f"s{n}"], [f"y{n}"], N=n, **common) for n in (16, 32)]
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["T", size])
+        for name, size in (("x", 32), ("y16", 16), ("y32", 32))
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:])
+    generator = np.random.default_rng(0)
+    for n in (16, 32):
+        blocks = generator.integers(0, 256, (n, 1, 16), np.uint8)
+        for name, array in ((f"w{n}", blocks), (f"s{n}", weights(n, seed=n))):
+            graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    before.write_bytes(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    assert FuseFc.main([str(before), "--check", "-o", str(after)]) == 0
+    product, split = onnx.load(after).graph.node
+    assert {a.name: a.i for a in product.attribute}["N"] == 48
+    assert list(split.output) == ["y16", "y32"]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "q0 = MatMul (x, wq) n = Neg (x) k0 = MatMul (n, wk) a = Abs (x) v0 = MatMul (a, wv)",
+        "q0 = MatMul (x, wq) k0 = Gemm (x, wk) v0 = Gemm <alpha = 2.0> (x, wv)",
+        "q0 = MatMul (x, wq) n = Neg (x) k0 = MatMul (n, wk) c = Abs (wv) v0 = MatMul (x, c)",
+    ],
+)
+def test_other_products_of_onnx_stay(nodes: str, tmp_path: Path) -> None:
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    before.write_bytes(onnx_products(nodes).SerializeToString())
+    assert FuseFc.main([str(before), "-o", str(after)]) == 0
+    operators = [[node.op_type for node in onnx.load(path).graph.node] for path in (before, after)]
+    assert operators[0] == operators[1]

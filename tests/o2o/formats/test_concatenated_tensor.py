@@ -7,7 +7,7 @@ import io
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.concatenated_tensor import ConcatenatedTensor
+from o2o.formats.concatenated_tensor import ConcatenatedColumns, ConcatenatedTensor
 from o2o.formats.schema import Span
 from o2o.formats.tensors import SourceTensor, storage_key, with_shape
 from o2o.streams import MemorySource
@@ -51,3 +51,15 @@ def test_odd_halves_of_bytes_do_not_fit() -> None:
     even = ir.PackedTensor(np.zeros(3, np.uint8), ir.DataType.INT4, shape=ir.Shape([2, 3]), name="even")
     assert not ConcatenatedTensor.fit([odd, even])
     assert ConcatenatedTensor.fit([even, even])
+
+
+def test_columns_stand_beside_each_other() -> None:
+    one, other = ir.Tensor(weights(5, 2)), parts()[1]
+    tensor = ConcatenatedColumns("w", [one, other])
+    expected = np.concatenate([one.numpy(), SECOND], axis=1)
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+    assert b"".join(tensor.chunks(50)) == expected.tobytes()
+    assert storage_key(tensor) != storage_key(ConcatenatedColumns("w", [other, one]))
+    assert ConcatenatedColumns.fit([one, other])
+    assert not ConcatenatedColumns.fit([one, ir.Tensor(FIRST)])
+    assert not ConcatenatedColumns.fit([ir.Tensor(weights(5)), ir.Tensor(weights(5))])
