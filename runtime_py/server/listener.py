@@ -100,16 +100,23 @@ def listen(settings: ServerSettings) -> socket.socket:
         UsageError: The address cannot be used.
     """
     try:
-        family, _, _, _, place = socket.getaddrinfo(
+        family, kind, protocol, _, place = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.create_server(place[:2], family=family, backlog=BACKLOG)
+        # With the number of TCP: asyncio sets TCP_NODELAY only then. Without it, a response takes 40 ms more.
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+            listener.listen(BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
     except OSError as error:
         raise UsageError(
             f"cannot listen on {settings.host}, port {settings.port}: {error.strerror}: choose others with "
             f"--host and --port"
         ) from error
-    listener.set_inheritable(False)
     return listener
 
 
