@@ -161,25 +161,15 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
 
     Returns:
         The messages: texts in place of lists of parts, and arguments of tool calls as objects.
-
-    Raises:
-        ApiError: A part is no text.
     """
-    return [_template_message(index, message) for index, message in enumerate(messages)]
+    return [_template_message(message) for message in messages]
 
 
-def _template_message(index: int, message: ChatMessage) -> Message:
+def _template_message(message: ChatMessage) -> Message:
     fields = {"content": "", **message.model_dump(exclude_none=True)}  # templates expect a content
     fields["role"] = "system" if message.role == "developer" else message.role
     if isinstance(message.content, list):
-        for part in message.content:
-            if part.type != "text" or part.text is None:
-                raise ApiError(
-                    400,
-                    f"messages[{index}] has a part of type {part.type[:40]!r}: this model reads text only",
-                    param="messages",
-                )
-        fields["content"] = "".join(part.text or "" for part in message.content)
+        fields["content"] = "".join(part.text for part in message.content)
     for call in fields.get("tool_calls", ()):
         function = call["function"]
         try:

@@ -48,9 +48,6 @@ async def completion(request: Request) -> Response:
     """
     service = service_of(request)
     fields = parse(NativeRequest, await request.body())
-    if fields.post_sampling_probs:
-        message = "post_sampling_probs is not supported: n_probs are those of the model"
-        raise ApiError(400, message, param="post_sampling_probs")
     model = service.models.find(fields.model)
     prompts = prompts_of(fields.prompt)
     texts = _texts(service, model, fields)

@@ -156,7 +156,7 @@ class Document:
         if endpoint.answer is not None:
             answer = {_JSON: {"schema": {"$ref": f"#/components/schemas/{endpoint.answer}"}}}
         if endpoint.fields is not None and "stream" in endpoint.fields.model_fields:
-            answer[_EVENTS] = {"schema": _STRING}
+            answer[_EVENTS] = {"schema": {}}
         error = {"schema": {"$ref": "#/components/schemas/Error"}}
         operation: dict[str, Any] = {
             "operationId": f"{endpoint.method.lower()}{path.replace('/', '_').strip('{}')}",

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from runtime_py.server.errors import ApiError
 
@@ -16,8 +16,16 @@ MAX_TOP = 20
 """The largest `top_logprobs`."""
 LARGEST_SEED = 2**63 - 1
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _integer(value: Any) -> Any:
+    """The integer that a number such as 5.0 is, in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_integer)]
+TokenId = Annotated[Integer, Field(ge=0, lt=2**31)]
+Count = Annotated[Integer, Field(ge=0, lt=2**31)]
 
 
 class Fields(BaseModel):
@@ -55,8 +63,8 @@ class ToolCall(Fields):
 class ContentPart(Fields):
     """A part of a message. Only text is supported."""
 
-    type: str
-    text: str | None = None
+    type: Literal["text"]
+    text: str
 
 
 class ChatMessage(Fields):
@@ -123,14 +131,14 @@ class SamplingFields(Fields):
 
     temperature: Annotated[float, Field(ge=0, le=1000)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(lt=2**31)] | None = None
+    top_k: Annotated[Integer, Field(lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=1000)] | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=1000)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-1000, le=1000)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-1000, le=1000)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)] | None = None
+    seed: Annotated[Integer, Field(ge=-(2**63), le=LARGEST_SEED)] | None = None
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     json_schema: dict[str, Any] | bool | None = None
@@ -144,24 +152,19 @@ class SamplingFields(Fields):
         return stop
 
 
+_IdText = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+
+
 class OpenAIFields(SamplingFields):
     """The common fields of OpenAI's endpoints."""
 
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
+    logit_bias: dict[_IdText, Annotated[float, Field(ge=-100, le=100)]] | None = None
     max_tokens: Count | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
     ignore_eos: bool | None = None
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _check_ids(cls, biases: dict[str, float] | None) -> dict[str, float] | None:
-        for key in biases or ():
-            if not (key.isascii() and key.isdecimal() and len(key) < 10):
-                raise ValueError(f"the key {key[:20]!r} is no token id")
-        return biases
 
 
 class ChatRequest(OpenAIFields):
@@ -170,7 +173,7 @@ class ChatRequest(OpenAIFields):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP)] | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
@@ -191,19 +194,19 @@ class NativeRequest(SamplingFields):
     """A request to llama.cpp's `/completion`."""
 
     prompt: Prompt
-    n_predict: Annotated[int, Field(ge=-2, lt=2**31)] | None = None
-    max_tokens: Annotated[int, Field(ge=-2, lt=2**31)] | None = None
+    n_predict: Annotated[Integer, Field(ge=-2, lt=2**31)] | None = None
+    max_tokens: Annotated[Integer, Field(ge=-2, lt=2**31)] | None = None
     model: str | None = None
-    logit_bias: dict[str, float | bool] | list[list[int | str | float | bool]] | None = None
-    n_probs: Annotated[int, Field(ge=0, le=1000)] | None = None
-    post_sampling_probs: bool | None = None
+    logit_bias: dict[str, float | bool] | list[list[Integer | str | float | bool]] | None = None
+    n_probs: Annotated[Integer, Field(ge=0, le=1000)] | None = None
+    post_sampling_probs: Literal[False] | None = None
     return_tokens: bool | None = None
     response_fields: list[str] | None = None
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
-    id_slot: int | None = None
+    id_slot: Integer | None = None
     timings_per_token: bool | None = None
-    t_max_predict_ms: Annotated[int, Field(ge=0)] | None = None
+    t_max_predict_ms: Annotated[Integer, Field(ge=0)] | None = None
 
 
 class TokenizeRequest(Fields):
@@ -237,9 +240,9 @@ class CompletionRequest(OpenAIFields):
     """A request to `/v1/completions`."""
 
     prompt: Prompt
-    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    logprobs: Annotated[Integer, Field(ge=0, le=MAX_TOP)] | None = None
     suffix: str | None = None
     response_format: ResponseFormat | None = None
 
@@ -261,7 +264,7 @@ def parse(kind: type[F], body: bytes) -> F:
         ApiError: The body is not JSON, or a field has a wrong type or is out of range.
     """
     try:
-        content = json.loads(body)
+        content = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -280,7 +283,7 @@ def _refusal(error: ValidationError) -> ApiError:
     for each in error.errors(include_url=False, include_input=False, include_context=False):
         place = tuple(str(part) for part in each["loc"] if not _is_type(str(part)))
         places.setdefault(place, []).append(each["msg"].removeprefix("Value error, "))
-    place, messages = next(iter(places.items()))
+    place, messages = max(places.items(), key=lambda item: len(item[0]))  # of the type that fits best
     message = "; or ".join(dict.fromkeys(messages))
     name = ".".join(place) or "the body"
     return ApiError(400, f"{name}: {message}", param=place[0] if place else None)
@@ -289,3 +292,7 @@ def _refusal(error: ValidationError) -> ApiError:
 def _is_type(part: str) -> bool:
     """Whether a part of a place is no field, but a type of a union."""
     return part in ("str", "int", "bool", "float") or "[" in part or "-" in part or part[:1].isupper()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

@@ -21,6 +21,8 @@ from runtime_py.server.schemas import SamplingFields
 from runtime_py.server.thread_stream import Cancelled
 from runtime_py.text.detokenizer import Detokenizer
 
+LOWEST_TEMPERATURE = 1e-4
+"""Lower ones are 0: logits that are divided by them are not finite."""
 Prompt = str | Sequence[int | str]
 """A text, or token ids and texts in a row."""
 
@@ -187,8 +189,11 @@ def sampling_of(fields: SamplingFields, logit_bias: Mapping[int, float] | None =
         UsageError: A value is out of range.
     """
     penalty = fields.repetition_penalty if fields.repeat_penalty is None else fields.repeat_penalty
+    temperature = fields.temperature
+    if temperature is not None and temperature < LOWEST_TEMPERATURE:
+        temperature = 0
     values: dict[str, Any] = {
-        "temperature": fields.temperature,
+        "temperature": temperature,
         "top_p": fields.top_p,
         "top_k": None if fields.top_k is None else max(0, fields.top_k),
         "min_p": fields.min_p,
@@ -227,7 +232,7 @@ def _check_length(length: int, capacity: int, ids: Sequence[int], vocab_size: in
     if length > capacity:
         raise ApiError(
             400,
-            f"the prompt has {length} tokens, and the context of this model {capacity}: shorten the prompt",
+            f"this model's maximum context length is {capacity} tokens, the prompt has {length}: shorten it",
             code="context_length_exceeded",
             n_prompt_tokens=length,
             n_ctx=capacity,

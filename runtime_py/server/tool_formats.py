@@ -8,6 +8,7 @@ Mistral         [TOOL_CALLS][{"name": "f", "arguments": {...}}], or [TOOL_CALLS]
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
@@ -59,12 +60,13 @@ class ToolFormat:
             The grammar.
         """
 
+        marks = re.compile("|".join(map(re.escape, special)) or "(?!)")
+
         def text(value: str) -> str:
-            parts = re.split("|".join(map(re.escape, special)) or "(?!)", value)
-            marks = [f"<[{special[mark]}]>" for mark in re.findall("|".join(map(re.escape, special)), value)]
-            words = [json.dumps(part) if part else "" for part in parts]
-            marks += [""]
-            return " ".join(word for pair in zip(words, marks, strict=True) for word in pair if word)
+            words = [json.dumps(part) if part else "" for part in marks.split(value)]
+            ids = [f"<[{special[mark]}]>" for mark in marks.findall(value)]
+            both = itertools.chain.from_iterable(itertools.zip_longest(words, ids, fillvalue=""))
+            return " ".join(filter(None, both))
 
         calls = " | ".join(f"call_{index}" for index in range(len(tools)))
         more = f"({text(self.between)} call)*" if several and self.between is not None else ""

@@ -94,7 +94,7 @@ def test_the_messages_of_tool_calls_reach_the_template(client: TestClient) -> No
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content: "),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-            "messages[0] has a part of type 'image_url': this model reads text only",
+            "messages.0.content.0.type: Input should be 'text'",
         ),
         ({"messages": HELLO, "max_tokens": 0}, "max_tokens must be at least 1"),
         ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs needs logprobs"),

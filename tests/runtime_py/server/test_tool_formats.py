@@ -126,3 +126,4 @@ def test_a_grammar_has_each_tool() -> None:
         source = each.grammar(tools, True, {"[TOOL_CALLS]": 7}).source
         assert ("<[7]>" in source) == ("Mistral" in each.name)
         assert source.count("%json") == 2
+        assert "<[" not in each.grammar(tools, True, {}).source
