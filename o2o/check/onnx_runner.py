@@ -88,7 +88,7 @@ class OnnxRunner:
             selector = selector_of(self.model)
             signature = next(s for s in self.model.signatures if s.name == name)
             value = selector.value_for(self.model.graphs.index(signature.graph))
-            if value is not None:
+            if selector.input is not None and value is not None:
                 complete[selector.input] = value
             complete = {**_absent_inputs(self.model), **complete}
         return complete

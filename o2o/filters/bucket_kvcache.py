@@ -13,8 +13,9 @@ from o2o.cli.arguments import number_list
 from o2o.cli.text import counted, listed
 from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
-from o2o.filters.base import Filter
-from o2o.model import Model, shape_of
+from o2o.filters.base import ALL_FORMATS, Filter
+from o2o.model import Model, Signature, dims_of, shape_of
+from o2o.raising.onnx_buckets import add_onnx_cache_buckets
 from o2o.rewriting.cache_buckets import SMALLEST_CAPACITY, add_cache_buckets, default_capacities, most_rows
 from o2o.rewriting.matchers import MatchFailure
 from o2o.signatures import buckets_of, capacity_of, find_decode
@@ -37,12 +38,15 @@ class BucketKvcache(Filter):
     runtimes.
     Rows beyond a bucket's capacity must be neither read nor written at any position below it. The filter
     proves this: it computes masks and write positions at each position.
+    ONNX: caches of fixed shapes (fix.shape.py --cache-length). In the file, buckets are branches. The number
+    of rows that the caller passes selects one. Caches with a symbolic number of rows need no buckets.
     Refused: a model without decode or contract, and a decode that transforms the rows of its caches or
     depends on all of them.
     """
 
     name = "bucket.kvcache.py"
     purpose = "KV caches"
+    input_formats = ALL_FORMATS
     usage_example = "bucket.kvcache.py --capacities 256,512 < model.tflite > bucketed.tflite"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -59,6 +63,9 @@ class BucketKvcache(Filter):
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
         decode = find_decode(model)
+        if decode is not None and (varying := _varying_cache(decode)) is not None:
+            self.log(f"{varying} has as many rows as the caller passes: it needs no buckets")
+            return False
         if decode is None or not (own := most_rows(decode)):
             raise ModelError(
                 "no decode signature has KV caches in the o2o.contract: merge one with merge.circles.py"
@@ -73,8 +80,9 @@ class BucketKvcache(Filter):
         if not capacities:
             self.log(f"decode has a capacity of {own}: there is no smaller one to add")
             return False
+        add = add_cache_buckets if model.format != "onnx" else add_onnx_cache_buckets
         try:
-            add_cache_buckets(model, decode, capacities)
+            add(model, decode, capacities)
         except MatchFailure as failure:
             raise ModelError(f"decode cannot be computed with fewer rows: {failure}") from None
         names = [f"{decode.name}_{rows}" for rows in capacities]
@@ -87,7 +95,7 @@ class BucketKvcache(Filter):
         expected = unchanged(models)
         (model,) = models
         decode = find_decode(model)
-        if decode is None:
+        if decode is None or _varying_cache(decode) is not None:
             return expected
         own = most_rows(decode)
         source = next(entry for entry in expected if entry.source == decode.name)
@@ -96,6 +104,18 @@ class BucketKvcache(Filter):
             outputs = _shortened(source.outputs, decode.outputs, rows)
             expected.append(replace(source, name=f"{decode.name}_{rows}", inputs=inputs, outputs=outputs))
         return expected
+
+
+def _varying_cache(decode: Signature) -> str | None:
+    """A cache with a symbolic number of rows (ONNX); None if there is none."""
+    for name, value in decode.inputs.items():
+        role = role_of(value)
+        dims = dims_of(value)
+        if role is not None and role.is_cache and role.layout is not None and dims is not None:
+            rows = dims[role.layout.index("T")]
+            if isinstance(rows, str):
+                return f"{name} [{','.join(map(str, dims))}]"
+    return None
 
 
 def _shortened(tensors: Tensors, values: Mapping[str, ir.Value], rows: int) -> Tensors:

@@ -8,7 +8,7 @@ A model in memory has a graph for each signature, as in Circle. `onnx_compositio
 messages. `onnx_splitting` undoes it, by the metadata entry `o2o.signatures`:
 
     {"version": 1,
-     "selected_by": {"input": "tokens", "sizes": [32, 1], "axis": 1},
+     "selected_by": {"axes": [["tokens", 1]], "sizes": [[32], [1]]},
      "order": [1, 0],
      "signatures": [{"names": ["prefill"], "inputs": ["tokens", ...], "outputs": ["logits", ...]}, ...]}
 
@@ -16,8 +16,9 @@ messages. `onnx_splitting` undoes it, by the metadata entry `o2o.signatures`:
 - Dimensions that differ become symbolic.
 - Large constants are in the outer graph, equal ones once, and branches refer to them. Only the operands of
   DequantizeLinear are in the branches. As external data they are stored once.
-- The size of an input selects the branch, where sizes differ. Else an input does. It is `use_cache_branch`
-  (bool [1], as in Optimum's files) if one of two graphs takes more inputs, or `signature_index` (int64 [1]).
+- The size of an input selects the branch, or two sizes, where they differ.
+- Else an input does: `use_cache_branch` (bool [1], as in Optimum's files) if one of two graphs takes more
+  inputs, `signature_index` (int64 [1]) otherwise.
 - An input that the selected branch lacks is not read: an empty tensor will do.
 - An output that the selected branch lacks is empty.
 - A branch declares the inputs of its graph, with their static shapes, among its value infos.
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -88,20 +90,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Selector:
-    """What selects the branch.
+    """What selects the branch: sizes of inputs, or an input.
 
     Attributes:
-        input: The name of an input.
-        axis: The axis whose size decides; None if the number in the input does.
-        sizes: The size, or the number in the input, that selects each graph; None for any other one.
+        axes: Input and axis of each size that is compared; none if an input selects.
+        sizes: For each graph, the sizes that select it; None for any other one.
         order: The graphs in the order in which they are tried. The last one is not tested.
-        is_flag: Whether the input is a bool, which is true for the first graph of `order`.
+        input: The input that selects: a bool [1], which is true for the first graph of `order`, or the number
+            of the graph, int64 [1]. None if sizes select.
+        is_flag: Whether the input is a bool.
     """
 
-    input: str
-    axis: int | None
-    sizes: list[int | None]
+    axes: list[tuple[str, int]]
+    sizes: list[list[int | None]]
     order: list[int]
+    input: str | None = None
     is_flag: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -110,10 +113,9 @@ class Selector:
         Returns:
             An object for JSON.
         """
-        entry: dict[str, Any] = {"input": self.input, "sizes": self.sizes}
-        if self.axis is not None:
-            entry["axis"] = self.axis
-        return entry | ({"flag": True} if self.is_flag else {})
+        if self.input is not None:
+            return {"input": self.input, "is_flag": self.is_flag}
+        return {"axes": [list(axis) for axis in self.axes], "sizes": self.sizes}
 
     def value_for(self, index: int) -> np.ndarray | None:
         """Return what to feed to select a graph.
@@ -122,11 +124,11 @@ class Selector:
             index: The number of the graph.
 
         Returns:
-            The value of `input`: bool [1] or int64 [1]. None if the size of an input selects it.
+            The value of `input`: bool [1] or int64 [1]. None if sizes select.
         """
-        if self.axis is not None:
+        if self.input is None:
             return None
-        return np.array([index == self.order[0]]) if self.is_flag else np.array([self.sizes[index]], np.int64)
+        return np.array([index == self.order[0]]) if self.is_flag else np.array([index], np.int64)
 
 
 def united(parts: Sequence[Part], side: str) -> dict[str, list[Part]]:
@@ -164,7 +166,7 @@ def dims_in(info: onnx.ValueInfoProto) -> Dims | None:
 
 
 def choose_selector(parts: Sequence[Part], taken: set[str]) -> Selector:
-    """Choose what selects the branch: the size of an input if it differs, else an input of its own.
+    """Choose what selects the branch: one or two sizes of inputs if these differ, else an input of its own.
 
     Args:
         parts: The graphs.
@@ -173,24 +175,35 @@ def choose_selector(parts: Sequence[Part], taken: set[str]) -> Selector:
     Returns:
         The selector.
     """
-    for is_open in (False, True):
-        for name, owners in united(parts, "input").items():
-            each = [dims_in(part.inputs[name]) for part in owners]
-            known = [dims for dims in each if dims is not None]
-            if len(known) < len(parts) or len({len(dims) for dims in known}) > 1:
-                continue
-            for axis, dims in enumerate(zip(*known, strict=True)):
-                sizes = [dim if isinstance(dim, int) else None for dim in dims]
-                if len(set(sizes)) == len(sizes) and (None in sizes) == is_open:
-                    order = sorted(range(len(sizes)), key=lambda index: (sizes[index] is None, -index))
-                    return Selector(name, axis, sizes, order)
+    columns = _sizes_by_axis(parts)
+    fixed = {axis: sizes for axis, sizes in columns.items() if None not in sizes}
+    single = [(axis,) for axis in fixed]
+    for axes in (*single, *combinations(fixed, 2), *((axis,) for axis in columns)):
+        rows = [list(row) for row in zip(*(columns[axis] for axis in axes), strict=True)]
+        if len({tuple(row) for row in rows}) == len(rows):
+            order = sorted(range(len(rows)), key=lambda index: (None in rows[index], -index))
+            return Selector(list(axes), rows, order)
     if len(parts) == 2:
         one, other = (part.inputs.keys() for part in parts)
         if one < other or other < one:
             order = [1, 0] if one < other else [0, 1]
-            return Selector(unique_name(CACHE_BRANCH, set(taken)), None, [], order, True)
-    order = list(range(len(parts)))
-    return Selector(unique_name(INDEX, set(taken)), None, [*order], order)
+            return Selector([], [], order, unique_name(CACHE_BRANCH, set(taken)), True)
+    return Selector([], [], list(range(len(parts))), unique_name(INDEX, set(taken)))
+
+
+def _sizes_by_axis(parts: Sequence[Part]) -> dict[tuple[str, int], tuple[int | None, ...]]:
+    """The sizes of each axis of inputs that all graphs have, where they differ; None for a symbolic one."""
+    columns: dict[tuple[str, int], tuple[int | None, ...]] = {}
+    for name, owners in united(parts, "input").items():
+        each = [dims_in(part.inputs[name]) for part in owners]
+        known = [dims for dims in each if dims is not None]
+        if len(known) < len(parts) or len({len(dims) for dims in known}) > 1:
+            continue
+        for axis, dims in enumerate(zip(*known, strict=True)):
+            sizes = tuple(dim if isinstance(dim, int) else None for dim in dims)
+            if len(set(sizes)) > 1 and sizes not in columns.values():
+                columns[name, axis] = sizes
+    return columns
 
 
 def selector_in(record: str) -> Selector:
@@ -208,8 +221,6 @@ def selector_in(record: str) -> Selector:
     content = metadata.parse(METADATA_NAME, record, VERSION)
     with metadata.reports_damage(METADATA_NAME):
         by, order = content["selected_by"], [int(index) for index in content["order"]]
-        sizes = [None if size is None else int(size) for size in by["sizes"]]
-        axis = by.get("axis")
-        return Selector(
-            str(by["input"]), None if axis is None else int(axis), sizes, order, bool(by.get("flag"))
-        )
+        axes = [(str(name), int(axis)) for name, axis in by.get("axes", ())]
+        sizes = [[None if size is None else int(size) for size in row] for row in by.get("sizes", ())]
+        return Selector(axes, sizes, order, by.get("input"), bool(by.get("is_flag")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,9 @@ def compose(parts: Sequence[Part], key: _Key) -> tuple[onnx.GraphProto, str]:
     for name, owners in inputs.items():
         outer.input.add().CopyFrom(symbols.joined(name, owners, "input"))
         _move_default(outer, name, owners)
-    taken = {*inputs, *outputs, selector.input}
-    if selector.axis is None:
+    taken = {*inputs, *outputs}
+    if selector.input is not None:
+        taken.add(selector.input)
         kind = onnx.TensorProto.BOOL if selector.is_flag else onnx.TensorProto.INT64
         outer.input.append(onnx.helper.make_tensor_value_info(selector.input, kind, [1]))
     shared = _share_constants(outer, parts, key, taken)
@@ -188,23 +190,34 @@ def _move_default(outer: onnx.GraphProto, name: str, owners: Sequence[Part]) -> 
 
 def _conditions(outer: onnx.GraphProto, selector: Selector, taken: set[str]) -> list[str]:
     """Add what computes the condition of each branch but the last one. Return the names of the conditions."""
-    if selector.is_flag:
+    if selector.input is not None and selector.is_flag:
         return [selector.input]
-    compared = selector.input
-    if selector.axis is not None:
-        size, axis = (unique_name(name, taken) for name in ("selecting_size", "selecting_axis"))
-        shape = unique_name("selecting_shape", taken)
-        outer.initializer.append(numpy_helper.from_array(np.array([selector.axis], np.int64), axis))
-        outer.node.append(onnx.helper.make_node("Shape", [compared], [shape]))
-        outer.node.append(onnx.helper.make_node("Gather", [shape, axis], [size]))
-        compared = size
-    names = []
+
+    def add(op_type: str, inputs: list[str], name: str) -> str:
+        result = unique_name(name, taken)
+        outer.node.append(onnx.helper.make_node(op_type, inputs, [result]))
+        return result
+
+    def number(numbers: list[int], name: str) -> str:
+        constant = unique_name(name, taken)
+        outer.initializer.append(numpy_helper.from_array(np.array(numbers, np.int64), constant))
+        return constant
+
+    sizes = [
+        add("Gather", [add("Shape", [name], "selecting_shape"), number([axis], "axis")], "selecting_size")
+        for name, axis in selector.axes
+    ]
+    compared = [selector.input] if selector.input is not None else sizes
+    conditions = []
     for index in selector.order[:-1]:
-        number, name = unique_name("selected_by", taken), unique_name("selected", taken)
-        outer.initializer.append(numpy_helper.from_array(np.array([selector.sizes[index]], np.int64), number))
-        outer.node.append(onnx.helper.make_node("Equal", [compared, number], [name]))
-        names.append(name)
-    return names
+        expected = selector.sizes[index] if selector.input is None else [index]
+        tests = [
+            add("Equal", [name, number([size], "selecting")], "selected")
+            for name, size in zip(compared, expected, strict=True)
+            if size is not None
+        ]
+        conditions.append(reduce(lambda a, b: add("And", [a, b], "selected"), tests))
+    return conditions
 
 
 def _share_constants(

@@ -13,6 +13,7 @@ are laid out, and `o2o.formats.save` writes them. They appear together, when bot
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -352,9 +353,15 @@ def _message(model: Model, tensors: Sequence[ir.TensorProtocol]) -> onnx.ModelPr
 
 
 def _data_key(tensors: Sequence[ir.TensorProtocol], proto: onnx.TensorProto) -> Hashable:
-    """What identifies the data of a large constant; None for a small one, whose data is in the message."""
+    """What identifies the data of a large constant; None for a small one."""
     number = onnx_proto.referenced(proto) if proto.external_data else None
-    return storage_key(tensors[number]) if number is not None else None
+    if number is not None:
+        return storage_key(tensors[number])
+    if proto.ByteSize() < LARGE:
+        return None
+    data = onnx.TensorProto.FromString(proto.SerializeToString())  # numbers in other fields than `raw_data`
+    data.ClearField("name")
+    return hashlib.sha256(data.SerializeToString(deterministic=True)).digest()
 
 
 def _to_ir(model: Model, graph: ir.Graph) -> ir.Model:

@@ -10,7 +10,7 @@ it is in a bucket that has more positions than the cache has rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -55,10 +55,10 @@ def add_cache_buckets(model: Model, signature: Signature, capacities: Sequence[i
         MatchFailure: The graph cannot be proven to compute the same with fewer rows.
     """
     graph = signature.graph
-    rows = _follow(graph)
+    rows = follow_rows(graph)
     if not rows:
         fail(f"{signature.name} has no KV caches in its contract")
-    _prove_hidden(graph, rows, capacities)
+    prove_hidden(graph, rows, capacities)
     for capacity in capacities:
         copy, copies = copied(graph)
         _shorten(copy, {copies[value]: axis for value, axis in rows.items()}, capacity)
@@ -129,8 +129,19 @@ _ROWS_BY_POSITION = {
 """{operator: the operand that decides its rows, None for the mask of its scores; what that is}"""
 
 
-def _follow(graph: ir.Graph) -> Rows:
-    """Follow the cache rows through `graph`. MatchFailure where they stop being rows of one axis."""
+def follow_rows(graph: ir.Graph, is_cut: Callable[[ir.Value], bool] = lambda value: False) -> Rows:
+    """Follow the cache rows through a graph.
+
+    Args:
+        graph: A graph of Circle operators.
+        is_cut: Whether a value is cut by itself: what computes it, and its other users, are not followed.
+
+    Returns:
+        The values that hold cache rows, and the axis.
+
+    Raises:
+        MatchFailure: Rows stop being rows of one axis.
+    """
     rows: Rows = {}
     pending: list[tuple[ir.Value, int]] = []
     for value in graph.inputs:
@@ -142,6 +153,8 @@ def _follow(graph: ir.Graph) -> Rows:
         value, axis = pending.pop()
         if rows.setdefault(value, axis) != axis:
             fail("two of its axes hold cache rows", value)
+        if is_cut(value):
+            continue
         node = value.producer()
         if node is None and not is_constant(value) and value not in caches:
             fail("cache rows are combined with an input that is not a cache", value)
@@ -178,6 +191,11 @@ def _tied_values(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir
                 fail("a SOFTMAX goes over another axis", output)
             behind = len(shape_of(value)) - axis
             for other in (*operands, output):
+                if len(shape := shape_of(other)) >= behind and shape[-behind] != 1:
+                    yield other, len(shape) - behind
+        case "BROADCAST_TO" if value in (operands[0], output):
+            behind = len(shape_of(value)) - axis
+            for other in (operands[0], output):
                 if len(shape := shape_of(other)) >= behind and shape[-behind] != 1:
                     yield other, len(shape) - behind
         case "TRANSPOSE":
@@ -240,7 +258,17 @@ def _product(node: ir.Node, value: ir.Value, axis: int) -> Iterator[tuple[ir.Val
 
 
 def _is_softmax(value: ir.Value) -> bool:
+    """Whether a value holds softmax weights, also where others than numbers become 0."""
+    if (select := producer_of(_skip_layout(value), "SELECT", "SELECT_V2")) is not None:
+        _, a, b = select.inputs
+        rest = [each for each in (a, b) if each is not None and not _is_zero(each)]
+        return len(rest) == 1 and _is_softmax(rest[0])
     return producer_of(_skip_layout(value), "SOFTMAX") is not None
+
+
+def _is_zero(value: ir.Value) -> bool:
+    array = constant_array(value)
+    return array is not None and not array.any()
 
 
 def _skip_layout(value: ir.Value) -> ir.Value:
@@ -250,8 +278,17 @@ def _skip_layout(value: ir.Value) -> ir.Value:
     return value
 
 
-def _prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> None:
-    """MatchFailure unless, at each position below a capacity, no row beyond it is seen or written."""
+def prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> None:
+    """Prove that at each position below a capacity no row beyond it is seen or written.
+
+    Args:
+        graph: The graph.
+        rows: From `follow_rows`.
+        capacities: Numbers of rows.
+
+    Raises:
+        MatchFailure: A row is, or this cannot be proven.
+    """
     proven: set[ir.Value] = set()
     most = max(capacities, default=0)
     for value, axis in rows.items():

@@ -60,11 +60,12 @@ def selection(model: Model) -> str:
     labels = [model.label(graph) for graph in model.graphs]
     if selector.is_flag:
         return f"the input {selector.input} selects {labels[selector.order[0]]} if it is true"
-    if selector.axis is None:
+    if selector.input is not None:
         numbers = ", ".join(f"{number} {label}" for number, label in enumerate(labels))
         return f"the input {selector.input} selects the signature: {numbers}"
+    axes = " and of ".join(f"axis {axis} of {name}" for name, axis in selector.axes)
     sizes = ", ".join(
-        f"{'else' if size is None else size} {label}"
-        for size, label in zip(selector.sizes, labels, strict=True)
+        f"{' and '.join('other' if size is None else str(size) for size in row)} {label}"
+        for row, label in zip(selector.sizes, labels, strict=True)
     )
-    return f"the size of axis {selector.axis} of {selector.input} selects the signature: {sizes}"
+    return f"the size of {axes} selects the signature: {sizes}"

@@ -52,6 +52,8 @@ RUNS: dict[str, list[tuple[Callable[[], onnx.ModelProto], list[str]]]] = {
 }
 READERS = {"inspect", "verify_model"}
 ELSEWHERE = {
+    "bucket_kvcache",
+    "lower_litert",
     "merge_circles",
     "quantize_weights",
     "raise_circle",

@@ -93,15 +93,30 @@ def operators(graph: ir.Graph) -> list[str]:
 def test_sizes_select_the_branch(sizes: tuple[int | str, ...]) -> None:
     protos = [linear(size, weight) for size, weight in zip(sizes, ("w", "other", "z_1"), strict=False)]
     one = merged(*protos)
-    assert selection(one) == {
-        "input": "x",
-        "axis": 0,
-        "sizes": [size if isinstance(size, int) else None for size in sizes],
-    }
+    chosen = [[size if isinstance(size, int) else None] for size in sizes]
+    assert selection(one) == {"axes": [["x", 0]], "sizes": chosen}
     for size, proto in zip(sizes, protos, strict=True):
         feeds = {"x": numbers(size if isinstance(size, int) else 5, 64), "c": np.array(True)}
         same(run(one, feeds), run(proto, feeds))
     assert [tensor.name for tensor in one.graph.initializer if tensor.dims == [64, 32]] == ["w"]
+
+
+def test_two_sizes_select_the_branch() -> None:
+    """Prefill, decode, and decode with a smaller cache."""
+
+    def model(tokens: int, rows: int) -> onnx.ModelProto:
+        return parsed(f"""g (float[{tokens}] x, float[{rows}] cache, int64[1] axes) => (float[1] y) {{
+            a = ReduceSum (x, axes)
+            b = ReduceMax (cache, axes)
+            y = Add (a, b)
+        }}""")
+
+    sizes = [(4, 8), (1, 8), (1, 2)]
+    one = merged(*(model(*each) for each in sizes))
+    assert selection(one) == {"axes": [["x", 0], ["cache", 0]], "sizes": [list(each) for each in sizes]}
+    for tokens, rows in sizes:
+        feeds = {"x": numbers(tokens), "cache": numbers(rows), "axes": np.array([0])}
+        same(run(one, feeds), run(model(tokens, rows), feeds))
 
 
 def test_names_that_mean_other_things_in_other_graphs() -> None:
