@@ -238,7 +238,7 @@ def dtype_name(value: ir.Value) -> str:
     Returns:
         A name such as `float32`, `int4` or `string`; `other` for a type without an equivalent in the IR.
     """
-    if value.dtype is None:
+    if value.dtype is None or value.dtype == ir.DataType.UNDEFINED:
         return "other"
     return "string" if value.dtype == ir.DataType.STRING else str(value.dtype.numpy())
 

@@ -58,6 +58,9 @@ COVERED = {
         "o2o/onnx_fusion/rule.py",
         "o2o/onnx_fusion/twin.py",
     ],
+    "tests/o2o/raising/test_convolution.py": [
+        "o2o/raising/images.py",
+    ],
     "tests/o2o/raising/test_graphs.py": [
         "o2o/raising/operation.py",
         "o2o/raising/rules.py",

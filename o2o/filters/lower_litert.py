@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from o2o.cli.text import counted, listed
 from o2o.errors import UsageError
 from o2o.filters.base import ALL_FORMATS, Filter
+from o2o.filters.raise_circle import without_defaults
 from o2o.filters.wrap_composites import wrapped_message
 from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.attention import FlashBlocks
@@ -17,6 +18,9 @@ from o2o.lower.litert.composites import wrap_composites
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators.core_attention import FlashBlockSizes
 from o2o.raising import as_circle
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected
 
 
 class LowerLitert(Filter):
@@ -80,6 +84,9 @@ class LowerLitert(Filter):
         if custom:
             self.log(f"the runtime must know these custom operators: {listed(custom)}")
         return True
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        return without_defaults(models, super().expected(models, args))
 
 
 def _flash_blocks(text: str) -> FlashBlocks:

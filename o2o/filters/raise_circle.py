@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from o2o.cli.text import counted
 from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.formats.dialects import convert
 from o2o.model import Model
 from o2o.raising import raise_model
+from o2o.raising.models import is_input
+
+if TYPE_CHECKING:
+    from o2o.check.interface import Expected, ExpectedSignature, Tensors
 
 
 class RaiseCircle(Filter):
@@ -53,6 +57,28 @@ class RaiseCircle(Filter):
             return False
         convert(model, "circle")
         return True
+
+    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
+        return without_defaults(models, super().expected(models, args))
+
+
+def without_defaults(models: Sequence[Model], expected: Expected) -> Expected:
+    """Expect that inputs with defaults become constants where ONNX is raised, for `--check`.
+
+    Args:
+        models: The originals.
+        expected: What is expected apart from this.
+
+    Returns:
+        The interface without these inputs.
+    """
+    from o2o.check.interface import signature_of, with_inputs
+
+    def remaining(entry: ExpectedSignature) -> Tensors:
+        values = signature_of(models, entry).inputs
+        return {name: tensor for name, tensor in entry.inputs.items() if is_input(values[name])}
+
+    return with_inputs(expected, remaining) if models[0].format == "onnx" else expected
 
 
 main = RaiseCircle.main

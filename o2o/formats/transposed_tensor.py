@@ -1,4 +1,4 @@
-"""A constant matrix, transposed while it is written."""
+"""A constant with permuted axes, transposed while it is written."""
 
 from __future__ import annotations
 
@@ -11,33 +11,43 @@ from o2o.formats.tensors import CHUNK, StreamedTensor, storage_key
 
 
 class TransposedTensor(StreamedTensor):
-    """The transpose of a constant matrix. It is computed in blocks of rows."""
+    """The transpose of a constant. It is computed in blocks of its first axis."""
 
-    def __init__(self, name: str, matrix: ir.TensorProtocol, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: ir.TensorProtocol,
+        shape: tuple[int, ...] | None = None,
+        axes: tuple[int, ...] | None = None,
+    ) -> None:
         """Transpose a constant.
 
         Args:
             name: The name of the result.
-            matrix: The constant [rows, columns].
-            shape: The shape of the result; None for [columns, rows].
+            source: The constant.
+            shape: The shape of the result; None for that of the transpose.
+            axes: Axis i of the transpose is axis `axes[i]` of `source`; None for all axes in reverse.
         """
-        super().__init__(matrix.dtype, shape or matrix.shape.numpy()[::-1], name, [matrix])
+        dims = source.shape.numpy()
+        self.axes = axes or tuple(range(len(dims)))[::-1]
+        super().__init__(source.dtype, shape or [dims[axis] for axis in self.axes], name, [source])
 
     @property
     def key(self) -> Hashable:
-        (matrix,) = self.parts
-        return "transposed", storage_key(matrix), matrix.shape.numpy()
+        (source,) = self.parts
+        return "transposed", storage_key(source), tuple(source.shape.numpy()), self.axes
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        numbers = self.parts[0].numpy()
-        if self.dtype.bitwidth < 8 and (self.dtype.bitwidth < 4 or numbers.shape[0] % 2):
-            yield ir.Tensor(np.ascontiguousarray(numbers.T), self.dtype).tobytes()
+        numbers = self.parts[0].numpy().transpose(self.axes)
+        bits = self.dtype.bitwidth
+        if bits < 8 and (bits < 4 or numbers[:1].size % 2):
+            yield ir.Tensor(np.ascontiguousarray(numbers), self.dtype).tobytes()
             return
-        step = max(1, size // max(1, numbers.shape[0] * numbers.itemsize))
-        for start in range(0, numbers.shape[1], step):
-            block = np.ascontiguousarray(numbers[:, start : start + step].T).reshape(-1).view(np.uint8)
-            packed = (block[0::2] & 15) | (block[1::2] << 4) if self.dtype.bitwidth == 4 else block
+        step = max(1, size * len(numbers) // max(1, numbers.nbytes))
+        for start in range(0, len(numbers), step):
+            block = np.ascontiguousarray(numbers[start : start + step]).reshape(-1).view(np.uint8)
+            packed = (block[0::2] & 15) | (block[1::2] << 4) if bits == 4 else block
             yield packed.data
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> TransposedTensor:
-        return TransposedTensor(name, self.parts[0], shape)
+        return TransposedTensor(name, self.parts[0], shape, self.axes)

@@ -37,7 +37,38 @@ def binary(op_type: str, dtype: ir.DataType | None = None) -> Rule:
     Returns:
         The rule.
     """
-    return lambda of: of.emit(op_type, of.operand(0), of.operand(1), dtype=dtype)
+
+    def rule(of: Operation) -> ir.Value:
+        return in_int32(of, op_type, of.operand(0), of.operand(1), dtype)
+
+    return rule
+
+
+_NARROW = {
+    *(ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16),
+}
+"""Integers for which runtimes have quantized arithmetic alone, or none."""
+
+
+def in_int32(
+    of: Operation, op_type: str, x: ir.Value, y: ir.Value, dtype: ir.DataType | None = None
+) -> ir.Value:
+    """Emit an operator of two operands. Narrow integers are computed in int32, and wrap around as in ONNX.
+
+    Args:
+        of: The operation.
+        op_type: The builtin operator.
+        x: The first operand.
+        y: The second operand.
+        dtype: The dtype of the result; None for that of the operands.
+
+    Returns:
+        The result.
+    """
+    if x.dtype not in _NARROW:
+        return of.emit(op_type, x, y, dtype=dtype)
+    result = of.emit(op_type, of.cast(x, INT32), of.cast(y, INT32), dtype=dtype)
+    return of.cast(result, dtype or x.dtype)
 
 
 def variadic(op_type: str) -> Rule:
@@ -53,7 +84,7 @@ def variadic(op_type: str) -> Rule:
     def rule(of: Operation) -> ir.Value:
         result = of.operand(0)
         for index in range(1, len(of.operands)):
-            result = of.emit(op_type, result, of.operand(index))
+            result = in_int32(of, op_type, result, of.operand(index))
         return result
 
     return rule
@@ -69,7 +100,7 @@ def _mul(of: Operation) -> ir.Value:
     x = _erf_gelu(of.node)
     if x is not None and x in of.values:
         return of.emit("GELU", of.values[x])
-    return of.emit("MUL", of.operand(0), of.operand(1))
+    return in_int32(of, "MUL", of.operand(0), of.operand(1))
 
 
 def _div(of: Operation) -> ir.Value:
@@ -88,10 +119,13 @@ def _truncated_quotient(of: Operation, x: ir.Value, y: ir.Value) -> ir.Value:
 
 def _mod(of: Operation) -> ir.Value:
     x, y = of.operand(0), of.operand(1)
+    if not of.get("fmod", 0) and x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        wide = (of.cast(value, ir.DataType.FLOAT) for value in (x, y))
+        return of.cast(of.emit("FLOOR_MOD", *wide), x.dtype)
     if not of.get("fmod", 0):
-        return of.emit("FLOOR_MOD", x, y)
+        return in_int32(of, "FLOOR_MOD", x, y)
     quotient = _truncated(of, of.emit("DIV", x, y)) if x.dtype in _FLOATS else _truncated_quotient(of, x, y)
-    return of.emit("SUB", x, of.emit("MUL", quotient, y))
+    return in_int32(of, "SUB", x, in_int32(of, "MUL", quotient, y))
 
 
 def _truncated(of: Operation, x: ir.Value) -> ir.Value:
@@ -105,7 +139,11 @@ def _pow(of: Operation) -> ir.Value:
         return of.emit("MUL", x, x)
     if power in (0.5, -0.5) and x.dtype in _FLOATS and len(shape_of(x)) >= len(shape_of(of.operand(1))):
         return of.emit("SQRT" if power == 0.5 else "RSQRT", x)
-    return of.emit("POW", x, of.cast(of.operand(1), x.dtype))
+    exponent = of.operand(1)
+    if x.dtype in _FLOATS or x.dtype == INT32 == exponent.dtype:
+        return of.emit("POW", x, of.cast(exponent, x.dtype))
+    kind = ir.DataType.FLOAT if exponent.dtype in _FLOATS else INT32
+    return of.cast(of.emit("POW", of.cast(x, kind), of.cast(exponent, kind)), x.dtype)
 
 
 def _reciprocal(of: Operation) -> ir.Value:

@@ -42,23 +42,23 @@ def expansion_of(node: ir.Node, values: Sequence[ir.Value | None], opset: int) -
     proto.output[:] = [f"y{index}" if value.name else "" for index, value in enumerate(node.outputs)]
     if schema.has_context_dependent_function:
         types = [onnx.TypeProto() if value is None else _value_info("", value).type for value in values]
-        versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
-        if not versions:
-            return None
+        version = _version(schema.context_dependent_function_opset_versions, opset)
         text = schema.get_context_dependent_function_with_opset_version(
-            max(versions), proto.SerializeToString(), [each.SerializeToString() for each in types]
+            version, proto.SerializeToString(), [each.SerializeToString() for each in types]
         )
     elif schema.has_function:
-        versions = [v for v in schema.function_opset_versions if v <= opset]
-        if not versions:
-            return None
-        text = schema.get_function_with_opset_version(max(versions))
+        text = schema.get_function_with_opset_version(_version(schema.function_opset_versions, opset))
     else:
         return None
     function = onnx.FunctionProto.FromString(text)
     if not function.node:
         return None
     return _inlined(function, proto, inputs, opset)
+
+
+def _version(versions: Sequence[int], opset: int) -> int:
+    """The version of a definition: the newest that the opset has, else the first. It names its own opset."""
+    return max((version for version in versions if version <= opset), default=min(versions))
 
 
 def _inlined(

@@ -81,7 +81,7 @@ class _Raising:
     def run(self) -> Raised:
         raised = self.result.graph
         for value in self.source.inputs:
-            if value.const_value is None:
+            if value.const_value is None:  # see `o2o.raising.models.is_input`
                 raised.inputs.append(self._input(value))
         self._nodes(self.source, self.source.opset_imports)
         outputs: list[ir.Value] = []

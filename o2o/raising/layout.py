@@ -176,7 +176,13 @@ def _pad(of: Operation) -> ir.Value:
     if mode == "reflect":
         shape = [dim + low + high for dim, (low, high) in zip(shape_of(x), sizes, strict=True)]
         return of.emit("MIRROR_PAD", x, paddings, shape=shape, mode=0)
-    of.refuse(f"Circle has no padding of mode {mode}")
+    if mode not in ("edge", "wrap"):
+        of.refuse(f"Circle has no padding of mode {mode}")
+    for axis, (low, high) in enumerate(sizes):
+        if low or high:
+            places = np.pad(np.arange(shape_of(x)[axis]), (low, high), mode)  # type: ignore[arg-type]
+            x = of.emit("GATHER", x, of.indices(places.tolist(), "places"), axis=axis)
+    return x
 
 
 def _trilu(of: Operation) -> ir.Value:
@@ -200,12 +206,11 @@ def _depth_to_space(of: Operation) -> ir.Value:
 
 
 def _space_to_depth(of: Operation) -> ir.Value:
-    x, block = of.operand(), int(of.get("blocksize"))
+    x, block, mode = of.operand(), int(of.get("blocksize")), of.get("mode", "DCR")
     batch, depth, rows, columns = shape_of(x)
     y = of.reshape(x, [batch, depth, rows // block, block, columns // block, block])
-    return of.reshape(
-        of.transpose(y, [0, 3, 5, 1, 2, 4]), [batch, depth * block**2, rows // block, columns // block]
-    )
+    axes = [0, 3, 5, 1, 2, 4] if mode in ("DCR", b"DCR") else [0, 1, 3, 5, 2, 4]
+    return of.reshape(of.transpose(y, axes), [batch, depth * block**2, rows // block, columns // block])
 
 
 RULES: Rules = {

@@ -68,6 +68,18 @@ def as_circle(model: Model) -> Model:
     return raise_model(model) if model.format == "onnx" else model
 
 
+def is_input(value: ir.Value) -> bool:
+    """Return whether an input of an ONNX graph is one of the Circle graph.
+
+    Args:
+        value: The input.
+
+    Returns:
+        False for one with a default, which is a constant. Files of IR version 3 list weights among inputs.
+    """
+    return value.const_value is None
+
+
 def _without_functions(model: Model) -> Model:
     """The model with its functions inlined. Its graphs stay as they are."""
     if not model.functions:
@@ -90,9 +102,7 @@ def _without_functions(model: Model) -> Model:
 def _signature(signature: Signature, raised: Raised) -> Signature:
     graph = raised.graph
     outputs = dict(zip(signature.outputs, graph.outputs, strict=True))
-    inputs = {
-        name: raised.values[value] for name, value in signature.inputs.items() if value in raised.values
-    }
+    inputs = {name: raised.values[value] for name, value in signature.inputs.items() if is_input(value)}
     return Signature(signature.name, graph, inputs, outputs)
 
 
@@ -120,4 +130,5 @@ def _place(model: Model, graph: ir.Graph, unsupported: Unsupported) -> str:
 def _described(value: ir.Value) -> str:
     dims = dims_of(value)
     shape = "" if dims is None else f" {list(dims)}"
-    return f"{value.name} {dtype_name(value)}{shape}"
+    kind = f" {dtype_name(value)}" if isinstance(value.type, ir.TensorType) else ""
+    return f"{value.name}{kind}{shape}"

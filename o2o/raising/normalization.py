@@ -10,33 +10,34 @@ from o2o.model import shape_of
 from o2o.raising.operation import Operation, Rules
 
 
-def normalized(of: Operation, x: ir.Value, axes: Sequence[int], epsilon: float, centered: bool) -> ir.Value:
-    """Divide by the root of the mean square over axes.
+def normalized(of: Operation, x: ir.Value, axes: Sequence[int], epsilon: float) -> list[ir.Value]:
+    """Subtract the mean over axes, and divide by the standard deviation.
 
     Args:
         of: The operation.
         x: The numbers.
         axes: The axes of the mean.
-        epsilon: Added to the mean square.
-        centered: Whether the mean is subtracted first.
+        epsilon: Added to the variance.
 
     Returns:
-        The normalized numbers.
+        The normalized numbers, the mean, and the inverse of the standard deviation.
     """
     over = of.indices(list(axes), "axes")
-    if centered:
-        x = of.emit("SUB", x, of.emit("MEAN", x, over, keepDims=True))
-    square = of.emit("MEAN", of.emit("MUL", x, x), over, keepDims=True)
-    root = of.emit("RSQRT", of.emit("ADD", square, of.like(epsilon, x, "epsilon")))
-    return of.emit("MUL", x, root)
+    mean = of.emit("MEAN", x, over, keepDims=True)
+    deviation = of.emit("SUB", x, mean)
+    variance = of.emit("MEAN", of.emit("MUL", deviation, deviation), over, keepDims=True)
+    root = of.emit("RSQRT", of.emit("ADD", variance, of.like(epsilon, x, "epsilon")))
+    return [of.emit("MUL", deviation, root), mean, root]
 
 
 def _layer_normalization(of: Operation) -> Sequence[ir.Value]:
     x, rank = of.operand(), len(shape_of(of.operand()))
     first = of.axis(int(of.get("axis", -1)), rank)
-    y = normalized(of, x, range(first, rank), float(of.get("epsilon", 1e-5)), centered=True)
+    wide = of.cast(x, ir.DataType.FLOAT) if of.get("stash_type", 1) == 1 else x
+    y, *statistics = normalized(of, wide, range(first, rank), float(of.get("epsilon", 1e-5)))
+    y = of.cast(y, x.dtype)
     y = of.emit("MUL", y, of.operand(1)) if of.has(1) else y
-    return [of.emit("ADD", y, of.operand(2)) if of.has(2) else y]
+    return [of.emit("ADD", y, of.operand(2)) if of.has(2) else y, *statistics]
 
 
 def _by_channel(of: Operation, value: ir.Value, rank: int) -> ir.Value:
@@ -58,7 +59,7 @@ def _batch_normalization(of: Operation) -> Sequence[ir.Value]:
 
 def _instance_normalization(of: Operation) -> ir.Value:
     x, rank = of.operand(), len(shape_of(of.operand()))
-    y = normalized(of, x, range(2, rank), float(of.get("epsilon", 1e-5)), centered=True)
+    y, *_ = normalized(of, x, range(2, rank), float(of.get("epsilon", 1e-5)))
     y = of.emit("MUL", y, _by_channel(of, of.operand(1), rank))
     return of.emit("ADD", y, _by_channel(of, of.operand(2), rank))
 

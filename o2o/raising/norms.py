@@ -60,7 +60,7 @@ def _skip(of: Operation) -> list[ir.Value | None]:
     """SkipLayerNormalization(input, skip, gamma, beta, bias): also the sum, as output 3."""
     total = _sum(of, 4)
     last = len(shape_of(total)) - 1
-    y = normalized(of, total, [last], of.get("epsilon", 1e-12), centered=True)
+    y, *_ = normalized(of, total, [last], of.get("epsilon", 1e-12))
     y = of.emit("MUL", y, of.operand(2), name="scaled")
     return [of.emit("ADD", y, of.operand(3), name="shifted") if of.has(3) else y, None, None, total]
 

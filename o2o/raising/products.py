@@ -62,7 +62,7 @@ def transposed_weights(of: Operation, matrix: ir.Value) -> ir.Value:
     assert tensor is not None
     weights = of.op.graph.meta.setdefault("transposed", {})
     if matrix not in weights:
-        if isinstance(tensor, TransposedTensor):
+        if isinstance(tensor, TransposedTensor) and tensor.axes == (1, 0):
             (original,) = tensor.parts
             known = next(
                 (value for value in of.op.graph.initializers.values() if value.const_value is original), None

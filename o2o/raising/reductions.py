@@ -26,6 +26,9 @@ def _squared(of: Operation, x: ir.Value) -> ir.Value:
     return of.emit("MUL", x, x)
 
 
+_OF_BOOL = {"REDUCE_MAX": "REDUCE_ANY", "REDUCE_MIN": "REDUCE_ALL"}
+
+
 def _reduce(op_type: str, before: Step = _same, after: Step = _same) -> Rule:
     """A reduction of `before(x)`, whose result becomes `after`."""
 
@@ -34,7 +37,8 @@ def _reduce(op_type: str, before: Step = _same, after: Step = _same) -> Rule:
         if axes is None:
             return of.operand()
         x = before(of, of.operand())
-        return after(of, of.emit(op_type, x, of.indices(axes, "axes"), keepDims=bool(of.get("keepdims", 1))))
+        kind = _OF_BOOL.get(op_type, op_type) if x.dtype == ir.DataType.BOOL else op_type
+        return after(of, of.emit(kind, x, of.indices(axes, "axes"), keepDims=bool(of.get("keepdims", 1))))
 
     return rule
 

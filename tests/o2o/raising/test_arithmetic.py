@@ -60,6 +60,14 @@ def test_integers_are_rounded_as_onnx_does(expression: str, dtype: str) -> None:
     assert_same(proto, {"x": numbers[0], "z": numbers[1]})
 
 
+@pytest.mark.parametrize("expression", ["Add (x, z)", "Mul (x, z)", "Sub (x, z)", "Max (x, z)"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16"])
+def test_narrow_integers_wrap_around(expression: str, dtype: str) -> None:
+    proto = parsed(f"{dtype}[4] x, {dtype}[4] z", f"{dtype}[4] y", f"y = {expression}")
+    numbers = np.array([[100, 7, 3, 1], [100, 100, 5, 2]], dtype)
+    assert_same(proto, {"x": numbers[0], "z": numbers[1]})
+
+
 @pytest.mark.parametrize("power", [2, 0.5, -0.5, 3, 0])
 def test_powers(power: float) -> None:
     proto = parsed("float[4] x", "float[4] y", "y = Pow (x, p)", constants=f"float p = {{{power}}}")

@@ -32,6 +32,7 @@ FORMS = [
     ("float[5,2,3,4] y", "y = Expand (x, s)", "int64[4] s = {5, 1, 1, 1}"),
     ("float[2,6,4] y", "y = Tile (x, s)", "int64[3] s = {1, 2, 1}"),
     ("float[2,3,4] y", "y = Trilu <upper = 0> (x, k)", "int64 k = {1}"),
+    ("float[2,5,4] y", 'y = Pad <mode = "edge"> (x, p)', "int64[6] p = {0, 1, 0, 0, 1, 0}"),
     ("float[2,3,7] y", "y = Pad (x, p, c, a)", "int64[2] p = {1, 2}, float c = {0.5}, int64[1] a = {2}"),
 ]
 

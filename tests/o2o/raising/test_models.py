@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
@@ -35,6 +36,20 @@ def test_each_operator_without_a_counterpart_is_named_once() -> None:
 def test_symbolic_dimensions_are_named() -> None:
     with pytest.raises(ModelError, match=r"the shape \[N,4\]: fix.shape.py"):
         raised(branches())
+
+
+def test_inputs_with_defaults_are_constants() -> None:
+    """Files of IR version 3 list their weights among the inputs."""
+    proto = parsed("float[2] x, float[2] w", "float[2] y", "y = Add (x, w)", 8, "float[2] w = {1, 2}")
+    proto.ir_version = 3
+    model = assert_same(proto, {"x": np.ones(2, np.float32)})
+    assert list(model.signatures[0].inputs) == ["x"]
+
+
+def test_types_that_are_no_tensors_are_named() -> None:
+    nodes = "s = SequenceConstruct (x, x) o = OptionalHasElement (s) y = ConcatFromSequence <axis = 0> (s)"
+    with pytest.raises(ModelError, match=r"SequenceConstruct s \(x float32 \[2\], "):
+        raised(parsed("float[2] x", "float[4] y, bool o", nodes))
 
 
 def test_constants_share_their_data() -> None:

@@ -34,6 +34,13 @@ def test_norms(nodes: str, shape: str) -> None:
     assert_same(proto, {"x": x.astype(np.float32)})
 
 
+def test_layer_norm_with_its_statistics() -> None:
+    outputs = "float[2,4,3] y, float[2,4,1] mean, float[2,4,1] inverse"
+    assert_same(
+        parsed("float[2,4,3] x", outputs, "y, mean, inverse = LayerNormalization (x, w, b)", 21, VECTORS)
+    )
+
+
 def test_layer_norm_has_the_form_that_is_matched() -> None:
     model = assert_same(
         parsed("float[2,4,3] x", "float[2,4,3] y", "y = LayerNormalization (x, w, b)", 21, VECTORS)

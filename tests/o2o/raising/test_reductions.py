@@ -27,6 +27,12 @@ def test_axes_as_an_attribute_and_none() -> None:
     assert operators(model) == ["NEG"]
 
 
+@pytest.mark.parametrize("kind", ["Max", "Min"])
+def test_extremes_of_conditions(kind: str) -> None:
+    nodes = f"y = Reduce{kind} <keepdims = 0> (x, a)"
+    assert_same(parsed("bool[2,3] x", "bool[2] y", nodes, constants="int64[1] a = {1}"))
+
+
 @pytest.mark.parametrize("op_type", ["Softmax", "LogSoftmax"])
 @pytest.mark.parametrize(("axis", "opset"), [(-1, 21), (1, 21), (1, 11), (2, 11)])
 def test_softmax(op_type: str, axis: int, opset: int) -> None:
