@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from o2o.quantization.metadata import recorded_steps
 TITLES: dict[Format, str] = {"circle": "Circle", "tflite": "TFLite", "onnx": "ONNX"}
 """The formats as they are written in text."""
 LARGEST = 5  # number of constants in the text
+SHOWN_GRAPHS, SHOWN_OPERATORS = 12, 6  # branches, bodies or functions in the text, and operators of each
 
 
 def summarize(model: Model, largest: int = LARGEST) -> dict[str, Any]:
@@ -57,12 +58,46 @@ def _onnx(model: Model) -> dict[str, Any]:
         "opsets": dict(model.graphs[0].opset_imports),
         "producer": " ".join(exporter).strip(),
         "functions": [":".join(filter(None, key)) for key in model.functions],
+        "function_graphs": [
+            {"name": ":".join(filter(None, key)), **_contents(function.graph)}
+            for key, function in model.functions.items()
+        ],
     }
+
+
+def _contents(graph: ir.Graph) -> dict[str, Any]:
+    """What a graph that no signature calls takes, returns and computes."""
+    return {
+        "inputs": [value.name for value in graph.inputs],
+        "outputs": [value.name for value in graph.outputs],
+        "operators": _counts(graph),
+    }
+
+
+def _counts(nodes: Iterable[ir.Node]) -> dict[str, int]:
+    """How often each operator occurs, the most frequent first."""
+    return dict(sorted(Counter(map(_operator, nodes)).items(), key=lambda item: (-item[1], item[0])))
+
+
+def _branches(graph: ir.Graph) -> Iterator[dict[str, Any]]:
+    """The graphs in the attributes of nodes (ONNX): branches and bodies, an outer one before those in it."""
+    for node in graph:
+        if node.domain in (DOMAIN, CUSTOM_DOMAIN):
+            continue
+        for name, attribute in node.attributes.items():
+            if attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+                continue
+            is_one = attribute.type == ir.AttributeType.GRAPH
+            for inner in [attribute.as_graph()] if is_one else attribute.as_graphs():
+                result = next((value.name for value in node.outputs if value.name), None)
+                place = {"operator": _operator(node), "result": result, "attribute": name, "name": inner.name}
+                yield {**place, **_contents(inner)}
+                yield from _branches(inner)
 
 
 def _graph(model: Model, graph: ir.Graph) -> dict[str, Any]:
     nodes = [*graph, *(node for outer in graph for inner in nested_graphs(outer) for node in inner)]
-    operators = Counter(map(_operator, nodes))
+    branches = list(_branches(graph))
     return {
         "name": graph.name,
         "label": model.label(graph),
@@ -75,7 +110,8 @@ def _graph(model: Model, graph: ir.Graph) -> dict[str, Any]:
         ],
         "inputs": [_io_value(model, graph, value) for value in graph.inputs],
         "outputs": [_io_value(model, graph, value) for value in graph.outputs],
-        "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        "operators": _counts(nodes),
+        **({"branches": branches} if branches else {}),
     }
 
 
@@ -207,6 +243,7 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
         lines += _table([(side, _row(k, entry)) for side in sides for k, entry in enumerate(graph[side])])
         operators = [f"{name} {count}" for name, count in graph["operators"].items()]
         lines += _wrapped(f"operators {sum(graph['operators'].values())}:", operators)
+        lines += _branch_lines(graph.get("branches", ()))
     lines += ["", *_constant_lines(summary["constants"]), *_reference_lines(summary["references"])]
     for key in ("metadata", "associated_files"):
         if summary[key]:
@@ -223,8 +260,33 @@ def render(summary: dict[str, Any], source: str, size: int) -> str:
 def _onnx_lines(entry: dict[str, Any]) -> list[str]:
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in entry["opsets"].items())
     producer = f", from {entry['producer']}" if entry["producer"] else ""
-    functions = _wrapped("functions:", entry["functions"]) if entry["functions"] else []
+    functions = ["  functions:"] if entry["functions"] else []
+    functions += _limited([_line(graph["name"], graph) for graph in entry["function_graphs"]])
     return [f"  IR version {entry['ir_version']}, opsets: {opsets}{producer}", *functions]
+
+
+def _branch_lines(branches: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        _line(f"{branch['attribute']} of {branch['operator']} {branch['result'] or ''}".rstrip(), branch)
+        for branch in branches
+    ]
+    return ["  branches and bodies:", *_limited(lines)] if lines else []
+
+
+def _line(title: str, graph: dict[str, Any]) -> str:
+    """A graph in one line: what it takes, returns and computes."""
+    counts = graph["operators"]
+    operators = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:SHOWN_OPERATORS])
+    more = ", ..." if len(counts) > SHOWN_OPERATORS else ""
+    signature = f"({', '.join(graph['inputs'])}) -> ({', '.join(graph['outputs'])})"
+    count = counted(sum(counts.values()), "operator")
+    return f"    {title} {signature}: {count}{f': {operators}{more}' if operators else ''}"
+
+
+def _limited(lines: Sequence[str]) -> list[str]:
+    hidden = len(lines) - SHOWN_GRAPHS
+    rest = [f"    ... and {hidden} more (--json lists them)"] if hidden > 0 else []
+    return [*lines[:SHOWN_GRAPHS], *rest]
 
 
 def _heading(index: int, graph: dict[str, Any]) -> str:

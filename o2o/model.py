@@ -133,6 +133,9 @@ class Model:
         """
         for signature in self.signatures_of(graph):
             return signature.name
+        for (domain, name, _), function in self.functions.items():
+            if function.graph is graph:
+                return f"function {f'{domain}.' if domain else ''}{name}"
         return graph.name or (
             f"subgraph {self.graphs.index(graph)}" if graph in self.graphs else "inner graph"
         )

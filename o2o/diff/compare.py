@@ -13,7 +13,16 @@ from o2o.diff.constants import distance, same_bytes
 from o2o.diff.matching import Matching, match_graphs, operator_name, options_of
 from o2o.formats.tensors import is_constant, is_quantized, storage_key
 from o2o.formats.unbound_tensor import UnboundTensor
-from o2o.model import Model, Signature, dims_of, dtype_name, quantization_constants
+from o2o.model import (
+    CUSTOM_DOMAIN,
+    DOMAIN,
+    Model,
+    Signature,
+    captured_values,
+    dims_of,
+    dtype_name,
+    quantization_constants,
+)
 
 Json = dict[str, Any]
 Pair = tuple[ir.Graph, ir.Graph]
@@ -31,12 +40,12 @@ def diff(first: Model, second: Model) -> Json:
     """
     pairs, unmatched = _graph_pairs(first, second)
     graphs, constants = [], _Constants()
-    for a, b in pairs:
-        matching = match_graphs(a, b, _known_values(first, second, a, b))
-        entry = _graph(first, second, a, b, matching)
-        if entry is not None:
-            graphs.append(entry)
-        constants.compare(a, b, matching)
+    for pair in pairs:
+        for a, b, label, matching in _matched(first, second, *pair):
+            entry = _graph(second, a, b, label, matching)
+            if entry is not None:
+                graphs.append(entry)
+            constants.compare(a, b, matching)
     result: Json = {
         "format": [first.format, second.format] if first.format != second.format else None,
         "signatures": _signatures(first, second),
@@ -61,7 +70,7 @@ def _differs(part: Any) -> bool:
 
 
 def _graph_pairs(first: Model, second: Model) -> tuple[list[Pair], Json]:
-    """The graphs that correspond: by signature, by name, by order."""
+    """The graphs that correspond: by signature, by name, by order. Functions of ONNX by their identifiers."""
     pairs: dict[ir.Graph, ir.Graph] = {}
 
     def pair(a: ir.Graph, b: ir.Graph) -> None:
@@ -79,10 +88,57 @@ def _graph_pairs(first: Model, second: Model) -> tuple[list[Pair], Json]:
     if len(left) == len(right):
         for a, b in zip(left, right, strict=True):
             pair(a, b)
-    return list(pairs.items()), {
-        "removed_graphs": [_size(first, graph) for graph in first.graphs if graph not in pairs],
-        "added_graphs": [_size(second, graph) for graph in second.graphs if graph not in pairs.values()],
+    some, others = ({key: of.graph for key, of in model.functions.items()} for model in (first, second))
+    functions = [(graph, others[key]) for key, graph in some.items() if key in others]
+    return [*pairs.items(), *functions], {
+        "removed_graphs": [
+            *(_size(first, graph) for graph in first.graphs if graph not in pairs),
+            *(_size(first, graph) for key, graph in some.items() if key not in others),
+        ],
+        "added_graphs": [
+            *(_size(second, graph) for graph in second.graphs if graph not in pairs.values()),
+            *(_size(second, graph) for key, graph in others.items() if key not in some),
+        ],
     }
+
+
+def _matched(
+    first: Model, second: Model, a: ir.Graph, b: ir.Graph
+) -> Iterator[tuple[ir.Graph, ir.Graph, str, Matching]]:
+    """Match two graphs, and the graphs in attributes of nodes that match (ONNX). Each pair has a label."""
+    pending = [(a, b, second.label(b), match_graphs(a, b, _known_values(first, second, a, b)))]
+    while pending:
+        a, b, label, matching = pending.pop(0)
+        yield a, b, label, matching
+        for x, y in matching.nodes.items():
+            if x.domain in (DOMAIN, CUSTOM_DOMAIN):
+                continue
+            outer = [(v, matching.values[v]) for v in captured_values(x) if v in matching.values]
+            for (name, one), (_, other) in zip(_inner(x), _inner(y), strict=False):
+                known = [
+                    *_value_pairs(_by_name(one.inputs), _by_name(other.inputs)),
+                    *_value_pairs(_by_name(one.outputs), _by_name(other.outputs)),
+                ]
+                inner_label = f"{label}, {name} of {y.op_type} {_name(next(iter(y.outputs), None))}"
+                pending.append(
+                    (one, other, inner_label, match_graphs(one, other, known, dict(outer).items()))
+                )
+
+
+def _inner(node: ir.Node) -> list[tuple[str, ir.Graph]]:
+    """The graphs in the attributes of a node, with the names of the attributes, in their order."""
+    found = []
+    for name in sorted(node.attributes):
+        item = node.attributes[name]
+        if item.type == ir.AttributeType.GRAPH:
+            found.append((name, item.as_graph()))
+        elif item.type == ir.AttributeType.GRAPHS:
+            found += [(f"{name} {number}", graph) for number, graph in enumerate(item.as_graphs())]
+    return found
+
+
+def _by_name(values: Iterable[ir.Value]) -> dict[str, ir.Value]:
+    return {value.name or "": value for value in values}
 
 
 def _size(model: Model, graph: ir.Graph) -> Json:
@@ -108,7 +164,7 @@ def _known_values(
             yield from _value_pairs(one.inputs, other.inputs)
             yield from _value_pairs(one.outputs, other.outputs)
     for values, others in ((a.inputs, b.inputs), (a.outputs, b.outputs)):
-        yield from _value_pairs({v.name or "": v for v in values}, {v.name or "": v for v in others})
+        yield from _value_pairs(_by_name(values), _by_name(others))
 
 
 def _value_pairs(
@@ -239,7 +295,7 @@ def _quantization(value: ir.Value) -> str:
 # ---- operators and tensors -----------------------------------------------------------------------------
 
 
-def _graph(first: Model, second: Model, a: ir.Graph, b: ir.Graph, matching: Matching) -> Json | None:
+def _graph(second: Model, a: ir.Graph, b: ir.Graph, label: str, matching: Matching) -> Json | None:
     """The differences of two graphs; None without any."""
     matched = set(matching.nodes.values())
     removed = [_operator(node) for node in a if node not in matching.nodes]
@@ -257,7 +313,7 @@ def _graph(first: Model, second: Model, a: ir.Graph, b: ir.Graph, matching: Matc
     if not (removed or added or changed or tensors or renamed or moved or a.name != b.name):
         return None
     return {
-        "name": second.label(b),
+        "name": label,
         "renamed": [[a.name, b.name]] if a.name != b.name else [],
         "operators": {
             "count": {"before": len(a), "after": len(b), "matched": len(matching.nodes)},
@@ -281,7 +337,9 @@ def _operator(node: ir.Node) -> Json:
 
 def _operator_changes(a: ir.Node, b: ir.Node, matching: Matching) -> list[str]:
     """What differs between two operators that match, a sentence each."""
-    before, after = options_of(a), options_of(b)
+    before, after = (options_of(node, with_graphs=False) for node in (a, b))
+    if [name for name, _ in _inner(a)] != [name for name, _ in _inner(b)]:
+        before["graphs"], after["graphs"] = ([name for name, _ in _inner(node)] for node in (a, b))
     changes = [
         f"option {name}: {before.get(name)} -> {after.get(name)}"
         for name in dict.fromkeys((*before, *after))
@@ -319,7 +377,7 @@ def _tensor_changes(matching: Matching, public: Collection[int]) -> tuple[list[J
     changed: list[Json] = []
     renamed: list[list[str | None]] = []
     for a, b in matching.values.items():
-        if is_constant(a) or is_constant(b):
+        if is_constant(a) or is_constant(b) or a in matching.outer:
             continue
         if (fields := _changed(_tensor(a), _tensor(b))) and id(b) not in public:
             changed.append({"name": b.name, "changed": fields})

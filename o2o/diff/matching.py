@@ -32,31 +32,43 @@ class Matching:
     Attributes:
         nodes: Operators of the second graph, by those of the first.
         values: Tensors of the second graph, by those of the first.
+        outer: Those of `values` that belong to graphs around the first one (ONNX).
     """
 
     nodes: dict[ir.Node, ir.Node] = field(default_factory=dict)
     values: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    outer: set[ir.Value] = field(default_factory=set)
 
 
-def match_graphs(first: ir.Graph, second: ir.Graph, known: Iterable[tuple[ir.Value, ir.Value]]) -> Matching:
+def match_graphs(
+    first: ir.Graph,
+    second: ir.Graph,
+    known: Iterable[tuple[ir.Value, ir.Value]],
+    outer: Iterable[tuple[ir.Value, ir.Value]] = (),
+) -> Matching:
     """Match the operators and tensors of two graphs.
 
     Args:
         first: A graph.
         second: Another.
         known: Inputs and outputs that correspond.
+        outer: Values of the graphs around them that they use, and that correspond.
 
     Returns:
         The pairs. Each operator and tensor is in one pair at most.
     """
-    return _Matcher(first, second, list(known)).run()
+    outer = list(outer)
+    matching = _Matcher(first, second, [*known, *outer]).run()
+    matching.outer = {a for a, _ in outer}
+    return matching
 
 
-def options_of(node: ir.Node) -> dict[str, Any]:
+def options_of(node: ir.Node, with_graphs: bool = True) -> dict[str, Any]:
     """Return the options of an operator, in a form that can be compared.
 
     Args:
         node: Any node.
+        with_graphs: Whether graphs in attributes (ONNX) are among them.
 
     Returns:
         Numbers, texts and tuples by name. Tensors, and graphs in attributes (ONNX), are digests. Graphs of
@@ -68,7 +80,7 @@ def options_of(node: ir.Node) -> dict[str, Any]:
         if attribute.is_ref():
             options[name] = f"attribute {attribute.ref_attr_name}"
         elif attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            if node.domain not in (DOMAIN, CUSTOM_DOMAIN):
+            if with_graphs and node.domain not in (DOMAIN, CUSTOM_DOMAIN):
                 is_one = attribute.type == ir.AttributeType.GRAPH
                 inner = [attribute.as_graph()] if is_one else attribute.as_graphs()
                 options[name] = ", ".join(map(_graph_digest, inner))
@@ -227,7 +239,9 @@ class _Matcher:
 
     def _producers(self, x: ir.Value, y: ir.Value) -> Iterator[tuple[ir.Node, ir.Node]]:
         a, b = x.producer(), y.producer()
-        if a is not None and b is not None and self._is_open(a, b) and x.index() == y.index():
+        if a is None or b is None or a.graph is not self.graphs[0] or b.graph is not self.graphs[1]:
+            return  # a graph around this one computes it
+        if self._is_open(a, b) and x.index() == y.index():
             yield a, b
 
     def _users(self, x: ir.Value, y: ir.Value) -> Iterator[tuple[ir.Node, ir.Node]]:
@@ -333,7 +347,7 @@ def _hashes_of_sources(
         if is_constant(value):
             return _constant(value)
         producer = value.producer()
-        if producer is None or value.is_graph_input():
+        if producer is None or value.is_graph_input() or producer not in hashes:
             return labels.get(value, ("input", value.name))
         return hashes.get(producer, 0), value.index()
 

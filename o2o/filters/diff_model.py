@@ -23,6 +23,7 @@ class DiffModel(Filter):
     Constants of a match are compared: by bytes, and by the numbers that they stand for. For each the largest
     difference, the root mean square (rms), and the rms relative to that of the first model's are printed.
     Weights are read in chunks.
+    Of ONNX, branches and bodies of operators that match are compared, and functions by their names.
     Operators in another order count as a difference. Another layout of the file does not.
     The output is text on stdout, or JSON with --json. It is empty if the models are the same.
     The exit code is that of diff: 0 the same, 1 different, 2 an error.
@@ -41,7 +42,7 @@ class DiffModel(Filter):
         parser.add_argument("--all", action="store_true", help="print all entries, not a dozen of each kind")
 
     def add_input(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("files", nargs=2, metavar="MODEL", help="Circle or TFLite; `-` is stdin")
+        parser.add_argument("files", nargs=2, metavar="MODEL", help="a model; `-` is stdin")
 
     def input_files(self, args: argparse.Namespace) -> list[str]:
         return list(args.files)

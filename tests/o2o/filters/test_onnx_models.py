@@ -175,7 +175,7 @@ def test_differences_of_two_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("diff_model", "in.onnx", "out.onnx") == 1
     text = capsys.readouterr().out
     assert "- Neg(x) = dead" in text
-    assert "If y: option then_branch" in text
+    assert "graph g, then_branch of If y: 2 operators -> 1, 1 match" in text
 
 
 def test_history_is_replayed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,3 +239,39 @@ def test_the_same_bytes_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     text = " | ".join(" ".join(stage) for stage in stages)
     assert pipeline.run(parse(f"{text.replace(' |', ' < in.onnx |', 1)} > piped.onnx")) == 0
     assert Path("piped.onnx").read_bytes() == data
+
+
+def test_diff_compares_branches_and_functions(capsys: pytest.CaptureFixture[str]) -> None:
+    changed = branches()
+    (node,) = (node for node in changed.graph.node if node.op_type == "If")
+    inner = {attribute.name: attribute.g for attribute in node.attribute}
+    inner["else_branch"].node[0].op_type = "Mul"
+    inner["then_branch"].initializer[0].float_data[0] = 9
+    changed.functions[0].node[0].op_type = "Sub"
+    del changed.functions[1]
+    for name, proto in (("a", branches()), ("b", changed)):
+        Path(f"{name}.onnx").write_bytes(data_of(proto))
+    assert run("diff_model", "a.onnx", "a.onnx") == 0
+    assert capsys.readouterr().out == ""
+    assert run("diff_model", "a.onnx", "b.onnx") == 1
+    text = capsys.readouterr().out
+    assert (
+        "graph g, else_branch of If y: 1 operator -> 1, 0 match\n  - Sub(h, x) = e\n  + Mul(h, x) = e\n"
+        in text
+    )
+    assert "- graph function local.never: 1 operator\n" in text
+    assert "graph function local.twice: 1 operator -> 1, 0 match\n" in text
+    assert "  inner: 1 of 4 numbers differ, by at most 4" in text
+    assert "then_branch" not in text
+    assert "local.twice(h)" not in text
+
+
+def test_inspect_shows_branches_and_functions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", given(branches)) == 0
+    text = capsys.readouterr().out
+    assert "    local:twice (p) -> (q): 1 operator: Add 1\n" in text
+    assert "    then_branch of If y () -> (t): 2 operators: Abs 1, Add 1\n" in text
+    assert (
+        "    body of Loop z (i, go, a) -> (go_out, b): 3 operators: Add 1, Identity 1, local.twice 1\n"
+        in text
+    )
