@@ -18,11 +18,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from o2o.cli import command
 from o2o.cli.arguments import Parser, number_list, positive_int
 from o2o.errors import UsageError
+
+if TYPE_CHECKING:
+    from export.options import ExportOptions
 
 PROGRAM = "python -m export"
 
@@ -96,10 +99,36 @@ def export(args: argparse.Namespace) -> None:
     """
     from export.export_graphs import export_graphs
     from export.hub import resolve
+
+    if not args.output:
+        raise UsageError("--output: the folder's name is empty")
+    directory = resolve(
+        args.model, adapter=args.adapter, log=lambda line: command.report("export", f"note: {line}")
+    )
+    export_graphs(str(directory), Path(args.output), _options(args))
+
+
+def is_cached(argv: Sequence[str]) -> bool:
+    """Check whether an export finds all graphs in the cache, so that it does not import torch.
+
+    Args:
+        argv: The arguments. The model is a folder.
+
+    Returns:
+        Whether no graph must be traced.
+    """
+    from export.export_graphs import is_cached
+
+    args = parser().parse_args(argv)
+    directory = Path(args.model)
+    return args.adapter is None and directory.is_dir() and is_cached(directory, _options(args))
+
+
+def _options(args: argparse.Namespace) -> ExportOptions:
     from export.loading_flags import is_strict
     from export.options import ExportOptions
 
-    options = ExportOptions(
+    return ExportOptions(
         args.max_length,
         args.prefill_lengths,
         args.cache,
@@ -110,12 +139,6 @@ def export(args: argparse.Namespace) -> None:
         args.debug,
         is_strict(),
     )
-    if not args.output:
-        raise UsageError("--output: the folder's name is empty")
-    directory = resolve(
-        args.model, adapter=args.adapter, log=lambda line: command.report("export", f"note: {line}")
-    )
-    export_graphs(str(directory), Path(args.output), options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -77,9 +77,7 @@ def _export(
         options.strict,
     )
     groups = graph_groups(graphs)
-    cache = GraphCache(open_checkpoint(directory))
-    is_fast = all(group.is_cached(cache, options.attn_implementation) for group in groups)
-    processes = 1 if is_fast else min(processes, len(groups))
+    processes = 1 if is_cached(directory, options) else min(processes, len(groups))
     with progress("export", len(groups), "graph") as advance:  # those that are traced
         if processes > 1:
             results = run_parallel(
@@ -91,6 +89,25 @@ def _export(
             lines += group.export(*arguments)
             advance(1)
         return lines
+
+
+def is_cached(directory: Path, options: ExportOptions) -> bool:
+    """Check whether an export needs no trace.
+
+    Args:
+        directory: The checkpoint's folder.
+        options: What to export, and how.
+
+    Returns:
+        Whether the cache has all graphs that would be traced.
+
+    Raises:
+        UsageError: Options exclude each other.
+        ModelError: The folder has no usable checkpoint.
+    """
+    groups = graph_groups(graph_specs(options.max_length, options.prefill_lengths, options.cache))
+    cache = GraphCache(open_checkpoint(directory))
+    return all(group.is_cached(cache, options.attn_implementation) for group in groups)
 
 
 def _log_estimate(

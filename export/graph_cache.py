@@ -68,6 +68,17 @@ class GraphCache:
             sorted((name, tensor.shape) for name, tensor in checkpoint.tensors.items()),
         ]
 
+    def has(self, options: Mapping[str, Any]) -> bool:
+        """Check whether there is an entry. `get` reads it, and finds none if it is damaged.
+
+        Args:
+            options: See `get`.
+
+        Returns:
+            Whether an entry was stored for these options.
+        """
+        return self._cache is not None and self._cache.get(self._key(options)) is not None
+
     def get(self, options: Mapping[str, Any]) -> TracedGraph | None:
         """Read a graph.
 

@@ -51,7 +51,7 @@ class GraphGroup:
         Returns:
             Whether the cache has the traced graph.
         """
-        return cache.get(_key(self.traced, attn_implementation)) is not None
+        return cache.has(_key(self.traced, attn_implementation))
 
     def export(
         self,

@@ -233,7 +233,7 @@ class PackageBuilder:
             self.log(f"{self.package} is up to date")
             return
         check_disk(self.package, size, "the model")
-        with signals_interrupt(), staging_folder(self.package) as folder:
+        with signals_interrupt(), staging_folder(self.package.absolute()) as folder:
             try:
                 shell.run(steps, folder)
             except shell.StepFailed as error:

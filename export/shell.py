@@ -1,4 +1,8 @@
-"""Shell pipelines: each is shown before it runs, and ends when this process is interrupted."""
+"""Shell pipelines: each is shown before it runs, and ends when this process is interrupted.
+
+Pipelines of filters run in this process, and so do exports that find their graphs in the cache: starting a
+process for each command takes seconds. They write the same files. All else runs in a shell.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -90,12 +94,46 @@ def run(steps: Iterable[str], folder: Path) -> None:
 
 
 def _run(step: str, folder: Path) -> int:
-    bin_ = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-    command = ["bash", "-euo", "pipefail", "-c", step]
     if sys.stderr is not None:  # not shown by bash, which does not escape control characters
         sys.stderr.write(step.rstrip("\n") + "\n")  # in one call, which SIGINT does not cut
         sys.stderr.flush()
+    command = _export_of(step) or _filters_of(step)
+    if command is None:
+        return _run_in_shell(step, folder)
+    with contextlib.chdir(folder):
+        return command()
+
+
+def _export_of(step: str) -> Callable[[], int] | None:
+    """An export that needs no trace: torch is neither imported here nor in a child."""
+    from export import __main__ as export
+
+    try:
+        words = shlex.split(step.replace("\\\n", " "))
+    except ValueError:
+        return None
+    is_export = words[:3] == [sys.executable, "-m", "export"]
+    return partial(export.main, words[3:]) if is_export and export.is_cached(words[3:]) else None
+
+
+def _filters_of(step: str) -> Callable[[], int] | None:
+    """A pipeline of filters alone."""
+    from o2o.cli.pipelines import parse
+    from o2o.errors import UsageError
+    from o2o.filters import find, pipeline
+
+    try:
+        pipelines = parse(step)
+    except UsageError:
+        return None
+    is_known = all(find(stage[0]) is not None for one in pipelines for stage in one.stages)
+    return partial(pipeline.run, pipelines) if is_known else None
+
+
+def _run_in_shell(step: str, folder: Path) -> int:
+    bin_ = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    command = ["bash", "-euo", "pipefail", "-c", step]
     process: subprocess.Popen[bytes] | None = None
     try:
         with signals_blocked() as mask:

@@ -174,6 +174,15 @@ def claim_report() -> bool:
     return True
 
 
+def program() -> str | None:
+    """Return the name of this process's command.
+
+    Returns:
+        The name that was given to `exit_on_interrupt`; None without it.
+    """
+    return _handler.program if _handler is not None else None
+
+
 def exit_process() -> None:
     """Clean up what is left, and end this process at once, if it called `exit_on_interrupt`.
 
