@@ -312,7 +312,6 @@ COVERED = {
         "runtime_py/evaluation/dataset.py",
     ],
     "tests/tinyllama/test_convert_to_tflite.py": [
-        "export/shell.py",
         "export/tflite_commands.py",
         "tinyllama/absl_flags.py",
         "tinyllama/checkpoint_flag.py",
