@@ -88,11 +88,19 @@ class LiteRtRunner:
         return os.path.join(self._folder.name, name)
 
     def _check_operators(self) -> None:
-        """Give operators the versions that LiteRT registers; they compute the same. Refuse unknown ones."""
+        """Give operators the versions that LiteRT registers; they compute the same. Refuse unknown ones.
+
+        Kernels do not refuse all blocks of weights that they misread.
+        """
+        from o2o.lower.litert.block_weights import has_other_blocks
+
         for graph in self.model.graphs:
             for node in graph:
                 if node.domain == CUSTOM_DOMAIN:
                     continue
+                if has_other_blocks(node):
+                    where = self.model.locate(graph, node)
+                    raise self._error(f"it has no kernel for the blocks of weights of {where}")
                 if not is_registered(node.op_type):
                     raise self._error(f"it has no operator {self.model.locate(graph, node)}")
                 node.version = max(node.version or 1, minimum_version(node))

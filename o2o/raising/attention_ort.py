@@ -44,10 +44,11 @@ class _Grouped(IntEnum):
 
 
 def _grouped_query(of: Operation) -> list[ir.Value]:
-    """GroupQueryAttention, with its operands in the order of `_Grouped`."""
+    """GroupQueryAttention, with its operands in the order of `_Grouped`.
+
+    `sliding_window_cache` changes nothing: up to the number of rows, each position has a row of its own.
+    """
     N, K = of.get("num_heads", 0), of.get("kv_num_heads", 0)
-    if of.get("sliding_window_cache", 0):
-        of.refuse("its caches are cut to the window (sliding_window_cache)")
     if of.has(_Grouped.K_SCALE) or of.has(_Grouped.V_SCALE):
         of.refuse("its caches are quantized")
     q, k, v = _grouped_operands(of, N, K)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.formats.tensors import constant_array, with_shape
-from o2o.lower.litert.block_weights import Blocks4Bit, block_of
+from o2o.lower.litert.block_weights import Blocks4Bit, block_of, has_other_blocks
 from o2o.model import Model, quantization_constants, shape_of
 from o2o.rewriting.builder import Builder, add_constant, add_tensor
 from o2o.rewriting.rewire import replace_output
@@ -22,15 +22,11 @@ def lower_block_lookups(model: Model, graph: ir.Graph) -> int:
     Returns:
         The number of lookups replaced.
     """
-    nodes = [node for node in graph if node.op_type == "EMBEDDING_LOOKUP" and _is_in_blocks(node.inputs[1])]
+    nodes = [node for node in graph if node.op_type == "EMBEDDING_LOOKUP" and has_other_blocks(node)]
     for node in nodes:
         _lower(model, graph, node)
         graph.remove(node, safe=True)
     return len(nodes)
-
-
-def _is_in_blocks(table: ir.Value | None) -> bool:
-    return table is not None and "scales" in quantization_constants(table)
 
 
 def _lower(model: Model, graph: ir.Graph, node: ir.Node) -> None:

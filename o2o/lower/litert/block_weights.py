@@ -108,17 +108,30 @@ def lower_block_weights(model: Model, graph: ir.Graph) -> int:
     Returns:
         The number of products replaced.
     """
-    nodes = [node for node in graph if node.op_type == "FULLY_CONNECTED" and _is_foreign(node.inputs[1])]
+    nodes = [node for node in graph if node.op_type == "FULLY_CONNECTED" and has_other_blocks(node)]
     for node in nodes:
         _lower(model, graph, node)
         graph.remove(node, safe=True)
     return len(nodes)
 
 
-def _is_foreign(weights: ir.Value | None) -> bool:
+def has_other_blocks(node: ir.Node) -> bool:
+    """Whether a node has weights in blocks that LiteRT does not take.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True for a product that XNNPACK refuses, and for a lookup in any blocks.
+    """
+    if node.op_type not in ("FULLY_CONNECTED", "EMBEDDING_LOOKUP") or len(node.inputs) < 2:
+        return False
+    weights = node.inputs[1]
     scales = quantization_constants(weights).get("scales") if weights is not None else None
     if weights is None or scales is None:
         return False
+    if node.op_type == "EMBEDDING_LOOKUP":
+        return True
     is_native = weights.dtype == ir.DataType.INT4 and scales.dtype == ir.DataType.FLOAT16
     return not is_native or block_of(weights) % GROUP != 0
 

@@ -19,7 +19,7 @@ from o2o.formats.litert_ops import is_registered, minimum_version
 from o2o.formats.tensors import is_constant, is_quantized
 from o2o.lower.litert.attention import FlashBlocks, lower_core_attention
 from o2o.lower.litert.block_lookup import lower_block_lookups
-from o2o.lower.litert.block_weights import lower_block_weights
+from o2o.lower.litert.block_weights import has_other_blocks, lower_block_weights
 from o2o.lower.litert.gelu import fuse_gelu
 from o2o.lower.litert.rms_norm import lower_rms_norm
 from o2o.lower.litert.rope import lower_rope
@@ -60,9 +60,9 @@ def is_lowered(node: ir.Node) -> bool:
         node: Any node.
 
     Returns:
-        True for ATTENTION and the operators of `lowerings`.
+        True for ATTENTION, the operators of `lowerings`, and weights in blocks of another kind.
     """
-    return is_attention(node) or (node.domain, node.op_type) in lowerings()
+    return is_attention(node) or (node.domain, node.op_type) in lowerings() or has_other_blocks(node)
 
 
 def lower_to_litert(model: Model, flash: FlashBlocks = None) -> Model:

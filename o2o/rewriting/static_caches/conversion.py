@@ -142,7 +142,13 @@ class _Conversion:
         for cache in self.interface.caches:
             last = (dims_of(cache) or (0,))[-1]
             for node, _ in cache.uses() if isinstance(last, str) else ():
-                query, keys = node.inputs[0], node.inputs[1]
+                if node.op_type == "Concat":
+                    rows = [(dims_of(x) or ("",))[-1] for x in node.inputs if x is not None]
+                    sizes |= {str(last): size for size in rows if isinstance(size, int)}
+                    continue
+                if len(node.inputs) < 2:
+                    continue
+                query, keys = node.inputs[:2]
                 heads = attribute(node, "kv_num_heads", attribute(node, "num_heads", 0))
                 if keys is None:  # packed: queries, keys and values are one operand
                     keys, heads = query, 2 * heads + attribute(node, "num_heads", 0)

@@ -68,6 +68,7 @@ def grouped(
         {"B": 1, "T": 1, "past": 6, "rotary": True, "rotary_interleaved": 1},
         {"B": 2, "T": 1, "past": 4, "shared": 8, "rotary": True},
         {"B": 1, "T": 1, "past": 7, "shared": 8, "local_window_size": 3},
+        {"B": 1, "T": 1, "past": 6, "shared": 8, "local_window_size": 3, "sliding_window_cache": 1},
         {"B": 1, "T": 1, "past": 7, "shared": 8, "softcap": 2.0, "scale": 0.5},
         {"B": 1, "T": 1, "past": 7, "shared": 8, "smooth_softmax": 1},
         {"B": 1, "T": 1, "past": 7, "shared": 8, "extra": {11: numbers(N)}},
@@ -135,7 +136,7 @@ def test_fused_attention_mask(mask: list) -> None:
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
-        ({"sliding_window_cache": 1, "local_window_size": 4}, "sliding_window_cache"),
+        ({"kv_num_heads": 5}, "heads"),
         ({"num_heads": 3}, "heads"),
     ],
 )

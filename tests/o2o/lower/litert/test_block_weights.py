@@ -7,6 +7,9 @@ import onnx_ir as ir
 import pytest
 
 from o2o import formats
+from o2o.check.litert_runner import LiteRtRunner
+from o2o.check.reference_runner import ReferenceRunner, runner_of
+from o2o.errors import ModelError
 from o2o.formats.quantization_parameters import set_block_quantization
 from o2o.formats.tensors import is_quantized
 from o2o.lower.litert import lower_to_litert
@@ -72,3 +75,11 @@ def test_other_blocks_are_sums_of_int4_products(dtype: str, block: int) -> None:
 def test_blocks_that_xnnpack_takes_stay() -> None:
     model = model_of(ir.DataType.INT4, 32, np.abs(signed_scales(32)).astype(np.float16))
     assert operators(lower_to_litert(model)) == {"FULLY_CONNECTED": 1}
+
+
+def test_they_are_never_run_as_they_are() -> None:
+    """LiteRT's own kernel multiplies blocks of 8 bits without an error, by other numbers."""
+    model = model_of(ir.DataType.INT8, 32, signed_scales(32))
+    assert isinstance(runner_of(model, "the model", or_numpy=False), ReferenceRunner)
+    with pytest.raises(ModelError, match="no kernel for the blocks"):
+        LiteRtRunner(model_of(ir.DataType.INT8, 32, signed_scales(32)), "the model")
