@@ -19,7 +19,7 @@ from o2o.roles.attention_blocks import MATMULS, AttentionBlock, Trace, attention
 from o2o.roles.axis_labels import after, layout_of
 from o2o.roles.flow import Point, Step, all_operands, graph_inputs, origin, producer, sources, steps
 from o2o.roles.names import role_by_name
-from o2o.roles.onnx_caches import cache_roles, written_layout
+from o2o.roles.onnx_caches import cache_pairs, cache_roles, written_layout
 from o2o.roles.onnx_inputs import input_roles
 from o2o.roles.positions import integer_inputs
 
@@ -333,7 +333,9 @@ def _by_onnx_flow(findings: Findings) -> None:
     if not findings.caches:
         for value, role in cache_roles(graph).items():
             findings.add(value, role, BY_FLOW)
-    unnamed = [v for v in findings.signature.inputs.values() if v not in findings.roles and v.uses()]
+    caches = {pair.past for pair in cache_pairs(graph)}
+    others = [v for v in findings.signature.inputs.values() if v not in caches and v.uses()]
+    unnamed = [value for value in others if value not in findings.roles]
     has_tokens = any(role.kind == "tokens" for role in findings.roles.values())
     for value, role in input_roles(graph, unnamed, has_tokens).items():
         findings.add(value, role, BY_FLOW)

@@ -34,8 +34,8 @@ class Form:
 
     Attributes:
         cache: `grows`; `static`: written by ScatterND; `scatter`: by TensorScatter; `window`: only the last
-            rows are returned; `none`: no caches at all.
-        position: `ids` [1, T]; `first` [1]; `none`: computed from the rows of the cache.
+            rows are returned; `stacked`: keys and values are one tensor, as of GPT-2; `none`: no caches.
+        position: `ids` [1, T]; `axes` [3, 1, T]; `first` [1]; `none`: computed from the rows of the cache.
         mask: Whether there is an attention mask.
         causal: Whether several tokens in one run are masked.
         branch: Whether an If has a branch for the beginning, which ignores the caches.
@@ -79,6 +79,7 @@ _ROWS = """
 """
 _POSITIONS = {
     "ids": "positions = Identity (position)",
+    "axes": "positions = Gather (position, origin)",
     "first": """
     p0 = Squeeze (position)
     p1 = Squeeze (length)
@@ -114,6 +115,12 @@ _SCATTER = """
     present_{to} = TensorScatter <axis = 2> (past_{to}, {rows}, {to}_first)
     {to} = Identity (present_{to})
 """
+_STACKED = (
+    "past_key = Gather (past, origin)\n past_value = Gather (past, unit)\n",
+    "ks = Unsqueeze (present_key, zero)\n vs = Unsqueeze (present_value, zero)\n"
+    "present = Concat <axis = 0> (ks, vs)\n",
+)
+"""Nodes before and after those of two caches."""
 _ATTEND = """
     turned = Transpose <perm = [0, 1, 3, 2]> (key)
     q = Unsqueeze (e, one)
@@ -195,7 +202,8 @@ def toy_decoder(form: Form) -> onnx.ModelProto:
         outputs = ["logits", "present_key", "present_value"]
         nodes.append(helper.make_node("If", ["use_cache_branch"], outputs, **branches))
     else:
-        body = f"{rows}{parts['whole' if whole else 'cached']}{attend}"
+        before, after = _STACKED if form.cache == "stacked" else ("", "")
+        body = f"{before}{rows}{parts['whole' if whole else 'cached']}{after}{attend}"
         nodes = list(onnx.parser.parse_graph(f"g () => (float x) {{{body}}}").node)
     T = form.length or "sequence_length"
     cache = ["batch_size", 1, ROWS if static else "past_sequence_length", H]
@@ -205,13 +213,17 @@ def toy_decoder(form: Form) -> onnx.ModelProto:
     if form.mask:
         inputs.append(("mask", integer, ["batch_size", ROWS if static else "total"]))
     if form.position != "none" or whole:
-        inputs.append(("position", integer, [1] if form.position == "first" else ["batch_size", T]))
+        dims = {"first": [1], "axes": [3, "batch_size", T]}.get(form.position, ["batch_size", T])
+        inputs.append(("position", integer, dims))
     if form.branch:
         inputs.append(("use_cache_branch", TensorProto.BOOL, [1]))
     if form.keep:
         inputs.append(("keep", integer, []))
     outputs_ = [("logits", TensorProto.FLOAT, ["batch_size", "kept" if form.keep else T, V])]
-    if not whole:
+    if form.cache == "stacked":
+        inputs.append(("past", floating, [2, *cache]))
+        outputs_.append(("present", floating, [2, *after]))
+    elif not whole:
         inputs += [(name, floating, cache) for name in ("past_key", "past_value")]
         outputs_ += [(name, floating, after) for name in ("present_key", "present_value")]
     inputs += [(name, TensorProto.FLOAT, ["batch_size", 3, 8, 8]) for name in form.more]
@@ -246,7 +258,7 @@ def toy_decoder(form: Form) -> onnx.ModelProto:
         ),
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    names = {**NAMES, "keep": "num_logits_to_keep", **form.names}
+    names = {**NAMES, "past": "past_0", "present": "present_0", "keep": "num_logits_to_keep", **form.names}
     _rename(graph, names)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
     onnx.checker.check_model(model)

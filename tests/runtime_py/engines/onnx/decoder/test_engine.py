@@ -36,6 +36,11 @@ FORMS = {
     "bfloat16 caches": Form(cache_dtype=TensorProto.BFLOAT16),
     "traced with one token": Form(causal=False),
     "one token": Form(length=1),
+    "keys and values in one": Form(cache="stacked"),
+    "keys and values in one, renamed": Form(
+        cache="stacked", names={**SCRAMBLED, "past": "arg_20", "present": "arg_21"}
+    ),
+    "three axes of positions": Form(position="axes"),
     "four tokens": Form(cache="static", length=4),
     "no caches": Form(cache="none"),
     "no caches, fixed length": Form(cache="none", length=16),
