@@ -43,13 +43,17 @@ Rows = dict[ir.Value, int]
 """For each value that holds cache rows, the axis of the rows."""
 
 
-def add_cache_buckets(model: Model, signature: Signature, capacities: Sequence[int]) -> None:
+def add_cache_buckets(
+    model: Model, signature: Signature, capacities: Sequence[int], causal: bool = False
+) -> None:
     """Add a copy of `signature`, named `NAME_CAPACITY`, for each smaller capacity. All share their weights.
 
     Args:
         model: Gets the new graphs and signatures.
-        signature: It reads one token. Its caches are [1, K, S, H] or [1, S, K, H], by their roles.
+        signature: Its caches are [1, K, S, H] or [1, S, K, H], by their roles.
         capacities: Numbers of rows, each below `most_rows`.
+        causal: Whether it is known that no query sees a row beyond its own position. If not, `signature`
+            reads one token, and that is proven.
 
     Raises:
         MatchFailure: The graph cannot be proven to compute the same with fewer rows.
@@ -58,7 +62,8 @@ def add_cache_buckets(model: Model, signature: Signature, capacities: Sequence[i
     rows = follow_rows(graph)
     if not rows:
         fail(f"{signature.name} has no KV caches in its contract")
-    prove_hidden(graph, rows, capacities)
+    if not causal:
+        prove_hidden(graph, rows, capacities)
     for capacity in capacities:
         copy, copies = copied(graph)
         _shorten(copy, {copies[value]: axis for value, axis in rows.items()}, capacity)

@@ -381,6 +381,7 @@ def _resized(
     changed = {copies[value]: factors for value, factors in followed.values.items()}
     for value, factors in changed.items():
         value.shape = ir.Shape(followed.resized(shape_of(value), factors, tokens))
+    _resize_positions(copy, followed.size, tokens)
     twins = dict(zip(graph, copy, strict=True))
     constants: dict[tuple[ir.Value, frozenset[Factor]], list[tuple[ir.Node, int]]] = {}
     for (node, operand), factors in followed.constants.items():
@@ -395,6 +396,19 @@ def _resized(
     for node in copy:
         _check_shapes(node)
     return copy, copies
+
+
+def _resize_positions(graph: ir.Graph, size: int, tokens: int) -> None:
+    """Give T positions to an input of T0 positions of which only the first is read."""
+    for value in graph.inputs:
+        role = role_of(value)
+        if role is None or role.kind != "position" or shape_of(value) != (size,):
+            continue
+        for node in (use.node for use in value.uses()):
+            bounds = [constant_array(bound) for bound in node.inputs[1:]]
+            if node.op_type != "SLICE" or [b.tolist() for b in bounds if b is not None] != [[0], [1]]:
+                fail(f"{node.op_type} reads positions of other tokens than the first", value)
+        value.shape = ir.Shape([tokens])
 
 
 def _replace(constant: ir.Value, array: np.ndarray, uses: Sequence[tuple[ir.Node, int]]) -> None:

@@ -113,7 +113,7 @@ class EngineSession(CausalLM, Protocol):
         """Feed several tokens in one run and write their rows: tokens that a draft predicts, to be verified.
 
         Args:
-            tokens: Token ids [T], at most the largest of `Engine.verify_lengths` that fits behind `position`.
+            tokens: Token ids [T], at most the largest of `Engine.verify_lengths`.
             position: The position of the first. The rows of all positions before it must be valid.
 
         Returns:
@@ -181,12 +181,16 @@ class Engine(Protocol):
         """Whether a prefill returns the logits of each token, so that `EngineSession.logits` is fast."""
         ...
 
-    @property
-    def verify_lengths(self) -> Sequence[int]:
-        """The numbers of tokens that `EngineSession.verify` reads in one run, ascending; empty for none.
+    def verify_lengths(self, position: int) -> Sequence[int]:
+        """Return the numbers of tokens that `EngineSession.verify` reads in one run.
 
-        A run of fewer tokens takes as long as one of the next length. It writes the rows of all T positions,
-        so position + T <= S.
+        A run of fewer tokens may take as long as one of the next length, and write as many rows.
+
+        Args:
+            position: The position of the first token, below S.
+
+        Returns:
+            Ascending numbers T above 1, position + T <= S; empty for none.
         """
         ...
 

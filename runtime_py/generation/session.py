@@ -76,10 +76,16 @@ class Session:
         """V, the number of logits."""
         return self.pool.engine.vocab_size
 
-    @property
-    def verify_lengths(self) -> Sequence[int]:
-        """See `runtime_py.engines.engine.Engine`."""
-        return self.pool.engine.verify_lengths
+    def verify_lengths(self, position: int) -> Sequence[int]:
+        """Return the numbers of tokens that `verify` may feed (`runtime_py.engines.engine.Engine`).
+
+        Args:
+            position: The position of the first token.
+
+        Returns:
+            Ascending numbers above 1; empty for none.
+        """
+        return self.pool.engine.verify_lengths(position)
 
     @property
     def costs(self) -> StepCosts:

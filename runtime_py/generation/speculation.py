@@ -44,8 +44,7 @@ class SpeculativeDecoding:
         self._session = session
         self._length = len(prompt)
         self._limit = session.capacity if max_length is None else min(session.capacity, max_length - 1)
-        self._lengths = session.verify_lengths
-        self._lookup = PromptLookup(prompt) if self._lengths else None
+        self._lookup = PromptLookup(prompt) if session.verify_lengths(0) else None
         self._draft: list[int] = []
         self._logits = np.zeros((0, 0), np.float32)  # those that follow the tokens of the draft
 
@@ -88,10 +87,10 @@ class SpeculativeDecoding:
     def _best_length(self, lookup: PromptLookup) -> int:
         """The number of tokens of the next run; 1 for a decode step."""
         best, speed = 1, GAIN
-        for length in self._lengths:
-            count = min(length - 1, self._limit - self._length)
-            if count > 0 and self._length - 1 + length <= self._session.capacity:
-                gain = (1 + lookup.expected(count)) / self._session.costs.relative(length)
-                if gain > speed:
-                    best, speed = length, gain
+        most = self._limit - self._length
+        for length in self._session.verify_lengths(self._length - 1) if most > 0 else ():
+            expected = lookup.expected(min(length - 1, most))
+            gain = (1 + expected) / self._session.costs.relative(length)
+            if gain > speed:
+                best, speed = length, gain
         return best

@@ -7,7 +7,7 @@ a contract and refuses what cannot be run, so that no engine has to check it aga
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -194,6 +194,28 @@ class Contract:
                     f"{one.name} and {other.name} both take {one.length} tokens: remove one of them"
                 )
         return cls(tuple(read), dict(sorted(decodes.items())), vocab_size)
+
+    def parse_verifiers(self, contract: Mapping[str, Any], names: Iterable[str]) -> list[SignatureSpec]:
+        """Parse signatures that read a few tokens at any position and return the logits of each.
+
+        Args:
+            contract: A contract as `o2o.contract.contract_of` returns it.
+            names: Their names.
+
+        Returns:
+            The checked signatures.
+
+        Raises:
+            ModelError: One of them does not fit to a decode signature of this contract.
+        """
+        verifiers = [_signature(contract, name) for name in names]
+        for verifier in verifiers:
+            capacity = max((cache.capacity for cache in verifier.caches.values()), default=0)
+            decode = self.decodes.get(capacity)
+            if decode is None or not verifier.gives_logits:
+                raise ModelError(f"{verifier.name} does not fit to decode")
+            _check_prefill(verifier, decode, capacity, self.vocab_size)
+        return verifiers
 
     @classmethod
     def parse_decode(cls, contract: Mapping[str, Any]) -> Contract:

@@ -13,7 +13,6 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from runtime_py.engines.attention_mask import fill_mask
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.litert.compiled_model import RefusedByLiteRt, compile_model, silence_at_exit
 from runtime_py.engines.litert.kv_caches import CacheBuffers, KVCaches
+from runtime_py.engines.litert.lowered_file import LoweredFile
 from runtime_py.engines.litert.mapped_bytes import MappedBytes
 from runtime_py.engines.litert.prepare import prepare
 from runtime_py.engines.litert.tensor_views import view
@@ -60,11 +60,12 @@ def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
     with prepare(model, options) as prepared:
         file = prepared.open()
         try:
-            contract = _parse(prepared.lowered.contract)
+            contract, verifiers = _parse(prepared.lowered)
             _log_missing_buckets(contract, options)
             engine = LiteRtEngine(
                 file,
                 contract,
+                verifiers=verifiers if options.speculate else (),
                 weight_dtype=prepared.lowered.weight_dtype,
                 packed=prepared.packed,
                 threads=options.threads or 1,
@@ -79,12 +80,17 @@ def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
     return engine
 
 
-def _parse(contract: Mapping[str, Any]) -> Contract:
-    """The contract of a model. Without any prefill, decode reads prompts."""
-    classified = classify_contract(contract.get("signatures", {}))
-    if classified.decode is not None and not classified.prefills and len(contract["signatures"]) == 1:
-        return Contract.parse_decode(contract)
-    return Contract.parse(contract)
+def _parse(lowered: LoweredFile) -> tuple[Contract, list[SignatureSpec]]:
+    """The contract of a model, and its verifiers. Without any prefill, decode reads prompts."""
+    signatures = lowered.contract.get("signatures", {})
+    public = {name: entries for name, entries in signatures.items() if name not in lowered.verifiers}
+    contract = {**lowered.contract, "signatures": public}
+    classified = classify_contract(public)
+    if classified.decode is not None and not classified.prefills and len(public) == 1:
+        parsed = Contract.parse_decode(contract)
+    else:
+        parsed = Contract.parse(contract)
+    return parsed, parsed.parse_verifiers(lowered.contract, lowered.verifiers)
 
 
 def _prefills_agree_with_decode(engine: LiteRtEngine) -> bool:
@@ -107,6 +113,7 @@ class LiteRtEngine:
         model: bytes | MappedBytes | Path,
         contract: Contract,
         *,
+        verifiers: Sequence[SignatureSpec] = (),
         weight_dtype: str = "",
         packed: Path | None = None,
         threads: int = 1,
@@ -117,6 +124,7 @@ class LiteRtEngine:
         Args:
             model: The file's bytes or path.
             contract: Its signatures.
+            verifiers: Its signatures that verify drafts (`o2o.lower.litert.verifiers`).
             weight_dtype: The dtype of its weights, for display.
             packed: The file with its packed weights; None to pack them in memory.
             threads: Number of threads.
@@ -130,7 +138,8 @@ class LiteRtEngine:
         self.capacity = contract.capacity
         self.vocab_size = contract.vocab_size
         self._quiet = functools.partial(silenced_stderr, not debug)
-        for signature in (*contract.prefills, *contract.decodes.values()):
+        self._verifier_specs = verifiers
+        for signature in (*contract.prefills, *contract.decodes.values(), *verifiers):
             _check_in_place(signature)
         self._file = model  # LiteRT reads weights from this memory
         self.steps = StepLock(self)
@@ -142,7 +151,7 @@ class LiteRtEngine:
                 start()
         except RefusedByLiteRt as error:
             raise (error if debug else error.with_reason(start)) from error
-        for bound in (*self._prefills.values(), *self._decodes.values()):
+        for bound in self._signatures:
             bound.silences = not debug
 
     def _start(self, model: bytes | MappedBytes | Path, packed: Path | None, threads: int) -> None:
@@ -157,6 +166,11 @@ class LiteRtEngine:
                 capacity: _BoundSignature(self._model, decode, decode.caches)
                 for capacity, decode in self.contract.decodes.items()
             }
+            self._verifiers: dict[tuple[int, int], _BoundSignature] = {}
+            for verifier in self._verifier_specs:
+                capacity = max(cache.capacity for cache in verifier.caches.values())
+                caches = self.contract.decodes[capacity].caches
+                self._verifiers[verifier.length, capacity] = _BoundSignature(self._model, verifier, caches)
             session = self.open_session()
             session.decode(0, 0)  # warm up: one-time work and its log lines happen here
             session.close()
@@ -182,10 +196,14 @@ class LiteRtEngine:
         """Whether a run may start at any earlier position. Window caches hold the last positions only."""
         return self.contract.decode.window is None
 
+    def verify_lengths(self, position: int) -> list[int]:
+        """See `Engine`. A run uses the KV caches that a decode step would use."""
+        capacity = next((one for one in self._decodes if one > position), 0)
+        return sorted(T for T, of in self._verifiers if of == capacity and position + T <= capacity)
+
     @property
-    def verify_lengths(self) -> tuple[int, ...]:
-        """See `Engine`."""
-        return ()
+    def _signatures(self) -> list[_BoundSignature]:
+        return [*self._prefills.values(), *self._decodes.values(), *self._verifiers.values()]
 
     @property
     def gives_all_logits(self) -> bool:
@@ -216,7 +234,7 @@ class LiteRtEngine:
 
     def _free(self) -> None:
         with self._quiet():
-            del self._prefills, self._decodes
+            del self._prefills, self._decodes, self._verifiers
             self._model.close()
             del self._model
         if isinstance(self._file, MappedBytes):
@@ -238,6 +256,34 @@ class LiteRtEngine:
         """
         capacity = caches.smallest_capacity(position) if length == 1 else self.capacity
         signature = self._decodes[capacity] if length == 1 else self._prefills[length]
+        return self._run_on(caches, capacity, signature, tokens, position)
+
+    def verify(self, caches: KVCaches[TensorBuffer], tokens: Sequence[int], position: int) -> np.ndarray:
+        """Run the signature that verifies a draft. Call it in a turn of `steps`.
+
+        Args:
+            caches: The KV caches of a session.
+            tokens: At most as many ids as the largest of `verify_lengths`.
+            position: The position of the first.
+
+        Returns:
+            The logits [T, V] float32 that follow each token.
+        """
+        capacity = caches.smallest_capacity(position)
+        length = next(T for T in self.verify_lengths(position) if len(tokens) <= T)
+        verifier = self._verifiers[length, capacity]
+        return self._run_on(caches, capacity, verifier, tokens, position).logits(slice(0, len(tokens)))
+
+    def _run_on(
+        self,
+        caches: KVCaches[TensorBuffer],
+        capacity: int,
+        signature: _BoundSignature,
+        tokens: Sequence[int],
+        position: int,
+    ) -> _BoundSignature:
+        """Run a signature on the KV caches of one capacity."""
+        length = signature.spec.length
         buffers = caches.select(capacity, position, position + len(tokens), length)
         window_row = position - caches.first_position(capacity)
         signature.run(tokens, position, window_row, buffers)
@@ -274,7 +320,7 @@ class LiteRtEngine:
         Args:
             caches: The KV caches.
         """
-        for signature in (*self._prefills.values(), *self._decodes.values()):
+        for signature in self._signatures:
             signature.unbind(caches.allocated.values())
 
 
@@ -328,7 +374,8 @@ class LiteRtSession:
 
     def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
         """See `EngineSession`."""
-        raise NotImplementedError
+        with self._steps.turn():
+            return self._engine.verify(self.kv_caches, tokens, position)
 
     def reusable(self, count: int) -> int:
         """See `EngineSession`."""

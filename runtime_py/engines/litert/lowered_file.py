@@ -42,6 +42,7 @@ class LoweredFile:
         weight_dtype: The dtype of the weights, for display.
         growth: Bytes that packed weights take in addition to the stored ones, because the graph dequantizes
             them to float32.
+        verifiers: The names of the signatures that verify drafts (`o2o.lower.litert.verifiers`).
     """
 
     header: bytes | None
@@ -49,6 +50,7 @@ class LoweredFile:
     contract: Mapping[str, Any]
     weight_dtype: str = ""
     growth: int = 0
+    verifiers: tuple[str, ...] = ()
 
     def open(self, file: Path) -> MappedBytes | Path:
         """Return the TFLite model as LiteRT takes it.
@@ -91,6 +93,7 @@ class LoweredFile:
             "offsets": self.offsets if self.header is not None else None,
             "weight_dtype": self.weight_dtype,
             "growth": self.growth,
+            "verifiers": self.verifiers,
         }
         (folder / _METADATA).write_text(json.dumps(metadata))
 
@@ -110,11 +113,21 @@ class LoweredFile:
         metadata = json.loads((folder / _METADATA).read_text())
         header = None if metadata["offsets"] is None else (folder / _HEADER).read_bytes()
         offsets = tuple((field, offset) for field, offset in metadata["offsets"] or ())
-        return cls(header, offsets, metadata["contract"], metadata["weight_dtype"], metadata["growth"])
+        return cls(
+            header,
+            offsets,
+            metadata["contract"],
+            metadata["weight_dtype"],
+            metadata["growth"],
+            tuple(metadata["verifiers"]),
+        )
 
 
 def lower_file(
-    model: ModelFile, buckets: Sequence[int] | None = None, all_logits: bool = False
+    model: ModelFile,
+    buckets: Sequence[int] | None = None,
+    all_logits: bool = False,
+    verify_lengths: Sequence[int] = (),
 ) -> LoweredFile:
     """Lower a model to TFLite.
 
@@ -122,6 +135,7 @@ def lower_file(
         model: A Circle or TFLite file.
         buckets: Capacities of additional decode graphs, as for `o2o.lower.litert.tuning.tune`.
         all_logits: Whether prefills keep their logits; otherwise they are removed where that is faster.
+        verify_lengths: The numbers of tokens of the signatures that verify drafts.
 
     Returns:
         The lowered file.
@@ -134,9 +148,11 @@ def lower_file(
     from o2o.formats import plan
     from o2o.lower.litert import lower_to_litert
     from o2o.lower.litert.tuning import remove_prefill_logits, tune
+    from o2o.lower.litert.verifiers import add_verifiers, make_verifiers
     from o2o.rewriting.prefill_logits import restore_prefill_logits
 
     graphs, source = model.read()
+    verifiers = make_verifiers(graphs, verify_lengths) if verify_lengths else None
     contract = None
     if graphs.format == "tflite":
         contract = contract_of(graphs)
@@ -145,10 +161,11 @@ def lower_file(
     restored = all_logits and restore_prefill_logits(graphs)
     tuned = tune(graphs, buckets)
     tuned |= restored or (not all_logits and remove_prefill_logits(graphs))
-    if contract is not None and not tuned and source.origin == 0:
+    names = () if verifiers is None else tuple(add_verifiers(graphs, verifiers))
+    if contract is not None and not tuned and not names and source.origin == 0:
         return LoweredFile(None, (), contract, model.weight_dtype, _growth(graphs))
     header, offsets = _split(plan(graphs, limit=0), source)
-    return LoweredFile(header, offsets, contract_of(graphs), model.weight_dtype, _growth(graphs))
+    return LoweredFile(header, offsets, contract_of(graphs), model.weight_dtype, _growth(graphs), names)
 
 
 def _growth(model: Model) -> int:

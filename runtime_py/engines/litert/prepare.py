@@ -11,7 +11,7 @@ import functools
 import importlib.metadata
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from o2o.errors import ModelError
@@ -22,6 +22,8 @@ from runtime_py.engines.litert.mapped_bytes import MappedBytes
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 
+VERIFY_LENGTHS = (4, 8)
+"""Tokens of the runs that verify a draft."""
 _MARGIN = 1.1  # packing pads rows; the lowered graph takes some megabytes
 
 
@@ -61,7 +63,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
     Args:
         model: A Circle or TFLite file.
-        options: `buckets`, `all_logits`, `disk_cache` and `log` are used.
+        options: `buckets`, `all_logits`, `speculate`, `disk_cache` and `log` are used.
 
     Yields:
         The prepared model.
@@ -74,7 +76,8 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
 
 def _lower(model: ModelFile, options: EngineOptions) -> LoweredFile:
-    return lower_file(model, options.buckets, options.all_logits)
+    lengths = VERIFY_LENGTHS if options.speculate and not options.all_logits else ()
+    return lower_file(model, options.buckets, options.all_logits, lengths)
 
 
 def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | None:
@@ -84,7 +87,8 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | Non
     """
     if options.disk_cache is None or model.size < prepared_artifacts.MIN_BYTES:
         return None
-    lowered = functools.cache(lambda: _lower(model, options))
+    complete = replace(options, speculate=True)  # the same entry with and without it
+    lowered = functools.cache(lambda: _lower(model, complete))
 
     def build(entry: Path) -> None:
         lowered().save(entry)

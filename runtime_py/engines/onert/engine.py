@@ -91,8 +91,7 @@ class OnertEngine:
         """See `EngineSession.plan`. One token a run."""
         return plan_chunks(length, self.capacity, [1], num_cached=num_cached)
 
-    @property
-    def verify_lengths(self) -> tuple[int, ...]:
+    def verify_lengths(self, position: int) -> tuple[int, ...]:
         """See `Engine`. onert runs one token at a time."""
         return ()
 

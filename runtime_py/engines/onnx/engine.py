@@ -170,11 +170,12 @@ class OnnxEngine:
         """See `EngineSession.plan`. Runs of `max_chunk` tokens, then one of the rest, without padding."""
         return _plan(num_cached, length, self._max_chunk)
 
-    @property
-    def verify_lengths(self) -> tuple[int, ...]:
+    def verify_lengths(self, position: int) -> list[int]:
         """See `Engine`."""
-        lengths = VERIFY_LENGTHS if self.gives_all_logits and self._speculates else ()
-        return tuple(length for length in lengths if length <= self._max_chunk)
+        if not self.gives_all_logits or not self._speculates:
+            return []
+        most = min(self._max_chunk, self.capacity - position)
+        return [length for length in VERIFY_LENGTHS if length <= most]
 
     def plan_logits(self, length: int) -> list[Chunk]:
         """Return the runs that give the logits of each token of a text.

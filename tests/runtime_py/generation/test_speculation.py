@@ -28,7 +28,7 @@ class Engine:
     vocab_size = V
 
     def __init__(self, capacity: int, lengths: tuple[int, ...], spread: float = 3.0) -> None:
-        self.capacity, self.verify_lengths = capacity, lengths
+        self.capacity, self.lengths = capacity, lengths
         self.table = np.random.default_rng(1).normal(0, spread, (V, V, V)).astype(np.float32)
         self.steps = StepLock(self)
         self.fed: list[int] = []
@@ -39,6 +39,9 @@ class Engine:
 
     def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
         return plan_chunks(length, self.capacity, [1], num_cached=num_cached)
+
+    def verify_lengths(self, position: int) -> list[int]:
+        return [length for length in self.lengths if position + length <= self.capacity]
 
     def open_session(self) -> Engine:
         return self
@@ -58,7 +61,7 @@ class Engine:
         return self._feed([token], position)[0]
 
     def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
-        length = next(length for length in self.verify_lengths if length >= len(tokens))
+        length = next(length for length in self.lengths if length >= len(tokens))
         assert position + length <= self.capacity
         self.runs.append(length)
         return self._feed(tokens, position)

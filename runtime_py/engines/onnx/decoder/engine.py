@@ -89,8 +89,7 @@ class DecoderEngine:
         able = self.abilities
         return able.gives_all_logits and (able.continues or not able.openers) and able.lengths != {1: True}
 
-    @property
-    def verify_lengths(self) -> tuple[int, ...]:
+    def verify_lengths(self, position: int) -> tuple[int, ...]:
         """See `Engine`. Some caches cannot go back to an earlier token, so there are no drafts."""
         return ()
 
