@@ -19,7 +19,9 @@ from o2o.streams.disk_cache import DiskCache
 from runtime_py.engines.model_file import ModelFile
 
 MIN_BYTES = 100_000_000
-"""Bytes of a model from which artifacts are stored: a smaller one is prepared in tenths of a second."""
+"""Bytes of a model from which packed weights are stored: those of a smaller one are packed at once."""
+MIN_SECONDS = 0.1
+"""Seconds of lowering from which a graph is stored, whatever its size."""
 
 
 def find_or_build(
@@ -31,6 +33,7 @@ def find_or_build(
     estimate_size: Callable[[], int],
     build: Callable[[Path], None],
     log: Callable[[str], None],
+    worth_keeping: Callable[[], bool] = lambda: True,
 ) -> Path | None:
     """Return the folder with an engine's artifacts of a model, building them if they are missing.
 
@@ -42,6 +45,7 @@ def find_or_build(
         estimate_size: Returns about how many bytes they take.
         build: Writes them to an empty folder.
         log: Called with one line when artifacts are built, or when they cannot be stored.
+        worth_keeping: Returns whether artifacts that are missing are to be built and stored.
 
     Returns:
         The folder; None where the artifacts cannot be stored.
@@ -58,6 +62,8 @@ def find_or_build(
         if not known and model.unchanged:
             cache.add_alias(key, alias)
         return entry
+    if not worth_keeping():
+        return None
     try:
         size = estimate_size()
         source = cache_key([str(model.path.resolve()), processor_features(), engine])

@@ -51,7 +51,8 @@ def logits_of(ids: Sequence[int], windows: Sequence[int] = WINDOWS) -> np.ndarra
         heads = []
         for head in range(N):
             one = q[:, head * H : (head + 1) * H] @ k.T * H**-0.5
-            one = np.exp(np.where(hidden, -np.inf, one))
+            one = np.where(hidden, -np.inf, one)
+            one = np.exp(one - one.max(1, keepdims=True))
             heads.append(one / one.sum(1, keepdims=True) @ v)
         x = x + np.concatenate(heads, 1) @ _matrix(layer, "out", D).T
     return x @ weights(V, D, seed=2).T

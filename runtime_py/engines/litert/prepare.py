@@ -1,4 +1,4 @@
-"""Preparation of a model for LiteRT: lowering, and packed weights from the disk cache for a large model.
+"""Preparation of a model for LiteRT: the lowered graph and, for a large model, packed weights, both stored.
 
 XNNPACK packs weights into a file that each later load maps into memory. The lowered graph is stored with it
 (`runtime_py.engines.prepared_artifacts`).
@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.metadata
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from runtime_py.engines.litert.mapped_bytes import MappedBytes
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 
-VERIFY_LENGTHS = (4, 8)
+VERIFY_LENGTHS = (4, 8, 16)
 """Tokens of the runs that verify a draft."""
 _MARGIN = 1.1  # packing pads rows; the lowered graph takes some megabytes
 
@@ -59,7 +60,7 @@ class PreparedModel:
 
 @contextlib.contextmanager
 def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]:
-    """Lower a model, and pack its weights into the disk cache if it is large.
+    """Lower a model, into the disk cache if that takes long, and with packed weights if it is large.
 
     Args:
         model: A Circle or TFLite file.
@@ -81,31 +82,46 @@ def _lower(model: ModelFile, options: EngineOptions) -> LoweredFile:
 
 
 def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | None:
-    """Load the prepared model from the disk cache, building it if missing.
+    """Load the prepared model from the disk cache, building it if missing. None if caching is off.
 
-    Without packed weights if they cannot be stored; None if the model is small or caching is off.
+    Without packed weights if the model is small, or they cannot be stored.
     """
-    if options.disk_cache is None or model.size < prepared_artifacts.MIN_BYTES:
+    if options.disk_cache is None:
         return None
+    packs = model.size >= prepared_artifacts.MIN_BYTES
     complete = replace(options, speculate=True)  # the same entry with and without it
-    lowered = functools.cache(lambda: _lower(model, complete))
+    seconds = 0.0
+
+    @functools.cache
+    def lowered() -> LoweredFile:
+        nonlocal seconds
+        begin = time.perf_counter()
+        file = _lower(model, complete)
+        seconds = time.perf_counter() - begin
+        return file
+
+    def is_slow() -> bool:
+        lowered()
+        return packs or seconds >= prepared_artifacts.MIN_SECONDS
 
     def build(entry: Path) -> None:
         lowered().save(entry)
-        pack_in_child(model.path, entry)
+        if packs:
+            pack_in_child(model.path, entry)
 
     entry = prepared_artifacts.find_or_build(
         model,
         options.disk_cache,
         "litert scoring" if options.all_logits else "litert",
         variant=[importlib.metadata.version("ai-edge-litert"), options.buckets],
-        estimate_size=lambda: int((model.size + lowered().growth) * _MARGIN),
+        estimate_size=lambda: int((packs * model.size + lowered().growth) * _MARGIN),
         build=build,
-        log=options.log,
+        log=options.log if packs else lambda line: None,
+        worth_keeping=is_slow,
     )
     if entry is not None:
         with contextlib.suppress(OSError):  # another process has just removed it
-            return PreparedModel(model, LoweredFile.load(entry), entry / PACKED)
+            return PreparedModel(model, LoweredFile.load(entry), entry / PACKED if packs else None)
     return PreparedModel(model, lowered())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,15 @@ def logits_of(model: Model, name: str) -> list[tuple[int, ...]]:
     (signature,) = (signature for signature in model.signatures if signature.name == name)
     roles = ((value, role_of(value)) for value in signature.outputs.values())
     return [shape_of(value) for value, role in roles if role is not None and role.kind == "logits"]
+
+
+def test_drafts_are_verified_with_the_bits_of_decode(signed):
+    """Without a prefill that gives logits; quantized weights too."""
+    with Package.load(signed) as package, closing(package.engine()) as engine:
+        session, ids = engine.open_session(), [5, 3, 8, 1, 9, 2, 7, 4]
+        expected = [session.decode(token, position) for position, token in enumerate(ids)]
+        assert np.array_equal(session.verify(ids, 0), expected)
+        assert np.array_equal(session.verify(ids[2:5], 2), expected[2:5])
 
 
 def test_the_logits_of_each_token_are_those_of_decode(signed):

@@ -69,7 +69,7 @@ def test_any_calls(case: tuple[Engine, Callable], data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 8))):
         which = data.draw(st.integers(0, 1))
         session, text = sessions[which], texts[which]
-        match data.draw(st.sampled_from(["read", "steps", "copy", "logits"])):
+        match data.draw(st.sampled_from(["read", "steps", "verify", "copy", "logits"])):
             case "read":
                 shared = data.draw(st.integers(0, len(text)))
                 new = data.draw(st.lists(st.integers(0, V - 1), max_size=S - shared))
@@ -83,6 +83,14 @@ def test_any_calls(case: tuple[Engine, Callable], data: st.DataObject) -> None:
                 for token in data.draw(st.lists(st.integers(0, V - 1), max_size=S - len(text))):
                     text.append(token)
                     assert_close(session.decode(token, len(text) - 1), expected(text)[-1])
+            case "verify":
+                length = len(text)
+                if not length or length == S or not (lengths := engine.verify_lengths(length)):
+                    continue
+                count = data.draw(st.integers(2, lengths[-1]))
+                draft = data.draw(st.lists(st.integers(0, V - 1), min_size=count, max_size=count))
+                assert_close(session.verify(draft, length), expected(text + draft)[length:])
+                text += draft[: data.draw(st.integers(1, count))]
             case "copy":
                 other = texts[1 - which]
                 same = [a == b for a, b in zip(text, other, strict=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import resource
 import sys
@@ -186,7 +187,25 @@ def test_weights_overwritten(model, cache, log_lines):
     assert_answers(toy(), prepare(model, cache, log_lines.append))
 
 
-def test_small_models_leave_no_files(model, tmp_path, log_lines):
+def test_small_models_keep_a_graph_that_takes_long(model, tmp_path, log_lines, monkeypatch):
+    monkeypatch.setattr(prepared_artifacts, "MIN_SECONDS", 0)
+    cache = DiskCache(tmp_path / "cache")
+    first = prepare(model, cache, log_lines.append)
+    forbid(monkeypatch, "lower_file", "pack_in_child")
+    second = prepare(model, cache, log_lines.append)
+    assert second.lowered == first.lowered
+    assert second.packed is None
+    assert_answers(toy(), second)
+    cache.clear()
+    cache.folder.rmdir()
+    cache.folder.write_bytes(b"")  # no folder can be made
+    monkeypatch.undo()
+    assert_answers(toy(), prepare(model, cache, log_lines.append))
+    assert log_lines == []
+
+
+def test_small_models_leave_no_files(model, tmp_path, log_lines, monkeypatch):
+    monkeypatch.setattr(prepared_artifacts, "MIN_SECONDS", math.inf)
     cache = DiskCache(tmp_path / "cache")
     before = sorted(tmp_path.rglob("*"))
     assert_answers(toy(), prepare(model, cache, log_lines.append))
