@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from o2o.formats.onnx_writer import decoded_header
 from o2o.model import Model
+from o2o.operators.ort_shape_inference import ort_shapes
 
 
 def infer_shapes(model: Model) -> None:
@@ -19,7 +20,10 @@ def infer_shapes(model: Model) -> None:
     Raises:
         ModelError: The model cannot be written.
     """
-    inferred = decoded_header(model, lambda proto: onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    with ort_shapes():
+        inferred = decoded_header(
+            model, lambda proto: onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        )
     for graph, other in zip(model.all_graphs(), inferred.all_graphs(), strict=True):
         known = _values(other)
         for name, value in _values(graph).items():
