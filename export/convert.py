@@ -1,7 +1,7 @@
 """Convert a checkpoint to a package: `o2o convert MODEL -o PACKAGE`.
 
-MODEL is a checkpoint's folder, a GGUF file, or an id on the Hugging Face hub. PACKAGE is a folder with one
-model, its tokenizer and its configuration; `o2o run PACKAGE` runs it.
+MODEL is a checkpoint's folder, a GGUF file, a decoder in ONNX, or an id on the Hugging Face hub. PACKAGE is a
+folder with one model, its tokenizer and its configuration; `o2o run PACKAGE` runs it.
 
     circle   Samsung ONE's format. All engines run it: litert, onnx and onert
     tflite   TensorFlow Lite with AI Edge's signatures, for LiteRT and programs made for such files
@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 import textwrap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,8 @@ def parser() -> Parser:
     add(
         "model",
         metavar="MODEL",
-        help="the checkpoint's folder, a GGUF file, or an id on the Hugging Face hub",
+        help="the checkpoint's folder, a GGUF file, an ONNX file (or its folder) of a decoder whose caches "
+        "grow, or an id on the Hugging Face hub",
     )
     add("-o", "--output", metavar="PACKAGE", required=True, help="folder to fill")
     add("--format", choices=("circle", "tflite", "onnx", "litertlm"), default="circle", help="(%(default)s)")
@@ -141,12 +142,16 @@ def convert(args: argparse.Namespace) -> None:
 
     from export.config import CheckpointConfig
     from export.hub import resolve
+    from export.onnx_decoder import find_onnx
     from export.package_builder import PackageBuilder
     from export.preflight import check_model
     from export.shell import with_debug
     from o2o.weights.checkpoint import adapter_file, open_checkpoint
 
     log = partial(command.report, "convert")
+    if (decoder := find_onnx(args.model)) is not None:
+        _convert_onnx(args, decoder, log)
+        return
     notes: list[str] = []
     directory = resolve(args.model, not args.dry_run, args.adapter, notes.append).absolute()
     for note in notes:
@@ -176,6 +181,49 @@ def convert(args: argparse.Namespace) -> None:
     if args.dry_run:
         tensors = open_checkpoint(directory).tensors
         print(*describe(config, tensors, builder, plan), sep="\n")
+    else:
+        builder.build(plan)
+
+
+def _convert_onnx(args: argparse.Namespace, file: Path, log: Callable[[str], None]) -> None:
+    """Convert a decoder in ONNX."""
+    from export.loading_flags import model_file
+    from export.onnx_decoder import OnnxDecoder
+    from export.package_builder import PackageBuilder, Plan
+    from o2o.errors import UsageError
+
+    for flag, is_given in (
+        ("--cache", args.cache),
+        ("--dtype", args.dtype != "float32"),
+        ("--adapter", args.adapter),
+        ("--model-file", model_file()),
+    ):
+        if is_given:
+            raise UsageError(f"{flag} needs a checkpoint, and {file} is ONNX")
+    decoder = OnnxDecoder(file, args.max_length, args.prefill_lengths)
+    if Path(args.output).absolute() in (decoder.folder, file.absolute().parent):
+        raise UsageError(f"--output {args.output} is the folder of {file.name}: give another folder")
+    builder = PackageBuilder(
+        decoder.folder,
+        Path(args.output),
+        decoder.capacity,
+        args.prefill_lengths,
+        log,
+        args.if_changed,
+        "--output",
+        "o2o run",
+        args.tokenizer and args.tokenizer.absolute(),
+        decoder.files,
+    )
+    steps = decoder.commands(args.format, args.quantize, args.onnx_form)
+    needs, size = decoder.needs(args.format, args.quantize)
+    graphs = decoder.graphs(args.format)
+    plan = Plan(steps, f"model.{args.format}", graphs, needs, size, needs.graphs + 2 * size)
+    builder.check(plan)
+    if not args.tokenizer and not any((decoder.folder / name).is_file() for name in TOKENIZERS):
+        log(f"note: {decoder.folder} has no tokenizer: give one with --tokenizer DIR, here or to o2o run")
+    if args.dry_run:
+        print(*decoder.describe(builder.package, steps, args.format), sep="\n")
     else:
         builder.build(plan)
 

@@ -80,6 +80,7 @@ class PackageBuilder:
         package_flag: The flag that named `package`, for messages.
         run_command: The command that runs the package, for the last message.
         tokenizer: A folder or a file with the tokenizer, in place of the checkpoint's own.
+        models: Files that the commands read, besides those of the checkpoint.
     """
 
     checkpoint: Path
@@ -91,6 +92,7 @@ class PackageBuilder:
     package_flag: str = "--package"
     run_command: str = "python -m runtime_py.run"
     tokenizer: Path | None = None
+    models: Sequence[Path] = ()
 
     def circle(self, cache: CacheForm | None, dtype: WeightsType) -> None:
         """Build a package of Circle. See `plan` and `build`.
@@ -270,6 +272,7 @@ class PackageBuilder:
         sources = sorted(path for name in ("export", "o2o") for path in (root / name).rglob("*.py"))
         files = sorted(path for path in self.checkpoint.iterdir() if path.is_file() and _is_input(path))
         files += sorted(package_files(self.checkpoint, self.tokenizer).values()) if self.tokenizer else []
+        files += self.models
         digest = hashlib.sha256()
         state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         digest.update(json.dumps([list(steps), state, sys.version]).encode("utf-8", "surrogatepass"))

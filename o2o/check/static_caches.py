@@ -21,7 +21,7 @@ from o2o.cli.text import counted
 from o2o.contract import Role
 from o2o.errors import ModelError
 from o2o.model import Model, dims_of
-from o2o.rewriting.static_caches.interface import FROM_POSITION, Sizes, fixed_input
+from o2o.rewriting.static_caches.interface import Interface, Sizes, fixed_input
 from o2o.streams.temporary import temporary_folder
 
 UNREAD = 1e3
@@ -60,6 +60,7 @@ def check(growing: Model, static: Model, roles: Mapping[str, Role], sizes: Sizes
 class _Comparison:
     def __init__(self, growing: Model, static: Model, roles: Mapping[str, Role], sizes: Sizes) -> None:
         self.sizes, self.roles = sizes, roles
+        self.interface = Interface(growing.graphs[0], roles)
         self.inputs = list(growing.graphs[0].inputs)
         self.static_inputs = list(static.graphs[0].inputs)
         self.static_roles = {v.name or "": v.meta.get("role") for v in self.static_inputs}
@@ -119,7 +120,7 @@ class _Comparison:
                     behind[self._token_axis(value)] = slice(past, None)
                     cache[tuple(behind)] *= UNREAD
                     static[value.name or ""] = cache.astype(dtype)
-        growing: Arrays = {}
+        growing = self.interface.positions(past, self.sizes)
         for value in self.inputs:
             assert value.dtype is not None
             name, dtype = value.name or "", value.dtype.numpy()
@@ -127,15 +128,10 @@ class _Comparison:
             match self._kind(value):
                 case "tokens":
                     growing[name] = ids.reshape([1] * (rank - 1) + [-1]).astype(dtype)
-                case "position":
-                    positions = np.arange(past, past + len(ids))
-                    growing[name] = positions.reshape([1] * (rank - 1) + [-1]).astype(dtype)
                 case "mask":
                     growing[name] = self._mask(past, rank, value.dtype)
                 case "key_cache" | "value_cache":
                     growing[name] = np.take(static[name], np.arange(past), self._token_axis(value))
-                case kind if kind in FROM_POSITION:
-                    growing[name] = np.full([1] * rank, past + len(ids) + FROM_POSITION[kind], dtype)
                 case _:
                     number = fixed_input(value, self.roles.get(name), self.sizes)
                     if number is not None:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from o2o.formats.tensors import SourceTensor, is_constant, is_constant_node
-from o2o.model import Model, inner_graphs
+from o2o.model import Model, inner_graphs, keep_description, remove_nodes
 from o2o.rewriting.builder import add_constant, fresh_name
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 
@@ -47,7 +47,7 @@ def fold_constants(model: Model, record: dict[str, np.ndarray] | None = None) ->
     for graph, node in [(each, node) for each in model.graphs for node in each]:
         if is_constant_node(node):
             continue
-        if node.op_type == "If" and node.domain == "" and _inline_branch(graph, node):
+        if node.op_type == "If" and node.domain == "" and _inline_branch(model, graph, node):
             continue
         results = _shape(node) if node.op_type in ("Shape", "Size") else _evaluated(model, node)
         if results is None:
@@ -149,7 +149,7 @@ def results_of(node: ir.Node, operands: Sequence[np.ndarray | None], opset: int)
     return [np.asarray(next(results)) if value.name else np.empty(0) for value in node.outputs]
 
 
-def _inline_branch(graph: ir.Graph, node: ir.Node) -> bool:
+def _inline_branch(model: Model, graph: ir.Graph, node: ir.Node) -> bool:
     """Replace an If by the branch that a constant condition chooses."""
     condition = node.inputs[0]
     if condition is None or not is_constant(condition):
@@ -157,10 +157,11 @@ def _inline_branch(graph: ir.Graph, node: ir.Node) -> bool:
     assert condition.const_value is not None
     chosen = bool(np.asarray(condition.const_value.numpy()).reshape(-1)[0])
     branch = node.attributes["then_branch" if chosen else "else_branch"].as_graph()
-    if any(value.is_graph_output() for value in node.outputs):
-        return False
     results = list(branch.outputs)
     if any(value.producer() is None and not value.is_initializer() for value in results):
+        return False
+    returned = [new for old, new in zip(node.outputs, results, strict=True) if old.is_graph_output()]
+    if any(value.is_initializer() for value in returned) or len(set(returned)) < len(returned):
         return False
     for name in list(branch.initializers):
         value = branch.initializers.pop(name)
@@ -172,6 +173,13 @@ def _inline_branch(graph: ir.Graph, node: ir.Node) -> bool:
     for each in inner:
         graph.insert_before(node, each)
     for old, new in zip(node.outputs, results, strict=True):
-        old.replace_all_uses_with(new)
-    graph.remove(node, safe=True)
+        if old.is_graph_output():  # the caller knows its name
+            old.name, new.name = fresh_name(graph, f"{old.name}_before"), old.name
+            keep_description(old, new)
+            if "role" in old.meta:
+                new.meta["role"] = old.meta["role"]
+            for signature in model.signatures:
+                signature.replace(old, new)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    remove_nodes(graph, [node])
     return True

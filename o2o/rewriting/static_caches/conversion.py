@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx_ir as ir
@@ -14,15 +15,16 @@ from o2o.formats.onnx_writer import decoded_header
 from o2o.formats.tensors import is_constant
 from o2o.model import Model, Signature, attribute, captured_values, dims_of
 from o2o.operators.onnx_shape_inference import infer_shapes
+from o2o.operators.traits import is_cast
 from o2o.rewriting.builder import add_constant, fresh_name
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.fix_dimensions import fix_values
 from o2o.rewriting.onnx_builder import OnnxBuilder
 from o2o.rewriting.onnx_folding import fold_constants
 from o2o.rewriting.onnx_opsets import raise_opsets
-from o2o.rewriting.static_caches.instances import ROUNDS, instance
-from o2o.rewriting.static_caches.interface import FROM_POSITION, Interface, Sizes, fixed_input
-from o2o.rewriting.static_caches.masks import combined, compute_inputs, hide_unmasked
+from o2o.rewriting.static_caches.instances import ROUNDS, Instance, instance
+from o2o.rewriting.static_caches.interface import POSITIONS, SMALLEST_PAST, Interface, Sizes, fixed_input
+from o2o.rewriting.static_caches.masks import combined, compute_masks, hide_unmasked
 from o2o.rewriting.static_caches.moving_rows import resolve_indices, static_slice
 from o2o.rewriting.static_caches.past_numbers import Kind, PastNumbers, is_size_operand
 from o2o.rewriting.static_caches.position_numbers import PositionNumbers
@@ -31,8 +33,6 @@ OPSET = 24
 """The first opset with TensorScatter."""
 POSITION = "position"
 """The name of the new input, if it is free."""
-SMALLEST_PAST = 4
-"""Positions that a capacity has beyond the tokens of a run: three lengths of the past are compared."""
 _ALONG_ROWS = (
     *("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ArgMax", "ArgMin", "TopK"),
     *("Split", "LayerNormalization"),
@@ -70,7 +70,7 @@ def make_static(model: Model, roles: Mapping[ir.Value, Role], sizes: Sizes) -> M
     caches = [value for value in copy.graphs[0].inputs if value.name in names and names[value.name].is_cache]
     if any(node.domain == "" for cache in caches for node, _ in cache.uses()):
         raise_opsets([copy], {"": OPSET})
-    _Conversion(copy, Interface(copy.graphs[0], names), sizes).run()
+    _Conversion(copy, names, sizes).run()
     return copy
 
 
@@ -79,20 +79,22 @@ def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _remove_copies(graph: ir.Graph) -> None:
-    """Let users read the original of a copy: Identity, or a Concat of one operand."""
+    """Let users read the original of a copy: Identity, a Cast to its dtype, or a Concat of one operand."""
     for node in list(graph):
         operand = node.inputs[0] if len(node.inputs) == 1 else None
         is_copy = node.domain == "" and node.op_type in ("Identity", "Concat")
+        if node.domain == "" and node.op_type == "Cast" and operand is not None:
+            is_copy = operand.dtype is not None and operand.dtype == attribute(node, "to")
         if is_copy and operand is not None and not node.outputs[0].is_graph_output():
             node.outputs[0].replace_all_uses_with(operand)
             graph.remove(node, safe=True)
 
 
 class _Conversion:
-    def __init__(self, model: Model, interface: Interface, sizes: Sizes) -> None:
-        self.model, self.graph = model, model.graphs[0]
-        self.interface, self.sizes = interface, sizes
-        self.dimensions = interface.dimensions(sizes)
+    def __init__(self, model: Model, names: Mapping[str, Role], sizes: Sizes) -> None:
+        self.model, self.graph, self.sizes, self.names = model, model.graphs[0], sizes, names
+        self.interface = Interface(self.graph, names)
+        self.dimensions = self.interface.dimensions(sizes)
 
     def run(self) -> None:
         """Rewrite the graph."""
@@ -100,18 +102,21 @@ class _Conversion:
         past = self.sizes.capacity - self.sizes.tokens
         one, other = self.dimensions(past), self.dimensions(1)
         fix_values(self.model, {name: size for name, size in one.items() if size == other[name]})
-        self._fold()  # branches that do not depend on the past become nodes
+        self._fold()  # branches that do not depend on the past become nodes, and their results outputs
+        self.interface = Interface(self.graph, self.names)
         self._fix_head_sizes()
-        instances = [instance(self.model, p, self.dimensions(p)) for p in (past, past - 1, 1)]
-        self.numbers = PastNumbers(self.graph, instances)
+        self.numbers = PastNumbers(self.graph, [self._instance(p) for p in (past, past - 1, 1)])
         self.positions = self._positions()
         for node in list(self.graph):
             self._rewrite(node)
-        compute_inputs(self.interface, self.positions)
+        for value in (value for kind in POSITIONS for value in self.interface.inputs(kind)):
+            value.replace_all_uses_with(self._static(value))  # in branches
+        compute_masks(self.interface, self.positions)
         self._set_shapes()
         hide_unmasked(self.graph, self.numbers, self.positions)
         self._remove_inputs()
         self._fold()
+        self._refuse_short_tables()
 
     # ---- before ------------------------------------------------------------------------------------
 
@@ -121,11 +126,15 @@ class _Conversion:
             if not fold_constants(self.model):
                 break
 
+    def _instance(self, past: int) -> Instance:
+        inputs = self.interface.positions(past, self.sizes)
+        return instance(self.model, past, self.dimensions(past), inputs)
+
     def _fix_inputs(self) -> None:
         """Inputs that are neither tokens, positions, masks nor caches have one value, or are refused."""
         for value in list(self.graph.inputs):
             role = self.interface.roles.get(value)
-            kinds = ("tokens", "position", "mask", *FROM_POSITION)
+            kinds = ("tokens", "mask", *POSITIONS)
             if (role is not None and (role.is_cache or role.kind in kinds)) or not value.uses():
                 continue
             array = fixed_input(value, role, self.sizes)
@@ -178,8 +187,8 @@ class _Conversion:
                 raise ModelError(f"the output {outputs[0]} is a number that follows from sizes alone")
             return
         for captured in captured_values(node):
-            kind = self.numbers.kind(captured)
-            if kind in (Kind.LINEAR, Kind.PREFIX) or self.numbers.growing_axes(captured):
+            follows = self.numbers.kind(captured) in (Kind.LINEAR, Kind.PREFIX)
+            if (follows and not captured.is_graph_input()) or self.numbers.growing_axes(captured):
                 raise ModelError(f"{where}: a graph in it depends on the length of caches")
         if self._write_cache(node, where):
             return
@@ -257,6 +266,13 @@ class _Conversion:
 
     # ---- caches ------------------------------------------------------------------------------------
 
+    def _cache_of(self, value: ir.Value | None) -> ir.Value | None:
+        """The cache that a value is, or that it is converted from."""
+        while value is not None and value not in self.interface.caches:
+            node = value.producer()
+            value = node.inputs[0] if node is not None and is_cast(node) else None
+        return value
+
     def _cache_shape(self, cache: ir.Value) -> list[int]:
         dims = list(self.numbers.instances[0].shapes.get(cache.name or "", ()))
         dims[self.interface.token_axis(cache)] = self.sizes.capacity
@@ -269,16 +285,17 @@ class _Conversion:
         if (node.domain, node.op_type) != ("", "Concat") or len(node.inputs) != 2:
             return False
         past, rows = node.inputs
-        if past is None or rows is None or past not in self.interface.caches:
+        cache = self._cache_of(past)
+        if past is None or rows is None or cache is None:
             return False
         axis = attribute(node, "axis") % 4
-        if axis != self.interface.token_axis(past):
+        if axis != self.interface.token_axis(cache):
             return False
-        self._replace(node.outputs[0], self._written(node, past, rows, axis))
+        self._replace(node.outputs[0], self._written(node, cache, past, rows, axis))
         return True
 
-    def _written(self, node: ir.Node, past: ir.Value, rows: ir.Value, axis: int) -> ir.Value:
-        op, shape = self._before(node), self._cache_shape(past)
+    def _written(self, node: ir.Node, cache: ir.Value, past: ir.Value, rows: ir.Value, axis: int) -> ir.Value:
+        op, shape = self._before(node), self._cache_shape(cache)
         operands = [past, rows, self.positions.position]
         return op.node("TensorScatter", operands, shape, name="written", axis=axis)
 
@@ -296,7 +313,7 @@ class _Conversion:
         for index, (cache, new) in enumerate(zip(caches, rows, strict=True), 1):
             assert cache is not None
             assert new is not None
-            written = self._written(node, cache, new, 2)
+            written = self._written(node, cache, cache, new, 2)
             node.replace_input_with(index, written)
             node.replace_input_with(index + 3, None)
             if index < len(node.outputs):
@@ -319,8 +336,29 @@ class _Conversion:
                 value.shape = ir.Shape(known[value.name])
         for cache, role in self.interface.caches.items():
             cache.shape = ir.Shape(self._cache_shape(cache))
-            if (output := self.interface.outputs.get(role.slot)) is not None:
-                output.shape = ir.Shape(self._cache_shape(cache))
+            if (output := self.interface.outputs.get(role.slot)) is None:
+                continue
+            rows = known.get(output.name or "", ())[self.interface.token_axis(cache) :][:1]
+            if rows and rows[0] != self.sizes.capacity:
+                raise ModelError(f"the output {output.name} returns {rows[0]} rows, not all of its cache")
+            output.shape = ir.Shape(self._cache_shape(cache))
+
+    def _refuse_short_tables(self) -> None:
+        """Refuse a capacity beyond a table of positions: compute the indices of lookups at the last position."""
+        last = np.full([1], self.sizes.capacity - self.sizes.tokens, np.int64)
+        name = self.positions.position.name or ""
+        at_end = instance(self.model, int(last[0]), {}, {name: last})
+        for node in self.graph:
+            table, indices = [*node.inputs, None, None][:2]
+            rows = (dims_of(table) or (0,))[0] if table is not None else 0
+            numbers = at_end.numbers.get(indices.name or "") if indices is not None else None
+            if (node.domain, node.op_type) != ("", "Gather") or numbers is None or not isinstance(rows, int):
+                continue
+            if attribute(node, "axis", 0) == 0 and numbers.size and int(numbers.max()) >= rows:
+                raise UsageError(
+                    f"{table.name if table is not None else ''} has {rows} rows, one for each position: give "
+                    f"--cache-length {rows} or less"
+                )
 
     def _remove_inputs(self) -> None:
         """Inputs that nothing reads go, but for tokens and caches. The others get their roles."""

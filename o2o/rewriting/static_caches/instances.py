@@ -11,6 +11,7 @@ import onnx_ir as ir
 from o2o.formats.onnx_writer import decoded_header
 from o2o.model import Model
 from o2o.operators.onnx_shape_inference import infer_shapes
+from o2o.rewriting.builder import add_constant
 from o2o.rewriting.fix_dimensions import fix_values
 from o2o.rewriting.onnx_folding import fold_constants
 
@@ -33,20 +34,24 @@ class Instance:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def instance(model: Model, past: int, sizes: Mapping[str, int]) -> Instance:
+def instance(model: Model, past: int, sizes: Mapping[str, int], inputs: Mapping[str, np.ndarray]) -> Instance:
     """Compute what follows from one length of the past.
 
     Args:
         model: A growing model. It is not changed.
         past: P, the length.
         sizes: The numbers of all symbolic dimensions for this length, by name.
+        inputs: The inputs that follow from this length, by name.
 
     Returns:
         The numbers and the shapes.
     """
     copy = decoded_header(model, lambda proto: proto)
     fix_values(copy, sizes)
-    result = Instance(past)
+    result = Instance(past, dict(inputs))
+    for value in copy.graphs[0].inputs:
+        if (array := inputs.get(value.name or "")) is not None:
+            value.replace_all_uses_with(add_constant(copy.graphs[0], array, f"{value.name}_number"))
     for _ in range(ROUNDS):
         infer_shapes(copy)
         for value in (value for node in copy.graphs[0] for value in node.outputs):

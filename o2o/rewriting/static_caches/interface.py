@@ -14,8 +14,10 @@ from o2o.errors import ModelError, UsageError
 from o2o.model import dims_of
 from o2o.rewriting.fix_dimensions import UNKNOWN
 
-FROM_POSITION: dict[str, int] = {"last_position": -1, "length": 0}
-"""Kinds of numbers that follow from the number of tokens up to the end of a run, and what is added to it."""
+SMALLEST_PAST = 4
+"""Positions that a capacity has beyond the tokens of a run: three lengths of the past are compared."""
+POSITIONS = ("position", "last_position", "length")
+"""Kinds of inputs that follow from the position of the first token."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,18 @@ def fixed_input(value: ir.Value, role: Role | None, sizes: Sizes) -> np.ndarray 
     return np.full([1] * len(dims_of(value) or ()), numbers[role.kind], value.dtype.numpy())
 
 
+def is_first_position(value: ir.Value) -> bool:
+    """Return whether a position is that of the first token, for any number of tokens.
+
+    Args:
+        value: An input with the role of a position.
+
+    Returns:
+        True for the shapes [1] and [].
+    """
+    return dims_of(value) in ((), (1,))
+
+
 class Interface:
     """The roles of the inputs and outputs of a graph.
 
@@ -76,6 +90,11 @@ class Interface:
             inputs = listed([value.name or "" for value in graph.inputs])
             raise ModelError(f"no input is a KV cache that grows; inputs: {inputs}")
         for value, role in self.caches.items():
+            if all(isinstance(dim, int) for dim in (dims_of(value) or ())[1:]):
+                raise ModelError(
+                    f"the cache {value.name} {list(dims_of(value) or ())} does not grow: leave "
+                    "--cache-length out, and give the dimensions that are left their numbers"
+                )
             if role.layout is None:
                 raise ModelError(
                     f"the layout of the cache {value.name} is not clear: sign.contract.py sets it"
@@ -119,6 +138,30 @@ class Interface:
             self.roles[new] = role
             self.outputs = {slot: new if v is old else v for slot, v in self.outputs.items()}
 
+    def positions(self, past: int, sizes: Sizes) -> dict[str, np.ndarray]:
+        """Compute the inputs that follow from the position of the first token.
+
+        Args:
+            past: That position.
+            sizes: The sizes of the decoder.
+
+        Returns:
+            Their numbers by name.
+        """
+        arrays = {}
+        for value in (value for kind in POSITIONS for value in self.inputs(kind)):
+            rank, kind = len(dims_of(value) or ()), self.roles[value].kind
+            first = {"position": past, "last_position": past + sizes.tokens - 1}.get(
+                kind, past + sizes.tokens
+            )
+            count = sizes.tokens if kind == "position" and not is_first_position(value) else 1
+            shape = [1] * (rank - 1) + [count] if rank else []
+            assert value.dtype is not None
+            arrays[value.name or ""] = (
+                np.arange(first, first + count).reshape(shape).astype(value.dtype.numpy())
+            )
+        return arrays
+
     def dimensions(self, sizes: Sizes) -> Callable[[int], dict[str, int]]:
         """Choose a size for each symbolic dimension of the inputs and outputs.
 
@@ -139,7 +182,8 @@ class Interface:
             if (output := self.outputs.get(role.slot)) is not None:
                 dimensions.fix(output, (role.layout or "").index("B"), 1)
                 dimensions.grow(output, self.token_axis(value), sizes.tokens)
-        for value in (*self.inputs("tokens"), *self.inputs("position")):
+        positions = [value for value in self.inputs("position") if not is_first_position(value)]
+        for value in (*self.inputs("tokens"), *positions):
             rank = len(dims_of(value) or ())
             if rank not in (1, 2):
                 raise ModelError(f"{value.name} has {rank} axes: only [B,T] and [T] have a static form")

@@ -1,4 +1,4 @@
-"""Masks and positions of a static decoder: former inputs, and masks that a growing graph goes without."""
+"""Masks of a static decoder: those that were inputs, and those that a growing graph goes without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from o2o.model import attribute, dims_of
 from o2o.rewriting.onnx_builder import OnnxBuilder
-from o2o.rewriting.static_caches.interface import FROM_POSITION, Interface
+from o2o.rewriting.static_caches.interface import Interface
 from o2o.rewriting.static_caches.past_numbers import PastNumbers
 from o2o.rewriting.static_caches.position_numbers import PositionNumbers
 
@@ -17,23 +17,14 @@ _PRODUCTS = ("MatMul", "Gemm", "Einsum", "Attention", "GroupQueryAttention", "Mu
 _COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
 
 
-def compute_inputs(interface: Interface, positions: PositionNumbers) -> None:
-    """Compute positions, lengths and masks that were inputs.
+def compute_masks(interface: Interface, positions: PositionNumbers) -> None:
+    """Compute the masks that were inputs.
 
     Args:
         interface: The inputs.
         positions: Builds what follows from the position.
     """
     op, t, s = positions.op, positions.sizes.tokens, positions.sizes.capacity
-    for value in interface.inputs("position"):
-        assert value.dtype is not None
-        offset = np.arange(t, dtype=np.int64).reshape([1] * (len(dims_of(value) or ()) - 1) + [t])
-        value.replace_all_uses_with(positions.line(offset, np.ones_like(offset), value.dtype))
-    for kind, more in FROM_POSITION.items():
-        for value in interface.inputs(kind):
-            assert value.dtype is not None
-            offset = np.full([1] * len(dims_of(value) or ()), t + more, np.int64)
-            value.replace_all_uses_with(positions.line(offset, np.ones_like(offset), value.dtype))
     for value in interface.inputs("mask"):
         assert value.dtype is not None
         is_matrix = len(dims_of(value) or ()) == 4

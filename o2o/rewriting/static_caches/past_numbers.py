@@ -84,7 +84,7 @@ class PastNumbers:
             instances: What is known of it for three lengths of the past. The first is that of the capacity.
         """
         self.instances = instances
-        self.kinds: dict[ir.Value, Kind] = {}
+        self.kinds = {v: Kind.LINEAR for v in graph.inputs if v.name in instances[0].numbers}
         for node in graph:
             kinds = self._kinds_of(node)
             for value, kind in zip(node.outputs, kinds, strict=True):

@@ -14,6 +14,8 @@ from onnx import numpy_helper
 from o2o import filters, formats
 from o2o.contract import role_of
 from o2o.model import dims_of
+from tests.runtime_py.toy_decoder import POSITIONS as POSITIONS_OF_TOY
+from tests.runtime_py.toy_decoder import Form, toy_decoder
 
 pytest.importorskip("onnxruntime")
 
@@ -247,3 +249,39 @@ def test_a_model_without_caches(tmp_path: Path, capsys: pytest.CaptureFixture[st
     )
     assert convert(proto, tmp_path) == 1
     assert "no input is a KV cache that grows" in capsys.readouterr().err
+
+
+FORMS = {
+    "the position of the first token": Form(position="first"),
+    "positions by the rows of the cache": Form(position="none"),
+    "no mask for several tokens": Form(causal=False),
+    "a branch without caches": Form(branch=True, keep=True, position="none"),
+    "one token a run": Form(length=1),
+    "caches of another dtype": Form(cache_dtype=onnx.TensorProto.FLOAT16),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_forms_of_exporters(form: Form, tmp_path: Path) -> None:
+    assert convert(toy_decoder(form), tmp_path, tokens=form.length or 3) == 0
+    graph = formats.load(tmp_path / "out.onnx").graphs[0]
+    assert {value.name for value in graph.inputs} == {
+        *("input_ids", "position", "past_key_values.0.key", "past_key_values.0.value")
+    }
+
+
+@pytest.mark.parametrize(
+    ("form", "rows", "code", "message"),
+    [
+        (Form(cache="static"), 16, 1, "does not grow: leave --cache-length out"),
+        (Form(cache="window"), 16, 1, "takes rows of the past whose number depends on the past"),
+        (Form(cache="none"), 16, 1, "no input is a KV cache that grows"),
+        (Form(length=1), 16, 2, "give --tokens 1"),
+        (Form(), POSITIONS_OF_TOY + 1, 2, f"give --cache-length {POSITIONS_OF_TOY} or less"),
+    ],
+)
+def test_decoders_without_a_static_form(
+    form: Form, rows: int, code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(toy_decoder(form), tmp_path, rows=rows) == code
+    assert message in capsys.readouterr().err
