@@ -344,7 +344,7 @@ class _Conversion:
             output.shape = ir.Shape(self._cache_shape(cache))
 
     def _refuse_short_tables(self) -> None:
-        """Refuse a capacity beyond a table of positions: compute the indices of lookups at the last position."""
+        """Refuse a capacity beyond a table of positions: compute the last indices of each lookup."""
         last = np.full([1], self.sizes.capacity - self.sizes.tokens, np.int64)
         name = self.positions.position.name or ""
         at_end = instance(self.model, int(last[0]), {}, {name: last})
