@@ -127,14 +127,14 @@ def _matched(
 
 def _inner(node: ir.Node) -> list[tuple[str, ir.Graph]]:
     """The graphs in the attributes of a node, with the names of the attributes, in their order."""
-    found = []
+    graphs = []
     for name in sorted(node.attributes):
         item = node.attributes[name]
         if item.type == ir.AttributeType.GRAPH:
-            found.append((name, item.as_graph()))
+            graphs.append((name, item.as_graph()))
         elif item.type == ir.AttributeType.GRAPHS:
-            found += [(f"{name} {number}", graph) for number, graph in enumerate(item.as_graphs())]
-    return found
+            graphs += [(f"{name} {number}", inner) for number, inner in enumerate(item.as_graphs())]
+    return graphs
 
 
 def _by_name(values: Iterable[ir.Value]) -> dict[str, ir.Value]:

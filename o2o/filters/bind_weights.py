@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from o2o.cli.text import counted
-from o2o.filters.base import Filter
+from o2o.cli.text import counted, listed
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.model import Model
 from o2o.rewriting.deduplicate_constants import deduplicate_constants
 from o2o.weights.binding import bind
 from o2o.weights.checkpoint_tensor import CheckpointTensor
+from o2o.weights.onnx_references import refer_to_checkpoint
 
 
 class BindWeights(Filter):
@@ -25,12 +26,16 @@ class BindWeights(Filter):
     into the model, and converts it to the graph's dtype. Tensors with equal bytes are stored once.
     A model without references passes unchanged. Binding adds no entry to the history: the result equals an
     export with embedded weights.
+    ONNX: with --checkpoint, weights without data get theirs by name. These are external data of a file that
+    does not exist, initializers without data, and inputs that are parameters. Names come from constants, or
+    from the modules in names and metadata of nodes. Shapes show which matrices are transposed.
     Refused: tensors that are missing, unused or of another shape, and numbers that are not finite or do not
     fit the dtype; the message names them (O2O_ALLOW_NON_FINITE=1 accepts such numbers).
     """
 
     name = "bind.weights.py"
     purpose = "Weights"
+    input_formats = ALL_FORMATS
     usage_example = "gc.py < graph.circle | bind.weights.py -o model.circle"
     records_history = False
 
@@ -45,6 +50,8 @@ class BindWeights(Filter):
         )
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
+        if model.format == "onnx" and (inputs := refer_to_checkpoint(model, args.checkpoint)):
+            self.log(f"{counted(len(inputs), 'input')} became constant: {listed(inputs, 3)}")
         count = bind(model, args.checkpoint, args.partial)
         if not count:
             self.log("nothing to bind: the model holds its weights")
@@ -57,6 +64,9 @@ class BindWeights(Filter):
         from o2o.check.checkpoint import refuse_wrong_weights
 
         assert isinstance(result, Model)
+        for model in models:
+            if model.format == "onnx":
+                refer_to_checkpoint(model, args.checkpoint)
         refuse_wrong_weights(models, result, args.checkpoint)
         for model in models:
             bind(model, args.checkpoint, args.partial)

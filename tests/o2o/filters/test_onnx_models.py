@@ -52,6 +52,7 @@ RUNS: dict[str, list[tuple[Callable[[], onnx.ModelProto], list[str]]]] = {
 }
 READERS = {"inspect", "verify_model"}
 ELSEWHERE = {
+    "bind_weights",
     "bucket_kvcache",
     "lower_litert",
     "merge_circles",
