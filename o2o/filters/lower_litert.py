@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from o2o.cli.text import counted, listed
 from o2o.errors import UsageError
 from o2o.filters.base import ALL_FORMATS, Filter
-from o2o.filters.raise_circle import without_defaults
+from o2o.filters.raise_circle import raised_interface
 from o2o.filters.wrap_composites import wrapped_message
 from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.attention import FlashBlocks
@@ -86,7 +86,7 @@ class LowerLitert(Filter):
         return True
 
     def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
-        return without_defaults(models, super().expected(models, args))
+        return raised_interface(models, super().expected(models, args))
 
 
 def _flash_blocks(text: str) -> FlashBlocks:

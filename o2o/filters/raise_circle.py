@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from o2o.cli.text import counted
 from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.formats.dialects import convert
-from o2o.model import Model
+from o2o.model import Model, is_dynamic
 from o2o.raising import raise_model
 from o2o.raising.models import is_input
 
@@ -59,26 +60,37 @@ class RaiseCircle(Filter):
         return True
 
     def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
-        return without_defaults(models, super().expected(models, args))
+        return raised_interface(models, super().expected(models, args))
 
 
-def without_defaults(models: Sequence[Model], expected: Expected) -> Expected:
-    """Expect that inputs with defaults become constants where ONNX is raised, for `--check`.
+def raised_interface(models: Sequence[Model], expected: Expected) -> Expected:
+    """Expect what raising changes in the interface of an ONNX model, for `--check`.
 
     Args:
         models: The originals.
         expected: What is expected apart from this.
 
     Returns:
-        The interface without these inputs.
+        The interface without inputs that have defaults, which become constants. Outputs whose shapes the ONNX
+        model leaves open have the shapes that follow from the inputs.
     """
-    from o2o.check.interface import signature_of, with_inputs
+    from o2o.check.interface import signature_of, with_inputs, with_outputs
+
+    if models[0].format != "onnx":
+        return expected
 
     def remaining(entry: ExpectedSignature) -> Tensors:
         values = signature_of(models, entry).inputs
         return {name: tensor for name, tensor in entry.inputs.items() if is_input(values[name])}
 
-    return with_inputs(expected, remaining) if models[0].format == "onnx" else expected
+    def inferred(entry: ExpectedSignature) -> Tensors:
+        values = signature_of(models, entry).outputs
+        return {
+            name: replace(tensor, is_reshaped=is_dynamic(values[name]))
+            for name, tensor in entry.outputs.items()
+        }
+
+    return with_outputs(with_inputs(expected, remaining), inferred)
 
 
 main = RaiseCircle.main

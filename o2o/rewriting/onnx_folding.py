@@ -8,6 +8,7 @@ the file are no operands: what is computed from weights stays an operator.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -143,7 +144,9 @@ def results_of(node: ir.Node, operands: Sequence[np.ndarray | None], opset: int)
         evaluator = ReferenceEvaluator(
             onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
         )
-        results = iter(evaluator.run(None, feeds))
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            results = iter(evaluator.run(None, feeds))
     except Exception:  # the evaluator lacks an operator, or the operands break its rules
         return None
     return [np.asarray(next(results)) if value.name else np.empty(0) for value in node.outputs]
