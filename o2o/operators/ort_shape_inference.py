@@ -22,15 +22,23 @@ Inference = Callable[[Context], None]
 
 @contextlib.contextmanager
 def ort_shapes() -> Iterator[None]:
-    """Let `onnx.shape_inference` know these operators meanwhile."""
+    """Let `onnx.shape_inference` know these operators meanwhile.
+
+    Yields:
+        Nothing.
+    """
     schemas = [_schema(domain, name, inference) for (domain, name), inference in _INFERENCES.items()]
-    known = [schema for schema in schemas if not defs.has(schema.name, domain=schema.domain)]
-    for schema in known:
+    added = [
+        schema
+        for schema in schemas
+        if not defs.has(schema.name, max_inclusive_version=schema.since_version, domain=schema.domain)
+    ]
+    for schema in added:
         defs.register_schema(schema)
     try:
         yield
     finally:
-        for schema in known:
+        for schema in added:
             defs.deregister_schema(schema.name, schema.since_version, schema.domain)
 
 
@@ -118,6 +126,14 @@ def _with_sum(context: Context) -> None:
     _set(context, 3, _dims(context, 0))
 
 
+def _embedding(context: Context) -> None:
+    batch, tokens = _dims(context, 0)
+    width = _dims(context, 2)[1]
+    _set(context, 0, [batch, tokens, width], 2)
+    _set(context, 1, [batch], 0)
+    _set(context, 2, [batch, tokens, width], 2)
+
+
 def _matmul_nbits(context: Context) -> None:
     _set(context, 0, [*_dims(context, 0)[:-1], _number(context, "N")])
 
@@ -131,6 +147,12 @@ def _by_matrix(context: Context) -> None:
 
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+def _gemm(context: Context) -> None:
+    rows, columns = _dims(context, 0), _dims(context, 1)
+    transposed = [_number(context, name) for name in ("transA", "transB")]
+    _set(context, 0, [rows[transposed[0]], columns[1 - transposed[1]]])
 
 
 def _gather(context: Context) -> None:
@@ -176,6 +198,7 @@ def _fused_attention(context: Context) -> None:
 
 _INFERENCES: dict[tuple[str, str], Inference] = {
     ("", "SimplifiedLayerNormalization"): _elementwise,
+    ("", "LayerNormalization"): _elementwise,  # ONNX Runtime has it before opset 17, too
     **{
         (DOMAIN, name): _elementwise
         for name in (
@@ -185,7 +208,9 @@ _INFERENCES: dict[tuple[str, str], Inference] = {
     },
     (DOMAIN, "SkipLayerNormalization"): _with_sum,
     (DOMAIN, "SkipSimplifiedLayerNormalization"): _with_sum,
+    (DOMAIN, "EmbedLayerNormalization"): _embedding,
     (DOMAIN, "MatMulNBits"): _matmul_nbits,
+    (DOMAIN, "FusedGemm"): _gemm,
     (DOMAIN, "FusedMatMul"): _by_matrix,
     (DOMAIN, "DynamicQuantizeMatMul"): _by_matrix,
     (DOMAIN, "MatMulIntegerToFloat"): _by_matrix,

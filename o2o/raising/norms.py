@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from o2o.model import shape_of
 from o2o.raising.normalization import normalized
-from o2o.raising.operation import FLOAT, Operation, Rules
+from o2o.raising.operation import FLOAT, INT32, Operation, Rules
 
 
 def rms_norm(of: Operation, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
@@ -65,6 +65,29 @@ def _skip(of: Operation) -> list[ir.Value | None]:
     return [of.emit("ADD", y, of.operand(3), name="shifted") if of.has(3) else y, None, None, total]
 
 
+def _embedding(of: Operation) -> list[ir.Value | None]:
+    """EmbedLayerNormalization(input_ids, segment_ids, word, position, segment, gamma, beta, mask,
+    position_ids): the norm of a sum of embeddings, the number of tokens by the mask, and the sum."""
+    ids = of.cast(of.operand(0), INT32)
+    total = of.emit("GATHER", of.operand(2), ids, axis=0, name="words")
+    if of.has(8):
+        positions = of.cast(of.operand(8), INT32)
+    else:
+        positions = of.constant(np.arange(shape_of(ids)[1])[None], "positions", np.int32)
+    tables = [(of.operand(3), positions)]
+    if of.has(1) and of.has(4):
+        tables.append((of.operand(4), of.cast(of.operand(1), INT32)))
+    for table, rows in tables:
+        total = of.emit("ADD", total, of.emit("GATHER", table, rows, axis=0, name="looked_up"), name="sum")
+    y, *_ = normalized(of, total, [2], of.get("epsilon", 1e-12))
+    y = of.emit("ADD", of.emit("MUL", y, of.operand(5)), of.operand(6), name="shifted")
+    count = None
+    if of.has(7):
+        mask = of.cast(of.operand(7), INT32)
+        count = of.emit("SUM", mask, of.indices([1], "axis"), keepDims=False, name="tokens")
+    return [y, count, total]
+
+
 RULES: Rules = {"RMSNormalization": _rms_normalization, "SimplifiedLayerNormalization": _rms_normalization}
 """Rules of ONNX's own domain. ONNX Runtime puts SimplifiedLayerNormalization there, too."""
 
@@ -72,5 +95,6 @@ ORT_RULES: Rules = {
     "SimplifiedLayerNormalization": _rms_normalization,
     "SkipSimplifiedLayerNormalization": _skip_simplified,
     "SkipLayerNormalization": _skip,
+    "EmbedLayerNormalization": _embedding,
 }
 """Rules of com.microsoft."""

@@ -171,8 +171,23 @@ def _without(of: Operation, x: ir.Value, axes: str, needed: str) -> tuple[ir.Val
     return total, "".join(name for name in axes if name in needed)
 
 
+_ACTIVATIONS = {"Relu": "RELU", "Tanh": "TANH", "Sigmoid": "LOGISTIC"}
+
+
+def _fused_gemm(of: Operation) -> ir.Value:
+    """FusedGemm of com.microsoft: an activation behind Gemm."""
+    name = of.get("activation", "")
+    if name not in _ACTIVATIONS:
+        of.refuse(f"it has the activation {name}")
+    return of.emit(_ACTIVATIONS[name], _gemm(of), name="activated")
+
+
 RULES: Rules = {
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Einsum": _einsum,
 }
+"""Rules of ONNX's own domain."""
+
+ORT_RULES: Rules = {"FusedGemm": _fused_gemm}
+"""Rules of com.microsoft."""

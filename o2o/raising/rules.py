@@ -51,6 +51,7 @@ ONNX: Rules = {
 
 ORT: Rules = {
     **activations_ort.ORT_RULES,
+    **products.ORT_RULES,
     **norms.ORT_RULES,
     **rotation.ORT_RULES,
     **attention_ort.ORT_RULES,

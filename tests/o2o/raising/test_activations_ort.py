@@ -22,6 +22,7 @@ BIAS = np.linspace(-1, 1, 6, dtype=np.float32)
         ("QuickGelu", [X], {"alpha": 1.0}),
         ("FusedMatMul", [X, X], {"transB": 1, "alpha": 0.5}),
         ("FusedMatMul", [X, X], {"transA": 1}),
+        ("FusedGemm", [X, X, X[:, :2]], {"transB": 1, "activation": "Tanh"}),
     ],
     ids=str,
 )

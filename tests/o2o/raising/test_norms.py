@@ -31,3 +31,14 @@ def test_simplified_layer_normalization() -> None:
     expected, actual, graph = results(model, inputs)
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-6)
     assert operators(graph) == ["RMS_NORM"]
+
+
+def test_norm_of_embeddings() -> None:
+    ids, segments = np.asarray([[3, 1, 4]], np.int32), np.asarray([[0, 1, 1]], np.int32)
+    mask = np.asarray([[1, 1, 0]], np.int32)
+    tables = [numbers(rows, 8, seed=rows) for rows in (6, 5, 2)]
+    inputs = [ids, segments, *tables, numbers(8), numbers(8, seed=9), mask]
+    model = model_of("EmbedLayerNormalization", inputs, [True, False, True], range(2, 7), mask_index_type=0)
+    expected, actual, _ = results(model, inputs)
+    for want, got in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
