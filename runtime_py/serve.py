@@ -133,6 +133,26 @@ def parser() -> Parser:
         default=10.0,
         help="time for running requests after SIGINT or SIGTERM (default: 10)",
     )
+    add(
+        "--any-model",
+        action="store_true",
+        help="take any name of a model in requests: an unknown one means the first package",
+    )
+    add = parser.add_argument_group(
+        "generation, for the fields that a request does not set (default: as generation_config.json says)"
+    ).add_argument
+    add("--max-new-tokens", metavar="N", type=positive_int, help="limit of every text; requests may set less")
+    add("--temperature", metavar="X", type=float, help="0 is the most likely token")
+    add("--top-k", metavar="N", type=int)
+    add("--top-p", metavar="X", type=float)
+    add("--min-p", metavar="X", type=float)
+    add("--repetition-penalty", metavar="X", type=float)
+    add(
+        "--seed",
+        metavar="N",
+        type=int,
+        help="seed of the random numbers (default: random)",
+    )
     add_engine_flags(parser)
     parser.add_argument(
         "--no-cache",
@@ -183,13 +203,19 @@ def settings_from(args: argparse.Namespace) -> ServerSettings:
         The settings.
 
     Raises:
-        UsageError: A key is empty.
+        UsageError: A key is empty, or a number is out of range.
     """
+    from runtime_py.generation import setting_types
+    from runtime_py.generation.sampling import Sampling
     from runtime_py.server.settings import ServerSettings
 
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    sampling = {name: getattr(args, name) for name in names}
     keys = args.api_key or [key for key in [os.environ.get(KEY_VARIABLE)] if key]
     if not all(key.strip() for key in keys):
         raise UsageError("--api-key is empty: give a key, or leave out the flag")
+    if args.seed is not None:
+        setting_types.check("seed", args.seed)
     if not 0 <= args.port <= 65535:
         raise UsageError(f"--port {args.port}: a port is a number from 0 to 65535")
     return ServerSettings(
@@ -205,6 +231,10 @@ def settings_from(args: argparse.Namespace) -> ServerSettings:
         timeout=args.timeout,
         grace=args.grace,
         max_loaded=args.max_loaded,
+        any_model=args.any_model,
+        sampling=Sampling(**sampling) if any(value is not None for value in sampling.values()) else None,
+        seed=args.seed,
+        max_new_tokens=args.max_new_tokens,
     )
 
 

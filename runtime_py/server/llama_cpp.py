@@ -80,11 +80,11 @@ async def props(request: Request) -> Response:
     capacity = await service.models.capacity(model)
     package = model.package
     special = package.tokenizer.special_tokens
-    sampling = package.generation_config.sampling
+    sampling = model.config.sampling
     temperature = 1.0 if sampling.temperature is None else sampling.temperature
     params = {
-        "n_predict": package.generation_config.max_new_tokens or _NO_LIMIT,
-        "seed": _NO_LIMIT,
+        "n_predict": model.config.max_new_tokens or _NO_LIMIT,
+        "seed": _NO_LIMIT if service.settings.seed is None else service.settings.seed,
         "temperature": temperature if sampling.draws else 0.0,
         "top_k": sampling.top_k or 0,
         "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
@@ -136,8 +136,8 @@ def _texts(service: Service, model: ServedModel, fields: NativeRequest) -> Texts
     return Texts(
         prompts=lambda _: prompts_of(fields.prompt),
         sampling=sampling_of(fields, _biases(model, fields)),
-        seed=None if fields.seed is None or fields.seed < 0 else fields.seed,
-        max_tokens=None if limit is None or limit < 0 else max(1, limit),
+        seed=service.settings.seed if fields.seed is None else None if fields.seed < 0 else fields.seed,
+        max_tokens=service.limited(None if limit is None or limit < 0 else max(1, limit)),
         stop=tuple(stop),
         log_probabilities=fields.n_probs or None,
         ignore_eos=bool(fields.ignore_eos),
@@ -257,7 +257,7 @@ class _Writer:
 
     def _settings(self) -> dict[str, Any]:
         assert self._started is not None
-        config = self._model.package.generation_config
+        config = self._model.config
         sampling = self._texts.sampling.over(config.sampling)
         limit = self._texts.max_tokens or config.max_new_tokens
         temperature = 1.0 if sampling.temperature is None else sampling.temperature

@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
+from runtime_py.generation.generation_config import GenerationConfig
 from runtime_py.package import Package
 from runtime_py.server import tool_formats
 from runtime_py.server.admission import Admission
@@ -41,6 +43,18 @@ class ServedModel:
         self.admission = Admission(settings.parallel, settings.queue, settings.timeout)
         self.executor = ThreadPoolExecutor(settings.parallel, f"o2o-{name}")
         self.last_use = 0.0
+        self._settings = settings
+
+    @cached_property
+    def config(self) -> GenerationConfig:
+        """The settings of the package, under those of the server."""
+        config, settings = self.package.generation_config, self._settings
+        if settings.sampling is not None:
+            config = replace(config, sampling=settings.sampling.over(config.sampling))
+        if settings.max_new_tokens is not None:
+            limit = min(settings.max_new_tokens, config.max_new_tokens or settings.max_new_tokens)
+            config = replace(config, max_new_tokens=limit)
+        return config
 
     @cached_property
     def token_bytes(self) -> TokenBytes:
@@ -126,6 +140,7 @@ class ModelRegistry:
         self.models = {name: ServedModel(name, package, settings) for name, package in packages.items()}
         self.loaded: dict[str, ServedModel] = {}
         self._max_loaded = settings.max_loaded
+        self._any_model = settings.any_model
         self._timeout = settings.timeout
         self._changed = asyncio.Condition()
         for name, model in self.models.items():
@@ -143,7 +158,7 @@ class ModelRegistry:
         """Find a model.
 
         Args:
-            name: Its name; None for the first one.
+            name: Its name; None, or an unknown one with `any_model`, for the first one.
 
         Returns:
             The model.
@@ -151,7 +166,7 @@ class ModelRegistry:
         Raises:
             ApiError: There is none of that name.
         """
-        if name is None:
+        if name is None or (self._any_model and name not in self.models):
             return next(iter(self.models.values()))
         if name not in self.models:
             names = ", ".join(self.models)

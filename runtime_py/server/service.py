@@ -36,6 +36,18 @@ class Service:
         self.models = models
         self.metrics = metrics
 
+    def limited(self, max_tokens: int | None) -> int | None:
+        """Return the largest number of new tokens of a request.
+
+        Args:
+            max_tokens: The number that it asks for; None for none.
+
+        Returns:
+            The number, at most that of the settings; None for the limit of the package.
+        """
+        limit = self.settings.max_new_tokens
+        return max_tokens if limit is None or max_tokens is None else min(max_tokens, limit)
+
     @asynccontextmanager
     async def run(
         self, model: ServedModel, make: Callable[[Cancelled], Iterator[T]]

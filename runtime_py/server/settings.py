@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from runtime_py.generation.sampling import Sampling
+
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -23,6 +25,10 @@ class ServerSettings:
         timeout: Seconds that a request may wait in the queue, and then may generate.
         grace: Seconds in which running requests may end after SIGINT or SIGTERM.
         max_loaded: The largest number of models in memory; the least recently used one is unloaded.
+        any_model: An unknown name of a model means the first one.
+        sampling: The choice of tokens, for fields that a request does not set. None: as the package says.
+        seed: The seed of requests without one; None for random ones.
+        max_new_tokens: The largest number of new tokens of a text; None for no limit.
     """
 
     host: str = "127.0.0.1"
@@ -38,3 +44,7 @@ class ServerSettings:
     timeout: float = 600
     grace: float = 10
     max_loaded: int = 1
+    any_model: bool = False
+    sampling: Sampling | None = None
+    seed: int | None = None
+    max_new_tokens: int | None = None

@@ -125,7 +125,7 @@ def generate_texts(model: ServedModel, texts: Texts, cancelled: Cancelled) -> It
     """
     package = model.package
     prompts = [(prompt, encoded(model, prompt)) for prompt in texts.prompts(model)]
-    config = package.generation_config
+    config = model.config
     processors = _processors(package, texts)
     if texts.ignore_eos and texts.grammar is None:
         config = replace(config, eos_token_id=())

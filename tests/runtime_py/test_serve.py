@@ -32,6 +32,8 @@ def test_keys_come_from_flags_or_the_environment(monkeypatch: pytest.MonkeyPatch
         (["a", "a"], "a: give each package a name of its own, such as NAME=a", 2),
         (["a", "--api-key="], "--api-key is empty", 2),
         (["a", "--port=70000"], "--port 70000: a port is a number from 0 to 65535", 2),
+        (["a", "--temperature=-1"], "temperature is -1: it must be a number of 0 or more", 2),
+        (["a", "--seed=-1"], "seed is -1: it must be an integer of 0 or more", 2),
         (["a", "--timeout=0"], "'0' is not a number of seconds above 0", 2),
         (["a", "--queue=-1"], "'-1' is not an integer from 0", 2),
         (["a", "--parallel=0"], "'0' is not a positive integer", 2),

@@ -190,3 +190,18 @@ def test_a_busy_server_says_when_to_try_again(make_client: MakeClient) -> None:
     assert int(response.headers["retry-after"]) >= 1
     client.portal.call(release)
     complete(client, prompt="hi", max_tokens=1)
+
+
+def test_settings_of_the_server_go_under_those_of_a_request(make_client: MakeClient) -> None:
+    client = make_client(
+        sampling=Sampling(temperature=20.0), seed=4, max_new_tokens=9, any_model=True, api_keys=()
+    )
+    content = complete(client, prompt="hi", model="anything")
+    assert content["usage"]["completion_tokens"] == 9
+    assert texts(complete(client, prompt="hi", max_tokens=50)) == texts(content)
+    assert texts(complete(client, prompt="hi", seed=5)) != texts(content)
+    greedy = texts(complete(client, prompt="hi", temperature=0, seed=5))
+    assert greedy == texts(complete(client, prompt="hi", temperature=0, seed=6))
+    settings = client.post("/completion", json={"prompt": "hi"}).json()["generation_settings"]
+    assert (settings["temperature"], settings["seed"], settings["n_predict"]) == (20.0, 4, 9)
+    assert client.get("/props").json()["default_generation_settings"]["params"]["seed"] == 4
