@@ -33,7 +33,7 @@ from runtime_py.server.schemas import (
 )
 from runtime_py.server.service import Service, service_of
 from runtime_py.server.settings import ServerSettings
-from runtime_py.server.tokens import apply_template, detokenize, tokenize
+from runtime_py.server.tokens import apply_template, count_tokens, detokenize, tokenize
 
 PAGE = Path(__file__).with_name("page")
 """The folder of the chat page."""
@@ -212,6 +212,22 @@ ENDPOINTS = (
     Endpoint("POST", "/tokenize", tokenize, "Encode a text.", TokenizeRequest, "Tokens"),
     Endpoint("POST", "/detokenize", detokenize, "Decode token ids.", DetokenizeRequest, "Content"),
     Endpoint("POST", "/apply-template", apply_template, "Render messages.", TemplateRequest, "Prompt"),
+    Endpoint(
+        "POST",
+        "/v1/chat/completions/input_tokens",
+        count_tokens,
+        "Count the tokens of messages.",
+        TemplateRequest,
+        "TokenCount",
+    ),
+    Endpoint(
+        "POST",
+        "/chat/completions/input_tokens",
+        count_tokens,
+        "Count the tokens of messages.",
+        TemplateRequest,
+        "TokenCount",
+    ),
     Endpoint("GET", "/props", props, "Defaults of requests.", query=("model",)),
     Endpoint("GET", "/slots", slots, "Texts being generated.", answer="Slots", query=("model",)),
 )

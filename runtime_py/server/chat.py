@@ -19,7 +19,14 @@ from runtime_py.server.log_probabilities import PendingTokens, chat_entry
 from runtime_py.server.models import ServedModel
 from runtime_py.server.output_parser import REASONING, Delta, OutputParser, PlainText, ReasoningParser
 from runtime_py.server.responses import REASONS, Completion
-from runtime_py.server.schemas import ChatMessage, ChatRequest, NamedTool, Tool, parse
+from runtime_py.server.schemas import (
+    ChatMessage,
+    ChatRequest,
+    NamedTool,
+    TemplateRequest,
+    Tool,
+    parse,
+)
 from runtime_py.server.service import service_of
 from runtime_py.server.texts import Ended, Event, Piece, Started, generate_texts
 from runtime_py.server.tool_formats import ToolFormat, format_of
@@ -127,9 +134,7 @@ class Answer:
         Raises:
             UsageError: The template refuses the messages.
         """
-        messages = template_messages(self._fields.messages)
-        tools = [tool.model_dump(exclude_none=True) for tool in self._tools] or None
-        self._prompt = model.render(messages, tools, self._fields.chat_template_kwargs)
+        self._prompt = rendered(model, self._fields, self._tools)
         return [model.package.tokenizer.encode(self._prompt, special=False)]
 
     def parser(self, model: ServedModel) -> OutputParser:
@@ -151,6 +156,41 @@ class Answer:
                 begun = self._prompt.rstrip().endswith(begin)
                 return ReasoningParser(begin, end, begun, parser)
         return parser
+
+
+def rendered(model: ServedModel, fields: ChatRequest | TemplateRequest, tools: Sequence[Tool]) -> str:
+    """Render the conversation of a request.
+
+    Args:
+        model: The model.
+        fields: The request.
+        tools: The tools that the model may call.
+
+    Returns:
+        The prompt. With `continue_final_message` it ends with the text of the last message.
+
+    Raises:
+        ApiError: `continue_final_message` excludes `add_generation_prompt`, or the last message has no text.
+        UsageError: The template refuses the messages.
+    """
+    messages = template_messages(fields.messages)
+    arguments = dict(fields.chat_template_kwargs or {})
+    if fields.add_generation_prompt is not None:
+        arguments["add_generation_prompt"] = fields.add_generation_prompt
+    if not fields.continue_final_message:
+        return model.render(messages, _template_tools(tools), arguments)
+    if fields.add_generation_prompt:
+        message = "continue_final_message and add_generation_prompt exclude each other"
+        raise ApiError(400, message, param="continue_final_message")
+    text = str(messages[-1]["content"]).strip()
+    prompt = model.render(messages, _template_tools(tools), {**arguments, "add_generation_prompt": False})
+    if not text or text not in prompt:
+        raise ApiError(400, "continue_final_message: the prompt has no text of the last message")
+    return prompt[: prompt.rindex(text) + len(text)]
+
+
+def _template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
+    return [tool.model_dump(exclude_none=True) for tool in tools] or None
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:

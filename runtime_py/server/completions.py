@@ -87,7 +87,7 @@ def common_texts(service: Service, fields: OpenAIFields, max_tokens: int | None)
     )
 
 
-def prompts_of(prompt: schemas.Prompt) -> list[Prompt]:
+def prompts_of(prompt: schemas.Prompt | schemas.PromptText | list[Any]) -> list[Prompt]:
     """Return the prompts of a request.
 
     Args:
@@ -99,13 +99,17 @@ def prompts_of(prompt: schemas.Prompt) -> list[Prompt]:
     Raises:
         ApiError: There are none.
     """
-    if isinstance(prompt, str):
-        return [prompt]
+    if isinstance(prompt, str | schemas.PromptText):
+        return [_plain(prompt)]
     if not prompt:
         raise ApiError(400, "the prompt is empty", param="prompt")
     if any(isinstance(part, int) for part in prompt):
         return [cast(Prompt, prompt)]
-    return cast(list[Prompt], prompt)
+    return [_plain(part) for part in prompt]
+
+
+def _plain(prompt: Any) -> Prompt:
+    return prompt.prompt_string if isinstance(prompt, schemas.PromptText) else prompt
 
 
 def _check(fields: CompletionRequest) -> None:

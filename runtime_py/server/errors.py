@@ -34,6 +34,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        kind: str | None = None,
         **details: Any,
     ) -> None:
         """Describe an error.
@@ -44,20 +45,21 @@ class ApiError(Exception):
             param: The field of the request.
             code: OpenAI's name of the error.
             headers: Further headers of the response.
+            kind: `type` of the error; None for the type of the status.
             details: Further fields of the error.
         """
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers, self.details = dict(headers or {}), details
+        self.kind = kind or TYPES.get(status, "invalid_request_error")
 
     @property
     def body(self) -> dict[str, Any]:
         """The response as JSON."""
-        kind = TYPES.get(self.status, "invalid_request_error")
         return {
             "error": {
                 "message": self.message,
-                "type": kind,
+                "type": self.kind,
                 "param": self.param,
                 "code": self.code,
                 **self.details,

@@ -226,8 +226,7 @@ class _Writer:
         assert self._started is not None
         word = self._stopping_word() if ended.finish == "stop" else ""
         count = len(self._started.ids)
-        text = self._started.prompt
-        prompt = text if isinstance(text, str) else self._model.package.tokenizer.decode(self._started.ids)
+        prompt = b"".join(map(self._model.token_bytes, self._started.ids)).decode(errors="replace")
         return {
             "index": ended.index,
             "content": self._content,

@@ -96,6 +96,7 @@ ANSWERS: Mapping[str, Any] = {
     ),
     "NativeCompletion": {"anyOf": [_NATIVE, _list(_NATIVE)]},
     "Tokens": _object({"tokens": _list({})}),
+    "TokenCount": _object({"input_tokens": _INTEGER}),
     "Content": _object({"content": _STRING}),
     "Prompt": _object({"prompt": _STRING}),
     "Slots": _list(_object({"id": _INTEGER, "n_ctx": _INTEGER, "is_processing": {"type": "boolean"}})),

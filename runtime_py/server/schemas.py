@@ -179,6 +179,8 @@ class ChatRequest(OpenAIFields):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     reasoning_format: Literal["none", "auto", "deepseek"] | None = None
     store: bool | None = None
     metadata: dict[str, Any] | None = None
@@ -190,10 +192,16 @@ Prompt = str | list[TokenId | str] | list[str | list[TokenId | str]]
 """A text; token ids and texts in a row; or several of these."""
 
 
+class PromptText(Fields):
+    """A text, as llama.cpp writes it beside images, which are not supported."""
+
+    prompt_string: str
+
+
 class NativeRequest(SamplingFields):
     """A request to llama.cpp's `/completion`."""
 
-    prompt: Prompt
+    prompt: PromptText | str | list[TokenId | str] | list[PromptText | str | list[TokenId | str]]
     n_predict: Annotated[Integer, Field(ge=-2, lt=2**31)] | None = None
     max_tokens: Annotated[Integer, Field(ge=-2, lt=2**31)] | None = None
     model: str | None = None
@@ -233,6 +241,7 @@ class TemplateRequest(Fields):
     model: str | None = None
     tools: list[Tool] | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 

@@ -234,6 +234,7 @@ def _check_length(length: int, capacity: int, ids: Sequence[int], vocab_size: in
             400,
             f"this model's maximum context length is {capacity} tokens, the prompt has {length}: shorten it",
             code="context_length_exceeded",
+            kind="exceed_context_size_error",  # of llama.cpp
             n_prompt_tokens=length,
             n_ctx=capacity,
         )

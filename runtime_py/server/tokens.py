@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runtime_py.server.chat import template_messages
+from runtime_py.server.chat import rendered
 from runtime_py.server.models import ServedModel
 from runtime_py.server.responses import Json, ignored_header
 from runtime_py.server.schemas import DetokenizeRequest, TemplateRequest, TokenizeRequest, parse
@@ -58,13 +58,24 @@ async def apply_template(request: Request) -> Response:
     """
     fields = parse(TemplateRequest, await request.body())
     model = service_of(request).models.find(fields.model)
-    arguments = dict(fields.chat_template_kwargs or {})
-    if fields.add_generation_prompt is not None:
-        arguments["add_generation_prompt"] = fields.add_generation_prompt
-    tools = [tool.model_dump(exclude_none=True) for tool in fields.tools or ()] or None
-    messages = template_messages(fields.messages)
-    prompt = await asyncio.to_thread(model.render, messages, tools, arguments)
+    prompt = await asyncio.to_thread(rendered, model, fields, fields.tools or ())
     return Json({"prompt": prompt}, headers=ignored_header(fields))
+
+
+async def count_tokens(request: Request) -> Response:
+    """Count the tokens of a conversation.
+
+    Args:
+        request: A `TemplateRequest`.
+
+    Returns:
+        The number of tokens of its prompt.
+    """
+    fields = parse(TemplateRequest, await request.body())
+    model = service_of(request).models.find(fields.model)
+    prompt = await asyncio.to_thread(rendered, model, fields, fields.tools or ())
+    ids = await asyncio.to_thread(model.package.tokenizer.encode, prompt, False)
+    return Json({"object": "response.input_tokens", "input_tokens": len(ids)}, headers=ignored_header(fields))
 
 
 def _with_piece(model: ServedModel, token: int) -> dict[str, Any]:

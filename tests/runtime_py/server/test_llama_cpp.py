@@ -38,7 +38,7 @@ def test_a_text_with_its_numbers(client: TestClient, package: Package) -> None:
     )
     assert (content["timings"]["prompt_n"], content["timings"]["predicted_n"]) == (7, 12)
     assert content["generation_settings"]["n_predict"] == 12
-    assert content["prompt"] == "hi abc"
+    assert content["prompt"] == "<s>hi abc"
     assert content["truncated"] is False
     assert complete(client, n_predict=-1)["tokens_cached"] == CAPACITY
 
@@ -129,3 +129,21 @@ def test_a_rendered_conversation(client: TestClient, flag: dict[str, Any], end: 
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     fields = {"messages": [{"role": "user", "content": "hi"}], "tools": [tool], **flag}
     assert client.post("/apply-template", json=fields).json() == {"prompt": f"<s>u hi 1 {end}"}
+
+
+def test_the_tokens_of_a_conversation_are_counted(client: TestClient, package: Package) -> None:
+    fields = {"messages": [{"role": "user", "content": "hi"}]}
+    count = client.post("/v1/chat/completions/input_tokens", json=fields).json()["input_tokens"]
+    assert count == len(package.tokenizer.encode("<s>u hi a", special=False))
+
+
+def test_the_last_message_is_continued(client: TestClient) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Yes, "}]
+    fields = {"messages": messages, "continue_final_message": True}
+    assert client.post("/apply-template", json=fields).json()["prompt"] == "<s>u hi a Yes,"
+    chat = client.post("/v1/chat/completions", json={**fields, "max_tokens": 2})
+    assert chat.json()["usage"]["prompt_tokens"] == len("u hi a Yes,") + 1
+    refused = client.post("/apply-template", json={**fields, "add_generation_prompt": True})
+    assert refused.status_code == 400
+    empty = {**fields, "messages": [{"role": "assistant", "content": ""}]}
+    assert client.post("/apply-template", json=empty).status_code == 400
