@@ -6,6 +6,8 @@ their meaning has to be proven. Attention takes concatenated caches as operands 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from o2o.model import Model, attribute, shape_of
 from o2o.onnx_fusion.rule import CONTRIB, Form, OnnxRule, Site, node_after
 from o2o.onnx_fusion.twin import Twin
 from o2o.operators.masks import HIDDEN_SCORE
+from o2o.rewriting.attention.layouts import LabeledValue
 from o2o.rewriting.attention.scores import is_finite
 from o2o.rewriting.attention.sdpa import Layouts, Sdpa, match_sdpa
 from o2o.rewriting.axes import Factors
@@ -72,11 +75,45 @@ class _Caches:
 
 
 @dataclass(frozen=True)
+class _Operand:
+    """A tensor of the ONNX graph, and the order of its axes: BNTH, BTNH, or BTD with D = N * H."""
+
+    value: ir.Value
+    order: str
+    heads: int
+    width: int
+
+    def heads_first(self, site: Site) -> ir.Value:
+        """The tensor as [B, N, T, H]."""
+        value = self.value
+        if self.order == "BTD":
+            value = site.compute("Reshape", [value, site.ints([0, 0, self.heads, self.width])], "heads")
+        if self.order != "BNTH":
+            value = site.compute("Transpose", [value], "by_head", perm=_HEADS_LAST)
+        return value
+
+    def flat(self, site: Site) -> ir.Value:
+        """The tensor as [B, T, N * H]."""
+        value = site.twin.current(self.value)
+        if self.order == "BTD":
+            return value
+        if self.order == "BNTH":
+            node = value.producer()
+            if node is not None and node.op_type == "Transpose" and attribute(node, "perm") == _HEADS_LAST:
+                source = node.inputs[0]
+                assert source is not None
+                value = source
+            else:
+                value = site.compute("Transpose", [value], "by_token", perm=_HEADS_LAST)
+        return site.compute("Reshape", [value, site.ints([0, 0, self.heads * self.width])], "flat")
+
+
+@dataclass(frozen=True)
 class _Match:
     result: ir.Value
-    q: ir.Value
-    k: ir.Value
-    v: ir.Value
+    q: _Operand
+    k: _Operand
+    v: _Operand
     terms: tuple[_Term, ...]
     scale: float
     cap: float
@@ -107,27 +144,24 @@ class OnnxAttentionRule(OnnxRule):
             fail("the operator has no sinks", sdpa.sinks)
         if sdpa.cap is not None and self.form == "ort":
             fail("MultiHeadAttention has no soft-cap", sdpa.result.value)
-        for labeled, axes, what in (
-            (sdpa.q, layouts.q, "q"),
-            (sdpa.k, layouts.kv, "k"),
-            (sdpa.v, layouts.kv, "v"),
-            (sdpa.result, layouts.result, "the result"),
-        ):
-            if labeled.axes != axes or len(shape_of(labeled.value)) != 4:
-                fail(f"{what} is never a tensor of texts, heads, tokens and elements", labeled.value)
+        q, k, v = (
+            _operand(twin, sdpa.factors, sources, heads, tokens, what)
+            for sources, heads, tokens, what in zip(
+                sdpa.sources, ("KG", "K", "K"), ("T", "S", "S"), ("q", "k", "v"), strict=True
+            )
+        )
+        if sdpa.result.axes != layouts.result or len(shape_of(sdpa.result.value)) != 4:
+            fail("the result is no tensor of texts, heads, tokens and elements", sdpa.result.value)
         dtype = sdpa.q.value.dtype
         if dtype not in FLOATS or any(value.dtype != dtype for value in (sdpa.k.value, sdpa.v.value)):
             fail(f"q is {dtype}; q, k and v should be of one floating-point type", sdpa.q.value)
         terms = tuple(self._terms(twin, sdpa, dtype))
-        q, k, v, result = (
-            twin.original(labeled.value, what)
-            for labeled, what in ((sdpa.q, "q"), (sdpa.k, "k"), (sdpa.v, "v"), (sdpa.result, "the result"))
-        )
-        operands = [q, k, v, *(term.value for term in terms)]
+        result = twin.original(sdpa.result.value, "the result")
+        operands = [q.value, k.value, v.value, *(term.value for term in terms)]
         twin.check_between([result], operands)
         caches = None
         if self.form == "standard":
-            caches = _concatenated(twin, k, v, [q, *(term.value for term in terms)])
+            caches = _concatenated(twin, k, v, [q.value, *(term.value for term in terms)])
         scale, cap = sdpa.scale, sdpa.cap or 0.0
         more = sdpa.zeroes_nan, sdpa.precision, caches
         return _Match(result, q, k, v, terms, scale, cap, dtype, sizes, *more)
@@ -178,7 +212,8 @@ class OnnxAttentionRule(OnnxRule):
         has_rows = any(term.has_rows for term in match.terms)
         if not has_rows or max(term.rank for term in match.terms) < rank:
             if (total, "rows") not in self._masks:
-                tokens = site.dims(match.q, 2, 3)
+                axis = match.q.order.index("T")
+                tokens = site.dims(match.q.value, axis, axis + 1)
                 ones = [site.ints([1] * (rank - 2))] if rank > 2 else []
                 shape = site.concat([*ones, *([site.ints([1])] if has_rows else [tokens]), site.ints([1])])
                 self._masks[total, "rows"] = site.compute("Expand", [total, shape], "rows")
@@ -211,6 +246,23 @@ class OnnxAttentionRule(OnnxRule):
         return self._masks[key]
 
 
+def _operand(
+    twin: Twin, factors: Factors, sources: Sequence[LabeledValue], heads: str, tokens: str, what: str
+) -> _Operand:
+    """An operand of the attention: the nearest tensor with its heads first, else another one of the graph."""
+    orders = {
+        "BNTH": factors.axes("B", heads, tokens, "H"),
+        "BTNH": factors.axes("B", tokens, heads, "H"),
+        "BTD": factors.axes("B", tokens, f"{heads}H"),
+    }
+    count = math.prod(factors.sizes[name] for name in heads)
+    for order, axes in orders.items():
+        for source in sources:
+            if source.axes == axes and len(shape_of(source.value)) == len(order) and twin.has(source.value):
+                return _Operand(twin.original(source.value, what), order, count, factors.sizes["H"])
+    fail(f"{what} is no tensor of texts, heads, tokens and elements", sources[0].value)
+
+
 def _hidden(dtype: ir.DataType) -> float:
     return HIDDEN_SCORE if dtype != ir.DataType.FLOAT16 else float(np.finfo(np.float16).min)
 
@@ -224,11 +276,13 @@ def _scalar(graph: ir.Graph, number: float, dtype: ir.DataType) -> ir.Value:
 # ---- ONNX's Attention --------------------------------------------------------------------------------
 
 
-def _concatenated(twin: Twin, k: ir.Value, v: ir.Value, others: list[ir.Value]) -> _Caches | None:
+def _concatenated(twin: Twin, k: _Operand, v: _Operand, others: list[ir.Value]) -> _Caches | None:
     """The caches, if k and v are concatenations that Attention may compute itself."""
     parts = []
-    for value in (k, v):
-        node = value.producer()
+    for operand in (k, v):
+        value, node = operand.value, operand.value.producer()
+        if operand.order != "BNTH":
+            return None
         if node is None or node.op_type != "Concat" or node.domain != "" or len(node.inputs) != 2:
             return None
         if attribute(node, "axis", 0) not in (2, -2) or value.graph is not twin.source:
@@ -238,11 +292,11 @@ def _concatenated(twin: Twin, k: ir.Value, v: ir.Value, others: list[ir.Value]) 
             return None
         parts.append((past, new))
     (past_k, new_k), (past_v, new_v) = parts
-    if k is v or twin.shape(new_k) != twin.shape(new_v):
+    if k.value is v.value or twin.shape(new_k) != twin.shape(new_v):
         return None
-    if {k, v} & _ancestors([*others, past_k, new_k, past_v, new_v]):
+    if {k.value, v.value} & _ancestors([*others, past_k, new_k, past_v, new_v]):
         return None  # a mask asks for the length of the concatenated cache
-    return _Caches((past_k, past_v), (new_k, new_v), (k, v))
+    return _Caches((past_k, past_v), (new_k, new_v), (k.value, v.value))
 
 
 def _ancestors(values: list[ir.Value]) -> set[ir.Value]:
@@ -265,12 +319,13 @@ def _insert_attention(site: Site, match: _Match, mask: ir.Value | None) -> None:
     if match.precision is not None:
         options["softmax_precision"] = int(match.precision)
     if match.caches is None:
-        (result,) = site.insert("Attention", [match.q, match.k, match.v, mask], [match.result], **options)
+        operands = [operand.heads_first(site) for operand in (match.q, match.k, match.v)]
+        (result,) = site.insert("Attention", [*operands, mask], [match.result], **options)
     else:
         caches = match.caches
         result, *present = site.insert(
             "Attention",
-            [match.q, *caches.new, mask, *caches.past],
+            [match.q.heads_first(site), *caches.new, mask, *caches.past],
             [match.result, *caches.present],
             **options,
         )
@@ -285,8 +340,8 @@ def _insert_attention(site: Site, match: _Match, mask: ir.Value | None) -> None:
 def _insert_multi_head_attention(site: Site, match: _Match, mask: ir.Value | None) -> None:
     sizes = match.sizes
     N, H = sizes["K"] * sizes["G"], sizes["H"]
-    q = site.compute("Reshape", [_by_token(site, match.q), site.ints([0, 0, N * H])], "flat")
-    k, v = (_repeated(site, value, sizes) for value in (match.k, match.v))
+    q = match.q.flat(site)
+    k, v = (_repeated(site, operand.heads_first(site), sizes) for operand in (match.k, match.v))
     flat = site.compute(
         "MultiHeadAttention",
         [q, k, v, None, None, mask],
@@ -307,17 +362,6 @@ def _insert_multi_head_attention(site: Site, match: _Match, mask: ir.Value | Non
         return
     (result,) = site.insert("Transpose", [by_token], [match.result], perm=_HEADS_LAST)
     site.replace(match.result, result)
-
-
-def _by_token(site: Site, value: ir.Value) -> ir.Value:
-    """[B, T, N, H], given [B, N, T, H]."""
-    value = site.twin.current(value)
-    node = value.producer()
-    if node is not None and node.op_type == "Transpose" and attribute(node, "perm") == _HEADS_LAST:
-        source = node.inputs[0]
-        assert source is not None
-        return source
-    return site.compute("Transpose", [value], "by_token", perm=_HEADS_LAST)
 
 
 def _repeated(site: Site, value: ir.Value, sizes: dict[str, int]) -> ir.Value:

@@ -19,6 +19,7 @@ from o2o.errors import ModelError
 from o2o.formats.tensors import LARGE, constant_array, is_constant, is_constant_node
 from o2o.model import DOMAIN, dims_of, operands, shape_of
 from o2o.raising.expansion import expansion_of
+from o2o.raising.inferred_types import inferred_types
 from o2o.raising.operation import NotRaised, Operation
 from o2o.raising.rules import rule_of
 from o2o.rewriting.builder import Builder, fresh_name
@@ -156,7 +157,7 @@ class _Raising:
     def _node(self, node: ir.Node, opsets: Mapping[str, int]) -> None:
         values = [None if value is None else self._value(value) for value in node.inputs]
         if any(value is not None and value.shape is None for value in values):
-            self._stay(node)
+            self._stay(node, opsets.get(node.domain, 1))
             return
         opset = opsets.get(node.domain, 1)
         if self._fold(node, values, opset) or self._inline_branch(node, values, opsets):
@@ -165,7 +166,7 @@ class _Raising:
             self._raise(node, values, opset)
         except NotRaised as reason:
             self.result.unsupported.append(Unsupported(node, str(reason)))
-            self._stay(node)
+            self._stay(node, opset)
 
     def _raise(self, node: ir.Node, values: Sequence[ir.Value | None], opset: int) -> None:
         rule = rule_of(node)
@@ -205,7 +206,7 @@ class _Raising:
             if outer.name:
                 self._bind(outer, self._value(inner))
 
-    def _stay(self, node: ir.Node) -> None:
+    def _stay(self, node: ir.Node, opset: int) -> None:
         """Let an ONNX node stay. What its graphs use becomes an operand: no graph of it stays."""
         values = [None if value is None else self._value(value) for value in node.inputs]
         captured = [value for value in operands(node) if value not in node.inputs]
@@ -216,6 +217,11 @@ class _Raising:
             if item.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         ]
         outputs = [self._unknown(value) for value in node.outputs]
+        if any(value.shape is None for value in outputs):
+            types = inferred_types(node, values[: len(node.inputs)], opset) or ()
+            for value, (dtype, shape) in zip(outputs, types, strict=False):
+                if value.shape is None and shape is not None:
+                    value.shape, value.type = ir.Shape(shape), ir.TensorType(dtype)
         self.result.graph.append(ir.Node(node.domain, node.op_type, values, attributes, outputs=outputs))
 
     def _unknown(self, value: ir.Value) -> ir.Value:

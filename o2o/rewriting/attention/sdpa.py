@@ -45,6 +45,7 @@ class Sdpa:
         last: The node that computes it. All operands are computed before this node.
         zeroes_nan: Whether a query that sees no key gets zeros.
         precision: The dtype of the softmax, if it is another than that of the scores.
+        sources: For q, k and v the tensors that hold it in any layout, from the product up.
     """
 
     factors: Factors
@@ -59,6 +60,7 @@ class Sdpa:
     last: ir.Node
     zeroes_nan: bool
     precision: ir.DataType | None
+    sources: tuple[tuple[LabeledValue, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -276,9 +278,11 @@ def _read(
     lead = _value_heads(factors, shape_of(v)[:-2], axes[:-2], v)
     v_axes = _swapped((*lead, *factors.axes("S", "H")), attribute(product, "adjointRhs", 0))
 
-    q_labeled, q_scale = _source(factors, q, q_axes, layouts.q, scaled=True)
-    k_labeled, k_scale = _source(factors, k, k_axes, layouts.kv, scaled=True)
-    v_labeled, _ = _source(factors, v, v_axes, layouts.kv, scaled=False)
+    q_sources, q_scale = _sources(factors, q, q_axes, scaled=True)
+    k_sources, k_scale = _sources(factors, k, k_axes, scaled=True)
+    v_sources, _ = _sources(factors, v, v_axes, scaled=False)
+    q_labeled = _nearest(q_sources, layouts.q)
+    k_labeled, v_labeled = (_nearest(sources, layouts.kv) for sources in (k_sources, v_sources))
     for labeled in (k_labeled, v_labeled):
         if "G" in {name for axis in labeled.axes for name in axis}:
             fail("each query head has keys or values of its own", labeled.value)
@@ -289,7 +293,9 @@ def _read(
     sinks = _sinks(factors, scores.sinks, softmax_axes) if scores.sinks is not None else None
     scale = scores.scale * q_scale * k_scale
     operands = q_labeled, k_labeled, v_labeled, terms, sinks
-    return Sdpa(factors, *operands, scale, scores.cap, result, product, scores.zeroes_nan, scores.precision)
+    sources = tuple(q_sources), tuple(k_sources), tuple(v_sources)
+    more = scores.zeroes_nan, scores.precision, sources
+    return Sdpa(factors, *operands, scale, scores.cap, result, product, *more)
 
 
 def _swapped(axes: Axes, adjoint: int) -> Axes:
@@ -315,12 +321,10 @@ def _value_heads(factors: Factors, shape: tuple[int, ...], axes: Axes, v: ir.Val
 # ---- outwards ----------------------------------------------------------------------------------------
 
 
-def _source(
-    factors: Factors, value: ir.Value, axes: Axes, wanted: Axes, scaled: bool
-) -> tuple[LabeledValue, float]:
-    """The source of `value` through layout operators, and the scale on the path if `scaled` allows one.
+def _sources(factors: Factors, value: ir.Value, axes: Axes, scaled: bool) -> tuple[list[LabeledValue], float]:
+    """The tensors above `value` through layout operators, the nearest first.
 
-    All scales are passed. Above them it is the nearest source with axes `wanted`, else the farthest.
+    If `scaled`, scales are passed, and only the tensors above the last scale count. Returns this scale, too.
     """
     scale = 1.0
     candidates = [LabeledValue(value, axes)]
@@ -344,8 +348,12 @@ def _source(
                 break
             value = source
         candidates.append(LabeledValue(value, axes))
-    nearest = (candidate for candidate in candidates if candidate.axes == wanted)
-    return next(nearest, candidates[-1]), scale
+    return candidates, scale
+
+
+def _nearest(sources: Sequence[LabeledValue], wanted: Axes) -> LabeledValue:
+    """The nearest source with axes `wanted`, else the farthest one."""
+    return next((source for source in sources if source.axes == wanted), sources[-1])
 
 
 def _before(factors: Factors, node: ir.Node, source: ir.Value, axes: Axes) -> Axes:

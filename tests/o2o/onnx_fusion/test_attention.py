@@ -142,6 +142,42 @@ def test_attention_of_onnx_runtime(block: Block) -> None:
         assert_same(before, after, block.feeds(B, T, P))
 
 
+TURNED = """g (float[B, T, 32] q, float[B, T, 32] k, float[B, T, 4, 8] v, bool[B, 1, 1, T] see)
+    => (float[B, T, 32] y)
+    <int64[4] heads = {0, -1, 4, 8}, int64[3] flat = {0, 0, 32}, float c = {0.35}, float nought = {0},
+    float lowest = {-3.4028234e38}> {
+    q0 = Mul (q, c) q1 = Reshape (q0, heads) q2 = Transpose <perm = [0, 2, 1, 3]> (q1)
+    k0 = Reshape (k, heads) kt = Transpose <perm = [0, 2, 3, 1]> (k0) v0 = Transpose <perm = [0, 2, 1, 3]> (v)
+    s0 = MatMul (q2, kt) m = Where (see, nought, lowest) s1 = Add (s0, m) w = Softmax <axis = -1> (s1)
+    r0 = MatMul (w, v0) r = Transpose <perm = [0, 2, 1, 3]> (r0) y = Reshape (r, flat) }"""
+
+
+@pytest.mark.parametrize("form", ["standard", "ort"])
+def test_operands_that_never_have_their_heads_first(form: Form) -> None:
+    """BERT turns keys into columns at once, and OPT scales queries before they have heads."""
+    before = model_of(TURNED)
+    after, result = fused(before, OnnxAttentionRule(form))
+    assert result.rewritten == 1
+    assert not {"MatMul", "Softmax"} & operators(after).keys()
+    numbers = np.random.default_rng(0)
+    for B, T in ((1, 1), (2, 5)):
+        feeds = {name: numbers.standard_normal((B, T, 32)).astype(np.float32) for name in "qk"}
+        feeds |= {"v": numbers.standard_normal((B, T, 4, 8)).astype(np.float32)}
+        assert_same(before, after, feeds | {"see": numbers.random((B, 1, 1, T)) < 0.7})
+
+
+def test_operands_are_tensors_of_the_onnx_graph() -> None:
+    """A convolution is several operators in the twin, with layouts of its own between them."""
+    text = TURNED.replace("bool[B, 1, 1, T] see", "bool[B, 1, 1, T] see, float[32, 32, 1] kernel")
+    text = text.replace(
+        "q0 = Mul (q, c)",
+        "columns = Transpose <perm = [0, 2, 1]> (q) mixed = Conv (columns, kernel)"
+        " rows = Transpose <perm = [0, 2, 1]> (mixed) q0 = Mul (rows, c)",
+    )
+    after, _ = fused(model_of(text), OnnxAttentionRule("standard"))
+    assert operators(after)["Attention"] == 1
+
+
 NEAR_MISSES = {
     "weights that are used": (
         "w = Identity (w0)",
