@@ -50,6 +50,7 @@ from o2o.errors import ModelError, O2oError
 from o2o.streams.disk_cache import DiskCache
 from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import load_engine
+from runtime_py.engines.model_file import external_data
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prepared_artifacts import file_digest
 
@@ -234,14 +235,13 @@ def model_digest(model: Path) -> str:
         model: The model's file.
 
     Returns:
-        The SHA-256 in hexadecimal, of the digests of its files if there are two.
+        The SHA-256 in hexadecimal, of the digests of its files if there are several.
 
     Raises:
         OSError: A file cannot be read.
     """
-    data = model.with_name(f"{model.name}.data")
-    digest = file_digest(model)
-    return hashlib.sha256((digest + file_digest(data)).encode()).hexdigest() if data.is_file() else digest
+    digests = [file_digest(file) for file in (model, *external_data(model))]
+    return hashlib.sha256("".join(digests).encode()).hexdigest() if len(digests) > 1 else digests[0]
 
 
 def read(model: Path) -> KnownAnswers:

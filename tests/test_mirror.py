@@ -270,6 +270,7 @@ COVERED = {
     ],
     "tests/runtime_py/engines/onnx/test_engine.py": [
         "runtime_py/engines/onnx/inference_session.py",
+        "runtime_py/engines/onnx/run_sizes.py",
     ],
     "tests/runtime_py/engines/onnx/test_prepare.py": [
         "runtime_py/engines/onnx/lowered_file.py",

@@ -20,7 +20,7 @@ from o2o import contract, history
 from o2o.errors import ModelError
 from o2o.formats import onnx_branches, onnx_proto
 from o2o.formats.onnx_splitting import split
-from o2o.formats.protobuf_wire import Range, cut
+from o2o.formats.protobuf_wire import MARK, Range, cut
 from o2o.formats.schema import Span
 from o2o.formats.tensors import LARGE, SourceTensor, is_constant_node
 from o2o.model import Model, Signature, inner_graphs
@@ -87,6 +87,34 @@ def metadata_of(source: Source) -> dict[str, str]:
     """
     message, _ = cut(source.header, LARGE)
     return {entry.key: entry.value for entry in onnx.ModelProto.FromString(message).metadata_props}
+
+
+def external_locations(source: Source) -> set[str]:
+    """Return where a file has external data.
+
+    Args:
+        source: The bytes of an ONNX file.
+
+    Returns:
+        The locations, relative to its folder.
+
+    Raises:
+        ModelError: The file is truncated or damaged.
+    """
+    try:
+        message, _ = cut(source.header, LARGE)
+        proto = onnx.ModelProto.FromString(message)
+    except DecodeError as error:
+        raise ModelError(f"{source.name}: truncated or damaged ONNX model ({error})") from error
+    pending, locations = [proto.graph], set[str]()
+    while pending:
+        graph = pending.pop()
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        pending += [attribute.g for attribute in attributes if attribute.HasField("g")]
+        tensors = (*graph.initializer, *(a.t for a in attributes if a.HasField("t")))
+        entries = (entry for tensor in tensors for entry in tensor.external_data)
+        locations |= {entry.value for entry in entries if entry.key == "location"}
+    return locations - {MARK}
 
 
 def decode(proto: onnx.ModelProto, tensors: Sequence[Any], folder: Path | None) -> Model:

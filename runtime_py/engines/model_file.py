@@ -104,16 +104,39 @@ _NEEDED = ("tf_lite_embedder", "tf_lite_per_layer_embedder", "tf_lite_aux")
 
 
 def model_size(file: Path) -> int:
-    """Return the bytes of a model, including the external data that ONNX stores in `<file>.data`.
+    """Return the bytes of a model, including external data of ONNX.
 
     Args:
         file: A Circle, TFLite or ONNX file.
 
     Returns:
-        The sum of both files.
+        The sum of the sizes of its files.
+    """
+    return file.stat().st_size + sum(data.stat().st_size for data in external_data(file))
+
+
+def external_data(file: Path) -> list[Path]:
+    """List the files with external data of an ONNX model.
+
+    Args:
+        file: A Circle, TFLite or ONNX file.
+
+    Returns:
+        The files that exist, by name. None for other formats, and for a file that is damaged.
     """
     data = file.with_name(f"{file.name}.data")
-    return file.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+    if data.is_file():  # as this project writes it
+        return [data]
+    if file.suffix != ".onnx":
+        return []
+    from o2o.formats.onnx_reader import external_locations
+    from o2o.streams import open_file
+
+    try:
+        locations = external_locations(open_file(file))
+    except ModelError:
+        return []
+    return [path for name in sorted(locations) if (path := file.parent / name).is_file()]
 
 
 def file_identity(file: Path) -> list[int]:

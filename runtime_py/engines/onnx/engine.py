@@ -25,7 +25,9 @@ from runtime_py.engines.onnx.inference_session import (
     session_options,
 )
 from runtime_py.engines.onnx.lowered_file import WEIGHT_DTYPE
+from runtime_py.engines.onnx.num_logits import select_logits
 from runtime_py.engines.onnx.prepare import prepare
+from runtime_py.engines.onnx.run_sizes import MAX_CHUNK, MAX_LOGITS, VERIFY_LENGTHS
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
@@ -39,18 +41,6 @@ if TYPE_CHECKING:
 
 with silenced_stderr():
     import onnxruntime
-
-MAX_CHUNK = 512
-"""Maximum number of tokens per run.
-
-With 135 million parameters, one run of 512 is 3 to 12% faster than four of 128, and takes 20 MB more.
-"""
-
-MAX_LOGITS = 64_000_000
-"""Bytes of the logits of a run that returns them for each token."""
-
-VERIFY_LENGTHS = (4, 8, 16)
-"""Tokens of a run that verifies a draft. Any number would do; speculation compares a few."""
 
 
 def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine:
@@ -72,7 +62,15 @@ def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine
         if model.path.suffix == ".onnx" and not _is_one_graph(model.path):
             from runtime_py.engines.onnx.decoder.engine import DecoderEngine
 
-            return DecoderEngine(model.path, threads=threads, debug=options.debug, log=options.log)
+            selects = options.all_logits or options.speculate
+            return DecoderEngine(
+                model.path,
+                threads=threads,
+                debug=options.debug,
+                content=select_logits(model.path) if selects else None,
+                speculate=options.speculate,
+                log=options.log,
+            )
     except ModelError as error:
         raise _at(model.path, error) from error
     with prepare(model, options) as prepared:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -12,13 +13,13 @@ from o2o import formats
 from runtime_py import bench
 from runtime_py import run as run_command
 from runtime_py.engines import selection
-from runtime_py.engines.model_file import ModelFile, model_size
+from runtime_py.engines.model_file import ModelFile, external_data, model_size
 from runtime_py.engines.registry import ENGINES, installed
 from runtime_py.package import Package
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_sentencepiece
 from tests.runtime_py.toy import Toy
-from tests.runtime_py.toy_onnx import write_onnx
+from tests.runtime_py.toy_onnx import toy_onnx, write_onnx
 
 VOCAB = 380
 
@@ -111,6 +112,14 @@ def test_size_includes_external_data(tmp_path):
     file = write_onnx(Toy(), tmp_path / "model.onnx", external=True)
     data = tmp_path / "model.onnx.data"
     assert model_size(file) == ModelFile(file).size == file.stat().st_size + data.stat().st_size
+
+
+def test_external_data_of_other_names(tmp_path):
+    file, data = tmp_path / "model.onnx", tmp_path / "model.onnx_data"
+    onnx.save(toy_onnx(Toy()), file, save_as_external_data=True, location=data.name, size_threshold=0)
+    (tmp_path / "other.onnx_data").write_bytes(b"0" * 1000)
+    assert external_data(file) == [data]
+    assert model_size(file) == file.stat().st_size + data.stat().st_size
 
 
 def test_a_changed_file_is_noticed(tmp_path):

@@ -11,12 +11,13 @@ import numpy as np
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.contract import Role
 from runtime_py.engines.finite_logits import check_logits
-from runtime_py.engines.onnx.decoder.caches import TextCache
+from runtime_py.engines.onnx.decoder.caches import InPlaceCache, TextCache
 from runtime_py.engines.onnx.decoder.graph import DecoderGraph
 from runtime_py.engines.onnx.decoder.inputs import Run
 from runtime_py.engines.onnx.decoder.interface import Cache
 from runtime_py.engines.onnx.decoder.trial import Abilities, matching, try_out
 from runtime_py.engines.onnx.inference_session import session_options
+from runtime_py.engines.onnx.run_sizes import MAX_CHUNK, MAX_LOGITS, VERIFY_LENGTHS
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
 from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
@@ -24,11 +25,8 @@ from runtime_py.model.contract import Contract, SignatureSpec, TensorSpec
 from runtime_py.model.model_config import read_model_config
 from runtime_py.model.weight_dtype import onnx_weight_dtype
 
-MAX_CHUNK = 512
-"""Maximum number of tokens per run."""
-MAX_LOGITS = 64_000_000
-"""Bytes of the logits of a run after which a chunk is not made longer."""
 MIN_CHUNK = 64
+"""Tokens of a run that a decoder with many logits reads at least."""
 DEFAULT_POSITIONS = 4096
 """S, where neither the graph nor a file beside it says how many positions the model has."""
 STEP_FILES = {"decoder_model.onnx": "decoder_with_past_model.onnx"}
@@ -44,6 +42,8 @@ class DecoderEngine:
         *,
         threads: int = 1,
         debug: bool = False,
+        content: bytes | None = None,
+        speculate: bool = True,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Load a decoder. Its inputs and outputs are recognized by `o2o.roles`.
@@ -52,6 +52,8 @@ class DecoderEngine:
             file: The ONNX file, with external data in its folder.
             threads: Number of threads.
             debug: Whether ONNX Runtime's log goes to stderr.
+            content: What to load in place of the file, with its external data.
+            speculate: See `EngineOptions`.
             log: Called with one line if the decoder cannot be run in the usual way.
 
         Raises:
@@ -59,9 +61,9 @@ class DecoderEngine:
             OSError: The file cannot be read.
         """
         self.steps = StepLock(self)
-        self._file = file
+        self._file, self._speculates = file, speculate
         with silenced_stderr(not debug):
-            self.step, self.first = _load_graphs(file, threads, debug)
+            self.step, self.first = _load_graphs(file, threads, debug, content)
             config = read_model_config(file)
             self.abilities: Abilities = try_out(self.step, self.first, config)
         self.vocab_size = self.abilities.vocab_size
@@ -89,9 +91,17 @@ class DecoderEngine:
         able = self.abilities
         return able.gives_all_logits and (able.continues or not able.openers) and able.lengths != {1: True}
 
-    def verify_lengths(self, position: int) -> tuple[int, ...]:
-        """See `Engine`. Some caches cannot go back to an earlier token, so there are no drafts."""
-        return ()
+    def verify_lengths(self, position: int) -> list[int]:
+        """See `Engine`. None where going back to an earlier token is slow, or logits depend on the run."""
+        return [length for length in self._verify_lengths if position + length <= self.capacity]
+
+    @cached_property
+    def _verify_lengths(self) -> tuple[int, ...]:
+        able = self.abilities
+        goes_back = all(isinstance(create(), InPlaceCache) for create in able.openers.values())
+        if not (self._speculates and self.gives_all_logits and able.openers and goes_back and able.is_exact):
+            return ()
+        return VERIFY_LENGTHS if able.lengths is None else tuple(able.lengths)[1:]
 
     @cached_property
     def _max_chunk(self) -> int:
@@ -168,9 +178,11 @@ class DecoderEngine:
         return SignatureSpec("decode", (tokens, *caches), (logits,))
 
 
-def _load_graphs(file: Path, threads: int, debug: bool) -> tuple[DecoderGraph, DecoderGraph | None]:
+def _load_graphs(
+    file: Path, threads: int, debug: bool, content: bytes | None
+) -> tuple[DecoderGraph, DecoderGraph | None]:
     """The graph that reads tokens after others, and another one for the beginning of a text."""
-    step = DecoderGraph(file, session_options(threads, debug))
+    step = DecoderGraph(file, session_options(threads, debug), content)
     pair = STEP_FILES.get(file.name)
     if pair is None or not (other := file.with_name(pair)).is_file():
         return step, None
@@ -241,8 +253,11 @@ class DecoderSession:
             count = chunk.stop
 
     def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
-        """See `EngineSession`. `Engine.verify_lengths` is empty."""
-        raise NotImplementedError
+        """See `EngineSession`."""
+        lengths = self._able.lengths
+        length = None if lengths is None else min(T for T in lengths if len(tokens) <= T)
+        with self._steps.turn():
+            return self._feed(tokens, position, all_logits=True, length=length)
 
     def reusable(self, count: int) -> int:
         """See `EngineSession`."""

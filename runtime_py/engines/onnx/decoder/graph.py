@@ -31,19 +31,20 @@ class DecoderGraph:
         mask_rows: See `runtime_py.engines.onnx.decoder.inputs.feed`.
     """
 
-    def __init__(self, file: Path, options: onnxruntime.SessionOptions) -> None:
+    def __init__(self, file: Path, options: onnxruntime.SessionOptions, content: bytes | None = None) -> None:
         """Load a graph.
 
         Args:
             file: The ONNX file.
             options: Options for ONNX Runtime.
+            content: What to load in place of the file, with its external data.
 
         Raises:
             ModelError: It is no decoder, or ONNX Runtime refuses it.
             OSError: The file cannot be read.
         """
         self.file = file
-        self._model = open_inference_session(file, options)
+        self._model = open_inference_session(content or file, options, file.parent if content else None)
         inputs, outputs = self._model.get_inputs(), self._model.get_outputs()
         odd = [f"{value.name!r} ({value.type})" for value in inputs if not tensors_of([value])]
         if odd:

@@ -6,6 +6,7 @@ with one token may have lost its causal mask: then longer runs show a token what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from o2o.errors import ModelError
 from runtime_py.engines.onnx.decoder.caches import AppendedCache, InPlaceCache, OpaqueCache, TextCache
-from runtime_py.engines.onnx.decoder.graph import BoundGraph, DecoderGraph
+from runtime_py.engines.onnx.decoder.graph import EXACT, BoundGraph, DecoderGraph
 from runtime_py.engines.onnx.decoder.inputs import Run
 from runtime_py.engines.onnx.decoder.interface import Cache, Tensor
 from runtime_py.model.model_config import ModelConfig
@@ -37,6 +38,7 @@ class Abilities:
         starts: Whether a run of several tokens may begin a text.
         continues: Whether a run of several tokens may follow others.
         gives_all_logits: Whether a run of several tokens can return the logits of each.
+        is_exact: Whether these logits are those of single tokens, but for the order of additions.
     """
 
     vocab_size: int
@@ -47,6 +49,7 @@ class Abilities:
     starts: bool
     continues: bool
     gives_all_logits: bool
+    is_exact: bool
 
 
 def try_out(step: DecoderGraph, first: DecoderGraph | None, config: ModelConfig) -> Abilities:
@@ -84,7 +87,7 @@ def _without_caches(graph: DecoderGraph) -> Abilities:
     if every and error_of(before[:1], after[:1]) > graph.tolerance:
         raise ModelError("the logits of a token depend on the tokens after it: this is no causal decoder")
     lengths = {length: True} if length is not None else None
-    return Abilities(before.shape[-1], length, {}, {}, lengths, True, False, every)
+    return Abilities(before.shape[-1], length, {}, {}, lengths, True, False, every, True)
 
 
 class _Trial:
@@ -116,13 +119,14 @@ class _Trial:
         rows = [trace.rows for trace in traces.values() if trace.rows is not None]
         vocab_size, capacity = reference.shape[-1], min(rows, default=None)
         if self.lengths is not None:
-            lengths = self._fixed_runs(reference)
-            every = all(lengths.values())
-            return Abilities(vocab_size, capacity, openers, self.shapes, lengths, True, True, every)
+            lengths, error = self._fixed_runs(reference)
+            every, exact = all(lengths.values()), error <= EXACT
+            return Abilities(vocab_size, capacity, openers, self.shapes, lengths, True, True, every, exact)
         starts, every, whole_alone = self._starts(reference)
-        continues = not whole_alone and self._continues(reference)
+        error = self._continuing_error(reference)
+        continues, exact = not whole_alone and error <= self.step.tolerance, error <= EXACT
         openers = {} if whole_alone else openers
-        return Abilities(vocab_size, capacity, openers, self.shapes, None, starts, continues, every)
+        return Abilities(vocab_size, capacity, openers, self.shapes, None, starts, continues, every, exact)
 
     def _open(self) -> dict[Cache, OpaqueCache]:
         return {
@@ -155,10 +159,13 @@ class _Trial:
             return self.step.bind(caches)
         return self.first.bind(matching(self.first, caches))
 
-    def _fixed_runs(self, reference: np.ndarray) -> dict[int, bool]:
-        """By number of tokens: whether a run returns the logits of each. Wrong ones are left out."""
+    def _fixed_runs(self, reference: np.ndarray) -> tuple[dict[int, bool], float]:
+        """By number of tokens: whether a run returns the logits of each; and the largest error of these.
+
+        Runs that are wrong are left out.
+        """
         assert self.lengths is not None
-        result = {self.lengths[0]: True}
+        result, largest = {self.lengths[0]: True}, 0.0
         for length in self.lengths[1:]:
             tokens = TOKENS[:length]
             try:
@@ -166,9 +173,10 @@ class _Trial:
             except ModelError:
                 continue
             every = len(logits) == len(tokens)
-            if not every or error_of(reference[: len(tokens)], logits) <= self.step.tolerance:
-                result[length] = every
-        return result
+            error = error_of(reference[: len(tokens)], logits) if every else 0.0
+            if error <= self.step.tolerance:
+                result[length], largest = every, max(largest, error)
+        return result, largest
 
     def _starts(self, reference: np.ndarray) -> tuple[bool, bool, bool]:
         """Whether a run may begin a text, gives all logits, and is right where single tokens are wrong."""
@@ -183,14 +191,17 @@ class _Trial:
         causal = every and error_of(reference[:1], logits[:1]) <= self.step.tolerance
         return right or causal, every, causal and not right
 
-    def _continues(self, reference: np.ndarray) -> bool:
+    def _continuing_error(self, reference: np.ndarray) -> float:
+        """The error of a run of several tokens that follow another one; infinity if it fails."""
+        if self.lengths is not None:
+            return math.inf
         caches = self._open()
         try:
             self._single(caches, TOKENS[0], 0)
             logits = self.step.bind(caches)(Run(TOKENS[1:], 1, all_logits=True))
         except ModelError:
-            return False
-        return error_of(reference[-len(logits) :], logits) <= self.step.tolerance
+            return math.inf
+        return error_of(reference[-len(logits) :], logits)
 
 
 def matching(graph: DecoderGraph, caches: Mapping[Cache, TextCache]) -> dict[Cache, TextCache]:

@@ -129,6 +129,26 @@ def test_graphs_of_several_lengths_in_one_file(cache: str, tmp_path: Path) -> No
         np.testing.assert_allclose(np.concatenate([*session.logits(text)]), logits, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("form", "lengths"),
+    [(Form(cache="static"), (4, 8, 16)), (Form(), ()), (Form(cache="static", causal=False), ())],
+)
+def test_drafts_are_verified_where_a_text_can_go_back(
+    form: Form, lengths: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Caches in place keep their rows. Without a causal mask, a run of several tokens is wrong."""
+    text = [*IDS, 3, 3]
+    logits = expected(text)
+    with closing(engine(form, tmp_path)) as loaded:
+        assert loaded.verify_lengths(4) == [*lengths]
+        session = loaded.open_session()
+        session.prefill(text[:4])
+        if lengths:
+            np.testing.assert_allclose(session.verify(text[4:8], 4), logits[4:8], atol=1e-5)
+            np.testing.assert_allclose(session.verify(text[6:], 6), logits[6:], atol=1e-5)
+        np.testing.assert_allclose(session.decode(text[4], 4), logits[4], atol=1e-5)
+
+
 def test_one_line_says_how_a_text_is_read(tmp_path: Path) -> None:
     for form, words in (
         (Form(cache="none"), "each token reads the whole text again"),
