@@ -6,6 +6,7 @@ tokens, and raise.circle.py turns it into Circle. Then the filters are those for
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ NAMES = ("model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx")
 FOLDERS = (".", "onnx")
 """Places of ONNX files in a folder; the second is that of checkpoints for transformers.js."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf")
+GENAI_CONFIG = "genai_config.json"
 MAX_LENGTH = 1024
 GRAPH = """
 fix.shape.py --cache-length {capacity} --tokens {tokens} {model} | raise.circle.py > {file}
@@ -74,7 +76,8 @@ class OnnxDecoder:
 
     Attributes:
         file: The ONNX file.
-        max_length: S, tokens of context; None for `MAX_LENGTH`, or the positions that config.json names.
+        max_length: S, tokens of context; None for `MAX_LENGTH`, or the positions that config.json or
+            genai_config.json names.
         prefill_lengths: T of each prefill; None for 64, 128 and 256, as far as they fit.
     """
 
@@ -97,7 +100,15 @@ class OnnxDecoder:
             positions = CheckpointConfig.read(self.folder).positions
         except ModelError:
             positions = None
-        return min(MAX_LENGTH, positions or MAX_LENGTH)
+        return min(MAX_LENGTH, positions or self._context_of_genai() or MAX_LENGTH)
+
+    def _context_of_genai(self) -> int | None:
+        """The tokens of context that onnxruntime-genai's own configuration names; None without it."""
+        try:
+            content = json.loads((self.folder / GENAI_CONFIG).read_bytes())
+            return int(content["model"]["context_length"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def graphs(self, format: str) -> Sequence[GraphSpec]:
         """List the graphs of a package.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from export.onnx_decoder import GENAI_CONFIG, MAX_LENGTH, OnnxDecoder
 from o2o.__main__ import main
 from runtime_py.package import Package
 from tests.runtime_py.toy_decoder import Form, expected, write_decoder
@@ -76,3 +78,11 @@ def test_the_folder_of_the_decoder_is_no_output(decoder: Path, capsys: pytest.Ca
     assert run(decoder, "-o", decoder.parent) == 2
     assert "give another folder" in capsys.readouterr().err
     assert decoder.exists()
+
+
+def test_the_context_of_genai_is_the_capacity(tmp_path: Path) -> None:
+    decoder = OnnxDecoder(tmp_path / "model.onnx", None, None)
+    assert decoder.capacity == MAX_LENGTH
+    (tmp_path / GENAI_CONFIG).write_text('{"model": {"context_length": 96}}')
+    assert decoder.capacity == 96
+    assert replace(decoder, max_length=64).capacity == 64

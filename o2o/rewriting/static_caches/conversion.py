@@ -90,6 +90,19 @@ def _remove_copies(graph: ir.Graph) -> None:
             graph.remove(node, safe=True)
 
 
+_ANGLES = {
+    ("", "RotaryEmbedding"): 1,
+    ("com.microsoft", "RotaryEmbedding"): 2,
+    ("com.microsoft", "GroupQueryAttention"): 7,
+}
+"""The operand of rotations that has a row of angles for each position."""
+
+
+def _short(table: ir.Value | None, rows: int) -> UsageError:
+    name = table.name if table is not None else ""
+    return UsageError(f"{name} has {rows} rows, one for each position: give --cache-length {rows} or less")
+
+
 class _Conversion:
     def __init__(self, model: Model, names: Mapping[str, Role], sizes: Sizes) -> None:
         self.model, self.graph, self.sizes, self.names = model, model.graphs[0], sizes, names
@@ -349,16 +362,18 @@ class _Conversion:
         name = self.positions.position.name or ""
         at_end = instance(self.model, int(last[0]), {}, {name: last})
         for node in self.graph:
+            if (number := _ANGLES.get((node.domain, node.op_type))) is not None:
+                angles = [*node.inputs, *[None] * number][number]
+                rows = (dims_of(angles) or (0,))[0] if angles is not None and is_constant(angles) else 0
+                if isinstance(rows, int) and 0 < rows < self.sizes.capacity:
+                    raise _short(angles, rows)
             table, indices = [*node.inputs, None, None][:2]
             rows = (dims_of(table) or (0,))[0] if table is not None else 0
             numbers = at_end.numbers.get(indices.name or "") if indices is not None else None
             if (node.domain, node.op_type) != ("", "Gather") or numbers is None or not isinstance(rows, int):
                 continue
             if attribute(node, "axis", 0) == 0 and numbers.size and int(numbers.max()) >= rows:
-                raise UsageError(
-                    f"{table.name if table is not None else ''} has {rows} rows, one for each position: give "
-                    f"--cache-length {rows} or less"
-                )
+                raise _short(table, rows)
 
     def _remove_inputs(self) -> None:
         """Inputs that nothing reads go, but for tokens and caches. The others get their roles."""

@@ -285,3 +285,33 @@ def test_decoders_without_a_static_form(
 ) -> None:
     assert convert(toy_decoder(form), tmp_path, rows=rows) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_capacity_beyond_the_angles_of_a_rotation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime reads rows behind a table without an error."""
+    caches = "float[1,2,P,16] past_key_values_0_key, float[1,2,P,16] past_key_values_0_value"
+    present = "float[1,2,S,16] present_0_key, float[1,2,S,16] present_0_value"
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (int64[1,T] input_ids, int64[1,S] attention_mask, {caches}) => (float[1,T,64] logits, {present})
+        <int64[1] one = {{1}}, int64 place = {{1}}> {{
+            x = Gather (table, input_ids)
+            count = ReduceSum (attention_mask, one)
+            last = Sub (count, one)
+            last32 = Cast <to = 6> (last)
+            lengths = Reshape (last32, one)
+            shape = Shape (attention_mask)
+            total = Gather (shape, place)
+            total32 = Cast <to = 6> (total)
+            logits, present_0_key, present_0_value =
+                com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2, do_rotary = 1>
+                (x, , , past_key_values_0_key, past_key_values_0_value, lengths, total32, cosines, sines)
+        }}"""
+    )
+    for name, shape in (("table", (V, 128)), ("cosines", (9, 8)), ("sines", (9, 8))):
+        proto.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    assert convert(proto, tmp_path, rows=10) == 2
+    assert "cosines has 9 rows, one for each position: give --cache-length 9" in capsys.readouterr().err
+    assert convert(proto, tmp_path, rows=9) == 0
