@@ -1,7 +1,7 @@
 """Shell pipelines: each is shown before it runs, and ends when this process is interrupted.
 
-Pipelines of filters run in this process, and so do exports that find their graphs in the cache: starting a
-process for each command takes seconds. They write the same files. All else runs in a shell.
+Pipelines of filters run in this process, because starting a process for each command takes seconds. So do
+exports that find their graphs in the cache. They write the same files. All else runs in a shell.
 """
 
 from __future__ import annotations

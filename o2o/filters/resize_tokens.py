@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from o2o.cli.arguments import number_list
-from o2o.cli.text import listed
+from o2o.cli.text import counted, listed
 from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import Filter
@@ -81,7 +81,8 @@ class ResizeTokens(Filter):
         used = [signature.graph for signature in model.signatures]
         if source not in resized and not any(graph is source.graph for graph in used):
             model.graphs.remove(source.graph)
-        self.log(f"{source.name} of {resizer.tokens} tokens became {listed(names)}")
+        sizes = [f"{name} of {tokens}" for name, tokens in zip(names, args.tokens, strict=True)]
+        self.log(f"{source.name} of {counted(resizer.tokens, 'token')} became {listed(sizes)}")
 
     def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
         raise NotImplementedError  # `check` compares rows

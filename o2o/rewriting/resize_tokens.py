@@ -230,6 +230,8 @@ class _Proof:
         if scores in self.proven or (role is not None and role.kind == "mask" and scores.is_graph_input()):
             return  # the caller of an input `mask` makes its rows for each query
         masks, unmasked = ({scores}, set()) if is_mask else self._parts(scores)
+        if not self.keys.appended and any(map(is_constant, masks)):
+            fail("a mask is the same at every position", scores)
         add = producer_of(_before_layout(scores), "ADD")
         added = [value for value in add.inputs if value in masks] if add is not None else []
         for mask in added if not is_mask else ():

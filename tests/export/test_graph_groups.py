@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from o2o import formats
 from o2o.formats.tensors import constant_array
 from o2o.rewriting import resize_tokens
 from o2o.rewriting.matchers import fail
+from tests.conftest import ROOT
 from tests.export.traced_toys import trace_toy, write_toy
 from tests.o2o.window_graphs import S
 
@@ -80,3 +83,26 @@ def test_what_cannot_be_derived_is_traced(
     lines = export(group, write_toy(tmp_path / "checkpoint"), tmp_path / "a")
     assert traces == ["prefill_6", "prefill_2", "decode"]
     assert lines == [f"{name} is not derived from prefill_6: no proof" for name in ("prefill_2", "decode")]
+
+
+WITHOUT_TORCH = """
+import sys
+from export.__main__ import main
+code = main(sys.argv[1:])
+assert not {"torch", "tico", "transformers"} & set(sys.modules)
+sys.exit(code)
+"""
+
+
+def test_a_cached_export_does_not_import_torch(tmp_path: Path, traces: list[str]) -> None:
+    specs = graph_specs(S, [2, 6], "static")
+    (group,) = graph_groups(specs)
+    checkpoint = write_toy(tmp_path / "checkpoint")
+    export(group, checkpoint, tmp_path / "a")
+    flags = [f"--max-length={S}", "--prefill-lengths=2,6", "--cache=static", "--weights=embed"]
+    arguments = [checkpoint, "-o", tmp_path / "b", *flags, "--attn-implementation=grouped"]
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    for spec in specs:
+        assert (tmp_path / "b" / spec.file).read_bytes() == (tmp_path / "a" / spec.file).read_bytes()

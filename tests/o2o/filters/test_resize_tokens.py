@@ -25,8 +25,9 @@ def test_replaced_by_several(command: Command) -> None:
     assert shapes == {"prefill_3": (1, 3), "prefill_6": (1, 6), "decode": (1, 1), "prefill_9": (1, 9)}
     assert stored_bytes(after) < before + 1000
     lines = command.said.splitlines()
-    assert (
-        lines[0] == "resize.tokens.py: prefill_6 of 6 tokens became prefill_3, prefill_6, decode, prefill_9"
+    assert lines[0] == (
+        "resize.tokens.py: prefill_6 of 6 tokens became "
+        "prefill_3 of 3, prefill_6 of 6, decode of 1, prefill_9 of 9"
     )
     assert "rows the same" in lines[1]
     assert after.history[-1]["arguments"] == ["--tokens", "3,6,1,9"]
