@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from o2o.cli.silence_stderr import silenced_stderr
-from o2o.contract import METADATA_NAME, NUM_LOGITS
+from o2o.contract import METADATA_NAME, NUM_LOGITS, loads
 from o2o.errors import ModelError
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
@@ -87,7 +87,7 @@ def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine
 
 
 def _is_one_graph(file: Path) -> bool:
-    """Whether a file has the contract of `o2o.lower.onnx`."""
+    """Whether a file has the contract of `o2o.lower.onnx`: caches of fixed capacity, and one position."""
     from o2o.formats.onnx_reader import metadata_of
     from o2o.streams import open_file
 
@@ -95,10 +95,17 @@ def _is_one_graph(file: Path) -> bool:
     if text is None:
         return False
     try:
-        Contract.parse_dynamic(text)
+        parsed, _ = Contract.parse_dynamic(text)
     except ModelError:
         return False
-    return True
+    entries = loads(text)["signatures"]["decode"]["inputs"]
+    fixed = (entry["shape"] for entry in entries if entry.get("role") != "tokens")
+    is_fixed = all(isinstance(size, int) for shape in fixed for size in shape)
+    return is_fixed and {tensor.kind for tensor in parsed.decode.inputs} <= _KINDS
+
+
+_KINDS = {"tokens", "position", "window_row", "num_logits", "key_cache", "value_cache"}
+"""The inputs of a graph of `o2o.lower.onnx`."""
 
 
 def _at(path: Path, error: ModelError) -> ModelError:

@@ -14,8 +14,10 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto
 
 from o2o.errors import ModelError
-from o2o.filters import merge_circles
+from o2o.filters import merge_circles, sign_contract
+from runtime_py.engines.loading import load_engine
 from runtime_py.engines.onnx.decoder.engine import DecoderEngine
+from runtime_py.engines.options import EngineOptions
 from tests.runtime_py.toy_decoder import NAMES, POSITIONS, ROWS, Form, expected, write_decoder
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -147,6 +149,15 @@ def test_drafts_are_verified_where_a_text_can_go_back(
             np.testing.assert_allclose(session.verify(text[4:8], 4), logits[4:8], atol=1e-5)
             np.testing.assert_allclose(session.verify(text[6:], 6), logits[6:], atol=1e-5)
         np.testing.assert_allclose(session.decode(text[4], 4), logits[4], atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [Form(names=SCRAMBLED), Form(names=SCRAMBLED, cache="static")], ids=str)
+def test_a_contract_says_the_roles(form: Form, tmp_path: Path) -> None:
+    source, signed = write_decoder(form, tmp_path / "in.onnx"), tmp_path / "model.onnx"
+    assert sign_contract.main([str(source), "-o", str(signed), "--layout", "BNTH"]) == 0
+    with closing(load_engine(signed, EngineOptions()).engine) as loaded:
+        logits = loaded.open_session().prefill(IDS)
+        np.testing.assert_allclose(logits, expected(IDS)[-1], atol=1e-5)
 
 
 def test_one_line_says_how_a_text_is_read(tmp_path: Path) -> None:
