@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from o2o.filters.base import ALL_FORMATS
 from o2o.filters.fusion import Fusion
 from o2o.model import Model
+from o2o.onnx_fusion.bmm_const import OnnxBmmConstRule
 from o2o.rewriting.bmm_const import BmmConstRule
 
 
@@ -27,14 +29,17 @@ class FuseBmmLhsConst(Fusion):
     quantize.weights.py then quantizes. A reference to a checkpoint's tensor stays one; bind.weights.py
     transposes the numbers.
     Reshapes, transposes and broadcasts between a constant and the product, as einsum writes them, go away.
-    Left alone: a constant that differs between batches or is not float, and a reference with other axes than
-    the checkpoint's tensor if it would have to be transposed.
+    In ONNX the result is MatMul with a constant matrix on the right.
+    Left alone: a constant that differs between batches or is not float. So is a reference that would have to
+    be transposed, if its axes are others than those of the checkpoint's tensor.
     """
 
     name = "fuse.bmm_lhs_const.py"
     purpose = "Fuse"
     usage_example = "merge.circles.py prefill.circle decode.circle | fuse.bmm_lhs_const.py > model.circle"
+    input_formats = ALL_FORMATS
     noun = "product"
+    onnx_rule = OnnxBmmConstRule
 
     def rule(self, model: Model, args: argparse.Namespace) -> BmmConstRule:
         return BmmConstRule()

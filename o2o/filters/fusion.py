@@ -30,7 +30,7 @@ class Fusion(Filter):
     onnx_rule: ClassVar[type[OnnxRule] | None] = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        if self.onnx_rule is not None:
+        if self.onnx_rule is not None and self.onnx_rule.has_forms:
             parser.add_argument(
                 "--form",
                 choices=get_args(Form),
@@ -73,7 +73,7 @@ class Fusion(Filter):
         self._is_half = any(v.dtype in HALF for graph in model.graphs for node in graph for v in node.outputs)
         for graph in model.graphs:
             try:
-                result = apply_to_onnx(model, graph, self.onnx_rule(args.form))
+                result = apply_to_onnx(model, graph, self.onnx_rule(getattr(args, "form", "standard")))
             except ModelError as error:
                 self.log(f"{model.label(graph)}: left alone: {error}")
             else:

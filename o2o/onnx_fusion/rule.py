@@ -173,6 +173,7 @@ class OnnxRule:
     """One fusion. A subclass matches on the twin and applies the match to the ONNX graph."""
 
     opset: ClassVar[int] = OPSET
+    has_forms: ClassVar[bool] = True
 
     def __init__(self, form: Form) -> None:
         """Choose the operators.

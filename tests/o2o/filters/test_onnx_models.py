@@ -47,6 +47,7 @@ RUNS: dict[str, list[tuple[Callable[[], onnx.ModelProto], list[str]]]] = {
     "downcast_input_ids": [(decoder, ["--also", "attention_mask,position_ids"])],
     "sign_contract": [(decoder, []), (lambda: decoder(static=True), [])],
     "inspect": [(branches, []), (everything, ["--json"]), (decoder, ["--html"]), (decoder, ["--node-data"])],
+    "fuse_bmm_lhs_const": [(branches, []), (decoder, [])],
     "fuse_fc": [(branches, []), (decoder, [])],
     "verify_model": [(branches, []), (chain, []), (decoder, [])],
 }
