@@ -137,10 +137,27 @@ class StandardForm:
         scales_shape = (matrix.rows,) if per_row else (matrix.rows, matrix.columns // matrix.block)
         scales = self.scales(matrix, scales_shape)
         blocks: dict[str, Any] = {"axis": 0} if per_row else {"axis": 1, "block_size": matrix.block}
+        operands = [stored, scales, self.zero_points(matrix)]
         return self._shared_value(
             f"{matrix.name}/float32",
-            lambda name: self.op.node("DequantizeLinear", [stored, scales], shape, FLOAT, name, **blocks),
+            lambda name: self.op.node("DequantizeLinear", operands, shape, FLOAT, name, **blocks),
         )
+
+    def zero_points(self, matrix: Matrix) -> ir.Value | None:
+        """Return the constant of a matrix's zero points.
+
+        Args:
+            matrix: A matrix.
+
+        Returns:
+            [rows] in the stored dtype; None without zero points.
+        """
+        if matrix.zeros is None:
+            return None
+        zeros = matrix.zeros.astype(matrix.tensor.dtype.numpy())
+        key = "zeros", *matrix.key
+        tensor = ir.Tensor(zeros, matrix.tensor.dtype)
+        return self.op.constant_once(key, lambda: tensor, f"{matrix.name}/zero_points")
 
     def stored(self, matrix: Matrix) -> ir.Value:
         """Return the constant of a matrix in its stored dtype.
@@ -194,6 +211,10 @@ class StandardForm:
             return self.op.node("Gather", [self.float32_matrix(matrix), ids], shape, name=name, axis=0)
         rows = self.op.node("Gather", [self.stored(matrix), ids], shape, name=f"{name}/rows", axis=0)
         floats = self.op.node("Cast", [rows], shape, FLOAT, f"{name}/numbers", to=int(FLOAT))
+        if matrix.zeros is not None:
+            zeros = self.op.constant(matrix.zeros.reshape(-1, 1), f"{name}/zeros", np.float32)
+            zero = self.op.node("Gather", [zeros, ids], [*dims(ids), 1], name=f"{name}/zero", axis=0)
+            floats = self.op.node("Sub", [floats, zero], shape, name=f"{name}/centered")
         scales = self.scales(matrix, (matrix.rows, 1))
         scale = self.op.node("Gather", [scales, ids], [*dims(ids), 1], name=f"{name}/scale", axis=0)
         return self.op.node("Mul", [floats, scale], shape, name=name)

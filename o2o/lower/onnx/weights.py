@@ -34,7 +34,8 @@ class Matrix:
         columns: Number of columns.
         scales: Reads the scales of a quantized matrix, float32 [rows, blocks]; None for floats.
         block: Number of columns that share a scale; `columns` for one scale per row.
-        dequantize_first: Whether the model converts it to float before it multiplies.
+        dequantize_first: Whether the model converts it to float before it multiplies. True with zero points.
+        zeros: The integers that stand for 0, [rows]; None for 0.
     """
 
     name: str
@@ -44,11 +45,13 @@ class Matrix:
     scales: Callable[[], np.ndarray] | None = None
     block: int = 0
     dequantize_first: bool = False
+    zeros: np.ndarray | None = None
 
     @property
     def key(self) -> tuple:
         """Equal for matrices of the same bytes, dtype and quantization."""
-        return storage_key(self.tensor), self.rows, self.columns, self.tensor.dtype, self.block
+        zeros = None if self.zeros is None else self.zeros.tobytes()
+        return storage_key(self.tensor), self.rows, self.columns, self.tensor.dtype, self.block, zeros
 
 
 def matrix_of(value: ir.Value | None, user: str) -> Matrix:
@@ -84,7 +87,10 @@ def matrix_of(value: ir.Value | None, user: str) -> Matrix:
             value.name or "weight", value.const_value, rows, columns, dequantize_first=dequantize_first
         )
     scales, block = _scales(value, rows, columns, user)
-    return Matrix(value.name or "weight", value.const_value, rows, columns, scales, block, dequantize_first)
+    zeros = _zeros(value, rows)
+    dequantize_first |= zeros is not None
+    name = value.name or "weight"
+    return Matrix(name, value.const_value, rows, columns, scales, block, dequantize_first, zeros)
 
 
 def concatenate(matrices: Sequence[Matrix], name: str) -> Matrix:
@@ -100,6 +106,7 @@ def concatenate(matrices: Sequence[Matrix], name: str) -> Matrix:
     scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
     first = matrices[0]
     rows = sum(matrix.rows for matrix in matrices)
+    zeros = [np.zeros(matrix.rows, np.int8) if matrix.zeros is None else matrix.zeros for matrix in matrices]
     return Matrix(
         name,
         ConcatenatedTensor(name, [matrix.tensor for matrix in matrices], (rows, first.columns)),
@@ -108,6 +115,7 @@ def concatenate(matrices: Sequence[Matrix], name: str) -> Matrix:
         (lambda: np.concatenate([each() for each in scales])) if scales else None,
         first.block,
         first.dequantize_first,
+        np.concatenate(zeros) if any(matrix.zeros is not None for matrix in matrices) else None,
     )
 
 
@@ -127,14 +135,19 @@ def _scales(value: ir.Value, rows: int, columns: int, user: str) -> tuple[Callab
             raise ModelError(f"{user}: {value.name} is not quantized symmetrically by blocks of columns")
         return lambda: scales_by_block(scales, rows), block
     scale = np.asarray(quantization.scale, np.float32).reshape(-1)
-    zero = quantization.zeroPoint
-    if zero is not None and np.any(np.asarray(zero) != 0):
-        raise ModelError(f"{user}: {value.name} has zero points: only symmetric quantization is supported")
     if len(scale) not in (1, rows) or (
         len(scale) > 1 and quantization.quantizedDimension != len(shape_of(value)) - 2
     ):
         raise ModelError(f"{user}: {value.name} is not quantized per row")
     return lambda: np.broadcast_to(scale[:, None], (rows, 1)), columns
+
+
+def _zeros(value: ir.Value, rows: int) -> np.ndarray | None:
+    """The integers that stand for 0 in each row, int8 [rows]; None if all are 0."""
+    zeros = value.meta["fields"]["quantization"].zeroPoint
+    if zeros is None or quantization_constants(value) or not np.any(zeros):
+        return None
+    return np.broadcast_to(np.asarray(zeros, np.int8).reshape(-1), (rows,))
 
 
 def scales_by_block(scales: ir.Value, rows: int) -> np.ndarray:

@@ -56,6 +56,26 @@ def test_weights_mean_the_same(recipe: str, shape: Shape, form: str) -> None:
         assert_close(logits, expected[stop - 1])
 
 
+def with_zero_points(recipe: str) -> Model:
+    """A model as raise.circle.py makes it of uint8: other integers than 0 stand for 0."""
+    model = quantized(Shape(tied=True), recipe)
+    for value in model.graphs[0].initializers.values():
+        parameters = value.meta.get("fields", {}).get("quantization")
+        if parameters is not None and parameters.scale is not None:
+            parameters.zeroPoint = np.arange(len(parameters.scale), dtype=np.int64) % 7 - 3
+    return formats.loads(formats.dumps(model))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("recipe", ["dynamic_int8", "weight_only_int8"])
+def test_zero_points_count(recipe: str, form: str) -> None:
+    ids = np.random.default_rng(3).integers(0, Shape().V, Shape().S).tolist()
+    expected = answers(with_zero_points(recipe), ids)
+    logits = Running(checked(with_zero_points(recipe), form)).step(ids, 0).reshape(-1)
+    assert_close(logits, expected[-1])
+    assert np.abs(expected - answers(quantized(Shape(tied=True), recipe), ids)).max() > 0.1
+
+
 @pytest.mark.parametrize("recipe", ["dynamic_int8", "dynamic_int4_block32"])
 def test_integer_arithmetic_is_near(recipe: str) -> None:
     """ONNX Runtime quantizes what weights are multiplied with, and loses no more by it than LiteRT."""
