@@ -8,33 +8,35 @@ import copy
 import onnx_ir as ir
 
 from o2o.cli.text import counted
-from o2o.filters.base import Filter
+from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.formats.tensors import with_shape
-from o2o.model import Model, shape_of
+from o2o.model import DOMAIN, Model, dims_of, shape_of
 from o2o.rewriting.builder import fresh_name
 
 WEIGHT = 1  # the operand of FULLY_CONNECTED
 
 
 class ReshapeFcWeight(Filter):
-    """Reshape the weights of FULLY_CONNECTED to [O,I] if they have more axes.
+    """Reshape the weights of FULLY_CONNECTED, or of ONNX's MatMul, to a matrix if they have more axes.
 
         x, w [1,1,O,I] -- FULLY_CONNECTED   =>   x, w [O,I] -- FULLY_CONNECTED
 
-    Some runtimes take no other shape. If other operators use a constant, it stays, and a second constant over
-    the same bytes becomes the weight. Nothing is copied.
-    Left alone: weights that are not constant, are sparse, or have more than two axes other than 1.
+    Some runtimes take no other shape, and quantize.weights.py takes matrices alone. If other operators use a
+    constant, it stays, and a second constant over the same bytes becomes the weight. Nothing is copied.
+    Left alone: weights that are not constant, are sparse, or have more than two axes other than 1. Of ONNX
+    also those with more axes than x: the product has its axes from them.
     """
 
     name = "reshape.fc_weight.py"
     purpose = "Weights"
+    input_formats = ALL_FORMATS
     usage_example = "reshape.fc_weight.py < in.circle > out.circle"
 
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         reshaped, left = 0, 0
-        for graph in model.graphs:
+        for graph in model.all_graphs():
             for value in _weights(graph):
-                if _can_be_flat(value):
+                if value.name in graph.initializers and _can_be_flat(value):
                     _flatten(graph, value)
                     reshaped += 1
                 else:
@@ -45,8 +47,24 @@ class ReshapeFcWeight(Filter):
 
 def _weights(graph: ir.Graph) -> list[ir.Value]:
     """The weights in `graph` whose rank is not 2, each once."""
-    weights = [node.inputs[WEIGHT] for node in graph if node.op_type == "FULLY_CONNECTED"]
-    return [value for value in dict.fromkeys(weights) if value is not None and len(shape_of(value)) != 2]
+    weights = [
+        value for node in graph for value in node.inputs[WEIGHT : WEIGHT + 1] if _is_weight(node, WEIGHT)
+    ]
+    return [value for value in dict.fromkeys(weights) if value is not None and len(dims_of(value) or ()) != 2]
+
+
+def _is_weight(node: ir.Node, operand: int) -> bool:
+    """Whether an operand of a node may be reshaped to a matrix."""
+    if operand != WEIGHT:
+        return False
+    if (node.domain, node.op_type) == (DOMAIN, "FULLY_CONNECTED"):
+        return True
+    if (node.domain, node.op_type) != ("", "MatMul") or None in node.inputs:
+        return False
+    x, weight = node.inputs
+    if x is None or weight is None or weight.const_value is None or x.shape is None:
+        return False
+    return len(x.shape) >= len(dims_of(weight) or ())
 
 
 def _can_be_flat(value: ir.Value) -> bool:
@@ -58,7 +76,7 @@ def _can_be_flat(value: ir.Value) -> bool:
 
 def _flatten(graph: ir.Graph, value: ir.Value) -> None:
     """Make the weight `value` [O,I]; a second value if it has other users."""
-    uses = [use for use in value.uses() if use.node.op_type == "FULLY_CONNECTED" and use.idx == WEIGHT]
+    uses = [use for use in value.uses() if use.node.graph is graph and _is_weight(use.node, use.idx)]
     alone = len(uses) == len(value.uses()) and not value.is_graph_output()
     tensor = value.const_value
     assert tensor is not None

@@ -105,6 +105,19 @@ def chain(large: bool = False) -> onnx.ModelProto:
     return proto
 
 
+def stacked() -> onnx.ModelProto:
+    """A constant of four axes in two products: the result of one has four axes because of it."""
+    proto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[2, 1, 3, 4] x, float[3, 4] y) => (float[2, 1, 3, 5] a, float[1, 1, 3, 5] b) {
+            a = MatMul (x, w)
+            b = MatMul (y, w)
+        }""")
+    weight = np.random.default_rng(0).standard_normal((1, 1, 4, 5)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    return proto
+
+
 def data_of(proto: onnx.ModelProto) -> bytes:
     """The file of a model, as `onnx_ir` writes strings that may be empty or absent."""
     _drop_empty_strings(proto)

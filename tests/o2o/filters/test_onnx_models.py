@@ -15,7 +15,7 @@ from o2o.cli.pipelines import parse
 from o2o.filters import pipeline
 from o2o.filters.base import ALL_FORMATS
 from o2o.model import Model, dims_of
-from tests.o2o.onnx_graphs import branches, chain, data_of, decoder, everything, renamed
+from tests.o2o.onnx_graphs import branches, chain, data_of, decoder, everything, renamed, stacked
 
 pytest.importorskip("onnxruntime")
 
@@ -43,6 +43,7 @@ RUNS: dict[str, list[tuple[Callable[[], onnx.ModelProto], list[str]]]] = {
         (chain, ["output", "--by_shape", "[3]", "[3,1]"]),
         (lambda: decoder(static=True), ["input", "--by_shape", "[1,1]", "[1]"]),
     ],
+    "reshape_fc_weight": [(stacked, [])],
     "transpose_io_kvcache": [(decoder, [])],
     "downcast_input_ids": [(decoder, ["--also", "attention_mask,position_ids"])],
     "sign_contract": [(decoder, []), (lambda: decoder(static=True), [])],
@@ -277,3 +278,9 @@ def test_inspect_shows_branches_and_functions(capsys: pytest.CaptureFixture[str]
         "    body of Loop z (i, go, a) -> (go_out, b): 3 operators: Add 1, Identity 1, local.twice 1\n"
         in text
     )
+
+
+def test_a_matrix_that_gives_the_product_its_axes_stays() -> None:
+    assert run("reshape_fc_weight", given(stacked), "-o", "out.onnx") == 0
+    constants = {tensor.name: list(tensor.dims) for tensor in onnx.load("out.onnx").graph.initializer}
+    assert constants == {"w": [1, 1, 4, 5], "w_2d": [4, 5]}
