@@ -6,7 +6,16 @@ import json
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
 
 from runtime_py.server.errors import ApiError
 
@@ -192,10 +201,22 @@ Prompt = str | list[TokenId | str] | list[str | list[TokenId | str]]
 """A text; token ids and texts in a row; or several of these."""
 
 
+def _unsupported(value: bool) -> bool:
+    if value:
+        raise ValueError("it is not supported")
+    return value
+
+
+_Unsupported = Annotated[
+    bool, AfterValidator(_unsupported), WithJsonSchema({"type": "boolean", "enum": [False]})
+]
+
+
 class PromptText(Fields):
     """A text, as llama.cpp writes it beside images, which are not supported."""
 
     prompt_string: str
+    multimodal_data: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
 class NativeRequest(SamplingFields):
@@ -207,7 +228,7 @@ class NativeRequest(SamplingFields):
     model: str | None = None
     logit_bias: dict[str, float | bool] | list[list[Integer | str | float | bool]] | None = None
     n_probs: Annotated[Integer, Field(ge=0, le=1000)] | None = None
-    post_sampling_probs: Literal[False] | None = None
+    post_sampling_probs: _Unsupported | None = None
     return_tokens: bool | None = None
     response_fields: list[str] | None = None
     ignore_eos: bool | None = None

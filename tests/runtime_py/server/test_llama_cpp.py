@@ -94,6 +94,12 @@ def test_selected_fields(client: TestClient) -> None:
     assert content.keys() == {"content", "generation_settings/n_predict"}
 
 
+@pytest.mark.parametrize("value", [True, 0])
+def test_probabilities_after_sampling_are_refused(client: TestClient, value: Any) -> None:
+    response = client.post(URL, json={"prompt": "hi", "n_probs": 2, "post_sampling_probs": value})
+    assert response.status_code == 400
+
+
 def test_a_negative_seed_is_random_and_a_seed_repeats(client: TestClient) -> None:
     content = complete(client, n_predict=16, temperature=3.0, seed=5)
     assert content["generation_settings"]["seed"] == 5

@@ -1,0 +1,1 @@
+"""Programs that call a server as other people's programs do."""
