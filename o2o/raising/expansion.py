@@ -12,7 +12,7 @@ from onnx import defs
 
 from o2o.model import inner_graphs
 
-_DOMAIN = "o2o.expansion"
+_DOMAIN = "expansion"
 
 
 def expansion_of(node: ir.Node, values: Sequence[ir.Value | None], opset: int) -> ir.Graph | None:
