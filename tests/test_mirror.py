@@ -52,6 +52,7 @@ COVERED = {
         "o2o/raising/dot_product.py",
     ],
     "tests/o2o/filters/test_raise_circle.py": [
+        "o2o/filters/onnx_raising.py",
         "o2o/rewriting/attention/seen_keys.py",
     ],
     "tests/o2o/onnx_fusion/test_attention.py": [

@@ -115,7 +115,9 @@ def _rounding_difference(old: ir.Value, new: ir.Value) -> str | None:
     if "zeroPoints" in quantization_constants(new):
         return None  # asymmetric blocks: no filter writes them
     numbers = old.const_value.numpy().astype(np.float32)
-    error = np.abs(dequantized(new) - numbers)
+    stored = dequantized(new)
+    with np.errstate(invalid="ignore"):  # infinity, as in masks, minus itself
+        error = np.where(stored == numbers, np.float32(0), np.abs(stored - numbers))
     if is_quantized(new):
         steps = 0.5 + CLIPPED_STEPS.get(new.dtype.bitwidth, 0.0)
         step = scales(new)

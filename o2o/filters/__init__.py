@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from o2o.filters.base import Filter
 
-_SHARED = {"__init__", "base", "fusion", "pipeline", "recorded_pipelines"}  # modules that are not filters
+_SHARED = {"__init__", "base", "fusion", "onnx_raising", "pipeline", "recorded_pipelines"}  # no filters
 _OTHERS = {
     "inspect_model": "inspect",  # why the command is not `inspect.py`: pyproject.toml
     "with": "with_file",  # a keyword is no name of a module

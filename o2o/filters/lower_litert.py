@@ -5,25 +5,21 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from o2o.cli.text import counted, listed
 from o2o.errors import UsageError
-from o2o.filters.base import ALL_FORMATS, Filter
-from o2o.filters.raise_circle import raised_interface
+from o2o.filters.base import ALL_FORMATS
+from o2o.filters.onnx_raising import OnnxRaising
 from o2o.filters.wrap_composites import wrapped_message
 from o2o.lower.litert import lower_to_litert
 from o2o.lower.litert.attention import FlashBlocks
 from o2o.lower.litert.composites import wrap_composites
 from o2o.model import CUSTOM_DOMAIN, Model
 from o2o.operators.core_attention import FlashBlockSizes
-from o2o.raising import as_circle
-
-if TYPE_CHECKING:
-    from o2o.check.interface import Expected
 
 
-class LowerLitert(Filter):
+class LowerLitert(OnnxRaising):
     """Turn Circle or ONNX into TFLite that LiteRT runs.
 
         decode.circle: RMS_NORM -- ATTENTION -- logits
@@ -63,7 +59,7 @@ class LowerLitert(Filter):
     def transform(
         self, models: Sequence[Model], args: argparse.Namespace, entry: dict[str, Any] | None
     ) -> Model:
-        return super().transform([as_circle(model) for model in models], args, entry)
+        return super().transform([self.as_circle(model) for model in models], args, entry)
 
     def apply(self, model: Model, args: argparse.Namespace) -> bool:
         if model.format == "tflite":
@@ -84,9 +80,6 @@ class LowerLitert(Filter):
         if custom:
             self.log(f"the runtime must know these custom operators: {listed(custom)}")
         return True
-
-    def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
-        return raised_interface(models, super().expected(models, args))
 
 
 def _flash_blocks(text: str) -> FlashBlocks:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from o2o.dimension_expressions import evaluated
 from o2o.errors import ModelError
 from o2o.formats.tensors import LARGE, constant_array, is_constant, is_constant_node
+from o2o.formats.widened_tensor import HALF, WidenedTensor
 from o2o.model import DOMAIN, dims_of, operands, shape_of
 from o2o.raising.expansion import expansion_of
 from o2o.raising.inferred_types import inferred_types
@@ -52,13 +53,14 @@ class Raised:
     unsupported: list[Unsupported] = field(default_factory=list)
 
 
-def raise_graph(graph: ir.Graph, sizes: Mapping[str, int] | None = None) -> Raised:
+def raise_graph(graph: ir.Graph, sizes: Mapping[str, int] | None = None, in_float32: bool = False) -> Raised:
     """Raise an ONNX graph.
 
     Args:
         graph: The graph; it stays as it is. Constants share their data with the result.
         sizes: Numbers of symbolic dimensions of inputs by name, if there are any. An expression of names
             follows from its names.
+        in_float32: Whether float16 and bfloat16 become float32: inputs, outputs, constants and results.
 
     Returns:
         The raised graph.
@@ -66,12 +68,12 @@ def raise_graph(graph: ir.Graph, sizes: Mapping[str, int] | None = None) -> Rais
     Raises:
         ModelError: An input has a symbolic dimension without a number, or no shape.
     """
-    return _Raising(graph, sizes or {}).run()
+    return _Raising(graph, sizes or {}, in_float32).run()
 
 
 class _Raising:
-    def __init__(self, graph: ir.Graph, sizes: Mapping[str, int]) -> None:
-        self.source, self.sizes = graph, sizes
+    def __init__(self, graph: ir.Graph, sizes: Mapping[str, int], in_float32: bool) -> None:
+        self.source, self.sizes, self.in_float32 = graph, sizes, in_float32
         raised = ir.Graph([], [], nodes=[], name=graph.name, opset_imports={DOMAIN: 1})
         values = (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs))
         raised.meta["names"] = {value.name for value in values if value.name}
@@ -104,7 +106,8 @@ class _Raising:
         dims = [dim if isinstance(dim, int) else evaluated(dim, self.sizes) for dim in dims_of(value) or ()]
         if None in dims:
             shape_of(value)  # raises ModelError
-        raised = ir.Value(name=value.name, shape=ir.Shape(dims), type=value.type)
+        kind = ir.TensorType(ir.DataType.FLOAT) if self._is_widened(value.dtype) else value.type
+        raised = ir.Value(name=value.name, shape=ir.Shape(dims), type=kind)
         raised.meta.update(value.meta)
         self._assign(value, raised)
         return raised
@@ -118,7 +121,12 @@ class _Raising:
             raised = self._constant(value, value.const_value)
         return raised
 
+    def _is_widened(self, dtype: ir.DataType | None) -> bool:
+        return self.in_float32 and dtype in HALF
+
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+        if self._is_widened(tensor.dtype):
+            tensor = WidenedTensor(tensor.name or "", tensor)
         graph, name = self.result.graph, value.name or "constant"
         if name in graph.initializers:  # of an expansion or a branch, whose names are their own
             graph.meta["names"].add(name)
@@ -175,7 +183,7 @@ class _Raising:
                 raise NotRaised("Circle has no such operator")
             self._expand(node, values, expansion)
             return
-        operation = Operation(node, values, opset, self.result.graph, self.result.values)
+        operation = Operation(node, values, opset, self.result.graph, self.result.values, self.in_float32)
         results = rule(operation)
         given = [results] if isinstance(results, ir.Value) else list(results)
         given += [None] * (len(node.outputs) - len(given))

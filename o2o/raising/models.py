@@ -19,11 +19,12 @@ _LISTED = 5
 """Operators that an error message names one by one."""
 
 
-def raise_model(model: Model) -> Model:
+def raise_model(model: Model, in_float32: bool = True) -> Model:
     """Raise an ONNX model to Circle.
 
     Args:
         model: An ONNX model of fixed shapes; it stays as it is. Constants share their data with the result.
+        in_float32: Whether float16 and bfloat16 become float32. Engines have few operators of 16 bits.
 
     Returns:
         The Circle model, with the signatures, roles, metadata and history of the ONNX model.
@@ -32,7 +33,7 @@ def raise_model(model: Model) -> Model:
         ModelError: An operator has no counterpart, or a dimension is symbolic. The message names each place.
     """
     model = _without_functions(model)
-    raised = {graph: raise_graph(graph) for graph in model.graphs}
+    raised = {graph: raise_graph(graph, in_float32=in_float32) for graph in model.graphs}
     failed = [(graph, each) for graph, result in raised.items() for each in result.unsupported]
     if failed:
         raise ModelError(_message(model, failed))

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from o2o.formats.schema import CIRCLE
 from o2o.formats.tensors import constant_array
+from o2o.formats.widened_tensor import HALF
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, attribute, shape_of
 from o2o.operators.shape_inference import Mismatch, infer_shapes
 from o2o.rewriting.builder import Builder
@@ -40,6 +41,7 @@ class Operation:
         opset: int,
         graph: ir.Graph,
         values: Mapping[ir.Value, ir.Value],
+        in_float32: bool = False,
     ) -> None:
         """Prepare the raising of a node.
 
@@ -49,7 +51,9 @@ class Operation:
             opset: See `Operation`.
             graph: The raised graph, which gets the operators.
             values: See `Operation`.
+            in_float32: Whether float16 and bfloat16 become float32.
         """
+        self.in_float32 = in_float32
         self.node, self.operands, self.opset, self.values = node, list(operands), opset, values
         name = next((value.name for value in node.outputs if value.name), node.name or node.op_type)
         self.op = Builder(graph, prefix=f"{name}/")
@@ -232,6 +236,7 @@ class Operation:
             NotRaised: The operands do not fit together.
         """
         dtypes = list(dtype) if isinstance(dtype, Sequence) else [dtype] * count
+        dtypes = [self._kind(each) for each in dtypes]
         first = self.op.node(op_type, operands, (), dtypes[0], name, **options)
         node = first.producer()
         assert node is not None
@@ -244,6 +249,9 @@ class Operation:
         for value, shape in zip(node.outputs, shapes, strict=True):
             value.shape = ir.Shape(shape)
         return list(node.outputs)
+
+    def _kind(self, dtype: ir.DataType | None) -> ir.DataType | None:
+        return FLOAT if self.in_float32 and dtype in HALF else dtype
 
     def _inferred(self, node: ir.Node) -> list[Sequence[int]]:
         try:
@@ -315,6 +323,7 @@ class Operation:
         Returns:
             The converted value; `x` itself if nothing changes.
         """
+        dtype = self._kind(dtype)
         if dtype is None or x.dtype == dtype:
             return x
         for kind in (x.dtype, dtype):

@@ -174,3 +174,38 @@ def test_a_decoder_of_onnx_runtime_is_checked(command: Command) -> None:
     raised = command(decoder_of_onnx_runtime(), "--check")
     assert "the same, within" in command.said
     assert operators(raised)["o2o.attention"] == 1
+
+
+def in_16_bits(kind: int) -> Model:
+    """The decoder, with each float32 as float16 or bfloat16."""
+    proto = static_decoder()
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            numbers = onnx.numpy_helper.to_array(tensor).astype(dtype)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(numbers, tensor.name))
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = kind
+    model = decode(proto, [], None)
+    SignContract().apply(model, SignContract().parser().parse_args([]))
+    return model
+
+
+@pytest.mark.parametrize("kind", [onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16])
+def test_16_bit_floats_become_float32(command: Command, kind: int) -> None:
+    """So that engines run it, and fusions recognize it."""
+    raised = command(in_16_bits(kind), "--check")
+    assert "3 outputs the same" in command.said
+    graph = raised.graphs[0]
+    values = (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs))
+    assert {value.dtype for value in values}.isdisjoint({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+    fusion = FuseAttention()
+    fusion.apply(raised, fusion.parser().parse_args([]))
+    assert operators(raised)["SOFTMAX"] == 0
+
+
+def test_16_bit_floats_stay_on_request(command: Command) -> None:
+    raised = command(in_16_bits(onnx.TensorProto.FLOAT16), "--keep_float16")
+    assert raised.graphs[0].outputs[0].dtype == ir.DataType.FLOAT16
+    assert raised.graphs[0].initializers["table"].dtype == ir.DataType.FLOAT16

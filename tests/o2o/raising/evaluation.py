@@ -45,7 +45,7 @@ def raised(proto: onnx.ModelProto) -> Model:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    return raise_model(decode(copy, [], None))
+    return raise_model(decode(copy, [], None), in_float32=False)
 
 
 def feeds_of(proto: onnx.ModelProto) -> dict[str, Any]:
