@@ -42,7 +42,7 @@ BIN := $(VENV)/bin
 # On a terminal pip names each package and shows its progress; in a pipe only errors.
 PIP := $(BIN)/pip install --disable-pip-version-check $$(test -t 2 || echo --quiet)
 
-.PHONY: setup package run test test-fast families families-ci lint docs docs-test demo litertlm wheel clean
+.PHONY: setup package run test test-fast families families-ci lint docs docs-test demo browser litertlm wheel clean
 .DELETE_ON_ERROR:
 
 setup: $(BIN)/.ready
@@ -95,6 +95,10 @@ $(BIN)/.docs-ready: $(BIN)/.ready
 
 docs-test: setup
 	$(BIN)/python -m docs.tools.run_examples
+
+# Chromium tests the chat page; without it, these tests are skipped.
+browser:
+	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes chromium
 
 # Installs LiteRT-LM into an environment of its own.
 litertlm: setup

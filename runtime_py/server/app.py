@@ -7,7 +7,7 @@ from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.routing import BaseRoute, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -37,6 +37,16 @@ from runtime_py.server.tokens import apply_template, count_tokens, detokenize, t
 
 PAGE = Path(__file__).with_name("page")
 """The folder of the chat page."""
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Nothing of the page comes from elsewhere, no request leaves for elsewhere, and nothing inline runs."""
 
 
 class App:
@@ -105,7 +115,7 @@ def routes(settings: ServerSettings) -> list[BaseRoute]:
     listed: list[BaseRoute] = [Route("/openapi.json", openapi)]
     listed += [Route(each.path, each.handler, methods=[each.method]) for each in ENDPOINTS]
     if PAGE.is_dir():
-        listed += [Route("/", page), Mount("/page", StaticFiles(directory=PAGE))]
+        listed += [Route("/", page), Route("/page/{name:path}", page)]
     return listed
 
 
@@ -160,16 +170,17 @@ async def model(request: Request) -> Response:
 
 
 async def page(request: Request) -> Response:
-    """Send the chat page.
+    """Send a file of the chat page.
 
     Args:
-        request: The request.
+        request: The request; without a name, for the page itself.
 
     Returns:
-        The page.
+        The file.
     """
-    response = await StaticFiles(directory=PAGE).get_response("index.html", request.scope)
-    response.headers["Cache-Control"] = "no-cache"
+    name = request.path_params.get("name", "index.html")
+    response = await StaticFiles(directory=PAGE).get_response(name, request.scope)
+    response.headers.update(PAGE_HEADERS)
     return response
 
 
