@@ -50,7 +50,8 @@ def twin_sizes(graph: ir.Graph, skip: int = 0) -> tuple[dict[str, int], int]:
         symbols = {axis: dim for axis, dim in enumerate(dims) if isinstance(dim, str) and dim.isidentifier()}
         by_axis: dict[int, int] = {}
         if value in caches:
-            by_axis = {0: batch} | {axis: past for axis in symbols if axis}
+            rows = [axis for axis, symbol in symbols.items() if axis and "encoder" not in symbol]
+            by_axis = {0: batch} | dict.fromkeys(rows, past)
         elif kind in ("tokens", "position") and len(dims) <= 2:
             by_axis = {len(dims) - 1: tokens} | ({0: batch} if len(dims) == 2 else {})
         elif kind == "mask" and len(dims) in (2, 4):

@@ -34,6 +34,13 @@ def test_an_encoder_has_no_past() -> None:
     assert known["S"] == known["T"] != known["B"] == batch
 
 
+def test_caches_of_an_encoder_have_a_length_of_their_own() -> None:
+    known, _ = sizes(
+        "int64[B, T] input_ids, float[B, 2, P, 16] past_key_0, float[B, 2, encoder_length, 16] past_key_1"
+    )
+    assert len(set(known.values())) == 4
+
+
 def test_other_models_have_numbers_of_their_own() -> None:
     known, batch = sizes("float[N, C, H] x, float[M, 4] y")
     assert len(set(known.values())) == 4
