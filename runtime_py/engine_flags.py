@@ -46,6 +46,7 @@ def options_from(args: argparse.Namespace, log: Callable[[str], None]) -> Engine
         threads=args.threads,
         buckets=flags.get("buckets"),
         speculate=flags.get("speculate") != "off",
+        rounded_drafts=flags.get("speculate") == "on",
         disk_cache=None if flags.get("no_cache") else user_cache(),
         debug=flags.get("debug", False),
         log=log,

@@ -448,7 +448,8 @@ class Package:
     def _open_pool(self) -> SessionPool:
         with self._opening:
             if self._pool is None:
-                self._pool = SessionPool(self.engine(), self.max_sessions)
+                rounded = self.options is not None and self.options.rounded_drafts
+                self._pool = SessionPool(self.engine(), self.max_sessions, rounded)
             return self._pool
 
     def _open_scorer(self) -> Engine:

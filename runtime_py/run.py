@@ -97,10 +97,10 @@ def parser() -> Parser:
     )
     add(
         "--speculate",
-        choices=("auto", "off"),
+        choices=("auto", "on", "off"),
         default="auto",
-        help="auto: draft tokens by looking up the text, and verify several in one run, where that is "
-        "faster; the text is the same",
+        help="draft tokens by prompt lookup, and verify several in one run. auto: where that is faster and "
+        "the text is the same. on: also where rounding may change the text",
     )
     add(
         "--no-cache",

@@ -29,6 +29,8 @@ class EngineOptions:
             `EngineSession.logits`, and generated no faster, and slower on LiteRT.
         speculate: Whether texts are generated with speculative decoding where that is faster
             (`runtime_py.generation.speculation`).
+        rounded_drafts: Whether drafts are also used where an engine rounds the logits of several tokens
+            otherwise than those of one. Texts may then differ from those without drafts.
         disk_cache: Where prepared large models are stored for the next load; None to store nothing.
         debug: Whether the runtime's own log goes to stderr.
         log: Called with one line when something slow happens or fails.
@@ -42,6 +44,7 @@ class EngineOptions:
     buckets: Sequence[int] | None = None
     all_logits: bool = False
     speculate: bool = True
+    rounded_drafts: bool = False
     disk_cache: DiskCache | None = field(default_factory=user_cache)
     debug: bool = False
     log: Callable[[str], None] = lambda line: None

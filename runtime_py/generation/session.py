@@ -15,7 +15,7 @@ from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import SESSION_CLOSED, EngineClosed
 from runtime_py.engines.token_ids import check_prompt
 from runtime_py.generation.session_pool import Caches, SessionPool
-from runtime_py.generation.step_costs import StepCosts
+from runtime_py.generation.verification import Verification
 
 BUSY = "the session is generating another text: close that stream first, or open a session for each text"
 
@@ -88,9 +88,9 @@ class Session:
         return self.pool.engine.verify_lengths(position)
 
     @property
-    def costs(self) -> StepCosts:
-        """The times of the runs of its engine."""
-        return self.pool.costs
+    def verification(self) -> Verification:
+        """What is known about runs of its engine that verify drafts."""
+        return self.pool.verification
 
     @property
     def context_full_message(self) -> str:
@@ -191,6 +191,12 @@ class Session:
             logits = self._caches.verify([token, *draft], len(self._tokens))
             self._tokens.append(token)
             return logits
+
+    def back(self) -> None:
+        """Take the last token of the text back. Its row in the KV caches is overwritten by the next one."""
+        with self._stepping:
+            self._check_open()
+            self._tokens.pop()
 
     def accept(self, token: int) -> None:
         """Make the next drafted token a part of the text, instead of feeding it.

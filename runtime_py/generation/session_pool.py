@@ -27,7 +27,7 @@ from runtime_py import forks
 from runtime_py.engines.engine import Engine, EngineSession
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import CLOSED, FORKED, EngineClosed
-from runtime_py.generation.step_costs import StepCosts
+from runtime_py.generation.verification import Verification
 
 MAX_SESSIONS = 4
 """Default of the largest number of texts that have KV caches at the same time."""
@@ -46,12 +46,15 @@ class Interrupted(UsageError):
 class SessionPool:
     """The KV caches of one engine. Methods may be called in any thread."""
 
-    def __init__(self, engine: Engine, max_sessions: int = MAX_SESSIONS) -> None:
+    def __init__(
+        self, engine: Engine, max_sessions: int = MAX_SESSIONS, rounded_drafts: bool = False
+    ) -> None:
         """Create a pool without KV caches.
 
         Args:
             engine: The engine. `close` closes it.
             max_sessions: The largest number of texts that have KV caches at the same time.
+            rounded_drafts: See `runtime_py.engines.options.EngineOptions`.
 
         Raises:
             UsageError: `max_sessions` is no integer of 1 or more.
@@ -61,8 +64,8 @@ class SessionPool:
         self.max_sessions = max_sessions
         self.caches: list[Caches] = []
         """All KV caches, in use or not."""
-        self.costs = StepCosts()
-        """How long runs of several tokens take."""
+        self.verification = Verification(rounded_drafts)
+        """What is known about runs that verify drafts."""
         self.refusal: str | None = None
         """Why the pool cannot be used any more; None while it can."""
         self._uses = count()

@@ -5,14 +5,14 @@ token and its draft together (`EngineSession.verify`), and returns the logits th
 chooses from them one by one, as always. Where it chooses the drafted token, the next logits are there. At the
 first other token the rest is dropped; its rows in the KV caches are overwritten.
 
-The text is the same as without drafts. The logits that a token is chosen from depend only on the tokens
-before it. Each token is chosen once, by the same logits processors and the same random numbers. This is also
-rejection sampling: a drafted token is accepted with its probability, and else another token is drawn from the
-rest of the distribution.
+The text is the same as without drafts. The logits that a token is chosen from are those of decode steps. Each
+token is chosen once, by the same logits processors and the same random numbers. This is also rejection
+sampling: a drafted token is accepted with its probability, and else another token is drawn from the rest of
+the distribution.
 
 Drafts come from the text (`runtime_py.generation.prompt_lookup`). A run of T tokens takes longer than a step.
-How much longer is measured (`runtime_py.generation.step_costs`). A draft is used only where the tokens that
-are expected to agree are worth that time.
+How much longer is measured (`runtime_py.generation.verification`). A draft is used only where the tokens
+that are expected to agree are worth that time.
 """
 
 from __future__ import annotations
@@ -74,15 +74,30 @@ class SpeculativeDecoding:
         begin = time.perf_counter()
         if length == 1:
             logits = session.append(token)
-            session.costs.add(1, time.perf_counter() - begin)
+            session.verification.add(1, time.perf_counter() - begin)
             return logits
         self._draft = lookup.draft(min(length - 1, self._limit - self._length))
+        if session.verification.needs_trial(length) and not self._is_exact(token, length):
+            self._draft = []
+            return session.append(token)
         rows = session.verify(token, self._draft)
-        session.costs.add(length, time.perf_counter() - begin)
+        session.verification.add(length, time.perf_counter() - begin)
         session.drafts.runs += 1
         session.drafts.drafted += len(self._draft)
         self._logits = rows[1:]
         return check_logits(rows[0], self._length - 1)
+
+    def _is_exact(self, token: int, length: int) -> bool:
+        """Compare the logits of the first two tokens of a run with those of decode steps. Then undo all."""
+        session, tokens = self._session, [token, self._draft[0]]
+        rows = session.verify(token, self._draft)
+        session.back()
+        steps = [session.append(token) for token in tokens]
+        for _ in tokens:
+            session.back()
+        exact = np.array_equal(rows[: len(tokens)], steps)
+        session.verification.compared(length, exact)
+        return exact
 
     def _best_length(self, lookup: PromptLookup) -> int:
         """The number of tokens of the next run; 1 for a decode step."""
@@ -90,7 +105,7 @@ class SpeculativeDecoding:
         most = self._limit - self._length
         for length in self._session.verify_lengths(self._length - 1) if most > 0 else ():
             expected = lookup.expected(min(length - 1, most))
-            gain = (1 + expected) / self._session.costs.relative(length)
+            gain = (1 + expected) / self._session.verification.cost(length)
             if gain > speed:
                 best, speed = length, gain
         return best

@@ -1,0 +1,100 @@
+"""What is known about the runs of an engine that verify drafts: their time, and whether they are exact.
+
+An exact run of several tokens computes the bits that decode steps compute, so that drafts change no text.
+LiteRT's runs are exact. ONNX Runtime's are not: its kernels for one token add up in another order. The first
+runs of each length are compared with decode steps. Where bits differ, no drafts are used, unless the caller
+allows it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+from collections import Counter, deque
+
+TRIALS = 2
+"""Runs of each length that are compared with decode steps."""
+COST_PER_TOKEN = 0.08
+"""What each further token of a run adds to the time of a step, before it is measured."""
+SAMPLES = 7
+"""Runs of each length whose median is the time of a run."""
+FORGET = 512
+"""Measured decode steps after which the times of an unused length are forgotten: it is tried again."""
+
+
+class Verification:
+    """Runs of T tokens on one engine, compared with decode steps. Any thread may use it."""
+
+    def __init__(self, rounded_drafts: bool = False) -> None:
+        """Start without knowledge.
+
+        Args:
+            rounded_drafts: See `runtime_py.engines.options.EngineOptions`.
+        """
+        self._rounded_drafts = rounded_drafts
+        self._refused = False
+        self._trials: Counter[int] = Counter()
+        self._seconds: dict[int, deque[float]] = {}
+        self._medians: dict[int, float] = {}
+        self._first: set[int] = set()  # lengths whose first run, with one-time work, is over
+        self._unused: dict[int, int] = {}
+        self._changing = threading.Lock()
+
+    def needs_trial(self, length: int) -> bool:
+        """Return whether the next run of a length is to be compared with a decode step.
+
+        Args:
+            length: T.
+
+        Returns:
+            True for the first runs, unless rounding does not matter.
+        """
+        return not self._rounded_drafts and self._trials[length] < TRIALS
+
+    def compared(self, length: int, exact: bool) -> None:
+        """Record a comparison.
+
+        Args:
+            length: T.
+            exact: Whether the run computed the bits of the decode step.
+        """
+        with self._changing:
+            self._trials[length] += 1
+            self._refused |= not exact
+
+    def add(self, length: int, seconds: float) -> None:
+        """Record the time of a run.
+
+        Args:
+            length: T; 1 for a decode step.
+            seconds: Its time.
+        """
+        with self._changing:
+            if length not in self._first:
+                self._first.add(length)
+                return
+            samples = self._seconds.setdefault(length, deque(maxlen=SAMPLES))
+            samples.append(seconds)
+            self._medians[length] = statistics.median(samples)
+            self._unused[length] = 0
+            if length == 1:
+                for other in [*self._unused]:
+                    self._unused[other] += 1
+                    if self._unused[other] > FORGET:
+                        del self._unused[other], self._seconds[other], self._medians[other]
+
+    def cost(self, length: int) -> float:
+        """Return the time of a run relative to a decode step.
+
+        Args:
+            length: T.
+
+        Returns:
+            Its median time over that of a step; an optimistic guess before both are measured. Infinity if
+            runs are not exact.
+        """
+        if self._refused:
+            return math.inf
+        step, run = self._medians.get(1), self._medians.get(length)
+        return run / step if step and run else 1 + COST_PER_TOKEN * (length - 1)
