@@ -66,8 +66,10 @@ def _skip(of: Operation) -> list[ir.Value | None]:
 
 
 def _embedding(of: Operation) -> list[ir.Value | None]:
-    """EmbedLayerNormalization(input_ids, segment_ids, word, position, segment, gamma, beta, mask,
-    position_ids): the norm of a sum of embeddings, the number of tokens by the mask, and the sum."""
+    """EmbedLayerNormalization: the norm of a sum of embeddings, the number of tokens, and the sum.
+
+    Operands: input_ids, segment_ids, word, position, segment, gamma, beta, mask, position_ids.
+    """
     ids = of.cast(of.operand(0), INT32)
     total = of.emit("GATHER", of.operand(2), ids, axis=0, name="words")
     if of.has(8):
