@@ -364,6 +364,12 @@ def _cast_like(of: Operation) -> ir.Value:
     return convert(of, of.operand(), like)
 
 
+def _dropout(of: Operation) -> Sequence[ir.Value]:
+    if of.has(2) and of.array(2).any():
+        of.refuse("it trains: its results are random")
+    return _identity(of)
+
+
 def _identity(of: Operation) -> Sequence[ir.Value]:
     return [of.operand()]
 
@@ -410,5 +416,5 @@ RULES: Rules = {
     "Cast": _cast,
     "CastLike": _cast_like,
     "Identity": _identity,
-    "Dropout": _identity,
+    "Dropout": _dropout,
 }

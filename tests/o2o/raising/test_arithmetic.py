@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.o2o.raising.evaluation import assert_same, operators, parsed
+from o2o.errors import ModelError
+from tests.o2o.raising.evaluation import assert_same, operators, parsed, raised
 
 UNARY = ("Neg", "Abs", "Exp", "Sin", "Cos", "Tan", "Sinh", "Cosh", "Tanh", "Sigmoid", "Erf", "Floor", "Ceil")
 ACTIVATIONS = (
@@ -113,3 +114,10 @@ def test_clip(low: float, high: float) -> None:
 def test_casts(to: int) -> None:
     dtype = {1: "float", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}[to]
     assert_same(parsed("float[6] x", f"{dtype}[6] y", f"y = Cast <to = {to}> (x)"))
+
+
+def test_dropout_that_trains_is_refused() -> None:
+    constants = "float ratio = {0.5}, bool training = {1}"
+    proto = parsed("float[2,3] x", "float[2,3] y", "y = Dropout (x, ratio, training)", 22, constants)
+    with pytest.raises(ModelError, match="it trains"):
+        raised(proto)
