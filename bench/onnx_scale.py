@@ -55,12 +55,14 @@ GRAPH = {
     "fuse.rms_norm.py": "fuse.rms_norm.py < {model} > out.onnx",
     "fuse.rope.py": "fuse.rope.py < {model} > out.onnx",
     "fuse.attention.py": "fuse.attention.py < {model} > out.onnx",
+    "fuse.bmm_lhs_const.py": "fuse.bmm_lhs_const.py < {model} > out.onnx",
     "inspect.model.py": "inspect.model.py {model} > out.txt",
     "verify.model.py": "verify.model.py {model} > out.txt",
 }
 COPY = {
     "gc.py -o": "gc.py {model} -o copy.onnx",
     "rename.io.py -o": "rename.io.py input input_ids=tokens {model} -o copy.onnx",
+    "fuse.fc.py -o": "fuse.fc.py {model} -o copy.onnx",
 }
 WEIGHTS = {
     "merge.circles.py": "merge.circles.py {model} static.onnx --sig-names 'a;b' > out.onnx",

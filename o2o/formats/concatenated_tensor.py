@@ -88,9 +88,36 @@ class ConcatenatedColumns(StreamedTensor):
     def key(self) -> Hashable:
         return "columns", tuple(storage_key(part) for part in self.parts)
 
-    def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
-        matrices = [part.numpy() for part in self.parts]
-        step = max(1, size // max(1, sum(matrix[:1].nbytes for matrix in matrices)))
-        for start in range(0, matrices[0].shape[0], step):
-            rows = np.concatenate([matrix[start : start + step] for matrix in matrices], axis=1)
-            yield rows.reshape(-1).view(np.uint8).data
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
+        rows = self.parts[0].shape.numpy()[0]
+        widths = [part.nbytes // rows if rows else 0 for part in self.parts]
+        step = max(1, size // max(1, sum(widths)))
+        streams = [
+            _Stream(chunks(part, step * width)) for part, width in zip(self.parts, widths, strict=True)
+        ]
+        for start in range(0, rows, step):
+            count = min(step, rows - start)
+            blocks = [
+                np.frombuffer(stream.read(count * width), np.uint8).reshape(count, width)
+                for stream, width in zip(streams, widths, strict=True)
+            ]
+            yield np.concatenate(blocks, axis=1).tobytes()
+
+
+class _Stream:
+    """Bytes that are produced in chunks, read in pieces of other sizes."""
+
+    def __init__(self, parts: Iterator[bytes | memoryview]) -> None:
+        self._parts = parts
+        self._rest = memoryview(b"")
+
+    def read(self, count: int) -> bytes | memoryview:
+        """Return the next `count` bytes."""
+        if len(self._rest) < count:
+            pieces, length = [self._rest], len(self._rest)
+            while length < count:
+                pieces.append(memoryview(next(self._parts)).cast("B"))
+                length += len(pieces[-1])
+            self._rest = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+        block, self._rest = self._rest[:count], self._rest[count:]
+        return block
