@@ -208,7 +208,6 @@ COVERED = {
         "o2o/formats/onnx_names.py",
         "o2o/formats/onnx_splitting.py",
         "o2o/rewriting/onnx_merging.py",
-        "o2o/rewriting/onnx_opsets.py",
     ],
     "tests/o2o/formats/test_onnx_reader.py": [
         "o2o/formats/onnx_proto.py",

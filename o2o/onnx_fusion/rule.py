@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.model import Model
-from o2o.onnx_fusion.opsets import opset_of, raise_opset
 from o2o.onnx_fusion.twin import Twin
 from o2o.rewriting.builder import add_constant, fresh_name
 from o2o.rewriting.dead_code_elimination import remove_dead_nodes
 from o2o.rewriting.matchers import MatchFailure, fail
 from o2o.rewriting.onnx_builder import OnnxBuilder
+from o2o.rewriting.onnx_opsets import opset_of, raise_opset
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rewrite_rule import RuleResult
 

@@ -8,7 +8,7 @@ import pytest
 
 from o2o import formats
 from o2o.errors import ModelError
-from o2o.onnx_fusion.opsets import opset_of, raise_opset
+from o2o.rewriting.onnx_opsets import opset_of, raise_opset
 from tests.o2o.onnx_fusion.comparison import assert_same, model_of, read
 
 pytest.importorskip("onnxruntime")
