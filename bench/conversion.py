@@ -42,7 +42,7 @@ STEPS = ("start", "export", "filters", "answers")
 """Until the first command; the export; the filters; the known answers and the copy of other files."""
 TRACE_EACH = """
 import sys
-from export import __main__ as export
+from export import __main__ as exporter
 from export import convert, export_graphs, shell
 from export.graph_groups import GraphGroup
 if __name__ == "__main__" and sys.argv[1] == "convert":
@@ -51,7 +51,7 @@ if __name__ == "__main__" and sys.argv[1] == "convert":
     sys.exit(convert.main(sys.argv[2:]))
 if __name__ == "__main__":
     export_graphs.graph_groups = lambda specs: [GraphGroup(spec) for spec in specs]
-    sys.exit(export.main(sys.argv[2:]))
+    sys.exit(exporter.main(sys.argv[2:]))
 """
 """A conversion as it would be without derived graphs, cached graphs and filters in one process."""
 

@@ -62,8 +62,8 @@ def parser() -> Parser:
     add(
         "model",
         metavar="MODEL",
-        help="the checkpoint's folder, a GGUF file, an ONNX file (or its folder) of a decoder whose caches "
-        "grow, or an id on the Hugging Face hub",
+        help="the checkpoint's folder, a GGUF file, a decoder in ONNX whose caches grow, or its folder, "
+        "or an id on the Hugging Face hub",
     )
     add("-o", "--output", metavar="PACKAGE", required=True, help="folder to fill")
     add("--format", choices=("circle", "tflite", "onnx", "litertlm"), default="circle", help="(%(default)s)")

@@ -1,7 +1,7 @@
 """Packages of a decoder in ONNX that another tool exported: `o2o convert decoder.onnx`.
 
-Each graph of the package comes from the same file: fix.shape.py gives it static caches and a number of
-tokens, and raise.circle.py turns it into Circle. Then the filters are those for a checkpoint.
+All graphs of the package come from the same file. By `fix.shape.py` each gets static caches and a number of
+tokens. By `raise.circle.py` it becomes Circle. Then the filters are those for a checkpoint.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ def parser() -> Parser:
         "--speculate",
         choices=("auto", "on", "off"),
         default="auto",
-        help="draft tokens by prompt lookup, and verify several in one run. auto: where that is faster and "
-        "the text is the same. on: also where rounding may change the text",
+        help="draft tokens by prompt lookup, and verify several in one run. Auto: where that is faster and "
+        "the text is the same. On: also where rounding may change the text",
     )
     add(
         "--no-cache",

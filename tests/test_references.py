@@ -23,12 +23,15 @@ NOT_CODE = {
     "o2o.filters.MODULE",
     "o2o.nothing",
     "o2o.content",
+    "o2o.conversations",
+    "o2o.settings",
     "o2o.x",
     "runtime_py.engines.plain",
     "runtime_py.engines.plain.engine",
 }
 NOT_CODE |= {f"o2o.verbs.{group}" for group in ("build", "generate", "measure", "tools")}
-"""An operator, metadata, a placeholder, names of what does not exist, groups of entry points, an example."""
+"""An operator, metadata, a placeholder, names of what does not exist, groups of entry points, keys of a
+browser's storage, an example."""
 SUFFIXES = ("json", "md", "png", "py", "toml")
 
 
