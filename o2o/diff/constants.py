@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import CHUNK, SourceTensor, bytes_in_memory, is_quantized
+from o2o.formats.tensors import CHUNK, SourceTensor, bytes_in_memory, is_quantized, release
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import dims_of, quantization_constants, shape_of
 
@@ -64,7 +64,10 @@ def same_bytes(first: ir.TensorProtocol, second: ir.TensorProtocol) -> bool:
     if first.nbytes != second.nbytes:
         return False
     a, b = _bytes(first), _bytes(second)
-    return all(np.array_equal(a[i : i + CHUNK], b[i : i + CHUNK]) for i in range(0, len(a), CHUNK))
+    same = all(np.array_equal(a[i : i + CHUNK], b[i : i + CHUNK]) for i in range(0, len(a), CHUNK))
+    release(first)
+    release(second)
+    return same
 
 
 def _bytes(tensor: ir.TensorProtocol) -> np.ndarray:
@@ -101,6 +104,9 @@ def distance(first: ir.Value, second: ir.Value) -> Distance | None:
         result.largest = max(result.largest, float(gap.max(initial=0)))
         squares += float(np.square(gap).sum())
         reference += float(np.square(a).sum())
+    for value in (first, second):
+        assert value.const_value is not None
+        release(value.const_value)
     result.rms = math.sqrt(squares / max(1, result.count))
     size = math.sqrt(reference / max(1, result.count))
     result.relative = result.rms / size if size else (math.inf if result.rms else 0.0)

@@ -21,6 +21,8 @@ messages. `onnx_splitting` undoes it, by the metadata entry `o2o.signatures`:
   inputs, `signature_index` (int64 [1]) otherwise.
 - An input that the selected branch lacks is not read: an empty tensor will do.
 - An output that the selected branch lacks is empty.
+- Functions in place of branches would be inlined: ONNX Runtime loads and runs both alike. It packs weights of
+  the outer graph once.
 - A branch declares the inputs of its graph, with their static shapes, among its value infos.
 """
 

@@ -139,6 +139,16 @@ class SourceTensor(StreamedTensor):
         return SourceTensor(self.source, self.span, dtype or self.dtype, shape, name)
 
 
+def release(tensor: ir.TensorProtocol) -> None:
+    """Take the mapped bytes of a constant out of the process's memory.
+
+    Args:
+        tensor: Any constant. Its bytes are read again when they are used.
+    """
+    for part in source_tensors(tensor):
+        part.source.release(part.span.start, part.span.size)
+
+
 def source_tensors(tensor: ir.TensorProtocol) -> Iterator[SourceTensor]:
     """Yield the parts of a model's source that a tensor is computed from.
 

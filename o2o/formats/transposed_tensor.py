@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import CHUNK, StreamedTensor, storage_key
+from o2o.formats.tensors import CHUNK, StreamedTensor, release, storage_key
 
 TILE_ROWS, TILE_COLUMNS = 128, 32
 
@@ -50,6 +50,7 @@ class TransposedTensor(StreamedTensor):
             block = _contiguous(numbers[start : start + step]).reshape(-1).view(np.uint8)
             packed = (block[0::2] & 15) | (block[1::2] << 4) if bits == 4 else block
             yield packed.data
+        release(self.parts[0])
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> TransposedTensor:
         return TransposedTensor(name, self.parts[0], shape, self.axes)

@@ -41,5 +41,8 @@ class ExternalFile(Source):
     def chunks(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
         return self._file().chunks(start, size, chunk)
 
+    def release(self, start: int, size: int) -> None:
+        self._file().release(start, size)
+
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:
         self._file().copy(start, size, sink)

@@ -77,6 +77,14 @@ class Source:
         """
         raise NotImplementedError
 
+    def release(self, start: int, size: int) -> None:
+        """Take mapped bytes out of the process's memory. They are read again when they are used.
+
+        Args:
+            start: The first byte.
+            size: The number of bytes.
+        """
+
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:
         """Append bytes of the file to a sink.
 
@@ -192,6 +200,11 @@ class FileSource(Source):
         for place in range(start, start + size, chunk):
             yield os.pread(self._file.fileno(), min(chunk, start + size - place), place)
 
+    def release(self, start: int, size: int) -> None:
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            first = start - start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, first, start + size - first)
+
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:
         _check_end(self, start + size, self._size)
         try:
@@ -238,6 +251,9 @@ class RangeSource(Source):
     def chunks(self, start: int, size: int, chunk: int) -> Iterator[bytes]:
         _check_end(self, start + size, self._size)
         yield from self._source.chunks(self._start + start, size, chunk)
+
+    def release(self, start: int, size: int) -> None:
+        self._source.release(self._start + start, size)
 
     def copy(self, start: int, size: int, sink: BinaryIO) -> None:
         _check_end(self, start + size, self._size)

@@ -419,3 +419,14 @@ def test_a_part_without_a_frame() -> None:
     assert part.header.tobytes() == b"TFL3 and an archive"
     assert part.unframed is not None
     assert part.unframed.tobytes() == b"TFL3 and an archive"
+
+
+def test_bytes_that_were_released_are_read_again(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 4096
+    (tmp_path / "file").write_bytes(data)
+    source = open_file(tmp_path / "file")
+    for each in (source, RangeSource(source, 100, 1 << 19), MemorySource(data, "memory")):
+        view = each.view(5000, 9000)
+        before = view.tobytes()
+        each.release(5000, 9000)
+        assert view.tobytes() == before
