@@ -56,6 +56,7 @@ COVERED = {
         "o2o/rewriting/attention/seen_keys.py",
     ],
     "tests/o2o/onnx_fusion/test_attention.py": [
+        "o2o/onnx_fusion/forms.py",
         "o2o/onnx_fusion/rule.py",
         "o2o/onnx_fusion/twin.py",
     ],

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from o2o.filters.fusion import Fusion, static_graphs
 from o2o.model import Model
-from o2o.onnx_fusion.attention import OnnxAttentionRule
+from o2o.onnx_fusion.forms import Form
 from o2o.rewriting.attention.core_rule import CoreRule
 from o2o.rewriting.attention.mask_rule import MaskRule
 from o2o.rewriting.attention.proofs import Proofs
 from o2o.rewriting.attention.rule import AttentionRule
 from o2o.rewriting.rewrite_rule import apply_rule
+
+if TYPE_CHECKING:
+    from o2o.onnx_fusion.rule import OnnxRule
 
 
 class FuseAttention(Fusion):
@@ -55,7 +59,6 @@ class FuseAttention(Fusion):
     usage_example = "fuse.attention.py < decode_.circle > decode.circle"
     input_formats = ("circle", "onnx")
     noun = "attention block"
-    onnx_rule = OnnxAttentionRule
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
@@ -98,6 +101,11 @@ class FuseAttention(Fusion):
             if args.explain:
                 for node, failure in masked:
                     self.log(f"{model.label(graph)}: the mask of {node.outputs[0].name} stays: {failure}")
+
+    def onnx_rule(self, form: Form) -> OnnxRule:
+        from o2o.onnx_fusion.attention import OnnxAttentionRule
+
+        return OnnxAttentionRule(form)
 
 
 main = FuseAttention.main

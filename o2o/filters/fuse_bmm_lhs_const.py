@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from o2o.filters.base import ALL_FORMATS
 from o2o.filters.fusion import Fusion
 from o2o.model import Model
-from o2o.onnx_fusion.bmm_const import OnnxBmmConstRule
+from o2o.onnx_fusion.forms import Form
 from o2o.rewriting.bmm_const import BmmConstRule
+
+if TYPE_CHECKING:
+    from o2o.onnx_fusion.rule import OnnxRule
 
 
 class FuseBmmLhsConst(Fusion):
@@ -39,10 +43,15 @@ class FuseBmmLhsConst(Fusion):
     usage_example = "merge.circles.py prefill.circle decode.circle | fuse.bmm_lhs_const.py > model.circle"
     input_formats = ALL_FORMATS
     noun = "product"
-    onnx_rule = OnnxBmmConstRule
+    has_forms = False
 
     def rule(self, model: Model, args: argparse.Namespace) -> BmmConstRule:
         return BmmConstRule()
+
+    def onnx_rule(self, form: Form) -> OnnxRule:
+        from o2o.onnx_fusion.bmm_const import OnnxBmmConstRule
+
+        return OnnxBmmConstRule(form)
 
 
 main = FuseBmmLhsConst.main

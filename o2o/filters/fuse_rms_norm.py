@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from o2o.filters.fusion import Fusion
 from o2o.model import Model
-from o2o.onnx_fusion.rms_norm import OnnxRmsNormRule
+from o2o.onnx_fusion.forms import Form
 from o2o.rewriting.rms_norm import RmsNormRule
+
+if TYPE_CHECKING:
+    from o2o.onnx_fusion.rule import OnnxRule
 
 
 class FuseRmsNorm(Fusion):
@@ -32,10 +36,14 @@ class FuseRmsNorm(Fusion):
     usage_example = "fuse.rms_norm.py < decode.circle > fused.circle"
     input_formats = ("circle", "onnx")
     noun = "normalization"
-    onnx_rule = OnnxRmsNormRule
 
     def rule(self, model: Model, args: argparse.Namespace) -> RmsNormRule:
         return RmsNormRule()
+
+    def onnx_rule(self, form: Form) -> OnnxRule:
+        from o2o.onnx_fusion.rms_norm import OnnxRmsNormRule
+
+        return OnnxRmsNormRule(form)
 
 
 main = FuseRmsNorm.main

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from o2o.filters.fusion import Fusion
 from o2o.model import Model
-from o2o.onnx_fusion.rotation import OnnxRopeRule
+from o2o.onnx_fusion.forms import Form
 from o2o.rewriting.rope import RopeRule
+
+if TYPE_CHECKING:
+    from o2o.onnx_fusion.rule import OnnxRule
 
 
 class FuseRope(Fusion):
@@ -32,10 +36,14 @@ class FuseRope(Fusion):
     usage_example = "fuse.rope.py < decode.circle > fused.circle"
     input_formats = ("circle", "onnx")
     noun = "rotation"
-    onnx_rule = OnnxRopeRule
 
     def rule(self, model: Model, args: argparse.Namespace) -> RopeRule:
         return RopeRule()
+
+    def onnx_rule(self, form: Form) -> OnnxRule:
+        from o2o.onnx_fusion.rotation import OnnxRopeRule
+
+        return OnnxRopeRule(form)
 
 
 main = FuseRope.main

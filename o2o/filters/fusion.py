@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, get_args
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 import onnx_ir as ir
 
@@ -12,10 +12,12 @@ from o2o.cli.text import counted
 from o2o.errors import ModelError
 from o2o.filters.base import Filter
 from o2o.model import Model, is_dynamic
-from o2o.onnx_fusion.rms_norm import HALF
-from o2o.onnx_fusion.rule import Form, OnnxRule, apply_to_onnx
+from o2o.onnx_fusion.forms import HALF, Form
 from o2o.rewriting.matchers import MatchFailure
 from o2o.rewriting.rewrite_rule import RewriteRule, apply_rule
+
+if TYPE_CHECKING:
+    from o2o.onnx_fusion.rule import OnnxRule
 
 HALF_TOLERANCE = 2.0**-6
 """Of --check for a model in half precision: a fused operator rounds fewer times."""
@@ -27,10 +29,10 @@ class Fusion(Filter):
 
     _is_half = False  # whether the model computes in half precision
     noun: ClassVar[str]  # what is fused, in the singular
-    onnx_rule: ClassVar[type[OnnxRule] | None] = None
+    has_forms: ClassVar[bool] = True  # whether the result in ONNX has a form
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        if self.onnx_rule is not None and self.onnx_rule.has_forms:
+        if self.has_forms:
             parser.add_argument(
                 "--form",
                 choices=get_args(Form),
@@ -53,6 +55,17 @@ class Fusion(Filter):
         """
         raise NotImplementedError
 
+    def onnx_rule(self, form: Form) -> OnnxRule:
+        """Return the rule for ONNX models.
+
+        Args:
+            form: The form of the result.
+
+        Returns:
+            The rule.
+        """
+        raise NotImplementedError
+
     def apply(self, model: Model, args: argparse.Namespace) -> None:
         if model.format == "onnx":
             self.apply_to_onnx(model, args)
@@ -69,7 +82,8 @@ class Fusion(Filter):
             model: The model, changed in place.
             args: The parsed arguments.
         """
-        assert self.onnx_rule is not None
+        from o2o.onnx_fusion.rule import apply_to_onnx  # it takes a while, and other formats do not need it
+
         self._is_half = any(v.dtype in HALF for graph in model.graphs for node in graph for v in node.outputs)
         for graph in model.graphs:
             try:

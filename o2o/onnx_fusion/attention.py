@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import Model, attribute, shape_of
-from o2o.onnx_fusion.rule import CONTRIB, Form, OnnxRule, Site, node_after
+from o2o.onnx_fusion.forms import CONTRIB, FLOATS, Form
+from o2o.onnx_fusion.rule import OnnxRule, Site, node_after
 from o2o.onnx_fusion.twin import Twin
 from o2o.operators.masks import HIDDEN_SCORE
 from o2o.rewriting.attention.layouts import LabeledValue
@@ -25,7 +26,6 @@ from o2o.rewriting.axes import Factors
 from o2o.rewriting.builder import add_constant
 from o2o.rewriting.matchers import fail
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _HEADS_LAST = (0, 2, 1, 3)
 _BOUND = -1e30
 """Beside this number no score counts in float32, as beside the lowest one."""

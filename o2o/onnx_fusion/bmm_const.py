@@ -32,7 +32,6 @@ class OnnxBmmConstRule(OnnxRule):
     """Replace A x by (x' A')', A constant, and x A by x A with the one matrix that A holds."""
 
     opset: ClassVar[int] = 0
-    has_forms: ClassVar[bool] = False
 
     def candidates(self, twin: Twin) -> list[ir.Node]:
         """See `OnnxRule`."""

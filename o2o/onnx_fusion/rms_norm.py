@@ -8,13 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.model import Model, shape_of
+from o2o.onnx_fusion.forms import HALF
 from o2o.onnx_fusion.rule import OnnxRule, Site, node_after
 from o2o.onnx_fusion.twin import Twin
 from o2o.rewriting.builder import add_constant
 from o2o.rewriting.matchers import MatchFailure, fail, producer_of, single_user
 from o2o.rewriting.rms_norm import Normalized, RmsNormRule, with_products
-
-HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)

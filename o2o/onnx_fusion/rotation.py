@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import constant_array
 from o2o.model import Model, attribute, shape_of
-from o2o.onnx_fusion.rule import CONTRIB, Form, OnnxRule, Site, node_after
+from o2o.onnx_fusion.forms import CONTRIB, Form
+from o2o.onnx_fusion.rule import OnnxRule, Site, node_after
 from o2o.onnx_fusion.twin import Twin
 from o2o.operators.traits import RESHAPE_OPS, is_elementwise
 from o2o.rewriting.matchers import fail, producer_of

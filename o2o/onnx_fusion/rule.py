@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o.errors import ModelError
 from o2o.model import Model
+from o2o.onnx_fusion.forms import CONTRIB, Form
 from o2o.onnx_fusion.twin import Twin
 from o2o.rewriting.builder import add_constant, fresh_name
 from o2o.rewriting.dead_code_elimination import remove_dead_nodes
@@ -19,9 +20,6 @@ from o2o.rewriting.onnx_opsets import opset_of, raise_opset
 from o2o.rewriting.rewire import replace_output
 from o2o.rewriting.rewrite_rule import RuleResult
 
-Form = Literal["standard", "ort"]
-"""ONNX's own operators, or ONNX Runtime's."""
-CONTRIB = "com.microsoft"
 OPSET = 23
 """The first opset of ONNX's Attention, RMSNormalization and RotaryEmbedding."""
 
@@ -173,7 +171,6 @@ class OnnxRule:
     """One fusion. A subclass matches on the twin and applies the match to the ONNX graph."""
 
     opset: ClassVar[int] = OPSET
-    has_forms: ClassVar[bool] = True
 
     def __init__(self, form: Form) -> None:
         """Choose the operators.

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from o2o.onnx_fusion.attention import OnnxAttentionRule
-from o2o.onnx_fusion.rule import Form
+from o2o.onnx_fusion.forms import Form
 from tests.o2o.onnx_fusion.comparison import assert_same, fused, model_of, operators
 
 pytest.importorskip("onnxruntime")

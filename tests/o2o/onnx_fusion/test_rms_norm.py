@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from o2o.onnx_fusion.forms import Form
 from o2o.onnx_fusion.rms_norm import OnnxRmsNormRule
-from o2o.onnx_fusion.rule import Form
 from tests.o2o.onnx_fusion.comparison import assert_same, fused, model_of, operators, outputs
 
 pytest.importorskip("onnxruntime")
