@@ -1,6 +1,6 @@
 """Test the wheel: build it, install it into empty environments, and use it outside the checkout.
 
-    python -m tests.wheel --pythons 3.11,3.12,3.13 --extras base,export,onnx-runtime,onert,plot,dev
+    python -m tests.wheel --pythons 3.11,3.12,3.13 --extras base,export,onnx-runtime,onert,plot,serve,dev
 
 Each extra of each Python gets an environment of its own. The first `export` environment converts a tiny
 random checkpoint to packages; the others run these and must generate the same tokens. Needs the network, so
@@ -15,10 +15,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -234,6 +236,29 @@ def check_plot(environment: Environment) -> None:
         expect((environment.work / name).stat().st_size > 100, f"bench writes {name}")
 
 
+def check_grammar(environment: Environment) -> None:
+    """A text that matches a regular expression."""
+    text = environment.run(
+        "o2o", "run", environment.packages / "circle", "--regex", "ab*c", "--max-new-tokens", "8"
+    )
+    expect("a" in text.stdout, f"--regex: {text.stdout!r}")
+
+
+def check_serve(environment: Environment) -> None:
+    """The server: its models and its chat page."""
+    command = [environment.bin / "o2o", "serve", environment.packages / "circle", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=environment.work) as server:
+        assert server.stderr is not None
+        address = next(line for line in server.stderr if "listening on" in line).rpartition(" ")[2].strip()
+        try:
+            for path, content in (("/v1/models", "circle"), ("/", "<title>"), ("/page/main.js", "import")):
+                with urllib.request.urlopen(address + path) as response:
+                    expect(content in response.read().decode(), f"{path} of o2o serve")
+        finally:
+            server.send_signal(signal.SIGINT)
+    check_grammar(environment)
+
+
 def check_dev(environment: Environment) -> None:
     """The tools of `make test` and `make lint`."""
     for tool in ("pytest", "ruff", "mypy"):
@@ -248,6 +273,8 @@ CHECKS: dict[str, Callable[[Environment], None]] = {
     "onnx-runtime": check_onnx_runtime,
     "onert": check_onert,
     "plot": check_plot,
+    "grammar": check_grammar,
+    "serve": check_serve,
     "dev": check_dev,
 }
 """Extra -> its checks. `export` comes first: it makes the packages."""
