@@ -15,7 +15,6 @@ from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.model import Model, Signature, dims_of, shape_of
-from o2o.raising.onnx_buckets import add_onnx_cache_buckets
 from o2o.rewriting.cache_buckets import SMALLEST_CAPACITY, add_cache_buckets, default_capacities, most_rows
 from o2o.rewriting.matchers import MatchFailure
 from o2o.signatures import buckets_of, capacity_of, find_decode
@@ -80,9 +79,13 @@ class BucketKvcache(Filter):
         if not capacities:
             self.log(f"decode has a capacity of {own}: there is no smaller one to add")
             return False
-        add = add_cache_buckets if model.format != "onnx" else add_onnx_cache_buckets
         try:
-            add(model, decode, capacities)
+            if model.format == "onnx":
+                from o2o.raising.onnx_buckets import add_onnx_cache_buckets
+
+                add_onnx_cache_buckets(model, decode, capacities)
+            else:
+                add_cache_buckets(model, decode, capacities)
         except MatchFailure as failure:
             raise ModelError(f"decode cannot be computed with fewer rows: {failure}") from None
         names = [f"{decode.name}_{rows}" for rows in capacities]
