@@ -24,13 +24,14 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import os
 import signal
 from collections.abc import Sequence
 from typing import Any
 
 from bench.peers import environments, files
+from bench.peers.comparison import comparison, read_report
 from bench.peers.processes import PeerFailed
+from bench.peers.processor import processor
 from bench.peers.rounds import Contender, Plan, Results, measure
 from bench.peers.table import pairs, table
 from bench.peers.variants import ALL_SHAPES, PEERS, VARIANTS
@@ -109,6 +110,13 @@ def parser() -> Parser:
     add("--again", nargs="+", choices=keys, default=[], metavar="PEER", help="convert again for these peers")
     add("--prepare", action="store_true", help="install and convert, do not measure")
     add("--json", type=Path, metavar="FILE", help="write all measurements to this file")
+    add(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing: print the ratios of files of --json, with a column for each processor",
+    )
     add("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -167,17 +175,6 @@ def to_json(results: Results, contenders: Sequence[Contender]) -> dict[str, Any]
     }
 
 
-def machine() -> str:
-    """Describe this machine.
-
-    Returns:
-        Text such as `2 x AMD EPYC`.
-    """
-    lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
-    names = [value.strip() for key, value in lines if key.strip() == "model name"]
-    return f"{os.cpu_count()} x {names[0] if names else os.uname().machine}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -194,6 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.compare:
+        print(*comparison(list(map(read_report, args.compare))), sep="\n")
+        return 0
     args.work = (args.work or environments.user_folder() / "work").absolute()
     args.environments = (args.environments or environments.user_folder() / "environments").absolute()
     if (most := max(args.lengths) + 1 + args.tokens) > args.capacity:
@@ -211,6 +211,8 @@ def _run(args: argparse.Namespace) -> int:
         args.capacity,
         args.work / "cache",
     )
+    here = processor()
+    log(f"processor: {here}; {', '.join(here.instruction_sets) or 'no known instruction sets'}")
     shapes: dict[str, Any] = {}
     for shape in args.shapes:
         checkpoint = files.checkpoint_of(shape, args.work, args.work / "logs" / f"{shape}.log")
@@ -229,7 +231,13 @@ def _run(args: argparse.Namespace) -> int:
         shapes[shape] = to_json(results, contenders)
         if args.json:  # after each shape, as the next may take an hour
             settings = {key: value for key, value in vars(args).items() if key not in ("json", "debug")}
-            whole = {"version": 1, "machine": machine(), "settings": settings, "shapes": shapes}
+            whole = {
+                "version": 1,
+                "machine": str(here),
+                "processor": here.as_json(),
+                "settings": settings,
+                "shapes": shapes,
+            }
             args.json.write_text(json.dumps(whole, indent=1, default=str) + "\n")
     return 0
 

@@ -130,7 +130,7 @@ VARIANTS = (
     Variant(THIS_PROJECT, "float32", 32, "litert", SMALL_SHAPES),
     Variant(THIS_PROJECT, "float32", 32, "onnx", SMALL_SHAPES),  # first: the others are quantized from it
     Variant(THIS_PROJECT, "int8", 8, "onnx", SMALL_SHAPES),
-    Variant(THIS_PROJECT, "int4", 4, "onnx", SMALL_SHAPES),
+    Variant(THIS_PROJECT, "int4", 4, "onnx"),
     Variant(THIS_PROJECT, "int4-head", 4, "onnx", SMALL_SHAPES),
     Variant(LLAMA_CPP, "Q8_0", 8),
     Variant(LLAMA_CPP, "Q4_0", 4),

@@ -52,6 +52,8 @@ def test_from_end_to_end(
     report = json.loads(out.read_text())
     assert report["settings"]["rounds"] == 2
     assert report["machine"].startswith(f"{os.cpu_count()} x ")
+    assert report["processor"]["cores"] == os.cpu_count()
+    assert report["processor"]["instruction_sets"]
     shape = report["shapes"]["15m"]
     assert len(shape["rounds"]) == 2
     assert set(shape["failed"]) == {"broken", "toy unloadable"}
