@@ -26,13 +26,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, get_args
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from o2o import metadata
 from o2o.errors import ModelError
-from o2o.model import Model, dims_of
+
+if TYPE_CHECKING:  # the runtime reads contracts without onnx_ir, which takes long to import
+    import onnx_ir as ir
+
+    from o2o.model import Model
 
 METADATA_NAME = "o2o.contract"
 VERSION = 1
@@ -164,6 +166,8 @@ def _describe_output(name: str, value: ir.Value) -> dict[str, Any]:
 
 def _shape(value: ir.Value) -> list[int | str] | None:
     """The shape for JSON. A symbolic dimension (ONNX) is its name."""
+    from o2o.model import dims_of
+
     dims = dims_of(value)
     return None if dims is None else list(dims)
 

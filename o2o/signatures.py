@@ -18,11 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from o2o.contract import Role, parse_role, role_of
 from o2o.errors import ModelError
-from o2o.model import Model, Signature, dims_of
+
+if TYPE_CHECKING:
+    from o2o.model import Model, Signature
 
 S = TypeVar("S")
 
@@ -224,6 +226,8 @@ def _classified(model: Model) -> Classified[Signature]:
 
 
 def _facts_of(signature: Signature) -> SignatureFacts:
+    from o2o.model import dims_of  # which imports onnx_ir
+
     inputs = [(role, dims_of(v) or ()) for v in signature.inputs.values() if (role := role_of(v)) is not None]
     outputs = [role for v in signature.outputs.values() if (role := role_of(v)) is not None]
     return SignatureFacts.of(signature.name, inputs, outputs)

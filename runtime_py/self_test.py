@@ -50,9 +50,8 @@ from o2o.errors import ModelError, O2oError
 from o2o.streams.disk_cache import DiskCache
 from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import load_engine
-from runtime_py.engines.model_file import external_data
+from runtime_py.engines.model_file import external_data, file_digest
 from runtime_py.engines.options import EngineOptions
-from runtime_py.engines.prepared_artifacts import file_digest
 
 FILE = "self_test.json"
 VERSION = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,18 +33,31 @@ class ModelFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.identity = file_identity(path)
+        self.identity = self._identity()
         self._contents: Contents | None = None
 
     @property
     def size(self) -> int:
         """Bytes of the model, including the external data of an ONNX file."""
-        return model_size(self.path)
+        return sum(file.stat().st_size for file in self._files)
 
     @property
     def unchanged(self) -> bool:
         """Whether the file is still the one that was there at first."""
-        return file_identity(self.path) == self.identity
+        return self._identity() == self.identity
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the file, and of the external data of an ONNX file, in hexadecimal."""
+        digests = "".join(file_digest(file) for file in self._files)
+        return digests if len(self._files) == 1 else hashlib.sha256(digests.encode()).hexdigest()
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        return [self.path, *external_data(self.path)]
+
+    def _identity(self) -> list[int]:
+        return [number for file in self._files for number in file_identity(file)]
 
     @cached_property
     def weight_dtype(self) -> str:
@@ -150,3 +164,16 @@ def file_identity(file: Path) -> list[int]:
     """
     stat = file.stat()
     return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The digest in hexadecimal.
+    """
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

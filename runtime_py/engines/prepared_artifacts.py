@@ -1,27 +1,34 @@
-"""Artifacts of large models: what an engine prepares once and stores in the disk cache for later loads.
+"""Artifacts of models: what an engine prepares once and stores in the disk cache for later loads.
 
-Engines reorder weights. For gigabytes that takes seconds and as much private memory again. So large models
-are reordered once, into files that each later load maps into memory. No engine checks that such files belong
-to the model, so they are stored under a digest of the model's bytes. A file that was digested before is
-recognized by its size and times, and not read again.
+Engines lower graphs and reorder weights. For gigabytes that takes seconds and as much private memory again.
+What takes long is done once, into files that each later load maps into memory. No engine checks that such
+files belong to the model, so they are stored under a digest of the model's bytes. A file that was digested
+before is recognized by its size and times, and not read again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import os
 import platform
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import o2o
+from o2o.cli.progress import progress
 from o2o.streams.disk_cache import DiskCache
 from runtime_py.engines.model_file import ModelFile
 
-MIN_BYTES = 100_000_000
-"""Bytes of a model from which packed weights are stored: those of a smaller one are packed at once."""
 MIN_SECONDS = 0.1
-"""Seconds of lowering from which a graph is stored, whatever its size."""
+"""Seconds of preparation from which its result is stored."""
+MIN_BYTES = 8_000_000
+"""Bytes of weights that take less than `MIN_SECONDS` to pack, in any dtype: a child process that packs them
+takes longer to start. Weights of smaller models are packed at each load."""
+TICK = 0.2
+"""Seconds between two looks at the files that are being written, for the progress bar."""
 
 
 def find_or_build(
@@ -57,7 +64,7 @@ def find_or_build(
     key_parts = [engine, processor_features(), code_digest(), *variant]
     alias = cache_key([model.identity, *key_parts])
     known = cache.find_alias(alias)
-    key = known or cache_key([file_digest(model.path), *key_parts])
+    key = known or cache_key([model.digest, *key_parts])
     if (entry := cache.get(key)) is not None:
         if not known and model.unchanged:
             cache.add_alias(key, alias)
@@ -69,7 +76,8 @@ def find_or_build(
         source = cache_key([str(model.path.resolve()), processor_features(), engine])
         with cache.add(key, source, size, f"{engine}: {model.path.resolve()}") as entry:
             log(f"packing the weights once: up to {size / 1e9:.1f} GB into {cache.folder}")
-            build(entry)
+            with _growing(entry, size):
+                build(entry)
             if not model.unchanged:
                 raise OSError(f"{model.path} changed while it was packed: try again")
         cache.add_alias(key, alias)
@@ -80,17 +88,27 @@ def find_or_build(
     return cache.get(key)
 
 
-def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file.
+@contextlib.contextmanager
+def _growing(entry: Path, size: int) -> Iterator[None]:
+    """Show a progress bar while files of about `size` bytes are written to a folder."""
+    ended = threading.Event()
+    with progress("pack the weights", size) as advance:
 
-    Args:
-        file: The file.
+        def watch() -> None:
+            seen = 0
+            while not ended.wait(TICK):
+                with contextlib.suppress(OSError):  # a file was just removed
+                    written = sum(file.stat().st_size for file in entry.iterdir())
+                    advance(max(0, min(written, size) - seen))
+                    seen = max(seen, min(written, size))
 
-    Returns:
-        The digest in hexadecimal.
-    """
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
 
 
 @functools.cache
@@ -113,11 +131,15 @@ def code_digest() -> str:
     """Identify the code that lowers models.
 
     Returns:
-        A digest of the source files.
+        A digest of the names, sizes and times of the source files: to read them takes 20 ms.
     """
     folders = [Path(o2o.__file__).parent, Path(__file__).parent]
-    sources = sorted(source for folder in folders for source in folder.rglob("*.py"))
-    return cache_key(b"".join(source.read_bytes() for source in sources))
+    states = []
+    for folder in folders:
+        for place, _, names in os.walk(folder):
+            sources = [os.path.join(place, name) for name in names if name.endswith(".py")]
+            states += [(source, (of := os.stat(source)).st_size, of.st_mtime_ns) for source in sources]
+    return cache_key(sorted(states))
 
 
 def cache_key(value: object) -> str:

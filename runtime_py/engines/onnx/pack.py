@@ -1,4 +1,4 @@
-"""Lowering of a Circle file to ONNX with weights packed as ONNX Runtime computes with them on this machine.
+"""An ONNX model with weights packed as ONNX Runtime computes with them on this machine.
 
     python -m runtime_py.engines.onnx.pack MODEL ENTRY
 
@@ -21,6 +21,7 @@ from runtime_py.child_process import exit_with
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onnx.inference_session import open_inference_session, session_options
 from runtime_py.engines.onnx.lowered_file import MODEL, lower_file
+from runtime_py.engines.onnx.num_logits import select_logits
 
 _PLAIN = "plain.onnx"
 
@@ -29,32 +30,33 @@ def lower_and_pack(file: Path, entry: Path) -> None:
     """Write a packed ONNX model.
 
     Args:
-        file: A Circle file.
+        file: A Circle file, or an ONNX file, which gets an input `num_logits`.
         entry: The folder to write the model to.
 
     Raises:
         ModelError: The model cannot be lowered to ONNX.
         OSError: It cannot be packed, as on a full disk.
     """
+    if file.suffix == ".onnx":
+        pack(select_logits(file) or file, entry / MODEL, file.parent)
+        return
     plain = entry / _PLAIN
     lower_file(ModelFile(file), plain)
-    try:
-        pack(plain, entry / MODEL)
-    except ModelError as error:  # ONNX Runtime reports a full disk and a bad model alike
-        raise OSError(str(error)) from error
+    pack(plain, entry / MODEL)
     for path in entry.glob(f"{_PLAIN}*"):
         path.unlink()
 
 
-def pack(model: Path, packed: Path) -> None:
+def pack(model: bytes | Path, packed: Path, folder: Path | None = None) -> None:
     """Write an optimized copy of a model with packed weights, which loading maps instead of copying.
 
     Args:
-        model: An ONNX file.
+        model: An ONNX file, or its bytes.
         packed: The new file. Its data goes to another file in its folder.
+        folder: The folder of the external data of a model that is given as bytes.
 
     Raises:
-        ModelError: ONNX Runtime refuses the model, or cannot write.
+        OSError: ONNX Runtime refuses the model, or cannot write: it reports both alike.
     """
     options = session_options(threads=1)
     options.optimized_model_filepath = str(packed)
@@ -65,7 +67,10 @@ def pack(model: Path, packed: Path) -> None:
     ):
         options.add_session_config_entry(key, value)
     with silenced_stderr():
-        open_inference_session(model, options)
+        try:
+            open_inference_session(model, options, folder)
+        except ModelError as error:
+            raise OSError(str(error)) from error
 
 
 if __name__ == "__main__":

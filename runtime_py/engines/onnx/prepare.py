@@ -1,14 +1,15 @@
-"""Preparation of a model for ONNX Runtime: lowering to ONNX, from the disk cache for a large model.
+"""Preparation of a model for ONNX Runtime: lowering to ONNX and packing of weights, both stored.
 
-ONNX Runtime packs weights as XNNPACK does. So a large model is lowered and packed once, into files that each
-later load maps into memory (`runtime_py.engines.prepared_artifacts`).
+ONNX Runtime optimizes graphs and packs weights as XNNPACK does. A model where this takes long is lowered and
+packed once, into files that each later load maps into memory (`runtime_py.engines.prepared_artifacts`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onnx.lowered_file import FORM, MODEL, lower_file
 from runtime_py.engines.onnx.num_logits import select_logits
+from runtime_py.engines.onnx.pack import pack
 from runtime_py.engines.options import EngineOptions
 
 _MAX_GROWTH = 2.5
@@ -41,10 +43,10 @@ class PreparedModel:
 
 @contextlib.contextmanager
 def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]:
-    """Lower a Circle file to ONNX, and pack its weights into the disk cache if it is large.
+    """Lower a Circle file to ONNX. Pack the weights into the disk cache if this takes long.
 
     Args:
-        model: A Circle file, or an ONNX file, which is used unchanged but for an input `num_logits`.
+        model: A Circle file, or an ONNX file, which gets an input `num_logits`.
         options: `all_logits`, `speculate`, `disk_cache` and `log` are used.
 
     Yields:
@@ -54,21 +56,44 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
         ModelError: The model cannot be lowered to ONNX.
         OSError: The file cannot be read. Errors of the disk cache are logged.
     """
+    if model.size >= prepared_artifacts.MIN_BYTES:
+        entry = _from_cache(model, options, lambda entry: pack_in_child(model.path, entry), options.log)
+        if entry is not None:
+            yield PreparedModel(model, entry / MODEL)
+            return
     if model.path.suffix == ".onnx":
         selects = options.all_logits or options.speculate
         yield PreparedModel(model, model.path, select_logits(model.path) if selects else None)
-    elif (entry := _from_cache(model, options)) is not None:
-        yield PreparedModel(model, entry / MODEL)
-    else:
-        with temporary_folder(prefix="o2o-onnx-") as folder:
-            file = folder / MODEL
+        return
+    with temporary_folder(prefix="o2o-onnx-") as folder:
+        file = folder / MODEL
+        seconds = 0.0
+
+        def is_slow() -> bool:
+            nonlocal seconds
+            begin = time.perf_counter()
             lower_file(model, file)
-            yield PreparedModel(model, file)
+            seconds = time.perf_counter() - begin
+            return seconds >= prepared_artifacts.MIN_SECONDS
+
+        entry = None
+        if model.size < prepared_artifacts.MIN_BYTES:
+            build = lambda entry: pack(file, entry / MODEL)  # noqa: E731
+            entry = _from_cache(model, options, build, lambda line: None, is_slow)
+        if entry is None and not file.exists():
+            lower_file(model, file)
+        yield PreparedModel(model, file if entry is None else entry / MODEL)
 
 
-def _from_cache(model: ModelFile, options: EngineOptions) -> Path | None:
-    """The folder of the packed model; None if it cannot be stored."""
-    if options.disk_cache is None or model.size < prepared_artifacts.MIN_BYTES:
+def _from_cache(
+    model: ModelFile,
+    options: EngineOptions,
+    build: Callable[[Path], None],
+    log: Callable[[str], None],
+    worth_keeping: Callable[[], bool] = lambda: True,
+) -> Path | None:
+    """The folder of the packed model; None if it is not stored."""
+    if options.disk_cache is None:
         return None
     return prepared_artifacts.find_or_build(
         model,
@@ -76,8 +101,9 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> Path | None:
         "onnx",
         variant=[importlib.metadata.version("onnxruntime"), FORM],
         estimate_size=lambda: int(model.size * _MAX_GROWTH),
-        build=lambda entry: pack_in_child(model.path, entry),
-        log=options.log,
+        build=build,
+        log=log,
+        worth_keeping=worth_keeping,
     )
 
 
@@ -85,7 +111,7 @@ def pack_in_child(file: Path, entry: Path) -> None:
     """Run `runtime_py.engines.onnx.pack` as a child process.
 
     Args:
-        file: A Circle file.
+        file: A Circle or ONNX file.
         entry: The folder to write the packed model to.
 
     Raises:

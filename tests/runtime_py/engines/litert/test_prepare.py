@@ -15,7 +15,7 @@ import pytest
 
 from o2o.errors import ModelError
 from o2o.streams.disk_cache import DiskCache
-from runtime_py.engines import prepared_artifacts
+from runtime_py.engines import model_file, prepared_artifacts
 from runtime_py.engines.litert import pack as pack_module
 from runtime_py.engines.litert import prepare as prepare_module
 from runtime_py.engines.litert.engine import LiteRtEngine
@@ -88,9 +88,7 @@ def forbid(monkeypatch, *names: str) -> None:
         pytest.fail("was done again")
 
     for name in names:
-        monkeypatch.setattr(
-            prepared_artifacts if hasattr(prepared_artifacts, name) else prepare_module, name, fail
-        )
+        monkeypatch.setattr(model_file if hasattr(model_file, name) else prepare_module, name, fail)
 
 
 def entries(cache: DiskCache) -> list[str]:
@@ -144,7 +142,7 @@ def test_the_same_model_elsewhere(model, cache, log_lines, monkeypatch):
 def test_a_model_that_changes_while_it_is_read(model, cache, log_lines, monkeypatch):
     """The digest is of other bytes than the file has: the artifacts must not serve the file later."""
     other = prepare(write(toy(1), model.with_name(f"other{model.suffix}")), cache, log_lines.append)
-    file_digest = prepared_artifacts.file_digest
+    file_digest = model_file.file_digest
 
     def changed(file: Path) -> str:
         digest = file_digest(other.model.path)
@@ -152,10 +150,10 @@ def test_a_model_that_changes_while_it_is_read(model, cache, log_lines, monkeypa
         write(toy(2), file)
         return digest
 
-    monkeypatch.setattr(prepared_artifacts, "file_digest", changed)
+    monkeypatch.setattr(model_file, "file_digest", changed)
     with pytest.raises(ModelError, match="was changed while it was loaded: try again"):
         prepare(model, cache, log_lines.append).open()
-    monkeypatch.setattr(prepared_artifacts, "file_digest", file_digest)
+    monkeypatch.setattr(model_file, "file_digest", file_digest)
     assert_answers(toy(2), prepare(model, cache, log_lines.append))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
+import numpy as np
 import pytest
 
 from o2o.errors import ModelError
@@ -115,3 +117,47 @@ def test_what_onnx_does_not_support_is_one_line(tmp_path):
     with pytest.raises(ModelError, match=r"model\.circle") as error:
         load_engine(file, EngineOptions(engine="onnx"))
     assert "\n" not in str(error.value)
+
+
+def test_a_small_model_that_is_lowered_slowly_is_stored(pipeline_package, reference, monkeypatch, tmp_path):
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(prepared_artifacts, "MIN_SECONDS", 0)
+    text, expected = reference
+    messages: list[str] = []
+    for again in range(2):
+        if again:
+            monkeypatch.setattr(prepare, "lower_file", lambda *_: pytest.fail("it was lowered again"))
+        engine = pipeline_package.engine(engine="onnx", log=messages.append)
+        session = engine.open_session()
+        assert session.prefill(text[:5]).argmax() == expected[5][0]
+        engine.close()
+    assert messages == []
+    (entry,) = (tmp_path / "cache").iterdir()
+    os.truncate(entry / "model.onnx", 10)
+    monkeypatch.undo()
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    pipeline_package.engine(engine="onnx").close()  # it is not used
+
+
+def test_a_large_onnx_file_is_packed_once(pipeline_package, reference, monkeypatch, tmp_path):
+    """The digest is of the external data too."""
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    lower_file(ModelFile(pipeline_package.model), tmp_path / "model.onnx")
+    monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
+    text, expected = reference
+    messages: list[str] = []
+    logits = []
+    for _ in range(2):
+        engine = Package.load(tmp_path).engine(log=messages.append)
+        session = engine.open_session()
+        logits.append(session.prefill(text[:5]))
+        assert logits[-1].argmax() == expected[5][0]
+        engine.close()
+    assert len(messages) == 1
+    data = next(tmp_path.glob("model.onnx?*"))
+    content = bytearray(data.read_bytes())
+    content[: len(content) // 2] = bytes(len(content) // 2)
+    data.write_bytes(content)
+    engine = Package.load(tmp_path).engine(log=messages.append)
+    assert not np.array_equal(engine.open_session().prefill(text[:5]), logits[0])
+    engine.close()
