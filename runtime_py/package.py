@@ -16,7 +16,7 @@ from o2o.errors import ModelError, UsageError
 from runtime_py import forks
 from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import LoadedEngine, load_engine
-from runtime_py.engines.model_file import model_size
+from runtime_py.engines.model_file import ModelFile, model_size
 from runtime_py.engines.options import EngineOptions
 from runtime_py.generation.generate import GenerationOptions, Token, generate
 from runtime_py.generation.generation_config import (
@@ -24,6 +24,7 @@ from runtime_py.generation.generation_config import (
     UnsupportedSettingWarning,
     read_generation_config,
 )
+from runtime_py.generation.prompt_cache import PromptCache
 from runtime_py.generation.session import Session
 from runtime_py.generation.session_pool import MAX_SESSIONS, SessionPool, check_max_sessions
 from runtime_py.model.find_model import MODELS, files_folder, find_model
@@ -321,6 +322,38 @@ class Package:
         """
         return "".join(token.text for token in self.stream(prompt, session, **options))
 
+    def remember(self, prompt: str | Sequence[int], *, in_package: bool = False, label: str = "") -> Path:
+        """Store the keys and values of a prompt. Later prompts that begin with it do not compute them again.
+
+            package.remember(system_prompt)
+
+        They are used on the engine that computed them, and for float32 weights on all engines. In the disk
+        cache, at most `runtime_py.generation.prompt_cache.MAX_BYTES` are stored.
+
+        Args:
+            prompt: A text, or its token ids [P].
+            in_package: Store them beside the model, and not in the disk cache.
+            label: What it is, for the list of `o2o cache`; "" for the path of the model.
+
+        Returns:
+            The file.
+
+        Raises:
+            ModelError: See `engine`; or the rows of the model's caches cannot be stored.
+            UsageError: The prompt is empty or does not fit; there is no disk cache.
+            OSError: The file cannot be written.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        with self.session() as session, session.generation():
+            prompts = session.pool.prompts
+            assert prompts is not None
+            if not in_package and prompts.disk_cache is None:
+                raise UsageError("there is no disk cache: store the prompt in the package")
+            session.read(ids)
+            if (rows := session.rows()) is None:
+                raise ModelError(f"{self.model}: the caches of this model have no rows that can be stored")
+        return prompts.add(ids, rows, label or str(self.model.resolve()), in_package)
+
     def score(self, text: str | Sequence[int], top: int = 0) -> list[Token]:
         """Compute the log-probabilities of the tokens of a text.
 
@@ -449,8 +482,16 @@ class Package:
         with self._opening:
             if self._pool is None:
                 rounded = self.options is not None and self.options.rounded_drafts
-                self._pool = SessionPool(self.engine(), self.max_sessions, rounded)
+                engine = self.engine()
+                prompts = self._prompt_cache(engine)
+                self._pool = SessionPool(engine, self.max_sessions, rounded, prompts)
             return self._pool
+
+    def _prompt_cache(self, engine: Engine) -> PromptCache:
+        assert self.loaded is not None
+        options = self.options or EngineOptions()
+        name = self.loaded.choice.engine
+        return PromptCache(ModelFile(self.model), name, engine.weight_dtype, options.disk_cache, options.log)
 
     def _open_scorer(self) -> Engine:
         with self._opening:

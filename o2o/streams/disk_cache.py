@@ -141,6 +141,27 @@ class DiskCache:
         ]
         return sorted(entries, key=lambda entry: entry.last_use, reverse=True)
 
+    def files(self, name: str) -> list[Path]:
+        """List the files of one name in all entries, which may be damaged.
+
+        Args:
+            name: The name.
+
+        Returns:
+            The files.
+        """
+        if not self.folder.is_dir():
+            return []
+        return [file for entry in self._matching(_KEY) if (file := entry / name).is_file()]
+
+    def remove(self, key: str) -> None:
+        """Remove an entry.
+
+        Args:
+            key: Its key.
+        """
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+
     def clear(self) -> int:
         """Remove all entries, and unfinished ones of killed processes.
 

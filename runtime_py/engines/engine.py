@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from runtime_py.engines.cached_rows import CachedRows
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import StepLock
 from runtime_py.model.contract import Contract
@@ -144,6 +145,31 @@ class EngineSession(CausalLM, Protocol):
             source: The other session, which may be in use in another thread.
             start: The first row. The rows before it are valid, and hold the same tokens in `source`.
             stop: The end of the rows, which are valid in `source`; `source.reusable(stop)` is `stop`.
+        """
+        ...
+
+    def read_rows(self, stop: int) -> CachedRows | None:
+        """Copy rows out of the KV caches. Call it in a turn of `Engine.steps`.
+
+        Args:
+            stop: The end of the rows, which are valid; `reusable(stop)` is `stop`.
+
+        Returns:
+            The rows; None if the model has caches of another kind, whose rows no other text can continue.
+        """
+        ...
+
+    def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
+        """Copy rows into the KV caches. Call it in a turn of `Engine.steps`.
+
+        Args:
+            rows: Rows that `read_rows` of any engine returned for the same model. Those of window caches
+                include what a query at `stop` sees.
+            start: The first row. The rows before it are valid, and equal in `rows`.
+            stop: The end of the rows, at most S.
+
+        Raises:
+            RowsDoNotFit: They belong to another model. Nothing was changed.
         """
         ...
 

@@ -71,13 +71,14 @@ class WindowRows:
                 move_to_front(rows, axis, moved)
         return position - self.first
 
-    def hold_last(self, stop: int) -> None:
+    def hold_last(self, stop: int, lowest: int = 0) -> None:
         """Hold the last rows of a run from position 0 that returned its rows.
 
         Args:
             stop: The number of its tokens.
+            lowest: The first position whose row was returned.
         """
-        self.first = self.lowest = max(0, stop - self.size.rows)
+        self.first = self.lowest = max(lowest, stop - self.size.rows)
 
     def make_room(self, position: int, length: int) -> slice | None:
         """Choose what row 0 holds from now on, before a run. `holds` is true for its position, or it is 0.

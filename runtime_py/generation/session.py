@@ -11,6 +11,7 @@ from typing import NoReturn
 import numpy as np
 
 from o2o.errors import UsageError
+from runtime_py.engines.cached_rows import CachedRows
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import SESSION_CLOSED, EngineClosed
 from runtime_py.engines.token_ids import check_prompt
@@ -164,6 +165,20 @@ class Session:
             return self._read(
                 check_prompt([*self._tokens, token], self)
             )  # only the new token, unless the caches were taken
+
+    def rows(self) -> CachedRows | None:
+        """Copy the rows of the text out, directly after `read`. Only inside of `generation`.
+
+        Returns:
+            The rows; None if the model has caches of another kind (`EngineSession.read_rows`).
+
+        Raises:
+            EngineClosed: See `read`.
+        """
+        with self._stepping:
+            self._check_open()
+            assert self._caches is not None
+            return self._caches.rows()
 
     def interrupt(self) -> None:
         """End the reading of a prompt in another thread, between two of its runs.

@@ -7,8 +7,9 @@ When a text reads a prompt, it gets the first of these that there is:
     new caches, while there are fewer than `max_sessions`
     caches of an idle open session, the least recently used; it reads its text again when it continues
 
-A prefix that other caches hold is copied, not computed. Between two chunks of a prompt the pool looks again,
-so of several texts that begin alike at the same time, one computes the beginning.
+A prefix that other caches hold, or that was stored (`runtime_py.generation.prompt_cache`), is copied, not
+computed. Between two chunks of a prompt the pool looks at other caches again. So of several texts that begin
+alike at the same time, one computes the beginning.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ import numpy as np
 
 from o2o.errors import UsageError
 from runtime_py import forks
+from runtime_py.engines.cached_rows import CachedRows, RowsDoNotFit
 from runtime_py.engines.engine import Engine, EngineSession
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import CLOSED, FORKED, EngineClosed
+from runtime_py.generation.common_prefix import num_shared
+from runtime_py.generation.prompt_cache import PromptCache
 from runtime_py.generation.verification import Verification
 
 MAX_SESSIONS = 4
@@ -47,7 +51,11 @@ class SessionPool:
     """The KV caches of one engine. Methods may be called in any thread."""
 
     def __init__(
-        self, engine: Engine, max_sessions: int = MAX_SESSIONS, rounded_drafts: bool = False
+        self,
+        engine: Engine,
+        max_sessions: int = MAX_SESSIONS,
+        rounded_drafts: bool = False,
+        prompts: PromptCache | None = None,
     ) -> None:
         """Create a pool without KV caches.
 
@@ -55,6 +63,7 @@ class SessionPool:
             engine: The engine. `close` closes it.
             max_sessions: The largest number of texts that have KV caches at the same time.
             rounded_drafts: See `runtime_py.engines.options.EngineOptions`.
+            prompts: The stored prompts of the model; None for none.
 
         Raises:
             UsageError: `max_sessions` is no integer of 1 or more.
@@ -66,6 +75,8 @@ class SessionPool:
         """All KV caches, in use or not."""
         self.verification = Verification(rounded_drafts)
         """What is known about runs that verify drafts."""
+        self.prompts = prompts
+        """The stored prompts of the model."""
         self.refusal: str | None = None
         """Why the pool cannot be used any more; None while it can."""
         self._uses = count()
@@ -183,6 +194,7 @@ class Caches:
         # before a run overwrites their rows
         del self.tokens[self._session.reusable(num_shared(tokens, self.tokens)) :]
         self.runs = []
+        self._take_stored(tokens)
         chunks = self._plan(tokens)
         while len(chunks) > 1 or self._longer_prefix(tokens):
             if interrupted():
@@ -234,6 +246,16 @@ class Caches:
         self.tokens += tokens
         return logits
 
+    def rows(self) -> CachedRows | None:
+        """Copy all valid rows out.
+
+        Returns:
+            The rows; see `EngineSession.read_rows`.
+        """
+        assert self._session is not None
+        with self._pool.engine.steps.turn():
+            return self._session.read_rows(len(self.tokens))
+
     def release(self, owner: object) -> None:
         """End the use of the caches. Another session may take them when none are free.
 
@@ -258,6 +280,25 @@ class Caches:
         """Free the KV caches, after the engine was closed."""
         if self._session is not None:
             self._session.close()
+
+    def _take_stored(self, tokens: list[int]) -> None:
+        """Copy rows of a stored prompt, if it has more than all caches do."""
+        prompts = self._pool.prompts
+        longer = self._longer_prefix(tokens)
+        enough = (longer[1] if longer else len(self.tokens)) + MIN_COPY
+        if prompts is None or len(tokens) <= enough:
+            return
+        assert self._session is not None
+        window = self._pool.engine.contract.decode.window
+        if (stored := prompts.find(tokens, enough, window)) is None:
+            return
+        rows, count = stored
+        with self._pool.engine.steps.turn():
+            try:
+                self._session.write_rows(rows, len(self.tokens), count)
+            except RowsDoNotFit:
+                return
+            self.tokens = tokens[:count]
 
     def _plan(self, tokens: Sequence[int]) -> deque[Chunk]:
         assert self._session is not None
@@ -293,24 +334,3 @@ def check_max_sessions(number: Any) -> None:
 
 def _no_owner() -> None:
     return None
-
-
-def num_shared(tokens: Sequence[int], cached: Sequence[int]) -> int:
-    """Return how many leading tokens need not be read, because their rows are cached.
-
-    Args:
-        tokens: The ids [P] of a text.
-        cached: The ids of the cached rows.
-
-    Returns:
-        At most P - 1: the last token is always read, for its logits.
-    """
-    tokens, cached = list(tokens[:-1]), list(cached)
-    low, high = 0, min(len(tokens), len(cached))
-    while low < high:  # by bisection: comparing slices is much faster than a loop over ids
-        middle = (low + high + 1) // 2
-        if tokens[low:middle] == cached[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -21,6 +21,7 @@ from o2o.cli.text import listed
 from o2o.errors import ModelError
 from o2o.signatures import classify_contract
 from runtime_py.engines.attention_mask import fill_mask
+from runtime_py.engines.cached_rows import CachedRows
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.litert.compiled_model import RefusedByLiteRt, compile_model, silence_at_exit
 from runtime_py.engines.litert.kv_caches import CacheBuffers, KVCaches
@@ -384,6 +385,14 @@ class LiteRtSession:
     def copy_rows(self, source: LiteRtSession, start: int, stop: int) -> None:
         """See `EngineSession`."""
         self.kv_caches.copy_rows(source.kv_caches, start, stop)
+
+    def read_rows(self, stop: int) -> CachedRows:
+        """See `EngineSession`."""
+        return self.kv_caches.read_rows(stop)
+
+    def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
+        """See `EngineSession`."""
+        self.kv_caches.write_rows(rows, start, stop)
 
     def close(self) -> None:
         """See `EngineSession`."""

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from runtime_py.engines.cached_rows import CachedRows, by_position, check_fit, copy_in, copy_out
 from runtime_py.engines.window_rows import WindowRows, move_to_front
 from runtime_py.model.contract import SignatureSpec, Slot, TensorSpec
 from runtime_py.model.window_size import WindowSize
@@ -132,13 +133,44 @@ class KVCaches(Generic[Buffer]):
         assert holder is not None
         largest = self._largest  # prefills, which usually follow, use it
         target = self._allocated(largest)
-        for other in self.allocated.keys() - {largest}:
-            self._copy_valid(start, other, largest)
-            self._valid_rows[other] = min(self._valid_rows[other], start)
-        complete = min(capacity for capacity, valid in source._valid_rows.items() if valid >= stop)
+        self._leave(start, largest)
+        complete = source._complete(stop)
         for slot, cache in self._full_slots.items():
             _copy(source.allocated[complete][slot][1], target[slot][1], cache, start, stop)
         self._copy_windows(source, holder, largest, stop)
+        self._valid_rows[largest] = stop
+
+    def read_rows(self, stop: int) -> CachedRows:
+        """Copy rows out.
+
+        Args:
+            stop: See `EngineSession.read_rows`.
+
+        Returns:
+            The rows.
+        """
+        holder = self._capacity_with(stop)
+        assert holder is not None
+        full, windows = self._by_position(self._complete(stop))[0], self._by_position(holder)[1]
+        return copy_out(full, windows, self._windows.get(holder), stop)
+
+    def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
+        """Copy rows in.
+
+        Args:
+            rows: See `EngineSession.write_rows`.
+            start: See `EngineSession.write_rows`.
+            stop: See `EngineSession.write_rows`.
+
+        Raises:
+            RowsDoNotFit: They belong to another model.
+        """
+        largest = self._largest
+        self._allocated(largest)
+        full, windows = self._by_position(largest)
+        check_fit(rows, full, windows, stop)
+        self._leave(start, largest)
+        copy_in(rows, full, windows, self._windows.get(largest), start, stop)
         self._valid_rows[largest] = stop
 
     def close(self) -> None:
@@ -151,6 +183,23 @@ class KVCaches(Generic[Buffer]):
     def _full_slots(self) -> dict[Slot, TensorSpec]:
         caches = self._decodes[self._largest].caches
         return {slot: cache for slot, cache in caches.items() if slot not in self._window_slots}
+
+    def _by_position(self, capacity: int) -> tuple[dict[Slot, np.ndarray], dict[Slot, np.ndarray]]:
+        """Views [rows, K, H] of the caches of a capacity: of full caches, and of window caches."""
+        caches, buffers = self._decodes[capacity].caches, self.allocated[capacity]
+        views = {slot: by_position(buffers[slot][1], cache.layout) for slot, cache in caches.items()}
+        full = {slot: view for slot, view in views.items() if slot not in self._window_slots}
+        return full, {slot: view for slot, view in views.items() if slot in self._window_slots}
+
+    def _leave(self, start: int, largest: int) -> None:
+        """Let the largest capacity have all rows before `start`, and no other one have later rows."""
+        for other in self.allocated.keys() - {largest}:
+            self._copy_valid(start, other, largest)
+            self._valid_rows[other] = min(self._valid_rows[other], start)
+
+    def _complete(self, stop: int) -> int:
+        """The smallest capacity whose full caches hold all rows before `stop`."""
+        return min(capacity for capacity, valid in self._valid_rows.items() if valid >= stop)
 
     def _allocated(self, capacity: int) -> CacheBuffers[Buffer]:
         if capacity not in self.allocated:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from o2o.errors import ModelError
+from runtime_py.engines.cached_rows import CachedRows, by_position, check_fit, copy_in, copy_out
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onert.nnfw import ERRORS, check_in_child, open_nnfw_session
@@ -22,7 +23,7 @@ from runtime_py.engines.prefill_plan import Chunk, plan_chunks
 from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.engines.window_rows import WindowRows
-from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
+from runtime_py.model.contract import Contract, SignatureSpec, Slot
 
 
 def load(model: ModelFile, options: EngineOptions) -> OnertEngine:
@@ -160,7 +161,7 @@ class OnertSession:
         self._tokens, self._position = by_role["tokens"], by_role["position"]
         self._logits = next(index for index, tensor in enumerate(decode.outputs) if tensor.kind == "logits")
         self.kv_caches: dict[Slot, np.ndarray] = {
-            tensor.slot: _by_position(tensor, array)
+            tensor.slot: by_position(array, tensor.layout)
             for tensor, array in zip(decode.inputs, self.inputs, strict=True)
             if tensor.slot in decode.caches
         }
@@ -217,6 +218,21 @@ class OnertSession:
             copied = slice(None) if slot in self._window_slots else slice(start, stop)
             cache[copied] = source.kv_caches[slot][copied]
 
+    def read_rows(self, stop: int) -> CachedRows:
+        """See `EngineSession`."""
+        return copy_out(*self._by_kind(), self._windows, stop)
+
+    def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
+        """See `EngineSession`."""
+        full, windows = self._by_kind()
+        check_fit(rows, full, windows, stop)
+        copy_in(rows, full, windows, self._windows, start, stop)
+
+    def _by_kind(self) -> tuple[dict[Slot, np.ndarray], dict[Slot, np.ndarray]]:
+        """The full caches, and the window caches."""
+        windows = {slot: cache for slot, cache in self.kv_caches.items() if slot in self._window_slots}
+        return {slot: cache for slot, cache in self.kv_caches.items() if slot not in windows}, windows
+
     def close(self) -> None:
         """See `EngineSession`."""
         if self._steps is not CLOSED_SESSION:
@@ -241,11 +257,6 @@ class OnertSession:
     def _read_logits(self) -> np.ndarray:
         """The logits of the last step, [V] float32."""
         return self._engine.output(self._logits).reshape(-1).astype(np.float32)
-
-
-def _by_position(cache: TensorSpec, array: np.ndarray) -> np.ndarray:
-    """A view of `array`, a KV cache, by position: [S, K, H]."""
-    return array.transpose([cache.layout.index(axis) for axis in "BTNH"])[0]
 
 
 def _check_rows(decode: SignatureSpec) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.contract import METADATA_NAME, NUM_LOGITS, loads
 from o2o.errors import ModelError
+from runtime_py.engines.cached_rows import CachedRows, by_position, check_fit, copy_in, copy_out
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onnx.inference_session import (
@@ -323,6 +324,25 @@ class OnnxSession:
             copied = slice(start, stop) if cache.role.capacity is None else slice(None)
             rows = (slice(None),) * axis + (copied,)
             self.kv_caches[slot][rows] = source.kv_caches[slot][rows]
+
+    def read_rows(self, stop: int) -> CachedRows:
+        """See `EngineSession`."""
+        return copy_out(*self._by_position(), self._windows, stop)
+
+    def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
+        """See `EngineSession`."""
+        full, windows = self._by_position()
+        check_fit(rows, full, windows, stop)
+        copy_in(rows, full, windows, self._windows, start, stop)
+
+    def _by_position(self) -> tuple[dict[Slot, np.ndarray], dict[Slot, np.ndarray]]:
+        """Views of the full caches, and of the window caches."""
+        full: dict[Slot, np.ndarray] = {}
+        windows: dict[Slot, np.ndarray] = {}
+        for slot, cache in self._contract.decode.caches.items():
+            views = full if cache.role.capacity is None else windows
+            views[slot] = by_position(self.kv_caches[slot], cache.layout)
+        return full, windows
 
     def close(self) -> None:
         """See `EngineSession`."""

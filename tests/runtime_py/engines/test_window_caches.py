@@ -62,14 +62,14 @@ def test_every_prompt_length(case: tuple[Engine, Callable]) -> None:
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_calls(case: tuple[Engine, Callable], data: st.DataObject) -> None:
-    """Two sessions: prompts, steps, texts that go back, and rows of the other session."""
+    """Two sessions: prompts, steps, texts that go back, and rows of the other session, copied or stored."""
     engine, expected = case
     sessions = [engine.open_session() for _ in range(2)]
     texts: list[list[int]] = [[], []]
     for _ in range(data.draw(st.integers(1, 8))):
         which = data.draw(st.integers(0, 1))
         session, text = sessions[which], texts[which]
-        match data.draw(st.sampled_from(["read", "steps", "verify", "copy", "logits"])):
+        match data.draw(st.sampled_from(["read", "steps", "verify", "copy", "rows", "logits"])):
             case "read":
                 shared = data.draw(st.integers(0, len(text)))
                 new = data.draw(st.lists(st.integers(0, V - 1), max_size=S - shared))
@@ -100,6 +100,20 @@ def test_any_calls(case: tuple[Engine, Callable], data: st.DataObject) -> None:
                     with engine.steps.turn():
                         session.copy_rows(sessions[1 - which], start, stop)
                     texts[which] = other[:stop]
+            case "rows":
+                text, count = texts[1 - which], data.draw(st.integers(0, len(texts[1 - which])))
+                same = [a == b for a, b in zip(texts[which], text, strict=False)]
+                start = data.draw(st.integers(0, min([*same, False].index(False), count)))
+                with engine.steps.turn():
+                    if not text or sessions[1 - which].reusable(len(text)) != len(text):
+                        continue
+                    rows = sessions[1 - which].read_rows(len(text))
+                    assert rows is not None
+                    if rows.lowest > max(0, count - WINDOW + 1):
+                        continue
+                    session.write_rows(rows, start, count)
+                assert session.reusable(count) == count
+                texts[which] = text[:count]
             case "logits":
                 prompt = data.draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=S))
                 assert_close(np.concatenate([*session.logits(prompt)]), expected(prompt))

@@ -21,7 +21,6 @@ from runtime_py.generation.session_pool import (
     Interrupted,
     SessionPool,
     TooManySessions,
-    num_shared,
 )
 
 CAPACITY, LENGTHS = 40, [1, 4, 8]
@@ -272,14 +271,6 @@ def test_an_engine_session_that_cannot_be_opened_is_tried_again() -> None:
         session.read([1])
     del engine.open_session
     assert Session(pool).read([1, 2]).tolist() == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("tokens", "cached", "count"),
-    [([1], [1], 0), ([1, 2], [1, 2], 1), ([1, 2, 3], [1, 2], 2), ([1, 2, 3], [2, 2, 3], 0), ([5, 6], [], 0)],
-)
-def test_the_number_of_shared_tokens(tokens: list[int], cached: list[int], count: int) -> None:
-    assert num_shared(tokens, cached) == count
 
 
 class Sessions(RuleBasedStateMachine):

@@ -101,6 +101,26 @@ class TextCache(Protocol):
         """
         ...
 
+    def rows(self, stop: int) -> np.ndarray | None:
+        """Copy rows out.
+
+        Args:
+            stop: How many, from the first on.
+
+        Returns:
+            The rows [stop, ...] as unsigned integers; None if the cache is not made of rows.
+        """
+        ...
+
+    def write(self, rows: np.ndarray, stop: int) -> None:
+        """Take rows that `rows` returned.
+
+        Args:
+            rows: At least `stop` rows.
+            stop: How many to take, from the first on.
+        """
+        ...
+
 
 class AppendedCache:
     """A cache that a run returns with T rows more."""
@@ -138,6 +158,12 @@ class AppendedCache:
 
     def copy(self, source: AppendedCache, stop: int) -> None:
         self._take(source._rows(), stop)
+
+    def rows(self, stop: int) -> np.ndarray:
+        return np.array(np.moveaxis(self._rows()[:, :stop], 1, 0), order="C")
+
+    def write(self, rows: np.ndarray, stop: int) -> None:
+        self._take(np.moveaxis(rows[:stop], 0, 1), stop)
 
     def _take(self, rows: np.ndarray, count: int) -> None:
         """Hold the first rows of [before, rows, after] numbers."""
@@ -209,6 +235,13 @@ class InPlaceCache:
         rows = (slice(None),) * self._axis + (slice(stop),)
         self._buffers[0][rows] = source._buffers[0][rows]
 
+    def rows(self, stop: int) -> np.ndarray:
+        return np.array(np.moveaxis(self._buffers[0], self._axis, 0)[:stop], order="C")
+
+    def write(self, rows: np.ndarray, stop: int) -> None:
+        self._reserve(stop)
+        np.moveaxis(self._buffers[0], self._axis, 0)[:stop] = rows[:stop]
+
     def _allocate(self) -> None:
         """Allocate one buffer, or one for the input and one for the output."""
         count = 1 if self._one_buffer else 2
@@ -258,6 +291,12 @@ class OpaqueCache:
 
     def copy(self, source: OpaqueCache, stop: int) -> None:
         self._value, self.count = source._value, stop  # no run changes a tensor that was returned
+
+    def rows(self, stop: int) -> None:
+        return None
+
+    def write(self, rows: np.ndarray, stop: int) -> None:
+        raise NotImplementedError
 
     @property
     def shape(self) -> list[int]:

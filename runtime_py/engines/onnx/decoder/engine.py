@@ -10,6 +10,7 @@ import numpy as np
 
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.contract import Role
+from runtime_py.engines.cached_rows import CachedRows, check_tensors
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.onnx.decoder.caches import InPlaceCache, TextCache
 from runtime_py.engines.onnx.decoder.graph import DecoderGraph
@@ -268,6 +269,25 @@ class DecoderSession:
         for cache, own in self._caches.items():
             own.copy(source._caches[cache], stop)
         self._read = source._read[:stop]
+
+    def read_rows(self, stop: int) -> CachedRows | None:
+        """See `EngineSession`."""
+        tensors = {}
+        for cache, own in self._caches.items():
+            assert cache.past is not None
+            if (rows := own.rows(stop)) is None:
+                return None
+            tensors[cache.past.name] = rows
+        return CachedRows(stop, 0, tensors) if tensors else None
+
+    def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
+        """See `EngineSession`."""
+        caches = {cache.past.name: own for cache, own in self._caches.items() if cache.past is not None}
+        empty = {name: own.rows(0) for name, own in caches.items()}
+        by_position = {name: array for name, array in empty.items() if array is not None}
+        check_tensors(rows, by_position, dict.fromkeys(caches, rows.stop))
+        for name, own in caches.items():
+            own.write(rows.tensors[name], stop)
 
     def close(self) -> None:
         """See `EngineSession`."""

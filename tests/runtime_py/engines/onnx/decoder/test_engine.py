@@ -79,6 +79,13 @@ def test_logits_of_prompts_steps_and_texts(name: str, tmp_path: Path) -> None:
         changed = [*ids[:3], 7, 8]
         np.testing.assert_allclose(other.prefill(changed, count), expected(changed)[-1], atol=limit)
         np.testing.assert_allclose(session.decode(ids[-1], len(ids) - 1), logits[-1], atol=limit)
+        rows = session.read_rows(len(ids))
+        assert (rows is None) == (name == "window" or "no caches" in name)
+        if rows is not None:
+            third = loaded.open_session()
+            with loaded.steps.turn():
+                third.write_rows(rows, 0, 3)
+            np.testing.assert_allclose(third.prefill(changed, 3), expected(changed)[-1], atol=limit)
 
 
 @pytest.mark.parametrize(
