@@ -16,10 +16,8 @@ MODULE = "python -m o2o"
 
 USAGE = """\
 usage: {program} VERB ...      {program} FILTER ...      {program} --help | --version
-From a Hugging Face checkpoint to a package that runs on a device.
-"""
+From a checkpoint to a package that runs on a device. VERB --help explains a verb."""
 FILTERS = "Filters: each is a command too, such as gc.py (`o2o filters` explains them)"
-MORE = "`o2o VERB --help` explains a verb and shows an example."
 WIDTH = 80
 
 
@@ -112,7 +110,7 @@ def overview(program: str) -> str:
     indented = textwrap.fill(
         names, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
     )
-    return "\n".join([*lines, FILTERS, indented, MORE, ""])
+    return "\n".join([*lines, FILTERS, indented, ""])
 
 
 def _spelling(module: str) -> str:
