@@ -16,7 +16,7 @@ MODULE = "python -m o2o"
 
 USAGE = """\
 usage: {program} VERB ...      {program} FILTER ...      {program} --help | --version
-From a checkpoint to a package that runs on a device. VERB --help explains a verb."""
+From a checkpoint to a package for a device. VERB --help explains a verb."""
 FILTERS = "Filters: each is a command too, such as gc.py (`o2o filters` explains them)"
 WIDTH = 80
 
