@@ -19,7 +19,7 @@ MAX_CANDIDATES = 8
 """Earlier places that are compared, the latest first."""
 MAX_MATCH = 32
 """Common tokens that are counted."""
-PRIOR = {2: 0.3, 3: 0.5, 4: 0.7, 8: 0.85, 16: 0.9}
+PRIOR = {2: 0.2, 3: 0.4, 4: 0.6, 8: 0.8, 16: 0.9}
 """How often the next token agrees at first, by the least number of common tokens."""
 PRIOR_WEIGHT = 3.0
 """Tokens that the prior counts as."""

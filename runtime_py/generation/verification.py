@@ -15,7 +15,7 @@ from collections import Counter, deque
 
 TRIALS = 2
 """Runs of each length that are compared with decode steps."""
-COST_PER_TOKEN = 0.08
+COST_PER_TOKEN = 0.11
 """What each further token of a run adds to the time of a step, before it is measured."""
 SAMPLES = 7
 """Runs of each length whose median is the time of a run."""

@@ -7,6 +7,7 @@
     rms_norm, rope    RMS_NORM and ROPE
     gelu              GELU that is written in several operators
     composites        attention and norms wrapped in STABLEHLO_COMPOSITE
+    draft_verifiers   signatures for speculative decoding
     tuning            a lowered model for speed: cache layout, buckets, prefills without logits
 
 To lower another operator, add a module for it and an entry to the table in `lowering`.

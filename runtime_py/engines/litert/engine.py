@@ -125,7 +125,7 @@ class LiteRtEngine:
         Args:
             model: The file's bytes or path.
             contract: Its signatures.
-            verifiers: Its signatures that verify drafts (`o2o.lower.litert.verifiers`).
+            verifiers: Its signatures that verify drafts (`o2o.lower.litert.draft_verifiers`).
             weight_dtype: The dtype of its weights, for display.
             packed: The file with its packed weights; None to pack them in memory.
             threads: Number of threads.

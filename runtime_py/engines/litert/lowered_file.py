@@ -42,7 +42,7 @@ class LoweredFile:
         weight_dtype: The dtype of the weights, for display.
         growth: Bytes that packed weights take in addition to the stored ones, because the graph dequantizes
             them to float32.
-        verifiers: The names of the signatures that verify drafts (`o2o.lower.litert.verifiers`).
+        verifiers: The names of the signatures that verify drafts (`o2o.lower.litert.draft_verifiers`).
     """
 
     header: bytes | None
@@ -147,12 +147,12 @@ def lower_file(
     from o2o.contract import contract_of
     from o2o.formats import plan
     from o2o.lower.litert import lower_to_litert
+    from o2o.lower.litert.draft_verifiers import add_draft_verifiers, make_draft_verifiers
     from o2o.lower.litert.tuning import remove_prefill_logits, tune
-    from o2o.lower.litert.verifiers import add_verifiers, make_verifiers
     from o2o.rewriting.prefill_logits import restore_prefill_logits
 
     graphs, source = model.read()
-    verifiers = make_verifiers(graphs, verify_lengths) if verify_lengths else None
+    verifiers = make_draft_verifiers(graphs, verify_lengths) if verify_lengths else None
     contract = None
     if graphs.format == "tflite":
         contract = contract_of(graphs)
@@ -161,7 +161,7 @@ def lower_file(
     restored = all_logits and restore_prefill_logits(graphs)
     tuned = tune(graphs, buckets)
     tuned |= restored or (not all_logits and remove_prefill_logits(graphs))
-    names = () if verifiers is None else tuple(add_verifiers(graphs, verifiers))
+    names = () if verifiers is None else tuple(add_draft_verifiers(graphs, verifiers))
     if contract is not None and not tuned and not names and source.origin == 0:
         return LoweredFile(None, (), contract, model.weight_dtype, _growth(graphs))
     header, offsets = _split(plan(graphs, limit=0), source)

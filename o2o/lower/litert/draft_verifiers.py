@@ -1,4 +1,4 @@
-"""Verifiers: signatures that read a few tokens and give the logits of each, for speculative decoding.
+"""Draft verifiers: signatures that read a few tokens and give the logits of each, for speculative decoding.
 
     prefill of T0 tokens -- resized (`o2o.rewriting.resize_tokens`) --> T tokens, all logits
                          -- lowered as decode is: attention to all rows at once, without blocks
@@ -31,7 +31,7 @@ NAME = "verify"
 """The signatures are `verify_T`, and `verify_T_CAPACITY` for smaller caches."""
 
 
-def make_verifiers(model: Model, lengths: Iterable[int]) -> Model | None:
+def make_draft_verifiers(model: Model, lengths: Iterable[int]) -> Model | None:
     """Make the verifiers of a model, before it is lowered.
 
     Args:
@@ -39,8 +39,8 @@ def make_verifiers(model: Model, lengths: Iterable[int]) -> Model | None:
         lengths: The numbers of tokens T.
 
     Returns:
-        A TFLite model with their graphs over the same constants, for `add_verifiers`. None if there is no
-        prefill that takes caches, or its other lengths cannot be proven.
+        A TFLite model with their graphs over the same constants, for `add_draft_verifiers`. None if there is
+        no prefill that takes caches, or its other lengths cannot be proven.
     """
     prefill = _prefill_with_logits(model)
     if prefill is None:
@@ -55,12 +55,12 @@ def make_verifiers(model: Model, lengths: Iterable[int]) -> Model | None:
     return lower_to_litert(verifiers, flash=False) if model.format == "circle" else verifiers
 
 
-def add_verifiers(model: Model, verifiers: Model) -> list[str]:
+def add_draft_verifiers(model: Model, verifiers: Model) -> list[str]:
     """Add verifiers to the lowered model: one for each number of tokens and each capacity of decode.
 
     Args:
         model: The lowered TFLite model, with its buckets.
-        verifiers: What `make_verifiers` returned for it.
+        verifiers: What `make_draft_verifiers` returned for it.
 
     Returns:
         The names of the signatures.

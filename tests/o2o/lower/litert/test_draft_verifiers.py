@@ -10,7 +10,7 @@ import pytest
 
 from o2o import formats
 from o2o.lower.litert import lower_to_litert
-from o2o.lower.litert.verifiers import make_verifiers
+from o2o.lower.litert.draft_verifiers import make_draft_verifiers
 from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.engines.loading import load_engine
 from runtime_py.engines.options import EngineOptions
@@ -62,5 +62,5 @@ def test_the_logits_have_the_bits_of_decode(engine: LiteRtEngine) -> None:
 
 
 def test_a_model_without_prefill_or_without_caches_has_none() -> None:
-    assert make_verifiers(window_model(None, [1], FULL), [4]) is None
-    assert make_verifiers(window_model(None, [1], FULL, without_caches=8), [4]) is None
+    assert make_draft_verifiers(window_model(None, [1], FULL), [4]) is None
+    assert make_draft_verifiers(window_model(None, [1], FULL, without_caches=8), [4]) is None
