@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from o2o.errors import ModelError, UsageError
 from runtime_py import forks
+from runtime_py.engines.cached_rows import RowsDoNotFit
 from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import LoadedEngine, load_engine
 from runtime_py.engines.model_file import ModelFile, model_size
@@ -220,11 +221,14 @@ class Package:
         """Bytes of the model, including the external data of an ONNX file."""
         return model_size(self.model)
 
-    def session(self) -> Session:
+    def session(self, slot: int | None = None) -> Session:
         """Open a session: one text of the model. Loads the model at the first use.
 
             with package.session() as session:
                 package.generate("Once upon a time", session=session)
+
+        Args:
+            slot: The number of the KV caches to use if they are free; None for those that fit best.
 
         Returns:
             A session without a text. It takes no memory until it reads one.
@@ -233,7 +237,7 @@ class Package:
             ModelError: See `engine`.
             UsageError: See `engine`.
         """
-        return Session(self._open_pool())
+        return Session(self._open_pool(), slot)
 
     def stream(
         self,
@@ -353,6 +357,72 @@ class Package:
             if (rows := session.rows()) is None:
                 raise ModelError(f"{self.model}: the caches of this model have no rows that can be stored")
         return prompts.add(ids, rows, label or str(self.model.resolve()), in_package)
+
+    def save_slot(self, slot: int, file: Path) -> int:
+        """Store the rows of the KV caches of one number, which no text uses.
+
+        Args:
+            slot: Their number.
+            file: The file to write.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            ModelError: The rows of the model's caches cannot be stored.
+            UsageError: The caches are empty or in use, or there are none of this number.
+            OSError: The file cannot be written.
+        """
+        pool = self._open_pool()
+        with pool.hold(slot) as caches:
+            tokens = [*caches.tokens]
+            if not tokens:
+                raise UsageError(f"slot {slot} is empty: generate a text in it first")
+            rows = caches.rows()
+        if rows is None or pool.prompts is None:
+            raise ModelError(f"{self.model}: the caches of this model have no rows that can be stored")
+        pool.prompts.save(file, tokens, rows, str(self.model.resolve()))
+        return len(tokens)
+
+    def restore_slot(self, slot: int, file: Path) -> int:
+        """Read rows that `save_slot` stored into the KV caches of one number, which no text uses.
+
+        Args:
+            slot: Their number.
+            file: The file.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            ModelError: The file is damaged, or belongs to another model or engine.
+            UsageError: The caches are in use, or there are none of this number.
+        """
+        pool = self._open_pool()
+        assert pool.prompts is not None
+        tokens, rows = pool.prompts.load(file)
+        try:
+            with pool.hold(slot) as caches:
+                caches.take(tokens, rows)
+        except RowsDoNotFit as error:
+            raise ModelError(f"{file}: {error}") from error
+        return len(tokens)
+
+    def erase_slot(self, slot: int) -> int:
+        """Drop the rows of the KV caches of one number, which no text uses.
+
+        Args:
+            slot: Their number.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            UsageError: The caches are in use, or there are none of this number.
+        """
+        with self._open_pool().hold(slot) as caches:
+            count, caches.tokens = len(caches.tokens), []
+        return count
 
     def score(self, text: str | Sequence[int], top: int = 0) -> list[Token]:
         """Compute the log-probabilities of the tokens of a text.

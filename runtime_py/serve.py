@@ -155,6 +155,12 @@ def parser() -> Parser:
     )
     add_engine_flags(parser)
     parser.add_argument(
+        "--slot-save-path",
+        metavar="DIR",
+        type=Path,
+        help="existing folder for POST /slots/ID?action=save and restore (default: neither is offered)",
+    )
+    parser.add_argument(
         "--no-cache",
         action="store_true",
         help="do not store prepared artifacts of large models in the disk cache",
@@ -218,6 +224,8 @@ def settings_from(args: argparse.Namespace) -> ServerSettings:
         setting_types.check("seed", args.seed)
     if not 0 <= args.port <= 65535:
         raise UsageError(f"--port {args.port}: a port is a number from 0 to 65535")
+    if args.slot_save_path is not None and not args.slot_save_path.is_dir():
+        raise UsageError(f"--slot-save-path {args.slot_save_path}: no such folder")
     return ServerSettings(
         host=args.host,
         port=args.port,
@@ -235,6 +243,7 @@ def settings_from(args: argparse.Namespace) -> ServerSettings:
         sampling=Sampling(**sampling) if any(value is not None for value in sampling.values()) else None,
         seed=args.seed,
         max_new_tokens=args.max_new_tokens,
+        slot_save_path=args.slot_save_path,
     )
 
 

@@ -157,6 +157,56 @@ class PromptCache:
             OSError: It cannot be written.
         """
         key = cache_key([VERSION, self.model.digest, self.engine, list(ids)])
+        tensors, metadata = self._content(ids, rows, label)
+        if in_package:
+            self.folder.mkdir(exist_ok=True)
+            file = self.folder / f"{key}{SUFFIX}"
+            _write(file, tensors, metadata)
+            return file
+        assert self.disk_cache is not None
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        self._make_room(size)
+        with self.disk_cache.add(key, key, size, f"prompt: {label}") as entry:
+            save_file(tensors, entry / FILE, metadata)
+        return self.disk_cache.folder / key / FILE
+
+    def save(self, file: Path, ids: Sequence[int], rows: CachedRows, label: str) -> None:
+        """Write a file of a prompt.
+
+        Args:
+            file: The file, in an existing folder.
+            ids: Token ids [P].
+            rows: The rows of all of them.
+            label: What it is, for people.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        _write(file, *self._content(ids, rows, label))
+
+    def load(self, file: Path) -> tuple[Sequence[int], CachedRows]:
+        """Read a file of a prompt.
+
+        Args:
+            file: The file.
+
+        Returns:
+            The ids [P] and the rows.
+
+        Raises:
+            ModelError: It is damaged, or belongs to another model or engine.
+        """
+        if (stored := _read_header(file)) is None:
+            raise ModelError(f"{file} is damaged, or no file of a prompt")
+        rows = stored.read()
+        if not (self._suits(stored) and self._is_of_this_model(stored)):
+            raise ModelError(f"{file} belongs to another model or engine")
+        return stored.ids, rows
+
+    def _content(
+        self, ids: Sequence[int], rows: CachedRows, label: str
+    ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """The tensors and the metadata of a file."""
         metadata = {
             "version": VERSION,
             "model": self.model.digest,
@@ -168,19 +218,7 @@ class PromptCache:
         }
         tensors = {**rows.tensors, _IDS: np.array(ids, np.int32)}
         metadata["digest"] = _digest(metadata, tensors)
-        if in_package:
-            file = self.folder / f"{key}{SUFFIX}"
-            self.folder.mkdir(exist_ok=True)
-            with temporary_folder(self.folder, ".") as part:
-                save_file(tensors, part / FILE, metadata)
-                os.replace(part / FILE, file)
-            return file
-        assert self.disk_cache is not None
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        self._make_room(size)
-        with self.disk_cache.add(key, key, size, f"prompt: {label}") as entry:
-            save_file(tensors, entry / FILE, metadata)
-        return self.disk_cache.folder / key / FILE
+        return tensors, metadata
 
     def _make_room(self, size: int) -> None:
         """Remove stored prompts from the disk cache until `size` bytes more are below the limit."""
@@ -220,6 +258,13 @@ class PromptCache:
         if cache is None or file.parent.parent != cache.folder:
             return True
         return cache.get(file.parent.name) is not None
+
+
+def _write(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a file, which has its name when it is complete."""
+    with temporary_folder(file.parent, ".") as part:
+        save_file(tensors, part / FILE, metadata)
+        os.replace(part / FILE, file)
 
 
 def _read_header(file: Path) -> StoredPrompt | None:

@@ -48,12 +48,14 @@ class Session:
                 ...
     """
 
-    def __init__(self, pool: SessionPool) -> None:
+    def __init__(self, pool: SessionPool, slot: int | None = None) -> None:
         """Create a session without a text.
 
         Args:
             pool: The KV caches of the engine.
+            slot: The number of the KV caches to use if they are free; see `SessionPool.claim`.
         """
+        self._slot = slot
         self.runs: Sequence[Chunk] = ()
         """The runs that read the last prompt."""
         self.pool = pool
@@ -242,7 +244,7 @@ class Session:
         self.close()
 
     def _read(self, tokens: list[int]) -> np.ndarray:
-        self._caches = caches = self.pool.claim(self, tokens)
+        self._caches = caches = self.pool.claim(self, tokens, self._slot)
         try:
             logits = caches.read(tokens, lambda: self._interrupted)
         finally:

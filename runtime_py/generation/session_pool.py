@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 from weakref import ref
@@ -84,12 +85,13 @@ class SessionPool:
         self.choosing = threading.RLock()
         forks.watch(self)
 
-    def claim(self, owner: object, tokens: Sequence[int]) -> Caches:
+    def claim(self, owner: object, tokens: Sequence[int], slot: int | None = None) -> Caches:
         """Choose the KV caches for a text, which keeps them until `Caches.release`.
 
         Args:
             owner: The session of the text. It can be weakly referenced.
             tokens: The ids [P] that the text is to read.
+            slot: The number of the caches to choose if they are free, below `max_sessions`; None for any.
 
         Returns:
             The caches, which only the caller's thread may change.
@@ -100,7 +102,7 @@ class SessionPool:
         """
         with self.choosing:
             self.check_open()
-            caches = self._choose(owner, tokens)
+            caches = self._choose(owner, tokens, slot)
             caches.owner, caches.last_use, caches.generating = ref(owner), next(self._uses), True
         try:
             caches.allocate()
@@ -108,6 +110,35 @@ class SessionPool:
             caches.give_back(owner)
             raise
         return caches
+
+    @contextmanager
+    def hold(self, slot: int) -> Iterator[Caches]:
+        """Hold the caches of one number, which no text that is being generated has.
+
+        Args:
+            slot: Their number.
+
+        Yields:
+            The caches.
+
+        Raises:
+            TooManySessions: A text that is being generated has them.
+            UsageError: `slot` is not below `max_sessions`.
+            EngineClosed: See `claim`.
+        """
+        holder = _Holder()
+        with self.choosing:
+            self.check_open()
+            if not 0 <= slot < self.max_sessions:
+                raise UsageError(f"there is no slot {slot}: slots are 0 to {self.max_sessions - 1}")
+            if (caches := self._numbered(slot)).generating:
+                raise TooManySessions(f"slot {slot} is in use: wait until its text has ended")
+            caches.owner, caches.generating = ref(holder), True
+        try:
+            caches.allocate()
+            yield caches
+        finally:
+            caches.give_back(holder)
 
     def check_open(self) -> None:
         """Raise EngineClosed if the pool was closed, or this process was forked since it was created."""
@@ -132,9 +163,16 @@ class SessionPool:
         self.choosing = threading.RLock()  # another thread of the parent may hold it
         self.refusal = self.refusal or FORKED
 
-    def _choose(self, owner: object, tokens: Sequence[int]) -> Caches:
+    def _numbered(self, slot: int) -> Caches:
+        while len(self.caches) <= slot:
+            self.caches.append(Caches(self))
+        return self.caches[slot]
+
+    def _choose(self, owner: object, tokens: Sequence[int], slot: int | None) -> Caches:
         if own := [caches for caches in self.caches if caches.owner() is owner]:
             return own[0]
+        if slot is not None and slot < self.max_sessions and not (one := self._numbered(slot)).generating:
+            return one
         free = [caches for caches in self.caches if not caches.generating]
         if closed := [caches for caches in free if caches.owner() is None]:
             return max(closed, key=lambda caches: (num_shared(tokens, caches.tokens), -caches.last_use))
@@ -256,6 +294,22 @@ class Caches:
         with self._pool.engine.steps.turn():
             return self._session.read_rows(len(self.tokens))
 
+    def take(self, tokens: Sequence[int], rows: CachedRows) -> None:
+        """Copy the rows of another text in, in place of the present ones.
+
+        Args:
+            tokens: Their ids [P].
+            rows: The rows.
+
+        Raises:
+            RowsDoNotFit: See `EngineSession.write_rows`.
+        """
+        assert self._session is not None
+        with self._pool.engine.steps.turn():
+            self.tokens = []
+            self._session.write_rows(rows, 0, len(tokens))
+            self.tokens = list(tokens)
+
     def release(self, owner: object) -> None:
         """End the use of the caches. Another session may take them when none are free.
 
@@ -317,6 +371,10 @@ class Caches:
                 if shared >= enough:
                     best, enough = (other._session, shared), shared + 1
         return best
+
+
+class _Holder:
+    """The owner of caches that no session uses."""
 
 
 def check_max_sessions(number: Any) -> None:

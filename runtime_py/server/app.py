@@ -28,11 +28,13 @@ from runtime_py.server.schemas import (
     CompletionRequest,
     DetokenizeRequest,
     NativeRequest,
+    SlotRequest,
     TemplateRequest,
     TokenizeRequest,
 )
 from runtime_py.server.service import Service, service_of
 from runtime_py.server.settings import ServerSettings
+from runtime_py.server.slots import change_slot
 from runtime_py.server.tokens import apply_template, count_tokens, detokenize, tokenize
 
 PAGE = Path(__file__).with_name("page")
@@ -241,6 +243,15 @@ ENDPOINTS = (
     ),
     Endpoint("GET", "/props", props, "Defaults of requests.", query=("model",)),
     Endpoint("GET", "/slots", slots, "Texts being generated.", answer="Slots", query=("model",)),
+    Endpoint(
+        "POST",
+        "/slots/{id_slot}",
+        change_slot,
+        "Save, restore or erase KV caches.",
+        SlotRequest,
+        "Slot",
+        query=("action", "model"),
+    ),
 )
 """The endpoints, except those of the chat page and of OpenAPI."""
 

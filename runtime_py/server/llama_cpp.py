@@ -144,6 +144,7 @@ def _texts(service: Service, model: ServedModel, fields: NativeRequest) -> Texts
         continues=True,
         grammar=grammar_of(fields, None, service.settings.max_grammar),
         timeout=timeout,
+        slot=None if fields.id_slot is None or fields.id_slot < 0 else fields.id_slot,
     )
 
 

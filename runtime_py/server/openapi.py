@@ -100,6 +100,7 @@ ANSWERS: Mapping[str, Any] = {
     "Content": _object({"content": _STRING}),
     "Prompt": _object({"prompt": _STRING}),
     "Slots": _list(_object({"id": _INTEGER, "n_ctx": _INTEGER, "is_processing": {"type": "boolean"}})),
+    "Slot": _object({"id_slot": _INTEGER}),
     "Error": _object(
         {
             "error": _object(
@@ -167,7 +168,7 @@ class Document:
                 "default": {"description": "An error.", "content": {_JSON: error}},
             },
         }
-        parameters = [_parameter("path", name) for name in ("model",) if f"{{{name}}}" in path]
+        parameters = [_parameter("path", name) for name in ("model", "id_slot") if f"{{{name}}}" in path]
         parameters += [_parameter("query", name) for name in endpoint.query]
         if parameters:
             operation["parameters"] = parameters

@@ -238,6 +238,13 @@ class NativeRequest(SamplingFields):
     t_max_predict_ms: Annotated[Integer, Field(ge=0)] | None = None
 
 
+class SlotRequest(Fields):
+    """A request to `/slots/{id_slot}`."""
+
+    filename: str | None = None
+    model: str | None = None
+
+
 class TokenizeRequest(Fields):
     """A request to `/tokenize`."""
 

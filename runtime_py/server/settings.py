@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from runtime_py.generation.sampling import Sampling
 
@@ -29,6 +30,7 @@ class ServerSettings:
         sampling: The choice of tokens, for fields that a request does not set. None: as the package says.
         seed: The seed of requests without one; None for random ones.
         max_new_tokens: The largest number of new tokens of a text; None for no limit.
+        slot_save_path: The folder of saved slots; None for a server that saves none.
     """
 
     host: str = "127.0.0.1"
@@ -48,3 +50,4 @@ class ServerSettings:
     sampling: Sampling | None = None
     seed: int | None = None
     max_new_tokens: int | None = None
+    slot_save_path: Path | None = None

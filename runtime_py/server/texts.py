@@ -43,6 +43,7 @@ class Texts:
         grammar: The form of the texts; None for any.
         continues: The text continues the prompt, with its leading space.
         timeout: Seconds after which a text ends.
+        slot: The number of the KV caches to use if they are free; None for any.
     """
 
     prompts: Callable[[ServedModel], Sequence[Prompt]]
@@ -56,6 +57,7 @@ class Texts:
     grammar: Grammar | None = None
     continues: bool = False
     timeout: float | None = None
+    slot: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ def generate_texts(model: ServedModel, texts: Texts, cancelled: Cancelled) -> It
         config = replace(config, max_time=min(config.max_time or texts.timeout, texts.timeout))
     random = texts.sampling.over(config.sampling).draws
     first_seed = secrets.randbits(32) if texts.seed is None else texts.seed % 2**64
-    with package.session() as session:
+    with package.session(texts.slot) as session:
         cancelled.call(session.interrupt)
         for _, ids in prompts:
             _check_length(len(ids), session.capacity, ids, session.vocab_size)
