@@ -42,7 +42,7 @@ def python_of(peer: Peer, folder: Path, log: Path, torch: str = TORCH) -> str:
     """
     if not peer.requirements:
         return sys.executable
-    environment, requirements = folder / peer.key, requirements_text(peer, torch)
+    environment, requirements = folder / (peer.environment or peer.key), requirements_text(peer, torch)
     stamp, python = environment / "wanted.txt", str(environment / "bin" / "python")
     if stamp.is_file() and stamp.read_text() == requirements:
         return python

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SMALL_SHAPES = ("15m", "135m")
 ALL_SHAPES = (*SMALL_SHAPES, "tinyllama-1.1b")
@@ -24,6 +24,7 @@ class Peer:
         converts: Whether it has a converter; otherwise it loads the checkpoint.
         fixed: Whether a conversion has one fixed capacity.
         files_of: The key of the peer whose converter makes its files; "" for its own.
+        environment: The key of the peer whose virtual environment it shares; "" for its own.
         runners: The package of its runner.
         ours: Whether it is this project.
     """
@@ -37,6 +38,7 @@ class Peer:
     converts: bool = True
     fixed: bool = False
     files_of: str = ""
+    environment: str = ""
     runners: str = "bench.peers.runners"
     ours: bool = False
 
@@ -121,7 +123,10 @@ LITERT_LM = Peer(
     fixed=True,
     files_of="this_project",
 )
-PEERS = (THIS_PROJECT, LLAMA_CPP, ORT_GENAI, HUGGING_FACE, LITERT_TORCH, LITERT_LM)
+LITERT_LM_BENCHMARK = replace(
+    LITERT_LM, key="litert_lm_benchmark", name="LiteRT-LM benchmark", environment=LITERT_LM.key
+)
+PEERS = (THIS_PROJECT, LLAMA_CPP, ORT_GENAI, HUGGING_FACE, LITERT_TORCH, LITERT_LM, LITERT_LM_BENCHMARK)
 
 VARIANTS = (
     Variant(THIS_PROJECT, "int8", 8, "litert"),
@@ -144,8 +149,10 @@ VARIANTS = (
     Variant(LITERT_TORCH, "float32", 32, shapes=SMALL_SHAPES),
     Variant(THIS_PROJECT, "int8", 8, BUNDLE, SMALL_SHAPES),
     Variant(LITERT_LM, "int8", 8, BUNDLE, SMALL_SHAPES),
+    Variant(LITERT_LM_BENCHMARK, "int8", 8, BUNDLE, SMALL_SHAPES),
     Variant(THIS_PROJECT, "int4", 4, BUNDLE, SMALL_SHAPES),
     Variant(LITERT_LM, "int4", 4, BUNDLE, SMALL_SHAPES),
+    Variant(LITERT_LM_BENCHMARK, "int4", 4, BUNDLE, SMALL_SHAPES),
     Variant(THIS_PROJECT, "float32", 32, BUNDLE, SMALL_SHAPES),
     Variant(LITERT_LM, "float32", 32, BUNDLE, SMALL_SHAPES),
 )

@@ -82,6 +82,15 @@ def test_a_runner_without_logits_is_compared_by_ids(tmp_path: Path) -> None:
     ]
 
 
+def test_a_runner_that_measures_itself(tmp_path: Path) -> None:
+    ours, theirs = contender(tmp_path, "good", peer=OURS), contender(tmp_path, "text measured")
+    results = measure([ours, theirs], VOCABULARY, plan(tmp_path), lambda line: None)
+    assert results.failed == {}
+    speeds = results.rounds[0][theirs.variant.name]
+    assert speeds["prefill 80"] == pytest.approx(100)
+    assert speeds["decode 80"] == pytest.approx(12.5)
+
+
 def test_one_at_a_time_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "_free_memory", lambda: 1_000_000)
     messages: list[str] = []

@@ -54,7 +54,19 @@ class TextToy:
         self.prefill, self.decode = self._toy.prefill, self._toy.decode
 
 
+class SelfMeasuringToy(TextToy):
+    """A runner that measures itself: a prefill takes 10 ms a token, a step 1 ms for each token before it."""
+
+    def prefill_time(self, length: int) -> float:
+        return length / 100
+
+    def decode_time(self, length: int, tokens: int) -> float:
+        return length / 1000
+
+
 def load(precision: str, **fields: Any) -> Toy | TextToy:
+    if precision == "text measured":
+        return SelfMeasuringToy(precision, **fields)
     return (TextToy if precision.startswith("text") else Toy)(precision, **fields)
 
 
