@@ -15,7 +15,7 @@ from o2o.contract import Role, role_of
 from o2o.errors import UsageError
 from o2o.filters.base import Filter
 from o2o.model import Model, dims_of
-from o2o.operators.onnx_shape_inference import infer_shapes
+from o2o.operators.onnx_shape_inference import forget_wrong_shapes, infer_shapes
 from o2o.rewriting.fix_dimensions import fix_dimensions, symbols_of
 from o2o.rewriting.onnx_folding import fold_constants
 from o2o.rewriting.static_caches.conversion import make_static
@@ -108,6 +108,7 @@ class FixShape(Filter):
                 f"give each symbolic dimension a number, as {next(iter(symbols))}=1; there are: {there}"
             )
         known = fix_dimensions(model, args.numbers, args.by_input)
+        forget_wrong_shapes(model)
         nodes = sum(len(graph) for graph in model.all_graphs())
         for _ in range(ROUNDS):
             infer_shapes(model)

@@ -14,7 +14,7 @@ from o2o.errors import ModelError, UsageError
 from o2o.formats.onnx_writer import decoded_header
 from o2o.formats.tensors import is_constant
 from o2o.model import Model, Signature, attribute, captured_values, dims_of
-from o2o.operators.onnx_shape_inference import infer_shapes
+from o2o.operators.onnx_shape_inference import forget_wrong_shapes, infer_shapes
 from o2o.operators.traits import is_cast
 from o2o.rewriting.builder import add_constant, fresh_name
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
@@ -24,7 +24,7 @@ from o2o.rewriting.onnx_folding import fold_constants
 from o2o.rewriting.onnx_opsets import raise_opsets
 from o2o.rewriting.static_caches.instances import ROUNDS, Instance, instance
 from o2o.rewriting.static_caches.interface import POSITIONS, SMALLEST_PAST, Interface, Sizes, fixed_input
-from o2o.rewriting.static_caches.masks import combined, compute_masks, hide_unmasked
+from o2o.rewriting.static_caches.masks import combined, compute_masks, hide_unmasked, mask_with_past
 from o2o.rewriting.static_caches.moving_rows import resolve_indices, static_slice
 from o2o.rewriting.static_caches.past_numbers import Kind, PastNumbers, is_size_operand
 from o2o.rewriting.static_caches.position_numbers import PositionNumbers
@@ -115,6 +115,7 @@ class _Conversion:
         past = self.sizes.capacity - self.sizes.tokens
         one, other = self.dimensions(past), self.dimensions(1)
         fix_values(self.model, {name: size for name, size in one.items() if size == other[name]})
+        forget_wrong_shapes(self.model)
         self._fold()  # branches that do not depend on the past become nodes, and their results outputs
         self.interface = Interface(self.graph, self.names)
         self._fix_head_sizes()
@@ -128,6 +129,7 @@ class _Conversion:
         self._set_shapes()
         hide_unmasked(self.graph, self.numbers, self.positions)
         self._remove_inputs()
+        forget_wrong_shapes(self.model)  # those of a mask without a past
         self._fold()
         self._refuse_short_tables()
 
@@ -209,6 +211,8 @@ class _Conversion:
         if op_type == "Slice":
             self._replace_slice(node, where)
             return
+        if op_type == "Expand" and self._replace_mask_without_past(node, where):
+            return
         if op_type in ("Shape", "Size"):
             raise ModelError(f"{where}: this size is not known")
         if op_type:
@@ -256,6 +260,23 @@ class _Conversion:
         rows = static_slice(node, self._static(data), self.numbers, self.positions, op, where)
         if rows is not None:
             self._replace(node.outputs[0], rows)
+
+    def _replace_mask_without_past(self, node: ir.Node, where: str) -> bool:
+        """Replace a causal mask [T,T] expanded to [T,P+T]. It works only without a past or for one token."""
+        mask, size = node.inputs
+        if mask is None or size is None or Kind.VARYING in map(self.numbers.kind, (mask, size)):
+            return False
+        shape, dims = self.numbers.numbers(mask).shape, self.numbers.numbers(size).reshape(-1).tolist()
+        if all(a in (1, b) or b == 1 for a, b in zip(reversed(shape), reversed(dims), strict=False)):
+            return False
+        new = mask_with_past(self._before(node), self.numbers.numbers(mask), self.positions, dims)
+        if new is None:
+            raise ModelError(
+                f"{where} expands {list(shape)} to {dims}: the model reads several tokens only without a "
+                "past; give --tokens 1"
+            )
+        self._replace(node.outputs[0], new)
+        return True
 
     def _replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let a value take the place of a result. Its kind becomes that of the old one."""

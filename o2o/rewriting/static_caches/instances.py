@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from o2o.formats.onnx_writer import decoded_header
 from o2o.model import Model
-from o2o.operators.onnx_shape_inference import infer_shapes
+from o2o.operators.onnx_shape_inference import forget_wrong_shapes, infer_shapes
 from o2o.rewriting.builder import add_constant
 from o2o.rewriting.fix_dimensions import fix_values
 from o2o.rewriting.onnx_folding import fold_constants
@@ -48,6 +48,7 @@ def instance(model: Model, past: int, sizes: Mapping[str, int], inputs: Mapping[
     """
     copy = decoded_header(model, lambda proto: proto)
     fix_values(copy, sizes)
+    forget_wrong_shapes(copy)
     result = Instance(past, dict(inputs))
     for value in copy.graphs[0].inputs:
         if (array := inputs.get(value.name or "")) is not None:

@@ -47,6 +47,31 @@ def _additive(op: OnnxBuilder, mask: ir.Value, dtype: ir.DataType) -> ir.Value:
     return op.node("Where", [mask, visible, hidden], list(dims_of(mask) or ()), dtype, name="mask")
 
 
+def mask_with_past(
+    op: OnnxBuilder, mask: np.ndarray, positions: PositionNumbers, dims: Sequence[int]
+) -> ir.Value | None:
+    """Build the causal mask of all keys from that of a run without a past.
+
+    Args:
+        op: Builds the result.
+        mask: Numbers that are added to scores [..., T, T], without a past.
+        positions: Builds what follows from the position.
+        dims: The shape of the result, [..., T, S].
+
+    Returns:
+        The mask; None if `mask` is not causal.
+    """
+    t, s = positions.sizes.tokens, positions.sizes.capacity
+    if mask.shape[-2:] != (t, t) or mask.dtype.kind != "f" or tuple(dims[-2:]) != (t, s):
+        return None
+    hidden = mask[..., 0, -1].min()
+    if not np.array_equal(mask, np.broadcast_to(np.triu(np.full((t, t), hidden), 1), mask.shape)):
+        return None
+    visible = op.reshape(positions.visible(op, is_causal=True), [1] * (mask.ndim - 2) + [t, s], "mask")
+    numbers = [op.constant(np.asarray(number, mask.dtype), "added") for number in (0, hidden)]
+    return op.node("Where", [visible, *numbers], list(dims), numbers[0].dtype, name="mask")
+
+
 def combined(op: OnnxBuilder, mask: ir.Value, given: ir.Value | None, shape: Sequence[int | str]) -> ir.Value:
     """Hide keys in a mask of the model.
 

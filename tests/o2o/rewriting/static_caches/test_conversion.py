@@ -17,7 +17,7 @@ from o2o.model import dims_of
 from tests.runtime_py.toy_decoder import POSITIONS as POSITIONS_OF_TOY
 from tests.runtime_py.toy_decoder import Form, toy_decoder
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 V, D, K, H = 11, 8, 2, 4
 PAST = f"float[B, {K}, P, {H}] past_key_values_0_key, float[B, {K}, P, {H}] past_key_values_0_value"
@@ -172,6 +172,65 @@ def test_rows_of_a_table_that_move_with_the_past(tmp_path: Path) -> None:
     assert convert(proto, tmp_path) == 0
     operators = [node.op_type for node in formats.load(tmp_path / "out.onnx").graphs[0]]
     assert "Gather" in operators
+
+
+def causal_without_past(hidden: str = "lowest") -> onnx.ModelProto:
+    """A mask [T,T] that is expanded to [T,P+T], as onnxruntime-genai's builder writes it."""
+    before = f"""
+        {LENGTHS}
+        at = Range (p, total, one)
+        {TABLE}
+        run = Range (zero, t, one)
+        column = Unsqueeze (run, last_axis)
+        seen = LessOrEqual (run, column)
+        float_zero = Cast <to = 1> (zero)
+        own = Where (seen, float_zero, {hidden})
+        t1 = Unsqueeze (t, first_axis)
+        total1 = Unsqueeze (total, first_axis)
+        size = Concat <axis = 0> (t1, total1)
+        mask = Expand (own, size)
+        masked = Add (scores, mask)
+    """
+    proto = decoder(before.split("masked")[0], "masked = Add (scores, mask)" + POSITIONS.split("lowest)")[1])
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "first_axis"))
+    return proto
+
+
+def logits(file: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """Run a model with caches of zeros. Their rows are 0 in a model that grows."""
+    session = onnxruntime.InferenceSession(file)
+    caches = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past")}
+    shapes = {name: [1, K, dims[2] if isinstance(dims[2], int) else 0, H] for name, dims in caches.items()}
+    feeds = {**{name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, **feeds}
+    return np.asarray(session.run(["logits"], feeds)[0])
+
+
+def test_a_causal_mask_of_a_run_without_a_past(tmp_path: Path) -> None:
+    (tmp_path / "in.onnx").write_bytes(causal_without_past().SerializeToString())
+    arguments = ["--cache-length", "16", "--tokens", "3", str(tmp_path / "in.onnx")]
+    assert filters.load("fix_shape").main([*arguments, "-o", str(tmp_path / "out.onnx")]) == 0
+    ids = np.array([[1, 2, 3]])
+    expected = logits(tmp_path / "in.onnx", {"ids": ids})
+    actual = logits(tmp_path / "out.onnx", {"ids": ids, "position": np.array([0])})
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_of_a_run_that_is_not_causal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    proto = causal_without_past()
+    next(node for node in proto.graph.node if node.op_type == "LessOrEqual").op_type = "Equal"
+    assert convert(proto, tmp_path) == 1
+    assert "several tokens only without a past; give --tokens 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "dims"), [("past_shape", []), ("kt", [1, 2]), ("at", [7])])
+def test_wrong_shapes_in_the_file(name: str, dims: list[int], tmp_path: Path) -> None:
+    proto = causal()
+    dtype = onnx.TensorProto.FLOAT if name == "kt" else onnx.TensorProto.INT64
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info(name, dtype, dims))
+    (tmp_path / "in.onnx").write_bytes(proto.SerializeToString())
+    arguments = ["--cache-length", "16", "--tokens", "3", str(tmp_path / "in.onnx")]
+    assert filters.load("fix_shape").main([*arguments, "-o", str(tmp_path / "out.onnx")]) == 0
+    onnx.checker.check_model(tmp_path / "out.onnx", full_check=True)
 
 
 def test_attention_with_caches_of_its_own(tmp_path: Path) -> None:
