@@ -114,7 +114,8 @@ def _rounding_difference(old: ir.Value, new: ir.Value) -> str | None:
     assert old.const_value is not None
     if "zeroPoints" in quantization_constants(new):
         return None  # asymmetric blocks: no filter writes them
-    numbers = old.const_value.numpy().astype(np.float32)
+    with np.errstate(over="ignore"):  # float64
+        numbers = old.const_value.numpy().astype(np.float32)
     stored = dequantized(new)
     with np.errstate(invalid="ignore"):  # infinity, as in masks, minus itself
         error = np.where(stored == numbers, np.float32(0), np.abs(stored - numbers))

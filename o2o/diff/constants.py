@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import CHUNK, SourceTensor, bytes_in_memory, is_quantized, release
+from o2o.formats.tensors import CHUNK, SourceTensor, bytes_in_memory, chunks, is_quantized, release
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import dims_of, quantization_constants, shape_of
 
@@ -75,7 +75,7 @@ def _bytes(tensor: ir.TensorProtocol) -> np.ndarray:
     if isinstance(tensor, SourceTensor):
         return tensor.source.view(tensor.span.start, tensor.span.size)
     raw = bytes_in_memory(tensor)
-    return raw if raw is not None else np.frombuffer(tensor.tobytes(), np.uint8)
+    return raw if raw is not None else np.frombuffer(b"".join(chunks(tensor)), np.uint8)
 
 
 def distance(first: ir.Value, second: ir.Value) -> Distance | None:

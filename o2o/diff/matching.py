@@ -332,7 +332,7 @@ def _constant(value: ir.Value) -> Hashable:
     assert tensor is not None
     if isinstance(tensor, UnboundTensor) or tensor.nbytes >= LARGE:
         return "constant", value.name, dims_of(value)
-    return "constant", dtype_name(value), dims_of(value), tensor.tobytes()
+    return "constant", dtype_name(value), dims_of(value), b"".join(chunks(tensor))
 
 
 def _hashes_of_sources(

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from o2o.filters.base import Filter
-from o2o.formats.widened_tensor import HALF
+from o2o.formats.widened_tensor import OTHER_FLOATS
 from o2o.model import Model, is_dynamic
 from o2o.raising import raise_model
 from o2o.raising.models import is_input
@@ -37,7 +37,7 @@ class OnnxRaising(Filter):
 
         Args:
             model: A model of any format.
-            in_float32: Whether float16 and bfloat16 become float32.
+            in_float32: Whether float16, bfloat16 and float64 become float32.
 
         Returns:
             The Circle model of an ONNX model; any other model itself.
@@ -51,7 +51,7 @@ class OnnxRaising(Filter):
         self.is_widened = in_float32
         results = (value for graph in model.graphs for node in graph for value in node.outputs)
         values = [*results, *(value for graph in model.graphs for value in graph.inputs)]
-        self.rounded = {value.dtype for value in values if value.dtype is not None} & set(HALF)
+        self.rounded = {value.dtype for value in values if value.dtype is not None} & set(TOLERANCES)
         return raised
 
     def expected(self, models: Sequence[Model], args: argparse.Namespace) -> Expected:
@@ -63,8 +63,8 @@ class OnnxRaising(Filter):
             return expected
 
         def widened(value: ir.Value, tensor: ExpectedTensor) -> ExpectedTensor:
-            is_half = self.is_widened and value.dtype in HALF
-            return replace(tensor, dtype=np.dtype(np.float32)) if is_half else tensor
+            is_other = self.is_widened and value.dtype in OTHER_FLOATS
+            return replace(tensor, dtype=np.dtype(np.float32)) if is_other else tensor
 
         def inputs(entry: ExpectedSignature) -> Tensors:
             values = signature_of(models, entry).inputs

@@ -23,8 +23,8 @@ class RaiseCircle(OnnxRaising):
 
     TFLite: operators stay the same, without loss. ONNX: each operator becomes one or several operators of
     Circle; shapes must be fixed (fix.shape.py). Weights are not read.
-    float16 and bfloat16 become float32, also of inputs and outputs: engines have few operators of 16 bits.
-    With --keep_float16 they stay.
+    float16, bfloat16 and float64 become float32, also of inputs and outputs: engines have few operators of
+    these. With --keep_float16 all three stay.
     Signatures, contract and history come along. Filters such as fuse.attention.py then replace groups of
     operators by operators of Circle. A Circle model passes unchanged.
     Refused: operators, options and tensor types that Circle lacks; the message names each and its place.
@@ -37,7 +37,9 @@ class RaiseCircle(OnnxRaising):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--keep_float16", action="store_true", help="of ONNX: let float16 and bfloat16 be what they are"
+            "--keep_float16",
+            action="store_true",
+            help="of ONNX: keep float16, bfloat16 and float64",
         )
 
     def transform(

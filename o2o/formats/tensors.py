@@ -329,12 +329,15 @@ def chunks(tensor: ir.TensorProtocol, size: int = CHUNK) -> Iterator[bytes | mem
         size: The approximate number of bytes in each chunk. Bytes in memory are one chunk.
 
     Yields:
-        The bytes, little endian, in C order.
+        The bytes, little endian, in C order. The length of each string is before it.
     """
     if isinstance(tensor, StreamedTensor):
         yield from tensor.chunks(size)
     elif (raw := bytes_in_memory(tensor)) is not None:
         yield raw.data
+    elif tensor.dtype == ir.DataType.STRING:
+        for item in tensor.numpy().reshape(-1):
+            yield len(item).to_bytes(8, "little") + item
     else:
         yield tensor.tobytes()
 

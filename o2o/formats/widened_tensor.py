@@ -1,4 +1,4 @@
-"""A constant of 16-bit floats as float32, converted while it is written."""
+"""A constant of floats of another width as float32, converted while it is written."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import onnx_ir as ir
 
 from o2o.formats.tensors import CHUNK, StreamedTensor, chunks, storage_key
 
-HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+"""Floats that engines of Circle and TFLite have few operators of, or none."""
 
 
 class WidenedTensor(StreamedTensor):
-    """A float16 or bfloat16 constant as float32, without loss."""
+    """A constant as float32: float16 and bfloat16 without loss, float64 rounded, and finite if it was."""
 
     def __init__(self, name: str, source: ir.TensorProtocol, shape: tuple[int, ...] | None = None) -> None:
-        """Widen a constant.
+        """Convert a constant.
 
         Args:
             name: The name of the result.
-            source: The constant, float16 or bfloat16.
+            source: The constant, of one of `OTHER_FLOATS`.
             shape: The shape of the result; None for that of the constant.
         """
         super().__init__(ir.DataType.FLOAT, shape or source.shape.numpy(), name, [source])
@@ -32,7 +33,11 @@ class WidenedTensor(StreamedTensor):
     def chunks(self, size: int = CHUNK) -> Iterator[memoryview]:
         (source,) = self.parts
         for chunk in chunks(source, size // 2):
-            numbers = np.frombuffer(chunk, source.dtype.numpy()).astype(np.float32)
+            numbers = np.frombuffer(chunk, source.dtype.numpy())
+            if source.dtype == ir.DataType.DOUBLE:
+                limit = np.where(np.isfinite(numbers), np.finfo(np.float32).max, np.inf)
+                numbers = np.clip(numbers, -limit, limit)
+            numbers = numbers.astype(np.float32)
             yield numbers.view(np.uint8).data
 
     def with_shape(self, shape: tuple[int, ...], name: str) -> WidenedTensor:

@@ -75,9 +75,9 @@ def _without_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
             if node.domain in own or not defs.has(node.op_type, domain=_domain(node))
             for name in node.output
         }
-        kept = [value for value in graph.value_info if value.name in unknown]
+        opaque = [value for value in graph.value_info if value.name in unknown]
         del graph.value_info[:]
-        graph.value_info.extend(kept)
+        graph.value_info.extend(opaque)
         results = {name for node in graph.node for name in node.output} - unknown
         for value in graph.output:
             if value.name in results and value.type.HasField("tensor_type"):

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from o2o.dimension_expressions import evaluated
 from o2o.errors import ModelError
 from o2o.formats.tensors import LARGE, constant_array, is_constant, is_constant_node
-from o2o.formats.widened_tensor import HALF, WidenedTensor
+from o2o.formats.widened_tensor import OTHER_FLOATS, WidenedTensor
 from o2o.model import DOMAIN, dims_of, operands, shape_of
 from o2o.raising.expansion import expansion_of
 from o2o.raising.inferred_types import inferred_types
@@ -60,7 +60,8 @@ def raise_graph(graph: ir.Graph, sizes: Mapping[str, int] | None = None, in_floa
         graph: The graph; it stays as it is. Constants share their data with the result.
         sizes: Numbers of symbolic dimensions of inputs by name, if there are any. An expression of names
             follows from its names.
-        in_float32: Whether float16 and bfloat16 become float32: inputs, outputs, constants and results.
+        in_float32: Whether float16, bfloat16 and float64 become float32: of inputs, outputs, constants and
+            results.
 
     Returns:
         The raised graph.
@@ -122,7 +123,7 @@ class _Raising:
         return raised
 
     def _is_widened(self, dtype: ir.DataType | None) -> bool:
-        return self.in_float32 and dtype in HALF
+        return self.in_float32 and dtype in OTHER_FLOATS
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
         if self._is_widened(tensor.dtype):

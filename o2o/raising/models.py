@@ -24,7 +24,8 @@ def raise_model(model: Model, in_float32: bool = True) -> Model:
 
     Args:
         model: An ONNX model of fixed shapes; it stays as it is. Constants share their data with the result.
-        in_float32: Whether float16 and bfloat16 become float32. Engines have few operators of 16 bits.
+        in_float32: Whether float16, bfloat16 and float64 become float32. Engines have few operators of
+            these.
 
     Returns:
         The Circle model, with the signatures, roles, metadata and history of the ONNX model.

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from o2o.formats.schema import CIRCLE
 from o2o.formats.tensors import constant_array
-from o2o.formats.widened_tensor import HALF
+from o2o.formats.widened_tensor import OTHER_FLOATS
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, attribute, shape_of
 from o2o.operators.shape_inference import Mismatch, infer_shapes
 from o2o.rewriting.builder import Builder
@@ -51,7 +51,7 @@ class Operation:
             opset: See `Operation`.
             graph: The raised graph, which gets the operators.
             values: See `Operation`.
-            in_float32: Whether float16 and bfloat16 become float32.
+            in_float32: Whether float16, bfloat16 and float64 become float32.
         """
         self.in_float32 = in_float32
         self.node, self.operands, self.opset, self.values = node, list(operands), opset, values
@@ -251,7 +251,7 @@ class Operation:
         return list(node.outputs)
 
     def _kind(self, dtype: ir.DataType | None) -> ir.DataType | None:
-        return FLOAT if self.in_float32 and dtype in HALF else dtype
+        return FLOAT if self.in_float32 and dtype in OTHER_FLOATS else dtype
 
     def _inferred(self, node: ir.Node) -> list[Sequence[int]]:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from o2o.formats.tensors import StreamedTensor, is_constant
+from o2o.formats.tensors import StreamedTensor, chunks, is_constant
 from o2o.model import Model, shape_of
 from o2o.operators.reference import is_pure
 from o2o.rewriting.rewire import replace_output
@@ -73,6 +73,7 @@ def _merge_small_constants(graph: ir.Graph) -> None:
             continue
         if isinstance(tensor, StreamedTensor):  # a weight that is not in memory
             continue
-        original = first.setdefault((value.dtype, tensor.dtype, shape_of(value), tensor.tobytes()), value)
+        key = value.dtype, tensor.dtype, shape_of(value), b"".join(chunks(tensor))
+        original = first.setdefault(key, value)
         if original is not value and not value.is_graph_output():
             value.replace_all_uses_with(original)

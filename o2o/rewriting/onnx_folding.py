@@ -96,7 +96,10 @@ def _evaluated(model: Model, node: ir.Node) -> list[np.ndarray] | None:
     for value in node.outputs:
         if not value.name or value.shape is None or not value.shape.is_static() or value.dtype is None:
             return None
-        if math.prod(value.shape.numpy()) * value.dtype.bitwidth // 8 > LARGEST:
+        if (
+            value.dtype == ir.DataType.STRING
+            or math.prod(value.shape.numpy()) * value.dtype.bitwidth // 8 > LARGEST
+        ):
             return None
     operands = [None if v is None or v.const_value is None else v.const_value.numpy() for v in node.inputs]
     arrays = results_of(node, operands, model.graphs[0].opset_imports.get("", 1))

@@ -284,3 +284,21 @@ def test_a_matrix_that_gives_the_product_its_axes_stays() -> None:
     assert run("reshape_fc_weight", given(stacked), "-o", "out.onnx") == 0
     constants = {tensor.name: list(tensor.dims) for tensor in onnx.load("out.onnx").graph.initializer}
     assert constants == {"w": [1, 1, 4, 5], "w_2d": [4, 5]}
+
+
+@pytest.mark.parametrize("name", ["gc", "fix_shape", "diff_model"])
+def test_strings(name: str, tmp_path: Path) -> None:
+    """A constant of strings has no bytes of a fixed width."""
+    proto = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (string[2] x) => (string[2] y, string[2] z)
+        { y = Identity (x)  z = Identity (words) }"""
+    )
+    proto.graph.initializer.append(
+        onnx.helper.make_tensor("words", onnx.TensorProto.STRING, [2], [b"a", b""])
+    )
+    file = tmp_path / "in.onnx"
+    file.write_bytes(proto.SerializeToString())
+    output = ["--check", "-o", str(tmp_path / "out.onnx")]
+    assert filters.load(name).main([str(file), *([str(file)] if name == "diff_model" else output)]) == 0

@@ -209,3 +209,25 @@ def test_16_bit_floats_stay_on_request(command: Command) -> None:
     raised = command(in_16_bits(onnx.TensorProto.FLOAT16), "--keep_float16")
     assert raised.graphs[0].outputs[0].dtype == ir.DataType.FLOAT16
     assert raised.graphs[0].initializers["table"].dtype == ir.DataType.FLOAT16
+
+
+def test_float64_becomes_float32(command: Command) -> None:
+    """LiteRT computes nothing in float64. The lowest number, as masks have it, stays finite."""
+    proto = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[2, 3] x, double[3] d) => (float[2, 3] y, double[2, 3] z)
+        <double lowest = {-1.7976931348623157e308}, double zero = {0.0}>
+        {
+            xd = Cast <to = 11> (x)
+            sum = Add (xd, d)
+            hidden = Less (sum, zero)
+            scores = Where (hidden, lowest, sum)
+            weights = Softmax (scores)
+            z = Cos (weights)
+            y = Cast <to = 1> (z)
+        }"""
+    )
+    raised = command(decode(proto, [], None), "--check")
+    assert "2 outputs the same" in command.said
+    assert raised.graphs[0].outputs[1].dtype == ir.DataType.FLOAT

@@ -1,4 +1,4 @@
-"""Constants of 16-bit floats as float32: the same numbers, in chunks of any size."""
+"""Constants of other floats as float32: 16 bits without loss, in chunks of any size; 64 bits rounded."""
 
 from __future__ import annotations
 
@@ -28,3 +28,10 @@ def test_another_shape_shares_the_bytes() -> None:
     flat = with_shape(tensor, (35,), "flat")
     assert storage_key(flat) == storage_key(tensor)
     np.testing.assert_array_equal(flat.numpy(), tensor.numpy().reshape(-1))
+
+
+def test_float64_is_rounded_and_stays_finite() -> None:
+    largest = np.finfo(np.float64).max
+    tensor = WidenedTensor("w", ir.Tensor(np.array([0.1, largest, -largest, -np.inf, np.nan])))
+    limit = np.finfo(np.float32).max
+    np.testing.assert_array_equal(tensor.numpy(), np.float32([0.1, limit, -limit, -np.inf, np.nan]))
