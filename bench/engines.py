@@ -6,8 +6,8 @@
 --make first builds Circle packages of random checkpoints (bench/make_checkpoint.py) in FOLDER, unless they
 exist. In every round each engine reads a prompt and decodes some tokens after it. Prints the median tokens/s,
 and each engine's ratio to the first: the median of the rounds, with the quartiles. On a shared machine,
---fastest uses the fastest step of a round instead of the median. `runtime_py.engines.selection.fastest`
-follows these results.
+--fastest uses the fastest step of a round instead of the median. `auto` should take the fastest
+(`runtime_py.engines.speed_trial`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
     python bench/threads.py PACKAGE... [--rounds 9] [--engine onnx]
 
-Prints the median step of each package and the ratio. `multithread_bytes` in `runtime_py.engines.registry`
-follows these results.
+Prints the median step of each package and the ratio.
 """
 
 from __future__ import annotations

@@ -19,14 +19,12 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of a command that loads a model.
     """
-    parser.add_argument(
-        "--threads", metavar="N", type=positive_int, help="default: all cores, 1 for a small model"
-    )
+    parser.add_argument("--threads", metavar="N", type=positive_int, help="default: the measured fastest")
     parser.add_argument(
         "--engine",
         choices=ENGINE_NAMES,
         default=AUTO,
-        help="default: the fastest installed engine for the model's size",
+        help="default: the fastest installed engine, measured at the first load of the model",
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from export.loading_flags import VARIABLES
+from runtime_py.engines.speed_trial import Form, Speed, Speeds
 from tests import slow
 from tests.exported import exported
 
@@ -64,6 +65,19 @@ def cache_of_this_run(shared_directory: Path) -> Iterator[None]:
     """Let commands store nothing in the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("O2O_CACHE", str(shared_directory / "o2o-cache"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def speeds_of_this_run() -> Iterator[None]:
+    """Let `auto` take the same engine in every run: ONNX Runtime, then LiteRT, on one thread."""
+
+    def speeds(model: object, engines: list[str], *_: object) -> Speeds:
+        seconds = {"onnx": 1.0, "litert": 2.0}
+        return {Form(name, 1): Speed(seconds[name], seconds[name]) for name in engines}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runtime_py.engines.loading.measured_speeds", speeds)
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from runtime_py.engines.engine import Engine
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.registry import ENGINES, EngineSpec
-from runtime_py.engines.selection import EngineChoice, candidates
-from runtime_py.engines.threads import default_threads
+from runtime_py.engines.selection import EngineChoice, candidates, choices
+from runtime_py.engines.speed_trial import Form, Speeds, measured_speeds
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,13 @@ class LoadedEngine:
 
     @property
     def description(self) -> str:
-        """One line, as `litert (float32, 2 threads): measured fastest for larger models`."""
+        """One line, as `litert (float32, 2 threads): measured fastest on this machine`."""
         dtype, threads = self.engine.weight_dtype, counted(self.threads, "thread")
         return f"{self.choice.engine} ({dtype}, {threads}): {self.choice.reason}"
 
 
 def load_engine(file: Path, options: EngineOptions) -> LoadedEngine:
-    """Load a model on the first engine that takes it.
+    """Load a model on the fastest engine that takes it.
 
     Args:
         file: A Circle, TFLite or ONNX file.
@@ -46,16 +47,29 @@ def load_engine(file: Path, options: EngineOptions) -> LoadedEngine:
         OSError: The file cannot be read.
     """
     model = ModelFile(file)
+    options = replace(options, log=_each_line_once(options.log))
+    able = candidates(model, options)
+    speeds = _speeds(model, [spec for spec in able.specs if spec.is_measured], options)
     first_error: ModelError | None = None
-    for choice in candidates(model, options):
-        spec = ENGINES[choice.engine]
-        threads = options.threads or default_threads(model.size, spec.multithread_bytes)
+    for form, choice in choices(able, speeds, options.threads):
         try:
-            return LoadedEngine(_load(spec, model, replace(options, threads=threads)), choice, threads)
+            engine = _load(ENGINES[form.engine], model, replace(options, threads=form.threads))
+            return LoadedEngine(engine, choice, form.threads)
         except ModelError as error:
             first_error = first_error or error
     assert first_error is not None
     raise first_error
+
+
+def _speeds(model: ModelFile, specs: list[EngineSpec], options: EngineOptions) -> Speeds:
+    """The speeds of the model, as far as there is a choice."""
+    if not options.measures or not specs or (len(specs) == 1 and options.threads is not None):
+        return {}
+
+    def load(form: Form) -> Engine:
+        return _load(ENGINES[form.engine], model, replace(options, threads=form.threads))
+
+    return measured_speeds(model, [spec.name for spec in specs], options, load)
 
 
 def _load(spec: EngineSpec, model: ModelFile, options: EngineOptions) -> Engine:
@@ -63,3 +77,15 @@ def _load(spec: EngineSpec, model: ModelFile, options: EngineOptions) -> Engine:
         return spec.load(model, options)
     except ImportError as error:
         raise ModelError(f"the {spec.name} engine needs {spec.module} ({error}): {spec.install}") from error
+
+
+def _each_line_once(log: Callable[[str], None]) -> Callable[[str], None]:
+    """A log for several loads of one model, which say the same."""
+    lines: set[str] = set()
+
+    def once(line: str) -> None:
+        if line not in lines:
+            lines.add(line)
+            log(line)
+
+    return once

@@ -11,7 +11,7 @@ from o2o.errors import UsageError
 from o2o.streams.disk_cache import DiskCache, user_cache
 
 AUTO = "auto"
-"""The engine name that stands for the fastest installed one."""
+"""The engine name that stands for the measured fastest installed one."""
 
 MAX_THREADS = 1024
 """More threads than this can exhaust the system before an engine runs."""
@@ -23,7 +23,7 @@ class EngineOptions:
 
     Attributes:
         engine: A name of `runtime_py.engines.registry.ENGINES`, or `AUTO`.
-        threads: Number of threads; None for what suits the model's size.
+        threads: Number of threads; None for the measured fastest.
         buckets: Capacities of additional decode graphs, each below S; None for the engine's default.
         all_logits: Whether prefills return the logits of each token, for scoring. A text is then read fast by
             `EngineSession.logits`, and generated no faster, and slower on LiteRT.
@@ -31,7 +31,11 @@ class EngineOptions:
             (`runtime_py.generation.speculation`).
         rounded_drafts: Whether drafts are also used where an engine rounds the logits of several tokens
             otherwise than those of one. Texts may then differ from those without drafts.
-        disk_cache: Where prepared large models are stored for the next load; None to store nothing.
+        measures: Whether engines and numbers of threads may be measured at the first load of a model
+            (`runtime_py.engines.speed_trial`). Otherwise, and without `disk_cache`, the order of preference
+            decides.
+        disk_cache: Where prepared models and measured speeds are stored for the next load; None to store
+            nothing.
         debug: Whether the runtime's own log goes to stderr.
         log: Called with one line when something slow happens or fails.
 
@@ -44,6 +48,7 @@ class EngineOptions:
     buckets: Sequence[int] | None = None
     all_logits: bool = False
     speculate: bool = True
+    measures: bool = True
     rounded_drafts: bool = False
     disk_cache: DiskCache | None = field(default_factory=user_cache)
     debug: bool = False
@@ -63,7 +68,8 @@ class EngineOptions:
         """The names of the options that an engine must support.
 
         `disk_cache` is not included: an engine without support for it stores nothing, as with None. Nor is
-        `all_logits`: every session gives all logits, fast or slowly. Nor is `speculate`: it changes no text.
+        `all_logits`: every session gives all logits, fast or slowly. Nor are `speculate` and `measures`: they
+        change no text.
         """
         names = {name for name in ("threads", "buckets") if getattr(self, name) is not None}
         return frozenset(names | ({"debug"} if self.debug else set()))

@@ -92,7 +92,7 @@ def find_or_build(
 def _growing(entry: Path, size: int) -> Iterator[None]:
     """Show a progress bar while files of about `size` bytes are written to a folder."""
     ended = threading.Event()
-    with progress("pack the weights", size) as advance:
+    with progress("pack the weights", size, shown=size >= MIN_BYTES) as advance:
 
         def watch() -> None:
             seen = 0

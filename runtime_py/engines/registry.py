@@ -3,18 +3,19 @@
 To add an engine:
 
     runtime_py/engines/NAME/    `engine.py` with `load` (see `engine.Engine`), and `prepare.py`
-    this module                 its `EngineSpec`, which the flag --engine and all messages read
+    this module                 its `EngineSpec`, which the flag --engine and all messages read;
+                                `is_measured` if it may be the fastest
     pyproject.toml              its runtime as an extra; its package among the independent engines
-    `selection.fastest`         only if it measured fastest for some models; else it is tried last
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from o2o.cores import cores
 
 if TYPE_CHECKING:
     from runtime_py.engines.engine import Engine
@@ -31,8 +32,9 @@ class EngineSpec:
         module: The Python module that it needs.
         install: The command that installs it.
         suffixes: Suffixes of the model files that it runs.
-        multithread_bytes: Size of a model from which several threads are faster than one, measured by
-            `bench/threads.py`.
+        distribution: The name of the package that it is installed from.
+        is_measured: Whether it may be the fastest (`runtime_py.engines.speed_trial`). If not, it is tried
+            last, and runs on one thread.
         options: Names of the fields of `EngineOptions` that it supports.
         load: Loads a model; imports the runtime when it is called.
     """
@@ -41,7 +43,8 @@ class EngineSpec:
     module: str
     install: str
     suffixes: tuple[str, ...]
-    multithread_bytes: float
+    distribution: str
+    is_measured: bool
     options: frozenset[str]
     load: Callable[[ModelFile, EngineOptions], Engine]
 
@@ -49,6 +52,11 @@ class EngineSpec:
     def installed(self) -> bool:
         """Whether its module can be found."""
         return importlib.util.find_spec(self.module) is not None
+
+    @property
+    def default_threads(self) -> int:
+        """The number of threads if nothing was measured."""
+        return cores() if self.is_measured else 1
 
 
 def _load_litert(model: ModelFile, options: EngineOptions) -> Engine:
@@ -75,7 +83,8 @@ _SPECS = (
         "ai_edge_litert",
         "pip install ai-edge-litert==2.3.0",
         (".circle", ".tflite", ".litertlm"),
-        8_000_000,
+        "ai-edge-litert",
+        True,
         frozenset({"threads", "buckets", "disk_cache", "debug"}),
         _load_litert,
     ),
@@ -84,7 +93,8 @@ _SPECS = (
         "onnxruntime",
         "pip install onnxruntime==1.31.1",
         (".circle", ".onnx"),
-        4_000_000,
+        "onnxruntime",
+        True,
         frozenset({"threads", "disk_cache", "debug"}),
         _load_onnx,
     ),
@@ -93,7 +103,8 @@ _SPECS = (
         "onert",
         "pip install onert==0.1.0 (Linux, Python before 3.13)",
         (".circle",),
-        math.inf,
+        "onert",
+        False,
         frozenset({"threads", "debug"}),
         _load_onert,
     ),

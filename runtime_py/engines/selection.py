@@ -1,36 +1,21 @@
-"""Selection of the engine that runs a model: the fastest one for its size, or the requested one.
+"""Selection of the engine that runs a model, and of its threads: the measured fastest, or the requested one.
 
-`python bench/engines.py` measures the engines against each other; `fastest` follows its figures.
+`runtime_py.engines.speed_trial` measures them on the model itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from o2o.errors import UsageError
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import AUTO, EngineOptions
 from runtime_py.engines.registry import ENGINES, EngineSpec
+from runtime_py.engines.speed_trial import Form, Speeds, by_speed
 
-ONNX_BELOW = {"float32": 64_000_000, "quantized": 32_000_000}
-"""Bytes of a Circle model below which ONNX Runtime is faster than LiteRT.
-
-Speed of ONNX Runtime relative to LiteRT, on two otherwise idle cores (the demo model on one), after 128
-tokens (16 for the demo model):
-
-    parameters              decode                      prefill
-                    float32   int8   int4       float32   int8   int4
-       0.9 million      1.7    1.5    1.5           2.2    1.9    1.8
-        15              1.0    0.85   0.8           2.4    1.9    1.2
-        70                     0.92   0.85                 0.7    0.6
-       135              0.91   0.85   0.87          1.6    0.6    0.5
-     1,100                     0.91                        0.7
-
-With 15 million parameters and 512 tokens of context, decode is 1.3, 1.6 and 1.7 times as fast
-(`python -m bench.peers`): ONNX Runtime reads only the valid rows of the KV caches. Its overhead per step is
-lower; XNNPACK multiplies quantized weights faster.
-"""
+MEASURED = "measured fastest on this machine"
 
 
 @dataclass(frozen=True)
@@ -41,15 +26,22 @@ class EngineChoice:
     reason: str
 
 
-def candidates(model: ModelFile, options: EngineOptions) -> Iterator[EngineChoice]:
-    """Yield the engines to try for a model.
+class Candidates(NamedTuple):
+    """The engines that may run a model, in order of preference, and the reason if only one may."""
+
+    specs: list[EngineSpec]
+    reason: str | None
+
+
+def candidates(model: ModelFile, options: EngineOptions) -> Candidates:
+    """Return the engines that may run a model.
 
     Args:
         model: The model's file.
         options: The requested engine, and the options that it must support.
 
-    Yields:
-        The requested engine only, else the installed engines, the fastest first.
+    Returns:
+        The requested engine only, else the installed engines.
 
     Raises:
         UsageError: The requested engine does not exist, or does not run such files. No engine supports the
@@ -71,29 +63,55 @@ def candidates(model: ModelFile, options: EngineOptions) -> Iterator[EngineChoic
     if not supporting:
         raise UsageError(_unsupported(model, able, options))
     if options.engine != AUTO:
-        yield EngineChoice(options.engine, "requested by --engine")
-    elif len(able) == 1:
-        yield EngineChoice(able[0].name, f"the only engine for {suffix} files")
-    elif len(supporting) == 1:
-        (only,) = supporting
+        return Candidates(supporting, "requested by --engine")
+    if len(able) == 1:
+        return Candidates(able, f"the only engine for {suffix} files")
+    if len(supporting) == 1:
         flags = ", ".join(f"--{name}" for name in sorted(options.requested))
-        yield EngineChoice(only.name, f"the only engine that supports {flags}")
-    else:
-        yield from _by_speed(model, [spec.name for spec in supporting if spec.installed])
+        return Candidates(supporting, f"the only engine that supports {flags}")
+    usable = [spec for spec in supporting if spec.installed]
+    return Candidates(usable or supporting[:1], None)
 
 
-def _by_speed(model: ModelFile, available: Sequence[str]) -> Iterator[EngineChoice]:
-    best = fastest(model)
-    size = "small" if best == "onnx" else "larger"
-    if best in available:
-        yield EngineChoice(best, f"measured fastest for {size} models")
-    obstacle = "cannot run it" if best in available else "is not installed"
-    for name in available:
-        if name != best:
-            yield EngineChoice(name, f"{best} is faster at this size, but {obstacle}")
+def choices(able: Candidates, speeds: Speeds, threads: int | None) -> Iterator[tuple[Form, EngineChoice]]:
+    """Yield the forms to try.
+
+    Args:
+        able: The engines that may run the model.
+        speeds: What was measured; empty for nothing.
+        threads: The requested number of threads; None for the fastest.
+
+    Yields:
+        A form of each engine, the fastest first. Engines that were not measured come last.
+    """
+    fastest: dict[str, Form] = {}
+    for form in by_speed(speeds):
+        fastest.setdefault(form.engine, form)
+    names = [spec.name for spec in able.specs]
+    order = [name for name in fastest if name in names] + [name for name in names if name not in fastest]
+    for place, name in enumerate(order):
+        measured = fastest.get(name)
+        count = threads or (measured.threads if measured is not None else ENGINES[name].default_threads)
+        reason = able.reason or _reason(place, name, order, speeds)
+        yield Form(name, count), EngineChoice(name, reason)
 
 
-def _unsupported(model: ModelFile, specs: Sequence[EngineSpec], options: EngineOptions) -> str:
+def _reason(place: int, name: str, order: list[str], speeds: Speeds) -> str:
+    if place:
+        return f"{order[0]} goes before it, but cannot run the model"
+    if len(order) == 1:
+        return "the only installed engine"
+    fastest = by_speed(speeds)
+    if not fastest:
+        return "the first in order of preference, not measured"
+    others = [form for form in fastest if form.engine != name]
+    if not others:
+        return "the only measured engine that runs the model"
+    ratio = speeds[others[0]].text() / speeds[fastest[0]].text()
+    return f"{MEASURED}, {ratio:.2f} times {others[0].engine}"
+
+
+def _unsupported(model: ModelFile, specs: list[EngineSpec], options: EngineOptions) -> str:
     """Message for options that none of `specs` supports."""
     flags = ", ".join(f"--{name}" for name in sorted(options.requested - specs[0].options))
     others = [
@@ -103,18 +121,3 @@ def _unsupported(model: ModelFile, specs: Sequence[EngineSpec], options: EngineO
     ]
     remedy = f", or pass --engine {others[0]}" if others else ""
     return f"{model.path.name}: the {specs[0].name} engine does not support {flags}: omit it{remedy}"
-
-
-def fastest(model: ModelFile) -> str:
-    """Return the name of the engine that was fastest in measurements of such models.
-
-    Args:
-        model: A Circle file. It is read only if the choice depends on the weight dtype.
-
-    Returns:
-        A name of `ENGINES`, installed or not.
-    """
-    small = model.size < ONNX_BELOW["quantized"]
-    if not small and model.size < ONNX_BELOW["float32"]:
-        small = model.weight_dtype == "float32"
-    return "onnx" if small else "litert"

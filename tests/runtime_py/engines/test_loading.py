@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from o2o.cores import cores
 from o2o.errors import ModelError, UsageError
 from runtime_py import package
 from runtime_py.engines.model_file import ModelFile
@@ -66,7 +65,9 @@ def test_an_engine_is_one_entry_of_the_registry(tmp_path, monkeypatch):
         loads.append(options)
         return FakeEngine()
 
-    spec = EngineSpec("fake", "json", "pip install fake", (".circle",), 0, frozenset({"threads"}), load)
+    spec = EngineSpec(
+        "fake", "json", "pip install fake", (".circle",), "fake", False, frozenset({"threads"}), load
+    )
     monkeypatch.setitem(ENGINES, "fake", spec)
     file = write_circle(Toy(), tmp_path / "model.circle")
     opened = Package.load(file)
@@ -74,6 +75,6 @@ def test_an_engine_is_one_entry_of_the_registry(tmp_path, monkeypatch):
     assert opened.loaded.description == "fake (float7, 3 threads): requested by --engine"
     assert loads[0].threads == 3
     opened.engine(engine="fake")
-    assert loads[1].threads == cores()
+    assert loads[1].threads == 1
     with pytest.raises(UsageError, match="the fake engine does not support --buckets, --debug"):
         opened.engine(engine="fake", buckets=[2], debug=True)

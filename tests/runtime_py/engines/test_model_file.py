@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -12,10 +11,8 @@ import pytest
 from o2o import formats
 from runtime_py import bench
 from runtime_py import run as run_command
-from runtime_py.engines import selection
 from runtime_py.engines.model_file import ModelFile, external_data, model_size
-from runtime_py.engines.registry import ENGINES, installed
-from runtime_py.package import Package
+from runtime_py.engines.registry import installed
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
 from tests.runtime_py.tokenizers_on_disk import LLAMA, write_config, write_sentencepiece
 from tests.runtime_py.toy import Toy
@@ -84,18 +81,6 @@ def test_bench_reads_the_model_once_to_load_it_and_once_for_the_roofline(tmp_pat
     options = ["--rounds", "1", "--tokens", "2", "--warm", "--engine", "litert"]
     assert bench.main([str(file), *options]) == 0
     assert reads == ["circle or tflite"] * 2
-
-
-def test_the_choice_of_an_engine_shares_the_read(tmp_path, reads, monkeypatch):
-    """The weight dtype decides between engines for models of some sizes."""
-    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantized": 0})
-    monkeypatch.setitem(ENGINES, "onnx", replace(ENGINES["onnx"], module="no_such_module"))
-    package = Package.load(write(tmp_path, ".circle"))
-    reads.clear()
-    package.engine(disk_cache=None).close()
-    assert package.loaded is not None
-    assert package.loaded.choice.engine == "litert"
-    assert len(reads) == 1
 
 
 def test_the_first_read_serves_the_dtype_and_the_caller(tmp_path, reads):

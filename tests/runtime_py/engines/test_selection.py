@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from o2o.errors import UsageError
-from runtime_py.engines import selection
+from runtime_py.engines import loading
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.registry import ENGINES, installed
 from runtime_py.engines.selection import EngineChoice, candidates
+from runtime_py.engines.speed_trial import Form, Speed
 from runtime_py.package import Package
 from tests.runtime_py.engines.conftest import S
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
@@ -42,49 +43,50 @@ def test_onnx_runs_on_onnx_alone(tmp_path):
 
 def test_auto_skips_engines_that_are_not_installed(tmp_path, monkeypatch):
     file = write_circle(Toy(), tmp_path / "model.circle")
-    missing = replace(ENGINES["onnx"], module="a_module_that_nobody_has")
-    monkeypatch.setitem(ENGINES, "onnx", missing)
-    assert next(choice.engine for choice in candidates(ModelFile(file), EngineOptions())) == "litert"
+    for name in ("onnx", "onert"):
+        monkeypatch.setitem(ENGINES, name, replace(ENGINES[name], module="a_module_that_nobody_has"))
     opened = Package.load(file)
     opened.engine().close()
+    assert opened.loaded.description == "litert (float32, 1 thread): the only installed engine"
+
+
+@needs_onnx
+def test_auto_takes_another_where_the_fastest_cannot(tmp_path):
+    opened = Package.load(write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle"))
+    opened.engine().close()
+    assert opened.loaded.choice == EngineChoice("litert", "onnx goes before it, but cannot run the model")
+
+
+@needs_onnx
+@pytest.mark.parametrize("threads", [None, 3])
+def test_auto_takes_what_was_measured_fastest(pipeline_package, monkeypatch, threads):
+    """The threads, too; a prompt counts where all forms were measured with one."""
+    measured = {
+        Form("litert", 2): Speed(3.0, 4.0, 0.5),
+        Form("onnx", 2): Speed(1.0, 2.0, 7.0),
+        Form("onnx", 1): Speed(9.0, 9.0, 0.1),
+    }
+    monkeypatch.setattr(loading, "measured_speeds", lambda *_: measured)
+    opened = pipeline_package
+    opened.engine(threads=threads).close()
+    shown = "2 threads" if threads is None else "3 threads"
     assert (
         opened.loaded.description
-        == "litert (float32, 1 thread): onnx is faster at this size, but is not installed"
+        == f"litert (float32, {shown}): measured fastest on this machine, 2.12 times onnx"
     )
-
-
-@needs_onnx
-def test_auto_takes_another_where_the_fastest_cannot(tmp_path, monkeypatch):
-    file = write_circle(Toy(cached_lengths=[4]), tmp_path / "model.circle")
-    assert [choice.engine for choice in candidates(ModelFile(file), EngineOptions())][:2] == [
-        "onnx",
-        "litert",
-    ]
-    opened = Package.load(file)
+    measured[Form("litert", 2)] = Speed(3.0, 4.0)
     opened.engine().close()
-    assert opened.loaded.choice == EngineChoice("litert", "onnx is faster at this size, but cannot run it")
+    assert opened.loaded.description.startswith("onnx (float32, 2 threads): measured fastest on this machine")
+    opened.engine(engine="litert").close()
+    assert opened.loaded.description == "litert (float32, 2 threads): requested by --engine"
 
 
-@needs_onnx
-@pytest.mark.parametrize(
-    ("floats", "quantized", "engine", "size"),
-    [(1e9, 1e9, "onnx", "small"), (1e9, 0, "onnx", "small"), (0, 0, "litert", "larger")],
-)
-def test_auto_takes_what_measured_fastest(pipeline_package, monkeypatch, floats, quantized, engine, size):
-    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": floats, "quantized": quantized})
-    pipeline_package.engine().close()
-    assert (
-        pipeline_package.loaded.description
-        == f"{engine} (float32, 1 thread): measured fastest for {size} models"
-    )
-
-
-def test_a_quantized_model_of_the_same_bytes_is_a_larger_one(tmp_path, monkeypatch):
-    file = write_circle(Toy(), tmp_path / "model.circle")
-    monkeypatch.setattr(selection, "ONNX_BELOW", {"float32": 1e9, "quantized": 0})
-    assert selection.fastest(ModelFile(file)) == "onnx"
-    monkeypatch.setattr(ModelFile, "weight_dtype", "dynamic int8")
-    assert selection.fastest(ModelFile(file)) == "litert"
+def test_what_is_not_measured_goes_in_order_of_preference(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "measured_speeds", lambda *_: pytest.fail("it was measured"))
+    opened = Package.load(write_circle(Toy(), tmp_path / "model.circle"))
+    opened.engine(measures=False).close()
+    assert opened.loaded.choice.engine == installed()[0]
+    opened.engine(engine="litert", threads=1).close()
 
 
 def test_buckets_choose_an_engine_that_has_them(pipeline_package):
@@ -117,7 +119,7 @@ def test_every_option_is_supported_or_refused():
     """Each option of each engine: `candidates` looks at every field of `EngineOptions`."""
     every = EngineOptions(threads=1, buckets=[4], debug=True)
     fields = {field.name for field in dataclasses.fields(EngineOptions)}
-    fields -= {"engine", "all_logits", "speculate", "rounded_drafts", "disk_cache", "log"}
+    fields -= {"engine", "all_logits", "speculate", "measures", "rounded_drafts", "disk_cache", "log"}
     assert every.requested == fields
     for spec in ENGINES.values():
         assert spec.options <= fields | {"disk_cache"}
@@ -132,4 +134,4 @@ def test_buckets_that_cannot_be_made_are_logged(pipeline_package):
 def test_an_engine_that_does_not_exist(tmp_path):
     (tmp_path / "model.circle").write_bytes(b"")
     with pytest.raises(UsageError, match="there is no engine 'tensorrt': choose auto, "):
-        list(candidates(ModelFile(tmp_path / "model.circle"), EngineOptions(engine="tensorrt")))
+        candidates(ModelFile(tmp_path / "model.circle"), EngineOptions(engine="tensorrt"))
