@@ -1,8 +1,8 @@
 """The speed trial: engines and numbers of threads are tried on a model, once, and their speeds are stored.
 
 Which engine is the fastest depends on the processor, the size of the model and the dtype of its weights. So
-the first load of a model on a machine measures instead of guessing. The result is an entry of the disk cache,
-for the digest of the model, the processor, the number of cores and the versions of the engines.
+the first load of a model on a machine measures instead of guessing. The result is an entry of the disk cache.
+Its key has the digest of the model, the processor, the number of cores and the versions of the engines.
 """
 
 from __future__ import annotations
