@@ -10,7 +10,6 @@ draft is used. So the quality of drafts is always known.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 LONGEST_NGRAM, SHORTEST_NGRAM = 3, 2
@@ -44,12 +43,13 @@ class PromptLookup:
         self.match = 0
         self._ids: list[int] = []
         self._place = 0  # the index of the token that followed at the earlier place
-        self._places: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        self._places: dict[tuple[int, ...], list[int]] = {}
         self._agreed = {least: PRIOR_WEIGHT * share for least, share in PRIOR.items()}
         self._seen = dict.fromkeys(PRIOR, PRIOR_WEIGHT)
+        places: list[list[int]] = []
         for token in ids:
-            self._append(token)
-        self._find()
+            places = self._append(token)
+        self._find(places)
 
     def append(self, token: int) -> None:
         """Append a token to the text.
@@ -57,17 +57,20 @@ class PromptLookup:
         Args:
             token: A token id.
         """
-        agrees = bool(self.match) and self._ids[self._place] == token
-        if self.match:
-            least = _CLASSES[self.match]
-            self._seen[least] = MEMORY * self._seen[least] + 1
-            self._agreed[least] = MEMORY * self._agreed[least] + agrees
-        self._append(token)
+        if not self.match:
+            if places := self._append(token):
+                self._find(places)
+            return
+        agrees = self._ids[self._place] == token
+        least = _CLASSES[self.match]
+        self._seen[least] = MEMORY * self._seen[least] + 1
+        self._agreed[least] = MEMORY * self._agreed[least] + agrees
+        places = self._append(token)
         if agrees:
             self.match = min(self.match + 1, MAX_MATCH)
             self._place += 1
         else:
-            self._find()
+            self._find(places)
 
     def draft(self, count: int) -> list[int]:
         """Predict the next tokens.
@@ -100,23 +103,27 @@ class PromptLookup:
             total += probability
         return total
 
-    def _append(self, token: int) -> None:
-        ids = self._ids
+    def _append(self, token: int) -> list[list[int]]:
+        """The earlier places that read like the end of the text: by n-gram, the longest first."""
+        ids, all_places = self._ids, self._places
         ids.append(token)
-        for size in range(SHORTEST_NGRAM, LONGEST_NGRAM + 1):
-            if len(ids) >= size:
-                self._places[tuple(ids[-size:])].append(len(ids))
+        known: list[list[int]] = []
+        for size in range(LONGEST_NGRAM, SHORTEST_NGRAM - 1, -1):
+            ngram = tuple(ids[-size:])
+            if (places := all_places.get(ngram)) is not None:
+                known.append(places)
+            else:
+                places = all_places[ngram] = []
+            places.append(len(ids))
+        return known
 
-    def _find(self) -> None:
+    def _find(self, places_by_ngram: list[list[int]]) -> None:
         """Find the earlier place that has most tokens in common, the latest of equal ones."""
         ids, self.match = self._ids, 0
-        for size in range(LONGEST_NGRAM, SHORTEST_NGRAM - 1, -1):
-            places = self._places.get(tuple(ids[-size:]), ())[-MAX_CANDIDATES - 1 : -1]
-            for place in reversed(places):  # without the last, which is the end of the text
-                length = size
+        for places in places_by_ngram[:1]:
+            for place in reversed(places[-MAX_CANDIDATES - 1 : -1]):  # without the end of the text itself
+                length = 0
                 while length < MAX_MATCH and length < place and ids[place - 1 - length] == ids[-1 - length]:
                     length += 1
                 if length > self.match:
                     self.match, self._place = length, place
-            if self.match:
-                return

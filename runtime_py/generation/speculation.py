@@ -44,7 +44,8 @@ class SpeculativeDecoding:
         self._session = session
         self._length = len(prompt)
         self._limit = session.capacity if max_length is None else min(session.capacity, max_length - 1)
-        self._lookup = PromptLookup(prompt) if session.verify_lengths(0) else None
+        drafts = session.verify_lengths(0) and not session.verification.refused
+        self._lookup = PromptLookup(prompt) if drafts else None
         self._draft: list[int] = []
         self._logits = np.zeros((0, 0), np.float32)  # those that follow the tokens of the draft
 
@@ -89,7 +90,7 @@ class SpeculativeDecoding:
             session.verification.compared(length, exact)
             if not exact:
                 session.back()
-                self._draft = []
+                self._draft, self._lookup = [], None
                 return session.append(token)
         session.drafts.runs += 1
         session.drafts.drafted += len(self._draft)

@@ -33,7 +33,8 @@ class Verification:
             rounded_drafts: See `runtime_py.engines.options.EngineOptions`.
         """
         self._rounded_drafts = rounded_drafts
-        self._refused = False
+        self.refused = False
+        """Whether runs are not exact, so that no drafts are used."""
         self._trials: Counter[int] = Counter()
         self._seconds: dict[int, deque[float]] = {}
         self._medians: dict[int, float] = {}
@@ -61,7 +62,7 @@ class Verification:
         """
         with self._changing:
             self._trials[length] += 1
-            self._refused |= not exact
+            self.refused |= not exact
 
     def add(self, length: int, seconds: float) -> None:
         """Record the time of a run.
@@ -94,7 +95,7 @@ class Verification:
             Its median time over that of a step; an optimistic guess before both are measured. Infinity if
             runs are not exact.
         """
-        if self._refused:
+        if self.refused:
             return math.inf
         step, run = self._medians.get(1), self._medians.get(length)
         return run / step if step and run else 1 + COST_PER_TOKEN * (length - 1)
