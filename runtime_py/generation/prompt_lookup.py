@@ -108,7 +108,7 @@ class PromptLookup:
         ids, all_places = self._ids, self._places
         ids.append(token)
         known: list[list[int]] = []
-        for size in range(LONGEST_NGRAM, SHORTEST_NGRAM - 1, -1):
+        for size in range(min(LONGEST_NGRAM, len(ids)), SHORTEST_NGRAM - 1, -1):
             ngram = tuple(ids[-size:])
             if (places := all_places.get(ngram)) is not None:
                 known.append(places)
