@@ -54,7 +54,7 @@ def parser() -> Parser:
         "quantized models also to the engine. `o2o cache` lists those of the disk cache.",
         examples=[
             "o2o remember my-package system.txt",
-            'o2o chat my-package --system "$(cat system.txt)" --stats',
+            "o2o remember my-package prefix.txt --as text --in-package",
         ],
     )
     add = parser.add_argument
