@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx_ir as ir
 
-from o2o.formats.tensors import is_constant
+from o2o.formats.tensors import is_constant, source_tensors
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model, Signature, dims_of, quantization_constants
 from o2o.rewriting.dead_code_elimination import live_nodes
+from o2o.streams.external_file import ExternalFile
 from o2o.verifier.issue import Issue, Places
 
 
@@ -46,6 +48,29 @@ def verify_signatures(model: Model) -> Iterator[Issue]:
             yield Issue("V006", f"{count} signatures have the name {name!r}")
     for signature in model.signatures:
         yield from _incomplete(signature)
+
+
+def verify_external_data(model: Model) -> Iterator[Issue]:
+    """Check that the files beside a model exist, and are long enough.
+
+    Args:
+        model: Any model.
+
+    Yields:
+        Issues V002 and V012, one for each file.
+    """
+    needed: dict[Path, int] = {}
+    for graph in model.all_graphs():
+        for value in graph.initializers.values():
+            for part in source_tensors(value.const_value) if value.const_value is not None else ():
+                if isinstance(part.source, ExternalFile):
+                    path, end = part.source.path, part.span.start + part.span.size
+                    needed[path] = max(end, needed.get(path, 0))
+    for path, end in needed.items():
+        if not path.exists():
+            yield Issue("V012", f"{path} does not exist: bind.weights.py reads weights from a checkpoint")
+        elif (size := path.stat().st_size) < end:
+            yield Issue("V002", f"{path} has {size:,} bytes, and the model reads {end:,}")
 
 
 def _incomplete(signature: Signature) -> Iterator[Issue]:

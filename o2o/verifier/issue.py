@@ -23,6 +23,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "V009": ("warning", "an operator computes nothing that is used"),
     "V010": ("warning", "a constant or tensor that nothing uses"),
     "V011": ("error", "metadata of o2o that is damaged, or of a newer version"),
+    "V012": ("warning", "external data whose file is missing"),
     "V101": ("error", "an operator with a wrong number of operands or results"),
     "V102": ("error", "a declared shape that differs from the computed one"),
     "V103": ("error", "operands or options that do not fit together"),

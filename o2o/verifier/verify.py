@@ -10,7 +10,7 @@ from o2o.errors import ModelError
 from o2o.model import Model
 from o2o.streams import Source
 from o2o.verifier.engines import ENGINES
-from o2o.verifier.graphs import verify_graph, verify_signatures
+from o2o.verifier.graphs import verify_external_data, verify_graph, verify_signatures
 from o2o.verifier.issue import Issue
 from o2o.verifier.onnx_checker import checker_issues
 from o2o.verifier.operators import verify_operators
@@ -74,6 +74,7 @@ def _issues_of_model(source: Source, model: Model) -> Iterator[Issue]:
         yield from verify_graph(model, graph)
         if model.format != "onnx":
             yield from verify_operators(model, graph)
+    yield from verify_external_data(model)
     yield from verify_signatures(model)
     yield from verify_roles(model)
     yield from stale_contract(source, model)

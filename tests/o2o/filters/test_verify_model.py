@@ -539,3 +539,23 @@ def test_tico_is_a_second_opinion(
     formats.save(linear("tflite"), tmp_path / "x.tflite")
     assert main(["--tico", str(tmp_path / "x.tflite")]) == 1
     assert "TICO reads Circle, not tflite: leave out --tico" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "issue"),
+    [(12, None), (8, "error V002 "), (None, "warning V012 ")],
+)
+def test_external_data(
+    size: int | None, issue: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[3] x) => (float[3] y) { y = Add (x, w) }'
+    proto = onnx.parser.parse_model(text)
+    tensor = proto.graph.initializer.add(name="w", data_type=1, dims=[3], data_location=1)
+    tensor.external_data.add(key="location", value="w.bin")
+    (tmp_path / "in.onnx").write_bytes(proto.SerializeToString())
+    if size is not None:
+        (tmp_path / "w.bin").write_bytes(b"x" * size)
+    main([str(tmp_path / "in.onnx")])
+    output = capsys.readouterr().out
+    assert "no issues" in output if issue is None else issue in output
