@@ -10,6 +10,10 @@ a child process), `again` with that cache, and `--no-cache`. Prints the medians 
     private   MB of it that are dirty and private, so that they would have to be swapped
     answer    the same two after a prompt and some tokens, when all weights have been read
     packing   peak resident MB of the process that packs, including mapped files
+    peak      largest resident memory of both processes relative to the model's file
+
+The last column is the load relative to the time that reading the model's files takes. `first` includes the
+speed trial of the engines (`runtime_py.engines.speed_trial`).
 
 The cache is a temporary folder in the user's cache folder, or in --cache DIR. Files read recently come from
 memory: the first measurement after a while includes the disk's time.
@@ -79,6 +83,7 @@ def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
     )
     answer_resident, answer_private = _memory()
     packing = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    peak = max(packing, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
     return {
         "load": load,
         "resident": resident,
@@ -86,7 +91,19 @@ def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
         "answer resident": answer_resident,
         "answer private": answer_private,
         "packing": packing,
+        "peak": peak,
     }
+
+
+def _seconds_to_read(files: Sequence[Path]) -> float:
+    """Seconds of one pass over files."""
+    begin = time.perf_counter()
+    buffer = bytearray(1 << 20)
+    for file in files:
+        with open(file, "rb", buffering=0) as opened:
+            while opened.readinto(buffer):
+                pass
+    return time.perf_counter() - begin
 
 
 def _in_process(folder: str, place: Path, cache: bool) -> dict[str, float]:
@@ -131,24 +148,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     from o2o.streams.disk_cache import user_cache
+    from runtime_py.engines.model_file import external_data
     from runtime_py.package import Package
 
     usual = user_cache()
     base = args.cache or (usual.folder if usual else None)
     if base is not None:
         base.mkdir(parents=True, exist_ok=True)
-    print(f"{'':<34} {'load':>8} {'resident':>9} {'private':>8} {'answer':>7} {'private':>8} {'packing':>8}")
+    print(
+        f"{'':<34} {'load':>8} {'resident':>9} {'private':>8} {'answer':>7} {'private':>8} {'packing':>8} "
+        f"{'peak':>6} {'load':>8}"
+    )
     for folder in args.packages:
-        size = Package.load(folder).model.stat().st_size / 1e6
+        model = Package.load(folder).model
+        files = [model, *external_data(model)]
+        size = sum(file.stat().st_size for file in files) / 1e6
+        reading = _seconds_to_read(files)
         with tempfile.TemporaryDirectory(prefix="bench-", dir=base) as place:
             for condition, results in _rows(folder, Path(place) / "cache", args.rounds).items():
                 median = {name: statistics.median(row[name] for row in results) for name in results[0]}
+                peak = median.pop("peak")
                 load, *sizes = median.values()
                 shown = " ".join(
                     f"{size:>{width}.0f}" for size, width in zip(sizes, (9, 8, 7, 8, 8), strict=True)
                 )
                 label = f"{Path(folder).name} ({size:,.0f} MB)"
-                print(f"{label:<22} {condition:<11} {load:>6.2f} s {shown}", flush=True)
+                ratios = f"{peak / size:>5.2f}x {load / reading:>7.1f}x"
+                print(f"{label:<22} {condition:<11} {load:>6.2f} s {shown} {ratios}", flush=True)
 
 
 if __name__ == "__main__":

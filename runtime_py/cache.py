@@ -146,11 +146,11 @@ def parser() -> Parser:
     """
     parser = Parser(
         prog="python -m runtime_py.cache",
-        description="The disk cache holds the packed weights of large models, which later loads map into "
-        "memory. It also holds what conversions make: derived checkpoints of GGUF files, adapters and "
-        "multimodal models, and traced graphs without weights; and the prompts of `o2o remember`. It is in "
-        "$O2O_CACHE, or in o2o of the user's cache folder. Removing an entry is always safe: the next load "
-        "or conversion makes it again, and prompts are computed again.",
+        description="The disk cache holds lowered graphs and packed weights of models, which later loads "
+        "map into memory, and the measured speeds of engines. It also holds what conversions make: derived "
+        "checkpoints of GGUF files, adapters and multimodal models, and traced graphs without weights; and "
+        "the prompts of `o2o remember`. It is in $O2O_CACHE, or in o2o of the user's cache folder. Removing "
+        "an entry is always safe: the next load or conversion makes it again, and prompts are computed anew.",
         examples=["o2o cache", "o2o cache verify", "o2o cache clear"],
     )
     parser.add_argument(

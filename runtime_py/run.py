@@ -105,7 +105,7 @@ def parser() -> Parser:
     add(
         "--no-cache",
         action="store_true",
-        help="do not store prepared artifacts of large models in the disk cache",
+        help="store nothing in the disk cache, and so measure no engines",
     )
     add(
         "--self-test",

@@ -163,7 +163,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--no-cache",
         action="store_true",
-        help="do not store prepared artifacts of large models in the disk cache",
+        help="store nothing in the disk cache, and so measure no engines",
     )
     parser.add_argument("--debug", action="store_true", help="show the engine's log, and tracebacks")
     return parser

@@ -146,8 +146,8 @@ def thread_counts() -> list[int]:
     """List the numbers of threads that may be the fastest.
 
     Returns:
-        All cores first; half of them, which may be what the processor really has; and one: the steps of a
-        small model take less time than synchronizing threads.
+        All cores; half of them, which may be all physical cores; and one: steps of a small model take less
+        time than synchronizing threads.
     """
     return sorted({cores(), max(1, cores() // 2), 1}, reverse=True)
 

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     add(
         "--no-cache",
         action="store_true",
-        help="do not store prepared artifacts of large models in the disk cache",
+        help="store nothing in the disk cache, and so measure no engines",
     )
     add("--debug", action="store_true", help="show the engine's log, and tracebacks")
 
