@@ -146,6 +146,21 @@ def _by_matrix(context: Context) -> None:
         _set(context, 0, [*_dims(context, 0)[:-1], matrix[column]], like)
 
 
+def _fused_matmul(context: Context) -> None:
+    """MatMul of transposed operands. With operands of other ranks, only a matrix on the right is known."""
+    first, second = _dims(context, 0), _dims(context, 1)
+    if _number(context, "transBatchA") or _number(context, "transBatchB"):
+        return
+    if len(first) != len(second):
+        if not _number(context, "transA"):
+            _by_matrix(context)
+        return
+    row, column = first[-2 + bool(_number(context, "transA"))], second[-1 - bool(_number(context, "transB"))]
+    pairs = zip(first[:-2], second[:-2], strict=True)
+    batches = [b if a.HasField("dim_value") and a.dim_value == 1 else a for a, b in pairs]
+    _set(context, 0, [*batches, row, column])
+
+
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -211,7 +226,7 @@ _INFERENCES: dict[tuple[str, str], Inference] = {
     (DOMAIN, "EmbedLayerNormalization"): _embedding,
     (DOMAIN, "MatMulNBits"): _matmul_nbits,
     (DOMAIN, "FusedGemm"): _gemm,
-    (DOMAIN, "FusedMatMul"): _by_matrix,
+    (DOMAIN, "FusedMatMul"): _fused_matmul,
     (DOMAIN, "DynamicQuantizeMatMul"): _by_matrix,
     (DOMAIN, "MatMulIntegerToFloat"): _by_matrix,
     (DOMAIN, "GatherBlockQuantized"): _gather,

@@ -26,6 +26,11 @@ CASES: dict[str, tuple[list[Any], int | list[bool], dict[str, Any]]] = {
     ),
     "SkipLayerNormalization": ([X, X, X[0, 0]], [True, False, False, True], {}),
     "FusedMatMul": ([X, np.zeros((7, 64), F)], 1, {"transB": 1}),
+    "FusedMatMul in batches": (
+        [np.zeros((1, 4, 5, 3), F), np.zeros((2, 4, 7, 5), F)],
+        1,
+        {"transA": 1, "transB": 1, "alpha": 0.5},
+    ),
     "DynamicQuantizeMatMul": ([X, np.zeros((64, 7), np.int8), np.ones(1, F)], 1, {}),
     "QuickGelu": ([X], 1, {}),
     "GroupQueryAttention": (
@@ -50,7 +55,7 @@ CASES: dict[str, tuple[list[Any], int | list[bool], dict[str, Any]]] = {
 def test_shapes_are_inferred_behind_it(op_type: str) -> None:
     inputs, outputs, attributes = CASES[op_type]
     constant = [index for index, x in enumerate(inputs) if index and x is not None]
-    proto = model_of(op_type, inputs, outputs, constant, **attributes)
+    proto = model_of(op_type.split()[0], inputs, outputs, constant, **attributes)
     names = [name for name in proto.graph.node[0].output if name]
     results = [f"{name}_copy" for name in names]
     pairs = list(zip(names, results, strict=True))
