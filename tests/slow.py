@@ -307,7 +307,7 @@ TESTS = {
         "test_onert_refuses_alike",
     ],
     "tests/runtime_py/engines/test_selection.py": [
-        "test_auto_takes_what_measured_fastest",
+        "test_auto_takes_what_was_measured_fastest",
     ],
     "tests/runtime_py/benchmark/test_roofline.py": [
         "test_bandwidth_is_measured_in_a_child",
