@@ -181,24 +181,8 @@ class LiteRtEngine:
     def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
         """See `EngineSession.plan`. Decode counts as a prefill of one token.
 
-        Decode reads the last token if prefills give no logits. A few tokens at the end are read by a
-        signature that verifies drafts, which takes less time than a prefill of more tokens.
+        Decode reads the last token if prefills give no logits.
         """
-        runs, done = self._plan(length, num_cached), num_cached
-        for index, run in enumerate(runs):
-            if (T := self._short_length(done, length - done)) is not None and run.length > T:
-                return [*runs[:index], Chunk(T, done, length)]
-            done = run.stop
-        return runs
-
-    def _short_length(self, position: int, count: int) -> int | None:
-        """T of the verifying signature that reads `count` tokens at a position; None if there is none."""
-        if count < 2:
-            return None
-        lengths = self.verify_lengths(position) if position else []
-        return next((T for T in lengths if count <= T and T not in self._prefills), None)
-
-    def _plan(self, length: int, num_cached: int) -> list[Chunk]:
         prefills = self.contract.prefills
         anywhere = {1, *(prefill.length for prefill in prefills if prefill.caches)}
         at_start = {prefill.length for prefill in prefills} - anywhere
@@ -264,17 +248,15 @@ class LiteRtEngine:
 
         Args:
             caches: The KV caches of a session.
-            length: T, which identifies the signature: a prefill, 1 for decode, or a verifying signature.
+            length: T, which identifies the signature; 1 for decode.
             tokens: At most T ids.
             position: The position of the first.
 
         Returns:
             The signature, with the logits of this run.
         """
-        if length > 1 and length in self._prefills:
-            return self._run_on(caches, self.capacity, self._prefills[length], tokens, position)
-        capacity = caches.smallest_capacity(position)
-        signature = self._decodes[capacity] if length == 1 else self._verifiers[length, capacity]
+        capacity = caches.smallest_capacity(position) if length == 1 else self.capacity
+        signature = self._decodes[capacity] if length == 1 else self._prefills[length]
         return self._run_on(caches, capacity, signature, tokens, position)
 
     def verify(self, caches: KVCaches[TensorBuffer], tokens: Sequence[int], position: int) -> np.ndarray:

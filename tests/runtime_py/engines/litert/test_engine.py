@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ai_edge_litert.compiled_model import CompiledModel
 
-from o2o import formats
 from o2o.errors import ModelError
 from runtime_py.engines.litert.engine import LiteRtEngine, LiteRtSession
 from runtime_py.engines.loading import load_engine
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.model.contract import Contract
-from tests.o2o.window_graphs import logits_of, window_model
 from tests.runtime_py.toy import Toy
 from tests.tolerances import assert_close
 
@@ -318,17 +314,3 @@ def test_a_prefill_that_litert_cannot_prepare_is_one_line(capfd):
     assert_close(session.prefill([1]), toy.logits([1]))
     engine.close()
     assert capfd.readouterr().err == ""
-
-
-def test_a_few_tokens_at_the_end_are_read_by_a_verifier(tmp_path: Path) -> None:
-    """After rows that are valid. The logits are right, and another split gives the same."""
-    formats.save(window_model(None, [16, 1]), tmp_path / "model.circle")
-    ids = [index * 7 % 23 for index in range(30)]
-    engine = load_engine(tmp_path / "model.circle", EngineOptions(engine="litert")).engine
-    with closing(engine), closing(engine.open_session()) as session:
-        assert engine.plan(30, 24) == [Chunk(8, 24, 30)]
-        assert engine.plan(21) == [Chunk(16, 0, 16), Chunk(8, 16, 21)]
-        assert engine.plan(6) == [Chunk(16, 0, 6)]
-        session.prefill(ids[:24])
-        assert_close(session.prefill(ids, 24), logits_of(ids)[-1])
-        assert_close(session.prefill(ids[:21]), logits_of(ids)[20])
