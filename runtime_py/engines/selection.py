@@ -107,7 +107,8 @@ def _reason(place: int, name: str, order: list[str], speeds: Speeds) -> str:
     others = [form for form in fastest if form.engine != name]
     if not others:
         return "the only measured engine that runs the model"
-    ratio = speeds[others[0]].text() / speeds[fastest[0]].text()
+    with_prompt = all(speeds[form].prefill is not None for form in (fastest[0], others[0]))
+    ratio = speeds[others[0]].text(with_prompt) / speeds[fastest[0]].text(with_prompt)
     return f"{MEASURED}, {ratio:.2f} times {others[0].engine}"
 
 
