@@ -20,6 +20,7 @@ from pathlib import Path
 from export.loading_flags import set_flags
 from export.processes import signals_blocked
 from o2o.cli import interrupt
+from o2o.cli.program import program_name, steps_of
 
 GRACE = 0.5  # seconds that a process has to end after SIGTERM, and after SIGKILL
 
@@ -100,7 +101,7 @@ def _run(step: str, folder: Path) -> int:
     command = _export_of(step) or _filters_of(step)
     if command is None:
         return _run_in_shell(step, folder)
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), steps_of(program_name(interrupt.program() or "convert")):
         return command()
 
 

@@ -25,6 +25,7 @@ UNDECLARED = {
     "bench/peers/runners/llama_cpp.py": {"llama_cpp"},
     "bench/peers/runners/ort_genai.py": {"onnxruntime_genai"},
     "bench/peers/runners/litert_lm.py": {"litert_lm"},
+    "bench/peers/runners/litert_lm_benchmark.py": {"litert_lm"},
     "bench/litert_lm/texts.py": {"litert_lm"},
     "bench/server_clients/litellm_client.py": {"litellm"},
 }

@@ -253,6 +253,12 @@ class _OnnxRunner:
             raise ModelError(
                 f"--check: the ONNX model takes the caches {sorted(self._shapes)}, not {sorted(circle.slots)}"
             )
+        returned = {role.slot for role in self._outputs if role.is_rows}
+        if lost := [
+            value.name for value, role in self._inputs if role.is_cache and role.slot not in returned
+        ]:
+            name = (lost[0] or "").replace("past", "present", 1)
+            raise ModelError(f"--check: output {name} disappeared: nothing returns the cache {lost[0]}")
         self._caches = self._empty()
 
     def _empty(self) -> dict[Slot, np.ndarray]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from o2o.cli import interrupt, terminal
 from o2o.cli.extras import extra_of, install_command
 from o2o.cli.interrupt import INTERRUPTED
-from o2o.cli.program import called_as, program_name
+from o2o.cli.program import called_as, owner, program_name
 from o2o.errors import O2oError
 
 CLOSED_PIPE = 141  # as a shell reports SIGPIPE
@@ -64,7 +64,7 @@ def _run(program: str, body: Callable[[], int | None], debug: bool, failure_code
         return failure_code if code == 1 else code
     if code == INTERRUPTED:
         if interrupt.claim_report():
-            with called_as(interrupt.program() or program_name(program)):
+            with called_as(owner() or program_name(program)):
                 report(program, interrupt.MESSAGE)
         _discard_stdout()
         interrupt.exit_process()

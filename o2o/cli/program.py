@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 
 _typed: str | None = None
+_owner: str | None = None
 
 
 def program_name(default: str) -> str:
@@ -40,3 +41,30 @@ def called_as(name: str) -> Iterator[None]:
         yield
     finally:
         _typed = previous
+
+
+def owner() -> str | None:
+    """Return the command that the running command is a step of.
+
+    Returns:
+        The name of `steps_of`; None for a command of its own.
+    """
+    return _owner
+
+
+@contextlib.contextmanager
+def steps_of(name: str) -> Iterator[None]:
+    """Let the commands that the block runs be steps of another, which is the one that an interrupt ends.
+
+    Args:
+        name: The name of the other command.
+
+    Yields:
+        Nothing.
+    """
+    global _owner
+    previous, _owner = _owner, name
+    try:
+        yield
+    finally:
+        _owner = previous

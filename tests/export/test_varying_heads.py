@@ -104,7 +104,8 @@ def assert_gives(file: Path, engine: str, expected: np.ndarray) -> None:
         first.read(IDS[:15])
         caches = pool.claim(owners[1], IDS[:19])
         assert caches is not first
-        logits = [caches.read(IDS[:19]), *map(caches.append, IDS[19:])]
+        logits = [caches.read(IDS[:19])]
+        logits += [caches.append(token, position) for position, token in enumerate(IDS[19:], 19)]
     assert np.abs(np.stack(logits) - expected[18:]).max() / expected.std() < 1e-4
 
 

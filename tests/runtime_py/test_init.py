@@ -15,7 +15,7 @@ from runtime_py.package import Package
 def test_exports():
     assert runtime_py.Package is Package
     assert runtime_py.Sampling is Sampling
-    assert set(runtime_py.__all__) == {"Package", "Sampling"}
+    assert set(runtime_py.__all__) == {"Grammar", "Package", "Sampling"}
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         _ = runtime_py.Nothing
 

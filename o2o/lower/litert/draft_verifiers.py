@@ -11,13 +11,14 @@ token are those of decode, bit for bit, where both have the same operators.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from o2o.contract import role_of
 from o2o.lower.litert.lowering import lower_to_litert
-from o2o.model import Model, Signature
+from o2o.model import Model, Signature, shape_of
 from o2o.rewriting.cache_buckets import add_cache_buckets, most_rows
 from o2o.rewriting.cache_layout import transpose_caches
 from o2o.rewriting.graph_copies import copied
@@ -78,10 +79,18 @@ def add_draft_verifiers(model: Model, verifiers: Model) -> list[str]:
         ).transposed:
             simplify_layout_ops(verifiers, signature.graph)
         with contextlib.suppress(MatchFailure):  # then decode has no buckets, either
-            add_cache_buckets(verifiers, signature, capacities, causal=True)
+            fitting = [capacity for capacity in capacities if capacity >= _tokens(signature)]
+            add_cache_buckets(verifiers, signature, fitting, causal=True)
     model.graphs += verifiers.graphs
     model.signatures += verifiers.signatures
     return [signature.name for signature in verifiers.signatures]
+
+
+def _tokens(signature: Signature) -> int:
+    """T, the number of tokens that a signature reads."""
+    roles = ((value, role_of(value)) for value in signature.inputs.values())
+    ids = next(value for value, role in roles if role is not None and role.kind == "tokens")
+    return math.prod(shape_of(ids))
 
 
 def _prefill_with_logits(model: Model) -> Signature | None:
