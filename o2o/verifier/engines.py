@@ -97,7 +97,7 @@ def _load(model: Model, source: Source) -> None:
             path = folder / "model.onnx"
             formats.save(model, path)
         key = ENGINE.new_key()
-        ENGINE.request("load_onnx", key, str(path))
+        ENGINE.request("load_onnx", key, str(path.absolute()))
         ENGINE.request("release", key)
 
 

@@ -36,7 +36,7 @@ def browser() -> Iterator[Any]:
 Open = Callable[..., Any]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     settings = ServerSettings(port=0)
     with Package.load(folder) as package, serving(App({"toy": package}, settings), settings) as (host, port):
