@@ -61,3 +61,19 @@ def plan_chunks(
         done = min(start + size, length)
         runs.append(Chunk(size, start, done))
     return runs
+
+
+def split_evenly(start: int, stop: int, size: int) -> list[Chunk]:
+    """Split positions into runs of any length up to a size.
+
+    Args:
+        start: The first position.
+        stop: The position behind the last one.
+        size: The most tokens of a run.
+
+    Returns:
+        The runs in order.
+    """
+    starts = range(start, stop, size)
+    stops = [min(first + size, stop) for first in starts]
+    return [Chunk(last - first, first, last) for first, last in zip(starts, stops, strict=True)]

@@ -30,7 +30,7 @@ from runtime_py.engines.onnx.num_logits import select_logits
 from runtime_py.engines.onnx.prepare import prepare
 from runtime_py.engines.onnx.run_sizes import MAX_CHUNK, MAX_LOGITS, VERIFY_LENGTHS
 from runtime_py.engines.options import EngineOptions
-from runtime_py.engines.prefill_plan import Chunk
+from runtime_py.engines.prefill_plan import Chunk, split_evenly
 from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.engines.window_rows import WindowRows
@@ -174,7 +174,7 @@ class OnnxEngine:
 
     def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
         """See `EngineSession.plan`. Runs of `max_chunk` tokens, then one of the rest, without padding."""
-        return _plan(num_cached, length, self._max_chunk)
+        return split_evenly(num_cached, length, self._max_chunk)
 
     def verify_lengths(self, position: int) -> list[int]:
         """See `Engine`."""
@@ -193,7 +193,7 @@ class OnnxEngine:
             The runs in order. The logits of a run have at most `MAX_LOGITS` bytes.
         """
         fitting = max(1, MAX_LOGITS // (4 * self.vocab_size))
-        return _plan(0, length, min(self._max_chunk, fitting) if self.gives_all_logits else 1)
+        return split_evenly(0, length, min(self._max_chunk, fitting) if self.gives_all_logits else 1)
 
     def open_session(self) -> OnnxSession:
         """See `Engine`."""
@@ -238,12 +238,6 @@ class OnnxEngine:
                 raise ModelError(
                     f"the model does not return the KV cache {cache.name!r} in its own shape: lower it again"
                 )
-
-
-def _plan(start: int, stop: int, max_chunk: int) -> list[Chunk]:
-    starts = range(start, stop, max_chunk)
-    stops = [min(start + max_chunk, stop) for start in starts]
-    return [Chunk(stop - start, start, stop) for start, stop in zip(starts, stops, strict=True)]
 
 
 class OnnxSession:

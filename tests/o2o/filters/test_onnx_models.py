@@ -204,8 +204,8 @@ def test_what_the_verifier_finds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "error V331" in capsys.readouterr().out
     assert run("verify_model", "--engine", "onnx", given(chain)) == 0
     proto = chain()
-    proto.graph.node[0].domain = "of.nobody"
-    proto.opset_import.add(domain="of.nobody", version=1)
+    proto.graph.node[0].domain = "unknown.vendor"
+    proto.opset_import.add(domain="unknown.vendor", version=1)
     Path("other.onnx").write_bytes(data_of(proto))
     capsys.readouterr()
     assert run("verify_model", "--engine", "onnx", "--engine", "litert", "other.onnx") == 1

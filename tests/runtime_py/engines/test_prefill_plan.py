@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtime_py.engines.prefill_plan import Chunk, plan_chunks
+from runtime_py.engines.prefill_plan import Chunk, plan_chunks, split_evenly
 
 
 @st.composite
@@ -85,3 +85,10 @@ def test_what_only_reads_the_beginning():
 def test_a_prompt_beyond_the_capacity():
     with pytest.raises(ValueError, match="9 positions of 8"):
         plan_chunks(9, 8, [1, 4])
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 9))
+def test_an_even_split_covers_each_position_once(start: int, count: int, size: int) -> None:
+    chunks = split_evenly(start, start + count, size)
+    assert [p for chunk in chunks for p in range(chunk.start, chunk.stop)] == [*range(start, start + count)]
+    assert all(chunk.length == chunk.stop - chunk.start <= size for chunk in chunks)

@@ -19,7 +19,7 @@ from runtime_py.engines.onnx.decoder.interface import Cache
 from runtime_py.engines.onnx.decoder.trial import Abilities, matching, try_out
 from runtime_py.engines.onnx.inference_session import session_options
 from runtime_py.engines.onnx.run_sizes import MAX_CHUNK, MAX_LOGITS, VERIFY_LENGTHS
-from runtime_py.engines.prefill_plan import Chunk, plan_chunks
+from runtime_py.engines.prefill_plan import Chunk, plan_chunks, split_evenly
 from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.model.contract import Contract, SignatureSpec, TensorSpec
@@ -118,13 +118,13 @@ class DecoderEngine:
         if able.lengths is not None:
             return self._plan_fixed(able.lengths, length, num_cached)
         if able.continues and (able.starts or num_cached):
-            return _chunks(num_cached, length, self._max_chunk)
+            return split_evenly(num_cached, length, self._max_chunk)
         start = num_cached
         first = []
         if start == 0 and able.starts:
             first = [Chunk(length, 0, length)]
             start = length
-        return [*first, *_chunks(start, length, 1)]
+        return [*first, *split_evenly(start, length, 1)]
 
     def _plan_fixed(self, lengths: Mapping[int, bool], length: int, num_cached: int) -> list[Chunk]:
         """Runs of fixed lengths. The last one returns logits."""
@@ -145,10 +145,10 @@ class DecoderEngine:
         """
         able = self.abilities
         if not able.openers:
-            return _chunks(0, length, length if able.gives_all_logits else 1)
+            return split_evenly(0, length, length if able.gives_all_logits else 1)
         if able.lengths is not None:
             return plan_chunks(length, self.capacity, [T for T, every in able.lengths.items() if every])
-        return _chunks(0, length, self._max_chunk if able.gives_all_logits and able.continues else 1)
+        return split_evenly(0, length, self._max_chunk if able.gives_all_logits and able.continues else 1)
 
     def open_session(self) -> DecoderSession:
         """See `Engine`."""
@@ -190,12 +190,6 @@ def _load_graphs(
     if any(cache.past for cache in step.interface.caches):
         return step, None
     return DecoderGraph(other, session_options(threads, debug)), step
-
-
-def _chunks(start: int, stop: int, size: int) -> list[Chunk]:
-    starts = range(start, stop, size)
-    stops = [min(begin + size, stop) for begin in starts]
-    return [Chunk(end - begin, begin, end) for begin, end in zip(starts, stops, strict=True)]
 
 
 class DecoderSession:
