@@ -69,7 +69,7 @@ class SpeculativeDecoding:
             logits, self._draft, self._logits = self._logits[0], self._draft[1:], self._logits[1:]
             return check_logits(logits, self._length - 1)
         self._draft = []
-        if not lookup.match:
+        if not lookup.place:
             return session.append(token)
         length = self._best_length(lookup)
         begin = time.perf_counter()
@@ -101,9 +101,10 @@ class SpeculativeDecoding:
         """The number of tokens of the next run; 1 for a decode step."""
         best, speed = 1, GAIN
         most = self._limit - self._length
-        for length in self._session.verify_lengths(self._length - 1) if most > 0 else ():
-            expected = lookup.expected(min(length - 1, most))
-            gain = (1 + expected) / self._session.verification.cost(length)
+        lengths = self._session.verify_lengths(self._length - 1) if most > 0 else ()
+        expected = lookup.expected(min(lengths[-1] - 1, most)) if lengths else ()
+        for length in lengths:
+            gain = (1 + expected[min(length, len(expected)) - 1]) / self._session.verification.cost(length)
             if gain > speed:
                 best, speed = length, gain
         return best
