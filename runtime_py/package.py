@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from o2o.errors import ModelError, UsageError
 from runtime_py import forks
-from runtime_py.engines.cached_rows import RowsDoNotFit
 from runtime_py.engines.engine import Engine
 from runtime_py.engines.loading import LoadedEngine, load_engine
 from runtime_py.engines.model_file import ModelFile, model_size
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from runtime_py.generation.grammar import Grammar
     from runtime_py.generation.logits_processors import LogitsProcessor
     from runtime_py.generation.logits_processors.grammar import GrammarCompiler
+    from runtime_py.generation.stored_rows import StoredRows
 
 SUFFIXES = (".circle", ".tflite", ".onnx", ".litertlm")
 _EXPECTED = (
@@ -348,81 +348,16 @@ class Package:
             OSError: The file cannot be written.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        with self.session() as session, session.generation():
-            prompts = session.pool.prompts
-            assert prompts is not None
-            if not in_package and prompts.disk_cache is None:
-                raise UsageError("there is no disk cache: store the prompt in the package")
-            session.read(ids)
-            if (rows := session.rows()) is None:
-                raise ModelError(f"{self.model}: the caches of this model have no rows that can be stored")
-        return prompts.add(ids, rows, label or str(self.model.resolve()), in_package)
+        return self.stored_rows.remember(ids, label, in_package)
 
-    def save_slot(self, slot: int, file: Path) -> int:
-        """Store the rows of the KV caches of one number, which no text uses.
+    @property
+    def stored_rows(self) -> StoredRows:
+        """Rows of KV caches in files: stored prompts and saved slots. Loads the model at the first use."""
+        from runtime_py.generation.stored_rows import StoredRows  # few texts are stored
 
-        Args:
-            slot: Their number.
-            file: The file to write.
-
-        Returns:
-            The number of rows.
-
-        Raises:
-            ModelError: The rows of the model's caches cannot be stored.
-            UsageError: The caches are empty or in use, or there are none of this number.
-            OSError: The file cannot be written.
-        """
-        pool = self._open_pool()
-        with pool.hold(slot) as caches:
-            tokens = [*caches.tokens]
-            if not tokens:
-                raise UsageError(f"slot {slot} is empty: generate a text in it first")
-            rows = caches.rows()
-        if rows is None or pool.prompts is None:
-            raise ModelError(f"{self.model}: the caches of this model have no rows that can be stored")
-        pool.prompts.save(file, tokens, rows, str(self.model.resolve()))
-        return len(tokens)
-
-    def restore_slot(self, slot: int, file: Path) -> int:
-        """Read rows that `save_slot` stored into the KV caches of one number, which no text uses.
-
-        Args:
-            slot: Their number.
-            file: The file.
-
-        Returns:
-            The number of rows.
-
-        Raises:
-            ModelError: The file is damaged, or belongs to another model or engine.
-            UsageError: The caches are in use, or there are none of this number.
-        """
         pool = self._open_pool()
         assert pool.prompts is not None
-        tokens, rows = pool.prompts.load(file)
-        try:
-            with pool.hold(slot) as caches:
-                caches.take(tokens, rows)
-        except RowsDoNotFit as error:
-            raise ModelError(f"{file}: {error}") from error
-        return len(tokens)
-
-    def erase_slot(self, slot: int) -> int:
-        """Drop the rows of the KV caches of one number, which no text uses.
-
-        Args:
-            slot: Their number.
-
-        Returns:
-            The number of rows.
-
-        Raises:
-            UsageError: The caches are in use, or there are none of this number.
-        """
-        with self._open_pool().hold(slot) as caches:
-            count, caches.tokens = len(caches.tokens), []
-        return count
+        return StoredRows(pool, pool.prompts)
 
     def score(self, text: str | Sequence[int], top: int = 0) -> list[Token]:
         """Compute the log-probabilities of the tokens of a text.

@@ -74,6 +74,12 @@ COVERED = {
     ],
     "tests/o2o/filters/test_diff_model.py": [
         "o2o/diff/compare.py",
+        "o2o/diff/constant_changes.py",
+        "o2o/diff/correspondence.py",
+        "o2o/diff/interfaces.py",
+        "o2o/diff/metadata.py",
+        "o2o/diff/operators.py",
+        "o2o/diff/tensor_fields.py",
         "o2o/diff/text.py",
     ],
     "tests/o2o/filters/test_downcast_input_ids.py": [
@@ -237,6 +243,9 @@ COVERED = {
     ],
     "tests/o2o/operators/test_reference.py": [
         "o2o/operators/attention.py",
+    ],
+    "tests/runtime_py/generation/test_prompt_cache.py": [
+        "runtime_py/generation/stored_rows.py",
     ],
     "tests/o2o/lower/litert/test_block_weights.py": [
         "o2o/formats/quantization_parameters.py",

@@ -17,7 +17,7 @@ from o2o.model import shape_of
 from o2o.raising.attention_onnx import by_head
 from o2o.raising.cache_rows import appended, extended, first_position, write_at
 from o2o.raising.dot_product import BIASED, CAPPED, WEIGHTS, Visibility, attend
-from o2o.raising.norms import rms_norm
+from o2o.raising.normalization import rms_norm
 from o2o.raising.operation import BOOL, FLOAT, INT32, Operation, Rules
 from o2o.raising.rotation import rotate, tables_of_positions
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from o2o.model import shape_of
-from o2o.raising.operation import Operation, Rules
+from o2o.raising.operation import FLOAT, Operation, Rules
 
 
 def normalized(of: Operation, x: ir.Value, axes: Sequence[int], epsilon: float) -> list[ir.Value]:
@@ -28,6 +30,45 @@ def normalized(of: Operation, x: ir.Value, axes: Sequence[int], epsilon: float) 
     variance = of.emit("MEAN", of.emit("MUL", deviation, deviation), over, keepDims=True)
     root = of.emit("RSQRT", of.emit("ADD", variance, of.like(epsilon, x, "epsilon")))
     return [of.emit("MUL", deviation, root), mean, root]
+
+
+def rms_norm(of: Operation, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+    """Emit RMS_NORM, in float32.
+
+    Args:
+        of: The node that is raised.
+        x: [..., D].
+        weight: [D].
+        epsilon: Added to the mean square.
+
+    Returns:
+        x / sqrt(mean(x^2) + epsilon) * weight, in the dtype of x.
+    """
+    D = shape_of(x)[-1]
+    operands = [of.cast(x, FLOAT), of.cast(of.reshape(weight, [D]), FLOAT)]
+    return of.cast(of.emit("RMS_NORM", *operands, epsilon=epsilon, name="normalized"), x.dtype)
+
+
+def rms_normalization(of: Operation) -> ir.Value:
+    """Raise RMSNormalization or SimplifiedLayerNormalization, over the axes from `axis` on.
+
+    Args:
+        of: The operation: x, scale.
+
+    Returns:
+        The normalized numbers.
+    """
+    x, scale = of.operand(0), of.operand(1)
+    shape = shape_of(x)
+    axis = of.axis(of.get("axis", -1), len(shape))
+    size = math.prod(shape[axis:])
+    x = of.reshape(x, [*shape[:axis], size])
+    epsilon = of.get("epsilon", 1e-5)
+    if math.prod(shape_of(scale)) == size:
+        return of.reshape(rms_norm(of, x, scale, epsilon), shape)
+    ones = of.constant(np.ones(size), "ones", np.float32)
+    y = of.reshape(rms_norm(of, x, ones, epsilon), shape)
+    return of.emit("MUL", y, scale, name="scaled")
 
 
 def _layer_normalization(of: Operation) -> Sequence[ir.Value]:
@@ -78,8 +119,11 @@ def _lp_normalization(of: Operation) -> ir.Value:
 
 
 RULES: Rules = {
+    "RMSNormalization": rms_normalization,
+    "SimplifiedLayerNormalization": rms_normalization,
     "LayerNormalization": _layer_normalization,
     "BatchNormalization": _batch_normalization,
     "InstanceNormalization": _instance_normalization,
     "LpNormalization": _lp_normalization,
 }
+"""Rules of ONNX's own domain. ONNX Runtime puts SimplifiedLayerNormalization there, too."""

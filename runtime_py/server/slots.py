@@ -64,18 +64,18 @@ def _file(service: Service, name: str | None) -> Path:
 
 
 def _change(model: ServedModel, action: str, slot: int, file: Path | None) -> dict[str, Any]:
-    package = model.package
+    rows = model.package.stored_rows
     begin = time.perf_counter()
     if file is None:
-        return {"id_slot": slot, "n_erased": package.erase_slot(slot)}
+        return {"id_slot": slot, "n_erased": rows.erase(slot)}
     try:
         if action == "save":
-            count = package.save_slot(slot, file)
+            count = rows.save(slot, file)
             names = ("n_saved", "n_written", "save_ms")
         else:
             if not file.is_file():
                 raise ApiError(400, f"there is no saved slot {file.name}", param="filename")
-            count = package.restore_slot(slot, file)
+            count = rows.restore(slot, file)
             names = ("n_restored", "n_read", "restore_ms")
     except ModelError as error:
         raise ApiError(400, str(error).replace(str(file), file.name), param="filename") from error

@@ -80,8 +80,8 @@ class ToolFormat:
         return Grammar("lark", "\n".join(lines))
 
 
-class HermesParser:
-    """Calls between `<tool_call>` and `</tool_call>`; all other text is content."""
+class CallParser:
+    """Reads an answer in which calls are marked. Subclasses read what is buffered."""
 
     def __init__(self, names: frozenset[str]) -> None:
         """Start an answer.
@@ -90,12 +90,33 @@ class HermesParser:
             names: The names of the tools.
         """
         self.num_calls = 0
+        self._names = names
         self._buffer = ""
         self._inside = False
 
     def push(self, text: str) -> list[Delta]:
         """See `OutputParser`."""
         self._buffer += text
+        return self._read()
+
+    def end(self) -> list[Delta]:
+        """See `OutputParser`."""
+        rest, self._buffer = self._buffer, ""
+        return self._read_last(rest)
+
+    def _read(self) -> list[Delta]:
+        """Take what is complete from `_buffer`."""
+        raise NotImplementedError
+
+    def _read_last(self, rest: str) -> list[Delta]:
+        """Take the text that was held back to the end."""
+        raise NotImplementedError
+
+
+class HermesParser(CallParser):
+    """Calls between `<tool_call>` and `</tool_call>`; all other text is content."""
+
+    def _read(self) -> list[Delta]:
         deltas: list[Delta] = []
         while True:
             mark = "</tool_call>" if self._inside else "<tool_call>"
@@ -112,9 +133,7 @@ class HermesParser:
                     return deltas
             self._buffer, self._inside = rest, not self._inside
 
-    def end(self) -> list[Delta]:
-        """See `OutputParser`."""
-        rest, self._buffer = self._buffer, ""
+    def _read_last(self, rest: str) -> list[Delta]:
         if self._inside:
             return self._call(rest)
         return [Delta(content=rest)] if rest.strip() or (rest and not self.num_calls) else []
@@ -127,37 +146,26 @@ class HermesParser:
         return [_delta(self.num_calls - 1, call)]
 
 
-class LlamaParser:
-    """An answer that is JSON of calls from its beginning, or from `<|python_tag|>` on."""
+class LlamaParser(CallParser):
+    """An answer that is JSON of calls from its beginning, or from `<|python_tag|>` on.
 
-    def __init__(self, names: frozenset[str]) -> None:
-        """Start an answer.
+    JSON with the name of no tool is content.
+    """
 
-        Args:
-            names: The names of the tools. JSON with another name is content.
-        """
-        self.num_calls = 0
-        self._names = names
-        self._buffer = ""
-        self._is_text = False
+    _is_text = False
 
-    def push(self, text: str) -> list[Delta]:
-        """See `OutputParser`."""
-        self._buffer += text
+    def _read(self) -> list[Delta]:
         begin = self._buffer.lstrip()
-        if self._is_text:
-            before, rest, complete = split_at(self._buffer, "<|python_tag|>")
-            self._buffer = "<|python_tag|>" + rest if complete else rest
-            self._is_text = not complete
-            return [Delta(content=before)] if before else []
-        if not begin or begin[0] == "{" or "<|python_tag|>".startswith(begin[:14]):
-            return []
-        self._is_text = True
-        return self.push("")
+        if not self._is_text:
+            if not begin or begin[0] == "{" or "<|python_tag|>".startswith(begin[:14]):
+                return []
+            self._is_text = True
+        before, rest, complete = split_at(self._buffer, "<|python_tag|>")
+        self._buffer = "<|python_tag|>" + rest if complete else rest
+        self._is_text = not complete
+        return [Delta(content=before)] if before else []
 
-    def end(self) -> list[Delta]:
-        """See `OutputParser`."""
-        rest, self._buffer = self._buffer, ""
+    def _read_last(self, rest: str) -> list[Delta]:
         body = rest.strip().removeprefix("<|python_tag|>")
         calls = [] if self._is_text else list(_json_calls(body))
         if not calls and not self._is_text and (builtin := _python_call(body)):
@@ -168,30 +176,16 @@ class LlamaParser:
         return [_delta(index, call) for index, call in enumerate(calls)]
 
 
-class MistralParser:
+class MistralParser(CallParser):
     """Calls after `[TOOL_CALLS]`; the text before it is content."""
 
-    def __init__(self, names: frozenset[str]) -> None:
-        """Start an answer.
-
-        Args:
-            names: The names of the tools.
-        """
-        self.num_calls = 0
-        self._buffer = ""
-        self._inside = False
-
-    def push(self, text: str) -> list[Delta]:
-        """See `OutputParser`."""
-        self._buffer += text
+    def _read(self) -> list[Delta]:
         if self._inside:
             return []
         before, self._buffer, self._inside = split_at(self._buffer, "[TOOL_CALLS]")
         return [Delta(content=before)] if before else []
 
-    def end(self) -> list[Delta]:
-        """See `OutputParser`."""
-        rest, self._buffer = self._buffer, ""
+    def _read_last(self, rest: str) -> list[Delta]:
         if not self._inside:
             return [Delta(content=rest)] if rest else []
         calls = list(_mistral_calls(rest))
@@ -201,6 +195,7 @@ class MistralParser:
         return [_delta(index, call, _mistral_id()) for index, call in enumerate(calls)]
 
 
+_HERMES_CALL = ('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>")
 FORMATS = (
     ToolFormat(
         "Mistral, from version 11 of its tokenizer on",
@@ -227,7 +222,7 @@ FORMATS = (
         "",
         "",
         "\n",
-        ('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>"),
+        _HERMES_CALL,
     ),
     ToolFormat(
         "Hermes",
@@ -236,7 +231,7 @@ FORMATS = (
         "",
         "",
         "\n",
-        ('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>"),
+        _HERMES_CALL,
     ),
     ToolFormat(
         "Llama 3",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import constant_array, with_shape
-from o2o.lower.litert.block_weights import Blocks4Bit, block_of, has_other_blocks
-from o2o.model import Model, quantization_constants, shape_of
+from o2o.formats.tensors import with_shape
+from o2o.lower.litert.block_weights import Blocks4Bit, block_of, lower_each, scales_of
+from o2o.model import Model, shape_of
 from o2o.rewriting.builder import Builder, add_constant, add_tensor
 from o2o.rewriting.rewire import replace_output
 
@@ -22,11 +22,7 @@ def lower_block_lookups(model: Model, graph: ir.Graph) -> int:
     Returns:
         The number of lookups replaced.
     """
-    nodes = [node for node in graph if node.op_type == "EMBEDDING_LOOKUP" and has_other_blocks(node)]
-    for node in nodes:
-        _lower(model, graph, node)
-        graph.remove(node, safe=True)
-    return len(nodes)
+    return lower_each(model, graph, "EMBEDDING_LOOKUP", _lower)
 
 
 def _lower(model: Model, graph: ir.Graph, node: ir.Node) -> None:
@@ -35,9 +31,7 @@ def _lower(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     assert table is not None
     old, block = node.outputs[0], block_of(table)
     rows, columns = shape_of(table)
-    scales = constant_array(quantization_constants(table)["scales"])
-    assert scales is not None
-    scales = scales.astype(np.float32).reshape(rows, columns // block)
+    scales = scales_of(table)
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     count = shape_of(ids)[0]
     split, per_block = [count, columns // block, block], [count, columns // block, 1]

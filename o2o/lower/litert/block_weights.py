@@ -13,7 +13,7 @@ are rounded to bfloat16, with which XNNPACK computes.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -108,9 +108,26 @@ def lower_block_weights(model: Model, graph: ir.Graph) -> int:
     Returns:
         The number of products replaced.
     """
-    nodes = [node for node in graph if node.op_type == "FULLY_CONNECTED" and has_other_blocks(node)]
+    return lower_each(model, graph, "FULLY_CONNECTED", _lower)
+
+
+def lower_each(
+    model: Model, graph: ir.Graph, op_type: str, lower: Callable[[Model, ir.Graph, ir.Node], None]
+) -> int:
+    """Replace operators whose weights are in blocks that LiteRT does not take.
+
+    Args:
+        model: The model of `graph`.
+        graph: Changed in place.
+        op_type: The operators.
+        lower: Adds other operators in front of one, and takes its uses away.
+
+    Returns:
+        The number of operators replaced.
+    """
+    nodes = [node for node in graph if node.op_type == op_type and has_other_blocks(node)]
     for node in nodes:
-        _lower(model, graph, node)
+        lower(model, graph, node)
         graph.remove(node, safe=True)
     return len(nodes)
 
@@ -148,15 +165,27 @@ def block_of(weights: ir.Value) -> int:
     return int(weights.meta["fields"]["quantization"].details.blockSize)
 
 
+def scales_of(weights: ir.Value) -> np.ndarray:
+    """Return the scales of a matrix.
+
+    Args:
+        weights: A constant in blocks, [rows, columns].
+
+    Returns:
+        float32 [rows, blocks of a row].
+    """
+    scales = constant_array(quantization_constants(weights)["scales"])
+    assert scales is not None
+    rows, columns = shape_of(weights)[-2:]
+    return scales.astype(np.float32).reshape(rows, columns // block_of(weights))
+
+
 def _lower(model: Model, graph: ir.Graph, node: ir.Node) -> None:
     x, weights, bias = [*node.inputs, None][:3]
     assert x is not None
     assert weights is not None
     old, block = node.outputs[0], block_of(weights)
-    scales = constant_array(quantization_constants(weights)["scales"])
-    assert scales is not None
-    rows, columns = shape_of(weights)[-2:]
-    scales = scales.astype(np.float32).reshape(rows, columns // block)
+    scales, columns = scales_of(weights), shape_of(weights)[-1]
     padded = math.ceil(block / GROUP) * GROUP
     op = Builder(graph, before=node, prefix=f"{old.name}/")
     blocks = op.reshape(x, [*shape_of(x)[:-1], columns // block, block], name="blocks")

@@ -1,47 +1,13 @@
-"""Normalization by the root mean square, and additions in front of a normalization (com.microsoft)."""
+"""Normalization of com.microsoft: with additions and lookups in front of it."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import onnx_ir as ir
 
 from o2o.model import shape_of
-from o2o.raising.normalization import normalized
-from o2o.raising.operation import FLOAT, INT32, Operation, Rules
-
-
-def rms_norm(of: Operation, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-    """Emit RMS_NORM, in float32.
-
-    Args:
-        of: The node that is raised.
-        x: [..., D].
-        weight: [D].
-        epsilon: Added to the mean square.
-
-    Returns:
-        x / sqrt(mean(x^2) + epsilon) * weight, in the dtype of x.
-    """
-    D = shape_of(x)[-1]
-    operands = [of.cast(x, FLOAT), of.cast(of.reshape(weight, [D]), FLOAT)]
-    return of.cast(of.emit("RMS_NORM", *operands, epsilon=epsilon, name="normalized"), x.dtype)
-
-
-def _rms_normalization(of: Operation) -> ir.Value:
-    """RMSNormalization, SimplifiedLayerNormalization: x, scale; over the axes from `axis` on."""
-    x, scale = of.operand(0), of.operand(1)
-    shape = shape_of(x)
-    axis = of.axis(of.get("axis", -1), len(shape))
-    size = math.prod(shape[axis:])
-    x = of.reshape(x, [*shape[:axis], size])
-    epsilon = of.get("epsilon", 1e-5)
-    if math.prod(shape_of(scale)) == size:
-        return of.reshape(rms_norm(of, x, scale, epsilon), shape)
-    ones = of.constant(np.ones(size), "ones", np.float32)
-    y = of.reshape(rms_norm(of, x, ones, epsilon), shape)
-    return of.emit("MUL", y, scale, name="scaled")
+from o2o.raising.normalization import normalized, rms_norm, rms_normalization
+from o2o.raising.operation import INT32, Operation, Rules
 
 
 def _sum(of: Operation, bias: int) -> ir.Value:
@@ -90,11 +56,8 @@ def _embedding(of: Operation) -> list[ir.Value | None]:
     return [y, count, total]
 
 
-RULES: Rules = {"RMSNormalization": _rms_normalization, "SimplifiedLayerNormalization": _rms_normalization}
-"""Rules of ONNX's own domain. ONNX Runtime puts SimplifiedLayerNormalization there, too."""
-
 ORT_RULES: Rules = {
-    "SimplifiedLayerNormalization": _rms_normalization,
+    "SimplifiedLayerNormalization": rms_normalization,
     "SkipSimplifiedLayerNormalization": _skip_simplified,
     "SkipLayerNormalization": _skip,
     "EmbedLayerNormalization": _embedding,
