@@ -81,8 +81,12 @@ def _main_of(argv: Sequence[str]) -> Callable[[], int]:
 
 
 @contextlib.contextmanager
-def in_process(shared: Path) -> Iterator[None]:
-    """Within, `export.shell.run` is `run_pipelines`, and TICO compiles each graph once."""
-    with pytest.MonkeyPatch.context() as patch, compiled_once(shared):
+def in_process(shared: Path | None = None) -> Iterator[None]:
+    """Within, `export.shell.run` is `run_pipelines`.
+
+    Args:
+        shared: A folder in which TICO's results are stored for other tests; None to compile each graph.
+    """
+    with pytest.MonkeyPatch.context() as patch, compiled_once(shared) if shared else contextlib.nullcontext():
         patch.setattr(shell, "run", run_pipelines)
         yield

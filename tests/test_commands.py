@@ -26,7 +26,8 @@ def is_main_guard(node: ast.stmt) -> bool:
 
 
 def guards(path: Path) -> list[ast.stmt]:
-    return [node for node in ast.parse(path.read_text()).body if is_main_guard(node)]
+    text = path.read_text()
+    return [node for node in ast.parse(text).body if is_main_guard(node)] if "__main__" in text else []
 
 
 LIGHT = ("__future__", "argparse", "collections", "pathlib", "typing", "o2o")

@@ -17,6 +17,7 @@ from export.convert import default_length
 from o2o.__main__ import main
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
+from tests.pipelines import in_process
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,9 @@ def test_the_default_length() -> None:
     assert length(max_position_embeddings=4096, sliding_window=256) == 1024
 
 
-def test_an_onnx_package_runs(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_onnx_package_runs(
+    checkpoint: Path, tmp_path: Path, shared_directory: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Quantized, from a checkpoint to logits, in place of another format."""
     from runtime_py import Package
 
@@ -197,7 +200,8 @@ def test_an_onnx_package_runs(checkpoint: Path, tmp_path: Path, capfd: pytest.Ca
     package.mkdir()
     (package / "model.circle").write_bytes(b"an older one")
     flags = [str(checkpoint), "-o", str(package), "--max-length", "16", "--quantize", "dynamic_int8"]
-    assert convert.main([*flags, "--format", "onnx"]) == 0, capfd.readouterr().err
+    with in_process(shared_directory):
+        assert convert.main([*flags, "--format", "onnx"]) == 0, capfd.readouterr().err
     lines = capfd.readouterr().err.splitlines()
     hint = "give one with --tokenizer DIR, here or to o2o run"
     assert lines[0] == f"convert: note: {checkpoint} has no tokenizer: {hint}"

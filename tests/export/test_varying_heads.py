@@ -29,6 +29,7 @@ from o2o.roles import find_roles
 from o2o.signatures import buckets_of, decode_of
 from runtime_py.generation.session_pool import SessionPool
 from runtime_py.package import Package
+from tests.pipelines import in_process
 from tinyllama.kv_cache import KVCache
 from tinyllama.tiny_llama import build_model
 
@@ -85,7 +86,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
         checkpoint = resolve(folder / "checkpoint", log=print)
         arguments = ["--cache", "concat", "--max-length", str(CAPACITY), "--prefill-lengths", "4"]
         package = folder / "package"
-        assert convert([str(folder / "checkpoint"), "-o", str(package), *arguments]) == 0
+        with in_process():
+            assert convert([str(folder / "checkpoint"), "-o", str(package), *arguments]) == 0
         yield SimpleNamespace(checkpoint=checkpoint, package=package, logits=logits, folder=folder)
 
 

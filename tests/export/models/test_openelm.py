@@ -20,6 +20,7 @@ from export.models import built_in
 from export.models.openelm import get_model_config
 from o2o.errors import ModelError
 from runtime_py.package import Package
+from tests.pipelines import in_process
 
 TINY: dict[str, Any] = {
     "model_type": "openelm",
@@ -169,7 +170,8 @@ def test_it_belongs_to_the_package() -> None:
 def test_a_package(weights: dict[str, torch.Tensor], checkpoint: Path, tmp_path: Path) -> None:
     """Prompts are read in chunks; then single tokens."""
     arguments = ["--prefill-lengths", "4,8", "--max-length", "40"]
-    assert convert([str(checkpoint), "-o", str(tmp_path / "package"), *arguments]) == 0
+    with in_process():
+        assert convert([str(checkpoint), "-o", str(tmp_path / "package"), *arguments]) == 0
     ids = np.random.default_rng(1).integers(1, 131, 40)
     expected = reference(weights, torch.from_numpy(ids)).numpy()
     for engine in ("litert", "onnx"):

@@ -1392,22 +1392,35 @@ def model_of(defect: Defect, tmp_path: Path) -> Model:
     return defect.model(tmp_path) if defect.model is half_precision else defect.model()
 
 
-def run(defect: Defect, tmp_path: Path) -> tuple[int, Path]:
-    source, target = tmp_path / "in.circle", tmp_path / "out.circle"
+def saved(defect: Defect, tmp_path: Path) -> Path:
+    source = tmp_path / "in.circle"
     formats.save(model_of(defect, tmp_path), source)
+    return source
+
+
+def run(defect: Defect, source: Path) -> tuple[int, Path]:
+    target = source.with_name("out.circle")
     code = filters.load(defect.module).main([*defect.arguments, str(source), "-o", str(target), "--check"])
     return code, target
+
+
+SOUND: set[tuple[object, ...]] = set()
+"""The filters, arguments and models that passed `--check` without a defect. Several defects share them."""
 
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_it_is_refused_and_named(name: str, tmp_path, monkeypatch, capsys) -> None:
     defect = DEFECTS[name]
-    code, target = run(defect, tmp_path)
-    assert code == 0, capsys.readouterr().err
-    target.unlink()
-    capsys.readouterr()
+    source = saved(defect, tmp_path)
+    case = defect.module, *defect.arguments, source.read_bytes()
+    if case not in SOUND:
+        code, target = run(defect, source)
+        assert code == 0, capsys.readouterr().err
+        target.unlink()
+        capsys.readouterr()
+        SOUND.add(case)
     defect.patch(monkeypatch)
-    code, target = run(defect, tmp_path)
+    code, target = run(defect, source)
     error = capsys.readouterr().err
     assert code == 1, error
     assert not target.exists()
