@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,6 @@ def restore_signals() -> None:
     """Restore the default action of each signal: `nohup`, cron and `command &` make children ignore some."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-
-
-def use_one_core() -> None:
-    """Let this process use one core. An export then starts no children, each of which would import torch."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 @contextlib.contextmanager

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -52,25 +52,31 @@ def declared(extras: set[str]) -> set[str]:
     return {normalized(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}  # type: ignore[index]
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Yield the top-level name of each absolute import in a file."""
+@functools.cache
+def imported(path: Path) -> frozenset[str]:
+    """The top-level name of each absolute import in a file."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            names += [alias.name.partition(".")[0] for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            yield node.module.partition(".")[0]
+            names.append(node.module.partition(".")[0])
+    return frozenset(names)
+
+
+distributions_of = functools.cache(packages_distributions)
 
 
 def undeclared(folder: str, extras: set[str]) -> list[str]:
     """Return `file: package` for each import in `folder` that no declared distribution provides."""
-    distributions = packages_distributions()
+    distributions = distributions_of()
     available = declared(extras)
     siblings = {path.stem for path in (ROOT / folder).glob("*.py")}  # a script finds these beside it
     result = []
     for path in sorted((ROOT / folder).rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
         known = OURS | siblings | sys.stdlib_module_names | UNDECLARED.get(file, set())
-        for name in sorted({*imported(path)} - known):
+        for name in sorted(imported(path) - known):
             if not available & {normalized(each) for each in distributions.get(name, [name])}:
                 result.append(f"{file}: {name}")
     return result

@@ -8,11 +8,14 @@ command runs each filter on them and writes its messages to `demo_model.json`, f
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+
+from o2o.cli.pipelines import parse
+from o2o.filters import pipeline
 
 RESULTS = Path(__file__).with_name("demo_model.json")
 
@@ -90,16 +93,14 @@ def measure(command: str, folder: Path) -> list[str]:
     Returns:
         The messages of its filter, a line each, without the filter's name.
     """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", f"{command} > /dev/null"],
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as messages,
+    ):
+        pipeline.run(parse(f"{command} > /dev/null"))
     prefix = f"{name_of(command)}: "
-    return [line.removeprefix(prefix) for line in done.stderr.splitlines() if line.startswith(prefix)]
+    return [line.removeprefix(prefix) for line in messages.getvalue().splitlines() if line.startswith(prefix)]
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ NOT_RUN = {
 PLACEHOLDERS = {
     "MODEL": "tinyllama/demo/checkpoint",
     "DIR": "tinyllama/demo/checkpoint",
+    "CHECKPOINT": "tinyllama/demo/checkpoint",
     "path/or/hub-id": "tinyllama/demo/checkpoint",
     "BEFORE": "my-tflite",
     "AFTER": "my-int8",

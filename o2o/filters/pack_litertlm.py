@@ -65,6 +65,8 @@ class PackLitertlm(Filter):
                 raise UsageError(f"{file}: this folder has no {MODEL}: convert with --format tflite")
         if args.tokenizer is None and str(file) == "-":
             raise UsageError("the model comes from stdin: give the folder of its tokenizer with --tokenizer")
+        if args.tokenizer is None and not file.exists():
+            raise UsageError(f"{file}: no such file or folder")
         folder = Path(args.tokenizer or file.parent)
         if not folder.is_dir():
             raise UsageError(f"--tokenizer {folder}: no such folder")

@@ -20,7 +20,6 @@ from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint
 from tests.conftest import ROOT
 from tests.pipelines import in_process
-from tests.processes import use_one_core
 from tests.test_guide import WITHOUT_TOKENIZER, assert_generates_the_same
 
 GPT2 = {name: value for name, value in GROUPED.items() if name not in ("head_dim", "num_key_value_heads")}
@@ -191,7 +190,7 @@ def test_gpt_2_from_a_checkpoint_to_tokens(tmp_path: Path, shared_directory: Pat
             assert pipeline.main(arguments) == 0
     else:
         command = [sys.executable, str(ROOT / "tinyllama" / "pipeline.py"), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, preexec_fn=use_one_core)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     loaded = Package.load(package)
     assert loaded.self_test().steps == 5

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from export import shell
+from export import pipeline, shell
 from export.tflite_commands import Conversion
 from o2o import formats
 from o2o.errors import ModelError, UsageError
@@ -22,7 +22,7 @@ from runtime_py.package import Package
 from tests.checkpoints import GROUPED, write_checkpoint, write_first_layers
 from tests.conftest import ROOT
 from tests.pipelines import in_process
-from tests.processes import spawn, use_one_core
+from tests.processes import spawn
 from tests.test_guide import DEMO, PROMPTS, assert_generates_the_same
 from tinyllama.convert_to_tflite import conversion_of, main, parser, target_of
 
@@ -286,7 +286,7 @@ def test_commands_that_fail_tell_their_exit_code(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_package_of_tflite(shared_directory: Path) -> None:
+def test_a_package_of_tflite(shared_directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As `make package FORMAT=tflite` makes it; a Circle model that was there before goes."""
     from transformers import AutoTokenizer
 
@@ -297,15 +297,11 @@ def test_a_package_of_tflite(shared_directory: Path) -> None:
             write_first_layers(DEMO, checkpoint, 1)
             package.mkdir()
             (package / "model.circle").write_bytes(b"of an earlier build")
-            script = ROOT / "tinyllama" / "pipeline.py"
             flags = ["--format", "tflite", "--max-length", "48", "--prefill-lengths", "16,32"]
             flags += ["--model", str(checkpoint)]
-            command = [sys.executable, str(script), "--package", str(package), *flags]
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=300, preexec_fn=use_one_core
-            )
-            assert done.returncode == 0, done.stderr
-            assert "model.circle, which model.tflite replaces" in done.stderr
+            with in_process(shared_directory):
+                assert pipeline.main(["--package", str(package), *flags]) == 0
+            assert "model.circle, which model.tflite replaces" in capfd.readouterr().err
     found = {path.name for path in package.iterdir()}
     assert found >= {"model.tflite", "config.json", "tokenizer.json"}
     assert "model.circle" not in found
@@ -325,9 +321,9 @@ def test_a_package_of_tflite(shared_directory: Path) -> None:
 def test_wrong_usage_of_the_pipeline(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str], message: str
 ) -> None:
-    from tinyllama.pipeline import main as pipeline
+    from tinyllama.pipeline import main as seeds_pipeline
 
-    assert pipeline([*flags, "--package", str(tmp_path / "package")]) == 2
+    assert seeds_pipeline([*flags, "--package", str(tmp_path / "package")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "package").exists()
 

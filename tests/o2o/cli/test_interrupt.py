@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -154,14 +155,23 @@ sys.exit(command.run("busy", globals()[sys.argv[1]]))
 """
 
 
-@pytest.mark.parametrize(
-    "what", ["destructor", "converts", "cleans_up", "foreign_code", "silenced", "imports", "goes_on"]
-)
-def test_a_body_that_does_not_end_by_itself(what: str, tmp_path: Path) -> None:
+@pytest.fixture
+def busy(tmp_path: Path) -> Path:
     (tmp_path / "busy.py").write_text(BUSY)
     (tmp_path / "slow.py").write_text(SLOW)
-    code, message = interrupted(0.7, "script", tmp_path / "busy.py", what)
-    assert (code, message) == ((7, "") if what == "goes_on" else (130, "busy: interrupted\n"))
+    return tmp_path / "busy.py"
+
+
+def test_bodies_that_do_not_end_by_themselves(busy: Path) -> None:
+    """At the same time: most of it is waiting."""
+    bodies = ["destructor", "converts", "cleans_up", "foreign_code", "silenced", "imports"]
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        results = threads.map(lambda body: interrupted(0.7, "script", busy, body), bodies)
+    assert dict(zip(bodies, results, strict=True)) == dict.fromkeys(bodies, (130, "busy: interrupted\n"))
+
+
+def test_a_body_that_goes_on(busy: Path) -> None:
+    assert interrupted(0.7, "script", busy, "goes_on") == (7, "")
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:

@@ -16,13 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import build_graph
+from export.graph_cache import GraphCache
+from export.graph_groups import traced
+from export.graph_specs import GraphSpec
 from export.model import LanguageModel
 from o2o import formats
 from o2o.filters import bind_weights, inspect
 from o2o.formats.tensors import LARGE, storage_key
 from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.model import Model
+from o2o.streams.disk_cache import DiskCache
+from o2o.weights.checkpoint import open_checkpoint
 from tests.checkpoints import DEMO, GROUPED, write_checkpoint
 from tests.compiled import compiled_once
 from tests.o2o.graphs import Graph, linear
@@ -49,9 +53,14 @@ Exporter = Callable[..., Path]
 def export(shared_directory: Path, tmp_path: Path) -> Iterator[Exporter]:
     """(checkpoint, weights) -> the file of its prefill graph."""
 
+    prefill = GraphSpec("prefill", "prefill.circle", 32, None)
+
     def export_(checkpoint: Path, weights: str = "external") -> Path:
         path = tmp_path / f"{checkpoint.name}.{weights}.circle"
-        formats.save(build_graph.prefill(checkpoint, weights=weights), path)  # type: ignore[arg-type]
+        opened = open_checkpoint(checkpoint)
+        cache = GraphCache(opened, DiskCache(shared_directory / "graphs"))
+        graph = traced(prefill, opened, cache, "eager", False, lambda line: None)
+        formats.save(graph.bind(opened, weights, "float32"), path)  # type: ignore[arg-type]
         return path
 
     with compiled_once(shared_directory):
