@@ -48,8 +48,9 @@ def python_of(peer: Peer, folder: Path, log: Path, torch: str = TORCH) -> str:
         return python
     shutil.rmtree(environment, ignore_errors=True)
     try:
-        run_to_end([sys.executable, "-m", "venv", str(environment)], log)
-        install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
+        run_to_end([sys.executable, "-m", "venv", "--without-pip", str(environment)], log)
+        pip = [sys.executable, "-m", "pip", "--python", python]
+        install = [*pip, "install", "--disable-pip-version-check"]
         if peer.torch:  # first, so that later packages do not fetch a larger build
             run_to_end([*install, torch], log)
         run_to_end([*install, *([torch] if peer.torch else []), *peer.requirements], log, peer.building)
