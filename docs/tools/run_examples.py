@@ -25,6 +25,7 @@ TIMEOUT = 900  # seconds
 NOT_RUN = {
     r"make (setup|test|test-fast|families|lint|demo|docs|docs-test|wheel|clean)\b": "it takes long",
     r"o2o chat\b|.* --chat\b": "the demo model has no chat template",
+    r"o2o serve\b": "it serves until Ctrl-C",
     r"source |cd |git |pip ": "the environment is active",
 }
 """Commands that are not run, and why."""
