@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from export.loading_flags import VARIABLES
 from runtime_py.engines.speed_trial import Form, Speed, Speeds
@@ -20,6 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Tests compute little: torch's threads would wait for each other, and for the cores that other workers use.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The time of an example says how busy the machine is.
+settings.register_profile("busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
