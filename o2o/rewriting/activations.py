@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from o2o.formats.tensors import constant_array, is_constant
+from o2o.formats.tensors import is_constant
 from o2o.model import shape_of
 from o2o.operators.reference import NotEvaluable, evaluate
 from o2o.operators.traits import RESHAPE_OPS, is_elementwise
+from o2o.rewriting.matchers import scalar
 from o2o.rewriting.regions import Region, Regions
 
 TOLERANCE = 2e-6
@@ -84,7 +85,7 @@ def _is_scalar_function(node: ir.Node) -> bool:
     constants = [value for value in node.inputs if value is not None and is_constant(value)]
     if node.op_type in RESHAPE_OPS:
         return True
-    return all((array := constant_array(value)) is not None and array.size == 1 for value in constants)
+    return all(scalar(value) is not None for value in constants)
 
 
 def _kind(region: Region) -> str | None:

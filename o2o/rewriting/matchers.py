@@ -111,8 +111,11 @@ def scalar(value: ir.Value | None) -> float | None:
     Returns:
         The number or None.
     """
+    # The size comes first: a large constant is not read, and may be a reference to a checkpoint.
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return None
     array = constant_array(value)
-    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+    return None if array is None else float(array.reshape(-1)[0])
 
 
 def operand_and_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:

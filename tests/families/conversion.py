@@ -10,12 +10,17 @@ import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 from export import __main__ as export_command
+from export import parameter_binding
 from export.package_builder import PackageBuilder, PackageFormat
 from o2o.errors import ModelError
 from o2o.verbs import pipe
 from tests.families.cases import CONTEXT
+
+LARGE = 64
+"""Bytes from which a parameter is a reference, so that tiny models go the way of real ones."""
 
 
 def convert(
@@ -43,7 +48,7 @@ def convert(
     builder = PackageBuilder(checkpoint, package, CONTEXT, prefill_lengths, lambda line: None)
     plan = builder.plan(format, recipe)
     package.mkdir(parents=True)
-    with contextlib.chdir(package):
+    with contextlib.chdir(package), mock.patch.object(parameter_binding, "LARGE", LARGE):
         for step in plan.steps:
             words = shlex.split(step.replace("\\\n", " "))
             if words[1:3] == ["-m", "export"]:

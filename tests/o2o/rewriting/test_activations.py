@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from o2o.formats.unbound_tensor import UnboundTensor
 from o2o.rewriting.activations import Activation, activation_of
 from o2o.rewriting.regions import Regions
 from tests.o2o.graphs import Graph
@@ -65,11 +67,20 @@ def vector(op: Chain) -> ir.Value:
     return op.graph.constant("vector", np.linspace(0.9, 1.1, 19, dtype=np.float32))
 
 
+def reference(op: Chain) -> ir.Value:
+    """A vector that is not in the model."""
+    value = vector(op)
+    value.const_value = UnboundTensor("w", Path("no-checkpoint"), "w", ir.DataType.FLOAT, (19,))
+    return value
+
+
 OTHERS: dict[str, Write] = {
     "another factor": lambda op, x: op("MUL", x, op("LOGISTIC", op("MUL", x, 1.5))),
     "of two values": lambda op, x: op("MUL", op("SIN", x), op("LOGISTIC", x)),
     "squared": lambda op, x: op("MUL", op("RELU", x), op("RELU", x)),
     "a constant for each element": lambda op, x: op("MUL", x, op("LOGISTIC", op("MUL", x, vector(op)))),
+    "of weights in a checkpoint": lambda op, x: op("MUL", x, op("LOGISTIC", op("MUL", x, reference(op)))),
+    "a product with weights in a checkpoint": lambda op, x: op("MUL", op("LOGISTIC", x), reference(op)),
 }
 
 
