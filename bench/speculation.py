@@ -47,6 +47,8 @@ SEPARATOR = "=====\n"
 """Between a prompt and its continuation."""
 REPEATS = 9
 """Runs whose median is the cost of a run."""
+MAX_CONTINUATION = 128
+"""Tokens of the model's own continuation of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,13 @@ def continuation(package: Package, pool: SessionPool, text: Text) -> list[int]:
     Args:
         package: The package.
         pool: The KV caches of its engine.
-        text: The prompt; its continuation says how many tokens.
+        text: The prompt.
 
     Returns:
         Token ids.
     """
     detokenizer = Detokenizer(package.tokenizer)
-    count = len(text.continuation)
+    count = min(len(text.continuation), MAX_CONTINUATION)
     with closing(Session(pool)) as session:
         tokens = generate(session, text.prompt, detokenizer, max_new_tokens=count, sampling=GREEDY)
         return [token.id for token in tokens]
@@ -178,7 +180,7 @@ def measure(package: Package, engine: Engine, names: Sequence[str], rounds: int)
         same = continuation(package, without, text) == continuation(package, with_drafts, text)
         share = f"{drafts.accepted} of {drafts.drafted} accepted in {drafts.runs} runs"
         print(
-            f"  {text.name:8} {statistics.median(ratios):5.2f} times ({min(ratios):.2f}-{max(ratios):.2f}), "
+            f"  {text.name:15} {statistics.median(ratios):5.2f} times ({min(ratios):.2f}-{max(ratios):.2f}), "
             f"{statistics.median(speeds):6.1f} tokens/s, {len(text.continuation)} tokens; {share}; "
             f"same text: {'yes' if same else 'no'}",
             flush=True,

@@ -15,7 +15,7 @@ from runtime_py.generation import setting_types
 from runtime_py.generation.generation_config import GenerationConfig
 from runtime_py.generation.grammar import Grammar
 from runtime_py.generation.log_probabilities import TokenLogProbability, log_softmax, top_tokens
-from runtime_py.generation.logits_processors import LogitsProcessor
+from runtime_py.generation.logits_processors import ForcesTokens, LogitsProcessor
 from runtime_py.generation.processor_chain import check_ids, processor_chain
 from runtime_py.generation.sampler import Sampler, sampler
 from runtime_py.generation.sampling import Sampling
@@ -135,7 +135,7 @@ def generate(
     deadline = None if config.max_time is None else time.monotonic() + config.max_time
     with session.generation():
         logits = session.read(ids)
-        decoding = SpeculativeDecoding(session, prompt, limit)
+        decoding = SpeculativeDecoding(session, prompt, limit, _grammar(logits_processors))
         while True:
             token = choose(ids, logits)
             evidence = () if log_probabilities is None else _evidence(logits, token, log_probabilities)
@@ -158,7 +158,7 @@ def generate(
                 yield Token(token, text, finish, *evidence)
                 return
             yield Token(token, text, None, *evidence)
-            logits = decoding.append(token)
+            logits = decoding.append(ids)
 
 
 def _sampler(
@@ -195,6 +195,11 @@ def _sampler(
         custom=logits_processors,
     )
     return sampler(sampling, chain)
+
+
+def _grammar(processors: Iterable[object]) -> ForcesTokens | None:
+    """The first processor that knows tokens in advance."""
+    return next((processor for processor in processors if isinstance(processor, ForcesTokens)), None)
 
 
 def _evidence(logits: np.ndarray, token: int, count: int) -> tuple[float, tuple[TokenLogProbability, ...]]:

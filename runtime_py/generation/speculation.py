@@ -10,9 +10,10 @@ token is chosen once, by the same logits processors and the same random numbers.
 sampling: a drafted token is accepted with its probability, and else another token is drawn from the rest of
 the distribution.
 
-Drafts come from the text (`runtime_py.generation.prompt_lookup`). A run of T tokens takes longer than a step.
-How much longer is measured (`runtime_py.generation.verification`). A draft is used only where the tokens
-that are expected to agree are worth that time.
+Drafts come from the text (`runtime_py.generation.prompt_lookup`) and from its grammar
+(`runtime_py.generation.forced_tokens`). A run of T tokens takes longer than a step. How much longer is
+measured (`runtime_py.generation.verification`). A draft is used only where the tokens that are expected to
+agree are worth that time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from runtime_py.engines.finite_logits import check_logits
+from runtime_py.generation.forced_tokens import ForcedTokens
+from runtime_py.generation.logits_processors import ForcesTokens
 from runtime_py.generation.prompt_lookup import PromptLookup
 from runtime_py.generation.session import Session
 
@@ -33,60 +36,73 @@ GAIN = 1.1
 class SpeculativeDecoding:
     """Feeds the tokens of one text to its session, with drafts where they pay."""
 
-    def __init__(self, session: Session, prompt: Sequence[int], max_length: int | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        max_length: int | None,
+        grammar: ForcesTokens | None = None,
+    ) -> None:
         """Begin behind a prompt that the session has read.
 
         Args:
             session: The session.
             prompt: Token ids [P].
             max_length: The largest number of ids of the text, prompt included; None for no limit but S.
+            grammar: The logits processor of a grammar; None for a text without one.
         """
         self._session = session
-        self._length = len(prompt)
         self._limit = session.capacity if max_length is None else min(session.capacity, max_length - 1)
         drafts = session.verify_lengths(0) and not session.verification.refused
         self._lookup = PromptLookup(prompt) if drafts else None
+        self._grammar = None if grammar is None else ForcedTokens(grammar)
         self._draft: list[int] = []
+        self._num_forced = 0  # the tokens of the draft that the grammar forces
         self._logits = np.zeros((0, 0), np.float32)  # those that follow the tokens of the draft
 
-    def append(self, token: int) -> np.ndarray:
+    def append(self, ids: Sequence[int]) -> np.ndarray:
         """Feed the next token of the text.
 
         Args:
-            token: The token that was chosen.
+            ids: The ids of the text. The last one is the token that was chosen.
 
         Returns:
             The logits [V] float32 that follow it.
         """
-        session, lookup = self._session, self._lookup
-        self._length += 1
+        session, lookup, token = self._session, self._lookup, ids[-1]
         if lookup is None:
             return session.append(token)
         lookup.append(token)
-        if self._draft and self._draft[0] == token:
+        if self._draft and self._is_accepted(token):
             session.accept(token)
             session.drafts.accepted += 1
             logits, self._draft, self._logits = self._logits[0], self._draft[1:], self._logits[1:]
-            return check_logits(logits, self._length - 1)
+            return check_logits(logits, len(ids) - 1)
         self._draft = []
-        if not lookup.place:
+        if not lookup.place and self._grammar is None:
             return session.append(token)
-        length = self._best_length(lookup)
+        most = self._limit - len(ids)
+        lengths = session.verify_lengths(len(ids) - 1) if most > 0 else ()
+        most = min(lengths[-1] - 1, most) if lengths else 0
+        draft, expected = self._predict(ids, lookup, most)
+        if not draft:
+            return session.append(token)
+        length = self._best_length(lengths, expected)
         begin = time.perf_counter()
         if length == 1:
             logits = session.append(token)
             session.verification.add(1, time.perf_counter() - begin)
             return logits
-        self._draft = lookup.draft(min(length - 1, self._limit - self._length))
+        self._draft = draft[: length - 1]
         is_trial = session.verification.needs_trial(length)
         if is_trial:
-            expected = session.append(token)
+            step = session.append(token)
             session.back()
             begin = time.perf_counter()
         rows = session.verify(token, self._draft)
         session.verification.add(length, time.perf_counter() - begin)
         if is_trial:
-            exact = np.array_equal(rows[0], expected)
+            exact = np.array_equal(rows[0], step)
             session.verification.compared(length, exact)
             if not exact:
                 session.back()
@@ -95,16 +111,36 @@ class SpeculativeDecoding:
         session.drafts.runs += 1
         session.drafts.drafted += len(self._draft)
         self._logits = rows[1:]
-        return check_logits(rows[0], self._length - 1)
+        return check_logits(rows[0], len(ids) - 1)
 
-    def _best_length(self, lookup: PromptLookup) -> int:
+    def _is_accepted(self, token: int) -> bool:
+        """Whether the next token of the draft was chosen."""
+        agrees = self._draft[0] == token
+        if self._num_forced and self._grammar is not None:
+            self._grammar.add(agrees)
+            self._num_forced -= 1
+        return agrees
+
+    def _predict(self, ids: Sequence[int], lookup: PromptLookup, count: int) -> tuple[list[int], list[float]]:
+        """The best draft of at most `count` tokens, and how many of its first n tokens should agree."""
+        draft, expected = lookup.draft(count), lookup.expected(count)
+        self._num_forced = 0
+        forced = [] if self._grammar is None or not count else self._grammar.draft(ids)[:count]
+        if self._grammar is not None and forced:
+            self._num_forced = len(forced)
+            certain = self._grammar.expected(len(forced))
+            certain += [certain[-1]] * (count - len(forced))
+            if draft[: len(forced)] == forced:
+                return draft, [*map(max, certain, expected)]
+            return forced, certain
+        return draft, expected
+
+    def _best_length(self, lengths: Sequence[int], expected: Sequence[float]) -> int:
         """The number of tokens of the next run; 1 for a decode step."""
         best, speed = 1, GAIN
-        most = self._limit - self._length
-        lengths = self._session.verify_lengths(self._length - 1) if most > 0 else ()
-        expected = lookup.expected(min(lengths[-1] - 1, most)) if lengths else ()
         for length in lengths:
-            gain = (1 + expected[min(length, len(expected)) - 1]) / self._session.verification.cost(length)
+            agreeing = expected[min(length, len(expected)) - 1]
+            gain = (1 + agreeing) / self._session.verification.cost(length)
             if gain > speed:
                 best, speed = length, gain
         return best

@@ -127,7 +127,7 @@ def lower_file(
     model: ModelFile,
     buckets: Sequence[int] | None = None,
     all_logits: bool = False,
-    verify_lengths: Sequence[int] = (),
+    verifies: bool = False,
 ) -> LoweredFile:
     """Lower a model to TFLite.
 
@@ -135,7 +135,8 @@ def lower_file(
         model: A Circle or TFLite file.
         buckets: Capacities of additional decode graphs, as for `o2o.lower.litert.tuning.tune`.
         all_logits: Whether prefills keep their logits; otherwise they are removed where that is faster.
-        verify_lengths: The numbers of tokens of the signatures that verify drafts.
+        verifies: Whether signatures that verify drafts are added
+            (`runtime_py.engines.litert.row_tile.draft_lengths`).
 
     Returns:
         The lowered file.
@@ -150,9 +151,10 @@ def lower_file(
     from o2o.lower.litert.draft_verifiers import add_draft_verifiers, make_draft_verifiers
     from o2o.lower.litert.tuning import remove_prefill_logits, tune
     from o2o.rewriting.prefill_logits import restore_prefill_logits
+    from runtime_py.engines.litert.row_tile import draft_lengths
 
     graphs, source = model.read()
-    verifiers = make_draft_verifiers(graphs, verify_lengths) if verify_lengths else None
+    verifiers = make_draft_verifiers(graphs, draft_lengths(graphs)) if verifies else None
     contract = None
     if graphs.format == "tflite":
         contract = contract_of(graphs)

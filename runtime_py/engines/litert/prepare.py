@@ -23,8 +23,6 @@ from runtime_py.engines.litert.mapped_bytes import MappedBytes
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 
-VERIFY_LENGTHS = (4, 8, 16)
-"""Tokens of the runs that verify a draft."""
 _MARGIN = 1.1  # packing pads rows; the lowered graph takes some megabytes
 
 
@@ -77,8 +75,8 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
 
 def _lower(model: ModelFile, options: EngineOptions) -> LoweredFile:
-    lengths = VERIFY_LENGTHS if options.speculate and not options.all_logits else ()
-    return lower_file(model, options.buckets, options.all_logits, lengths)
+    verifies = options.speculate and not options.all_logits
+    return lower_file(model, options.buckets, options.all_logits, verifies)
 
 
 def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | None:

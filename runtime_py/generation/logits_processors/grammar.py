@@ -109,6 +109,18 @@ class GrammarProcessor:
         np.copyto(result[: len(allowed)], logits[: len(allowed)], where=allowed.view(bool))
         return result
 
+    def forced_tokens(self, ids: Sequence[int]) -> list[int]:
+        """See `ForcesTokens`.
+
+        Args:
+            ids: The token ids so far. The processor was called for the prompt of this text.
+
+        Returns:
+            The next token ids that the grammar forces.
+        """
+        self._follow(ids)
+        return list(self._matcher.compute_ff_tokens())
+
     def _follow(self, ids: Sequence[int]) -> None:
         """Bring the matcher to the end of a text: often by one token, or back, or to a new text."""
         length = len(self._prompt)

@@ -159,6 +159,36 @@ def test_processors_of_the_caller_see_each_token_once() -> None:
     assert seen == [tuple(text[:length]) for length in range(3, len(text))]
 
 
+class Keys:
+    """After token 5 the text goes on with 7, 8 or 9, 4, 6: with one choice within what is forced."""
+
+    def __call__(self, ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        allowed = self._allowed(ids)
+        return np.where([not allowed or token in allowed for token in range(V)], logits, -np.inf)
+
+    def forced_tokens(self, ids: Sequence[int]) -> list[int]:
+        rest = {5: [7, 8, 4, 6], 7: [8, 4, 6], 8: [4, 6], 9: [4, 6], 4: [6]}
+        return rest.get(ids[-1], []) if self._allowed(ids) else []
+
+    def _allowed(self, ids: Sequence[int]) -> list[int]:
+        for back in range(1, 5):
+            if len(ids) >= back and ids[-back] == 5:
+                return [[7], [8, 9], [4], [6]][back - 1]
+        return []
+
+
+def test_a_grammar_drafts_what_it_forces() -> None:
+    options: dict[str, Any] = {"sampling": Sampling(temperature=9.0, seed=3), "logits_processors": [Keys()]}
+    plain, fast = Engine(90, ()), Engine(90, (4, 8))
+    expected, _ = run(plain, **options)
+    tokens, session = run(fast, **options)
+    assert tokens == expected
+    keys = [token.id for token in expected].count(5)
+    assert keys > 2
+    assert session.drafts.accepted >= 2 * (keys - 1)
+    assert len(fast.runs) <= len(plain.runs) - 2 * (keys - 1)
+
+
 def test_a_text_goes_on_after_a_stream_that_was_closed_within_a_draft() -> None:
     engine = Engine(90, (8,))
     session = Session(SessionPool(engine))  # type: ignore[arg-type]

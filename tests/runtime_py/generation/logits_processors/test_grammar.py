@@ -195,6 +195,23 @@ def test_a_processor_follows_a_text_back_and_to_another_text(
         allowed([9, 9, 9, y])
 
 
+def test_the_next_key_is_forced(tokenizer: Tokenizer, compiler: GrammarCompiler) -> None:
+    schema = {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}
+    processor = compiler.processor(Grammar.json_schema(schema | {"additionalProperties": False}))
+    processor(PROMPT, np.zeros(tokenizer.num_ids, np.float32))
+    token_bytes = TokenBytes(tokenizer)
+
+    def forced(text: str) -> str:
+        ids = [*PROMPT, *(id_of(tokenizer, letter) for letter in text)]
+        return b"".join(map(token_bytes, processor.forced_tokens(ids))).decode()
+
+    assert forced("") == "{"
+    assert forced('{"') == 'number"'
+    assert forced('{"num') == 'ber"'
+    assert forced('{"number":') == ""
+    assert forced("{") == ""  # spaces are allowed
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
