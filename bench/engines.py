@@ -1,13 +1,13 @@
-"""Compare the speed of the engines on packages: prefill and decode, measured in turn.
+"""Compare engines, numbers of threads and `auto` on packages: prefill and decode, measured in turn.
 
-    python bench/engines.py PACKAGE... [--engines litert onnx] [--rounds 9] [--threads 2]
+    python bench/engines.py PACKAGE... [--engines auto litert onnx] [--threads 2 1] [--prompt 128 512]
     python bench/engines.py --make FOLDER --shapes 15m 135m --recipes none dynamic_int8 dynamic_int4_block32
 
 --make first builds Circle packages of random checkpoints (bench/make_checkpoint.py) in FOLDER, unless they
-exist. In every round each engine reads a prompt and decodes some tokens after it. Prints the median tokens/s,
-and each engine's ratio to the first: the median of the rounds, with the quartiles. On a shared machine,
---fastest uses the fastest step of a round instead of the median. `auto` should take the fastest
-(`runtime_py.engines.speed_trial`).
+exist. In every round each engine reads each prompt and decodes some tokens after it. Prints the median
+tokens/s, and how many times the fastest one's that is: the median of the rounds. `auto` runs as it is
+(`runtime_py.engines.loading`); the other engines run with each number of threads. The last line has, of
+`auto`, the quartiles too.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ import argparse
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 
 import numpy as np
 
 from o2o.cli.arguments import Parser
 from o2o.cli.command import run
+from o2o.cli.text import counted
 from o2o.errors import O2oError
-from runtime_py.engines.engine import Engine, EngineSession
+from runtime_py.engines.engine import EngineSession
+from runtime_py.engines.options import AUTO
 from runtime_py.engines.registry import ENGINES
+from runtime_py.engines.speed_trial import thread_counts
 from runtime_py.package import Package
 
 ROOT = Path(__file__).resolve().parents[1]
-READS = 3
-"""Prefills in a round."""
 PAUSE = 0.02
 """Seconds between two engines: the threads of the last one busy-wait for a while, on a core each."""
 
@@ -50,88 +51,131 @@ def _build(folder: Path, shape: str, recipe: str, capacity: int, prompt: int) ->
     if not (plain / "model.circle").exists():
         checkpoint = folder / f"{shape}-checkpoint"
         if not (checkpoint / "config.json").exists():
-            _run(ROOT / "bench/make_checkpoint.py", checkpoint, "--shape", shape)
+            _python(ROOT / "bench/make_checkpoint.py", checkpoint, "--shape", shape)
         options = ["--max-length", capacity, "--prefill-lengths", prompt]
-        _run("-m", "export.pipeline", "--model", checkpoint, "--package", plain, *options)
+        _python("-m", "export.pipeline", "--model", checkpoint, "--package", plain, *options)
     package = folder / plain.name.replace("none", recipe)
     if not (package / "model.circle").exists():
         package.mkdir(exist_ok=True)
         options = ["quantize.weights", "--recipe", recipe, "-o", package / "model.circle"]
-        _run("-m", "o2o", *options, plain / "model.circle")
+        _python("-m", "o2o", *options, plain / "model.circle")
     return package
 
 
-def _run(*command: object) -> None:
+def _python(*command: object) -> None:
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def speeds(
-    session: EngineSession, ids: Sequence[int], prompt: int, typical: Callable[[Sequence[float]], float]
-) -> tuple[float, float]:
+def speeds(session: EngineSession, ids: Sequence[int], prompt: int, seconds: float) -> tuple[float, float]:
     """Measure one engine in a round.
 
     Args:
         session: An engine session.
         ids: The prompt and the tokens to decode.
         prompt: The length of the prompt.
-        typical: Chooses among the measured seconds, such as the median.
+        seconds: How long prompts are read, and steps are decoded, at least once after a first time.
 
     Returns:
-        Tokens/s of prefill and of decode.
+        Tokens/s of prefill and of decode: the median.
     """
     time.sleep(PAUSE)
-    session.decode(ids[0], 0)
-    reads = []
-    for _ in range(READS):
+    reads, steps = list[float](), list[float]()
+    session.prefill(ids[:prompt])
+    while sum(reads) < seconds:
         started = time.perf_counter()
         session.prefill(ids[:prompt])
         reads.append(time.perf_counter() - started)
-    steps = []
-    for position in range(prompt, len(ids)):
-        started = time.perf_counter()
-        session.decode(ids[position], position)
-        steps.append(time.perf_counter() - started)
-    return prompt / typical(reads), 1 / typical(steps)
+    while sum(steps) < seconds:
+        session.prefill(ids[:prompt])
+        session.decode(ids[prompt], prompt)  # may copy rows from the caches that the prompt is in
+        for position in range(prompt + 1, len(ids)):
+            started = time.perf_counter()
+            session.decode(ids[position], position)
+            steps.append(time.perf_counter() - started)
+    return prompt / statistics.median(reads), 1 / statistics.median(steps)
 
 
 def _compare(package: Package, args: argparse.Namespace) -> None:
-    """Measure the engines on a package, and print a line for each."""
+    """Measure the forms on a package, and print a table."""
+    threads = args.threads or thread_counts()
+    forms = [(name, None if name == AUTO else count) for name in args.engines for count in threads]
     with ExitStack() as opened:
-        engines: dict[str, Engine] = {}
         sessions: dict[str, EngineSession] = {}
-        for name in args.engines:
+        capacity = vocab_size = sys.maxsize
+        for name, count in dict.fromkeys(forms):
+            form = name if count is None else f"{name}, {counted(count, 'thread')}"
             try:
-                engine = package.engine(threads=args.threads, engine=name)
+                engine = opened.enter_context(closing(package.engine(threads=count, engine=name)))
             except O2oError as error:
-                print(f"  {name:8} {error}")
+                print(f"  {form}: {error}")
                 continue
-            engines[name] = opened.enter_context(closing(engine))
-            sessions[name] = opened.enter_context(closing(engine.open_session()))
-        if not engines:
+            assert package.loaded is not None
+            if count is None:
+                print(f"  {form}: {package.loaded.description}")
+            sessions[form] = opened.enter_context(closing(engine.open_session()))
+            capacity, vocab_size = min(engine.capacity, capacity), min(engine.vocab_size, vocab_size)
+        if not sessions:
             return
-        capacity = min(engine.capacity for engine in engines.values())
-        vocab_size = min(engine.vocab_size for engine in engines.values())
         tokens = min(args.tokens, capacity // 2)
-        prompt = min(args.prompt, capacity - tokens)
-        ids = np.random.default_rng(0).integers(0, vocab_size, prompt + tokens).tolist()
-        typical = min if args.fastest else statistics.median
-        rounds = [
-            {name: speeds(session, ids, prompt, typical) for name, session in sessions.items()}
-            for _ in range(args.rounds + 1)
-        ][1:]  # the first round warms up
-    first = next(iter(engines))
-    for name in engines:
-        columns = [
-            f"{what} {statistics.median(one[name][kind] for one in rounds):>9,.1f} tokens/s "
-            + _ratio([one[name][kind] / one[first][kind] for one in rounds])
-            for kind, what in enumerate((f"prefill of {prompt}", "decode"))
-        ]
-        print(f"  {name:8} {'   '.join(columns)}", flush=True)
+        prompts = sorted({min(prompt, capacity - tokens) for prompt in args.prompt})
+        ids = np.random.default_rng(0).integers(0, vocab_size, capacity).tolist()
+        rounds = []
+        for number in range(args.rounds):
+            turn = number % len(sessions)
+            order = [*sessions.items()][turn:] + [*sessions.items()][:turn]
+            cells: dict[tuple[str, str], float] = {}
+            for prompt in prompts:
+                for form, session in order:
+                    pair = speeds(session, ids[: prompt + tokens], prompt, args.seconds)
+                    for kind, speed in zip(("prefill", "decode"), pair, strict=True):
+                        cells[form, f"{kind} {prompt}"] = speed
+            rounds.append(cells)
+    for line in report([*sessions], rounds):
+        print(f"  {line}", flush=True)
 
 
-def _ratio(ratios: Sequence[float]) -> str:
-    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return f"{middle:.2f}x ({low:.2f} to {high:.2f})"
+def report(forms: Sequence[str], rounds: Sequence[Mapping[tuple[str, str], float]]) -> list[str]:
+    """Tabulate the speeds of forms.
+
+    Args:
+        forms: Their names.
+        rounds: Of each round, tokens/s by form and column.
+
+    Returns:
+        The lines: a header, a line for each form, and one for `auto` against the fastest other one.
+    """
+    columns = sorted(
+        (column for form, column in rounds[0] if form == forms[0]), key=lambda name: name[0] == "d"
+    )
+    wide = max(map(len, forms))
+    lines = [" " * wide + "".join(f"{column:>22}" for column in columns)]
+    best: dict[str, str] = {}
+    for column in columns:
+        medians = {form: statistics.median(one[form, column] for one in rounds) for form in forms}
+        others = [form for form in forms if form != AUTO] or [AUTO]
+        best[column] = max(others, key=lambda form: medians[form])
+    for form in forms:
+        line = f"{form:{wide}}"
+        for column in columns:
+            speed = statistics.median(one[form, column] for one in rounds)
+            line += f"{speed:>14,.1f} {_ratios(rounds, form, best[column], column)[1]:>6.2f}x"
+        lines.append(line)
+    if AUTO in forms:
+        ratios = (_ratios(rounds, AUTO, best[column], column) for column in columns)
+        cells = (f"{middle:.2f} ({low:.2f}..{high:.2f})" for low, middle, high in ratios)
+        lines.append(f"{'auto':{wide}}" + "".join(f"{cell:>22}" for cell in cells))
+    return lines
+
+
+def _ratios(
+    rounds: Sequence[Mapping[tuple[str, str], float]], form: str, other: str, column: str
+) -> tuple[float, float, float]:
+    """Quartiles of how many times as fast a form is as another one."""
+    ratios = [one[form, column] / one[other, column] for one in rounds]
+    low, middle, high = (
+        statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    )
+    return low, middle, high
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,9 +193,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--make", type=Path, metavar="FOLDER")
     add("--shapes", nargs="+", default=["15m", "135m"], metavar="SHAPE")
     add("--recipes", nargs="+", default=["none", "dynamic_int8", "dynamic_int4_block32"], metavar="RECIPE")
-    add("--capacity", type=int, default=256, help="capacity of the packages of --make (default: %(default)s)")
-    add("--engines", nargs="+", choices=ENGINES, default=["litert", "onnx"])
-    add("--prompt", type=int, default=128, metavar="N", help="length of the prompt (default: %(default)s)")
+    add(
+        "--capacity", type=int, default=1024, help="capacity of the packages of --make (default: %(default)s)"
+    )
+    add("--engines", nargs="+", choices=[AUTO, *ENGINES], default=[AUTO, "litert", "onnx"])
+    add("--prompt", type=int, nargs="+", default=[128, 512], metavar="N", help="lengths of the prompts")
     add(
         "--tokens",
         type=int,
@@ -159,9 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="decoded after the prompt (default: %(default)s)",
     )
-    add("--rounds", type=int, default=9, help="(default: %(default)s)")
-    add("--threads", type=int, help="default: as each engine chooses")
-    add("--fastest", action="store_true", help="use the fastest step of a round, not the median")
+    add("--rounds", type=int, default=3, help="(default: %(default)s)")
+    add("--threads", type=int, nargs="+", metavar="N", help="default: what `auto` tries")
+    add("--seconds", type=float, default=0.3, help="of each measurement (default: %(default)s)")
     return run("engines.py", lambda: _run(parser.parse_args(argv)))
 
 
@@ -170,7 +216,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.make:
         args.make.mkdir(parents=True, exist_ok=True)
         variants = [(shape, recipe) for shape in args.shapes for recipe in args.recipes]
-        packages += [_build(args.make, *one, args.capacity, args.prompt) for one in variants]
+        packages += [_build(args.make, *one, args.capacity, max(args.prompt)) for one in variants]
     for folder in packages:
         package = Package.load(folder)
         print(f"{folder.name}: {package.size / 1e6:,.1f} MB")

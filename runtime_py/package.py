@@ -211,7 +211,7 @@ class Package:
 
     def _check_answers(self, loaded: LoadedEngine) -> Passed:
         try:
-            return check(loaded.engine, loaded.choice.engine, read_answers(self.model))
+            return check(loaded.engine, loaded.name, read_answers(self.model))
         except BaseException:
             loaded.engine.close()
             raise
@@ -495,7 +495,7 @@ class Package:
     def _prompt_cache(self, engine: Engine) -> PromptCache:
         assert self.loaded is not None
         options = self.options or EngineOptions()
-        name = self.loaded.choice.engine
+        name = self.loaded.name
         return PromptCache(ModelFile(self.model), name, engine.weight_dtype, options.disk_cache, options.log)
 
     def _open_scorer(self) -> Engine:

@@ -343,7 +343,7 @@ def store(model: Path, path: Path, options: EngineOptions) -> KnownAnswers:
     """
     loaded = load_engine(model, options)
     with contextlib.closing(loaded.engine) as engine:
-        answers = compute(engine, loaded.choice.engine, model_digest(model))
+        answers = compute(engine, loaded.name, model_digest(model))
     write(answers, path)
     return answers
 

@@ -29,6 +29,15 @@ class CachedRows:
     lowest: int
     tensors: Mapping[str, np.ndarray]
 
+    def copied(self) -> CachedRows:
+        """Copy the rows out of the caches that they are views of.
+
+        Returns:
+            The same rows, which the caller owns.
+        """
+        tensors = {name: np.array(rows, order="C") for name, rows in self.tensors.items()}
+        return CachedRows(self.stop, self.lowest, tensors)
+
 
 def slot_name(slot: Slot) -> str:
     """Return the name of a cache.
@@ -57,13 +66,13 @@ def by_position(array: np.ndarray, layout: str) -> np.ndarray:
     return view
 
 
-def copy_out(
+def view_rows(
     full: Mapping[Slot, np.ndarray],
     windows: Mapping[Slot, np.ndarray],
     held: WindowRows | None,
     stop: int,
 ) -> CachedRows:
-    """Copy rows out of the caches of a text.
+    """View the rows of a text in its caches, without a copy.
 
     Args:
         full: Views [S, K, H] of the full caches.
@@ -72,12 +81,12 @@ def copy_out(
         stop: The number of positions.
 
     Returns:
-        The rows, which the caller owns.
+        The rows. They change with the caches.
     """
     first, lowest = (held.first, held.lowest) if held is not None else (0, 0)
-    tensors = {slot_name(slot): np.array(view[:stop], order="C") for slot, view in full.items()}
+    tensors = {slot_name(slot): view[:stop] for slot, view in full.items()}
     for slot, view in windows.items():
-        tensors[slot_name(slot)] = np.array(view[lowest - first : stop - first], order="C")
+        tensors[slot_name(slot)] = view[lowest - first : stop - first]
     return CachedRows(stop, lowest if windows else 0, tensors)
 
 

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from o2o.cli.text import counted
 from o2o.errors import ModelError
+from runtime_py.engines.division import Division, divide
 from runtime_py.engines.engine import Engine
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
+from runtime_py.engines.phased_engine import PhasedEngine
 from runtime_py.engines.registry import ENGINES, EngineSpec
-from runtime_py.engines.selection import EngineChoice, candidates, choices
-from runtime_py.engines.speed_trial import Form, Speeds, measured_speeds
+from runtime_py.engines.selection import MEASURED, EngineChoice, candidates, choices, with_threads
+from runtime_py.engines.speed_trial import Form, Speeds
+from runtime_py.engines.stored_speeds import measured_speeds
 
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An engine that was loaded, why it was chosen, and its number of threads."""
+    """An engine that was loaded, why it was chosen, its number of threads, and what another one does."""
 
     engine: Engine
     choice: EngineChoice
     threads: int
+    division: Division | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the engine, or of the two engines that a text is divided between."""
+        return self.choice.engine if self.division is None else self.division.name
 
     @property
     def description(self) -> str:
@@ -51,14 +61,32 @@ def load_engine(file: Path, options: EngineOptions) -> LoadedEngine:
     able = candidates(model, options)
     speeds = _speeds(model, [spec for spec in able.specs if spec.is_measured], options)
     first_error: ModelError | None = None
+
+    def load(form: Form) -> Engine:
+        return _load(ENGINES[form.engine], model, replace(options, threads=form.threads))
+
+    if (division := _division(model, speeds, options)) is not None:
+        with contextlib.suppress(ModelError):
+            engine = PhasedEngine(
+                load(division.main), lambda: load(division.other), division.phases, options.log
+            )
+            reason = f"{MEASURED}, with {division.description}"
+            choice = EngineChoice(division.main.engine, reason)
+            return LoadedEngine(engine, choice, division.main.threads, division)
     for form, choice in choices(able, speeds, options.threads):
         try:
-            engine = _load(ENGINES[form.engine], model, replace(options, threads=form.threads))
-            return LoadedEngine(engine, choice, form.threads)
+            return LoadedEngine(load(form), choice, form.threads)
         except ModelError as error:
             first_error = first_error or error
     assert first_error is not None
     raise first_error
+
+
+def _division(model: ModelFile, speeds: Speeds, options: EngineOptions) -> Division | None:
+    """The division of texts between two forms; none for scoring, which prefills do alone."""
+    speeds = with_threads(speeds, options.threads)
+    requested = options.threads is None or any(form.threads == options.threads for form in speeds)
+    return divide(speeds, model.size) if requested and not options.all_logits else None
 
 
 def _speeds(model: ModelFile, specs: list[EngineSpec], options: EngineOptions) -> Speeds:

@@ -1,6 +1,7 @@
 """Selection of the engine that runs a model, and of its threads: the measured fastest, or the requested one.
 
-`runtime_py.engines.speed_trial` measures them on the model itself.
+`runtime_py.engines.speed_trial` measures them on the model itself. Two may divide a text
+(`runtime_py.engines.division`).
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def choices(able: Candidates, speeds: Speeds, threads: int | None) -> Iterator[t
     Yields:
         A form of each engine, the fastest first. Engines that were not measured come last.
     """
+    speeds = with_threads(speeds, threads)
     fastest: dict[str, Form] = {}
     for form in by_speed(speeds):
         fastest.setdefault(form.engine, form)
@@ -94,6 +96,19 @@ def choices(able: Candidates, speeds: Speeds, threads: int | None) -> Iterator[t
         count = threads or (measured.threads if measured is not None else ENGINES[name].default_threads)
         reason = able.reason or _reason(place, name, order, speeds)
         yield Form(name, count), EngineChoice(name, reason)
+
+
+def with_threads(speeds: Speeds, threads: int | None) -> Speeds:
+    """Return the speeds of the forms with a number of threads.
+
+    Args:
+        speeds: What was measured.
+        threads: The number of threads; None for any.
+
+    Returns:
+        The speeds of these forms; of all forms where the number was not measured.
+    """
+    return {form: speeds[form] for form in speeds if form.threads == threads} or speeds
 
 
 def _reason(place: int, name: str, order: list[str], speeds: Speeds) -> str:

@@ -1,40 +1,40 @@
-"""The speed trial: engines and numbers of threads are tried on a model, once, and their speeds are stored.
+"""The speed trial: engines and numbers of threads are tried on a model, and their speeds are measured.
 
-Which engine is the fastest depends on the processor, the size of the model and the dtype of its weights. So
-the first load of a model on a machine measures instead of guessing. The result is an entry of the disk cache.
-Its key has the digest of the model, the processor, the number of cores and the versions of the engines.
+Which engine is the fastest depends on the processor, the size of the model and the dtype of its weights.
+It also depends on the phase of a text. So the first load of a model on a machine measures instead of guessing
+(`runtime_py.engines.stored_speeds`).
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from o2o.cli.text import listed
 from o2o.cores import cores
 from o2o.errors import ModelError
-from runtime_py.engines import prepared_artifacts
 from runtime_py.engines.engine import Engine, EngineSession
-from runtime_py.engines.model_file import ModelFile
-from runtime_py.engines.options import EngineOptions
-from runtime_py.engines.registry import ENGINES
+from runtime_py.engines.phases import Phase
 
 BUDGET = 1.5
-"""Seconds of runs that a trial takes at most, besides one run of each kind and the loading of engines."""
+"""Seconds of runs that a trial takes at most, besides two decode steps of each kind and loading."""
 NEAR, FAR = 128, 512
 """Positions of the decode steps, where the capacity has them."""
-PROMPT = 64
-"""Tokens of the prompt."""
+SHORT, LONG = 128, 512
+"""Tokens of the prompts, where the capacity and the time have room for them."""
+MIN_PROMPT = 32
+"""Tokens of the shortest prompt that says something about longer ones."""
+PREFILL_SPEEDUP = 5
+"""About how many tokens of a prompt are read in the time of a decode step, before it is measured."""
+FIRST_SHARE = 0.8
+"""The share of the time for the engines on all cores."""
+TOO_SLOW = 1.3
+"""Fewer threads are given up where a near decode step takes so many times as long as on all cores."""
 MAX_RUNS = 24
 """Runs of one kind. The fastest counts: others were disturbed."""
-_FILE = "speeds.json"
 
 
 class Form(NamedTuple):
@@ -51,12 +51,36 @@ class Speed:
     Attributes:
         near: Seconds of a decode step at a position near the beginning of a text.
         far: Seconds of a decode step far behind it.
-        prefill: Seconds of a token of a prompt; None if there was no time to measure it.
+        prefill: Seconds of a token of a short prompt; None if there was no time to measure it.
+        long_prefill: Seconds of a token of a long prompt; None if there was no time to measure it.
+        load: Seconds of the fastest load.
     """
 
     near: float
     far: float
     prefill: float | None = None
+    long_prefill: float | None = None
+    load: float = 0.0
+
+    def seconds(self, phase: Phase) -> float | None:
+        """Return the seconds of a token in a phase.
+
+        Args:
+            phase: The phase.
+
+        Returns:
+            The seconds; None if they were not measured. A long prompt that was not measured is read as a
+            short one.
+        """
+        match phase:
+            case Phase.SHORT_PROMPT:
+                return self.prefill
+            case Phase.LONG_PROMPT:
+                return self.prefill if self.long_prefill is None else self.long_prefill
+            case Phase.NEAR_DECODE:
+                return self.near
+            case Phase.FAR_DECODE:
+                return self.far
 
     def text(self, with_prompt: bool = True) -> float:
         """Return the seconds of a typical text: a prompt, and as many tokens after it.
@@ -67,7 +91,29 @@ class Speed:
         Returns:
             Seconds for each pair of a token of the prompt and a new one.
         """
-        return (self.near + self.far) / 2 + (self.prefill or 0.0) * with_prompt
+        prompts = [self.seconds(phase) or 0.0 for phase in (Phase.SHORT_PROMPT, Phase.LONG_PROMPT)]
+        return (self.near + self.far) / 2 + sum(prompts) / 2 * with_prompt
+
+    def fastest(self, other: Speed) -> Speed:
+        """Join two measurements: other programs make runs slower, and never faster.
+
+        Args:
+            other: Another measurement of the same form.
+
+        Returns:
+            The smaller time of each kind.
+        """
+        return Speed(
+            min(self.near, other.near),
+            min(self.far, other.far),
+            _smaller(self.prefill, other.prefill),
+            _smaller(self.long_prefill, other.long_prefill),
+            min(self.load, other.load),
+        )
+
+
+def _smaller(one: float | None, two: float | None) -> float | None:
+    return min((number for number in (one, two) if number is not None), default=None)
 
 
 Speeds = Mapping[Form, Speed]
@@ -88,60 +134,6 @@ def by_speed(speeds: Speeds) -> list[Form]:
     return sorted(speeds, key=lambda form: speeds[form].text(with_prompt))
 
 
-def measured_speeds(
-    model: ModelFile,
-    engines: Sequence[str],
-    options: EngineOptions,
-    load: Loader,
-    clock: Clock = time.perf_counter,
-) -> Speeds:
-    """Return the speeds of a model on this machine. They are measured if the disk cache does not have them.
-
-    Args:
-        model: The model's file.
-        engines: The names of the engines, at least one.
-        options: `disk_cache`, `all_logits` and `log` are used.
-        load: Loads the model in a form.
-        clock: Returns the time in seconds.
-
-    Returns:
-        The speeds by form. Forms that cannot be loaded are missing. Empty if the cache cannot store them, or
-        another process is measuring.
-
-    Raises:
-        OSError: The model's file cannot be read.
-    """
-    if options.disk_cache is None:
-        return {}
-
-    def build(entry: Path) -> None:
-        if model.size >= prepared_artifacts.MIN_BYTES:  # a smaller one is measured at once
-            options.log(f"measuring {listed(engines)} on this machine, once")
-        speeds = run_trial(engines, load, clock)
-        rows = [[*form, speed.near, speed.far, speed.prefill] for form, speed in speeds.items()]
-        (entry / _FILE).write_text(json.dumps(rows))
-
-    entry = prepared_artifacts.find_or_build(
-        model,
-        options.disk_cache,
-        f"speed of {listed(engines)}" + (", scoring" if options.all_logits else ""),
-        variant=[cores(), *(importlib.metadata.version(ENGINES[name].distribution) for name in engines)],
-        estimate_size=lambda: 1000,
-        build=build,
-        log=lambda line: None,
-    )
-    return {} if entry is None else _read(entry / _FILE)
-
-
-def _read(file: Path) -> Speeds:
-    """The stored speeds; none if they are damaged."""
-    try:
-        rows = json.loads(file.read_text())
-        return {Form(str(engine), int(threads)): Speed(*speeds) for engine, threads, *speeds in rows}
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def thread_counts() -> list[int]:
     """List the numbers of threads that may be the fastest.
 
@@ -153,7 +145,9 @@ def thread_counts() -> list[int]:
 
 
 def run_trial(engines: Sequence[str], load: Loader, clock: Clock = time.perf_counter) -> dict[Form, Speed]:
-    """Measure engines on all cores, then the fastest one on fewer.
+    """Measure engines on all cores, then on fewer.
+
+    Fewer threads are tried for each engine that is not much slower than the fastest one.
 
     Args:
         engines: Their names.
@@ -161,58 +155,86 @@ def run_trial(engines: Sequence[str], load: Loader, clock: Clock = time.perf_cou
         clock: Returns the time in seconds.
 
     Returns:
-        The speeds of the forms that can be loaded.
+        The speeds of the forms that can be loaded, and are not given up.
     """
     all_cores, *fewer = thread_counts()
     speeds: dict[Form, Speed] = {}
-    left, forms = BUDGET, len(engines) + len(fewer)
+    loads: dict[str, float] = {}
+    left = BUDGET
 
-    def measure_all(tried: Sequence[Form]) -> None:
-        nonlocal left, forms
-        for form in tried:
-            try:
-                with closing(load(form)) as engine:
-                    begin = clock()
-                    speeds[form] = measure(engine, left / forms, clock)
-                    left = max(0.0, left - (clock() - begin))
-            except ModelError:
-                pass  # it cannot run the model; a load of this form says why
-            forms -= 1
+    def try_form(form: Form, seconds: float) -> None:
+        nonlocal left
+        begin = clock()
+        try:
+            with closing(load(form)) as engine:
+                ready = clock()
+                loads[form.engine] = min(ready - begin, loads.get(form.engine, math.inf))
+                most = speeds.get(Form(form.engine, all_cores))
+                speed = measure(engine, seconds, clock, TOO_SLOW * most.near if most else math.inf)
+                left = max(0.0, left - (clock() - ready))
+        except ModelError:
+            return  # it cannot run the model; a load of this form says why
+        if speed is not None:
+            speeds[form] = speed
 
-    measure_all([Form(name, all_cores) for name in engines])
-    if speeds:
-        measure_all([Form(by_speed(speeds)[0].engine, threads) for threads in fewer])
-    return speeds
+    for name in engines:
+        try_form(Form(name, all_cores), FIRST_SHARE * BUDGET / len(engines))
+    fewest = [Form(form.engine, threads) for form in _near_the_fastest(speeds) for threads in fewer]
+    for place, form in enumerate(fewest):
+        try_form(form, left / (len(fewest) - place))
+    return {form: replace(speed, load=loads[form.engine]) for form, speed in speeds.items()}
 
 
-def measure(engine: Engine, seconds: float, clock: Clock = time.perf_counter) -> Speed:
+def _near_the_fastest(speeds: Speeds) -> list[Form]:
+    """The forms that need little more time than the fastest one for some phase."""
+
+    def is_near(form: Form, phase: Phase) -> bool:
+        seconds = [other.seconds(phase) or math.inf for other in speeds.values()]
+        return (speeds[form].seconds(phase) or math.inf) <= TOO_SLOW * min(seconds)
+
+    return [form for form in by_speed(speeds) if any(is_near(form, phase) for phase in Phase)]
+
+
+def measure(
+    engine: Engine, seconds: float, clock: Clock = time.perf_counter, longest: float = math.inf
+) -> Speed | None:
     """Measure a loaded engine.
 
     Args:
         engine: The engine.
         seconds: About how long that may take. Decode steps are run at least twice.
         clock: Returns the time in seconds.
+        longest: Seconds of a near decode step from which the engine is given up.
 
     Returns:
-        Its speed.
+        Its speed; None if it is given up.
 
     Raises:
         ModelError: The engine cannot run the model.
     """
     far = min(FAR, engine.capacity - 1)
-    prompt = [0] * max(1, min(PROMPT, engine.capacity // 2))
     begin = clock()
     with closing(engine.open_session()) as session:
-        session.prefill(prompt[:1])
-        steps = [
-            _fastest(lambda at=at: session.decode(0, at), seconds / 3, clock)  # type: ignore[misc]
-            for at in (_reachable(session, min(NEAR, far // 2)), _reachable(session, far))
-        ]
-        rest = seconds - (clock() - begin)
-        prefill = None
-        if rest >= len(prompt) * steps[0] / 4:  # a token of a prompt takes a part of a step
-            prefill = _fastest(lambda: session.prefill(prompt), rest, clock) / len(prompt)
-    return Speed(steps[0], steps[1], prefill)
+        session.prefill([0])
+        near_step, far_step = _reachable(session, min(NEAR, far // 2)), _reachable(session, far)
+        near = _fastest(lambda: session.decode(0, near_step), seconds / 6, clock)
+        if near > longest:
+            return None
+        decode = near, _fastest(lambda: session.decode(0, far_step), seconds / 6, clock)
+        prefills: list[float] = []
+        estimate = near / PREFILL_SPEEDUP
+        for most, least, share in ((SHORT, MIN_PROMPT, 0.4), (LONG, LONG, 1.0)):
+            rest = seconds - (clock() - begin)
+            length = most
+            while length > least and (length * estimate > rest or length > engine.capacity // 2):
+                length //= 2
+            if length * estimate > rest or length > engine.capacity // 2:
+                break
+            prompt, repeats = [0] * length, 2 * length * estimate <= rest
+            estimate = _fastest(lambda: session.prefill(prompt), rest * share, clock, repeats) / length  # noqa: B023
+            prefills.append(estimate)
+    short, long = [*prefills, None, None][:2]
+    return Speed(*decode, short, long)
 
 
 def _reachable(session: EngineSession, position: int) -> int:
@@ -220,11 +242,15 @@ def _reachable(session: EngineSession, position: int) -> int:
     return position if session.reusable(position) == position else 0
 
 
-def _fastest(run: Callable[[], object], seconds: float, clock: Clock) -> float:
-    """Seconds of the fastest of several runs, without the first one, which has one-time work."""
-    run()
+def _fastest(run: Callable[[], object], seconds: float, clock: Clock, repeats: bool = True) -> float:
+    """Seconds of the fastest of several runs.
+
+    repeats: Whether there is time for several. Then the first one, which has one-time work, does not count.
+    """
     end, fastest = clock() + seconds, math.inf
-    for _ in range(MAX_RUNS):
+    if repeats:
+        run()
+    for _ in range(MAX_RUNS if repeats else 1):
         begin = clock()
         run()
         now = clock()

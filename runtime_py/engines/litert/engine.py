@@ -388,7 +388,11 @@ class LiteRtSession:
 
     def read_rows(self, stop: int) -> CachedRows:
         """See `EngineSession`."""
-        return self.kv_caches.read_rows(stop)
+        return self.view_rows(stop).copied()
+
+    def view_rows(self, stop: int) -> CachedRows:
+        """See `runtime_py.engines.phased_engine.PhaseSession`."""
+        return self.kv_caches.view_rows(stop)
 
     def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
         """See `EngineSession`."""

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from runtime_py.engines.cached_rows import CachedRows, by_position, check_fit, copy_in, copy_out
+from runtime_py.engines.cached_rows import CachedRows, by_position, check_fit, copy_in, view_rows
 from runtime_py.engines.window_rows import WindowRows, move_to_front
 from runtime_py.model.contract import SignatureSpec, Slot, TensorSpec
 from runtime_py.model.window_size import WindowSize
@@ -140,19 +140,19 @@ class KVCaches(Generic[Buffer]):
         self._copy_windows(source, holder, largest, stop)
         self._valid_rows[largest] = stop
 
-    def read_rows(self, stop: int) -> CachedRows:
-        """Copy rows out.
+    def view_rows(self, stop: int) -> CachedRows:
+        """View rows.
 
         Args:
             stop: See `EngineSession.read_rows`.
 
         Returns:
-            The rows.
+            The rows. They change with the caches.
         """
         holder = self._capacity_with(stop)
         assert holder is not None
         full, windows = self._by_position(self._complete(stop))[0], self._by_position(holder)[1]
-        return copy_out(full, windows, self._windows.get(holder), stop)
+        return view_rows(full, windows, self._windows.get(holder), stop)
 
     def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
         """Copy rows in.

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from o2o.errors import ModelError
-from runtime_py.engines.cached_rows import CachedRows, by_position, check_fit, copy_in, copy_out
+from runtime_py.engines.cached_rows import CachedRows, by_position, check_fit, copy_in, view_rows
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onert.nnfw import ERRORS, check_in_child, open_nnfw_session
@@ -220,7 +220,7 @@ class OnertSession:
 
     def read_rows(self, stop: int) -> CachedRows:
         """See `EngineSession`."""
-        return copy_out(*self._by_kind(), self._windows, stop)
+        return view_rows(*self._by_kind(), self._windows, stop).copied()
 
     def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
         """See `EngineSession`."""

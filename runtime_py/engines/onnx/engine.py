@@ -17,7 +17,7 @@ import numpy as np
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.contract import METADATA_NAME, NUM_LOGITS, loads
 from o2o.errors import ModelError
-from runtime_py.engines.cached_rows import CachedRows, by_position, check_fit, copy_in, copy_out
+from runtime_py.engines.cached_rows import CachedRows, by_position, check_fit, copy_in, view_rows
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.onnx.inference_session import (
@@ -321,7 +321,11 @@ class OnnxSession:
 
     def read_rows(self, stop: int) -> CachedRows:
         """See `EngineSession`."""
-        return copy_out(*self._by_position(), self._windows, stop)
+        return self.view_rows(stop).copied()
+
+    def view_rows(self, stop: int) -> CachedRows:
+        """See `runtime_py.engines.phased_engine.PhaseSession`."""
+        return view_rows(*self._by_position(), self._windows, stop)
 
     def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
         """See `EngineSession`."""

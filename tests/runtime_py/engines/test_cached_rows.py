@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime_py.engines.cached_rows import CachedRows, RowsDoNotFit, by_position, check_fit, copy_in, copy_out
+from runtime_py.engines.cached_rows import (
+    CachedRows,
+    RowsDoNotFit,
+    by_position,
+    check_fit,
+    copy_in,
+    view_rows,
+)
 from runtime_py.engines.window_rows import WindowRows
 from runtime_py.model.window_size import WindowSize
 
@@ -19,7 +26,7 @@ def test_one_layout(layout: str) -> None:
     rows = np.arange(5 * 2 * 3, dtype=np.float32).reshape(5, 2, 3)
     cache = rows[np.newaxis].transpose(["BTNH".index(axis) for axis in layout]).copy()
     np.testing.assert_array_equal(by_position(cache, layout), rows)
-    copied = copy_out({KEY: by_position(cache, layout)}, {}, None, 4)
+    copied = view_rows({KEY: by_position(cache, layout)}, {}, None, 4).copied()
     cache[...] = 0
     np.testing.assert_array_equal(copied.tensors["key.0"], rows[:4])
     copy_in(copied, {KEY: by_position(cache, layout)}, {}, None, 1, 3)
@@ -32,7 +39,7 @@ def test_window_caches_of_another_size() -> None:
     held, smaller = WindowRows(WindowSize(6, 3)), WindowRows(WindowSize(4, 3))
     held.hold_last(9)
     cache = np.arange(3, 9, dtype=np.float32).reshape(6, 1, 1)
-    rows = copy_out({}, {VALUE: cache}, held, 9)
+    rows = view_rows({}, {VALUE: cache}, held, 9)
     assert (rows.stop, rows.lowest) == (9, 3)
     target = np.zeros((4, 1, 1), np.float32)
     copy_in(rows, {}, {VALUE: target}, smaller, 0, 9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from tests.runtime_py.engines.conftest import S
 from tests.runtime_py.engines.litert.test_lowered_file import write_circle
 from tests.runtime_py.toy import Toy
 from tests.runtime_py.toy_onnx import write_onnx
+from tests.tolerances import assert_close
 
 needs_onnx = pytest.mark.skipif("onnx" not in installed(), reason="no onnxruntime")
 
@@ -62,9 +64,9 @@ def test_auto_takes_another_where_the_fastest_cannot(tmp_path):
 def test_auto_takes_what_was_measured_fastest(pipeline_package, monkeypatch, threads):
     """The threads, too; a prompt counts where all forms were measured with one."""
     measured = {
-        Form("litert", 2): Speed(3.0, 4.0, 0.5),
-        Form("onnx", 2): Speed(1.0, 2.0, 7.0),
-        Form("onnx", 1): Speed(9.0, 9.0, 0.1),
+        Form("litert", 2): Speed(3.0, 4.0, 0.5, load=1e9),
+        Form("onnx", 2): Speed(1.0, 2.0, 7.0, load=1e9),
+        Form("onnx", 1): Speed(9.0, 9.0, 0.1, load=1e9),
     }
     monkeypatch.setattr(loading, "measured_speeds", lambda *_: measured)
     opened = pipeline_package
@@ -74,11 +76,35 @@ def test_auto_takes_what_was_measured_fastest(pipeline_package, monkeypatch, thr
         opened.loaded.description
         == f"litert (float32, {shown}): measured fastest on this machine, 2.12 times onnx"
     )
-    measured[Form("litert", 2)] = Speed(3.0, 4.0)
+    measured[Form("litert", 2)] = Speed(3.0, 4.0, load=1e9)
     opened.engine().close()
     assert opened.loaded.description.startswith("onnx (float32, 2 threads): measured fastest on this machine")
     opened.engine(engine="litert").close()
     assert opened.loaded.description == "litert (float32, 2 threads): requested by --engine"
+
+
+@needs_onnx
+def test_auto_divides_a_text_where_that_is_faster(pipeline_package, monkeypatch):
+    """The number of threads that is requested is that of both engines; scoring runs on one."""
+    measured = {
+        Form("litert", 2): Speed(3.0, 4.0, 0.5, 0.5),
+        Form("onnx", 2): Speed(2.0, 2.0, 0.9, 0.9),
+        Form("onnx", 1): Speed(9.0, 9.0, 0.1, 0.1),
+    }
+    monkeypatch.setattr(loading, "measured_speeds", lambda *_: measured)
+    opened = pipeline_package
+    engine = opened.engine(threads=2)
+    assert opened.loaded.description == (
+        "onnx (float32, 2 threads): measured fastest on this machine, with litert (2 threads) for prompts"
+    )
+    assert opened.loaded.name == "onnx, with litert for prompts"
+    with closing(engine.open_session()) as session, closing(opened.engine(engine="onnx")) as alone:
+        expected = alone.open_session()
+        assert_close(session.prefill([1, 2, 3]), expected.prefill([1, 2, 3]))
+        assert_close(session.decode(4, 3), expected.decode(4, 3))
+    engine.close()
+    opened.engine(all_logits=True).close()
+    assert opened.loaded.division is None
 
 
 def test_what_is_not_measured_goes_in_order_of_preference(tmp_path, monkeypatch):
