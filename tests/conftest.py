@@ -34,10 +34,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests that `tests.slow` lists."""
+    """Mark the slow tests: those that `tests.slow` lists, and those of exported models, which take torch."""
     for item in items:
         file = file_of(item.path)
-        if file in slow.FILES or getattr(item, "originalname", item.name) in slow.TESTS.get(file, ()):
+        is_listed = file in slow.FILES or getattr(item, "originalname", item.name) in slow.TESTS.get(file, ())
+        if is_listed or "exported_model" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
 

@@ -1,4 +1,7 @@
-"""Tests that `make test-fast` leaves out: each takes more than half a second, or its file imports torch."""
+"""Tests that `make test-fast` leaves out: each takes more than half a second, or its file imports torch.
+
+Tests of exported models, which import torch, are left out without being listed (`tests/conftest.py`).
+"""
 
 from __future__ import annotations
 
@@ -122,6 +125,15 @@ TESTS = {
     "tests/export/test_main.py": [
         "test_weights_may_come_along",
         "test_all_graphs_and_the_tokenizer",
+    ],
+    "tests/export/test_onnx_decoder.py": [
+        "test_a_package_of_circle",
+    ],
+    "tests/o2o/streams/test_temporary.py": [
+        "test_an_interrupt_at_any_instruction_leaves_nothing",
+    ],
+    "tests/bench/test_families.py": [
+        "test_memory_of_a_child_counts",
     ],
     "tests/export/test_options.py": [
         "test_refused_before_torch_is_imported",
@@ -314,9 +326,11 @@ TESTS = {
     ],
     "tests/runtime_py/test_bench.py": [
         "test_another_engine",
+        "test_the_files_have_default_names",
         "test_every_line_and_every_figure",
     ],
     "tests/runtime_py/test_run.py": [
+        "test_an_interrupt_ends_the_text",
         "test_closed_pipe_is_quiet",
     ],
     "tests/runtime_py/server/test_body.py": [

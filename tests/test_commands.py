@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from o2o import filters
 from o2o.cli.arguments import Parser
@@ -70,7 +71,14 @@ def parser_of(path: Path) -> Parser:
     return parser
 
 
-@pytest.mark.parametrize(("name", "make"), [pytest.param(*pair, id=pair[0]) for pair in parsers()])
+def case(name: str, make: Callable[[], Parser]) -> ParameterSet:
+    """A test, which is slow for a script that imports torch with its own modules."""
+    text = (ROOT / name).read_text() if name.endswith(".py") else ""
+    marks = [pytest.mark.slow] if re.search(r"^import torch", text, re.M) else []
+    return pytest.param(name, make, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "make"), [case(*pair) for pair in parsers()])
 def test_every_flag_has_two_spellings(name: str, make: Callable[[], Parser]) -> None:
     parser = make()
     assert isinstance(parser, Parser)
@@ -127,7 +135,8 @@ def is_runnable(module: str) -> bool:
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_that_is_named_exists(path: Path) -> None:
     """In messages, help, docstrings, comments and documentation."""
-    assert not [name for text in texts(path) for name in unknown_commands(text)]
+    if any(unknown_commands(path.read_text())):  # else no part of it has any: parts take long to find
+        assert not [name for text in texts(path) for name in unknown_commands(text)]
 
 
 def test_unknown_commands_are_found() -> None:
