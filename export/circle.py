@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import re
 from collections.abc import Iterator
@@ -14,26 +13,15 @@ import torch
 from export.fx_passes import prepare_for_tico, quick_passes
 from export.modules import ExportModule
 from export.tensor_names import rename_tensors
+from o2o import garbage_collection
 from o2o.errors import ModelError, O2oError
 from o2o.formats import loads
 from o2o.model import Model, Signature
 from o2o.rewriting.negative_indices import count_from_the_front
 
 
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause Python's cyclic garbage collector: it takes a tenth of the time and frees 20 MB of 450."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 @quick_passes()
-@_collector_paused()
+@garbage_collection.paused()
 def compile_graph(graph: ExportModule) -> bytes:
     """Compile a graph.
 

@@ -364,7 +364,8 @@ def _run(args: argparse.Namespace) -> None:
     output = args.output or args.model.parent / FILE
     # Packed weights go into a file beside the model, which is mapped: memory stays free of them.
     with temporary_folder(output.absolute().parent, ".self_test-") as folder:
-        answers = store(args.model, output, EngineOptions(measures=False, disk_cache=DiskCache(folder)))
+        options = EngineOptions(measures=False, speculate=False, disk_cache=DiskCache(folder))
+        answers = store(args.model, output, options)
     steps = counted(len(answers.steps), "step")
     command.report("self_test", f"wrote {output}: {steps} on {answers.engine} ({answers.weight_dtype})")
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from o2o import __version__, formats, streams
+from o2o import __version__, formats, garbage_collection, streams
 from o2o.cli import command
 from o2o.cli.arguments import Parser
 from o2o.errors import ModelError, UsageError
@@ -407,15 +406,8 @@ class Filter:
                 command.report(cls.name, message)
             return code or 0
 
-        # A process handles one model and needs most of its objects to the end. Garbage collection would only
-        # cost time.
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        with garbage_collection.paused():
             return command.run(cls.name, body, debug="--debug" in arguments, failure_code=cls.failure_code)
-        finally:
-            if collecting:
-                gc.enable()
 
 
 _FILE_FLAGS = ("-o", "--output", "--report", "--tokenizer", "--genai")  # of results, and of other files

@@ -7,12 +7,11 @@ filter's input until the last filter writes them.
 from __future__ import annotations
 
 import argparse
-import gc
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from o2o import filters, formats, streams
+from o2o import filters, formats, garbage_collection, streams
 from o2o.cli import command
 from o2o.cli.arguments import suggestion
 from o2o.cli.pipelines import Pipeline
@@ -49,15 +48,10 @@ def run(pipelines: Sequence[Pipeline], debug: bool = False, quiet: bool = False)
         UsageError: A filter is unknown, or its arguments are wrong.
     """
     prepared = [_prepared(pipeline) for pipeline in pipelines]
-    collecting = gc.isenabled()
-    gc.disable()  # most objects are needed to the end, as in `Filter.main`
-    try:
+    with garbage_collection.paused():
         for pipeline, stages in zip(pipelines, prepared, strict=True):
             if code := _run(pipeline, stages, debug, quiet):
                 return code
-    finally:
-        if collecting:
-            gc.enable()
     return 0
 
 

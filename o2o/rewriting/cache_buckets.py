@@ -31,7 +31,7 @@ from o2o.operators.core_attention import is_core_attention
 from o2o.operators.masks import HIDDEN_THRESHOLD
 from o2o.operators.reference import unknown_sources
 from o2o.operators.traits import RESHAPE_OPS, is_elementwise
-from o2o.rewriting.attention.causality import BUDGET, at_position, position_leaf
+from o2o.rewriting.attention.causality import BUDGET, AtPosition, position_leaf
 from o2o.rewriting.builder import Builder
 from o2o.rewriting.dead_code_elimination import remove_dead_constants, remove_dead_nodes
 from o2o.rewriting.graph_copies import copied
@@ -315,9 +315,10 @@ def prove_hidden(graph: ir.Graph, rows: Rows, capacities: Sequence[int]) -> None
         leaf = position_leaf(mask_or_start, what)
         if leaf is None:
             fail(f"{what} is the same at every position", mask_or_start)
+        numbers_at = AtPosition(mask_or_start, leaf, what)
         last = np.empty(most, int)  # the last row that is seen, or the first of `size`, at each position
         for position in range(len(last)):
-            numbers_ = at_position(mask_or_start, leaf, position, what)
+            numbers_ = numbers_at(position)
             if node.op_type == "SOFTMAX":
                 seen = np.flatnonzero(numbers_.reshape(-1, numbers_.shape[-1]).max(0) > HIDDEN_THRESHOLD)
                 last[position] = seen[-1] if len(seen) else 0

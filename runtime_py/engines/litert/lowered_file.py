@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from o2o import garbage_collection
 from runtime_py.engines.litert.mapped_bytes import MappedBytes
 from runtime_py.engines.model_file import ModelFile
 
@@ -123,6 +124,7 @@ class LoweredFile:
         )
 
 
+@garbage_collection.paused()
 def lower_file(
     model: ModelFile,
     buckets: Sequence[int] | None = None,

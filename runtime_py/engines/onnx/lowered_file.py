@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from o2o import garbage_collection
 from o2o.contract import NUM_LOGITS
 from o2o.errors import ModelError
 from runtime_py.engines.model_file import ModelFile
@@ -16,6 +17,7 @@ WEIGHT_DTYPE = "o2o.weight_dtype"
 """Name of the metadata entry with the dtype of the weights, for display."""
 
 
+@garbage_collection.paused()
 def lower_file(model: ModelFile, onnx: Path) -> None:
     """Lower a model to ONNX, with an input `num_logits`.
 
