@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.peers import targets
 from bench.peers.ratios import SMALLER_IS_BETTER, Round, Spread, best, figures, ratios
-from bench.peers.variants import Variant
+from bench.peers.variants import AUTO, Variant
 
 UNITS: dict[str, tuple[str, float]] = {"load": ("load s", 1), "memory": ("peak MB", 1e-6)}
 
@@ -52,6 +52,11 @@ def table(
     for other in theirs if ours else ():
         cells = [_ratio(rounds, best(rounds, names, measure), other.name, measure) for measure in measures]
         rows.append([f"this project's best / {other.name}", *cells])
+    for one in ours:
+        if one.engine == AUTO:
+            forms = [other.name for other in ours if other.precision == one.precision and other != one]
+            cells = [_ratio(rounds, one.name, best(rounds, forms, measure), measure) for measure in measures]
+            rows.append([f"{one.name} / its best engine", *cells])
     if rows:
         yield from _aligned([["how many times as good", *heads], *rows])
     if rows := targets.target_rows(shape, rounds, {one.name: one.precision for one in ours}, sizes):
@@ -90,8 +95,8 @@ def _comparable(one: Variant, other: Variant) -> bool:
     return min(one.bits, 16) == min(other.bits, 16)
 
 
-def _ratio(rounds: Sequence[Round], one: str | None, other: str, measure: str) -> str:
-    return str((one and ratios(rounds, one, other, measure)) or "-")
+def _ratio(rounds: Sequence[Round], one: str | None, other: str | None, measure: str) -> str:
+    return str((one and other and ratios(rounds, one, other, measure)) or "-")
 
 
 def _figure(measure: str, spread: Spread | None) -> str:

@@ -81,7 +81,9 @@ class Variant:
 
 
 BUNDLE = "litertlm"
-FORMS = {"litert": "tflite", "onnx": "circle", BUNDLE: "litertlm"}
+AUTO = "auto"
+"""The engines that this project measures as the fastest."""
+FORMS = {"litert": "tflite", "onnx": "circle", AUTO: "circle", BUNDLE: "litertlm"}
 """File format by engine. Circle files run on both; for LiteRT there is a command that converts to TFLite.
 LiteRT-LM and this project on LiteRT load the same `.litertlm` files."""
 
@@ -137,6 +139,10 @@ VARIANTS = (
     Variant(THIS_PROJECT, "int8", 8, "onnx", SMALL_SHAPES),
     Variant(THIS_PROJECT, "int4", 4, "onnx"),
     Variant(THIS_PROJECT, "int4-head", 4, "onnx", SMALL_SHAPES),
+    Variant(THIS_PROJECT, "float32", 32, AUTO, SMALL_SHAPES),
+    Variant(THIS_PROJECT, "int8", 8, AUTO),
+    Variant(THIS_PROJECT, "int4", 4, AUTO),
+    Variant(THIS_PROJECT, "int4-head", 4, AUTO, SMALL_SHAPES),
     Variant(LLAMA_CPP, "Q8_0", 8),
     Variant(LLAMA_CPP, "Q4_0", 4),
     Variant(LLAMA_CPP, "F16", 16, shapes=("15m",)),

@@ -19,6 +19,8 @@ CLEAR = 1.06
 """How many times as fast a form must be in a phase to run it."""
 TOKENS = 256
 """Tokens of a phase in a typical text."""
+IMPORT = 0.1
+"""About how many seconds the import of another runtime takes."""
 SHORT_TEXTS, LONG_TEXTS = 3, 30
 """Texts in which a second engine saves the time of its loading. Long texts often come in long conversations,
 or from the clients of a server. For short ones, a process may end after the first."""
@@ -84,7 +86,7 @@ def divide(speeds: Speeds, size: int) -> Division | None:
     divisions = [
         Division(main, other, moved)
         for main, other in permutations(speeds, 2)
-        if (moved := _moved(speeds[main], speeds[other], phases))
+        if (moved := _moved(speeds[main], speeds[other], phases, IMPORT * (main.engine != other.engine)))
     ]
     if not divisions:
         return None
@@ -93,16 +95,17 @@ def divide(speeds: Speeds, size: int) -> Division | None:
     return best if cost(best.form) <= cost(lambda phase: alone) - (CLEAR - 1) else None
 
 
-def _moved(main: Speed, other: Speed, phases: Iterable[Phase]) -> frozenset[Phase]:
-    """The phases that move from one form to another, if that pays."""
+def _moved(main: Speed, other: Speed, phases: Iterable[Phase], importing: float) -> frozenset[Phase]:
+    """The phases that move from one form to another, if that pays for loading and importing the other one."""
+    price = other.load + importing
     moved = frozenset(phase for phase in phases if _seconds(main, phase) >= CLEAR * _seconds(other, phase))
 
     def saved(of: frozenset[Phase]) -> float:
         return TOKENS * sum(_seconds(main, phase) - _seconds(other, phase) for phase in of)
 
-    if SHORT_TEXTS * saved(moved - LONG_PHASES) >= other.load:
+    if SHORT_TEXTS * saved(moved - LONG_PHASES) >= price:
         return moved
-    return moved & LONG_PHASES if LONG_TEXTS * saved(moved & LONG_PHASES) >= other.load else frozenset()
+    return moved & LONG_PHASES if LONG_TEXTS * saved(moved & LONG_PHASES) >= price else frozenset()
 
 
 def _seconds(speed: Speed, phase: Phase) -> float:

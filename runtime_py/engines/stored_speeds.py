@@ -128,4 +128,7 @@ def measured_speeds(
 
 
 def _is_idle() -> bool:
-    return os.getloadavg()[0] <= IDLE * cores()
+    try:
+        return os.getloadavg()[0] <= IDLE * cores()
+    except OSError:  # the system does not say
+        return False

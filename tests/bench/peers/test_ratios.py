@@ -60,6 +60,14 @@ def test_the_table() -> None:
     assert lines[1].index("decode 128") + len("decode 128") == lines[2].index(")") + 1  # right-aligned
 
 
+def test_auto_is_compared_with_the_best_engine_of_the_same_weights() -> None:
+    auto, onnx = Variant(THIS_PROJECT, "int8", 8, "auto"), Variant(THIS_PROJECT, "int8", 8, "onnx")
+    rounds = [{A: {"decode 128": 20.0}, onnx.name: {"decode 128": 10.0}, auto.name: {"decode 128": 19.0}}]
+    sizes = dict.fromkeys((A, B, onnx.name, auto.name), 1)
+    lines = list(table("15m", rounds, [OURS, QUICK, onnx, auto], sizes, {}))
+    assert " ".join(lines[-1].split()) == "this project int8 auto / its best engine 0.95 (0.95..0.95)"
+
+
 def test_targets_are_told_where_they_were_measured() -> None:
     rounds = [
         {A: {"decode 128": 1.0, "load": 0.3, "memory": 130.0}, C: {"decode 128": 0.8}},
