@@ -93,7 +93,7 @@ def parser() -> Parser:
         metavar="A,B",
         type=number_list,
         help="extra KV-cache capacities to build decode graphs for (LiteRT); '' for none "
-        "(default: 256,512,... below the model's capacity)",
+        "(default: 256,512,768,1024,1536,... below the model's capacity)",
     )
     add(
         "--speculate",

@@ -15,7 +15,7 @@ from o2o.contract import role_of
 from o2o.errors import ModelError, UsageError
 from o2o.filters.base import ALL_FORMATS, Filter
 from o2o.model import Model, Signature, dims_of, shape_of
-from o2o.rewriting.cache_buckets import SMALLEST_CAPACITY, add_cache_buckets, default_capacities, most_rows
+from o2o.rewriting.cache_buckets import add_cache_buckets, default_capacities, most_rows
 from o2o.rewriting.matchers import MatchFailure
 from o2o.signatures import buckets_of, capacity_of, find_decode
 
@@ -53,7 +53,7 @@ class BucketKvcache(Filter):
             "--capacities",
             metavar="A,B",
             type=number_list,
-            help=f"capacities of the buckets (default: {SMALLEST_CAPACITY}, doubled up to the model's own)",
+            help="capacities of the buckets (default: 256,512,768,1024,1536,... up to the model's own)",
         )
 
     def check_arguments(self, args: argparse.Namespace) -> None:

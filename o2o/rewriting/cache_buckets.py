@@ -9,6 +9,7 @@ it is in a bucket that has more positions than the cache has rows.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -116,14 +117,17 @@ def default_capacities(capacity: int) -> list[int]:
         capacity: `most_rows` of decode.
 
     Returns:
-        256, 512, ... below S, as far as `is_provable` allows.
+        256, 512, 768, 1024, 1536, 2048, ... below S, as far as `is_provable` allows. From 512 rows on, a step
+        computes with at most one and a half times the rows that are filled.
     """
-    buckets = []
-    rows = SMALLEST_CAPACITY
-    while rows < capacity and is_provable(rows, capacity):
-        buckets.append(rows)
-        rows *= 2
-    return buckets
+    doubled = (SMALLEST_CAPACITY << power for power in itertools.count(1))
+    larger = (rows for double in doubled for rows in (double, double + double // 2))
+    return list(
+        itertools.takewhile(
+            lambda rows: rows < capacity and is_provable(rows, capacity),
+            itertools.chain([SMALLEST_CAPACITY], larger),
+        )
+    )
 
 
 _ROWS_BY_POSITION = {

@@ -114,14 +114,14 @@ def test_tuning_turns_caches_without_moving_them(exported_model, layout: str) ->
     assert not tune(model)
 
 
-def test_capacities_double() -> None:
+def test_default_capacities() -> None:
     assert [default_capacities(capacity) for capacity in (1, 256, 257, 1024, 2049, 131_072)] == [
         [],
         [],
         [256],
-        [256, 512],
-        [256, 512, 1024, 2048],
-        [256, 512, 1024],
+        [256, 512, 768],
+        [256, 512, 768, 1024, 1536, 2048],
+        [256, 512, 768, 1024],
     ]
 
 
