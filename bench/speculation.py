@@ -6,7 +6,8 @@ For each package and engine, it first prints what a run of T tokens costs relati
 each text of `bench/texts`, the speed with drafts relative to that without, and the share of drafted tokens
 that were accepted. The model is made to write the text: after the prompt, each next token is the most likely
 one, whatever its weights are. So a random checkpoint of a large shape shows what a trained one would gain.
-With and without drafts take turns, on one engine, so that other work on the machine slows both.
+With and without drafts take turns every few tokens, on one engine, so that other work on the machine slows
+both.
 
 `same text` says whether the model's own greedy continuation has the same tokens with and without drafts.
 ONNX Runtime rounds several tokens otherwise than one: drafts are allowed there, as with `--speculate on`, and
@@ -25,10 +26,11 @@ if __name__ == "__main__":
     interrupt.exit_on_interrupt("speculation.py")
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +49,8 @@ SEPARATOR = "=====\n"
 """Between a prompt and its continuation."""
 REPEATS = 9
 """Runs whose median is the cost of a run."""
+TURN = 32
+"""Tokens that are written with drafts, then without, in turns."""
 MAX_CONTINUATION = 128
 """Tokens of the model's own continuation of a prompt."""
 
@@ -82,36 +86,50 @@ def read_texts(package: Package, names: Sequence[str], capacity: int) -> list[Te
     return texts
 
 
-def seconds_per_token(package: Package, pool: SessionPool, text: Text) -> tuple[float, DraftStats]:
-    """Let the model write a text.
+def seconds_per_token(
+    package: Package, pools: Sequence[SessionPool], text: Text
+) -> list[tuple[float, DraftStats]]:
+    """Let the model write a text in several ways. They take turns, so that other work slows all alike.
 
     Args:
         package: The package.
-        pool: The KV caches of its engine.
+        pools: The KV caches of its engine, for each way.
         text: The text.
 
     Returns:
-        Seconds per token after the first, and what became of the drafts.
+        For each way: seconds per token after the first, and what became of the drafts.
     """
-    forced = np.zeros(pool.engine.vocab_size, np.float32)
+    vocab_size = pools[0].engine.vocab_size
+    forced = np.zeros(vocab_size, np.float32)
 
     def write(ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
         chosen = forced.copy()
         chosen[text.continuation[len(ids) - len(text.prompt)]] = 1
         return chosen
 
-    with closing(Session(pool)) as session:
-        tokens = generate(
-            session,
-            text.prompt,
-            Detokenizer(package.tokenizer),
-            max_new_tokens=len(text.continuation),
-            logits_processors=[write],
-        )
-        next(tokens)
-        begin = time.perf_counter()
-        count = sum(1 for _ in tokens)
-        return (time.perf_counter() - begin) / count, session.drafts
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(Session(pool)) for pool in pools]
+        streams = [
+            generate(
+                session,
+                text.prompt,
+                Detokenizer(package.tokenizer),
+                max_new_tokens=len(text.continuation),
+                logits_processors=[write],
+            )
+            for session in sessions
+        ]
+        for stream in streams:
+            next(stream)
+        seconds = [0.0] * len(streams)
+        for _ in range(0, len(text.continuation), TURN):
+            for index, stream in enumerate(streams):
+                begin = time.perf_counter()
+                for _ in itertools.islice(stream, TURN):
+                    pass
+                seconds[index] += time.perf_counter() - begin
+        count = len(text.continuation) - 1
+        return [(taken / count, session.drafts) for taken, session in zip(seconds, sessions, strict=True)]
 
 
 def continuation(package: Package, pool: SessionPool, text: Text) -> list[int]:
@@ -173,8 +191,7 @@ def measure(package: Package, engine: Engine, names: Sequence[str], rounds: int)
     for text in read_texts(package, names, engine.capacity):
         ratios, speeds, drafts = [], [], DraftStats()
         for _ in range(rounds):
-            plain, _ = seconds_per_token(package, without, text)
-            fast, drafts = seconds_per_token(package, with_drafts, text)
+            (plain, _), (fast, drafts) = seconds_per_token(package, [without, with_drafts], text)
             ratios.append(plain / fast)
             speeds.append(1 / fast)
         same = continuation(package, without, text) == continuation(package, with_drafts, text)

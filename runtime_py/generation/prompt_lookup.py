@@ -17,7 +17,8 @@ is always known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import cycle, islice
 
 MAX_MATCH = 32
 """Common tokens that are counted."""
@@ -29,6 +30,8 @@ SAME_BREAK = 4
 """Tokens between two breaks that count as one."""
 MEMORY = 0.97
 """The weight of a token relative to the next one of the same class."""
+NEGLIGIBLE = 0.01
+"""The probability below which further tokens of a draft are not expected."""
 PRIOR_WEIGHT = 4.0
 """Tokens that a prior counts as."""
 _MATCHES = (0, 1, 2, 3, 4, 8, 16)
@@ -140,12 +143,14 @@ class PromptLookup:
             probability *= self._probability(place, length, self._resumed)
             total += probability
             totals.append(total)
-        return totals
+            if probability < NEGLIGIBLE:
+                break
+        return totals + [total] * (count + 1 - len(totals))
 
-    def _copied(self, count: int) -> list[int]:
+    def _copied(self, count: int) -> Iterable[int]:
         """The indices of the tokens of a draft, which goes on in itself behind the end of the text."""
-        place, period = self.place, len(self._ids) - self.place
-        return [place + index % period for index in range(count)]
+        indices = range(self.place, len(self._ids))
+        return islice(indices if len(indices) >= count else cycle(indices), count)
 
     def _choose(self, latest: int, substituted: int = 0) -> None:
         """Choose the place whose next token is most likely.

@@ -84,16 +84,14 @@ class SpeculativeDecoding:
         most = self._limit - len(ids)
         lengths = session.verify_lengths(len(ids) - 1) if most > 0 else ()
         most = min(lengths[-1] - 1, most) if lengths else 0
-        draft, expected = self._predict(ids, lookup, most)
-        if not draft:
-            return session.append(token)
+        draft, expected = self._expected(ids, lookup, most)
         length = self._best_length(lengths, expected)
         begin = time.perf_counter()
         if length == 1:
             logits = session.append(token)
             session.verification.add(1, time.perf_counter() - begin)
             return logits
-        self._draft = draft[: length - 1]
+        self._draft = (draft or lookup.draft(most))[: length - 1]
         is_trial = session.verification.needs_trial(length)
         if is_trial:
             step = session.append(token)
@@ -121,19 +119,24 @@ class SpeculativeDecoding:
             self._num_forced -= 1
         return agrees
 
-    def _predict(self, ids: Sequence[int], lookup: PromptLookup, count: int) -> tuple[list[int], list[float]]:
-        """The best draft of at most `count` tokens, and how many of its first n tokens should agree."""
-        draft, expected = lookup.draft(count), lookup.expected(count)
-        self._num_forced = 0
+    def _expected(
+        self, ids: Sequence[int], lookup: PromptLookup, count: int
+    ) -> tuple[list[int], Sequence[float]]:
+        """A draft that begins with what the grammar forces, if anything, and what is expected of the draft.
+
+        Without such a draft, the expected numbers are those of `lookup`.
+        """
+        expected = lookup.expected(count)
         forced = [] if self._grammar is None or not count else self._grammar.draft(ids)[:count]
-        if self._grammar is not None and forced:
-            self._num_forced = len(forced)
-            certain = self._grammar.expected(len(forced))
-            certain += [certain[-1]] * (count - len(forced))
-            if draft[: len(forced)] == forced:
-                return draft, [*map(max, certain, expected)]
-            return forced, certain
-        return draft, expected
+        self._num_forced = len(forced)
+        if self._grammar is None or not forced:
+            return [], expected
+        certain = self._grammar.expected(len(forced))
+        certain += [certain[-1]] * (count - len(forced))
+        copied = lookup.draft(count)
+        if copied[: len(forced)] == forced:
+            return copied, [*map(max, certain, expected)]
+        return forced, certain
 
     def _best_length(self, lengths: Sequence[int], expected: Sequence[float]) -> int:
         """The number of tokens of the next run; 1 for a decode step."""
