@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from filelock import FileLock
 
 from tests.checkpoints import GROUPED, write_checkpoint
@@ -20,17 +19,11 @@ VOCABULARY = 380  # of the tokenizer
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Work this small gains nothing from threads, and loses much where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def each_graph_once(shared_directory: Path) -> Iterator[None]:
-    """The commands trace and compile the same graphs again and again."""
+def each_graph_once(shared_directory: Path, pytestconfig: pytest.Config) -> Iterator[None]:
+    """The commands trace and compile the same graphs again and again. Quick tests do without, and torch."""
+    if pytestconfig.getoption("markexpr") == "not slow":
+        yield
+        return
     with compiled_once(shared_directory), traced_once():
         yield
 
