@@ -54,6 +54,7 @@ Kind = Literal[
     "use_cache",
     "num_logits",
 ]
+_KINDS = frozenset(get_args(Kind))
 NUMBERS = ("position", "last_position", "length", "window_row", "num_logits")
 """Kinds of inputs that are integers computed from the place of a run in the text."""
 INPUTS = ("tokens", *NUMBERS, "mask", "use_cache")
@@ -120,7 +121,7 @@ class Role:
     @property
     def slot(self) -> Slot:
         """The slot of this cache, or of the cache that these rows belong to."""
-        return self.output_role.kind, self.layer or 0
+        return _ROWS_OF.get(self.kind, self.kind), self.layer or 0
 
 
 def role_of(value: ir.Value) -> Role | None:
@@ -258,16 +259,16 @@ def parse_role(entry: Mapping[str, Any]) -> Role | None:
         ValueError: The layer is no integer, the layout has no axis T, or a size is no positive integer.
     """
     kind: Any = entry.get("role")
-    if kind not in get_args(Kind):
+    if kind not in _KINDS:
         return None
     layer, layout = entry.get("layer"), entry.get("layout")
     if not (layer is None or isinstance(layer, int)):
         raise ValueError(f"the layer {layer!r} is no integer")
     if layout is not None and (not isinstance(layout, str) or "T" not in layout):
         raise ValueError(f"the layout {layout!r} has no axis T")
-    sizes = {name: entry.get(name) for name in _SIZES}
+    sizes = {name: size for name in _SIZES if (size := entry.get(name)) is not None}
     for name, size in sizes.items():
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"the {name} {size!r} is no positive integer")
     rope = entry.get("rope")
     return Role(kind, layer, layout, rope=None if rope is None else str(rope), **sizes)  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ protocol: a child that ends with a ModelError prints it to stderr and exits with
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -44,6 +43,8 @@ def run_module(module: str, *arguments: object, environment: Mapping[str, str] |
         ModelError: The child ended with a ModelError; the message is the child's.
         ChildFailed: Any other failure; the message is the last line of the child's stderr.
     """
+    import subprocess  # slow to import, and not needed to load what is stored
+
     command = [sys.executable, "-m", module, *map(str, arguments)]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})}
     child = subprocess.run(

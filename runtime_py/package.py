@@ -24,12 +24,9 @@ from runtime_py.generation.generation_config import (
     UnsupportedSettingWarning,
     read_generation_config,
 )
-from runtime_py.generation.prompt_cache import PromptCache
 from runtime_py.generation.session import Session
 from runtime_py.generation.session_pool import MAX_SESSIONS, SessionPool, check_max_sessions
 from runtime_py.model.find_model import MODELS, files_folder, find_model
-from runtime_py.self_test import Passed, check
-from runtime_py.self_test import read as read_answers
 from runtime_py.text.detokenizer import Detokenizer
 from runtime_py.text.files import MemoryPath, Place
 from runtime_py.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, token_ids
@@ -40,7 +37,9 @@ if TYPE_CHECKING:
     from runtime_py.generation.grammar import Grammar
     from runtime_py.generation.logits_processors import LogitsProcessor
     from runtime_py.generation.logits_processors.grammar import GrammarCompiler
+    from runtime_py.generation.prompt_cache import PromptCache
     from runtime_py.generation.stored_rows import StoredRows
+    from runtime_py.self_test import Passed
 
 SUFFIXES = (".circle", ".tflite", ".onnx", ".litertlm")
 _EXPECTED = (
@@ -210,8 +209,10 @@ class Package:
             return self._check_answers(loaded)
 
     def _check_answers(self, loaded: LoadedEngine) -> Passed:
+        from runtime_py.self_test import check, read  # late, as few loads are tested
+
         try:
-            return check(loaded.engine, loaded.name, read_answers(self.model))
+            return check(loaded.engine, loaded.name, read(self.model))
         except BaseException:
             loaded.engine.close()
             raise
@@ -493,6 +494,8 @@ class Package:
             return self._pool
 
     def _prompt_cache(self, engine: Engine) -> PromptCache:
+        from runtime_py.generation.prompt_cache import PromptCache
+
         assert self.loaded is not None
         options = self.options or EngineOptions()
         name = self.loaded.name

@@ -267,6 +267,7 @@ COVERED = {
     "tests/o2o/lower/onnx/test_genai.py": ["o2o/weights/checkpoint_files.py"],
     "tests/runtime_py/model/test_find_model.py": ["runtime_py/model/model_config.py"],
     "tests/runtime_py/engines/litert/test_engine.py": [
+        "runtime_py/engines/litert/bound_signature.py",
         "runtime_py/engines/litert/compiled_model.py",
         "runtime_py/engines/litert/tensor_views.py",
     ],

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
-import tempfile
 import threading
-import warnings
 from collections.abc import Iterator
 
 
@@ -54,6 +51,8 @@ def captured_stderr(lines: list[str]) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    import tempfile
+
     with _stderr.alone(), tempfile.TemporaryFile() as captured:
         if not _stderr.redirect(captured.fileno()):
             yield
@@ -137,6 +136,9 @@ def suppressed_warnings() -> Iterator[None]:
     Yields:
         Nothing.
     """
+    import logging
+    import warnings
+
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -12,18 +12,18 @@ Messages are walked by their field numbers alone. Fields that are no path to a t
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import onnx
 
 from o2o.errors import ModelError
+from o2o.streams.protobuf_fields import LENGTH_DELIMITED, Field, fields
 
 MARK = f"o2o:{uuid.uuid4().hex}"
 """The location of data that was cut out. No file can contain it: each process has its own."""
 
 _MARK = MARK.encode()
-_LENGTH_DELIMITED = 2
 _RAW_DATA = onnx.TensorProto.RAW_DATA_FIELD_NUMBER
 _EXTERNAL = {
     onnx.TensorProto.EXTERNAL_DATA_FIELD_NUMBER,
@@ -62,16 +62,6 @@ def _paths() -> dict[Kind, dict[int, Kind]]:
 _PATHS = _paths()
 
 
-class Field(NamedTuple):
-    """A field of a message: its number and wire type, and the bytes of the whole field and of its value."""
-
-    number: int
-    wire_type: int
-    start: int
-    value: int
-    end: int
-
-
 class Range(NamedTuple):
     """Bytes of a file."""
 
@@ -104,39 +94,6 @@ def is_onnx_model(data: memoryview) -> bool:
     return onnx.ModelProto.GRAPH_FIELD_NUMBER in numbers
 
 
-def fields(data: memoryview | bytes, start: int, end: int) -> Iterator[Field]:
-    """Yield the fields of a message.
-
-    Args:
-        data: Bytes that hold the message.
-        start: Its first byte.
-        end: The byte behind it.
-
-    Yields:
-        Its fields in order.
-
-    Raises:
-        ModelError: The message is truncated or damaged.
-    """
-    position = start
-    while position < end:
-        tag, value = _varint(data, position, end)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == _LENGTH_DELIMITED:
-            size, value = _varint(data, value, end)
-            following = value + size
-        elif wire_type == 0:
-            _, following = _varint(data, value, end)
-        elif wire_type in (1, 5):
-            following = value + (8 if wire_type == 1 else 4)
-        else:
-            raise ModelError(f"damaged: byte {position} begins no field of a message")
-        if following > end or number == 0:
-            raise ModelError(f"truncated or damaged: the field at byte {position} ends behind its message")
-        yield Field(number, wire_type, position, value, following)
-        position = following
-
-
 def cut(data: memoryview, smallest: int) -> tuple[bytes, list[Range]]:
     """Cut the data of large tensors out of a model.
 
@@ -155,7 +112,7 @@ def cut(data: memoryview, smallest: int) -> tuple[bytes, list[Range]]:
     def tensor(field: Field) -> list[Any] | None:
         raw = None
         for inner in fields(data, field.value, field.end):
-            if inner.number == _RAW_DATA and inner.wire_type == _LENGTH_DELIMITED:
+            if inner.number == _RAW_DATA and inner.wire_type == LENGTH_DELIMITED:
                 raw = inner
         if raw is None or raw.end - raw.value < smallest:
             return None
@@ -232,7 +189,7 @@ def _edited(
     copied = start
     for field in fields(data, start, end):
         inner = _PATHS[kind].get(field.number)
-        if inner is None or field.wire_type != _LENGTH_DELIMITED or not is_entered(field):
+        if inner is None or field.wire_type != LENGTH_DELIMITED or not is_entered(field):
             continue
         if inner == "TensorProto":
             contents = tensor(field)
@@ -247,7 +204,7 @@ def _edited(
 
 def _start(number: int, length: int) -> bytes:
     """The tag and the length of a length-delimited field."""
-    return _encoded(number << 3 | _LENGTH_DELIMITED) + _encoded(length)
+    return _encoded(number << 3 | LENGTH_DELIMITED) + _encoded(length)
 
 
 def _encoded(number: int) -> bytes:
@@ -256,16 +213,3 @@ def _encoded(number: int) -> bytes:
         encoded.append(number & 127 | 128)
         number >>= 7
     return bytes([*encoded, number])
-
-
-def _varint(data: memoryview | bytes, position: int, end: int) -> tuple[int, int]:
-    """A number, and the position behind it."""
-    number = shift = 0
-    while position < end and shift < 70:
-        byte = data[position]
-        position += 1
-        number |= (byte & 127) << shift
-        if byte < 128:
-            return number, position
-        shift += 7
-    raise ModelError(f"truncated or damaged: a number at byte {position} has no end")

@@ -17,8 +17,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +113,8 @@ class DiskCache:
         """
         entry = self.folder / key
         if not _is_intact(entry):
-            shutil.rmtree(entry, ignore_errors=True)
+            if entry.exists():
+                _remove(entry)
             return None
         with contextlib.suppress(OSError):
             os.utime(entry)
@@ -160,7 +159,7 @@ class DiskCache:
         Args:
             key: Its key.
         """
-        shutil.rmtree(self.folder / key, ignore_errors=True)
+        _remove(self.folder / key)
 
     def clear(self) -> int:
         """Remove all entries, and unfinished ones of killed processes.
@@ -173,7 +172,7 @@ class DiskCache:
         """
         entries = self.entries()
         for entry in entries:
-            shutil.rmtree(self.folder / entry.key)
+            _remove(self.folder / entry.key, ignore_errors=False)
         if self.folder.is_dir():
             self._remove_abandoned()
         return sum(entry.size for entry in entries)
@@ -202,6 +201,8 @@ class DiskCache:
                 errno.EAGAIN, "another process is writing this cache entry", str(self.folder)
             )
         self._make_space(source, size)
+        import tempfile  # slow to import, and not needed to load an entry
+
         part = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.folder))
         lock = os.open(part, os.O_RDONLY)
         try:
@@ -210,7 +211,7 @@ class DiskCache:
             _complete(part, {_SOURCE: source, _LABEL: label})
             os.rename(part, self.folder / key)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            _remove(part)
             os.close(lock)
 
     def _matching(self, pattern: re.Pattern[str]) -> list[Path]:
@@ -223,7 +224,7 @@ class DiskCache:
                 lock = os.open(part, os.O_RDONLY)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(part)
+                    _remove(part, ignore_errors=False)
                 finally:
                     os.close(lock)
 
@@ -231,7 +232,7 @@ class DiskCache:
         """Remove entries until `size` bytes may be added. Raises OSError when that is impossible."""
         for entry in self._matching(_KEY):
             if _read_metadata(entry).get(_SOURCE) == source:
-                shutil.rmtree(entry, ignore_errors=True)
+                _remove(entry)
         entries = {entry: _size(entry) for entry in self._matching(_KEY)}
         disk = os.statvfs(self.folder)
         limit = self.max_share * (disk.f_bavail * disk.f_frsize + sum(entries.values()))
@@ -241,8 +242,14 @@ class DiskCache:
             )
         for entry in sorted(entries, key=_last_use):
             if sum(entries.values()) + size > limit:
-                shutil.rmtree(entry, ignore_errors=True)
+                _remove(entry)
                 del entries[entry]
+
+
+def _remove(folder: Path, ignore_errors: bool = True) -> None:
+    import shutil  # slow to import, and not needed to load an entry
+
+    shutil.rmtree(folder, ignore_errors=ignore_errors)
 
 
 def _read_metadata(entry: Path) -> dict[str, Any]:
@@ -263,6 +270,8 @@ def _complete(entry: Path, metadata: dict[str, Any]) -> None:
 
 def _write_metadata(entry: Path, metadata: dict[str, Any]) -> None:
     """Replace entry.json atomically: other processes may be reading it."""
+    import tempfile
+
     handle, part = tempfile.mkstemp(prefix=".", dir=entry.parent)
     try:
         with os.fdopen(handle, "w") as file:

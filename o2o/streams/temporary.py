@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -29,6 +27,9 @@ def temporary_folder(parent: Path | None = None, prefix: str = "o2o-") -> Iterat
     Raises:
         OSError: It cannot be made.
     """
+    import shutil  # slow to import, and not needed to load a package
+    import tempfile
+
     folder = Path(tempfile.mktemp(prefix=prefix, dir=parent))
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
     with interrupt.cleanup_at_exit(remove):

@@ -95,7 +95,7 @@ def _speeds(model: ModelFile, specs: list[EngineSpec], options: EngineOptions) -
         return {}
 
     def load(form: Form) -> Engine:
-        return _load(ENGINES[form.engine], model, replace(options, threads=form.threads))
+        return _load(ENGINES[form.engine], model, replace(options, threads=form.threads, compile_all=True))
 
     return measured_speeds(model, [spec.name for spec in specs], options, load)
 

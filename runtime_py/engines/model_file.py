@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from o2o.cli.text import listed
 from o2o.errors import ModelError
+from runtime_py.model.onnx_metadata import may_have_external_data
 from runtime_py.model.weight_dtype import onnx_weight_dtype, weight_dtype
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def external_data(file: Path) -> list[Path]:
     data = file.with_name(f"{file.name}.data")
     if data.is_file():  # as this project writes it
         return [data]
-    if file.suffix != ".onnx":
+    if file.suffix != ".onnx" or not may_have_external_data(file):
         return []
     from o2o.formats.onnx_reader import external_locations
     from o2o.streams import open_file

@@ -34,6 +34,8 @@ class EngineOptions:
         measures: Whether engines and numbers of threads may be measured at the first load of a model
             (`runtime_py.engines.speed_trial`). Otherwise, and without `disk_cache`, the order of preference
             decides.
+        compile_all: Whether prefill and decode are compiled at once, so that the first run of each takes no
+            longer than others. Otherwise LiteRT compiles each when it is first used.
         disk_cache: Where prepared models and measured speeds are stored for the next load; None to store
             nothing.
         debug: Whether the runtime's own log goes to stderr.
@@ -49,6 +51,7 @@ class EngineOptions:
     all_logits: bool = False
     speculate: bool = True
     measures: bool = True
+    compile_all: bool = False
     rounded_drafts: bool = False
     disk_cache: DiskCache | None = field(default_factory=user_cache)
     debug: bool = False
@@ -68,8 +71,8 @@ class EngineOptions:
         """The names of the options that an engine must support.
 
         `disk_cache` is not included: an engine without support for it stores nothing, as with None. Nor is
-        `all_logits`: every session gives all logits, fast or slowly. Nor are `speculate` and `measures`: they
-        change no text.
+        `all_logits`: every session gives all logits, fast or slowly. Nor are `speculate`, `measures` and
+        `compile_all`: they change no text.
         """
         names = {name for name in ("threads", "buckets") if getattr(self, name) is not None}
         return frozenset(names | ({"debug"} if self.debug else set()))

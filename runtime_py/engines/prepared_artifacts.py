@@ -12,7 +12,8 @@ import contextlib
 import functools
 import hashlib
 import os
-import platform
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,8 +26,8 @@ from runtime_py.engines.model_file import ModelFile
 MIN_SECONDS = 0.1
 """Seconds of preparation from which its result is stored."""
 MIN_BYTES = 8_000_000
-"""Bytes of weights that take less than `MIN_SECONDS` to pack, in any dtype: a child process that packs them
-takes longer to start. Weights of smaller models are packed at each load."""
+"""Bytes of a model from which packing takes longer than `MIN_SECONDS` on any machine. Smaller models are
+packed in memory first, to know."""
 TICK = 0.2
 """Seconds between two looks at the files that are being written, for the progress bar."""
 
@@ -122,8 +123,34 @@ def processor_features() -> list[str]:
         with open("/proc/cpuinfo") as cpuinfo:
             features = next(line for line in cpuinfo if line.lower().startswith(("flags", "features")))
     except (OSError, StopIteration):
+        import platform
+
         features = platform.processor()
-    return [platform.machine(), features]
+    return [os.uname().machine, features]
+
+
+@functools.cache
+def installed_version(distribution: str) -> str:
+    """Return the version of an installed distribution.
+
+    The name of its folder has the version. `importlib.metadata` takes 10 ms to import.
+
+    Args:
+        distribution: Its name.
+
+    Returns:
+        The version.
+    """
+    name = re.sub("[-_.]+", "[-_.]+", distribution)
+    pattern = re.compile(rf"{name}-([^-]+)\.dist-info", re.IGNORECASE)
+    for folder in sys.path:
+        with contextlib.suppress(OSError):
+            for match in map(pattern.fullmatch, os.listdir(folder or ".")):
+                if match is not None:
+                    return match[1]
+    import importlib.metadata
+
+    return importlib.metadata.version(distribution)
 
 
 @functools.cache

@@ -7,7 +7,6 @@ disturbed is made again at a later load, when the machine is idle.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import time
@@ -110,7 +109,7 @@ def measured_speeds(
             model,
             cache,
             f"speed of {listed(engines)}" + (", scoring" if options.all_logits else ""),
-            variant=[cores(), *(importlib.metadata.version(ENGINES[name].distribution) for name in engines)],
+            variant=[cores(), *map(_version, engines)],
             estimate_size=lambda: 1000,
             build=build,
             log=lambda line: None,
@@ -132,3 +131,7 @@ def _is_idle() -> bool:
         return os.getloadavg()[0] <= IDLE * cores()
     except OSError:  # the system does not say
         return False
+
+
+def _version(engine: str) -> str:
+    return prepared_artifacts.installed_version(ENGINES[engine].distribution)

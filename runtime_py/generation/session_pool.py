@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import numpy as np
@@ -31,8 +31,10 @@ from runtime_py.engines.engine import Engine, EngineSession
 from runtime_py.engines.prefill_plan import Chunk
 from runtime_py.engines.step_lock import CLOSED, FORKED, EngineClosed
 from runtime_py.generation.common_prefix import num_shared
-from runtime_py.generation.prompt_cache import PromptCache
 from runtime_py.generation.verification import Verification
+
+if TYPE_CHECKING:
+    from runtime_py.generation.prompt_cache import PromptCache
 
 MAX_SESSIONS = 4
 """Default of the largest number of texts that have KV caches at the same time."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -320,13 +320,14 @@ def _tensor(signature: str, direction: str, entry: Mapping[str, Any]) -> TensorS
         role_text = f"the role {entry['role']!r}" if entry.get("role") else "no role"
         raise ModelError(f"{signature}: {direction} {name!r} has {role_text}, which engines do not support")
     if role.is_cache or role.is_rows:
-        layer, layout = int(entry["layer"]), entry["layout"]
+        layout = entry["layout"]
         if sorted(layout) != sorted("BNTH") or len(shape) != 4:
             raise ModelError(
                 f"{name!r}: shape {list(shape)} with layout {layout!r}: keys, values and "
                 f"caches need the four axes B, N, T, H"
             )
-        role = replace(role, layer=layer, layout=layout)
+        if role.layer is None:
+            raise KeyError("layer")
     return TensorSpec(name, role, dtype, shape)
 
 

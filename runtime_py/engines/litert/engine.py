@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,21 +21,23 @@ from o2o.cli.silence_stderr import silenced_stderr
 from o2o.cli.text import listed
 from o2o.errors import ModelError
 from o2o.signatures import classify_contract
-from runtime_py.engines.attention_mask import fill_mask
 from runtime_py.engines.cached_rows import CachedRows
 from runtime_py.engines.finite_logits import check_logits
-from runtime_py.engines.litert.compiled_model import RefusedByLiteRt, compile_model, silence_at_exit
+from runtime_py.engines.litert.bound_signature import BoundSignature
+from runtime_py.engines.litert.compiled_model import compile_model, silence_at_exit
+from runtime_py.engines.litert.kept_file import KeptFile
 from runtime_py.engines.litert.kv_caches import CacheBuffers, KVCaches
 from runtime_py.engines.litert.lowered_file import LoweredFile
 from runtime_py.engines.litert.mapped_bytes import MappedBytes
 from runtime_py.engines.litert.prepare import prepare
-from runtime_py.engines.litert.tensor_views import view
+from runtime_py.engines.litert.root_tables import RootTables
+from runtime_py.engines.litert.signature_group import SignatureGroup
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.prefill_plan import Chunk, plan_chunks
 from runtime_py.engines.step_lock import CLOSED_SESSION, EngineClosed, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
-from runtime_py.model.contract import Contract, SignatureSpec, Slot, TensorSpec
+from runtime_py.model.contract import Contract, SignatureSpec
 
 with silenced_stderr():
     from ai_edge_litert.compiled_model import CompiledModel
@@ -69,6 +72,8 @@ def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
                 verifiers=verifiers if options.speculate else (),
                 weight_dtype=prepared.lowered.weight_dtype,
                 packed=prepared.packed,
+                roots=prepared.lowered.roots if prepared.is_proven else None,
+                compile_all=options.compile_all,
                 threads=options.threads or 1,
                 debug=options.debug,
             )
@@ -117,6 +122,8 @@ class LiteRtEngine:
         verifiers: Sequence[SignatureSpec] = (),
         weight_dtype: str = "",
         packed: Path | None = None,
+        roots: RootTables | None = None,
+        compile_all: bool = False,
         threads: int = 1,
         debug: bool = False,
     ) -> None:
@@ -128,6 +135,9 @@ class LiteRtEngine:
             verifiers: Its signatures that verify drafts (`o2o.lower.litert.draft_verifiers`).
             weight_dtype: The dtype of its weights, for display.
             packed: The file with its packed weights; None to pack them in memory.
+            roots: Compile a signature when it is first used, with a root table of its own; None to compile
+                all at once. LiteRT is known to take all of them.
+            compile_all: Compile all but the verifiers at once in any case.
             threads: Number of threads.
             debug: Whether LiteRT's log goes to stderr.
 
@@ -138,45 +148,45 @@ class LiteRtEngine:
         self.weight_dtype = weight_dtype
         self.capacity = contract.capacity
         self.vocab_size = contract.vocab_size
-        self._quiet = functools.partial(silenced_stderr, not debug)
-        self._verifier_specs = verifiers
+        self._prefills = {prefill.length: prefill for prefill in contract.prefills}
+        self._verifiers = {
+            (verifier.length, max(cache.capacity for cache in verifier.caches.values())): verifier
+            for verifier in verifiers
+        }
         for signature in (*contract.prefills, *contract.decodes.values(), *verifiers):
             _check_in_place(signature)
         self._file = model  # LiteRT reads weights from this memory
+        self._packed = None if packed is None else KeptFile(packed)
+        self._roots = roots
+        self._threads = threads
         self.steps = StepLock(self)
         if not debug:
             silence_at_exit()
-        start = functools.partial(self._start, model, packed, threads)
-        try:
-            with self._quiet():
-                start()
-        except RefusedByLiteRt as error:
-            raise (error if debug else error.with_reason(start)) from error
-        for bound in self._signatures:
-            bound.silences = not debug
-
-    def _start(self, model: bytes | MappedBytes | Path, packed: Path | None, threads: int) -> None:
-        """Compile the model, allocate the buffers of all signatures, and run decode once."""
-        self._model = compile_model(model, packed, threads)
-        try:
-            self._prefills = {
-                prefill.length: _BoundSignature(self._model, prefill, self.contract.decode.caches)
-                for prefill in self.contract.prefills
-            }
-            self._decodes = {
-                capacity: _BoundSignature(self._model, decode, decode.caches)
-                for capacity, decode in self.contract.decodes.items()
-            }
-            self._verifiers: dict[tuple[int, int], _BoundSignature] = {}
-            for verifier in self._verifier_specs:
-                capacity = max(cache.capacity for cache in verifier.caches.values())
-                caches = self.contract.decodes[capacity].caches
-                self._verifiers[verifier.length, capacity] = _BoundSignature(self._model, verifier, caches)
-            session = self.open_session()
+        groups = [
+            SignatureGroup(functools.partial(self._compile, number), debug)
+            for number in range(1 + len(contract.decodes))
+        ]
+        self._main = groups[0]
+        """The group of prefill and decode."""
+        of_verifiers = groups[1:] if roots is not None else [self._main] * len(contract.decodes)
+        self._verifying = dict(zip(contract.decodes, of_verifiers, strict=True))
+        """The group of the verifiers of each capacity: most texts use none."""
+        if roots is None or compile_all:
+            first = [*contract.prefills, *contract.decodes.values(), *(verifiers if roots is None else ())]
+            self._main.add({signature.name for signature in first})
+        with contextlib.closing(self.open_session()) as session:
             session.decode(0, 0)  # warm up: one-time work and its log lines happen here
-            session.close()
-        except RuntimeError as error:
-            raise RefusedByLiteRt.from_error(error) from error
+
+    @property
+    def _groups(self) -> list[SignatureGroup]:
+        return [self._main, *self._verifying.values()]
+
+    def _compile(self, number: int, names: Collection[str]) -> CompiledModel:
+        """Compile the signatures of a group."""
+        if self._roots is not None and isinstance(self._file, MappedBytes):
+            self._roots.select(names, number, self._file)
+        packed = None if self._packed is None else self._packed.path
+        return compile_model(self._file, packed, self._threads)
 
     def plan(self, length: int, num_cached: int = 0) -> list[Chunk]:
         """See `EngineSession.plan`. Decode counts as a prefill of one token.
@@ -199,12 +209,8 @@ class LiteRtEngine:
 
     def verify_lengths(self, position: int) -> list[int]:
         """See `Engine`. A run uses the KV caches that a decode step would use."""
-        capacity = next((one for one in self._decodes if one > position), 0)
+        capacity = next((one for one in self.contract.decodes if one > position), 0)
         return sorted(T for T, of in self._verifiers if of == capacity and position + T <= capacity)
-
-    @property
-    def _signatures(self) -> list[_BoundSignature]:
-        return [*self._prefills.values(), *self._decodes.values(), *self._verifiers.values()]
 
     @property
     def gives_all_logits(self) -> bool:
@@ -234,16 +240,31 @@ class LiteRtEngine:
         self.steps.close(self._free)
 
     def _free(self) -> None:
-        with self._quiet():
-            del self._prefills, self._decodes, self._verifiers
-            self._model.close()
-            del self._model
+        for group in self._groups:
+            group.close()
+        if self._packed is not None:
+            self._packed.close()
         if isinstance(self._file, MappedBytes):
             self._file.close()
 
+    def compile_for(self, chunk: Chunk, length: int) -> None:
+        """Compile what a prompt needs, if it needs more than there is. Call it in a turn of `steps`.
+
+        All decode signatures are compiled with it, which takes less time than a prefill. So while a text is
+        generated, none has to be compiled.
+
+        Args:
+            chunk: The next run.
+            length: P, the number of tokens of the prompt.
+        """
+        if chunk.length > 1 and self._prefills[chunk.length].name not in self._main:
+            lengths = {chunk.length, *(later.length for later in self.plan(length, chunk.start))} - {1}
+            needed = [*self.contract.decodes.values(), *(self._prefills[one] for one in lengths)]
+            self._main.add({signature.name for signature in needed})
+
     def run(
         self, caches: KVCaches[TensorBuffer], length: int, tokens: Sequence[int], position: int
-    ) -> _BoundSignature:
+    ) -> BoundSignature:
         """Run the signature of one length. Call it in a turn of `steps`.
 
         Args:
@@ -256,8 +277,8 @@ class LiteRtEngine:
             The signature, with the logits of this run.
         """
         capacity = caches.smallest_capacity(position) if length == 1 else self.capacity
-        signature = self._decodes[capacity] if length == 1 else self._prefills[length]
-        return self._run_on(caches, capacity, signature, tokens, position)
+        spec = self.contract.decodes[capacity] if length == 1 else self._prefills[length]
+        return self._run_on(self._main, caches, capacity, spec, tokens, position)
 
     def verify(self, caches: KVCaches[TensorBuffer], tokens: Sequence[int], position: int) -> np.ndarray:
         """Run the signature that verifies a draft. Call it in a turn of `steps`.
@@ -272,26 +293,30 @@ class LiteRtEngine:
         """
         capacity = caches.smallest_capacity(position)
         length = next(T for T in self.verify_lengths(position) if len(tokens) <= T)
-        verifier = self._verifiers[length, capacity]
-        return self._run_on(caches, capacity, verifier, tokens, position).logits(slice(0, len(tokens)))
+        spec = self._verifiers[length, capacity]
+        run = self._run_on(self._verifying[capacity], caches, capacity, spec, tokens, position)
+        return run.logits(slice(0, len(tokens)))
 
     def _run_on(
         self,
+        group: SignatureGroup,
         caches: KVCaches[TensorBuffer],
         capacity: int,
-        signature: _BoundSignature,
+        spec: SignatureSpec,
         tokens: Sequence[int],
         position: int,
-    ) -> _BoundSignature:
-        """Run a signature on the KV caches of one capacity."""
-        length = signature.spec.length
-        buffers = caches.select(capacity, position, position + len(tokens), length)
+    ) -> BoundSignature:
+        """Run a signature of a group on the KV caches of one capacity."""
+        slots = self.contract.decodes[capacity].caches
+        group.get(spec, slots)  # compiled first, as it can allocate the caches
+        buffers = caches.select(capacity, position, position + len(tokens), spec.length)
+        signature = group.get(spec, slots)  # another one if other signatures had to be compiled
         window_row = position - caches.first_position(capacity)
         signature.run(tokens, position, window_row, buffers)
-        if signature.rows and not signature.spec.caches:
+        if signature.rows and not spec.caches:
             window_row = -caches.hold_last(capacity, len(tokens))
         for slot, (tensor, rows) in signature.rows.items():
-            cache = self._decodes[capacity].spec.caches[slot]
+            cache = slots[slot]
             rows = rows.transpose([tensor.layout.index(axis) for axis in cache.layout])
             before = (slice(None),) * cache.layout.index("T")
             row = position if cache.role.capacity is None else window_row
@@ -308,12 +333,9 @@ class LiteRtEngine:
         Returns:
             The buffers, filled with zeros.
         """
-        buffers: dict[Slot, tuple[TensorBuffer, np.ndarray]] = {}
-        for slot, cache in decode.caches.items():
-            buffer = self._model.create_input_buffer_by_name(decode.name, cache.name)
-            buffers[slot] = buffer, view(buffer, cache.shape, cache.dtype)
-            buffers[slot][1].fill(0)
-        return buffers
+        compiled = itertools.chain(*self._groups)
+        bound = next((one for one in compiled if one.takes(decode.caches)), None)
+        return (bound or self._main.get(decode, decode.caches)).allocate()
 
     def unbind(self, caches: KVCaches[TensorBuffer]) -> None:
         """Drop all references to the KV caches of a session.
@@ -321,8 +343,8 @@ class LiteRtEngine:
         Args:
             caches: The KV caches.
         """
-        for signature in self._signatures:
-            signature.unbind(caches.allocated.values())
+        for bound in itertools.chain(*self._groups):
+            bound.unbind(caches.allocated.values())
 
 
 class LiteRtSession:
@@ -405,113 +427,9 @@ class LiteRtSession:
         self._steps = CLOSED_SESSION
         self.kv_caches.close()
 
-    def _run(self, tokens: Sequence[int], chunk: Chunk) -> _BoundSignature:
+    def _run(self, tokens: Sequence[int], chunk: Chunk) -> BoundSignature:
+        self._engine.compile_for(chunk, len(tokens))
         return self._engine.run(self.kv_caches, chunk.length, tokens[chunk.start : chunk.stop], chunk.start)
-
-
-class _BoundSignature:
-    """A signature and its input and output buffers, except for the KV caches, which slots stand for."""
-
-    def __init__(
-        self, model: CompiledModel, signature: SignatureSpec, caches: Mapping[Slot, TensorSpec]
-    ) -> None:
-        """Allocate the buffers.
-
-        Args:
-            model: The model.
-            signature: One of its signatures.
-            caches: The KV caches that it runs on. A prefill without cache inputs may return rows of the
-                shape of a cache, which are then written to it directly.
-        """
-        self.spec = signature
-        self._model = model
-        self._index = model.get_signature_index(signature.name)
-        self._ids = self._logits = np.zeros((1, 0))
-        self._positions: list[np.ndarray] = []
-        self._window_rows: list[np.ndarray] = []
-        self._masks: list[np.ndarray] = []
-        self._inputs: list[TensorBuffer | Slot] = []
-        self._outputs: list[TensorBuffer | Slot] = []
-        self._bound: CacheBuffers[TensorBuffer] | None = None  # the KV caches of the last run
-        self._buffers: list[list[TensorBuffer]] = []
-        self.silences = False
-        """Whether the next run is the first one: LiteRT then allocates tensors, and logs why it cannot."""
-        self.rows: dict[Slot, tuple[TensorSpec, np.ndarray]] = {}
-        """The returned keys and values that are not in the KV caches."""
-        names = model.get_signature_list()[signature.name]
-        for direction, tensors, buffers, create in (
-            ("inputs", signature.inputs, self._inputs, model.create_input_buffer_by_name),
-            ("outputs", signature.outputs, self._outputs, model.create_output_buffer_by_name),
-        ):
-            by_name = {tensor.name: tensor for tensor in tensors}
-            for name in names[direction]:
-                tensor = by_name.get(name)
-                cache = caches.get(tensor.slot) if tensor else None
-                if tensor and cache and (tensor.layout, tensor.shape) == (cache.layout, cache.shape):
-                    buffers.append(tensor.slot)
-                    continue
-                buffer = create(signature.name, name)
-                buffers.append(buffer)
-                if tensor:
-                    self._add(tensor, view(buffer, tensor.shape, tensor.dtype))
-
-    def _add(self, tensor: TensorSpec, array: np.ndarray) -> None:
-        match tensor.kind:
-            case "tokens":
-                self._ids = array[0]
-            case "position":
-                self._positions.append(array.reshape(-1))
-            case "window_row":
-                self._window_rows.append(array.reshape(-1))
-            case "mask":
-                self._masks.append(array)
-            case "logits":
-                self._logits = array.reshape(-1, array.shape[-1])
-            case _:
-                self.rows[tensor.slot] = tensor, array
-
-    def unbind(self, caches: Iterable[CacheBuffers[TensorBuffer]]) -> None:
-        """Drop the references to these KV caches."""
-        if any(buffers is self._bound for buffers in caches):
-            self._bound, self._buffers = None, []
-
-    def run(
-        self, tokens: Sequence[int], position: int, window_row: int, caches: CacheBuffers[TensorBuffer]
-    ) -> None:
-        """Feed at most T ids, the first at `position`, in row `window_row` of window caches."""
-        self._ids[: len(tokens)] = tokens
-        self._ids[len(tokens) :] = 0
-        for positions in self._positions:
-            positions[:] = range(position, position + len(positions))
-        for row in self._window_rows:
-            row[:] = window_row
-        for mask in self._masks:
-            fill_mask(mask, position, len(tokens), len(self._ids))
-        if caches is not self._bound:
-            self._bound = caches
-            self._buffers = [
-                [caches[buffer][0] if isinstance(buffer, tuple) else buffer for buffer in buffers]
-                for buffers in (self._inputs, self._outputs)
-            ]
-        if not self.silences:
-            self._run()
-            return
-        try:
-            with silenced_stderr():
-                self._run()
-        except RefusedByLiteRt as error:
-            raise error.with_reason(self._run) from error
-        self.silences = False
-
-    def _run(self) -> None:
-        try:
-            self._model.run_by_index(self._index, *self._buffers)
-        except RuntimeError as error:
-            raise RefusedByLiteRt.from_error(error) from error
-
-    def logits(self, rows: int | slice) -> np.ndarray:
-        """A copy of one row of the logits, [V] float32, or of several, [T, V]."""
-        return self._logits[rows].astype(np.float32)
 
 
 def _check_in_place(signature: SignatureSpec) -> None:

@@ -5,6 +5,8 @@ TFLite file and its small constants. LiteRT gets this header with the Circle fil
 (`runtime_py.engines.litert.mapped_bytes`), and finds the large constants there by offset.
 
     | header | padding to a page | the Circle file: its own header, which is not used, then the weights |
+
+The header has places for other root tables (`runtime_py.engines.litert.root_tables`).
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from o2o import garbage_collection
 from runtime_py.engines.litert.mapped_bytes import MappedBytes
+from runtime_py.engines.litert.root_tables import RootTables, with_places
 from runtime_py.engines.model_file import ModelFile
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ class LoweredFile:
         growth: Bytes that packed weights take in addition to the stored ones, because the graph dequantizes
             them to float32.
         verifiers: The names of the signatures that verify drafts (`o2o.lower.litert.draft_verifiers`).
+        roots: Makes models of some of the signatures; None without a header.
     """
 
     header: bytes | None
@@ -52,6 +56,7 @@ class LoweredFile:
     weight_dtype: str = ""
     growth: int = 0
     verifiers: tuple[str, ...] = ()
+    roots: RootTables | None = None
 
     def open(self, file: Path) -> MappedBytes | Path:
         """Return the TFLite model as LiteRT takes it.
@@ -72,10 +77,9 @@ class LoweredFile:
             mapped = MappedBytes(len(self.header), descriptor)
         finally:
             os.close(descriptor)
-        header = bytearray(self.header)
+        mapped.write(self.header)
         for field, offset in self.offsets:
-            struct.pack_into("<Q", header, field, mapped.start + offset)
-        mapped.write(header)
+            mapped.write(struct.pack("<Q", mapped.start + offset), field)
         return mapped
 
     def save(self, folder: Path) -> None:
@@ -95,6 +99,7 @@ class LoweredFile:
             "weight_dtype": self.weight_dtype,
             "growth": self.growth,
             "verifiers": self.verifiers,
+            "roots": self.roots and asdict(self.roots),
         }
         (folder / _METADATA).write_text(json.dumps(metadata))
 
@@ -121,24 +126,33 @@ class LoweredFile:
             metadata["weight_dtype"],
             metadata["growth"],
             tuple(metadata["verifiers"]),
+            metadata["roots"] and RootTables(**metadata["roots"]),
         )
 
 
-@garbage_collection.paused()
-def lower_file(
-    model: ModelFile,
-    buckets: Sequence[int] | None = None,
-    all_logits: bool = False,
-    verifies: bool = False,
-) -> LoweredFile:
-    """Lower a model to TFLite.
+@dataclass(frozen=True)
+class LoweringOptions:
+    """How to lower a model.
 
-    Args:
-        model: A Circle or TFLite file.
+    Attributes:
         buckets: Capacities of additional decode graphs, as for `o2o.lower.litert.tuning.tune`.
         all_logits: Whether prefills keep their logits; otherwise they are removed where that is faster.
         verifies: Whether signatures that verify drafts are added
             (`runtime_py.engines.litert.row_tile.draft_lengths`).
+    """
+
+    buckets: Sequence[int] | None = None
+    all_logits: bool = False
+    verifies: bool = False
+
+
+@garbage_collection.paused()
+def lower_file(model: ModelFile, options: LoweringOptions = LoweringOptions()) -> LoweredFile:
+    """Lower a model to TFLite.
+
+    Args:
+        model: A Circle or TFLite file.
+        options: How.
 
     Returns:
         The lowered file.
@@ -156,20 +170,21 @@ def lower_file(
     from runtime_py.engines.litert.row_tile import draft_lengths
 
     graphs, source = model.read()
-    verifiers = make_draft_verifiers(graphs, draft_lengths(graphs)) if verifies else None
+    verifiers = make_draft_verifiers(graphs, draft_lengths(graphs)) if options.verifies else None
     contract = None
     if graphs.format == "tflite":
         contract = contract_of(graphs)
     else:
         lower_to_litert(graphs)
-    restored = all_logits and restore_prefill_logits(graphs)
-    tuned = tune(graphs, buckets)
-    tuned |= restored or (not all_logits and remove_prefill_logits(graphs))
+    restored = options.all_logits and restore_prefill_logits(graphs)
+    tuned = tune(graphs, options.buckets)
+    tuned |= restored or (not options.all_logits and remove_prefill_logits(graphs))
     names = () if verifiers is None else tuple(add_draft_verifiers(graphs, verifiers))
     if contract is not None and not tuned and not names and source.origin == 0:
         return LoweredFile(None, (), contract, model.weight_dtype, _growth(graphs))
-    header, offsets = _split(plan(graphs, limit=0), source)
-    return LoweredFile(header, offsets, contract_of(graphs), model.weight_dtype, _growth(graphs), names)
+    header, offsets, roots = _split(plan(graphs, limit=0), source)
+    contract = contract_of(graphs)
+    return LoweredFile(header, offsets, contract, model.weight_dtype, _growth(graphs), names, roots)
 
 
 def _growth(model: Model) -> int:
@@ -182,8 +197,8 @@ def _growth(model: Model) -> int:
     return sum(4 * constant.size - constant.nbytes for constant in stored.values())
 
 
-def _split(planned: Plan, source: Source) -> tuple[bytes, tuple[tuple[int, int], ...]]:
-    """(header, offsets) of a planned file whose large constants are all found by offset."""
+def _split(planned: Plan, source: Source) -> tuple[bytes, tuple[tuple[int, int], ...], RootTables]:
+    """(header, offsets, roots) of a planned file whose large constants are all found by offset."""
     from ai_edge_litert.schema_py_generated import Model
 
     from o2o.formats.schema import OFFSET_SLOT
@@ -191,13 +206,15 @@ def _split(planned: Plan, source: Source) -> tuple[bytes, tuple[tuple[int, int],
     from o2o.formats.writer import LARGE_ALIGNMENT
 
     tables = Model.GetRootAs(planned.tables, 0)
+    with_roots, roots = with_places(planned.tables)
+    shift = len(with_roots) - len(planned.tables)
     buffers = (tables.Buffers(index) for index in range(tables.BuffersLength()))
     fields = {
-        buffer.Offset(): buffer._tab.Pos + buffer._tab.Offset(OFFSET_SLOT)
+        buffer.Offset(): shift + buffer._tab.Pos + buffer._tab.Offset(OFFSET_SLOT)
         for buffer in buffers
         if buffer.Offset() > 1
     }
-    header = bytearray(planned.tables)
+    header = bytearray(with_roots)
     offsets: list[tuple[int, int]] = []
     for segment in planned.segments:
         payload, start = segment.payload, segment.start
@@ -205,10 +222,11 @@ def _split(planned: Plan, source: Source) -> tuple[bytes, tuple[tuple[int, int],
         if field is not None and isinstance(payload, SourceTensor) and payload.source is source:
             offsets.append((field, source.origin + payload.span.start))
             continue
+        start += shift
         if field is not None:  # a large constant that lowering created: it goes to the end of the header
             start = -(-len(header) // LARGE_ALIGNMENT) * LARGE_ALIGNMENT
             struct.pack_into("<Q", header, field, start)
         data = payload if isinstance(payload, bytes) else payload.tobytes()
         header += bytes(start - len(header))
         header += data
-    return bytes(header), tuple(offsets)
+    return bytes(header), tuple(offsets), roots

@@ -67,14 +67,15 @@ class MappedBytes:
             self._clear(self.start + size, self.start + self._pages)
             self._read(file, size)
 
-    def write(self, header: bytes | bytearray) -> None:
-        """Write the header.
+    def write(self, header: bytes, position: int = 0) -> None:
+        """Write the header, or a part of it.
 
         Args:
-            header: At most `header_size` bytes.
+            header: The bytes. They end at `header_size` or before.
+            position: Where the first one goes.
         """
-        assert len(header) <= self.start
-        ctypes.memmove(self.address, bytes(header), len(header))
+        assert position + len(header) <= self.start
+        ctypes.memmove(self.address + position, header, len(header))
 
     def close(self) -> None:
         """Unmap the file. `data` must not be used afterwards."""

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
+import json
+import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from o2o.cli.silence_stderr import silenced_stderr
 from o2o.errors import ModelError
 from runtime_py.child_process import run_module
 from runtime_py.engines import prepared_artifacts
-from runtime_py.engines.litert.lowered_file import PACKED, LoweredFile, lower_file
+from runtime_py.engines.litert.compiled_model import compile_model
+from runtime_py.engines.litert.lowered_file import PACKED, LoweredFile, LoweringOptions, lower_file
 from runtime_py.engines.litert.mapped_bytes import MappedBytes
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
@@ -34,11 +37,13 @@ class PreparedModel:
         model: The file that was prepared.
         lowered: Its TFLite graph.
         packed: The file with its packed weights; None to pack them in memory.
+        is_proven: Whether LiteRT is known to take all signatures.
     """
 
     model: ModelFile
     lowered: LoweredFile
     packed: Path | None = None
+    is_proven: bool = False
 
     def open(self) -> MappedBytes | Path:
         """Open the model.
@@ -58,7 +63,7 @@ class PreparedModel:
 
 @contextlib.contextmanager
 def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]:
-    """Lower a model, into the disk cache if that takes long, and with packed weights if it is large.
+    """Lower a model and pack its weights, into the disk cache if that takes long.
 
     Args:
         model: A Circle or TFLite file.
@@ -71,67 +76,90 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
         ModelError: LiteRT cannot run the model.
         OSError: The file cannot be read. Errors of the disk cache are logged.
     """
-    yield _from_cache(model, options) or PreparedModel(model, _lower(model, options))
+    yield _from_cache(model, options) or PreparedModel(model, lower_file(model, _lowering(options)))
 
 
-def _lower(model: ModelFile, options: EngineOptions) -> LoweredFile:
+def _lowering(options: EngineOptions) -> LoweringOptions:
     verifies = options.speculate and not options.all_logits
-    return lower_file(model, options.buckets, options.all_logits, verifies)
+    return LoweringOptions(options.buckets, options.all_logits, verifies)
 
 
 def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | None:
     """Load the prepared model from the disk cache, building it if missing. None if caching is off.
 
-    Without packed weights if the model is small, or they cannot be stored.
+    Without packed weights if packing takes no time, or they cannot be stored.
     """
     if options.disk_cache is None:
         return None
-    packs = model.size >= prepared_artifacts.MIN_BYTES
-    complete = replace(options, speculate=True)  # the same entry with and without it
+    is_large = model.size >= prepared_artifacts.MIN_BYTES
+    lowering = _lowering(replace(options, speculate=True))  # the same entry with and without it
     seconds = 0.0
 
     @functools.cache
     def lowered() -> LoweredFile:
         nonlocal seconds
         begin = time.perf_counter()
-        file = _lower(model, complete)
+        file = lower_file(model, lowering)
         seconds = time.perf_counter() - begin
         return file
 
+    @functools.cache
+    def seconds_to_pack() -> float | None:
+        return math.inf if is_large else _seconds_to_compile(lowered(), model.path)
+
     def is_slow() -> bool:
+        if is_large:
+            return True
         lowered()
-        return packs or seconds >= prepared_artifacts.MIN_SECONDS
+        to_pack = seconds_to_pack()
+        return to_pack is not None and max(seconds, to_pack) >= prepared_artifacts.MIN_SECONDS
+
+    def packs() -> bool:
+        return (seconds_to_pack() or 0) >= prepared_artifacts.MIN_SECONDS
 
     def build(entry: Path) -> None:
-        lowered().save(entry)
-        if packs:
-            pack_in_child(model.path, entry)
+        if packs():
+            lower_and_pack_in_child(model.path, entry, lowering)
+        else:
+            lowered().save(entry)
 
     entry = prepared_artifacts.find_or_build(
         model,
         options.disk_cache,
         "litert scoring" if options.all_logits else "litert",
-        variant=[importlib.metadata.version("ai-edge-litert"), options.buckets],
-        estimate_size=lambda: int((packs * model.size + lowered().growth) * _MARGIN),
+        variant=[prepared_artifacts.installed_version("ai-edge-litert"), options.buckets],
+        estimate_size=lambda: int(packs() * model.size * _MARGIN),
         build=build,
-        log=options.log if packs else lambda line: None,
+        log=options.log if is_large else lambda line: None,
         worth_keeping=is_slow,
     )
     if entry is not None:
         with contextlib.suppress(OSError):  # another process has just removed it
-            return PreparedModel(model, LoweredFile.load(entry), entry / PACKED if packs else None)
+            packed = entry / PACKED
+            return PreparedModel(model, LoweredFile.load(entry), packed if packed.exists() else None, True)
     return PreparedModel(model, lowered())
 
 
-def pack_in_child(file: Path, entry: Path) -> None:
+def _seconds_to_compile(lowered: LoweredFile, file: Path) -> float | None:
+    """Compile all signatures, with weights packed in memory. None if LiteRT refuses them, as a load says."""
+    begin = time.perf_counter()
+    with contextlib.suppress(ModelError), silenced_stderr():
+        compile_model(lowered.open(file), None, threads=1).close()
+        return time.perf_counter() - begin
+    return None
+
+
+def lower_and_pack_in_child(file: Path, entry: Path, lowering: LoweringOptions) -> None:
     """Run `runtime_py.engines.litert.pack` as a child process.
 
     Args:
         file: The model's file.
-        entry: The folder with the lowered model; the packed weights are written there.
+        entry: The folder that the lowered model and the packed weights are written to.
+        lowering: How to lower it.
 
     Raises:
+        ModelError: LiteRT cannot run the model.
         OSError: The child failed or wrote nothing.
     """
-    run_module("runtime_py.engines.litert.pack", file, entry)
+    run_module("runtime_py.engines.litert.pack", file, entry, json.dumps(asdict(lowering)))
     os.stat(entry / PACKED)

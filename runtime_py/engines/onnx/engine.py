@@ -35,6 +35,7 @@ from runtime_py.engines.step_lock import CLOSED_SESSION, StepLock
 from runtime_py.engines.token_ids import check_prompt, check_token
 from runtime_py.engines.window_rows import WindowRows
 from runtime_py.model.contract import Contract, Slot
+from runtime_py.model.onnx_metadata import read_metadata
 from runtime_py.model.weight_dtype import onnx_weight_dtype
 
 if TYPE_CHECKING:
@@ -89,10 +90,7 @@ def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine
 
 def _is_one_graph(file: Path) -> bool:
     """Whether a file has the contract of `o2o.lower.onnx`: caches of fixed capacity, and one position."""
-    from o2o.formats.onnx_reader import metadata_of
-    from o2o.streams import open_file
-
-    text = metadata_of(open_file(file)).get(METADATA_NAME)
+    text = read_metadata(file).get(METADATA_NAME)
     if text is None:
         return False
     try:

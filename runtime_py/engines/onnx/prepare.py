@@ -7,7 +7,6 @@ packed once, into files that each later load maps into memory (`runtime_py.engin
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,7 +98,7 @@ def _from_cache(
         model,
         options.disk_cache,
         "onnx",
-        variant=[importlib.metadata.version("onnxruntime"), FORM],
+        variant=[prepared_artifacts.installed_version("onnxruntime"), FORM],
         estimate_size=lambda: int(model.size * _MAX_GROWTH),
         build=build,
         log=log,

@@ -46,7 +46,7 @@ def log_lines() -> list[str]:
 def pack_in_this_process(monkeypatch) -> None:
     """For tests of what the disk cache serves: the child itself runs in the others."""
     monkeypatch.setattr(pack_module, "silence_at_exit", lambda: None)
-    monkeypatch.setattr(prepare_module, "pack_in_child", pack_module.pack)
+    monkeypatch.setattr(prepare_module, "lower_and_pack_in_child", pack_module.lower_and_pack)
 
 
 @pytest.fixture(params=["circle", "tflite"])
@@ -99,7 +99,7 @@ def test_done_once(model, cache, log_lines, monkeypatch):
     first = prepare(model, cache, log_lines.append)
     assert_answers(toy(), first)
     assert log_lines == [f"packing the weights once: up to 0.0 GB into {cache.folder}"]
-    forbid(monkeypatch, "lower_file", "pack_in_child")
+    forbid(monkeypatch, "lower_file", "lower_and_pack_in_child")
     second = prepare(model, cache, log_lines.append)
     assert (second.lowered, second.packed) == (first.lowered, first.packed)
     assert second.packed == cache.folder / entries(cache)[0] / "packed"
@@ -128,7 +128,7 @@ def test_the_same_model_elsewhere(model, cache, log_lines, monkeypatch):
     time.sleep(TICK)
     copy = model.with_name(f"copy{model.suffix}")
     copy.write_bytes(model.read_bytes())
-    forbid(monkeypatch, "lower_file", "pack_in_child")
+    forbid(monkeypatch, "lower_file", "lower_and_pack_in_child")
     second = prepare(copy, cache, log_lines.append)
     assert second.packed == first.packed
     assert_answers(toy(), second)
@@ -186,10 +186,11 @@ def test_weights_overwritten(model, cache, log_lines):
 
 
 def test_small_models_keep_a_graph_that_takes_long(model, tmp_path, log_lines, monkeypatch):
-    monkeypatch.setattr(prepared_artifacts, "MIN_SECONDS", 0)
+    monkeypatch.setattr(prepared_artifacts, "MIN_SECONDS", 1e-9)
+    monkeypatch.setattr(prepare_module, "_seconds_to_compile", lambda *_: 0.0)
     cache = DiskCache(tmp_path / "cache")
     first = prepare(model, cache, log_lines.append)
-    forbid(monkeypatch, "lower_file", "pack_in_child")
+    forbid(monkeypatch, "lower_file", "lower_and_pack_in_child")
     second = prepare(model, cache, log_lines.append)
     assert second.lowered == first.lowered
     assert second.packed is None
@@ -200,6 +201,24 @@ def test_small_models_keep_a_graph_that_takes_long(model, tmp_path, log_lines, m
     monkeypatch.undo()
     assert_answers(toy(), prepare(model, cache, log_lines.append))
     assert log_lines == []
+
+
+@pytest.mark.usefixtures("pack_in_this_process")
+def test_small_models_keep_weights_that_take_long_to_pack(model, tmp_path, log_lines, monkeypatch):
+    monkeypatch.setattr(prepared_artifacts, "MIN_SECONDS", 1000)
+    monkeypatch.setattr(prepare_module, "_seconds_to_compile", lambda *_: 1001.0)
+    prepared = prepare(model, DiskCache(tmp_path / "cache"), log_lines.append)
+    assert prepared.packed is not None
+    assert prepared.is_proven
+    assert_answers(toy(), prepared)
+
+
+def test_small_models_that_litert_refuses_are_not_kept(model, tmp_path, log_lines, monkeypatch):
+    monkeypatch.setattr(prepared_artifacts, "MIN_SECONDS", 0)
+    monkeypatch.setattr(prepare_module, "_seconds_to_compile", lambda *_: None)
+    prepared = prepare(model, DiskCache(tmp_path / "cache"), log_lines.append)
+    assert not prepared.is_proven
+    assert not (tmp_path / "cache").exists()
 
 
 def test_small_models_leave_no_files(model, tmp_path, log_lines, monkeypatch):
@@ -236,17 +255,21 @@ def test_no_room(model, cache, log_lines):
 
 def test_a_disk_that_becomes_full(model, cache, log_lines, monkeypatch):
     """LiteRT aborts its process then, so it must be a child."""
-    pack = prepare_module.pack_in_child
+    packed = prepare(model, cache, log_lines.append).packed
+    limit = packed.stat().st_size - 1
+    assert all(file.stat().st_size < limit for file in packed.parent.iterdir() if file != packed)
+    cache.clear()
+    pack = prepare_module.lower_and_pack_in_child
 
-    def pack_in_little_room(file: Path, entry: Path) -> None:
+    def pack_in_little_room(*arguments) -> None:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         try:
-            pack(file, entry)
+            pack(*arguments)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(prepare_module, "pack_in_child", pack_in_little_room)
+    monkeypatch.setattr(prepare_module, "lower_and_pack_in_child", pack_in_little_room)
     assert_packs_in_memory(model, cache, log_lines, "exit status -6")
     assert entries(cache) == []
 
@@ -281,14 +304,14 @@ def test_another_process_is_writing_it(model, cache, log_lines):
 
 
 def test_a_model_that_changes_while_it_is_packed(model, cache, log_lines, monkeypatch):
-    pack = prepare_module.pack_in_child
+    pack = prepare_module.lower_and_pack_in_child
 
-    def slowly(file: Path, entry: Path) -> None:
-        pack(file, entry)
+    def slowly(file: Path, *arguments) -> None:
+        pack(file, *arguments)
         time.sleep(TICK)
         write(toy(1), file)
 
-    monkeypatch.setattr(prepare_module, "pack_in_child", slowly)
+    monkeypatch.setattr(prepare_module, "lower_and_pack_in_child", slowly)
     prepared = prepare(model, cache, log_lines.append)
     assert entries(cache) == []
     assert "changed while it was packed" in log_lines[-1]
