@@ -72,9 +72,11 @@ def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
     from runtime_py.generation.session_pool import SessionPool
     from runtime_py.package import Package
     from runtime_py.text.detokenizer import Detokenizer
+    from runtime_py.text.tokenizer import has_tokenizer, token_ids
 
-    package = Package.load(folder)
-    prompt = package.tokenizer.encode(PROMPT)
+    has_ids_only = not has_tokenizer(Path(folder))  # as the conversions of bench.peers
+    package = Package.load(folder, token_ids.NAME if has_ids_only else None)
+    prompt = [1, 2, 3] if has_ids_only else package.tokenizer.encode(PROMPT)
     engine = package.engine() if cache else package.engine(disk_cache=None)
     load = time.time() - started
     resident, private = _memory()

@@ -499,7 +499,8 @@ class Package:
         assert self.loaded is not None
         options = self.options or EngineOptions()
         name = self.loaded.name
-        return PromptCache(ModelFile(self.model), name, engine.weight_dtype, options.disk_cache, options.log)
+        model = ModelFile(self.model)
+        return PromptCache(model, name, lambda: engine.weight_dtype, options.disk_cache, options.log)
 
     def _open_scorer(self) -> Engine:
         with self._opening:

@@ -171,19 +171,18 @@ def lookup_operands(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     return (table, index) if table is not None and index is not None else None
 
 
-def has_side_effects(node: ir.Node) -> bool:
+def has_side_effects(node: ir.Node, known: dict[int, bool] | None = None) -> bool:
     """Whether `node` does more than compute its outputs. A node without outputs does.
 
     Args:
         node: Any node.
+        known: Graphs that nodes run, by `id`, and whether they have side effects; for calls for many nodes
+            of an unchanged model. Graphs are added.
 
     Returns:
         True also if a graph that it runs has side effects.
     """
-    return _has_side_effects(node, set())
-
-
-def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
+    known = {} if known is None else known
     if (
         traits_of(node).side_effects
         or attention.writes_cache(node)
@@ -193,8 +192,9 @@ def _has_side_effects(node: ir.Node, seen: set[int]) -> bool:
     if attribute(node, "hasSideEffect", False):
         return True
     for graph in inner_graphs(node):
-        if id(graph) not in seen:
-            seen.add(id(graph))
-            if any(_has_side_effects(inner, seen) for inner in graph):
-                return True
+        if id(graph) not in known:
+            known[id(graph)] = False  # while it is looked at: a graph may run itself
+            known[id(graph)] = any(has_side_effects(inner, known) for inner in graph)
+        if known[id(graph)]:
+            return True
     return False

@@ -24,7 +24,8 @@ def live_nodes(graph: ir.Graph) -> set[ir.Node]:
     Returns:
         The nodes that dead-code elimination keeps.
     """
-    pending = [node for node in graph if has_side_effects(node)]
+    known: dict[int, bool] = {}
+    pending = [node for node in graph if has_side_effects(node, known)]
     pending += [node for value in graph.outputs if (node := value.producer()) is not None]
     live: set[ir.Node] = set()
     while pending:

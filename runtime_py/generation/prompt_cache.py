@@ -91,14 +91,14 @@ class PromptCache:
     Attributes:
         model: The model's file.
         engine: The name of the engine.
-        weight_dtype: The dtype of its weights, as `Engine.weight_dtype`.
+        weight_dtype: Returns the dtype of its weights, `Engine.weight_dtype`, for which an ONNX file is read.
         disk_cache: The disk cache; None to use none.
         log: Called with one line for a damaged file.
     """
 
     model: ModelFile
     engine: str
-    weight_dtype: str
+    weight_dtype: Callable[[], str]
     disk_cache: DiskCache | None = None
     log: Callable[[str], None] = lambda line: None
     _known: dict[Path, tuple[list[int], StoredPrompt | None]] = field(default_factory=dict)
@@ -212,7 +212,7 @@ class PromptCache:
             "model": self.model.digest,
             "identity": self._identity,
             "engine": self.engine,
-            "weights": self.weight_dtype,
+            "weights": self.weight_dtype(),
             "lowest": str(rows.lowest),
             "label": label,
         }
@@ -245,7 +245,7 @@ class PromptCache:
     def _suits(self, stored: StoredPrompt) -> bool:
         """Whether rows have the bits, or almost, that this engine computes."""
         of, weights = stored.metadata.get("engine"), stored.metadata.get("weights")
-        return of == self.engine or weights == self.weight_dtype == SAME_ON_ALL_ENGINES
+        return of == self.engine or weights == self.weight_dtype() == SAME_ON_ALL_ENGINES
 
     def _is_of_this_model(self, stored: StoredPrompt) -> bool:
         """Whether it was computed by a model with the same bytes. The same file is not digested again."""

@@ -9,7 +9,6 @@ allows it.
 from __future__ import annotations
 
 import math
-import statistics
 import threading
 from collections import Counter, deque
 
@@ -77,7 +76,7 @@ class Verification:
                 return
             samples = self._seconds.setdefault(length, deque(maxlen=SAMPLES))
             samples.append(seconds)
-            self._medians[length] = statistics.median(samples)
+            self._medians[length] = sorted(samples)[len(samples) // 2]
             self._unused[length] = 0
             if length == 1:
                 for other in [*self._unused]:

@@ -150,7 +150,7 @@ def _seconds_to_compile(lowered: LoweredFile, file: Path) -> float | None:
 
 
 def lower_and_pack_in_child(file: Path, entry: Path, lowering: LoweringOptions) -> None:
-    """Run `runtime_py.engines.litert.pack` as a child process.
+    """Run `runtime_py.engines.litert.pack` as child processes: each returns its memory before the next one.
 
     Args:
         file: The model's file.
@@ -159,7 +159,8 @@ def lower_and_pack_in_child(file: Path, entry: Path, lowering: LoweringOptions) 
 
     Raises:
         ModelError: LiteRT cannot run the model.
-        OSError: The child failed or wrote nothing.
+        OSError: A child failed or wrote nothing.
     """
-    run_module("runtime_py.engines.litert.pack", file, entry, json.dumps(asdict(lowering)))
+    for arguments in ([json.dumps(asdict(lowering))], []):
+        run_module("runtime_py.engines.litert.pack", file, entry, *arguments)
     os.stat(entry / PACKED)

@@ -19,6 +19,7 @@ from runtime_py.engines import model_file, prepared_artifacts
 from runtime_py.engines.litert import pack as pack_module
 from runtime_py.engines.litert import prepare as prepare_module
 from runtime_py.engines.litert.engine import LiteRtEngine
+from runtime_py.engines.litert.lowered_file import LoweringOptions
 from runtime_py.engines.litert.prepare import PreparedModel
 from runtime_py.engines.model_file import ModelFile
 from runtime_py.engines.options import EngineOptions
@@ -42,11 +43,17 @@ def log_lines() -> list[str]:
     return []
 
 
+def lower_and_pack(file: Path, entry: Path, lowering: LoweringOptions) -> None:
+    """What the child processes do."""
+    pack_module.lower(file, entry, lowering)
+    pack_module.pack(file, entry)
+
+
 @pytest.fixture
 def pack_in_this_process(monkeypatch) -> None:
     """For tests of what the disk cache serves: the child itself runs in the others."""
     monkeypatch.setattr(pack_module, "silence_at_exit", lambda: None)
-    monkeypatch.setattr(prepare_module, "lower_and_pack_in_child", pack_module.lower_and_pack)
+    monkeypatch.setattr(prepare_module, "lower_and_pack_in_child", lower_and_pack)
 
 
 @pytest.fixture(params=["circle", "tflite"])

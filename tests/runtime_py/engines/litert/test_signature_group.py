@@ -21,6 +21,7 @@ from runtime_py.engines.litert.engine import LiteRtEngine
 from runtime_py.engines.loading import load_engine
 from runtime_py.engines.options import EngineOptions
 from tests.o2o.window_graphs import S, T, V, window_model
+from tests.runtime_py.engines.litert.test_prepare import lower_and_pack
 
 IDS = np.random.default_rng(5).integers(0, V, S).tolist()
 BUCKET = 16
@@ -38,7 +39,7 @@ def cache(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> DiskCa
     """A cache that has the model with packed weights."""
     monkeypatch.setattr(prepared_artifacts, "MIN_BYTES", 0)
     monkeypatch.setattr(pack_module, "silence_at_exit", lambda: None)
-    monkeypatch.setattr(prepare_module, "lower_and_pack_in_child", pack_module.lower_and_pack)
+    monkeypatch.setattr(prepare_module, "lower_and_pack_in_child", lower_and_pack)
     cache = DiskCache(tmp_path / "cache")
     load(file, cache).close()
     return cache
