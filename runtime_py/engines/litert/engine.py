@@ -250,8 +250,7 @@ class LiteRtEngine:
     def compile_for(self, chunk: Chunk, length: int) -> None:
         """Compile what a prompt needs, if it needs more than there is. Call it in a turn of `steps`.
 
-        All decode signatures are compiled with it, which takes less time than a prefill. So while a text is
-        generated, none has to be compiled.
+        Two decode signatures are compiled with it, for the next tokens.
 
         Args:
             chunk: The next run.
@@ -259,7 +258,8 @@ class LiteRtEngine:
         """
         if chunk.length > 1 and self._prefills[chunk.length].name not in self._main:
             lengths = {chunk.length, *(later.length for later in self.plan(length, chunk.start))} - {1}
-            needed = [*self.contract.decodes.values(), *(self._prefills[one] for one in lengths)]
+            decodes = [decode for capacity, decode in self.contract.decodes.items() if capacity >= length]
+            needed = [*decodes[:2], *(self._prefills[one] for one in lengths)]
             self._main.add({signature.name for signature in needed})
 
     def run(
@@ -278,6 +278,8 @@ class LiteRtEngine:
         """
         capacity = caches.smallest_capacity(position) if length == 1 else self.capacity
         spec = self.contract.decodes[capacity] if length == 1 else self._prefills[length]
+        if length == 1 and spec.name not in self._main and self._main:  # a long text: it will need them all
+            self._main.add({decode.name for decode in self.contract.decodes.values()})
         return self._run_on(self._main, caches, capacity, spec, tokens, position)
 
     def verify(self, caches: KVCaches[TensorBuffer], tokens: Sequence[int], position: int) -> np.ndarray:

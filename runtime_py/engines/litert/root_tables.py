@@ -21,8 +21,8 @@ START = 8
 """Bytes before the first place: the offset of the root table, and the file identifier."""
 _ALIGNMENT = 64  # bytes; tables behind the places keep the alignment of their scalars and small constants
 _ROOT = (20, 24, 4, 8, 12, 0, 16, 0, 0, 20)
-"""The vtable of a root table: its size, the table's size, and where the table has fields 0 to 7 of `Model`:
-version, operator_codes, subgraphs, description, buffers, metadata_buffer, metadata, signature_defs."""
+"""The vtable of a root table: its size, the table's size, and where the table has fields 0 to 7 of `Model`.
+These are version, operator_codes, subgraphs, -, buffers, -, -, signature_defs."""
 _EMPTY = (12, 20, 4, 8, 12, 16)
 """The vtable of an empty subgraph: fields 0 to 3 of `SubGraph` are vectors, here all one empty vector."""
 
