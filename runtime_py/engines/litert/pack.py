@@ -15,7 +15,6 @@ if __name__ == "__main__":
     exit_on_interrupt(None)
 
 import errno
-import gc
 import json
 import os
 import sys
@@ -68,7 +67,6 @@ def pack(file: Path, entry: Path) -> None:
 
 
 if __name__ == "__main__":
-    gc.disable()  # lowering makes millions of objects, and the process ends soon
     file, entry, *options = sys.argv[1:]
     if options:
         exit_with(lambda: lower(Path(file), Path(entry), LoweringOptions(**json.loads(options[0]))))
