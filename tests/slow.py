@@ -282,6 +282,7 @@ TESTS = {
         "test_another_engine",
         "test_the_files_have_default_names",
         "test_every_line_and_every_figure",
+        "test_the_plot_shows_axes_from_zero_and_the_roofline",
     ],
     "tests/runtime_py/test_run.py": [
         "test_an_interrupt_ends_the_text",
@@ -304,6 +305,44 @@ TESTS = {
         "test_a_file_of_weights_does_for_its_folder",
         "test_a_package_of_tflite",
         "test_a_signal_ends_the_commands_and_leaves_nothing",
+    ],
+    "tests/o2o/operators/test_traits.py": [
+        "test_elementwise_operators_are_elementwise",
+    ],
+    "tests/o2o/filters/test_pipeline.py": [
+        "test_the_bytes_are_those_of_separate_runs",
+    ],
+    "tests/docs/test_troubleshooting.py": [
+        "test_a_quoted_message_exists",
+    ],
+    "tests/o2o/filters/test_check_models.py": [
+        "test_a_lowering_with_and_without_a_contract",
+    ],
+    "tests/runtime_py/generation/test_sampler.py": [
+        "test_drawn_as_often_as_likely",
+    ],
+    "tests/test_makefile.py": [
+        "test_any_value_arrives_as_it_is",
+    ],
+    "tests/o2o/rewriting/static_caches/test_conversion.py": [
+        "test_any_sizes",
+        "test_forms_of_exporters",
+    ],
+    "tests/o2o/filters/test_resize_tokens.py": [
+        "test_the_others_stay",
+    ],
+    "tests/o2o/raising/test_onnx_buckets.py": [
+        "test_each_bucket_computes_what_decode_does",
+        "test_with_prefill_two_sizes_select",
+    ],
+    "tests/o2o/rewriting/test_topological_sort.py": [
+        "test_any_order_is_mended",
+    ],
+    "tests/export/test_preflight.py": [
+        "test_a_refusal_comes_before_torch",
+    ],
+    "tests/o2o/quantization/test_compare.py": [
+        "test_errors_are_those_of_quantizing",
     ],
 }
 """Slow tests of other files, by function name."""
