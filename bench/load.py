@@ -6,6 +6,7 @@ A package is loaded in three ways: `first` with an empty disk cache (the weights
 a child process), `again` with that cache, and `--no-cache`. Prints the medians of
 
     load      seconds until the engine is ready, including Python's imports and the tokenizer
+    token     seconds until the first token of a text, counted from the same moment
     resident  MB of resident memory after loading, including mapped files
     private   MB of it that are dirty and private, so that they would have to be swapped
     answer    the same two after a prompt and some tokens, when all weights have been read
@@ -33,7 +34,6 @@ if __name__ == "__main__":
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -45,56 +45,6 @@ from o2o.cli.arguments import Parser
 from o2o.cli.command import run
 
 ROOT = Path(__file__).resolve().parents[1]
-PROMPT = "Lily picked up a flower."
-TOKENS = 5
-
-
-def _memory() -> tuple[float, float]:
-    """(resident, private dirty) memory of this process, in MB."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    sizes = {name: int(rest.split()[0]) * 1024 / 1e6 for name, rest in (line.split(":") for line in lines)}
-    return sizes["Rss"], sizes["Private_Dirty"]
-
-
-def measure(folder: str, cache: bool, started: float) -> dict[str, float]:
-    """Load a package and generate an answer.
-
-    Args:
-        folder: The package.
-        cache: Whether to use the disk cache.
-        started: time.time() before this process was started.
-
-    Returns:
-        Seconds and MB by the names of the module's docstring.
-    """
-    from runtime_py.generation.generate import generate
-    from runtime_py.generation.session import Session
-    from runtime_py.generation.session_pool import SessionPool
-    from runtime_py.package import Package
-    from runtime_py.text.detokenizer import Detokenizer
-    from runtime_py.text.tokenizer import has_tokenizer, token_ids
-
-    has_ids_only = not has_tokenizer(Path(folder))  # as the conversions of bench.peers
-    package = Package.load(folder, token_ids.NAME if has_ids_only else None)
-    prompt = [1, 2, 3] if has_ids_only else package.tokenizer.encode(PROMPT)
-    engine = package.engine() if cache else package.engine(disk_cache=None)
-    load = time.time() - started
-    resident, private = _memory()
-    list(
-        generate(Session(SessionPool(engine)), prompt, Detokenizer(package.tokenizer), max_new_tokens=TOKENS)
-    )
-    answer_resident, answer_private = _memory()
-    packing = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
-    peak = max(packing, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
-    return {
-        "load": load,
-        "resident": resident,
-        "private": private,
-        "answer resident": answer_resident,
-        "answer private": answer_private,
-        "packing": packing,
-        "peak": peak,
-    }
 
 
 def _seconds_to_read(files: Sequence[Path]) -> float:
@@ -111,7 +61,7 @@ def _seconds_to_read(files: Sequence[Path]) -> float:
 def _in_process(folder: str, place: Path, cache: bool) -> dict[str, float]:
     """`measure` in a new process, with the disk cache in `place`."""
     code = (
-        "import sys, json; from bench.load import measure;"
+        "import sys, json; from bench.load_process import measure;"
         "print(json.dumps(measure(sys.argv[1], sys.argv[2] == 'True', float(sys.argv[3]))))"
     )
     command = [sys.executable, "-c", code, folder, str(cache), str(time.time())]
@@ -158,8 +108,8 @@ def _run(args: argparse.Namespace) -> None:
     if base is not None:
         base.mkdir(parents=True, exist_ok=True)
     print(
-        f"{'':<34} {'load':>8} {'resident':>9} {'private':>8} {'answer':>7} {'private':>8} {'packing':>8} "
-        f"{'peak':>6} {'load':>8}"
+        f"{'':<34} {'load':>8} {'token':>8} {'resident':>9} {'private':>8} {'answer':>7} {'private':>8} "
+        f"{'packing':>8} {'peak':>6} {'load':>8}"
     )
     for folder in args.packages:
         model = Package.load(folder).model
@@ -170,13 +120,14 @@ def _run(args: argparse.Namespace) -> None:
             for condition, results in _rows(folder, Path(place) / "cache", args.rounds).items():
                 median = {name: statistics.median(row[name] for row in results) for name in results[0]}
                 peak = median.pop("peak")
-                load, *sizes = median.values()
+                load, token, *sizes = median.values()
                 shown = " ".join(
                     f"{size:>{width}.0f}" for size, width in zip(sizes, (9, 8, 7, 8, 8), strict=True)
                 )
                 label = f"{Path(folder).name} ({size:,.0f} MB)"
+                seconds = f"{load:>6.2f} s {token:>6.2f} s"
                 ratios = f"{peak / size:>5.2f}x {load / reading:>7.1f}x"
-                print(f"{label:<22} {condition:<11} {load:>6.2f} s {shown} {ratios}", flush=True)
+                print(f"{label:<22} {condition:<11} {seconds} {shown} {ratios}", flush=True)
 
 
 if __name__ == "__main__":
