@@ -107,8 +107,11 @@ class BoundSignature:
         buffers: dict[Slot, tuple[TensorBuffer, np.ndarray]] = {}
         for slot, cache in self.spec.caches.items():
             buffer = self._model.create_input_buffer_by_name(self.spec.name, cache.name)
-            buffers[slot] = buffer, view(buffer, cache.shape, cache.dtype)
-            buffers[slot][1].fill(0)
+            array = view(buffer, cache.shape, cache.dtype)
+            # New memory of the system is zero, and takes no room before it is written.
+            if array.view(f"u{array.itemsize}").any():
+                array.fill(0)
+            buffers[slot] = buffer, array
         return buffers
 
     def unbind(self, caches: Iterable[CacheBuffers[TensorBuffer]]) -> None:
