@@ -16,7 +16,7 @@ from runtime_py.engines.options import EngineOptions
 from runtime_py.engines.phased_engine import PhasedEngine
 from runtime_py.engines.registry import ENGINES, EngineSpec
 from runtime_py.engines.selection import MEASURED, EngineChoice, candidates, choices, with_threads
-from runtime_py.engines.speed_trial import Form, Speeds
+from runtime_py.engines.speed_trial import Form, Speeds, of_scoring
 from runtime_py.engines.stored_speeds import measured_speeds
 
 
@@ -60,6 +60,8 @@ def load_engine(file: Path, options: EngineOptions) -> LoadedEngine:
     options = replace(options, log=_each_line_once(options.log))
     able = candidates(model, options)
     speeds = _speeds(model, [spec for spec in able.specs if spec.is_measured], options)
+    if options.all_logits:
+        speeds = of_scoring(speeds)
     first_error: ModelError | None = None
 
     def load(form: Form) -> Engine:

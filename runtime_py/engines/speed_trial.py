@@ -134,6 +134,20 @@ def by_speed(speeds: Speeds) -> list[Form]:
     return sorted(speeds, key=lambda form: speeds[form].text(with_prompt))
 
 
+def of_scoring(speeds: Speeds) -> Speeds:
+    """Return the speeds of scoring, which reads whole texts as prompts.
+
+    Args:
+        speeds: What was measured.
+
+    Returns:
+        The speeds with prompts alone, if they were measured for all forms.
+    """
+    if any(speed.prefill is None for speed in speeds.values()):
+        return speeds
+    return {form: replace(speed, near=0.0, far=0.0) for form, speed in speeds.items()}
+
+
 def thread_counts() -> list[int]:
     """List the numbers of threads that may be the fastest.
 

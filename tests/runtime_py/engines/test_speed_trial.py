@@ -6,7 +6,7 @@ import pytest
 
 from o2o.errors import ModelError
 from runtime_py.engines import speed_trial
-from runtime_py.engines.speed_trial import BUDGET, Form, Speed, by_speed, run_trial
+from runtime_py.engines.speed_trial import BUDGET, Form, Speed, by_speed, of_scoring, run_trial
 
 
 class Clock:
@@ -132,3 +132,12 @@ def test_a_prompt_counts_only_where_all_were_measured():
 def test_of_two_measurements_the_fastest_counts():
     one, two = Speed(1.0, 4.0, None, 2.0, 0.5), Speed(2.0, 3.0, 0.1, None, 0.7)
     assert one.fastest(two) == Speed(1.0, 3.0, 0.1, 2.0, 0.5)
+
+
+def test_prompts_alone_count_for_scoring():
+    one, two = Form("litert", 2), Form("onnx", 2)
+    speeds = {one: Speed(1.0, 1.0, 0.2, 0.2), two: Speed(2.0, 2.0, 0.1, 0.1)}
+    assert by_speed(speeds) == [one, two]
+    assert by_speed(of_scoring(speeds)) == [two, one]
+    unmeasured = {**speeds, two: Speed(2.0, 2.0)}
+    assert of_scoring(unmeasured) == unmeasured
