@@ -25,8 +25,9 @@ from runtime_py.engines.speed_trial import Clock, Form, Loader, Speed, Speeds, r
 
 MAX_TRIALS = 3
 """Trials of a model, if other programs disturb them."""
-DISTURBANCE = 0.1
-"""Cores that other programs use during a trial that is made again."""
+DISTURBANCE = 0.03
+"""Cores that other programs use during a trial that is made again. Threads that wait for each other lose far
+more time than another program uses."""
 IDLE = 0.25
 """The share of the cores that was busy in the last minute, at most, where a trial is made again."""
 _FILE = "speeds.json"
