@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from o2o import formats
 from o2o.cli.silence_stderr import silenced_stderr
 from o2o.lower.litert import lower_to_litert
+from o2o.lower.litert.attention import fast_blocks
 from o2o.model import DOMAIN, Model, Signature
 from o2o.operators.core_attention import (
     CoreAttention,
@@ -90,6 +91,26 @@ def test_any_shape_at_any_position(
 
 def test_without_blocks(tmp_path: Path) -> None:
     check(causal_model(5, 12, 6, 2, 8, None), tmp_path, [0, 3, 7])
+
+
+def test_blocks_by_default(tmp_path: Path) -> None:
+    check(causal_model(70, 530, 2, 1, 4, None), tmp_path, [0, 1, 128, 460])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "q", "kv"),
+    [
+        (2, 2, 64),
+        (64, 64, 64),
+        (65, 65, 128),
+        (128, 128, 128),
+        (192, 96, 128),
+        (512, 128, 128),
+        (768, 256, 128),
+    ],
+)
+def test_fast_blocks(tokens: int, q: int, kv: int) -> None:
+    assert fast_blocks(tokens) == FlashBlockSizes(q, kv)
 
 
 def test_layers_share_the_loop(tmp_path: Path) -> None:

@@ -78,10 +78,12 @@ def test_attention_in_blocks_where_it_pays() -> None:
     def loops(T: int, S: int, **other: Any) -> bool:
         return "WHILE" in operators(lower_to_litert(attention(Form(T, 2, 2, 4, S=S, layout="BNTH", **other))))
 
-    assert loops(2, 513)
-    assert not loops(1, 513)
-    assert not loops(2, 512)
-    assert not loops(2, 513, mask=(2, 513))
+    assert loops(2, 256)
+    assert not loops(2, 255)
+    assert loops(65, 512)
+    assert not loops(65, 511)
+    assert not loops(1, 512)
+    assert not loops(2, 256, mask=(2, 256))
 
 
 @pytest.mark.parametrize("layout", ["BNTH", "BTNH"])
