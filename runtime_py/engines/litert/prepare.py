@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from o2o.cli.silence_stderr import silenced_stderr
@@ -92,7 +92,7 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | Non
     if options.disk_cache is None:
         return None
     is_large = model.size >= prepared_artifacts.MIN_BYTES
-    lowering = _lowering(replace(options, speculate=True))  # the same entry with and without it
+    lowering = _lowering(options)
     seconds = 0.0
 
     @functools.cache
@@ -127,7 +127,7 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | Non
         model,
         options.disk_cache,
         "litert scoring" if options.all_logits else "litert",
-        variant=[prepared_artifacts.installed_version("ai-edge-litert"), options.buckets],
+        variant=[prepared_artifacts.installed_version("ai-edge-litert"), options.buckets, lowering.verifies],
         estimate_size=lambda: int(packs() * model.size * _MARGIN),
         build=build,
         log=options.log if is_large else lambda line: None,
