@@ -9,6 +9,7 @@ allows it.
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 from collections import Counter, deque
 
@@ -17,9 +18,11 @@ TRIALS = 2
 COST_PER_TOKEN = 0.11
 """What each further token of a run adds to the time of a step, before it is measured."""
 SAMPLES = 7
-"""Runs of each length whose median is the time of a run."""
+"""Runs of each length whose median is the cost of a run."""
+RECENT = 5
+"""Runs of any length whose median says how long a step takes now: other programs may slow all runs."""
 FORGET = 512
-"""Measured decode steps after which the times of an unused length are forgotten: it is tried again."""
+"""Measured decode steps after which the cost of an unused length is forgotten: it is tried again."""
 
 
 class Verification:
@@ -35,8 +38,9 @@ class Verification:
         self.refused = False
         """Whether runs are not exact, so that no drafts are used."""
         self._trials: Counter[int] = Counter()
-        self._seconds: dict[int, deque[float]] = {}
-        self._medians: dict[int, float] = {}
+        self._recent: deque[float] = deque(maxlen=RECENT)  # the time of a step, by each of the last runs
+        self._samples: dict[int, deque[float]] = {}
+        self._costs: dict[int, float] = {1: 1.0}
         self._first: set[int] = set()  # lengths whose first run, with one-time work, is over
         self._unused: dict[int, int] = {}
         self._changing = threading.Lock()
@@ -74,15 +78,18 @@ class Verification:
             if length not in self._first:
                 self._first.add(length)
                 return
-            samples = self._seconds.setdefault(length, deque(maxlen=SAMPLES))
-            samples.append(seconds)
-            self._medians[length] = sorted(samples)[len(samples) // 2]
-            self._unused[length] = 0
+            if length > 1 and self._recent:
+                samples = self._samples.setdefault(length, deque(maxlen=SAMPLES))
+                samples.append(seconds / statistics.median(self._recent))
+                self._costs[length] = statistics.median(samples)
+                self._unused[length] = 0
+            if (cost := self._costs.get(length)) is not None:
+                self._recent.append(seconds / cost)
             if length == 1:
                 for other in [*self._unused]:
                     self._unused[other] += 1
                     if self._unused[other] > FORGET:
-                        del self._unused[other], self._seconds[other], self._medians[other]
+                        del self._unused[other], self._samples[other], self._costs[other]
 
     def cost(self, length: int) -> float:
         """Return the time of a run relative to a decode step.
@@ -91,10 +98,9 @@ class Verification:
             length: T.
 
         Returns:
-            Its median time over that of a step; an optimistic guess before both are measured. Infinity if
-            runs are not exact.
+            The median of its last runs; an optimistic guess before they are measured. Infinity if runs are
+            not exact.
         """
         if self.refused:
             return math.inf
-        step, run = self._medians.get(1), self._medians.get(length)
-        return run / step if step and run else 1 + COST_PER_TOKEN * (length - 1)
+        return self._costs.get(length, 1 + COST_PER_TOKEN * (length - 1))

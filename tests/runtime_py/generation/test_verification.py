@@ -21,6 +21,19 @@ def test_costs_are_medians_relative_to_a_step() -> None:
     assert costs.cost(4) == 1 + 3 * COST_PER_TOKEN  # tried again
 
 
+def test_costs_are_relative_to_runs_near_them() -> None:
+    """Other programs make all runs slower for a while, and steps are rare while drafts are used."""
+    costs = Verification()
+    for length in (1, 5, 20, 1):
+        costs.add(length, 1.0)
+    for slowness in (1.0, 4.0):
+        for _ in range(20):
+            costs.add(5, 1.5 * slowness)
+            costs.add(20, 3.0 * slowness)
+    assert costs.cost(5) == 1.5
+    assert costs.cost(20) == 3
+
+
 def test_runs_that_are_not_exact_are_refused() -> None:
     exact, rounded, allowed = Verification(), Verification(), Verification(rounded_drafts=True)
     for _ in range(TRIALS):
