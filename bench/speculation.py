@@ -9,9 +9,9 @@ one, whatever its weights are. So a random checkpoint of a large shape shows wha
 With and without drafts take turns every few tokens, on one engine, so that other work on the machine slows
 both.
 
-`same text` says whether the model's own greedy continuation has the same tokens with and without drafts.
-ONNX Runtime rounds several tokens otherwise than one: drafts are allowed there, as with `--speculate on`, and
-its text may differ.
+`same text` says whether the model's own greedy continuation has the same tokens with and without drafts. They
+are used here even where an engine rounds several tokens otherwise than one, such as ONNX Runtime with int4 in
+blocks of 128. Then the text may differ.
 """
 
 from __future__ import annotations

@@ -285,7 +285,6 @@ COVERED = {
     ],
     "tests/runtime_py/engines/onnx/test_prepare.py": [
         "runtime_py/engines/onnx/lowered_file.py",
-        "runtime_py/engines/onnx/pack.py",
     ],
     "tests/runtime_py/engines/test_selection.py": [
         "runtime_py/engines/registry.py",

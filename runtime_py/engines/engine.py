@@ -220,6 +220,17 @@ class Engine(Protocol):
         """
         ...
 
+    def verify_setup(self, length: int) -> float:
+        """Estimate the work that the first run of `EngineSession.verify` needs, as to open another graph.
+
+        Args:
+            length: T, one of `verify_lengths`.
+
+        Returns:
+            Seconds; 0 after the first run, or where it needs no such work.
+        """
+        ...
+
     def plan(self, length: int, num_cached: int = 0) -> Sequence[Chunk]:
         """See `EngineSession.plan`."""
         ...

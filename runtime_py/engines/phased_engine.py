@@ -122,6 +122,10 @@ class PhasedEngine:
         end = phases.BOUNDARY if Phase.FAR_DECODE in self._other_phases else self.capacity
         return [T for T in self._engines[MAIN].verify_lengths(position) if position + T <= end]
 
+    def verify_setup(self, length: int) -> float:
+        """See `Engine`."""
+        return self._engines[MAIN].verify_setup(length)
+
     def open_session(self) -> PhasedSession:
         """See `Engine`."""
         return PhasedSession(self)

@@ -90,6 +90,17 @@ class Session:
         """
         return self.pool.engine.verify_lengths(position)
 
+    def verify_setup(self, length: int) -> float:
+        """Estimate the one-time work of `verify` (`runtime_py.engines.engine.Engine`).
+
+        Args:
+            length: T.
+
+        Returns:
+            Seconds; 0 for none.
+        """
+        return self.pool.engine.verify_setup(length)
+
     @property
     def verification(self) -> Verification:
         """What is known about runs of its engine that verify drafts."""

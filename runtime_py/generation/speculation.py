@@ -144,6 +144,8 @@ class SpeculativeDecoding:
         for length in lengths:
             agreeing = expected[min(length, len(expected)) - 1]
             gain = (1 + agreeing) / self._session.verification.cost(length)
-            if gain > speed:
+            if gain > speed and self._session.verification.pays_setup(
+                length, 1 - 1 / gain, self._session.verify_setup(length)
+            ):
                 best, speed = length, gain
         return best

@@ -1,9 +1,11 @@
 """What is known about the runs of an engine that verify drafts: their time, and whether they are exact.
 
-An exact run of several tokens computes the bits that decode steps compute, so that drafts change no text.
-LiteRT's runs are exact. ONNX Runtime's are not: its kernels for one token add up in another order. The first
-runs of each length are compared with decode steps. Where bits differ, no drafts are used, unless the caller
-allows it.
+An exact run of several tokens computes the bits that decode steps compute, so that drafts change no text. The
+first runs of each length are compared with decode steps. Where bits differ, no drafts are used, unless the
+caller allows it.
+
+An engine may need some work before the first run of a length, such as to open another graph. Many texts
+repeat nothing. So this work waits until the drafts that were not used would have saved as much time.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Verification:
         self._costs: dict[int, float] = {1: 1.0}
         self._first: set[int] = set()  # lengths whose first run, with one-time work, is over
         self._unused: dict[int, int] = {}
+        self._missed: dict[int, float] = {}  # steps that drafts of a length would have saved
         self._changing = threading.Lock()
 
     def needs_trial(self, length: int) -> bool:
@@ -90,6 +93,23 @@ class Verification:
                     self._unused[other] += 1
                     if self._unused[other] > FORGET:
                         del self._unused[other], self._samples[other], self._costs[other]
+
+    def pays_setup(self, length: int, saved: float, setup: float) -> bool:
+        """Return whether the one-time work for runs of a length is worth its time. Call it once a token.
+
+        Args:
+            length: T.
+            saved: Steps that a draft would save for each of its tokens.
+            setup: Seconds of the one-time work (`runtime_py.engines.engine.Engine.verify_setup`).
+
+        Returns:
+            True if there is none, or drafts would have saved its time by now.
+        """
+        if not setup:
+            return True
+        with self._changing:
+            self._missed[length] = self._missed.get(length, 0.0) + saved
+            return self._missed[length] * self._medians.get(1, 0.0) >= setup
 
     def cost(self, length: int) -> float:
         """Return the time of a run relative to a decode step.

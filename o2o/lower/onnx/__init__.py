@@ -18,5 +18,6 @@ To lower another operator, add an entry to `RULES` in `operators`.
 """
 
 from o2o.lower.onnx.lowering import FORMS, lower_to_onnx
+from o2o.lower.onnx.standard_form import MAX_BLOCK
 
-__all__ = ["FORMS", "lower_to_onnx"]
+__all__ = ["FORMS", "MAX_BLOCK", "lower_to_onnx"]

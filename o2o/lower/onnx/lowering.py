@@ -30,7 +30,7 @@ from o2o.lower.onnx.norms import NormNodes, Norms
 from o2o.lower.onnx.operators import cast, constant_vector, lower_operator
 from o2o.lower.onnx.ort_form import OrtForm
 from o2o.lower.onnx.per_token import Rule, TokenValues, token_shape
-from o2o.lower.onnx.standard_form import StandardForm
+from o2o.lower.onnx.standard_form import MAX_BLOCK, StandardForm
 from o2o.lower.onnx.weights import matrix_of
 from o2o.model import CUSTOM_DOMAIN, DOMAIN, Model, Signature, attribute, shape_of
 from o2o.operators import core_attention
@@ -50,7 +50,9 @@ from o2o.signatures import capacity_of, decode_of
 FORMS: dict[str, type[StandardForm]] = {form.name: form for form in (StandardForm, OrtForm)}
 
 
-def lower_to_onnx(model: Model, form: str = "standard", logits: str = "last") -> ir.Model:
+def lower_to_onnx(
+    model: Model, form: str = "standard", logits: str = "last", max_block: int = MAX_BLOCK
+) -> ir.Model:
     """Build the ONNX model of a Circle model's decode graph.
 
     Args:
@@ -58,6 +60,8 @@ def lower_to_onnx(model: Model, form: str = "standard", logits: str = "last") ->
         form: `standard`, or `ort` for ONNX Runtime's own operators.
         logits: `last` for the logits of the last token only, `all`, or `num_logits` for an input that says
             how many of the last tokens get logits.
+        max_block: The largest block of MatMulNBits for int8 weights with one scale for each row. Larger
+            blocks are faster. A row with fewer columns of whole blocks has smaller ones.
 
     Returns:
         The ONNX model. Its weights are read when it is written (`o2o.formats.onnx_writer`).
@@ -69,7 +73,7 @@ def lower_to_onnx(model: Model, form: str = "standard", logits: str = "last") ->
         raise ModelError("ONNX needs a Circle model: pass the model that lower.litert.py read")
     decode = decode_of(model)
     _check_roles(decode)
-    return _Lowering(model, decode, FORMS[form], logits).run()
+    return _Lowering(model, decode, FORMS[form], logits, max_block).run()
 
 
 def _check_roles(decode: Signature) -> None:
@@ -101,7 +105,9 @@ def _raise_attention(model: Model, graph: ir.Graph) -> str:
 class _Lowering:
     """The lowering of one decode graph."""
 
-    def __init__(self, model: Model, decode: Signature, form: type[StandardForm], logits: str) -> None:
+    def __init__(
+        self, model: Model, decode: Signature, form: type[StandardForm], logits: str, max_block: int
+    ) -> None:
         self.model, self.graph, self.last = model, decode.graph, logits != "all"
         unrecognized = _raise_attention(model, self.graph)
         roles = {value: role_of(value) for value in self.graph.inputs}
@@ -127,7 +133,7 @@ class _Lowering:
         self.logits_output = self.op.value("logits", FLOAT, [1])
         selected = logits == NUM_LOGITS
         self.num_logits = self.op.value(NUM_LOGITS, INT64, [1]) if selected else None
-        self.form = form(self.tokens)
+        self.form = form(self.tokens, max_block)
         self.caches = Caches(self.tokens)
         self.rows = CachedRows(self.tokens, self.caches, self._lower)
         self.norms = Norms(self.tokens)

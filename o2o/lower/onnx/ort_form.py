@@ -93,7 +93,9 @@ class OrtForm(StandardForm):
         """
         columns = matrix.columns
         if matrix.block == columns:  # one scale per row, repeated for each block
-            block = next((size for size in BLOCKS if columns % size == 0), BLOCKS[-1])
+            is_int8 = matrix.tensor.dtype == ir.DataType.INT8
+            sizes = [size for size in BLOCKS if size <= self.max_block or not is_int8]
+            block = next((size for size in sizes if columns % size == 0), BLOCKS[-1])
         else:
             block = matrix.block
         count = -(-columns // block)

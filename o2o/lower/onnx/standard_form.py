@@ -19,6 +19,8 @@ from o2o.lower.onnx.weights import Matrix
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 """The attribute `approximate` of Gelu, by the kind of activation."""
 QUICK_GELU_FACTOR = 1.702
+MAX_BLOCK = 128
+"""Columns of a block of int8 weights at most, where a row has one scale."""
 
 
 class StandardForm:
@@ -39,8 +41,8 @@ class StandardForm:
         """
         return ["T"]  # Gemm needs two axes
 
-    def __init__(self, tokens: TokenValues) -> None:
-        self.tokens, self.op = tokens, tokens.op
+    def __init__(self, tokens: TokenValues, max_block: int = MAX_BLOCK) -> None:
+        self.tokens, self.op, self.max_block = tokens, tokens.op, max_block
         self._shared: dict[str, ir.Value] = {}
 
     def norm(self, x: ir.Value, norm: Norm, name: str) -> ir.Value:

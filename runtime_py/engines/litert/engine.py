@@ -212,6 +212,10 @@ class LiteRtEngine:
         capacity = next((one for one in self.contract.decodes if one > position), 0)
         return sorted(T for T, of in self._verifiers if of == capacity and position + T <= capacity)
 
+    def verify_setup(self, length: int) -> float:
+        """See `Engine`."""
+        return 0.0
+
     @property
     def gives_all_logits(self) -> bool:
         """See `Engine`."""

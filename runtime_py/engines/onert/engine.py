@@ -96,6 +96,10 @@ class OnertEngine:
         """See `Engine`. onert runs one token at a time."""
         return ()
 
+    def verify_setup(self, length: int) -> float:
+        """See `Engine`."""
+        return 0.0
+
     @property
     def gives_all_logits(self) -> bool:
         """See `Engine`. There is no prefill."""

@@ -7,7 +7,8 @@ A decode step writes two numbers and runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from o2o.errors import ModelError
 from runtime_py.engines.cached_rows import CachedRows, by_position, check_fit, copy_in, view_rows
 from runtime_py.engines.finite_logits import check_logits
 from runtime_py.engines.model_file import ModelFile
+from runtime_py.engines.onnx.draft_verifiers import cache_after
 from runtime_py.engines.onnx.inference_session import (
     model_error_from,
     open_inference_session,
@@ -83,6 +85,7 @@ def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine
                 debug=options.debug,
                 origin=prepared.file,
                 speculate=options.speculate,
+                verifier=None if options.rounded_drafts else prepared.verifier,
             )
         except ModelError as error:
             raise _at(model.path, error) from error
@@ -103,6 +106,8 @@ def _is_one_graph(file: Path) -> bool:
     return is_fixed and {tensor.kind for tensor in parsed.decode.inputs} <= _KINDS
 
 
+OPENING_PER_TOKEN = 0.05
+"""What each token of a graph that verifies drafts adds to the time that the model took to open."""
 _KINDS = {"tokens", "position", "window_row", "num_logits", "key_cache", "value_cache"}
 """The inputs of a graph of `o2o.lower.onnx`."""
 
@@ -124,6 +129,7 @@ class OnnxEngine:
         max_chunk: int = MAX_CHUNK,
         origin: Path | None = None,
         speculate: bool = True,
+        verifier: Callable[[int], bytes | Path] | None = None,
     ) -> None:
         """Load an ONNX model whose `o2o.contract` metadata describes one graph for any number of tokens.
 
@@ -138,17 +144,22 @@ class OnnxEngine:
             max_chunk: Maximum number of tokens per run.
             origin: The file that the bytes were made from, whose folder has the external data.
             speculate: See `EngineOptions`.
+            verifier: Returns the graph that verifies drafts of T tokens, for each T of `VERIFY_LENGTHS`
+                (`runtime_py.engines.onnx.draft_verifiers`). None to verify with `model`, which rounds
+                otherwise than decode steps.
 
         Raises:
             ModelError: The model is of another form, or ONNX Runtime refuses it.
         """
         self._file = origin if isinstance(model, bytes) else model
-        self._speculates = speculate
+        self._speculates, self._verifier = speculate, verifier
+        self._verifying: dict[int, onnxruntime.InferenceSession] = {}
+        self._threads, self._debug, self._folder = threads, debug, origin and origin.parent
         self.steps = StepLock(self)
+        begin = time.perf_counter()
         with silenced_stderr(not debug):
-            self._model = open_inference_session(
-                model, session_options(threads, debug), origin and origin.parent
-            )
+            self._model = open_inference_session(model, session_options(threads, debug), self._folder)
+            self._seconds = time.perf_counter() - begin
             self._metadata: dict[str, str] = self._model.get_modelmeta().custom_metadata_map
             self.contract, self.gives_all_logits = Contract.parse_dynamic(self._metadata.get(METADATA_NAME))
             """See `Engine`."""
@@ -175,11 +186,19 @@ class OnnxEngine:
         return split_evenly(num_cached, length, self._max_chunk)
 
     def verify_lengths(self, position: int) -> list[int]:
-        """See `Engine`."""
+        """See `Engine`. None where bits depend on the rows of a window cache, which drafts would change."""
         if not self.gives_all_logits or not self._speculates:
+            return []
+        if self._verifier is not None and self.contract.decode.window is not None:
             return []
         most = min(self._max_chunk, self.capacity - position)
         return [length for length in VERIFY_LENGTHS if length <= most]
+
+    def verify_setup(self, length: int) -> float:
+        """See `Engine`. A graph of T tokens has more operators than the model, so it opens more slowly."""
+        if self._verifier is None or length in self._verifying:
+            return 0.0
+        return self._seconds * (1 + OPENING_PER_TOKEN * length)
 
     def plan_logits(self, length: int) -> list[Chunk]:
         """Return the runs that give the logits of each token of a text.
@@ -202,7 +221,7 @@ class OnnxEngine:
         self.steps.close(self._free)
 
     def _free(self) -> None:
-        del self._model
+        del self._model, self._verifying
 
     def bind(self, caches: Mapping[Slot, np.ndarray], length: int, all_logits: bool = False) -> _BoundGraph:
         """Bind the graph to the KV caches of a session. Call it in a turn of `steps`.
@@ -217,6 +236,34 @@ class OnnxEngine:
         """
         rows = length if self._every_logit or all_logits else 1
         return _BoundGraph(self._model, self.contract, caches, length, rows)
+
+    def bind_verifier(self, caches: Mapping[Slot, np.ndarray], length: int) -> _BoundGraph:
+        """Bind the graph that verifies drafts. Call it in a turn of `steps`. Its first use opens the graph.
+
+        Args:
+            caches: The KV caches.
+            length: T, one of `VERIFY_LENGTHS`.
+
+        Returns:
+            The bound graph, which returns the logits of each token.
+        """
+        if self._verifier is not None and length not in self._verifying:
+            try:
+                self._verifying[length] = self._open_verifier(self._verifier(length))
+            except (ModelError, OSError):  # a deleted file: the model itself verifies, if it is exact
+                self._verifier = None
+        if length not in self._verifying:
+            return self.bind(caches, length, all_logits=True)
+        return _BoundGraph(self._verifying[length], self.contract, caches, length, length)
+
+    def _open_verifier(self, graph: bytes | Path) -> onnxruntime.InferenceSession:
+        options = session_options(self._threads, self._debug)
+        # Planning which values share memory takes 3 times as long as all else. Few tokens need little memory.
+        options.enable_mem_reuse = False
+        # A waiting thread that spins would slow the decode steps of the other session.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        with silenced_stderr(not self._debug):
+            return open_inference_session(graph, options, self._folder)
 
     def _check_contract(self) -> None:
         """The graph must have the inputs and outputs of its contract, and return its KV caches."""
@@ -250,6 +297,7 @@ class OnnxSession:
         self.capacity, self.vocab_size, self.plan = engine.capacity, engine.vocab_size, engine.plan
         self._steps, self._bind, self._plan_logits = engine.steps, engine.bind, engine.plan_logits
         self._contract = engine.contract
+        self._bind_verifier, self._verify_lengths = engine.bind_verifier, engine.verify_lengths
         with self._steps.turn():
             # Masked rows are still multiplied, by 0, so they must be finite.
             self.kv_caches: dict[Slot, np.ndarray] = {
@@ -295,13 +343,14 @@ class OnnxSession:
 
     def verify(self, tokens: Sequence[int], position: int) -> np.ndarray:
         """See `EngineSession`."""
-        length = len(tokens)
+        count = len(tokens)
+        length = next(T for T in self._verify_lengths(position) if count <= T)
         with self._steps.turn():
             if length not in self._verifiers:
-                self._verifiers[length] = self._bind(self.kv_caches, length, all_logits=True)
+                self._verifiers[length] = self._bind_verifier(self.kv_caches, length)
             run = self._verifiers[length]
-            self._feed(run, tokens, position, length)
-            return run.logits.copy()
+            self._feed(run, [*tokens, *[0] * (length - count)], position, length)
+            return run.logits[:count].copy()
 
     def reusable(self, count: int) -> int:
         """See `EngineSession`."""
@@ -344,7 +393,8 @@ class OnnxSession:
         """See `EngineSession`."""
         if self._steps is not CLOSED_SESSION:
             self._steps = CLOSED_SESSION
-            del self._step, self._verifiers, self.kv_caches, self._bind
+            del self._step, self._verifiers, self.kv_caches, self._bind, self._bind_verifier
+            del self._verify_lengths
 
     def _run(self, tokens: Sequence[int], chunk: Chunk, all_logits: bool = False) -> _BoundGraph:
         run = self._bind(self.kv_caches, chunk.length, all_logits)
@@ -402,6 +452,14 @@ class _BoundGraph:
             for tensor in tensors:
                 array = caches[tensor.slot] if tensor.slot in caches else arrays[tensor.kind]
                 bind(tensor.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        # A graph that verifies drafts also returns the caches between two tokens.
+        names = {output.name for output in model.get_outputs()}
+        for slot, tensor in decode.cache_outputs.items():
+            cache = caches[slot]
+            place = cache.dtype.type, cache.shape, cache.ctypes.data
+            for token in range(length - 1):
+                if (name := cache_after(tensor.name, token)) in names:
+                    self._binding.bind_output(name, "cpu", 0, *place)
 
     def __call__(self, tokens: Sequence[int] | int, position: int, window_row: int) -> None:
         """Feed T ids, the first at `position`, in row `window_row` of window caches."""

@@ -18,12 +18,14 @@ WEIGHT_DTYPE = "o2o.weight_dtype"
 
 
 @garbage_collection.paused()
-def lower_file(model: ModelFile, onnx: Path) -> None:
+def lower_file(model: ModelFile, onnx: Path, row_exact: bool = False) -> None:
     """Lower a model to ONNX, with an input `num_logits`.
 
     Args:
         model: A Circle file.
         onnx: The new file. Large weights go to other files in its folder.
+        row_exact: Whether products with int8 weights are to have the same bits for any number of tokens, as
+            drafts need it (`runtime_py.engines.onnx.row_exact_blocks`). They may be slower.
 
     Raises:
         ModelError: The model cannot be lowered to ONNX.
@@ -31,11 +33,13 @@ def lower_file(model: ModelFile, onnx: Path) -> None:
     """
     from o2o import formats
     from o2o.formats.onnx_writer import new_model
-    from o2o.lower.onnx import lower_to_onnx
+    from o2o.lower.onnx import MAX_BLOCK, lower_to_onnx
+    from runtime_py.engines.onnx.row_exact_blocks import largest_row_exact_block
 
     graphs, _ = model.read()
     try:
-        lowered = lower_to_onnx(graphs, FORM, NUM_LOGITS)
+        max_block = largest_row_exact_block(8) if row_exact else MAX_BLOCK
+        lowered = lower_to_onnx(graphs, FORM, NUM_LOGITS, max_block)
         lowered.metadata_props[WEIGHT_DTYPE] = model.weight_dtype
         formats.save(new_model(lowered), onnx)
     except ModelError as error:

@@ -38,6 +38,9 @@ class CountingEngine:
     def verify_lengths(self, position: int) -> list[int]:
         return []
 
+    def verify_setup(self, length: int) -> float:
+        return 0
+
     def open_session(self) -> CountingEngine:
         return self
 

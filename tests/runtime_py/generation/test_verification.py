@@ -45,3 +45,14 @@ def test_runs_that_are_not_exact_are_refused() -> None:
     rounded.compared(4, False)
     assert rounded.cost(8) == math.inf
     assert not allowed.needs_trial(4)
+
+
+def test_one_time_work_waits_until_drafts_would_have_saved_its_time() -> None:
+    runs = Verification()
+    assert runs.pays_setup(4, 0.5, 0)
+    assert not runs.pays_setup(4, 0.5, 3.0)  # the time of a step is not known yet
+    runs.add(1, 9.0)
+    runs.add(1, 2.0)
+    assert not runs.pays_setup(4, 0.5, 3.0)
+    assert not runs.pays_setup(8, 0.5, 3.0)  # each length by itself
+    assert runs.pays_setup(4, 0.5, 3.0)

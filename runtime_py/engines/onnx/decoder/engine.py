@@ -96,6 +96,10 @@ class DecoderEngine:
         """See `Engine`. None where going back to an earlier token is slow, or logits depend on the run."""
         return [length for length in self._verify_lengths if position + length <= self.capacity]
 
+    def verify_setup(self, length: int) -> float:
+        """See `Engine`."""
+        return 0.0
+
     @cached_property
     def _verify_lengths(self) -> tuple[int, ...]:
         able = self.abilities
