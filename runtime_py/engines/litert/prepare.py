@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from o2o.cli.silence_stderr import silenced_stderr
@@ -92,7 +92,9 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | Non
     if options.disk_cache is None:
         return None
     is_large = model.size >= prepared_artifacts.MIN_BYTES
-    lowering = _lowering(options)
+    # A large model is packed once, with verifiers, for loads with and without drafts.
+    lowering = _lowering(replace(options, speculate=options.speculate or is_large))
+    purpose = " scoring" if options.all_logits else "" if lowering.verifies else " without drafts"
     seconds = 0.0
 
     @functools.cache
@@ -126,8 +128,8 @@ def _from_cache(model: ModelFile, options: EngineOptions) -> PreparedModel | Non
     entry = prepared_artifacts.find_or_build(
         model,
         options.disk_cache,
-        "litert scoring" if options.all_logits else "litert",
-        variant=[prepared_artifacts.installed_version("ai-edge-litert"), options.buckets, lowering.verifies],
+        f"litert{purpose}",
+        variant=[prepared_artifacts.installed_version("ai-edge-litert"), options.buckets],
         estimate_size=lambda: int(packs() * model.size * _MARGIN),
         build=build,
         log=options.log if is_large else lambda line: None,

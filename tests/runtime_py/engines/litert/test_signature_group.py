@@ -111,6 +111,12 @@ def test_no_verifier_is_compiled_without_drafts(file, cache, compiled):
     assert not any(name.startswith("verify") for names in compiled for name in names)
 
 
+def test_a_large_model_is_packed_once_for_loads_with_and_without_drafts(file, cache, monkeypatch):
+    monkeypatch.setattr(prepare_module, "lower_and_pack_in_child", lambda *_: pytest.fail("again"))
+    for speculate in (False, True):
+        load(file, cache, speculate=speculate).close()
+
+
 def test_another_process_may_clear_the_disk_cache(file, cache, expected):
     with closing(load(file, cache)) as engine:
         cache.clear()
