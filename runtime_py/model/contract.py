@@ -119,6 +119,11 @@ class SignatureSpec:
         return {tensor.slot: tensor for tensor in self.inputs if tensor.role.is_cache}
 
     @cached_property
+    def capacity(self) -> int:
+        """S: the number of positions that its KV caches serve; 0 without caches."""
+        return max((cache.capacity for cache in self.caches.values()), default=0)
+
+    @cached_property
     def window(self) -> WindowSize | None:
         """The size of its window caches; None if all caches are full."""
         caches = [cache for cache in self.caches.values() if cache.role.capacity is not None]
@@ -195,12 +200,15 @@ class Contract:
                 )
         return cls(tuple(read), dict(sorted(decodes.items())), vocab_size)
 
-    def parse_verifiers(self, contract: Mapping[str, Any], names: Iterable[str]) -> list[SignatureSpec]:
-        """Parse signatures that read a few tokens at any position and return the logits of each.
+    def parse_additional(
+        self, contract: Mapping[str, Any], names: Iterable[str], *, logits: bool
+    ) -> list[SignatureSpec]:
+        """Parse signatures that an engine adds. They read several tokens at any position.
 
         Args:
             contract: A contract as `o2o.contract.contract_of` returns it.
             names: Their names.
+            logits: Whether they return the logits of each token.
 
         Returns:
             The checked signatures.
@@ -208,14 +216,13 @@ class Contract:
         Raises:
             ModelError: One of them does not fit to a decode signature of this contract.
         """
-        verifiers = [_signature(contract, name) for name in names]
-        for verifier in verifiers:
-            capacity = max((cache.capacity for cache in verifier.caches.values()), default=0)
-            decode = self.decodes.get(capacity)
-            if decode is None or not verifier.gives_logits:
-                raise ModelError(f"{verifier.name} does not fit to decode")
-            _check_prefill(verifier, decode, capacity, self.vocab_size)
-        return verifiers
+        signatures = [_signature(contract, name) for name in names]
+        for signature in signatures:
+            decode = self.decodes.get(signature.capacity)
+            if decode is None or logits > signature.gives_logits:
+                raise ModelError(f"{signature.name} does not fit to decode")
+            _check_prefill(signature, decode, signature.capacity, self.vocab_size)
+        return signatures
 
     @classmethod
     def parse_decode(cls, contract: Mapping[str, Any]) -> Contract:

@@ -10,23 +10,20 @@ token are those of decode, bit for bit, where both have the same operators.
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from o2o.contract import role_of
+from o2o.lower.litert.added_signatures import add_buckets, tokens_of
 from o2o.lower.litert.lowering import lower_to_litert
-from o2o.model import Model, Signature, shape_of
-from o2o.rewriting.cache_buckets import add_cache_buckets, most_rows
-from o2o.rewriting.cache_layout import transpose_caches
+from o2o.model import Model, Signature
+from o2o.rewriting.cache_buckets import most_rows
 from o2o.rewriting.graph_copies import copied
 from o2o.rewriting.matchers import MatchFailure
 from o2o.rewriting.prefill_logits import restore_prefill_logits
 from o2o.rewriting.resize_tokens import TokenResizer
-from o2o.rewriting.simplify_layout_ops import simplify_layout_ops
-from o2o.signatures import buckets_of, decode_of, find_decode, prefills_of
+from o2o.signatures import buckets_of, find_decode, prefills_of
 
 NAME = "verify"
 """The signatures are `verify_T`, and `verify_T_CAPACITY` for smaller caches."""
@@ -66,31 +63,16 @@ def add_draft_verifiers(model: Model, verifiers: Model) -> list[str]:
     Returns:
         The names of the signatures.
     """
-    decode = decode_of(model)
-    roles = (role_of(value) for value in decode.inputs.values())
-    layout = next(role.layout for role in roles if role is not None and role.is_cache)
     capacities = [most_rows(bucket) for bucket in buckets_of(model)]
     taken = {signature.name for signature in model.signatures}
     for signature in [*verifiers.signatures]:
         while signature.name in taken:
             signature.name = f"{signature.name}_"
-        if (layout == "BNTH" or layout == "BTNH") and transpose_caches(
-            verifiers, signature.graph, layout
-        ).transposed:
-            simplify_layout_ops(verifiers, signature.graph)
-        with contextlib.suppress(MatchFailure):  # then decode has no buckets, either
-            fitting = [capacity for capacity in capacities if capacity >= _tokens(signature)]
-            add_cache_buckets(verifiers, signature, fitting, causal=True)
+        fitting = [capacity for capacity in capacities if capacity >= tokens_of(signature)]
+        add_buckets(verifiers, signature, model, fitting)
     model.graphs += verifiers.graphs
     model.signatures += verifiers.signatures
     return [signature.name for signature in verifiers.signatures]
-
-
-def _tokens(signature: Signature) -> int:
-    """T, the number of tokens that a signature reads."""
-    roles = ((value, role_of(value)) for value in signature.inputs.values())
-    ids = next(value for value, role in roles if role is not None and role.kind == "tokens")
-    return math.prod(shape_of(ids))
 
 
 def _prefill_with_logits(model: Model) -> Signature | None:

@@ -64,11 +64,12 @@ def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
     with prepare(model, options) as prepared:
         file = prepared.open()
         try:
-            contract, verifiers = _parse(prepared.lowered)
+            contract, verifiers, prefill_buckets = _parse(prepared.lowered)
             _log_missing_buckets(contract, options)
             engine = LiteRtEngine(
                 file,
                 contract,
+                prefill_buckets=prefill_buckets,
                 verifiers=verifiers if options.speculate else (),
                 weight_dtype=prepared.lowered.weight_dtype,
                 packed=prepared.packed,
@@ -86,17 +87,19 @@ def load(model: ModelFile, options: EngineOptions) -> LiteRtEngine:
     return engine
 
 
-def _parse(lowered: LoweredFile) -> tuple[Contract, list[SignatureSpec]]:
-    """The contract of a model, and its verifiers. Without any prefill, decode reads prompts."""
+def _parse(lowered: LoweredFile) -> tuple[Contract, list[SignatureSpec], list[SignatureSpec]]:
+    """The contract, the verifiers and the prefill buckets. Without any prefill, decode reads prompts."""
     signatures = lowered.contract.get("signatures", {})
-    public = {name: entries for name, entries in signatures.items() if name not in lowered.verifiers}
+    additional = {*lowered.verifiers, *lowered.prefill_buckets}
+    public = {name: entries for name, entries in signatures.items() if name not in additional}
     contract = {**lowered.contract, "signatures": public}
     classified = classify_contract(public)
     if classified.decode is not None and not classified.prefills and len(public) == 1:
         parsed = Contract.parse_decode(contract)
     else:
         parsed = Contract.parse(contract)
-    return parsed, parsed.parse_verifiers(lowered.contract, lowered.verifiers)
+    verifiers = parsed.parse_additional(lowered.contract, lowered.verifiers, logits=True)
+    return parsed, verifiers, parsed.parse_additional(lowered.contract, lowered.prefill_buckets, logits=False)
 
 
 def _prefills_agree_with_decode(engine: LiteRtEngine) -> bool:
@@ -119,6 +122,7 @@ class LiteRtEngine:
         model: bytes | MappedBytes | Path,
         contract: Contract,
         *,
+        prefill_buckets: Sequence[SignatureSpec] = (),
         verifiers: Sequence[SignatureSpec] = (),
         weight_dtype: str = "",
         packed: Path | None = None,
@@ -132,6 +136,7 @@ class LiteRtEngine:
         Args:
             model: The file's bytes or path.
             contract: Its signatures.
+            prefill_buckets: Its prefills over fewer cache rows (`o2o.lower.litert.prefill_buckets`).
             verifiers: Its signatures that verify drafts (`o2o.lower.litert.draft_verifiers`).
             weight_dtype: The dtype of its weights, for display.
             packed: The file with its packed weights; None to pack them in memory.
@@ -148,12 +153,11 @@ class LiteRtEngine:
         self.weight_dtype = weight_dtype
         self.capacity = contract.capacity
         self.vocab_size = contract.vocab_size
-        self._prefills = {prefill.length: prefill for prefill in contract.prefills}
-        self._verifiers = {
-            (verifier.length, max(cache.capacity for cache in verifier.caches.values())): verifier
-            for verifier in verifiers
-        }
-        for signature in (*contract.prefills, *contract.decodes.values(), *verifiers):
+        self._prefills = {(prefill.length, self.capacity): prefill for prefill in contract.prefills}
+        """The prefills by their number of tokens and the capacity of their KV caches."""
+        self._prefills |= {(prefill.length, prefill.capacity): prefill for prefill in prefill_buckets}
+        self._verifiers = {(verifier.length, verifier.capacity): verifier for verifier in verifiers}
+        for signature in (*self._prefills.values(), *contract.decodes.values(), *verifiers):
             _check_in_place(signature)
         self._file = model  # LiteRT reads weights from this memory
         self._packed = None if packed is None else KeptFile(packed)
@@ -172,7 +176,8 @@ class LiteRtEngine:
         self._verifying = dict(zip(contract.decodes, of_verifiers, strict=True))
         """The group of the verifiers of each capacity: most texts use none."""
         if roots is None or compile_all:
-            first = [*contract.prefills, *contract.decodes.values(), *(verifiers if roots is None else ())]
+            first = [*self._prefills.values(), *contract.decodes.values()]
+            first += verifiers if roots is None else ()
             self._main.add({signature.name for signature in first})
         with contextlib.closing(self.open_session()) as session:
             session.decode(0, 0)  # warm up: one-time work and its log lines happen here
@@ -260,11 +265,12 @@ class LiteRtEngine:
             chunk: The next run.
             length: P, the number of tokens of the prompt.
         """
-        if chunk.length > 1 and self._prefills[chunk.length].name not in self._main:
-            lengths = {chunk.length, *(later.length for later in self.plan(length, chunk.start))} - {1}
+        if chunk.length > 1 and self._prefill(chunk).name not in self._main:
+            prefills = [
+                self._prefill(one) for one in [chunk, *self.plan(length, chunk.start)] if one.length > 1
+            ]
             decodes = [decode for capacity, decode in self.contract.decodes.items() if capacity >= length]
-            needed = [*decodes[:2], *(self._prefills[one] for one in lengths)]
-            self._main.add({signature.name for signature in needed})
+            self._main.add({signature.name for signature in [*decodes[:2], *prefills]})
 
     def run(
         self, caches: KVCaches[TensorBuffer], length: int, tokens: Sequence[int], position: int
@@ -280,11 +286,23 @@ class LiteRtEngine:
         Returns:
             The signature, with the logits of this run.
         """
-        capacity = caches.smallest_capacity(position) if length == 1 else self.capacity
-        spec = self.contract.decodes[capacity] if length == 1 else self._prefills[length]
-        if length == 1 and spec.name not in self._main and self._main:  # a long text: it will need them all
+        if length > 1:
+            capacity = self._prefill_capacity(length, position)
+            prefill = self._prefills[length, capacity]
+            return self._run_on(self._main, caches, capacity, prefill, tokens, position)
+        capacity = caches.smallest_capacity(position)
+        spec = self.contract.decodes[capacity]
+        if spec.name not in self._main and self._main:  # a long text: it will need them all
             self._main.add({decode.name for decode in self.contract.decodes.values()})
         return self._run_on(self._main, caches, capacity, spec, tokens, position)
+
+    def _prefill(self, chunk: Chunk) -> SignatureSpec:
+        return self._prefills[chunk.length, self._prefill_capacity(chunk.length, chunk.start)]
+
+    def _prefill_capacity(self, length: int, position: int) -> int:
+        """The smallest capacity of a prefill of this length that has room for a run at this position."""
+        fitting = (rows for T, rows in self._prefills if length == T and position + T <= rows)
+        return min(fitting, default=self.capacity)  # from position 0, a prefill may be longer
 
     def verify(self, caches: KVCaches[TensorBuffer], tokens: Sequence[int], position: int) -> np.ndarray:
         """Run the signature that verifies a draft. Call it in a turn of `steps`.

@@ -149,10 +149,12 @@ class KVCaches(Generic[Buffer]):
         Returns:
             The rows. They change with the caches.
         """
+        full = self._by_position(self._complete(stop))[0]
+        if not self._window_slots:
+            return view_rows(full, {}, None, stop)
         holder = self._capacity_with(stop)
         assert holder is not None
-        full, windows = self._by_position(self._complete(stop))[0], self._by_position(holder)[1]
-        return view_rows(full, windows, self._windows.get(holder), stop)
+        return view_rows(full, self._by_position(holder)[1], self._windows.get(holder), stop)
 
     def write_rows(self, rows: CachedRows, start: int, stop: int) -> None:
         """Copy rows in.

@@ -48,6 +48,7 @@ class LoweredFile:
             them to float32.
         verifiers: The names of the signatures that verify drafts (`o2o.lower.litert.draft_verifiers`).
         roots: Makes models of some of the signatures; None without a header.
+        prefill_buckets: The names of prefills over fewer cache rows (`o2o.lower.litert.prefill_buckets`).
     """
 
     header: bytes | None
@@ -57,6 +58,7 @@ class LoweredFile:
     growth: int = 0
     verifiers: tuple[str, ...] = ()
     roots: RootTables | None = None
+    prefill_buckets: tuple[str, ...] = ()
 
     def open(self, file: Path) -> MappedBytes | Path:
         """Return the TFLite model as LiteRT takes it.
@@ -100,6 +102,7 @@ class LoweredFile:
             "growth": self.growth,
             "verifiers": self.verifiers,
             "roots": self.roots and asdict(self.roots),
+            "prefill_buckets": self.prefill_buckets,
         }
         (folder / _METADATA).write_text(json.dumps(metadata))
 
@@ -127,6 +130,7 @@ class LoweredFile:
             metadata["growth"],
             tuple(metadata["verifiers"]),
             metadata["roots"] and RootTables(**metadata["roots"]),
+            tuple(metadata["prefill_buckets"]),
         )
 
 
@@ -165,12 +169,15 @@ def lower_file(model: ModelFile, options: LoweringOptions = LoweringOptions()) -
     from o2o.formats import plan
     from o2o.lower.litert import lower_to_litert
     from o2o.lower.litert.draft_verifiers import add_draft_verifiers, make_draft_verifiers
+    from o2o.lower.litert.prefill_buckets import add_prefill_buckets, copy_prefills
     from o2o.lower.litert.tuning import remove_prefill_logits, tune
+    from o2o.operators.core_attention import adaptive_blocks
     from o2o.rewriting.prefill_logits import restore_prefill_logits
     from runtime_py.engines.litert.row_tile import draft_lengths
 
     graphs, source = model.read()
     verifiers = make_draft_verifiers(graphs, draft_lengths(graphs)) if options.verifies else None
+    prefills = None if options.all_logits else copy_prefills(graphs)
     contract = None
     if graphs.format == "tflite":
         contract = contract_of(graphs)
@@ -179,12 +186,15 @@ def lower_file(model: ModelFile, options: LoweringOptions = LoweringOptions()) -
     restored = options.all_logits and restore_prefill_logits(graphs)
     tuned = tune(graphs, options.buckets)
     tuned |= restored or (not options.all_logits and remove_prefill_logits(graphs))
+    largest = None if contract is not None else adaptive_blocks(1).kv
+    shorter = () if prefills is None else tuple(add_prefill_buckets(graphs, prefills, largest))
     names = () if verifiers is None else tuple(add_draft_verifiers(graphs, verifiers))
-    if contract is not None and not tuned and not names and source.origin == 0:
+    if contract is not None and not (tuned or shorter or names) and source.origin == 0:
         return LoweredFile(None, (), contract, model.weight_dtype, _growth(graphs))
     header, offsets, roots = _split(plan(graphs, limit=0), source)
-    contract = contract_of(graphs)
-    return LoweredFile(header, offsets, contract, model.weight_dtype, _growth(graphs), names, roots)
+    return LoweredFile(
+        header, offsets, contract_of(graphs), model.weight_dtype, _growth(graphs), names, roots, shorter
+    )
 
 
 def _growth(model: Model) -> int:

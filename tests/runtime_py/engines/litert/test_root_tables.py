@@ -27,7 +27,7 @@ def test_any_signatures_make_a_model(lowered):
     lowered_file, file = lowered
     opened = lowered_file.open(file)
     names = [*lowered_file.contract["signatures"]]
-    assert len(names) == 4
+    assert len(names) == 6
     models: list[CompiledModel] = []  # the earlier ones stay in use
     for place, chosen in enumerate([names[:1], names[1:3], names[3:], names]):
         lowered_file.roots.select(chosen, place, opened)
