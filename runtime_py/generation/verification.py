@@ -109,7 +109,8 @@ class Verification:
             return True
         with self._changing:
             self._missed[length] = self._missed.get(length, 0.0) + saved
-            return self._missed[length] * self._medians.get(1, 0.0) >= setup
+            step = statistics.median(self._recent) if self._recent else 0.0
+            return self._missed[length] * step >= setup
 
     def cost(self, length: int) -> float:
         """Return the time of a run relative to a decode step.
