@@ -7,12 +7,13 @@ packed once, into files that each later load maps into memory (`runtime_py.engin
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from o2o.streams.temporary import temporary_folder
 from runtime_py.child_process import run_module
@@ -64,40 +65,51 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
         ModelError: The model cannot be lowered to ONNX.
         OSError: The file cannot be read. Errors of the disk cache are logged.
     """
-    if model.size >= prepared_artifacts.MIN_BYTES:
+    is_large, is_onnx = model.size >= prepared_artifacts.MIN_BYTES, model.path.suffix == ".onnx"
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def plain() -> _PlainModel:
+            begin = time.perf_counter()
+            content = None
+            if not is_onnx:
+                file = stack.enter_context(temporary_folder(prefix="o2o-onnx-")) / MODEL
+                lower_file(model, file, options.speculate)
+            else:
+                file = model.path
+                content = select_logits(file) if options.all_logits or options.speculate else None
+            return _PlainModel(file, content, time.perf_counter() - begin)
+
+        def build(entry: Path) -> None:
+            if is_large:
+                pack_in_child(model.path, entry, options.speculate)
+            else:
+                pack(plain().content or plain().file, entry / MODEL, model.path.parent if is_onnx else None)
+
         entry = _from_cache(
-            model, options, lambda entry: pack_in_child(model.path, entry, options.speculate), options.log
+            model,
+            options,
+            build,
+            options.log if is_large else lambda line: None,
+            lambda: is_large or plain().seconds >= prepared_artifacts.MIN_SECONDS,
         )
         if entry is not None:
             yield PreparedModel(model, entry / MODEL, None, partial(verifier_file, entry))
             return
-    if model.path.suffix == ".onnx":
-        selects = options.all_logits or options.speculate
-        content = select_logits(model.path) if selects else None
-        yield PreparedModel(model, model.path, content, partial(_make_verifier, content or model.path))
-        return
-    with temporary_folder(prefix="o2o-onnx-") as folder:
-        file = folder / MODEL
-        seconds = 0.0
-
-        def is_slow() -> bool:
-            nonlocal seconds
-            begin = time.perf_counter()
-            lower_file(model, file, options.speculate)
-            seconds = time.perf_counter() - begin
-            return seconds >= prepared_artifacts.MIN_SECONDS
-
-        entry = None
-        if model.size < prepared_artifacts.MIN_BYTES:
-            build = lambda entry: pack(file, entry / MODEL)  # noqa: E731
-            entry = _from_cache(model, options, build, lambda line: None, is_slow)
-        if entry is None and not file.exists():
-            lower_file(model, file, options.speculate)
-        if entry is not None:
-            yield PreparedModel(model, entry / MODEL, None, partial(verifier_file, entry))
+        file, content, _ = plain()
+        if is_onnx:
+            yield PreparedModel(model, file, content, partial(_make_verifier, content or file))
             return
-        small = options.speculate and model.size < prepared_artifacts.MIN_BYTES
+        small = options.speculate and not is_large
         yield PreparedModel(model, file, None, partial(make_draft_verifier, _read(file)) if small else None)
+
+
+class _PlainModel(NamedTuple):
+    """A model that is not packed: its file, what to load in place of it, and the seconds to make it."""
+
+    file: Path
+    content: bytes | None
+    seconds: float
 
 
 def _make_verifier(model: bytes | Path, length: int) -> bytes:
@@ -121,7 +133,7 @@ def _from_cache(
     options: EngineOptions,
     build: Callable[[Path], None],
     log: Callable[[str], None],
-    worth_keeping: Callable[[], bool] = lambda: True,
+    worth_keeping: Callable[[], bool],
 ) -> Path | None:
     """The folder of the packed model; None if it is not stored."""
     if options.disk_cache is None:
@@ -129,8 +141,8 @@ def _from_cache(
     return prepared_artifacts.find_or_build(
         model,
         options.disk_cache,
-        "onnx",
-        variant=[prepared_artifacts.installed_version("onnxruntime"), FORM, options.speculate],
+        "onnx" if options.speculate else "onnx without drafts",  # its weights have other blocks
+        variant=[prepared_artifacts.installed_version("onnxruntime"), FORM],
         estimate_size=lambda: int(model.size * _MAX_GROWTH),
         build=build,
         log=log,

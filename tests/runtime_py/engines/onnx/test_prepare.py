@@ -139,6 +139,24 @@ def test_a_small_model_that_is_lowered_slowly_is_stored(pipeline_package, refere
     pipeline_package.engine(engine="onnx").close()  # it is not used
 
 
+def test_a_small_onnx_file_is_prepared_once(pipeline_package, reference, monkeypatch, tmp_path):
+    monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
+    lower_file(ModelFile(pipeline_package.model), tmp_path / "model.onnx")
+    monkeypatch.setattr(prepared_artifacts, "MIN_SECONDS", 0)
+    text, expected = reference
+    messages: list[str] = []
+    logits = []
+    for again in range(2):
+        if again:
+            monkeypatch.setattr(prepare, "select_logits", lambda *_: pytest.fail("it was read again"))
+        engine = Package.load(tmp_path).engine(log=messages.append)
+        logits.append(engine.open_session().prefill(text[:5]))
+        engine.close()
+    assert logits[0].argmax() == expected[5][0]
+    assert np.array_equal(*logits)
+    assert messages == []
+
+
 def test_a_large_onnx_file_is_packed_once(pipeline_package, reference, monkeypatch, tmp_path):
     """The digest is of the external data too."""
     monkeypatch.setenv("O2O_CACHE", str(tmp_path / "cache"))
