@@ -260,7 +260,7 @@ class OnnxEngine:
         options = session_options(self._threads, self._debug)
         # Planning which values share memory takes 3 times as long as all else. Few tokens need little memory.
         options.enable_mem_reuse = False
-        # A waiting thread that spins would slow the decode steps of the other session.
+        # Threads that wait without sleeping would slow the decode steps of the other session.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         with silenced_stderr(not self._debug):
             return open_inference_session(graph, options, self._folder)
