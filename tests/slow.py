@@ -81,6 +81,7 @@ FILES = [
     "tests/runtime_py/test_perplexity.py",
     "tests/runtime_py/test_quantized.py",
     "tests/runtime_py/test_remember.py",
+    "tests/runtime_py/test_run.py",
     "tests/runtime_py/text/test_chat_template.py",
     "tests/runtime_py/text/tokenizer/test_classes.py",
     "tests/runtime_py/text/tokenizer/test_special_tokens.py",
@@ -132,6 +133,7 @@ TESTS = {
     ],
     "tests/bench/test_families.py": [
         "test_memory_of_a_child_counts",
+        "test_shapes",
     ],
     "tests/export/test_options.py": [
         "test_refused_before_torch_is_imported",
@@ -283,10 +285,6 @@ TESTS = {
         "test_the_files_have_default_names",
         "test_every_line_and_every_figure",
         "test_the_plot_shows_axes_from_zero_and_the_roofline",
-    ],
-    "tests/runtime_py/test_run.py": [
-        "test_an_interrupt_ends_the_text",
-        "test_closed_pipe_is_quiet",
     ],
     "tests/runtime_py/server/test_body.py": [
         "test_slow_bodies_and_clients_that_leave",
