@@ -20,13 +20,13 @@ from runtime_py.engines.engine import Engine, EngineSession
 from runtime_py.engines.phases import Phase
 
 BUDGET = 1.5
-"""Seconds of runs that a trial takes at most, besides two decode steps of each kind and loading."""
+"""Seconds of runs that a trial takes at most, besides a first run of each kind and loading."""
 NEAR, FAR = 128, 512
 """Positions of the decode steps, where the capacity has them."""
 SHORT, LONG = 128, 512
 """Tokens of the prompts, where the capacity and the time have room for them."""
-MIN_PROMPT = 32
-"""Tokens of the shortest prompt that says something about longer ones."""
+MIN_PROMPT = 64
+"""Tokens of the shortest prompt that says something about longer ones. Few prefill graphs read fewer."""
 PREFILL_SPEEDUP = 5
 """About how many tokens of a prompt are read in the time of a decode step, before it is measured."""
 FIRST_SHARE = 0.8
@@ -244,8 +244,8 @@ def measure(
                 length //= 2
             if length * estimate > rest or length > engine.capacity // 2:
                 break
-            prompt, repeats = [0] * length, 2 * length * estimate <= rest
-            estimate = _fastest(lambda: session.prefill(prompt), rest * share, clock, repeats) / length  # noqa: B023
+            prompt = [0] * length
+            estimate = _fastest(lambda: session.prefill(prompt), rest * share, clock) / length  # noqa: B023
             prefills.append(estimate)
     short, long = [*prefills, None, None][:2]
     return Speed(*decode, short, long)
@@ -256,15 +256,11 @@ def _reachable(session: EngineSession, position: int) -> int:
     return position if session.reusable(position) == position else 0
 
 
-def _fastest(run: Callable[[], object], seconds: float, clock: Clock, repeats: bool = True) -> float:
-    """Seconds of the fastest of several runs.
-
-    repeats: Whether there is time for several. Then the first one, which has one-time work, does not count.
-    """
+def _fastest(run: Callable[[], object], seconds: float, clock: Clock) -> float:
+    """Seconds of the fastest of several runs, without the first one, which has one-time work."""
+    run()
     end, fastest = clock() + seconds, math.inf
-    if repeats:
-        run()
-    for _ in range(MAX_RUNS if repeats else 1):
+    for _ in range(MAX_RUNS):
         begin = clock()
         run()
         now = clock()
