@@ -8,6 +8,8 @@ place when they are needed. The former model is closed before: each maps all pac
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from o2o.cli.silence_stderr import silenced_stderr
@@ -20,7 +22,11 @@ with silenced_stderr():
 
 
 class SignatureGroup:
-    """Some signatures of a model file."""
+    """Some signatures of a model file.
+
+    Attributes:
+        seconds: How long it takes to compile one of the smaller signatures.
+    """
 
     def __init__(self, compile_signatures: Callable[[Collection[str]], CompiledModel], debug: bool) -> None:
         """Create a group without signatures.
@@ -31,6 +37,7 @@ class SignatureGroup:
         """
         self._compile = compile_signatures
         self._debug = debug
+        self.seconds = math.inf
         self._model: CompiledModel | None = None
         self._names: dict[str, None] = {}  # in the order of their first use
         self._bound: dict[str, BoundSignature] = {}
@@ -48,12 +55,14 @@ class SignatureGroup:
             return
         wanted = dict.fromkeys([*self._names, *names])
         self.close()
+        begin = time.perf_counter()
         try:
             with silenced_stderr(not self._debug):
                 self._model = self._compile(wanted)
         except RefusedByLiteRt as error:
             raise (error if self._debug else error.with_reason(lambda: self._compile(wanted))) from error
         self._names = wanted
+        self.seconds = min(self.seconds, (time.perf_counter() - begin) / len(wanted))
 
     def get(self, spec: SignatureSpec, caches: Mapping[Slot, TensorSpec]) -> BoundSignature:
         """Return a signature, and compile it if needed.
