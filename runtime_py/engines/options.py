@@ -34,8 +34,8 @@ class EngineOptions:
         measures: Whether engines and numbers of threads may be measured at the first load of a model
             (`runtime_py.engines.speed_trial`). Otherwise, and without `disk_cache`, the order of preference
             decides.
-        compile_all: Whether prefill and decode are compiled at once, so that the first run of each takes no
-            longer than others. Otherwise LiteRT compiles each when it is first used.
+        compile_all: Whether decode, and prefill at the begin of a text, are compiled at once. Then the first
+            run of each takes no longer than others. Otherwise LiteRT compiles each when it is first used.
         disk_cache: Where prepared models and measured speeds are stored for the next load; None to store
             nothing.
         debug: Whether the runtime's own log goes to stderr.

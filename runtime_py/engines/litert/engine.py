@@ -43,6 +43,9 @@ with silenced_stderr():
     from ai_edge_litert.compiled_model import CompiledModel
     from ai_edge_litert.tensor_buffer import TensorBuffer
 
+MANY = 8
+"""Signatures in use from which the next prompt that needs another one compiles all: each new length would
+compile so many again."""
 MAX_DIFFERENCE = 0.02
 """Largest difference of a prefill's logits from decode's, in standard deviations of the logits."""
 
@@ -142,7 +145,7 @@ class LiteRtEngine:
             packed: The file with its packed weights; None to pack them in memory.
             roots: Compile a signature when it is first used, with a root table of its own; None to compile
                 all at once. LiteRT is known to take all of them.
-            compile_all: Compile all but the verifiers at once in any case.
+            compile_all: Compile decodes, and the prefills of a prompt's begin, at once in any case.
             threads: Number of threads.
             debug: Whether LiteRT's log goes to stderr.
 
@@ -175,12 +178,18 @@ class LiteRtEngine:
         of_verifiers = groups[1:] if roots is not None else [self._main] * len(contract.decodes)
         self._verifying = dict(zip(contract.decodes, of_verifiers, strict=True))
         """The group of the verifiers of each capacity: most texts use none."""
-        if roots is None or compile_all:
-            first = [*self._prefills.values(), *contract.decodes.values()]
-            first += verifiers if roots is None else ()
-            self._main.add({signature.name for signature in first})
+        if roots is None:
+            self._main.add({signature.name for signature in [*self._all, *verifiers]})
+        elif compile_all:
+            at_start = [self._prefills[T, self._prefill_capacity(T, 0)] for T, _ in self._prefills]
+            self._main.add({signature.name for signature in [*at_start, *contract.decodes.values()]})
         with contextlib.closing(self.open_session()) as session:
             session.decode(0, 0)  # warm up: one-time work and its log lines happen here
+
+    @property
+    def _all(self) -> list[SignatureSpec]:
+        """Prefills and decodes."""
+        return [*self._prefills.values(), *self.contract.decodes.values()]
 
     @property
     def _groups(self) -> list[SignatureGroup]:
@@ -272,7 +281,8 @@ class LiteRtEngine:
                 self._prefill(one) for one in [chunk, *self.plan(length, chunk.start)] if one.length > 1
             ]
             decodes = [decode for capacity, decode in self.contract.decodes.items() if capacity >= length]
-            self._main.add({signature.name for signature in [*decodes[:2], *prefills]})
+            needed = [*decodes[:2], *prefills] if len(self._main) < MANY else self._all
+            self._main.add({signature.name for signature in needed})
 
     def run(
         self, caches: KVCaches[TensorBuffer], length: int, tokens: Sequence[int], position: int

@@ -85,9 +85,9 @@ class SignatureGroup:
             self._bound[spec.name] = bound
         return self._bound[spec.name]
 
-    def __bool__(self) -> bool:
-        """Whether any signature is compiled."""
-        return bool(self._names)
+    def __len__(self) -> int:
+        """The number of compiled signatures."""
+        return len(self._names)
 
     def __contains__(self, name: str) -> bool:
         """Whether a signature is compiled."""
