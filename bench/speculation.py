@@ -216,7 +216,10 @@ def main() -> None:
     args = parser.parse_args()
     for path in args.packages:
         for name in args.engines:
-            with Package.load(path) as package, closing(package.engine(engine=name)) as engine:
+            with (
+                Package.load(path) as package,
+                closing(package.engine(engine=name, rounded_drafts=True)) as engine,
+            ):
                 assert package.loaded
                 print(f"{path}: {package.loaded.description}", flush=True)
                 measure(package, engine, args.texts, args.rounds)

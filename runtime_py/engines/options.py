@@ -30,7 +30,8 @@ class EngineOptions:
         speculate: Whether texts are generated with speculative decoding where that is faster
             (`runtime_py.generation.speculation`).
         rounded_drafts: Whether drafts are also used where an engine rounds the logits of several tokens
-            otherwise than those of one. Texts may then differ from those without drafts.
+            otherwise than those of one. Texts may then differ from those without drafts. ONNX Runtime also
+            gets int8 weights in blocks that make drafts exact. Decode steps and prompts are slower then.
         measures: Whether engines and numbers of threads may be measured at the first load of a model
             (`runtime_py.engines.speed_trial`). Otherwise, and without `disk_cache`, the order of preference
             decides.

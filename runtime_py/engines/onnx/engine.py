@@ -85,7 +85,8 @@ def load(model: ModelFile, options: EngineOptions) -> OnnxEngine | DecoderEngine
                 debug=options.debug,
                 origin=prepared.file,
                 speculate=options.speculate,
-                verifier=None if options.rounded_drafts else prepared.verifier,
+                verifier=prepared.verifier,
+                rounded_drafts=options.rounded_drafts,
             )
         except ModelError as error:
             raise _at(model.path, error) from error
@@ -130,6 +131,7 @@ class OnnxEngine:
         origin: Path | None = None,
         speculate: bool = True,
         verifier: Callable[[int], bytes | Path] | None = None,
+        rounded_drafts: bool = False,
     ) -> None:
         """Load an ONNX model whose `o2o.contract` metadata describes one graph for any number of tokens.
 
@@ -147,12 +149,13 @@ class OnnxEngine:
             verifier: Returns the graph that verifies drafts of T tokens, for each T of `VERIFY_LENGTHS`
                 (`runtime_py.engines.onnx.draft_verifiers`). None to verify with `model`, which rounds
                 otherwise than decode steps.
+            rounded_drafts: See `EngineOptions`.
 
         Raises:
             ModelError: The model is of another form, or ONNX Runtime refuses it.
         """
         self._file = origin if isinstance(model, bytes) else model
-        self._speculates, self._verifier = speculate, verifier
+        self._speculates, self._verifier, self._rounded_drafts = speculate, verifier, rounded_drafts
         self._verifying: dict[int, onnxruntime.InferenceSession] = {}
         self._threads, self._debug, self._folder = threads, debug, origin and origin.parent
         self.steps = StepLock(self)
@@ -189,7 +192,7 @@ class OnnxEngine:
         """See `Engine`. None where bits depend on the rows of a window cache, which drafts would change."""
         if not self.gives_all_logits or not self._speculates:
             return []
-        if self._verifier is not None and self.contract.decode.window is not None:
+        if not self._rounded_drafts and self.contract.decode.window is not None:
             return []
         most = min(self._max_chunk, self.capacity - position)
         return [length for length in VERIFY_LENGTHS if length <= most]

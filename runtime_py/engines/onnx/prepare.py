@@ -56,7 +56,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
     Args:
         model: A Circle file, or an ONNX file, which gets an input `num_logits`.
-        options: `all_logits`, `speculate`, `disk_cache` and `log` are used.
+        options: `all_logits`, `speculate`, `rounded_drafts`, `disk_cache` and `log` are used.
 
     Yields:
         The prepared model, which may be loaded within the block.
@@ -74,7 +74,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
             content = None
             if not is_onnx:
                 file = stack.enter_context(temporary_folder(prefix="o2o-onnx-")) / MODEL
-                lower_file(model, file, options.speculate)
+                lower_file(model, file, options.rounded_drafts)
             else:
                 file = model.path
                 content = select_logits(file) if options.all_logits or options.speculate else None
@@ -82,7 +82,7 @@ def prepare(model: ModelFile, options: EngineOptions) -> Iterator[PreparedModel]
 
         def build(entry: Path) -> None:
             if is_large:
-                pack_in_child(model.path, entry, options.speculate)
+                pack_in_child(model.path, entry, options.rounded_drafts)
             else:
                 pack(plain().content or plain().file, entry / MODEL, model.path.parent if is_onnx else None)
 

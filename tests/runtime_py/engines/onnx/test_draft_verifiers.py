@@ -81,7 +81,9 @@ def assert_exact(engine: Engine) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoders(name: str, threads: int, tmp_path: Path) -> None:
     with closing(
-        onnx_engine(tmp_path / "model.circle", model_of(*DECODERS[name]), threads=threads)
+        onnx_engine(
+            tmp_path / "model.circle", model_of(*DECODERS[name]), threads=threads, rounded_drafts=True
+        )
     ) as engine:
         assert engine.verify_setup(8) > 0
         assert_exact(engine)
@@ -116,7 +118,11 @@ def test_texts_are_the_same_with_and_without_drafts(
     texts, sessions = [], []
     for speculate in (False, True):
         engine = onnx_engine(
-            tmp_path / "model.circle", model_of(shape, recipe), speculate=speculate, disk_cache=cache
+            tmp_path / "model.circle",
+            model_of(shape, recipe),
+            speculate=speculate,
+            rounded_drafts=True,
+            disk_cache=cache,
         )
         with closing(engine):
             session = Session(SessionPool(engine))
