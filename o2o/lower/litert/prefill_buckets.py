@@ -1,7 +1,7 @@
 """Prefill buckets: copies of prefills with KV caches of a smaller capacity.
 
-Attention without blocks computes with all S rows of the caches, filled or not. Blocks are skipped behind the
-last token, but have 512 rows each. In a bucket, a prompt of 128 tokens is read up to twice as fast.
+Attention without blocks computes with all S rows of the caches, filled or not. Blocks take a loop. In a small
+bucket a prompt needs neither.
 
     prefill of T tokens -- lowered: attention to all rows at once, without blocks
                         -- a copy of the smallest capacity from T on (`o2o.rewriting.cache_buckets`)
