@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from o2o.cli.program import program_name
+from o2o.cli.text import one_line
 from o2o.errors import UsageError
 
 _LONGEST_RANGE = 1_000_000
@@ -70,7 +71,7 @@ class Parser(argparse.ArgumentParser):
             message = f"unrecognized arguments: {' '.join(self._unknown)}"
         if self._unknown and message.startswith("unrecognized"):
             message += suggestion(self._unknown[0], self._option_string_actions)
-        raise UsageError(f"{message} (--help explains)")
+        raise UsageError(f"{one_line(message)} (--help explains)")
 
     def canonical(self, argv: Sequence[str]) -> list[str]:
         """Return arguments with every flag in its declared spelling and every list as separate values.

@@ -1,10 +1,11 @@
-"""Counts and lists in messages."""
+"""Counts, lists and quotations in messages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 SHOWN = 12  # names in a message; a language model has a hundred
+LONGEST_LINE = 300  # characters of a message that quotes an argument
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -34,3 +35,17 @@ def listed(names: Iterable[str], shown: int = SHOWN) -> str:
     names = list(dict.fromkeys(names))
     more = f", and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+def one_line(text: str, longest: int = LONGEST_LINE) -> str:
+    """Shorten a text that quotes what a user typed, such as a whole prompt in the place of a flag.
+
+    Args:
+        text: Any text.
+        longest: The largest number of its characters that are shown.
+
+    Returns:
+        The text in one line, which ends with `...` if it is shortened.
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[:longest]}..."

@@ -58,6 +58,13 @@ def test_an_unknown_flag_is_shown_as_it_was_typed(parser: Parser) -> None:
         parser.parse_args(["--no_such-flag"])
 
 
+def test_a_whole_text_in_the_wrong_place_is_shortened(parser: Parser) -> None:
+    with pytest.raises(UsageError) as caught:
+        parser.parse_args(["in", "once\nupon a time " * 1000])
+    assert str(caught.value).startswith("unrecognized arguments: once upon a time once")
+    assert len(str(caught.value)) < 400
+
+
 def test_numbers() -> None:
     assert number_list("64, 128,256") == [64, 128, 256]
     assert number_list("") == []

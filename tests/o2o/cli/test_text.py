@@ -1,8 +1,10 @@
-"""Messages count and list."""
+"""Messages count, list and quote."""
 
 from __future__ import annotations
 
-from o2o.cli.text import counted, listed
+import pytest
+
+from o2o.cli.text import counted, listed, one_line
 
 
 def test_counted() -> None:
@@ -16,3 +18,11 @@ def test_long_lists_are_shortened() -> None:
 
 def test_a_repeated_name_is_listed_once() -> None:
     assert listed(["input_ids", "input_ids", "cache_position"]) == "input_ids, cache_position"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a b", "a b"), ("a\n  b", "a b"), ("abcdef", "abcde..."), ("", ""), ("a bcd", "a bcd")],
+)
+def test_a_quotation_is_one_short_line(text: str, line: str) -> None:
+    assert one_line(text, 5) == line
