@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import re
 import sys
@@ -76,7 +77,7 @@ def find_or_build(
         size = estimate_size()
         source = cache_key([str(model.path.resolve()), processor_features(), engine])
         with cache.add(key, source, size, f"{engine}: {model.path.resolve()}") as entry:
-            log(f"packing the weights once: up to {size / 1e9:.1f} GB into {cache.folder}")
+            log(f"packing the weights once: up to {math.ceil(size / 1e6):,} MB into {cache.folder}")
             with _growing(entry, size):
                 build(entry)
             if not model.unchanged:

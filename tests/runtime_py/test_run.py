@@ -445,7 +445,7 @@ def test_what_is_kept_of_a_big_model(toy, package, capfd, monkeypatch, tmp_path)
     out, err = capfd.readouterr()
     assert (err, (tmp_path / "cache").exists()) == ("", False)
     assert main(command) == 0
-    message = f"run: packing the weights once: up to 0.0 GB into {tmp_path / 'cache'}\n"
+    message = f"run: packing the weights once: up to 1 MB into {tmp_path / 'cache'}\n"
     assert capfd.readouterr() == (out, message)
     assert main(command) == 0
     assert capfd.readouterr() == (out, "")

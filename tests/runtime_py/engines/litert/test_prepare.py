@@ -105,7 +105,7 @@ def entries(cache: DiskCache) -> list[str]:
 def test_done_once(model, cache, log_lines, monkeypatch):
     first = prepare(model, cache, log_lines.append)
     assert_answers(toy(), first)
-    assert log_lines == [f"packing the weights once: up to 0.0 GB into {cache.folder}"]
+    assert log_lines == [f"packing the weights once: up to 1 MB into {cache.folder}"]
     forbid(monkeypatch, "lower_file", "lower_and_pack_in_child")
     second = prepare(model, cache, log_lines.append)
     assert (second.lowered, second.packed) == (first.lowered, first.packed)
