@@ -32,7 +32,8 @@ PREFILL_SPEEDUP = 5
 FIRST_SHARE = 0.8
 """The share of the time for the engines on all cores."""
 TOO_SLOW = 1.3
-"""Fewer threads are given up where a near decode step takes so many times as long as on all cores."""
+"""Time of a near decode step relative to all cores, from which a smaller number of threads is not tried
+further."""
 MAX_RUNS = 24
 """Runs of one kind. The fastest counts: others were disturbed."""
 

@@ -100,7 +100,7 @@ def measured_speeds(
         nonlocal is_new
         is_new = True
         if model.size >= prepared_artifacts.MIN_BYTES:  # a smaller one is measured at once
-            options.log(f"measuring {listed(engines)} on this machine, once")
+            options.log(f"measuring {listed(engines)} on this machine")
         others = OtherPrograms()
         speeds = run_trial(engines, load, clock)
         earlier.joined(speeds, others.cores >= DISTURBANCE).write(entry / _FILE)

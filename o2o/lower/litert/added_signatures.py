@@ -1,10 +1,10 @@
-"""Signatures that the runtime adds to a lowered model: their cache layout, and their buckets."""
+"""Signatures that the runtime adds to a lowered model: their cache layout, buckets and names."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from o2o.contract import role_of
 from o2o.model import Model, Signature, shape_of
@@ -32,6 +32,19 @@ def add_buckets(added: Model, signature: Signature, model: Model, capacities: Se
         simplify_layout_ops(added, signature.graph)
     with contextlib.suppress(MatchFailure):
         add_cache_buckets(added, signature, capacities, causal=True)
+
+
+def rename_taken(signatures: Iterable[Signature], model: Model) -> None:
+    """Give signatures other names where a model has signatures of their names.
+
+    Args:
+        signatures: The signatures; changed in place.
+        model: The model that they will be added to.
+    """
+    taken = {signature.name for signature in model.signatures}
+    for signature in signatures:
+        while signature.name in taken:
+            signature.name = f"{signature.name}_"
 
 
 def tokens_of(signature: Signature) -> int:

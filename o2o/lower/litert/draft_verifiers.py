@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from o2o.contract import role_of
-from o2o.lower.litert.added_signatures import add_buckets, tokens_of
+from o2o.lower.litert.added_signatures import add_buckets, rename_taken, tokens_of
 from o2o.lower.litert.lowering import lower_to_litert
 from o2o.model import Model, Signature
 from o2o.rewriting.cache_buckets import most_rows
@@ -64,10 +64,8 @@ def add_draft_verifiers(model: Model, verifiers: Model) -> list[str]:
         The names of the signatures.
     """
     capacities = [most_rows(bucket) for bucket in buckets_of(model)]
-    taken = {signature.name for signature in model.signatures}
+    rename_taken(verifiers.signatures, model)
     for signature in [*verifiers.signatures]:
-        while signature.name in taken:
-            signature.name = f"{signature.name}_"
         fitting = [capacity for capacity in capacities if capacity >= tokens_of(signature)]
         add_buckets(verifiers, signature, model, fitting)
     model.graphs += verifiers.graphs

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from o2o.contract import Role, role_of
-from o2o.lower.litert.added_signatures import add_buckets, tokens_of
+from o2o.lower.litert.added_signatures import add_buckets, rename_taken, tokens_of
 from o2o.lower.litert.lowering import lower_to_litert
 from o2o.model import Model, Signature
 from o2o.rewriting.cache_buckets import most_rows
@@ -73,10 +73,7 @@ def add_prefill_buckets(model: Model, prefills: Model, largest: int | None = Non
             fitting = [capacity for capacity in capacities if capacity >= tokens_of(prefill)]
             add_buckets(prefills, prefill, model, fitting[:1])
     added = prefills.signatures[len(whole) :]
-    taken = {signature.name for signature in model.signatures}
-    for signature in added:
-        while signature.name in taken:
-            signature.name = f"{signature.name}_"
+    rename_taken(added, model)
     model.graphs += [signature.graph for signature in added]
     model.signatures += added
     return [signature.name for signature in added]

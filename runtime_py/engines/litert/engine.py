@@ -44,8 +44,8 @@ with silenced_stderr():
     from ai_edge_litert.tensor_buffer import TensorBuffer
 
 MANY = 8
-"""Signatures in use from which the next prompt that needs another one compiles all: each new length would
-compile so many again."""
+"""Signatures in use from which the next prompt that needs another one compiles all. Each further length of a
+prompt would compile the ones in use again."""
 MAX_DIFFERENCE = 0.02
 """Largest difference of a prefill's logits from decode's, in standard deviations of the logits."""
 
